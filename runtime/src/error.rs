@@ -1,0 +1,62 @@
+//! The one error type of the runtime: what ended a query, and where.
+
+use std::{error::Error as StdError, sync::Arc};
+
+/// The result of runtime calls.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What ended a query. Cheap to clone, since every reader of a result is told.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// An operator failed; `source` is its own error.
+    #[error("{source}")]
+    Operator {
+        /// The operator's error.
+        source: Arc<dyn StdError + Send + Sync>,
+    },
+    /// Code of an operator or an expression panicked. Other queries go on.
+    #[error("a task of pipeline '{pipeline}' panicked: {message}")]
+    Panic {
+        /// The pipeline whose task panicked.
+        pipeline: String,
+        /// The panic's message.
+        message: String,
+    },
+    /// The query was cancelled: by its handle, by a dropped result, or with its executor.
+    #[error("the query was cancelled: {reason}")]
+    Cancelled {
+        /// Who cancelled it.
+        reason: &'static str,
+    },
+    /// A reservation did not fit the memory limit.
+    #[error(
+        "not enough memory for {operator}: {requested} bytes were asked for ({reason}); \
+         raise the memory limit or let fewer queries run at a time"
+    )]
+    OutOfMemory {
+        /// The operator that asked.
+        operator: String,
+        /// Bytes that were asked for.
+        requested: usize,
+        /// What the pool said, with the largest holders where it knows them.
+        reason: String,
+    },
+    /// A task met the end of a producer that had failed. The query's first error tells why.
+    #[error("a producer ended without finishing")]
+    ProducerAborted,
+    /// A pipeline, executor or graph was set up in a way that cannot work.
+    #[error("{0}")]
+    Setup(String),
+}
+
+impl Error {
+    /// An operator's error.
+    pub fn operator(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::Operator { source: Arc::from(source.into()) }
+    }
+
+    /// Whether this only echoes another task's end, so that it never counts as the first error.
+    pub(crate) fn is_echo(&self) -> bool {
+        matches!(self, Self::ProducerAborted | Self::Cancelled { .. })
+    }
+}

@@ -1,0 +1,115 @@
+//! The unit of data between operators.
+
+use arrow_array::{Array, RecordBatch};
+use arrow_buffer::BooleanBuffer;
+use arrow_schema::DataType;
+use gatework_shared_state::Payload;
+
+/// A `RecordBatch`, the rows of it that count, and its place in the order of its morsel.
+///
+/// Shapes: every column has [`physical_rows`](Self::physical_rows) values; the selection, if there
+/// is one, has as many bits; [`rows`](Self::rows) is the number of set bits. A filter only narrows
+/// the selection; whoever needs contiguous columns gathers them once.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    data: RecordBatch,
+    selection: Option<BooleanBuffer>,
+    rows: usize,
+    sequence: u64,
+}
+
+impl Batch {
+    /// All rows of `data`.
+    pub fn new(data: RecordBatch) -> Self {
+        Self { rows: data.num_rows(), data, selection: None, sequence: 0 }
+    }
+
+    /// The rows of `data` whose bit is set.
+    ///
+    /// # Panics
+    /// If `selection` does not have one bit per row.
+    pub fn with_selection(data: RecordBatch, selection: BooleanBuffer) -> Self {
+        assert_eq!(data.num_rows(), selection.len(), "one selection bit per row");
+        let rows = selection.count_set_bits();
+        let selection = (rows < selection.len()).then_some(selection);
+        Self { rows, data, selection, sequence: 0 }
+    }
+
+    /// The same batch at place `sequence` of its morsel's order.
+    #[must_use]
+    pub fn at(mut self, sequence: u64) -> Self {
+        self.sequence = sequence;
+        self
+    }
+
+    /// Its place in the order of its morsel.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Rows that count.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Values per column, selected or not.
+    pub fn physical_rows(&self) -> usize {
+        self.data.num_rows()
+    }
+
+    /// The columns, unselected rows included.
+    pub fn data(&self) -> &RecordBatch {
+        &self.data
+    }
+
+    /// Which rows count; `None` for all.
+    pub fn selection(&self) -> Option<&BooleanBuffer> {
+        self.selection.as_ref()
+    }
+
+    /// The columns and the selection.
+    pub fn into_parts(self) -> (RecordBatch, Option<BooleanBuffer>) {
+        (self.data, self.selection)
+    }
+
+    /// The bytes its columns take, as far as their own rows are concerned: slices count their part
+    /// of a buffer, so that the parts of a batch sum up to about the whole.
+    pub fn bytes(&self) -> usize {
+        self.data.columns().iter().map(|column| column_bytes(column.as_ref())).sum()
+    }
+}
+
+impl From<RecordBatch> for Batch {
+    fn from(data: RecordBatch) -> Self {
+        Self::new(data)
+    }
+}
+
+impl Payload for Batch {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn bytes(&self) -> usize {
+        Self::bytes(self)
+    }
+}
+
+fn column_bytes(column: &dyn Array) -> usize {
+    let rows = column.len();
+    let validity = if column.nulls().is_some() { rows.div_ceil(8) } else { 0 };
+    let values = match column.data_type() {
+        DataType::Null => 0,
+        DataType::Boolean => rows.div_ceil(8),
+        DataType::Utf8View | DataType::BinaryView => {
+            // Views share their buffers between slices; what one slice refers to is not known
+            // without reading it, so a short string each is assumed, within what there is.
+            16 * rows + column.get_buffer_memory_size().saturating_sub(16 * rows).min(16 * rows)
+        }
+        kind => match kind.primitive_width() {
+            Some(width) => width * rows,
+            None => column.to_data().get_slice_memory_size().unwrap_or(0),
+        },
+    };
+    values + validity
+}

@@ -1,0 +1,270 @@
+//! What operators promise and what they are promised.
+//!
+//! Each of the three roles has an immutable part, shared by all tasks of a pipeline ([`Source`],
+//! [`Operator`], [`Sink`]), and a local part, owned by one task ([`LocalSource`], [`LocalOperator`],
+//! [`LocalSink`]). The local parts are set up by their task's first run, on a worker: sink first,
+//! then the operators back to the source.
+//!
+//! Every call may answer "blocked", and only with gates, so a task that waits can always be woken
+//! and named. Waiting happens outside: no call blocks its thread. A call is made again after any of
+//! the gates opened; a spurious wake-up is possible, so the operator tests its condition again.
+//!
+//! How a local state ends:
+//! * its input ended: `finish` is called until it answers `Done` / `Finished`, then it is dropped;
+//! * it, or something behind it, wants no more input: what is before it is dropped, what is behind
+//!   it is finished as above;
+//! * the query failed or was cancelled: `abort`, then it is dropped. Whatever says "finished" to
+//!   another task must be said in `finish`, never in `drop`.
+
+use std::{fmt, sync::Arc};
+
+use gatework_shared_state::Gate;
+
+use super::{Batch, OperatorMetrics, QueryContext, Reservation};
+use crate::{Result, scheduler::Gates};
+
+/// Whether a local state can start.
+#[derive(Debug)]
+pub enum Start {
+    /// It can.
+    Ready,
+    /// Not yet: ask again when any of the gates is open.
+    Blocked(Gates),
+    /// It needs no input at all: its pipeline ends before it begins (an empty build side).
+    Finished,
+}
+
+/// A source's answer.
+#[derive(Debug)]
+pub enum SourceResult {
+    /// A batch.
+    Batch(Batch),
+    /// Nothing now.
+    Blocked(Gates),
+    /// Nothing any more.
+    Finished,
+}
+
+/// An operator's answer.
+#[derive(Debug)]
+pub enum OperatorResult {
+    /// It wants the next batch.
+    NeedInput,
+    /// A batch, the last one of this input.
+    Batch(Batch),
+    /// A batch, and there is more: call again without input.
+    HaveMore(Batch),
+    /// It waits: call again without input.
+    Blocked(Gates),
+    /// It wants no more input, and will give no more output.
+    Finished,
+}
+
+/// A sink's answer.
+#[derive(Debug)]
+pub enum SinkResult {
+    /// It wants the next batch.
+    NeedInput,
+    /// It waits: call again without a batch. The batch it was given is in.
+    Blocked(Gates),
+    /// Nobody wants what it makes: it will take no more.
+    Finished,
+}
+
+/// The answer to `finish` of a sink.
+#[derive(Debug)]
+pub enum FinishResult {
+    /// It has finished; it is dropped next.
+    Done,
+    /// It waits: call again.
+    Blocked(Gates),
+}
+
+/// What a local state is made with.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    pub(crate) query: Arc<QueryContext>,
+    pub(crate) instance: usize,
+    pub(crate) instances: usize,
+    pub(crate) metrics: Arc<OperatorMetrics>,
+    pub(crate) operator: Arc<str>,
+}
+
+impl Setup {
+    /// The number of this task among those of its pipeline.
+    pub fn instance(&self) -> usize {
+        self.instance
+    }
+
+    /// How many tasks the pipeline has.
+    pub fn instances(&self) -> usize {
+        self.instances
+    }
+
+    /// The query.
+    pub fn query(&self) -> &Arc<QueryContext> {
+        &self.query
+    }
+
+    /// This operator's counters in this task.
+    pub fn metrics(&self) -> &Arc<OperatorMetrics> {
+        &self.metrics
+    }
+
+    /// An empty memory reservation in this operator's name.
+    pub fn reservation(&self) -> Reservation {
+        Reservation::new(self.query.clone(), self.operator.clone())
+    }
+}
+
+/// What a local state is called with.
+#[derive(Debug)]
+pub struct TaskContext {
+    pub(crate) query: Arc<QueryContext>,
+    pub(crate) worker: usize,
+}
+
+impl TaskContext {
+    /// The query.
+    pub fn query(&self) -> &Arc<QueryContext> {
+        &self.query
+    }
+
+    /// The worker this runs on.
+    pub fn worker(&self) -> usize {
+        self.worker
+    }
+
+    /// Answers an error once the query has been cancelled or has failed: for long loops.
+    ///
+    /// # Errors
+    /// [`crate::Error::Cancelled`].
+    pub fn check(&self) -> Result<()> {
+        self.query.check()
+    }
+}
+
+/// Where batches come from.
+pub trait Source: Send + Sync + fmt::Debug {
+    /// Its name in profiles and dumps.
+    fn name(&self) -> &str;
+
+    /// The local state of one task. Called once a task.
+    ///
+    /// # Errors
+    /// Whatever keeps it from starting; the query fails.
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>>;
+}
+
+/// One task's part of a source.
+pub trait LocalSource: Send {
+    /// Called until it is ready, before the first `next` and after the operators have started.
+    ///
+    /// # Errors
+    /// The query fails.
+    fn start(&mut self, _task: &TaskContext) -> Result<Start> {
+        Ok(Start::Ready)
+    }
+
+    /// The next batch.
+    ///
+    /// # Errors
+    /// The query fails.
+    fn next(&mut self, task: &TaskContext) -> Result<SourceResult>;
+
+    /// The query failed or was cancelled.
+    fn abort(&mut self) {}
+}
+
+/// What changes batches on their way.
+pub trait Operator: Send + Sync + fmt::Debug {
+    /// Its name in profiles and dumps.
+    fn name(&self) -> &str;
+
+    /// The local state of one task. Called once a task.
+    ///
+    /// # Errors
+    /// Whatever keeps it from starting; the query fails.
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>>;
+}
+
+/// One task's part of an operator.
+pub trait LocalOperator: Send {
+    /// Called until it is ready, before the first batch is asked of the source. All operators of a
+    /// pipeline start at the same time: one that is blocked does not keep others from working.
+    ///
+    /// # Errors
+    /// The query fails.
+    fn start(&mut self, _task: &TaskContext) -> Result<Start> {
+        Ok(Start::Ready)
+    }
+
+    /// Takes `input`, or goes on where it answered `HaveMore` or `Blocked`.
+    ///
+    /// # Errors
+    /// The query fails.
+    fn execute(&mut self, input: Option<Batch>, task: &TaskContext) -> Result<OperatorResult>;
+
+    /// After the last input: gives what is left, until it answers `Finished` (or `NeedInput`, which
+    /// means the same here). `Batch` and `HaveMore` both mean that there may be more.
+    ///
+    /// # Errors
+    /// The query fails.
+    fn finish(&mut self, _task: &TaskContext) -> Result<OperatorResult> {
+        Ok(OperatorResult::Finished)
+    }
+
+    /// A gate that opens when this operator will want no more input, whatever it was last asked
+    /// (a limit that another task has used up).
+    fn closed(&self) -> Option<Gate> {
+        None
+    }
+
+    /// The query failed or was cancelled.
+    fn abort(&mut self) {}
+}
+
+/// Where batches go.
+pub trait Sink: Send + Sync + fmt::Debug {
+    /// Its name in profiles and dumps.
+    fn name(&self) -> &str;
+
+    /// The local state of one task. Called once a task.
+    ///
+    /// # Errors
+    /// Whatever keeps it from starting; the query fails.
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>>;
+}
+
+/// One task's part of a sink.
+pub trait LocalSink: Send {
+    /// Called until it is ready, before the first batch is asked of the source.
+    ///
+    /// # Errors
+    /// The query fails.
+    fn start(&mut self, _task: &TaskContext) -> Result<Start> {
+        Ok(Start::Ready)
+    }
+
+    /// Takes `batch`, or goes on where it answered `Blocked`.
+    ///
+    /// # Errors
+    /// The query fails.
+    fn sink(&mut self, batch: Option<Batch>, task: &TaskContext) -> Result<SinkResult>;
+
+    /// After the last batch, or after it answered `Finished`. Called again after `Blocked`, never
+    /// after `Done`.
+    ///
+    /// # Errors
+    /// The query fails.
+    fn finish(&mut self, task: &TaskContext) -> Result<FinishResult>;
+
+    /// A gate that opens when nobody wants what this sink makes. A task that waits for its source
+    /// waits for this gate as well, so that early finish travels upstream.
+    fn closed(&self) -> Option<Gate> {
+        None
+    }
+
+    /// The query failed or was cancelled; called instead of `finish`.
+    fn abort(&mut self) {}
+}

@@ -1,0 +1,439 @@
+//! The driver of one task: moves batches from the source through the operators into the sink.
+//!
+//! The driver is a state machine over a *position*: who is to be called next. It never recurses and
+//! never loops over operators, so it can stop between any two calls (blocked, or its time slice is
+//! over) and go on there later. `more` is the stack of operators that said they have more output for
+//! the input they hold; whoever behind them wants input gets it from the nearest of them, and only
+//! when the stack is empty is the source asked again.
+//!
+//! Ends: the source finishes; an operator or the sink wants no more (early finish); the query fails
+//! or is cancelled. In the first two, what lies before the end is dropped, which tells upstream, and
+//! what lies behind is flushed and finished. In the last, everything is aborted and dropped.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use gatework_shared_state::Gate;
+use smallvec::SmallVec;
+use tracing::trace;
+
+use super::{
+    Batch, FinishResult, LocalOperator, LocalSink, LocalSource, OperatorMetrics, OperatorResult,
+    Setup, SinkResult, SourceResult, Start, TaskContext,
+    graph::{Pipeline, TaskRecord},
+    query::LiveTask,
+};
+use crate::{
+    Error, Result,
+    scheduler::{Gates, Outcome, Runnable},
+};
+
+#[derive(Debug)]
+enum Position {
+    /// Nothing has been created yet.
+    Create,
+    /// Waiting for all parts to be ready.
+    Start,
+    /// The source is to give a batch.
+    Source,
+    /// Operator `.0` is to be called, with a batch or to go on.
+    Operator(usize, Option<Batch>),
+    /// The sink is to be called, with a batch or to go on.
+    Sink(Option<Batch>),
+    /// Operator `.0` is to give what it has left.
+    Flush(usize),
+    /// The sink is to finish.
+    Finish,
+}
+
+/// What one step came to.
+enum Step {
+    Next(Position),
+    Blocked(Position, Gates),
+    Done,
+}
+
+/// The local states of a task; parts that are over are `None`.
+#[derive(Default)]
+struct Parts {
+    source: Option<Box<dyn LocalSource>>,
+    operators: Vec<Option<Box<dyn LocalOperator>>>,
+    sink: Option<Box<dyn LocalSink>>,
+    /// Which operators (and, last, the sink) have started.
+    started: Vec<bool>,
+    /// Operators with more output for the input they hold, nearest to the source first.
+    more: SmallVec<[usize; 8]>,
+    /// The operator whose rest is being flushed.
+    flushing: Option<usize>,
+    /// Gates that open when operator `.0` (or the sink, behind the last) wants no more input.
+    closed: SmallVec<[(usize, Gate); 2]>,
+}
+
+pub(super) struct TaskDriver {
+    parts: Parts,
+    position: Position,
+    pipeline: Arc<Pipeline>,
+    record: Arc<TaskRecord>,
+    task: TaskContext,
+    /// Last, so that the query learns of the end when everything else is gone.
+    _live: LiveTask,
+}
+
+impl TaskDriver {
+    pub(super) fn new(pipeline: Arc<Pipeline>, record: Arc<TaskRecord>, live: LiveTask) -> Self {
+        let task = TaskContext { query: live.query().clone(), worker: 0 };
+        Self {
+            parts: Parts::default(),
+            position: Position::Create,
+            pipeline,
+            record,
+            task,
+            _live: live,
+        }
+    }
+
+    /// The number that stands for the sink where operators are numbered.
+    fn sink_place(&self) -> usize {
+        self.pipeline.operators.len()
+    }
+
+    fn metrics(&self, place: usize) -> &Arc<OperatorMetrics> {
+        &self.record.metrics[place]
+    }
+
+    fn setup(&self, place: usize, name: &str) -> Setup {
+        Setup {
+            query: self.task.query.clone(),
+            instance: self.record.instance,
+            instances: self.pipeline.instances,
+            metrics: self.metrics(place).clone(),
+            operator: name.into(),
+        }
+    }
+
+    /// Makes the local states: sink first, then the operators back to the source.
+    fn create(&mut self) -> Result<Step> {
+        let pipeline = self.pipeline.clone();
+        let sink_place = self.sink_place();
+        let sink = pipeline.sink.local(self.setup(sink_place + 1, pipeline.sink.name()))?;
+        self.parts.closed.extend(sink.closed().map(|gate| (sink_place, gate)));
+        self.parts.sink = Some(sink);
+        self.parts.operators = (0..sink_place).map(|_| None).collect();
+        for (place, operator) in pipeline.operators.iter().enumerate().rev() {
+            let local = operator.local(self.setup(place + 1, operator.name()))?;
+            self.parts.closed.extend(local.closed().map(|gate| (place, gate)));
+            self.parts.operators[place] = Some(local);
+        }
+        let source = pipeline.source.local(self.setup(0, pipeline.source.name()))?;
+        self.parts.source = Some(source);
+        self.parts.started = vec![false; sink_place + 1];
+        Ok(Step::Next(Position::Start))
+    }
+
+    /// Starts what has not started; all parts are asked, so that none keeps another from working.
+    fn start(&mut self) -> Result<Step> {
+        let mut gates: Option<Gates> = None;
+        for place in (0..self.parts.started.len()).rev() {
+            if self.parts.started[place] {
+                continue;
+            }
+            let answer = match self.parts.operators.get_mut(place) {
+                Some(Some(operator)) => operator.start(&self.task)?,
+                Some(None) => Start::Ready,
+                None => match &mut self.parts.sink {
+                    Some(sink) => sink.start(&self.task)?,
+                    None => Start::Ready,
+                },
+            };
+            match answer {
+                Start::Ready => self.parts.started[place] = true,
+                Start::Finished => return Ok(Step::Next(self.end_at(place))),
+                Start::Blocked(more) => {
+                    gates = Some(match gates {
+                        Some(gates) => gates.or_any(more),
+                        None => more,
+                    });
+                }
+            }
+        }
+        if let Some(gates) = gates {
+            return Ok(Step::Blocked(Position::Start, gates));
+        }
+        match self.parts.source.as_mut().map(|source| source.start(&self.task)).transpose()? {
+            Some(Start::Blocked(gates)) => Ok(Step::Blocked(Position::Start, gates)),
+            Some(Start::Finished) => Ok(Step::Next(self.flush_from(0))),
+            Some(Start::Ready) | None => Ok(Step::Next(Position::Source)),
+        }
+    }
+
+    /// Drops everything up to `place`, which wants no more, and goes on with what lies behind.
+    fn end_at(&mut self, place: usize) -> Position {
+        self.parts.source = None;
+        let last = place.min(self.sink_place().saturating_sub(1));
+        for operator in self.parts.operators.iter_mut().take(last + 1) {
+            *operator = None;
+        }
+        self.parts.more.clear();
+        self.flush_from(place + 1)
+    }
+
+    fn flush_from(&mut self, place: usize) -> Position {
+        if place == 0 {
+            self.parts.source = None;
+        }
+        if place < self.sink_place() {
+            self.parts.flushing = Some(place);
+            Position::Flush(place)
+        } else {
+            Position::Finish
+        }
+    }
+
+    /// Where the next batch for `place` comes from.
+    fn upstream(&mut self) -> Position {
+        if let Some(place) = self.parts.more.pop() {
+            return Position::Operator(place, None);
+        }
+        match self.parts.flushing {
+            Some(place) => Position::Flush(place),
+            None => Position::Source,
+        }
+    }
+
+    fn downstream(&self, place: usize, batch: Batch) -> Position {
+        if place < self.sink_place() {
+            Position::Operator(place, Some(batch))
+        } else {
+            Position::Sink(Some(batch))
+        }
+    }
+
+    fn step(&mut self, position: Position) -> Result<Step> {
+        match position {
+            Position::Create => self.create(),
+            Position::Start => self.start(),
+            Position::Source => self.pull(),
+            Position::Operator(place, input) => self.execute(place, input),
+            Position::Sink(batch) => self.sink(batch),
+            Position::Flush(place) => self.flush(place),
+            Position::Finish => self.finish(),
+        }
+    }
+
+    fn pull(&mut self) -> Result<Step> {
+        let Some(source) = &mut self.parts.source else {
+            return Ok(Step::Next(self.flush_from(0)));
+        };
+        Ok(match source.next(&self.task)? {
+            SourceResult::Batch(batch) => {
+                self.metrics(0).add_output(batch.rows());
+                self.record.note_worker(self.task.worker, batch.rows());
+                if batch.rows() == 0 {
+                    return Ok(Step::Next(Position::Source));
+                }
+                Step::Next(self.downstream(0, batch))
+            }
+            SourceResult::Blocked(gates) => Step::Blocked(Position::Source, gates),
+            SourceResult::Finished => Step::Next(self.flush_from(0)),
+        })
+    }
+
+    fn execute(&mut self, place: usize, input: Option<Batch>) -> Result<Step> {
+        if let Some(batch) = &input {
+            self.metrics(place + 1).add_input(batch.rows());
+        }
+        let Some(operator) = &mut self.parts.operators[place] else {
+            return Ok(Step::Next(Position::Finish));
+        };
+        let result = operator.execute(input, &self.task)?;
+        Ok(self.after_operator(place, result, false))
+    }
+
+    fn flush(&mut self, place: usize) -> Result<Step> {
+        let Some(operator) = &mut self.parts.operators[place] else {
+            return Ok(Step::Next(self.flush_from(place + 1)));
+        };
+        let result = operator.finish(&self.task)?;
+        Ok(self.after_operator(place, result, true))
+    }
+
+    fn after_operator(&mut self, place: usize, result: OperatorResult, flushing: bool) -> Step {
+        match result {
+            OperatorResult::Batch(batch) | OperatorResult::HaveMore(batch) if batch.rows() == 0 => {
+                // Nobody behind needs to see an empty batch.
+                let again =
+                    if flushing { Position::Flush(place) } else { Position::Operator(place, None) };
+                Step::Next(again)
+            }
+            OperatorResult::Batch(batch) => {
+                self.metrics(place + 1).add_output(batch.rows());
+                Step::Next(self.downstream(place + 1, batch))
+            }
+            OperatorResult::HaveMore(batch) => {
+                self.metrics(place + 1).add_output(batch.rows());
+                if !flushing {
+                    self.parts.more.push(place);
+                }
+                Step::Next(self.downstream(place + 1, batch))
+            }
+            OperatorResult::Blocked(gates) if flushing => {
+                Step::Blocked(Position::Flush(place), gates)
+            }
+            OperatorResult::Blocked(gates) => Step::Blocked(Position::Operator(place, None), gates),
+            OperatorResult::NeedInput if !flushing => Step::Next(self.upstream()),
+            OperatorResult::NeedInput | OperatorResult::Finished => Step::Next(self.end_at(place)),
+        }
+    }
+
+    fn sink(&mut self, batch: Option<Batch>) -> Result<Step> {
+        if let Some(batch) = &batch {
+            self.metrics(self.sink_place() + 1).add_input(batch.rows());
+        }
+        let Some(sink) = &mut self.parts.sink else { return Ok(Step::Done) };
+        Ok(match sink.sink(batch, &self.task)? {
+            SinkResult::NeedInput => Step::Next(self.upstream()),
+            SinkResult::Blocked(gates) => Step::Blocked(Position::Sink(None), gates),
+            SinkResult::Finished => Step::Next(self.end_at(self.sink_place())),
+        })
+    }
+
+    fn finish(&mut self) -> Result<Step> {
+        let Some(sink) = &mut self.parts.sink else { return Ok(Step::Done) };
+        Ok(match sink.finish(&self.task)? {
+            FinishResult::Blocked(gates) => Step::Blocked(Position::Finish, gates),
+            FinishResult::Done => {
+                self.parts.sink = None;
+                Step::Done
+            }
+        })
+    }
+
+    /// The place of whoever wants no more input although the task has not been told yet.
+    fn closed_place(&self, position: &Position) -> Option<usize> {
+        let from = match position {
+            Position::Start | Position::Source => 0,
+            Position::Operator(place, _) | Position::Flush(place) => *place,
+            Position::Sink(_) => self.sink_place(),
+            Position::Create | Position::Finish => return None,
+        };
+        let open =
+            self.parts.closed.iter().filter(|(place, gate)| *place >= from && gate.is_ready());
+        open.map(|(place, _)| *place).max()
+    }
+
+    /// Adds the gates by which a blocked task learns that its output is not wanted any more.
+    fn or_closed(&self, position: &Position, gates: Gates) -> Gates {
+        if let Position::Create | Position::Finish = position {
+            return gates;
+        }
+        self.parts.closed.iter().fold(gates, |gates, (_, gate)| gates.or(gate.clone()))
+    }
+
+    fn place_of(position: &Position, sink_place: usize) -> usize {
+        match position {
+            Position::Create | Position::Start | Position::Source => 0,
+            Position::Operator(place, _) | Position::Flush(place) => place + 1,
+            Position::Sink(_) | Position::Finish => sink_place + 1,
+        }
+    }
+
+    fn run_slice(&mut self) -> Result<Outcome> {
+        let started = Instant::now();
+        let slice = self.task.query.time_slice();
+        let mut before = started;
+        loop {
+            self.task.check()?;
+            let mut position = std::mem::replace(&mut self.position, Position::Finish);
+            if let Some(place) = self.closed_place(&position) {
+                position = self.end_at(place);
+            }
+            let place = Self::place_of(&position, self.sink_place());
+            let step = self.step(position)?;
+            let now = Instant::now();
+            self.metrics(place).add_busy(now - before);
+            before = now;
+            match step {
+                Step::Next(next) => self.position = next,
+                Step::Blocked(next, gates) => {
+                    let gates = self.or_closed(&next, gates);
+                    self.position = next;
+                    trace!(pipeline = %self.pipeline.name, instance = self.record.instance, ?gates, "blocked");
+                    self.record.note_gates(&gates);
+                    return Ok(Outcome::Blocked(gates));
+                }
+                Step::Done => return Ok(Outcome::Done),
+            }
+            if now - started > slice {
+                return Ok(Outcome::Yield);
+            }
+        }
+    }
+
+    /// Aborts and drops all parts, each on its own, so that one that panics spares the others.
+    fn abort(&mut self) {
+        let parts = std::mem::take(&mut self.parts);
+        let contained = |abort: &mut dyn FnMut()| {
+            let _ = catch_unwind(AssertUnwindSafe(abort));
+        };
+        let mut sink = parts.sink;
+        contained(&mut || {
+            if let Some(mut sink) = sink.take() {
+                sink.abort();
+            }
+        });
+        for mut operator in parts.operators.into_iter().rev() {
+            contained(&mut || {
+                if let Some(mut operator) = operator.take() {
+                    operator.abort();
+                }
+            });
+        }
+        let mut source = parts.source;
+        contained(&mut || {
+            if let Some(mut source) = source.take() {
+                source.abort();
+            }
+        });
+    }
+}
+
+impl Runnable for TaskDriver {
+    fn run(&mut self, worker: usize) -> Outcome {
+        let span = tracing::trace_span!(
+            parent: self.task.query.span(),
+            "task",
+            pipeline = %self.pipeline.name,
+            instance = self.record.instance,
+            worker
+        );
+        let _entered = span.enter();
+        self.task.worker = worker;
+        self.run_slice().unwrap_or_else(|error| {
+            self.task.query.fail(error);
+            self.abort();
+            Outcome::Done
+        })
+    }
+
+    fn panicked(&mut self, payload: Box<dyn Any + Send>) {
+        let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+            (Some(message), _) => (*message).to_owned(),
+            (None, Some(message)) => message.clone(),
+            (None, None) => "no message".to_owned(),
+        };
+        self.task.query.fail(Error::Panic { pipeline: self.pipeline.name.clone(), message });
+        self.abort();
+    }
+}
+
+impl TaskRecord {
+    fn note_worker(&self, worker: usize, rows: usize) {
+        if rows > 0 {
+            self.workers.fetch_or(1 << (worker % 64), Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Memory that breakers reserve, as a trait that the embedder's pool implements.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use super::QueryContext;
+use crate::{Error, Result};
+
+/// A reservation that did not fit, and why.
+#[derive(Debug, Clone)]
+pub struct MemoryRefused {
+    /// The pool's own words, with its largest holders if it knows them.
+    pub reason: String,
+}
+
+/// Where memory is reserved.
+pub trait MemoryPool: Send + Sync + fmt::Debug {
+    /// Reserves `bytes` more for `holder`.
+    ///
+    /// # Errors
+    /// If they do not fit.
+    fn try_grow(&self, holder: &str, bytes: usize) -> Result<(), MemoryRefused>;
+
+    /// Gives `bytes` back.
+    fn shrink(&self, bytes: usize);
+}
+
+/// A pool without a limit.
+#[derive(Debug, Default)]
+pub struct Unlimited;
+
+impl MemoryPool for Unlimited {
+    fn try_grow(&self, _holder: &str, _bytes: usize) -> Result<(), MemoryRefused> {
+        Ok(())
+    }
+
+    fn shrink(&self, _bytes: usize) {}
+}
+
+/// A pool with one limit, first come, first served.
+///
+/// ```
+/// use gatework_runtime::pipeline::{MemoryLimit, MemoryPool};
+/// let pool = MemoryLimit::new(100);
+/// assert!(pool.try_grow("sort", 60).is_ok());
+/// assert!(pool.try_grow("join", 60).is_err());
+/// pool.shrink(60);
+/// assert_eq!(pool.reserved(), 0);
+/// ```
+#[derive(Debug)]
+pub struct MemoryLimit {
+    limit: usize,
+    reserved: AtomicUsize,
+}
+
+impl MemoryLimit {
+    /// A pool of `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self { limit, reserved: AtomicUsize::new(0) }
+    }
+
+    /// Bytes reserved at the moment.
+    pub fn reserved(&self) -> usize {
+        self.reserved.load(Ordering::Acquire)
+    }
+}
+
+impl MemoryPool for MemoryLimit {
+    fn try_grow(&self, _holder: &str, bytes: usize) -> Result<(), MemoryRefused> {
+        let fits = |reserved: usize| reserved.checked_add(bytes).filter(|sum| *sum <= self.limit);
+        match self.reserved.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits) {
+            Ok(_) => Ok(()),
+            Err(reserved) => Err(MemoryRefused {
+                reason: format!("{reserved} of {} bytes are reserved", self.limit),
+            }),
+        }
+    }
+
+    fn shrink(&self, bytes: usize) {
+        self.reserved.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
+/// Bytes reserved by one operator of one task. Dropping it gives them back.
+#[derive(Debug)]
+pub struct Reservation {
+    query: Arc<QueryContext>,
+    holder: Arc<str>,
+    bytes: usize,
+}
+
+impl Reservation {
+    pub(crate) fn new(query: Arc<QueryContext>, holder: Arc<str>) -> Self {
+        Self { query, holder, bytes: 0 }
+    }
+
+    /// Bytes reserved.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Reserves `bytes` more.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], and nothing is reserved.
+    pub fn grow(&mut self, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.query.grow_memory(&self.holder, bytes).map_err(|refused| Error::OutOfMemory {
+            operator: self.holder.to_string(),
+            requested: bytes,
+            reason: refused.reason,
+        })?;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Grows or shrinks to `bytes`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], and the reservation stays as it was.
+    pub fn resize(&mut self, bytes: usize) -> Result<()> {
+        match bytes.checked_sub(self.bytes) {
+            Some(more) => self.grow(more),
+            None => {
+                self.query.shrink_memory(self.bytes - bytes);
+                self.bytes = bytes;
+                Ok(())
+            }
+        }
+    }
+
+    /// Moves all bytes out into a reservation that travels with the data.
+    #[must_use]
+    pub fn split_off(&mut self) -> Self {
+        let bytes = std::mem::take(&mut self.bytes);
+        Self { query: self.query.clone(), holder: self.holder.clone(), bytes }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.query.shrink_memory(self.bytes);
+        }
+    }
+}

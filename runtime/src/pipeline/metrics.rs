@@ -1,0 +1,169 @@
+//! Counters per operator and task, and the profile made of them.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use gatework_shared_state::DependencyKind;
+use parking_lot::Mutex;
+
+/// Counters of one operator in one task. They are statistics: relaxed, read at any time.
+#[derive(Debug, Default)]
+pub struct OperatorMetrics {
+    rows_in: AtomicU64,
+    rows_out: AtomicU64,
+    batches_out: AtomicU64,
+    busy_nanos: AtomicU64,
+    /// Counters that only some operators have, by name.
+    named: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl OperatorMetrics {
+    pub(crate) fn add_input(&self, rows: usize) {
+        self.rows_in.fetch_add(rows as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_output(&self, rows: usize) {
+        self.rows_out.fetch_add(rows as u64, Ordering::Relaxed);
+        self.batches_out.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_busy(&self, spent: Duration) {
+        self.busy_nanos.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Adds to a counter of the operator's own.
+    pub fn add(&self, name: &'static str, amount: u64) {
+        *self.named.lock().entry(name).or_default() += amount;
+    }
+
+    pub(crate) fn add_to(&self, profile: &mut OperatorProfile) {
+        profile.rows_in += self.rows_in.load(Ordering::Relaxed);
+        profile.rows_out += self.rows_out.load(Ordering::Relaxed);
+        profile.batches_out += self.batches_out.load(Ordering::Relaxed);
+        profile.busy += Duration::from_nanos(self.busy_nanos.load(Ordering::Relaxed));
+        for (name, amount) in self.named.lock().iter() {
+            *profile.named.entry(name).or_default() += amount;
+        }
+    }
+}
+
+/// One operator of a pipeline, summed up over its tasks.
+#[derive(Debug, Clone, Default)]
+pub struct OperatorProfile {
+    /// The operator's name.
+    pub name: String,
+    /// What the operator belongs to outside (the number of its plan node), if anything.
+    pub tag: Option<usize>,
+    /// Rows it was given.
+    pub rows_in: u64,
+    /// Rows it gave.
+    pub rows_out: u64,
+    /// Batches it gave.
+    pub batches_out: u64,
+    /// Time in its calls, summed up over tasks.
+    pub busy: Duration,
+    /// Its own counters.
+    pub named: BTreeMap<&'static str, u64>,
+}
+
+/// One task of a pipeline.
+#[derive(Debug, Clone)]
+pub struct TaskProfile {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The pipeline's number in its graph.
+    pub pipeline_index: usize,
+    /// The task's instance.
+    pub instance: usize,
+    /// How often it was on a worker.
+    pub runs: u64,
+    /// How often its time slice ended.
+    pub yields: u64,
+    /// How often it was blocked.
+    pub blocks: u64,
+    /// How often it changed its worker.
+    pub steals: u64,
+    /// Time on workers.
+    pub busy: Duration,
+    /// Rows its source gave.
+    pub source_rows: u64,
+    /// The worker that ran it last.
+    pub last_worker: Option<usize>,
+    /// A bit for each of the first 64 workers on which its source gave rows.
+    pub workers: u64,
+}
+
+/// A gate that tasks met.
+#[derive(Debug, Clone)]
+pub struct DependencyProfile {
+    /// The gate's name.
+    pub name: String,
+    /// Its kind.
+    pub kind: DependencyKind,
+    /// How long it was shut with someone waiting.
+    pub blocked: Duration,
+    /// How often someone found it shut.
+    pub count: u64,
+}
+
+/// What a query did, so far or in the end.
+#[derive(Debug, Clone, Default)]
+pub struct Profile {
+    /// Operators of all pipelines, sources first in each.
+    pub operators: Vec<OperatorProfile>,
+    /// Tasks of all pipelines.
+    pub tasks: Vec<TaskProfile>,
+    /// Gates that were waited on, the longest first.
+    pub dependencies: Vec<DependencyProfile>,
+    /// What ran as another engine's operator, by name.
+    pub fallbacks: Vec<String>,
+    /// The most bytes the query had reserved at a time.
+    pub peak_memory_bytes: usize,
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "operators:")?;
+        for operator in &self.operators {
+            write!(
+                f,
+                "  {}: {} rows in, {} rows out, {:?} busy",
+                operator.name, operator.rows_in, operator.rows_out, operator.busy
+            )?;
+            for (name, amount) in &operator.named {
+                write!(f, ", {name} {amount}")?;
+            }
+            writeln!(f)?;
+        }
+        writeln!(f, "tasks:")?;
+        for task in &self.tasks {
+            writeln!(
+                f,
+                "  {} [{}]: {} rows, {} runs, {} blocks, {} yields, {:?} busy",
+                task.pipeline,
+                task.instance,
+                task.source_rows,
+                task.runs,
+                task.blocks,
+                task.yields,
+                task.busy
+            )?;
+        }
+        writeln!(f, "waited for:")?;
+        for gate in &self.dependencies {
+            writeln!(
+                f,
+                "  {} ({:?}): {:?} in {} waits",
+                gate.name, gate.kind, gate.blocked, gate.count
+            )?;
+        }
+        for fallback in &self.fallbacks {
+            writeln!(f, "fallback: {fallback}")?;
+        }
+        writeln!(f, "peak memory: {} bytes", self.peak_memory_bytes)
+    }
+}

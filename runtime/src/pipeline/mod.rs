@@ -1,0 +1,35 @@
+//! The upper layer: pipelines of operators, the tasks that drive them, and the query that owns them.
+//!
+//! A pipeline is `source → operator* → sink`, immutable, shared by its tasks. A task owns a local
+//! state of each. The [`driver`](self) pulls batches from the source through the operators into the
+//! sink until something blocks; [`QueryContext`] holds what tasks of one query share: the first
+//! error, cancellation, memory, counters.
+
+mod batch;
+mod contract;
+mod driver;
+mod graph;
+mod memory;
+mod metrics;
+mod query;
+mod slots;
+mod stream;
+mod wait_graph;
+
+#[cfg(test)]
+mod tests;
+
+pub use batch::Batch;
+pub use contract::{
+    FinishResult, LocalOperator, LocalSink, LocalSource, Operator, OperatorResult, Setup, Sink,
+    SinkResult, Source, SourceResult, Start, TaskContext,
+};
+pub use graph::{Graph, PipelineId, Running};
+pub use memory::{MemoryLimit, MemoryPool, MemoryRefused, Reservation, Unlimited};
+pub use metrics::{DependencyProfile, OperatorMetrics, OperatorProfile, Profile, TaskProfile};
+pub use query::{QueryContext, QueryOptions};
+pub use slots::Slots;
+pub use stream::{RowIterator, RowStream};
+pub use wait_graph::{Edge, WaitGraph};
+
+pub use crate::scheduler::Gates;

@@ -1,0 +1,377 @@
+//! What the tasks of one query share: its first error, cancellation, memory, counters.
+//!
+//! Lock: `state`. It is never held while a task is woken or a gate is opened by us.
+//!
+//! Who ends a query: its tasks (all done), an error or a panic of a task (`fail`: the first one
+//! wins), or anybody with a handle (`cancel`). The last two set `cancelled` and wake all tasks in
+//! front of the queue; each finds the flag at its next step, aborts its parts, and leaves. A graph
+//! that is started afterwards is refused, so `cancel` before `start` works as well.
+
+use std::{
+    borrow::Cow,
+    fmt,
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use gatework_shared_state::{Dependency, DependencyKind, Gate, Wakeups};
+use parking_lot::Mutex;
+
+use super::{
+    DependencyProfile, MemoryPool, MemoryRefused, Profile, Unlimited,
+    graph::{Pipeline, TaskRecord},
+};
+use crate::{
+    Error, Executor, Result,
+    scheduler::{Core, Shutdown, TaskGroup, TaskHandle, TaskState},
+};
+
+/// How a query is set up.
+#[derive(Debug, Clone)]
+pub struct QueryOptions {
+    /// Its name in traces and dumps.
+    pub name: Cow<'static, str>,
+    /// Where its breakers reserve memory; by default there is no limit.
+    pub memory: Arc<dyn MemoryPool>,
+    /// How long a task runs before others get their turn, checked between two batches; 10 ms.
+    pub time_slice: Duration,
+}
+
+impl Default for QueryOptions {
+    fn default() -> Self {
+        Self {
+            name: "query".into(),
+            memory: Arc::new(Unlimited),
+            time_slice: Duration::from_millis(10),
+        }
+    }
+}
+
+/// Pipelines that were started together.
+struct Region {
+    pipelines: Vec<Arc<Pipeline>>,
+    records: Vec<Vec<Arc<TaskRecord>>>,
+}
+
+#[derive(Default)]
+struct State {
+    first_error: Option<Error>,
+    regions: Vec<Region>,
+    fallbacks: Vec<String>,
+}
+
+/// One query. See the module's documentation.
+pub struct QueryContext {
+    id: u64,
+    options: QueryOptions,
+    core: Arc<Core>,
+    group: Arc<TaskGroup>,
+    span: tracing::Span,
+    cancelled: AtomicBool,
+    reserved: AtomicUsize,
+    peak: AtomicUsize,
+    live: LiveCount,
+    state: Mutex<State>,
+}
+
+impl QueryContext {
+    /// A query on `executor` that has no tasks yet.
+    pub fn new(executor: &Executor, options: QueryOptions) -> Arc<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let span = tracing::debug_span!("query", id, name = %options.name);
+        let query = Arc::new(Self {
+            id,
+            options,
+            core: executor.core().clone(),
+            group: TaskGroup::new(),
+            span,
+            cancelled: AtomicBool::new(false),
+            reserved: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            live: LiveCount::new("query idle"),
+            state: Mutex::default(),
+        });
+        let resident: Arc<dyn Shutdown> = query.clone();
+        query.core.add_resident(Arc::downgrade(&resident));
+        query
+    }
+
+    /// Its number, unique in the process.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn span(&self) -> &tracing::Span {
+        &self.span
+    }
+
+    pub(super) fn time_slice(&self) -> Duration {
+        self.options.time_slice
+    }
+
+    /// The number of workers its tasks can run on.
+    pub fn workers(&self) -> usize {
+        self.core.workers()
+    }
+
+    /// Tasks that have been started and have not ended.
+    pub fn live_tasks(&self) -> usize {
+        self.live.count()
+    }
+
+    /// Bytes its breakers have reserved at the moment.
+    pub fn reserved_bytes(&self) -> usize {
+        self.reserved.load(Ordering::Acquire)
+    }
+
+    /// Ready when no task of the query lives.
+    pub fn idle(&self) -> &Gate {
+        &self.live.idle
+    }
+
+    /// The error that ended the query, if one did.
+    pub fn error(&self) -> Option<Error> {
+        self.state.lock().first_error.clone()
+    }
+
+    /// Names an operator that another engine runs on this query's behalf.
+    pub fn note_fallback(&self, name: impl Into<String>) {
+        self.state.lock().fallbacks.push(name.into());
+    }
+
+    /// Cancels the query. Can be called by anyone at any time, any number of times; only the first
+    /// call counts, and none after an error.
+    pub fn cancel(&self) {
+        self.fail(Error::Cancelled { reason: "by its handle" });
+    }
+
+    pub(super) fn cancel_because(&self, reason: &'static str) {
+        self.fail(Error::Cancelled { reason });
+    }
+
+    /// Ends the query with `error`, unless another one was first.
+    pub fn fail(&self, error: Error) {
+        let handles = {
+            let mut state = self.state.lock();
+            match &state.first_error {
+                // An echo says less than what it echoes, which may come later.
+                Some(first) if !matches!(first, Error::ProducerAborted) || error.is_echo() => {}
+                _ => state.first_error = Some(error),
+            }
+            // SeqCst with the lock around it: a graph is either started before and woken below, or
+            // sees the flag in `admit`.
+            if self.cancelled.swap(true, Ordering::SeqCst) {
+                return;
+            }
+            state.handles()
+        };
+        for handle in handles {
+            handle.wake_urgently();
+        }
+    }
+
+    /// Answers an error once the query has been cancelled or has failed.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn check(&self) -> Result<()> {
+        if self.cancelled.load(Ordering::Acquire) {
+            return Err(Error::Cancelled { reason: "another task ended the query" });
+        }
+        Ok(())
+    }
+
+    /// Spawns and wakes the tasks of a graph; answers the gate that opens when all have ended.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        pipelines: Vec<Arc<Pipeline>>,
+        records: Vec<Vec<Arc<TaskRecord>>>,
+    ) -> Result<Gate> {
+        let region = Arc::new(LiveCount::new("pipelines idle"));
+        let mut handles = Vec::new();
+        {
+            let mut state = self.state.lock();
+            if self.cancelled.load(Ordering::SeqCst) {
+                let error = state.first_error.clone();
+                return Err(error.unwrap_or(Error::Cancelled { reason: "before it started" }));
+            }
+            for (pipeline, records) in pipelines.iter().zip(&records) {
+                for record in records {
+                    let live = LiveTask::new(self.clone(), region.clone());
+                    let handle = self.core.spawn(&self.group, record.driver(pipeline, live))?;
+                    let _first = record.handle.set(handle.clone());
+                    handles.push(handle);
+                }
+            }
+            state.regions.push(Region { pipelines, records });
+        }
+        for handle in handles {
+            handle.wake();
+        }
+        Ok(region.idle.clone())
+    }
+
+    pub(super) fn grow_memory(&self, holder: &str, bytes: usize) -> Result<(), MemoryRefused> {
+        self.options.memory.try_grow(holder, bytes)?;
+        let reserved = self.reserved.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        self.peak.fetch_max(reserved, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(super) fn shrink_memory(&self, bytes: usize) {
+        self.reserved.fetch_sub(bytes, Ordering::AcqRel);
+        self.options.memory.shrink(bytes);
+    }
+
+    /// What every task does at this moment, and for each blocked task the gates it waits for.
+    pub fn dump(&self) -> String {
+        let state = self.state.lock();
+        let mut text = format!(
+            "query {} '{}': {} live tasks, {} bytes reserved\n",
+            self.id,
+            self.options.name,
+            self.live_tasks(),
+            self.reserved_bytes()
+        );
+        for region in &state.regions {
+            for (pipeline, records) in region.pipelines.iter().zip(&region.records) {
+                let _ = writeln!(text, "  {pipeline:?}");
+                for record in records {
+                    let Some(handle) = record.handle.get() else { continue };
+                    let _ = write!(text, "    [{}] {:?}", record.instance, handle.state());
+                    for gate in handle.waits_for().iter().flat_map(|gates| gates.iter()) {
+                        let _ = write!(text, ", waits for {gate:?}");
+                    }
+                    text.push('\n');
+                }
+            }
+        }
+        text
+    }
+
+    /// What the query did so far.
+    pub fn profile(&self) -> Profile {
+        let state = self.state.lock();
+        let mut profile = Profile {
+            fallbacks: state.fallbacks.clone(),
+            peak_memory_bytes: self.peak.load(Ordering::Relaxed),
+            ..Profile::default()
+        };
+        let mut gates: Vec<Gate> = Vec::new();
+        let mut pipeline_index = 0;
+        for region in &state.regions {
+            for (pipeline, records) in region.pipelines.iter().zip(&region.records) {
+                profile.operators.extend(pipeline.profile(records));
+                for record in records {
+                    profile.tasks.push(record.profile(pipeline, pipeline_index));
+                    for gate in record.gates() {
+                        if !gates.iter().any(|known| Arc::ptr_eq(known, &gate)) {
+                            gates.push(gate);
+                        }
+                    }
+                }
+                pipeline_index += 1;
+            }
+        }
+        profile.dependencies = gates
+            .iter()
+            .map(|gate| DependencyProfile {
+                name: gate.name().to_owned(),
+                kind: gate.kind(),
+                blocked: gate.blocked_time(),
+                count: gate.blocked_count(),
+            })
+            .collect();
+        profile.dependencies.sort_by_key(|gate| std::cmp::Reverse(gate.blocked));
+        profile
+    }
+}
+
+impl State {
+    fn handles(&self) -> Vec<TaskHandle> {
+        let records = self.regions.iter().flat_map(|region| region.records.iter().flatten());
+        records.filter_map(|record| record.handle.get()).cloned().collect()
+    }
+}
+
+impl Shutdown for QueryContext {
+    fn shut_down(&self) {
+        let running = {
+            let state = self.state.lock();
+            state.handles().iter().any(|handle| handle.state() != TaskState::Finished)
+        };
+        if running {
+            self.cancel_because("its executor is shut down");
+        }
+    }
+}
+
+impl fmt::Debug for QueryContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueryContext")
+            .field("id", &self.id)
+            .field("live_tasks", &self.live_tasks())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Counts tasks alive; its gate is open while there are none.
+struct LiveCount {
+    count: Mutex<usize>,
+    idle: Gate,
+}
+
+impl LiveCount {
+    fn new(name: &'static str) -> Self {
+        Self { count: Mutex::new(0), idle: Dependency::ready(name, DependencyKind::Finish) }
+    }
+
+    fn count(&self) -> usize {
+        *self.count.lock()
+    }
+
+    fn enter(&self) {
+        let mut count = self.count.lock();
+        *count += 1;
+        self.idle.block();
+    }
+
+    fn leave(&self) {
+        let mut wakeups = Wakeups::new();
+        let mut count = self.count.lock();
+        *count -= 1;
+        if *count == 0 {
+            self.idle.set_ready_later(&mut wakeups);
+        }
+    }
+}
+
+/// A task's presence in its query; dropped when everything else of the task is gone.
+pub(super) struct LiveTask {
+    query: Arc<QueryContext>,
+    region: Arc<LiveCount>,
+}
+
+impl LiveTask {
+    fn new(query: Arc<QueryContext>, region: Arc<LiveCount>) -> Self {
+        query.live.enter();
+        region.enter();
+        Self { query, region }
+    }
+
+    pub(super) fn query(&self) -> &Arc<QueryContext> {
+        &self.query
+    }
+}
+
+impl Drop for LiveTask {
+    fn drop(&mut self) {
+        self.query.live.leave();
+        self.region.leave();
+    }
+}

@@ -1,0 +1,163 @@
+//! The result of a query for its reader: an async stream or a blocking iterator.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
+};
+
+use futures_core::Stream;
+use gatework_shared_state::{Gate, Take, result::ResultReader};
+
+use super::{Batch, QueryContext, Running};
+use crate::{Error, Result};
+
+/// What dropping the last stream of a set does.
+#[derive(Debug)]
+struct CancelOnDrop {
+    query: Arc<QueryContext>,
+    idle: Gate,
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if !self.idle.is_ready() {
+            self.query.cancel_because("its result was dropped");
+        }
+    }
+}
+
+/// One partition of a query's result, as an async stream of batches.
+///
+/// It ends after the last row *and* after the tasks behind it have ended, so that whoever has seen
+/// the end finds no task, no reserved byte and no file of the query. Dropping the last stream of a
+/// query cancels the query; dropping one of several ends only that partition.
+#[derive(Debug)]
+pub struct RowStream {
+    reader: Option<ResultReader<Batch>>,
+    query: Arc<QueryContext>,
+    idle: Gate,
+    /// Shared by the partitions of the query's final result; `None` for an inner region's.
+    _cancel: Option<Arc<CancelOnDrop>>,
+    /// The last thing to be said before the end: the error, once the tasks are gone.
+    last_word: Option<Error>,
+}
+
+impl RowStream {
+    /// The partitions of the final result of `running`'s query.
+    pub fn of_query(running: &Running, readers: Vec<ResultReader<Batch>>) -> Vec<Self> {
+        let cancel =
+            CancelOnDrop { query: running.query().clone(), idle: running.query().idle().clone() };
+        Self::of(running, readers, Some(Arc::new(cancel)))
+    }
+
+    /// The partitions of an inner region, whose reader is part of the same query: dropping them ends
+    /// the region's producers, not the query.
+    pub fn of_region(running: &Running, readers: Vec<ResultReader<Batch>>) -> Vec<Self> {
+        Self::of(running, readers, None)
+    }
+
+    fn of(
+        running: &Running,
+        readers: Vec<ResultReader<Batch>>,
+        cancel: Option<Arc<CancelOnDrop>>,
+    ) -> Vec<Self> {
+        let several = readers.len() > 1;
+        let stream = |reader| Self {
+            reader: Some(reader),
+            query: running.query().clone(),
+            // With several partitions, one that ends early must not wait for the others' readers.
+            idle: if several {
+                gatework_shared_state::Dependency::ready(
+                    "partition ended",
+                    gatework_shared_state::DependencyKind::Finish,
+                )
+            } else {
+                running.idle().clone()
+            },
+            _cancel: cancel.clone(),
+            last_word: None,
+        };
+        readers.into_iter().map(stream).collect()
+    }
+
+    /// The query.
+    pub fn query(&self) -> &Arc<QueryContext> {
+        &self.query
+    }
+
+    /// The same rows as a blocking iterator. Not for async tasks: it blocks its thread.
+    pub fn into_blocking(self) -> RowIterator {
+        RowIterator { stream: self }
+    }
+
+    fn poll_batch(&mut self, waker: &Waker) -> Poll<Option<Result<Batch>>> {
+        while let Some(reader) = &mut self.reader {
+            match reader.take() {
+                Take::Item(batch) => return Poll::Ready(Some(Ok(batch))),
+                Take::Blocked(gate) => {
+                    if !gate.poll_ready(waker) {
+                        return Poll::Pending;
+                    }
+                }
+                Take::Finished => self.reader = None,
+                Take::Aborted => {
+                    self.last_word = Some(self.query.error().unwrap_or(Error::ProducerAborted));
+                    self.reader = None;
+                }
+            }
+        }
+        if !self.idle.poll_ready(waker) {
+            return Poll::Pending;
+        }
+        let last_word = self.last_word.take();
+        // The first error may have come after the echo that ended this reader.
+        Poll::Ready(last_word.map(|error| Err(self.query.error().unwrap_or(error))))
+    }
+}
+
+impl Stream for RowStream {
+    type Item = Result<Batch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_batch(cx.waker())
+    }
+}
+
+/// One partition of a query's result, as a blocking iterator. Dropping it is dropping the stream.
+#[derive(Debug)]
+pub struct RowIterator {
+    stream: RowStream,
+}
+
+impl RowIterator {
+    /// The query.
+    pub fn query(&self) -> &Arc<QueryContext> {
+        &self.stream.query
+    }
+}
+
+/// Unparks the thread that waits.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+impl Iterator for RowIterator {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        loop {
+            match self.stream.poll_batch(&waker) {
+                Poll::Ready(item) => return item,
+                // An unpark that came before this leaves a token, so it is not lost.
+                Poll::Pending => thread::park(),
+            }
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! An executor: workers over one task queue, on threads of its own or on a rayon pool's.
+
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    thread,
+};
+
+use crossbeam::sync::{Parker, Unparker};
+use gatework_shared_state::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use parking_lot::{Condvar, Mutex};
+
+use super::{
+    queue::Queue,
+    sleep::Sleep,
+    task::{Runnable, Task, TaskGroup, TaskHandle},
+    worker,
+};
+use crate::{Error, Result};
+
+type StartHook = Arc<dyn Fn(usize) + Send + Sync>;
+type ThreadName = Arc<dyn Fn(usize) -> String + Send + Sync>;
+
+/// Something that lives on an executor and must end before the executor does: a query.
+pub(crate) trait Shutdown: Send + Sync {
+    /// Ends it soon.
+    fn shut_down(&self);
+}
+
+enum Threads {
+    Own(Box<[Unparker]>),
+    Borrowed(Arc<rayon::ThreadPool>),
+}
+
+/// What workers, tasks and handles share. It outlives the `Executor` as long as a task lives.
+pub(crate) struct Core {
+    pub(super) queue: Queue,
+    pub(super) sleep: Sleep,
+    threads: Threads,
+    workers: usize,
+    live_tasks: AtomicUsize,
+    pub(super) steals: AtomicU64,
+    stopping: AtomicBool,
+    residents: Mutex<Vec<Weak<dyn Shutdown>>>,
+    /// Borrowed threads at work, and the signal that the last one left.
+    borrowed: Mutex<usize>,
+    borrowed_left: Condvar,
+    this: Weak<Core>,
+}
+
+impl Core {
+    pub(super) fn push(&self, task: Arc<Task>) {
+        self.queue.push(task);
+        self.wake_one();
+    }
+
+    pub(super) fn push_yielded(&self, task: Arc<Task>) {
+        self.queue.push_yielded(task);
+        self.wake_one();
+    }
+
+    fn wake_one(&self) {
+        if let Some(worker) = self.sleep.notify_one() {
+            self.unpark(worker);
+        }
+    }
+
+    fn unpark(&self, worker: usize) {
+        match &self.threads {
+            Threads::Own(unparkers) => unparkers[worker].unpark(),
+            Threads::Borrowed(pool) => {
+                let Some(core) = self.this.upgrade() else { return };
+                *self.borrowed.lock() += 1;
+                pool.spawn(move || worker::run_borrowed(&core, worker));
+            }
+        }
+    }
+
+    pub(super) fn borrowed_thread_left(&self) {
+        let mut borrowed = self.borrowed.lock();
+        *borrowed -= 1;
+        self.borrowed_left.notify_all();
+    }
+
+    pub(super) fn task_ended(&self) {
+        // AcqRel pairs with the load in `is_stopped`: who sees 0 sees all tasks' effects.
+        let before = self.live_tasks.fetch_sub(1, Ordering::AcqRel);
+        if before == 1 && self.stopping.load(Ordering::SeqCst) {
+            self.wake_all();
+        }
+    }
+
+    fn wake_all(&self) {
+        while let Some(worker) = self.sleep.notify_one() {
+            self.unpark(worker);
+        }
+    }
+
+    /// Whether workers may leave.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst) && self.live_tasks.load(Ordering::Acquire) == 0
+    }
+
+    pub(crate) fn spawn(
+        self: &Arc<Self>,
+        group: &Arc<TaskGroup>,
+        body: Box<dyn Runnable>,
+    ) -> Result<TaskHandle> {
+        if self.stopping.load(Ordering::SeqCst) {
+            return Err(Error::Setup("the executor has been shut down".into()));
+        }
+        self.live_tasks.fetch_add(1, Ordering::AcqRel);
+        Ok(TaskHandle(Task::new(self, group.clone(), body)))
+    }
+
+    pub(crate) fn add_resident(&self, resident: Weak<dyn Shutdown>) {
+        let mut residents = self.residents.lock();
+        residents.retain(|known| known.strong_count() > 0);
+        residents.push(resident);
+    }
+
+    pub(crate) fn workers(&self) -> usize {
+        self.workers
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core")
+            .field("workers", &self.workers)
+            .field("asleep", &self.sleep.count())
+            .field("live_tasks", &self.live_tasks.load(Ordering::Relaxed))
+            .finish_non_exhaustive()
+    }
+}
+
+/// How an [`Executor`] is set up.
+#[derive(Default)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct ExecutorBuilder {
+    threads: Option<usize>,
+    name: Option<ThreadName>,
+    start_hook: Option<StartHook>,
+    pin_to_cores: bool,
+    pool: Option<Arc<rayon::ThreadPool>>,
+}
+
+impl fmt::Debug for ExecutorBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExecutorBuilder")
+            .field("threads", &self.threads)
+            .field("pin_to_cores", &self.pin_to_cores)
+            .field("hosted", &self.pool.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl ExecutorBuilder {
+    /// The number of workers; by default one per core, or per thread of the hosting pool.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Names the threads by worker number; by default `gatework-0`, `gatework-1`, …
+    pub fn thread_name(mut self, name: impl Fn(usize) -> String + Send + Sync + 'static) -> Self {
+        self.name = Some(Arc::new(name));
+        self
+    }
+
+    /// Runs `hook` with the worker's number at the start of each thread.
+    pub fn on_thread_start(mut self, hook: impl Fn(usize) + Send + Sync + 'static) -> Self {
+        self.start_hook = Some(Arc::new(hook));
+        self
+    }
+
+    /// Pins worker `n` to the `n`-th core the process may use.
+    pub fn pin_to_cores(mut self, pin: bool) -> Self {
+        self.pin_to_cores = pin;
+        self
+    }
+
+    /// Borrows the threads of `pool` while there is work, instead of having threads.
+    pub fn hosted_on(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// Starts the executor.
+    ///
+    /// # Errors
+    /// If `threads` is 0, if thread names, hooks or pinning are asked of a hosted executor, or if
+    /// the system refuses a thread.
+    pub fn build(self) -> Result<Executor> {
+        let default = || match &self.pool {
+            Some(pool) => pool.current_num_threads(),
+            None => thread::available_parallelism().map_or(1, usize::from),
+        };
+        let workers = self.threads.unwrap_or_else(default);
+        if workers == 0 {
+            return Err(Error::Setup(
+                "an executor needs at least 1 thread: ask for 1 or more, or for none to get one \
+                 per core"
+                    .into(),
+            ));
+        }
+        match self.pool {
+            Some(_) if self.name.is_some() || self.start_hook.is_some() || self.pin_to_cores => {
+                Err(Error::Setup(
+                    "a hosted executor borrows its threads: name, hook and pin them in the pool"
+                        .into(),
+                ))
+            }
+            Some(pool) => Ok(Executor::start(workers, Threads::Borrowed(pool), 0..workers)),
+            None => self.build_own(workers),
+        }
+    }
+
+    fn build_own(self, workers: usize) -> Result<Executor> {
+        let parkers: Vec<Parker> = (0..workers).map(|_| Parker::new()).collect();
+        let unparkers = parkers.iter().map(|parker| parker.unparker().clone()).collect();
+        let executor = Executor::start(workers, Threads::Own(unparkers), 0..0);
+        let cores = self.pin_to_cores.then(core_affinity::get_core_ids).flatten();
+        for (worker, parker) in parkers.into_iter().enumerate() {
+            let core = executor.inner.core.clone();
+            let hook = self.start_hook.clone();
+            let pin_to = cores.as_ref().and_then(|cores| cores.get(worker % cores.len().max(1)));
+            let pin_to = pin_to.copied();
+            let name = match &self.name {
+                Some(name) => name(worker),
+                None => format!("gatework-{worker}"),
+            };
+            let body = move || {
+                if let Some(pin_to) = pin_to {
+                    core_affinity::set_for_current(pin_to);
+                }
+                if let Some(hook) = hook {
+                    hook(worker);
+                }
+                worker::run_thread(&core, worker, &parker);
+            };
+            let handle = thread::Builder::new().name(name).spawn(body).map_err(|error| {
+                Error::Setup(format!("the system refused worker thread {worker}: {error}"))
+            })?;
+            executor.inner.handles.lock().push(handle);
+        }
+        Ok(executor)
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    core: Arc<Core>,
+    handles: Mutex<Vec<thread::JoinHandle<()>>>,
+}
+
+/// Workers over one task queue. Clones share them; the last clone dropped shuts them down.
+///
+/// ```
+/// let executor = gatework_runtime::Executor::builder().threads(2).build()?;
+/// assert_eq!(executor.threads(), 2);
+/// # Ok::<(), gatework_runtime::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Executor {
+    inner: Arc<Inner>,
+}
+
+impl Executor {
+    /// Sets up an executor.
+    pub fn builder() -> ExecutorBuilder {
+        ExecutorBuilder::default()
+    }
+
+    fn start(workers: usize, threads: Threads, asleep: std::ops::Range<usize>) -> Self {
+        let core = Arc::new_cyclic(|this| Core {
+            queue: Queue::new(workers),
+            sleep: Sleep::new(asleep),
+            threads,
+            workers,
+            live_tasks: AtomicUsize::new(0),
+            steals: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            residents: Mutex::new(Vec::new()),
+            borrowed: Mutex::new(0),
+            borrowed_left: Condvar::new(),
+            this: this.clone(),
+        });
+        Self { inner: Arc::new(Inner { core, handles: Mutex::new(Vec::new()) }) }
+    }
+
+    /// The number of workers.
+    pub fn threads(&self) -> usize {
+        self.inner.core.workers
+    }
+
+    /// Tasks that have been spawned and have not ended.
+    pub fn live_tasks(&self) -> usize {
+        self.inner.core.live_tasks.load(Ordering::Acquire)
+    }
+
+    /// Tasks that ran on another worker than the one that queued them or ran them last.
+    pub fn steals(&self) -> u64 {
+        self.inner.core.steals.load(Ordering::Relaxed)
+    }
+
+    /// Spawns a runnable; it starts when its handle is woken.
+    ///
+    /// # Errors
+    /// If the executor has been shut down.
+    pub fn spawn(&self, group: &Arc<TaskGroup>, body: Box<dyn Runnable>) -> Result<TaskHandle> {
+        self.inner.core.spawn(group, body)
+    }
+
+    /// Cancels what runs, waits until every task has ended, and joins the threads.
+    ///
+    /// On one of the executor's own workers it does not wait, since that would be for itself.
+    pub fn shutdown(&self) {
+        self.inner.shutdown();
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.inner.core
+    }
+}
+
+impl Inner {
+    fn shutdown(&self) {
+        let core = &self.core;
+        core.stopping.store(true, Ordering::SeqCst);
+        let residents = std::mem::take(&mut *core.residents.lock());
+        for resident in residents.iter().filter_map(Weak::upgrade) {
+            resident.shut_down();
+        }
+        core.wake_all();
+        let current = thread::current().id();
+        let handles = std::mem::take(&mut *self.handles.lock());
+        if !handles.iter().any(|handle| handle.thread().id() == current) {
+            for handle in handles {
+                // A worker contains the panics of its tasks; there is nothing to pass on.
+                let _ended = handle.join();
+            }
+        }
+        if let Threads::Borrowed(pool) = &core.threads
+            && pool.current_thread_index().is_none()
+        {
+            let mut borrowed = core.borrowed.lock();
+            while *borrowed > 0 || core.live_tasks.load(Ordering::Acquire) > 0 {
+                core.borrowed_left.wait(&mut borrowed);
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}

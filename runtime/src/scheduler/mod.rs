@@ -1,0 +1,21 @@
+//! The lower layer: opaque runnables on a work-stealing queue.
+//!
+//! A [`Runnable`] runs until it yields, is blocked on gates, or is done. The scheduler registers a
+//! blocked runnable's waker on its gates *after* the runnable has returned, so a runnable never sees
+//! wakers or threads. See [`task`] for the states and `sleep` for how workers park.
+
+mod executor;
+mod queue;
+mod sleep;
+pub mod task;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+pub use executor::{Executor, ExecutorBuilder};
+pub use sleep::{ParkToken, Sleep};
+pub use task::{Gates, Outcome, Runnable, TaskGroup, TaskHandle, TaskState, WakeState};
+
+pub(crate) use executor::{Core, Shutdown};
+pub(crate) use task::TaskCounters;

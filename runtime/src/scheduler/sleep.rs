@@ -1,0 +1,84 @@
+//! How workers sleep and are woken, without spinning, ticking, or losing a wake-up.
+//!
+//! Actors: *sleepers* (workers that found no work) and *notifiers* (whoever pushed work).
+//!
+//! A sleeper enters its number in `sleepers`, then looks for work once more, and only then parks. A
+//! notifier pushes its work first, then looks whether anybody is entered, takes one out, and unparks
+//! it. Both put a SeqCst fence between their two steps. So in the single order of the fences either
+//! the sleeper's entry comes first, and the notifier sees it, or the notifier's push comes first,
+//! and the sleeper finds the work when it looks again. A push wakes one sleeper at most.
+//!
+//! A sleeper that finds work on its second look takes its number out again. If it is not there any
+//! more, a notifier has taken it out and will unpark this worker: [`ParkToken`] says which happened.
+
+use gatework_shared_state::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering, fence},
+};
+
+/// The set of sleeping workers.
+#[derive(Debug)]
+pub struct Sleep {
+    sleepers: Mutex<Vec<usize>>,
+    /// The length of `sleepers`, written under its lock, read without it by notifiers.
+    count: AtomicUsize,
+}
+
+/// What a worker that wanted to sleep is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParkToken {
+    /// Park: whoever takes the number out will unpark it.
+    Park,
+    /// Stay awake: there is work, and the number is out again.
+    Awake,
+    /// There is work, but a notifier has taken the number out: an unpark is on its way.
+    Unparked,
+}
+
+impl Sleep {
+    /// A set in which the workers `asleep` are entered.
+    pub fn new(asleep: impl IntoIterator<Item = usize>) -> Self {
+        let sleepers: Vec<usize> = asleep.into_iter().collect();
+        Self { count: AtomicUsize::new(sleepers.len()), sleepers: Mutex::new(sleepers) }
+    }
+
+    /// Enters `worker`, looks for work again, and says whether it may park.
+    pub fn prepare(&self, worker: usize, has_work: impl FnOnce() -> bool) -> ParkToken {
+        {
+            let mut sleepers = self.sleepers.lock();
+            sleepers.push(worker);
+            self.count.store(sleepers.len(), Ordering::SeqCst);
+        }
+        // Pairs with the fence in `notify_one`, see above.
+        fence(Ordering::SeqCst);
+        if !has_work() {
+            return ParkToken::Park;
+        }
+        let mut sleepers = self.sleepers.lock();
+        let Some(place) = sleepers.iter().position(|&entered| entered == worker) else {
+            return ParkToken::Unparked;
+        };
+        sleepers.swap_remove(place);
+        self.count.store(sleepers.len(), Ordering::SeqCst);
+        ParkToken::Awake
+    }
+
+    /// After a push: takes one sleeper out, for the caller to unpark.
+    #[must_use]
+    pub fn notify_one(&self) -> Option<usize> {
+        // Pairs with the fence in `prepare`, see above.
+        fence(Ordering::SeqCst);
+        if self.count.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let mut sleepers = self.sleepers.lock();
+        let worker = sleepers.pop();
+        self.count.store(sleepers.len(), Ordering::SeqCst);
+        worker
+    }
+
+    /// How many are asleep.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+}

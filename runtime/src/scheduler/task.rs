@@ -1,0 +1,375 @@
+//! One task: its wake-up states, its body, its waker.
+//!
+//! ```text
+//!            wake            begin                 suspend
+//!   Idle ───────────▶ Queued ─────▶ Running ───────────────────▶ Idle
+//!                        ▲             │ wake
+//!                        │  suspend    ▼                finish
+//!                        └──────── Notified   Running, Notified ─────▶ Done
+//! ```
+//!
+//! * Who may change what: `wake` is anyone's; `begin` is a worker's that took the task from the
+//!   queue; `suspend`, `requeue` and `finish` are the one runner's.
+//! * A task that is woken while it runs becomes `Notified` and is queued once, when it leaves its
+//!   worker: it is never queued twice and never run by two workers.
+//! * A cancelled task may be queued a second time (in front). `begin` then fails for the entry that
+//!   comes later, because the state is no longer `Queued` on behalf of that entry.
+//! * No lost wake-up: the runner registers its waker on the gates while it is still `Running`. A
+//!   gate that opens before the registration is seen by the registration; one that opens after it
+//!   wakes the task, which is `Running` (then `Notified`, so `suspend` fails) or `Idle` (queued).
+
+use std::{
+    any::Any,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Weak},
+    task::{Wake, Waker},
+    time::Duration,
+};
+
+use gatework_shared_state::{
+    Gate,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+use smallvec::{SmallVec, smallvec};
+
+use super::executor::Core;
+
+/// One gate or any of a few: what a blocked runnable waits for. Never empty.
+#[derive(Debug, Clone)]
+pub struct Gates(SmallVec<[Gate; 2]>);
+
+impl Gates {
+    /// Waits for `gate`.
+    pub fn one(gate: Gate) -> Self {
+        Self(smallvec![gate])
+    }
+
+    /// Waits for any of these gates or `gate`.
+    #[must_use]
+    pub fn or(mut self, gate: Gate) -> Self {
+        self.0.push(gate);
+        self
+    }
+
+    /// Waits for any gate of both.
+    #[must_use]
+    pub fn or_any(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
+    /// The gates.
+    pub fn iter(&self) -> impl Iterator<Item = &Gate> {
+        self.0.iter()
+    }
+
+    /// Registers `waker` on all gates; `true` if one of them is open already.
+    pub fn poll_any_ready(&self, waker: &Waker) -> bool {
+        // Not `any`: a gate behind an open one needs no registration, the task runs at once.
+        self.0.iter().any(|gate| gate.poll_ready(waker))
+    }
+}
+
+impl From<Gate> for Gates {
+    fn from(gate: Gate) -> Self {
+        Self::one(gate)
+    }
+}
+
+/// Why a runnable came back.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Its time slice ended; it wants to go on.
+    Yield,
+    /// It can go on when one of the gates is open.
+    Blocked(Gates),
+    /// It is done and will not be run again.
+    Done,
+}
+
+/// What a worker runs.
+pub trait Runnable: Send {
+    /// Runs until it yields, is blocked or is done, on worker number `worker`.
+    fn run(&mut self, worker: usize) -> Outcome;
+
+    /// Takes a panic of [`run`](Self::run). The runnable is dropped afterwards.
+    fn panicked(&mut self, payload: Box<dyn Any + Send>);
+}
+
+/// Tasks that share their place in the queue's order: those of one query.
+#[derive(Debug, Default)]
+pub struct TaskGroup {
+    consumed_nanos: AtomicU64,
+}
+
+impl TaskGroup {
+    /// A group that has consumed nothing.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Worker time that the group's tasks have used.
+    pub fn consumed(&self) -> Duration {
+        Duration::from_nanos(self.consumed_nanos.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn charge(&self, spent: Duration) {
+        // Relaxed: a statistic that only steers priorities.
+        self.consumed_nanos.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
+    }
+}
+
+const IDLE: u8 = 0;
+const QUEUED: u8 = 1;
+const RUNNING: u8 = 2;
+const NOTIFIED: u8 = 3;
+const DONE: u8 = 4;
+
+/// A task's wake-up state, as shown in dumps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TaskState {
+    /// Not started, or blocked on gates.
+    Blocked,
+    /// In the queue.
+    Runnable,
+    /// On a worker.
+    Running,
+    /// Finished.
+    Finished,
+}
+
+/// The atomic at the centre of the protocol above.
+#[derive(Debug)]
+pub struct WakeState(AtomicU8);
+
+impl Default for WakeState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl WakeState {
+    /// A task that nobody has woken yet.
+    pub fn new() -> Self {
+        Self(AtomicU8::new(IDLE))
+    }
+
+    /// Notes a wake-up. `true`: the caller must queue the task.
+    #[must_use]
+    pub fn wake(&self) -> bool {
+        // AcqRel here and in all transitions: each synchronises with the one before, so what the
+        // waker did is seen by the run it causes, and what a run did by the next run.
+        let previous =
+            self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| match state {
+                IDLE => Some(QUEUED),
+                RUNNING => Some(NOTIFIED),
+                _ => None,
+            });
+        previous == Ok(IDLE)
+    }
+
+    /// Claims a task taken from the queue. `false`: this entry is stale, drop it.
+    #[must_use]
+    pub fn begin(&self) -> bool {
+        self.0.compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Leaves the worker blocked. `false`: it was woken meanwhile and is `Queued`; queue it.
+    #[must_use]
+    pub fn suspend(&self) -> bool {
+        if self.0.compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            return true;
+        }
+        self.requeue();
+        false
+    }
+
+    /// Leaves the worker runnable: the caller must queue it.
+    pub fn requeue(&self) {
+        self.0.store(QUEUED, Ordering::Release);
+    }
+
+    /// Leaves the worker for ever.
+    pub fn finish(&self) {
+        self.0.store(DONE, Ordering::Release);
+    }
+
+    /// The state at this moment.
+    pub fn state(&self) -> TaskState {
+        match self.0.load(Ordering::Acquire) {
+            IDLE => TaskState::Blocked,
+            QUEUED => TaskState::Runnable,
+            DONE => TaskState::Finished,
+            _ => TaskState::Running,
+        }
+    }
+}
+
+/// Counters of one task's life on the workers.
+#[derive(Debug, Default)]
+pub(crate) struct TaskCounters {
+    pub(crate) runs: AtomicU64,
+    pub(crate) yields: AtomicU64,
+    pub(crate) blocks: AtomicU64,
+    pub(crate) busy_nanos: AtomicU64,
+    /// Runs that a worker took from another worker's queue.
+    pub(crate) steals: AtomicU64,
+}
+
+pub(crate) struct Task {
+    wake_state: WakeState,
+    /// Cancelled: goes to the front of the queue.
+    urgent: AtomicBool,
+    /// Locked by the one runner, and by whoever reads what it waits for; never contended for long.
+    body: Mutex<Option<Box<dyn Runnable>>>,
+    /// What the task waits for while it is blocked, for dumps.
+    waits: Mutex<Option<Gates>>,
+    pub(super) group: Arc<TaskGroup>,
+    pub(super) counters: TaskCounters,
+    /// The worker that ran it last, plus one; 0 before the first run.
+    pub(super) last_worker: AtomicUsize,
+    core: Weak<Core>,
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task").field("state", &self.wake_state.state()).finish_non_exhaustive()
+    }
+}
+
+impl Task {
+    pub(super) fn new(
+        core: &Arc<Core>,
+        group: Arc<TaskGroup>,
+        body: Box<dyn Runnable>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            wake_state: WakeState::new(),
+            urgent: AtomicBool::new(false),
+            body: Mutex::new(Some(body)),
+            waits: Mutex::new(None),
+            group,
+            counters: TaskCounters::default(),
+            last_worker: AtomicUsize::new(0),
+            core: Arc::downgrade(core),
+        })
+    }
+
+    pub(super) fn is_urgent(&self) -> bool {
+        self.urgent.load(Ordering::Relaxed)
+    }
+
+    fn schedule(self: &Arc<Self>) {
+        if self.wake_state.wake()
+            && let Some(core) = self.core.upgrade()
+        {
+            core.push(self.clone());
+        }
+    }
+
+    /// Runs a task taken from the queue, once.
+    pub(super) fn run(self: Arc<Self>, core: &Arc<Core>, worker: usize) {
+        if !self.wake_state.begin() {
+            return;
+        }
+        let outcome = self.run_body(worker);
+        match outcome {
+            Outcome::Yield => {
+                self.counters.yields.fetch_add(1, Ordering::Relaxed);
+                self.wake_state.requeue();
+                core.push_yielded(self);
+            }
+            Outcome::Blocked(gates) => self.block(core, gates),
+            Outcome::Done => {
+                let body = self.body.lock().take();
+                self.wake_state.finish();
+                // Counted as ended before the body goes, so that whoever learns of the end from the
+                // body's destructor finds no task alive.
+                core.task_ended();
+                // A destructor that panics must not take the worker with it.
+                let _contained = catch_unwind(AssertUnwindSafe(|| drop(body)));
+            }
+        }
+    }
+
+    fn run_body(&self, worker: usize) -> Outcome {
+        self.counters.runs.fetch_add(1, Ordering::Relaxed);
+        let mut body = self.body.lock();
+        let Some(runnable) = body.as_mut() else { return Outcome::Done };
+        match catch_unwind(AssertUnwindSafe(|| runnable.run(worker))) {
+            Ok(outcome) => outcome,
+            Err(payload) => {
+                let _contained = catch_unwind(AssertUnwindSafe(|| runnable.panicked(payload)));
+                Outcome::Done
+            }
+        }
+    }
+
+    /// Registers on the gates while still `Running`, then leaves.
+    fn block(self: Arc<Self>, core: &Arc<Core>, gates: Gates) {
+        self.counters.blocks.fetch_add(1, Ordering::Relaxed);
+        *self.waits.lock() = Some(gates.clone());
+        let waker = Waker::from(self.clone());
+        if gates.poll_any_ready(&waker) {
+            self.wake_state.requeue();
+            core.push(self);
+        } else if !self.wake_state.suspend() {
+            core.push(self);
+        }
+    }
+}
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        self.schedule();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.schedule();
+    }
+}
+
+/// A handle to a spawned task. Dropping it does not end the task.
+#[derive(Debug, Clone)]
+pub struct TaskHandle(pub(super) Arc<Task>);
+
+impl TaskHandle {
+    /// Makes the task runnable, as a gate would.
+    pub fn wake(&self) {
+        self.0.schedule();
+    }
+
+    /// Makes the task runnable in front of all others: it was cancelled.
+    pub fn wake_urgently(&self) {
+        self.0.urgent.store(true, Ordering::Relaxed);
+        let Some(core) = self.0.core.upgrade() else { return };
+        // An entry in front for a task that waits in a long queue; the old entry goes stale.
+        if self.0.wake_state.wake() || self.0.wake_state.state() == TaskState::Runnable {
+            core.push(self.0.clone());
+        }
+    }
+
+    /// Its state.
+    pub fn state(&self) -> TaskState {
+        self.0.wake_state.state()
+    }
+
+    /// The gates it waits for, if it is blocked.
+    pub fn waits_for(&self) -> Option<Gates> {
+        let waits = self.0.waits.lock();
+        waits.as_ref().filter(|_| self.state() == TaskState::Blocked).cloned()
+    }
+
+    /// The worker that ran it last.
+    pub(crate) fn last_worker(&self) -> Option<usize> {
+        self.0.last_worker.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    pub(crate) fn counters(&self) -> &TaskCounters {
+        &self.0.counters
+    }
+}

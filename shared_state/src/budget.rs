@@ -1,0 +1,64 @@
+//! How many bytes a buffer may hold, and what happens beyond.
+
+use std::sync::Arc;
+
+use crate::sync::atomic::{AtomicBool, Ordering};
+
+/// What a full buffer does to its producers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFull {
+    /// Producers wait until consumers have made room (back-pressure).
+    Block,
+    /// Producers go on; the surplus is charged to the query's memory by whoever owns the items.
+    ///
+    /// The wait-for graph chooses this for an edge on which blocking would close a cycle.
+    Overflow,
+}
+
+/// The byte budget of one buffer. Clones share the policy.
+///
+/// A buffer accepts the item with which it passes its budget, so an item larger than the whole
+/// budget still passes, and then asks the producer to wait.
+///
+/// ```
+/// use gatework_shared_state::{Budget, OnFull};
+/// let budget = Budget::new(1 << 20);
+/// assert_eq!(budget.on_full(), OnFull::Block);
+/// budget.overflow();
+/// assert_eq!(budget.on_full(), OnFull::Overflow);
+/// ```
+#[derive(Debug, Clone)]
+pub struct Budget {
+    limit_bytes: usize,
+    /// Set once while a query is built, read under the owning state's lock afterwards.
+    overflow: Arc<AtomicBool>,
+}
+
+impl Budget {
+    /// A blocking budget of `limit_bytes`.
+    pub fn new(limit_bytes: usize) -> Self {
+        Self { limit_bytes, overflow: Arc::new(AtomicBool::new(false)) }
+    }
+
+    /// The limit in bytes.
+    pub fn limit_bytes(&self) -> usize {
+        self.limit_bytes
+    }
+
+    /// Lets producers pass a full buffer from now on.
+    pub fn overflow(&self) {
+        // Release pairs with the Acquire in `on_full`; nothing else is published by it.
+        self.overflow.store(true, Ordering::Release);
+    }
+
+    /// What a full buffer does.
+    pub fn on_full(&self) -> OnFull {
+        // Acquire pairs with the Release in `overflow`.
+        if self.overflow.load(Ordering::Acquire) { OnFull::Overflow } else { OnFull::Block }
+    }
+
+    /// Whether a producer must wait at `used_bytes`.
+    pub(crate) fn must_wait(&self, used_bytes: usize) -> bool {
+        used_bytes >= self.limit_bytes.max(1) && self.on_full() == OnFull::Block
+    }
+}

@@ -1,0 +1,120 @@
+//! The four ways in which sink tasks and source tasks can meet, as typed sets of gates.
+//!
+//! Source gates start shut (there is nothing to read), sink gates start open (there is room).
+
+use crate::{Dependency, DependencyKind, Gate, Wakeups};
+
+fn source(name: &str) -> Gate {
+    Dependency::blocked(format!("{name} source"), DependencyKind::Source)
+}
+
+fn sink(name: &str) -> Gate {
+    Dependency::ready(format!("{name} sink"), DependencyKind::Sink)
+}
+
+fn several(count: usize, gate: impl Fn(&str) -> Gate, name: &str) -> Box<[Gate]> {
+    if count == 1 {
+        return Box::new([gate(name)]);
+    }
+    (0..count).map(|instance| gate(&format!("{name} [{instance}]"))).collect()
+}
+
+macro_rules! cardinality {
+    ($(#[$doc:meta])* $name:ident ( $($arg:ident),* ), $sinks:expr, $sources:expr) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name {
+            sinks: Box<[Gate]>,
+            sources: Box<[Gate]>,
+        }
+
+        impl $name {
+            /// Gates named after `name`, the breaker they belong to.
+            pub fn new(name: &str $(, $arg: usize)*) -> Self {
+                Self { sinks: several($sinks, sink, name), sources: several($sources, source, name) }
+            }
+
+            /// All sink gates, by sink instance.
+            pub fn sinks(&self) -> &[Gate] {
+                &self.sinks
+            }
+
+            /// All source gates, by source instance.
+            pub fn sources(&self) -> &[Gate] {
+                &self.sources
+            }
+
+            /// Opens every gate for ever: the protocol is over.
+            pub fn open_for_ever(&self, wakeups: &mut Wakeups) {
+                for gate in self.sinks.iter().chain(self.sources.iter()) {
+                    gate.set_always_ready_later(wakeups);
+                }
+            }
+        }
+    };
+}
+
+cardinality!(
+    /// One sink task, one source task: a breaker that stays within an instance.
+    OneToOne(), 1, 1
+);
+cardinality!(
+    /// One sink task, several source tasks, each with a gate and a position of its own.
+    OneToMany(sources), 1, sources
+);
+cardinality!(
+    /// Several sink tasks, one source task.
+    ManyToOne(sinks), sinks, 1
+);
+cardinality!(
+    /// Several sink tasks, several source tasks.
+    ManyToMany(sinks, sources), sinks, sources
+);
+
+impl OneToOne {
+    /// The sink's gate.
+    pub fn sink(&self) -> &Gate {
+        &self.sinks[0]
+    }
+
+    /// The source's gate.
+    pub fn source(&self) -> &Gate {
+        &self.sources[0]
+    }
+}
+
+impl OneToMany {
+    /// The sink's gate.
+    pub fn sink(&self) -> &Gate {
+        &self.sinks[0]
+    }
+
+    /// The gate of source `instance`.
+    pub fn source(&self, instance: usize) -> &Gate {
+        &self.sources[instance]
+    }
+}
+
+impl ManyToOne {
+    /// The gate of sink `instance`.
+    pub fn sink(&self, instance: usize) -> &Gate {
+        &self.sinks[instance]
+    }
+
+    /// The source's gate.
+    pub fn source(&self) -> &Gate {
+        &self.sources[0]
+    }
+}
+
+impl ManyToMany {
+    /// The gate of sink `instance`.
+    pub fn sink(&self, instance: usize) -> &Gate {
+        &self.sinks[instance]
+    }
+
+    /// The gate of source `instance`.
+    pub fn source(&self, instance: usize) -> &Gate {
+        &self.sources[instance]
+    }
+}

@@ -1,0 +1,233 @@
+//! The gate: what a task is blocked on, and what wakes it.
+//!
+//! A [`Dependency`] is `Blocked`, `Ready` or `AlwaysReady`. Tests and registrations, and the change
+//! to ready, happen under one lock (`waiting`); `state` mirrors the flag so that the common test of
+//! an open gate takes no lock.
+
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::Arc,
+    task::Waker,
+    time::{Duration, Instant},
+};
+
+use smallvec::SmallVec;
+
+use crate::sync::{
+    Mutex,
+    atomic::{AtomicU8, Ordering},
+};
+
+/// A shared [`Dependency`].
+pub type Gate = Arc<Dependency>;
+
+const BLOCKED: u8 = 0;
+const READY: u8 = 1;
+const ALWAYS_READY: u8 = 2;
+
+/// What a gate stands for: the reason a task waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DependencyKind {
+    /// A source waits for its producers.
+    Source,
+    /// A sink waits for room.
+    Sink,
+    /// A finished task waits for work it started elsewhere.
+    Finish,
+    /// A task waits for its start.
+    Execution,
+    /// A producer watches for the end of its last consumer.
+    Closed,
+    /// A scan waits for a runtime filter.
+    RuntimeFilter,
+    /// A breaker waits for memory.
+    Memory,
+    /// Something outside the executor: I/O, a foreign stream, the reader of the result.
+    External,
+}
+
+/// Wakers to be run, at the latest when this value is dropped.
+///
+/// A shared state declares it *before* it takes its lock, so that wakers run after the lock is
+/// released, even if the code in between panics.
+#[derive(Debug, Default)]
+#[must_use = "dropping it runs the wakers, so keep it alive until the lock is released"]
+pub struct Wakeups(SmallVec<[Waker; 2]>);
+
+impl Wakeups {
+    /// Nobody to wake yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Drop for Wakeups {
+    fn drop(&mut self) {
+        for waker in self.0.drain(..) {
+            waker.wake();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// Those to wake at the next change to ready. A waker is in here at most once.
+    wakers: SmallVec<[Waker; 1]>,
+    /// When the gate was blocked while someone waits, for the blocked time.
+    waited_since: Option<Instant>,
+    blocked: Duration,
+    blocks: u64,
+}
+
+/// A gate. See the crate's documentation for the protocol.
+///
+/// ```
+/// use std::task::Waker;
+/// use gatework_shared_state::{Dependency, DependencyKind};
+/// let gate = Dependency::blocked("rows", DependencyKind::Source);
+/// assert!(!gate.poll_ready(Waker::noop())); // registered
+/// gate.set_ready();
+/// assert!(gate.poll_ready(Waker::noop()));
+/// gate.set_always_ready();
+/// gate.block(); // no effect any more
+/// assert!(gate.is_ready());
+/// ```
+pub struct Dependency {
+    name: Cow<'static, str>,
+    kind: DependencyKind,
+    /// Mirror of the gate's state, written only under `waiting`.
+    state: AtomicU8,
+    waiting: Mutex<Waiting>,
+}
+
+impl Dependency {
+    /// A gate that is shut.
+    pub fn blocked(name: impl Into<Cow<'static, str>>, kind: DependencyKind) -> Gate {
+        Self::with_state(name.into(), kind, BLOCKED)
+    }
+
+    /// A gate that is open.
+    pub fn ready(name: impl Into<Cow<'static, str>>, kind: DependencyKind) -> Gate {
+        Self::with_state(name.into(), kind, READY)
+    }
+
+    fn with_state(name: Cow<'static, str>, kind: DependencyKind, state: u8) -> Gate {
+        Arc::new(Self {
+            name,
+            kind,
+            state: AtomicU8::new(state),
+            waiting: Mutex::new(Waiting {
+                wakers: SmallVec::new(),
+                waited_since: None,
+                blocked: Duration::ZERO,
+                blocks: 0,
+            }),
+        })
+    }
+
+    /// The gate's name, for profiles and dumps.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The gate's kind.
+    pub fn kind(&self) -> DependencyKind {
+        self.kind
+    }
+
+    /// Whether the gate is open at this moment. To act on "no", use [`poll_ready`](Self::poll_ready).
+    pub fn is_ready(&self) -> bool {
+        // Acquire pairs with the Release stores in `open`: who sees the gate open sees what was
+        // done before it was opened.
+        self.state.load(Ordering::Acquire) != BLOCKED
+    }
+
+    /// Shuts the gate, unless it is always ready.
+    pub fn block(&self) {
+        let _waiting = self.waiting.lock();
+        if self.state.load(Ordering::Relaxed) == READY {
+            // Relaxed: readers that still see READY act as if they had come before.
+            self.state.store(BLOCKED, Ordering::Relaxed);
+        }
+    }
+
+    /// Opens the gate and wakes all who wait.
+    pub fn set_ready(&self) {
+        let mut wakeups = Wakeups::new();
+        self.open(READY, &mut wakeups);
+    }
+
+    /// Opens the gate for ever and wakes all who wait.
+    pub fn set_always_ready(&self) {
+        let mut wakeups = Wakeups::new();
+        self.open(ALWAYS_READY, &mut wakeups);
+    }
+
+    /// [`set_ready`](Self::set_ready) under a lock: the wakers go to `wakeups`.
+    pub fn set_ready_later(&self, wakeups: &mut Wakeups) {
+        self.open(READY, wakeups);
+    }
+
+    /// [`set_always_ready`](Self::set_always_ready) under a lock: the wakers go to `wakeups`.
+    pub fn set_always_ready_later(&self, wakeups: &mut Wakeups) {
+        self.open(ALWAYS_READY, wakeups);
+    }
+
+    fn open(&self, to: u8, wakeups: &mut Wakeups) {
+        let mut waiting = self.waiting.lock();
+        let from = self.state.load(Ordering::Relaxed);
+        if from < to {
+            // Release pairs with the Acquire in `is_ready`.
+            self.state.store(to, Ordering::Release);
+        }
+        if let Some(since) = waiting.waited_since.take() {
+            waiting.blocked += since.elapsed();
+        }
+        wakeups.0.extend(waiting.wakers.drain(..));
+    }
+
+    /// Tests the gate and, if it is shut, registers `waker`, in one atomic step.
+    ///
+    /// `true`: the gate is open, nothing was registered. `false`: `waker` will be woken when the
+    /// gate opens. A waker that is registered already is not registered twice.
+    pub fn poll_ready(&self, waker: &Waker) -> bool {
+        if self.is_ready() {
+            return true;
+        }
+        let mut waiting = self.waiting.lock();
+        if self.state.load(Ordering::Relaxed) != BLOCKED {
+            return true;
+        }
+        if waiting.waited_since.is_none() {
+            waiting.waited_since = Some(Instant::now());
+            waiting.blocks += 1;
+        }
+        if !waiting.wakers.iter().any(|known| known.will_wake(waker)) {
+            waiting.wakers.push(waker.clone());
+        }
+        false
+    }
+
+    /// How long the gate was shut with someone waiting, so far.
+    pub fn blocked_time(&self) -> Duration {
+        let waiting = self.waiting.lock();
+        waiting.blocked + waiting.waited_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// How often someone found the gate shut and waited.
+    pub fn blocked_count(&self) -> u64 {
+        self.waiting.lock().blocks
+    }
+}
+
+impl fmt::Debug for Dependency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state.load(Ordering::Relaxed) {
+            BLOCKED => "blocked",
+            READY => "ready",
+            _ => "always ready",
+        };
+        write!(f, "{} ({:?}, {state})", self.name, self.kind)
+    }
+}

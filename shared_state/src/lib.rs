@@ -1,0 +1,60 @@
+//! Gates and shared states: what tasks of different pipelines meet in.
+//!
+//! A pipeline breaker is the sink of one pipeline and the source of another. Between them lies a
+//! *shared state*: data, a protocol, and the [`Dependency`] gates on which tasks of either side are
+//! blocked and woken. This crate holds those three things and nothing else: it knows no thread, no
+//! queue, no kernel and no query. Every state is generic over what it carries.
+//!
+//! # The argument that no wake-up is lost
+//!
+//! 1. [`Dependency::poll_ready`] tests the gate and registers the waker under one lock, the same
+//!    lock under which the gate becomes ready. So a waker is either told "ready", or it is in the
+//!    list that the next `set_ready` takes.
+//! 2. A shared state changes its data *and* flips the gate that speaks of that data while it holds
+//!    its own lock. So a gate never says "blocked" about data that is there, or "ready" for ever
+//!    about data that is gone: whoever finds nothing blocks the gate under the lock under which the
+//!    next item would be added.
+//! 3. Wakers run after the lock is released ([`Wakeups`]), so a waker may do anything.
+//! 4. The right to produce and the right to consume are values ([`Producer`](aggregate::AggregateSink)-
+//!    and consumer tokens). Dropping one without finishing it says "aborted" to the other side, so
+//!    no way out of a task (error, cancel, panic) leaves a gate shut, and an aborted producer never
+//!    looks like a finished one.
+//!
+//! # Which state for which breaker
+//!
+//! | module | cardinality | breaker |
+//! |---|---|---|
+//! | [`aggregate`] | N:N | pre-aggregated partitions, merged unit by unit |
+//! | [`join`] | N:N | one shared build side, probed, then drained |
+//! | [`sort`] | N:N | sorted runs, merged range by range |
+//! | [`analytic`] | 1:1 | window partitions of one instance |
+//! | [`multicast`] | 1:N | one producer, several readers with own positions |
+//! | [`union`] | N:1 | a queue per child, read in turn |
+//! | [`set`] | N:1 | a build side handed down a chain of probe sides |
+//! | [`exchange`] | N:N | local exchange: routed, shared or broadcast |
+//! | [`result`] | N:N | result partitions, read from outside |
+
+#![forbid(unsafe_code)]
+
+pub mod aggregate;
+pub mod analytic;
+mod budget;
+mod cardinality;
+mod dependency;
+pub mod exchange;
+pub mod join;
+pub mod multicast;
+mod queue;
+mod rendezvous;
+pub mod result;
+pub mod set;
+pub mod sort;
+pub mod sync;
+pub mod union;
+mod verdict;
+
+pub use budget::{Budget, OnFull};
+pub use cardinality::{ManyToMany, ManyToOne, OneToMany, OneToOne};
+pub use dependency::{Dependency, DependencyKind, Gate, Wakeups};
+pub use queue::Payload;
+pub use verdict::{Claim, Give, Take};

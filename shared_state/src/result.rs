@@ -1,0 +1,77 @@
+//! Result, N:N: the last sinks of a query hand rows to readers outside the executor, one reader a
+//! partition.
+//!
+//! The protocol is that of a local exchange ([`crate::exchange`]); a reader awaits its gate from an
+//! async task or a plain thread, since gates take standard wakers. Dropping one reader ends its
+//! partition, dropping the last one closes the result, which ends the query's producers.
+
+use crate::{
+    Budget, Gate, Give, Payload, Take,
+    exchange::{self, ExchangeKind, ExchangeSink, ExchangeSource, Flow},
+};
+
+/// The right of one sink task to hand rows to the readers. Dropping it unfinished aborts the result.
+#[derive(Debug)]
+pub struct ResultSink<T: Payload>(ExchangeSink<T>);
+
+/// The right to read one partition of the result. Dropping it gives the partition up.
+#[derive(Debug)]
+pub struct ResultReader<T: Payload>(ExchangeSource<T>);
+
+/// A result of `partitions` partitions that `sinks` tasks write.
+///
+/// # Panics
+/// If either is 0.
+pub fn new<T: Payload>(
+    name: &str,
+    sinks: usize,
+    partitions: usize,
+    budget: Budget,
+) -> (Vec<ResultSink<T>>, Vec<ResultReader<T>>) {
+    let (sinks, sources) = exchange::new(name, ExchangeKind::Hash, sinks, partitions, budget);
+    (sinks.into_iter().map(ResultSink).collect(), sources.into_iter().map(ResultReader).collect())
+}
+
+impl<T: Payload> ResultSink<T> {
+    /// Hands `item` to the reader of `partition`.
+    pub fn push(&mut self, partition: usize, item: T) -> Give {
+        self.0.push(partition, item)
+    }
+
+    /// Whether there is room, without pushing.
+    pub fn room(&mut self) -> Give {
+        self.0.room()
+    }
+
+    /// Says that this sink's input ended.
+    pub fn finish(self) {
+        self.0.finish();
+    }
+
+    /// Ready once no reader is left.
+    pub fn closed(&self) -> &Gate {
+        self.0.closed()
+    }
+
+    /// The number of partitions.
+    pub fn partitions(&self) -> usize {
+        self.0.channels()
+    }
+}
+
+impl<T: Payload> ResultReader<T> {
+    /// The next item of this partition.
+    pub fn take(&mut self) -> Take<T> {
+        self.0.take()
+    }
+
+    /// The gate to await when there is nothing to take.
+    pub fn gate(&self) -> &Gate {
+        self.0.gate()
+    }
+
+    /// Rows so far.
+    pub fn flow(&self) -> Flow {
+        self.0.flow()
+    }
+}

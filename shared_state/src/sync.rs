@@ -1,0 +1,50 @@
+//! The one place synchronisation comes from, so that loom and shuttle can replace it.
+//!
+//! Under `--cfg loom` and `--cfg shuttle` the lock and the atomics are the model checker's; in a
+//! normal build they are `parking_lot` and `std`. `Arc` stays `std`'s because `std::task::Waker`
+//! is built on it.
+
+#[cfg(loom)]
+pub use loom::sync::atomic;
+#[cfg(shuttle)]
+pub use shuttle::sync::atomic;
+#[cfg(not(any(loom, shuttle)))]
+pub use std::sync::atomic;
+
+#[cfg(not(any(loom, shuttle)))]
+pub use parking_lot::{Mutex, MutexGuard};
+
+#[cfg(any(loom, shuttle))]
+pub use model::{Mutex, MutexGuard};
+
+#[cfg(any(loom, shuttle))]
+mod model {
+    #[cfg(loom)]
+    use loom::sync as imp;
+    #[cfg(shuttle)]
+    use shuttle::sync as imp;
+
+    pub use imp::MutexGuard;
+
+    /// A lock with `parking_lot`'s interface over the model checker's lock.
+    #[derive(Debug)]
+    pub struct Mutex<T>(imp::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        /// Wraps `value`.
+        pub fn new(value: T) -> Self {
+            Self(imp::Mutex::new(value))
+        }
+
+        /// Locks; a poisoned lock is entered, as `parking_lot` would.
+        pub fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        }
+    }
+
+    impl<T: Default> Default for Mutex<T> {
+        fn default() -> Self {
+            Self::new(T::default())
+        }
+    }
+}
