@@ -1,1 +1,27 @@
-//! operators
+//! Operators over Arrow batches: sources, streaming operators, sinks.
+//!
+//! One operator, one file: its configuration, its local state, its implementation of the runtime's
+//! contracts ([`gatework_runtime::pipeline`]). Expressions are DataFusion's [`PhysicalExpr`],
+//! aggregates its `GroupsAccumulator`; hash tables, joins, aggregation, sort and exchange are ours.
+//! `README.md` beside this crate says how to add an operator.
+//!
+//! [`PhysicalExpr`]: datafusion_physical_expr::PhysicalExpr
+
+#![forbid(unsafe_code)]
+
+mod compact;
+mod error;
+pub mod filter;
+pub mod hash_aggregate;
+pub mod hash_join;
+pub mod keys;
+pub mod limit;
+pub mod memory_scan;
+pub mod projection;
+pub mod result;
+pub mod runtime_filter;
+pub mod sort;
+pub mod stream_scan;
+
+pub use compact::compact;
+pub use error::OrFail;

@@ -1,0 +1,231 @@
+//! The encoder: from key columns to encoded keys, their hashes, and back.
+
+use std::{hash::BuildHasher, sync::Arc};
+
+use arrow::{
+    array::{Array, ArrayRef},
+    buffer::NullBuffer,
+    compute::cast,
+    datatypes::DataType,
+};
+use arrow_row::{Row, RowConverter, Rows, SortField};
+use datafusion_common::{Result, hash_utils::RandomState, utils::normalize_float_zero};
+
+use super::fixed::{self, Field};
+
+/// What NULL means in a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NullKeys {
+    /// A value like others, equal to itself: groups, set operations, `IS NOT DISTINCT FROM`.
+    AreValues,
+    /// No row with one is looked at, so it needs no code: joins.
+    AreSkipped,
+}
+
+#[derive(Debug)]
+enum Shape {
+    Word(Vec<Field>),
+    Pair(Vec<Field>),
+    Rows(RowConverter),
+}
+
+/// Encodes key columns of fixed types. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct KeyEncoder {
+    types: Arc<[DataType]>,
+    shape: Arc<Shape>,
+}
+
+/// Encoded keys, one per row.
+#[derive(Debug)]
+pub enum Keys {
+    /// Keys of at most 64 bits.
+    Word(Vec<u64>),
+    /// Keys of at most 128 bits.
+    Pair(Vec<u128>),
+    /// All other keys.
+    Rows(Rows),
+}
+
+/// Fixed, so that equal keys hash alike in all tasks; different from DataFusion's repartition seed,
+/// so that partitions made by it do not fill only some of our slots.
+const SEED: u64 = 0x67_61_74_65;
+
+impl KeyEncoder {
+    /// An encoder for columns of these types, each nullable or not.
+    ///
+    /// # Errors
+    /// If a type cannot be compared.
+    pub fn new(types: &[(DataType, bool)], nulls: NullKeys) -> Result<Self> {
+        let with_nulls: Vec<_> = types
+            .iter()
+            .map(|(kind, nullable)| (kind.clone(), *nullable && nulls == NullKeys::AreValues))
+            .collect();
+        let shape = match fixed::fields(&with_nulls) {
+            Some((fields, 0..=64)) => Shape::Word(fields),
+            Some((fields, 65..=128)) => Shape::Pair(fields),
+            _ => {
+                let fields = types.iter().map(|(kind, _)| SortField::new(kind.clone())).collect();
+                Shape::Rows(RowConverter::new(fields)?)
+            }
+        };
+        let types = types.iter().map(|(kind, _)| kind.clone()).collect();
+        Ok(Self { types, shape: Arc::new(shape) })
+    }
+
+    /// The keys of the rows of `columns`.
+    ///
+    /// # Errors
+    /// If a column is not of its type.
+    pub fn encode(&self, columns: &[ArrayRef]) -> Result<Keys> {
+        let rows = columns.first().map_or(0, Array::len);
+        let columns: Vec<ArrayRef> = columns.iter().map(normalize_float_zero).collect();
+        Ok(match self.shape.as_ref() {
+            Shape::Word(fields) => {
+                let mut keys = vec![0_u64; rows];
+                for (column, field) in columns.iter().zip(fields) {
+                    fixed::pack(column, *field, &mut keys);
+                }
+                Keys::Word(keys)
+            }
+            Shape::Pair(fields) => {
+                let mut keys = vec![0_u128; rows];
+                for (column, field) in columns.iter().zip(fields) {
+                    fixed::pack(column, *field, &mut keys);
+                }
+                Keys::Pair(keys)
+            }
+            Shape::Rows(converter) => Keys::Rows(converter.convert_columns(&columns)?),
+        })
+    }
+
+    /// The columns that `keys` were made of.
+    ///
+    /// # Errors
+    /// If a value cannot be rebuilt.
+    pub fn decode(&self, keys: &Keys) -> Result<Vec<ArrayRef>> {
+        match (self.shape.as_ref(), keys) {
+            (Shape::Word(fields), Keys::Word(keys)) => {
+                let unpack = |(field, kind): (&Field, &DataType)| fixed::unpack(keys, *field, kind);
+                fields.iter().zip(self.types.iter()).map(unpack).collect()
+            }
+            (Shape::Pair(fields), Keys::Pair(keys)) => {
+                let unpack = |(field, kind): (&Field, &DataType)| fixed::unpack(keys, *field, kind);
+                fields.iter().zip(self.types.iter()).map(unpack).collect()
+            }
+            (Shape::Rows(converter), Keys::Rows(rows)) => {
+                let columns = converter.convert_rows(rows.iter())?;
+                // Rows forget dictionaries; the type that was promised comes back here.
+                let restore = |(column, kind): (ArrayRef, &DataType)| {
+                    if column.data_type() == kind { Ok(column) } else { Ok(cast(&column, kind)?) }
+                };
+                columns.into_iter().zip(self.types.iter()).map(restore).collect()
+            }
+            _ => datafusion_common::internal_err!("keys of another encoder"),
+        }
+    }
+
+    /// No keys yet, of this encoder's form.
+    pub fn no_keys(&self) -> Keys {
+        match self.shape.as_ref() {
+            Shape::Word(_) => Keys::Word(Vec::new()),
+            Shape::Pair(_) => Keys::Pair(Vec::new()),
+            Shape::Rows(converter) => Keys::Rows(converter.empty_rows(0, 0)),
+        }
+    }
+
+    /// The key columns' types.
+    pub fn types(&self) -> &[DataType] {
+        &self.types
+    }
+
+    /// Which rows have no NULL in any of `columns`; `None` if all.
+    pub fn without_nulls(columns: &[ArrayRef]) -> Option<NullBuffer> {
+        let nulls = columns.iter().fold(None, |nulls: Option<NullBuffer>, column| {
+            NullBuffer::union(nulls.as_ref(), column.logical_nulls().as_ref())
+        });
+        nulls.filter(|nulls| nulls.null_count() > 0)
+    }
+}
+
+fn hash_u64(key: u64) -> u64 {
+    const MULTIPLIER: u128 = 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835;
+    let product = (u128::from(key) ^ u128::from(SEED)).wrapping_mul(MULTIPLIER);
+    let folded = (product as u64) ^ ((product >> 64) as u64);
+    // A second round, since tables use the low bits and partitions the high ones.
+    (folded ^ (folded >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93)
+}
+
+fn hash_row(state: &RandomState, row: Row<'_>) -> u64 {
+    state.hash_one(row.data())
+}
+
+impl Keys {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Word(keys) => keys.len(),
+            Self::Pair(keys) => keys.len(),
+            Self::Rows(rows) => rows.num_rows(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes they take.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Word(keys) => 8 * keys.capacity(),
+            Self::Pair(keys) => 16 * keys.capacity(),
+            Self::Rows(rows) => rows.size(),
+        }
+    }
+
+    /// Replaces `hashes` by one hash per key.
+    pub fn hash_into(&self, hashes: &mut Vec<u64>) {
+        hashes.clear();
+        match self {
+            Self::Word(keys) => hashes.extend(keys.iter().map(|key| hash_u64(*key))),
+            Self::Pair(keys) => hashes.extend(keys.iter().map(|key| {
+                hash_u64((*key as u64).rotate_left(29) ^ hash_u64((*key >> 64) as u64))
+            })),
+            Self::Rows(rows) => {
+                let state = RandomState::with_seed(SEED);
+                hashes.extend(rows.iter().map(|row| hash_row(&state, row)));
+            }
+        }
+    }
+
+    /// Appends all keys of `other`, which come from the same encoder.
+    pub fn append(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::Word(keys), Self::Word(more)) => keys.extend_from_slice(more),
+            (Self::Pair(keys), Self::Pair(more)) => keys.extend_from_slice(more),
+            (Self::Rows(rows), Self::Rows(more)) => more.iter().for_each(|row| rows.push(row)),
+            _ => debug_assert!(false, "keys of another encoder"),
+        }
+    }
+
+    /// Appends key `index` of `other`, which comes from the same encoder.
+    pub fn push_from(&mut self, other: &Self, index: usize) {
+        match (self, other) {
+            (Self::Word(keys), Self::Word(more)) => keys.push(more[index]),
+            (Self::Pair(keys), Self::Pair(more)) => keys.push(more[index]),
+            (Self::Rows(rows), Self::Rows(more)) => rows.push(more.row(index)),
+            _ => debug_assert!(false, "keys of another encoder"),
+        }
+    }
+
+    /// Whether key `index` equals key `other_index` of `other`.
+    pub fn equals(&self, index: usize, other: &Self, other_index: usize) -> bool {
+        match (self, other) {
+            (Self::Word(keys), Self::Word(others)) => keys[index] == others[other_index],
+            (Self::Pair(keys), Self::Pair(others)) => keys[index] == others[other_index],
+            (Self::Rows(rows), Self::Rows(others)) => rows.row(index) == others.row(other_index),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Fixed-width columns as unsigned integers of their own width, and back.
+
+use arrow::{
+    array::{Array, ArrayData, ArrayRef, BooleanArray, make_array},
+    buffer::{BooleanBuffer, Buffer, NullBuffer},
+    datatypes::DataType,
+};
+use datafusion_common::{cast::as_boolean_array, internal_err};
+
+/// Where a column's value and null bit lie in a packed key.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Field {
+    /// 1, 2, 4, 8 or 16.
+    width: usize,
+    shift: u32,
+    /// The null bit's place, if NULL is a value.
+    null_shift: Option<u32>,
+}
+
+/// The fields of a packed key and the bits they take; `None` if a type has no fixed width.
+pub(super) fn fields(types: &[(DataType, bool)]) -> Option<(Vec<Field>, u32)> {
+    let mut bits = 0;
+    let mut fields = Vec::with_capacity(types.len());
+    for (kind, null_bit) in types {
+        let width = width(kind)?;
+        let shift = bits;
+        bits += 8 * width as u32;
+        let null_shift = null_bit.then_some(bits);
+        bits += u32::from(*null_bit);
+        fields.push(Field { width, shift, null_shift });
+    }
+    Some((fields, bits))
+}
+
+fn width(kind: &DataType) -> Option<usize> {
+    match kind {
+        DataType::Boolean => Some(1),
+        DataType::Interval(_) => None,
+        kind => kind.primitive_width().filter(|width| *width <= 16),
+    }
+}
+
+/// An integer that packed keys are made of.
+pub(super) trait Word: Copy + Default {
+    fn or_shifted(&mut self, value: u128, shift: u32);
+    fn field(self, shift: u32) -> u128;
+}
+
+impl Word for u64 {
+    fn or_shifted(&mut self, value: u128, shift: u32) {
+        *self |= (value as u64) << shift;
+    }
+
+    fn field(self, shift: u32) -> u128 {
+        u128::from(self >> shift)
+    }
+}
+
+impl Word for u128 {
+    fn or_shifted(&mut self, value: u128, shift: u32) {
+        *self |= value << shift;
+    }
+
+    fn field(self, shift: u32) -> u128 {
+        self >> shift
+    }
+}
+
+/// Ors `column`'s values into `keys`; a NULL leaves the value bits zero.
+pub(super) fn pack<W: Word>(column: &dyn Array, field: Field, keys: &mut [W]) {
+    if let Ok(booleans) = as_boolean_array(column) {
+        for (key, bit) in keys.iter_mut().zip(booleans.values()) {
+            key.or_shifted(u128::from(bit), field.shift);
+        }
+    } else {
+        let data = column.to_data();
+        match field.width {
+            1 => pack_values::<u8, W>(&data, field.shift, keys),
+            2 => pack_values::<u16, W>(&data, field.shift, keys),
+            4 => pack_values::<u32, W>(&data, field.shift, keys),
+            8 => pack_values::<u64, W>(&data, field.shift, keys),
+            _ => {
+                let values = &data.buffer::<i128>(0)[..keys.len()];
+                for (key, value) in keys.iter_mut().zip(values) {
+                    key.or_shifted(*value as u128, field.shift);
+                }
+            }
+        }
+    }
+    let Some(nulls) = column.nulls().filter(|nulls| nulls.null_count() > 0) else { return };
+    for (row, key) in keys.iter_mut().enumerate() {
+        if nulls.is_null(row) {
+            clear(key, field);
+            if let Some(null_shift) = field.null_shift {
+                key.or_shifted(1, null_shift);
+            }
+        }
+    }
+}
+
+/// Zeroes the value bits, which hold whatever lies under a NULL.
+fn clear<W: Word>(key: &mut W, field: Field) {
+    let value = key.field(0);
+    let mask = low_bits(8 * field.width as u32) << field.shift;
+    let mut cleared = W::default();
+    cleared.or_shifted(value & !mask, 0);
+    *key = cleared;
+}
+
+fn low_bits(bits: u32) -> u128 {
+    u128::MAX >> (128 - bits)
+}
+
+fn pack_values<T, W>(data: &ArrayData, shift: u32, keys: &mut [W])
+where
+    T: arrow::datatypes::ArrowNativeType + Into<u128>,
+    W: Word,
+{
+    let values = &data.buffer::<T>(0)[..keys.len()];
+    for (key, value) in keys.iter_mut().zip(values) {
+        key.or_shifted((*value).into(), shift);
+    }
+}
+
+/// The column of type `kind` that was packed at `field`.
+pub(super) fn unpack<W: Word>(
+    keys: &[W],
+    field: Field,
+    kind: &DataType,
+) -> datafusion_common::Result<ArrayRef> {
+    let value = |key: &W| key.field(field.shift);
+    let nulls = field.null_shift.map(|shift| {
+        NullBuffer::new(BooleanBuffer::collect_bool(keys.len(), |row| {
+            keys[row].field(shift) & 1 == 0
+        }))
+    });
+    let nulls = nulls.filter(|nulls| nulls.null_count() > 0);
+    if kind == &DataType::Boolean {
+        let bits = BooleanBuffer::collect_bool(keys.len(), |row| value(&keys[row]) & 1 == 1);
+        return Ok(std::sync::Arc::new(BooleanArray::new(bits, nulls)));
+    }
+    let buffer = match field.width {
+        1 => Buffer::from_vec(keys.iter().map(|key| value(key) as u8).collect()),
+        2 => Buffer::from_vec(keys.iter().map(|key| value(key) as u16).collect()),
+        4 => Buffer::from_vec(keys.iter().map(|key| value(key) as u32).collect()),
+        8 => Buffer::from_vec(keys.iter().map(|key| value(key) as u64).collect()),
+        16 => Buffer::from_vec(keys.iter().map(|key| value(key) as i128).collect()),
+        width => return internal_err!("no packed key is {width} bytes wide"),
+    };
+    let data = ArrayData::builder(kind.clone()).len(keys.len()).add_buffer(buffer).nulls(nulls);
+    Ok(make_array(data.build()?))
+}

@@ -1,0 +1,96 @@
+//! Encoding and decoding give the same columns; equal keys and only they get one group.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{
+        ArrayRef, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int32Array, Int64Array,
+        StringArray,
+    },
+    datatypes::DataType,
+};
+
+use super::{GroupTable, KeyEncoder, Keys, NullKeys};
+
+fn encoder(columns: &[ArrayRef]) -> KeyEncoder {
+    let types: Vec<_> = columns.iter().map(|column| (column.data_type().clone(), true)).collect();
+    KeyEncoder::new(&types, NullKeys::AreValues).unwrap()
+}
+
+fn round_trip(columns: &[ArrayRef]) -> Keys {
+    let encoder = encoder(columns);
+    let keys = encoder.encode(columns).unwrap();
+    let decoded = encoder.decode(&keys).unwrap();
+    assert_eq!(decoded, columns);
+    keys
+}
+
+#[test]
+fn columns_survive_encoding() {
+    let ints: ArrayRef = Arc::new(Int32Array::from(vec![Some(-1), None, Some(i32::MIN), Some(0)]));
+    let bools: ArrayRef =
+        Arc::new(BooleanArray::from(vec![None, Some(true), Some(false), Some(true)]));
+    let longs: ArrayRef = Arc::new(Int64Array::from(vec![Some(i64::MAX), None, None, Some(-5)]));
+    let dates: ArrayRef = Arc::new(Date32Array::from(vec![1, 2, 3, 4]));
+    let decimals: ArrayRef = Arc::new(
+        Decimal128Array::from(vec![Some(-7), None, Some(i128::MAX), Some(1)])
+            .with_data_type(DataType::Decimal128(38, 2)),
+    );
+    let strings: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), None, Some(""), Some("b")]));
+    assert!(matches!(round_trip(&[ints.clone(), bools.clone()]), Keys::Word(_)));
+    assert!(matches!(round_trip(&[longs.clone(), dates]), Keys::Pair(_)));
+    assert!(matches!(round_trip(&[decimals]), Keys::Rows(_)));
+    assert!(matches!(round_trip(&[strings, longs, ints, bools]), Keys::Rows(_)));
+}
+
+#[test]
+fn slices_encode_their_own_rows() {
+    let ints: ArrayRef =
+        Arc::new(Int32Array::from_iter((0..100).map(|n| (n % 7 != 0).then_some(n))));
+    let slice = ints.slice(13, 50);
+    round_trip(&[slice]);
+}
+
+#[test]
+fn zeros_are_equal_and_nans_are_by_their_bits() {
+    let floats: ArrayRef = Arc::new(Float64Array::from(vec![0.0, -0.0, f64::NAN, f64::NAN, 1.0]));
+    let encoder = encoder(std::slice::from_ref(&floats));
+    let keys = encoder.encode(&[floats]).unwrap();
+    let mut hashes = Vec::new();
+    keys.hash_into(&mut hashes);
+    let mut groups = Vec::new();
+    GroupTable::new(&encoder).intern(&keys, &hashes, &mut groups);
+    assert_eq!(groups, [0, 0, 1, 1, 2]);
+}
+
+#[test]
+fn a_null_equals_only_a_null() {
+    // The value under the NULL is 0, which must not make it equal to 0.
+    let ints: ArrayRef = Arc::new(Int64Array::from(vec![None, Some(0), None, Some(1)]));
+    let encoder = encoder(std::slice::from_ref(&ints));
+    let keys = encoder.encode(&[ints]).unwrap();
+    let mut hashes = Vec::new();
+    keys.hash_into(&mut hashes);
+    let mut groups = Vec::new();
+    GroupTable::new(&encoder).intern(&keys, &hashes, &mut groups);
+    assert_eq!(groups, [0, 1, 0, 2]);
+}
+
+#[test]
+fn a_table_grows_and_keeps_its_groups() {
+    let types = [(DataType::Int64, false)];
+    let encoder = KeyEncoder::new(&types, NullKeys::AreValues).unwrap();
+    let mut table = GroupTable::new(&encoder);
+    let (mut hashes, mut groups) = (Vec::new(), Vec::new());
+    for round in 0..2 {
+        for start in (0..50_000_i64).step_by(1000) {
+            let column: ArrayRef = Arc::new(Int64Array::from_iter_values(start..start + 1000));
+            let keys = encoder.encode(&[column]).unwrap();
+            keys.hash_into(&mut hashes);
+            table.intern(&keys, &hashes, &mut groups);
+            let expected: Vec<usize> = (start as usize..start as usize + 1000).collect();
+            assert_eq!(groups, expected, "round {round}");
+        }
+    }
+    assert_eq!(table.len(), 50_000);
+}

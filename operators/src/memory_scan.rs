@@ -1,0 +1,87 @@
+//! Memory scan: hands the batches of a table in memory to whichever task comes for them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use arrow::array::RecordBatch;
+use gatework_runtime::{
+    Result,
+    pipeline::{Batch, LocalSource, Setup, Source, SourceResult, TaskContext},
+};
+
+use crate::OrFail;
+
+/// Batches in memory, cut into morsels that tasks take in order.
+#[derive(Debug)]
+pub struct MemoryScan {
+    table: Arc<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
+    /// Batch, offset, length of each morsel.
+    morsels: Vec<(RecordBatch, usize, usize)>,
+    projection: Option<Vec<usize>>,
+    next: AtomicUsize,
+}
+
+impl MemoryScan {
+    /// Scans `batches`, of which `projection` names the columns to read, in morsels of at most
+    /// `morsel_rows` rows. Morsels are slices, so nothing is copied.
+    ///
+    /// # Panics
+    /// If `morsel_rows` is 0.
+    pub fn new(
+        batches: impl IntoIterator<Item = RecordBatch>,
+        projection: Option<Vec<usize>>,
+        morsel_rows: usize,
+    ) -> Self {
+        assert!(morsel_rows > 0, "a morsel has at least one row");
+        let mut morsels = Vec::new();
+        for batch in batches {
+            let mut offset = 0;
+            while offset < batch.num_rows() {
+                let rows = morsel_rows.min(batch.num_rows() - offset);
+                morsels.push((batch.clone(), offset, rows));
+                offset += rows;
+            }
+        }
+        Self { table: Arc::new(Table { morsels, projection, next: AtomicUsize::new(0) }) }
+    }
+
+    /// How many morsels there are: more tasks than that have nothing to do.
+    pub fn morsels(&self) -> usize {
+        self.table.morsels.len()
+    }
+}
+
+impl Source for MemoryScan {
+    fn name(&self) -> &str {
+        "memory scan"
+    }
+
+    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSource>> {
+        Ok(Box::new(LocalMemoryScan { table: self.table.clone() }))
+    }
+}
+
+struct LocalMemoryScan {
+    table: Arc<Table>,
+}
+
+impl LocalSource for LocalMemoryScan {
+    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
+        // Relaxed: the counter only hands out numbers, the table is immutable.
+        let morsel = self.table.next.fetch_add(1, Ordering::Relaxed);
+        let Some((batch, offset, rows)) = self.table.morsels.get(morsel) else {
+            return Ok(SourceResult::Finished);
+        };
+        let slice = match &self.table.projection {
+            Some(columns) => batch.project(columns).or_fail()?.slice(*offset, *rows),
+            None => batch.slice(*offset, *rows),
+        };
+        Ok(SourceResult::Batch(Batch::new(slice).at(morsel as u64)))
+    }
+}
