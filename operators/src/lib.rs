@@ -14,6 +14,7 @@ mod error;
 pub mod filter;
 pub mod hash_aggregate;
 pub mod hash_join;
+mod join_filter;
 pub mod keys;
 pub mod limit;
 pub mod memory_scan;
@@ -25,3 +26,4 @@ pub mod stream_scan;
 
 pub use compact::compact;
 pub use error::OrFail;
+pub use join_filter::JoinFilter;

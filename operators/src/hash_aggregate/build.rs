@@ -1,0 +1,130 @@
+//! The sink of an aggregate: local tables, cut into partitions when they are full and at the end.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use gatework_runtime::{
+    Result,
+    pipeline::{
+        Batch, FinishResult, LocalSink, Reservation, Setup, Sink, SinkResult, Slots, TaskContext,
+    },
+};
+use gatework_shared_state::{Gate, aggregate::AggregateSink};
+
+use super::{
+    config::Shared,
+    groups::{Groups, Part},
+    ungrouped::Accumulators,
+};
+use crate::compact;
+
+/// Groups in a local table at which it is emptied, if there are other tables to be merged with: at
+/// some ten bytes a slot and a key and state each, the table stays within a core's own cache.
+const FULL_TABLE_GROUPS: usize = 1 << 16;
+
+/// The sink of an aggregate.
+#[derive(Debug)]
+pub struct AggregateBuild {
+    shared: Arc<Shared>,
+    slots: Slots<AggregateSink<Part>>,
+}
+
+impl AggregateBuild {
+    pub(super) fn new(shared: Arc<Shared>, slots: Slots<AggregateSink<Part>>) -> Self {
+        Self { shared, slots }
+    }
+}
+
+impl Sink for AggregateBuild {
+    fn name(&self) -> &str {
+        "aggregate build"
+    }
+
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+        let sink = self.slots.take(setup.instance())?;
+        let closed = sink.closed().clone();
+        if self.shared.config.group_by.is_ungrouped() {
+            return Ok(Box::new(UngroupedBuild {
+                accumulators: Some(Accumulators::new(&self.shared)?),
+                reservation: setup.reservation(),
+                shared: self.shared.clone(),
+                sink: Some(sink),
+                closed,
+            }));
+        }
+        Ok(Box::new(GroupedBuild {
+            groups: Some(Groups::new(self.shared.clone(), setup.reservation())?),
+            parts: (0..self.shared.units).map(|_| Vec::new()).collect(),
+            shared: self.shared.clone(),
+            sink: Some(sink),
+            closed,
+        }))
+    }
+}
+
+struct GroupedBuild {
+    shared: Arc<Shared>,
+    groups: Option<Groups>,
+    parts: Vec<Vec<Part>>,
+    sink: Option<AggregateSink<Part>>,
+    closed: Gate,
+}
+
+impl LocalSink for GroupedBuild {
+    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+        let (Some(batch), Some(groups)) = (batch, &mut self.groups) else {
+            return Ok(SinkResult::NeedInput);
+        };
+        self.shared.saw_rows.store(true, Ordering::Relaxed);
+        groups.update(&compact(batch)?)?;
+        if self.shared.sinks > 1 && groups.len() >= FULL_TABLE_GROUPS {
+            groups.partition(&mut self.parts)?;
+        }
+        Ok(SinkResult::NeedInput)
+    }
+
+    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+        let Some(sink) = self.sink.take() else { return Ok(FinishResult::Done) };
+        if let Some(mut groups) = self.groups.take() {
+            if self.shared.sinks == 1 {
+                self.parts[0].push(Part::Table(Box::new(groups)));
+            } else if !self.closed.is_ready() {
+                groups.partition(&mut self.parts)?;
+            }
+        }
+        sink.publish(std::mem::take(&mut self.parts));
+        Ok(FinishResult::Done)
+    }
+
+    fn closed(&self) -> Option<Gate> {
+        Some(self.closed.clone())
+    }
+}
+
+struct UngroupedBuild {
+    shared: Arc<Shared>,
+    accumulators: Option<Accumulators>,
+    reservation: Reservation,
+    sink: Option<AggregateSink<Part>>,
+    closed: Gate,
+}
+
+impl LocalSink for UngroupedBuild {
+    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+        if let (Some(batch), Some(accumulators)) = (batch, &mut self.accumulators) {
+            accumulators.update(&self.shared, &compact(batch)?)?;
+            self.reservation.resize(accumulators.bytes())?;
+        }
+        Ok(SinkResult::NeedInput)
+    }
+
+    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+        if let (Some(sink), Some(accumulators)) = (self.sink.take(), self.accumulators.take()) {
+            sink.publish(vec![vec![Part::Single(accumulators)]]);
+        }
+        Ok(FinishResult::Done)
+    }
+
+    fn closed(&self) -> Option<Gate> {
+        Some(self.closed.clone())
+    }
+}

@@ -1,0 +1,242 @@
+//! A table of groups with the accumulators' states, and parts cut out of it.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{Array, ArrayRef, BooleanArray, RecordBatch, UInt32Array, new_null_array},
+    compute::take,
+};
+use datafusion_common::{DataFusionError, cast::as_boolean_array};
+use datafusion_expr::{EmitTo, GroupsAccumulator};
+use datafusion_physical_expr::{
+    GroupsAccumulatorAdapter, PhysicalExpr, aggregate::AggregateFunctionExpr,
+};
+use gatework_runtime::{Result, pipeline::Reservation};
+
+use super::config::{InputRows, OutputRows, Shared};
+use crate::{
+    OrFail,
+    keys::{GroupTable, Keys, partition_indices},
+};
+
+/// Groups of one hash partition, on their way from a sink to a source.
+pub(super) enum Part {
+    /// A whole table: its sink was the only one.
+    Table(Box<Groups>),
+    /// Keys with partial states, per aggregate.
+    States(States),
+    /// The accumulators of the only group.
+    Single(super::ungrouped::Accumulators),
+}
+
+pub(super) struct States {
+    keys: Keys,
+    hashes: Vec<u64>,
+    states: Vec<Vec<ArrayRef>>,
+    /// The bytes of the above, given back when they have been merged.
+    _reservation: Option<Reservation>,
+}
+
+/// A table of groups. Every group below its length has had a row in every accumulator.
+pub(super) struct Groups {
+    shared: Arc<Shared>,
+    table: GroupTable,
+    accumulators: Vec<Box<dyn GroupsAccumulator>>,
+    reservation: Reservation,
+    hashes: Vec<u64>,
+    groups: Vec<usize>,
+}
+
+fn accumulator(
+    function: &Arc<AggregateFunctionExpr>,
+) -> Result<Box<dyn GroupsAccumulator>, DataFusionError> {
+    if function.groups_accumulator_supported() {
+        return function.create_groups_accumulator();
+    }
+    let function = function.clone();
+    Ok(Box::new(GroupsAccumulatorAdapter::new(move || function.create_accumulator())))
+}
+
+fn evaluate(
+    expressions: &[Arc<dyn PhysicalExpr>],
+    batch: &RecordBatch,
+) -> Result<Vec<ArrayRef>, DataFusionError> {
+    let rows = batch.num_rows();
+    expressions.iter().map(|e| e.evaluate(batch)?.into_array_of_size(rows)).collect()
+}
+
+impl Groups {
+    pub(super) fn new(shared: Arc<Shared>, reservation: Reservation) -> Result<Self> {
+        let table = GroupTable::new(&shared.encoder);
+        let functions = shared.config.calls.iter().map(|call| accumulator(&call.function));
+        let accumulators = functions.collect::<Result<_, _>>().or_fail()?;
+        let (hashes, groups) = (Vec::new(), Vec::new());
+        Ok(Self { shared, table, accumulators, reservation, hashes, groups })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Aggregates the rows of `batch`, of which there is at least one.
+    pub(super) fn update(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.update_inner(batch).or_fail()?;
+        self.account()
+    }
+
+    fn update_inner(&mut self, batch: &RecordBatch) -> Result<(), DataFusionError> {
+        let config = &self.shared.config;
+        let mut arguments = Vec::with_capacity(config.calls.len());
+        for call in &config.calls {
+            let filter = match &call.filter {
+                Some(filter) => Some(filter.evaluate(batch)?.into_array_of_size(batch.num_rows())?),
+                None => None,
+            };
+            arguments.push((evaluate(&call.arguments, batch)?, filter));
+        }
+        for keys in config.group_by.evaluate(batch)? {
+            let keys = self.shared.encoder.encode(&keys)?;
+            keys.hash_into(&mut self.hashes);
+            self.table.intern(&keys, &self.hashes, &mut self.groups);
+            let total = self.table.len();
+            for (accumulator, (values, filter)) in self.accumulators.iter_mut().zip(&arguments) {
+                match config.input {
+                    InputRows::Raw => {
+                        let filter = filter.as_ref().map(|f| as_boolean_array(f)).transpose()?;
+                        accumulator.update_batch(values, &self.groups, filter, total)?;
+                    }
+                    InputRows::States => accumulator.merge_batch(values, &self.groups, total)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Merges the partial states of another table.
+    pub(super) fn merge(&mut self, states: States) -> Result<()> {
+        self.table.intern(&states.keys, &states.hashes, &mut self.groups);
+        let total = self.table.len();
+        for (accumulator, values) in self.accumulators.iter_mut().zip(&states.states) {
+            accumulator.merge_batch(values, &self.groups, total).or_fail()?;
+        }
+        drop(states);
+        self.account()
+    }
+
+    /// Gives the empty grouping sets their row, although no row came in.
+    pub(super) fn add_empty_sets(&mut self) -> Result<()> {
+        let shared = self.shared.clone();
+        let config = &shared.config;
+        let Some((_, ids)) = &config.group_by.set_ids else { return Ok(()) };
+        let fields = config.schema.fields();
+        for set in config.group_by.empty_sets() {
+            let key_count = config.group_by.keys.len();
+            let mut columns: Vec<ArrayRef> =
+                fields.iter().take(key_count).map(|f| new_null_array(f.data_type(), 1)).collect();
+            let id = datafusion_common::ScalarValue::UInt64(Some(ids[set]));
+            let id = id.cast_to(fields[key_count].data_type()).or_fail()?;
+            columns.push(id.to_array().or_fail()?);
+            let keys = shared.encoder.encode(&columns).or_fail()?;
+            keys.hash_into(&mut self.hashes);
+            self.table.intern(&keys, &self.hashes, &mut self.groups);
+            let total = self.table.len();
+            for (accumulator, call) in self.accumulators.iter_mut().zip(&config.calls) {
+                // A row that the filter takes out: the group exists, and has seen nothing.
+                let types = call.arguments.iter().map(|e| e.data_type(&config.input_schema));
+                let types = types.collect::<Result<Vec<_>, _>>().or_fail()?;
+                let nulls: Vec<_> = types.iter().map(|kind| new_null_array(kind, 1)).collect();
+                let none = BooleanArray::from(vec![false]);
+                accumulator.update_batch(&nulls, &self.groups, Some(&none), total).or_fail()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn account(&mut self) -> Result<()> {
+        let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
+        self.reservation.resize(self.table.bytes() + accumulators)
+    }
+
+    /// Empties the table into partial states, one part per hash partition that has groups.
+    pub(super) fn partition(&mut self, parts: &mut [Vec<Part>]) -> Result<()> {
+        let table = std::mem::replace(&mut self.table, GroupTable::new(&self.shared.encoder));
+        let mut states = Vec::with_capacity(self.accumulators.len());
+        for (accumulator, call) in self.accumulators.iter_mut().zip(&self.shared.config.calls) {
+            states.push(accumulator.state(EmitTo::All).or_fail()?);
+            *accumulator = self::accumulator(&call.function).or_fail()?;
+        }
+        // The top bits decide, since the table used the low ones for its slots.
+        let shift = 64 - self.shared.units.trailing_zeros();
+        let unit_of = |hash: &u64| hash.checked_shr(shift).unwrap_or(0) as usize;
+        let indices = partition_indices(table.hashes().iter().map(unit_of), parts.len());
+        let mut reservation = self.reservation.split_off();
+        let mut bytes = 0;
+        for (unit, indices) in indices.into_iter().enumerate() {
+            if indices.is_empty() {
+                continue;
+            }
+            let part = self.cut(&table, &states, indices)?;
+            bytes += part.bytes();
+            parts[unit].push(Part::States(part));
+        }
+        reservation.resize(bytes)?;
+        self.share(reservation, parts);
+        self.account()
+    }
+
+    /// Hands each new part its share of the reservation.
+    fn share(&self, mut reservation: Reservation, parts: &mut [Vec<Part>]) {
+        for part in parts.iter_mut().filter_map(|parts| parts.last_mut()) {
+            if let Part::States(states) = part
+                && states._reservation.is_none()
+            {
+                states._reservation = Some(reservation.split_some(states.bytes()));
+            }
+        }
+    }
+
+    fn cut(
+        &self,
+        table: &GroupTable,
+        states: &[Vec<ArrayRef>],
+        indices: Vec<u32>,
+    ) -> Result<States> {
+        let mut keys = self.shared.encoder.no_keys();
+        let mut hashes = Vec::with_capacity(indices.len());
+        for &index in &indices {
+            keys.push_from(table.keys(), index as usize);
+            hashes.push(table.hashes()[index as usize]);
+        }
+        let indices = UInt32Array::from(indices);
+        let gather = |columns: &Vec<ArrayRef>| {
+            columns.iter().map(|column| take(column, &indices, None)).collect::<Result<_, _>>()
+        };
+        let states = states.iter().map(gather).collect::<Result<_, _>>().or_fail()?;
+        Ok(States { keys, hashes, states, _reservation: None })
+    }
+
+    /// The groups as output rows, and the bytes they take.
+    pub(super) fn emit(mut self) -> Result<(RecordBatch, Reservation)> {
+        let config = &self.shared.config;
+        let mut columns = self.shared.encoder.decode(self.table.keys()).or_fail()?;
+        for accumulator in &mut self.accumulators {
+            match config.output {
+                OutputRows::Values => columns.push(accumulator.evaluate(EmitTo::All).or_fail()?),
+                OutputRows::States => columns.extend(accumulator.state(EmitTo::All).or_fail()?),
+            }
+        }
+        let rows = self.table.len();
+        let batch = super::output::assemble(&config.schema, columns, rows)?;
+        let mut reservation = self.reservation.split_off();
+        reservation.resize(batch.get_array_memory_size())?;
+        Ok((batch, reservation))
+    }
+}
+
+impl States {
+    fn bytes(&self) -> usize {
+        let columns = self.states.iter().flatten();
+        let states: usize = columns.map(|column| column.get_array_memory_size()).sum();
+        self.keys.bytes() + 8 * self.hashes.capacity() + states
+    }
+}

@@ -1,0 +1,44 @@
+//! Hash aggregate: every sink task aggregates into a table of its own, cut into hash partitions at
+//! the end; source tasks merge the partitions, one at a time each. N:N, no exchange in front.
+//!
+//! Local tables are bounded: one that holds too many groups is emptied into partial states, which
+//! are partitioned at once and merged later with everything else. With one sink task there is
+//! nothing to merge, and its table goes to the source as it is. Without grouping there is one group,
+//! and DataFusion's row accumulators are used ([`ungrouped`]).
+//!
+//! Aggregate semantics are DataFusion's: its accumulators update, merge and evaluate.
+
+mod build;
+mod config;
+mod groups;
+mod output;
+mod ungrouped;
+
+#[cfg(test)]
+mod tests;
+
+pub use build::AggregateBuild;
+pub use config::{AggregateCall, AggregateConfig, GroupBy, InputRows, OutputRows};
+pub use output::AggregateOutput;
+
+use std::sync::Arc;
+
+use gatework_runtime::{Result, pipeline::Slots};
+use gatework_shared_state::aggregate;
+
+/// Sink and source of an aggregate between `sinks` and `sources` tasks.
+///
+/// # Errors
+/// If a group key cannot be compared.
+pub fn new(
+    config: AggregateConfig,
+    sinks: usize,
+    sources: usize,
+) -> Result<(AggregateBuild, AggregateOutput)> {
+    let shared = Arc::new(config.prepare(sinks)?);
+    let (sink_tokens, source_tokens) = aggregate::new("aggregate", sinks, sources, shared.units);
+    Ok((
+        AggregateBuild::new(shared.clone(), Slots::new(sink_tokens)),
+        AggregateOutput::new(shared, Slots::new(source_tokens)),
+    ))
+}

@@ -1,0 +1,84 @@
+//! Aggregation without keys: one group, one accumulator per function and task, merged by one source.
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::compute::filter_record_batch;
+use datafusion_common::{DataFusionError, ScalarValue, cast::as_boolean_array};
+use datafusion_expr::Accumulator;
+use gatework_runtime::Result;
+
+use super::config::{InputRows, OutputRows, Shared};
+use crate::OrFail;
+
+/// One accumulator per aggregate call.
+pub(super) struct Accumulators(Vec<Box<dyn Accumulator>>);
+
+impl Accumulators {
+    pub(super) fn new(shared: &Shared) -> Result<Self> {
+        let create = shared.config.calls.iter().map(|call| call.function.create_accumulator());
+        Ok(Self(create.collect::<Result<_, _>>().or_fail()?))
+    }
+
+    /// Aggregates the rows of `batch`.
+    pub(super) fn update(&mut self, shared: &Shared, batch: &RecordBatch) -> Result<()> {
+        self.update_inner(shared, batch).or_fail()
+    }
+
+    fn update_inner(
+        &mut self,
+        shared: &Shared,
+        batch: &RecordBatch,
+    ) -> Result<(), DataFusionError> {
+        for (accumulator, call) in self.0.iter_mut().zip(&shared.config.calls) {
+            // Arguments are computed for rows that pass the filter only: they may fail on others.
+            let filtered;
+            let batch = match &call.filter {
+                Some(filter) => {
+                    let keep = filter.evaluate(batch)?.into_array_of_size(batch.num_rows())?;
+                    filtered = filter_record_batch(batch, as_boolean_array(&keep)?)?;
+                    &filtered
+                }
+                None => batch,
+            };
+            let rows = batch.num_rows();
+            let arguments = call.arguments.iter();
+            let values = arguments
+                .map(|argument| argument.evaluate(batch)?.into_array_of_size(rows))
+                .collect::<Result<Vec<ArrayRef>, _>>()?;
+            match shared.config.input {
+                InputRows::Raw => accumulator.update_batch(&values)?,
+                InputRows::States => accumulator.merge_batch(&values)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Merges another task's accumulators into these.
+    pub(super) fn merge(&mut self, other: Self) -> Result<()> {
+        for (accumulator, mut other) in self.0.iter_mut().zip(other.0) {
+            let state = other.state().or_fail()?;
+            let columns = state.iter().map(|value| value.to_array_of_size(1));
+            let columns = columns.collect::<Result<Vec<_>, _>>().or_fail()?;
+            accumulator.merge_batch(&columns).or_fail()?;
+        }
+        Ok(())
+    }
+
+    /// The one row of output.
+    pub(super) fn emit(mut self, shared: &Shared) -> Result<RecordBatch> {
+        let mut values: Vec<ScalarValue> = Vec::new();
+        for accumulator in &mut self.0 {
+            match shared.config.output {
+                OutputRows::Values => values.push(accumulator.evaluate().or_fail()?),
+                OutputRows::States => values.extend(accumulator.state().or_fail()?),
+            }
+        }
+        let columns = values.iter().map(|value| value.to_array_of_size(1));
+        let columns = columns.collect::<Result<Vec<_>, _>>().or_fail()?;
+        super::output::assemble(&shared.config.schema, columns, 1)
+    }
+
+    /// The bytes they take.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.iter().map(|accumulator| accumulator.size()).sum()
+    }
+}

@@ -1,0 +1,177 @@
+//! What is joined with what, and what follows from the join type.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, SchemaRef};
+use datafusion_common::{JoinSide, JoinType, NullEquality};
+use datafusion_physical_expr::PhysicalExpr;
+use gatework_runtime::Result;
+
+use crate::{
+    JoinFilter, OrFail,
+    keys::{KeyEncoder, NullKeys},
+};
+
+/// A hash join.
+#[derive(Debug, Clone)]
+pub struct HashJoinConfig {
+    /// Key expressions: over the left (build) side, over the right (probe) side.
+    pub on: Vec<(Arc<dyn PhysicalExpr>, Arc<dyn PhysicalExpr>)>,
+    /// The join type.
+    pub join_type: JoinType,
+    /// A predicate that pairs must fulfil beside equal keys.
+    pub filter: Option<JoinFilter>,
+    /// Whether NULL keys match each other.
+    pub null_equality: NullEquality,
+    /// `NOT IN` semantics: only for a left anti join on one key.
+    pub null_aware: bool,
+    /// The columns of the join's own output that are wanted, in order; `None` for all.
+    pub projection: Option<Arc<[usize]>>,
+    /// The left side's columns.
+    pub left_schema: SchemaRef,
+    /// The right side's columns.
+    pub right_schema: SchemaRef,
+    /// The output's columns, after the projection.
+    pub schema: SchemaRef,
+    /// Rows per output batch, about.
+    pub batch_rows: usize,
+}
+
+/// Where an output column comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OutputColumn {
+    /// A column that the table keeps, by its place there.
+    Left(usize),
+    /// A column of the probe side.
+    Right(usize),
+    /// Whether the row found a match.
+    Mark,
+}
+
+/// What all tasks of a join share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: HashJoinConfig,
+    pub(super) encoder: KeyEncoder,
+    pub(super) null_keys: NullKeys,
+    /// Columns of the left side that the table keeps: those of the output and of the filter.
+    pub(super) kept: Vec<usize>,
+    pub(super) output: Vec<OutputColumn>,
+    /// The filter, with left columns by their place in the table.
+    pub(super) filter: Option<JoinFilter>,
+    /// Whether build tasks note the bounds of their keys.
+    pub(super) note_bounds: bool,
+}
+
+/// The columns of a join's own output: left and right by place, then the mark.
+pub(crate) fn output_columns(join_type: JoinType, left: usize, right: usize) -> Vec<OutputColumn> {
+    use OutputColumn::{Left, Mark, Right};
+    let lefts = (0..left).map(Left);
+    let rights = (0..right).map(Right);
+    match join_type {
+        JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full => {
+            lefts.chain(rights).collect()
+        }
+        JoinType::LeftSemi | JoinType::LeftAnti => lefts.collect(),
+        JoinType::RightSemi | JoinType::RightAnti => rights.collect(),
+        JoinType::LeftMark => lefts.chain([Mark]).collect(),
+        JoinType::RightMark => rights.chain([Mark]).collect(),
+    }
+}
+
+impl HashJoinConfig {
+    pub(super) fn prepare(self, note_bounds: bool) -> Result<Shared> {
+        let null_keys = match self.null_equality {
+            NullEquality::NullEqualsNull => NullKeys::AreValues,
+            NullEquality::NullEqualsNothing => NullKeys::AreSkipped,
+        };
+        let types = self
+            .on
+            .iter()
+            .map(|(left, _)| Ok((left.data_type(&self.left_schema)?, true)))
+            .collect::<Result<Vec<(DataType, bool)>, datafusion_common::DataFusionError>>()
+            .or_fail()?;
+        let encoder = KeyEncoder::new(&types, null_keys).or_fail()?;
+
+        let all = output_columns(
+            self.join_type,
+            self.left_schema.fields().len(),
+            self.right_schema.fields().len(),
+        );
+        let mut output: Vec<OutputColumn> = match &self.projection {
+            Some(projection) => projection.iter().map(|&column| all[column]).collect(),
+            None => all,
+        };
+        let mut kept: Vec<usize> = Vec::new();
+        let mut place_of = |column: usize| match kept.iter().position(|&known| known == column) {
+            Some(place) => place,
+            None => {
+                kept.push(column);
+                kept.len() - 1
+            }
+        };
+        for column in &mut output {
+            if let OutputColumn::Left(left) = column {
+                *left = place_of(*left);
+            }
+        }
+        let mut filter = self.filter.clone();
+        for (side, column) in filter.iter_mut().flat_map(|filter| &mut filter.columns) {
+            if *side == JoinSide::Left {
+                *column = place_of(*column);
+            }
+        }
+        Ok(Shared { config: self, encoder, null_keys, kept, output, filter, note_bounds })
+    }
+}
+
+impl Shared {
+    /// Whether pairs are output rows.
+    pub(super) fn emits_pairs(&self) -> bool {
+        matches!(
+            self.config.join_type,
+            JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full
+        )
+    }
+
+    /// Whether the table notes which of its rows found a match.
+    pub(super) fn marks_left(&self) -> bool {
+        matches!(
+            self.config.join_type,
+            JoinType::Left
+                | JoinType::Full
+                | JoinType::LeftSemi
+                | JoinType::LeftAnti
+                | JoinType::LeftMark
+        )
+    }
+
+    /// Whether a probe batch notes which of its rows found a match.
+    pub(super) fn marks_right(&self) -> bool {
+        matches!(
+            self.config.join_type,
+            JoinType::Right
+                | JoinType::Full
+                | JoinType::RightSemi
+                | JoinType::RightAnti
+                | JoinType::RightMark
+        )
+    }
+
+    /// Whether one match of a probe row tells all that is asked of it.
+    pub(super) fn first_match_suffices(&self) -> bool {
+        self.filter.is_none()
+            && matches!(
+                self.config.join_type,
+                JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark
+            )
+    }
+
+    /// Whether an empty left side means an empty result.
+    pub(super) fn empty_build_is_empty_result(&self) -> bool {
+        !matches!(
+            self.config.join_type,
+            JoinType::Right | JoinType::Full | JoinType::RightAnti | JoinType::RightMark
+        )
+    }
+}

@@ -1,0 +1,51 @@
+//! Hash join: N build tasks, one shared table, M probe tasks.
+//!
+//! The left side is built, the right side probes. Build tasks encode and hash their keys and keep
+//! the columns that are needed later. The last one only publishes; the table is allocated by one
+//! probe task and filled in units by all of them ([`table`]). A probe task then looks up its batches
+//! and, after its input, helps to drain what only the table knows: unmatched (or matched) left rows.
+//!
+//! All ten join types, residual filters, both NULL equalities and the null-aware anti join follow
+//! DataFusion 55, whose joins these must equal. A finished table is published as a runtime filter:
+//! key bounds, and membership in the table itself.
+
+mod build;
+mod config;
+mod lookup;
+mod output;
+mod probe;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+pub use build::HashJoinBuild;
+pub use config::HashJoinConfig;
+pub use probe::HashJoinProbe;
+
+use std::sync::Arc;
+
+use gatework_runtime::{Result, pipeline::Slots};
+use gatework_shared_state::join;
+use parking_lot::Mutex;
+
+use crate::runtime_filter::FilterProducer;
+
+/// Sink and operator of a join between `build_tasks` and `probe_tasks`. `filter`, if given, gets
+/// what is known of the build keys once the table is finished.
+///
+/// # Errors
+/// If a key cannot be compared.
+pub fn new(
+    config: HashJoinConfig,
+    build_tasks: usize,
+    probe_tasks: usize,
+    filter: Option<FilterProducer>,
+) -> Result<(HashJoinBuild, HashJoinProbe)> {
+    let shared = Arc::new(config.prepare(filter.is_some())?);
+    let (sinks, sources) = join::new("join", build_tasks, probe_tasks);
+    Ok((
+        HashJoinBuild::new(shared.clone(), Slots::new(sinks)),
+        HashJoinProbe::new(shared, Slots::new(sources), Arc::new(Mutex::new(filter))),
+    ))
+}

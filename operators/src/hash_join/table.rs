@@ -1,0 +1,271 @@
+//! The shared table of a join's left side.
+//!
+//! Rows have numbers; `heads[slot]` leads to the first row of a slot's chain, `next[row]` to the
+//! next. A head is a 16-bit filter of the chain's hashes above the row's number plus one, so most
+//! probes that find nothing touch one word. Build units insert ranges of rows with one
+//! compare-and-swap each, and others copy a column each into one piece; units never share a row.
+//!
+//! Ordering: units write `heads` and `next` relaxed. Probers read them after they got the table out
+//! of the join's shared state, whose lock orders all units before them.
+
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+};
+
+use arrow::{
+    array::{ArrayRef, RecordBatch, RecordBatchOptions},
+    buffer::NullBuffer,
+    compute::concat,
+    datatypes::SchemaRef,
+};
+use datafusion_common::ScalarValue;
+use gatework_runtime::{Error, Result, pipeline::Reservation};
+use parking_lot::Mutex;
+
+use super::config::Shared;
+use crate::{OrFail, keys::Keys};
+
+/// Rows per build unit.
+const UNIT_ROWS: usize = 1 << 16;
+
+/// What one build task collected.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) keys: Keys,
+    pub(super) hashes: Vec<u64>,
+    /// Which rows have no NULL key; only where NULL keys never match, and if there are any.
+    pub(super) valid: Vec<(usize, Option<NullBuffer>)>,
+    pub(super) batches: Vec<RecordBatch>,
+    /// Bounds per key, if they are noted and known.
+    pub(super) bounds: Option<Vec<(ScalarValue, ScalarValue)>>,
+    pub(super) has_null: bool,
+    pub(super) reservation: Reservation,
+}
+
+#[derive(Debug)]
+pub(super) struct Table {
+    keys: Keys,
+    hashes: Vec<u64>,
+    heads: Box<[AtomicU64]>,
+    next: Box<[AtomicU32]>,
+    /// Rows with a NULL key that matches nothing; `None` if there are none.
+    invalid: Option<Box<[bool]>>,
+    schema: SchemaRef,
+    columns: Box<[OnceLock<ArrayRef>]>,
+    payload: OnceLock<RecordBatch>,
+    /// The build tasks' batches, until they are copied together.
+    pieces: Mutex<Vec<RecordBatch>>,
+    matched: Box<[AtomicU64]>,
+    pub(super) bounds: Option<Vec<(ScalarValue, ScalarValue)>>,
+    pub(super) has_null: bool,
+    pub(super) probe_saw_null: AtomicBool,
+    pub(super) probe_saw_rows: AtomicBool,
+    reservation: Mutex<Reservation>,
+}
+
+const ROW_BITS: u64 = 0xFFFF_FFFF;
+
+/// One of 16 filter bits in the upper end of a head, by bits of the hash that slots do not use.
+fn filter_bit(hash: u64) -> u64 {
+    1 << (48 + (hash >> 60))
+}
+
+impl Table {
+    /// Allocates a table for `parts`, and says how many units fill it.
+    pub(super) fn prepare(shared: &Shared, parts: Vec<Part>) -> Result<(Self, usize)> {
+        let rows: usize = parts.iter().map(|part| part.hashes.len()).sum();
+        if rows >= u32::MAX as usize {
+            return Err(Error::Setup(format!(
+                "the build side of a join has {rows} rows; at most 2^32 - 2 fit one table"
+            )));
+        }
+        let slots = (2 * rows).next_power_of_two().max(16);
+        let mut parts = parts.into_iter();
+        let Some(first) = parts.next() else {
+            return Err(Error::Setup("a join without build tasks".into()));
+        };
+        let mut reservation = first.reservation;
+        let (mut keys, mut hashes) = (first.keys, first.hashes);
+        let (mut pieces, mut valid) = (first.batches, first.valid);
+        let (mut bounds, mut has_null) = (first.bounds, first.has_null);
+        for mut part in parts {
+            keys.append(&part.keys);
+            hashes.extend_from_slice(&part.hashes);
+            pieces.append(&mut part.batches);
+            valid.append(&mut part.valid);
+            bounds = merge_bounds(bounds, part.bounds);
+            has_null |= part.has_null;
+            reservation.grow(part.reservation.bytes())?;
+        }
+        let copies: usize = if pieces.len() > 1 {
+            pieces.iter().map(RecordBatch::get_array_memory_size).sum()
+        } else {
+            0
+        };
+        let matched = if shared.marks_left() { rows.div_ceil(64) } else { 0 };
+        reservation.grow(8 * slots + 4 * rows + copies + 8 * matched)?;
+        let invalid = valid.iter().any(|(_, valid)| valid.is_some()).then(|| flags(&valid, rows));
+        let left = &shared.config.left_schema;
+        let schema = std::sync::Arc::new(left.project(&shared.kept).or_fail()?);
+        let columns = schema.fields().len();
+        let table = Self {
+            keys,
+            hashes,
+            heads: (0..slots).map(|_| AtomicU64::new(0)).collect(),
+            next: (0..rows).map(|_| AtomicU32::new(0)).collect(),
+            invalid,
+            schema,
+            columns: (0..columns).map(|_| OnceLock::new()).collect(),
+            payload: OnceLock::new(),
+            pieces: Mutex::new(pieces),
+            matched: (0..matched).map(|_| AtomicU64::new(0)).collect(),
+            bounds,
+            has_null,
+            probe_saw_null: AtomicBool::new(false),
+            probe_saw_rows: AtomicBool::new(false),
+            reservation: Mutex::new(reservation),
+        };
+        // One unit per range of rows, one per column, and at least one to finish the table.
+        let units = (rows.div_ceil(UNIT_ROWS) + columns).max(1);
+        Ok((table, units))
+    }
+
+    /// Rows in the table, NULL keys included.
+    pub(super) fn rows(&self) -> usize {
+        self.hashes.len()
+    }
+
+    /// Does build unit `unit`.
+    pub(super) fn build(&self, unit: usize) -> Result<()> {
+        if let Some(column) = self.columns.get(unit) {
+            return self.copy_column(unit, column);
+        }
+        let first = (unit - self.columns.len()) * UNIT_ROWS;
+        let last = (first + UNIT_ROWS).min(self.rows());
+        let mask = self.heads.len() - 1;
+        for row in first..last {
+            if self.invalid.as_ref().is_some_and(|invalid| invalid[row]) {
+                continue;
+            }
+            let hash = self.hashes[row];
+            let head = &self.heads[hash as usize & mask];
+            let entry = |old: u64| Some((old & !ROW_BITS) | filter_bit(hash) | (row as u64 + 1));
+            // `fetch_update` with a closure that always answers cannot fail.
+            if let Ok(old) = head.fetch_update(Ordering::Relaxed, Ordering::Relaxed, entry) {
+                self.next[row].store((old & ROW_BITS) as u32, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_column(&self, place: usize, column: &OnceLock<ArrayRef>) -> Result<()> {
+        let pieces: Vec<ArrayRef> = {
+            let pieces = self.pieces.lock();
+            pieces.iter().map(|piece| piece.column(place).clone()).collect()
+        };
+        let whole = match pieces.as_slice() {
+            [] => arrow::array::new_empty_array(self.schema.field(place).data_type()),
+            [only] => only.clone(),
+            pieces => {
+                let pieces: Vec<_> = pieces.iter().map(AsRef::as_ref).collect();
+                concat(&pieces).or_fail()?
+            }
+        };
+        let _first = column.set(whole);
+        Ok(())
+    }
+
+    /// After the last unit: lets go of what was copied.
+    pub(super) fn finish(&self) -> Result<()> {
+        let pieces = std::mem::take(&mut *self.pieces.lock());
+        let columns = self.columns.iter().filter_map(OnceLock::get).cloned().collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(self.rows()));
+        let payload = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
+        let payload = payload.or_fail()?;
+        let payload_bytes = payload.get_array_memory_size();
+        let _first = self.payload.set(payload);
+        drop(pieces);
+        let fixed = 8 * (self.heads.len() + self.hashes.len() + self.matched.len())
+            + 4 * self.next.len()
+            + self.keys.bytes();
+        self.reservation.lock().resize(fixed + payload_bytes)
+    }
+
+    /// The kept columns of all rows.
+    pub(super) fn payload(&self) -> Result<&RecordBatch> {
+        self.payload.get().ok_or_else(|| Error::Setup("the join's table is not finished".into()))
+    }
+
+    /// The table's keys.
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// The first row of the chain in which a key with this hash may be, plus one; 0 if in none.
+    #[inline]
+    pub(super) fn first(&self, hash: u64) -> u32 {
+        let head = self.heads[hash as usize & (self.heads.len() - 1)].load(Ordering::Relaxed);
+        if head & filter_bit(hash) == 0 { 0 } else { (head & ROW_BITS) as u32 }
+    }
+
+    /// The row after `row` in its chain, plus one; 0 at the end.
+    #[inline]
+    pub(super) fn next(&self, row: u32) -> u32 {
+        self.next[row as usize].load(Ordering::Relaxed)
+    }
+
+    /// The hash of row `row`.
+    #[inline]
+    pub(super) fn hash(&self, row: u32) -> u64 {
+        self.hashes[row as usize]
+    }
+
+    /// Notes that `row` found a match.
+    #[inline]
+    pub(super) fn mark(&self, row: u32) {
+        let (word, bit) = (&self.matched[row as usize / 64], 1_u64 << (row % 64));
+        // Most marks are repeated, and a load does not take the line from other cores.
+        if word.load(Ordering::Relaxed) & bit == 0 {
+            word.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether `row` found a match.
+    pub(super) fn is_marked(&self, row: usize) -> bool {
+        self.matched[row / 64].load(Ordering::Relaxed) & (1 << (row % 64)) != 0
+    }
+
+    /// Whether `row` has a NULL key that matches nothing.
+    pub(super) fn has_null_key(&self, row: usize) -> bool {
+        self.invalid.as_ref().is_some_and(|invalid| invalid[row])
+    }
+}
+
+fn flags(valid: &[(usize, Option<NullBuffer>)], rows: usize) -> Box<[bool]> {
+    let mut flags = Vec::with_capacity(rows);
+    for (rows, valid) in valid {
+        match valid {
+            Some(valid) => flags.extend((0..*rows).map(|row| valid.is_null(row))),
+            None => flags.resize(flags.len() + rows, false),
+        }
+    }
+    flags.into()
+}
+
+type Bound = (ScalarValue, ScalarValue);
+type Bounds = Vec<Bound>;
+
+/// The bounds of both; unknown if either is.
+pub(super) fn merge_bounds(ours: Option<Bounds>, theirs: Option<Bounds>) -> Option<Bounds> {
+    let (ours, theirs) = (ours?, theirs?);
+    // NULL stands for "no value yet", which any value replaces.
+    let pick = |ours: ScalarValue, theirs: ScalarValue, theirs_is_wider: bool| {
+        if ours.is_null() || (!theirs.is_null() && theirs_is_wider) { theirs } else { ours }
+    };
+    let wider = |((low, high), (low2, high2)): (Bound, Bound)| {
+        let (lower, higher) = (low2 < low, high2 > high);
+        (pick(low, low2, lower), pick(high, high2, higher))
+    };
+    Some(ours.into_iter().zip(theirs).map(wider).collect())
+}

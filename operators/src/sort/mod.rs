@@ -1,0 +1,69 @@
+//! Sort and top-N: every sink task sorts what it gets into one run, sources merge the runs.
+//!
+//! Sort keys are arrow rows, whose bytes compare as the sort does, so runs are sorted and merged by
+//! comparing bytes. With a `fetch` a task keeps no more than that many rows for long, and drops rows
+//! behind the best boundary that any task knows ([`run`]).
+
+mod merge;
+mod run;
+
+#[cfg(test)]
+mod tests;
+
+pub use merge::SortMerge;
+pub use run::SortRuns;
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow_row::{RowConverter, SortField};
+use datafusion_physical_expr::LexOrdering;
+use gatework_runtime::{Result, pipeline::Slots};
+use gatework_shared_state::sort;
+use parking_lot::RwLock;
+
+use crate::OrFail;
+
+/// A sort.
+#[derive(Debug, Clone)]
+pub struct SortConfig {
+    /// The sort keys.
+    pub ordering: LexOrdering,
+    /// How many rows of the order are wanted; `None` for all.
+    pub fetch: Option<usize>,
+    /// The columns.
+    pub schema: SchemaRef,
+    /// Rows per output batch.
+    pub batch_rows: usize,
+}
+
+/// What all tasks of a sort share.
+#[derive(Debug)]
+struct Shared {
+    config: SortConfig,
+    converter: RowConverter,
+    /// With a `fetch`: the lowest key known to have that many rows at or before it.
+    boundary: RwLock<Option<Box<[u8]>>>,
+}
+
+/// Sink and source of a sort with `sinks` sink tasks and one source task, whose rows are in order.
+///
+/// # Errors
+/// If a sort key cannot be compared.
+pub fn new(config: SortConfig, sinks: usize) -> Result<(SortRuns, SortMerge)> {
+    let fields = config
+        .ordering
+        .iter()
+        .map(|key| {
+            Ok(SortField::new_with_options(key.expr.data_type(&config.schema)?, key.options))
+        })
+        .collect::<Result<Vec<_>, datafusion_common::DataFusionError>>()
+        .or_fail()?;
+    let converter = RowConverter::new(fields).or_fail()?;
+    let shared = Arc::new(Shared { config, converter, boundary: RwLock::new(None) });
+    let (sink_tokens, source_tokens) = sort::new("sort", sinks, 1, 1);
+    Ok((
+        SortRuns::new(shared.clone(), Slots::new(sink_tokens)),
+        SortMerge::new(shared, Slots::new(source_tokens)),
+    ))
+}
