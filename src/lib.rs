@@ -1,1 +1,39 @@
-//! gatework
+//! gatework: an embeddable query executor over Apache Arrow that blocks and wakes tasks by gates.
+//!
+//! A DataFusion application gets it in one line and keeps its SQL, DataFrames, tables and functions:
+//!
+//! ```
+//! use datafusion::{execution::session_state::SessionStateBuilder, prelude::*};
+//! use gatework::prelude::*;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let executor = Executor::builder().threads(2).build()?;
+//! let state =
+//!     SessionStateBuilder::new().with_default_features().with_gatework(&executor).build();
+//! let context = SessionContext::new_with_state(state);
+//! let rows = context.sql("SELECT 6 * 7 AS answer").await?.collect().await?;
+//! assert_eq!(rows[0].num_rows(), 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Who has no session yet takes [`session`]. Who writes pipelines by hand finds the contracts in
+//! [`runtime`], the operators and their test harness in [`operators`], and the shared states in
+//! [`shared_state`].
+
+#![forbid(unsafe_code)]
+
+pub use gatework_operators as operators;
+pub use gatework_runtime as runtime;
+pub use gatework_runtime::{Error, Executor, ExecutorBuilder};
+pub use gatework_shared_state as shared_state;
+pub use gatework_sql as sql;
+pub use gatework_sql::{
+    SessionStateBuilderExt, Shell, fallbacks, profile, session, session_with, verify,
+};
+
+/// What most applications need in scope.
+pub mod prelude {
+    pub use crate::{Executor, SessionStateBuilderExt, session, session_with};
+}

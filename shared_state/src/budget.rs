@@ -40,12 +40,18 @@ impl Budget {
         Self { limit_bytes, overflow: Arc::new(AtomicBool::new(false)) }
     }
 
+    /// Whether both are clones of one budget, so that one overflows when the other does.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.overflow, &other.overflow)
+    }
+
     /// The limit in bytes.
     pub fn limit_bytes(&self) -> usize {
         self.limit_bytes
     }
 
-    /// Lets producers pass a full buffer from now on.
+    /// Lets producers pass a full buffer from now on. To be called before the tasks start: a producer
+    /// that waits for room already is not woken by it.
     pub fn overflow(&self) {
         // Release pairs with the Acquire in `on_full`; nothing else is published by it.
         self.overflow.store(true, Ordering::Release);

@@ -335,6 +335,7 @@ impl<T: Payload> Drop for ExchangeSource<T> {
         let channel = &mut inner.channels[self.instance];
         channel.open = false;
         let unread = channel.queue.take();
+        inner.flow.rows_dropped += unread.rows() as u64;
         self.state.give_back(&mut inner, unread.bytes(), &mut wakeups);
         // Sinks that waited for room that a closed exchange will never make are let go as well.
         if inner.sources_left == 0 {

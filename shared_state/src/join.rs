@@ -217,19 +217,16 @@ impl<P, T> ProbeSource<P, T> {
                 self.owes = true;
                 Build::Prepare(parts)
             }
-            Phase::Collecting(_) | Phase::Preparing => {
-                Build::Blocked(self.state.gates.source(self.instance).clone())
+            Phase::Build { table, next, units, .. } if *next < *units => {
+                *next += 1;
+                self.owes = true;
+                Build::Unit(table.clone(), *next - 1)
             }
-            Phase::Build { table, next, units, .. } => {
-                if next < units {
-                    *next += 1;
-                    self.owes = true;
-                    Build::Unit(table.clone(), *next - 1)
-                } else {
-                    let gate = self.state.gates.source(self.instance);
-                    gate.block();
-                    Build::Blocked(gate.clone())
-                }
+            Phase::Collecting(_) | Phase::Preparing | Phase::Build { .. } => {
+                // A source that left may have opened the gate for nothing: shut, or the task spins.
+                let gate = self.state.gates.source(self.instance);
+                gate.block();
+                Build::Blocked(gate.clone())
             }
             Phase::Probe { table } | Phase::Drain { table, .. } => Build::Ready(table.clone()),
         }

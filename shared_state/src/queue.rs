@@ -46,4 +46,9 @@ impl<T: Payload> Queue<T> {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// Rows of all items. Counts them one by one, so it is for ends, not for every push.
+    pub(crate) fn rows(&self) -> usize {
+        self.items.iter().map(|(item, _)| item.rows()).sum()
+    }
 }

@@ -2,8 +2,9 @@
 //! collection, then M sources claim units of work out of it.
 //!
 //! States: `Collecting` until the last sink published, then `Open` until the last unit is claimed;
-//! `Aborted` from any of them once a sink leaves without publishing. The last sink only changes the
-//! state and opens the source gates: whatever is heavy is done by those who claim.
+//! `Aborted` from `Collecting` once a sink leaves without publishing; `Closed` once the last source
+//! has left: what is published then is dropped. The last sink only changes the state and opens the
+//! source gates: whatever is heavy is done by those who claim.
 //!
 //! Lock: `inner`. All gates flip under it; wakers run after it.
 
@@ -14,6 +15,7 @@ enum Phase {
     Collecting,
     Open,
     Aborted,
+    Closed,
 }
 
 #[derive(Debug)]
@@ -92,6 +94,8 @@ impl<C: Default> Rendezvous<C> {
         match inner.phase {
             Phase::Collecting => Claim::Blocked(self.gates.source(source).clone()),
             Phase::Aborted => Claim::Aborted,
+            // Without a source nobody claims; whoever came late would have nothing to claim.
+            Phase::Closed => Claim::Finished,
             Phase::Open => next(&mut inner.collected).map_or(Claim::Finished, Claim::Unit),
         }
     }
@@ -102,6 +106,7 @@ impl<C: Default> Rendezvous<C> {
         let mut inner = self.inner.lock();
         inner.sources_left -= 1;
         if inner.sources_left == 0 {
+            inner.phase = Phase::Closed;
             let unread = std::mem::take(&mut inner.collected);
             self.closed.set_always_ready_later(&mut wakeups);
             drop(inner);

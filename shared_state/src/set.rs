@@ -18,6 +18,8 @@ struct Inner<H> {
     /// The sink whose turn it is; `sinks` when it is the source's.
     turn: usize,
     aborted: bool,
+    /// The source has left, so nobody reads the table any more.
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -53,7 +55,7 @@ pub fn new<H>(name: &str, children: usize, table: H) -> (Vec<SetSink<H>>, SetSou
     let state = Arc::new(State {
         gates,
         closed: Dependency::blocked(format!("{name} closed"), DependencyKind::Closed),
-        inner: Mutex::new(Inner { table: Some(table), turn: 0, aborted: false }),
+        inner: Mutex::new(Inner { table: Some(table), turn: 0, aborted: false, closed: false }),
     });
     (
         (0..children).map(|child| SetSink { state: state.clone(), child, passed: false }).collect(),
@@ -62,11 +64,14 @@ pub fn new<H>(name: &str, children: usize, table: H) -> (Vec<SetSink<H>>, SetSou
 }
 
 impl<H> SetSink<H> {
-    /// The table, once it is this child's turn.
+    /// The table, once it is this child's turn; [`Take::Finished`] if nobody reads it any more.
     pub fn take(&mut self) -> Take<H> {
         let mut inner = self.state.inner.lock();
         if inner.aborted {
             return Take::Aborted;
+        }
+        if inner.closed {
+            return Take::Finished;
         }
         if inner.turn != self.child {
             return Take::Blocked(self.state.gates.sink(self.child).clone());
@@ -79,6 +84,11 @@ impl<H> SetSink<H> {
         self.passed = true;
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
+        if inner.closed {
+            // Nobody would take it out again; it goes when the lock is released.
+            drop(inner);
+            return;
+        }
         inner.table = Some(table);
         inner.turn = self.child + 1;
         let next = self.state.gates.sinks().get(inner.turn).unwrap_or(self.state.gates.source());
@@ -123,9 +133,12 @@ impl<H> SetSource<H> {
 impl<H> Drop for SetSource<H> {
     fn drop(&mut self) {
         let mut wakeups = Wakeups::new();
-        let inner = self.state.inner.lock();
+        let mut inner = self.state.inner.lock();
+        inner.closed = true;
+        let table = inner.table.take();
         self.state.closed.set_always_ready_later(&mut wakeups);
         self.state.gates.open_for_ever(&mut wakeups);
         drop(inner);
+        drop(table);
     }
 }

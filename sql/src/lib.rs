@@ -1,1 +1,24 @@
-//! sql
+//! DataFusion plans on gatework.
+//!
+//! An application keeps DataFusion's SQL, DataFrames, tables and functions; its plans run as
+//! pipelines of our operators ([`SessionStateBuilderExt::with_gatework`], [`session`]). Every node
+//! that we cover is wrapped in a [`shell`](Shell) that looks like the original to everybody else; the
+//! topmost shell that is executed turns its subtree into pipelines. A node that we do not cover runs
+//! as DataFusion's own, as a source of our pipeline, and is named as a fallback.
+
+#![forbid(unsafe_code)]
+
+mod engine;
+mod lower;
+mod memory;
+mod planner;
+mod region;
+mod scan;
+mod session;
+mod shell;
+pub mod verify;
+
+pub use planner::{GateworkPlanner, ShellRule};
+pub use region::profile;
+pub use session::{SessionStateBuilderExt, session, session_with};
+pub use shell::{Shell, as_shell, fallbacks};

@@ -238,7 +238,8 @@ pub trait Sink: Send + Sync + fmt::Debug {
 
 /// One task's part of a sink.
 pub trait LocalSink: Send {
-    /// Called until it is ready, before the first batch is asked of the source.
+    /// Called until it is ready, before the first batch is asked of the source. A sink whose
+    /// [`closed`](Self::closed) gate opens meanwhile is finished without having been ready.
     ///
     /// # Errors
     /// The query fails.

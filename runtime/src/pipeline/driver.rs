@@ -109,7 +109,7 @@ impl TaskDriver {
         Setup {
             query: self.task.query.clone(),
             instance: self.record.instance,
-            instances: self.pipeline.instances,
+            instances: self.pipeline.info.instances,
             metrics: self.metrics(place).clone(),
             operator: name.into(),
         }
@@ -151,7 +151,8 @@ impl TaskDriver {
             };
             match answer {
                 Start::Ready => self.parts.started[place] = true,
-                Start::Finished => return Ok(Step::Next(self.end_at(place))),
+                // What is behind it still starts before it is finished.
+                Start::Finished => self.drop_up_to(place),
                 Start::Blocked(more) => {
                     gates = Some(match gates {
                         Some(gates) => gates.or_any(more),
@@ -172,13 +173,21 @@ impl TaskDriver {
 
     /// Drops everything up to `place`, which wants no more, and goes on with what lies behind.
     fn end_at(&mut self, place: usize) -> Position {
+        self.drop_up_to(place);
+        self.flush_from(place + 1)
+    }
+
+    /// Drops the source and the operators up to `place`, the sink excepted: it is yet to finish.
+    fn drop_up_to(&mut self, place: usize) {
         self.parts.source = None;
-        let last = place.min(self.sink_place().saturating_sub(1));
-        for operator in self.parts.operators.iter_mut().take(last + 1) {
+        self.parts.closed.retain(|(closed, _)| *closed > place);
+        self.parts.more.retain(|more| *more > place);
+        for operator in self.parts.operators.iter_mut().take(place + 1) {
             *operator = None;
         }
-        self.parts.more.clear();
-        self.flush_from(place + 1)
+        for started in self.parts.started.iter_mut().take(place + 1) {
+            *started = true;
+        }
     }
 
     fn flush_from(&mut self, place: usize) -> Position {
@@ -263,11 +272,13 @@ impl TaskDriver {
 
     fn after_operator(&mut self, place: usize, result: OperatorResult, flushing: bool) -> Step {
         match result {
-            OperatorResult::Batch(batch) | OperatorResult::HaveMore(batch) if batch.rows() == 0 => {
-                // Nobody behind needs to see an empty batch.
-                let again =
-                    if flushing { Position::Flush(place) } else { Position::Operator(place, None) };
-                Step::Next(again)
+            // Nobody behind needs to see an empty batch.
+            OperatorResult::Batch(batch) if batch.rows() == 0 => Step::Next(self.upstream()),
+            OperatorResult::HaveMore(batch) if batch.rows() == 0 && !flushing => {
+                Step::Next(Position::Operator(place, None))
+            }
+            OperatorResult::HaveMore(batch) if batch.rows() == 0 => {
+                Step::Next(Position::Flush(place))
             }
             OperatorResult::Batch(batch) => {
                 self.metrics(place + 1).add_output(batch.rows());
@@ -312,17 +323,23 @@ impl TaskDriver {
         })
     }
 
-    /// The place of whoever wants no more input although the task has not been told yet.
-    fn closed_place(&self, position: &Position) -> Option<usize> {
-        let from = match position {
-            Position::Start | Position::Source => 0,
-            Position::Operator(place, _) | Position::Flush(place) => *place,
-            Position::Sink(_) => self.sink_place(),
-            Position::Create | Position::Finish => return None,
+    /// Ends whoever wants no more input although the task has not been told yet, and what lies
+    /// before it, wherever the task stands. A gate that is open is not asked again.
+    fn heed_closed(&mut self, position: Position) -> Position {
+        let open = self.parts.closed.iter().filter(|(_, gate)| gate.is_ready());
+        let Some(place) = open.map(|(place, _)| *place).max() else { return position };
+        let stands_at = match &position {
+            Position::Source => Some(0),
+            Position::Operator(at, _) | Position::Flush(at) => Some(*at),
+            Position::Sink(_) => Some(self.sink_place()),
+            // What lies behind still starts; what finishes is finished.
+            Position::Create | Position::Start | Position::Finish => None,
         };
-        let open =
-            self.parts.closed.iter().filter(|(place, gate)| *place >= from && gate.is_ready());
-        open.map(|(place, _)| *place).max()
+        if stands_at.is_some_and(|at| at <= place) {
+            return self.end_at(place);
+        }
+        self.drop_up_to(place);
+        position
     }
 
     /// Adds the gates by which a blocked task learns that its output is not wanted any more.
@@ -347,10 +364,8 @@ impl TaskDriver {
         let mut before = started;
         loop {
             self.task.check()?;
-            let mut position = std::mem::replace(&mut self.position, Position::Finish);
-            if let Some(place) = self.closed_place(&position) {
-                position = self.end_at(place);
-            }
+            let position = std::mem::replace(&mut self.position, Position::Finish);
+            let position = self.heed_closed(position);
             let place = Self::place_of(&position, self.sink_place());
             let step = self.step(position)?;
             let now = Instant::now();
@@ -359,10 +374,11 @@ impl TaskDriver {
             match step {
                 Step::Next(next) => self.position = next,
                 Step::Blocked(next, gates) => {
+                    // The others are no reason to wait, only one to stop waiting.
+                    self.record.note_gates(&gates);
                     let gates = self.or_closed(&next, gates);
                     self.position = next;
-                    trace!(pipeline = %self.pipeline.name, instance = self.record.instance, ?gates, "blocked");
-                    self.record.note_gates(&gates);
+                    trace!(pipeline = %self.pipeline.info.name, instance = self.record.instance, ?gates, "blocked");
                     return Ok(Outcome::Blocked(gates));
                 }
                 Step::Done => return Ok(Outcome::Done),
@@ -406,7 +422,7 @@ impl Runnable for TaskDriver {
         let span = tracing::trace_span!(
             parent: self.task.query.span(),
             "task",
-            pipeline = %self.pipeline.name,
+            pipeline = %self.pipeline.info.name,
             instance = self.record.instance,
             worker
         );
@@ -425,7 +441,7 @@ impl Runnable for TaskDriver {
             (None, Some(message)) => message.clone(),
             (None, None) => "no message".to_owned(),
         };
-        self.task.query.fail(Error::Panic { pipeline: self.pipeline.name.clone(), message });
+        self.task.query.fail(Error::Panic { pipeline: self.pipeline.info.name.clone(), message });
         self.abort();
     }
 }

@@ -27,23 +27,33 @@ use crate::{
 pub type PipelineId = usize;
 
 /// `source → operator* → sink`: immutable, shared by its tasks.
+///
+/// Held by its tasks only: when the last of them is gone, its parts go, and with them the tokens of
+/// shared states that no task came for (it was cancelled before its first step). A reader outside
+/// who waits for such a token would wait for ever otherwise.
+#[derive(Debug)]
 pub(super) struct Pipeline {
-    pub(super) name: String,
+    pub(super) info: Arc<PipelineInfo>,
     pub(super) source: Arc<dyn Source>,
     pub(super) operators: Vec<Arc<dyn Operator>>,
     pub(super) sink: Arc<dyn Sink>,
-    pub(super) instances: usize,
-    /// What each part belongs to outside, source first, sink last.
-    tags: Vec<Option<usize>>,
 }
 
-impl fmt::Debug for Pipeline {
+/// What is kept of a pipeline for dumps and the profile.
+pub(super) struct PipelineInfo {
+    pub(super) name: String,
+    pub(super) instances: usize,
+    /// The name of each part, and what it belongs to outside: source first, sink last.
+    parts: Vec<(String, Option<usize>)>,
+}
+
+impl fmt::Debug for PipelineInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} × {}: {}", self.name, self.instances, self.source.name())?;
-        for operator in &self.operators {
-            write!(f, " → {}", operator.name())?;
+        write!(f, "{} × {}:", self.name, self.instances)?;
+        for (place, (part, _)) in self.parts.iter().enumerate() {
+            write!(f, "{} {part}", if place > 0 { " →" } else { "" })?;
         }
-        write!(f, " → {}", self.sink.name())
+        Ok(())
     }
 }
 
@@ -96,7 +106,12 @@ impl Graph {
             )));
         }
         self.waits.add_pipeline(instances);
-        self.pipelines.push(Arc::new(Pipeline { name, source, operators, sink, instances, tags }));
+        let names = std::iter::once(source.name())
+            .chain(operators.iter().map(|operator| operator.name()))
+            .chain(std::iter::once(sink.name()));
+        let parts = names.map(str::to_owned).zip(tags).collect();
+        let info = Arc::new(PipelineInfo { name, instances, parts });
+        self.pipelines.push(Arc::new(Pipeline { info, source, operators, sink }));
         Ok(self.pipelines.len() - 1)
     }
 
@@ -115,10 +130,11 @@ impl Graph {
             .pipelines
             .iter()
             .map(|pipeline| {
-                (0..pipeline.instances).map(|i| Arc::new(TaskRecord::new(pipeline, i))).collect()
+                let instances = 0..pipeline.info.instances;
+                instances.map(|instance| Arc::new(TaskRecord::new(pipeline, instance))).collect()
             })
             .collect();
-        let idle = query.admit(self.pipelines.clone(), records)?;
+        let idle = query.admit(&self.pipelines, records)?;
         Ok(Running { query: query.clone(), idle })
     }
 }
@@ -186,7 +202,7 @@ impl TaskRecord {
         Box::new(TaskDriver::new(pipeline.clone(), self.clone(), live))
     }
 
-    pub(super) fn profile(&self, pipeline: &Pipeline, pipeline_index: usize) -> TaskProfile {
+    pub(super) fn profile(&self, pipeline: &PipelineInfo, pipeline_index: usize) -> TaskProfile {
         let mut source = OperatorProfile::default();
         self.metrics[0].add_to(&mut source);
         let counters = self.handle.get().map(TaskHandle::counters);
@@ -209,18 +225,15 @@ impl TaskRecord {
     }
 }
 
-impl Pipeline {
+impl PipelineInfo {
     /// Profiles of its parts, summed up over `records`.
     pub(super) fn profile(&self, records: &[Arc<TaskRecord>]) -> Vec<OperatorProfile> {
-        let names = std::iter::once(self.source.name())
-            .chain(self.operators.iter().map(|operator| operator.name()))
-            .chain(std::iter::once(self.sink.name()));
-        names
-            .zip(&self.tags)
+        self.parts
+            .iter()
             .enumerate()
             .map(|(place, (name, tag))| {
                 let mut profile =
-                    OperatorProfile { name: name.to_owned(), tag: *tag, ..Default::default() };
+                    OperatorProfile { name: name.clone(), tag: *tag, ..Default::default() };
                 for record in records {
                     record.metrics[place].add_to(&mut profile);
                 }

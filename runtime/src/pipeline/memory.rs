@@ -139,7 +139,14 @@ impl Reservation {
     /// Moves all bytes out into a reservation that travels with the data.
     #[must_use]
     pub fn split_off(&mut self) -> Self {
-        let bytes = std::mem::take(&mut self.bytes);
+        self.split_some(self.bytes)
+    }
+
+    /// Moves up to `bytes` out into a reservation that travels with the data.
+    #[must_use]
+    pub fn split_some(&mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
         Self { query: self.query.clone(), holder: self.holder.clone(), bytes }
     }
 }

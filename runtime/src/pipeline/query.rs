@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 
 use super::{
     DependencyProfile, MemoryPool, MemoryRefused, Profile, Unlimited,
-    graph::{Pipeline, TaskRecord},
+    graph::{Pipeline, PipelineInfo, TaskRecord},
 };
 use crate::{
     Error, Executor, Result,
@@ -53,7 +53,7 @@ impl Default for QueryOptions {
 
 /// Pipelines that were started together.
 struct Region {
-    pipelines: Vec<Arc<Pipeline>>,
+    pipelines: Vec<Arc<PipelineInfo>>,
     records: Vec<Vec<Arc<TaskRecord>>>,
 }
 
@@ -189,7 +189,7 @@ impl QueryContext {
     /// Spawns and wakes the tasks of a graph; answers the gate that opens when all have ended.
     pub(super) fn admit(
         self: &Arc<Self>,
-        pipelines: Vec<Arc<Pipeline>>,
+        pipelines: &[Arc<Pipeline>],
         records: Vec<Vec<Arc<TaskRecord>>>,
     ) -> Result<Gate> {
         let region = Arc::new(LiveCount::new("pipelines idle"));
@@ -200,14 +200,17 @@ impl QueryContext {
                 let error = state.first_error.clone();
                 return Err(error.unwrap_or(Error::Cancelled { reason: "before it started" }));
             }
+            self.core.enter(records.iter().map(Vec::len).sum())?;
             for (pipeline, records) in pipelines.iter().zip(&records) {
                 for record in records {
                     let live = LiveTask::new(self.clone(), region.clone());
-                    let handle = self.core.spawn(&self.group, record.driver(pipeline, live))?;
+                    let handle = self.core.spawn(&self.group, record.driver(pipeline, live));
                     let _first = record.handle.set(handle.clone());
                     handles.push(handle);
                 }
             }
+            // Only what a profile tells of the pipelines: their parts belong to the tasks alone.
+            let pipelines = pipelines.iter().map(|pipeline| pipeline.info.clone()).collect();
             state.regions.push(Region { pipelines, records });
         }
         for handle in handles {

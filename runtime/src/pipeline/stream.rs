@@ -14,6 +14,9 @@ use super::{Batch, QueryContext, Running};
 use crate::{Error, Result};
 
 /// What dropping the last stream of a set does.
+///
+/// Once the tasks behind the result have ended there is nothing to cancel: those of inner regions
+/// that still live have lost their reader and are about to end early, which is no error.
 #[derive(Debug)]
 struct CancelOnDrop {
     query: Arc<QueryContext>,
@@ -31,15 +34,17 @@ impl Drop for CancelOnDrop {
 /// One partition of a query's result, as an async stream of batches.
 ///
 /// It ends after the last row *and* after the tasks behind it have ended, so that whoever has seen
-/// the end finds no task, no reserved byte and no file of the query. Dropping the last stream of a
-/// query cancels the query; dropping one of several ends only that partition.
+/// the end, or an error, finds no task, no reserved byte and no file of the query. Dropping the last stream of a
+/// query cancels the query; dropping one of several ends only that partition. (Tasks of inner regions
+/// may end a moment later: [`QueryContext::idle`] tells when.)
 #[derive(Debug)]
 pub struct RowStream {
+    /// Shared by the partitions of the query's final result; `None` for an inner region's. Before
+    /// `reader`, so that a query whose result is dropped is always cancelled, never just ended early.
+    _cancel: Option<Arc<CancelOnDrop>>,
     reader: Option<ResultReader<Batch>>,
     query: Arc<QueryContext>,
     idle: Gate,
-    /// Shared by the partitions of the query's final result; `None` for an inner region's.
-    _cancel: Option<Arc<CancelOnDrop>>,
     /// The last thing to be said before the end: the error, once the tasks are gone.
     last_word: Option<Error>,
 }
@@ -47,8 +52,7 @@ pub struct RowStream {
 impl RowStream {
     /// The partitions of the final result of `running`'s query.
     pub fn of_query(running: &Running, readers: Vec<ResultReader<Batch>>) -> Vec<Self> {
-        let cancel =
-            CancelOnDrop { query: running.query().clone(), idle: running.query().idle().clone() };
+        let cancel = CancelOnDrop { query: running.query().clone(), idle: running.idle().clone() };
         Self::of(running, readers, Some(Arc::new(cancel)))
     }
 
@@ -63,19 +67,12 @@ impl RowStream {
         readers: Vec<ResultReader<Batch>>,
         cancel: Option<Arc<CancelOnDrop>>,
     ) -> Vec<Self> {
-        let several = readers.len() > 1;
         let stream = |reader| Self {
             reader: Some(reader),
             query: running.query().clone(),
-            // With several partitions, one that ends early must not wait for the others' readers.
-            idle: if several {
-                gatework_shared_state::Dependency::ready(
-                    "partition ended",
-                    gatework_shared_state::DependencyKind::Finish,
-                )
-            } else {
-                running.idle().clone()
-            },
+            // A partition ends when all sinks have finished, so the tasks that are left do not wait
+            // for the readers of other partitions.
+            idle: running.idle().clone(),
             _cancel: cancel.clone(),
             last_word: None,
         };

@@ -1,1 +1,133 @@
+//! The pipeline layer with small operators: how rows flow, and every way in which a query ends.
 
+mod checked;
+mod driver;
+mod ends;
+mod operators;
+mod queries;
+mod streams;
+
+use std::sync::Arc;
+
+use gatework_shared_state::{Budget, aggregate, exchange, exchange::ExchangeKind, result};
+
+use self::{
+    checked::{Checks, Fault},
+    operators::{
+        from_exchange, from_sum, hoard, multiples, numbers, repeat, to_exchange, to_result,
+        to_sum, values,
+    },
+};
+use super::{
+    Edge, Graph, Operator, QueryContext, QueryOptions, RowStream, Running, Sink, Source,
+};
+use crate::{Error, Executor, Result, hang_guard::Guard};
+
+fn executor(threads: usize) -> Executor {
+    Executor::builder().threads(threads).build().unwrap()
+}
+
+/// A query whose dump is printed if the test hangs.
+fn query(guard: &Guard, executor: &Executor) -> Arc<QueryContext> {
+    query_with(guard, executor, QueryOptions::default())
+}
+
+fn query_with(guard: &Guard, executor: &Executor, options: QueryOptions) -> Arc<QueryContext> {
+    let query = QueryContext::new(executor, options);
+    let weak = Arc::downgrade(&query);
+    guard.watch(move || weak.upgrade().map_or_else(String::new, |query| query.dump()));
+    query
+}
+
+/// One pipeline into a result of `partitions`, each with room for `budget` bytes.
+fn start_one(
+    query: &Arc<QueryContext>,
+    checks: &Arc<Checks>,
+    instances: usize,
+    source: Arc<dyn Source>,
+    operators: Vec<Arc<dyn Operator>>,
+    partitions: usize,
+) -> Vec<RowStream> {
+    let (sinks, readers) = result::new("result", instances, partitions, Budget::new(1));
+    let mut graph = Graph::new();
+    let operators = operators.into_iter().map(|operator| checks.operator(operator)).collect();
+    let (source, sink) = (checks.source(source), checks.sink(to_result(sinks)));
+    graph.add("only", instances, source, operators, sink).unwrap();
+    RowStream::of_query(&graph.start(query).unwrap(), readers)
+}
+
+/// One pipeline of one task into any sink.
+fn start_into(
+    query: &Arc<QueryContext>,
+    source: Arc<dyn Source>,
+    operators: Vec<Arc<dyn Operator>>,
+    sink: Arc<dyn Sink>,
+) -> Running {
+    let mut graph = Graph::new();
+    graph.add("only", 1, source, operators, sink).unwrap();
+    graph.start(query).unwrap()
+}
+
+/// All rows of a stream, sorted.
+fn rows(stream: RowStream) -> Result<Vec<i64>> {
+    let mut all = Vec::new();
+    for batch in stream.into_blocking() {
+        all.extend(values(&batch?));
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// Asserts that nothing of a query is left.
+fn assert_gone(query: &QueryContext, checks: &Checks) {
+    assert_eq!(query.live_tasks(), 0, "{checks:?}: {}", query.dump());
+    assert_eq!(query.reserved_bytes(), 0, "{checks:?}");
+    checks.assert_kept();
+}
+
+/// Three pipelines of two tasks each: numbers, repeated, through an exchange, filtered, summed up by
+/// an aggregate, hoarded, into a result of one partition. Buffers hold one byte.
+fn start_three(query: &Arc<QueryContext>, checks: &Arc<Checks>) -> Result<RowStream> {
+    let budget = Budget::new(1);
+    let (exchange_sinks, exchange_sources) =
+        exchange::new("shuffle", ExchangeKind::Hash, 2, 2, budget.clone());
+    let (sum_sinks, sum_sources) = aggregate::new("sum", 2, 2, 2);
+    let (result_sinks, readers) = result::new("result", 2, 1, Budget::new(1));
+    let mut graph = Graph::new();
+    let scan = graph.add(
+        "scan",
+        2,
+        checks.source(numbers(6, 2)),
+        vec![checks.operator(repeat(2))],
+        checks.sink(to_exchange(exchange_sinks)),
+    )?;
+    let sum = graph.add(
+        "sum",
+        2,
+        checks.source(from_exchange(exchange_sources)),
+        vec![checks.operator(multiples(3))],
+        checks.sink(to_sum(sum_sinks)),
+    )?;
+    let emit = graph.add(
+        "emit",
+        2,
+        checks.source(from_sum(sum_sources)),
+        vec![checks.operator(hoard()), checks.operator(repeat(1))],
+        checks.sink(to_result(result_sinks)),
+    )?;
+    graph.wait(Edge::Buffer { producer: scan, consumer: sum, budget, ordered: false });
+    graph.wait(Edge::Breaker { producer: sum, consumer: emit });
+    let running = graph.start(query)?;
+    Ok(RowStream::of_query(&running, readers).remove(0))
+}
+
+/// What `start_three` gives: 0 and 3 from two tasks, twice; the channels' sums are 0 and 12.
+const OF_THREE: [i64; 2] = [0, 12];
+
+fn no_fault() -> Arc<Checks> {
+    Checks::new(Fault::None)
+}
+
+fn is_cancelled(error: &Error) -> bool {
+    matches!(error, Error::Cancelled { .. })
+}

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
     thread,
 };
@@ -82,35 +83,54 @@ impl Core {
         self.borrowed_left.notify_all();
     }
 
+    /// Makes room for `tasks` more tasks, all or none.
+    ///
+    /// SeqCst here, in `shutdown` and in `is_stopped`: either this sees that the executor stops, or
+    /// the workers see the tasks and stay until these have ended.
+    pub(crate) fn enter(&self, tasks: usize) -> Result<()> {
+        self.live_tasks.fetch_add(tasks, Ordering::SeqCst);
+        if self.stopping.load(Ordering::SeqCst) {
+            self.leave(tasks);
+            return Err(Error::Setup("the executor has been shut down".into()));
+        }
+        Ok(())
+    }
+
     pub(super) fn task_ended(&self) {
-        // AcqRel pairs with the load in `is_stopped`: who sees 0 sees all tasks' effects.
-        let before = self.live_tasks.fetch_sub(1, Ordering::AcqRel);
-        if before == 1 && self.stopping.load(Ordering::SeqCst) {
+        self.leave(1);
+    }
+
+    fn leave(&self, tasks: usize) {
+        // Who sees 0 sees all tasks' effects.
+        let before = self.live_tasks.fetch_sub(tasks, Ordering::SeqCst);
+        if before == tasks && self.stopping.load(Ordering::SeqCst) {
             self.wake_all();
         }
     }
 
+    /// Wakes the threads that sleep, so that they see that the executor stops. Borrowed threads that
+    /// have left need not come back for that.
     fn wake_all(&self) {
-        while let Some(worker) = self.sleep.notify_one() {
-            self.unpark(worker);
+        if let Threads::Own(_) = &self.threads {
+            // All at once: one by one would chase those that fall asleep again.
+            for worker in self.sleep.notify_all() {
+                self.unpark(worker);
+            }
         }
     }
 
     /// Whether workers may leave.
     pub(super) fn is_stopped(&self) -> bool {
-        self.stopping.load(Ordering::SeqCst) && self.live_tasks.load(Ordering::Acquire) == 0
+        self.stopping.load(Ordering::SeqCst) && self.live_tasks.load(Ordering::SeqCst) == 0
     }
 
+    /// Spawns one of the tasks for which [`enter`](Self::enter) made room.
     pub(crate) fn spawn(
         self: &Arc<Self>,
         group: &Arc<TaskGroup>,
         body: Box<dyn Runnable>,
-    ) -> Result<TaskHandle> {
-        if self.stopping.load(Ordering::SeqCst) {
-            return Err(Error::Setup("the executor has been shut down".into()));
-        }
-        self.live_tasks.fetch_add(1, Ordering::AcqRel);
-        Ok(TaskHandle(Task::new(self, group.clone(), body)))
+    ) -> TaskHandle {
+        TaskHandle(Task::new(self, group.clone(), body))
     }
 
     pub(crate) fn add_resident(&self, resident: Weak<dyn Shutdown>) {
@@ -235,7 +255,9 @@ impl ExecutorBuilder {
                     core_affinity::set_for_current(pin_to);
                 }
                 if let Some(hook) = hook {
-                    hook(worker);
+                    // A worker that is missing would strand its executor's tasks; the panic has
+                    // been reported by the process's panic hook.
+                    let _contained = catch_unwind(AssertUnwindSafe(|| hook(worker)));
                 }
                 worker::run_thread(&core, worker, &parker);
             };
@@ -309,12 +331,15 @@ impl Executor {
     /// # Errors
     /// If the executor has been shut down.
     pub fn spawn(&self, group: &Arc<TaskGroup>, body: Box<dyn Runnable>) -> Result<TaskHandle> {
-        self.inner.core.spawn(group, body)
+        self.inner.core.enter(1)?;
+        Ok(self.inner.core.spawn(group, body))
     }
 
     /// Cancels what runs, waits until every task has ended, and joins the threads.
     ///
-    /// On one of the executor's own workers it does not wait, since that would be for itself.
+    /// On one of the executor's own workers it does not wait, since that would be for itself; nor
+    /// does it on a thread of the pool that hosts the executor, whose work may need that thread.
+    /// A task that was spawned and is never woken is waited for: wake it, or do not spawn it.
     pub fn shutdown(&self) {
         self.inner.shutdown();
     }
@@ -333,19 +358,19 @@ impl Inner {
             resident.shut_down();
         }
         core.wake_all();
-        let current = thread::current().id();
-        let handles = std::mem::take(&mut *self.handles.lock());
-        if !handles.iter().any(|handle| handle.thread().id() == current) {
-            for handle in handles {
-                // A worker contains the panics of its tasks; there is nothing to pass on.
-                let _ended = handle.join();
-            }
+        if core.queue.is_here() {
+            return;
+        }
+        // Joined under the lock, so that a second caller comes back when the first one does.
+        for handle in self.handles.lock().drain(..) {
+            // A worker contains the panics of its tasks; there is nothing to pass on.
+            let _ended = handle.join();
         }
         if let Threads::Borrowed(pool) = &core.threads
             && pool.current_thread_index().is_none()
         {
             let mut borrowed = core.borrowed.lock();
-            while *borrowed > 0 || core.live_tasks.load(Ordering::Acquire) > 0 {
+            while *borrowed > 0 || core.live_tasks.load(Ordering::SeqCst) > 0 {
                 core.borrowed_left.wait(&mut borrowed);
             }
         }

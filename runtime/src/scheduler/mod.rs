@@ -11,6 +11,7 @@ pub mod task;
 mod worker;
 
 #[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;
 
 pub use executor::{Executor, ExecutorBuilder};

@@ -25,6 +25,8 @@ const LEVELS: usize = 4;
 /// tasks waking each other cannot keep those outside waiting.
 const FAIRNESS_INTERVAL: u32 = 31;
 
+type TaskDeque = Deque<Arc<Task>>;
+
 #[derive(Debug)]
 struct Level {
     injector: Injector<Arc<Task>>,
@@ -38,7 +40,7 @@ pub(super) struct Queue {
     levels: [Level; LEVELS],
     stealers: Box<[Stealer<Arc<Task>>]>,
     /// The deques of workers that do not run at the moment.
-    parked: Box<[Mutex<Option<Deque<Arc<Task>>>>]>,
+    parked: Box<[Mutex<Option<TaskDeque>>]>,
     /// Tells this queue's local deques from those of other executors.
     id: u64,
 }
@@ -46,7 +48,7 @@ pub(super) struct Queue {
 /// A worker's deque, while it runs, in a thread local: pushes from within a task find it there.
 struct Local {
     queue: u64,
-    deque: Deque<Arc<Task>>,
+    deque: TaskDeque,
     ticks: u32,
 }
 
@@ -94,6 +96,11 @@ impl Queue {
         if let Some(local) = LOCAL.replace(attached.outer) {
             *self.parked[worker].lock() = Some(local.deque);
         }
+    }
+
+    /// Whether this thread is one of this queue's workers at the moment.
+    pub(super) fn is_here(&self) -> bool {
+        LOCAL.with_borrow(|local| local.as_ref().is_some_and(|local| local.queue == self.id))
     }
 
     fn level_of(task: &Task) -> usize {

@@ -10,6 +10,8 @@
 //!
 //! A sleeper that finds work on its second look takes its number out again. If it is not there any
 //! more, a notifier has taken it out and will unpark this worker: [`ParkToken`] says which happened.
+//! Every entry that a notifier takes out is matched by one unpark, and every unpark by one park, so
+//! only workers that sleep, or are about to, are entered.
 
 use gatework_shared_state::sync::{
     Mutex,
@@ -31,7 +33,8 @@ pub enum ParkToken {
     Park,
     /// Stay awake: there is work, and the number is out again.
     Awake,
-    /// There is work, but a notifier has taken the number out: an unpark is on its way.
+    /// There is work, but a notifier has taken the number out: an unpark is on its way. Whoever
+    /// parks a thread of its own must take it, by parking, or it ends a later sleep too soon.
     Unparked,
 }
 
@@ -63,6 +66,33 @@ impl Sleep {
         ParkToken::Awake
     }
 
+    /// Takes all sleepers out, for the caller to unpark.
+    #[must_use]
+    pub fn notify_all(&self) -> Vec<usize> {
+        // Pairs with the fence in `prepare`, see above.
+        fence(Ordering::SeqCst);
+        let mut sleepers = self.sleepers.lock();
+        self.count.store(0, Ordering::SeqCst);
+        std::mem::take(&mut *sleepers)
+    }
+
+    /// Enters `worker`, looks for work again, and calls `park` unless it found some.
+    ///
+    /// When this returns, `worker` is not entered: a worker that is entered while it works would be
+    /// picked by notifiers in place of one that sleeps.
+    pub fn rest(&self, worker: usize, has_work: impl FnOnce() -> bool, park: impl FnOnce()) {
+        match self.prepare(worker, has_work) {
+            ParkToken::Park => {
+                park();
+                // Nobody may have meant it: parking can end for no reason.
+                self.leave(worker);
+            }
+            // The unpark comes at once; left untaken, it would cut the next sleep short.
+            ParkToken::Unparked => park(),
+            ParkToken::Awake => {}
+        }
+    }
+
     /// After a push: takes one sleeper out, for the caller to unpark.
     #[must_use]
     pub fn notify_one(&self) -> Option<usize> {
@@ -80,5 +110,12 @@ impl Sleep {
     /// How many are asleep.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::SeqCst)
+    }
+
+    /// Takes `worker` out if it is still entered.
+    fn leave(&self, worker: usize) {
+        let mut sleepers = self.sleepers.lock();
+        sleepers.retain(|&entered| entered != worker);
+        self.count.store(sleepers.len(), Ordering::SeqCst);
     }
 }

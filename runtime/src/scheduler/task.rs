@@ -162,11 +162,14 @@ impl WakeState {
     #[must_use]
     pub fn wake(&self) -> bool {
         // AcqRel here and in all transitions: each synchronises with the one before, so what the
-        // waker did is seen by the run it causes, and what a run did by the next run.
+        // waker did is seen by the run it causes, and what a run did by the next run. That is why
+        // there is a write even where nothing changes: a load alone could see a `Queued` that is
+        // long over, or leave what the waker did unseen by the run that is about to begin.
         let previous =
             self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| match state {
                 IDLE => Some(QUEUED),
                 RUNNING => Some(NOTIFIED),
+                QUEUED | NOTIFIED => Some(state),
                 _ => None,
             });
         previous == Ok(IDLE)
@@ -190,7 +193,8 @@ impl WakeState {
 
     /// Leaves the worker runnable: the caller must queue it.
     pub fn requeue(&self) {
-        self.0.store(QUEUED, Ordering::Release);
+        // Not a store: this acquires what came with a wake-up and hands it on to the next run.
+        self.0.swap(QUEUED, Ordering::AcqRel);
     }
 
     /// Leaves the worker for ever.
@@ -286,12 +290,15 @@ impl Task {
             Outcome::Blocked(gates) => self.block(core, gates),
             Outcome::Done => {
                 let body = self.body.lock().take();
+                // A gate that never opens keeps its wakers, and so this task, for as long as it
+                // lives: the task must not keep the gate in turn.
+                let waits = self.waits.lock().take();
                 self.wake_state.finish();
                 // Counted as ended before the body goes, so that whoever learns of the end from the
                 // body's destructor finds no task alive.
                 core.task_ended();
                 // A destructor that panics must not take the worker with it.
-                let _contained = catch_unwind(AssertUnwindSafe(|| drop(body)));
+                let _contained = catch_unwind(AssertUnwindSafe(|| drop((body, waits))));
             }
         }
     }

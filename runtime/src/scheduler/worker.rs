@@ -15,10 +15,8 @@ pub(super) fn run_thread(core: &Arc<Core>, worker: usize, parker: &Parker) {
         if core.is_stopped() {
             break;
         }
-        let token = core.sleep.prepare(worker, || !core.queue.is_empty() || core.is_stopped());
-        if token == ParkToken::Park {
-            parker.park();
-        }
+        let has_work = || !core.queue.is_empty() || core.is_stopped();
+        core.sleep.rest(worker, has_work, || parker.park());
     }
     core.queue.detach(worker, attached);
 }

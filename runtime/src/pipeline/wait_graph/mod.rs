@@ -2,12 +2,57 @@
 //!
 //! Two kinds of wait can be taken back: a full buffer may overflow instead of blocking its
 //! producers, and a scan may start without its runtime filter. [`WaitGraph::resolve`] takes back
-//! those that would close a cycle, so that no plan stalls.
+//! waits that would close a cycle, so that no plan stalls, and no more of them than needed.
+//!
+//! # When a plan can stall
+//!
+//! Every pipeline is expanded to two instances; more would only be copies of these two. An instance
+//! waits for one thing at a time:
+//!
+//! | wait | from → to |
+//! |---|---|
+//! | end | consumer instance → every producer instance, behind a breaker |
+//! | data | consumer instance → every producer instance, at a buffer |
+//! | room | producer instance → every consumer instance, at a buffer that blocks |
+//! | filter | scan instance → every producer instance, while the wait is kept |
+//! | turn | reader of a later partition → readers of the earlier ones |
+//!
+//! In a stall, follow from a stuck instance the wait it is stuck in to a stuck instance that keeps
+//! it there (for room: one that holds items of the buffer). There are finitely many, so the path
+//! closes: **a stall contains a simple cycle of waits.** Not every cycle can be one. Whoever is
+//! waited for because it holds items of a buffer has something to take from it, so it does not wait
+//! for data of that buffer: a cycle that enters a consumer over a room wait of a buffer and leaves
+//! it over a data wait of the same buffer is none. An `ordered` buffer is the exception, since there
+//! the consumer may wait for another producer instance than the one whose items it holds. So plain
+//! exchanges, chains of them, and unions keep their back-pressure.
+//!
+//! What is sufficient is nearly necessary as well: producers that have ended and channels that
+//! nobody fills leave a waiting instance with just one that it waits for, so each of these cycles
+//! occurs for some input. `tests.rs` compares with a simulation that picks such inputs at random.
+//!
+//! # Which waits are taken back
+//!
+//! 1. Without any filter wait: while there is a cycle, the buffer overflows at which the cycle
+//!    turns from going upstream (data) to going downstream (room). That is where rows fan out to
+//!    consumers that do not read them at the same time, and it is the buffer furthest upstream.
+//! 2. Buffers that turn out not to be needed, because later ones broke their cycles too, block
+//!    again.
+//! 3. Filter waits are added one by one; those that close a cycle are dropped. So a buffer never
+//!    overflows for the sake of a filter.
+//!
+//! A cycle of ends and data only cannot be taken back. It is no plan at all, and is left alone.
+
+mod cycle;
+
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, sync::Arc};
 
-use gatework_shared_state::Budget;
+use gatework_shared_state::{Budget, OnFull};
+use tracing::debug;
 
+use self::cycle::{Kept, Waits};
 use super::PipelineId;
 
 /// A wait between two pipelines.
@@ -20,6 +65,10 @@ pub enum Edge {
         consumer: PipelineId,
     },
     /// `consumer` reads a bounded buffer that `producer` fills: each waits for the other.
+    ///
+    /// Edges whose budgets are clones of one [`Budget`] are one buffer: a multicast has an edge to
+    /// each of its readers, a union one from each of its children. A pipeline that reads several
+    /// buffers is taken to read them in any order, one of them while others are full.
     Buffer {
         /// The pipeline that fills.
         producer: PipelineId,
@@ -27,9 +76,22 @@ pub enum Edge {
         consumer: PipelineId,
         /// The buffer's budget, which overflows if blocking would close a cycle.
         budget: Budget,
-        /// The consumer takes from one producer instance (or channel) while others wait: an
-        /// order-preserving merge, partitions read one after the other.
+        /// The consumer takes from one producer instance while others wait, as an order-preserving
+        /// merge does. Each producer instance must have room of its own (a state of its own with a
+        /// clone of the budget, which shares the policy, not the bytes); where they share one byte
+        /// count, one could take the room of the very one that the consumer waits for, and only
+        /// [`Budget::overflow`] helps.
         ordered: bool,
+    },
+    /// Somebody outside the graph reads the partitions of a bounded result, perhaps one after the
+    /// other. Not needed for a result whose partitions are surely read at the same time.
+    Partitions {
+        /// The pipeline that fills.
+        producer: PipelineId,
+        /// How many partitions there are.
+        partitions: usize,
+        /// The result's budget, which overflows if blocking would close a cycle.
+        budget: Budget,
     },
     /// `scan` waits for a runtime filter that `producer` publishes.
     RuntimeFilter {
@@ -48,6 +110,9 @@ impl fmt::Debug for Edge {
             Self::Breaker { producer, consumer } => write!(f, "{consumer} after {producer}"),
             Self::Buffer { producer, consumer, ordered, .. } => {
                 write!(f, "{producer} ⇄ {consumer}{}", if *ordered { " (ordered)" } else { "" })
+            }
+            Self::Partitions { producer, partitions, .. } => {
+                write!(f, "{producer} ⇄ {partitions} partitions, read outside")
             }
             Self::RuntimeFilter { producer, scan, .. } => {
                 write!(f, "{scan} filtered by {producer}")
@@ -75,7 +140,63 @@ impl WaitGraph {
     }
 
     /// Takes back waits that would close a cycle. Answers how many.
+    ///
+    /// # Panics
+    /// If a wait names a pipeline that was not added.
     pub fn resolve(&self) -> usize {
-        0
+        let waits = Waits::expand(&self.instances, &self.edges, 2);
+        let kept = decide(&waits);
+        let mut taken_back = 0;
+        for (buffer, budget) in waits.budgets().iter().enumerate() {
+            if !kept.buffers[buffer] && budget.on_full() == OnFull::Block {
+                debug!(edges = ?self.edges_of(budget), "overflows, since blocking would stall");
+                budget.overflow();
+                taken_back += 1;
+            }
+        }
+        for (filter, edge) in self.filters().enumerate() {
+            if let (false, Edge::RuntimeFilter { drop_wait, .. }) = (kept.filters[filter], edge) {
+                debug!(?edge, "not waited for, since waiting would stall");
+                drop_wait();
+                taken_back += 1;
+            }
+        }
+        taken_back
     }
+
+    fn filters(&self) -> impl Iterator<Item = &Edge> {
+        self.edges.iter().filter(|edge| matches!(edge, Edge::RuntimeFilter { .. }))
+    }
+
+    fn edges_of(&self, buffer: &Budget) -> Vec<&Edge> {
+        let is_of = |edge: &&Edge| match edge {
+            Edge::Buffer { budget, .. } | Edge::Partitions { budget, .. } => budget.is_same(buffer),
+            Edge::Breaker { .. } | Edge::RuntimeFilter { .. } => false,
+        };
+        self.edges.iter().filter(is_of).collect()
+    }
+}
+
+/// Which buffers may block and which filters may be waited for: as many as possible.
+fn decide(waits: &Waits) -> Kept {
+    let mut kept = waits.all_buffers_no_filters();
+    let mut overflowed = Vec::new();
+    for buffer in 0..kept.buffers.len() {
+        while kept.buffers[buffer]
+            && let Some(cycle) = waits.cycle_at_buffer(buffer, &kept)
+        {
+            let fan_out = waits.fan_out(&cycle).unwrap_or(buffer);
+            kept.buffers[fan_out] = false;
+            overflowed.push(fan_out);
+        }
+    }
+    for buffer in overflowed {
+        kept.buffers[buffer] = true;
+        kept.buffers[buffer] = !waits.has_cycle(&kept);
+    }
+    for filter in 0..kept.filters.len() {
+        kept.filters[filter] = true;
+        kept.filters[filter] = waits.cycle_at_filter(filter, &kept).is_none();
+    }
+    kept
 }

@@ -1,0 +1,115 @@
+//! The arguments of the command line, as clap reads them.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::tables::TableArg;
+
+/// SQL over files through gates, tasks and pipelines.
+#[derive(Debug, Parser)]
+#[command(name = "gatework", version)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Tpch(TpchArgs),
+    Sql(SqlArgs),
+}
+
+/// Run the TPC-H queries and verify their results.
+///
+/// Makes the data if it is not there, runs each query several times, and compares every result with a plain DataFusion
+/// session over the same files; at scale factor 1 also with the answers of the specification. Fails if a query failed,
+/// differed, or ran in part on operators that are not gatework's own.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TpchArgs {
+    /// Size of the data; 1 is about a gigabyte of text. Default: that of the data in DIR, or 1
+    #[arg(long, value_name = "F", value_parser = scale_factor)]
+    pub(crate) scale_factor: Option<f64>,
+    /// Folder with `<table>.parquet`; missing tables are made. Default: tpch-data/sf<F>
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Folder with `q1.sql`, `q2.sql`, … to run instead of the queries of the specification
+    #[arg(long, value_name = "DIR")]
+    pub(crate) query_dir: Option<PathBuf>,
+    /// Numbers of the queries to run. Default: all
+    #[arg(long, value_name = "1,6,…", value_delimiter = ',', value_parser = query_number)]
+    pub(crate) queries: Vec<u32>,
+    /// How often to run each query
+    #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one)]
+    pub(crate) iterations: NonZeroUsize,
+    /// Threads that run queries. Default: one per core
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Do not compare results
+    #[arg(long)]
+    pub(crate) no_verify: bool,
+    /// Write the measurements to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// Run SQL over Parquet, CSV, JSON and Arrow files.
+///
+/// Several strings, and several statements in one string, run one after the other in one session.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SqlArgs {
+    /// What to run
+    #[arg(value_name = "SQL", required = true)]
+    pub(crate) statements: Vec<String>,
+    /// A table: a file, a folder, or a quoted glob. The extension names the format: .parquet, .csv, .tsv, .json (one
+    /// object a line), .arrow; CSV and JSON also as .gz, .bz2, .xz, .zst
+    #[arg(long = "table", value_name = "NAME=PATH")]
+    pub(crate) tables: Vec<TableArg>,
+    /// How to print results
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+    /// Threads that run queries. Default: one per core
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Print the plan of each query, and which of its nodes are not gatework's own, instead of running it
+    #[arg(long)]
+    pub(crate) explain: bool,
+}
+
+/// How results are printed. Each result is printed whole before the next one begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Columns for people
+    Table,
+    /// Comma-separated values with a header line
+    Csv,
+    /// One JSON object a line
+    Json,
+    /// An Arrow IPC stream
+    Arrow,
+}
+
+fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
+    let number: usize = text.parse().map_err(|_| "not a whole number".to_owned())?;
+    NonZeroUsize::new(number).ok_or_else(|| "at least 1 is needed".to_owned())
+}
+
+/// Below a thousandth the generator runs out of suppliers for its parts.
+fn scale_factor(text: &str) -> Result<f64, String> {
+    let scale: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match (0.001..=100_000.0).contains(&scale) {
+        true => Ok(scale),
+        false => Err("a scale factor lies between 0.001 and 100000".to_owned()),
+    }
+}
+
+/// `6`, and `q6` for those who think of the file.
+fn query_number(text: &str) -> Result<u32, String> {
+    let text = text.trim();
+    let number: Option<u32> = text.strip_prefix(['q', 'Q']).unwrap_or(text).parse().ok();
+    number.filter(|&number| number > 0).ok_or_else(|| "not the number of a query".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,55 @@
+//! What the arguments accept, and what they say to the rest.
+
+use clap::{CommandFactory, Parser};
+
+use super::{Args, Command, Format};
+
+fn parse(arguments: &str) -> Result<Args, String> {
+    let words = std::iter::once("gatework").chain(arguments.split(' '));
+    Args::try_parse_from(words).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_definition_is_consistent() {
+    Args::command().debug_assert();
+}
+
+#[test]
+fn tpch_reads_its_flags() {
+    let line = "tpch --scale-factor 0.1 --data d --query-dir q --queries 1,q6,22 --iterations 5 --threads 3 \
+                --no-verify --json out.json";
+    let Ok(Args { command: Command::Tpch(args) }) = parse(line) else { panic!("not understood") };
+    assert_eq!(args.scale_factor, Some(0.1));
+    assert_eq!(args.queries, [1, 6, 22]);
+    assert_eq!((args.iterations.get(), args.threads.map(usize::from)), (5, Some(3)));
+    assert!(args.no_verify);
+}
+
+#[test]
+fn sql_reads_its_flags() {
+    let Ok(Args { command: Command::Sql(args) }) = parse("sql a b --table t=x=y.csv --format json --explain") else {
+        panic!("not understood")
+    };
+    assert_eq!(args.statements, ["a", "b"]);
+    assert_eq!((args.tables[0].name.as_str(), args.tables[0].path.as_str()), ("t", "x=y.csv"));
+    assert_eq!((args.format, args.explain), (Format::Json, true));
+}
+
+#[test]
+fn nonsense_is_refused_with_a_reason() {
+    for (arguments, reason) in [
+        ("tpch --threads 0", "at least 1 is needed"),
+        ("tpch --iterations 0", "at least 1 is needed"),
+        ("tpch --threads many", "not a whole number"),
+        ("tpch --scale-factor 0", "between 0.001 and 100000"),
+        ("tpch --scale-factor NaN", "between 0.001 and 100000"),
+        ("tpch --queries 1,x", "not the number of a query"),
+        ("sql", "required"),
+        ("sql x --table t", "NAME=PATH"),
+        ("sql x --table =p", "NAME=PATH"),
+        ("sql x --format xml", "possible values"),
+    ] {
+        let error = parse(arguments).unwrap_err();
+        assert!(error.contains(reason), "{arguments}: {error}");
+    }
+}

@@ -1,0 +1,60 @@
+//! The only place that calls the library: an executor, its sessions, and plain DataFusion sessions to compare with.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread;
+
+use datafusion::common::Result;
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
+use datafusion::prelude::{SessionConfig, SessionContext};
+
+use crate::error::Error;
+
+/// An executor of this process. Its threads end when it is dropped.
+pub(crate) struct Engine {
+    executor: gatework::Executor,
+}
+
+impl Engine {
+    /// Starts an executor with this many threads, or with one per core.
+    pub(crate) fn start(wanted: Option<NonZeroUsize>) -> Result<Self, Error> {
+        gatework::Executor::builder()
+            .threads(threads(wanted).get())
+            .build()
+            .map(|executor| Self { executor })
+            .map_err(|error| Error::failed(format!("the executor cannot start: {error}")))
+    }
+
+    /// A new, empty session whose queries run on this executor.
+    pub(crate) fn session(&self) -> SessionContext {
+        with_information_schema(gatework::session(&self.executor))
+    }
+}
+
+/// The number of threads to use.
+pub(crate) fn threads(wanted: Option<NonZeroUsize>) -> NonZeroUsize {
+    wanted.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// A new, empty session of plain DataFusion, which knows nothing of gatework.
+pub(crate) fn reference_session(wanted: Option<NonZeroUsize>) -> SessionContext {
+    let config = SessionConfig::new().with_target_partitions(threads(wanted).get());
+    with_information_schema(SessionContext::new_with_config(config))
+}
+
+/// The nodes of a planned query that do not run on gatework's own operators.
+pub(crate) fn fallbacks(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
+    gatework::fallbacks(plan)
+}
+
+/// Starts a planned query. Dropping the stream cancels it.
+pub(crate) fn execute(plan: &Arc<dyn ExecutionPlan>, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    execute_stream(Arc::clone(plan), context)
+}
+
+/// Lets `SHOW TABLES` and `information_schema` work, which a person at a prompt asks for first.
+fn with_information_schema(session: SessionContext) -> SessionContext {
+    session.state_ref().write().config_mut().options_mut().catalog.information_schema = true;
+    session
+}

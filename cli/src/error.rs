@@ -1,0 +1,117 @@
+//! How a command can end badly, and what the user is told: one sentence that says what to do.
+
+use datafusion::arrow::error::ArrowError;
+use datafusion::common::{DataFusionError, SchemaError};
+use datafusion::prelude::SessionContext;
+
+/// The end of a command that did not do what it was asked.
+#[derive(Debug)]
+pub(crate) enum Error {
+    /// It failed for the reason that the sentence gives.
+    Failed(String),
+    /// The user pressed Ctrl-C.
+    Cancelled,
+    /// Whoever reads our output has closed it, as `head` does. Not an error to anybody.
+    OutputClosed,
+}
+
+impl Error {
+    /// A failure with its sentence.
+    pub(crate) fn failed(sentence: impl Into<String>) -> Self {
+        Self::Failed(sentence.into())
+    }
+
+    /// A query that could not be planned or run in this session.
+    pub(crate) fn query(error: &DataFusionError, session: &SessionContext) -> Self {
+        Self::Failed(explain(error, session))
+    }
+
+    /// What to tell the user, if anything.
+    pub(crate) fn sentence(&self) -> Option<String> {
+        match self {
+            Self::Failed(sentence) => Some(format!("error: {sentence}")),
+            Self::Cancelled => Some("cancelled by Ctrl-C".to_owned()),
+            Self::OutputClosed => None,
+        }
+    }
+
+    /// The exit code of the process.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            // What shells use for a process ended by SIGINT.
+            Self::Cancelled => 130,
+            Self::OutputClosed => 0,
+        }
+    }
+}
+
+/// Says in one line what went wrong in a query.
+fn explain(error: &DataFusionError, session: &SessionContext) -> String {
+    let root = error.find_root();
+    let message = one_line(&root.message());
+    match root {
+        DataFusionError::SQL(parser_error, _) => {
+            let reason = one_line(&parser_error.to_string());
+            format!("the SQL cannot be parsed: {}", reason.trim_start_matches("sql parser error: "))
+        }
+        DataFusionError::Plan(_) => match missing_table(&message) {
+            Some(name) => no_table(name, session),
+            None => message,
+        },
+        DataFusionError::SchemaError(schema_error, _) => match schema_error.as_ref() {
+            SchemaError::FieldNotFound { .. } => message.replacen("No field named", "there is no column", 1),
+            _ => message,
+        },
+        DataFusionError::ArrowError(arrow_error, _) => explain_arrow(arrow_error),
+        DataFusionError::ParquetError(_) => {
+            format!("a Parquet file cannot be read, it is corrupt or truncated: {message}")
+        }
+        DataFusionError::ResourcesExhausted(_) => format!("out of resources: {message}"),
+        DataFusionError::Internal(_) => format!("this is a bug in the query engine: {message}"),
+        _ => message,
+    }
+}
+
+fn explain_arrow(error: &ArrowError) -> String {
+    match error {
+        ArrowError::DivideByZero => {
+            "the query divides by zero; guard the divisor, for example with NULLIF(divisor, 0)".to_owned()
+        }
+        ArrowError::ArithmeticOverflow(what) => {
+            format!("a number grows too large for its type; CAST to a wider one: {}", one_line(what))
+        }
+        ArrowError::CastError(what) => {
+            format!("a value cannot be converted; TRY_CAST gives NULL instead: {}", one_line(what))
+        }
+        ArrowError::ParquetError(what) => {
+            format!("a Parquet file cannot be read, it is corrupt or truncated: {}", one_line(what))
+        }
+        other => one_line(&other.to_string()),
+    }
+}
+
+/// The name in "table 'datafusion.public.name' not found".
+fn missing_table(message: &str) -> Option<&str> {
+    let name = message.strip_prefix("table '")?.strip_suffix("' not found")?;
+    Some(name.strip_prefix("datafusion.public.").unwrap_or(name))
+}
+
+fn no_table(name: &str, session: &SessionContext) -> String {
+    let schema = session.catalog("datafusion").and_then(|catalog| catalog.schema("public"));
+    let mut known = schema.map(|schema| schema.table_names()).unwrap_or_default();
+    known.sort();
+    match known.is_empty() {
+        true => format!("there is no table '{name}'; name one with --table {name}=PATH"),
+        false => format!("there is no table '{name}'; known are {}; add one with --table {name}=PATH", known.join(", ")),
+    }
+}
+
+/// Messages of several lines are for terminals of their own; ours is one sentence.
+pub(crate) fn one_line(message: &str) -> String {
+    let message = message.split("\n\nbacktrace:").next().unwrap_or(message);
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests;

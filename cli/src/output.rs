@@ -1,0 +1,141 @@
+//! Results on standard output, in the format that was asked for, as they come.
+
+mod table;
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, BufWriter, Write};
+use std::rc::Rc;
+
+use arrow::array::RecordBatch;
+use arrow::csv;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use arrow::ipc::writer::StreamWriter;
+use arrow::json::{self, writer::LineDelimited};
+
+use crate::args::Format;
+use crate::error::{Error, one_line};
+use table::TableWriter;
+
+/// Buffered output that remembers that its reader has gone, whatever the layers above make of the error.
+#[derive(Clone)]
+pub(crate) struct Sink {
+    out: Rc<RefCell<dyn Write>>,
+    closed: Rc<Cell<bool>>,
+}
+
+impl Sink {
+    /// Standard output.
+    pub(crate) fn stdout() -> Self {
+        Self::new(BufWriter::new(io::stdout()))
+    }
+
+    fn new(out: impl Write + 'static) -> Self {
+        Self { out: Rc::new(RefCell::new(out)), closed: Rc::default() }
+    }
+
+    /// Writes a line and passes it on at once.
+    pub(crate) fn line(&self, line: &str) -> Result<(), Error> {
+        let mut sink = self.clone();
+        let written = writeln!(sink, "{line}");
+        written.map_err(|error| self.error(&error))?;
+        self.flush()
+    }
+
+    /// Passes on what is buffered.
+    pub(crate) fn flush(&self) -> Result<(), Error> {
+        let flushed = self.clone().flush_all();
+        flushed.map_err(|error| self.error(&error))
+    }
+
+    fn flush_all(&mut self) -> io::Result<()> {
+        let result = self.out.borrow_mut().flush();
+        self.watch(result)
+    }
+
+    fn watch<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+            self.closed.set(true);
+        }
+        result
+    }
+
+    fn error(&self, error: &dyn std::fmt::Display) -> Error {
+        match self.closed.get() {
+            true => Error::OutputClosed,
+            false => Error::failed(format!("the result cannot be written: {}", one_line(&error.to_string()))),
+        }
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let result = self.out.borrow_mut().write(bytes);
+        self.watch(result)
+    }
+
+    /// Writers of formats flush at places of their own choice; ours is [`Sink::flush`].
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One result on its way out.
+pub(crate) struct Output {
+    writer: Writer,
+    sink: Sink,
+}
+
+enum Writer {
+    Table(TableWriter<Sink>),
+    Csv(csv::Writer<Sink>),
+    Json(json::Writer<Sink, LineDelimited>),
+    Arrow(StreamWriter<Sink>),
+}
+
+impl Output {
+    /// Begins a result.
+    pub(crate) fn new(format: Format, schema: SchemaRef, sink: Sink) -> Result<Self, Error> {
+        let to = sink.clone();
+        let writer = match format {
+            Format::Table => Ok(Writer::Table(TableWriter::new(schema, to))),
+            Format::Csv => {
+                let mut writer = csv::Writer::new(to);
+                // The header belongs to a result without rows as well, and is written with the first batch.
+                writer.write(&RecordBatch::new_empty(schema)).map(|()| Writer::Csv(writer))
+            }
+            // A NULL is written out, so that every line has the same keys.
+            Format::Json => {
+                Ok(Writer::Json(json::WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(to)))
+            }
+            Format::Arrow => StreamWriter::try_new(to, &schema).map(Writer::Arrow),
+        };
+        let writer = writer.map_err(|error| sink.error(&error))?;
+        Ok(Self { writer, sink })
+    }
+
+    /// Writes the next rows.
+    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), Error> {
+        let result: Result<(), ArrowError> = match &mut self.writer {
+            Writer::Table(writer) => writer.write(batch),
+            Writer::Csv(writer) => writer.write(batch),
+            Writer::Json(writer) => writer.write(batch),
+            Writer::Arrow(writer) => writer.write(batch),
+        };
+        result.map_err(|error| self.sink.error(&error))
+    }
+
+    /// Ends the result.
+    pub(crate) fn finish(&mut self) -> Result<(), Error> {
+        let result = match &mut self.writer {
+            Writer::Table(writer) => writer.finish(),
+            Writer::Csv(_) => Ok(()),
+            Writer::Json(writer) => writer.finish(),
+            Writer::Arrow(writer) => writer.finish(),
+        };
+        result.map_err(|error| self.sink.error(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! A result as columns for people.
+//!
+//! Columns are as wide as the widest of the first [`SAMPLE`] rows, which are held back for that; later rows are printed
+//! as they come, and a longer value among them sticks out instead of making the whole result wait in memory.
+
+use std::io::Write;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, SchemaRef};
+use arrow::error::ArrowError;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+
+/// How many rows decide the widths.
+const SAMPLE: usize = 1000;
+
+/// Writes one result as a table.
+pub(super) struct TableWriter<W> {
+    schema: SchemaRef,
+    out: W,
+    sample: Vec<Vec<String>>,
+    /// Known once the header is written.
+    widths: Option<Vec<usize>>,
+}
+
+impl<W: Write> TableWriter<W> {
+    pub(super) fn new(schema: SchemaRef, out: W) -> Self {
+        Self { schema, out, sample: Vec::new(), widths: None }
+    }
+
+    pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), ArrowError> {
+        let options = FormatOptions::default().with_null("NULL").with_display_error(true);
+        let columns = batch.columns().iter().map(|column| ArrayFormatter::try_new(column.as_ref(), &options));
+        let columns = columns.collect::<Result<Vec<_>, _>>()?;
+        for row in 0..batch.num_rows() {
+            let cells = columns.iter().map(|column| on_one_line(&column.value(row).to_string())).collect();
+            match &self.widths {
+                Some(widths) => Self::write_row(&mut self.out, &self.schema, widths, &cells)?,
+                None => self.hold_back(cells)?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(&mut self) -> Result<(), ArrowError> {
+        if self.widths.is_none() {
+            self.write_sample()?;
+        }
+        self.write_rule()
+    }
+
+    fn hold_back(&mut self, cells: Vec<String>) -> Result<(), ArrowError> {
+        self.sample.push(cells);
+        match self.sample.len() == SAMPLE {
+            true => self.write_sample(),
+            false => Ok(()),
+        }
+    }
+
+    fn write_sample(&mut self) -> Result<(), ArrowError> {
+        let names: Vec<_> = self.schema.fields().iter().map(|field| on_one_line(field.name())).collect();
+        let sample = std::mem::take(&mut self.sample);
+        let width = |column: usize| {
+            std::iter::once(&names).chain(&sample).map(|cells| cells[column].chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<_> = (0..names.len()).map(width).collect();
+        self.widths = Some(widths.clone());
+        self.write_rule()?;
+        Self::write_row(&mut self.out, &self.schema, &widths, &names)?;
+        self.write_rule()?;
+        for cells in &sample {
+            Self::write_row(&mut self.out, &self.schema, &widths, cells)?;
+        }
+        Ok(())
+    }
+
+    fn write_rule(&mut self) -> Result<(), ArrowError> {
+        let dashes = self.widths.iter().flatten().map(|width| "-".repeat(width + 2));
+        writeln!(self.out, "+{}+", dashes.collect::<Vec<_>>().join("+"))?;
+        Ok(())
+    }
+
+    fn write_row(out: &mut W, schema: &SchemaRef, widths: &[usize], cells: &Vec<String>) -> Result<(), ArrowError> {
+        for ((cell, &width), field) in cells.iter().zip(widths).zip(schema.fields()) {
+            match is_number(field.data_type()) {
+                true => write!(out, "| {cell:>width$} ")?,
+                false => write!(out, "| {cell:<width$} ")?,
+            }
+        }
+        writeln!(out, "|")?;
+        Ok(())
+    }
+}
+
+fn is_number(data_type: &DataType) -> bool {
+    data_type.is_numeric()
+}
+
+/// A line break within a value would break the table.
+fn on_one_line(value: &str) -> String {
+    match value.contains(char::is_control) {
+        true => value.escape_debug().to_string(),
+        false => value.to_owned(),
+    }
+}

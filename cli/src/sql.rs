@@ -1,0 +1,78 @@
+//! `gatework sql`: statements over files, results to standard output as they come.
+
+use std::io::{self, IsTerminal};
+
+use datafusion::dataframe::DataFrame;
+use datafusion::physical_plan::displayable;
+use datafusion::prelude::SessionContext;
+use indicatif::ProgressBar;
+
+use crate::args::{Format, SqlArgs};
+use crate::engine::{self, Engine};
+use crate::error::Error;
+use crate::output::{Output, Sink};
+use crate::progress;
+use crate::statements;
+use crate::tables;
+
+/// Runs the command.
+pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
+    let engine = Engine::start(args.threads)?;
+    let session = engine.session();
+    tables::register_all(&session, &args.tables).await?;
+    let sink = Sink::stdout();
+    let query_error = |error| Error::query(&error, &session);
+    for sql in &args.statements {
+        for statement in statements::parse(sql).map_err(query_error)? {
+            let planned = statements::plan(&session, statement).await.map_err(query_error)?;
+            if !planned.has_result() {
+                continue;
+            }
+            match args.explain {
+                true => explain(planned.frame, &session, &sink).await?,
+                false => print(planned.frame, &session, args.format, &sink).await?,
+            }
+        }
+    }
+    sink.flush()
+}
+
+/// Prints the result of one query while it is made.
+async fn print(frame: DataFrame, session: &SessionContext, format: Format, sink: &Sink) -> Result<(), Error> {
+    let query_error = |error| Error::query(&error, session);
+    let context = frame.task_ctx();
+    let plan = frame.create_physical_plan().await.map_err(query_error)?;
+    let mut stream = engine::execute(&plan, context.into()).map_err(query_error)?;
+    let spinner = progress::spinner("running");
+    let mut output = Output::new(format, stream.schema(), sink.clone())?;
+    let mut rows = 0;
+    while let Some(batch) = statements::next(&mut stream).await.map_err(query_error)? {
+        rows += batch.num_rows() as u64;
+        show_progress(&spinner, rows);
+        output.write(&batch)?;
+        // A slow query shows what it has; within a batch the writes are buffered.
+        sink.flush()?;
+    }
+    spinner.finish_and_clear();
+    output.finish()?;
+    sink.flush()
+}
+
+/// A spinner between the rows of a result would spoil both.
+fn show_progress(spinner: &ProgressBar, rows: u64) {
+    match io::stdout().is_terminal() {
+        true => spinner.finish_and_clear(),
+        false => spinner.set_message(progress::rows(rows)),
+    }
+}
+
+/// Prints the plan of one query instead of running it.
+async fn explain(frame: DataFrame, session: &SessionContext, sink: &Sink) -> Result<(), Error> {
+    let plan = frame.create_physical_plan().await.map_err(|error| Error::query(&error, session))?;
+    let fallbacks = engine::fallbacks(&plan);
+    sink.line(displayable(plan.as_ref()).indent(false).to_string().trim_end())?;
+    match fallbacks.is_empty() {
+        true => sink.line("fallbacks: none"),
+        false => sink.line(&format!("fallbacks: {}", fallbacks.join(", "))),
+    }
+}

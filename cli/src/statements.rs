@@ -1,0 +1,68 @@
+//! SQL text into statements, and statements into results, for both commands.
+//!
+//! Statements are told apart by DataFusion's own parser: a semicolon in a string or a comment is just a character.
+
+use std::collections::VecDeque;
+
+use arrow::array::RecordBatch;
+use datafusion::common::Result;
+use datafusion::dataframe::DataFrame;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::SendableRecordBatchStream;
+use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::{DFParser, Statement};
+use futures::TryStreamExt;
+use tokio::task::yield_now;
+
+use crate::engine;
+
+/// Splits SQL into its statements.
+pub(crate) fn parse(sql: &str) -> Result<VecDeque<Statement>> {
+    DFParser::parse_sql(sql)
+}
+
+/// What became of a statement once it was planned.
+pub(crate) struct Planned {
+    /// The plan as it was written, before the optimizer.
+    pub(crate) logical: LogicalPlan,
+    /// The query to run, or the empty result of a statement that has already done its work (`CREATE VIEW`, `SET`).
+    pub(crate) frame: DataFrame,
+}
+
+/// Plans one statement; those that change the session do so at once.
+pub(crate) async fn plan(session: &SessionContext, statement: Statement) -> Result<Planned> {
+    let logical = session.state().statement_to_plan(statement).await?;
+    let frame = session.execute_logical_plan(logical.clone()).await?;
+    Ok(Planned { logical, frame })
+}
+
+impl Planned {
+    /// Whether there is a result to show or compare.
+    pub(crate) fn has_result(&self) -> bool {
+        !self.frame.schema().fields().is_empty()
+    }
+}
+
+/// The whole result of a query, and the nodes that ran as DataFusion's own.
+pub(crate) struct Collected {
+    pub(crate) batches: Vec<RecordBatch>,
+    pub(crate) fallbacks: Vec<String>,
+}
+
+/// Runs a query to its end.
+pub(crate) async fn collect(frame: DataFrame) -> Result<Collected> {
+    let context = frame.task_ctx();
+    let plan = frame.create_physical_plan().await?;
+    let mut stream = engine::execute(&plan, context.into())?;
+    let mut batches = Vec::new();
+    while let Some(batch) = next(&mut stream).await? {
+        batches.push(batch);
+    }
+    Ok(Collected { batches, fallbacks: engine::fallbacks(&plan) })
+}
+
+/// The next rows of a result. A stream that always has rows ready would otherwise never let Ctrl-C be heard.
+pub(crate) async fn next(stream: &mut SendableRecordBatchStream) -> Result<Option<RecordBatch>> {
+    yield_now().await;
+    stream.try_next().await
+}

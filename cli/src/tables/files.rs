@@ -1,0 +1,242 @@
+//! From a path to the files it stands for and their one format.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use datafusion::datasource::listing::ListingTableUrl;
+use url::Url;
+
+use crate::error::Error;
+
+/// The extensions that are understood, for messages.
+const KNOWN: &str = ".parquet, .csv, .tsv, .json, .ndjson, .jsonl, .arrow, .ipc and .feather";
+
+/// Both ends of every Parquet file.
+const PARQUET_MAGIC: &[u8; 4] = b"PAR1";
+
+/// How files are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Format {
+    pub(super) kind: Kind,
+    pub(super) compression: Option<&'static str>,
+    pub(super) delimiter: Option<&'static str>,
+}
+
+/// A family of file formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Parquet,
+    Csv,
+    Json,
+    Arrow,
+}
+
+impl Kind {
+    /// The name under which DataFusion knows it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Parquet => "parquet",
+            Self::Csv => "csv",
+            Self::Json => "json",
+            Self::Arrow => "arrow",
+        }
+    }
+}
+
+impl Format {
+    /// The format that the name of a file promises.
+    fn of(file: &Path) -> Option<Self> {
+        let name = file.file_name()?.to_str()?.to_ascii_lowercase();
+        let (name, compression) = [(".gz", "gzip"), (".bz2", "bzip2"), (".xz", "xz"), (".zst", "zstd")]
+            .into_iter()
+            .find_map(|(suffix, compression)| Some((name.strip_suffix(suffix)?, Some(compression))))
+            .unwrap_or((name.as_str(), None));
+        let (kind, delimiter) = match name.rsplit_once('.')?.1 {
+            "parquet" | "parq" => (Kind::Parquet, None),
+            "csv" => (Kind::Csv, None),
+            "tsv" => (Kind::Csv, Some("\t")),
+            "json" | "ndjson" | "jsonl" => (Kind::Json, None),
+            "arrow" | "ipc" | "feather" => (Kind::Arrow, None),
+            _ => return None,
+        };
+        // Parquet and Arrow files compress within; around them it would take away the random access they live by.
+        let compressible = matches!(kind, Kind::Csv | Kind::Json);
+        (compressible || compression.is_none()).then_some(Self { kind, compression, delimiter })
+    }
+}
+
+/// What a path stands for.
+#[derive(Debug)]
+pub(super) struct Source {
+    /// As the user wrote it.
+    pub(super) path: String,
+    /// In the order of their names; never empty.
+    pub(super) files: Vec<PathBuf>,
+    pub(super) format: Format,
+    /// The folder is cut into `column=value` folders.
+    pub(super) partitioned: bool,
+    /// What the names of files of a partitioned folder end in; empty if the files are listed one by one.
+    pub(super) extension: String,
+}
+
+impl Source {
+    /// Finds the files and makes sure that they can be opened and are what their names promise.
+    pub(super) fn find(path: &str) -> Result<Self, Error> {
+        if path.contains("://") {
+            return Err(Error::failed(format!("'{path}' is an address; tables are files and folders of this machine")));
+        }
+        let literal = Path::new(path);
+        let mut files = Vec::new();
+        let mut partitioned = false;
+        if literal.is_dir() {
+            partitioned = list(literal, &mut files)?;
+        } else if literal.exists() {
+            files.push(literal.to_owned());
+        } else {
+            expand(path, &mut files)?;
+        }
+        files.sort();
+        let format = common_format(path, &files)?;
+        if format.kind != Kind::Parquet && files.iter().any(|file| !is_empty(file)) {
+            // Systems that write a folder in parts leave parts without a byte; a Parquet file is never that short.
+            files.retain(|file| !is_empty(file));
+        }
+        files.iter().try_for_each(|file| check(file, format))?;
+        let extension = if partitioned { common_extension(path, &files)? } else { String::new() };
+        Ok(Self { path: path.to_owned(), files, format, partitioned, extension })
+    }
+
+    /// What DataFusion is to list: the folder if its parts have to be found by name, else the files themselves.
+    pub(super) fn urls(&self) -> Result<Vec<ListingTableUrl>, Error> {
+        match self.partitioned {
+            true => Ok(vec![url(Path::new(&self.path))?]),
+            false => self.file_urls(),
+        }
+    }
+
+    /// One address per file, in the order of `files`.
+    pub(super) fn file_urls(&self) -> Result<Vec<ListingTableUrl>, Error> {
+        self.files.iter().map(|file| url(file)).collect()
+    }
+}
+
+/// Adds the files of a folder; tells whether any lies in a `column=value` folder. Other folders within are not looked
+/// into, and names that begin with `.` or `_` belong to whoever wrote the folder.
+fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<bool, Error> {
+    let unreadable = |error| unreadable(folder, &error);
+    let before = files.len();
+    let mut partitioned = false;
+    for entry in fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with(['.', '_']) {
+            continue;
+        }
+        if path.is_file() {
+            files.push(path);
+        } else if name.contains('=') {
+            list(&path, files)?;
+            partitioned = true;
+        }
+    }
+    match files.len() == before {
+        true => Err(Error::failed(format!("the folder '{}' holds no files to read", folder.display()))),
+        false => Ok(partitioned),
+    }
+}
+
+/// Adds the files that a pattern matches, and those of the folders it matches.
+fn expand(pattern: &str, files: &mut Vec<PathBuf>) -> Result<(), Error> {
+    if !pattern.contains(['*', '?', '[']) {
+        return Err(Error::failed(format!("there is no file or folder '{pattern}'")));
+    }
+    let matches =
+        glob::glob(pattern).map_err(|error| Error::failed(format!("'{pattern}' is not a pattern: {error}")))?;
+    for path in matches {
+        let path = path.map_err(|error| unreadable(error.path(), error.error()))?;
+        match path.is_dir() {
+            true => _ = list(&path, files)?,
+            false => files.push(path),
+        }
+    }
+    match files.is_empty() {
+        true => Err(Error::failed(format!("no file matches '{pattern}'"))),
+        false => Ok(()),
+    }
+}
+
+fn common_format(path: &str, files: &[PathBuf]) -> Result<Format, Error> {
+    let mut first: Option<(&PathBuf, Format)> = None;
+    for file in files {
+        let format = Format::of(file).ok_or_else(|| {
+            let name = file.display();
+            Error::failed(format!("the format of '{name}' is unknown; its name must end in {KNOWN}"))
+        })?;
+        match first {
+            None => first = Some((file, format)),
+            Some((other, expected)) if format != expected => {
+                let (a, b) = (other.display(), file.display());
+                return Err(Error::failed(format!(
+                    "'{path}' mixes formats, as in '{a}' and '{b}'; choose with a pattern such as '*.parquet'"
+                )));
+            }
+            Some(_) => {}
+        }
+    }
+    first.map(|(_, format)| format).ok_or_else(|| Error::failed(format!("there are no files in '{path}'")))
+}
+
+/// DataFusion finds the files of a partitioned folder by what their names end in.
+fn common_extension(path: &str, files: &[PathBuf]) -> Result<String, Error> {
+    let extension = |file: &PathBuf| file.extension().unwrap_or_default().to_string_lossy().into_owned();
+    let mut extensions: Vec<_> = files.iter().map(extension).collect();
+    extensions.dedup();
+    match extensions.as_slice() {
+        [one] => Ok(format!(".{one}")),
+        _ => Err(Error::failed(format!("the files of the partitioned folder '{path}' must all end in the same letters"))),
+    }
+}
+
+/// Opens a file, and looks at the ends of a Parquet file, where truncation shows.
+fn check(path: &Path, format: Format) -> Result<(), Error> {
+    let io = |error| unreadable(path, &error);
+    let mut file = File::open(path).map_err(io)?;
+    if file.metadata().map_err(io)?.len() == 0 {
+        return Err(Error::failed(format!("the file '{}' is empty", path.display())));
+    }
+    if format.kind != Kind::Parquet {
+        return Ok(());
+    }
+    let mut ends = [[0; 4]; 2];
+    let whole = file
+        .read_exact(&mut ends[0])
+        .and_then(|()| file.seek(SeekFrom::End(-4)))
+        .and_then(|_| file.read_exact(&mut ends[1]));
+    match whole.is_ok() && ends.iter().all(|end| end == PARQUET_MAGIC) {
+        true => Ok(()),
+        false => Err(Error::failed(format!(
+            "'{}' is not a whole Parquet file; it is truncated, corrupt, or of another format",
+            path.display()
+        ))),
+    }
+}
+
+fn is_empty(file: &Path) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.len() == 0)
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    Error::failed(format!("'{}' cannot be read: {error}", path.display()))
+}
+
+/// The address of a path, taken literally: `[` in the name of a file is no pattern.
+fn url(path: &Path) -> Result<ListingTableUrl, Error> {
+    let address = std::path::absolute(path).ok().and_then(|path| match path.is_dir() {
+        true => Url::from_directory_path(path).ok(),
+        false => Url::from_file_path(path).ok(),
+    });
+    address
+        .and_then(|address| ListingTableUrl::try_new(address, None).ok())
+        .ok_or_else(|| Error::failed(format!("'{}' has no address", path.display())))
+}

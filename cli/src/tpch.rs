@@ -1,0 +1,97 @@
+//! `gatework tpch`: makes the data, runs the queries, verifies every result twice over, reports.
+//!
+//! One failing query does not stop the others; the exit code tells whether all of them were right.
+
+mod answers;
+mod data;
+mod generate;
+mod measure;
+mod queries;
+mod reference;
+mod report;
+mod table;
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use datafusion::catalog::TableProvider;
+use datafusion::prelude::SessionContext;
+
+use crate::args::TpchArgs;
+use crate::engine::{self, Engine};
+use crate::error::Error;
+use crate::output::Sink;
+use crate::tables;
+use data::Data;
+use measure::Measure;
+use report::Report;
+use table::Table;
+
+/// Runs the command.
+pub(crate) async fn run(args: TpchArgs) -> Result<(), Error> {
+    let queries = queries::load(args.query_dir.as_deref(), &args.queries)?;
+    let json = args.json.as_deref().map(|path| create_json(path.to_owned())).transpose()?;
+    let data = data::find_or_make(args.data, args.scale_factor, engine::threads(args.threads)).await?;
+    let engine = Engine::start(args.threads)?;
+    let catalog = Catalog::open(&engine, &data).await?;
+    // The answers belong to the queries of the specification, at the size the specification gives them for.
+    let answers = args.query_dir.is_none() && data.has_answers;
+    let measure = Measure {
+        engine: &engine,
+        catalog: &catalog,
+        iterations: args.iterations,
+        threads: args.threads,
+        verify: !args.no_verify,
+        answers,
+    };
+    let mut report = Report::begin(Sink::stdout(), &data, engine::threads(args.threads), measure.oracles())?;
+    for query in &queries {
+        let spinner = crate::progress::spinner(format!("q{}", query.number));
+        let outcome = measure.run(query, &spinner).await;
+        spinner.finish_and_clear();
+        report.add(outcome)?;
+    }
+    if let Some((path, file)) = json {
+        report.write_json(file).map_err(|error| unwritable(&path, &error))?;
+    }
+    report.end()
+}
+
+/// The tables, opened once and shared by all sessions.
+struct Catalog {
+    tables: Vec<(Table, Arc<dyn TableProvider>)>,
+}
+
+impl Catalog {
+    async fn open(engine: &Engine, data: &Data) -> Result<Self, Error> {
+        let session = engine.session();
+        let mut tables = Vec::new();
+        for table in Table::ALL {
+            let path = data.path(table);
+            tables.push((table, tables::open(&session, &path.to_string_lossy()).await?));
+        }
+        Ok(Self { tables })
+    }
+
+    /// Makes the tables known to a session.
+    fn register(&self, session: &SessionContext) -> Result<(), Error> {
+        for (table, provider) in &self.tables {
+            let registered = session.register_table(table.name(), Arc::clone(provider));
+            registered.map_err(|error| Error::query(&error, session))?;
+        }
+        Ok(())
+    }
+}
+
+/// Opened before the queries run, so that a wrong path is not found out afterwards.
+fn create_json(path: PathBuf) -> Result<(PathBuf, File), Error> {
+    match File::create(&path) {
+        Ok(file) => Ok((path, file)),
+        Err(error) => Err(unwritable(&path, &error)),
+    }
+}
+
+fn unwritable(path: &std::path::Path, error: &std::io::Error) -> Error {
+    Error::failed(format!("'{}' cannot be written: {error}", path.display()))
+}

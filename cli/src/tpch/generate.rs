@@ -1,0 +1,201 @@
+//! Generates tables and writes them as Parquet, with all threads and bounded memory.
+//!
+//! A table is cut into parts of [`ROWS_PER_GROUP`] rows, one row group each. Threads take parts in order, the parts of
+//! the largest table first, generate and encode them by themselves, and append the encoded row group to the file when
+//! its turn has come. A thread waits for its turn with at most one encoded row group in its hands, and the parts before
+//! its own are in the hands of other threads, never waiting to be taken: so memory is bounded by the number of threads,
+//! and there is always a thread that need not wait.
+//!
+//! Locks: one mutex per table around its [`Writer`], with a condition variable that tells of a finished turn or of a
+//! failure. Files are written under temporary names and renamed when whole; an interrupted run leaves none that could be
+//! taken for a table.
+//!
+//! Compression is Snappy: files are larger than with Zstandard, but decode several times faster, so that queries measure
+//! the engine and not the decompressor. Most published TPC-H files in Parquet are written so.
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use indicatif::ProgressBar;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::{ArrowColumnChunk, ArrowRowGroupWriterFactory, compute_leaves};
+use parquet::basic::Compression;
+use parquet::errors::ParquetError;
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use tempfile::NamedTempFile;
+
+use crate::error::Error;
+use crate::progress;
+
+use super::table::Table;
+
+/// Large enough for good encodings, small enough that scale factor 1 gives every core of a large machine its share.
+const ROWS_PER_GROUP: i64 = 262_144;
+
+/// Generates tables into a folder until done or told to stop.
+pub(super) fn generate(
+    folder: &Path,
+    tables: &[Table],
+    scale: f64,
+    threads: NonZeroUsize,
+    stop: &AtomicBool,
+) -> Result<(), Error> {
+    let files = tables.iter().map(|&table| TableFile::create(folder, table, scale)).collect::<Result<Vec<_>, _>>()?;
+    let parts: Vec<_> = files.iter().flat_map(|file| (1..=file.parts).map(move |part| (file, part))).collect();
+    let bar = progress::bar(parts.len() as u64, format!("making TPC-H data, scale factor {scale}"));
+    let job = Job { parts, next: AtomicUsize::new(0), scale, stop, bar };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads.get()).map(|_| scope.spawn(|| job.run())).collect();
+        threads.into_iter().try_for_each(|thread| {
+            thread.join().unwrap_or_else(|_| Err(Error::failed("a thread that made data panicked")))
+        })
+    })?;
+    job.bar.finish_and_clear();
+    drop(job);
+    files.into_iter().try_for_each(|file| file.finish(folder))
+}
+
+/// What the threads share.
+struct Job<'a> {
+    parts: Vec<(&'a TableFile, i32)>,
+    /// Position of the next part to take.
+    next: AtomicUsize,
+    scale: f64,
+    stop: &'a AtomicBool,
+    bar: ProgressBar,
+}
+
+impl Job<'_> {
+    /// Takes parts until none is left.
+    fn run(&self) -> Result<(), Error> {
+        loop {
+            // Relaxed: the counter only hands out positions of a list that does not change.
+            let Some(&(file, part)) = self.parts.get(self.next.fetch_add(1, Ordering::Relaxed)) else {
+                return Ok(());
+            };
+            if let Err(error) = self.make_part(file, part) {
+                // The others wait for turns that will not come.
+                self.stop.store(true, Ordering::Relaxed);
+                self.parts.iter().for_each(|(file, _)| file.wake_all());
+                return Err(error);
+            }
+            self.bar.inc(1);
+        }
+    }
+
+    fn make_part(&self, file: &TableFile, part: i32) -> Result<(), Error> {
+        let mut columns = file.factory.create_column_writers(0).map_err(unwritten)?;
+        for batch in file.table.reader(self.scale, part, file.parts) {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            let batch = batch.map_err(unwritten)?;
+            let mut writers = columns.iter_mut();
+            for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
+                for leaf in compute_leaves(field, column).map_err(unwritten)? {
+                    writers.next().map_or(Ok(()), |writer| writer.write(&leaf)).map_err(unwritten)?;
+                }
+            }
+        }
+        let chunks = columns.into_iter().map(|column| column.close()).collect::<Result<Vec<_>, _>>();
+        file.append(part, chunks.map_err(unwritten)?, self.stop)
+    }
+}
+
+/// A table on its way to its file.
+struct TableFile {
+    table: Table,
+    parts: i32,
+    factory: ArrowRowGroupWriterFactory,
+    writer: Mutex<Writer>,
+    turn: Condvar,
+}
+
+struct Writer {
+    /// The part whose turn it is, from 1.
+    turn: i32,
+    out: SerializedFileWriter<File>,
+    file: NamedTempFile,
+}
+
+impl TableFile {
+    fn create(folder: &Path, table: Table, scale: f64) -> Result<Self, Error> {
+        let parts = i32::try_from(table.rows(scale) / ROWS_PER_GROUP + 1).unwrap_or(i32::MAX);
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::SNAPPY)
+            .set_max_row_group_row_count(None)
+            .build();
+        let file = NamedTempFile::new_in(folder).map_err(unwritten)?;
+        let schema = table.reader(scale, 1, parts).schema();
+        let out = file.reopen().map_err(unwritten)?;
+        let writer = ArrowWriter::try_new(out, Arc::clone(&schema), Some(properties)).map_err(unwritten)?;
+        let (out, factory) = writer.into_serialized_writer().map_err(unwritten)?;
+        Ok(Self { table, parts, factory, writer: Mutex::new(Writer { turn: 1, out, file }), turn: Condvar::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Writer> {
+        // A panic while appending ends the run with an error before the file gets its name.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Appends an encoded part when its turn has come.
+    fn append(&self, part: i32, chunks: Vec<ArrowColumnChunk>, stop: &AtomicBool) -> Result<(), Error> {
+        let others = |writer: &mut Writer| writer.turn != part && !stop.load(Ordering::Relaxed);
+        let mut writer = self.turn.wait_while(self.lock(), others).unwrap_or_else(PoisonError::into_inner);
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        append_row_group(&mut writer.out, chunks).map_err(unwritten)?;
+        writer.turn += 1;
+        self.turn.notify_all();
+        Ok(())
+    }
+
+    /// Wakes the threads that wait for their turn, to see that it will not come. Taking the lock makes sure that a
+    /// thread that has just read the flag is asleep before it is woken.
+    fn wake_all(&self) {
+        drop(self.lock());
+        self.turn.notify_all();
+    }
+
+    /// Completes the file and gives it its name.
+    fn finish(self, folder: &Path) -> Result<(), Error> {
+        let writer = self.writer.into_inner().unwrap_or_else(PoisonError::into_inner);
+        writer.out.close().map_err(unwritten)?;
+        let path = folder.join(self.table.name()).with_extension("parquet");
+        make_readable(writer.file.as_file()).map_err(unwritten)?;
+        writer.file.persist(path).map_err(unwritten)?;
+        Ok(())
+    }
+}
+
+/// Temporary files are for their owner only; tables are as readable as files usually are.
+#[cfg(unix)]
+fn make_readable(file: &File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn make_readable(_: &File) -> std::io::Result<()> {
+    Ok(())
+}
+
+fn append_row_group(out: &mut SerializedFileWriter<File>, chunks: Vec<ArrowColumnChunk>) -> Result<(), ParquetError> {
+    let mut group = out.next_row_group()?;
+    for chunk in chunks {
+        chunk.append_to_row_group(&mut group)?;
+    }
+    group.close()?;
+    Ok(())
+}
+
+fn unwritten(error: impl std::fmt::Display) -> Error {
+    Error::failed(format!("the data cannot be written: {error}"))
+}

@@ -1,0 +1,208 @@
+//! The binary as a user meets it: what it prints, what it says about bad input, and its exit codes.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::{TempDir, tempdir};
+
+fn gatework(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gatework"));
+    command.args(arguments);
+    command
+}
+
+fn run(arguments: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = gatework(arguments).output().unwrap();
+    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[track_caller]
+fn fails(arguments: &[&str], code: i32, sentence: &str) {
+    let (actual, stdout, stderr) = run(arguments);
+    assert!(stderr.contains(sentence), "{arguments:?} said: {stderr}{stdout}");
+    assert_eq!(actual, code, "{arguments:?}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    if code == 1 {
+        assert_eq!(stderr.lines().count(), 1, "one sentence: {stderr}");
+    }
+}
+
+fn csv() -> (TempDir, String) {
+    let folder = tempdir().unwrap();
+    fs::write(folder.path().join("t.csv"), "id,name\n1,x\n2,y\n3,\n").unwrap();
+    let table = format!("t={}", folder.path().join("t.csv").display());
+    (folder, table)
+}
+
+#[test]
+fn results_in_every_format() {
+    let (_folder, table) = csv();
+    let sql = "SELECT id, name FROM t WHERE id > 1 ORDER BY id";
+    let print = |format| run(&["sql", sql, "--table", &table, "--format", format]);
+    assert_eq!(print("csv"), (0, "id,name\n2,y\n3,\n".to_owned(), String::new()));
+    assert_eq!(print("json").1, "{\"id\":2,\"name\":\"y\"}\n{\"id\":3,\"name\":null}\n");
+    assert_eq!(
+        print("table").1,
+        "+----+------+\n| id | name |\n+----+------+\n|  2 | y    |\n|  3 | NULL |\n+----+------+\n"
+    );
+    let arrow = gatework(&["sql", sql, "--table", &table, "--format", "arrow"]).output().unwrap().stdout;
+    let read = arrow::ipc::reader::StreamReader::try_new(arrow.as_slice(), None).unwrap();
+    assert_eq!(read.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 2);
+}
+
+#[test]
+fn statements_run_in_one_session() {
+    let (_folder, table) = csv();
+    let sql = "CREATE VIEW v AS SELECT id FROM t; SELECT count(*) AS n FROM v; -- a ; in a comment";
+    let (code, stdout, stderr) =
+        run(&["sql", sql, "SELECT ';' AS s, max(id) AS m FROM v", "--table", &table, "--format", "csv"]);
+    assert_eq!((code, stdout.as_str(), stderr.as_str()), (0, "n\n3\ns,m\n;,3\n", ""));
+}
+
+#[test]
+fn explain_prints_the_plan_and_runs_nothing() {
+    let (_folder, table) = csv();
+    let (code, stdout, _) = run(&["sql", "SELECT id / 0 FROM t", "--table", &table, "--explain"]);
+    assert_eq!(code, 0);
+    assert!(stdout.contains("fallbacks: "), "{stdout}");
+}
+
+#[test]
+fn bad_sql_is_answered_with_a_sentence() {
+    let (_folder, table) = csv();
+    for (sql, sentence) in [
+        ("SELEC 1", "the SQL cannot be parsed"),
+        ("SELECT * FROM u", "there is no table 'u'; known are t; add one with --table u=PATH"),
+        ("SELECT nam FROM t", "there is no column nam. Did you mean 't.name'?"),
+        ("SELECT id / 0 FROM t", "the query divides by zero"),
+        ("SELECT CAST(repeat('9', 38) AS DECIMAL(38, 0)) * (id + 9) FROM t", "a number grows too large for its type"),
+        ("SELECT CAST(name AS INT) FROM t", "a value cannot be converted"),
+        ("SELECT id + INTERVAL '1 day' FROM t", "error: "),
+        ("SELECT frobnicate(id) FROM t", "Invalid function 'frobnicate'"),
+    ] {
+        fails(&["sql", sql, "--table", &table], 1, sentence);
+    }
+}
+
+#[test]
+fn bad_files_are_answered_with_a_sentence() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(at("text.parquet"), "PAR1 but no Parquet file").unwrap();
+    fs::write(at("empty.csv"), "").unwrap();
+    fs::write(at("notes.txt"), "hello").unwrap();
+    fs::create_dir(at("folder")).unwrap();
+    for (path, sentence) in [
+        ("missing.parquet", "there is no file or folder"),
+        ("text.parquet", "is not a whole Parquet file"),
+        ("empty.csv", "is empty"),
+        ("notes.txt", "the format of"),
+        ("folder", "holds no files to read"),
+        ("*.gone", "no file matches"),
+    ] {
+        fails(&["sql", "SELECT 1", "--table", &format!("t={}", at(path))], 1, sentence);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_unreadable_file_is_named() {
+    use std::os::unix::fs::PermissionsExt;
+    let (folder, table) = csv();
+    let path = folder.path().join("t.csv");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+    // The superuser may read everything, and then there is nothing to test.
+    if fs::File::open(&path).is_err() {
+        fails(&["sql", "SELECT 1", "--table", &table], 1, "cannot be read: Permission denied");
+    }
+}
+
+#[test]
+fn arguments_without_sense_are_usage_errors() {
+    fails(&[], 2, "Usage");
+    fails(&["sql"], 2, "required");
+    fails(&["sql", "SELECT 1", "--threads", "0"], 2, "at least 1 is needed");
+    fails(&["sql", "SELECT 1", "--table", "nothing"], 2, "NAME=PATH");
+    fails(&["tpch", "--queries", "one"], 2, "not the number of a query");
+    fails(&["tpch", "--scale-factor", "0"], 2, "between 0.001 and 100000");
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let sql = "SELECT * FROM generate_series(1, 3000000)";
+    let mut child = gatework(&["sql", sql, "--format", "csv"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert_eq!(first, "value\n");
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_cancels_the_query_and_says_so() {
+    // Endless for our purposes; the first rows say that it runs.
+    let sql = "SELECT * FROM generate_series(1, 1000000000000)";
+    let mut child = gatework(&["sql", sql, "--format", "csv"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut String::new()).unwrap();
+    let kill = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    assert!(kill.success());
+    std::io::copy(&mut stdout, &mut std::io::sink()).unwrap();
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(130), "cancelled by Ctrl-C\n"));
+}
+
+fn small_data(folder: &Path) -> String {
+    folder.join("data").display().to_string()
+}
+
+#[test]
+fn tpch_makes_data_runs_verifies_and_reports() {
+    let folder = tempdir().unwrap();
+    let (data, json) = (small_data(folder.path()), folder.path().join("out.json").display().to_string());
+    let (code, stdout, stderr) =
+        run(&["tpch", "--scale-factor", "0.01", "--data", &data, "--iterations", "2", "--json", &json]);
+    assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
+    assert!(stdout.contains("scale factor 0.01"), "{stdout}");
+    assert!(stdout.lines().last().unwrap().contains("22 of 22"), "{stdout}");
+    let outcomes: Vec<serde_json::Value> = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    assert_eq!(outcomes.len(), 22);
+    assert!(outcomes.iter().all(|outcome| outcome["verified"] == true));
+    assert!(outcomes.iter().all(|outcome| outcome["seconds"].as_array().unwrap().len() == 2));
+    assert_eq!((&outcomes[0]["query"], &outcomes[0]["rows"]), (&1.into(), &4.into()));
+
+    // One failing query does not stop the others, and the exit code tells of it.
+    let queries = folder.path().join("queries");
+    fs::create_dir(&queries).unwrap();
+    fs::write(queries.join("q1.sql"), "SELECT nothing FROM region").unwrap();
+    let view = "CREATE VIEW v AS SELECT * FROM region; SELECT count(*) FROM v WHERE r_name <> 'a;b'";
+    fs::write(queries.join("q2.sql"), view).unwrap();
+    let queries = queries.display().to_string();
+    let (code, stdout, stderr) = run(&["tpch", "--data", &data, "--query-dir", &queries, "--json", &json]);
+    assert_eq!(code, 1);
+    assert_eq!(stderr, "error: 1 of 2 queries failed, differed or fell back: q1\n");
+    assert!(stdout.contains("failed: there is no column nothing"), "{stdout}");
+    let outcomes: Vec<serde_json::Value> = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    assert_eq!((&outcomes[0]["verified"], &outcomes[1]["verified"]), (&false.into(), &true.into()));
+    assert_eq!(outcomes[1]["rows"], 1);
+
+    fails(&["tpch", "--data", &data, "--queries", "23"], 1, "there is no query 23; TPC-H has 1 to 22");
+    fails(&["tpch", "--data", &data, "--scale-factor", "1"], 1, "holds other data");
+    fails(&["tpch", "--data", &data, "--json", "/nowhere/out.json"], 1, "'/nowhere/out.json' cannot be written");
+    let (code, stdout, _) = run(&["tpch", "--data", &data, "--queries", "6", "--iterations", "1", "--no-verify"]);
+    assert_eq!(code, 0);
+    assert!(stdout.contains("0 of 1"), "{stdout}");
+}

@@ -1,0 +1,166 @@
+//! Which rows of a batch go to which channel of a local exchange.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use arrow::{
+    array::{Array, RecordBatch, UInt32Array},
+    compute::{cast, take_record_batch},
+    datatypes::DataType,
+};
+use datafusion_common::{cast::as_int64_array, exec_err};
+use datafusion_physical_expr::PhysicalExpr;
+use gatework_runtime::{Error, Result};
+use gatework_shared_state::exchange::ExchangeKind;
+
+use crate::{
+    OrFail,
+    keys::{partition_indices, partition_rows},
+};
+
+/// How a local exchange routes.
+#[derive(Debug, Clone)]
+pub enum Routing {
+    /// Rows by the hash of these keys, as DataFusion's repartitioning hashes them.
+    Hash(Vec<Arc<dyn PhysicalExpr>>),
+    /// Rows by the bucket their storage put them into.
+    BucketHash {
+        /// The number of a row's bucket: an integer that is not NULL.
+        bucket: Arc<dyn PhysicalExpr>,
+        /// The channel of each bucket.
+        channels: Arc<[usize]>,
+    },
+    /// Whole batches to the channel that holds least.
+    PassThrough,
+    /// Every batch to every channel.
+    Broadcast,
+    /// Everything to channel 0.
+    PassToOne,
+    /// The first batches, as many as there are channels, are split over all channels, so that
+    /// every consumer has work soon; later ones are passed whole.
+    AdaptivePassThrough,
+}
+
+#[derive(Debug)]
+pub(super) struct Router {
+    routing: Routing,
+    channels: usize,
+    /// Batches routed by all producers, as far as that matters.
+    routed: AtomicUsize,
+}
+
+/// Where a batch goes.
+pub(super) enum Routed {
+    Any(RecordBatch),
+    All(RecordBatch),
+    Parts(Vec<(usize, RecordBatch)>),
+}
+
+impl Router {
+    pub(super) fn new(routing: Routing, channels: usize) -> Result<Self> {
+        if let Routing::BucketHash { channels: map, .. } = &routing
+            && let Some(wrong) = map.iter().find(|channel| **channel >= channels)
+        {
+            return Err(Error::Setup(format!(
+                "a bucket goes to channel {wrong} of a local exchange that has {channels}"
+            )));
+        }
+        Ok(Self { routing, channels, routed: AtomicUsize::new(0) })
+    }
+
+    pub(super) fn kind(&self) -> ExchangeKind {
+        match self.routing {
+            Routing::Hash(_) => ExchangeKind::Hash,
+            Routing::BucketHash { .. } => ExchangeKind::BucketHash,
+            Routing::PassThrough => ExchangeKind::PassThrough,
+            Routing::Broadcast => ExchangeKind::Broadcast,
+            Routing::PassToOne => ExchangeKind::PassToOne,
+            Routing::AdaptivePassThrough => ExchangeKind::AdaptivePassThrough,
+        }
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        match self.routing {
+            Routing::Hash(_) => "local exchange sink (hash)",
+            Routing::BucketHash { .. } => "local exchange sink (bucket hash)",
+            Routing::PassThrough => "local exchange sink (pass-through)",
+            Routing::Broadcast => "local exchange sink (broadcast)",
+            Routing::PassToOne => "local exchange sink (pass to one)",
+            Routing::AdaptivePassThrough => "local exchange sink (adaptive pass-through)",
+        }
+    }
+
+    pub(super) fn route(&self, batch: RecordBatch) -> Result<Routed> {
+        Ok(match &self.routing {
+            Routing::Hash(_) | Routing::BucketHash { .. } | Routing::AdaptivePassThrough
+                if self.channels == 1 =>
+            {
+                Routed::Any(batch)
+            }
+            Routing::Hash(keys) => Routed::Parts(partition_rows(&batch, keys, self.channels)?),
+            Routing::BucketHash { bucket, channels } => {
+                Routed::Parts(self.by_bucket(&batch, bucket, channels)?)
+            }
+            Routing::PassThrough | Routing::PassToOne => Routed::Any(batch),
+            Routing::Broadcast => Routed::All(batch),
+            Routing::AdaptivePassThrough => {
+                // Relaxed: the number says how much was routed, nothing else depends on it.
+                let number = match self.routed.load(Ordering::Relaxed) {
+                    number if number < self.channels => self.routed.fetch_add(1, Ordering::Relaxed),
+                    number => number,
+                };
+                if number < self.channels {
+                    Routed::Parts(self.split(&batch, number))
+                } else {
+                    Routed::Any(batch)
+                }
+            }
+        })
+    }
+
+    fn by_bucket(
+        &self,
+        batch: &RecordBatch,
+        bucket: &Arc<dyn PhysicalExpr>,
+        channels: &[usize],
+    ) -> Result<Vec<(usize, RecordBatch)>> {
+        let buckets = bucket.evaluate(batch).or_fail()?;
+        let buckets = buckets.into_array_of_size(batch.num_rows()).or_fail()?;
+        let buckets = cast(&buckets, &DataType::Int64).or_fail()?;
+        let buckets = as_int64_array(&buckets).or_fail()?;
+        let channel = |row: usize| {
+            let bucket = buckets.is_valid(row).then(|| buckets.value(row));
+            let known = bucket.and_then(|bucket| channels.get(usize::try_from(bucket).ok()?));
+            match known {
+                Some(channel) => Ok(*channel),
+                None => exec_err!(
+                    "a row of a local exchange is in bucket {bucket:?}, but buckets are 0 to {}",
+                    channels.len().saturating_sub(1)
+                ),
+            }
+        };
+        let of_rows = (0..buckets.len()).map(channel).collect::<Result<Vec<_>, _>>().or_fail()?;
+        partition_indices(of_rows.into_iter(), self.channels)
+            .into_iter()
+            .enumerate()
+            .filter(|(_, rows)| !rows.is_empty())
+            .map(|(channel, rows)| {
+                Ok((channel, take_record_batch(batch, &UInt32Array::from(rows)).or_fail()?))
+            })
+            .collect()
+    }
+
+    /// Cuts batch number `number` into about equal slices, one a channel. Batches of fewer rows
+    /// than channels begin at different channels.
+    fn split(&self, batch: &RecordBatch, number: usize) -> Vec<(usize, RecordBatch)> {
+        let rows = batch.num_rows();
+        let edge = |slice: usize| slice * rows / self.channels;
+        (0..self.channels)
+            .map(|slice| ((slice + number) % self.channels, edge(slice), edge(slice + 1)))
+            .filter(|(_, start, end)| start < end)
+            .map(|(channel, start, end)| (channel, batch.slice(start, end - start)))
+            .collect()
+    }
+}

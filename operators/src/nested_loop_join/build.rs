@@ -1,0 +1,106 @@
+//! The build sink of a nested-loop join: collects the left side in chunks.
+
+use arrow::{array::RecordBatch, compute::concat_batches};
+use gatework_runtime::{
+    Result,
+    pipeline::{
+        Batch, FinishResult, LocalSink, Reservation, Setup, Sink, SinkResult, Slots, TaskContext,
+    },
+};
+use gatework_shared_state::{Gate, join::BuildSink};
+
+use super::table::{Part, Table};
+use crate::{OrFail, compact};
+
+/// Collects the left side.
+#[derive(Debug)]
+pub struct NestedLoopBuild {
+    slots: Slots<BuildSink<Part, Table>>,
+    chunk_rows: usize,
+}
+
+impl NestedLoopBuild {
+    pub(super) fn new(sinks: Vec<BuildSink<Part, Table>>, chunk_rows: usize) -> Self {
+        Self { slots: Slots::new(sinks), chunk_rows }
+    }
+}
+
+impl Sink for NestedLoopBuild {
+    fn name(&self) -> &str {
+        "nested-loop join build"
+    }
+
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+        let sink = self.slots.take(setup.instance())?;
+        Ok(Box::new(LocalBuild {
+            closed: sink.closed().clone(),
+            sink: Some(sink),
+            chunk_rows: self.chunk_rows,
+            small: Vec::new(),
+            small_rows: 0,
+            chunks: Vec::new(),
+            memory: setup.reservation(),
+        }))
+    }
+}
+
+struct LocalBuild {
+    sink: Option<BuildSink<Part, Table>>,
+    closed: Gate,
+    chunk_rows: usize,
+    /// Batches that together do not fill a chunk.
+    small: Vec<RecordBatch>,
+    small_rows: usize,
+    chunks: Vec<RecordBatch>,
+    memory: Reservation,
+}
+
+impl LocalSink for LocalBuild {
+    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+        let Some(batch) = batch else { return Ok(SinkResult::NeedInput) };
+        let batch = Batch::new(compact(batch)?);
+        self.memory.grow(batch.bytes())?;
+        self.small_rows += batch.rows();
+        self.small.push(batch.into_parts().0);
+        if self.small_rows >= self.chunk_rows {
+            self.cut(self.chunk_rows)?;
+        }
+        Ok(SinkResult::NeedInput)
+    }
+
+    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+        self.cut(1)?;
+        if let Some(sink) = self.sink.take() {
+            let chunks = std::mem::take(&mut self.chunks);
+            sink.publish(Part { chunks, memory: self.memory.split_off() });
+        }
+        Ok(FinishResult::Done)
+    }
+
+    fn closed(&self) -> Option<Gate> {
+        Some(self.closed.clone())
+    }
+}
+
+impl LocalBuild {
+    /// Makes chunks of the small batches until fewer than `least` rows are left.
+    fn cut(&mut self, least: usize) -> Result<()> {
+        let small = std::mem::take(&mut self.small);
+        let Some(first) = small.first() else { return Ok(()) };
+        let rows = match small.as_slice() {
+            [only] => only.clone(),
+            several => concat_batches(&first.schema(), several).or_fail()?,
+        };
+        let mut offset = 0;
+        while rows.num_rows() - offset >= least {
+            let length = self.chunk_rows.min(rows.num_rows() - offset);
+            self.chunks.push(rows.slice(offset, length));
+            offset += length;
+        }
+        self.small_rows = rows.num_rows() - offset;
+        if self.small_rows > 0 {
+            self.small.push(rows.slice(offset, self.small_rows));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,243 @@
+//! Intersect and except, with and without ALL: a table of the first child's rows, in which the other
+//! children's rows count one after the other, then one source that gives what is left.
+//!
+//! Two rows are equal if they are not distinct: NULL equals NULL, -0 equals +0.
+
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+use arrow::{
+    array::RecordBatch,
+    datatypes::{DataType, SchemaRef},
+};
+use datafusion_common::internal_err;
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{
+        Batch, FinishResult, LocalSink, LocalSource, Setup, Sink, SinkResult, Slots, Source,
+        SourceResult, Start, TaskContext,
+    },
+};
+use gatework_shared_state::{Gate, Take, set as state};
+
+use crate::{
+    OrFail, compact,
+    keys::{KeyEncoder, NullKeys},
+};
+use table::CountTable;
+
+/// Which rows of the first child remain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetKind {
+    /// Each row that all children have, once.
+    Intersect,
+    /// Each row as often as the child that has it least often.
+    IntersectAll,
+    /// Each row that no other child has, once.
+    Except,
+    /// Each row as often as the first child has it more often than all others together.
+    ExceptAll,
+}
+
+/// Takes the rows of one child. Its pipeline has one task.
+#[derive(Debug)]
+pub struct SetSink {
+    slots: Slots<state::SetSink<CountTable>>,
+    child: usize,
+    kind: SetKind,
+    encoder: KeyEncoder,
+}
+
+/// Gives the rows that remain. Its pipeline has one task.
+#[derive(Debug)]
+pub struct SetSource {
+    slots: Slots<state::SetSource<CountTable>>,
+    schema: SchemaRef,
+    encoder: KeyEncoder,
+    batch_size: usize,
+}
+
+/// A set operation over `children` pipelines, one sink each, in order. The children's columns have
+/// the types of `schema`.
+///
+/// A child's pipeline starts only when those before it have ended, so nothing of it is buffered.
+///
+/// # Errors
+/// If there are no children or no columns, if the batch size is 0, or a type cannot be compared.
+pub fn new(
+    kind: SetKind,
+    children: usize,
+    schema: SchemaRef,
+    batch_size: usize,
+) -> Result<(Vec<SetSink>, SetSource)> {
+    if children == 0 || schema.fields().is_empty() || batch_size == 0 {
+        let needs = "a set operation needs a child, a column and a batch size";
+        return Err(Error::Setup(needs.into()));
+    }
+    // Nullable, whatever the output is: another child may have NULLs where the output has none.
+    let types: Vec<(DataType, bool)> =
+        schema.fields().iter().map(|field| (field.data_type().clone(), true)).collect();
+    let encoder = KeyEncoder::new(&types, NullKeys::AreValues).or_fail()?;
+    let (sinks, source) = state::new("set operation", children, CountTable::new(&encoder));
+    let sink = |(child, sink)| SetSink {
+        slots: Slots::new([sink]),
+        child,
+        kind,
+        encoder: encoder.clone(),
+    };
+    let sinks = sinks.into_iter().enumerate().map(sink).collect();
+    Ok((sinks, SetSource { slots: Slots::new([source]), schema, encoder, batch_size }))
+}
+
+impl Sink for SetSink {
+    fn name(&self) -> &str {
+        match (self.child, self.kind) {
+            (0, _) => "set build",
+            (_, SetKind::Intersect | SetKind::IntersectAll) => "intersect probe",
+            (_, SetKind::Except | SetKind::ExceptAll) => "except probe",
+        }
+    }
+
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+        let sink = self.slots.take(setup.instance())?;
+        Ok(Box::new(LocalSetSink {
+            closed: sink.closed().clone(),
+            sink: Some(sink),
+            table: None,
+            child: self.child,
+            kind: self.kind,
+            encoder: self.encoder.clone(),
+            setup,
+            hashes: Vec::new(),
+        }))
+    }
+}
+
+struct LocalSetSink {
+    sink: Option<state::SetSink<CountTable>>,
+    closed: Gate,
+    /// The table, from this child's turn on.
+    table: Option<CountTable>,
+    child: usize,
+    kind: SetKind,
+    encoder: KeyEncoder,
+    setup: Setup,
+    hashes: Vec<u64>,
+}
+
+impl LocalSink for LocalSetSink {
+    fn start(&mut self, _task: &TaskContext) -> Result<Start> {
+        let Some(sink) = &mut self.sink else { return Ok(Start::Finished) };
+        match sink.take() {
+            Take::Item(mut table) => {
+                if self.child == 0 {
+                    table.charge_to(self.setup.reservation())?;
+                }
+                let idle = self.child > 0 && table.is_settled(self.kind);
+                self.table = Some(table);
+                Ok(if idle { Start::Finished } else { Start::Ready })
+            }
+            Take::Blocked(gate) => Ok(Start::Blocked(gate.into())),
+            Take::Finished => Ok(Start::Finished),
+            // When the source has left, sinks end one by one, which is no failure.
+            Take::Aborted if self.closed.is_ready() => Ok(Start::Finished),
+            Take::Aborted => Err(Error::ProducerAborted),
+        }
+    }
+
+    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+        let (Some(batch), Some(table)) = (batch, &mut self.table) else {
+            return Ok(SinkResult::NeedInput);
+        };
+        let rows = compact(batch)?;
+        check_types(&rows, &self.encoder).or_fail()?;
+        let keys = self.encoder.encode(rows.columns()).or_fail()?;
+        keys.hash_into(&mut self.hashes);
+        if self.child == 0 {
+            table.insert(&keys, &self.hashes, self.kind)?;
+            return Ok(SinkResult::NeedInput);
+        }
+        table.probe(&keys, &self.hashes, self.kind);
+        let settled = table.is_settled(self.kind);
+        Ok(if settled { SinkResult::Finished } else { SinkResult::NeedInput })
+    }
+
+    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+        if let (Some(sink), Some(mut table)) = (self.sink.take(), self.table.take()) {
+            if self.child > 0 {
+                table.end_child(self.kind);
+            }
+            sink.pass(table);
+        }
+        Ok(FinishResult::Done)
+    }
+
+    fn closed(&self) -> Option<Gate> {
+        Some(self.closed.clone())
+    }
+}
+
+/// Keys of other types would be read as something they are not.
+fn check_types(rows: &RecordBatch, encoder: &KeyEncoder) -> datafusion_common::Result<()> {
+    let types = rows.columns().iter().map(|column| column.data_type());
+    if types.eq(encoder.types().iter()) {
+        return Ok(());
+    }
+    internal_err!(
+        "a child of a set operation gives {:?} where {:?} was promised",
+        rows.schema().fields(),
+        encoder.types()
+    )
+}
+
+impl Source for SetSource {
+    fn name(&self) -> &str {
+        "set operation"
+    }
+
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
+        Ok(Box::new(LocalSetSource {
+            source: self.slots.take(setup.instance())?,
+            schema: self.schema.clone(),
+            encoder: self.encoder.clone(),
+            batch_size: self.batch_size,
+            table: None,
+            next: (0, 0),
+        }))
+    }
+}
+
+struct LocalSetSource {
+    source: state::SetSource<CountTable>,
+    schema: SchemaRef,
+    encoder: KeyEncoder,
+    batch_size: usize,
+    table: Option<CountTable>,
+    /// The next key to give, and how often it was given already.
+    next: (usize, u64),
+}
+
+impl LocalSource for LocalSetSource {
+    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
+        let table = match &self.table {
+            Some(table) => table,
+            None => match self.source.take() {
+                Take::Item(table) => self.table.insert(table),
+                Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                Take::Finished => return Ok(SourceResult::Finished),
+                Take::Aborted => return Err(Error::ProducerAborted),
+            },
+        };
+        let keys = table.rows_from(&mut self.next, self.batch_size, self.encoder.no_keys());
+        if keys.is_empty() {
+            // The shared state has no second table, so the next call would end as well.
+            self.table = None;
+            return Ok(SourceResult::Finished);
+        }
+        let columns = self.encoder.decode(&keys).or_fail()?;
+        let rows = RecordBatch::try_new(self.schema.clone(), columns).or_fail()?;
+        Ok(SourceResult::Batch(Batch::new(rows)))
+    }
+}

@@ -1,0 +1,162 @@
+//! The table of a set operation: how often each distinct row is still to be given.
+//!
+//! Like [`GroupTable`](crate::keys::GroupTable), with a look-up that enters nothing: rows that only
+//! the other children have take no memory.
+
+use gatework_runtime::{Result, pipeline::Reservation};
+
+use super::SetKind;
+use crate::keys::{KeyEncoder, Keys};
+
+#[derive(Debug)]
+pub(super) struct CountTable {
+    /// The number of a key plus one; 0 is free. Linear probing.
+    slots: Vec<u32>,
+    hashes: Vec<u64>,
+    keys: Keys,
+    /// How often each key is to be given.
+    counts: Vec<u64>,
+    /// How often the child at hand had each key, at most its count: intersections only.
+    hits: Vec<u64>,
+    count_total: u64,
+    hit_total: u64,
+    memory: Option<Reservation>,
+}
+
+const FIRST_SLOTS: usize = 1024;
+
+impl CountTable {
+    pub(super) fn new(encoder: &KeyEncoder) -> Self {
+        Self {
+            slots: Vec::new(),
+            hashes: Vec::new(),
+            keys: encoder.no_keys(),
+            counts: Vec::new(),
+            hits: Vec::new(),
+            count_total: 0,
+            hit_total: 0,
+            memory: None,
+        }
+    }
+
+    /// Reserves what the table takes, now and as it grows, in `memory`.
+    pub(super) fn charge_to(&mut self, memory: Reservation) -> Result<()> {
+        self.memory = Some(memory);
+        self.charge()
+    }
+
+    fn charge(&mut self) -> Result<()> {
+        let bytes = 4 * self.slots.capacity()
+            + 8 * (self.hashes.capacity() + self.counts.capacity() + self.hits.capacity())
+            + self.keys.bytes();
+        self.memory.as_mut().map_or(Ok(()), |memory| memory.resize(bytes))
+    }
+
+    /// Counts the first child's rows.
+    pub(super) fn insert(&mut self, keys: &Keys, hashes: &[u64], kind: SetKind) -> Result<()> {
+        self.make_room(keys.len());
+        for (row, hash) in hashes.iter().enumerate() {
+            match self.find(keys, row, *hash) {
+                Ok(known) if matches!(kind, SetKind::IntersectAll | SetKind::ExceptAll) => {
+                    self.counts[known] += 1;
+                }
+                Ok(_) => continue,
+                Err(slot) => {
+                    self.keys.push_from(keys, row);
+                    self.hashes.push(*hash);
+                    self.counts.push(1);
+                    self.hits.push(0);
+                    self.slots[slot] = self.counts.len() as u32;
+                }
+            }
+            self.count_total += 1;
+        }
+        assert!(self.counts.len() < u32::MAX as usize, "more than 2^32 distinct rows in one set");
+        self.charge()
+    }
+
+    /// Counts rows of another child.
+    pub(super) fn probe(&mut self, keys: &Keys, hashes: &[u64], kind: SetKind) {
+        self.make_room(0);
+        for (row, hash) in hashes.iter().enumerate() {
+            let Ok(known) = self.find(keys, row, *hash) else { continue };
+            let left = self.counts[known];
+            match kind {
+                SetKind::Intersect | SetKind::IntersectAll => {
+                    let more = u64::from(self.hits[known] < left);
+                    self.hits[known] += more;
+                    self.hit_total += more;
+                }
+                SetKind::Except | SetKind::ExceptAll => {
+                    self.counts[known] = left.saturating_sub(1);
+                    self.count_total -= left.min(1);
+                }
+            }
+        }
+    }
+
+    /// Draws the conclusion at the end of another child.
+    pub(super) fn end_child(&mut self, kind: SetKind) {
+        if matches!(kind, SetKind::Intersect | SetKind::IntersectAll) {
+            std::mem::swap(&mut self.counts, &mut self.hits);
+            self.hits.fill(0);
+            self.count_total = std::mem::take(&mut self.hit_total);
+        }
+    }
+
+    /// Whether no further row of the child at hand can change anything.
+    pub(super) fn is_settled(&self, kind: SetKind) -> bool {
+        match kind {
+            SetKind::Intersect | SetKind::IntersectAll => self.hit_total == self.count_total,
+            SetKind::Except | SetKind::ExceptAll => self.count_total == 0,
+        }
+    }
+
+    /// Appends up to `most` of the rows to be given to `keys`, from key and repetition `next` on.
+    pub(super) fn rows_from(&self, next: &mut (usize, u64), most: usize, mut keys: Keys) -> Keys {
+        let mut room = most as u64;
+        while room > 0 && next.0 < self.counts.len() {
+            let count = (self.counts[next.0] - next.1).min(room);
+            (0..count).for_each(|_| keys.push_from(&self.keys, next.0));
+            room -= count;
+            next.1 += count;
+            if next.1 == self.counts[next.0] {
+                *next = (next.0 + 1, 0);
+            }
+        }
+        keys
+    }
+
+    /// The number of key `row` of `keys`, or the slot it would go to.
+    fn find(&self, keys: &Keys, row: usize, hash: u64) -> Result<usize, usize> {
+        let mask = self.slots.len() - 1;
+        let mut slot = hash as usize & mask;
+        loop {
+            match self.slots[slot].checked_sub(1).map(|number| number as usize) {
+                None => return Err(slot),
+                Some(known) if self.hashes[known] == hash && self.keys.equals(known, keys, row) => {
+                    return Ok(known);
+                }
+                Some(_) => slot = (slot + 1) & mask,
+            }
+        }
+    }
+
+    /// Makes room for `more` keys at a load of at most one half.
+    fn make_room(&mut self, more: usize) {
+        let wanted = (2 * (self.hashes.len() + more)).max(FIRST_SLOTS);
+        if wanted <= self.slots.len() {
+            return;
+        }
+        let mut slots = vec![0; wanted.next_power_of_two()];
+        let mask = slots.len() - 1;
+        for (number, hash) in (1_u32..).zip(&self.hashes) {
+            let mut slot = *hash as usize & mask;
+            while slots[slot] != 0 {
+                slot = (slot + 1) & mask;
+            }
+            slots[slot] = number;
+        }
+        self.slots = slots;
+    }
+}

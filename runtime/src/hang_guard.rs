@@ -1,0 +1,47 @@
+//! For tests: a body that does not end within a time limit fails, and says what it hangs on.
+
+use std::{
+    any::Any,
+    fmt::Write as _,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+type Report = Box<dyn Fn() -> String + Send>;
+
+/// What is printed of a test that hangs.
+#[derive(Clone, Default)]
+pub(crate) struct Guard(Arc<Mutex<Vec<Report>>>);
+
+impl Guard {
+    /// Has `report` printed if the test hangs.
+    pub(crate) fn watch(&self, report: impl Fn() -> String + Send + 'static) {
+        self.0.lock().unwrap().push(Box::new(report));
+    }
+}
+
+/// Runs `body` in a thread of its own; fails after 30 seconds with what was watched.
+pub(crate) fn guarded(body: impl FnOnce(&Guard) + Send + 'static) {
+    let guard = Guard::default();
+    let inner = guard.clone();
+    let (sender, receiver) = mpsc::channel::<Result<(), Box<dyn Any + Send>>>();
+    thread::spawn(move || {
+        let result = catch_unwind(AssertUnwindSafe(|| body(&inner)));
+        let _nobody_waits = sender.send(result);
+    });
+    match receiver.recv_timeout(LIMIT) {
+        Ok(Ok(())) => {}
+        Ok(Err(panic)) => resume_unwind(panic),
+        Err(_) => {
+            let mut text = String::new();
+            for report in guard.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                let _infallible = writeln!(text, "{}", report());
+            }
+            panic!("the test hangs\n{text}");
+        }
+    }
+}

@@ -1,0 +1,418 @@
+//! Small operators for tests: numbers in one column.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use arrow_array::{Array, Int64Array, RecordBatch};
+use arrow_buffer::BooleanBuffer;
+use arrow_schema::{DataType, Field, Schema};
+use gatework_shared_state::{
+    Claim, Dependency, DependencyKind, Gate, Give, Take,
+    aggregate::{AggregateSink, AggregateSource},
+    exchange::{ExchangeSink, ExchangeSource},
+    result::ResultSink,
+};
+
+use crate::{
+    Error, Result,
+    pipeline::{
+        Batch, FinishResult, LocalOperator, LocalSink, LocalSource, Operator, OperatorResult,
+        Reservation, Setup, Sink, SinkResult, Slots, Source, SourceResult, Start, TaskContext,
+    },
+};
+
+/// A batch of one column.
+pub(super) fn batch(values: impl IntoIterator<Item = i64>) -> Batch {
+    let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
+    let column = Int64Array::from_iter_values(values);
+    Batch::new(RecordBatch::try_new(schema, vec![Arc::new(column)]).unwrap())
+}
+
+/// The rows of a batch that count.
+pub(super) fn values(batch: &Batch) -> Vec<i64> {
+    let column = batch.data().column(0);
+    let column = column.as_any().downcast_ref::<Int64Array>().unwrap();
+    let selected = |row: &usize| batch.selection().is_none_or(|bits| bits.value(*row));
+    (0..column.len()).filter(selected).map(|row| column.value(row)).collect()
+}
+
+/// A gate that is shut, under a name that dumps can be searched for.
+pub(super) fn gate(name: &'static str) -> Gate {
+    Dependency::blocked(name, DependencyKind::External)
+}
+
+type Make<L> = Box<dyn Fn(Setup) -> Result<Box<L>> + Send + Sync>;
+
+/// A source, operator or sink that is made by a closure.
+pub(super) struct Made<L: ?Sized> {
+    name: &'static str,
+    make: Make<L>,
+}
+
+impl<L: ?Sized> Made<L> {
+    pub(super) fn new(
+        name: &'static str,
+        make: impl Fn(Setup) -> Result<Box<L>> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self { name, make: Box::new(make) })
+    }
+}
+
+impl<L: ?Sized> fmt::Debug for Made<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl Source for Made<dyn LocalSource> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
+        (self.make)(setup)
+    }
+}
+
+impl Operator for Made<dyn LocalOperator> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>> {
+        (self.make)(setup)
+    }
+}
+
+impl Sink for Made<dyn LocalSink> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+        (self.make)(setup)
+    }
+}
+
+impl<F: FnMut(&TaskContext) -> Result<SourceResult> + Send> LocalSource for F {
+    fn next(&mut self, task: &TaskContext) -> Result<SourceResult> {
+        self(task)
+    }
+}
+
+/// A source whose tasks are closures that are made by `make`.
+pub(super) fn source<F>(
+    name: &'static str,
+    make: impl Fn(Setup) -> F + Send + Sync + 'static,
+) -> Arc<dyn Source>
+where
+    F: FnMut(&TaskContext) -> Result<SourceResult> + Send + 'static,
+{
+    Made::<dyn LocalSource>::new(name, move |setup| Ok(Box::new(make(setup))))
+}
+
+/// In each task the numbers from 0 to `end`, `step` a batch.
+pub(super) fn numbers(end: i64, step: i64) -> Arc<dyn Source> {
+    source("numbers", move |_| {
+        let mut next = 0;
+        move |_: &TaskContext| {
+            if next == end {
+                return Ok(SourceResult::Finished);
+            }
+            let from = next;
+            next = (next + step).min(end);
+            Ok(SourceResult::Batch(batch(from..next)))
+        }
+    })
+}
+
+/// Ones for ever.
+pub(super) fn endless() -> Arc<dyn Source> {
+    source("endless", |_| |_: &TaskContext| Ok(SourceResult::Batch(batch([1]))))
+}
+
+/// Nothing until `gate` opens, and then the end.
+pub(super) fn waiting(gate: &Gate) -> Arc<dyn Source> {
+    let gate = gate.clone();
+    source("waiting", move |_| {
+        let gate = gate.clone();
+        move |_: &TaskContext| {
+            Ok(match gate.is_ready() {
+                true => SourceResult::Finished,
+                false => SourceResult::Blocked(gate.clone().into()),
+            })
+        }
+    })
+}
+
+struct Repeat {
+    times: usize,
+    left: usize,
+    held: Option<Batch>,
+}
+
+impl LocalOperator for Repeat {
+    fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+        if let Some(input) = input {
+            self.left = self.times;
+            self.held = Some(input);
+        }
+        let Some(held) = self.held.clone() else { return Ok(OperatorResult::NeedInput) };
+        self.left -= 1;
+        if self.left == 0 {
+            self.held = None;
+            return Ok(OperatorResult::Batch(held));
+        }
+        Ok(OperatorResult::HaveMore(held))
+    }
+}
+
+/// Every batch so many times.
+pub(super) fn repeat(times: usize) -> Arc<dyn Operator> {
+    Made::<dyn LocalOperator>::new("repeat", move |_| {
+        Ok(Box::new(Repeat { times, left: 0, held: None }))
+    })
+}
+
+struct Multiples(i64);
+
+impl LocalOperator for Multiples {
+    fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+        let (data, selection) = input.expect("a filter holds nothing back").into_parts();
+        assert!(selection.is_none());
+        let all = values(&Batch::new(data.clone()));
+        let bits: BooleanBuffer = all.iter().map(|value| value % self.0 == 0).collect();
+        Ok(OperatorResult::Batch(Batch::with_selection(data, bits)))
+    }
+}
+
+/// Multiples of `of`, by selection; often empty batches.
+pub(super) fn multiples(of: i64) -> Arc<dyn Operator> {
+    Made::<dyn LocalOperator>::new("multiples", move |_| Ok(Box::new(Multiples(of))))
+}
+
+struct Hoard {
+    rows: VecDeque<i64>,
+    memory: Reservation,
+}
+
+impl LocalOperator for Hoard {
+    fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+        let input = input.expect("asks for input only");
+        self.memory.grow(8 * input.rows())?;
+        self.rows.extend(values(&input));
+        Ok(OperatorResult::NeedInput)
+    }
+
+    fn finish(&mut self, _: &TaskContext) -> Result<OperatorResult> {
+        let two: Vec<i64> = self.rows.drain(..self.rows.len().min(2)).collect();
+        if two.is_empty() {
+            return Ok(OperatorResult::Finished);
+        }
+        self.memory.resize(8 * self.rows.len())?;
+        Ok(OperatorResult::HaveMore(batch(two)))
+    }
+}
+
+/// Keeps all rows, and memory for them, until its input ends; gives two at a time.
+pub(super) fn hoard() -> Arc<dyn Operator> {
+    Made::<dyn LocalOperator>::new("hoard", |setup| {
+        Ok(Box::new(Hoard { rows: VecDeque::new(), memory: setup.reservation() }))
+    })
+}
+
+struct Limit {
+    left: Arc<AtomicI64>,
+    reached: Gate,
+}
+
+impl LocalOperator for Limit {
+    fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+        let rows = values(&input.expect("holds nothing back"));
+        let before = self.left.fetch_sub(rows.len() as i64, Ordering::SeqCst).max(0) as usize;
+        if before <= rows.len() {
+            self.reached.set_always_ready();
+        }
+        Ok(match before {
+            0 => OperatorResult::Finished,
+            _ => OperatorResult::Batch(batch(rows.into_iter().take(before))),
+        })
+    }
+
+    fn closed(&self) -> Option<Gate> {
+        Some(self.reached.clone())
+    }
+}
+
+/// So many rows over all tasks.
+pub(super) fn limit(rows: i64) -> Arc<dyn Operator> {
+    let (left, reached) = (Arc::new(AtomicI64::new(rows)), gate("limit reached"));
+    if rows == 0 {
+        reached.set_always_ready();
+    }
+    Made::<dyn LocalOperator>::new("limit", move |_| {
+        Ok(Box::new(Limit { left: left.clone(), reached: reached.clone() }))
+    })
+}
+
+struct EmptyBuild(Option<Gate>);
+
+impl LocalOperator for EmptyBuild {
+    fn start(&mut self, _: &TaskContext) -> Result<Start> {
+        Ok(match self.0.take() {
+            Some(gate) if !gate.is_ready() => {
+                self.0 = Some(gate.clone());
+                Start::Blocked(gate.into())
+            }
+            _ => Start::Finished,
+        })
+    }
+
+    fn execute(&mut self, _: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+        panic!("it needs no input");
+    }
+}
+
+/// A probe whose build side, ready with `gate`, turns out to be empty.
+pub(super) fn empty_build(gate: Option<Gate>) -> Arc<dyn Operator> {
+    Made::<dyn LocalOperator>::new("empty build", move |_| Ok(Box::new(EmptyBuild(gate.clone()))))
+}
+
+fn to_sink_result(give: Give) -> SinkResult {
+    match give {
+        Give::Accepted => SinkResult::NeedInput,
+        Give::Full(gate) => SinkResult::Blocked(gate.into()),
+        Give::Closed => SinkResult::Finished,
+    }
+}
+
+struct ToExchange(Option<ExchangeSink<Batch>>);
+
+impl LocalSink for ToExchange {
+    fn sink(&mut self, batch_in: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
+        let sink = self.0.as_mut().expect("not finished");
+        let channels = sink.channels() as i64;
+        if let Some(batch_in) = batch_in {
+            let rows = values(&batch_in);
+            for channel in 0..channels {
+                let mut part = rows.iter().filter(|row| *row % channels == channel).peekable();
+                if part.peek().is_some() {
+                    sink.push(channel as usize, batch(part.copied()));
+                }
+            }
+        }
+        Ok(to_sink_result(sink.room()))
+    }
+
+    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+        self.0.take().expect("finished once").finish();
+        Ok(FinishResult::Done)
+    }
+
+    fn closed(&self) -> Option<Gate> {
+        self.0.as_ref().map(|sink| sink.closed().clone())
+    }
+}
+
+/// Rows by hash.
+pub(super) fn to_exchange(sinks: Vec<ExchangeSink<Batch>>) -> Arc<dyn Sink> {
+    let slots = Slots::new(sinks);
+    Made::<dyn LocalSink>::new("to exchange", move |setup| {
+        Ok(Box::new(ToExchange(Some(slots.take(setup.instance())?))))
+    })
+}
+
+fn to_source_result(take: Take<Batch>) -> Result<SourceResult> {
+    match take {
+        Take::Item(batch) => Ok(SourceResult::Batch(batch)),
+        Take::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
+        Take::Finished => Ok(SourceResult::Finished),
+        Take::Aborted => Err(Error::ProducerAborted),
+    }
+}
+
+pub(super) fn from_exchange(sources: Vec<ExchangeSource<Batch>>) -> Arc<dyn Source> {
+    let slots = Slots::new(sources);
+    Made::<dyn LocalSource>::new("from exchange", move |setup| {
+        let mut source = slots.take(setup.instance())?;
+        Ok(Box::new(move |_: &TaskContext| to_source_result(source.take())))
+    })
+}
+
+struct ToSum(Option<AggregateSink<i64>>, i64);
+
+impl LocalSink for ToSum {
+    fn sink(&mut self, batch: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
+        self.1 += batch.iter().flat_map(values).sum::<i64>();
+        Ok(SinkResult::NeedInput)
+    }
+
+    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+        // One unit for even sums, one for odd ones: both sources have work.
+        let mut parts = vec![Vec::new(), Vec::new()];
+        parts[(self.1 % 2) as usize].push(self.1);
+        self.0.take().expect("finished once").publish(parts);
+        Ok(FinishResult::Done)
+    }
+
+    fn closed(&self) -> Option<Gate> {
+        self.0.as_ref().map(|sink| sink.closed().clone())
+    }
+}
+
+/// Sums in two units.
+pub(super) fn to_sum(sinks: Vec<AggregateSink<i64>>) -> Arc<dyn Sink> {
+    let slots = Slots::new(sinks);
+    Made::<dyn LocalSink>::new("to sum", move |setup| {
+        Ok(Box::new(ToSum(Some(slots.take(setup.instance())?), 0)))
+    })
+}
+
+pub(super) fn from_sum(sources: Vec<AggregateSource<i64>>) -> Arc<dyn Source> {
+    let slots = Slots::new(sources);
+    Made::<dyn LocalSource>::new("from sum", move |setup| {
+        let source = slots.take(setup.instance())?;
+        Ok(Box::new(move |_: &TaskContext| match source.claim() {
+            Claim::Unit((_, parts)) => Ok(SourceResult::Batch(batch(parts))),
+            Claim::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
+            Claim::Finished => Ok(SourceResult::Finished),
+            Claim::Aborted => Err(Error::ProducerAborted),
+        }))
+    })
+}
+
+struct ToResult(Option<ResultSink<Batch>>);
+
+impl LocalSink for ToResult {
+    fn sink(&mut self, batch_in: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
+        let sink = self.0.as_mut().expect("not finished");
+        let partitions = sink.partitions() as i64;
+        for row in batch_in.iter().flat_map(values) {
+            sink.push((row % partitions) as usize, batch([row]));
+        }
+        Ok(to_sink_result(sink.room()))
+    }
+
+    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+        self.0.take().expect("finished once").finish();
+        Ok(FinishResult::Done)
+    }
+
+    fn closed(&self) -> Option<Gate> {
+        self.0.as_ref().map(|sink| sink.closed().clone())
+    }
+}
+
+/// A row a batch, by remainder of the number of partitions.
+pub(super) fn to_result(sinks: Vec<ResultSink<Batch>>) -> Arc<dyn Sink> {
+    let slots = Slots::new(sinks);
+    Made::<dyn LocalSink>::new("to result", move |setup| {
+        Ok(Box::new(ToResult(Some(slots.take(setup.instance())?))))
+    })
+}

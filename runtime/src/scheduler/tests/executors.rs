@@ -1,0 +1,208 @@
+//! How executors are set up, side by side and on borrowed threads.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Mutex,
+        mpsc::{self, Receiver},
+    },
+    thread,
+};
+
+use super::{
+    super::{Executor, Outcome, TaskGroup},
+    Body, gate, once, own, pool, spawn,
+};
+use crate::{Error, hang_guard::guarded};
+
+fn setup_error(result: crate::Result<Executor>) -> String {
+    match result {
+        Err(Error::Setup(message)) => message,
+        other => panic!("expected a setup error, got {other:?}"),
+    }
+}
+
+#[test]
+fn builder_refuses_what_cannot_work() {
+    guarded(|_| {
+        let message = setup_error(Executor::builder().threads(0).build());
+        assert!(message.contains("at least 1 thread"), "{message}");
+        let message = setup_error(Executor::builder().threads(0).hosted_on(pool(1)).build());
+        assert!(message.contains("at least 1 thread"), "{message}");
+        let hosted = || Executor::builder().hosted_on(pool(1));
+        for builder in [
+            hosted().thread_name(|_| String::new()),
+            hosted().on_thread_start(|_| {}),
+            hosted().pin_to_cores(true),
+        ] {
+            let message = setup_error(builder.build());
+            assert!(message.contains("in the pool"), "{message}");
+        }
+    });
+}
+
+#[test]
+fn defaults_follow_the_machine_and_the_pool() {
+    guarded(|_| {
+        let cores = thread::available_parallelism().unwrap().get();
+        assert_eq!(Executor::builder().build().unwrap().threads(), cores);
+        let hosted = Executor::builder().hosted_on(pool(3)).build().unwrap();
+        assert_eq!(hosted.threads(), 3);
+    });
+}
+
+#[test]
+fn threads_have_names_and_hooks() {
+    guarded(|_| {
+        let (hooked, hooks) = mpsc::channel();
+        let hooked = Mutex::new(hooked);
+        let executor = Executor::builder()
+            .threads(2)
+            .thread_name(|worker| format!("lane {worker}"))
+            .on_thread_start(move |worker| {
+                let name = thread::current().name().unwrap().to_owned();
+                hooked.lock().unwrap().send((worker, name)).unwrap();
+            })
+            .pin_to_cores(true)
+            .build()
+            .unwrap();
+        let mut started = [hooks.recv().unwrap(), hooks.recv().unwrap()];
+        started.sort();
+        assert_eq!(started, [(0, "lane 0".to_owned()), (1, "lane 1".to_owned())]);
+        let (report, reports) = mpsc::channel();
+        once(&executor, move |worker| {
+            report.send((worker, thread::current().name().unwrap().to_owned())).unwrap();
+        });
+        let (worker, name) = reports.recv().unwrap();
+        assert_eq!(name, format!("lane {worker}"));
+        drop(executor);
+        assert!(hooks.recv().is_err(), "each hook ran once, and went with the executor");
+    });
+}
+
+#[test]
+fn a_hook_that_panics_costs_no_worker() {
+    guarded(|_| {
+        let executor =
+            Executor::builder().threads(1).on_thread_start(|_| panic!("hook")).build().unwrap();
+        let (report, reports) = mpsc::channel();
+        once(&executor, move |_| report.send(()).unwrap());
+        reports.recv().unwrap();
+    });
+}
+
+#[test]
+fn several_executors_wake_each_other() {
+    guarded(|_| {
+        const ROUNDS: usize = 200;
+        let executors: Vec<_> = (0..3).map(|_| own(2)).collect();
+        let gates: Vec<_> = (0..=3 * ROUNDS).map(|_| gate()).collect();
+        let (report, reports) = mpsc::channel();
+        for (place, executor) in executors.iter().enumerate() {
+            let (gates, report) = (gates.clone(), report.clone());
+            let mut next = place;
+            let handle = spawn(executor, &TaskGroup::new(), move |_| {
+                while next < 3 * ROUNDS {
+                    if !gates[next].is_ready() {
+                        return Outcome::Blocked(gates[next].clone().into());
+                    }
+                    gates[next + 1].set_ready();
+                    next += 3;
+                }
+                report.send(place).unwrap();
+                Outcome::Done
+            });
+            handle.wake();
+        }
+        gates[0].set_ready();
+        let ended: HashSet<_> = (0..3).map(|_| reports.recv().unwrap()).collect();
+        assert_eq!(ended.len(), 3);
+        assert!(gates[3 * ROUNDS].is_ready());
+    });
+}
+
+/// Tasks that block, wake each other, and use rayon themselves.
+fn ring(executor: &Executor, tasks: usize, nested: bool) -> Receiver<usize> {
+    let gates: Vec<_> = (0..=tasks).map(|_| gate()).collect();
+    let (report, reports) = mpsc::channel();
+    for task in 0..tasks {
+        let (mine, next) = (gates[task].clone(), gates[task + 1].clone());
+        let report = report.clone();
+        let handle = spawn(executor, &TaskGroup::new(), move |_| {
+            if !mine.is_ready() {
+                return Outcome::Blocked(mine.clone().into());
+            }
+            if nested {
+                let (left, right) = rayon::join(|| fibonacci(12), || fibonacci(12));
+                assert_eq!(left, right);
+            }
+            next.set_ready();
+            report.send(task).unwrap();
+            Outcome::Done
+        });
+        handle.wake();
+    }
+    gates[0].set_ready();
+    reports
+}
+
+fn fibonacci(n: u32) -> u32 {
+    if n < 2 {
+        return n;
+    }
+    let (one, two) = rayon::join(|| fibonacci(n - 1), || fibonacci(n - 2));
+    one + two
+}
+
+#[test]
+fn hosted_executors_share_a_pool_that_nests_rayon() {
+    guarded(|_| {
+        for threads in [1, 2, 3] {
+            let pool = pool(threads);
+            let build = |workers| {
+                Executor::builder().threads(workers).hosted_on(pool.clone()).build().unwrap()
+            };
+            let executors = [build(threads), build(1), build(4)];
+            let reports: Vec<_> =
+                executors.iter().map(|executor| ring(executor, 300, true)).collect();
+            for reports in reports {
+                let ended: HashSet<_> = reports.iter().collect();
+                assert_eq!(ended.len(), 300);
+            }
+            assert_eq!(pool.install(|| fibonacci(10)), 55, "the pool goes on");
+            for executor in executors {
+                executor.shutdown();
+                assert_eq!(executor.live_tasks(), 0);
+                let refused = executor.spawn(&TaskGroup::new(), Box::new(Body(|_| Outcome::Done)));
+                assert!(refused.is_err());
+            }
+            assert_eq!(pool.install(|| fibonacci(10)), 55);
+        }
+    });
+}
+
+#[test]
+fn a_hosted_executor_gives_the_thread_back_when_there_is_nothing_to_do() {
+    guarded(|_| {
+        let pool = pool(1);
+        let executor = Executor::builder().hosted_on(pool.clone()).build().unwrap();
+        let waits = gate();
+        let (report, reports) = mpsc::channel();
+        let handle = spawn(&executor, &TaskGroup::new(), {
+            let waits = waits.clone();
+            move |_| {
+                report.send(()).unwrap();
+                if waits.is_ready() { Outcome::Done } else { Outcome::Blocked(waits.clone().into()) }
+            }
+        });
+        handle.wake();
+        reports.recv().unwrap();
+        // The only thread is free for others although a task lives.
+        assert_eq!(pool.install(|| 7), 7);
+        assert_eq!(executor.live_tasks(), 1);
+        pool.install(|| waits.set_ready());
+        reports.recv().unwrap();
+        drop(executor);
+        assert_eq!(pool.install(|| 8), 8);
+    });
+}

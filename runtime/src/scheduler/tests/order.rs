@@ -1,0 +1,239 @@
+//! Which task runs next, and on which worker: urgency, stealing, sleeping, fairness.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    super::{Executor, Outcome, ParkToken, Sleep, TaskGroup, TaskHandle},
+    gate, occupy, once, own, spawn,
+};
+use crate::hang_guard::guarded;
+
+fn burn(time: Duration) {
+    let started = Instant::now();
+    while started.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+#[test]
+fn an_urgent_wake_overtakes_a_long_queue() {
+    guarded(|_| {
+        let executor = own(1);
+        let release = occupy(&executor);
+        let (report, reports) = mpsc::channel();
+        let handles: Vec<_> = (0..1000)
+            .map(|task| {
+                let report = report.clone();
+                once(&executor, move |_| report.send(task).unwrap())
+            })
+            .collect();
+        handles[999].wake_urgently();
+        handles[500].wake_urgently();
+        drop((release, report));
+        let order: Vec<_> = reports.iter().collect();
+        assert_eq!(order[..2], [999, 500]);
+        assert_eq!(order[2..502], (0..500).collect::<Vec<_>>(), "the others keep their order");
+        assert_eq!(order.len(), 1000, "an entry that was overtaken is not run again");
+    });
+}
+
+#[test]
+fn an_urgent_wake_reaches_a_blocked_task() {
+    guarded(|_| {
+        let executor = own(1);
+        let (report, reports) = mpsc::channel();
+        let never = gate();
+        let mut runs = 0;
+        let handle = spawn(&executor, &TaskGroup::new(), move |_| {
+            runs += 1;
+            report.send(runs).unwrap();
+            if runs == 2 { Outcome::Done } else { Outcome::Blocked(never.clone().into()) }
+        });
+        handle.wake();
+        assert_eq!(reports.recv().unwrap(), 1);
+        drop(occupy(&executor));
+        handle.wake_urgently();
+        assert_eq!(reports.recv().unwrap(), 2);
+    });
+}
+
+#[test]
+fn tasks_of_one_worker_are_stolen_by_another() {
+    guarded(|_| {
+        let executor = own(2);
+        let meet = Arc::new(Barrier::new(2));
+        let (report, reports) = mpsc::channel();
+        // Both are woken on one worker, so both are in its deque; they end only side by side.
+        let pair: Vec<_> = (0..2)
+            .map(|_| {
+                let (meet, report) = (meet.clone(), report.clone());
+                spawn(&executor, &TaskGroup::new(), move |worker| {
+                    meet.wait();
+                    report.send(worker).unwrap();
+                    Outcome::Done
+                })
+            })
+            .collect();
+        once(&executor, move |_| pair.iter().for_each(TaskHandle::wake));
+        let workers: HashSet<_> = [reports.recv().unwrap(), reports.recv().unwrap()].into();
+        assert_eq!(workers.len(), 2);
+        assert!(executor.steals() > 0);
+    });
+}
+
+#[test]
+fn a_push_wakes_every_worker_that_is_needed() {
+    guarded(|_| {
+        // Again and again, so that workers are met on their way to sleep.
+        let executor = own(4);
+        for _ in 0..300 {
+            let meet = Arc::new(Barrier::new(4));
+            let (report, reports) = mpsc::channel();
+            for _ in 0..4 {
+                let (meet, report) = (meet.clone(), report.clone());
+                once(&executor, move |worker| {
+                    meet.wait();
+                    report.send(worker).unwrap();
+                });
+            }
+            drop(report);
+            assert_eq!(reports.iter().collect::<HashSet<_>>().len(), 4);
+        }
+    });
+}
+
+#[test]
+fn a_sleeper_is_entered_once_and_only_while_it_sleeps() {
+    let sleep = Sleep::new([]);
+    // There is work: it does not park.
+    sleep.rest(0, || true, || panic!("parked"));
+    // A notifier takes it out between its entry and its second look: it takes the unpark.
+    let parked = AtomicBool::new(false);
+    let taken_out = || sleep.notify_one() == Some(0);
+    sleep.rest(0, taken_out, || parked.store(true, Ordering::SeqCst));
+    assert!(parked.load(Ordering::SeqCst));
+    // It wakes up for no reason.
+    sleep.rest(0, || false, || assert_eq!(sleep.count(), 1));
+    assert_eq!((sleep.count(), sleep.notify_one()), (0, None));
+    assert_eq!(sleep.prepare(0, || false), ParkToken::Park);
+    assert_eq!(sleep.prepare(1, || true), ParkToken::Awake);
+    assert_eq!((sleep.count(), sleep.notify_one()), (1, Some(0)));
+    let sleep = Sleep::new(0..3);
+    assert_eq!(sleep.notify_all(), [0, 1, 2]);
+    assert_eq!(sleep.count(), 0);
+}
+
+/// Endless tasks that yield, until the flag is set.
+fn endless(executor: &Executor, tasks: usize, stop: &Arc<AtomicBool>) -> Arc<AtomicUsize> {
+    let (group, runs) = (TaskGroup::new(), Arc::new(AtomicUsize::new(0)));
+    for _ in 0..tasks {
+        let (stop, runs) = (stop.clone(), runs.clone());
+        let handle = spawn(executor, &group, move |_| {
+            burn(Duration::from_micros(200));
+            runs.fetch_add(1, Ordering::SeqCst);
+            if stop.load(Ordering::SeqCst) { Outcome::Done } else { Outcome::Yield }
+        });
+        handle.wake();
+    }
+    // Some way into their first level and beyond: 400 runs are at least 80 ms.
+    while runs.load(Ordering::SeqCst) < 400 {
+        thread::yield_now();
+    }
+    runs
+}
+
+#[test]
+fn a_short_group_overtakes_endless_ones() {
+    guarded(|_| {
+        let executor = own(1);
+        let stop = Arc::new(AtomicBool::new(false));
+        let runs = endless(&executor, 8, &stop);
+        let (report, reports) = mpsc::channel();
+        let mut left = 20;
+        let before = runs.load(Ordering::SeqCst);
+        let handle = spawn(&executor, &TaskGroup::new(), move |_| {
+            burn(Duration::from_micros(100));
+            left -= 1;
+            if left > 0 {
+                return Outcome::Yield;
+            }
+            report.send(()).unwrap();
+            Outcome::Done
+        });
+        handle.wake();
+        reports.recv().unwrap();
+        let meanwhile = runs.load(Ordering::SeqCst) - before;
+        stop.store(true, Ordering::SeqCst);
+        // In one queue, each of its 20 runs would have come behind 8 others.
+        assert!(meanwhile < 100, "{meanwhile} runs of others before 20 runs of a short query");
+    });
+}
+
+#[test]
+fn an_old_group_gets_its_share_beside_ever_new_ones() {
+    guarded(|_| {
+        let executor = own(1);
+        let stop = Arc::new(AtomicBool::new(false));
+        let runs = endless(&executor, 1, &stop);
+        let young = Arc::new(AtomicUsize::new(0));
+        for _ in 0..4 {
+            next_young(executor.clone(), stop.clone(), young.clone());
+        }
+        let before = runs.load(Ordering::SeqCst);
+        while runs.load(Ordering::SeqCst) < before + 50 {
+            thread::yield_now();
+        }
+        assert!(young.load(Ordering::SeqCst) > 0);
+        stop.store(true, Ordering::SeqCst);
+        executor.shutdown();
+    });
+}
+
+/// A task of a group of its own that has a successor in another one.
+fn next_young(executor: Executor, stop: Arc<AtomicBool>, count: Arc<AtomicUsize>) {
+    let core = executor.clone();
+    once(&core, move |_| {
+        burn(Duration::from_micros(200));
+        count.fetch_add(1, Ordering::SeqCst);
+        if !stop.load(Ordering::SeqCst) {
+            next_young(executor, stop, count);
+        }
+    });
+}
+
+#[test]
+fn tasks_that_wake_each_other_do_not_lock_out_those_from_outside() {
+    guarded(|_| {
+        let executor = own(1);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (left, right) = (gate(), gate());
+        for (mine, other) in [(left.clone(), right.clone()), (right, left.clone())] {
+            let stop = stop.clone();
+            let handle = spawn(&executor, &TaskGroup::new(), move |_| {
+                if stop.load(Ordering::SeqCst) {
+                    other.set_always_ready();
+                    return Outcome::Done;
+                }
+                mine.block();
+                other.set_ready();
+                Outcome::Blocked(mine.clone().into())
+            });
+            handle.wake();
+        }
+        left.set_ready();
+        let (report, reports) = mpsc::channel();
+        once(&executor, move |_| report.send(()).unwrap());
+        reports.recv().unwrap();
+        stop.store(true, Ordering::SeqCst);
+        executor.shutdown();
+    });
+}

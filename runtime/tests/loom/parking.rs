@@ -1,0 +1,328 @@
+//! Workers that park and pushes that wake them: no push is left lying while a worker sleeps, and a
+//! worker that is awake is not entered as a sleeper.
+//!
+//! [`House`] does what workers and pushes do, over [`Sleep`] as it ships. The queue is a number that
+//! is read and written `Relaxed`, so that only the fences of the protocol order it.
+
+use std::sync::Arc;
+
+use gatework_runtime::scheduler::Sleep;
+use loom::{
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
+    },
+    thread,
+};
+
+use crate::support::{Parker, check, join_all, must_fail};
+
+/// The protocol of sleepers and notifiers, for the one that ships and for broken ones.
+trait Sleepers: Send + Sync + 'static {
+    fn rest(&self, worker: usize, has_work: impl Fn() -> bool, park: impl FnOnce());
+    fn notify_one(&self) -> Option<usize>;
+    fn notify_all(&self) -> Vec<usize>;
+    fn count(&self) -> usize;
+}
+
+impl Sleepers for Sleep {
+    fn rest(&self, worker: usize, has_work: impl Fn() -> bool, park: impl FnOnce()) {
+        self.rest(worker, has_work, park);
+    }
+
+    fn notify_one(&self) -> Option<usize> {
+        self.notify_one()
+    }
+
+    fn notify_all(&self) -> Vec<usize> {
+        self.notify_all()
+    }
+
+    fn count(&self) -> usize {
+        self.count()
+    }
+}
+
+struct House<S> {
+    sleep: S,
+    parkers: Vec<Parker>,
+    /// What was pushed and not taken.
+    queue: AtomicUsize,
+    /// Whether the next park ends for no reason.
+    spurious: AtomicBool,
+    /// What was taken.
+    taken: AtomicUsize,
+    stopped: AtomicBool,
+    items: usize,
+}
+
+impl<S: Sleepers> House<S> {
+    fn new(sleep: S, workers: usize, items: usize) -> Arc<Self> {
+        Arc::new(Self {
+            sleep,
+            parkers: (0..workers).map(|_| Parker::new()).collect(),
+            queue: AtomicUsize::new(0),
+            spurious: AtomicBool::new(false),
+            taken: AtomicUsize::new(0),
+            stopped: AtomicBool::new(false),
+            items,
+        })
+    }
+
+    fn push(&self) {
+        self.queue.fetch_add(1, Ordering::Relaxed);
+        self.unpark(self.sleep.notify_one());
+    }
+
+    fn unpark(&self, workers: impl IntoIterator<Item = usize>) {
+        workers.into_iter().for_each(|worker| self.parkers[worker].unpark());
+    }
+
+    fn drain(&self) {
+        let take = |items: usize| items.checked_sub(1);
+        while self.queue.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+            if self.taken.fetch_add(1, Ordering::Relaxed) + 1 == self.items {
+                self.stopped.store(true, Ordering::Relaxed);
+                self.unpark(self.sleep.notify_all());
+            }
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        self.queue.load(Ordering::Relaxed) > 0 || self.stopped.load(Ordering::Relaxed)
+    }
+
+    fn park(&self, worker: usize) {
+        if !self.spurious.swap(false, Ordering::Relaxed) {
+            self.parkers[worker].park();
+        }
+    }
+
+    /// A worker's loop, until all items were taken.
+    fn work(&self, worker: usize) {
+        loop {
+            self.drain();
+            if self.stopped.load(Ordering::Relaxed) {
+                return;
+            }
+            self.sleep.rest(worker, || self.has_work(), || self.park(worker));
+            if self.parkers.len() == 1 {
+                assert_eq!(self.sleep.count(), 0, "awake, and entered as a sleeper");
+            }
+        }
+    }
+}
+
+/// Two pushes from outside, one worker.
+fn one_worker<S: Sleepers>(sleep: impl Fn() -> S) {
+    let house = House::new(sleep(), 1, 2);
+    let pusher = thread::spawn({
+        let house = house.clone();
+        move || {
+            house.push();
+            house.push();
+        }
+    });
+    house.work(0);
+    pusher.join().unwrap();
+    assert!(!house.parkers[0].has_token(), "an unpark was left over");
+}
+
+/// The same, when the worker's first park ends for no reason.
+fn spurious_unpark<S: Sleepers>(sleep: impl Fn() -> S) {
+    let house = House::new(sleep(), 1, 1);
+    house.spurious.store(true, Ordering::Relaxed);
+    let pusher = thread::spawn({
+        let house = house.clone();
+        move || house.push()
+    });
+    house.work(0);
+    pusher.join().unwrap();
+}
+
+/// A push from outside and one from a worker, two workers, and the stop that wakes all.
+fn two_workers<S: Sleepers>(sleep: impl Fn() -> S) {
+    let house = House::new(sleep(), 2, 2);
+    let others = [
+        thread::spawn({
+            let house = house.clone();
+            move || house.work(1)
+        }),
+        thread::spawn({
+            let house = house.clone();
+            move || house.push()
+        }),
+    ];
+    house.push();
+    house.work(0);
+    join_all(others);
+    assert_eq!(house.taken.load(Ordering::Relaxed), 2);
+}
+
+/// Workers that are all entered at the start, as those on borrowed threads are: a push takes one
+/// out, and a second push the other.
+fn one_push_one_worker<S: Sleepers>(sleep: impl Fn() -> S) {
+    let sleep = Arc::new(sleep());
+    let notifier = thread::spawn({
+        let sleep = sleep.clone();
+        move || sleep.notify_one()
+    });
+    let woken = [sleep.notify_one(), notifier.join().unwrap()];
+    assert!(woken == [Some(0), Some(1)] || woken == [Some(1), Some(0)], "{woken:?}");
+    assert_eq!(sleep.notify_one(), None);
+}
+
+mod ships {
+    use super::*;
+
+    #[test]
+    fn one_worker() {
+        check(|| super::one_worker(|| Sleep::new([])));
+    }
+
+    #[test]
+    fn spurious_unpark() {
+        check(|| super::spurious_unpark(|| Sleep::new([])));
+    }
+
+    #[test]
+    fn two_workers() {
+        check(|| super::two_workers(|| Sleep::new([])));
+    }
+
+    #[test]
+    fn one_push_one_worker() {
+        check(|| super::one_push_one_worker(|| Sleep::new(0..2)));
+    }
+}
+
+/// Sleepers with one fault each.
+mod broken {
+    use super::*;
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Fault {
+        None,
+        /// No fence between entering and looking, nor between pushing and looking.
+        NoFence,
+        /// Parks without looking for work once more after entering.
+        NoSecondLook,
+        /// Looks for work, then enters.
+        LooksThenEnters,
+        /// Leaves the unpark of a worker that found work for its next park.
+        TokenLeftOver,
+        /// Takes a sleeper out without unparking it: here, forgets whom it took.
+        TakenButNotWoken,
+    }
+
+    struct Broken {
+        sleepers: Mutex<Vec<usize>>,
+        count: AtomicUsize,
+        fault: Fault,
+    }
+
+    impl Broken {
+        fn enter(&self, worker: usize) {
+            let mut sleepers = self.sleepers.lock().unwrap();
+            sleepers.push(worker);
+            self.count.store(sleepers.len(), Ordering::SeqCst);
+        }
+
+        /// Takes `worker` out, or the last one.
+        fn take_out(&self, worker: Option<usize>) -> Option<usize> {
+            let mut sleepers = self.sleepers.lock().unwrap();
+            let place = match worker {
+                Some(worker) => sleepers.iter().position(|entered| *entered == worker)?,
+                None => sleepers.len().checked_sub(1)?,
+            };
+            let taken = sleepers.swap_remove(place);
+            self.count.store(sleepers.len(), Ordering::SeqCst);
+            Some(taken)
+        }
+
+        fn fence(&self) {
+            if self.fault != Fault::NoFence {
+                fence(Ordering::SeqCst);
+            }
+        }
+    }
+
+    impl Sleepers for Broken {
+        fn rest(&self, worker: usize, has_work: impl Fn() -> bool, park: impl FnOnce()) {
+            if self.fault == Fault::LooksThenEnters {
+                let found = has_work();
+                self.enter(worker);
+                self.fence();
+                if found && self.take_out(Some(worker)).is_some() {
+                    return;
+                }
+                return park();
+            }
+            self.enter(worker);
+            self.fence();
+            if self.fault == Fault::NoSecondLook || !has_work() {
+                return park();
+            }
+            let unparked = self.take_out(Some(worker)).is_none();
+            if unparked && self.fault != Fault::TokenLeftOver {
+                park();
+            }
+        }
+
+        fn notify_one(&self) -> Option<usize> {
+            self.fence();
+            if self.count.load(Ordering::SeqCst) == 0 {
+                return None;
+            }
+            let taken = self.take_out(None);
+            if self.fault == Fault::TakenButNotWoken { None } else { taken }
+        }
+
+        fn notify_all(&self) -> Vec<usize> {
+            std::iter::from_fn(|| self.notify_one()).collect()
+        }
+
+        fn count(&self) -> usize {
+            self.count.load(Ordering::SeqCst)
+        }
+    }
+
+    const ASLEEP: &[&str] = &["deadlock"];
+
+    fn with(fault: Fault) -> impl Fn() -> Broken + Copy {
+        move || Broken { sleepers: Mutex::new(Vec::new()), count: AtomicUsize::new(0), fault }
+    }
+
+    #[test]
+    fn without_a_fault_it_passes() {
+        let sleep = with(Fault::None);
+        check(move || one_worker(sleep));
+        check(move || two_workers(sleep));
+    }
+
+    #[test]
+    fn no_fence() {
+        must_fail(ASLEEP, || one_worker(with(Fault::NoFence)));
+    }
+
+    #[test]
+    fn no_second_look() {
+        must_fail(ASLEEP, || one_worker(with(Fault::NoSecondLook)));
+    }
+
+    #[test]
+    fn looks_then_enters() {
+        must_fail(ASLEEP, || one_worker(with(Fault::LooksThenEnters)));
+    }
+
+    #[test]
+    fn taken_but_not_woken() {
+        must_fail(ASLEEP, || one_worker(with(Fault::TakenButNotWoken)));
+    }
+
+    #[test]
+    fn token_left_over() {
+        let why = &["awake, and entered as a sleeper", "an unpark was left over"];
+        must_fail(why, || one_worker(with(Fault::TokenLeftOver)));
+    }
+}

@@ -1,0 +1,451 @@
+//! A task between its wakers and its workers: never lost, never run twice at once.
+//!
+//! [`Task`] does what the scheduler's task does, over [`WakeState`] and [`Gates`] as they ship. The
+//! queue is a stand-in that adds no order of its own: entries are a number, read and written
+//! `Relaxed`, so that only the wake-up state orders one run after the other and after its wakers.
+
+use std::{
+    sync::Arc,
+    task::{Wake, Waker},
+};
+
+use gatework_runtime::{
+    scheduler::{Gates, TaskState, WakeState},
+    shared_state::{Dependency, DependencyKind, Gate},
+};
+use loom::{
+    sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
+    thread,
+};
+
+use crate::support::{check, join_all, must_fail};
+
+/// The protocol of a task's wake-up state, for the one that ships and for broken ones.
+trait States: Send + Sync + 'static {
+    fn wake(&self) -> bool;
+    fn begin(&self) -> bool;
+    fn suspend(&self) -> bool;
+    fn requeue(&self);
+    fn finish(&self);
+    fn is_queued(&self) -> bool;
+}
+
+impl States for WakeState {
+    fn wake(&self) -> bool {
+        self.wake()
+    }
+    fn begin(&self) -> bool {
+        self.begin()
+    }
+    fn suspend(&self) -> bool {
+        self.suspend()
+    }
+    fn requeue(&self) {
+        self.requeue();
+    }
+    fn finish(&self) {
+        self.finish();
+    }
+    fn is_queued(&self) -> bool {
+        self.state() == TaskState::Runnable
+    }
+}
+
+/// What one run of a task's body answers.
+enum Answer {
+    Yield,
+    Blocked(Gates),
+    /// Blocked without a gate: only a direct wake-up (start, cancel) runs it again.
+    Suspended,
+    Done,
+}
+
+type Body<S> = Box<dyn Fn(&Task<S>) -> Answer + Send + Sync>;
+
+struct Task<S> {
+    states: S,
+    body: Body<S>,
+    /// Entries in the queue.
+    entries: AtomicUsize,
+    inside: AtomicBool,
+    /// Runs so far, read and written by runs only.
+    runs: AtomicUsize,
+    done: AtomicBool,
+    /// What a canceller sets before it wakes the task.
+    cancelled: AtomicBool,
+}
+
+impl<S: States> Task<S> {
+    fn new(states: S, body: impl Fn(&Self) -> Answer + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            states,
+            body: Box::new(body),
+            entries: AtomicUsize::new(0),
+            inside: AtomicBool::new(false),
+            runs: AtomicUsize::new(0),
+            done: AtomicBool::new(false),
+            cancelled: AtomicBool::new(false),
+        })
+    }
+
+    fn push(&self) {
+        self.entries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn schedule(&self) {
+        if self.states.wake() {
+            self.push();
+        }
+    }
+
+    fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        if self.states.wake() || self.states.is_queued() {
+            self.push();
+        }
+    }
+
+    /// Takes one entry and runs the task if the entry is not stale. `false`: no entry was there.
+    fn run_entry(self: &Arc<Self>) -> bool {
+        let take = |entries: usize| entries.checked_sub(1);
+        if self.entries.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            return false;
+        }
+        if !self.states.begin() {
+            return true;
+        }
+        assert!(!self.inside.swap(true, Ordering::Relaxed), "two runs at once");
+        assert!(!self.done.load(Ordering::Relaxed), "a run after the last");
+        let runs = self.runs.load(Ordering::Relaxed);
+        let answer = (self.body)(self);
+        assert_eq!(self.runs.load(Ordering::Relaxed), runs, "another run came in between");
+        self.runs.store(runs + 1, Ordering::Relaxed);
+        if let Answer::Done = answer {
+            self.done.store(true, Ordering::Relaxed);
+        }
+        self.inside.store(false, Ordering::Relaxed);
+        match answer {
+            Answer::Yield => {
+                self.states.requeue();
+                self.push();
+            }
+            Answer::Blocked(gates) => {
+                if gates.poll_any_ready(&Waker::from(self.clone())) {
+                    self.states.requeue();
+                    self.push();
+                } else if !self.states.suspend() {
+                    self.push();
+                }
+            }
+            Answer::Suspended => {
+                if !self.states.suspend() {
+                    self.push();
+                }
+            }
+            Answer::Done => self.states.finish(),
+        }
+        true
+    }
+
+    /// Runs what is queued until the queue is empty, as a worker does before it parks.
+    fn drain(self: &Arc<Self>) {
+        while self.run_entry() {}
+    }
+
+    /// At the end nobody is at work any more: what is queued is run here, then the task must have
+    /// ended, or a wake-up was lost.
+    fn must_end(self: &Arc<Self>) {
+        self.drain();
+        assert!(self.done.load(Ordering::Relaxed), "a wake-up was lost");
+    }
+}
+
+impl<S: States> Wake for Task<S> {
+    fn wake(self: Arc<Self>) {
+        self.schedule();
+    }
+}
+
+fn gate() -> Gate {
+    Dependency::blocked("gate", DependencyKind::Source)
+}
+
+/// Done when cancelled, else suspended until someone wakes it.
+fn until_cancelled<S: States>(task: &Task<S>) -> Answer {
+    if task.cancelled.load(Ordering::Relaxed) { Answer::Done } else { Answer::Suspended }
+}
+
+/// A gate opens while the task finds it shut and leaves.
+fn gate_opens<S: States>(states: impl Fn() -> S) {
+    let gate = gate();
+    let task = Task::new(states(), {
+        let gate = gate.clone();
+        move |_: &Task<S>| {
+            if gate.is_ready() { Answer::Done } else { Answer::Blocked(Gates::one(gate.clone())) }
+        }
+    });
+    task.schedule();
+    let opener = thread::spawn(move || gate.set_ready());
+    task.drain();
+    opener.join().unwrap();
+    task.must_end();
+}
+
+/// Two gates of one task open; two workers are at its queue.
+fn two_gates_two_workers<S: States>(states: impl Fn() -> S) {
+    let gates = [gate(), gate()];
+    let task = Task::new(states(), {
+        let gates = gates.clone();
+        move |_: &Task<S>| {
+            if gates.iter().all(|gate| gate.is_ready()) {
+                return Answer::Done;
+            }
+            let shut: Vec<_> = gates.iter().filter(|gate| !gate.is_ready()).cloned().collect();
+            let Some((first, rest)) = shut.split_first() else { return Answer::Yield };
+            let one = Gates::one(first.clone());
+            Answer::Blocked(rest.iter().fold(one, |gates, gate| gates.or(gate.clone())))
+        }
+    });
+    task.schedule();
+    let [first, second] = gates;
+    let others = [
+        thread::spawn({
+            let task = task.clone();
+            move || {
+                first.set_ready();
+                task.drain();
+            }
+        }),
+        thread::spawn(move || second.set_ready()),
+    ];
+    task.drain();
+    join_all(others);
+    task.must_end();
+}
+
+/// A task that waits in the queue, runs or leaves is cancelled: it must see it in this run or run
+/// again, although no gate is involved.
+fn cancelled_meanwhile<S: States>(states: impl Fn() -> S) {
+    let task = Task::new(states(), until_cancelled);
+    task.schedule();
+    let canceller = thread::spawn({
+        let task = task.clone();
+        move || task.cancel()
+    });
+    task.drain();
+    canceller.join().unwrap();
+    task.must_end();
+}
+
+/// The same, when the task's time slice ends in between: the wake-up meets the requeue.
+fn cancelled_around_a_yield<S: States>(states: impl Fn() -> S) {
+    let task = Task::new(states(), |task: &Task<S>| {
+        if task.runs.load(Ordering::Relaxed) == 0 { Answer::Yield } else { until_cancelled(task) }
+    });
+    task.schedule();
+    let canceller = thread::spawn({
+        let task = task.clone();
+        move || task.cancel()
+    });
+    task.drain();
+    canceller.join().unwrap();
+    task.must_end();
+}
+
+/// A woken and cancelled task has two entries in the queue; two workers take one each.
+fn stale_entries<S: States>(states: impl Fn() -> S) {
+    let task = Task::new(states(), until_cancelled);
+    task.schedule();
+    let others = [
+        thread::spawn({
+            let task = task.clone();
+            move || {
+                task.cancel();
+                task.drain();
+            }
+        }),
+        thread::spawn({
+            let task = task.clone();
+            move || {
+                task.schedule();
+                task.drain();
+            }
+        }),
+    ];
+    task.drain();
+    join_all(others);
+    task.must_end();
+}
+
+mod ships {
+    use super::*;
+
+    #[test]
+    fn gate_opens() {
+        check(|| super::gate_opens(WakeState::new));
+    }
+
+    #[test]
+    fn two_gates_two_workers() {
+        check(|| super::two_gates_two_workers(WakeState::new));
+    }
+
+    #[test]
+    fn cancelled_meanwhile() {
+        check(|| super::cancelled_meanwhile(WakeState::new));
+    }
+
+    #[test]
+    fn cancelled_around_a_yield() {
+        check(|| super::cancelled_around_a_yield(WakeState::new));
+    }
+
+    #[test]
+    fn stale_entries() {
+        check(|| super::stale_entries(WakeState::new));
+    }
+}
+
+/// Wake-up states with one fault each.
+mod broken {
+    use super::*;
+
+    const IDLE: u8 = 0;
+    const QUEUED: u8 = 1;
+    const RUNNING: u8 = 2;
+    const NOTIFIED: u8 = 3;
+    const DONE: u8 = 4;
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Fault {
+        None,
+        /// `wake` does nothing for a task that runs.
+        LostNotify,
+        /// `suspend` stores Idle, whatever happened meanwhile.
+        SuspendStoresIdle,
+        /// `begin` loads, then stores, instead of one compare-and-exchange.
+        BeginWithoutExchange,
+        /// `wake` queues a task that runs, instead of marking it.
+        WakeQueuesRunning,
+        /// `wake` only loads when there is nothing to change, so nothing orders it before the run
+        /// that the entry in the queue stands for.
+        WakeOnlyLoads,
+        /// `requeue` stores over a wake-up without having seen what came with it.
+        RequeueStores,
+    }
+
+    struct Broken {
+        state: AtomicU8,
+        fault: Fault,
+    }
+
+    impl Broken {
+        fn exchange(&self, from: u8, to: u8) -> bool {
+            self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        }
+    }
+
+    impl States for Broken {
+        fn wake(&self) -> bool {
+            let next = |state| match state {
+                IDLE => Some(QUEUED),
+                RUNNING if self.fault == Fault::LostNotify => None,
+                RUNNING if self.fault == Fault::WakeQueuesRunning => Some(QUEUED),
+                RUNNING => Some(NOTIFIED),
+                QUEUED | NOTIFIED if self.fault != Fault::WakeOnlyLoads => Some(state),
+                _ => None,
+            };
+            let before = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+            before == Ok(IDLE) || (before == Ok(RUNNING) && self.fault == Fault::WakeQueuesRunning)
+        }
+
+        fn begin(&self) -> bool {
+            if self.fault == Fault::BeginWithoutExchange {
+                let queued = self.is_queued();
+                if queued {
+                    self.state.store(RUNNING, Ordering::Release);
+                }
+                return queued;
+            }
+            self.exchange(QUEUED, RUNNING)
+        }
+
+        fn suspend(&self) -> bool {
+            if self.fault == Fault::SuspendStoresIdle {
+                self.state.store(IDLE, Ordering::Release);
+                return true;
+            }
+            if self.exchange(RUNNING, IDLE) {
+                return true;
+            }
+            self.requeue();
+            false
+        }
+
+        fn requeue(&self) {
+            if self.fault == Fault::RequeueStores {
+                self.state.store(QUEUED, Ordering::Release);
+            } else {
+                self.state.swap(QUEUED, Ordering::AcqRel);
+            }
+        }
+
+        fn finish(&self) {
+            self.state.store(DONE, Ordering::Release);
+        }
+
+        fn is_queued(&self) -> bool {
+            self.state.load(Ordering::Acquire) == QUEUED
+        }
+    }
+
+    const LOST: &[&str] = &["a wake-up was lost"];
+    const TWICE: &[&str] =
+        &["two runs at once", "another run came in between", "a run after the last"];
+
+    fn with(fault: Fault) -> impl Fn() -> Broken + Copy {
+        move || Broken { state: AtomicU8::new(IDLE), fault }
+    }
+
+    #[test]
+    fn without_a_fault_it_passes() {
+        let states = with(Fault::None);
+        check(move || gate_opens(states));
+        check(move || two_gates_two_workers(states));
+        check(move || cancelled_meanwhile(states));
+        check(move || cancelled_around_a_yield(states));
+        check(move || stale_entries(states));
+    }
+
+    #[test]
+    fn lost_notify_while_running() {
+        let states = with(Fault::LostNotify);
+        must_fail(LOST, move || gate_opens(states));
+        must_fail(LOST, move || cancelled_meanwhile(states));
+    }
+
+    #[test]
+    fn suspend_stores_idle() {
+        must_fail(LOST, || gate_opens(with(Fault::SuspendStoresIdle)));
+    }
+
+    #[test]
+    fn begin_without_exchange() {
+        must_fail(TWICE, || stale_entries(with(Fault::BeginWithoutExchange)));
+    }
+
+    #[test]
+    fn wake_queues_a_running_task() {
+        must_fail(TWICE, || stale_entries(with(Fault::WakeQueuesRunning)));
+    }
+
+    #[test]
+    fn wake_only_loads() {
+        must_fail(LOST, || cancelled_meanwhile(with(Fault::WakeOnlyLoads)));
+    }
+
+    #[test]
+    fn requeue_stores() {
+        must_fail(LOST, || cancelled_around_a_yield(with(Fault::RequeueStores)));
+    }
+}

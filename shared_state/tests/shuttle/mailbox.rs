@@ -1,0 +1,245 @@
+//! The smallest shared state: a bounded queue per source over any of the four cardinalities.
+//!
+//! It is how a state uses the gates it is handed, and, with a [`Fault`], how it must not.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use gatework_shared_state::{
+    Gate, Give, ManyToMany, ManyToOne, OneToMany, OneToOne, Payload, Take, Wakeups, sync::Mutex,
+};
+
+use crate::{
+    stream::{Reach, SinkEnd, SourceEnd},
+    support::Item,
+};
+
+/// The gates of a cardinality, by instance.
+pub(crate) trait Gates: Send + Sync + 'static {
+    fn sinks(&self) -> &[Gate];
+    fn sources(&self) -> &[Gate];
+    fn open_for_ever(&self, wakeups: &mut Wakeups);
+}
+
+macro_rules! gates {
+    ($($name:ident)*) => {$(
+        impl Gates for $name {
+            fn sinks(&self) -> &[Gate] {
+                self.sinks()
+            }
+            fn sources(&self) -> &[Gate] {
+                self.sources()
+            }
+            fn open_for_ever(&self, wakeups: &mut Wakeups) {
+                self.open_for_ever(wakeups);
+            }
+        }
+    )*};
+}
+
+gates!(OneToOne OneToMany ManyToOne ManyToMany);
+
+/// What a mailbox does wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    None,
+    /// A source finds nothing, releases the lock, and then shuts its gate.
+    BlocksOutsideTheLock,
+    /// A sink opens the source's gate, and then adds its item.
+    OpensBeforeTheData,
+    /// A source that finds nothing leaves its gate open.
+    LeavesTheGateOpen,
+    /// A source that makes room opens no sink's gate.
+    RoomFreesNobody,
+    /// The last sink to finish opens no gate.
+    LastSinkOpensNothing,
+    /// A sink that is dropped unfinished opens no gate.
+    AbortOpensNothing,
+    /// A sink that is dropped unfinished leaves as if it had finished.
+    AbortLooksFinished,
+    /// A source that leaves opens no sink's gate.
+    LeavingFreesNobody,
+    /// A source that leaves does not give back the bytes of what it has not read.
+    LeavingKeepsBytes,
+    /// The last sink to finish drops what was not read yet.
+    FinishDropsTheRest,
+    /// Sinks are never asked to wait.
+    BudgetIgnored,
+}
+
+struct Inner {
+    /// Items and their bytes; `None` once the source left.
+    queues: Vec<Option<VecDeque<Item>>>,
+    bytes: usize,
+    sinks_left: usize,
+    aborted: bool,
+}
+
+struct Mailbox<G> {
+    gates: G,
+    reach: Reach,
+    limit_bytes: usize,
+    fault: Fault,
+    inner: Mutex<Inner>,
+}
+
+pub(crate) struct MailSink<G: Gates> {
+    state: Arc<Mailbox<G>>,
+    instance: usize,
+    finished: bool,
+}
+
+pub(crate) struct MailSource<G: Gates> {
+    state: Arc<Mailbox<G>>,
+    instance: usize,
+}
+
+/// A mailbox that holds `limit_bytes` and the item that passes the limit.
+pub(crate) fn new<G: Gates>(
+    gates: G,
+    reach: Reach,
+    limit_bytes: usize,
+    fault: Fault,
+) -> (Vec<MailSink<G>>, Vec<MailSource<G>>) {
+    let (sinks, sources) = (gates.sinks().len(), gates.sources().len());
+    let inner = Inner {
+        queues: vec![Some(VecDeque::new()); sources],
+        bytes: 0,
+        sinks_left: sinks,
+        aborted: false,
+    };
+    let state = Arc::new(Mailbox { gates, reach, limit_bytes, fault, inner: Mutex::new(inner) });
+    let sink = |instance| MailSink { state: state.clone(), instance, finished: false };
+    let source = |instance| MailSource { state: state.clone(), instance };
+    ((0..sinks).map(sink).collect(), (0..sources).map(source).collect())
+}
+
+impl<G: Gates> Mailbox<G> {
+    fn has(&self, fault: Fault) -> bool {
+        self.fault == fault
+    }
+
+    fn give_back(&self, inner: &mut Inner, bytes: usize, wakeups: &mut Wakeups) {
+        inner.bytes -= bytes;
+        if inner.bytes < self.limit_bytes {
+            self.gates.sinks().iter().for_each(|gate| gate.set_ready_later(wakeups));
+        }
+    }
+}
+
+impl<G: Gates> SinkEnd for MailSink<G> {
+    fn push(&mut self, item: Item) -> Give {
+        let state = self.state.clone();
+        let sources = state.gates.sources();
+        let targets: Vec<_> = match state.reach {
+            Reach::Copied => (0..sources.len()).collect(),
+            _ => vec![item.id().1 % sources.len()],
+        };
+        let early = state.has(Fault::OpensBeforeTheData);
+        if early {
+            targets.iter().for_each(|target| sources[*target].set_ready());
+        }
+        let mut wakeups = Wakeups::new();
+        let mut inner = state.inner.lock();
+        if inner.aborted || inner.queues.iter().all(Option::is_none) {
+            return Give::Closed;
+        }
+        for target in targets {
+            if let Some(queue) = &mut inner.queues[target] {
+                queue.push_back(item.clone());
+                inner.bytes += item.bytes();
+                if !early {
+                    sources[target].set_ready_later(&mut wakeups);
+                }
+            }
+        }
+        if inner.bytes < state.limit_bytes || state.has(Fault::BudgetIgnored) {
+            return Give::Accepted;
+        }
+        let gate = &state.gates.sinks()[self.instance];
+        gate.block();
+        Give::Full(gate.clone())
+    }
+
+    fn finish(mut self) {
+        self.leave(true);
+    }
+}
+
+impl<G: Gates> MailSink<G> {
+    fn leave(&mut self, finished: bool) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        inner.sinks_left -= 1;
+        inner.aborted |= !finished && !self.state.has(Fault::AbortLooksFinished);
+        let last = inner.sinks_left == 0;
+        if finished && last && self.state.has(Fault::FinishDropsTheRest) {
+            inner.queues.iter_mut().flatten().for_each(VecDeque::clear);
+        }
+        let silent = if finished {
+            self.state.has(Fault::LastSinkOpensNothing)
+        } else {
+            self.state.has(Fault::AbortOpensNothing)
+        };
+        if (last || inner.aborted) && !silent {
+            self.state.gates.open_for_ever(&mut wakeups);
+        }
+    }
+}
+
+impl<G: Gates> Drop for MailSink<G> {
+    fn drop(&mut self) {
+        self.leave(false);
+    }
+}
+
+impl<G: Gates> SourceEnd for MailSource<G> {
+    fn take(&mut self) -> Take<Item> {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        if inner.aborted {
+            return Take::Aborted;
+        }
+        if let Some(item) = inner.queues[self.instance].as_mut().and_then(VecDeque::pop_front) {
+            if self.state.has(Fault::RoomFreesNobody) {
+                inner.bytes -= item.bytes();
+            } else {
+                self.state.give_back(&mut inner, item.bytes(), &mut wakeups);
+            }
+            return Take::Item(item);
+        }
+        if inner.sinks_left == 0 {
+            return Take::Finished;
+        }
+        let gate = &self.state.gates.sources()[self.instance];
+        if self.state.has(Fault::BlocksOutsideTheLock) {
+            drop(inner);
+        }
+        if !self.state.has(Fault::LeavesTheGateOpen) {
+            gate.block();
+        }
+        Take::Blocked(gate.clone())
+    }
+}
+
+impl<G: Gates> Drop for MailSource<G> {
+    fn drop(&mut self) {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        let unread = inner.queues[self.instance].take().unwrap_or_default();
+        let bytes = unread.iter().map(Payload::bytes).sum();
+        if self.state.has(Fault::LeavingFreesNobody) {
+            inner.bytes -= bytes;
+            return;
+        }
+        if !self.state.has(Fault::LeavingKeepsBytes) {
+            self.state.give_back(&mut inner, bytes, &mut wakeups);
+        }
+        if inner.queues.iter().all(Option::is_none) {
+            let sinks = self.state.gates.sinks();
+            sinks.iter().for_each(|gate| gate.set_always_ready_later(&mut wakeups));
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Aggregate and sort: sinks publish once, sources claim units once all have published.
+
+use std::sync::Arc;
+
+use gatework_shared_state::{
+    Claim, Gate,
+    aggregate::{self, AggregateSink, AggregateSource},
+    sort::{self, SortSink, SortSource},
+};
+use shuttle::thread;
+
+use crate::support::{Ending, Item, Ledger, Query, Task, below, check, check_all};
+
+const UNITS: usize = 3;
+
+/// The sink side of a state under test.
+trait PublishEnd: Send + 'static {
+    /// Publishes the items of sink `sink`, one for each unit.
+    fn publish(self, items: Vec<Item>);
+    fn closed(&self) -> Gate;
+}
+
+/// The source side of a state under test.
+trait ClaimEnd: Send + 'static {
+    /// The next unit with the items of all sinks that belong to it.
+    fn claim(&self) -> Claim<(usize, Vec<Item>)>;
+}
+
+impl PublishEnd for AggregateSink<Item> {
+    fn publish(self, items: Vec<Item>) {
+        self.publish(items.into_iter().map(|item| vec![item]).collect());
+    }
+
+    fn closed(&self) -> Gate {
+        self.closed().clone()
+    }
+}
+
+impl ClaimEnd for AggregateSource<Item> {
+    fn claim(&self) -> Claim<(usize, Vec<Item>)> {
+        self.claim()
+    }
+}
+
+impl PublishEnd for SortSink<Item> {
+    fn publish(self, items: Vec<Item>) {
+        self.publish(items);
+    }
+
+    fn closed(&self) -> Gate {
+        self.closed().clone()
+    }
+}
+
+impl ClaimEnd for SortSource<Item> {
+    fn claim(&self) -> Claim<(usize, Vec<Item>)> {
+        match self.claim() {
+            Claim::Unit((range, runs)) => {
+                let within = runs.iter().filter(|item| item.id().1 == range).cloned();
+                Claim::Unit((range, within.collect()))
+            }
+            Claim::Blocked(gate) => Claim::Blocked(gate),
+            Claim::Finished => Claim::Finished,
+            Claim::Aborted => Claim::Aborted,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Read {
+    Finished,
+    SawAbort,
+    Left,
+}
+
+/// `false`: it left without publishing.
+fn publish(
+    end: impl PublishEnd,
+    sink: usize,
+    aborts: bool,
+    until_closed: bool,
+    query: &Arc<Query>,
+    ledger: &Arc<Ledger>,
+) -> bool {
+    let mut task = Task::new(query);
+    if until_closed {
+        // A producer whose input has no end learns from this gate that nobody reads.
+        task.wait(&end.closed());
+    }
+    if aborts || task.is_cancelled() {
+        return false;
+    }
+    end.publish((0..UNITS).map(|unit| Item::new(ledger, sink, unit, 1)).collect());
+    true
+}
+
+fn claim<C: ClaimEnd>(
+    end: C,
+    leave_at: Option<usize>,
+    query: &Arc<Query>,
+) -> (Read, Vec<(usize, Vec<usize>)>) {
+    let mut task = Task::new(query);
+    let mut units = Vec::new();
+    loop {
+        if task.is_cancelled() || leave_at == Some(units.len()) {
+            return (Read::Left, units);
+        }
+        match end.claim() {
+            Claim::Unit((unit, items)) => {
+                assert!(items.iter().all(|item| item.id().1 == unit), "an item of another unit");
+                let mut sinks: Vec<_> = items.iter().map(|item| item.id().0).collect();
+                sinks.sort_unstable();
+                units.push((unit, sinks));
+                task.progress();
+            }
+            Claim::Blocked(gate) => task.wait(&gate),
+            Claim::Finished => return (Read::Finished, units),
+            Claim::Aborted => return (Read::SawAbort, units),
+        }
+    }
+}
+
+fn run<P: PublishEnd, C: ClaimEnd>(ending: Ending, sinks: Vec<P>, sources: Vec<C>) {
+    let query = Query::new();
+    let ledger = Arc::<Ledger>::default();
+    let count = sinks.len();
+    let aborting = (ending == Ending::Abort).then(|| below(count));
+    let leaver = (ending == Ending::Leave).then(|| below(sources.len()));
+    let sinks: Vec<_> = (0..)
+        .zip(sinks)
+        .map(|(sink, end)| {
+            let (query, ledger) = (query.clone(), ledger.clone());
+            let aborts = aborting == Some(sink);
+            let until_closed = ending == Ending::AllLeave && below(2) == 0;
+            thread::spawn(move || publish(end, sink, aborts, until_closed, &query, &ledger))
+        })
+        .collect();
+    let sources: Vec<_> = (0..)
+        .zip(sources)
+        .map(|(source, end)| {
+            let query = query.clone();
+            // Those who all leave do so before the first unit: some sinks wait for just that.
+            let leave_at = match ending {
+                Ending::AllLeave => Some(0),
+                _ => (leaver == Some(source)).then(|| below(2)),
+            };
+            thread::spawn(move || claim(end, leave_at, &query))
+        })
+        .collect();
+    if ending == Ending::Cancel {
+        query.cancel();
+    }
+    let published: Vec<_> = sinks.into_iter().map(|sink| sink.join().unwrap()).collect();
+    let read: Vec<_> = sources.into_iter().map(|source| source.join().unwrap()).collect();
+    let whole = published.iter().all(|published| *published);
+    let mut units: Vec<_> = read.iter().flat_map(|(_, units)| units.clone()).collect();
+    units.sort_unstable();
+    assert!(units.windows(2).all(|pair| pair[0].0 < pair[1].0), "a unit was claimed twice");
+    for (_, sinks) in &units {
+        assert_eq!(*sinks, (0..count).collect::<Vec<_>>(), "a unit without all sinks' parts");
+    }
+    for (end, _) in &read {
+        assert!(whole || *end != Read::Finished, "an aborted producer looks finished");
+        assert!(!whole || *end != Read::SawAbort, "a finished producer looks aborted");
+    }
+    if read.iter().any(|(end, _)| *end == Read::Finished) {
+        assert_eq!(units.len(), UNITS, "a unit was lost");
+    }
+    if ending == Ending::Finish {
+        assert!(read.iter().all(|(end, _)| *end == Read::Finished), "{read:?}");
+    }
+    assert_eq!(ledger.live_bytes(), 0, "items were left over");
+}
+
+#[test]
+fn aggregate() {
+    check_all(|ending| {
+        let (sinks, sources) = aggregate::new("aggregate", 2, 2, UNITS);
+        run(ending, sinks, sources);
+    });
+}
+
+#[test]
+fn sort() {
+    check_all(|ending| {
+        let (sinks, sources) = sort::new("sort", 2, 2, UNITS);
+        run(ending, sinks, sources);
+    });
+}
+
+/// A claimed unit's memory is the claimer's: nothing of it stays in the state.
+#[test]
+fn aggregate_gives_back_unit_by_unit() {
+    check(|| {
+        let ledger = Arc::<Ledger>::default();
+        let (sinks, sources) = aggregate::new("aggregate", 2, 1, UNITS);
+        let publishers: Vec<_> = (0..)
+            .zip(sinks)
+            .map(|(sink, end)| {
+                let (query, ledger) = (Query::new(), ledger.clone());
+                thread::spawn(move || publish(end, sink, false, false, &query, &ledger))
+            })
+            .collect();
+        assert!(publishers.into_iter().all(|publisher| publisher.join().unwrap()));
+        for left in (0..UNITS).rev() {
+            let Claim::Unit((_, parts)) = sources[0].claim() else { panic!("a unit is missing") };
+            drop(parts);
+            assert_eq!(ledger.live_bytes(), 2 * left);
+        }
+        assert!(matches!(sources[0].claim(), Claim::Finished));
+    });
+}

@@ -1,0 +1,127 @@
+//! Aggregates. A final aggregate over a partial one is one aggregate here.
+
+use std::sync::Arc;
+
+use datafusion::{
+    error::Result,
+    physical_expr::PhysicalExpr,
+    physical_plan::{
+        ExecutionPlan,
+        aggregates::{
+            AggregateExec, AggregateInputMode, AggregateOutputMode, aggregate_expressions,
+        },
+    },
+};
+use gatework_operators::hash_aggregate::{
+    self, AggregateCall, AggregateConfig, GroupBy, InputRows, OutputRows,
+};
+
+use super::{Lowering, cover::is_folded, failed, flow::Flow};
+use crate::shell::{Shell, as_shell};
+
+impl Lowering {
+    pub(super) fn aggregate(
+        &mut self,
+        shell: &Shell,
+        aggregate: &AggregateExec,
+        ordered: bool,
+        tag: Option<usize>,
+    ) -> Result<Flow> {
+        let schema = shell.schema();
+        let node = shell.original().as_ref();
+        // The raw half of a pair has the arguments; the final half has the output.
+        let (raw_shell, raw) = match partial_below(shell, aggregate) {
+            Some((below, partial)) => (below, partial),
+            None => (shell, aggregate),
+        };
+        let input = match raw.mode().input_mode() {
+            AggregateInputMode::Raw => InputRows::Raw,
+            AggregateInputMode::Partial => InputRows::States,
+        };
+        let output = match aggregate.mode().output_mode() {
+            AggregateOutputMode::Final => OutputRows::Values,
+            AggregateOutputMode::Partial => OutputRows::States,
+        };
+        let group_by = group_by(raw, &schema);
+        let keys = group_by.keys.len() + usize::from(group_by.set_ids.is_some());
+        let arguments = aggregate_expressions(raw.aggr_expr(), raw.mode(), keys)?;
+        let calls = raw
+            .aggr_expr()
+            .iter()
+            .zip(arguments)
+            .zip(raw.filter_expr())
+            .map(|((function, arguments), filter)| AggregateCall {
+                function: function.clone(),
+                arguments,
+                filter: filter.clone().filter(|_| input == InputRows::Raw),
+            })
+            .collect();
+        // A function that depends on the order of its input needs it promised and kept.
+        let child = &raw_shell.children()[0];
+        let needs_order = raw.aggr_expr().iter().any(|call| !call.order_bys().is_empty());
+        let flow = self.child(child, needs_order)?;
+        let config = AggregateConfig {
+            group_by,
+            calls,
+            input,
+            output,
+            input_schema: child.schema(),
+            schema,
+            batch_rows: self.batch_rows,
+        };
+        let sources = if keys == 0 { 1 } else { flow.instances };
+        let (build, merge) =
+            hash_aggregate::new(config, flow.instances, sources).map_err(failed)?;
+        let name = format!("{} aggregated", flow.name);
+        let producer = self.close(flow, Arc::new(build), tag)?;
+        let flow = Flow::new(name, sources, Arc::new(merge), tag).after(producer);
+        self.in_order_if(ordered, flow, node, tag)
+    }
+}
+
+/// The partial aggregate that a final one finishes, past folded nodes.
+fn partial_below<'a>(
+    shell: &'a Shell,
+    aggregate: &AggregateExec,
+) -> Option<(&'a Shell, &'a AggregateExec)> {
+    if aggregate.mode().input_mode() != AggregateInputMode::Partial {
+        return None;
+    }
+    let mut below = as_shell(shell.children().first()?.as_ref())?;
+    while is_folded(below.original().as_ref()) && below.original().fetch().is_none() {
+        below = as_shell(below.children().first()?.as_ref())?;
+    }
+    let partial = below.original().downcast_ref::<AggregateExec>()?;
+    (partial.mode().input_mode() == AggregateInputMode::Raw).then_some((below, partial))
+}
+
+fn group_by(aggregate: &AggregateExec, schema: &arrow::datatypes::SchemaRef) -> GroupBy {
+    let group = aggregate.group_expr();
+    let expressions = |columns: &[(Arc<dyn PhysicalExpr>, String)]| {
+        columns.iter().map(|(expression, _)| expression.clone()).collect::<Vec<_>>()
+    };
+    let keys = expressions(group.expr());
+    let raw = aggregate.mode().input_mode() == AggregateInputMode::Raw;
+    if !group.has_grouping_set() || !raw {
+        // Behind a partial aggregate the grouping id is a key like others.
+        let keys = if raw { keys } else { group.output_exprs() };
+        return GroupBy { keys, ..GroupBy::default() };
+    }
+    let sets = group.groups().to_vec();
+    let kind = schema.field(keys.len()).data_type().clone();
+    let set_ids = Some((kind, set_ids(&sets)));
+    GroupBy { keys, nulls: expressions(group.null_expr()), sets, set_ids }
+}
+
+/// The grouping id of each set: its mask, first key in the highest bit, and above it how many equal
+/// sets come before it.
+fn set_ids(sets: &[Vec<bool>]) -> Vec<u64> {
+    let mask = |set: &[bool]| set.iter().fold(0, |mask, out| mask << 1 | u64::from(*out));
+    sets.iter()
+        .enumerate()
+        .map(|(place, set)| {
+            let repeats = sets[..place].iter().filter(|earlier| *earlier == set).count() as u64;
+            mask(set) | (repeats << set.len())
+        })
+        .collect()
+}

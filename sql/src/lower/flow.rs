@@ -1,0 +1,62 @@
+//! A flow: a pipeline that has no sink yet.
+
+use std::sync::Arc;
+
+use gatework_runtime::pipeline::{Operator, PipelineId, Source};
+use gatework_shared_state::Budget;
+
+/// How a wait for a runtime filter is dropped.
+pub(super) type DropWait = Arc<dyn Fn() + Send + Sync>;
+
+/// A bounded buffer that a flow reads.
+pub(super) struct Buffer {
+    pub(super) producer: PipelineId,
+    pub(super) budget: Budget,
+}
+
+/// `source → operator*`, to be closed by a sink.
+pub(super) struct Flow {
+    pub(super) name: String,
+    pub(super) instances: usize,
+    pub(super) source: (Arc<dyn Source>, Option<usize>),
+    pub(super) operators: Vec<(Arc<dyn Operator>, Option<usize>)>,
+    /// Pipelines that must have ended before this one can get on.
+    pub(super) after: Vec<PipelineId>,
+    pub(super) buffers: Vec<Buffer>,
+    /// Runtime filters that its tasks publish, the one next to the source first.
+    pub(super) publishes: Vec<u64>,
+    /// Runtime filters that its source waits for.
+    pub(super) filter_waits: Vec<(u64, DropWait)>,
+}
+
+impl Flow {
+    pub(super) fn new(
+        name: impl Into<String>,
+        instances: usize,
+        source: Arc<dyn Source>,
+        tag: Option<usize>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            instances,
+            source: (source, tag),
+            operators: Vec::new(),
+            after: Vec::new(),
+            buffers: Vec::new(),
+            publishes: Vec::new(),
+            filter_waits: Vec::new(),
+        }
+    }
+
+    /// The flow with `operator` at its end.
+    pub(super) fn then(mut self, operator: impl Operator + 'static, tag: Option<usize>) -> Self {
+        self.operators.push((Arc::new(operator), tag));
+        self
+    }
+
+    /// The flow, which cannot get on before `producer` has ended.
+    pub(super) fn after(mut self, producer: PipelineId) -> Self {
+        self.after.push(producer);
+        self
+    }
+}

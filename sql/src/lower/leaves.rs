@@ -1,0 +1,235 @@
+//! Leaves: scans, constants, foreign nodes.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, NullArray, RecordBatch, RecordBatchOptions};
+use datafusion::{
+    common::internal_err,
+    datasource::{
+        memory::MemorySourceConfig,
+        physical_plan::FileScanConfig,
+        source::{DataSource, DataSourceExec},
+    },
+    error::Result,
+    execution::{SendableRecordBatchStream, TaskContext},
+    physical_plan::{ExecutionPlan, ExecutionPlanProperties, placeholder_row::PlaceholderRowExec},
+};
+use futures::Stream;
+use gatework_operators::{
+    limit::Limit,
+    memory_scan::MemoryScan,
+    stream_scan::{BatchStream, StreamScan},
+};
+use gatework_runtime::pipeline::Source;
+use tokio::runtime::Handle;
+
+use super::{
+    Lowering,
+    flow::{DropWait, Flow},
+    scalar::StartAfter,
+};
+use crate::{
+    scan::{FileScan, ScanFilter},
+    shell::Shell,
+};
+
+/// Rows of a table in memory that a task takes at a time.
+const MEMORY_MORSEL_ROWS: usize = 8192;
+
+impl Lowering {
+    pub(super) fn scan(
+        &mut self,
+        shell: &Shell,
+        scan: &DataSourceExec,
+        ordered: bool,
+        tag: Option<usize>,
+    ) -> Result<Flow> {
+        // A promised order holds for one reader that takes everything in turn.
+        let keeps_order = ordered && shell.original().output_ordering().is_some();
+        let source = scan.data_source();
+        if let Some(memory) = source.downcast_ref::<MemorySourceConfig>() {
+            return self.memory_scan(memory, keeps_order, tag);
+        }
+        let Some(config) = source.downcast_ref::<FileScanConfig>() else {
+            return internal_err!("a scan of an unknown kind has a shell");
+        };
+        if keeps_order && config.file_groups.len() > 1 {
+            let flow = self.file_scan(config, self.threads, tag)?;
+            return self.in_order_if(true, flow, shell.original().as_ref(), tag);
+        }
+        let instances = if keeps_order { 1 } else { self.threads };
+        self.file_scan(config, instances, tag)
+    }
+
+    fn memory_scan(
+        &mut self,
+        memory: &MemorySourceConfig,
+        keeps_order: bool,
+        tag: Option<usize>,
+    ) -> Result<Flow> {
+        let batches = memory.partitions().iter().flatten().cloned();
+        let rows = MEMORY_MORSEL_ROWS.min(self.batch_rows);
+        let scan = MemoryScan::new(batches, memory.projection().clone(), rows);
+        let instances = if keeps_order { 1 } else { scan.morsels().clamp(1, self.threads) };
+        let flow = self.leaf("memory", instances, Arc::new(scan), tag);
+        Ok(match memory.fetch() {
+            Some(fetch) => flow.then(Limit::new(0, Some(fetch)), tag),
+            None => flow,
+        })
+    }
+
+    fn file_scan(
+        &mut self,
+        config: &FileScanConfig,
+        instances: usize,
+        tag: Option<usize>,
+    ) -> Result<Flow> {
+        let filters =
+            ScanFilter::find(config.file_source.filter(), config.file_source.projection(), |id| {
+                self.filters.get(&id).map(|link| link.gate.clone())
+            })?;
+        let context = self.context.outer().clone();
+        let after = self.start_after.clone();
+        let scan = FileScan::new(config, &context, &self.engine, filters.clone(), after)?;
+        let name = config
+            .file_groups
+            .iter()
+            .flat_map(|group| group.files())
+            .next()
+            .and_then(|file| file.object_meta.location.filename().map(str::to_owned))
+            .unwrap_or_else(|| "files".into());
+        let mut flow = Flow::new(name, instances, Arc::new(scan), tag);
+        for filter in filters {
+            let id = filter.id;
+            let drop_wait: DropWait = Arc::new(move || filter.do_not_wait());
+            flow.filter_waits.push((id, drop_wait));
+        }
+        Ok(match config.limit {
+            Some(limit) => flow.then(Limit::new(0, Some(limit)), tag),
+            None => flow,
+        })
+    }
+
+    /// A leaf that starts when the scalar subqueries around it are known.
+    fn leaf(
+        &self,
+        name: &str,
+        instances: usize,
+        source: Arc<dyn Source>,
+        tag: Option<usize>,
+    ) -> Flow {
+        let source = if self.start_after.is_empty() {
+            source
+        } else {
+            Arc::new(StartAfter::new(source, self.start_after.clone()))
+        };
+        Flow::new(name, instances, source, tag)
+    }
+
+    /// A node without input: no row, or one row without a value.
+    pub(super) fn constant(
+        &mut self,
+        node: &dyn ExecutionPlan,
+        tag: Option<usize>,
+    ) -> Result<Flow> {
+        let mut batches = Vec::new();
+        if node.is::<PlaceholderRowExec>() {
+            for _ in 0..node.output_partitioning().partition_count() {
+                let null = || Arc::new(NullArray::new(1)) as ArrayRef;
+                let columns = node.schema().fields().iter().map(|_| null()).collect();
+                let options = RecordBatchOptions::new().with_row_count(Some(1));
+                let fields = node.schema().fields().len();
+                let names = (0..fields).map(|place| {
+                    let kind = arrow::datatypes::DataType::Null;
+                    arrow::datatypes::Field::new(format!("placeholder_{place}"), kind, true)
+                });
+                let schema = Arc::new(arrow::datatypes::Schema::new(names.collect::<Vec<_>>()));
+                batches.push(RecordBatch::try_new_with_options(schema, columns, &options)?);
+            }
+        }
+        let scan = MemoryScan::new(batches, None, 1);
+        Ok(self.leaf("constant", 1, Arc::new(scan), tag))
+    }
+
+    /// A foreign node: DataFusion executes it, and its streams are our source.
+    pub(super) fn foreign(&mut self, plan: &Arc<dyn ExecutionPlan>, ordered: bool) -> Result<Flow> {
+        self.fallbacks.push(plan.name().to_owned());
+        let io = self.engine.io()?;
+        let partitions = plan.output_partitioning().partition_count();
+        let streams = (0..partitions)
+            .map(|partition| {
+                let start = Deferred::new(plan.clone(), partition, self.context.inner());
+                Box::pin(Entered { io: io.clone(), stream: start }) as BatchStream
+            })
+            .collect();
+        let keeps_order = ordered && plan.output_ordering().is_some();
+        let instances = if keeps_order { 1 } else { partitions.clamp(1, self.threads) };
+        let source = StreamScan::new(format!("fallback {}", plan.name()), streams);
+        let flow = self.leaf(plan.name(), instances, Arc::new(source), None);
+        if keeps_order && partitions > 1 {
+            return self.in_order_if(true, flow, plan.as_ref(), None);
+        }
+        Ok(flow)
+    }
+}
+
+/// A foreign node's stream, executed when it is first polled: then the scalar subqueries around it
+/// are known, and a task is there to take its rows.
+enum Deferred {
+    Waiting(Arc<dyn ExecutionPlan>, usize, Arc<TaskContext>),
+    Running(SendableRecordBatchStream),
+    Failed,
+}
+
+impl Deferred {
+    fn new(plan: Arc<dyn ExecutionPlan>, partition: usize, context: Arc<TaskContext>) -> Self {
+        Self::Waiting(plan, partition, context)
+    }
+
+    fn poll(
+        &mut self,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<RecordBatch>>> {
+        if let Self::Waiting(plan, partition, task) = self {
+            match plan.execute(*partition, task.clone()) {
+                Ok(stream) => *self = Self::Running(stream),
+                Err(error) => {
+                    *self = Self::Failed;
+                    return std::task::Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+        match self {
+            Self::Running(stream) => stream.as_mut().poll_next(context),
+            _ => std::task::Poll::Ready(None),
+        }
+    }
+}
+
+/// A stream that finds the I/O runtime on whatever thread it is polled.
+struct Entered {
+    io: Handle,
+    stream: Deferred,
+}
+
+impl Stream for Entered {
+    type Item = Result<RecordBatch>;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        let io = self.io.clone();
+        let _entered = io.enter();
+        self.stream.poll(context)
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        // Streams abort tasks they spawned when they are dropped, which needs the runtime as well.
+        let io = self.io.clone();
+        let _entered = io.enter();
+        self.stream = Deferred::Failed;
+    }
+}

@@ -1,0 +1,178 @@
+//! From shells to pipelines.
+//!
+//! Lowering walks the shells of a region from its root. Each node either extends the *flow* of its
+//! input (a pipeline that has no sink yet) or closes it with the sink of a breaker and starts a new
+//! flow from the breaker's source. Foreign nodes become stream scans.
+//!
+//! Order: a caller that needs a node's promised order asks for it (`ordered`), and gets a flow of one
+//! task whose operators keep it, or a sort. Where nobody needs it, flows have as many tasks as the
+//! executor has workers, whatever the plan's partitions are; nodes that are only there for
+//! parallelism are folded.
+
+mod aggregate;
+mod cover;
+mod flow;
+mod joins;
+mod leaves;
+mod nodes;
+mod scalar;
+mod unite;
+
+pub(crate) use cover::{covers, is_folded, is_statement};
+use flow::Flow;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use datafusion::{
+    error::Result,
+    physical_plan::{ExecutionPlan, Partitioning, metrics::ExecutionPlanMetricsSet},
+};
+use gatework_operators::{Failure, result::ResultOutput};
+use gatework_runtime::pipeline::{Edge, Graph, PipelineId, Sink};
+use gatework_shared_state::Gate;
+
+use crate::{
+    engine::Engine,
+    region::{Contract, ForeignContext, Readers},
+    shell::{Shell, as_shell},
+};
+
+/// A region as pipelines.
+pub(crate) struct Lowered {
+    pub(crate) graph: Graph,
+    pub(crate) readers: Readers,
+    /// Foreign nodes, by name.
+    pub(crate) fallbacks: Vec<String>,
+    /// Metric sets of the covered nodes, by tag.
+    pub(crate) nodes: HashMap<usize, ExecutionPlanMetricsSet>,
+}
+
+/// Lowers the region below `shell`.
+pub(crate) fn lower(
+    shell: &Shell,
+    context: ForeignContext,
+    contract: &Contract,
+) -> Result<Lowered> {
+    let mut lowering = Lowering {
+        engine: shell.engine().clone(),
+        threads: shell.engine().executor.threads(),
+        batch_rows: context.outer().session_config().batch_size().max(1),
+        context,
+        graph: Graph::new(),
+        fallbacks: Vec::new(),
+        nodes: HashMap::new(),
+        filters: HashMap::new(),
+        filter_waits: Vec::new(),
+        start_after: Vec::new(),
+    };
+    let flow = lowering.shell(shell, contract.ordered)?;
+    let keys = match &contract.partitioning {
+        Partitioning::Hash(keys, _) => keys.clone(),
+        _ => Vec::new(),
+    };
+    let partitions = contract.partitioning.partition_count();
+    let (output, readers) = ResultOutput::new(flow.instances, partitions, keys, contract.budget());
+    lowering.close(flow, Arc::new(output), None)?;
+    lowering.declare_filter_waits();
+    let Lowering { graph, fallbacks, nodes, .. } = lowering;
+    Ok(Lowered { graph, readers, fallbacks, nodes })
+}
+
+/// A runtime filter of this region: who publishes it, and its gate.
+struct FilterLink {
+    gate: Gate,
+    /// The pipeline whose tasks publish it, once that is closed.
+    producer: Option<PipelineId>,
+}
+
+/// What is known while a region is lowered.
+struct Lowering {
+    engine: Engine,
+    threads: usize,
+    batch_rows: usize,
+    context: ForeignContext,
+    graph: Graph,
+    fallbacks: Vec<String>,
+    nodes: HashMap<usize, ExecutionPlanMetricsSet>,
+    /// Filters by the id of DataFusion's dynamic expression.
+    filters: HashMap<u64, FilterLink>,
+    /// Scans that wait: the filter's id, the scan's pipeline, how to drop the wait.
+    filter_waits: Vec<(u64, PipelineId, Arc<dyn Fn() + Send + Sync>)>,
+    /// Gates that every leaf waits for: scalar subqueries of the levels around it.
+    start_after: Vec<Gate>,
+}
+
+impl Lowering {
+    /// The flow of any child: a shell's, or a foreign node's stream.
+    fn child(&mut self, plan: &Arc<dyn ExecutionPlan>, ordered: bool) -> Result<Flow> {
+        match as_shell(plan.as_ref()) {
+            Some(shell) => self.shell(shell, ordered),
+            None => self.foreign(plan, ordered),
+        }
+    }
+
+    /// Gives a node's operators a tag under which its counters are found.
+    fn tag(&mut self, shell: &Shell) -> usize {
+        static NEXT_TAG: AtomicUsize = AtomicUsize::new(0);
+        let tag = NEXT_TAG.fetch_add(1, Ordering::Relaxed);
+        self.nodes.insert(tag, shell.own_metrics().clone());
+        tag
+    }
+
+    /// Ends `flow` in `sink`.
+    fn close(&mut self, flow: Flow, sink: Arc<dyn Sink>, tag: Option<usize>) -> Result<PipelineId> {
+        let mut tags = vec![flow.source.1];
+        tags.extend(flow.operators.iter().map(|(_, tag)| *tag));
+        tags.push(tag);
+        let operators = flow.operators.into_iter().map(|(operator, _)| operator).collect();
+        let pipeline = self
+            .graph
+            .add_tagged(flow.name, flow.instances, flow.source.0, operators, sink, tags)
+            .map_err(|error| Failure::to_datafusion(&error))?;
+        for producer in flow.after {
+            self.graph.wait(Edge::Breaker { producer, consumer: pipeline });
+        }
+        for buffer in flow.buffers {
+            self.graph.wait(Edge::Buffer {
+                producer: buffer.producer,
+                consumer: pipeline,
+                budget: buffer.budget,
+                ordered: false,
+            });
+        }
+        for id in flow.publishes {
+            if let Some(link) = self.filters.get_mut(&id) {
+                link.producer = Some(pipeline);
+            }
+        }
+        for (id, drop_wait) in flow.filter_waits {
+            self.filter_waits.push((id, pipeline, drop_wait));
+        }
+        Ok(pipeline)
+    }
+
+    /// Tells the wait-for graph which scans wait for which filters.
+    fn declare_filter_waits(&mut self) {
+        for (id, scan, drop_wait) in std::mem::take(&mut self.filter_waits) {
+            match self.filters.get(&id).and_then(|link| link.producer) {
+                // The join's own probe pipeline starts after its build anyway.
+                Some(producer) if producer == scan => drop_wait(),
+                Some(producer) => {
+                    self.graph.wait(Edge::RuntimeFilter { producer, scan, drop_wait });
+                }
+                None => drop_wait(),
+            }
+        }
+    }
+}
+
+/// A runtime's error as DataFusion's.
+fn failed(error: gatework_runtime::Error) -> datafusion::error::DataFusionError {
+    Failure::to_datafusion(&error)
+}

@@ -1,0 +1,119 @@
+//! Unions, windows and loop joins: the breakers that are only a sink, a source, and a buffer.
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::{
+    common::{JoinType, internal_err},
+    error::Result,
+    physical_expr::window::WindowExpr,
+    physical_plan::ExecutionPlan,
+};
+use gatework_operators::{
+    JoinFilter,
+    local_exchange::{self, Routing},
+    nested_loop_join::NestedLoopJoin,
+    union, window,
+};
+use gatework_shared_state::Budget;
+
+use super::{
+    Lowering, failed,
+    flow::{Buffer, Flow},
+};
+use crate::shell::Shell;
+
+/// Bytes that may wait between the inputs of a union and its reader.
+const EXCHANGE_BYTES: usize = 16 << 20;
+/// Bytes of window partitions that may wait to be evaluated.
+const WINDOW_BYTES: usize = 16 << 20;
+
+impl Lowering {
+    pub(super) fn union(&mut self, shell: &Shell, tag: Option<usize>) -> Result<Flow> {
+        let inputs = shell
+            .children()
+            .iter()
+            .map(|child| self.child(child, false))
+            .collect::<Result<Vec<_>>>()?;
+        let tasks: Vec<usize> = inputs.iter().map(|flow| flow.instances).collect();
+        if self.threads == 1 {
+            let (sinks, source) = union::new(&tasks, shell.schema(), EXCHANGE_BYTES);
+            let mut flow = Flow::new("union", 1, Arc::new(source), tag);
+            for (input, sink) in inputs.into_iter().zip(sinks) {
+                let producer = self.close(input, Arc::new(sink), tag)?;
+                // Every child has a share of its own that the one source reads in turn.
+                flow.buffers.push(Buffer { producer, budget: Budget::new(EXCHANGE_BYTES) });
+            }
+            return Ok(flow);
+        }
+        let budget = Budget::new(EXCHANGE_BYTES);
+        let (sinks, source) =
+            local_exchange::new(Routing::PassThrough, &tasks, self.threads, budget.clone())
+                .map_err(failed)?;
+        let mut flow = Flow::new("union", self.threads, Arc::new(source), tag);
+        for (input, sink) in inputs.into_iter().zip(sinks) {
+            let producer = self.close(input, Arc::new(sink), tag)?;
+            flow.buffers.push(Buffer { producer, budget: budget.clone() });
+        }
+        Ok(flow)
+    }
+
+    /// `flow` with one task. Where an order is kept it has one already.
+    fn gather(&mut self, flow: Flow, schema: SchemaRef, tag: Option<usize>) -> Result<Flow> {
+        if flow.instances == 1 {
+            return Ok(flow);
+        }
+        let (mut sinks, source) = union::new(&[flow.instances], schema, EXCHANGE_BYTES);
+        let Some(sink) = sinks.pop() else { return internal_err!("a gather without a sink") };
+        let name = format!("{} gathered", flow.name);
+        let producer = self.close(flow, Arc::new(sink), tag)?;
+        let mut flow = Flow::new(name, 1, Arc::new(source), tag);
+        flow.buffers.push(Buffer { producer, budget: Budget::new(EXCHANGE_BYTES) });
+        Ok(flow)
+    }
+
+    pub(super) fn window(
+        &mut self,
+        shell: &Shell,
+        expressions: &[Arc<dyn WindowExpr>],
+        tag: Option<usize>,
+    ) -> Result<Flow> {
+        let input = self.child(&shell.children()[0], true)?;
+        let input = self.gather(input, shell.children()[0].schema(), tag)?;
+        let (sink, source) =
+            window::new(expressions.to_vec(), shell.schema(), self.batch_rows, 1, WINDOW_BYTES)
+                .map_err(failed)?;
+        let name = format!("{} window", input.name);
+        let producer = self.close(input, Arc::new(sink), tag)?;
+        let mut flow = Flow::new(name, 1, Arc::new(source), tag);
+        flow.buffers.push(Buffer { producer, budget: Budget::new(WINDOW_BYTES) });
+        Ok(flow)
+    }
+
+    pub(super) fn loop_join(
+        &mut self,
+        shell: &Shell,
+        join_type: JoinType,
+        filter: Option<JoinFilter>,
+        projection: Option<Arc<[usize]>>,
+        tag: Option<usize>,
+    ) -> Result<Flow> {
+        let [left, right] = shell.children() else {
+            return internal_err!("a join with {} children", shell.children().len());
+        };
+        let build = self.child(left, false)?;
+        let probe = self.child(right, false)?;
+        let join = NestedLoopJoin {
+            join_type,
+            filter,
+            left_columns: left.schema().fields().len(),
+            right_columns: right.schema().fields().len(),
+            projection,
+            schema: shell.schema(),
+            batch_size: self.batch_rows,
+        };
+        let (sink, operator) = join.operators(build.instances, probe.instances);
+        let producer = self.close(build, Arc::new(sink), tag)?;
+        Ok(probe.then(operator, tag).after(producer))
+    }
+}

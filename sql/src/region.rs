@@ -1,0 +1,246 @@
+//! A region: the shells that one execution turns into pipelines, and its result as streams.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{Arc, OnceLock, Weak},
+    task::{Context, Poll, ready},
+};
+
+use arrow::{
+    array::{RecordBatch, RecordBatchOptions},
+    datatypes::SchemaRef,
+};
+use datafusion::{
+    common::internal_err,
+    error::Result,
+    execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext},
+    physical_plan::{
+        ExecutionPlan, ExecutionPlanProperties, Partitioning,
+        metrics::{ExecutionPlanMetricsSet, MetricBuilder, Time},
+    },
+};
+use futures::{Stream, StreamExt};
+use gatework_operators::Failure;
+use gatework_runtime::pipeline::{Batch, Profile, QueryContext, QueryOptions, RowStream};
+use gatework_shared_state::{Budget, result::ResultReader};
+use parking_lot::Mutex;
+
+use crate::{
+    lower::{self, Lowered},
+    memory::PoolShare,
+    shell::{Shell, as_shell},
+};
+
+/// Rows that wait for the reader of a result, in bytes.
+const RESULT_BYTES: usize = 8 << 20;
+
+/// The execution state of a topmost shell.
+#[derive(Debug, Default)]
+pub(crate) struct Region {
+    /// Streams of the running execution that nobody has asked for yet.
+    waiting: Mutex<Vec<Option<Waiting>>>,
+    /// The query of the latest execution.
+    latest: Mutex<Weak<QueryContext>>,
+}
+
+/// The query that the regions of a plan belong to, handed down through foreign nodes.
+#[derive(Debug)]
+struct CurrentQuery(Arc<QueryContext>);
+
+/// The profile of the latest execution of `plan`, as long as somebody holds its stream.
+pub fn profile(plan: &Arc<dyn ExecutionPlan>) -> Option<Profile> {
+    let shell = as_shell(plan.as_ref())?;
+    Some(shell.region().latest.lock().upgrade()?.profile())
+}
+
+impl Region {
+    /// The stream of `partition`. The first partition that is asked for starts the execution; asking
+    /// for a partition again starts another one.
+    pub(crate) fn execute(
+        &self,
+        shell: &Shell,
+        partition: usize,
+        context: Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
+        let schema = shell.schema();
+        let mut waiting = self.waiting.lock();
+        let mut stream = waiting.get_mut(partition).and_then(Option::take);
+        if stream.is_none() {
+            *waiting = self.start(shell, &context)?.into_iter().map(Some).collect();
+            stream = waiting.get_mut(partition).and_then(Option::take);
+        }
+        if waiting.iter().all(Option::is_none) {
+            waiting.clear();
+        }
+        let Some((rows, metrics)) = stream else {
+            let name = shell.name();
+            return internal_err!("partition {partition} of {name} does not exist");
+        };
+        Ok(Box::pin(RegionStream { rows, schema, metrics: Some(metrics) }))
+    }
+
+    fn start(&self, shell: &Shell, context: &Arc<TaskContext>) -> Result<Vec<Waiting>> {
+        let inherited = context.session_config().get_extension::<CurrentQuery>();
+        let query = match &inherited {
+            Some(current) => current.0.clone(),
+            None => {
+                let memory = PoolShare::new(&context.session_id(), context.memory_pool());
+                let options = QueryOptions { memory, ..QueryOptions::default() };
+                QueryContext::new(&shell.engine().executor, options)
+            }
+        };
+        *self.latest.lock() = Arc::downgrade(&query);
+        let contract = Contract::of(shell);
+        let inner = ForeignContext::new(context, &query);
+        let Lowered { graph, readers, fallbacks, nodes } = lower::lower(shell, inner, &contract)?;
+        for fallback in fallbacks {
+            query.note_fallback(fallback);
+        }
+        let running = graph.start(&query).map_err(|error| Failure::to_datafusion(&error))?;
+        let streams = match inherited {
+            Some(_) => RowStream::of_region(&running, readers),
+            None => RowStream::of_query(&running, readers),
+        };
+        let metrics = Arc::new(NodeMetrics { query, nodes });
+        Ok(streams.into_iter().map(|stream| (stream, metrics.clone())).collect())
+    }
+}
+
+/// A stream of the result, and where its region's counters go.
+type Waiting = (RowStream, Arc<NodeMetrics>);
+
+/// The metric sets of a region's nodes, by the tags of their operators. The counters of a finished
+/// region are written there when its last stream ends.
+#[derive(Debug)]
+struct NodeMetrics {
+    query: Arc<QueryContext>,
+    nodes: HashMap<usize, ExecutionPlanMetricsSet>,
+}
+
+impl Drop for NodeMetrics {
+    fn drop(&mut self) {
+        let profile = self.query.profile();
+        for operator in &profile.operators {
+            let Some(metrics) = operator.tag.and_then(|tag| self.nodes.get(&tag)) else { continue };
+            let builder = || MetricBuilder::new(metrics);
+            // Sinks give no rows; what a node puts out is what its last part gave.
+            builder().output_rows(0).add(operator.rows_out as usize);
+            let time = Time::new();
+            time.add_duration(operator.busy);
+            builder().elapsed_compute(0).add(&time);
+            for (name, amount) in &operator.named {
+                builder().counter(*name, 0).add(*amount as usize);
+            }
+        }
+    }
+}
+
+/// One partition of a region's result.
+struct RegionStream {
+    rows: RowStream,
+    schema: SchemaRef,
+    /// Dropped at the end, so that the counters are there when the end is seen.
+    metrics: Option<Arc<NodeMetrics>>,
+}
+
+impl Stream for RegionStream {
+    type Item = Result<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let batch = match ready!(self.rows.poll_next_unpin(context)) {
+            Some(Ok(batch)) => with_schema(batch.into_parts().0, &self.schema),
+            Some(Err(error)) => Err(Failure::to_datafusion(&error)),
+            None => {
+                self.metrics = None;
+                return Poll::Ready(None);
+            }
+        };
+        Poll::Ready(Some(batch))
+    }
+}
+
+impl RecordBatchStream for RegionStream {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+}
+
+/// What the readers of a region were promised.
+#[derive(Debug)]
+pub(crate) struct Contract {
+    pub(crate) partitioning: Partitioning,
+    pub(crate) ordered: bool,
+}
+
+impl Contract {
+    fn of(shell: &Shell) -> Self {
+        let original = shell.original();
+        Self {
+            partitioning: original.output_partitioning().clone(),
+            ordered: original.output_ordering().is_some(),
+        }
+    }
+
+    /// The budget of the result: partitions that are read one after another must not block each
+    /// other.
+    pub(crate) fn budget(&self) -> Budget {
+        let budget = Budget::new(RESULT_BYTES);
+        if self.partitioning.partition_count() > 1 {
+            budget.overflow();
+        }
+        budget
+    }
+}
+
+/// The context in which foreign nodes run: it tells regions below which query they belong to. Made
+/// when the first foreign node needs it, since most regions have none.
+#[derive(Debug)]
+pub(crate) struct ForeignContext {
+    outer: Arc<TaskContext>,
+    query: Arc<QueryContext>,
+    inner: OnceLock<Arc<TaskContext>>,
+}
+
+impl ForeignContext {
+    fn new(outer: &Arc<TaskContext>, query: &Arc<QueryContext>) -> Self {
+        Self { outer: outer.clone(), query: query.clone(), inner: OnceLock::new() }
+    }
+
+    /// The context the region itself was executed with.
+    pub(crate) fn outer(&self) -> &Arc<TaskContext> {
+        &self.outer
+    }
+
+    /// The context for foreign nodes.
+    pub(crate) fn inner(&self) -> Arc<TaskContext> {
+        let make = || {
+            let outer = &self.outer;
+            let current = Arc::new(CurrentQuery(self.query.clone()));
+            Arc::new(TaskContext::new(
+                outer.task_id(),
+                outer.session_id(),
+                outer.session_config().clone().with_extension(current),
+                outer.scalar_functions().clone(),
+                outer.higher_order_functions().clone(),
+                outer.aggregate_functions().clone(),
+                outer.window_functions().clone(),
+                outer.runtime_env(),
+            ))
+        };
+        self.inner.get_or_init(make).clone()
+    }
+}
+
+/// `batch` under the schema that the plan promised (its metadata, nullability and names).
+fn with_schema(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    if batch.schema_ref() == schema {
+        return Ok(batch);
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    let (_, columns, _) = batch.into_parts();
+    Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)
+}
+
+/// The readers of a region's result, by partition.
+pub(crate) type Readers = Vec<ResultReader<Batch>>;

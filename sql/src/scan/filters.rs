@@ -1,0 +1,187 @@
+//! Runtime filters at a scan: waiting for them, and dropping rows by them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use arrow::{array::RecordBatch, buffer::BooleanBuffer};
+use datafusion::{
+    common::tree_node::{Transformed, TreeNode, TreeNodeRecursion},
+    error::Result,
+    physical_expr::{
+        PhysicalExpr,
+        expressions::{Column, DynamicFilterPhysicalExpr},
+        projection::ProjectionExprs,
+        split_conjunction,
+    },
+};
+use gatework_operators::filter::evaluate_predicate;
+use gatework_runtime::{Result as RuntimeResult, pipeline::OperatorMetrics};
+use gatework_shared_state::Gate;
+
+/// A dynamic filter in a scan's predicate.
+#[derive(Debug)]
+pub(crate) struct ScanFilter {
+    /// DataFusion's id of the filter.
+    pub(crate) id: u64,
+    /// The gate that opens when it is published, while the scan is to wait for it.
+    gate: Gate,
+    waits: AtomicBool,
+    /// The filter over the scan's output, if all of its columns are there.
+    rows: Option<Arc<dyn PhysicalExpr>>,
+    /// Whether rows are dropped by it here; the first probe of the scan's own pipeline asks the same
+    /// table the same question anyway.
+    drops_rows: AtomicBool,
+}
+
+impl ScanFilter {
+    /// The dynamic filters of `predicate`, of which `gate_of` knows those that come from our joins.
+    pub(crate) fn find(
+        predicate: Option<Arc<dyn PhysicalExpr>>,
+        projection: Option<&ProjectionExprs>,
+        gate_of: impl Fn(u64) -> Option<Gate>,
+    ) -> Result<Vec<Arc<Self>>> {
+        let mut filters = Vec::new();
+        for part in predicate.iter().flat_map(split_conjunction) {
+            let dynamic = part.is::<DynamicFilterPhysicalExpr>();
+            let Some(id) = part.expression_id().filter(|_| dynamic) else { continue };
+            let Some(gate) = gate_of(id) else { continue };
+            filters.push(Arc::new(Self {
+                id,
+                gate,
+                waits: AtomicBool::new(true),
+                rows: over_output(part, projection)?,
+                drops_rows: AtomicBool::new(true),
+            }));
+        }
+        Ok(filters)
+    }
+
+    /// The scan starts without it; what comes late is used from then on.
+    pub(crate) fn do_not_wait(&self) {
+        self.waits.store(false, Ordering::Relaxed);
+    }
+
+    /// Leaves the rows to the join.
+    pub(crate) fn do_not_drop_rows(&self) {
+        self.drops_rows.store(false, Ordering::Relaxed);
+    }
+}
+
+/// `filter`, which is over a table's columns, over the columns of a scan with `projection`; `None`
+/// if one of them is not there.
+fn over_output(
+    filter: &Arc<dyn PhysicalExpr>,
+    projection: Option<&ProjectionExprs>,
+) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+    let Some(projection) = projection else { return Ok(Some(filter.clone())) };
+    let mut complete = true;
+    let rebound = filter.clone().transform_down(|node| {
+        let mut outputs = projection.iter().enumerate();
+        if let Some((place, output)) = outputs.find(|(_, o)| o.expr.as_ref() == node.as_ref()) {
+            let column: Arc<dyn PhysicalExpr> = Arc::new(Column::new(&output.alias, place));
+            return Ok(Transformed::new(column, true, TreeNodeRecursion::Jump));
+        }
+        if node.is::<Column>() {
+            complete = false;
+            return Ok(Transformed::new(node, false, TreeNodeRecursion::Stop));
+        }
+        Ok(Transformed::no(node))
+    })?;
+    Ok(complete.then_some(rebound.data))
+}
+
+/// Rows after which it is decided whether a filter pays.
+const SAMPLE_ROWS: usize = 1 << 15;
+/// A filter that drops less than one row in this many does not pay.
+const PAYS_ONE_IN: usize = 8;
+
+/// One filter in one task.
+struct LocalFilter {
+    filter: Arc<ScanFilter>,
+    rows_in: usize,
+    dropped: usize,
+    /// Rows to pass before it is tried again.
+    paused: usize,
+    /// How long the next pause is, in rows.
+    pause: usize,
+}
+
+/// The filters of one task of a scan.
+pub(super) struct LocalFilters {
+    filters: Vec<LocalFilter>,
+    metrics: Arc<OperatorMetrics>,
+    waited: bool,
+}
+
+impl LocalFilters {
+    pub(super) fn new(filters: &[Arc<ScanFilter>], metrics: Arc<OperatorMetrics>) -> Self {
+        let local = |filter: &Arc<ScanFilter>| LocalFilter {
+            filter: filter.clone(),
+            rows_in: 0,
+            dropped: 0,
+            paused: 0,
+            pause: SAMPLE_ROWS,
+        };
+        Self { filters: filters.iter().map(local).collect(), metrics, waited: false }
+    }
+
+    /// A gate to wait for before the scan starts.
+    pub(super) fn gate(&mut self) -> Option<Gate> {
+        let waited_for = self
+            .filters
+            .iter()
+            .map(|local| &local.filter)
+            .find(|filter| filter.waits.load(Ordering::Relaxed) && !filter.gate.is_ready())?;
+        if !self.waited {
+            self.waited = true;
+            self.metrics.add("runtime filter waits", 1);
+        }
+        Some(waited_for.gate.clone())
+    }
+
+    /// The rows of `batch` that may find a match; `None` for all.
+    pub(super) fn select(&mut self, batch: &RecordBatch) -> RuntimeResult<Option<BooleanBuffer>> {
+        let mut selected: Option<BooleanBuffer> = None;
+        for local in &mut self.filters {
+            let filter = &local.filter;
+            let Some(rows) = &filter.rows else { continue };
+            if !filter.drops_rows.load(Ordering::Relaxed) || !filter.gate.is_ready() {
+                continue;
+            }
+            if local.paused > 0 {
+                local.paused = local.paused.saturating_sub(batch.num_rows());
+                continue;
+            }
+            let keep = evaluate_predicate(rows.as_ref(), batch)?;
+            let dropped = batch.num_rows() - keep.count_set_bits();
+            local.note(batch.num_rows(), dropped);
+            if dropped > 0 {
+                self.metrics.add("rows dropped by runtime filters", dropped as u64);
+                selected = Some(match selected {
+                    Some(selected) => &selected & &keep,
+                    None => keep,
+                });
+            }
+        }
+        Ok(selected)
+    }
+}
+
+impl LocalFilter {
+    /// Pauses the filter for longer and longer while it does not pay.
+    fn note(&mut self, rows: usize, dropped: usize) {
+        self.rows_in += rows;
+        self.dropped += dropped;
+        if self.rows_in < SAMPLE_ROWS {
+            return;
+        }
+        if self.dropped * PAYS_ONE_IN < self.rows_in {
+            self.paused = self.pause;
+            self.pause = self.pause.saturating_mul(4);
+        }
+        self.rows_in = 0;
+        self.dropped = 0;
+    }
+}

@@ -1,0 +1,93 @@
+//! Scans of files, through DataFusion's file sources, on our workers.
+//!
+//! A scan's files are cut into pieces ([`pieces`]): row groups of Parquet, byte ranges of CSV and
+//! JSON. Tasks take pieces from one queue, so a skewed file idles nobody. A piece is planned late,
+//! when a task takes it, so that statistics, page index and bloom filters are asked about whatever
+//! runtime filters know by then. Decoding happens on the task's worker; a read that is not done yet
+//! shuts the task's gate, and the I/O runtime opens it.
+
+mod filters;
+mod pieces;
+mod queue;
+mod reader;
+
+pub(crate) use filters::ScanFilter;
+
+use std::{fmt, sync::Arc};
+
+use datafusion::{
+    datasource::physical_plan::FileScanConfig, error::Result, execution::TaskContext,
+    physical_plan::metrics::BaselineMetrics,
+};
+use datafusion_datasource::morsel::Morselizer;
+use gatework_runtime::{
+    Result as RuntimeResult,
+    pipeline::{LocalSource, Setup, Source},
+};
+use gatework_shared_state::Gate;
+use tokio::runtime::Handle;
+
+use self::{filters::LocalFilters, queue::PieceQueue, reader::LocalFileScan};
+use crate::engine::Engine;
+
+/// A scan of files.
+pub(crate) struct FileScan {
+    shared: Arc<Shared>,
+}
+
+/// What the tasks of a scan share.
+struct Shared {
+    config: FileScanConfig,
+    morselizer: Box<dyn Morselizer>,
+    context: Arc<TaskContext>,
+    io: Handle,
+    queue: PieceQueue,
+    filters: Vec<Arc<ScanFilter>>,
+    /// Gates that must be open before the scan starts: scalar subqueries in its predicate.
+    start_after: Vec<Gate>,
+    batch_rows: usize,
+}
+
+impl FileScan {
+    /// A scan as `config` describes it, and how many tasks can be busy with it at most.
+    pub(crate) fn new(
+        config: &FileScanConfig,
+        context: &Arc<TaskContext>,
+        engine: &Engine,
+        filters: Vec<Arc<ScanFilter>>,
+        start_after: Vec<Gate>,
+    ) -> Result<Self> {
+        let session_rows = context.session_config().batch_size();
+        let batch_rows = config.batch_size.unwrap_or(session_rows).max(1);
+        let mut config = config.clone();
+        config.file_source = config.file_source.with_batch_size(batch_rows);
+        pieces::cache_metadata(&mut config, context)?;
+        let store = context.runtime_env().object_store(&config.object_store_url)?;
+        let morselizer = config.file_source.create_morselizer(store, &config, 0)?;
+        let queue = PieceQueue::new(&config, engine.executor.threads())?;
+        let (context, io) = (context.clone(), engine.io()?);
+        let shared =
+            Shared { config, morselizer, context, io, queue, filters, start_after, batch_rows };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+}
+
+impl fmt::Debug for FileScan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} scan", self.shared.config.file_source.file_type())
+    }
+}
+
+impl Source for FileScan {
+    fn name(&self) -> &str {
+        "file scan"
+    }
+
+    fn local(&self, setup: Setup) -> RuntimeResult<Box<dyn LocalSource>> {
+        let shared = self.shared.clone();
+        let metrics = shared.config.file_source.metrics();
+        let baseline = BaselineMetrics::new(metrics, setup.instance());
+        let filters = LocalFilters::new(&shared.filters, setup.metrics().clone());
+        Ok(Box::new(LocalFileScan::new(shared, baseline, filters)))
+    }
+}

@@ -1,0 +1,76 @@
+//! The queue of pieces that a scan's tasks take from.
+//!
+//! Files with row groups are cut by the task that takes them, since that needs their footers; tasks
+//! that find neither piece nor file wait at a gate until the cutters are done. Lock: `inner`; the
+//! gate flips under it.
+
+use std::collections::VecDeque;
+
+use datafusion::{
+    datasource::{listing::PartitionedFile, physical_plan::FileScanConfig},
+    error::Result,
+};
+use gatework_shared_state::{Dependency, DependencyKind, Gate, Wakeups};
+use parking_lot::Mutex;
+
+use super::pieces;
+
+pub(super) struct PieceQueue {
+    inner: Mutex<Inner>,
+    /// Shut while files are being cut and there is nothing else to take.
+    cut: Gate,
+}
+
+struct Inner {
+    pieces: VecDeque<PartitionedFile>,
+    /// Files to be cut.
+    files: VecDeque<PartitionedFile>,
+    cutting: usize,
+}
+
+/// What a task is to do next.
+pub(super) enum Work {
+    Read(Box<PartitionedFile>),
+    Cut(Box<PartitionedFile>),
+    Wait(Gate),
+    Done,
+}
+
+impl PieceQueue {
+    pub(super) fn new(config: &FileScanConfig, workers: usize) -> Result<Self> {
+        let all = config.file_groups.iter().flat_map(|group| group.files().iter().cloned());
+        let mut inner = Inner { pieces: VecDeque::new(), files: VecDeque::new(), cutting: 0 };
+        if pieces::has_row_groups(config) {
+            inner.files.extend(all);
+        } else {
+            inner.pieces.extend(all.flat_map(|file| pieces::byte_ranges(config, file, workers)));
+        }
+        let cut = Dependency::ready("file footers", DependencyKind::External);
+        Ok(Self { inner: Mutex::new(inner), cut })
+    }
+
+    pub(super) fn take(&self) -> Work {
+        let mut inner = self.inner.lock();
+        if let Some(piece) = inner.pieces.pop_front() {
+            return Work::Read(Box::new(piece));
+        }
+        if let Some(file) = inner.files.pop_front() {
+            inner.cutting += 1;
+            return Work::Cut(Box::new(file));
+        }
+        if inner.cutting == 0 {
+            return Work::Done;
+        }
+        self.cut.block();
+        Work::Wait(self.cut.clone())
+    }
+
+    /// Hands in the pieces of a file that was to be cut.
+    pub(super) fn add(&self, pieces: Vec<PartitionedFile>) {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.inner.lock();
+        inner.cutting -= 1;
+        inner.pieces.extend(pieces);
+        self.cut.set_ready_later(&mut wakeups);
+    }
+}

@@ -1,0 +1,57 @@
+//! Setting up sessions whose queries run on gatework.
+
+use std::sync::Arc;
+
+use datafusion::{
+    execution::session_state::SessionStateBuilder,
+    prelude::{SessionConfig, SessionContext},
+};
+use gatework_runtime::Executor;
+
+use crate::{
+    engine::Engine,
+    planner::{GateworkPlanner, ShellRule},
+};
+
+/// One line for an application that builds its own session state.
+pub trait SessionStateBuilderExt: Sized {
+    /// Lets this session's queries run on `executor`.
+    ///
+    /// To be called last: it wraps the query planner that is set, and its rule must come behind all
+    /// other physical rules.
+    ///
+    /// ```
+    /// use datafusion::{execution::session_state::SessionStateBuilder, prelude::*};
+    /// use gatework_sql::SessionStateBuilderExt;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let executor = gatework_runtime::Executor::builder().threads(2).build()?;
+    /// let state =
+    ///     SessionStateBuilder::new().with_default_features().with_gatework(&executor).build();
+    /// let context = SessionContext::new_with_state(state);
+    /// # let _ = context;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    fn with_gatework(self, executor: &Executor) -> Self;
+}
+
+impl SessionStateBuilderExt for SessionStateBuilder {
+    fn with_gatework(mut self, executor: &Executor) -> Self {
+        let engine = Engine::new(executor.clone());
+        let planner = GateworkPlanner::new(self.query_planner().take());
+        self.with_query_planner(Arc::new(planner))
+            .with_physical_optimizer_rule(Arc::new(ShellRule::new(engine)))
+    }
+}
+
+/// A session with DataFusion's defaults whose queries run on `executor`.
+pub fn session(executor: &Executor) -> SessionContext {
+    session_with(executor, SessionConfig::new())
+}
+
+/// A session with `config` whose queries run on `executor`.
+pub fn session_with(executor: &Executor, config: SessionConfig) -> SessionContext {
+    let builder = SessionStateBuilder::new().with_config(config).with_default_features();
+    SessionContext::new_with_state(builder.with_gatework(executor).build())
+}

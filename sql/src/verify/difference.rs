@@ -1,0 +1,132 @@
+//! What a comparison found: a value to decide on and a sentence for a person to read.
+//!
+//! It owns copies of the few rows it shows, never the results themselves.
+
+use std::fmt;
+
+/// A row that has no partner on the other side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// Position in its own result, from 0.
+    pub row: usize,
+    /// The row as text, `(1, a, NULL)`.
+    pub text: String,
+}
+
+impl fmt::Display for Example {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // People count rows from one.
+        write!(f, "row {} {}", self.row + 1, self.text)
+    }
+}
+
+/// The first thing in which two results differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Difference {
+    /// Columns differ in number, name or logical type.
+    Schema(String),
+    /// The results have different numbers of rows.
+    RowCount {
+        /// Rows of the actual result.
+        actual: usize,
+        /// Rows of the expected result.
+        expected: usize,
+        /// The first actual row that was not expected, if one was found.
+        surplus: Option<Example>,
+        /// The first expected row that is not there, if one was found.
+        missing: Option<Example>,
+    },
+    /// At this position the results have different order keys.
+    OrderKey {
+        /// The order key that differs.
+        key: String,
+        /// The actual row.
+        actual: Example,
+        /// The expected row at the same position.
+        expected: Example,
+    },
+    /// As many rows, but not the same ones.
+    Rows {
+        /// Of all rows, or of the rows that tie on the order keys: first position, and one behind the last.
+        within: (usize, usize),
+        /// Whether `within` is a tie of an ordered result.
+        tie: bool,
+        /// The first actual row without a partner.
+        surplus: Option<Example>,
+        /// The first expected row without a partner.
+        missing: Option<Example>,
+    },
+    /// A limit cuts through rows that tie, and other rows of the tie were chosen. Whether they are right cannot be said
+    /// without the reference's result without that limit.
+    Undecided {
+        /// First position of the tie, and one behind the last.
+        within: (usize, usize),
+    },
+    /// A limit cuts through rows that tie, and the actual result shows a row that the unlimited reference lacks.
+    NotInUnlimited(Example),
+    /// One of the results cannot be brought into a comparable form.
+    Incomparable(String),
+}
+
+impl Difference {
+    /// Whether only the reference's result without `LIMIT` and `OFFSET` can decide this case.
+    pub fn needs_unlimited(&self) -> bool {
+        matches!(self, Self::Undecided { .. })
+    }
+}
+
+impl std::error::Error for Difference {}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Schema(sentence) | Self::Incomparable(sentence) => f.write_str(sentence),
+            Self::RowCount { actual, expected, surplus, missing } => {
+                write!(f, "{actual} rows where {expected} are expected")?;
+                write_examples(f, surplus.as_ref(), missing.as_ref())
+            }
+            Self::OrderKey { key, actual, expected } => {
+                write!(
+                    f,
+                    "the order differs in key {key}: {actual} stands where {} is expected",
+                    expected.text
+                )
+            }
+            Self::Rows { within: (start, end), tie, surplus, missing } => {
+                match tie {
+                    true => write!(
+                        f,
+                        "rows {} to {end}, which tie on the order keys, differ",
+                        start + 1
+                    )?,
+                    false => f.write_str("the rows differ")?,
+                }
+                write_examples(f, surplus.as_ref(), missing.as_ref())
+            }
+            Self::Undecided { within: (start, end) } => write!(
+                f,
+                "rows {} to {end} are a choice among equals made by LIMIT, and differ from the reference's choice; \
+                 only the result without LIMIT can decide",
+                start + 1
+            ),
+            Self::NotInUnlimited(example) => {
+                write!(f, "{example} is not among the rows that LIMIT chooses from")
+            }
+        }
+    }
+}
+
+/// Appends the rows without a partner, whichever are known.
+fn write_examples(
+    f: &mut fmt::Formatter<'_>,
+    surplus: Option<&Example>,
+    missing: Option<&Example>,
+) -> fmt::Result {
+    if let Some(example) = surplus {
+        write!(f, "; {example} is not expected")?;
+    }
+    if let Some(example) = missing {
+        write!(f, "; the expected {example} is missing")?;
+    }
+    Ok(())
+}

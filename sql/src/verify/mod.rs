@@ -1,0 +1,151 @@
+//! The one comparator of results: what "equal" means wherever two executions of a query are held against each other.
+//!
+//! * If the query orders its result, the sequence of order keys must be equal, and rows that tie on the keys must be
+//!   equal as multisets. If it does not order, the whole result is one such multiset.
+//! * Under `LIMIT` or `OFFSET` the rows of a tie that the cut goes through are free choices: there the actual rows only
+//!   have to be found in the reference's result *without* the cut. That result is expensive, so it is asked for only
+//!   when the cheap comparison could not decide ([`Difference::needs_unlimited`]).
+//! * Integers, decimals, strings, dates, booleans and nested values are compared exactly, whatever Arrow layout carries
+//!   them; floats within a [`Tolerance`], where NaN equals NaN and `-0.0` equals `0.0`. Floats inside nested values are
+//!   compared exactly, bit for bit.
+//! * Schemas are compared by names and logical types; nullability and metadata do not matter.
+//!
+//! What SQL leaves open in other ways (`array_agg` or `first_value` without order, `random()`) is not known here.
+//!
+//! This module owns no state and takes no locks. [`order`](ResultOrder) knows what a plan promises, `table` brings both
+//! sides into one layout, `sequence` walks the order keys, `multiset` matches unordered rows.
+
+mod difference;
+mod multiset;
+mod order;
+mod sequence;
+mod table;
+
+use arrow::array::RecordBatch;
+
+pub use difference::{Difference, Example};
+pub use order::{ResultOrder, SortKey, without_limit};
+
+use sequence::Sequence;
+use table::Layout;
+
+/// How far two floats may lie apart and still be the same result.
+///
+/// `a` and `b` are near if `|a - b|` is at most `absolute`, or at most `relative` times the larger magnitude.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tolerance {
+    /// Allowed distance as a fraction of the larger magnitude.
+    pub relative: f64,
+    /// Allowed distance in the unit of the values themselves.
+    pub absolute: f64,
+}
+
+impl Default for Tolerance {
+    /// 1e-9 relative: enough for sums added up in another order, too little for a lost row.
+    fn default() -> Self {
+        Self { relative: 1e-9, absolute: 0.0 }
+    }
+}
+
+impl Tolerance {
+    /// Whether two values, where `None` is NULL, count as equal.
+    fn near(&self, a: Option<f64>, b: Option<f64>) -> bool {
+        let (Some(a), Some(b)) = (a, b) else {
+            return a.is_none() && b.is_none();
+        };
+        if a == b || (a.is_nan() && b.is_nan()) {
+            return true;
+        }
+        // An infinity is infinitely far from all but itself; without this, inf <= 1e-9 * inf would accept anything.
+        if a.is_infinite() || b.is_infinite() {
+            return false;
+        }
+        let distance = (a - b).abs();
+        distance <= self.absolute || distance <= self.relative * a.abs().max(b.abs())
+    }
+}
+
+/// Compares a result with the expected one under the default [`Tolerance`].
+///
+/// # Errors
+///
+/// The [`Difference`], whose `Display` is a sentence for a person. If it
+/// [needs the unlimited result](Difference::needs_unlimited), repeat with [`Comparison::unlimited`].
+///
+/// # Example
+///
+/// ```
+/// use std::sync::Arc;
+/// use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+/// use gatework_sql::verify::{ResultOrder, compare};
+///
+/// let batch = |values: Vec<i64>| {
+///     let column: ArrayRef = Arc::new(Int64Array::from(values));
+///     RecordBatch::try_from_iter([("n", column)]).expect("one column")
+/// };
+/// let order = ResultOrder::unordered();
+/// assert!(compare(&[batch(vec![1]), batch(vec![2])], &[batch(vec![2, 1])], &order).is_ok());
+/// assert!(compare(&[batch(vec![1, 1])], &[batch(vec![2, 1])], &order).is_err());
+/// ```
+pub fn compare(
+    actual: &[RecordBatch],
+    expected: &[RecordBatch],
+    order: &ResultOrder,
+) -> Result<(), Difference> {
+    Comparison::new(order).check(actual, expected)
+}
+
+/// A comparison with more to say than [`compare`]: another tolerance, or the reference's result without its limit.
+#[derive(Debug, Clone)]
+pub struct Comparison<'a> {
+    order: &'a ResultOrder,
+    tolerance: Tolerance,
+    unlimited: Option<&'a [RecordBatch]>,
+}
+
+impl<'a> Comparison<'a> {
+    /// A comparison of results that have this order.
+    pub fn new(order: &'a ResultOrder) -> Self {
+        Self { order, tolerance: Tolerance::default(), unlimited: None }
+    }
+
+    /// Replaces the tolerance for floats.
+    #[must_use]
+    pub fn tolerance(mut self, tolerance: Tolerance) -> Self {
+        self.tolerance = tolerance;
+        self
+    }
+
+    /// Gives the reference's result without `LIMIT` and `OFFSET` (the plan is made by [`without_limit`]).
+    #[must_use]
+    pub fn unlimited(mut self, batches: &'a [RecordBatch]) -> Self {
+        self.unlimited = Some(batches);
+        self
+    }
+
+    /// Compares.
+    ///
+    /// # Errors
+    ///
+    /// The [`Difference`].
+    pub fn check(
+        &self,
+        actual: &[RecordBatch],
+        expected: &[RecordBatch],
+    ) -> Result<(), Difference> {
+        // A result without any batch has no schema to compare, only the fact that it has no rows.
+        let Some(schema) = expected.first().or(actual.first()).map(RecordBatch::schema) else {
+            return Ok(());
+        };
+        let layout = Layout::new(&schema, self.order)?;
+        let actual = layout.table("actual", actual)?;
+        let expected = layout.table("expected", expected)?;
+        let unlimited =
+            self.unlimited.map(|batches| layout.table("unlimited", batches)).transpose()?;
+        Sequence { actual, expected, unlimited, order: self.order, tolerance: self.tolerance }
+            .check()
+    }
+}
+
+#[cfg(test)]
+mod tests;
