@@ -15,10 +15,12 @@ mod planner;
 mod region;
 mod scan;
 mod session;
+mod settings;
 mod shell;
 pub mod verify;
 
 pub use planner::{GateworkPlanner, ShellRule};
 pub use region::profile;
 pub use session::{SessionStateBuilderExt, session, session_with};
+pub use settings::Settings;
 pub use shell::{Shell, as_shell, fallbacks};

@@ -29,11 +29,9 @@ use parking_lot::Mutex;
 use crate::{
     lower::{self, Lowered},
     memory::PoolShare,
+    settings::Settings,
     shell::{Shell, as_shell},
 };
-
-/// Rows that wait for the reader of a result, in bytes.
-const RESULT_BYTES: usize = 8 << 20;
 
 /// The execution state of a topmost shell.
 #[derive(Debug, Default)]
@@ -86,7 +84,8 @@ impl Region {
             Some(current) => current.0.clone(),
             None => {
                 let memory = PoolShare::new(&context.session_id(), context.memory_pool());
-                let options = QueryOptions { memory, ..QueryOptions::default() };
+                let time_slice = Settings::of(context).time_slice;
+                let options = QueryOptions { memory, time_slice, ..QueryOptions::default() };
                 QueryContext::new(&shell.engine().executor, options)
             }
         };
@@ -184,8 +183,8 @@ impl Contract {
 
     /// The budget of the result: partitions that are read one after another must not block each
     /// other.
-    pub(crate) fn budget(&self) -> Budget {
-        let budget = Budget::new(RESULT_BYTES);
+    pub(crate) fn budget(&self, settings: &Settings) -> Budget {
+        let budget = Budget::new(settings.result_bytes);
         if self.partitioning.partition_count() > 1 {
             budget.overflow();
         }

@@ -14,13 +14,11 @@ use gatework_shared_state::{Budget, aggregate, exchange, exchange::ExchangeKind,
 use self::{
     checked::{Checks, Fault},
     operators::{
-        from_exchange, from_sum, hoard, multiples, numbers, repeat, to_exchange, to_result,
-        to_sum, values,
+        from_exchange, from_sum, hoard, multiples, numbers, repeat, to_exchange, to_result, to_sum,
+        values,
     },
 };
-use super::{
-    Edge, Graph, Operator, QueryContext, QueryOptions, RowStream, Running, Sink, Source,
-};
+use super::{Edge, Graph, Operator, QueryContext, QueryOptions, RowStream, Running, Sink, Source};
 use crate::{Error, Executor, Result, hang_guard::Guard};
 
 fn executor(threads: usize) -> Executor {

@@ -88,7 +88,11 @@ fn states_are_those_of_the_protocol() {
             move |_| {
                 report.send(()).unwrap();
                 going.recv().unwrap();
-                if waits.is_ready() { Outcome::Done } else { Outcome::Blocked(waits.clone().into()) }
+                if waits.is_ready() {
+                    Outcome::Done
+                } else {
+                    Outcome::Blocked(waits.clone().into())
+                }
             }
         });
         assert_eq!(handle.state(), TaskState::Blocked);

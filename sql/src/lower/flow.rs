@@ -5,8 +5,7 @@ use std::sync::Arc;
 use gatework_runtime::pipeline::{Operator, PipelineId, Source};
 use gatework_shared_state::Budget;
 
-/// How a wait for a runtime filter is dropped.
-pub(super) type DropWait = Arc<dyn Fn() + Send + Sync>;
+use crate::scan::ScanFilter;
 
 /// A bounded buffer that a flow reads.
 pub(super) struct Buffer {
@@ -26,7 +25,7 @@ pub(super) struct Flow {
     /// Runtime filters that its tasks publish, the one next to the source first.
     pub(super) publishes: Vec<u64>,
     /// Runtime filters that its source waits for.
-    pub(super) filter_waits: Vec<(u64, DropWait)>,
+    pub(super) filter_waits: Vec<(u64, Arc<ScanFilter>)>,
 }
 
 impl Flow {

@@ -23,11 +23,7 @@ use gatework_operators::{
 use gatework_runtime::pipeline::Source;
 use tokio::runtime::Handle;
 
-use super::{
-    Lowering,
-    flow::{DropWait, Flow},
-    scalar::StartAfter,
-};
+use super::{Lowering, flow::Flow, scalar::StartAfter};
 use crate::{
     scan::{FileScan, ScanFilter},
     shell::Shell,
@@ -100,9 +96,7 @@ impl Lowering {
             .unwrap_or_else(|| "files".into());
         let mut flow = Flow::new(name, instances, Arc::new(scan), tag);
         for filter in filters {
-            let id = filter.id;
-            let drop_wait: DropWait = Arc::new(move || filter.do_not_wait());
-            flow.filter_waits.push((id, drop_wait));
+            flow.filter_waits.push((filter.id, filter));
         }
         Ok(match config.limit {
             Some(limit) => flow.then(Limit::new(0, Some(limit)), tag),

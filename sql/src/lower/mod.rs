@@ -40,6 +40,8 @@ use gatework_shared_state::Gate;
 use crate::{
     engine::Engine,
     region::{Contract, ForeignContext, Readers},
+    scan::ScanFilter,
+    settings::Settings,
     shell::{Shell, as_shell},
 };
 
@@ -59,7 +61,9 @@ pub(crate) fn lower(
     context: ForeignContext,
     contract: &Contract,
 ) -> Result<Lowered> {
+    let settings = Settings::of(context.outer());
     let mut lowering = Lowering {
+        settings,
         engine: shell.engine().clone(),
         threads: shell.engine().executor.threads(),
         batch_rows: context.outer().session_config().batch_size().max(1),
@@ -77,7 +81,8 @@ pub(crate) fn lower(
         _ => Vec::new(),
     };
     let partitions = contract.partitioning.partition_count();
-    let (output, readers) = ResultOutput::new(flow.instances, partitions, keys, contract.budget());
+    let (output, readers) =
+        ResultOutput::new(flow.instances, partitions, keys, contract.budget(&lowering.settings));
     lowering.close(flow, Arc::new(output), None)?;
     lowering.declare_filter_waits();
     let Lowering { graph, fallbacks, nodes, .. } = lowering;
@@ -93,6 +98,7 @@ struct FilterLink {
 
 /// What is known while a region is lowered.
 struct Lowering {
+    settings: Arc<Settings>,
     engine: Engine,
     threads: usize,
     batch_rows: usize,
@@ -102,8 +108,8 @@ struct Lowering {
     nodes: HashMap<usize, ExecutionPlanMetricsSet>,
     /// Filters by the id of DataFusion's dynamic expression.
     filters: HashMap<u64, FilterLink>,
-    /// Scans that wait: the filter's id, the scan's pipeline, how to drop the wait.
-    filter_waits: Vec<(u64, PipelineId, Arc<dyn Fn() + Send + Sync>)>,
+    /// Scans that wait: the filter's id, the scan's pipeline, the filter there.
+    filter_waits: Vec<(u64, PipelineId, Arc<ScanFilter>)>,
     /// Gates that every leaf waits for: scalar subqueries of the levels around it.
     start_after: Vec<Gate>,
 }
@@ -146,27 +152,32 @@ impl Lowering {
                 ordered: false,
             });
         }
-        for id in flow.publishes {
-            if let Some(link) = self.filters.get_mut(&id) {
+        for id in &flow.publishes {
+            if let Some(link) = self.filters.get_mut(id) {
                 link.producer = Some(pipeline);
             }
         }
-        for (id, drop_wait) in flow.filter_waits {
-            self.filter_waits.push((id, pipeline, drop_wait));
+        for (id, scan) in flow.filter_waits {
+            // The first probe of the scan's own pipeline asks the same table the same question.
+            if flow.publishes.first() == Some(&id) {
+                scan.do_not_drop_rows();
+            }
+            self.filter_waits.push((id, pipeline, scan));
         }
         Ok(pipeline)
     }
 
     /// Tells the wait-for graph which scans wait for which filters.
     fn declare_filter_waits(&mut self) {
-        for (id, scan, drop_wait) in std::mem::take(&mut self.filter_waits) {
+        for (id, scan, filter) in std::mem::take(&mut self.filter_waits) {
             match self.filters.get(&id).and_then(|link| link.producer) {
                 // The join's own probe pipeline starts after its build anyway.
-                Some(producer) if producer == scan => drop_wait(),
+                Some(producer) if producer == scan => filter.do_not_wait(),
                 Some(producer) => {
+                    let drop_wait = Arc::new(move || filter.do_not_wait());
                     self.graph.wait(Edge::RuntimeFilter { producer, scan, drop_wait });
                 }
-                None => drop_wait(),
+                None => filter.do_not_wait(),
             }
         }
     }

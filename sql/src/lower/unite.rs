@@ -23,11 +23,6 @@ use super::{
 };
 use crate::shell::Shell;
 
-/// Bytes that may wait between the inputs of a union and its reader.
-const EXCHANGE_BYTES: usize = 16 << 20;
-/// Bytes of window partitions that may wait to be evaluated.
-const WINDOW_BYTES: usize = 16 << 20;
-
 impl Lowering {
     pub(super) fn union(&mut self, shell: &Shell, tag: Option<usize>) -> Result<Flow> {
         let inputs = shell
@@ -37,16 +32,17 @@ impl Lowering {
             .collect::<Result<Vec<_>>>()?;
         let tasks: Vec<usize> = inputs.iter().map(|flow| flow.instances).collect();
         if self.threads == 1 {
-            let (sinks, source) = union::new(&tasks, shell.schema(), EXCHANGE_BYTES);
+            let (sinks, source) = union::new(&tasks, shell.schema(), self.settings.exchange_bytes);
             let mut flow = Flow::new("union", 1, Arc::new(source), tag);
             for (input, sink) in inputs.into_iter().zip(sinks) {
                 let producer = self.close(input, Arc::new(sink), tag)?;
                 // Every child has a share of its own that the one source reads in turn.
-                flow.buffers.push(Buffer { producer, budget: Budget::new(EXCHANGE_BYTES) });
+                flow.buffers
+                    .push(Buffer { producer, budget: Budget::new(self.settings.exchange_bytes) });
             }
             return Ok(flow);
         }
-        let budget = Budget::new(EXCHANGE_BYTES);
+        let budget = Budget::new(self.settings.exchange_bytes);
         let (sinks, source) =
             local_exchange::new(Routing::PassThrough, &tasks, self.threads, budget.clone())
                 .map_err(failed)?;
@@ -63,12 +59,13 @@ impl Lowering {
         if flow.instances == 1 {
             return Ok(flow);
         }
-        let (mut sinks, source) = union::new(&[flow.instances], schema, EXCHANGE_BYTES);
+        let (mut sinks, source) =
+            union::new(&[flow.instances], schema, self.settings.exchange_bytes);
         let Some(sink) = sinks.pop() else { return internal_err!("a gather without a sink") };
         let name = format!("{} gathered", flow.name);
         let producer = self.close(flow, Arc::new(sink), tag)?;
         let mut flow = Flow::new(name, 1, Arc::new(source), tag);
-        flow.buffers.push(Buffer { producer, budget: Budget::new(EXCHANGE_BYTES) });
+        flow.buffers.push(Buffer { producer, budget: Budget::new(self.settings.exchange_bytes) });
         Ok(flow)
     }
 
@@ -80,13 +77,18 @@ impl Lowering {
     ) -> Result<Flow> {
         let input = self.child(&shell.children()[0], true)?;
         let input = self.gather(input, shell.children()[0].schema(), tag)?;
-        let (sink, source) =
-            window::new(expressions.to_vec(), shell.schema(), self.batch_rows, 1, WINDOW_BYTES)
-                .map_err(failed)?;
+        let (sink, source) = window::new(
+            expressions.to_vec(),
+            shell.schema(),
+            self.batch_rows,
+            1,
+            self.settings.exchange_bytes,
+        )
+        .map_err(failed)?;
         let name = format!("{} window", input.name);
         let producer = self.close(input, Arc::new(sink), tag)?;
         let mut flow = Flow::new(name, 1, Arc::new(source), tag);
-        flow.buffers.push(Buffer { producer, budget: Budget::new(WINDOW_BYTES) });
+        flow.buffers.push(Buffer { producer, budget: Budget::new(self.settings.exchange_bytes) });
         Ok(flow)
     }
 

@@ -39,7 +39,6 @@ pub(crate) struct FileScan {
 struct Shared {
     config: FileScanConfig,
     morselizer: Box<dyn Morselizer>,
-    context: Arc<TaskContext>,
     io: Handle,
     queue: PieceQueue,
     filters: Vec<Arc<ScanFilter>>,
@@ -65,9 +64,8 @@ impl FileScan {
         let store = context.runtime_env().object_store(&config.object_store_url)?;
         let morselizer = config.file_source.create_morselizer(store, &config, 0)?;
         let queue = PieceQueue::new(&config, engine.executor.threads())?;
-        let (context, io) = (context.clone(), engine.io()?);
-        let shared =
-            Shared { config, morselizer, context, io, queue, filters, start_after, batch_rows };
+        let io = engine.io()?;
+        let shared = Shared { config, morselizer, io, queue, filters, start_after, batch_rows };
         Ok(Self { shared: Arc::new(shared) })
     }
 }

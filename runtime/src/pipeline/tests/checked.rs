@@ -389,8 +389,7 @@ impl LocalSink for Local<dyn LocalSink> {
     }
 
     fn abort(&mut self) {
-        let alive =
-            [Phase::Starting, Phase::Hungry, Phase::Owing, Phase::Full, Phase::Finishing];
+        let alive = [Phase::Starting, Phase::Hungry, Phase::Owing, Phase::Full, Phase::Finishing];
         self.expect(&alive, "abort of a sink");
         self.phase = Phase::Over;
         self.checks.aborted.fetch_add(1, Ordering::SeqCst);

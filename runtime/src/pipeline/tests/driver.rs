@@ -29,8 +29,7 @@ fn run(operators: Vec<Arc<dyn Operator>>, expected: Vec<i64>) {
         for fault in [Fault::None, Fault::BlockEveryCall] {
             let (executor, checks) = (executor(2), Checks::new(fault));
             let query = query(guard, &executor);
-            let mut streams =
-                start_one(&query, &checks, 1, numbers(6, 2), operators.clone(), 1);
+            let mut streams = start_one(&query, &checks, 1, numbers(6, 2), operators.clone(), 1);
             assert_eq!(rows(streams.remove(0)).unwrap(), expected);
             assert_gone(&query, &checks);
             assert_eq!((checks.finished(), checks.aborted()), (1, 0));
@@ -259,8 +258,7 @@ fn a_task_blocked_behind_a_closed_operator_drops_what_is_before_it_and_sleeps() 
         // The limit is reached by the first row, and then the sink waits for room.
         let (sink, finishes) = picky(9, &room);
         let operators = vec![checks.operator(limit(1)), checks.operator(repeat(1))];
-        let running =
-            start_into(&query, checks.source(noted), operators, checks.sink(sink));
+        let running = start_into(&query, checks.source(noted), operators, checks.sink(sink));
         dropped.recv().unwrap();
         // Another query on the only worker: the first one must have left it.
         for _ in 0..50 {

@@ -370,9 +370,8 @@ fn queries_that_start_while_the_executor_shuts_down_end() {
 fn a_failing_query_leaves_others_alone() {
     guarded(|guard| {
         let executor = executor(2);
-        let healthy: Vec<_> = (0..5)
-            .map(|_| start_three(&query(guard, &executor), &no_fault()).unwrap())
-            .collect();
+        let healthy: Vec<_> =
+            (0..5).map(|_| start_three(&query(guard, &executor), &no_fault()).unwrap()).collect();
         let sick: Vec<_> = (0..5)
             .map(|at| {
                 let checks = Checks::new(Fault::Panic(10 * at));

@@ -137,8 +137,7 @@ fn dropping_the_stream_cancels_the_query() {
         let executor = executor(2);
         for read in 0..4 {
             let (query, checks) = (query(guard, &executor), no_fault());
-            let stream =
-                start_one(&query, &checks, 2, endless(), vec![repeat(3)], 1).remove(0);
+            let stream = start_one(&query, &checks, 2, endless(), vec![repeat(3)], 1).remove(0);
             let mut iterator = stream.into_blocking();
             for _ in 0..read {
                 iterator.next().unwrap().unwrap();

@@ -249,7 +249,12 @@ impl Waits {
     }
 
     /// Breadth first from `start`, over waits and the forks passed on the way to them.
-    fn search(&self, start: usize, kept: &Kept, forks: &[u64]) -> Result<Option<Vec<usize>>, TooFar> {
+    fn search(
+        &self,
+        start: usize,
+        kept: &Kept,
+        forks: &[u64],
+    ) -> Result<Option<Vec<usize>>, TooFar> {
         let first = &self.waits[start];
         let exact = forks.iter().any(|&bit| bit != 0);
         // A walk's last wait, the place of the walk before it, the forks on it.

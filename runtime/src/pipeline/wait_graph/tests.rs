@@ -133,7 +133,8 @@ impl Plan {
 /// simulation must find a stall without, or it would prove nothing.
 fn check(plan: &Plan, buffers: &[usize], filters: &[usize]) {
     let taken = plan.resolve();
-    let chosen = |taken: &[bool]| -> Vec<usize> { (0..taken.len()).filter(|&i| taken[i]).collect() };
+    let chosen =
+        |taken: &[bool]| -> Vec<usize> { (0..taken.len()).filter(|&i| taken[i]).collect() };
     assert_eq!(chosen(&taken.buffers), buffers, "buffers that overflow");
     assert_eq!(chosen(&taken.filters), filters, "filters that are dropped");
     assert_eq!(plan.stalls(&taken, 300), None, "after resolve");

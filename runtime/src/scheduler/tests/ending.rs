@@ -102,7 +102,8 @@ fn shutdown_waits_for_tasks_and_joins_threads() {
             })
             .collect();
         // Refused as soon as the shutdown has begun, which is before it ends.
-        while let Ok(handle) = executor.spawn(&TaskGroup::new(), Box::new(Body(|_| Outcome::Done))) {
+        while let Ok(handle) = executor.spawn(&TaskGroup::new(), Box::new(Body(|_| Outcome::Done)))
+        {
             handle.wake();
         }
         assert!(ends.try_recv().is_err());

@@ -192,7 +192,11 @@ fn a_hosted_executor_gives_the_thread_back_when_there_is_nothing_to_do() {
             let waits = waits.clone();
             move |_| {
                 report.send(()).unwrap();
-                if waits.is_ready() { Outcome::Done } else { Outcome::Blocked(waits.clone().into()) }
+                if waits.is_ready() {
+                    Outcome::Done
+                } else {
+                    Outcome::Blocked(waits.clone().into())
+                }
             }
         });
         handle.wake();

@@ -213,8 +213,9 @@ impl<'a> Simulation<'a> {
         };
         let Input { buffer, ref producers, .. } = self.instances[who].inputs[input];
         let froms = producers.iter().copied().filter(|&from| producer.is_none_or(|p| p == from));
-        let with_rows: Vec<usize> =
-            froms.filter(|&from| self.rows.get(&(buffer, from, who)).is_some_and(|&n| n > 0)).collect();
+        let with_rows: Vec<usize> = froms
+            .filter(|&from| self.rows.get(&(buffer, from, who)).is_some_and(|&n| n > 0))
+            .collect();
         if with_rows.is_empty() {
             let over = !self.open_inputs(who).contains(&(input, producer));
             if over {
@@ -259,7 +260,8 @@ impl<'a> Simulation<'a> {
         let mut to = Vec::new();
         for readers in readers {
             let favourite = !self.random.one_in(4);
-            let place = if favourite { self.instances[who].favourite } else { self.random.below(6) };
+            let place =
+                if favourite { self.instances[who].favourite } else { self.random.below(6) };
             to.push(readers[place % readers.len()]);
         }
         for reader in to {

@@ -1,0 +1,46 @@
+//! Typed configuration of queries in a session.
+
+use std::{sync::Arc, time::Duration};
+
+use datafusion::{execution::TaskContext, prelude::SessionConfig};
+
+/// How a session's queries run. Put into a session's configuration as an extension:
+///
+/// ```
+/// use std::time::Duration;
+/// use datafusion::prelude::SessionConfig;
+/// use gatework_sql::Settings;
+/// let settings = Settings { time_slice: Duration::from_millis(2), ..Settings::default() };
+/// let config: SessionConfig = settings.into_config(SessionConfig::new());
+/// # let _ = config;
+/// ```
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a task runs before others get their turn; 10 ms.
+    pub time_slice: Duration,
+    /// Bytes of rows that wait for the reader of a result; 8 MiB.
+    pub result_bytes: usize,
+    /// Bytes that wait in an exchange, a union or between window partitions; 16 MiB each.
+    pub exchange_bytes: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            time_slice: Duration::from_millis(10),
+            result_bytes: 8 << 20,
+            exchange_bytes: 16 << 20,
+        }
+    }
+}
+
+impl Settings {
+    /// `config` with these settings.
+    pub fn into_config(self, config: SessionConfig) -> SessionConfig {
+        config.with_extension(Arc::new(self))
+    }
+
+    pub(crate) fn of(context: &TaskContext) -> Arc<Self> {
+        context.session_config().get_extension::<Self>().unwrap_or_default()
+    }
+}
