@@ -210,3 +210,25 @@ fn aggregate_gives_back_unit_by_unit() {
         assert!(matches!(sources[0].claim(), Claim::Finished));
     });
 }
+
+/// The runs go with the last claimed range, not with the last source.
+#[test]
+fn sort_gives_back_with_the_last_range() {
+    check(|| {
+        let ledger = Arc::<Ledger>::default();
+        let (sinks, sources) = sort::new("sort", 2, 1, UNITS);
+        let publishers: Vec<_> = (0..)
+            .zip(sinks)
+            .map(|(sink, end)| {
+                let (query, ledger) = (Query::new(), ledger.clone());
+                thread::spawn(move || publish(end, sink, false, false, &query, &ledger))
+            })
+            .collect();
+        assert!(publishers.into_iter().all(|publisher| publisher.join().unwrap()));
+        for _ in 0..UNITS {
+            assert_eq!(ledger.live_bytes(), 2 * UNITS);
+            assert!(matches!(sources[0].claim(), Claim::Unit(_)));
+        }
+        assert_eq!(ledger.live_bytes(), 0);
+    });
+}
