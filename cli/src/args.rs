@@ -1,5 +1,6 @@
 //! The arguments of the command line, as clap reads them.
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -109,6 +110,22 @@ fn query_number(text: &str) -> Result<u32, String> {
     let text = text.trim();
     let number: Option<u32> = text.strip_prefix(['q', 'Q']).unwrap_or(text).parse().ok();
     number.filter(|&number| number > 0).ok_or_else(|| "not the number of a query".to_owned())
+}
+
+/// The arguments, with SQL that begins with a comment kept from being taken for a flag: `--` and what follows, up to
+/// the first blank, names no option of ours if there is a blank in the argument at all and no `=` before it.
+pub(crate) fn readable(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> impl Iterator<Item = OsString> {
+    arguments.into_iter().map(|argument| match argument.to_str() {
+        Some(text) if begins_with_comment(text) => OsString::from(format!("\n{text}")),
+        _ => argument,
+    })
+}
+
+fn begins_with_comment(text: &str) -> bool {
+    text.starts_with("--")
+        && text.split_once(char::is_whitespace).is_some_and(|(first, _)| !first.contains('='))
 }
 
 #[cfg(test)]

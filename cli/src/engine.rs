@@ -49,7 +49,10 @@ pub(crate) fn fallbacks(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
 }
 
 /// Starts a planned query. Dropping the stream cancels it.
-pub(crate) fn execute(plan: &Arc<dyn ExecutionPlan>, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+pub(crate) fn execute(
+    plan: &Arc<dyn ExecutionPlan>,
+    context: Arc<TaskContext>,
+) -> Result<SendableRecordBatchStream> {
     execute_stream(Arc::clone(plan), context)
 }
 

@@ -26,6 +26,14 @@ impl Error {
         Self::Failed(explain(error, session))
     }
 
+    /// The same failure with something more to say about it.
+    pub(crate) fn and(self, more: &str) -> Self {
+        match self {
+            Self::Failed(sentence) => Self::Failed(format!("{sentence}; {more}")),
+            other => other,
+        }
+    }
+
     /// What to tell the user, if anything.
     pub(crate) fn sentence(&self) -> Option<String> {
         match self {
@@ -60,7 +68,9 @@ fn explain(error: &DataFusionError, session: &SessionContext) -> String {
             None => message,
         },
         DataFusionError::SchemaError(schema_error, _) => match schema_error.as_ref() {
-            SchemaError::FieldNotFound { .. } => message.replacen("No field named", "there is no column", 1),
+            SchemaError::FieldNotFound { .. } => {
+                message.replacen("No field named", "there is no column", 1)
+            }
             _ => message,
         },
         DataFusionError::ArrowError(arrow_error, _) => explain_arrow(arrow_error),
@@ -76,10 +86,14 @@ fn explain(error: &DataFusionError, session: &SessionContext) -> String {
 fn explain_arrow(error: &ArrowError) -> String {
     match error {
         ArrowError::DivideByZero => {
-            "the query divides by zero; guard the divisor, for example with NULLIF(divisor, 0)".to_owned()
+            "the query divides by zero; guard the divisor, for example with NULLIF(divisor, 0)"
+                .to_owned()
         }
         ArrowError::ArithmeticOverflow(what) => {
-            format!("a number grows too large for its type; CAST to a wider one: {}", one_line(what))
+            format!(
+                "a number grows too large for its type; CAST to a wider one: {}",
+                one_line(what)
+            )
         }
         ArrowError::CastError(what) => {
             format!("a value cannot be converted; TRY_CAST gives NULL instead: {}", one_line(what))
@@ -103,7 +117,10 @@ fn no_table(name: &str, session: &SessionContext) -> String {
     known.sort();
     match known.is_empty() {
         true => format!("there is no table '{name}'; name one with --table {name}=PATH"),
-        false => format!("there is no table '{name}'; known are {}; add one with --table {name}=PATH", known.join(", ")),
+        false => format!(
+            "there is no table '{name}'; known are {}; add one with --table {name}=PATH",
+            known.join(", ")
+        ),
     }
 }
 

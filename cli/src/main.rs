@@ -35,7 +35,7 @@ use error::Error;
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::parse_from(args::readable(std::env::args_os()));
     let result = runtime(&args.command).and_then(|runtime| {
         let result = runtime.block_on(run(args.command));
         runtime.shutdown_timeout(CLEAN_UP);

@@ -63,7 +63,10 @@ impl Sink {
     fn error(&self, error: &dyn std::fmt::Display) -> Error {
         match self.closed.get() {
             true => Error::OutputClosed,
-            false => Error::failed(format!("the result cannot be written: {}", one_line(&error.to_string()))),
+            false => Error::failed(format!(
+                "the result cannot be written: {}",
+                one_line(&error.to_string())
+            )),
         }
     }
 }
@@ -88,7 +91,7 @@ pub(crate) struct Output {
 
 enum Writer {
     Table(TableWriter<Sink>),
-    Csv(csv::Writer<Sink>),
+    Csv(Box<csv::Writer<Sink>>),
     Json(json::Writer<Sink, LineDelimited>),
     Arrow(StreamWriter<Sink>),
 }
@@ -102,12 +105,14 @@ impl Output {
             Format::Csv => {
                 let mut writer = csv::Writer::new(to);
                 // The header belongs to a result without rows as well, and is written with the first batch.
-                writer.write(&RecordBatch::new_empty(schema)).map(|()| Writer::Csv(writer))
+                writer
+                    .write(&RecordBatch::new_empty(schema))
+                    .map(|()| Writer::Csv(Box::new(writer)))
             }
             // A NULL is written out, so that every line has the same keys.
-            Format::Json => {
-                Ok(Writer::Json(json::WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(to)))
-            }
+            Format::Json => Ok(Writer::Json(
+                json::WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(to),
+            )),
             Format::Arrow => StreamWriter::try_new(to, &schema).map(Writer::Arrow),
         };
         let writer = writer.map_err(|error| sink.error(&error))?;

@@ -10,14 +10,18 @@ const TICK: Duration = Duration::from_millis(120);
 
 /// A line that shows that something is going on, and for how long.
 pub(crate) fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
-    let bar = ProgressBar::new_spinner().with_style(style("{spinner} {msg} {elapsed}")).with_message(message);
+    let bar = ProgressBar::new_spinner()
+        .with_style(style("{spinner} {msg} {elapsed}"))
+        .with_message(message);
     bar.enable_steady_tick(TICK);
     bar
 }
 
 /// A bar that fills up to `parts`.
 pub(crate) fn bar(parts: u64, message: impl Into<Cow<'static, str>>) -> ProgressBar {
-    let bar = ProgressBar::new(parts).with_style(style("{msg} [{bar:40}] {percent}% {elapsed}")).with_message(message);
+    let bar = ProgressBar::new(parts)
+        .with_style(style("{msg} [{bar:40}] {percent}% {elapsed}"))
+        .with_message(message);
     bar.enable_steady_tick(TICK);
     bar
 }

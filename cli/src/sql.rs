@@ -38,7 +38,12 @@ pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
 }
 
 /// Prints the result of one query while it is made.
-async fn print(frame: DataFrame, session: &SessionContext, format: Format, sink: &Sink) -> Result<(), Error> {
+async fn print(
+    frame: DataFrame,
+    session: &SessionContext,
+    format: Format,
+    sink: &Sink,
+) -> Result<(), Error> {
     let query_error = |error| Error::query(&error, session);
     let context = frame.task_ctx();
     let plan = frame.create_physical_plan().await.map_err(query_error)?;

@@ -22,7 +22,7 @@ use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
 
 use crate::error::{Error, one_line};
-use files::{Format, Source};
+use files::{Format, Kind, Source};
 
 /// `--table name=path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,14 +45,21 @@ impl FromStr for TableArg {
 }
 
 /// Makes these tables known to a session.
-pub(crate) async fn register_all(session: &SessionContext, tables: &[TableArg]) -> Result<(), Error> {
+pub(crate) async fn register_all(
+    session: &SessionContext,
+    tables: &[TableArg],
+) -> Result<(), Error> {
     for TableArg { name, path } in tables {
         let TableReference::Bare { table } = TableReference::parse_str(name) else {
-            return Err(Error::failed(format!("'{name}' is no name for a table; use letters, digits and '_'")));
+            return Err(Error::failed(format!(
+                "'{name}' is no name for a table; use letters, digits and '_'"
+            )));
         };
         let reference = TableReference::Bare { table };
         if session.table_exist(reference.clone()).unwrap_or(false) {
-            return Err(Error::failed(format!("two tables are called '{name}'; give one of them another name")));
+            return Err(Error::failed(format!(
+                "two tables are called '{name}'; give one of them another name"
+            )));
         }
         let table = open(session, path).await?;
         session.register_table(reference, table).map_err(|error| Error::query(&error, session))?;
@@ -61,7 +68,10 @@ pub(crate) async fn register_all(session: &SessionContext, tables: &[TableArg]) 
 }
 
 /// A table over the files that a path stands for.
-pub(crate) async fn open(session: &SessionContext, path: &str) -> Result<Arc<dyn TableProvider>, Error> {
+pub(crate) async fn open(
+    session: &SessionContext,
+    path: &str,
+) -> Result<Arc<dyn TableProvider>, Error> {
     let source = Source::find(path)?;
     let unreadable = |error: DataFusionError| unreadable(path, &error);
     let state = session.state();
@@ -84,7 +94,11 @@ pub(crate) async fn open(session: &SessionContext, path: &str) -> Result<Arc<dyn
 }
 
 /// The schema of all files together. If they have none, the message names the first file that is to blame.
-async fn schema(state: &SessionState, source: &Source, format: &Arc<dyn FileFormat>) -> Result<SchemaRef, Error> {
+async fn schema(
+    state: &SessionState,
+    source: &Source,
+    format: &Arc<dyn FileFormat>,
+) -> Result<SchemaRef, Error> {
     let urls = source.file_urls()?;
     let error = match infer(state, format, &urls).await {
         Ok(schema) => return Ok(schema),
@@ -92,10 +106,19 @@ async fn schema(state: &SessionState, source: &Source, format: &Arc<dyn FileForm
     };
     for (url, file) in urls.iter().zip(&source.files) {
         if let Err(error) = infer(state, format, std::slice::from_ref(url)).await {
-            return Err(unreadable(&file.display().to_string(), &error));
+            let error = unreadable(&file.display().to_string(), &error);
+            return Err(if source.format.kind == Kind::Json {
+                error.and("JSON is read as one object a line")
+            } else {
+                error
+            });
         }
     }
-    Err(Error::failed(format!("the files of '{}' do not fit together: {}", source.path, one_line(&error.message()))))
+    Err(Error::failed(format!(
+        "the files of '{}' do not fit together: {}",
+        source.path,
+        one_line(&error.message())
+    )))
 }
 
 async fn infer(
@@ -109,7 +132,8 @@ async fn infer(
     };
     let store = state.runtime_env().object_store(first)?;
     for url in urls {
-        let mut found: Vec<_> = url.list_all_files(state, store.as_ref(), "").await?.try_collect().await?;
+        let mut found: Vec<_> =
+            url.list_all_files(state, store.as_ref(), "").await?.try_collect().await?;
         // Files of no bytes are found in folders that other systems write, and say nothing about the schema.
         found.retain(|object| object.size > 0);
         objects.append(&mut found);
@@ -117,11 +141,14 @@ async fn infer(
     format.infer_schema(state, &store, &objects).await
 }
 
-fn file_format(state: &SessionState, format: Format) -> Result<Arc<dyn FileFormat>, DataFusionError> {
+fn file_format(
+    state: &SessionState,
+    format: Format,
+) -> Result<Arc<dyn FileFormat>, DataFusionError> {
     let name = format.kind.name();
-    let factory = state
-        .get_file_format_factory(name)
-        .ok_or_else(|| DataFusionError::Configuration(format!("this build cannot read {name} files")))?;
+    let factory = state.get_file_format_factory(name).ok_or_else(|| {
+        DataFusionError::Configuration(format!("this build cannot read {name} files"))
+    })?;
     let mut options = HashMap::new();
     if let Some(compression) = format.compression {
         options.insert("format.compression".to_owned(), compression.to_owned());
@@ -134,7 +161,9 @@ fn file_format(state: &SessionState, format: Format) -> Result<Arc<dyn FileForma
 
 fn unreadable(path: &str, error: &DataFusionError) -> Error {
     let reason = one_line(&error.find_root().message());
-    Error::failed(format!("'{path}' cannot be read, it may be corrupt or of another format: {reason}"))
+    Error::failed(format!(
+        "'{path}' cannot be read, it may be corrupt or of another format: {reason}"
+    ))
 }
 
 #[cfg(test)]

@@ -32,7 +32,8 @@ use table::Table;
 pub(crate) async fn run(args: TpchArgs) -> Result<(), Error> {
     let queries = queries::load(args.query_dir.as_deref(), &args.queries)?;
     let json = args.json.as_deref().map(|path| create_json(path.to_owned())).transpose()?;
-    let data = data::find_or_make(args.data, args.scale_factor, engine::threads(args.threads)).await?;
+    let data =
+        data::find_or_make(args.data, args.scale_factor, engine::threads(args.threads)).await?;
     let engine = Engine::start(args.threads)?;
     let catalog = Catalog::open(&engine, &data).await?;
     // The answers belong to the queries of the specification, at the size the specification gives them for.
@@ -45,7 +46,8 @@ pub(crate) async fn run(args: TpchArgs) -> Result<(), Error> {
         verify: !args.no_verify,
         answers,
     };
-    let mut report = Report::begin(Sink::stdout(), &data, engine::threads(args.threads), measure.oracles())?;
+    let mut report =
+        Report::begin(Sink::stdout(), &data, engine::threads(args.threads), measure.oracles())?;
     for query in &queries {
         let spinner = crate::progress::spinner(format!("q{}", query.number));
         let outcome = measure.run(query, &spinner).await;

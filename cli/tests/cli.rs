@@ -1,5 +1,7 @@
 //! The binary as a user meets it: what it prints, what it says about bad input, and its exit codes.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test that fails fails the test")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -47,7 +49,8 @@ fn results_in_every_format() {
         print("table").1,
         "+----+------+\n| id | name |\n+----+------+\n|  2 | y    |\n|  3 | NULL |\n+----+------+\n"
     );
-    let arrow = gatework(&["sql", sql, "--table", &table, "--format", "arrow"]).output().unwrap().stdout;
+    let arrow =
+        gatework(&["sql", sql, "--table", &table, "--format", "arrow"]).output().unwrap().stdout;
     let read = arrow::ipc::reader::StreamReader::try_new(arrow.as_slice(), None).unwrap();
     assert_eq!(read.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 2);
 }
@@ -56,8 +59,15 @@ fn results_in_every_format() {
 fn statements_run_in_one_session() {
     let (_folder, table) = csv();
     let sql = "CREATE VIEW v AS SELECT id FROM t; SELECT count(*) AS n FROM v; -- a ; in a comment";
-    let (code, stdout, stderr) =
-        run(&["sql", sql, "SELECT ';' AS s, max(id) AS m FROM v", "--table", &table, "--format", "csv"]);
+    let (code, stdout, stderr) = run(&[
+        "sql",
+        sql,
+        "SELECT ';' AS s, max(id) AS m FROM v",
+        "--table",
+        &table,
+        "--format",
+        "csv",
+    ]);
     assert_eq!((code, stdout.as_str(), stderr.as_str()), (0, "n\n3\ns,m\n;,3\n", ""));
 }
 
@@ -77,7 +87,10 @@ fn bad_sql_is_answered_with_a_sentence() {
         ("SELECT * FROM u", "there is no table 'u'; known are t; add one with --table u=PATH"),
         ("SELECT nam FROM t", "there is no column nam. Did you mean 't.name'?"),
         ("SELECT id / 0 FROM t", "the query divides by zero"),
-        ("SELECT CAST(repeat('9', 38) AS DECIMAL(38, 0)) * (id + 9) FROM t", "a number grows too large for its type"),
+        (
+            "SELECT CAST(repeat('9', 38) AS DECIMAL(38, 0)) * (id + 9) FROM t",
+            "a number grows too large for its type",
+        ),
         ("SELECT CAST(name AS INT) FROM t", "a value cannot be converted"),
         ("SELECT id + INTERVAL '1 day' FROM t", "error: "),
         ("SELECT frobnicate(id) FROM t", "Invalid function 'frobnicate'"),
@@ -157,12 +170,16 @@ fn ctrl_c_cancels_the_query_and_says_so() {
         .unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     stdout.read_line(&mut String::new()).unwrap();
-    let kill = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    let kill =
+        Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
     assert!(kill.success());
     std::io::copy(&mut stdout, &mut std::io::sink()).unwrap();
     let mut stderr = String::new();
     child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-    assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(130), "cancelled by Ctrl-C\n"));
+    assert_eq!(
+        (child.wait().unwrap().code(), stderr.as_str()),
+        (Some(130), "cancelled by Ctrl-C\n")
+    );
 }
 
 fn small_data(folder: &Path) -> String {
@@ -172,13 +189,24 @@ fn small_data(folder: &Path) -> String {
 #[test]
 fn tpch_makes_data_runs_verifies_and_reports() {
     let folder = tempdir().unwrap();
-    let (data, json) = (small_data(folder.path()), folder.path().join("out.json").display().to_string());
-    let (code, stdout, stderr) =
-        run(&["tpch", "--scale-factor", "0.01", "--data", &data, "--iterations", "2", "--json", &json]);
+    let (data, json) =
+        (small_data(folder.path()), folder.path().join("out.json").display().to_string());
+    let (code, stdout, stderr) = run(&[
+        "tpch",
+        "--scale-factor",
+        "0.01",
+        "--data",
+        &data,
+        "--iterations",
+        "2",
+        "--json",
+        &json,
+    ]);
     assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
     assert!(stdout.contains("scale factor 0.01"), "{stdout}");
     assert!(stdout.lines().last().unwrap().contains("22 of 22"), "{stdout}");
-    let outcomes: Vec<serde_json::Value> = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    let outcomes: Vec<serde_json::Value> =
+        serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
     assert_eq!(outcomes.len(), 22);
     assert!(outcomes.iter().all(|outcome| outcome["verified"] == true));
     assert!(outcomes.iter().all(|outcome| outcome["seconds"].as_array().unwrap().len() == 2));
@@ -188,21 +216,33 @@ fn tpch_makes_data_runs_verifies_and_reports() {
     let queries = folder.path().join("queries");
     fs::create_dir(&queries).unwrap();
     fs::write(queries.join("q1.sql"), "SELECT nothing FROM region").unwrap();
-    let view = "CREATE VIEW v AS SELECT * FROM region; SELECT count(*) FROM v WHERE r_name <> 'a;b'";
+    let view =
+        "CREATE VIEW v AS SELECT * FROM region; SELECT count(*) FROM v WHERE r_name <> 'a;b'";
     fs::write(queries.join("q2.sql"), view).unwrap();
     let queries = queries.display().to_string();
-    let (code, stdout, stderr) = run(&["tpch", "--data", &data, "--query-dir", &queries, "--json", &json]);
+    let (code, stdout, stderr) =
+        run(&["tpch", "--data", &data, "--query-dir", &queries, "--json", &json]);
     assert_eq!(code, 1);
     assert_eq!(stderr, "error: 1 of 2 queries failed, differed or fell back: q1\n");
     assert!(stdout.contains("failed: there is no column nothing"), "{stdout}");
-    let outcomes: Vec<serde_json::Value> = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    let outcomes: Vec<serde_json::Value> =
+        serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
     assert_eq!((&outcomes[0]["verified"], &outcomes[1]["verified"]), (&false.into(), &true.into()));
     assert_eq!(outcomes[1]["rows"], 1);
 
-    fails(&["tpch", "--data", &data, "--queries", "23"], 1, "there is no query 23; TPC-H has 1 to 22");
+    fails(
+        &["tpch", "--data", &data, "--queries", "23"],
+        1,
+        "there is no query 23; TPC-H has 1 to 22",
+    );
     fails(&["tpch", "--data", &data, "--scale-factor", "1"], 1, "holds other data");
-    fails(&["tpch", "--data", &data, "--json", "/nowhere/out.json"], 1, "'/nowhere/out.json' cannot be written");
-    let (code, stdout, _) = run(&["tpch", "--data", &data, "--queries", "6", "--iterations", "1", "--no-verify"]);
+    fails(
+        &["tpch", "--data", &data, "--json", "/nowhere/out.json"],
+        1,
+        "'/nowhere/out.json' cannot be written",
+    );
+    let (code, stdout, _) =
+        run(&["tpch", "--data", &data, "--queries", "6", "--iterations", "1", "--no-verify"]);
     assert_eq!(code, 0);
     assert!(stdout.contains("0 of 1"), "{stdout}");
 }

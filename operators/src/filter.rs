@@ -15,6 +15,9 @@ use gatework_runtime::{
 
 use crate::{OrFail, compact};
 
+#[cfg(test)]
+mod tests;
+
 /// Keeps the rows for which `predicate` is true, and of them the columns of `projection`.
 #[derive(Debug)]
 pub struct Filter {

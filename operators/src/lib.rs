@@ -10,8 +10,10 @@
 #![forbid(unsafe_code)]
 
 mod compact;
+mod concat;
 mod error;
 pub mod filter;
+pub mod harness;
 pub mod hash_aggregate;
 pub mod hash_join;
 mod held;
@@ -24,6 +26,8 @@ pub mod multicast;
 pub mod nested_loop_join;
 pub mod projection;
 pub mod result;
+#[cfg(test)]
+mod rig;
 pub mod runtime_filter;
 pub mod set_operation;
 pub mod sort;

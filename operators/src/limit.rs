@@ -15,6 +15,9 @@ use parking_lot::Mutex;
 
 use crate::compact;
 
+#[cfg(test)]
+mod tests;
+
 /// Skips the first rows, then passes a number of rows.
 #[derive(Debug)]
 pub struct Limit {

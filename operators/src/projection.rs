@@ -14,6 +14,9 @@ use gatework_runtime::{
 
 use crate::{OrFail, compact};
 
+#[cfg(test)]
+mod tests;
+
 /// Computes one output column per expression.
 #[derive(Debug)]
 pub struct Projection {

@@ -14,6 +14,9 @@ use gatework_shared_state::{
 
 use crate::{compact, keys::partition_rows};
 
+#[cfg(test)]
+mod tests;
+
 /// Hands rows to partitions: all to the first, or by the hash of keys.
 #[derive(Debug)]
 pub struct ResultOutput {

@@ -20,6 +20,9 @@ use parking_lot::Mutex;
 
 use crate::OrFail;
 
+#[cfg(test)]
+mod tests;
+
 /// A boxed stream of batches.
 pub type BatchStream = Pin<Box<dyn Stream<Item = Result<RecordBatch, DataFusionError>> + Send>>;
 

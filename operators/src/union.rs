@@ -113,7 +113,7 @@ impl LocalSource for LocalUnionSource {
 }
 
 /// The same columns under `schema`.
-fn rename(batch: Batch, schema: &SchemaRef) -> Result<Batch> {
+pub(crate) fn rename(batch: Batch, schema: &SchemaRef) -> Result<Batch> {
     let sequence = batch.sequence();
     let data = compact(batch)?;
     let options = RecordBatchOptions::new().with_row_count(Some(data.num_rows()));

@@ -1,5 +1,5 @@
 //! An executor with nothing to do uses no processor time: no worker spins or ticks.
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", not(any(loom, shuttle))))]
 #![allow(clippy::unwrap_used, reason = "helpers of tests count as no tests for clippy")]
 
 use std::{

@@ -20,7 +20,7 @@ mod shell;
 pub mod verify;
 
 pub use planner::{GateworkPlanner, ShellRule};
-pub use region::profile;
+pub use region::{profile, query};
 pub use session::{SessionStateBuilderExt, session, session_with};
 pub use settings::Settings;
 pub use shell::{Shell, as_shell, fallbacks};

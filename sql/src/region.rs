@@ -46,10 +46,16 @@ pub(crate) struct Region {
 #[derive(Debug)]
 struct CurrentQuery(Arc<QueryContext>);
 
+/// The query of the latest execution of `plan`, as long as somebody holds its stream: who has it can
+/// cancel it, and see what its tasks wait for. Above a foreign root, that of the first region below.
+pub fn query(plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<QueryContext>> {
+    let own = as_shell(plan.as_ref()).and_then(|shell| shell.region().latest.lock().upgrade());
+    own.or_else(|| plan.children().into_iter().find_map(query))
+}
+
 /// The profile of the latest execution of `plan`, as long as somebody holds its stream.
 pub fn profile(plan: &Arc<dyn ExecutionPlan>) -> Option<Profile> {
-    let shell = as_shell(plan.as_ref())?;
-    Some(shell.region().latest.lock().upgrade()?.profile())
+    Some(query(plan)?.profile())
 }
 
 impl Region {
@@ -84,8 +90,9 @@ impl Region {
             Some(current) => current.0.clone(),
             None => {
                 let memory = PoolShare::new(&context.session_id(), context.memory_pool());
-                let time_slice = Settings::of(context).time_slice;
-                let options = QueryOptions { memory, time_slice, ..QueryOptions::default() };
+                let settings = Settings::of(context);
+                let (time_slice, chaos) = (settings.time_slice, settings.chaos.clone());
+                let options = QueryOptions { memory, time_slice, chaos, ..QueryOptions::default() };
                 QueryContext::new(&shell.engine().executor, options)
             }
         };

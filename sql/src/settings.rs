@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use datafusion::{execution::TaskContext, prelude::SessionConfig};
+use gatework_runtime::pipeline::Chaos;
 
 /// How a session's queries run. Put into a session's configuration as an extension:
 ///
@@ -22,6 +23,8 @@ pub struct Settings {
     pub result_bytes: usize,
     /// Bytes that wait in an exchange, a union or between window partitions; 16 MiB each.
     pub exchange_bytes: usize,
+    /// What a test does to the queries' tasks; by default nothing.
+    pub chaos: Option<Arc<Chaos>>,
 }
 
 impl Default for Settings {
@@ -30,6 +33,7 @@ impl Default for Settings {
             time_slice: Duration::from_millis(10),
             result_bytes: 8 << 20,
             exchange_bytes: 16 << 20,
+            chaos: None,
         }
     }
 }

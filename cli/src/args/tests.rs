@@ -27,7 +27,9 @@ fn tpch_reads_its_flags() {
 
 #[test]
 fn sql_reads_its_flags() {
-    let Ok(Args { command: Command::Sql(args) }) = parse("sql a b --table t=x=y.csv --format json --explain") else {
+    let Ok(Args { command: Command::Sql(args) }) =
+        parse("sql a b --table t=x=y.csv --format json --explain")
+    else {
         panic!("not understood")
     };
     assert_eq!(args.statements, ["a", "b"]);
@@ -52,4 +54,21 @@ fn nonsense_is_refused_with_a_reason() {
         let error = parse(arguments).unwrap_err();
         assert!(error.contains(reason), "{arguments}: {error}");
     }
+}
+
+#[test]
+fn sql_may_begin_with_a_comment() {
+    let arguments = [
+        "gatework",
+        "sql",
+        "-- TPC-H query 1\nselect 1",
+        "--table",
+        "t=my file.csv",
+        "--table=u=a b.csv",
+    ];
+    let readable = super::readable(arguments.map(Into::into));
+    let args = Args::try_parse_from(readable).unwrap();
+    let Command::Sql(sql) = args.command else { panic!("another command") };
+    assert_eq!(sql.statements, ["\n-- TPC-H query 1\nselect 1"]);
+    assert_eq!(sql.tables.len(), 2);
 }

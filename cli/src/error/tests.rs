@@ -18,10 +18,16 @@ async fn explain(sql: &str) -> String {
 async fn errors_of_queries_are_one_sentence_that_helps() {
     for (sql, sentence) in [
         ("SELEC 1", "error: the SQL cannot be parsed: Expected: an SQL statement, found: SELEC"),
-        ("SELECT * FROM u", "error: there is no table 'u'; known are t; add one with --table u=PATH"),
+        (
+            "SELECT * FROM u",
+            "error: there is no table 'u'; known are t; add one with --table u=PATH",
+        ),
         ("SELECT nam FROM t", "error: there is no column nam. Did you mean 't.name'?"),
         ("SELECT id / 0 FROM t", "error: the query divides by zero; guard the divisor"),
-        ("SELECT CAST(repeat('9', 38) AS DECIMAL(38, 0)) * (id + 9) FROM t", "error: a number grows too large for its type"),
+        (
+            "SELECT CAST(repeat('9', 38) AS DECIMAL(38, 0)) * (id + 9) FROM t",
+            "error: a number grows too large for its type",
+        ),
         ("SELECT CAST(name AS INT) FROM t", "error: a value cannot be converted"),
         ("SELECT nofunction(id) FROM t", "error: Invalid function 'nofunction'"),
     ] {

@@ -29,10 +29,12 @@ impl<W: Write> TableWriter<W> {
 
     pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), ArrowError> {
         let options = FormatOptions::default().with_null("NULL").with_display_error(true);
-        let columns = batch.columns().iter().map(|column| ArrayFormatter::try_new(column.as_ref(), &options));
+        let columns =
+            batch.columns().iter().map(|column| ArrayFormatter::try_new(column.as_ref(), &options));
         let columns = columns.collect::<Result<Vec<_>, _>>()?;
         for row in 0..batch.num_rows() {
-            let cells = columns.iter().map(|column| on_one_line(&column.value(row).to_string())).collect();
+            let cells: Vec<_> =
+                columns.iter().map(|column| on_one_line(&column.value(row).to_string())).collect();
             match &self.widths {
                 Some(widths) => Self::write_row(&mut self.out, &self.schema, widths, &cells)?,
                 None => self.hold_back(cells)?,
@@ -57,10 +59,15 @@ impl<W: Write> TableWriter<W> {
     }
 
     fn write_sample(&mut self) -> Result<(), ArrowError> {
-        let names: Vec<_> = self.schema.fields().iter().map(|field| on_one_line(field.name())).collect();
+        let names: Vec<_> =
+            self.schema.fields().iter().map(|field| on_one_line(field.name())).collect();
         let sample = std::mem::take(&mut self.sample);
         let width = |column: usize| {
-            std::iter::once(&names).chain(&sample).map(|cells| cells[column].chars().count()).max().unwrap_or(0)
+            std::iter::once(&names)
+                .chain(&sample)
+                .map(|cells| cells[column].chars().count())
+                .max()
+                .unwrap_or(0)
         };
         let widths: Vec<_> = (0..names.len()).map(width).collect();
         self.widths = Some(widths.clone());
@@ -79,7 +86,12 @@ impl<W: Write> TableWriter<W> {
         Ok(())
     }
 
-    fn write_row(out: &mut W, schema: &SchemaRef, widths: &[usize], cells: &Vec<String>) -> Result<(), ArrowError> {
+    fn write_row(
+        out: &mut W,
+        schema: &SchemaRef,
+        widths: &[usize],
+        cells: &[String],
+    ) -> Result<(), ArrowError> {
         for ((cell, &width), field) in cells.iter().zip(widths).zip(schema.fields()) {
             match is_number(field.data_type()) {
                 true => write!(out, "| {cell:>width$} ")?,

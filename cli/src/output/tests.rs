@@ -40,7 +40,8 @@ impl Write for Closed {
 fn batch(rows: &[(Option<i64>, &str)]) -> RecordBatch {
     let numbers: ArrayRef = Arc::new(rows.iter().map(|row| row.0).collect::<Int64Array>());
     let names: ArrayRef = Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.1)));
-    RecordBatch::try_from_iter_with_nullable([("n", numbers, true), ("name", names, false)]).unwrap()
+    RecordBatch::try_from_iter_with_nullable([("n", numbers, true), ("name", names, false)])
+        .unwrap()
 }
 
 fn bytes(format: Format, batches: &[RecordBatch]) -> Vec<u8> {
@@ -79,14 +80,18 @@ fn texts() {
 fn results_without_rows() {
     assert_eq!(text(Format::Csv, &[]), "n,name\n");
     assert_eq!(text(Format::Json, &[]), "");
-    assert_eq!(text(Format::Table, &[]), "+---+------+\n| n | name |\n+---+------+\n+---+------+\n");
+    assert_eq!(
+        text(Format::Table, &[]),
+        "+---+------+\n| n | name |\n+---+------+\n+---+------+\n"
+    );
 }
 
 #[test]
 fn arrow_can_be_read_back() {
     for batches in [vec![], vec![batch(&[(Some(1), "a")]), batch(&[(None, "b")])]] {
         let bytes = bytes(Format::Arrow, &batches);
-        let read: Vec<_> = StreamReader::try_new(bytes.as_slice(), None).unwrap().map(Result::unwrap).collect();
+        let read: Vec<_> =
+            StreamReader::try_new(bytes.as_slice(), None).unwrap().map(Result::unwrap).collect();
         assert_eq!(read, batches);
     }
 }

@@ -48,10 +48,13 @@ impl Format {
     /// The format that the name of a file promises.
     fn of(file: &Path) -> Option<Self> {
         let name = file.file_name()?.to_str()?.to_ascii_lowercase();
-        let (name, compression) = [(".gz", "gzip"), (".bz2", "bzip2"), (".xz", "xz"), (".zst", "zstd")]
-            .into_iter()
-            .find_map(|(suffix, compression)| Some((name.strip_suffix(suffix)?, Some(compression))))
-            .unwrap_or((name.as_str(), None));
+        let (name, compression) =
+            [(".gz", "gzip"), (".bz2", "bzip2"), (".xz", "xz"), (".zst", "zstd")]
+                .into_iter()
+                .find_map(|(suffix, compression)| {
+                    Some((name.strip_suffix(suffix)?, Some(compression)))
+                })
+                .unwrap_or((name.as_str(), None));
         let (kind, delimiter) = match name.rsplit_once('.')?.1 {
             "parquet" | "parq" => (Kind::Parquet, None),
             "csv" => (Kind::Csv, None),
@@ -84,7 +87,9 @@ impl Source {
     /// Finds the files and makes sure that they can be opened and are what their names promise.
     pub(super) fn find(path: &str) -> Result<Self, Error> {
         if path.contains("://") {
-            return Err(Error::failed(format!("'{path}' is an address; tables are files and folders of this machine")));
+            return Err(Error::failed(format!(
+                "'{path}' is an address; tables are files and folders of this machine"
+            )));
         }
         let literal = Path::new(path);
         let mut files = Vec::new();
@@ -141,7 +146,9 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<bool, Error> {
         }
     }
     match files.len() == before {
-        true => Err(Error::failed(format!("the folder '{}' holds no files to read", folder.display()))),
+        true => {
+            Err(Error::failed(format!("the folder '{}' holds no files to read", folder.display())))
+        }
         false => Ok(partitioned),
     }
 }
@@ -151,8 +158,8 @@ fn expand(pattern: &str, files: &mut Vec<PathBuf>) -> Result<(), Error> {
     if !pattern.contains(['*', '?', '[']) {
         return Err(Error::failed(format!("there is no file or folder '{pattern}'")));
     }
-    let matches =
-        glob::glob(pattern).map_err(|error| Error::failed(format!("'{pattern}' is not a pattern: {error}")))?;
+    let matches = glob::glob(pattern)
+        .map_err(|error| Error::failed(format!("'{pattern}' is not a pattern: {error}")))?;
     for path in matches {
         let path = path.map_err(|error| unreadable(error.path(), error.error()))?;
         match path.is_dir() {
@@ -171,7 +178,9 @@ fn common_format(path: &str, files: &[PathBuf]) -> Result<Format, Error> {
     for file in files {
         let format = Format::of(file).ok_or_else(|| {
             let name = file.display();
-            Error::failed(format!("the format of '{name}' is unknown; its name must end in {KNOWN}"))
+            Error::failed(format!(
+                "the format of '{name}' is unknown; its name must end in {KNOWN}"
+            ))
         })?;
         match first {
             None => first = Some((file, format)),
@@ -184,17 +193,22 @@ fn common_format(path: &str, files: &[PathBuf]) -> Result<Format, Error> {
             Some(_) => {}
         }
     }
-    first.map(|(_, format)| format).ok_or_else(|| Error::failed(format!("there are no files in '{path}'")))
+    first
+        .map(|(_, format)| format)
+        .ok_or_else(|| Error::failed(format!("there are no files in '{path}'")))
 }
 
 /// DataFusion finds the files of a partitioned folder by what their names end in.
 fn common_extension(path: &str, files: &[PathBuf]) -> Result<String, Error> {
-    let extension = |file: &PathBuf| file.extension().unwrap_or_default().to_string_lossy().into_owned();
+    let extension =
+        |file: &PathBuf| file.extension().unwrap_or_default().to_string_lossy().into_owned();
     let mut extensions: Vec<_> = files.iter().map(extension).collect();
     extensions.dedup();
     match extensions.as_slice() {
         [one] => Ok(format!(".{one}")),
-        _ => Err(Error::failed(format!("the files of the partitioned folder '{path}' must all end in the same letters"))),
+        _ => Err(Error::failed(format!(
+            "the files of the partitioned folder '{path}' must all end in the same letters"
+        ))),
     }
 }
 

@@ -20,7 +20,8 @@ fn batch(values: &[i64]) -> RecordBatch {
 fn parquet(path: &Path, values: &[i64]) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let batch = batch(values);
-    let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), None).unwrap();
+    let mut writer =
+        ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), None).unwrap();
     writer.write(&batch).unwrap();
     writer.close().unwrap();
 }
@@ -30,8 +31,11 @@ async fn rows_and_sum(path: &str) -> Result<(usize, i64), String> {
     let session = SessionContext::new();
     let table = TableArg { name: "t".to_owned(), path: path.to_owned() };
     register_all(&session, &[table]).await.map_err(|error| error.sentence().unwrap())?;
-    let batches = session.sql("SELECT CAST(n AS BIGINT) AS n FROM t").await.unwrap().collect().await.unwrap();
-    let column = |batch: &RecordBatch| batch.column(0).as_any().downcast_ref::<Int64Array>().unwrap().clone();
+    let batches =
+        session.sql("SELECT CAST(n AS BIGINT) AS n FROM t").await.unwrap().collect().await.unwrap();
+    let column = |batch: &RecordBatch| {
+        batch.column(0).as_any().downcast_ref::<Int64Array>().unwrap().clone()
+    };
     let sum = batches.iter().filter_map(|batch| arrow::compute::sum(&column(batch))).sum();
     Ok((batches.iter().map(RecordBatch::num_rows).sum(), sum))
 }
@@ -52,7 +56,8 @@ async fn files_of_every_format() {
     fs::write(at(&folder, "a.tsv"), "n\ts\n1\tx\n2\ty\n").unwrap();
     fs::write(at(&folder, "a.ndjson"), "{\"n\":1}\n{\"n\":2}\n").unwrap();
     let rows = batch(&[1, 2]);
-    let mut writer = FileWriter::try_new(File::create(at(&folder, "a.arrow")).unwrap(), &rows.schema()).unwrap();
+    let mut writer =
+        FileWriter::try_new(File::create(at(&folder, "a.arrow")).unwrap(), &rows.schema()).unwrap();
     writer.write(&rows).unwrap();
     writer.finish().unwrap();
     for name in ["a.parquet", "a.csv", "a.tsv", "a.ndjson", "a.arrow"] {
@@ -63,7 +68,12 @@ async fn files_of_every_format() {
 #[tokio::test]
 async fn folders_globs_and_names_with_brackets() {
     let folder = folder();
-    for (name, values) in [("d/a.parquet", [1]), ("d/b.parquet", [2]), ("d/_SUCCESS.parquet", [9]), ("x[1].parquet", [4])] {
+    for (name, values) in [
+        ("d/a.parquet", [1]),
+        ("d/b.parquet", [2]),
+        ("d/_SUCCESS.parquet", [9]),
+        ("x[1].parquet", [4]),
+    ] {
         parquet(&folder.path().join(name), &values);
     }
     fs::write(at(&folder, "d/.hidden"), "").unwrap();
@@ -83,7 +93,8 @@ async fn folders_named_after_values_are_columns() {
     let session = SessionContext::new();
     let path = folder.path().to_str().unwrap().to_owned();
     register_all(&session, &[TableArg { name: "t".to_owned(), path }]).await.unwrap();
-    let rows = session.sql("SELECT n FROM t WHERE year = '2025'").await.unwrap().collect().await.unwrap();
+    let rows =
+        session.sql("SELECT n FROM t WHERE year = '2025'").await.unwrap().collect().await.unwrap();
     assert_eq!(rows, [batch(&[2])]);
 }
 
@@ -127,7 +138,7 @@ async fn what_is_no_table_is_named() {
         ("some", "some/broken.parquet' cannot be read, it may be corrupt"),
         ("nothing.csv", "is empty"),
         ("notes.txt", "the format of"),
-        ("broken.json", "cannot be read, it may be corrupt"),
+        ("broken.json", "JSON is read as one object a line"),
         ("text.arrow", "cannot be read, it may be corrupt"),
         ("empty", "holds no files to read"),
         ("mixed", "mixes formats, as in"),

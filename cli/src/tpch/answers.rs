@@ -29,7 +29,11 @@ const CUT_KEYS: u32 = 11;
 const RATIO: u32 = 17;
 
 /// Compares a result with the answer to this query.
-pub(super) fn check(number: u32, actual: &[RecordBatch], order: &ResultOrder) -> Result<(), String> {
+pub(super) fn check(
+    number: u32,
+    actual: &[RecordBatch],
+    order: &ResultOrder,
+) -> Result<(), String> {
     let text = i32::try_from(number).ok().and_then(answers_sf1::answer);
     let text = text.ok_or_else(|| format!("tpchgen ships no answer to query {number}"))?;
     let Some(first) = actual.first() else {
@@ -37,7 +41,11 @@ pub(super) fn check(number: u32, actual: &[RecordBatch], order: &ResultOrder) ->
     };
     let schema = schema(number, &first.schema());
     let unreadable = |error: ArrowError| format!("the answer cannot be compared: {error}");
-    let actual = actual.iter().map(|batch| plain(number, batch, &schema)).collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+    let actual = actual
+        .iter()
+        .map(|batch| plain(number, batch, &schema))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(unreadable)?;
     let expected = parse(text, &schema)?;
     let tolerance = if number == RATIO { Tolerance { relative: 1e-6, ..ROUNDED } } else { ROUNDED };
     let comparison = Comparison::new(order).tolerance(tolerance);
@@ -61,14 +69,16 @@ fn schema(number: u32, result: &Schema) -> SchemaRef {
 
 /// A batch of the result in those types.
 fn plain(number: u32, batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
-    let columns = batch.columns().iter().zip(schema.fields()).enumerate().map(|(position, (column, field))| {
-        let column = cast(column, field.data_type())?;
-        Ok(match field.data_type() {
-            _ if number == CUT_KEYS && position == 0 => cut(&column),
-            DataType::Utf8 => trimmed(&column),
-            _ => column,
-        })
-    });
+    let columns = batch.columns().iter().zip(schema.fields()).enumerate().map(
+        |(position, (column, field))| {
+            let column = cast(column, field.data_type())?;
+            Ok(match field.data_type() {
+                _ if number == CUT_KEYS && position == 0 => cut(&column),
+                DataType::Utf8 => trimmed(&column),
+                _ => column,
+            })
+        },
+    );
     RecordBatch::try_new(Arc::clone(schema), columns.collect::<Result<_, ArrowError>>()?)
 }
 
@@ -97,7 +107,8 @@ fn parse(text: &str, schema: &SchemaRef) -> Result<RecordBatch, String> {
         }
         columns.iter_mut().zip(cells).for_each(|(column, cell)| column.push(cell));
     }
-    let columns = columns.into_iter().zip(schema.fields()).map(|(cells, field)| parse_column(&cells, field));
+    let columns =
+        columns.into_iter().zip(schema.fields()).map(|(cells, field)| parse_column(&cells, field));
     let columns = columns.collect::<Result<Vec<_>, _>>();
     let batch = columns.and_then(|columns| RecordBatch::try_new(Arc::clone(schema), columns));
     batch.map_err(|error| format!("the answer cannot be read: {error}"))
@@ -106,9 +117,12 @@ fn parse(text: &str, schema: &SchemaRef) -> Result<RecordBatch, String> {
 /// Strings are left-justified, so that blanks before them are theirs; around a number they never are.
 fn parse_column(cells: &[&str], field: &Field) -> Result<ArrayRef, ArrowError> {
     if *field.data_type() == DataType::Utf8 {
-        return Ok(Arc::new(StringArray::from_iter_values(cells.iter().map(|cell| cell.trim_end()))));
+        return Ok(Arc::new(StringArray::from_iter_values(
+            cells.iter().map(|cell| cell.trim_end()),
+        )));
     }
-    let text: ArrayRef = Arc::new(StringArray::from_iter_values(cells.iter().map(|cell| cell.trim())));
+    let text: ArrayRef =
+        Arc::new(StringArray::from_iter_values(cells.iter().map(|cell| cell.trim())));
     let strict = CastOptions { safe: false, ..CastOptions::default() };
     let column = cast_with_options(&text, field.data_type(), &strict)?;
     debug_assert_eq!(column.null_count(), 0, "answers hold no NULL");

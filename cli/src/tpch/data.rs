@@ -43,15 +43,18 @@ pub(super) async fn find_or_make(
     wanted: Option<f64>,
     threads: NonZeroUsize,
 ) -> Result<Data, Error> {
-    let folder = folder.unwrap_or_else(|| PathBuf::from(format!("tpch-data/sf{}", wanted.unwrap_or(1.0))));
-    fs::create_dir_all(&folder)
-        .map_err(|error| Error::failed(format!("the folder '{}' cannot be made: {error}", folder.display())))?;
+    let folder =
+        folder.unwrap_or_else(|| PathBuf::from(format!("tpch-data/sf{}", wanted.unwrap_or(1.0))));
+    fs::create_dir_all(&folder).map_err(|error| {
+        Error::failed(format!("the folder '{}' cannot be made: {error}", folder.display()))
+    })?;
     let sizes = sizes(&folder)?;
     if let Some(scale) = wanted {
         check_scale(&folder, &sizes, scale)?;
     }
     let scale = wanted.or_else(|| scale_of(&sizes));
-    let missing: Vec<_> = Table::ALL.into_iter().filter(|&table| !path(&folder, table).exists()).collect();
+    let missing: Vec<_> =
+        Table::ALL.into_iter().filter(|&table| !path(&folder, table).exists()).collect();
     if !missing.is_empty() {
         let scale = scale.unwrap_or(1.0);
         make(folder.clone(), missing, scale, threads).await?;
@@ -61,7 +64,12 @@ pub(super) async fn find_or_make(
 }
 
 /// Generates tables on threads of their own and stops them if the caller goes away.
-async fn make(folder: PathBuf, tables: Vec<Table>, scale: f64, threads: NonZeroUsize) -> Result<(), Error> {
+async fn make(
+    folder: PathBuf,
+    tables: Vec<Table>,
+    scale: f64,
+    threads: NonZeroUsize,
+) -> Result<(), Error> {
     let stop = Arc::new(AtomicBool::new(false));
     let _stop_on_drop = StopOnDrop(Arc::clone(&stop));
     let work = move || generate::generate(&folder, &tables, scale, threads, &stop);
@@ -81,14 +89,18 @@ impl Drop for StopOnDrop {
 
 /// The number of rows of the tables that are there and tell the scale.
 fn sizes(folder: &Path) -> Result<Vec<(Table, i64)>, Error> {
-    let there = Table::ALL.into_iter().filter(|&table| table.tells_scale() && path(folder, table).is_file());
+    let there = Table::ALL
+        .into_iter()
+        .filter(|&table| table.tells_scale() && path(folder, table).is_file());
     there.map(|table| rows(&path(folder, table)).map(|rows| (table, rows))).collect()
 }
 
 fn rows(path: &Path) -> Result<i64, Error> {
     let unreadable = |error: &dyn std::fmt::Display| {
         let path = path.display();
-        Error::failed(format!("'{path}' cannot be read as Parquet: {error}; remove it to have it made again"))
+        Error::failed(format!(
+            "'{path}' cannot be read as Parquet: {error}; remove it to have it made again"
+        ))
     };
     let file = File::open(path).map_err(|error| unreadable(&error))?;
     let reader = SerializedFileReader::new(file).map_err(|error| unreadable(&error))?;

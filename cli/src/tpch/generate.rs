@@ -46,8 +46,12 @@ pub(super) fn generate(
     threads: NonZeroUsize,
     stop: &AtomicBool,
 ) -> Result<(), Error> {
-    let files = tables.iter().map(|&table| TableFile::create(folder, table, scale)).collect::<Result<Vec<_>, _>>()?;
-    let parts: Vec<_> = files.iter().flat_map(|file| (1..=file.parts).map(move |part| (file, part))).collect();
+    let files = tables
+        .iter()
+        .map(|&table| TableFile::create(folder, table, scale))
+        .collect::<Result<Vec<_>, _>>()?;
+    let parts: Vec<_> =
+        files.iter().flat_map(|file| (1..=file.parts).map(move |part| (file, part))).collect();
     let bar = progress::bar(parts.len() as u64, format!("making TPC-H data, scale factor {scale}"));
     let job = Job { parts, next: AtomicUsize::new(0), scale, stop, bar };
     thread::scope(|scope| {
@@ -76,7 +80,8 @@ impl Job<'_> {
     fn run(&self) -> Result<(), Error> {
         loop {
             // Relaxed: the counter only hands out positions of a list that does not change.
-            let Some(&(file, part)) = self.parts.get(self.next.fetch_add(1, Ordering::Relaxed)) else {
+            let Some(&(file, part)) = self.parts.get(self.next.fetch_add(1, Ordering::Relaxed))
+            else {
                 return Ok(());
             };
             if let Err(error) = self.make_part(file, part) {
@@ -99,11 +104,15 @@ impl Job<'_> {
             let mut writers = columns.iter_mut();
             for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
                 for leaf in compute_leaves(field, column).map_err(unwritten)? {
-                    writers.next().map_or(Ok(()), |writer| writer.write(&leaf)).map_err(unwritten)?;
+                    writers
+                        .next()
+                        .map_or(Ok(()), |writer| writer.write(&leaf))
+                        .map_err(unwritten)?;
                 }
             }
         }
-        let chunks = columns.into_iter().map(|column| column.close()).collect::<Result<Vec<_>, _>>();
+        let chunks =
+            columns.into_iter().map(|column| column.close()).collect::<Result<Vec<_>, _>>();
         file.append(part, chunks.map_err(unwritten)?, self.stop)
     }
 }
@@ -134,9 +143,16 @@ impl TableFile {
         let file = NamedTempFile::new_in(folder).map_err(unwritten)?;
         let schema = table.reader(scale, 1, parts).schema();
         let out = file.reopen().map_err(unwritten)?;
-        let writer = ArrowWriter::try_new(out, Arc::clone(&schema), Some(properties)).map_err(unwritten)?;
+        let writer =
+            ArrowWriter::try_new(out, Arc::clone(&schema), Some(properties)).map_err(unwritten)?;
         let (out, factory) = writer.into_serialized_writer().map_err(unwritten)?;
-        Ok(Self { table, parts, factory, writer: Mutex::new(Writer { turn: 1, out, file }), turn: Condvar::new() })
+        Ok(Self {
+            table,
+            parts,
+            factory,
+            writer: Mutex::new(Writer { turn: 1, out, file }),
+            turn: Condvar::new(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Writer> {
@@ -145,9 +161,15 @@ impl TableFile {
     }
 
     /// Appends an encoded part when its turn has come.
-    fn append(&self, part: i32, chunks: Vec<ArrowColumnChunk>, stop: &AtomicBool) -> Result<(), Error> {
+    fn append(
+        &self,
+        part: i32,
+        chunks: Vec<ArrowColumnChunk>,
+        stop: &AtomicBool,
+    ) -> Result<(), Error> {
         let others = |writer: &mut Writer| writer.turn != part && !stop.load(Ordering::Relaxed);
-        let mut writer = self.turn.wait_while(self.lock(), others).unwrap_or_else(PoisonError::into_inner);
+        let mut writer =
+            self.turn.wait_while(self.lock(), others).unwrap_or_else(PoisonError::into_inner);
         if stop.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
@@ -187,7 +209,10 @@ fn make_readable(_: &File) -> std::io::Result<()> {
     Ok(())
 }
 
-fn append_row_group(out: &mut SerializedFileWriter<File>, chunks: Vec<ArrowColumnChunk>) -> Result<(), ParquetError> {
+fn append_row_group(
+    out: &mut SerializedFileWriter<File>,
+    chunks: Vec<ArrowColumnChunk>,
+) -> Result<(), ParquetError> {
     let mut group = out.next_row_group()?;
     for chunk in chunks {
         chunk.append_to_row_group(&mut group)?;

@@ -53,13 +53,20 @@ impl Measure<'_> {
         outcome
     }
 
-    async fn fill(&self, query: &Query, spinner: &ProgressBar, outcome: &mut Outcome) -> Result<(), String> {
+    async fn fill(
+        &self,
+        query: &Query,
+        spinner: &ProgressBar,
+        outcome: &mut Outcome,
+    ) -> Result<(), String> {
         let mut reference = None;
         for iteration in 1..=self.iterations.get() {
-            spinner.set_message(format!("q{}, run {iteration} of {}", query.number, self.iterations));
+            spinner
+                .set_message(format!("q{}, run {iteration} of {}", query.number, self.iterations));
             let session = self.session(self.engine.session())?;
             let start = Instant::now();
-            let results = run_query(query, &session).await.map_err(|error| failed("failed", &error))?;
+            let results =
+                run_query(query, &session).await.map_err(|error| failed("failed", &error))?;
             outcome.seconds.push(start.elapsed().as_secs_f64());
             outcome.rows = results.results.iter().flatten().map(RecordBatch::num_rows).sum();
             outcome.fallbacks = results.fallbacks;
@@ -78,21 +85,33 @@ impl Measure<'_> {
 
     async fn reference(&self, query: &Query) -> Result<Reference, String> {
         let session = self.session(engine::reference_session(self.threads))?;
-        Reference::run(query, session).await.map_err(|error| failed("not verified, plain DataFusion fails", &error))
+        Reference::run(query, session)
+            .await
+            .map_err(|error| failed("not verified, plain DataFusion fails", &error))
     }
 
-    async fn check(&self, query: &Query, results: &[Vec<RecordBatch>], reference: &Reference) -> Result<(), String> {
+    async fn check(
+        &self,
+        query: &Query,
+        results: &[Vec<RecordBatch>],
+        reference: &Reference,
+    ) -> Result<(), String> {
         let (actual, expected) = (results.len(), reference.expected.len());
         if actual != expected {
-            return Err(format!("differs from plain DataFusion: {actual} results where {expected} are expected"));
+            return Err(format!(
+                "differs from plain DataFusion: {actual} results where {expected} are expected"
+            ));
         }
         for (position, result) in results.iter().enumerate() {
             let checked = reference.check(position, result).await;
             checked.map_err(|difference| format!("differs from plain DataFusion: {difference}"))?;
         }
-        if let (true, Some(result), Some(expected)) = (self.answers, results.last(), reference.expected.last()) {
-            answers::check(query.number, result, &expected.order)
-                .map_err(|difference| format!("differs from the answer of the specification: {difference}"))?;
+        if let (true, Some(result), Some(expected)) =
+            (self.answers, results.last(), reference.expected.last())
+        {
+            answers::check(query.number, result, &expected.order).map_err(|difference| {
+                format!("differs from the answer of the specification: {difference}")
+            })?;
         }
         Ok(())
     }

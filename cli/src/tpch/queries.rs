@@ -43,7 +43,10 @@ pub(super) struct Query {
 pub(super) fn load(folder: Option<&Path>, numbers: &[u32]) -> Result<Vec<Query>, Error> {
     let known = match folder {
         Some(folder) => in_folder(folder)?,
-        None => (1..).zip(SPECIFICATION).map(|(number, sql)| Query { number, sql: sql.to_owned() }).collect(),
+        None => (1..)
+            .zip(SPECIFICATION)
+            .map(|(number, sql)| Query { number, sql: sql.to_owned() })
+            .collect(),
     };
     if numbers.is_empty() {
         return Ok(known);
@@ -51,23 +54,29 @@ pub(super) fn load(folder: Option<&Path>, numbers: &[u32]) -> Result<Vec<Query>,
     let find = |&number: &u32| {
         let found = known.iter().find(|query| query.number == number).cloned();
         found.ok_or_else(|| match folder {
-            Some(folder) => {
-                Error::failed(format!("there is no query {number}: '{}' has no q{number}.sql", folder.display()))
-            }
-            None => Error::failed(format!("there is no query {number}; TPC-H has 1 to {}", SPECIFICATION.len())),
+            Some(folder) => Error::failed(format!(
+                "there is no query {number}: '{}' has no q{number}.sql",
+                folder.display()
+            )),
+            None => Error::failed(format!(
+                "there is no query {number}; TPC-H has 1 to {}",
+                SPECIFICATION.len()
+            )),
         })
     };
     numbers.iter().map(find).collect()
 }
 
 fn in_folder(folder: &Path) -> Result<Vec<Query>, Error> {
-    let unreadable =
-        |path: &Path, error: std::io::Error| Error::failed(format!("'{}' cannot be read: {error}", path.display()));
+    let unreadable = |path: &Path, error: std::io::Error| {
+        Error::failed(format!("'{}' cannot be read: {error}", path.display()))
+    };
     let mut queries = Vec::new();
     for entry in fs::read_dir(folder).map_err(|error| unreadable(folder, error))? {
         let path = entry.map_err(|error| unreadable(folder, error))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let number = name.strip_prefix('q').and_then(|name| name.strip_suffix(".sql")).map(str::parse);
+        let number =
+            name.strip_prefix('q').and_then(|name| name.strip_suffix(".sql")).map(str::parse);
         if let Some(Ok(number)) = number {
             let sql = fs::read_to_string(&path).map_err(|error| unreadable(&path, error))?;
             queries.push(Query { number, sql });
@@ -75,7 +84,10 @@ fn in_folder(folder: &Path) -> Result<Vec<Query>, Error> {
     }
     queries.sort_by_key(|query| query.number);
     match queries.is_empty() {
-        true => Err(Error::failed(format!("'{}' holds no queries, which are called q1.sql, q2.sql, …", folder.display()))),
+        true => Err(Error::failed(format!(
+            "'{}' holds no queries, which are called q1.sql, q2.sql, …",
+            folder.display()
+        ))),
         false => Ok(queries),
     }
 }

@@ -33,16 +33,25 @@ impl Reference {
         for statement in statements::parse(&query.sql).map_err(query_error)? {
             let planned = statements::plan(&session, statement).await.map_err(query_error)?;
             if planned.has_result() {
-                let batches = statements::collect(planned.frame).await.map_err(query_error)?.batches;
+                let batches =
+                    statements::collect(planned.frame).await.map_err(query_error)?.batches;
                 let order = ResultOrder::of(&planned.logical);
-                expected.push(Expected { order, batches, unlimited: without_limit(&planned.logical) });
+                expected.push(Expected {
+                    order,
+                    batches,
+                    unlimited: without_limit(&planned.logical),
+                });
             }
         }
         Ok(Self { session, expected })
     }
 
     /// Compares the result of the statement at this position with the expected one.
-    pub(super) async fn check(&self, position: usize, actual: &[RecordBatch]) -> Result<(), String> {
+    pub(super) async fn check(
+        &self,
+        position: usize,
+        actual: &[RecordBatch],
+    ) -> Result<(), String> {
         let Some(expected) = self.expected.get(position) else {
             return Err("the reference returns no such result".to_owned());
         };
@@ -63,3 +72,6 @@ impl Reference {
         collected.map(|collected| collected.batches).map_err(|error| error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -51,7 +51,14 @@ pub(super) struct Outcome {
 
 impl Outcome {
     pub(super) fn new(query: u32) -> Self {
-        Self { query, rows: 0, seconds: Vec::new(), verified: false, fallbacks: Vec::new(), error: None }
+        Self {
+            query,
+            rows: 0,
+            seconds: Vec::new(),
+            verified: false,
+            fallbacks: Vec::new(),
+            error: None,
+        }
     }
 
     fn is_good(&self) -> bool {
@@ -83,7 +90,12 @@ pub(super) struct Report {
 
 impl Report {
     /// Prints the head.
-    pub(super) fn begin(sink: Sink, data: &Data, threads: NonZeroUsize, oracles: Oracles) -> Result<Self, Error> {
+    pub(super) fn begin(
+        sink: Sink,
+        data: &Data,
+        threads: NonZeroUsize,
+        oracles: Oracles,
+    ) -> Result<Self, Error> {
         let scale = data.scale.map_or("unknown".to_owned(), |scale| scale.to_string());
         let folder = data.folder().display();
         sink.line(&format!("TPC-H at scale factor {scale}, data in {folder}, {threads} threads"))?;
@@ -94,7 +106,11 @@ impl Report {
 
     /// Prints the line of one query.
     pub(super) fn add(&mut self, outcome: Outcome) -> Result<(), Error> {
-        let verified = if outcome.verified || self.oracles == Oracles::None { self.oracles.name() } else { "NO" };
+        let verified = if outcome.verified || self.oracles == Oracles::None {
+            self.oracles.name()
+        } else {
+            "NO"
+        };
         let fallbacks = match outcome.fallbacks.is_empty() {
             true => "none".to_owned(),
             false => outcome.fallbacks.join(", "),
@@ -120,9 +136,13 @@ impl Report {
     ///
     /// If any query failed, differed or fell back.
     pub(super) fn end(&self) -> Result<(), Error> {
-        let total = |time: fn(&Outcome) -> Option<f64>| self.outcomes.iter().filter_map(time).fold(0.0, |sum, time| sum + time);
+        let total = |time: fn(&Outcome) -> Option<f64>| {
+            self.outcomes.iter().filter_map(time).fold(0.0, |sum, time| sum + time)
+        };
         let rows: usize = self.outcomes.iter().map(|outcome| outcome.rows).sum();
-        let count = |wanted: fn(&Outcome) -> bool| self.outcomes.iter().filter(|&outcome| wanted(outcome)).count();
+        let count = |wanted: fn(&Outcome) -> bool| {
+            self.outcomes.iter().filter(|&outcome| wanted(outcome)).count()
+        };
         let all = self.outcomes.len();
         self.sink.line(&line([
             "total",

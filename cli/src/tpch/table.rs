@@ -2,11 +2,12 @@
 
 use arrow::record_batch::RecordBatchReader;
 use tpchgen::generators::{
-    CustomerGenerator, LineItemGenerator, NationGenerator, OrderGenerator, PartGenerator, PartSuppGenerator,
-    RegionGenerator, SupplierGenerator,
+    CustomerGenerator, LineItemGenerator, NationGenerator, OrderGenerator, PartGenerator,
+    PartSuppGenerator, RegionGenerator, SupplierGenerator,
 };
 use tpchgen_arrow::{
-    CustomerArrow, LineItemArrow, NationArrow, OrderArrow, PartArrow, PartSuppArrow, RegionArrow, SupplierArrow,
+    CustomerArrow, LineItemArrow, NationArrow, OrderArrow, PartArrow, PartSuppArrow, RegionArrow,
+    SupplierArrow,
 };
 
 /// Suppliers of each part.
@@ -76,12 +77,20 @@ impl Table {
     /// The rows of one of `parts` parts, from 1.
     pub(super) fn reader(self, scale: f64, part: i32, parts: i32) -> Box<dyn RecordBatchReader> {
         match self {
-            Self::Lineitem => Box::new(LineItemArrow::new(LineItemGenerator::new(scale, part, parts))),
+            Self::Lineitem => {
+                Box::new(LineItemArrow::new(LineItemGenerator::new(scale, part, parts)))
+            }
             Self::Orders => Box::new(OrderArrow::new(OrderGenerator::new(scale, part, parts))),
-            Self::Partsupp => Box::new(PartSuppArrow::new(PartSuppGenerator::new(scale, part, parts))),
-            Self::Customer => Box::new(CustomerArrow::new(CustomerGenerator::new(scale, part, parts))),
+            Self::Partsupp => {
+                Box::new(PartSuppArrow::new(PartSuppGenerator::new(scale, part, parts)))
+            }
+            Self::Customer => {
+                Box::new(CustomerArrow::new(CustomerGenerator::new(scale, part, parts)))
+            }
             Self::Part => Box::new(PartArrow::new(PartGenerator::new(scale, part, parts))),
-            Self::Supplier => Box::new(SupplierArrow::new(SupplierGenerator::new(scale, part, parts))),
+            Self::Supplier => {
+                Box::new(SupplierArrow::new(SupplierGenerator::new(scale, part, parts)))
+            }
             Self::Nation => Box::new(NationArrow::new(NationGenerator::new(scale, part, parts))),
             Self::Region => Box::new(RegionArrow::new(RegionGenerator::new(scale, part, parts))),
         }

@@ -119,7 +119,8 @@ impl LocalSink for UngroupedBuild {
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
         if let (Some(sink), Some(accumulators)) = (self.sink.take(), self.accumulators.take()) {
-            sink.publish(vec![vec![Part::Single(accumulators)]]);
+            let bytes = self.reservation.split_off();
+            sink.publish(vec![vec![Part::Single(accumulators, bytes)]]);
         }
         Ok(FinishResult::Done)
     }

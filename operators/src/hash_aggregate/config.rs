@@ -93,7 +93,11 @@ pub(super) struct Shared {
 const UNITS_PER_SINK: usize = 8;
 
 impl AggregateConfig {
-    pub(super) fn prepare(self, sinks: usize) -> Result<Shared> {
+    pub(super) fn prepare(mut self, sinks: usize) -> Result<Shared> {
+        if self.input == InputRows::States {
+            // They were applied when the states were made, over columns that are gone.
+            self.calls.iter_mut().for_each(|call| call.filter = None);
+        }
         let key_count = self.group_by.keys.len() + usize::from(self.group_by.set_ids.is_some());
         let fields = self.schema.fields().iter().take(key_count);
         let types: Vec<_> =

@@ -25,8 +25,8 @@ pub(super) enum Part {
     Table(Box<Groups>),
     /// Keys with partial states, per aggregate.
     States(States),
-    /// The accumulators of the only group.
-    Single(super::ungrouped::Accumulators),
+    /// The accumulators of the only group, and their bytes.
+    Single(super::ungrouped::Accumulators, Reservation),
 }
 
 pub(super) struct States {
@@ -159,6 +159,10 @@ impl Groups {
 
     /// Empties the table into partial states, one part per hash partition that has groups.
     pub(super) fn partition(&mut self, parts: &mut [Vec<Part>]) -> Result<()> {
+        // A task that got no rows; some accumulators cannot give the states of no group at all.
+        if self.len() == 0 {
+            return Ok(());
+        }
         let table = std::mem::replace(&mut self.table, GroupTable::new(&self.shared.encoder));
         let mut states = Vec::with_capacity(self.accumulators.len());
         for (accumulator, call) in self.accumulators.iter_mut().zip(&self.shared.config.calls) {

@@ -59,7 +59,7 @@ struct LocalOutput {
 impl LocalOutput {
     fn merge(&self, unit: usize, parts: Vec<Part>, task: &TaskContext) -> Result<Option<Merged>> {
         let mut groups: Option<Groups> = None;
-        let mut single: Option<Accumulators> = None;
+        let mut single: Option<(Accumulators, Reservation)> = None;
         for part in parts {
             task.check()?;
             match part {
@@ -73,13 +73,16 @@ impl LocalOutput {
                         groups = Some(merged);
                     }
                 },
-                Part::Single(accumulators) => match &mut single {
-                    Some(single) => single.merge(accumulators)?,
-                    None => single = Some(accumulators),
+                Part::Single(accumulators, bytes) => match &mut single {
+                    Some((single, reservation)) => {
+                        single.merge(accumulators)?;
+                        reservation.resize(single.bytes())?;
+                    }
+                    None => single = Some((accumulators, bytes)),
                 },
             }
         }
-        if let Some(single) = single {
+        if let Some((single, _reservation)) = single {
             return Ok(Some((single.emit(&self.shared)?, None)));
         }
         let has_sets = self.shared.config.group_by.set_ids.is_some();

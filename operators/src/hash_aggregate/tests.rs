@@ -1,1 +1,437 @@
+//! DataFusion's aggregates over our tables, against a model: keys of several types, NULLs, `FILTER`,
+//! partial and final phases, grouping sets, many groups, memory.
 
+mod model;
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{AsArray, Int64Array, RecordBatch},
+    datatypes::{DataType, Field, FieldRef, Int64Type, Schema, SchemaRef},
+};
+use datafusion_common::ScalarValue;
+use datafusion_expr::AggregateUDF;
+use datafusion_functions_aggregate::{
+    array_agg::array_agg_udaf,
+    average::avg_udaf,
+    count::count_udaf,
+    min_max::{max_udaf, min_udaf},
+    sum::sum_udaf,
+};
+use datafusion_physical_expr::{
+    PhysicalExpr,
+    aggregate::AggregateExprBuilder,
+    expressions::{Column, Literal, lit},
+};
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{Graph, MemoryLimit, QueryContext, QueryOptions, RowStream, Source},
+};
+use proptest::prelude::*;
+
+use self::model::{Input, texts};
+use super::{AggregateCall, AggregateConfig, AggregateOutput, GroupBy, InputRows, OutputRows, new};
+use crate::rig::{EXECUTOR, FailingScan, result_of, run, run_with, scan, table, wait_idle};
+
+/// What is aggregated, and how it is run.
+#[derive(Debug, Clone)]
+struct Case {
+    /// The key columns, by place.
+    keys: Vec<usize>,
+    /// Grouping sets over these keys.
+    sets: Option<Vec<Vec<bool>>>,
+    /// A partial aggregate first, then one that merges its states.
+    two_phases: bool,
+    morsel: usize,
+    batch_rows: usize,
+    sinks: usize,
+    sources: usize,
+}
+
+fn column(schema: &Schema, place: usize) -> Arc<dyn PhysicalExpr> {
+    Arc::new(Column::new(schema.field(place).name(), place))
+}
+
+fn named(schema: &Schema, name: &str) -> Arc<dyn PhysicalExpr> {
+    column(schema, schema.index_of(name).unwrap())
+}
+
+fn call(
+    schema: &SchemaRef,
+    function: Arc<AggregateUDF>,
+    argument: Arc<dyn PhysicalExpr>,
+    distinct: bool,
+    filter: Option<&str>,
+) -> AggregateCall {
+    let expression = AggregateExprBuilder::new(function, vec![argument.clone()])
+        .schema(schema.clone())
+        .alias("aggregate")
+        .with_distinct(distinct)
+        .build()
+        .unwrap();
+    AggregateCall {
+        function: Arc::new(expression),
+        arguments: vec![argument],
+        filter: filter.map(|name| named(schema, name)),
+    }
+}
+
+/// All functions of the model, in its order.
+fn calls(schema: &SchemaRef) -> Vec<AggregateCall> {
+    let value = || named(schema, "value");
+    vec![
+        call(schema, sum_udaf(), value(), false, None),
+        call(schema, count_udaf(), value(), false, None),
+        call(schema, count_udaf(), lit(1_i64), false, None),
+        call(schema, min_udaf(), value(), false, None),
+        call(schema, max_udaf(), named(schema, "text"), false, None),
+        call(schema, avg_udaf(), named(schema, "real"), false, None),
+        call(schema, count_udaf(), value(), true, None),
+        call(schema, sum_udaf(), value(), false, Some("flag")),
+        call(schema, count_udaf(), lit(1_i64), false, Some("flag")),
+        call(schema, array_agg_udaf(), value(), false, None),
+    ]
+}
+
+fn states(calls: &[AggregateCall]) -> Vec<Vec<FieldRef>> {
+    calls.iter().map(|call| call.function.state_fields().unwrap()).collect()
+}
+
+/// The output of a group-by: keys, grouping id, and `values`.
+fn output_schema(input: &Schema, group_by: &GroupBy, values: Vec<FieldRef>) -> SchemaRef {
+    let key = |key: &Arc<dyn PhysicalExpr>| {
+        Arc::new(Field::new(key.to_string(), key.data_type(input).unwrap(), true))
+    };
+    let id = group_by.set_ids.as_ref();
+    let id = id.map(|(kind, _)| Arc::new(Field::new("grouping_id", kind.clone(), false)));
+    let keys = group_by.keys.iter().map(key);
+    Arc::new(Schema::new(keys.chain(id).chain(values).collect::<Vec<_>>()))
+}
+
+fn config(
+    input_schema: SchemaRef,
+    group_by: GroupBy,
+    calls: Vec<AggregateCall>,
+    phase: (InputRows, OutputRows),
+    batch_rows: usize,
+) -> AggregateConfig {
+    let values = match phase.1 {
+        OutputRows::Values => calls.iter().map(|call| call.function.field()).collect(),
+        OutputRows::States => states(&calls).concat(),
+    };
+    let schema = output_schema(&input_schema, &group_by, values);
+    let (input, output) = phase;
+    AggregateConfig { group_by, calls, input, output, input_schema, schema, batch_rows }
+}
+
+/// The config that merges the states which `partial` puts out. Filters stay, to be left unused.
+fn merging(partial: &AggregateConfig) -> AggregateConfig {
+    let input = partial.schema.clone();
+    let key_count = partial.group_by.keys.len() + usize::from(partial.group_by.set_ids.is_some());
+    let keys: Vec<_> = (0..key_count).map(|place| column(&input, place)).collect();
+    let sets = if keys.is_empty() { vec![] } else { vec![vec![false; key_count]] };
+    let group_by = GroupBy { keys, sets, ..GroupBy::default() };
+    let mut place = key_count;
+    let mut calls = partial.calls.clone();
+    for (call, fields) in calls.iter_mut().zip(states(&partial.calls)) {
+        call.arguments = (place..place + fields.len()).map(|at| column(&input, at)).collect();
+        place += fields.len();
+    }
+    let phase = (InputRows::States, OutputRows::Values);
+    config(input, group_by, calls, phase, partial.batch_rows)
+}
+
+impl Case {
+    fn group_by(&self, schema: &Schema) -> GroupBy {
+        let keys: Vec<_> = self.keys.iter().map(|place| column(schema, *place)).collect();
+        let Some(sets) = self.sets.clone() else {
+            let sets = if keys.is_empty() { vec![] } else { vec![vec![false; keys.len()]] };
+            return GroupBy { keys, sets, ..GroupBy::default() };
+        };
+        let null = |key: &Arc<dyn PhysicalExpr>| {
+            let kind = key.data_type(schema).unwrap();
+            Arc::new(Literal::new(ScalarValue::try_from(&kind).unwrap())) as Arc<dyn PhysicalExpr>
+        };
+        let ids = sets.iter().map(|set| model::grouping_id(set)).collect();
+        let nulls = keys.iter().map(null).collect();
+        GroupBy { keys, nulls, sets, set_ids: Some((DataType::UInt8, ids)) }
+    }
+
+    /// Adds all phases but the last source's pipeline.
+    fn add(
+        &self,
+        graph: &mut Graph,
+        schema: &SchemaRef,
+        source: Arc<dyn Source>,
+        calls: Vec<AggregateCall>,
+    ) -> AggregateOutput {
+        let group_by = self.group_by(schema);
+        let ungrouped = group_by.keys.is_empty() && group_by.set_ids.is_none();
+        let sources = if ungrouped { 1 } else { self.sources };
+        let out = if self.two_phases { OutputRows::States } else { OutputRows::Values };
+        let phase = (InputRows::Raw, out);
+        let config = config(schema.clone(), group_by, calls, phase, self.batch_rows);
+        let second = self.two_phases.then(|| merging(&config));
+        let (build, output) = new(config, self.sinks, sources).unwrap();
+        graph.add("aggregate", self.sinks, source, vec![], Arc::new(build)).unwrap();
+        let Some(second) = second else { return output };
+        let (build, merged) = new(second, sources, sources).unwrap();
+        graph.add("merge", sources, Arc::new(output), vec![], Arc::new(build)).unwrap();
+        merged
+    }
+
+    fn run(
+        &self,
+        options: QueryOptions,
+        schema: &SchemaRef,
+        source: Arc<dyn Source>,
+        calls: Vec<AggregateCall>,
+    ) -> Result<Vec<RecordBatch>> {
+        let ungrouped = self.keys.is_empty() && self.sets.is_none();
+        let sources = if ungrouped { 1 } else { self.sources };
+        let answer = run_with(options, |graph| {
+            let output = self.add(graph, schema, source, calls);
+            result_of(graph, sources, 1, Arc::new(output), vec![])
+        });
+        Ok(answer?.remove(0))
+    }
+
+    fn check(&self, input: &Input) {
+        let schema = input.batch.schema();
+        let source = scan(&input.batch, self.morsel);
+        let batches = self.run(QueryOptions::default(), &schema, source, calls(&schema)).unwrap();
+        assert_eq!(texts(&batches), input.aggregate(&self.keys, self.sets.as_deref()), "{self:?}");
+        assert!(batches.iter().all(|batch| batch.num_rows() <= self.batch_rows.max(1)));
+    }
+}
+
+fn size() -> impl Strategy<Value = usize> {
+    prop::sample::select(vec![1_usize, 3, 8192])
+}
+
+prop_compose! {
+    fn any_case()(
+        keys in prop::sample::subsequence((0..model::KEYS).collect::<Vec<_>>(), 0..4).prop_shuffle(),
+        two_phases in any::<bool>(),
+        morsel in size(),
+        batch_rows in size(),
+        sinks in 1..4_usize,
+        sources in 1..4_usize,
+    ) -> Case {
+        Case { keys, sets: None, two_phases, morsel, batch_rows, sinks, sources }
+    }
+}
+
+prop_compose! {
+    fn sets_case()(
+        case in any_case(),
+        keys in prop::sample::subsequence((0..model::KEYS).collect::<Vec<_>>(), 2),
+        sets in prop::sample::subsequence(vec![[true, true], [false, true], [true, false], [false, false]], 1..=4),
+    ) -> Case {
+        Case { keys, sets: Some(sets.into_iter().map(Vec::from).collect()), ..case }
+    }
+}
+
+fn rows() -> impl Strategy<Value = Vec<model::Row>> {
+    let code = || prop::option::weighted(0.8, 0..model::CODES);
+    let value = prop::option::weighted(0.8, -3..4_i64);
+    let flag = prop::option::weighted(0.8, any::<bool>());
+    prop::collection::vec((code(), code(), code(), value, flag), 0..30)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn groups_are_those_of_the_model(case in any_case(), rows in rows()) {
+        case.check(&Input::new(&rows));
+    }
+
+    #[test]
+    fn grouping_sets_are_those_of_the_model(case in sets_case(), rows in rows()) {
+        case.check(&Input::new(&rows));
+    }
+}
+
+fn plain(keys: &[usize]) -> Case {
+    let keys = keys.to_vec();
+    let (two_phases, sets) = (false, None);
+    Case { keys, sets, two_phases, morsel: 1000, batch_rows: 1000, sinks: 2, sources: 2 }
+}
+
+#[test]
+fn no_rows_are_one_group_only_where_there_is_no_key() {
+    let nothing = Input::new(&[]);
+    let all = vec![vec![true, true], vec![false, true]];
+    for two_phases in [false, true] {
+        for sinks in [1, 3] {
+            for (keys, sets, groups) in
+                [(vec![], None, 1), (vec![0], None, 0), (vec![0, 1], Some(all.clone()), 1)]
+            {
+                let case = Case { keys, sets, two_phases, sinks, ..plain(&[]) };
+                case.check(&nothing);
+                let model = nothing.aggregate(&case.keys, case.sets.as_deref());
+                assert_eq!(model.len(), groups);
+            }
+        }
+    }
+}
+
+#[test]
+fn all_task_counts_agree_on_all_keys() {
+    let row = |n: u8| {
+        let code = |n: u8| (!n.is_multiple_of(5)).then_some(n % model::CODES);
+        let value = (!n.is_multiple_of(7)).then_some(i64::from(n) - 100);
+        (code(n), code(n / 6), code(n / 36), value, Some(n.is_multiple_of(2)))
+    };
+    let input = Input::new(&(0..=255).map(row).collect::<Vec<_>>());
+    for sinks in 1..4 {
+        for sources in 1..4 {
+            for two_phases in [false, true] {
+                let keys: Vec<usize> = (0..model::KEYS).collect();
+                let (morsel, batch_rows) = (7, 5);
+                let (sets, case) = (None, plain(&[]));
+                Case { keys, sets, two_phases, morsel, batch_rows, sinks, sources }.check(&input);
+                Case { two_phases, sinks, sources, ..case }.check(&input);
+            }
+        }
+    }
+}
+
+/// `rows` rows of `groups` groups, whose values are row numbers.
+fn numbers(rows: i64, groups: i64) -> RecordBatch {
+    let keys = Int64Array::from_iter_values((0..rows).map(|row| row * 7919 % groups));
+    let values = Int64Array::from_iter_values(0..rows);
+    table([("key", Arc::new(keys)), ("value", Arc::new(values))])
+}
+
+fn sum_of_value(schema: &SchemaRef) -> Vec<AggregateCall> {
+    let value = || named(schema, "value");
+    vec![
+        call(schema, sum_udaf(), value(), false, None),
+        call(schema, min_udaf(), value(), false, None),
+    ]
+}
+
+/// More groups than a local table holds, so that tasks empty theirs several times.
+#[test]
+fn more_groups_than_a_local_table_holds() {
+    const GROUPS: i64 = 150_001;
+    let input = numbers(400_000, GROUPS);
+    let mut model = vec![(0_i64, i64::MAX); GROUPS as usize];
+    for row in 0..400_000_i64 {
+        let (sum, least) = &mut model[(row * 7919 % GROUPS) as usize];
+        *sum += row;
+        *least = row.min(*least);
+    }
+    for (sinks, sources, two_phases) in [(1, 2, false), (2, 1, false), (3, 3, false), (2, 3, true)]
+    {
+        let case = Case { sinks, sources, two_phases, morsel: 8192, ..plain(&[0]) };
+        let (schema, options) = (input.schema(), QueryOptions::default());
+        let source = scan(&input, 8192);
+        let batches = case.run(options, &schema, source, sum_of_value(&schema)).unwrap();
+        let mut seen = vec![None; GROUPS as usize];
+        for batch in &batches {
+            let column = |place| batch.column(place).as_primitive::<Int64Type>().values();
+            for row in 0..batch.num_rows() {
+                let group = &mut seen[column(0)[row] as usize];
+                assert!(group.is_none(), "a group has one row");
+                *group = Some((column(1)[row], column(2)[row]));
+            }
+        }
+        assert!(seen.iter().zip(&model).all(|(seen, model)| *seen == Some(*model)), "{case:?}");
+    }
+}
+
+#[test]
+fn groups_are_charged_to_the_query() {
+    let input = numbers(200_000, 100_000);
+    for (limit, fits) in [(1 << 20, false), (64 << 20, true)] {
+        for (sinks, two_phases) in [(1, false), (2, false), (2, true)] {
+            let memory = Arc::new(MemoryLimit::new(limit));
+            let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
+            let case = Case { sinks, two_phases, ..plain(&[0]) };
+            let schema = input.schema();
+            let source = scan(&input, 1000);
+            match case.run(options, &schema, source, sum_of_value(&schema)) {
+                Ok(batches) => {
+                    let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+                    assert!(fits && rows == 100_000);
+                }
+                Err(error) => {
+                    assert!(!fits && matches!(error, Error::OutOfMemory { .. }), "{error}");
+                    assert!(error.to_string().contains("aggregate build"), "{error}");
+                }
+            }
+            assert_eq!(memory.reserved(), 0);
+        }
+    }
+}
+
+/// One group can be large as well, and is charged until it has been put out.
+#[test]
+fn distinct_values_of_the_only_group_are_charged() {
+    let input = numbers(200_000, 100_000);
+    let schema = input.schema();
+    let calls = vec![call(&schema, count_udaf(), named(&schema, "key"), true, None)];
+    for (limit, fits) in [(1 << 18, false), (64 << 20, true)] {
+        let memory = Arc::new(MemoryLimit::new(limit));
+        let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
+        match plain(&[]).run(options, &schema, scan(&input, 1000), calls.clone()) {
+            Ok(batches) => assert!(fits && texts(&batches) == ["100000"]),
+            Err(error) => {
+                assert!(!fits && error.to_string().contains("aggregate build"), "{error}")
+            }
+        }
+        assert_eq!(memory.reserved(), 0);
+    }
+}
+
+#[test]
+fn a_failed_input_is_not_an_empty_one() {
+    let schema = Input::new(&[]).batch.schema();
+    for keys in [vec![], vec![0]] {
+        let case = Case { keys, ..plain(&[]) };
+        let source = Arc::new(FailingScan);
+        let answer = case.run(QueryOptions::default(), &schema, source, calls(&schema));
+        assert_eq!(answer.unwrap_err().to_string(), "the scan failed");
+    }
+}
+
+#[test]
+fn a_dropped_result_ends_an_aggregate() {
+    let input = numbers(200_000, 100_000);
+    for case in [plain(&[0]), Case { two_phases: true, ..plain(&[0]) }] {
+        let query = QueryContext::new(&EXECUTOR, QueryOptions::default());
+        let mut graph = Graph::new();
+        let schema = input.schema();
+        let output = case.add(&mut graph, &schema, scan(&input, 1000), sum_of_value(&schema));
+        let readers = result_of(&mut graph, 2, 1, Arc::new(output), vec![]);
+        let running = graph.start(&query).unwrap();
+        let mut stream =
+            RowStream::of_query(&running, readers).into_iter().next().unwrap().into_blocking();
+        assert!(stream.next().unwrap().unwrap().rows() > 0);
+        drop(stream);
+        wait_idle(&query);
+    }
+}
+
+/// A filter is applied where rows are aggregated; states have been filtered before.
+#[test]
+fn states_are_not_filtered_again() {
+    let rows: Vec<model::Row> =
+        (0..10).map(|n| (Some(1), None, None, Some(n), Some(n < 4))).collect();
+    let input = Input::new(&rows);
+    for keys in [vec![], vec![0]] {
+        let case = Case { two_phases: true, keys, ..plain(&[]) };
+        let schema = input.batch.schema();
+        let filtered =
+            vec![call(&schema, sum_udaf(), named(&schema, "value"), false, Some("flag"))];
+        let batches = run(|graph| {
+            let output = case.add(graph, &schema, scan(&input.batch, 3), filtered);
+            result_of(graph, if case.keys.is_empty() { 1 } else { 2 }, 1, Arc::new(output), vec![])
+        });
+        let texts = texts(&batches.unwrap());
+        assert!(texts.len() == 1 && texts[0].ends_with('6'), "{texts:?}");
+    }
+}

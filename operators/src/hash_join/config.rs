@@ -158,6 +158,11 @@ impl Shared {
         )
     }
 
+    /// Whether probe rows without a match are output rows, so that no scan may drop them.
+    pub(super) fn preserves_right(&self) -> bool {
+        self.marks_right() && self.config.join_type != JoinType::RightSemi
+    }
+
     /// Whether one match of a probe row tells all that is asked of it.
     pub(super) fn first_match_suffices(&self) -> bool {
         self.filter.is_none()

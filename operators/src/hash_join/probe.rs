@@ -111,7 +111,8 @@ impl LocalProbe {
     ) -> Option<Arc<dyn PhysicalExpr>> {
         let config = &self.shared.config;
         let nulls_match = self.shared.null_keys == NullKeys::AreValues;
-        if table.has_null && (nulls_match || config.null_aware) {
+        let keeps_nulls = table.has_null && (nulls_match || config.null_aware);
+        if keeps_nulls || self.shared.preserves_right() {
             return None;
         }
         if table.rows() == 0 && !config.null_aware {
@@ -217,7 +218,7 @@ impl LocalProbe {
         let wanted = |row: &usize| match shared.config.join_type {
             JoinType::LeftSemi => table.is_marked(*row),
             JoinType::LeftMark => true,
-            _ => !table.is_marked(*row) && !(no_null_keys && table.has_null_key(*row)),
+            _ => !(table.is_marked(*row) || no_null_keys && table.has_null_key(*row)),
         };
         let rows: Vec<usize> = (first..last).filter(wanted).collect();
         if rows.is_empty() {

@@ -20,7 +20,10 @@ use arrow::{
     datatypes::SchemaRef,
 };
 use datafusion_common::ScalarValue;
-use gatework_runtime::{Error, Result, pipeline::Reservation};
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{Batch, Reservation},
+};
 use parking_lot::Mutex;
 
 use super::config::Shared;
@@ -99,7 +102,7 @@ impl Table {
             reservation.grow(part.reservation.bytes())?;
         }
         let copies: usize = if pieces.len() > 1 {
-            pieces.iter().map(RecordBatch::get_array_memory_size).sum()
+            pieces.iter().map(|piece| Batch::new(piece.clone()).bytes()).sum()
         } else {
             0
         };
@@ -183,7 +186,7 @@ impl Table {
         let options = RecordBatchOptions::new().with_row_count(Some(self.rows()));
         let payload = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
         let payload = payload.or_fail()?;
-        let payload_bytes = payload.get_array_memory_size();
+        let payload_bytes = Batch::new(payload.clone()).bytes();
         let _first = self.payload.set(payload);
         drop(pieces);
         let fixed = 8 * (self.heads.len() + self.hashes.len() + self.matched.len())

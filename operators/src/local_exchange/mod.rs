@@ -7,6 +7,7 @@ mod tests;
 
 use std::sync::Arc;
 
+use arrow::datatypes::SchemaRef;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
@@ -18,7 +19,7 @@ use gatework_shared_state::{Budget, Gate, Take, exchange as state};
 
 pub use routing::Routing;
 
-use crate::{compact, held::Held, result::answer};
+use crate::{compact, held::Held, result::answer, union::rename};
 use routing::{Routed, Router};
 
 /// Takes the rows of one producing pipeline.
@@ -33,6 +34,17 @@ pub struct LocalExchangeSink {
 #[derive(Debug)]
 pub struct LocalExchangeSource {
     slots: Slots<state::ExchangeSource<Held>>,
+    schema: Option<SchemaRef>,
+}
+
+impl LocalExchangeSource {
+    /// The same source, whose columns come out under the names of `schema`: for producers that
+    /// agree in the types of their columns only, such as the children of a union.
+    #[must_use]
+    pub fn with_schema(mut self, schema: SchemaRef) -> Self {
+        self.schema = Some(schema);
+        self
+    }
 }
 
 /// An exchange from pipelines of as many tasks as `producers` says, one sink each, to a pipeline of
@@ -60,7 +72,7 @@ pub fn new(
         router: router.clone(),
         budget: budget.clone(),
     });
-    Ok((sinks.collect(), LocalExchangeSource { slots: Slots::new(sources) }))
+    Ok((sinks.collect(), LocalExchangeSource { slots: Slots::new(sources), schema: None }))
 }
 
 impl Sink for LocalExchangeSink {
@@ -125,18 +137,25 @@ impl Source for LocalExchangeSource {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
-        Ok(Box::new(LocalChannel { source: self.slots.take(setup.instance())? }))
+        Ok(Box::new(LocalChannel {
+            source: self.slots.take(setup.instance())?,
+            schema: self.schema.clone(),
+        }))
     }
 }
 
 struct LocalChannel {
     source: state::ExchangeSource<Held>,
+    schema: Option<SchemaRef>,
 }
 
 impl LocalSource for LocalChannel {
     fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
         Ok(match self.source.take() {
-            Take::Item(held) => SourceResult::Batch(held.release()),
+            Take::Item(held) => SourceResult::Batch(match &self.schema {
+                Some(schema) => rename(held.release(), schema)?,
+                None => held.release(),
+            }),
             Take::Blocked(gate) => SourceResult::Blocked(gate.into()),
             Take::Finished => SourceResult::Finished,
             Take::Aborted => return Err(Error::ProducerAborted),

@@ -1,6 +1,6 @@
 //! The build sink of a nested-loop join: collects the left side in chunks.
 
-use arrow::{array::RecordBatch, compute::concat_batches};
+use arrow::array::RecordBatch;
 use gatework_runtime::{
     Result,
     pipeline::{
@@ -10,7 +10,7 @@ use gatework_runtime::{
 use gatework_shared_state::{Gate, join::BuildSink};
 
 use super::table::{Part, Table};
-use crate::{OrFail, compact};
+use crate::{compact, concat::concat_rows};
 
 /// Collects the left side.
 #[derive(Debug)]
@@ -85,12 +85,7 @@ impl LocalSink for LocalBuild {
 impl LocalBuild {
     /// Makes chunks of the small batches until fewer than `least` rows are left.
     fn cut(&mut self, least: usize) -> Result<()> {
-        let small = std::mem::take(&mut self.small);
-        let Some(first) = small.first() else { return Ok(()) };
-        let rows = match small.as_slice() {
-            [only] => only.clone(),
-            several => concat_batches(&first.schema(), several).or_fail()?,
-        };
+        let rows = concat_rows(&std::mem::take(&mut self.small))?;
         let mut offset = 0;
         while rows.num_rows() - offset >= least {
             let length = self.chunk_rows.min(rows.num_rows() - offset);

@@ -1,1 +1,254 @@
+//! Sort and top-N against std's sort, over keys, directions, NULLs, ties, tasks and batch sizes.
 
+use std::{cmp::Ordering, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, AsArray, Float64Array, Int32Array, RecordBatch, StringArray},
+    compute::SortOptions,
+    datatypes::Int32Type,
+};
+use datafusion_physical_expr::{LexOrdering, PhysicalSortExpr, expressions::Column};
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{Graph, MemoryLimit, QueryContext, QueryOptions, RowStream, Source},
+};
+use proptest::prelude::*;
+
+use super::{SortConfig, new};
+use crate::rig::{EXECUTOR, FailingScan, ints, result_of, rows, run_with, scan, table, wait_idle};
+
+const FLOATS: [f64; 6] = [0.0, -0.0, f64::NAN, 1.5, f64::NEG_INFINITY, -1.5];
+const TEXTS: [&str; 6] = ["", "a", "ab", "b", "a rather long text, not inline", "a\0"];
+
+/// Three key codes: for an integer, a text and a float.
+type Row = [Option<u8>; 3];
+
+/// The key columns, then the row's number.
+fn input(rows: &[Row]) -> RecordBatch {
+    let int = rows.iter().map(|row| row[0].map(|code| i32::from(code) - 2));
+    let text = rows.iter().map(|row| row[1].map(|code| TEXTS[usize::from(code)]));
+    let float = rows.iter().map(|row| row[2].map(|code| FLOATS[usize::from(code)]));
+    table([
+        ("int", ints(int)),
+        ("text", Arc::new(text.collect::<StringArray>())),
+        ("float", Arc::new(float.collect::<Float64Array>())),
+        ("row", ints((0..rows.len() as i32).map(Some))),
+    ])
+}
+
+fn compare(key: usize, options: SortOptions, a: &Row, b: &Row) -> Ordering {
+    let (Some(a), Some(b)) = (a[key], b[key]) else {
+        let nulls_last = a[key].is_none().cmp(&b[key].is_none());
+        return if options.nulls_first { nulls_last.reverse() } else { nulls_last };
+    };
+    let (a, b) = (usize::from(a), usize::from(b));
+    let ascending = match key {
+        0 => a.cmp(&b),
+        1 => TEXTS[a].cmp(TEXTS[b]),
+        _ => FLOATS[a].total_cmp(&FLOATS[b]),
+    };
+    if options.descending { ascending.reverse() } else { ascending }
+}
+
+/// What is sorted, and how it is run.
+#[derive(Debug, Clone)]
+struct Case {
+    keys: Vec<(usize, SortOptions)>,
+    fetch: Option<usize>,
+    morsel: usize,
+    batch_rows: usize,
+    sinks: usize,
+}
+
+impl Case {
+    /// By the integer, ascending, NULLs last.
+    fn plain(fetch: Option<usize>, sinks: usize) -> Self {
+        let options = SortOptions { descending: false, nulls_first: false };
+        Self { keys: vec![(0, options)], fetch, morsel: 1000, batch_rows: 1000, sinks }
+    }
+
+    fn add(
+        &self,
+        graph: &mut Graph,
+        input: &RecordBatch,
+        source: Arc<dyn Source>,
+    ) -> crate::rig::Readers {
+        let schema = input.schema();
+        let key = |(place, options): &(usize, SortOptions)| {
+            let column = Column::new(schema.field(*place).name(), *place);
+            PhysicalSortExpr::new(Arc::new(column), *options)
+        };
+        let ordering = LexOrdering::new(self.keys.iter().map(key)).unwrap();
+        let (fetch, batch_rows) = (self.fetch, self.batch_rows);
+        let config = SortConfig { ordering, fetch, schema: schema.clone(), batch_rows };
+        let (runs, merge) = new(config, self.sinks).unwrap();
+        graph.add("runs", self.sinks, source, vec![], Arc::new(runs)).unwrap();
+        result_of(graph, 1, 1, Arc::new(merge), vec![])
+    }
+
+    fn run(&self, options: QueryOptions, input: &RecordBatch) -> Result<Vec<RecordBatch>> {
+        let source = scan(input, self.morsel);
+        Ok(run_with(options, |graph| self.add(graph, input, source))?.remove(0))
+    }
+
+    /// The keys come in the model's order; each row that comes is one of the input's, once.
+    fn check(&self, codes: &[Row]) {
+        let input = input(codes);
+        let batches = self.run(QueryOptions::default(), &input).unwrap();
+        let by_keys = |a: &Row, b: &Row| {
+            let orders = self.keys.iter().map(|(key, options)| compare(*key, *options, a, b));
+            orders.fold(Ordering::Equal, Ordering::then)
+        };
+        let mut model = codes.to_vec();
+        model.sort_by(by_keys);
+        model.truncate(self.fetch.unwrap_or(usize::MAX));
+        let keys: Vec<usize> = self.keys.iter().map(|(key, _)| *key).collect();
+        let project = |batch: &RecordBatch| batch.project(&keys).unwrap();
+        let sorted: Vec<_> = batches.iter().map(project).collect();
+        assert_eq!(rows(&sorted), rows(&[project(&self::input(&model))]), "{self:?}");
+
+        let numbers = batches.iter().flat_map(|batch| batch.column(3).as_primitive::<Int32Type>());
+        let mut numbers: Vec<i32> = numbers.flatten().collect();
+        let all = rows(&[input]);
+        let of_input: Vec<_> = numbers.iter().map(|row| all[*row as usize].clone()).collect();
+        assert_eq!(rows(&batches), of_input, "{self:?}");
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), model.len(), "{self:?}");
+        assert!(batches.iter().all(|batch| batch.num_rows() <= self.batch_rows));
+    }
+}
+
+prop_compose! {
+    fn any_case()(
+        places in prop::sample::subsequence(vec![0_usize, 1, 2], 1..4).prop_shuffle(),
+        options in prop::array::uniform3((any::<bool>(), any::<bool>())),
+        fetch in prop::option::weighted(0.6, prop_oneof![Just(0_usize), Just(1), 2..20_usize, Just(100)]),
+        morsel in prop::sample::select(vec![1_usize, 3, 8192]),
+        batch_rows in prop::sample::select(vec![1_usize, 3, 8192]),
+        sinks in 1..4_usize,
+    ) -> Case {
+        let options = options.map(|(descending, nulls_first)| SortOptions { descending, nulls_first });
+        let keys = places.into_iter().zip(options).collect();
+        Case { keys, fetch, morsel, batch_rows, sinks }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn rows_come_in_the_order_of_std(
+        case in any_case(),
+        rows in prop::collection::vec(prop::array::uniform3(prop::option::weighted(0.8, 0..6_u8)), 0..40),
+    ) {
+        case.check(&rows);
+    }
+}
+
+/// A column of `rows` numbers in no order, each `ties` times, and the row's number.
+fn shuffled(rows: i32, ties: i32) -> RecordBatch {
+    let number = |row: i32| (i64::from(row) * 7919 % i64::from(rows)) as i32 / ties;
+    table([
+        ("int", ints((0..rows).map(|row| Some(number(row))))),
+        ("row", ints((0..rows).map(Some))),
+    ])
+}
+
+fn values(batches: &[RecordBatch]) -> Vec<i32> {
+    let columns = batches.iter().map(|batch| batch.column(0).as_primitive::<Int32Type>());
+    columns.flat_map(|column| column.values().to_vec()).collect()
+}
+
+/// So many rows that tasks shrink what they keep and tell each other the boundary, on which there
+/// are ties. Rising and falling input are the two extremes: all is dropped, or nothing.
+#[test]
+fn a_shared_boundary_changes_no_result() {
+    const ROWS: i32 = 250_000;
+    let mixed = shuffled(ROWS, 7);
+    let ordered = |number: fn(i32) -> i32| -> RecordBatch {
+        let column: ArrayRef = Arc::new(Int32Array::from_iter_values((0..ROWS).map(number)));
+        table([("int", column), ("row", ints((0..ROWS).map(Some)))])
+    };
+    let inputs = [mixed, ordered(|row| row / 7), ordered(|row| (ROWS - 1 - row) / 7)];
+    let model: Vec<i32> = (0..ROWS).map(|row| row / 7).collect();
+    for input in &inputs {
+        for fetch in [1, 10, 1000, 40_000, 249_999, 250_000, 300_000] {
+            for sinks in 1..4 {
+                let case = Case::plain(Some(fetch), sinks);
+                let batches = case.run(QueryOptions::default(), input).unwrap();
+                let wanted = &model[..fetch.min(model.len())];
+                assert!(values(&batches) == wanted, "{case:?}");
+                let mut rows = values(
+                    &batches.iter().map(|batch| batch.project(&[1]).unwrap()).collect::<Vec<_>>(),
+                );
+                rows.sort_unstable();
+                rows.dedup();
+                assert_eq!(rows.len(), wanted.len(), "no row comes twice, {case:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn long_runs_are_merged_in_order() {
+    let input = shuffled(250_000, 3);
+    for sinks in 1..4 {
+        let case = Case { morsel: 1003, batch_rows: 4096, ..Case::plain(None, sinks) };
+        let batches = case.run(QueryOptions::default(), &input).unwrap();
+        let values = values(&batches);
+        assert!(values.len() == 250_000 && values.is_sorted());
+        assert!(values.iter().zip(0..).all(|(value, row)| *value == row / 3));
+    }
+}
+
+/// A sort holds its rows, a top-N little more than it is asked for; both give all back.
+#[test]
+fn a_top_n_needs_less_memory_than_a_sort() {
+    let input = shuffled(400_000, 1);
+    // A row takes 8 bytes and its key 5 and an offset of 8.
+    for (fetch, fits) in [(None, false), (Some(100), true)] {
+        for sinks in [1, 2] {
+            let memory = Arc::new(MemoryLimit::new(5 << 20));
+            let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
+            match Case::plain(fetch, sinks).run(options, &input) {
+                Ok(batches) => assert!(fits && values(&batches) == (0..100).collect::<Vec<_>>()),
+                Err(error) => {
+                    assert!(!fits && matches!(error, Error::OutOfMemory { .. }), "{error}");
+                    assert!(error.to_string().contains("not enough memory for sort:"), "{error}");
+                }
+            }
+            assert_eq!(memory.reserved(), 0);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_read_for_no_rows() {
+    let input = shuffled(10, 1);
+    for (fetch, ends) in [(Some(0), true), (Some(1), false), (None, false)] {
+        let case = Case::plain(fetch, 2);
+        let answer = run_with(QueryOptions::default(), |graph| {
+            case.add(graph, &input, Arc::new(FailingScan))
+        });
+        match answer {
+            Ok(batches) => assert!(ends && batches[0].is_empty()),
+            Err(error) => assert!(!ends && error.to_string() == "the scan failed"),
+        }
+    }
+}
+
+#[test]
+fn a_dropped_result_ends_a_sort() {
+    let input = shuffled(200_000, 1);
+    let case = Case { batch_rows: 10, ..Case::plain(None, 2) };
+    let query = QueryContext::new(&EXECUTOR, QueryOptions::default());
+    let mut graph = Graph::new();
+    let readers = case.add(&mut graph, &input, scan(&input, 1000));
+    let running = graph.start(&query).unwrap();
+    let mut stream =
+        RowStream::of_query(&running, readers).into_iter().next().unwrap().into_blocking();
+    assert_eq!(stream.next().unwrap().unwrap().rows(), 10);
+    drop(stream);
+    wait_idle(&query);
+}

@@ -88,7 +88,8 @@ struct Partitions {
     batches: Vec<RecordBatch>,
     rows: usize,
     bytes: usize,
-    memory: Reservation,
+    /// Given back with the batches.
+    _memory: Reservation,
 }
 
 impl Payload for Partitions {

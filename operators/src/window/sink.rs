@@ -127,7 +127,7 @@ impl LocalWindowSink {
         // What slices were charged too much or too little is settled with the last of them.
         let share = if self.open.rows == 0 { self.memory.bytes() } else { bytes };
         let memory = self.memory.split_some(share);
-        answer(sink.push(Partitions { batches, rows, bytes, memory }))
+        answer(sink.push(Partitions { batches, rows, bytes, _memory: memory }))
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::{
     array::{ArrayRef, RecordBatch},
-    compute::{SortColumn, concat, concat_batches},
+    compute::{SortColumn, concat},
 };
 use datafusion_common::utils::evaluate_partition_ranges;
 use datafusion_physical_expr::window::WindowExpr;
@@ -15,7 +15,7 @@ use gatework_runtime::{
 use gatework_shared_state::{Take, analytic::AnalyticSource};
 
 use super::{Partitions, Plan, bytes};
-use crate::OrFail;
+use crate::{OrFail, concat::concat_rows};
 
 /// Gives the rows with the window expressions' columns.
 #[derive(Debug)]
@@ -85,15 +85,10 @@ impl LocalSource for LocalWindowSource {
 impl LocalWindowSource {
     /// The rows of `partitions` with a column per expression.
     fn evaluate(&mut self, partitions: Partitions, task: &TaskContext) -> Result<RecordBatch> {
-        let rows = match partitions.batches.as_slice() {
-            [only] => only.clone(),
-            several => {
-                self.memory.grow(partitions.bytes)?;
-                let schema = several.first().map(RecordBatch::schema);
-                let schema = schema.unwrap_or_else(|| self.plan.schema.clone());
-                concat_batches(&schema, several).or_fail()?
-            }
-        };
+        if partitions.batches.len() > 1 {
+            self.memory.grow(partitions.bytes)?;
+        }
+        let rows = concat_rows(&partitions.batches)?;
         let sort_column = |values| SortColumn { values, options: None };
         let keys: Vec<_> = self.plan.keys(&rows)?.into_iter().map(sort_column).collect();
         let ranges = evaluate_partition_ranges(rows.num_rows(), &keys).or_fail()?;

@@ -23,7 +23,7 @@ use tracing::trace;
 
 use super::{
     Batch, FinishResult, LocalOperator, LocalSink, LocalSource, OperatorMetrics, OperatorResult,
-    Setup, SinkResult, SourceResult, Start, TaskContext,
+    Setup, SinkResult, SourceResult, Start, TaskContext, chaos,
     graph::{Pipeline, TaskRecord},
     query::LiveTask,
 };
@@ -119,16 +119,19 @@ impl TaskDriver {
     fn create(&mut self) -> Result<Step> {
         let pipeline = self.pipeline.clone();
         let sink_place = self.sink_place();
-        let sink = pipeline.sink.local(self.setup(sink_place + 1, pipeline.sink.name()))?;
+        let setup = self.setup(sink_place + 1, pipeline.sink.name());
+        let sink = chaos::local_sink(pipeline.sink.as_ref(), setup)?;
         self.parts.closed.extend(sink.closed().map(|gate| (sink_place, gate)));
         self.parts.sink = Some(sink);
         self.parts.operators = (0..sink_place).map(|_| None).collect();
         for (place, operator) in pipeline.operators.iter().enumerate().rev() {
-            let local = operator.local(self.setup(place + 1, operator.name()))?;
+            let setup = self.setup(place + 1, operator.name());
+            let local = chaos::local_operator(operator.as_ref(), setup)?;
             self.parts.closed.extend(local.closed().map(|gate| (place, gate)));
             self.parts.operators[place] = Some(local);
         }
-        let source = pipeline.source.local(self.setup(0, pipeline.source.name()))?;
+        let setup = self.setup(0, pipeline.source.name());
+        let source = chaos::local_source(pipeline.source.as_ref(), setup)?;
         self.parts.source = Some(source);
         self.parts.started = vec![false; sink_place + 1];
         Ok(Step::Next(Position::Start))
@@ -383,7 +386,7 @@ impl TaskDriver {
                 }
                 Step::Done => return Ok(Outcome::Done),
             }
-            if now - started > slice {
+            if now - started >= slice {
                 return Ok(Outcome::Yield);
             }
         }

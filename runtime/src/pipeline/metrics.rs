@@ -108,6 +108,8 @@ pub struct DependencyProfile {
     pub blocked: Duration,
     /// How often someone found it shut.
     pub count: u64,
+    /// Whether it is open now. After the end of a query no gate of a shared state is shut.
+    pub open: bool,
 }
 
 /// What a query did, so far or in the end.

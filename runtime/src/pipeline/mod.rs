@@ -6,6 +6,7 @@
 //! error, cancellation, memory, counters.
 
 mod batch;
+mod chaos;
 mod contract;
 mod driver;
 mod graph;
@@ -20,6 +21,7 @@ mod wait_graph;
 mod tests;
 
 pub use batch::Batch;
+pub use chaos::{Chaos, ChaosCounts, Fault};
 pub use contract::{
     FinishResult, LocalOperator, LocalSink, LocalSource, Operator, OperatorResult, Setup, Sink,
     SinkResult, Source, SourceResult, Start, TaskContext,

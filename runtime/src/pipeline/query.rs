@@ -22,7 +22,7 @@ use gatework_shared_state::{Dependency, DependencyKind, Gate, Wakeups};
 use parking_lot::Mutex;
 
 use super::{
-    DependencyProfile, MemoryPool, MemoryRefused, Profile, Unlimited,
+    Chaos, DependencyProfile, MemoryPool, MemoryRefused, Profile, Unlimited,
     graph::{Pipeline, PipelineInfo, TaskRecord},
 };
 use crate::{
@@ -38,7 +38,10 @@ pub struct QueryOptions {
     /// Where its breakers reserve memory; by default there is no limit.
     pub memory: Arc<dyn MemoryPool>,
     /// How long a task runs before others get their turn, checked between two batches; 10 ms.
+    /// 0 for one step at a time.
     pub time_slice: Duration,
+    /// What a test does to the query's tasks; by default nothing.
+    pub chaos: Option<Arc<Chaos>>,
 }
 
 impl Default for QueryOptions {
@@ -47,6 +50,7 @@ impl Default for QueryOptions {
             name: "query".into(),
             memory: Arc::new(Unlimited),
             time_slice: Duration::from_millis(10),
+            chaos: None,
         }
     }
 }
@@ -112,6 +116,10 @@ impl QueryContext {
 
     pub(super) fn time_slice(&self) -> Duration {
         self.options.time_slice
+    }
+
+    pub(super) fn chaos(&self) -> Option<&Arc<Chaos>> {
+        self.options.chaos.as_ref()
     }
 
     /// The number of workers its tasks can run on.
@@ -213,9 +221,7 @@ impl QueryContext {
             let pipelines = pipelines.iter().map(|pipeline| pipeline.info.clone()).collect();
             state.regions.push(Region { pipelines, records });
         }
-        for handle in handles {
-            handle.wake();
-        }
+        self.core.wake_together(&handles);
         Ok(region.idle.clone())
     }
 
@@ -288,6 +294,7 @@ impl QueryContext {
                 kind: gate.kind(),
                 blocked: gate.blocked_time(),
                 count: gate.blocked_count(),
+                open: gate.is_ready(),
             })
             .collect();
         profile.dependencies.sort_by_key(|gate| std::cmp::Reverse(gate.blocked));

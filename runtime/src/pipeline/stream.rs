@@ -47,6 +47,8 @@ pub struct RowStream {
     idle: Gate,
     /// The last thing to be said before the end: the error, once the tasks are gone.
     last_word: Option<Error>,
+    /// The last word has been said.
+    over: bool,
 }
 
 impl RowStream {
@@ -75,6 +77,7 @@ impl RowStream {
             idle: running.idle().clone(),
             _cancel: cancel.clone(),
             last_word: None,
+            over: false,
         };
         readers.into_iter().map(stream).collect()
     }
@@ -108,9 +111,17 @@ impl RowStream {
         if !self.idle.poll_ready(waker) {
             return Poll::Pending;
         }
-        let last_word = self.last_word.take();
-        // The first error may have come after the echo that ended this reader.
-        Poll::Ready(last_word.map(|error| Err(self.query.error().unwrap_or(error))))
+        if std::mem::replace(&mut self.over, true) {
+            return Poll::Ready(None);
+        }
+        let first_error = self.query.error();
+        Poll::Ready(match self.last_word.take() {
+            // The first error may have come after the echo that ended this reader.
+            Some(echo) => Some(Err(first_error.unwrap_or(echo))),
+            // A task that failed after the last row was in has failed all the same. A cancel that
+            // came too late to keep a row back is none.
+            None => first_error.filter(|error| !error.is_echo()).map(Err),
+        })
     }
 }
 

@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{
     queue::Queue,
+    seeded::Schedule,
     sleep::Sleep,
     task::{Runnable, Task, TaskGroup, TaskHandle},
     worker,
@@ -133,6 +134,20 @@ impl Core {
         TaskHandle(Task::new(self, group.clone(), body))
     }
 
+    /// Makes several tasks runnable. A seeded queue sees them all before it picks the first.
+    pub(crate) fn wake_together(&self, tasks: &[TaskHandle]) {
+        if let Some(seeded) = self.queue.seeded() {
+            seeded.hold();
+        }
+        for task in tasks {
+            task.wake();
+        }
+        if let Some(seeded) = self.queue.seeded() {
+            seeded.release();
+            self.wake_one();
+        }
+    }
+
     pub(crate) fn add_resident(&self, resident: Weak<dyn Shutdown>) {
         let mut residents = self.residents.lock();
         residents.retain(|known| known.strong_count() > 0);
@@ -163,6 +178,7 @@ pub struct ExecutorBuilder {
     start_hook: Option<StartHook>,
     pin_to_cores: bool,
     pool: Option<Arc<rayon::ThreadPool>>,
+    seed: Option<u64>,
 }
 
 impl fmt::Debug for ExecutorBuilder {
@@ -171,6 +187,7 @@ impl fmt::Debug for ExecutorBuilder {
             .field("threads", &self.threads)
             .field("pin_to_cores", &self.pin_to_cores)
             .field("hosted", &self.pool.is_some())
+            .field("seed", &self.seed)
             .finish_non_exhaustive()
     }
 }
@@ -206,14 +223,31 @@ impl ExecutorBuilder {
         self
     }
 
+    /// Has one worker, which picks the next task at random, as `seed` says. For tests: with
+    /// `QueryOptions::time_slice` 0 every step of every task can fall behind every other, and the
+    /// same seed gives the same order again, as long as no other thread wakes tasks.
+    /// [`Executor::schedule`] says what the seed came to.
+    ///
+    /// ```
+    /// let executor = gatework_runtime::Executor::builder().seeded(42).build()?;
+    /// assert_eq!(executor.threads(), 1);
+    /// assert_eq!(executor.schedule().map(|schedule| schedule.choices), Some(0));
+    /// # Ok::<(), gatework_runtime::Error>(())
+    /// ```
+    pub fn seeded(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
     /// Starts the executor.
     ///
     /// # Errors
-    /// If `threads` is 0, if thread names, hooks or pinning are asked of a hosted executor, or if
-    /// the system refuses a thread.
+    /// If `threads` is 0, if thread names, hooks or pinning are asked of a hosted executor, if a
+    /// seeded executor is hosted or has several threads, or if the system refuses a thread.
     pub fn build(self) -> Result<Executor> {
         let default = || match &self.pool {
             Some(pool) => pool.current_num_threads(),
+            None if self.seed.is_some() => 1,
             None => thread::available_parallelism().map_or(1, usize::from),
         };
         let workers = self.threads.unwrap_or_else(default);
@@ -224,6 +258,11 @@ impl ExecutorBuilder {
                     .into(),
             ));
         }
+        if self.seed.is_some() && (workers > 1 || self.pool.is_some()) {
+            return Err(Error::Setup(
+                "a seeded executor has one thread of its own: several would race each other".into(),
+            ));
+        }
         match self.pool {
             Some(_) if self.name.is_some() || self.start_hook.is_some() || self.pin_to_cores => {
                 Err(Error::Setup(
@@ -231,7 +270,7 @@ impl ExecutorBuilder {
                         .into(),
                 ))
             }
-            Some(pool) => Ok(Executor::start(workers, Threads::Borrowed(pool), 0..workers)),
+            Some(pool) => Ok(Executor::start(workers, Threads::Borrowed(pool), 0..workers, None)),
             None => self.build_own(workers),
         }
     }
@@ -239,7 +278,7 @@ impl ExecutorBuilder {
     fn build_own(self, workers: usize) -> Result<Executor> {
         let parkers: Vec<Parker> = (0..workers).map(|_| Parker::new()).collect();
         let unparkers = parkers.iter().map(|parker| parker.unparker().clone()).collect();
-        let executor = Executor::start(workers, Threads::Own(unparkers), 0..0);
+        let executor = Executor::start(workers, Threads::Own(unparkers), 0..0, self.seed);
         let cores = self.pin_to_cores.then(core_affinity::get_core_ids).flatten();
         for (worker, parker) in parkers.into_iter().enumerate() {
             let core = executor.inner.core.clone();
@@ -294,9 +333,14 @@ impl Executor {
         ExecutorBuilder::default()
     }
 
-    fn start(workers: usize, threads: Threads, asleep: std::ops::Range<usize>) -> Self {
+    fn start(
+        workers: usize,
+        threads: Threads,
+        asleep: std::ops::Range<usize>,
+        seed: Option<u64>,
+    ) -> Self {
         let core = Arc::new_cyclic(|this| Core {
-            queue: Queue::new(workers),
+            queue: Queue::new(workers, seed),
             sleep: Sleep::new(asleep),
             threads,
             workers,
@@ -324,6 +368,11 @@ impl Executor {
     /// Tasks that ran on another worker than the one that queued them or ran them last.
     pub fn steals(&self) -> u64 {
         self.inner.core.steals.load(Ordering::Relaxed)
+    }
+
+    /// What the picks of a seeded executor came to so far; `None` if it has no seed.
+    pub fn schedule(&self) -> Option<Schedule> {
+        self.inner.core.queue.seeded().map(|seeded| seeded.schedule())
     }
 
     /// Spawns a runnable; it starts when its handle is woken.

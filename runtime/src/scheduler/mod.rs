@@ -6,6 +6,7 @@
 
 mod executor;
 mod queue;
+mod seeded;
 mod sleep;
 pub mod task;
 mod worker;
@@ -15,6 +16,7 @@ mod worker;
 mod tests;
 
 pub use executor::{Executor, ExecutorBuilder};
+pub use seeded::{Dice, Schedule};
 pub use sleep::{ParkToken, Sleep};
 pub use task::{Gates, Outcome, Runnable, TaskGroup, TaskHandle, TaskState, WakeState};
 

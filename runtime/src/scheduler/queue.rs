@@ -15,7 +15,7 @@ use crossbeam::{
 use gatework_shared_state::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
-use super::task::Task;
+use super::{seeded::SeededQueue, task::Task};
 
 /// Upper ends of the levels, in consumed worker time; the last level has none.
 const LEVEL_ENDS: [Duration; LEVELS - 1] =
@@ -43,6 +43,8 @@ pub(super) struct Queue {
     parked: Box<[Mutex<Option<TaskDeque>>]>,
     /// Tells this queue's local deques from those of other executors.
     id: u64,
+    /// Takes the place of the deques and injectors in a seeded executor.
+    seeded: Option<SeededQueue>,
 }
 
 /// A worker's deque, while it runs, in a thread local: pushes from within a task find it there.
@@ -69,7 +71,7 @@ pub(super) struct Taken {
 }
 
 impl Queue {
-    pub(super) fn new(workers: usize) -> Self {
+    pub(super) fn new(workers: usize, seed: Option<u64>) -> Self {
         static NEXT_ID: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let deques: Vec<_> = (0..workers).map(|_| Deque::new_fifo()).collect();
         Self {
@@ -81,6 +83,7 @@ impl Queue {
             stealers: deques.iter().map(Deque::stealer).collect(),
             parked: deques.into_iter().map(|deque| Mutex::new(Some(deque))).collect(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            seeded: seed.map(SeededQueue::new),
         }
     }
 
@@ -103,6 +106,11 @@ impl Queue {
         LOCAL.with_borrow(|local| local.as_ref().is_some_and(|local| local.queue == self.id))
     }
 
+    /// The queue of a seeded executor.
+    pub(super) fn seeded(&self) -> Option<&SeededQueue> {
+        self.seeded.as_ref()
+    }
+
     fn level_of(task: &Task) -> usize {
         let consumed = task.group.consumed();
         LEVEL_ENDS.iter().position(|end| consumed < *end).unwrap_or(LEVELS - 1)
@@ -110,6 +118,10 @@ impl Queue {
 
     /// Queues a task that became runnable.
     pub(super) fn push(&self, task: Arc<Task>) {
+        if let Some(seeded) = &self.seeded {
+            seeded.push(task);
+            return;
+        }
         if task.is_urgent() {
             self.urgent.push(task);
             return;
@@ -128,6 +140,10 @@ impl Queue {
 
     /// Queues a task behind those of its level.
     pub(super) fn push_yielded(&self, task: Arc<Task>) {
+        if let Some(seeded) = &self.seeded {
+            seeded.push(task);
+            return;
+        }
         if task.is_urgent() {
             self.urgent.push(task);
             return;
@@ -144,6 +160,9 @@ impl Queue {
     }
 
     pub(super) fn is_empty(&self) -> bool {
+        if let Some(seeded) = &self.seeded {
+            return seeded.is_empty();
+        }
         self.urgent.is_empty()
             && self.levels.iter().all(|level| level.injector.is_empty())
             && self.stealers.iter().all(Stealer::is_empty)
@@ -152,6 +171,9 @@ impl Queue {
     /// The next task for `worker`, whose deque is attached to this thread.
     pub(super) fn take(&self, worker: usize) -> Option<Taken> {
         let own = |task| Taken { task, stolen: false };
+        if let Some(seeded) = &self.seeded {
+            return seeded.take().map(own);
+        }
         if let Some(task) = steal(|| self.urgent.steal()) {
             return Some(own(task));
         }

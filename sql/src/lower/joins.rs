@@ -61,7 +61,9 @@ impl Lowering {
         let node = shell.original();
         let (id, producer) = self.filter_producer(join);
         let build = self.child(left, false)?;
-        let keeps_order = node.maintains_input_order().get(1) == Some(&true);
+        // Our right join gives the unmatched rows of a batch after its pairs.
+        let keeps_order = node.maintains_input_order().get(1) == Some(&true)
+            && *join.join_type() != JoinType::Right;
         let probe = self.child(right, ordered && keeps_order)?;
         let config = HashJoinConfig {
             on: join.on().to_vec(),
@@ -77,8 +79,11 @@ impl Lowering {
         };
         let (sink, operator) =
             hash_join::new(config, build.instances, probe.instances, producer).map_err(failed)?;
-        let producer = self.close(build, Arc::new(sink), tag)?;
-        let mut flow = probe.then(operator, tag).after(producer);
+        let collected = self.close(build, Arc::new(sink), tag)?;
+        if let Some(link) = id.and_then(|id| self.filters.get_mut(&id)) {
+            link.build = Some(collected);
+        }
+        let mut flow = probe.then(operator, tag).after(collected);
         flow.publishes.extend(id);
         if let Some(fetch) = node.fetch() {
             flow = flow.then(Limit::new(0, Some(fetch)), tag);
@@ -97,7 +102,7 @@ impl Lowering {
         let keys = join.on().iter().map(|(_, right)| right.clone()).collect();
         let target = Arc::new(DynamicTarget { filter, keys });
         let (producer, gate) = FilterProducer::new("join", target);
-        self.filters.insert(id, FilterLink { gate, producer: None });
+        self.filters.insert(id, FilterLink { gate, build: None });
         (Some(id), Some(producer))
     }
 

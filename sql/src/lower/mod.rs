@@ -31,6 +31,7 @@ use std::{
 
 use datafusion::{
     error::Result,
+    physical_expr::expressions::UnKnownColumn,
     physical_plan::{ExecutionPlan, Partitioning, metrics::ExecutionPlanMetricsSet},
 };
 use gatework_operators::{Failure, result::ResultOutput};
@@ -77,7 +78,10 @@ pub(crate) fn lower(
     };
     let flow = lowering.shell(shell, contract.ordered)?;
     let keys = match &contract.partitioning {
-        Partitioning::Hash(keys, _) => keys.clone(),
+        // A key that was projected away cannot be evaluated, and nobody above can name it.
+        Partitioning::Hash(keys, _) if !keys.iter().any(|key| key.is::<UnKnownColumn>()) => {
+            keys.clone()
+        }
         _ => Vec::new(),
     };
     let partitions = contract.partitioning.partition_count();
@@ -89,11 +93,12 @@ pub(crate) fn lower(
     Ok(Lowered { graph, readers, fallbacks, nodes })
 }
 
-/// A runtime filter of this region: who publishes it, and its gate.
+/// A runtime filter of this region: what it is made of, and its gate.
 struct FilterLink {
     gate: Gate,
-    /// The pipeline whose tasks publish it, once that is closed.
-    producer: Option<PipelineId>,
+    /// The pipeline that collects the build side, once that is closed: the filter is published when
+    /// it has ended.
+    build: Option<PipelineId>,
 }
 
 /// What is known while a region is lowered.
@@ -152,17 +157,17 @@ impl Lowering {
                 ordered: false,
             });
         }
-        for id in &flow.publishes {
-            if let Some(link) = self.filters.get_mut(id) {
-                link.producer = Some(pipeline);
-            }
-        }
         for (id, scan) in flow.filter_waits {
             // The first probe of the scan's own pipeline asks the same table the same question.
             if flow.publishes.first() == Some(&id) {
                 scan.do_not_drop_rows();
             }
-            self.filter_waits.push((id, pipeline, scan));
+            // A join's own probe pipeline starts after its build anyway.
+            if flow.publishes.contains(&id) {
+                scan.do_not_wait();
+            } else {
+                self.filter_waits.push((id, pipeline, scan));
+            }
         }
         Ok(pipeline)
     }
@@ -170,12 +175,10 @@ impl Lowering {
     /// Tells the wait-for graph which scans wait for which filters.
     fn declare_filter_waits(&mut self) {
         for (id, scan, filter) in std::mem::take(&mut self.filter_waits) {
-            match self.filters.get(&id).and_then(|link| link.producer) {
-                // The join's own probe pipeline starts after its build anyway.
-                Some(producer) if producer == scan => filter.do_not_wait(),
-                Some(producer) => {
+            match self.filters.get(&id).and_then(|link| link.build) {
+                Some(build) => {
                     let drop_wait = Arc::new(move || filter.do_not_wait());
-                    self.graph.wait(Edge::RuntimeFilter { producer, scan, drop_wait });
+                    self.graph.wait(Edge::RuntimeFilter { build, scan, drop_wait });
                 }
                 None => filter.do_not_wait(),
             }

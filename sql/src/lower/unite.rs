@@ -13,7 +13,7 @@ use gatework_operators::{
     JoinFilter,
     local_exchange::{self, Routing},
     nested_loop_join::NestedLoopJoin,
-    union, window,
+    window,
 };
 use gatework_shared_state::Budget;
 
@@ -31,21 +31,12 @@ impl Lowering {
             .map(|child| self.child(child, false))
             .collect::<Result<Vec<_>>>()?;
         let tasks: Vec<usize> = inputs.iter().map(|flow| flow.instances).collect();
-        if self.threads == 1 {
-            let (sinks, source) = union::new(&tasks, shell.schema(), self.settings.exchange_bytes);
-            let mut flow = Flow::new("union", 1, Arc::new(source), tag);
-            for (input, sink) in inputs.into_iter().zip(sinks) {
-                let producer = self.close(input, Arc::new(sink), tag)?;
-                // Every child has a share of its own that the one source reads in turn.
-                flow.buffers
-                    .push(Buffer { producer, budget: Budget::new(self.settings.exchange_bytes) });
-            }
-            return Ok(flow);
-        }
         let budget = Budget::new(self.settings.exchange_bytes);
         let (sinks, source) =
             local_exchange::new(Routing::PassThrough, &tasks, self.threads, budget.clone())
                 .map_err(failed)?;
+        // Children may differ in names and nullability, which only the union's schema covers.
+        let source = source.with_schema(shell.schema());
         let mut flow = Flow::new("union", self.threads, Arc::new(source), tag);
         for (input, sink) in inputs.into_iter().zip(sinks) {
             let producer = self.close(input, Arc::new(sink), tag)?;
@@ -59,13 +50,15 @@ impl Lowering {
         if flow.instances == 1 {
             return Ok(flow);
         }
+        let budget = Budget::new(self.settings.exchange_bytes);
         let (mut sinks, source) =
-            union::new(&[flow.instances], schema, self.settings.exchange_bytes);
+            local_exchange::new(Routing::PassThrough, &[flow.instances], 1, budget.clone())
+                .map_err(failed)?;
         let Some(sink) = sinks.pop() else { return internal_err!("a gather without a sink") };
         let name = format!("{} gathered", flow.name);
         let producer = self.close(flow, Arc::new(sink), tag)?;
-        let mut flow = Flow::new(name, 1, Arc::new(source), tag);
-        flow.buffers.push(Buffer { producer, budget: Budget::new(self.settings.exchange_bytes) });
+        let mut flow = Flow::new(name, 1, Arc::new(source.with_schema(schema)), tag);
+        flow.buffers.push(Buffer { producer, budget });
         Ok(flow)
     }
 
@@ -87,9 +80,8 @@ impl Lowering {
         .map_err(failed)?;
         let name = format!("{} window", input.name);
         let producer = self.close(input, Arc::new(sink), tag)?;
-        let mut flow = Flow::new(name, 1, Arc::new(source), tag);
-        flow.buffers.push(Buffer { producer, budget: Budget::new(self.settings.exchange_bytes) });
-        Ok(flow)
+        // The hand-over has one reader, which reads nothing else: it cannot close a cycle.
+        Ok(Flow::new(name, 1, Arc::new(source), tag).after(producer))
     }
 
     pub(super) fn loop_join(

@@ -24,7 +24,7 @@ mod table;
 use arrow::array::RecordBatch;
 
 pub use difference::{Difference, Example};
-pub use order::{ResultOrder, SortKey, without_limit};
+pub use order::{KeyExpression, ResultOrder, SortKey, without_limit};
 
 use sequence::Sequence;
 use table::Layout;

@@ -1,5 +1,6 @@
 //! The comparator on mutated results: every mutation must be seen, and nothing but mutations.
 
+use std::slice::from_ref;
 use std::sync::Arc;
 
 use arrow::array::types::Int32Type;
@@ -40,14 +41,14 @@ fn pick(batch: &RecordBatch, rows: &[u32]) -> RecordBatch {
 
 #[track_caller]
 fn same(actual: &RecordBatch, expected: &RecordBatch, order: &ResultOrder) {
-    if let Err(difference) = compare(&[actual.clone()], &[expected.clone()], order) {
+    if let Err(difference) = compare(from_ref(actual), from_ref(expected), order) {
         panic!("no difference expected: {difference}");
     }
 }
 
 #[track_caller]
 fn differs(actual: &RecordBatch, expected: &RecordBatch, order: &ResultOrder) -> Difference {
-    match compare(&[actual.clone()], &[expected.clone()], order) {
+    match compare(from_ref(actual), from_ref(expected), order) {
         Ok(()) => panic!("the difference was not seen"),
         Err(difference) => difference,
     }
@@ -391,8 +392,8 @@ proptest! {
         let mut order: Vec<u32> = (0..rows.len() as u32).collect();
         order.swap(at, at + 1);
         let (expected, swapped) = (table(&rows), pick(&table(&rows), &order));
-        prop_assert!(compare(&[swapped.clone()], &[expected.clone()], &ResultOrder::unordered()).is_ok());
-        prop_assert!(compare(&[swapped], &[expected], &ResultOrder::by_columns([0])).is_err());
+        prop_assert!(compare(from_ref(&swapped), from_ref(&expected), &ResultOrder::unordered()).is_ok());
+        prop_assert!(compare(from_ref(&swapped), from_ref(&expected), &ResultOrder::by_columns([0])).is_err());
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Decimal128Array, Int64Array, RecordBatch, StringArray, StringViewArray};
+use arrow::array::{
+    ArrayRef, Decimal128Array, Int64Array, RecordBatch, StringArray, StringViewArray,
+};
 use gatework::verify::ResultOrder;
 
 use super::check;
@@ -34,8 +36,10 @@ fn right_and_wrong_results() {
 fn decimals_are_right_if_they_round_to_the_answer() {
     // Query 6 answers 123141078.23.
     let q6 = |unscaled| {
-        let revenue = Decimal128Array::from(vec![unscaled]).with_precision_and_scale(25, 4).unwrap();
-        let batch = RecordBatch::try_from_iter([("revenue", Arc::new(revenue) as ArrayRef)]).unwrap();
+        let revenue =
+            Decimal128Array::from(vec![unscaled]).with_precision_and_scale(25, 4).unwrap();
+        let batch =
+            RecordBatch::try_from_iter([("revenue", Arc::new(revenue) as ArrayRef)]).unwrap();
         check(6, &[batch], &ResultOrder::unordered())
     };
     q6(1_231_410_782_283).unwrap();
@@ -48,7 +52,8 @@ fn decimals_are_right_if_they_round_to_the_answer() {
 fn a_ratio_is_right_to_a_millionth() {
     let q17 = |ratio| {
         let ratio = arrow::array::Float64Array::from(vec![ratio]);
-        let batch = RecordBatch::try_from_iter([("avg_yearly", Arc::new(ratio) as ArrayRef)]).unwrap();
+        let batch =
+            RecordBatch::try_from_iter([("avg_yearly", Arc::new(ratio) as ArrayRef)]).unwrap();
         check(17, &[batch], &ResultOrder::unordered())
     };
     q17(2_438_842.38 / 7.0).unwrap();

@@ -18,17 +18,23 @@ async fn missing_tables_are_made_once_and_recognised() {
     let folder = tempdir().unwrap();
     let data = find_or_make(Some(folder.path().to_owned()), Some(0.005), THREADS).await.unwrap();
     assert_eq!((data.scale, data.has_answers), (Some(0.005), false));
-    let mut names: Vec<_> =
-        fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     let expected =
-        ["customer", "lineitem", "nation", "orders", "part", "partsupp", "region", "supplier"].map(|t| format!("{t}.parquet"));
+        ["customer", "lineitem", "nation", "orders", "part", "partsupp", "region", "supplier"]
+            .map(|t| format!("{t}.parquet"));
     assert_eq!(names, expected);
     let made = fs::metadata(data.path(Table::Orders)).unwrap().modified().unwrap();
     fs::remove_file(data.path(Table::Part)).unwrap();
     let again = find_or_make(Some(folder.path().to_owned()), None, THREADS).await.unwrap();
     assert_eq!(again.scale, Some(0.005));
-    assert!(again.path(Table::Part).exists(), "the missing table is made at the size of the others");
+    assert!(
+        again.path(Table::Part).exists(),
+        "the missing table is made at the size of the others"
+    );
     assert_eq!(fs::metadata(data.path(Table::Orders)).unwrap().modified().unwrap(), made);
     let other = find_or_make(Some(folder.path().to_owned()), Some(1.0), THREADS).await.unwrap_err();
     assert!(other.sentence().unwrap().contains("holds other data: orders has 7500 rows"));
@@ -67,7 +73,9 @@ fn a_stopped_run_leaves_nothing() {
 
 #[test]
 fn sizes_tell_the_scale() {
-    let sizes = |scale| Table::ALL.into_iter().filter(|table| table.tells_scale()).map(move |t| (t, t.rows(scale)));
+    let sizes = |scale| {
+        Table::ALL.into_iter().filter(|table| table.tells_scale()).map(move |t| (t, t.rows(scale)))
+    };
     for scale in [0.001, 0.01, 0.1, 1.0, 3.0, 100.0] {
         assert_eq!(scale_of(&sizes(scale).collect::<Vec<_>>()), Some(scale));
     }

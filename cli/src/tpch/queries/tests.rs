@@ -10,7 +10,10 @@ use crate::statements;
 #[test]
 fn the_queries_of_the_specification_parse_and_are_complete() {
     let queries = load(None, &[]).unwrap();
-    assert_eq!(queries.iter().map(|query| query.number).collect::<Vec<_>>(), (1..=22).collect::<Vec<_>>());
+    assert_eq!(
+        queries.iter().map(|query| query.number).collect::<Vec<_>>(),
+        (1..=22).collect::<Vec<_>>()
+    );
     for query in queries {
         let statements = statements::parse(&query.sql).unwrap();
         assert_eq!(statements.len(), if query.number == 15 { 3 } else { 1 }, "q{}", query.number);
@@ -29,16 +32,26 @@ fn queries_are_chosen_by_number() {
 #[test]
 fn folders_hold_numbered_files() {
     let folder = tempdir().unwrap();
-    assert!(load(Some(folder.path()), &[]).unwrap_err().sentence().unwrap().contains("holds no queries"));
-    for (name, sql) in [("q2.sql", "SELECT 2"), ("q10.sql", "SELECT 10"), ("notes.txt", ""), ("qx.sql", "")] {
+    assert!(
+        load(Some(folder.path()), &[])
+            .unwrap_err()
+            .sentence()
+            .unwrap()
+            .contains("holds no queries")
+    );
+    for (name, sql) in
+        [("q2.sql", "SELECT 2"), ("q10.sql", "SELECT 10"), ("notes.txt", ""), ("qx.sql", "")]
+    {
         fs::write(folder.path().join(name), sql).unwrap();
     }
     let queries = load(Some(folder.path()), &[]).unwrap();
-    assert_eq!(queries.iter().map(|query| (query.number, query.sql.as_str())).collect::<Vec<_>>(), [
-        (2, "SELECT 2"),
-        (10, "SELECT 10")
-    ]);
-    assert!(load(Some(folder.path()), &[3]).unwrap_err().sentence().unwrap().contains("has no q3.sql"));
+    assert_eq!(
+        queries.iter().map(|query| (query.number, query.sql.as_str())).collect::<Vec<_>>(),
+        [(2, "SELECT 2"), (10, "SELECT 10")]
+    );
+    assert!(
+        load(Some(folder.path()), &[3]).unwrap_err().sentence().unwrap().contains("has no q3.sql")
+    );
     let missing = load(Some(&folder.path().join("gone")), &[]).unwrap_err().sentence().unwrap();
     assert!(missing.contains("cannot be read"), "{missing}");
 }

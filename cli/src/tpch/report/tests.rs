@@ -14,7 +14,10 @@ fn report(outcomes: Vec<Outcome>) -> Report {
 #[test]
 fn best_and_median() {
     let outcome = |seconds: &[f64]| Outcome { seconds: seconds.to_vec(), ..Outcome::new(1) };
-    assert_eq!((outcome(&[3.0, 1.0, 2.0]).best(), outcome(&[3.0, 1.0, 2.0]).median()), (Some(1.0), Some(2.0)));
+    assert_eq!(
+        (outcome(&[3.0, 1.0, 2.0]).best(), outcome(&[3.0, 1.0, 2.0]).median()),
+        (Some(1.0), Some(2.0))
+    );
     assert_eq!(outcome(&[4.0, 1.0]).median(), Some(2.5));
     assert_eq!((outcome(&[]).best(), outcome(&[]).median()), (None, None));
 }
@@ -39,6 +42,7 @@ fn only_good_outcomes_make_a_good_end() {
     assert!(report(vec![Outcome::new(1)]).end().is_ok());
     let fell_back = Outcome { fallbacks: vec!["SortExec".to_owned()], ..Outcome::new(3) };
     let failed = Outcome { error: Some("differs".to_owned()), ..Outcome::new(7) };
-    let sentence = report(vec![fell_back, Outcome::new(5), failed]).end().unwrap_err().sentence().unwrap();
+    let sentence =
+        report(vec![fell_back, Outcome::new(5), failed]).end().unwrap_err().sentence().unwrap();
     assert_eq!(sentence, "error: 2 of 3 queries failed, differed or fell back: q3, q7");
 }

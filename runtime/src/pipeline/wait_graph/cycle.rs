@@ -116,8 +116,8 @@ impl Waits {
                         this.add_all(&[reader], &readers[..place], Why::Turn, false);
                     }
                 }
-                Edge::RuntimeFilter { producer, scan, .. } => {
-                    this.add_all(of(*scan), of(*producer), Why::Filter(this.filters), false);
+                Edge::RuntimeFilter { build, scan, .. } => {
+                    this.add_all(of(*scan), of(*build), Why::Filter(this.filters), false);
                     this.filters += 1;
                 }
             }

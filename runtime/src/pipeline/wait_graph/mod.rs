@@ -14,7 +14,7 @@
 //! | end | consumer instance → every producer instance, behind a breaker |
 //! | data | consumer instance → every producer instance, at a buffer |
 //! | room | producer instance → every consumer instance, at a buffer that blocks |
-//! | filter | scan instance → every producer instance, while the wait is kept |
+//! | filter | scan instance → every instance that collects the build, while the wait is kept |
 //! | turn | reader of a later partition → readers of the earlier ones |
 //!
 //! In a stall, follow from a stuck instance the wait it is stuck in to a stuck instance that keeps
@@ -24,7 +24,10 @@
 //! for data of that buffer: a cycle that enters a consumer over a room wait of a buffer and leaves
 //! it over a data wait of the same buffer is none. An `ordered` buffer is the exception, since there
 //! the consumer may wait for another producer instance than the one whose items it holds. So plain
-//! exchanges, chains of them, and unions keep their back-pressure.
+//! exchanges, chains of them, and unions keep their back-pressure. And a filter needs the end of the
+//! pipeline that collects its build side and nothing else: the probe publishes it while it starts,
+//! where each of its operators is asked, whatever the others wait for. So a scan may wait for the
+//! filter of a probe that it feeds, be it through another build of that probe.
 //!
 //! What is sufficient is nearly necessary as well: producers that have ended and channels that
 //! nobody fills leave a waiting instance with just one that it waits for, so each of these cycles
@@ -93,10 +96,11 @@ pub enum Edge {
         /// The result's budget, which overflows if blocking would close a cycle.
         budget: Budget,
     },
-    /// `scan` waits for a runtime filter that `producer` publishes.
+    /// `scan` waits, before its first batch, for a runtime filter.
     RuntimeFilter {
-        /// The pipeline that publishes.
-        producer: PipelineId,
+        /// The pipeline that collects the build side. When it has ended, the tasks of the probe make
+        /// the table and publish, in their start, which no other wait of theirs holds up.
+        build: PipelineId,
         /// The pipeline that waits.
         scan: PipelineId,
         /// Called if the wait would close a cycle: the scan then starts without the filter.
@@ -114,8 +118,8 @@ impl fmt::Debug for Edge {
             Self::Partitions { producer, partitions, .. } => {
                 write!(f, "{producer} ⇄ {partitions} partitions, read outside")
             }
-            Self::RuntimeFilter { producer, scan, .. } => {
-                write!(f, "{scan} filtered by {producer}")
+            Self::RuntimeFilter { build, scan, .. } => {
+                write!(f, "{scan} filtered by {build}")
             }
         }
     }

@@ -19,7 +19,7 @@ enum Link {
     Breaker { producer: usize, consumer: usize },
     Buffer { producer: usize, consumer: usize, buffer: usize, ordered: bool },
     Partitions { producer: usize, partitions: usize, buffer: usize },
-    Filter { producer: usize, scan: usize },
+    Filter { build: usize, scan: usize },
 }
 
 /// What a graph is made of, in a form that the simulation understands as well.
@@ -73,8 +73,8 @@ impl Plan {
         self
     }
 
-    fn filter(mut self, producer: usize, scan: usize) -> Self {
-        self.links.push(Link::Filter { producer, scan });
+    fn filter(mut self, build: usize, scan: usize) -> Self {
+        self.links.push(Link::Filter { build, scan });
         self
     }
 
@@ -100,13 +100,13 @@ impl Plan {
                 Link::Partitions { producer, partitions, buffer } => {
                     Edge::Partitions { producer, partitions, budget: budgets[buffer].clone() }
                 }
-                Link::Filter { producer, scan } => {
+                Link::Filter { build, scan } => {
                     let flag = Arc::new(AtomicBool::new(false));
                     dropped.push(flag.clone());
                     let drop_wait = Arc::new(move || {
                         assert!(!flag.swap(true, Ordering::SeqCst), "dropped once");
                     });
-                    Edge::RuntimeFilter { producer, scan, drop_wait }
+                    Edge::RuntimeFilter { build, scan, drop_wait }
                 }
             });
         }
@@ -237,9 +237,23 @@ fn diamonds_overflow_once() {
 
 #[test]
 fn a_filter_of_an_independent_build_is_waited_for() {
-    // 0 scans the probe side through an exchange into 2; 1 builds and publishes.
+    // 0 scans the probe side through an exchange into 2, which publishes what 1 has built.
     let plan = Plan::new(&[2, 2, 2]).buffer(0, 2, 0).breaker(1, 2).filter(1, 0);
     check(&plan, &[], &[]);
+    // And through another probe, which waits for a build that waits for a filter of its own.
+    let plan = Plan::new(&[2, 2, 2, 2, 2]).buffer(0, 1, 0).buffer(1, 2, 1).breaker(3, 1);
+    check(&plan.breaker(4, 2).filter(4, 0).filter(3, 0).filter(4, 3), &[], &[]);
+}
+
+#[test]
+fn a_build_waits_for_the_filter_of_another_build_of_the_same_probe() {
+    // 2 probes what 0 and 1 collect; the scan of 0 is filtered by what 1 has built.
+    check(&Plan::new(&[2, 2, 2]).breaker(0, 2).breaker(1, 2).filter(1, 0), &[], &[]);
+}
+
+#[test]
+fn a_filter_of_the_scans_own_pipeline_is_no_wait() {
+    check(&Plan::new(&[2, 2]).breaker(0, 1).filter(0, 1), &[], &[]);
 }
 
 #[test]
@@ -251,16 +265,17 @@ fn a_filter_for_the_scan_that_feeds_the_build_is_dropped() {
 
 #[test]
 fn of_filters_that_wait_for_each_other_one_is_dropped() {
-    check(&Plan::new(&[1, 1]).filter(0, 1).filter(1, 0), &[], &[1]);
-    let three = Plan::new(&[2, 2, 2]).filter(0, 1).filter(1, 2).filter(2, 0);
-    check(&three, &[], &[2]);
+    // Scans 0 and 1 are build sides of 3 and 2, and each waits for the filter of the other's probe.
+    let two = Plan::new(&[2, 2, 2, 2]).breaker(1, 2).breaker(0, 3).filter(1, 0).filter(0, 1);
+    check(&two, &[], &[1]);
 }
 
 #[test]
 fn a_filter_is_dropped_rather_than_that_a_buffer_overflows() {
-    // 0 is read by 1 and 2; the scan in 2 could wait for what 1 publishes, but 0 waits for both.
-    let plan = Plan::new(&[1, 1, 1]).buffer(0, 1, 0).buffer(0, 2, 0).filter(1, 2);
-    check(&plan, &[], &[0]);
+    // 0 is read by the build 1 and by 2; 2 could wait for what 1 has built, but then 0 would wait
+    // for 2, and 1 for 0.
+    let plan = Plan::new(&[1, 1, 1, 1]).buffer(0, 1, 0).buffer(0, 2, 0).breaker(1, 3);
+    check(&plan.filter(1, 2), &[], &[0]);
 }
 
 #[test]

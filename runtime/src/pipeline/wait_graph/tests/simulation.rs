@@ -38,6 +38,8 @@ struct Output {
 struct Instance {
     /// Those that must have ended before it starts.
     after: Vec<usize>,
+    /// Those that must have ended before it reads: they collect what its filters are made of.
+    filters: Vec<usize>,
     inputs: Vec<Input>,
     outputs: Vec<Output>,
     started: bool,
@@ -111,9 +113,11 @@ impl<'a> Simulation<'a> {
                         this.start_after(&[*reader], &readers[..place]);
                     }
                 }
-                Link::Filter { producer, scan } => {
+                Link::Filter { build, scan } => {
                     if !taken.filters[filters] {
-                        this.start_after(&pipelines[scan], &pipelines[producer]);
+                        for &instance in &pipelines[scan] {
+                            this.instances[instance].filters.extend(&pipelines[build]);
+                        }
                     }
                     filters += 1;
                 }
@@ -174,6 +178,9 @@ impl<'a> Simulation<'a> {
             let may = instance.after.iter().all(|&other| self.instances[other].ended);
             self.instances[who].started = may;
             return may;
+        }
+        if !instance.filters.iter().all(|&other| self.instances[other].ended) {
+            return false;
         }
         if let Some(buffer) = instance.wants_room {
             if self.is_full(buffer, who) {
@@ -277,6 +284,7 @@ impl<'a> Simulation<'a> {
         let say = |(who, instance): (usize, &Instance)| match (instance, instance.wants_room) {
             (Instance { started: false, after, .. }, _) => format!("{who} starts after {after:?}"),
             (_, Some(buffer)) => format!("{who} wants room in {buffer}"),
+            (Instance { insists_on: None, filters, .. }, _) => format!("{who} after {filters:?}"),
             _ => format!("{who} wants data of {:?}", instance.insists_on),
         };
         stuck.map(say).collect::<Vec<_>>().join(", ")

@@ -1,0 +1,99 @@
+//! One's own operator, its shared state and its unit test: a breaker, N:1, that adds up a column.
+//! `cargo run --release --example own_operator`; `cargo test --release --example own_operator`
+
+use arrow::{array::AsArray, compute::sum, datatypes::Int64Type};
+use gatework::operators::{compact, harness::*};
+use gatework::runtime::{Error, Result, pipeline::*};
+use gatework::shared_state::{ManyToOne, Wakeups, sync::Mutex};
+use std::{mem::replace, sync::Arc};
+
+/// The shared state: gates, the total (none once a sink left unfinished), how many sinks are left.
+#[derive(Debug)]
+struct Total(ManyToOne, Mutex<(Option<i64>, usize)>);
+
+impl Total {
+    fn leave(&self, sum: Option<i64>) {
+        let mut wakeups = Wakeups::new(); // Declared before the lock, so that wakers run after it.
+        let (total, sinks_left) = &mut *self.1.lock();
+        *total = total.zip(sum).map(|(total, sum)| total + sum);
+        *sinks_left -= 1;
+        if *sinks_left == 0 || total.is_none() {
+            self.0.open_for_ever(&mut wakeups);
+        }
+    }
+}
+
+/// One task's right to add to the total, and its own sum. Dropped unfinished, it aborts the total.
+#[derive(Debug)]
+struct Adder(Option<Arc<Total>>, i64);
+
+impl LocalSink for Adder {
+    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+        if let Some(batch) = batch {
+            self.1 += sum(compact(batch)?.column(0).as_primitive::<Int64Type>()).unwrap_or(0);
+        }
+        Ok(SinkResult::NeedInput)
+    }
+    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+        self.0.take().inspect(|total| total.leave(Some(self.1)));
+        Ok(FinishResult::Done)
+    }
+}
+impl Drop for Adder {
+    fn drop(&mut self) {
+        self.0.take().inspect(|total| total.leave(None));
+    }
+}
+
+/// The right to read the total, and whether it has been read.
+#[derive(Debug)]
+struct Reader(Arc<Total>, bool);
+
+impl LocalSource for Reader {
+    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
+        Ok(match *self.0.1.lock() {
+            (None, _) => return Err(Error::ProducerAborted),
+            (_, 1..) => SourceResult::Blocked(self.0.0.source().clone().into()),
+            (_, 0) if replace(&mut self.1, true) => SourceResult::Finished,
+            (Some(total), 0) => SourceResult::Batch(numbers(total..total + 1, 1).remove(0).into()),
+        })
+    }
+}
+
+/// What all tasks of a pipeline share of either: the local states that they come for.
+#[derive(Debug)]
+struct Shared<T>(Slots<T>);
+
+impl Sink for Shared<Adder> {
+    fn name(&self) -> &str {
+        "sum sink"
+    }
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+        Ok(Box::new(self.0.take(setup.instance())?))
+    }
+}
+impl Source for Shared<Reader> {
+    fn name(&self) -> &str {
+        "sum source"
+    }
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
+        Ok(Box::new(self.0.take(setup.instance())?))
+    }
+}
+
+fn sum_of_column(case: &Case) -> (Shared<Adder>, Shared<Reader>, usize) {
+    let sinks = case.instances();
+    let total = Arc::new(Total(ManyToOne::new("sum", sinks), Mutex::new((Some(0), sinks))));
+    let adders: Vec<_> = (0..sinks).map(|_| Adder(Some(total.clone()), 0)).collect();
+    (Shared(Slots::new(adders)), Shared(Slots::new([Reader(total, false)])), 1)
+}
+
+#[test]
+fn adds_up_in_every_mode() {
+    main();
+}
+
+fn main() {
+    let harness = Harness::breaker(sum_of_column).input(numbers(0..100, 8));
+    eprintln!("{}", harness.expect_rows(&numbers(4950..4951, 1)).check(Mode::without_memory()));
+}

@@ -1,0 +1,267 @@
+//! The test harness: runs an operator, or a whole graph, under chaos and compares its rows.
+//!
+//! Give batches, an operator and the rows to expect; choose [`Mode`]s. Each mode is run on 1, 2 and
+//! 3 tasks (or as told), and after each run nothing may be left: no task, no reserved byte, no gate
+//! shut. A mode that did nothing is not passed but "not run". What is found wrong names its mode,
+//! seed and number of tasks.
+//!
+//! ```
+//! use gatework_operators::{harness::{Harness, Mode, numbers}, limit::Limit};
+//! Harness::operator(|_case| Limit::new(0, Some(10)))
+//!     .input(numbers(0..100, 8))
+//!     .expect_with(|batches| {
+//!         let rows: usize = batches.iter().map(|batch| batch.num_rows()).sum();
+//!         if rows == 10 { Ok(()) } else { Err(format!("{rows} rows instead of 10")) }
+//!     })
+//!     .seeds(0..3)
+//!     .check(Mode::without_memory());
+//! ```
+
+mod case;
+mod mode;
+mod patience;
+mod report;
+mod rows;
+mod run;
+mod series;
+mod trial;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+    time::Duration,
+};
+
+use arrow::{
+    array::{Int64Array, RecordBatch},
+    datatypes::{DataType, Field, Schema},
+};
+use gatework_runtime::{
+    Result,
+    pipeline::{Edge, Graph, Operator, Sink, Source},
+};
+
+use self::{run::Build, series::Series};
+
+pub use case::Case;
+pub use mode::Mode;
+pub use report::{Finding, ModeReport, Report};
+pub use rows::{Row, rows_of, same_rows, same_sequence};
+pub use trial::Trial;
+
+/// Judges the rows of a run.
+type Check = dyn Fn(&[RecordBatch]) -> Result<(), String>;
+
+/// Runs a graph in several modes and checks its rows. See the [module](self).
+pub struct Harness {
+    build: Box<Build>,
+    inputs: Vec<Vec<RecordBatch>>,
+    instances: Vec<usize>,
+    expected: Option<Box<Check>>,
+    seeds: Range<u64>,
+    stride: u64,
+    hang_after: Duration,
+}
+
+impl fmt::Debug for Harness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Harness")
+            .field("inputs", &self.inputs.len())
+            .field("instances", &self.instances)
+            .field("seeds", &self.seeds)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Harness {
+    /// Tests a streaming operator between a scan of the first input and a result.
+    pub fn operator<O: Operator + 'static>(make: impl Fn(&Case) -> O + 'static) -> Self {
+        Self::graph(move |case| {
+            let mut graph = Graph::new();
+            let (source, result) = (case.source(0), case.result(case.instances()));
+            let operators: Vec<Arc<dyn Operator>> = vec![Arc::new(make(case))];
+            graph.add("harness", case.instances(), source, operators, result)?;
+            Ok(graph)
+        })
+    }
+
+    /// Tests a source in front of a result.
+    pub fn source<S: Source + 'static>(make: impl Fn(&Case) -> S + 'static) -> Self {
+        Self::graph(move |case| {
+            let mut graph = Graph::new();
+            let result = case.result(case.instances());
+            graph.add("harness", case.instances(), Arc::new(make(case)), vec![], result)?;
+            Ok(graph)
+        })
+    }
+
+    /// Tests a breaker: a sink behind a scan of the first input, and a source, of the number of
+    /// tasks that `make` answers, in front of a result.
+    pub fn breaker<I: Sink + 'static, O: Source + 'static>(
+        make: impl Fn(&Case) -> (I, O, usize) + 'static,
+    ) -> Self {
+        Self::graph(move |case| {
+            let mut graph = Graph::new();
+            let (sink, source, sources) = make(case);
+            let input = case.source(0);
+            let producer =
+                graph.add("harness in", case.instances(), input, vec![], Arc::new(sink))?;
+            let result = case.result(sources);
+            let consumer = graph.add("harness out", sources, Arc::new(source), vec![], result)?;
+            graph.wait(Edge::Breaker { producer, consumer });
+            Ok(graph)
+        })
+    }
+
+    /// Tests any graph, built anew for each run, whose last pipeline ends in
+    /// [`case.result(…)`](Case::result).
+    pub fn graph(build: impl Fn(&Case) -> Result<Graph> + 'static) -> Self {
+        Self {
+            build: Box::new(build),
+            inputs: Vec::new(),
+            instances: vec![1, 2, 3],
+            expected: None,
+            seeds: 0..10,
+            stride: 1,
+            hang_after: Duration::from_secs(30),
+        }
+    }
+
+    /// The next input.
+    #[must_use]
+    pub fn input(mut self, batches: impl IntoIterator<Item = RecordBatch>) -> Self {
+        self.inputs.push(batches.into_iter().collect());
+        self
+    }
+
+    /// Runs on each of these numbers of tasks; by default on 1, 2 and 3.
+    #[must_use]
+    pub fn instances(mut self, instances: RangeInclusive<usize>) -> Self {
+        self.instances = instances.collect();
+        self
+    }
+
+    /// The rows to expect, in any order. Floats may differ by 1e-9 of their size.
+    ///
+    /// # Panics
+    /// As [`expect_sequence`](Self::expect_sequence): if a column has a type without scalar values.
+    #[must_use]
+    pub fn expect_rows(self, expected: &[RecordBatch]) -> Self {
+        self.expect_compared(expected, same_rows)
+    }
+
+    /// The rows to expect, in this order. Which task comes first is nobody's promise, so this asks
+    /// for one task in the last pipeline.
+    ///
+    /// # Panics
+    /// If a column has a type without scalar values.
+    #[must_use]
+    pub fn expect_sequence(self, expected: &[RecordBatch]) -> Self {
+        self.expect_compared(expected, same_sequence)
+    }
+
+    fn expect_compared(
+        self,
+        expected: &[RecordBatch],
+        same: fn(&[Row], &[Row]) -> Result<(), String>,
+    ) -> Self {
+        let expected = match rows_of(expected) {
+            Ok(expected) => expected,
+            Err(error) => panic!("the expected rows cannot be compared: {error}"),
+        };
+        self.expect_with(move |actual| {
+            let actual = rows_of(actual).map_err(|error| error.to_string())?;
+            same(&expected, &actual)
+        })
+    }
+
+    /// Judges the rows by `check`, where there is no one right answer.
+    #[must_use]
+    pub fn expect_with(
+        mut self,
+        check: impl Fn(&[RecordBatch]) -> Result<(), String> + 'static,
+    ) -> Self {
+        self.expected = Some(Box::new(check));
+        self
+    }
+
+    /// The seeds of blocking and seeded runs; by default 0 to 9. To see a finding again, its seed.
+    #[must_use]
+    pub fn seeds(mut self, seeds: Range<u64>) -> Self {
+        self.seeds = seeds;
+        self
+    }
+
+    /// Throws faults at every `stride`-th step only, for large inputs.
+    ///
+    /// # Panics
+    /// If `stride` is 0.
+    #[must_use]
+    pub fn every_steps(mut self, stride: u64) -> Self {
+        assert!(stride > 0, "a sweep that does not move never ends");
+        self.stride = stride;
+        self
+    }
+
+    /// How long nothing may come before that is called a hang; by default 30 seconds.
+    #[must_use]
+    pub fn hang_after(mut self, longest: Duration) -> Self {
+        self.hang_after = longest;
+        self
+    }
+
+    /// Runs all `modes`; a mode that does nothing fails too.
+    ///
+    /// # Panics
+    /// With what was found wrong.
+    pub fn check(self, modes: &[Mode]) -> Report {
+        match self.run(modes) {
+            Err(finding) => panic!("{finding}"),
+            Ok(report) if report.not_run().is_empty() => report,
+            Ok(report) => panic!("some modes did nothing, so they showed nothing:\n{report}"),
+        }
+    }
+
+    /// Runs all `modes` up to the first that finds something.
+    ///
+    /// # Errors
+    /// What was found wrong.
+    pub fn run(self, modes: &[Mode]) -> Result<Report, Finding> {
+        let inputs: Arc<[Vec<RecordBatch>]> = self.inputs.as_slice().into();
+        let mut report = Report::default();
+        for &mode in modes {
+            let mut series = Series::new(&self, &inputs, mode);
+            for &instances in &self.instances {
+                series.run(instances)?;
+            }
+            report.modes.push(series.report());
+        }
+        Ok(report)
+    }
+}
+
+/// Batches of at most `rows` rows with one column, `n`: the numbers of `range`.
+///
+/// ```
+/// let batches = gatework_operators::harness::numbers(0..10, 4);
+/// assert_eq!(batches.iter().map(|batch| batch.num_rows()).collect::<Vec<_>>(), [4, 4, 2]);
+/// ```
+///
+/// # Panics
+/// If `rows` is 0.
+pub fn numbers(range: Range<i64>, rows: usize) -> Vec<RecordBatch> {
+    let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
+    let values: Vec<i64> = range.collect();
+    let batch = |values: &[i64]| {
+        let column = Arc::new(Int64Array::from(values.to_vec()));
+        match RecordBatch::try_new(schema.clone(), vec![column]) {
+            Ok(batch) => batch,
+            Err(error) => unreachable!("one column for one field: {error}"),
+        }
+    };
+    values.chunks(rows).map(batch).collect()
+}

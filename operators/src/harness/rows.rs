@@ -1,0 +1,146 @@
+//! Rows compared: as a multiset or as a sequence; exact, floats to 1e-9.
+//!
+//! Made for the harness's small inputs. Results of SQL are compared by the planner's own comparator,
+//! which knows about order keys and ties.
+
+use std::collections::HashMap;
+
+use arrow::array::RecordBatch;
+use datafusion_common::{DataFusionError, ScalarValue};
+
+/// A row, value by value.
+pub type Row = Vec<ScalarValue>;
+
+/// The rows of `batches`, in order.
+///
+/// # Errors
+/// If a column has a type without scalar values.
+pub fn rows_of(batches: &[RecordBatch]) -> Result<Vec<Row>, DataFusionError> {
+    let mut rows = Vec::new();
+    for batch in batches {
+        for row in 0..batch.num_rows() {
+            let values = batch.columns().iter();
+            rows.push(
+                values
+                    .map(|column| ScalarValue::try_from_array(column, row))
+                    .collect::<Result<Row, _>>()?,
+            );
+        }
+    }
+    Ok(rows)
+}
+
+/// Whether both have the same rows, each as often, in any order.
+///
+/// # Errors
+/// Which rows are missing and which are too many.
+///
+/// ```
+/// use gatework_operators::harness::{numbers, rows_of, same_rows};
+/// let rows = rows_of(&numbers(0..3, 2))?;
+/// let mut turned = rows.clone();
+/// turned.reverse();
+/// assert!(same_rows(&rows, &turned).is_ok());
+/// assert!(same_rows(&rows, &turned[1..]).is_err());
+/// # Ok::<(), datafusion_common::DataFusionError>(())
+/// ```
+pub fn same_rows(expected: &[Row], actual: &[Row]) -> Result<(), String> {
+    let mut counts: HashMap<&Row, i64> = HashMap::new();
+    for row in expected {
+        *counts.entry(row).or_default() += 1;
+    }
+    for row in actual {
+        *counts.entry(row).or_default() -= 1;
+    }
+    let (mut missing, mut surplus) = (Vec::new(), Vec::new());
+    for (row, count) in counts {
+        let side = if count > 0 { &mut missing } else { &mut surplus };
+        side.extend((0..count.unsigned_abs()).map(|_| row));
+    }
+    pair_off(&mut missing, &mut surplus);
+    if missing.is_empty() && surplus.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "{} of {} rows are missing{}; {} of {} are too many{}",
+        missing.len(),
+        expected.len(),
+        some(&missing),
+        surplus.len(),
+        actual.len(),
+        some(&surplus),
+    ))
+}
+
+/// Whether both have the same rows in the same order.
+///
+/// # Errors
+/// Where they differ first.
+pub fn same_sequence(expected: &[Row], actual: &[Row]) -> Result<(), String> {
+    let differ = |(one, other): (&Row, &Row)| !close(one, other);
+    if let Some(place) = expected.iter().zip(actual).position(differ) {
+        return Err(format!(
+            "row {place} is {} instead of {}",
+            text(&actual[place]),
+            text(&expected[place])
+        ));
+    }
+    if expected.len() == actual.len() {
+        return Ok(());
+    }
+    Err(format!("there are {} rows instead of {}", actual.len(), expected.len()))
+}
+
+/// Takes out rows that are equal but for the last digits of their floats.
+fn pair_off(missing: &mut Vec<&Row>, surplus: &mut Vec<&Row>) {
+    let has_floats = |row: &Row| row.iter().any(|value| float(value).is_some());
+    if !surplus.iter().any(|row| has_floats(row)) {
+        return;
+    }
+    missing.retain(|row| match surplus.iter().position(|other| close(row, other)) {
+        Some(place) => {
+            surplus.swap_remove(place);
+            false
+        }
+        None => true,
+    });
+}
+
+fn close(one: &Row, other: &Row) -> bool {
+    one.len() == other.len()
+        && one.iter().zip(other).all(|(one, other)| match (float(one), float(other)) {
+            (Some(one), Some(other)) => close_floats(one, other),
+            _ => one == other,
+        })
+}
+
+fn close_floats(one: f64, other: f64) -> bool {
+    const RELATIVE: f64 = 1e-9;
+    one == other
+        || (one.is_nan() && other.is_nan())
+        || (one - other).abs() <= RELATIVE * one.abs().max(other.abs())
+            && one.is_finite()
+            && other.is_finite()
+}
+
+fn float(value: &ScalarValue) -> Option<f64> {
+    match value {
+        ScalarValue::Float64(value) => *value,
+        ScalarValue::Float32(value) => value.map(f64::from),
+        _ => None,
+    }
+}
+
+fn text(row: &Row) -> String {
+    let values: Vec<String> = row.iter().map(ToString::to_string).collect();
+    format!("({})", values.join(", "))
+}
+
+/// The first few of `rows`, to be shown.
+fn some(rows: &[&Row]) -> String {
+    const SHOWN: usize = 3;
+    let mut shown: Vec<String> = rows.iter().map(|row| text(row)).collect();
+    shown.sort();
+    shown.truncate(SHOWN);
+    if shown.is_empty() { String::new() } else { format!(" ({}…)", shown.join(", ")) }
+}

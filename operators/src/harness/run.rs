@@ -1,0 +1,96 @@
+//! Runs one case as one trial: starts the graph, reads its rows, notices a hang.
+
+use std::{pin::Pin, sync::Arc, task::Poll, time::Duration};
+
+use arrow::array::RecordBatch;
+use futures_core::Stream;
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{Graph, QueryContext, RowStream},
+};
+
+use super::{Case, Trial, patience::wait};
+use crate::compact;
+
+/// Builds the graph of a case.
+pub(super) type Build = dyn Fn(&Case) -> Result<Graph>;
+
+/// How a run ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// What was read before the end.
+    pub(super) rows: Vec<RecordBatch>,
+    /// The error that the reader was told.
+    pub(super) error: Option<Error>,
+    pub(super) peak_memory_bytes: usize,
+}
+
+/// Runs `case` to its end and checks that nothing is left of it.
+pub(super) fn run(
+    trial: &Trial,
+    case: &Case,
+    build: &Build,
+    hang_after: Duration,
+) -> Result<Ended, String> {
+    let query = QueryContext::new(trial.executor(), trial.options());
+    let graph = build(case).map_err(|error| format!("the graph could not be built: {error}"))?;
+    let Some(readers) = case.take_readers() else {
+        return Err("the graph has no result: end its last pipeline in `case.result(…)`".into());
+    };
+    let ended = match graph.start(&query) {
+        Ok(running) => {
+            let mut streams = RowStream::of_query(&running, readers);
+            // Dropping the streams cancels the query, so not before a hang has been described.
+            read(&mut streams, hang_after).ok_or_else(|| hang(trial, &query, hang_after))?
+        }
+        Err(error) => (Vec::new(), Some(error)),
+    };
+    trial.settle(&query, hang_after)?;
+    let peak_memory_bytes = query.profile().peak_memory_bytes;
+    Ok(Ended { rows: ended.0, error: ended.1, peak_memory_bytes })
+}
+
+/// All rows of all streams, up to the first error; `None` if none comes for too long.
+fn read(
+    streams: &mut Vec<RowStream>,
+    hang_after: Duration,
+) -> Option<(Vec<RecordBatch>, Option<Error>)> {
+    let mut rows = Vec::new();
+    while !streams.is_empty() {
+        let next = wait(hang_after, |context| {
+            for (place, stream) in streams.iter_mut().enumerate() {
+                if let Poll::Ready(item) = Pin::new(stream).poll_next(context) {
+                    return Poll::Ready((place, item));
+                }
+            }
+            Poll::Pending
+        });
+        match next? {
+            (_, Some(Ok(batch))) => match compact(batch) {
+                Ok(batch) => rows.push(batch),
+                Err(error) => return Some((rows, Some(error))),
+            },
+            (_, Some(Err(error))) => return Some((rows, Some(error))),
+            (place, None) => drop(streams.remove(place)),
+        }
+    }
+    Some((rows, None))
+}
+
+/// Describes a hang, after the query has been given the chance to end by a cancel.
+fn hang(trial: &Trial, query: &Arc<QueryContext>, hang_after: Duration) -> String {
+    let dump = query.dump();
+    query.cancel();
+    let ended = wait(hang_after, |context| {
+        if query.idle().poll_ready(context.waker()) { Poll::Ready(()) } else { Poll::Pending }
+    });
+    let after = match ended {
+        Some(()) => "a cancel ended it",
+        None => {
+            // Dropping the executor would wait for its tasks, and the report would never be seen.
+            std::mem::forget(trial.executor().clone());
+            "not even a cancel ended it"
+        }
+    };
+    format!("it hangs ({after}): nothing came for {hang_after:?}\n{dump}")
+}

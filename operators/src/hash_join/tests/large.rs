@@ -1,0 +1,220 @@
+//! More rows than one build unit, one drain unit or one chunk of pairs has; memory; cancel.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow::{
+    array::{AsArray, Int64Array, RecordBatch, StringArray},
+    datatypes::Int32Type,
+};
+use datafusion_common::JoinType;
+use gatework_runtime::{
+    Error,
+    pipeline::{Graph, MemoryLimit, QueryContext, QueryOptions, RowStream},
+};
+
+use super::{Case, KeyKind, TYPES};
+use crate::rig::{EXECUTOR, ints, run_with, scan, table, wait_idle};
+
+const LEFT_ROWS: i32 = 150_000;
+const RIGHT_ROWS: i32 = 40_000;
+
+/// The keys of both sides: some only here, some only there, some twice, some NULL.
+fn left_key(row: i32) -> Option<i32> {
+    (row % 1000 != 7).then_some(row % 100_000)
+}
+
+fn right_key(row: i32) -> Option<i32> {
+    (row % 501 != 0).then_some(row * 5)
+}
+
+fn rows_of(kind: KeyKind, rows: i32, key: fn(i32) -> Option<i32>) -> RecordBatch {
+    let numbers = ("row", ints((0..rows).map(Some)));
+    let values = ("value", ints((0..rows).map(|row| Some(row % 3))));
+    let keys = || (0..rows).map(key);
+    match kind {
+        KeyKind::Longs => {
+            let high =
+                keys().map(|key| key.map(|key| i64::from(key) << 40)).collect::<Int64Array>();
+            let low = keys().map(|key| key.map(|key| i64::from(key % 10))).collect::<Int64Array>();
+            table([("key", Arc::new(high)), ("key2", Arc::new(low)), values, numbers])
+        }
+        KeyKind::Text => {
+            let text = keys().map(|key| key.map(|key| format!("key number {key}")));
+            table([("key", Arc::new(text.collect::<StringArray>())), values, numbers])
+        }
+        _ => table([("key", ints(keys())), values, numbers]),
+    }
+}
+
+/// A result's row: the numbers of its left and right row, and the mark.
+type Row = (Option<i32>, Option<i32>, Option<bool>);
+
+fn expected(kind: JoinType) -> Vec<Row> {
+    let mut by_key: HashMap<i32, Vec<i32>> = HashMap::new();
+    for row in 0..RIGHT_ROWS {
+        by_key.entry(right_key(row).unwrap_or(-1)).or_default().push(row);
+    }
+    by_key.remove(&-1);
+    let mut found = vec![false; RIGHT_ROWS as usize];
+    let mut rows: Vec<Row> = Vec::new();
+    for left in 0..LEFT_ROWS {
+        let matches = left_key(left).and_then(|key| by_key.get(&key));
+        let pairs = matches.into_iter().flatten().copied();
+        pairs.clone().for_each(|right| found[right as usize] = true);
+        match (kind, matches.is_some()) {
+            (JoinType::LeftMark, matched) => rows.push((Some(left), None, Some(matched))),
+            (JoinType::LeftSemi, true)
+            | (JoinType::LeftAnti | JoinType::Left | JoinType::Full, false) => {
+                rows.push((Some(left), None, None));
+            }
+            (JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full, true) => {
+                rows.extend(pairs.map(|right| (Some(left), Some(right), None)));
+            }
+            _ => {}
+        }
+    }
+    for (right, found) in (0..).zip(found) {
+        match (kind, found) {
+            (JoinType::RightMark, found) => rows.push((None, Some(right), Some(found))),
+            (JoinType::RightSemi, true)
+            | (JoinType::RightAnti | JoinType::Right | JoinType::Full, false) => {
+                rows.push((None, Some(right), None));
+            }
+            _ => {}
+        }
+    }
+    rows.sort_unstable();
+    rows
+}
+
+/// The numbers of the rows of `batches`, whose columns are those of `case`'s projection.
+fn numbers(kind: JoinType, batches: &[RecordBatch]) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    for batch in batches {
+        let column = |place: usize| batch.column(place).as_primitive::<Int32Type>().iter();
+        let mark = || batch.column(1).as_boolean().iter();
+        match kind {
+            JoinType::LeftSemi | JoinType::LeftAnti => {
+                rows.extend(column(0).map(|left| (left, None, None)));
+            }
+            JoinType::RightSemi | JoinType::RightAnti => {
+                rows.extend(column(0).map(|right| (None, right, None)));
+            }
+            JoinType::LeftMark => {
+                rows.extend(column(0).zip(mark()).map(|(left, mark)| (left, None, mark)));
+            }
+            JoinType::RightMark => {
+                rows.extend(column(0).zip(mark()).map(|(right, mark)| (None, right, mark)));
+            }
+            _ => rows.extend(column(0).zip(column(1)).map(|(left, right)| (left, right, None))),
+        }
+    }
+    rows.sort_unstable();
+    rows
+}
+
+#[test]
+fn many_build_and_drain_units_are_one_table() {
+    for (kind, key) in TYPES
+        .into_iter()
+        .zip([KeyKind::Int, KeyKind::Longs, KeyKind::Text, KeyKind::Int].into_iter().cycle())
+    {
+        let (left, right) =
+            (rows_of(key, LEFT_ROWS, left_key), rows_of(key, RIGHT_ROWS, right_key));
+        let case = Case { key, morsel: 7001, batch_rows: 8192, builds: 3, ..Case::plain(kind) };
+        let fields = case.schema(&left, &right);
+        let wanted = |(_, field): &(usize, &Arc<arrow::datatypes::Field>)| {
+            matches!(field.name().as_str(), "row" | "mark")
+        };
+        let columns: Vec<usize> =
+            fields.fields().iter().enumerate().filter(wanted).map(|(place, _)| place).collect();
+        let batches = case.run(&left, &right, Some(&columns)).unwrap();
+        assert!(numbers(kind, &batches) == expected(kind), "{case:?}");
+    }
+}
+
+/// 300 × 300 pairs for one key, in chunks of 7, with and without a residual filter.
+#[test]
+fn many_to_many_pairs_come_in_chunks() {
+    let one_key = |rows: i32| rows_of(KeyKind::Int, rows, |_| Some(1));
+    for (residual, pairs) in [(false, 90_000), (true, 30_000)] {
+        let case = Case { residual, morsel: 100, batch_rows: 7, ..Case::plain(JoinType::Inner) };
+        let batches = case.run(&one_key(300), &one_key(300), None).unwrap();
+        assert!(batches.iter().all(|batch| batch.num_rows() <= 7));
+        assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), pairs);
+    }
+}
+
+#[test]
+fn a_long_chain_of_matches_is_cancelled() {
+    // 10^10 pairs of which the filter passes none: only the cancel can end it soon.
+    let rows = table([
+        ("key", ints((0..100_000).map(|_| Some(1)))),
+        ("value", ints((0..100_000).map(|_| Some(1)))),
+        ("row", ints((0..100_000).map(Some))),
+    ]);
+    for kind in [JoinType::Inner, JoinType::LeftSemi, JoinType::RightAnti] {
+        let case = Case { residual: true, batch_rows: 8192, morsel: 8192, ..Case::plain(kind) };
+        let query = QueryContext::new(&EXECUTOR, QueryOptions::default());
+        let mut graph = Graph::new();
+        let config = case.config(&rows, &rows, None);
+        let readers = case.add(&mut graph, config, scan(&rows, 8192), scan(&rows, 8192), None);
+        let running = graph.start(&query).unwrap();
+        let streams = RowStream::of_query(&running, readers);
+        // Whenever the cancel comes, it must end the query.
+        query.cancel();
+        wait_idle(&query);
+        let answer = streams.into_iter().next().unwrap().into_blocking().next();
+        assert!(matches!(answer, Some(Err(Error::Cancelled { .. }))), "{kind}");
+    }
+}
+
+#[test]
+fn a_dropped_result_ends_a_join_in_the_middle() {
+    let rows = rows_of(KeyKind::Int, 20_000, |_| Some(1));
+    let case = Case { batch_rows: 100, morsel: 1000, ..Case::plain(JoinType::Full) };
+    let query = QueryContext::new(&EXECUTOR, QueryOptions::default());
+    let mut graph = Graph::new();
+    let config = case.config(&rows, &rows, None);
+    let readers = case.add(&mut graph, config, scan(&rows, 1000), scan(&rows, 1000), None);
+    let running = graph.start(&query).unwrap();
+    let mut stream =
+        RowStream::of_query(&running, readers).into_iter().next().unwrap().into_blocking();
+    // One batch is out, so the probe is at work: 4 * 10^8 pairs would follow.
+    assert_eq!(stream.next().unwrap().unwrap().rows(), 100);
+    assert!(query.reserved_bytes() > 0);
+    drop(stream);
+    wait_idle(&query);
+}
+
+/// The build side is charged by its rows, however small the slices it comes in, and given back.
+#[test]
+fn the_build_side_is_charged_to_the_query() {
+    let left = rows_of(KeyKind::Int, 50_000, Some);
+    let right = rows_of(KeyKind::Int, 10, Some);
+    // 12 bytes of columns and 16 of key and hash each row, 2^17 slots of 8 bytes, chains of 4 bytes
+    // a row, and while columns are copied together 12 more.
+    for (limit, fits) in [(1 << 20, false), (6 << 20, true)] {
+        for kind in [JoinType::Inner, JoinType::Full] {
+            let memory = Arc::new(MemoryLimit::new(limit));
+            let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
+            let case = Case { batch_rows: 8192, morsel: 100, ..Case::plain(kind) };
+            let config = case.config(&left, &right, None);
+            let answer = run_with(options, |graph| {
+                case.add(graph, config, scan(&left, 100), scan(&right, 1), None)
+            });
+            match answer {
+                Ok(batches) => {
+                    let rows: usize = batches[0].iter().map(RecordBatch::num_rows).sum();
+                    assert!(fits && rows >= 10, "{limit}, {kind}");
+                }
+                Err(error) => {
+                    assert!(!fits, "{limit}, {kind}: {error}");
+                    assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+                    assert!(error.to_string().contains("hash join build"), "{error}");
+                }
+            }
+            assert_eq!(memory.reserved(), 0);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The naive model: rows with coded keys, and what a join of them must give.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    UInt8Array,
+};
+use datafusion_common::JoinType;
+
+use super::Case;
+use crate::rig::{ints, rows, table};
+
+/// How many key codes there are.
+pub(super) const CODES: u8 = 6;
+
+/// Two key codes, of which some kinds use only the first, and a value for the residual filter.
+pub(super) type Row = (Option<u8>, Option<u8>, Option<i32>);
+
+/// The types of the key columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KeyKind {
+    /// One word.
+    Int,
+    /// One word of two columns.
+    Flags,
+    /// 128 bits, or arrow rows where NULL is a value.
+    Longs,
+    /// Arrow rows.
+    Text,
+    /// One word, and not equal by its bits.
+    Float,
+    /// Arrow rows of two columns.
+    Mixed,
+}
+
+const FLOATS: [f64; CODES as usize] = [0.0, -0.0, f64::NAN, 1.5, f64::NEG_INFINITY, -1.5];
+const TEXTS: [&str; CODES as usize] = ["", "a", "ab", "a\0", "a rather long text, not inline", "b"];
+
+impl KeyKind {
+    pub(super) const ALL: [Self; 6] =
+        [Self::Int, Self::Flags, Self::Longs, Self::Text, Self::Float, Self::Mixed];
+
+    pub(super) fn columns(self) -> usize {
+        match self {
+            Self::Int | Self::Text | Self::Float => 1,
+            Self::Flags | Self::Longs | Self::Mixed => 2,
+        }
+    }
+
+    /// The column of `codes` at `place`. Codes of flags fold, so fewer values are more duplicates.
+    fn column(self, place: usize, codes: &[Option<u8>]) -> ArrayRef {
+        let codes = || codes.iter().copied();
+        let text = |code: Option<u8>| code.map(|code| TEXTS[usize::from(code)]);
+        match (self, place) {
+            (Self::Int, _) | (Self::Mixed, 1) => {
+                let value = |code: Option<u8>| code.map(|code| i32::from(code) * 1_000_003 - 7);
+                Arc::new(codes().map(value).collect::<Int32Array>())
+            }
+            (Self::Flags, 0) => Arc::new(
+                codes().map(|code| code.map(|code| code % 2 == 1)).collect::<BooleanArray>(),
+            ),
+            (Self::Flags, _) => Arc::new(codes().collect::<UInt8Array>()),
+            (Self::Longs, _) => {
+                let value =
+                    |code: Option<u8>| code.map(|code| i64::from(code).wrapping_mul(1 << 61));
+                Arc::new(codes().map(value).collect::<Int64Array>())
+            }
+            (Self::Text | Self::Mixed, _) => Arc::new(codes().map(text).collect::<StringArray>()),
+            (Self::Float, _) => {
+                let value = |code: Option<u8>| code.map(|code| FLOATS[usize::from(code)]);
+                Arc::new(codes().map(value).collect::<Float64Array>())
+            }
+        }
+    }
+
+    /// Codes of equal values have equal classes.
+    fn class(self, place: usize, code: u8) -> u8 {
+        match (self, place) {
+            (Self::Float, _) => code.max(1),
+            (Self::Flags, 0) => code % 2,
+            _ => code,
+        }
+    }
+}
+
+/// One side: its key columns, then `value` and `row`.
+#[derive(Debug)]
+pub(super) struct Side {
+    pub(super) batch: RecordBatch,
+    keys: Vec<Vec<Option<u8>>>,
+    values: Vec<Option<i32>>,
+}
+
+impl Side {
+    pub(super) fn new(kind: KeyKind, rows: &[Row]) -> Self {
+        let codes = |place| -> Vec<Option<u8>> {
+            rows.iter().map(|row| if place == 0 { row.0 } else { row.1 }).collect()
+        };
+        let column = |place| kind.column(place, &codes(place));
+        let values: Vec<_> = rows.iter().map(|row| row.2).collect();
+        let value = ("value", ints(values.iter().copied()));
+        let row = ("row", ints((0..rows.len() as i32).map(Some)));
+        let batch = match kind.columns() {
+            1 => table([("key", column(0)), value, row]),
+            _ => table([("key", column(0)), ("key2", column(1)), value, row]),
+        };
+        let class = |(place, code): (usize, &Option<u8>)| code.map(|code| kind.class(place, code));
+        let key =
+            |row: &Row| [row.0, row.1][..kind.columns()].iter().enumerate().map(class).collect();
+        Self { batch, keys: rows.iter().map(key).collect(), values }
+    }
+
+    /// Whether the key of `row` has a NULL.
+    pub(super) fn has_null(&self, row: usize) -> bool {
+        self.keys[row].contains(&None)
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.keys.len()
+    }
+}
+
+impl Case {
+    /// Whether the keys match, the residual filter left aside.
+    pub(super) fn keys_match(&self, left: &Side, l: usize, right: &Side, r: usize) -> bool {
+        (self.nulls_equal || !left.has_null(l)) && left.keys[l] == right.keys[r]
+    }
+
+    fn matches(&self, left: &Side, l: usize, right: &Side, r: usize) -> bool {
+        let passes = || left.values[l].zip(right.values[r]).is_some_and(|(l, r)| l < r);
+        self.keys_match(left, l, right, r) && (!self.residual || passes())
+    }
+
+    /// Sorted rows, as text.
+    pub(super) fn model(&self, left: &Side, right: &Side) -> Vec<String> {
+        let lefts = rows(std::slice::from_ref(&left.batch));
+        let rights = rows(std::slice::from_ref(&right.batch));
+        let left_match: Vec<bool> = (0..left.rows())
+            .map(|l| (0..right.rows()).any(|r| self.matches(left, l, right, r)))
+            .collect();
+        let right_match: Vec<bool> = (0..right.rows())
+            .map(|r| (0..left.rows()).any(|l| self.matches(left, l, right, r)))
+            .collect();
+        let nulls = vec!["NULL"; left.batch.num_columns()].join("|");
+        let mut rows: Vec<String> = match self.kind {
+            JoinType::LeftSemi => pick(&lefts, &left_match, true),
+            JoinType::LeftAnti if self.null_aware => self.not_in(left, right, &lefts, &left_match),
+            JoinType::LeftAnti => pick(&lefts, &left_match, false),
+            JoinType::LeftMark => marked(&lefts, &left_match),
+            JoinType::RightSemi => pick(&rights, &right_match, true),
+            JoinType::RightAnti => pick(&rights, &right_match, false),
+            JoinType::RightMark => marked(&rights, &right_match),
+            _ => (0..left.rows())
+                .flat_map(|l| (0..right.rows()).map(move |r| (l, r)))
+                .filter(|(l, r)| self.matches(left, *l, right, *r))
+                .map(|(l, r)| format!("{}|{}", lefts[l], rights[r]))
+                .collect(),
+        };
+        if let JoinType::Left | JoinType::Full = self.kind {
+            let rest = pick(&lefts, &left_match, false);
+            rows.extend(rest.iter().map(|row| format!("{row}|{nulls}")));
+        }
+        if let JoinType::Right | JoinType::Full = self.kind {
+            let rest = pick(&rights, &right_match, false);
+            rows.extend(rest.iter().map(|row| format!("{nulls}|{row}")));
+        }
+        rows.sort_unstable();
+        rows
+    }
+
+    /// `left.key NOT IN right`: true, not NULL.
+    fn not_in(&self, left: &Side, right: &Side, lefts: &[String], found: &[bool]) -> Vec<String> {
+        let unknown = (0..right.rows()).any(|r| right.has_null(r));
+        let holds = |l: &usize| right.rows() == 0 || (!unknown && !found[*l] && !left.has_null(*l));
+        (0..left.rows()).filter(holds).map(|l| lefts[l].clone()).collect()
+    }
+}
+
+fn pick(side: &[String], found: &[bool], wanted: bool) -> Vec<String> {
+    let chosen = side.iter().zip(found).filter(|(_, found)| **found == wanted);
+    chosen.map(|(row, _)| row.clone()).collect()
+}
+
+fn marked(side: &[String], found: &[bool]) -> Vec<String> {
+    side.iter().zip(found).map(|(row, found)| format!("{row}|{found}")).collect()
+}

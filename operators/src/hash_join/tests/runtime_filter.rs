@@ -1,0 +1,242 @@
+//! What a join tells the scans below its probe side: never too much, and always something.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{AsArray, BooleanArray, RecordBatch},
+    compute::filter_record_batch,
+};
+use datafusion_common::JoinType;
+use datafusion_physical_expr::{PhysicalExpr, expressions::Column};
+use gatework_runtime::{
+    Error,
+    pipeline::{Graph, QueryContext, QueryOptions},
+};
+use parking_lot::Mutex;
+use proptest::prelude::*;
+
+use super::{Case, KeyKind, Side, any_case, not_in_case, rows, side};
+use crate::{
+    hash_join::new,
+    rig::{EXECUTOR, FailingScan, result_of, run, scan, sorted_rows, table, wait_idle},
+    runtime_filter::{FilterProducer, FilterTarget},
+};
+
+/// Applies a filter to `probe` as soon as it is published: it knows no more once the join is over.
+struct Recorder {
+    keys: Vec<Arc<dyn PhysicalExpr>>,
+    probe: RecordBatch,
+    /// Each publication: which probe rows pass, or `None` for "nothing to say".
+    published: Mutex<Vec<Option<BooleanArray>>>,
+    refuses: bool,
+}
+
+impl FilterTarget for Recorder {
+    fn keys(&self) -> &[Arc<dyn PhysicalExpr>] {
+        &self.keys
+    }
+
+    fn publish(&self, filter: Option<Arc<dyn PhysicalExpr>>) -> datafusion_common::Result<()> {
+        let passes = |filter: Arc<dyn PhysicalExpr>| {
+            let answer = filter.evaluate(&self.probe)?.into_array(self.probe.num_rows())?;
+            Ok::<_, datafusion_common::DataFusionError>(answer.as_boolean().clone())
+        };
+        self.published.lock().push(filter.map(passes).transpose()?);
+        match self.refuses {
+            true => datafusion_common::exec_err!("refused"),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Recorder {
+    fn new(key: KeyKind, probe: &RecordBatch) -> Arc<Self> {
+        let column = |place| Arc::new(Column::new("key", place)) as Arc<dyn PhysicalExpr>;
+        Arc::new(Self {
+            keys: (0..key.columns()).map(column).collect(),
+            probe: probe.clone(),
+            published: Mutex::default(),
+            refuses: false,
+        })
+    }
+
+    /// The only publication.
+    fn only(&self) -> Option<BooleanArray> {
+        let published = self.published.lock();
+        assert_eq!(published.len(), 1, "published once");
+        published[0].clone()
+    }
+}
+
+/// Which probe rows the filter of a finished build lets through; `None` if it says nothing.
+fn expected(case: &Case, left: &Side, right: &Side) -> Option<Vec<bool>> {
+    let build_null = (0..left.rows()).any(|l| left.has_null(l));
+    if build_null && (case.nulls_equal || case.null_aware) {
+        return None;
+    }
+    let passes = |r: usize| {
+        (case.null_aware && right.has_null(r))
+            || (0..left.rows()).any(|l| case.keys_match(left, l, right, r))
+    };
+    Some((0..right.rows()).map(passes).collect())
+}
+
+/// Runs the join with a filter; then again over the probe rows that the filter lets through, which
+/// must not change the result.
+fn check(case: &Case, left: &Side, right: &Side) {
+    let target = Recorder::new(case.key, &right.batch);
+    let (producer, gate) = FilterProducer::new("join", target.clone());
+    let config = case.config(&left.batch, &right.batch, None);
+    let sources = (scan(&left.batch, case.morsel), scan(&right.batch, case.morsel));
+    let batches =
+        run(|graph| case.add(graph, config, sources.0, sources.1, Some(producer))).unwrap();
+    let model = case.model(left, right);
+    assert_eq!(sorted_rows(&batches), model, "{case:?}");
+    assert!(gate.is_ready());
+
+    let mask = target.only();
+    let bits = |mask: &BooleanArray| mask.iter().map(|bit| bit == Some(true)).collect();
+    assert_eq!(mask.as_ref().map(bits), expected(case, left, right), "{case:?}");
+    if let Some(mask) = mask {
+        let pruned = filter_record_batch(&right.batch, &mask).unwrap();
+        let again = case.run(&left.batch, &pruned, None).unwrap();
+        assert_eq!(sorted_rows(&again), model, "over filtered rows, {case:?}");
+    }
+}
+
+/// Join types that lose probe rows without a match, so that a filter may drop them.
+fn filtering() -> impl Strategy<Value = JoinType> {
+    prop::sample::select(vec![
+        JoinType::Inner,
+        JoinType::Left,
+        JoinType::LeftSemi,
+        JoinType::LeftAnti,
+        JoinType::LeftMark,
+        JoinType::RightSemi,
+    ])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn a_filter_drops_only_rows_without_a_match(
+        case in any_case(),
+        kind in filtering(),
+        left in rows(0.1),
+        right in rows(0.2),
+    ) {
+        let case = Case { kind, ..case };
+        check(&case, &Side::new(case.key, &left), &Side::new(case.key, &right));
+    }
+
+    #[test]
+    fn a_filter_for_not_in_keeps_nulls(
+        case in not_in_case(),
+        left in rows(0.05),
+        right in rows(0.1),
+    ) {
+        check(&case, &Side::new(case.key, &left), &Side::new(case.key, &right));
+    }
+}
+
+#[test]
+fn a_preserved_probe_side_is_not_filtered() {
+    let (left, right) = (side(&[Some(1)]), side(&[Some(1), Some(2), None]));
+    for kind in [JoinType::Right, JoinType::Full, JoinType::RightAnti, JoinType::RightMark] {
+        let case = Case::plain(kind);
+        let target = Recorder::new(case.key, &right.batch);
+        let (producer, gate) = FilterProducer::new("join", target.clone());
+        let config = case.config(&left.batch, &right.batch, None);
+        let sources = (scan(&left.batch, 1), scan(&right.batch, 1));
+        run(|graph| case.add(graph, config, sources.0, sources.1, Some(producer))).unwrap();
+        assert!(gate.is_ready() && target.only().is_none(), "{kind}");
+    }
+}
+
+#[test]
+fn bounds_and_membership_are_both_told() {
+    /// Keeps the filter itself, as text.
+    struct Text(Vec<Arc<dyn PhysicalExpr>>, Mutex<String>);
+    impl FilterTarget for Text {
+        fn keys(&self) -> &[Arc<dyn PhysicalExpr>] {
+            &self.0
+        }
+        fn publish(&self, filter: Option<Arc<dyn PhysicalExpr>>) -> datafusion_common::Result<()> {
+            *self.1.lock() = filter.map_or_else(String::new, |filter| filter.to_string());
+            Ok(())
+        }
+    }
+    let key = Arc::new(Column::new("probe_key", 0)) as Arc<dyn PhysicalExpr>;
+    let left = table([
+        ("key", crate::rig::ints([Some(5), None, Some(9), Some(7)])),
+        ("value", crate::rig::ints([None; 4])),
+        ("row", crate::rig::ints([None; 4])),
+    ]);
+    let case = Case::plain(JoinType::Inner);
+    let target = Arc::new(Text(vec![key], Mutex::default()));
+    let (producer, _gate) = FilterProducer::new("join", target.clone());
+    let config = case.config(&left, &left, None);
+    run(|graph| case.add(graph, config, scan(&left, 1), scan(&left, 1), Some(producer))).unwrap();
+    let text = target.1.lock().clone();
+    let expected = "probe_key@0 >= 5 AND probe_key@0 <= 9 AND (probe_key@0) in join table";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn a_refused_filter_is_no_error() {
+    let (left, right) = (side(&[Some(1)]), side(&[Some(1), Some(2)]));
+    let case = Case::plain(JoinType::Inner);
+    let recorder = Recorder::new(case.key, &right.batch);
+    let target = Arc::new(Recorder {
+        refuses: true,
+        keys: recorder.keys.clone(),
+        probe: right.batch.clone(),
+        published: Mutex::default(),
+    });
+    let (producer, gate) = FilterProducer::new("join", target.clone());
+    let config = case.config(&left.batch, &right.batch, None);
+    let sources = (scan(&left.batch, 1), scan(&right.batch, 1));
+    let batches =
+        run(|graph| case.add(graph, config, sources.0, sources.1, Some(producer))).unwrap();
+    assert_eq!(sorted_rows(&batches), case.model(&left, &right));
+    assert!(gate.is_ready() && target.only().is_some());
+}
+
+#[test]
+fn a_failed_build_publishes_nothing_and_opens_the_gate() {
+    let right = side(&[Some(1)]);
+    let case = Case::plain(JoinType::Inner);
+    let target = Recorder::new(case.key, &right.batch);
+    let (producer, gate) = FilterProducer::new("join", target.clone());
+    let config = case.config(&right.batch, &right.batch, None);
+    let (left, right) = (Arc::new(FailingScan), scan(&right.batch, 1));
+    let answer = run(|graph| case.add(graph, config, left, right, Some(producer)));
+    assert!(matches!(answer, Err(Error::Operator { .. })));
+    assert!(gate.is_ready() && target.only().is_none());
+}
+
+#[test]
+fn a_join_that_never_runs_publishes_nothing_and_opens_the_gate() {
+    let rows = side(&[Some(1)]);
+    let case = Case::plain(JoinType::Inner);
+    let target = Recorder::new(case.key, &rows.batch);
+    let (producer, gate) = FilterProducer::new("join", target.clone());
+    assert!(!gate.is_ready());
+    drop(new(case.config(&rows.batch, &rows.batch, None), 1, 1, Some(producer)).unwrap());
+    assert!(gate.is_ready() && target.only().is_none());
+
+    let target = Recorder::new(case.key, &rows.batch);
+    let (producer, gate) = FilterProducer::new("join", target.clone());
+    let query = QueryContext::new(&EXECUTOR, QueryOptions::default());
+    query.cancel();
+    let mut graph = Graph::new();
+    let (build, probe) =
+        new(case.config(&rows.batch, &rows.batch, None), 1, 1, Some(producer)).unwrap();
+    graph.add("build", 1, scan(&rows.batch, 1), vec![], Arc::new(build)).unwrap();
+    let readers = result_of(&mut graph, 1, 1, scan(&rows.batch, 1), vec![Arc::new(probe)]);
+    assert!(matches!(graph.start(&query), Err(Error::Cancelled { .. })));
+    drop(readers);
+    wait_idle(&query);
+    assert!(gate.is_ready() && target.only().is_none());
+}

@@ -1,0 +1,62 @@
+//! Plain columns keep the selection; computed ones see only selected rows.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::RecordBatch,
+    datatypes::{DataType, Field, Schema},
+};
+use datafusion_expr::Operator as BinaryOperator;
+use datafusion_physical_expr::{
+    PhysicalExpr,
+    expressions::{BinaryExpr, Column, lit},
+};
+
+use super::Projection;
+use crate::{
+    filter::Filter,
+    rig::{ints, result_of, rows, run, scan, table},
+};
+
+fn column(place: usize) -> Arc<dyn PhysicalExpr> {
+    Arc::new(Column::new("column", place))
+}
+
+/// Projects the rows of two columns whose second is not 0.
+fn projected(expressions: Vec<Arc<dyn PhysicalExpr>>) -> Vec<RecordBatch> {
+    let table = table([
+        ("a", ints([Some(10), Some(20), None, Some(40)])),
+        ("b", ints([Some(2), Some(0), Some(1), Some(4)])),
+    ]);
+    let fields: Vec<_> = (0..expressions.len())
+        .map(|place| Field::new(format!("out{place}"), DataType::Int32, true))
+        .collect();
+    let projection = Projection::new(expressions, Arc::new(Schema::new(fields)));
+    let not_zero = BinaryExpr::new(column(1), BinaryOperator::NotEq, lit(0));
+    let filter = Filter::new(Arc::new(not_zero), None);
+    run(|graph| {
+        let operators = vec![Arc::new(filter) as _, Arc::new(projection) as _];
+        result_of(graph, 1, 1, scan(&table, 3), operators)
+    })
+    .unwrap()
+}
+
+#[test]
+fn plain_columns_keep_the_selection() {
+    assert_eq!(
+        rows(&projected(vec![column(1), column(0), column(1)])),
+        ["2|10|2", "1|NULL|1", "4|40|4"]
+    );
+}
+
+#[test]
+fn expressions_are_computed_for_selected_rows_only() {
+    let quotient = Arc::new(BinaryExpr::new(column(0), BinaryOperator::Divide, column(1)));
+    assert_eq!(rows(&projected(vec![quotient, lit(7)])), ["5|7", "NULL|7", "10|7"]);
+}
+
+#[test]
+fn rows_without_columns_are_still_rows() {
+    let batches = projected(vec![]);
+    assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 3);
+}

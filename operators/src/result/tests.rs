@@ -1,0 +1,60 @@
+//! Every row reaches one partition: that of its task, or that of its keys.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use datafusion_physical_expr::{PhysicalExpr, expressions::Column};
+use gatework_shared_state::Budget;
+
+use super::ResultOutput;
+use crate::rig::{ints, rows, run_all, scan, sorted_rows, table};
+
+fn input() -> RecordBatch {
+    let keys = (0..100).map(|row| (row % 9 != 0).then_some(row % 7));
+    table([("key", ints(keys)), ("row", ints((0..100).map(Some)))])
+}
+
+fn partitions(
+    keys: Vec<Arc<dyn PhysicalExpr>>,
+    tasks: usize,
+    readers: usize,
+) -> Vec<Vec<RecordBatch>> {
+    run_all(|graph| {
+        let (output, readers) = ResultOutput::new(tasks, readers, keys, Budget::new(50));
+        graph.add("result", tasks, scan(&input(), 3), vec![], Arc::new(output)).unwrap();
+        readers
+    })
+    .unwrap()
+}
+
+#[test]
+fn no_row_is_lost_or_doubled() {
+    let key = || Arc::new(Column::new("key", 0)) as Arc<dyn PhysicalExpr>;
+    for tasks in 1..4 {
+        for readers in 1..4 {
+            for keys in [vec![], vec![key()]] {
+                let all = partitions(keys, tasks, readers).concat();
+                assert_eq!(sorted_rows(&all), sorted_rows(&[input()]), "{tasks} to {readers}");
+            }
+        }
+    }
+}
+
+#[test]
+fn equal_keys_meet_in_one_partition() {
+    let key = Arc::new(Column::new("key", 0));
+    let partitions = partitions(vec![key], 3, 3);
+    let keys = |batches: &Vec<RecordBatch>| {
+        let keys: Vec<_> = batches.iter().map(|batch| batch.project(&[0]).unwrap()).collect();
+        let mut keys = rows(&keys);
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    };
+    let mut all: Vec<String> = partitions.iter().flat_map(keys).collect();
+    let places = all.len();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!((places, all.len()), (8, 8), "seven keys and NULL, each in one place");
+    assert!(partitions.iter().filter(|batches| !batches.is_empty()).count() > 1);
+}

@@ -1,0 +1,164 @@
+//! For unit tests: hand-built graphs on a real executor, and their rows in a form to compare.
+
+use std::{
+    sync::{Arc, LazyLock, mpsc},
+    task::{Wake, Waker},
+    thread::{self, Thread},
+    time::{Duration, Instant},
+};
+
+use arrow::{
+    array::{ArrayRef, Int32Array, RecordBatch},
+    util::display::{ArrayFormatter, FormatOptions},
+};
+use gatework_runtime::{
+    Error, Executor, Result,
+    pipeline::{
+        Batch, Graph, LocalSource, Operator, QueryContext, QueryOptions, RowStream, Setup, Source,
+        SourceResult, TaskContext,
+    },
+};
+use gatework_shared_state::{Budget, result::ResultReader};
+
+use crate::{compact, memory_scan::MemoryScan, result::ResultOutput};
+
+/// What must have happened by then hangs.
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) static EXECUTOR: LazyLock<Executor> =
+    LazyLock::new(|| Executor::builder().threads(2).build().unwrap());
+
+pub(crate) type Readers = Vec<ResultReader<Batch>>;
+
+/// Runs the graph that `build` makes; answers the batches of each reader.
+pub(crate) fn run_all(build: impl FnOnce(&mut Graph) -> Readers) -> Result<Vec<Vec<RecordBatch>>> {
+    run_with(QueryOptions::default(), build)
+}
+
+pub(crate) fn run_with(
+    options: QueryOptions,
+    build: impl FnOnce(&mut Graph) -> Readers,
+) -> Result<Vec<Vec<RecordBatch>>> {
+    let query = QueryContext::new(&EXECUTOR, options);
+    let mut graph = Graph::new();
+    let readers = build(&mut graph);
+    let running = graph.start(&query)?;
+    let collectors: Vec<_> = RowStream::of_query(&running, readers)
+        .into_iter()
+        .map(|stream| {
+            let (sender, receiver) = mpsc::channel();
+            thread::spawn(move || {
+                let rows = stream.into_blocking().map(|batch| compact(batch?));
+                let _nobody_waits = sender.send(rows.collect::<Result<Vec<_>>>());
+            });
+            receiver
+        })
+        .collect();
+    let batches = collectors
+        .into_iter()
+        .map(|collector| match collector.recv_timeout(LIMIT) {
+            Ok(batches) => batches,
+            Err(_) => panic!("the query hangs\n{}", query.dump()),
+        })
+        .collect();
+    wait_idle(&query);
+    batches
+}
+
+/// Runs a graph with one reader; answers its batches.
+pub(crate) fn run(build: impl FnOnce(&mut Graph) -> Readers) -> Result<Vec<RecordBatch>> {
+    Ok(run_all(build)?.remove(0))
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits for the end of all tasks, after which nothing may be left of the query.
+pub(crate) fn wait_idle(query: &QueryContext) {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let end = Instant::now() + LIMIT;
+    while !query.idle().poll_ready(&waker) {
+        assert!(Instant::now() < end, "the query does not end\n{}", query.dump());
+        thread::park_timeout(LIMIT);
+    }
+    assert_eq!((query.live_tasks(), query.reserved_bytes()), (0, 0));
+}
+
+/// Adds a pipeline that ends in a result with a reader for each of its tasks.
+pub(crate) fn result_of(
+    graph: &mut Graph,
+    instances: usize,
+    readers: usize,
+    source: Arc<dyn Source>,
+    operators: Vec<Arc<dyn Operator>>,
+) -> Readers {
+    let (output, readers) = ResultOutput::new(instances, readers, vec![], Budget::new(100));
+    graph.add("result", instances, source, operators, Arc::new(output)).unwrap();
+    readers
+}
+
+/// A scan of `table` in morsels of `rows` rows.
+pub(crate) fn scan(table: &RecordBatch, rows: usize) -> Arc<MemoryScan> {
+    Arc::new(MemoryScan::new([table.clone()], None, rows))
+}
+
+pub(crate) fn ints(values: impl IntoIterator<Item = Option<i32>>) -> ArrayRef {
+    Arc::new(values.into_iter().collect::<Int32Array>())
+}
+
+/// Nullable columns by name.
+pub(crate) fn table<const N: usize>(columns: [(&str, ArrayRef); N]) -> RecordBatch {
+    let columns = columns.into_iter().map(|(name, column)| (name, column, true));
+    RecordBatch::try_from_iter_with_nullable(columns).unwrap()
+}
+
+/// Every row as text, in the order of the batches.
+pub(crate) fn rows(batches: &[RecordBatch]) -> Vec<String> {
+    let options = FormatOptions::default().with_null("NULL");
+    let mut rows = Vec::new();
+    for batch in batches {
+        let columns: Vec<_> = batch
+            .columns()
+            .iter()
+            .map(|column| ArrayFormatter::try_new(column.as_ref(), &options).unwrap())
+            .collect();
+        for row in 0..batch.num_rows() {
+            let values: Vec<_> =
+                columns.iter().map(|column| column.value(row).to_string()).collect();
+            rows.push(values.join("|"));
+        }
+    }
+    rows
+}
+
+/// Every row as text, in an order of their own.
+pub(crate) fn sorted_rows(batches: &[RecordBatch]) -> Vec<String> {
+    let mut rows = rows(batches);
+    rows.sort_unstable();
+    rows
+}
+
+/// A source that fails once it is asked.
+#[derive(Debug)]
+pub(crate) struct FailingScan;
+
+impl Source for FailingScan {
+    fn name(&self) -> &str {
+        "failing scan"
+    }
+
+    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSource>> {
+        Ok(Box::new(Self))
+    }
+}
+
+impl LocalSource for FailingScan {
+    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
+        Err(Error::operator("the scan failed"))
+    }
+}

@@ -1,0 +1,16 @@
+//! What crosses crates, in one binary: linking DataFusion into many takes longer than running them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests count as no tests for clippy"
+)]
+
+mod against_datafusion;
+mod bad_input;
+mod endings;
+mod join_matrix;
+mod no_pretending;
+mod sql_equality;
+mod support;
+mod tpch_results;
