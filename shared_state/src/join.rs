@@ -107,6 +107,9 @@ pub enum Drain<T> {
     Aborted,
 }
 
+/// The tokens of a join's build tasks and of its probe tasks.
+pub type Tokens<P, T> = (Vec<BuildSink<P, T>>, Vec<ProbeSource<P, T>>);
+
 /// A join that `sinks` build tasks publish to and `sources` probe tasks read.
 ///
 /// # Panics
@@ -115,7 +118,7 @@ pub fn new<P, T>(
     name: &str,
     sinks: usize,
     sources: usize,
-) -> (Vec<BuildSink<P, T>>, Vec<ProbeSource<P, T>>) {
+) -> Tokens<P, T> {
     assert!(sinks > 0 && sources > 0, "a join has at least one build and one probe task");
     let state = Arc::new(State {
         gates: ManyToMany::new(name, sinks, sources),
