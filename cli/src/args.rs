@@ -32,7 +32,7 @@ pub(crate) struct TpchArgs {
     /// Size of the data; 1 is about a gigabyte of text. Default: that of the data in DIR, or 1
     #[arg(long, value_name = "F", value_parser = scale_factor)]
     pub(crate) scale_factor: Option<f64>,
-    /// Folder with `<table>.parquet`; missing tables are made. Default: tpch-data/sf<F>
+    /// Folder with `<table>.parquet`; missing tables are made. Default: `tpch-data/sf<F>`
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Folder with `q1.sql`, `q2.sql`, … to run instead of the queries of the specification

@@ -2,7 +2,7 @@
 //! of the same instance evaluates them one after the other.
 //!
 //! A bounded queue between the two lets partitions be evaluated while later ones still arrive. It is
-//! a [`union`](crate::union) of one child, under the name the dump should show.
+//! a [`crate::union`] of one child, under the name the dump should show.
 
 use crate::{
     Gate, Give, Payload, Take,

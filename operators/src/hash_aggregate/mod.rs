@@ -4,7 +4,7 @@
 //! Local tables are bounded: one that holds too many groups is emptied into partial states, which
 //! are partitioned at once and merged later with everything else. With one sink task there is
 //! nothing to merge, and its table goes to the source as it is. Without grouping there is one group,
-//! and DataFusion's row accumulators are used ([`ungrouped`]).
+//! and DataFusion's row accumulators are used (`ungrouped.rs`).
 //!
 //! Aggregate semantics are DataFusion's: its accumulators update, merge and evaluate.
 

@@ -2,7 +2,7 @@
 //!
 //! The left side is built, the right side probes. Build tasks encode and hash their keys and keep
 //! the columns that are needed later. The last one only publishes; the table is allocated by one
-//! probe task and filled in units by all of them ([`table`]). A probe task then looks up its batches
+//! probe task and filled in units by all of them (`table.rs`). A probe task then looks up its batches
 //! and, after its input, helps to drain what only the table knows: unmatched (or matched) left rows.
 //!
 //! All ten join types, residual filters, both NULL equalities and the null-aware anti join follow

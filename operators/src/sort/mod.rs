@@ -2,7 +2,7 @@
 //!
 //! Sort keys are arrow rows, whose bytes compare as the sort does, so runs are sorted and merged by
 //! comparing bytes. With a `fetch` a task keeps no more than that many rows for long, and drops rows
-//! behind the best boundary that any task knows ([`run`]).
+//! behind the best boundary that any task knows (`run.rs`).
 
 mod merge;
 mod run;
