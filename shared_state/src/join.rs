@@ -114,11 +114,7 @@ pub type Tokens<P, T> = (Vec<BuildSink<P, T>>, Vec<ProbeSource<P, T>>);
 ///
 /// # Panics
 /// If either is 0.
-pub fn new<P, T>(
-    name: &str,
-    sinks: usize,
-    sources: usize,
-) -> Tokens<P, T> {
+pub fn new<P, T>(name: &str, sinks: usize, sources: usize) -> Tokens<P, T> {
     assert!(sinks > 0 && sources > 0, "a join has at least one build and one probe task");
     let state = Arc::new(State {
         gates: ManyToMany::new(name, sinks, sources),
