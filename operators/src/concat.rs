@@ -3,13 +3,74 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::RecordBatch,
-    compute::concat_batches,
-    datatypes::{Field, Schema},
+    array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions},
+    compute::concat,
+    datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use gatework_runtime::Result;
 
 use crate::OrFail;
+
+/// Buffers a piece of a view column may bring along before its strings are copied together.
+const BUFFERS_PER_PIECE: usize = 4;
+
+/// The values of `pieces` in order; free if there is one.
+///
+/// Every slice of a view column refers to all buffers of the whole, and Arrow strings those lists
+/// together: a thousand slices of a column with a thousand buffers would make a million. Pieces that
+/// bring many buffers are therefore copied into one buffer each first.
+///
+/// # Errors
+/// If the pieces differ in type, or there are none.
+pub(crate) fn concat_arrays(pieces: &[ArrayRef]) -> Result<ArrayRef> {
+    if let [only] = pieces {
+        return Ok(only.clone());
+    }
+    let buffers: usize = pieces.iter().map(|piece| view_buffers(piece)).sum();
+    let copied: Vec<ArrayRef>;
+    let pieces = if buffers > BUFFERS_PER_PIECE * pieces.len() {
+        copied = pieces.iter().map(gather_views).collect();
+        &copied
+    } else {
+        pieces
+    };
+    let pieces: Vec<&dyn Array> = pieces.iter().map(AsRef::as_ref).collect();
+    concat(&pieces).or_fail()
+}
+
+fn view_buffers(array: &ArrayRef) -> usize {
+    match array.data_type() {
+        DataType::Utf8View => array.as_string_view().data_buffers().len(),
+        DataType::BinaryView => array.as_binary_view().data_buffers().len(),
+        _ => 0,
+    }
+}
+
+fn gather_views(array: &ArrayRef) -> ArrayRef {
+    match array.data_type() {
+        DataType::Utf8View => Arc::new(array.as_string_view().gc()),
+        DataType::BinaryView => Arc::new(array.as_binary_view().gc()),
+        _ => array.clone(),
+    }
+}
+
+/// The rows of `batches` in order, as rows of `schema`.
+///
+/// # Errors
+/// If the batches' columns are not of `schema`'s types.
+pub(crate) fn concat_as(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<RecordBatch> {
+    if batches.is_empty() {
+        return Ok(RecordBatch::new_empty(schema.clone()));
+    }
+    let column = |place: usize| {
+        let pieces: Vec<ArrayRef> = batches.iter().map(|b| b.column(place).clone()).collect();
+        concat_arrays(&pieces)
+    };
+    let columns = (0..schema.fields().len()).map(column).collect::<Result<Vec<_>>>()?;
+    let rows = batches.iter().map(RecordBatch::num_rows).sum();
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    RecordBatch::try_new_with_options(schema.clone(), columns, &options).or_fail()
+}
 
 /// The rows of `batches` in order; free if there is one. The children of a union may differ in which
 /// columns can be NULL, so in what is concatenated all can.
@@ -23,14 +84,14 @@ pub(crate) fn concat_rows(batches: &[RecordBatch]) -> Result<RecordBatch> {
         [first, ..] => {
             let nullable = |field: &Arc<Field>| field.as_ref().clone().with_nullable(true);
             let fields: Vec<Field> = first.schema_ref().fields().iter().map(nullable).collect();
-            concat_batches(&Arc::new(Schema::new(fields)), batches).or_fail()
+            concat_as(&Arc::new(Schema::new(fields)), batches)
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{ArrayRef, Int32Array};
+    use arrow::array::{Int32Array, StringViewArray};
 
     use super::*;
 
@@ -43,5 +104,20 @@ mod tests {
         let rows = concat_rows(&[batch(vec![Some(1)], false), batch(vec![None], true)]).unwrap();
         assert_eq!((rows.num_rows(), rows.column(0).null_count()), (2, 1));
         assert_eq!(concat_rows(&[]).unwrap().num_rows(), 0);
+    }
+
+    #[test]
+    fn slices_of_views_do_not_multiply_their_buffers() {
+        let text = |row: usize| format!("a string too long to be inlined, number {row}");
+        let parts: Vec<ArrayRef> = (0..40)
+            .map(|row| Arc::new(StringViewArray::from_iter_values([text(row)])) as ArrayRef)
+            .collect();
+        let parts: Vec<&dyn Array> = parts.iter().map(AsRef::as_ref).collect();
+        let whole = concat(&parts).unwrap();
+        assert_eq!(view_buffers(&whole), 40);
+        let slices: Vec<ArrayRef> = (0..40).map(|row| whole.slice(row, 1)).collect();
+        let again = concat_arrays(&slices).unwrap();
+        assert_eq!(&again, &whole);
+        assert!(view_buffers(&again) <= 40, "{} buffers", view_buffers(&again));
     }
 }

@@ -16,7 +16,6 @@ use std::sync::{
 use arrow::{
     array::{ArrayRef, RecordBatch, RecordBatchOptions},
     buffer::NullBuffer,
-    compute::concat,
     datatypes::SchemaRef,
 };
 use datafusion_common::ScalarValue;
@@ -27,7 +26,7 @@ use gatework_runtime::{
 use parking_lot::Mutex;
 
 use super::config::Shared;
-use crate::{OrFail, keys::Keys};
+use crate::{OrFail, concat::concat_arrays, keys::Keys};
 
 /// Rows per build unit.
 const UNIT_ROWS: usize = 1 << 16;
@@ -167,13 +166,10 @@ impl Table {
             let pieces = self.pieces.lock();
             pieces.iter().map(|piece| piece.column(place).clone()).collect()
         };
-        let whole = match pieces.as_slice() {
-            [] => arrow::array::new_empty_array(self.schema.field(place).data_type()),
-            [only] => only.clone(),
-            pieces => {
-                let pieces: Vec<_> = pieces.iter().map(AsRef::as_ref).collect();
-                concat(&pieces).or_fail()?
-            }
+        let whole = if pieces.is_empty() {
+            arrow::array::new_empty_array(self.schema.field(place).data_type())
+        } else {
+            concat_arrays(&pieces)?
         };
         let _first = column.set(whole);
         Ok(())

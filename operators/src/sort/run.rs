@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::{
     array::{ArrayRef, BooleanArray, RecordBatch, UInt32Array},
     buffer::BooleanBuffer,
-    compute::{concat_batches, filter_record_batch, take_record_batch},
+    compute::{filter_record_batch, take_record_batch},
 };
 use arrow_row::Rows;
 use gatework_runtime::{
@@ -18,7 +18,7 @@ use gatework_runtime::{
 use gatework_shared_state::{Gate, sort::SortSink};
 
 use super::Shared;
-use crate::{OrFail, compact};
+use crate::{OrFail, compact, concat::concat_as};
 
 /// Rows in order, with their keys.
 #[derive(Debug)]
@@ -152,7 +152,7 @@ impl LocalRuns {
             _ => {}
         }
         order.sort_unstable_by(by_key);
-        let all = concat_batches(&self.shared.config.schema, &collected.batches).or_fail()?;
+        let all = concat_as(&self.shared.config.schema, &collected.batches)?;
         drop(collected.batches);
         let sorted = take_record_batch(&all, &UInt32Array::from(order.clone())).or_fail()?;
         let bytes = Batch::new(sorted.clone()).bytes() + keys.size() + 4 * order.len();

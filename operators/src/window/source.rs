@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::{
     array::{ArrayRef, RecordBatch},
-    compute::{SortColumn, concat},
+    compute::SortColumn,
 };
 use datafusion_common::utils::evaluate_partition_ranges;
 use datafusion_physical_expr::window::WindowExpr;
@@ -15,7 +15,10 @@ use gatework_runtime::{
 use gatework_shared_state::{Take, analytic::AnalyticSource};
 
 use super::{Partitions, Plan, bytes};
-use crate::{OrFail, concat::concat_rows};
+use crate::{
+    OrFail,
+    concat::{concat_arrays, concat_rows},
+};
 
 /// Gives the rows with the window expressions' columns.
 #[derive(Debug)]
@@ -116,11 +119,5 @@ fn over_partitions(
         task.check()?;
         parts.push(expression.evaluate(partition).or_fail()?);
     }
-    match parts.as_slice() {
-        [only] => Ok(only.clone()),
-        several => {
-            let several: Vec<_> = several.iter().map(AsRef::as_ref).collect();
-            concat(&several).or_fail()
-        }
-    }
+    concat_arrays(&parts)
 }
