@@ -26,7 +26,7 @@ pub(crate) fn concat_arrays(pieces: &[ArrayRef]) -> Result<ArrayRef> {
     if let [only] = pieces {
         return Ok(only.clone());
     }
-    let buffers: usize = pieces.iter().map(|piece| view_buffers(piece)).sum();
+    let buffers: usize = pieces.iter().map(view_buffers).sum();
     let copied: Vec<ArrayRef>;
     let pieces = if buffers > BUFFERS_PER_PIECE * pieces.len() {
         copied = pieces.iter().map(gather_views).collect();
