@@ -13,4 +13,5 @@ mod join_matrix;
 mod no_pretending;
 mod sql_equality;
 mod support;
+mod tpch_chaos;
 mod tpch_results;

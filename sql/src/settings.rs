@@ -1,6 +1,6 @@
 //! Typed configuration of queries in a session.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use datafusion::{execution::TaskContext, prelude::SessionConfig};
 use gatework_runtime::pipeline::Chaos;
@@ -23,6 +23,8 @@ pub struct Settings {
     pub result_bytes: usize,
     /// Bytes that wait in an exchange, a union or between window partitions; 16 MiB each.
     pub exchange_bytes: usize,
+    /// Instances of a parallel pipeline, at most; by default as many as the executor has threads.
+    pub instances: Option<NonZeroUsize>,
     /// What a test does to the queries' tasks; by default nothing.
     pub chaos: Option<Arc<Chaos>>,
 }
@@ -33,6 +35,7 @@ impl Default for Settings {
             time_slice: Duration::from_millis(10),
             result_bytes: 8 << 20,
             exchange_bytes: 16 << 20,
+            instances: None,
             chaos: None,
         }
     }

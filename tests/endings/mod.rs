@@ -6,7 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
-mod bench;
+pub(crate) mod bench;
 mod fuse;
 mod messages;
 mod partitions;

@@ -50,10 +50,10 @@ impl Lowering {
             return internal_err!("a scan of an unknown kind has a shell");
         };
         if keeps_order && config.file_groups.len() > 1 {
-            let flow = self.file_scan(config, self.threads, tag)?;
+            let flow = self.file_scan(config, self.instances, tag)?;
             return self.in_order_if(true, flow, shell.original().as_ref(), tag);
         }
-        let instances = if keeps_order { 1 } else { self.threads };
+        let instances = if keeps_order { 1 } else { self.instances };
         self.file_scan(config, instances, tag)
     }
 
@@ -66,7 +66,7 @@ impl Lowering {
         let batches = memory.partitions().iter().flatten().cloned();
         let rows = MEMORY_MORSEL_ROWS.min(self.batch_rows);
         let scan = MemoryScan::new(batches, memory.projection().clone(), rows);
-        let instances = if keeps_order { 1 } else { scan.morsels().clamp(1, self.threads) };
+        let instances = if keeps_order { 1 } else { scan.morsels().clamp(1, self.instances) };
         let flow = self.leaf("memory", instances, Arc::new(scan), tag);
         Ok(match memory.fetch() {
             Some(fetch) => flow.then(Limit::new(0, Some(fetch)), tag),
@@ -157,7 +157,7 @@ impl Lowering {
             })
             .collect();
         let keeps_order = ordered && plan.output_ordering().is_some();
-        let instances = if keeps_order { 1 } else { partitions.clamp(1, self.threads) };
+        let instances = if keeps_order { 1 } else { partitions.clamp(1, self.instances) };
         let source = StreamScan::new(format!("fallback {}", plan.name()), streams);
         let flow = self.leaf(plan.name(), instances, Arc::new(source), None);
         if keeps_order && partitions > 1 {

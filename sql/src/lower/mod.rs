@@ -23,6 +23,7 @@ use flow::Flow;
 
 use std::{
     collections::HashMap,
+    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -63,10 +64,11 @@ pub(crate) fn lower(
     contract: &Contract,
 ) -> Result<Lowered> {
     let settings = Settings::of(context.outer());
+    let threads = shell.engine().executor.threads();
     let mut lowering = Lowering {
+        instances: settings.instances.map_or(threads, NonZeroUsize::get),
         settings,
         engine: shell.engine().clone(),
-        threads: shell.engine().executor.threads(),
         batch_rows: context.outer().session_config().batch_size().max(1),
         context,
         graph: Graph::new(),
@@ -105,7 +107,8 @@ struct FilterLink {
 struct Lowering {
     settings: Arc<Settings>,
     engine: Engine,
-    threads: usize,
+    /// Instances of a parallel pipeline, at most.
+    instances: usize,
     batch_rows: usize,
     context: ForeignContext,
     graph: Graph,

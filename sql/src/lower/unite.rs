@@ -33,11 +33,11 @@ impl Lowering {
         let tasks: Vec<usize> = inputs.iter().map(|flow| flow.instances).collect();
         let budget = Budget::new(self.settings.exchange_bytes);
         let (sinks, source) =
-            local_exchange::new(Routing::PassThrough, &tasks, self.threads, budget.clone())
+            local_exchange::new(Routing::PassThrough, &tasks, self.instances, budget.clone())
                 .map_err(failed)?;
         // Children may differ in names and nullability, which only the union's schema covers.
         let source = source.with_schema(shell.schema());
-        let mut flow = Flow::new("union", self.threads, Arc::new(source), tag);
+        let mut flow = Flow::new("union", self.instances, Arc::new(source), tag);
         for (input, sink) in inputs.into_iter().zip(sinks) {
             let producer = self.close(input, Arc::new(sink), tag)?;
             flow.buffers.push(Buffer { producer, budget: budget.clone() });

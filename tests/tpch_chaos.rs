@@ -1,0 +1,264 @@
+//! The 22 queries of TPC-H in every chaos mode: rows stay those of plain DataFusion, and a query that
+//! is made to end at a step leaves nothing behind.
+//!
+//! Each mode has a short run, which is part of the tests, and a long one with 200 seeds:
+//! `cargo test --release --test queries -- --ignored tpch_chaos`.
+
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+use std::{collections::HashSet, num::NonZeroUsize, sync::Arc, time::Duration};
+
+use datafusion::{
+    execution::{
+        memory_pool::{GreedyMemoryPool, MemoryPool},
+        runtime_env::RuntimeEnvBuilder,
+        session_state::SessionStateBuilder,
+    },
+    prelude::{SessionConfig, SessionContext},
+};
+use gatework::{
+    Executor, SessionStateBuilderExt, Settings,
+    runtime::pipeline::{Chaos, ChaosCounts, Fault},
+};
+use tempfile::TempDir;
+
+use crate::{
+    endings::bench::files_below,
+    support::{Case, Expected, Planned, QUERIES, Storage, Tpch, executor, guarded, plan, settle},
+};
+
+const SHORT: u64 = 20;
+const LONG: u64 = 200;
+/// Of a fault sweep over one query: the first and last steps, and some between.
+const FAULT_STEPS: u64 = 24;
+/// In thousandths of scale factor 1.
+const SCALE: usize = 10;
+
+/// How a query is disturbed.
+#[derive(Debug, Clone, Copy)]
+enum Mode {
+    /// Calls block once and are woken by a foreign thread; some waits end before their time.
+    Blocks,
+    /// A seed picks the next of the runnable tasks, and each runs for one step only.
+    Seeded,
+    /// Batches of a few rows, and some blocks.
+    Tiny,
+}
+
+struct World {
+    data: Arc<Tpch>,
+    expected: Vec<Expected>,
+    pool: Arc<dyn MemoryPool>,
+    folder: TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        let data = Tpch::new(SCALE);
+        let reference = crate::support::reference_session();
+        data.register(&reference, Storage::Memory).await;
+        let mut expected = Vec::new();
+        for sql in QUERIES {
+            expected.push(Expected::of(&reference, sql).await.unwrap());
+        }
+        let pool = Arc::new(GreedyMemoryPool::new(4 << 30));
+        Self { data, expected, pool, folder: TempDir::new().unwrap() }
+    }
+
+    async fn session(&self, executor: &Executor, storage: Storage, chaos: Chaos) -> SessionContext {
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(self.pool.clone())
+            .with_temp_file_path(self.folder.path())
+            .build_arc()
+            .unwrap();
+        // Steps of a seeded executor shall interleave. More instances than threads: the schedule
+        // has more to choose from.
+        let settings = Settings {
+            time_slice: Duration::ZERO,
+            instances: NonZeroUsize::new(3),
+            chaos: Some(Arc::new(chaos)),
+            ..Settings::default()
+        };
+        let config = settings.into_config(SessionConfig::new());
+        let state = SessionStateBuilder::new()
+            .with_config(config)
+            .with_runtime_env(runtime)
+            .with_default_features()
+            .with_gatework(executor)
+            .build();
+        let session = SessionContext::new_with_state(state);
+        self.data.register(&session, storage).await;
+        session
+    }
+
+    fn assert_clean(&self, executor: &Executor, name: &str) {
+        settle(executor);
+        assert_eq!(self.pool.reserved(), 0, "{name}: reserved bytes");
+        assert_eq!(files_below(self.folder.path()), 0, "{name}: temporary files");
+    }
+}
+
+/// What chaos did to the queries of `session` so far.
+fn counts(session: &SessionContext) -> ChaosCounts {
+    let settings = session.state().config().get_extension::<Settings>().unwrap();
+    settings.chaos.as_ref().unwrap().counts()
+}
+
+async fn run_queries(case: &Case, world: &World, executor: &Executor, mode: Mode, seed: u64) {
+    // Every other seed reads files: their reads end on threads of their own, so a seed fixes less.
+    let storage = if seed.is_multiple_of(2) { Storage::Memory } else { Storage::Parquet };
+    let chaos = match mode {
+        Mode::Blocks => Chaos::new(seed).block_every(3).recall_every(4),
+        Mode::Seeded => Chaos::new(seed).cut_batches(2000),
+        Mode::Tiny => Chaos::new(seed).cut_batches(37 + (seed % 7) as usize).block_every(200),
+    };
+    let session = world.session(executor, storage, chaos).await;
+    for (number, (sql, expected)) in (1..).zip(QUERIES.iter().zip(&world.expected)) {
+        let name = format!("q{number}, {mode:?}, {storage:?}, seed {seed}");
+        case.begin(&name);
+        let batches = plan(case, &session, sql).await.unwrap().collect().await.unwrap();
+        expected.check(&name, &batches);
+    }
+    world.assert_clean(executor, &format!("{mode:?}, seed {seed}"));
+    let counts = counts(&session);
+    match mode {
+        Mode::Blocks => {
+            assert!(counts.start_blocks > 0 && counts.source_blocks > 0, "{counts:?}");
+            assert!(counts.operator_blocks > 0 && counts.sink_blocks > 0, "{counts:?}");
+            assert!(counts.finish_blocks > 0 && counts.recalls > 0, "{counts:?}");
+        }
+        Mode::Tiny => assert!(counts.cuts > 0 && counts.blocks() > 0, "{counts:?}"),
+        Mode::Seeded => assert!(counts.cuts > 0, "{counts:?}"),
+    }
+}
+
+fn equal_rows(mode: Mode, seeds: u64) {
+    guarded(move |case| async move {
+        let world = World::new().await;
+        let mut schedules = HashSet::new();
+        for seed in 0..seeds {
+            let executor = match mode {
+                Mode::Seeded => Executor::builder().seeded(seed).build().unwrap(),
+                Mode::Blocks | Mode::Tiny => executor(2),
+            };
+            run_queries(&case, &world, &executor, mode, seed).await;
+            schedules.extend(executor.schedule().map(|schedule| schedule.fingerprint));
+        }
+        if matches!(mode, Mode::Seeded) {
+            assert_eq!(schedules.len() as u64, seeds, "seeds that gave the same schedule");
+        }
+    });
+}
+
+#[test]
+fn blocked_and_woken() {
+    equal_rows(Mode::Blocks, SHORT);
+}
+
+#[test]
+fn random_schedules() {
+    equal_rows(Mode::Seeded, SHORT);
+}
+
+#[test]
+fn tiny_batches() {
+    equal_rows(Mode::Tiny, SHORT / 2);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn blocked_and_woken_by_200_seeds() {
+    equal_rows(Mode::Blocks, LONG);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn random_schedules_of_200_seeds() {
+    equal_rows(Mode::Seeded, LONG);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn tiny_batches_of_200_seeds() {
+    equal_rows(Mode::Tiny, LONG);
+}
+
+/// `query` in a session of its own, to be ended by `fault` at `step`. Whether it was.
+async fn fault_once(
+    case: &Case,
+    world: &World,
+    executor: &Executor,
+    (number, fault, step): (usize, Fault, u64),
+) -> bool {
+    let name = format!("q{number}, {fault:?} at step {step}");
+    case.begin(&name);
+    let chaos = Chaos::new(step).cut_batches(1000).fault_at(fault, step);
+    let session = world.session(executor, Storage::Memory, chaos).await;
+    let planned: Planned = plan(case, &session, QUERIES[number - 1]).await.unwrap();
+    let result = planned.collect().await;
+    let hit = counts(&session).fault;
+    match (result, hit, fault) {
+        (Err(error), true, _) => {
+            let (error, says) = match fault {
+                Fault::Cancel => (error.to_string(), "cancelled"),
+                Fault::Error => (error.to_string(), "chaos: error at step"),
+                Fault::Panic => (error.to_string(), "chaos: panic at step"),
+            };
+            assert!(error.contains(says), "{name}: {error}");
+        }
+        // The rows may have left before the last tasks were called for the last time.
+        (Ok(batches), _, Fault::Cancel) | (Ok(batches), false, _) => {
+            world.expected[number - 1].check(&name, &batches);
+        }
+        (Ok(_), true, _) => panic!("{name}: the failure is lost"),
+        (Err(error), false, _) => panic!("{name}: {error}"),
+    }
+    drop(planned);
+    world.assert_clean(executor, &name);
+    hit
+}
+
+/// Steps to try of a query that has `steps`.
+fn chosen(steps: u64, all: bool) -> Vec<u64> {
+    if all || steps <= FAULT_STEPS {
+        return (0..steps).collect();
+    }
+    let edge = FAULT_STEPS / 3;
+    let between = (1..=edge).map(|n| edge + (steps - 2 * edge) * n / (edge + 1));
+    (0..edge).chain(between).chain(steps - edge..steps).collect()
+}
+
+fn ends_clean(all: bool) {
+    guarded(move |case| async move {
+        let world = World::new().await;
+        let executor = executor(2);
+        for number in 1..=QUERIES.len() {
+            let chaos = Chaos::new(0).cut_batches(1000);
+            let session = world.session(&executor, Storage::Memory, chaos).await;
+            let planned = plan(&case, &session, QUERIES[number - 1]).await.unwrap();
+            planned.collect().await.unwrap();
+            settle(&executor);
+            let steps = counts(&session).steps;
+            assert!(steps > 20, "q{number} has only {steps} steps");
+            for fault in [Fault::Cancel, Fault::Error, Fault::Panic] {
+                let mut hits = 0;
+                for step in chosen(steps, all) {
+                    let query = (number, fault, step);
+                    hits += usize::from(fault_once(&case, &world, &executor, query).await);
+                }
+                assert!(hits > 10, "q{number}: {fault:?} was reached {hits} times only");
+            }
+        }
+    });
+}
+
+#[test]
+fn ends_at_some_steps() {
+    ends_clean(false);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn ends_at_every_step() {
+    ends_clean(true);
+}
