@@ -132,7 +132,8 @@ fn texts_in_every_layout() {
 #[test]
 fn group_by() {
     equal(&[
-        "SELECT k, count(*), sum(id), avg(id), min(f), max(f) FROM nums GROUP BY k",
+        // Of NaN and a number, DataFusion's grouped minimum is whichever came first.
+        "SELECT k, count(*), sum(id), avg(id), min(f), max(f) FROM nums WHERE NOT isnan(f) GROUP BY k",
         "SELECT k, s, count(*), count(t), sum(d), avg(d), min(day), max(at) FROM nums GROUP BY k, s",
         "SELECT f, count(*) FROM nums GROUP BY f",
         "SELECT d, count(*) FROM nums GROUP BY d",

@@ -31,6 +31,10 @@ use tokio::signal;
 use args::{Args, Command};
 use error::Error;
 
+/// Large batches come and go; the system's allocator returns and fetches their pages each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How long a cancelled command may take to remove its temporary files before the process ends without it.
 const CLEAN_UP: Duration = Duration::from_secs(5);
 

@@ -90,15 +90,19 @@ impl LocalSink for LocalBuild {
         part.has_null |= valid.is_some();
         part.bounds = merge_bounds(part.bounds.take(), bounds_of(&keys));
         let encoded = shared.encoder.encode(&keys).or_fail()?;
-        encoded.hash_into(&mut self.scratch);
+        let mut bytes = encoded.bytes();
+        if encoded.are_costly() {
+            encoded.hash_into(&mut self.scratch);
+            part.hashes.extend_from_slice(&self.scratch);
+            bytes += 8 * rows;
+        }
         part.keys.append(&encoded);
-        part.hashes.extend_from_slice(&self.scratch);
         let valid = valid.filter(|_| shared.null_keys == NullKeys::AreSkipped);
         part.valid.push((rows, valid));
         let kept = data.project(&shared.kept).or_fail()?;
-        let bytes = Batch::new(kept.clone()).bytes() + 8 * rows;
+        bytes += Batch::new(kept.clone()).bytes();
         part.batches.push(kept);
-        part.reservation.grow(bytes + encoded.bytes())?;
+        part.reservation.grow(bytes)?;
         Ok(SinkResult::NeedInput)
     }
 

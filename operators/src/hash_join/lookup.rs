@@ -7,15 +7,18 @@ use std::{
 };
 
 use arrow::{
-    array::{ArrayRef, BooleanArray, RecordBatch},
-    buffer::{BooleanBuffer, NullBuffer},
+    array::{ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch},
+    buffer::BooleanBuffer,
     datatypes::{DataType, Schema},
 };
-use datafusion_common::Result;
+use datafusion_common::{Result, internal_err};
 use datafusion_expr::ColumnarValue;
-use datafusion_physical_expr::PhysicalExpr;
+use datafusion_physical_expr::{PhysicalExpr, split_conjunction};
 
-use super::table::Table;
+use super::{
+    index::{Index, Kind},
+    table::Table,
+};
 use crate::keys::{KeyEncoder, Keys};
 
 /// Pairs of a table's row and a probe batch's row, in the order of the probe rows.
@@ -33,12 +36,13 @@ pub(super) struct Cursor {
     entry: u32,
 }
 
-/// The keys of a probe batch.
+/// The keys of a probe batch, and where their chains begin.
 pub(super) struct ProbeKeys {
     keys: Keys,
+    /// Of keys that are costly to compare; else empty or not wanted any more.
     hashes: Vec<u64>,
-    /// Rows that can match at all.
-    valid: Option<NullBuffer>,
+    /// Per row: the first row of its chain plus one, or 0.
+    entries: Vec<u32>,
 }
 
 impl ProbeKeys {
@@ -46,64 +50,87 @@ impl ProbeKeys {
         encoder: &KeyEncoder,
         columns: &[ArrayRef],
         skip_nulls: bool,
+        index: &Index,
     ) -> Result<Self> {
         let valid = if skip_nulls { KeyEncoder::without_nulls(columns) } else { None };
         let keys = encoder.encode(columns)?;
-        let mut hashes = Vec::new();
-        keys.hash_into(&mut hashes);
-        Ok(Self { keys, hashes, valid })
+        let (mut hashes, mut entries) = (Vec::new(), Vec::new());
+        index.first_into(&keys, valid.as_ref(), &mut hashes, &mut entries);
+        Ok(Self { keys, hashes, entries })
     }
 
     /// Adds pairs from `cursor` on until there are about `limit`. `true`: the batch is done.
     pub(super) fn find(
         &self,
-        table: &Table,
+        index: &Index,
         cursor: &mut Cursor,
         first_only: bool,
         limit: usize,
         pairs: &mut Pairs,
     ) -> bool {
-        match (table.keys(), &self.keys) {
-            (Keys::Word(build), Keys::Word(probe)) => {
-                let equal = |left: u32, right: usize| build[left as usize] == probe[right];
-                self.walk(table, cursor, first_only, limit, pairs, equal)
+        match (index.kind(), &self.keys) {
+            (Kind::Dense { .. }, _) if index.is_exact() => {
+                self.all(pairs);
+                true
             }
-            (Keys::Pair(build), Keys::Pair(probe)) => {
-                let equal = |left: u32, right: usize| build[left as usize] == probe[right];
-                self.walk(table, cursor, first_only, limit, pairs, equal)
+            (Kind::Dense { .. }, _) => {
+                self.walk(index, cursor, first_only, limit, pairs, |_, _| true)
             }
-            (Keys::Rows(build), Keys::Rows(probe)) => {
+            (Kind::Hashed { keys: Keys::Word(build), .. }, Keys::Word(probe)) => {
+                let equal = |left: u32, right: usize| build[left as usize] == probe[right];
+                self.walk(index, cursor, first_only, limit, pairs, equal)
+            }
+            (Kind::Hashed { keys: Keys::Pair(build), .. }, Keys::Pair(probe)) => {
+                let equal = |left: u32, right: usize| build[left as usize] == probe[right];
+                self.walk(index, cursor, first_only, limit, pairs, equal)
+            }
+            (Kind::Hashed { keys: Keys::Rows(build), hashes, .. }, Keys::Rows(probe)) => {
                 let equal = |left: u32, right: usize| {
-                    table.hash(left) == self.hashes[right]
+                    hashes[left as usize] == self.hashes[right]
                         && build.row(left as usize) == probe.row(right)
                 };
-                self.walk(table, cursor, first_only, limit, pairs, equal)
+                self.walk(index, cursor, first_only, limit, pairs, equal)
             }
             // Both sides come from the join's one encoder.
             _ => true,
         }
     }
 
+    /// Every entry is a match, and the only one of its row: at most as many pairs as rows.
+    fn all(&self, pairs: &mut Pairs) {
+        let rows = self.entries.len();
+        pairs.left.resize(rows, 0);
+        pairs.right.resize(rows, 0);
+        let mut found = 0;
+        // Without branches: what finds nothing is written over.
+        for (row, entry) in self.entries.iter().enumerate() {
+            pairs.left[found] = entry.wrapping_sub(1);
+            pairs.right[found] = row as u32;
+            found += usize::from(*entry != 0);
+        }
+        pairs.left.truncate(found);
+        pairs.right.truncate(found);
+    }
+
     fn walk(
         &self,
-        table: &Table,
+        index: &Index,
         cursor: &mut Cursor,
         first_only: bool,
         limit: usize,
         pairs: &mut Pairs,
         equal: impl Fn(u32, usize) -> bool,
     ) -> bool {
-        let rows = self.hashes.len();
+        let rows = self.entries.len();
         while cursor.row < rows {
             let row = cursor.row;
             let mut entry = match std::mem::take(&mut cursor.entry) {
-                0 if self.valid.as_ref().is_some_and(|valid| valid.is_null(row)) => 0,
-                0 => table.first(self.hashes[row]),
+                0 => self.entries[row],
                 entry => entry,
             };
             while entry != 0 {
                 let left = entry - 1;
-                entry = table.next(left);
+                entry = index.next(left);
                 if equal(left, row) {
                     pairs.left.push(left);
                     pairs.right.push(row as u32);
@@ -125,15 +152,37 @@ impl ProbeKeys {
     }
 
     /// One bit per row: whether its key is in the table.
-    fn contained(&self, table: &Table) -> BooleanBuffer {
+    fn contained(&self, index: &Index) -> BooleanBuffer {
         let mut found = Pairs::default();
-        self.find(table, &mut Cursor::default(), true, usize::MAX, &mut found);
-        let mut bits = vec![false; self.hashes.len()];
+        self.find(index, &mut Cursor::default(), true, usize::MAX, &mut found);
+        let mut bits = BooleanBufferBuilder::new(self.entries.len());
+        bits.append_n(self.entries.len(), false);
         for row in found.right {
-            bits[row as usize] = true;
+            bits.set_bit(row as usize, true);
         }
-        BooleanBuffer::from(bits)
+        bits.finish()
     }
+}
+
+/// One bit per row of `columns`: whether its key is in `index`.
+fn contained(
+    encoder: &KeyEncoder,
+    columns: &[ArrayRef],
+    skip_nulls: bool,
+    index: &Index,
+) -> Result<BooleanBuffer> {
+    let Kind::Dense { dense, .. } = index.kind() else {
+        return Ok(ProbeKeys::new(encoder, columns, skip_nulls, index)?.contained(index));
+    };
+    let valid = if skip_nulls { KeyEncoder::without_nulls(columns) } else { None };
+    let Keys::Word(keys) = encoder.encode(columns)? else {
+        return internal_err!("a dense index over keys that are no words");
+    };
+    let found = dense.contained(&keys);
+    Ok(match valid {
+        Some(valid) => &found & valid.inner(),
+        None => found,
+    })
 }
 
 /// A predicate for scans: whether the keys are in a join's table. True for all once the table is
@@ -157,6 +206,13 @@ impl InTable {
     ) -> Self {
         Self { keys, encoder, table: Arc::downgrade(table), keep_nulls, skip_nulls }
     }
+}
+
+/// What of a published runtime filter decides about a row: membership in the table, if it is a part.
+/// Bounds, which are there for whoever cannot ask the table, say no more.
+pub fn row_test(filter: &Arc<dyn PhysicalExpr>) -> Arc<dyn PhysicalExpr> {
+    let mut parts = split_conjunction(filter).into_iter();
+    parts.find(|part| part.is::<InTable>()).unwrap_or(filter).clone()
 }
 
 impl fmt::Display for InTable {
@@ -200,8 +256,7 @@ impl PhysicalExpr for InTable {
         };
         let key = |key: &Arc<dyn PhysicalExpr>| key.evaluate(batch)?.into_array_of_size(rows);
         let columns = self.keys.iter().map(key).collect::<Result<Vec<_>>>()?;
-        let keys = ProbeKeys::new(&self.encoder, &columns, self.skip_nulls)?;
-        let mut found = keys.contained(&table);
+        let mut found = contained(&self.encoder, &columns, self.skip_nulls, table.index())?;
         if self.keep_nulls
             && let Some(valid) = KeyEncoder::without_nulls(&columns)
         {

@@ -1,7 +1,7 @@
 //! Hash join: N build tasks, one shared table, M probe tasks.
 //!
-//! The left side is built, the right side probes. Build tasks encode and hash their keys and keep
-//! the columns that are needed later. The last one only publishes; the table is allocated by one
+//! The left side is built, the right side probes. Build tasks encode their keys and keep the columns
+//! that are needed later. The last one only publishes; the table is allocated by one
 //! probe task and filled in units by all of them (`table.rs`). A probe task then looks up its batches
 //! and, after its input, helps to drain what only the table knows: unmatched (or matched) left rows.
 //!
@@ -11,6 +11,8 @@
 
 mod build;
 mod config;
+mod dense;
+mod index;
 mod lookup;
 mod output;
 mod probe;
@@ -21,6 +23,7 @@ mod tests;
 
 pub use build::HashJoinBuild;
 pub use config::HashJoinConfig;
+pub use lookup::row_test;
 pub use probe::HashJoinProbe;
 
 use std::sync::Arc;

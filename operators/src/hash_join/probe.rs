@@ -157,16 +157,18 @@ impl LocalProbe {
             .map(|(_, right)| right.evaluate(&data)?.into_array_of_size(rows))
             .collect::<Result<Vec<ArrayRef>, _>>()
             .or_fail()?;
-        if config.null_aware
-            && let Some(table) = &self.table
-        {
+        let Some(table) = &self.table else {
+            return Err(Error::Setup("a batch came before the join's table".into()));
+        };
+        if config.null_aware {
             table.probe_saw_rows.store(true, Ordering::Relaxed);
             if columns.iter().any(|column| column.null_count() > 0) {
                 table.probe_saw_null.store(true, Ordering::Relaxed);
             }
         }
         let skip_nulls = self.shared.null_keys == NullKeys::AreSkipped;
-        let keys = ProbeKeys::new(&self.shared.encoder, &columns, skip_nulls).or_fail()?;
+        let encoder = &self.shared.encoder;
+        let keys = ProbeKeys::new(encoder, &columns, skip_nulls, table.index()).or_fail()?;
         let matched = self.shared.marks_right().then(|| vec![false; rows]);
         let cursor = Cursor::default();
         self.probing = Some(Probing { data, sequence, keys, cursor, done: false, matched });
@@ -184,8 +186,13 @@ impl LocalProbe {
             let mut pairs = Pairs::default();
             let limit = shared.config.batch_rows;
             let first_only = shared.first_match_suffices();
-            probing.done =
-                probing.keys.find(&table, &mut probing.cursor, first_only, limit, &mut pairs);
+            probing.done = probing.keys.find(
+                table.index(),
+                &mut probing.cursor,
+                first_only,
+                limit,
+                &mut pairs,
+            );
             let pairs = shared.keep_matches(&table, &probing.data, pairs)?;
             if shared.marks_left() {
                 pairs.left.values().iter().for_each(|row| table.mark(*row));

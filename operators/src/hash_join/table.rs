@@ -1,16 +1,11 @@
 //! The shared table of a join's left side.
 //!
-//! Rows have numbers; `heads[slot]` leads to the first row of a slot's chain, `next[row]` to the
-//! next. A head is a 16-bit filter of the chain's hashes above the row's number plus one, so most
-//! probes that find nothing touch one word. Build units insert ranges of rows with one
-//! compare-and-swap each, and others copy a column each into one piece; units never share a row.
-//!
-//! Ordering: units write `heads` and `next` relaxed. Probers read them after they got the table out
-//! of the join's shared state, whose lock orders all units before them.
+//! Build units insert ranges of rows into its index (`index.rs`), and others copy a column each into
+//! one piece; units never share a row.
 
 use std::sync::{
     OnceLock,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use arrow::{
@@ -25,7 +20,7 @@ use gatework_runtime::{
 };
 use parking_lot::Mutex;
 
-use super::config::Shared;
+use super::{config::Shared, index::Index};
 use crate::{OrFail, concat::concat_arrays, keys::Keys};
 
 /// Rows per build unit.
@@ -35,6 +30,7 @@ const UNIT_ROWS: usize = 1 << 16;
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) keys: Keys,
+    /// Of keys that are costly to compare.
     pub(super) hashes: Vec<u64>,
     /// Which rows have no NULL key; only where NULL keys never match, and if there are any.
     pub(super) valid: Vec<(usize, Option<NullBuffer>)>,
@@ -47,10 +43,8 @@ pub(super) struct Part {
 
 #[derive(Debug)]
 pub(super) struct Table {
-    keys: Keys,
-    hashes: Vec<u64>,
-    heads: Box<[AtomicU64]>,
-    next: Box<[AtomicU32]>,
+    rows: usize,
+    index: Index,
     /// Rows with a NULL key that matches nothing; `None` if there are none.
     invalid: Option<Box<[bool]>>,
     schema: SchemaRef,
@@ -66,23 +60,15 @@ pub(super) struct Table {
     reservation: Mutex<Reservation>,
 }
 
-const ROW_BITS: u64 = 0xFFFF_FFFF;
-
-/// One of 16 filter bits in the upper end of a head, by bits of the hash that slots do not use.
-fn filter_bit(hash: u64) -> u64 {
-    1 << (48 + (hash >> 60))
-}
-
 impl Table {
     /// Allocates a table for `parts`, and says how many units fill it.
     pub(super) fn prepare(shared: &Shared, parts: Vec<Part>) -> Result<(Self, usize)> {
-        let rows: usize = parts.iter().map(|part| part.hashes.len()).sum();
+        let rows: usize = parts.iter().map(|part| part.keys.len()).sum();
         if rows >= u32::MAX as usize {
             return Err(Error::Setup(format!(
                 "the build side of a join has {rows} rows; at most 2^32 - 2 fit one table"
             )));
         }
-        let slots = (2 * rows).next_power_of_two().max(16);
         let mut parts = parts.into_iter();
         let Some(first) = parts.next() else {
             return Err(Error::Setup("a join without build tasks".into()));
@@ -106,16 +92,14 @@ impl Table {
             0
         };
         let matched = if shared.marks_left() { rows.div_ceil(64) } else { 0 };
-        reservation.grow(8 * slots + 4 * rows + copies + 8 * matched)?;
+        reservation.grow(Index::bytes_for(rows) + copies + 8 * matched)?;
         let invalid = valid.iter().any(|(_, valid)| valid.is_some()).then(|| flags(&valid, rows));
         let left = &shared.config.left_schema;
         let schema = std::sync::Arc::new(left.project(&shared.kept).or_fail()?);
         let columns = schema.fields().len();
         let table = Self {
-            keys,
-            hashes,
-            heads: (0..slots).map(|_| AtomicU64::new(0)).collect(),
-            next: (0..rows).map(|_| AtomicU32::new(0)).collect(),
+            rows,
+            index: Index::new(keys, hashes, invalid.as_deref()),
             invalid,
             schema,
             columns: (0..columns).map(|_| OnceLock::new()).collect(),
@@ -135,7 +119,7 @@ impl Table {
 
     /// Rows in the table, NULL keys included.
     pub(super) fn rows(&self) -> usize {
-        self.hashes.len()
+        self.rows
     }
 
     /// Does build unit `unit`.
@@ -145,19 +129,7 @@ impl Table {
         }
         let first = (unit - self.columns.len()) * UNIT_ROWS;
         let last = (first + UNIT_ROWS).min(self.rows());
-        let mask = self.heads.len() - 1;
-        for row in first..last {
-            if self.invalid.as_ref().is_some_and(|invalid| invalid[row]) {
-                continue;
-            }
-            let hash = self.hashes[row];
-            let head = &self.heads[hash as usize & mask];
-            let entry = |old: u64| Some((old & !ROW_BITS) | filter_bit(hash) | (row as u64 + 1));
-            // `fetch_update` with a closure that always answers cannot fail.
-            if let Ok(old) = head.fetch_update(Ordering::Relaxed, Ordering::Relaxed, entry) {
-                self.next[row].store((old & ROW_BITS) as u32, Ordering::Relaxed);
-            }
-        }
+        self.index.insert(first..last, self.invalid.as_deref());
         Ok(())
     }
 
@@ -185,9 +157,8 @@ impl Table {
         let payload_bytes = Batch::new(payload.clone()).bytes();
         let _first = self.payload.set(payload);
         drop(pieces);
-        let fixed = 8 * (self.heads.len() + self.hashes.len() + self.matched.len())
-            + 4 * self.next.len()
-            + self.keys.bytes();
+        self.index.finish();
+        let fixed = self.index.bytes() + 8 * self.matched.len();
         self.reservation.lock().resize(fixed + payload_bytes)
     }
 
@@ -196,28 +167,9 @@ impl Table {
         self.payload.get().ok_or_else(|| Error::Setup("the join's table is not finished".into()))
     }
 
-    /// The table's keys.
-    pub(super) fn keys(&self) -> &Keys {
-        &self.keys
-    }
-
-    /// The first row of the chain in which a key with this hash may be, plus one; 0 if in none.
-    #[inline]
-    pub(super) fn first(&self, hash: u64) -> u32 {
-        let head = self.heads[hash as usize & (self.heads.len() - 1)].load(Ordering::Relaxed);
-        if head & filter_bit(hash) == 0 { 0 } else { (head & ROW_BITS) as u32 }
-    }
-
-    /// The row after `row` in its chain, plus one; 0 at the end.
-    #[inline]
-    pub(super) fn next(&self, row: u32) -> u32 {
-        self.next[row as usize].load(Ordering::Relaxed)
-    }
-
-    /// The hash of row `row`.
-    #[inline]
-    pub(super) fn hash(&self, row: u32) -> u64 {
-        self.hashes[row as usize]
+    /// From keys to rows.
+    pub(super) fn index(&self) -> &Index {
+        &self.index
     }
 
     /// Notes that `row` found a match.

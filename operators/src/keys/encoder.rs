@@ -1,6 +1,6 @@
 //! The encoder: from key columns to encoded keys, their hashes, and back.
 
-use std::{hash::BuildHasher, sync::Arc};
+use std::{hash::BuildHasher, ops::Range, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef},
@@ -184,17 +184,27 @@ impl Keys {
         }
     }
 
+    /// Whether comparing two of them costs more than a hash that is kept for each.
+    pub fn are_costly(&self) -> bool {
+        matches!(self, Self::Rows(_))
+    }
+
     /// Replaces `hashes` by one hash per key.
     pub fn hash_into(&self, hashes: &mut Vec<u64>) {
+        self.hash_range_into(0..self.len(), hashes);
+    }
+
+    /// Replaces `hashes` by one hash per key of `range`.
+    pub fn hash_range_into(&self, range: Range<usize>, hashes: &mut Vec<u64>) {
         hashes.clear();
         match self {
-            Self::Word(keys) => hashes.extend(keys.iter().map(|key| hash_u64(*key))),
-            Self::Pair(keys) => hashes.extend(keys.iter().map(|key| {
+            Self::Word(keys) => hashes.extend(keys[range].iter().map(|key| hash_u64(*key))),
+            Self::Pair(keys) => hashes.extend(keys[range].iter().map(|key| {
                 hash_u64((*key as u64).rotate_left(29) ^ hash_u64((*key >> 64) as u64))
             })),
             Self::Rows(rows) => {
                 let state = RandomState::with_seed(SEED);
-                hashes.extend(rows.iter().map(|row| hash_row(&state, row)));
+                hashes.extend(range.map(|row| hash_row(&state, rows.row(row))));
             }
         }
     }

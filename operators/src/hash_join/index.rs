@@ -1,0 +1,182 @@
+//! From keys to the rows of the table.
+//!
+//! Rows with equal keys, or in one slot, are chained: the index leads to the first row, `next[row]`
+//! to the next. Keys that are integers from a small range have an index of their own
+//! ([`Dense`]). For others, `heads[slot]` is a 16-bit filter of the hashes of the slot's chain above
+//! the first row's number plus one, so most probes that find nothing touch one word.
+//!
+//! Ordering: units write relaxed. Probers read after they got the table out of the join's shared
+//! state, whose lock orders all units before them.
+
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use arrow::buffer::NullBuffer;
+use parking_lot::RwLock;
+
+use super::dense::Dense;
+use crate::keys::Keys;
+
+#[derive(Debug)]
+pub(super) struct Index {
+    kind: Kind,
+    /// Empty if no two rows share a chain.
+    next: Box<[AtomicU32]>,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    Dense {
+        dense: Dense,
+        /// For the units; empty when they are done.
+        keys: RwLock<Vec<u64>>,
+    },
+    Hashed {
+        keys: Keys,
+        /// Of keys of variable length, which are costly to compare; empty for others.
+        hashes: Vec<u64>,
+        heads: Box<[AtomicU64]>,
+    },
+}
+
+const ROW_BITS: u64 = 0xFFFF_FFFF;
+
+/// One of 16 filter bits in the upper end of a head, by bits of the hash that slots do not use.
+fn filter_bit(hash: u64) -> u64 {
+    1 << (48 + (hash >> 60))
+}
+
+impl Index {
+    /// An index for `keys`, with nothing in it yet. `hashes`: of keys of variable length.
+    pub(super) fn new(keys: Keys, hashes: Vec<u64>, invalid: Option<&[bool]>) -> Self {
+        let rows = keys.len();
+        let chains = || (0..rows).map(|_| AtomicU32::new(0)).collect();
+        let keys = match keys {
+            Keys::Word(words) => match Dense::new(&words, invalid) {
+                Some(dense) => {
+                    let next = if dense.is_unique() { Box::default() } else { chains() };
+                    return Self { kind: Kind::Dense { dense, keys: RwLock::new(words) }, next };
+                }
+                None => Keys::Word(words),
+            },
+            keys => keys,
+        };
+        let slots = Self::slots(rows);
+        let heads = (0..slots).map(|_| AtomicU64::new(0)).collect();
+        Self { kind: Kind::Hashed { keys, hashes, heads }, next: chains() }
+    }
+
+    fn slots(rows: usize) -> usize {
+        (2 * rows).next_power_of_two().max(16)
+    }
+
+    /// The bytes that an index over `rows` rows takes at most, beside keys and hashes.
+    pub(super) fn bytes_for(rows: usize) -> usize {
+        8 * Self::slots(rows) + 4 * rows
+    }
+
+    /// The bytes it takes, keys included.
+    pub(super) fn bytes(&self) -> usize {
+        let kind = match &self.kind {
+            Kind::Dense { dense, keys } => dense.bytes() + 8 * keys.read().capacity(),
+            Kind::Hashed { keys, hashes, heads } => {
+                keys.bytes() + 8 * (hashes.capacity() + heads.len())
+            }
+        };
+        kind + 4 * self.next.len()
+    }
+
+    /// Adds `rows`, each of which one unit adds.
+    pub(super) fn insert(&self, rows: Range<usize>, invalid: Option<&[bool]>) {
+        let is_valid = |row: usize| invalid.is_none_or(|invalid| !invalid[row]);
+        match &self.kind {
+            Kind::Dense { dense, keys } => {
+                let keys = keys.read();
+                for row in rows.filter(|row| is_valid(*row)) {
+                    let after = dense.insert(keys[row], row as u32);
+                    if let Some(next) = self.next.get(row) {
+                        next.store(after, Ordering::Relaxed);
+                    }
+                }
+            }
+            Kind::Hashed { keys, hashes, heads } => {
+                let mut scratch = Vec::new();
+                let (first, mask) = (rows.start, heads.len() - 1);
+                let hashes = match hashes.get(rows.clone()) {
+                    Some(hashes) if !hashes.is_empty() => hashes,
+                    _ => {
+                        keys.hash_range_into(rows.clone(), &mut scratch);
+                        &scratch
+                    }
+                };
+                for row in rows.filter(|row| is_valid(*row)) {
+                    let hash = hashes[row - first];
+                    let head = &heads[hash as usize & mask];
+                    let entry =
+                        |old: u64| Some((old & !ROW_BITS) | filter_bit(hash) | (row as u64 + 1));
+                    // `fetch_update` with a closure that always answers cannot fail.
+                    if let Ok(old) = head.fetch_update(Ordering::Relaxed, Ordering::Relaxed, entry)
+                    {
+                        self.next[row].store((old & ROW_BITS) as u32, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+    }
+
+    /// After the last unit: lets go of what only units need.
+    pub(super) fn finish(&self) {
+        if let Kind::Dense { keys, .. } = &self.kind {
+            *keys.write() = Vec::new();
+        }
+    }
+
+    pub(super) fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// Whether every chain is one row, which has the key that was looked for.
+    pub(super) fn is_exact(&self) -> bool {
+        self.next.is_empty()
+    }
+
+    /// Replaces `entries` by the first row of each key's chain plus one, or 0. The loads are
+    /// independent of each other, so that memory serves many at a time.
+    pub(super) fn first_into(
+        &self,
+        keys: &Keys,
+        valid: Option<&NullBuffer>,
+        hashes: &mut Vec<u64>,
+        entries: &mut Vec<u32>,
+    ) {
+        entries.clear();
+        match (&self.kind, keys) {
+            (Kind::Dense { dense, .. }, Keys::Word(keys)) => {
+                entries.extend(keys.iter().map(|key| dense.first(*key)));
+            }
+            (Kind::Dense { .. }, _) => entries.resize(keys.len(), 0),
+            (Kind::Hashed { heads, .. }, keys) => {
+                keys.hash_into(hashes);
+                let mask = heads.len() - 1;
+                entries.extend(hashes.iter().map(|hash| {
+                    let head = heads[*hash as usize & mask].load(Ordering::Relaxed);
+                    if head & filter_bit(*hash) == 0 { 0 } else { (head & ROW_BITS) as u32 }
+                }));
+            }
+        }
+        let Some(valid) = valid else { return };
+        for (row, entry) in entries.iter_mut().enumerate() {
+            if valid.is_null(row) {
+                *entry = 0;
+            }
+        }
+    }
+
+    /// The row after `row` in its chain, plus one; 0 at the end.
+    #[inline]
+    pub(super) fn next(&self, row: u32) -> u32 {
+        self.next.get(row as usize).map_or(0, |next| next.load(Ordering::Relaxed))
+    }
+}
