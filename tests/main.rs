@@ -11,6 +11,7 @@ mod bad_input;
 mod endings;
 mod join_matrix;
 mod no_pretending;
+mod parquet_columns;
 mod sql_equality;
 mod support;
 mod tpch_chaos;

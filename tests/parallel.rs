@@ -235,6 +235,8 @@ fn tpch_scans_are_parallel() {
                 assert!(scans.clone().count() > 0, "q{number} does not read lineitem: {profile}");
                 assert!(scans.clone().all(|tasks| tasks.len() >= 2), "{profile}");
                 serial = scans
+                    // What runtime filters leave of query 18 is a handful of rows of one order.
+                    .filter(|tasks| tasks.iter().map(|task| task.source_rows).sum::<u64>() > 1000)
                     .filter(|tasks| !ran_in_parallel(tasks))
                     .map(|tasks| format!("{tasks:#?}"))
                     .collect();

@@ -10,6 +10,9 @@
 //! Ctrl-C drops the future of the command, and with it the stream of the running query, which is how a query is
 //! cancelled everywhere in gatework.
 
+#![deny(unsafe_code)]
+
+mod allocator;
 mod args;
 mod engine;
 mod error;
@@ -31,14 +34,11 @@ use tokio::signal;
 use args::{Args, Command};
 use error::Error;
 
-/// Large batches come and go; the system's allocator returns and fetches their pages each time.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// How long a cancelled command may take to remove its temporary files before the process ends without it.
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
+    allocator::keep_pages();
     let args = Args::parse_from(args::readable(std::env::args_os()));
     let result = runtime(&args.command).and_then(|runtime| {
         let result = runtime.block_on(run(args.command));

@@ -6,7 +6,7 @@
 //! topmost shell that is executed turns its subtree into pipelines. A node that we do not cover runs
 //! as DataFusion's own, as a source of our pipeline, and is named as a fallback.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod engine;
 mod lower;

@@ -58,6 +58,11 @@ impl ScanFilter {
         Ok(filters)
     }
 
+    /// Whether its build side has said what it knows.
+    pub(super) fn is_published(&self) -> bool {
+        self.gate.is_ready()
+    }
+
     /// The scan starts without it; what comes late is used from then on.
     pub(crate) fn do_not_wait(&self) {
         self.waits.store(false, Ordering::Relaxed);

@@ -6,6 +6,8 @@
 //! runtime filters know by then. Decoding happens on the task's worker; a read that is not done yet
 //! shuts the task's gate, and the I/O runtime opens it.
 
+mod columns;
+mod decode;
 mod filters;
 mod pieces;
 mod queue;
@@ -27,7 +29,12 @@ use gatework_runtime::{
 use gatework_shared_state::Gate;
 use tokio::runtime::Handle;
 
-use self::{filters::LocalFilters, queue::PieceQueue, reader::LocalFileScan};
+use self::{
+    columns::{ColumnPlan, LocalConjuncts},
+    filters::LocalFilters,
+    queue::PieceQueue,
+    reader::LocalFileScan,
+};
 use crate::engine::Engine;
 
 /// A scan of files.
@@ -41,6 +48,8 @@ struct Shared {
     morselizer: Box<dyn Morselizer>,
     io: Handle,
     queue: PieceQueue,
+    /// How row groups are read here; `None`: all by DataFusion's reader.
+    columns: Option<Arc<ColumnPlan>>,
     filters: Vec<Arc<ScanFilter>>,
     /// Gates that must be open before the scan starts: scalar subqueries in its predicate.
     start_after: Vec<Gate>,
@@ -65,7 +74,9 @@ impl FileScan {
         let morselizer = config.file_source.create_morselizer(store, &config, 0)?;
         let queue = PieceQueue::new(&config, engine.executor.threads())?;
         let io = engine.io()?;
-        let shared = Shared { config, morselizer, io, queue, filters, start_after, batch_rows };
+        let columns = ColumnPlan::new(&config, &filters)?.map(Arc::new);
+        let shared =
+            Shared { config, morselizer, io, queue, columns, filters, start_after, batch_rows };
         Ok(Self { shared: Arc::new(shared) })
     }
 }
@@ -86,6 +97,10 @@ impl Source for FileScan {
         let metrics = shared.config.file_source.metrics();
         let baseline = BaselineMetrics::new(metrics, setup.instance());
         let filters = LocalFilters::new(&shared.filters, setup.metrics().clone());
-        Ok(Box::new(LocalFileScan::new(shared, baseline, filters)))
+        let conjuncts = shared
+            .columns
+            .clone()
+            .map(|columns| LocalConjuncts::new(columns, setup.metrics().clone()));
+        Ok(Box::new(LocalFileScan::new(shared, baseline, filters, conjuncts)))
     }
 }

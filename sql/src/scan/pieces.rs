@@ -14,8 +14,37 @@ use datafusion::{
     },
     error::Result,
     execution::TaskContext,
-    parquet::{arrow::arrow_reader::ArrowReaderOptions, file::metadata::PageIndexPolicy},
+    parquet::{
+        arrow::arrow_reader::ArrowReaderOptions,
+        file::metadata::{PageIndexPolicy, ParquetMetaData, RowGroupMetaData},
+    },
 };
+
+/// What a task of a scan reads at a time.
+pub(super) struct Piece {
+    /// With a range, unless it is all of the file.
+    pub(super) file: PartitionedFile,
+    /// If the piece is a row group.
+    pub(super) group: Option<RowGroup>,
+}
+
+impl From<PartitionedFile> for Piece {
+    fn from(file: PartitionedFile) -> Self {
+        Self { file, group: None }
+    }
+}
+
+/// A row group of a Parquet file.
+pub(super) struct RowGroup {
+    pub(super) footer: Arc<ParquetMetaData>,
+    pub(super) place: usize,
+}
+
+impl RowGroup {
+    pub(super) fn metadata(&self) -> &RowGroupMetaData {
+        self.footer.row_group(self.place)
+    }
+}
 
 /// Bytes of a text file that make a piece worth its start.
 const MIN_PIECE_BYTES: u64 = 4 << 20;
@@ -51,12 +80,12 @@ pub(super) async fn row_groups(
     config: &FileScanConfig,
     file: PartitionedFile,
     worker: usize,
-) -> Result<Vec<PartitionedFile>> {
+) -> Result<Vec<Piece>> {
     let source = config.file_source.downcast_ref::<ParquetSource>();
     let Some((source, factory)) =
         source.and_then(|source| Some((source, source.parquet_file_reader_factory()?)))
     else {
-        return Ok(vec![file]);
+        return Ok(vec![file.into()]);
     };
     let options = &source.table_parquet_options().global;
     let hint = file.metadata_size_hint.or(options.metadata_size_hint);
@@ -74,7 +103,7 @@ pub(super) async fn row_groups(
     let (mut seen, mut pieces) = (HashSet::new(), Vec::new());
     for (place, group) in footer.row_groups().iter().enumerate() {
         if group.num_columns() == 0 {
-            return Ok(vec![file]);
+            return Ok(vec![file.into()]);
         }
         let first = group.column(0);
         let start = first.dictionary_page_offset().unwrap_or_else(|| first.data_page_offset());
@@ -84,9 +113,10 @@ pub(super) async fn row_groups(
             continue;
         }
         if !seen.insert(start) {
-            return Ok(vec![file]);
+            return Ok(vec![file.into()]);
         }
-        pieces.push(file.clone().with_range(start, start + 1));
+        let group = RowGroup { footer: footer.clone(), place };
+        pieces.push(Piece { file: file.clone().with_range(start, start + 1), group: Some(group) });
     }
     Ok(pieces)
 }

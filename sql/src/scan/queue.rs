@@ -13,7 +13,7 @@ use datafusion::{
 use gatework_shared_state::{Dependency, DependencyKind, Gate, Wakeups};
 use parking_lot::Mutex;
 
-use super::pieces;
+use super::pieces::{self, Piece};
 
 pub(super) struct PieceQueue {
     inner: Mutex<Inner>,
@@ -22,7 +22,7 @@ pub(super) struct PieceQueue {
 }
 
 struct Inner {
-    pieces: VecDeque<PartitionedFile>,
+    pieces: VecDeque<Piece>,
     /// Files to be cut.
     files: VecDeque<PartitionedFile>,
     cutting: usize,
@@ -30,7 +30,7 @@ struct Inner {
 
 /// What a task is to do next.
 pub(super) enum Work {
-    Read(Box<PartitionedFile>),
+    Read(Box<Piece>),
     Cut(Box<PartitionedFile>),
     Wait(Gate),
     Done,
@@ -43,7 +43,8 @@ impl PieceQueue {
         if pieces::has_row_groups(config) {
             inner.files.extend(all);
         } else {
-            inner.pieces.extend(all.flat_map(|file| pieces::byte_ranges(config, file, workers)));
+            let ranges = all.flat_map(|file| pieces::byte_ranges(config, file, workers));
+            inner.pieces.extend(ranges.map(Piece::from));
         }
         let cut = Dependency::ready("file footers", DependencyKind::External);
         Ok(Self { inner: Mutex::new(inner), cut })
@@ -66,7 +67,7 @@ impl PieceQueue {
     }
 
     /// Hands in the pieces of a file that was to be cut.
-    pub(super) fn add(&self, pieces: Vec<PartitionedFile>) {
+    pub(super) fn add(&self, pieces: Vec<Piece>) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();
         inner.cutting -= 1;

@@ -15,7 +15,13 @@ use gatework_runtime::{
     pipeline::{Batch, LocalSource, SourceResult, Start, TaskContext},
 };
 
-use super::{Shared, filters::LocalFilters, pieces, queue::Work};
+use super::{
+    Shared,
+    columns::{self, LocalConjuncts, Opened, RowGroupRows},
+    filters::LocalFilters,
+    pieces::{self, Piece},
+    queue::Work,
+};
 
 pub(super) struct LocalFileScan {
     shared: Arc<Shared>,
@@ -23,19 +29,31 @@ pub(super) struct LocalFileScan {
     filters: LocalFilters,
     gate: PollGate,
     /// A file's footer that is being read, to cut the file.
-    cutting: Option<BoxFuture<'static, DataFusionResult<Vec<PartitionedFile>>>>,
-    /// The piece at hand: planners, a planner that waits for I/O, morsels, the stream of one.
+    cutting: Option<BoxFuture<'static, DataFusionResult<Vec<Piece>>>>,
+    /// A row group that is being opened, and the file in case DataFusion's reader gets it.
+    opening: Option<(PartitionedFile, BoxFuture<'static, DataFusionResult<Opened>>)>,
+    /// The row group at hand, and its predicate.
+    rows: Option<Box<RowGroupRows>>,
+    conjuncts: Option<LocalConjuncts>,
+    /// The piece at hand of DataFusion's reader: planners, a planner that waits for I/O, morsels, the stream of one.
     planners: VecDeque<Box<dyn MorselPlanner>>,
     planning: Option<BoxFuture<'static, DataFusionResult<Box<dyn MorselPlanner>>>>,
     morsels: VecDeque<Box<dyn Morsel>>,
     stream: Option<BoxStream<'static, DataFusionResult<RecordBatch>>>,
     /// What is left of a batch that was larger than asked for.
-    rest: Option<RecordBatch>,
+    rest: Option<Decoded>,
+}
+
+/// A batch of a piece.
+struct Decoded {
+    batch: RecordBatch,
+    /// Whether the runtime filters have been asked.
+    filtered: bool,
 }
 
 /// Whether the piece at hand has given a batch, waits, or is used up.
 enum Progress {
-    Batch(RecordBatch),
+    Batch(Decoded),
     Pending,
     UsedUp,
 }
@@ -45,6 +63,7 @@ impl LocalFileScan {
         shared: Arc<Shared>,
         baseline: BaselineMetrics,
         filters: LocalFilters,
+        conjuncts: Option<LocalConjuncts>,
     ) -> Self {
         Self {
             shared,
@@ -52,6 +71,9 @@ impl LocalFileScan {
             filters,
             gate: PollGate::new("file read"),
             cutting: None,
+            opening: None,
+            rows: None,
+            conjuncts,
             planners: VecDeque::new(),
             planning: None,
             morsels: VecDeque::new(),
@@ -66,8 +88,30 @@ impl LocalFileScan {
             if let Some(stream) = &mut self.stream {
                 match self.gate.poll(|context| stream.poll_next_unpin(context)) {
                     Poll::Pending => return Ok(Progress::Pending),
-                    Poll::Ready(Some(batch)) => return Ok(Progress::Batch(batch?)),
+                    Poll::Ready(Some(batch)) => {
+                        return Ok(Progress::Batch(Decoded { batch: batch?, filtered: false }));
+                    }
                     Poll::Ready(None) => self.stream = None,
+                }
+            } else if let (Some(rows), Some(conjuncts)) = (&mut self.rows, &mut self.conjuncts) {
+                match rows.next(conjuncts)? {
+                    Some(batch) => {
+                        return Ok(Progress::Batch(Decoded { batch, filtered: true }));
+                    }
+                    None => self.rows = None,
+                }
+            } else if let Some((_, opening)) = &mut self.opening {
+                let opened = match self.gate.poll(|context| opening.poll_unpin(context)) {
+                    Poll::Pending => return Ok(Progress::Pending),
+                    Poll::Ready(opened) => opened,
+                };
+                let file = self.opening.take().map(|(file, _)| file);
+                match (opened?, file) {
+                    (Opened::Rows(rows), _) => self.rows = Some(rows),
+                    (Opened::Foreign, Some(file)) => {
+                        self.planners.push_back(self.shared.morselizer.plan_file(file)?);
+                    }
+                    _ => {}
                 }
             } else if let Some(planning) = &mut self.planning {
                 match self.gate.poll(|context| planning.poll_unpin(context)) {
@@ -105,16 +149,37 @@ impl LocalFileScan {
         }
     }
 
+    fn begin(&mut self, piece: Piece, worker: usize) -> DataFusionResult<()> {
+        let shared = &self.shared;
+        match (piece.group, &shared.columns) {
+            (Some(group), Some(plan)) => {
+                let (plan, shared, file) = (plan.clone(), shared.clone(), piece.file.clone());
+                let opening = async move {
+                    columns::open(plan, &shared.config, file, group, worker, shared.batch_rows)
+                        .await
+                };
+                self.opening = Some((piece.file, opening.boxed()));
+            }
+            _ => self.planners.push_back(shared.morselizer.plan_file(piece.file)?),
+        }
+        Ok(())
+    }
+
     /// A batch of at most the size asked for, and what the filters left of it.
-    fn emit(&mut self, batch: RecordBatch) -> Result<Option<Batch>> {
+    fn emit(&mut self, decoded: Decoded) -> Result<Option<Batch>> {
         let wanted = self.shared.batch_rows;
+        let Decoded { batch, filtered } = decoded;
         let batch = if batch.num_rows() > wanted {
-            self.rest = Some(batch.slice(wanted, batch.num_rows() - wanted));
+            let rest = batch.slice(wanted, batch.num_rows() - wanted);
+            self.rest = Some(Decoded { batch: rest, filtered });
             batch.slice(0, wanted)
         } else {
             batch
         };
         self.baseline.record_output(batch.num_rows());
+        if filtered {
+            return Ok((batch.num_rows() > 0).then(|| Batch::new(batch)));
+        }
         Ok(match self.filters.select(&batch)? {
             Some(selection) if selection.count_set_bits() == 0 => None,
             Some(selection) => Some(Batch::with_selection(batch, selection)),
@@ -160,9 +225,7 @@ impl LocalSource for LocalFileScan {
                 Progress::UsedUp => match shared.queue.take() {
                     Work::Done => return Ok(SourceResult::Finished),
                     Work::Wait(gate) => return Ok(SourceResult::Blocked(gate.into())),
-                    Work::Read(piece) => {
-                        self.planners.push_back(shared.morselizer.plan_file(*piece).or_fail()?);
-                    }
+                    Work::Read(piece) => self.begin(*piece, task.worker()).or_fail()?,
                     Work::Cut(file) => {
                         let (shared, worker) = (shared.clone(), task.worker());
                         let cutting =

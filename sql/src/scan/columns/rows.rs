@@ -1,0 +1,206 @@
+//! The rows of one row group, window by window.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, BooleanArray, RecordBatch},
+    buffer::{BooleanBuffer, Buffer},
+    compute::filter,
+};
+use datafusion::{error::Result, parquet::errors::ParquetError};
+
+use super::{ColumnPlan, LocalConjuncts};
+use crate::scan::decode::ColumnDecoder;
+
+/// A window is this many batches at most: where few rows pass, many are looked at for one batch.
+const WINDOW_BATCHES: usize = 8;
+
+/// A row group that is being read.
+pub(in super::super) struct RowGroupRows {
+    plan: Arc<ColumnPlan>,
+    /// By place of the column.
+    decoders: Vec<ColumnDecoder>,
+    rows: usize,
+    at: usize,
+    /// The rows of pages that may match; `None` for all.
+    pages: Option<BooleanBuffer>,
+    batch_rows: usize,
+    window: usize,
+}
+
+/// What is known of one window.
+struct Window {
+    rows: usize,
+    /// The rows that are left; `None` for all.
+    selection: Option<BooleanBuffer>,
+    left: usize,
+    /// Decoded columns: of the rows that are left.
+    arrays: Vec<Option<ArrayRef>>,
+}
+
+impl RowGroupRows {
+    pub(super) fn new(
+        plan: Arc<ColumnPlan>,
+        decoders: Vec<ColumnDecoder>,
+        rows: usize,
+        pages: Option<BooleanBuffer>,
+        batch_rows: usize,
+    ) -> Self {
+        Self { plan, decoders, rows, at: 0, pages, batch_rows, window: batch_rows }
+    }
+
+    /// The rows of the next window that are left of it; maybe none. `None` at the end.
+    pub(in super::super) fn next(
+        &mut self,
+        conjuncts: &mut LocalConjuncts,
+    ) -> Result<Option<RecordBatch>> {
+        let rows = self.window.min(self.rows - self.at);
+        if rows == 0 {
+            return Ok(None);
+        }
+        let selection = self.pages.as_ref().map(|pages| pages.slice(self.at, rows));
+        let left = selection.as_ref().map_or(rows, BooleanBuffer::count_set_bits);
+        let arrays = vec![None; self.decoders.len()];
+        let mut window = Window { rows, selection, left, arrays };
+        for turn in 0..conjuncts.len() {
+            if window.left == 0 {
+                break;
+            }
+            let Some(inputs) = conjuncts.prepare(turn, rows) else { continue };
+            for slot in &inputs.slots {
+                self.decode(*slot, &mut window)?;
+            }
+            if let Some(keep) = conjuncts.evaluate(turn, &window.arrays, window.left)? {
+                window.keep(keep)?;
+            }
+        }
+        let plan = self.plan.clone();
+        if window.left > 0 {
+            for slot in &plan.output.slots {
+                self.decode(*slot, &mut window)?;
+            }
+        }
+        for (decoder, array) in self.decoders.iter_mut().zip(&window.arrays) {
+            if array.is_none() {
+                decoder.skip(rows).map_err(failed)?;
+            }
+        }
+        self.at += rows;
+        conjuncts.reorder();
+        self.adapt(&window);
+        if window.left == 0 {
+            return Ok(Some(RecordBatch::new_empty(plan.schema.clone())));
+        }
+        plan.project(&window.arrays, window.left).map(Some)
+    }
+
+    fn decode(&mut self, slot: usize, window: &mut Window) -> Result<()> {
+        if window.arrays[slot].is_none() {
+            let selection = window.selection.as_ref();
+            let array = self.decoders[slot].read(window.rows, selection).map_err(failed)?;
+            window.arrays[slot] = Some(array);
+        }
+        Ok(())
+    }
+
+    /// Makes the next window as large as a full batch needs.
+    fn adapt(&mut self, window: &Window) {
+        if window.left < window.rows / 4 {
+            self.window = (2 * self.window).min(WINDOW_BATCHES * self.batch_rows);
+        } else if window.left > window.rows / 2 {
+            self.window = (self.window / 2).max(self.batch_rows);
+        }
+    }
+}
+
+impl Window {
+    /// Leaves those rows that `keep`, one bit per row that is left, says.
+    fn keep(&mut self, keep: BooleanBuffer) -> Result<()> {
+        self.left = keep.count_set_bits();
+        let mask = BooleanArray::new(keep, None);
+        for array in self.arrays.iter_mut().flatten() {
+            *array = filter(array, &mask)?;
+        }
+        let (keep, _) = mask.into_parts();
+        self.selection = Some(match self.selection.take() {
+            Some(selection) => within(&selection, &keep),
+            None => keep,
+        });
+        Ok(())
+    }
+}
+
+/// Those set bits of `selection` for which `keep`, one bit per set bit, is set.
+fn within(selection: &BooleanBuffer, keep: &BooleanBuffer) -> BooleanBuffer {
+    let rows = selection.len();
+    let keeps = words_of(keep);
+    let mut at = 0;
+    let refined: Vec<u64> = words_of(selection)
+        .into_iter()
+        .map(|word| {
+            let count = word.count_ones() as usize;
+            let bits = bits_at(&keeps, at, count);
+            at += count;
+            deposit(bits, word)
+        })
+        .collect();
+    BooleanBuffer::new(Buffer::from_vec(refined), 0, rows)
+}
+
+fn words_of(bits: &BooleanBuffer) -> Vec<u64> {
+    bits.bit_chunks().iter_padded().collect()
+}
+
+/// `count` bits, up to 64, from bit `at` on; those behind them are 0.
+fn bits_at(words: &[u64], at: usize, count: usize) -> u64 {
+    if count == 0 {
+        return 0;
+    }
+    let word = |place: usize| words.get(place).copied().unwrap_or(0);
+    let shift = at % 64;
+    let low = word(at / 64) >> shift;
+    let high = if shift == 0 { 0 } else { word(at / 64 + 1) << (64 - shift) };
+    (low | high) & (u64::MAX >> (64 - count))
+}
+
+/// Bit *n* of `bits` in the place of the *n*th set bit of `mask`.
+fn deposit(mut bits: u64, mask: u64) -> u64 {
+    if mask == u64::MAX {
+        return bits;
+    }
+    let (mut deposited, mut left) = (0, mask);
+    while bits != 0 {
+        deposited |= left & left.wrapping_neg() & 0_u64.wrapping_sub(bits & 1);
+        left &= left.wrapping_sub(1);
+        bits >>= 1;
+    }
+    deposited
+}
+
+fn failed(error: ParquetError) -> datafusion::error::DataFusionError {
+    datafusion::error::DataFusionError::ParquetError(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refines_selections() {
+        let mut dice = gatework_runtime::scheduler::Dice::new(3);
+        for rows in [0, 1, 63, 64, 65, 1000, 4096] {
+            for density in [1, 2, 50] {
+                let mut bits = |rows: usize| -> BooleanBuffer {
+                    (0..rows).map(|_| dice.below(density) == 0).collect()
+                };
+                let selection = bits(rows + 3).slice(3, rows);
+                let keep = bits(selection.count_set_bits() + 5);
+                let keep = keep.slice(5, keep.len() - 5);
+                let mut kept = keep.iter();
+                let expected: BooleanBuffer =
+                    selection.iter().map(|bit| bit && kept.next() == Some(true)).collect();
+                assert_eq!(within(&selection, &keep), expected, "{rows} rows, 1 in {density}");
+            }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What must be known of a page before it is read: its kind, its sizes and its rows.
+//!
+//! The parquet crate reads page headers too, but tells neither the sizes, which must be plausible
+//! before anything is allocated, nor the lengths of the levels, which it adds without a check.
+
+use super::corrupt;
+use parquet::errors::Result;
+
+/// How deeply the values of unknown fields may be nested.
+const MAX_DEPTH: usize = 16;
+
+/// The parts of a page header that matter before the page is read.
+#[derive(Default, Debug)]
+pub(crate) struct PageHeader {
+    /// 0 data page, 1 index page, 2 dictionary page, 3 data page of version 2.
+    pub(crate) kind: i64,
+    /// The bytes of the page once decompressed.
+    pub(crate) uncompressed_len: i64,
+    /// The bytes of the page after the header.
+    pub(crate) compressed_len: i64,
+    /// The values of the page, nulls included; the entries of a dictionary.
+    pub(crate) values: i64,
+    /// The rows, told by data pages of version 2 only.
+    pub(crate) rows: Option<i64>,
+    /// The bytes of definition and of repetition levels, in pages of version 2.
+    pub(crate) levels_len: [i64; 2],
+}
+
+impl PageHeader {
+    /// Reads the header at the beginning of `bytes`; also returns its length.
+    pub(crate) fn read(bytes: &[u8]) -> Result<(Self, usize)> {
+        let mut input = Compact { bytes, at: 0 };
+        let mut header = Self::default();
+        let mut field = 0;
+        while let Some(kind) = input.field(&mut field)? {
+            match (field, kind) {
+                (1, Kind::INTEGER) => header.kind = input.integer()?,
+                (2, Kind::INTEGER) => header.uncompressed_len = input.integer()?,
+                (3, Kind::INTEGER) => header.compressed_len = input.integer()?,
+                (5 | 7 | 8, Kind::STRUCT) => header.read_details(&mut input, field)?,
+                _ => input.skip(kind, 0)?,
+            }
+        }
+        Ok((header, input.at))
+    }
+
+    /// Reads the header of one kind of page, which is field `outer` of the page header.
+    fn read_details(&mut self, input: &mut Compact<'_>, outer: i16) -> Result<()> {
+        let mut field = 0;
+        while let Some(kind) = input.field(&mut field)? {
+            match (outer, field, kind) {
+                (_, 1, Kind::INTEGER) => self.values = input.integer()?,
+                (8, 3, Kind::INTEGER) => self.rows = Some(input.integer()?),
+                (8, 5, Kind::INTEGER) => self.levels_len[0] = input.integer()?,
+                (8, 6, Kind::INTEGER) => self.levels_len[1] = input.integer()?,
+                _ => input.skip(kind, 0)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A type in Thrift's compact protocol.
+struct Kind;
+
+impl Kind {
+    const TRUE: u8 = 1;
+    const FALSE: u8 = 2;
+    const BYTE: u8 = 3;
+    const SHORT: u8 = 4;
+    const INTEGER: u8 = 5;
+    const LONG: u8 = 6;
+    const DOUBLE: u8 = 7;
+    const BINARY: u8 = 8;
+    const LIST: u8 = 9;
+    const SET: u8 = 10;
+    const STRUCT: u8 = 12;
+}
+
+/// A reader of Thrift's compact protocol.
+struct Compact<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Compact<'_> {
+    /// The next byte.
+    fn byte(&mut self) -> Result<u8> {
+        let byte = self.bytes.get(self.at).ok_or_else(|| corrupt("a page header is cut off"))?;
+        self.at += 1;
+        Ok(*byte)
+    }
+
+    /// The next unsigned integer.
+    fn unsigned(&mut self) -> Result<u64> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(corrupt("an integer in a page header is too long"))
+    }
+
+    /// The next signed integer, in zigzag order.
+    fn integer(&mut self) -> Result<i64> {
+        let value = self.unsigned()?;
+        Ok((value >> 1) as i64 ^ -((value & 1) as i64))
+    }
+
+    /// The kind of the next field, whose number goes to `field`; none at the end of the struct.
+    fn field(&mut self, field: &mut i16) -> Result<Option<u8>> {
+        let byte = self.byte()?;
+        if byte == 0 {
+            return Ok(None);
+        }
+        *field = match i16::from(byte >> 4) {
+            0 => i16::try_from(self.integer()?).unwrap_or(i16::MAX),
+            step => field.saturating_add(step),
+        };
+        Ok(Some(byte & 0x0f))
+    }
+
+    /// Passes over a value.
+    fn skip(&mut self, kind: u8, depth: usize) -> Result<()> {
+        if depth > MAX_DEPTH {
+            return Err(corrupt("a page header is nested too deeply"));
+        }
+        match kind {
+            Kind::TRUE | Kind::FALSE => {}
+            Kind::BYTE => self.advance(1)?,
+            Kind::SHORT | Kind::INTEGER | Kind::LONG => self.unsigned().map(drop)?,
+            Kind::DOUBLE => self.advance(8)?,
+            Kind::BINARY => {
+                let len = self.unsigned()?;
+                self.advance(usize::try_from(len).unwrap_or(usize::MAX))?;
+            }
+            Kind::LIST | Kind::SET => {
+                let head = self.byte()?;
+                let count = if head >> 4 == 15 { self.unsigned()? } else { u64::from(head >> 4) };
+                for _ in 0..count {
+                    match head & 0x0f {
+                        // In a list, unlike in a field, a boolean takes a byte: so every element
+                        // uses up input, and a wrong count ends with it.
+                        Kind::TRUE | Kind::FALSE => self.advance(1)?,
+                        kind => self.skip(kind, depth + 1)?,
+                    }
+                }
+            }
+            Kind::STRUCT => {
+                let mut field = 0;
+                while let Some(kind) = self.field(&mut field)? {
+                    self.skip(kind, depth + 1)?;
+                }
+            }
+            _ => return Err(corrupt("an unknown type in a page header")),
+        }
+        Ok(())
+    }
+
+    /// Passes over bytes.
+    fn advance(&mut self, len: usize) -> Result<()> {
+        if len > self.bytes.len() - self.at {
+            return Err(corrupt("a page header is cut off"));
+        }
+        self.at += len;
+        Ok(())
+    }
+}

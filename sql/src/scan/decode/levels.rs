@@ -1,0 +1,130 @@
+//! Definition levels of flat nullable columns, as bits, and the nulls of an output.
+
+use super::bits::{Hybrid, Run};
+use super::corrupt;
+use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder, NullBuffer};
+use bytes::Bytes;
+use parquet::errors::Result;
+
+/// Which of some rows have a value.
+pub(crate) enum Present {
+    /// All of them.
+    All,
+    /// Those whose bit is set, and how many these are.
+    Some(BooleanBuffer, usize),
+}
+
+/// The definition levels of a page whose highest level is 1.
+pub(crate) struct Levels {
+    /// None if every row has a value.
+    levels: Option<Hybrid>,
+}
+
+impl Levels {
+    /// Every row has a value.
+    pub(crate) fn required() -> Self {
+        Self { levels: None }
+    }
+
+    /// Levels in the hybrid encoding.
+    pub(crate) fn new(data: Bytes) -> Result<Self> {
+        Ok(Self { levels: Some(Hybrid::new(data, 1)?) })
+    }
+
+    /// Which of the next `rows` rows have a value.
+    pub(crate) fn read(&mut self, rows: usize) -> Result<Present> {
+        let Some(levels) = &mut self.levels else { return Ok(Present::All) };
+        let (run, left) = levels.run()?;
+        if left >= rows && is_present(run)? == Some(true) {
+            levels.advance(rows);
+            return Ok(Present::All);
+        }
+        let mut bits = BooleanBufferBuilder::new(rows);
+        while bits.len() < rows {
+            let (run, left) = levels.run()?;
+            let taken = left.min(rows - bits.len());
+            match (is_present(run)?, run) {
+                (Some(present), _) => bits.append_n(taken, present),
+                (None, Run::Packed { start, index }) => {
+                    let first = start * 8 + index;
+                    bits.append_packed_range(first..first + taken, levels.data());
+                }
+                (None, Run::Repeated(_)) => {}
+            }
+            levels.advance(taken);
+        }
+        let bits = bits.build();
+        let present = bits.count_set_bits();
+        Ok(if present == rows { Present::All } else { Present::Some(bits, present) })
+    }
+
+    /// Passes over `rows` rows: how many of them have a value.
+    pub(crate) fn skip(&mut self, rows: usize) -> Result<usize> {
+        let Some(levels) = &mut self.levels else { return Ok(rows) };
+        let (mut passed, mut present) = (0, 0);
+        while passed < rows {
+            let (run, left) = levels.run()?;
+            let taken = left.min(rows - passed);
+            present += match (is_present(run)?, run) {
+                (Some(all), _) => usize::from(all) * taken,
+                (None, Run::Packed { start, index }) => {
+                    arrow_buffer::bit_chunk_iterator::UnalignedBitChunk::new(
+                        levels.data(),
+                        start * 8 + index,
+                        taken,
+                    )
+                    .count_ones()
+                }
+                (None, Run::Repeated(_)) => 0,
+            };
+            levels.advance(taken);
+            passed += taken;
+        }
+        Ok(present)
+    }
+}
+
+/// Whether the rows of a run have values, if they are all alike.
+fn is_present(run: Run) -> Result<Option<bool>> {
+    match run {
+        Run::Repeated(0) => Ok(Some(false)),
+        Run::Repeated(1) => Ok(Some(true)),
+        Run::Repeated(level) => Err(corrupt(format!("definition level {level} of a flat column"))),
+        Run::Packed { .. } => Ok(None),
+    }
+}
+
+/// The nulls of an output under construction; costs nothing until the first.
+#[derive(Default)]
+pub(crate) struct Nulls {
+    bits: Option<BooleanBufferBuilder>,
+    len: usize,
+}
+
+impl Nulls {
+    /// Appends rows with values.
+    pub(crate) fn append_present(&mut self, rows: usize) {
+        self.len += rows;
+        if let Some(bits) = &mut self.bits {
+            bits.append_n(rows, true);
+        }
+    }
+
+    /// Appends rows, those whose bit is not set null.
+    pub(crate) fn append(&mut self, present: &BooleanBuffer) {
+        let before = self.len;
+        let bits = self.bits.get_or_insert_with(|| {
+            let mut bits = BooleanBufferBuilder::new(before + present.len());
+            bits.append_n(before, true);
+            bits
+        });
+        bits.append_buffer(present);
+        self.len += present.len();
+    }
+
+    /// The nulls of all rows appended, if there are any.
+    pub(crate) fn finish(self) -> Option<NullBuffer> {
+        let nulls = NullBuffer::new(self.bits?.build());
+        (nulls.null_count() > 0).then_some(nulls)
+    }
+}

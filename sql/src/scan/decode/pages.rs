@@ -1,0 +1,242 @@
+//! The pages of a column chunk, looked at before they are decompressed, and taken apart after.
+
+use super::corrupt;
+use super::header::PageHeader;
+use super::levels::Levels;
+use bytes::{Buf, Bytes};
+use parquet::basic::{Compression, Encoding};
+use parquet::column::page::{Page, PageReader};
+use parquet::errors::Result;
+use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::reader::{ChunkReader, Length, SerializedPageReader};
+use std::sync::Arc;
+
+/// The bytes of a column chunk, addressed by their offset in the file.
+struct ChunkBytes {
+    start: u64,
+    data: Bytes,
+}
+
+impl ChunkBytes {
+    /// The bytes from a file offset to the end of the chunk.
+    fn bytes_from(&self, offset: u64) -> Result<Bytes> {
+        offset
+            .checked_sub(self.start)
+            .and_then(|at| usize::try_from(at).ok())
+            .filter(|at| *at <= self.data.len())
+            .map(|at| self.data.slice(at..))
+            .ok_or_else(|| corrupt("a page lies outside its column chunk"))
+    }
+}
+
+impl Length for ChunkBytes {
+    fn len(&self) -> u64 {
+        self.start.saturating_add(self.data.len() as u64)
+    }
+}
+
+impl ChunkReader for ChunkBytes {
+    type T = bytes::buf::Reader<Bytes>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T> {
+        Ok(self.bytes_from(start)?.reader())
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
+        let mut bytes = self.bytes_from(start)?;
+        if length > bytes.len() {
+            return Err(corrupt("a page is cut off"));
+        }
+        bytes.truncate(length);
+        Ok(bytes)
+    }
+}
+
+/// The next page of a chunk, as its header tells.
+#[derive(Clone, Copy)]
+pub(crate) enum Next {
+    /// A dictionary page.
+    Dictionary,
+    /// A data page with so many rows.
+    Data(usize),
+}
+
+/// A page, decompressed.
+pub(crate) enum Opened {
+    /// A dictionary: its plain values and how many there are.
+    Dictionary(Bytes, usize),
+    /// A data page.
+    Data(DataPage),
+}
+
+/// A data page, its levels and its values told apart.
+pub(crate) struct DataPage {
+    /// Which rows have values.
+    pub(crate) levels: Levels,
+    /// The encoding of the values.
+    pub(crate) encoding: Encoding,
+    /// The values that are not null.
+    pub(crate) values: Bytes,
+}
+
+/// The pages of one column chunk, one after another.
+pub(crate) struct Pages {
+    chunk: Arc<ChunkBytes>,
+    reader: SerializedPageReader<ChunkBytes>,
+    /// Whether rows can be null: the highest definition level is 1.
+    nullable: bool,
+    compression: Compression,
+    /// The file offset of the next page, in step with `reader`, and the bytes from there on.
+    offset: u64,
+    remaining: u64,
+    /// The next page and its length with the header, if it has been looked at.
+    next: Option<(Next, u64)>,
+}
+
+impl Pages {
+    /// The pages of a chunk whose bytes, `data`, begin at file offset `start`.
+    pub(crate) fn new(
+        chunk: &ColumnChunkMetaData,
+        rows_in_group: usize,
+        data: Bytes,
+        start: u64,
+    ) -> Result<Self> {
+        let first = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
+        // The parquet crate takes it for granted that neither is negative.
+        let (Ok(offset), Ok(remaining)) =
+            (u64::try_from(first), u64::try_from(chunk.compressed_size()))
+        else {
+            return Err(corrupt("a column chunk with a negative offset or length"));
+        };
+        let bytes = Arc::new(ChunkBytes { start, data });
+        let reader = SerializedPageReader::new(Arc::clone(&bytes), chunk, rows_in_group, None)?;
+        let nullable = chunk.column_descr().max_def_level() > 0;
+        let compression = chunk.compression();
+        Ok(Self { chunk: bytes, reader, nullable, compression, offset, remaining, next: None })
+    }
+
+    /// Looks at the next page; none after the last.
+    pub(crate) fn peek(&mut self) -> Result<Option<Next>> {
+        if self.next.is_none() && self.remaining > 0 {
+            let bytes = self.chunk.bytes_from(self.offset)?;
+            let (header, header_len) = PageHeader::read(&bytes)?;
+            self.next = Some((self.check(&header, header_len)?, {
+                header_len as u64 + header.compressed_len.unsigned_abs()
+            }));
+        }
+        Ok(self.next.map(|(next, _)| next))
+    }
+
+    /// Passes over the next page, which is neither decompressed nor decoded.
+    pub(crate) fn skip(&mut self) -> Result<()> {
+        if self.advance()? { self.reader.skip_next_page() } else { Ok(()) }
+    }
+
+    /// Decompresses the next page.
+    pub(crate) fn open(&mut self) -> Result<Opened> {
+        self.advance()?;
+        match self.reader.get_next_page()? {
+            Some(Page::DictionaryPage {
+                buf,
+                num_values,
+                encoding: Encoding::PLAIN | Encoding::PLAIN_DICTIONARY,
+                ..
+            }) => Ok(Opened::Dictionary(buf, num_values as usize)),
+            Some(Page::DataPage { buf, encoding, def_level_encoding, .. }) => {
+                let (levels, values) = self.split(buf, def_level_encoding)?;
+                Ok(Opened::Data(DataPage { levels, encoding, values }))
+            }
+            Some(Page::DataPageV2 {
+                buf,
+                encoding,
+                num_nulls,
+                def_levels_byte_len,
+                rep_levels_byte_len,
+                ..
+            }) => {
+                let levels = rep_levels_byte_len as usize;
+                let values = levels.saturating_add(def_levels_byte_len as usize);
+                if values > buf.len() {
+                    return Err(corrupt("the levels of a page are cut off"));
+                }
+                let levels = if self.nullable && num_nulls > 0 {
+                    Levels::new(buf.slice(levels..values))?
+                } else {
+                    Levels::required()
+                };
+                Ok(Opened::Data(DataPage { levels, encoding, values: buf.slice(values..) }))
+            }
+            _ => Err(corrupt("a page of an unknown kind")),
+        }
+    }
+
+    /// Splits the levels of a data page of version 1 from its values.
+    fn split(&self, mut buf: Bytes, encoding: Encoding) -> Result<(Levels, Bytes)> {
+        if !self.nullable {
+            return Ok((Levels::required(), buf));
+        }
+        if encoding != Encoding::RLE {
+            return Err(corrupt(format!("definition levels in the encoding {encoding}")));
+        }
+        let levels = split_prefixed(&mut buf)?;
+        Ok((Levels::new(levels)?, buf))
+    }
+
+    /// Moves past the next page; false if there is none.
+    fn advance(&mut self) -> Result<bool> {
+        self.peek()?;
+        let Some((_, len)) = self.next.take() else { return Ok(false) };
+        self.offset = self.offset.saturating_add(len);
+        self.remaining = self.remaining.saturating_sub(len);
+        Ok(true)
+    }
+
+    /// What page a header announces, if what it says is plausible.
+    fn check(&self, header: &PageHeader, header_len: usize) -> Result<Next> {
+        let implausible = || corrupt("the header of a page is implausible");
+        let sizes = [header.compressed_len, header.uncompressed_len, header.values];
+        let [levels, repetitions] = header.levels_len;
+        let within = |value: &i64| (0..=i64::from(i32::MAX)).contains(value);
+        if !sizes.iter().all(within)
+            || !header.levels_len.iter().all(within)
+            || levels + repetitions > header.uncompressed_len
+            || header_len as u64 + header.compressed_len.unsigned_abs() > self.remaining
+            || header.uncompressed_len > self.largest(header.compressed_len)
+        {
+            return Err(implausible());
+        }
+        let values = usize::try_from(header.values)?;
+        match header.kind {
+            2 => Ok(Next::Dictionary),
+            // The columns read here are flat, so that a row is a value.
+            0 => Ok(Next::Data(values)),
+            3 if header.rows == Some(header.values) => Ok(Next::Data(values)),
+            _ => Err(implausible()),
+        }
+    }
+
+    /// The most bytes that `compressed` bytes can become: no more are allocated for a page.
+    fn largest(&self, compressed: i64) -> i64 {
+        match self.compression {
+            // Such pages are not copied, so their size does not matter.
+            Compression::UNCOMPRESSED => i64::MAX,
+            // A copy of 64 bytes takes at least three.
+            Compression::SNAPPY => compressed * 32 + 64,
+            // A further byte of a length stands for 255 bytes.
+            Compression::LZ4 | Compression::LZ4_RAW => compressed * 256 + 64,
+            _ => i64::MAX,
+        }
+    }
+}
+
+/// Splits off bytes that begin with their length in four bytes.
+pub(crate) fn split_prefixed(buf: &mut Bytes) -> Result<Bytes> {
+    let len = buf.first_chunk::<4>().map(|len| u32::from_le_bytes(*len) as usize);
+    match len {
+        Some(len) if len <= buf.len() - 4 => {
+            buf.advance(4);
+            Ok(buf.split_to(len))
+        }
+        _ => Err(corrupt("the levels of a page are cut off")),
+    }
+}

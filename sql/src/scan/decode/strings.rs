@@ -1,0 +1,307 @@
+//! Strings and binary values, read as views of the pages in which they lie.
+//!
+//! A dictionary is turned into views once, so that reading its indices is a gather of `u128`s.
+//! Views of plain pages refer to the page if much of it is selected; else the selected values are
+//! copied, so that a few of them do not keep a page in memory.
+
+use super::corrupt;
+use super::mask::Mask;
+use super::values::Kind;
+use super::views::{INLINE, cut_off, is_utf8, next_value, not_utf8, to_offsets, to_views, view};
+use arrow_array::ArrayRef;
+use arrow_array::types::{BinaryType, Utf8Type};
+use arrow_buffer::{Buffer, NullBuffer};
+use bytes::Bytes;
+use parquet::errors::Result;
+
+/// The share of a page's values, one in so many, from which on they are not copied.
+const SHARE_FROM: usize = 4;
+
+/// The share, one in so many, from which on a page is checked for UTF-8 as a whole, which takes
+/// much less time than value by value.
+const CHECK_WHOLE_FROM: usize = 32;
+
+/// The most bytes in a buffer, whose offsets other implementations may take for signed.
+const MAX_BUFFER: usize = i32::MAX as usize;
+
+/// The arrays to make.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// Views of strings.
+    StringView,
+    /// Views of binary values.
+    BinaryView,
+    /// Strings with 32-bit offsets.
+    String,
+    /// Binary values with 32-bit offsets.
+    Binary,
+}
+
+/// How values are known to be UTF-8.
+#[derive(Clone, Copy)]
+pub(crate) enum Utf8 {
+    /// They need not be, or are checked later.
+    Any,
+    /// The page as a whole is; values must only begin and end between its characters.
+    Whole,
+    /// Each is checked by itself.
+    Each,
+}
+
+/// A buffer that the output of a read refers to by its position among the output's buffers.
+#[derive(Default)]
+struct Shared {
+    buffer: Buffer,
+    /// The position, once this read has used it.
+    slot: Option<usize>,
+}
+
+/// The decoding of strings and binary values.
+pub(crate) struct Strings {
+    output: Output,
+    page: Bytes,
+    at: usize,
+    /// Whether the current page as a whole is UTF-8, once that is known.
+    page_is_utf8: Option<bool>,
+    shared_page: Shared,
+    /// The dictionary page, whose views have slot 0; none if all its values are inline.
+    dictionary: Option<Shared>,
+    /// The buffers of this read's output.
+    buffers: Vec<Buffer>,
+    /// Copied values, and their slot, whose buffer takes its place when this read is finished.
+    copied: Vec<u8>,
+    copied_slot: Option<usize>,
+}
+
+impl Strings {
+    /// Arrays as `output` says.
+    pub(crate) fn new(output: Output) -> Self {
+        Self {
+            output,
+            page: Bytes::new(),
+            at: 0,
+            page_is_utf8: None,
+            shared_page: Shared::default(),
+            dictionary: None,
+            buffers: Vec::new(),
+            copied: Vec::new(),
+            copied_slot: None,
+        }
+    }
+
+    /// How to check values of the page, much of which or little is wanted.
+    fn utf8(&mut self, much: bool) -> Utf8 {
+        if self.output != Output::StringView {
+            return Utf8::Any; // Offset arrays check their values when they are made.
+        }
+        if much && self.page_is_utf8.is_none() {
+            self.page_is_utf8 = Some(std::str::from_utf8(&self.page).is_ok());
+        }
+        if self.page_is_utf8 == Some(true) { Utf8::Whole } else { Utf8::Each }
+    }
+
+    /// Appends views of the page.
+    fn share(
+        &mut self,
+        count: usize,
+        mask: Option<Mask<'_>>,
+        utf8: Utf8,
+        out: &mut Vec<u128>,
+    ) -> Result<()> {
+        let slot = self.shared_page.slot.unwrap_or(self.buffers.len());
+        let (page, mut at, mut longest) = (&self.page[..], self.at, 0);
+        match mask {
+            None => {
+                for _ in 0..count {
+                    let (start, len) = next_value(page, &mut at).ok_or_else(cut_off)?;
+                    if !is_utf8(page, start, len, utf8) {
+                        return Err(not_utf8());
+                    }
+                    longest = longest.max(len);
+                    out.push(view(page, start, len, slot, start));
+                }
+            }
+            Some(mask) => each_selected(count, mask, page, &mut at, utf8, |start, len| {
+                longest = longest.max(len);
+                out.push(view(page, start, len, slot, start));
+            })?,
+        }
+        self.at = at;
+        if longest > INLINE && self.shared_page.slot.is_none() {
+            self.buffers.push(self.shared_page.buffer.clone());
+            self.shared_page.slot = Some(slot);
+        }
+        Ok(())
+    }
+
+    /// Appends views of copies.
+    fn copy(
+        &mut self,
+        count: usize,
+        mask: Mask<'_>,
+        utf8: Utf8,
+        out: &mut Vec<u128>,
+    ) -> Result<()> {
+        let page = self.page.clone();
+        let mut at = self.at;
+        each_selected(count, mask, &page, &mut at, utf8, |start, len| {
+            let (slot, offset) =
+                if len > INLINE { self.append_copy(&page[start..start + len]) } else { (0, 0) };
+            out.push(view(&page, start, len, slot, offset));
+        })?;
+        self.at = at;
+        Ok(())
+    }
+
+    /// Copies a value; its slot and its offset there.
+    fn append_copy(&mut self, value: &[u8]) -> (usize, usize) {
+        if self.copied.len() + value.len() > MAX_BUFFER {
+            self.seal_copied();
+        }
+        let slot = *self.copied_slot.get_or_insert_with(|| {
+            self.buffers.push(Buffer::default());
+            self.buffers.len() - 1
+        });
+        let offset = self.copied.len();
+        self.copied.extend_from_slice(value);
+        (slot, offset)
+    }
+
+    /// Puts the buffer of copied values in its place.
+    fn seal_copied(&mut self) {
+        let copied = std::mem::take(&mut self.copied);
+        if let Some(buffer) = self.copied_slot.take().and_then(|slot| self.buffers.get_mut(slot)) {
+            *buffer = Buffer::from_vec(copied);
+        }
+    }
+}
+
+/// Calls `take` with start and length of every selected value, and passes over the others; `at`
+/// is where they lie.
+#[inline]
+fn each_selected(
+    count: usize,
+    mask: Mask<'_>,
+    page: &[u8],
+    at: &mut usize,
+    utf8: Utf8,
+    mut take: impl FnMut(usize, usize),
+) -> Result<()> {
+    let mut row = 0;
+    while row < count {
+        let mut word = mask.word(row);
+        let end = (row + 64).min(count);
+        while word != 0 {
+            let gap = word.trailing_zeros();
+            pass(page, at, gap as usize)?;
+            let (start, len) = next_value(page, at).ok_or_else(cut_off)?;
+            if !is_utf8(page, start, len, utf8) {
+                return Err(not_utf8());
+            }
+            take(start, len);
+            row += gap as usize + 1;
+            word = word.checked_shr(gap + 1).unwrap_or(0);
+        }
+        pass(page, at, end - row)?;
+        row = end;
+    }
+    Ok(())
+}
+
+/// Passes over values.
+#[inline]
+fn pass(page: &[u8], at: &mut usize, count: usize) -> Result<()> {
+    let mut next = *at;
+    for _ in 0..count {
+        next_value(page, &mut next).ok_or_else(cut_off)?;
+    }
+    *at = next;
+    Ok(())
+}
+
+impl Kind for Strings {
+    type Native = u128;
+
+    fn dictionary(&mut self, data: Bytes, count: usize) -> Result<Vec<u128>> {
+        // Every entry has its length of four bytes.
+        if count > data.len() / 4 {
+            return Err(corrupt("a dictionary page is cut off"));
+        }
+        let utf8 = match self.output {
+            Output::StringView if std::str::from_utf8(&data).is_ok() => Utf8::Whole,
+            Output::StringView => Utf8::Each,
+            _ => Utf8::Any,
+        };
+        let (mut at, mut longest) = (0, 0);
+        let mut views = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (start, len) = next_value(&data, &mut at).ok_or_else(cut_off)?;
+            if !is_utf8(&data, start, len, utf8) {
+                return Err(not_utf8());
+            }
+            longest = longest.max(len);
+            views.push(view(&data, start, len, 0, start));
+        }
+        let shared = (longest > INLINE).then(|| Shared { buffer: data.into(), slot: None });
+        self.dictionary = shared;
+        Ok(views)
+    }
+
+    fn adopt(&mut self, appended: &mut [u128]) {
+        let Some(shared) = &mut self.dictionary else { return };
+        let slot = *shared.slot.get_or_insert_with(|| {
+            self.buffers.push(shared.buffer.clone());
+            self.buffers.len() - 1
+        });
+        if slot == 0 {
+            return; // As the dictionary's views say already.
+        }
+        for view in appended {
+            if *view as u32 as usize > INLINE {
+                *view |= (slot as u128) << 64;
+            }
+        }
+    }
+
+    fn open(&mut self, data: Bytes) {
+        self.shared_page = Shared { buffer: data.clone().into(), slot: None };
+        self.page = data;
+        self.at = 0;
+        self.page_is_utf8 = None;
+    }
+
+    fn close(&mut self) {
+        self.open(Bytes::new());
+    }
+
+    fn read(&mut self, count: usize, mask: Option<Mask<'_>>, out: &mut Vec<u128>) -> Result<()> {
+        let selected = mask.map_or(count, |mask| mask.count());
+        let much = selected.saturating_mul(SHARE_FROM) >= count;
+        let utf8 = self.utf8(selected.saturating_mul(CHECK_WHOLE_FROM) >= count);
+        let views = matches!(self.output, Output::StringView | Output::BinaryView);
+        match mask {
+            // Offset arrays copy the values anyway.
+            Some(mask) if views && !much => self.copy(count, mask, utf8, out),
+            mask => self.share(count, mask, utf8, out),
+        }
+    }
+
+    fn skip(&mut self, count: usize) -> Result<()> {
+        pass(&self.page, &mut self.at, count)
+    }
+
+    fn finish(&mut self, views: Vec<u128>, nulls: Option<NullBuffer>) -> Result<ArrayRef> {
+        self.seal_copied();
+        self.shared_page.slot = None;
+        if let Some(shared) = &mut self.dictionary {
+            shared.slot = None;
+        }
+        let buffers = std::mem::take(&mut self.buffers);
+        match self.output {
+            Output::StringView => to_views(views, buffers, nulls, true),
+            Output::BinaryView => to_views(views, buffers, nulls, false),
+            Output::String => to_offsets::<Utf8Type>(&views, &buffers, nulls),
+            Output::Binary => to_offsets::<BinaryType>(&views, &buffers, nulls),
+        }
+    }
+}

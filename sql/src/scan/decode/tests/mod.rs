@@ -1,0 +1,8 @@
+//! What is decoded equals what was written; what was not written by anybody does no harm.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+mod common;
+mod corrupt;
+mod pages;
+mod sweep;

@@ -1,0 +1,199 @@
+//! The values of a column, whatever their type: dictionary, pages, output.
+
+use super::bits::Hybrid;
+use super::corrupt;
+use super::gather::gather;
+use super::mask::Mask;
+use super::pages::split_prefixed;
+use arrow_array::ArrayRef;
+use arrow_buffer::{BooleanBuffer, NullBuffer};
+use bytes::{Buf, Bytes};
+use parquet::basic::Encoding;
+use parquet::errors::Result;
+
+/// The decoding of one type: what of it does not depend on dictionaries, nulls and encodings.
+pub(crate) trait Kind: Send {
+    /// A value in the output under construction.
+    type Native: Copy + Default + Send;
+
+    /// Whether the values are single bits, whose plain encoding is packed.
+    const BITS: bool = false;
+
+    /// The dictionary that pages without one refer to.
+    fn constants(&self) -> Vec<Self::Native> {
+        Vec::new()
+    }
+
+    /// Decodes a dictionary of `count` plain values.
+    fn dictionary(&mut self, data: Bytes, count: usize) -> Result<Vec<Self::Native>>;
+
+    /// Makes dictionary values, just appended, fit for the output of this read.
+    fn adopt(&mut self, appended: &mut [Self::Native]) {
+        let _ = appended;
+    }
+
+    /// Begins a page of plain values.
+    fn open(&mut self, data: Bytes);
+
+    /// Lets go of the page of plain values.
+    fn close(&mut self);
+
+    /// Appends the next `count` plain values, of those that `mask` selects.
+    fn read(
+        &mut self,
+        count: usize,
+        mask: Option<Mask<'_>>,
+        out: &mut Vec<Self::Native>,
+    ) -> Result<()>;
+
+    /// Passes over plain values.
+    fn skip(&mut self, count: usize) -> Result<()>;
+
+    /// Makes an array of the values read.
+    fn finish(&mut self, values: Vec<Self::Native>, nulls: Option<NullBuffer>) -> Result<ArrayRef>;
+}
+
+/// The values of a column, of any type.
+pub(crate) trait Values: Send {
+    /// Takes the dictionary of the pages to come.
+    fn dictionary(&mut self, data: Bytes, count: usize) -> Result<()>;
+
+    /// Takes the values of the next page.
+    fn open(&mut self, encoding: Encoding, data: Bytes) -> Result<()>;
+
+    /// Lets go of the page, so that the memory of one can serve the next.
+    fn close(&mut self);
+
+    /// Begins an output of so many rows.
+    fn begin(&mut self, rows: usize);
+
+    /// Appends the next `count` values, of those that `mask` selects.
+    fn read(&mut self, count: usize, mask: Option<Mask<'_>>) -> Result<()>;
+
+    /// Passes over values.
+    fn skip(&mut self, count: usize) -> Result<()>;
+
+    /// Spreads the values appended last to the rows that are present.
+    fn spread(&mut self, present: &BooleanBuffer, count: usize);
+
+    /// The output.
+    fn finish(&mut self, nulls: Option<NullBuffer>) -> Result<ArrayRef>;
+}
+
+/// Where the values of the current page come from.
+enum Source {
+    /// There is no page.
+    None,
+    /// The page is plain.
+    Plain,
+    /// The page has indices of the dictionary.
+    Indices(Hybrid),
+    /// The page has an index width of 0, so that all its values are the first of the dictionary.
+    First,
+}
+
+/// The values of a column of type `K`.
+pub(crate) struct Typed<K: Kind> {
+    kind: K,
+    dictionary: Vec<K::Native>,
+    source: Source,
+    out: Vec<K::Native>,
+}
+
+impl<K: Kind> Typed<K> {
+    /// No values so far.
+    pub(crate) fn new(kind: K) -> Self {
+        Self { dictionary: kind.constants(), kind, source: Source::None, out: Vec::new() }
+    }
+}
+
+impl<K: Kind> Values for Typed<K> {
+    fn dictionary(&mut self, data: Bytes, count: usize) -> Result<()> {
+        self.dictionary = self.kind.dictionary(data, count)?;
+        Ok(())
+    }
+
+    fn open(&mut self, encoding: Encoding, mut data: Bytes) -> Result<()> {
+        self.source = match encoding {
+            Encoding::PLAIN if K::BITS => Source::Indices(Hybrid::single_bits(data)),
+            Encoding::RLE if K::BITS => {
+                Source::Indices(Hybrid::new(split_prefixed(&mut data)?, 1)?)
+            }
+            Encoding::PLAIN => {
+                self.kind.open(data);
+                Source::Plain
+            }
+            Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY if !K::BITS => {
+                match data.try_get_u8() {
+                    // A page of nulls only may be empty: no value will be asked of it.
+                    Err(_) | Ok(0) => Source::First,
+                    Ok(width) => Source::Indices(Hybrid::new(data, u32::from(width))?),
+                }
+            }
+            encoding => return Err(corrupt(format!("values in the encoding {encoding}"))),
+        };
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.source = Source::None;
+        self.kind.close();
+    }
+
+    fn begin(&mut self, rows: usize) {
+        self.out = Vec::with_capacity(rows);
+    }
+
+    fn read(&mut self, count: usize, mask: Option<Mask<'_>>) -> Result<()> {
+        let before = self.out.len();
+        match &mut self.source {
+            Source::None => return Err(corrupt("values without a page")),
+            Source::Plain => return self.kind.read(count, mask, &mut self.out),
+            Source::Indices(indices) => {
+                gather(indices, count, mask, &self.dictionary, &mut self.out)?;
+            }
+            Source::First => {
+                let selected = mask.map_or(count, |mask| mask.count());
+                if selected > 0 {
+                    let first = self.dictionary.first();
+                    let first = first.ok_or_else(|| corrupt("a dictionary is missing"))?;
+                    self.out.resize(before + selected, *first);
+                }
+            }
+        }
+        self.kind.adopt(&mut self.out[before..]);
+        Ok(())
+    }
+
+    fn skip(&mut self, count: usize) -> Result<()> {
+        match &mut self.source {
+            Source::None => Err(corrupt("values without a page")),
+            Source::Plain => self.kind.skip(count),
+            Source::Indices(indices) => indices.skip(count),
+            Source::First => Ok(()),
+        }
+    }
+
+    fn spread(&mut self, present: &BooleanBuffer, count: usize) {
+        let base = self.out.len().saturating_sub(count);
+        self.out.resize(base + present.len(), K::Native::default());
+        let out = &mut self.out[base..];
+        // From the back, so that no value is overwritten before it has moved.
+        let mut from = count;
+        for to in (0..out.len()).rev() {
+            if from > to {
+                break; // The rows before are all present, their values in place.
+            }
+            out[to] = if present.value(to) && from > 0 {
+                from -= 1;
+                out[from]
+            } else {
+                K::Native::default()
+            };
+        }
+    }
+
+    fn finish(&mut self, nulls: Option<NullBuffer>) -> Result<ArrayRef> {
+        self.kind.finish(std::mem::take(&mut self.out), nulls)
+    }
+}

@@ -1,0 +1,139 @@
+//! Parquet files in many layouts: whoever reads a column, and whichever rows of it, the results are
+//! those of plain DataFusion.
+
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+use datafusion::prelude::SessionConfig;
+use gatework::Settings;
+
+use crate::against_datafusion::{Sessions, guarded};
+
+const ROWS: &str = "SELECT n AS id, \
+    arrow_cast(n % 97, 'Int32') AS small, \
+    CASE WHEN n % 5 = 0 THEN NULL ELSE n * 31 % 1009 END AS gaps, \
+    CAST(n % 10007 AS DECIMAL(12, 2)) / 4 AS price, \
+    CAST(n % 53 AS DECIMAL(30, 3)) AS wide, \
+    DATE '1995-01-01' + CAST(n / 16 AS INT) AS day, \
+    to_timestamp_micros(n * 1000003) AS at, \
+    CAST(n AS DOUBLE) / 7 AS ratio, \
+    CASE WHEN n % 11 = 0 THEN NULL ELSE n % 3 = 0 END AS flag, \
+    CASE n % 4 WHEN 0 THEN 'north' WHEN 1 THEN 'south' WHEN 2 THEN '' ELSE NULL END AS short, \
+    concat('row number ', n, ' of a file, and some text ', n * 7919 % 1000) AS long \
+    FROM (SELECT value AS n FROM generate_series(0, 19999))";
+
+const KEYS: &str = "SELECT n * 211 % 20000 AS id, arrow_cast(n % 9, 'Int32') AS small, \
+    concat('row number ', n * 3, ' of a file, and some text ', n * 3 * 7919 % 1000) AS long \
+    FROM (SELECT value AS n FROM generate_series(0, 149))";
+
+const LAYOUTS: [(&str, &str); 8] = [
+    ("plain_pages", "'format.dictionary_enabled' false, 'format.compression' 'uncompressed'"),
+    ("small_groups", "'format.max_row_group_size' 1500, 'format.data_page_row_count_limit' 100"),
+    ("small_pages", "'format.data_page_row_count_limit' 250, 'format.write_batch_size' 50"),
+    ("overflow", "'format.dictionary_page_size_limit' 2000, 'format.write_batch_size' 100"),
+    ("version_2", "'format.writer_version' '2.0', 'format.compression' 'lz4_raw'"),
+    ("blooms", "'format.bloom_filter_on_write' true, 'format.compression' 'zstd(1)'"),
+    ("no_statistics", "'format.statistics_enabled' 'none', 'format.compression' 'snappy'"),
+    (
+        "deltas",
+        "'format.dictionary_enabled' false, 'format.encoding::id' 'delta_binary_packed', \
+     'format.encoding::long' 'delta_length_byte_array'",
+    ),
+];
+
+const STATEMENTS: [&str; 15] = [
+    "SELECT * FROM {t}",
+    "SELECT count(*) FROM {t}",
+    "SELECT long, id FROM {t} WHERE small = 13",
+    "SELECT id, price, wide, at, ratio FROM {t} WHERE gaps BETWEEN 100 AND 130 AND flag",
+    "SELECT id, short, long FROM {t} WHERE day = DATE '1996-02-03'",
+    "SELECT sum(price), sum(gaps), count(short), max(long), min(at) FROM {t} WHERE ratio < 900",
+    "SELECT id, gaps FROM {t} WHERE gaps IS NULL AND short = 'north'",
+    "SELECT id FROM {t} WHERE long LIKE '%text 77%' OR small IN (1, 2) AND price > 2000",
+    "SELECT id, long FROM {t} WHERE short IS NULL AND flag IS NOT TRUE AND id % 100 < 3",
+    "SELECT id FROM {t} WHERE id > 30000",
+    "SELECT long FROM {t} WHERE id >= 0 AND small < 96 AND ratio >= 0 AND wide < 52",
+    "SELECT a.id, a.price, a.short FROM {t} a JOIN keys k ON a.id = k.id",
+    "SELECT a.id, a.long FROM {t} a JOIN keys k ON a.long = k.long AND a.small = k.small",
+    "SELECT a.id, a.at FROM {t} a WHERE a.id IN (SELECT id FROM keys WHERE small = 4)",
+    "SELECT a.flag, b.short, count(*) FROM {t} a JOIN {t} b ON a.id = b.id WHERE b.small = 5 \
+        GROUP BY a.flag, b.short",
+];
+
+fn with_sessions(body: impl FnOnce(&Sessions) + Send + 'static) {
+    guarded(|watch| {
+        let shapes = [(1, 100), (2, 8192), (3, 7)];
+        let sessions = Sessions::with(watch, &shapes, SessionConfig::new(), Settings::default());
+        sessions.table("keys", KEYS);
+        body(&sessions);
+        sessions.finish();
+    });
+}
+
+fn external(name: &str, location: &str) -> String {
+    format!("CREATE EXTERNAL TABLE {name} STORED AS PARQUET LOCATION '{{shared}}/{location}'")
+}
+
+#[test]
+fn in_every_layout() {
+    with_sessions(|sessions| {
+        for (name, options) in LAYOUTS {
+            let copy = format!(
+                "COPY ({ROWS}) TO '{{shared}}/{name}.parquet' STORED AS PARQUET OPTIONS ({options})"
+            );
+            sessions.on_reference(&copy.replace("{shared}", sessions.shared().to_str().unwrap()));
+            sessions.everywhere(&external(name, &format!("{name}.parquet")));
+            for statement in STATEMENTS {
+                sessions.equal(&[&statement.replace("{t}", name)]);
+            }
+        }
+    });
+}
+
+/// Files of one table whose columns differ in order and type, and of which one has no `short`.
+#[test]
+fn files_that_differ() {
+    with_sessions(|sessions| {
+        let files = [
+            format!("SELECT id, gaps, short, long FROM ({ROWS}) WHERE id < 5000"),
+            format!("SELECT long, short, gaps, id FROM ({ROWS}) WHERE id BETWEEN 5000 AND 9999"),
+            format!(
+                "SELECT id, arrow_cast(gaps, 'Int32') AS gaps, short, long FROM ({ROWS}) \
+                 WHERE id BETWEEN 10000 AND 14999"
+            ),
+            format!("SELECT id, gaps, long FROM ({ROWS}) WHERE id >= 15000"),
+        ];
+        for (number, query) in files.iter().enumerate() {
+            let path = format!("{}/mixed/{number}.parquet", sessions.shared().to_str().unwrap());
+            sessions.on_reference(&format!("COPY ({query}) TO '{path}' STORED AS PARQUET"));
+        }
+        sessions.everywhere(
+            "CREATE EXTERNAL TABLE mixed (id BIGINT, gaps BIGINT, short VARCHAR, long VARCHAR) \
+             STORED AS PARQUET LOCATION '{shared}/mixed/'",
+        );
+        sessions.equal(&[
+            "SELECT * FROM mixed",
+            "SELECT id, short FROM mixed WHERE gaps < 20",
+            "SELECT id, long FROM mixed WHERE short IS NULL AND gaps > 1000",
+            "SELECT m.id, m.short, m.gaps FROM mixed m JOIN keys k ON m.id = k.id",
+        ]);
+    });
+}
+
+/// Where nobody checks the predicate above the scan, the scan must.
+#[test]
+fn with_pushed_filters() {
+    guarded(|watch| {
+        let config = SessionConfig::new()
+            .set_bool("datafusion.execution.parquet.pushdown_filters", true)
+            .set_bool("datafusion.execution.parquet.reorder_filters", true);
+        let sessions = Sessions::with(watch, &[(2, 1000)], config, Settings::default());
+        sessions.table("keys", KEYS);
+        let path = format!("{}/t.parquet", sessions.shared().to_str().unwrap());
+        sessions.on_reference(&format!("COPY ({ROWS}) TO '{path}' STORED AS PARQUET"));
+        sessions.everywhere(&external("pushed", "t.parquet"));
+        for statement in STATEMENTS {
+            sessions.equal(&[&statement.replace("{t}", "pushed")]);
+        }
+        sessions.finish();
+    });
+}
