@@ -13,7 +13,10 @@ use datafusion_physical_expr::{
 };
 use gatework_runtime::{Result, pipeline::Reservation};
 
-use super::config::{InputRows, OutputRows, Shared};
+use super::{
+    config::{InputRows, OutputRows, Shared},
+    recent::Recent,
+};
 use crate::{
     OrFail,
     keys::{GroupTable, Keys, partition_indices},
@@ -44,7 +47,11 @@ pub(super) struct Groups {
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
     reservation: Reservation,
     hashes: Vec<u64>,
+    /// The group of each row at hand.
     groups: Vec<usize>,
+    /// A shorter way to groups whose keys are costly to encode, while it pays.
+    recent: Option<Recent>,
+    misses: Vec<u32>,
 }
 
 fn accumulator(
@@ -70,8 +77,12 @@ impl Groups {
         let table = GroupTable::new(&shared.encoder);
         let functions = shared.config.calls.iter().map(|call| accumulator(&call.function));
         let accumulators = functions.collect::<Result<_, _>>().or_fail()?;
-        let (hashes, groups) = (Vec::new(), Vec::new());
-        Ok(Self { shared, table, accumulators, reservation, hashes, groups })
+        let (hashes, groups, misses) = (Vec::new(), Vec::new(), Vec::new());
+        let recent = match shared.encoder.no_keys().are_costly() {
+            true => Recent::new(shared.encoder.types()),
+            false => None,
+        };
+        Ok(Self { shared, table, accumulators, reservation, hashes, groups, recent, misses })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -85,7 +96,8 @@ impl Groups {
     }
 
     fn update_inner(&mut self, batch: &RecordBatch) -> Result<(), DataFusionError> {
-        let config = &self.shared.config;
+        let shared = self.shared.clone();
+        let config = &shared.config;
         let mut arguments = Vec::with_capacity(config.calls.len());
         for call in &config.calls {
             let filter = match &call.filter {
@@ -95,9 +107,7 @@ impl Groups {
             arguments.push((evaluate(&call.arguments, batch)?, filter));
         }
         for keys in config.group_by.evaluate(batch)? {
-            let keys = self.shared.encoder.encode(&keys)?;
-            keys.hash_into(&mut self.hashes);
-            self.table.intern(&keys, &self.hashes, &mut self.groups);
+            self.assign(&keys)?;
             let total = self.table.len();
             for (accumulator, (values, filter)) in self.accumulators.iter_mut().zip(&arguments) {
                 match config.input {
@@ -108,6 +118,33 @@ impl Groups {
                     InputRows::States => accumulator.merge_batch(values, &self.groups, total)?,
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Fills `groups` with the group of each row of `keys`.
+    fn assign(&mut self, keys: &[ArrayRef]) -> Result<(), DataFusionError> {
+        let Some(recent) = self.recent.as_mut().filter(|recent| recent.pays()) else {
+            self.recent = None;
+            let keys = self.shared.encoder.encode(keys)?;
+            keys.hash_into(&mut self.hashes);
+            self.table.intern(&keys, &self.hashes, &mut self.groups);
+            return Ok(());
+        };
+        recent.find(keys, &mut self.groups, &mut self.misses);
+        if self.misses.is_empty() {
+            return Ok(());
+        }
+        let rows = UInt32Array::from(std::mem::take(&mut self.misses));
+        let taken = keys.iter().map(|column| take(column, &rows, None));
+        let taken = taken.collect::<Result<Vec<ArrayRef>, _>>()?;
+        let encoded = self.shared.encoder.encode(&taken)?;
+        encoded.hash_into(&mut self.hashes);
+        let mut groups = Vec::new();
+        self.table.intern(&encoded, &self.hashes, &mut groups);
+        for (row, group) in rows.values().iter().zip(groups) {
+            self.groups[*row as usize] = group;
+            recent.note(*row, group);
         }
         Ok(())
     }
@@ -164,6 +201,9 @@ impl Groups {
             return Ok(());
         }
         let table = std::mem::replace(&mut self.table, GroupTable::new(&self.shared.encoder));
+        if let Some(recent) = &mut self.recent {
+            recent.clear();
+        }
         let mut states = Vec::with_capacity(self.accumulators.len());
         for (accumulator, call) in self.accumulators.iter_mut().zip(&self.shared.config.calls) {
             states.push(accumulator.state(EmitTo::All).or_fail()?);

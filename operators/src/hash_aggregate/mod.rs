@@ -12,6 +12,7 @@ mod build;
 mod config;
 mod groups;
 mod output;
+mod recent;
 mod ungrouped;
 
 #[cfg(test)]

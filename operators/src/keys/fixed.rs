@@ -98,6 +98,15 @@ pub(super) fn pack<W: Word>(column: &dyn Array, field: Field, keys: &mut [W]) {
     }
 }
 
+/// Replaces `values` by the values of a column of at most 8 bytes each, as unsigned integers.
+pub(crate) fn pack_narrow(column: &dyn Array, values: &mut Vec<u128>) {
+    values.clear();
+    values.resize(column.len(), 0);
+    if let Some(width) = width(column.data_type()) {
+        pack(column, Field { width, shift: 0, null_shift: None }, values);
+    }
+}
+
 /// Zeroes the value bits, which hold whatever lies under a NULL.
 fn clear<W: Word>(key: &mut W, field: Field) {
     let value = key.field(0);
