@@ -17,6 +17,7 @@ mod scan;
 mod session;
 mod settings;
 mod shell;
+mod sides;
 pub mod verify;
 
 pub use planner::{GateworkPlanner, ShellRule};

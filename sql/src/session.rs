@@ -11,6 +11,7 @@ use gatework_runtime::Executor;
 use crate::{
     engine::Engine,
     planner::{GateworkPlanner, ShellRule},
+    sides::JoinSides,
 };
 
 /// One line for an application that builds its own session state.
@@ -40,6 +41,11 @@ impl SessionStateBuilderExt for SessionStateBuilder {
     fn with_gatework(mut self, executor: &Executor) -> Self {
         let engine = Engine::new(executor.clone());
         let planner = GateworkPlanner::new(self.query_planner().take());
+        let rules = &mut self.physical_optimizers().get_or_insert_default().rules;
+        // After it joins get filters and exchanges, which know their sides.
+        if let Some(place) = rules.iter().position(|rule| rule.name() == "join_selection") {
+            rules.insert(place + 1, Arc::new(JoinSides::default()));
+        }
         self.with_query_planner(Arc::new(planner))
             .with_physical_optimizer_rule(Arc::new(ShellRule::new(engine)))
     }

@@ -186,9 +186,9 @@ mod tests {
             // Rows n and n + 15 have the same key.
             (0..15).for_each(|row| recent.note(row, row as usize));
             recent.find(&columns, &mut groups, &mut misses);
-            for row in 0..60 {
+            for (row, group) in groups.iter().enumerate() {
                 let missed = misses.contains(&(row as u32));
-                assert!(missed || groups[row] == row % 15, "row {row}: {}", groups[row]);
+                assert!(missed || *group == row % 15, "row {row}: {group}");
                 assert!(missed || row % 5 != 3, "row {row} is too long");
             }
             assert!(misses.len() < 30, "{} misses", misses.len());

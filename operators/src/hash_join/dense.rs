@@ -27,9 +27,9 @@ pub(super) struct Dense {
     unique: bool,
 }
 
-/// Values of the range per row: 16 bytes of words each, as much as a hash table takes.
-const VALUES_PER_ROW: u64 = 64;
-/// A range of this size is always small enough.
+/// Values of the range per row: 32 bytes of words each, about what a hash table and its keys take.
+const VALUES_PER_ROW: u64 = 128;
+/// A range of this size is always small enough: 16 KiB.
 const SMALL_RANGE: u64 = 1 << 16;
 
 impl Dense {
@@ -69,7 +69,13 @@ impl Dense {
         self.unique
     }
 
-    /// Bytes of an index over `rows` rows, at most.
+    /// The bytes that an index over `rows` rows takes at most.
+    pub(super) fn bytes_for(rows: usize) -> usize {
+        let values = rows.saturating_mul(VALUES_PER_ROW as usize).max(SMALL_RANGE as usize);
+        size_of::<Word>() * (values / 64 + 1) + 4 * rows
+    }
+
+    /// The bytes it takes.
     pub(super) fn bytes(&self) -> usize {
         size_of_val::<[Word]>(&self.words) + 4 * self.heads.len()
     }

@@ -74,7 +74,7 @@ impl Index {
 
     /// The bytes that an index over `rows` rows takes at most, beside keys and hashes.
     pub(super) fn bytes_for(rows: usize) -> usize {
-        8 * Self::slots(rows) + 4 * rows
+        (8 * Self::slots(rows)).max(Dense::bytes_for(rows)) + 4 * rows
     }
 
     /// The bytes it takes, keys included.
