@@ -47,6 +47,9 @@ pub(crate) struct TpchArgs {
     /// Threads that run queries. Default: one per core
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) threads: Option<NonZeroUsize>,
+    /// Load the tables into memory before the queries run
+    #[arg(long)]
+    pub(crate) in_memory: bool,
     /// Do not compare results
     #[arg(long)]
     pub(crate) no_verify: bool,

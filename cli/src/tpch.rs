@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use datafusion::catalog::TableProvider;
+use datafusion::datasource::MemTable;
 use datafusion::prelude::SessionContext;
 
 use crate::args::TpchArgs;
@@ -35,7 +36,7 @@ pub(crate) async fn run(args: TpchArgs) -> Result<(), Error> {
     let data =
         data::find_or_make(args.data, args.scale_factor, engine::threads(args.threads)).await?;
     let engine = Engine::start(args.threads)?;
-    let catalog = Catalog::open(&engine, &data).await?;
+    let catalog = Catalog::open(&engine, &data, args.in_memory).await?;
     // The answers belong to the queries of the specification, at the size the specification gives them for.
     let answers = args.query_dir.is_none() && data.has_answers;
     let measure = Measure {
@@ -66,12 +67,17 @@ struct Catalog {
 }
 
 impl Catalog {
-    async fn open(engine: &Engine, data: &Data) -> Result<Self, Error> {
+    async fn open(engine: &Engine, data: &Data, in_memory: bool) -> Result<Self, Error> {
         let session = engine.session();
         let mut tables = Vec::new();
         for table in Table::ALL {
             let path = data.path(table);
-            tables.push((table, tables::open(&session, &path.to_string_lossy()).await?));
+            let mut provider = tables::open(&session, &path.to_string_lossy()).await?;
+            if in_memory {
+                let loaded = load(&session, provider).await;
+                provider = loaded.map_err(|error| Error::query(&error, &session))?;
+            }
+            tables.push((table, provider));
         }
         Ok(Self { tables })
     }
@@ -84,6 +90,16 @@ impl Catalog {
         }
         Ok(())
     }
+}
+
+/// The rows of a table as one in memory.
+async fn load(
+    session: &SessionContext,
+    table: Arc<dyn TableProvider>,
+) -> datafusion::error::Result<Arc<dyn TableProvider>> {
+    let schema = table.schema();
+    let batches = session.read_table(table)?.collect().await?;
+    Ok(Arc::new(MemTable::try_new(schema, vec![batches])?))
 }
 
 /// Opened before the queries run, so that a wrong path is not found out afterwards.
