@@ -119,6 +119,35 @@ fn files_that_differ() {
     });
 }
 
+/// The first rows of a file in order are those, whoever reads them and whatever is joined with them.
+#[test]
+fn limits_of_ordered_files() {
+    with_sessions(|sessions| {
+        let folder = sessions.shared().to_str().unwrap().to_owned();
+        for (number, rows) in ["id < 9000", "id >= 9000"].into_iter().enumerate() {
+            let query = format!("SELECT * FROM ({ROWS}) WHERE {rows} ORDER BY id");
+            let options = "'format.max_row_group_size' 1000";
+            for path in [format!("{folder}/two/{number}"), format!("{folder}/one{number}")] {
+                sessions.on_reference(&format!(
+                    "COPY ({query}) TO '{path}.parquet' STORED AS PARQUET OPTIONS ({options})"
+                ));
+            }
+        }
+        for (name, location) in [("one", "one0.parquet"), ("two", "two/")] {
+            sessions.everywhere(&format!(
+                "CREATE EXTERNAL TABLE {name} STORED AS PARQUET WITH ORDER (id) \
+                 LOCATION '{{shared}}/{location}'"
+            ));
+            let first = format!("(SELECT id, small, price FROM {name} ORDER BY id LIMIT 400)");
+            sessions.equal(&[
+                &format!("SELECT sum(price), max(id), count(*) FROM {first}"),
+                &format!("SELECT f.id FROM {first} f JOIN keys k ON f.id = k.id"),
+                &format!("SELECT k.id FROM keys k JOIN {first} f ON f.small = k.small"),
+            ]);
+        }
+    });
+}
+
 /// Where nobody checks the predicate above the scan, the scan must.
 #[test]
 fn with_pushed_filters() {

@@ -11,7 +11,7 @@ use arrow::{
     datatypes::DataType,
 };
 
-use crate::keys::pack_narrow;
+use crate::keys::{is_narrow, pack_narrow};
 
 const SLOTS: usize = 1024;
 /// Stands for a string that does not fit.
@@ -41,8 +41,7 @@ impl Recent {
     pub(super) fn new(types: &[DataType]) -> Option<Self> {
         let fits = |kind: &DataType| match kind {
             DataType::Utf8View | DataType::BinaryView | DataType::Utf8 => true,
-            DataType::Boolean => false,
-            kind => kind.primitive_width().is_some_and(|width| width <= 8),
+            kind => is_narrow(kind),
         };
         types.iter().all(fits).then(|| Self {
             columns: types.len(),
@@ -164,7 +163,10 @@ fn short_view(bytes: &[u8]) -> u128 {
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{Int32Array, StringArray, StringViewArray};
+    use arrow::{
+        array::{Int32Array, StringArray, StringViewArray},
+        datatypes::IntervalUnit,
+    };
 
     use super::*;
 
@@ -196,6 +198,8 @@ mod tests {
             recent.find(&columns, &mut groups, &mut misses);
             assert_eq!(misses.len(), 60);
         }
-        assert!(Recent::new(&[DataType::Decimal128(10, 2)]).is_none());
+        // Types that have no such integers.
+        let wide = [DataType::Decimal128(10, 2), DataType::Interval(IntervalUnit::YearMonth)];
+        assert!(wide.into_iter().all(|kind| Recent::new(&[kind]).is_none()));
     }
 }

@@ -72,9 +72,11 @@ impl Index {
         (2 * rows).next_power_of_two().max(16)
     }
 
-    /// The bytes that an index over `rows` rows takes at most, beside keys and hashes.
-    pub(super) fn bytes_for(rows: usize) -> usize {
-        (8 * Self::slots(rows)).max(Dense::bytes_for(rows)) + 4 * rows
+    /// The bytes that an index over `keys` takes at most, beside them and hashes.
+    pub(super) fn bytes_for(keys: &Keys) -> usize {
+        let rows = keys.len();
+        let dense = if matches!(keys, Keys::Word(_)) { Dense::bytes_for(rows) } else { 0 };
+        dense.max(8 * Self::slots(rows)) + 4 * rows
     }
 
     /// The bytes it takes, keys included.

@@ -69,10 +69,7 @@ impl ProbeKeys {
         pairs: &mut Pairs,
     ) -> bool {
         match (index.kind(), &self.keys) {
-            (Kind::Dense { .. }, _) if index.is_exact() => {
-                self.all(pairs);
-                true
-            }
+            (Kind::Dense { .. }, _) if index.is_exact() => self.all(cursor, limit, pairs),
             (Kind::Dense { .. }, _) => {
                 self.walk(index, cursor, first_only, limit, pairs, |_, _| true)
             }
@@ -96,20 +93,24 @@ impl ProbeKeys {
         }
     }
 
-    /// Every entry is a match, and the only one of its row: at most as many pairs as rows.
-    fn all(&self, pairs: &mut Pairs) {
-        let rows = self.entries.len();
-        pairs.left.resize(rows, 0);
-        pairs.right.resize(rows, 0);
+    /// Every entry is a match, and the only one of its row, so `limit` rows give at most as many
+    /// pairs.
+    fn all(&self, cursor: &mut Cursor, limit: usize, pairs: &mut Pairs) -> bool {
+        let first = cursor.row;
+        cursor.row = first.saturating_add(limit).min(self.entries.len());
+        let rows = first..cursor.row;
+        pairs.left.resize(rows.len(), 0);
+        pairs.right.resize(rows.len(), 0);
         let mut found = 0;
         // Without branches: what finds nothing is written over.
-        for (row, entry) in self.entries.iter().enumerate() {
+        for (row, entry) in rows.clone().zip(&self.entries[rows]) {
             pairs.left[found] = entry.wrapping_sub(1);
             pairs.right[found] = row as u32;
             found += usize::from(*entry != 0);
         }
         pairs.left.truncate(found);
         pairs.right.truncate(found);
+        cursor.row == self.entries.len()
     }
 
     fn walk(

@@ -92,7 +92,7 @@ impl Table {
             0
         };
         let matched = if shared.marks_left() { rows.div_ceil(64) } else { 0 };
-        reservation.grow(Index::bytes_for(rows) + copies + 8 * matched)?;
+        reservation.grow(Index::bytes_for(&keys) + copies + 8 * matched)?;
         let invalid = valid.iter().any(|(_, valid)| valid.is_some()).then(|| flags(&valid, rows));
         let left = &shared.config.left_schema;
         let schema = std::sync::Arc::new(left.project(&shared.kept).or_fail()?);

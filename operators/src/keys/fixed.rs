@@ -98,6 +98,11 @@ pub(super) fn pack<W: Word>(column: &dyn Array, field: Field, keys: &mut [W]) {
     }
 }
 
+/// Whether values of this type have at most 8 bytes and can be packed.
+pub(crate) fn is_narrow(kind: &DataType) -> bool {
+    width(kind).is_some_and(|width| width <= 8)
+}
+
 /// Replaces `values` by the values of a column of at most 8 bytes each, as unsigned integers.
 pub(crate) fn pack_narrow(column: &dyn Array, values: &mut Vec<u128>) {
     values.clear();

@@ -14,6 +14,6 @@ mod table;
 mod tests;
 
 pub use encoder::{KeyEncoder, Keys, NullKeys};
-pub(crate) use fixed::pack_narrow;
+pub(crate) use fixed::{is_narrow, pack_narrow};
 pub use partition::{partition_indices, partition_rows};
 pub use table::GroupTable;

@@ -40,21 +40,30 @@ impl Lowering {
         ordered: bool,
         tag: Option<usize>,
     ) -> Result<Flow> {
-        // A promised order holds for one reader that takes everything in turn.
-        let keeps_order = ordered && shell.original().output_ordering().is_some();
         let source = scan.data_source();
+        let files = source.downcast_ref::<FileScanConfig>();
+        // The first rows of an ordered scan are those of its order, whoever reads them, and also if the
+        // columns that order them are not wanted.
+        let first_rows = files.is_some_and(|config| {
+            let in_order = config.preserve_order || !config.output_ordering.is_empty();
+            config.limit.is_some() && in_order
+        });
+        // A promised order holds for one reader that takes everything in turn.
+        let promised = shell.original().output_ordering().is_some();
+        let keeps_order = first_rows || ordered && promised;
         if let Some(memory) = source.downcast_ref::<MemorySourceConfig>() {
             return self.memory_scan(memory, keeps_order, tag);
         }
-        let Some(config) = source.downcast_ref::<FileScanConfig>() else {
+        let Some(config) = files else {
             return internal_err!("a scan of an unknown kind has a shell");
         };
-        if keeps_order && config.file_groups.len() > 1 {
+        if keeps_order && promised && config.file_groups.len() > 1 {
             let flow = self.file_scan(config, self.instances, tag)?;
-            return self.in_order_if(true, flow, shell.original().as_ref(), tag);
+            let flow = self.in_order_if(true, flow, shell.original().as_ref(), tag)?;
+            return Ok(limit(flow, config, tag));
         }
         let instances = if keeps_order { 1 } else { self.instances };
-        self.file_scan(config, instances, tag)
+        Ok(limit(self.file_scan(config, instances, tag)?, config, tag))
     }
 
     fn memory_scan(
@@ -80,10 +89,11 @@ impl Lowering {
         instances: usize,
         tag: Option<usize>,
     ) -> Result<Flow> {
-        let filters =
-            ScanFilter::find(config.file_source.filter(), config.file_source.projection(), |id| {
-                self.filters.get(&id).map(|link| link.gate.clone())
-            })?;
+        // A limit is one on the rows before any filter.
+        let filter = config.file_source.filter().filter(|_| config.limit.is_none());
+        let filters = ScanFilter::find(filter, config.file_source.projection(), |id| {
+            self.filters.get(&id).map(|link| link.gate.clone())
+        })?;
         let context = self.context.outer().clone();
         let after = self.start_after.clone();
         let scan = FileScan::new(config, &context, &self.engine, filters.clone(), after)?;
@@ -98,10 +108,7 @@ impl Lowering {
         for filter in filters {
             flow.filter_waits.push((filter.id, filter));
         }
-        Ok(match config.limit {
-            Some(limit) => flow.then(Limit::new(0, Some(limit)), tag),
-            None => flow,
-        })
+        Ok(flow)
     }
 
     /// A leaf that starts when the scalar subqueries around it are known.
@@ -225,5 +232,13 @@ impl Drop for Entered {
         let io = self.io.clone();
         let _entered = io.enter();
         self.stream = Deferred::Failed;
+    }
+}
+
+/// `flow`, of the rows of the scan that `config` describes, with its limit.
+fn limit(flow: Flow, config: &FileScanConfig, tag: Option<usize>) -> Flow {
+    match config.limit {
+        Some(limit) => flow.then(Limit::new(0, Some(limit)), tag),
+        None => flow,
     }
 }

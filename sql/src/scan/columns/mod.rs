@@ -20,19 +20,20 @@ pub(super) use conjuncts::LocalConjuncts;
 pub(super) use open::{Opened, open};
 pub(super) use rows::RowGroupRows;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, RecordBatchOptions},
     datatypes::{Field, Schema, SchemaRef},
 };
 use datafusion::{
+    common::{
+        internal_datafusion_err,
+        tree_node::{Transformed, TransformedResult, TreeNode},
+    },
     datasource::physical_plan::{FileScanConfig, ParquetSource},
     error::Result,
-    physical_expr::{
-        PhysicalExpr,
-        utils::{collect_columns, reassign_expr_columns},
-    },
+    physical_expr::{PhysicalExpr, expressions::Column, utils::collect_columns},
 };
 
 use self::conjuncts::Conjunct;
@@ -72,6 +73,20 @@ impl Inputs {
 
 type Exprs = Vec<Arc<dyn PhysicalExpr>>;
 
+/// `expr`, which is over a table's columns, over `columns` of these.
+fn over(expr: Arc<dyn PhysicalExpr>, columns: &[usize]) -> Result<Arc<dyn PhysicalExpr>> {
+    expr.transform_down(|node| {
+        let Some(column) = node.downcast_ref::<Column>() else {
+            return Ok(Transformed::no(node));
+        };
+        let place = columns.iter().position(|known| *known == column.index());
+        let place = place
+            .ok_or_else(|| internal_datafusion_err!("column {column} is not one that is read"))?;
+        Ok(Transformed::yes(Arc::new(Column::new(column.name(), place)) as _))
+    })
+    .data()
+}
+
 /// Gives the table's columns places as they are asked for.
 struct Slots {
     table: SchemaRef,
@@ -93,8 +108,7 @@ impl Slots {
         let nullable = |column: &usize| self.table.field(*column).clone().with_nullable(true);
         let fields: Vec<Field> = columns.iter().map(nullable).collect();
         let schema = Arc::new(Schema::new(fields));
-        let over_inputs =
-            |expr: &Arc<dyn PhysicalExpr>| reassign_expr_columns(expr.clone(), &schema);
+        let over_inputs = |expr: &Arc<dyn PhysicalExpr>| over(expr.clone(), &columns);
         let exprs = exprs.iter().map(over_inputs).collect::<Result<Vec<_>>>()?;
         Ok(Some((Inputs { slots, schema }, exprs)))
     }
@@ -120,11 +134,21 @@ impl ColumnPlan {
             return Ok(None);
         };
         let options = source.table_parquet_options();
-        // With `pushdown_filters` nobody checks the predicate above the scan.
-        if options.global.pushdown_filters || options.crypto.file_decryption.is_some() {
+        // With `pushdown_filters` nobody checks the predicate above the scan. A limit is one on the rows
+        // before any filter. An adapter decides itself which column of a file is meant.
+        if options.global.pushdown_filters
+            || config.limit.is_some()
+            || config.expr_adapter_factory.is_some()
+            || options.crypto.file_decryption.is_some()
+            || options.crypto.factory_id.is_some()
+        {
             return Ok(None);
         }
         let table = config.file_source.table_schema().file_schema().clone();
+        let names: HashSet<&String> = table.fields().iter().map(|field| field.name()).collect();
+        if names.len() < table.fields().len() {
+            return Ok(None);
+        }
         let mut slots = Slots { table: table.clone(), columns: Vec::new() };
         let predicate = config.file_source.filter();
         let mut conjuncts = Vec::new();
@@ -134,7 +158,7 @@ impl ColumnPlan {
         let schema = config.projected_schema()?;
         let all = || {
             let column = |(place, field): (usize, &Arc<Field>)| -> Arc<dyn PhysicalExpr> {
-                Arc::new(datafusion::physical_expr::expressions::Column::new(field.name(), place))
+                Arc::new(Column::new(field.name(), place))
             };
             table.fields().iter().enumerate().map(column).collect::<Vec<_>>()
         };

@@ -22,6 +22,7 @@ use datafusion::{
     error::Result,
     parquet::{
         arrow::{arrow_reader::RowSelection, parquet_to_arrow_schema},
+        basic::Encoding,
         file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData},
         schema::types::SchemaDescriptor,
     },
@@ -98,6 +99,9 @@ impl ColumnPlan {
     /// The chunks of the columns that are read; `None` if one is not there, has another type than
     /// the table says, or cannot be decoded here.
     fn chunks<'a>(&self, group: &'a RowGroup) -> Option<Vec<&'a ColumnChunkMetaData>> {
+        if group.metadata().num_rows() < 0 {
+            return None;
+        }
         let file = group.footer.file_metadata();
         let descriptor = file.schema_descr();
         let schema = parquet_to_arrow_schema(descriptor, file.key_value_metadata()).ok()?;
@@ -107,7 +111,14 @@ impl ColumnPlan {
             let chunk = group.metadata().columns().get(leaf)?;
             let same = field.data_type() == &as_read(in_file.data_type());
             let same = same || field.data_type() == in_file.data_type();
-            (same && decode::supports(chunk, field.data_type())).then_some(chunk)
+            let sound = chunk.data_page_offset() >= 0
+                && chunk.dictionary_page_offset().is_none_or(|offset| offset >= 0)
+                && chunk.compressed_size() >= 0;
+            // Levels that nobody writes any more.
+            let nullable = chunk.column_descr().max_def_level() > 0;
+            let old = nullable && has_old_levels(chunk);
+            let known = sound && same && !old;
+            (known && decode::supports(chunk, field.data_type())).then_some(chunk)
         };
         self.columns.iter().map(chunk).collect()
     }
@@ -146,12 +157,19 @@ impl ColumnPlan {
     }
 }
 
+#[expect(deprecated, reason = "the question is whether a file has what is deprecated")]
+fn has_old_levels(chunk: &ColumnChunkMetaData) -> bool {
+    chunk.encodings().any(|encoding| encoding == Encoding::BIT_PACKED)
+}
+
 /// The leaf of a column that is no structure.
 fn leaf(descriptor: &SchemaDescriptor, name: &str) -> Option<usize> {
-    descriptor.columns().iter().position(|column| {
+    let mut places = descriptor.columns().iter().enumerate().filter_map(|(place, column)| {
         let path = column.path().parts();
-        path.len() == 1 && path[0] == name
-    })
+        (path.len() == 1 && path[0] == name).then_some(place)
+    });
+    // With a name that is there twice, DataFusion knows which is meant.
+    places.next().filter(|_| places.next().is_none())
 }
 
 /// The type as which DataFusion reads a column of type `kind`.
