@@ -400,7 +400,7 @@ fn a_dump_names_the_gates_of_blocked_tasks() {
         let stream = RowStream::of_query(&running, readers).remove(0);
         let dump = loop {
             let dump = query.dump();
-            if query.live_tasks() == 1 && dump.contains("missing signal") {
+            if dump.contains("'demo': 1 live tasks") && dump.contains("missing signal") {
                 break dump;
             }
             std::thread::yield_now();
