@@ -1,6 +1,6 @@
 //! Filter: narrows the selection of a batch by a predicate; NULL counts as false.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arrow::{
     array::{Array, BooleanArray, RecordBatch},
@@ -13,8 +13,10 @@ use gatework_runtime::{
     pipeline::{Batch, LocalOperator, Operator, OperatorResult, Setup, TaskContext},
 };
 
-use crate::{OrFail, compact};
+use self::conjuncts::{Conjuncts, LocalConjuncts};
+use crate::OrFail;
 
+mod conjuncts;
 #[cfg(test)]
 mod tests;
 
@@ -23,12 +25,22 @@ mod tests;
 pub struct Filter {
     predicate: Arc<dyn PhysicalExpr>,
     projection: Option<Arc<[usize]>>,
+    /// Of the predicate; taken apart by the first task.
+    conjuncts: OnceLock<Arc<Conjuncts>>,
 }
 
 impl Filter {
     /// A filter over the input's columns; `projection` names the columns of its output.
     pub fn new(predicate: Arc<dyn PhysicalExpr>, projection: Option<Arc<[usize]>>) -> Self {
-        Self { predicate, projection }
+        Self { predicate, projection, conjuncts: OnceLock::new() }
+    }
+
+    fn conjuncts(&self) -> Result<Arc<Conjuncts>> {
+        if let Some(conjuncts) = self.conjuncts.get() {
+            return Ok(conjuncts.clone());
+        }
+        let conjuncts = Arc::new(Conjuncts::new(&self.predicate).or_fail()?);
+        Ok(self.conjuncts.get_or_init(|| conjuncts).clone())
     }
 }
 
@@ -39,14 +51,14 @@ impl Operator for Filter {
 
     fn local(&self, _setup: Setup) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalFilter {
-            predicate: self.predicate.clone(),
+            conjuncts: LocalConjuncts::new(self.conjuncts()?),
             projection: self.projection.clone(),
         }))
     }
 }
 
 struct LocalFilter {
-    predicate: Arc<dyn PhysicalExpr>,
+    conjuncts: LocalConjuncts,
     projection: Option<Arc<[usize]>>,
 }
 
@@ -54,17 +66,20 @@ impl LocalOperator for LocalFilter {
     fn execute(&mut self, input: Option<Batch>, _task: &TaskContext) -> Result<OperatorResult> {
         let Some(batch) = input else { return Ok(OperatorResult::NeedInput) };
         let sequence = batch.sequence();
-        // A predicate may fail on rows that an earlier filter took out, so it never sees them.
-        let data = compact(batch)?;
-        let selection = evaluate_predicate(self.predicate.as_ref(), &data)?;
-        if selection.count_set_bits() == 0 {
-            return Ok(OperatorResult::NeedInput);
-        }
+        let selection = self.conjuncts.select(&batch)?;
+        let (data, _) = batch.into_parts();
         let data = match &self.projection {
             Some(columns) => data.project(columns).or_fail()?,
             None => data,
         };
-        Ok(OperatorResult::Batch(Batch::with_selection(data, selection).at(sequence)))
+        let passed = match selection {
+            Some(selection) => Batch::with_selection(data, selection),
+            None => Batch::new(data),
+        };
+        Ok(match passed.rows() {
+            0 => OperatorResult::NeedInput,
+            _ => OperatorResult::Batch(passed.at(sequence)),
+        })
     }
 }
 

@@ -12,6 +12,7 @@
 mod compact;
 mod concat;
 mod error;
+mod expressions;
 pub mod filter;
 pub mod harness;
 pub mod hash_aggregate;
@@ -29,12 +30,15 @@ pub mod result;
 #[cfg(test)]
 mod rig;
 pub mod runtime_filter;
+pub mod selection;
 pub mod set_operation;
 pub mod sort;
 pub mod stream_scan;
 pub mod union;
 pub mod window;
+pub mod worth;
 
 pub use compact::compact;
 pub use error::{Failure, OrFail};
+pub use expressions::over_columns;
 pub use join_filter::JoinFilter;

@@ -11,6 +11,7 @@ use gatework_runtime::Executor;
 use crate::{
     engine::Engine,
     planner::{GateworkPlanner, ShellRule},
+    scan::FiltersForMemory,
     sides::JoinSides,
 };
 
@@ -45,6 +46,10 @@ impl SessionStateBuilderExt for SessionStateBuilder {
         // After it joins get filters and exchanges, which know their sides.
         if let Some(place) = rules.iter().position(|rule| rule.name() == "join_selection") {
             rules.insert(place + 1, Arc::new(JoinSides::default()));
+        }
+        // Tables in memory take runtime filters, too.
+        if let Some(place) = rules.iter().position(|rule| rule.name() == "FilterPushdown(Post)") {
+            rules[place] = Arc::new(FiltersForMemory::new(rules[place].clone()));
         }
         self.with_query_planner(Arc::new(planner))
             .with_physical_optimizer_rule(Arc::new(ShellRule::new(engine)))

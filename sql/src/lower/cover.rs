@@ -26,6 +26,8 @@ use datafusion::{
     },
 };
 
+use crate::scan::MemoryTable;
+
 /// Whether `plan`'s node runs on our operators.
 pub(crate) fn covers(plan: &dyn ExecutionPlan) -> bool {
     // An endless input never reaches the end that breakers wait for; DataFusion's own streaming
@@ -63,7 +65,7 @@ fn covers_leaf(plan: &dyn ExecutionPlan) -> bool {
     }
     let Some(scan) = plan.downcast_ref::<DataSourceExec>() else { return false };
     let source = scan.data_source();
-    source.is::<FileScanConfig>() || source.is::<MemorySourceConfig>()
+    source.is::<FileScanConfig>() || source.is::<MemorySourceConfig>() || source.is::<MemoryTable>()
 }
 
 /// Whether a node is only there for DataFusion's kind of parallelism: its rows pass through.

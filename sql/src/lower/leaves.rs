@@ -12,6 +12,7 @@ use datafusion::{
     },
     error::Result,
     execution::{SendableRecordBatchStream, TaskContext},
+    physical_expr::{PhysicalExpr, projection::ProjectionExprs},
     physical_plan::{ExecutionPlan, ExecutionPlanProperties, placeholder_row::PlaceholderRowExec},
 };
 use futures::Stream;
@@ -25,7 +26,7 @@ use tokio::runtime::Handle;
 
 use super::{Lowering, flow::Flow, scalar::StartAfter};
 use crate::{
-    scan::{FileScan, ScanFilter},
+    scan::{FileScan, FilteredScan, MemoryTable, ScanFilter},
     shell::Shell,
 };
 
@@ -52,7 +53,10 @@ impl Lowering {
         let promised = shell.original().output_ordering().is_some();
         let keeps_order = first_rows || ordered && promised;
         if let Some(memory) = source.downcast_ref::<MemorySourceConfig>() {
-            return self.memory_scan(memory, keeps_order, tag);
+            return self.memory_scan(memory, None, keeps_order, tag);
+        }
+        if let Some(table) = source.downcast_ref::<MemoryTable>() {
+            return self.memory_scan(table.table(), table.predicate(), keeps_order, tag);
         }
         let Some(config) = files else {
             return internal_err!("a scan of an unknown kind has a shell");
@@ -69,6 +73,7 @@ impl Lowering {
     fn memory_scan(
         &mut self,
         memory: &MemorySourceConfig,
+        predicate: Option<Arc<dyn PhysicalExpr>>,
         keeps_order: bool,
         tag: Option<usize>,
     ) -> Result<Flow> {
@@ -76,10 +81,32 @@ impl Lowering {
         let rows = MEMORY_MORSEL_ROWS.min(self.batch_rows);
         let scan = MemoryScan::new(batches, memory.projection().clone(), rows);
         let instances = if keeps_order { 1 } else { scan.morsels().clamp(1, self.instances) };
-        let flow = self.leaf("memory", instances, Arc::new(scan), tag);
+        // A limit is one on the rows before any filter.
+        let filters = match predicate.filter(|_| memory.fetch().is_none()) {
+            Some(predicate) => self.scan_filters(Some(predicate), None)?,
+            None => Vec::new(),
+        };
+        let flow = if filters.is_empty() {
+            self.leaf("memory", instances, Arc::new(scan), tag)
+        } else {
+            let after = self.start_after.clone();
+            let scan = FilteredScan::new(Arc::new(scan), filters.clone(), after);
+            filtered(Flow::new("memory", instances, Arc::new(scan), tag), filters)
+        };
         Ok(match memory.fetch() {
             Some(fetch) => flow.then(Limit::new(0, Some(fetch)), tag),
             None => flow,
+        })
+    }
+
+    /// The runtime filters of `predicate` that come from joins of this region.
+    fn scan_filters(
+        &self,
+        predicate: Option<Arc<dyn PhysicalExpr>>,
+        projection: Option<&ProjectionExprs>,
+    ) -> Result<Vec<Arc<ScanFilter>>> {
+        ScanFilter::find(predicate, projection, |id| {
+            self.filters.get(&id).map(|link| link.gate.clone())
         })
     }
 
@@ -91,9 +118,7 @@ impl Lowering {
     ) -> Result<Flow> {
         // A limit is one on the rows before any filter.
         let filter = config.file_source.filter().filter(|_| config.limit.is_none());
-        let filters = ScanFilter::find(filter, config.file_source.projection(), |id| {
-            self.filters.get(&id).map(|link| link.gate.clone())
-        })?;
+        let filters = self.scan_filters(filter, config.file_source.projection())?;
         let context = self.context.outer().clone();
         let after = self.start_after.clone();
         let scan = FileScan::new(config, &context, &self.engine, filters.clone(), after)?;
@@ -104,11 +129,7 @@ impl Lowering {
             .next()
             .and_then(|file| file.object_meta.location.filename().map(str::to_owned))
             .unwrap_or_else(|| "files".into());
-        let mut flow = Flow::new(name, instances, Arc::new(scan), tag);
-        for filter in filters {
-            flow.filter_waits.push((filter.id, filter));
-        }
-        Ok(flow)
+        Ok(filtered(Flow::new(name, instances, Arc::new(scan), tag), filters))
     }
 
     /// A leaf that starts when the scalar subqueries around it are known.
@@ -233,6 +254,12 @@ impl Drop for Entered {
         let _entered = io.enter();
         self.stream = Deferred::Failed;
     }
+}
+
+/// `flow`, whose scan waits for `filters`.
+fn filtered(mut flow: Flow, filters: Vec<Arc<ScanFilter>>) -> Flow {
+    flow.filter_waits.extend(filters.into_iter().map(|filter| (filter.id, filter)));
+    flow
 }
 
 /// `flow`, of the rows of the scan that `config` describes, with its limit.

@@ -16,7 +16,7 @@ use datafusion::{
         split_conjunction,
     },
 };
-use gatework_operators::filter::evaluate_predicate;
+use gatework_operators::{filter::evaluate_predicate, hash_join::row_test, worth::Worth};
 use gatework_runtime::{Result as RuntimeResult, pipeline::OperatorMetrics};
 use gatework_shared_state::Gate;
 
@@ -97,20 +97,21 @@ fn over_output(
     Ok(complete.then_some(rebound.data))
 }
 
-/// Rows after which it is decided whether a filter pays.
-const SAMPLE_ROWS: usize = 1 << 15;
-/// A filter that drops less than one row in this many does not pay.
-const PAYS_ONE_IN: usize = 8;
+/// A published filter without what only prunes.
+pub(super) fn published(filter: &Arc<dyn PhysicalExpr>) -> Arc<dyn PhysicalExpr> {
+    let current = filter.downcast_ref::<DynamicFilterPhysicalExpr>().map(|it| it.current());
+    match current {
+        Some(Ok(current)) => row_test(&current),
+        _ => filter.clone(),
+    }
+}
 
 /// One filter in one task.
 struct LocalFilter {
     filter: Arc<ScanFilter>,
-    rows_in: usize,
-    dropped: usize,
-    /// Rows to pass before it is tried again.
-    paused: usize,
-    /// How long the next pause is, in rows.
-    pause: usize,
+    /// What is evaluated; `None` until it is published.
+    test: Option<Arc<dyn PhysicalExpr>>,
+    worth: Worth,
 }
 
 /// The filters of one task of a scan.
@@ -124,10 +125,8 @@ impl LocalFilters {
     pub(super) fn new(filters: &[Arc<ScanFilter>], metrics: Arc<OperatorMetrics>) -> Self {
         let local = |filter: &Arc<ScanFilter>| LocalFilter {
             filter: filter.clone(),
-            rows_in: 0,
-            dropped: 0,
-            paused: 0,
-            pause: SAMPLE_ROWS,
+            test: None,
+            worth: Worth::default(),
         };
         Self { filters: filters.iter().map(local).collect(), metrics, waited: false }
     }
@@ -155,13 +154,13 @@ impl LocalFilters {
             if !filter.drops_rows.load(Ordering::Relaxed) || !filter.gate.is_ready() {
                 continue;
             }
-            if local.paused > 0 {
-                local.paused = local.paused.saturating_sub(batch.num_rows());
+            if local.worth.pauses(batch.num_rows()) {
                 continue;
             }
-            let keep = evaluate_predicate(rows.as_ref(), batch)?;
+            let test = local.test.get_or_insert_with(|| published(rows));
+            let keep = evaluate_predicate(test.as_ref(), batch)?;
             let dropped = batch.num_rows() - keep.count_set_bits();
-            local.note(batch.num_rows(), dropped);
+            local.worth.note(batch.num_rows(), dropped);
             if dropped > 0 {
                 self.metrics.add("rows dropped by runtime filters", dropped as u64);
                 selected = Some(match selected {
@@ -171,22 +170,5 @@ impl LocalFilters {
             }
         }
         Ok(selected)
-    }
-}
-
-impl LocalFilter {
-    /// Pauses the filter for longer and longer while it does not pay.
-    fn note(&mut self, rows: usize, dropped: usize) {
-        self.rows_in += rows;
-        self.dropped += dropped;
-        if self.rows_in < SAMPLE_ROWS {
-            return;
-        }
-        if self.dropped * PAYS_ONE_IN < self.rows_in {
-            self.paused = self.pause;
-            self.pause = self.pause.saturating_mul(4);
-        }
-        self.rows_in = 0;
-        self.dropped = 0;
     }
 }

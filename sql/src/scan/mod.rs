@@ -9,11 +9,13 @@
 mod columns;
 mod decode;
 mod filters;
+mod memory;
 mod pieces;
 mod queue;
 mod reader;
 
 pub(crate) use filters::ScanFilter;
+pub(crate) use memory::{FilteredScan, FiltersForMemory, MemoryTable};
 
 use std::{fmt, sync::Arc};
 

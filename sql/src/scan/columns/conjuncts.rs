@@ -12,11 +12,11 @@ use datafusion::{
     error::Result,
     physical_expr::{PhysicalExpr, expressions::DynamicFilterPhysicalExpr},
 };
-use gatework_operators::{filter::evaluate_predicate, hash_join::row_test};
+use gatework_operators::{filter::evaluate_predicate, worth::Worth};
 use gatework_runtime::pipeline::OperatorMetrics;
 
 use super::{ColumnPlan, Inputs, Slots};
-use crate::scan::ScanFilter;
+use crate::scan::filters::{ScanFilter, published};
 
 /// One conjunct, as all tasks know it.
 #[derive(Debug)]
@@ -55,24 +55,12 @@ impl Conjunct {
     }
 }
 
-/// Rows after which it is decided whether a conjunct pays.
-const SAMPLE_ROWS: usize = 1 << 15;
-/// A conjunct that drops less than one row in this many does not pay.
-const PAYS_ONE_IN: usize = 8;
-
 /// One conjunct in one task.
 struct Local {
     place: usize,
     /// What is evaluated; `None` until its runtime filter is published.
     expr: Option<Arc<dyn PhysicalExpr>>,
-    rows_in: usize,
-    dropped: usize,
-    /// Which part of the rows it drops, as far as known.
-    drops: f64,
-    /// Rows to pass before it is tried again.
-    paused: usize,
-    /// How long the next pause is, in rows.
-    pause: usize,
+    worth: Worth,
 }
 
 /// The conjuncts of one task of a scan, in the order in which they are evaluated.
@@ -84,15 +72,7 @@ pub(in super::super) struct LocalConjuncts {
 
 impl LocalConjuncts {
     pub(in super::super) fn new(plan: Arc<ColumnPlan>, metrics: Arc<OperatorMetrics>) -> Self {
-        let local = |place| Local {
-            place,
-            expr: None,
-            rows_in: 0,
-            dropped: 0,
-            drops: 0.5,
-            paused: 0,
-            pause: SAMPLE_ROWS,
-        };
+        let local = |place| Local { place, expr: None, worth: Worth::default() };
         let order = (0..plan.conjuncts.len()).map(local).collect();
         Self { plan, order, metrics }
     }
@@ -106,8 +86,7 @@ impl LocalConjuncts {
     /// `rows` rows of the file.
     pub(super) fn prepare(&mut self, turn: usize, rows: usize) -> Option<&Inputs> {
         let local = &mut self.order[turn];
-        if local.paused > 0 {
-            local.paused = local.paused.saturating_sub(rows);
+        if local.worth.pauses(rows) {
             return None;
         }
         let conjunct = &self.plan.conjuncts[local.place];
@@ -134,11 +113,11 @@ impl LocalConjuncts {
         let Some(expr) = &local.expr else { return Ok(None) };
         let batch: RecordBatch = conjunct.inputs.batch(arrays, rows)?;
         let Ok(keep) = evaluate_predicate(expr.as_ref(), &batch) else {
-            local.paused = usize::MAX;
+            local.worth.stop();
             return Ok(None);
         };
         let dropped = rows - keep.count_set_bits();
-        local.note(rows, dropped);
+        local.worth.note(rows, dropped);
         if dropped == 0 {
             return Ok(None);
         }
@@ -153,35 +132,8 @@ impl LocalConjuncts {
     /// Puts those first that drop much for little.
     pub(super) fn reorder(&mut self) {
         let conjuncts = &self.plan.conjuncts;
-        let price = |local: &Local| conjuncts[local.place].cost / local.drops.max(0.001);
+        let price = |local: &Local| conjuncts[local.place].cost / local.worth.drops().max(0.001);
         self.order
             .sort_by(|one, other| price(one).partial_cmp(&price(other)).unwrap_or(Ordering::Equal));
-    }
-}
-
-/// A published filter without what only prunes.
-fn published(filter: &Arc<dyn PhysicalExpr>) -> Arc<dyn PhysicalExpr> {
-    let current = filter.downcast_ref::<DynamicFilterPhysicalExpr>().map(|it| it.current());
-    match current {
-        Some(Ok(current)) => row_test(&current),
-        _ => filter.clone(),
-    }
-}
-
-impl Local {
-    /// Pauses the conjunct for longer and longer while it does not pay.
-    fn note(&mut self, rows: usize, dropped: usize) {
-        self.rows_in += rows;
-        self.dropped += dropped;
-        if self.rows_in < SAMPLE_ROWS {
-            return;
-        }
-        self.drops = self.dropped as f64 / self.rows_in as f64;
-        if self.dropped * PAYS_ONE_IN < self.rows_in {
-            self.paused = self.pause;
-            self.pause = self.pause.saturating_mul(4);
-        }
-        self.rows_in = 0;
-        self.dropped = 0;
     }
 }

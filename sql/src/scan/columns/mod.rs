@@ -27,14 +27,11 @@ use arrow::{
     datatypes::{Field, Schema, SchemaRef},
 };
 use datafusion::{
-    common::{
-        internal_datafusion_err,
-        tree_node::{Transformed, TransformedResult, TreeNode},
-    },
     datasource::physical_plan::{FileScanConfig, ParquetSource},
     error::Result,
     physical_expr::{PhysicalExpr, expressions::Column, utils::collect_columns},
 };
+use gatework_operators::over_columns;
 
 use self::conjuncts::Conjunct;
 use super::ScanFilter;
@@ -73,20 +70,6 @@ impl Inputs {
 
 type Exprs = Vec<Arc<dyn PhysicalExpr>>;
 
-/// `expr`, which is over a table's columns, over `columns` of these.
-fn over(expr: Arc<dyn PhysicalExpr>, columns: &[usize]) -> Result<Arc<dyn PhysicalExpr>> {
-    expr.transform_down(|node| {
-        let Some(column) = node.downcast_ref::<Column>() else {
-            return Ok(Transformed::no(node));
-        };
-        let place = columns.iter().position(|known| *known == column.index());
-        let place = place
-            .ok_or_else(|| internal_datafusion_err!("column {column} is not one that is read"))?;
-        Ok(Transformed::yes(Arc::new(Column::new(column.name(), place)) as _))
-    })
-    .data()
-}
-
 /// Gives the table's columns places as they are asked for.
 struct Slots {
     table: SchemaRef,
@@ -108,7 +91,7 @@ impl Slots {
         let nullable = |column: &usize| self.table.field(*column).clone().with_nullable(true);
         let fields: Vec<Field> = columns.iter().map(nullable).collect();
         let schema = Arc::new(Schema::new(fields));
-        let over_inputs = |expr: &Arc<dyn PhysicalExpr>| over(expr.clone(), &columns);
+        let over_inputs = |expr: &Arc<dyn PhysicalExpr>| over_columns(expr.clone(), &columns);
         let exprs = exprs.iter().map(over_inputs).collect::<Result<Vec<_>>>()?;
         Ok(Some((Inputs { slots, schema }, exprs)))
     }

@@ -1,0 +1,281 @@
+//! Runtime filters for tables in memory.
+//!
+//! DataFusion's [`MemorySourceConfig`] takes no filters, so those of joins end above it. Around the
+//! rule that pushes them down, tables in memory stand as [`MemoryTable`], which keeps them.
+
+use std::{fmt, sync::Arc};
+
+use datafusion::{
+    common::{
+        config::ConfigOptions,
+        tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion},
+    },
+    datasource::{
+        memory::MemorySourceConfig,
+        source::{DataSource, DataSourceExec},
+    },
+    error::Result,
+    execution::{SendableRecordBatchStream, TaskContext},
+    physical_expr::{
+        EquivalenceProperties, LexOrdering, Partitioning, PhysicalExpr, conjunction,
+        expressions::DynamicFilterPhysicalExpr, projection::ProjectionExprs,
+    },
+    physical_optimizer::PhysicalOptimizerRule,
+    physical_plan::{
+        DisplayFormatType, ExecutionPlan, Statistics,
+        execution_plan::SchedulingType,
+        filter_pushdown::{FilterPushdownPropagation, PushedDown},
+    },
+};
+use gatework_runtime::{
+    Result as RuntimeResult,
+    pipeline::{Batch, LocalSource, Setup, Source, SourceResult, Start, TaskContext as Task},
+};
+use gatework_shared_state::Gate;
+
+use super::filters::{LocalFilters, ScanFilter};
+
+/// A table in memory, and the runtime filters that reach it.
+#[derive(Debug, Clone)]
+pub(crate) struct MemoryTable {
+    table: MemorySourceConfig,
+    /// Over the table's output. They are hints: whoever pushed them checks the rows himself.
+    filters: Vec<Arc<dyn PhysicalExpr>>,
+}
+
+impl MemoryTable {
+    pub(crate) fn table(&self) -> &MemorySourceConfig {
+        &self.table
+    }
+
+    /// All filters in one; `None` without.
+    pub(crate) fn predicate(&self) -> Option<Arc<dyn PhysicalExpr>> {
+        (!self.filters.is_empty()).then(|| conjunction(self.filters.iter().cloned()))
+    }
+
+    fn around(source: &Arc<dyn DataSource>, filters: &[Arc<dyn PhysicalExpr>]) -> Option<Self> {
+        let table = source.downcast_ref::<MemorySourceConfig>()?.clone();
+        Some(Self { table, filters: filters.to_vec() })
+    }
+}
+
+impl DataSource for MemoryTable {
+    fn open(
+        &self,
+        partition: usize,
+        context: Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
+        self.table.open(partition, context)
+    }
+
+    fn fmt_as(&self, kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.table.fmt_as(kind, f)?;
+        match (self.predicate(), kind) {
+            (None, _) => Ok(()),
+            (Some(predicate), DisplayFormatType::TreeRender) => {
+                writeln!(f, "predicate={predicate}")
+            }
+            (Some(predicate), _) => write!(f, ", predicate={predicate}"),
+        }
+    }
+
+    fn repartitioned(
+        &self,
+        target_partitions: usize,
+        min_size: usize,
+        ordering: Option<LexOrdering>,
+    ) -> Result<Option<Arc<dyn DataSource>>> {
+        let table = self.table.repartitioned(target_partitions, min_size, ordering)?;
+        let around = |table| Self::around(&table, &self.filters);
+        Ok(table.and_then(around).map(|table| Arc::new(table) as _))
+    }
+
+    fn output_partitioning(&self) -> Partitioning {
+        self.table.output_partitioning()
+    }
+
+    fn eq_properties(&self) -> EquivalenceProperties {
+        self.table.eq_properties()
+    }
+
+    fn scheduling_type(&self) -> SchedulingType {
+        self.table.scheduling_type()
+    }
+
+    fn partition_statistics(&self, partition: Option<usize>) -> Result<Arc<Statistics>> {
+        self.table.partition_statistics(partition)
+    }
+
+    fn with_fetch(&self, limit: Option<usize>) -> Option<Arc<dyn DataSource>> {
+        let table = self.table.with_fetch(limit)?;
+        Some(Arc::new(Self::around(&table, &self.filters)?))
+    }
+
+    fn fetch(&self) -> Option<usize> {
+        self.table.fetch()
+    }
+
+    fn try_swapping_with_projection(
+        &self,
+        projection: &ProjectionExprs,
+    ) -> Result<Option<Arc<dyn DataSource>>> {
+        if !self.filters.is_empty() {
+            // They may need a column that the projection drops.
+            return Ok(None);
+        }
+        let table = self.table.try_swapping_with_projection(projection)?;
+        Ok(table.and_then(|table| Self::around(&table, &[])).map(|table| Arc::new(table) as _))
+    }
+
+    fn try_pushdown_filters(
+        &self,
+        filters: Vec<Arc<dyn PhysicalExpr>>,
+        _config: &ConfigOptions,
+    ) -> Result<FilterPushdownPropagation<Arc<dyn DataSource>>> {
+        let answers = vec![PushedDown::No; filters.len()];
+        let dynamic = |filter: &Arc<dyn PhysicalExpr>| filter.is::<DynamicFilterPhysicalExpr>();
+        let filters: Vec<_> = filters.into_iter().filter(dynamic).collect();
+        let answer = FilterPushdownPropagation::with_parent_pushdown_result(answers);
+        if filters.is_empty() {
+            return Ok(answer);
+        }
+        let mut table = self.clone();
+        table.filters.extend(filters);
+        Ok(answer.with_updated_node(Arc::new(table)))
+    }
+
+    fn apply_expressions(
+        &self,
+        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        let mut recursion = TreeNodeRecursion::Continue;
+        for filter in &self.filters {
+            recursion = f(filter)?;
+            if recursion == TreeNodeRecursion::Stop {
+                break;
+            }
+        }
+        Ok(recursion)
+    }
+}
+
+/// The rule that pushes filters down, with tables in memory that take them.
+#[derive(Debug)]
+pub(crate) struct FiltersForMemory {
+    rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>,
+}
+
+impl FiltersForMemory {
+    /// Around DataFusion's rule for runtime filters.
+    pub(crate) fn new(rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>) -> Self {
+        Self { rule }
+    }
+}
+
+impl PhysicalOptimizerRule for FiltersForMemory {
+    fn optimize(
+        &self,
+        plan: Arc<dyn ExecutionPlan>,
+        config: &ConfigOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let taking = replace(plan, &|source| {
+            MemoryTable::around(source, &[]).map(|table| Arc::new(table) as _)
+        })?;
+        let pushed = self.rule.optimize(taking, config)?;
+        replace(pushed, &|source| {
+            let table = source.downcast_ref::<MemoryTable>()?;
+            table.filters.is_empty().then(|| Arc::new(table.table.clone()) as _)
+        })
+    }
+
+    fn name(&self) -> &str {
+        self.rule.name()
+    }
+
+    fn schema_check(&self) -> bool {
+        self.rule.schema_check()
+    }
+}
+
+/// What stands for a source; `None` for itself.
+type OtherSource = Option<Arc<dyn DataSource>>;
+
+/// `plan` with the sources of its scans replaced by what `other` gives for them.
+fn replace(
+    plan: Arc<dyn ExecutionPlan>,
+    other: &dyn Fn(&Arc<dyn DataSource>) -> OtherSource,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    plan.transform_up(|node| {
+        let scan = node.downcast_ref::<DataSourceExec>();
+        Ok(match scan.and_then(|scan| other(scan.data_source())) {
+            Some(source) => Transformed::yes(Arc::new(DataSourceExec::new(source)) as _),
+            None => Transformed::no(node),
+        })
+    })
+    .data()
+}
+
+/// A source whose rows are dropped by runtime filters.
+#[derive(Debug)]
+pub(crate) struct FilteredScan {
+    source: Arc<dyn Source>,
+    filters: Vec<Arc<ScanFilter>>,
+    /// Gates that must be open before it starts.
+    start_after: Vec<Gate>,
+}
+
+impl FilteredScan {
+    pub(crate) fn new(
+        source: Arc<dyn Source>,
+        filters: Vec<Arc<ScanFilter>>,
+        start_after: Vec<Gate>,
+    ) -> Self {
+        Self { source, filters, start_after }
+    }
+}
+
+impl Source for FilteredScan {
+    fn name(&self) -> &str {
+        self.source.name()
+    }
+
+    fn local(&self, setup: Setup) -> RuntimeResult<Box<dyn LocalSource>> {
+        let filters = LocalFilters::new(&self.filters, setup.metrics().clone());
+        let start_after = self.start_after.clone();
+        Ok(Box::new(LocalFilteredScan { source: self.source.local(setup)?, filters, start_after }))
+    }
+}
+
+struct LocalFilteredScan {
+    source: Box<dyn LocalSource>,
+    filters: LocalFilters,
+    start_after: Vec<Gate>,
+}
+
+impl LocalSource for LocalFilteredScan {
+    fn start(&mut self, task: &Task) -> RuntimeResult<Start> {
+        let shut = self.start_after.iter().find(|gate| !gate.is_ready()).cloned();
+        match shut.or_else(|| self.filters.gate()) {
+            Some(gate) => Ok(Start::Blocked(gate.into())),
+            None => self.source.start(task),
+        }
+    }
+
+    fn next(&mut self, task: &Task) -> RuntimeResult<SourceResult> {
+        loop {
+            task.check()?;
+            let batch = match self.source.next(task)? {
+                SourceResult::Batch(batch) => batch,
+                other => return Ok(other),
+            };
+            let Some(selection) = self.filters.select(batch.data())? else {
+                return Ok(SourceResult::Batch(batch));
+            };
+            let sequence = batch.sequence();
+            let batch = Batch::with_selection(batch.into_parts().0, selection);
+            if batch.rows() > 0 {
+                return Ok(SourceResult::Batch(batch.at(sequence)));
+            }
+        }
+    }
+}
