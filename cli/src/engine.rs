@@ -6,14 +6,20 @@ use std::thread;
 
 use datafusion::common::Result;
 use datafusion::execution::TaskContext;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
+
+use gatework::SessionStateBuilderExt;
 
 use crate::error::Error;
 
 /// An executor of this process. Its threads end when it is dropped.
 pub(crate) struct Engine {
     executor: gatework::Executor,
+    /// What sessions share: caches of footers, object stores, memory.
+    shared: Arc<RuntimeEnv>,
 }
 
 impl Engine {
@@ -22,13 +28,17 @@ impl Engine {
         gatework::Executor::builder()
             .threads(threads(wanted).get())
             .build()
-            .map(|executor| Self { executor })
+            .map(|executor| Self { executor, shared: Arc::default() })
             .map_err(|error| Error::failed(format!("the executor cannot start: {error}")))
     }
 
     /// A new, empty session whose queries run on this executor.
     pub(crate) fn session(&self) -> SessionContext {
-        with_information_schema(gatework::session(&self.executor))
+        let builder = SessionStateBuilder::new()
+            .with_runtime_env(self.shared.clone())
+            .with_default_features()
+            .with_gatework(&self.executor);
+        with_information_schema(SessionContext::new_with_state(builder.build()))
     }
 }
 

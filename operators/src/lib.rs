@@ -11,6 +11,7 @@
 
 mod compact;
 mod concat;
+mod decimal;
 mod error;
 mod expressions;
 pub mod filter;
@@ -39,6 +40,7 @@ pub mod window;
 pub mod worth;
 
 pub use compact::compact;
+pub use decimal::narrow_decimals;
 pub use error::{Failure, OrFail};
 pub use expressions::over_columns;
 pub use join_filter::JoinFilter;

@@ -9,11 +9,11 @@ use datafusion::error::{DataFusionError, Result};
 use gatework_runtime::Executor;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// An executor and its I/O runtime, which starts when the first plan needs it.
+/// An executor and its I/O runtime, which all sessions on the executor share.
 #[derive(Clone)]
 pub(crate) struct Engine {
     pub(crate) executor: Executor,
-    io: Arc<OnceLock<IoRuntime>>,
+    io: Arc<IoRuntime>,
 }
 
 /// Two threads: one to drive sockets and timers, one more so that a task that another one waits for
@@ -22,13 +22,37 @@ const IO_THREADS: usize = 2;
 /// Reads of local files under way at a time.
 const IO_BLOCKING_THREADS: usize = 16;
 
-struct IoRuntime(Option<Runtime>);
+/// Starts when the first plan needs it.
+#[derive(Default)]
+struct IoRuntime(OnceLock<Runtime>);
 
 impl Drop for IoRuntime {
     fn drop(&mut self) {
-        // Waiting for its threads is forbidden in async code, where a session may well be dropped.
+        // Waiting for its threads is forbidden in async code, where an executor may well be dropped.
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
+        }
+    }
+}
+
+impl IoRuntime {
+    fn handle(&self) -> Result<Handle> {
+        if self.0.get().is_none() {
+            let runtime = Builder::new_multi_thread()
+                .worker_threads(IO_THREADS)
+                .max_blocking_threads(IO_BLOCKING_THREADS)
+                .thread_name("gatework-io")
+                .enable_all()
+                .build()
+                .map_err(|error| DataFusionError::IoError(error).context("starting I/O threads"))?;
+            if let Err(second) = self.0.set(runtime) {
+                // Another thread was first.
+                second.shutdown_background();
+            }
+        }
+        match self.0.get() {
+            Some(runtime) => Ok(runtime.handle().clone()),
+            None => Err(DataFusionError::Internal("the I/O runtime is gone".into())),
         }
     }
 }
@@ -41,25 +65,12 @@ impl fmt::Debug for Engine {
 
 impl Engine {
     pub(crate) fn new(executor: Executor) -> Self {
-        Self { executor, io: Arc::default() }
+        let io = executor.companion(IoRuntime::default);
+        Self { executor, io }
     }
 
     /// The I/O runtime.
     pub(crate) fn io(&self) -> Result<Handle> {
-        if self.io.get().is_none() {
-            let runtime = Builder::new_multi_thread()
-                .worker_threads(IO_THREADS)
-                .max_blocking_threads(IO_BLOCKING_THREADS)
-                .thread_name("gatework-io")
-                .enable_all()
-                .build()
-                .map_err(|error| DataFusionError::IoError(error).context("starting I/O threads"))?;
-            // Another thread may have been first; then this one is dropped.
-            let _first = self.io.set(IoRuntime(Some(runtime)));
-        }
-        match self.io.get() {
-            Some(IoRuntime(Some(runtime))) => Ok(runtime.handle().clone()),
-            _ => Err(DataFusionError::Internal("the I/O runtime is gone".into())),
-        }
+        self.io.handle()
     }
 }

@@ -1,6 +1,7 @@
 //! An executor: workers over one task queue, on threads of its own or on a rayon pool's.
 
 use std::{
+    any::Any,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
@@ -313,6 +314,7 @@ impl ExecutorBuilder {
 struct Inner {
     core: Arc<Core>,
     handles: Mutex<Vec<thread::JoinHandle<()>>>,
+    companions: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
 
 /// Workers over one task queue. Clones share them; the last clone dropped shuts them down.
@@ -352,7 +354,13 @@ impl Executor {
             borrowed_left: Condvar::new(),
             this: this.clone(),
         });
-        Self { inner: Arc::new(Inner { core, handles: Mutex::new(Vec::new()) }) }
+        Self {
+            inner: Arc::new(Inner {
+                core,
+                handles: Mutex::default(),
+                companions: Mutex::default(),
+            }),
+        }
     }
 
     /// The number of workers.
@@ -391,6 +399,26 @@ impl Executor {
     /// A task that was spawned and is never woken is waited for: wake it, or do not spawn it.
     pub fn shutdown(&self) {
         self.inner.shutdown();
+    }
+
+    /// The one `T` that goes with this executor, made when it is first asked for and dropped after the
+    /// executor: what all sessions on an executor share, for example threads for I/O.
+    ///
+    /// ```
+    /// # use std::sync::atomic::{AtomicU32, Ordering};
+    /// let executor = gatework_runtime::Executor::builder().threads(1).build()?;
+    /// executor.companion(|| AtomicU32::new(7)).fetch_add(1, Ordering::Relaxed);
+    /// assert_eq!(executor.clone().companion(AtomicU32::default).load(Ordering::Relaxed), 8);
+    /// # Ok::<(), gatework_runtime::Error>(())
+    /// ```
+    pub fn companion<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut companions = self.inner.companions.lock();
+        let known = companions.iter().find_map(|companion| companion.clone().downcast().ok());
+        known.unwrap_or_else(|| {
+            let companion = Arc::new(make());
+            companions.push(companion.clone());
+            companion
+        })
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {

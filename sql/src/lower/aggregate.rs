@@ -12,8 +12,9 @@ use datafusion::{
         },
     },
 };
-use gatework_operators::hash_aggregate::{
-    self, AggregateCall, AggregateConfig, GroupBy, InputRows, OutputRows,
+use gatework_operators::{
+    hash_aggregate::{self, AggregateCall, AggregateConfig, GroupBy, InputRows, OutputRows},
+    narrow_decimals,
 };
 
 use super::{Lowering, cover::is_folded, failed, flow::Flow};
@@ -44,7 +45,11 @@ impl Lowering {
         };
         let group_by = group_by(raw, &schema);
         let keys = group_by.keys.len() + usize::from(group_by.set_ids.is_some());
-        let arguments = aggregate_expressions(raw.aggr_expr(), raw.mode(), keys)?;
+        let mut arguments = aggregate_expressions(raw.aggr_expr(), raw.mode(), keys)?;
+        let input_schema = raw_shell.children()[0].schema();
+        for argument in arguments.iter_mut().flatten() {
+            *argument = narrow_decimals(argument.clone(), &input_schema)?;
+        }
         let calls = raw
             .aggr_expr()
             .iter()
@@ -65,7 +70,7 @@ impl Lowering {
             calls,
             input,
             output,
-            input_schema: child.schema(),
+            input_schema,
             schema,
             batch_rows: self.batch_rows,
         };

@@ -7,7 +7,7 @@ use datafusion::{
     common::internal_err,
     datasource::source::DataSourceExec,
     error::Result,
-    physical_expr::LexOrdering,
+    physical_expr::{LexOrdering, PhysicalExpr},
     physical_plan::{
         ExecutionPlan, ExecutionPlanProperties,
         aggregates::AggregateExec,
@@ -26,6 +26,7 @@ use datafusion::{
 use gatework_operators::{
     filter::Filter,
     limit::Limit,
+    narrow_decimals,
     projection::Projection,
     sort::{self, SortConfig},
 };
@@ -45,7 +46,10 @@ impl Lowering {
             return self.filter(shell, filter, ordered, tag);
         }
         if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
-            let expressions = projection.expr().iter().map(|column| column.expr.clone()).collect();
+            let input = projection.input().schema();
+            let narrow = |expr: &Arc<dyn PhysicalExpr>| narrow_decimals(expr.clone(), &input);
+            let expressions = projection.expr().iter().map(|column| narrow(&column.expr));
+            let expressions = expressions.collect::<Result<_>>()?;
             let flow = self.child(&shell.children()[0], ordered)?;
             return Ok(flow.then(Projection::new(expressions, shell.schema()), tag));
         }

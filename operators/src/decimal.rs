@@ -1,0 +1,247 @@
+//! Decimal arithmetic in 64 bits where the values allow it.
+//!
+//! Arrow adds and multiplies decimals in 128 bits and looks for an overflow after each step. Values of
+//! everyday size fit 64 bits, and neither their product nor a sum of two, each made wider by a power
+//! of ten below 2^60, leaves 128 bits: one machine instruction each, and nothing to look for. Whether
+//! all values of a batch fit is found out beforehand; if one does not, Arrow computes the batch.
+
+use std::{fmt, sync::Arc};
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, Datum, Decimal128Array, RecordBatch, new_empty_array},
+    buffer::NullBuffer,
+    compute::kernels::numeric,
+    datatypes::{DataType, Decimal128Type, Schema},
+    error::ArrowError,
+};
+use datafusion_common::{
+    Result, ScalarValue,
+    tree_node::{Transformed, TransformedResult, TreeNode},
+};
+use datafusion_expr::{ColumnarValue, Operator};
+use datafusion_physical_expr::{PhysicalExpr, expressions::BinaryExpr};
+
+/// `expr`, over columns of `schema`, with sums, differences and products of decimals as above.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use arrow::{array::{Decimal128Array, RecordBatch}, datatypes::{DataType, Field, Schema}};
+/// # use datafusion_expr::Operator;
+/// # use datafusion_physical_expr::expressions::{BinaryExpr, Column};
+/// use gatework_operators::narrow_decimals;
+/// # fn main() -> datafusion_common::Result<()> {
+/// let price = Decimal128Array::from(vec![1050, 2000]).with_precision_and_scale(15, 2)?;
+/// let batch = RecordBatch::try_from_iter([("price", Arc::new(price) as _)])?;
+/// let column = || Arc::new(Column::new("price", 0)) as _;
+/// let square = Arc::new(BinaryExpr::new(column(), Operator::Multiply, column()));
+/// let narrow = narrow_decimals(square.clone(), &batch.schema())?;
+/// # use datafusion_physical_expr::PhysicalExpr;
+/// let (one, other) = (square.evaluate(&batch)?, narrow.evaluate(&batch)?);
+/// assert_eq!(&one.into_array(2)?, &other.into_array(2)?);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// If `expr` is not one over `schema`.
+pub fn narrow_decimals(
+    expr: Arc<dyn PhysicalExpr>,
+    schema: &Schema,
+) -> Result<Arc<dyn PhysicalExpr>> {
+    expr.transform_up(|node| {
+        let narrow = node.downcast_ref::<BinaryExpr>().map(|it| Narrow::new(it, schema));
+        Ok(match narrow.transpose()?.flatten() {
+            Some(narrow) => Transformed::yes(Arc::new(narrow) as _),
+            None => Transformed::no(node),
+        })
+    })
+    .data()
+}
+
+/// One operation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Narrow {
+    original: BinaryExpr,
+    /// What each side is multiplied by before they are added.
+    scales: [i64; 2],
+    /// Of the result.
+    kind: DataType,
+}
+
+impl Narrow {
+    fn new(original: &BinaryExpr, schema: &Schema) -> Result<Option<Self>> {
+        let kinds = [original.left().data_type(schema)?, original.right().data_type(schema)?];
+        let [DataType::Decimal128(_, left), DataType::Decimal128(_, right)] = &kinds else {
+            return Ok(None);
+        };
+        let scale = (*left).max(*right);
+        let power = |side: i8| 10_i64.checked_pow(u32::try_from(scale - side).ok()?);
+        let (Some(left), Some(right)) = (power(*left), power(*right)) else { return Ok(None) };
+        let Some(kernel) = kernel(*original.op()) else { return Ok(None) };
+        let [one, other] = kinds.map(|kind| new_empty_array(&kind));
+        let Ok(empty) = kernel(&one, &other) else { return Ok(None) };
+        let kind = empty.data_type().clone();
+        let agreed = original.data_type(schema)? == kind;
+        let narrow = Self { original: original.clone(), scales: [left, right], kind };
+        Ok(agreed.then_some(narrow))
+    }
+
+    /// The result in 64 bits; `None` if a value does not fit.
+    fn compute(&self, left: Side<'_>, right: Side<'_>) -> Option<Vec<i128>> {
+        let [left_scale, right_scale] = self.scales.map(i128::from);
+        match self.original.op() {
+            Operator::Multiply => zip(left, right, |left, right| left * right),
+            Operator::Plus if self.scales == [1, 1] => zip(left, right, |left, right| left + right),
+            Operator::Plus => {
+                zip(left, right, |left, right| left * left_scale + right * right_scale)
+            }
+            Operator::Minus if self.scales == [1, 1] => {
+                zip(left, right, |left, right| left - right)
+            }
+            Operator::Minus => {
+                zip(left, right, |left, right| left * left_scale - right * right_scale)
+            }
+            _ => None,
+        }
+    }
+}
+
+type Kernel = fn(&dyn Datum, &dyn Datum) -> std::result::Result<ArrayRef, ArrowError>;
+
+/// Arrow's kernel for `operator`, if it is one of ours as well.
+fn kernel(operator: Operator) -> Option<Kernel> {
+    match operator {
+        Operator::Plus => Some(numeric::add),
+        Operator::Minus => Some(numeric::sub),
+        Operator::Multiply => Some(numeric::mul),
+        _ => None,
+    }
+}
+
+/// One side of an operation: a column, or one value for all rows.
+#[derive(Clone, Copy)]
+enum Side<'a> {
+    Column(&'a [i128]),
+    Value(i64),
+}
+
+impl<'a> Side<'a> {
+    /// `None` if it is NULL for all rows, or a value that does not fit.
+    fn of(side: &'a ColumnarValue) -> Option<(Self, Option<&'a NullBuffer>)> {
+        match side {
+            ColumnarValue::Array(column) => {
+                let column = column.as_primitive_opt::<Decimal128Type>()?;
+                Some((Self::Column(column.values()), column.nulls()))
+            }
+            ColumnarValue::Scalar(ScalarValue::Decimal128(Some(value), ..)) => {
+                Some((Self::Value(i64::try_from(*value).ok()?), None))
+            }
+            ColumnarValue::Scalar(_) => None,
+        }
+    }
+}
+
+/// Rows that are looked at, and then computed while they are in the cache.
+const CHUNK: usize = 1024;
+
+/// `combine` for each row; `None` if a value does not fit 64 bits. Values of both sides have at most
+/// 64 bits when they are combined.
+#[inline(always)]
+fn zip(left: Side<'_>, right: Side<'_>, combine: impl Fn(i128, i128) -> i128) -> Option<Vec<i128>> {
+    let narrow = |value: &i128| i128::from(*value as i64);
+    let rows = match (left, right) {
+        (Side::Column(column), _) | (_, Side::Column(column)) => column.len(),
+        _ => return None,
+    };
+    let mut result = Vec::with_capacity(rows);
+    match (left, right) {
+        (Side::Column(left), Side::Column(right)) => {
+            for (left, right) in left.chunks(CHUNK).zip(right.chunks(CHUNK)) {
+                if !(fit(left) && fit(right)) {
+                    return None;
+                }
+                let pairs = left.iter().zip(right);
+                result.extend(pairs.map(|(left, right)| combine(narrow(left), narrow(right))));
+            }
+        }
+        (Side::Column(left), Side::Value(right)) => {
+            for left in left.chunks(CHUNK) {
+                if !fit(left) {
+                    return None;
+                }
+                result.extend(left.iter().map(|left| combine(narrow(left), right.into())));
+            }
+        }
+        (Side::Value(left), Side::Column(right)) => {
+            for right in right.chunks(CHUNK) {
+                if !fit(right) {
+                    return None;
+                }
+                result.extend(right.iter().map(|right| combine(left.into(), narrow(right))));
+            }
+        }
+        (Side::Value(_), Side::Value(_)) => return None,
+    }
+    Some(result)
+}
+
+/// Whether all `values` fit 64 bits.
+fn fit(values: &[i128]) -> bool {
+    let excess = |value: &i128| (value >> 64) as u64 ^ ((*value as i64) >> 63) as u64;
+    values.iter().fold(0, |all, value| all | excess(value)) == 0
+}
+
+impl fmt::Display for Narrow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.original.fmt(f)
+    }
+}
+
+impl PhysicalExpr for Narrow {
+    fn data_type(&self, _input: &Schema) -> Result<DataType> {
+        Ok(self.kind.clone())
+    }
+
+    fn nullable(&self, input: &Schema) -> Result<bool> {
+        self.original.nullable(input)
+    }
+
+    fn evaluate(&self, batch: &RecordBatch) -> Result<ColumnarValue> {
+        let left = self.original.left().evaluate(batch)?;
+        let right = self.original.right().evaluate(batch)?;
+        if let (Some((one, nulls)), Some((other, more))) = (Side::of(&left), Side::of(&right))
+            && let Some(values) = self.compute(one, other)
+        {
+            let nulls = NullBuffer::union(nulls, more);
+            let result = Decimal128Array::new(values.into(), nulls);
+            let result: ArrayRef = Arc::new(result.with_data_type(self.kind.clone()));
+            return Ok(ColumnarValue::Array(result));
+        }
+        let Some(kernel) = kernel(*self.original.op()) else {
+            return self.original.evaluate(batch);
+        };
+        datafusion_physical_expr_common::datum::apply(&left, &right, kernel)
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn PhysicalExpr>> {
+        self.original.children()
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn PhysicalExpr>>,
+    ) -> Result<Arc<dyn PhysicalExpr>> {
+        let original = Arc::new(self.original.clone()).with_new_children(children)?;
+        Ok(match original.downcast_ref::<BinaryExpr>() {
+            Some(original) => Arc::new(Self { original: original.clone(), ..Self::clone(&self) }),
+            None => original,
+        })
+    }
+
+    fn fmt_sql(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.original.fmt_sql(f)
+    }
+}
+
+#[cfg(test)]
+mod tests;
