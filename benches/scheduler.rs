@@ -21,7 +21,7 @@ use gatework::{
 };
 
 const THREADS: usize = 2;
-const TASKS: usize = 100_000;
+const TASKS: usize = 1_000_000;
 const ROUNDS: usize = 10_000;
 
 /// Says when the last of several tasks is done.

@@ -154,14 +154,12 @@ impl Dependency {
 
     /// Opens the gate and wakes all who wait.
     pub fn set_ready(&self) {
-        let mut wakeups = Wakeups::new();
-        self.open(READY, &mut wakeups);
+        self.open_now(READY);
     }
 
     /// Opens the gate for ever and wakes all who wait.
     pub fn set_always_ready(&self) {
-        let mut wakeups = Wakeups::new();
-        self.open(ALWAYS_READY, &mut wakeups);
+        self.open_now(ALWAYS_READY);
     }
 
     /// [`set_ready`](Self::set_ready) under a lock: the wakers go to `wakeups`.
@@ -174,8 +172,31 @@ impl Dependency {
         self.open(ALWAYS_READY, wakeups);
     }
 
+    fn open_now(&self, to: u8) {
+        let mut wakeups = Wakeups::new();
+        let only = {
+            let mut waiting = self.waiting.lock();
+            self.change(to, &mut waiting);
+            match waiting.wakers.len() {
+                0 | 1 => waiting.wakers.pop(),
+                _ => {
+                    wakeups.0.extend(waiting.wakers.drain(..));
+                    None
+                }
+            }
+        };
+        if let Some(waker) = only {
+            waker.wake();
+        }
+    }
+
     fn open(&self, to: u8, wakeups: &mut Wakeups) {
         let mut waiting = self.waiting.lock();
+        self.change(to, &mut waiting);
+        wakeups.0.extend(waiting.wakers.drain(..));
+    }
+
+    fn change(&self, to: u8, waiting: &mut Waiting) {
         let from = self.state.load(Ordering::Relaxed);
         if from < to {
             // Release pairs with the Acquire in `is_ready`.
@@ -184,7 +205,6 @@ impl Dependency {
         if let Some(since) = waiting.waited_since.take() {
             waiting.blocked += since.elapsed();
         }
-        wakeups.0.extend(waiting.wakers.drain(..));
     }
 
     /// Tests the gate and, if it is shut, registers `waker`, in one atomic step.
@@ -192,19 +212,25 @@ impl Dependency {
     /// `true`: the gate is open, nothing was registered. `false`: `waker` will be woken when the
     /// gate opens. A waker that is registered already is not registered twice.
     pub fn poll_ready(&self, waker: &Waker) -> bool {
-        if self.is_ready() {
-            return true;
-        }
+        self.is_ready() || self.register(waker.clone(), Instant::now)
+    }
+
+    /// [`poll_ready`](Self::poll_ready) for a caller that gives its waker away and knows the time.
+    pub fn poll_ready_at(&self, waker: Waker, now: Instant) -> bool {
+        self.is_ready() || self.register(waker, || now)
+    }
+
+    fn register(&self, waker: Waker, now: impl FnOnce() -> Instant) -> bool {
         let mut waiting = self.waiting.lock();
         if self.state.load(Ordering::Relaxed) != BLOCKED {
             return true;
         }
         if waiting.waited_since.is_none() {
-            waiting.waited_since = Some(Instant::now());
+            waiting.waited_since = Some(now());
             waiting.blocks += 1;
         }
-        if !waiting.wakers.iter().any(|known| known.will_wake(waker)) {
-            waiting.wakers.push(waker.clone());
+        if !waiting.wakers.iter().any(|known| known.will_wake(&waker)) {
+            waiting.wakers.push(waker);
         }
         false
     }

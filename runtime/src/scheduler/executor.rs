@@ -52,6 +52,15 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    /// Queues a task that was woken, wherever that was.
+    pub(super) fn push_woken(task: Arc<Task>) {
+        if let Some(task) = Queue::push_here(task)
+            && let Some(core) = task.core().upgrade()
+        {
+            core.push(task);
+        }
+    }
+
     pub(super) fn push(&self, task: Arc<Task>) {
         self.queue.push(task);
         self.wake_one();
@@ -62,7 +71,7 @@ impl Core {
         self.wake_one();
     }
 
-    fn wake_one(&self) {
+    pub(super) fn wake_one(&self) {
         if let Some(worker) = self.sleep.notify_one() {
             self.unpark(worker);
         }

@@ -15,7 +15,11 @@ use crossbeam::{
 use gatework_shared_state::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
-use super::{seeded::SeededQueue, task::Task};
+use super::{
+    executor::Core,
+    seeded::SeededQueue,
+    task::{Task, TaskGroup},
+};
 
 /// Upper ends of the levels, in consumed worker time; the last level has none.
 const LEVEL_ENDS: [Duration; LEVELS - 1] =
@@ -41,17 +45,35 @@ pub(super) struct Queue {
     stealers: Box<[Stealer<Arc<Task>>]>,
     /// The deques of workers that do not run at the moment.
     parked: Box<[Mutex<Option<TaskDeque>>]>,
-    /// Tells this queue's local deques from those of other executors.
-    id: u64,
     /// Takes the place of the deques and injectors in a seeded executor.
     seeded: Option<SeededQueue>,
 }
 
 /// A worker's deque, while it runs, in a thread local: pushes from within a task find it there.
 struct Local {
-    queue: u64,
+    core: Arc<Core>,
     deque: TaskDeque,
     ticks: u32,
+    /// Time given to each level, divided by its weight, that is not in the queue's accounts yet.
+    unbilled: [u64; LEVELS],
+}
+
+/// A worker puts its time on the levels' accounts in parts of about this size.
+const BILLED_NANOS: u64 = 10_000;
+
+impl Local {
+    fn is_of(&self, queue: &Queue) -> bool {
+        std::ptr::eq(&self.core.queue, queue)
+    }
+
+    fn bill(&mut self) {
+        for (level, nanos) in self.core.queue.levels.iter().zip(&mut self.unbilled) {
+            if *nanos > 0 {
+                level.virtual_nanos.fetch_add(*nanos, Ordering::Relaxed);
+                *nanos = 0;
+            }
+        }
+    }
 }
 
 /// The right to take from the deque that is this thread's. A thread borrowed from a pool may already
@@ -72,7 +94,6 @@ pub(super) struct Taken {
 
 impl Queue {
     pub(super) fn new(workers: usize, seed: Option<u64>) -> Self {
-        static NEXT_ID: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let deques: Vec<_> = (0..workers).map(|_| Deque::new_fifo()).collect();
         Self {
             urgent: Injector::new(),
@@ -82,28 +103,29 @@ impl Queue {
             }),
             stealers: deques.iter().map(Deque::stealer).collect(),
             parked: deques.into_iter().map(|deque| Mutex::new(Some(deque))).collect(),
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             seeded: seed.map(SeededQueue::new),
         }
     }
 
-    /// Makes `worker`'s deque this thread's. `None` if another thread has it.
-    pub(super) fn attach(&self, worker: usize) -> Option<Attached> {
+    /// Makes the deque of `worker` of `core` this thread's. `None` if another thread has it.
+    pub(super) fn attach(&self, core: &Arc<Core>, worker: usize) -> Option<Attached> {
         let deque = self.parked[worker].lock().take()?;
-        let outer = LOCAL.replace(Some(Local { queue: self.id, deque, ticks: 0 }));
+        let local = Local { core: core.clone(), deque, ticks: 0, unbilled: [0; LEVELS] };
+        let outer = LOCAL.replace(Some(local));
         Some(Attached { outer })
     }
 
     /// Gives this thread's deque back.
     pub(super) fn detach(&self, worker: usize, attached: Attached) {
-        if let Some(local) = LOCAL.replace(attached.outer) {
+        if let Some(mut local) = LOCAL.replace(attached.outer) {
+            local.bill();
             *self.parked[worker].lock() = Some(local.deque);
         }
     }
 
     /// Whether this thread is one of this queue's workers at the moment.
     pub(super) fn is_here(&self) -> bool {
-        LOCAL.with_borrow(|local| local.as_ref().is_some_and(|local| local.queue == self.id))
+        LOCAL.with_borrow(|local| local.as_ref().is_some_and(|local| local.is_of(self)))
     }
 
     /// The queue of a seeded executor.
@@ -111,9 +133,26 @@ impl Queue {
         self.seeded.as_ref()
     }
 
-    fn level_of(task: &Task) -> usize {
-        let consumed = task.group.consumed();
+    fn level_of(group: &TaskGroup) -> usize {
+        let consumed = group.consumed();
         LEVEL_ENDS.iter().position(|end| consumed < *end).unwrap_or(LEVELS - 1)
+    }
+
+    /// Queues a task that was woken on the thread of one of its executor's workers, and answers that; any
+    /// other task comes back.
+    pub(super) fn push_here(task: Arc<Task>) -> Option<Arc<Task>> {
+        LOCAL.with_borrow(|local| match local {
+            Some(Local { core, deque, .. })
+                if std::ptr::eq(Arc::as_ptr(core), task.core().as_ptr())
+                    && core.queue.seeded.is_none()
+                    && !task.is_urgent() =>
+            {
+                deque.push(task);
+                core.wake_one();
+                None
+            }
+            _ => Some(task),
+        })
     }
 
     /// Queues a task that became runnable.
@@ -127,7 +166,7 @@ impl Queue {
             return;
         }
         let outside = LOCAL.with_borrow(|local| match local {
-            Some(local) if local.queue == self.id => {
+            Some(local) if local.is_of(self) => {
                 local.deque.push(task);
                 None
             }
@@ -148,15 +187,21 @@ impl Queue {
             self.urgent.push(task);
             return;
         }
-        self.levels[Self::level_of(&task)].injector.push(task);
+        self.levels[Self::level_of(&task.group)].injector.push(task);
     }
 
-    /// Charges a run to the level of the task's group.
-    pub(super) fn charge(&self, task: &Task, spent: Duration) {
-        let level = Self::level_of(task);
+    /// Charges a run on this thread to the level of its group.
+    pub(super) fn charge(&self, group: &TaskGroup, spent: Duration) {
+        let level = Self::level_of(group);
         // Level l gets half the share of level l - 1.
         let nanos = (spent.as_nanos() as u64) << level;
-        self.levels[level].virtual_nanos.fetch_add(nanos, Ordering::Relaxed);
+        LOCAL.with_borrow_mut(|local| {
+            let Some(local) = local.as_mut().filter(|local| local.is_of(self)) else { return };
+            local.unbilled[level] += nanos;
+            if local.unbilled[level] > BILLED_NANOS {
+                local.bill();
+            }
+        });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -174,20 +219,20 @@ impl Queue {
         if let Some(seeded) = &self.seeded {
             return seeded.take().map(own);
         }
-        if let Some(task) = steal(|| self.urgent.steal()) {
+        if !self.urgent.is_empty()
+            && let Some(task) = steal(|| self.urgent.steal())
+        {
             return Some(own(task));
         }
-        let outside_first = LOCAL.with_borrow_mut(|local| {
-            local.as_mut().is_some_and(|local| {
-                local.ticks = local.ticks.wrapping_add(1);
-                local.ticks % FAIRNESS_INTERVAL == 0
-            })
+        let (local, outside_first) = LOCAL.with_borrow_mut(|local| {
+            let Some(local) = local else { return (None, false) };
+            local.ticks = local.ticks.wrapping_add(1);
+            let outside_first = local.ticks.is_multiple_of(FAIRNESS_INTERVAL);
+            (if outside_first { None } else { local.deque.pop() }, outside_first)
         });
-        if outside_first && let Some(task) = self.take_injected() {
-            return Some(own(task));
-        }
-        let local = LOCAL.with_borrow(|local| local.as_ref().and_then(|local| local.deque.pop()));
-        if let Some(task) = local.or_else(|| self.take_injected()) {
+        let again = || LOCAL.with_borrow(|local| local.as_ref()?.deque.pop());
+        let task = local.or_else(|| self.take_injected());
+        if let Some(task) = task.or_else(|| if outside_first { again() } else { None }) {
             return Some(own(task));
         }
         let count = self.stealers.len();

@@ -8,6 +8,13 @@
 //! the sleeper's entry comes first, and the notifier sees it, or the notifier's push comes first,
 //! and the sleeper finds the work when it looks again. A push wakes one sleeper at most.
 //!
+//! A worker that was woken *searches* until it finds work or goes back to sleep, and while one
+//! searches, pushes wake nobody: the one that searches finds what they pushed, and when it has found
+//! something it looks whether there is more, and if so wakes the next. So a row of pushes costs one
+//! unpark, not one each, and workers come as there is work for them. Nothing is left lying: a searcher
+//! says that it searches no longer before its last look, with a fence between the two, so a notifier
+//! that still saw it searching had pushed before that look. (Tokio's and Go's schedulers do the same.)
+//!
 //! A sleeper that finds work on its second look takes its number out again. If it is not there any
 //! more, a notifier has taken it out and will unpark this worker: [`ParkToken`] says which happened.
 //! Every entry that a notifier takes out is matched by one unpark, and every unpark by one park, so
@@ -24,6 +31,8 @@ pub struct Sleep {
     sleepers: Mutex<Vec<usize>>,
     /// The length of `sleepers`, written under its lock, read without it by notifiers.
     count: AtomicUsize,
+    /// Workers that were taken out to be unparked, and have not found work yet.
+    searching: AtomicUsize,
 }
 
 /// What a worker that wanted to sleep is to do.
@@ -42,7 +51,11 @@ impl Sleep {
     /// A set in which the workers `asleep` are entered.
     pub fn new(asleep: impl IntoIterator<Item = usize>) -> Self {
         let sleepers: Vec<usize> = asleep.into_iter().collect();
-        Self { count: AtomicUsize::new(sleepers.len()), sleepers: Mutex::new(sleepers) }
+        Self {
+            count: AtomicUsize::new(sleepers.len()),
+            searching: AtomicUsize::new(0),
+            sleepers: Mutex::new(sleepers),
+        }
     }
 
     /// Enters `worker`, looks for work again, and says whether it may park.
@@ -57,12 +70,9 @@ impl Sleep {
         if !has_work() {
             return ParkToken::Park;
         }
-        let mut sleepers = self.sleepers.lock();
-        let Some(place) = sleepers.iter().position(|&entered| entered == worker) else {
+        if !self.leave(worker) {
             return ParkToken::Unparked;
-        };
-        sleepers.swap_remove(place);
-        self.count.store(sleepers.len(), Ordering::SeqCst);
+        }
         ParkToken::Awake
     }
 
@@ -73,38 +83,58 @@ impl Sleep {
         fence(Ordering::SeqCst);
         let mut sleepers = self.sleepers.lock();
         self.count.store(0, Ordering::SeqCst);
+        self.searching.fetch_add(sleepers.len(), Ordering::SeqCst);
         std::mem::take(&mut *sleepers)
     }
 
-    /// Enters `worker`, looks for work again, and calls `park` unless it found some.
+    /// Enters `worker`, looks for work again, and calls `park` unless it found some. `true`: the worker
+    /// was woken, and searches.
     ///
     /// When this returns, `worker` is not entered: a worker that is entered while it works would be
     /// picked by notifiers in place of one that sleeps.
-    pub fn rest(&self, worker: usize, has_work: impl FnOnce() -> bool, park: impl FnOnce()) {
+    #[must_use]
+    pub fn rest(
+        &self,
+        worker: usize,
+        has_work: impl FnOnce() -> bool,
+        park: impl FnOnce(),
+    ) -> bool {
         match self.prepare(worker, has_work) {
             ParkToken::Park => {
                 park();
                 // Nobody may have meant it: parking can end for no reason.
-                self.leave(worker);
+                !self.leave(worker)
             }
             // The unpark comes at once; left untaken, it would cut the next sleep short.
-            ParkToken::Unparked => park(),
-            ParkToken::Awake => {}
+            ParkToken::Unparked => {
+                park();
+                true
+            }
+            ParkToken::Awake => false,
         }
     }
 
-    /// After a push: takes one sleeper out, for the caller to unpark.
+    /// The calling worker searches no longer. Whoever found work looks for more then, and passes that on
+    /// with [`notify_one`](Self::notify_one); whoever found none goes to [`rest`](Self::rest), which looks.
+    pub fn end_search(&self) {
+        self.searching.fetch_sub(1, Ordering::SeqCst);
+        // Pairs with the fence in `notify_one`, see above.
+        fence(Ordering::SeqCst);
+    }
+
+    /// After a push: takes one sleeper out, for the caller to unpark, unless someone searches.
     #[must_use]
     pub fn notify_one(&self) -> Option<usize> {
         // Pairs with the fence in `prepare`, see above.
         fence(Ordering::SeqCst);
-        if self.count.load(Ordering::SeqCst) == 0 {
+        if self.count.load(Ordering::SeqCst) == 0 || self.searching.load(Ordering::SeqCst) > 0 {
             return None;
         }
         let mut sleepers = self.sleepers.lock();
-        let worker = sleepers.pop();
+        let worker = sleepers.pop()?;
         self.count.store(sleepers.len(), Ordering::SeqCst);
-        worker
+        self.searching.fetch_add(1, Ordering::SeqCst);
+        Some(worker)
     }
 
     /// How many are asleep.
@@ -112,10 +142,14 @@ impl Sleep {
         self.count.load(Ordering::SeqCst)
     }
 
-    /// Takes `worker` out if it is still entered.
-    fn leave(&self, worker: usize) {
+    /// Takes `worker` out; `false` if it is not entered any more.
+    fn leave(&self, worker: usize) -> bool {
         let mut sleepers = self.sleepers.lock();
-        sleepers.retain(|&entered| entered != worker);
+        let Some(place) = sleepers.iter().position(|&entered| entered == worker) else {
+            return false;
+        };
+        sleepers.swap_remove(place);
         self.count.store(sleepers.len(), Ordering::SeqCst);
+        true
     }
 }

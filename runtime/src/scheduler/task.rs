@@ -24,7 +24,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
     task::{Wake, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use gatework_shared_state::{
@@ -67,10 +67,18 @@ impl Gates {
         self.0.iter()
     }
 
-    /// Registers `waker` on all gates; `true` if one of them is open already.
+    /// Registers `waker` on all gates; `true` if one of them is open already. A gate behind an open one
+    /// needs no registration, since the task runs at once.
     pub fn poll_any_ready(&self, waker: &Waker) -> bool {
-        // Not `any`: a gate behind an open one needs no registration, the task runs at once.
-        self.0.iter().any(|gate| gate.poll_ready(waker))
+        self.poll_any_ready_at(waker.clone(), Instant::now())
+    }
+
+    /// [`poll_any_ready`](Self::poll_any_ready) for a caller that gives its waker away and knows the
+    /// time.
+    pub fn poll_any_ready_at(&self, waker: Waker, now: Instant) -> bool {
+        let Some((last, others)) = self.0.split_last() else { return true };
+        others.iter().any(|gate| gate.poll_ready_at(waker.clone(), now))
+            || last.poll_ready_at(waker, now)
     }
 }
 
@@ -213,7 +221,7 @@ impl WakeState {
     }
 }
 
-/// Counters of one task's life on the workers.
+/// Counters of one task's life on the workers. Only its runner writes them.
 #[derive(Debug, Default)]
 pub(crate) struct TaskCounters {
     pub(crate) runs: AtomicU64,
@@ -228,15 +236,25 @@ pub(crate) struct Task {
     wake_state: WakeState,
     /// Cancelled: goes to the front of the queue.
     urgent: AtomicBool,
-    /// Locked by the one runner, and by whoever reads what it waits for; never contended for long.
-    body: Mutex<Option<Box<dyn Runnable>>>,
-    /// What the task waits for while it is blocked, for dumps.
-    waits: Mutex<Option<Gates>>,
+    /// Locked by the one runner; who wants to know what a blocked task waits for tries to.
+    body: Mutex<Body>,
     pub(super) group: Arc<TaskGroup>,
     pub(super) counters: TaskCounters,
     /// The worker that ran it last, plus one; 0 before the first run.
     pub(super) last_worker: AtomicUsize,
     core: Weak<Core>,
+}
+
+struct Body {
+    /// `None` when it is done.
+    runnable: Option<Box<dyn Runnable>>,
+    /// What it waits for, if it is blocked.
+    waits: Option<Gates>,
+}
+
+/// Adds to a counter that nobody else writes.
+pub(super) fn add(counter: &AtomicU64, count: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + count, Ordering::Relaxed);
 }
 
 impl fmt::Debug for Task {
@@ -254,8 +272,7 @@ impl Task {
         Arc::new(Self {
             wake_state: WakeState::new(),
             urgent: AtomicBool::new(false),
-            body: Mutex::new(Some(body)),
-            waits: Mutex::new(None),
+            body: Mutex::new(Body { runnable: Some(body), waits: None }),
             group,
             counters: TaskCounters::default(),
             last_worker: AtomicUsize::new(0),
@@ -267,46 +284,64 @@ impl Task {
         self.urgent.load(Ordering::Relaxed)
     }
 
-    fn schedule(self: &Arc<Self>) {
-        if self.wake_state.wake()
-            && let Some(core) = self.core.upgrade()
-        {
-            core.push(self.clone());
-        }
+    pub(super) fn core(&self) -> &Weak<Core> {
+        &self.core
     }
 
-    /// Runs a task taken from the queue, once.
-    pub(super) fn run(self: Arc<Self>, core: &Arc<Core>, worker: usize) {
+    /// Runs a task taken from the queue, once. The worker's time has been spent on it since `started`;
+    /// answers until when.
+    pub(super) fn run(
+        self: Arc<Self>,
+        core: &Arc<Core>,
+        worker: usize,
+        started: Instant,
+    ) -> Instant {
         if !self.wake_state.begin() {
-            return;
+            return started;
         }
-        let outcome = self.run_body(worker);
+        let mut body = self.body.lock();
+        let outcome = self.run_body(&mut body, worker);
+        let now = Instant::now();
+        self.charge(core, now.duration_since(started));
         match outcome {
             Outcome::Yield => {
-                self.counters.yields.fetch_add(1, Ordering::Relaxed);
+                drop(body);
+                add(&self.counters.yields, 1);
                 self.wake_state.requeue();
                 core.push_yielded(self);
             }
-            Outcome::Blocked(gates) => self.block(core, gates),
+            Outcome::Blocked(gates) => {
+                add(&self.counters.blocks, 1);
+                // Registers on the gates while still `Running`, then leaves.
+                let waker = Waker::from(self.clone());
+                let ready = body.waits.insert(gates).poll_any_ready_at(waker, now);
+                drop(body);
+                if ready {
+                    self.wake_state.requeue();
+                    core.push(self);
+                } else if !self.wake_state.suspend() {
+                    core.push(self);
+                }
+            }
             Outcome::Done => {
-                let body = self.body.lock().take();
                 // A gate that never opens keeps its wakers, and so this task, for as long as it
                 // lives: the task must not keep the gate in turn.
-                let waits = self.waits.lock().take();
+                let left = (body.runnable.take(), body.waits.take());
+                drop(body);
                 self.wake_state.finish();
                 // Counted as ended before the body goes, so that whoever learns of the end from the
                 // body's destructor finds no task alive.
                 core.task_ended();
                 // A destructor that panics must not take the worker with it.
-                let _contained = catch_unwind(AssertUnwindSafe(|| drop((body, waits))));
+                let _contained = catch_unwind(AssertUnwindSafe(|| drop(left)));
             }
         }
+        now
     }
 
-    fn run_body(&self, worker: usize) -> Outcome {
-        self.counters.runs.fetch_add(1, Ordering::Relaxed);
-        let mut body = self.body.lock();
-        let Some(runnable) = body.as_mut() else { return Outcome::Done };
+    fn run_body(&self, body: &mut Body, worker: usize) -> Outcome {
+        add(&self.counters.runs, 1);
+        let Some(runnable) = body.runnable.as_mut() else { return Outcome::Done };
         match catch_unwind(AssertUnwindSafe(|| runnable.run(worker))) {
             Ok(outcome) => outcome,
             Err(payload) => {
@@ -316,27 +351,24 @@ impl Task {
         }
     }
 
-    /// Registers on the gates while still `Running`, then leaves.
-    fn block(self: Arc<Self>, core: &Arc<Core>, gates: Gates) {
-        self.counters.blocks.fetch_add(1, Ordering::Relaxed);
-        *self.waits.lock() = Some(gates.clone());
-        let waker = Waker::from(self.clone());
-        if gates.poll_any_ready(&waker) {
-            self.wake_state.requeue();
-            core.push(self);
-        } else if !self.wake_state.suspend() {
-            core.push(self);
-        }
+    fn charge(&self, core: &Core, spent: Duration) {
+        self.group.charge(spent);
+        add(&self.counters.busy_nanos, spent.as_nanos() as u64);
+        core.queue.charge(&self.group, spent);
     }
 }
 
 impl Wake for Task {
     fn wake(self: Arc<Self>) {
-        self.schedule();
+        if self.wake_state.wake() {
+            Core::push_woken(self);
+        }
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.schedule();
+        if self.wake_state.wake() {
+            Core::push_woken(self.clone());
+        }
     }
 }
 
@@ -347,7 +379,7 @@ pub struct TaskHandle(pub(super) Arc<Task>);
 impl TaskHandle {
     /// Makes the task runnable, as a gate would.
     pub fn wake(&self) {
-        self.0.schedule();
+        self.0.wake_by_ref();
     }
 
     /// Makes the task runnable in front of all others: it was cancelled.
@@ -367,8 +399,9 @@ impl TaskHandle {
 
     /// The gates it waits for, if it is blocked.
     pub fn waits_for(&self) -> Option<Gates> {
-        let waits = self.0.waits.lock();
-        waits.as_ref().filter(|_| self.state() == TaskState::Blocked).cloned()
+        // Whoever holds the body runs it.
+        let body = self.0.body.try_lock()?;
+        body.waits.as_ref().filter(|_| self.state() == TaskState::Blocked).cloned()
     }
 
     /// The worker that ran it last.

@@ -5,18 +5,19 @@ use std::{sync::Arc, time::Instant};
 use crossbeam::sync::Parker;
 use gatework_shared_state::sync::atomic::Ordering;
 
-use super::{executor::Core, queue::Taken, sleep::ParkToken};
+use super::{executor::Core, queue::Taken, sleep::ParkToken, task::add};
 
 /// The loop of a thread of our own: runs until the executor stops and no task lives.
 pub(super) fn run_thread(core: &Arc<Core>, worker: usize, parker: &Parker) {
-    let Some(attached) = core.queue.attach(worker) else { return };
+    let Some(attached) = core.queue.attach(core, worker) else { return };
+    let mut searches = false;
     loop {
-        drain(core, worker);
+        drain(core, worker, searches);
         if core.is_stopped() {
             break;
         }
         let has_work = || !core.queue.is_empty() || core.is_stopped();
-        core.sleep.rest(worker, has_work, || parker.park());
+        searches = core.sleep.rest(worker, has_work, || parker.park());
     }
     core.queue.detach(worker, attached);
 }
@@ -26,8 +27,11 @@ pub(super) fn run_thread(core: &Arc<Core>, worker: usize, parker: &Parker) {
 /// The deque is given back before the number is entered, because from then on another thread may be
 /// asked to be this worker.
 pub(super) fn run_borrowed(core: &Arc<Core>, worker: usize) {
-    while let Some(attached) = core.queue.attach(worker) {
-        drain(core, worker);
+    // Whoever asked for the thread took the worker out of the sleepers.
+    let mut searches = true;
+    while let Some(attached) = core.queue.attach(core, worker) {
+        drain(core, worker, searches);
+        searches = false;
         core.queue.detach(worker, attached);
         if core.sleep.prepare(worker, || !core.queue.is_empty()) != ParkToken::Awake {
             break;
@@ -36,19 +40,27 @@ pub(super) fn run_borrowed(core: &Arc<Core>, worker: usize) {
     core.borrowed_thread_left();
 }
 
-fn drain(core: &Arc<Core>, worker: usize) {
+/// Runs tasks until there are none. `searches`: the worker was woken for them, so that pushes have
+/// relied on it since.
+fn drain(core: &Arc<Core>, worker: usize, mut searches: bool) {
+    let mut now = Instant::now();
     while let Some(Taken { task, stolen }) = core.queue.take(worker) {
-        let last = task.last_worker.swap(worker + 1, Ordering::Relaxed);
+        if searches {
+            searches = false;
+            core.sleep.end_search();
+            if !core.queue.is_empty() {
+                core.wake_one();
+            }
+        }
+        let last = task.last_worker.load(Ordering::Relaxed);
+        task.last_worker.store(worker + 1, Ordering::Relaxed);
         if stolen || (last != 0 && last != worker + 1) {
-            task.counters.steals.fetch_add(1, Ordering::Relaxed);
+            add(&task.counters.steals, 1);
             core.steals.fetch_add(1, Ordering::Relaxed);
         }
-        let started = Instant::now();
-        let (group, kept) = (task.group.clone(), task.clone());
-        task.run(core, worker);
-        let spent = started.elapsed();
-        group.charge(spent);
-        kept.counters.busy_nanos.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
-        core.queue.charge(&kept, spent);
+        now = task.run(core, worker, now);
+    }
+    if searches {
+        core.sleep.end_search();
     }
 }

@@ -19,15 +19,20 @@ use crate::support::{Parker, check, join_all, must_fail};
 
 /// The protocol of sleepers and notifiers, for the one that ships and for broken ones.
 trait Sleepers: Send + Sync + 'static {
-    fn rest(&self, worker: usize, has_work: impl Fn() -> bool, park: impl FnOnce());
+    fn rest(&self, worker: usize, has_work: impl Fn() -> bool, park: impl FnOnce()) -> bool;
+    fn end_search(&self);
     fn notify_one(&self) -> Option<usize>;
     fn notify_all(&self) -> Vec<usize>;
     fn count(&self) -> usize;
 }
 
 impl Sleepers for Sleep {
-    fn rest(&self, worker: usize, has_work: impl Fn() -> bool, park: impl FnOnce()) {
-        self.rest(worker, has_work, park);
+    fn rest(&self, worker: usize, has_work: impl Fn() -> bool, park: impl FnOnce()) -> bool {
+        self.rest(worker, has_work, park)
+    }
+
+    fn end_search(&self) {
+        self.end_search();
     }
 
     fn notify_one(&self) -> Option<usize> {
@@ -78,13 +83,23 @@ impl<S: Sleepers> House<S> {
         workers.into_iter().for_each(|worker| self.parkers[worker].unpark());
     }
 
-    fn drain(&self) {
+    fn drain(&self, mut searches: bool) {
         let take = |items: usize| items.checked_sub(1);
         while self.queue.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+            if searches {
+                searches = false;
+                self.sleep.end_search();
+                if self.queue.load(Ordering::Relaxed) > 0 {
+                    self.unpark(self.sleep.notify_one());
+                }
+            }
             if self.taken.fetch_add(1, Ordering::Relaxed) + 1 == self.items {
                 self.stopped.store(true, Ordering::Relaxed);
                 self.unpark(self.sleep.notify_all());
             }
+        }
+        if searches {
+            self.sleep.end_search();
         }
     }
 
@@ -100,12 +115,13 @@ impl<S: Sleepers> House<S> {
 
     /// A worker's loop, until all items were taken.
     fn work(&self, worker: usize) {
+        let mut searches = false;
         loop {
-            self.drain();
+            self.drain(searches);
             if self.stopped.load(Ordering::Relaxed) {
                 return;
             }
-            self.sleep.rest(worker, || self.has_work(), || self.park(worker));
+            searches = self.sleep.rest(worker, || self.has_work(), || self.park(worker));
             if self.parkers.len() == 1 {
                 assert_eq!(self.sleep.count(), 0, "awake, and entered as a sleeper");
             }
@@ -159,16 +175,24 @@ fn two_workers<S: Sleepers>(sleep: impl Fn() -> S) {
     assert_eq!(house.taken.load(Ordering::Relaxed), 2);
 }
 
-/// Workers that are all entered at the start, as those on borrowed threads are: a push takes one
-/// out, and a second push the other.
+/// Workers that are all entered at the start, as those on borrowed threads are: of two pushes one wakes
+/// a worker, which then looks and wakes the other.
 fn one_push_one_worker<S: Sleepers>(sleep: impl Fn() -> S) {
     let sleep = Arc::new(sleep());
     let notifier = thread::spawn({
         let sleep = sleep.clone();
         move || sleep.notify_one()
     });
-    let woken = [sleep.notify_one(), notifier.join().unwrap()];
-    assert!(woken == [Some(0), Some(1)] || woken == [Some(1), Some(0)], "{woken:?}");
+    let mut woken: Vec<_> =
+        [sleep.notify_one(), notifier.join().unwrap()].into_iter().flatten().collect();
+    // Both, if neither saw the other search.
+    if woken.len() == 1 {
+        assert_eq!(sleep.notify_one(), None);
+        sleep.end_search();
+        woken.extend(sleep.notify_one());
+    }
+    woken.sort_unstable();
+    assert_eq!(woken, [0, 1]);
     assert_eq!(sleep.notify_one(), None);
 }
 
@@ -213,11 +237,14 @@ mod broken {
         TokenLeftOver,
         /// Takes a sleeper out without unparking it: here, forgets whom it took.
         TakenButNotWoken,
+        /// A worker that found nothing says so after its last look.
+        SearchesInItsSleep,
     }
 
     struct Broken {
         sleepers: Mutex<Vec<usize>>,
         count: AtomicUsize,
+        searching: AtomicUsize,
         fault: Fault,
     }
 
@@ -248,38 +275,55 @@ mod broken {
     }
 
     impl Sleepers for Broken {
-        fn rest(&self, worker: usize, has_work: impl Fn() -> bool, park: impl FnOnce()) {
+        fn rest(&self, worker: usize, has_work: impl Fn() -> bool, park: impl FnOnce()) -> bool {
             if self.fault == Fault::LooksThenEnters {
                 let found = has_work();
                 self.enter(worker);
                 self.fence();
                 if found && self.take_out(Some(worker)).is_some() {
-                    return;
+                    return false;
                 }
-                return park();
+                park();
+                return true;
             }
             self.enter(worker);
             self.fence();
             if self.fault == Fault::NoSecondLook || !has_work() {
-                return park();
+                if self.fault == Fault::SearchesInItsSleep {
+                    self.searching.store(0, Ordering::SeqCst);
+                }
+                park();
+                return true;
             }
             let unparked = self.take_out(Some(worker)).is_none();
             if unparked && self.fault != Fault::TokenLeftOver {
                 park();
             }
+            unparked
+        }
+
+        fn end_search(&self) {
+            if self.fault != Fault::SearchesInItsSleep {
+                self.searching.fetch_sub(1, Ordering::SeqCst);
+                self.fence();
+            }
         }
 
         fn notify_one(&self) -> Option<usize> {
             self.fence();
-            if self.count.load(Ordering::SeqCst) == 0 {
+            let searching = self.searching.load(Ordering::SeqCst) > 0;
+            if searching || self.count.load(Ordering::SeqCst) == 0 {
                 return None;
             }
-            let taken = self.take_out(None);
-            if self.fault == Fault::TakenButNotWoken { None } else { taken }
+            let taken = self.take_out(None)?;
+            self.searching.fetch_add(1, Ordering::SeqCst);
+            (self.fault != Fault::TakenButNotWoken).then_some(taken)
         }
 
         fn notify_all(&self) -> Vec<usize> {
-            std::iter::from_fn(|| self.notify_one()).collect()
+            let all: Vec<usize> = std::iter::from_fn(|| self.take_out(None)).collect();
+            self.searching.fetch_add(all.len(), Ordering::SeqCst);
+            all
         }
 
         fn count(&self) -> usize {
@@ -290,7 +334,12 @@ mod broken {
     const ASLEEP: &[&str] = &["deadlock"];
 
     fn with(fault: Fault) -> impl Fn() -> Broken + Copy {
-        move || Broken { sleepers: Mutex::new(Vec::new()), count: AtomicUsize::new(0), fault }
+        move || Broken {
+            sleepers: Mutex::new(Vec::new()),
+            count: AtomicUsize::new(0),
+            searching: AtomicUsize::new(0),
+            fault,
+        }
     }
 
     #[test]
@@ -318,6 +367,11 @@ mod broken {
     #[test]
     fn taken_but_not_woken() {
         must_fail(ASLEEP, || one_worker(with(Fault::TakenButNotWoken)));
+    }
+
+    #[test]
+    fn searches_in_its_sleep() {
+        must_fail(ASLEEP, || one_worker(with(Fault::SearchesInItsSleep)));
     }
 
     #[test]

@@ -115,14 +115,15 @@ fn a_push_wakes_every_worker_that_is_needed() {
 fn a_sleeper_is_entered_once_and_only_while_it_sleeps() {
     let sleep = Sleep::new([]);
     // There is work: it does not park.
-    sleep.rest(0, || true, || panic!("parked"));
+    assert!(!sleep.rest(0, || true, || panic!("parked")));
     // A notifier takes it out between its entry and its second look: it takes the unpark.
     let parked = AtomicBool::new(false);
     let taken_out = || sleep.notify_one() == Some(0);
-    sleep.rest(0, taken_out, || parked.store(true, Ordering::SeqCst));
+    assert!(sleep.rest(0, taken_out, || parked.store(true, Ordering::SeqCst)));
     assert!(parked.load(Ordering::SeqCst));
+    sleep.end_search();
     // It wakes up for no reason.
-    sleep.rest(0, || false, || assert_eq!(sleep.count(), 1));
+    assert!(!sleep.rest(0, || false, || assert_eq!(sleep.count(), 1)));
     assert_eq!((sleep.count(), sleep.notify_one()), (0, None));
     assert_eq!(sleep.prepare(0, || false), ParkToken::Park);
     assert_eq!(sleep.prepare(1, || true), ParkToken::Awake);
@@ -130,6 +131,16 @@ fn a_sleeper_is_entered_once_and_only_while_it_sleeps() {
     let sleep = Sleep::new(0..3);
     assert_eq!(sleep.notify_all(), [0, 1, 2]);
     assert_eq!(sleep.count(), 0);
+}
+
+#[test]
+fn while_one_searches_pushes_wake_nobody() {
+    let sleep = Sleep::new(0..3);
+    assert_eq!([sleep.notify_one(), sleep.notify_one()], [Some(2), None]);
+    sleep.end_search();
+    assert_eq!([sleep.notify_one(), sleep.notify_one()], [Some(1), None]);
+    sleep.end_search();
+    assert_eq!(sleep.notify_one(), Some(0));
 }
 
 /// Endless tasks that yield, until the flag is set.
