@@ -15,5 +15,5 @@ mod tests;
 
 pub use encoder::{KeyEncoder, Keys, NullKeys};
 pub(crate) use fixed::{is_narrow, pack_narrow};
-pub use partition::{partition_indices, partition_rows};
+pub use partition::{partition_indices, partition_rows, split};
 pub use table::GroupTable;

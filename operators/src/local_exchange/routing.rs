@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use arrow::{
-    array::{Array, RecordBatch, UInt32Array},
-    compute::{cast, take_record_batch},
+    array::{Array, RecordBatch},
+    compute::cast,
     datatypes::DataType,
 };
 use datafusion_common::{cast::as_int64_array, exec_err};
@@ -17,7 +17,7 @@ use gatework_shared_state::exchange::ExchangeKind;
 
 use crate::{
     OrFail,
-    keys::{partition_indices, partition_rows},
+    keys::{partition_rows, split},
 };
 
 /// How a local exchange routes.
@@ -142,14 +142,7 @@ impl Router {
             }
         };
         let of_rows = (0..buckets.len()).map(channel).collect::<Result<Vec<_>, _>>().or_fail()?;
-        partition_indices(of_rows.into_iter(), self.channels)
-            .into_iter()
-            .enumerate()
-            .filter(|(_, rows)| !rows.is_empty())
-            .map(|(channel, rows)| {
-                Ok((channel, take_record_batch(batch, &UInt32Array::from(rows)).or_fail()?))
-            })
-            .collect()
+        split(batch, of_rows.iter().copied(), self.channels)
     }
 
     /// Cuts batch number `number` into about equal slices, one a channel. Batches of fewer rows

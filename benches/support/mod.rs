@@ -1,0 +1,90 @@
+//! What benches share: running a graph to its end, and a sink that counts.
+
+use std::{
+    hint::black_box,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Wake, Waker},
+    thread::{self, Thread},
+};
+
+use gatework::{
+    Executor,
+    runtime::{
+        Result,
+        pipeline::{
+            Batch, FinishResult, Graph, LocalSink, QueryContext, QueryOptions, Setup, Sink,
+            SinkResult, TaskContext,
+        },
+    },
+};
+
+/// As in the command line: everybody here allocates and frees on different threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Runs `graph` until none of its tasks is left.
+pub(crate) fn finish(executor: &Executor, graph: Graph) {
+    let query = QueryContext::new(executor, QueryOptions::default());
+    let _running = graph.start(&query).expect("a graph that can run");
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    while !query.idle().poll_ready(&waker) {
+        thread::park();
+    }
+    assert!(query.error().is_none(), "{:?}", query.error());
+}
+
+/// Counts the rows of all tasks of a pipeline.
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicUsize);
+
+impl Count {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One task's count.
+struct LocalCount(Arc<Count>, usize);
+
+/// The sink of a pipeline that counts.
+#[derive(Debug)]
+pub(crate) struct CountSink(pub(crate) Arc<Count>);
+
+impl Sink for CountSink {
+    fn name(&self) -> &str {
+        "count"
+    }
+
+    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSink>> {
+        Ok(Box::new(LocalCount(self.0.clone(), 0)))
+    }
+}
+
+impl LocalSink for LocalCount {
+    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+        if let Some(batch) = batch {
+            self.1 += black_box(batch).rows();
+        }
+        Ok(SinkResult::NeedInput)
+    }
+
+    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+        self.0.0.fetch_add(self.1, Ordering::Relaxed);
+        Ok(FinishResult::Done)
+    }
+}
