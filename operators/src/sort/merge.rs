@@ -64,7 +64,7 @@ impl LocalMerge {
             return Ok((rows > 0).then_some(slice));
         }
         let key = |run: usize, row: usize| {
-            self.runs.get(run).filter(|run| row < run.rows.num_rows()).map(|run| run.key(row))
+            self.runs.get(run).filter(|run| row < run.rows.num_rows()).map(|run| run.head(row))
         };
         let heads = self.positions.iter().enumerate();
         let mut heads: BinaryHeap<_> =

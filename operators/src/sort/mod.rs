@@ -11,6 +11,7 @@ mod run;
 mod tests;
 
 pub use merge::SortMerge;
+use run::Boundary;
 pub use run::SortRuns;
 
 use std::sync::Arc;
@@ -43,7 +44,7 @@ struct Shared {
     config: SortConfig,
     converter: RowConverter,
     /// With a `fetch`: the lowest key known to have that many rows at or before it.
-    boundary: RwLock<Option<Box<[u8]>>>,
+    boundary: RwLock<Option<Arc<Boundary>>>,
 }
 
 /// Sink and source of a sort with `sinks` sink tasks and one source task, whose rows are in order.

@@ -1,13 +1,19 @@
 //! The sink of a sort: collects batches and sorts them into a run.
 
-use std::sync::Arc;
+use std::{cmp::Ordering, sync::Arc};
 
 use arrow::{
-    array::{ArrayRef, BooleanArray, RecordBatch, UInt32Array},
+    array::{Array, ArrayRef, BooleanArray, RecordBatch, Scalar, UInt32Array},
     buffer::BooleanBuffer,
-    compute::{filter_record_batch, take_record_batch},
+    compute::{
+        filter, filter_record_batch,
+        kernels::cmp::{gt_eq, lt_eq},
+        take_record_batch,
+    },
+    error::ArrowError,
 };
 use arrow_row::Rows;
+use datafusion_physical_expr::PhysicalSortExpr;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
@@ -24,9 +30,13 @@ use crate::{OrFail, compact, concat::concat_as};
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) rows: RecordBatch,
+    /// The beginning of the key of each row of `rows`.
+    prefixes: Vec<u128>,
     /// Keys in the order of arrival, and which of them each row of `rows` has.
     keys: Rows,
     order: Vec<u32>,
+    /// The prefixes are the keys.
+    exact: bool,
     _reservation: Reservation,
 }
 
@@ -35,6 +45,61 @@ impl Run {
         // The row's bytes live as long as `keys`.
         let row = self.keys.row(self.order[row] as usize);
         row.data()
+    }
+
+    /// What `row` is compared by with rows of other runs of the same sort.
+    pub(super) fn head(&self, row: usize) -> Head<'_> {
+        let rest = if self.exact { &[] } else { self.key(row) };
+        Head { prefix: self.prefixes[row], rest }
+    }
+}
+
+/// A key in two parts: most comparisons end with the first, which is a number. Where one run's prefixes
+/// say it all and another's do not, equal prefixes are those of equal keys, or of one that ends where
+/// the other goes on, so nothing comes before something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Head<'a> {
+    prefix: u128,
+    /// The whole key, or nothing if the prefix says it all.
+    rest: &'a [u8],
+}
+
+/// The first 16 bytes of a key, as a number that compares like them.
+fn prefix(key: &[u8]) -> u128 {
+    match key.first_chunk::<16>() {
+        Some(bytes) => u128::from_be_bytes(*bytes),
+        None => {
+            let mut bytes = [0; 16];
+            bytes[..key.len()].copy_from_slice(key);
+            u128::from_be_bytes(bytes)
+        }
+    }
+}
+
+/// A row that so many rows lie before, or at, that no row behind it is wanted.
+#[derive(Debug)]
+pub(super) struct Boundary {
+    key: Box<[u8]>,
+    /// The first sort key's value, and whether it descends.
+    first: ArrayRef,
+    descending: bool,
+}
+
+impl Boundary {
+    fn new(run: &Run, row: usize, first: &PhysicalSortExpr) -> datafusion_common::Result<Self> {
+        let value = first.expr.evaluate(&run.rows.slice(row, 1))?.into_array_of_size(1)?;
+        let descending = first.options.descending;
+        Ok(Self { key: run.key(row).into(), first: value, descending })
+    }
+
+    /// The rows whose first sort key is not behind the boundary's, told from the column alone; `None` if
+    /// that does not go for NULLs or for the type.
+    fn not_behind(&self, first: &ArrayRef) -> Result<Option<BooleanArray>, ArrowError> {
+        if !first.data_type().is_primitive() || first.null_count() + self.first.null_count() > 0 {
+            return Ok(None);
+        }
+        let boundary = Scalar::new(&self.first);
+        if self.descending { gt_eq(first, &boundary) } else { lt_eq(first, &boundary) }.map(Some)
     }
 }
 
@@ -92,12 +157,12 @@ struct LocalRuns {
 }
 
 /// A top-N task sorts what it has when it holds this many rows more than it may keep.
-const TOP_N_SLACK_ROWS: usize = 1 << 15;
+const TOP_N_SLACK_ROWS: usize = 1 << 13;
 
 impl LocalRuns {
-    fn add(&mut self, data: RecordBatch) -> Result<()> {
+    fn add(&mut self, mut data: RecordBatch) -> Result<()> {
         let shared = &self.shared;
-        let columns = shared
+        let mut columns = shared
             .config
             .ordering
             .iter()
@@ -111,9 +176,18 @@ impl LocalRuns {
             debug_assert_eq!(first + data.num_rows(), self.collected.keys.num_rows());
             return self.keep(data);
         };
+        if let Some(near) = boundary.not_behind(&columns[0]).or_fail()? {
+            if near.true_count() == 0 {
+                return Ok(());
+            }
+            data = filter_record_batch(&data, &near).or_fail()?;
+            for column in &mut columns {
+                *column = filter(column, &near).or_fail()?;
+            }
+        }
         let keys = shared.converter.convert_columns(&columns).or_fail()?;
         let before = BooleanBuffer::collect_bool(data.num_rows(), |row| {
-            keys.row(row).data() < boundary.as_ref()
+            keys.row(row).data() < boundary.key.as_ref()
         });
         if before.count_set_bits() == 0 {
             return Ok(());
@@ -141,24 +215,30 @@ impl LocalRuns {
             return Err(Error::Setup("more than 2^32 rows in one sort run".into()));
         }
         let keys = collected.keys;
-        let mut order: Vec<u32> = (0..rows as u32).collect();
-        let by_key = |a: &u32, b: &u32| keys.row(*a as usize).cmp(&keys.row(*b as usize));
-        match self.shared.config.fetch {
-            Some(fetch) if fetch < rows && fetch > 0 => {
-                order.select_nth_unstable_by(fetch - 1, by_key);
-                order.truncate(fetch);
-            }
-            Some(0) => order.clear(),
-            _ => {}
+        let first = keys.row(0).data().len();
+        let mut exact = first <= 16;
+        let mut order: Vec<(u128, u32)> = Vec::with_capacity(rows);
+        for (row, key) in (0..).zip(keys.iter()) {
+            exact &= key.data().len() == first;
+            order.push((prefix(key.data()), row));
         }
-        order.sort_unstable_by(by_key);
+        let fetch = self.shared.config.fetch;
+        if exact {
+            sort_some(&mut order, fetch, |a, b| a.0.cmp(&b.0));
+        } else {
+            let whole = |row: u32| keys.row(row as usize);
+            sort_some(&mut order, fetch, |a, b| {
+                a.0.cmp(&b.0).then_with(|| whole(a.1).cmp(&whole(b.1)))
+            });
+        }
+        let (prefixes, order): (Vec<_>, Vec<_>) = order.into_iter().unzip();
         let all = concat_as(&self.shared.config.schema, &collected.batches)?;
         drop(collected.batches);
         let sorted = take_record_batch(&all, &UInt32Array::from(order.clone())).or_fail()?;
-        let bytes = Batch::new(sorted.clone()).bytes() + keys.size() + 4 * order.len();
+        let bytes = Batch::new(sorted.clone()).bytes() + keys.size() + 20 * order.len();
         self.reservation.resize(bytes)?;
         let _reservation = self.reservation.split_off();
-        Ok(Some(Run { rows: sorted, keys, order, _reservation }))
+        Ok(Some(Run { rows: sorted, prefixes, keys, order, exact, _reservation }))
     }
 
     /// Sorts a top-N's rows down to what it may keep, and tells the others the boundary.
@@ -166,10 +246,10 @@ impl LocalRuns {
         let Some(run) = self.sort()? else { return Ok(()) };
         let rows = run.rows.num_rows();
         if rows == fetch && rows > 0 {
-            let last: Box<[u8]> = run.key(rows - 1).into();
+            let last = Boundary::new(&run, rows - 1, &self.shared.config.ordering[0]).or_fail()?;
             let mut boundary = self.shared.boundary.write();
-            if boundary.as_ref().is_none_or(|known| last < *known) {
-                *boundary = Some(last);
+            if boundary.as_ref().is_none_or(|known| last.key < known.key) {
+                *boundary = Some(Arc::new(last));
             }
         }
         for row in 0..rows {
@@ -177,6 +257,23 @@ impl LocalRuns {
         }
         self.keep(run.rows)
     }
+}
+
+/// Sorts `order`; with a `fetch`, only as many elements are left.
+fn sort_some(
+    order: &mut Vec<(u128, u32)>,
+    fetch: Option<usize>,
+    by_key: impl Fn(&(u128, u32), &(u128, u32)) -> Ordering,
+) {
+    match fetch {
+        Some(fetch) if fetch < order.len() && fetch > 0 => {
+            order.select_nth_unstable_by(fetch - 1, &by_key);
+            order.truncate(fetch);
+        }
+        Some(0) => order.clear(),
+        _ => {}
+    }
+    order.sort_unstable_by(by_key);
 }
 
 impl LocalSink for LocalRuns {
