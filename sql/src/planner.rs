@@ -1,17 +1,25 @@
 //! The query planner and the physical rule that put shells over DataFusion's plans.
 
-use std::{fmt, sync::Arc};
+use std::{any::Any, collections::HashMap, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use datafusion::{
-    catalog::Session,
-    common::config::ConfigOptions,
+    catalog::{CatalogProviderList, Session},
+    common::{
+        DFSchema,
+        config::{ConfigOptions, TableOptions},
+    },
     error::Result,
-    execution::{SessionState, context::QueryPlanner},
-    logical_expr::LogicalPlan,
+    execution::{TaskContext, context::QueryPlanner, runtime_env::RuntimeEnv},
+    logical_expr::{
+        AggregateUDF, Expr, HigherOrderUDF, LogicalPlan, ScalarUDF, WindowUDF,
+        execution_props::ExecutionProps, registry::ExtensionTypeRegistryRef,
+    },
+    physical_expr::PhysicalExpr,
     physical_optimizer::PhysicalOptimizerRule,
-    physical_plan::ExecutionPlan,
+    physical_plan::{ExecutionPlan, operator_statistics::StatisticsRegistry},
     physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner},
+    prelude::SessionConfig,
 };
 
 use crate::{engine::Engine, shell};
@@ -42,19 +50,120 @@ impl QueryPlanner for GateworkPlanner {
         plan: &LogicalPlan,
         session: &dyn Session,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let serial = session.as_any().downcast_ref::<SessionState>().map(|state| {
-            let mut state = state.clone();
-            state.config_mut().options_mut().execution.target_partitions = 1;
-            state
-        });
-        let session = match &serial {
-            Some(state) => state as &dyn Session,
-            None => session,
-        };
+        let serial = Serial::new(session);
+        let session = &serial as &dyn Session;
         match &self.inner {
             Some(inner) => inner.create_physical_plan(plan, session).await,
             None => DefaultPhysicalPlanner::default().create_physical_plan(plan, session).await,
         }
+    }
+}
+
+/// A session that wants one partition, and is another one in all else. (A copy of a session's state would
+/// copy all its functions, which takes as long as planning a small query.)
+struct Serial<'a> {
+    session: &'a dyn Session,
+    config: SessionConfig,
+    /// If they were changed.
+    table_options: Option<TableOptions>,
+}
+
+impl<'a> Serial<'a> {
+    fn new(session: &'a dyn Session) -> Self {
+        let mut config = session.config().clone();
+        if config.target_partitions() != 1 {
+            config.options_mut().execution.target_partitions = 1;
+        }
+        Self { session, config, table_options: None }
+    }
+}
+
+#[async_trait]
+impl Session for Serial<'_> {
+    fn session_id(&self) -> &str {
+        self.session.session_id()
+    }
+
+    fn config(&self) -> &SessionConfig {
+        &self.config
+    }
+
+    fn catalog_list(&self) -> Arc<dyn CatalogProviderList> {
+        self.session.catalog_list()
+    }
+
+    fn query_planner(&self) -> Arc<dyn QueryPlanner + Send + Sync> {
+        self.session.query_planner()
+    }
+
+    fn optimize(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
+        self.session.optimize(plan)
+    }
+
+    fn physical_optimizers(&self) -> &[Arc<dyn PhysicalOptimizerRule + Send + Sync>] {
+        self.session.physical_optimizers()
+    }
+
+    fn statistics_registry(&self) -> Option<&StatisticsRegistry> {
+        self.session.statistics_registry()
+    }
+
+    async fn create_physical_plan(&self, plan: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
+        self.session.create_physical_plan(plan).await
+    }
+
+    fn create_physical_expr(&self, expr: Expr, schema: &DFSchema) -> Result<Arc<dyn PhysicalExpr>> {
+        self.session.create_physical_expr(expr, schema)
+    }
+
+    fn scalar_functions(&self) -> &HashMap<String, Arc<ScalarUDF>> {
+        self.session.scalar_functions()
+    }
+
+    fn higher_order_functions(&self) -> &HashMap<String, Arc<HigherOrderUDF>> {
+        self.session.higher_order_functions()
+    }
+
+    fn aggregate_functions(&self) -> &HashMap<String, Arc<AggregateUDF>> {
+        self.session.aggregate_functions()
+    }
+
+    fn window_functions(&self) -> &HashMap<String, Arc<WindowUDF>> {
+        self.session.window_functions()
+    }
+
+    fn extension_type_registry(&self) -> &ExtensionTypeRegistryRef {
+        self.session.extension_type_registry()
+    }
+
+    fn runtime_env(&self) -> &Arc<RuntimeEnv> {
+        self.session.runtime_env()
+    }
+
+    fn execution_props(&self) -> &ExecutionProps {
+        self.session.execution_props()
+    }
+
+    /// The session itself: who looks for a known type knows nothing of this one.
+    fn as_any(&self) -> &dyn Any {
+        self.session.as_any()
+    }
+
+    fn table_options(&self) -> &TableOptions {
+        self.table_options.as_ref().unwrap_or_else(|| self.session.table_options())
+    }
+
+    fn default_table_options(&self) -> TableOptions {
+        self.session.default_table_options()
+    }
+
+    fn table_options_mut(&mut self) -> &mut TableOptions {
+        let session = self.session;
+        self.table_options.get_or_insert_with(|| session.table_options().clone())
+    }
+
+    fn task_ctx(&self) -> Arc<TaskContext> {
+        self.session.task_ctx()
     }
 }
 
