@@ -312,7 +312,8 @@ fn scans_wait_and_drop_rows(in_memory: bool) {
             sessions.equal(&[sql]);
             for (plan, profile) in profiles(&sessions, sql) {
                 let (waits, dropped) = (total(&profile, WAITS), total(&profile, DROPPED));
-                if waits == 0 || dropped == 0 {
+                // Builds over memory may be done before the scan that would wait for them begins.
+                if waits == 0 && !in_memory || dropped == 0 {
                     sessions.fail(format!(
                         "{waits} waits for filters, {dropped} rows dropped by them:\n{plan}\n{profile}"
                     ));

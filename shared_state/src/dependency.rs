@@ -6,6 +6,7 @@
 
 use std::{
     borrow::Cow,
+    collections::HashSet,
     fmt,
     sync::Arc,
     task::Waker,
@@ -70,14 +71,37 @@ impl Drop for Wakeups {
     }
 }
 
+/// With so many wakers, new ones are entered as they come, and those that were known already are taken
+/// out when the list would grow.
+const MANY_WAKERS: usize = 16;
+
 #[derive(Debug)]
 struct Waiting {
-    /// Those to wake at the next change to ready. A waker is in here at most once.
+    /// Those to wake at the next change to ready. Of a few, none is in here twice.
     wakers: SmallVec<[Waker; 1]>,
     /// When the gate was blocked while someone waits, for the blocked time.
     waited_since: Option<Instant>,
     blocked: Duration,
     blocks: u64,
+}
+
+impl Waiting {
+    fn add(&mut self, waker: Waker) {
+        let wakers = &mut self.wakers;
+        if wakers.len() < MANY_WAKERS {
+            if !wakers.iter().any(|known| known.will_wake(&waker)) {
+                wakers.push(waker);
+            }
+            return;
+        }
+        wakers.push(waker);
+        if wakers.len() == wakers.capacity() {
+            // Wakers with the same data and functions wake the same.
+            let id = |waker: &Waker| (waker.data(), std::ptr::from_ref(waker.vtable()));
+            let mut known = HashSet::with_capacity(wakers.len());
+            wakers.retain(|waker| known.insert(id(waker)));
+        }
+    }
 }
 
 /// A gate. See the crate's documentation for the protocol.
@@ -210,7 +234,7 @@ impl Dependency {
     /// Tests the gate and, if it is shut, registers `waker`, in one atomic step.
     ///
     /// `true`: the gate is open, nothing was registered. `false`: `waker` will be woken when the
-    /// gate opens. A waker that is registered already is not registered twice.
+    /// gate opens, once or, among many, a few times: it may have been registered before.
     pub fn poll_ready(&self, waker: &Waker) -> bool {
         self.is_ready() || self.register(waker.clone(), Instant::now)
     }
@@ -229,9 +253,7 @@ impl Dependency {
             waiting.waited_since = Some(now());
             waiting.blocks += 1;
         }
-        if !waiting.wakers.iter().any(|known| known.will_wake(&waker)) {
-            waiting.wakers.push(waker);
-        }
+        waiting.add(waker);
         false
     }
 

@@ -66,11 +66,11 @@ struct Parts {
     /// Which operators (and, last, the sink) have started.
     started: Vec<bool>,
     /// Operators with more output for the input they hold, nearest to the source first.
-    more: SmallVec<[usize; 8]>,
+    more: SmallVec<[usize; 4]>,
     /// The operator whose rest is being flushed.
     flushing: Option<usize>,
     /// Gates that open when operator `.0` (or the sink, behind the last) wants no more input.
-    closed: SmallVec<[(usize, Gate); 2]>,
+    closed: SmallVec<[(usize, Gate); 1]>,
 }
 
 pub(super) struct TaskDriver {

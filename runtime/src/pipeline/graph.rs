@@ -11,6 +11,7 @@ use std::{
 
 use gatework_shared_state::Gate;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use super::{
     Operator, OperatorMetrics, OperatorProfile, QueryContext, Sink, Source, TaskProfile,
@@ -165,7 +166,7 @@ pub(super) struct TaskRecord {
     /// Counters, source first, sink last.
     pub(super) metrics: Box<[Arc<OperatorMetrics>]>,
     pub(super) workers: AtomicU64,
-    gates: Mutex<Vec<Gate>>,
+    gates: Mutex<SmallVec<[Gate; 1]>>,
     pub(super) handle: std::sync::OnceLock<TaskHandle>,
 }
 
@@ -175,7 +176,7 @@ impl TaskRecord {
             instance,
             metrics: (0..pipeline.operators.len() + 2).map(|_| Arc::default()).collect(),
             workers: AtomicU64::new(0),
-            gates: Mutex::new(Vec::new()),
+            gates: Mutex::default(),
             handle: std::sync::OnceLock::new(),
         }
     }
@@ -191,7 +192,7 @@ impl TaskRecord {
     }
 
     pub(super) fn gates(&self) -> Vec<Gate> {
-        self.gates.lock().clone()
+        self.gates.lock().to_vec()
     }
 
     pub(super) fn driver(

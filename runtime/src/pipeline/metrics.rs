@@ -17,8 +17,13 @@ pub struct OperatorMetrics {
     rows_out: AtomicU64,
     batches_out: AtomicU64,
     busy_nanos: AtomicU64,
-    /// Counters that only some operators have, by name.
-    named: Mutex<BTreeMap<&'static str, u64>>,
+    named: Mutex<Option<Box<Named>>>,
+}
+
+/// Counters that only some operators have, by name.
+#[derive(Debug, Default)]
+struct Named {
+    counters: BTreeMap<&'static str, u64>,
 }
 
 impl OperatorMetrics {
@@ -37,7 +42,8 @@ impl OperatorMetrics {
 
     /// Adds to a counter of the operator's own.
     pub fn add(&self, name: &'static str, amount: u64) {
-        *self.named.lock().entry(name).or_default() += amount;
+        let mut named = self.named.lock();
+        *named.get_or_insert_default().counters.entry(name).or_default() += amount;
     }
 
     pub(crate) fn add_to(&self, profile: &mut OperatorProfile) {
@@ -45,7 +51,7 @@ impl OperatorMetrics {
         profile.rows_out += self.rows_out.load(Ordering::Relaxed);
         profile.batches_out += self.batches_out.load(Ordering::Relaxed);
         profile.busy += Duration::from_nanos(self.busy_nanos.load(Ordering::Relaxed));
-        for (name, amount) in self.named.lock().iter() {
+        for (name, amount) in self.named.lock().iter().flat_map(|named| &named.counters) {
             *profile.named.entry(name).or_default() += amount;
         }
     }

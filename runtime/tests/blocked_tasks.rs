@@ -1,0 +1,117 @@
+//! What a blocked task takes, and that a million of them wake up and finish.
+
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Wake, Waker},
+    thread::{self, Thread},
+};
+
+use gatework_runtime::{
+    Executor, Result,
+    pipeline::{
+        Batch, FinishResult, Graph, LocalSink, LocalSource, QueryContext, QueryOptions, Setup,
+        Sink, SinkResult, Source, SourceResult, Start, TaskContext,
+    },
+};
+use gatework_shared_state::{Dependency, DependencyKind, Gate};
+use peak_alloc::PeakAlloc;
+
+#[global_allocator]
+static ALLOCATED: PeakAlloc = PeakAlloc;
+
+const TASKS: usize = 1_000_000;
+/// A blocked task, the local states of its source and sink not counted.
+const BYTES: usize = 768;
+
+/// Waits for the gate, then ends; counts those that were told to wait.
+#[derive(Debug)]
+struct Waits(Gate, Arc<AtomicUsize>);
+
+impl Source for Waits {
+    fn name(&self) -> &str {
+        "waits"
+    }
+
+    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSource>> {
+        Ok(Box::new(Self(self.0.clone(), self.1.clone())))
+    }
+}
+
+impl LocalSource for Waits {
+    fn start(&mut self, _task: &TaskContext) -> Result<Start> {
+        if self.0.is_ready() {
+            return Ok(Start::Ready);
+        }
+        self.1.fetch_add(1, Ordering::Relaxed);
+        Ok(Start::Blocked(self.0.clone().into()))
+    }
+
+    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
+        Ok(SourceResult::Finished)
+    }
+}
+
+/// Counts the tasks that finish.
+#[derive(Debug)]
+struct Finished(Arc<AtomicUsize>);
+
+impl Sink for Finished {
+    fn name(&self) -> &str {
+        "finished"
+    }
+
+    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSink>> {
+        Ok(Box::new(Self(self.0.clone())))
+    }
+}
+
+impl LocalSink for Finished {
+    fn sink(&mut self, _batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+        Ok(SinkResult::NeedInput)
+    }
+
+    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(FinishResult::Done)
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+#[test]
+fn a_million_blocked_tasks_are_small_and_finish() {
+    let executor = Executor::builder().threads(2).build().unwrap();
+    let gate = Dependency::blocked("all of them", DependencyKind::External);
+    let (waiting, finished) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+    let mut graph = Graph::new();
+    let source = Arc::new(Waits(gate.clone(), waiting.clone()));
+    let sink = Arc::new(Finished(finished.clone()));
+    graph.add("waiting", TASKS, source, vec![], sink).unwrap();
+    let query = QueryContext::new(&executor, QueryOptions::default());
+    let before = ALLOCATED.current_usage();
+    let running = graph.start(&query).unwrap();
+    while waiting.load(Ordering::Relaxed) < TASKS {
+        thread::yield_now();
+    }
+    let each = (ALLOCATED.current_usage() - before) / TASKS;
+    let local = size_of::<Waits>() + size_of::<Finished>();
+    assert!(each - local <= BYTES, "a blocked task takes {} bytes", each - local);
+    gate.set_ready();
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    while !query.idle().poll_ready(&waker) {
+        thread::park();
+    }
+    assert_eq!(finished.load(Ordering::Relaxed), TASKS);
+    drop(running);
+}
