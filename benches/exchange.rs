@@ -53,7 +53,7 @@ fn table(rows: usize, columns: usize, keys: impl Fn(usize) -> i64) -> Vec<Record
             Arc::new(StringViewArray::from_iter_values(rows.clone().map(text)))
         };
         let column = |column: usize| {
-            let number = column < 2 || column % 2 == 0;
+            let number = column < 2 || column.is_multiple_of(2);
             (format!("c{column}"), if number { numbers(column) } else { strings(column) })
         };
         RecordBatch::try_from_iter((0..columns).map(column)).expect("columns of equal length")
