@@ -267,20 +267,34 @@ def chart(medians, arguments, path):
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(10, 3.6))
-    names = ["gatework", *(name for name in PEERS if medians[name])]
-    width = 0.8 / len(names)
-    for place, name in enumerate(names):
-        numbers = sorted(medians[name])
-        positions = [n + (place - (len(names) - 1) / 2) * width for n in numbers]
-        axes.bar(positions, [medians[name][n] for n in numbers], width, label=name)
+    figure, axes = pyplot.subplots(figsize=(10, 4))
+    queries = sorted(medians["gatework"])
+    # An engine that refuses a query has no total.
+    totals = {
+        name: {**medians[name], 23: sum(medians[name].values())}
+        if len(medians[name]) == len(queries)
+        else medians[name]
+        for name in ["gatework", *(name for name in PEERS if medians[name])]
+    }
+    for number in [*queries, 23]:
+        figures = [figures[number] for figures in totals.values() if number in figures]
+        axes.plot([number] * 2, [min(figures), max(figures)], color="0.8", linewidth=1, zorder=1)
+    for marker, (name, figures) in zip("osDv", totals.items()):
+        size = 55 if name == "gatework" else 28
+        numbers = sorted(figures)
+        axes.scatter(
+            numbers, [figures[n] for n in numbers], size, marker=marker, label=name, zorder=2
+        )
     where = "in memory" if arguments.in_memory else "Parquet"
-    axes.set_title(
-        f"TPC-H, scale factor {arguments.scale_factor:g}, {where}, {arguments.threads} threads"
-    )
-    axes.set_xticks(range(1, 23), [f"q{n}" for n in range(1, 23)])
-    axes.set_ylabel("seconds")
-    axes.legend(frameon=False)
+    title = f"TPC-H, scale factor {arguments.scale_factor:g}, {where}, {arguments.threads} threads"
+    axes.set_title(title, loc="left")
+    axes.set_xticks(range(1, 24), [*(f"q{n}" for n in range(1, 23)), "all"])
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylabel("seconds, less is better")
+    axes.grid(axis="y", color="0.93")
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
