@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use bytesize::ByteSize;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::tables::TableArg;
@@ -44,9 +46,8 @@ pub(crate) struct TpchArgs {
     /// How often to run each query
     #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one)]
     pub(crate) iterations: NonZeroUsize,
-    /// Threads that run queries. Default: one per core
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    pub(crate) threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
     /// Load the tables into memory before the queries run
     #[arg(long)]
     pub(crate) in_memory: bool,
@@ -73,12 +74,25 @@ pub(crate) struct SqlArgs {
     /// How to print results
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub(crate) format: Format,
-    /// Threads that run queries. Default: one per core
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    pub(crate) threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
     /// Print the plan of each query, and which of its nodes are not gatework's own, instead of running it
     #[arg(long)]
     pub(crate) explain: bool,
+}
+
+/// What queries may use.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct EngineArgs {
+    /// Threads that run queries. Default: one per core
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Memory that queries may hold, such as 512MiB or 2GB; one that needs more fails. Default: no limit
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory_limit: Option<ByteSize>,
+    /// How long a query may take, such as 90s or 5min. Default: for ever
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// How results are printed. Each result is printed whole before the next one begins.

@@ -1,18 +1,21 @@
 //! The only place that calls the library: an executor, its sessions, and plain DataFusion sessions to compare with.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
 
 use datafusion::common::Result;
 use datafusion::execution::TaskContext;
-use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::memory_pool::GreedyMemoryPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
-use gatework::SessionStateBuilderExt;
+use gatework::{SessionStateBuilderExt, Settings};
 
+use crate::args::EngineArgs;
 use crate::error::Error;
 
 /// An executor of this process. Its threads end when it is dropped.
@@ -20,21 +23,31 @@ pub(crate) struct Engine {
     executor: gatework::Executor,
     /// What sessions share: caches of footers, object stores, memory.
     shared: Arc<RuntimeEnv>,
+    settings: Settings,
 }
 
 impl Engine {
-    /// Starts an executor with this many threads, or with one per core.
-    pub(crate) fn start(wanted: Option<NonZeroUsize>) -> Result<Self, Error> {
-        gatework::Executor::builder()
-            .threads(threads(wanted).get())
-            .build()
-            .map(|executor| Self { executor, shared: Arc::default() })
-            .map_err(|error| Error::failed(format!("the executor cannot start: {error}")))
+    /// Starts an executor for queries that may use so much.
+    pub(crate) fn start(args: &EngineArgs) -> Result<Self, Error> {
+        let failed =
+            |error: &dyn fmt::Display| Error::failed(format!("the executor cannot start: {error}"));
+        let threads = threads(args.threads).get();
+        let executor = gatework::Executor::builder().threads(threads).build();
+        let executor = executor.map_err(|error| failed(&error))?;
+        let mut shared = RuntimeEnvBuilder::new();
+        if let Some(limit) = args.memory_limit {
+            let limit = usize::try_from(limit.as_u64()).unwrap_or(usize::MAX);
+            shared = shared.with_memory_pool(Arc::new(GreedyMemoryPool::new(limit)));
+        }
+        let shared = shared.build_arc().map_err(|error| failed(&error))?;
+        let settings = Settings { timeout: args.timeout, ..Settings::default() };
+        Ok(Self { executor, shared, settings })
     }
 
     /// A new, empty session whose queries run on this executor.
     pub(crate) fn session(&self) -> SessionContext {
         let builder = SessionStateBuilder::new()
+            .with_config(self.settings.clone().into_config(SessionConfig::new()))
             .with_runtime_env(self.shared.clone())
             .with_default_features()
             .with_gatework(&self.executor);

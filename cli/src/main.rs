@@ -76,8 +76,8 @@ async fn run(command: Command) -> Result<(), Error> {
 /// The runtime that plans, reads files, and runs the plain DataFusion session that results are compared with.
 fn runtime(command: &Command) -> Result<Runtime, Error> {
     let threads = match command {
-        Command::Tpch(args) => args.threads,
-        Command::Sql(args) => args.threads,
+        Command::Tpch(args) => args.engine.threads,
+        Command::Sql(args) => args.engine.threads,
     };
     Builder::new_multi_thread()
         .worker_threads(engine::threads(threads).get())

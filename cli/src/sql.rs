@@ -17,7 +17,7 @@ use crate::tables;
 
 /// Runs the command.
 pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
-    let engine = Engine::start(args.threads)?;
+    let engine = Engine::start(&args.engine)?;
     let session = engine.session();
     tables::register_all(&session, &args.tables).await?;
     let sink = Sink::stdout();

@@ -34,8 +34,9 @@ pub(crate) async fn run(args: TpchArgs) -> Result<(), Error> {
     let queries = queries::load(args.query_dir.as_deref(), &args.queries)?;
     let json = args.json.as_deref().map(|path| create_json(path.to_owned())).transpose()?;
     let data =
-        data::find_or_make(args.data, args.scale_factor, engine::threads(args.threads)).await?;
-    let engine = Engine::start(args.threads)?;
+        data::find_or_make(args.data, args.scale_factor, engine::threads(args.engine.threads))
+            .await?;
+    let engine = Engine::start(&args.engine)?;
     let catalog = Catalog::open(&engine, &data, args.in_memory).await?;
     // The answers belong to the queries of the specification, at the size the specification gives them for.
     let answers = args.query_dir.is_none() && data.has_answers;
@@ -43,12 +44,16 @@ pub(crate) async fn run(args: TpchArgs) -> Result<(), Error> {
         engine: &engine,
         catalog: &catalog,
         iterations: args.iterations,
-        threads: args.threads,
+        threads: args.engine.threads,
         verify: !args.no_verify,
         answers,
     };
-    let mut report =
-        Report::begin(Sink::stdout(), &data, engine::threads(args.threads), measure.oracles())?;
+    let mut report = Report::begin(
+        Sink::stdout(),
+        &data,
+        engine::threads(args.engine.threads),
+        measure.oracles(),
+    )?;
     for query in &queries {
         let spinner = crate::progress::spinner(format!("q{}", query.number));
         let outcome = measure.run(query, &spinner).await;

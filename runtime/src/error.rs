@@ -1,6 +1,6 @@
 //! The one error type of the runtime: what ended a query, and where.
 
-use std::{error::Error as StdError, sync::Arc};
+use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 /// The result of runtime calls.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -27,6 +27,12 @@ pub enum Error {
     Cancelled {
         /// Who cancelled it.
         reason: &'static str,
+    },
+    /// The query took longer than it was allowed to.
+    #[error("the query was ended after {limit:?}, its time limit; raise the limit or ask for less")]
+    TimedOut {
+        /// The limit.
+        limit: Duration,
     },
     /// A reservation did not fit the memory limit.
     #[error(

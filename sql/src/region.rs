@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::{Arc, OnceLock, Weak},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use arrow::{
@@ -22,11 +23,14 @@ use datafusion::{
 };
 use futures::{Stream, StreamExt};
 use gatework_operators::Failure;
+use gatework_runtime::Error;
 use gatework_runtime::pipeline::{Batch, Profile, QueryContext, QueryOptions, RowStream};
 use gatework_shared_state::{Budget, result::ResultReader};
 use parking_lot::Mutex;
+use tokio::task::AbortHandle;
 
 use crate::{
+    engine::Engine,
     lower::{self, Lowered},
     memory::PoolShare,
     settings::Settings,
@@ -86,11 +90,11 @@ impl Region {
 
     fn start(&self, shell: &Shell, context: &Arc<TaskContext>) -> Result<Vec<Waiting>> {
         let inherited = context.session_config().get_extension::<CurrentQuery>();
+        let settings = Settings::of(context);
         let query = match &inherited {
             Some(current) => current.0.clone(),
             None => {
                 let memory = PoolShare::new(&context.session_id(), context.memory_pool());
-                let settings = Settings::of(context);
                 let (time_slice, chaos) = (settings.time_slice, settings.chaos.clone());
                 let options = QueryOptions { memory, time_slice, chaos, ..QueryOptions::default() };
                 QueryContext::new(&shell.engine().executor, options)
@@ -108,7 +112,10 @@ impl Region {
             Some(_) => RowStream::of_region(&running, readers),
             None => RowStream::of_query(&running, readers),
         };
-        let metrics = Arc::new(NodeMetrics { query, nodes });
+        let limit = settings.timeout.filter(|_| inherited.is_none());
+        let _deadline =
+            limit.map(|limit| Deadline::new(shell.engine(), &query, limit)).transpose()?;
+        let metrics = Arc::new(NodeMetrics { query, nodes, _deadline });
         Ok(streams.into_iter().map(|stream| (stream, metrics.clone())).collect())
     }
 }
@@ -122,6 +129,30 @@ type Waiting = (RowStream, Arc<NodeMetrics>);
 struct NodeMetrics {
     query: Arc<QueryContext>,
     nodes: HashMap<usize, ExecutionPlanMetricsSet>,
+    _deadline: Option<Deadline>,
+}
+
+/// Ends a query when its time is over, unless this is dropped before.
+#[derive(Debug)]
+struct Deadline(AbortHandle);
+
+impl Deadline {
+    fn new(engine: &Engine, query: &Arc<QueryContext>, limit: Duration) -> Result<Self> {
+        let query = Arc::downgrade(query);
+        let timer = engine.io()?.spawn(async move {
+            tokio::time::sleep(limit).await;
+            if let Some(query) = query.upgrade() {
+                query.fail(Error::TimedOut { limit });
+            }
+        });
+        Ok(Self(timer.abort_handle()))
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Drop for NodeMetrics {

@@ -1,5 +1,7 @@
 //! What the arguments accept, and what they say to the rest.
 
+use std::time::Duration;
+
 use clap::{CommandFactory, Parser};
 
 use super::{Args, Command, Format};
@@ -21,7 +23,7 @@ fn tpch_reads_its_flags() {
     let Ok(Args { command: Command::Tpch(args) }) = parse(line) else { panic!("not understood") };
     assert_eq!(args.scale_factor, Some(0.1));
     assert_eq!(args.queries, [1, 6, 22]);
-    assert_eq!((args.iterations.get(), args.threads.map(usize::from)), (5, Some(3)));
+    assert_eq!((args.iterations.get(), args.engine.threads.map(usize::from)), (5, Some(3)));
     assert!(args.no_verify);
 }
 
@@ -38,9 +40,19 @@ fn sql_reads_its_flags() {
 }
 
 #[test]
+fn limits_have_units() {
+    let line = "sql a --memory-limit 512MiB --timeout 1min";
+    let Ok(Args { command: Command::Sql(args) }) = parse(line) else { panic!("not understood") };
+    assert_eq!(args.engine.memory_limit.map(|limit| limit.as_u64()), Some(512 << 20));
+    assert_eq!(args.engine.timeout, Some(Duration::from_secs(60)));
+}
+
+#[test]
 fn nonsense_is_refused_with_a_reason() {
     for (arguments, reason) in [
         ("tpch --threads 0", "at least 1 is needed"),
+        ("tpch --memory-limit much", "--memory-limit <SIZE>"),
+        ("sql a --timeout soon", "--timeout <DURATION>"),
         ("tpch --iterations 0", "at least 1 is needed"),
         ("tpch --threads many", "not a whole number"),
         ("tpch --scale-factor 0", "between 0.001 and 100000"),

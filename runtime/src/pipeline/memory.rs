@@ -129,7 +129,7 @@ impl Reservation {
         match bytes.checked_sub(self.bytes) {
             Some(more) => self.grow(more),
             None => {
-                self.query.shrink_memory(self.bytes - bytes);
+                self.query.shrink_memory(&self.holder, self.bytes - bytes);
                 self.bytes = bytes;
                 Ok(())
             }
@@ -154,7 +154,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            self.query.shrink_memory(self.bytes);
+            self.query.shrink_memory(&self.holder, self.bytes);
         }
     }
 }

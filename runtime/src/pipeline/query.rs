@@ -78,6 +78,8 @@ pub struct QueryContext {
     cancelled: AtomicBool,
     reserved: AtomicUsize,
     peak: AtomicUsize,
+    /// Who holds how much of what is reserved.
+    holders: Mutex<Vec<(Arc<str>, usize)>>,
     live: LiveCount,
     state: Mutex<State>,
 }
@@ -97,6 +99,7 @@ impl QueryContext {
             cancelled: AtomicBool::new(false),
             reserved: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
+            holders: Mutex::default(),
             live: LiveCount::new("query idle"),
             state: Mutex::default(),
         });
@@ -225,16 +228,39 @@ impl QueryContext {
         Ok(region.idle.clone())
     }
 
-    pub(super) fn grow_memory(&self, holder: &str, bytes: usize) -> Result<(), MemoryRefused> {
-        self.options.memory.try_grow(holder, bytes)?;
+    pub(super) fn grow_memory(&self, holder: &Arc<str>, bytes: usize) -> Result<(), MemoryRefused> {
+        self.options.memory.try_grow(holder, bytes).map_err(|refused| MemoryRefused {
+            reason: format!("{}; {}", refused.reason, self.largest_holders()),
+        })?;
         let reserved = self.reserved.fetch_add(bytes, Ordering::AcqRel) + bytes;
         self.peak.fetch_max(reserved, Ordering::Relaxed);
+        let mut holders = self.holders.lock();
+        match holders.iter_mut().find(|(name, _)| name == holder) {
+            Some((_, held)) => *held += bytes,
+            None => holders.push((holder.clone(), bytes)),
+        }
         Ok(())
     }
 
-    pub(super) fn shrink_memory(&self, bytes: usize) {
+    pub(super) fn shrink_memory(&self, holder: &Arc<str>, bytes: usize) {
+        if let Some((_, held)) = self.holders.lock().iter_mut().find(|(name, _)| name == holder) {
+            *held -= bytes;
+        }
         self.reserved.fetch_sub(bytes, Ordering::AcqRel);
         self.options.memory.shrink(bytes);
+    }
+
+    /// The operators of this query that hold most, in words.
+    fn largest_holders(&self) -> String {
+        let mut holders = self.holders.lock().clone();
+        holders.retain(|(_, held)| *held > 0);
+        holders.sort_by_key(|(_, held)| std::cmp::Reverse(*held));
+        let named: Vec<_> =
+            holders.iter().take(3).map(|(name, held)| format!("{name} {held}")).collect();
+        match named.is_empty() {
+            true => "this query holds nothing yet".to_owned(),
+            false => format!("this query holds most in: {}", named.join(", ")),
+        }
     }
 
     /// What every task does at this moment, and for each blocked task the gates it waits for.
