@@ -13,7 +13,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 #[derive(Clone)]
 pub(crate) struct Engine {
     pub(crate) executor: Executor,
-    io: Arc<IoRuntime>,
+    pub(crate) io: Arc<IoRuntime>,
 }
 
 /// Two threads: one to drive sockets and timers, one more so that a task that another one waits for
@@ -24,7 +24,7 @@ const IO_BLOCKING_THREADS: usize = 16;
 
 /// Starts when the first plan needs it.
 #[derive(Default)]
-struct IoRuntime(OnceLock<Runtime>);
+pub(crate) struct IoRuntime(OnceLock<Runtime>);
 
 impl Drop for IoRuntime {
     fn drop(&mut self) {
@@ -36,7 +36,7 @@ impl Drop for IoRuntime {
 }
 
 impl IoRuntime {
-    fn handle(&self) -> Result<Handle> {
+    pub(crate) fn handle(&self) -> Result<Handle> {
         if self.0.get().is_none() {
             let runtime = Builder::new_multi_thread()
                 .worker_threads(IO_THREADS)

@@ -18,6 +18,7 @@ mod session;
 mod settings;
 mod shell;
 mod sides;
+mod spill;
 pub mod verify;
 
 pub use planner::{GateworkPlanner, ShellRule};

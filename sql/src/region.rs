@@ -35,6 +35,7 @@ use crate::{
     memory::PoolShare,
     settings::Settings,
     shell::{Shell, as_shell},
+    spill::TempFiles,
 };
 
 /// The execution state of a topmost shell.
@@ -96,7 +97,10 @@ impl Region {
             None => {
                 let memory = PoolShare::new(&context.session_id(), context.memory_pool());
                 let (time_slice, chaos) = (settings.time_slice, settings.chaos.clone());
-                let options = QueryOptions { memory, time_slice, chaos, ..QueryOptions::default() };
+                let disk = &context.runtime_env().disk_manager;
+                let spill = TempFiles::new(disk, shell.engine());
+                let options =
+                    QueryOptions { memory, spill, time_slice, chaos, ..QueryOptions::default() };
                 QueryContext::new(&shell.engine().executor, options)
             }
         };

@@ -134,6 +134,7 @@ impl Trial {
         let chaos = Arc::new(chaos);
         let pool = Arc::new(CountingLimit::new(limit_bytes));
         let options = QueryOptions {
+            spill: None,
             name: mode.to_string().into(),
             memory: pool.clone(),
             chaos: Some(chaos.clone()),

@@ -89,8 +89,9 @@ pub(super) struct Shared {
     pub(super) saw_rows: AtomicBool,
 }
 
-/// Partitions per sink task, so that skewed ones even out over source tasks.
-const UNITS_PER_SINK: usize = 8;
+/// Partitions per sink task, so that skewed ones even out over source tasks, and that one of what has
+/// been spilled fits into memory.
+const UNITS_PER_SINK: usize = 16;
 
 impl AggregateConfig {
     pub(super) fn prepare(mut self, sinks: usize) -> Result<Shared> {
@@ -104,7 +105,6 @@ impl AggregateConfig {
             fields.map(|field| (field.data_type().clone(), field.is_nullable())).collect();
         let encoder = KeyEncoder::new(&types, NullKeys::AreValues).or_fail()?;
         let units = match sinks {
-            1 => 1,
             _ if key_count == 0 => 1,
             _ => (UNITS_PER_SINK * sinks).next_power_of_two(),
         };

@@ -1,17 +1,21 @@
 //! A table of groups with the accumulators' states, and parts cut out of it.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, BooleanArray, RecordBatch, UInt32Array, new_null_array},
+    array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array, new_null_array},
     compute::take,
+    datatypes::{DataType, Field, Schema},
 };
 use datafusion_common::{DataFusionError, cast::as_boolean_array};
 use datafusion_expr::{EmitTo, GroupsAccumulator};
 use datafusion_physical_expr::{
     GroupsAccumulatorAdapter, PhysicalExpr, aggregate::AggregateFunctionExpr,
 };
-use gatework_runtime::{Result, pipeline::Reservation};
+use gatework_runtime::{
+    Result,
+    pipeline::{Reservation, Spilled},
+};
 
 use super::{
     config::{InputRows, OutputRows, Shared},
@@ -28,6 +32,8 @@ pub(super) enum Part {
     Table(Box<Groups>),
     /// Keys with partial states, per aggregate.
     States(States),
+    /// Keys with partial states that were spilled: where, and which batches.
+    Spilled(Arc<dyn Spilled>, Range<usize>),
     /// The accumulators of the only group, and their bytes.
     Single(super::ungrouped::Accumulators, Reservation),
 }
@@ -195,6 +201,10 @@ impl Groups {
     }
 
     /// Empties the table into partial states, one part per hash partition that has groups.
+    ///
+    /// # Errors
+    /// [`gatework_runtime::Error::OutOfMemory`] if the parts take more than the table, which is empty
+    /// all the same.
     pub(super) fn partition(&mut self, parts: &mut [Vec<Part>]) -> Result<()> {
         // A task that got no rows; some accumulators cannot give the states of no group at all.
         if self.len() == 0 {
@@ -223,9 +233,9 @@ impl Groups {
             bytes += part.bytes();
             parts[unit].push(Part::States(part));
         }
-        reservation.resize(bytes)?;
+        let resized = reservation.resize(bytes);
         self.share(reservation, parts);
-        self.account()
+        self.account().and(resized)
     }
 
     /// Hands each new part its share of the reservation.
@@ -278,6 +288,39 @@ impl Groups {
 }
 
 impl States {
+    /// As a batch to be spilled, keys first, and the reservation.
+    pub(super) fn into_batch(self, shared: &Shared) -> Result<(RecordBatch, Option<Reservation>)> {
+        let mut columns = shared.encoder.decode(&self.keys).or_fail()?;
+        // Views keep all of the buffers that they were gathered from.
+        columns.extend(self.states.into_iter().flatten().map(|column| match column.data_type() {
+            DataType::Utf8View => Arc::new(column.as_string_view().gc()) as ArrayRef,
+            DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
+            _ => column,
+        }));
+        let field = |(place, column): (usize, &ArrayRef)| {
+            Field::new(format!("column {place}"), column.data_type().clone(), true)
+        };
+        let fields: Vec<_> = columns.iter().enumerate().map(field).collect();
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).or_fail()?;
+        Ok((batch, self._reservation))
+    }
+
+    /// A batch that was spilled.
+    pub(super) fn from_batch(batch: &RecordBatch, shared: &Shared) -> Result<Self> {
+        let (keys, mut states) = batch.columns().split_at(shared.encoder.types().len());
+        let keys = shared.encoder.encode(keys).or_fail()?;
+        let mut hashes = Vec::new();
+        keys.hash_into(&mut hashes);
+        let mut of_calls = Vec::with_capacity(shared.config.calls.len());
+        for call in &shared.config.calls {
+            let count = call.function.state_fields().or_fail()?.len();
+            let (own, rest) = states.split_at(count.min(states.len()));
+            of_calls.push(own.to_vec());
+            states = rest;
+        }
+        Ok(Self { keys, hashes, states: of_calls, _reservation: None })
+    }
+
     fn bytes(&self) -> usize {
         let columns = self.states.iter().flatten();
         let states: usize = columns.map(|column| column.get_array_memory_size()).sum();

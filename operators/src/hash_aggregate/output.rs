@@ -1,6 +1,9 @@
 //! The source of an aggregate: claims partitions, merges what all sinks had, and emits the groups.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, RecordBatchOptions},
@@ -9,13 +12,16 @@ use arrow::{
 };
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, LocalSource, Reservation, Setup, Slots, Source, SourceResult, TaskContext},
+    pipeline::{
+        Batch, LocalSource, Pending, Reservation, Setup, Slots, Source, SourceResult, Spilled,
+        TaskContext,
+    },
 };
-use gatework_shared_state::{Claim, aggregate::AggregateSource};
+use gatework_shared_state::{Claim, Gate, aggregate::AggregateSource};
 
 use super::{
     config::Shared,
-    groups::{Groups, Part},
+    groups::{Groups, Part, States},
     ungrouped::Accumulators,
 };
 use crate::OrFail;
@@ -43,6 +49,7 @@ impl Source for AggregateOutput {
             shared: self.shared.clone(),
             source: self.slots.take(setup.instance())?,
             setup,
+            merging: None,
             emitting: None,
         }))
     }
@@ -52,36 +59,80 @@ struct LocalOutput {
     shared: Arc<Shared>,
     source: AggregateSource<Part>,
     setup: Setup,
+    merging: Option<Merging>,
     /// Merged groups, the offset of the first that has not been emitted, and their bytes.
     emitting: Option<(RecordBatch, usize, Option<Reservation>)>,
 }
 
+/// A unit whose parts are being merged.
+struct Merging {
+    unit: usize,
+    groups: Option<Groups>,
+    single: Option<(Accumulators, Reservation)>,
+    /// Spilled batches that have not been asked for.
+    spilled: VecDeque<(Arc<dyn Spilled>, usize)>,
+    /// Those that have been, in order.
+    reading: VecDeque<Pending<RecordBatch>>,
+}
+
+/// Spilled batches that are read ahead.
+const READ_AHEAD: usize = 2;
+
 impl LocalOutput {
-    fn merge(&self, unit: usize, parts: Vec<Part>, task: &TaskContext) -> Result<Option<Merged>> {
-        let mut groups: Option<Groups> = None;
-        let mut single: Option<(Accumulators, Reservation)> = None;
+    /// Merges what is in memory.
+    fn begin(&self, unit: usize, parts: Vec<Part>, task: &TaskContext) -> Result<Merging> {
+        let (spilled, reading) = (VecDeque::new(), VecDeque::new());
+        let mut merging = Merging { unit, groups: None, single: None, spilled, reading };
         for part in parts {
             task.check()?;
             match part {
-                Part::Table(table) => groups = Some(*table),
-                Part::States(states) => match &mut groups {
-                    Some(groups) => groups.merge(states)?,
-                    None => {
-                        let reservation = self.setup.reservation();
-                        let mut merged = Groups::new(self.shared.clone(), reservation)?;
-                        merged.merge(states)?;
-                        groups = Some(merged);
-                    }
-                },
-                Part::Single(accumulators, bytes) => match &mut single {
+                Part::Table(table) => merging.groups = Some(*table),
+                Part::States(states) => self.add(&mut merging, states)?,
+                Part::Spilled(file, batches) => {
+                    merging.spilled.extend(batches.map(|batch| (file.clone(), batch)));
+                }
+                Part::Single(accumulators, bytes) => match &mut merging.single {
                     Some((single, reservation)) => {
                         single.merge(accumulators)?;
                         reservation.resize(single.bytes())?;
                     }
-                    None => single = Some((accumulators, bytes)),
+                    None => merging.single = Some((accumulators, bytes)),
                 },
             }
         }
+        Ok(merging)
+    }
+
+    fn add(&self, merging: &mut Merging, states: States) -> Result<()> {
+        if merging.groups.is_none() {
+            let reservation = self.setup.reservation();
+            merging.groups = Some(Groups::new(self.shared.clone(), reservation)?);
+        }
+        match &mut merging.groups {
+            Some(groups) => groups.merge(states),
+            None => Ok(()),
+        }
+    }
+
+    /// Merges what was spilled; the gate of what is not there yet.
+    fn go_on(&self, merging: &mut Merging, task: &TaskContext) -> Result<Option<Gate>> {
+        loop {
+            task.check()?;
+            while merging.reading.len() < READ_AHEAD
+                && let Some((file, batch)) = merging.spilled.pop_front()
+            {
+                merging.reading.push_back(self.setup.unspill(&file, batch));
+            }
+            let Some(next) = merging.reading.front() else { return Ok(None) };
+            let Some(batch) = next.take() else { return Ok(Some(next.gate().clone())) };
+            merging.reading.pop_front();
+            self.add(merging, States::from_batch(&batch?, &self.shared)?)?;
+        }
+    }
+
+    /// The groups of a merged unit.
+    fn emit(&self, merging: Merging) -> Result<Option<Merged>> {
+        let Merging { unit, mut groups, single, .. } = merging;
         if let Some((single, _reservation)) = single {
             return Ok(Some((single.emit(&self.shared)?, None)));
         }
@@ -111,14 +162,19 @@ impl LocalSource for LocalOutput {
                 }
                 self.emitting = None;
             }
+            if let Some(mut merging) = self.merging.take() {
+                if let Some(gate) = self.go_on(&mut merging, task)? {
+                    self.merging = Some(merging);
+                    return Ok(SourceResult::Blocked(gate.into()));
+                }
+                self.emitting = self.emit(merging)?.map(|(batch, bytes)| (batch, 0, bytes));
+                continue;
+            }
             match self.source.claim() {
                 Claim::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
                 Claim::Finished => return Ok(SourceResult::Finished),
                 Claim::Aborted => return Err(Error::ProducerAborted),
-                Claim::Unit((unit, parts)) => {
-                    let merged = self.merge(unit, parts, task)?;
-                    self.emitting = merged.map(|(batch, bytes)| (batch, 0, bytes));
-                }
+                Claim::Unit((unit, parts)) => self.merging = Some(self.begin(unit, parts, task)?),
             }
         }
     }

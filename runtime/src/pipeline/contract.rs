@@ -16,12 +16,13 @@
 //! * the query failed or was cancelled: `abort`, then it is dropped. Whatever says "finished" to
 //!   another task must be said in `finish`, never in `drop`.
 
-use std::{fmt, sync::Arc};
+use std::{any::Any, fmt, sync::Arc};
 
+use arrow_array::RecordBatch;
 use gatework_shared_state::Gate;
 
-use super::{Batch, OperatorMetrics, QueryContext, Reservation};
-use crate::{Result, scheduler::Gates};
+use super::{Batch, OperatorMetrics, Pending, QueryContext, Reservation, Spilled};
+use crate::{Error, Result, scheduler::Gates};
 
 /// Whether a local state can start.
 #[derive(Debug)]
@@ -109,6 +110,35 @@ impl Setup {
     /// This operator's counters in this task.
     pub fn metrics(&self) -> &Arc<OperatorMetrics> {
         &self.metrics
+    }
+
+    /// Whether there is a place for what does not fit into memory.
+    pub fn can_spill(&self) -> bool {
+        self.query.spill_space().is_some()
+    }
+
+    /// Puts `batches`, whose reservation is `held`, away. What comes back is where they are.
+    ///
+    /// # Errors
+    /// If there is no place for them.
+    pub fn spill(
+        &self,
+        batches: Vec<RecordBatch>,
+        held: Box<dyn Any + Send>,
+    ) -> Result<Pending<Arc<dyn Spilled>>> {
+        let Some(space) = self.query.spill_space() else {
+            return Err(Error::Setup("there is no place to spill to".into()));
+        };
+        let (pending, done) = Pending::new("spill write", &self.query);
+        space.write(batches, held, done);
+        Ok(pending)
+    }
+
+    /// Gets batch number `batch` of `spilled` back.
+    pub fn unspill(&self, spilled: &Arc<dyn Spilled>, batch: usize) -> Pending<RecordBatch> {
+        let (pending, done) = Pending::new("spill read", &self.query);
+        spilled.clone().read(batch, done);
+        pending
     }
 
     /// An empty memory reservation in this operator's name.

@@ -14,6 +14,7 @@ mod memory;
 mod metrics;
 mod query;
 mod slots;
+mod spill;
 mod stream;
 mod wait_graph;
 
@@ -31,6 +32,7 @@ pub use memory::{MemoryLimit, MemoryPool, MemoryRefused, Reservation, Unlimited}
 pub use metrics::{DependencyProfile, OperatorMetrics, OperatorProfile, Profile, TaskProfile};
 pub use query::{QueryContext, QueryOptions};
 pub use slots::Slots;
+pub use spill::{Completion, Pending, SpillSpace, Spilled};
 pub use stream::{RowIterator, RowStream};
 pub use wait_graph::{Edge, WaitGraph};
 

@@ -22,7 +22,7 @@ use gatework_shared_state::{Dependency, DependencyKind, Gate, Wakeups};
 use parking_lot::Mutex;
 
 use super::{
-    Chaos, DependencyProfile, MemoryPool, MemoryRefused, Profile, Unlimited,
+    Chaos, DependencyProfile, MemoryPool, MemoryRefused, Profile, SpillSpace, Unlimited,
     graph::{Pipeline, PipelineInfo, TaskRecord},
 };
 use crate::{
@@ -37,6 +37,8 @@ pub struct QueryOptions {
     pub name: Cow<'static, str>,
     /// Where its breakers reserve memory; by default there is no limit.
     pub memory: Arc<dyn MemoryPool>,
+    /// Where its breakers put what does not fit; without, a query that does not fit fails.
+    pub spill: Option<Arc<dyn SpillSpace>>,
     /// How long a task runs before others get their turn, checked between two batches; 10 ms.
     /// 0 for one step at a time.
     pub time_slice: Duration,
@@ -49,6 +51,7 @@ impl Default for QueryOptions {
         Self {
             name: "query".into(),
             memory: Arc::new(Unlimited),
+            spill: None,
             time_slice: Duration::from_millis(10),
             chaos: None,
         }
@@ -228,6 +231,17 @@ impl QueryContext {
         Ok(region.idle.clone())
     }
 
+    /// Counts as live until the answer is dropped.
+    pub(super) fn outside(self: &Arc<Self>) -> Outside {
+        self.live.enter();
+        Outside(self.clone())
+    }
+
+    /// Where its breakers put what does not fit.
+    pub(super) fn spill_space(&self) -> Option<&Arc<dyn SpillSpace>> {
+        self.options.spill.as_ref()
+    }
+
     pub(super) fn grow_memory(&self, holder: &Arc<str>, bytes: usize) -> Result<(), MemoryRefused> {
         self.options.memory.try_grow(holder, bytes).map_err(|refused| MemoryRefused {
             reason: format!("{}; {}", refused.reason, self.largest_holders()),
@@ -384,6 +398,16 @@ impl LiveCount {
         if *count == 0 {
             self.idle.set_ready_later(&mut wakeups);
         }
+    }
+}
+
+/// The presence of something that is done for a query outside its tasks.
+#[derive(Debug)]
+pub(super) struct Outside(Arc<QueryContext>);
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        self.0.live.leave();
     }
 }
 

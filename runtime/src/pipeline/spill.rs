@@ -1,0 +1,95 @@
+//! Work that a task has done elsewhere, and what it gives away to be kept there: batches that do not
+//! fit into memory.
+//!
+//! A task that has something done holds a [`Pending`], whose gate opens when it is done; whoever does it
+//! holds the [`Completion`]. The query counts as live until the completion is gone, so that nothing of
+//! it is under way when its end is told.
+
+use std::{any::Any, fmt, sync::Arc};
+
+use arrow_array::RecordBatch;
+use gatework_shared_state::{Dependency, DependencyKind, Gate};
+use parking_lot::Mutex;
+
+use super::{QueryContext, query::Outside};
+use crate::{Error, Result};
+
+/// Where batches are kept that do not fit into memory: files, if the embedder has not thought of
+/// something else.
+pub trait SpillSpace: Send + Sync + fmt::Debug {
+    /// Keeps `batches`, of which there is at least one and which have the same schema, and completes
+    /// `done` when that has been done, elsewhere than on this thread. `held` is dropped before: the
+    /// reservation of what is given away.
+    fn write(
+        &self,
+        batches: Vec<RecordBatch>,
+        held: Box<dyn Any + Send>,
+        done: Completion<Arc<dyn Spilled>>,
+    );
+}
+
+/// Batches that are kept elsewhere, until the last reference is dropped.
+pub trait Spilled: Send + Sync + fmt::Debug {
+    /// Bytes that they take there.
+    fn bytes(&self) -> u64;
+
+    /// Gets batch number `batch` back, and completes `done` with it, elsewhere than on this thread.
+    fn read(self: Arc<Self>, batch: usize, done: Completion<RecordBatch>);
+}
+
+/// Work that is done elsewhere.
+#[derive(Debug)]
+pub struct Pending<T> {
+    gate: Gate,
+    outcome: Arc<Mutex<Option<Result<T>>>>,
+}
+
+/// The duty to say what came of it. Dropped without, the work has failed.
+#[derive(Debug)]
+pub struct Completion<T> {
+    name: &'static str,
+    gate: Gate,
+    outcome: Arc<Mutex<Option<Result<T>>>>,
+    /// Last, so that the query ends when all else is gone.
+    _outside: Outside,
+}
+
+impl<T> Pending<T> {
+    /// Work for `query` that is about to begin; `name` says what it is.
+    pub fn new(name: &'static str, query: &Arc<QueryContext>) -> (Self, Completion<T>) {
+        let gate = Dependency::blocked(name, DependencyKind::External);
+        let outcome = Arc::default();
+        let pending = Self { gate: gate.clone(), outcome: Arc::clone(&outcome) };
+        (pending, Completion { name, gate, outcome, _outside: query.outside() })
+    }
+
+    /// Opens when the work is done.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// What came of it, once; `None` before it is done.
+    pub fn take(&self) -> Option<Result<T>> {
+        self.outcome.lock().take()
+    }
+}
+
+impl<T> Completion<T> {
+    /// Whether anybody waits for it.
+    pub fn is_wanted(&self) -> bool {
+        Arc::strong_count(&self.outcome) > 1
+    }
+
+    /// Says what came of the work.
+    pub fn complete(self, outcome: Result<T>) {
+        *self.outcome.lock() = Some(outcome);
+    }
+}
+
+impl<T> Drop for Completion<T> {
+    fn drop(&mut self) {
+        let given_up = || Err(Error::Setup(format!("a {} was given up", self.name)));
+        self.outcome.lock().get_or_insert_with(given_up);
+        self.gate.set_always_ready();
+    }
+}

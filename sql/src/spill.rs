@@ -1,0 +1,174 @@
+//! Spilled batches in the temporary files of DataFusion's disk manager, whose quota and folders hold.
+//!
+//! A file is a row of segments, one a batch, each an Arrow IPC stream of its own with LZ4 compression, so
+//! that batches are read back one by one in any order. Files are written and read by the I/O runtime's
+//! pool, and are gone when nobody refers to them any more.
+
+use std::{
+    any::Any,
+    fmt,
+    fs::File,
+    io::{Read, Seek, SeekFrom, Write},
+    sync::Arc,
+};
+
+use arrow::{
+    array::RecordBatch,
+    ipc::{
+        CompressionType,
+        reader::StreamReader,
+        writer::{IpcWriteOptions, StreamWriter},
+    },
+};
+use datafusion::{
+    common::{DataFusionError, exec_err, internal_err},
+    error::Result,
+    execution::{SpillFile, disk_manager::DiskManager},
+};
+use gatework_operators::OrFail;
+use gatework_runtime::pipeline::{Completion, SpillSpace, Spilled};
+use tokio::runtime::Handle;
+
+use crate::engine::{Engine, IoRuntime};
+
+/// The temporary files of a session.
+pub(crate) struct TempFiles {
+    disk: Arc<DiskManager>,
+    io: Arc<IoRuntime>,
+}
+
+impl TempFiles {
+    /// Files of `disk`; `None` if it makes none.
+    pub(crate) fn new(disk: &Arc<DiskManager>, engine: &Engine) -> Option<Arc<dyn SpillSpace>> {
+        let files = || Self { disk: disk.clone(), io: engine.io.clone() };
+        disk.tmp_files_enabled().then(|| Arc::new(files()) as _)
+    }
+}
+
+impl fmt::Debug for TempFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "temporary files in {:?}", self.disk.temp_dir_paths())
+    }
+}
+
+impl SpillSpace for TempFiles {
+    fn write(
+        &self,
+        batches: Vec<RecordBatch>,
+        held: Box<dyn Any + Send>,
+        done: Completion<Arc<dyn Spilled>>,
+    ) {
+        let disk = self.disk.clone();
+        let io = match self.io.handle() {
+            Ok(io) => io,
+            Err(error) => return done.complete(Err(error).or_fail()),
+        };
+        io.clone().spawn_blocking(move || {
+            let written = write(&disk, io, &batches, || done.is_wanted());
+            drop((batches, held));
+            done.complete(written.map(|file| Arc::new(file) as _).or_fail());
+        });
+    }
+}
+
+/// A file of segments.
+struct Segments {
+    file: Arc<dyn SpillFile>,
+    /// Where each segment ends; the first begins at 0.
+    ends: Vec<u64>,
+    io: Handle,
+}
+
+impl fmt::Debug for Segments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} batches in {:?}", self.ends.len(), self.file.path())
+    }
+}
+
+/// Counts what goes through.
+struct Counted<W> {
+    inner: W,
+    bytes: u64,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        let written = self.inner.write(buffer)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+fn write(
+    disk: &Arc<DiskManager>,
+    io: Handle,
+    batches: &[RecordBatch],
+    is_wanted: impl Fn() -> bool,
+) -> Result<Segments> {
+    let file = disk.create_tmp_file("gatework spill")?;
+    if file.path().is_none() {
+        return exec_err!("spilling needs temporary files that have a path");
+    }
+    let options = IpcWriteOptions::default();
+    let options = options.try_with_compression(Some(CompressionType::LZ4_FRAME))?;
+    let mut file_writer = file.open_writer()?;
+    let mut counted = Counted { inner: &mut file_writer, bytes: 0 };
+    let mut ends = Vec::with_capacity(batches.len());
+    for batch in batches {
+        if !is_wanted() {
+            return exec_err!("a spill that nobody waits for");
+        }
+        let options = options.clone();
+        let schema = batch.schema_ref();
+        let mut segment = StreamWriter::try_new_with_options(&mut counted, schema, options)?;
+        segment.write(batch)?;
+        segment.finish()?;
+        drop(segment);
+        ends.push(counted.bytes);
+    }
+    file_writer.finish()?;
+    Ok(Segments { file, ends, io })
+}
+
+impl Segments {
+    fn segment(&self, number: usize) -> Result<RecordBatch> {
+        let (Some(end), Some(path)) = (self.ends.get(number), self.file.path()) else {
+            return internal_err!("{self:?} has no batch {number}");
+        };
+        let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(usize::MAX)];
+        file.read_exact(&mut bytes).map_err(|error| {
+            let what = format!("reading {} back, which was cut or removed", path.display());
+            DataFusionError::IoError(error).context(what)
+        })?;
+        match StreamReader::try_new(bytes.as_slice(), None)?.next() {
+            Some(batch) => Ok(batch?),
+            None => exec_err!("the temporary file {} was damaged", path.display()),
+        }
+    }
+}
+
+impl Spilled for Segments {
+    fn bytes(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    fn read(self: Arc<Self>, batch: usize, done: Completion<RecordBatch>) {
+        self.io.clone().spawn_blocking(move || {
+            let read = if done.is_wanted() {
+                self.segment(batch)
+            } else {
+                exec_err!("a batch that nobody waits for")
+            };
+            // Before the query learns that it is over.
+            drop(self);
+            done.complete(read.or_fail());
+        });
+    }
+}
