@@ -1,0 +1,175 @@
+//! Queries that do not fit into memory: right all the same, and nothing is left of them, however they
+//! end and whatever the disk does.
+
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use datafusion::{
+    error::Result,
+    execution::{
+        disk_manager::{DiskManagerBuilder, DiskManagerMode},
+        runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
+        session_state::SessionStateBuilder,
+    },
+    prelude::{SessionConfig, SessionContext},
+};
+use futures::StreamExt;
+use gatework::{Executor, SessionStateBuilderExt, runtime::scheduler::Dice};
+use tempfile::TempDir;
+
+use crate::support::{Case, Expected, executor, guarded, plan, reference_session, settle};
+
+const LIMIT: usize = 6 << 20;
+
+/// Aggregates with far more groups than fit.
+const GROUPS: &[&str] = &[
+    "SELECT value % 399999 AS k, count(*) AS n, sum(value) AS s, avg(value) AS a, min(value * 2) AS m
+        FROM generate_series(1, 400000) GROUP BY 1",
+    "SELECT k, count(*) AS n, max(t) AS longest, min(t) AS shortest, count(DISTINCT n) AS d
+        FROM (SELECT value % 150000 AS k, value % 7 AS n, 'a text of row ' || value AS t
+            FROM generate_series(1, 400000)) GROUP BY k",
+    "SELECT t, k, sum(k) AS s, stddev(n) AS v, bool_and(n > 100) AS b
+        FROM (SELECT CASE WHEN value % 5 = 0 THEN NULL ELSE 'group ' || (value % 200000) END AS t,
+                value % 3 AS k, value AS n FROM generate_series(1, 400000)) GROUP BY t, k",
+    "SELECT k, n, count(*) AS c FROM (SELECT value % 120000 AS k, value % 3 AS n
+        FROM generate_series(1, 300000)) GROUP BY ROLLUP (k, n)",
+    "SELECT count(DISTINCT value * 3) AS d FROM generate_series(1, 500000)",
+];
+
+/// A session of its own, whose temporary files go to `folder`.
+struct Bench {
+    executor: Executor,
+    session: SessionContext,
+    shared: Arc<RuntimeEnv>,
+}
+
+impl Bench {
+    fn new(threads: usize, limit: usize, folder: &Path, disk_bytes: u64) -> Self {
+        let disk = DiskManagerBuilder::default()
+            .with_mode(DiskManagerMode::Directories(vec![folder.to_owned()]))
+            .with_max_temp_directory_size(disk_bytes);
+        let shared = RuntimeEnvBuilder::new().with_memory_limit(limit, 1.0);
+        let shared = shared.with_disk_manager_builder(disk).build_arc().unwrap();
+        let executor = executor(threads);
+        let state = SessionStateBuilder::new()
+            .with_config(SessionConfig::new())
+            .with_runtime_env(shared.clone())
+            .with_default_features()
+            .with_gatework(&executor)
+            .build();
+        Self { executor, session: SessionContext::new_with_state(state), shared }
+    }
+
+    /// The bytes that `sql` spilled, after its rows were compared with `expected`.
+    async fn spilled(&self, case: &Case, sql: &str, expected: &Expected) -> Result<u64> {
+        let planned = plan(case, &self.session, sql).await?;
+        let mut stream = planned.stream()?;
+        let mut batches = Vec::new();
+        while let Some(batch) = stream.next().await {
+            batches.push(batch?);
+        }
+        expected.check(sql, &batches);
+        let profile = gatework::profile(&planned.plan).unwrap();
+        let of = |name: &str| profile.operators.iter().filter_map(move |o| o.named.get(name)).sum();
+        Ok(of("spilled bytes"))
+    }
+
+    /// Nothing of any query is left. What has ended is gone at once; what was cancelled, soon.
+    async fn assert_clean(&self) {
+        settle(&self.executor);
+        let left = || {
+            let files = self.shared.disk_manager.used_disk_space();
+            (self.shared.memory_pool.reserved(), files)
+        };
+        for _ in 0..1000 {
+            if left() == (0, 0) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("reserved bytes and bytes on disk that are left: {:?}", left());
+    }
+}
+
+fn files(folder: &Path) -> usize {
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| if path.is_dir() { files(&path) } else { 1 })
+        .sum()
+}
+
+#[test]
+fn groups_that_do_not_fit() {
+    guarded(|case| async move {
+        for threads in [1, 2, 3] {
+            let folder = TempDir::new().unwrap();
+            let bench = Bench::new(threads, LIMIT, folder.path(), 1 << 30);
+            for sql in GROUPS.iter().copied() {
+                case.begin(sql);
+                let expected = Expected::of(&reference_session(), sql).await.unwrap();
+                let spilled = bench.spilled(&case, sql, &expected).await.unwrap();
+                assert!(spilled > 0, "{threads} threads spilled nothing: {sql}");
+                bench.assert_clean().await;
+                assert_eq!(files(folder.path()), 0);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_full_disk_and_a_folder_that_is_gone() {
+    guarded(|case| async move {
+        let folder = TempDir::new().unwrap();
+        let full = Bench::new(2, LIMIT, folder.path(), 200_000);
+        let small = "SELECT value % 3 AS k, count(*) AS n FROM generate_series(1, 1000) GROUP BY 1";
+        let fits = Expected::of(&reference_session(), small).await.unwrap();
+        for sql in GROUPS.iter().copied() {
+            case.begin(sql);
+            let expected = Expected::of(&reference_session(), sql).await.unwrap();
+            let error = full.spilled(&case, sql, &expected).await.unwrap_err().to_string();
+            assert!(error.contains("max_temp_directory_size") || error.contains("disk"), "{error}");
+            full.assert_clean().await;
+            // Others notice nothing.
+            assert_eq!(full.spilled(&case, small, &fits).await.unwrap(), 0);
+        }
+        let gone = Bench::new(2, LIMIT, folder.path(), 1 << 30);
+        folder.close().unwrap();
+        let expected = Expected::of(&reference_session(), GROUPS[0]).await.unwrap();
+        let error = gone.spilled(&case, GROUPS[0], &expected).await.unwrap_err().to_string();
+        assert!(error.contains("No such file"), "{error}");
+        gone.assert_clean().await;
+        assert_eq!(gone.spilled(&case, small, &fits).await.unwrap(), 0);
+    });
+}
+
+#[test]
+fn cancelled_while_it_spills() {
+    guarded(|case| async move {
+        let folder = TempDir::new().unwrap();
+        let bench = Bench::new(2, LIMIT, folder.path(), 1 << 30);
+        let mut dice = Dice::new(4);
+        let mut running = 0;
+        for round in 0..60 {
+            let sql = GROUPS[round % GROUPS.len()];
+            case.begin(sql);
+            let planned = plan(&case, &bench.session, sql).await.unwrap();
+            let mut stream = planned.stream().unwrap();
+            let query = gatework::query(&planned.plan).unwrap();
+            tokio::time::sleep(Duration::from_millis(dice.below(150) as u64)).await;
+            running += usize::from(query.live_tasks() > 0);
+            if round % 2 == 0 {
+                query.cancel();
+                while let Some(batch) = stream.next().await {
+                    drop(batch);
+                }
+            }
+            drop(stream);
+            drop(query);
+            bench.assert_clean().await;
+            assert_eq!(files(folder.path()), 0);
+        }
+        assert!(running > 10, "{running} of 60 were running");
+    });
+}
