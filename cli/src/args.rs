@@ -87,9 +87,16 @@ pub(crate) struct EngineArgs {
     /// Threads that run queries. Default: one per core
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Memory that queries may hold, such as 512MiB or 2GB; one that needs more fails. Default: no limit
+    /// Memory that queries may hold, such as 512MiB or 2GB. Large aggregates spill what does not fit to temporary files;
+    /// other queries that need more fail. Default: no limit
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_limit: Option<ByteSize>,
+    /// Folder for temporary files, which are gone when the query is. Default: the system's
+    #[arg(long, value_name = "DIR")]
+    pub(crate) temp_dir: Option<PathBuf>,
+    /// What temporary files may take, such as 20GB. Default: 100 GiB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) temp_limit: Option<ByteSize>,
     /// How long a query may take, such as 90s or 5min. Default: for ever
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Option<Duration>,

@@ -39,6 +39,16 @@ impl Engine {
             let limit = usize::try_from(limit.as_u64()).unwrap_or(usize::MAX);
             shared = shared.with_memory_pool(Arc::new(GreedyMemoryPool::new(limit)));
         }
+        if let Some(folder) = &args.temp_dir {
+            if !folder.is_dir() {
+                let folder = folder.display();
+                return Err(Error::failed(format!("--temp-dir: {folder} is not a folder")));
+            }
+            shared = shared.with_temp_file_path(folder);
+        }
+        if let Some(limit) = args.temp_limit {
+            shared = shared.with_max_temp_directory_size(limit.as_u64());
+        }
         let shared = shared.build_arc().map_err(|error| failed(&error))?;
         let settings = Settings { timeout: args.timeout, ..Settings::default() };
         Ok(Self { executor, shared, settings })

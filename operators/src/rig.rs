@@ -1,7 +1,12 @@
 //! For unit tests: hand-built graphs on a real executor, and their rows in a form to compare.
 
 use std::{
-    sync::{Arc, LazyLock, mpsc},
+    any::Any,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     task::{Wake, Waker},
     thread::{self, Thread},
     time::{Duration, Instant},
@@ -14,8 +19,8 @@ use arrow::{
 use gatework_runtime::{
     Error, Executor, Result,
     pipeline::{
-        Batch, Graph, LocalSource, Operator, QueryContext, QueryOptions, RowStream, Setup, Source,
-        SourceResult, TaskContext,
+        Batch, Completion, Graph, LocalSource, Operator, QueryContext, QueryOptions, RowStream,
+        Setup, Source, SourceResult, SpillSpace, Spilled, TaskContext,
     },
 };
 use gatework_shared_state::{Budget, result::ResultReader};
@@ -141,6 +146,40 @@ pub(crate) fn sorted_rows(batches: &[RecordBatch]) -> Vec<String> {
     let mut rows = rows(batches);
     rows.sort_unstable();
     rows
+}
+
+/// Keeps what is spilled, and answers on another thread.
+#[derive(Debug, Default)]
+pub(crate) struct KeptElsewhere {
+    pub(crate) batches: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Kept(Vec<RecordBatch>);
+
+impl SpillSpace for KeptElsewhere {
+    fn write(
+        &self,
+        batches: Vec<RecordBatch>,
+        held: Box<dyn Any + Send>,
+        done: Completion<Arc<dyn Spilled>>,
+    ) {
+        self.batches.fetch_add(batches.len(), Ordering::Relaxed);
+        thread::spawn(move || {
+            drop(held);
+            done.complete(Ok(Arc::new(Kept(batches))));
+        });
+    }
+}
+
+impl Spilled for Kept {
+    fn bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read(self: Arc<Self>, batch: usize, done: Completion<RecordBatch>) {
+        thread::spawn(move || done.complete(Ok(self.0[batch].clone())));
+    }
 }
 
 /// A source that fails once it is asked.

@@ -98,7 +98,7 @@ impl Region {
                 let memory = PoolShare::new(&context.session_id(), context.memory_pool());
                 let (time_slice, chaos) = (settings.time_slice, settings.chaos.clone());
                 let disk = &context.runtime_env().disk_manager;
-                let spill = TempFiles::new(disk, shell.engine());
+                let spill = TempFiles::of(disk, shell.engine());
                 let options =
                     QueryOptions { memory, spill, time_slice, chaos, ..QueryOptions::default() };
                 QueryContext::new(&shell.engine().executor, options)

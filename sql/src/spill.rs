@@ -39,7 +39,7 @@ pub(crate) struct TempFiles {
 
 impl TempFiles {
     /// Files of `disk`; `None` if it makes none.
-    pub(crate) fn new(disk: &Arc<DiskManager>, engine: &Engine) -> Option<Arc<dyn SpillSpace>> {
+    pub(crate) fn of(disk: &Arc<DiskManager>, engine: &Engine) -> Option<Arc<dyn SpillSpace>> {
         let files = || Self { disk: disk.clone(), io: engine.io.clone() };
         disk.tmp_files_enabled().then(|| Arc::new(files()) as _)
     }

@@ -41,10 +41,12 @@ fn sql_reads_its_flags() {
 
 #[test]
 fn limits_have_units() {
-    let line = "sql a --memory-limit 512MiB --timeout 1min";
+    let line = "sql a --memory-limit 512MiB --timeout 1min --temp-dir d --temp-limit 1GB";
     let Ok(Args { command: Command::Sql(args) }) = parse(line) else { panic!("not understood") };
     assert_eq!(args.engine.memory_limit.map(|limit| limit.as_u64()), Some(512 << 20));
     assert_eq!(args.engine.timeout, Some(Duration::from_secs(60)));
+    assert_eq!(args.engine.temp_dir, Some("d".into()));
+    assert_eq!(args.engine.temp_limit.map(|limit| limit.as_u64()), Some(1_000_000_000));
 }
 
 #[test]

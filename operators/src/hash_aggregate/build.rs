@@ -1,16 +1,12 @@
 //! The sink of an aggregate: local tables, cut into partitions when they are full and at the end.
 
-use std::{
-    ops::Range,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use arrow::array::RecordBatch;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, LocalSink, Pending, Reservation, Setup, Sink, SinkResult, Slots,
-        Spilled, TaskContext,
+        Batch, FinishResult, LocalSink, Reservation, Setup, Sink, SinkResult, Slots, TaskContext,
     },
 };
 use gatework_shared_state::{Gate, aggregate::AggregateSink};
@@ -18,6 +14,7 @@ use gatework_shared_state::{Gate, aggregate::AggregateSink};
 use super::{
     config::Shared,
     groups::{Groups, Part},
+    overflow::Overflow,
     ungrouped::Accumulators,
 };
 use crate::compact;
@@ -57,36 +54,21 @@ impl Sink for AggregateBuild {
             }));
         }
         Ok(Box::new(GroupedBuild {
-            groups: Some(Groups::new(self.shared.clone(), setup.reservation())?),
-            parts: no_parts(&self.shared),
-            writing: None,
-            spilled: false,
+            groups: Some(Groups::new(self.shared.clone(), &setup)?),
+            overflow: Overflow::new(self.shared.clone(), setup, 0),
             shared: self.shared.clone(),
             sink: Some(sink),
             closed,
-            setup,
         }))
     }
-}
-
-/// A task that holds less than this is not the one that has to spill.
-const SPILLED_BYTES: usize = 1 << 16;
-
-fn no_parts(shared: &Shared) -> Vec<Vec<Part>> {
-    (0..shared.units).map(|_| Vec::new()).collect()
 }
 
 struct GroupedBuild {
     shared: Arc<Shared>,
     groups: Option<Groups>,
-    parts: Vec<Vec<Part>>,
-    /// A file that is being written, and which of its batches belong to each unit.
-    writing: Option<(Pending<Arc<dyn Spilled>>, Vec<Range<usize>>)>,
-    /// Something has been spilled.
-    spilled: bool,
+    overflow: Overflow,
     sink: Option<AggregateSink<Part>>,
     closed: Gate,
-    setup: Setup,
 }
 
 impl GroupedBuild {
@@ -95,67 +77,13 @@ impl GroupedBuild {
         let Some(groups) = &mut self.groups else { return Ok(()) };
         let mut fits = groups.update(data);
         if fits.is_ok() && self.shared.sinks > 1 && groups.len() >= FULL_TABLE_GROUPS {
-            fits = groups.partition(&mut self.parts);
+            fits = self.overflow.partition(groups);
         }
         match fits {
             // What did not fit is in the table all the same.
-            Err(error @ Error::OutOfMemory { .. }) => self.spill(error),
+            Err(error @ Error::OutOfMemory { .. }) => self.overflow.spill(Some(groups), error),
             other => other,
         }
-    }
-
-    /// Begins to write all groups to a file because of `error`, unless that does not help.
-    fn spill(&mut self, error: Error) -> Result<()> {
-        if !self.setup.can_spill() {
-            return Err(error);
-        }
-        if let Some(groups) = &mut self.groups {
-            match groups.partition(&mut self.parts) {
-                // What is written next gives memory back.
-                Ok(()) | Err(Error::OutOfMemory { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let (mut batches, mut held, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
-        let parts = std::mem::replace(&mut self.parts, no_parts(&self.shared));
-        for (unit, parts) in parts.into_iter().enumerate() {
-            let first = batches.len();
-            for part in parts {
-                match part {
-                    Part::States(states) => {
-                        let (batch, reservation) = states.into_batch(&self.shared)?;
-                        batches.push(batch);
-                        held.extend(reservation);
-                    }
-                    other => self.parts[unit].push(other),
-                }
-            }
-            ranges.push(first..batches.len());
-        }
-        let bytes: usize = held.iter().map(Reservation::bytes).sum();
-        if batches.is_empty() || bytes < SPILLED_BYTES && !self.spilled {
-            return Err(error);
-        }
-        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
-        self.setup.metrics().add("spilled rows", rows as u64);
-        self.writing = Some((self.setup.spill(batches, Box::new(held))?, ranges));
-        self.spilled = true;
-        Ok(())
-    }
-
-    /// The gate of a file that is still being written.
-    fn writing(&mut self) -> Result<Option<Gate>> {
-        let Some((pending, ranges)) = &self.writing else { return Ok(None) };
-        let Some(file) = pending.take() else { return Ok(Some(pending.gate().clone())) };
-        let file = file?;
-        self.setup.metrics().add("spilled bytes", file.bytes());
-        for (parts, range) in self.parts.iter_mut().zip(ranges) {
-            if !range.is_empty() {
-                parts.push(Part::Spilled(file.clone(), range.clone()));
-            }
-        }
-        self.writing = None;
-        Ok(None)
     }
 }
 
@@ -165,35 +93,39 @@ impl LocalSink for GroupedBuild {
             self.shared.saw_rows.store(true, Ordering::Relaxed);
             self.update(&compact(batch)?)?;
         }
-        Ok(match self.writing()? {
+        Ok(match self.overflow.writing()? {
             Some(gate) => SinkResult::Blocked(gate.into()),
             None => SinkResult::NeedInput,
         })
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
-        if let Some(gate) = self.writing()? {
+        if let Some(gate) = self.overflow.writing()? {
             return Ok(FinishResult::Blocked(gate.into()));
         }
         if self.closed.is_ready() {
             self.groups = None;
         }
-        if self.spilled && self.groups.as_ref().is_some_and(|groups| groups.len() > 0) {
+        if self.overflow.is_spilled()
+            && let Some(mut groups) = self.groups.take().filter(|groups| groups.len() > 0)
+        {
             // Units are merged one by one; what is left of all would be in the way.
-            self.spill(Error::Setup("nothing is left to be spilled".into()))?;
-            if let Some(gate) = self.writing()? {
+            let error = Error::Setup("nothing is left to be spilled".into());
+            self.overflow.spill(Some(&mut groups), error)?;
+            if let Some(gate) = self.overflow.writing()? {
                 return Ok(FinishResult::Blocked(gate.into()));
             }
         }
         let Some(sink) = self.sink.take() else { return Ok(FinishResult::Done) };
+        let mut parts = self.overflow.take();
         if let Some(mut groups) = self.groups.take() {
-            if self.shared.sinks == 1 && !self.spilled {
-                self.parts[0].push(Part::Table(Box::new(groups)));
+            if self.shared.sinks == 1 && !self.overflow.is_spilled() {
+                parts[0].push(Part::Table(Box::new(groups)));
             } else {
-                groups.partition(&mut self.parts)?;
+                groups.partition(0, &mut parts)?;
             }
         }
-        sink.publish(std::mem::take(&mut self.parts));
+        sink.publish(parts);
         Ok(FinishResult::Done)
     }
 

@@ -13,8 +13,8 @@ use datafusion_physical_expr::{
     GroupsAccumulatorAdapter, PhysicalExpr, aggregate::AggregateFunctionExpr,
 };
 use gatework_runtime::{
-    Result,
-    pipeline::{Reservation, Spilled},
+    Error, Result,
+    pipeline::{Reservation, Setup, Spilled},
 };
 
 use super::{
@@ -52,6 +52,8 @@ pub(super) struct Groups {
     table: GroupTable,
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
     reservation: Reservation,
+    /// A table of so many bytes need not have them reserved: to spill it would not help.
+    overdraft: usize,
     hashes: Vec<u64>,
     /// The group of each row at hand.
     groups: Vec<usize>,
@@ -59,6 +61,9 @@ pub(super) struct Groups {
     recent: Option<Recent>,
     misses: Vec<u32>,
 }
+
+/// What a task may hold without a reservation while others hold all there is.
+const OVERDRAFT_BYTES: usize = 256 << 10;
 
 fn accumulator(
     function: &Arc<AggregateFunctionExpr>,
@@ -79,7 +84,9 @@ fn evaluate(
 }
 
 impl Groups {
-    pub(super) fn new(shared: Arc<Shared>, reservation: Reservation) -> Result<Self> {
+    pub(super) fn new(shared: Arc<Shared>, setup: &Setup) -> Result<Self> {
+        let reservation = setup.reservation();
+        let overdraft = if setup.can_spill() { OVERDRAFT_BYTES } else { 0 };
         let table = GroupTable::new(&shared.encoder);
         let functions = shared.config.calls.iter().map(|call| accumulator(&call.function));
         let accumulators = functions.collect::<Result<_, _>>().or_fail()?;
@@ -88,7 +95,17 @@ impl Groups {
             true => Recent::new(shared.encoder.types()),
             false => None,
         };
-        Ok(Self { shared, table, accumulators, reservation, hashes, groups, recent, misses })
+        Ok(Self {
+            shared,
+            table,
+            accumulators,
+            reservation,
+            overdraft,
+            hashes,
+            groups,
+            recent,
+            misses,
+        })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -197,15 +214,20 @@ impl Groups {
 
     fn account(&mut self) -> Result<()> {
         let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
-        self.reservation.resize(self.table.bytes() + accumulators)
+        let bytes = self.table.bytes() + accumulators;
+        match self.reservation.resize(bytes) {
+            Err(Error::OutOfMemory { .. }) if bytes < self.overdraft => Ok(()),
+            other => other,
+        }
     }
 
-    /// Empties the table into partial states, one part per hash partition that has groups.
+    /// Empties the table into partial states, one part per unit that has groups: a hash partition, by
+    /// other bits at each `level`.
     ///
     /// # Errors
-    /// [`gatework_runtime::Error::OutOfMemory`] if the parts take more than the table, which is empty
+    /// [`Error::OutOfMemory`] if the parts take more than the table, which is empty
     /// all the same.
-    pub(super) fn partition(&mut self, parts: &mut [Vec<Part>]) -> Result<()> {
+    pub(super) fn partition(&mut self, level: u32, parts: &mut [Vec<Part>]) -> Result<()> {
         // A task that got no rows; some accumulators cannot give the states of no group at all.
         if self.len() == 0 {
             return Ok(());
@@ -220,8 +242,9 @@ impl Groups {
             *accumulator = self::accumulator(&call.function).or_fail()?;
         }
         // The top bits decide, since the table used the low ones for its slots.
-        let shift = 64 - self.shared.units.trailing_zeros();
-        let unit_of = |hash: &u64| hash.checked_shr(shift).unwrap_or(0) as usize;
+        let units = self.shared.units;
+        let shift = 64 - units.trailing_zeros() * (level + 1);
+        let unit_of = |hash: &u64| hash.checked_shr(shift).unwrap_or(0) as usize & (units - 1);
         let indices = partition_indices(table.hashes().iter().map(unit_of), parts.len());
         let mut reservation = self.reservation.split_off();
         let mut bytes = 0;
@@ -282,7 +305,11 @@ impl Groups {
         let rows = self.table.len();
         let batch = super::output::assemble(&config.schema, columns, rows)?;
         let mut reservation = self.reservation.split_off();
-        reservation.resize(batch.get_array_memory_size())?;
+        match reservation.resize(batch.get_array_memory_size()) {
+            // About as much as the table took, whose reservation it keeps.
+            Err(Error::OutOfMemory { .. }) if self.overdraft > 0 => {}
+            other => other?,
+        }
         Ok((batch, reservation))
     }
 }

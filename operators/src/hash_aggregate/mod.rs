@@ -3,7 +3,8 @@
 //!
 //! Local tables are bounded: one that holds too many groups is emptied into partial states, which
 //! are partitioned at once and merged later with everything else. With one sink task there is
-//! nothing to merge, and its table goes to the source as it is. Without grouping there is one group,
+//! nothing to merge, and its table goes to the source as it is. What does not fit into memory goes to
+//! files (`overflow.rs`). Without grouping there is one group,
 //! and DataFusion's row accumulators are used (`ungrouped.rs`).
 //!
 //! Aggregate semantics are DataFusion's: its accumulators update, merge and evaluate.
@@ -12,6 +13,7 @@ mod build;
 mod config;
 mod groups;
 mod output;
+mod overflow;
 mod recent;
 mod ungrouped;
 

@@ -22,6 +22,7 @@ use gatework_shared_state::{Claim, Gate, aggregate::AggregateSource};
 use super::{
     config::Shared,
     groups::{Groups, Part, States},
+    overflow::Overflow,
     ungrouped::Accumulators,
 };
 use crate::OrFail;
@@ -49,6 +50,7 @@ impl Source for AggregateOutput {
             shared: self.shared.clone(),
             source: self.slots.take(setup.instance())?,
             setup,
+            units: Vec::new(),
             merging: None,
             emitting: None,
         }))
@@ -59,86 +61,131 @@ struct LocalOutput {
     shared: Arc<Shared>,
     source: AggregateSource<Part>,
     setup: Setup,
+    /// Units of a unit that did not fit.
+    units: Vec<Unit>,
     merging: Option<Merging>,
     /// Merged groups, the offset of the first that has not been emitted, and their bytes.
     emitting: Option<(RecordBatch, usize, Option<Reservation>)>,
 }
 
+/// A unit to be merged.
+struct Unit {
+    number: usize,
+    /// How often it is a part of a unit itself.
+    level: u32,
+    parts: Vec<Part>,
+}
+
 /// A unit whose parts are being merged.
 struct Merging {
-    unit: usize,
+    unit: Unit,
     groups: Option<Groups>,
     single: Option<(Accumulators, Reservation)>,
+    states: VecDeque<States>,
     /// Spilled batches that have not been asked for.
     spilled: VecDeque<(Arc<dyn Spilled>, usize)>,
     /// Those that have been, in order.
     reading: VecDeque<Pending<RecordBatch>>,
+    /// If its groups do not fit.
+    overflow: Option<Overflow>,
 }
 
 /// Spilled batches that are read ahead.
 const READ_AHEAD: usize = 2;
 
-impl LocalOutput {
-    /// Merges what is in memory.
-    fn begin(&self, unit: usize, parts: Vec<Part>, task: &TaskContext) -> Result<Merging> {
-        let (spilled, reading) = (VecDeque::new(), VecDeque::new());
-        let mut merging = Merging { unit, groups: None, single: None, spilled, reading };
-        for part in parts {
-            task.check()?;
+impl Merging {
+    fn new(mut unit: Unit) -> Result<Self> {
+        let (mut groups, mut single) = (None, None::<(Accumulators, Reservation)>);
+        let (mut states, mut spilled) = (VecDeque::new(), VecDeque::new());
+        for part in std::mem::take(&mut unit.parts) {
             match part {
-                Part::Table(table) => merging.groups = Some(*table),
-                Part::States(states) => self.add(&mut merging, states)?,
+                Part::Table(table) => groups = Some(*table),
+                Part::States(part) => states.push_back(part),
                 Part::Spilled(file, batches) => {
-                    merging.spilled.extend(batches.map(|batch| (file.clone(), batch)));
+                    spilled.extend(batches.map(|batch| (file.clone(), batch)));
                 }
-                Part::Single(accumulators, bytes) => match &mut merging.single {
+                Part::Single(accumulators, bytes) => match &mut single {
                     Some((single, reservation)) => {
                         single.merge(accumulators)?;
                         reservation.resize(single.bytes())?;
                     }
-                    None => merging.single = Some((accumulators, bytes)),
+                    None => single = Some((accumulators, bytes)),
                 },
             }
         }
-        Ok(merging)
+        let reading = VecDeque::new();
+        Ok(Self { unit, groups, single, states, spilled, reading, overflow: None })
     }
 
-    fn add(&self, merging: &mut Merging, states: States) -> Result<()> {
-        if merging.groups.is_none() {
-            let reservation = self.setup.reservation();
-            merging.groups = Some(Groups::new(self.shared.clone(), reservation)?);
+    fn add(&mut self, shared: &Arc<Shared>, setup: &Setup, states: States) -> Result<()> {
+        if self.groups.is_none() {
+            self.groups = Some(Groups::new(shared.clone(), setup)?);
         }
-        match &mut merging.groups {
-            Some(groups) => groups.merge(states),
-            None => Ok(()),
+        let Some(groups) = &mut self.groups else { return Ok(()) };
+        match groups.merge(states) {
+            // What did not fit is in the table all the same.
+            Err(error @ Error::OutOfMemory { .. }) => {
+                let level = self.unit.level + 1;
+                let overflow = || Overflow::new(shared.clone(), setup.clone(), level);
+                self.overflow.get_or_insert_with(overflow).spill(Some(groups), error)
+            }
+            other => other,
         }
     }
 
-    /// Merges what was spilled; the gate of what is not there yet.
+    /// The gate of a file that is being written.
+    fn writing(&mut self) -> Result<Option<Gate>> {
+        self.overflow.as_mut().map_or(Ok(None), Overflow::writing)
+    }
+}
+
+impl LocalOutput {
+    /// Merges all parts; the gate of what is not there yet.
     fn go_on(&self, merging: &mut Merging, task: &TaskContext) -> Result<Option<Gate>> {
+        let (shared, setup) = (&self.shared, &self.setup);
         loop {
             task.check()?;
+            if let Some(gate) = merging.writing()? {
+                return Ok(Some(gate));
+            }
+            if let Some(states) = merging.states.pop_front() {
+                merging.add(shared, setup, states)?;
+                continue;
+            }
             while merging.reading.len() < READ_AHEAD
                 && let Some((file, batch)) = merging.spilled.pop_front()
             {
-                merging.reading.push_back(self.setup.unspill(&file, batch));
+                merging.reading.push_back(setup.unspill(&file, batch));
             }
-            let Some(next) = merging.reading.front() else { return Ok(None) };
-            let Some(batch) = next.take() else { return Ok(Some(next.gate().clone())) };
-            merging.reading.pop_front();
-            self.add(merging, States::from_batch(&batch?, &self.shared)?)?;
+            if let Some(next) = merging.reading.front() {
+                let Some(batch) = next.take() else { return Ok(Some(next.gate().clone())) };
+                merging.reading.pop_front();
+                merging.add(shared, setup, States::from_batch(&batch?, shared)?)?;
+                continue;
+            }
+            let left = merging.groups.as_mut().filter(|groups| groups.len() > 0);
+            let (Some(overflow), Some(groups)) = (&mut merging.overflow, left) else {
+                return Ok(None);
+            };
+            overflow.spill(Some(groups), Error::Setup("nothing is left to be spilled".into()))?;
         }
     }
 
-    /// The groups of a merged unit.
-    fn emit(&self, merging: Merging) -> Result<Option<Merged>> {
-        let Merging { unit, mut groups, single, .. } = merging;
+    /// The groups of a merged unit; if they did not fit, its own units come next.
+    fn emit(&mut self, merging: Merging) -> Result<Option<Merged>> {
+        let Merging { unit, mut groups, single, overflow, .. } = merging;
+        if let Some(mut overflow) = overflow {
+            let level = unit.level + 1;
+            let parts = overflow.take().into_iter().filter(|parts| !parts.is_empty());
+            self.units.extend(parts.map(|parts| Unit { number: unit.number, level, parts }));
+            return Ok(None);
+        }
         if let Some((single, _reservation)) = single {
             return Ok(Some((single.emit(&self.shared)?, None)));
         }
         let has_sets = self.shared.config.group_by.set_ids.is_some();
-        if unit == 0 && has_sets && !self.shared.saw_rows.load(Ordering::Relaxed) {
-            let mut empty = Groups::new(self.shared.clone(), self.setup.reservation())?;
+        if unit.number == 0 && has_sets && !self.shared.saw_rows.load(Ordering::Relaxed) {
+            let mut empty = Groups::new(self.shared.clone(), &self.setup)?;
             empty.add_empty_sets()?;
             groups = Some(empty);
         }
@@ -170,11 +217,17 @@ impl LocalSource for LocalOutput {
                 self.emitting = self.emit(merging)?.map(|(batch, bytes)| (batch, 0, bytes));
                 continue;
             }
+            if let Some(unit) = self.units.pop() {
+                self.merging = Some(Merging::new(unit)?);
+                continue;
+            }
             match self.source.claim() {
                 Claim::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
                 Claim::Finished => return Ok(SourceResult::Finished),
                 Claim::Aborted => return Err(Error::ProducerAborted),
-                Claim::Unit((unit, parts)) => self.merging = Some(self.begin(unit, parts, task)?),
+                Claim::Unit((number, parts)) => {
+                    self.merging = Some(Merging::new(Unit { number, level: 0, parts })?);
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 
 mod model;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use arrow::{
     array::{AsArray, Int64Array, RecordBatch},
@@ -31,7 +31,10 @@ use proptest::prelude::*;
 
 use self::model::{Input, texts};
 use super::{AggregateCall, AggregateConfig, AggregateOutput, GroupBy, InputRows, OutputRows, new};
-use crate::rig::{EXECUTOR, FailingScan, result_of, run, run_with, scan, table, wait_idle};
+use crate::rig::{
+    EXECUTOR, FailingScan, KeptElsewhere, result_of, run, run_with, scan, sorted_rows, table,
+    wait_idle,
+};
 
 /// What is aggregated, and how it is run.
 #[derive(Debug, Clone)]
@@ -364,6 +367,35 @@ fn groups_are_charged_to_the_query() {
                 }
             }
             assert_eq!(memory.reserved(), 0);
+        }
+    }
+}
+
+#[test]
+fn groups_that_do_not_fit_are_kept_elsewhere() {
+    let input = numbers(200_000, 100_000);
+    let schema = input.schema();
+    let run = |limit: usize, case: &Case| {
+        let (memory, space) =
+            (Arc::new(MemoryLimit::new(limit)), Arc::new(KeptElsewhere::default()));
+        let options = QueryOptions {
+            memory: memory.clone(),
+            spill: Some(space.clone()),
+            ..QueryOptions::default()
+        };
+        let source = scan(&input, 1000);
+        let batches = case.run(options, &schema, source, sum_of_value(&schema)).unwrap();
+        assert_eq!(memory.reserved(), 0);
+        (sorted_rows(&batches), space.batches.load(Ordering::Relaxed))
+    };
+    for (sinks, two_phases) in [(1, false), (2, false), (3, false), (2, true)] {
+        let case = Case { sinks, sources: 2, two_phases, ..plain(&[0]) };
+        let (expected, nothing) = run(1 << 30, &case);
+        assert_eq!(nothing, 0);
+        // At the lowest limit, what is read back does not fit either.
+        for limit in [4 << 20, 1 << 20, 1 << 18] {
+            let (rows, batches) = run(limit, &case);
+            assert!(batches > 0 && rows == expected, "{case:?} with {limit} bytes");
         }
     }
 }

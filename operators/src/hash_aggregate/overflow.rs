@@ -1,0 +1,118 @@
+//! Groups that do not fit into memory: cut into units, and written to files.
+//!
+//! A sink that gets no memory for its table empties it into partial states, one part a unit, and spills
+//! all parts it has. A source that gets none while it merges a unit does the same with the unit, cut by
+//! other bits of the hash, and merges the units of the unit after it. (Graefe, "Query Evaluation
+//! Techniques for Large Databases", 1993: hybrid hashing, with recursion.)
+
+use std::{ops::Range, sync::Arc};
+
+use arrow::array::RecordBatch;
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{Pending, Setup, Spilled},
+};
+use gatework_shared_state::Gate;
+
+use super::{
+    config::Shared,
+    groups::{Groups, Part},
+};
+
+/// A file that is being written, and which of its batches belong to each unit.
+type Writing = (Pending<Arc<dyn Spilled>>, Vec<Range<usize>>);
+
+/// Parts of groups, by unit, that go to files when memory is short.
+pub(super) struct Overflow {
+    shared: Arc<Shared>,
+    setup: Setup,
+    /// How often the groups have been cut into units before.
+    level: u32,
+    parts: Vec<Vec<Part>>,
+    writing: Option<Writing>,
+    spilled: bool,
+}
+
+impl Overflow {
+    pub(super) fn new(shared: Arc<Shared>, setup: Setup, level: u32) -> Self {
+        let parts = no_parts(&shared);
+        Self { shared, setup, level, parts, writing: None, spilled: false }
+    }
+
+    /// Whether anything has been spilled.
+    pub(super) fn is_spilled(&self) -> bool {
+        self.spilled
+    }
+
+    /// Empties `groups` into parts.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if these take more memory than there is, although they are made.
+    pub(super) fn partition(&mut self, groups: &mut Groups) -> Result<()> {
+        groups.partition(self.level, &mut self.parts)
+    }
+
+    /// Begins to write `groups` and all parts to a file because of `error`, unless that does not help.
+    pub(super) fn spill(&mut self, groups: Option<&mut Groups>, error: Error) -> Result<()> {
+        let bits = self.shared.units.trailing_zeros();
+        // Groups whose hashes are equal so far are few, and large.
+        if !self.setup.can_spill() || bits * (self.level + 1) > 60 {
+            return Err(error);
+        }
+        if let Some(groups) = groups {
+            match self.partition(groups) {
+                // What is written next gives memory back.
+                Ok(()) | Err(Error::OutOfMemory { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let (mut batches, mut held, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
+        let parts = std::mem::replace(&mut self.parts, no_parts(&self.shared));
+        for (unit, parts) in parts.into_iter().enumerate() {
+            let first = batches.len();
+            for part in parts {
+                match part {
+                    Part::States(states) => {
+                        let (batch, reservation) = states.into_batch(&self.shared)?;
+                        batches.push(batch);
+                        held.extend(reservation);
+                    }
+                    other => self.parts[unit].push(other),
+                }
+            }
+            ranges.push(first..batches.len());
+        }
+        if batches.is_empty() {
+            return Err(error);
+        }
+        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        self.setup.metrics().add("spilled rows", rows as u64);
+        self.writing = Some((self.setup.spill(batches, Box::new(held))?, ranges));
+        self.spilled = true;
+        Ok(())
+    }
+
+    /// The gate of a file that is still being written.
+    pub(super) fn writing(&mut self) -> Result<Option<Gate>> {
+        let Some((pending, ranges)) = &self.writing else { return Ok(None) };
+        let Some(file) = pending.take() else { return Ok(Some(pending.gate().clone())) };
+        let file = file?;
+        self.setup.metrics().add("spilled bytes", file.bytes());
+        for (parts, range) in self.parts.iter_mut().zip(ranges) {
+            if !range.is_empty() {
+                parts.push(Part::Spilled(file.clone(), range.clone()));
+            }
+        }
+        self.writing = None;
+        Ok(None)
+    }
+
+    /// The parts of each unit.
+    pub(super) fn take(&mut self) -> Vec<Vec<Part>> {
+        std::mem::replace(&mut self.parts, no_parts(&self.shared))
+    }
+}
+
+fn no_parts(shared: &Shared) -> Vec<Vec<Part>> {
+    (0..shared.units).map(|_| Vec::new()).collect()
+}
