@@ -182,6 +182,34 @@ fn ctrl_c_cancels_the_query_and_says_so() {
     );
 }
 
+#[test]
+fn limits_end_a_query_or_make_it_spill() {
+    let endless =
+        "SELECT count(*) FROM generate_series(1, 100000000) a, generate_series(1, 100000000) b";
+    fails(&["sql", endless, "--timeout", "100ms"], 1, "ended after 100ms, its time limit");
+    // Nothing is late.
+    assert_eq!(run(&["sql", "SELECT 1 AS n", "--timeout", "1h", "--format", "csv"]).1, "n\n1\n");
+
+    let folder = tempdir().unwrap();
+    let path = folder.path().display().to_string();
+    let groups = "SELECT count(*) AS n FROM (SELECT value % 299999 AS k, sum(value)
+        FROM generate_series(1, 300000) GROUP BY 1)";
+    let limited = |more: &[&'static str]| {
+        let mut arguments = vec!["sql", groups, "--memory-limit", "4MiB", "--format", "csv"];
+        arguments.extend(["--temp-dir", &path]);
+        arguments.extend(more);
+        run(&arguments)
+    };
+    assert_eq!(limited(&[]), (0, "n\n299999\n".to_owned(), String::new()));
+    let (code, _, stderr) = limited(&["--temp-limit", "10KB"]);
+    assert_eq!((code, stderr.lines().count()), (1, 1), "{stderr}");
+    assert!(stderr.contains("max_temp_directory_size"), "{stderr}");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    let sort = "SELECT value FROM generate_series(1, 3000000) ORDER BY value % 1000";
+    fails(&["sql", sort, "--memory-limit", "4MiB"], 1, "this query holds most in: sort");
+    fails(&["sql", "SELECT 1", "--temp-dir", "/nowhere"], 1, "/nowhere is not a folder");
+}
+
 fn small_data(folder: &Path) -> String {
     folder.join("data").display().to_string()
 }
