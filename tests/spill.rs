@@ -39,6 +39,15 @@ const GROUPS: &[&str] = &[
     "SELECT count(DISTINCT value * 3) AS d FROM generate_series(1, 500000)",
 ];
 
+/// Sorts of far more rows than fit.
+const SORTS: &[&str] = &[
+    "SELECT value * 7 % 400009 AS k, value AS v FROM generate_series(1, 400000) ORDER BY k",
+    "SELECT 'row ' || (value * 31 % 300007) AS t, CASE WHEN value % 9 = 0 THEN NULL ELSE value % 5 END AS k
+        FROM generate_series(1, 300000) ORDER BY k DESC NULLS LAST, t",
+    "SELECT value % 1000 AS k, value * 3 % 300007 AS v FROM generate_series(1, 300000)
+        ORDER BY k, v DESC LIMIT 200000",
+];
+
 /// A session of its own, whose temporary files go to `folder`.
 struct Bench {
     executor: Executor,
@@ -103,12 +112,12 @@ fn files(folder: &Path) -> usize {
 }
 
 #[test]
-fn groups_that_do_not_fit() {
+fn groups_and_sorts_that_do_not_fit() {
     guarded(|case| async move {
         for (threads, limit) in [1, 2, 3].into_iter().flat_map(|n| LIMITS.map(|limit| (n, limit))) {
             let folder = TempDir::new().unwrap();
             let bench = Bench::new(threads, limit, folder.path(), 1 << 30);
-            for sql in GROUPS.iter().copied() {
+            for sql in GROUPS.iter().chain(SORTS).copied() {
                 case.begin(sql);
                 let expected = Expected::of(&reference_session(), sql).await.unwrap();
                 let spilled = bench.spilled(&case, sql, &expected).await.unwrap();
@@ -127,7 +136,7 @@ fn a_full_disk_and_a_folder_that_is_gone() {
         let full = Bench::new(2, LIMIT, folder.path(), 200_000);
         let small = "SELECT value % 3 AS k, count(*) AS n FROM generate_series(1, 1000) GROUP BY 1";
         let fits = Expected::of(&reference_session(), small).await.unwrap();
-        for sql in GROUPS.iter().copied() {
+        for sql in GROUPS.iter().chain(SORTS).copied() {
             case.begin(sql);
             let expected = Expected::of(&reference_session(), sql).await.unwrap();
             let error = full.spilled(&case, sql, &expected).await.unwrap_err().to_string();
@@ -154,7 +163,8 @@ fn cancelled_while_it_spills() {
         let mut dice = Dice::new(4);
         let mut running = 0;
         for round in 0..60 {
-            let sql = GROUPS[round % GROUPS.len()];
+            let both: Vec<&str> = GROUPS.iter().chain(SORTS).copied().collect();
+            let sql = both[round % both.len()];
             case.begin(sql);
             let planned = plan(&case, &bench.session, sql).await.unwrap();
             let mut stream = planned.stream().unwrap();

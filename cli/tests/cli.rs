@@ -205,8 +205,10 @@ fn limits_end_a_query_or_make_it_spill() {
     assert_eq!((code, stderr.lines().count()), (1, 1), "{stderr}");
     assert!(stderr.contains("max_temp_directory_size"), "{stderr}");
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
-    let sort = "SELECT value FROM generate_series(1, 3000000) ORDER BY value % 1000";
-    fails(&["sql", sort, "--memory-limit", "4MiB"], 1, "this query holds most in: sort");
+    let join =
+        "SELECT count(*) FROM generate_series(1, 1000000) a JOIN generate_series(1, 1000000) b
+        ON a.value = b.value * 3";
+    fails(&["sql", join, "--memory-limit", "1MiB"], 1, "this query holds most in: hash join build");
     fails(&["sql", "SELECT 1", "--temp-dir", "/nowhere"], 1, "/nowhere is not a folder");
 }
 

@@ -3,6 +3,9 @@
 //! Sort keys are arrow rows, whose bytes compare as the sort does, so runs are sorted and merged by
 //! comparing bytes. With a `fetch` a task keeps no more than that many rows for long, and drops rows
 //! behind the best boundary that any task knows (`run.rs`).
+//!
+//! A task that gets no memory sorts what it has and spills it as a run of its own; of such runs the merge
+//! holds a batch each, and one that is read ahead.
 
 mod merge;
 mod run;
@@ -16,7 +19,10 @@ pub use run::SortRuns;
 
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::{
+    array::{ArrayRef, RecordBatch},
+    datatypes::SchemaRef,
+};
 use arrow_row::{RowConverter, SortField};
 use datafusion_physical_expr::LexOrdering;
 use gatework_runtime::{Result, pipeline::Slots};
@@ -45,6 +51,16 @@ struct Shared {
     converter: RowConverter,
     /// With a `fetch`: the lowest key known to have that many rows at or before it.
     boundary: RwLock<Option<Arc<Boundary>>>,
+}
+
+impl Shared {
+    /// The sort keys of `rows`.
+    fn key_columns(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {
+        let keys = self.config.ordering.iter();
+        keys.map(|key| key.expr.evaluate(rows)?.into_array_of_size(rows.num_rows()))
+            .collect::<Result<_, _>>()
+            .or_fail()
+    }
 }
 
 /// Sink and source of a sort with `sinks` sink tasks and one source task, whose rows are in order.

@@ -3,13 +3,17 @@
 use std::{cmp::Ordering, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, BooleanArray, RecordBatch, Scalar, UInt32Array},
+    array::{
+        Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, Scalar,
+        UInt32Array,
+    },
     buffer::BooleanBuffer,
     compute::{
         filter, filter_record_batch,
         kernels::cmp::{gt_eq, lt_eq},
         take_record_batch,
     },
+    datatypes::DataType,
     error::ArrowError,
 };
 use arrow_row::Rows;
@@ -17,8 +21,8 @@ use datafusion_physical_expr::PhysicalSortExpr;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, LocalSink, Reservation, Setup, Sink, SinkResult, Slots, Start,
-        TaskContext,
+        Batch, FinishResult, LocalSink, Pending, Reservation, Setup, Sink, SinkResult, Slots,
+        Spilled, Start, TaskContext,
     },
 };
 use gatework_shared_state::{Gate, sort::SortSink};
@@ -37,10 +41,27 @@ pub(super) struct Run {
     order: Vec<u32>,
     /// The prefixes are the keys.
     exact: bool,
-    _reservation: Reservation,
+    _reservation: Option<Reservation>,
+}
+
+/// Rows in order, wherever they are.
+#[derive(Debug)]
+pub(super) enum SortedRun {
+    Here(Run),
+    /// As so many batches.
+    Spilled(Arc<dyn Spilled>, usize),
 }
 
 impl Run {
+    /// A part of a run that has been spilled.
+    pub(super) fn read_back(rows: RecordBatch, shared: &Shared) -> Result<Self> {
+        let columns = shared.key_columns(&rows)?;
+        let keys = shared.converter.convert_columns(&columns).or_fail()?;
+        let prefixes = keys.iter().map(|key| prefix(key.data())).collect();
+        let order = (0..rows.num_rows() as u32).collect();
+        Ok(Self { rows, prefixes, keys, order, exact: false, _reservation: None })
+    }
+
     pub(super) fn key(&self, row: usize) -> &[u8] {
         // The row's bytes live as long as `keys`.
         let row = self.keys.row(self.order[row] as usize);
@@ -107,11 +128,11 @@ impl Boundary {
 #[derive(Debug)]
 pub struct SortRuns {
     shared: Arc<Shared>,
-    slots: Slots<SortSink<Run>>,
+    slots: Slots<SortSink<SortedRun>>,
 }
 
 impl SortRuns {
-    pub(super) fn new(shared: Arc<Shared>, slots: Slots<SortSink<Run>>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, slots: Slots<SortSink<SortedRun>>) -> Self {
         Self { shared, slots }
     }
 }
@@ -126,6 +147,8 @@ impl Sink for SortRuns {
         Ok(Box::new(LocalRuns {
             closed: sink.closed().clone(),
             sink: Some(sink),
+            spilled: Vec::new(),
+            writing: None,
             collected: Collected::new(&self.shared),
             reservation: setup.reservation(),
             shared: self.shared.clone(),
@@ -149,7 +172,10 @@ impl Collected {
 
 struct LocalRuns {
     shared: Arc<Shared>,
-    sink: Option<SortSink<Run>>,
+    sink: Option<SortSink<SortedRun>>,
+    /// Runs that were spilled, and one that is being written, as so many batches.
+    spilled: Vec<SortedRun>,
+    writing: Option<(Pending<Arc<dyn Spilled>>, usize)>,
     closed: Gate,
     collected: Collected,
     reservation: Reservation,
@@ -162,13 +188,7 @@ const TOP_N_SLACK_ROWS: usize = 1 << 13;
 impl LocalRuns {
     fn add(&mut self, mut data: RecordBatch) -> Result<()> {
         let shared = &self.shared;
-        let mut columns = shared
-            .config
-            .ordering
-            .iter()
-            .map(|key| key.expr.evaluate(&data)?.into_array_of_size(data.num_rows()))
-            .collect::<Result<Vec<ArrayRef>, _>>()
-            .or_fail()?;
+        let mut columns = shared.key_columns(&data)?;
         let boundary = shared.boundary.read().clone();
         let Some(boundary) = boundary else {
             let first = self.collected.keys.num_rows();
@@ -201,7 +221,44 @@ impl LocalRuns {
     fn keep(&mut self, data: RecordBatch) -> Result<()> {
         self.collected.bytes += Batch::new(data.clone()).bytes();
         self.collected.batches.push(data);
-        self.reservation.resize(self.collected.bytes + self.collected.keys.size())
+        let bytes = self.collected.bytes + self.collected.keys.size();
+        match self.reservation.resize(bytes) {
+            // What did not fit has been collected all the same.
+            Err(Error::OutOfMemory { .. }) if self.setup.can_spill() && bytes < OVERDRAFT_BYTES => {
+                Ok(())
+            }
+            Err(error @ Error::OutOfMemory { .. }) if self.setup.can_spill() => self.spill(error),
+            other => other,
+        }
+    }
+
+    /// Begins to write what was collected, in order, to a file because of `error`.
+    fn spill(&mut self, error: Error) -> Result<()> {
+        if self.writing.is_some() {
+            return Err(error);
+        }
+        let Some(mut run) = self.sort()? else { return Err(error) };
+        let rows = run.rows.num_rows();
+        let step = self.shared.config.batch_rows;
+        let part = |first: usize| own_buffers(&run.rows.slice(first, step.min(rows - first)));
+        let batches = (0..rows).step_by(step).map(part).collect::<Result<Vec<_>>>()?;
+        self.setup.metrics().add("spilled rows", rows as u64);
+        let held = Box::new(run._reservation.take());
+        drop(run);
+        let count = batches.len();
+        self.writing = Some((self.setup.spill(batches, held)?, count));
+        Ok(())
+    }
+
+    /// The gate of a run that is still being written.
+    fn writing(&mut self) -> Result<Option<Gate>> {
+        let Some((pending, batches)) = &self.writing else { return Ok(None) };
+        let Some(file) = pending.take() else { return Ok(Some(pending.gate().clone())) };
+        let file = file?;
+        self.setup.metrics().add("spilled bytes", file.bytes());
+        self.spilled.push(SortedRun::Spilled(file, *batches));
+        self.writing = None;
+        Ok(None)
     }
 
     /// Sorts what was collected; with a `fetch`, only as many rows come out.
@@ -236,8 +293,12 @@ impl LocalRuns {
         drop(collected.batches);
         let sorted = take_record_batch(&all, &UInt32Array::from(order.clone())).or_fail()?;
         let bytes = Batch::new(sorted.clone()).bytes() + keys.size() + 20 * order.len();
-        self.reservation.resize(bytes)?;
-        let _reservation = self.reservation.split_off();
+        match self.reservation.resize(bytes) {
+            // It is about what was reserved for the rows before they were sorted.
+            Err(Error::OutOfMemory { .. }) if self.setup.can_spill() => {}
+            other => other?,
+        }
+        let _reservation = Some(self.reservation.split_off());
         Ok(Some(Run { rows: sorted, prefixes, keys, order, exact, _reservation }))
     }
 
@@ -259,6 +320,20 @@ impl LocalRuns {
     }
 }
 
+/// What a task may hold without a reservation while others hold all there is.
+const OVERDRAFT_BYTES: usize = 256 << 10;
+
+/// `rows` without what their buffers hold besides.
+fn own_buffers(rows: &RecordBatch) -> Result<RecordBatch> {
+    let columns = rows.columns().iter().map(|column| match column.data_type() {
+        DataType::Utf8View => Arc::new(column.as_string_view().gc()) as ArrayRef,
+        DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
+        _ => column.clone(),
+    });
+    let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+    RecordBatch::try_new_with_options(rows.schema(), columns.collect(), &options).or_fail()
+}
+
 /// Sorts `order`; with a `fetch`, only as many elements are left.
 fn sort_some(
     order: &mut Vec<(u128, u32)>,
@@ -276,27 +351,49 @@ fn sort_some(
     order.sort_unstable_by(by_key);
 }
 
+impl LocalRuns {
+    fn room(&mut self) -> Result<SinkResult> {
+        Ok(match self.writing()? {
+            Some(gate) => SinkResult::Blocked(gate.into()),
+            None => SinkResult::NeedInput,
+        })
+    }
+}
+
 impl LocalSink for LocalRuns {
     fn start(&mut self, _task: &TaskContext) -> Result<Start> {
         Ok(if self.shared.config.fetch == Some(0) { Start::Finished } else { Start::Ready })
     }
 
     fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
-        let Some(batch) = batch else { return Ok(SinkResult::NeedInput) };
+        let Some(batch) = batch else { return self.room() };
         self.add(compact(batch)?)?;
         if let Some(fetch) = self.shared.config.fetch
             && self.collected.keys.num_rows() >= fetch.saturating_add(TOP_N_SLACK_ROWS.max(fetch))
         {
             self.shrink(fetch)?;
         }
-        Ok(SinkResult::NeedInput)
+        self.room()
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+        if let Some(gate) = self.writing()? {
+            return Ok(FinishResult::Blocked(gate.into()));
+        }
+        if !self.spilled.is_empty() && self.collected.keys.num_rows() > 0 {
+            // Runs are merged batch by batch; a whole one in memory would be in the way.
+            self.spill(Error::Setup("nothing is left to be spilled".into()))?;
+            if let Some(gate) = self.writing()? {
+                return Ok(FinishResult::Blocked(gate.into()));
+            }
+        }
         let Some(sink) = self.sink.take() else { return Ok(FinishResult::Done) };
-        let run = if self.closed.is_ready() { None } else { self.sort()? };
-        self.setup.metrics().add("runs", run.is_some().into());
-        sink.publish(run.into_iter().collect());
+        let mut runs = std::mem::take(&mut self.spilled);
+        if !self.closed.is_ready() {
+            runs.extend(self.sort()?.map(SortedRun::Here));
+        }
+        self.setup.metrics().add("runs", runs.len() as u64);
+        sink.publish(runs);
         Ok(FinishResult::Done)
     }
 
