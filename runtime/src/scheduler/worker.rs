@@ -37,6 +37,11 @@ pub(super) fn run_borrowed(core: &Arc<Core>, worker: usize) {
             break;
         }
     }
+    if searches {
+        // Its deque is another thread's, which does not know that pushes rely on this one.
+        core.sleep.end_search();
+        core.wake_one();
+    }
     core.borrowed_thread_left();
 }
 

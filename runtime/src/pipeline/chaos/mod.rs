@@ -164,7 +164,8 @@ impl Chaos {
         self
     }
 
-    /// Calls one in `waits` local states that wait again at once, before their gate is open.
+    /// Calls local states that wait again at once, before their gate is open: each the first time it waits,
+    /// and one in `waits` of the other times.
     ///
     /// # Panics
     /// If `waits` is below 2: a wait that is always cut short never ends.

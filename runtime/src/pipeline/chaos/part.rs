@@ -23,6 +23,8 @@ pub(super) struct Part {
     dice: Dice,
     /// Kinds of call that have been blocked already.
     blocked_before: [bool; 3],
+    /// It has been called too soon already.
+    recalled_before: bool,
     /// The call that is blocked by us, to be made when it comes again.
     waiting: Option<Call>,
 }
@@ -37,6 +39,7 @@ impl Part {
             chaos,
             role,
             blocked_before: [false; 3],
+            recalled_before: false,
             waiting: None,
         }
     }
@@ -60,12 +63,14 @@ impl Part {
 
     /// The gates that the local state waits for, and at times one that is open already.
     pub(super) fn or_recall(&mut self, gates: Gates) -> Gates {
-        match self.chaos.recall_every {
-            Some(every) if self.dice.below(every) == 0 => {
+        let Some(every) = self.chaos.recall_every else { return gates };
+        let first = !std::mem::replace(&mut self.recalled_before, true);
+        match first || self.dice.below(every) == 0 {
+            true => {
                 self.chaos.tally.recalls.fetch_add(1, Ordering::Relaxed);
                 gates.or(Dependency::ready("chaos wakes too soon", DependencyKind::External))
             }
-            _ => gates,
+            false => gates,
         }
     }
 
