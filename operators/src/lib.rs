@@ -34,6 +34,7 @@ pub mod runtime_filter;
 pub mod selection;
 pub mod set_operation;
 pub mod sort;
+mod spilling;
 pub mod stream_scan;
 pub mod union;
 pub mod window;

@@ -1,7 +1,6 @@
 //! For unit tests: hand-built graphs on a real executor, and their rows in a form to compare.
 
 use std::{
-    any::Any,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
@@ -158,17 +157,9 @@ pub(crate) struct KeptElsewhere {
 struct Kept(Vec<RecordBatch>);
 
 impl SpillSpace for KeptElsewhere {
-    fn write(
-        &self,
-        batches: Vec<RecordBatch>,
-        held: Box<dyn Any + Send>,
-        done: Completion<Arc<dyn Spilled>>,
-    ) {
+    fn write(&self, batches: Vec<RecordBatch>, done: Completion<Arc<dyn Spilled>>) {
         self.batches.fetch_add(batches.len(), Ordering::Relaxed);
-        thread::spawn(move || {
-            drop(held);
-            done.complete(Ok(Arc::new(Kept(batches))));
-        });
+        thread::spawn(move || done.complete(Ok(Arc::new(Kept(batches)))));
     }
 }
 

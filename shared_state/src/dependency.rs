@@ -71,13 +71,13 @@ impl Drop for Wakeups {
     }
 }
 
-/// With so many wakers, new ones are entered as they come, and those that were known already are taken
-/// out when the list would grow.
+/// From so many wakers on, new ones are entered as they come, and those that were known already are taken
+/// out when the list would grow and before it is woken.
 const MANY_WAKERS: usize = 16;
 
 #[derive(Debug)]
 struct Waiting {
-    /// Those to wake at the next change to ready. Of a few, none is in here twice.
+    /// Those to wake at the next change to ready. Up to [`MANY_WAKERS`], none is in here twice.
     wakers: SmallVec<[Waker; 1]>,
     /// When the gate was blocked while someone waits, for the blocked time.
     waited_since: Option<Instant>,
@@ -96,11 +96,23 @@ impl Waiting {
         }
         wakers.push(waker);
         if wakers.len() == wakers.capacity() {
-            // Wakers with the same data and functions wake the same.
-            let id = |waker: &Waker| (waker.data(), std::ptr::from_ref(waker.vtable()));
-            let mut known = HashSet::with_capacity(wakers.len());
-            wakers.retain(|waker| known.insert(id(waker)));
+            self.drop_repeated();
         }
+    }
+
+    fn drop_repeated(&mut self) {
+        // Wakers with the same data and functions wake the same.
+        let id = |waker: &Waker| (waker.data(), std::ptr::from_ref(waker.vtable()));
+        let mut known = HashSet::with_capacity(self.wakers.len());
+        self.wakers.retain(|waker| known.insert(id(waker)));
+    }
+
+    /// Those to wake, each once.
+    fn take(&mut self) -> impl Iterator<Item = Waker> {
+        if self.wakers.len() > MANY_WAKERS {
+            self.drop_repeated();
+        }
+        self.wakers.drain(..)
     }
 }
 
@@ -204,7 +216,7 @@ impl Dependency {
             match waiting.wakers.len() {
                 0 | 1 => waiting.wakers.pop(),
                 _ => {
-                    wakeups.0.extend(waiting.wakers.drain(..));
+                    wakeups.0.extend(waiting.take());
                     None
                 }
             }
@@ -217,7 +229,7 @@ impl Dependency {
     fn open(&self, to: u8, wakeups: &mut Wakeups) {
         let mut waiting = self.waiting.lock();
         self.change(to, &mut waiting);
-        wakeups.0.extend(waiting.wakers.drain(..));
+        wakeups.0.extend(waiting.take());
     }
 
     fn change(&self, to: u8, waiting: &mut Waiting) {
@@ -234,7 +246,7 @@ impl Dependency {
     /// Tests the gate and, if it is shut, registers `waker`, in one atomic step.
     ///
     /// `true`: the gate is open, nothing was registered. `false`: `waker` will be woken when the
-    /// gate opens, once or, among many, a few times: it may have been registered before.
+    /// gate opens. A waker that is registered already is not woken twice.
     pub fn poll_ready(&self, waker: &Waker) -> bool {
         self.is_ready() || self.register(waker.clone(), Instant::now)
     }

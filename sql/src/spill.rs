@@ -5,7 +5,6 @@
 //! pool, and are gone when nobody refers to them any more.
 
 use std::{
-    any::Any,
     fmt,
     fs::File,
     io::{Read, Seek, SeekFrom, Write},
@@ -52,12 +51,7 @@ impl fmt::Debug for TempFiles {
 }
 
 impl SpillSpace for TempFiles {
-    fn write(
-        &self,
-        batches: Vec<RecordBatch>,
-        held: Box<dyn Any + Send>,
-        done: Completion<Arc<dyn Spilled>>,
-    ) {
+    fn write(&self, batches: Vec<RecordBatch>, done: Completion<Arc<dyn Spilled>>) {
         let disk = self.disk.clone();
         let io = match self.io.handle() {
             Ok(io) => io,
@@ -65,7 +59,7 @@ impl SpillSpace for TempFiles {
         };
         io.clone().spawn_blocking(move || {
             let written = write(&disk, io, &batches, || done.is_wanted());
-            drop((batches, held));
+            drop(batches);
             done.complete(written.map(|file| Arc::new(file) as _).or_fail());
         });
     }

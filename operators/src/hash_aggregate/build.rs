@@ -81,7 +81,7 @@ impl GroupedBuild {
         }
         match fits {
             // What did not fit is in the table all the same.
-            Err(error @ Error::OutOfMemory { .. }) => self.overflow.spill(Some(groups), error),
+            Err(error @ Error::OutOfMemory { .. }) => self.overflow.spill(groups, error),
             other => other,
         }
     }
@@ -111,7 +111,7 @@ impl LocalSink for GroupedBuild {
         {
             // Units are merged one by one; what is left of all would be in the way.
             let error = Error::Setup("nothing is left to be spilled".into());
-            self.overflow.spill(Some(&mut groups), error)?;
+            self.overflow.spill(&mut groups, error)?;
             if let Some(gate) = self.overflow.writing()? {
                 return Ok(FinishResult::Blocked(gate.into()));
             }

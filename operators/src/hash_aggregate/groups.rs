@@ -3,9 +3,9 @@
 use std::{ops::Range, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array, new_null_array},
+    array::{Array, ArrayRef, BooleanArray, RecordBatch, UInt32Array, new_null_array},
     compute::take,
-    datatypes::{DataType, Field, Schema},
+    datatypes::{Field, Schema},
 };
 use datafusion_common::{DataFusionError, cast::as_boolean_array};
 use datafusion_expr::{EmitTo, GroupsAccumulator};
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     OrFail,
     keys::{GroupTable, Keys, partition_indices},
+    spilling::{own_buffers, resize},
 };
 
 /// Groups of one hash partition, on their way from a sink to a source.
@@ -52,8 +53,7 @@ pub(super) struct Groups {
     table: GroupTable,
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
     reservation: Reservation,
-    /// A table of so many bytes need not have them reserved: to spill it would not help.
-    overdraft: usize,
+    can_spill: bool,
     hashes: Vec<u64>,
     /// The group of each row at hand.
     groups: Vec<usize>,
@@ -61,9 +61,6 @@ pub(super) struct Groups {
     recent: Option<Recent>,
     misses: Vec<u32>,
 }
-
-/// What a task may hold without a reservation while others hold all there is.
-const OVERDRAFT_BYTES: usize = 256 << 10;
 
 fn accumulator(
     function: &Arc<AggregateFunctionExpr>,
@@ -86,7 +83,6 @@ fn evaluate(
 impl Groups {
     pub(super) fn new(shared: Arc<Shared>, setup: &Setup) -> Result<Self> {
         let reservation = setup.reservation();
-        let overdraft = if setup.can_spill() { OVERDRAFT_BYTES } else { 0 };
         let table = GroupTable::new(&shared.encoder);
         let functions = shared.config.calls.iter().map(|call| accumulator(&call.function));
         let accumulators = functions.collect::<Result<_, _>>().or_fail()?;
@@ -100,7 +96,7 @@ impl Groups {
             table,
             accumulators,
             reservation,
-            overdraft,
+            can_spill: setup.can_spill(),
             hashes,
             groups,
             recent,
@@ -215,10 +211,7 @@ impl Groups {
     fn account(&mut self) -> Result<()> {
         let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
         let bytes = self.table.bytes() + accumulators;
-        match self.reservation.resize(bytes) {
-            Err(Error::OutOfMemory { .. }) if bytes < self.overdraft => Ok(()),
-            other => other,
-        }
+        resize(&mut self.reservation, bytes, self.can_spill)
     }
 
     /// Empties the table into partial states, one part per unit that has groups: a hash partition, by
@@ -307,7 +300,7 @@ impl Groups {
         let mut reservation = self.reservation.split_off();
         match reservation.resize(batch.get_array_memory_size()) {
             // About as much as the table took, whose reservation it keeps.
-            Err(Error::OutOfMemory { .. }) if self.overdraft > 0 => {}
+            Err(Error::OutOfMemory { .. }) if self.can_spill => {}
             other => other?,
         }
         Ok((batch, reservation))
@@ -318,18 +311,14 @@ impl States {
     /// As a batch to be spilled, keys first, and the reservation.
     pub(super) fn into_batch(self, shared: &Shared) -> Result<(RecordBatch, Option<Reservation>)> {
         let mut columns = shared.encoder.decode(&self.keys).or_fail()?;
-        // Views keep all of the buffers that they were gathered from.
-        columns.extend(self.states.into_iter().flatten().map(|column| match column.data_type() {
-            DataType::Utf8View => Arc::new(column.as_string_view().gc()) as ArrayRef,
-            DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
-            _ => column,
-        }));
+        columns.extend(self.states.into_iter().flatten());
         let field = |(place, column): (usize, &ArrayRef)| {
             Field::new(format!("column {place}"), column.data_type().clone(), true)
         };
         let fields: Vec<_> = columns.iter().enumerate().map(field).collect();
         let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).or_fail()?;
-        Ok((batch, self._reservation))
+        // States keep all of the buffers that they were gathered from.
+        Ok((own_buffers(&batch)?, self._reservation))
     }
 
     /// A batch that was spilled.

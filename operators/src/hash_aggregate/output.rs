@@ -127,7 +127,7 @@ impl Merging {
             Err(error @ Error::OutOfMemory { .. }) => {
                 let level = self.unit.level + 1;
                 let overflow = || Overflow::new(shared.clone(), setup.clone(), level);
-                self.overflow.get_or_insert_with(overflow).spill(Some(groups), error)
+                self.overflow.get_or_insert_with(overflow).spill(groups, error)
             }
             other => other,
         }
@@ -167,7 +167,7 @@ impl LocalOutput {
             let (Some(overflow), Some(groups)) = (&mut merging.overflow, left) else {
                 return Ok(None);
             };
-            overflow.spill(Some(groups), Error::Setup("nothing is left to be spilled".into()))?;
+            overflow.spill(groups, Error::Setup("nothing is left to be spilled".into()))?;
         }
     }
 

@@ -7,20 +7,14 @@
 
 use std::{ops::Range, sync::Arc};
 
-use arrow::array::RecordBatch;
-use gatework_runtime::{
-    Error, Result,
-    pipeline::{Pending, Setup, Spilled},
-};
+use gatework_runtime::{Error, Result, pipeline::Setup};
 use gatework_shared_state::Gate;
 
 use super::{
     config::Shared,
     groups::{Groups, Part},
 };
-
-/// A file that is being written, and which of its batches belong to each unit.
-type Writing = (Pending<Arc<dyn Spilled>>, Vec<Range<usize>>);
+use crate::spilling::{Writing, Written};
 
 /// Parts of groups, by unit, that go to files when memory is short.
 pub(super) struct Overflow {
@@ -29,14 +23,16 @@ pub(super) struct Overflow {
     /// How often the groups have been cut into units before.
     level: u32,
     parts: Vec<Vec<Part>>,
-    writing: Option<Writing>,
+    /// With the batches of each unit.
+    writing: Writing<Vec<Range<usize>>>,
     spilled: bool,
 }
 
 impl Overflow {
     pub(super) fn new(shared: Arc<Shared>, setup: Setup, level: u32) -> Self {
         let parts = no_parts(&shared);
-        Self { shared, setup, level, parts, writing: None, spilled: false }
+        let writing = Writing::new(setup.clone());
+        Self { shared, setup, level, parts, writing, spilled: false }
     }
 
     /// Whether anything has been spilled.
@@ -53,18 +49,16 @@ impl Overflow {
     }
 
     /// Begins to write `groups` and all parts to a file because of `error`, unless that does not help.
-    pub(super) fn spill(&mut self, groups: Option<&mut Groups>, error: Error) -> Result<()> {
+    pub(super) fn spill(&mut self, groups: &mut Groups, error: Error) -> Result<()> {
         let bits = self.shared.units.trailing_zeros();
         // Groups whose hashes are equal so far are few, and large.
         if !self.setup.can_spill() || bits * (self.level + 1) > 60 {
             return Err(error);
         }
-        if let Some(groups) = groups {
-            match self.partition(groups) {
-                // What is written next gives memory back.
-                Ok(()) | Err(Error::OutOfMemory { .. }) => {}
-                Err(error) => return Err(error),
-            }
+        match self.partition(groups) {
+            // What is written next gives memory back.
+            Ok(()) | Err(Error::OutOfMemory { .. }) => {}
+            Err(error) => return Err(error),
         }
         let (mut batches, mut held, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
         let parts = std::mem::replace(&mut self.parts, no_parts(&self.shared));
@@ -85,25 +79,22 @@ impl Overflow {
         if batches.is_empty() {
             return Err(error);
         }
-        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
-        self.setup.metrics().add("spilled rows", rows as u64);
-        self.writing = Some((self.setup.spill(batches, Box::new(held))?, ranges));
         self.spilled = true;
-        Ok(())
+        self.writing.begin(batches, held, ranges)
     }
 
     /// The gate of a file that is still being written.
     pub(super) fn writing(&mut self) -> Result<Option<Gate>> {
-        let Some((pending, ranges)) = &self.writing else { return Ok(None) };
-        let Some(file) = pending.take() else { return Ok(Some(pending.gate().clone())) };
-        let file = file?;
-        self.setup.metrics().add("spilled bytes", file.bytes());
+        let (file, ranges) = match self.writing.poll()? {
+            Written::Nothing => return Ok(None),
+            Written::Blocked(gate) => return Ok(Some(gate)),
+            Written::File(file, ranges) => (file, ranges),
+        };
         for (parts, range) in self.parts.iter_mut().zip(ranges) {
             if !range.is_empty() {
-                parts.push(Part::Spilled(file.clone(), range.clone()));
+                parts.push(Part::Spilled(file.clone(), range));
             }
         }
-        self.writing = None;
         Ok(None)
     }
 

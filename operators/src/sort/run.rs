@@ -3,17 +3,13 @@
 use std::{cmp::Ordering, sync::Arc};
 
 use arrow::{
-    array::{
-        Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, Scalar,
-        UInt32Array,
-    },
+    array::{Array, ArrayRef, BooleanArray, RecordBatch, Scalar, UInt32Array},
     buffer::BooleanBuffer,
     compute::{
         filter, filter_record_batch,
         kernels::cmp::{gt_eq, lt_eq},
         take_record_batch,
     },
-    datatypes::DataType,
     error::ArrowError,
 };
 use arrow_row::Rows;
@@ -21,14 +17,18 @@ use datafusion_physical_expr::PhysicalSortExpr;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, LocalSink, Pending, Reservation, Setup, Sink, SinkResult, Slots,
-        Spilled, Start, TaskContext,
+        Batch, FinishResult, LocalSink, Reservation, Setup, Sink, SinkResult, Slots, Spilled,
+        Start, TaskContext,
     },
 };
 use gatework_shared_state::{Gate, sort::SortSink};
 
 use super::Shared;
-use crate::{OrFail, compact, concat::concat_as};
+use crate::{
+    OrFail, compact,
+    concat::concat_as,
+    spilling::{Writing, Written, own_buffers, resize},
+};
 
 /// Rows in order, with their keys.
 #[derive(Debug)]
@@ -148,7 +148,7 @@ impl Sink for SortRuns {
             closed: sink.closed().clone(),
             sink: Some(sink),
             spilled: Vec::new(),
-            writing: None,
+            writing: Writing::new(setup.clone()),
             collected: Collected::new(&self.shared),
             reservation: setup.reservation(),
             shared: self.shared.clone(),
@@ -175,7 +175,7 @@ struct LocalRuns {
     sink: Option<SortSink<SortedRun>>,
     /// Runs that were spilled, and one that is being written, as so many batches.
     spilled: Vec<SortedRun>,
-    writing: Option<(Pending<Arc<dyn Spilled>>, usize)>,
+    writing: Writing<usize>,
     closed: Gate,
     collected: Collected,
     reservation: Reservation,
@@ -222,11 +222,8 @@ impl LocalRuns {
         self.collected.bytes += Batch::new(data.clone()).bytes();
         self.collected.batches.push(data);
         let bytes = self.collected.bytes + self.collected.keys.size();
-        match self.reservation.resize(bytes) {
+        match resize(&mut self.reservation, bytes, self.setup.can_spill()) {
             // What did not fit has been collected all the same.
-            Err(Error::OutOfMemory { .. }) if self.setup.can_spill() && bytes < OVERDRAFT_BYTES => {
-                Ok(())
-            }
             Err(error @ Error::OutOfMemory { .. }) if self.setup.can_spill() => self.spill(error),
             other => other,
         }
@@ -234,7 +231,7 @@ impl LocalRuns {
 
     /// Begins to write what was collected, in order, to a file because of `error`.
     fn spill(&mut self, error: Error) -> Result<()> {
-        if self.writing.is_some() {
+        if self.writing.is_busy() {
             return Err(error);
         }
         let Some(mut run) = self.sort()? else { return Err(error) };
@@ -242,23 +239,27 @@ impl LocalRuns {
         let step = self.shared.config.batch_rows;
         let part = |first: usize| own_buffers(&run.rows.slice(first, step.min(rows - first)));
         let batches = (0..rows).step_by(step).map(part).collect::<Result<Vec<_>>>()?;
-        self.setup.metrics().add("spilled rows", rows as u64);
-        let held = Box::new(run._reservation.take());
+        let held = run._reservation.take().into_iter().collect();
         drop(run);
         let count = batches.len();
-        self.writing = Some((self.setup.spill(batches, held)?, count));
-        Ok(())
+        self.writing.begin(batches, held, count)
     }
 
     /// The gate of a run that is still being written.
     fn writing(&mut self) -> Result<Option<Gate>> {
-        let Some((pending, batches)) = &self.writing else { return Ok(None) };
-        let Some(file) = pending.take() else { return Ok(Some(pending.gate().clone())) };
-        let file = file?;
-        self.setup.metrics().add("spilled bytes", file.bytes());
-        self.spilled.push(SortedRun::Spilled(file, *batches));
-        self.writing = None;
+        match self.writing.poll()? {
+            Written::Nothing => {}
+            Written::Blocked(gate) => return Ok(Some(gate)),
+            Written::File(file, batches) => self.spilled.push(SortedRun::Spilled(file, batches)),
+        }
         Ok(None)
+    }
+
+    fn room(&mut self) -> Result<SinkResult> {
+        Ok(match self.writing()? {
+            Some(gate) => SinkResult::Blocked(gate.into()),
+            None => SinkResult::NeedInput,
+        })
     }
 
     /// Sorts what was collected; with a `fetch`, only as many rows come out.
@@ -320,20 +321,6 @@ impl LocalRuns {
     }
 }
 
-/// What a task may hold without a reservation while others hold all there is.
-const OVERDRAFT_BYTES: usize = 256 << 10;
-
-/// `rows` without what their buffers hold besides.
-fn own_buffers(rows: &RecordBatch) -> Result<RecordBatch> {
-    let columns = rows.columns().iter().map(|column| match column.data_type() {
-        DataType::Utf8View => Arc::new(column.as_string_view().gc()) as ArrayRef,
-        DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
-        _ => column.clone(),
-    });
-    let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
-    RecordBatch::try_new_with_options(rows.schema(), columns.collect(), &options).or_fail()
-}
-
 /// Sorts `order`; with a `fetch`, only as many elements are left.
 fn sort_some(
     order: &mut Vec<(u128, u32)>,
@@ -349,15 +336,6 @@ fn sort_some(
         _ => {}
     }
     order.sort_unstable_by(by_key);
-}
-
-impl LocalRuns {
-    fn room(&mut self) -> Result<SinkResult> {
-        Ok(match self.writing()? {
-            Some(gate) => SinkResult::Blocked(gate.into()),
-            None => SinkResult::NeedInput,
-        })
-    }
 }
 
 impl LocalSink for LocalRuns {
@@ -380,7 +358,8 @@ impl LocalSink for LocalRuns {
         if let Some(gate) = self.writing()? {
             return Ok(FinishResult::Blocked(gate.into()));
         }
-        if !self.spilled.is_empty() && self.collected.keys.num_rows() > 0 {
+        let wanted = !self.closed.is_ready() && self.collected.keys.num_rows() > 0;
+        if wanted && !self.spilled.is_empty() {
             // Runs are merged batch by batch; a whole one in memory would be in the way.
             self.spill(Error::Setup("nothing is left to be spilled".into()))?;
             if let Some(gate) = self.writing()? {

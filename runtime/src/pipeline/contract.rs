@@ -16,7 +16,7 @@
 //! * the query failed or was cancelled: `abort`, then it is dropped. Whatever says "finished" to
 //!   another task must be said in `finish`, never in `drop`.
 
-use std::{any::Any, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use arrow_array::RecordBatch;
 use gatework_shared_state::Gate;
@@ -124,19 +124,19 @@ impl Setup {
     pub fn spill(
         &self,
         batches: Vec<RecordBatch>,
-        held: Box<dyn Any + Send>,
+        held: Vec<Reservation>,
     ) -> Result<Pending<Arc<dyn Spilled>>> {
         let Some(space) = self.query.spill_space() else {
             return Err(Error::Setup("there is no place to spill to".into()));
         };
-        let (pending, done) = Pending::new("spill write", &self.query);
-        space.write(batches, held, done);
+        let (pending, done) = Pending::new("spill write", &self.query, held);
+        space.write(batches, done);
         Ok(pending)
     }
 
     /// Gets batch number `batch` of `spilled` back.
     pub fn unspill(&self, spilled: &Arc<dyn Spilled>, batch: usize) -> Pending<RecordBatch> {
-        let (pending, done) = Pending::new("spill read", &self.query);
+        let (pending, done) = Pending::new("spill read", &self.query, Vec::new());
         spilled.clone().read(batch, done);
         pending
     }

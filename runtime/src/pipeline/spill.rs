@@ -5,27 +5,22 @@
 //! holds the [`Completion`]. The query counts as live until the completion is gone, so that nothing of
 //! it is under way when its end is told.
 
-use std::{any::Any, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use arrow_array::RecordBatch;
 use gatework_shared_state::{Dependency, DependencyKind, Gate};
 use parking_lot::Mutex;
 
-use super::{QueryContext, query::Outside};
+use super::{QueryContext, Reservation, query::Outside};
 use crate::{Error, Result};
 
 /// Where batches are kept that do not fit into memory: files, if the embedder has not thought of
 /// something else.
 pub trait SpillSpace: Send + Sync + fmt::Debug {
     /// Keeps `batches`, of which there is at least one and which have the same schema, and completes
-    /// `done` when that has been done, elsewhere than on this thread. `held` is dropped before: the
-    /// reservation of what is given away.
-    fn write(
-        &self,
-        batches: Vec<RecordBatch>,
-        held: Box<dyn Any + Send>,
-        done: Completion<Arc<dyn Spilled>>,
-    );
+    /// `done` when that has been done, elsewhere than on this thread, and the batches are gone: `done`
+    /// holds their reservation.
+    fn write(&self, batches: Vec<RecordBatch>, done: Completion<Arc<dyn Spilled>>);
 }
 
 /// Batches that are kept elsewhere, until the last reference is dropped.
@@ -50,17 +45,24 @@ pub struct Completion<T> {
     name: &'static str,
     gate: Gate,
     outcome: Arc<Mutex<Option<Result<T>>>>,
+    /// Given back before the gate opens.
+    held: Vec<Reservation>,
     /// Last, so that the query ends when all else is gone.
     _outside: Outside,
 }
 
 impl<T> Pending<T> {
     /// Work for `query` that is about to begin; `name` says what it is.
-    pub fn new(name: &'static str, query: &Arc<QueryContext>) -> (Self, Completion<T>) {
+    /// Memory that is held for it is given back when it is done.
+    pub fn new(
+        name: &'static str,
+        query: &Arc<QueryContext>,
+        held: Vec<Reservation>,
+    ) -> (Self, Completion<T>) {
         let gate = Dependency::blocked(name, DependencyKind::External);
         let outcome = Arc::default();
         let pending = Self { gate: gate.clone(), outcome: Arc::clone(&outcome) };
-        (pending, Completion { name, gate, outcome, _outside: query.outside() })
+        (pending, Completion { name, gate, outcome, held, _outside: query.outside() })
     }
 
     /// Opens when the work is done.
@@ -88,6 +90,7 @@ impl<T> Completion<T> {
 
 impl<T> Drop for Completion<T> {
     fn drop(&mut self) {
+        self.held.clear();
         let given_up = || Err(Error::Setup(format!("a {} was given up", self.name)));
         self.outcome.lock().get_or_insert_with(given_up);
         self.gate.set_always_ready();
