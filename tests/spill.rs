@@ -48,6 +48,34 @@ const SORTS: &[&str] = &[
         ORDER BY k, v DESC LIMIT 200000",
 ];
 
+/// Joins whose left side does not fit: it is the smaller one, and the first.
+const JOINS: &[&str] = &[
+    "SELECT l.k, l.t, r.v FROM
+        (SELECT value * 7 % 200003 AS k, 'left ' || value AS t FROM generate_series(1, 200000)) l
+        JOIN (SELECT value * 3 % 260000 AS k, value AS v FROM generate_series(1, 300000)) r ON l.k = r.k",
+    "SELECT l.k, l.t, r.t AS u, r.v FROM
+        (SELECT 'key ' || (value % 150000) AS k, value AS t FROM generate_series(1, 200000)) l
+        FULL JOIN (SELECT 'key ' || (value * 3) AS k, value % 9 AS v, 'right ' || value AS t
+            FROM generate_series(1, 250000)) r ON l.k = r.k AND l.t > r.v",
+    "SELECT count(*) AS n, sum(k) AS s FROM (SELECT value * 5 AS k FROM generate_series(1, 400000)) l
+        WHERE NOT EXISTS (SELECT 1 FROM (SELECT value * 3 AS k, value % 5 AS v
+            FROM generate_series(1, 500000)) r WHERE r.k = l.k AND r.v < l.k % 7)",
+    "SELECT k FROM (SELECT CASE WHEN value % 1000 = 0 THEN NULL ELSE value END AS k
+            FROM generate_series(1, 300000)) l
+        WHERE k NOT IN (SELECT value * 2 + 1 AS k FROM generate_series(1, 400000))",
+    "SELECT r.k, count(*) AS n FROM
+        (SELECT CASE WHEN value % 2 = 0 THEN 7 ELSE value END AS k, value AS v
+            FROM generate_series(1, 250000)) l
+        RIGHT JOIN (SELECT CASE WHEN value % 30000 = 0 THEN 7 ELSE value * 2 + 1 END AS k, value AS v
+            FROM generate_series(1, 300000)) r
+        ON l.k = r.k AND l.v % 5000 = r.v % 5000 GROUP BY r.k",
+];
+
+/// All of them.
+fn heavy() -> impl Iterator<Item = &'static str> {
+    GROUPS.iter().chain(SORTS).chain(JOINS).copied()
+}
+
 /// A session of its own, whose temporary files go to `folder`.
 struct Bench {
     executor: Executor,
@@ -112,12 +140,12 @@ fn files(folder: &Path) -> usize {
 }
 
 #[test]
-fn groups_and_sorts_that_do_not_fit() {
+fn groups_sorts_and_joins_that_do_not_fit() {
     guarded(|case| async move {
         for (threads, limit) in [1, 2, 3].into_iter().flat_map(|n| LIMITS.map(|limit| (n, limit))) {
             let folder = TempDir::new().unwrap();
             let bench = Bench::new(threads, limit, folder.path(), 1 << 30);
-            for sql in GROUPS.iter().chain(SORTS).copied() {
+            for sql in heavy() {
                 case.begin(sql);
                 let expected = Expected::of(&reference_session(), sql).await.unwrap();
                 let spilled = bench.spilled(&case, sql, &expected).await.unwrap();
@@ -136,7 +164,7 @@ fn a_full_disk_and_a_folder_that_is_gone() {
         let full = Bench::new(2, LIMIT, folder.path(), 200_000);
         let small = "SELECT value % 3 AS k, count(*) AS n FROM generate_series(1, 1000) GROUP BY 1";
         let fits = Expected::of(&reference_session(), small).await.unwrap();
-        for sql in GROUPS.iter().chain(SORTS).copied() {
+        for sql in heavy() {
             case.begin(sql);
             let expected = Expected::of(&reference_session(), sql).await.unwrap();
             let error = full.spilled(&case, sql, &expected).await.unwrap_err().to_string();
@@ -163,8 +191,8 @@ fn cancelled_while_it_spills() {
         let mut dice = Dice::new(4);
         let mut running = 0;
         for round in 0..60 {
-            let both: Vec<&str> = GROUPS.iter().chain(SORTS).copied().collect();
-            let sql = both[round % both.len()];
+            let all: Vec<&str> = heavy().collect();
+            let sql = all[round % all.len()];
             case.begin(sql);
             let planned = plan(&case, &bench.session, sql).await.unwrap();
             let mut stream = planned.stream().unwrap();

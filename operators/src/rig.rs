@@ -18,11 +18,13 @@ use arrow::{
 use gatework_runtime::{
     Error, Executor, Result,
     pipeline::{
-        Batch, Completion, Graph, LocalSource, Operator, QueryContext, QueryOptions, RowStream,
-        Setup, Source, SourceResult, SpillSpace, Spilled, TaskContext,
+        Batch, Completion, Graph, LocalSource, MemoryPool, MemoryRefused, Operator, QueryContext,
+        QueryOptions, RowStream, Setup, Source, SourceResult, SpillSpace, Spilled, TaskContext,
     },
+    scheduler::Dice,
 };
 use gatework_shared_state::{Budget, result::ResultReader};
+use parking_lot::Mutex;
 
 use crate::{compact, memory_scan::MemoryScan, result::ResultOutput};
 
@@ -151,6 +153,8 @@ pub(crate) fn sorted_rows(batches: &[RecordBatch]) -> Vec<String> {
 #[derive(Debug, Default)]
 pub(crate) struct KeptElsewhere {
     pub(crate) batches: AtomicUsize,
+    /// Whether whatever gets no memory is spilled, however little it is.
+    pub(crate) eager: bool,
 }
 
 #[derive(Debug)]
@@ -161,6 +165,10 @@ impl SpillSpace for KeptElsewhere {
         self.batches.fetch_add(batches.len(), Ordering::Relaxed);
         thread::spawn(move || done.complete(Ok(Arc::new(Kept(batches)))));
     }
+
+    fn overdraft(&self) -> usize {
+        if self.eager { 0 } else { 256 << 10 }
+    }
 }
 
 impl Spilled for Kept {
@@ -170,6 +178,37 @@ impl Spilled for Kept {
 
     fn read(self: Arc<Self>, batch: usize, done: Completion<RecordBatch>) {
         thread::spawn(move || done.complete(Ok(self.0[batch].clone())));
+    }
+}
+
+/// A pool that refuses some of what it is asked for, by a seed.
+#[derive(Debug)]
+pub(crate) struct Moody {
+    dice: Mutex<Dice>,
+    reserved: AtomicUsize,
+}
+
+impl Moody {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { dice: Mutex::new(Dice::new(seed)), reserved: AtomicUsize::new(0) }
+    }
+
+    pub(crate) fn reserved(&self) -> usize {
+        self.reserved.load(Ordering::Relaxed)
+    }
+}
+
+impl MemoryPool for Moody {
+    fn try_grow(&self, _holder: &str, bytes: usize) -> Result<(), MemoryRefused> {
+        if self.dice.lock().below(3) == 0 {
+            return Err(MemoryRefused { reason: "it is not in the mood".into() });
+        }
+        self.reserved.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn shrink(&self, bytes: usize) {
+        self.reserved.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 

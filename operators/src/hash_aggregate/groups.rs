@@ -54,6 +54,8 @@ pub(super) struct Groups {
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
     reservation: Reservation,
     can_spill: bool,
+    /// So many bytes need not be reserved.
+    overdraft: usize,
     hashes: Vec<u64>,
     /// The group of each row at hand.
     groups: Vec<usize>,
@@ -97,6 +99,7 @@ impl Groups {
             accumulators,
             reservation,
             can_spill: setup.can_spill(),
+            overdraft: setup.overdraft(),
             hashes,
             groups,
             recent,
@@ -211,7 +214,7 @@ impl Groups {
     fn account(&mut self) -> Result<()> {
         let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
         let bytes = self.table.bytes() + accumulators;
-        resize(&mut self.reservation, bytes, self.can_spill)
+        resize(&mut self.reservation, bytes, self.overdraft)
     }
 
     /// Empties the table into partial states, one part per unit that has groups: a hash partition, by

@@ -12,10 +12,7 @@ use arrow::{
 };
 use gatework_runtime::{
     Error, Result,
-    pipeline::{
-        Batch, LocalSource, Pending, Reservation, Setup, Slots, Source, SourceResult, Spilled,
-        TaskContext,
-    },
+    pipeline::{Batch, LocalSource, Reservation, Setup, Slots, Source, SourceResult, TaskContext},
 };
 use gatework_shared_state::{Claim, Gate, aggregate::AggregateSource};
 
@@ -25,7 +22,10 @@ use super::{
     overflow::Overflow,
     ungrouped::Accumulators,
 };
-use crate::OrFail;
+use crate::{
+    OrFail,
+    spilling::{Read, Reading},
+};
 
 /// The source of an aggregate.
 #[derive(Debug)]
@@ -82,28 +82,20 @@ struct Merging {
     groups: Option<Groups>,
     single: Option<(Accumulators, Reservation)>,
     states: VecDeque<States>,
-    /// Spilled batches that have not been asked for.
-    spilled: VecDeque<(Arc<dyn Spilled>, usize)>,
-    /// Those that have been, in order.
-    reading: VecDeque<Pending<RecordBatch>>,
+    spilled: Reading,
     /// If its groups do not fit.
     overflow: Option<Overflow>,
 }
 
-/// Spilled batches that are read ahead.
-const READ_AHEAD: usize = 2;
-
 impl Merging {
-    fn new(mut unit: Unit) -> Result<Self> {
+    fn new(mut unit: Unit, setup: &Setup) -> Result<Self> {
         let (mut groups, mut single) = (None, None::<(Accumulators, Reservation)>);
-        let (mut states, mut spilled) = (VecDeque::new(), VecDeque::new());
+        let (mut states, mut spilled) = (VecDeque::new(), Reading::new(setup.clone()));
         for part in std::mem::take(&mut unit.parts) {
             match part {
                 Part::Table(table) => groups = Some(*table),
                 Part::States(part) => states.push_back(part),
-                Part::Spilled(file, batches) => {
-                    spilled.extend(batches.map(|batch| (file.clone(), batch)));
-                }
+                Part::Spilled(file, batches) => spilled.push(&file, batches),
                 Part::Single(accumulators, bytes) => match &mut single {
                     Some((single, reservation)) => {
                         single.merge(accumulators)?;
@@ -113,8 +105,7 @@ impl Merging {
                 },
             }
         }
-        let reading = VecDeque::new();
-        Ok(Self { unit, groups, single, states, spilled, reading, overflow: None })
+        Ok(Self { unit, groups, single, states, spilled, overflow: None })
     }
 
     fn add(&mut self, shared: &Arc<Shared>, setup: &Setup, states: States) -> Result<()> {
@@ -152,16 +143,13 @@ impl LocalOutput {
                 merging.add(shared, setup, states)?;
                 continue;
             }
-            while merging.reading.len() < READ_AHEAD
-                && let Some((file, batch)) = merging.spilled.pop_front()
-            {
-                merging.reading.push_back(setup.unspill(&file, batch));
-            }
-            if let Some(next) = merging.reading.front() {
-                let Some(batch) = next.take() else { return Ok(Some(next.gate().clone())) };
-                merging.reading.pop_front();
-                merging.add(shared, setup, States::from_batch(&batch?, shared)?)?;
-                continue;
+            match merging.spilled.next()? {
+                Read::Batch(batch) => {
+                    merging.add(shared, setup, States::from_batch(&batch, shared)?)?;
+                    continue;
+                }
+                Read::Blocked(gate) => return Ok(Some(gate)),
+                Read::End => {}
             }
             let left = merging.groups.as_mut().filter(|groups| groups.len() > 0);
             let (Some(overflow), Some(groups)) = (&mut merging.overflow, left) else {
@@ -218,7 +206,7 @@ impl LocalSource for LocalOutput {
                 continue;
             }
             if let Some(unit) = self.units.pop() {
-                self.merging = Some(Merging::new(unit)?);
+                self.merging = Some(Merging::new(unit, &self.setup)?);
                 continue;
             }
             match self.source.claim() {
@@ -226,7 +214,8 @@ impl LocalSource for LocalOutput {
                 Claim::Finished => return Ok(SourceResult::Finished),
                 Claim::Aborted => return Err(Error::ProducerAborted),
                 Claim::Unit((number, parts)) => {
-                    self.merging = Some(Merging::new(Unit { number, level: 0, parts })?);
+                    let unit = Unit { number, level: 0, parts };
+                    self.merging = Some(Merging::new(unit, &self.setup)?);
                 }
             }
         }

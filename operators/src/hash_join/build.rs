@@ -1,6 +1,6 @@
 //! The sink of a join's left side.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef},
@@ -9,29 +9,28 @@ use arrow::{
 use datafusion_common::ScalarValue;
 use datafusion_functions_aggregate_common::min_max::{max_batch, min_batch};
 use gatework_runtime::{
-    Result,
+    Error, Result,
     pipeline::{Batch, FinishResult, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext},
 };
 use gatework_shared_state::{Gate, join::BuildSink};
 
 use super::{
+    collected::Collected,
     config::Shared,
-    table::{Part, Table, merge_bounds},
+    divide::{Divider, Part},
+    table::{Bounds, Joined, merge_bounds},
 };
-use crate::{
-    OrFail, compact,
-    keys::{KeyEncoder, NullKeys},
-};
+use crate::{OrFail, compact, keys::KeyEncoder, spilling::UnitSet};
 
 /// The sink of a join's left side.
 #[derive(Debug)]
 pub struct HashJoinBuild {
     shared: Arc<Shared>,
-    slots: Slots<BuildSink<Part, Table>>,
+    slots: Slots<BuildSink<Part, Joined>>,
 }
 
 impl HashJoinBuild {
-    pub(super) fn new(shared: Arc<Shared>, slots: Slots<BuildSink<Part, Table>>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, slots: Slots<BuildSink<Part, Joined>>) -> Self {
         Self { shared, slots }
     }
 }
@@ -44,71 +43,111 @@ impl Sink for HashJoinBuild {
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
         let sink = self.slots.take(setup.instance())?;
         let no_bounds = (ScalarValue::Null, ScalarValue::Null);
-        let part = Part {
-            keys: self.shared.encoder.no_keys(),
-            hashes: Vec::new(),
-            valid: Vec::new(),
-            batches: Vec::new(),
-            bounds: self.shared.note_bounds.then(|| vec![no_bounds; self.shared.config.on.len()]),
-            has_null: false,
-            reservation: setup.reservation(),
-        };
+        let keys = self.shared.config.on.len();
         Ok(Box::new(LocalBuild {
-            shared: self.shared.clone(),
             closed: sink.closed().clone(),
             sink: Some(sink),
-            part: Some(part),
-            scratch: Vec::new(),
+            bounds: self.shared.note_bounds.then(|| vec![no_bounds; keys]),
+            has_null: false,
+            rows: Rows::All(Box::new(Collected::new(&self.shared, setup.reservation()))),
+            shared: self.shared.clone(),
+            setup,
         }))
     }
 }
 
+/// The rows that came.
+enum Rows {
+    All(Box<Collected>),
+    /// They do not fit.
+    Divided(Box<Divider>),
+    /// They are published.
+    Gone,
+}
+
 struct LocalBuild {
     shared: Arc<Shared>,
-    sink: Option<BuildSink<Part, Table>>,
+    sink: Option<BuildSink<Part, Joined>>,
     closed: Gate,
-    part: Option<Part>,
-    scratch: Vec<u64>,
+    bounds: Option<Bounds>,
+    has_null: bool,
+    rows: Rows,
+    setup: Setup,
+}
+
+impl LocalBuild {
+    fn add(&mut self, batch: Batch) -> Result<()> {
+        let shared = &self.shared;
+        let data = compact(batch)?;
+        let keys = shared.left_keys(&data)?;
+        self.has_null |= KeyEncoder::without_nulls(&keys).is_some();
+        self.bounds = merge_bounds(self.bounds.take(), bounds_of(&keys));
+        let kept = data.project(&shared.kept).or_fail()?;
+        let can_spill = shared.can_spill(&self.setup);
+        let refused = match &mut self.rows {
+            Rows::All(rows) => {
+                rows.push(shared, kept, &keys)?;
+                let overdraft = if can_spill { self.setup.overdraft() } else { 0 };
+                match rows.reserve(shared, overdraft) {
+                    Err(Error::OutOfMemory { .. }) if can_spill => true,
+                    other => return other,
+                }
+            }
+            Rows::Divided(divider) => return divider.add(&kept, keys),
+            Rows::Gone => false,
+        };
+        if refused {
+            shared.send_more_away(UnitSet::default());
+        }
+        Ok(())
+    }
+
+    /// Divides the rows once any task had to.
+    fn follow(&mut self) {
+        if self.shared.away().is_empty() || !matches!(self.rows, Rows::All(_)) {
+            return;
+        }
+        if let Rows::All(rows) = mem::replace(&mut self.rows, Rows::Gone) {
+            let (shared, setup) = (self.shared.clone(), self.setup.clone());
+            self.rows = Rows::Divided(Box::new(Divider::new(shared, setup, *rows, Vec::new())));
+        }
+    }
 }
 
 impl LocalSink for LocalBuild {
     fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
-        let (Some(batch), Some(part)) = (batch, &mut self.part) else {
-            return Ok(SinkResult::NeedInput);
-        };
-        let shared = &self.shared;
-        let data = compact(batch)?;
-        let rows = data.num_rows();
-        let keys = shared
-            .config
-            .on
-            .iter()
-            .map(|(left, _)| left.evaluate(&data)?.into_array_of_size(rows))
-            .collect::<Result<Vec<ArrayRef>, _>>()
-            .or_fail()?;
-        let valid = KeyEncoder::without_nulls(&keys);
-        part.has_null |= valid.is_some();
-        part.bounds = merge_bounds(part.bounds.take(), bounds_of(&keys));
-        let encoded = shared.encoder.encode(&keys).or_fail()?;
-        let mut bytes = encoded.bytes();
-        if encoded.are_costly() {
-            encoded.hash_into(&mut self.scratch);
-            part.hashes.extend_from_slice(&self.scratch);
-            bytes += 8 * rows;
+        if let Some(batch) = batch {
+            self.add(batch)?;
         }
-        part.keys.append(&encoded);
-        let valid = valid.filter(|_| shared.null_keys == NullKeys::AreSkipped);
-        part.valid.push((rows, valid));
-        let kept = data.project(&shared.kept).or_fail()?;
-        bytes += Batch::new(kept.clone()).bytes();
-        part.batches.push(kept);
-        part.reservation.grow(bytes)?;
-        Ok(SinkResult::NeedInput)
+        self.follow();
+        Ok(match &mut self.rows {
+            Rows::Divided(divider) => match divider.settle(false)? {
+                Some(gate) => SinkResult::Blocked(gate.into()),
+                None => SinkResult::NeedInput,
+            },
+            _ => SinkResult::NeedInput,
+        })
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
-        if let (Some(sink), Some(part)) = (self.sink.take(), self.part.take()) {
-            sink.publish(part);
+        self.follow();
+        let away_set = self.shared.away();
+        if let Rows::Divided(divider) = &mut self.rows
+            && let Some(gate) = divider.settle(true)?
+        {
+            return Ok(FinishResult::Blocked(gate.into()));
+        }
+        let (rows, away, away_set) = match mem::replace(&mut self.rows, Rows::Gone) {
+            Rows::All(rows) => (*rows, Vec::new(), UnitSet::default()),
+            Rows::Divided(divider) => {
+                let (rows, away) = divider.take()?;
+                (rows, away, away_set)
+            }
+            Rows::Gone => return Ok(FinishResult::Done),
+        };
+        if let Some(sink) = self.sink.take() {
+            let (bounds, has_null) = (self.bounds.take(), self.has_null);
+            sink.publish(Part { rows, away, away_set, bounds, has_null });
         }
         Ok(FinishResult::Done)
     }

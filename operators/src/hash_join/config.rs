@@ -1,15 +1,19 @@
 //! What is joined with what, and what follows from the join type.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU32, Ordering},
+};
 
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion_common::{JoinSide, JoinType, NullEquality};
 use datafusion_physical_expr::PhysicalExpr;
-use gatework_runtime::Result;
+use gatework_runtime::{Result, pipeline::Setup};
 
 use crate::{
     JoinFilter, OrFail,
     keys::{KeyEncoder, NullKeys},
+    spilling::UnitSet,
 };
 
 /// A hash join.
@@ -35,6 +39,8 @@ pub struct HashJoinConfig {
     pub schema: SchemaRef,
     /// Rows per output batch, about.
     pub batch_rows: usize,
+    /// Whether output follows the order of the probe side. Such a join does not spill.
+    pub in_order: bool,
 }
 
 /// Where an output column comes from.
@@ -61,6 +67,14 @@ pub(super) struct Shared {
     pub(super) filter: Option<JoinFilter>,
     /// Whether build tasks note the bounds of their keys.
     pub(super) note_bounds: bool,
+    pub(super) probe_tasks: usize,
+    /// Rows that are cut into units: the columns that the table keeps, then the keys.
+    pub(super) divided_schema: SchemaRef,
+    /// The units whose rows do not fit into memory.
+    away: AtomicU32,
+    /// For `NOT IN`: what the probe side has had.
+    pub(super) probe_saw_null: AtomicBool,
+    pub(super) probe_saw_rows: AtomicBool,
 }
 
 /// The columns of a join's own output: left and right by place, then the mark.
@@ -80,7 +94,7 @@ pub(crate) fn output_columns(join_type: JoinType, left: usize, right: usize) -> 
 }
 
 impl HashJoinConfig {
-    pub(super) fn prepare(self, note_bounds: bool) -> Result<Shared> {
+    pub(super) fn prepare(self, note_bounds: bool, probe_tasks: usize) -> Result<Shared> {
         let null_keys = match self.null_equality {
             NullEquality::NullEqualsNull => NullKeys::AreValues,
             NullEquality::NullEqualsNothing => NullKeys::AreSkipped,
@@ -121,11 +135,45 @@ impl HashJoinConfig {
                 *column = place_of(*column);
             }
         }
-        Ok(Shared { config: self, encoder, null_keys, kept, output, filter, note_bounds })
+        let kept_fields = kept.iter().map(|column| self.left_schema.field(*column).clone());
+        let key_fields = types.iter().map(|(kind, _)| Field::new("key", kind.clone(), true));
+        let divided_schema =
+            Arc::new(Schema::new(kept_fields.chain(key_fields).collect::<Vec<_>>()));
+        Ok(Shared {
+            config: self,
+            encoder,
+            null_keys,
+            kept,
+            output,
+            filter,
+            note_bounds,
+            probe_tasks,
+            divided_schema,
+            away: AtomicU32::new(0),
+            probe_saw_null: AtomicBool::new(false),
+            probe_saw_rows: AtomicBool::new(false),
+        })
     }
 }
 
 impl Shared {
+    /// Whether the join goes on if it gets no memory.
+    pub(super) fn can_spill(&self, setup: &Setup) -> bool {
+        setup.can_spill() && !self.config.in_order
+    }
+
+    /// The units whose rows do not fit.
+    pub(super) fn away(&self) -> UnitSet {
+        UnitSet(self.away.load(Ordering::Acquire))
+    }
+
+    /// Adds to these units, if they are still those that were `seen`.
+    pub(super) fn send_more_away(&self, seen: UnitSet) {
+        let more = seen.extended().0;
+        let _others_did =
+            self.away.compare_exchange(seen.0, more, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     /// Whether pairs are output rows.
     pub(super) fn emits_pairs(&self) -> bool {
         matches!(

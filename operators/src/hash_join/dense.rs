@@ -45,9 +45,7 @@ impl Dense {
             }
         }
         let last = high.checked_sub(low)?;
-        if last >= (keys.len() as u64).saturating_mul(VALUES_PER_ROW).max(SMALL_RANGE) {
-            return None;
-        }
+        Self::bytes_for(keys.len(), last)?;
         let mut words = vec![Word::default(); (last / 64 + 1) as usize];
         for (row, key) in keys.iter().enumerate() {
             if is_valid(row) {
@@ -69,10 +67,11 @@ impl Dense {
         self.unique
     }
 
-    /// The bytes that an index over `rows` rows takes at most.
-    pub(super) fn bytes_for(rows: usize) -> usize {
-        let values = rows.saturating_mul(VALUES_PER_ROW as usize).max(SMALL_RANGE as usize);
-        size_of::<Word>() * (values / 64 + 1) + 4 * rows
+    /// The bytes that an index over `rows` keys takes at most whose greatest is `last` more than the
+    /// least; `None` if there is none for these.
+    pub(super) fn bytes_for(rows: usize, last: u64) -> Option<usize> {
+        let most = (rows as u64).saturating_mul(VALUES_PER_ROW).max(SMALL_RANGE);
+        (last < most).then(|| size_of::<Word>() * (last / 64 + 1) as usize + 4 * rows)
     }
 
     /// The bytes it takes.

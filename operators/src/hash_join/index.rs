@@ -72,11 +72,14 @@ impl Index {
         (2 * rows).next_power_of_two().max(16)
     }
 
-    /// The bytes that an index over `keys` takes at most, beside them and hashes.
-    pub(super) fn bytes_for(keys: &Keys) -> usize {
-        let rows = keys.len();
-        let dense = if matches!(keys, Keys::Word(_)) { Dense::bytes_for(rows) } else { 0 };
-        dense.max(8 * Self::slots(rows)) + 4 * rows
+    /// The most that an index takes per row, beside keys and hashes: four slots and a link.
+    pub(super) const MOST_ROW_BYTES: usize = 4 * 8 + 4;
+
+    /// The bytes that an index over `rows` keys takes at most, beside them and hashes; `range`: the least
+    /// and the greatest key, if they are words.
+    pub(super) fn bytes_for(rows: usize, range: Option<(u64, u64)>) -> usize {
+        let dense = range.and_then(|(low, high)| Dense::bytes_for(rows, high - low));
+        dense.map_or(Self::MOST_ROW_BYTES * rows, |dense| dense + 4 * rows)
     }
 
     /// The bytes it takes, keys included.

@@ -19,7 +19,10 @@ use super::{
     index::{Index, Kind},
     table::Table,
 };
-use crate::keys::{KeyEncoder, Keys};
+use crate::{
+    keys::{KeyEncoder, Keys},
+    spilling::{UnitSet, unit_of},
+};
 
 /// Pairs of a table's row and a probe batch's row, in the order of the probe rows.
 #[derive(Debug, Default)]
@@ -193,6 +196,8 @@ pub(super) struct InTable {
     keys: Vec<Arc<dyn PhysicalExpr>>,
     encoder: KeyEncoder,
     table: Weak<Table>,
+    /// Units of rows that are not in the table, but in files.
+    away: UnitSet,
     keep_nulls: bool,
     skip_nulls: bool,
 }
@@ -202,10 +207,11 @@ impl InTable {
         keys: Vec<Arc<dyn PhysicalExpr>>,
         encoder: KeyEncoder,
         table: &Arc<Table>,
+        away: UnitSet,
         keep_nulls: bool,
         skip_nulls: bool,
     ) -> Self {
-        Self { keys, encoder, table: Arc::downgrade(table), keep_nulls, skip_nulls }
+        Self { keys, encoder, table: Arc::downgrade(table), away, keep_nulls, skip_nulls }
     }
 }
 
@@ -258,6 +264,12 @@ impl PhysicalExpr for InTable {
         let key = |key: &Arc<dyn PhysicalExpr>| key.evaluate(batch)?.into_array_of_size(rows);
         let columns = self.keys.iter().map(key).collect::<Result<Vec<_>>>()?;
         let mut found = contained(&self.encoder, &columns, self.skip_nulls, table.index())?;
+        if !self.away.is_empty() {
+            let mut hashes = Vec::new();
+            self.encoder.encode(&columns)?.hash_into(&mut hashes);
+            let away = |row: usize| self.away.contains(unit_of(hashes[row], 0));
+            found = &found | &BooleanBuffer::collect_bool(rows, away);
+        }
         if self.keep_nulls
             && let Some(valid) = KeyEncoder::without_nulls(&columns)
         {

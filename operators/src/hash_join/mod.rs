@@ -5,18 +5,27 @@
 //! probe task and filled in units by all of them (`table.rs`). A probe task then looks up its batches
 //! and, after its input, helps to drain what only the table knows: unmatched (or matched) left rows.
 //!
+//! A left side that does not fit is cut into units, some of which go to files together with the probe
+//! rows that may match them (`divide.rs`). They are joined one by one afterwards, where a unit that does
+//! not fit either is cut again, or joined in pieces if it is one key (`unit.rs`).
+//!
 //! All ten join types, residual filters, both NULL equalities and the null-aware anti join follow
 //! DataFusion 55, whose joins these must equal. A finished table is published as a runtime filter:
 //! key bounds, and membership in the table itself.
 
 mod build;
+mod collected;
 mod config;
 mod dense;
+mod divide;
 mod index;
 mod lookup;
 mod output;
 mod probe;
+mod probing;
+mod publish;
 mod table;
+mod unit;
 
 #[cfg(test)]
 mod tests;
@@ -45,7 +54,7 @@ pub fn new(
     probe_tasks: usize,
     filter: Option<FilterProducer>,
 ) -> Result<(HashJoinBuild, HashJoinProbe)> {
-    let shared = Arc::new(config.prepare(filter.is_some())?);
+    let shared = Arc::new(config.prepare(filter.is_some(), probe_tasks)?);
     let (sinks, sources) = join::new("join", build_tasks, probe_tasks);
     Ok((
         HashJoinBuild::new(shared.clone(), Slots::new(sinks)),

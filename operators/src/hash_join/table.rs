@@ -3,9 +3,12 @@
 //! Build units insert ranges of rows into its index (`index.rs`), and others copy a column each into
 //! one piece; units never share a row.
 
-use std::sync::{
-    OnceLock,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
 use arrow::{
@@ -20,26 +23,15 @@ use gatework_runtime::{
 };
 use parking_lot::Mutex;
 
-use super::{config::Shared, index::Index};
-use crate::{OrFail, concat::concat_arrays, keys::Keys};
+use super::{collected::Collected, config::Shared, index::Index};
+use crate::{
+    OrFail,
+    concat::concat_arrays,
+    spilling::{SpilledPart, UnitSet},
+};
 
 /// Rows per build unit.
 const UNIT_ROWS: usize = 1 << 16;
-
-/// What one build task collected.
-#[derive(Debug)]
-pub(super) struct Part {
-    pub(super) keys: Keys,
-    /// Of keys that are costly to compare.
-    pub(super) hashes: Vec<u64>,
-    /// Which rows have no NULL key; only where NULL keys never match, and if there are any.
-    pub(super) valid: Vec<(usize, Option<NullBuffer>)>,
-    pub(super) batches: Vec<RecordBatch>,
-    /// Bounds per key, if they are noted and known.
-    pub(super) bounds: Option<Vec<(ScalarValue, ScalarValue)>>,
-    pub(super) has_null: bool,
-    pub(super) reservation: Reservation,
-}
 
 #[derive(Debug)]
 pub(super) struct Table {
@@ -50,53 +42,35 @@ pub(super) struct Table {
     schema: SchemaRef,
     columns: Box<[OnceLock<ArrayRef>]>,
     payload: OnceLock<RecordBatch>,
-    /// The build tasks' batches, until they are copied together.
-    pieces: Mutex<Vec<RecordBatch>>,
+    /// By column, what the build tasks had of it, until it is copied together.
+    pieces: Box<[Mutex<Vec<ArrayRef>>]>,
     matched: Box<[AtomicU64]>,
-    pub(super) bounds: Option<Vec<(ScalarValue, ScalarValue)>>,
-    pub(super) has_null: bool,
-    pub(super) probe_saw_null: AtomicBool,
-    pub(super) probe_saw_rows: AtomicBool,
     reservation: Mutex<Reservation>,
+    can_spill: bool,
 }
 
 impl Table {
-    /// Allocates a table for `parts`, and says how many units fill it.
-    pub(super) fn prepare(shared: &Shared, parts: Vec<Part>) -> Result<(Self, usize)> {
-        let rows: usize = parts.iter().map(|part| part.keys.len()).sum();
+    /// Allocates a table for `collected`, whose reservation covers it, and says how many units fill it.
+    pub(super) fn prepare(
+        shared: &Shared,
+        collected: Collected,
+        can_spill: bool,
+    ) -> Result<(Self, usize)> {
+        let rows = collected.rows();
         if rows >= u32::MAX as usize {
             return Err(Error::Setup(format!(
                 "the build side of a join has {rows} rows; at most 2^32 - 2 fit one table"
             )));
         }
-        let mut parts = parts.into_iter();
-        let Some(first) = parts.next() else {
-            return Err(Error::Setup("a join without build tasks".into()));
-        };
-        let mut reservation = first.reservation;
-        let (mut keys, mut hashes) = (first.keys, first.hashes);
-        let (mut pieces, mut valid) = (first.batches, first.valid);
-        let (mut bounds, mut has_null) = (first.bounds, first.has_null);
-        for mut part in parts {
-            keys.append(&part.keys);
-            hashes.extend_from_slice(&part.hashes);
-            pieces.append(&mut part.batches);
-            valid.append(&mut part.valid);
-            bounds = merge_bounds(bounds, part.bounds);
-            has_null |= part.has_null;
-            reservation.grow(part.reservation.bytes())?;
-        }
-        let copies: usize = if pieces.len() > 1 {
-            pieces.iter().map(|piece| Batch::new(piece.clone()).bytes()).sum()
-        } else {
-            0
-        };
+        let Collected { keys, hashes, valid, batches, reservation, .. } = collected;
         let matched = if shared.marks_left() { rows.div_ceil(64) } else { 0 };
-        reservation.grow(Index::bytes_for(&keys) + copies + 8 * matched)?;
         let invalid = valid.iter().any(|(_, valid)| valid.is_some()).then(|| flags(&valid, rows));
         let left = &shared.config.left_schema;
-        let schema = std::sync::Arc::new(left.project(&shared.kept).or_fail()?);
+        let schema = Arc::new(left.project(&shared.kept).or_fail()?);
         let columns = schema.fields().len();
+        let column =
+            |place: usize| batches.iter().map(|batch| batch.column(place).clone()).collect();
+        let pieces = (0..columns).map(|place| Mutex::new(column(place))).collect();
         let table = Self {
             rows,
             index: Index::new(keys, hashes, invalid.as_deref()),
@@ -104,13 +78,10 @@ impl Table {
             schema,
             columns: (0..columns).map(|_| OnceLock::new()).collect(),
             payload: OnceLock::new(),
-            pieces: Mutex::new(pieces),
+            pieces,
             matched: (0..matched).map(|_| AtomicU64::new(0)).collect(),
-            bounds,
-            has_null,
-            probe_saw_null: AtomicBool::new(false),
-            probe_saw_rows: AtomicBool::new(false),
             reservation: Mutex::new(reservation),
+            can_spill,
         };
         // One unit per range of rows, one per column, and at least one to finish the table.
         let units = (rows.div_ceil(UNIT_ROWS) + columns).max(1);
@@ -120,6 +91,11 @@ impl Table {
     /// Rows in the table, NULL keys included.
     pub(super) fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Units in which the rows are drained.
+    pub(super) fn drain_units(&self) -> usize {
+        self.rows.div_ceil(DRAIN_ROWS)
     }
 
     /// Does build unit `unit`.
@@ -134,10 +110,7 @@ impl Table {
     }
 
     fn copy_column(&self, place: usize, column: &OnceLock<ArrayRef>) -> Result<()> {
-        let pieces: Vec<ArrayRef> = {
-            let pieces = self.pieces.lock();
-            pieces.iter().map(|piece| piece.column(place).clone()).collect()
-        };
+        let pieces = std::mem::take(&mut *self.pieces[place].lock());
         let whole = if pieces.is_empty() {
             arrow::array::new_empty_array(self.schema.field(place).data_type())
         } else {
@@ -147,19 +120,21 @@ impl Table {
         Ok(())
     }
 
-    /// After the last unit: lets go of what was copied.
+    /// After the last unit: puts the columns together.
     pub(super) fn finish(&self) -> Result<()> {
-        let pieces = std::mem::take(&mut *self.pieces.lock());
         let columns = self.columns.iter().filter_map(OnceLock::get).cloned().collect();
         let options = RecordBatchOptions::new().with_row_count(Some(self.rows()));
         let payload = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
         let payload = payload.or_fail()?;
         let payload_bytes = Batch::new(payload.clone()).bytes();
         let _first = self.payload.set(payload);
-        drop(pieces);
         self.index.finish();
-        let fixed = self.index.bytes() + 8 * self.matched.len();
-        self.reservation.lock().resize(fixed + payload_bytes)
+        let bytes = self.index.bytes() + 8 * self.matched.len() + payload_bytes;
+        match self.reservation.lock().resize(bytes) {
+            // It is less than was asked for, as far as that was granted.
+            Err(Error::OutOfMemory { .. }) if self.can_spill => Ok(()),
+            other => other,
+        }
     }
 
     /// The kept columns of all rows.
@@ -193,7 +168,105 @@ impl Table {
     }
 }
 
-fn flags(valid: &[(usize, Option<NullBuffer>)], rows: usize) -> Box<[bool]> {
+/// What is known of a join's left side: the table of the rows that fit, and rows in files.
+#[derive(Debug)]
+pub(super) struct Joined {
+    /// Until nobody needs it.
+    table: Mutex<Option<Arc<Table>>>,
+    rows: usize,
+    pub(super) bounds: Option<Bounds>,
+    pub(super) has_null: bool,
+    /// The units whose rows are in files.
+    pub(super) away: UnitSet,
+    build: Mutex<Vec<Vec<SpilledPart>>>,
+    probe: Mutex<Vec<Vec<SpilledPart>>>,
+    /// Tasks that have not ended their probe.
+    probing: AtomicUsize,
+    drain_units: usize,
+    drained: AtomicUsize,
+}
+
+/// Left rows per drain unit.
+pub(super) const DRAIN_ROWS: usize = 8192;
+
+/// Both sides of a unit that is in files.
+pub(super) type UnitParts = (Vec<SpilledPart>, Vec<SpilledPart>);
+
+impl Joined {
+    pub(super) fn new(
+        shared: &Shared,
+        table: Table,
+        bounds: Option<Bounds>,
+        has_null: bool,
+        build: Vec<Vec<SpilledPart>>,
+    ) -> Self {
+        let in_files: usize = build.iter().flatten().map(|part| part.rows).sum();
+        let drain_units = if shared.marks_left() { table.drain_units() } else { 0 };
+        Self {
+            rows: table.rows() + in_files,
+            table: Mutex::new(Some(Arc::new(table))),
+            bounds,
+            has_null,
+            away: shared.away(),
+            build: Mutex::new(build),
+            probe: Mutex::default(),
+            probing: AtomicUsize::new(shared.probe_tasks),
+            drain_units,
+            drained: AtomicUsize::new(0),
+        }
+    }
+
+    /// Rows of the left side.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The table of the rows that fit.
+    pub(super) fn table(&self) -> Result<Arc<Table>> {
+        let table = self.table.lock().clone();
+        table.ok_or_else(|| Error::Setup("the join's table is no longer needed".into()))
+    }
+
+    /// A probe task has had all of its input, and put `parts` of each unit into files. Answers how many
+    /// units there are to drain: those of the table, then those in files.
+    pub(super) fn end_probe(&self, parts: Vec<Vec<SpilledPart>>) -> usize {
+        {
+            let mut probe = self.probe.lock();
+            let units = probe.len().max(parts.len());
+            probe.resize_with(units, Vec::new);
+            for (all, parts) in probe.iter_mut().zip(parts) {
+                all.extend(parts);
+            }
+        }
+        if self.probing.fetch_sub(1, Ordering::AcqRel) == 1 && self.drain_units == 0 {
+            *self.table.lock() = None;
+        }
+        self.drain_units + self.away.units().count()
+    }
+
+    /// The table, if `unit` is one of its.
+    pub(super) fn drained_table(&self, unit: usize) -> Result<Option<Arc<Table>>> {
+        if unit >= self.drain_units {
+            return Ok(None);
+        }
+        let table = self.table()?;
+        if self.drained.fetch_add(1, Ordering::AcqRel) + 1 == self.drain_units {
+            *self.table.lock() = None;
+        }
+        Ok(Some(table))
+    }
+
+    /// The rows of a unit to drain that is in files.
+    pub(super) fn take_unit(&self, unit: usize) -> Option<UnitParts> {
+        let unit = self.away.units().nth(unit.checked_sub(self.drain_units)?)?;
+        let take = |side: &Mutex<Vec<Vec<SpilledPart>>>| {
+            side.lock().get_mut(unit).map(std::mem::take).unwrap_or_default()
+        };
+        Some((take(&self.build), take(&self.probe)))
+    }
+}
+
+fn flags(valid: &VecDeque<(usize, Option<NullBuffer>)>, rows: usize) -> Box<[bool]> {
     let mut flags = Vec::with_capacity(rows);
     for (rows, valid) in valid {
         match valid {
@@ -205,7 +278,7 @@ fn flags(valid: &[(usize, Option<NullBuffer>)], rows: usize) -> Box<[bool]> {
 }
 
 type Bound = (ScalarValue, ScalarValue);
-type Bounds = Vec<Bound>;
+pub(super) type Bounds = Vec<Bound>;
 
 /// The bounds of both; unknown if either is.
 pub(super) fn merge_bounds(ours: Option<Bounds>, theirs: Option<Bounds>) -> Option<Bounds> {

@@ -5,6 +5,7 @@
 mod large;
 mod model;
 mod runtime_filter;
+mod spill;
 
 use std::sync::Arc;
 
@@ -131,6 +132,7 @@ impl Case {
             right_schema: right.schema(),
             schema: Arc::new(schema),
             batch_rows: self.batch_rows,
+            in_order: false,
         }
     }
 

@@ -104,17 +104,27 @@ impl KeyEncoder {
     /// # Errors
     /// If a value cannot be rebuilt.
     pub fn decode(&self, keys: &Keys) -> Result<Vec<ArrayRef>> {
+        self.decode_range(keys, 0..keys.len())
+    }
+
+    /// The columns that the keys of `range` were made of.
+    ///
+    /// # Errors
+    /// If a value cannot be rebuilt.
+    pub fn decode_range(&self, keys: &Keys, range: Range<usize>) -> Result<Vec<ArrayRef>> {
         match (self.shape.as_ref(), keys) {
             (Shape::Word(fields), Keys::Word(keys)) => {
+                let keys = &keys[range];
                 let unpack = |(field, kind): (&Field, &DataType)| fixed::unpack(keys, *field, kind);
                 fields.iter().zip(self.types.iter()).map(unpack).collect()
             }
             (Shape::Pair(fields), Keys::Pair(keys)) => {
+                let keys = &keys[range];
                 let unpack = |(field, kind): (&Field, &DataType)| fixed::unpack(keys, *field, kind);
                 fields.iter().zip(self.types.iter()).map(unpack).collect()
             }
             (Shape::Rows(converter), Keys::Rows(rows)) => {
-                let columns = converter.convert_rows(rows.iter())?;
+                let columns = converter.convert_rows(range.map(|row| rows.row(row)))?;
                 // Rows forget dictionaries; the type that was promised comes back here.
                 let restore = |(column, kind): (ArrayRef, &DataType)| {
                     if column.data_type() == kind { Ok(column) } else { Ok(cast(&column, kind)?) }

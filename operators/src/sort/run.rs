@@ -222,7 +222,7 @@ impl LocalRuns {
         self.collected.bytes += Batch::new(data.clone()).bytes();
         self.collected.batches.push(data);
         let bytes = self.collected.bytes + self.collected.keys.size();
-        match resize(&mut self.reservation, bytes, self.setup.can_spill()) {
+        match resize(&mut self.reservation, bytes, self.setup.overdraft()) {
             // What did not fit has been collected all the same.
             Err(error @ Error::OutOfMemory { .. }) if self.setup.can_spill() => self.spill(error),
             other => other,

@@ -77,6 +77,11 @@ impl Batch {
     pub fn bytes(&self) -> usize {
         self.data.columns().iter().map(|column| column_bytes(column.as_ref())).sum()
     }
+
+    /// The bytes one column takes, counted in the same way.
+    pub fn column_bytes(column: &dyn Array) -> usize {
+        column_bytes(column)
+    }
 }
 
 impl From<RecordBatch> for Batch {

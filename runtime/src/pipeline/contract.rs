@@ -117,6 +117,12 @@ impl Setup {
         self.query.spill_space().is_some()
     }
 
+    /// So many bytes a local state may hold without a reservation, for want of memory: to spill them would
+    /// not help. 0 if nothing can be spilled.
+    pub fn overdraft(&self) -> usize {
+        self.query.spill_space().map_or(0, |space| space.overdraft())
+    }
+
     /// Puts `batches`, whose reservation is `held`, away. What comes back is where they are.
     ///
     /// # Errors

@@ -136,6 +136,13 @@ impl Reservation {
         }
     }
 
+    /// Takes over what `other`, of the same query, holds.
+    pub fn absorb(&mut self, mut other: Self) {
+        let bytes = std::mem::take(&mut other.bytes);
+        self.query.rename_memory(&other.holder, &self.holder, bytes);
+        self.bytes += bytes;
+    }
+
     /// Moves all bytes out into a reservation that travels with the data.
     #[must_use]
     pub fn split_off(&mut self) -> Self {

@@ -82,7 +82,7 @@ pub struct QueryContext {
     reserved: AtomicUsize,
     peak: AtomicUsize,
     /// Who holds how much of what is reserved.
-    holders: Mutex<Vec<(Arc<str>, usize)>>,
+    holders: Mutex<Holders>,
     live: LiveCount,
     state: Mutex<State>,
 }
@@ -248,25 +248,28 @@ impl QueryContext {
         })?;
         let reserved = self.reserved.fetch_add(bytes, Ordering::AcqRel) + bytes;
         self.peak.fetch_max(reserved, Ordering::Relaxed);
-        let mut holders = self.holders.lock();
-        match holders.iter_mut().find(|(name, _)| name == holder) {
-            Some((_, held)) => *held += bytes,
-            None => holders.push((holder.clone(), bytes)),
-        }
+        self.holders.lock().add(holder, bytes);
         Ok(())
     }
 
     pub(super) fn shrink_memory(&self, holder: &Arc<str>, bytes: usize) {
-        if let Some((_, held)) = self.holders.lock().iter_mut().find(|(name, _)| name == holder) {
-            *held -= bytes;
-        }
+        self.holders.lock().take(holder, bytes);
         self.reserved.fetch_sub(bytes, Ordering::AcqRel);
         self.options.memory.shrink(bytes);
     }
 
+    /// What was reserved for `from` is held by `to` now.
+    pub(super) fn rename_memory(&self, from: &Arc<str>, to: &Arc<str>, bytes: usize) {
+        if from != to && bytes > 0 {
+            let mut holders = self.holders.lock();
+            holders.take(from, bytes);
+            holders.add(to, bytes);
+        }
+    }
+
     /// The operators of this query that hold most, in words.
     fn largest_holders(&self) -> String {
-        let mut holders = self.holders.lock().clone();
+        let mut holders = self.holders.lock().0.clone();
         holders.retain(|(_, held)| *held > 0);
         holders.sort_by_key(|(_, held)| std::cmp::Reverse(*held));
         let named: Vec<_> =
@@ -367,6 +370,25 @@ impl fmt::Debug for QueryContext {
             .field("id", &self.id)
             .field("live_tasks", &self.live_tasks())
             .finish_non_exhaustive()
+    }
+}
+
+/// Bytes by the name of who reserved them.
+#[derive(Default)]
+struct Holders(Vec<(Arc<str>, usize)>);
+
+impl Holders {
+    fn add(&mut self, holder: &Arc<str>, bytes: usize) {
+        match self.0.iter_mut().find(|(name, _)| name == holder) {
+            Some((_, held)) => *held += bytes,
+            None => self.0.push((holder.clone(), bytes)),
+        }
+    }
+
+    fn take(&mut self, holder: &Arc<str>, bytes: usize) {
+        if let Some((_, held)) = self.0.iter_mut().find(|(name, _)| name == holder) {
+            *held -= bytes;
+        }
     }
 }
 

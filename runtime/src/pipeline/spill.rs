@@ -21,6 +21,12 @@ pub trait SpillSpace: Send + Sync + fmt::Debug {
     /// `done` when that has been done, elsewhere than on this thread, and the batches are gone: `done`
     /// holds their reservation.
     fn write(&self, batches: Vec<RecordBatch>, done: Completion<Arc<dyn Spilled>>);
+
+    /// Fewer bytes than these are not worth to be written: a local state that gets no memory goes on
+    /// without a reservation until it has so many. 256 KiB.
+    fn overdraft(&self) -> usize {
+        256 << 10
+    }
 }
 
 /// Batches that are kept elsewhere, until the last reference is dropped.

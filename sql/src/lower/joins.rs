@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use datafusion::{
     common::{JoinType, Result, internal_err},
+    execution::memory_pool::MemoryLimit,
     physical_expr::{PhysicalExpr, expressions::DynamicFilterPhysicalExpr},
     physical_plan::{
-        ExecutionPlan,
+        ExecutionPlan, ExecutionPlanProperties,
         joins::{HashJoinExec, NestedLoopJoinExec, utils::JoinFilter as PlannedFilter},
     },
 };
@@ -61,9 +62,13 @@ impl Lowering {
         let node = shell.original();
         let (id, producer) = self.filter_producer(join);
         let build = self.child(left, false)?;
-        // Our right join gives the unmatched rows of a batch after its pairs.
-        let keeps_order = node.maintains_input_order().get(1) == Some(&true)
-            && *join.join_type() != JoinType::Right;
+        // Our right join gives the unmatched rows of a batch after its pairs. And a join that spills keeps
+        // no order, so where memory has a limit, it is made afterwards.
+        let pool = self.context.outer().memory_pool();
+        let maintains = node.maintains_input_order().get(1) == Some(&true);
+        let keeps_order = maintains
+            && *join.join_type() != JoinType::Right
+            && matches!(pool.memory_limit(), MemoryLimit::Infinite);
         let probe = self.child(right, ordered && keeps_order)?;
         let config = HashJoinConfig {
             on: join.on().to_vec(),
@@ -76,6 +81,7 @@ impl Lowering {
             right_schema: right.schema(),
             schema: shell.schema(),
             batch_rows: self.batch_rows,
+            in_order: ordered && keeps_order,
         };
         let (sink, operator) =
             hash_join::new(config, build.instances, probe.instances, producer).map_err(failed)?;
@@ -85,6 +91,12 @@ impl Lowering {
         }
         let mut flow = probe.then(operator, tag).after(collected);
         flow.publishes.extend(id);
+        if let (Some(fetch), Some(ordering), true) =
+            (node.fetch(), node.output_ordering(), ordered && maintains && !keeps_order)
+        {
+            // The first rows are those of the order.
+            return self.sort(flow, ordering.clone(), Some(fetch), node.schema(), tag);
+        }
         if let Some(fetch) = node.fetch() {
             flow = flow.then(Limit::new(0, Some(fetch)), tag);
         }

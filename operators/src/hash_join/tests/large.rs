@@ -15,19 +15,19 @@ use gatework_runtime::{
 use super::{Case, KeyKind, TYPES};
 use crate::rig::{EXECUTOR, ints, run_with, scan, table, wait_idle};
 
-const LEFT_ROWS: i32 = 150_000;
-const RIGHT_ROWS: i32 = 40_000;
+pub(super) const LEFT_ROWS: i32 = 150_000;
+pub(super) const RIGHT_ROWS: i32 = 40_000;
 
 /// The keys of both sides: some only here, some only there, some twice, some NULL.
-fn left_key(row: i32) -> Option<i32> {
+pub(super) fn left_key(row: i32) -> Option<i32> {
     (row % 1000 != 7).then_some(row % 100_000)
 }
 
-fn right_key(row: i32) -> Option<i32> {
+pub(super) fn right_key(row: i32) -> Option<i32> {
     (row % 501 != 0).then_some(row * 5)
 }
 
-fn rows_of(kind: KeyKind, rows: i32, key: fn(i32) -> Option<i32>) -> RecordBatch {
+pub(super) fn rows_of(kind: KeyKind, rows: i32, key: fn(i32) -> Option<i32>) -> RecordBatch {
     let numbers = ("row", ints((0..rows).map(Some)));
     let values = ("value", ints((0..rows).map(|row| Some(row % 3))));
     let keys = || (0..rows).map(key);
@@ -49,7 +49,7 @@ fn rows_of(kind: KeyKind, rows: i32, key: fn(i32) -> Option<i32>) -> RecordBatch
 /// A result's row: the numbers of its left and right row, and the mark.
 type Row = (Option<i32>, Option<i32>, Option<bool>);
 
-fn expected(kind: JoinType) -> Vec<Row> {
+pub(super) fn expected(kind: JoinType) -> Vec<Row> {
     let mut by_key: HashMap<i32, Vec<i32>> = HashMap::new();
     for row in 0..RIGHT_ROWS {
         by_key.entry(right_key(row).unwrap_or(-1)).or_default().push(row);
@@ -88,7 +88,7 @@ fn expected(kind: JoinType) -> Vec<Row> {
 }
 
 /// The numbers of the rows of `batches`, whose columns are those of `case`'s projection.
-fn numbers(kind: JoinType, batches: &[RecordBatch]) -> Vec<Row> {
+pub(super) fn numbers(kind: JoinType, batches: &[RecordBatch]) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for batch in batches {
         let column = |place: usize| batch.column(place).as_primitive::<Int32Type>().iter();
@@ -113,6 +113,15 @@ fn numbers(kind: JoinType, batches: &[RecordBatch]) -> Vec<Row> {
     rows
 }
 
+/// The columns of the join's output that [`numbers`] reads.
+pub(super) fn numbers_and_mark(case: &Case, left: &RecordBatch, right: &RecordBatch) -> Vec<usize> {
+    let fields = case.schema(left, right);
+    let wanted = |(_, field): &(usize, &Arc<arrow::datatypes::Field>)| {
+        matches!(field.name().as_str(), "row" | "mark")
+    };
+    fields.fields().iter().enumerate().filter(wanted).map(|(place, _)| place).collect()
+}
+
 #[test]
 fn many_build_and_drain_units_are_one_table() {
     for (kind, key) in TYPES
@@ -122,12 +131,7 @@ fn many_build_and_drain_units_are_one_table() {
         let (left, right) =
             (rows_of(key, LEFT_ROWS, left_key), rows_of(key, RIGHT_ROWS, right_key));
         let case = Case { key, morsel: 7001, batch_rows: 8192, builds: 3, ..Case::plain(kind) };
-        let fields = case.schema(&left, &right);
-        let wanted = |(_, field): &(usize, &Arc<arrow::datatypes::Field>)| {
-            matches!(field.name().as_str(), "row" | "mark")
-        };
-        let columns: Vec<usize> =
-            fields.fields().iter().enumerate().filter(wanted).map(|(place, _)| place).collect();
+        let columns = numbers_and_mark(&case, &left, &right);
         let batches = case.run(&left, &right, Some(&columns)).unwrap();
         assert!(numbers(kind, &batches) == expected(kind), "{case:?}");
     }

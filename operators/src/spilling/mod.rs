@@ -1,6 +1,10 @@
 //! What breakers that spill share.
 
-use std::sync::Arc;
+mod units;
+
+pub(crate) use units::{LEVELS, SpilledPart, UnitSet, Units, unit_of};
+
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, AsArray, RecordBatch, RecordBatchOptions},
@@ -14,17 +18,13 @@ use gatework_shared_state::Gate;
 
 use crate::OrFail;
 
-/// What a task that can spill may hold without a reservation while others hold all there is: to spill
-/// so little would not help.
-const OVERDRAFT_BYTES: usize = 256 << 10;
-
-/// Resizes `reservation` to `bytes`, which may be too little for a state that `can_spill` and is small.
+/// Resizes `reservation` to `bytes`; so few that it would not help to spill them are there without one.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`].
-pub(crate) fn resize(reservation: &mut Reservation, bytes: usize, can_spill: bool) -> Result<()> {
+pub(crate) fn resize(reservation: &mut Reservation, bytes: usize, overdraft: usize) -> Result<()> {
     match reservation.resize(bytes) {
-        Err(Error::OutOfMemory { .. }) if can_spill && bytes < OVERDRAFT_BYTES => Ok(()),
+        Err(Error::OutOfMemory { .. }) if bytes < overdraft => Ok(()),
         other => other,
     }
 }
@@ -90,5 +90,48 @@ impl<T> Writing<T> {
         let file = file?;
         self.setup.metrics().add("spilled bytes", file.bytes());
         Ok(Written::File(file, with))
+    }
+}
+
+/// Spilled batches in turn, some of them read ahead.
+pub(crate) struct Reading {
+    setup: Setup,
+    left: VecDeque<(Arc<dyn Spilled>, usize)>,
+    ahead: VecDeque<Pending<RecordBatch>>,
+}
+
+/// What comes next of spilled batches.
+pub(crate) enum Read {
+    /// A batch.
+    Batch(RecordBatch),
+    /// It is not there before this opens.
+    Blocked(Gate),
+    /// There is none.
+    End,
+}
+
+const READ_AHEAD: usize = 2;
+
+impl Reading {
+    pub(crate) fn new(setup: Setup) -> Self {
+        Self { setup, left: VecDeque::new(), ahead: VecDeque::new() }
+    }
+
+    /// Appends `batches` of `file`.
+    pub(crate) fn push(&mut self, file: &Arc<dyn Spilled>, batches: Range<usize>) {
+        self.left.extend(batches.map(|batch| (file.clone(), batch)));
+    }
+
+    /// The next batch.
+    pub(crate) fn next(&mut self) -> Result<Read> {
+        while self.ahead.len() < READ_AHEAD
+            && let Some((file, batch)) = self.left.pop_front()
+        {
+            self.ahead.push_back(self.setup.unspill(&file, batch));
+        }
+        let Some(next) = self.ahead.front() else { return Ok(Read::End) };
+        let Some(batch) = next.take() else { return Ok(Read::Blocked(next.gate().clone())) };
+        self.ahead.pop_front();
+        Ok(Read::Batch(batch?))
     }
 }

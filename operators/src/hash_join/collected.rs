@@ -1,0 +1,188 @@
+//! Rows of a join's left side on their way into a table.
+
+use std::collections::VecDeque;
+
+use arrow::{
+    array::{ArrayRef, BooleanArray, RecordBatch},
+    buffer::NullBuffer,
+    compute::nullif,
+};
+use gatework_runtime::{
+    Result,
+    pipeline::{Batch, Reservation},
+};
+
+use super::{config::Shared, index::Index};
+use crate::{
+    OrFail,
+    keys::{KeyEncoder, Keys, NullKeys},
+    spilling::resize,
+};
+
+/// Rows of the left side, with their encoded keys.
+#[derive(Debug)]
+pub(super) struct Collected {
+    pub(super) keys: Keys,
+    /// Of keys that are costly to compare.
+    pub(super) hashes: Vec<u64>,
+    /// Which rows of each batch have no NULL key; only where NULL keys never match, and if there are any.
+    pub(super) valid: VecDeque<(usize, Option<NullBuffer>)>,
+    pub(super) batches: VecDeque<RecordBatch>,
+    pub(super) reservation: Reservation,
+    /// The least and the greatest key that is one word.
+    range: Option<(u64, u64)>,
+    /// The bytes of the batches, column by column.
+    column_bytes: Vec<usize>,
+    /// Rows whose batches were taken out.
+    taken: usize,
+}
+
+/// Rows that are taken out to be cut into units: with their key columns, their hashes and what they hold.
+pub(super) type Taken = (RecordBatch, Vec<u64>, Reservation);
+
+impl Collected {
+    pub(super) fn new(shared: &Shared, reservation: Reservation) -> Self {
+        Self {
+            keys: shared.encoder.no_keys(),
+            hashes: Vec::new(),
+            valid: VecDeque::new(),
+            batches: VecDeque::new(),
+            reservation,
+            range: None,
+            column_bytes: vec![0; shared.kept.len()],
+            taken: 0,
+        }
+    }
+
+    /// Rows that were added.
+    pub(super) fn rows(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Adds rows by the columns that the table keeps, and by their keys.
+    pub(super) fn push(
+        &mut self,
+        shared: &Shared,
+        kept: RecordBatch,
+        keys: &[ArrayRef],
+    ) -> Result<()> {
+        let skips_nulls = shared.null_keys == NullKeys::AreSkipped;
+        let valid = if skips_nulls { KeyEncoder::without_nulls(keys) } else { None };
+        let encoded = shared.encoder.encode(keys).or_fail()?;
+        if encoded.are_costly() {
+            let mut hashes = Vec::new();
+            encoded.hash_into(&mut hashes);
+            self.hashes.append(&mut hashes);
+        }
+        if let Keys::Word(words) = &encoded {
+            self.note_range(words, valid.as_ref());
+        }
+        self.keys.append(&encoded);
+        self.valid.push_back((encoded.len(), valid));
+        self.count(&kept);
+        self.batches.push_back(kept);
+        Ok(())
+    }
+
+    fn note_range(&mut self, words: &[u64], valid: Option<&NullBuffer>) {
+        let words = words.iter().enumerate();
+        let words = words.filter(|(row, _)| valid.is_none_or(|valid| valid.is_valid(*row)));
+        for (_, word) in words {
+            let (low, high) = self.range.get_or_insert((*word, *word));
+            (*low, *high) = ((*low).min(*word), (*high).max(*word));
+        }
+    }
+
+    fn count(&mut self, kept: &RecordBatch) {
+        for (bytes, column) in self.column_bytes.iter_mut().zip(kept.columns()) {
+            *bytes += Batch::column_bytes(column.as_ref());
+        }
+    }
+
+    /// The bytes that a table of these rows takes while it is made: what is here, its index, and a copy of
+    /// as many columns as there are tasks that may copy one.
+    fn bytes(&self, shared: &Shared) -> usize {
+        let batches: usize = self.column_bytes.iter().sum();
+        let widest = self.column_bytes.iter().max().copied().unwrap_or(0);
+        let copies = widest.saturating_mul(shared.probe_tasks).min(batches);
+        let marks = if shared.marks_left() { self.rows().div_ceil(8) } else { 0 };
+        let index = Index::bytes_for(self.rows(), self.range);
+        batches + copies + marks + index + self.keys.bytes() + 8 * self.hashes.capacity()
+    }
+
+    /// Reserves what a table of these rows takes.
+    ///
+    /// # Errors
+    /// If there is not so much. The rows are here all the same.
+    pub(super) fn reserve(&mut self, shared: &Shared, overdraft: usize) -> Result<()> {
+        let bytes = self.bytes(shared);
+        resize(&mut self.reservation, bytes, overdraft)
+    }
+
+    /// Adds all that another task collected.
+    pub(super) fn append(&mut self, mut other: Self) {
+        self.keys.append(&other.keys);
+        self.hashes.append(&mut other.hashes);
+        self.valid.append(&mut other.valid);
+        self.batches.append(&mut other.batches);
+        self.reservation.absorb(other.reservation);
+    }
+
+    /// Takes a batch out again.
+    pub(super) fn take(&mut self, shared: &Shared) -> Result<Option<Taken>> {
+        let (Some(kept), Some((rows, valid))) = (self.batches.pop_front(), self.valid.pop_front())
+        else {
+            return Ok(None);
+        };
+        let range = self.taken..self.taken + rows;
+        self.taken = range.end;
+        let mut hashes = Vec::new();
+        self.keys.hash_range_into(range.clone(), &mut hashes);
+        let mut keys = shared.encoder.decode_range(&self.keys, range).or_fail()?;
+        if let (Some(valid), Some(key)) = (valid, keys.first_mut()) {
+            // One key that is NULL is enough to match nothing.
+            let null = BooleanArray::new(!valid.inner(), None);
+            *key = nullif(key, &null).or_fail()?;
+        }
+        let held = self.reservation.split_some(Batch::new(kept.clone()).bytes());
+        let columns = kept.columns().iter().cloned().chain(keys).collect();
+        let rows = RecordBatch::try_new(shared.divided_schema.clone(), columns).or_fail()?;
+        Ok(Some((rows, hashes, held)))
+    }
+
+    /// Adds rows that were taken out, or cut, before.
+    pub(super) fn push_divided(&mut self, shared: &Shared, rows: &RecordBatch) -> Result<()> {
+        let places: Vec<usize> = (0..shared.kept.len()).collect();
+        let kept = rows.project(&places).or_fail()?;
+        self.push(shared, kept, &rows.columns()[shared.kept.len()..])
+    }
+}
+
+impl Shared {
+    /// The keys of `rows` of the left side.
+    pub(super) fn left_keys(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {
+        let count = rows.num_rows();
+        let keys = self.config.on.iter();
+        keys.map(|(left, _)| left.evaluate(rows)?.into_array_of_size(count))
+            .collect::<Result<_, _>>()
+            .or_fail()
+    }
+
+    /// The hashes that rows with these keys are cut by.
+    pub(super) fn hashes(&self, keys: &[ArrayRef]) -> Result<Vec<u64>> {
+        let mut hashes = Vec::new();
+        self.encoder.encode(keys).or_fail()?.hash_into(&mut hashes);
+        Ok(hashes)
+    }
+
+    /// The columns that the table keeps and `keys`, as rows to be cut, and their hashes.
+    pub(super) fn to_divide(
+        &self,
+        kept: &RecordBatch,
+        keys: Vec<ArrayRef>,
+    ) -> Result<(RecordBatch, Vec<u64>)> {
+        let hashes = self.hashes(&keys)?;
+        let columns = kept.columns().iter().cloned().chain(keys).collect();
+        Ok((RecordBatch::try_new(self.divided_schema.clone(), columns).or_fail()?, hashes))
+    }
+}

@@ -1,0 +1,68 @@
+//! What a finished table tells the scans of the probe side.
+
+use std::sync::Arc;
+
+use datafusion_common::ScalarValue;
+use datafusion_expr::Operator as BinaryOperator;
+use datafusion_physical_expr::{
+    PhysicalExpr,
+    expressions::{BinaryExpr, IsNullExpr, lit},
+};
+use gatework_runtime::Result;
+
+use super::{config::Shared, lookup::InTable, table::Joined};
+use crate::{keys::NullKeys, runtime_filter::FilterProducer};
+
+impl Shared {
+    /// Publishes what is known of the finished table's keys.
+    pub(super) fn publish(&self, joined: &Joined, producer: FilterProducer) -> Result<()> {
+        let filter = self.runtime_filter(joined, producer.keys())?;
+        producer.publish(filter);
+        Ok(())
+    }
+
+    /// A predicate that is true for every probe row that may match, or that the join must see.
+    fn runtime_filter(
+        &self,
+        joined: &Joined,
+        keys: &[Arc<dyn PhysicalExpr>],
+    ) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+        let config = &self.config;
+        let nulls_match = self.null_keys == NullKeys::AreValues;
+        let keeps_nulls = joined.has_null && (nulls_match || config.null_aware);
+        if keeps_nulls || self.preserves_right() {
+            return Ok(None);
+        }
+        if joined.rows() == 0 && !config.null_aware {
+            return Ok(Some(lit(false)));
+        }
+        let and = |left, right| -> Arc<dyn PhysicalExpr> {
+            Arc::new(BinaryExpr::new(left, BinaryOperator::And, right))
+        };
+        let in_table = InTable::new(
+            keys.to_vec(),
+            self.encoder.clone(),
+            &joined.table()?,
+            joined.away,
+            config.null_aware,
+            !nulls_match,
+        );
+        let mut filter: Arc<dyn PhysicalExpr> = Arc::new(in_table);
+        for (key, (low, high)) in keys.iter().zip(joined.bounds.iter().flatten()) {
+            if low.is_null() || high.is_null() {
+                continue;
+            }
+            let compare = |operator, bound: &ScalarValue| {
+                Arc::new(BinaryExpr::new(key.clone(), operator, lit(bound.clone())))
+            };
+            let bounds =
+                and(compare(BinaryOperator::GtEq, low), compare(BinaryOperator::LtEq, high));
+            filter = and(bounds, filter);
+        }
+        if let (true, Some(first)) = (config.null_aware, keys.first()) {
+            let null: Arc<dyn PhysicalExpr> = Arc::new(IsNullExpr::new(first.clone()));
+            filter = Arc::new(BinaryExpr::new(null, BinaryOperator::Or, filter));
+        }
+        Ok(Some(filter))
+    }
+}

@@ -1,0 +1,147 @@
+//! Joins that do not fit into memory.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use arrow::array::RecordBatch;
+use datafusion_common::JoinType;
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{MemoryLimit, MemoryPool, QueryOptions},
+};
+use proptest::prelude::*;
+
+use super::{
+    Case, KeyKind, Side, TYPES, any_case,
+    large::{
+        LEFT_ROWS, RIGHT_ROWS, expected, left_key, numbers, numbers_and_mark, right_key, rows_of,
+    },
+    not_in_case, rows,
+};
+use crate::rig::{KeptElsewhere, Moody, run_with, scan, sorted_rows};
+
+/// Runs the join with `memory`, and with a place for what does not fit.
+fn run_short(
+    case: &Case,
+    [left, right]: [&RecordBatch; 2],
+    projection: Option<&[usize]>,
+    memory: Arc<dyn MemoryPool>,
+    space: &Arc<KeptElsewhere>,
+) -> Result<Vec<RecordBatch>> {
+    let options = QueryOptions { memory, spill: Some(space.clone()), ..QueryOptions::default() };
+    let config = case.config(left, right, projection);
+    let (left, right) = (scan(left, case.morsel), scan(right, case.morsel));
+    Ok(run_with(options, |graph| case.add(graph, config, left, right, None))?.concat())
+}
+
+#[test]
+fn every_join_type_spills() {
+    for (kind, key) in TYPES
+        .into_iter()
+        .zip([KeyKind::Int, KeyKind::Longs, KeyKind::Text, KeyKind::Int].into_iter().cycle())
+    {
+        let (left, right) =
+            (rows_of(key, LEFT_ROWS, left_key), rows_of(key, RIGHT_ROWS, right_key));
+        let case = Case { key, morsel: 7001, batch_rows: 8192, builds: 3, ..Case::plain(kind) };
+        let columns = numbers_and_mark(&case, &left, &right);
+        // At the lowest limit, what is read back does not fit either.
+        for limit in [4 << 20, 1 << 20, 1 << 17] {
+            let memory = Arc::new(MemoryLimit::new(limit));
+            let space = Arc::new(KeptElsewhere::default());
+            let both = [&left, &right];
+            let batches = run_short(&case, both, Some(&columns), memory.clone(), &space).unwrap();
+            let spilled = space.batches.load(Ordering::Relaxed) > 0;
+            assert!(spilled || limit > 1 << 20, "{case:?} with {limit} bytes");
+            assert!(numbers(kind, &batches) == expected(kind), "{case:?} with {limit} bytes");
+            assert_eq!(memory.reserved(), 0);
+        }
+    }
+}
+
+/// Half of both sides is one key, of which the residual filter lets few pairs through.
+#[test]
+fn one_key_that_does_not_fit_is_joined_in_pieces() {
+    let key = |row: i32| Some(if row % 2 == 0 { 7 } else { row });
+    let both = |rows: i32| rows_of(KeyKind::Int, rows, key);
+    let (left, right) = (both(60_000), both(300));
+    for kind in TYPES {
+        let case = Case { residual: true, morsel: 1000, batch_rows: 8192, ..Case::plain(kind) };
+        let whole = case.run(&left, &right, None).unwrap();
+        let memory = Arc::new(MemoryLimit::new(1 << 17));
+        let space = Arc::new(KeptElsewhere::default());
+        let pieces = run_short(&case, [&left, &right], None, memory.clone(), &space).unwrap();
+        assert!(sorted_rows(&pieces) == sorted_rows(&whole), "{kind}");
+        assert!(space.batches.load(Ordering::Relaxed) > 0);
+        assert_eq!(memory.reserved(), 0);
+    }
+}
+
+/// The rows must come in order, which those of units do not.
+#[test]
+fn a_join_in_order_fails_instead() {
+    let rows = rows_of(KeyKind::Int, LEFT_ROWS, left_key);
+    let case = Case { morsel: 7001, probes: 1, ..Case::plain(JoinType::Inner) };
+    let options = QueryOptions {
+        memory: Arc::new(MemoryLimit::new(1 << 20)),
+        spill: Some(Arc::new(KeptElsewhere::default())),
+        ..QueryOptions::default()
+    };
+    let config = super::HashJoinConfig { in_order: true, ..case.config(&rows, &rows, None) };
+    let (left, right) = (scan(&rows, 7001), scan(&rows, 7001));
+    let answer = run_with(options, |graph| case.add(graph, config, left, right, None));
+    assert!(matches!(answer, Err(Error::OutOfMemory { .. })), "{answer:?}");
+}
+
+/// Cases that spilled anything.
+static SPILLED: AtomicUsize = AtomicUsize::new(0);
+
+/// Whatever is refused, whenever: with nothing too small to be spilled, few rows take all of the ways.
+fn check(case: &Case, left: &Side, right: &Side, seed: u64) {
+    let memory = Arc::new(Moody::new(seed));
+    let space = Arc::new(KeptElsewhere { eager: true, ..KeptElsewhere::default() });
+    let both = [&left.batch, &right.batch];
+    let batches = run_short(case, both, None, memory.clone(), &space).unwrap();
+    assert_eq!(sorted_rows(&batches), case.model(left, right), "{case:?}");
+    assert_eq!(memory.reserved(), 0);
+    SPILLED.fetch_add(space.batches.load(Ordering::Relaxed).min(1), Ordering::Relaxed);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn refused_memory_changes_no_row(
+        case in any_case(),
+        left in rows(0.2),
+        right in rows(0.2),
+        seed in any::<u64>(),
+    ) {
+        check(&case, &Side::new(case.key, &left), &Side::new(case.key, &right), seed);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn refused_memory_changes_no_row_of_not_in(
+        case in not_in_case(),
+        left in rows(0.2),
+        right in prop_oneof![rows(0.01), rows(0.1)],
+        seed in any::<u64>(),
+    ) {
+        check(&case, &Side::new(case.key, &left), &Side::new(case.key, &right), seed);
+    }
+}
+
+#[test]
+fn refused_memory_makes_small_joins_spill() {
+    let rows: Vec<_> = (0..12).map(|row| (Some(row % 6), None, Some(0))).collect();
+    let side = Side::new(KeyKind::Int, &rows);
+    for seed in 0..40 {
+        check(&Case::plain(JoinType::Full), &side, &side, seed);
+    }
+    assert!(SPILLED.load(Ordering::Relaxed) > 10);
+}
