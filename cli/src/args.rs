@@ -24,6 +24,16 @@ pub(crate) enum Command {
     Sql(SqlArgs),
 }
 
+impl Command {
+    /// What its queries run with.
+    pub(crate) fn engine(&self) -> &EngineArgs {
+        match self {
+            Self::Tpch(args) => &args.engine,
+            Self::Sql(args) => &args.engine,
+        }
+    }
+}
+
 /// Run the TPC-H queries and verify their results.
 ///
 /// Makes the data if it is not there, runs each query several times, and compares every result with a plain DataFusion
@@ -87,7 +97,7 @@ pub(crate) struct EngineArgs {
     /// Threads that run queries. Default: one per core
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Memory that queries may hold, such as 512MiB or 2GB. Aggregates and sorts spill what does not fit to temporary
+    /// Memory that queries may hold, such as 512MiB or 2GB. Joins, aggregates and sorts spill what does not fit to temporary
     /// files; other queries that need more fail. Default: no limit
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_limit: Option<ByteSize>,

@@ -38,8 +38,8 @@ use error::Error;
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    allocator::keep_pages();
     let args = Args::parse_from(args::readable(std::env::args_os()));
+    allocator::keep_pages(args.command.engine().memory_limit.is_some());
     let result = runtime(&args.command).and_then(|runtime| {
         let result = runtime.block_on(run(args.command));
         runtime.shutdown_timeout(CLEAN_UP);
@@ -75,10 +75,7 @@ async fn run(command: Command) -> Result<(), Error> {
 
 /// The runtime that plans, reads files, and runs the plain DataFusion session that results are compared with.
 fn runtime(command: &Command) -> Result<Runtime, Error> {
-    let threads = match command {
-        Command::Tpch(args) => args.engine.threads,
-        Command::Sql(args) => args.engine.threads,
-    };
+    let threads = command.engine().threads;
     Builder::new_multi_thread()
         .worker_threads(engine::threads(threads).get())
         .enable_all()

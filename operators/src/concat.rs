@@ -54,7 +54,8 @@ fn view_buffers(array: &ArrayRef) -> usize {
     }
 }
 
-fn gather_views(array: &ArrayRef) -> ArrayRef {
+/// `array`, if it is of views, with buffers that have nothing else in them.
+pub(crate) fn gather_views(array: &ArrayRef) -> ArrayRef {
     match array.data_type() {
         DataType::Utf8View => Arc::new(array.as_string_view().gc()),
         DataType::BinaryView => Arc::new(array.as_binary_view().gc()),

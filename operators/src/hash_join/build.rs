@@ -20,7 +20,7 @@ use super::{
     divide::{Divider, Part},
     table::{Bounds, Joined, merge_bounds},
 };
-use crate::{OrFail, compact, keys::KeyEncoder, spilling::UnitSet};
+use crate::{OrFail, compact, compact::to_keep, keys::KeyEncoder, spilling::UnitSet};
 
 /// The sink of a join's left side.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ impl LocalBuild {
         let keys = shared.left_keys(&data)?;
         self.has_null |= KeyEncoder::without_nulls(&keys).is_some();
         self.bounds = merge_bounds(self.bounds.take(), bounds_of(&keys));
-        let kept = data.project(&shared.kept).or_fail()?;
+        let kept = to_keep(data.project(&shared.kept).or_fail()?)?;
         let can_spill = shared.can_spill(&self.setup);
         let refused = match &mut self.rows {
             Rows::All(rows) => {

@@ -10,7 +10,7 @@ use gatework_runtime::{
 use gatework_shared_state::{Gate, join::BuildSink};
 
 use super::table::{Part, Table};
-use crate::{compact, concat::concat_rows};
+use crate::{compact, compact::to_keep, concat::concat_rows};
 
 /// Collects the left side.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ struct LocalBuild {
 impl LocalSink for LocalBuild {
     fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
         let Some(batch) = batch else { return Ok(SinkResult::NeedInput) };
-        let batch = Batch::new(compact(batch)?);
+        let batch = Batch::new(to_keep(compact(batch)?)?);
         self.memory.grow(batch.bytes())?;
         self.small_rows += batch.rows();
         self.small.push(batch.into_parts().0);

@@ -26,6 +26,7 @@ use gatework_shared_state::{Gate, sort::SortSink};
 use super::Shared;
 use crate::{
     OrFail, compact,
+    compact::to_keep,
     concat::concat_as,
     spilling::{Writing, Written, own_buffers, resize},
 };
@@ -345,7 +346,7 @@ impl LocalSink for LocalRuns {
 
     fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
         let Some(batch) = batch else { return self.room() };
-        self.add(compact(batch)?)?;
+        self.add(to_keep(compact(batch)?)?)?;
         if let Some(fetch) = self.shared.config.fetch
             && self.collected.keys.num_rows() >= fetch.saturating_add(TOP_N_SLACK_ROWS.max(fetch))
         {

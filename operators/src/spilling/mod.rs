@@ -6,17 +6,14 @@ pub(crate) use units::{LEVELS, SpilledPart, UnitSet, Units, unit_of};
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
-use arrow::{
-    array::{ArrayRef, AsArray, RecordBatch, RecordBatchOptions},
-    datatypes::DataType,
-};
+use arrow::array::{RecordBatch, RecordBatchOptions};
 use gatework_runtime::{
     Error, Result,
     pipeline::{Pending, Reservation, Setup, Spilled},
 };
 use gatework_shared_state::Gate;
 
-use crate::OrFail;
+use crate::{OrFail, concat::gather_views};
 
 /// Resizes `reservation` to `bytes`; so few that it would not help to spill them are there without one.
 ///
@@ -31,11 +28,7 @@ pub(crate) fn resize(reservation: &mut Reservation, bytes: usize, overdraft: usi
 
 /// `columns` without what the buffers of views hold besides their own values.
 pub(crate) fn own_buffers(rows: &RecordBatch) -> Result<RecordBatch> {
-    let columns = rows.columns().iter().map(|column| match column.data_type() {
-        DataType::Utf8View => Arc::new(column.as_string_view().gc()) as ArrayRef,
-        DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
-        _ => column.clone(),
-    });
+    let columns = rows.columns().iter().map(gather_views);
     let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
     RecordBatch::try_new_with_options(rows.schema(), columns.collect(), &options).or_fail()
 }

@@ -16,7 +16,7 @@ use gatework_runtime::{
 use gatework_shared_state::{Gate, analytic::AnalyticSink};
 
 use super::{Partitions, Plan, bytes};
-use crate::{OrFail, compact, result::answer};
+use crate::{OrFail, compact, compact::to_keep, result::answer};
 
 /// Cuts sorted input into window partitions.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl LocalSink for LocalWindowSink {
         let Some(batch) = batch.filter(|batch| batch.rows() > 0) else {
             return Ok(SinkResult::NeedInput);
         };
-        let rows = compact(batch)?;
+        let rows = to_keep(compact(batch)?)?;
         let keys = self.plan.keys(&rows)?;
         let (begins_new, last_start) = self.edges.find(&keys)?;
         self.memory.grow(bytes(&rows))?;

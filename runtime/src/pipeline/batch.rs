@@ -1,6 +1,6 @@
 //! The unit of data between operators.
 
-use arrow_array::{Array, RecordBatch};
+use arrow_array::{Array, RecordBatch, cast::AsArray};
 use arrow_buffer::BooleanBuffer;
 use arrow_schema::DataType;
 use gatework_shared_state::Payload;
@@ -106,11 +106,9 @@ fn column_bytes(column: &dyn Array) -> usize {
     let values = match column.data_type() {
         DataType::Null => 0,
         DataType::Boolean => rows.div_ceil(8),
-        DataType::Utf8View | DataType::BinaryView => {
-            // Views share their buffers between slices; what one slice refers to is not known
-            // without reading it, so a short string each is assumed, within what there is.
-            16 * rows + column.get_buffer_memory_size().saturating_sub(16 * rows).min(16 * rows)
-        }
+        // Slices share their buffers: what they refer to counts, not what else is in there.
+        DataType::Utf8View => 16 * rows + column.as_string_view().total_buffer_bytes_used(),
+        DataType::BinaryView => 16 * rows + column.as_binary_view().total_buffer_bytes_used(),
         kind => match kind.primitive_width() {
             Some(width) => width * rows,
             None => column.to_data().get_slice_memory_size().unwrap_or(0),
