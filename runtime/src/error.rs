@@ -47,6 +47,15 @@ pub enum Error {
         /// What the pool said, with the largest holders where it knows them.
         reason: String,
     },
+    /// No task of the query could run, none of them waited for anything outside, and still it had not ended.
+    #[error(
+        "the query has stalled: none of its tasks can run, and none waits for I/O or a reader; please report \
+         this with who waits for what:\n{dump}"
+    )]
+    Stalled {
+        /// What every task waits for.
+        dump: String,
+    },
     /// A task met the end of a producer that had failed. The query's first error tells why.
     #[error("a producer ended without finishing")]
     ProducerAborted,

@@ -108,6 +108,14 @@ impl ManyToOne {
 }
 
 impl ManyToMany {
+    /// Several sink tasks whose sources are read outside the executor: its tasks wait for those as they wait
+    /// for I/O.
+    pub fn read_outside(name: &str, sinks: usize, sources: usize) -> Self {
+        let reader =
+            |name: &str| Dependency::ready(format!("{name} reader"), DependencyKind::External);
+        Self { sinks: several(sinks, reader, name), sources: several(sources, source, name) }
+    }
+
     /// The gate of sink `instance`.
     pub fn sink(&self, instance: usize) -> &Gate {
         &self.sinks[instance]

@@ -114,8 +114,18 @@ pub fn new<T: Payload>(
     sources: usize,
     budget: Budget,
 ) -> (Vec<ExchangeSink<T>>, Vec<ExchangeSource<T>>) {
+    with_gates(name, kind, ManyToMany::new(name, sinks, sources), budget)
+}
+
+/// An exchange with these gates.
+pub(crate) fn with_gates<T: Payload>(
+    name: &str,
+    kind: ExchangeKind,
+    gates: ManyToMany,
+    budget: Budget,
+) -> (Vec<ExchangeSink<T>>, Vec<ExchangeSource<T>>) {
+    let (sinks, sources) = (gates.sinks().len(), gates.sources().len());
     assert!(sinks > 0 && sources > 0, "an exchange has at least one sink and one source");
-    let gates = ManyToMany::new(name, sinks, sources);
     if kind == ExchangeKind::PassToOne {
         gates.sources()[1..].iter().for_each(|gate| gate.set_always_ready());
     }

@@ -6,7 +6,7 @@
 //! partition, dropping the last one closes the result, which ends the query's producers.
 
 use crate::{
-    Budget, Gate, Give, Payload, Take,
+    Budget, Gate, Give, ManyToMany, Payload, Take,
     exchange::{self, ExchangeKind, ExchangeSink, ExchangeSource, Flow},
 };
 
@@ -28,7 +28,8 @@ pub fn new<T: Payload>(
     partitions: usize,
     budget: Budget,
 ) -> (Vec<ResultSink<T>>, Vec<ResultReader<T>>) {
-    let (sinks, sources) = exchange::new(name, ExchangeKind::Hash, sinks, partitions, budget);
+    let gates = ManyToMany::read_outside(name, sinks, partitions);
+    let (sinks, sources) = exchange::with_gates(name, ExchangeKind::Hash, gates, budget);
     (sinks.into_iter().map(ResultSink).collect(), sources.into_iter().map(ResultReader).collect())
 }
 

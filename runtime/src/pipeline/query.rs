@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     Error, Executor, Result,
-    scheduler::{Core, Shutdown, TaskGroup, TaskHandle, TaskState},
+    scheduler::{Core, OnIdle, Shutdown, TaskGroup, TaskHandle, TaskState},
 };
 
 /// How a query is set up.
@@ -84,6 +84,8 @@ pub struct QueryContext {
     /// Who holds how much of what is reserved.
     holders: Mutex<Holders>,
     live: LiveCount,
+    /// The task that waited for something outside when last looked for.
+    waits_outside: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -104,10 +106,13 @@ impl QueryContext {
             peak: AtomicUsize::new(0),
             holders: Mutex::default(),
             live: LiveCount::new("query idle"),
+            waits_outside: AtomicUsize::new(0),
             state: Mutex::default(),
         });
         let resident: Arc<dyn Shutdown> = query.clone();
         query.core.add_resident(Arc::downgrade(&resident));
+        let on_idle: Arc<dyn OnIdle> = query.clone();
+        query.group.watch(Arc::downgrade(&on_idle));
         query
     }
 
@@ -361,6 +366,41 @@ impl Shutdown for QueryContext {
         if running {
             self.cancel_because("its executor is shut down");
         }
+    }
+}
+
+impl OnIdle for QueryContext {
+    /// Fails the query if it has not ended, and nothing can be expected to wake a task of it.
+    fn idle(&self) {
+        if self.cancelled.load(Ordering::Acquire) || self.live_tasks() == 0 {
+            return;
+        }
+        {
+            let state = self.state.lock();
+            let handles = state.handles();
+            let mut blocked = false;
+            let start = self.waits_outside.load(Ordering::Relaxed).min(handles.len());
+            for place in (start..handles.len()).chain(0..start) {
+                let handle = &handles[place];
+                if handle.state() == TaskState::Finished {
+                    continue;
+                }
+                // Whoever does not say what it waits for runs, or is about to for the first time.
+                let Some(gates) = handle.waits_for() else { return };
+                let outside = |gate: &Gate| gate.kind() == DependencyKind::External;
+                if gates.iter().any(|gate| outside(gate) || gate.is_ready()) {
+                    // It will be the same one next time, most likely.
+                    self.waits_outside.store(place, Ordering::Relaxed);
+                    return;
+                }
+                blocked = true;
+            }
+            // The last ones have ended, and are about to be counted so.
+            if !blocked {
+                return;
+            }
+        }
+        self.fail(Error::Stalled { dump: self.dump() });
     }
 }
 

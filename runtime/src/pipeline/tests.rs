@@ -5,6 +5,7 @@ mod driver;
 mod ends;
 mod operators;
 mod queries;
+mod stalls;
 mod streams;
 
 use std::sync::Arc;

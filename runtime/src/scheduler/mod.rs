@@ -21,4 +21,4 @@ pub use sleep::{ParkToken, Sleep};
 pub use task::{Gates, Outcome, Runnable, TaskGroup, TaskHandle, TaskState, WakeState};
 
 pub(crate) use executor::{Core, Shutdown};
-pub(crate) use task::TaskCounters;
+pub(crate) use task::{OnIdle, TaskCounters};

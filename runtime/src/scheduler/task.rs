@@ -22,7 +22,7 @@ use std::{
     any::Any,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
     task::{Wake, Waker},
     time::{Duration, Instant},
 };
@@ -108,10 +108,29 @@ pub trait Runnable: Send {
     fn panicked(&mut self, payload: Box<dyn Any + Send>);
 }
 
+/// Told when no task of a group can run: none is in the queue or on a worker.
+pub(crate) trait OnIdle: Send + Sync {
+    /// Looks into it. A task may have been woken since.
+    fn idle(&self);
+}
+
 /// Tasks that share their place in the queue's order: those of one query.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct TaskGroup {
     consumed_nanos: AtomicU64,
+    /// Tasks in the queue or on a worker. One that is just being woken may not be counted yet, one that has
+    /// just left may still be.
+    active: AtomicUsize,
+    on_idle: OnceLock<Weak<dyn OnIdle>>,
+}
+
+impl fmt::Debug for TaskGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskGroup")
+            .field("consumed", &self.consumed())
+            .field("active", &self.active)
+            .finish_non_exhaustive()
+    }
 }
 
 impl TaskGroup {
@@ -128,6 +147,25 @@ impl TaskGroup {
     pub(super) fn charge(&self, spent: Duration) {
         // Relaxed: a statistic that only steers priorities.
         self.consumed_nanos.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Has `on_idle` told when none of its tasks can run.
+    pub(crate) fn watch(&self, on_idle: Weak<dyn OnIdle>) {
+        let _first = self.on_idle.set(on_idle);
+    }
+
+    fn enter(&self) {
+        // Relaxed: the task's state says whether it can run; this only says when to look.
+        self.active.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn leave(&self) {
+        // Whoever takes the last one out has seen how all others left.
+        if self.active.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(on_idle) = self.on_idle.get().and_then(Weak::upgrade)
+        {
+            on_idle.idle();
+        }
     }
 }
 
@@ -319,7 +357,9 @@ impl Task {
                 if ready {
                     self.wake_state.requeue();
                     core.push(self);
-                } else if !self.wake_state.suspend() {
+                } else if self.wake_state.suspend() {
+                    self.group.leave();
+                } else {
                     core.push(self);
                 }
             }
@@ -334,6 +374,7 @@ impl Task {
                 core.task_ended();
                 // A destructor that panics must not take the worker with it.
                 let _contained = catch_unwind(AssertUnwindSafe(|| drop(left)));
+                self.group.leave();
             }
         }
         now
@@ -361,12 +402,14 @@ impl Task {
 impl Wake for Task {
     fn wake(self: Arc<Self>) {
         if self.wake_state.wake() {
+            self.group.enter();
             Core::push_woken(self);
         }
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
         if self.wake_state.wake() {
+            self.group.enter();
             Core::push_woken(self.clone());
         }
     }
@@ -387,7 +430,10 @@ impl TaskHandle {
         self.0.urgent.store(true, Ordering::Relaxed);
         let Some(core) = self.0.core.upgrade() else { return };
         // An entry in front for a task that waits in a long queue; the old entry goes stale.
-        if self.0.wake_state.wake() || self.0.wake_state.state() == TaskState::Runnable {
+        if self.0.wake_state.wake() {
+            self.0.group.enter();
+            core.push(self.0.clone());
+        } else if self.0.wake_state.state() == TaskState::Runnable {
             core.push(self.0.clone());
         }
     }

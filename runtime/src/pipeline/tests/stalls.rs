@@ -1,0 +1,130 @@
+//! Queries in which nothing can run any more.
+
+use std::time::Duration;
+
+use gatework_shared_state::{Dependency, DependencyKind};
+
+use super::{
+    operators::{endless, gate, numbers, source, waiting},
+    *,
+};
+use crate::{
+    hang_guard::guarded,
+    pipeline::{SourceResult, TaskContext},
+};
+
+fn stalled(answer: Result<Vec<i64>>) -> String {
+    match answer {
+        Err(Error::Stalled { dump }) => dump,
+        other => panic!("it should have stalled: {other:?}"),
+    }
+}
+
+#[test]
+fn tasks_that_wait_for_nobody_fail_with_what_they_wait_for() {
+    guarded(|guard| {
+        let (executor, checks) = (executor(2), no_fault());
+        for kind in [DependencyKind::Source, DependencyKind::Finish, DependencyKind::Execution] {
+            let query = query(guard, &executor);
+            let never = Dependency::blocked("what nobody does", kind);
+            let streams = start_one(&query, &checks, 3, waiting(&never), vec![], 1);
+            let dump = stalled(rows(streams.into_iter().next().unwrap()));
+            let line = format!("[2] Blocked, waits for what nobody does ({kind:?}, blocked)");
+            assert!(dump.contains(&line), "{dump}");
+            streams::wait(query.idle());
+            assert_gone(&query, &checks);
+        }
+    });
+}
+
+/// The one that others wait for ends without a word.
+#[test]
+fn the_last_task_that_ran_may_be_the_reason() {
+    guarded(|guard| {
+        let (executor, checks) = (executor(2), no_fault());
+        for end in [1, 1000] {
+            let query = query(guard, &executor);
+            let never = Dependency::blocked("a word", DependencyKind::Source);
+            let (sinks, readers) = result::new("result", 2, 1, Budget::new(1 << 20));
+            let mut sinks = sinks.into_iter();
+            let mut graph = Graph::new();
+            let mut add = |name, source: Arc<dyn Source>| {
+                let sink = to_result(vec![sinks.next().unwrap()]);
+                graph.add(name, 1, checks.source(source), vec![], checks.sink(sink)).unwrap();
+            };
+            add("silent", numbers(end, 1));
+            add("waiting", waiting(&never));
+            let running = graph.start(&query).unwrap();
+            let dump = stalled(rows(RowStream::of_query(&running, readers).remove(0)));
+            assert!(dump.contains("waits for a word"), "{dump}");
+            streams::wait(query.idle());
+            assert_gone(&query, &checks);
+        }
+    });
+}
+
+/// As long as one task waits for something outside, all others may wait for it.
+#[test]
+fn what_comes_from_outside_is_waited_for() {
+    guarded(|guard| {
+        let (executor, checks) = (executor(2), no_fault());
+        for order in [[0, 1], [1, 0]] {
+            let query = query(guard, &executor);
+            let outside = gate("outside");
+            let inside = Dependency::blocked("inside", DependencyKind::Source);
+            let (sinks, readers) = result::new("result", 2, 1, Budget::new(1));
+            let mut sinks = sinks.into_iter();
+            let opened = inside.clone();
+            let (outer, gate) = (outside.clone(), outside.clone());
+            let opens = source("opens", move |_| {
+                let (gate, opened) = (gate.clone(), opened.clone());
+                move |_: &TaskContext| {
+                    if !gate.is_ready() {
+                        return Ok(SourceResult::Blocked(gate.clone().into()));
+                    }
+                    opened.set_always_ready();
+                    Ok(SourceResult::Finished)
+                }
+            });
+            let both = [opens, waiting(&inside)];
+            let mut graph = Graph::new();
+            for place in order {
+                let sink = checks.sink(to_result(vec![sinks.next().unwrap()]));
+                let source = checks.source(both[place].clone());
+                graph.add("one of two", 1, source, vec![], sink).unwrap();
+            }
+            let running = graph.start(&query).unwrap();
+            let late = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(20));
+                outer.set_always_ready();
+            });
+            assert_eq!(rows(RowStream::of_query(&running, readers).remove(0)).unwrap(), []);
+            late.join().unwrap();
+            streams::wait(query.idle());
+            assert_gone(&query, &checks);
+        }
+    });
+}
+
+#[test]
+fn a_slow_reader_is_no_stall() {
+    guarded(|guard| {
+        let (executor, checks) = (executor(2), no_fault());
+        let query = query(guard, &executor);
+        let stream = start_one(&query, &checks, 2, endless(), vec![], 1).remove(0);
+        let waits = || {
+            let dump = query.dump();
+            dump.matches("Blocked, waits for result [").count() == 2 && dump.contains("reader")
+        };
+        while !waits() {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(query.error().is_none());
+        let mut stream = stream.into_blocking();
+        assert_eq!(values(&stream.next().unwrap().unwrap()), [1]);
+        drop(stream);
+        streams::wait(query.idle());
+        assert_gone(&query, &checks);
+    });
+}
