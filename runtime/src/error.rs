@@ -56,6 +56,19 @@ pub enum Error {
         /// What every task waits for.
         dump: String,
     },
+    /// As many queries run and wait as may.
+    #[error(
+        "the resource group '{group}' runs {running} queries and {waiting} more wait; \
+         try again later, or raise its limits"
+    )]
+    Busy {
+        /// The group's name.
+        group: String,
+        /// Its queries that run.
+        running: usize,
+        /// Those that wait.
+        waiting: usize,
+    },
     /// A task met the end of a producer that had failed. The query's first error tells why.
     #[error("a producer ended without finishing")]
     ProducerAborted,

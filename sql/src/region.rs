@@ -99,9 +99,11 @@ impl Region {
                 let (time_slice, chaos) = (settings.time_slice, settings.chaos.clone());
                 let disk = &context.runtime_env().disk_manager;
                 let spill = TempFiles::of(disk, shell.engine());
-                let options =
-                    QueryOptions { memory, spill, time_slice, chaos, ..QueryOptions::default() };
-                QueryContext::new(&shell.engine().executor, options)
+                let executor = &shell.engine().executor;
+                let group = settings.group.as_ref().map(|name| executor.group(name));
+                let name = QueryOptions::default().name;
+                let options = QueryOptions { name, memory, spill, time_slice, group, chaos };
+                QueryContext::new(executor, options)
             }
         };
         *self.latest.lock() = Arc::downgrade(&query);

@@ -25,6 +25,8 @@ pub struct Settings {
     pub exchange_bytes: usize,
     /// Instances of a parallel pipeline, at most; by default as many as the executor has threads.
     pub instances: Option<NonZeroUsize>,
+    /// The resource group of the executor whose limits hold for the queries; by default that of all others.
+    pub group: Option<Arc<str>>,
     /// How long a query may take, from its start until its result has been read; by default for ever.
     pub timeout: Option<Duration>,
     /// What a test does to the queries' tasks; by default nothing.
@@ -38,6 +40,7 @@ impl Default for Settings {
             result_bytes: 8 << 20,
             exchange_bytes: 16 << 20,
             instances: None,
+            group: None,
             timeout: None,
             chaos: None,
         }

@@ -135,6 +135,7 @@ impl Trial {
         let pool = Arc::new(CountingLimit::new(limit_bytes));
         let options = QueryOptions {
             spill: None,
+            group: None,
             name: mode.to_string().into(),
             memory: pool.clone(),
             chaos: Some(chaos.clone()),

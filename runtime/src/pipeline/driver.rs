@@ -14,7 +14,7 @@ use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use gatework_shared_state::Gate;
@@ -72,6 +72,9 @@ struct Parts {
     /// Gates that open when operator `.0` (or the sink, behind the last) wants no more input.
     closed: SmallVec<[(usize, Gate); 1]>,
 }
+
+/// A task that runs for others to wait runs at least so long.
+const LEAST_SLICE: Duration = Duration::from_micros(200);
 
 pub(super) struct TaskDriver {
     parts: Parts,
@@ -386,7 +389,8 @@ impl TaskDriver {
                 }
                 Step::Done => return Ok(Outcome::Done),
             }
-            if now - started >= slice {
+            let ran = now - started;
+            if ran >= slice || ran >= LEAST_SLICE && self.task.query.gives_way() {
                 return Ok(Outcome::Yield);
             }
         }

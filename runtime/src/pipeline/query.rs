@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     Error, Executor, Result,
-    scheduler::{Core, OnIdle, Shutdown, TaskGroup, TaskHandle, TaskState},
+    scheduler::{Core, OnIdle, ResourceGroup, Shutdown, TaskGroup, TaskHandle, TaskState},
 };
 
 /// How a query is set up.
@@ -42,6 +42,8 @@ pub struct QueryOptions {
     /// How long a task runs before others get their turn, checked between two batches; 10 ms.
     /// 0 for one step at a time.
     pub time_slice: Duration,
+    /// Whose limits hold for it; by default those of the queries without a group.
+    pub group: Option<Arc<ResourceGroup>>,
     /// What a test does to the query's tasks; by default nothing.
     pub chaos: Option<Arc<Chaos>>,
 }
@@ -53,6 +55,7 @@ impl Default for QueryOptions {
             memory: Arc::new(Unlimited),
             spill: None,
             time_slice: Duration::from_millis(10),
+            group: None,
             chaos: None,
         }
     }
@@ -77,6 +80,9 @@ pub struct QueryContext {
     options: QueryOptions,
     core: Arc<Core>,
     group: Arc<TaskGroup>,
+    resources: Arc<ResourceGroup>,
+    /// Whether it is counted among the queries of its resource group, as running or waiting.
+    admitted: Mutex<bool>,
     span: tracing::Span,
     cancelled: AtomicBool,
     reserved: AtomicUsize,
@@ -95,11 +101,14 @@ impl QueryContext {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let span = tracing::debug_span!("query", id, name = %options.name);
+        let resources = options.group.clone().unwrap_or_else(|| executor.group(""));
         let query = Arc::new(Self {
             id,
             options,
             core: executor.core().clone(),
-            group: TaskGroup::new(),
+            group: TaskGroup::within(resources.clone()),
+            resources,
+            admitted: Mutex::new(false),
             span,
             cancelled: AtomicBool::new(false),
             reserved: AtomicUsize::new(0),
@@ -127,6 +136,11 @@ impl QueryContext {
 
     pub(super) fn time_slice(&self) -> Duration {
         self.options.time_slice
+    }
+
+    /// Whether a task of another query is to run before one of this that runs now.
+    pub(super) fn gives_way(&self) -> bool {
+        self.core.queue.is_wanted(&self.group)
     }
 
     pub(super) fn chaos(&self) -> Option<&Arc<Chaos>> {
@@ -232,8 +246,36 @@ impl QueryContext {
             let pipelines = pipelines.iter().map(|pipeline| pipeline.info.clone()).collect();
             state.regions.push(Region { pipelines, records });
         }
-        self.core.wake_together(&handles);
+        if let Err(error) = self.start_in_turn(&handles) {
+            self.fail(error.clone());
+            return Err(error);
+        }
         Ok(region.idle.clone())
+    }
+
+    /// Wakes tasks that have been spawned, when the query's resource group lets it run.
+    fn start_in_turn(&self, handles: &[TaskHandle]) -> Result<()> {
+        {
+            let mut admitted = self.admitted.lock();
+            if !*admitted {
+                *admitted = true;
+                drop(admitted);
+                let (core, handles) = (self.core.clone(), handles.to_vec());
+                let start = Box::new(move || core.wake_together(&handles));
+                return self.resources.enter(self.id, start).inspect_err(|_| {
+                    *self.admitted.lock() = false;
+                });
+            }
+        }
+        self.core.wake_together(handles);
+        Ok(())
+    }
+
+    /// Something of the query has ended.
+    fn leave(&self) {
+        if self.live.leave() && std::mem::take(&mut *self.admitted.lock()) {
+            self.resources.leave(self.id);
+        }
     }
 
     /// Counts as live until the answer is dropped.
@@ -453,13 +495,15 @@ impl LiveCount {
         self.idle.block();
     }
 
-    fn leave(&self) {
+    /// `true` for the last.
+    fn leave(&self) -> bool {
         let mut wakeups = Wakeups::new();
         let mut count = self.count.lock();
         *count -= 1;
         if *count == 0 {
             self.idle.set_ready_later(&mut wakeups);
         }
+        *count == 0
     }
 }
 
@@ -469,7 +513,7 @@ pub(super) struct Outside(Arc<QueryContext>);
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        self.0.live.leave();
+        self.0.leave();
     }
 }
 
@@ -493,7 +537,7 @@ impl LiveTask {
 
 impl Drop for LiveTask {
     fn drop(&mut self) {
-        self.query.live.leave();
-        self.region.leave();
+        self.query.leave();
+        let _last = self.region.leave();
     }
 }

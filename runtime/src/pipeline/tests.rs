@@ -3,6 +3,7 @@
 mod checked;
 mod driver;
 mod ends;
+mod groups;
 mod operators;
 mod queries;
 mod stalls;

@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{
     queue::Queue,
+    resource_group::ResourceGroup,
     seeded::Schedule,
     sleep::Sleep,
     task::{Runnable, Task, TaskGroup, TaskHandle},
@@ -37,7 +38,7 @@ enum Threads {
 
 /// What workers, tasks and handles share. It outlives the `Executor` as long as a task lives.
 pub(crate) struct Core {
-    pub(super) queue: Queue,
+    pub(crate) queue: Queue,
     pub(super) sleep: Sleep,
     threads: Threads,
     workers: usize,
@@ -375,6 +376,12 @@ impl Executor {
     /// The number of workers.
     pub fn threads(&self) -> usize {
         self.inner.core.workers
+    }
+
+    /// The group of that name, made when it is first asked for. Queries of no group are in the one whose name
+    /// is empty.
+    pub fn group(&self, name: &str) -> Arc<ResourceGroup> {
+        self.inner.core.queue.group(name)
     }
 
     /// Tasks that have been spawned and have not ended.

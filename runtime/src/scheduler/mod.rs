@@ -6,6 +6,7 @@
 
 mod executor;
 mod queue;
+mod resource_group;
 mod seeded;
 mod sleep;
 pub mod task;
@@ -16,6 +17,7 @@ mod worker;
 mod tests;
 
 pub use executor::{Executor, ExecutorBuilder};
+pub use resource_group::{GroupLimits, ResourceGroup};
 pub use seeded::{Dice, Schedule};
 pub use sleep::{ParkToken, Sleep};
 pub use task::{Gates, Outcome, Runnable, TaskGroup, TaskHandle, TaskState, WakeState};

@@ -1,30 +1,23 @@
-//! The task queue: a deque per worker that others steal from, and injectors by level.
+//! The task queue: a deque per worker that others steal from, and injectors by group and level.
 //!
 //! Woken tasks go to the deque of the worker that woke them (their data is warm there), tasks woken
-//! from outside and tasks whose slice ended go to the injector of their group's level, cancelled
-//! tasks go to the urgent injector. A level is a span of consumed worker time, so that the first
-//! slices of a short query come before the hundredth of a long one; a level below still gets its
-//! share, because levels are picked by time used divided by weight.
+//! from outside and tasks whose slice ended go to the injector of their group's level
+//! (`resource_group.rs`), cancelled tasks go to the urgent injector.
 
 use std::{cell::RefCell, sync::Arc, time::Duration};
 
-use crossbeam::{
-    deque::{Injector, Steal, Stealer, Worker as Deque},
-    utils::CachePadded,
-};
-use gatework_shared_state::sync::atomic::{AtomicU64, Ordering};
-use parking_lot::Mutex;
+use crossbeam::deque::{Injector, Stealer, Worker as Deque};
+use gatework_shared_state::sync::atomic::{AtomicBool, Ordering};
+use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
 
 use super::{
     executor::Core,
+    resource_group::{LEVELS, ResourceGroup, level_of, steal},
     seeded::SeededQueue,
     task::{Task, TaskGroup},
 };
 
-/// Upper ends of the levels, in consumed worker time; the last level has none.
-const LEVEL_ENDS: [Duration; LEVELS - 1] =
-    [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(5)];
-const LEVELS: usize = 4;
 /// A worker looks at the injectors before its own deque every so many tasks, so that a chain of
 /// tasks waking each other cannot keep those outside waiting.
 const FAIRNESS_INTERVAL: u32 = 31;
@@ -32,16 +25,13 @@ const FAIRNESS_INTERVAL: u32 = 31;
 type TaskDeque = Deque<Arc<Task>>;
 
 #[derive(Debug)]
-struct Level {
-    injector: Injector<Arc<Task>>,
-    /// Worker time given to this level, divided by its weight.
-    virtual_nanos: CachePadded<AtomicU64>,
-}
-
-#[derive(Debug)]
-pub(super) struct Queue {
+pub(crate) struct Queue {
     urgent: Injector<Arc<Task>>,
-    levels: [Level; LEVELS],
+    /// The first is that of queries of no other.
+    groups: RwLock<Vec<Arc<ResourceGroup>>>,
+    others: Arc<ResourceGroup>,
+    /// Whether there are more groups than the first.
+    has_groups: AtomicBool,
     stealers: Box<[Stealer<Arc<Task>>]>,
     /// The deques of workers that do not run at the moment.
     parked: Box<[Mutex<Option<TaskDeque>>]>,
@@ -54,7 +44,9 @@ struct Local {
     core: Arc<Core>,
     deque: TaskDeque,
     ticks: u32,
-    /// Time given to each level, divided by its weight, that is not in the queue's accounts yet.
+    /// The group and the level of the last task.
+    last: (Arc<ResourceGroup>, usize),
+    /// Time given to each level of that group, divided by its weight, that is not in its accounts yet.
     unbilled: [u64; LEVELS],
 }
 
@@ -67,9 +59,9 @@ impl Local {
     }
 
     fn bill(&mut self) {
-        for (level, nanos) in self.core.queue.levels.iter().zip(&mut self.unbilled) {
+        for (level, nanos) in self.unbilled.iter_mut().enumerate() {
             if *nanos > 0 {
-                level.virtual_nanos.fetch_add(*nanos, Ordering::Relaxed);
+                self.last.0.bill(level, *nanos);
                 *nanos = 0;
             }
         }
@@ -95,12 +87,12 @@ pub(super) struct Taken {
 impl Queue {
     pub(super) fn new(workers: usize, seed: Option<u64>) -> Self {
         let deques: Vec<_> = (0..workers).map(|_| Deque::new_fifo()).collect();
+        let others = ResourceGroup::new("");
         Self {
             urgent: Injector::new(),
-            levels: std::array::from_fn(|_| Level {
-                injector: Injector::new(),
-                virtual_nanos: CachePadded::new(AtomicU64::new(0)),
-            }),
+            groups: RwLock::new(vec![others.clone()]),
+            others,
+            has_groups: AtomicBool::new(false),
             stealers: deques.iter().map(Deque::stealer).collect(),
             parked: deques.into_iter().map(|deque| Mutex::new(Some(deque))).collect(),
             seeded: seed.map(SeededQueue::new),
@@ -110,7 +102,8 @@ impl Queue {
     /// Makes the deque of `worker` of `core` this thread's. `None` if another thread has it.
     pub(super) fn attach(&self, core: &Arc<Core>, worker: usize) -> Option<Attached> {
         let deque = self.parked[worker].lock().take()?;
-        let local = Local { core: core.clone(), deque, ticks: 0, unbilled: [0; LEVELS] };
+        let last = (self.others.clone(), 0);
+        let local = Local { core: core.clone(), deque, ticks: 0, last, unbilled: [0; LEVELS] };
         let outer = LOCAL.replace(Some(local));
         Some(Attached { outer })
     }
@@ -133,9 +126,44 @@ impl Queue {
         self.seeded.as_ref()
     }
 
-    fn level_of(group: &TaskGroup) -> usize {
-        let consumed = group.consumed();
-        LEVEL_ENDS.iter().position(|end| consumed < *end).unwrap_or(LEVELS - 1)
+    /// The group of that name.
+    pub(super) fn group(&self, name: &str) -> Arc<ResourceGroup> {
+        let known = |groups: &[Arc<ResourceGroup>]| {
+            groups.iter().find(|group| group.name() == name).cloned()
+        };
+        if let Some(group) = known(&self.groups.read()) {
+            return group;
+        }
+        let mut groups = self.groups.write();
+        known(&groups).unwrap_or_else(|| {
+            let group = ResourceGroup::new(name);
+            groups.push(group.clone());
+            self.has_groups.store(true, Ordering::Relaxed);
+            group
+        })
+    }
+
+    fn group_of<'a>(&'a self, tasks: &'a TaskGroup) -> &'a Arc<ResourceGroup> {
+        tasks.resource_group().unwrap_or(&self.others)
+    }
+
+    /// Whether a task that waits for a worker is to come before one of these, which runs.
+    pub(crate) fn is_wanted(&self, tasks: &TaskGroup) -> bool {
+        self.comes_first(self.group_of(tasks), level_of(tasks.consumed()))
+    }
+
+    /// Whether a task waits outside of the deques that is to come before those of this group and level.
+    fn comes_first(&self, group: &Arc<ResourceGroup>, level: usize) -> bool {
+        if !self.urgent.is_empty() || group.waits_above(level) {
+            return true;
+        }
+        if !self.has_groups.load(Ordering::Relaxed) {
+            return false;
+        }
+        let used = group.used();
+        let groups = self.groups.read();
+        let before = |other: &Arc<ResourceGroup>| other.used() < used && !other.is_empty();
+        groups.iter().any(|other| !Arc::ptr_eq(other, group) && before(other))
     }
 
     /// Queues a task that was woken on the thread of one of its executor's workers, and answers that; any
@@ -187,16 +215,22 @@ impl Queue {
             self.urgent.push(task);
             return;
         }
-        self.levels[Self::level_of(&task.group)].injector.push(task);
+        let level = level_of(task.group.consumed());
+        self.group_of(&task.group).levels[level].injector.push(task.clone());
     }
 
     /// Charges a run on this thread to the level of its group.
-    pub(super) fn charge(&self, group: &TaskGroup, spent: Duration) {
-        let level = Self::level_of(group);
+    pub(super) fn charge(&self, tasks: &TaskGroup, spent: Duration) {
+        let (group, level) = (self.group_of(tasks), level_of(tasks.consumed()));
         // Level l gets half the share of level l - 1.
         let nanos = (spent.as_nanos() as u64) << level;
         LOCAL.with_borrow_mut(|local| {
             let Some(local) = local.as_mut().filter(|local| local.is_of(self)) else { return };
+            if !Arc::ptr_eq(&local.last.0, group) {
+                local.bill();
+                local.last.0 = group.clone();
+            }
+            local.last.1 = level;
             local.unbilled[level] += nanos;
             if local.unbilled[level] > BILLED_NANOS {
                 local.bill();
@@ -209,7 +243,7 @@ impl Queue {
             return seeded.is_empty();
         }
         self.urgent.is_empty()
-            && self.levels.iter().all(|level| level.injector.is_empty())
+            && self.groups.read().iter().all(|group| group.is_empty())
             && self.stealers.iter().all(Stealer::is_empty)
     }
 
@@ -227,7 +261,8 @@ impl Queue {
         let (local, outside_first) = LOCAL.with_borrow_mut(|local| {
             let Some(local) = local else { return (None, false) };
             local.ticks = local.ticks.wrapping_add(1);
-            let outside_first = local.ticks.is_multiple_of(FAIRNESS_INTERVAL);
+            let outside_first = local.ticks.is_multiple_of(FAIRNESS_INTERVAL)
+                || local.ticks.is_multiple_of(2) && self.comes_first(&local.last.0, local.last.1);
             (if outside_first { None } else { local.deque.pop() }, outside_first)
         });
         let again = || LOCAL.with_borrow(|local| local.as_ref()?.deque.pop());
@@ -242,35 +277,20 @@ impl Queue {
             .map(|task| Taken { task, stolen: true })
     }
 
-    /// The oldest task of the level that has had least of its share.
+    /// The next task of the group that has had least of its share.
     fn take_injected(&self) -> Option<Arc<Task>> {
-        let mut order: [usize; LEVELS] = std::array::from_fn(|level| level);
-        order.sort_by_key(|&level| self.levels[level].virtual_nanos.load(Ordering::Relaxed));
-        let furthest = order[LEVELS - 1];
-        for level in order {
-            if let Some(task) = steal(|| self.levels[level].injector.steal()) {
-                self.catch_up(level, furthest);
-                return Some(task);
-            }
+        if !self.has_groups.load(Ordering::Relaxed) {
+            return self.others.take();
         }
-        None
-    }
-
-    /// A level that was idle may not save its share up: it starts close to the busiest one.
-    fn catch_up(&self, level: usize, furthest: usize) {
-        const HEAD_START_NANOS: u64 = 100_000_000;
-        let furthest = self.levels[furthest].virtual_nanos.load(Ordering::Relaxed);
-        let floor = furthest.saturating_sub(HEAD_START_NANOS);
-        self.levels[level].virtual_nanos.fetch_max(floor, Ordering::Relaxed);
-    }
-}
-
-fn steal(mut attempt: impl FnMut() -> Steal<Arc<Task>>) -> Option<Arc<Task>> {
-    loop {
-        match attempt() {
-            Steal::Success(task) => return Some(task),
-            Steal::Empty => return None,
-            Steal::Retry => {}
-        }
+        let groups = self.groups.read();
+        let mut order: SmallVec<[(u64, usize); 8]> =
+            groups.iter().enumerate().map(|(place, group)| (group.used(), place)).collect();
+        order.sort_unstable();
+        let furthest = order.last().map_or(0, |(used, _)| *used);
+        order.iter().find_map(|(_, place)| {
+            let task = groups[*place].take()?;
+            groups[*place].catch_up(furthest);
+            Some(task)
+        })
     }
 }

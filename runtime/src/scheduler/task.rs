@@ -36,7 +36,7 @@ use gatework_shared_state::{
 };
 use smallvec::{SmallVec, smallvec};
 
-use super::executor::Core;
+use super::{executor::Core, resource_group::ResourceGroup};
 
 /// One gate or any of a few: what a blocked runnable waits for. Never empty.
 #[derive(Debug, Clone)]
@@ -122,6 +122,7 @@ pub struct TaskGroup {
     /// just left may still be.
     active: AtomicUsize,
     on_idle: OnceLock<Weak<dyn OnIdle>>,
+    resources: Option<Arc<ResourceGroup>>,
 }
 
 impl fmt::Debug for TaskGroup {
@@ -137,6 +138,15 @@ impl TaskGroup {
     /// A group that has consumed nothing.
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// A group that has consumed nothing, of queries that share limits.
+    pub fn within(resources: Arc<ResourceGroup>) -> Arc<Self> {
+        Arc::new(Self { resources: Some(resources), ..Self::default() })
+    }
+
+    pub(super) fn resource_group(&self) -> Option<&Arc<ResourceGroup>> {
+        self.resources.as_ref()
     }
 
     /// Worker time that the group's tasks have used.

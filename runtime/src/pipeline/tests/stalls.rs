@@ -98,7 +98,7 @@ fn what_comes_from_outside_is_waited_for() {
                 std::thread::sleep(Duration::from_millis(20));
                 outer.set_always_ready();
             });
-            assert_eq!(rows(RowStream::of_query(&running, readers).remove(0)).unwrap(), []);
+            assert_eq!(rows(RowStream::of_query(&running, readers).remove(0)).unwrap(), [0_i64; 0]);
             late.join().unwrap();
             streams::wait(query.idle());
             assert_gone(&query, &checks);

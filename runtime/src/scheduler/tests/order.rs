@@ -12,7 +12,9 @@ use std::{
 };
 
 use super::{
-    super::{Executor, Outcome, ParkToken, Sleep, TaskGroup, TaskHandle},
+    super::{
+        Executor, GroupLimits, Outcome, ParkToken, ResourceGroup, Sleep, TaskGroup, TaskHandle,
+    },
     gate, occupy, once, own, spawn,
 };
 use crate::hang_guard::guarded;
@@ -143,18 +145,28 @@ fn while_one_searches_pushes_wake_nobody() {
     assert_eq!(sleep.notify_one(), Some(0));
 }
 
-/// Endless tasks that yield, until the flag is set.
-fn endless(executor: &Executor, tasks: usize, stop: &Arc<AtomicBool>) -> Arc<AtomicUsize> {
-    let (group, runs) = (TaskGroup::new(), Arc::new(AtomicUsize::new(0)));
+/// Endless tasks of `group` that yield, until the flag is set.
+fn endless_in(
+    executor: &Executor,
+    group: &Arc<TaskGroup>,
+    tasks: usize,
+    stop: &Arc<AtomicBool>,
+) -> Arc<AtomicUsize> {
+    let runs = Arc::new(AtomicUsize::new(0));
     for _ in 0..tasks {
         let (stop, runs) = (stop.clone(), runs.clone());
-        let handle = spawn(executor, &group, move |_| {
+        let handle = spawn(executor, group, move |_| {
             burn(Duration::from_micros(200));
             runs.fetch_add(1, Ordering::SeqCst);
             if stop.load(Ordering::SeqCst) { Outcome::Done } else { Outcome::Yield }
         });
         handle.wake();
     }
+    runs
+}
+
+fn endless(executor: &Executor, tasks: usize, stop: &Arc<AtomicBool>) -> Arc<AtomicUsize> {
+    let runs = endless_in(executor, &TaskGroup::new(), tasks, stop);
     // Some way into their first level and beyond: 400 runs are at least 80 ms.
     while runs.load(Ordering::SeqCst) < 400 {
         thread::yield_now();
@@ -244,6 +256,45 @@ fn tasks_that_wake_each_other_do_not_lock_out_those_from_outside() {
         let (report, reports) = mpsc::channel();
         once(&executor, move |_| report.send(()).unwrap());
         reports.recv().unwrap();
+        stop.store(true, Ordering::SeqCst);
+        executor.shutdown();
+    });
+}
+
+/// By weight, however many tasks each has.
+#[test]
+fn groups_share_the_workers_by_weight() {
+    guarded(|_| {
+        let executor = own(1);
+        let stop = Arc::new(AtomicBool::new(false));
+        let limits = |weight: u32| GroupLimits {
+            weight: weight.try_into().unwrap(),
+            ..GroupLimits::default()
+        };
+        let (much, little) = (executor.group("much"), executor.group("little"));
+        much.set_limits(limits(300));
+        let tasks = |group: &Arc<ResourceGroup>| TaskGroup::within(group.clone());
+        let little_runs = endless_in(&executor, &tasks(&little), 6, &stop);
+        let much_runs = endless_in(&executor, &tasks(&much), 1, &stop);
+        // Whoever is late may not make up for it, but for a head start that is over by then.
+        let all = |runs: [usize; 2]| {
+            while little_runs.load(Ordering::SeqCst) < runs[0]
+                || much_runs.load(Ordering::SeqCst) < runs[1]
+            {
+                thread::yield_now();
+            }
+            [little_runs.load(Ordering::SeqCst), much_runs.load(Ordering::SeqCst)]
+        };
+        let [little_before, much_before] = all([700, 700]);
+        let [little_after, much_after] = all([little_before + 200, much_before + 200]);
+        let times = (much_after - much_before) as f64 / (little_after - little_before) as f64;
+        assert!((2.0..4.5).contains(&times), "{times} times as much");
+        // Changed while they run.
+        much.set_limits(limits(100));
+        let [little_before, much_before] = all([0, 0]);
+        let [little_after, much_after] = all([little_before + 300, much_before + 300]);
+        let times = (much_after - much_before) as f64 / (little_after - little_before) as f64;
+        assert!((0.6..1.7).contains(&times), "{times} times as much");
         stop.store(true, Ordering::SeqCst);
         executor.shutdown();
     });

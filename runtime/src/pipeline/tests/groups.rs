@@ -1,0 +1,134 @@
+//! Queries of resource groups: how many run at a time.
+
+use gatework_shared_state::Gate;
+
+use super::{
+    operators::{gate, waiting},
+    *,
+};
+use crate::{
+    hang_guard::guarded,
+    scheduler::{GroupLimits, ResourceGroup},
+};
+
+fn limits(queries: usize, waiting: Option<usize>) -> GroupLimits {
+    GroupLimits { queries: queries.try_into().ok(), waiting, ..GroupLimits::default() }
+}
+
+/// A query of `group` that ends when its gate opens.
+fn begin(
+    guard: &Guard,
+    executor: &Executor,
+    group: &Arc<ResourceGroup>,
+) -> Result<(Arc<QueryContext>, Gate, RowStream)> {
+    let options = QueryOptions { group: Some(group.clone()), ..QueryOptions::default() };
+    let (query, gate) = (query_with(guard, executor, options), gate("its turn to end"));
+    let (sinks, readers) = result::new("result", 2, 1, Budget::new(1));
+    let mut graph = Graph::new();
+    graph.add("only", 2, waiting(&gate), vec![], to_result(sinks))?;
+    let running = graph.start(&query)?;
+    Ok((query, gate, RowStream::of_query(&running, readers).remove(0)))
+}
+
+fn has_begun(query: &QueryContext) -> bool {
+    query.dump().contains("waits for its turn to end")
+}
+
+#[test]
+fn queries_wait_for_their_turn() {
+    guarded(|guard| {
+        let executor = executor(2);
+        let group = executor.group("one at a time");
+        group.set_limits(limits(1, None));
+        let begun: Vec<_> = (0..4).map(|_| begin(guard, &executor, &group).unwrap()).collect();
+        assert_eq!(group.queries(), (1, 3));
+        // Other groups have their own turns.
+        let other = begin(guard, &executor, &executor.group("")).unwrap();
+        other.1.set_always_ready();
+        assert_eq!(rows(other.2).unwrap(), [0; 0]);
+        // One that waits is cancelled: the next one is none the worse for it.
+        begun[1].0.cancel();
+        streams::wait(begun[1].0.idle());
+        assert!(!has_begun(&begun[2].0));
+        for (turn, (query, gate, stream)) in begun.into_iter().enumerate() {
+            if turn == 1 {
+                assert!(is_cancelled(&rows(stream).unwrap_err()));
+                continue;
+            }
+            while !has_begun(&query) {
+                std::thread::yield_now();
+            }
+            assert_eq!(group.queries().0, 1);
+            gate.set_always_ready();
+            assert_eq!(rows(stream).unwrap(), [0; 0]);
+            streams::wait(query.idle());
+        }
+        while group.queries() != (0, 0) {
+            std::thread::yield_now();
+        }
+    });
+}
+
+#[test]
+fn limits_change_while_queries_wait() {
+    guarded(|guard| {
+        let executor = executor(2);
+        let group = executor.group("changing");
+        group.set_limits(limits(1, None));
+        let begun: Vec<_> = (0..4).map(|_| begin(guard, &executor, &group).unwrap()).collect();
+        group.set_limits(limits(3, None));
+        assert_eq!(group.queries(), (3, 1));
+        group.set_limits(GroupLimits::default());
+        assert_eq!(group.queries(), (4, 0));
+        // Fewer than run: nobody is stopped.
+        group.set_limits(limits(1, None));
+        for (query, gate, stream) in begun {
+            while !has_begun(&query) {
+                std::thread::yield_now();
+            }
+            gate.set_always_ready();
+            assert_eq!(rows(stream).unwrap(), [0; 0]);
+        }
+    });
+}
+
+#[test]
+fn a_full_group_refuses() {
+    guarded(|guard| {
+        let executor = executor(1);
+        let group = executor.group("full");
+        group.set_limits(limits(1, Some(1)));
+        let first = begin(guard, &executor, &group).unwrap();
+        let second = begin(guard, &executor, &group).unwrap();
+        let refused = begin(guard, &executor, &group).unwrap_err();
+        assert!(
+            refused.to_string().starts_with("the resource group 'full' runs 1 queries and 1 more"),
+            "{refused}"
+        );
+        assert_eq!(group.queries(), (1, 1));
+        first.1.set_always_ready();
+        second.1.set_always_ready();
+        for (query, _, stream) in [first, second] {
+            assert_eq!(rows(stream).unwrap(), [0; 0]);
+            streams::wait(query.idle());
+        }
+        while executor.live_tasks() > 0 || group.queries() != (0, 0) {
+            std::thread::yield_now();
+        }
+    });
+}
+
+#[test]
+fn an_executor_that_is_shut_down_ends_those_that_wait() {
+    guarded(|guard| {
+        let executor = executor(1);
+        let group = executor.group("never");
+        group.set_limits(limits(1, None));
+        let begun: Vec<_> = (0..3).map(|_| begin(guard, &executor, &group).unwrap()).collect();
+        executor.shutdown();
+        for (_, _, stream) in begun {
+            assert!(is_cancelled(&rows(stream).unwrap_err()));
+        }
+        assert_eq!((executor.live_tasks(), group.queries()), (0, (0, 0)));
+    });
+}

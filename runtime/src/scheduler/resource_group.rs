@@ -1,0 +1,258 @@
+//! Resource groups: which queries get how much of the workers, and how many run at a time.
+//!
+//! A group has a queue of its own, in levels by how much worker time a query has consumed, so that the first
+//! slices of a short query come before the hundredth of a long one; a level below still gets its share,
+//! because levels are picked by time used divided by weight. Groups are picked in the same way.
+//!
+//! Lock: `admission`. What it admits is started after it.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    num::{NonZeroU32, NonZeroUsize},
+    sync::Arc,
+    time::Duration,
+};
+
+use crossbeam::{
+    deque::{Injector, Steal},
+    utils::CachePadded,
+};
+use gatework_shared_state::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use parking_lot::Mutex;
+
+use super::task::Task;
+use crate::{Error, Result};
+
+/// Upper ends of the levels, in consumed worker time; the last level has none.
+const LEVEL_ENDS: [Duration; LEVELS - 1] =
+    [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(5)];
+pub(super) const LEVELS: usize = 4;
+
+/// The level of a query that has consumed so much.
+pub(super) fn level_of(consumed: Duration) -> usize {
+    LEVEL_ENDS.iter().position(|end| consumed < *end).unwrap_or(LEVELS - 1)
+}
+
+/// What a [`ResourceGroup`] may use. Can be changed while queries run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupLimits {
+    /// Its part of the workers' time when others want it as well, in proportion to theirs; 100.
+    pub weight: NonZeroU32,
+    /// How many of its queries run at a time; the others wait for their turn, in order. No limit.
+    pub queries: Option<NonZeroUsize>,
+    /// How many may wait; more are refused. No limit.
+    pub waiting: Option<usize>,
+}
+
+const DEFAULT_WEIGHT: NonZeroU32 = NonZeroU32::MIN.saturating_add(99);
+
+impl Default for GroupLimits {
+    fn default() -> Self {
+        Self { weight: DEFAULT_WEIGHT, queries: None, waiting: None }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Level {
+    pub(super) injector: Injector<Arc<Task>>,
+    /// Worker time given to this level, divided by its weight.
+    virtual_nanos: CachePadded<AtomicU64>,
+}
+
+type Start = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Admission {
+    limits: GroupLimits,
+    running: usize,
+    /// Those that wait, by number.
+    waiting: VecDeque<(u64, Start)>,
+}
+
+impl Admission {
+    fn has_room(&self) -> bool {
+        self.limits.queries.is_none_or(|most| self.running < most.get())
+    }
+
+    /// Takes those out that may run now.
+    fn admit(&mut self) -> Vec<Start> {
+        let mut starts = Vec::new();
+        while self.has_room()
+            && let Some((_, start)) = self.waiting.pop_front()
+        {
+            self.running += 1;
+            starts.push(start);
+        }
+        starts
+    }
+}
+
+/// Queries that share limits, on one executor: those of a tenant, or of a kind. Made by
+/// [`Executor::group`](super::Executor::group).
+///
+/// ```
+/// use gatework_runtime::{Executor, scheduler::GroupLimits};
+/// let executor = Executor::builder().threads(2).build()?;
+/// let reports = executor.group("reports");
+/// let one_at_a_time = GroupLimits { queries: 1.try_into().ok(), ..GroupLimits::default() };
+/// reports.set_limits(one_at_a_time);
+/// assert_eq!(executor.group("reports").limits(), one_at_a_time);
+/// # Ok::<(), gatework_runtime::Error>(())
+/// ```
+pub struct ResourceGroup {
+    name: Box<str>,
+    weight: AtomicU32,
+    pub(super) levels: [Level; LEVELS],
+    /// Worker time given to this group, divided by its weight.
+    virtual_nanos: CachePadded<AtomicU64>,
+    admission: Mutex<Admission>,
+}
+
+impl fmt::Debug for ResourceGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let admission = self.admission.lock();
+        f.debug_struct("ResourceGroup")
+            .field("name", &self.name)
+            .field("limits", &admission.limits)
+            .field("running", &admission.running)
+            .field("waiting", &admission.waiting.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What was idle may not save its share up: it starts this close to the busiest.
+const HEAD_START_NANOS: u64 = 100_000_000;
+
+impl ResourceGroup {
+    pub(super) fn new(name: &str) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.into(),
+            weight: AtomicU32::new(DEFAULT_WEIGHT.get()),
+            levels: std::array::from_fn(|_| Level {
+                injector: Injector::new(),
+                virtual_nanos: CachePadded::default(),
+            }),
+            virtual_nanos: CachePadded::default(),
+            admission: Mutex::default(),
+        })
+    }
+
+    /// Its name; that of the group of all other queries is empty.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it may use.
+    pub fn limits(&self) -> GroupLimits {
+        self.admission.lock().limits
+    }
+
+    /// Changes what it may use, from now on. Queries that run go on.
+    pub fn set_limits(&self, limits: GroupLimits) {
+        self.weight.store(limits.weight.get(), Ordering::Relaxed);
+        let starts = {
+            let mut admission = self.admission.lock();
+            admission.limits = limits;
+            admission.admit()
+        };
+        starts.into_iter().for_each(|start| start());
+    }
+
+    /// Queries that run, and queries that wait for their turn.
+    pub fn queries(&self) -> (usize, usize) {
+        let admission = self.admission.lock();
+        (admission.running, admission.waiting.len())
+    }
+
+    /// Calls `start` when query `id` may run, perhaps at once. [`leave`](Self::leave) is to be called for it.
+    pub(crate) fn enter(&self, id: u64, start: Start) -> Result<()> {
+        {
+            let mut admission = self.admission.lock();
+            if !admission.has_room() {
+                let most = admission.limits.waiting;
+                if most.is_some_and(|most| admission.waiting.len() >= most) {
+                    return Err(Error::Busy {
+                        group: self.name.to_string(),
+                        running: admission.running,
+                        waiting: admission.waiting.len(),
+                    });
+                }
+                admission.waiting.push_back((id, start));
+                return Ok(());
+            }
+            admission.running += 1;
+        }
+        start();
+        Ok(())
+    }
+
+    /// Query `id` has ended, or waits no longer.
+    pub(crate) fn leave(&self, id: u64) {
+        let (starts, _given_up);
+        {
+            let mut admission = self.admission.lock();
+            let waits = admission.waiting.iter().position(|(waiting, _)| *waiting == id);
+            _given_up = waits.and_then(|place| admission.waiting.remove(place));
+            if waits.is_none() {
+                admission.running -= 1;
+            }
+            starts = admission.admit();
+        }
+        starts.into_iter().for_each(|start| start());
+    }
+
+    /// Whether a task of a level above `level` waits for a worker.
+    pub(super) fn waits_above(&self, level: usize) -> bool {
+        self.levels[..level].iter().any(|level| !level.injector.is_empty())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.levels.iter().all(|level| level.injector.is_empty())
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.virtual_nanos.load(Ordering::Relaxed)
+    }
+
+    /// Notes worker time given to a level, which has been divided by the level's weight.
+    pub(super) fn bill(&self, level: usize, nanos: u64) {
+        self.levels[level].virtual_nanos.fetch_add(nanos, Ordering::Relaxed);
+        // Level l has paid 2^l times as much.
+        let weight = u64::from(self.weight.load(Ordering::Relaxed));
+        let nanos = (nanos >> level) * u64::from(DEFAULT_WEIGHT.get()) / weight;
+        self.virtual_nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// Starts close to a group that has `used` so much.
+    pub(super) fn catch_up(&self, used: u64) {
+        let floor = used.saturating_sub(HEAD_START_NANOS);
+        self.virtual_nanos.fetch_max(floor, Ordering::Relaxed);
+    }
+
+    /// The oldest task of the level that has had least of its share.
+    pub(super) fn take(&self) -> Option<Arc<Task>> {
+        let used = |level: &usize| self.levels[*level].virtual_nanos.load(Ordering::Relaxed);
+        let mut order: [usize; LEVELS] = std::array::from_fn(|level| level);
+        order.sort_by_key(used);
+        let furthest = used(&order[LEVELS - 1]);
+        for level in order {
+            if let Some(task) = steal(|| self.levels[level].injector.steal()) {
+                let floor = furthest.saturating_sub(HEAD_START_NANOS);
+                self.levels[level].virtual_nanos.fetch_max(floor, Ordering::Relaxed);
+                return Some(task);
+            }
+        }
+        None
+    }
+}
+
+pub(super) fn steal(mut attempt: impl FnMut() -> Steal<Arc<Task>>) -> Option<Arc<Task>> {
+    loop {
+        match attempt() {
+            Steal::Success(task) => return Some(task),
+            Steal::Empty => return None,
+            Steal::Retry => {}
+        }
+    }
+}
