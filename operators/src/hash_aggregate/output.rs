@@ -141,7 +141,10 @@ impl LocalOutput {
             }
             if let Some(states) = merging.states.pop_front() {
                 merging.add(shared, setup, states)?;
-                continue;
+                match task.breath() {
+                    Some(gate) => return Ok(Some(gate)),
+                    None => continue,
+                }
             }
             match merging.spilled.next()? {
                 Read::Batch(batch) => {

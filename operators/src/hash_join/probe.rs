@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use super::{
     config::Shared,
     divide::{Part, Prepared, Preparing},
-    probing::Probing,
+    probing::{NextPairs, Probing},
     table::{Joined, Table},
     unit::{Next, UnitJoin},
 };
@@ -173,8 +173,10 @@ impl LocalProbe {
         let (Some(table), Some(probing)) = (&self.table, &mut self.probing) else {
             return Ok(OperatorResult::NeedInput);
         };
-        if let Some(pairs) = self.shared.next_pairs(table, probing, task)? {
-            return Ok(OperatorResult::HaveMore(pairs));
+        match self.shared.next_pairs(table, probing, task)? {
+            NextPairs::Batch(pairs) => return Ok(OperatorResult::HaveMore(pairs)),
+            NextPairs::Breath(gate) => return Ok(OperatorResult::Blocked(gate.into())),
+            NextPairs::End => {}
         }
         match self.probing.take() {
             Some(probing) => self.shared.rest(probing),
@@ -227,7 +229,12 @@ impl LocalOperator for LocalProbe {
                     let (shared, setup) = (self.shared.clone(), self.setup.clone());
                     self.preparing = Some(Preparing::new(shared, setup, parts));
                 }
-                Build::Unit(joined, unit) => self.build(&joined, unit)?,
+                Build::Unit(joined, unit) => {
+                    self.build(&joined, unit)?;
+                    if let Some(gate) = task.breath() {
+                        return Ok(Start::Blocked(gate.into()));
+                    }
+                }
                 Build::Blocked(gate) => return Ok(Start::Blocked(gate.into())),
                 Build::Aborted => return Err(Error::ProducerAborted),
                 Build::Ready(joined) => {

@@ -13,6 +13,8 @@ use gatework_runtime::{
     pipeline::{Batch, OperatorResult, TaskContext},
 };
 
+use gatework_shared_state::Gate;
+
 use super::{
     config::Shared,
     lookup::{Cursor, Pairs, ProbeKeys},
@@ -31,6 +33,16 @@ pub(super) struct Probing {
     done: bool,
     /// Rows that found a match, where that is asked for.
     pub(super) matched: Option<Vec<bool>>,
+}
+
+/// What comes next of a batch.
+pub(super) enum NextPairs {
+    /// Pairs.
+    Batch(Batch),
+    /// Others are to have their turn first.
+    Breath(Gate),
+    /// It has had all.
+    End,
 }
 
 impl Shared {
@@ -57,15 +69,21 @@ impl Shared {
         Ok(Probing { data, sequence, keys, cursor: Cursor::default(), done: false, matched })
     }
 
-    /// The next pairs of a batch that are output; `None` when it has had all.
+    /// The next pairs of a batch that are output.
     pub(super) fn next_pairs(
         &self,
         table: &Table,
         probing: &mut Probing,
         task: &TaskContext,
-    ) -> Result<Option<Batch>> {
+    ) -> Result<NextPairs> {
+        let mut first = true;
         while !probing.done {
             task.check()?;
+            if !std::mem::take(&mut first)
+                && let Some(gate) = task.breath()
+            {
+                return Ok(NextPairs::Breath(gate));
+            }
             let mut pairs = Pairs::default();
             let limit = self.config.batch_rows;
             let first_only = self.first_match_suffices();
@@ -80,10 +98,10 @@ impl Shared {
             }
             if self.emits_pairs() && !pairs.left.is_empty() {
                 let batch = self.pairs_batch(table, &probing.data, &pairs)?;
-                return Ok(Some(Batch::new(batch).at(probing.sequence)));
+                return Ok(NextPairs::Batch(Batch::new(batch).at(probing.sequence)));
             }
         }
-        Ok(None)
+        Ok(NextPairs::End)
     }
 
     /// What a batch gives after all its pairs, by which of its rows found a match.

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Rows per build unit.
-const UNIT_ROWS: usize = 1 << 16;
+const UNIT_ROWS: usize = 1 << 14;
 
 #[derive(Debug)]
 pub(super) struct Table {

@@ -14,7 +14,12 @@ use gatework_runtime::{
 };
 use gatework_shared_state::Gate;
 
-use super::{collected::Collected, config::Shared, probing::Probing, table::Table};
+use super::{
+    collected::Collected,
+    config::Shared,
+    probing::{NextPairs, Probing},
+    table::Table,
+};
 use crate::spilling::{LEVELS, Read, Reading, SpilledPart, Units};
 
 /// Rows of both sides that match nothing elsewhere.
@@ -170,7 +175,7 @@ impl Joining {
                     None
                 }
             };
-            if let Some(gate) = gate {
+            if let Some(gate) = gate.or_else(|| task.breath()) {
                 return Ok(Some(Next::Blocked(gate)));
             }
         }
@@ -275,10 +280,12 @@ impl Joining {
     fn probe(&mut self, shared: &Shared, task: &TaskContext) -> Result<Option<Next>> {
         let Phase::Probe(table, right, probing, number) = &mut self.phase else { return Ok(None) };
         loop {
-            if let Some(at_hand) = probing
-                && let Some(pairs) = shared.next_pairs(table, at_hand, task)?
-            {
-                return Ok(Some(Next::Batch(pairs)));
+            if let Some(at_hand) = probing {
+                match shared.next_pairs(table, at_hand, task)? {
+                    NextPairs::Batch(pairs) => return Ok(Some(Next::Batch(pairs))),
+                    NextPairs::Breath(gate) => return Ok(Some(Next::Blocked(gate))),
+                    NextPairs::End => {}
+                }
             }
             if let Some(probed) = probing.take() {
                 *number += 1;

@@ -16,7 +16,7 @@
 //! * the query failed or was cancelled: `abort`, then it is dropped. Whatever says "finished" to
 //!   another task must be said in `finish`, never in `drop`.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Instant};
 
 use arrow_array::RecordBatch;
 use gatework_shared_state::Gate;
@@ -158,6 +158,8 @@ impl Setup {
 pub struct TaskContext {
     pub(crate) query: Arc<QueryContext>,
     pub(crate) worker: usize,
+    /// When the task got its worker.
+    pub(crate) since: Instant,
 }
 
 impl TaskContext {
@@ -169,6 +171,14 @@ impl TaskContext {
     /// The worker this runs on.
     pub fn worker(&self) -> usize {
         self.worker
+    }
+
+    /// In a long loop without output: a gate, open, to be answered as if the task were blocked, when its
+    /// slice is over or short queries wait for the worker. The call is made again in its turn.
+    pub fn breath(&self) -> Option<Gate> {
+        let ran = self.since.elapsed();
+        let over = ran >= self.query.time_slice() || self.query.gives_way(ran);
+        over.then(|| self.query.breath().clone())
     }
 
     /// Answers an error once the query has been cancelled or has failed: for long loops.

@@ -14,7 +14,7 @@ use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use gatework_shared_state::Gate;
@@ -73,9 +73,6 @@ struct Parts {
     closed: SmallVec<[(usize, Gate); 1]>,
 }
 
-/// A task that runs for others to wait runs at least so long.
-const LEAST_SLICE: Duration = Duration::from_micros(200);
-
 pub(super) struct TaskDriver {
     parts: Parts,
     position: Position,
@@ -88,7 +85,7 @@ pub(super) struct TaskDriver {
 
 impl TaskDriver {
     pub(super) fn new(pipeline: Arc<Pipeline>, record: Arc<TaskRecord>, live: LiveTask) -> Self {
-        let task = TaskContext { query: live.query().clone(), worker: 0 };
+        let task = TaskContext { query: live.query().clone(), worker: 0, since: Instant::now() };
         Self {
             parts: Parts::default(),
             position: Position::Create,
@@ -366,6 +363,7 @@ impl TaskDriver {
 
     fn run_slice(&mut self) -> Result<Outcome> {
         let started = Instant::now();
+        self.task.since = started;
         let slice = self.task.query.time_slice();
         let mut before = started;
         loop {
@@ -390,7 +388,7 @@ impl TaskDriver {
                 Step::Done => return Ok(Outcome::Done),
             }
             let ran = now - started;
-            if ran >= slice || ran >= LEAST_SLICE && self.task.query.gives_way() {
+            if ran >= slice || self.task.query.gives_way(ran) {
                 return Ok(Outcome::Yield);
             }
         }

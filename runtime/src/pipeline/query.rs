@@ -90,6 +90,8 @@ pub struct QueryContext {
     /// Who holds how much of what is reserved.
     holders: Mutex<Holders>,
     live: LiveCount,
+    /// Open, for tasks that let others go first.
+    breath: Gate,
     /// The task that waited for something outside when last looked for.
     waits_outside: AtomicUsize,
     state: Mutex<State>,
@@ -115,6 +117,7 @@ impl QueryContext {
             peak: AtomicUsize::new(0),
             holders: Mutex::default(),
             live: LiveCount::new("query idle"),
+            breath: Dependency::ready("its turn", DependencyKind::Execution),
             waits_outside: AtomicUsize::new(0),
             state: Mutex::default(),
         });
@@ -138,9 +141,14 @@ impl QueryContext {
         self.options.time_slice
     }
 
-    /// Whether a task of another query is to run before one of this that runs now.
-    pub(super) fn gives_way(&self) -> bool {
-        self.core.queue.is_wanted(&self.group)
+    /// Whether a task of another query is to run before one of this, which has run for so long.
+    pub(super) fn gives_way(&self, ran: Duration) -> bool {
+        self.core.queue.is_wanted(&self.group, ran)
+    }
+
+    /// A gate that is open.
+    pub(super) fn breath(&self) -> &Gate {
+        &self.breath
     }
 
     pub(super) fn chaos(&self) -> Option<&Arc<Chaos>> {

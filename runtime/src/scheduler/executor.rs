@@ -41,7 +41,8 @@ pub(crate) struct Core {
     pub(crate) queue: Queue,
     pub(super) sleep: Sleep,
     threads: Threads,
-    workers: usize,
+    /// Workers with numbers below run; those above have retired, or were never started.
+    workers: AtomicUsize,
     live_tasks: AtomicUsize,
     pub(super) steals: AtomicU64,
     stopping: AtomicBool,
@@ -123,7 +124,9 @@ impl Core {
     /// Wakes the threads that sleep, so that they see that the executor stops. Borrowed threads that
     /// have left need not come back for that.
     fn wake_all(&self) {
-        if let Threads::Own(_) = &self.threads {
+        if let Threads::Own(unparkers) = &self.threads {
+            // Workers that have retired are entered nowhere.
+            unparkers.iter().skip(self.workers()).for_each(Unparker::unpark);
             // All at once: one by one would chase those that fall asleep again.
             for worker in self.sleep.notify_all() {
                 self.unpark(worker);
@@ -166,14 +169,26 @@ impl Core {
     }
 
     pub(crate) fn workers(&self) -> usize {
-        self.workers
+        self.workers.load(Ordering::SeqCst)
+    }
+
+    /// Whether `worker` is to run no tasks until there are more workers again.
+    pub(super) fn is_retired(&self, worker: usize) -> bool {
+        worker >= self.workers()
+    }
+
+    /// Hands the tasks of a worker that retires to others.
+    pub(super) fn give_away(&self, worker: usize) {
+        if self.queue.give_away(worker) {
+            self.wake_one();
+        }
     }
 }
 
 impl fmt::Debug for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Core")
-            .field("workers", &self.workers)
+            .field("workers", &self.workers())
             .field("asleep", &self.sleep.count())
             .field("live_tasks", &self.live_tasks.load(Ordering::Relaxed))
             .finish_non_exhaustive()
@@ -185,6 +200,7 @@ impl fmt::Debug for Core {
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct ExecutorBuilder {
     threads: Option<usize>,
+    max_threads: Option<usize>,
     name: Option<ThreadName>,
     start_hook: Option<StartHook>,
     pin_to_cores: bool,
@@ -207,6 +223,13 @@ impl ExecutorBuilder {
     /// The number of workers; by default one per core, or per thread of the hosting pool.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
+        self
+    }
+
+    /// The most workers that [`Executor::set_threads`] can ask for later; by default as many as there are
+    /// cores, or `threads` if these are more.
+    pub fn max_threads(mut self, threads: usize) -> Self {
+        self.max_threads = Some(threads);
         self
     }
 
@@ -281,48 +304,92 @@ impl ExecutorBuilder {
                         .into(),
                 ))
             }
-            Some(pool) => Ok(Executor::start(workers, Threads::Borrowed(pool), 0..workers, None)),
+            Some(pool) => {
+                let threads = Threads::Borrowed(pool);
+                let core = Executor::core_of(workers, workers, threads, 0..workers, None);
+                Ok(Executor::of(core, Vec::new(), None))
+            }
             None => self.build_own(workers),
         }
     }
 
     fn build_own(self, workers: usize) -> Result<Executor> {
-        let parkers: Vec<Parker> = (0..workers).map(|_| Parker::new()).collect();
+        let cores = || thread::available_parallelism().map_or(1, usize::from);
+        let most = match (self.seed, self.max_threads) {
+            (Some(_), _) => 1,
+            (None, Some(most)) => most.max(workers),
+            (None, None) => cores().max(workers),
+        };
+        let parkers: Vec<Parker> = (0..most).map(|_| Parker::new()).collect();
         let unparkers = parkers.iter().map(|parker| parker.unparker().clone()).collect();
-        let executor = Executor::start(workers, Threads::Own(unparkers), 0..0, self.seed);
-        let cores = self.pin_to_cores.then(core_affinity::get_core_ids).flatten();
-        for (worker, parker) in parkers.into_iter().enumerate() {
-            let core = executor.inner.core.clone();
-            let hook = self.start_hook.clone();
-            let pin_to = cores.as_ref().and_then(|cores| cores.get(worker % cores.len().max(1)));
-            let pin_to = pin_to.copied();
-            let name = match &self.name {
-                Some(name) => name(worker),
-                None => format!("gatework-{worker}"),
-            };
-            let body = move || {
-                if let Some(pin_to) = pin_to {
-                    core_affinity::set_for_current(pin_to);
-                }
-                if let Some(hook) = hook {
-                    // A worker that is missing would strand its executor's tasks; the panic has
-                    // been reported by the process's panic hook.
-                    let _contained = catch_unwind(AssertUnwindSafe(|| hook(worker)));
-                }
-                worker::run_thread(&core, worker, &parker);
-            };
-            let handle = thread::Builder::new().name(name).spawn(body).map_err(|error| {
-                Error::Setup(format!("the system refused worker thread {worker}: {error}"))
-            })?;
-            executor.inner.handles.lock().push(handle);
+        let pinned = self.pin_to_cores.then(core_affinity::get_core_ids).flatten();
+        let spec = ThreadSpec {
+            name: self.name,
+            start_hook: self.start_hook,
+            cores: pinned.unwrap_or_default(),
+            parkers: Mutex::new(parkers.into_iter().map(Some).collect()),
+            resizing: Mutex::default(),
+        };
+        let resizable = self.seed.is_none();
+        let threads = Threads::Own(unparkers);
+        let core = Executor::core_of(workers, most, threads, 0..0, self.seed);
+        let mut handles = Vec::new();
+        for worker in 0..workers {
+            handles.extend(spec.spawn(&core, worker)?);
         }
-        Ok(executor)
+        Ok(Executor::of(core, handles, resizable.then_some(spec)))
+    }
+}
+
+/// How threads of our own are started.
+struct ThreadSpec {
+    name: Option<ThreadName>,
+    start_hook: Option<StartHook>,
+    cores: Vec<core_affinity::CoreId>,
+    /// By worker; those of threads that run are gone.
+    parkers: Mutex<Vec<Option<Parker>>>,
+    resizing: Mutex<()>,
+}
+
+impl fmt::Debug for ThreadSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ThreadSpec").field("cores", &self.cores).finish_non_exhaustive()
+    }
+}
+
+impl ThreadSpec {
+    /// Starts the thread of `worker`, unless it runs.
+    fn spawn(&self, core: &Arc<Core>, worker: usize) -> Result<Option<thread::JoinHandle<()>>> {
+        let Some(parker) = self.parkers.lock()[worker].take() else { return Ok(None) };
+        let (core, hook) = (core.clone(), self.start_hook.clone());
+        let pin_to = self.cores.get(worker % self.cores.len().max(1)).copied();
+        let name = match &self.name {
+            Some(name) => name(worker),
+            None => format!("gatework-{worker}"),
+        };
+        let body = move || {
+            if let Some(pin_to) = pin_to {
+                core_affinity::set_for_current(pin_to);
+            }
+            if let Some(hook) = hook {
+                // A worker that is missing would strand its executor's tasks; the panic has
+                // been reported by the process's panic hook.
+                let _contained = catch_unwind(AssertUnwindSafe(|| hook(worker)));
+            }
+            worker::run_thread(&core, worker, &parker);
+        };
+        let handle = thread::Builder::new().name(name).spawn(body).map_err(|error| {
+            Error::Setup(format!("the system refused worker thread {worker}: {error}"))
+        })?;
+        Ok(Some(handle))
     }
 }
 
 #[derive(Debug)]
 struct Inner {
     core: Arc<Core>,
+    /// How to start more threads of our own.
+    spec: Option<ThreadSpec>,
     handles: Mutex<Vec<thread::JoinHandle<()>>>,
     companions: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
@@ -345,17 +412,19 @@ impl Executor {
         ExecutorBuilder::default()
     }
 
-    fn start(
+    /// `workers` of `most` that there may be.
+    fn core_of(
         workers: usize,
+        most: usize,
         threads: Threads,
         asleep: std::ops::Range<usize>,
         seed: Option<u64>,
-    ) -> Self {
-        let core = Arc::new_cyclic(|this| Core {
-            queue: Queue::new(workers, seed),
+    ) -> Arc<Core> {
+        Arc::new_cyclic(|this| Core {
+            queue: Queue::new(most, seed),
             sleep: Sleep::new(asleep),
             threads,
-            workers,
+            workers: AtomicUsize::new(workers),
             live_tasks: AtomicUsize::new(0),
             steals: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
@@ -363,19 +432,68 @@ impl Executor {
             borrowed: Mutex::new(0),
             borrowed_left: Condvar::new(),
             this: this.clone(),
-        });
-        Self {
-            inner: Arc::new(Inner {
-                core,
-                handles: Mutex::default(),
-                companions: Mutex::default(),
-            }),
-        }
+        })
+    }
+
+    fn of(core: Arc<Core>, handles: Vec<thread::JoinHandle<()>>, spec: Option<ThreadSpec>) -> Self {
+        let (handles, companions) = (Mutex::new(handles), Mutex::default());
+        Self { inner: Arc::new(Inner { core, spec, handles, companions }) }
     }
 
     /// The number of workers.
     pub fn threads(&self) -> usize {
-        self.inner.core.workers
+        self.inner.core.workers()
+    }
+
+    /// Changes the number of workers, while queries run. Queries that start from now on are planned for it;
+    /// those that run go on with the tasks they have, on more or fewer threads. A worker that is one too
+    /// many hands its tasks to others after the step it is in.
+    ///
+    /// ```
+    /// let executor = gatework_runtime::Executor::builder().threads(1).max_threads(4).build()?;
+    /// executor.set_threads(3)?;
+    /// assert_eq!(executor.threads(), 3);
+    /// assert!(executor.set_threads(5).is_err());
+    /// # Ok::<(), gatework_runtime::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If `threads` is 0 or more than the builder's `max_threads`, if the executor is hosted or seeded, or if
+    /// the system refuses a thread.
+    pub fn set_threads(&self, threads: usize) -> Result<()> {
+        let Some(spec) = &self.inner.spec else {
+            return Err(Error::Setup(
+                "a hosted or seeded executor has the threads it was made with".into(),
+            ));
+        };
+        let most = spec.parkers.lock().len();
+        if threads == 0 || threads > most {
+            return Err(Error::Setup(format!(
+                "{threads} threads were asked for, of 1 to {most}: `max_threads` of the builder sets the most"
+            )));
+        }
+        let core = &self.inner.core;
+        // One at a time, so that whoever is last decides.
+        let _resizing = spec.resizing.lock();
+        // Whoever shuts down holds these while the threads end, of which this may be one.
+        let Some(mut handles) = self.inner.handles.try_lock() else {
+            return Err(Error::Setup("the executor has been shut down".into()));
+        };
+        let before = core.workers();
+        for worker in before..threads {
+            handles.extend(spec.spawn(core, worker)?);
+        }
+        core.workers.store(threads, Ordering::SeqCst);
+        for worker in threads..before {
+            // Asleep, it would not learn of it; awake, it looks before it sleeps.
+            if core.sleep.notify_this(worker) {
+                core.unpark(worker);
+            }
+        }
+        for worker in before..threads {
+            core.unpark(worker);
+        }
+        Ok(())
     }
 
     /// The group of that name, made when it is first asked for. Queries of no group are in the one whose name

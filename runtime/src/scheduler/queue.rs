@@ -1,8 +1,8 @@
 //! The task queue: a deque per worker that others steal from, and injectors by group and level.
 //!
-//! Woken tasks go to the deque of the worker that woke them (their data is warm there), tasks woken
-//! from outside and tasks whose slice ended go to the injector of their group's level
-//! (`resource_group.rs`), cancelled tasks go to the urgent injector.
+//! Woken tasks go to the deque of the worker that woke them (their data is warm there). Tasks woken
+//! from outside, tasks whose slice ended, and short ones that would lie behind others go to the injector of
+//! their group's level (`resource_group.rs`), cancelled tasks go to the urgent injector.
 
 use std::{cell::RefCell, sync::Arc, time::Duration};
 
@@ -18,6 +18,10 @@ use super::{
     task::{Task, TaskGroup},
 };
 
+/// A task that runs while others that are to come first wait runs at least so long.
+const LEAST_SLICE: Duration = Duration::from_micros(200);
+/// One of the first level gives way to others of that level after so long.
+const FIRST_SLICE: Duration = Duration::from_millis(1);
 /// A worker looks at the injectors before its own deque every so many tasks, so that a chain of
 /// tasks waking each other cannot keep those outside waiting.
 const FAIRNESS_INTERVAL: u32 = 31;
@@ -116,6 +120,17 @@ impl Queue {
         }
     }
 
+    /// Hands the tasks of a worker that does not run to others; answers whether there were any.
+    pub(super) fn give_away(&self, worker: usize) -> bool {
+        let mut any = false;
+        let parked = self.parked[worker].lock();
+        while let Some(task) = parked.as_ref().and_then(Deque::pop) {
+            self.push_yielded(task);
+            any = true;
+        }
+        any
+    }
+
     /// Whether this thread is one of this queue's workers at the moment.
     pub(super) fn is_here(&self) -> bool {
         LOCAL.with_borrow(|local| local.as_ref().is_some_and(|local| local.is_of(self)))
@@ -147,9 +162,15 @@ impl Queue {
         tasks.resource_group().unwrap_or(&self.others)
     }
 
-    /// Whether a task that waits for a worker is to come before one of these, which runs.
-    pub(crate) fn is_wanted(&self, tasks: &TaskGroup) -> bool {
-        self.comes_first(self.group_of(tasks), level_of(tasks.consumed()))
+    /// Whether a task that waits for a worker is to come before one of these, which has run for so long.
+    pub(crate) fn is_wanted(&self, tasks: &TaskGroup, ran: Duration) -> bool {
+        if ran < LEAST_SLICE || self.seeded.is_some() {
+            return false;
+        }
+        let (group, level) = (self.group_of(tasks), level_of(tasks.consumed()));
+        // Nobody knows yet which of these are short.
+        let in_turn = level == 0 && ran >= FIRST_SLICE && group.waits_above(1);
+        in_turn || self.comes_first(group, level)
     }
 
     /// Whether a task waits outside of the deques that is to come before those of this group and level.
@@ -173,7 +194,8 @@ impl Queue {
             Some(Local { core, deque, .. })
                 if std::ptr::eq(Arc::as_ptr(core), task.core().as_ptr())
                     && core.queue.seeded.is_none()
-                    && !task.is_urgent() =>
+                    && !task.is_urgent()
+                    && (deque.is_empty() || level_of(task.group.consumed()) > 0) =>
             {
                 deque.push(task);
                 core.wake_one();
@@ -194,7 +216,10 @@ impl Queue {
             return;
         }
         let outside = LOCAL.with_borrow(|local| match local {
-            Some(local) if local.is_of(self) => {
+            Some(local)
+                if local.is_of(self)
+                    && (local.deque.is_empty() || level_of(task.group.consumed()) > 0) =>
+            {
                 local.deque.push(task);
                 None
             }

@@ -137,6 +137,19 @@ impl Sleep {
         Some(worker)
     }
 
+    /// Takes `worker` out if it is entered, for the caller to unpark.
+    #[must_use]
+    pub fn notify_this(&self, worker: usize) -> bool {
+        let mut sleepers = self.sleepers.lock();
+        let Some(place) = sleepers.iter().position(|&entered| entered == worker) else {
+            return false;
+        };
+        sleepers.swap_remove(place);
+        self.count.store(sleepers.len(), Ordering::SeqCst);
+        self.searching.fetch_add(1, Ordering::SeqCst);
+        true
+    }
+
     /// How many are asleep.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::SeqCst)

@@ -9,17 +9,27 @@ use super::{executor::Core, queue::Taken, sleep::ParkToken, task::add};
 
 /// The loop of a thread of our own: runs until the executor stops and no task lives.
 pub(super) fn run_thread(core: &Arc<Core>, worker: usize, parker: &Parker) {
-    let Some(attached) = core.queue.attach(core, worker) else { return };
-    let mut searches = false;
-    loop {
-        drain(core, worker, searches);
-        if core.is_stopped() {
-            break;
+    while let Some(attached) = core.queue.attach(core, worker) {
+        let mut searches = false;
+        loop {
+            drain(core, worker, searches);
+            if core.is_stopped() || core.is_retired(worker) {
+                break;
+            }
+            let has_work =
+                || !core.queue.is_empty() || core.is_stopped() || core.is_retired(worker);
+            searches = core.sleep.rest(worker, has_work, || parker.park());
         }
-        let has_work = || !core.queue.is_empty() || core.is_stopped();
-        searches = core.sleep.rest(worker, has_work, || parker.park());
+        core.queue.detach(worker, attached);
+        if core.is_stopped() {
+            return;
+        }
+        // It is entered nowhere now, so nobody relies on it; what it had in its deque is for others.
+        core.give_away(worker);
+        while core.is_retired(worker) && !core.is_stopped() {
+            parker.park();
+        }
     }
-    core.queue.detach(worker, attached);
 }
 
 /// The loop of a borrowed thread: runs until there is nothing to do, then gives the thread back.
@@ -45,7 +55,7 @@ pub(super) fn run_borrowed(core: &Arc<Core>, worker: usize) {
     core.borrowed_thread_left();
 }
 
-/// Runs tasks until there are none. `searches`: the worker was woken for them, so that pushes have
+/// Runs tasks until there are none, or the worker is to retire. `searches`: the worker was woken for them, so that pushes have
 /// relied on it since.
 fn drain(core: &Arc<Core>, worker: usize, mut searches: bool) {
     let mut now = Instant::now();
@@ -64,6 +74,9 @@ fn drain(core: &Arc<Core>, worker: usize, mut searches: bool) {
             core.steals.fetch_add(1, Ordering::Relaxed);
         }
         now = task.run(core, worker, now);
+        if core.is_retired(worker) {
+            break;
+        }
     }
     if searches {
         core.sleep.end_search();

@@ -3,14 +3,14 @@
 use std::{
     collections::HashSet,
     sync::{
-        Mutex,
+        Arc, Barrier, Mutex,
         mpsc::{self, Receiver},
     },
     thread,
 };
 
 use super::{
-    super::{Executor, Outcome, TaskGroup},
+    super::{Dice, Executor, Gates, Outcome, TaskGroup, TaskHandle},
     Body, gate, once, own, pool, spawn,
 };
 use crate::{Error, hang_guard::guarded};
@@ -208,5 +208,86 @@ fn a_hosted_executor_gives_the_thread_back_when_there_is_nothing_to_do() {
         reports.recv().unwrap();
         drop(executor);
         assert_eq!(pool.install(|| 8), 8);
+    });
+}
+
+/// Whatever is asked for while tasks run and wake each other: all of them end, and no thread is left.
+#[test]
+fn threads_come_and_go_while_tasks_run() {
+    guarded(|_| {
+        for seed in 0..20 {
+            let executor = Executor::builder().threads(2).max_threads(4).build().unwrap();
+            let seen = Arc::new(Mutex::new(HashSet::new()));
+            let handles: Vec<_> = (0..8)
+                .map(|_| {
+                    let (seen, mut left) = (seen.clone(), 300);
+                    let (mine, opens) = (gate(), gate());
+                    spawn(&executor, &TaskGroup::new(), move |worker| {
+                        seen.lock().unwrap().insert(worker);
+                        left -= 1;
+                        match left {
+                            0 => Outcome::Done,
+                            left if left % 3 == 0 => {
+                                opens.set_always_ready();
+                                Outcome::Blocked(Gates::one(mine.clone()).or(opens.clone()))
+                            }
+                            _ => Outcome::Yield,
+                        }
+                    })
+                })
+                .collect();
+            handles.iter().for_each(TaskHandle::wake);
+            let mut dice = Dice::new(seed);
+            for _ in 0..30 {
+                let threads = 1 + dice.below(4);
+                executor.set_threads(threads).unwrap();
+                assert_eq!(executor.threads(), threads);
+                for _ in 0..dice.below(2000) {
+                    std::hint::spin_loop();
+                }
+            }
+            if seed % 2 == 0 {
+                while executor.live_tasks() > 0 {
+                    thread::yield_now();
+                }
+            }
+            executor.shutdown();
+            assert_eq!(executor.live_tasks(), 0);
+            assert!(seen.lock().unwrap().iter().all(|worker| *worker < 4));
+        }
+    });
+}
+
+#[test]
+fn what_a_retired_worker_had_queued_is_run_by_others() {
+    guarded(|_| {
+        let executor = Executor::builder().threads(2).build().unwrap();
+        let most = thread::available_parallelism().map_or(1, usize::from).max(2);
+        assert!(executor.set_threads(most + 1).is_err() && executor.set_threads(0).is_err());
+        for round in 0..50 {
+            executor.set_threads(2).unwrap();
+            // Both workers are busy, and each has something in its queue.
+            let both = Arc::new(Barrier::new(3));
+            let (report, reports) = mpsc::channel();
+            for _ in 0..2 {
+                let (both, report) = (both.clone(), report.clone());
+                let inner = executor.clone();
+                once(&executor, move |_| {
+                    both.wait();
+                    for _ in 0..3 {
+                        let report = report.clone();
+                        once(&inner, move |_| report.send(()).unwrap());
+                    }
+                });
+            }
+            both.wait();
+            executor.set_threads(1).unwrap();
+            for _ in 0..6 {
+                reports.recv().unwrap();
+            }
+            assert_eq!(executor.threads(), 1, "{round}");
+        }
+        let hosted = Executor::builder().hosted_on(pool(1)).build().unwrap();
+        assert!(hosted.set_threads(1).unwrap_err().to_string().starts_with("a hosted or seeded"));
     });
 }

@@ -74,18 +74,20 @@ fn tasks_of_one_worker_are_stolen_by_another() {
         let executor = own(2);
         let meet = Arc::new(Barrier::new(2));
         let (report, reports) = mpsc::channel();
-        // Both are woken on one worker, so both are in its deque; they end only side by side.
-        let pair: Vec<_> = (0..2)
-            .map(|_| {
-                let (meet, report) = (meet.clone(), report.clone());
-                spawn(&executor, &TaskGroup::new(), move |worker| {
-                    meet.wait();
-                    report.send(worker).unwrap();
-                    Outcome::Done
-                })
+        let task = {
+            let (meet, report) = (meet.clone(), report.clone());
+            spawn(&executor, &TaskGroup::new(), move |worker| {
+                meet.wait();
+                report.send(worker).unwrap();
+                Outcome::Done
             })
-            .collect();
-        once(&executor, move |_| pair.iter().for_each(TaskHandle::wake));
+        };
+        // It is in the deque of the worker that woke it, which goes on only side by side with it.
+        once(&executor, move |worker| {
+            task.wake();
+            meet.wait();
+            report.send(worker).unwrap();
+        });
         let workers: HashSet<_> = [reports.recv().unwrap(), reports.recv().unwrap()].into();
         assert_eq!(workers.len(), 2);
         assert!(executor.steals() > 0);
