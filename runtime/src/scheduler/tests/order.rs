@@ -12,9 +12,7 @@ use std::{
 };
 
 use super::{
-    super::{
-        Executor, GroupLimits, Outcome, ParkToken, ResourceGroup, Sleep, TaskGroup, TaskHandle,
-    },
+    super::{Executor, GroupLimits, Outcome, ParkToken, ResourceGroup, Sleep, TaskGroup},
     gate, occupy, once, own, spawn,
 };
 use crate::hang_guard::guarded;
