@@ -12,6 +12,7 @@ mod endings;
 mod join_matrix;
 mod no_pretending;
 mod parquet_columns;
+mod soak;
 mod spill;
 mod sql_equality;
 mod support;

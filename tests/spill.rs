@@ -72,7 +72,7 @@ const JOINS: &[&str] = &[
 ];
 
 /// All of them.
-fn heavy() -> impl Iterator<Item = &'static str> {
+pub(crate) fn heavy() -> impl Iterator<Item = &'static str> {
     GROUPS.iter().chain(SORTS).chain(JOINS).copied()
 }
 

@@ -7,10 +7,10 @@
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
 pub(crate) mod bench;
-mod fuse;
+pub(crate) mod fuse;
 mod messages;
 mod partitions;
-mod shapes;
+pub(crate) mod shapes;
 
 use self::bench::{Bench, idle, read_to_end};
 use self::fuse::{Blow, MESSAGE};
