@@ -220,6 +220,11 @@ impl Shared {
             )
     }
 
+    /// Whether pairs do nothing but mark the table's rows, each of which they mark for its key alone.
+    pub(super) fn only_marks(&self) -> bool {
+        self.filter.is_none() && self.marks_left() && !self.emits_pairs()
+    }
+
     /// Whether an empty left side means an empty result.
     pub(super) fn empty_build_is_empty_result(&self) -> bool {
         !matches!(

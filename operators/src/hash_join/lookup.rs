@@ -31,6 +31,18 @@ pub(super) struct Pairs {
     pub(super) right: Vec<u32>,
 }
 
+/// Which matches of a probe row are asked for.
+#[derive(Clone, Copy)]
+pub(super) enum Wanted<'a> {
+    All,
+    /// Any one of them.
+    One,
+    /// All that the table has not marked. Where pairs do nothing but mark, whoever marks one row of a key
+    /// marks all of them, so one that is marked says enough: else a key of many rows on both sides would
+    /// cost their product.
+    Unmarked(&'a Table),
+}
+
 /// Where the search in a probe batch goes on.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Cursor {
@@ -67,29 +79,27 @@ impl ProbeKeys {
         &self,
         index: &Index,
         cursor: &mut Cursor,
-        first_only: bool,
+        wanted: Wanted<'_>,
         limit: usize,
         pairs: &mut Pairs,
     ) -> bool {
         match (index.kind(), &self.keys) {
             (Kind::Dense { .. }, _) if index.is_exact() => self.all(cursor, limit, pairs),
-            (Kind::Dense { .. }, _) => {
-                self.walk(index, cursor, first_only, limit, pairs, |_, _| true)
-            }
+            (Kind::Dense { .. }, _) => self.walk(index, cursor, wanted, limit, pairs, |_, _| true),
             (Kind::Hashed { keys: Keys::Word(build), .. }, Keys::Word(probe)) => {
                 let equal = |left: u32, right: usize| build[left as usize] == probe[right];
-                self.walk(index, cursor, first_only, limit, pairs, equal)
+                self.walk(index, cursor, wanted, limit, pairs, equal)
             }
             (Kind::Hashed { keys: Keys::Pair(build), .. }, Keys::Pair(probe)) => {
                 let equal = |left: u32, right: usize| build[left as usize] == probe[right];
-                self.walk(index, cursor, first_only, limit, pairs, equal)
+                self.walk(index, cursor, wanted, limit, pairs, equal)
             }
             (Kind::Hashed { keys: Keys::Rows(build), hashes, .. }, Keys::Rows(probe)) => {
                 let equal = |left: u32, right: usize| {
                     hashes[left as usize] == self.hashes[right]
                         && build.row(left as usize) == probe.row(right)
                 };
-                self.walk(index, cursor, first_only, limit, pairs, equal)
+                self.walk(index, cursor, wanted, limit, pairs, equal)
             }
             // Both sides come from the join's one encoder.
             _ => true,
@@ -120,7 +130,7 @@ impl ProbeKeys {
         &self,
         index: &Index,
         cursor: &mut Cursor,
-        first_only: bool,
+        wanted: Wanted<'_>,
         limit: usize,
         pairs: &mut Pairs,
         equal: impl Fn(u32, usize) -> bool,
@@ -128,6 +138,7 @@ impl ProbeKeys {
         let rows = self.entries.len();
         while cursor.row < rows {
             let row = cursor.row;
+            let mut first = cursor.entry == 0;
             let mut entry = match std::mem::take(&mut cursor.entry) {
                 0 => self.entries[row],
                 entry => entry,
@@ -136,9 +147,15 @@ impl ProbeKeys {
                 let left = entry - 1;
                 entry = index.next(left);
                 if equal(left, row) {
+                    if std::mem::take(&mut first)
+                        && let Wanted::Unmarked(table) = wanted
+                        && table.is_marked(left as usize)
+                    {
+                        break;
+                    }
                     pairs.left.push(left);
                     pairs.right.push(row as u32);
-                    if first_only {
+                    if let Wanted::One = wanted {
                         break;
                     }
                     if pairs.left.len() >= limit && entry != 0 {
@@ -158,7 +175,7 @@ impl ProbeKeys {
     /// One bit per row: whether its key is in the table.
     fn contained(&self, index: &Index) -> BooleanBuffer {
         let mut found = Pairs::default();
-        self.find(index, &mut Cursor::default(), true, usize::MAX, &mut found);
+        self.find(index, &mut Cursor::default(), Wanted::One, usize::MAX, &mut found);
         let mut bits = BooleanBufferBuilder::new(self.entries.len());
         bits.append_n(self.entries.len(), false);
         for row in found.right {

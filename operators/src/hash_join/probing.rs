@@ -17,7 +17,7 @@ use gatework_shared_state::Gate;
 
 use super::{
     config::Shared,
-    lookup::{Cursor, Pairs, ProbeKeys},
+    lookup::{Cursor, Pairs, ProbeKeys, Wanted},
     output::{Rows, assemble},
     table::{DRAIN_ROWS, Table},
 };
@@ -86,9 +86,13 @@ impl Shared {
             }
             let mut pairs = Pairs::default();
             let limit = self.config.batch_rows;
-            let first_only = self.first_match_suffices();
+            let wanted = match () {
+                () if self.first_match_suffices() => Wanted::One,
+                () if self.only_marks() => Wanted::Unmarked(table),
+                () => Wanted::All,
+            };
             let cursor = &mut probing.cursor;
-            probing.done = probing.keys.find(table.index(), cursor, first_only, limit, &mut pairs);
+            probing.done = probing.keys.find(table.index(), cursor, wanted, limit, &mut pairs);
             let pairs = self.keep_matches(table, &probing.data, pairs)?;
             if self.marks_left() {
                 pairs.left.values().iter().for_each(|row| table.mark(*row));

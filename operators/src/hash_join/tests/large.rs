@@ -149,6 +149,18 @@ fn many_to_many_pairs_come_in_chunks() {
     }
 }
 
+/// 10^10 pairs, if each were looked at.
+#[test]
+fn one_key_on_both_sides_is_marked_once() {
+    let one_key = rows_of(KeyKind::Text, 100_000, |_| Some(1));
+    let kinds = [JoinType::LeftSemi, JoinType::LeftAnti, JoinType::LeftMark];
+    for (kind, rows) in kinds.into_iter().zip([100_000, 0, 100_000]) {
+        let case = Case { key: KeyKind::Text, morsel: 8192, batch_rows: 8192, ..Case::plain(kind) };
+        let batches = case.run(&one_key, &one_key, None).unwrap();
+        assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), rows, "{kind}");
+    }
+}
+
 #[test]
 fn a_long_chain_of_matches_is_cancelled() {
     // 10^10 pairs of which the filter passes none: only the cancel can end it soon.
