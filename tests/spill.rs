@@ -157,6 +157,31 @@ fn groups_sorts_and_joins_that_do_not_fit() {
     });
 }
 
+/// Orders that a join would keep, which it does not where it may spill.
+const ORDERS: &[&str] = &[
+    "SELECT r.v, l.t FROM (SELECT value * 3 AS k, 'left ' || value AS t FROM generate_series(1, 100000)) l
+        JOIN (SELECT value AS v FROM generate_series(1, 200000)) r ON l.k = r.v ORDER BY r.v LIMIT 7",
+    "SELECT r.v FROM (SELECT value * 3 AS k FROM generate_series(1, 100000)) l
+        JOIN (SELECT value AS v FROM generate_series(1, 200000)) r ON l.k = r.v ORDER BY r.v",
+];
+
+#[test]
+fn orders_that_a_join_would_keep() {
+    guarded(|case| async move {
+        for limit in [1 << 20, 1 << 30] {
+            let folder = TempDir::new().unwrap();
+            let bench = Bench::new(2, limit, folder.path(), 1 << 30);
+            for sql in ORDERS {
+                case.begin(*sql);
+                let expected = Expected::of(&reference_session(), sql).await.unwrap();
+                let spilled = bench.spilled(&case, sql, &expected).await.unwrap();
+                assert_eq!(spilled > 0, limit == 1 << 20, "{sql}");
+                bench.assert_clean().await;
+            }
+        }
+    });
+}
+
 #[test]
 fn a_full_disk_and_a_folder_that_is_gone() {
     guarded(|case| async move {

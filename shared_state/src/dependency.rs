@@ -44,7 +44,8 @@ pub enum DependencyKind {
     RuntimeFilter,
     /// A breaker waits for memory.
     Memory,
-    /// Something outside the executor: I/O, a foreign stream, the reader of the result.
+    /// Something outside the executor: I/O, a foreign stream, the reader of the result. All other kinds are
+    /// opened by tasks of the same query: one whose tasks all wait for such has stalled, and fails.
     External,
 }
 

@@ -214,6 +214,8 @@ impl Groups {
     fn account(&mut self) -> Result<()> {
         let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
         let bytes = self.table.bytes() + accumulators;
+        // To spill them takes a copy.
+        let bytes = if self.can_spill { 2 * bytes } else { bytes };
         resize(&mut self.reservation, bytes, self.overdraft)
     }
 

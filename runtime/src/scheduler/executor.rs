@@ -177,9 +177,11 @@ impl Core {
         worker >= self.workers()
     }
 
-    /// Hands the tasks of a worker that retires to others.
+    /// Hands the tasks of a worker that retires to others. Whoever pushed while it searched has woken nobody,
+    /// so it looks once more.
     pub(super) fn give_away(&self, worker: usize) {
-        if self.queue.give_away(worker) {
+        self.queue.give_away(worker);
+        if !self.queue.is_empty() {
             self.wake_one();
         }
     }

@@ -120,15 +120,12 @@ impl Queue {
         }
     }
 
-    /// Hands the tasks of a worker that does not run to others; answers whether there were any.
-    pub(super) fn give_away(&self, worker: usize) -> bool {
-        let mut any = false;
+    /// Hands the tasks of a worker that does not run to others.
+    pub(super) fn give_away(&self, worker: usize) {
         let parked = self.parked[worker].lock();
         while let Some(task) = parked.as_ref().and_then(Deque::pop) {
             self.push_yielded(task);
-            any = true;
         }
-        any
     }
 
     /// Whether this thread is one of this queue's workers at the moment.

@@ -24,7 +24,7 @@ pub(super) fn run_thread(core: &Arc<Core>, worker: usize, parker: &Parker) {
         if core.is_stopped() {
             return;
         }
-        // It is entered nowhere now, so nobody relies on it; what it had in its deque is for others.
+        // It is entered nowhere now; what it had in its deque is for others.
         core.give_away(worker);
         while core.is_retired(worker) && !core.is_stopped() {
             parker.park();

@@ -175,6 +175,48 @@ fn two_workers<S: Sleepers>(sleep: impl Fn() -> S) {
     assert_eq!(house.taken.load(Ordering::Relaxed), 2);
 }
 
+impl House<Sleep> {
+    /// The loop of a worker that may retire, and then `looks` whether it leaves work behind.
+    fn work_until_retired(&self, worker: usize, retired: &AtomicBool, looks: bool) {
+        let mut searches = false;
+        loop {
+            self.drain(searches);
+            let is_over = || self.stopped.load(Ordering::Relaxed) || retired.load(Ordering::SeqCst);
+            if is_over() {
+                if looks && self.queue.load(Ordering::Relaxed) > 0 {
+                    self.unpark(self.sleep.notify_one());
+                }
+                return;
+            }
+            let has_work = || self.has_work() || is_over();
+            searches = self.sleep.rest(worker, has_work, || self.park(worker));
+        }
+    }
+}
+
+/// A push from outside while worker 1 retires: the other one takes it, or worker 1 does before it leaves.
+fn a_worker_retires(looks: bool) {
+    let house = House::new(Sleep::new([]), 2, 1);
+    let retired = Arc::new(AtomicBool::new(false));
+    let others = [
+        thread::spawn({
+            let (house, retired) = (house.clone(), retired.clone());
+            move || house.work_until_retired(1, &retired, looks)
+        }),
+        thread::spawn({
+            let house = house.clone();
+            move || house.push()
+        }),
+    ];
+    retired.store(true, Ordering::SeqCst);
+    if house.sleep.notify_this(1) {
+        house.unpark([1]);
+    }
+    house.work(0);
+    join_all(others);
+    assert_eq!(house.taken.load(Ordering::Relaxed), 1);
+}
+
 /// Workers that are all entered at the start, as those on borrowed threads are: of two pushes one wakes
 /// a worker, which then looks and wakes the other.
 fn one_push_one_worker<S: Sleepers>(sleep: impl Fn() -> S) {
@@ -212,6 +254,11 @@ mod ships {
     #[test]
     fn two_workers() {
         check(|| super::two_workers(|| Sleep::new([])));
+    }
+
+    #[test]
+    fn a_worker_retires() {
+        check(|| super::a_worker_retires(true));
     }
 
     #[test]
@@ -372,6 +419,11 @@ mod broken {
     #[test]
     fn searches_in_its_sleep() {
         must_fail(ASLEEP, || one_worker(with(Fault::SearchesInItsSleep)));
+    }
+
+    #[test]
+    fn retires_without_a_look() {
+        must_fail(ASLEEP, || a_worker_retires(false));
     }
 
     #[test]
