@@ -377,6 +377,11 @@ impl TaskDriver {
             before = now;
             match step {
                 Step::Next(next) => self.position = next,
+                // It only lets others go first.
+                Step::Blocked(next, gates) if self.task.query.is_breath(&gates) => {
+                    self.position = next;
+                    return Ok(Outcome::Yield);
+                }
                 Step::Blocked(next, gates) => {
                     // The others are no reason to wait, only one to stop waiting.
                     self.record.note_gates(&gates);

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     Error, Executor, Result,
-    scheduler::{Core, OnIdle, ResourceGroup, Shutdown, TaskGroup, TaskHandle, TaskState},
+    scheduler::{Core, Gates, OnIdle, ResourceGroup, Shutdown, TaskGroup, TaskHandle, TaskState},
 };
 
 /// How a query is set up.
@@ -81,7 +81,8 @@ pub struct QueryContext {
     core: Arc<Core>,
     group: Arc<TaskGroup>,
     resources: Arc<ResourceGroup>,
-    /// Whether it is counted among the queries of its resource group, as running or waiting.
+    /// Whether it is counted among the queries of its resource group, as running or waiting. Locked while
+    /// that changes, before the group's own lock.
     admitted: Mutex<bool>,
     span: tracing::Span,
     cancelled: AtomicBool,
@@ -149,6 +150,10 @@ impl QueryContext {
     /// A gate that is open.
     pub(super) fn breath(&self) -> &Gate {
         &self.breath
+    }
+
+    pub(super) fn is_breath(&self, gates: &Gates) -> bool {
+        gates.iter().any(|gate| Arc::ptr_eq(gate, &self.breath))
     }
 
     pub(super) fn chaos(&self) -> Option<&Arc<Chaos>> {
@@ -241,6 +246,11 @@ impl QueryContext {
                 let error = state.first_error.clone();
                 return Err(error.unwrap_or(Error::Cancelled { reason: "before it started" }));
             }
+            if !self.core.queue.owns(&self.resources) {
+                let group = self.resources.name();
+                let what = format!("the resource group '{group}' is one of another executor");
+                return Err(Error::Setup(what));
+            }
             self.core.enter(records.iter().map(Vec::len).sum())?;
             for (pipeline, records) in pipelines.iter().zip(&records) {
                 for record in records {
@@ -263,25 +273,30 @@ impl QueryContext {
 
     /// Wakes tasks that have been spawned, when the query's resource group lets it run.
     fn start_in_turn(&self, handles: &[TaskHandle]) -> Result<()> {
-        {
-            let mut admitted = self.admitted.lock();
-            if !*admitted {
-                *admitted = true;
-                drop(admitted);
-                let (core, handles) = (self.core.clone(), handles.to_vec());
-                let start = Box::new(move || core.wake_together(&handles));
-                return self.resources.enter(self.id, start).inspect_err(|_| {
-                    *self.admitted.lock() = false;
-                });
-            }
+        let mut admitted = self.admitted.lock();
+        if *admitted {
+            self.core.wake_together(handles);
+            return Ok(());
         }
-        self.core.wake_together(handles);
+        let (core, handles) = (self.core.clone(), handles.to_vec());
+        self.resources.enter(self.id, Box::new(move || core.wake_together(&handles)))?;
+        *admitted = true;
+        // They may have been cancelled before, and have ended.
+        self.leave_group(&mut admitted);
         Ok(())
     }
 
     /// Something of the query has ended.
     fn leave(&self) {
-        if self.live.leave() && std::mem::take(&mut *self.admitted.lock()) {
+        if self.live.leave() {
+            self.leave_group(&mut self.admitted.lock());
+        }
+    }
+
+    /// Gives its turn to others if nothing of the query is left.
+    fn leave_group(&self, admitted: &mut bool) {
+        if *admitted && self.live.count() == 0 {
+            *admitted = false;
             self.resources.leave(self.id);
         }
     }
@@ -428,6 +443,7 @@ impl OnIdle for QueryContext {
         {
             let state = self.state.lock();
             let handles = state.handles();
+            let wake_ups = self.group.wake_ups();
             let mut blocked = false;
             let start = self.waits_outside.load(Ordering::Relaxed).min(handles.len());
             for place in (start..handles.len()).chain(0..start) {
@@ -445,8 +461,9 @@ impl OnIdle for QueryContext {
                 }
                 blocked = true;
             }
-            // The last ones have ended, and are about to be counted so.
-            if !blocked {
+            // The last ones have ended, and are about to be counted so. Or some ran while others were looked
+            // at: whoever of them leaves last looks again.
+            if !blocked || self.group.wake_ups() != wake_ups {
                 return;
             }
         }

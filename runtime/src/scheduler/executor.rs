@@ -363,6 +363,9 @@ impl ThreadSpec {
     /// Starts the thread of `worker`, unless it runs.
     fn spawn(&self, core: &Arc<Core>, worker: usize) -> Result<Option<thread::JoinHandle<()>>> {
         let Some(parker) = self.parkers.lock()[worker].take() else { return Ok(None) };
+        // Back again if there is no thread for it.
+        let parker = Arc::new(Mutex::new(Some(parker)));
+        let mine = parker.clone();
         let (core, hook) = (core.clone(), self.start_hook.clone());
         let pin_to = self.cores.get(worker % self.cores.len().max(1)).copied();
         let name = match &self.name {
@@ -378,9 +381,13 @@ impl ThreadSpec {
                 // been reported by the process's panic hook.
                 let _contained = catch_unwind(AssertUnwindSafe(|| hook(worker)));
             }
-            worker::run_thread(&core, worker, &parker);
+            let parker = mine.lock().take();
+            if let Some(parker) = parker {
+                worker::run_thread(&core, worker, &parker);
+            }
         };
         let handle = thread::Builder::new().name(name).spawn(body).map_err(|error| {
+            self.parkers.lock()[worker] = parker.lock().take();
             Error::Setup(format!("the system refused worker thread {worker}: {error}"))
         })?;
         Ok(Some(handle))
@@ -475,6 +482,9 @@ impl Executor {
             )));
         }
         let core = &self.inner.core;
+        if core.stopping.load(Ordering::SeqCst) {
+            return Err(Error::Setup("the executor has been shut down".into()));
+        }
         // One at a time, so that whoever is last decides.
         let _resizing = spec.resizing.lock();
         // Whoever shuts down holds these while the threads end, of which this may be one.

@@ -155,6 +155,11 @@ impl Queue {
         })
     }
 
+    /// Whether `group` is one of this queue's.
+    pub(crate) fn owns(&self, group: &Arc<ResourceGroup>) -> bool {
+        self.groups.read().iter().any(|known| Arc::ptr_eq(known, group))
+    }
+
     fn group_of<'a>(&'a self, tasks: &'a TaskGroup) -> &'a Arc<ResourceGroup> {
         tasks.resource_group().unwrap_or(&self.others)
     }

@@ -221,7 +221,7 @@ impl ResourceGroup {
         // Level l has paid 2^l times as much.
         let weight = u64::from(self.weight.load(Ordering::Relaxed));
         let nanos = (nanos >> level) * u64::from(DEFAULT_WEIGHT.get()) / weight;
-        self.virtual_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.virtual_nanos.fetch_add(nanos.max(1), Ordering::Relaxed);
     }
 
     /// Starts close to a group that has `used` so much.

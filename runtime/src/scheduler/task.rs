@@ -114,13 +114,16 @@ pub(crate) trait OnIdle: Send + Sync {
     fn idle(&self);
 }
 
+const ONE_WAKE_UP: u64 = 1 << 32;
+const ONE_TASK_EACH: u64 = ONE_WAKE_UP - 1;
+
 /// Tasks that share their place in the queue's order: those of one query.
 #[derive(Default)]
 pub struct TaskGroup {
     consumed_nanos: AtomicU64,
-    /// Tasks in the queue or on a worker. One that is just being woken may not be counted yet, one that has
-    /// just left may still be.
-    active: AtomicUsize,
+    /// Tasks in the queue or on a worker, in the lower half; one that is just being woken may not be counted
+    /// yet, one that has just left may still be. In the upper half, how often one was woken.
+    active: AtomicU64,
     on_idle: OnceLock<Weak<dyn OnIdle>>,
     resources: Option<Arc<ResourceGroup>>,
 }
@@ -129,7 +132,7 @@ impl fmt::Debug for TaskGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TaskGroup")
             .field("consumed", &self.consumed())
-            .field("active", &self.active)
+            .field("active", &(self.active.load(Ordering::Relaxed) & ONE_TASK_EACH))
             .finish_non_exhaustive()
     }
 }
@@ -166,12 +169,17 @@ impl TaskGroup {
 
     fn enter(&self) {
         // Relaxed: the task's state says whether it can run; this only says when to look.
-        self.active.fetch_add(1, Ordering::Relaxed);
+        self.active.fetch_add(ONE_WAKE_UP + 1, Ordering::Relaxed);
+    }
+
+    /// A number that changes whenever a task is woken. Who saw the task suspended again sees the change.
+    pub(crate) fn wake_ups(&self) -> u64 {
+        self.active.load(Ordering::Acquire) / ONE_WAKE_UP
     }
 
     fn leave(&self) {
         // Whoever takes the last one out has seen how all others left.
-        if self.active.fetch_sub(1, Ordering::AcqRel) == 1
+        if self.active.fetch_sub(1, Ordering::AcqRel) & ONE_TASK_EACH == 1
             && let Some(on_idle) = self.on_idle.get().and_then(Weak::upgrade)
         {
             on_idle.idle();

@@ -119,6 +119,45 @@ fn a_full_group_refuses() {
 }
 
 #[test]
+fn a_group_of_another_executor_is_refused() {
+    guarded(|guard| {
+        let (executor, other) = (super::executor(1), super::executor(1));
+        let refused = begin(guard, &executor, &other.group("there")).unwrap_err();
+        assert!(refused.to_string().contains("is one of another executor"), "{refused}");
+    });
+}
+
+/// Whenever the cancel comes, the turn is given back, once.
+#[test]
+fn cancels_race_turns() {
+    guarded(|guard| {
+        let executor = executor(2);
+        let group = executor.group("raced");
+        group.set_limits(limits(1, None));
+        for _ in 0..300 {
+            let options = QueryOptions { group: Some(group.clone()), ..QueryOptions::default() };
+            let (query, never) = (query_with(guard, &executor, options), gate("never"));
+            let (sinks, readers) = result::new("result", 2, 1, Budget::new(1));
+            let mut graph = Graph::new();
+            graph.add("only", 2, waiting(&never), vec![], to_result(sinks)).unwrap();
+            let canceller = std::thread::spawn({
+                let query = query.clone();
+                move || query.cancel()
+            });
+            if let Ok(running) = graph.start(&query) {
+                let stream = RowStream::of_query(&running, readers).remove(0);
+                assert!(is_cancelled(&rows(stream).unwrap_err()));
+            }
+            canceller.join().unwrap();
+            streams::wait(query.idle());
+            while group.queries() != (0, 0) {
+                std::thread::yield_now();
+            }
+        }
+    });
+}
+
+#[test]
 fn an_executor_that_is_shut_down_ends_those_that_wait() {
     guarded(|guard| {
         let executor = executor(1);
