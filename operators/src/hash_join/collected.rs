@@ -121,6 +121,13 @@ impl Collected {
 
     /// Adds all that another task collected.
     pub(super) fn append(&mut self, mut other: Self) {
+        self.range = match (self.range, other.range) {
+            (Some((low, high)), Some((low2, high2))) => Some((low.min(low2), high.max(high2))),
+            (ours, theirs) => ours.or(theirs),
+        };
+        for (bytes, more) in self.column_bytes.iter_mut().zip(&other.column_bytes) {
+            *bytes += more;
+        }
         self.keys.append(&other.keys);
         self.hashes.append(&mut other.hashes);
         self.valid.append(&mut other.valid);

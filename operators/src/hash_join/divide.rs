@@ -135,24 +135,38 @@ impl Preparing {
                 self.parts.push(Part { rows, away, away_set, bounds, has_null });
                 continue;
             }
-            let Some(at) = self.parts.iter().position(|part| part.away_set != away_set) else {
-                break;
-            };
-            let part = self.parts.swap_remove(at);
-            let divider =
-                Divider::new(self.shared.clone(), self.setup.clone(), part.rows, part.away);
-            self.dividing = Some((divider, part.bounds, part.has_null));
+            if let Some(at) = self.parts.iter().position(|part| part.away_set != away_set) {
+                let part = self.parts.swap_remove(at);
+                let divider =
+                    Divider::new(self.shared.clone(), self.setup.clone(), part.rows, part.away);
+                self.dividing = Some((divider, part.bounds, part.has_null));
+                continue;
+            }
+            let mut part = self.merge(away_set);
+            let can_spill = self.shared.can_spill(&self.setup);
+            let overdraft = if can_spill { self.setup.overdraft() } else { 0 };
+            match part.rows.reserve(&self.shared, overdraft) {
+                // One table may need more than its parts reserved: an index over keys that lie far apart.
+                Err(Error::OutOfMemory { .. }) if can_spill && away_set != UnitSet::ALL => {
+                    self.shared.send_more_away(away_set);
+                    self.parts.push(part);
+                    continue;
+                }
+                // No row is left but for those that the last files did not take.
+                Err(Error::OutOfMemory { .. }) if can_spill => {}
+                other => other?,
+            }
+            let (table, units) = Table::prepare(&self.shared, part.rows, can_spill)?;
+            let joined = Joined::new(&self.shared, table, part.bounds, part.has_null, part.away);
+            return Ok(Prepared::Table(joined, units));
         }
-        let parts = mem::take(&mut self.parts);
-        let (joined, units) = self.join(parts)?;
-        Ok(Prepared::Table(joined, units))
     }
 
-    fn join(&self, parts: Vec<Part>) -> Result<(Joined, usize)> {
-        let shared = &self.shared;
-        let mut rows = Collected::new(shared, self.setup.reservation());
+    /// All parts as one.
+    fn merge(&mut self, away_set: UnitSet) -> Part {
+        let mut rows = Collected::new(&self.shared, self.setup.reservation());
         let (mut away, mut bounds, mut has_null) = (Vec::new(), None, false);
-        for (number, mut part) in parts.into_iter().enumerate() {
+        for (number, mut part) in mem::take(&mut self.parts).into_iter().enumerate() {
             rows.append(part.rows);
             bounds = if number == 0 { part.bounds } else { merge_bounds(bounds, part.bounds) };
             has_null |= part.has_null;
@@ -161,8 +175,6 @@ impl Preparing {
                 all.append(parts);
             }
         }
-        let can_spill = shared.can_spill(&self.setup);
-        let (table, units) = Table::prepare(shared, rows, can_spill)?;
-        Ok((Joined::new(shared, table, bounds, has_null, away), units))
+        Part { rows, away, away_set, bounds, has_null }
     }
 }

@@ -148,7 +148,7 @@ impl Joining {
         loop {
             task.check()?;
             let gate = match &mut self.phase {
-                Phase::Load(_) => self.load(shared, setup)?,
+                Phase::Load(_) => self.load(shared, setup, task)?,
                 Phase::DivideBuild(..) => self.divide_build(shared, setup)?,
                 Phase::DivideProbe(..) => match self.divide_probe(shared)? {
                     Some(gate) => Some(gate),
@@ -182,9 +182,10 @@ impl Joining {
     }
 
     /// Reads left rows until there are no more, or no more fit.
-    fn load(&mut self, shared: &Shared, setup: &Setup) -> Result<Option<Gate>> {
+    fn load(&mut self, shared: &Shared, setup: &Setup, task: &TaskContext) -> Result<Option<Gate>> {
         let Phase::Load(rows) = &mut self.phase else { return Ok(None) };
         let full = loop {
+            task.check()?;
             match self.reading.next()? {
                 Read::Blocked(gate) => return Ok(Some(gate)),
                 Read::End => {
@@ -207,7 +208,7 @@ impl Joining {
             Phase::DivideBuild(units, Some(rows))
         } else {
             let (table, steps) = Table::prepare(shared, rows, true)?;
-            (0..steps).try_for_each(|step| table.build(step))?;
+            (0..steps).try_for_each(|step| task.check().and_then(|()| table.build(step)))?;
             table.finish()?;
             Phase::Probe(table, reading(setup, &self.unit.probe), None, 0)
         };
@@ -311,6 +312,9 @@ impl Joining {
                         next.matched = Some(known.iter().collect());
                     }
                     *probing = Some(next);
+                    if let Some(gate) = task.breath() {
+                        return Ok(Some(Next::Blocked(gate)));
+                    }
                 }
             }
         }

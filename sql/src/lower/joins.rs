@@ -18,7 +18,7 @@ use gatework_operators::{
     runtime_filter::{FilterProducer, FilterTarget},
 };
 
-use super::{FilterLink, Lowering, failed, flow::Flow};
+use super::{FilterLink, Lowering, failed, flow::Flow, nodes::takes_the_first};
 use crate::shell::Shell;
 
 /// DataFusion's dynamic filter as the target of a join's runtime filter.
@@ -60,6 +60,7 @@ impl Lowering {
             return internal_err!("a join with {} children", shell.children().len());
         };
         let node = shell.original();
+        let ordered = ordered || takes_the_first(node);
         let (id, producer) = self.filter_producer(join);
         let build = self.child(left, false)?;
         // Our right join gives the unmatched rows of a batch after its pairs. And a join that spills keeps

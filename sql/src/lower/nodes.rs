@@ -34,6 +34,11 @@ use gatework_operators::{
 use super::{Lowering, cover::is_folded, failed, flow::Flow};
 use crate::shell::Shell;
 
+/// Whether `node` gives only the first rows of its order, whoever reads them.
+pub(super) fn takes_the_first(node: &Arc<dyn ExecutionPlan>) -> bool {
+    node.fetch().is_some() && node.output_ordering().is_some()
+}
+
 impl Lowering {
     /// The flow of a covered node.
     pub(super) fn shell(&mut self, shell: &Shell, ordered: bool) -> Result<Flow> {
@@ -50,6 +55,7 @@ impl Lowering {
             let narrow = |expr: &Arc<dyn PhysicalExpr>| narrow_decimals(expr.clone(), &input);
             let expressions = projection.expr().iter().map(|column| narrow(&column.expr));
             let expressions = expressions.collect::<Result<_>>()?;
+            let ordered = ordered || takes_the_first(shell.original());
             let flow = self.child(&shell.children()[0], ordered)?;
             return Ok(flow.then(Projection::new(expressions, shell.schema()), tag));
         }
@@ -104,6 +110,7 @@ impl Lowering {
 
     /// A node that passes rows through; only its `fetch` counts.
     fn folded(&mut self, shell: &Shell, ordered: bool, tag: Option<usize>) -> Result<Flow> {
+        let ordered = ordered || takes_the_first(shell.original());
         let flow = self.child(&shell.children()[0], ordered)?;
         Ok(match shell.original().fetch() {
             Some(fetch) => flow.then(Limit::new(0, Some(fetch)), tag),
@@ -119,6 +126,7 @@ impl Lowering {
         tag: Option<usize>,
     ) -> Result<Flow> {
         let fetch = shell.original().fetch();
+        let ordered = ordered || takes_the_first(shell.original());
         let flow = self.child(&shell.children()[0], ordered)?;
         let projection = filter.projection().as_ref().map(|columns| columns.to_vec().into());
         let flow = flow.then(Filter::new(filter.predicate().clone(), projection), tag);
