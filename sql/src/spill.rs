@@ -59,7 +59,8 @@ impl SpillSpace for TempFiles {
         };
         io.clone().spawn_blocking(move || {
             let written = write(&disk, io, &batches, || done.is_wanted());
-            drop(batches);
+            // Before the query learns that it is over: the session's folder goes with its last user.
+            drop((batches, disk));
             done.complete(written.map(|file| Arc::new(file) as _).or_fail());
         });
     }

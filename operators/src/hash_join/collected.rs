@@ -9,10 +9,10 @@ use arrow::{
 };
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, Reservation},
+    pipeline::{Batch, Reservation, column_bytes},
 };
 
-use super::{config::Shared, index::Index};
+use super::{config::Shared, index::Index, probing::evaluate};
 use crate::{
     OrFail,
     keys::{KeyEncoder, Keys, NullKeys},
@@ -95,7 +95,7 @@ impl Collected {
 
     fn count(&mut self, kept: &RecordBatch) {
         for (bytes, column) in self.column_bytes.iter_mut().zip(kept.columns()) {
-            *bytes += Batch::column_bytes(column.as_ref());
+            *bytes += column_bytes(column.as_ref());
         }
     }
 
@@ -168,11 +168,7 @@ impl Collected {
 impl Shared {
     /// The keys of `rows` of the left side.
     pub(super) fn left_keys(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {
-        let count = rows.num_rows();
-        let keys = self.config.on.iter();
-        keys.map(|(left, _)| left.evaluate(rows)?.into_array_of_size(count))
-            .collect::<Result<_, _>>()
-            .or_fail()
+        evaluate(self.config.on.iter().map(|(left, _)| left), rows)
     }
 
     /// The hashes that rows with these keys are cut by.

@@ -152,7 +152,7 @@ impl Preparing {
                     self.parts.push(part);
                     continue;
                 }
-                // No row is left but for those that the last files did not take.
+                // All rows are in files, and an empty table is small.
                 Err(Error::OutOfMemory { .. }) if can_spill => {}
                 other => other?,
             }

@@ -1,6 +1,6 @@
 //! A batch of the right side on its way through a table.
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use arrow::{
     array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array},
@@ -8,6 +8,7 @@ use arrow::{
     compute::filter,
 };
 use datafusion_common::JoinType;
+use datafusion_physical_expr::PhysicalExpr;
 use gatework_runtime::{
     Result,
     pipeline::{Batch, OperatorResult, TaskContext},
@@ -35,6 +36,17 @@ pub(super) struct Probing {
     pub(super) matched: Option<Vec<bool>>,
 }
 
+/// The columns that `keys` make of `rows`.
+pub(super) fn evaluate<'a>(
+    keys: impl Iterator<Item = &'a Arc<dyn PhysicalExpr>>,
+    rows: &RecordBatch,
+) -> Result<Vec<ArrayRef>> {
+    let count = rows.num_rows();
+    keys.map(|key| key.evaluate(rows)?.into_array_of_size(count))
+        .collect::<Result<_, _>>()
+        .or_fail()
+}
+
 /// What comes next of a batch.
 pub(super) enum NextPairs {
     /// Pairs.
@@ -48,11 +60,7 @@ pub(super) enum NextPairs {
 impl Shared {
     /// The keys of `rows` of the right side.
     pub(super) fn right_keys(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {
-        let count = rows.num_rows();
-        let keys = self.config.on.iter();
-        keys.map(|(_, right)| right.evaluate(rows)?.into_array_of_size(count))
-            .collect::<Result<_, _>>()
-            .or_fail()
+        evaluate(self.config.on.iter().map(|(_, right)| right), rows)
     }
 
     /// Begins to look `data` up, whose keys are `columns`.
@@ -86,10 +94,12 @@ impl Shared {
             }
             let mut pairs = Pairs::default();
             let limit = self.config.batch_rows;
-            let wanted = match () {
-                () if self.first_match_suffices() => Wanted::One,
-                () if self.only_marks() => Wanted::Unmarked(table),
-                () => Wanted::All,
+            let wanted = if self.first_match_suffices() {
+                Wanted::One
+            } else if self.only_marks() {
+                Wanted::Unmarked(table)
+            } else {
+                Wanted::All
             };
             let cursor = &mut probing.cursor;
             probing.done = probing.keys.find(table.index(), cursor, wanted, limit, &mut pairs);

@@ -201,8 +201,9 @@ impl Joining {
                 Err(error) => return Err(error),
             }
         };
-        let empty = Collected::new(shared, setup.reservation());
-        let rows = std::mem::replace(rows, empty);
+        let Phase::Load(rows) = std::mem::replace(&mut self.phase, Phase::Done) else {
+            return Ok(None);
+        };
         self.phase = if full && self.unit.divisible && self.unit.level + 1 < LEVELS {
             let units = Units::new(setup.clone(), self.unit.level + 1, 0);
             Phase::DivideBuild(units, Some(rows))
@@ -240,10 +241,12 @@ impl Joining {
         if let Some(gate) = units.settle_all(true)? {
             return Ok(Some(gate));
         }
-        let next = Units::new(setup.clone(), self.unit.level + 1, 0);
-        let (_, build) = std::mem::replace(units, next).take();
-        self.reading = reading(setup, &self.unit.probe);
-        self.phase = Phase::DivideProbe(Units::new(setup.clone(), self.unit.level + 1, 0), build);
+        if let Phase::DivideBuild(units, _) = std::mem::replace(&mut self.phase, Phase::Done) {
+            let (_, build) = units.take();
+            self.reading = reading(setup, &self.unit.probe);
+            let units = Units::new(setup.clone(), self.unit.level + 1, 0);
+            self.phase = Phase::DivideProbe(units, build);
+        }
         Ok(None)
     }
 

@@ -77,11 +77,6 @@ impl Batch {
     pub fn bytes(&self) -> usize {
         self.data.columns().iter().map(|column| column_bytes(column.as_ref())).sum()
     }
-
-    /// The bytes one column takes, counted in the same way.
-    pub fn column_bytes(column: &dyn Array) -> usize {
-        column_bytes(column)
-    }
 }
 
 impl From<RecordBatch> for Batch {
@@ -100,7 +95,8 @@ impl Payload for Batch {
     }
 }
 
-fn column_bytes(column: &dyn Array) -> usize {
+/// The bytes that one column takes, as [`Batch::bytes`] counts them.
+pub fn column_bytes(column: &dyn Array) -> usize {
     let rows = column.len();
     let validity = if column.nulls().is_some() { rows.div_ceil(8) } else { 0 };
     let values = match column.data_type() {

@@ -21,7 +21,7 @@ mod wait_graph;
 #[cfg(test)]
 mod tests;
 
-pub use batch::Batch;
+pub use batch::{Batch, column_bytes};
 pub use chaos::{Chaos, ChaosCounts, Fault};
 pub use contract::{
     FinishResult, LocalOperator, LocalSink, LocalSource, Operator, OperatorResult, Setup, Sink,

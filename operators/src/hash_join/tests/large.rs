@@ -16,14 +16,14 @@ use super::{Case, KeyKind, TYPES};
 use crate::rig::{EXECUTOR, ints, run_with, scan, table, wait_idle};
 
 pub(super) const LEFT_ROWS: i32 = 150_000;
-pub(super) const RIGHT_ROWS: i32 = 40_000;
+const RIGHT_ROWS: i32 = 40_000;
 
 /// The keys of both sides: some only here, some only there, some twice, some NULL.
 pub(super) fn left_key(row: i32) -> Option<i32> {
     (row % 1000 != 7).then_some(row % 100_000)
 }
 
-pub(super) fn right_key(row: i32) -> Option<i32> {
+fn right_key(row: i32) -> Option<i32> {
     (row % 501 != 0).then_some(row * 5)
 }
 
@@ -113,6 +113,17 @@ pub(super) fn numbers(kind: JoinType, batches: &[RecordBatch]) -> Vec<Row> {
     rows
 }
 
+/// Every join type, with keys of each kind in turn, and both sides.
+pub(super) fn cases() -> impl Iterator<Item = (Case, RecordBatch, RecordBatch)> {
+    let keys = [KeyKind::Int, KeyKind::Longs, KeyKind::Text, KeyKind::Int].into_iter().cycle();
+    TYPES.into_iter().zip(keys).map(|(kind, key)| {
+        let (left, right) =
+            (rows_of(key, LEFT_ROWS, left_key), rows_of(key, RIGHT_ROWS, right_key));
+        let case = Case { key, morsel: 7001, batch_rows: 8192, builds: 3, ..Case::plain(kind) };
+        (case, left, right)
+    })
+}
+
 /// The columns of the join's output that [`numbers`] reads.
 pub(super) fn numbers_and_mark(case: &Case, left: &RecordBatch, right: &RecordBatch) -> Vec<usize> {
     let fields = case.schema(left, right);
@@ -124,13 +135,8 @@ pub(super) fn numbers_and_mark(case: &Case, left: &RecordBatch, right: &RecordBa
 
 #[test]
 fn many_build_and_drain_units_are_one_table() {
-    for (kind, key) in TYPES
-        .into_iter()
-        .zip([KeyKind::Int, KeyKind::Longs, KeyKind::Text, KeyKind::Int].into_iter().cycle())
-    {
-        let (left, right) =
-            (rows_of(key, LEFT_ROWS, left_key), rows_of(key, RIGHT_ROWS, right_key));
-        let case = Case { key, morsel: 7001, batch_rows: 8192, builds: 3, ..Case::plain(kind) };
+    for (case, left, right) in cases() {
+        let kind = case.kind;
         let columns = numbers_and_mark(&case, &left, &right);
         let batches = case.run(&left, &right, Some(&columns)).unwrap();
         assert!(numbers(kind, &batches) == expected(kind), "{case:?}");

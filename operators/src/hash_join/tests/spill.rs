@@ -15,9 +15,7 @@ use proptest::prelude::*;
 
 use super::{
     Case, KeyKind, Side, TYPES, any_case,
-    large::{
-        LEFT_ROWS, RIGHT_ROWS, expected, left_key, numbers, numbers_and_mark, right_key, rows_of,
-    },
+    large::{LEFT_ROWS, cases, expected, left_key, numbers, numbers_and_mark, rows_of},
     not_in_case, rows,
 };
 use crate::rig::{KeptElsewhere, Moody, run_with, scan, sorted_rows};
@@ -38,13 +36,8 @@ fn run_short(
 
 #[test]
 fn every_join_type_spills() {
-    for (kind, key) in TYPES
-        .into_iter()
-        .zip([KeyKind::Int, KeyKind::Longs, KeyKind::Text, KeyKind::Int].into_iter().cycle())
-    {
-        let (left, right) =
-            (rows_of(key, LEFT_ROWS, left_key), rows_of(key, RIGHT_ROWS, right_key));
-        let case = Case { key, morsel: 7001, batch_rows: 8192, builds: 3, ..Case::plain(kind) };
+    for (case, left, right) in cases() {
+        let kind = case.kind;
         let columns = numbers_and_mark(&case, &left, &right);
         // At the lowest limit, what is read back does not fit either.
         for limit in [4 << 20, 1 << 20, 1 << 17] {
