@@ -1,44 +1,97 @@
-//! A batch that waits in a buffer between pipelines.
-
-use std::sync::Arc;
+//! The producer's end of a buffer between pipelines: batches on their way into it.
 
 use gatework_runtime::{
-    Result,
-    pipeline::{Batch, Reservation, Setup},
+    Error, Result,
+    pipeline::{Batch, Fetch, Held, Setup, SourceResult, Taken},
 };
-use gatework_shared_state::{Budget, OnFull, Payload};
+use gatework_shared_state::{Budget, Gate, OnFull, Take};
 
-/// A batch, and its memory if its buffer may overflow: a buffer that blocks is small by its budget,
-/// one that does not is charged to the query. Clones share the charge.
-#[derive(Debug, Clone)]
-pub(crate) struct Held {
-    batch: Batch,
-    _charge: Option<Arc<Reservation>>,
+use arrow::array::RecordBatch;
+
+use crate::spilling::{Writing, Written, own_buffers};
+
+/// Charges what goes into a buffer that overflows, and puts away what gets no memory. A `T` says where in
+/// the buffer a batch goes.
+pub(crate) struct Holding<T> {
+    budget: Budget,
+    setup: Setup,
+    /// With where each batch goes and how many rows it has, and the place of all in their order.
+    writing: Writing<(Vec<(T, usize)>, u64)>,
 }
 
-impl Held {
-    /// Holds `batch` in a buffer with this budget, on behalf of the operator of `setup`.
-    pub(crate) fn new(batch: Batch, budget: &Budget, setup: &Setup) -> Result<Self> {
-        if budget.on_full() == OnFull::Block {
-            return Ok(Self { batch, _charge: None });
+/// What is to be done with batches.
+pub(crate) enum Settled<T> {
+    /// They go into the buffer.
+    Ready(Vec<(T, Held)>),
+    /// They are being put away until this opens.
+    Blocked(Gate),
+    /// There are none.
+    Nothing,
+}
+
+impl<T> Holding<T> {
+    /// For a buffer with this budget, on behalf of the operator of `setup`.
+    pub(crate) fn new(budget: Budget, setup: Setup) -> Self {
+        Self { budget, writing: Writing::new(setup.clone()), setup }
+    }
+
+    /// Holds the parts of a batch that has place `sequence` in its order.
+    pub(crate) fn hold(
+        &mut self,
+        parts: Vec<(T, RecordBatch)>,
+        sequence: u64,
+    ) -> Result<Settled<T>> {
+        let batches = parts.into_iter().map(|(to, rows)| (to, Batch::new(rows).at(sequence)));
+        if self.budget.on_full() == OnFull::Block {
+            return Ok(Settled::Ready(batches.map(|(to, batch)| (to, batch.into())).collect()));
         }
-        let mut charge = setup.reservation();
-        charge.grow(batch.bytes())?;
-        Ok(Self { batch, _charge: Some(Arc::new(charge)) })
+        let batches: Vec<_> = batches.map(|(to, batch)| (to, batch.bytes(), batch)).collect();
+        let mut charge = self.setup.reservation();
+        match charge.grow(batches.iter().map(|(_, bytes, _)| bytes).sum()) {
+            Ok(()) => {
+                let charged =
+                    |(to, bytes, batch)| (to, Held::charged(batch, charge.split_some(bytes)));
+                Ok(Settled::Ready(batches.into_iter().map(charged).collect()))
+            }
+            Err(Error::OutOfMemory { .. }) if self.setup.can_spill() => {
+                let (mut places, mut rows) = (Vec::new(), Vec::new());
+                for (to, _, batch) in batches {
+                    places.push((to, batch.rows()));
+                    rows.push(own_buffers(batch.data())?);
+                }
+                self.writing.begin(rows, Vec::new(), (places, sequence))?;
+                self.settle()
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    /// The batch, for the pipeline behind the buffer.
-    pub(crate) fn release(self) -> Batch {
-        self.batch
+    /// What has become of batches that were being put away.
+    pub(crate) fn settle(&mut self) -> Result<Settled<T>> {
+        Ok(match self.writing.poll()? {
+            Written::Nothing => Settled::Nothing,
+            Written::Blocked(gate) => Settled::Blocked(gate),
+            Written::File(file, (places, sequence)) => {
+                let places = places.into_iter().enumerate();
+                let away = |(number, (to, rows))| {
+                    (to, Held::away(file.clone(), number, rows, sequence))
+                };
+                Settled::Ready(places.map(away).collect())
+            }
+        })
     }
 }
 
-impl Payload for Held {
-    fn rows(&self) -> usize {
-        self.batch.rows()
-    }
-
-    fn bytes(&self) -> usize {
-        self.batch.bytes()
-    }
+/// The next batch out of a buffer, as a source answers it.
+pub(crate) fn next(
+    fetch: &mut Fetch,
+    setup: &Setup,
+    take: impl FnOnce() -> Take<Held>,
+) -> Result<SourceResult> {
+    Ok(match fetch.next(setup.query(), take)? {
+        Taken::Batch(batch) => SourceResult::Batch(batch),
+        Taken::Blocked(gate) => SourceResult::Blocked(gate.into()),
+        Taken::Finished => SourceResult::Finished,
+        Taken::Aborted => return Err(Error::ProducerAborted),
+    })
 }

@@ -4,15 +4,19 @@
 mod tests;
 
 use gatework_runtime::{
-    Error, Result,
+    Result,
     pipeline::{
-        Batch, FinishResult, LocalSink, LocalSource, Setup, Sink, SinkResult, Slots, Source,
+        Batch, Fetch, FinishResult, Held, LocalSink, LocalSource, Setup, Sink, SinkResult, Slots, Source,
         SourceResult, TaskContext,
     },
 };
-use gatework_shared_state::{Budget, Gate, Take, multicast as state};
+use gatework_shared_state::{Budget, Gate, Give, multicast as state};
 
-use crate::{compact, held::Held, result::answer};
+use crate::{
+    compact,
+    held::{self, Holding, Settled},
+    result::answer,
+};
 
 /// Takes the rows. Its pipeline has one task.
 #[derive(Debug)]
@@ -49,8 +53,7 @@ impl Sink for MulticastSink {
         Ok(Box::new(LocalMulticastSink {
             closed: sink.closed().clone(),
             sink: Some(sink),
-            budget: self.budget.clone(),
-            setup,
+            holding: Holding::new(self.budget.clone(), setup),
         }))
     }
 }
@@ -58,19 +61,29 @@ impl Sink for MulticastSink {
 struct LocalMulticastSink {
     sink: Option<state::MulticastSink<Held>>,
     closed: Gate,
-    budget: Budget,
-    setup: Setup,
+    holding: Holding<()>,
 }
 
 impl LocalSink for LocalMulticastSink {
     fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
         let Some(sink) = &mut self.sink else { return Ok(SinkResult::Finished) };
-        // Woken: there is room, or nobody reads any more, which the next push would tell.
-        let Some(batch) = batch else { return Ok(SinkResult::NeedInput) };
-        let sequence = batch.sequence();
-        // Gathered once here instead of once a reader.
-        let batch = Batch::new(compact(batch)?).at(sequence);
-        Ok(answer(sink.push(Held::new(batch, &self.budget, &self.setup)?)))
+        let settled = match batch {
+            Some(batch) => {
+                let sequence = batch.sequence();
+                // Gathered once here instead of once a reader.
+                self.holding.hold(vec![((), compact(batch)?)], sequence)?
+            }
+            None => self.holding.settle()?,
+        };
+        Ok(match settled {
+            Settled::Ready(parts) => {
+                let push = |_, (_, held)| sink.push(held);
+                answer(parts.into_iter().fold(Give::Accepted, push))
+            }
+            Settled::Blocked(gate) => SinkResult::Blocked(gate.into()),
+            // Woken: there is room, or nobody reads any more, which the next push would tell.
+            Settled::Nothing => SinkResult::NeedInput,
+        })
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
@@ -91,21 +104,19 @@ impl Source for MulticastSource {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
-        Ok(Box::new(LocalMulticastSource { source: self.slots.take(setup.instance())? }))
+        let source = self.slots.take(setup.instance())?;
+        Ok(Box::new(LocalMulticastSource { source, fetch: Fetch::default(), setup }))
     }
 }
 
 struct LocalMulticastSource {
     source: state::MulticastSource<Held>,
+    fetch: Fetch,
+    setup: Setup,
 }
 
 impl LocalSource for LocalMulticastSource {
     fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
-        Ok(match self.source.take() {
-            Take::Item(held) => SourceResult::Batch(held.release()),
-            Take::Blocked(gate) => SourceResult::Blocked(gate.into()),
-            Take::Finished => SourceResult::Finished,
-            Take::Aborted => return Err(Error::ProducerAborted),
-        })
+        held::next(&mut self.fetch, &self.setup, || self.source.take())
     }
 }

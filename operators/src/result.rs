@@ -5,14 +5,18 @@ use std::sync::Arc;
 use datafusion_physical_expr::PhysicalExpr;
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, FinishResult, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext},
+    pipeline::{Batch, FinishResult, Held, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext},
 };
 use gatework_shared_state::{
     Budget, Gate, Give,
     result::{self, ResultReader, ResultSink},
 };
 
-use crate::{compact, keys::partition_rows};
+use crate::{
+    compact,
+    held::{Holding, Settled},
+    keys::partition_rows,
+};
 
 #[cfg(test)]
 mod tests;
@@ -20,8 +24,9 @@ mod tests;
 /// Hands rows to partitions: all to the first, or by the hash of keys.
 #[derive(Debug)]
 pub struct ResultOutput {
-    slots: Slots<ResultSink<Batch>>,
+    slots: Slots<ResultSink<Held>>,
     keys: Arc<[Arc<dyn PhysicalExpr>]>,
+    budget: Budget,
 }
 
 impl ResultOutput {
@@ -32,9 +37,9 @@ impl ResultOutput {
         partitions: usize,
         keys: Vec<Arc<dyn PhysicalExpr>>,
         budget: Budget,
-    ) -> (Self, Vec<ResultReader<Batch>>) {
-        let (sinks, readers) = result::new("result", instances, partitions, budget);
-        (Self { slots: Slots::new(sinks), keys: keys.into() }, readers)
+    ) -> (Self, Vec<ResultReader<Held>>) {
+        let (sinks, readers) = result::new("result", instances, partitions, budget.clone());
+        (Self { slots: Slots::new(sinks), keys: keys.into(), budget }, readers)
     }
 }
 
@@ -50,32 +55,46 @@ impl Sink for ResultOutput {
             partition: setup.instance() % sink.partitions(),
             sink: Some(sink),
             keys: self.keys.clone(),
+            holding: Holding::new(self.budget.clone(), setup),
         }))
     }
 }
 
 struct LocalResult {
-    sink: Option<ResultSink<Batch>>,
+    sink: Option<ResultSink<Held>>,
     closed: Gate,
     /// Where rows go if there are no keys.
     partition: usize,
     keys: Arc<[Arc<dyn PhysicalExpr>]>,
+    holding: Holding<usize>,
 }
 
 impl LocalSink for LocalResult {
     fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
         let Some(sink) = &mut self.sink else { return Ok(SinkResult::Finished) };
-        let Some(batch) = batch else { return Ok(answer(sink.room())) };
-        let sequence = batch.sequence();
-        let data = compact(batch)?;
-        if sink.partitions() == 1 || self.keys.is_empty() {
-            return Ok(answer(sink.push(self.partition, Batch::new(data).at(sequence))));
+        let settled = match batch {
+            Some(batch) => {
+                let sequence = batch.sequence();
+                let data = compact(batch)?;
+                let parts = if sink.partitions() == 1 || self.keys.is_empty() {
+                    vec![(self.partition, data)]
+                } else {
+                    partition_rows(&data, &self.keys, sink.partitions())?
+                };
+                self.holding.hold(parts, sequence)?
+            }
+            None => self.holding.settle()?,
+        };
+        match settled {
+            Settled::Blocked(gate) => return Ok(SinkResult::Blocked(gate.into())),
+            Settled::Nothing => {}
+            Settled::Ready(parts) => {
+                for (partition, held) in parts {
+                    sink.push(partition, held);
+                }
+            }
         }
-        let mut last = Give::Accepted;
-        for (partition, part) in partition_rows(&data, &self.keys, sink.partitions())? {
-            last = sink.push(partition, Batch::new(part).at(sequence));
-        }
-        Ok(answer(last))
+        Ok(answer(sink.room()))
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {

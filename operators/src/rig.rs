@@ -18,7 +18,7 @@ use arrow::{
 use gatework_runtime::{
     Error, Executor, Result,
     pipeline::{
-        Batch, Completion, Graph, LocalSource, MemoryPool, MemoryRefused, Operator, QueryContext,
+        Completion, Graph, Held, LocalSource, MemoryPool, MemoryRefused, Operator, QueryContext,
         QueryOptions, RowStream, Setup, Source, SourceResult, SpillSpace, Spilled, TaskContext,
     },
     scheduler::Dice,
@@ -34,7 +34,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(crate) static EXECUTOR: LazyLock<Executor> =
     LazyLock::new(|| Executor::builder().threads(2).build().unwrap());
 
-pub(crate) type Readers = Vec<ResultReader<Batch>>;
+pub(crate) type Readers = Vec<ResultReader<Held>>;
 
 /// Runs the graph that `build` makes; answers the batches of each reader.
 pub(crate) fn run_all(build: impl FnOnce(&mut Graph) -> Readers) -> Result<Vec<Vec<RecordBatch>>> {
@@ -179,6 +179,18 @@ impl Spilled for Kept {
     fn read(self: Arc<Self>, batch: usize, done: Completion<RecordBatch>) {
         thread::spawn(move || done.complete(Ok(self.0[batch].clone())));
     }
+}
+
+/// A query that gets memory by a pool's mood, and may spill all the rest.
+pub(crate) fn moody(seed: u64) -> (Arc<Moody>, Arc<KeptElsewhere>, QueryOptions) {
+    let pool = Arc::new(Moody::new(seed));
+    let elsewhere = Arc::new(KeptElsewhere { eager: true, ..KeptElsewhere::default() });
+    let options = QueryOptions {
+        memory: pool.clone(),
+        spill: Some(elsewhere.clone()),
+        ..QueryOptions::default()
+    };
+    (pool, elsewhere, options)
 }
 
 /// A pool that refuses some of what it is asked for, by a seed.

@@ -286,4 +286,4 @@ fn with_schema(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
 }
 
 /// The readers of a region's result, by partition.
-pub(crate) type Readers = Vec<ResultReader<Batch>>;
+pub(crate) type Readers = Vec<ResultReader<Held>>;

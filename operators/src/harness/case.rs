@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use datafusion_physical_expr::PhysicalExpr;
-use gatework_runtime::pipeline::{Batch, Sink, Source};
+use gatework_runtime::pipeline::{Held, Sink, Source};
 use gatework_shared_state::{Budget, result::ResultReader};
 use parking_lot::Mutex;
 
@@ -18,7 +18,7 @@ pub struct Case {
     instances: usize,
     morsel_rows: usize,
     result_bytes: usize,
-    readers: Mutex<Option<Vec<ResultReader<Batch>>>>,
+    readers: Mutex<Option<Vec<ResultReader<Held>>>>,
 }
 
 impl Case {
@@ -85,7 +85,7 @@ impl Case {
         Arc::new(sink)
     }
 
-    pub(super) fn take_readers(&self) -> Option<Vec<ResultReader<Batch>>> {
+    pub(super) fn take_readers(&self) -> Option<Vec<ResultReader<Held>>> {
         self.readers.lock().take()
     }
 }

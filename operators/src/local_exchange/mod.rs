@@ -11,15 +11,20 @@ use arrow::datatypes::SchemaRef;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, LocalSink, LocalSource, Setup, Sink, SinkResult, Slots, Source,
+        Batch, Fetch, FinishResult, Held, LocalSink, LocalSource, Setup, Sink, SinkResult, Slots, Source,
         SourceResult, TaskContext,
     },
 };
-use gatework_shared_state::{Budget, Gate, Take, exchange as state};
+use gatework_shared_state::{Budget, Gate, exchange as state};
 
 pub use routing::Routing;
 
-use crate::{compact, held::Held, result::answer, union::rename};
+use crate::{
+    compact,
+    held::{self, Holding, Settled},
+    result::answer,
+    union::rename,
+};
 use routing::{Routed, Router};
 
 /// Takes the rows of one producing pipeline.
@@ -86,8 +91,7 @@ impl Sink for LocalExchangeSink {
             closed: sink.closed().clone(),
             sink: Some(sink),
             router: self.router.clone(),
-            budget: self.budget.clone(),
-            setup,
+            holding: Holding::new(self.budget.clone(), setup),
         }))
     }
 }
@@ -96,27 +100,47 @@ struct LocalExchange {
     sink: Option<state::ExchangeSink<Held>>,
     closed: Gate,
     router: Arc<Router>,
-    budget: Budget,
-    setup: Setup,
+    holding: Holding<To>,
+}
+
+/// The channels a batch goes to.
+enum To {
+    Any,
+    All,
+    Channel(usize),
 }
 
 impl LocalSink for LocalExchange {
     fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
         let Some(sink) = &mut self.sink else { return Ok(SinkResult::Finished) };
-        let Some(batch) = batch else { return Ok(answer(sink.room())) };
-        let sequence = batch.sequence();
-        let hold = |data| Held::new(Batch::new(data).at(sequence), &self.budget, &self.setup);
-        let give = match self.router.route(compact(batch)?)? {
-            Routed::Any(data) => sink.push_any(hold(data)?),
-            Routed::All(data) => sink.push_all(&hold(data)?),
-            Routed::Parts(parts) => {
-                for (channel, part) in parts {
-                    sink.push(channel, hold(part)?);
-                }
-                sink.room()
+        let settled = match batch {
+            Some(batch) => {
+                let sequence = batch.sequence();
+                let parts = match self.router.route(compact(batch)?)? {
+                    Routed::Any(data) => vec![(To::Any, data)],
+                    Routed::All(data) => vec![(To::All, data)],
+                    Routed::Parts(parts) => {
+                        parts.into_iter().map(|(to, part)| (To::Channel(to), part)).collect()
+                    }
+                };
+                self.holding.hold(parts, sequence)?
             }
+            None => self.holding.settle()?,
         };
-        Ok(answer(give))
+        match settled {
+            Settled::Blocked(gate) => return Ok(SinkResult::Blocked(gate.into())),
+            Settled::Nothing => {}
+            Settled::Ready(parts) => {
+                for (to, held) in parts {
+                    match to {
+                        To::Any => sink.push_any(held),
+                        To::All => sink.push_all(&held),
+                        To::Channel(channel) => sink.push(channel, held),
+                    };
+                }
+            }
+        }
+        Ok(answer(sink.room()))
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
@@ -140,6 +164,8 @@ impl Source for LocalExchangeSource {
         Ok(Box::new(LocalChannel {
             source: self.slots.take(setup.instance())?,
             schema: self.schema.clone(),
+            fetch: Fetch::default(),
+            setup,
         }))
     }
 }
@@ -147,18 +173,18 @@ impl Source for LocalExchangeSource {
 struct LocalChannel {
     source: state::ExchangeSource<Held>,
     schema: Option<SchemaRef>,
+    fetch: Fetch,
+    setup: Setup,
 }
 
 impl LocalSource for LocalChannel {
     fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
-        Ok(match self.source.take() {
-            Take::Item(held) => SourceResult::Batch(match &self.schema {
-                Some(schema) => rename(held.release(), schema)?,
-                None => held.release(),
-            }),
-            Take::Blocked(gate) => SourceResult::Blocked(gate.into()),
-            Take::Finished => SourceResult::Finished,
-            Take::Aborted => return Err(Error::ProducerAborted),
+        let next = held::next(&mut self.fetch, &self.setup, || self.source.take())?;
+        Ok(match (next, &self.schema) {
+            (SourceResult::Batch(batch), Some(schema)) => {
+                SourceResult::Batch(rename(batch, schema)?)
+            }
+            (next, _) => next,
         })
     }
 }

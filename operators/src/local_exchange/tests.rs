@@ -1,13 +1,16 @@
 //! Rows in are rows out, each on the channel its route says.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
 
 use arrow::{
     array::RecordBatch,
     datatypes::{DataType, Field, Schema},
 };
 use datafusion_physical_expr::{PhysicalExpr, expressions::Column};
-use gatework_runtime::Result;
+use gatework_runtime::{Result, pipeline::QueryOptions};
 use gatework_shared_state::Budget;
 use proptest::prelude::*;
 
@@ -15,7 +18,9 @@ use super::{Routing, new};
 use crate::{
     keys::partition_rows,
     limit::Limit,
-    rig::{FailingScan, ints, result_of, rows, run_all, scan, sorted_rows, table},
+    rig::{
+        FailingScan, ints, moody, result_of, rows, run_all, run_with, scan, sorted_rows, table,
+    },
 };
 
 fn key() -> Arc<dyn PhysicalExpr> {
@@ -39,7 +44,15 @@ struct Case {
 impl Case {
     /// The rows of each channel.
     fn run(&self, input: &RecordBatch) -> Result<Vec<Vec<RecordBatch>>> {
-        run_all(|graph| {
+        self.run_with(QueryOptions::default(), input)
+    }
+
+    fn run_with(
+        &self,
+        options: QueryOptions,
+        input: &RecordBatch,
+    ) -> Result<Vec<Vec<RecordBatch>>> {
+        run_with(options, |graph| {
             let (routing, budget) = (self.routing.clone(), self.budget.clone());
             let (mut sinks, source) =
                 new(routing, &[self.producers], self.consumers, budget).unwrap();
@@ -212,4 +225,22 @@ fn a_failed_producer_fails_the_query() {
     })
     .unwrap_err();
     assert_eq!(error.to_string(), "the scan failed");
+}
+
+#[test]
+fn what_gets_no_memory_is_put_away_and_reaches_its_channel() {
+    for seed in 0..10 {
+        for routing in routings() {
+            let budget = Budget::new(1);
+            budget.overflow();
+            let copies = if matches!(routing, Routing::Broadcast) { 3 } else { 1 };
+            let what = format!("{routing:?}, seed {seed}");
+            let case = Case { routing, producers: 2, consumers: 3, morsel: 7, budget };
+            let (pool, elsewhere, options) = moody(seed);
+            let rows = all_rows(&case.run_with(options, &numbers(100)).unwrap());
+            assert_eq!(rows, sorted_rows(&vec![numbers(100); copies]), "{what}");
+            assert!(elsewhere.batches.load(Ordering::Relaxed) > 0, "{what}");
+            assert_eq!(pool.reserved(), 0);
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Every reader gets every row in order, whatever the others do.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use arrow::array::RecordBatch;
 use gatework_runtime::{
@@ -12,7 +12,7 @@ use gatework_shared_state::Budget;
 use super::new;
 use crate::{
     limit::Limit,
-    rig::{FailingScan, ints, result_of, rows, run_all, run_with, scan, table},
+    rig::{FailingScan, ints, moody, result_of, rows, run_all, run_with, scan, table},
 };
 
 fn numbers(count: i32) -> RecordBatch {
@@ -106,4 +106,26 @@ fn a_failed_producer_fails_the_query() {
     })
     .unwrap_err();
     assert_eq!(error.to_string(), "the scan failed");
+}
+
+#[test]
+fn what_gets_no_memory_is_put_away_and_comes_back_in_its_place() {
+    let expected: Vec<String> = (0..200).map(|n: i32| n.to_string()).collect();
+    for seed in 0..30 {
+        let (pool, elsewhere, options) = moody(seed);
+        let readers = run_with(options, |graph| {
+            let budget = Budget::new(1);
+            budget.overflow();
+            let (sink, sources) = new(2, budget);
+            graph.add("sink", 1, scan(&numbers(200), 3), vec![], Arc::new(sink)).unwrap();
+            let readers = sources.into_iter();
+            readers.flat_map(|source| result_of(graph, 1, 1, Arc::new(source), vec![])).collect()
+        })
+        .unwrap();
+        for batches in readers {
+            assert_eq!(rows(&batches), expected, "seed {seed}");
+        }
+        assert!(elsewhere.batches.load(Ordering::Relaxed) > 0);
+        assert_eq!(pool.reserved(), 0);
+    }
 }

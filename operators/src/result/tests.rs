@@ -1,13 +1,13 @@
 //! Every row reaches one partition: that of its task, or that of its keys.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use arrow::array::RecordBatch;
 use datafusion_physical_expr::{PhysicalExpr, expressions::Column};
 use gatework_shared_state::Budget;
 
 use super::ResultOutput;
-use crate::rig::{ints, rows, run_all, scan, sorted_rows, table};
+use crate::rig::{ints, moody, rows, run_all, run_with, scan, sorted_rows, table};
 
 fn input() -> RecordBatch {
     let keys = (0..100).map(|row| (row % 9 != 0).then_some(row % 7));
@@ -57,4 +57,23 @@ fn equal_keys_meet_in_one_partition() {
     all.dedup();
     assert_eq!((places, all.len()), (8, 8), "seven keys and NULL, each in one place");
     assert!(partitions.iter().filter(|batches| !batches.is_empty()).count() > 1);
+}
+
+#[test]
+fn rows_that_get_no_memory_are_put_away_and_reach_their_reader() {
+    for seed in 0..30 {
+        let (pool, elsewhere, options) = moody(seed);
+        let readers = run_with(options, |graph| {
+            let key = Arc::new(Column::new("key", 0)) as Arc<dyn PhysicalExpr>;
+            let budget = Budget::new(1);
+            budget.overflow();
+            let (output, readers) = ResultOutput::new(2, 3, vec![key], budget);
+            graph.add("result", 2, scan(&input(), 3), vec![], Arc::new(output)).unwrap();
+            readers
+        })
+        .unwrap();
+        assert_eq!(sorted_rows(&readers.concat()), sorted_rows(&[input()]), "seed {seed}");
+        assert!(elsewhere.batches.load(Ordering::Relaxed) > 0);
+        assert_eq!(pool.reserved(), 0);
+    }
 }

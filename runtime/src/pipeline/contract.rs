@@ -142,9 +142,7 @@ impl Setup {
 
     /// Gets batch number `batch` of `spilled` back.
     pub fn unspill(&self, spilled: &Arc<dyn Spilled>, batch: usize) -> Pending<RecordBatch> {
-        let (pending, done) = Pending::new("spill read", &self.query, Vec::new());
-        spilled.clone().read(batch, done);
-        pending
+        self.query.unspill(spilled, batch)
     }
 
     /// An empty memory reservation in this operator's name.

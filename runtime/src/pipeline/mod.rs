@@ -10,6 +10,7 @@ mod chaos;
 mod contract;
 mod driver;
 mod graph;
+mod held;
 mod memory;
 mod metrics;
 mod query;
@@ -28,6 +29,7 @@ pub use contract::{
     SinkResult, Source, SourceResult, Start, TaskContext,
 };
 pub use graph::{Graph, PipelineId, Running};
+pub use held::{Fetch, Held, Taken};
 pub use memory::{MemoryLimit, MemoryPool, MemoryRefused, Reservation, Unlimited};
 pub use metrics::{DependencyProfile, OperatorMetrics, OperatorProfile, Profile, TaskProfile};
 pub use query::{QueryContext, QueryOptions};

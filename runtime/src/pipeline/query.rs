@@ -18,11 +18,13 @@ use std::{
     time::Duration,
 };
 
+use arrow_array::RecordBatch;
 use gatework_shared_state::{Dependency, DependencyKind, Gate, Wakeups};
 use parking_lot::Mutex;
 
 use super::{
-    Chaos, DependencyProfile, MemoryPool, MemoryRefused, Profile, SpillSpace, Unlimited,
+    Chaos, DependencyProfile, MemoryPool, MemoryRefused, Pending, Profile, SpillSpace, Spilled,
+    Unlimited,
     graph::{Pipeline, PipelineInfo, TaskRecord},
 };
 use crate::{
@@ -310,6 +312,17 @@ impl QueryContext {
     /// Where its breakers put what does not fit.
     pub(super) fn spill_space(&self) -> Option<&Arc<dyn SpillSpace>> {
         self.options.spill.as_ref()
+    }
+
+    /// Gets batch number `batch` of `spilled` back.
+    pub(super) fn unspill(
+        self: &Arc<Self>,
+        spilled: &Arc<dyn Spilled>,
+        batch: usize,
+    ) -> Pending<RecordBatch> {
+        let (pending, done) = Pending::new("spill read", self, Vec::new());
+        spilled.clone().read(batch, done);
+        pending
     }
 
     pub(super) fn grow_memory(&self, holder: &Arc<str>, bytes: usize) -> Result<(), MemoryRefused> {

@@ -8,9 +8,9 @@ use std::{
 };
 
 use futures_core::Stream;
-use gatework_shared_state::{Gate, Take, result::ResultReader};
+use gatework_shared_state::{Gate, result::ResultReader};
 
-use super::{Batch, QueryContext, Running};
+use super::{Batch, Fetch, Held, QueryContext, Running, Taken};
 use crate::{Error, Result};
 
 /// What dropping the last stream of a set does.
@@ -42,7 +42,8 @@ pub struct RowStream {
     /// Shared by the partitions of the query's final result; `None` for an inner region's. Before
     /// `reader`, so that a query whose result is dropped is always cancelled, never just ended early.
     _cancel: Option<Arc<CancelOnDrop>>,
-    reader: Option<ResultReader<Batch>>,
+    reader: Option<ResultReader<Held>>,
+    fetch: Fetch,
     query: Arc<QueryContext>,
     idle: Gate,
     /// The last thing to be said before the end: the error, once the tasks are gone.
@@ -53,24 +54,25 @@ pub struct RowStream {
 
 impl RowStream {
     /// The partitions of the final result of `running`'s query.
-    pub fn of_query(running: &Running, readers: Vec<ResultReader<Batch>>) -> Vec<Self> {
+    pub fn of_query(running: &Running, readers: Vec<ResultReader<Held>>) -> Vec<Self> {
         let cancel = CancelOnDrop { query: running.query().clone(), idle: running.idle().clone() };
         Self::of(running, readers, Some(Arc::new(cancel)))
     }
 
     /// The partitions of an inner region, whose reader is part of the same query: dropping them ends
     /// the region's producers, not the query.
-    pub fn of_region(running: &Running, readers: Vec<ResultReader<Batch>>) -> Vec<Self> {
+    pub fn of_region(running: &Running, readers: Vec<ResultReader<Held>>) -> Vec<Self> {
         Self::of(running, readers, None)
     }
 
     fn of(
         running: &Running,
-        readers: Vec<ResultReader<Batch>>,
+        readers: Vec<ResultReader<Held>>,
         cancel: Option<Arc<CancelOnDrop>>,
     ) -> Vec<Self> {
         let stream = |reader| Self {
             reader: Some(reader),
+            fetch: Fetch::default(),
             query: running.query().clone(),
             // A partition ends when all sinks have finished, so the tasks that are left do not wait
             // for the readers of other partitions.
@@ -94,16 +96,21 @@ impl RowStream {
 
     fn poll_batch(&mut self, waker: &Waker) -> Poll<Option<Result<Batch>>> {
         while let Some(reader) = &mut self.reader {
-            match reader.take() {
-                Take::Item(batch) => return Poll::Ready(Some(Ok(batch))),
-                Take::Blocked(gate) => {
+            match self.fetch.next(&self.query, || reader.take()) {
+                Ok(Taken::Batch(batch)) => return Poll::Ready(Some(Ok(batch))),
+                Ok(Taken::Blocked(gate)) => {
                     if !gate.poll_ready(waker) {
                         return Poll::Pending;
                     }
                 }
-                Take::Finished => self.reader = None,
-                Take::Aborted => {
+                Ok(Taken::Finished) => self.reader = None,
+                Ok(Taken::Aborted) => {
                     self.last_word = Some(self.query.error().unwrap_or(Error::ProducerAborted));
+                    self.reader = None;
+                }
+                Err(error) => {
+                    self.query.fail(error.clone());
+                    self.last_word = Some(error);
                     self.reader = None;
                 }
             }

@@ -22,7 +22,7 @@ use gatework_shared_state::{
 use crate::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, LocalOperator, LocalSink, LocalSource, Operator, OperatorResult,
+        Batch, FinishResult, Held, LocalOperator, LocalSink, LocalSource, Operator, OperatorResult,
         Reservation, Setup, Sink, SinkResult, Slots, Source, SourceResult, Start, TaskContext,
     },
 };
@@ -387,14 +387,14 @@ pub(super) fn from_sum(sources: Vec<AggregateSource<i64>>) -> Arc<dyn Source> {
     })
 }
 
-struct ToResult(Option<ResultSink<Batch>>);
+struct ToResult(Option<ResultSink<Held>>);
 
 impl LocalSink for ToResult {
     fn sink(&mut self, batch_in: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
         let sink = self.0.as_mut().expect("not finished");
         let partitions = sink.partitions() as i64;
         for row in batch_in.iter().flat_map(values) {
-            sink.push((row % partitions) as usize, batch([row]));
+            sink.push((row % partitions) as usize, batch([row]).into());
         }
         Ok(to_sink_result(sink.room()))
     }
@@ -410,7 +410,7 @@ impl LocalSink for ToResult {
 }
 
 /// A row a batch, by remainder of the number of partitions.
-pub(super) fn to_result(sinks: Vec<ResultSink<Batch>>) -> Arc<dyn Sink> {
+pub(super) fn to_result(sinks: Vec<ResultSink<Held>>) -> Arc<dyn Sink> {
     let slots = Slots::new(sinks);
     Made::<dyn LocalSink>::new("to result", move |setup| {
         Ok(Box::new(ToResult(Some(slots.take(setup.instance())?))))

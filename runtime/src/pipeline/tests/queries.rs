@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use gatework_shared_state::{
-    DependencyKind, Take,
+    DependencyKind,
     result::{self, ResultReader},
 };
 
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     hang_guard::guarded,
-    pipeline::{Batch, SourceResult, TaskContext},
+    pipeline::{Fetch, Held, SourceResult, TaskContext, Taken},
 };
 
 /// Two graphs under one query: the second reads the result of the first.
@@ -32,12 +32,13 @@ fn start_two(
 
     let reader = Mutex::new(Some(inner_readers));
     let relay = operators::source("relay", move |_| {
-        let mut reader: ResultReader<Batch> = reader.lock().unwrap().take().unwrap().remove(0);
-        move |_: &TaskContext| match reader.take() {
-            Take::Item(batch) => Ok(SourceResult::Batch(batch)),
-            Take::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
-            Take::Finished => Ok(SourceResult::Finished),
-            Take::Aborted => Err(Error::ProducerAborted),
+        let mut reader: ResultReader<Held> = reader.lock().unwrap().take().unwrap().remove(0);
+        let mut fetch = Fetch::default();
+        move |task: &TaskContext| match fetch.next(task.query(), || reader.take())? {
+            Taken::Batch(batch) => Ok(SourceResult::Batch(batch)),
+            Taken::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
+            Taken::Finished => Ok(SourceResult::Finished),
+            Taken::Aborted => Err(Error::ProducerAborted),
         }
     });
     start_one(query, checks, 1, relay, outer, 1).remove(0)
