@@ -73,9 +73,8 @@ impl<T> Holding<T> {
             Written::Blocked(gate) => Settled::Blocked(gate),
             Written::File(file, (places, sequence)) => {
                 let places = places.into_iter().enumerate();
-                let away = |(number, (to, rows))| {
-                    (to, Held::away(file.clone(), number, rows, sequence))
-                };
+                let away =
+                    |(number, (to, rows))| (to, Held::away(file.clone(), number, rows, sequence));
                 Settled::Ready(places.map(away).collect())
             }
         })
@@ -83,12 +82,8 @@ impl<T> Holding<T> {
 }
 
 /// The next batch out of a buffer, as a source answers it.
-pub(crate) fn next(
-    fetch: &mut Fetch,
-    setup: &Setup,
-    take: impl FnOnce() -> Take<Held>,
-) -> Result<SourceResult> {
-    Ok(match fetch.next(setup.query(), take)? {
+pub(crate) fn next(fetch: &mut Fetch, take: impl FnOnce() -> Take<Held>) -> Result<SourceResult> {
+    Ok(match fetch.next(take)? {
         Taken::Batch(batch) => SourceResult::Batch(batch),
         Taken::Blocked(gate) => SourceResult::Blocked(gate.into()),
         Taken::Finished => SourceResult::Finished,

@@ -6,8 +6,8 @@ mod tests;
 use gatework_runtime::{
     Result,
     pipeline::{
-        Batch, Fetch, FinishResult, Held, LocalSink, LocalSource, Setup, Sink, SinkResult, Slots, Source,
-        SourceResult, TaskContext,
+        Batch, Fetch, FinishResult, Held, LocalSink, LocalSource, Setup, Sink, SinkResult, Slots,
+        Source, SourceResult, TaskContext,
     },
 };
 use gatework_shared_state::{Budget, Gate, Give, multicast as state};
@@ -105,18 +105,18 @@ impl Source for MulticastSource {
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
         let source = self.slots.take(setup.instance())?;
-        Ok(Box::new(LocalMulticastSource { source, fetch: Fetch::default(), setup }))
+        let fetch = Fetch::new(&setup);
+        Ok(Box::new(LocalMulticastSource { source, fetch }))
     }
 }
 
 struct LocalMulticastSource {
     source: state::MulticastSource<Held>,
     fetch: Fetch,
-    setup: Setup,
 }
 
 impl LocalSource for LocalMulticastSource {
     fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
-        held::next(&mut self.fetch, &self.setup, || self.source.take())
+        held::next(&mut self.fetch, || self.source.take())
     }
 }

@@ -18,12 +18,13 @@ use arrow::{
 use gatework_runtime::{
     Error, Executor, Result,
     pipeline::{
-        Completion, Graph, Held, LocalSource, MemoryPool, MemoryRefused, Operator, QueryContext,
-        QueryOptions, RowStream, Setup, Source, SourceResult, SpillSpace, Spilled, TaskContext,
+        Batch, Completion, FinishResult, Graph, Held, LocalSink, LocalSource, MemoryPool,
+        MemoryRefused, Operator, QueryContext, QueryOptions, RowStream, Setup, Sink, SinkResult,
+        Source, SourceResult, SpillSpace, Spilled, TaskContext,
     },
     scheduler::Dice,
 };
-use gatework_shared_state::{Budget, result::ResultReader};
+use gatework_shared_state::{Budget, Dependency, DependencyKind, result::ResultReader};
 use parking_lot::Mutex;
 
 use crate::{compact, memory_scan::MemoryScan, result::ResultOutput};
@@ -179,6 +180,96 @@ impl Spilled for Kept {
     fn read(self: Arc<Self>, batch: usize, done: Completion<RecordBatch>) {
         thread::spawn(move || done.complete(Ok(self.0[batch].clone())));
     }
+}
+
+/// Asks the others for memory that it does not need, some times in between.
+#[derive(Debug)]
+struct Beggar;
+
+/// How often it asks.
+const QUESTIONS: usize = 20;
+
+/// Turns for as long as others of the query live.
+struct Turns(Setup, usize);
+
+struct Asks {
+    setup: Setup,
+    left: usize,
+}
+
+impl Source for Beggar {
+    fn name(&self) -> &str {
+        "turns"
+    }
+
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
+        Ok(Box::new(Turns(setup, 0)))
+    }
+}
+
+impl LocalSource for Turns {
+    fn next(&mut self, _: &TaskContext) -> Result<SourceResult> {
+        self.1 += 1;
+        Ok(match self.1 {
+            _ if self.0.query().live_tasks() == 1 => SourceResult::Finished,
+            turn if turn % 3 == 0 => {
+                SourceResult::Batch(Batch::new(table([("n", ints([Some(1)]))])))
+            }
+            _ => SourceResult::Blocked(
+                Dependency::ready("its turn", DependencyKind::Execution).into(),
+            ),
+        })
+    }
+}
+
+impl Sink for Beggar {
+    fn name(&self) -> &str {
+        "beggar"
+    }
+
+    fn holds_memory(&self) -> bool {
+        true
+    }
+
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+        Ok(Box::new(Asks { setup, left: QUESTIONS }))
+    }
+}
+
+impl LocalSink for Asks {
+    fn sink(&mut self, batch: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
+        if batch.is_none() {
+            return Ok(SinkResult::NeedInput);
+        }
+        if self.left == 0 {
+            return Ok(SinkResult::Finished);
+        }
+        let Some(gate) = self.setup.ask_for_memory(1) else { return Ok(SinkResult::NeedInput) };
+        self.left -= 1;
+        Ok(SinkResult::Blocked(gate.into()))
+    }
+
+    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+        Ok(FinishResult::Done)
+    }
+}
+
+/// [`run_with`], beside a task that has the others give memory back.
+pub(crate) fn run_asked(
+    options: QueryOptions,
+    build: impl FnOnce(&mut Graph) -> Readers,
+) -> Result<Vec<Vec<RecordBatch>>> {
+    run_with(options, |graph| {
+        graph.add("beggar", 1, Arc::new(Beggar), vec![], Arc::new(Beggar)).unwrap();
+        build(graph)
+    })
+}
+
+/// A query that may spill, with all the memory it wants.
+pub(crate) fn roomy() -> (Arc<KeptElsewhere>, QueryOptions) {
+    let elsewhere = Arc::new(KeptElsewhere { eager: true, ..KeptElsewhere::default() });
+    let options = QueryOptions { spill: Some(elsewhere.clone()), ..QueryOptions::default() };
+    (elsewhere, options)
 }
 
 /// A query that gets memory by a pool's mood, and may spill all the rest.

@@ -33,6 +33,7 @@
 //! | [`set`] | N:1 | a build side handed down a chain of probe sides |
 //! | [`exchange`] | N:N | local exchange: routed, shared or broadcast |
 //! | [`result`] | N:N | result partitions, read from outside |
+//! | [`memory`] | N:N | what one is refused and others hold |
 
 #![forbid(unsafe_code)]
 
@@ -43,6 +44,7 @@ mod cardinality;
 mod dependency;
 pub mod exchange;
 pub mod join;
+pub mod memory;
 pub mod multicast;
 mod queue;
 mod rendezvous;

@@ -11,12 +11,13 @@ use gatework_runtime::pipeline::{MemoryPool, MemoryRefused};
 #[derive(Debug)]
 pub(crate) struct PoolShare {
     reservation: MemoryReservation,
+    pool: Arc<dyn DataFusionPool>,
 }
 
 impl PoolShare {
     pub(crate) fn new(name: &str, pool: &Arc<dyn DataFusionPool>) -> Arc<Self> {
         let reservation = MemoryConsumer::new(format!("gatework {name}")).register(pool);
-        Arc::new(Self { reservation })
+        Arc::new(Self { reservation, pool: pool.clone() })
     }
 }
 
@@ -29,5 +30,9 @@ impl MemoryPool for PoolShare {
 
     fn shrink(&self, bytes: usize) {
         self.reservation.shrink(bytes);
+    }
+
+    fn shares_with(&self) -> usize {
+        Arc::as_ptr(&self.pool).cast::<()>() as usize
     }
 }

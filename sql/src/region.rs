@@ -24,7 +24,7 @@ use datafusion::{
 use futures::{Stream, StreamExt};
 use gatework_operators::Failure;
 use gatework_runtime::Error;
-use gatework_runtime::pipeline::{Batch, Profile, QueryContext, QueryOptions, RowStream};
+use gatework_runtime::pipeline::{Held, Profile, QueryContext, QueryOptions, RowStream};
 use gatework_shared_state::{Budget, result::ResultReader};
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;

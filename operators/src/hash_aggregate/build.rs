@@ -6,7 +6,8 @@ use arrow::array::RecordBatch;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, LocalSink, Reservation, Setup, Sink, SinkResult, Slots, TaskContext,
+        Batch, FinishResult, GiveBack, LocalSink, Reservation, Setup, Sink, SinkResult, Slots,
+        TaskContext,
     },
 };
 use gatework_shared_state::{Gate, aggregate::AggregateSink};
@@ -41,6 +42,10 @@ impl Sink for AggregateBuild {
         "aggregate build"
     }
 
+    fn holds_memory(&self) -> bool {
+        true
+    }
+
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
         let sink = self.slots.take(setup.instance())?;
         let closed = sink.closed().clone();
@@ -55,34 +60,95 @@ impl Sink for AggregateBuild {
         }
         Ok(Box::new(GroupedBuild {
             groups: Some(Groups::new(self.shared.clone(), &setup)?),
-            overflow: Overflow::new(self.shared.clone(), setup, 0),
+            overflow: Overflow::new(self.shared.clone(), setup.clone(), 0),
+            parts_reserved: 0,
+            refused: None,
             shared: self.shared.clone(),
             sink: Some(sink),
             closed,
+            setup,
         }))
     }
 }
 
 struct GroupedBuild {
     shared: Arc<Shared>,
+    setup: Setup,
     groups: Option<Groups>,
     overflow: Overflow,
+    /// Bytes that are reserved for the parts in `overflow`.
+    parts_reserved: usize,
+    /// What is in the table has not been reserved.
+    refused: Option<Error>,
     sink: Option<AggregateSink<Part>>,
     closed: Gate,
 }
 
 impl GroupedBuild {
-    /// Aggregates `data`, and begins to spill if that does not fit.
+    /// Aggregates `data`.
     fn update(&mut self, data: &RecordBatch) -> Result<()> {
         let Some(groups) = &mut self.groups else { return Ok(()) };
-        let mut fits = groups.update(data);
+        let fits = groups.update(data);
         if fits.is_ok() && self.shared.sinks > 1 && groups.len() >= FULL_TABLE_GROUPS {
-            fits = self.overflow.partition(groups);
+            match self.overflow.partition(groups) {
+                // The parts are made, and can only be written.
+                Err(error @ Error::OutOfMemory { .. }) => return self.spill(error),
+                other => other?,
+            }
+            self.parts_reserved = self.overflow.reserved();
         }
         match fits {
             // What did not fit is in the table all the same.
-            Err(error @ Error::OutOfMemory { .. }) => self.overflow.spill(groups, error),
-            other => other,
+            Err(error @ Error::OutOfMemory { .. }) => self.refused = Some(error),
+            other => other?,
+        }
+        if self.setup.can_spill() {
+            self.setup.could_give_back(groups.reserved() + self.parts_reserved);
+        }
+        Ok(())
+    }
+
+    /// If memory was refused: has another one give some back, and answers where to wait for that, or begins
+    /// to spill.
+    fn relieve(&mut self) -> Result<Option<Gate>> {
+        let (Some(groups), Some(error)) = (&mut self.groups, self.refused.take()) else {
+            return Ok(None);
+        };
+        match groups.account() {
+            Err(Error::OutOfMemory { .. }) => {}
+            other => return other.map(|()| None),
+        }
+        if let Some(gate) = self.setup.ask_for_memory(groups.reserved()) {
+            self.refused = Some(error);
+            return Ok(Some(gate));
+        }
+        self.spill(error)?;
+        Ok(None)
+    }
+
+    /// Begins to spill all groups.
+    fn spill(&mut self, error: Error) -> Result<()> {
+        let Some(groups) = &mut self.groups else { return Err(error) };
+        self.overflow.spill(groups, error)?;
+        (self.parts_reserved, self.refused) = (0, None);
+        self.setup.could_give_back(0);
+        Ok(())
+    }
+}
+
+impl GroupedBuild {
+    /// The gate to wait at before more rows are taken.
+    fn waits(&mut self) -> Result<Option<Gate>> {
+        loop {
+            if let Some(gate) = self.overflow.writing()? {
+                return Ok(Some(gate));
+            }
+            if self.refused.is_none() {
+                return Ok(None);
+            }
+            if let Some(gate) = self.relieve()? {
+                return Ok(Some(gate));
+            }
         }
     }
 }
@@ -93,37 +159,52 @@ impl LocalSink for GroupedBuild {
             self.shared.saw_rows.store(true, Ordering::Relaxed);
             self.update(&compact(batch)?)?;
         }
-        Ok(match self.overflow.writing()? {
+        Ok(match self.waits()? {
             Some(gate) => SinkResult::Blocked(gate.into()),
             None => SinkResult::NeedInput,
         })
     }
 
+    fn give_back(&mut self, _task: &TaskContext) -> Result<GiveBack> {
+        if self.overflow.writing()?.is_some() {
+            return Ok(GiveBack::Begun);
+        }
+        let held = self.groups.as_ref().map_or(0, Groups::reserved) + self.parts_reserved;
+        if held == 0 || !self.setup.can_spill() {
+            return Ok(GiveBack::Nothing);
+        }
+        self.spill(Error::Setup("nothing is left to be spilled".into()))?;
+        Ok(GiveBack::Begun)
+    }
+
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
-        if let Some(gate) = self.overflow.writing()? {
+        if let Some(gate) = self.waits()? {
             return Ok(FinishResult::Blocked(gate.into()));
         }
         if self.closed.is_ready() {
             self.groups = None;
         }
-        if self.overflow.is_spilled()
-            && let Some(mut groups) = self.groups.take().filter(|groups| groups.len() > 0)
-        {
-            // Units are merged one by one; what is left of all would be in the way.
-            let error = Error::Setup("nothing is left to be spilled".into());
-            self.overflow.spill(&mut groups, error)?;
+        let whole = self.shared.sinks == 1 && !self.overflow.is_spilled();
+        if !whole && let Some(groups) = self.groups.as_mut().filter(|groups| groups.len() > 0) {
+            let refused = match self.overflow.is_spilled() {
+                // Units are merged one by one; what is left of all would be in the way.
+                true => Some(Error::Setup("nothing is left to be spilled".into())),
+                false => match self.overflow.partition(groups) {
+                    Err(error @ Error::OutOfMemory { .. }) => Some(error),
+                    other => other.map(|()| None)?,
+                },
+            };
+            if let Some(error) = refused {
+                self.overflow.spill(groups, error)?;
+            }
             if let Some(gate) = self.overflow.writing()? {
                 return Ok(FinishResult::Blocked(gate.into()));
             }
         }
         let Some(sink) = self.sink.take() else { return Ok(FinishResult::Done) };
         let mut parts = self.overflow.take();
-        if let Some(mut groups) = self.groups.take() {
-            if self.shared.sinks == 1 && !self.overflow.is_spilled() {
-                parts[0].push(Part::Table(Box::new(groups)));
-            } else {
-                groups.partition(0, &mut parts)?;
-            }
+        if let Some(groups) = self.groups.take().filter(|_| whole) {
+            parts[0].push(Part::Table(Box::new(groups)));
         }
         sink.publish(parts);
         Ok(FinishResult::Done)

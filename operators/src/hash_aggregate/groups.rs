@@ -111,6 +111,11 @@ impl Groups {
         self.table.len()
     }
 
+    /// Bytes that are reserved for groups; those of an empty table it keeps.
+    pub(super) fn reserved(&self) -> usize {
+        if self.len() > 0 { self.reservation.bytes() } else { 0 }
+    }
+
     /// Aggregates the rows of `batch`, of which there is at least one.
     pub(super) fn update(&mut self, batch: &RecordBatch) -> Result<()> {
         self.update_inner(batch).or_fail()?;
@@ -211,7 +216,8 @@ impl Groups {
         Ok(())
     }
 
-    fn account(&mut self) -> Result<()> {
+    /// Reserves what the table takes.
+    pub(super) fn account(&mut self) -> Result<()> {
         let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
         let bytes = self.table.bytes() + accumulators;
         // To spill them takes a copy.
@@ -340,6 +346,11 @@ impl States {
             states = rest;
         }
         Ok(Self { keys, hashes, states: of_calls, _reservation: None })
+    }
+
+    /// Bytes that are reserved for them.
+    pub(super) fn reserved(&self) -> usize {
+        self._reservation.as_ref().map_or(0, Reservation::bytes)
     }
 
     fn bytes(&self) -> usize {

@@ -40,6 +40,15 @@ impl Overflow {
         self.spilled
     }
 
+    /// Bytes that are reserved for parts in memory.
+    pub(super) fn reserved(&self) -> usize {
+        let states = |part: &Part| match part {
+            Part::States(states) => states.reserved(),
+            _ => 0,
+        };
+        self.parts.iter().flatten().map(states).sum()
+    }
+
     /// Empties `groups` into parts.
     ///
     /// # Errors

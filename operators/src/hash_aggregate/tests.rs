@@ -32,8 +32,8 @@ use proptest::prelude::*;
 use self::model::{Input, texts};
 use super::{AggregateCall, AggregateConfig, AggregateOutput, GroupBy, InputRows, OutputRows, new};
 use crate::rig::{
-    EXECUTOR, FailingScan, KeptElsewhere, result_of, run, run_with, scan, sorted_rows, table,
-    wait_idle,
+    EXECUTOR, FailingScan, KeptElsewhere, moody, result_of, roomy, run, run_asked, run_with, scan,
+    sorted_rows, table, wait_idle,
 };
 
 /// What is aggregated, and how it is run.
@@ -200,9 +200,13 @@ impl Case {
     }
 
     fn check(&self, input: &Input) {
+        self.check_with(QueryOptions::default(), input);
+    }
+
+    fn check_with(&self, options: QueryOptions, input: &Input) {
         let schema = input.batch.schema();
         let source = scan(&input.batch, self.morsel);
-        let batches = self.run(QueryOptions::default(), &schema, source, calls(&schema)).unwrap();
+        let batches = self.run(options, &schema, source, calls(&schema)).unwrap();
         assert_eq!(texts(&batches), input.aggregate(&self.keys, self.sets.as_deref()), "{self:?}");
         assert!(batches.iter().all(|batch| batch.num_rows() <= self.batch_rows.max(1)));
     }
@@ -248,6 +252,19 @@ proptest! {
     #[test]
     fn groups_are_those_of_the_model(case in any_case(), rows in rows()) {
         case.check(&Input::new(&rows));
+    }
+
+    #[test]
+    fn refused_memory_changes_no_group(
+        case in any_case(),
+        key in 0..model::KEYS,
+        rows in rows(),
+        seed in any::<u64>(),
+    ) {
+        let keys = if case.keys.is_empty() { vec![key] } else { case.keys.clone() };
+        let (pool, _, options) = moody(seed);
+        Case { keys, ..case }.check_with(options, &Input::new(&rows));
+        assert_eq!(pool.reserved(), 0);
     }
 
     #[test]
@@ -466,4 +483,21 @@ fn states_are_not_filtered_again() {
         let texts = texts(&batches.unwrap());
         assert!(texts.len() == 1 && texts[0].ends_with('6'), "{texts:?}");
     }
+}
+
+#[test]
+fn groups_that_others_ask_for_are_kept_elsewhere() {
+    let input = numbers(200_000, 100_000);
+    let schema = input.schema();
+    let case = Case { sinks: 2, sources: 2, ..plain(&[0]) };
+    let calls = sum_of_value(&schema);
+    let expected =
+        case.run(QueryOptions::default(), &schema, scan(&input, 1000), calls.clone()).unwrap();
+    let (elsewhere, options) = roomy();
+    let answer = run_asked(options, |graph| {
+        let output = case.add(graph, &schema, scan(&input, 1000), calls);
+        result_of(graph, 2, 1, Arc::new(output), vec![])
+    });
+    assert!(sorted_rows(&answer.unwrap()[0]) == sorted_rows(&expected));
+    assert!(elsewhere.batches.load(Ordering::Relaxed) > 0);
 }

@@ -10,7 +10,9 @@ use datafusion_common::ScalarValue;
 use datafusion_functions_aggregate_common::min_max::{max_batch, min_batch};
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, FinishResult, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext},
+    pipeline::{
+        Batch, FinishResult, GiveBack, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext,
+    },
 };
 use gatework_shared_state::{Gate, join::BuildSink};
 
@@ -40,6 +42,10 @@ impl Sink for HashJoinBuild {
         "hash join build"
     }
 
+    fn holds_memory(&self) -> bool {
+        true
+    }
+
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
         let sink = self.slots.take(setup.instance())?;
         let no_bounds = (ScalarValue::Null, ScalarValue::Null);
@@ -50,6 +56,8 @@ impl Sink for HashJoinBuild {
             bounds: self.shared.note_bounds.then(|| vec![no_bounds; keys]),
             has_null: false,
             rows: Rows::All(Box::new(Collected::new(&self.shared, setup.reservation()))),
+            refused: false,
+            giving: false,
             shared: self.shared.clone(),
             setup,
         }))
@@ -72,6 +80,10 @@ struct LocalBuild {
     bounds: Option<Bounds>,
     has_null: bool,
     rows: Rows,
+    /// What is there has not been reserved.
+    refused: bool,
+    /// More units are being sent away because somebody asked for memory.
+    giving: bool,
     setup: Setup,
 }
 
@@ -83,23 +95,66 @@ impl LocalBuild {
         self.has_null |= KeyEncoder::without_nulls(&keys).is_some();
         self.bounds = merge_bounds(self.bounds.take(), bounds_of(&keys));
         let kept = to_keep(data.project(&shared.kept).or_fail()?)?;
-        let can_spill = shared.can_spill(&self.setup);
-        let refused = match &mut self.rows {
-            Rows::All(rows) => {
-                rows.push(shared, kept, &keys)?;
-                let overdraft = if can_spill { self.setup.overdraft() } else { 0 };
-                match rows.reserve(shared, overdraft) {
-                    Err(Error::OutOfMemory { .. }) if can_spill => true,
-                    other => return other,
-                }
-            }
-            Rows::Divided(divider) => return divider.add(&kept, keys),
-            Rows::Gone => false,
-        };
-        if refused {
-            shared.send_more_away(UnitSet::default());
+        match &mut self.rows {
+            Rows::All(rows) => rows.push(shared, kept, &keys)?,
+            Rows::Divided(divider) => divider.add(&kept, keys)?,
+            Rows::Gone => {}
+        }
+        match self.reserve() {
+            // What did not fit has been collected all the same.
+            Err(Error::OutOfMemory { .. }) => self.refused = true,
+            other => other?,
         }
         Ok(())
+    }
+
+    /// Reserves what the table of the rows takes, if they are not divided, which is done by need.
+    fn reserve(&mut self) -> Result<()> {
+        let can_spill = self.shared.can_spill(&self.setup);
+        let Rows::All(rows) = &mut self.rows else { return Ok(()) };
+        rows.reserve(&self.shared, if can_spill { self.setup.overdraft() } else { 0 })
+    }
+
+    /// If memory was refused: has another one give some back, and answers where to wait for that, or sends
+    /// units away.
+    fn relieve(&mut self) -> Result<Option<Gate>> {
+        if !mem::take(&mut self.refused) {
+            return Ok(None);
+        }
+        let error = match self.reserve() {
+            Err(error @ Error::OutOfMemory { .. }) => error,
+            other => return other.map(|()| None),
+        };
+        let held = if let Rows::All(rows) = &self.rows { rows.reservation.bytes() } else { 0 };
+        if let Some(gate) = self.setup.ask_for_memory(held) {
+            self.refused = true;
+            return Ok(Some(gate));
+        }
+        if !self.shared.can_spill(&self.setup) {
+            return Err(error);
+        }
+        self.shared.send_more_away(UnitSet::default());
+        Ok(None)
+    }
+
+    /// The gate to wait at before more rows are taken.
+    fn waits(&mut self) -> Result<Option<Gate>> {
+        if let Some(gate) = self.relieve()? {
+            return Ok(Some(gate));
+        }
+        self.follow();
+        let gate = match &mut self.rows {
+            Rows::Divided(divider) => divider.settle(false)?,
+            _ => None,
+        };
+        if self.shared.can_spill(&self.setup) {
+            self.setup.could_give_back(match &mut self.rows {
+                Rows::All(rows) => rows.reservation.bytes(),
+                Rows::Divided(divider) => divider.units().reserved(),
+                Rows::Gone => 0,
+            });
+        }
+        Ok(gate)
     }
 
     /// Divides the rows once any task had to.
@@ -119,17 +174,34 @@ impl LocalSink for LocalBuild {
         if let Some(batch) = batch {
             self.add(batch)?;
         }
-        self.follow();
-        Ok(match &mut self.rows {
-            Rows::Divided(divider) => match divider.settle(false)? {
-                Some(gate) => SinkResult::Blocked(gate.into()),
-                None => SinkResult::NeedInput,
-            },
-            _ => SinkResult::NeedInput,
+        Ok(match self.waits()? {
+            Some(gate) => SinkResult::Blocked(gate.into()),
+            None => SinkResult::NeedInput,
         })
     }
 
+    fn give_back(&mut self, _task: &TaskContext) -> Result<GiveBack> {
+        if !self.shared.can_spill(&self.setup) {
+            return Ok(GiveBack::Nothing);
+        }
+        if !mem::replace(&mut self.giving, true) {
+            self.shared.send_more_away(self.shared.away());
+            self.follow();
+        }
+        let Rows::Divided(divider) = &mut self.rows else { return Ok(GiveBack::Nothing) };
+        if let Some(gate) = divider.settle(false)? {
+            return Ok(GiveBack::Blocked(gate.into()));
+        }
+        self.giving = false;
+        let units = divider.units();
+        self.setup.could_give_back(units.reserved());
+        Ok(if units.is_writing()? { GiveBack::Begun } else { GiveBack::Nothing })
+    }
+
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+        if let Some(gate) = self.relieve()? {
+            return Ok(FinishResult::Blocked(gate.into()));
+        }
         self.follow();
         let away_set = self.shared.away();
         if let Rows::Divided(divider) = &mut self.rows

@@ -59,6 +59,11 @@ impl Divider {
         self.units.add(rows, &hashes, None)
     }
 
+    /// The rows, as they are cut.
+    pub(super) fn units(&mut self) -> &mut Units {
+        &mut self.units
+    }
+
     /// Goes on; a gate: to be called again. With `end`, all rows are where they belong afterwards.
     pub(super) fn settle(&mut self, end: bool) -> Result<Option<Gate>> {
         let shared = self.shared.clone();

@@ -11,8 +11,8 @@ use arrow::datatypes::SchemaRef;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, Fetch, FinishResult, Held, LocalSink, LocalSource, Setup, Sink, SinkResult, Slots, Source,
-        SourceResult, TaskContext,
+        Batch, Fetch, FinishResult, Held, LocalSink, LocalSource, Setup, Sink, SinkResult, Slots,
+        Source, SourceResult, TaskContext,
     },
 };
 use gatework_shared_state::{Budget, Gate, exchange as state};
@@ -164,8 +164,7 @@ impl Source for LocalExchangeSource {
         Ok(Box::new(LocalChannel {
             source: self.slots.take(setup.instance())?,
             schema: self.schema.clone(),
-            fetch: Fetch::default(),
-            setup,
+            fetch: Fetch::new(&setup),
         }))
     }
 }
@@ -174,12 +173,11 @@ struct LocalChannel {
     source: state::ExchangeSource<Held>,
     schema: Option<SchemaRef>,
     fetch: Fetch,
-    setup: Setup,
 }
 
 impl LocalSource for LocalChannel {
     fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
-        let next = held::next(&mut self.fetch, &self.setup, || self.source.take())?;
+        let next = held::next(&mut self.fetch, || self.source.take())?;
         Ok(match (next, &self.schema) {
             (SourceResult::Batch(batch), Some(schema)) => {
                 SourceResult::Batch(rename(batch, schema)?)

@@ -18,9 +18,7 @@ use super::{Routing, new};
 use crate::{
     keys::partition_rows,
     limit::Limit,
-    rig::{
-        FailingScan, ints, moody, result_of, rows, run_all, run_with, scan, sorted_rows, table,
-    },
+    rig::{FailingScan, ints, moody, result_of, rows, run_all, run_with, scan, sorted_rows, table},
 };
 
 fn key() -> Arc<dyn PhysicalExpr> {

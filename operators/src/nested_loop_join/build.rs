@@ -3,14 +3,12 @@
 use arrow::array::RecordBatch;
 use gatework_runtime::{
     Result,
-    pipeline::{
-        Batch, FinishResult, LocalSink, Reservation, Setup, Sink, SinkResult, Slots, TaskContext,
-    },
+    pipeline::{Batch, FinishResult, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext},
 };
 use gatework_shared_state::{Gate, join::BuildSink};
 
 use super::table::{Part, Table};
-use crate::{compact, compact::to_keep, concat::concat_rows};
+use crate::{compact, compact::to_keep, concat::concat_rows, spilling::Debt};
 
 /// Collects the left side.
 #[derive(Debug)]
@@ -30,6 +28,10 @@ impl Sink for NestedLoopBuild {
         "nested-loop join build"
     }
 
+    fn holds_memory(&self) -> bool {
+        true
+    }
+
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
         let sink = self.slots.take(setup.instance())?;
         Ok(Box::new(LocalBuild {
@@ -39,7 +41,7 @@ impl Sink for NestedLoopBuild {
             small: Vec::new(),
             small_rows: 0,
             chunks: Vec::new(),
-            memory: setup.reservation(),
+            memory: Debt::new(setup),
         }))
     }
 }
@@ -52,27 +54,31 @@ struct LocalBuild {
     small: Vec<RecordBatch>,
     small_rows: usize,
     chunks: Vec<RecordBatch>,
-    memory: Reservation,
+    memory: Debt,
 }
 
 impl LocalSink for LocalBuild {
     fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
-        let Some(batch) = batch else { return Ok(SinkResult::NeedInput) };
-        let batch = Batch::new(to_keep(compact(batch)?)?);
-        self.memory.grow(batch.bytes())?;
-        self.small_rows += batch.rows();
-        self.small.push(batch.into_parts().0);
-        if self.small_rows >= self.chunk_rows {
-            self.cut(self.chunk_rows)?;
+        if let Some(batch) = batch {
+            let batch = Batch::new(to_keep(compact(batch)?)?);
+            self.memory.add(batch.bytes());
+            self.small_rows += batch.rows();
+            self.small.push(batch.into_parts().0);
+            if self.small_rows >= self.chunk_rows {
+                self.cut(self.chunk_rows)?;
+            }
         }
-        Ok(SinkResult::NeedInput)
+        Ok(match self.memory.settle()? {
+            Some(gate) => SinkResult::Blocked(gate.into()),
+            None => SinkResult::NeedInput,
+        })
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
         self.cut(1)?;
         if let Some(sink) = self.sink.take() {
             let chunks = std::mem::take(&mut self.chunks);
-            sink.publish(Part { chunks, memory: self.memory.split_off() });
+            sink.publish(Part { chunks, memory: self.memory.reservation().split_off() });
         }
         Ok(FinishResult::Done)
     }

@@ -17,8 +17,8 @@ use datafusion_physical_expr::PhysicalSortExpr;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, LocalSink, Reservation, Setup, Sink, SinkResult, Slots, Spilled,
-        Start, TaskContext,
+        Batch, FinishResult, GiveBack, LocalSink, Reservation, Setup, Sink, SinkResult, Slots,
+        Spilled, Start, TaskContext,
     },
 };
 use gatework_shared_state::{Gate, sort::SortSink};
@@ -143,6 +143,10 @@ impl Sink for SortRuns {
         if self.shared.config.fetch.is_some() { "top-n" } else { "sort" }
     }
 
+    fn holds_memory(&self) -> bool {
+        true
+    }
+
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
         let sink = self.slots.take(setup.instance())?;
         Ok(Box::new(LocalRuns {
@@ -152,6 +156,7 @@ impl Sink for SortRuns {
             writing: Writing::new(setup.clone()),
             collected: Collected::new(&self.shared),
             reservation: setup.reservation(),
+            refused: None,
             shared: self.shared.clone(),
             setup,
         }))
@@ -180,6 +185,8 @@ struct LocalRuns {
     closed: Gate,
     collected: Collected,
     reservation: Reservation,
+    /// What was collected has not been reserved.
+    refused: Option<Error>,
     setup: Setup,
 }
 
@@ -222,17 +229,42 @@ impl LocalRuns {
     fn keep(&mut self, data: RecordBatch) -> Result<()> {
         self.collected.bytes += Batch::new(data.clone()).bytes();
         self.collected.batches.push(data);
-        let bytes = self.collected.bytes + self.collected.keys.size();
-        match resize(&mut self.reservation, bytes, self.setup.overdraft()) {
+        match self.reserve() {
             // What did not fit has been collected all the same.
-            Err(error @ Error::OutOfMemory { .. }) if self.setup.can_spill() => self.spill(error),
-            other => other,
+            Err(error @ Error::OutOfMemory { .. }) => self.refused = Some(error),
+            other => other?,
         }
+        if self.setup.can_spill() {
+            self.setup.could_give_back(self.reservation.bytes());
+        }
+        Ok(())
+    }
+
+    /// Reserves what was collected.
+    fn reserve(&mut self) -> Result<()> {
+        let bytes = self.collected.bytes + self.collected.keys.size();
+        resize(&mut self.reservation, bytes, self.setup.overdraft())
+    }
+
+    /// If memory was refused: has another one give some back, and answers where to wait for that, or begins
+    /// to spill.
+    fn relieve(&mut self) -> Result<Option<Gate>> {
+        let Some(error) = self.refused.take() else { return Ok(None) };
+        match self.reserve() {
+            Err(Error::OutOfMemory { .. }) => {}
+            other => return other.map(|()| None),
+        }
+        if let Some(gate) = self.setup.ask_for_memory(self.collected.bytes) {
+            self.refused = Some(error);
+            return Ok(Some(gate));
+        }
+        self.spill(error)?;
+        Ok(None)
     }
 
     /// Begins to write what was collected, in order, to a file because of `error`.
     fn spill(&mut self, error: Error) -> Result<()> {
-        if self.writing.is_busy() {
+        if self.writing.is_busy() || !self.setup.can_spill() {
             return Err(error);
         }
         let Some(mut run) = self.sort()? else { return Err(error) };
@@ -243,6 +275,8 @@ impl LocalRuns {
         let held = run._reservation.take().into_iter().collect();
         drop(run);
         let count = batches.len();
+        self.refused = None;
+        self.setup.could_give_back(0);
         self.writing.begin(batches, held, count)
     }
 
@@ -257,10 +291,25 @@ impl LocalRuns {
     }
 
     fn room(&mut self) -> Result<SinkResult> {
-        Ok(match self.writing()? {
+        Ok(match self.waits()? {
             Some(gate) => SinkResult::Blocked(gate.into()),
             None => SinkResult::NeedInput,
         })
+    }
+
+    /// The gate to wait at before more rows are taken.
+    fn waits(&mut self) -> Result<Option<Gate>> {
+        loop {
+            if let Some(gate) = self.writing()? {
+                return Ok(Some(gate));
+            }
+            if self.refused.is_none() {
+                return Ok(None);
+            }
+            if let Some(gate) = self.relieve()? {
+                return Ok(Some(gate));
+            }
+        }
     }
 
     /// Sorts what was collected; with a `fetch`, only as many rows come out.
@@ -355,8 +404,19 @@ impl LocalSink for LocalRuns {
         self.room()
     }
 
+    fn give_back(&mut self, _task: &TaskContext) -> Result<GiveBack> {
+        if self.writing()?.is_some() {
+            return Ok(GiveBack::Begun);
+        }
+        if self.reservation.bytes() == 0 || !self.setup.can_spill() {
+            return Ok(GiveBack::Nothing);
+        }
+        self.spill(Error::Setup("nothing is left to be spilled".into()))?;
+        Ok(GiveBack::Begun)
+    }
+
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
-        if let Some(gate) = self.writing()? {
+        if let Some(gate) = self.waits()? {
             return Ok(FinishResult::Blocked(gate.into()));
         }
         let wanted = !self.closed.is_ready() && self.collected.keys.num_rows() > 0;

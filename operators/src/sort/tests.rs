@@ -15,7 +15,10 @@ use gatework_runtime::{
 use proptest::prelude::*;
 
 use super::{SortConfig, new};
-use crate::rig::{EXECUTOR, FailingScan, ints, result_of, rows, run_with, scan, table, wait_idle};
+use crate::rig::{
+    EXECUTOR, FailingScan, ints, moody, result_of, roomy, rows, run_asked, run_with, scan, table,
+    wait_idle,
+};
 
 const FLOATS: [f64; 6] = [0.0, -0.0, f64::NAN, 1.5, f64::NEG_INFINITY, -1.5];
 const TEXTS: [&str; 6] = ["", "a", "ab", "b", "a rather long text, not inline", "a\0"];
@@ -92,9 +95,9 @@ impl Case {
     }
 
     /// The keys come in the model's order; each row that comes is one of the input's, once.
-    fn check(&self, codes: &[Row]) {
+    fn check(&self, options: QueryOptions, codes: &[Row]) {
         let input = input(codes);
-        let batches = self.run(QueryOptions::default(), &input).unwrap();
+        let batches = self.run(options, &input).unwrap();
         let by_keys = |a: &Row, b: &Row| {
             let orders = self.keys.iter().map(|(key, options)| compare(*key, *options, a, b));
             orders.fold(Ordering::Equal, Ordering::then)
@@ -142,7 +145,18 @@ proptest! {
         case in any_case(),
         rows in prop::collection::vec(prop::array::uniform3(prop::option::weighted(0.8, 0..6_u8)), 0..40),
     ) {
-        case.check(&rows);
+        case.check(QueryOptions::default(), &rows);
+    }
+
+    #[test]
+    fn refused_memory_changes_no_row(
+        case in any_case(),
+        rows in prop::collection::vec(prop::array::uniform3(prop::option::weighted(0.8, 0..6_u8)), 0..40),
+        seed in any::<u64>(),
+    ) {
+        let (pool, _, options) = moody(seed);
+        case.check(options, &rows);
+        assert_eq!(pool.reserved(), 0);
     }
 }
 
@@ -251,4 +265,23 @@ fn a_dropped_result_ends_a_sort() {
     assert_eq!(stream.next().unwrap().unwrap().rows(), 10);
     drop(stream);
     wait_idle(&query);
+}
+
+#[test]
+fn rows_that_others_ask_for_are_kept_elsewhere() {
+    let input = shuffled(400_000, 1);
+    let (elsewhere, options) = roomy();
+    let answer =
+        run_asked(options, |graph| Case::plain(None, 2).add(graph, &input, scan(&input, 1000)));
+    assert!(values(&answer.unwrap()[0]) == (0..400_000).collect::<Vec<_>>());
+    assert!(elsewhere.batches.load(std::sync::atomic::Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn a_failed_input_is_not_an_empty_one() {
+    let input = shuffled(10, 1);
+    let answer = run_with(QueryOptions::default(), |graph| {
+        Case::plain(None, 2).add(graph, &input, Arc::new(FailingScan))
+    });
+    assert_eq!(answer.unwrap_err().to_string(), "the scan failed");
 }

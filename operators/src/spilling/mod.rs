@@ -26,6 +26,44 @@ pub(crate) fn resize(reservation: &mut Reservation, bytes: usize, overdraft: usi
     }
 }
 
+/// Memory of one that cannot spill what it holds. What is refused is owed until others have given some back.
+pub(crate) struct Debt {
+    setup: Setup,
+    reservation: Reservation,
+    owed: usize,
+}
+
+impl Debt {
+    pub(crate) fn new(setup: Setup) -> Self {
+        Self { reservation: setup.reservation(), setup, owed: 0 }
+    }
+
+    /// Reserves `bytes` more for what is held already. [`settle`](Self::settle) is to follow.
+    pub(crate) fn add(&mut self, bytes: usize) {
+        self.owed += bytes;
+    }
+
+    /// Where to wait before more is taken.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if nobody else has memory to give back.
+    pub(crate) fn settle(&mut self) -> Result<Option<Gate>> {
+        match self.reservation.grow(self.owed) {
+            Ok(()) => self.owed = 0,
+            Err(error @ Error::OutOfMemory { .. }) => {
+                return self.setup.ask_for_memory(self.owed).map(Some).ok_or(error);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(None)
+    }
+
+    /// All that is reserved.
+    pub(crate) fn reservation(&mut self) -> &mut Reservation {
+        &mut self.reservation
+    }
+}
+
 /// `columns` without what the buffers of views hold besides their own values.
 pub(crate) fn own_buffers(rows: &RecordBatch) -> Result<RecordBatch> {
     let columns = rows.columns().iter().map(gather_views);

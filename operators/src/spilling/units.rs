@@ -89,6 +89,8 @@ pub(crate) struct Units {
     /// There was no memory for what is there.
     short: bool,
     here: Vec<Vec<(RecordBatch, Reservation)>>,
+    /// Bytes that are reserved for those.
+    here_bytes: usize,
     away: Vec<Vec<SpilledPart>>,
     /// With the unit, the batches and the rows of each part of the file.
     writing: Writing<Vec<(usize, Range<usize>, usize)>>,
@@ -106,6 +108,7 @@ impl Units {
             memory: setup.reservation(),
             short: false,
             here: (0..UNITS).map(|_| Vec::new()).collect(),
+            here_bytes: 0,
             away: (0..UNITS).map(|_| Vec::new()).collect(),
             writing: Writing::new(setup.clone()),
             setup,
@@ -179,6 +182,7 @@ impl Units {
             let mut rows = 0;
             for (batch, reservation) in self.here[unit].drain(..) {
                 rows += batch.num_rows();
+                self.here_bytes -= reservation.bytes();
                 batches.push(batch);
                 held.push(reservation);
             }
@@ -211,6 +215,7 @@ impl Units {
                     Err(error @ Error::OutOfMemory { .. }) => refused = Some(error),
                     other => other?,
                 }
+                self.here_bytes += reservation.bytes();
                 self.here[unit].push((rows, reservation));
             }
         }
@@ -239,6 +244,16 @@ impl Units {
     pub(crate) fn take(self) -> (Vec<(RecordBatch, Reservation)>, Vec<Vec<SpilledPart>>) {
         debug_assert!(self.staged.is_empty() && !self.writing.is_busy());
         (self.here.into_iter().flatten().collect(), self.away)
+    }
+
+    /// Bytes that are reserved for rows in memory.
+    pub(crate) fn reserved(&self) -> usize {
+        self.memory.bytes() + self.here_bytes
+    }
+
+    /// Whether rows are on their way to a file.
+    pub(crate) fn is_writing(&mut self) -> Result<bool> {
+        Ok(self.writing()?.is_some())
     }
 
     /// What they were made with.

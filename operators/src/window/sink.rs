@@ -36,6 +36,10 @@ impl Sink for WindowSink {
         "window sink"
     }
 
+    fn holds_memory(&self) -> bool {
+        true
+    }
+
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
         let sink = self.slots.take(setup.instance())?;
         Ok(Box::new(LocalWindowSink {

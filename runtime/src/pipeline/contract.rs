@@ -21,7 +21,10 @@ use std::{fmt, sync::Arc, time::Instant};
 use arrow_array::RecordBatch;
 use gatework_shared_state::Gate;
 
-use super::{Batch, OperatorMetrics, Pending, QueryContext, Reservation, Spilled};
+use super::{
+    Batch, OperatorMetrics, Pending, QueryContext, Reservation, Spilled, query::LiveCount,
+    relief::Place,
+};
 use crate::{Error, Result, scheduler::Gates};
 
 /// Whether a local state can start.
@@ -81,6 +84,17 @@ pub enum FinishResult {
     Blocked(Gates),
 }
 
+/// The answer to [`LocalSink::give_back`].
+#[derive(Debug)]
+pub enum GiveBack {
+    /// Memory is given back when what was begun is done.
+    Begun,
+    /// There is none.
+    Nothing,
+    /// It waits: call again.
+    Blocked(Gates),
+}
+
 /// What a local state is made with.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -89,6 +103,8 @@ pub struct Setup {
     pub(crate) instances: usize,
     pub(crate) metrics: Arc<OperatorMetrics>,
     pub(crate) operator: Arc<str>,
+    pub(super) place: Option<Arc<Place>>,
+    pub(super) region: Arc<LiveCount>,
 }
 
 impl Setup {
@@ -123,6 +139,20 @@ impl Setup {
         self.query.spill_space().map_or(0, |space| space.overdraft())
     }
 
+    /// Says that [`LocalSink::give_back`] would give back about `bytes` at this moment.
+    pub fn could_give_back(&self, bytes: usize) {
+        if let Some(place) = &self.place {
+            place.set_bytes(bytes, &self.query);
+        }
+    }
+
+    /// After `bytes` were refused: asks the task that holds most memory, of this query or else of another one
+    /// with the same pool, to give some back. The gate to wait at before memory is tried for again; `None` if
+    /// nobody else has at least twice what this task could give back itself.
+    pub fn ask_for_memory(&self, bytes: usize) -> Option<Gate> {
+        self.place.as_ref()?.ask(bytes.max(self.overdraft()), &self.query)
+    }
+
     /// Puts `batches`, whose reservation is `held`, away. What comes back is where they are.
     ///
     /// # Errors
@@ -135,14 +165,15 @@ impl Setup {
         let Some(space) = self.query.spill_space() else {
             return Err(Error::Setup("there is no place to spill to".into()));
         };
-        let (pending, done) = Pending::new("spill write", &self.query, held);
+        let region = Some(&self.region);
+        let (pending, done) = Pending::within("spill write", &self.query, region, held);
         space.write(batches, done);
         Ok(pending)
     }
 
     /// Gets batch number `batch` of `spilled` back.
     pub fn unspill(&self, spilled: &Arc<dyn Spilled>, batch: usize) -> Pending<RecordBatch> {
-        self.query.unspill(spilled, batch)
+        self.query.unspill(spilled, batch, Some(&self.region))
     }
 
     /// An empty memory reservation in this operator's name.
@@ -273,6 +304,12 @@ pub trait Sink: Send + Sync + fmt::Debug {
     /// Its name in profiles and dumps.
     fn name(&self) -> &str;
 
+    /// Whether its local states hold much memory, so that they [ask for some](Setup::ask_for_memory) or
+    /// [give some back](LocalSink::give_back).
+    fn holds_memory(&self) -> bool {
+        false
+    }
+
     /// The local state of one task. Called once a task.
     ///
     /// # Errors
@@ -303,6 +340,15 @@ pub trait LocalSink: Send {
     /// # Errors
     /// The query fails.
     fn finish(&mut self, task: &TaskContext) -> Result<FinishResult>;
+
+    /// Memory is short, and this sink said that it [could give some back](Setup::could_give_back): it begins
+    /// to spill what it holds. Called between batches, also while the task waits for its source.
+    ///
+    /// # Errors
+    /// The query fails.
+    fn give_back(&mut self, _task: &TaskContext) -> Result<GiveBack> {
+        Ok(GiveBack::Nothing)
+    }
 
     /// A gate that opens when nobody wants what this sink makes. A task that waits for its source
     /// waits for this gate as well, so that early finish travels upstream.

@@ -22,10 +22,11 @@ use smallvec::SmallVec;
 use tracing::trace;
 
 use super::{
-    Batch, FinishResult, LocalOperator, LocalSink, LocalSource, OperatorMetrics, OperatorResult,
-    Setup, SinkResult, SourceResult, Start, TaskContext, chaos,
+    Batch, FinishResult, GiveBack, LocalOperator, LocalSink, LocalSource, OperatorMetrics,
+    OperatorResult, Setup, SinkResult, SourceResult, Start, TaskContext, chaos,
     graph::{Pipeline, TaskRecord},
     query::LiveTask,
+    relief::Place,
 };
 use crate::{
     Error, Result,
@@ -46,6 +47,8 @@ enum Position {
     Sink(Option<Batch>),
     /// Operator `.0` is to give what it has left.
     Flush(usize),
+    /// The sink is to give memory back; then the task goes on there.
+    GiveBack(Box<Position>),
     /// The sink is to finish.
     Finish,
 }
@@ -79,20 +82,22 @@ pub(super) struct TaskDriver {
     pipeline: Arc<Pipeline>,
     record: Arc<TaskRecord>,
     task: TaskContext,
+    place: Option<Arc<Place>>,
     /// Last, so that the query learns of the end when everything else is gone.
-    _live: LiveTask,
+    live: LiveTask,
 }
 
 impl TaskDriver {
     pub(super) fn new(pipeline: Arc<Pipeline>, record: Arc<TaskRecord>, live: LiveTask) -> Self {
         let task = TaskContext { query: live.query().clone(), worker: 0, since: Instant::now() };
         Self {
+            place: pipeline.sink.holds_memory().then(Arc::default),
             parts: Parts::default(),
             position: Position::Create,
             pipeline,
             record,
             task,
-            _live: live,
+            live,
         }
     }
 
@@ -112,6 +117,8 @@ impl TaskDriver {
             instances: self.pipeline.info.instances,
             metrics: self.metrics(place).clone(),
             operator: name.into(),
+            place: self.place.clone(),
+            region: self.live.region().clone(),
         }
     }
 
@@ -232,6 +239,7 @@ impl TaskDriver {
             Position::Operator(place, input) => self.execute(place, input),
             Position::Sink(batch) => self.sink(batch),
             Position::Flush(place) => self.flush(place),
+            Position::GiveBack(next) => self.give_back(next),
             Position::Finish => self.finish(),
         }
     }
@@ -315,6 +323,34 @@ impl TaskDriver {
         })
     }
 
+    fn give_back(&mut self, next: Box<Position>) -> Result<Step> {
+        let Some(sink) = &mut self.parts.sink else { return Ok(Step::Next(*next)) };
+        Ok(match sink.give_back(&self.task)? {
+            GiveBack::Begun => Step::Next(*next),
+            GiveBack::Nothing => {
+                self.place.as_ref().inspect(|place| place.gave_nothing());
+                Step::Next(*next)
+            }
+            GiveBack::Blocked(gates) => Step::Blocked(Position::GiveBack(next), gates),
+        })
+    }
+
+    /// Has the sink give memory back if somebody asks for it, unless it is about to hand over what it has.
+    fn heed_question(&self, position: Position) -> Position {
+        let Some(place) = &self.place else { return position };
+        match position {
+            Position::Create | Position::Start | Position::GiveBack(_) => position,
+            Position::Finish => {
+                if place.asked().is_some() {
+                    place.gave_nothing();
+                }
+                position
+            }
+            _ if place.take_question() => Position::GiveBack(Box::new(position)),
+            _ => position,
+        }
+    }
+
     fn finish(&mut self) -> Result<Step> {
         let Some(sink) = &mut self.parts.sink else { return Ok(Step::Done) };
         Ok(match sink.finish(&self.task)? {
@@ -329,6 +365,9 @@ impl TaskDriver {
     /// Ends whoever wants no more input although the task has not been told yet, and what lies
     /// before it, wherever the task stands. A gate that is open is not asked again.
     fn heed_closed(&mut self, position: Position) -> Position {
+        if let Position::GiveBack(next) = position {
+            return Position::GiveBack(Box::new(self.heed_closed(*next)));
+        }
         let open = self.parts.closed.iter().filter(|(_, gate)| gate.is_ready());
         let Some(place) = open.map(|(place, _)| *place).max() else { return position };
         let stands_at = match &position {
@@ -336,7 +375,7 @@ impl TaskDriver {
             Position::Operator(at, _) | Position::Flush(at) => Some(*at),
             Position::Sink(_) => Some(self.sink_place()),
             // What lies behind still starts; what finishes is finished.
-            Position::Create | Position::Start | Position::Finish => None,
+            Position::Create | Position::Start | Position::Finish | Position::GiveBack(_) => None,
         };
         if stands_at.is_some_and(|at| at <= place) {
             return self.end_at(place);
@@ -345,10 +384,17 @@ impl TaskDriver {
         position
     }
 
-    /// Adds the gates by which a blocked task learns that its output is not wanted any more.
-    fn or_closed(&self, position: &Position, gates: Gates) -> Gates {
+    /// Adds the gates by which a blocked task learns that its output is not wanted any more, or that it is
+    /// asked for memory.
+    fn or_closed(&self, position: &Position, mut gates: Gates) -> Gates {
         if let Position::Create | Position::Finish = position {
             return gates;
+        }
+        let asked = self.place.as_ref().and_then(|place| place.asked());
+        if let (Some(asked), false) =
+            (asked, matches!(position, Position::Start | Position::GiveBack(_)))
+        {
+            gates = gates.or(asked.clone());
         }
         self.parts.closed.iter().fold(gates, |gates, (_, gate)| gates.or(gate.clone()))
     }
@@ -357,7 +403,7 @@ impl TaskDriver {
         match position {
             Position::Create | Position::Start | Position::Source => 0,
             Position::Operator(place, _) | Position::Flush(place) => place + 1,
-            Position::Sink(_) | Position::Finish => sink_place + 1,
+            Position::Sink(_) | Position::GiveBack(_) | Position::Finish => sink_place + 1,
         }
     }
 
@@ -370,6 +416,7 @@ impl TaskDriver {
             self.task.check()?;
             let position = std::mem::replace(&mut self.position, Position::Finish);
             let position = self.heed_closed(position);
+            let position = self.heed_question(position);
             let place = Self::place_of(&position, self.sink_place());
             let step = self.step(position)?;
             let now = Instant::now();

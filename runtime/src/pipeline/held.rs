@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arrow_array::RecordBatch;
 use gatework_shared_state::{Gate, Payload, Take};
 
-use super::{Batch, Pending, QueryContext, Reservation, Spilled};
+use super::{Batch, Pending, QueryContext, Reservation, Setup, Spilled, query::LiveCount};
 use crate::Result;
 
 /// A batch in a buffer. Clones share what is charged for it, and its place in a file.
@@ -23,7 +23,10 @@ pub struct Held {
 
 #[derive(Debug, Clone)]
 enum Place {
-    Here { batch: Batch, _charge: Option<Arc<Reservation>> },
+    Here {
+        batch: Batch,
+        _charge: Option<Arc<Reservation>>,
+    },
     /// Batch number `.1` of what was put away.
     Away(Arc<dyn Spilled>, usize),
 }
@@ -77,28 +80,38 @@ pub enum Taken {
 }
 
 /// The consumer's end of a buffer: fetches back what was put away.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Fetch {
+    query: Arc<QueryContext>,
+    /// Of the task that fetches; a reader outside has none.
+    region: Option<Arc<LiveCount>>,
     fetching: Option<(Pending<RecordBatch>, u64)>,
 }
 
 impl Fetch {
+    /// For a source.
+    pub fn new(setup: &Setup) -> Self {
+        let region = Some(setup.region.clone());
+        Self { query: setup.query.clone(), region, fetching: None }
+    }
+
+    /// For the reader of a query's result.
+    pub(super) fn outside(query: &Arc<QueryContext>) -> Self {
+        Self { query: query.clone(), region: None, fetching: None }
+    }
+
     /// The next batch that `take` has.
     ///
     /// # Errors
     /// If one that was put away cannot be read.
-    pub fn next(
-        &mut self,
-        query: &Arc<QueryContext>,
-        take: impl FnOnce() -> Take<Held>,
-    ) -> Result<Taken> {
+    pub fn next(&mut self, take: impl FnOnce() -> Take<Held>) -> Result<Taken> {
         if self.fetching.is_none() {
             match take() {
                 Take::Item(Held { place: Place::Here { batch, .. }, .. }) => {
                     return Ok(Taken::Batch(batch));
                 }
                 Take::Item(Held { place: Place::Away(file, number), sequence, .. }) => {
-                    let pending = query.unspill(&file, number);
+                    let pending = self.query.unspill(&file, number, self.region.as_ref());
                     self.fetching = Some((pending, sequence));
                 }
                 Take::Blocked(gate) => return Ok(Taken::Blocked(gate)),

@@ -28,6 +28,12 @@ pub trait MemoryPool: Send + Sync + fmt::Debug {
 
     /// Gives `bytes` back.
     fn shrink(&self, bytes: usize);
+
+    /// What it shares its bytes with: of pools that answer the same, one's holders can make room for
+    /// another's. By default it is alone.
+    fn shares_with(&self) -> usize {
+        std::ptr::from_ref(self).cast::<()>() as usize
+    }
 }
 
 /// A pool without a limit.

@@ -14,6 +14,7 @@ mod held;
 mod memory;
 mod metrics;
 mod query;
+mod relief;
 mod slots;
 mod spill;
 mod stream;
@@ -25,8 +26,8 @@ mod tests;
 pub use batch::{Batch, column_bytes};
 pub use chaos::{Chaos, ChaosCounts, Fault};
 pub use contract::{
-    FinishResult, LocalOperator, LocalSink, LocalSource, Operator, OperatorResult, Setup, Sink,
-    SinkResult, Source, SourceResult, Start, TaskContext,
+    FinishResult, GiveBack, LocalOperator, LocalSink, LocalSource, Operator, OperatorResult, Setup,
+    Sink, SinkResult, Source, SourceResult, Start, TaskContext,
 };
 pub use graph::{Graph, PipelineId, Running};
 pub use held::{Fetch, Held, Taken};

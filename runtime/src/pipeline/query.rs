@@ -19,7 +19,7 @@ use std::{
 };
 
 use arrow_array::RecordBatch;
-use gatework_shared_state::{Dependency, DependencyKind, Gate, Wakeups};
+use gatework_shared_state::{Dependency, DependencyKind, Gate, Wakeups, memory::Holder};
 use parking_lot::Mutex;
 
 use super::{
@@ -303,10 +303,21 @@ impl QueryContext {
         }
     }
 
-    /// Counts as live until the answer is dropped.
-    pub(super) fn outside(self: &Arc<Self>) -> Outside {
+    /// Counts as live until the answer is dropped, as one of the tasks of `region` if that is given.
+    pub(super) fn outside(self: &Arc<Self>, region: Option<&Arc<LiveCount>>) -> Outside {
         self.live.enter();
-        Outside(self.clone())
+        region.inspect(|region| region.enter());
+        Outside { query: self.clone(), region: region.cloned() }
+    }
+
+    /// A place for a task among those that hold memory.
+    pub(super) fn memory_holder(&self) -> Holder {
+        self.core.arbiter.holder(self.options.memory.shares_with(), self.id)
+    }
+
+    /// Lets all who wait for memory try again.
+    pub(super) fn memory_released(&self) {
+        self.core.arbiter.released();
     }
 
     /// Where its breakers put what does not fit.
@@ -319,8 +330,9 @@ impl QueryContext {
         self: &Arc<Self>,
         spilled: &Arc<dyn Spilled>,
         batch: usize,
+        region: Option<&Arc<LiveCount>>,
     ) -> Pending<RecordBatch> {
-        let (pending, done) = Pending::new("spill read", self, Vec::new());
+        let (pending, done) = Pending::within("spill read", self, region, Vec::new());
         spilled.clone().read(batch, done);
         pending
     }
@@ -339,6 +351,7 @@ impl QueryContext {
         self.holders.lock().take(holder, bytes);
         self.reserved.fetch_sub(bytes, Ordering::AcqRel);
         self.options.memory.shrink(bytes);
+        self.memory_released();
     }
 
     /// What was reserved for `from` is held by `to` now.
@@ -466,7 +479,10 @@ impl OnIdle for QueryContext {
                 }
                 // Whoever does not say what it waits for runs, or is about to for the first time.
                 let Some(gates) = handle.waits_for() else { return };
-                let outside = |gate: &Gate| gate.kind() == DependencyKind::External;
+                let outside = |gate: &Gate| {
+                    // Who waits for memory is woken by whoever was asked for it, maybe another query.
+                    matches!(gate.kind(), DependencyKind::External | DependencyKind::Memory)
+                };
                 if gates.iter().any(|gate| outside(gate) || gate.is_ready()) {
                     // It will be the same one next time, most likely.
                     self.waits_outside.store(place, Ordering::Relaxed);
@@ -512,8 +528,9 @@ impl Holders {
     }
 }
 
-/// Counts tasks alive; its gate is open while there are none.
-struct LiveCount {
+/// Counts tasks alive, and what is done for them elsewhere; its gate is open while there are none.
+#[derive(Debug)]
+pub(super) struct LiveCount {
     count: Mutex<usize>,
     idle: Gate,
 }
@@ -547,11 +564,17 @@ impl LiveCount {
 
 /// The presence of something that is done for a query outside its tasks.
 #[derive(Debug)]
-pub(super) struct Outside(Arc<QueryContext>);
+pub(super) struct Outside {
+    query: Arc<QueryContext>,
+    region: Option<Arc<LiveCount>>,
+}
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        self.0.leave();
+        self.query.leave();
+        if let Some(region) = &self.region {
+            let _last = region.leave();
+        }
     }
 }
 
@@ -570,6 +593,11 @@ impl LiveTask {
 
     pub(super) fn query(&self) -> &Arc<QueryContext> {
         &self.query
+    }
+
+    /// The graph it was started in.
+    pub(super) fn region(&self) -> &Arc<LiveCount> {
+        &self.region
     }
 }
 

@@ -11,7 +11,10 @@ use arrow_array::RecordBatch;
 use gatework_shared_state::{Dependency, DependencyKind, Gate};
 use parking_lot::Mutex;
 
-use super::{QueryContext, Reservation, query::Outside};
+use super::{
+    QueryContext, Reservation,
+    query::{LiveCount, Outside},
+};
 use crate::{Error, Result};
 
 /// Where batches are kept that do not fit into memory: files, if the embedder has not thought of
@@ -53,6 +56,7 @@ pub struct Completion<T> {
     outcome: Arc<Mutex<Option<Result<T>>>>,
     /// Given back before the gate opens.
     held: Vec<Reservation>,
+    query: Arc<QueryContext>,
     /// Last, so that the query ends when all else is gone.
     _outside: Outside,
 }
@@ -65,10 +69,21 @@ impl<T> Pending<T> {
         query: &Arc<QueryContext>,
         held: Vec<Reservation>,
     ) -> (Self, Completion<T>) {
+        Self::within(name, query, None, held)
+    }
+
+    /// The same for a task of `region`, which ends when this has been done.
+    pub(super) fn within(
+        name: &'static str,
+        query: &Arc<QueryContext>,
+        region: Option<&Arc<LiveCount>>,
+        held: Vec<Reservation>,
+    ) -> (Self, Completion<T>) {
         let gate = Dependency::blocked(name, DependencyKind::External);
         let outcome = Arc::default();
         let pending = Self { gate: gate.clone(), outcome: Arc::clone(&outcome) };
-        (pending, Completion { name, gate, outcome, held, _outside: query.outside() })
+        let (query, _outside) = (query.clone(), query.outside(region));
+        (pending, Completion { name, gate, outcome, held, query, _outside })
     }
 
     /// Opens when the work is done.
@@ -97,6 +112,8 @@ impl<T> Completion<T> {
 impl<T> Drop for Completion<T> {
     fn drop(&mut self) {
         self.held.clear();
+        // Whoever was asked for memory began this, whether anything was reserved for it or not.
+        self.query.memory_released();
         let given_up = || Err(Error::Setup(format!("a {} was given up", self.name)));
         self.outcome.lock().get_or_insert_with(given_up);
         self.gate.set_always_ready();

@@ -72,7 +72,7 @@ impl RowStream {
     ) -> Vec<Self> {
         let stream = |reader| Self {
             reader: Some(reader),
-            fetch: Fetch::default(),
+            fetch: Fetch::outside(running.query()),
             query: running.query().clone(),
             // A partition ends when all sinks have finished, so the tasks that are left do not wait
             // for the readers of other partitions.
@@ -96,7 +96,7 @@ impl RowStream {
 
     fn poll_batch(&mut self, waker: &Waker) -> Poll<Option<Result<Batch>>> {
         while let Some(reader) = &mut self.reader {
-            match self.fetch.next(&self.query, || reader.take()) {
+            match self.fetch.next(|| reader.take()) {
                 Ok(Taken::Batch(batch)) => return Poll::Ready(Some(Ok(batch))),
                 Ok(Taken::Blocked(gate)) => {
                     if !gate.poll_ready(waker) {

@@ -4,6 +4,7 @@ mod checked;
 mod driver;
 mod ends;
 mod groups;
+mod memory;
 mod operators;
 mod queries;
 mod stalls;

@@ -9,7 +9,10 @@ use std::{
 };
 
 use crossbeam::sync::{Parker, Unparker};
-use gatework_shared_state::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use gatework_shared_state::{
+    memory::Arbiter,
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
@@ -47,6 +50,8 @@ pub(crate) struct Core {
     pub(super) steals: AtomicU64,
     stopping: AtomicBool,
     residents: Mutex<Vec<Weak<dyn Shutdown>>>,
+    /// Those who hold memory, and those who wait for some, in all queries.
+    pub(crate) arbiter: Arc<Arbiter>,
     /// Borrowed threads at work, and the signal that the last one left.
     borrowed: Mutex<usize>,
     borrowed_left: Condvar,
@@ -438,6 +443,7 @@ impl Executor {
             steals: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             residents: Mutex::new(Vec::new()),
+            arbiter: Arbiter::new(),
             borrowed: Mutex::new(0),
             borrowed_left: Condvar::new(),
             this: this.clone(),

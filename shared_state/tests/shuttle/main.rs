@@ -15,6 +15,7 @@ mod broken;
 mod cardinality;
 mod join;
 mod mailbox;
+mod memory;
 mod rendezvous;
 mod set;
 mod stream;

@@ -172,9 +172,14 @@ impl Task {
     /// If the task asks again and again although the gate is open: then it would never leave its
     /// worker, and poll instead of waiting.
     pub(crate) fn wait(&mut self, gate: &Gate) {
+        self.wait_any(&[gate]);
+    }
+
+    /// The same, for any of `gates`.
+    pub(crate) fn wait_any(&mut self, gates: &[&Gate]) {
         self.turns += 1;
-        assert!(self.turns < MAX_TURNS, "spins on an open gate: {gate:?}");
-        while !self.is_cancelled() && !gate.poll_ready(&self.waker) {
+        assert!(self.turns < MAX_TURNS, "spins on an open gate: {gates:?}");
+        while !self.is_cancelled() && !gates.iter().any(|gate| gate.poll_ready(&self.waker)) {
             self.turns = 0;
             PARKS.set(PARKS.get() + 1);
             let mut woken = self.parker.woken.lock().unwrap();

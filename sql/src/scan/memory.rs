@@ -276,6 +276,10 @@ impl LocalSource for LocalFilteredScan {
             if batch.rows() > 0 {
                 return Ok(SourceResult::Batch(batch.at(sequence)));
             }
+            // Rows may all be dropped for a long time.
+            if let Some(breath) = task.breath() {
+                return Ok(SourceResult::Blocked(breath.into()));
+            }
         }
     }
 }

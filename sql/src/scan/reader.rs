@@ -210,6 +210,10 @@ impl LocalSource for LocalFileScan {
                 if let Some(batch) = self.emit(rest)? {
                     return Ok(SourceResult::Batch(batch));
                 }
+                // Rows may all be dropped for a long time.
+                if let Some(breath) = task.breath() {
+                    return Ok(SourceResult::Blocked(breath.into()));
+                }
                 continue;
             }
             if !self.cut().or_fail()? {
@@ -220,6 +224,9 @@ impl LocalSource for LocalFileScan {
                 Progress::Batch(batch) => {
                     if let Some(batch) = self.emit(batch)? {
                         return Ok(SourceResult::Batch(batch));
+                    }
+                    if let Some(breath) = task.breath() {
+                        return Ok(SourceResult::Blocked(breath.into()));
                     }
                 }
                 Progress::UsedUp => match shared.queue.take() {

@@ -9,7 +9,7 @@ use arrow::array::RecordBatch;
 use datafusion_common::JoinType;
 use gatework_runtime::{
     Error, Result,
-    pipeline::{MemoryLimit, MemoryPool, QueryOptions},
+    pipeline::{Graph, MemoryLimit, MemoryPool, QueryOptions, Unlimited},
 };
 use proptest::prelude::*;
 
@@ -18,7 +18,7 @@ use super::{
     large::{LEFT_ROWS, cases, expected, left_key, numbers, numbers_and_mark, rows_of},
     not_in_case, rows,
 };
-use crate::rig::{KeptElsewhere, Moody, run_with, scan, sorted_rows};
+use crate::rig::{KeptElsewhere, Moody, run_asked, run_with, scan, sorted_rows};
 
 /// Runs the join with `memory`, and with a place for what does not fit.
 fn run_short(
@@ -31,7 +31,9 @@ fn run_short(
     let options = QueryOptions { memory, spill: Some(space.clone()), ..QueryOptions::default() };
     let config = case.config(left, right, projection);
     let (left, right) = (scan(left, case.morsel), scan(right, case.morsel));
-    Ok(run_with(options, |graph| case.add(graph, config, left, right, None))?.concat())
+    let add = |graph: &mut Graph| case.add(graph, config, left, right, None);
+    let answer = if space.eager { run_asked(options, add) } else { run_with(options, add) };
+    Ok(answer?.concat())
 }
 
 #[test]
@@ -51,6 +53,21 @@ fn every_join_type_spills() {
             assert_eq!(memory.reserved(), 0);
         }
     }
+}
+
+#[test]
+fn every_join_type_gives_back_what_others_ask_for() {
+    let mut spilled = 0;
+    for (case, left, right) in cases() {
+        let kind = case.kind;
+        let columns = numbers_and_mark(&case, &left, &right);
+        let space = Arc::new(KeptElsewhere { eager: true, ..KeptElsewhere::default() });
+        let batches =
+            run_short(&case, [&left, &right], Some(&columns), Arc::new(Unlimited), &space).unwrap();
+        assert!(numbers(kind, &batches) == expected(kind), "{case:?}");
+        spilled += space.batches.load(Ordering::Relaxed).min(1);
+    }
+    assert!(spilled > 0);
 }
 
 /// Half of both sides is one key, of which the residual filter lets few pairs through.

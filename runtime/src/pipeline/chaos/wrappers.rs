@@ -8,8 +8,8 @@ use super::{Call, Role, TaskContext, part::Part, pieces::Pieces};
 use crate::{
     Result,
     pipeline::{
-        Batch, FinishResult, LocalOperator, LocalSink, LocalSource, Operator, OperatorResult,
-        Setup, Sink, SinkResult, Source, SourceResult, Start,
+        Batch, FinishResult, GiveBack, LocalOperator, LocalSink, LocalSource, Operator,
+        OperatorResult, Setup, Sink, SinkResult, Source, SourceResult, Start,
     },
 };
 
@@ -212,6 +212,10 @@ impl LocalSink for ChaosSink {
             FinishResult::Blocked(gates) => FinishResult::Blocked(self.part.or_recall(gates)),
             FinishResult::Done => FinishResult::Done,
         })
+    }
+
+    fn give_back(&mut self, task: &TaskContext) -> Result<GiveBack> {
+        self.inner.give_back(task)
     }
 
     fn closed(&self) -> Option<Gate> {

@@ -173,6 +173,10 @@ impl Sink for Checked<dyn Sink> {
         self.inner.name()
     }
 
+    fn holds_memory(&self) -> bool {
+        self.inner.holds_memory()
+    }
+
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
         self.checks.step(setup.query())?;
         Ok(Box::new(self.local(self.inner.local(setup)?)))

@@ -95,6 +95,10 @@ impl Sink for Made<dyn LocalSink> {
         self.name
     }
 
+    fn holds_memory(&self) -> bool {
+        true
+    }
+
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
         (self.make)(setup)
     }

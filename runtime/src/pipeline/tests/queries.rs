@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     hang_guard::guarded,
-    pipeline::{Fetch, Held, SourceResult, TaskContext, Taken},
+    pipeline::{Fetch, Held, SourceResult, Taken, TaskContext},
 };
 
 /// Two graphs under one query: the second reads the result of the first.
@@ -31,10 +31,10 @@ fn start_two(
     assert_eq!(inner.query().id(), query.id());
 
     let reader = Mutex::new(Some(inner_readers));
-    let relay = operators::source("relay", move |_| {
+    let relay = operators::source("relay", move |setup| {
         let mut reader: ResultReader<Held> = reader.lock().unwrap().take().unwrap().remove(0);
-        let mut fetch = Fetch::default();
-        move |task: &TaskContext| match fetch.next(task.query(), || reader.take())? {
+        let mut fetch = Fetch::new(&setup);
+        move |_: &TaskContext| match fetch.next(|| reader.take())? {
             Taken::Batch(batch) => Ok(SourceResult::Batch(batch)),
             Taken::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
             Taken::Finished => Ok(SourceResult::Finished),

@@ -1,0 +1,323 @@
+//! Tasks that are refused memory which others could give back, and what is put away for a query.
+
+use std::{
+    collections::VecDeque,
+    sync::mpsc::{self, Receiver, Sender},
+};
+
+use gatework_shared_state::Gate;
+use parking_lot::Mutex;
+
+use super::{
+    operators::{Made, batch, gate, source},
+    *,
+};
+use crate::{
+    hang_guard::guarded,
+    pipeline::{
+        Batch, Completion, FinishResult, GiveBack, LocalSink, MemoryLimit, Pending, Reservation,
+        Setup, SinkResult, SourceResult, SpillSpace, Spilled, TaskContext,
+    },
+};
+
+const LIMIT: usize = 1000;
+
+/// Hands what it is to write to a test.
+#[derive(Debug)]
+struct ByHand(Sender<Completion<Arc<dyn Spilled>>>);
+
+#[derive(Debug)]
+struct Nothing;
+
+impl Spilled for Nothing {
+    fn bytes(&self) -> u64 {
+        1
+    }
+
+    fn read(self: Arc<Self>, _: usize, done: Completion<arrow_array::RecordBatch>) {
+        done.complete(Ok(batch([]).into_parts().0));
+    }
+}
+
+impl SpillSpace for ByHand {
+    fn write(&self, batches: Vec<arrow_array::RecordBatch>, done: Completion<Arc<dyn Spilled>>) {
+        drop(batches);
+        self.0.send(done).unwrap();
+    }
+
+    fn overdraft(&self) -> usize {
+        0
+    }
+}
+
+fn by_hand() -> (Arc<ByHand>, Receiver<Completion<Arc<dyn Spilled>>>) {
+    let (sender, receiver) = mpsc::channel();
+    (Arc::new(ByHand(sender)), receiver)
+}
+
+/// Completes what is to be written, as it comes.
+fn complete(writes: Receiver<Completion<Arc<dyn Spilled>>>) {
+    std::thread::spawn(move || {
+        writes.into_iter().for_each(|done| done.complete(Ok(Arc::new(Nothing))));
+    });
+}
+
+/// Reserves 100 bytes a row, and gives all back when it is asked to.
+struct Hoarder {
+    setup: Setup,
+    reservation: Reservation,
+    writing: Option<Pending<Arc<dyn Spilled>>>,
+    gave: Arc<Mutex<usize>>,
+}
+
+impl LocalSink for Hoarder {
+    fn sink(&mut self, batch: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
+        self.reservation.grow(100 * batch.map_or(0, |batch| batch.rows()))?;
+        self.setup.could_give_back(self.reservation.bytes());
+        Ok(SinkResult::NeedInput)
+    }
+
+    fn give_back(&mut self, _: &TaskContext) -> Result<GiveBack> {
+        *self.gave.lock() += self.reservation.bytes();
+        let held = vec![self.reservation.split_off()];
+        self.writing = Some(self.setup.spill(vec![batch([1]).into_parts().0], held)?);
+        self.setup.could_give_back(0);
+        Ok(GiveBack::Begun)
+    }
+
+    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+        Ok(FinishResult::Done)
+    }
+}
+
+/// Reserves 100 bytes a row, and waits for others where it gets none.
+struct Needy {
+    setup: Setup,
+    reservation: Reservation,
+    owed: usize,
+    done: Gate,
+}
+
+impl LocalSink for Needy {
+    fn sink(&mut self, batch: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
+        self.owed += 100 * batch.map_or(0, |batch| batch.rows());
+        match self.reservation.grow(self.owed) {
+            Ok(()) => self.owed = 0,
+            Err(error) => {
+                let relief = self.setup.ask_for_memory(self.owed).ok_or(error)?;
+                return Ok(SinkResult::Blocked(relief.into()));
+            }
+        }
+        Ok(SinkResult::NeedInput)
+    }
+
+    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+        self.done.set_always_ready();
+        Ok(FinishResult::Done)
+    }
+}
+
+/// Both kinds of tasks, and what happened to them.
+struct Scene {
+    full: Gate,
+    done: Gate,
+    gave: Arc<Mutex<usize>>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self { full: gate("full"), done: gate("done"), gave: Arc::default() }
+    }
+
+    /// A task that hoards `rows` rows, and then waits for `until`.
+    fn hoard(&self, graph: &mut Graph, rows: i64, until: &Gate) {
+        let (full, until, gave) = (self.full.clone(), until.clone(), self.gave.clone());
+        let from = source("rows, then a wait", move |_| {
+            let (full, until) = (full.clone(), until.clone());
+            let mut first = Some(batch(0..rows));
+            move |_: &TaskContext| {
+                if let Some(first) = first.take() {
+                    return Ok(SourceResult::Batch(first));
+                }
+                full.set_always_ready();
+                Ok(match until.is_ready() {
+                    true => SourceResult::Finished,
+                    false => SourceResult::Blocked(until.clone().into()),
+                })
+            }
+        });
+        let sink = Made::<dyn LocalSink>::new("hoarder", move |setup| {
+            let (reservation, gave) = (setup.reservation(), gave.clone());
+            Ok(Box::new(Hoarder { setup, reservation, writing: None, gave }))
+        });
+        graph.add("hoards", 1, from, vec![], sink).unwrap();
+    }
+
+    /// A task that needs `rows` rows' memory once the others are full.
+    fn need(&self, graph: &mut Graph, rows: i64) {
+        let (full, done) = (self.full.clone(), self.done.clone());
+        let from = source("rows after a wait", move |_| {
+            let full = full.clone();
+            let mut batches: VecDeque<_> = (0..rows).map(|row| batch([row])).collect();
+            move |_: &TaskContext| {
+                if !full.is_ready() {
+                    return Ok(SourceResult::Blocked(full.clone().into()));
+                }
+                Ok(batches.pop_front().map_or(SourceResult::Finished, SourceResult::Batch))
+            }
+        });
+        let sink = Made::<dyn LocalSink>::new("needy", move |setup| {
+            let reservation = setup.reservation();
+            Ok(Box::new(Needy { setup, reservation, owed: 0, done: done.clone() }))
+        });
+        graph.add("needs", 1, from, vec![], sink).unwrap();
+    }
+}
+
+fn options(pool: &Arc<MemoryLimit>, space: Arc<ByHand>) -> QueryOptions {
+    QueryOptions { memory: pool.clone(), spill: Some(space), ..QueryOptions::default() }
+}
+
+#[test]
+fn a_task_that_waits_for_others_gives_back_what_they_need() {
+    guarded(|guard| {
+        let executor = executor(2);
+        for in_one_query in [true, false] {
+            let pool = Arc::new(MemoryLimit::new(LIMIT));
+            let (space, writes) = by_hand();
+            complete(writes);
+            let scene = Scene::new();
+            let first = query_with(guard, &executor, options(&pool, space.clone()));
+            let second = query_with(guard, &executor, options(&pool, space));
+            let (mut graph, mut other) = (Graph::new(), Graph::new());
+            // It ends when the other has got its memory.
+            scene.hoard(&mut graph, 9, &scene.done.clone());
+            scene.need(if in_one_query { &mut graph } else { &mut other }, 8);
+            graph.start(&first).unwrap();
+            other.start(&second).unwrap();
+            for query in [&first, &second] {
+                streams::wait(query.idle());
+                assert_eq!(query.error().map(|error| error.to_string()), None);
+            }
+            assert_eq!((*scene.gave.lock(), pool.reserved()), (900, 0));
+        }
+    });
+}
+
+#[test]
+fn who_could_give_back_little_is_not_asked() {
+    guarded(|guard| {
+        let executor = executor(2);
+        let pool = Arc::new(MemoryLimit::new(LIMIT));
+        let (space, writes) = by_hand();
+        complete(writes);
+        let query = query_with(guard, &executor, options(&pool, space));
+        let scene = Scene::new();
+        let mut graph = Graph::new();
+        // 100 bytes that could be given back, where 1000 are missing at once.
+        scene.hoard(&mut graph, 1, &gate("never"));
+        let full = scene.full.clone();
+        let all_at_once = source("all at once", move |_| {
+            let (full, mut rows) = (full.clone(), Some(batch(0..10)));
+            move |_: &TaskContext| {
+                if !full.is_ready() {
+                    return Ok(SourceResult::Blocked(full.clone().into()));
+                }
+                Ok(rows.take().map_or(SourceResult::Finished, SourceResult::Batch))
+            }
+        });
+        let done = scene.done.clone();
+        let sink = Made::<dyn LocalSink>::new("needy", move |setup| {
+            let reservation = setup.reservation();
+            Ok(Box::new(Needy { setup, reservation, owed: 0, done: done.clone() }))
+        });
+        graph.add("needs", 1, all_at_once, vec![], sink).unwrap();
+        graph.start(&query).unwrap();
+        streams::wait(query.idle());
+        let error = query.error().unwrap();
+        assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+        assert!(error.to_string().contains("this query holds most in: hoarder 100"), "{error}");
+        assert_eq!((*scene.gave.lock(), pool.reserved()), (0, 0));
+    });
+}
+
+/// Presto's and Doris' bug: a query is resumed although its reservation would fail again, and is cancelled
+/// after a while.
+#[test]
+fn who_waits_for_memory_is_woken_by_no_clock_and_gives_up_when_nobody_is_left() {
+    guarded(|guard| {
+        let executor = executor(2);
+        let pool = Arc::new(MemoryLimit::new(LIMIT));
+        let (space, writes) = by_hand();
+        let scene = Scene::new();
+        let leave = gate("leave");
+        let hoards = query_with(guard, &executor, options(&pool, space.clone()));
+        let needs = query_with(guard, &executor, options(&pool, space));
+        let (mut graph, mut other) = (Graph::new(), Graph::new());
+        scene.hoard(&mut graph, 9, &leave);
+        scene.need(&mut other, 11);
+        graph.start(&hoards).unwrap();
+        other.start(&needs).unwrap();
+        let done = writes.recv().unwrap();
+        let runs = || needs.profile().tasks[0].runs;
+        while !needs.dump().contains("waits for memory") {
+            std::thread::yield_now();
+        }
+        let before = runs();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert_eq!(runs(), before);
+        done.complete(Ok(Arc::new(Nothing)));
+        // It gets 10 of 11 rows' memory, and nobody has any to give back for the last.
+        streams::wait(needs.idle());
+        assert!(matches!(needs.error(), Some(Error::OutOfMemory { .. })), "{:?}", needs.error());
+        assert!(runs() <= before + 12, "{before} runs before, {} after", runs());
+        leave.set_always_ready();
+        streams::wait(hoards.idle());
+        assert_eq!((hoards.error().is_none(), pool.reserved()), (true, 0));
+    });
+}
+
+#[test]
+fn a_cancelled_query_ends_after_what_is_written_for_it() {
+    guarded(|guard| {
+        let executor = executor(2);
+        let checks = no_fault();
+        let pool = Arc::new(MemoryLimit::new(LIMIT));
+        let (space, writes) = by_hand();
+        let query = query_with(guard, &executor, options(&pool, space));
+        let spills = source("spills", |setup: Setup| {
+            let mut pending: Option<Pending<_>> = None;
+            move |_: &TaskContext| {
+                if pending.is_none() {
+                    let mut held = setup.reservation();
+                    held.grow(100)?;
+                    pending = Some(setup.spill(vec![batch([1]).into_parts().0], vec![held])?);
+                }
+                let gate = pending.as_ref().expect("it was begun").gate().clone();
+                Ok(match gate.is_ready() {
+                    true => SourceResult::Finished,
+                    false => SourceResult::Blocked(gate.into()),
+                })
+            }
+        });
+        let stream = start_one(&query, &checks, 1, spills, vec![], 1).remove(0);
+        let done = writes.recv().unwrap();
+        query.cancel();
+        let (sender, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            let answer = rows(stream);
+            sender.send(answer).unwrap();
+        });
+        // Its tasks are gone, what is written for it is not.
+        while query.live_tasks() > 1 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert!(ended.try_recv().is_err(), "the end was told too early");
+        assert_eq!(pool.reserved(), 100);
+        done.complete(Ok(Arc::new(Nothing)));
+        assert!(is_cancelled(&ended.recv().unwrap().unwrap_err()));
+        assert_gone(&query, &checks);
+        assert_eq!(pool.reserved(), 0);
+    });
+}

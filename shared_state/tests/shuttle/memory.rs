@@ -1,0 +1,240 @@
+//! Memory that is refused, asked for and given back, by tasks that hold it and by one that cannot give any.
+
+use std::{mem, sync::Arc};
+
+use gatework_shared_state::{
+    Dependency, DependencyKind, Gate,
+    memory::{Arbiter, Holder},
+};
+use shuttle::{sync::Mutex, thread};
+
+use crate::support::{Ending, Query, Task, below, check_all, must_fail};
+
+const LIMIT: usize = 5;
+const ROUNDS: usize = 4;
+
+/// What a holder does wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// It takes the question after it has begun to give back.
+    TakesLate,
+    /// It has nothing, and does not say so.
+    SaysNothing,
+    /// It answers that it is giving back because it was, and that is over.
+    CountsWhatIsOver,
+    /// What it gives back wakes nobody.
+    ReleasesSilently,
+    /// It is asked while it waits, and does not look.
+    WaitsForReliefOnly,
+}
+
+struct Pool {
+    used: Mutex<usize>,
+    arbiter: Arc<Arbiter>,
+    fault: Fault,
+    /// Opens when nobody needs memory any more: the input of the others.
+    satisfied: Gate,
+}
+
+impl Pool {
+    fn try_grow(&self) -> bool {
+        let mut used = self.used.lock().unwrap();
+        let fits = *used < LIMIT;
+        *used += usize::from(fits);
+        fits
+    }
+
+    fn release(&self, bytes: usize) {
+        *self.used.lock().unwrap() -= bytes;
+        if self.fault != Fault::ReleasesSilently {
+            self.arbiter.released();
+        }
+    }
+}
+
+/// A task that writes what it holds when it is asked to, or when nobody else holds more.
+struct Spiller {
+    pool: Arc<Pool>,
+    holder: Holder,
+    held: usize,
+    writing: Option<(Gate, thread::JoinHandle<()>)>,
+}
+
+impl Spiller {
+    fn new(pool: &Arc<Pool>) -> Self {
+        let holder = pool.arbiter.holder(1, 1);
+        Self { pool: pool.clone(), holder, held: 0, writing: None }
+    }
+
+    fn is_writing(&mut self) -> bool {
+        if self.writing.as_ref().is_some_and(|(gate, _)| gate.is_ready()) {
+            self.writing = None;
+        }
+        self.writing.is_some()
+    }
+
+    /// Begins to write, elsewhere, if there is anything.
+    fn write(&mut self) -> bool {
+        let bytes = mem::take(&mut self.held);
+        if bytes == 0 {
+            return false;
+        }
+        self.holder.set_bytes(0);
+        let gate = Dependency::blocked("write", DependencyKind::External);
+        let (pool, done) = (self.pool.clone(), gate.clone());
+        let written = thread::spawn(move || {
+            pool.release(bytes);
+            done.set_always_ready();
+        });
+        self.writing = Some((gate, written));
+        true
+    }
+
+    fn heed_questions(&mut self) {
+        let late = self.pool.fault == Fault::TakesLate;
+        let asked = if late { self.holder.asked().is_ready() } else { self.holder.take_question() };
+        if !asked {
+            return;
+        }
+        let was_writing = self.pool.fault == Fault::CountsWhatIsOver && self.writing.is_some();
+        let gives = was_writing || self.is_writing() || self.write();
+        if late {
+            let _asked = self.holder.take_question();
+        }
+        if !gives && self.pool.fault != Fault::SaysNothing {
+            self.holder.gave_nothing();
+        }
+    }
+
+    /// One more byte; `false` if the query ended meanwhile.
+    fn grow(&mut self, task: &mut Task) -> bool {
+        while !task.is_cancelled() {
+            self.heed_questions();
+            if self.pool.try_grow() {
+                self.held += 1;
+                self.holder.set_bytes(self.held);
+                task.progress();
+                return true;
+            }
+            if let Some(relief) = self.holder.ask(1) {
+                match self.pool.fault {
+                    Fault::WaitsForReliefOnly => task.wait(&relief),
+                    _ => task.wait_any(&[&relief, self.holder.asked()]),
+                }
+            } else if self.is_writing() || self.write() {
+                if let Some((gate, _)) = &self.writing {
+                    let gate = gate.clone();
+                    task.wait_any(&[&gate, self.holder.asked()]);
+                }
+            } else {
+                // The others hold less than would be asked for, so they go on.
+                thread::yield_now();
+            }
+        }
+        false
+    }
+
+    /// To its end, or leaving after so many rounds.
+    fn run(mut self, mut task: Task, ending: Ending, leaves: bool) {
+        let aborts = leaves && ending == Ending::Abort;
+        for _ in 0..if leaves { below(ROUNDS) } else { ROUNDS } {
+            if !self.grow(&mut task) {
+                break;
+            }
+        }
+        let satisfied = self.pool.satisfied.clone();
+        while !leaves && !task.is_cancelled() && !satisfied.is_ready() {
+            self.heed_questions();
+            match self.pool.fault {
+                Fault::WaitsForReliefOnly => task.wait(&satisfied),
+                _ => task.wait_any(&[&satisfied, self.holder.asked()]),
+            }
+            task.progress();
+        }
+        if !aborts && !task.is_cancelled() {
+            self.holder.gave_nothing();
+        }
+        let Self { pool, holder, held, .. } = self;
+        // What it holds goes first, as a reservation does in a task that is dropped.
+        pool.release(held);
+        drop(holder);
+    }
+}
+
+/// Wants memory that it does not give back before its end, and gives up if nobody holds any.
+fn need(pool: &Arc<Pool>, mut task: Task) {
+    let holder = pool.arbiter.holder(1, 1);
+    let mut held = 0;
+    while held < 2 && !task.is_cancelled() {
+        if pool.try_grow() {
+            held += 1;
+            task.progress();
+        } else if let Some(relief) = holder.ask(1) {
+            task.wait(&relief);
+        } else {
+            break;
+        }
+    }
+    pool.release(held);
+    pool.satisfied.set_always_ready();
+}
+
+fn model(ending: Ending, fault: Fault) {
+    let satisfied = Dependency::blocked("input", DependencyKind::Source);
+    let pool = Pool { used: Mutex::new(0), arbiter: Arbiter::new(), fault, satisfied };
+    let pool = Arc::new(pool);
+    let query = Query::new();
+    let mut threads = Vec::new();
+    for number in 0..2 {
+        let (spiller, task) = (Spiller::new(&pool), Task::new(&query));
+        let leaves = match ending {
+            Ending::Finish | Ending::Cancel => false,
+            Ending::Abort | Ending::Leave => number == 0,
+            Ending::AllLeave => true,
+        };
+        threads.push(thread::spawn(move || spiller.run(task, ending, leaves)));
+    }
+    let (needed, task) = (pool.clone(), Task::new(&query));
+    threads.push(thread::spawn(move || need(&needed, task)));
+    if ending == Ending::Cancel {
+        query.cancel();
+    }
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn whoever_waits_for_memory_gets_it_or_an_answer() {
+    check_all(|ending| model(ending, Fault::None));
+}
+
+fn caught(fault: Fault) {
+    must_fail("deadlock", move || model(Ending::Finish, fault));
+}
+
+#[test]
+fn a_question_taken_late_is_lost() {
+    caught(Fault::TakesLate);
+}
+
+#[test]
+fn silence_about_nothing_is_seen() {
+    caught(Fault::SaysNothing);
+}
+
+#[test]
+fn an_answer_for_what_is_over_is_seen() {
+    caught(Fault::CountsWhatIsOver);
+}
+
+#[test]
+fn a_silent_release_is_seen() {
+    caught(Fault::ReleasesSilently);
+}
+
+#[test]
+fn one_that_waits_and_does_not_look_is_seen() {
+    caught(Fault::WaitsForReliefOnly);
+}
