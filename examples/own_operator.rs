@@ -69,7 +69,7 @@ impl Sink for Shared<Adder> {
         "sum sink"
     }
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        Ok(Box::new(self.0.take(setup.instance())?))
+        Ok(Box::new(self.0.take(&setup)?))
     }
 }
 impl Source for Shared<Reader> {
@@ -77,7 +77,7 @@ impl Source for Shared<Reader> {
         "sum source"
     }
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
-        Ok(Box::new(self.0.take(setup.instance())?))
+        Ok(Box::new(self.0.take(&setup)?))
     }
 }
 

@@ -71,9 +71,18 @@ const JOINS: &[&str] = &[
         ON l.k = r.k AND l.v % 5000 = r.v % 5000 GROUP BY r.k",
 ];
 
+/// Windows over one partition that does not fit, and of which no function looks at more than a part.
+const WINDOWS: &[&str] = &[
+    "SELECT v, t, sum(v) OVER (ORDER BY k) AS s, rank() OVER (ORDER BY k) AS r FROM
+        (SELECT value * 7 % 100003 AS k, value AS v, 'text ' || value AS t FROM generate_series(1, 200000))",
+    "SELECT k, v, lag(v) OVER w AS l, avg(v) OVER (PARTITION BY k ORDER BY v ROWS BETWEEN 3 PRECEDING AND 2 FOLLOWING) AS a
+        FROM (SELECT value % 2 AS k, value * 31 % 200003 AS v FROM generate_series(1, 200000))
+        WINDOW w AS (PARTITION BY k ORDER BY v)",
+];
+
 /// All of them.
 pub(crate) fn heavy() -> impl Iterator<Item = &'static str> {
-    GROUPS.iter().chain(SORTS).chain(JOINS).copied()
+    GROUPS.iter().chain(SORTS).chain(JOINS).chain(WINDOWS).copied()
 }
 
 /// A session of its own, whose temporary files go to `folder`.
@@ -140,7 +149,7 @@ fn files(folder: &Path) -> usize {
 }
 
 #[test]
-fn groups_sorts_and_joins_that_do_not_fit() {
+fn queries_that_do_not_fit() {
     guarded(|case| async move {
         for (threads, limit) in [1, 2, 3].into_iter().flat_map(|n| LIMITS.map(|limit| (n, limit))) {
             let folder = TempDir::new().unwrap();

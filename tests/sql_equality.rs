@@ -4,7 +4,10 @@
 //! What SQL leaves open is asked for in a form that it does not: `array_agg` sorted, `first_value` by
 //! whether the value is one of its group, `row_number` without order by its numbers alone.
 
-use crate::against_datafusion::{Sessions, guarded};
+use datafusion::prelude::SessionConfig;
+use gatework::Settings;
+
+use crate::against_datafusion::{Sessions, Watch, guarded};
 
 const NUMS: &str = "
     SELECT CAST(value AS INT) AS id,
@@ -55,8 +58,15 @@ const NULLS: &str = "
         CAST(NULL AS VARCHAR) AS t FROM generate_series(1, 9)";
 
 fn with_tables(body: impl FnOnce(&Sessions) + Send + 'static) {
-    guarded(|watch| {
-        let sessions = Sessions::new(watch);
+    with_tables_of(|watch| Sessions::new(watch), body);
+}
+
+fn with_tables_of(
+    sessions: fn(&Watch) -> Sessions<'_>,
+    body: impl FnOnce(&Sessions) + Send + 'static,
+) {
+    guarded(move |watch| {
+        let sessions = sessions(watch);
         sessions.table("nums", NUMS);
         sessions.table("nothing", &format!("{NUMS} LIMIT 0"));
         sessions.table("texts", TEXTS);
@@ -364,37 +374,49 @@ fn subqueries() {
     });
 }
 
+const WINDOWS: &[&str] = &[
+    "SELECT id, rank() OVER (PARTITION BY k ORDER BY s), dense_rank() OVER (PARTITION BY k ORDER BY s) FROM nums",
+    "SELECT id, row_number() OVER (ORDER BY id DESC) FROM nums",
+    "SELECT id, row_number() OVER (PARTITION BY k, s ORDER BY id) FROM nums",
+    "SELECT id, lag(id) OVER (ORDER BY id), lead(id, 2, -1) OVER (PARTITION BY k ORDER BY id) FROM nums",
+    "SELECT id, sum(id) OVER (ORDER BY id ROWS BETWEEN 2 PRECEDING AND 1 FOLLOWING) FROM nums",
+    "SELECT id, sum(d) OVER (PARTITION BY k ORDER BY id ROWS UNBOUNDED PRECEDING) FROM nums",
+    "SELECT id, sum(id) OVER (ORDER BY k RANGE BETWEEN 1 PRECEDING AND CURRENT ROW) FROM nums",
+    "SELECT id, count(*) OVER (ORDER BY id RANGE BETWEEN 3 PRECEDING AND 3 FOLLOWING) FROM nums",
+    "SELECT id, sum(id) OVER (ORDER BY k GROUPS BETWEEN 1 PRECEDING AND CURRENT ROW) FROM nums",
+    "SELECT id, ntile(4) OVER (ORDER BY id), ntile(3) OVER (PARTITION BY b ORDER BY id) FROM nums",
+    "SELECT id, percent_rank() OVER (ORDER BY s), cume_dist() OVER (ORDER BY s) FROM nums",
+    "SELECT id, first_value(id) OVER (PARTITION BY k ORDER BY id), last_value(id) OVER (PARTITION BY k ORDER BY id
+        ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) FROM nums",
+    "SELECT id, nth_value(id, 3) OVER (PARTITION BY t ORDER BY id) FROM nums",
+    "SELECT id, count(*) OVER (), sum(id) OVER (), max(t) OVER () FROM nums",
+    "SELECT id, avg(id) OVER (PARTITION BY k), min(t) OVER (PARTITION BY s, b) FROM nums",
+    "SELECT id, count(*) FILTER (WHERE b) OVER (PARTITION BY k ORDER BY id) FROM nums",
+    "SELECT id, sum(id) OVER (PARTITION BY f ORDER BY id) FROM nums",
+    "SELECT id, rank() OVER (PARTITION BY k ORDER BY id) FROM nothing",
+    "SELECT id, sum(k) OVER (ORDER BY id), rank() OVER (PARTITION BY k ORDER BY f) FROM nulls",
+    "SELECT k, sum(sum(id)) OVER (ORDER BY k), rank() OVER (ORDER BY sum(id)) FROM nums GROUP BY k",
+    "SELECT * FROM (SELECT id, k, row_number() OVER (PARTITION BY k ORDER BY id) AS n FROM nums) WHERE n <= 2",
+    "SELECT id, sum(id) OVER w, avg(id) OVER w FROM nums WINDOW w AS (PARTITION BY s ORDER BY id)",
+    "SELECT id, lag(t) OVER (PARTITION BY k ORDER BY id) FROM nums ORDER BY id LIMIT 9",
+    "SELECT id, sum(id) OVER (PARTITION BY k ORDER BY id), sum(id) OVER (PARTITION BY s ORDER BY id DESC) FROM nums",
+    // Which row gets which number is open; the numbers are not.
+    "SELECT row_number() OVER () FROM nums",
+];
+
 #[test]
 fn windows() {
-    equal(&[
-        "SELECT id, rank() OVER (PARTITION BY k ORDER BY s), dense_rank() OVER (PARTITION BY k ORDER BY s) FROM nums",
-        "SELECT id, row_number() OVER (ORDER BY id DESC) FROM nums",
-        "SELECT id, row_number() OVER (PARTITION BY k, s ORDER BY id) FROM nums",
-        "SELECT id, lag(id) OVER (ORDER BY id), lead(id, 2, -1) OVER (PARTITION BY k ORDER BY id) FROM nums",
-        "SELECT id, sum(id) OVER (ORDER BY id ROWS BETWEEN 2 PRECEDING AND 1 FOLLOWING) FROM nums",
-        "SELECT id, sum(d) OVER (PARTITION BY k ORDER BY id ROWS UNBOUNDED PRECEDING) FROM nums",
-        "SELECT id, sum(id) OVER (ORDER BY k RANGE BETWEEN 1 PRECEDING AND CURRENT ROW) FROM nums",
-        "SELECT id, count(*) OVER (ORDER BY id RANGE BETWEEN 3 PRECEDING AND 3 FOLLOWING) FROM nums",
-        "SELECT id, sum(id) OVER (ORDER BY k GROUPS BETWEEN 1 PRECEDING AND CURRENT ROW) FROM nums",
-        "SELECT id, ntile(4) OVER (ORDER BY id), ntile(3) OVER (PARTITION BY b ORDER BY id) FROM nums",
-        "SELECT id, percent_rank() OVER (ORDER BY s), cume_dist() OVER (ORDER BY s) FROM nums",
-        "SELECT id, first_value(id) OVER (PARTITION BY k ORDER BY id), last_value(id) OVER (PARTITION BY k ORDER BY id
-            ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) FROM nums",
-        "SELECT id, nth_value(id, 3) OVER (PARTITION BY t ORDER BY id) FROM nums",
-        "SELECT id, count(*) OVER (), sum(id) OVER (), max(t) OVER () FROM nums",
-        "SELECT id, avg(id) OVER (PARTITION BY k), min(t) OVER (PARTITION BY s, b) FROM nums",
-        "SELECT id, count(*) FILTER (WHERE b) OVER (PARTITION BY k ORDER BY id) FROM nums",
-        "SELECT id, sum(id) OVER (PARTITION BY f ORDER BY id) FROM nums",
-        "SELECT id, rank() OVER (PARTITION BY k ORDER BY id) FROM nothing",
-        "SELECT id, sum(k) OVER (ORDER BY id), rank() OVER (PARTITION BY k ORDER BY f) FROM nulls",
-        "SELECT k, sum(sum(id)) OVER (ORDER BY k), rank() OVER (ORDER BY sum(id)) FROM nums GROUP BY k",
-        "SELECT * FROM (SELECT id, k, row_number() OVER (PARTITION BY k ORDER BY id) AS n FROM nums) WHERE n <= 2",
-        "SELECT id, sum(id) OVER w, avg(id) OVER w FROM nums WINDOW w AS (PARTITION BY s ORDER BY id)",
-        "SELECT id, lag(t) OVER (PARTITION BY k ORDER BY id) FROM nums ORDER BY id LIMIT 9",
-        "SELECT id, sum(id) OVER (PARTITION BY k ORDER BY id), sum(id) OVER (PARTITION BY s ORDER BY id DESC) FROM nums",
-        // Which row gets which number is open; the numbers are not.
-        "SELECT row_number() OVER () FROM nums",
-    ]);
+    equal(WINDOWS);
+}
+
+/// With so little room, every window partition is long.
+#[test]
+fn windows_piece_by_piece() {
+    fn narrow(watch: &Watch) -> Sessions<'_> {
+        let settings = Settings { exchange_bytes: 1, ..Settings::default() };
+        Sessions::with(watch, &[(1, 3), (2, 7), (2, 8192)], SessionConfig::new(), settings)
+    }
+    with_tables_of(narrow, |sessions| sessions.equal(WINDOWS));
 }
 
 #[test]

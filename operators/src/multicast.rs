@@ -49,7 +49,7 @@ impl Sink for MulticastSink {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(setup.instance())?;
+        let sink = self.slots.take(&setup)?;
         Ok(Box::new(LocalMulticastSink {
             closed: sink.closed().clone(),
             sink: Some(sink),
@@ -104,7 +104,7 @@ impl Source for MulticastSource {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
-        let source = self.slots.take(setup.instance())?;
+        let source = self.slots.take(&setup)?;
         let fetch = Fetch::new(&setup);
         Ok(Box::new(LocalMulticastSource { source, fetch }))
     }

@@ -49,7 +49,7 @@ impl Sink for ResultOutput {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(setup.instance())?;
+        let sink = self.slots.take(&setup)?;
         Ok(Box::new(LocalResult {
             closed: sink.closed().clone(),
             partition: setup.instance() % sink.partitions(),

@@ -54,7 +54,7 @@ impl Sink for UnionSink {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(setup.instance())?;
+        let sink = self.slots.take(&setup)?;
         Ok(Box::new(LocalUnionSink { closed: sink.closed().clone(), sink: Some(sink) }))
     }
 }
@@ -91,7 +91,7 @@ impl Source for UnionSource {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
-        let source = self.slots.take(setup.instance())?;
+        let source = self.slots.take(&setup)?;
         Ok(Box::new(LocalUnionSource { source, schema: self.schema.clone() }))
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Engine {
 /// can run beside it. File reads go to the runtime's own pool of blocking threads.
 const IO_THREADS: usize = 2;
 /// Reads of local files under way at a time.
-const IO_BLOCKING_THREADS: usize = 16;
+const IO_BLOCKING_THREADS: usize = 4;
 
 /// Starts when the first plan needs it.
 #[derive(Default)]

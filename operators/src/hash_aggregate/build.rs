@@ -47,7 +47,7 @@ impl Sink for AggregateBuild {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(setup.instance())?;
+        let sink = self.slots.take(&setup)?;
         let closed = sink.closed().clone();
         if self.shared.config.group_by.is_ungrouped() {
             return Ok(Box::new(UngroupedBuild {

@@ -48,7 +48,7 @@ impl Source for AggregateOutput {
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalOutput {
             shared: self.shared.clone(),
-            source: self.slots.take(setup.instance())?,
+            source: self.slots.take(&setup)?,
             setup,
             units: Vec::new(),
             merging: None,

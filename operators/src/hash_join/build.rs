@@ -47,7 +47,7 @@ impl Sink for HashJoinBuild {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(setup.instance())?;
+        let sink = self.slots.take(&setup)?;
         let no_bounds = (ScalarValue::Null, ScalarValue::Null);
         let keys = self.shared.config.on.len();
         Ok(Box::new(LocalBuild {

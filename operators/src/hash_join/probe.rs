@@ -58,7 +58,7 @@ impl Operator for HashJoinProbe {
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalProbe {
             shared: self.shared.clone(),
-            source: self.slots.take(setup.instance())?,
+            source: self.slots.take(&setup)?,
             filter: self.filter.clone(),
             setup,
             preparing: None,

@@ -86,7 +86,7 @@ impl Sink for LocalExchangeSink {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(setup.instance())?;
+        let sink = self.slots.take(&setup)?;
         Ok(Box::new(LocalExchange {
             closed: sink.closed().clone(),
             sink: Some(sink),
@@ -162,7 +162,7 @@ impl Source for LocalExchangeSource {
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalChannel {
-            source: self.slots.take(setup.instance())?,
+            source: self.slots.take(&setup)?,
             schema: self.schema.clone(),
             fetch: Fetch::new(&setup),
         }))

@@ -33,7 +33,7 @@ impl Sink for NestedLoopBuild {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(setup.instance())?;
+        let sink = self.slots.take(&setup)?;
         Ok(Box::new(LocalBuild {
             closed: sink.closed().clone(),
             sink: Some(sink),

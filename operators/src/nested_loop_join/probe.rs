@@ -43,7 +43,7 @@ impl Operator for NestedLoopProbe {
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalProbe {
-            source: self.slots.take(setup.instance())?,
+            source: self.slots.take(&setup)?,
             plan: self.plan.clone(),
             setup,
             table: None,

@@ -101,7 +101,7 @@ impl Sink for SetSink {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(setup.instance())?;
+        let sink = self.slots.take(&setup)?;
         Ok(Box::new(LocalSetSink {
             closed: sink.closed().clone(),
             sink: Some(sink),
@@ -199,7 +199,7 @@ impl Source for SetSource {
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalSetSource {
-            source: self.slots.take(setup.instance())?,
+            source: self.slots.take(&setup)?,
             schema: self.schema.clone(),
             encoder: self.encoder.clone(),
             batch_size: self.batch_size,

@@ -39,7 +39,7 @@ impl Source for SortMerge {
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalMerge {
-            source: self.slots.take(setup.instance())?,
+            source: self.slots.take(&setup)?,
             left: self.shared.config.fetch.unwrap_or(usize::MAX),
             shared: self.shared.clone(),
             runs: Arc::new([]),

@@ -148,7 +148,7 @@ impl Sink for SortRuns {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(setup.instance())?;
+        let sink = self.slots.take(&setup)?;
         Ok(Box::new(LocalRuns {
             closed: sink.closed().clone(),
             sink: Some(sink),

@@ -58,6 +58,11 @@ impl Debt {
         Ok(None)
     }
 
+    /// Owes nothing any more: what was refused is about to be dropped.
+    pub(crate) fn forgive(&mut self) {
+        self.owed = 0;
+    }
+
     /// All that is reserved.
     pub(crate) fn reservation(&mut self) -> &mut Reservation {
         &mut self.reservation

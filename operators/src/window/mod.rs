@@ -3,8 +3,12 @@
 //! The sink cuts its input, which is sorted by partition keys and order keys, where one window
 //! partition ends and the next begins, and hands over whole partitions, several small ones at a
 //! time. The source of the same instance evaluates them and gives the rows in the order they came.
+//! If no expression looks at a whole window partition, a long one is handed over and evaluated piece by
+//! piece (`long.rs`); otherwise it must fit into memory.
+//!
 //! Two rows are of one partition as arrow's `partition` sees it: NULL equals NULL, -0 is not +0.
 
+mod long;
 mod sink;
 mod source;
 
@@ -35,11 +39,14 @@ struct Plan {
     partition_by: Vec<Arc<dyn PhysicalExpr>>,
     schema: SchemaRef,
     batch_size: usize,
+    /// A window partition is long from so many bytes on; `None` if all must be whole.
+    long_bytes: Option<usize>,
 }
 
 /// Window expressions with the same partitions, over input of `instances` tasks that is sorted as
 /// they need it in each task, and whose window partitions are not spread over tasks. The output is
 /// the input's columns and one column per expression, in batches of at most `batch_size` rows.
+/// `limit_bytes` is what waits between sink and source, and what makes a window partition long.
 ///
 /// # Errors
 /// If there are no expressions, they have different partitions, or there are no instances.
@@ -68,7 +75,9 @@ pub fn new(
             first.name()
         )));
     }
-    let plan = Arc::new(Plan { expressions, partition_by, schema, batch_size });
+    let piecewise = expressions.iter().all(|expression| expression.uses_bounded_memory());
+    let long_bytes = piecewise.then_some(limit_bytes);
+    let plan = Arc::new(Plan { expressions, partition_by, schema, batch_size, long_bytes });
     let (sinks, sources) = (0..instances).map(|_| analytic::new("window", limit_bytes)).unzip();
     Ok((WindowSink::new(sinks, plan.clone()), WindowSource::new(sources, plan)))
 }
@@ -82,9 +91,10 @@ impl Plan {
     }
 }
 
-/// One or several whole window partitions.
+/// One or several whole window partitions, or a piece of a long one.
 #[derive(Debug)]
 struct Partitions {
+    kind: Kind,
     batches: Vec<RecordBatch>,
     rows: usize,
     bytes: usize,
@@ -100,6 +110,14 @@ impl Payload for Partitions {
     fn bytes(&self) -> usize {
         self.bytes
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Whole,
+    Piece,
+    /// It may have no rows.
+    LastPiece,
 }
 
 fn bytes(rows: &RecordBatch) -> usize {

@@ -8,15 +8,13 @@ use arrow::{
 };
 use arrow_row::{OwnedRow, RowConverter, SortField};
 use gatework_runtime::{
-    Result,
-    pipeline::{
-        Batch, FinishResult, LocalSink, Reservation, Setup, Sink, SinkResult, Slots, TaskContext,
-    },
+    Error, Result,
+    pipeline::{Batch, FinishResult, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext},
 };
 use gatework_shared_state::{Gate, analytic::AnalyticSink};
 
-use super::{Partitions, Plan, bytes};
-use crate::{OrFail, compact, compact::to_keep, result::answer};
+use super::{Kind, Partitions, Plan, bytes};
+use crate::{OrFail, compact, compact::to_keep, result::answer, spilling::Debt};
 
 /// Cuts sorted input into window partitions.
 #[derive(Debug)]
@@ -41,7 +39,7 @@ impl Sink for WindowSink {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(setup.instance())?;
+        let sink = self.slots.take(&setup)?;
         Ok(Box::new(LocalWindowSink {
             closed: sink.closed().clone(),
             sink: Some(sink),
@@ -49,7 +47,8 @@ impl Sink for WindowSink {
             edges: Edges::default(),
             whole: Pieces::default(),
             open: Pieces::default(),
-            memory: setup.reservation(),
+            is_long: false,
+            memory: Debt::new(setup),
         }))
     }
 }
@@ -63,7 +62,9 @@ struct LocalWindowSink {
     whole: Pieces,
     /// The window partition that has not.
     open: Pieces,
-    memory: Reservation,
+    /// Pieces of the open window partition have been handed over.
+    is_long: bool,
+    memory: Debt,
 }
 
 /// Batches in order, none of which is copied before the partitions in them are whole.
@@ -83,34 +84,39 @@ struct Edges {
     last: Option<OwnedRow>,
 }
 
+/// Where window partitions end among rows.
+struct Found {
+    /// The first row begins a new one after those before.
+    begins_new: bool,
+    /// Where the first ends, if it does.
+    first_end: usize,
+    /// Where the last one begins.
+    last_start: usize,
+}
+
 impl LocalSink for LocalWindowSink {
     fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
-        // Woken: there is room, or nobody reads any more, which the next push would tell.
-        let Some(batch) = batch.filter(|batch| batch.rows() > 0) else {
-            return Ok(SinkResult::NeedInput);
-        };
-        let rows = to_keep(compact(batch)?)?;
-        let keys = self.plan.keys(&rows)?;
-        let (begins_new, last_start) = self.edges.find(&keys)?;
-        self.memory.grow(bytes(&rows))?;
-        if begins_new {
-            self.whole.append(&mut self.open);
+        let mut room = SinkResult::NeedInput;
+        if let Some(batch) = batch.filter(|batch| batch.rows() > 0) {
+            room = self.add(to_keep(compact(batch)?)?)?;
         }
-        if last_start > 0 {
-            self.whole.append(&mut self.open);
-            self.whole.push(rows.slice(0, last_start));
-        }
-        self.open.push(rows.slice(last_start, rows.num_rows() - last_start));
-        if self.whole.rows < self.plan.batch_size {
-            return Ok(SinkResult::NeedInput);
-        }
-        Ok(self.hand_over())
+        // Woken: there is room or memory, or nobody reads any more, which the next push would tell.
+        Ok(match (self.memory.settle(), self.plan.long_bytes) {
+            (Ok(None), _) => room,
+            // What has been handed over comes back soon.
+            (Ok(Some(_)) | Err(Error::OutOfMemory { .. }), Some(_)) => {
+                self.memory.forgive();
+                self.hand_over_piece(Kind::Piece)
+            }
+            (Ok(Some(gate)), None) => SinkResult::Blocked(gate.into()),
+            (Err(error), _) => return Err(error),
+        })
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
-        self.whole.append(&mut self.open);
+        // The last items are in, whether there is room for more or not.
+        self.end_open();
         if self.whole.rows > 0 {
-            // The last item is in, whether there is room for more or not.
             self.hand_over();
         }
         if let Some(sink) = self.sink.take() {
@@ -125,13 +131,63 @@ impl LocalSink for LocalWindowSink {
 }
 
 impl LocalWindowSink {
+    /// Takes rows, and hands over what is to be evaluated.
+    fn add(&mut self, rows: RecordBatch) -> Result<SinkResult> {
+        let keys = self.plan.keys(&rows)?;
+        let found = self.edges.find(&keys)?;
+        self.memory.add(bytes(&rows));
+        if found.begins_new {
+            self.end_open();
+        }
+        if found.last_start > 0 {
+            self.open.push(rows.slice(0, found.first_end));
+            self.end_open();
+            let between = found.last_start - found.first_end;
+            if between > 0 {
+                self.whole.push(rows.slice(found.first_end, between));
+            }
+        }
+        self.open.push(rows.slice(found.last_start, rows.num_rows() - found.last_start));
+        if self.plan.long_bytes.is_some_and(|long| self.open.bytes >= long) {
+            return Ok(self.hand_over_piece(Kind::Piece));
+        }
+        if self.whole.rows < self.plan.batch_size {
+            return Ok(SinkResult::NeedInput);
+        }
+        Ok(self.hand_over())
+    }
+
+    /// The open window partition has ended.
+    fn end_open(&mut self) {
+        if std::mem::take(&mut self.is_long) {
+            self.push(Kind::LastPiece);
+        } else {
+            self.whole.append(&mut self.open);
+        }
+    }
+
     fn hand_over(&mut self) -> SinkResult {
+        self.push(Kind::Whole)
+    }
+
+    /// Hands over what there is of the open window partition, behind those before it.
+    fn hand_over_piece(&mut self, kind: Kind) -> SinkResult {
+        if self.whole.rows > 0 {
+            self.hand_over();
+        }
+        self.is_long = true;
+        self.push(kind)
+    }
+
+    fn push(&mut self, kind: Kind) -> SinkResult {
         let Some(sink) = &mut self.sink else { return SinkResult::Finished };
-        let Pieces { batches, rows, bytes } = std::mem::take(&mut self.whole);
+        let pieces = if kind == Kind::Whole { &mut self.whole } else { &mut self.open };
+        let Pieces { batches, rows, bytes } = std::mem::take(pieces);
         // What slices were charged too much or too little is settled with the last of them.
-        let share = if self.open.rows == 0 { self.memory.bytes() } else { bytes };
-        let memory = self.memory.split_some(share);
-        answer(sink.push(Partitions { batches, rows, bytes, _memory: memory }))
+        let left = self.whole.rows + self.open.rows;
+        let share = if left == 0 { self.memory.reservation().bytes() } else { bytes };
+        let memory = self.memory.reservation().split_some(share);
+        answer(sink.push(Partitions { kind, batches, rows, bytes, _memory: memory }))
     }
 }
 
@@ -151,10 +207,10 @@ impl Pieces {
 }
 
 impl Edges {
-    /// Whether the first of these rows begins a new partition after those before, and at which row
-    /// the partition of the last one begins.
-    fn find(&mut self, keys: &[ArrayRef]) -> Result<(bool, usize)> {
-        let Some(column) = keys.first() else { return Ok((false, 0)) };
+    /// Looks for edges in the next rows.
+    fn find(&mut self, keys: &[ArrayRef]) -> Result<Found> {
+        let none = Found { begins_new: false, first_end: 0, last_start: 0 };
+        let Some(column) = keys.first() else { return Ok(none) };
         let converter = match &mut self.converter {
             Some(converter) => converter,
             none => {
@@ -168,14 +224,14 @@ impl Edges {
         };
         let (first, last) = (edge(0)?, edge(column.len() - 1)?);
         let begins_new = self.last.as_ref().is_some_and(|before| *before != first);
-        let last_start = if first == last {
+        self.last = Some(last.clone());
+        if first == last {
             // Equal rows are neighbours, so all between are equal as well.
-            0
-        } else {
-            let ranges = partition(keys).or_fail()?.ranges();
-            ranges.last().map_or(0, |range| range.start)
-        };
-        self.last = Some(last);
-        Ok((begins_new, last_start))
+            return Ok(Found { begins_new, ..none });
+        }
+        let ranges = partition(keys).or_fail()?.ranges();
+        let first_end = ranges.first().map_or(0, |range| range.end);
+        let last_start = ranges.last().map_or(0, |range| range.start);
+        Ok(Found { begins_new, first_end, last_start })
     }
 }

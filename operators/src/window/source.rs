@@ -14,10 +14,11 @@ use gatework_runtime::{
 };
 use gatework_shared_state::{Take, analytic::AnalyticSource};
 
-use super::{Partitions, Plan, bytes};
+use super::{Kind, Partitions, Plan, bytes, long::Long};
 use crate::{
     OrFail,
     concat::{concat_arrays, concat_rows},
+    spilling::resize,
 };
 
 /// Gives the rows with the window expressions' columns.
@@ -40,9 +41,11 @@ impl Source for WindowSource {
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalWindowSource {
-            source: self.slots.take(setup.instance())?,
+            source: self.slots.take(&setup)?,
             plan: self.plan.clone(),
             memory: setup.reservation(),
+            overdraft: setup.overdraft(),
+            long: None,
             ready: None,
             sequence: 0,
         }))
@@ -53,6 +56,9 @@ struct LocalWindowSource {
     source: AnalyticSource<Partitions>,
     plan: Arc<Plan>,
     memory: Reservation,
+    overdraft: usize,
+    /// A window partition of which not all pieces have come.
+    long: Option<Long>,
     /// Evaluated rows, and how many of them have been given.
     ready: Option<(RecordBatch, usize)>,
     sequence: u64,
@@ -60,11 +66,14 @@ struct LocalWindowSource {
 
 impl LocalSource for LocalWindowSource {
     fn next(&mut self, task: &TaskContext) -> Result<SourceResult> {
-        if self.ready.is_none() {
+        while self.ready.is_none() {
             match self.source.take() {
                 Take::Item(partitions) => {
-                    let rows = self.evaluate(partitions, task)?;
-                    self.ready = Some((rows, 0));
+                    let rows = match partitions.kind {
+                        Kind::Whole => self.evaluate(partitions, task)?,
+                        Kind::Piece | Kind::LastPiece => self.evaluate_piece(partitions)?,
+                    };
+                    self.ready = (rows.num_rows() > 0).then_some((rows, 0));
                 }
                 Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
                 Take::Finished => return Ok(SourceResult::Finished),
@@ -79,17 +88,52 @@ impl LocalSource for LocalWindowSource {
             self.ready = Some((rows, given + count));
         } else {
             drop(rows);
-            self.memory.resize(0)?;
+            self.memory.resize(self.long.as_ref().map_or(0, Long::bytes))?;
         }
         Ok(SourceResult::Batch(batch))
     }
 }
 
 impl LocalWindowSource {
+    /// Reserves `bytes`, or goes on without if window partitions are evaluated piece by piece, so that these
+    /// are bounded by what makes one long.
+    fn reserve(&mut self, bytes: usize) -> Result<()> {
+        match self.memory.resize(bytes) {
+            Err(Error::OutOfMemory { .. }) if self.plan.long_bytes.is_some() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The rows that get their results from a piece of a long window partition.
+    fn evaluate_piece(&mut self, piece: Partitions) -> Result<RecordBatch> {
+        let last = piece.kind == Kind::LastPiece;
+        let long = match &mut self.long {
+            Some(long) => long,
+            none => {
+                let Some(rows) = piece.batches.first() else {
+                    return Err(Error::Setup("a window partition without rows".into()));
+                };
+                none.insert(Long::new(self.plan.clone(), &rows.schema()))
+            }
+        };
+        let output = long.add(&piece.batches, last)?;
+        let kept = long.bytes();
+        if last {
+            self.long = None;
+        }
+        drop(piece);
+        // The output is on its way out; only what is kept can grow.
+        match self.memory.resize(kept + bytes(&output)) {
+            Err(Error::OutOfMemory { .. }) => resize(&mut self.memory, kept, self.overdraft)?,
+            other => other?,
+        }
+        Ok(output)
+    }
+
     /// The rows of `partitions` with a column per expression.
     fn evaluate(&mut self, partitions: Partitions, task: &TaskContext) -> Result<RecordBatch> {
         if partitions.batches.len() > 1 {
-            self.memory.grow(partitions.bytes)?;
+            self.reserve(partitions.bytes)?;
         }
         let rows = concat_rows(&partitions.batches)?;
         let sort_column = |values| SortColumn { values, options: None };
@@ -104,7 +148,7 @@ impl LocalWindowSource {
         let output = RecordBatch::try_new(self.plan.schema.clone(), columns).or_fail()?;
         // From here on the input lives in the output only.
         drop(partitions);
-        self.memory.resize(bytes(&output))?;
+        self.reserve(bytes(&output))?;
         Ok(output)
     }
 }

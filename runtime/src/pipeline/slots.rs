@@ -4,6 +4,7 @@ use std::fmt;
 
 use parking_lot::Mutex;
 
+use super::Setup;
 use crate::{Error, Result};
 
 /// One value per instance. An operator keeps its shared-state tokens here until its tasks come for
@@ -16,14 +17,18 @@ impl<T> Slots<T> {
         Self(Mutex::new(values.into_iter().map(Some).collect()))
     }
 
-    /// Takes the value of `instance`.
+    /// Takes the value of the task of `setup`.
     ///
     /// # Errors
-    /// If there is none: the pipeline has more tasks than its shared state was made for.
-    pub fn take(&self, instance: usize) -> Result<T> {
-        self.0.lock().get_mut(instance).and_then(Option::take).ok_or_else(|| {
+    /// If it is gone, or the pipeline has more or fewer tasks than there are values: rows for a task that does
+    /// not exist would be lost.
+    pub fn take(&self, setup: &Setup) -> Result<T> {
+        let mut slots = self.0.lock();
+        let (made, tasks) = (slots.len(), setup.instances());
+        let value = slots.get_mut(setup.instance()).filter(|_| made == tasks);
+        value.and_then(Option::take).ok_or_else(|| {
             Error::Setup(format!(
-                "no shared state for instance {instance}: make the state for as many instances as \
+                "a shared state made for {made} tasks in a pipeline of {tasks}: make it for as many as \
                  the pipeline has, and use it in one pipeline only"
             ))
         })

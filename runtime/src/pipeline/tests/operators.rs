@@ -328,7 +328,7 @@ impl LocalSink for ToExchange {
 pub(super) fn to_exchange(sinks: Vec<ExchangeSink<Batch>>) -> Arc<dyn Sink> {
     let slots = Slots::new(sinks);
     Made::<dyn LocalSink>::new("to exchange", move |setup| {
-        Ok(Box::new(ToExchange(Some(slots.take(setup.instance())?))))
+        Ok(Box::new(ToExchange(Some(slots.take(&setup)?))))
     })
 }
 
@@ -344,7 +344,7 @@ fn to_source_result(take: Take<Batch>) -> Result<SourceResult> {
 pub(super) fn from_exchange(sources: Vec<ExchangeSource<Batch>>) -> Arc<dyn Source> {
     let slots = Slots::new(sources);
     Made::<dyn LocalSource>::new("from exchange", move |setup| {
-        let mut source = slots.take(setup.instance())?;
+        let mut source = slots.take(&setup)?;
         Ok(Box::new(move |_: &TaskContext| to_source_result(source.take())))
     })
 }
@@ -374,14 +374,14 @@ impl LocalSink for ToSum {
 pub(super) fn to_sum(sinks: Vec<AggregateSink<i64>>) -> Arc<dyn Sink> {
     let slots = Slots::new(sinks);
     Made::<dyn LocalSink>::new("to sum", move |setup| {
-        Ok(Box::new(ToSum(Some(slots.take(setup.instance())?), 0)))
+        Ok(Box::new(ToSum(Some(slots.take(&setup)?), 0)))
     })
 }
 
 pub(super) fn from_sum(sources: Vec<AggregateSource<i64>>) -> Arc<dyn Source> {
     let slots = Slots::new(sources);
     Made::<dyn LocalSource>::new("from sum", move |setup| {
-        let source = slots.take(setup.instance())?;
+        let source = slots.take(&setup)?;
         Ok(Box::new(move |_: &TaskContext| match source.claim() {
             Claim::Unit((_, parts)) => Ok(SourceResult::Batch(batch(parts))),
             Claim::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
@@ -417,6 +417,6 @@ impl LocalSink for ToResult {
 pub(super) fn to_result(sinks: Vec<ResultSink<Held>>) -> Arc<dyn Sink> {
     let slots = Slots::new(sinks);
     Made::<dyn LocalSink>::new("to result", move |setup| {
-        Ok(Box::new(ToResult(Some(slots.take(setup.instance())?))))
+        Ok(Box::new(ToResult(Some(slots.take(&setup)?))))
     })
 }

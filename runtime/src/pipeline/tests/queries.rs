@@ -208,15 +208,35 @@ fn graphs_that_cannot_work_are_refused() {
         let tags = graph.add_tagged("tags", 1, numbers(1, 1), vec![], sink, vec![None]);
         assert!(tags.unwrap_err().to_string().contains("one tag per part"));
 
-        // A shared state for one task in a pipeline of two.
+        // A shared state for one task in a pipeline of two, and one for two in a pipeline of one, whose
+        // other task would count as aborted.
+        for (made, tasks) in [(1, 2), (2, 1)] {
+            let (query, checks) = (query(guard, &executor), no_fault());
+            let (sinks, readers) = result::new("result", made, 1, Budget::new(1));
+            let sink = checks.sink(to_result(sinks));
+            let mut graph = Graph::new();
+            graph.add("some", tasks, checks.source(numbers(1, 1)), vec![], sink).unwrap();
+            let running = graph.start(&query).unwrap();
+            let stream = RowStream::of_query(&running, readers).remove(0);
+            let error = rows(stream).unwrap_err();
+            let told = format!("made for {made} tasks in a pipeline of {tasks}");
+            assert!(error.to_string().contains(&told), "{error}");
+            streams::wait(query.idle());
+            assert_gone(&query, &checks);
+        }
+        // Rows for a source that does not exist would be lost.
         let (query, checks) = (query(guard, &executor), no_fault());
-        let (sinks, readers) = result::new("result", 1, 1, Budget::new(1));
-        let sink = checks.sink(to_result(sinks));
-        graph.add("two", 2, checks.source(numbers(1, 1)), vec![], sink).unwrap();
+        let (sinks, sources) =
+            exchange::new("exchange", ExchangeKind::Hash, 1, 2, Budget::new(1 << 20));
+        let (result_sinks, readers) = result::new("result", 1, 1, Budget::new(1));
+        let mut graph = Graph::new();
+        let sink = checks.sink(to_exchange(sinks));
+        graph.add("into", 1, checks.source(numbers(6, 2)), vec![], sink).unwrap();
+        let sink = checks.sink(to_result(result_sinks));
+        graph.add("out of", 1, checks.source(from_exchange(sources)), vec![], sink).unwrap();
         let running = graph.start(&query).unwrap();
-        let stream = RowStream::of_query(&running, readers).remove(0);
-        let error = rows(stream).unwrap_err();
-        assert!(error.to_string().contains("no shared state for instance"), "{error}");
+        let error = rows(RowStream::of_query(&running, readers).remove(0)).unwrap_err();
+        assert!(error.to_string().contains("made for 2 tasks in a pipeline of 1"), "{error}");
         streams::wait(query.idle());
         assert_gone(&query, &checks);
     });

@@ -1,0 +1,102 @@
+//! One long window partition, evaluated piece by piece, by expressions that need to see only so much of it.
+//!
+//! The expressions keep their own states (DataFusion's `evaluate_stateful`). What is kept here is the rows
+//! that one of them may still look at, and the rows that one of them has no result for yet: with a frame
+//! that ends at the current row's peers, these are the peers of the last row so far.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, RecordBatch},
+    datatypes::SchemaRef,
+};
+use datafusion_expr::window_state::PartitionBatchState;
+use datafusion_physical_expr::window::{
+    PartitionBatches, PartitionKey, PartitionWindowAggStates, WindowEvalContext, WindowState,
+};
+use gatework_runtime::Result;
+
+use super::{Plan, bytes};
+use crate::{OrFail, concat::concat_rows};
+
+/// The state of a window partition of which not all rows have come.
+pub(super) struct Long {
+    plan: Arc<Plan>,
+    /// The rows that are still looked at: one entry, since there is one partition.
+    partition: PartitionBatches,
+    states: Vec<PartitionWindowAggStates>,
+    /// Rows that have not been given.
+    waiting: RecordBatch,
+}
+
+/// The one partition has no need of its key.
+const KEY: PartitionKey = Vec::new();
+
+impl Long {
+    /// A partition of rows with this schema.
+    pub(super) fn new(plan: Arc<Plan>, schema: &SchemaRef) -> Self {
+        let mut partition = PartitionBatches::default();
+        partition.insert(KEY, PartitionBatchState::new(schema.clone()));
+        let states = plan.expressions.iter().map(|_| PartitionWindowAggStates::default());
+        let waiting = RecordBatch::new_empty(schema.clone());
+        Self { states: states.collect(), partition, waiting, plan }
+    }
+
+    /// Bytes of the rows that are kept.
+    pub(super) fn bytes(&self) -> usize {
+        let looked_at = self.partition.values().map(|part| bytes(&part.record_batch));
+        looked_at.sum::<usize>() + bytes(&self.waiting)
+    }
+
+    /// Adds the next rows of the partition; with the `last` ones, all that are left get their results.
+    /// Answers rows with a column per expression.
+    pub(super) fn add(&mut self, rows: &[RecordBatch], last: bool) -> Result<RecordBatch> {
+        let rows = if rows.is_empty() { self.waiting.slice(0, 0) } else { concat_rows(rows)? };
+        for part in self.partition.values_mut() {
+            part.record_batch = joined(&part.record_batch, &rows)?;
+            part.is_end = last;
+        }
+        self.waiting = joined(&self.waiting, &rows)?;
+        let context = WindowEvalContext::default();
+        for (expression, states) in self.plan.expressions.iter().zip(&mut self.states) {
+            expression.evaluate_stateful(&self.partition, states, &context).or_fail()?;
+        }
+        let states = || self.states.iter().flat_map(PartitionWindowAggStates::values);
+        let done = states().map(|of| of.state.out_col.len()).min().unwrap_or(0);
+        let mut columns: Vec<ArrayRef> =
+            self.waiting.columns().iter().map(|column| column.slice(0, done)).collect();
+        columns.extend(states().map(|of| of.state.out_col.slice(0, done)));
+        let output = RecordBatch::try_new(self.plan.schema.clone(), columns).or_fail()?;
+        self.forget(done);
+        Ok(output)
+    }
+
+    /// Drops `done` rows, which have been given, and rows that no expression looks at any more.
+    fn forget(&mut self, done: usize) {
+        self.waiting = self.waiting.slice(done, self.waiting.num_rows() - done);
+        let states = || self.states.iter().flat_map(PartitionWindowAggStates::values);
+        // Frames never move back, so what lies before all of them, and has its result, is not looked at.
+        let passed = |WindowState { state, .. }: &WindowState| {
+            state.window_frame_range.start.min(state.last_calculated_index)
+        };
+        let passed = states().map(passed).min().unwrap_or(0);
+        for part in self.partition.values_mut() {
+            let rows = &part.record_batch;
+            part.record_batch = rows.slice(passed, rows.num_rows() - passed);
+        }
+        for of in self.states.iter_mut().flat_map(PartitionWindowAggStates::values_mut) {
+            let results = &of.state.out_col;
+            of.state.out_col = results.slice(done, results.len() - done);
+            of.state.prune_state(passed);
+        }
+    }
+}
+
+/// `rows` behind those of `before`, which have the schema that counts.
+fn joined(before: &RecordBatch, rows: &RecordBatch) -> Result<RecordBatch> {
+    match (before.num_rows(), rows.num_rows()) {
+        (_, 0) => Ok(before.clone()),
+        (0, _) => Ok(rows.clone()),
+        _ => concat_rows(&[before.clone(), rows.clone()]),
+    }
+}
