@@ -12,24 +12,31 @@ mod support;
 
 use std::{
     collections::HashMap,
+    fs::File,
     sync::{Arc, Condvar, Mutex},
     thread::{self, ThreadId},
     time::Duration,
 };
 
 use arrow::{
-    array::{BooleanArray, RecordBatch},
+    array::{AsArray, BooleanArray, Int64Array, RecordBatch},
     compute::concat_batches,
-    datatypes::DataType,
+    datatypes::{DataType, Field, Int64Type, Schema},
 };
 use datafusion::{
     common::exec_err,
+    datasource::MemTable,
     error::Result,
+    execution::session_state::SessionStateBuilder,
     logical_expr::{ColumnarValue, Volatility, create_udf},
-    prelude::{ParquetReadOptions, SessionContext},
+    parquet::{arrow::ArrowWriter, file::properties::WriterProperties},
+    prelude::{ParquetReadOptions, SessionConfig, SessionContext},
 };
 use futures::StreamExt;
-use gatework::runtime::pipeline::{Profile, TaskProfile};
+use gatework::{
+    SessionStateBuilderExt, Settings,
+    runtime::pipeline::{Profile, TaskProfile},
+};
 use support::{
     Case, QUERIES, Storage, Tpch, executor, guarded, plan, rows, settle, tpch::write_parquet,
 };
@@ -247,6 +254,54 @@ fn tpch_scans_are_parallel() {
                 }
             }
             assert!(serial.is_empty(), "q{number}: never in {ATTEMPTS} attempts: {serial:?}");
+        }
+        settle(&executor);
+    });
+}
+
+/// Doris' scans with a very selective filter did not, and kept all others from their worker.
+#[test]
+fn scans_whose_rows_are_all_dropped_give_way() {
+    guarded(|case| async move {
+        const BATCHES: i64 = 300;
+        let executor = executor(1);
+        let settings = Settings { time_slice: Duration::ZERO, ..Settings::default() };
+        let state = SessionStateBuilder::new()
+            .with_config(settings.into_config(SessionConfig::new()))
+            .with_default_features()
+            .with_gatework(&executor)
+            .build();
+        let session = SessionContext::new_with_state(state);
+        // Even keys: the odd one that is wanted lies within the bounds of every row group.
+        let schema = Arc::new(Schema::new(vec![Field::new("k", DataType::Int64, false)]));
+        let batch = |_| {
+            let keys = Arc::new(Int64Array::from_iter_values((0..100).map(|key| 2 * key)));
+            RecordBatch::try_new(schema.clone(), vec![keys as _]).unwrap()
+        };
+        let batches: Vec<_> = (0..BATCHES).map(batch).collect();
+        let folder = TempDir::new().unwrap();
+        let file = folder.path().join("facts.parquet");
+        let groups = WriterProperties::builder().set_max_row_group_row_count(Some(100)).build();
+        let mut writer =
+            ArrowWriter::try_new(File::create(&file).unwrap(), schema.clone(), Some(groups))
+                .unwrap();
+        batches.iter().for_each(|batch| writer.write(batch).unwrap());
+        writer.close().unwrap();
+        let path = file.to_str().unwrap();
+        session.register_parquet("files", path, ParquetReadOptions::default()).await.unwrap();
+        let memory = MemTable::try_new(schema, vec![batches]).unwrap();
+        session.register_table("memory", Arc::new(memory)).unwrap();
+        for table in ["files", "memory"] {
+            let sql = format!(
+                "SELECT count(*) AS n FROM (SELECT 2 * value + 1 AS k FROM generate_series(50, 50)) d
+                JOIN {table} f ON f.k = d.k"
+            );
+            case.begin(&sql);
+            let (batches, profile) = run(&case, &session, &sql).await;
+            let count = batches[0].column(0).as_primitive::<Int64Type>().value(0);
+            assert_eq!(count, 0);
+            let yields: u64 = profile.tasks.iter().map(|task| task.yields).sum();
+            assert!(yields >= BATCHES as u64, "{yields} yields: {:#?}", profile.tasks);
         }
         settle(&executor);
     });

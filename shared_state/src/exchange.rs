@@ -260,6 +260,21 @@ impl<T: Payload> ExchangeSink<T> {
     }
 
     /// Says that this sink's input ended. After the last sink, sources finish once they read all.
+    ///
+    /// It takes the sink, so that it cannot be said twice:
+    /// ```compile_fail
+    /// # use gatework_shared_state::{Budget, Payload, exchange::{self, ExchangeKind}};
+    /// # struct Rows;
+    /// # impl Payload for Rows {
+    /// #     fn rows(&self) -> usize { 1 }
+    /// #     fn bytes(&self) -> usize { 1 }
+    /// # }
+    /// let (mut sinks, _sources) =
+    ///     exchange::new::<Rows>("exchange", ExchangeKind::Hash, 1, 1, Budget::new(1));
+    /// let sink = sinks.remove(0);
+    /// sink.finish();
+    /// sink.finish();
+    /// ```
     pub fn finish(mut self) {
         self.leave(true);
     }
@@ -271,8 +286,10 @@ impl<T: Payload> ExchangeSink<T> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         inner.sinks_left -= 1;
+        let was_aborted = inner.aborted;
         inner.aborted |= !finished;
-        if inner.aborted || inner.sinks_left == 0 {
+        // Once: of a cancelled query, all sinks leave.
+        if !was_aborted && (inner.aborted || inner.sinks_left == 0) {
             self.state.gates.open_for_ever(&mut wakeups);
         }
     }

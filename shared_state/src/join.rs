@@ -143,8 +143,11 @@ pub fn new<P, T>(name: &str, sinks: usize, sources: usize) -> Tokens<P, T> {
 
 impl<P, T> State<P, T> {
     fn abort(&self, inner: &mut Inner<P, T>, wakeups: &mut Wakeups) -> Phase<P, T> {
-        self.gates.open_for_ever(wakeups);
-        self.built.set_always_ready_later(wakeups);
+        // Once: of a cancelled query, all sinks leave.
+        if !matches!(inner.phase, Phase::Aborted) {
+            self.gates.open_for_ever(wakeups);
+            self.built.set_always_ready_later(wakeups);
+        }
         std::mem::replace(&mut inner.phase, Phase::Aborted)
     }
 

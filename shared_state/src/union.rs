@@ -112,8 +112,10 @@ impl<T: Payload> UnionSink<T> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         inner.sinks_left -= 1;
+        let was_aborted = inner.aborted;
         inner.aborted |= !finished;
-        if inner.aborted || inner.sinks_left == 0 {
+        // Once: of a cancelled query, all sinks leave.
+        if !was_aborted && (inner.aborted || inner.sinks_left == 0) {
             self.state.gates.open_for_ever(&mut wakeups);
         }
     }

@@ -116,6 +116,10 @@ fn ends_before_the_input() {
             "SELECT a, d FROM t JOIN u ON b = c LIMIT 70",
             "SELECT a FROM (SELECT a FROM t UNION ALL SELECT c FROM u) LIMIT 65",
             "SELECT x FROM (SELECT unnest([a, b]) AS x FROM t) LIMIT 65",
+            // Which rows a LIMIT takes is open; how many is not.
+            "SELECT count(*) AS n FROM ((SELECT a FROM t LIMIT 70) UNION ALL SELECT c FROM u)",
+            "SELECT count(*) AS n FROM t JOIN (SELECT c FROM u UNION ALL SELECT a FROM t LIMIT 70) x ON true",
+            "SELECT count(*) AS n FROM (SELECT a FROM t LIMIT 70) x JOIN u ON true",
             "SELECT a FROM t JOIN nothing ON b = e",
             "SELECT a FROM nothing JOIN t ON b = e",
             "SELECT a FROM t JOIN (SELECT c FROM u WHERE d < 0) ON b = c",

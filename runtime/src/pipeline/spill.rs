@@ -105,6 +105,8 @@ impl<T> Completion<T> {
 
     /// Says what came of the work.
     pub fn complete(self, outcome: Result<T>) {
+        // Before its memory is given back: a task that is asked for some, and finds this not done, may
+        // answer that some is about to come.
         *self.outcome.lock() = Some(outcome);
     }
 }

@@ -106,7 +106,7 @@ fn start_three(query: &Arc<QueryContext>, checks: &Arc<Checks>) -> Result<RowStr
         "sum",
         2,
         checks.source(from_exchange(exchange_sources)),
-        vec![checks.operator(multiples(3))],
+        vec![checks.operator(multiples(3)), checks.closable()],
         checks.sink(to_sum(sum_sinks)),
     )?;
     let emit = graph.add(

@@ -173,7 +173,7 @@ fn leaves(ending: Ending, sources: usize) -> Vec<Leave> {
     (0..sources)
         .map(|source| match ending {
             Ending::Leave if source == leaver => any(),
-            Ending::AllLeave => any(),
+            Ending::AllLeave | Ending::LeaveAndCancel => any(),
             _ => Leave::Never,
         })
         .collect()
@@ -210,7 +210,7 @@ fn run(ending: Ending) {
             thread::spawn(move || probe(source, leave, units, &seen, &query))
         })
         .collect();
-    if ending == Ending::Cancel {
+    if ending.cancels() {
         query.cancel();
     }
     let published: Vec<_> = sinks.into_iter().map(|sink| sink.join().unwrap()).collect();
@@ -230,7 +230,7 @@ fn check_ends(ending: Ending, published: &[bool], read: &[(End, Option<Arc<Table
     if finished > 0 {
         assert!(whole && !owed, "an aborted producer looks finished");
     }
-    if whole && !owed && ending != Ending::Cancel {
+    if whole && !owed && !ending.cancels() {
         let aborts = read.iter().filter(|(end, _)| *end == End::SawAbort).count();
         assert_eq!(aborts, 0, "a finished producer looks aborted");
     }

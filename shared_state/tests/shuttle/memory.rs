@@ -1,6 +1,6 @@
 //! Memory that is refused, asked for and given back, by tasks that hold it and by one that cannot give any.
 
-use std::{mem, sync::Arc};
+use std::sync::Arc;
 
 use gatework_shared_state::{
     Dependency, DependencyKind, Gate,
@@ -27,6 +27,8 @@ enum Fault {
     ReleasesSilently,
     /// It is asked while it waits, and does not look.
     WaitsForReliefOnly,
+    /// What is written gives its memory back before it counts as written.
+    ReleasesEarly,
 }
 
 struct Pool {
@@ -58,36 +60,48 @@ struct Spiller {
     pool: Arc<Pool>,
     holder: Holder,
     held: usize,
-    writing: Option<(Gate, thread::JoinHandle<()>)>,
+    /// It cannot give back what it says it could.
+    boasts: bool,
+    /// The gate of a write, and whether that is done.
+    writing: Option<(Gate, Arc<Mutex<bool>>)>,
 }
 
 impl Spiller {
-    fn new(pool: &Arc<Pool>) -> Self {
+    fn new(pool: &Arc<Pool>, boasts: bool) -> Self {
         let holder = pool.arbiter.holder(1, 1);
-        Self { pool: pool.clone(), holder, held: 0, writing: None }
+        Self { pool: pool.clone(), holder, held: 0, boasts, writing: None }
     }
 
     fn is_writing(&mut self) -> bool {
-        if self.writing.as_ref().is_some_and(|(gate, _)| gate.is_ready()) {
+        if self.writing.as_ref().is_some_and(|(_, done)| *done.lock().unwrap()) {
             self.writing = None;
         }
         self.writing.is_some()
     }
 
-    /// Begins to write, elsewhere, if there is anything.
+    /// Begins to write half of it, elsewhere, if there is anything that can be written.
     fn write(&mut self) -> bool {
-        let bytes = mem::take(&mut self.held);
-        if bytes == 0 {
+        let bytes = self.held.div_ceil(2);
+        if bytes == 0 || self.boasts {
             return false;
         }
-        self.holder.set_bytes(0);
+        self.held -= bytes;
+        self.holder.set_bytes(self.held);
         let gate = Dependency::blocked("write", DependencyKind::External);
-        let (pool, done) = (self.pool.clone(), gate.clone());
-        let written = thread::spawn(move || {
-            pool.release(bytes);
-            done.set_always_ready();
+        let done = Arc::<Mutex<bool>>::default();
+        self.writing = Some((gate.clone(), done.clone()));
+        let pool = self.pool.clone();
+        // Whoever finds it not done knows that its memory is yet to come back.
+        thread::spawn(move || {
+            if pool.fault == Fault::ReleasesEarly {
+                pool.release(bytes);
+            }
+            *done.lock().unwrap() = true;
+            if pool.fault != Fault::ReleasesEarly {
+                pool.release(bytes);
+            }
+            gate.set_always_ready();
         });
-        self.writing = Some((gate, written));
         true
     }
 
@@ -128,8 +142,8 @@ impl Spiller {
                     task.wait_any(&[&gate, self.holder.asked()]);
                 }
             } else {
-                // The others hold less than would be asked for, so they go on.
-                thread::yield_now();
+                // The others hold less than would be asked for. It goes on with what it has.
+                return true;
             }
         }
         false
@@ -187,17 +201,17 @@ fn model(ending: Ending, fault: Fault) {
     let query = Query::new();
     let mut threads = Vec::new();
     for number in 0..2 {
-        let (spiller, task) = (Spiller::new(&pool), Task::new(&query));
+        let (spiller, task) = (Spiller::new(&pool, number == 1), Task::new(&query));
         let leaves = match ending {
             Ending::Finish | Ending::Cancel => false,
             Ending::Abort | Ending::Leave => number == 0,
-            Ending::AllLeave => true,
+            Ending::AllLeave | Ending::LeaveAndCancel => true,
         };
         threads.push(thread::spawn(move || spiller.run(task, ending, leaves)));
     }
     let (needed, task) = (pool.clone(), Task::new(&query));
     threads.push(thread::spawn(move || need(&needed, task)));
-    if ending == Ending::Cancel {
+    if ending.cancels() {
         query.cancel();
     }
     for thread in threads {
@@ -232,6 +246,11 @@ fn an_answer_for_what_is_over_is_seen() {
 #[test]
 fn a_silent_release_is_seen() {
     caught(Fault::ReleasesSilently);
+}
+
+#[test]
+fn memory_that_comes_back_before_it_counts_is_seen() {
+    caught(Fault::ReleasesEarly);
 }
 
 #[test]

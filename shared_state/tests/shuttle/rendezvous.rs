@@ -131,7 +131,7 @@ fn run<P: PublishEnd, C: ClaimEnd>(ending: Ending, sinks: Vec<P>, sources: Vec<C
         .map(|(sink, end)| {
             let (query, ledger) = (query.clone(), ledger.clone());
             let aborts = aborting == Some(sink);
-            let until_closed = ending == Ending::AllLeave && below(2) == 0;
+            let until_closed = ending.all_leave() && below(2) == 0;
             thread::spawn(move || publish(end, sink, aborts, until_closed, &query, &ledger))
         })
         .collect();
@@ -140,14 +140,14 @@ fn run<P: PublishEnd, C: ClaimEnd>(ending: Ending, sinks: Vec<P>, sources: Vec<C
         .map(|(source, end)| {
             let query = query.clone();
             // Those who all leave do so before the first unit: some sinks wait for just that.
-            let leave_at = match ending {
-                Ending::AllLeave => Some(0),
-                _ => (leaver == Some(source)).then(|| below(2)),
+            let leave_at = match ending.all_leave() {
+                true => Some(0),
+                false => (leaver == Some(source)).then(|| below(2)),
             };
             thread::spawn(move || claim(end, leave_at, &query))
         })
         .collect();
-    if ending == Ending::Cancel {
+    if ending.cancels() {
         query.cancel();
     }
     let published: Vec<_> = sinks.into_iter().map(|sink| sink.join().unwrap()).collect();

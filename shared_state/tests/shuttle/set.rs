@@ -82,7 +82,7 @@ fn set() {
         let ledger = Arc::<Ledger>::default();
         let (sinks, source) = set::new("except", CHILDREN, Table::new());
         let aborting = (ending == Ending::Abort).then(|| below(CHILDREN));
-        let leaves = matches!(ending, Ending::Leave | Ending::AllLeave);
+        let leaves = ending == Ending::Leave || ending.all_leave();
         let children: Vec<_> = (0..)
             .zip(sinks)
             .map(|(child, sink)| {
@@ -95,7 +95,7 @@ fn set() {
             let query = query.clone();
             move || read(source, leaves, &query)
         });
-        if ending == Ending::Cancel {
+        if ending.cancels() {
             query.cancel();
         }
         let ends: Vec<_> = children.into_iter().map(|child| child.join().unwrap()).collect();
@@ -109,7 +109,7 @@ fn set() {
         match ending {
             Ending::Finish => assert!(whole && end == End::Finished, "{ends:?}, {end:?}"),
             Ending::Abort => assert_eq!(end, End::SawAbort),
-            Ending::Leave | Ending::AllLeave | Ending::Cancel => {}
+            _ => {}
         }
         assert_eq!(ledger.live_bytes(), 0, "items were left over");
     });

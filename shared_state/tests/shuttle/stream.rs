@@ -180,12 +180,12 @@ pub(crate) fn run<K: SinkEnd, S: SourceEnd>(plan: Plan, sinks: Vec<K>, sources: 
         .zip(sources)
         .map(|(source, end)| {
             let query = query.clone();
-            let leaves = leaver == Some(source) || plan.ending == Ending::AllLeave;
+            let leaves = leaver == Some(source) || plan.ending.all_leave();
             let leave_at = leaves.then(|| below(plan.items));
             thread::spawn(move || consume(end, leave_at, &query))
         })
         .collect();
-    if plan.ending == Ending::Cancel {
+    if plan.ending.cancels() {
         query.cancel();
     }
     let sunk: Vec<_> = sinks.into_iter().map(|sink| sink.join().unwrap()).collect();

@@ -42,11 +42,27 @@ pub(crate) enum Ending {
     AllLeave,
     /// The query is cancelled by a foreign thread: every task drops what it has.
     Cancel,
+    /// All sources leave early, and meanwhile the query is cancelled.
+    LeaveAndCancel,
 }
 
 impl Ending {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Finish, Self::Abort, Self::Leave, Self::AllLeave, Self::Cancel];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Finish,
+        Self::Abort,
+        Self::Leave,
+        Self::AllLeave,
+        Self::Cancel,
+        Self::LeaveAndCancel,
+    ];
+
+    pub(crate) fn all_leave(self) -> bool {
+        matches!(self, Self::AllLeave | Self::LeaveAndCancel)
+    }
+
+    pub(crate) fn cancels(self) -> bool {
+        matches!(self, Self::Cancel | Self::LeaveAndCancel)
+    }
 }
 
 /// Checks `model` over random schedules. A failure prints the schedule, for `shuttle::replay`.

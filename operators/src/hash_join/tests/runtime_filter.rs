@@ -10,7 +10,7 @@ use datafusion_common::JoinType;
 use datafusion_physical_expr::{PhysicalExpr, expressions::Column};
 use gatework_runtime::{
     Error,
-    pipeline::{Graph, QueryContext, QueryOptions},
+    pipeline::{Chaos, Fault, Graph, QueryContext, QueryOptions},
 };
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -18,12 +18,13 @@ use proptest::prelude::*;
 use super::{Case, KeyKind, Side, any_case, not_in_case, rows, side};
 use crate::{
     hash_join::new,
-    rig::{EXECUTOR, FailingScan, result_of, run, scan, sorted_rows, table, wait_idle},
+    limit::Limit,
+    rig::{EXECUTOR, FailingScan, result_of, run, run_with, scan, sorted_rows, table, wait_idle},
     runtime_filter::{FilterProducer, FilterTarget},
 };
 
 /// Applies a filter to `probe` as soon as it is published: it knows no more once the join is over.
-struct Recorder {
+pub(super) struct Recorder {
     keys: Vec<Arc<dyn PhysicalExpr>>,
     probe: RecordBatch,
     /// Each publication: which probe rows pass, or `None` for "nothing to say".
@@ -50,7 +51,7 @@ impl FilterTarget for Recorder {
 }
 
 impl Recorder {
-    fn new(key: KeyKind, probe: &RecordBatch) -> Arc<Self> {
+    pub(super) fn new(key: KeyKind, probe: &RecordBatch) -> Arc<Self> {
         let column = |place| Arc::new(Column::new("key", place)) as Arc<dyn PhysicalExpr>;
         Arc::new(Self {
             keys: (0..key.columns()).map(column).collect(),
@@ -61,7 +62,7 @@ impl Recorder {
     }
 
     /// The only publication.
-    fn only(&self) -> Option<BooleanArray> {
+    pub(super) fn only(&self) -> Option<BooleanArray> {
         let published = self.published.lock();
         assert_eq!(published.len(), 1, "published once");
         published[0].clone()
@@ -69,7 +70,7 @@ impl Recorder {
 }
 
 /// Which probe rows the filter of a finished build lets through; `None` if it says nothing.
-fn expected(case: &Case, left: &Side, right: &Side) -> Option<Vec<bool>> {
+pub(super) fn expected(case: &Case, left: &Side, right: &Side) -> Option<Vec<bool>> {
     let build_null = (0..left.rows()).any(|l| left.has_null(l));
     if build_null && (case.nulls_equal || case.null_aware) {
         return None;
@@ -239,4 +240,49 @@ fn a_join_that_never_runs_publishes_nothing_and_opens_the_gate() {
     drop(readers);
     wait_idle(&query);
     assert!(gate.is_ready() && target.only().is_none());
+}
+
+/// However the query ends in the middle of a build, nobody waits for the filter.
+#[test]
+fn a_build_that_ends_at_any_step_opens_the_gate() {
+    let rows = side(&(0..20).map(|row| Some(row % 5)).collect::<Vec<_>>());
+    let case = Case { morsel: 3, probes: 2, ..Case::plain(JoinType::Inner) };
+    for fault in [Fault::Error, Fault::Cancel, Fault::Panic] {
+        for step in 0.. {
+            let chaos = Arc::new(Chaos::new(1).fault_at(fault, step));
+            let options = QueryOptions { chaos: Some(chaos), ..QueryOptions::default() };
+            let target = Recorder::new(case.key, &rows.batch);
+            let (producer, gate) = FilterProducer::new("join", target.clone());
+            let config = case.config(&rows.batch, &rows.batch, None);
+            let sources = (scan(&rows.batch, 3), scan(&rows.batch, 3));
+            let answer = run_with(options, |graph| {
+                case.add(graph, config, sources.0, sources.1, Some(producer))
+            });
+            assert!(gate.is_ready(), "{fault:?} at {step}");
+            let _once = target.only();
+            if answer.is_ok() {
+                assert!(step > 10, "{step} steps");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_probe_that_ends_before_the_build_publishes_nothing_and_opens_the_gate() {
+    let rows = side(&[Some(1), Some(2)]);
+    let case = Case::plain(JoinType::Inner);
+    let target = Recorder::new(case.key, &rows.batch);
+    let (producer, gate) = FilterProducer::new("join", target.clone());
+    let (build, probe) =
+        new(case.config(&rows.batch, &rows.batch, None), 1, 1, Some(producer)).unwrap();
+    let batches = run(|graph| {
+        graph.add("build", 1, scan(&rows.batch, 1), vec![], Arc::new(build)).unwrap();
+        let nothing = Arc::new(Limit::new(0, Some(0)));
+        result_of(graph, 1, 1, scan(&rows.batch, 1), vec![Arc::new(probe), nothing])
+    });
+    assert_eq!(sorted_rows(&batches.unwrap()), Vec::<String>::new());
+    assert!(gate.is_ready());
+    // It may have been built before the end was known.
+    let _once = target.only();
 }

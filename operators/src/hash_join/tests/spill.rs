@@ -17,8 +17,12 @@ use super::{
     Case, KeyKind, Side, TYPES, any_case,
     large::{LEFT_ROWS, cases, expected, left_key, numbers, numbers_and_mark, rows_of},
     not_in_case, rows,
+    runtime_filter::{Recorder, expected as expected_mask},
 };
-use crate::rig::{KeptElsewhere, Moody, run_asked, run_with, scan, sorted_rows};
+use crate::{
+    rig::{KeptElsewhere, Moody, moody, run_asked, run_with, scan, sorted_rows},
+    runtime_filter::FilterProducer,
+};
 
 /// Runs the join with `memory`, and with a place for what does not fit.
 fn run_short(
@@ -107,6 +111,34 @@ fn a_join_in_order_fails_instead() {
 /// Cases that spilled anything.
 static SPILLED: AtomicUsize = AtomicUsize::new(0);
 
+/// The filter of a build of which a part is in files lets all rows pass that have a match.
+fn check_filter(case: &Case, left: &Side, right: &Side, seed: u64) {
+    let (_, _, options) = moody(seed);
+    let target = Recorder::new(case.key, &right.batch);
+    let (producer, gate) = FilterProducer::new("join", target.clone());
+    let config = case.config(&left.batch, &right.batch, None);
+    let sources = (scan(&left.batch, case.morsel), scan(&right.batch, case.morsel));
+    run_with(options, |graph| case.add(graph, config, sources.0, sources.1, Some(producer)))
+        .unwrap();
+    assert!(gate.is_ready());
+    match (target.only(), expected_mask(case, left, right)) {
+        (Some(passes), Some(must)) => {
+            let lost = passes.iter().zip(must).any(|(passes, must)| must && passes != Some(true));
+            assert!(!lost, "{case:?}");
+        }
+        (said, None) => assert!(said.is_none() || !filters(case), "{case:?}"),
+        (None, _) => {}
+    }
+}
+
+/// Whether rows of the right side without a match are lost.
+fn filters(case: &Case) -> bool {
+    !matches!(
+        case.kind,
+        JoinType::Right | JoinType::Full | JoinType::RightAnti | JoinType::RightMark
+    )
+}
+
 /// Whatever is refused, whenever: with nothing too small to be spilled, few rows take all of the ways.
 fn check(case: &Case, left: &Side, right: &Side, seed: u64) {
     let memory = Arc::new(Moody::new(seed));
@@ -115,6 +147,7 @@ fn check(case: &Case, left: &Side, right: &Side, seed: u64) {
     let batches = run_short(case, both, None, memory.clone(), &space).unwrap();
     assert_eq!(sorted_rows(&batches), case.model(left, right), "{case:?}");
     assert_eq!(memory.reserved(), 0);
+    check_filter(case, left, right, seed);
     SPILLED.fetch_add(space.batches.load(Ordering::Relaxed).min(1), Ordering::Relaxed);
 }
 

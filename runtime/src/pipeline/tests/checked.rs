@@ -15,6 +15,7 @@ use std::{
 
 use gatework_shared_state::{Dependency, DependencyKind, Gate};
 
+use super::operators::until;
 use crate::{
     Error, Result,
     pipeline::{
@@ -30,6 +31,8 @@ pub(super) enum Fault {
     Error(usize),
     Panic(usize),
     Cancel(usize),
+    /// A foreign thread says that nobody wants what lies before a [`Checks::closable`] operator.
+    Close(usize),
     /// Every call blocks once and is woken from another thread.
     BlockEveryCall,
 }
@@ -45,6 +48,7 @@ pub(super) struct Checks {
     finished: AtomicUsize,
     aborted: AtomicUsize,
     broken: Mutex<Vec<String>>,
+    close: Gate,
     opener: Sender<Gate>,
 }
 
@@ -67,6 +71,7 @@ impl Checks {
             finished: AtomicUsize::new(0),
             aborted: AtomicUsize::new(0),
             broken: Mutex::default(),
+            close: Dependency::blocked("closed by a test", DependencyKind::Closed),
             opener,
         })
     }
@@ -106,12 +111,21 @@ impl Checks {
         match self.fault {
             Fault::Error(at) if at == step => Err(Error::operator(format!("fault at {at}"))),
             Fault::Panic(at) if at == step => panic!("fault at {at}"),
+            Fault::Close(at) if at == step => {
+                self.opener.send(self.close.clone()).unwrap();
+                Ok(())
+            }
             Fault::Cancel(at) if at == step => {
                 query.cancel();
                 Ok(())
             }
             _ => Ok(()),
         }
+    }
+
+    /// An operator that passes batches on until it is closed.
+    pub(super) fn closable(self: &Arc<Self>) -> Arc<dyn Operator> {
+        self.operator(until(&self.close))
     }
 
     pub(super) fn source(self: &Arc<Self>, inner: Arc<dyn Source>) -> Arc<dyn Source> {

@@ -455,3 +455,29 @@ fn waiting_ends_with_its_gate() {
         assert_eq!(values(&batch([1, 2])), [1, 2]);
     });
 }
+
+/// A scan whose rows are all dropped behind it gives way like any other.
+#[test]
+fn a_task_whose_rows_are_all_dropped_yields() {
+    guarded(|guard| {
+        let (executor, checks) = (executor(1), no_fault());
+        let options =
+            QueryOptions { time_slice: std::time::Duration::ZERO, ..QueryOptions::default() };
+        let query = query_with(guard, &executor, options);
+        // Multiples of 1000 of the numbers from 1 on: batches without rows.
+        let from_one = source("from one", |_| {
+            let mut next = 1;
+            move |_: &TaskContext| {
+                next += 1;
+                Ok(if next > 51 {
+                    SourceResult::Finished
+                } else {
+                    SourceResult::Batch(batch([next - 1]))
+                })
+            }
+        });
+        let stream = start_one(&query, &checks, 1, from_one, vec![multiples(1000)], 1).remove(0);
+        assert_eq!(rows(stream).unwrap(), [0_i64; 0]);
+        assert!(query.profile().tasks[0].yields >= 50, "{:?}", query.profile().tasks);
+    });
+}

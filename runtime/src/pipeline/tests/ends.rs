@@ -1,6 +1,10 @@
 //! Every way in which a query ends, at every step.
 
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+    mpsc,
+};
 
 use gatework_shared_state::{Budget, DependencyKind, result};
 
@@ -88,6 +92,55 @@ fn a_cancel_at_any_step_ends_the_query() {
     });
 }
 
+/// A task that is told to end early between two looks at its gates is not aborted, and not ended twice.
+#[test]
+fn an_early_end_from_outside_at_any_step_is_a_finish() {
+    guarded(|guard| {
+        let executor = executor(2);
+        for step in 0.. {
+            let (query, checks) = (query(guard, &executor), Checks::new(Fault::Close(step)));
+            let mut rows = rows(start_three(&query, &checks).unwrap()).unwrap();
+            assert_gone(&query, &checks);
+            assert_eq!((checks.finished(), checks.aborted()), (6, 0), "at step {step}");
+            assert_eq!(query.error().map(|error| error.to_string()), None);
+            if checks.steps() <= step {
+                assert_eq!(rows, OF_THREE);
+                assert!(step > 60, "only {step} steps were seen");
+                break;
+            }
+            // Sums of what came through before.
+            assert!(rows.len() <= 2 && rows.pop() <= Some(12));
+        }
+    });
+}
+
+/// All are woken once: 30,000 tasks that each woke all others would take minutes.
+#[test]
+fn a_cancel_of_many_tasks_is_told_to_each_once() {
+    guarded(|guard| {
+        const TASKS: usize = 30_000;
+        let (executor, checks) = (executor(2), no_fault());
+        let (never, asked) = (gate("never"), Arc::new(AtomicUsize::new(0)));
+        let (shut, count) = (never.clone(), asked.clone());
+        let waits = source("waits", move |_| {
+            let (shut, count) = (shut.clone(), count.clone());
+            move |_: &TaskContext| {
+                count.fetch_add(1, Ordering::SeqCst);
+                Ok(SourceResult::Blocked(shut.clone().into()))
+            }
+        });
+        let query = query(guard, &executor);
+        let stream = start_one(&query, &checks, TASKS, waits, vec![], 1).remove(0);
+        while asked.load(Ordering::SeqCst) < TASKS {
+            std::thread::yield_now();
+        }
+        query.cancel();
+        assert!(is_cancelled(&rows(stream).unwrap_err()));
+        assert_gone(&query, &checks);
+        assert_eq!(asked.load(Ordering::SeqCst), TASKS, "a cancelled task is asked for nothing");
+    });
+}
+
 #[test]
 fn a_cancel_from_outside_at_any_time_ends_the_query() {
     guarded(|guard| {
@@ -106,12 +159,23 @@ fn a_cancel_from_outside_at_any_time_ends_the_query() {
                     query.cancel();
                 }
             });
+            // Whoever looks at a query is in nobody's way.
+            let looks = std::thread::spawn({
+                let query = query.clone();
+                move || {
+                    while query.live_tasks() > 0 {
+                        let (dump, profile) = (query.dump(), query.profile());
+                        assert!(dump.contains("live tasks") && !profile.tasks.is_empty());
+                    }
+                }
+            });
             match rows(stream) {
                 Ok(rows) => assert_eq!(rows, OF_THREE),
                 Err(error) => assert!(is_cancelled(&error), "{error}"),
             }
             assert_gone(&query, &checks);
             canceller.join().unwrap();
+            looks.join().unwrap();
         }
     });
 }

@@ -265,6 +265,28 @@ pub(super) fn limit(rows: i64) -> Arc<dyn Operator> {
     })
 }
 
+struct Until(Gate);
+
+impl LocalOperator for Until {
+    fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+        Ok(match input {
+            _ if self.0.is_ready() => OperatorResult::Finished,
+            Some(batch) => OperatorResult::Batch(batch),
+            None => OperatorResult::NeedInput,
+        })
+    }
+
+    fn closed(&self) -> Option<Gate> {
+        Some(self.0.clone())
+    }
+}
+
+/// Every batch until `gate` opens.
+pub(super) fn until(gate: &Gate) -> Arc<dyn Operator> {
+    let gate = gate.clone();
+    Made::<dyn LocalOperator>::new("until", move |_| Ok(Box::new(Until(gate.clone()))))
+}
+
 struct EmptyBuild(Option<Gate>);
 
 impl LocalOperator for EmptyBuild {
