@@ -1,11 +1,7 @@
 //! For unit tests: hand-built graphs on a real executor, and their rows in a form to compare.
 
 use std::{
-    sync::{
-        Arc, LazyLock,
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
+    sync::{Arc, LazyLock, mpsc},
     task::{Wake, Waker},
     thread::{self, Thread},
     time::{Duration, Instant},
@@ -18,15 +14,13 @@ use arrow::{
 use gatework_runtime::{
     Error, Executor, Result,
     pipeline::{
-        Batch, Completion, FinishResult, Graph, Held, LocalSink, LocalSource, MemoryPool,
-        MemoryRefused, Operator, QueryContext, QueryOptions, RowStream, Setup, Sink, SinkResult,
-        Source, SourceResult, SpillSpace, Spilled, TaskContext,
+        Batch, FinishResult, Graph, Held, LocalSink, LocalSource, Operator, QueryContext,
+        QueryOptions, RowStream, Setup, Sink, SinkResult, Source, SourceResult, TaskContext,
     },
-    scheduler::Dice,
 };
 use gatework_shared_state::{Budget, Dependency, DependencyKind, result::ResultReader};
-use parking_lot::Mutex;
 
+pub(crate) use crate::harness::{KeptElsewhere, Moody};
 use crate::{compact, memory_scan::MemoryScan, result::ResultOutput};
 
 /// What must have happened by then hangs.
@@ -150,38 +144,6 @@ pub(crate) fn sorted_rows(batches: &[RecordBatch]) -> Vec<String> {
     rows
 }
 
-/// Keeps what is spilled, and answers on another thread.
-#[derive(Debug, Default)]
-pub(crate) struct KeptElsewhere {
-    pub(crate) batches: AtomicUsize,
-    /// Whether whatever gets no memory is spilled, however little it is.
-    pub(crate) eager: bool,
-}
-
-#[derive(Debug)]
-struct Kept(Vec<RecordBatch>);
-
-impl SpillSpace for KeptElsewhere {
-    fn write(&self, batches: Vec<RecordBatch>, done: Completion<Arc<dyn Spilled>>) {
-        self.batches.fetch_add(batches.len(), Ordering::Relaxed);
-        thread::spawn(move || done.complete(Ok(Arc::new(Kept(batches)))));
-    }
-
-    fn overdraft(&self) -> usize {
-        if self.eager { 0 } else { 256 << 10 }
-    }
-}
-
-impl Spilled for Kept {
-    fn bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read(self: Arc<Self>, batch: usize, done: Completion<RecordBatch>) {
-        thread::spawn(move || done.complete(Ok(self.0[batch].clone())));
-    }
-}
-
 /// Asks the others for memory that it does not need, some times in between.
 #[derive(Debug)]
 struct Beggar;
@@ -282,37 +244,6 @@ pub(crate) fn moody(seed: u64) -> (Arc<Moody>, Arc<KeptElsewhere>, QueryOptions)
         ..QueryOptions::default()
     };
     (pool, elsewhere, options)
-}
-
-/// A pool that refuses some of what it is asked for, by a seed.
-#[derive(Debug)]
-pub(crate) struct Moody {
-    dice: Mutex<Dice>,
-    reserved: AtomicUsize,
-}
-
-impl Moody {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self { dice: Mutex::new(Dice::new(seed)), reserved: AtomicUsize::new(0) }
-    }
-
-    pub(crate) fn reserved(&self) -> usize {
-        self.reserved.load(Ordering::Relaxed)
-    }
-}
-
-impl MemoryPool for Moody {
-    fn try_grow(&self, _holder: &str, bytes: usize) -> Result<(), MemoryRefused> {
-        if self.dice.lock().below(3) == 0 {
-            return Err(MemoryRefused { reason: "it is not in the mood".into() });
-        }
-        self.reserved.fetch_add(bytes, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn shrink(&self, bytes: usize) {
-        self.reserved.fetch_sub(bytes, Ordering::Relaxed);
-    }
 }
 
 /// A source that fails once it is asked.

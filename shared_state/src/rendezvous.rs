@@ -109,6 +109,7 @@ impl<C: Default> Rendezvous<C> {
             inner.phase = Phase::Closed;
             let unread = std::mem::take(&mut inner.collected);
             self.closed.set_always_ready_later(&mut wakeups);
+            self.gates.open_for_ever(&mut wakeups);
             drop(inner);
             drop(unread);
         }

@@ -24,6 +24,7 @@ mod report;
 mod rows;
 mod run;
 mod series;
+mod shortage;
 mod trial;
 
 #[cfg(test)]
@@ -51,6 +52,8 @@ pub use case::Case;
 pub use mode::Mode;
 pub use report::{Finding, ModeReport, Report};
 pub use rows::{Row, rows_of, same_rows, same_sequence};
+#[cfg(test)]
+pub(crate) use shortage::{KeptElsewhere, Moody};
 pub use trial::Trial;
 
 /// Judges the rows of a run.

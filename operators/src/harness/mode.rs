@@ -16,6 +16,8 @@ pub enum Mode {
     Seeded,
     /// Memory limits below what the operators reserve: right rows, or a clean out-of-memory error.
     Memory,
+    /// One reservation in three is refused, and there is a place to spill to, however little it is.
+    Spill,
     /// The query is cancelled at step *k*, for each *k*.
     Cancel,
     /// A call fails at step *k*, for each *k*.
@@ -25,7 +27,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Every mode.
+    /// Every mode; the last but faults is for operators that can spill.
     pub fn all() -> &'static [Self] {
         &[
             Self::Plain,
@@ -33,6 +35,7 @@ impl Mode {
             Self::Blocking,
             Self::Seeded,
             Self::Memory,
+            Self::Spill,
             Self::Cancel,
             Self::Error,
             Self::Panic,
@@ -71,6 +74,7 @@ impl fmt::Display for Mode {
             Self::Blocking => "blocking",
             Self::Seeded => "seeded",
             Self::Memory => "memory",
+            Self::Spill => "spill",
             Self::Cancel => "cancel",
             Self::Error => "error",
             Self::Panic => "panic",

@@ -55,6 +55,11 @@ impl<'a> Series<'a> {
             }
             Mode::Seeded => self.try_seeds(instances)?,
             Mode::Memory => self.try_limits(instances)?,
+            Mode::Spill => {
+                for seed in self.harness.seeds.clone() {
+                    self.try_once(Trial::spill(seed), instances)?;
+                }
+            }
             Mode::Cancel => self.sweep(Fault::Cancel, instances)?,
             Mode::Error => self.sweep(Fault::Error, instances)?,
             Mode::Panic => self.sweep(Fault::Panic, instances)?,

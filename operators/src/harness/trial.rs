@@ -23,7 +23,11 @@ use gatework_runtime::{
 };
 use gatework_shared_state::DependencyKind;
 
-use super::{Mode, patience::wait};
+use super::{
+    Mode,
+    patience::wait,
+    shortage::{KeptElsewhere, Moody},
+};
 
 /// Enough for pipelines to overlap, and for the foreign thread to be a third.
 const THREADS: usize = 2;
@@ -51,6 +55,8 @@ pub struct Trial {
     options: QueryOptions,
     chaos: Arc<Chaos>,
     pool: Arc<CountingLimit>,
+    /// Instead of the pool, and with it a place for what is spilled.
+    shortage: Option<(Arc<Moody>, Arc<KeptElsewhere>)>,
     /// The rows of a morsel of harness sources.
     pub(super) morsel_rows: usize,
     /// The byte budget of harness results.
@@ -116,6 +122,21 @@ impl Trial {
         Ok(trial)
     }
 
+    /// One reservation in three is refused, as `seed` says, and what is refused memory can be spilled.
+    ///
+    /// # Errors
+    /// If the system refuses a thread.
+    pub fn spill(seed: u64) -> Result<Self> {
+        let chaos = Chaos::new(seed);
+        let mut trial = Self::new(Mode::Spill, format!("seed {seed}"), chaos, usize::MAX)?;
+        let elsewhere = Arc::new(KeptElsewhere { eager: true, ..KeptElsewhere::default() });
+        let moody = Arc::new(Moody::new(seed));
+        trial.options.memory = moody.clone();
+        trial.options.spill = Some(elsewhere.clone());
+        trial.shortage = Some((moody, elsewhere));
+        Ok(trial)
+    }
+
     /// The query is ended by `fault` at step `step`.
     ///
     /// # Errors
@@ -148,7 +169,18 @@ impl Trial {
             _ => executor.threads(THREADS),
         };
         let executor = executor.build()?;
-        Ok(Self { mode, label, executor, options, chaos, pool, morsel_rows: 5, result_bytes: 1 })
+        let (shortage, morsel_rows, result_bytes) = (None, 5, 1);
+        Ok(Self {
+            mode,
+            label,
+            executor,
+            options,
+            chaos,
+            pool,
+            shortage,
+            morsel_rows,
+            result_bytes,
+        })
     }
 
     /// Its mode.
@@ -167,7 +199,7 @@ impl Trial {
     }
 
     /// How often the mode did something: batches cut, calls blocked, tasks picked among several,
-    /// reservations refused, faults thrown. 0: it has not run.
+    /// reservations refused, batches spilled, faults thrown. 0: it has not run.
     pub fn acts(&self) -> u64 {
         let counts = self.chaos.counts();
         match self.mode {
@@ -176,6 +208,10 @@ impl Trial {
             Mode::Blocking => counts.blocks(),
             Mode::Seeded => self.executor.schedule().map_or(0, |schedule| schedule.choices),
             Mode::Memory => self.pool.refused.load(Ordering::Relaxed),
+            Mode::Spill => self
+                .shortage
+                .as_ref()
+                .map_or(0, |(_, elsewhere)| elsewhere.batches.load(Ordering::Relaxed) as u64),
             Mode::Cancel | Mode::Error | Mode::Panic => u64::from(counts.fault),
         }
     }
@@ -192,7 +228,7 @@ impl Trial {
             Mode::Cancel => self.acts() > 0 && matches!(error, Error::Cancelled { .. }),
             Mode::Error => matches!(error, Error::Operator { .. }) && is_ours(error),
             Mode::Panic => matches!(error, Error::Panic { .. }) && is_ours(error),
-            Mode::Plain | Mode::TinyBatches | Mode::Blocking | Mode::Seeded => false,
+            Mode::Plain | Mode::TinyBatches | Mode::Blocking | Mode::Seeded | Mode::Spill => false,
         }
     }
 
@@ -209,10 +245,11 @@ impl Trial {
             return Err(format!("tasks live on after the end:\n{}", query.dump()));
         }
         let (tasks, bytes) = (query.live_tasks(), query.reserved_bytes());
-        if tasks > 0 || bytes > 0 || self.pool.limit.reserved() > 0 {
+        let moody = self.shortage.as_ref().map_or(0, |(moody, _)| moody.reserved());
+        let pooled = self.pool.limit.reserved() + moody;
+        if tasks > 0 || bytes > 0 || pooled > 0 {
             return Err(format!(
-                "{tasks} tasks live and {bytes} bytes are reserved after the end ({} in the pool)",
-                self.pool.limit.reserved()
+                "{tasks} tasks live and {bytes} bytes are reserved after the end ({pooled} in the pool)"
             ));
         }
         for gate in query.profile().dependencies {

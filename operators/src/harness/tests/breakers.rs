@@ -1,4 +1,4 @@
-//! Breakers under every mode that ends with rows, and under memory limits.
+//! Breakers under every mode.
 
 use std::sync::Arc;
 
@@ -19,9 +19,6 @@ use crate::{
     hash_aggregate::{self, AggregateConfig, GroupBy, InputRows, OutputRows},
     sort::{self, SortConfig},
 };
-
-const ROWS_AND_MEMORY: &[Mode] =
-    &[Mode::Plain, Mode::TinyBatches, Mode::Blocking, Mode::Seeded, Mode::Memory];
 
 /// `n * 7 % 50`: the numbers below 50 in another order.
 fn shuffled() -> Vec<RecordBatch> {
@@ -53,7 +50,7 @@ fn sort_and_top_n() {
         })
         .input(shuffled())
         .expect_sequence(&numbers(0..rows, 8))
-        .check(ROWS_AND_MEMORY);
+        .check(Mode::all());
     }
 }
 
@@ -85,5 +82,5 @@ fn hash_aggregate() {
     })
     .input(shuffled())
     .expect_rows(&numbers(0..7, 7))
-    .check(ROWS_AND_MEMORY);
+    .check(Mode::all());
 }
