@@ -1,6 +1,7 @@
 //! The harness itself: wrong operators are caught, idle modes are reported, seeds are reproducible.
 
 mod breakers;
+mod meetings;
 mod rows;
 mod streaming;
 mod wrong;
