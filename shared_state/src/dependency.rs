@@ -42,10 +42,11 @@ pub enum DependencyKind {
     Closed,
     /// A scan waits for a runtime filter.
     RuntimeFilter,
-    /// A breaker waits for memory.
+    /// A breaker waits for memory that another task gives back, perhaps one of another query.
     Memory,
-    /// Something outside the executor: I/O, a foreign stream, the reader of the result. All other kinds are
-    /// opened by tasks of the same query: one whose tasks all wait for such has stalled, and fails.
+    /// Something outside the executor: I/O, a foreign stream, the reader of the result. All other kinds, but
+    /// for memory, are opened by tasks of the same query: one whose tasks all wait for such has stalled, and
+    /// fails.
     External,
 }
 
