@@ -25,7 +25,10 @@ use datafusion::{
     execution::{SpillFile, disk_manager::DiskManager},
 };
 use gatework_operators::OrFail;
-use gatework_runtime::pipeline::{Completion, SpillSpace, Spilled};
+use gatework_runtime::{
+    Result as RuntimeResult,
+    pipeline::{Completion, SpillSpace, Spilled, ToSpill},
+};
 use tokio::runtime::Handle;
 
 use crate::engine::{Engine, IoRuntime};
@@ -51,17 +54,17 @@ impl fmt::Debug for TempFiles {
 }
 
 impl SpillSpace for TempFiles {
-    fn write(&self, batches: Vec<RecordBatch>, done: Completion<Arc<dyn Spilled>>) {
+    fn write(&self, batches: ToSpill, done: Completion<Arc<dyn Spilled>>) {
         let disk = self.disk.clone();
         let io = match self.io.handle() {
             Ok(io) => io,
             Err(error) => return done.complete(Err(error).or_fail()),
         };
         io.clone().spawn_blocking(move || {
-            let written = write(&disk, io, &batches, || done.is_wanted());
+            let written = write(&disk, io, batches, || done.is_wanted());
             // Before the query learns that it is over: the session's folder goes with its last user.
-            drop((batches, disk));
-            done.complete(written.map(|file| Arc::new(file) as _).or_fail());
+            drop(disk);
+            done.complete(written.map(|file| Arc::new(file) as _));
         });
     }
 }
@@ -101,32 +104,33 @@ impl<W: Write> Write for Counted<W> {
 fn write(
     disk: &Arc<DiskManager>,
     io: Handle,
-    batches: &[RecordBatch],
+    batches: ToSpill,
     is_wanted: impl Fn() -> bool,
-) -> Result<Segments> {
-    let file = disk.create_tmp_file("gatework spill")?;
+) -> RuntimeResult<Segments> {
+    let file = disk.create_tmp_file("gatework spill").or_fail()?;
     if file.path().is_none() {
-        return exec_err!("spilling needs temporary files that have a path");
+        return exec_err!("spilling needs temporary files that have a path").or_fail();
     }
-    let options = IpcWriteOptions::default();
-    let options = options.try_with_compression(Some(CompressionType::LZ4_FRAME))?;
-    let mut file_writer = file.open_writer()?;
+    let mut file_writer = file.open_writer().or_fail()?;
     let mut counted = Counted { inner: &mut file_writer, bytes: 0 };
-    let mut ends = Vec::with_capacity(batches.len());
+    let mut ends = Vec::new();
     for batch in batches {
         if !is_wanted() {
-            return exec_err!("a spill that nobody waits for");
+            return exec_err!("a spill that nobody waits for").or_fail();
         }
-        let options = options.clone();
-        let schema = batch.schema_ref();
-        let mut segment = StreamWriter::try_new_with_options(&mut counted, schema, options)?;
-        segment.write(batch)?;
-        segment.finish()?;
-        drop(segment);
+        write_segment(&mut counted, &batch?).or_fail()?;
         ends.push(counted.bytes);
     }
-    file_writer.finish()?;
+    file_writer.finish().or_fail()?;
     Ok(Segments { file, ends, io })
+}
+
+fn write_segment(to: impl Write, batch: &RecordBatch) -> Result<()> {
+    let options = IpcWriteOptions::default();
+    let options = options.try_with_compression(Some(CompressionType::LZ4_FRAME))?;
+    let mut segment = StreamWriter::try_new_with_options(to, batch.schema_ref(), options)?;
+    segment.write(batch)?;
+    Ok(segment.finish()?)
 }
 
 impl Segments {

@@ -10,7 +10,8 @@ use std::{
 
 use arrow::array::RecordBatch;
 use gatework_runtime::{
-    pipeline::{Completion, MemoryPool, MemoryRefused, SpillSpace, Spilled},
+    Result,
+    pipeline::{Completion, MemoryPool, MemoryRefused, SpillSpace, Spilled, ToSpill},
     scheduler::Dice,
 };
 use parking_lot::Mutex;
@@ -18,7 +19,8 @@ use parking_lot::Mutex;
 /// Keeps what is spilled, and answers on another thread.
 #[derive(Debug, Default)]
 pub(crate) struct KeptElsewhere {
-    pub(crate) batches: AtomicUsize,
+    /// Times that anything was.
+    pub(crate) writes: AtomicUsize,
     /// Whether whatever gets no memory is spilled, however little it is.
     pub(crate) eager: bool,
 }
@@ -27,9 +29,12 @@ pub(crate) struct KeptElsewhere {
 struct Kept(Vec<RecordBatch>);
 
 impl SpillSpace for KeptElsewhere {
-    fn write(&self, batches: Vec<RecordBatch>, done: Completion<Arc<dyn Spilled>>) {
-        self.batches.fetch_add(batches.len(), Ordering::Relaxed);
-        thread::spawn(move || done.complete(Ok(Arc::new(Kept(batches)))));
+    fn write(&self, batches: ToSpill, done: Completion<Arc<dyn Spilled>>) {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        thread::spawn(move || {
+            let kept = batches.collect::<Result<_>>();
+            done.complete(kept.map(|batches| Arc::new(Kept(batches)) as _));
+        });
     }
 
     fn overdraft(&self) -> usize {
@@ -65,7 +70,7 @@ impl Moody {
 }
 
 impl MemoryPool for Moody {
-    fn try_grow(&self, _holder: &str, bytes: usize) -> Result<(), MemoryRefused> {
+    fn try_grow(&self, _holder: &str, bytes: usize) -> std::result::Result<(), MemoryRefused> {
         if self.dice.lock().below(3) == 0 {
             return Err(MemoryRefused { reason: "it is not in the mood".into() });
         }

@@ -211,7 +211,7 @@ impl Trial {
             Mode::Spill => self
                 .shortage
                 .as_ref()
-                .map_or(0, |(_, elsewhere)| elsewhere.batches.load(Ordering::Relaxed) as u64),
+                .map_or(0, |(_, elsewhere)| elsewhere.writes.load(Ordering::Relaxed) as u64),
             Mode::Cancel | Mode::Error | Mode::Panic => u64::from(counts.fault),
         }
     }

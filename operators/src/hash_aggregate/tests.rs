@@ -403,7 +403,7 @@ fn groups_that_do_not_fit_are_kept_elsewhere() {
         let source = scan(&input, 1000);
         let batches = case.run(options, &schema, source, sum_of_value(&schema)).unwrap();
         assert_eq!(memory.reserved(), 0);
-        (sorted_rows(&batches), space.batches.load(Ordering::Relaxed))
+        (sorted_rows(&batches), space.writes.load(Ordering::Relaxed))
     };
     for (sinks, two_phases) in [(1, false), (2, false), (3, false), (2, true)] {
         let case = Case { sinks, sources: 2, two_phases, ..plain(&[0]) };
@@ -499,5 +499,5 @@ fn groups_that_others_ask_for_are_kept_elsewhere() {
         result_of(graph, 2, 1, Arc::new(output), vec![])
     });
     assert!(sorted_rows(&answer.unwrap()[0]) == sorted_rows(&expected));
-    assert!(elsewhere.batches.load(Ordering::Relaxed) > 0);
+    assert!(elsewhere.writes.load(Ordering::Relaxed) > 0);
 }

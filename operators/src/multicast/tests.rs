@@ -125,7 +125,7 @@ fn what_gets_no_memory_is_put_away_and_comes_back_in_its_place() {
         for batches in readers {
             assert_eq!(rows(&batches), expected, "seed {seed}");
         }
-        assert!(elsewhere.batches.load(Ordering::Relaxed) > 0);
+        assert!(elsewhere.writes.load(Ordering::Relaxed) > 0);
         assert_eq!(pool.reserved(), 0);
     }
 }

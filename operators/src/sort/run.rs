@@ -3,13 +3,14 @@
 use std::{cmp::Ordering, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, BooleanArray, RecordBatch, Scalar, UInt32Array},
+    array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, Scalar, UInt32Array},
     buffer::BooleanBuffer,
     compute::{
-        filter, filter_record_batch,
+        filter, filter_record_batch, interleave_record_batch,
         kernels::cmp::{gt_eq, lt_eq},
         take_record_batch,
     },
+    datatypes::SchemaRef,
     error::ArrowError,
 };
 use arrow_row::Rows;
@@ -167,12 +168,70 @@ impl Sink for SortRuns {
 struct Collected {
     batches: Vec<RecordBatch>,
     keys: Rows,
+    /// Once sorted: the prefixes are the keys.
+    exact: bool,
     bytes: usize,
+}
+
+/// Prefixes of keys and numbers of rows, in order.
+type Order = Vec<(u128, u32)>;
+
+/// Rows in order, made batch by batch.
+struct InOrder {
+    schema: SchemaRef,
+    batches: Vec<RecordBatch>,
+    /// The number of each batch's first row.
+    starts: Vec<u32>,
+    order: Vec<u32>,
+    given: usize,
+    step: usize,
+}
+
+impl InOrder {
+    fn new(shared: &Shared, batches: Vec<RecordBatch>, order: Vec<u32>) -> Self {
+        let mut starts = Vec::with_capacity(batches.len());
+        let mut rows = 0;
+        for batch in &batches {
+            starts.push(rows);
+            rows += batch.num_rows() as u32;
+        }
+        let (schema, step) = (shared.config.schema.clone(), shared.config.batch_rows);
+        Self { schema, batches, starts, order, given: 0, step }
+    }
+
+    fn batch(&self, rows: &[u32]) -> Result<RecordBatch> {
+        let place = |row: &u32| {
+            let batch = self.starts.partition_point(|start| start <= row) - 1;
+            (batch, (row - self.starts[batch]) as usize)
+        };
+        let places: Vec<_> = rows.iter().map(place).collect();
+        let batches: Vec<_> = self.batches.iter().collect();
+        let columns = interleave_record_batch(&batches, &places).or_fail()?.columns().to_vec();
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
+        let rows = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
+        own_buffers(&rows.or_fail()?)
+    }
+}
+
+impl Iterator for InOrder {
+    type Item = Result<RecordBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rows = self.order.get(self.given..)?;
+        let rows = &rows[..self.step.min(rows.len())];
+        self.given += rows.len();
+        (!rows.is_empty()).then(|| self.batch(rows))
+    }
 }
 
 impl Collected {
     fn new(shared: &Shared) -> Self {
-        Self { batches: Vec::new(), keys: shared.converter.empty_rows(0, 0), bytes: 0 }
+        Self {
+            batches: Vec::new(),
+            keys: shared.converter.empty_rows(0, 0),
+            exact: false,
+            bytes: 0,
+        }
     }
 }
 
@@ -267,17 +326,14 @@ impl LocalRuns {
         if self.writing.is_busy() || !self.setup.can_spill() {
             return Err(error);
         }
-        let Some(mut run) = self.sort()? else { return Err(error) };
-        let rows = run.rows.num_rows();
-        let step = self.shared.config.batch_rows;
-        let part = |first: usize| own_buffers(&run.rows.slice(first, step.min(rows - first)));
-        let batches = (0..rows).step_by(step).map(part).collect::<Result<Vec<_>>>()?;
-        let held = run._reservation.take().into_iter().collect();
-        drop(run);
-        let count = batches.len();
+        let Some((collected, order)) = self.in_order()? else { return Err(error) };
+        let order: Vec<u32> = order.into_iter().map(|(_, row)| row).collect();
+        let (rows, step) = (order.len(), self.shared.config.batch_rows);
+        let held = vec![self.reservation.split_off()];
+        let batches = Box::new(InOrder::new(&self.shared, collected.batches, order));
         self.refused = None;
         self.setup.could_give_back(0);
-        self.writing.begin(batches, held, count)
+        self.writing.begin_each(rows, batches, held, rows.div_ceil(step))
     }
 
     /// The gate of a run that is still being written.
@@ -312,17 +368,17 @@ impl LocalRuns {
         }
     }
 
-    /// Sorts what was collected; with a `fetch`, only as many rows come out.
-    fn sort(&mut self) -> Result<Option<Run>> {
-        let collected = std::mem::replace(&mut self.collected, Collected::new(&self.shared));
-        let rows = collected.keys.num_rows();
+    /// What was collected, and its order as prefixes and numbers of rows; with a `fetch`, only as many.
+    fn in_order(&mut self) -> Result<Option<(Collected, Order)>> {
+        let mut collected = std::mem::replace(&mut self.collected, Collected::new(&self.shared));
+        let keys = &collected.keys;
+        let rows = keys.num_rows();
         if rows == 0 {
             return Ok(None);
         }
         if rows > u32::MAX as usize {
             return Err(Error::Setup("more than 2^32 rows in one sort run".into()));
         }
-        let keys = collected.keys;
         let first = keys.row(0).data().len();
         let mut exact = first <= 16;
         let mut order: Vec<(u128, u32)> = Vec::with_capacity(rows);
@@ -339,9 +395,17 @@ impl LocalRuns {
                 a.0.cmp(&b.0).then_with(|| whole(a.1).cmp(&whole(b.1)))
             });
         }
+        collected.exact = exact;
+        Ok(Some((collected, order)))
+    }
+
+    /// Sorts what was collected; with a `fetch`, only as many rows come out.
+    fn sort(&mut self) -> Result<Option<Run>> {
+        let Some((collected, order)) = self.in_order()? else { return Ok(None) };
+        let Collected { batches, keys, exact, .. } = collected;
         let (prefixes, order): (Vec<_>, Vec<_>) = order.into_iter().unzip();
-        let all = concat_as(&self.shared.config.schema, &collected.batches)?;
-        drop(collected.batches);
+        let all = concat_as(&self.shared.config.schema, &batches)?;
+        drop(batches);
         let sorted = take_record_batch(&all, &UInt32Array::from(order.clone())).or_fail()?;
         let bytes = Batch::new(sorted.clone()).bytes() + keys.size() + 20 * order.len();
         match self.reservation.resize(bytes) {

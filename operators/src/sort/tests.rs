@@ -274,7 +274,7 @@ fn rows_that_others_ask_for_are_kept_elsewhere() {
     let answer =
         run_asked(options, |graph| Case::plain(None, 2).add(graph, &input, scan(&input, 1000)));
     assert!(values(&answer.unwrap()[0]) == (0..400_000).collect::<Vec<_>>());
-    assert!(elsewhere.batches.load(std::sync::atomic::Ordering::Relaxed) > 0);
+    assert!(elsewhere.writes.load(std::sync::atomic::Ordering::Relaxed) > 0);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{collections::VecDeque, ops::Range, sync::Arc};
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Pending, Reservation, Setup, Spilled},
+    pipeline::{Pending, Reservation, Setup, Spilled, ToSpill},
 };
 use gatework_shared_state::Gate;
 
@@ -104,7 +104,18 @@ impl<T> Writing<T> {
         held: Vec<Reservation>,
         with: T,
     ) -> Result<()> {
-        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        let rows = batches.iter().map(RecordBatch::num_rows).sum();
+        self.begin_each(rows, Box::new(batches.into_iter().map(Ok)), held, with)
+    }
+
+    /// Begins to write `rows` rows in batches that are made as they are written.
+    pub(crate) fn begin_each(
+        &mut self,
+        rows: usize,
+        batches: ToSpill,
+        held: Vec<Reservation>,
+        with: T,
+    ) -> Result<()> {
         self.setup.metrics().add("spilled rows", rows as u64);
         self.pending = Some((self.setup.spill(batches, held)?, with));
         Ok(())

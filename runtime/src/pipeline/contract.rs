@@ -22,7 +22,7 @@ use arrow_array::RecordBatch;
 use gatework_shared_state::Gate;
 
 use super::{
-    Batch, OperatorMetrics, Pending, QueryContext, Reservation, Spilled, query::LiveCount,
+    Batch, OperatorMetrics, Pending, QueryContext, Reservation, Spilled, ToSpill, query::LiveCount,
     relief::Place,
 };
 use crate::{Error, Result, scheduler::Gates};
@@ -153,13 +153,14 @@ impl Setup {
         self.place.as_ref()?.ask(bytes.max(self.overdraft()), &self.query)
     }
 
-    /// Puts `batches`, whose reservation is `held`, away. What comes back is where they are.
+    /// Puts `batches`, whose reservation is `held`, away; they are made elsewhere, as they are written. What
+    /// comes back is where they are.
     ///
     /// # Errors
     /// If there is no place for them.
     pub fn spill(
         &self,
-        batches: Vec<RecordBatch>,
+        batches: ToSpill,
         held: Vec<Reservation>,
     ) -> Result<Pending<Arc<dyn Spilled>>> {
         let Some(space) = self.query.spill_space() else {

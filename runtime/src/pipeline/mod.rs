@@ -35,7 +35,7 @@ pub use memory::{MemoryLimit, MemoryPool, MemoryRefused, Reservation, Unlimited}
 pub use metrics::{DependencyProfile, OperatorMetrics, OperatorProfile, Profile, TaskProfile};
 pub use query::{QueryContext, QueryOptions};
 pub use slots::Slots;
-pub use spill::{Completion, Pending, SpillSpace, Spilled};
+pub use spill::{Completion, Pending, SpillSpace, Spilled, ToSpill};
 pub use stream::{RowIterator, RowStream};
 pub use wait_graph::{Edge, WaitGraph};
 

@@ -17,13 +17,16 @@ use super::{
 };
 use crate::{Error, Result};
 
+/// Batches to be kept elsewhere, made one by one as they are written. There is at least one, and all have the
+/// same schema.
+pub type ToSpill = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
+
 /// Where batches are kept that do not fit into memory: files, if the embedder has not thought of
 /// something else.
 pub trait SpillSpace: Send + Sync + fmt::Debug {
-    /// Keeps `batches`, of which there is at least one and which have the same schema, and completes
-    /// `done` when that has been done, elsewhere than on this thread, and the batches are gone: `done`
-    /// holds their reservation.
-    fn write(&self, batches: Vec<RecordBatch>, done: Completion<Arc<dyn Spilled>>);
+    /// Keeps `batches`, and completes `done` when that has been done, elsewhere than on this thread, and the
+    /// batches are gone: `done` holds their reservation.
+    fn write(&self, batches: ToSpill, done: Completion<Arc<dyn Spilled>>);
 
     /// Fewer bytes than these are not worth to be written: a local state that gets no memory goes on
     /// without a reservation until it has so many. 256 KiB.

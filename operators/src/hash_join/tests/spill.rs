@@ -51,7 +51,7 @@ fn every_join_type_spills() {
             let space = Arc::new(KeptElsewhere::default());
             let both = [&left, &right];
             let batches = run_short(&case, both, Some(&columns), memory.clone(), &space).unwrap();
-            let spilled = space.batches.load(Ordering::Relaxed) > 0;
+            let spilled = space.writes.load(Ordering::Relaxed) > 0;
             assert!(spilled || limit > 1 << 20, "{case:?} with {limit} bytes");
             assert!(numbers(kind, &batches) == expected(kind), "{case:?} with {limit} bytes");
             assert_eq!(memory.reserved(), 0);
@@ -69,7 +69,7 @@ fn every_join_type_gives_back_what_others_ask_for() {
         let batches =
             run_short(&case, [&left, &right], Some(&columns), Arc::new(Unlimited), &space).unwrap();
         assert!(numbers(kind, &batches) == expected(kind), "{case:?}");
-        spilled += space.batches.load(Ordering::Relaxed).min(1);
+        spilled += space.writes.load(Ordering::Relaxed).min(1);
     }
     assert!(spilled > 0);
 }
@@ -87,7 +87,7 @@ fn one_key_that_does_not_fit_is_joined_in_pieces() {
         let space = Arc::new(KeptElsewhere::default());
         let pieces = run_short(&case, [&left, &right], None, memory.clone(), &space).unwrap();
         assert!(sorted_rows(&pieces) == sorted_rows(&whole), "{kind}");
-        assert!(space.batches.load(Ordering::Relaxed) > 0);
+        assert!(space.writes.load(Ordering::Relaxed) > 0);
         assert_eq!(memory.reserved(), 0);
     }
 }
@@ -148,7 +148,7 @@ fn check(case: &Case, left: &Side, right: &Side, seed: u64) {
     assert_eq!(sorted_rows(&batches), case.model(left, right), "{case:?}");
     assert_eq!(memory.reserved(), 0);
     check_filter(case, left, right, seed);
-    SPILLED.fetch_add(space.batches.load(Ordering::Relaxed).min(1), Ordering::Relaxed);
+    SPILLED.fetch_add(space.writes.load(Ordering::Relaxed).min(1), Ordering::Relaxed);
 }
 
 proptest! {

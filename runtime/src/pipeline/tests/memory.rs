@@ -16,7 +16,7 @@ use crate::{
     hang_guard::guarded,
     pipeline::{
         Batch, Completion, FinishResult, GiveBack, LocalSink, MemoryLimit, Pending, Reservation,
-        Setup, SinkResult, SourceResult, SpillSpace, Spilled, TaskContext,
+        Setup, SinkResult, SourceResult, SpillSpace, Spilled, TaskContext, ToSpill,
     },
 };
 
@@ -40,8 +40,8 @@ impl Spilled for Nothing {
 }
 
 impl SpillSpace for ByHand {
-    fn write(&self, batches: Vec<arrow_array::RecordBatch>, done: Completion<Arc<dyn Spilled>>) {
-        drop(batches);
+    fn write(&self, batches: ToSpill, done: Completion<Arc<dyn Spilled>>) {
+        assert!(batches.map(Result::unwrap).count() > 0);
         self.0.send(done).unwrap();
     }
 
@@ -53,6 +53,10 @@ impl SpillSpace for ByHand {
 fn by_hand() -> (Arc<ByHand>, Receiver<Completion<Arc<dyn Spilled>>>) {
     let (sender, receiver) = mpsc::channel();
     (Arc::new(ByHand(sender)), receiver)
+}
+
+fn one_batch() -> ToSpill {
+    Box::new(std::iter::once(Ok(batch([1]).into_parts().0)))
 }
 
 /// Completes what is to be written, as it comes.
@@ -80,7 +84,7 @@ impl LocalSink for Hoarder {
     fn give_back(&mut self, _: &TaskContext) -> Result<GiveBack> {
         *self.gave.lock() += self.reservation.bytes();
         let held = vec![self.reservation.split_off()];
-        self.writing = Some(self.setup.spill(vec![batch([1]).into_parts().0], held)?);
+        self.writing = Some(self.setup.spill(one_batch(), held)?);
         self.setup.could_give_back(0);
         Ok(GiveBack::Begun)
     }
@@ -291,7 +295,7 @@ fn a_cancelled_query_ends_after_what_is_written_for_it() {
                 if pending.is_none() {
                     let mut held = setup.reservation();
                     held.grow(100)?;
-                    pending = Some(setup.spill(vec![batch([1]).into_parts().0], vec![held])?);
+                    pending = Some(setup.spill(one_batch(), vec![held])?);
                 }
                 let gate = pending.as_ref().expect("it was begun").gate().clone();
                 Ok(match gate.is_ready() {
