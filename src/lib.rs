@@ -33,6 +33,7 @@ pub use gatework_sql::{
     SessionStateBuilderExt, Settings, Shell, fallbacks, profile, query, session, session_with,
     verify,
 };
+pub use gatework_stages as stages;
 
 /// What most applications need in scope.
 pub mod prelude {

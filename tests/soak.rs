@@ -105,6 +105,9 @@ async fn register_all(data: &Tpch, session: &SessionContext, fuse: &Arc<Fuse>) {
     register_fuse(session, fuse);
 }
 
+/// A window partition that must be seen whole does not spill, and runs out of memory where that is short.
+const TOO_LARGE: &str = "SELECT value AS v, count(*) OVER () AS n FROM generate_series(1, 100000)";
+
 /// A query, what it returns, and how often it calls the fuse: never, or about this often.
 struct Query {
     sql: &'static str,
@@ -117,7 +120,7 @@ async fn queries(data: &Tpch) -> Vec<Query> {
     register_all(data, &session, &fuse).await;
     let mut queries = Vec::new();
     let fixed = SHAPES.iter().map(|(_, sql)| *sql).chain(heavy());
-    for sql in QUERIES.into_iter().chain(fixed) {
+    for sql in QUERIES.into_iter().chain(fixed).chain([TOO_LARGE]) {
         fuse.set(Blow::Error, 0);
         let expected = Expected::of(&session, sql).await.unwrap();
         queries.push(Query { sql, expected, calls: fuse.calls() });

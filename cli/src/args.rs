@@ -86,9 +86,18 @@ pub(crate) struct SqlArgs {
     pub(crate) format: Format,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
-    /// Print the plan of each query, and which of its nodes are not gatework's own, instead of running it
-    #[arg(long)]
-    pub(crate) explain: bool,
+    /// Print how each query would run, instead of running it. To be given behind the SQL
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHAT",
+        num_args = 0..=1,
+        default_missing_value = "plan"
+    )]
+    pub(crate) explain: Option<Explain>,
+    /// Nodes that `--explain stages` plans for
+    #[arg(long, value_name = "N", default_value = "4", value_parser = at_least_one)]
+    pub(crate) nodes: NonZeroUsize,
 }
 
 /// What queries may use.
@@ -110,6 +119,15 @@ pub(crate) struct EngineArgs {
     /// How long a query may take, such as 90s or 5min. Default: for ever
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Option<Duration>,
+}
+
+/// What is told of a query instead of its result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Explain {
+    /// The plan, and which of its nodes are not gatework's own
+    Plan,
+    /// The stages in which it would run on several nodes. They cannot be run yet
+    Stages,
 }
 
 /// How results are printed. Each result is printed whole before the next one begins.

@@ -5,9 +5,10 @@ use std::io::{self, IsTerminal};
 use datafusion::dataframe::DataFrame;
 use datafusion::physical_plan::displayable;
 use datafusion::prelude::SessionContext;
+use gatework::stages::{StageOptions, plan_stages};
 use indicatif::ProgressBar;
 
-use crate::args::{Format, SqlArgs};
+use crate::args::{Explain, Format, SqlArgs};
 use crate::engine::{self, Engine};
 use crate::error::Error;
 use crate::output::{Output, Sink};
@@ -29,8 +30,11 @@ pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
                 continue;
             }
             match args.explain {
-                true => explain(planned.frame, &session, &sink).await?,
-                false => print(planned.frame, &session, args.format, &sink).await?,
+                Some(Explain::Plan) => explain(planned.frame, &session, &sink).await?,
+                Some(Explain::Stages) => {
+                    explain_stages(planned.frame, args.nodes.get(), &session, &sink).await?;
+                }
+                None => print(planned.frame, &session, args.format, &sink).await?,
             }
         }
     }
@@ -69,6 +73,19 @@ fn show_progress(spinner: &ProgressBar, rows: u64) {
         true => spinner.finish_and_clear(),
         false => spinner.set_message(progress::rows(rows)),
     }
+}
+
+/// Prints the stages of one query on so many nodes.
+async fn explain_stages(
+    frame: DataFrame,
+    nodes: usize,
+    session: &SessionContext,
+    sink: &Sink,
+) -> Result<(), Error> {
+    let (state, query) = frame.into_parts();
+    let stages = plan_stages(&state, &query, &StageOptions::of_nodes(nodes)).await;
+    let stages = stages.map_err(|error| Error::query(&error, session))?;
+    sink.line(stages.text(nodes).trim_end())
 }
 
 /// Prints the plan of one query instead of running it.

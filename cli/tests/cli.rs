@@ -77,6 +77,10 @@ fn explain_prints_the_plan_and_runs_nothing() {
     let (code, stdout, _) = run(&["sql", "SELECT id / 0 FROM t", "--table", &table, "--explain"]);
     assert_eq!(code, 0);
     assert!(stdout.contains("fallbacks: "), "{stdout}");
+    let sql = "SELECT name, sum(id / 0) FROM t GROUP BY name ORDER BY name";
+    let (code, stdout, _) = run(&["sql", sql, "--table", &table, "--explain", "stages"]);
+    assert_eq!(code, 0);
+    assert!(stdout.starts_with("Stage 0 [SINGLE, 1 task] gives the result\n"), "{stdout}");
 }
 
 #[test]

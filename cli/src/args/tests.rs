@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
-use super::{Args, Command, Format};
+use super::{Args, Command, Explain, Format};
 
 fn parse(arguments: &str) -> Result<Args, String> {
     let words = std::iter::once("gatework").chain(arguments.split(' '));
@@ -36,7 +36,11 @@ fn sql_reads_its_flags() {
     };
     assert_eq!(args.statements, ["a", "b"]);
     assert_eq!((args.tables[0].name.as_str(), args.tables[0].path.as_str()), ("t", "x=y.csv"));
-    assert_eq!((args.format, args.explain), (Format::Json, true));
+    assert_eq!((args.format, args.explain), (Format::Json, Some(Explain::Plan)));
+    let Ok(Args { command: Command::Sql(args) }) = parse("sql a --explain stages --nodes 7") else {
+        panic!("not understood")
+    };
+    assert_eq!((args.explain, args.nodes.get()), (Some(Explain::Stages), 7));
 }
 
 #[test]

@@ -1,0 +1,275 @@
+//! Cuts a plan at its remote exchanges.
+//!
+//! Each source of an exchange becomes a fragment of its own, and the exchange a [`RemoteSourceExec`] that names
+//! them. (Presto's `PlanFragmenter`; rules F of `RULES.md`.)
+
+use std::{fmt, sync::Arc};
+
+use datafusion::{
+    common::{internal_err, plan_err, tree_node::TreeNodeRecursion},
+    error::Result,
+    execution::{SendableRecordBatchStream, TaskContext},
+    physical_expr::PhysicalExpr,
+    physical_plan::{
+        DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions,
+    },
+};
+
+use crate::{
+    exchange::{
+        ExchangeExec, ExchangeKind, PartitioningHandle as Handle, PartitioningScheme, Scope,
+        with_children,
+    },
+    scan::SplitScanExec,
+};
+
+/// The number of a fragment in its plan; the root's is 0.
+pub type FragmentId = usize;
+
+/// What runs as one stage.
+#[derive(Debug, Clone)]
+pub struct PlanFragment {
+    /// Its number.
+    pub id: FragmentId,
+    /// What each of its tasks runs.
+    pub root: Arc<dyn ExecutionPlan>,
+    /// How its tasks share what they read.
+    pub partitioning: Handle,
+    /// How its output is shared out.
+    pub output: PartitioningScheme,
+    /// Its tables in the order in which their splits are wanted: the collected side of a join first.
+    pub tables: Vec<Arc<dyn ExecutionPlan>>,
+}
+
+impl PlanFragment {
+    /// How many tasks it has on so many nodes.
+    pub fn tasks(&self, nodes: usize) -> usize {
+        if self.partitioning == Handle::Single { 1 } else { nodes }
+    }
+}
+
+/// A fragment, and those whose output it reads.
+#[derive(Debug, Clone)]
+pub struct SubPlan {
+    /// The fragment.
+    pub fragment: PlanFragment,
+    /// Those that it reads, in the order of their numbers.
+    pub children: Vec<SubPlan>,
+}
+
+impl SubPlan {
+    /// All fragments, a parent before its children.
+    pub fn fragments(&self) -> Vec<&PlanFragment> {
+        let mut all = vec![&self.fragment];
+        all.extend(self.children.iter().flat_map(Self::fragments));
+        all
+    }
+
+    /// Checks that each fragment reads its children, all of them and nothing else (rule F-8).
+    ///
+    /// # Errors
+    /// If it does not: a fault of ours.
+    pub fn check(&self) -> Result<()> {
+        let mut read = Vec::new();
+        remote_sources(&self.fragment.root, &mut read);
+        let mut read: Vec<FragmentId> =
+            read.iter().flat_map(|source| source.fragments()).copied().collect();
+        let mut children: Vec<_> = self.children.iter().map(|child| child.fragment.id).collect();
+        read.sort_unstable();
+        children.sort_unstable();
+        if read != children {
+            let id = self.fragment.id;
+            return internal_err!(
+                "fragment {id} reads {read:?}, and its children are {children:?}"
+            );
+        }
+        self.children.iter().try_for_each(Self::check)
+    }
+}
+
+fn remote_sources<'a>(plan: &'a Arc<dyn ExecutionPlan>, found: &mut Vec<&'a RemoteSourceExec>) {
+    found.extend(plan.downcast_ref::<RemoteSourceExec>());
+    plan.children().into_iter().for_each(|child| remote_sources(child, found));
+}
+
+/// Cuts `plan` into fragments; `most` of them are allowed.
+///
+/// # Errors
+/// If there are more, or the parts of one fragment do not go together.
+pub fn fragment_plan(plan: &Arc<dyn ExecutionPlan>, most: usize) -> Result<SubPlan> {
+    let mut fragmenter = Fragmenter { next: 0 };
+    let whole = fragmenter.cut(plan, PartitioningScheme::single())?;
+    whole.check()?;
+    if fragmenter.next > most {
+        let found = fragmenter.next;
+        return plan_err!(
+            "the query has {found} stages, of at most {most}: simplify it, or allow more (StageOptions::most_stages)"
+        );
+    }
+    Ok(whole)
+}
+
+struct Fragmenter {
+    next: FragmentId,
+}
+
+/// What is known of a fragment while it is made.
+#[derive(Default)]
+struct Parts {
+    partitioning: Option<Handle>,
+    tables: Vec<Arc<dyn ExecutionPlan>>,
+    children: Vec<SubPlan>,
+}
+
+impl Parts {
+    /// Notes that rows are shared like this (rule F-5).
+    fn set(&mut self, handle: Handle) -> Result<()> {
+        self.partitioning = Some(match (self.partitioning, handle) {
+            (None, handle) => handle,
+            (Some(known), handle) if known == handle => known,
+            // One task has all of each.
+            (Some(Handle::Single), _) => Handle::Single,
+            // Splits go to the tasks that the rows of the other side are sent to.
+            (Some(Handle::Source), Handle::FixedArbitrary)
+            | (Some(Handle::FixedArbitrary), Handle::Source) => Handle::Source,
+            (Some(known), handle) => {
+                return internal_err!("one fragment reads rows by {known} and by {handle}");
+            }
+        });
+        Ok(())
+    }
+}
+
+impl Fragmenter {
+    /// A fragment of `plan`, whose output goes where `output` says. It is numbered when it is entered.
+    fn cut(
+        &mut self,
+        plan: &Arc<dyn ExecutionPlan>,
+        output: PartitioningScheme,
+    ) -> Result<SubPlan> {
+        let id = self.next;
+        self.next += 1;
+        let mut parts = Parts::default();
+        if output.handle == Handle::Single && id == 0 {
+            parts.set(Handle::Single)?;
+        }
+        let root = self.within(plan, &mut parts)?;
+        let partitioning = parts.partitioning.unwrap_or(Handle::Single);
+        let fragment = PlanFragment { id, root, partitioning, output, tables: parts.tables };
+        Ok(SubPlan { fragment, children: parts.children })
+    }
+
+    /// `plan` with remote sources in place of remote exchanges.
+    fn within(
+        &mut self,
+        plan: &Arc<dyn ExecutionPlan>,
+        parts: &mut Parts,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        if let Some(exchange) = plan.downcast_ref::<ExchangeExec>()
+            && exchange.scope() == Scope::Remote
+        {
+            return self.cut_at(exchange, parts);
+        }
+        if let Some(scan) = plan.downcast_ref::<SplitScanExec>() {
+            parts.tables.push(scan.table().clone());
+            parts.set(Handle::Source)?;
+            return Ok(plan.clone());
+        }
+        if plan.children().is_empty() {
+            parts.set(Handle::Single)?;
+            return Ok(plan.clone());
+        }
+        let children = plan.children().into_iter().map(|child| self.within(child, parts));
+        with_children(plan.clone(), children.collect::<Result<_>>()?)
+    }
+
+    fn cut_at(
+        &mut self,
+        exchange: &ExchangeExec,
+        parts: &mut Parts,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        match exchange.kind() {
+            ExchangeKind::Gather | ExchangeKind::Merge => parts.set(Handle::Single)?,
+            ExchangeKind::Repartition => parts.set(exchange.scheme().handle)?,
+            // Who has all rows of one side keeps its share of the other.
+            ExchangeKind::Replicate => {}
+        }
+        let mut fragments = Vec::new();
+        for source in exchange.sources() {
+            let child = self.cut(source, exchange.scheme().clone())?;
+            fragments.push(child.fragment.id);
+            parts.children.push(child);
+        }
+        Ok(Arc::new(RemoteSourceExec {
+            fragments,
+            scheme: exchange.scheme().clone(),
+            properties: exchange.properties().clone(),
+        }))
+    }
+}
+
+/// The rows of other stages, in place of an exchange (rule F-1).
+#[derive(Debug)]
+pub struct RemoteSourceExec {
+    fragments: Vec<FragmentId>,
+    scheme: PartitioningScheme,
+    properties: Arc<PlanProperties>,
+}
+
+impl RemoteSourceExec {
+    /// Whose rows these are, in the order of the exchange's sources.
+    pub fn fragments(&self) -> &[FragmentId] {
+        &self.fragments
+    }
+
+    /// How they were shared out.
+    pub fn scheme(&self) -> &PartitioningScheme {
+        &self.scheme
+    }
+}
+
+impl DisplayAs for RemoteSourceExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RemoteSourceExec: fragments {:?}, {}", self.fragments, self.scheme)
+    }
+}
+
+impl ExecutionPlan for RemoteSourceExec {
+    fn name(&self) -> &str {
+        "RemoteSourceExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![]
+    }
+
+    fn apply_expressions(
+        &self,
+        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        _: Vec<Arc<dyn ExecutionPlan>>,
+        _: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        _: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        internal_err!("rows of stages {:?} are read by a task of a stage only", self.fragments)
+    }
+}

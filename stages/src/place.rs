@@ -1,0 +1,395 @@
+//! Where a plan's rows change nodes: remote exchanges for a plan that DataFusion made for several partitions.
+//!
+//! DataFusion decides what is aggregated twice, which joins are partitioned and which side is small enough to
+//! be sent to all, what is sorted apart and merged. It says so with repartitionings and merges between
+//! *partitions*, which become exchanges between *nodes* here. Two things differ between partitions of one
+//! process and nodes, and are mended:
+//!
+//! * A scan of one file is one partition to DataFusion, whose rows are all in one place. Here its splits go to
+//!   all nodes, so a parent that needs rows of one key, or all, in one place gets an exchange where it had none.
+//! * Partitions of a join share the table of a side that was collected once, with marks for the rows that
+//!   found a match. Nodes do not: a join that gives rows of that side by these marks is partitioned by its
+//!   keys, or done by one task.
+
+use std::sync::Arc;
+
+use datafusion::{
+    common::{
+        JoinType,
+        tree_node::{Transformed, TreeNode},
+    },
+    datasource::source::DataSourceExec,
+    error::Result,
+    physical_expr::{Distribution, LexOrdering, PhysicalExpr},
+    physical_plan::{
+        ExecutionPlan, ExecutionPlanProperties, Partitioning,
+        coalesce_partitions::CoalescePartitionsExec,
+        joins::{HashJoinExec, PartitionMode},
+        limit::GlobalLimitExec,
+        repartition::RepartitionExec,
+        sorts::sort_preserving_merge::SortPreservingMergeExec,
+        union::UnionExec,
+    },
+};
+
+use crate::{
+    exchange::{
+        ExchangeExec, ExchangeKind, PartitioningHandle as Handle, PartitioningScheme, Scope,
+        with_children,
+    },
+    scan::SplitScanExec,
+};
+
+/// `plan`, which was made for as many partitions as there are `nodes`, with remote exchanges in place of what
+/// moves rows between partitions.
+///
+/// # Errors
+/// If a node of the plan refuses its new children.
+pub fn place_exchanges(
+    plan: Arc<dyn ExecutionPlan>,
+    nodes: usize,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let placer = Placer { nodes };
+    let placed = placer.place(plan)?;
+    // The result has one reader.
+    Ok(placer.gathered(placed)?.plan)
+}
+
+struct Placer {
+    nodes: usize,
+}
+
+/// A plan, and which of its rows each task has.
+struct Placed {
+    plan: Arc<dyn ExecutionPlan>,
+    handle: Handle,
+}
+
+impl Placed {
+    fn is_single(&self) -> bool {
+        self.handle == Handle::Single
+    }
+}
+
+impl Placer {
+    fn place(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Placed> {
+        let children = plan.children().into_iter().cloned();
+        let children: Vec<Placed> =
+            children.map(|child| self.place(child)).collect::<Result<_>>()?;
+        if let Some(repartition) = plan.downcast_ref::<RepartitionExec>() {
+            return self.repartition(repartition, children);
+        }
+        if plan.downcast_ref::<CoalescePartitionsExec>().is_some() {
+            return self.gather(plan, children, None);
+        }
+        if let Some(merge) = plan.downcast_ref::<SortPreservingMergeExec>() {
+            let ordering = merge.expr().clone();
+            return self.gather(plan, children, Some(ordering));
+        }
+        if let Some(join) = plan.downcast_ref::<HashJoinExec>()
+            && *join.partition_mode() != PartitionMode::Partitioned
+        {
+            return self.collecting_join(join, children);
+        }
+        match children.len() {
+            0 => Ok(self.leaf(plan)),
+            1 => self.one_child(plan, children),
+            _ if plan.downcast_ref::<UnionExec>().is_some() => self.union(plan, children),
+            _ => self.several_children(plan, children),
+        }
+    }
+
+    /// Splits of a table that is worth it go to all nodes.
+    fn leaf(&self, plan: Arc<dyn ExecutionPlan>) -> Placed {
+        let parts = plan.output_partitioning().partition_count();
+        match self.nodes > 1 && parts > 1 && is_spreadable(&plan) {
+            true => self.in_splits(plan),
+            false => Placed { plan, handle: Handle::Single },
+        }
+    }
+
+    fn in_splits(&self, table: Arc<dyn ExecutionPlan>) -> Placed {
+        Placed { plan: Arc::new(SplitScanExec::new(table, self.nodes)), handle: Handle::Source }
+    }
+
+    fn exchange(
+        &self,
+        kind: ExchangeKind,
+        scheme: PartitioningScheme,
+        from: Placed,
+    ) -> Result<Placed> {
+        let handle = scheme.handle;
+        let sources = match from.plan.downcast_ref::<ExchangeExec>() {
+            // Rows that were on their way anywhere go where they are wanted at once.
+            Some(before) if before.scheme().handle == Handle::FixedArbitrary => {
+                before.sources().to_vec()
+            }
+            _ => vec![from.plan],
+        };
+        let exchange = ExchangeExec::try_new(Scope::Remote, kind, scheme, sources)?;
+        Ok(Placed { plan: Arc::new(exchange), handle })
+    }
+
+    fn gathered(&self, from: Placed) -> Result<Placed> {
+        match from.is_single() {
+            true => Ok(from),
+            false => self.exchange(ExchangeKind::Gather, PartitioningScheme::single(), from),
+        }
+    }
+
+    fn hashed(&self, from: Placed, keys: &[Arc<dyn PhysicalExpr>]) -> Result<Placed> {
+        let scheme = PartitioningScheme {
+            handle: Handle::FixedHash,
+            keys: keys.to_vec(),
+            partitions: self.nodes,
+            ordering: None,
+        };
+        self.exchange(ExchangeKind::Repartition, scheme, from)
+    }
+
+    fn repartition(&self, plan: &RepartitionExec, mut children: Vec<Placed>) -> Result<Placed> {
+        let child = children.remove(0);
+        match plan.partitioning() {
+            Partitioning::Hash(keys, _) if self.nodes > 1 => {
+                let ordering = child.plan.output_ordering().cloned();
+                let scheme = PartitioningScheme {
+                    handle: Handle::FixedHash,
+                    keys: keys.clone(),
+                    partitions: self.nodes,
+                    ordering: ordering.filter(|_| plan.preserve_order()),
+                };
+                self.exchange(ExchangeKind::Repartition, scheme, child)
+            }
+            // DataFusion sends round what it thinks is much; we give the splits of the table to all nodes.
+            Partitioning::RoundRobinBatch(_) if self.nodes > 1 && is_spreadable(&child.plan) => {
+                let of_splits = child.plan.transform_up(|node| {
+                    Ok(match node.children().is_empty() {
+                        true => Transformed::yes(self.in_splits(node).plan),
+                        false => Transformed::no(node),
+                    })
+                })?;
+                Ok(Placed { plan: of_splits.data, handle: Handle::Source })
+            }
+            // What one task has made is not worth to be sent round.
+            _ => Ok(child),
+        }
+    }
+
+    fn gather(
+        &self,
+        plan: Arc<dyn ExecutionPlan>,
+        mut children: Vec<Placed>,
+        ordering: Option<LexOrdering>,
+    ) -> Result<Placed> {
+        let child = children.remove(0);
+        if child.is_single() {
+            return Self::with_children(plan, vec![child]);
+        }
+        let kind = match ordering {
+            Some(_) => ExchangeKind::Merge,
+            None => ExchangeKind::Gather,
+        };
+        let scheme = PartitioningScheme { ordering, ..PartitioningScheme::single() };
+        let mut gathered = self.exchange(kind, scheme, child)?;
+        if let Some(fetch) = plan.fetch() {
+            gathered.plan = Arc::new(GlobalLimitExec::new(gathered.plan, 0, Some(fetch)));
+        }
+        Ok(gathered)
+    }
+
+    fn one_child(&self, plan: Arc<dyn ExecutionPlan>, mut children: Vec<Placed>) -> Result<Placed> {
+        let child = children.remove(0);
+        let child = self.as_required(&plan, 0, child)?;
+        let handle = child.handle;
+        Ok(Placed { plan: with_children(plan, vec![child.plan])?, handle })
+    }
+
+    /// Child number `place` with its rows where `plan` needs them.
+    fn as_required(
+        &self,
+        plan: &Arc<dyn ExecutionPlan>,
+        place: usize,
+        child: Placed,
+    ) -> Result<Placed> {
+        let requirements = plan.input_distribution_requirements();
+        match (requirements.child_distribution(place), child.handle) {
+            (_, Handle::Single) | (Some(Distribution::UnspecifiedDistribution) | None, _) => {
+                Ok(child)
+            }
+            (Some(Distribution::KeyPartitioned(_)), Handle::FixedHash) => Ok(child),
+            (Some(Distribution::KeyPartitioned(keys)), _) => self.hashed(child, keys),
+            (Some(_), _) => self.gathered(child),
+        }
+    }
+
+    fn with_children(plan: Arc<dyn ExecutionPlan>, children: Vec<Placed>) -> Result<Placed> {
+        let handle = children.first().map_or(Handle::Single, |child| child.handle);
+        let children = children.into_iter().map(|child| child.plan).collect();
+        Ok(Placed { plan: with_children(plan, children)?, handle })
+    }
+
+    /// Rows of children that are not all in one place meet anywhere.
+    fn union(&self, plan: Arc<dyn ExecutionPlan>, children: Vec<Placed>) -> Result<Placed> {
+        if children.iter().all(Placed::is_single) {
+            return Self::with_children(plan, children);
+        }
+        let scheme = PartitioningScheme {
+            handle: Handle::FixedArbitrary,
+            keys: Vec::new(),
+            partitions: self.nodes,
+            ordering: None,
+        };
+        let schema = plan.schema();
+        let sources = children.into_iter().map(|child| child.plan).collect();
+        let kind = ExchangeKind::Repartition;
+        let exchange = ExchangeExec::try_new(Scope::Remote, kind, scheme, sources)?;
+        // The union may call columns, or allow NULLs, unlike its first child.
+        let plan: Arc<dyn ExecutionPlan> = Arc::new(exchange.with_schema(schema));
+        Ok(Placed { plan, handle: Handle::FixedArbitrary })
+    }
+
+    /// Either all children's rows lie by the same keys' hash, or all are in one place.
+    fn several_children(
+        &self,
+        plan: Arc<dyn ExecutionPlan>,
+        children: Vec<Placed>,
+    ) -> Result<Placed> {
+        let requirements = plan.input_distribution_requirements();
+        let by_keys = |place| {
+            matches!(
+                requirements.child_distribution(place),
+                Some(Distribution::KeyPartitioned(keys)) if !keys.is_empty()
+            )
+        };
+        let spread = children.iter().any(|child| !child.is_single());
+        let children = if spread && (0..children.len()).all(by_keys) {
+            let each = children.into_iter().enumerate().map(|(place, child)| {
+                match requirements.child_distribution(place) {
+                    Some(Distribution::KeyPartitioned(keys))
+                        if child.handle != Handle::FixedHash =>
+                    {
+                        self.hashed(child, keys)
+                    }
+                    _ => Ok(child),
+                }
+            });
+            each.collect::<Result<_>>()?
+        } else if spread && Self::sends_left_to_all(&plan) {
+            return self.with_left_to_all(plan, children);
+        } else {
+            children.into_iter().map(|child| self.gathered(child)).collect::<Result<Vec<_>>>()?
+        };
+        Self::with_children(plan, children)
+    }
+
+    /// Whether it is a join without keys that gives no row of its left side by itself.
+    fn sends_left_to_all(plan: &Arc<dyn ExecutionPlan>) -> bool {
+        use datafusion::physical_plan::joins::{CrossJoinExec, NestedLoopJoinExec};
+        if plan.downcast_ref::<CrossJoinExec>().is_some() {
+            return true;
+        }
+        let join = plan.downcast_ref::<NestedLoopJoinExec>();
+        join.is_some_and(|join| !gives_left_rows(*join.join_type()))
+    }
+
+    /// A join of which each task has all of the left side, and some of the right.
+    fn with_left_to_all(
+        &self,
+        plan: Arc<dyn ExecutionPlan>,
+        mut children: Vec<Placed>,
+    ) -> Result<Placed> {
+        let right = children.remove(1);
+        let left = children.remove(0);
+        if right.is_single() {
+            return Self::with_children(plan, vec![self.gathered(left)?, right]);
+        }
+        let left = self.replicated(left)?;
+        let handle = right.handle;
+        let plan = with_children(plan, vec![left.plan, right.plan])?;
+        Ok(Placed { plan, handle })
+    }
+
+    fn replicated(&self, mut from: Placed) -> Result<Placed> {
+        let scheme = PartitioningScheme {
+            handle: Handle::FixedBroadcast,
+            partitions: self.nodes,
+            ..PartitioningScheme::single()
+        };
+        // What was gathered to be collected goes to all at once.
+        let gathered = from.plan.downcast_ref::<ExchangeExec>();
+        let gathered = gathered.filter(|exchange| exchange.kind() == ExchangeKind::Gather);
+        if let Some(sources) = gathered.map(|exchange| exchange.sources().to_vec()) {
+            let exchange =
+                ExchangeExec::try_new(Scope::Remote, ExchangeKind::Replicate, scheme, sources)?;
+            from.plan = Arc::new(exchange.with_schema(from.plan.schema()));
+            return Ok(Placed { handle: Handle::FixedBroadcast, ..from });
+        }
+        self.exchange(ExchangeKind::Replicate, scheme, from)
+    }
+
+    /// A hash join that collects its left side.
+    fn collecting_join(&self, join: &HashJoinExec, mut children: Vec<Placed>) -> Result<Placed> {
+        let by_marks = gives_left_rows(*join.join_type());
+        let spread = !children[1].is_single();
+        if !spread || join.null_aware {
+            let children = children.into_iter().map(|child| self.gathered(child));
+            return Self::with_children(
+                join.builder().build_exec()?,
+                children.collect::<Result<_>>()?,
+            );
+        }
+        if !by_marks {
+            return self.with_left_to_all(join.builder().build_exec()?, children);
+        }
+        let (left_keys, right_keys): (Vec<_>, Vec<_>) = join.on().iter().cloned().unzip();
+        let right = self.hashed(children.remove(1), &right_keys)?;
+        let left = self.hashed(ungathered(children.remove(0)), &left_keys)?;
+        let partitioned = join
+            .builder()
+            .with_partition_mode(PartitionMode::Partitioned)
+            .with_new_children(vec![left.plan, right.plan])?
+            .build_exec()?;
+        Ok(Placed { plan: partitioned, handle: Handle::FixedHash })
+    }
+}
+
+/// Whether it is a table, with nothing behind it that needs rows in one place or in order.
+fn is_spreadable(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    let children = plan.children();
+    match children.as_slice() {
+        [] => plan.downcast_ref::<DataSourceExec>().is_some() && plan.output_ordering().is_none(),
+        [child] => {
+            let requirements = plan.input_distribution_requirements();
+            let anywhere = requirements.child_distribution(0);
+            matches!(anywhere, Some(Distribution::UnspecifiedDistribution)) && is_spreadable(child)
+        }
+        _ => false,
+    }
+}
+
+/// What was gathered, where it was.
+fn ungathered(from: Placed) -> Placed {
+    let exchange = from.plan.downcast_ref::<ExchangeExec>();
+    match exchange.filter(|exchange| exchange.kind() == ExchangeKind::Gather) {
+        Some(exchange) if exchange.sources().len() == 1 => {
+            Placed { plan: exchange.sources()[0].clone(), handle: Handle::FixedArbitrary }
+        }
+        _ => from,
+    }
+}
+
+/// Whether left rows come out, or are left out, for what was found of them in all of the right side.
+fn gives_left_rows(join_type: JoinType) -> bool {
+    match join_type {
+        JoinType::Left
+        | JoinType::Full
+        | JoinType::LeftSemi
+        | JoinType::LeftAnti
+        | JoinType::LeftMark => true,
+        JoinType::Inner
+        | JoinType::Right
+        | JoinType::RightSemi
+        | JoinType::RightAnti
+        | JoinType::RightMark => false,
+    }
+}

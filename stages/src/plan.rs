@@ -1,0 +1,73 @@
+//! From a query to its stages.
+
+use std::sync::Arc;
+
+use datafusion::{
+    error::Result,
+    execution::session_state::{SessionState, SessionStateBuilder},
+    logical_expr::LogicalPlan,
+    physical_plan::ExecutionPlan,
+    physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner},
+};
+
+use crate::{SubPlan, fragment_plan, place_exchanges};
+
+/// How a query is cut.
+#[derive(Debug, Clone)]
+pub struct StageOptions {
+    /// On how many nodes it is to run.
+    pub nodes: usize,
+    /// How many stages are allowed; 100.
+    pub most_stages: usize,
+}
+
+impl StageOptions {
+    /// For so many nodes.
+    pub fn of_nodes(nodes: usize) -> Self {
+        Self { nodes, most_stages: 100 }
+    }
+}
+
+/// The rule that hosts a plan on one executor, which the parts of a plan get later, each on its node.
+const HOSTING_RULE: &str = "gatework_shells";
+
+/// The stages of `query`: planned by DataFusion as for so many partitions, with exchanges between nodes where
+/// it has them between partitions.
+///
+/// Runtime filters are left out, since a filter of one stage is not known to another.
+///
+/// ```
+/// use datafusion::prelude::SessionContext;
+/// use gatework_stages::{PartitioningHandle, StageOptions, plan_stages};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> datafusion::error::Result<()> {
+/// let session = SessionContext::new();
+/// let query = session.sql("SELECT 6 * 7 AS answer").await?;
+/// let (state, plan) = query.into_parts();
+/// let stages = plan_stages(&state, &plan, &StageOptions::of_nodes(4)).await?;
+/// assert_eq!(stages.fragment.partitioning, PartitioningHandle::Single);
+/// println!("{}", stages.text(4));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// If the query cannot be planned, or has too many stages.
+pub async fn plan_stages(
+    session: &SessionState,
+    query: &LogicalPlan,
+    options: &StageOptions,
+) -> Result<SubPlan> {
+    let mut config = session.config().clone().with_target_partitions(options.nodes.max(1));
+    config.options_mut().optimizer.enable_dynamic_filter_pushdown = false;
+    let rules = session.physical_optimizers().iter().filter(|rule| rule.name() != HOSTING_RULE);
+    let rules = rules.cloned().collect();
+    let state = SessionStateBuilder::new_from_existing(session.clone())
+        .with_config(config)
+        .with_physical_optimizer_rules(rules)
+        .build();
+    let logical = state.optimize(query)?;
+    let planner = DefaultPhysicalPlanner::default();
+    let plan: Arc<dyn ExecutionPlan> = planner.create_physical_plan(&logical, &state).await?;
+    fragment_plan(&place_exchanges(plan, options.nodes)?, options.most_stages)
+}

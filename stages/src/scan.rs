@@ -1,0 +1,86 @@
+//! A table whose splits go to all nodes.
+
+use std::{fmt, sync::Arc};
+
+use datafusion::{
+    common::{internal_err, tree_node::TreeNodeRecursion},
+    error::Result,
+    execution::{SendableRecordBatchStream, TaskContext},
+    physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr},
+    physical_plan::{
+        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
+        ReplaceChildrenOptions,
+    },
+};
+
+/// A scan of a table, of which each task of a stage reads the splits that it is given.
+#[derive(Debug)]
+pub struct SplitScanExec {
+    table: Arc<dyn ExecutionPlan>,
+    properties: Arc<PlanProperties>,
+}
+
+impl SplitScanExec {
+    /// A scan of `table` by tasks on so many nodes. Its order, if it has one, is lost.
+    pub fn new(table: Arc<dyn ExecutionPlan>, nodes: usize) -> Self {
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(table.schema()),
+            Partitioning::UnknownPartitioning(nodes),
+            table.pipeline_behavior(),
+            table.boundedness(),
+        );
+        Self { table, properties: Arc::new(properties) }
+    }
+
+    /// The scan of the whole.
+    pub fn table(&self) -> &Arc<dyn ExecutionPlan> {
+        &self.table
+    }
+}
+
+impl DisplayAs for SplitScanExec {
+    fn fmt_as(&self, kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "splits of ")?;
+        self.table.fmt_as(kind, f)
+    }
+}
+
+impl ExecutionPlan for SplitScanExec {
+    fn name(&self) -> &str {
+        "SplitScanExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![]
+    }
+
+    fn apply_expressions(
+        &self,
+        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        self.table.apply_expressions(f)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        _: Vec<Arc<dyn ExecutionPlan>>,
+        _: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        _: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        internal_err!("splits are read by a task of a stage only")
+    }
+}
