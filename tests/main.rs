@@ -15,6 +15,7 @@ mod parquet_columns;
 mod soak;
 mod spill;
 mod sql_equality;
+mod stages;
 mod support;
 mod tpch_chaos;
 mod tpch_results;

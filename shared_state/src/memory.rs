@@ -11,6 +11,7 @@
 //! is taken; from then on either something is released, or the holder has nothing, or it leaves, and each of
 //! these wakes all who wait. A second one that asks in between asks anew, since the question was taken
 //! *before* anything was given back. And nobody is asked who gave nothing, until it holds something again.
+//! What is on its way back ([`Giving`]) is no holder's any more; it counts until it is there, and wakes all.
 //!
 //! Lock: `inner`. Gates flip under it; wakers run after it.
 
@@ -40,6 +41,8 @@ struct State {
 struct Inner {
     holders: Vec<Arc<State>>,
     waiting: Vec<Arc<State>>,
+    /// The pools of what is on its way back, which no holder counts any more.
+    giving: Vec<usize>,
 }
 
 /// Those who hold memory that they could give back, and those who wait for some.
@@ -48,6 +51,13 @@ pub struct Arbiter {
     inner: Mutex<Inner>,
     /// The length of `waiting`, so that a release looks no further if there is nobody.
     waiting: AtomicUsize,
+}
+
+/// Memory on its way back to a pool. To be dropped when it is there.
+#[derive(Debug)]
+pub struct Giving {
+    arbiter: Arc<Arbiter>,
+    pool: usize,
 }
 
 /// A place among the holders. Dropping it gives it up.
@@ -74,6 +84,12 @@ impl Arbiter {
         });
         self.inner.lock().holders.push(state.clone());
         Holder { arbiter: self.clone(), state }
+    }
+
+    /// Says that memory of `pool` is about to come back: whoever finds no holder to ask waits for it.
+    pub fn giving(self: &Arc<Self>, pool: usize) -> Giving {
+        self.inner.lock().giving.push(pool);
+        Giving { arbiter: self.clone(), pool }
     }
 
     /// Somebody has given memory back: all who wait try again.
@@ -111,11 +127,14 @@ impl Holder {
 
     /// Asks another holder of the same pool, one of the same owner rather than others, that could give at
     /// least `least` bytes back, and twice as many as this one. The gate to wait at before memory is tried
-    /// for again; `None` if there is no such holder.
+    /// for again; `None` if there is no such holder, and nothing is on its way back, or this one could give
+    /// `least` bytes itself.
     pub fn ask(&self, least: usize) -> Option<Gate> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.arbiter.inner.lock();
-        let least = least.max(2 * self.bytes()).max(1);
+        let own = self.bytes();
+        let waits = own < least.max(1) && inner.giving.contains(&self.state.pool);
+        let least = least.max(2 * own).max(1);
         let others = inner
             .holders
             .iter()
@@ -125,8 +144,11 @@ impl Holder {
                 (other.owner == self.state.owner, other.bytes.load(Ordering::Relaxed), other)
             })
             .filter(|(_, bytes, _)| *bytes >= least);
-        let (_, _, most) = able.max_by_key(|(same, bytes, _)| (*same, *bytes))?;
-        most.asked.set_ready_later(&mut wakeups);
+        match able.max_by_key(|(same, bytes, _)| (*same, *bytes)) {
+            Some((_, _, most)) => most.asked.set_ready_later(&mut wakeups),
+            None if waits => {}
+            None => return None,
+        }
         self.state.relief.block();
         if !inner.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, &self.state)) {
             inner.waiting.push(self.state.clone());
@@ -158,6 +180,17 @@ impl Holder {
         let mut inner = self.arbiter.inner.lock();
         self.state.bytes.store(0, Ordering::Relaxed);
         self.state.asked.block();
+        self.arbiter.relieve(&mut inner, &mut wakeups);
+    }
+}
+
+impl Drop for Giving {
+    fn drop(&mut self) {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.arbiter.inner.lock();
+        if let Some(place) = inner.giving.iter().position(|pool| *pool == self.pool) {
+            inner.giving.swap_remove(place);
+        }
         self.arbiter.relieve(&mut inner, &mut wakeups);
     }
 }

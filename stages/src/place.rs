@@ -26,9 +26,11 @@ use datafusion::{
         coalesce_partitions::CoalescePartitionsExec,
         joins::{HashJoinExec, PartitionMode},
         limit::GlobalLimitExec,
+        recursive_query::RecursiveQueryExec,
         repartition::RepartitionExec,
+        sorts::sort::SortExec,
         sorts::sort_preserving_merge::SortPreservingMergeExec,
-        union::UnionExec,
+        union::{InterleaveExec, UnionExec},
     },
 };
 
@@ -73,6 +75,10 @@ impl Placed {
 
 impl Placer {
     fn place(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Placed> {
+        // What its steps hand to each other stays in one place.
+        if plan.downcast_ref::<RecursiveQueryExec>().is_some() {
+            return Ok(Placed { plan, handle: Handle::Single });
+        }
         let children = plan.children().into_iter().cloned();
         let children: Vec<Placed> =
             children.map(|child| self.place(child)).collect::<Result<_>>()?;
@@ -95,6 +101,12 @@ impl Placer {
             0 => Ok(self.leaf(plan)),
             1 => self.one_child(plan, children),
             _ if plan.downcast_ref::<UnionExec>().is_some() => self.union(plan, children),
+            _ if plan.downcast_ref::<InterleaveExec>().is_some() => {
+                match children.iter().all(|child| child.handle == Handle::FixedHash) {
+                    true => Self::with_children(plan, children),
+                    false => self.union(plan, children),
+                }
+            }
             _ => self.several_children(plan, children),
         }
     }
@@ -185,9 +197,9 @@ impl Placer {
         if child.is_single() {
             return Self::with_children(plan, vec![child]);
         }
-        let kind = match ordering {
-            Some(_) => ExchangeKind::Merge,
-            None => ExchangeKind::Gather,
+        let (kind, child) = match &ordering {
+            Some(ordering) => (ExchangeKind::Merge, in_order(child, ordering)?),
+            None => (ExchangeKind::Gather, child),
         };
         let scheme = PartitioningScheme { ordering, ..PartitioningScheme::single() };
         let mut gathered = self.exchange(kind, scheme, child)?;
@@ -200,6 +212,10 @@ impl Placer {
     fn one_child(&self, plan: Arc<dyn ExecutionPlan>, mut children: Vec<Placed>) -> Result<Placed> {
         let child = children.remove(0);
         let child = self.as_required(&plan, 0, child)?;
+        let child = match plan.required_input_ordering().swap_remove(0) {
+            Some(required) => in_order(child, &required.into_single().into())?,
+            None => child,
+        };
         let handle = child.handle;
         Ok(Placed { plan: with_children(plan, vec![child.plan])?, handle })
     }
@@ -355,6 +371,10 @@ impl Placer {
 
 /// Whether it is a table, with nothing behind it that needs rows in one place or in order.
 fn is_spreadable(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    // A limit is one for all splits together.
+    if plan.fetch().is_some() {
+        return false;
+    }
     let children = plan.children();
     match children.as_slice() {
         [] => plan.downcast_ref::<DataSourceExec>().is_some() && plan.output_ordering().is_none(),
@@ -365,6 +385,16 @@ fn is_spreadable(plan: &Arc<dyn ExecutionPlan>) -> bool {
         }
         _ => false,
     }
+}
+
+/// The same rows, in each task in this order: exchanges do not keep the one that they may have had.
+fn in_order(from: Placed, ordering: &LexOrdering) -> Result<Placed> {
+    if from.plan.equivalence_properties().ordering_satisfy(ordering.iter().cloned())? {
+        return Ok(from);
+    }
+    let spread = !from.is_single();
+    let sort = SortExec::new(ordering.clone(), from.plan).with_preserve_partitioning(spread);
+    Ok(Placed { plan: Arc::new(sort), ..from })
 }
 
 /// What was gathered, where it was.

@@ -34,7 +34,9 @@ const HOSTING_RULE: &str = "gatework_shells";
 /// The stages of `query`: planned by DataFusion as for so many partitions, with exchanges between nodes where
 /// it has them between partitions.
 ///
-/// Runtime filters are left out, since a filter of one stage is not known to another.
+/// A scalar subquery of several rows, which is an error elsewhere, is not noticed.
+///
+/// Runtime filters are left out, and scalar subqueries are joins, since what one stage knows another does not.
 ///
 /// ```
 /// use datafusion::prelude::SessionContext;
@@ -59,7 +61,15 @@ pub async fn plan_stages(
     options: &StageOptions,
 ) -> Result<SubPlan> {
     let mut config = session.config().clone().with_target_partitions(options.nodes.max(1));
-    config.options_mut().optimizer.enable_dynamic_filter_pushdown = false;
+    let optimizer = &mut config.options_mut().optimizer;
+    optimizer.enable_dynamic_filter_pushdown = false;
+    optimizer.enable_join_dynamic_filter_pushdown = false;
+    optimizer.enable_topk_dynamic_filter_pushdown = false;
+    optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+    // The value would be known in one stage only.
+    config.options_mut().optimizer.enable_physical_uncorrelated_scalar_subquery = false;
+    // The copy shares the session's catalog; a new one would take the place of its tables.
+    config.options_mut().catalog.create_default_catalog_and_schema = false;
     let rules = session.physical_optimizers().iter().filter(|rule| rule.name() != HOSTING_RULE);
     let rules = rules.cloned().collect();
     let state = SessionStateBuilder::new_from_existing(session.clone())

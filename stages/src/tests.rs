@@ -9,7 +9,7 @@ use arrow::{
 use datafusion::{
     datasource::MemTable,
     error::Result,
-    physical_plan::{ExecutionPlan, empty::EmptyExec},
+    physical_plan::{ExecutionPlan, ExecutionPlanProperties, empty::EmptyExec},
     prelude::{SessionConfig, SessionContext},
 };
 
@@ -59,6 +59,62 @@ fn shape(plan: &SubPlan) -> Vec<String> {
 async fn check(sql: &str, expected: &[&str]) {
     let plan = stages(sql).await.unwrap();
     assert_eq!(shape(&plan), expected, "{sql}\n{}", plan.text(NODES));
+}
+
+/// The session is as it was.
+#[tokio::test]
+async fn planning_changes_no_session() {
+    let session = session();
+    for _ in 0..2 {
+        let query = session.sql("SELECT count(*) FROM large").await.unwrap();
+        let (state, plan) = query.into_parts();
+        plan_stages(&state, &plan, &StageOptions::of_nodes(NODES)).await.unwrap();
+        assert!(session.state().config().options().optimizer.enable_dynamic_filter_pushdown);
+    }
+}
+
+/// A value that one stage has made comes to others as a row.
+#[tokio::test]
+async fn a_scalar_subquery_is_a_join() {
+    let sql = "SELECT v FROM large WHERE v = (SELECT max(v) FROM small)";
+    let plan = stages(sql).await.unwrap();
+    let text = plan.text(NODES);
+    assert!(!text.contains("scalar_subquery") && text.contains("BROADCAST"), "{text}");
+}
+
+/// A limit of a scan is one for all its splits, and not for those of each node.
+#[tokio::test]
+async fn a_limit_is_not_spread() {
+    let sql = "SELECT k, count(*) FROM (SELECT k FROM small LIMIT 3) GROUP BY k";
+    let (session, nodes) = (session(), StageOptions::of_nodes(NODES));
+    session.sql("SET datafusion.execution.batch_size = 2").await.unwrap();
+    let (state, plan) = session.sql(sql).await.unwrap().into_parts();
+    let plan = plan_stages(&state, &plan, &nodes).await.unwrap();
+    for fragment in plan.fragments() {
+        assert!(fragment.tables.is_empty(), "{}", plan.text(NODES));
+    }
+}
+
+/// Partitions of the same keys that DataFusion reads side by side.
+#[tokio::test]
+async fn a_union_of_aggregates_is_cut() {
+    let half = "SELECT k, count(*) AS n FROM large GROUP BY k";
+    let plan = stages(&format!("{half} UNION ALL {half}")).await.unwrap();
+    assert!(plan.fragments().len() > 2, "{}", plan.text(NODES));
+}
+
+/// What comes through an exchange has lost the order that the merge above wants.
+#[tokio::test]
+async fn a_union_below_a_merge_is_sorted_again() {
+    let sql = "SELECT small.v, u.v AS w FROM small JOIN
+        (SELECT * FROM large UNION ALL SELECT * FROM large) u ON small.k = u.k ORDER BY w";
+    let plan = stages(sql).await.unwrap();
+    let text = plan.text(NODES);
+    let merged = plan.fragments().into_iter().find(|part| part.output.ordering.is_some()).unwrap();
+    let ordering = merged.output.ordering.clone().unwrap();
+    let properties = merged.root.equivalence_properties();
+    assert!(properties.ordering_satisfy(ordering).unwrap(), "{text}");
+    assert!(!text.contains("DynamicFilter"), "{text}");
 }
 
 /// F-2: the root is 0, the others are numbered as they are entered, from left to right. F-3: a gather makes

@@ -63,6 +63,7 @@ impl Sink for AggregateBuild {
             overflow: Overflow::new(self.shared.clone(), setup.clone(), 0),
             parts_reserved: 0,
             refused: None,
+            next: None,
             shared: self.shared.clone(),
             sink: Some(sink),
             closed,
@@ -80,6 +81,8 @@ struct GroupedBuild {
     parts_reserved: usize,
     /// What is in the table has not been reserved.
     refused: Option<Error>,
+    /// A batch that came while groups were being written.
+    next: Option<Batch>,
     sink: Option<AggregateSink<Part>>,
     closed: Gate,
 }
@@ -155,7 +158,11 @@ impl GroupedBuild {
 
 impl LocalSink for GroupedBuild {
     fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
-        if let Some(batch) = batch {
+        self.next = batch.or_else(|| self.next.take());
+        if let Some(gate) = self.waits()? {
+            return Ok(SinkResult::Blocked(gate.into()));
+        }
+        if let Some(batch) = self.next.take() {
             self.shared.saw_rows.store(true, Ordering::Relaxed);
             self.update(&compact(batch)?)?;
         }
@@ -178,6 +185,9 @@ impl LocalSink for GroupedBuild {
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+        if self.closed.is_ready() {
+            self.refused = None;
+        }
         if let Some(gate) = self.waits()? {
             return Ok(FinishResult::Blocked(gate.into()));
         }

@@ -199,6 +199,9 @@ impl LocalSink for LocalBuild {
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+        if self.closed.is_ready() {
+            self.refused = false;
+        }
         if let Some(gate) = self.relieve()? {
             return Ok(FinishResult::Blocked(gate.into()));
         }

@@ -6,7 +6,7 @@ use arrow::{
     array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, Scalar, UInt32Array},
     buffer::BooleanBuffer,
     compute::{
-        filter, filter_record_batch, interleave_record_batch,
+        filter, filter_record_batch, interleave,
         kernels::cmp::{gt_eq, lt_eq},
         take_record_batch,
     },
@@ -205,8 +205,14 @@ impl InOrder {
             (batch, (row - self.starts[batch]) as usize)
         };
         let places: Vec<_> = rows.iter().map(place).collect();
-        let batches: Vec<_> = self.batches.iter().collect();
-        let columns = interleave_record_batch(&batches, &places).or_fail()?.columns().to_vec();
+        // Column by column: batches may differ in which columns they say have no NULLs.
+        let column = |place: usize| {
+            let columns: Vec<&dyn Array> =
+                self.batches.iter().map(|batch| batch.column(place).as_ref()).collect();
+            interleave(&columns, &places)
+        };
+        let columns = (0..self.schema.fields().len()).map(column);
+        let columns = columns.collect::<Result<Vec<_>, _>>().or_fail()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
         let rows = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
         own_buffers(&rows.or_fail()?)
@@ -480,6 +486,9 @@ impl LocalSink for LocalRuns {
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+        if self.closed.is_ready() {
+            self.refused = None;
+        }
         if let Some(gate) = self.waits()? {
             return Ok(FinishResult::Blocked(gate.into()));
         }

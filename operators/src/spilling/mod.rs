@@ -58,9 +58,13 @@ impl Debt {
         Ok(None)
     }
 
-    /// Owes nothing any more: what was refused is about to be dropped.
-    pub(crate) fn forgive(&mut self) {
-        self.owed = 0;
+    /// Reserves what is owed if that is to be had at once, and owes nothing any more: what was refused is about
+    /// to be handed on. Whether it was had.
+    pub(crate) fn settle_or_forgive(&mut self) -> Result<bool> {
+        match self.reservation.grow(std::mem::take(&mut self.owed)) {
+            Err(Error::OutOfMemory { .. }) => Ok(false),
+            other => other.map(|()| true),
+        }
     }
 
     /// All that is reserved.
@@ -116,6 +120,7 @@ impl<T> Writing<T> {
         held: Vec<Reservation>,
         with: T,
     ) -> Result<()> {
+        debug_assert!(self.pending.is_none(), "the file before would be lost");
         self.setup.metrics().add("spilled rows", rows as u64);
         self.pending = Some((self.setup.spill(batches, held)?, with));
         Ok(())

@@ -246,9 +246,9 @@ impl Units {
         (self.here.into_iter().flatten().collect(), self.away)
     }
 
-    /// Bytes that are reserved for rows in memory.
+    /// Bytes that are reserved for rows that have been cut, and are in memory.
     pub(crate) fn reserved(&self) -> usize {
-        self.memory.bytes() + self.here_bytes
+        self.here_bytes
     }
 
     /// Whether rows are on their way to a file.

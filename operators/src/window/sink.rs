@@ -8,7 +8,7 @@ use arrow::{
 };
 use arrow_row::{OwnedRow, RowConverter, SortField};
 use gatework_runtime::{
-    Error, Result,
+    Result,
     pipeline::{Batch, FinishResult, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext},
 };
 use gatework_shared_state::{Gate, analytic::AnalyticSink};
@@ -101,15 +101,20 @@ impl LocalSink for LocalWindowSink {
             room = self.add(to_keep(compact(batch)?)?)?;
         }
         // Woken: there is room or memory, or nobody reads any more, which the next push would tell.
-        Ok(match (self.memory.settle(), self.plan.long_bytes) {
-            (Ok(None), _) => room,
-            // What has been handed over comes back soon.
-            (Ok(Some(_)) | Err(Error::OutOfMemory { .. }), Some(_)) => {
-                self.memory.forgive();
-                self.hand_over_piece(Kind::Piece)
-            }
-            (Ok(Some(gate)), None) => SinkResult::Blocked(gate.into()),
-            (Err(error), _) => return Err(error),
+        if self.plan.long_bytes.is_some() {
+            return match self.memory.settle_or_forgive()? {
+                true => Ok(room),
+                // What has been handed over comes back soon.
+                false => Ok(self.hand_over_piece(Kind::Piece)),
+            };
+        }
+        // Full first: it is asked for memory again when there is room.
+        if !matches!(room, SinkResult::NeedInput) {
+            return Ok(room);
+        }
+        Ok(match self.memory.settle()? {
+            Some(gate) => SinkResult::Blocked(gate.into()),
+            None => SinkResult::NeedInput,
         })
     }
 

@@ -1,4 +1,4 @@
-//! The source of a window: evaluates whole window partitions.
+//! The source of a window: evaluates whole window partitions, and pieces of long ones.
 
 use std::sync::Arc;
 
@@ -88,7 +88,8 @@ impl LocalSource for LocalWindowSource {
             self.ready = Some((rows, given + count));
         } else {
             drop(rows);
-            self.memory.resize(self.long.as_ref().map_or(0, Long::bytes))?;
+            let kept = self.long.as_ref().map_or(0, Long::bytes);
+            resize(&mut self.memory, kept, self.overdraft)?;
         }
         Ok(SourceResult::Batch(batch))
     }

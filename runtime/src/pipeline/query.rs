@@ -19,7 +19,10 @@ use std::{
 };
 
 use arrow_array::RecordBatch;
-use gatework_shared_state::{Dependency, DependencyKind, Gate, Wakeups, memory::Holder};
+use gatework_shared_state::{
+    Dependency, DependencyKind, Gate, Wakeups,
+    memory::{Giving, Holder},
+};
 use parking_lot::Mutex;
 
 use super::{
@@ -315,9 +318,9 @@ impl QueryContext {
         self.core.arbiter.holder(self.options.memory.shares_with(), self.id)
     }
 
-    /// Lets all who wait for memory try again.
-    pub(super) fn memory_released(&self) {
-        self.core.arbiter.released();
+    /// Memory that is held for work done elsewhere is about to come back.
+    pub(super) fn memory_giving(&self) -> Giving {
+        self.core.arbiter.giving(self.options.memory.shares_with())
     }
 
     /// Where its breakers put what does not fit.
@@ -351,7 +354,7 @@ impl QueryContext {
         self.holders.lock().take(holder, bytes);
         self.reserved.fetch_sub(bytes, Ordering::AcqRel);
         self.options.memory.shrink(bytes);
-        self.memory_released();
+        self.core.arbiter.released();
     }
 
     /// What was reserved for `from` is held by `to` now.

@@ -8,7 +8,7 @@
 use std::{fmt, sync::Arc};
 
 use arrow_array::RecordBatch;
-use gatework_shared_state::{Dependency, DependencyKind, Gate};
+use gatework_shared_state::{Dependency, DependencyKind, Gate, memory::Giving};
 use parking_lot::Mutex;
 
 use super::{
@@ -59,7 +59,8 @@ pub struct Completion<T> {
     outcome: Arc<Mutex<Option<Result<T>>>>,
     /// Given back before the gate opens.
     held: Vec<Reservation>,
-    query: Arc<QueryContext>,
+    /// Until it is given back.
+    giving: Option<Giving>,
     /// Last, so that the query ends when all else is gone.
     _outside: Outside,
 }
@@ -85,8 +86,9 @@ impl<T> Pending<T> {
         let gate = Dependency::blocked(name, DependencyKind::External);
         let outcome = Arc::default();
         let pending = Self { gate: gate.clone(), outcome: Arc::clone(&outcome) };
-        let (query, _outside) = (query.clone(), query.outside(region));
-        (pending, Completion { name, gate, outcome, held, query, _outside })
+        let giving = (!held.is_empty()).then(|| query.memory_giving());
+        let _outside = query.outside(region);
+        (pending, Completion { name, gate, outcome, held, giving, _outside })
     }
 
     /// Opens when the work is done.
@@ -117,8 +119,7 @@ impl<T> Completion<T> {
 impl<T> Drop for Completion<T> {
     fn drop(&mut self) {
         self.held.clear();
-        // Whoever was asked for memory began this, whether anything was reserved for it or not.
-        self.query.memory_released();
+        self.giving = None;
         let given_up = || Err(Error::Setup(format!("a {} was given up", self.name)));
         self.outcome.lock().get_or_insert_with(given_up);
         self.gate.set_always_ready();

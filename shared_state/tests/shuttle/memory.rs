@@ -91,6 +91,7 @@ impl Spiller {
         let done = Arc::<Mutex<bool>>::default();
         self.writing = Some((gate.clone(), done.clone()));
         let pool = self.pool.clone();
+        let giving = pool.arbiter.giving(1);
         // Whoever finds it not done knows that its memory is yet to come back.
         thread::spawn(move || {
             if pool.fault == Fault::ReleasesEarly {
@@ -99,6 +100,10 @@ impl Spiller {
             *done.lock().unwrap() = true;
             if pool.fault != Fault::ReleasesEarly {
                 pool.release(bytes);
+            }
+            match pool.fault {
+                Fault::ReleasesEarly | Fault::ReleasesSilently => std::mem::forget(giving),
+                _ => drop(giving),
             }
             gate.set_always_ready();
         });
