@@ -2,13 +2,16 @@
 
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, Fetch, Held, Setup, SourceResult, Taken},
+    pipeline::{Batch, Fetch, Held, Setup, SinkResult, SourceResult, Taken},
 };
-use gatework_shared_state::{Budget, Gate, OnFull, Take};
+use gatework_shared_state::{Budget, Gate, Give, OnFull, Take};
 
 use arrow::array::RecordBatch;
 
-use crate::spilling::{Writing, Written, own_buffers};
+use crate::{
+    result::answer,
+    spilling::{Writing, Written, own_buffers},
+};
 
 /// Charges what goes into a buffer that overflows, and puts away what gets no memory. A `T` says where in
 /// the buffer a batch goes.
@@ -78,6 +81,21 @@ impl<T> Holding<T> {
                 Settled::Ready(places.map(away).collect())
             }
         })
+    }
+}
+
+impl<T> Settled<T> {
+    /// Hands what goes into the buffer to `push`, one after the other, and gives the sink's answer: what the
+    /// last push said; without one, what `push` says of the room there is.
+    pub(crate) fn answer(self, mut push: impl FnMut(Option<(T, Held)>) -> Give) -> SinkResult {
+        match self {
+            Self::Blocked(gate) => SinkResult::Blocked(gate.into()),
+            Self::Nothing => answer(push(None)),
+            Self::Ready(parts) => {
+                let said = parts.into_iter().map(|part| push(Some(part))).last();
+                answer(said.unwrap_or_else(|| push(None)))
+            }
+        }
     }
 }
 

@@ -14,8 +14,7 @@ use gatework_shared_state::{Budget, Gate, Give, multicast as state};
 
 use crate::{
     compact,
-    held::{self, Holding, Settled},
-    result::answer,
+    held::{self, Holding},
 };
 
 /// Takes the rows. Its pipeline has one task.
@@ -75,15 +74,11 @@ impl LocalSink for LocalMulticastSink {
             }
             None => self.holding.settle()?,
         };
-        Ok(match settled {
-            Settled::Ready(parts) => {
-                let push = |_, (_, held)| sink.push(held);
-                answer(parts.into_iter().fold(Give::Accepted, push))
-            }
-            Settled::Blocked(gate) => SinkResult::Blocked(gate.into()),
+        Ok(settled.answer(|next| match next {
+            Some(((), held)) => sink.push(held),
             // Woken: there is room, or nobody reads any more, which the next push would tell.
-            Settled::Nothing => SinkResult::NeedInput,
-        })
+            None => Give::Accepted,
+        }))
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {

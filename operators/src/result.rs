@@ -12,11 +12,7 @@ use gatework_shared_state::{
     result::{self, ResultReader, ResultSink},
 };
 
-use crate::{
-    compact,
-    held::{Holding, Settled},
-    keys::partition_rows,
-};
+use crate::{compact, held::Holding, keys::partition_rows};
 
 #[cfg(test)]
 mod tests;
@@ -85,16 +81,10 @@ impl LocalSink for LocalResult {
             }
             None => self.holding.settle()?,
         };
-        match settled {
-            Settled::Blocked(gate) => return Ok(SinkResult::Blocked(gate.into())),
-            Settled::Nothing => {}
-            Settled::Ready(parts) => {
-                for (partition, held) in parts {
-                    sink.push(partition, held);
-                }
-            }
-        }
-        Ok(answer(sink.room()))
+        Ok(settled.answer(|next| match next {
+            Some((partition, held)) => sink.push(partition, held),
+            None => sink.room(),
+        }))
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {

@@ -175,6 +175,9 @@ pub struct ShellRule {
 }
 
 impl ShellRule {
+    /// Its name among the rules of a session.
+    pub const NAME: &str = "gatework_shells";
+
     pub(crate) fn new(engine: Engine) -> Self {
         Self { engine }
     }
@@ -190,7 +193,7 @@ impl PhysicalOptimizerRule for ShellRule {
     }
 
     fn name(&self) -> &str {
-        "gatework_shells"
+        Self::NAME
     }
 
     fn schema_check(&self) -> bool {

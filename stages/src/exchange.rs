@@ -231,22 +231,13 @@ impl ExecutionPlan for ExchangeExec {
         Ok(recursion)
     }
 
-    fn replace_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-        _options: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        let schema = self.schema();
-        let again = Self::try_new(self.scope, self.kind, self.scheme.clone(), children)?;
-        Ok(Arc::new(again.with_schema(schema)))
-    }
-
     fn with_new_children(
         self: Arc<Self>,
         children: Vec<Arc<dyn ExecutionPlan>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let recompute = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute);
-        self.replace_children(children, recompute)
+        let schema = self.schema();
+        let again = Self::try_new(self.scope, self.kind, self.scheme.clone(), children)?;
+        Ok(Arc::new(again.with_schema(schema)))
     }
 
     fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

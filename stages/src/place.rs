@@ -20,7 +20,7 @@ use datafusion::{
     },
     datasource::source::DataSourceExec,
     error::Result,
-    physical_expr::{Distribution, LexOrdering, PhysicalExpr},
+    physical_expr::{Distribution, LexOrdering, OrderingRequirements, PhysicalExpr},
     physical_plan::{
         ExecutionPlan, ExecutionPlanProperties, Partitioning,
         coalesce_partitions::CoalescePartitionsExec,
@@ -130,16 +130,19 @@ impl Placer {
         scheme: PartitioningScheme,
         from: Placed,
     ) -> Result<Placed> {
-        let handle = scheme.handle;
-        let sources = match from.plan.downcast_ref::<ExchangeExec>() {
-            // Rows that were on their way anywhere go where they are wanted at once.
-            Some(before) if before.scheme().handle == Handle::FixedArbitrary => {
-                before.sources().to_vec()
-            }
-            _ => vec![from.plan],
+        let (handle, schema) = (scheme.handle, from.plan.schema());
+        let goes_on = |before: &&ExchangeExec| match before.kind() {
+            // What was gathered to be collected goes to all at once.
+            ExchangeKind::Gather => kind == ExchangeKind::Replicate,
+            // So do rows that were on their way anywhere, wherever they are wanted.
+            _ => before.scheme().handle == Handle::FixedArbitrary,
+        };
+        let sources = match from.plan.downcast_ref::<ExchangeExec>().filter(goes_on) {
+            Some(before) => before.sources().to_vec(),
+            None => vec![from.plan],
         };
         let exchange = ExchangeExec::try_new(Scope::Remote, kind, scheme, sources)?;
-        Ok(Placed { plan: Arc::new(exchange), handle })
+        Ok(Placed { plan: Arc::new(exchange.with_schema(schema)), handle })
     }
 
     fn gathered(&self, from: Placed) -> Result<Placed> {
@@ -212,12 +215,7 @@ impl Placer {
     fn one_child(&self, plan: Arc<dyn ExecutionPlan>, mut children: Vec<Placed>) -> Result<Placed> {
         let child = children.remove(0);
         let child = self.as_required(&plan, 0, child)?;
-        let child = match plan.required_input_ordering().swap_remove(0) {
-            Some(required) => in_order(child, &required.into_single().into())?,
-            None => child,
-        };
-        let handle = child.handle;
-        Ok(Placed { plan: with_children(plan, vec![child.plan])?, handle })
+        Self::with_children(plan, vec![child])
     }
 
     /// Child number `place` with its rows where `plan` needs them.
@@ -238,16 +236,23 @@ impl Placer {
         }
     }
 
+    /// `plan` over children whose rows are where it needs them, which share them as the first does.
     fn with_children(plan: Arc<dyn ExecutionPlan>, children: Vec<Placed>) -> Result<Placed> {
         let handle = children.first().map_or(Handle::Single, |child| child.handle);
-        let children = children.into_iter().map(|child| child.plan).collect();
+        let orders = plan.required_input_ordering();
+        let in_order = |(child, order): (Placed, Option<OrderingRequirements>)| match order {
+            Some(order) => Ok(in_order(child, &order.into_single().into())?.plan),
+            None => Ok(child.plan),
+        };
+        let children = children.into_iter().zip(orders).map(in_order).collect::<Result<_>>()?;
         Ok(Placed { plan: with_children(plan, children)?, handle })
     }
 
     /// Rows of children that are not all in one place meet anywhere.
     fn union(&self, plan: Arc<dyn ExecutionPlan>, children: Vec<Placed>) -> Result<Placed> {
         if children.iter().all(Placed::is_single) {
-            return Self::with_children(plan, children);
+            let children = children.into_iter().map(|child| child.plan).collect();
+            return Ok(Placed { plan: UnionExec::try_new(children)?, handle: Handle::Single });
         }
         let scheme = PartitioningScheme {
             handle: Handle::FixedArbitrary,
@@ -325,21 +330,12 @@ impl Placer {
         Ok(Placed { plan, handle })
     }
 
-    fn replicated(&self, mut from: Placed) -> Result<Placed> {
+    fn replicated(&self, from: Placed) -> Result<Placed> {
         let scheme = PartitioningScheme {
             handle: Handle::FixedBroadcast,
             partitions: self.nodes,
             ..PartitioningScheme::single()
         };
-        // What was gathered to be collected goes to all at once.
-        let gathered = from.plan.downcast_ref::<ExchangeExec>();
-        let gathered = gathered.filter(|exchange| exchange.kind() == ExchangeKind::Gather);
-        if let Some(sources) = gathered.map(|exchange| exchange.sources().to_vec()) {
-            let exchange =
-                ExchangeExec::try_new(Scope::Remote, ExchangeKind::Replicate, scheme, sources)?;
-            from.plan = Arc::new(exchange.with_schema(from.plan.schema()));
-            return Ok(Placed { handle: Handle::FixedBroadcast, ..from });
-        }
         self.exchange(ExchangeKind::Replicate, scheme, from)
     }
 

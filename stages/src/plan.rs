@@ -10,6 +10,8 @@ use datafusion::{
     physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner},
 };
 
+use gatework_sql::ShellRule;
+
 use crate::{SubPlan, fragment_plan, place_exchanges};
 
 /// How a query is cut.
@@ -28,15 +30,11 @@ impl StageOptions {
     }
 }
 
-/// The rule that hosts a plan on one executor, which the parts of a plan get later, each on its node.
-const HOSTING_RULE: &str = "gatework_shells";
-
 /// The stages of `query`: planned by DataFusion as for so many partitions, with exchanges between nodes where
 /// it has them between partitions.
 ///
-/// A scalar subquery of several rows, which is an error elsewhere, is not noticed.
-///
 /// Runtime filters are left out, and scalar subqueries are joins, since what one stage knows another does not.
+/// So a scalar subquery of several rows, which is an error elsewhere, is not noticed.
 ///
 /// ```
 /// use datafusion::prelude::SessionContext;
@@ -70,7 +68,8 @@ pub async fn plan_stages(
     config.options_mut().optimizer.enable_physical_uncorrelated_scalar_subquery = false;
     // The copy shares the session's catalog; a new one would take the place of its tables.
     config.options_mut().catalog.create_default_catalog_and_schema = false;
-    let rules = session.physical_optimizers().iter().filter(|rule| rule.name() != HOSTING_RULE);
+    // The parts of a plan are hosted later, each on its node.
+    let rules = session.physical_optimizers().iter().filter(|rule| rule.name() != ShellRule::NAME);
     let rules = rules.cloned().collect();
     let state = SessionStateBuilder::new_from_existing(session.clone())
         .with_config(config)

@@ -27,7 +27,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Every mode; the last but faults is for operators that can spill.
+    /// Every mode, for operators that spill what gets no memory.
     pub fn all() -> &'static [Self] {
         &[
             Self::Plain,
@@ -36,6 +36,20 @@ impl Mode {
             Self::Seeded,
             Self::Memory,
             Self::Spill,
+            Self::Cancel,
+            Self::Error,
+            Self::Panic,
+        ]
+    }
+
+    /// Every mode that can do something to operators that reserve memory, and cannot spill.
+    pub fn without_spill() -> &'static [Self] {
+        &[
+            Self::Plain,
+            Self::TinyBatches,
+            Self::Blocking,
+            Self::Seeded,
+            Self::Memory,
             Self::Cancel,
             Self::Error,
             Self::Panic,

@@ -6,8 +6,7 @@ use arrow::array::RecordBatch;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, GiveBack, LocalSink, Reservation, Setup, Sink, SinkResult, Slots,
-        TaskContext,
+        Batch, FinishResult, GiveBack, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext,
     },
 };
 use gatework_shared_state::{Gate, aggregate::AggregateSink};
@@ -18,7 +17,10 @@ use super::{
     overflow::Overflow,
     ungrouped::Accumulators,
 };
-use crate::compact;
+use crate::{
+    compact,
+    spilling::{Debt, nothing_left},
+};
 
 /// Groups in a local table at which it is emptied, if there are other tables to be merged with: at
 /// some ten bytes a slot and a key and state each, the table stays within a core's own cache.
@@ -52,7 +54,7 @@ impl Sink for AggregateBuild {
         if self.shared.config.group_by.is_ungrouped() {
             return Ok(Box::new(UngroupedBuild {
                 accumulators: Some(Accumulators::new(&self.shared)?),
-                reservation: setup.reservation(),
+                memory: Debt::new(setup),
                 shared: self.shared.clone(),
                 sink: Some(sink),
                 closed,
@@ -137,9 +139,7 @@ impl GroupedBuild {
         self.setup.could_give_back(0);
         Ok(())
     }
-}
 
-impl GroupedBuild {
     /// The gate to wait at before more rows are taken.
     fn waits(&mut self) -> Result<Option<Gate>> {
         loop {
@@ -180,7 +180,7 @@ impl LocalSink for GroupedBuild {
         if held == 0 || !self.setup.can_spill() {
             return Ok(GiveBack::Nothing);
         }
-        self.spill(Error::Setup("nothing is left to be spilled".into()))?;
+        self.spill(nothing_left())?;
         Ok(GiveBack::Begun)
     }
 
@@ -198,7 +198,7 @@ impl LocalSink for GroupedBuild {
         if !whole && let Some(groups) = self.groups.as_mut().filter(|groups| groups.len() > 0) {
             let refused = match self.overflow.is_spilled() {
                 // Units are merged one by one; what is left of all would be in the way.
-                true => Some(Error::Setup("nothing is left to be spilled".into())),
+                true => Some(nothing_left()),
                 false => match self.overflow.partition(groups) {
                     Err(error @ Error::OutOfMemory { .. }) => Some(error),
                     other => other.map(|()| None)?,
@@ -228,7 +228,7 @@ impl LocalSink for GroupedBuild {
 struct UngroupedBuild {
     shared: Arc<Shared>,
     accumulators: Option<Accumulators>,
-    reservation: Reservation,
+    memory: Debt,
     sink: Option<AggregateSink<Part>>,
     closed: Gate,
 }
@@ -237,14 +237,17 @@ impl LocalSink for UngroupedBuild {
     fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
         if let (Some(batch), Some(accumulators)) = (batch, &mut self.accumulators) {
             accumulators.update(&self.shared, &compact(batch)?)?;
-            self.reservation.resize(accumulators.bytes())?;
+            self.memory.set(accumulators.bytes())?;
         }
-        Ok(SinkResult::NeedInput)
+        Ok(match self.memory.settle()? {
+            Some(gate) => SinkResult::Blocked(gate.into()),
+            None => SinkResult::NeedInput,
+        })
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
         if let (Some(sink), Some(accumulators)) = (self.sink.take(), self.accumulators.take()) {
-            let bytes = self.reservation.split_off();
+            let bytes = self.memory.reservation().split_off();
             sink.publish(vec![vec![Part::Single(accumulators, bytes)]]);
         }
         Ok(FinishResult::Done)

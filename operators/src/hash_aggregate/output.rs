@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     OrFail,
-    spilling::{Read, Reading},
+    spilling::{Read, Reading, nothing_left},
 };
 
 /// The source of an aggregate.
@@ -158,7 +158,7 @@ impl LocalOutput {
             let (Some(overflow), Some(groups)) = (&mut merging.overflow, left) else {
                 return Ok(None);
             };
-            overflow.spill(groups, Error::Setup("nothing is left to be spilled".into()))?;
+            overflow.spill(groups, nothing_left())?;
         }
     }
 

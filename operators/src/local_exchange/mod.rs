@@ -21,8 +21,7 @@ pub use routing::Routing;
 
 use crate::{
     compact,
-    held::{self, Holding, Settled},
-    result::answer,
+    held::{self, Holding},
     union::rename,
 };
 use routing::{Routed, Router};
@@ -127,20 +126,12 @@ impl LocalSink for LocalExchange {
             }
             None => self.holding.settle()?,
         };
-        match settled {
-            Settled::Blocked(gate) => return Ok(SinkResult::Blocked(gate.into())),
-            Settled::Nothing => {}
-            Settled::Ready(parts) => {
-                for (to, held) in parts {
-                    match to {
-                        To::Any => sink.push_any(held),
-                        To::All => sink.push_all(&held),
-                        To::Channel(channel) => sink.push(channel, held),
-                    };
-                }
-            }
-        }
-        Ok(answer(sink.room()))
+        Ok(settled.answer(|next| match next {
+            Some((To::Any, held)) => sink.push_any(held),
+            Some((To::All, held)) => sink.push_all(&held),
+            Some((To::Channel(channel), held)) => sink.push(channel, held),
+            None => sink.room(),
+        }))
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {

@@ -61,7 +61,7 @@ impl LocalSink for LocalBuild {
     fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
         if let Some(batch) = batch {
             let batch = Batch::new(to_keep(compact(batch)?)?);
-            self.memory.add(batch.bytes());
+            self.memory.add(batch.bytes())?;
             self.small_rows += batch.rows();
             self.small.push(batch.into_parts().0);
             if self.small_rows >= self.chunk_rows {

@@ -29,7 +29,7 @@ use crate::{
     OrFail, compact,
     compact::to_keep,
     concat::concat_as,
-    spilling::{Writing, Written, own_buffers, resize},
+    spilling::{Writing, Written, nothing_left, own_buffers, resize},
 };
 
 /// Rows in order, with their keys.
@@ -481,7 +481,7 @@ impl LocalSink for LocalRuns {
         if self.reservation.bytes() == 0 || !self.setup.can_spill() {
             return Ok(GiveBack::Nothing);
         }
-        self.spill(Error::Setup("nothing is left to be spilled".into()))?;
+        self.spill(nothing_left())?;
         Ok(GiveBack::Begun)
     }
 
@@ -495,7 +495,7 @@ impl LocalSink for LocalRuns {
         let wanted = !self.closed.is_ready() && self.collected.keys.num_rows() > 0;
         if wanted && !self.spilled.is_empty() {
             // Runs are merged batch by batch; a whole one in memory would be in the way.
-            self.spill(Error::Setup("nothing is left to be spilled".into()))?;
+            self.spill(nothing_left())?;
             if let Some(gate) = self.writing()? {
                 return Ok(FinishResult::Blocked(gate.into()));
             }

@@ -39,8 +39,18 @@ impl Debt {
     }
 
     /// Reserves `bytes` more for what is held already. [`settle`](Self::settle) is to follow.
-    pub(crate) fn add(&mut self, bytes: usize) {
-        self.owed += bytes;
+    pub(crate) fn add(&mut self, bytes: usize) -> Result<()> {
+        self.set(self.reservation.bytes() + self.owed + bytes)
+    }
+
+    /// Reserves `bytes` in all. [`settle`](Self::settle) is to follow.
+    pub(crate) fn set(&mut self, bytes: usize) -> Result<()> {
+        self.owed = 0;
+        match self.reservation.resize(bytes) {
+            Err(Error::OutOfMemory { .. }) => self.owed = bytes - self.reservation.bytes(),
+            other => other?,
+        }
+        Ok(())
     }
 
     /// Where to wait before more is taken.
@@ -58,19 +68,20 @@ impl Debt {
         Ok(None)
     }
 
-    /// Reserves what is owed if that is to be had at once, and owes nothing any more: what was refused is about
-    /// to be handed on. Whether it was had.
-    pub(crate) fn settle_or_forgive(&mut self) -> Result<bool> {
-        match self.reservation.grow(std::mem::take(&mut self.owed)) {
-            Err(Error::OutOfMemory { .. }) => Ok(false),
-            other => other.map(|()| true),
-        }
+    /// Owes nothing any more, since what was refused is about to be handed on. Whether anything was.
+    pub(crate) fn forgive(&mut self) -> bool {
+        std::mem::take(&mut self.owed) > 0
     }
 
     /// All that is reserved.
     pub(crate) fn reservation(&mut self) -> &mut Reservation {
         &mut self.reservation
     }
+}
+
+/// Why something is spilled that nobody was refused memory for, in case that it cannot be.
+pub(crate) fn nothing_left() -> Error {
+    Error::Setup("nothing is left to be spilled".into())
 }
 
 /// `columns` without what the buffers of views hold besides their own values.

@@ -102,11 +102,12 @@ impl LocalSink for LocalWindowSink {
         }
         // Woken: there is room or memory, or nobody reads any more, which the next push would tell.
         if self.plan.long_bytes.is_some() {
-            return match self.memory.settle_or_forgive()? {
-                true => Ok(room),
-                // What has been handed over comes back soon.
-                false => Ok(self.hand_over_piece(Kind::Piece)),
-            };
+            // What is handed over comes back soon.
+            return Ok(if self.memory.forgive() {
+                self.hand_over_piece(Kind::Piece)
+            } else {
+                room
+            });
         }
         // Full first: it is asked for memory again when there is room.
         if !matches!(room, SinkResult::NeedInput) {
@@ -140,7 +141,7 @@ impl LocalWindowSink {
     fn add(&mut self, rows: RecordBatch) -> Result<SinkResult> {
         let keys = self.plan.keys(&rows)?;
         let found = self.edges.find(&keys)?;
-        self.memory.add(bytes(&rows));
+        self.memory.add(bytes(&rows))?;
         if found.begins_new {
             self.end_open();
         }
