@@ -157,7 +157,8 @@ impl Spiller {
     /// To its end, or leaving after so many rounds.
     fn run(mut self, mut task: Task, ending: Ending, leaves: bool) {
         let aborts = leaves && ending == Ending::Abort;
-        for _ in 0..if leaves { below(ROUNDS) } else { ROUNDS } {
+        // One that leaves early has come far enough, now and then, to have others wait for memory.
+        for _ in 0..if leaves { below(2 * ROUNDS) } else { ROUNDS } {
             if !self.grow(&mut task) {
                 break;
             }
