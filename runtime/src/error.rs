@@ -84,7 +84,7 @@ impl Error {
     }
 
     /// Whether this only echoes another task's end, so that it never counts as the first error.
-    pub(crate) fn is_echo(&self) -> bool {
+    pub fn is_echo(&self) -> bool {
         matches!(self, Self::ProducerAborted | Self::Cancelled { .. })
     }
 }

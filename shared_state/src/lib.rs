@@ -33,6 +33,8 @@
 //! | [`set`] | N:1 | a build side handed down a chain of probe sides |
 //! | [`exchange`] | N:N | local exchange: routed, shared or broadcast |
 //! | [`result`] | N:N | result partitions, read from outside |
+//! | [`output`] | N:N | what a task of a stage gives to tasks of other stages |
+//! | [`splits`] | 1:N | parts of a table, given out as they are read |
 //! | [`memory`] | N:N | what one is refused and others hold |
 
 #![forbid(unsafe_code)]
@@ -46,11 +48,13 @@ pub mod exchange;
 pub mod join;
 pub mod memory;
 pub mod multicast;
+pub mod output;
 mod queue;
 mod rendezvous;
 pub mod result;
 pub mod set;
 pub mod sort;
+pub mod splits;
 pub mod sync;
 pub mod union;
 mod verdict;

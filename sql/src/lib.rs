@@ -18,11 +18,14 @@ mod session;
 mod settings;
 mod shell;
 mod sides;
+mod source;
 mod spill;
+pub mod splits;
 pub mod verify;
 
 pub use planner::{GateworkPlanner, ShellRule};
-pub use region::{profile, query};
+pub use region::{Deadline, profile, query, run_into};
 pub use session::{SessionStateBuilderExt, session, session_with};
 pub use settings::Settings;
 pub use shell::{Shell, as_shell, fallbacks};
+pub use source::SourceExec;

@@ -23,8 +23,10 @@ use datafusion::{
 };
 use futures::{Stream, StreamExt};
 use gatework_operators::Failure;
-use gatework_runtime::Error;
-use gatework_runtime::pipeline::{Held, Profile, QueryContext, QueryOptions, RowStream};
+use gatework_runtime::{
+    Error, Executor,
+    pipeline::{Held, Profile, QueryContext, QueryOptions, RowStream, Running, Sink},
+};
 use gatework_shared_state::{Budget, result::ResultReader};
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
@@ -34,7 +36,7 @@ use crate::{
     lower::{self, Lowered},
     memory::PoolShare,
     settings::Settings,
-    shell::{Shell, as_shell},
+    shell::{Shell, as_shell, cover},
     spill::TempFiles,
 };
 
@@ -94,22 +96,13 @@ impl Region {
         let settings = Settings::of(context);
         let query = match &inherited {
             Some(current) => current.0.clone(),
-            None => {
-                let memory = PoolShare::new(&context.session_id(), context.memory_pool());
-                let (time_slice, chaos) = (settings.time_slice, settings.chaos.clone());
-                let disk = &context.runtime_env().disk_manager;
-                let spill = TempFiles::of(disk, shell.engine());
-                let executor = &shell.engine().executor;
-                let group = settings.group.as_ref().map(|name| executor.group(name));
-                let name = QueryOptions::default().name;
-                let options = QueryOptions { name, memory, spill, time_slice, group, chaos };
-                QueryContext::new(executor, options)
-            }
+            None => new_query(shell.engine(), context, None),
         };
         *self.latest.lock() = Arc::downgrade(&query);
         let contract = Contract::of(shell);
         let inner = ForeignContext::new(context, &query);
-        let Lowered { graph, readers, fallbacks, nodes } = lower::lower(shell, inner, &contract)?;
+        let (lowered, readers) = lower::lower(shell, inner, &contract)?;
+        let Lowered { graph, fallbacks, nodes } = lowered;
         for fallback in fallbacks {
             query.note_fallback(fallback);
         }
@@ -120,10 +113,76 @@ impl Region {
         };
         let limit = settings.timeout.filter(|_| inherited.is_none());
         let _deadline =
-            limit.map(|limit| Deadline::new(shell.engine(), &query, limit)).transpose()?;
+            limit.map(|limit| Deadline::new(&shell.engine().executor, &query, limit)).transpose()?;
         let metrics = Arc::new(NodeMetrics { query, nodes, _deadline });
         Ok(streams.into_iter().map(|stream| (stream, metrics.clone())).collect())
     }
+}
+
+/// A query on `engine` with the memory, the disk and the settings of `context`.
+fn new_query(
+    engine: &Engine,
+    context: &Arc<TaskContext>,
+    name: Option<String>,
+) -> Arc<QueryContext> {
+    let settings = Settings::of(context);
+    let group = settings.group.as_ref().map(|name| engine.executor.group(name));
+    let options = QueryOptions {
+        name: name.map_or_else(|| QueryOptions::default().name, Into::into),
+        memory: PoolShare::new(&context.session_id(), context.memory_pool()),
+        spill: TempFiles::of(&context.runtime_env().disk_manager, engine),
+        time_slice: settings.time_slice,
+        group,
+        chaos: settings.chaos.clone(),
+    };
+    QueryContext::new(&engine.executor, options)
+}
+
+/// Runs `plan` on `executor` as a query of its own, called `name`; what it gives goes to the sink that `sink`
+/// makes for so many tasks. The plan has no shells yet; the settings' time limit is the caller's to keep.
+///
+/// ```
+/// # use std::sync::Arc;
+/// use datafusion::prelude::*;
+/// use gatework_operators::result::ResultOutput;
+/// use gatework_runtime::{Executor, pipeline::RowStream};
+/// use gatework_shared_state::Budget;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let session = SessionContext::new();
+/// let query = session.sql("SELECT 6 * 7 AS answer").await?;
+/// let (context, plan) = (Arc::new(query.task_ctx()), query.create_physical_plan().await?);
+/// let executor = Executor::builder().threads(2).build()?;
+/// let mut readers = Vec::new();
+/// let running = gatework_sql::run_into(plan, &executor, &context, "demo", |tasks| {
+///     let (sink, ends) = ResultOutput::new(tasks, 1, vec![], Budget::new(1 << 20));
+///     readers = ends;
+///     Ok(Arc::new(sink))
+/// })?;
+/// let rows = RowStream::of_query(&running, readers).remove(0).into_blocking();
+/// assert_eq!(rows.map(|batch| Ok::<_, gatework_runtime::Error>(batch?.rows())).next().unwrap()?, 1);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// If the plan cannot be turned into pipelines, or the executor is shut down.
+pub fn run_into(
+    plan: Arc<dyn ExecutionPlan>,
+    executor: &Executor,
+    context: &Arc<TaskContext>,
+    name: &str,
+    sink: impl FnOnce(usize) -> Result<Arc<dyn Sink>>,
+) -> Result<Running> {
+    let engine = Engine::new(executor.clone());
+    let query = new_query(&engine, context, Some(name.to_owned()));
+    let plan = cover(plan, &engine)?;
+    let inner = ForeignContext::new(context, &query);
+    let Lowered { graph, fallbacks, .. } = lower::lower_into(&plan, &engine, inner, sink)?;
+    for fallback in fallbacks {
+        query.note_fallback(fallback);
+    }
+    graph.start(&query).map_err(|error| Failure::to_datafusion(&error))
 }
 
 /// A stream of the result, and where its region's counters go.
@@ -140,10 +199,15 @@ struct NodeMetrics {
 
 /// Ends a query when its time is over, unless this is dropped before.
 #[derive(Debug)]
-struct Deadline(AbortHandle);
+pub struct Deadline(AbortHandle);
 
 impl Deadline {
-    fn new(engine: &Engine, query: &Arc<QueryContext>, limit: Duration) -> Result<Self> {
+    /// Gives `query`, which runs on `executor`, so much time from now on.
+    ///
+    /// # Errors
+    /// If the I/O runtime, which has the timer, does not start.
+    pub fn new(executor: &Executor, query: &Arc<QueryContext>, limit: Duration) -> Result<Self> {
+        let engine = Engine::new(executor.clone());
         let query = Arc::downgrade(query);
         let timer = engine.io()?.spawn(async move {
             tokio::time::sleep(limit).await;

@@ -6,15 +6,28 @@
 //! query. (Presto's `AddExchanges` and `PlanFragmenter`; the rules, with the tests that show them, are listed
 //! in `RULES.md`.)
 //!
-//! What stands: planning and its text. The stages do not run yet.
+//! [`execute`] runs a query so on [`Nodes`] of this process: each stage's tasks run their fragment as queries of
+//! their executors, write into [outputs](gatework_shared_state::output), and are brought up, linked and ended by
+//! one scheduler a query ([`QueryScheduler`]), which is a task itself.
 
 #![forbid(unsafe_code)]
 
 mod exchange;
 mod fragment;
+mod linkage;
+mod local;
+mod nodes;
 mod place;
+mod placement;
 mod plan;
+mod policy;
+mod run;
 mod scan;
+mod schedule;
+mod scheduler;
+mod stage;
+mod state;
+mod task;
 mod text;
 
 #[cfg(test)]
@@ -22,6 +35,18 @@ mod tests;
 
 pub use exchange::{ExchangeExec, ExchangeKind, PartitioningHandle, PartitioningScheme, Scope};
 pub use fragment::{FragmentId, PlanFragment, RemoteSourceExec, SubPlan, fragment_plan};
+pub use linkage::BufferManager;
+pub use nodes::Nodes;
 pub use place::place_exchanges;
+pub use placement::SplitLimits;
 pub use plan::{StageOptions, plan_stages};
+pub use policy::{ExecutionPolicy, ExecutionSchedule};
+pub use run::{StageStream, TaskReport, execute};
 pub use scan::SplitScanExec;
+pub use schedule::{
+    BlockedReason, FixedCountScheduler, Scheduled, SourcePartitionedScheduler, StageScheduler,
+};
+pub use scheduler::{QueryScheduler, Step};
+pub use stage::StageExecution;
+pub use state::{StageState, State, StateMachine, TaskState};
+pub use task::{Inbox, NodeId, StageTask, TaskFactory, TaskId, TaskSpec};

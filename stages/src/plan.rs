@@ -12,7 +12,7 @@ use datafusion::{
 
 use gatework_sql::ShellRule;
 
-use crate::{SubPlan, fragment_plan, place_exchanges};
+use crate::{ExecutionPolicy, SplitLimits, SubPlan, fragment_plan, place_exchanges};
 
 /// How a query is cut.
 #[derive(Debug, Clone)]
@@ -21,12 +21,24 @@ pub struct StageOptions {
     pub nodes: usize,
     /// How many stages are allowed; 100.
     pub most_stages: usize,
+    /// When stages start; all at once.
+    pub policy: ExecutionPolicy,
+    /// How many splits nodes are given at a time.
+    pub splits: SplitLimits,
+    /// Bytes that wait in a task's output for the tasks that read it; 16 MiB.
+    pub buffer_bytes: usize,
 }
 
 impl StageOptions {
     /// For so many nodes.
     pub fn of_nodes(nodes: usize) -> Self {
-        Self { nodes, most_stages: 100 }
+        Self {
+            nodes,
+            most_stages: 100,
+            policy: ExecutionPolicy::default(),
+            splits: SplitLimits::default(),
+            buffer_bytes: 16 << 20,
+        }
     }
 }
 

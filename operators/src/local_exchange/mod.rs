@@ -18,13 +18,13 @@ use gatework_runtime::{
 use gatework_shared_state::{Budget, Gate, exchange as state};
 
 pub use routing::Routing;
+pub(crate) use routing::{Routed, Router};
 
 use crate::{
     compact,
     held::{self, Holding},
     union::rename,
 };
-use routing::{Routed, Router};
 
 /// Takes the rows of one producing pipeline.
 #[derive(Debug)]

@@ -44,7 +44,7 @@ pub enum Routing {
 }
 
 #[derive(Debug)]
-pub(super) struct Router {
+pub(crate) struct Router {
     routing: Routing,
     channels: usize,
     /// Batches routed by all producers, as far as that matters.
@@ -52,14 +52,14 @@ pub(super) struct Router {
 }
 
 /// Where a batch goes.
-pub(super) enum Routed {
+pub(crate) enum Routed {
     Any(RecordBatch),
     All(RecordBatch),
     Parts(Vec<(usize, RecordBatch)>),
 }
 
 impl Router {
-    pub(super) fn new(routing: Routing, channels: usize) -> Result<Self> {
+    pub(crate) fn new(routing: Routing, channels: usize) -> Result<Self> {
         if let Routing::BucketHash { channels: map, .. } = &routing
             && let Some(wrong) = map.iter().find(|channel| **channel >= channels)
         {
@@ -92,7 +92,7 @@ impl Router {
         }
     }
 
-    pub(super) fn route(&self, batch: RecordBatch) -> Result<Routed> {
+    pub(crate) fn route(&self, batch: RecordBatch) -> Result<Routed> {
         Ok(match &self.routing {
             Routing::Hash(_) | Routing::BucketHash { .. } | Routing::AdaptivePassThrough
                 if self.channels == 1 =>

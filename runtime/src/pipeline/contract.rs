@@ -22,8 +22,8 @@ use arrow_array::RecordBatch;
 use gatework_shared_state::Gate;
 
 use super::{
-    Batch, OperatorMetrics, Pending, QueryContext, Reservation, Spilled, ToSpill, query::LiveCount,
-    relief::Place,
+    Batch, OperatorMetrics, Outside, Pending, QueryContext, Reservation, Spilled, ToSpill,
+    query::LiveCount, relief::Place,
 };
 use crate::{Error, Result, scheduler::Gates};
 
@@ -175,6 +175,12 @@ impl Setup {
     /// Gets batch number `batch` of `spilled` back.
     pub fn unspill(&self, spilled: &Arc<dyn Spilled>, batch: usize) -> Pending<RecordBatch> {
         self.query.unspill(spilled, batch, Some(&self.region))
+    }
+
+    /// Something that is done for this operator outside the query's tasks: as long as it lasts, the query has
+    /// not ended.
+    pub fn outside(&self) -> Outside {
+        self.query.outside(Some(&self.region))
     }
 
     /// An empty memory reservation in this operator's name.

@@ -565,9 +565,10 @@ impl LiveCount {
     }
 }
 
-/// The presence of something that is done for a query outside its tasks.
+/// The presence of something that is done for a query outside its tasks: until it is dropped, the query, and
+/// the graph it belongs to, count as alive.
 #[derive(Debug)]
-pub(super) struct Outside {
+pub struct Outside {
     query: Arc<QueryContext>,
     region: Option<Arc<LiveCount>>,
 }

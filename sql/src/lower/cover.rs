@@ -26,7 +26,7 @@ use datafusion::{
     },
 };
 
-use crate::scan::MemoryTable;
+use crate::{scan::MemoryTable, source::SourceExec, splits::SplitTable};
 
 /// Whether `plan`'s node runs on our operators.
 pub(crate) fn covers(plan: &dyn ExecutionPlan) -> bool {
@@ -60,12 +60,15 @@ pub(crate) fn covers(plan: &dyn ExecutionPlan) -> bool {
 }
 
 fn covers_leaf(plan: &dyn ExecutionPlan) -> bool {
-    if plan.is::<EmptyExec>() || plan.is::<PlaceholderRowExec>() {
+    if plan.is::<EmptyExec>() || plan.is::<PlaceholderRowExec>() || plan.is::<SourceExec>() {
         return true;
     }
     let Some(scan) = plan.downcast_ref::<DataSourceExec>() else { return false };
     let source = scan.data_source();
-    source.is::<FileScanConfig>() || source.is::<MemorySourceConfig>() || source.is::<MemoryTable>()
+    source.is::<FileScanConfig>()
+        || source.is::<MemorySourceConfig>()
+        || source.is::<MemoryTable>()
+        || source.is::<SplitTable>()
 }
 
 /// Whether a node is only there for DataFusion's kind of parallelism: its rows pass through.

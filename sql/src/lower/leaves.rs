@@ -22,12 +22,15 @@ use gatework_operators::{
     stream_scan::{BatchStream, StreamScan},
 };
 use gatework_runtime::pipeline::Source;
+use gatework_shared_state::splits::SplitQueue;
 use tokio::runtime::Handle;
 
 use super::{Lowering, flow::Flow, scalar::StartAfter};
 use crate::{
-    scan::{FileScan, FilteredScan, MemoryTable, ScanFilter},
+    scan::{FileScan, FilteredScan, MemoryTable, ScanFilter, SplitScan},
     shell::Shell,
+    source::SourceExec,
+    splits::{Split, SplitTable},
 };
 
 /// Rows of a table in memory that a task takes at a time.
@@ -52,6 +55,9 @@ impl Lowering {
         // A promised order holds for one reader that takes everything in turn.
         let promised = shell.original().output_ordering().is_some();
         let keeps_order = first_rows || ordered && promised;
+        if let Some(splits) = source.downcast_ref::<SplitTable>() {
+            return self.split_scan(splits, tag);
+        }
         if let Some(memory) = source.downcast_ref::<MemorySourceConfig>() {
             return self.memory_scan(memory, None, keeps_order, tag);
         }
@@ -62,12 +68,46 @@ impl Lowering {
             return internal_err!("a scan of an unknown kind has a shell");
         };
         if keeps_order && promised && config.file_groups.len() > 1 {
-            let flow = self.file_scan(config, self.instances, tag)?;
+            let flow = self.file_scan(config, self.instances, None, tag)?;
             let flow = self.in_order_if(true, flow, shell.original().as_ref(), tag)?;
             return Ok(limit(flow, config, tag));
         }
         let instances = if keeps_order { 1 } else { self.instances };
-        Ok(limit(self.file_scan(config, instances, tag)?, config, tag))
+        Ok(limit(self.file_scan(config, instances, None, tag)?, config, tag))
+    }
+
+    /// The splits that a stage scheduler gives.
+    fn split_scan(&mut self, splits: &SplitTable, tag: Option<usize>) -> Result<Flow> {
+        let queue = splits.queue().clone();
+        if let Some(config) = splits.table().downcast_ref::<FileScanConfig>() {
+            return self.file_scan(config, self.instances, Some(queue), tag);
+        }
+        let Some(memory) = splits.table().downcast_ref::<MemoryTable>() else {
+            return internal_err!("splits of a table of an unknown kind");
+        };
+        let rows = MEMORY_MORSEL_ROWS.min(self.batch_rows);
+        let scan = SplitScan::new(queue, memory.table().projection().clone(), rows);
+        self.filtered_scan(Arc::new(scan), self.instances, memory.predicate(), tag)
+    }
+
+    /// A scan of rows in memory that may be dropped by `predicate`.
+    fn filtered_scan(
+        &mut self,
+        scan: Arc<dyn Source>,
+        instances: usize,
+        predicate: Option<Arc<dyn PhysicalExpr>>,
+        tag: Option<usize>,
+    ) -> Result<Flow> {
+        let filters = match predicate {
+            Some(predicate) => self.scan_filters(Some(predicate), None)?,
+            None => Vec::new(),
+        };
+        if filters.is_empty() {
+            return Ok(self.leaf("memory", instances, scan, tag));
+        }
+        let after = self.start_after.clone();
+        let scan = FilteredScan::new(scan, filters.clone(), after);
+        Ok(filtered(Flow::new("memory", instances, Arc::new(scan), tag), filters))
     }
 
     fn memory_scan(
@@ -82,17 +122,8 @@ impl Lowering {
         let scan = MemoryScan::new(batches, memory.projection().clone(), rows);
         let instances = if keeps_order { 1 } else { scan.morsels().clamp(1, self.instances) };
         // A limit is one on the rows before any filter.
-        let filters = match predicate.filter(|_| memory.fetch().is_none()) {
-            Some(predicate) => self.scan_filters(Some(predicate), None)?,
-            None => Vec::new(),
-        };
-        let flow = if filters.is_empty() {
-            self.leaf("memory", instances, Arc::new(scan), tag)
-        } else {
-            let after = self.start_after.clone();
-            let scan = FilteredScan::new(Arc::new(scan), filters.clone(), after);
-            filtered(Flow::new("memory", instances, Arc::new(scan), tag), filters)
-        };
+        let predicate = predicate.filter(|_| memory.fetch().is_none());
+        let flow = self.filtered_scan(Arc::new(scan), instances, predicate, tag)?;
         Ok(match memory.fetch() {
             Some(fetch) => flow.then(Limit::new(0, Some(fetch)), tag),
             None => flow,
@@ -114,6 +145,7 @@ impl Lowering {
         &mut self,
         config: &FileScanConfig,
         instances: usize,
+        splits: Option<SplitQueue<Split>>,
         tag: Option<usize>,
     ) -> Result<Flow> {
         // A limit is one on the rows before any filter.
@@ -121,7 +153,7 @@ impl Lowering {
         let filters = self.scan_filters(filter, config.file_source.projection())?;
         let context = self.context.outer().clone();
         let after = self.start_after.clone();
-        let scan = FileScan::new(config, &context, &self.engine, filters.clone(), after)?;
+        let scan = FileScan::new(config, &context, &self.engine, filters.clone(), after, splits)?;
         let name = config
             .file_groups
             .iter()
@@ -146,6 +178,12 @@ impl Lowering {
             Arc::new(StartAfter::new(source, self.start_after.clone()))
         };
         Flow::new(name, instances, source, tag)
+    }
+
+    /// A source of somebody else's.
+    pub(super) fn source(&mut self, node: &SourceExec, tag: Option<usize>) -> Flow {
+        let instances = node.tasks().map_or(self.instances, |tasks| tasks.min(self.instances));
+        self.leaf(node.source().name(), instances.max(1), node.source().clone(), tag)
     }
 
     /// A node without input: no row, or one row without a value.

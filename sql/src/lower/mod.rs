@@ -50,34 +50,19 @@ use crate::{
 /// A region as pipelines.
 pub(crate) struct Lowered {
     pub(crate) graph: Graph,
-    pub(crate) readers: Readers,
     /// Foreign nodes, by name.
     pub(crate) fallbacks: Vec<String>,
     /// Metric sets of the covered nodes, by tag.
     pub(crate) nodes: HashMap<usize, ExecutionPlanMetricsSet>,
 }
 
-/// Lowers the region below `shell`.
+/// Lowers the region below `shell`; what it gives, its readers get.
 pub(crate) fn lower(
     shell: &Shell,
     context: ForeignContext,
     contract: &Contract,
-) -> Result<Lowered> {
-    let settings = Settings::of(context.outer());
-    let threads = shell.engine().executor.threads();
-    let mut lowering = Lowering {
-        instances: settings.instances.map_or(threads, NonZeroUsize::get),
-        settings,
-        engine: shell.engine().clone(),
-        batch_rows: context.outer().session_config().batch_size().max(1),
-        context,
-        graph: Graph::new(),
-        fallbacks: Vec::new(),
-        nodes: HashMap::new(),
-        filters: HashMap::new(),
-        filter_waits: Vec::new(),
-        start_after: Vec::new(),
-    };
+) -> Result<(Lowered, Readers)> {
+    let mut lowering = Lowering::new(shell.engine(), context);
     let flow = lowering.shell(shell, contract.ordered)?;
     let keys = match &contract.partitioning {
         // A key that was projected away cannot be evaluated, and nobody above can name it.
@@ -89,10 +74,21 @@ pub(crate) fn lower(
     let partitions = contract.partitioning.partition_count();
     let (output, readers) =
         ResultOutput::new(flow.instances, partitions, keys, contract.budget(&lowering.settings));
-    lowering.close(flow, Arc::new(output), None)?;
-    lowering.declare_filter_waits();
-    let Lowering { graph, fallbacks, nodes, .. } = lowering;
-    Ok(Lowered { graph, readers, fallbacks, nodes })
+    Ok((lowering.end(flow, Arc::new(output))?, readers))
+}
+
+/// Lowers the regions below `plan`, which may be a foreign node itself. What it gives goes to the sink that
+/// `sink` makes for so many tasks.
+pub(crate) fn lower_into(
+    plan: &Arc<dyn ExecutionPlan>,
+    engine: &Engine,
+    context: ForeignContext,
+    sink: impl FnOnce(usize) -> Result<Arc<dyn Sink>>,
+) -> Result<Lowered> {
+    let mut lowering = Lowering::new(engine, context);
+    let flow = lowering.child(plan, false)?;
+    let sink = sink(flow.instances)?;
+    lowering.end(flow, sink)
 }
 
 /// A runtime filter of this region: what it is made of, and its gate.
@@ -123,6 +119,32 @@ struct Lowering {
 }
 
 impl Lowering {
+    fn new(engine: &Engine, context: ForeignContext) -> Self {
+        let settings = Settings::of(context.outer());
+        let threads = engine.executor.threads();
+        Self {
+            instances: settings.instances.map_or(threads, NonZeroUsize::get),
+            settings,
+            engine: engine.clone(),
+            batch_rows: context.outer().session_config().batch_size().max(1),
+            context,
+            graph: Graph::new(),
+            fallbacks: Vec::new(),
+            nodes: HashMap::new(),
+            filters: HashMap::new(),
+            filter_waits: Vec::new(),
+            start_after: Vec::new(),
+        }
+    }
+
+    /// The whole, whose last flow ends in `sink`.
+    fn end(mut self, last: Flow, sink: Arc<dyn Sink>) -> Result<Lowered> {
+        self.close(last, sink, None)?;
+        self.declare_filter_waits();
+        let Self { graph, fallbacks, nodes, .. } = self;
+        Ok(Lowered { graph, fallbacks, nodes })
+    }
+
     /// The flow of any child: a shell's, or a foreign node's stream.
     fn child(&mut self, plan: &Arc<dyn ExecutionPlan>, ordered: bool) -> Result<Flow> {
         match as_shell(plan.as_ref()) {

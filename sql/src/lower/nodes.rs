@@ -32,7 +32,7 @@ use gatework_operators::{
 };
 
 use super::{Lowering, cover::is_folded, failed, flow::Flow};
-use crate::shell::Shell;
+use crate::{shell::Shell, source::SourceExec};
 
 /// Whether `node` gives only the first rows of its order, whoever reads them.
 pub(super) fn takes_the_first(node: &Arc<dyn ExecutionPlan>) -> bool {
@@ -101,6 +101,9 @@ impl Lowering {
         }
         if let Some(scan) = node.downcast_ref::<DataSourceExec>() {
             return self.scan(shell, scan, ordered, tag);
+        }
+        if let Some(source) = node.downcast_ref::<SourceExec>() {
+            return Ok(self.source(source, tag));
         }
         if node.is::<EmptyExec>() || node.is::<PlaceholderRowExec>() {
             return self.constant(node, tag);

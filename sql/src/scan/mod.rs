@@ -10,12 +10,15 @@ mod columns;
 mod decode;
 mod filters;
 mod memory;
-mod pieces;
+pub(crate) mod pieces;
 mod queue;
 mod reader;
+mod splits;
 
 pub(crate) use filters::ScanFilter;
 pub(crate) use memory::{FilteredScan, FiltersForMemory, MemoryTable};
+pub(crate) use pieces::Piece;
+pub(crate) use splits::SplitScan;
 
 use std::{fmt, sync::Arc};
 
@@ -28,7 +31,7 @@ use gatework_runtime::{
     Result as RuntimeResult,
     pipeline::{LocalSource, Setup, Source},
 };
-use gatework_shared_state::Gate;
+use gatework_shared_state::{Gate, splits::SplitQueue};
 use tokio::runtime::Handle;
 
 use self::{
@@ -37,7 +40,7 @@ use self::{
     queue::PieceQueue,
     reader::LocalFileScan,
 };
-use crate::engine::Engine;
+use crate::{engine::Engine, splits::Split};
 
 /// A scan of files.
 pub(crate) struct FileScan {
@@ -59,13 +62,14 @@ struct Shared {
 }
 
 impl FileScan {
-    /// A scan as `config` describes it, and how many tasks can be busy with it at most.
+    /// A scan as `config` describes it: of all files, or of those parts that come as `splits`.
     pub(crate) fn new(
         config: &FileScanConfig,
         context: &Arc<TaskContext>,
         engine: &Engine,
         filters: Vec<Arc<ScanFilter>>,
         start_after: Vec<Gate>,
+        splits: Option<SplitQueue<Split>>,
     ) -> Result<Self> {
         let session_rows = context.session_config().batch_size();
         let batch_rows = config.batch_size.unwrap_or(session_rows).max(1);
@@ -74,7 +78,7 @@ impl FileScan {
         pieces::cache_metadata(&mut config, context)?;
         let store = context.runtime_env().object_store(&config.object_store_url)?;
         let morselizer = config.file_source.create_morselizer(store, &config, 0)?;
-        let queue = PieceQueue::new(&config, engine.executor.threads())?;
+        let queue = PieceQueue::new(&config, engine.executor.threads(), splits)?;
         let io = engine.io()?;
         let columns = ColumnPlan::new(&config, &filters)?.map(Arc::new);
         let shared =

@@ -21,11 +21,11 @@ use datafusion::{
 };
 
 /// What a task of a scan reads at a time.
-pub(super) struct Piece {
+pub(crate) struct Piece {
     /// With a range, unless it is all of the file.
-    pub(super) file: PartitionedFile,
+    pub(crate) file: PartitionedFile,
     /// If the piece is a row group.
-    pub(super) group: Option<RowGroup>,
+    pub(crate) group: Option<RowGroup>,
 }
 
 impl From<PartitionedFile> for Piece {
@@ -35,13 +35,13 @@ impl From<PartitionedFile> for Piece {
 }
 
 /// A row group of a Parquet file.
-pub(super) struct RowGroup {
+pub(crate) struct RowGroup {
     pub(super) footer: Arc<ParquetMetaData>,
     pub(super) place: usize,
 }
 
 impl RowGroup {
-    pub(super) fn metadata(&self) -> &RowGroupMetaData {
+    pub(crate) fn metadata(&self) -> &RowGroupMetaData {
         self.footer.row_group(self.place)
     }
 }
@@ -53,7 +53,7 @@ const PIECES_PER_WORKER: u64 = 8;
 
 /// Makes a Parquet source read footers through the runtime's cache: each piece asks for its file's
 /// footer, and the default reader would fetch it every time.
-pub(super) fn cache_metadata(config: &mut FileScanConfig, context: &TaskContext) -> Result<()> {
+pub(crate) fn cache_metadata(config: &mut FileScanConfig, context: &TaskContext) -> Result<()> {
     let Some(source) = config.file_source.downcast_ref::<ParquetSource>() else { return Ok(()) };
     if source.parquet_file_reader_factory().is_some() {
         return Ok(());
@@ -68,7 +68,7 @@ pub(super) fn cache_metadata(config: &mut FileScanConfig, context: &TaskContext)
 }
 
 /// Whether the files have row groups, which only their footers tell.
-pub(super) fn has_row_groups(config: &FileScanConfig) -> bool {
+pub(crate) fn has_row_groups(config: &FileScanConfig) -> bool {
     config.file_source.downcast_ref::<ParquetSource>().is_some()
 }
 
@@ -76,7 +76,7 @@ pub(super) fn has_row_groups(config: &FileScanConfig) -> bool {
 ///
 /// A piece is a byte range that holds the first byte of one row group: DataFusion's reader takes the
 /// row groups that start in its range. Files whose offsets are not distinct stay whole.
-pub(super) async fn row_groups(
+pub(crate) async fn row_groups(
     config: &FileScanConfig,
     file: PartitionedFile,
     worker: usize,
@@ -122,7 +122,7 @@ pub(super) async fn row_groups(
 }
 
 /// `file` as byte ranges, where its format can be read from the middle.
-pub(super) fn byte_ranges(
+pub(crate) fn byte_ranges(
     config: &FileScanConfig,
     file: PartitionedFile,
     workers: usize,

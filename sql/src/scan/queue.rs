@@ -1,5 +1,7 @@
 //! The queue of pieces that a scan's tasks take from.
 //!
+//! In a stage, pieces come from a scheduler's queue instead.
+//!
 //! Files with row groups are cut by the task that takes them, since that needs their footers; tasks
 //! that find neither piece nor file wait at a gate until the cutters are done. Lock: `inner`; the
 //! gate flips under it.
@@ -10,13 +12,18 @@ use datafusion::{
     datasource::{listing::PartitionedFile, physical_plan::FileScanConfig},
     error::Result,
 };
-use gatework_shared_state::{Dependency, DependencyKind, Gate, Wakeups};
+use gatework_shared_state::{
+    Dependency, DependencyKind, Gate, Take, Wakeups, splits::SplitQueue,
+};
 use parking_lot::Mutex;
 
 use super::pieces::{self, Piece};
+use crate::splits::{Part, Split};
 
 pub(super) struct PieceQueue {
     inner: Mutex<Inner>,
+    /// Where a stage's pieces come from.
+    splits: Option<SplitQueue<Split>>,
     /// Shut while files are being cut and there is nothing else to take.
     cut: Gate,
 }
@@ -37,8 +44,14 @@ pub(super) enum Work {
 }
 
 impl PieceQueue {
-    pub(super) fn new(config: &FileScanConfig, workers: usize) -> Result<Self> {
-        let all = config.file_groups.iter().flat_map(|group| group.files().iter().cloned());
+    /// The pieces of all files, or those that come as `splits`.
+    pub(super) fn new(
+        config: &FileScanConfig,
+        workers: usize,
+        splits: Option<SplitQueue<Split>>,
+    ) -> Result<Self> {
+        let groups = if splits.is_some() { &[][..] } else { config.file_groups.as_slice() };
+        let all = groups.iter().flat_map(|group| group.files().iter().cloned());
         let mut inner = Inner { pieces: VecDeque::new(), files: VecDeque::new(), cutting: 0 };
         if pieces::has_row_groups(config) {
             inner.files.extend(all);
@@ -47,10 +60,31 @@ impl PieceQueue {
             inner.pieces.extend(ranges.map(Piece::from));
         }
         let cut = Dependency::ready("file footers", DependencyKind::External);
-        Ok(Self { inner: Mutex::new(inner), cut })
+        Ok(Self { inner: Mutex::new(inner), splits, cut })
     }
 
-    pub(super) fn take(&self) -> Work {
+    /// What is next for a task that has read all of a piece of weight `reading`.
+    pub(super) fn take(&self, reading: &mut Option<u64>) -> Work {
+        let Some(splits) = &self.splits else { return self.take_own() };
+        loop {
+            if let Some(weight) = reading.take() {
+                splits.done(weight);
+            }
+            match splits.take() {
+                Take::Item((split, weight)) => {
+                    *reading = Some(weight);
+                    // A split of rows in memory is the one that an empty table has.
+                    if let Part::Piece(piece) = split.part {
+                        return Work::Read(piece);
+                    }
+                }
+                Take::Blocked(gate) => return Work::Wait(gate),
+                Take::Finished | Take::Aborted => return Work::Done,
+            }
+        }
+    }
+
+    fn take_own(&self) -> Work {
         let mut inner = self.inner.lock();
         if let Some(piece) = inner.pieces.pop_front() {
             return Work::Read(Box::new(piece));

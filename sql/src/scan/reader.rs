@@ -42,6 +42,8 @@ pub(super) struct LocalFileScan {
     stream: Option<BoxStream<'static, DataFusionResult<RecordBatch>>>,
     /// What is left of a batch that was larger than asked for.
     rest: Option<Decoded>,
+    /// The weight of the split at hand.
+    reading: Option<u64>,
 }
 
 /// A batch of a piece.
@@ -79,6 +81,7 @@ impl LocalFileScan {
             morsels: VecDeque::new(),
             stream: None,
             rest: None,
+            reading: None,
         }
     }
 
@@ -229,7 +232,7 @@ impl LocalSource for LocalFileScan {
                         return Ok(SourceResult::Blocked(breath.into()));
                     }
                 }
-                Progress::UsedUp => match shared.queue.take() {
+                Progress::UsedUp => match shared.queue.take(&mut self.reading) {
                     Work::Done => return Ok(SourceResult::Finished),
                     Work::Wait(gate) => return Ok(SourceResult::Blocked(gate.into())),
                     Work::Read(piece) => self.begin(*piece, task.worker()).or_fail()?,

@@ -1,5 +1,7 @@
 //! How queries are cut. Names or comments carry the numbers of the rules in `RULES.md`.
 
+mod runs;
+
 use std::sync::Arc;
 
 use arrow::{

@@ -1,0 +1,182 @@
+//! The reader's end of outputs: one buffer of each of the tasks that write for this one, N:1, shared by the tasks
+//! of the pipeline that reads them. (Presto's `ExchangeClient`; rules M-11 and M-12.)
+//!
+//! Nothing is held here but what one answer gave: pages wait, and count, where they were written, until the next
+//! question acknowledges them. So there is no capacity of its own to keep to.
+//!
+//! Lock: `inner`, taken before those of outputs, which never call back. The gate is shut before the outputs are
+//! asked, so that a page that comes behind a question opens it again.
+
+use std::{collections::VecDeque, fmt, sync::Arc};
+
+use super::{BufferId, Misuse, Output, Read};
+use crate::{Dependency, DependencyKind, Gate, Payload, Take, Wakeups, sync::Mutex};
+
+/// Whose output it is.
+pub type LocationId = u64;
+
+/// What one answer of an output is at most, but for a page that is larger.
+const MOST_BYTES: usize = 1 << 20;
+
+struct Location<T> {
+    output: Output<T>,
+    buffer: BufferId,
+    token: u64,
+}
+
+struct Inner<T> {
+    /// Those that are not complete; the next to ask is the first.
+    locations: VecDeque<Location<T>>,
+    known: Vec<LocationId>,
+    no_more: bool,
+    pages: VecDeque<T>,
+    failed: bool,
+    closed: bool,
+    rows: u64,
+}
+
+/// Reads outputs that become known while it reads. Clones are the same client.
+pub struct ExchangeClient<T> {
+    inner: Arc<Mutex<Inner<T>>>,
+    gate: Gate,
+}
+
+impl<T> Clone for ExchangeClient<T> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), gate: self.gate.clone() }
+    }
+}
+
+impl<T> fmt::Debug for ExchangeClient<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = self.inner.lock();
+        write!(f, "client of {} outputs, {} open", inner.known.len(), inner.locations.len())
+    }
+}
+
+impl<T: Payload + Clone> ExchangeClient<T> {
+    /// A client that knows of no output yet.
+    pub fn new(name: &str) -> Self {
+        let inner = Inner {
+            locations: VecDeque::new(),
+            known: Vec::new(),
+            no_more: false,
+            pages: VecDeque::new(),
+            failed: false,
+            closed: false,
+            rows: 0,
+        };
+        // Those who write are tasks of other query contexts.
+        let gate = Dependency::blocked(format!("{name} pages"), DependencyKind::External);
+        Self { inner: Arc::new(Mutex::new(inner)), gate }
+    }
+
+    /// Buffer `buffer` of `output` is to be read as well. One that is known is ignored, and all are once the
+    /// client is closed: such an output is left at once.
+    ///
+    /// # Errors
+    /// If there were to be no more.
+    pub fn add(&self, id: LocationId, output: Output<T>, buffer: BufferId) -> Result<(), Misuse> {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.inner.lock();
+        if inner.known.contains(&id) {
+            return Ok(());
+        }
+        if inner.closed {
+            output.abort(buffer);
+            return Ok(());
+        }
+        if inner.no_more {
+            return Err(Misuse(format!("output {id} comes after the last one")));
+        }
+        inner.known.push(id);
+        inner.locations.push_back(Location { output, buffer, token: 0 });
+        self.gate.set_ready_later(&mut wakeups);
+        drop(inner);
+        Ok(())
+    }
+
+    /// There will be no other outputs.
+    pub fn no_more(&self) {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.inner.lock();
+        inner.no_more = true;
+        self.gate.set_ready_later(&mut wakeups);
+    }
+
+    /// The next page of any of the outputs.
+    pub fn take(&self) -> Take<T> {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.inner.lock();
+        if inner.failed {
+            return Take::Aborted;
+        }
+        if inner.pages.is_empty() {
+            self.gate.block();
+            if self.ask(&mut inner).is_err() || inner.failed {
+                inner.failed = true;
+                inner.pages.clear();
+                self.gate.set_always_ready_later(&mut wakeups);
+                return Take::Aborted;
+            }
+        }
+        if let Some(page) = inner.pages.pop_front() {
+            inner.rows += page.rows() as u64;
+            // Others who wait have something to ask for as well.
+            self.gate.set_ready_later(&mut wakeups);
+            return Take::Item(page);
+        }
+        if inner.closed || inner.no_more && inner.locations.is_empty() {
+            self.gate.set_always_ready_later(&mut wakeups);
+            return Take::Finished;
+        }
+        Take::Blocked(self.gate.clone())
+    }
+
+    /// Asks each output once, until one has pages.
+    fn ask(&self, inner: &mut Inner<T>) -> Result<(), Misuse> {
+        for _ in 0..inner.locations.len() {
+            let Some(mut location) = inner.locations.pop_front() else { break };
+            let Location { output, buffer, token, .. } = &mut location;
+            match output.read(*buffer, *token, MOST_BYTES, &self.gate)? {
+                Read::Pages { pages, next } => {
+                    *token = next;
+                    inner.pages.extend(pages);
+                    inner.locations.push_back(location);
+                    break;
+                }
+                // An answer to somebody else's question: it is asked again behind the others.
+                Read::Pending | Read::Stale => inner.locations.push_back(location),
+                Read::Complete => output.abort(*buffer),
+                Read::Failed => {
+                    inner.failed = true;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody reads any more: all outputs are left.
+    pub fn close(&self) {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.inner.lock();
+        inner.closed = true;
+        let unread = std::mem::take(&mut inner.pages);
+        let locations = std::mem::take(&mut inner.locations);
+        self.gate.set_always_ready_later(&mut wakeups);
+        drop(inner);
+        drop(unread);
+        locations.iter().for_each(|location| location.output.abort(location.buffer));
+    }
+
+    /// Rows that were taken so far.
+    pub fn rows(&self) -> u64 {
+        self.inner.lock().rows
+    }
+
+    /// The outputs that are known.
+    pub fn locations(&self) -> Vec<LocationId> {
+        self.inner.lock().known.clone()
+    }
+}

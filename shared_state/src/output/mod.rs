@@ -1,0 +1,570 @@
+//! Output of a stage's task, N:N: pages wait in *buffers*, one a reading task of other stages, until the reader
+//! has acknowledged them.
+//!
+//! Readers come and go while the output is written: which there are is told by versions of a descriptor
+//! ([`OutputBuffers`]). A reader names the place it has come to, its *token*: that acknowledges all pages before
+//! it, and asks for those from there on. Page `k` of a buffer has place `k`. What is read is kept until it is
+//! acknowledged, and counts. A page that several buffers hold counts once. (Presto's output buffers; rules H and
+//! I of `stages/RULES.md`.)
+//!
+//! ```text
+//! Open ──no more buffers──▶ NoMoreBuffers ──no more pages──▶ Flushing ──all readers gone──▶ Finished
+//!   └────no more pages────▶ NoMorePages ───no more buffers──────┘
+//! any but Finished ──a writer fails──▶ Failed
+//! ```
+//!
+//! A partitioned or broadcast output whose readers have all gone ends early once there will be no other readers.
+//! An arbitrary one also ends when all its pages were taken and the readers that took them have gone, without
+//! knowing that there will be no other: the stage that decides whether there will be another reader may wait for
+//! this end.
+//!
+//! Who may do what: [`OutputWriter`]s are the right to add pages, one a task; one that is dropped unfinished
+//! fails the output. [`Output`] is the handle of everybody else; it is shared.
+//!
+//! Lock: `inner`. Gates flip under it; wakers run, and dropped pages are freed, after it. A reader gives a gate
+//! of its own with its question, and shuts it *before* it asks: what comes between the answer and the wait opens
+//! it. So one gate can stand for many outputs, as that of an [`ExchangeClient`] does.
+
+mod client;
+mod descriptor;
+mod exchange_client;
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+pub use descriptor::{BufferId, Misuse, OutputBuffers, OutputKind};
+pub use exchange_client::{ExchangeClient, LocationId};
+
+use client::{Client, Page};
+
+use crate::{
+    Budget, Dependency, DependencyKind, Gate, Give, Payload, Wakeups, exchange::Flow, sync::Mutex,
+};
+
+/// How far an output has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputState {
+    /// Pages and buffers may come.
+    Open,
+    /// Pages may come.
+    NoMoreBuffers,
+    /// Buffers may come.
+    NoMorePages,
+    /// What is there is to be read.
+    Flushing,
+    /// Everybody has read what they wanted.
+    Finished,
+    /// It will never be whole.
+    Failed,
+}
+
+impl OutputState {
+    /// Whether it is an end.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Finished | Self::Failed)
+    }
+
+    fn takes_pages(self) -> bool {
+        matches!(self, Self::Open | Self::NoMoreBuffers)
+    }
+
+    fn takes_buffers(self) -> bool {
+        matches!(self, Self::Open | Self::NoMorePages)
+    }
+}
+
+/// What a reader is told.
+#[derive(Debug)]
+pub enum Read<T> {
+    /// Pages from the place that was asked for on.
+    Pages {
+        /// At least one.
+        pages: Vec<T>,
+        /// The place of the next one.
+        next: u64,
+    },
+    /// None yet: the gate that was given with the question opens when there may be some.
+    Pending,
+    /// The reader has acknowledged this place before: an answer to a question asked twice.
+    Stale,
+    /// There is none, and will be none. The reader is still to leave ([`Output::abort`]).
+    Complete,
+    /// The output has failed.
+    Failed,
+}
+
+struct Inner<T> {
+    state: OutputState,
+    descriptor: OutputBuffers,
+    clients: BTreeMap<BufferId, Client<T>>,
+    /// Of a broadcast output: all pages, for buffers that come later, as long as such may come. Of an arbitrary
+    /// one: those nobody has taken.
+    master: VecDeque<Arc<Page<T>>>,
+    /// Of all pages that are held, each once.
+    bytes: usize,
+    writers_left: usize,
+    flow: Flow,
+}
+
+struct State<T> {
+    budget: Budget,
+    /// Open while there is room for pages.
+    room: Gate,
+    /// Open when no page is wanted any more.
+    closed: Gate,
+    /// Open at the end.
+    ended: Gate,
+    inner: Mutex<Inner<T>>,
+}
+
+/// An output, for those who link it, read it and watch it. Clones are the same output.
+pub struct Output<T>(Arc<State<T>>);
+
+impl<T> Clone for Output<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> std::fmt::Debug for Output<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let inner = self.0.inner.lock();
+        write!(f, "output {:?}, {} bytes in {}", inner.state, inner.bytes, inner.clients.len())
+    }
+}
+
+/// The right of one task to add pages. Dropping it unfinished fails the output.
+#[derive(Debug)]
+pub struct OutputWriter<T: Payload + Clone> {
+    output: Output<T>,
+    finished: bool,
+}
+
+/// What is freed after the lock.
+type Dropped<T> = Vec<T>;
+
+impl<T: Payload + Clone> Output<T> {
+    /// An output of the kind and with the buffers of `descriptor`, which `writers` tasks write.
+    ///
+    /// # Errors
+    /// If it is partitioned and not all buffers are known, or nobody writes it.
+    pub fn new(
+        name: &str,
+        descriptor: OutputBuffers,
+        budget: Budget,
+        writers: usize,
+    ) -> Result<(Self, Vec<OutputWriter<T>>), Misuse> {
+        if descriptor.kind() == OutputKind::Partitioned && !descriptor.no_more() {
+            return Err(Misuse("a partitioned output does not know all its buffers".into()));
+        }
+        if writers == 0 {
+            return Err(Misuse("nobody writes an output".into()));
+        }
+        let gate = |what: &str, kind| Dependency::blocked(format!("{name} {what}"), kind);
+        // Who reads is a task of another query context, as a reader of the result is.
+        let room = Dependency::ready(format!("{name} room"), DependencyKind::External);
+        let inner = Inner {
+            state: OutputState::Open,
+            descriptor: OutputBuffers::new(descriptor.kind()),
+            clients: BTreeMap::new(),
+            master: VecDeque::new(),
+            bytes: 0,
+            writers_left: writers,
+            flow: Flow::default(),
+        };
+        let output = Self(Arc::new(State {
+            budget,
+            room,
+            closed: gate("closed", DependencyKind::Closed),
+            ended: gate("ended", DependencyKind::External),
+            inner: Mutex::new(inner),
+        }));
+        output.set_buffers(&descriptor)?;
+        let writer = |_| OutputWriter { output: output.clone(), finished: false };
+        let writers = (0..writers).map(writer).collect();
+        Ok((output, writers))
+    }
+
+    /// Makes known which buffers there are. Older versions, and all of them after the end, are ignored.
+    ///
+    /// # Errors
+    /// If a newer version takes back what was said, or a buffer was read that is none.
+    pub fn set_buffers(&self, newer: &OutputBuffers) -> Result<(), Misuse> {
+        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+        let mut inner = self.0.inner.lock();
+        if inner.state.is_final() || newer.version() < inner.descriptor.version() {
+            return Ok(());
+        }
+        inner.descriptor.check_transition(newer)?;
+        if newer.no_more()
+            && let Some(unknown) = inner.clients.keys().find(|id| !newer.contains(**id))
+        {
+            return Err(Misuse(format!("buffer {unknown} is read, and no buffer of the output")));
+        }
+        for id in newer.ids() {
+            inner.client(id);
+        }
+        inner.descriptor = newer.clone();
+        if newer.no_more() && inner.state.takes_buffers() {
+            inner.state = match inner.state {
+                OutputState::NoMorePages => OutputState::Flushing,
+                _ => OutputState::NoMoreBuffers,
+            };
+            if newer.kind() == OutputKind::Broadcast {
+                let all = std::mem::take(&mut inner.master);
+                inner.release(all, &mut dropped);
+            }
+            self.0.look_around(&mut inner, &mut dropped, &mut wakeups);
+        }
+        drop(inner);
+        Ok(())
+    }
+
+    /// Acknowledges the pages of buffer `id` before `token`, and reads from there on: at least one page if there
+    /// is one, and more while they take no more than `most_bytes` together. `gate`, which the caller has shut,
+    /// opens when a pending question is worth asking again; a newer question answers an older one.
+    ///
+    /// # Errors
+    /// If there is no such buffer, or no such place in it.
+    pub fn read(
+        &self,
+        id: BufferId,
+        token: u64,
+        most_bytes: usize,
+        gate: &Gate,
+    ) -> Result<Read<T>, Misuse> {
+        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+        let mut guard = self.0.inner.lock();
+        let inner = &mut *guard;
+        if inner.state == OutputState::Failed {
+            return Ok(Read::Failed);
+        }
+        if !inner.clients.contains_key(&id) && inner.descriptor.no_more() {
+            return Err(Misuse(format!("there is no buffer {id}, and there will be none")));
+        }
+        if inner.state == OutputState::Finished {
+            return Ok(Read::Complete);
+        }
+        inner.client(id);
+        let Inner { clients, master, descriptor, state, .. } = inner;
+        let Some(client) = clients.get_mut(&id) else { return Ok(Read::Complete) };
+        if let Some(older) = client.listener.take()
+            && !Arc::ptr_eq(&older, gate)
+        {
+            older.set_ready_later(&mut wakeups);
+        }
+        if client.gone {
+            return Ok(Read::Complete);
+        }
+        if token < client.token {
+            return Ok(Read::Stale);
+        }
+        let acknowledged = client.acknowledge(token)?;
+        if descriptor.kind() == OutputKind::Arbitrary {
+            client.take_from(master, most_bytes);
+        }
+        let (pages, next) = client.pages(most_bytes);
+        let answer = if !pages.is_empty() {
+            Read::Pages { pages, next }
+        } else if state.takes_pages() || !master_is_spent(descriptor.kind(), master) {
+            client.listener = Some(gate.clone());
+            Read::Pending
+        } else {
+            Read::Complete
+        };
+        if let Read::Pages { pages, .. } = &answer {
+            inner.flow.rows_out += pages.iter().map(|page| page.rows() as u64).sum::<u64>();
+        }
+        inner.release(acknowledged, &mut dropped);
+        self.0.look_around(inner, &mut dropped, &mut wakeups);
+        drop(guard);
+        Ok(answer)
+    }
+
+    /// Frees the pages of buffer `id` before `token`, as the next read from there on would. Older places, and
+    /// buffers that are not there, are ignored.
+    ///
+    /// # Errors
+    /// If there is no such place in the buffer.
+    pub fn acknowledge(&self, id: BufferId, token: u64) -> Result<(), Misuse> {
+        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+        let mut inner = self.0.inner.lock();
+        let Some(client) = inner.clients.get_mut(&id) else { return Ok(()) };
+        if client.gone || token < client.token {
+            return Ok(());
+        }
+        let acknowledged = client.acknowledge(token)?;
+        inner.release(acknowledged, &mut dropped);
+        self.0.look_around(&mut inner, &mut dropped, &mut wakeups);
+        drop(inner);
+        Ok(())
+    }
+
+    /// The reader of buffer `id` leaves, with all it wanted or before. What it has not read is dropped.
+    pub fn abort(&self, id: BufferId) {
+        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+        let mut inner = self.0.inner.lock();
+        if inner.state.is_final() || !inner.clients.contains_key(&id) && inner.descriptor.no_more()
+        {
+            return;
+        }
+        let client = inner.client(id);
+        client.gone = true;
+        let (unread, listener) = (std::mem::take(&mut client.pages), client.listener.take());
+        if let Some(listener) = listener {
+            listener.set_ready_later(&mut wakeups);
+        }
+        inner.release(unread, &mut dropped);
+        self.0.look_around(&mut inner, &mut dropped, &mut wakeups);
+    }
+
+    /// Nobody wants any of it: a clean end, at whatever point it has come to.
+    pub fn destroy(&self) {
+        self.end(OutputState::Finished);
+    }
+
+    /// It will never be whole: its readers are told so.
+    pub fn fail(&self) {
+        self.end(OutputState::Failed);
+    }
+
+    fn end(&self, state: OutputState) {
+        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+        let mut inner = self.0.inner.lock();
+        self.0.end(&mut inner, state, &mut dropped, &mut wakeups);
+    }
+
+    /// How far it has come.
+    pub fn state(&self) -> OutputState {
+        self.0.inner.lock().state
+    }
+
+    /// Open at the end, whichever it is.
+    pub fn ended(&self) -> &Gate {
+        &self.0.ended
+    }
+
+    /// Bytes that are held.
+    pub fn bytes(&self) -> usize {
+        self.0.inner.lock().bytes
+    }
+
+    /// Whether its readers are slower than its writers: it is full, or, if it is arbitrary, half full or all
+    /// that will be there is there.
+    pub fn is_overutilized(&self) -> bool {
+        let inner = self.0.inner.lock();
+        match inner.descriptor.kind() {
+            OutputKind::Arbitrary => {
+                inner.bytes >= self.0.budget.limit_bytes().div_ceil(2) || !inner.state.takes_pages()
+            }
+            _ => inner.bytes >= self.0.budget.limit_bytes(),
+        }
+    }
+
+    /// Rows so far: into the output (once, however many buffers hold them), out to readers (once a buffer), and
+    /// those that came when nobody wanted them.
+    pub fn flow(&self) -> Flow {
+        self.0.inner.lock().flow
+    }
+}
+
+fn master_is_spent<T>(kind: OutputKind, master: &VecDeque<Arc<Page<T>>>) -> bool {
+    kind != OutputKind::Arbitrary || master.is_empty()
+}
+
+impl<T: Payload + Clone> Inner<T> {
+    /// Buffer `id`, which is made if it is not there. Of a broadcast output it begins with all pages so far.
+    fn client(&mut self, id: BufferId) -> &mut Client<T> {
+        let broadcast = self.descriptor.kind() == OutputKind::Broadcast;
+        let earlier = || self.master.iter().filter(|_| broadcast).cloned().collect();
+        self.clients.entry(id).or_insert_with(|| Client::new(earlier()))
+    }
+
+    /// Lets go of `pages`: one that no other buffer holds no longer counts.
+    fn release(
+        &mut self,
+        pages: impl IntoIterator<Item = Arc<Page<T>>>,
+        dropped: &mut Dropped<T>,
+    ) {
+        // Only buffers hold pages, all under this lock: readers have copies of what is in them.
+        for page in pages.into_iter().filter_map(Arc::into_inner) {
+            self.bytes -= page.bytes;
+            dropped.push(page.item);
+        }
+    }
+
+    /// Whether no page that is there, or may come, will be read.
+    fn nobody_reads(&self) -> bool {
+        let all_gone = self.clients.values().all(|client| client.gone);
+        let no_others = matches!(self.state, OutputState::NoMoreBuffers | OutputState::Flushing);
+        let all_taken = self.state == OutputState::NoMorePages
+            && self.descriptor.kind() == OutputKind::Arbitrary
+            && self.master.is_empty();
+        all_gone && (no_others || all_taken)
+    }
+}
+
+impl<T: Payload + Clone> State<T> {
+    /// Draws the consequences of a change.
+    fn look_around(
+        &self,
+        inner: &mut Inner<T>,
+        dropped: &mut Dropped<T>,
+        wakeups: &mut Wakeups,
+    ) {
+        if !inner.state.is_final() && inner.nobody_reads() {
+            self.end(inner, OutputState::Finished, dropped, wakeups);
+        }
+        if !self.budget.must_wait(inner.bytes) {
+            self.room.set_ready_later(wakeups);
+        }
+    }
+
+    fn end(
+        &self,
+        inner: &mut Inner<T>,
+        state: OutputState,
+        dropped: &mut Dropped<T>,
+        wakeups: &mut Wakeups,
+    ) {
+        if inner.state.is_final() {
+            return;
+        }
+        inner.state = state;
+        let master = std::mem::take(&mut inner.master);
+        inner.release(master, dropped);
+        let mut clients = std::mem::take(&mut inner.clients);
+        for client in clients.values_mut() {
+            client.gone = true;
+            inner.release(std::mem::take(&mut client.pages), dropped);
+            if let Some(listener) = client.listener.take() {
+                listener.set_ready_later(wakeups);
+            }
+        }
+        inner.clients = clients;
+        for gate in [&self.room, &self.closed, &self.ended] {
+            gate.set_always_ready_later(wakeups);
+        }
+    }
+}
+
+impl<T: Payload + Clone> OutputWriter<T> {
+    /// Adds a page: to the buffer of `partition`; a broadcast or arbitrary output has partition 0 only.
+    pub fn push(&mut self, partition: usize, item: T) -> Give {
+        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+        let state = &self.output.0;
+        let mut guard = state.inner.lock();
+        let inner = &mut *guard;
+        if !inner.state.takes_pages() {
+            inner.flow.rows_dropped += item.rows() as u64;
+            dropped.push(item);
+            return Give::Closed;
+        }
+        let page = Arc::new(Page { bytes: item.bytes(), item });
+        let rows = page.item.rows() as u64;
+        inner.bytes += page.bytes;
+        inner.flow.rows_in += rows;
+        inner.flow.peak_bytes = inner.flow.peak_bytes.max(inner.bytes);
+        let more_buffers = inner.state.takes_buffers();
+        let mut wanted = false;
+        match inner.descriptor.kind() {
+            OutputKind::Partitioned => {
+                let client = inner.clients.get_mut(&partition).filter(|client| !client.gone);
+                if let Some(client) = client {
+                    client.give(page.clone(), &mut wakeups);
+                    wanted = true;
+                }
+            }
+            OutputKind::Broadcast => {
+                for client in inner.clients.values_mut().filter(|client| !client.gone) {
+                    client.give(page.clone(), &mut wakeups);
+                    wanted = true;
+                }
+                if more_buffers {
+                    inner.master.push_back(page.clone());
+                    wanted = true;
+                }
+            }
+            OutputKind::Arbitrary => {
+                inner.master.push_back(page.clone());
+                wanted = true;
+                // Who comes first gets it; the others ask in vain.
+                for client in inner.clients.values_mut() {
+                    if let Some(listener) = client.listener.take() {
+                        listener.set_ready_later(&mut wakeups);
+                    }
+                }
+            }
+        }
+        if !wanted {
+            inner.flow.rows_dropped += rows;
+        }
+        inner.release([page], &mut dropped);
+        state.room(inner)
+    }
+
+    /// Whether there is room, without a page.
+    pub fn room(&mut self) -> Give {
+        self.output.0.room(&self.output.0.inner.lock())
+    }
+
+    /// Says that this task has written all it had.
+    pub fn finish(mut self) {
+        self.leave(true);
+    }
+
+    /// Open when no page is wanted any more.
+    pub fn closed(&self) -> &Gate {
+        &self.output.0.closed
+    }
+
+    fn leave(&mut self, finished: bool) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        if !finished {
+            return self.output.fail();
+        }
+        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+        let state = &self.output.0;
+        let mut inner = state.inner.lock();
+        inner.writers_left -= 1;
+        if inner.writers_left > 0 || inner.state.is_final() {
+            return;
+        }
+        inner.state = match inner.state {
+            OutputState::NoMoreBuffers => OutputState::Flushing,
+            _ => OutputState::NoMorePages,
+        };
+        for client in inner.clients.values_mut() {
+            if let Some(listener) = client.listener.take() {
+                listener.set_ready_later(&mut wakeups);
+            }
+        }
+        state.look_around(&mut inner, &mut dropped, &mut wakeups);
+    }
+}
+
+impl<T: Payload + Clone> State<T> {
+    fn room(&self, inner: &Inner<T>) -> Give {
+        if !inner.state.takes_pages() {
+            return Give::Closed;
+        }
+        if self.budget.must_wait(inner.bytes) {
+            self.room.block();
+            return Give::Full(self.room.clone());
+        }
+        Give::Accepted
+    }
+}
+
+impl<T: Payload + Clone> Drop for OutputWriter<T> {
+    fn drop(&mut self) {
+        self.leave(false);
+    }
+}

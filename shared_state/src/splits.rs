@@ -1,0 +1,150 @@
+//! Splits of a table that one task of a stage is to read, 1:N: a scheduler gives them out as the task gets on, and
+//! the tasks of its scan take them one by one.
+//!
+//! Lock: `inner`. Both gates flip under it.
+
+use std::{collections::VecDeque, fmt, sync::Arc};
+
+use crate::{Dependency, DependencyKind, Gate, Take, Wakeups, sync::Mutex};
+
+struct Inner<S> {
+    queued: VecDeque<(S, u64)>,
+    /// Taken and not yet read.
+    reading: usize,
+    /// The weight of those queued and read at the moment.
+    weight: u64,
+    no_more: bool,
+    closed: bool,
+}
+
+/// A queue of splits. Clones are the same queue.
+pub struct SplitQueue<S> {
+    state: Arc<State<S>>,
+}
+
+struct State<S> {
+    /// For takers: open while there are splits, or will never be.
+    splits: Gate,
+    /// For the giver: open while so few are queued that more are welcome.
+    room: Gate,
+    /// From so many queued ones on there is no room.
+    most: usize,
+    inner: Mutex<Inner<S>>,
+}
+
+/// What a queue holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SplitLoad {
+    /// Splits nobody has taken.
+    pub queued: usize,
+    /// Splits that are being read.
+    pub reading: usize,
+    /// The weight of both.
+    pub weight: u64,
+}
+
+impl<S> Clone for SplitQueue<S> {
+    fn clone(&self) -> Self {
+        Self { state: self.state.clone() }
+    }
+}
+
+impl<S> fmt::Debug for SplitQueue<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.load())
+    }
+}
+
+impl<S> SplitQueue<S> {
+    /// A queue in which there is room for `most` splits. (One who gives more is not refused.)
+    pub fn new(name: &str, most: usize) -> Self {
+        let inner =
+            Inner { queued: VecDeque::new(), reading: 0, weight: 0, no_more: false, closed: false };
+        let state = State {
+            // The scheduler is a task of another query context.
+            splits: Dependency::blocked(format!("{name} splits"), DependencyKind::External),
+            room: Dependency::ready(format!("{name} split queue"), DependencyKind::External),
+            most: most.max(1),
+            inner: Mutex::new(inner),
+        };
+        Self { state: Arc::new(state) }
+    }
+
+    /// Adds splits, each with its weight. What comes after the end is dropped.
+    pub fn add(&self, splits: impl IntoIterator<Item = (S, u64)>) {
+        let mut wakeups = Wakeups::new();
+        let mut late = Vec::new();
+        let mut inner = self.state.inner.lock();
+        if inner.no_more || inner.closed {
+            late.extend(splits);
+            return;
+        }
+        for (split, weight) in splits {
+            inner.weight += weight;
+            inner.queued.push_back((split, weight));
+        }
+        if inner.queued.len() >= self.state.most {
+            self.state.room.block();
+        }
+        if !inner.queued.is_empty() {
+            self.state.splits.set_ready_later(&mut wakeups);
+        }
+    }
+
+    /// There will be no others.
+    pub fn no_more(&self) {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        inner.no_more = true;
+        self.state.splits.set_always_ready_later(&mut wakeups);
+    }
+
+    /// The next split, with its weight, which is to be given back when it [was read](Self::done).
+    pub fn take(&self) -> Take<(S, u64)> {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        if let Some(split) = inner.queued.pop_front() {
+            inner.reading += 1;
+            if inner.queued.len() <= self.state.most / 2 {
+                self.state.room.set_ready_later(&mut wakeups);
+            }
+            return Take::Item(split);
+        }
+        if inner.no_more || inner.closed {
+            return Take::Finished;
+        }
+        self.state.splits.block();
+        Take::Blocked(self.state.splits.clone())
+    }
+
+    /// A split of this weight was read.
+    pub fn done(&self, weight: u64) {
+        let mut inner = self.state.inner.lock();
+        inner.reading -= 1;
+        inner.weight -= weight;
+    }
+
+    /// Nobody reads any more: what is queued is dropped.
+    pub fn close(&self) {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        inner.closed = true;
+        let unread = std::mem::take(&mut inner.queued);
+        inner.weight -= unread.iter().map(|(_, weight)| weight).sum::<u64>();
+        self.state.splits.set_always_ready_later(&mut wakeups);
+        self.state.room.set_always_ready_later(&mut wakeups);
+        drop(inner);
+        drop(unread);
+    }
+
+    /// What it holds.
+    pub fn load(&self) -> SplitLoad {
+        let inner = self.state.inner.lock();
+        SplitLoad { queued: inner.queued.len(), reading: inner.reading, weight: inner.weight }
+    }
+
+    /// Open while more splits are welcome: it shuts when the queue is full, and opens when it is half empty.
+    pub fn room(&self) -> &Gate {
+        &self.state.room
+    }
+}

@@ -1,0 +1,105 @@
+//! Scan of splits that are in memory.
+
+use std::collections::VecDeque;
+
+use arrow::array::RecordBatch;
+use gatework_operators::OrFail;
+use gatework_runtime::{
+    Result,
+    pipeline::{Batch, LocalSource, Setup, Source, SourceResult, TaskContext},
+};
+use gatework_shared_state::{Take, splits::SplitQueue};
+
+use crate::splits::{Part, Split};
+
+/// Gives the rows of the splits in a queue, of which `projection` names the columns.
+#[derive(Debug)]
+pub(crate) struct SplitScan {
+    queue: SplitQueue<Split>,
+    projection: Option<Vec<usize>>,
+    batch_rows: usize,
+}
+
+impl SplitScan {
+    pub(crate) fn new(
+        queue: SplitQueue<Split>,
+        projection: Option<Vec<usize>>,
+        batch_rows: usize,
+    ) -> Self {
+        Self { queue, projection, batch_rows: batch_rows.max(1) }
+    }
+}
+
+impl Source for SplitScan {
+    fn name(&self) -> &str {
+        "memory scan"
+    }
+
+    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSource>> {
+        Ok(Box::new(LocalSplitScan {
+            queue: self.queue.clone(),
+            projection: self.projection.clone(),
+            batch_rows: self.batch_rows,
+            batches: VecDeque::new(),
+            reading: None,
+        }))
+    }
+}
+
+struct LocalSplitScan {
+    queue: SplitQueue<Split>,
+    projection: Option<Vec<usize>>,
+    batch_rows: usize,
+    /// What is left of the split at hand.
+    batches: VecDeque<RecordBatch>,
+    /// Its weight.
+    reading: Option<u64>,
+}
+
+impl LocalSplitScan {
+    /// The next rows of the split at hand.
+    fn rows(&mut self) -> Result<Option<RecordBatch>> {
+        let Some(batch) = self.batches.pop_front() else { return Ok(None) };
+        let rows = batch.num_rows().min(self.batch_rows);
+        if rows < batch.num_rows() {
+            self.batches.push_front(batch.slice(rows, batch.num_rows() - rows));
+        }
+        let slice = batch.slice(0, rows);
+        Ok(Some(match &self.projection {
+            Some(columns) => slice.project(columns).or_fail()?,
+            None => slice,
+        }))
+    }
+}
+
+impl LocalSource for LocalSplitScan {
+    fn next(&mut self, task: &TaskContext) -> Result<SourceResult> {
+        loop {
+            task.check()?;
+            if let Some(rows) = self.rows()? {
+                return Ok(SourceResult::Batch(Batch::new(rows)));
+            }
+            if let Some(weight) = self.reading.take() {
+                self.queue.done(weight);
+            }
+            match self.queue.take() {
+                Take::Item((split, weight)) => {
+                    self.reading = Some(weight);
+                    if let Part::Batches(batches) = split.part {
+                        self.batches.extend(batches);
+                    }
+                }
+                Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                Take::Finished | Take::Aborted => return Ok(SourceResult::Finished),
+            }
+        }
+    }
+}
+
+impl Drop for LocalSplitScan {
+    fn drop(&mut self) {
+        if let Some(weight) = self.reading.take() {
+            self.queue.done(weight);
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! A leaf of a plan whose rows come from a source of ours, of whatever kind.
+
+use std::{fmt, sync::Arc};
+
+use datafusion::{
+    arrow::datatypes::SchemaRef,
+    common::{internal_err, tree_node::TreeNodeRecursion},
+    error::Result,
+    execution::{SendableRecordBatchStream, TaskContext},
+    physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr},
+    physical_plan::{
+        DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties,
+        execution_plan::{Boundedness, EmissionType},
+    },
+};
+use gatework_runtime::pipeline::Source;
+
+/// Rows of a [`Source`], for plans that run on gatework: one partition, which as many tasks read as there are.
+///
+/// What a source gives, it gives once: such a plan is executed once.
+#[derive(Debug)]
+pub struct SourceExec {
+    source: Arc<dyn Source>,
+    tasks: Option<usize>,
+    properties: Arc<PlanProperties>,
+}
+
+impl SourceExec {
+    /// The rows of `source`, which have `schema`; read by at most `tasks` tasks, if that is given.
+    pub fn new(source: Arc<dyn Source>, schema: SchemaRef, tasks: Option<usize>) -> Self {
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(schema),
+            Partitioning::UnknownPartitioning(1),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        Self { source, tasks, properties: Arc::new(properties) }
+    }
+
+    pub(crate) fn source(&self) -> &Arc<dyn Source> {
+        &self.source
+    }
+
+    pub(crate) fn tasks(&self) -> Option<usize> {
+        self.tasks
+    }
+}
+
+impl DisplayAs for SourceExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SourceExec: {}", self.source.name())
+    }
+}
+
+impl ExecutionPlan for SourceExec {
+    fn name(&self) -> &str {
+        "SourceExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![]
+    }
+
+    fn apply_expressions(
+        &self,
+        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        _: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        internal_err!("{} runs on gatework only", self.source.name())
+    }
+}

@@ -1,0 +1,345 @@
+//! Tables in splits: how a stage scheduler has a table read by tasks on several nodes.
+//!
+//! A [`SplitSource`] cuts a table into [`Split`]s, as late as they are wanted: row groups of Parquet files, byte
+//! ranges of text, ranges of rows of a table in memory. Footers are read when the splits of their file are asked
+//! for. A task's plan has the table [with a queue](table_of_splits) in place of the files: what is put into the
+//! queue is read.
+
+use std::{collections::VecDeque, fmt, sync::Arc, task::Poll};
+
+use arrow::array::RecordBatch;
+use datafusion::{
+    common::{config::ConfigOptions, internal_err, tree_node::TreeNodeRecursion},
+    datasource::{
+        listing::PartitionedFile,
+        memory::MemorySourceConfig,
+        physical_plan::FileScanConfig,
+        source::{DataSource, DataSourceExec},
+    },
+    error::Result,
+    execution::{SendableRecordBatchStream, TaskContext},
+    physical_expr::{
+        EquivalenceProperties, Partitioning, PhysicalExpr, projection::ProjectionExprs,
+    },
+    physical_plan::{
+        DisplayFormatType, ExecutionPlan, Statistics,
+        execution_plan::SchedulingType,
+        filter_pushdown::FilterPushdownPropagation,
+    },
+};
+use futures::{FutureExt, future::BoxFuture};
+use gatework_operators::stream_scan::PollGate;
+use gatework_runtime::Executor;
+use gatework_shared_state::{Gate, splits::SplitQueue};
+use tokio::runtime::Handle;
+
+use crate::{
+    engine::Engine,
+    scan::{MemoryTable, Piece, pieces},
+};
+
+/// A part of a table that one task reads.
+pub struct Split {
+    pub(crate) part: Part,
+    weight: u64,
+}
+
+pub(crate) enum Part {
+    Piece(Box<Piece>),
+    Batches(Vec<RecordBatch>),
+}
+
+impl Split {
+    /// Rows that are in memory.
+    pub fn of_batches(batches: Vec<RecordBatch>) -> Self {
+        let weight = batches.iter().map(|batch| batch.get_array_memory_size() as u64).sum();
+        Self { part: Part::Batches(batches), weight }
+    }
+
+    /// A split without rows: it gives a stage a task that finds its table empty.
+    pub fn empty() -> Self {
+        Self::of_batches(Vec::new())
+    }
+
+    /// About how many bytes are read for it.
+    pub fn weight(&self) -> u64 {
+        self.weight
+    }
+
+    /// The same, with another weight.
+    #[must_use]
+    pub fn with_weight(self, weight: u64) -> Self {
+        Self { weight, ..self }
+    }
+
+    fn of_piece(piece: Piece) -> Self {
+        let weight = match &piece.group {
+            Some(group) => group.metadata().compressed_size().unsigned_abs(),
+            None => match &piece.file.range {
+                Some(range) => (range.end - range.start).unsigned_abs(),
+                None => piece.file.object_meta.size,
+            },
+        };
+        Self { part: Part::Piece(Box::new(piece)), weight }
+    }
+}
+
+impl fmt::Debug for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.part {
+            Part::Piece(piece) => write!(f, "{}", piece.file.object_meta.location)?,
+            Part::Batches(batches) => {
+                let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+                write!(f, "{rows} rows")?;
+            }
+        }
+        write!(f, ", {} bytes", self.weight)
+    }
+}
+
+/// An answer to the question for more splits.
+#[derive(Debug)]
+pub enum Splits {
+    /// Some, and whether they are the last.
+    Some(Vec<Split>, bool),
+    /// They are not known yet: ask again when this is open.
+    Blocked(Gate),
+}
+
+/// The splits of one table, found when they are asked for.
+pub trait SplitSource: Send {
+    /// The next splits, about as many as `most`. Not called again after the last ones.
+    ///
+    /// # Errors
+    /// If the table cannot be cut: a file is gone or damaged.
+    fn next(&mut self, most: usize) -> Result<Splits>;
+
+    /// No more are wanted.
+    fn close(&mut self) {}
+}
+
+/// The splits of `table`, a scan of files or of a table in memory. Nothing is read yet.
+///
+/// # Errors
+/// If it is another kind of node.
+pub fn split_source(
+    table: &Arc<dyn ExecutionPlan>,
+    executor: &Executor,
+    context: &Arc<TaskContext>,
+) -> Result<Box<dyn SplitSource>> {
+    let Some(scan) = table.downcast_ref::<DataSourceExec>() else {
+        return internal_err!("{} has no splits", table.name());
+    };
+    let source = scan.data_source();
+    if let Some(config) = source.downcast_ref::<FileScanConfig>() {
+        let mut config = config.clone();
+        pieces::cache_metadata(&mut config, context)?;
+        let files = config.file_groups.iter().flat_map(|group| group.files().iter().cloned());
+        let files = files.collect();
+        return Ok(Box::new(FileSplits {
+            files,
+            config: Arc::new(config),
+            io: Engine::new(executor.clone()).io()?,
+            workers: executor.threads(),
+            cutting: None,
+            gate: PollGate::new("splits of a file"),
+        }));
+    }
+    if let Some(memory) = source.downcast_ref::<MemorySourceConfig>() {
+        let batches = memory.partitions().iter().flatten().cloned().collect();
+        return Ok(Box::new(MemorySplits { batches, first_row: 0 }));
+    }
+    internal_err!("a table of an unknown kind has no splits")
+}
+
+struct FileSplits {
+    files: VecDeque<PartitionedFile>,
+    config: Arc<FileScanConfig>,
+    io: Handle,
+    workers: usize,
+    /// The footer that is being read.
+    cutting: Option<BoxFuture<'static, Result<Vec<Piece>>>>,
+    gate: PollGate,
+}
+
+impl SplitSource for FileSplits {
+    fn next(&mut self, most: usize) -> Result<Splits> {
+        let mut splits = Vec::new();
+        while splits.len() < most {
+            if self.cutting.is_none() {
+                let Some(file) = self.files.pop_front() else { break };
+                if !pieces::has_row_groups(&self.config) {
+                    let ranges = pieces::byte_ranges(&self.config, file, self.workers);
+                    splits.extend(ranges.into_iter().map(Piece::from).map(Split::of_piece));
+                    continue;
+                }
+                let config = self.config.clone();
+                let cut = async move { pieces::row_groups(&config, file, 0).await };
+                self.cutting = Some(cut.boxed());
+            }
+            let Some(cutting) = &mut self.cutting else { break };
+            // Readers find the I/O runtime through the thread they are polled on.
+            let _entered = self.io.enter();
+            match self.gate.poll(|context| cutting.poll_unpin(context)) {
+                Poll::Pending if splits.is_empty() => return Ok(Splits::Blocked(self.gate.gate())),
+                Poll::Pending => return Ok(Splits::Some(splits, false)),
+                Poll::Ready(pieces) => {
+                    self.cutting = None;
+                    splits.extend(pieces?.into_iter().map(Split::of_piece));
+                }
+            }
+        }
+        let last = self.files.is_empty() && self.cutting.is_none();
+        Ok(Splits::Some(splits, last))
+    }
+
+    fn close(&mut self) {
+        let _entered = self.io.enter();
+        self.files.clear();
+        self.cutting = None;
+    }
+}
+
+/// Rows of a table in memory that make a split.
+const MEMORY_SPLIT_ROWS: usize = 1 << 16;
+
+struct MemorySplits {
+    batches: VecDeque<RecordBatch>,
+    /// Of the first batch: what is not given out.
+    first_row: usize,
+}
+
+impl MemorySplits {
+    fn split(&mut self) -> Split {
+        let (mut batches, mut rows) = (Vec::new(), 0);
+        while rows < MEMORY_SPLIT_ROWS {
+            let Some(batch) = self.batches.front() else { break };
+            let length = (batch.num_rows() - self.first_row).min(MEMORY_SPLIT_ROWS - rows);
+            batches.push(batch.slice(self.first_row, length));
+            rows += length;
+            self.first_row += length;
+            if self.first_row == batch.num_rows() {
+                self.batches.pop_front();
+                self.first_row = 0;
+            }
+        }
+        // Slices share their buffers: what counts is their part.
+        let weight = batches.iter().flat_map(|batch| batch.columns());
+        let weight = weight.map(|column| gatework_runtime::pipeline::column_bytes(column.as_ref()));
+        let weight = weight.sum::<usize>() as u64;
+        Split { part: Part::Batches(batches), weight }
+    }
+}
+
+impl SplitSource for MemorySplits {
+    fn next(&mut self, most: usize) -> Result<Splits> {
+        let mut splits = Vec::new();
+        while splits.len() < most && !self.batches.is_empty() {
+            splits.push(self.split());
+        }
+        Ok(Splits::Some(splits, self.batches.is_empty()))
+    }
+
+    fn close(&mut self) {
+        self.batches.clear();
+    }
+}
+
+/// `table`, of which the splits in `queue` are read, and nothing else.
+///
+/// # Errors
+/// If it is not a scan of files or of a table in memory.
+pub fn table_of_splits(
+    table: &Arc<dyn ExecutionPlan>,
+    queue: SplitQueue<Split>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let Some(scan) = table.downcast_ref::<DataSourceExec>() else {
+        return internal_err!("{} has no splits", table.name());
+    };
+    let source = scan.data_source();
+    let table = match MemoryTable::around(source, &[]) {
+        Some(memory) => Arc::new(memory) as Arc<dyn DataSource>,
+        None => source.clone(),
+    };
+    Ok(Arc::new(DataSourceExec::new(Arc::new(SplitTable { table, queue }))))
+}
+
+/// A table, and the queue of those of its splits that are read.
+#[derive(Debug, Clone)]
+pub(crate) struct SplitTable {
+    table: Arc<dyn DataSource>,
+    queue: SplitQueue<Split>,
+}
+
+impl SplitTable {
+    pub(crate) fn table(&self) -> &Arc<dyn DataSource> {
+        &self.table
+    }
+
+    pub(crate) fn queue(&self) -> &SplitQueue<Split> {
+        &self.queue
+    }
+}
+
+impl DataSource for SplitTable {
+    fn open(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        internal_err!("splits are read by the tasks of a stage only")
+    }
+
+    fn fmt_as(&self, kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "splits of ")?;
+        self.table.fmt_as(kind, f)
+    }
+
+    /// What a task has is one partition, however the whole is partitioned.
+    fn output_partitioning(&self) -> Partitioning {
+        Partitioning::UnknownPartitioning(1)
+    }
+
+    /// Splits come in any order.
+    fn eq_properties(&self) -> EquivalenceProperties {
+        EquivalenceProperties::new(self.table.eq_properties().schema().clone())
+    }
+
+    fn scheduling_type(&self) -> SchedulingType {
+        self.table.scheduling_type()
+    }
+
+    fn partition_statistics(&self, _: Option<usize>) -> Result<Arc<Statistics>> {
+        Ok(Arc::new(Statistics::new_unknown(self.table.eq_properties().schema())))
+    }
+
+    fn with_fetch(&self, _: Option<usize>) -> Option<Arc<dyn DataSource>> {
+        None
+    }
+
+    fn fetch(&self) -> Option<usize> {
+        None
+    }
+
+    fn try_swapping_with_projection(
+        &self,
+        _: &ProjectionExprs,
+    ) -> Result<Option<Arc<dyn DataSource>>> {
+        Ok(None)
+    }
+
+    fn try_pushdown_filters(
+        &self,
+        filters: Vec<Arc<dyn PhysicalExpr>>,
+        config: &ConfigOptions,
+    ) -> Result<FilterPushdownPropagation<Arc<dyn DataSource>>> {
+        let mut pushed = self.table.try_pushdown_filters(filters, config)?;
+        pushed.updated_node = pushed.updated_node.map(|table| {
+            Arc::new(Self { table, queue: self.queue.clone() }) as Arc<dyn DataSource>
+        });
+        Ok(pushed)
+    }
+
+    fn apply_expressions(
+        &self,
+        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        self.table.apply_expressions(f)
+    }
+}

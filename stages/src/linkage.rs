@@ -1,0 +1,115 @@
+//! Who reads whom: tells a stage's parent of its tasks, and its children of their readers. (Presto's
+//! `StageLinkage` and output buffer managers; rules C and H-4 to H-7.)
+
+use gatework_runtime::{Error, Result, pipeline::Held};
+use gatework_shared_state::output::{ExchangeClient, OutputBuffers, OutputKind};
+
+use crate::{
+    FragmentId, PartitioningHandle as Handle, PartitioningScheme, StageExecution, stage::Tasks,
+};
+
+/// The buffers of a stage's tasks, while its readers become known.
+#[derive(Debug)]
+pub struct BufferManager {
+    buffers: OutputBuffers,
+}
+
+impl BufferManager {
+    /// For an output that is shared out like this.
+    pub fn new(scheme: &PartitioningScheme) -> Self {
+        let buffers = match scheme.handle {
+            Handle::FixedBroadcast => OutputBuffers::new(OutputKind::Broadcast),
+            Handle::FixedArbitrary => OutputBuffers::new(OutputKind::Arbitrary),
+            Handle::Single | Handle::Source | Handle::FixedHash => {
+                OutputBuffers::of_partitions(scheme.partitions.max(1))
+            }
+        };
+        Self { buffers }
+    }
+
+    /// What is known.
+    pub fn buffers(&self) -> &OutputBuffers {
+        &self.buffers
+    }
+
+    /// Readers of these numbers, and whether they are the last. `true` if that is news.
+    ///
+    /// # Errors
+    /// If the output is partitioned and has no such partition.
+    pub fn add(&mut self, readers: impl IntoIterator<Item = usize>, last: bool) -> Result<bool> {
+        let known = self.buffers.version();
+        for id in readers {
+            if self.buffers.kind() == OutputKind::Partitioned {
+                if !self.buffers.contains(id) {
+                    let most = self.buffers.len();
+                    return Err(Error::Setup(format!("reader {id} of {most} partitions")));
+                }
+            } else if !self.buffers.no_more() {
+                let partition = if self.buffers.kind() == OutputKind::Arbitrary { id } else { 0 };
+                let more = self.buffers.with_buffer(id, partition);
+                self.buffers = more.map_err(Error::operator)?;
+            }
+        }
+        if last {
+            self.buffers = self.buffers.with_no_more();
+        }
+        Ok(self.buffers.version() != known)
+    }
+}
+
+/// The links of one stage.
+pub(crate) struct StageLinkage {
+    stage: FragmentId,
+    parent: Option<FragmentId>,
+    children: Vec<(FragmentId, BufferManager)>,
+}
+
+impl StageLinkage {
+    /// Links of `stage`, whose children's outputs are shared out as said.
+    pub(crate) fn new<'a>(
+        stage: FragmentId,
+        parent: Option<FragmentId>,
+        children: impl IntoIterator<Item = (FragmentId, &'a PartitioningScheme)>,
+    ) -> Self {
+        let manager = |(id, scheme)| (id, BufferManager::new(scheme));
+        Self { stage, parent, children: children.into_iter().map(manager).collect() }
+    }
+
+    /// Tells the children what is known of their readers before there are any.
+    pub(crate) fn begin(&self, stages: &mut [StageExecution]) -> Result<()> {
+        for (child, manager) in &self.children {
+            stages[*child].set_buffers(manager.buffers())?;
+        }
+        Ok(())
+    }
+
+    /// Tells of new tasks of the stage, and, by its state, whether there will be others. The root's parent is
+    /// `result`.
+    pub(crate) fn process(
+        &mut self,
+        stages: &mut [StageExecution],
+        new: &Tasks,
+        result: &ExchangeClient<Held>,
+    ) -> Result<()> {
+        let last = stages[self.stage].state().has_all_tasks();
+        match self.parent {
+            Some(parent) => stages[parent].add_locations(self.stage, new, last)?,
+            None => {
+                for task in new {
+                    let location = task.id().location();
+                    let added = result.add(location, task.output().clone(), 0);
+                    added.map_err(Error::operator)?;
+                }
+                if last {
+                    result.no_more();
+                }
+            }
+        }
+        for (child, manager) in &mut self.children {
+            if manager.add(new.iter().map(|task| task.id().number), last)? {
+                stages[*child].set_buffers(manager.buffers())?;
+            }
+        }
+        Ok(())
+    }
+}

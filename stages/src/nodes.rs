@@ -1,0 +1,49 @@
+//! The nodes that stages run on.
+
+use gatework_runtime::{Error, Executor, Result};
+
+/// Nodes of this process: executors of their own, or shares of one.
+#[derive(Debug, Clone)]
+pub struct Nodes {
+    executors: Vec<Executor>,
+}
+
+impl Nodes {
+    /// One node per executor.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn new(executors: Vec<Executor>) -> Result<Self> {
+        match executors.is_empty() {
+            true => Err(Error::Setup("stages need at least one node".into())),
+            false => Ok(Self { executors }),
+        }
+    }
+
+    /// So many nodes with so many threads each.
+    ///
+    /// # Errors
+    /// If either is 0, or threads cannot be started.
+    pub fn in_process(nodes: usize, threads: usize) -> Result<Self> {
+        let executor = |_| Executor::builder().threads(threads).build();
+        Self::new((0..nodes).map(executor).collect::<Result<_>>()?)
+    }
+
+    /// So many nodes that share the threads of one executor.
+    ///
+    /// # Errors
+    /// If there are to be none.
+    pub fn shares_of(executor: &Executor, nodes: usize) -> Result<Self> {
+        Self::new(vec![executor.clone(); nodes])
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.executors.len()
+    }
+
+    /// The executors, by node.
+    pub fn executors(&self) -> &[Executor] {
+        &self.executors
+    }
+}

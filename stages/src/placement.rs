@@ -1,0 +1,84 @@
+//! Which node gets which split. (Presto's node selector; rules J-8 and J-9.)
+
+use gatework_shared_state::{Gate, splits::SplitLoad};
+
+use crate::{NodeId, StageExecution};
+
+/// How many splits a node is given at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SplitLimits {
+    /// Up to so many splits of all stages together a node gets whatever is in its queues; 100.
+    pub most_on_node: usize,
+    /// Beyond, up to so many that a stage's task has not begun to read; 10.
+    pub most_queued: usize,
+}
+
+impl Default for SplitLimits {
+    fn default() -> Self {
+        Self { most_on_node: 100, most_queued: 10 }
+    }
+}
+
+/// What a node has to do.
+#[derive(Debug, Clone, Copy, Default)]
+struct Load {
+    /// Splits of all stages.
+    total: usize,
+    /// Splits of this stage that are not begun.
+    queued: usize,
+    /// What they weigh.
+    weight: u64,
+}
+
+/// Places splits of one stage while it is asked.
+#[derive(Debug)]
+pub(crate) struct Placement {
+    limits: SplitLimits,
+    loads: Vec<Load>,
+    first: NodeId,
+}
+
+impl Placement {
+    /// By what the nodes have to do at this moment: `totals` is what each has of all stages.
+    pub(crate) fn new(limits: SplitLimits, totals: &[SplitLoad], stage: &StageExecution) -> Self {
+        let mut loads: Vec<Load> = totals
+            .iter()
+            .map(|node| Load {
+                total: node.queued + node.reading,
+                queued: 0,
+                weight: node.weight,
+            })
+            .collect();
+        for task in stage.tasks() {
+            if let Some(load) = loads.get_mut(task.node()) {
+                load.queued += task.load().queued;
+            }
+        }
+        // Equal nodes are not all taken from the first one on, by every stage.
+        let first = stage.fragment().id % loads.len().max(1);
+        Self { limits, loads, first }
+    }
+
+    /// The node for a split: the one that has least to do, if any may have more.
+    pub(crate) fn place(&mut self, weight: u64) -> Option<NodeId> {
+        let (count, first, limits) = (self.loads.len(), self.first, self.limits);
+        let nodes = (0..count).map(|step| (first + step) % count);
+        let loads = &self.loads;
+        let free = nodes.clone().filter(|node| loads[*node].total < limits.most_on_node);
+        let least = free.min_by_key(|node| (loads[*node].weight, loads[*node].total));
+        let chosen = least.or_else(|| {
+            let short = nodes.filter(|node| loads[*node].queued < limits.most_queued);
+            short.min_by_key(|node| (loads[*node].queued, loads[*node].weight))
+        })?;
+        let load = &mut self.loads[chosen];
+        load.total += 1;
+        load.queued += 1;
+        load.weight += weight;
+        Some(chosen)
+    }
+
+    /// Gates of which one opens when a split may be placed; none if nobody has any.
+    pub(crate) fn room(stage: &StageExecution) -> Vec<Gate> {
+        stage.tasks().map(|task| task.room()).collect()
+    }
+}

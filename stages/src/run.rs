@@ -1,0 +1,325 @@
+//! Runs a query as stages.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use datafusion::{
+    arrow::{array::RecordBatch, datatypes::SchemaRef},
+    dataframe::DataFrame,
+    error::Result as PlanResult,
+    execution::{RecordBatchStream, TaskContext, session_state::SessionState},
+};
+use futures::{Stream, StreamExt};
+use gatework_operators::{
+    Failure, OrFail, compact, exchange_source::ExchangeSource, result::ResultOutput,
+};
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{
+        Batch, FinishResult, Graph, Held, LocalSink, LocalSource, QueryContext, QueryOptions,
+        RowStream, Setup, Sink, SinkResult, Source, SourceResult, TaskContext as Task,
+    },
+};
+use gatework_shared_state::{Budget, output::ExchangeClient};
+use gatework_sql::{Deadline, Settings, splits::split_source};
+use parking_lot::Mutex;
+
+use crate::{
+    FixedCountScheduler, Nodes, PartitioningHandle as Handle, QueryScheduler, SourcePartitionedScheduler,
+    StageExecution, StageOptions, StageScheduler, Step, SubPlan, TaskFactory, TaskId, TaskState,
+    local::LocalTasks, plan_stages,
+};
+
+/// Runs `query` as stages on `nodes`.
+///
+/// ```
+/// use datafusion::prelude::SessionContext;
+/// use futures::TryStreamExt;
+/// use gatework_stages::{Nodes, StageOptions, execute};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let session = SessionContext::new();
+/// let query = session.sql("SELECT 6 * 7 AS answer").await?;
+/// let nodes = Nodes::in_process(2, 1)?;
+/// let rows = execute(query, &nodes, &StageOptions::of_nodes(2)).await?;
+/// let batches: Vec<_> = rows.try_collect().await?;
+/// assert_eq!(batches[0].num_rows(), 1);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// If the query cannot be planned, or not be started.
+pub async fn execute(
+    query: DataFrame,
+    nodes: &Nodes,
+    options: &StageOptions,
+) -> PlanResult<StageStream> {
+    let context = Arc::new(query.task_ctx());
+    let (state, plan) = query.into_parts();
+    let options = StageOptions { nodes: nodes.count(), ..options.clone() };
+    let plan = plan_stages(&state, &plan, &options).await?;
+    run(plan, &state, context, nodes, &options).map_err(|error| Failure::to_datafusion(&error))
+}
+
+/// Runs the stages of a query that was planned for as many nodes.
+fn run(
+    plan: SubPlan,
+    state: &SessionState,
+    context: Arc<TaskContext>,
+    nodes: &Nodes,
+    options: &StageOptions,
+) -> Result<StageStream> {
+    let settings = context.session_config().get_extension::<Settings>().unwrap_or_default();
+    let executor = &nodes.executors()[0];
+    let query_options = QueryOptions {
+        name: "stages".into(),
+        time_slice: settings.time_slice,
+        group: settings.group.as_ref().map(|name| executor.group(name)),
+        ..QueryOptions::default()
+    };
+    let query = QueryContext::new(executor, query_options);
+    let schema = plan.fragment.root.schema();
+    let result = ExchangeClient::new("result of the stages");
+    let report = Arc::<Mutex<Vec<TaskReport>>>::default();
+    let rules = state.physical_optimizers().iter();
+    let start = Start {
+        plan: Arc::new(plan),
+        nodes: nodes.clone(),
+        options: options.clone(),
+        filters: rules.filter(|rule| rule.name() == "FilterPushdown(Post)").next_back().cloned(),
+        config: Arc::new(context.session_config().options().as_ref().clone()),
+        context,
+        result: result.clone(),
+        report: report.clone(),
+    };
+    let mut graph = Graph::new();
+    let scheduler = Arc::new(SchedulerSource(start));
+    graph.add("stage scheduler", 1, scheduler, vec![], Arc::new(Nothing))?;
+    let (output, readers) =
+        ResultOutput::new(1, 1, Vec::new(), Budget::new(settings.result_bytes));
+    let rows = Arc::new(ExchangeSource::new(result, schema.clone()));
+    graph.add("result of the stages", 1, rows, vec![], Arc::new(output))?;
+    let running = graph.start(&query)?;
+    let limit = |limit| Deadline::new(executor, &query, limit);
+    let deadline = settings.timeout.map(limit).transpose().or_fail()?;
+    let mut streams = RowStream::of_query(&running, readers);
+    match streams.pop() {
+        Some(rows) => Ok(StageStream { rows, schema, report, _deadline: deadline }),
+        None => Err(Error::Setup("a result without a reader".into())),
+    }
+}
+
+/// What a task came to.
+#[derive(Debug, Clone)]
+pub struct TaskReport {
+    /// Which task.
+    pub id: TaskId,
+    /// Where it ran.
+    pub node: usize,
+    /// How it ended.
+    pub state: TaskState,
+    /// Rows that it wrote.
+    pub rows_written: u64,
+    /// Rows of those that others read, once for each reader.
+    pub rows_read: u64,
+    /// Rows that came when nobody wanted them any more.
+    pub rows_dropped: u64,
+    /// The most bytes that waited in its output.
+    pub peak_output_bytes: usize,
+}
+
+/// The rows of a query that runs as stages. Dropping it cancels the query.
+pub struct StageStream {
+    rows: RowStream,
+    schema: SchemaRef,
+    report: Arc<Mutex<Vec<TaskReport>>>,
+    _deadline: Option<Deadline>,
+}
+
+impl StageStream {
+    /// The query: to cancel it, or to see what it waits for.
+    pub fn query(&self) -> &Arc<QueryContext> {
+        self.rows.query()
+    }
+
+    /// What its tasks came to, once the rows have ended.
+    pub fn report(&self) -> Vec<TaskReport> {
+        self.report.lock().clone()
+    }
+}
+
+impl std::fmt::Debug for StageStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StageStream").field("query", self.query()).finish_non_exhaustive()
+    }
+}
+
+impl Stream for StageStream {
+    type Item = PlanResult<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Poll::Ready(ready!(self.rows.poll_next_unpin(context)).map(|batch| {
+            batch.and_then(compact).map_err(|error| Failure::to_datafusion(&error))
+        }))
+    }
+}
+
+impl RecordBatchStream for StageStream {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+}
+
+/// What a scheduler is made of.
+#[derive(Clone)]
+struct Start {
+    plan: Arc<SubPlan>,
+    nodes: Nodes,
+    options: StageOptions,
+    context: Arc<TaskContext>,
+    filters: Option<Arc<dyn datafusion::physical_optimizer::PhysicalOptimizerRule + Send + Sync>>,
+    config: Arc<datafusion::config::ConfigOptions>,
+    result: ExchangeClient<Held>,
+    report: Arc<Mutex<Vec<TaskReport>>>,
+}
+
+impl Start {
+    fn scheduler(&self, setup: &Setup) -> Result<QueryScheduler> {
+        let presence = setup.clone();
+        let tasks: Arc<dyn TaskFactory> = Arc::new(LocalTasks {
+            nodes: self.nodes.executors().to_vec(),
+            context: self.context.clone(),
+            filters: self.filters.clone(),
+            options: self.config.clone(),
+            buffer_bytes: self.options.buffer_bytes,
+            queued_splits: self.options.splits.most_queued,
+            presence: Box::new(move || presence.outside()),
+        });
+        let (count, policy) = (self.nodes.count(), self.options.policy);
+        let scheduler = |stage: &StageExecution| self.scheduler_of(stage);
+        QueryScheduler::new(&self.plan, policy, count, tasks, scheduler, self.result.clone())
+    }
+
+    /// How a stage is scheduled, by what its tasks share (D-4).
+    fn scheduler_of(&self, stage: &StageExecution) -> Result<Box<dyn StageScheduler>> {
+        let fragment = stage.fragment();
+        let count = self.nodes.count();
+        match (fragment.partitioning, fragment.tables.as_slice()) {
+            (Handle::Source, [table]) => {
+                let executor = &self.nodes.executors()[0];
+                let splits = split_source(table, executor, &self.context).or_fail()?;
+                Ok(Box::new(SourcePartitionedScheduler::new(splits, self.options.splits)))
+            }
+            (Handle::FixedHash | Handle::FixedArbitrary, []) => {
+                Ok(Box::new(FixedCountScheduler::new((0..count).collect())))
+            }
+            // Single stages are not all on one node.
+            (Handle::Single, []) => Ok(Box::new(FixedCountScheduler::new(vec![fragment.id % count]))),
+            (handle, tables) => {
+                let (id, tables) = (fragment.id, tables.len());
+                Err(Error::Setup(format!("stage {id} is {handle} and reads {tables} tables")))
+            }
+        }
+    }
+}
+
+/// The scheduler as a source without rows: it ends when the stages have.
+struct SchedulerSource(Start);
+
+impl std::fmt::Debug for SchedulerSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stage scheduler")
+    }
+}
+
+impl Source for SchedulerSource {
+    fn name(&self) -> &str {
+        "stage scheduler"
+    }
+
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
+        let scheduler = self.0.scheduler(&setup)?;
+        Ok(Box::new(LocalScheduler { scheduler, setup, report: self.0.report.clone() }))
+    }
+}
+
+struct LocalScheduler {
+    scheduler: QueryScheduler,
+    setup: Setup,
+    report: Arc<Mutex<Vec<TaskReport>>>,
+}
+
+impl LocalScheduler {
+    fn report(&self) {
+        let tasks = self.scheduler.stages().iter().flat_map(StageExecution::tasks);
+        let reports = tasks.map(|task| {
+            let flow = task.output().flow();
+            TaskReport {
+                id: task.id(),
+                node: task.node(),
+                state: task.state(),
+                rows_written: flow.rows_in,
+                rows_read: flow.rows_out,
+                rows_dropped: flow.rows_dropped,
+                peak_output_bytes: flow.peak_bytes,
+            }
+        });
+        *self.report.lock() = reports.collect();
+    }
+}
+
+impl LocalSource for LocalScheduler {
+    fn next(&mut self, task: &Task) -> Result<SourceResult> {
+        loop {
+            task.check()?;
+            match self.scheduler.step()? {
+                Step::Finished => {
+                    self.report();
+                    return Ok(SourceResult::Finished);
+                }
+                Step::Blocked(gates) => return Ok(SourceResult::Blocked(gates)),
+                Step::Again => {
+                    if let Some(breath) = task.breath() {
+                        return Ok(SourceResult::Blocked(breath.into()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn abort(&mut self) {
+        // The end of a stage may have been heard of before its cause.
+        if let Some(cause) = self.scheduler.abort() {
+            self.setup.query().fail(cause);
+        }
+        self.report();
+    }
+}
+
+/// A sink that gets no rows.
+#[derive(Debug)]
+struct Nothing;
+
+impl Sink for Nothing {
+    fn name(&self) -> &str {
+        "nothing"
+    }
+
+    fn local(&self, _: Setup) -> Result<Box<dyn LocalSink>> {
+        Ok(Box::new(Self))
+    }
+}
+
+impl LocalSink for Nothing {
+    fn sink(&mut self, _: Option<Batch>, _: &Task) -> Result<SinkResult> {
+        Ok(SinkResult::NeedInput)
+    }
+
+    fn finish(&mut self, _: &Task) -> Result<FinishResult> {
+        Ok(FinishResult::Done)
+    }
+}

@@ -1,0 +1,30 @@
+//! A stage of so many tasks that read other stages only (K-1).
+
+use gatework_runtime::Result;
+use gatework_shared_state::splits::SplitLoad;
+
+use super::{Scheduled, StageScheduler};
+use crate::{NodeId, StageExecution};
+
+/// Makes all tasks at once, one on each of some nodes.
+#[derive(Debug)]
+pub struct FixedCountScheduler {
+    nodes: Vec<NodeId>,
+}
+
+impl FixedCountScheduler {
+    /// Task `i` on node `nodes[i]`.
+    pub fn new(nodes: Vec<NodeId>) -> Self {
+        Self { nodes }
+    }
+}
+
+impl StageScheduler for FixedCountScheduler {
+    fn schedule(&mut self, stage: &mut StageExecution, _: &[SplitLoad]) -> Result<Scheduled> {
+        let mut new = Vec::new();
+        for (number, node) in self.nodes.iter().enumerate() {
+            new.extend(stage.schedule_task(*node, number)?);
+        }
+        Ok(Scheduled { finished: true, new, blocked: None })
+    }
+}

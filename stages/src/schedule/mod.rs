@@ -1,0 +1,45 @@
+//! Schedulers of one stage each: which tasks it has, where, and what they read. (Presto's `StageScheduler`s;
+//! rules J and K.)
+
+mod fixed_count;
+mod source_partitioned;
+
+use gatework_runtime::Result;
+use gatework_shared_state::{Gate, splits::SplitLoad};
+
+pub use fixed_count::FixedCountScheduler;
+pub use source_partitioned::SourcePartitionedScheduler;
+
+use crate::{StageExecution, stage::Tasks};
+
+/// What a stage waits for before it can be scheduled any further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockedReason {
+    /// The splits of a table are not known.
+    WaitingForSource,
+    /// Tasks have more splits than they can read soon.
+    SplitQueuesFull,
+}
+
+/// How far a stage was scheduled.
+#[derive(Debug, Default)]
+pub struct Scheduled {
+    /// All tasks are made and all splits given out.
+    pub finished: bool,
+    /// Tasks that were made.
+    pub new: Tasks,
+    /// Why it cannot go on, and gates of which any lets it.
+    pub blocked: Option<(BlockedReason, Vec<Gate>)>,
+}
+
+/// Schedules one stage, a step at a time.
+pub trait StageScheduler: Send {
+    /// Goes on with `stage`; `nodes` is what each node has to read, of all stages.
+    ///
+    /// # Errors
+    /// If a task cannot be made, or the splits of a table cannot be found.
+    fn schedule(&mut self, stage: &mut StageExecution, nodes: &[SplitLoad]) -> Result<Scheduled>;
+
+    /// Nothing more is scheduled.
+    fn close(&mut self) {}
+}

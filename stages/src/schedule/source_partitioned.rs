@@ -1,0 +1,112 @@
+//! A stage whose tasks read the splits of a table, wherever there is room (J).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use gatework_operators::OrFail;
+use gatework_runtime::Result;
+use gatework_shared_state::{Gate, splits::SplitLoad};
+use gatework_sql::splits::{Split, SplitSource, Splits};
+
+use super::{BlockedReason, Scheduled, StageScheduler};
+use crate::{
+    NodeId, SplitLimits, StageExecution, StageState, placement::Placement, stage::Tasks,
+};
+
+/// Splits that are asked for at a time.
+const SPLIT_BATCH: usize = 1000;
+
+/// Gives the splits of one table to the nodes that have least to do, as fast as they read them.
+pub struct SourcePartitionedScheduler {
+    source: Box<dyn SplitSource>,
+    limits: SplitLimits,
+    pending: VecDeque<Split>,
+    /// There are no others than those.
+    last: bool,
+    closed: bool,
+    /// Some node has a split.
+    placed: bool,
+}
+
+impl SourcePartitionedScheduler {
+    /// For the splits of `source`.
+    pub fn new(source: Box<dyn SplitSource>, limits: SplitLimits) -> Self {
+        let pending = VecDeque::new();
+        Self { source, limits, pending, last: false, closed: false, placed: false }
+    }
+
+    /// Gives pending splits away until no node wants one.
+    fn place(&mut self, stage: &mut StageExecution, nodes: &[SplitLoad]) -> Result<Tasks> {
+        let mut placement = Placement::new(self.limits, nodes, stage);
+        let mut of_nodes: BTreeMap<NodeId, Vec<Split>> = BTreeMap::new();
+        while let Some(split) = self.pending.pop_front() {
+            let Some(node) = placement.place(split.weight()) else {
+                self.pending.push_front(split);
+                break;
+            };
+            of_nodes.entry(node).or_default().push(split);
+        }
+        let mut new = Vec::new();
+        for (node, splits) in of_nodes {
+            self.placed = true;
+            new.extend(stage.schedule_splits(node, 0, splits)?);
+        }
+        Ok(new)
+    }
+}
+
+/// It waits. A stage that reads others, too, gets a task on every node first: what it reads may be kept for
+/// tasks that are yet to come, and fill the buffers that those before it wait for (J-7).
+fn blocked(
+    stage: &mut StageExecution,
+    nodes: usize,
+    reason: BlockedReason,
+    mut new: Tasks,
+    gates: impl FnOnce(&StageExecution) -> Vec<Gate>,
+) -> Result<Scheduled> {
+    if stage.has_remote_sources() && stage.state() != StageState::SchedulingSplits {
+        for node in 0..nodes {
+            if stage.task_on(node).is_none() {
+                new.extend(stage.schedule_splits(node, 0, Vec::new())?);
+            }
+        }
+        stage.become_(StageState::SchedulingSplits);
+    }
+    let gates = gates(stage);
+    Ok(Scheduled { finished: false, new, blocked: Some((reason, gates)) })
+}
+
+impl StageScheduler for SourcePartitionedScheduler {
+    fn schedule(&mut self, stage: &mut StageExecution, nodes: &[SplitLoad]) -> Result<Scheduled> {
+        if self.pending.is_empty() && !self.last {
+            match self.source.next(SPLIT_BATCH).or_fail()? {
+                Splits::Some(splits, last) => {
+                    self.pending.extend(splits);
+                    self.last = last;
+                }
+                Splits::Blocked(gate) => {
+                    let reason = BlockedReason::WaitingForSource;
+                    return blocked(stage, nodes.len(), reason, Vec::new(), |_| vec![gate]);
+                }
+            }
+        }
+        // Of an empty table one task finds that it is (J-4).
+        if self.last && self.pending.is_empty() && !self.placed {
+            self.pending.push_back(Split::empty());
+        }
+        let new = self.place(stage, nodes)?;
+        if !self.pending.is_empty() {
+            let reason = BlockedReason::SplitQueuesFull;
+            return blocked(stage, nodes.len(), reason, new, Placement::room);
+        }
+        if self.last {
+            self.close();
+        }
+        Ok(Scheduled { finished: self.last, new, blocked: None })
+    }
+
+    fn close(&mut self) {
+        if !std::mem::replace(&mut self.closed, true) {
+            self.source.close();
+        }
+    }
+}

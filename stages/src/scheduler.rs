@@ -1,0 +1,257 @@
+//! The scheduler of one query: brings its stages up, links them, and sees to their ends. (Presto's
+//! `SqlQueryScheduler`; rules D.)
+//!
+//! It is stepped by one task. A step does what can be done at the moment and answers what it waits for: the end of
+//! a task, room in a queue of splits, splits of a table. No clock is involved.
+
+use std::sync::Arc;
+
+use gatework_runtime::{Error, Result, pipeline::{Gates, Held}};
+use gatework_shared_state::{Gate, output::ExchangeClient, splits::SplitLoad};
+
+use crate::{
+    ExecutionPolicy, ExecutionSchedule, Inbox, StageExecution, StageScheduler, StageState, SubPlan,
+    TaskFactory, linkage::StageLinkage, state::State,
+};
+
+/// What a step came to.
+#[derive(Debug)]
+pub enum Step {
+    /// There is more to do.
+    Again,
+    /// Nothing can be done before one of these opens.
+    Blocked(Gates),
+    /// All stages have ended, and well.
+    Finished,
+}
+
+/// The stages of a query while they are executed.
+pub struct QueryScheduler {
+    /// By their fragments' numbers.
+    stages: Vec<StageExecution>,
+    children: Vec<Vec<usize>>,
+    linkages: Vec<StageLinkage>,
+    schedulers: Vec<Box<dyn StageScheduler>>,
+    schedule: ExecutionSchedule,
+    nodes: usize,
+    inbox: Arc<Inbox>,
+    result: ExchangeClient<Held>,
+    /// Stages whose end has been told.
+    told: Vec<bool>,
+    closed: bool,
+}
+
+impl QueryScheduler {
+    /// For the stages of `plan` on so many nodes, whose tasks `factory` makes. `scheduler_of` gives each stage
+    /// its scheduler; if that fails for one, all others are closed (G-4). What the query gives comes to `result`.
+    ///
+    /// # Errors
+    /// If a stage cannot be scheduled.
+    pub fn new(
+        plan: &SubPlan,
+        policy: ExecutionPolicy,
+        nodes: usize,
+        factory: Arc<dyn TaskFactory>,
+        scheduler_of: impl FnMut(&StageExecution) -> Result<Box<dyn StageScheduler>>,
+        result: ExchangeClient<Held>,
+    ) -> Result<Self> {
+        let inbox = Arc::<Inbox>::default();
+        let fragments = plan.fragments();
+        let stage = |fragment: &&crate::PlanFragment| {
+            StageExecution::new((*fragment).clone(), factory.clone(), inbox.clone())
+        };
+        let mut stages: Vec<_> = fragments.iter().map(stage).collect();
+        let mut links = Vec::new();
+        link(plan, None, &mut links);
+        links.sort_by_key(|(stage, ..)| *stage);
+        let children = links.iter().map(|(_, _, children)| children.clone()).collect();
+        let linkage = |(stage, parent, children): (usize, Option<usize>, Vec<usize>)| {
+            let outputs = children.into_iter().map(|child| (child, &fragments[child].output));
+            StageLinkage::new(stage, parent, outputs)
+        };
+        let linkages: Vec<_> = links.into_iter().map(linkage).collect();
+        let root = crate::linkage::BufferManager::new(&fragments[0].output);
+        stages[0].set_buffers(root.buffers())?;
+        for linkage in &linkages {
+            linkage.begin(&mut stages)?;
+        }
+        let schedulers = schedulers(&stages, scheduler_of)?;
+        Ok(Self {
+            told: vec![false; stages.len()],
+            schedule: ExecutionSchedule::new(policy, plan),
+            stages,
+            children,
+            linkages,
+            schedulers,
+            nodes,
+            inbox,
+            result,
+            closed: false,
+        })
+    }
+
+    /// The stages, by their fragments' numbers.
+    pub fn stages(&self) -> &[StageExecution] {
+        &self.stages
+    }
+
+    /// Does what can be done.
+    ///
+    /// # Errors
+    /// The first cause for which a stage failed; [`abort`](Self::abort) is to follow.
+    pub fn step(&mut self) -> Result<Step> {
+        while let Some(task) = self.inbox.take() {
+            self.stages[task.stage].task_ended(task.number);
+        }
+        self.tell_of_ends()?;
+        let (mut blocked, again) = self.schedule_stages()?;
+        self.tell_of_ends()?;
+        if self.schedule.is_finished() {
+            self.close();
+            self.check_scheduled()?;
+            if self.stages.iter().all(|stage| stage.state().is_final() && stage.is_idle()) {
+                return Ok(Step::Finished);
+            }
+            return Ok(Step::Blocked(self.inbox.gate().clone().into()));
+        }
+        match blocked.pop().filter(|_| !again) {
+            Some(gate) => {
+                let others = blocked.into_iter().fold(Gates::one(gate), Gates::or);
+                Ok(Step::Blocked(others.or(self.inbox.gate().clone())))
+            }
+            None => Ok(Step::Again),
+        }
+    }
+
+    /// One pass over the stages whose turn it is; the answer is what they wait for, and whether one does not
+    /// (D-6).
+    fn schedule_stages(&mut self) -> Result<(Vec<Gate>, bool)> {
+        let Self { stages, schedule, .. } = self;
+        let turn = schedule.stages(|stage| stages[stage].state()).to_vec();
+        let (mut gates, mut again) = (Vec::new(), false);
+        for id in turn {
+            // One that ended meanwhile has been told of.
+            if self.stages[id].state().is_final() {
+                continue;
+            }
+            self.stages[id].become_(StageState::Scheduling);
+            let nodes = self.loads();
+            let scheduled = self.schedulers[id].schedule(&mut self.stages[id], &nodes)?;
+            if scheduled.finished {
+                self.stages[id].scheduling_complete();
+            } else if let Some((_, blocked)) = scheduled.blocked {
+                gates.extend(blocked);
+            } else {
+                again = true;
+            }
+            self.linkages[id].process(&mut self.stages, &scheduled.new, &self.result)?;
+        }
+        Ok((gates, again))
+    }
+
+    /// What each node has to read, of all stages.
+    fn loads(&self) -> Vec<SplitLoad> {
+        let mut loads = vec![SplitLoad::default(); self.nodes];
+        let running = self.stages.iter().filter(|stage| !stage.state().is_final());
+        for task in running.flat_map(StageExecution::tasks) {
+            if let Some(load) = loads.get_mut(task.node()) {
+                let more = task.load();
+                load.queued += more.queued;
+                load.reading += more.reading;
+                load.weight += more.weight;
+            }
+        }
+        loads
+    }
+
+    /// Draws the consequences of stages that ended: who reads them knows, and nobody is to write for them
+    /// (C-5, D-5, D-9).
+    fn tell_of_ends(&mut self) -> Result<()> {
+        // A parent comes before its children, which its end may end.
+        for id in 0..self.stages.len() {
+            let state = self.stages[id].state();
+            if self.told[id] || !state.is_final() {
+                continue;
+            }
+            self.told[id] = true;
+            if state == StageState::Failed {
+                let cause = self.stages[id].failure().cloned();
+                return Err(cause.unwrap_or(Error::ProducerAborted));
+            }
+            self.linkages[id].process(&mut self.stages, &Vec::new(), &self.result)?;
+            for child in &self.children[id] {
+                self.stages[*child].cancel();
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing is left to be scheduled: then nothing is half scheduled (D-7).
+    fn check_scheduled(&self) -> Result<()> {
+        for stage in &self.stages {
+            let state = stage.state();
+            if !matches!(state, StageState::Scheduled | StageState::Running) && !state.is_final() {
+                let what = format!("scheduling is complete, but {stage:?}");
+                return Err(Error::Setup(what));
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        if !std::mem::replace(&mut self.closed, true) {
+            self.schedulers.iter_mut().for_each(|scheduler| scheduler.close());
+        }
+    }
+
+    /// The query has failed or is cancelled: all that is left ends. The answer is why a task failed, if one did
+    /// by itself.
+    pub fn abort(&mut self) -> Option<Error> {
+        self.close();
+        let tasks = self.stages.iter().flat_map(StageExecution::tasks);
+        let cause = tasks.filter_map(|task| task.error()).find(|error| !error.is_echo());
+        self.stages.iter_mut().for_each(StageExecution::abort);
+        cause
+    }
+}
+
+impl Drop for QueryScheduler {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl std::fmt::Debug for QueryScheduler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(&self.stages).finish()
+    }
+}
+
+/// Each stage with its parent and its children.
+fn link(
+    plan: &SubPlan,
+    parent: Option<usize>,
+    links: &mut Vec<(usize, Option<usize>, Vec<usize>)>,
+) {
+    let own = plan.fragment.id;
+    let children = plan.children.iter().map(|child| child.fragment.id).collect();
+    links.push((own, parent, children));
+    plan.children.iter().for_each(|child| link(child, Some(own), links));
+}
+
+fn schedulers(
+    stages: &[StageExecution],
+    mut scheduler_of: impl FnMut(&StageExecution) -> Result<Box<dyn StageScheduler>>,
+) -> Result<Vec<Box<dyn StageScheduler>>> {
+    let mut all: Vec<Box<dyn StageScheduler>> = Vec::new();
+    for stage in stages {
+        match scheduler_of(stage) {
+            Ok(scheduler) => all.push(scheduler),
+            Err(error) => {
+                all.iter_mut().for_each(|scheduler| scheduler.close());
+                return Err(error);
+            }
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,312 @@
+//! A stage while it is executed: its state, its tasks, and what they are told. (Presto's `SqlStageExecution`;
+//! rules B and E.)
+//!
+//! It belongs to the scheduler of its query, which is one task: nothing here is called by two at a time. Others
+//! see its [state](StageState) through the machine that holds it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use gatework_runtime::{Error, Result, pipeline::Held};
+use gatework_shared_state::output::{LocationId, Output, OutputBuffers};
+use gatework_sql::splits::Split;
+
+use crate::{
+    FragmentId, Inbox, NodeId, PlanFragment, StageState, StageTask, StateMachine, TaskFactory,
+    TaskId, TaskSpec, TaskState, fragment::remote_sources, state::State,
+};
+
+/// Tasks of one stage.
+pub(crate) type Tasks = Vec<Arc<dyn StageTask>>;
+
+/// A remote source of the fragment.
+#[derive(Debug)]
+struct RemoteSource {
+    fragments: Vec<FragmentId>,
+    /// Those of them that have told of all their tasks.
+    complete: Vec<FragmentId>,
+    /// Outputs that are known.
+    outputs: Vec<(LocationId, Output<Held>)>,
+}
+
+impl RemoteSource {
+    fn is_complete(&self) -> bool {
+        self.fragments.iter().all(|fragment| self.complete.contains(fragment))
+    }
+}
+
+/// A stage.
+pub struct StageExecution {
+    fragment: PlanFragment,
+    state: Arc<StateMachine<StageState>>,
+    failure: Option<Error>,
+    factory: Arc<dyn TaskFactory>,
+    inbox: Arc<Inbox>,
+    tasks: BTreeMap<usize, Arc<dyn StageTask>>,
+    /// The task that gets the splits for a node.
+    on_node: BTreeMap<NodeId, usize>,
+    finished: usize,
+    buffers: Option<OutputBuffers>,
+    sources: Vec<RemoteSource>,
+    /// Tables all splits of which are given out.
+    complete_tables: Vec<usize>,
+    gives_splits: bool,
+}
+
+fn misuse(what: String) -> Error {
+    Error::Setup(what)
+}
+
+impl StageExecution {
+    /// A stage of `fragment`, whose tasks `factory` makes and which tell `inbox` of their ends.
+    pub fn new(fragment: PlanFragment, factory: Arc<dyn TaskFactory>, inbox: Arc<Inbox>) -> Self {
+        let mut found = Vec::new();
+        remote_sources(&fragment.root, &mut found);
+        let source = |fragments: &[FragmentId]| RemoteSource {
+            fragments: fragments.to_vec(),
+            complete: Vec::new(),
+            outputs: Vec::new(),
+        };
+        let sources = found.into_iter().map(|exec| source(exec.fragments())).collect();
+        Self {
+            fragment,
+            state: Arc::new(StateMachine::new("stage", StageState::Planned)),
+            failure: None,
+            factory,
+            inbox,
+            tasks: BTreeMap::new(),
+            on_node: BTreeMap::new(),
+            finished: 0,
+            buffers: None,
+            sources,
+            complete_tables: Vec::new(),
+            gives_splits: false,
+        }
+    }
+
+    /// What its tasks run.
+    pub fn fragment(&self) -> &PlanFragment {
+        &self.fragment
+    }
+
+    /// How far it has come.
+    pub fn state(&self) -> StageState {
+        self.state.get()
+    }
+
+    /// The same, for those who look on.
+    pub fn watch(&self) -> Arc<StateMachine<StageState>> {
+        self.state.clone()
+    }
+
+    /// Why it failed: the first cause.
+    pub fn failure(&self) -> Option<&Error> {
+        self.failure.as_ref()
+    }
+
+    /// Its tasks by their numbers.
+    pub fn tasks(&self) -> impl Iterator<Item = &Arc<dyn StageTask>> {
+        self.tasks.values()
+    }
+
+    /// How many it has.
+    pub fn task_count(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// The task on `node` that gets splits.
+    pub fn task_on(&self, node: NodeId) -> Option<&Arc<dyn StageTask>> {
+        self.on_node.get(&node).and_then(|number| self.tasks.get(number))
+    }
+
+    /// Whether it reads other stages.
+    pub fn has_remote_sources(&self) -> bool {
+        !self.sources.is_empty()
+    }
+
+    /// Goes to `next` if it may (rules B).
+    pub fn become_(&mut self, next: StageState) -> bool {
+        self.state.set_if(next, |known| known.allows(next))
+    }
+
+    /// Fails with `error`; a later failure is not its cause.
+    pub fn fail(&mut self, error: Error) -> bool {
+        let failed = self.become_(StageState::Failed);
+        if failed {
+            self.failure = Some(error);
+        }
+        failed
+    }
+
+    /// Which buffers its tasks have. Older versions are ignored (E-6).
+    ///
+    /// # Errors
+    /// If what was said before is taken back.
+    pub fn set_buffers(&mut self, newer: &OutputBuffers) -> Result<()> {
+        if let Some(known) = &self.buffers {
+            if newer.version() <= known.version() {
+                return Ok(());
+            }
+            known.check_transition(newer).map_err(Error::operator)?;
+        }
+        self.buffers = Some(newer.clone());
+        for task in self.tasks.values() {
+            task.output().set_buffers(newer).map_err(Error::operator)?;
+        }
+        Ok(())
+    }
+
+    /// More tasks of a stage that it reads, and whether they are the last (E-1, E-2).
+    ///
+    /// # Errors
+    /// If it does not read that stage.
+    pub fn add_locations(&mut self, from: FragmentId, tasks: &Tasks, last: bool) -> Result<()> {
+        let mut sources = self.sources.iter_mut().enumerate();
+        let found = sources.find(|(_, source)| source.fragments.contains(&from));
+        let Some((place, source)) = found else {
+            let id = self.fragment.id;
+            return Err(misuse(format!("stage {id} does not read stage {from}")));
+        };
+        for task in tasks {
+            let output = (task.id().location(), task.output().clone());
+            for reader in self.tasks.values() {
+                reader.add_location(place, output.0, &output.1)?;
+            }
+            source.outputs.push(output);
+        }
+        if last && !source.complete.contains(&from) {
+            source.complete.push(from);
+            if source.is_complete() {
+                self.tasks.values().for_each(|reader| reader.no_more_locations(place));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes task number `number` on `node` (E-4).
+    ///
+    /// # Errors
+    /// If it is there, or tasks are made for splits, or nobody has said who reads it.
+    pub fn schedule_task(&mut self, node: NodeId, number: usize) -> Result<Option<Arc<dyn StageTask>>> {
+        if self.gives_splits {
+            return Err(misuse("a task by number in a stage that makes tasks for splits".into()));
+        }
+        self.make(node, number)
+    }
+
+    /// Gives splits to the task on `node`, which is made if there is none; the answer is a new task (E-4).
+    ///
+    /// # Errors
+    /// If the task cannot be made.
+    pub fn schedule_splits(
+        &mut self,
+        node: NodeId,
+        table: usize,
+        splits: Vec<Split>,
+    ) -> Result<Option<Arc<dyn StageTask>>> {
+        self.gives_splits = true;
+        let made = match self.on_node.contains_key(&node) {
+            true => None,
+            // Who reads its output counts its tasks from 0, one after the other.
+            false => self.make(node, self.tasks.len())?,
+        };
+        if let Some(task) = self.task_on(node) {
+            task.add_splits(table, splits);
+        }
+        Ok(made)
+    }
+
+    fn make(&mut self, node: NodeId, number: usize) -> Result<Option<Arc<dyn StageTask>>> {
+        let id = TaskId { stage: self.fragment.id, number };
+        if self.tasks.contains_key(&number) {
+            return Err(misuse(format!("task {id} is made twice")));
+        }
+        let Some(buffers) = &self.buffers else {
+            return Err(misuse(format!("task {id} is made before anybody said who reads it")));
+        };
+        // What would be aborted at once is not made (E-5).
+        if self.state().is_final() {
+            return Ok(None);
+        }
+        let spec = TaskSpec { id, node, fragment: &self.fragment, buffers };
+        let task = self.factory.create(&spec, &self.inbox)?;
+        for (place, source) in self.sources.iter().enumerate() {
+            for (location, output) in &source.outputs {
+                task.add_location(place, *location, output)?;
+            }
+            if source.is_complete() {
+                task.no_more_locations(place);
+            }
+        }
+        self.complete_tables.iter().for_each(|table| task.no_more_splits(*table));
+        self.tasks.insert(number, task.clone());
+        self.on_node.entry(node).or_insert(number);
+        Ok(Some(task))
+    }
+
+    /// All splits of a table are given out.
+    pub fn table_complete(&mut self, table: usize) {
+        if !self.complete_tables.contains(&table) {
+            self.complete_tables.push(table);
+            self.tasks.values().for_each(|task| task.no_more_splits(table));
+        }
+    }
+
+    /// All tasks are made and all splits are given out (E-7).
+    pub fn scheduling_complete(&mut self) {
+        (0..self.fragment.tables.len()).for_each(|table| self.table_complete(table));
+        if self.become_(StageState::Scheduled) {
+            self.look_around();
+        }
+    }
+
+    /// Task `number` has ended (E-8).
+    pub fn task_ended(&mut self, number: usize) {
+        let Some(task) = self.tasks.get(&number) else { return };
+        match task.state() {
+            TaskState::Running => return,
+            TaskState::Failed => {
+                let error = task.error().unwrap_or(Error::ProducerAborted);
+                self.fail(error);
+            }
+            TaskState::Aborted => {
+                self.fail(Error::ProducerAborted);
+            }
+            TaskState::Finished | TaskState::Cancelled => self.finished += 1,
+        }
+        self.look_around();
+    }
+
+    fn look_around(&mut self) {
+        // A task that ends early does not end a stage that makes others.
+        if !matches!(self.state(), StageState::Scheduled | StageState::Running) {
+            return;
+        }
+        match self.finished == self.tasks.len() {
+            true => self.become_(StageState::Finished),
+            false => self.become_(StageState::Running),
+        };
+    }
+
+    /// Nobody wants the rest (E-9).
+    pub fn cancel(&mut self) {
+        self.become_(StageState::Cancelled);
+        self.tasks.values().for_each(|task| task.cancel());
+    }
+
+    /// The query has failed (E-9).
+    pub fn abort(&mut self) {
+        self.become_(StageState::Aborted);
+        self.tasks.values().for_each(|task| task.abort());
+    }
+
+    /// Whether no task of it runs.
+    pub fn is_idle(&self) -> bool {
+        self.tasks.values().all(|task| task.state().is_final())
+    }
+}
+
+impl std::fmt::Debug for StageExecution {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "stage {} {:?}, {} tasks", self.fragment.id, self.state(), self.tasks.len())
+    }
+}

@@ -1,0 +1,132 @@
+//! What the scheduler knows of a stage's task, and asks of it.
+
+use std::{collections::VecDeque, fmt, sync::Arc};
+
+use gatework_runtime::{Error, Result, pipeline::Held};
+use gatework_shared_state::{
+    Dependency, DependencyKind, Gate, Wakeups,
+    output::{LocationId, Output, OutputBuffers},
+    splits::SplitLoad,
+};
+use gatework_sql::splits::Split;
+use parking_lot::Mutex;
+
+use crate::{FragmentId, PlanFragment, TaskState};
+
+/// The number of a node.
+pub type NodeId = usize;
+
+/// Which task of which stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TaskId {
+    /// The stage, by its fragment.
+    pub stage: FragmentId,
+    /// Its number in the stage: it reads the buffers of that number.
+    pub number: usize,
+}
+
+impl TaskId {
+    /// Its output, for those who read it.
+    pub(crate) fn location(self) -> LocationId {
+        (self.stage as u64) << 32 | self.number as u64
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.stage, self.number)
+    }
+}
+
+/// A task on a node: of this process, or of a test.
+pub trait StageTask: Send + Sync + fmt::Debug {
+    /// Its name.
+    fn id(&self) -> TaskId;
+    /// Where it runs.
+    fn node(&self) -> NodeId;
+    /// How far it has come.
+    fn state(&self) -> TaskState;
+    /// Why it failed.
+    fn error(&self) -> Option<Error>;
+    /// What it writes.
+    fn output(&self) -> &Output<Held>;
+    /// Gives it splits of table number `table` of its fragment.
+    fn add_splits(&self, table: usize, splits: Vec<Split>);
+    /// That table has no others for it.
+    fn no_more_splits(&self, table: usize);
+    /// What it has of all its tables and not read.
+    fn load(&self) -> SplitLoad;
+    /// Opens when more splits are welcome.
+    fn room(&self) -> Gate;
+    /// Gives remote source number `source` of its fragment one more output to read.
+    ///
+    /// # Errors
+    /// If there were to be no others.
+    fn add_location(&self, source: usize, id: LocationId, output: &Output<Held>) -> Result<()>;
+    /// That remote source will get no others.
+    fn no_more_locations(&self, source: usize);
+    /// Nobody wants the rest: it ends at once, and well.
+    fn cancel(&self);
+    /// The query has failed: it ends at once, and those who read it do not take it for finished.
+    fn abort(&self);
+}
+
+/// What a task is made of.
+#[derive(Debug)]
+pub struct TaskSpec<'a> {
+    /// Its name.
+    pub id: TaskId,
+    /// Where it is to run.
+    pub node: NodeId,
+    /// What it is to run.
+    pub fragment: &'a PlanFragment,
+    /// Who reads it, as far as that is known.
+    pub buffers: &'a OutputBuffers,
+}
+
+/// Makes tasks. They run from the start, and wait for what they need.
+pub trait TaskFactory: Send + Sync {
+    /// A task, which says in `inbox` that it has ended, once.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    fn create(&self, spec: &TaskSpec<'_>, inbox: &Arc<Inbox>) -> Result<Arc<dyn StageTask>>;
+}
+
+/// What happens to a query's tasks, for its scheduler. Nobody is called back: the scheduler is woken, and sees.
+#[derive(Debug)]
+pub struct Inbox {
+    ended: Mutex<VecDeque<TaskId>>,
+    gate: Gate,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        let gate = Dependency::blocked("tasks of stages", DependencyKind::External);
+        Self { ended: Mutex::default(), gate }
+    }
+}
+
+impl Inbox {
+    /// `task` has ended, in whatever way.
+    pub fn ended(&self, task: TaskId) {
+        let mut wakeups = Wakeups::new();
+        let mut ended = self.ended.lock();
+        ended.push_back(task);
+        self.gate.set_ready_later(&mut wakeups);
+    }
+
+    /// A task that has ended. Without one, the gate is shut until there is.
+    pub(crate) fn take(&self) -> Option<TaskId> {
+        let mut ended = self.ended.lock();
+        let next = ended.pop_front();
+        if next.is_none() {
+            self.gate.block();
+        }
+        next
+    }
+
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+}
