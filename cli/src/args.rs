@@ -95,9 +95,6 @@ pub(crate) struct SqlArgs {
         default_missing_value = "plan"
     )]
     pub(crate) explain: Option<Explain>,
-    /// Nodes that `--explain stages` plans for
-    #[arg(long, value_name = "N", default_value = "4", value_parser = at_least_one)]
-    pub(crate) nodes: NonZeroUsize,
 }
 
 /// What queries may use.
@@ -116,6 +113,13 @@ pub(crate) struct EngineArgs {
     /// What temporary files may take, such as 20GB. Default: 100 GiB
     #[arg(long, value_name = "SIZE")]
     pub(crate) temp_limit: Option<ByteSize>,
+    /// Run each query as stages on so many nodes of this process, which have a share of the threads each, and at least
+    /// one. Default: no stages
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) nodes: Option<NonZeroUsize>,
+    /// When stages start, if there are nodes
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t, requires = "nodes")]
+    pub(crate) stage_policy: StagePolicy,
     /// How long a query may take, such as 90s or 5min. Default: for ever
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Option<Duration>,
@@ -126,8 +130,18 @@ pub(crate) struct EngineArgs {
 pub(crate) enum Explain {
     /// The plan, and which of its nodes are not gatework's own
     Plan,
-    /// The stages in which it would run on several nodes. They cannot be run yet
+    /// The stages in which it runs on so many nodes as `--nodes` says, or on 4
     Stages,
+}
+
+/// When the stages of a query start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StagePolicy {
+    /// All of them at once
+    #[default]
+    AllAtOnce,
+    /// What joins collect first, then what probes it: less memory at a time
+    Phased,
 }
 
 /// How results are printed. Each result is printed whole before the next one begins.

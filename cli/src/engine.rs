@@ -5,17 +5,23 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
 
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use datafusion::common::Result;
-use datafusion::execution::TaskContext;
+use datafusion::dataframe::DataFrame;
+use datafusion::execution::RecordBatchStream;
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
+use futures::TryStreamExt;
+use gatework::stages::{ExecutionPolicy, Nodes, StageOptions, StageStream};
 use gatework::{SessionStateBuilderExt, Settings};
+use tokio::task::yield_now;
 
-use crate::args::EngineArgs;
+use crate::args::{EngineArgs, StagePolicy};
 use crate::error::Error;
 
 /// An executor of this process. Its threads end when it is dropped.
@@ -24,6 +30,25 @@ pub(crate) struct Engine {
     /// What sessions share: caches of footers, object stores, memory.
     shared: Arc<RuntimeEnv>,
     settings: Settings,
+    nodes: Option<OnNodes>,
+}
+
+/// Nodes of this process that queries run on as stages.
+pub(crate) struct OnNodes {
+    nodes: Nodes,
+    options: StageOptions,
+}
+
+impl OnNodes {
+    fn start(args: &EngineArgs, count: usize) -> gatework::runtime::Result<Self> {
+        let threads = (threads(args.threads).get() / count).max(1);
+        let policy = match args.stage_policy {
+            StagePolicy::AllAtOnce => ExecutionPolicy::AllAtOnce,
+            StagePolicy::Phased => ExecutionPolicy::Phased,
+        };
+        let options = StageOptions { policy, ..StageOptions::of_nodes(count) };
+        Ok(Self { nodes: Nodes::in_process(count, threads)?, options })
+    }
 }
 
 impl Engine {
@@ -51,7 +76,14 @@ impl Engine {
         }
         let shared = shared.build_arc().map_err(|error| failed(&error))?;
         let settings = Settings { timeout: args.timeout, ..Settings::default() };
-        Ok(Self { executor, shared, settings })
+        let nodes = args.nodes.map(|count| OnNodes::start(args, count.get())).transpose();
+        let nodes = nodes.map_err(|error| failed(&error))?;
+        Ok(Self { executor, shared, settings, nodes })
+    }
+
+    /// What queries run on as stages, if they do.
+    pub(crate) fn nodes(&self) -> Option<&OnNodes> {
+        self.nodes.as_ref()
     }
 
     /// A new, empty session whose queries run on this executor.
@@ -81,12 +113,51 @@ pub(crate) fn fallbacks(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
     gatework::fallbacks(plan)
 }
 
-/// Starts a planned query. Dropping the stream cancels it.
-pub(crate) fn execute(
-    plan: &Arc<dyn ExecutionPlan>,
-    context: Arc<TaskContext>,
-) -> Result<SendableRecordBatchStream> {
-    execute_stream(Arc::clone(plan), context)
+/// A query that runs. Dropping it cancels the query.
+pub(crate) enum Answer {
+    Whole(SendableRecordBatchStream, Arc<dyn ExecutionPlan>),
+    Stages(Box<StageStream>),
+}
+
+impl Answer {
+    /// Plans a query and starts it, as stages if there are nodes.
+    pub(crate) async fn start(frame: DataFrame, nodes: Option<&OnNodes>) -> Result<Self> {
+        if let Some(OnNodes { nodes, options }) = nodes {
+            let stream = gatework::stages::execute(frame, nodes, options).await?;
+            return Ok(Self::Stages(Box::new(stream)));
+        }
+        let context = frame.task_ctx();
+        let plan = frame.create_physical_plan().await?;
+        let stream = execute_stream(Arc::clone(&plan), context.into())?;
+        Ok(Self::Whole(stream, plan))
+    }
+
+    pub(crate) fn schema(&self) -> SchemaRef {
+        match self {
+            Self::Whole(stream, _) => stream.schema(),
+            Self::Stages(stream) => stream.schema(),
+        }
+    }
+
+    /// The next rows. A stream that always has rows ready would otherwise never let Ctrl-C be heard.
+    pub(crate) async fn next(&mut self) -> Result<Option<RecordBatch>> {
+        yield_now().await;
+        match self {
+            Self::Whole(stream, _) => stream.try_next().await,
+            Self::Stages(stream) => stream.try_next().await,
+        }
+    }
+
+    /// The nodes of its plan that ran as DataFusion's own; of stages, once the rows have ended.
+    pub(crate) fn fallbacks(&self) -> Vec<String> {
+        match self {
+            Self::Whole(_, plan) => fallbacks(plan),
+            Self::Stages(stream) => {
+                let tasks = stream.report();
+                tasks.into_iter().flat_map(|task| task.fallbacks).collect()
+            }
+        }
+    }
 }
 
 /// Lets `SHOW TABLES` and `information_schema` work, which a person at a prompt asks for first.

@@ -1,6 +1,7 @@
 //! `gatework sql`: statements over files, results to standard output as they come.
 
 use std::io::{self, IsTerminal};
+use std::num::NonZeroUsize;
 
 use datafusion::dataframe::DataFrame;
 use datafusion::physical_plan::displayable;
@@ -9,12 +10,15 @@ use gatework::stages::{StageOptions, plan_stages};
 use indicatif::ProgressBar;
 
 use crate::args::{Explain, Format, SqlArgs};
-use crate::engine::{self, Engine};
+use crate::engine::{self, Answer, Engine};
 use crate::error::Error;
 use crate::output::{Output, Sink};
 use crate::progress;
 use crate::statements;
 use crate::tables;
+
+/// Nodes that stages are explained for, if nobody says how many.
+const EXPLAINED_NODES: usize = 4;
 
 /// Runs the command.
 pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
@@ -32,9 +36,10 @@ pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
             match args.explain {
                 Some(Explain::Plan) => explain(planned.frame, &session, &sink).await?,
                 Some(Explain::Stages) => {
-                    explain_stages(planned.frame, args.nodes.get(), &session, &sink).await?;
+                    let nodes = args.engine.nodes.map_or(EXPLAINED_NODES, NonZeroUsize::get);
+                    explain_stages(planned.frame, nodes, &session, &sink).await?;
                 }
-                None => print(planned.frame, &session, args.format, &sink).await?,
+                None => print(planned.frame, &session, &engine, args.format, &sink).await?,
             }
         }
     }
@@ -45,17 +50,16 @@ pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
 async fn print(
     frame: DataFrame,
     session: &SessionContext,
+    engine: &Engine,
     format: Format,
     sink: &Sink,
 ) -> Result<(), Error> {
     let query_error = |error| Error::query(&error, session);
-    let context = frame.task_ctx();
-    let plan = frame.create_physical_plan().await.map_err(query_error)?;
-    let mut stream = engine::execute(&plan, context.into()).map_err(query_error)?;
+    let mut answer = Answer::start(frame, engine.nodes()).await.map_err(query_error)?;
     let spinner = progress::spinner("running");
-    let mut output = Output::new(format, stream.schema(), sink.clone())?;
+    let mut output = Output::new(format, answer.schema(), sink.clone())?;
     let mut rows = 0;
-    while let Some(batch) = statements::next(&mut stream).await.map_err(query_error)? {
+    while let Some(batch) = answer.next().await.map_err(query_error)? {
         rows += batch.num_rows() as u64;
         show_progress(&spinner, rows);
         output.write(&batch)?;

@@ -8,13 +8,10 @@ use arrow::array::RecordBatch;
 use datafusion::common::Result;
 use datafusion::dataframe::DataFrame;
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::{DFParser, Statement};
-use futures::TryStreamExt;
-use tokio::task::yield_now;
 
-use crate::engine;
+use crate::engine::{Answer, OnNodes};
 
 /// Splits SQL into its statements.
 pub(crate) fn parse(sql: &str) -> Result<VecDeque<Statement>> {
@@ -49,20 +46,12 @@ pub(crate) struct Collected {
     pub(crate) fallbacks: Vec<String>,
 }
 
-/// Runs a query to its end.
-pub(crate) async fn collect(frame: DataFrame) -> Result<Collected> {
-    let context = frame.task_ctx();
-    let plan = frame.create_physical_plan().await?;
-    let mut stream = engine::execute(&plan, context.into())?;
+/// Runs a query to its end, as stages if there are nodes.
+pub(crate) async fn collect(frame: DataFrame, nodes: Option<&OnNodes>) -> Result<Collected> {
+    let mut answer = Answer::start(frame, nodes).await?;
     let mut batches = Vec::new();
-    while let Some(batch) = next(&mut stream).await? {
+    while let Some(batch) = answer.next().await? {
         batches.push(batch);
     }
-    Ok(Collected { batches, fallbacks: engine::fallbacks(&plan) })
-}
-
-/// The next rows of a result. A stream that always has rows ready would otherwise never let Ctrl-C be heard.
-pub(crate) async fn next(stream: &mut SendableRecordBatchStream) -> Result<Option<RecordBatch>> {
-    yield_now().await;
-    stream.try_next().await
+    Ok(Collected { batches, fallbacks: answer.fallbacks() })
 }

@@ -13,6 +13,7 @@ mod lower;
 mod memory;
 mod planner;
 mod region;
+mod remote_filters;
 mod scan;
 mod session;
 mod settings;
@@ -25,6 +26,7 @@ pub mod verify;
 
 pub use planner::{GateworkPlanner, ShellRule};
 pub use region::{Deadline, profile, query, run_into};
+pub use remote_filters::RemoteFilters;
 pub use session::{SessionStateBuilderExt, session, session_with};
 pub use settings::Settings;
 pub use shell::{Shell, as_shell, fallbacks};

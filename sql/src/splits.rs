@@ -145,7 +145,8 @@ pub fn split_source(
             gate: PollGate::new("splits of a file"),
         }));
     }
-    if let Some(memory) = source.downcast_ref::<MemorySourceConfig>() {
+    let filtered = source.downcast_ref::<MemoryTable>().map(MemoryTable::table);
+    if let Some(memory) = filtered.or_else(|| source.downcast_ref::<MemorySourceConfig>()) {
         let batches = memory.partitions().iter().flatten().cloned().collect();
         return Ok(Box::new(MemorySplits { batches, first_row: 0 }));
     }
@@ -242,6 +243,15 @@ impl SplitSource for MemorySplits {
 
     fn close(&mut self) {
         self.batches.clear();
+    }
+}
+
+/// `table`, if it can be read in splits, as one that takes runtime filters.
+pub fn filterable(table: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+    let scan = table.downcast_ref::<DataSourceExec>();
+    match scan.and_then(|scan| MemoryTable::around(scan.data_source(), &[])) {
+        Some(memory) => Arc::new(DataSourceExec::new(Arc::new(memory))),
+        None => table,
     }
 }
 

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use datafusion::{
     arrow::datatypes::SchemaRef,
-    common::{internal_err, tree_node::TreeNodeRecursion},
+    common::{config::ConfigOptions, internal_err, tree_node::TreeNodeRecursion},
     error::Result,
     execution::{SendableRecordBatchStream, TaskContext},
     physical_expr::{EquivalenceProperties, LexOrdering, Partitioning, PhysicalExpr},
@@ -12,6 +12,9 @@ use datafusion::{
         ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties,
         ReplaceChildrenOptions,
         execution_plan::{Boundedness, EmissionType},
+        filter_pushdown::{
+            ChildPushdownResult, FilterDescription, FilterPushdownPhase, FilterPushdownPropagation,
+        },
     },
 };
 
@@ -238,6 +241,29 @@ impl ExecutionPlan for ExchangeExec {
         let schema = self.schema();
         let again = Self::try_new(self.scope, self.kind, self.scheme.clone(), children)?;
         Ok(Arc::new(again.with_schema(schema)))
+    }
+
+    fn gather_filters_for_pushdown(
+        &self,
+        _: FilterPushdownPhase,
+        filters: Vec<Arc<dyn PhysicalExpr>>,
+        _: &ConfigOptions,
+    ) -> Result<FilterDescription> {
+        let sources = self.sources.iter().collect::<Vec<_>>();
+        // Several sources have different names for their columns.
+        match self.sources.len() {
+            1 => FilterDescription::from_children(filters, &sources),
+            _ => Ok(FilterDescription::all_unsupported(&filters, &sources)),
+        }
+    }
+
+    fn handle_child_pushdown_result(
+        &self,
+        _: FilterPushdownPhase,
+        pushed: ChildPushdownResult,
+        _: &ConfigOptions,
+    ) -> Result<FilterPushdownPropagation<Arc<dyn ExecutionPlan>>> {
+        Ok(FilterPushdownPropagation::if_all(pushed))
     }
 
     fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod exchange;
+mod filters;
 mod fragment;
 mod linkage;
 mod local;

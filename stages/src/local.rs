@@ -13,10 +13,8 @@ use datafusion::{
         internal_datafusion_err,
         tree_node::{Transformed, TreeNode},
     },
-    config::ConfigOptions,
     error::Result as PlanResult,
     execution::TaskContext,
-    physical_optimizer::PhysicalOptimizerRule,
     physical_plan::{ExecutionPlan, sorts::sort::SortExec},
 };
 use gatework_operators::{
@@ -47,9 +45,6 @@ use crate::{
 pub(crate) struct LocalTasks {
     pub(crate) nodes: Vec<Executor>,
     pub(crate) context: Arc<TaskContext>,
-    /// Brings runtime filters to the tables of a task's own.
-    pub(crate) filters: Option<Arc<dyn PhysicalOptimizerRule + Send + Sync>>,
-    pub(crate) options: Arc<ConfigOptions>,
     pub(crate) buffer_bytes: usize,
     pub(crate) queued_splits: usize,
     /// As long as a task runs, its query has not ended.
@@ -64,7 +59,7 @@ impl TaskFactory for LocalTasks {
         };
         let name = format!("stage {} task {}", spec.id.stage, spec.id.number);
         let inputs = Inputs::new(&name, spec.fragment, self.queued_splits);
-        let plan = self.plan(spec.fragment, &inputs).or_fail()?;
+        let plan = plan_of(spec.fragment, &inputs).or_fail()?;
         let mut output = None;
         let running = run_into(plan, executor, &self.context, &name, |tasks| {
             let budget = Budget::new(self.buffer_bytes);
@@ -97,27 +92,18 @@ impl TaskFactory for LocalTasks {
     }
 }
 
-impl LocalTasks {
-    /// What a task runs: its fragment, with sources for the rows of other stages and queues of splits for tables.
-    fn plan(
-        &self,
-        fragment: &PlanFragment,
-        inputs: &Inputs,
-    ) -> PlanResult<Arc<dyn ExecutionPlan>> {
-        let whole = fragment.root.clone().transform_up(|node| {
-            if let Some(source) = node.downcast_ref::<RemoteSourceExec>() {
-                return Ok(Transformed::yes(inputs.exchange(source)?));
-            }
-            if let Some(scan) = node.downcast_ref::<SplitScanExec>() {
-                return Ok(Transformed::yes(inputs.table(fragment, scan)?));
-            }
-            Ok(Transformed::no(node))
-        })?;
-        match &self.filters {
-            Some(rule) => rule.optimize(whole.data, &self.options),
-            None => Ok(whole.data),
+/// What a task runs: its fragment, with sources for the rows of other stages and queues of splits for tables.
+fn plan_of(fragment: &PlanFragment, inputs: &Inputs) -> PlanResult<Arc<dyn ExecutionPlan>> {
+    let whole = fragment.root.clone().transform_up(|node| {
+        if let Some(source) = node.downcast_ref::<RemoteSourceExec>() {
+            return Ok(Transformed::yes(inputs.exchange(source)?));
         }
-    }
+        if let Some(scan) = node.downcast_ref::<SplitScanExec>() {
+            return Ok(Transformed::yes(inputs.table(fragment, scan)?));
+        }
+        Ok(Transformed::no(node))
+    })?;
+    Ok(whole.data)
 }
 
 fn routing(scheme: &PartitioningScheme) -> Routing {
@@ -229,6 +215,10 @@ impl StageTask for LocalTask {
 
     fn error(&self) -> Option<Error> {
         self.query.error()
+    }
+
+    fn fallbacks(&self) -> Vec<String> {
+        self.query.profile().fallbacks
     }
 
     fn output(&self) -> &Output<Held> {

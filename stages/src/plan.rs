@@ -12,7 +12,7 @@ use datafusion::{
 
 use gatework_sql::ShellRule;
 
-use crate::{ExecutionPolicy, SplitLimits, SubPlan, fragment_plan, place_exchanges};
+use crate::{filters::push_down, ExecutionPolicy, SplitLimits, SubPlan, fragment_plan, place_exchanges};
 
 /// How a query is cut.
 #[derive(Debug, Clone)]
@@ -21,6 +21,11 @@ pub struct StageOptions {
     pub nodes: usize,
     /// How many stages are allowed; 100.
     pub most_stages: usize,
+    /// The side of a join that is sent to all nodes has, by DataFusion's estimate, at most so many bytes; 16 MiB.
+    /// Each node has a table of its own of it.
+    pub broadcast_bytes: usize,
+    /// The same in rows, where bytes cannot be estimated; a million.
+    pub broadcast_rows: usize,
     /// When stages start; all at once.
     pub policy: ExecutionPolicy,
     /// How many splits nodes are given at a time.
@@ -35,6 +40,8 @@ impl StageOptions {
         Self {
             nodes,
             most_stages: 100,
+            broadcast_bytes: 16 << 20,
+            broadcast_rows: 1_000_000,
             policy: ExecutionPolicy::default(),
             splits: SplitLimits::default(),
             buffer_bytes: 16 << 20,
@@ -45,8 +52,7 @@ impl StageOptions {
 /// The stages of `query`: planned by DataFusion as for so many partitions, with exchanges between nodes where
 /// it has them between partitions.
 ///
-/// Runtime filters are left out, and scalar subqueries are joins, since what one stage knows another does not.
-/// So a scalar subquery of several rows, which is an error elsewhere, is not noticed.
+/// Scalar subqueries are joins, since what one stage knows another does not. So a scalar subquery of several rows, which is an error elsewhere, is not noticed.
 ///
 /// ```
 /// use datafusion::prelude::SessionContext;
@@ -76,6 +82,8 @@ pub async fn plan_stages(
     optimizer.enable_join_dynamic_filter_pushdown = false;
     optimizer.enable_topk_dynamic_filter_pushdown = false;
     optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+    optimizer.hash_join_single_partition_threshold = options.broadcast_bytes;
+    optimizer.hash_join_single_partition_threshold_rows = options.broadcast_rows;
     // The value would be known in one stage only.
     config.options_mut().optimizer.enable_physical_uncorrelated_scalar_subquery = false;
     // The copy shares the session's catalog; a new one would take the place of its tables.
@@ -90,5 +98,10 @@ pub async fn plan_stages(
     let logical = state.optimize(query)?;
     let planner = DefaultPhysicalPlanner::default();
     let plan: Arc<dyn ExecutionPlan> = planner.create_physical_plan(&logical, &state).await?;
-    fragment_plan(&place_exchanges(plan, options.nodes)?, options.most_stages)
+    let mut placed = place_exchanges(plan, options.nodes)?;
+    let rules = session.physical_optimizers();
+    if let Some(rule) = rules.iter().rfind(|rule| rule.name() == "FilterPushdown(Post)") {
+        placed = push_down(placed, rule, session.config().options().as_ref().clone())?;
+    }
+    fragment_plan(&placed, options.most_stages)
 }

@@ -10,7 +10,7 @@ use datafusion::{
     arrow::{array::RecordBatch, datatypes::SchemaRef},
     dataframe::DataFrame,
     error::Result as PlanResult,
-    execution::{RecordBatchStream, TaskContext, session_state::SessionState},
+    execution::{RecordBatchStream, TaskContext},
 };
 use futures::{Stream, StreamExt};
 use gatework_operators::{
@@ -24,13 +24,13 @@ use gatework_runtime::{
     },
 };
 use gatework_shared_state::{Budget, output::ExchangeClient};
-use gatework_sql::{Deadline, Settings, splits::split_source};
+use gatework_sql::{Deadline, RemoteFilters, Settings, splits::split_source};
 use parking_lot::Mutex;
 
 use crate::{
     FixedCountScheduler, Nodes, PartitioningHandle as Handle, QueryScheduler, SourcePartitionedScheduler,
     StageExecution, StageOptions, StageScheduler, Step, SubPlan, TaskFactory, TaskId, TaskState,
-    local::LocalTasks, plan_stages,
+    filters::between_stages, local::LocalTasks, plan_stages,
 };
 
 /// Runs `query` as stages on `nodes`.
@@ -58,18 +58,17 @@ pub async fn execute(
     nodes: &Nodes,
     options: &StageOptions,
 ) -> PlanResult<StageStream> {
-    let context = Arc::new(query.task_ctx());
+    let context = query.task_ctx();
     let (state, plan) = query.into_parts();
     let options = StageOptions { nodes: nodes.count(), ..options.clone() };
     let plan = plan_stages(&state, &plan, &options).await?;
-    run(plan, &state, context, nodes, &options).map_err(|error| Failure::to_datafusion(&error))
+    run(plan, &context, nodes, &options).map_err(|error| Failure::to_datafusion(&error))
 }
 
 /// Runs the stages of a query that was planned for as many nodes.
 fn run(
     plan: SubPlan,
-    state: &SessionState,
-    context: Arc<TaskContext>,
+    context: &TaskContext,
     nodes: &Nodes,
     options: &StageOptions,
 ) -> Result<StageStream> {
@@ -85,14 +84,12 @@ fn run(
     let schema = plan.fragment.root.schema();
     let result = ExchangeClient::new("result of the stages");
     let report = Arc::<Mutex<Vec<TaskReport>>>::default();
-    let rules = state.physical_optimizers().iter();
+    let filters = between_stages(&plan, nodes.count()).or_fail()?;
     let start = Start {
         plan: Arc::new(plan),
         nodes: nodes.clone(),
         options: options.clone(),
-        filters: rules.filter(|rule| rule.name() == "FilterPushdown(Post)").next_back().cloned(),
-        config: Arc::new(context.session_config().options().as_ref().clone()),
-        context,
+        context: with_filters(context, filters),
         result: result.clone(),
         report: report.clone(),
     };
@@ -113,6 +110,20 @@ fn run(
     }
 }
 
+/// The context of a query's tasks: it has the runtime filters that go from one to another.
+fn with_filters(context: &TaskContext, filters: RemoteFilters) -> Arc<TaskContext> {
+    Arc::new(TaskContext::new(
+        context.task_id(),
+        context.session_id(),
+        context.session_config().clone().with_extension(Arc::new(filters)),
+        context.scalar_functions().clone(),
+        context.higher_order_functions().clone(),
+        context.aggregate_functions().clone(),
+        context.window_functions().clone(),
+        context.runtime_env(),
+    ))
+}
+
 /// What a task came to.
 #[derive(Debug, Clone)]
 pub struct TaskReport {
@@ -130,6 +141,8 @@ pub struct TaskReport {
     pub rows_dropped: u64,
     /// The most bytes that waited in its output.
     pub peak_output_bytes: usize,
+    /// Nodes of its plan that DataFusion ran.
+    pub fallbacks: Vec<String>,
 }
 
 /// The rows of a query that runs as stages. Dropping it cancels the query.
@@ -181,8 +194,6 @@ struct Start {
     nodes: Nodes,
     options: StageOptions,
     context: Arc<TaskContext>,
-    filters: Option<Arc<dyn datafusion::physical_optimizer::PhysicalOptimizerRule + Send + Sync>>,
-    config: Arc<datafusion::config::ConfigOptions>,
     result: ExchangeClient<Held>,
     report: Arc<Mutex<Vec<TaskReport>>>,
 }
@@ -193,8 +204,6 @@ impl Start {
         let tasks: Arc<dyn TaskFactory> = Arc::new(LocalTasks {
             nodes: self.nodes.executors().to_vec(),
             context: self.context.clone(),
-            filters: self.filters.clone(),
-            options: self.config.clone(),
             buffer_bytes: self.options.buffer_bytes,
             queued_splits: self.options.splits.most_queued,
             presence: Box::new(move || presence.outside()),
@@ -266,6 +275,7 @@ impl LocalScheduler {
                 rows_read: flow.rows_out,
                 rows_dropped: flow.rows_dropped,
                 peak_output_bytes: flow.peak_bytes,
+                fallbacks: task.fallbacks(),
             }
         });
         *self.report.lock() = reports.collect();

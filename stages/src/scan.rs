@@ -3,14 +3,16 @@
 use std::{fmt, sync::Arc};
 
 use datafusion::{
-    common::{internal_err, tree_node::TreeNodeRecursion},
+    common::{config::ConfigOptions, internal_err, tree_node::TreeNodeRecursion},
     error::Result,
     execution::{SendableRecordBatchStream, TaskContext},
     physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr},
     physical_plan::{
         DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
+        filter_pushdown::{ChildPushdownResult, FilterPushdownPhase, FilterPushdownPropagation},
     },
 };
+use gatework_sql::splits::filterable;
 
 /// A scan of a table, of which each task of a stage reads the splits that it is given.
 #[derive(Debug)]
@@ -22,6 +24,7 @@ pub struct SplitScanExec {
 impl SplitScanExec {
     /// A scan of `table` by tasks on so many nodes. Its order, if it has one, is lost.
     pub fn new(table: Arc<dyn ExecutionPlan>, nodes: usize) -> Self {
+        let table = filterable(table);
         let properties = PlanProperties::new(
             EquivalenceProperties::new(table.schema()),
             Partitioning::UnknownPartitioning(nodes),
@@ -69,6 +72,19 @@ impl ExecutionPlan for SplitScanExec {
         _: Vec<Arc<dyn ExecutionPlan>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         Ok(self)
+    }
+
+    fn handle_child_pushdown_result(
+        &self,
+        phase: FilterPushdownPhase,
+        pushed: ChildPushdownResult,
+        config: &ConfigOptions,
+    ) -> Result<FilterPushdownPropagation<Arc<dyn ExecutionPlan>>> {
+        let mut taken = self.table.handle_child_pushdown_result(phase, pushed, config)?;
+        let nodes = self.properties.partitioning.partition_count();
+        let around = |table| Arc::new(Self::new(table, nodes)) as Arc<dyn ExecutionPlan>;
+        taken.updated_node = taken.updated_node.map(around);
+        Ok(taken)
     }
 
     fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

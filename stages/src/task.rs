@@ -48,6 +48,10 @@ pub trait StageTask: Send + Sync + fmt::Debug {
     fn state(&self) -> TaskState;
     /// Why it failed.
     fn error(&self) -> Option<Error>;
+    /// Nodes of its plan that another engine runs on its behalf.
+    fn fallbacks(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// What it writes.
     fn output(&self) -> &Output<Held>;
     /// Gives it splits of table number `table` of its fragment.

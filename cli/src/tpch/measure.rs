@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 use datafusion::prelude::SessionContext;
 use indicatif::ProgressBar;
 
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, OnNodes};
 use crate::error::Error;
 use crate::statements;
 
@@ -66,7 +66,7 @@ impl Measure<'_> {
             let session = self.session(self.engine.session())?;
             let start = Instant::now();
             let results =
-                run_query(query, &session).await.map_err(|error| failed("failed", &error))?;
+                run_query(query, &session, self.engine.nodes()).await.map_err(|error| failed("failed", &error))?;
             outcome.seconds.push(start.elapsed().as_secs_f64());
             outcome.rows = results.results.iter().flatten().map(RecordBatch::num_rows).sum();
             outcome.fallbacks = results.fallbacks;
@@ -124,7 +124,11 @@ impl Measure<'_> {
 }
 
 /// Runs all statements of a query, from text to the last row.
-async fn run_query(query: &Query, session: &SessionContext) -> Result<Results, Error> {
+async fn run_query(
+    query: &Query,
+    session: &SessionContext,
+    nodes: Option<&OnNodes>,
+) -> Result<Results, Error> {
     let query_error = |error| Error::query(&error, session);
     let mut results = Results::default();
     for statement in statements::parse(&query.sql).map_err(query_error)? {
@@ -132,7 +136,7 @@ async fn run_query(query: &Query, session: &SessionContext) -> Result<Results, E
         if !planned.has_result() {
             continue;
         }
-        let collected = statements::collect(planned.frame).await.map_err(query_error)?;
+        let collected = statements::collect(planned.frame, nodes).await.map_err(query_error)?;
         results.results.push(collected.batches);
         for fallback in collected.fallbacks {
             if !results.fallbacks.contains(&fallback) {

@@ -34,7 +34,7 @@ impl Reference {
             let planned = statements::plan(&session, statement).await.map_err(query_error)?;
             if planned.has_result() {
                 let batches =
-                    statements::collect(planned.frame).await.map_err(query_error)?.batches;
+                    statements::collect(planned.frame, None).await.map_err(query_error)?.batches;
                 let order = ResultOrder::of(&planned.logical);
                 expected.push(Expected {
                     order,
@@ -68,7 +68,7 @@ impl Reference {
 
     async fn unlimited(&self, plan: LogicalPlan) -> Result<Vec<RecordBatch>, String> {
         let frame = DataFrame::new(self.session.state(), plan);
-        let collected = statements::collect(frame).await;
+        let collected = statements::collect(frame, None).await;
         collected.map(|collected| collected.batches).map_err(|error| error.to_string())
     }
 }

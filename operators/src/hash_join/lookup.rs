@@ -12,8 +12,8 @@ use arrow::{
     datatypes::{DataType, Schema},
 };
 use datafusion_common::{Result, internal_err};
-use datafusion_expr::ColumnarValue;
-use datafusion_physical_expr::{PhysicalExpr, split_conjunction};
+use datafusion_expr::{ColumnarValue, Operator as BinaryOperator};
+use datafusion_physical_expr::{PhysicalExpr, expressions::BinaryExpr, split_conjunction};
 
 use super::{
     index::{Index, Kind},
@@ -233,8 +233,15 @@ impl InTable {
 }
 
 /// What of a published runtime filter decides about a row: membership in the table, if it is a part.
-/// Bounds, which are there for whoever cannot ask the table, say no more.
+/// Bounds, which are there for whoever cannot ask the table, say no more. Of several filters of which one must
+/// hold, each is asked so.
 pub fn row_test(filter: &Arc<dyn PhysicalExpr>) -> Arc<dyn PhysicalExpr> {
+    if let Some(either) = filter.downcast_ref::<BinaryExpr>()
+        && *either.op() == BinaryOperator::Or
+    {
+        let (left, right) = (row_test(either.left()), row_test(either.right()));
+        return Arc::new(BinaryExpr::new(left, BinaryOperator::Or, right));
+    }
     let mut parts = split_conjunction(filter).into_iter();
     parts.find(|part| part.is::<InTable>()).unwrap_or(filter).clone()
 }

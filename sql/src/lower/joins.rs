@@ -19,7 +19,7 @@ use gatework_operators::{
 };
 
 use super::{FilterLink, Lowering, failed, flow::Flow, nodes::takes_the_first};
-use crate::shell::Shell;
+use crate::{remote_filters::RemoteTarget, shell::Shell};
 
 /// DataFusion's dynamic filter as the target of a join's runtime filter.
 struct DynamicTarget {
@@ -113,7 +113,10 @@ impl Lowering {
             return (None, None);
         };
         let keys = join.on().iter().map(|(_, right)| right.clone()).collect();
-        let target = Arc::new(DynamicTarget { filter, keys });
+        let target: Arc<dyn FilterTarget> = match self.remote_filter(id) {
+            Some(filter) => Arc::new(RemoteTarget { filter, keys }),
+            None => Arc::new(DynamicTarget { filter, keys }),
+        };
         let (producer, gate) = FilterProducer::new("join", target);
         self.filters.insert(id, FilterLink { gate, build: None });
         (Some(id), Some(producer))

@@ -137,7 +137,8 @@ impl Lowering {
         projection: Option<&ProjectionExprs>,
     ) -> Result<Vec<Arc<ScanFilter>>> {
         ScanFilter::find(predicate, projection, |id| {
-            self.filters.get(&id).map(|link| link.gate.clone())
+            let own = self.filters.get(&id).map(|link| link.gate.clone());
+            own.or_else(|| self.remote_filter(id).map(|filter| filter.gate().clone()))
         })
     }
 

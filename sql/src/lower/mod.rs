@@ -42,6 +42,7 @@ use gatework_shared_state::Gate;
 use crate::{
     engine::Engine,
     region::{Contract, ForeignContext, Readers},
+    remote_filters::{RemoteFilter, RemoteFilters},
     scan::ScanFilter,
     settings::Settings,
     shell::{Shell, as_shell},
@@ -145,6 +146,12 @@ impl Lowering {
         Ok(Lowered { graph, fallbacks, nodes })
     }
 
+    /// A runtime filter that goes from one stage to another.
+    fn remote_filter(&self, id: u64) -> Option<Arc<RemoteFilter>> {
+        let filters = self.context.outer().session_config().get_extension::<RemoteFilters>()?;
+        filters.get(id).cloned()
+    }
+
     /// The flow of any child: a shell's, or a foreign node's stream.
     fn child(&mut self, plan: &Arc<dyn ExecutionPlan>, ordered: bool) -> Result<Flow> {
         match as_shell(plan.as_ref()) {
@@ -200,6 +207,10 @@ impl Lowering {
     /// Tells the wait-for graph which scans wait for which filters.
     fn declare_filter_waits(&mut self) {
         for (id, scan, filter) in std::mem::take(&mut self.filter_waits) {
+            // Stages are a tree, in which no wait for a filter closes a cycle.
+            if self.remote_filter(id).is_some() && !self.filters.contains_key(&id) {
+                continue;
+            }
             match self.filters.get(&id).and_then(|link| link.build) {
                 Some(build) => {
                     let drop_wait = Arc::new(move || filter.do_not_wait());

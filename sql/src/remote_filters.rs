@@ -1,0 +1,152 @@
+//! Runtime filters between stages: what joins of one stage know, for tables of another.
+//!
+//! A join that is spread over tasks knows its keys in parts, one a task: the filter is published when all parts are
+//! there, or disabled when one will not come, on whatever way its task ended. One of which each task has all is
+//! published by the first. Lock: `parts`; the gate opens after the filter is in place.
+
+use std::{collections::HashMap, sync::Arc};
+
+use datafusion::{
+    error::Result,
+    logical_expr::Operator,
+    physical_expr::{
+        PhysicalExpr,
+        expressions::{BinaryExpr, DynamicFilterPhysicalExpr},
+    },
+};
+use gatework_operators::runtime_filter::FilterTarget;
+use gatework_shared_state::{Dependency, DependencyKind, Gate};
+use parking_lot::Mutex;
+
+/// The filters of a query that go from one stage to another, by DataFusion's numbers. To be put into the
+/// configuration of the stages' tasks.
+#[derive(Debug, Default)]
+pub struct RemoteFilters(HashMap<u64, Arc<RemoteFilter>>);
+
+#[derive(Debug)]
+pub(crate) struct RemoteFilter {
+    filter: Arc<DynamicFilterPhysicalExpr>,
+    gate: Gate,
+    parts: Mutex<Parts>,
+}
+
+#[derive(Debug)]
+struct Parts {
+    /// Tasks that have not said what they know.
+    missing: usize,
+    known: Vec<Arc<dyn PhysicalExpr>>,
+    over: bool,
+}
+
+impl RemoteFilters {
+    /// A filter that is made of what so many tasks know.
+    pub fn add(&mut self, filter: Arc<DynamicFilterPhysicalExpr>, tasks: usize) {
+        let Some(id) = filter.expression_id() else { return };
+        // The tasks that open it are those of other query contexts.
+        let gate = Dependency::blocked("remote runtime filter", DependencyKind::External);
+        let parts = Mutex::new(Parts { missing: tasks, known: Vec::new(), over: false });
+        self.0.insert(id, Arc::new(RemoteFilter { filter, gate, parts }));
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn get(&self, id: u64) -> Option<&Arc<RemoteFilter>> {
+        self.0.get(&id)
+    }
+}
+
+impl RemoteFilter {
+    /// Open when it is known, or will not be.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    fn publish(&self, part: Option<Arc<dyn PhysicalExpr>>) -> Result<()> {
+        let whole = {
+            let mut parts = self.parts.lock();
+            if parts.over {
+                return Ok(());
+            }
+            let disabled = part.is_none();
+            parts.known.extend(part);
+            parts.missing = parts.missing.saturating_sub(1);
+            if !disabled && parts.missing > 0 {
+                return Ok(());
+            }
+            parts.over = true;
+            let known = std::mem::take(&mut parts.known);
+            known.into_iter().filter(|_| !disabled).reduce(|one, other| {
+                Arc::new(BinaryExpr::new(one, Operator::Or, other)) as Arc<dyn PhysicalExpr>
+            })
+        };
+        let updated = whole.map_or(Ok(()), |whole| self.filter.update(whole));
+        self.filter.mark_complete();
+        self.gate.set_always_ready();
+        updated
+    }
+}
+
+/// One task's part of a filter.
+pub(crate) struct RemoteTarget {
+    pub(crate) filter: Arc<RemoteFilter>,
+    pub(crate) keys: Vec<Arc<dyn PhysicalExpr>>,
+}
+
+impl FilterTarget for RemoteTarget {
+    fn keys(&self) -> &[Arc<dyn PhysicalExpr>] {
+        &self.keys
+    }
+
+    fn publish(&self, filter: Option<Arc<dyn PhysicalExpr>>) -> Result<()> {
+        self.filter.publish(filter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::physical_expr::expressions::{Column, lit};
+
+    use super::*;
+
+    fn filter(tasks: usize) -> (Arc<DynamicFilterPhysicalExpr>, Arc<RemoteFilter>) {
+        let keys: Vec<Arc<dyn PhysicalExpr>> = vec![Arc::new(Column::new("k", 0))];
+        let dynamic = Arc::new(DynamicFilterPhysicalExpr::new(keys, lit(true)));
+        let mut all = RemoteFilters::default();
+        all.add(dynamic.clone(), tasks);
+        let id = dynamic.expression_id().unwrap();
+        (dynamic, all.get(id).unwrap().clone())
+    }
+
+    fn is(value: i64) -> Option<Arc<dyn PhysicalExpr>> {
+        let key = Arc::new(Column::new("k", 0));
+        Some(Arc::new(BinaryExpr::new(key, Operator::Eq, lit(value))))
+    }
+
+    #[test]
+    fn parts_are_published_together() {
+        let (dynamic, remote) = filter(2);
+        remote.publish(is(1)).unwrap();
+        assert!(!remote.gate().is_ready());
+        remote.publish(is(2)).unwrap();
+        assert!(remote.gate().is_ready());
+        assert_eq!(dynamic.current().unwrap().to_string(), "k@0 = 1 OR k@0 = 2");
+    }
+
+    #[test]
+    fn a_part_that_does_not_come_disables_it() {
+        let (dynamic, remote) = filter(3);
+        remote.publish(is(1)).unwrap();
+        remote.publish(None).unwrap();
+        assert!(remote.gate().is_ready());
+        remote.publish(is(2)).unwrap();
+        assert_eq!(dynamic.current().unwrap().to_string(), "true");
+    }
+}
