@@ -38,7 +38,8 @@ pub(crate) fn push_down(
     rule.optimize(plan, &options)
 }
 
-/// The filters of `plan` that are made in one stage and used in another one.
+/// The filters of `plan` that are made in one stage and used in another one, or made of what several tasks know:
+/// the tasks of a stage share its plan, and what one of them knows is not true for the rows of another.
 pub(crate) fn between_stages(plan: &SubPlan, nodes: usize) -> Result<RemoteFilters> {
     let (mut made, mut used) = (Vec::new(), Vec::new());
     for fragment in plan.fragments() {
@@ -48,7 +49,8 @@ pub(crate) fn between_stages(plan: &SubPlan, nodes: usize) -> Result<RemoteFilte
     let mut filters = RemoteFilters::default();
     for Made { filter, stage, tasks } in made {
         let Some(id) = filter.expression_id() else { continue };
-        if used.iter().any(|(wanted, reader)| *wanted == id && *reader != stage) {
+        let elsewhere = used.iter().any(|(wanted, reader)| *wanted == id && *reader != stage);
+        if tasks > 1 || elsewhere {
             filters.add(filter, tasks);
         }
     }

@@ -42,7 +42,7 @@ pub use place::place_exchanges;
 pub use placement::SplitLimits;
 pub use plan::{StageOptions, plan_stages};
 pub use policy::{ExecutionPolicy, ExecutionSchedule};
-pub use run::{StageStream, TaskReport, execute};
+pub use run::{StageStream, StageWatch, TaskReport, execute};
 pub use scan::SplitScanExec;
 pub use schedule::{
     BlockedReason, FixedCountScheduler, Scheduled, SourcePartitionedScheduler, StageScheduler,

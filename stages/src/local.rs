@@ -41,12 +41,17 @@ use crate::{
     TaskState, fragment::remote_sources, state::State,
 };
 
+/// The tasks of a query, for those who look on.
+pub(crate) type Roster = Arc<Mutex<Vec<Arc<dyn StageTask>>>>;
+
 /// Makes tasks on executors.
 pub(crate) struct LocalTasks {
     pub(crate) nodes: Vec<Executor>,
     pub(crate) context: Arc<TaskContext>,
     pub(crate) buffer_bytes: usize,
     pub(crate) queued_splits: usize,
+    /// All that were made.
+    pub(crate) roster: Roster,
     /// As long as a task runs, its query has not ended.
     pub(crate) presence: Box<dyn Fn() -> Outside + Send + Sync>,
 }
@@ -87,6 +92,7 @@ impl TaskFactory for LocalTasks {
             told: AtomicBool::new(false),
             inbox: inbox.clone(),
         });
+        self.roster.lock().push(task.clone());
         Arc::new(Watch(task.clone())).look();
         Ok(task)
     }
@@ -214,7 +220,19 @@ impl StageTask for LocalTask {
     }
 
     fn error(&self) -> Option<Error> {
-        self.query.error()
+        let error = self.query.error()?;
+        let cancelled = matches!(error, Error::Cancelled { .. });
+        match self.state.get() {
+            // Not by its scheduler: it is a failure like others.
+            TaskState::Running | TaskState::Failed if cancelled => {
+                Some(Error::operator(format!("task {} of a stage: {error}", self.id)))
+            }
+            _ => Some(error),
+        }
+    }
+
+    fn dump(&self) -> String {
+        format!("task {} on node {}, {:?}: {}", self.id, self.node, self.output, self.query.dump())
     }
 
     fn fallbacks(&self) -> Vec<String> {
@@ -265,15 +283,17 @@ impl StageTask for LocalTask {
     }
 
     fn cancel(&self) {
-        self.state.set_if(TaskState::Cancelled, |_| true);
-        self.output.destroy();
-        self.query.cancel();
+        if self.state.set_if(TaskState::Cancelled, |_| true) {
+            self.output.destroy();
+            self.query.cancel();
+        }
     }
 
     fn abort(&self) {
-        self.state.set_if(TaskState::Aborted, |_| true);
-        self.output.fail();
-        self.query.cancel();
+        if self.state.set_if(TaskState::Aborted, |_| true) {
+            self.output.fail();
+            self.query.cancel();
+        }
     }
 }
 

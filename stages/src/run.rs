@@ -25,12 +25,14 @@ use gatework_runtime::{
 };
 use gatework_shared_state::{Budget, output::ExchangeClient};
 use gatework_sql::{Deadline, RemoteFilters, Settings, splits::split_source};
-use parking_lot::Mutex;
 
 use crate::{
     FixedCountScheduler, Nodes, PartitioningHandle as Handle, QueryScheduler, SourcePartitionedScheduler,
-    StageExecution, StageOptions, StageScheduler, Step, SubPlan, TaskFactory, TaskId, TaskState,
-    filters::between_stages, local::LocalTasks, plan_stages,
+    StageExecution, StageOptions, StageScheduler, StageTask, Step, SubPlan, TaskFactory, TaskId,
+    TaskState,
+    filters::between_stages,
+    local::{LocalTasks, Roster},
+    plan_stages,
 };
 
 /// Runs `query` as stages on `nodes`.
@@ -83,7 +85,7 @@ fn run(
     let query = QueryContext::new(executor, query_options);
     let schema = plan.fragment.root.schema();
     let result = ExchangeClient::new("result of the stages");
-    let report = Arc::<Mutex<Vec<TaskReport>>>::default();
+    let roster = Roster::default();
     let filters = between_stages(&plan, nodes.count()).or_fail()?;
     let start = Start {
         plan: Arc::new(plan),
@@ -91,7 +93,7 @@ fn run(
         options: options.clone(),
         context: with_filters(context, filters),
         result: result.clone(),
-        report: report.clone(),
+        roster: roster.clone(),
     };
     let mut graph = Graph::new();
     let scheduler = Arc::new(SchedulerSource(start));
@@ -105,7 +107,7 @@ fn run(
     let deadline = settings.timeout.map(limit).transpose().or_fail()?;
     let mut streams = RowStream::of_query(&running, readers);
     match streams.pop() {
-        Some(rows) => Ok(StageStream { rows, schema, report, _deadline: deadline }),
+        Some(rows) => Ok(StageStream { rows, schema, roster, _deadline: deadline }),
         None => Err(Error::Setup("a result without a reader".into())),
     }
 }
@@ -145,11 +147,27 @@ pub struct TaskReport {
     pub fallbacks: Vec<String>,
 }
 
+impl TaskReport {
+    fn of(task: &dyn StageTask) -> Self {
+        let flow = task.output().flow();
+        Self {
+            id: task.id(),
+            node: task.node(),
+            state: task.state(),
+            rows_written: flow.rows_in,
+            rows_read: flow.rows_out,
+            rows_dropped: flow.rows_dropped,
+            peak_output_bytes: flow.peak_bytes,
+            fallbacks: task.fallbacks(),
+        }
+    }
+}
+
 /// The rows of a query that runs as stages. Dropping it cancels the query.
 pub struct StageStream {
     rows: RowStream,
     schema: SchemaRef,
-    report: Arc<Mutex<Vec<TaskReport>>>,
+    roster: Roster,
     _deadline: Option<Deadline>,
 }
 
@@ -159,9 +177,30 @@ impl StageStream {
         self.rows.query()
     }
 
-    /// What its tasks came to, once the rows have ended.
+    /// What its tasks have come to.
     pub fn report(&self) -> Vec<TaskReport> {
-        self.report.lock().clone()
+        self.roster.lock().iter().map(|task| TaskReport::of(task.as_ref())).collect()
+    }
+
+    /// Tells what the query does, as long as anybody wants to know.
+    pub fn watch(&self) -> StageWatch {
+        StageWatch { query: self.query().clone(), roster: self.roster.clone() }
+    }
+}
+
+/// Looks on while a query runs as stages, and does not keep it from ending.
+#[derive(Debug, Clone)]
+pub struct StageWatch {
+    query: Arc<QueryContext>,
+    roster: Roster,
+}
+
+impl StageWatch {
+    /// What every task does at this moment, and what those that are blocked wait for.
+    pub fn dump(&self) -> String {
+        let mut text = self.query.dump();
+        self.roster.lock().iter().for_each(|task| text.push_str(&task.dump()));
+        text
     }
 }
 
@@ -195,7 +234,7 @@ struct Start {
     options: StageOptions,
     context: Arc<TaskContext>,
     result: ExchangeClient<Held>,
-    report: Arc<Mutex<Vec<TaskReport>>>,
+    roster: Roster,
 }
 
 impl Start {
@@ -206,6 +245,7 @@ impl Start {
             context: self.context.clone(),
             buffer_bytes: self.options.buffer_bytes,
             queued_splits: self.options.splits.most_queued,
+            roster: self.roster.clone(),
             presence: Box::new(move || presence.outside()),
         });
         let (count, policy) = (self.nodes.count(), self.options.policy);
@@ -252,34 +292,13 @@ impl Source for SchedulerSource {
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
         let scheduler = self.0.scheduler(&setup)?;
-        Ok(Box::new(LocalScheduler { scheduler, setup, report: self.0.report.clone() }))
+        Ok(Box::new(LocalScheduler { scheduler, setup }))
     }
 }
 
 struct LocalScheduler {
     scheduler: QueryScheduler,
     setup: Setup,
-    report: Arc<Mutex<Vec<TaskReport>>>,
-}
-
-impl LocalScheduler {
-    fn report(&self) {
-        let tasks = self.scheduler.stages().iter().flat_map(StageExecution::tasks);
-        let reports = tasks.map(|task| {
-            let flow = task.output().flow();
-            TaskReport {
-                id: task.id(),
-                node: task.node(),
-                state: task.state(),
-                rows_written: flow.rows_in,
-                rows_read: flow.rows_out,
-                rows_dropped: flow.rows_dropped,
-                peak_output_bytes: flow.peak_bytes,
-                fallbacks: task.fallbacks(),
-            }
-        });
-        *self.report.lock() = reports.collect();
-    }
 }
 
 impl LocalSource for LocalScheduler {
@@ -287,10 +306,7 @@ impl LocalSource for LocalScheduler {
         loop {
             task.check()?;
             match self.scheduler.step()? {
-                Step::Finished => {
-                    self.report();
-                    return Ok(SourceResult::Finished);
-                }
+                Step::Finished => return Ok(SourceResult::Finished),
                 Step::Blocked(gates) => return Ok(SourceResult::Blocked(gates)),
                 Step::Again => {
                     if let Some(breath) = task.breath() {
@@ -306,7 +322,6 @@ impl LocalSource for LocalScheduler {
         if let Some(cause) = self.scheduler.abort() {
             self.setup.query().fail(cause);
         }
-        self.report();
     }
 }
 

@@ -52,6 +52,10 @@ pub trait StageTask: Send + Sync + fmt::Debug {
     fn fallbacks(&self) -> Vec<String> {
         Vec::new()
     }
+    /// What it does at the moment, in words.
+    fn dump(&self) -> String {
+        format!("{self:?}")
+    }
     /// What it writes.
     fn output(&self) -> &Output<Held>;
     /// Gives it splits of table number `table` of its fragment.

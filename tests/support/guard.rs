@@ -21,8 +21,12 @@ const LIMIT: Duration = Duration::from_secs(120);
 enum Message {
     Case(String),
     Plan(Arc<dyn ExecutionPlan>),
+    Dump(Dump),
     Ended(Result<(), Box<dyn Any + Send>>),
 }
+
+/// Says what a query does.
+type Dump = Box<dyn Fn() -> String + Send>;
 
 /// Tells the guard what is being done.
 #[derive(Clone)]
@@ -32,6 +36,11 @@ impl Case {
     /// Another case begins.
     pub(crate) fn begin(&self, name: impl Into<String>) {
         let _nobody_listens = self.0.send(Message::Case(name.into()));
+    }
+
+    /// A query runs, of which `dump` tells.
+    pub(crate) fn watch_by(&self, dump: impl Fn() -> String + Send + 'static) {
+        let _nobody_listens = self.0.send(Message::Dump(Box::new(dump)));
     }
 
     /// `plan` is about to be executed.
@@ -57,12 +66,15 @@ where
         let _nobody_waits = sender.send(Message::Ended(result));
     });
     let (mut case, mut plans) = (String::from("setting up"), Vec::new());
+    let mut dump: Option<Dump> = None;
     loop {
         match receiver.recv_timeout(LIMIT) {
             Ok(Message::Case(name)) => {
                 case = name;
                 plans.clear();
+                dump = None;
             }
+            Ok(Message::Dump(newer)) => dump = Some(newer),
             Ok(Message::Plan(plan)) => {
                 // The latest are enough; a sweep executes hundreds in one case.
                 plans.truncate(3);
@@ -73,7 +85,10 @@ where
                 eprintln!("failed in: {case}");
                 resume_unwind(panic);
             }
-            Err(_) => panic!("hangs: {case}\n{}", report(&plans)),
+            Err(_) => {
+                let dump = dump.map_or_else(String::new, |dump| dump());
+                panic!("hangs: {case}\n{}{dump}", report(&plans));
+            }
         }
     }
 }

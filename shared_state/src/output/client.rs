@@ -19,13 +19,15 @@ pub(super) struct Client<T> {
     pub(super) pages: VecDeque<Arc<Page<T>>>,
     /// Opens when a pending question is worth asking again.
     pub(super) listener: Option<Gate>,
+    /// The place up to which pages were given out.
+    given: u64,
     /// The reader has left.
     pub(super) gone: bool,
 }
 
 impl<T: Payload + Clone> Client<T> {
     pub(super) fn new(pages: VecDeque<Arc<Page<T>>>) -> Self {
-        Self { token: 0, pages, listener: None, gone: false }
+        Self { token: 0, pages, listener: None, given: 0, gone: false }
     }
 
     pub(super) fn give(&mut self, page: Arc<Page<T>>, wakeups: &mut Wakeups) {
@@ -59,8 +61,9 @@ impl<T: Payload + Clone> Client<T> {
         }
     }
 
-    /// Copies of the first pages, at least one if there is one, and the place of the next.
-    pub(super) fn pages(&self, most_bytes: usize) -> (Vec<T>, u64) {
+    /// Copies of the first pages, at least one if there is one, the place of the next, and how many rows are given
+    /// out for the first time.
+    pub(super) fn pages(&mut self, most_bytes: usize) -> (Vec<T>, u64, u64) {
         let mut bytes = 0;
         let fits = |page: &&Arc<Page<T>>| {
             let first = bytes == 0;
@@ -70,6 +73,18 @@ impl<T: Payload + Clone> Client<T> {
         let pages: Vec<T> =
             self.pages.iter().take_while(fits).map(|page| page.item.clone()).collect();
         let next = self.token + pages.len() as u64;
-        (pages, next)
+        let again = (self.given - self.token).min(pages.len() as u64) as usize;
+        let new = pages[again..].iter().map(|page| page.rows() as u64).sum();
+        self.given = self.given.max(next);
+        (pages, next, new)
+    }
+
+    /// The reader leaves: the pages that are left, and their rows that were never given out.
+    pub(super) fn leave(&mut self) -> (VecDeque<Arc<Page<T>>>, u64) {
+        self.gone = true;
+        let pages = std::mem::take(&mut self.pages);
+        let given = (self.given - self.token) as usize;
+        let unread = pages.iter().skip(given).map(|page| page.item.rows() as u64).sum();
+        (pages, unread)
     }
 }

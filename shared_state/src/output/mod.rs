@@ -268,7 +268,7 @@ impl<T: Payload + Clone> Output<T> {
         if descriptor.kind() == OutputKind::Arbitrary {
             client.take_from(master, most_bytes);
         }
-        let (pages, next) = client.pages(most_bytes);
+        let (pages, next, rows) = client.pages(most_bytes);
         let answer = if !pages.is_empty() {
             Read::Pages { pages, next }
         } else if state.takes_pages() || !master_is_spent(descriptor.kind(), master) {
@@ -277,9 +277,7 @@ impl<T: Payload + Clone> Output<T> {
         } else {
             Read::Complete
         };
-        if let Read::Pages { pages, .. } = &answer {
-            inner.flow.rows_out += pages.iter().map(|page| page.rows() as u64).sum::<u64>();
-        }
+        inner.flow.rows_out += rows;
         inner.release(acknowledged, &mut dropped);
         self.0.look_around(inner, &mut dropped, &mut wakeups);
         drop(guard);
@@ -314,11 +312,11 @@ impl<T: Payload + Clone> Output<T> {
             return;
         }
         let client = inner.client(id);
-        client.gone = true;
-        let (unread, listener) = (std::mem::take(&mut client.pages), client.listener.take());
-        if let Some(listener) = listener {
+        let (unread, rows) = client.leave();
+        if let Some(listener) = client.listener.take() {
             listener.set_ready_later(&mut wakeups);
         }
+        inner.flow.rows_dropped += rows;
         inner.release(unread, &mut dropped);
         self.0.look_around(&mut inner, &mut dropped, &mut wakeups);
     }
@@ -367,7 +365,8 @@ impl<T: Payload + Clone> Output<T> {
     }
 
     /// Rows so far: into the output (once, however many buffers hold them), out to readers (once a buffer), and
-    /// those that came when nobody wanted them.
+    /// those that no reader wanted: they came too late, or were left (once a buffer). Unless it is a broadcast, all
+    /// that came in is either out or dropped at the end.
     pub fn flow(&self) -> Flow {
         self.0.inner.lock().flow
     }
@@ -437,11 +436,16 @@ impl<T: Payload + Clone> State<T> {
         }
         inner.state = state;
         let master = std::mem::take(&mut inner.master);
+        if inner.descriptor.kind() == OutputKind::Arbitrary {
+            let untaken = master.iter().map(|page| page.item.rows() as u64);
+            inner.flow.rows_dropped += untaken.sum::<u64>();
+        }
         inner.release(master, dropped);
         let mut clients = std::mem::take(&mut inner.clients);
         for client in clients.values_mut() {
-            client.gone = true;
-            inner.release(std::mem::take(&mut client.pages), dropped);
+            let (unread, rows) = client.leave();
+            inner.flow.rows_dropped += rows;
+            inner.release(unread, dropped);
             if let Some(listener) = client.listener.take() {
                 listener.set_ready_later(wakeups);
             }

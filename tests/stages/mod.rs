@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
+mod runs;
+
 use std::sync::Arc;
 
 use datafusion::{

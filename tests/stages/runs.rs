@@ -1,0 +1,354 @@
+//! TPC-H as stages on nodes of this process: the rows are DataFusion's, in every chaos mode, and a query that is
+//! made to end leaves nothing behind.
+
+use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc, time::Duration};
+
+use arrow::array::RecordBatch;
+use datafusion::{
+    dataframe::DataFrame,
+    error::Result,
+    execution::{
+        memory_pool::{GreedyMemoryPool, MemoryPool},
+        runtime_env::RuntimeEnvBuilder,
+        session_state::SessionStateBuilder,
+    },
+    prelude::{SessionConfig, SessionContext},
+};
+use futures::{StreamExt, TryStreamExt};
+use gatework::{
+    Settings,
+    runtime::pipeline::{Chaos, Fault},
+    stages::{
+        ExecutionPolicy, Nodes, PartitioningHandle, SplitLimits, StageOptions, StageStream, SubPlan,
+        TaskReport, TaskState, execute, plan_stages,
+    },
+};
+use tempfile::TempDir;
+
+use crate::{
+    endings::bench::files_below,
+    support::{Case, Expected, QUERIES, Storage, Tpch, frame, guarded, reference_session, settle},
+};
+
+/// In thousandths of scale factor 1.
+const SCALE: usize = 10;
+const POLICIES: [ExecutionPolicy; 2] = [ExecutionPolicy::AllAtOnce, ExecutionPolicy::Phased];
+
+struct World {
+    data: Arc<Tpch>,
+    expected: Vec<Expected>,
+    pool: Arc<dyn MemoryPool>,
+    folder: TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        let data = Tpch::new(SCALE);
+        let reference = reference_session();
+        data.register(&reference, Storage::Memory).await;
+        let mut expected = Vec::new();
+        for sql in QUERIES {
+            expected.push(Expected::of(&reference, sql).await.unwrap());
+        }
+        let pool = Arc::new(GreedyMemoryPool::new(4 << 30));
+        Self { data, expected, pool, folder: TempDir::new().unwrap() }
+    }
+
+    /// A session of DataFusion's, whose queries are given to nodes.
+    async fn session(&self, storage: Storage, chaos: Option<Arc<Chaos>>) -> SessionContext {
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(self.pool.clone())
+            .with_temp_file_path(self.folder.path())
+            .build_arc()
+            .unwrap();
+        let instances = NonZeroUsize::new(2);
+        let settings = Settings { instances, chaos, ..Settings::default() };
+        let mut config = settings.into_config(SessionConfig::new());
+        // Small as they are, tables are worth to be cut, and sides of joins to be sent round.
+        config.options_mut().optimizer.repartition_file_min_size = 0;
+        let state = SessionStateBuilder::new()
+            .with_config(config)
+            .with_runtime_env(runtime)
+            .with_default_features()
+            .build();
+        let session = SessionContext::new_with_state(state);
+        self.data.register(&session, storage).await;
+        session
+    }
+
+    fn assert_clean(&self, nodes: &Nodes, name: &str) {
+        nodes.executors().iter().for_each(settle);
+        assert_eq!(self.pool.reserved(), 0, "{name}: reserved bytes");
+        assert_eq!(files_below(self.folder.path()), 0, "{name}: temporary files");
+    }
+}
+
+/// A query on nodes, made known to the guard.
+async fn start(
+    case: &Case,
+    session: &SessionContext,
+    sql: &str,
+    nodes: &Nodes,
+    options: &StageOptions,
+) -> Result<StageStream> {
+    let (_, query) = frame(session, sql).await?;
+    start_planned(case, query, nodes, options).await
+}
+
+async fn start_planned(
+    case: &Case,
+    query: DataFrame,
+    nodes: &Nodes,
+    options: &StageOptions,
+) -> Result<StageStream> {
+    let stream = execute(query, nodes, options).await?;
+    let watched = stream.watch();
+    case.watch_by(move || watched.dump());
+    Ok(stream)
+}
+
+async fn run(
+    case: &Case,
+    session: &SessionContext,
+    sql: &str,
+    nodes: &Nodes,
+    options: &StageOptions,
+) -> Result<(Vec<RecordBatch>, Vec<TaskReport>)> {
+    read(start(case, session, sql, nodes, options).await?).await
+}
+
+async fn read(mut stream: StageStream) -> Result<(Vec<RecordBatch>, Vec<TaskReport>)> {
+    let mut batches = Vec::new();
+    while let Some(batch) = stream.try_next().await? {
+        batches.push(batch);
+    }
+    Ok((batches, stream.report()))
+}
+
+/// What was written was read, as often as there are readers that wanted it; each stage has the tasks that it is to
+/// have, on nodes of their own.
+///
+/// Answers the rows that nobody wanted: of a side of a join, for instance, whose other side is empty on a node.
+fn check_tasks(name: &str, plan: &SubPlan, tasks: &[TaskReport], options: &StageOptions) -> u64 {
+    let nodes = options.nodes;
+    let mut left = 0;
+    for fragment in plan.fragments() {
+        let of_stage: Vec<_> = tasks.iter().filter(|task| task.id.stage == fragment.id).collect();
+        let what = format!("{name}: stage {}: {of_stage:#?}", fragment.id);
+        let most = fragment.tasks(nodes);
+        assert!(of_stage.len() <= most, "{what}");
+        if of_stage.is_empty() {
+            // What probes the empty side of a join is not started when its turn has not come.
+            assert_eq!(options.policy, ExecutionPolicy::Phased, "{what}");
+        } else if fragment.tables.is_empty() {
+            assert_eq!(of_stage.len(), most, "{what}");
+        }
+        let places: BTreeSet<_> = of_stage.iter().map(|task| task.node).collect();
+        assert_eq!(places.len(), of_stage.len(), "two tasks on one node, {what}");
+        for task in of_stage {
+            assert!(matches!(task.state, TaskState::Finished | TaskState::Cancelled), "{what}");
+            assert!(task.fallbacks.is_empty(), "{what}");
+            let broadcast = fragment.output.handle == PartitioningHandle::FixedBroadcast;
+            if !broadcast {
+                assert_eq!(task.rows_written, task.rows_read + task.rows_dropped, "{what}");
+            }
+            left += task.rows_dropped;
+        }
+    }
+    left
+}
+
+#[test]
+fn tpch_on_nodes_is_datafusions() {
+    guarded(|case| async move {
+        let world = World::new().await;
+        for storage in [Storage::Parquet, Storage::Memory] {
+            for count in [1, 2, 4, 7] {
+                let nodes = Nodes::in_process(count, 1).unwrap();
+                let (mut used, mut left, mut read_rows) = (BTreeSet::new(), 0, 0);
+                for policy in POLICIES {
+                    // So small that sides of joins are shared out.
+                    for broadcast_bytes in [0, 16 << 20] {
+                        let options = StageOptions {
+                            policy,
+                            broadcast_bytes,
+                            broadcast_rows: broadcast_bytes,
+                            ..StageOptions::of_nodes(count)
+                        };
+                        let session = world.session(storage, None).await;
+                        for (number, sql) in (1..).zip(QUERIES) {
+                            let name = format!(
+                                "q{number}, {storage:?}, {count} nodes, {policy:?}, {broadcast_bytes}"
+                            );
+                            case.begin(&name);
+                            let (_, query) = frame(&session, sql).await.unwrap();
+                            let (state, plan) = query.clone().into_parts();
+                            let plan = plan_stages(&state, &plan, &options).await.unwrap();
+                            let stream = start_planned(&case, query, &nodes, &options).await;
+                            let (batches, tasks) = read(stream.unwrap()).await.unwrap();
+                            world.expected[number - 1].check(&name, &batches);
+                            left += check_tasks(&name, &plan, &tasks, &options);
+                            read_rows += tasks.iter().map(|task| task.rows_read).sum::<u64>();
+                            used.extend(tasks.iter().map(|task| task.node));
+                        }
+                    }
+                }
+                assert_eq!(used.len(), count, "nodes without any task");
+                assert!(left < read_rows / 10, "{left} rows are written for nobody, {read_rows} read");
+                world.assert_clean(&nodes, &format!("{count} nodes"));
+            }
+        }
+    });
+}
+
+/// Buffers of 100 bytes, queues of one split, nodes that take one split at a time, and tasks that block whenever
+/// they can.
+#[test]
+fn tpch_on_nodes_with_tiny_buffers_and_blocks() {
+    guarded(|case| async move {
+        let world = World::new().await;
+        for seed in 0..8 {
+            let storage = if seed % 2 == 0 { Storage::Memory } else { Storage::Parquet };
+            let chaos = Arc::new(Chaos::new(seed).block_every(5).recall_every(7).cut_batches(500));
+            let session = world.session(storage, Some(chaos.clone())).await;
+            let count = [2, 3][seed as usize / 2 % 2];
+            let nodes = Nodes::in_process(count, 1).unwrap();
+            let options = StageOptions {
+                policy: POLICIES[seed as usize / 4 % 2],
+                broadcast_bytes: if seed % 3 == 0 { 0 } else { 16 << 20 },
+                buffer_bytes: 100,
+                splits: SplitLimits { most_on_node: 1, most_queued: 1 },
+                ..StageOptions::of_nodes(count)
+            };
+            for (number, sql) in (1..).zip(QUERIES) {
+                let name = format!("q{number}, {storage:?}, {count} nodes, seed {seed}");
+                case.begin(&name);
+                let (batches, _) = run(&case, &session, sql, &nodes, &options).await.unwrap();
+                world.expected[number - 1].check(&name, &batches);
+            }
+            world.assert_clean(&nodes, &format!("seed {seed}"));
+            let counts = chaos.counts();
+            assert!(counts.blocks() > 1000 && counts.cuts > 200, "{counts:?}");
+        }
+    });
+}
+
+/// An error, a panic or a cancel of one task, at whatever step, is what the query ends with, and all other tasks of
+/// all stages end.
+#[test]
+fn a_task_that_ends_badly_ends_all() {
+    guarded(|case| async move {
+        let world = World::new().await;
+        let nodes = Nodes::in_process(3, 1).unwrap();
+        for (place, number) in [1, 3, 5, 11, 13, 18, 21].into_iter().enumerate() {
+            let options = StageOptions {
+                policy: POLICIES[place % 2],
+                broadcast_bytes: if place % 2 == 0 { 0 } else { 16 << 20 },
+                ..StageOptions::of_nodes(3)
+            };
+            let sql = QUERIES[number - 1];
+            let chaos = Arc::new(Chaos::new(0));
+            let session = world.session(Storage::Memory, Some(chaos.clone())).await;
+            run(&case, &session, sql, &nodes, &options).await.unwrap();
+            let steps = chaos.counts().steps;
+            let mut hits = 0;
+            for fault in [Fault::Error, Fault::Panic, Fault::Cancel] {
+                for step in (0..20).map(|part| part * steps / 20) {
+                    let name = format!("q{number}, {fault:?} at step {step} of {steps}");
+                    case.begin(&name);
+                    let chaos = Arc::new(Chaos::new(step).fault_at(fault, step));
+                    let session = world.session(Storage::Memory, Some(chaos.clone())).await;
+                    let result = run(&case, &session, sql, &nodes, &options).await;
+                    let hit = chaos.counts().fault;
+                    hits += usize::from(hit);
+                    match (result, fault) {
+                        (Err(error), _) => {
+                            let says = match fault {
+                                Fault::Cancel => "cancelled",
+                                Fault::Error => "chaos: error at step",
+                                Fault::Panic => "chaos: panic at step",
+                            };
+                            let error = error.to_string();
+                            assert!(hit && error.contains(says), "{name}: {error}");
+                        }
+                        // Nobody may have wanted what it was about to write.
+                        (Ok((batches, _)), _) => {
+                            world.expected[number - 1].check(&name, &batches);
+                        }
+                    }
+                    world.assert_clean(&nodes, &name);
+                }
+            }
+            assert!(hits > 30, "q{number}: {hits} faults");
+        }
+    });
+}
+
+/// A query that is dropped, cancelled or runs out of time, before or in the middle of its rows.
+#[test]
+fn all_tasks_end_with_their_reader() {
+    guarded(|case| async move {
+        let world = World::new().await;
+        let nodes = Nodes::in_process(3, 1).unwrap();
+        let session = world.session(Storage::Parquet, None).await;
+        let sql = "SELECT l_orderkey, o_custkey FROM lineitem JOIN orders ON l_orderkey = o_orderkey";
+        for policy in POLICIES {
+            let options = StageOptions {
+                policy,
+                buffer_bytes: 100,
+                broadcast_bytes: 0,
+                broadcast_rows: 0,
+                ..StageOptions::of_nodes(3)
+            };
+            for batches in [0, 1, 5] {
+                let name = format!("dropped after {batches} batches, {policy:?}");
+                case.begin(&name);
+                let mut stream = start(&case, &session, sql, &nodes, &options).await.unwrap();
+                for _ in 0..batches {
+                    stream.next().await.unwrap().unwrap();
+                }
+                drop(stream);
+                world.assert_clean(&nodes, &name);
+
+                let name = format!("cancelled after {batches} batches, {policy:?}");
+                case.begin(&name);
+                let mut stream = start(&case, &session, sql, &nodes, &options).await.unwrap();
+                for _ in 0..batches {
+                    stream.next().await.unwrap().unwrap();
+                }
+                stream.query().cancel();
+                let error = loop {
+                    match stream.next().await {
+                        Some(Ok(_)) => {}
+                        Some(Err(error)) => break error.to_string(),
+                        None => panic!("{name}: a clean end"),
+                    }
+                };
+                assert!(error.contains("cancelled"), "{name}: {error}");
+                // Whoever has seen the error finds nothing of the query.
+                let live: usize = nodes.executors().iter().map(|node| node.live_tasks()).sum();
+                assert_eq!(live, 0, "{name}");
+                world.assert_clean(&nodes, &name);
+            }
+            let name = format!("a limit, {policy:?}");
+            case.begin(&name);
+            let limited = format!("{sql} LIMIT 10");
+            let (batches, tasks) =
+                run(&case, &session, &limited, &nodes, &options).await.unwrap();
+            assert_eq!(crate::support::rows(&batches), 10, "{name}");
+            let written: u64 = tasks.iter().map(|task| task.rows_written).sum();
+            assert!(written < 60_000, "{name}: {written} rows were written for 10");
+            world.assert_clean(&nodes, &name);
+        }
+        let settings = Settings { timeout: Some(Duration::from_millis(1)), ..Settings::default() };
+        let config = settings.into_config(SessionConfig::new());
+        let session = SessionContext::new_with_config(config);
+        world.data.register(&session, Storage::Parquet).await;
+        let crossed = "SELECT count(*) FROM lineitem a, lineitem b WHERE a.l_comment < b.l_comment";
+        case.begin("out of time");
+        let ended = run(&case, &session, crossed, &nodes, &StageOptions::of_nodes(3)).await;
+        let error = ended.unwrap_err().to_string();
+        assert!(error.contains("its time limit"), "{error}");
+        world.assert_clean(&nodes, "out of time");
+    });
+}
