@@ -148,3 +148,57 @@ impl<S> SplitQueue<S> {
         &self.state.room
     }
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    fn next(queue: &SplitQueue<usize>) -> (usize, u64) {
+        match queue.take() {
+            Take::Item(split) => split,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn j8_room_comes_back_when_half_is_taken() {
+        let queue = SplitQueue::new("test", 4);
+        queue.add((0..3).map(|split| (split, 10)));
+        assert!(queue.room().is_ready());
+        queue.add([(3, 10)]);
+        assert!(!queue.room().is_ready());
+        assert_eq!(next(&queue), (0, 10));
+        assert!(!queue.room().is_ready());
+        assert_eq!(next(&queue), (1, 10));
+        assert!(queue.room().is_ready());
+        assert_eq!(queue.load(), SplitLoad { queued: 2, reading: 2, weight: 40 });
+        queue.done(10);
+        assert_eq!(queue.load(), SplitLoad { queued: 2, reading: 1, weight: 30 });
+    }
+
+    #[test]
+    fn takers_wait_for_splits_and_for_their_end() {
+        let queue = SplitQueue::new("test", 4);
+        let Take::Blocked(gate) = queue.take() else { panic!("there is nothing") };
+        queue.add([(7, 1)]);
+        assert!(gate.is_ready());
+        assert_eq!(next(&queue), (7, 1));
+        assert!(matches!(queue.take(), Take::Blocked(_)));
+        queue.no_more();
+        assert!(gate.is_ready() && matches!(queue.take(), Take::Finished));
+        // Too late.
+        queue.add([(8, 1)]);
+        assert!(matches!(queue.take(), Take::Finished));
+    }
+
+    #[test]
+    fn a_closed_queue_lets_everybody_go() {
+        let queue = SplitQueue::new("test", 1);
+        queue.add([(1, 5)]);
+        assert!(!queue.room().is_ready());
+        queue.close();
+        assert!(queue.room().is_ready());
+        assert!(matches!(queue.take(), Take::Finished));
+        assert_eq!(queue.load(), SplitLoad::default());
+    }
+}

@@ -112,8 +112,9 @@ impl Region {
             None => RowStream::of_query(&running, readers),
         };
         let limit = settings.timeout.filter(|_| inherited.is_none());
-        let _deadline =
-            limit.map(|limit| Deadline::new(&shell.engine().executor, &query, limit)).transpose()?;
+        let _deadline = limit
+            .map(|limit| Deadline::new(&shell.engine().executor, &query, limit))
+            .transpose()?;
         let metrics = Arc::new(NodeMetrics { query, nodes, _deadline });
         Ok(streams.into_iter().map(|stream| (stream, metrics.clone())).collect())
     }

@@ -22,8 +22,7 @@ use datafusion::{
         EquivalenceProperties, Partitioning, PhysicalExpr, projection::ProjectionExprs,
     },
     physical_plan::{
-        DisplayFormatType, ExecutionPlan, Statistics,
-        execution_plan::SchedulingType,
+        DisplayFormatType, ExecutionPlan, Statistics, execution_plan::SchedulingType,
         filter_pushdown::FilterPushdownPropagation,
     },
 };

@@ -85,7 +85,10 @@ impl SubPlan {
     }
 }
 
-pub(crate) fn remote_sources<'a>(plan: &'a Arc<dyn ExecutionPlan>, found: &mut Vec<&'a RemoteSourceExec>) {
+pub(crate) fn remote_sources<'a>(
+    plan: &'a Arc<dyn ExecutionPlan>,
+    found: &mut Vec<&'a RemoteSourceExec>,
+) {
     found.extend(plan.downcast_ref::<RemoteSourceExec>());
     plan.children().into_iter().for_each(|child| remote_sources(child, found));
 }

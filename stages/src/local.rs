@@ -137,9 +137,8 @@ impl Inputs {
     fn new(name: &str, fragment: &PlanFragment, queued_splits: usize) -> Self {
         let mut sources = Vec::new();
         remote_sources(&fragment.root, &mut sources);
-        let exchange = |source: &RemoteSourceExec| {
-            (source.fragments().to_vec(), ExchangeClient::new(name))
-        };
+        let exchange =
+            |source: &RemoteSourceExec| (source.fragments().to_vec(), ExchangeClient::new(name));
         let tables = fragment.tables.iter();
         Self {
             exchanges: sources.into_iter().map(exchange).collect(),
@@ -193,10 +192,9 @@ impl LocalTask {
     /// What it has come to, if its query has ended and its output has been read.
     fn end(&self) {
         let failed = self.query.error().is_some() && self.state.get() == TaskState::Running;
-        self.state.set_if(
-            if failed { TaskState::Failed } else { TaskState::Finished },
-            |known| !known.is_final(),
-        );
+        self.state.set_if(if failed { TaskState::Failed } else { TaskState::Finished }, |known| {
+            !known.is_final()
+        });
     }
 
     /// Nothing of it runs any more.

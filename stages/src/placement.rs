@@ -43,11 +43,7 @@ impl Placement {
     pub(crate) fn new(limits: SplitLimits, totals: &[SplitLoad], stage: &StageExecution) -> Self {
         let mut loads: Vec<Load> = totals
             .iter()
-            .map(|node| Load {
-                total: node.queued + node.reading,
-                queued: 0,
-                weight: node.weight,
-            })
+            .map(|node| Load { total: node.queued + node.reading, queued: 0, weight: node.weight })
             .collect();
         for task in stage.tasks() {
             if let Some(load) = loads.get_mut(task.node()) {

@@ -12,7 +12,9 @@ use datafusion::{
 
 use gatework_sql::ShellRule;
 
-use crate::{filters::push_down, ExecutionPolicy, SplitLimits, SubPlan, fragment_plan, place_exchanges};
+use crate::{
+    ExecutionPolicy, SplitLimits, SubPlan, filters::push_down, fragment_plan, place_exchanges,
+};
 
 /// How a query is cut.
 #[derive(Debug, Clone)]

@@ -5,9 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use datafusion::physical_plan::ExecutionPlan;
 use petgraph::{algo::tarjan_scc, graph::DiGraph};
 
-use crate::{
-    FragmentId, RemoteSourceExec, SplitScanExec, StageState, SubPlan, state::State,
-};
+use crate::{FragmentId, RemoteSourceExec, SplitScanExec, StageState, SubPlan, state::State};
 
 /// When a stage's tasks are made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

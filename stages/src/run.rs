@@ -27,9 +27,9 @@ use gatework_shared_state::{Budget, output::ExchangeClient};
 use gatework_sql::{Deadline, RemoteFilters, Settings, splits::split_source};
 
 use crate::{
-    FixedCountScheduler, Nodes, PartitioningHandle as Handle, QueryScheduler, SourcePartitionedScheduler,
-    StageExecution, StageOptions, StageScheduler, StageTask, Step, SubPlan, TaskFactory, TaskId,
-    TaskState,
+    FixedCountScheduler, Nodes, PartitioningHandle as Handle, QueryScheduler,
+    SourcePartitionedScheduler, StageExecution, StageOptions, StageScheduler, StageTask, Step,
+    SubPlan, TaskFactory, TaskId, TaskState,
     filters::between_stages,
     local::{LocalTasks, Roster},
     plan_stages,
@@ -98,8 +98,7 @@ fn run(
     let mut graph = Graph::new();
     let scheduler = Arc::new(SchedulerSource(start));
     graph.add("stage scheduler", 1, scheduler, vec![], Arc::new(Nothing))?;
-    let (output, readers) =
-        ResultOutput::new(1, 1, Vec::new(), Budget::new(settings.result_bytes));
+    let (output, readers) = ResultOutput::new(1, 1, Vec::new(), Budget::new(settings.result_bytes));
     let rows = Arc::new(ExchangeSource::new(result, schema.clone()));
     graph.add("result of the stages", 1, rows, vec![], Arc::new(output))?;
     let running = graph.start(&query)?;
@@ -214,9 +213,11 @@ impl Stream for StageStream {
     type Item = PlanResult<RecordBatch>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(ready!(self.rows.poll_next_unpin(context)).map(|batch| {
-            batch.and_then(compact).map_err(|error| Failure::to_datafusion(&error))
-        }))
+        Poll::Ready(
+            ready!(self.rows.poll_next_unpin(context)).map(|batch| {
+                batch.and_then(compact).map_err(|error| Failure::to_datafusion(&error))
+            }),
+        )
     }
 }
 
@@ -267,7 +268,9 @@ impl Start {
                 Ok(Box::new(FixedCountScheduler::new((0..count).collect())))
             }
             // Single stages are not all on one node.
-            (Handle::Single, []) => Ok(Box::new(FixedCountScheduler::new(vec![fragment.id % count]))),
+            (Handle::Single, []) => {
+                Ok(Box::new(FixedCountScheduler::new(vec![fragment.id % count])))
+            }
             (handle, tables) => {
                 let (id, tables) = (fragment.id, tables.len());
                 Err(Error::Setup(format!("stage {id} is {handle} and reads {tables} tables")))

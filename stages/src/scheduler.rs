@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use gatework_runtime::{Error, Result, pipeline::{Gates, Held}};
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{Gates, Held},
+};
 use gatework_shared_state::{Gate, output::ExchangeClient, splits::SplitLoad};
 
 use crate::{

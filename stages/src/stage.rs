@@ -186,7 +186,11 @@ impl StageExecution {
     ///
     /// # Errors
     /// If it is there, or tasks are made for splits, or nobody has said who reads it.
-    pub fn schedule_task(&mut self, node: NodeId, number: usize) -> Result<Option<Arc<dyn StageTask>>> {
+    pub fn schedule_task(
+        &mut self,
+        node: NodeId,
+        number: usize,
+    ) -> Result<Option<Arc<dyn StageTask>>> {
         if self.gives_splits {
             return Err(misuse("a task by number in a stage that makes tasks for splits".into()));
         }

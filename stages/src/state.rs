@@ -63,7 +63,11 @@ impl StageState {
         use StageState::*;
         match self {
             Planned | Scheduling | Aborted | Failed => false,
-            FinishedTaskScheduling | SchedulingSplits | Scheduled | Running | Finished
+            FinishedTaskScheduling
+            | SchedulingSplits
+            | Scheduled
+            | Running
+            | Finished
             | Cancelled => true,
         }
     }

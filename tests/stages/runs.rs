@@ -19,8 +19,8 @@ use gatework::{
     Settings,
     runtime::pipeline::{Chaos, Fault},
     stages::{
-        ExecutionPolicy, Nodes, PartitioningHandle, SplitLimits, StageOptions, StageStream, SubPlan,
-        TaskReport, TaskState, execute, plan_stages,
+        ExecutionPolicy, Nodes, PartitioningHandle, SplitLimits, StageOptions, StageStream,
+        SubPlan, TaskReport, TaskState, execute, plan_stages,
     },
 };
 use tempfile::TempDir;
@@ -194,7 +194,10 @@ fn tpch_on_nodes_is_datafusions() {
                     }
                 }
                 assert_eq!(used.len(), count, "nodes without any task");
-                assert!(left < read_rows / 10, "{left} rows are written for nobody, {read_rows} read");
+                assert!(
+                    left < read_rows / 10,
+                    "{left} rows are written for nobody, {read_rows} read"
+                );
                 world.assert_clean(&nodes, &format!("{count} nodes"));
             }
         }
@@ -291,7 +294,8 @@ fn all_tasks_end_with_their_reader() {
         let world = World::new().await;
         let nodes = Nodes::in_process(3, 1).unwrap();
         let session = world.session(Storage::Parquet, None).await;
-        let sql = "SELECT l_orderkey, o_custkey FROM lineitem JOIN orders ON l_orderkey = o_orderkey";
+        let sql =
+            "SELECT l_orderkey, o_custkey FROM lineitem JOIN orders ON l_orderkey = o_orderkey";
         for policy in POLICIES {
             let options = StageOptions {
                 policy,
@@ -333,8 +337,7 @@ fn all_tasks_end_with_their_reader() {
             let name = format!("a limit, {policy:?}");
             case.begin(&name);
             let limited = format!("{sql} LIMIT 10");
-            let (batches, tasks) =
-                run(&case, &session, &limited, &nodes, &options).await.unwrap();
+            let (batches, tasks) = run(&case, &session, &limited, &nodes, &options).await.unwrap();
             assert_eq!(crate::support::rows(&batches), 10, "{name}");
             let written: u64 = tasks.iter().map(|task| task.rows_written).sum();
             assert!(written < 60_000, "{name}: {written} rows were written for 10");

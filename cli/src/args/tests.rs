@@ -40,7 +40,10 @@ fn sql_reads_its_flags() {
     let Ok(Args { command: Command::Sql(args) }) = parse("sql a --explain stages --nodes 7") else {
         panic!("not understood")
     };
-    assert_eq!((args.explain, args.engine.nodes.map_or(0, NonZeroUsize::get)), (Some(Explain::Stages), 7));
+    assert_eq!(
+        (args.explain, args.engine.nodes.map_or(0, std::num::NonZeroUsize::get)),
+        (Some(Explain::Stages), 7)
+    );
 }
 
 #[test]

@@ -65,8 +65,9 @@ impl Measure<'_> {
                 .set_message(format!("q{}, run {iteration} of {}", query.number, self.iterations));
             let session = self.session(self.engine.session())?;
             let start = Instant::now();
-            let results =
-                run_query(query, &session, self.engine.nodes()).await.map_err(|error| failed("failed", &error))?;
+            let results = run_query(query, &session, self.engine.nodes())
+                .await
+                .map_err(|error| failed("failed", &error))?;
             outcome.seconds.push(start.elapsed().as_secs_f64());
             outcome.rows = results.results.iter().flatten().map(RecordBatch::num_rows).sum();
             outcome.fallbacks = results.fallbacks;

@@ -42,7 +42,9 @@ impl<T: Payload + Clone> Client<T> {
         let read = token.saturating_sub(self.token);
         if read > self.pages.len() as u64 {
             let end = self.token + self.pages.len() as u64;
-            return Err(Misuse(format!("place {token} is asked for in a buffer that ends at {end}")));
+            return Err(Misuse(format!(
+                "place {token} is asked for in a buffer that ends at {end}"
+            )));
         }
         let rest = self.pages.split_off(read as usize);
         self.token = token;

@@ -105,7 +105,9 @@ impl OutputBuffers {
         match self.partitions.get(&id) {
             Some(known) if *known == partition => return Ok(self.clone()),
             Some(known) => {
-                return Err(Misuse(format!("buffer {id} is for partition {known}, not {partition}")));
+                return Err(Misuse(format!(
+                    "buffer {id} is for partition {known}, not {partition}"
+                )));
             }
             None if self.no_more => {
                 return Err(Misuse(format!("buffer {id} comes after the last one")));

@@ -385,11 +385,7 @@ impl<T: Payload + Clone> Inner<T> {
     }
 
     /// Lets go of `pages`: one that no other buffer holds no longer counts.
-    fn release(
-        &mut self,
-        pages: impl IntoIterator<Item = Arc<Page<T>>>,
-        dropped: &mut Dropped<T>,
-    ) {
+    fn release(&mut self, pages: impl IntoIterator<Item = Arc<Page<T>>>, dropped: &mut Dropped<T>) {
         // Only buffers hold pages, all under this lock: readers have copies of what is in them.
         for page in pages.into_iter().filter_map(Arc::into_inner) {
             self.bytes -= page.bytes;
@@ -410,12 +406,7 @@ impl<T: Payload + Clone> Inner<T> {
 
 impl<T: Payload + Clone> State<T> {
     /// Draws the consequences of a change.
-    fn look_around(
-        &self,
-        inner: &mut Inner<T>,
-        dropped: &mut Dropped<T>,
-        wakeups: &mut Wakeups,
-    ) {
+    fn look_around(&self, inner: &mut Inner<T>, dropped: &mut Dropped<T>, wakeups: &mut Wakeups) {
         if !inner.state.is_final() && inner.nobody_reads() {
             self.end(inner, OutputState::Finished, dropped, wakeups);
         }

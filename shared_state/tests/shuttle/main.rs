@@ -16,6 +16,7 @@ mod cardinality;
 mod join;
 mod mailbox;
 mod memory;
+mod output;
 mod rendezvous;
 mod set;
 mod stream;

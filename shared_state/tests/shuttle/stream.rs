@@ -164,6 +164,16 @@ fn consume<S: SourceEnd>(
 
 /// Runs `plan` over the two sides of a state and checks what came out.
 pub(crate) fn run<K: SinkEnd, S: SourceEnd>(plan: Plan, sinks: Vec<K>, sources: Vec<S>) {
+    run_beside(plan, sinks, sources, || {});
+}
+
+/// [`run`], after which `beside` waits for whoever else has a hand in it.
+pub(crate) fn run_beside<K: SinkEnd, S: SourceEnd>(
+    plan: Plan,
+    sinks: Vec<K>,
+    sources: Vec<S>,
+    beside: impl FnOnce(),
+) {
     let query = Query::new();
     let ledger = Arc::<Ledger>::default();
     let aborting = (plan.ending == Ending::Abort).then(|| below(plan.sinks));
@@ -194,6 +204,7 @@ pub(crate) fn run<K: SinkEnd, S: SourceEnd>(plan: Plan, sinks: Vec<K>, sources: 
     check_items(&plan, &sunk, &read);
     check_bytes(&plan, &read, &ledger);
     drop(read);
+    beside();
     assert_eq!(ledger.live_bytes(), 0, "items were left over");
 }
 

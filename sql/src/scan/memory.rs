@@ -53,7 +53,10 @@ impl MemoryTable {
         (!self.filters.is_empty()).then(|| conjunction(self.filters.iter().cloned()))
     }
 
-    pub(crate) fn around(source: &Arc<dyn DataSource>, filters: &[Arc<dyn PhysicalExpr>]) -> Option<Self> {
+    pub(crate) fn around(
+        source: &Arc<dyn DataSource>,
+        filters: &[Arc<dyn PhysicalExpr>],
+    ) -> Option<Self> {
         let table = source.downcast_ref::<MemorySourceConfig>()?.clone();
         Some(Self { table, filters: filters.to_vec() })
     }

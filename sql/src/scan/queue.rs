@@ -12,9 +12,7 @@ use datafusion::{
     datasource::{listing::PartitionedFile, physical_plan::FileScanConfig},
     error::Result,
 };
-use gatework_shared_state::{
-    Dependency, DependencyKind, Gate, Take, Wakeups, splits::SplitQueue,
-};
+use gatework_shared_state::{Dependency, DependencyKind, Gate, Take, Wakeups, splits::SplitQueue};
 use parking_lot::Mutex;
 
 use super::pieces::{self, Piece};

@@ -8,9 +8,7 @@ use gatework_shared_state::{Gate, splits::SplitLoad};
 use gatework_sql::splits::{Split, SplitSource, Splits};
 
 use super::{BlockedReason, Scheduled, StageScheduler};
-use crate::{
-    NodeId, SplitLimits, StageExecution, StageState, placement::Placement, stage::Tasks,
-};
+use crate::{NodeId, SplitLimits, StageExecution, StageState, placement::Placement, stage::Tasks};
 
 /// Splits that are asked for at a time.
 const SPLIT_BATCH: usize = 1000;

@@ -1,6 +1,10 @@
 //! How queries are cut. Names or comments carry the numbers of the rules in `RULES.md`.
 
+mod mock;
 mod runs;
+mod scheduling;
+mod simulation;
+mod states;
 
 use std::sync::Arc;
 

@@ -6,7 +6,12 @@ use futures::TryStreamExt;
 use super::session;
 use crate::{ExecutionPolicy, Nodes, StageOptions, StageStream, TaskReport, TaskState, execute};
 
-async fn start(session: &SessionContext, sql: &str, nodes: &Nodes, options: &StageOptions) -> StageStream {
+async fn start(
+    session: &SessionContext,
+    sql: &str,
+    nodes: &Nodes,
+    options: &StageOptions,
+) -> StageStream {
     execute(session.sql(sql).await.unwrap(), nodes, options).await.unwrap()
 }
 

@@ -1,0 +1,349 @@
+//! Tasks and tables that only say what was asked of them.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use arrow::{
+    array::RecordBatch,
+    datatypes::{DataType, Field, Schema},
+};
+use datafusion::{
+    error::Result as PlanResult,
+    physical_expr::expressions::Column,
+    physical_plan::{ExecutionPlan, empty::EmptyExec, union::UnionExec},
+};
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{Batch, Held},
+};
+use gatework_shared_state::{
+    Budget, Gate, Take,
+    output::{ExchangeClient, LocationId, Output, OutputWriter},
+    splits::{SplitLoad, SplitQueue},
+};
+use gatework_sql::splits::{Split, SplitSource, Splits};
+use parking_lot::Mutex;
+
+use crate::{
+    ExchangeExec, ExchangeKind, ExecutionPolicy, FixedCountScheduler, Inbox, NodeId,
+    PartitioningHandle as Handle, PartitioningScheme, QueryScheduler, Scope,
+    SourcePartitionedScheduler, SplitLimits, SplitScanExec, StageExecution, StageScheduler,
+    StageTask, StateMachine, Step, SubPlan, TaskFactory, TaskId, TaskSpec, TaskState,
+    fragment_plan,
+};
+
+#[derive(Debug)]
+pub(super) struct MockTask {
+    id: TaskId,
+    node: NodeId,
+    state: StateMachine<TaskState>,
+    error: Mutex<Option<Error>>,
+    output: Output<Held>,
+    writer: Mutex<Option<OutputWriter<Held>>>,
+    pub(super) queue: SplitQueue<Split>,
+    /// What it was told, in order.
+    log: Mutex<Vec<String>>,
+    inbox: Arc<Inbox>,
+}
+
+impl MockTask {
+    pub(super) fn log(&self) -> Vec<String> {
+        self.log.lock().clone()
+    }
+
+    fn note(&self, what: impl Into<String>) {
+        self.log.lock().push(what.into());
+    }
+
+    fn end(&self, state: TaskState) {
+        if self.state.set_if(state, |_| true) {
+            self.inbox.ended(self.id);
+        }
+    }
+
+    /// It has written all, and that was read.
+    pub(super) fn finish(&self) {
+        if let Some(writer) = self.writer.lock().take() {
+            writer.finish();
+        }
+        self.output.destroy();
+        self.end(TaskState::Finished);
+    }
+
+    pub(super) fn fail(&self, why: &str) {
+        *self.error.lock() = Some(Error::operator(why.to_owned()));
+        self.output.fail();
+        self.end(TaskState::Failed);
+    }
+
+    /// Reads so many of its splits; how many there were.
+    pub(super) fn read_splits(&self, most: usize) -> usize {
+        let mut read = 0;
+        while read < most
+            && let Take::Item((_, weight)) = self.queue.take()
+        {
+            self.queue.done(weight);
+            read += 1;
+        }
+        read
+    }
+}
+
+impl StageTask for MockTask {
+    fn id(&self) -> TaskId {
+        self.id
+    }
+    fn node(&self) -> NodeId {
+        self.node
+    }
+    fn state(&self) -> TaskState {
+        self.state.get()
+    }
+    fn error(&self) -> Option<Error> {
+        self.error.lock().clone()
+    }
+    fn output(&self) -> &Output<Held> {
+        &self.output
+    }
+    fn add_splits(&self, table: usize, splits: Vec<Split>) {
+        self.note(format!("{} splits of {table}", splits.len()));
+        self.queue.add(splits.into_iter().map(|split| {
+            let weight = split.weight();
+            (split, weight)
+        }));
+    }
+    fn no_more_splits(&self, table: usize) {
+        self.note(format!("no more splits of {table}"));
+        self.queue.no_more();
+    }
+    fn load(&self) -> SplitLoad {
+        self.queue.load()
+    }
+    fn room(&self) -> Gate {
+        self.queue.room().clone()
+    }
+    fn add_location(&self, source: usize, id: LocationId, _: &Output<Held>) -> Result<()> {
+        self.note(format!("source {source} reads {}.{}", id >> 32, id & 0xffff));
+        Ok(())
+    }
+    fn no_more_locations(&self, source: usize) {
+        self.note(format!("source {source} is complete"));
+    }
+    fn cancel(&self) {
+        self.output.destroy();
+        self.end(TaskState::Cancelled);
+    }
+    fn abort(&self) {
+        self.output.fail();
+        self.end(TaskState::Aborted);
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct MockFactory {
+    tasks: Mutex<Vec<Arc<MockTask>>>,
+    most_queued: usize,
+}
+
+impl MockFactory {
+    pub(super) fn new(most_queued: usize) -> Arc<Self> {
+        Arc::new(Self { tasks: Mutex::default(), most_queued })
+    }
+
+    pub(super) fn tasks(&self) -> Vec<Arc<MockTask>> {
+        self.tasks.lock().clone()
+    }
+
+    pub(super) fn of(&self, stage: usize) -> Vec<Arc<MockTask>> {
+        self.tasks().into_iter().filter(|task| task.id.stage == stage).collect()
+    }
+}
+
+impl TaskFactory for MockFactory {
+    fn create(&self, spec: &TaskSpec<'_>, inbox: &Arc<Inbox>) -> Result<Arc<dyn StageTask>> {
+        let budget = Budget::new(1000);
+        let (output, mut writers) =
+            Output::new("mock", spec.buffers.clone(), budget, 1).map_err(Error::operator)?;
+        let task = Arc::new(MockTask {
+            id: spec.id,
+            node: spec.node,
+            state: StateMachine::new("task", TaskState::Running),
+            error: Mutex::default(),
+            output,
+            writer: Mutex::new(writers.pop()),
+            queue: SplitQueue::new("mock", self.most_queued),
+            log: Mutex::default(),
+            inbox: inbox.clone(),
+        });
+        self.tasks.lock().push(task.clone());
+        Ok(task)
+    }
+}
+
+/// So many splits of these weights, some of which are not known at first.
+pub(super) struct MockSplits {
+    pub(super) weights: VecDeque<u64>,
+    /// Opened by the test.
+    pub(super) unknown: Option<Gate>,
+    /// How often it was asked, and for how many.
+    pub(super) asked: Arc<Mutex<Vec<usize>>>,
+    pub(super) closed: Arc<AtomicBool>,
+    pub(super) fails: bool,
+}
+
+impl MockSplits {
+    pub(super) fn new(weights: impl IntoIterator<Item = u64>) -> Self {
+        Self {
+            weights: weights.into_iter().collect(),
+            unknown: None,
+            asked: Arc::default(),
+            closed: Arc::default(),
+            fails: false,
+        }
+    }
+}
+
+impl SplitSource for MockSplits {
+    fn next(&mut self, most: usize) -> PlanResult<Splits> {
+        assert!(!self.closed.load(Ordering::Relaxed), "asked after its end");
+        if self.fails {
+            return datafusion::common::exec_err!("the table is gone");
+        }
+        self.asked.lock().push(most);
+        if let Some(gate) = self.unknown.take_if(|gate| !gate.is_ready()) {
+            self.unknown = Some(gate.clone());
+            return Ok(Splits::Blocked(gate));
+        }
+        let count = most.min(self.weights.len());
+        let splits = self.weights.drain(..count);
+        let splits = splits.map(|weight| Split::empty().with_weight(weight)).collect();
+        Ok(Splits::Some(splits, self.weights.is_empty()))
+    }
+
+    fn close(&mut self) {
+        assert!(!self.closed.swap(true, Ordering::Relaxed), "closed twice");
+    }
+}
+
+fn rows() -> Arc<dyn ExecutionPlan> {
+    let fields = vec![Field::new("k", DataType::Int64, true)];
+    Arc::new(EmptyExec::new(Arc::new(Schema::new(fields))))
+}
+
+/// A table on so many nodes.
+pub(super) fn scan(nodes: usize) -> Arc<dyn ExecutionPlan> {
+    Arc::new(SplitScanExec::new(rows(), nodes))
+}
+
+/// `sources`, whose rows go on to so many tasks.
+pub(super) fn send(
+    handle: Handle,
+    partitions: usize,
+    sources: Vec<Arc<dyn ExecutionPlan>>,
+) -> Arc<dyn ExecutionPlan> {
+    let kind = match handle {
+        Handle::Single => ExchangeKind::Gather,
+        Handle::FixedBroadcast => ExchangeKind::Replicate,
+        Handle::Source | Handle::FixedHash | Handle::FixedArbitrary => ExchangeKind::Repartition,
+    };
+    let keys = match handle {
+        Handle::FixedHash => vec![Arc::new(Column::new("k", 0)) as _],
+        _ => Vec::new(),
+    };
+    let scheme = PartitioningScheme { handle, keys, partitions, ordering: None };
+    Arc::new(ExchangeExec::try_new(Scope::Remote, kind, scheme, sources).unwrap())
+}
+
+/// All of `inputs` in one fragment.
+pub(super) fn together(inputs: Vec<Arc<dyn ExecutionPlan>>) -> Arc<dyn ExecutionPlan> {
+    UnionExec::try_new(inputs).unwrap()
+}
+
+/// `0: gathers, 1: by hash, 2: a table`.
+pub(super) fn chain(nodes: usize) -> SubPlan {
+    let hashed = send(Handle::FixedHash, nodes, vec![scan(nodes)]);
+    cut(&send(Handle::Single, 1, vec![hashed]))
+}
+
+/// `0: gathers, 1: a table and what is sent to all of 2: another table`.
+pub(super) fn broadcast(nodes: usize) -> SubPlan {
+    let sent = send(Handle::FixedBroadcast, nodes, vec![scan(nodes)]);
+    cut(&send(Handle::Single, 1, vec![together(vec![sent, scan(nodes)])]))
+}
+
+pub(super) fn cut(plan: &Arc<dyn ExecutionPlan>) -> SubPlan {
+    fragment_plan(plan, 100).unwrap()
+}
+
+/// A query of mocks.
+pub(super) struct Query {
+    pub(super) scheduler: QueryScheduler,
+    pub(super) factory: Arc<MockFactory>,
+    pub(super) result: ExchangeClient<Held>,
+}
+
+pub(super) const LIMITS: SplitLimits = SplitLimits { most_on_node: 4, most_queued: 2 };
+
+impl Query {
+    pub(super) fn new(
+        plan: &SubPlan,
+        policy: ExecutionPolicy,
+        nodes: usize,
+        mut splits_of: impl FnMut(usize) -> MockSplits,
+    ) -> Self {
+        let (factory, result) =
+            (MockFactory::new(LIMITS.most_queued), ExchangeClient::new("result"));
+        let scheduler_of = |stage: &StageExecution| -> Result<Box<dyn StageScheduler>> {
+            let fragment = stage.fragment();
+            Ok(if !fragment.tables.is_empty() {
+                let splits = Box::new(splits_of(fragment.id));
+                Box::new(SourcePartitionedScheduler::new(splits, LIMITS))
+            } else if fragment.partitioning == Handle::Single {
+                Box::new(FixedCountScheduler::new(vec![0]))
+            } else {
+                Box::new(FixedCountScheduler::new((0..nodes).collect()))
+            })
+        };
+        let made: Arc<dyn TaskFactory> = factory.clone();
+        let scheduler =
+            QueryScheduler::new(plan, policy, nodes, made, scheduler_of, result.clone()).unwrap();
+        Self { scheduler, factory, result }
+    }
+
+    /// Steps until it waits or has ended.
+    pub(super) fn settle(&mut self) -> Result<bool> {
+        loop {
+            match self.scheduler.step()? {
+                Step::Again => {}
+                Step::Finished => return Ok(true),
+                Step::Blocked(gates) => {
+                    if !gates.iter().any(|gate| gate.is_ready()) {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn states(&self) -> Vec<crate::StageState> {
+        self.scheduler.stages().iter().map(StageExecution::state).collect()
+    }
+}
+
+/// A page of one row.
+pub(super) fn page() -> Held {
+    let schema = rows().schema();
+    Batch::new(RecordBatch::new_empty(schema)).into()
+}
+
+impl MockTask {
+    pub(super) fn write(&self, partition: usize) {
+        let mut writer = self.writer.lock();
+        let _answer = writer.as_mut().unwrap().push(partition, page());
+    }
+}

@@ -1,0 +1,76 @@
+//! Many nodes and many splits: how evenly they are placed, and how long that takes.
+
+use std::time::Instant;
+
+use super::mock::{MockFactory, MockSplits, chain};
+use crate::{
+    Inbox, SourcePartitionedScheduler, SplitLimits, StageExecution, StageScheduler, StageState,
+    StageTask,
+};
+use gatework_shared_state::{output::OutputBuffers, splits::SplitLoad};
+use std::sync::Arc;
+
+struct Outcome {
+    /// The most that a node has read, of what each would have if all had the same.
+    skew: f64,
+    seconds: f64,
+    calls: usize,
+}
+
+/// Splits of weights from 1 to 100, heavy ones rare; each node reads at the same speed.
+fn simulate(nodes: usize, splits: usize) -> Outcome {
+    let weight = |n: usize| {
+        1 + (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) % 100 * 7 / (1 + n as u64 % 7)
+    };
+    let weights: Vec<u64> = (0..splits).map(weight).collect();
+    let all: u64 = weights.iter().sum();
+    let limits = SplitLimits::default();
+    let factory = MockFactory::new(limits.most_queued);
+    let fragment = chain(nodes).fragments()[2].clone();
+    let mut stage = StageExecution::new(fragment, factory.clone(), Arc::<Inbox>::default());
+    stage.set_buffers(&OutputBuffers::of_partitions(1)).unwrap();
+    let splits = Box::new(MockSplits::new(weights));
+    let mut scheduler = SourcePartitionedScheduler::new(splits, limits);
+    let (mut given, mut calls, mut spent) = (vec![0_u64; nodes], 0, 0.0);
+    loop {
+        let tasks = factory.tasks();
+        let mut loads = vec![SplitLoad::default(); nodes];
+        for task in &tasks {
+            loads[task.node()] = task.load();
+        }
+        let before: Vec<u64> = loads.iter().map(|load| load.weight).collect();
+        let start = Instant::now();
+        let scheduled = scheduler.schedule(&mut stage, &loads).unwrap();
+        spent += start.elapsed().as_secs_f64();
+        calls += 1;
+        for task in factory.tasks() {
+            let node = task.node();
+            given[node] += task.load().weight - before[node];
+        }
+        if scheduled.finished {
+            break;
+        }
+        assert!(stage.state() != StageState::Failed);
+        // Each node reads on for as long.
+        for task in factory.tasks() {
+            let read_to = task.load().weight.saturating_sub(500);
+            while task.load().weight > read_to && task.read_splits(1) > 0 {}
+        }
+    }
+    let fair = all as f64 / nodes as f64;
+    let most = given.into_iter().max().unwrap_or(0) as f64;
+    Outcome { skew: most / fair, seconds: spent, calls }
+}
+
+/// What must hold whatever the machine: all splits are placed, evenly, in few calls. How long that took is printed.
+#[test]
+fn a_thousand_nodes_and_a_hundred_thousand_splits() {
+    for (nodes, splits) in [(10, 10_000), (1000, 100_000)] {
+        let Outcome { skew, seconds, calls } = simulate(nodes, splits);
+        println!(
+            "{splits} splits on {nodes} nodes: the fullest has {skew:.3} of its share, {seconds:.3} s in {calls} calls"
+        );
+        assert!(skew < 1.25, "{skew}");
+        assert!(calls < splits, "{calls}");
+    }
+}

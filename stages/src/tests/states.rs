@@ -1,0 +1,99 @@
+//! Rules A and B: states of stages.
+
+use crate::{StageState, State, StateMachine, TaskState};
+
+const ALL: [StageState; 10] = [
+    StageState::Planned,
+    StageState::Scheduling,
+    StageState::FinishedTaskScheduling,
+    StageState::SchedulingSplits,
+    StageState::Scheduled,
+    StageState::Running,
+    StageState::Finished,
+    StageState::Cancelled,
+    StageState::Aborted,
+    StageState::Failed,
+];
+
+#[test]
+fn a1_a2_no_change_is_none_and_an_end_is_for_ever() {
+    let state = StateMachine::new("task", TaskState::Running);
+    assert!(!state.set_if(TaskState::Running, |_| true), "to stay is not to go");
+    assert!(!state.set_if(TaskState::Failed, |_| false), "the predicate says no");
+    assert!(state.set_if(TaskState::Finished, |known| known == TaskState::Running));
+    for next in [TaskState::Running, TaskState::Failed, TaskState::Cancelled] {
+        assert!(!state.set_if(next, |_| true), "{next:?}");
+        assert_eq!(state.get(), TaskState::Finished);
+    }
+}
+
+/// The predicate may ask the machine itself, since no lock is held, and is asked again if the state changed.
+#[test]
+fn a3_the_predicate_is_asked_without_a_lock() {
+    let state = StateMachine::new("stage", StageState::Planned);
+    let asked = std::cell::Cell::new(0);
+    let went = state.set_if(StageState::Running, |known| {
+        asked.set(asked.get() + 1);
+        assert_eq!(state.get(), known);
+        if asked.get() == 1 {
+            // Somebody else is faster.
+            assert!(state.set_if(StageState::Scheduling, |_| true));
+        }
+        true
+    });
+    assert!(went && asked.get() == 2);
+}
+
+#[test]
+fn a5_a6_each_waits_at_a_gate_of_his_own() {
+    let state = StateMachine::new("stage", StageState::Planned);
+    let (one, other) = (state.changed(StageState::Planned), state.changed(StageState::Planned));
+    assert!(!std::sync::Arc::ptr_eq(&one, &other));
+    assert!(state.changed(StageState::Running).is_ready(), "it is another one already");
+    state.set_if(StageState::Scheduling, |_| true);
+    assert!(one.is_ready() && other.is_ready());
+    state.set_if(StageState::Failed, |_| true);
+    assert!(state.changed(StageState::Failed).is_ready(), "there will be no other");
+}
+
+#[test]
+fn b_who_may_go_where() {
+    use StageState::*;
+    for from in ALL {
+        for to in ALL {
+            let allowed = match to {
+                Planned => false,
+                Scheduling => from == Planned,
+                FinishedTaskScheduling => from == Scheduling,
+                SchedulingSplits => [Planned, Scheduling, FinishedTaskScheduling].contains(&from),
+                Scheduled => {
+                    [Planned, Scheduling, FinishedTaskScheduling, SchedulingSplits].contains(&from)
+                }
+                Running => !from.is_final() && from != Running,
+                Finished | Cancelled | Aborted | Failed => !from.is_final(),
+            };
+            assert_eq!(from.allows(to), allowed, "{from:?} to {to:?}");
+        }
+    }
+}
+
+/// B-1: an end stays.
+#[test]
+fn b1_ends_are_for_ever() {
+    for end in ALL.into_iter().filter(|state| state.is_final()) {
+        let state = StateMachine::new("stage", end);
+        for next in ALL {
+            assert!(!state.set_if(next, |known| known.allows(next)), "{end:?} to {next:?}");
+        }
+    }
+}
+
+/// The table of C: a stage that failed or was aborted never tells its reader that it is complete.
+#[test]
+fn c_who_has_all_tasks() {
+    use StageState::*;
+    let complete: Vec<_> = ALL.into_iter().filter(|state| state.has_all_tasks()).collect();
+    let expected =
+        [FinishedTaskScheduling, SchedulingSplits, Scheduled, Running, Finished, Cancelled];
+    assert_eq!(complete, expected);
+}
