@@ -301,6 +301,9 @@ fn soak(seed: u64, time: Duration) {
         );
         assert!(counts.map(of).iter().all(|count| *count > 0) && spilled > 0);
         assert_flat(&footprints);
+        // How many files are open while queries spill differs by hundreds; without queries there are none.
+        let (first, last) = (footprints[0][0], footprint()[0]);
+        assert!(last <= first + 10, "{first} open files before, {last} afterwards");
     });
 }
 
@@ -308,13 +311,12 @@ fn soak(seed: u64, time: Duration) {
 fn assert_flat(footprints: &[[usize; 3]]) {
     let quarter = footprints.len() / 4;
     let most = |range: &[[usize; 3]]| {
-        [0, 1, 2].map(|place| range.iter().map(|moment| moment[place]).max().unwrap_or(0))
+        [1, 2].map(|place| range.iter().map(|moment| moment[place]).max().unwrap_or(0))
     };
     let early = most(&footprints[quarter..2 * quarter]);
     let late = most(&footprints[footprints.len() - quarter..]);
-    assert!(late[0] <= early[0] + 50, "open files: {footprints:?}");
-    assert!(late[1] <= early[1] + 8, "threads: {footprints:?}");
-    assert!(late[2] <= early[2] + early[2] / 2 + 100, "memory: {footprints:?}");
+    assert!(late[0] <= early[0] + 8, "threads: {footprints:?}");
+    assert!(late[1] <= early[1] + early[1] / 2 + 100, "memory: {footprints:?}");
 }
 
 #[test]

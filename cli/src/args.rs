@@ -132,6 +132,8 @@ pub(crate) enum Explain {
     Plan,
     /// The stages in which it runs on so many nodes as `--nodes` says, or on 4
     Stages,
+    /// The same as a picture, in Mermaid's language
+    Mermaid,
 }
 
 /// When the stages of a query start.

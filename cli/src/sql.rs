@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use datafusion::dataframe::DataFrame;
 use datafusion::physical_plan::displayable;
 use datafusion::prelude::SessionContext;
-use gatework::stages::{StageOptions, plan_stages};
+use gatework::stages::{StageOptions, SubPlan, plan_stages};
 use indicatif::ProgressBar;
 
 use crate::args::{Explain, Format, SqlArgs};
@@ -35,9 +35,14 @@ pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
             }
             match args.explain {
                 Some(Explain::Plan) => explain(planned.frame, &session, &sink).await?,
-                Some(Explain::Stages) => {
+                Some(what @ (Explain::Stages | Explain::Mermaid)) => {
                     let nodes = args.engine.nodes.map_or(EXPLAINED_NODES, NonZeroUsize::get);
-                    explain_stages(planned.frame, nodes, &session, &sink).await?;
+                    let stages = stages(planned.frame, nodes).await.map_err(query_error)?;
+                    let text = match what {
+                        Explain::Mermaid => stages.mermaid(nodes),
+                        _ => stages.text(nodes),
+                    };
+                    sink.line(text.trim_end())?;
                 }
                 None => print(planned.frame, &session, &engine, args.format, &sink).await?,
             }
@@ -79,17 +84,10 @@ fn show_progress(spinner: &ProgressBar, rows: u64) {
     }
 }
 
-/// Prints the stages of one query on so many nodes.
-async fn explain_stages(
-    frame: DataFrame,
-    nodes: usize,
-    session: &SessionContext,
-    sink: &Sink,
-) -> Result<(), Error> {
+/// The stages of one query on so many nodes.
+async fn stages(frame: DataFrame, nodes: usize) -> datafusion::error::Result<SubPlan> {
     let (state, query) = frame.into_parts();
-    let stages = plan_stages(&state, &query, &StageOptions::of_nodes(nodes)).await;
-    let stages = stages.map_err(|error| Error::query(&error, session))?;
-    sink.line(stages.text(nodes).trim_end())
+    plan_stages(&state, &query, &StageOptions::of_nodes(nodes)).await
 }
 
 /// Prints the plan of one query instead of running it.

@@ -23,6 +23,7 @@ mod source;
 mod spill;
 pub mod splits;
 pub mod verify;
+mod write;
 
 pub use planner::{GateworkPlanner, ShellRule};
 pub use region::{Deadline, profile, query, run_into};
@@ -31,3 +32,4 @@ pub use session::{SessionStateBuilderExt, session, session_with};
 pub use settings::Settings;
 pub use shell::{Shell, as_shell, fallbacks};
 pub use source::SourceExec;
+pub use write::{WriteExec, WriteProgress, WriteTarget};

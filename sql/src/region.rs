@@ -315,6 +315,11 @@ impl ForeignContext {
         Self { outer: outer.clone(), query: query.clone(), inner: OnceLock::new() }
     }
 
+    /// The number of the query, which no other of the process has.
+    pub(crate) fn query_name(&self) -> String {
+        self.query.id().to_string()
+    }
+
     /// The context the region itself was executed with.
     pub(crate) fn outer(&self) -> &Arc<TaskContext> {
         &self.outer

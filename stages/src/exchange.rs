@@ -53,6 +53,8 @@ pub enum PartitioningHandle {
     FixedArbitrary,
     /// Each task has all.
     FixedBroadcast,
+    /// Each task has some, and there are more tasks as there is more.
+    ScaledWriter,
 }
 
 impl fmt::Display for PartitioningHandle {
@@ -63,6 +65,7 @@ impl fmt::Display for PartitioningHandle {
             Self::FixedHash => "HASH",
             Self::FixedArbitrary => "ARBITRARY",
             Self::FixedBroadcast => "BROADCAST",
+            Self::ScaledWriter => "SCALED WRITER",
         })
     }
 }
@@ -189,9 +192,9 @@ pub(crate) fn properties(schema: SchemaRef, scheme: &PartitioningScheme) -> Plan
         PartitioningHandle::Single | PartitioningHandle::FixedBroadcast => {
             Partitioning::UnknownPartitioning(1)
         }
-        PartitioningHandle::Source | PartitioningHandle::FixedArbitrary => {
-            Partitioning::UnknownPartitioning(scheme.partitions)
-        }
+        PartitioningHandle::Source
+        | PartitioningHandle::FixedArbitrary
+        | PartitioningHandle::ScaledWriter => Partitioning::UnknownPartitioning(scheme.partitions),
     };
     let (emission, bounded) = (EmissionType::Incremental, Boundedness::Bounded);
     PlanProperties::new(equivalences, partitioning, emission, bounded)

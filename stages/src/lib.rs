@@ -45,7 +45,8 @@ pub use policy::{ExecutionPolicy, ExecutionSchedule};
 pub use run::{StageStream, StageWatch, TaskReport, execute};
 pub use scan::SplitScanExec;
 pub use schedule::{
-    BlockedReason, FixedCountScheduler, Scheduled, SourcePartitionedScheduler, StageScheduler,
+    BlockedReason, FixedCountScheduler, ScaledWriterScheduler, Scheduled,
+    SourcePartitionedScheduler, StageScheduler,
 };
 pub use scheduler::{QueryScheduler, Step};
 pub use stage::StageExecution;

@@ -19,7 +19,9 @@ impl BufferManager {
     pub fn new(scheme: &PartitioningScheme) -> Self {
         let buffers = match scheme.handle {
             Handle::FixedBroadcast => OutputBuffers::new(OutputKind::Broadcast),
-            Handle::FixedArbitrary => OutputBuffers::new(OutputKind::Arbitrary),
+            Handle::FixedArbitrary | Handle::ScaledWriter => {
+                OutputBuffers::new(OutputKind::Arbitrary)
+            }
             Handle::Single | Handle::Source | Handle::FixedHash => {
                 OutputBuffers::of_partitions(scheme.partitions.max(1))
             }

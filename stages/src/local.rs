@@ -116,7 +116,9 @@ fn routing(scheme: &PartitioningScheme) -> Routing {
     match scheme.handle {
         Handle::FixedHash => Routing::Hash(scheme.keys.clone()),
         Handle::FixedBroadcast => Routing::Broadcast,
-        Handle::Single | Handle::Source | Handle::FixedArbitrary => Routing::PassToOne,
+        Handle::Single | Handle::Source | Handle::FixedArbitrary | Handle::ScaledWriter => {
+            Routing::PassToOne
+        }
     }
 }
 

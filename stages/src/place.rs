@@ -18,11 +18,16 @@ use datafusion::{
         JoinType,
         tree_node::{Transformed, TreeNode},
     },
-    datasource::source::DataSourceExec,
+    datasource::{sink::DataSinkExec, source::DataSourceExec},
     error::Result,
-    physical_expr::{Distribution, LexOrdering, OrderingRequirements, PhysicalExpr},
+    functions_aggregate::sum::sum_udaf,
+    physical_expr::{
+        Distribution, LexOrdering, OrderingRequirements, PhysicalExpr,
+        aggregate::AggregateExprBuilder, expressions::Column,
+    },
     physical_plan::{
         ExecutionPlan, ExecutionPlanProperties, Partitioning,
+        aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy},
         coalesce_partitions::CoalescePartitionsExec,
         joins::{HashJoinExec, PartitionMode},
         limit::GlobalLimitExec,
@@ -33,6 +38,7 @@ use datafusion::{
         union::{InterleaveExec, UnionExec},
     },
 };
+use gatework_sql::{WriteExec, WriteTarget};
 
 use crate::{
     exchange::{
@@ -85,6 +91,11 @@ impl Placer {
         if let Some(repartition) = plan.downcast_ref::<RepartitionExec>() {
             return self.repartition(repartition, children);
         }
+        if let Some(sink) = plan.downcast_ref::<DataSinkExec>()
+            && let Some(target) = WriteTarget::of(sink)?
+        {
+            return self.write(&plan, target, children);
+        }
         if plan.downcast_ref::<CoalescePartitionsExec>().is_some() {
             return self.gather(plan, children, None);
         }
@@ -132,8 +143,10 @@ impl Placer {
     ) -> Result<Placed> {
         let (handle, schema) = (scheme.handle, from.plan.schema());
         let goes_on = |before: &&ExchangeExec| match before.kind() {
-            // What was gathered to be collected goes to all at once.
-            ExchangeKind::Gather => kind == ExchangeKind::Replicate,
+            // What was gathered to be collected goes to all at once, and what was to be written to the writers.
+            ExchangeKind::Gather => {
+                kind == ExchangeKind::Replicate || scheme.handle == Handle::ScaledWriter
+            }
             // So do rows that were on their way anywhere, wherever they are wanted.
             _ => before.scheme().handle == Handle::FixedArbitrary,
         };
@@ -188,6 +201,36 @@ impl Placer {
             // What one task has made is not worth to be sent round.
             _ => Ok(child),
         }
+    }
+
+    /// As many writers as there is enough to be written for, and the sum of what they have written.
+    fn write(
+        &self,
+        sink: &Arc<dyn ExecutionPlan>,
+        target: WriteTarget,
+        mut children: Vec<Placed>,
+    ) -> Result<Placed> {
+        let mut rows = children.remove(0);
+        if self.nodes > 1 {
+            let scheme = PartitioningScheme {
+                handle: Handle::ScaledWriter,
+                partitions: self.nodes,
+                ..PartitioningScheme::single()
+            };
+            rows = self.exchange(ExchangeKind::Repartition, scheme, rows)?;
+        }
+        let counts = sink.schema();
+        let write = Arc::new(WriteExec::new(rows.plan, target, counts.clone()));
+        let counted = self.gathered(Placed { plan: write, handle: rows.handle })?;
+        let count: Arc<dyn PhysicalExpr> = Arc::new(Column::new(counts.field(0).name(), 0));
+        let all = AggregateExprBuilder::new(sum_udaf(), vec![count])
+            .schema(counts.clone())
+            .alias(counts.field(0).name())
+            .build()?;
+        let (keys, calls) = (PhysicalGroupBy::default(), vec![Arc::new(all)]);
+        let mode = AggregateMode::Single;
+        let plan = AggregateExec::try_new(mode, keys, calls, vec![None], counted.plan, counts)?;
+        Ok(Placed { plan: Arc::new(plan), handle: Handle::Single })
     }
 
     fn gather(

@@ -32,6 +32,9 @@ pub struct StageOptions {
     pub policy: ExecutionPolicy,
     /// How many splits nodes are given at a time.
     pub splits: SplitLimits,
+    /// Another writer of files is added when those there are have written so many bytes of rows each; 32 MiB, as in
+    /// Presto.
+    pub writer_bytes: u64,
     /// Bytes that wait in a task's output for the tasks that read it; 16 MiB.
     pub buffer_bytes: usize,
 }
@@ -46,6 +49,7 @@ impl StageOptions {
             broadcast_rows: 1_000_000,
             policy: ExecutionPolicy::default(),
             splits: SplitLimits::default(),
+            writer_bytes: 32 << 20,
             buffer_bytes: 16 << 20,
         }
     }

@@ -24,12 +24,12 @@ use gatework_runtime::{
     },
 };
 use gatework_shared_state::{Budget, output::ExchangeClient};
-use gatework_sql::{Deadline, RemoteFilters, Settings, splits::split_source};
+use gatework_sql::{Deadline, RemoteFilters, Settings, WriteProgress, splits::split_source};
 
 use crate::{
     FixedCountScheduler, Nodes, PartitioningHandle as Handle, QueryScheduler,
-    SourcePartitionedScheduler, StageExecution, StageOptions, StageScheduler, StageTask, Step,
-    SubPlan, TaskFactory, TaskId, TaskState,
+    ScaledWriterScheduler, SourcePartitionedScheduler, StageExecution, StageOptions,
+    StageScheduler, StageTask, Step, SubPlan, TaskFactory, TaskId, TaskState,
     filters::between_stages,
     local::{LocalTasks, Roster},
     plan_stages,
@@ -85,13 +85,14 @@ fn run(
     let query = QueryContext::new(executor, query_options);
     let schema = plan.fragment.root.schema();
     let result = ExchangeClient::new("result of the stages");
-    let roster = Roster::default();
+    let (roster, progress) = (Roster::default(), Arc::<WriteProgress>::default());
     let filters = between_stages(&plan, nodes.count()).or_fail()?;
     let start = Start {
         plan: Arc::new(plan),
         nodes: nodes.clone(),
         options: options.clone(),
-        context: with_filters(context, filters),
+        context: of_tasks(context, filters, progress.clone()),
+        progress,
         result: result.clone(),
         roster: roster.clone(),
     };
@@ -111,12 +112,18 @@ fn run(
     }
 }
 
-/// The context of a query's tasks: it has the runtime filters that go from one to another.
-fn with_filters(context: &TaskContext, filters: RemoteFilters) -> Arc<TaskContext> {
+/// The context of a query's tasks: it has the runtime filters that go from one to another, and what all writers
+/// together have written.
+fn of_tasks(
+    context: &TaskContext,
+    filters: RemoteFilters,
+    progress: Arc<WriteProgress>,
+) -> Arc<TaskContext> {
+    let config = context.session_config().clone();
     Arc::new(TaskContext::new(
         context.task_id(),
         context.session_id(),
-        context.session_config().clone().with_extension(Arc::new(filters)),
+        config.with_extension(Arc::new(filters)).with_extension(progress),
         context.scalar_functions().clone(),
         context.higher_order_functions().clone(),
         context.aggregate_functions().clone(),
@@ -235,6 +242,7 @@ struct Start {
     options: StageOptions,
     context: Arc<TaskContext>,
     result: ExchangeClient<Held>,
+    progress: Arc<WriteProgress>,
     roster: Roster,
 }
 
@@ -266,6 +274,10 @@ impl Start {
             }
             (Handle::FixedHash | Handle::FixedArbitrary, []) => {
                 Ok(Box::new(FixedCountScheduler::new((0..count).collect())))
+            }
+            (Handle::ScaledWriter, []) => {
+                let (progress, bytes) = (self.progress.clone(), self.options.writer_bytes);
+                Ok(Box::new(ScaledWriterScheduler::new((0..count).collect(), progress, bytes)))
             }
             // Single stages are not all on one node.
             (Handle::Single, []) => {

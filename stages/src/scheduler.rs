@@ -107,7 +107,7 @@ impl QueryScheduler {
             self.stages[task.stage].task_ended(task.number);
         }
         self.tell_of_ends()?;
-        let (mut blocked, again) = self.schedule_stages()?;
+        let (blocked, again) = self.schedule_stages()?;
         self.tell_of_ends()?;
         if self.schedule.is_finished() {
             self.close();
@@ -117,13 +117,11 @@ impl QueryScheduler {
             }
             return Ok(Step::Blocked(self.inbox.gate().clone().into()));
         }
-        match blocked.pop().filter(|_| !again) {
-            Some(gate) => {
-                let others = blocked.into_iter().fold(Gates::one(gate), Gates::or);
-                Ok(Step::Blocked(others.or(self.inbox.gate().clone())))
-            }
-            None => Ok(Step::Again),
+        if again {
+            return Ok(Step::Again);
         }
+        let ended = Gates::one(self.inbox.gate().clone());
+        Ok(Step::Blocked(blocked.into_iter().fold(ended, Gates::or)))
     }
 
     /// One pass over the stages whose turn it is; the answer is what they wait for, and whether one does not
@@ -142,10 +140,10 @@ impl QueryScheduler {
             let scheduled = self.schedulers[id].schedule(&mut self.stages[id], &nodes)?;
             if scheduled.finished {
                 self.stages[id].scheduling_complete();
-            } else if let Some((_, blocked)) = scheduled.blocked {
-                gates.extend(blocked);
-            } else {
-                again = true;
+            }
+            match scheduled.blocked {
+                Some((_, blocked)) => gates.extend(blocked),
+                None => again = true,
             }
             self.linkages[id].process(&mut self.stages, &scheduled.new, &self.result)?;
         }

@@ -118,6 +118,16 @@ impl StageExecution {
         self.on_node.get(&node).and_then(|number| self.tasks.get(number))
     }
 
+    /// The outputs that it reads, as far as they are known.
+    pub fn sources(&self) -> impl Iterator<Item = &Output<Held>> {
+        self.sources.iter().flat_map(|source| source.outputs.iter().map(|(_, output)| output))
+    }
+
+    /// Whether they are all known.
+    pub fn knows_all_sources(&self) -> bool {
+        self.sources.iter().all(RemoteSource::is_complete)
+    }
+
     /// Whether it reads other stages.
     pub fn has_remote_sources(&self) -> bool {
         !self.sources.is_empty()

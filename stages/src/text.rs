@@ -1,10 +1,10 @@
-//! Stages as text.
+//! Stages as text, and as a picture.
 
-use std::fmt::Write;
+use std::{fmt::Write, sync::Arc};
 
-use datafusion::physical_plan::displayable;
+use datafusion::physical_plan::{ExecutionPlan, displayable};
 
-use crate::SubPlan;
+use crate::{PartitioningHandle as Handle, PlanFragment, RemoteSourceExec, SubPlan};
 
 impl SubPlan {
     /// The tree of stages on so many nodes: for each how many tasks it has and how these share what they read,
@@ -12,24 +12,75 @@ impl SubPlan {
     pub fn text(&self, nodes: usize) -> String {
         let mut text = String::new();
         for fragment in self.fragments() {
-            let tasks = fragment.tasks(nodes);
             // Writing to a string cannot fail.
-            let _ = writeln!(
-                text,
-                "Stage {} [{}, {tasks} task{}] gives {}",
-                fragment.id,
-                fragment.partitioning,
-                if tasks == 1 { "" } else { "s" },
-                if fragment.id == 0 {
-                    "the result".to_owned()
-                } else {
-                    fragment.output.to_string()
-                },
-            );
+            let _ = writeln!(text, "{} gives {}", title(fragment, nodes), goes_to(fragment));
             for line in displayable(fragment.root.as_ref()).indent(false).to_string().lines() {
                 let _ = writeln!(text, "    {line}");
             }
         }
         text
     }
+
+    /// The same as a flow chart in [Mermaid](https://mermaid.js.org)'s language, with the names of the operators
+    /// only.
+    ///
+    /// ```
+    /// # use datafusion::prelude::SessionContext;
+    /// # use gatework_stages::{StageOptions, plan_stages};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> datafusion::error::Result<()> {
+    /// let query = SessionContext::new().sql("SELECT 6 * 7 AS answer").await?;
+    /// let (state, plan) = query.into_parts();
+    /// let stages = plan_stages(&state, &plan, &StageOptions::of_nodes(4)).await?;
+    /// assert!(stages.mermaid(4).starts_with("flowchart BT\n"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn mermaid(&self, nodes: usize) -> String {
+        let mut text = String::from("flowchart BT\n");
+        self.draw(nodes, &mut text);
+        text
+    }
+
+    fn draw(&self, nodes: usize, text: &mut String) {
+        let own = self.fragment.id;
+        let mut steps = Vec::new();
+        operators(&self.fragment.root, &mut steps);
+        let steps = steps.join("<br/>");
+        let title = title(&self.fragment, nodes);
+        let _ = writeln!(text, "    s{own}[\"{}<br/>{steps}\"]", quoted(&title));
+        for child in &self.children {
+            child.draw(nodes, text);
+            let id = child.fragment.id;
+            let way = quoted(&goes_to(&child.fragment));
+            let _ = writeln!(text, "    s{id} -->|\"{way}\"| s{own}");
+        }
+    }
+}
+
+fn title(fragment: &PlanFragment, nodes: usize) -> String {
+    let tasks = fragment.tasks(nodes);
+    let plural = if tasks == 1 { "" } else { "s" };
+    let least = if fragment.partitioning == Handle::ScaledWriter { "1 to " } else { "" };
+    format!("Stage {} [{}, {least}{tasks} task{plural}]", fragment.id, fragment.partitioning)
+}
+
+fn goes_to(fragment: &PlanFragment) -> String {
+    match fragment.id {
+        0 => "the result".to_owned(),
+        _ => fragment.output.to_string(),
+    }
+}
+
+/// Names of what a task runs, the last first.
+fn operators(node: &Arc<dyn ExecutionPlan>, names: &mut Vec<String>) {
+    if node.downcast_ref::<RemoteSourceExec>().is_none() {
+        names.push(node.name().trim_end_matches("Exec").to_owned());
+    }
+    node.children().into_iter().for_each(|child| operators(child, names));
+}
+
+/// Text within quotation marks, where Mermaid takes names of characters.
+fn quoted(text: &str) -> String {
+    text.replace('#', "#35;").replace('"', "#quot;").replace('<', "#lt;").replace('>', "#gt;")
 }

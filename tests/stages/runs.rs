@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc, time::Duration};
 
-use arrow::array::RecordBatch;
+use arrow::{
+    array::{AsArray, RecordBatch},
+    datatypes::UInt64Type,
+};
 use datafusion::{
     dataframe::DataFrame,
     error::Result,
@@ -353,5 +356,88 @@ fn all_tasks_end_with_their_reader() {
         let error = ended.unwrap_err().to_string();
         assert!(error.contains("its time limit"), "{error}");
         world.assert_clean(&nodes, "out of time");
+    });
+}
+
+/// Files that writers have made, and the rows in them.
+#[test]
+fn copies_are_written_by_several() {
+    guarded(|case| async move {
+        let world = World::new().await;
+        for format in ["PARQUET", "CSV"] {
+            for (count, least) in [(1, 1), (3, 2)] {
+                let name = format!("{format} on {count} nodes");
+                case.begin(&name);
+                let session = world.session(Storage::Parquet, None).await;
+                let nodes = Nodes::in_process(count, 1).unwrap();
+                let folder = TempDir::new().unwrap();
+                let path = folder.path().display();
+                let rows = "SELECT l_orderkey, l_comment, l_shipdate FROM lineitem";
+                let options = StageOptions {
+                    writer_bytes: 10_000,
+                    buffer_bytes: 10_000,
+                    ..StageOptions::of_nodes(count)
+                };
+                let sql = format!("COPY ({rows}) TO '{path}/' STORED AS {format}");
+                let (counts, tasks) = run(&case, &session, &sql, &nodes, &options).await.unwrap();
+                assert!(tasks.iter().all(|task| task.fallbacks.is_empty()), "{tasks:#?}");
+                let expected = session.sql(rows).await.unwrap().collect().await.unwrap();
+                let written = counts[0].column(0).as_primitive::<UInt64Type>().value(0);
+                assert_eq!(written as usize, crate::support::rows(&expected), "{name}");
+                let files = files_below(folder.path());
+                assert!(files >= least, "{name}: {files} files");
+                let again = format!(
+                    "CREATE EXTERNAL TABLE again (a BIGINT, b VARCHAR, c DATE) STORED AS {format} \
+                     LOCATION '{path}/' OPTIONS ('format.has_header' 'true')"
+                );
+                let again = match format {
+                    "CSV" => again,
+                    _ => {
+                        format!("CREATE EXTERNAL TABLE again STORED AS PARQUET LOCATION '{path}/'")
+                    }
+                };
+                session.sql(&again).await.unwrap();
+                let columns = match format {
+                    "CSV" => "a, b, c",
+                    _ => "l_orderkey, l_comment, l_shipdate",
+                };
+                for (from, columns) in
+                    [("again", columns), ("lineitem", "l_orderkey, l_comment, l_shipdate")]
+                {
+                    let sum = format!(
+                        "CREATE TABLE sum_{from} AS SELECT count(*) AS n, count(DISTINCT h) AS d, min(h) AS l, \
+                         max(h) AS m FROM (SELECT concat_ws('|', {columns}) AS h FROM {from})"
+                    );
+                    session.sql(&sum).await.unwrap();
+                }
+                let both = "SELECT * FROM sum_again UNION SELECT * FROM sum_lineitem";
+                let both = session.sql(both).await.unwrap().collect().await.unwrap();
+                assert_eq!(crate::support::rows(&both), 1, "{name}: {both:?}");
+                world.assert_clean(&nodes, &name);
+            }
+        }
+    });
+}
+
+/// A copy that fails leaves no file that looks like a whole one.
+#[test]
+fn a_copy_that_fails_leaves_nothing() {
+    guarded(|case| async move {
+        let world = World::new().await;
+        let session = world.session(Storage::Parquet, None).await;
+        let nodes = Nodes::in_process(2, 1).unwrap();
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().display();
+        // The last order is not the first that is read.
+        let sql = format!(
+            "COPY (SELECT 1 / (l_orderkey - (SELECT max(o_orderkey) FROM orders)) FROM lineitem) \
+             TO '{path}/' STORED AS PARQUET"
+        );
+        case.begin("a division by zero");
+        let error = run(&case, &session, &sql, &nodes, &StageOptions::of_nodes(2)).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("Divide by zero"), "{error}");
+        world.assert_clean(&nodes, "a division by zero");
+        assert_eq!(files_below(folder.path()), 0);
     });
 }

@@ -115,6 +115,8 @@ struct State<T> {
     budget: Budget,
     /// Open while there is room for pages.
     room: Gate,
+    /// Open while readers are slower than writers.
+    overutilized: Gate,
     /// Open when no page is wanted any more.
     closed: Gate,
     /// Open at the end.
@@ -180,6 +182,7 @@ impl<T: Payload + Clone> Output<T> {
         let output = Self(Arc::new(State {
             budget,
             room,
+            overutilized: gate("overutilized", DependencyKind::External),
             closed: gate("closed", DependencyKind::Closed),
             ended: gate("ended", DependencyKind::External),
             inner: Mutex::new(inner),
@@ -355,13 +358,12 @@ impl<T: Payload + Clone> Output<T> {
     /// Whether its readers are slower than its writers: it is full, or, if it is arbitrary, half full or all
     /// that will be there is there.
     pub fn is_overutilized(&self) -> bool {
-        let inner = self.0.inner.lock();
-        match inner.descriptor.kind() {
-            OutputKind::Arbitrary => {
-                inner.bytes >= self.0.budget.limit_bytes().div_ceil(2) || !inner.state.takes_pages()
-            }
-            _ => inner.bytes >= self.0.budget.limit_bytes(),
-        }
+        self.0.is_overutilized(&self.0.inner.lock())
+    }
+
+    /// Open while that is so, and at the end.
+    pub fn overutilized(&self) -> &Gate {
+        &self.0.overutilized
     }
 
     /// Rows so far: into the output (once, however many buffers hold them), out to readers (once a buffer), and
@@ -413,6 +415,26 @@ impl<T: Payload + Clone> State<T> {
         if !self.budget.must_wait(inner.bytes) {
             self.room.set_ready_later(wakeups);
         }
+        self.look_at_readers(inner, wakeups);
+    }
+
+    fn is_overutilized(&self, inner: &Inner<T>) -> bool {
+        match inner.descriptor.kind() {
+            OutputKind::Arbitrary => {
+                inner.bytes >= self.budget.limit_bytes().div_ceil(2) || !inner.state.takes_pages()
+            }
+            _ => inner.bytes >= self.budget.limit_bytes(),
+        }
+    }
+
+    /// The gate says what it stands for.
+    fn look_at_readers(&self, inner: &Inner<T>, wakeups: &mut Wakeups) {
+        let open = self.overutilized.is_ready();
+        match self.is_overutilized(inner) {
+            true if !open => self.overutilized.set_ready_later(wakeups),
+            false if open => self.overutilized.block(),
+            _ => {}
+        }
     }
 
     fn end(
@@ -442,7 +464,7 @@ impl<T: Payload + Clone> State<T> {
             }
         }
         inner.clients = clients;
-        for gate in [&self.room, &self.closed, &self.ended] {
+        for gate in [&self.room, &self.overutilized, &self.closed, &self.ended] {
             gate.set_always_ready_later(wakeups);
         }
     }
@@ -500,6 +522,7 @@ impl<T: Payload + Clone> OutputWriter<T> {
             inner.flow.rows_dropped += rows;
         }
         inner.release([page], &mut dropped);
+        state.look_at_readers(inner, &mut wakeups);
         state.room(inner)
     }
 

@@ -306,9 +306,14 @@ fn table_readers_of_an_arbitrary_output_share_its_pages() {
     bench.output.set_buffers(&readers(OutputKind::Arbitrary, 2)).unwrap();
     assert_eq!(bench.read(1, 0, 10), (vec![1], 1));
     assert!(bench.is_pending(0, 1) && bench.is_pending(1, 1));
-    assert!(!bench.output.is_overutilized());
+    assert!(!bench.output.is_overutilized() && !bench.output.overutilized().is_ready());
     bench.push(0, 500);
-    assert!(bench.output.is_overutilized(), "half full");
+    assert!(bench.output.is_overutilized() && bench.output.overutilized().is_ready(), "half full");
+    assert_eq!(bench.read(0, 1, 1000).0, [2]);
+    bench.output.acknowledge(0, 2).unwrap();
+    assert!(!bench.output.is_overutilized() && !bench.output.overutilized().is_ready());
+    bench.no_more_pages();
+    assert!(bench.output.is_overutilized() && bench.output.overutilized().is_ready());
 }
 
 #[test]

@@ -26,7 +26,7 @@ use datafusion::{
     },
 };
 
-use crate::{scan::MemoryTable, source::SourceExec, splits::SplitTable};
+use crate::{scan::MemoryTable, source::SourceExec, splits::SplitTable, write::WriteExec};
 
 /// Whether `plan`'s node runs on our operators.
 pub(crate) fn covers(plan: &dyn ExecutionPlan) -> bool {
@@ -54,6 +54,7 @@ pub(crate) fn covers(plan: &dyn ExecutionPlan) -> bool {
         || plan.is::<InterleaveExec>()
         || plan.is::<WindowAggExec>()
         || plan.is::<ScalarSubqueryExec>()
+        || plan.is::<WriteExec>()
         || plan
             .downcast_ref::<BoundedWindowAggExec>()
             .is_some_and(|window| window.input_order_mode == InputOrderMode::Sorted)

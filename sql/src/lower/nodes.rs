@@ -32,7 +32,11 @@ use gatework_operators::{
 };
 
 use super::{Lowering, cover::is_folded, failed, flow::Flow};
-use crate::{shell::Shell, source::SourceExec};
+use crate::{
+    shell::Shell,
+    source::SourceExec,
+    write::{FileWriter, WriteExec},
+};
 
 /// Whether `node` gives only the first rows of its order, whoever reads them.
 pub(super) fn takes_the_first(node: &Arc<dyn ExecutionPlan>) -> bool {
@@ -101,6 +105,13 @@ impl Lowering {
         }
         if let Some(scan) = node.downcast_ref::<DataSourceExec>() {
             return self.scan(shell, scan, ordered, tag);
+        }
+        if let Some(write) = node.downcast_ref::<WriteExec>() {
+            let flow = self.child(&shell.children()[0], false)?;
+            let (target, name) = (write.target().clone(), self.context.query_name());
+            let (context, io) = (self.context.outer(), self.engine.io()?);
+            let writer = FileWriter::new(target, name, shell.schema(), context, io)?;
+            return Ok(flow.then(writer, tag));
         }
         if let Some(source) = node.downcast_ref::<SourceExec>() {
             return Ok(self.source(source, tag));

@@ -2,12 +2,14 @@
 //! rules J and K.)
 
 mod fixed_count;
+mod scaled_writer;
 mod source_partitioned;
 
 use gatework_runtime::Result;
 use gatework_shared_state::{Gate, splits::SplitLoad};
 
 pub use fixed_count::FixedCountScheduler;
+pub use scaled_writer::ScaledWriterScheduler;
 pub use source_partitioned::SourcePartitionedScheduler;
 
 use crate::{StageExecution, stage::Tasks};
@@ -19,6 +21,8 @@ pub enum BlockedReason {
     WaitingForSource,
     /// Tasks have more splits than they can read soon.
     SplitQueuesFull,
+    /// There is not enough to be written for one more writer.
+    WriterScaling,
 }
 
 /// How far a stage was scheduled.

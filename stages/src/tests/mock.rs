@@ -9,7 +9,7 @@ use std::{
 };
 
 use arrow::{
-    array::RecordBatch,
+    array::{Int64Array, RecordBatch},
     datatypes::{DataType, Field, Schema},
 };
 use datafusion::{
@@ -249,7 +249,9 @@ pub(super) fn send(
     let kind = match handle {
         Handle::Single => ExchangeKind::Gather,
         Handle::FixedBroadcast => ExchangeKind::Replicate,
-        Handle::Source | Handle::FixedHash | Handle::FixedArbitrary => ExchangeKind::Repartition,
+        Handle::Source | Handle::FixedHash | Handle::FixedArbitrary | Handle::ScaledWriter => {
+            ExchangeKind::Repartition
+        }
     };
     let keys = match handle {
         Handle::FixedHash => vec![Arc::new(Column::new("k", 0)) as _],
@@ -335,15 +337,17 @@ impl Query {
     }
 }
 
-/// A page of one row.
-pub(super) fn page() -> Held {
-    let schema = rows().schema();
-    Batch::new(RecordBatch::new_empty(schema)).into()
+/// A page of so many rows of eight bytes.
+fn page(rows: usize) -> Held {
+    let schema = Arc::new(Schema::new(vec![Field::new("k", DataType::Int64, true)]));
+    let column = Arc::new(Int64Array::from(vec![1; rows]));
+    Batch::new(RecordBatch::try_new(schema, vec![column]).unwrap()).into()
 }
 
 impl MockTask {
-    pub(super) fn write(&self, partition: usize) {
+    /// Writes a page of so many rows.
+    pub(super) fn write(&self, partition: usize, rows: usize) {
         let mut writer = self.writer.lock();
-        let _answer = writer.as_mut().unwrap().push(partition, page());
+        let _answer = writer.as_mut().unwrap().push(partition, page(rows));
     }
 }

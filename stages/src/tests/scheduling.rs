@@ -10,14 +10,16 @@ use gatework_shared_state::{
     Dependency, DependencyKind, Take,
     output::{ExchangeClient, OutputBuffers, OutputKind, OutputState},
 };
+use gatework_sql::WriteProgress;
 
 use super::mock::{
     LIMITS, MockFactory, MockSplits, Query, broadcast, chain, cut, scan, send, together,
 };
 use crate::{
     BufferManager, ExecutionPolicy, ExecutionSchedule, FixedCountScheduler, Inbox,
-    PartitioningHandle as Handle, PartitioningScheme, QueryScheduler, SourcePartitionedScheduler,
-    StageExecution, StageScheduler, StageState, StageTask, TaskFactory, TaskState, policy::phases,
+    PartitioningHandle as Handle, PartitioningScheme, QueryScheduler, ScaledWriterScheduler,
+    SourcePartitionedScheduler, StageExecution, StageScheduler, StageState, StageTask, TaskFactory,
+    TaskState, policy::phases,
 };
 
 const AT_ONCE: ExecutionPolicy = ExecutionPolicy::AllAtOnce;
@@ -462,7 +464,7 @@ fn m2_cancelled_is_finished_and_aborted_is_not() {
     let mut query = Query::new(&chain(1), AT_ONCE, 1, |_| ones(1));
     query.settle().unwrap();
     let (cancelled, aborted) = (query.factory.of(1)[0].clone(), query.factory.of(2)[0].clone());
-    aborted.write(0);
+    aborted.write(0, 1);
     cancelled.cancel();
     aborted.abort();
     assert_eq!(cancelled.output().state(), OutputState::Finished);
@@ -470,4 +472,81 @@ fn m2_cancelled_is_finished_and_aborted_is_not() {
     // M-1: an end is for ever.
     cancelled.fail("too late");
     assert_eq!(cancelled.state(), TaskState::Cancelled);
+}
+
+/// A stage of writers behind two tasks that read a table.
+struct Writers {
+    stage: StageExecution,
+    sources: Vec<Arc<super::mock::MockTask>>,
+    progress: Arc<WriteProgress>,
+    scheduler: ScaledWriterScheduler,
+}
+
+impl Writers {
+    fn new(nodes: usize) -> Self {
+        let plan =
+            cut(&send(Handle::Single, 1, vec![send(Handle::ScaledWriter, 3, vec![scan(2)])]));
+        let factory = MockFactory::new(10);
+        let mut source = stage(&plan, 2, &factory);
+        source.set_buffers(&OutputBuffers::new(OutputKind::Arbitrary)).unwrap();
+        let made = (0..2).map(|node| source.schedule_splits(node, 0, Vec::new()).unwrap().unwrap());
+        let made: Vec<_> = made.collect();
+        let mut stage = stage(&plan, 1, &factory);
+        stage.set_buffers(&OutputBuffers::of_partitions(1)).unwrap();
+        stage.add_locations(2, &made, true).unwrap();
+        let progress = Arc::<WriteProgress>::default();
+        let nodes = (0..nodes).collect();
+        let scheduler = ScaledWriterScheduler::new(nodes, progress.clone(), 100);
+        Self { stage, sources: factory.of(2), progress, scheduler }
+    }
+
+    fn schedule(&mut self) -> crate::Scheduled {
+        self.scheduler.schedule(&mut self.stage, &[]).unwrap()
+    }
+
+    /// The gates of one that waits.
+    fn waits(&mut self) -> Vec<gatework_shared_state::Gate> {
+        let scheduled = self.schedule();
+        assert!(!scheduled.finished && scheduled.new.is_empty());
+        let (reason, gates) = scheduled.blocked.unwrap();
+        assert_eq!(reason, crate::BlockedReason::WriterScaling);
+        assert!(gates.iter().all(|gate| !gate.is_ready()));
+        gates
+    }
+}
+
+#[test]
+fn k3_writers_are_added_when_there_is_more_to_write() {
+    let mut writers = Writers::new(3);
+    assert_eq!(writers.schedule().new.len(), 1, "the first, whatever there is to write");
+    // Much is written, but nobody is held up.
+    writers.progress.add(250);
+    let gates = writers.waits();
+    assert_eq!(gates.len(), 2);
+    // One of two is: half of them.
+    writers.sources[0].write(0, 100);
+    assert!(gates.iter().any(|gate| gate.is_ready()));
+    let second = writers.schedule().new;
+    assert_eq!((second.len(), second[0].id().number, second[0].node()), (1, 1, 1));
+    let third = writers.schedule().new;
+    assert_eq!((third.len(), third[0].id().number, third[0].node()), (1, 2, 2));
+    // There is no node for another one, which is no error.
+    writers.progress.add(1000);
+    assert!(writers.waits().is_empty());
+    writers.sources.iter().for_each(|source| source.finish());
+    assert!(writers.schedule().finished);
+}
+
+#[test]
+fn k3_a_writer_is_worth_its_while() {
+    let mut writers = Writers::new(3);
+    writers.schedule();
+    writers.sources.iter().for_each(|source| source.write(0, 100));
+    let gates = writers.waits();
+    writers.progress.add(99);
+    assert!(!gates[0].is_ready());
+    writers.progress.add(1);
+    assert!(gates[0].is_ready());
+    assert_eq!(writers.schedule().new.len(), 1);
+    assert_eq!(writers.waits().len(), 1);
 }

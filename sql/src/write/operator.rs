@@ -1,0 +1,277 @@
+//! The operator that writes: takes rows, gives one row in the end.
+
+use std::{fmt, io, sync::Arc, task::Poll};
+
+use arrow::{
+    array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt64Array},
+    csv,
+    datatypes::SchemaRef,
+};
+use bytes::Bytes;
+use datafusion::{
+    error::{DataFusionError, Result as PlanResult},
+    execution::TaskContext as PlanContext,
+    object_store::{ObjectStore, buffered::BufWriter, path::Path},
+    parquet::arrow::ArrowWriter,
+};
+use futures::{FutureExt, future::BoxFuture};
+use gatework_operators::{OrFail, compact, stream_scan::PollGate};
+use gatework_runtime::{
+    Result,
+    pipeline::{Batch, LocalOperator, Operator, OperatorResult, Setup, TaskContext},
+};
+use parking_lot::Mutex;
+use tokio::{io::AsyncWriteExt, runtime::Handle};
+
+use super::{Format, WriteProgress, WriteTarget};
+
+/// Encoded bytes that are handed on at a time; a Parquet writer hands on a row group.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Writes the rows of each of its tasks into a file of its own.
+pub(crate) struct FileWriter {
+    target: WriteTarget,
+    store: Arc<dyn ObjectStore>,
+    io: Handle,
+    progress: Option<Arc<WriteProgress>>,
+    /// Says which writer of the query this is.
+    name: String,
+    counts: SchemaRef,
+}
+
+impl FileWriter {
+    pub(crate) fn new(
+        target: WriteTarget,
+        name: String,
+        counts: SchemaRef,
+        context: &PlanContext,
+        io: Handle,
+    ) -> PlanResult<Self> {
+        let store = context.runtime_env().object_store(&target.store)?;
+        let progress = context.session_config().get_extension::<WriteProgress>();
+        Ok(Self { target, store, io, progress, name, counts })
+    }
+}
+
+impl fmt::Debug for FileWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "write {:?}", self.target)
+    }
+}
+
+impl Operator for FileWriter {
+    fn name(&self) -> &str {
+        "write"
+    }
+
+    fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>> {
+        let path = self.target.path(&format!("{}-{}", self.name, setup.instance()));
+        Ok(Box::new(LocalWriter {
+            encoder: None,
+            target: self.target.clone(),
+            upload: Upload {
+                writer: None,
+                store: self.store.clone(),
+                path,
+                io: self.io.clone(),
+                sending: None,
+                gate: PollGate::new("file write"),
+            },
+            progress: self.progress.clone(),
+            counts: self.counts.clone(),
+            rows: 0,
+            state: State::Taking,
+        }))
+    }
+}
+
+/// Bytes that an encoder has made.
+#[derive(Clone, Default)]
+struct Encoded(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Encoded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+enum Encoder {
+    Parquet(Box<ArrowWriter<Encoded>>, Encoded),
+    Csv(csv::Writer<Encoded>, Encoded),
+}
+
+impl Encoder {
+    fn new(target: &WriteTarget) -> PlanResult<Self> {
+        let bytes = Encoded::default();
+        Ok(match &target.format {
+            Format::Parquet(properties) => {
+                let (schema, properties) = (target.schema.clone(), properties.as_ref().clone());
+                let writer = ArrowWriter::try_new(bytes.clone(), schema, Some(properties))?;
+                Self::Parquet(Box::new(writer), bytes)
+            }
+            Format::Csv(builder) => Self::Csv(builder.clone().build(bytes.clone()), bytes),
+        })
+    }
+
+    fn write(&mut self, batch: &RecordBatch) -> PlanResult<()> {
+        match self {
+            Self::Parquet(writer, _) => writer.write(batch)?,
+            Self::Csv(writer, _) => writer.write(batch)?,
+        }
+        Ok(())
+    }
+
+    /// What is encoded, if that is `least` bytes.
+    fn take(&self, least: usize) -> Option<Bytes> {
+        let (Self::Parquet(_, bytes) | Self::Csv(_, bytes)) = self;
+        let mut bytes = bytes.0.lock();
+        (bytes.len() >= least.max(1)).then(|| std::mem::take(&mut *bytes).into())
+    }
+
+    /// The last bytes.
+    fn close(self) -> PlanResult<Bytes> {
+        let bytes = match self {
+            Self::Parquet(writer, bytes) => {
+                writer.close()?;
+                bytes
+            }
+            Self::Csv(writer, bytes) => {
+                drop(writer);
+                bytes
+            }
+        };
+        Ok(std::mem::take(&mut *bytes.0.lock()).into())
+    }
+}
+
+/// A file on its way into the store. Dropped before it is whole, it leaves nothing there.
+struct Upload {
+    writer: Option<BufWriter>,
+    store: Arc<dyn ObjectStore>,
+    path: Path,
+    io: Handle,
+    sending: Option<BoxFuture<'static, PlanResult<Option<BufWriter>>>>,
+    gate: PollGate,
+}
+
+impl Upload {
+    /// Begins to send `bytes`, the last ones or not.
+    fn send(&mut self, bytes: Bytes, last: bool) {
+        let fresh = || BufWriter::new(self.store.clone(), self.path.clone());
+        let mut writer = self.writer.take().unwrap_or_else(fresh);
+        let sending = async move {
+            writer.put(bytes).await?;
+            if last {
+                writer.shutdown().await.map_err(DataFusionError::IoError)?;
+                return Ok(None);
+            }
+            Ok(Some(writer))
+        };
+        self.sending = Some(sending.boxed());
+    }
+
+    /// Whether all is sent that was begun.
+    fn poll(&mut self) -> PlanResult<bool> {
+        let Some(sending) = &mut self.sending else { return Ok(true) };
+        let _entered = self.io.enter();
+        match self.gate.poll(|context| sending.poll_unpin(context)) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(writer) => {
+                self.sending = None;
+                self.writer = writer?;
+                Ok(true)
+            }
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        // Files that are not whole are removed by tasks of the runtime.
+        let _entered = self.io.enter();
+        self.sending = None;
+        self.writer = None;
+    }
+}
+
+enum State {
+    Taking,
+    Closing,
+    Counted,
+}
+
+struct LocalWriter {
+    encoder: Option<Encoder>,
+    target: WriteTarget,
+    upload: Upload,
+    progress: Option<Arc<WriteProgress>>,
+    counts: SchemaRef,
+    rows: u64,
+    state: State,
+}
+
+impl LocalWriter {
+    fn take(&mut self, batch: Batch) -> Result<()> {
+        let bytes = batch.bytes() as u64;
+        let data = compact(batch)?;
+        self.rows += data.num_rows() as u64;
+        let options = RecordBatchOptions::new().with_row_count(Some(data.num_rows()));
+        let columns = data.columns().to_vec();
+        let schema = self.target.schema.clone();
+        let data = RecordBatch::try_new_with_options(schema, columns, &options).or_fail()?;
+        let mut encoder = match self.encoder.take() {
+            Some(encoder) => encoder,
+            None => Encoder::new(&self.target).or_fail()?,
+        };
+        encoder.write(&data).or_fail()?;
+        if let Some(bytes) = encoder.take(CHUNK_BYTES) {
+            self.upload.send(bytes, false);
+        }
+        self.encoder = Some(encoder);
+        if let Some(progress) = &self.progress {
+            progress.add(bytes);
+        }
+        Ok(())
+    }
+}
+
+impl LocalOperator for LocalWriter {
+    fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+        if let Some(batch) = input {
+            self.take(batch)?;
+        }
+        Ok(match self.upload.poll().or_fail()? {
+            true => OperatorResult::NeedInput,
+            false => OperatorResult::Blocked(self.upload.gate.gate().into()),
+        })
+    }
+
+    fn finish(&mut self, _: &TaskContext) -> Result<OperatorResult> {
+        loop {
+            if !self.upload.poll().or_fail()? {
+                return Ok(OperatorResult::Blocked(self.upload.gate.gate().into()));
+            }
+            match self.state {
+                State::Taking => {
+                    self.state = State::Closing;
+                    // Who got no row writes no file.
+                    if let Some(encoder) = self.encoder.take() {
+                        self.upload.send(encoder.close().or_fail()?, true);
+                    }
+                }
+                State::Closing => {
+                    self.state = State::Counted;
+                    let count: ArrayRef = Arc::new(UInt64Array::from(vec![self.rows]));
+                    let counts = RecordBatch::try_new(self.counts.clone(), vec![count]);
+                    return Ok(OperatorResult::Batch(Batch::new(counts.or_fail()?)));
+                }
+                State::Counted => return Ok(OperatorResult::Finished),
+            }
+        }
+    }
+}
