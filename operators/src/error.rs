@@ -16,7 +16,16 @@ pub trait OrFail<T> {
 
 impl<T, E: Into<DataFusionError>> OrFail<T> for std::result::Result<T, E> {
     fn or_fail(self) -> Result<T> {
-        self.map_err(|error| Error::operator(Failure(Arc::new(error.into()))))
+        self.map_err(|error| {
+            let error = error.into();
+            // What comes back from a foreign node may be the runtime's own.
+            if let DataFusionError::External(inner) = error.find_root()
+                && let Some(own) = inner.downcast_ref::<Error>()
+            {
+                return own.clone();
+            }
+            Error::operator(Failure(Arc::new(error)))
+        })
     }
 }
 

@@ -32,6 +32,26 @@ struct State<S> {
     inner: Mutex<Inner<S>>,
 }
 
+/// A split that is being read. Dropped when it was, or will not be.
+pub struct Reading<S> {
+    state: Arc<State<S>>,
+    weight: u64,
+}
+
+impl<S> Drop for Reading<S> {
+    fn drop(&mut self) {
+        let mut inner = self.state.inner.lock();
+        inner.reading -= 1;
+        inner.weight -= self.weight;
+    }
+}
+
+impl<S> fmt::Debug for Reading<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a split of weight {}", self.weight)
+    }
+}
+
 /// What a queue holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SplitLoad {
@@ -99,29 +119,22 @@ impl<S> SplitQueue<S> {
         self.state.splits.set_always_ready_later(&mut wakeups);
     }
 
-    /// The next split, with its weight, which is to be given back when it [was read](Self::done).
-    pub fn take(&self) -> Take<(S, u64)> {
+    /// The next split, and what is dropped when it was read.
+    pub fn take(&self) -> Take<(S, Reading<S>)> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
-        if let Some(split) = inner.queued.pop_front() {
+        if let Some((split, weight)) = inner.queued.pop_front() {
             inner.reading += 1;
             if inner.queued.len() <= self.state.most / 2 {
                 self.state.room.set_ready_later(&mut wakeups);
             }
-            return Take::Item(split);
+            return Take::Item((split, Reading { state: self.state.clone(), weight }));
         }
         if inner.no_more || inner.closed {
             return Take::Finished;
         }
         self.state.splits.block();
         Take::Blocked(self.state.splits.clone())
-    }
-
-    /// A split of this weight was read.
-    pub fn done(&self, weight: u64) {
-        let mut inner = self.state.inner.lock();
-        inner.reading -= 1;
-        inner.weight -= weight;
     }
 
     /// Nobody reads any more: what is queued is dropped.
@@ -153,7 +166,7 @@ impl<S> SplitQueue<S> {
 mod tests {
     use super::*;
 
-    fn next(queue: &SplitQueue<usize>) -> (usize, u64) {
+    fn next(queue: &SplitQueue<usize>) -> (usize, Reading<usize>) {
         match queue.take() {
             Take::Item(split) => split,
             other => panic!("{other:?}"),
@@ -167,12 +180,12 @@ mod tests {
         assert!(queue.room().is_ready());
         queue.add([(3, 10)]);
         assert!(!queue.room().is_ready());
-        assert_eq!(next(&queue), (0, 10));
-        assert!(!queue.room().is_ready());
-        assert_eq!(next(&queue), (1, 10));
-        assert!(queue.room().is_ready());
+        let (first, reading) = next(&queue);
+        assert!(first == 0 && !queue.room().is_ready());
+        let (second, _also_reading) = next(&queue);
+        assert!(second == 1 && queue.room().is_ready());
         assert_eq!(queue.load(), SplitLoad { queued: 2, reading: 2, weight: 40 });
-        queue.done(10);
+        drop(reading);
         assert_eq!(queue.load(), SplitLoad { queued: 2, reading: 1, weight: 30 });
     }
 
@@ -182,7 +195,7 @@ mod tests {
         let Take::Blocked(gate) = queue.take() else { panic!("there is nothing") };
         queue.add([(7, 1)]);
         assert!(gate.is_ready());
-        assert_eq!(next(&queue), (7, 1));
+        assert_eq!(next(&queue).0, 7);
         assert!(matches!(queue.take(), Take::Blocked(_)));
         queue.no_more();
         assert!(gate.is_ready() && matches!(queue.take(), Take::Finished));

@@ -129,6 +129,8 @@ fn new_query(
     let settings = Settings::of(context);
     let group = settings.group.as_ref().map(|name| engine.executor.group(name));
     let options = QueryOptions {
+        // What has a name is a part of a query that was admitted as a whole.
+        admitted: name.is_some(),
         name: name.map_or_else(|| QueryOptions::default().name, Into::into),
         memory: PoolShare::new(&context.session_id(), context.memory_pool()),
         spill: TempFiles::of(&context.runtime_env().disk_manager, engine),
@@ -139,8 +141,10 @@ fn new_query(
     QueryContext::new(&engine.executor, options)
 }
 
-/// Runs `plan` on `executor` as a query of its own, called `name`; what it gives goes to the sink that `sink`
-/// makes for so many tasks. The plan has no shells yet; the settings' time limit is the caller's to keep.
+/// Runs `plan` on `executor` as a part of a query, called `name`; what it gives goes, in the order that the plan
+/// promises if that is wanted, to the sink that `sink` makes for so many tasks. The plan has no shells yet. The
+/// settings' time limit is the caller's to keep, and so are the limits of their resource group: a part does not
+/// count against them.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -155,7 +159,7 @@ fn new_query(
 /// let (context, plan) = (Arc::new(query.task_ctx()), query.create_physical_plan().await?);
 /// let executor = Executor::builder().threads(2).build()?;
 /// let mut readers = Vec::new();
-/// let running = gatework_sql::run_into(plan, &executor, &context, "demo", |tasks| {
+/// let running = gatework_sql::run_into(plan, &executor, &context, "demo", false, |tasks| {
 ///     let (sink, ends) = ResultOutput::new(tasks, 1, vec![], Budget::new(1 << 20));
 ///     readers = ends;
 ///     Ok(Arc::new(sink))
@@ -173,13 +177,14 @@ pub fn run_into(
     executor: &Executor,
     context: &Arc<TaskContext>,
     name: &str,
+    ordered: bool,
     sink: impl FnOnce(usize) -> Result<Arc<dyn Sink>>,
 ) -> Result<Running> {
     let engine = Engine::new(executor.clone());
     let query = new_query(&engine, context, Some(name.to_owned()));
     let plan = cover(plan, &engine)?;
     let inner = ForeignContext::new(context, &query);
-    let Lowered { graph, fallbacks, .. } = lower::lower_into(&plan, &engine, inner, sink)?;
+    let Lowered { graph, fallbacks, .. } = lower::lower_into(&plan, &engine, inner, ordered, sink)?;
     for fallback in fallbacks {
         query.note_fallback(fallback);
     }
@@ -316,8 +321,8 @@ impl ForeignContext {
     }
 
     /// The number of the query, which no other of the process has.
-    pub(crate) fn query_name(&self) -> String {
-        self.query.id().to_string()
+    pub(crate) fn query_id(&self) -> u64 {
+        self.query.id()
     }
 
     /// The context the region itself was executed with.

@@ -1,8 +1,8 @@
 //! Runtime filters between stages: what joins of one stage know, for tables of another.
 //!
 //! A join that is spread over tasks knows its keys in parts, one a task: the filter is published when all parts are
-//! there, or disabled when one will not come, on whatever way its task ended. One of which each task has all is
-//! published by the first. Lock: `parts`; the gate opens after the filter is in place.
+//! there, or disabled when one will not come, since its task has ended, on whatever way, before it knew its part. One
+//! of which each task has all is published by the first. Lock: `parts`; the gate opens after the filter is in place.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -25,6 +25,8 @@ pub struct RemoteFilters(HashMap<u64, Arc<RemoteFilter>>);
 
 #[derive(Debug)]
 pub(crate) struct RemoteFilter {
+    /// The stage that makes it.
+    stage: usize,
     filter: Arc<DynamicFilterPhysicalExpr>,
     gate: Gate,
     parts: Mutex<Parts>,
@@ -32,20 +34,30 @@ pub(crate) struct RemoteFilter {
 
 #[derive(Debug)]
 struct Parts {
-    /// Tasks that have not said what they know.
-    missing: usize,
-    known: Vec<Arc<dyn PhysicalExpr>>,
+    /// Tasks that are to say what they know.
+    tasks: usize,
+    /// What they said, by their queries.
+    known: HashMap<u64, Arc<dyn PhysicalExpr>>,
     over: bool,
 }
 
 impl RemoteFilters {
-    /// A filter that is made of what so many tasks know.
-    pub fn add(&mut self, filter: Arc<DynamicFilterPhysicalExpr>, tasks: usize) {
+    /// A filter that is made of what so many tasks of `stage` know.
+    pub fn add(&mut self, filter: Arc<DynamicFilterPhysicalExpr>, stage: usize, tasks: usize) {
         let Some(id) = filter.expression_id() else { return };
         // The tasks that open it are those of other query contexts.
         let gate = Dependency::blocked("remote runtime filter", DependencyKind::External);
-        let parts = Mutex::new(Parts { missing: tasks, known: Vec::new(), over: false });
-        self.0.insert(id, Arc::new(RemoteFilter { filter, gate, parts }));
+        let parts = Mutex::new(Parts { tasks, known: HashMap::new(), over: false });
+        self.0.insert(id, Arc::new(RemoteFilter { stage, filter, gate, parts }));
+    }
+
+    /// A task of `stage`, which ran as the query of this number, has ended: what it has not said, nobody will say.
+    pub fn ended(&self, stage: usize, query: u64) {
+        for filter in self.0.values().filter(|filter| filter.stage == stage) {
+            let silent = !filter.parts.lock().known.contains_key(&query);
+            // An error would be one of the expression, which there is none of.
+            let _published = silent.then(|| filter.publish(query, None));
+        }
     }
 
     /// How many there are.
@@ -69,21 +81,20 @@ impl RemoteFilter {
         &self.gate
     }
 
-    fn publish(&self, part: Option<Arc<dyn PhysicalExpr>>) -> Result<()> {
+    fn publish(&self, query: u64, part: Option<Arc<dyn PhysicalExpr>>) -> Result<()> {
         let whole = {
             let mut parts = self.parts.lock();
             if parts.over {
                 return Ok(());
             }
             let disabled = part.is_none();
-            parts.known.extend(part);
-            parts.missing = parts.missing.saturating_sub(1);
-            if !disabled && parts.missing > 0 {
+            parts.known.extend(part.map(|part| (query, part)));
+            if !disabled && parts.known.len() < parts.tasks {
                 return Ok(());
             }
             parts.over = true;
             let known = std::mem::take(&mut parts.known);
-            known.into_iter().filter(|_| !disabled).reduce(|one, other| {
+            known.into_values().filter(|_| !disabled).reduce(|one, other| {
                 Arc::new(BinaryExpr::new(one, Operator::Or, other)) as Arc<dyn PhysicalExpr>
             })
         };
@@ -96,6 +107,7 @@ impl RemoteFilter {
 
 /// One task's part of a filter.
 pub(crate) struct RemoteTarget {
+    pub(crate) query: u64,
     pub(crate) filter: Arc<RemoteFilter>,
     pub(crate) keys: Vec<Arc<dyn PhysicalExpr>>,
 }
@@ -106,7 +118,7 @@ impl FilterTarget for RemoteTarget {
     }
 
     fn publish(&self, filter: Option<Arc<dyn PhysicalExpr>>) -> Result<()> {
-        self.filter.publish(filter)
+        self.filter.publish(self.query, filter)
     }
 }
 
@@ -116,13 +128,13 @@ mod tests {
 
     use super::*;
 
-    fn filter(tasks: usize) -> (Arc<DynamicFilterPhysicalExpr>, Arc<RemoteFilter>) {
+    fn filter(tasks: usize) -> (Arc<DynamicFilterPhysicalExpr>, Arc<RemoteFilter>, RemoteFilters) {
         let keys: Vec<Arc<dyn PhysicalExpr>> = vec![Arc::new(Column::new("k", 0))];
         let dynamic = Arc::new(DynamicFilterPhysicalExpr::new(keys, lit(true)));
         let mut all = RemoteFilters::default();
-        all.add(dynamic.clone(), tasks);
+        all.add(dynamic.clone(), 3, tasks);
         let id = dynamic.expression_id().unwrap();
-        (dynamic, all.get(id).unwrap().clone())
+        (dynamic, all.get(id).unwrap().clone(), all)
     }
 
     fn is(value: i64) -> Option<Arc<dyn PhysicalExpr>> {
@@ -132,21 +144,34 @@ mod tests {
 
     #[test]
     fn parts_are_published_together() {
-        let (dynamic, remote) = filter(2);
-        remote.publish(is(1)).unwrap();
+        let (dynamic, remote, all) = filter(2);
+        remote.publish(7, is(1)).unwrap();
+        // Its second part, of a join that it has run again.
+        remote.publish(7, is(1)).unwrap();
+        all.ended(3, 7);
+        all.ended(2, 8);
         assert!(!remote.gate().is_ready());
-        remote.publish(is(2)).unwrap();
+        remote.publish(8, is(1)).unwrap();
         assert!(remote.gate().is_ready());
-        assert_eq!(dynamic.current().unwrap().to_string(), "k@0 = 1 OR k@0 = 2");
+        assert_eq!(dynamic.current().unwrap().to_string(), "k@0 = 1 OR k@0 = 1");
     }
 
     #[test]
     fn a_part_that_does_not_come_disables_it() {
-        let (dynamic, remote) = filter(3);
-        remote.publish(is(1)).unwrap();
-        remote.publish(None).unwrap();
+        let (dynamic, remote, _) = filter(3);
+        remote.publish(7, is(1)).unwrap();
+        remote.publish(8, None).unwrap();
         assert!(remote.gate().is_ready());
-        remote.publish(is(2)).unwrap();
+        remote.publish(9, is(2)).unwrap();
+        assert_eq!(dynamic.current().unwrap().to_string(), "true");
+    }
+
+    #[test]
+    fn a_task_that_ends_in_silence_disables_it() {
+        let (dynamic, remote, all) = filter(2);
+        remote.publish(7, is(1)).unwrap();
+        all.ended(3, 8);
+        assert!(remote.gate().is_ready());
         assert_eq!(dynamic.current().unwrap().to_string(), "true");
     }
 }

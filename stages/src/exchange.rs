@@ -13,7 +13,8 @@ use datafusion::{
         ReplaceChildrenOptions,
         execution_plan::{Boundedness, EmissionType},
         filter_pushdown::{
-            ChildPushdownResult, FilterDescription, FilterPushdownPhase, FilterPushdownPropagation,
+            ChildFilterDescription, ChildPushdownResult, FilterDescription, FilterPushdownPhase,
+            FilterPushdownPropagation,
         },
     },
 };
@@ -252,12 +253,25 @@ impl ExecutionPlan for ExchangeExec {
         filters: Vec<Arc<dyn PhysicalExpr>>,
         _: &ConfigOptions,
     ) -> Result<FilterDescription> {
-        let sources = self.sources.iter().collect::<Vec<_>>();
-        // Several sources have different names for their columns.
-        match self.sources.len() {
-            1 => FilterDescription::from_children(filters, &sources),
-            _ => Ok(FilterDescription::all_unsupported(&filters, &sources)),
-        }
+        let [source] = self.sources.as_slice() else {
+            // Several sources have different names for their columns.
+            let sources = self.sources.iter().collect::<Vec<_>>();
+            return Ok(FilterDescription::all_unsupported(&filters, &sources));
+        };
+        // DataFusion finds columns by their names. Those that are there twice, or come out under other names, are
+        // not meant.
+        let (own, below) = (self.schema(), source.schema());
+        let name_of = |schema: &SchemaRef, place: usize| schema.field(place).name().clone();
+        let named =
+            |name: &String| below.fields().iter().filter(|field| field.name() == name).count();
+        let known = (0..own.fields().len()).filter(|place| {
+            let name = name_of(&own, *place);
+            name == name_of(&below, *place) && named(&name) == 1
+        });
+        let known = known.collect();
+        let child =
+            ChildFilterDescription::from_child_with_allowed_indices(&filters, known, source)?;
+        Ok(FilterDescription::new().with_child(child))
     }
 
     fn handle_child_pushdown_result(

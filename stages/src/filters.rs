@@ -51,7 +51,7 @@ pub(crate) fn between_stages(plan: &SubPlan, nodes: usize) -> Result<RemoteFilte
         let Some(id) = filter.expression_id() else { continue };
         let elsewhere = used.iter().any(|(wanted, reader)| *wanted == id && *reader != stage);
         if tasks > 1 || elsewhere {
-            filters.add(filter, tasks);
+            filters.add(filter, stage, tasks);
         }
     }
     Ok(filters)

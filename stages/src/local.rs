@@ -30,7 +30,7 @@ use gatework_shared_state::{
     splits::{SplitLoad, SplitQueue},
 };
 use gatework_sql::{
-    SourceExec, run_into,
+    RemoteFilters, SourceExec, run_into,
     splits::{Split, table_of_splits},
 };
 use parking_lot::Mutex;
@@ -66,7 +66,9 @@ impl TaskFactory for LocalTasks {
         let inputs = Inputs::new(&name, spec.fragment, self.queued_splits);
         let plan = plan_of(spec.fragment, &inputs).or_fail()?;
         let mut output = None;
-        let running = run_into(plan, executor, &self.context, &name, |tasks| {
+        // What readers of other stages get has an order only if they merge it; the result has the plan's.
+        let ordered = spec.id.stage == 0;
+        let running = run_into(plan, executor, &self.context, &name, ordered, |tasks| {
             let budget = Budget::new(self.buffer_bytes);
             let (made, writers) = Output::new(&name, spec.buffers.clone(), budget, tasks)
                 .map_err(|misuse| internal_datafusion_err!("{misuse}"))?;
@@ -86,6 +88,7 @@ impl TaskFactory for LocalTasks {
             node: spec.node,
             inputs,
             output,
+            filters: self.context.session_config().get_extension(),
             query: running.query().clone(),
             state: StateMachine::new("task", TaskState::Running),
             presence: Mutex::new(Some((self.presence)())),
@@ -183,6 +186,7 @@ struct LocalTask {
     node: NodeId,
     inputs: Inputs,
     output: Output<Held>,
+    filters: Option<Arc<RemoteFilters>>,
     query: Arc<QueryContext>,
     state: StateMachine<TaskState>,
     presence: Mutex<Option<Outside>>,
@@ -202,6 +206,9 @@ impl LocalTask {
     /// Nothing of it runs any more.
     fn leave(&self) {
         self.inputs.tables.iter().for_each(SplitQueue::close);
+        if let Some(filters) = &self.filters {
+            filters.ended(self.id.stage, self.query.id());
+        }
         drop(self.presence.lock().take());
     }
 }

@@ -9,7 +9,8 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// One node per executor.
+    /// One node per executor. Those that share memory should stand
+    /// [beside](gatework_runtime::ExecutorBuilder::beside) each other.
     ///
     /// # Errors
     /// If there is none.
@@ -25,8 +26,16 @@ impl Nodes {
     /// # Errors
     /// If either is 0, or threads cannot be started.
     pub fn in_process(nodes: usize, threads: usize) -> Result<Self> {
-        let executor = |_| Executor::builder().threads(threads).build();
-        Self::new((0..nodes).map(executor).collect::<Result<_>>()?)
+        let mut executors: Vec<Executor> = Vec::new();
+        for _ in 0..nodes {
+            let builder = Executor::builder().threads(threads);
+            let beside = match executors.first() {
+                Some(first) => builder.beside(first),
+                None => builder,
+            };
+            executors.push(beside.build()?);
+        }
+        Self::new(executors)
     }
 
     /// So many nodes that share the threads of one executor.

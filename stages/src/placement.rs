@@ -1,5 +1,6 @@
 //! Which node gets which split. (Presto's node selector; rules J-8 and J-9.)
 
+use gatework_runtime::{Error, Result};
 use gatework_shared_state::{Gate, splits::SplitLoad};
 
 use crate::{NodeId, StageExecution};
@@ -16,6 +17,21 @@ pub struct SplitLimits {
 impl Default for SplitLimits {
     fn default() -> Self {
         Self { most_on_node: 100, most_queued: 10 }
+    }
+}
+
+impl SplitLimits {
+    /// Whether any split can be given to anybody.
+    ///
+    /// # Errors
+    /// If none can.
+    pub(crate) fn check(self) -> Result<()> {
+        match self.most_on_node.min(self.most_queued) {
+            0 => {
+                Err(Error::Setup("nodes need at least one split at a time: see SplitLimits".into()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::{
+    ExecutionPlan, empty::EmptyExec, placeholder_row::PlaceholderRowExec,
+};
 use petgraph::{algo::tarjan_scc, graph::DiGraph};
 
-use crate::{FragmentId, RemoteSourceExec, SplitScanExec, StageState, SubPlan, state::State};
+use crate::{FragmentId, RemoteSourceExec, StageState, SubPlan, state::State};
 
 /// When a stage's tasks are made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,7 +39,7 @@ impl ExecutionSchedule {
         };
         phases.reverse();
         let fragments = plan.fragments().into_iter();
-        let scans = fragments.filter(|part| !part.tables.is_empty()).map(|part| part.id).collect();
+        let scans = fragments.filter(|part| reads_table(&part.root)).map(|part| part.id).collect();
         Self { phases, active: Vec::new(), scans }
     }
 
@@ -69,6 +71,20 @@ fn leaves(plan: &Arc<dyn ExecutionPlan>, visit: &mut dyn FnMut(&Arc<dyn Executio
         visit(plan);
     }
     plan.children().into_iter().for_each(|child| leaves(child, visit));
+}
+
+/// Whether it has a table of its own, in splits or whole, and not only rows of other stages and constants.
+fn reads_table(node: &Arc<dyn ExecutionPlan>) -> bool {
+    let children = node.children();
+    let constant = || {
+        node.downcast_ref::<EmptyExec>().is_some()
+            || node.downcast_ref::<PlaceholderRowExec>().is_some()
+            || node.downcast_ref::<RemoteSourceExec>().is_some()
+    };
+    match children.is_empty() {
+        true => !constant(),
+        false => children.into_iter().any(reads_table),
+    }
 }
 
 /// All stages, each behind those that it reads, what is collected before what probes it (L-2).
@@ -141,7 +157,7 @@ fn within(
         }
         return all;
     }
-    if node.downcast_ref::<SplitScanExec>().is_some() {
+    if node.children().is_empty() && reads_table(node) {
         return BTreeSet::from([own]);
     }
     let sides: Vec<_> =

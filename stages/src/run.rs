@@ -74,6 +74,7 @@ fn run(
     nodes: &Nodes,
     options: &StageOptions,
 ) -> Result<StageStream> {
+    options.splits.check()?;
     let settings = context.session_config().get_extension::<Settings>().unwrap_or_default();
     let executor = &nodes.executors()[0];
     let query_options = QueryOptions {

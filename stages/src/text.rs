@@ -44,11 +44,9 @@ impl SubPlan {
 
     fn draw(&self, nodes: usize, text: &mut String) {
         let own = self.fragment.id;
-        let mut steps = Vec::new();
-        operators(&self.fragment.root, &mut steps);
-        let steps = steps.join("<br/>");
-        let title = title(&self.fragment, nodes);
-        let _ = writeln!(text, "    s{own}[\"{}<br/>{steps}\"]", quoted(&title));
+        let mut lines = vec![quoted(&title(&self.fragment, nodes))];
+        operators(&self.fragment.root, &mut lines);
+        let _ = writeln!(text, "    s{own}[\"{}\"]", lines.join("<br/>"));
         for child in &self.children {
             child.draw(nodes, text);
             let id = child.fragment.id;

@@ -157,6 +157,7 @@ impl Trial {
         let options = QueryOptions {
             spill: None,
             group: None,
+            admitted: false,
             name: mode.to_string().into(),
             memory: pool.clone(),
             chaos: Some(chaos.clone()),

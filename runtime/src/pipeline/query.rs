@@ -49,6 +49,9 @@ pub struct QueryOptions {
     pub time_slice: Duration,
     /// Whose limits hold for it; by default those of the queries without a group.
     pub group: Option<Arc<ResourceGroup>>,
+    /// It is a part of a query that was admitted as a whole: it has a share of its group's time, and does not count
+    /// against the group's limits. (A part that waited for others to end might be what they wait for.)
+    pub admitted: bool,
     /// What a test does to the query's tasks; by default nothing.
     pub chaos: Option<Arc<Chaos>>,
 }
@@ -61,6 +64,7 @@ impl Default for QueryOptions {
             spill: None,
             time_slice: Duration::from_millis(10),
             group: None,
+            admitted: false,
             chaos: None,
         }
     }
@@ -279,7 +283,7 @@ impl QueryContext {
     /// Wakes tasks that have been spawned, when the query's resource group lets it run.
     fn start_in_turn(&self, handles: &[TaskHandle]) -> Result<()> {
         let mut admitted = self.admitted.lock();
-        if *admitted {
+        if *admitted || self.options.admitted {
             self.core.wake_together(handles);
             return Ok(());
         }

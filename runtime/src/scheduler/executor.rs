@@ -213,6 +213,7 @@ pub struct ExecutorBuilder {
     pin_to_cores: bool,
     pool: Option<Arc<rayon::ThreadPool>>,
     seed: Option<u64>,
+    arbiter: Option<Arc<Arbiter>>,
 }
 
 impl fmt::Debug for ExecutorBuilder {
@@ -261,6 +262,12 @@ impl ExecutorBuilder {
     /// Borrows the threads of `pool` while there is work, instead of having threads.
     pub fn hosted_on(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
         self.pool = Some(pool);
+        self
+    }
+
+    /// Stands beside `other`: tasks of both that share a memory pool give memory back for each other.
+    pub fn beside(mut self, other: &Executor) -> Self {
+        self.arbiter = Some(other.core().arbiter.clone());
         self
     }
 
@@ -313,7 +320,8 @@ impl ExecutorBuilder {
             }
             Some(pool) => {
                 let threads = Threads::Borrowed(pool);
-                let core = Executor::core_of(workers, workers, threads, 0..workers, None);
+                let arbiter = self.arbiter.unwrap_or_else(Arbiter::new);
+                let core = Executor::core_of(workers, workers, threads, 0..workers, None, arbiter);
                 Ok(Executor::of(core, Vec::new(), None))
             }
             None => self.build_own(workers),
@@ -339,7 +347,8 @@ impl ExecutorBuilder {
         };
         let resizable = self.seed.is_none();
         let threads = Threads::Own(unparkers);
-        let core = Executor::core_of(workers, most, threads, 0..0, self.seed);
+        let arbiter = self.arbiter.unwrap_or_else(Arbiter::new);
+        let core = Executor::core_of(workers, most, threads, 0..0, self.seed, arbiter);
         let mut handles = Vec::new();
         for worker in 0..workers {
             handles.extend(spec.spawn(&core, worker)?);
@@ -433,6 +442,7 @@ impl Executor {
         threads: Threads,
         asleep: std::ops::Range<usize>,
         seed: Option<u64>,
+        arbiter: Arc<Arbiter>,
     ) -> Arc<Core> {
         Arc::new_cyclic(|this| Core {
             queue: Queue::new(most, seed),
@@ -443,7 +453,7 @@ impl Executor {
             steals: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             residents: Mutex::new(Vec::new()),
-            arbiter: Arbiter::new(),
+            arbiter,
             borrowed: Mutex::new(0),
             borrowed_left: Condvar::new(),
             this: this.clone(),

@@ -12,6 +12,8 @@ pub(super) struct Page<T> {
     pub(super) bytes: usize,
 }
 
+pub(super) type Pages<T> = VecDeque<Arc<Page<T>>>;
+
 #[derive(Debug)]
 pub(super) struct Client<T> {
     /// The place of the first of `pages`: all before it are acknowledged.
@@ -37,8 +39,9 @@ impl<T: Payload + Clone> Client<T> {
         }
     }
 
-    /// Takes out the pages before `token`, which is not older than the last one.
-    pub(super) fn acknowledge(&mut self, token: u64) -> Result<VecDeque<Arc<Page<T>>>, Misuse> {
+    /// Takes out the pages before `token`, which is not older than the last one, with the rows of those that were
+    /// never given out.
+    pub(super) fn acknowledge(&mut self, token: u64) -> Result<(Pages<T>, u64), Misuse> {
         let read = token.saturating_sub(self.token);
         if read > self.pages.len() as u64 {
             let end = self.token + self.pages.len() as u64;
@@ -47,8 +50,12 @@ impl<T: Payload + Clone> Client<T> {
             )));
         }
         let rest = self.pages.split_off(read as usize);
+        let given = (self.given - self.token) as usize;
+        self.given = self.given.max(token);
         self.token = token;
-        Ok(std::mem::replace(&mut self.pages, rest))
+        let pages = std::mem::replace(&mut self.pages, rest);
+        let unread = pages.iter().skip(given).map(|page| page.item.rows() as u64).sum();
+        Ok((pages, unread))
     }
 
     /// Takes over pages from `master` until there is something to read, up to `most_bytes`.
@@ -82,7 +89,7 @@ impl<T: Payload + Clone> Client<T> {
     }
 
     /// The reader leaves: the pages that are left, and their rows that were never given out.
-    pub(super) fn leave(&mut self) -> (VecDeque<Arc<Page<T>>>, u64) {
+    pub(super) fn leave(&mut self) -> (Pages<T>, u64) {
         self.gone = true;
         let pages = std::mem::take(&mut self.pages);
         let given = (self.given - self.token) as usize;

@@ -9,7 +9,7 @@
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
-use super::{BufferId, Misuse, Output, Read};
+use super::{After, BufferId, Misuse, Output, Read};
 use crate::{Dependency, DependencyKind, Gate, Payload, Take, Wakeups, sync::Mutex};
 
 /// Whose output it is.
@@ -77,13 +77,13 @@ impl<T: Payload + Clone> ExchangeClient<T> {
     /// # Errors
     /// If there were to be no more.
     pub fn add(&self, id: LocationId, output: Output<T>, buffer: BufferId) -> Result<(), Misuse> {
-        let mut wakeups = Wakeups::new();
+        let mut after = After::default();
         let mut inner = self.inner.lock();
         if inner.known.contains(&id) {
             return Ok(());
         }
         if inner.closed {
-            output.abort(buffer);
+            output.abort_later(buffer, &mut after);
             return Ok(());
         }
         if inner.no_more {
@@ -91,7 +91,7 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         }
         inner.known.push(id);
         inner.locations.push_back(Location { output, buffer, token: 0 });
-        self.gate.set_ready_later(&mut wakeups);
+        self.gate.set_ready_later(&mut after.wakeups);
         drop(inner);
         Ok(())
     }
@@ -106,48 +106,47 @@ impl<T: Payload + Clone> ExchangeClient<T> {
 
     /// The next page of any of the outputs.
     pub fn take(&self) -> Take<T> {
-        let mut wakeups = Wakeups::new();
+        let mut after = After::default();
         let mut inner = self.inner.lock();
         if inner.failed {
             return Take::Aborted;
         }
         if inner.pages.is_empty() {
             self.gate.block();
-            if self.ask(&mut inner).is_err() || inner.failed {
+            if self.ask(&mut inner, &mut after).is_err() || inner.failed {
                 inner.failed = true;
-                inner.pages.clear();
-                self.gate.set_always_ready_later(&mut wakeups);
+                self.gate.set_always_ready_later(&mut after.wakeups);
                 return Take::Aborted;
             }
         }
         if let Some(page) = inner.pages.pop_front() {
             inner.rows += page.rows() as u64;
             // Others who wait have something to ask for as well.
-            self.gate.set_ready_later(&mut wakeups);
+            self.gate.set_ready_later(&mut after.wakeups);
             return Take::Item(page);
         }
         if inner.closed || inner.no_more && inner.locations.is_empty() {
-            self.gate.set_always_ready_later(&mut wakeups);
+            self.gate.set_always_ready_later(&mut after.wakeups);
             return Take::Finished;
         }
         Take::Blocked(self.gate.clone())
     }
 
     /// Asks each output once, until one has pages.
-    fn ask(&self, inner: &mut Inner<T>) -> Result<(), Misuse> {
+    fn ask(&self, inner: &mut Inner<T>, after: &mut After<T>) -> Result<(), Misuse> {
         for _ in 0..inner.locations.len() {
             let Some(mut location) = inner.locations.pop_front() else { break };
             let Location { output, buffer, token, .. } = &mut location;
-            match output.read(*buffer, *token, MOST_BYTES, &self.gate)? {
+            match output.read_later((*buffer, *token), MOST_BYTES, &self.gate, after)? {
                 Read::Pages { pages, next } => {
                     *token = next;
                     inner.pages.extend(pages);
                     inner.locations.push_back(location);
                     break;
                 }
-                // An answer to somebody else's question: it is asked again behind the others.
-                Read::Pending | Read::Stale => inner.locations.push_back(location),
-                Read::Complete => output.abort(*buffer),
+                Read::Pending => inner.locations.push_back(location),
+                Read::Stale => return Err(Misuse(format!("buffer {buffer} has another reader"))),
+                Read::Complete => output.abort_later(*buffer, after),
                 Read::Failed => {
                     inner.failed = true;
                     break;

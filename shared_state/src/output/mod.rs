@@ -150,6 +150,18 @@ pub struct OutputWriter<T: Payload + Clone> {
 /// What is freed after the lock.
 type Dropped<T> = Vec<T>;
 
+/// What is done after the locks of the caller, too.
+struct After<T> {
+    dropped: Dropped<T>,
+    wakeups: Wakeups,
+}
+
+impl<T> Default for After<T> {
+    fn default() -> Self {
+        Self { dropped: Dropped::new(), wakeups: Wakeups::new() }
+    }
+}
+
 impl<T: Payload + Clone> Output<T> {
     /// An output of the kind and with the buffers of `descriptor`, which `writers` tasks write.
     ///
@@ -241,7 +253,18 @@ impl<T: Payload + Clone> Output<T> {
         most_bytes: usize,
         gate: &Gate,
     ) -> Result<Read<T>, Misuse> {
-        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+        self.read_later((id, token), most_bytes, gate, &mut After::default())
+    }
+
+    /// [`read`](Self::read) under a lock.
+    fn read_later(
+        &self,
+        (id, token): (BufferId, u64),
+        most_bytes: usize,
+        gate: &Gate,
+        after: &mut After<T>,
+    ) -> Result<Read<T>, Misuse> {
+        let After { dropped, wakeups } = after;
         let mut guard = self.0.inner.lock();
         let inner = &mut *guard;
         if inner.state == OutputState::Failed {
@@ -259,7 +282,7 @@ impl<T: Payload + Clone> Output<T> {
         if let Some(older) = client.listener.take()
             && !Arc::ptr_eq(&older, gate)
         {
-            older.set_ready_later(&mut wakeups);
+            older.set_ready_later(wakeups);
         }
         if client.gone {
             return Ok(Read::Complete);
@@ -267,7 +290,7 @@ impl<T: Payload + Clone> Output<T> {
         if token < client.token {
             return Ok(Read::Stale);
         }
-        let acknowledged = client.acknowledge(token)?;
+        let (acknowledged, skipped) = client.acknowledge(token)?;
         if descriptor.kind() == OutputKind::Arbitrary {
             client.take_from(master, most_bytes);
         }
@@ -281,9 +304,9 @@ impl<T: Payload + Clone> Output<T> {
             Read::Complete
         };
         inner.flow.rows_out += rows;
-        inner.release(acknowledged, &mut dropped);
-        self.0.look_around(inner, &mut dropped, &mut wakeups);
-        drop(guard);
+        inner.flow.rows_dropped += skipped;
+        inner.release(acknowledged, dropped);
+        self.0.look_around(inner, dropped, wakeups);
         Ok(answer)
     }
 
@@ -299,7 +322,8 @@ impl<T: Payload + Clone> Output<T> {
         if client.gone || token < client.token {
             return Ok(());
         }
-        let acknowledged = client.acknowledge(token)?;
+        let (acknowledged, skipped) = client.acknowledge(token)?;
+        inner.flow.rows_dropped += skipped;
         inner.release(acknowledged, &mut dropped);
         self.0.look_around(&mut inner, &mut dropped, &mut wakeups);
         drop(inner);
@@ -308,7 +332,12 @@ impl<T: Payload + Clone> Output<T> {
 
     /// The reader of buffer `id` leaves, with all it wanted or before. What it has not read is dropped.
     pub fn abort(&self, id: BufferId) {
-        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+        self.abort_later(id, &mut After::default());
+    }
+
+    /// [`abort`](Self::abort) under a lock.
+    fn abort_later(&self, id: BufferId, after: &mut After<T>) {
+        let After { dropped, wakeups } = after;
         let mut inner = self.0.inner.lock();
         if inner.state.is_final() || !inner.clients.contains_key(&id) && inner.descriptor.no_more()
         {
@@ -317,11 +346,11 @@ impl<T: Payload + Clone> Output<T> {
         let client = inner.client(id);
         let (unread, rows) = client.leave();
         if let Some(listener) = client.listener.take() {
-            listener.set_ready_later(&mut wakeups);
+            listener.set_ready_later(wakeups);
         }
         inner.flow.rows_dropped += rows;
-        inner.release(unread, &mut dropped);
-        self.0.look_around(&mut inner, &mut dropped, &mut wakeups);
+        inner.release(unread, dropped);
+        self.0.look_around(&mut inner, dropped, wakeups);
     }
 
     /// Nobody wants any of it: a clean end, at whatever point it has come to.

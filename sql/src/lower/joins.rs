@@ -114,7 +114,7 @@ impl Lowering {
         };
         let keys = join.on().iter().map(|(_, right)| right.clone()).collect();
         let target: Arc<dyn FilterTarget> = match self.remote_filter(id) {
-            Some(filter) => Arc::new(RemoteTarget { filter, keys }),
+            Some(filter) => Arc::new(RemoteTarget { query: self.context.query_id(), filter, keys }),
             None => Arc::new(DynamicTarget { filter, keys }),
         };
         let (producer, gate) = FilterProducer::new("join", target);

@@ -33,7 +33,9 @@ use std::{
 use datafusion::{
     error::Result,
     physical_expr::expressions::UnKnownColumn,
-    physical_plan::{ExecutionPlan, Partitioning, metrics::ExecutionPlanMetricsSet},
+    physical_plan::{
+        ExecutionPlan, ExecutionPlanProperties, Partitioning, metrics::ExecutionPlanMetricsSet,
+    },
 };
 use gatework_operators::{Failure, result::ResultOutput};
 use gatework_runtime::pipeline::{Edge, Graph, PipelineId, Sink};
@@ -78,16 +80,17 @@ pub(crate) fn lower(
     Ok((lowering.end(flow, Arc::new(output))?, readers))
 }
 
-/// Lowers the regions below `plan`, which may be a foreign node itself. What it gives goes to the sink that
-/// `sink` makes for so many tasks.
+/// Lowers the regions below `plan`, which may be a foreign node itself. What it gives goes, in the order that it
+/// promises if that is wanted, to the sink that `sink` makes for so many tasks.
 pub(crate) fn lower_into(
     plan: &Arc<dyn ExecutionPlan>,
     engine: &Engine,
     context: ForeignContext,
+    ordered: bool,
     sink: impl FnOnce(usize) -> Result<Arc<dyn Sink>>,
 ) -> Result<Lowered> {
     let mut lowering = Lowering::new(engine, context);
-    let flow = lowering.child(plan, false)?;
+    let flow = lowering.child(plan, ordered && plan.output_ordering().is_some())?;
     let sink = sink(flow.instances)?;
     lowering.end(flow, sink)
 }

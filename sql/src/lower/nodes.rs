@@ -108,7 +108,7 @@ impl Lowering {
         }
         if let Some(write) = node.downcast_ref::<WriteExec>() {
             let flow = self.child(&shell.children()[0], false)?;
-            let (target, name) = (write.target().clone(), self.context.query_name());
+            let (target, name) = (write.target().clone(), self.context.query_id().to_string());
             let (context, io) = (self.context.outer(), self.engine.io()?);
             let writer = FileWriter::new(target, name, shell.schema(), context, io)?;
             return Ok(flow.then(writer, tag));

@@ -12,7 +12,10 @@ use datafusion::{
     datasource::{listing::PartitionedFile, physical_plan::FileScanConfig},
     error::Result,
 };
-use gatework_shared_state::{Dependency, DependencyKind, Gate, Take, Wakeups, splits::SplitQueue};
+use gatework_shared_state::{
+    Dependency, DependencyKind, Gate, Take, Wakeups,
+    splits::{Reading, SplitQueue},
+};
 use parking_lot::Mutex;
 
 use super::pieces::{self, Piece};
@@ -61,16 +64,14 @@ impl PieceQueue {
         Ok(Self { inner: Mutex::new(inner), splits, cut })
     }
 
-    /// What is next for a task that has read all of a piece of weight `reading`.
-    pub(super) fn take(&self, reading: &mut Option<u64>) -> Work {
+    /// What is next for a task that has read all of `reading`, which becomes what it reads then.
+    pub(super) fn take(&self, reading: &mut Option<Reading<Split>>) -> Work {
         let Some(splits) = &self.splits else { return self.take_own() };
         loop {
-            if let Some(weight) = reading.take() {
-                splits.done(weight);
-            }
+            *reading = None;
             match splits.take() {
-                Take::Item((split, weight)) => {
-                    *reading = Some(weight);
+                Take::Item((split, taken)) => {
+                    *reading = Some(taken);
                     // A split of rows in memory is the one that an empty table has.
                     if let Part::Piece(piece) = split.part {
                         return Work::Read(piece);

@@ -14,6 +14,7 @@ use gatework_runtime::{
     Result,
     pipeline::{Batch, LocalSource, SourceResult, Start, TaskContext},
 };
+use gatework_shared_state::splits::Reading;
 
 use super::{
     Shared,
@@ -22,6 +23,7 @@ use super::{
     pieces::{self, Piece},
     queue::Work,
 };
+use crate::splits::Split;
 
 pub(super) struct LocalFileScan {
     shared: Arc<Shared>,
@@ -42,8 +44,8 @@ pub(super) struct LocalFileScan {
     stream: Option<BoxStream<'static, DataFusionResult<RecordBatch>>>,
     /// What is left of a batch that was larger than asked for.
     rest: Option<Decoded>,
-    /// The weight of the split at hand.
-    reading: Option<u64>,
+    /// The split at hand, of a stage's table.
+    reading: Option<Reading<Split>>,
 }
 
 /// A batch of a piece.

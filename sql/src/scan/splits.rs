@@ -8,7 +8,10 @@ use gatework_runtime::{
     Result,
     pipeline::{Batch, LocalSource, Setup, Source, SourceResult, TaskContext},
 };
-use gatework_shared_state::{Take, splits::SplitQueue};
+use gatework_shared_state::{
+    Take,
+    splits::{Reading, SplitQueue},
+};
 
 use crate::splits::{Part, Split};
 
@@ -52,8 +55,7 @@ struct LocalSplitScan {
     batch_rows: usize,
     /// What is left of the split at hand.
     batches: VecDeque<RecordBatch>,
-    /// Its weight.
-    reading: Option<u64>,
+    reading: Option<Reading<Split>>,
 }
 
 impl LocalSplitScan {
@@ -79,12 +81,10 @@ impl LocalSource for LocalSplitScan {
             if let Some(rows) = self.rows()? {
                 return Ok(SourceResult::Batch(Batch::new(rows)));
             }
-            if let Some(weight) = self.reading.take() {
-                self.queue.done(weight);
-            }
+            self.reading = None;
             match self.queue.take() {
-                Take::Item((split, weight)) => {
-                    self.reading = Some(weight);
+                Take::Item((split, reading)) => {
+                    self.reading = Some(reading);
                     if let Part::Batches(batches) = split.part {
                         self.batches.extend(batches);
                     }
@@ -92,14 +92,6 @@ impl LocalSource for LocalSplitScan {
                 Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
                 Take::Finished | Take::Aborted => return Ok(SourceResult::Finished),
             }
-        }
-    }
-}
-
-impl Drop for LocalSplitScan {
-    fn drop(&mut self) {
-        if let Some(weight) = self.reading.take() {
-            self.queue.done(weight);
         }
     }
 }

@@ -338,9 +338,8 @@ fn j2_j6_j8_splits_wait_for_room() {
     assert!(!scheduled.finished && gates.len() == 2 && !gates.iter().any(|gate| gate.is_ready()));
     // A task that has begun with all but one of them may have another.
     let task = table.factory.tasks()[0].clone();
-    for _ in 0..3 {
-        assert!(matches!(task.queue.take(), Take::Item(_)));
-    }
+    let reading: Vec<_> = (0..3).map(|_| task.queue.take()).collect();
+    assert!(reading.iter().all(|taken| matches!(taken, Take::Item(_))));
     assert!(gates.iter().any(|gate| gate.is_ready()));
     assert!(table.schedule().blocked.is_some());
     let queued: BTreeMap<_, _> =
