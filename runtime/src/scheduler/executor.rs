@@ -320,7 +320,7 @@ impl ExecutorBuilder {
             }
             Some(pool) => {
                 let threads = Threads::Borrowed(pool);
-                let arbiter = self.arbiter.unwrap_or_else(Arbiter::new);
+                let arbiter = self.arbiter.unwrap_or_default();
                 let core = Executor::core_of(workers, workers, threads, 0..workers, None, arbiter);
                 Ok(Executor::of(core, Vec::new(), None))
             }
@@ -347,7 +347,7 @@ impl ExecutorBuilder {
         };
         let resizable = self.seed.is_none();
         let threads = Threads::Own(unparkers);
-        let arbiter = self.arbiter.unwrap_or_else(Arbiter::new);
+        let arbiter = self.arbiter.unwrap_or_default();
         let core = Executor::core_of(workers, most, threads, 0..0, self.seed, arbiter);
         let mut handles = Vec::new();
         for worker in 0..workers {

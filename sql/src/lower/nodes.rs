@@ -107,11 +107,7 @@ impl Lowering {
             return self.scan(shell, scan, ordered, tag);
         }
         if let Some(write) = node.downcast_ref::<WriteExec>() {
-            let flow = self.child(&shell.children()[0], false)?;
-            let (target, name) = (write.target().clone(), self.context.query_id().to_string());
-            let (context, io) = (self.context.outer(), self.engine.io()?);
-            let writer = FileWriter::new(target, name, shell.schema(), context, io)?;
-            return Ok(flow.then(writer, tag));
+            return self.write(shell, write, tag);
         }
         if let Some(source) = node.downcast_ref::<SourceExec>() {
             return Ok(self.source(source, tag));
@@ -120,6 +116,15 @@ impl Lowering {
             return self.constant(node, tag);
         }
         internal_err!("{} has a shell, but no lowering", node.name())
+    }
+
+    /// A file for each task.
+    fn write(&mut self, shell: &Shell, write: &WriteExec, tag: Option<usize>) -> Result<Flow> {
+        let flow = self.child(&shell.children()[0], false)?;
+        let (target, name) = (write.target().clone(), self.context.query_id().to_string());
+        let (context, io) = (self.context.outer(), self.engine.io()?);
+        let writer = FileWriter::new(target, name, shell.schema(), context, io)?;
+        Ok(flow.then(writer, tag))
     }
 
     /// A node that passes rows through; only its `fetch` counts.

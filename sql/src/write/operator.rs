@@ -102,7 +102,7 @@ impl io::Write for Encoded {
 
 enum Encoder {
     Parquet(Box<ArrowWriter<Encoded>>, Encoded),
-    Csv(csv::Writer<Encoded>, Encoded),
+    Csv(Box<csv::Writer<Encoded>>, Encoded),
 }
 
 impl Encoder {
@@ -114,7 +114,9 @@ impl Encoder {
                 let writer = ArrowWriter::try_new(bytes.clone(), schema, Some(properties))?;
                 Self::Parquet(Box::new(writer), bytes)
             }
-            Format::Csv(builder) => Self::Csv(builder.clone().build(bytes.clone()), bytes),
+            Format::Csv(builder) => {
+                Self::Csv(Box::new(builder.clone().build(bytes.clone())), bytes)
+            }
         })
     }
 
