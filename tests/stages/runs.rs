@@ -421,6 +421,41 @@ fn copies_are_written_by_several() {
     });
 }
 
+/// Files of so many rows; and rows in order, which DataFusion writes.
+#[test]
+fn copies_keep_to_their_options() {
+    guarded(|case| async move {
+        let world = World::new().await;
+        let session = world.session(Storage::Parquet, None).await;
+        let set = "SET datafusion.execution.soft_max_rows_per_output_file = 10000";
+        session.sql(set).await.unwrap();
+        let nodes = Nodes::in_process(2, 1).unwrap();
+        for (order, fallbacks) in [("", 0), ("ORDER BY l_orderkey DESC", 1)] {
+            case.begin(format!("two nodes, {order}"));
+            let folder = TempDir::new().unwrap();
+            let path = folder.path().display();
+            let rows = format!("SELECT l_orderkey FROM lineitem {order}");
+            let sql = format!("COPY ({rows}) TO '{path}/' STORED AS CSV");
+            let options = StageOptions::of_nodes(2);
+            let (_, tasks) = run(&case, &session, &sql, &nodes, &options).await.unwrap();
+            let foreign = tasks.iter().map(|task| task.fallbacks.len()).sum::<usize>();
+            assert_eq!(foreign, fallbacks, "{tasks:#?}");
+            let (mut files, mut all) = (0, 0);
+            for file in std::fs::read_dir(folder.path()).unwrap() {
+                let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+                let keys: Vec<i64> =
+                    text.lines().skip(1).map(|line| line.parse().unwrap()).collect();
+                assert!(order.is_empty() || keys.is_sorted_by(|one, next| one >= next));
+                assert!(keys.len() < 10_000 + 8192, "{} rows in a file", keys.len());
+                files += 1;
+                all += keys.len();
+            }
+            assert!(files > 3 && all == 60_175, "{files} files of {all} rows");
+            world.assert_clean(&nodes, order);
+        }
+    });
+}
+
 /// A copy that fails leaves no file that looks like a whole one.
 #[test]
 fn a_copy_that_fails_leaves_nothing() {

@@ -493,11 +493,17 @@ fn groups_that_others_ask_for_are_kept_elsewhere() {
     let calls = sum_of_value(&schema);
     let expected =
         case.run(QueryOptions::default(), &schema, scan(&input, 1000), calls.clone()).unwrap();
-    let (elsewhere, options) = roomy();
-    let answer = run_asked(options, |graph| {
-        let output = case.add(graph, &schema, scan(&input, 1000), calls);
-        result_of(graph, 2, 1, Arc::new(output), vec![])
-    });
-    assert!(sorted_rows(&answer.unwrap()[0]) == sorted_rows(&expected));
-    assert!(elsewhere.writes.load(Ordering::Relaxed) > 0);
+    // On a busy machine the questions may come when all is grouped.
+    for _ in 0..50 {
+        let (elsewhere, options) = roomy();
+        let answer = run_asked(options, |graph| {
+            let output = case.add(graph, &schema, scan(&input, 1000), calls.clone());
+            result_of(graph, 2, 1, Arc::new(output), vec![])
+        });
+        assert!(sorted_rows(&answer.unwrap()[0]) == sorted_rows(&expected));
+        if elsewhere.writes.load(Ordering::Relaxed) > 0 {
+            return;
+        }
+    }
+    panic!("nothing was given back");
 }

@@ -270,11 +270,17 @@ fn a_dropped_result_ends_a_sort() {
 #[test]
 fn rows_that_others_ask_for_are_kept_elsewhere() {
     let input = shuffled(400_000, 1);
-    let (elsewhere, options) = roomy();
-    let answer =
-        run_asked(options, |graph| Case::plain(None, 2).add(graph, &input, scan(&input, 1000)));
-    assert!(values(&answer.unwrap()[0]) == (0..400_000).collect::<Vec<_>>());
-    assert!(elsewhere.writes.load(std::sync::atomic::Ordering::Relaxed) > 0);
+    // On a busy machine the questions may come when all is sorted.
+    for _ in 0..50 {
+        let (elsewhere, options) = roomy();
+        let answer =
+            run_asked(options, |graph| Case::plain(None, 2).add(graph, &input, scan(&input, 1000)));
+        assert!(values(&answer.unwrap()[0]) == (0..400_000).collect::<Vec<_>>());
+        if elsewhere.writes.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+            return;
+        }
+    }
+    panic!("nothing was given back");
 }
 
 #[test]

@@ -2,8 +2,11 @@
 //!
 //! DataFusion's plan for `COPY … TO 'folder/'` ends in a sink of its own, whose target and options
 //! [`WriteTarget::of`] takes over. A [`WriteExec`] in its place writes Parquet or CSV by as many tasks as run it,
-//! and gives the number of rows that each has written. Rows are encoded on workers; bytes go to the object store on
-//! the I/O runtime. A file is there when it is whole: one whose query ends before leaves nothing.
+//! and gives the number of rows that each has written. Rows are encoded on workers, in memory of the session's pool
+//! (a row group ends early where it gets no more); bytes go to the object store on the I/O runtime.
+//!
+//! A file is there when it is whole, and its upload is given up if its query ends before. A query that fails may leave
+//! files of writers that had ended before it failed, as DataFusion's do.
 
 mod operator;
 
@@ -55,14 +58,15 @@ pub struct WriteTarget {
 
 #[derive(Clone)]
 enum Format {
-    Parquet(Box<WriterProperties>),
+    /// With or without Arrow's schema in the footer.
+    Parquet(Box<WriterProperties>, bool),
     Csv(WriterBuilder),
 }
 
 impl fmt::Debug for WriteTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let format = match self.format {
-            Format::Parquet(_) => "Parquet",
+            Format::Parquet(..) => "Parquet",
             Format::Csv(_) => "CSV",
         };
         write!(f, "{format} to {}/", self.folder)
@@ -71,7 +75,8 @@ impl fmt::Debug for WriteTarget {
 
 impl WriteTarget {
     /// The target of `plan`, if that writes files of a kind that [`WriteExec`] writes: Parquet or CSV without
-    /// compression around it, in a folder, without partition columns and in no order.
+    /// compression around it, in a folder, without partition columns and in no order. (DataFusion's sink keeps the
+    /// order that its input has, and says so in Parquet files.)
     ///
     /// # Errors
     /// If the options of the files contradict each other.
@@ -85,7 +90,8 @@ impl WriteTarget {
             if options.crypto.file_encryption.is_some() || options.crypto.factory_id.is_some() {
                 return Ok(None);
             }
-            let format = Format::Parquet(Box::new(properties(options, config.output_schema())?));
+            let properties = Box::new(properties(options, config.output_schema())?);
+            let format = Format::Parquet(properties, !options.global.skip_arrow_metadata);
             return Ok(Self::new(config, format));
         }
         if let Some(sink) = plan.sink().downcast_ref::<CsvSink>() {
@@ -122,9 +128,9 @@ impl WriteTarget {
         })
     }
 
-    /// The file of one writer.
-    fn path(&self, writer: &str) -> Path {
-        let name = format!("{}-{writer}.{}", self.prefix, self.extension);
+    /// File number `number` of one writer.
+    fn path(&self, writer: &str, number: usize) -> Path {
+        let name = format!("{}-{writer}-{number}.{}", self.prefix, self.extension);
         self.folder.clone().join(name)
     }
 }

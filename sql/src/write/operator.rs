@@ -12,13 +12,13 @@ use datafusion::{
     error::{DataFusionError, Result as PlanResult},
     execution::TaskContext as PlanContext,
     object_store::{ObjectStore, buffered::BufWriter, path::Path},
-    parquet::arrow::ArrowWriter,
+    parquet::arrow::{ArrowWriter, arrow_writer::ArrowWriterOptions},
 };
 use futures::{FutureExt, future::BoxFuture};
 use gatework_operators::{OrFail, compact, stream_scan::PollGate};
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, LocalOperator, Operator, OperatorResult, Setup, TaskContext},
+    pipeline::{Batch, LocalOperator, Operator, OperatorResult, Reservation, Setup, TaskContext},
 };
 use parking_lot::Mutex;
 use tokio::{io::AsyncWriteExt, runtime::Handle};
@@ -32,6 +32,10 @@ const CHUNK_BYTES: usize = 1 << 20;
 pub(crate) struct FileWriter {
     target: WriteTarget,
     store: Arc<dyn ObjectStore>,
+    /// What is sent at a time.
+    part_bytes: usize,
+    /// A file ends with the batch in which it comes to so many.
+    file_rows: u64,
     io: Handle,
     progress: Option<Arc<WriteProgress>>,
     /// Says which writer of the query this is.
@@ -49,7 +53,10 @@ impl FileWriter {
     ) -> PlanResult<Self> {
         let store = context.runtime_env().object_store(&target.store)?;
         let progress = context.session_config().get_extension::<WriteProgress>();
-        Ok(Self { target, store, io, progress, name, counts })
+        let options = &context.session_config().options().execution;
+        let part_bytes = options.objectstore_writer_buffer_size;
+        let file_rows = options.soft_max_rows_per_output_file.get() as u64;
+        Ok(Self { target, store, part_bytes, file_rows, io, progress, name, counts })
     }
 }
 
@@ -65,20 +72,25 @@ impl Operator for FileWriter {
     }
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>> {
-        let path = self.target.path(&format!("{}-{}", self.name, setup.instance()));
+        let name = format!("{}-{}", self.name, setup.instance());
         Ok(Box::new(LocalWriter {
             encoder: None,
             target: self.target.clone(),
+            memory: setup.reservation(),
             upload: Upload {
                 writer: None,
                 store: self.store.clone(),
-                path,
+                part_bytes: self.part_bytes,
+                path: self.target.path(&name, 0),
                 io: self.io.clone(),
                 sending: None,
                 gate: PollGate::new("file write"),
             },
             progress: self.progress.clone(),
             counts: self.counts.clone(),
+            name,
+            files: 0,
+            file_rows: (0, self.file_rows),
             rows: 0,
             state: State::Taking,
         }))
@@ -109,9 +121,12 @@ impl Encoder {
     fn new(target: &WriteTarget) -> PlanResult<Self> {
         let bytes = Encoded::default();
         Ok(match &target.format {
-            Format::Parquet(properties) => {
-                let (schema, properties) = (target.schema.clone(), properties.as_ref().clone());
-                let writer = ArrowWriter::try_new(bytes.clone(), schema, Some(properties))?;
+            Format::Parquet(properties, arrow_schema) => {
+                let options = ArrowWriterOptions::new()
+                    .with_properties(properties.as_ref().clone())
+                    .with_skip_arrow_metadata(!arrow_schema);
+                let (schema, bytes) = (target.schema.clone(), bytes.clone());
+                let writer = ArrowWriter::try_new_with_options(bytes.clone(), schema, options)?;
                 Self::Parquet(Box::new(writer), bytes)
             }
             Format::Csv(builder) => {
@@ -126,6 +141,22 @@ impl Encoder {
             Self::Csv(writer, _) => writer.write(batch)?,
         }
         Ok(())
+    }
+
+    /// Bytes that it holds.
+    fn memory(&self) -> usize {
+        match self {
+            Self::Parquet(writer, bytes) => writer.memory_size() + bytes.0.lock().len(),
+            Self::Csv(_, bytes) => bytes.0.lock().len(),
+        }
+    }
+
+    /// Ends what it has begun, so that it can be sent.
+    fn flush(&mut self) -> PlanResult<()> {
+        match self {
+            Self::Parquet(writer, _) => Ok(writer.flush()?),
+            Self::Csv(..) => Ok(()),
+        }
     }
 
     /// What is encoded, if that is `least` bytes.
@@ -151,28 +182,33 @@ impl Encoder {
     }
 }
 
-/// A file on its way into the store. Dropped before it is whole, it leaves nothing there.
+/// A file on its way into the store. Dropped before it is whole, it is given up there.
 struct Upload {
     writer: Option<BufWriter>,
     store: Arc<dyn ObjectStore>,
+    part_bytes: usize,
     path: Path,
     io: Handle,
-    sending: Option<BoxFuture<'static, PlanResult<Option<BufWriter>>>>,
+    sending: Option<BoxFuture<'static, (BufWriter, PlanResult<Sent>)>>,
     gate: PollGate,
+}
+
+/// What has been sent.
+enum Sent {
+    Part,
+    /// The file is there.
+    Whole,
 }
 
 impl Upload {
     /// Begins to send `bytes`, the last ones or not.
     fn send(&mut self, bytes: Bytes, last: bool) {
-        let fresh = || BufWriter::new(self.store.clone(), self.path.clone());
+        let (store, path) = (&self.store, &self.path);
+        let fresh = || BufWriter::with_capacity(store.clone(), path.clone(), self.part_bytes);
         let mut writer = self.writer.take().unwrap_or_else(fresh);
         let sending = async move {
-            writer.put(bytes).await?;
-            if last {
-                writer.shutdown().await.map_err(DataFusionError::IoError)?;
-                return Ok(None);
-            }
-            Ok(Some(writer))
+            let sent = send(&mut writer, bytes, last).await;
+            (writer, sent)
         };
         self.sending = Some(sending.boxed());
     }
@@ -183,10 +219,12 @@ impl Upload {
         let _entered = self.io.enter();
         match self.gate.poll(|context| sending.poll_unpin(context)) {
             Poll::Pending => Ok(false),
-            Poll::Ready(writer) => {
+            Poll::Ready((writer, sent)) => {
                 self.sending = None;
-                self.writer = writer?;
-                Ok(true)
+                if !matches!(sent, Ok(Sent::Whole)) {
+                    self.writer = Some(writer);
+                }
+                sent.map(|_| true)
             }
         }
     }
@@ -194,11 +232,33 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        // Files that are not whole are removed by tasks of the runtime.
-        let _entered = self.io.enter();
-        self.sending = None;
-        self.writer = None;
+        let (writer, sending) = (self.writer.take(), self.sending.take());
+        if writer.is_none() && sending.is_none() {
+            return;
+        }
+        self.io.spawn(async move {
+            let writer = match (writer, sending) {
+                (_, Some(sending)) => match sending.await {
+                    (_, Ok(Sent::Whole)) => None,
+                    (writer, _) => Some(writer),
+                },
+                (writer, None) => writer,
+            };
+            if let Some(mut writer) = writer {
+                // Nobody is left to be told.
+                let _given_up = writer.abort().await;
+            }
+        });
     }
+}
+
+async fn send(writer: &mut BufWriter, bytes: Bytes, last: bool) -> PlanResult<Sent> {
+    writer.put(bytes).await?;
+    if !last {
+        return Ok(Sent::Part);
+    }
+    writer.shutdown().await.map_err(DataFusionError::IoError)?;
+    Ok(Sent::Whole)
 }
 
 enum State {
@@ -210,9 +270,17 @@ enum State {
 struct LocalWriter {
     encoder: Option<Encoder>,
     target: WriteTarget,
+    memory: Reservation,
     upload: Upload,
     progress: Option<Arc<WriteProgress>>,
     counts: SchemaRef,
+    /// What its files are called.
+    name: String,
+    /// Those that are behind it.
+    files: usize,
+    /// Of the file at hand, and at most.
+    file_rows: (u64, u64),
+    /// Of all files.
     rows: u64,
     state: State,
 }
@@ -222,6 +290,7 @@ impl LocalWriter {
         let bytes = batch.bytes() as u64;
         let data = compact(batch)?;
         self.rows += data.num_rows() as u64;
+        self.file_rows.0 += data.num_rows() as u64;
         let options = RecordBatchOptions::new().with_row_count(Some(data.num_rows()));
         let columns = data.columns().to_vec();
         let schema = self.target.schema.clone();
@@ -231,13 +300,36 @@ impl LocalWriter {
             None => Encoder::new(&self.target).or_fail()?,
         };
         encoder.write(&data).or_fail()?;
-        if let Some(bytes) = encoder.take(CHUNK_BYTES) {
-            self.upload.send(bytes, false);
+        if self.file_rows.0 >= self.file_rows.1 {
+            self.close(encoder)?;
+        } else {
+            let mut least = CHUNK_BYTES;
+            if self.memory.resize(encoder.memory()).is_err() {
+                // What has come so far is a row group of its own, and out of the way.
+                encoder.flush().or_fail()?;
+                least = 1;
+            }
+            if let Some(bytes) = encoder.take(least) {
+                self.upload.send(bytes, false);
+            }
+            self.memory.resize(encoder.memory())?;
+            self.encoder = Some(encoder);
         }
-        self.encoder = Some(encoder);
         if let Some(progress) = &self.progress {
             progress.add(bytes);
         }
+        Ok(())
+    }
+}
+
+impl LocalWriter {
+    /// Sends the end of the file at hand. The next one has another name.
+    fn close(&mut self, encoder: Encoder) -> Result<()> {
+        self.upload.send(encoder.close().or_fail()?, true);
+        self.memory.resize(0)?;
+        self.files += 1;
+        self.upload.path = self.target.path(&self.name, self.files);
+        self.file_rows.0 = 0;
         Ok(())
     }
 }
@@ -263,7 +355,7 @@ impl LocalOperator for LocalWriter {
                     self.state = State::Closing;
                     // Who got no row writes no file.
                     if let Some(encoder) = self.encoder.take() {
-                        self.upload.send(encoder.close().or_fail()?, true);
+                        self.close(encoder)?;
                     }
                 }
                 State::Closing => {

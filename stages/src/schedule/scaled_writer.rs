@@ -51,7 +51,8 @@ impl StageScheduler for ScaledWriterScheduler {
             }
         }
         let enough = self.progress.when(written_enough);
-        let grow = writers == 0 || held_up * 2 >= sources.max(1) && enough.is_ready();
+        let pays = self.progress.bytes() >= written_enough;
+        let grow = writers == 0 || held_up * 2 >= sources.max(1) && pays;
         if grow && let Some(node) = self.free.pop() {
             new.extend(stage.schedule_task(node, writers)?);
             return Ok(Scheduled { finished: false, new, blocked: None });
