@@ -19,3 +19,4 @@ mod stages;
 mod support;
 mod tpch_chaos;
 mod tpch_results;
+mod world;

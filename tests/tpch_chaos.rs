@@ -9,30 +9,23 @@
 use std::{collections::HashSet, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use datafusion::{
-    execution::{
-        memory_pool::{GreedyMemoryPool, MemoryPool},
-        runtime_env::RuntimeEnvBuilder,
-        session_state::SessionStateBuilder,
-    },
+    execution::session_state::SessionStateBuilder,
     prelude::{SessionConfig, SessionContext},
 };
 use gatework::{
     Executor, SessionStateBuilderExt, Settings,
     runtime::pipeline::{Chaos, ChaosCounts, Fault},
 };
-use tempfile::TempDir;
 
 use crate::{
-    endings::bench::files_below,
-    support::{Case, Expected, Planned, QUERIES, Storage, Tpch, executor, guarded, plan, settle},
+    support::{Case, Planned, QUERIES, Storage, executor, guarded, plan, settle},
+    world::World,
 };
 
 const SHORT: u64 = 20;
 const LONG: u64 = 200;
 /// Of a fault sweep over one query: the first and last steps, and some between.
 const FAULT_STEPS: u64 = 24;
-/// In thousandths of scale factor 1.
-const SCALE: usize = 10;
 
 /// How a query is disturbed.
 #[derive(Debug, Clone, Copy)]
@@ -45,57 +38,30 @@ enum Mode {
     Tiny,
 }
 
-struct World {
-    data: Arc<Tpch>,
-    expected: Vec<Expected>,
-    pool: Arc<dyn MemoryPool>,
-    folder: TempDir,
-}
-
-impl World {
-    async fn new() -> Self {
-        let data = Tpch::new(SCALE);
-        let reference = crate::support::reference_session();
-        data.register(&reference, Storage::Memory).await;
-        let mut expected = Vec::new();
-        for sql in QUERIES {
-            expected.push(Expected::of(&reference, sql).await.unwrap());
-        }
-        let pool = Arc::new(GreedyMemoryPool::new(4 << 30));
-        Self { data, expected, pool, folder: TempDir::new().unwrap() }
-    }
-
-    async fn session(&self, executor: &Executor, storage: Storage, chaos: Chaos) -> SessionContext {
-        let runtime = RuntimeEnvBuilder::new()
-            .with_memory_pool(self.pool.clone())
-            .with_temp_file_path(self.folder.path())
-            .build_arc()
-            .unwrap();
-        // Steps of a seeded executor shall interleave. More instances than threads: the schedule
-        // has more to choose from.
-        let settings = Settings {
-            time_slice: Duration::ZERO,
-            instances: NonZeroUsize::new(3),
-            chaos: Some(Arc::new(chaos)),
-            ..Settings::default()
-        };
-        let config = settings.into_config(SessionConfig::new());
-        let state = SessionStateBuilder::new()
-            .with_config(config)
-            .with_runtime_env(runtime)
-            .with_default_features()
-            .with_gatework(executor)
-            .build();
-        let session = SessionContext::new_with_state(state);
-        self.data.register(&session, storage).await;
-        session
-    }
-
-    fn assert_clean(&self, executor: &Executor, name: &str) {
-        settle(executor);
-        assert_eq!(self.pool.reserved(), 0, "{name}: reserved bytes");
-        assert_eq!(files_below(self.folder.path()), 0, "{name}: temporary files");
-    }
+async fn session(
+    world: &World,
+    executor: &Executor,
+    storage: Storage,
+    chaos: Chaos,
+) -> SessionContext {
+    // Steps of a seeded executor shall interleave. More instances than threads: the schedule
+    // has more to choose from.
+    let settings = Settings {
+        time_slice: Duration::ZERO,
+        instances: NonZeroUsize::new(3),
+        chaos: Some(Arc::new(chaos)),
+        ..Settings::default()
+    };
+    let config = settings.into_config(SessionConfig::new());
+    let state = SessionStateBuilder::new()
+        .with_config(config)
+        .with_runtime_env(world.runtime())
+        .with_default_features()
+        .with_gatework(executor)
+        .build();
+    let session = SessionContext::new_with_state(state);
+    world.data.register(&session, storage).await;
+    session
 }
 
 /// What chaos did to the queries of `session` so far.
@@ -112,14 +78,14 @@ async fn run_queries(case: &Case, world: &World, executor: &Executor, mode: Mode
         Mode::Seeded => Chaos::new(seed).cut_batches(2000),
         Mode::Tiny => Chaos::new(seed).cut_batches(37 + (seed % 7) as usize).block_every(200),
     };
-    let session = world.session(executor, storage, chaos).await;
+    let session = session(world, executor, storage, chaos).await;
     for (number, (sql, expected)) in (1..).zip(QUERIES.iter().zip(&world.expected)) {
         let name = format!("q{number}, {mode:?}, {storage:?}, seed {seed}");
         case.begin(&name);
         let batches = plan(case, &session, sql).await.unwrap().collect().await.unwrap();
         expected.check(&name, &batches);
     }
-    world.assert_clean(executor, &format!("{mode:?}, seed {seed}"));
+    world.assert_clean(std::slice::from_ref(executor), &format!("{mode:?}, seed {seed}"));
     let counts = counts(&session);
     match mode {
         Mode::Blocks => {
@@ -193,7 +159,7 @@ async fn fault_once(
     let name = format!("q{number}, {fault:?} at step {step}");
     case.begin(&name);
     let chaos = Chaos::new(step).cut_batches(1000).fault_at(fault, step);
-    let session = world.session(executor, Storage::Memory, chaos).await;
+    let session = session(world, executor, Storage::Memory, chaos).await;
     let planned: Planned = plan(case, &session, QUERIES[number - 1]).await.unwrap();
     let result = planned.collect().await;
     let hit = counts(&session).fault;
@@ -214,7 +180,7 @@ async fn fault_once(
         (Err(error), false, _) => panic!("{name}: {error}"),
     }
     drop(planned);
-    world.assert_clean(executor, &name);
+    world.assert_clean(std::slice::from_ref(executor), &name);
     hit
 }
 
@@ -234,7 +200,7 @@ fn ends_clean(all: bool) {
         let executor = executor(2);
         for number in 1..=QUERIES.len() {
             let chaos = Chaos::new(0).cut_batches(1000);
-            let session = world.session(&executor, Storage::Memory, chaos).await;
+            let session = session(&world, &executor, Storage::Memory, chaos).await;
             let planned = plan(&case, &session, QUERIES[number - 1]).await.unwrap();
             planned.collect().await.unwrap();
             settle(&executor);

@@ -3,7 +3,7 @@
 //!
 //! Lock: `inner`. Both gates flip under it.
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{collections::VecDeque, fmt, iter::Sum, ops::AddAssign, sync::Arc};
 
 use crate::{Dependency, DependencyKind, Gate, Take, Wakeups, sync::Mutex};
 
@@ -61,6 +61,22 @@ pub struct SplitLoad {
     pub reading: usize,
     /// The weight of both.
     pub weight: u64,
+}
+
+impl AddAssign for SplitLoad {
+    fn add_assign(&mut self, other: Self) {
+        self.queued += other.queued;
+        self.reading += other.reading;
+        self.weight += other.weight;
+    }
+}
+
+impl Sum for SplitLoad {
+    fn sum<I: Iterator<Item = Self>>(loads: I) -> Self {
+        let mut all = Self::default();
+        loads.for_each(|load| all += load);
+        all
+    }
 }
 
 impl<S> Clone for SplitQueue<S> {

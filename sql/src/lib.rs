@@ -26,9 +26,9 @@ pub mod verify;
 mod write;
 
 pub use planner::{GateworkPlanner, ShellRule};
-pub use region::{Deadline, profile, query, run_into};
+pub use region::{Deadline, profile, query, run_into, with_config};
 pub use remote_filters::RemoteFilters;
-pub use session::{SessionStateBuilderExt, session, session_with};
+pub use session::{RUNTIME_FILTER_RULE, SessionStateBuilderExt, session, session_with};
 pub use settings::Settings;
 pub use shell::{Shell, as_shell, fallbacks};
 pub use source::SourceExec;

@@ -20,6 +20,7 @@ use datafusion::{
         ExecutionPlan, ExecutionPlanProperties, Partitioning,
         metrics::{ExecutionPlanMetricsSet, MetricBuilder, Time},
     },
+    prelude::SessionConfig,
 };
 use futures::{Stream, StreamExt};
 use gatework_operators::Failure;
@@ -333,21 +334,28 @@ impl ForeignContext {
     /// The context for foreign nodes.
     pub(crate) fn inner(&self) -> Arc<TaskContext> {
         let make = || {
-            let outer = &self.outer;
             let current = Arc::new(CurrentQuery(self.query.clone()));
-            Arc::new(TaskContext::new(
-                outer.task_id(),
-                outer.session_id(),
-                outer.session_config().clone().with_extension(current),
-                outer.scalar_functions().clone(),
-                outer.higher_order_functions().clone(),
-                outer.aggregate_functions().clone(),
-                outer.window_functions().clone(),
-                outer.runtime_env(),
-            ))
+            with_config(&self.outer, |config| config.with_extension(current))
         };
         self.inner.get_or_init(make).clone()
     }
+}
+
+/// `context` with the configuration that `change` makes of its own: to hand something down to whoever runs with it.
+pub fn with_config(
+    context: &TaskContext,
+    change: impl FnOnce(SessionConfig) -> SessionConfig,
+) -> Arc<TaskContext> {
+    Arc::new(TaskContext::new(
+        context.task_id(),
+        context.session_id(),
+        change(context.session_config().clone()),
+        context.scalar_functions().clone(),
+        context.higher_order_functions().clone(),
+        context.aggregate_functions().clone(),
+        context.window_functions().clone(),
+        context.runtime_env(),
+    ))
 }
 
 /// `batch` under the schema that the plan promised (its metadata, nullability and names).

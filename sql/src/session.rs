@@ -15,6 +15,9 @@ use crate::{
     sides::JoinSides,
 };
 
+/// DataFusion's rule that brings runtime filters to scans.
+pub const RUNTIME_FILTER_RULE: &str = "FilterPushdown(Post)";
+
 /// One line for an application that builds its own session state.
 pub trait SessionStateBuilderExt: Sized {
     /// Lets this session's queries run on `executor`.
@@ -48,7 +51,7 @@ impl SessionStateBuilderExt for SessionStateBuilder {
             rules.insert(place + 1, Arc::new(JoinSides::default()));
         }
         // Tables in memory take runtime filters, too.
-        if let Some(place) = rules.iter().position(|rule| rule.name() == "FilterPushdown(Post)") {
+        if let Some(place) = rules.iter().position(|rule| rule.name() == RUNTIME_FILTER_RULE) {
             rules[place] = Arc::new(FiltersForMemory::new(rules[place].clone()));
         }
         self.with_query_planner(Arc::new(planner))

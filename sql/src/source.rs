@@ -21,28 +21,23 @@ use gatework_runtime::pipeline::Source;
 #[derive(Debug)]
 pub struct SourceExec {
     source: Arc<dyn Source>,
-    tasks: Option<usize>,
     properties: Arc<PlanProperties>,
 }
 
 impl SourceExec {
-    /// The rows of `source`, which have `schema`; read by at most `tasks` tasks, if that is given.
-    pub fn new(source: Arc<dyn Source>, schema: SchemaRef, tasks: Option<usize>) -> Self {
+    /// The rows of `source`, which have `schema`.
+    pub fn new(source: Arc<dyn Source>, schema: SchemaRef) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema),
             Partitioning::UnknownPartitioning(1),
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
-        Self { source, tasks, properties: Arc::new(properties) }
+        Self { source, properties: Arc::new(properties) }
     }
 
     pub(crate) fn source(&self) -> &Arc<dyn Source> {
         &self.source
-    }
-
-    pub(crate) fn tasks(&self) -> Option<usize> {
-        self.tasks
     }
 }
 

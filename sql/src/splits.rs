@@ -12,7 +12,6 @@ use datafusion::{
     common::{config::ConfigOptions, internal_err, tree_node::TreeNodeRecursion},
     datasource::{
         listing::PartitionedFile,
-        memory::MemorySourceConfig,
         physical_plan::FileScanConfig,
         source::{DataSource, DataSourceExec},
     },
@@ -126,6 +125,7 @@ pub fn split_source(
     executor: &Executor,
     context: &Arc<TaskContext>,
 ) -> Result<Box<dyn SplitSource>> {
+    let table = filterable(table.clone());
     let Some(scan) = table.downcast_ref::<DataSourceExec>() else {
         return internal_err!("{} has no splits", table.name());
     };
@@ -144,9 +144,8 @@ pub fn split_source(
             gate: PollGate::new("splits of a file"),
         }));
     }
-    let filtered = source.downcast_ref::<MemoryTable>().map(MemoryTable::table);
-    if let Some(memory) = filtered.or_else(|| source.downcast_ref::<MemorySourceConfig>()) {
-        let batches = memory.partitions().iter().flatten().cloned().collect();
+    if let Some(memory) = source.downcast_ref::<MemoryTable>() {
+        let batches = memory.table().partitions().iter().flatten().cloned().collect();
         return Ok(Box::new(MemorySplits { batches, first_row: 0 }));
     }
     internal_err!("a table of an unknown kind has no splits")
@@ -262,14 +261,11 @@ pub fn table_of_splits(
     table: &Arc<dyn ExecutionPlan>,
     queue: SplitQueue<Split>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
+    let table = filterable(table.clone());
     let Some(scan) = table.downcast_ref::<DataSourceExec>() else {
         return internal_err!("{} has no splits", table.name());
     };
-    let source = scan.data_source();
-    let table = match MemoryTable::around(source, &[]) {
-        Some(memory) => Arc::new(memory) as Arc<dyn DataSource>,
-        None => source.clone(),
-    };
+    let table = scan.data_source().clone();
     Ok(Arc::new(DataSourceExec::new(Arc::new(SplitTable { table, queue }))))
 }
 

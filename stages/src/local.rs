@@ -38,7 +38,7 @@ use parking_lot::Mutex;
 use crate::{
     Inbox, NodeId, PartitioningHandle as Handle, PartitioningScheme, PlanFragment,
     RemoteSourceExec, SplitScanExec, StageTask, StateMachine, TaskFactory, TaskId, TaskSpec,
-    TaskState, fragment::remote_sources, state::State,
+    TaskState, fragment::remote_sources,
 };
 
 /// The tasks of a query, for those who look on.
@@ -159,7 +159,7 @@ impl Inputs {
         };
         let source = ExchangeSource::new(client.clone(), exec.schema());
         let rows: Arc<dyn ExecutionPlan> =
-            Arc::new(SourceExec::new(Arc::new(source), exec.schema(), None));
+            Arc::new(SourceExec::new(Arc::new(source), exec.schema()));
         Ok(match &exec.scheme().ordering {
             Some(ordering) => Arc::new(SortExec::new(ordering.clone(), rows)),
             None => rows,
@@ -197,10 +197,10 @@ struct LocalTask {
 impl LocalTask {
     /// What it has come to, if its query has ended and its output has been read.
     fn end(&self) {
-        let failed = self.query.error().is_some() && self.state.get() == TaskState::Running;
-        self.state.set_if(if failed { TaskState::Failed } else { TaskState::Finished }, |known| {
-            !known.is_final()
-        });
+        let failed = self.query.error().is_some();
+        let end = if failed { TaskState::Failed } else { TaskState::Finished };
+        // One that was ended by its scheduler has its end.
+        self.state.set_if(end, |_| true);
     }
 
     /// Nothing of it runs any more.
@@ -263,13 +263,7 @@ impl StageTask for LocalTask {
     }
 
     fn load(&self) -> SplitLoad {
-        let mut all = SplitLoad::default();
-        for load in self.inputs.tables.iter().map(SplitQueue::load) {
-            all.queued += load.queued;
-            all.reading += load.reading;
-            all.weight += load.weight;
-        }
-        all
+        self.inputs.tables.iter().map(SplitQueue::load).sum()
     }
 
     fn room(&self) -> Gate {

@@ -10,7 +10,7 @@ use datafusion::{
     physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner},
 };
 
-use gatework_sql::ShellRule;
+use gatework_sql::{RUNTIME_FILTER_RULE, ShellRule};
 
 use crate::{
     ExecutionPolicy, SplitLimits, SubPlan, filters::push_down, fragment_plan, place_exchanges,
@@ -106,7 +106,7 @@ pub async fn plan_stages(
     let plan: Arc<dyn ExecutionPlan> = planner.create_physical_plan(&logical, &state).await?;
     let mut placed = place_exchanges(plan, options.nodes)?;
     let rules = session.physical_optimizers();
-    if let Some(rule) = rules.iter().rfind(|rule| rule.name() == "FilterPushdown(Post)") {
+    if let Some(rule) = rules.iter().rfind(|rule| rule.name() == RUNTIME_FILTER_RULE) {
         placed = push_down(placed, rule, session.config().options().as_ref().clone())?;
     }
     fragment_plan(&placed, options.most_stages)

@@ -24,7 +24,9 @@ use gatework_runtime::{
     },
 };
 use gatework_shared_state::{Budget, output::ExchangeClient};
-use gatework_sql::{Deadline, RemoteFilters, Settings, WriteProgress, splits::split_source};
+use gatework_sql::{
+    Deadline, RemoteFilters, Settings, WriteProgress, splits::split_source, with_config,
+};
 
 use crate::{
     FixedCountScheduler, Nodes, PartitioningHandle as Handle, QueryScheduler,
@@ -104,9 +106,10 @@ fn run(
     let rows = Arc::new(ExchangeSource::new(result, schema.clone()));
     graph.add("result of the stages", 1, rows, vec![], Arc::new(output))?;
     let running = graph.start(&query)?;
+    // Dropped for want of a timer, they cancel the query.
+    let mut streams = RowStream::of_query(&running, readers);
     let limit = |limit| Deadline::new(executor, &query, limit);
     let deadline = settings.timeout.map(limit).transpose().or_fail()?;
-    let mut streams = RowStream::of_query(&running, readers);
     match streams.pop() {
         Some(rows) => Ok(StageStream { rows, schema, roster, _deadline: deadline }),
         None => Err(Error::Setup("a result without a reader".into())),
@@ -120,17 +123,7 @@ fn of_tasks(
     filters: RemoteFilters,
     progress: Arc<WriteProgress>,
 ) -> Arc<TaskContext> {
-    let config = context.session_config().clone();
-    Arc::new(TaskContext::new(
-        context.task_id(),
-        context.session_id(),
-        config.with_extension(Arc::new(filters)).with_extension(progress),
-        context.scalar_functions().clone(),
-        context.higher_order_functions().clone(),
-        context.aggregate_functions().clone(),
-        context.window_functions().clone(),
-        context.runtime_env(),
-    ))
+    with_config(context, |config| config.with_extension(Arc::new(filters)).with_extension(progress))
 }
 
 /// What a task came to.

@@ -135,7 +135,7 @@ impl QueryScheduler {
             if self.stages[id].state().is_final() {
                 continue;
             }
-            self.stages[id].become_(StageState::Scheduling);
+            self.stages[id].transition(StageState::Scheduling);
             let nodes = self.loads();
             let scheduled = self.schedulers[id].schedule(&mut self.stages[id], &nodes)?;
             if scheduled.finished {
@@ -156,10 +156,7 @@ impl QueryScheduler {
         let running = self.stages.iter().filter(|stage| !stage.state().is_final());
         for task in running.flat_map(StageExecution::tasks) {
             if let Some(load) = loads.get_mut(task.node()) {
-                let more = task.load();
-                load.queued += more.queued;
-                load.reading += more.reading;
-                load.weight += more.weight;
+                *load += task.load();
             }
         }
         loads

@@ -134,13 +134,13 @@ impl StageExecution {
     }
 
     /// Goes to `next` if it may (rules B).
-    pub fn become_(&mut self, next: StageState) -> bool {
+    pub fn transition(&mut self, next: StageState) -> bool {
         self.state.set_if(next, |known| known.allows(next))
     }
 
     /// Fails with `error`; a later failure is not its cause.
     pub fn fail(&mut self, error: Error) -> bool {
-        let failed = self.become_(StageState::Failed);
+        let failed = self.transition(StageState::Failed);
         if failed {
             self.failure = Some(error);
         }
@@ -268,7 +268,7 @@ impl StageExecution {
     /// All tasks are made and all splits are given out (E-7).
     pub fn scheduling_complete(&mut self) {
         (0..self.fragment.tables.len()).for_each(|table| self.table_complete(table));
-        if self.become_(StageState::Scheduled) {
+        if self.transition(StageState::Scheduled) {
             self.look_around();
         }
     }
@@ -296,20 +296,20 @@ impl StageExecution {
             return;
         }
         match self.finished == self.tasks.len() {
-            true => self.become_(StageState::Finished),
-            false => self.become_(StageState::Running),
+            true => self.transition(StageState::Finished),
+            false => self.transition(StageState::Running),
         };
     }
 
     /// Nobody wants the rest (E-9).
     pub fn cancel(&mut self) {
-        self.become_(StageState::Cancelled);
+        self.transition(StageState::Cancelled);
         self.tasks.values().for_each(|task| task.cancel());
     }
 
     /// The query has failed (E-9).
     pub fn abort(&mut self) {
-        self.become_(StageState::Aborted);
+        self.transition(StageState::Aborted);
         self.tasks.values().for_each(|task| task.abort());
     }
 

@@ -14,7 +14,7 @@ use datafusion::{
     prelude::{SessionConfig, SessionContext},
 };
 use gatework::{
-    Settings,
+    Executor, Settings,
     runtime::scheduler::GroupLimits,
     stages::{ExecutionPolicy, Nodes, StageOptions, execute},
 };
@@ -22,7 +22,8 @@ use tempfile::TempDir;
 
 use super::runs::{read, run};
 use crate::support::{
-    Expected, QUERIES, Storage, Tpch, guarded, reference_session, rows, tpch::write_parquet,
+    Expected, QUERIES, Storage, Tpch, executor, guarded, reference_session, rows,
+    tpch::write_parquet,
 };
 
 fn columns(names: [&str; 2], columns: [Vec<i64>; 2]) -> RecordBatch {
@@ -190,5 +191,42 @@ fn little_memory_is_enough() {
         }
         assert!(refused > 2, "{refused} queries had too little memory");
         assert_eq!(crate::endings::bench::files_below(folder.path()), 0);
+    });
+}
+
+/// Nodes with threads of their own, shares of one executor, and threads that somebody lends.
+#[test]
+fn nodes_of_all_kinds() {
+    guarded(|case| async move {
+        let data = Tpch::new(10);
+        let session = SessionContext::new();
+        data.register(&session, Storage::Parquet).await;
+        let reference = reference_session();
+        data.register(&reference, Storage::Parquet).await;
+        let lent = || {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+            Executor::builder().hosted_on(Arc::new(pool)).build().unwrap()
+        };
+        let pinned = || Executor::builder().threads(1).pin_to_cores(true).build().unwrap();
+        let kinds = [
+            ("shares", Nodes::shares_of(&executor(1), 3).unwrap()),
+            ("lent", Nodes::new(vec![lent(), lent()]).unwrap()),
+            ("pinned", Nodes::new(vec![pinned(), pinned()]).unwrap()),
+        ];
+        for (kind, nodes) in &kinds {
+            let options = StageOptions {
+                buffer_bytes: 100,
+                broadcast_bytes: 0,
+                broadcast_rows: 0,
+                ..StageOptions::of_nodes(nodes.count())
+            };
+            for number in [3, 5, 13, 18] {
+                let (sql, name) = (QUERIES[number - 1], format!("q{number}, {kind}"));
+                case.begin(&name);
+                let expected = Expected::of(&reference, sql).await.unwrap();
+                let (batches, _) = run(&case, &session, sql, nodes, &options).await.unwrap();
+                expected.check(&name, &batches);
+            }
+        }
     });
 }

@@ -10,11 +10,7 @@ use arrow::{
 use datafusion::{
     dataframe::DataFrame,
     error::Result,
-    execution::{
-        memory_pool::{GreedyMemoryPool, MemoryPool},
-        runtime_env::RuntimeEnvBuilder,
-        session_state::SessionStateBuilder,
-    },
+    execution::session_state::SessionStateBuilder,
     prelude::{SessionConfig, SessionContext},
 };
 use futures::{StreamExt, TryStreamExt};
@@ -30,60 +26,27 @@ use tempfile::TempDir;
 
 use crate::{
     endings::bench::files_below,
-    support::{Case, Expected, QUERIES, Storage, Tpch, frame, guarded, reference_session, settle},
+    support::{Case, QUERIES, Storage, frame, guarded},
+    world::World,
 };
 
-/// In thousandths of scale factor 1.
-const SCALE: usize = 10;
 const POLICIES: [ExecutionPolicy; 2] = [ExecutionPolicy::AllAtOnce, ExecutionPolicy::Phased];
 
-struct World {
-    data: Arc<Tpch>,
-    expected: Vec<Expected>,
-    pool: Arc<dyn MemoryPool>,
-    folder: TempDir,
-}
-
-impl World {
-    async fn new() -> Self {
-        let data = Tpch::new(SCALE);
-        let reference = reference_session();
-        data.register(&reference, Storage::Memory).await;
-        let mut expected = Vec::new();
-        for sql in QUERIES {
-            expected.push(Expected::of(&reference, sql).await.unwrap());
-        }
-        let pool = Arc::new(GreedyMemoryPool::new(4 << 30));
-        Self { data, expected, pool, folder: TempDir::new().unwrap() }
-    }
-
-    /// A session of DataFusion's, whose queries are given to nodes.
-    async fn session(&self, storage: Storage, chaos: Option<Arc<Chaos>>) -> SessionContext {
-        let runtime = RuntimeEnvBuilder::new()
-            .with_memory_pool(self.pool.clone())
-            .with_temp_file_path(self.folder.path())
-            .build_arc()
-            .unwrap();
-        let instances = NonZeroUsize::new(2);
-        let settings = Settings { instances, chaos, ..Settings::default() };
-        let mut config = settings.into_config(SessionConfig::new());
-        // Small as they are, tables are worth to be cut, and sides of joins to be sent round.
-        config.options_mut().optimizer.repartition_file_min_size = 0;
-        let state = SessionStateBuilder::new()
-            .with_config(config)
-            .with_runtime_env(runtime)
-            .with_default_features()
-            .build();
-        let session = SessionContext::new_with_state(state);
-        self.data.register(&session, storage).await;
-        session
-    }
-
-    fn assert_clean(&self, nodes: &Nodes, name: &str) {
-        nodes.executors().iter().for_each(settle);
-        assert_eq!(self.pool.reserved(), 0, "{name}: reserved bytes");
-        assert_eq!(files_below(self.folder.path()), 0, "{name}: temporary files");
-    }
+/// A session of DataFusion's, whose queries are given to nodes.
+async fn session_of(world: &World, storage: Storage, chaos: Option<Arc<Chaos>>) -> SessionContext {
+    let instances = NonZeroUsize::new(2);
+    let settings = Settings { instances, chaos, ..Settings::default() };
+    let mut config = settings.into_config(SessionConfig::new());
+    // Small as they are, tables are worth to be cut, and sides of joins to be sent round.
+    config.options_mut().optimizer.repartition_file_min_size = 0;
+    let state = SessionStateBuilder::new()
+        .with_config(config)
+        .with_runtime_env(world.runtime())
+        .with_default_features()
+        .build();
+    let session = SessionContext::new_with_state(state);
+    world.data.register(&session, storage).await;
+    session
 }
 
 /// A query on nodes, made known to the guard.
@@ -178,7 +141,7 @@ fn tpch_on_nodes_is_datafusions() {
                             broadcast_rows: broadcast_bytes,
                             ..StageOptions::of_nodes(count)
                         };
-                        let session = world.session(storage, None).await;
+                        let session = session_of(&world, storage, None).await;
                         for (number, sql) in (1..).zip(QUERIES) {
                             let name = format!(
                                 "q{number}, {storage:?}, {count} nodes, {policy:?}, {broadcast_bytes}"
@@ -201,7 +164,7 @@ fn tpch_on_nodes_is_datafusions() {
                     left < read_rows / 10,
                     "{left} rows are written for nobody, {read_rows} read"
                 );
-                world.assert_clean(&nodes, &format!("{count} nodes"));
+                world.assert_clean(nodes.executors(), &format!("{count} nodes"));
             }
         }
     });
@@ -216,7 +179,7 @@ fn tpch_on_nodes_with_tiny_buffers_and_blocks() {
         for seed in 0..8 {
             let storage = if seed % 2 == 0 { Storage::Memory } else { Storage::Parquet };
             let chaos = Arc::new(Chaos::new(seed).block_every(5).recall_every(7).cut_batches(500));
-            let session = world.session(storage, Some(chaos.clone())).await;
+            let session = session_of(&world, storage, Some(chaos.clone())).await;
             let count = [2, 3][seed as usize / 2 % 2];
             let nodes = Nodes::in_process(count, 1).unwrap();
             let options = StageOptions {
@@ -232,7 +195,7 @@ fn tpch_on_nodes_with_tiny_buffers_and_blocks() {
                 let (batches, _) = run(&case, &session, sql, &nodes, &options).await.unwrap();
                 world.expected[number - 1].check(&name, &batches);
             }
-            world.assert_clean(&nodes, &format!("seed {seed}"));
+            world.assert_clean(nodes.executors(), &format!("seed {seed}"));
             let counts = chaos.counts();
             assert!(counts.blocks() > 1000 && counts.cuts > 200, "{counts:?}");
         }
@@ -254,7 +217,7 @@ fn a_task_that_ends_badly_ends_all() {
             };
             let sql = QUERIES[number - 1];
             let chaos = Arc::new(Chaos::new(0));
-            let session = world.session(Storage::Memory, Some(chaos.clone())).await;
+            let session = session_of(&world, Storage::Memory, Some(chaos.clone())).await;
             run(&case, &session, sql, &nodes, &options).await.unwrap();
             let steps = chaos.counts().steps;
             let mut hits = 0;
@@ -263,7 +226,7 @@ fn a_task_that_ends_badly_ends_all() {
                     let name = format!("q{number}, {fault:?} at step {step} of {steps}");
                     case.begin(&name);
                     let chaos = Arc::new(Chaos::new(step).fault_at(fault, step));
-                    let session = world.session(Storage::Memory, Some(chaos.clone())).await;
+                    let session = session_of(&world, Storage::Memory, Some(chaos.clone())).await;
                     let result = run(&case, &session, sql, &nodes, &options).await;
                     let hit = chaos.counts().fault;
                     hits += usize::from(hit);
@@ -282,7 +245,7 @@ fn a_task_that_ends_badly_ends_all() {
                             world.expected[number - 1].check(&name, &batches);
                         }
                     }
-                    world.assert_clean(&nodes, &name);
+                    world.assert_clean(nodes.executors(), &name);
                 }
             }
             assert!(hits > 30, "q{number}: {hits} faults");
@@ -296,7 +259,7 @@ fn all_tasks_end_with_their_reader() {
     guarded(|case| async move {
         let world = World::new().await;
         let nodes = Nodes::in_process(3, 1).unwrap();
-        let session = world.session(Storage::Parquet, None).await;
+        let session = session_of(&world, Storage::Parquet, None).await;
         let sql =
             "SELECT l_orderkey, o_custkey FROM lineitem JOIN orders ON l_orderkey = o_orderkey";
         for policy in POLICIES {
@@ -315,7 +278,7 @@ fn all_tasks_end_with_their_reader() {
                     stream.next().await.unwrap().unwrap();
                 }
                 drop(stream);
-                world.assert_clean(&nodes, &name);
+                world.assert_clean(nodes.executors(), &name);
 
                 let name = format!("cancelled after {batches} batches, {policy:?}");
                 case.begin(&name);
@@ -335,7 +298,7 @@ fn all_tasks_end_with_their_reader() {
                 // Whoever has seen the error finds nothing of the query.
                 let live: usize = nodes.executors().iter().map(|node| node.live_tasks()).sum();
                 assert_eq!(live, 0, "{name}");
-                world.assert_clean(&nodes, &name);
+                world.assert_clean(nodes.executors(), &name);
             }
             let name = format!("a limit, {policy:?}");
             case.begin(&name);
@@ -346,7 +309,7 @@ fn all_tasks_end_with_their_reader() {
             let joined = tasks.iter().filter(|task| task.id.stage == 1);
             let written: u64 = joined.map(|task| task.rows_written).sum();
             assert!(written < 60_000, "{name}: {written} rows were joined for 10");
-            world.assert_clean(&nodes, &name);
+            world.assert_clean(nodes.executors(), &name);
         }
         let settings = Settings { timeout: Some(Duration::from_millis(1)), ..Settings::default() };
         let config = settings.into_config(SessionConfig::new());
@@ -357,7 +320,7 @@ fn all_tasks_end_with_their_reader() {
         let ended = run(&case, &session, crossed, &nodes, &StageOptions::of_nodes(3)).await;
         let error = ended.unwrap_err().to_string();
         assert!(error.contains("its time limit"), "{error}");
-        world.assert_clean(&nodes, "out of time");
+        world.assert_clean(nodes.executors(), "out of time");
     });
 }
 
@@ -370,7 +333,7 @@ fn copies_are_written_by_several() {
             for (count, least) in [(1, 1), (3, 2)] {
                 let name = format!("{format} on {count} nodes");
                 case.begin(&name);
-                let session = world.session(Storage::Parquet, None).await;
+                let session = session_of(&world, Storage::Parquet, None).await;
                 let nodes = Nodes::in_process(count, 1).unwrap();
                 let folder = TempDir::new().unwrap();
                 let path = folder.path().display();
@@ -415,43 +378,52 @@ fn copies_are_written_by_several() {
                 let both = "SELECT * FROM sum_again UNION SELECT * FROM sum_lineitem";
                 let both = session.sql(both).await.unwrap().collect().await.unwrap();
                 assert_eq!(crate::support::rows(&both), 1, "{name}: {both:?}");
-                world.assert_clean(&nodes, &name);
+                world.assert_clean(nodes.executors(), &name);
             }
         }
     });
 }
 
-/// Files of so many rows; and rows in order, which DataFusion writes.
+/// Files of so many rows; and what DataFusion writes: rows in order, one file, compressed text.
 #[test]
 fn copies_keep_to_their_options() {
     guarded(|case| async move {
         let world = World::new().await;
-        let session = world.session(Storage::Parquet, None).await;
+        let session = session_of(&world, Storage::Parquet, None).await;
         let set = "SET datafusion.execution.soft_max_rows_per_output_file = 10000";
         session.sql(set).await.unwrap();
         let nodes = Nodes::in_process(2, 1).unwrap();
-        for (order, fallbacks) in [("", 0), ("ORDER BY l_orderkey DESC", 1)] {
-            case.begin(format!("two nodes, {order}"));
+        for (order, name, options, fallbacks, least) in [
+            ("", "", "", 0, 4),
+            ("ORDER BY l_orderkey DESC", "", "", 1, 4),
+            ("", "all.csv", "", 1, 1),
+            ("", "", "OPTIONS ('format.compression' 'gzip')", 1, 1),
+        ] {
+            case.begin(format!("two nodes, {order} {name} {options}"));
             let folder = TempDir::new().unwrap();
             let path = folder.path().display();
             let rows = format!("SELECT l_orderkey FROM lineitem {order}");
-            let sql = format!("COPY ({rows}) TO '{path}/' STORED AS CSV");
-            let options = StageOptions::of_nodes(2);
-            let (_, tasks) = run(&case, &session, &sql, &nodes, &options).await.unwrap();
+            let sql = format!("COPY ({rows}) TO '{path}/{name}' STORED AS CSV {options}");
+            let (counts, tasks) =
+                run(&case, &session, &sql, &nodes, &StageOptions::of_nodes(2)).await.unwrap();
             let foreign = tasks.iter().map(|task| task.fallbacks.len()).sum::<usize>();
             assert_eq!(foreign, fallbacks, "{tasks:#?}");
-            let (mut files, mut all) = (0, 0);
+            assert_eq!(counts[0].column(0).as_primitive::<UInt64Type>().value(0), 60_175);
+            assert!(files_below(folder.path()) >= least, "{sql}");
+            if !options.is_empty() {
+                continue;
+            }
+            let mut all = 0;
             for file in std::fs::read_dir(folder.path()).unwrap() {
                 let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
                 let keys: Vec<i64> =
                     text.lines().skip(1).map(|line| line.parse().unwrap()).collect();
                 assert!(order.is_empty() || keys.is_sorted_by(|one, next| one >= next));
-                assert!(keys.len() < 10_000 + 8192, "{} rows in a file", keys.len());
-                files += 1;
+                assert!(least == 1 || keys.len() < 10_000 + 8192, "{} rows in a file", keys.len());
                 all += keys.len();
             }
-            assert!(files > 3 && all == 60_175, "{files} files of {all} rows");
-            world.assert_clean(&nodes, order);
+            assert_eq!(all, 60_175, "{sql}");
+            world.assert_clean(nodes.executors(), &sql);
         }
     });
 }
@@ -461,7 +433,7 @@ fn copies_keep_to_their_options() {
 fn a_copy_that_fails_leaves_nothing() {
     guarded(|case| async move {
         let world = World::new().await;
-        let session = world.session(Storage::Parquet, None).await;
+        let session = session_of(&world, Storage::Parquet, None).await;
         let nodes = Nodes::in_process(2, 1).unwrap();
         let folder = TempDir::new().unwrap();
         let path = folder.path().display();
@@ -474,7 +446,39 @@ fn a_copy_that_fails_leaves_nothing() {
         let error = run(&case, &session, &sql, &nodes, &StageOptions::of_nodes(2)).await;
         let error = error.unwrap_err().to_string();
         assert!(error.contains("Divide by zero"), "{error}");
-        world.assert_clean(&nodes, "a division by zero");
+        world.assert_clean(nodes.executors(), "a division by zero");
         assert_eq!(files_below(folder.path()), 0);
+    });
+}
+
+/// A copy that is cancelled in the middle of its files: when its end is seen, they are gone.
+#[test]
+fn a_copy_that_is_cancelled_leaves_nothing() {
+    guarded(|case| async move {
+        let world = World::new().await;
+        let session = session_of(&world, Storage::Parquet, None).await;
+        // Every chunk is a part of its own.
+        let set = "SET datafusion.execution.objectstore_writer_buffer_size = 4096";
+        session.sql(set).await.unwrap();
+        let nodes = Nodes::in_process(2, 1).unwrap();
+        for format in ["CSV", "PARQUET"] {
+            case.begin(format);
+            let folder = TempDir::new().unwrap();
+            let path = folder.path().display();
+            let sql = format!(
+                "COPY (SELECT a.l_comment, b.l_orderkey FROM lineitem a, lineitem b) TO '{path}/' \
+                 STORED AS {format}"
+            );
+            let options = StageOptions::of_nodes(2);
+            let mut stream = start(&case, &session, &sql, &nodes, &options).await.unwrap();
+            while files_below(folder.path()) == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            stream.query().cancel();
+            let error = stream.next().await.unwrap().unwrap_err().to_string();
+            assert!(error.contains("cancelled"), "{error}");
+            assert_eq!(files_below(folder.path()), 0, "{format}");
+            world.assert_clean(nodes.executors(), format);
+        }
     });
 }

@@ -183,8 +183,7 @@ impl Lowering {
 
     /// A source of somebody else's.
     pub(super) fn source(&mut self, node: &SourceExec, tag: Option<usize>) -> Flow {
-        let instances = node.tasks().map_or(self.instances, |tasks| tasks.min(self.instances));
-        self.leaf(node.source().name(), instances.max(1), node.source().clone(), tag)
+        self.leaf(node.source().name(), self.instances, node.source().clone(), tag)
     }
 
     /// A node without input: no row, or one row without a value.

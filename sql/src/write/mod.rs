@@ -3,7 +3,8 @@
 //! DataFusion's plan for `COPY … TO 'folder/'` ends in a sink of its own, whose target and options
 //! [`WriteTarget::of`] takes over. A [`WriteExec`] in its place writes Parquet or CSV by as many tasks as run it,
 //! and gives the number of rows that each has written. Rows are encoded on workers, in memory of the session's pool
-//! (a row group ends early where it gets no more); bytes go to the object store on the I/O runtime.
+//! (a row group ends early where it gets no more); bytes go to the object store on the I/O runtime, one row group of
+//! each writer at a time and one part of a file, which are not counted.
 //!
 //! A file is there when it is whole, and its upload is given up if its query ends before. A query that fails may leave
 //! files of writers that had ended before it failed, as DataFusion's do.

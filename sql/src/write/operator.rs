@@ -11,7 +11,7 @@ use bytes::Bytes;
 use datafusion::{
     error::{DataFusionError, Result as PlanResult},
     execution::TaskContext as PlanContext,
-    object_store::{ObjectStore, buffered::BufWriter, path::Path},
+    object_store::{ObjectStore, ObjectStoreExt, buffered::BufWriter, path::Path},
     parquet::arrow::{ArrowWriter, arrow_writer::ArrowWriterOptions},
 };
 use futures::{FutureExt, future::BoxFuture};
@@ -82,6 +82,8 @@ impl Operator for FileWriter {
                 store: self.store.clone(),
                 part_bytes: self.part_bytes,
                 path: self.target.path(&name, 0),
+                sent: Path::default(),
+                setup,
                 io: self.io.clone(),
                 sending: None,
                 gate: PollGate::new("file write"),
@@ -182,12 +184,16 @@ impl Encoder {
     }
 }
 
-/// A file on its way into the store. Dropped before it is whole, it is given up there.
+/// A file on its way into the store. Dropped before it is known to be whole, it is given up there, and its query ends
+/// when it has been.
 struct Upload {
+    setup: Setup,
     writer: Option<BufWriter>,
     store: Arc<dyn ObjectStore>,
     part_bytes: usize,
+    /// Of the next file that is begun, and of the last one that was.
     path: Path,
+    sent: Path,
     io: Handle,
     sending: Option<BoxFuture<'static, (BufWriter, PlanResult<Sent>)>>,
     gate: PollGate,
@@ -203,6 +209,7 @@ enum Sent {
 impl Upload {
     /// Begins to send `bytes`, the last ones or not.
     fn send(&mut self, bytes: Bytes, last: bool) {
+        self.sent = self.path.clone();
         let (store, path) = (&self.store, &self.path);
         let fresh = || BufWriter::with_capacity(store.clone(), path.clone(), self.part_bytes);
         let mut writer = self.writer.take().unwrap_or_else(fresh);
@@ -236,18 +243,23 @@ impl Drop for Upload {
         if writer.is_none() && sending.is_none() {
             return;
         }
+        let (store, path, presence) = (self.store.clone(), self.sent.clone(), self.setup.outside());
         self.io.spawn(async move {
-            let writer = match (writer, sending) {
-                (_, Some(sending)) => match sending.await {
-                    (_, Ok(Sent::Whole)) => None,
+            let writer = match sending {
+                Some(sending) => match sending.await {
+                    (_, Ok(Sent::Whole)) => {
+                        let _removed = store.delete(&path).await;
+                        None
+                    }
                     (writer, _) => Some(writer),
                 },
-                (writer, None) => writer,
+                None => writer,
             };
             if let Some(mut writer) = writer {
                 // Nobody is left to be told.
                 let _given_up = writer.abort().await;
             }
+            drop(presence);
         });
     }
 }

@@ -67,7 +67,7 @@ fn blocked(
                 new.extend(stage.schedule_splits(node, 0, Vec::new())?);
             }
         }
-        stage.become_(StageState::SchedulingSplits);
+        stage.transition(StageState::SchedulingSplits);
     }
     let gates = gates(stage);
     Ok(Scheduled { finished: false, new, blocked: Some((reason, gates)) })

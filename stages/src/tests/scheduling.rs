@@ -226,7 +226,7 @@ fn e8_a_stage_ends_with_its_last_task() {
     let (plan, factory) = (chain(2), MockFactory::new(10));
     let mut table = stage(&plan, 2, &factory);
     table.set_buffers(&OutputBuffers::of_partitions(2)).unwrap();
-    table.become_(StageState::Scheduling);
+    table.transition(StageState::Scheduling);
     table.schedule_splits(0, 0, Vec::new()).unwrap();
     factory.tasks()[0].finish();
     table.task_ended(0);
