@@ -8,6 +8,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod buckets;
 mod engine;
 mod lower;
 mod memory;

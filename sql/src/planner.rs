@@ -8,6 +8,7 @@ use datafusion::{
     common::{
         DFSchema,
         config::{ConfigOptions, TableOptions},
+        not_impl_err,
     },
     error::Result,
     execution::{TaskContext, context::QueryPlanner, runtime_env::RuntimeEnv},
@@ -22,7 +23,7 @@ use datafusion::{
     prelude::SessionConfig,
 };
 
-use crate::{engine::Engine, shell};
+use crate::{buckets::copy_into_buckets, engine::Engine, shell};
 
 /// Plans for one partition, whatever the session says: how many tasks a pipeline has is decided when
 /// it runs, and a serial plan has no exchanges that we would have to fold away again.
@@ -50,6 +51,11 @@ impl QueryPlanner for GateworkPlanner {
         plan: &LogicalPlan,
         session: &dyn Session,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        if copy_into_buckets(plan)?.1.is_some() {
+            return not_impl_err!(
+                "COPY into buckets is run as stages: by gatework::stages::execute, or with --nodes"
+            );
+        }
         let serial = Serial::new(session);
         let session = &serial as &dyn Session;
         match &self.inner {

@@ -1,6 +1,6 @@
 //! Setting up sessions whose queries run on gatework.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use datafusion::{
     execution::session_state::SessionStateBuilder,
@@ -9,6 +9,7 @@ use datafusion::{
 use gatework_runtime::Executor;
 
 use crate::{
+    buckets::BucketedTables,
     engine::Engine,
     planner::{GateworkPlanner, ShellRule},
     scan::FiltersForMemory,
@@ -53,6 +54,10 @@ impl SessionStateBuilderExt for SessionStateBuilder {
         // Tables in memory take runtime filters, too.
         if let Some(place) = rules.iter().position(|rule| rule.name() == RUNTIME_FILTER_RULE) {
             rules[place] = Arc::new(FiltersForMemory::new(rules[place].clone()));
+        }
+        // Tables may be declared to be in buckets.
+        for factory in self.table_factories().iter_mut().flat_map(HashMap::values_mut) {
+            *factory = Arc::new(BucketedTables::new(factory.clone()));
         }
         self.with_query_planner(Arc::new(planner))
             .with_physical_optimizer_rule(Arc::new(ShellRule::new(engine)))

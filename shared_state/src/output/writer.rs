@@ -77,6 +77,13 @@ impl<T: Payload + Clone> OutputWriter<T> {
         self.output.0.room(&self.output.0.inner.lock())
     }
 
+    /// Another one, for another task. The output waits for both.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        self.output.0.inner.lock().writers_left += 1;
+        Self::new(self.output.clone())
+    }
+
     /// Says that this task has written all it had.
     pub fn finish(mut self) {
         self.leave(true);

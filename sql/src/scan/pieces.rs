@@ -20,6 +20,8 @@ use datafusion::{
     },
 };
 
+use crate::buckets::check_footer;
+
 /// What a task of a scan reads at a time.
 pub(crate) struct Piece {
     /// With a range, unless it is all of the file.
@@ -96,6 +98,7 @@ pub(crate) async fn row_groups(
     let metrics = config.file_source.metrics();
     let mut reader = factory.create_reader(worker, file.clone(), hint, metrics)?;
     let footer = reader.get_metadata(Some(&reader_options)).await?;
+    check_footer(&file, &footer)?;
 
     let (low, high) =
         file.range.as_ref().map_or((i64::MIN, i64::MAX), |range| (range.start, range.end));

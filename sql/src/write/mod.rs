@@ -1,4 +1,4 @@
-//! Writing tables as files: one writer a task, one file a writer.
+//! Writing tables as files: one writer a task, one file a writer, or one a bucket of each writer.
 //!
 //! DataFusion's plan for `COPY … TO 'folder/'` ends in a sink of its own, whose target and options
 //! [`WriteTarget::of`] takes over. A [`WriteExec`] in its place writes Parquet or CSV by as many tasks as run it,
@@ -45,6 +45,8 @@ use gatework_shared_state::{Dependency, DependencyKind, Gate};
 
 pub(crate) use operator::FileWriter;
 
+use crate::buckets::{Bucket, Bucketing};
+
 /// Where files go, and what they are like.
 #[derive(Clone)]
 pub struct WriteTarget {
@@ -55,6 +57,8 @@ pub struct WriteTarget {
     prefix: String,
     format: Format,
     schema: SchemaRef,
+    /// If each writer has a file for each of them.
+    buckets: Option<Arc<Bucketing>>,
 }
 
 #[derive(Clone)]
@@ -70,7 +74,11 @@ impl fmt::Debug for WriteTarget {
             Format::Parquet(..) => "Parquet",
             Format::Csv(_) => "CSV",
         };
-        write!(f, "{format} to {}/", self.folder)
+        write!(f, "{format} to {}/", self.folder)?;
+        match &self.buckets {
+            Some(buckets) => write!(f, ", buckets: {buckets}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -126,12 +134,33 @@ impl WriteTarget {
             prefix: format!("{now:x}-{}-{number}", std::process::id()),
             format,
             schema: config.output_schema().clone(),
+            buckets: None,
         })
     }
 
+    /// The same, with files for each bucket.
+    ///
+    /// # Errors
+    /// If the rows have no such columns.
+    pub fn in_buckets(self, buckets: Arc<Bucketing>) -> Result<Self> {
+        buckets.places(&self.schema)?;
+        Ok(Self { buckets: Some(buckets), ..self })
+    }
+
+    /// The buckets that each writer has a file for; one, of all rows, if there are none.
+    fn parts(&self) -> Vec<Option<Bucket>> {
+        match &self.buckets {
+            None => vec![None],
+            Some(of) => {
+                (0..of.count()).map(|number| Some(Bucket { number, of: of.clone() })).collect()
+            }
+        }
+    }
+
     /// File number `number` of one writer.
-    fn path(&self, writer: &str, number: usize) -> Path {
-        let name = format!("{}-{writer}-{number}.{}", self.prefix, self.extension);
+    fn path(&self, bucket: Option<&Bucket>, writer: &str, number: usize) -> Path {
+        let bucket = bucket.map_or_else(String::new, Bucket::prefix);
+        let name = format!("{bucket}{}-{writer}-{number}.{}", self.prefix, self.extension);
         self.folder.clone().join(name)
     }
 }

@@ -4,6 +4,7 @@ use std::{fmt, io, sync::Arc, task::Poll};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt64Array},
+    compute::concat_batches,
     csv,
     datatypes::SchemaRef,
 };
@@ -12,7 +13,10 @@ use datafusion::{
     error::{DataFusionError, Result as PlanResult},
     execution::TaskContext as PlanContext,
     object_store::{ObjectStore, ObjectStoreExt, buffered::BufWriter, path::Path},
-    parquet::arrow::{ArrowWriter, arrow_writer::ArrowWriterOptions},
+    parquet::{
+        arrow::{ArrowWriter, arrow_writer::ArrowWriterOptions},
+        file::metadata::KeyValue,
+    },
 };
 use futures::{FutureExt, future::BoxFuture};
 use gatework_operators::{OrFail, compact, stream_scan::PollGate};
@@ -20,15 +24,23 @@ use gatework_runtime::{
     Result,
     pipeline::{Batch, LocalOperator, Operator, OperatorResult, Reservation, Setup, TaskContext},
 };
+use gatework_shared_state::Gate;
 use parking_lot::Mutex;
 use tokio::{io::AsyncWriteExt, runtime::Handle};
 
 use super::{Format, WriteProgress, WriteTarget};
+use crate::buckets::{Bucket, FOOTER_KEY};
 
 /// Encoded bytes that are handed on at a time; a Parquet writer hands on a row group.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Writes the rows of each of its tasks into a file of its own.
+/// Rows of a bucket that are encoded at a time: each column of each call has its price.
+const BUCKET_ROWS: usize = 8192;
+
+/// What a task's files in the making may take together. When it is passed, the largest of them ends its row group.
+const OPEN_BYTES: usize = 256 << 20;
+
+/// Writes the rows of each of its tasks into a file of its own, or into one for each bucket.
 pub(crate) struct FileWriter {
     target: WriteTarget,
     store: Arc<dyn ObjectStore>,
@@ -73,29 +85,43 @@ impl Operator for FileWriter {
 
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>> {
         let name = format!("{}-{}", self.name, setup.instance());
+        let parts = self.target.parts().into_iter();
+        let files = parts.map(|bucket| self.file(bucket, &name, &setup)).collect();
         Ok(Box::new(LocalWriter {
-            encoder: None,
             target: self.target.clone(),
+            files,
             memory: setup.reservation(),
+            progress: self.progress.clone(),
+            counts: self.counts.clone(),
+            rows: 0,
+            state: State::Taking,
+        }))
+    }
+}
+
+impl FileWriter {
+    /// The files of one bucket, or of all rows, that the writer called `name` writes one after the other.
+    fn file(&self, bucket: Option<Bucket>, name: &str, setup: &Setup) -> Files {
+        Files {
+            encoder: None,
+            few: Default::default(),
             upload: Upload {
                 writer: None,
                 store: self.store.clone(),
                 part_bytes: self.part_bytes,
-                path: self.target.path(&name, 0),
+                path: self.target.path(bucket.as_ref(), name, 0),
                 sent: Path::default(),
-                setup,
+                setup: setup.clone(),
                 io: self.io.clone(),
                 sending: None,
                 gate: PollGate::new("file write"),
             },
-            progress: self.progress.clone(),
-            counts: self.counts.clone(),
-            name,
-            files: 0,
-            file_rows: (0, self.file_rows),
+            name: name.to_owned(),
+            bucket,
+            complete: 0,
             rows: 0,
-            state: State::Taking,
-        }))
+            most_rows: self.file_rows,
+        }
     }
 }
 
@@ -120,7 +146,7 @@ enum Encoder {
 }
 
 impl Encoder {
-    fn new(target: &WriteTarget) -> PlanResult<Self> {
+    fn new(target: &WriteTarget, bucket: Option<&Bucket>) -> PlanResult<Self> {
         let bytes = Encoded::default();
         Ok(match &target.format {
             Format::Parquet(properties, arrow_schema) => {
@@ -128,7 +154,11 @@ impl Encoder {
                     .with_properties(properties.as_ref().clone())
                     .with_skip_arrow_metadata(!arrow_schema);
                 let (schema, bytes) = (target.schema.clone(), bytes.clone());
-                let writer = ArrowWriter::try_new_with_options(bytes.clone(), schema, options)?;
+                let mut writer = ArrowWriter::try_new_with_options(bytes.clone(), schema, options)?;
+                if let Some(bucket) = bucket {
+                    let entry = KeyValue::new(FOOTER_KEY.to_owned(), bucket.in_footer());
+                    writer.append_key_value_metadata(entry);
+                }
                 Self::Parquet(Box::new(writer), bytes)
             }
             Format::Csv(builder) => {
@@ -161,7 +191,7 @@ impl Encoder {
         }
     }
 
-    /// What is encoded, if that is `least` bytes.
+    /// What can be sent, if that is `least` bytes.
     fn take(&self, least: usize) -> Option<Bytes> {
         let (Self::Parquet(_, bytes) | Self::Csv(_, bytes)) = self;
         let mut bytes = bytes.0.lock();
@@ -191,7 +221,7 @@ struct Upload {
     writer: Option<BufWriter>,
     store: Arc<dyn ObjectStore>,
     part_bytes: usize,
-    /// Of the next file that is begun, and of the last one that was.
+    /// Of the file that is begun next, and of the last one that was.
     path: Path,
     sent: Path,
     io: Handle,
@@ -275,23 +305,113 @@ async fn send(writer: &mut BufWriter, bytes: Bytes, last: bool) -> PlanResult<Se
 
 enum State {
     Taking,
+    /// All rows are encoded.
+    Ending,
     Closing,
     Counted,
 }
 
-struct LocalWriter {
+/// The files of one bucket, of which one at a time is written.
+struct Files {
     encoder: Option<Encoder>,
-    target: WriteTarget,
-    memory: Reservation,
+    /// Rows that are not encoded, how many they are, and how many bytes.
+    few: (Vec<RecordBatch>, usize, usize),
     upload: Upload,
+    /// Of the writer.
+    name: String,
+    bucket: Option<Bucket>,
+    /// Those that are behind it.
+    complete: usize,
+    /// Of the file at hand, and at most.
+    rows: u64,
+    most_rows: u64,
+}
+
+impl Files {
+    /// Takes `rows`, and encodes them if they are enough.
+    fn take(&mut self, rows: RecordBatch, target: &WriteTarget) -> PlanResult<()> {
+        if self.bucket.is_none() {
+            return self.write(&rows, target);
+        }
+        let (few, count, bytes) = &mut self.few;
+        *count += rows.num_rows();
+        *bytes += rows.get_array_memory_size();
+        few.push(rows);
+        if *count >= BUCKET_ROWS { self.write_few(target) } else { Ok(()) }
+    }
+
+    fn write_few(&mut self, target: &WriteTarget) -> PlanResult<()> {
+        let (few, ..) = std::mem::take(&mut self.few);
+        match few.as_slice() {
+            [] => Ok(()),
+            [rows] => self.write(rows, target),
+            _ => self.write(&concat_batches(&target.schema, &few)?, target),
+        }
+    }
+
+    /// Encodes `rows`, and begins to send what there is enough of. Nothing else is being sent.
+    fn write(&mut self, rows: &RecordBatch, target: &WriteTarget) -> PlanResult<()> {
+        let mut encoder = match self.encoder.take() {
+            Some(encoder) => encoder,
+            None => Encoder::new(target, self.bucket.as_ref())?,
+        };
+        encoder.write(rows)?;
+        self.rows += rows.num_rows() as u64;
+        if self.rows >= self.most_rows {
+            return self.end_file(encoder, target);
+        }
+        if let Some(bytes) = encoder.take(CHUNK_BYTES) {
+            self.upload.send(bytes, false);
+        }
+        self.encoder = Some(encoder);
+        Ok(())
+    }
+
+    /// All rows are encoded, and there are no others. Of what there was no row there is no file.
+    fn close(&mut self, target: &WriteTarget) -> PlanResult<()> {
+        match self.encoder.take() {
+            Some(encoder) => self.end_file(encoder, target),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends the end of the file at hand. The next one has another name.
+    fn end_file(&mut self, encoder: Encoder, target: &WriteTarget) -> PlanResult<()> {
+        self.upload.send(encoder.close()?, true);
+        self.complete += 1;
+        self.upload.path = target.path(self.bucket.as_ref(), &self.name, self.complete);
+        self.rows = 0;
+        Ok(())
+    }
+
+    /// Makes what it has come to a row group of its own, and sends it.
+    fn flush(&mut self, target: &WriteTarget) -> PlanResult<()> {
+        self.write_few(target)?;
+        if self.upload.sending.is_some() {
+            return Ok(());
+        }
+        if let Some(encoder) = &mut self.encoder {
+            encoder.flush()?;
+            if let Some(bytes) = encoder.take(1) {
+                self.upload.send(bytes, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that it holds.
+    fn memory(&self) -> usize {
+        self.encoder.as_ref().map_or(0, Encoder::memory) + self.few.2
+    }
+}
+
+struct LocalWriter {
+    target: WriteTarget,
+    /// By buckets.
+    files: Vec<Files>,
+    memory: Reservation,
     progress: Option<Arc<WriteProgress>>,
     counts: SchemaRef,
-    /// What its files are called.
-    name: String,
-    /// Those that are behind it.
-    files: usize,
-    /// Of the file at hand, and at most.
-    file_rows: (u64, u64),
     /// Of all files.
     rows: u64,
     state: State,
@@ -302,47 +422,55 @@ impl LocalWriter {
         let bytes = batch.bytes() as u64;
         let data = compact(batch)?;
         self.rows += data.num_rows() as u64;
-        self.file_rows.0 += data.num_rows() as u64;
         let options = RecordBatchOptions::new().with_row_count(Some(data.num_rows()));
         let columns = data.columns().to_vec();
         let schema = self.target.schema.clone();
         let data = RecordBatch::try_new_with_options(schema, columns, &options).or_fail()?;
-        let mut encoder = match self.encoder.take() {
-            Some(encoder) => encoder,
-            None => Encoder::new(&self.target).or_fail()?,
+        let parts = match &self.target.buckets {
+            Some(buckets) => buckets.divide(&data).or_fail()?,
+            None => vec![(0, data)],
         };
-        encoder.write(&data).or_fail()?;
-        if self.file_rows.0 >= self.file_rows.1 {
-            self.close(encoder)?;
-        } else {
-            let mut least = CHUNK_BYTES;
-            if self.memory.resize(encoder.memory()).is_err() {
-                // What has come so far is a row group of its own, and out of the way.
-                encoder.flush().or_fail()?;
-                least = 1;
-            }
-            if let Some(bytes) = encoder.take(least) {
-                self.upload.send(bytes, false);
-            }
-            self.memory.resize(encoder.memory())?;
-            self.encoder = Some(encoder);
+        for (bucket, rows) in parts {
+            self.files[bucket].take(rows, &self.target).or_fail()?;
         }
+        self.reserve()?;
         if let Some(progress) = &self.progress {
             progress.add(bytes);
         }
         Ok(())
     }
-}
 
-impl LocalWriter {
-    /// Sends the end of the file at hand. The next one has another name.
-    fn close(&mut self, encoder: Encoder) -> Result<()> {
-        self.upload.send(encoder.close().or_fail()?, true);
-        self.memory.resize(0)?;
-        self.files += 1;
-        self.upload.path = self.target.path(&self.name, self.files);
-        self.file_rows.0 = 0;
-        Ok(())
+    /// Reserves what the files hold. If that is too much, the largest ones are made smaller.
+    fn reserve(&mut self) -> Result<()> {
+        loop {
+            let held = self.files.iter().map(Files::memory).sum();
+            if held <= OPEN_BYTES && self.memory.resize(held).is_ok() {
+                return Ok(());
+            }
+            let idle = self.files.iter_mut().filter(|files| files.upload.sending.is_none());
+            match idle.max_by_key(|files| files.memory()).filter(|files| files.memory() > 0) {
+                Some(largest) => {
+                    let before = largest.memory();
+                    largest.flush(&self.target).or_fail()?;
+                    if largest.memory() >= before {
+                        return self.memory.resize(held);
+                    }
+                }
+                None => return self.memory.resize(held),
+            }
+        }
+    }
+
+    /// Whether all is sent that was begun; otherwise, a gate to ask again behind.
+    fn sent(&mut self) -> Result<Option<Gate>> {
+        let mut pending = None;
+        // All of them are asked, so that all of them get on.
+        for files in &mut self.files {
+            if !files.upload.poll().or_fail()? {
+                pending = Some(files.upload.gate.gate());
+            }
+        }
+        Ok(pending)
     }
 }
 
@@ -351,24 +479,30 @@ impl LocalOperator for LocalWriter {
         if let Some(batch) = input {
             self.take(batch)?;
         }
-        Ok(match self.upload.poll().or_fail()? {
-            true => OperatorResult::NeedInput,
-            false => OperatorResult::Blocked(self.upload.gate.gate().into()),
+        Ok(match self.sent()? {
+            None => OperatorResult::NeedInput,
+            Some(gate) => OperatorResult::Blocked(gate.into()),
         })
     }
 
     fn finish(&mut self, _: &TaskContext) -> Result<OperatorResult> {
         loop {
-            if !self.upload.poll().or_fail()? {
-                return Ok(OperatorResult::Blocked(self.upload.gate.gate().into()));
+            if let Some(gate) = self.sent()? {
+                return Ok(OperatorResult::Blocked(gate.into()));
             }
             match self.state {
                 State::Taking => {
+                    self.state = State::Ending;
+                    let target = &self.target;
+                    let mut files = self.files.iter_mut();
+                    files.try_for_each(|files| files.write_few(target)).or_fail()?;
+                }
+                State::Ending => {
                     self.state = State::Closing;
-                    // Who got no row writes no file.
-                    if let Some(encoder) = self.encoder.take() {
-                        self.close(encoder)?;
-                    }
+                    let target = &self.target;
+                    let mut files = self.files.iter_mut();
+                    files.try_for_each(|files| files.close(target)).or_fail()?;
+                    self.memory.resize(0)?;
                 }
                 State::Closing => {
                     self.state = State::Counted;

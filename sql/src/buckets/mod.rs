@@ -1,0 +1,213 @@
+//! Tables in buckets: files that each hold the rows of one hash of a key.
+//!
+//! Who joins two tables by the key of their buckets, or groups one by it, needs no exchange between nodes, and can do
+//! it one bucket after the other, in the memory that one bucket takes (`gatework-stages`). Files say in their names
+//! which bucket they are of how many (`bucket-3-of-16-….parquet`), and Parquet files also by which key; a table is
+//! [declared](BucketedTable) to be in buckets, and files that say otherwise are an error.
+//!
+//! A row's bucket is the XXH64 hash of its key, modulo their number. The hash of a column is seeded with that of the
+//! columns before it, beginning with 0; integers and dates are hashed as eight bytes, the low ones first, strings
+//! and binary as they are. A NULL leaves the hash as it is. So a bucket does not depend on the width of an integer
+//! or the kind of a string array, nor on the version of this library.
+
+mod options;
+mod table;
+
+pub use options::copy_into_buckets;
+pub use table::{BucketedTable, TableInBuckets};
+
+pub(crate) use options::BucketedTables;
+pub(crate) use table::check_footer;
+
+use std::fmt;
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, RecordBatch},
+    compute::{cast, take_record_batch},
+    datatypes::{DataType, Int64Type, Schema, UInt64Type},
+};
+use arrow_array::UInt32Array;
+use datafusion::{common::plan_err, error::Result};
+use twox_hash::XxHash64;
+
+/// More files than that are no good to anybody.
+const MOST_BUCKETS: usize = 4096;
+
+/// By which columns rows are divided, and into how many buckets.
+///
+/// ```
+/// use std::sync::Arc;
+/// use arrow::{array::{ArrayRef, Int64Array}, record_batch::RecordBatch};
+/// use gatework_sql::buckets::Bucketing;
+/// # fn main() -> datafusion::error::Result<()> {
+/// let by_key = Bucketing::new(vec!["k".into()], 4)?;
+/// let keys: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 1]));
+/// let buckets = by_key.buckets_of(&RecordBatch::try_from_iter([("k", keys)])?)?;
+/// assert!(buckets.iter().all(|bucket| *bucket < 4));
+/// assert_eq!(buckets[0], buckets[2]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bucketing {
+    columns: Vec<String>,
+    count: usize,
+}
+
+impl Bucketing {
+    /// `count` buckets, from 1 to 4096, by the columns of these names.
+    ///
+    /// # Errors
+    /// If there are no columns, or not so many buckets.
+    pub fn new(columns: Vec<String>, count: usize) -> Result<Self> {
+        if columns.is_empty() || columns.iter().any(String::is_empty) {
+            return plan_err!("buckets are by the values of at least one column: name it");
+        }
+        if !(1..=MOST_BUCKETS).contains(&count) {
+            return plan_err!("{count} buckets: have from 1 to {MOST_BUCKETS}");
+        }
+        Ok(Self { columns, count })
+    }
+
+    /// The names of the columns.
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
+    /// How many buckets there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The places of its columns in `schema`.
+    ///
+    /// # Errors
+    /// If there is no such column, or it has a type whose values are not hashed.
+    pub fn places(&self, schema: &Schema) -> Result<Vec<usize>> {
+        let place = |name: &String| {
+            let Some((place, field)) = schema.column_with_name(name) else {
+                let known: Vec<_> = schema.fields().iter().map(|field| field.name()).collect();
+                return plan_err!("buckets by {name}, which is none of the columns {known:?}");
+            };
+            match kind_of(field.data_type()) {
+                Some(_) => Ok(place),
+                None => plan_err!(
+                    "buckets by {name}, which is {}: have integers, dates, strings or binary",
+                    field.data_type()
+                ),
+            }
+        };
+        self.columns.iter().map(place).collect()
+    }
+
+    /// The bucket of each row.
+    ///
+    /// # Errors
+    /// If a column is missing, or is not to be hashed.
+    pub fn buckets_of(&self, rows: &RecordBatch) -> Result<Vec<u32>> {
+        let mut hashes = vec![0; rows.num_rows()];
+        for place in self.places(rows.schema_ref())? {
+            hash_column(rows.column(place), &mut hashes)?;
+        }
+        let count = self.count as u64;
+        Ok(hashes.into_iter().map(|hash| (hash % count) as u32).collect())
+    }
+
+    /// The rows of each bucket that has some, in the order that they have.
+    pub(crate) fn divide(&self, rows: &RecordBatch) -> Result<Vec<(usize, RecordBatch)>> {
+        let mut rows_of = vec![Vec::new(); self.count];
+        for (row, bucket) in (0..).zip(self.buckets_of(rows)?) {
+            rows_of[bucket as usize].push(row);
+        }
+        let some = rows_of.into_iter().enumerate().filter(|(_, of)| !of.is_empty());
+        let part = |(bucket, of)| Ok((bucket, take_record_batch(rows, &UInt32Array::from(of))?));
+        some.map(part).collect()
+    }
+}
+
+impl fmt::Display for Bucketing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {}", self.count, self.columns.join(", "))
+    }
+}
+
+/// Which bucket a file holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bucket {
+    pub(crate) number: usize,
+    pub(crate) of: std::sync::Arc<Bucketing>,
+}
+
+impl Bucket {
+    /// What the name of a file begins with.
+    pub(crate) fn prefix(&self) -> String {
+        format!("bucket-{}-of-{}-", self.number, self.of.count)
+    }
+
+    /// What Parquet files have under [`FOOTER_KEY`].
+    pub(crate) fn in_footer(&self) -> String {
+        format!("{} of {}, xxh64", self.number, self.of)
+    }
+}
+
+/// The name of a footer's entry.
+pub(crate) const FOOTER_KEY: &str = "gatework.bucket";
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Signed,
+    Unsigned,
+    Bytes,
+}
+
+fn kind_of(data_type: &DataType) -> Option<Kind> {
+    use DataType::{
+        Binary, BinaryView, Date32, Date64, Int8, Int16, Int32, Int64, LargeBinary, LargeUtf8,
+        UInt8, UInt16, UInt32, UInt64, Utf8, Utf8View,
+    };
+    match data_type {
+        Int8 | Int16 | Int32 | Int64 | Date32 | Date64 => Some(Kind::Signed),
+        UInt8 | UInt16 | UInt32 | UInt64 => Some(Kind::Unsigned),
+        Utf8 | LargeUtf8 | Utf8View | Binary | LargeBinary | BinaryView => Some(Kind::Bytes),
+        _ => None,
+    }
+}
+
+fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
+    let numbers = |hashes: &mut [u64], nulls: &dyn Array, values: &mut dyn Iterator<Item = u64>| {
+        for (row, (hash, value)) in hashes.iter_mut().zip(values).enumerate() {
+            if !nulls.is_null(row) {
+                *hash = XxHash64::oneshot(*hash, &value.to_le_bytes());
+            }
+        }
+    };
+    match kind_of(column.data_type()) {
+        Some(Kind::Signed) => {
+            // Arrow makes 64 bits of a day by way of 32.
+            let whole = match column.data_type() {
+                DataType::Date32 => cast(&cast(column, &DataType::Int32)?, &DataType::Int64)?,
+                _ => cast(column, &DataType::Int64)?,
+            };
+            let values = whole.as_primitive::<Int64Type>().values();
+            numbers(hashes, &whole, &mut values.iter().map(|value| value.cast_unsigned()));
+        }
+        Some(Kind::Unsigned) => {
+            let whole = cast(column, &DataType::UInt64)?;
+            let values = whole.as_primitive::<UInt64Type>().values();
+            numbers(hashes, &whole, &mut values.iter().copied());
+        }
+        Some(Kind::Bytes) => {
+            let views = cast(column, &DataType::BinaryView)?;
+            for (hash, value) in hashes.iter_mut().zip(views.as_binary_view()) {
+                if let Some(value) = value {
+                    *hash = XxHash64::oneshot(*hash, value);
+                }
+            }
+        }
+        None => return plan_err!("values of {} are not hashed", column.data_type()),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

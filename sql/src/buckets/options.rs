@@ -1,0 +1,97 @@
+//! Buckets in SQL: the options `gatework.bucket_by` and `gatework.buckets` of COPY and CREATE EXTERNAL TABLE.
+
+use std::{collections::HashMap, sync::Arc};
+
+use async_trait::async_trait;
+use datafusion::{
+    catalog::{Session, TableProvider, TableProviderFactory},
+    common::{
+        plan_err,
+        tree_node::{Transformed, TreeNode, TreeNodeRecursion},
+    },
+    error::Result,
+    logical_expr::{CreateExternalTable, LogicalPlan},
+};
+
+use super::{BucketedTable, Bucketing};
+
+const NAMESPACE: &str = "gatework.";
+const BY: &str = "gatework.bucket_by";
+const COUNT: &str = "gatework.buckets";
+
+/// Takes what is said of buckets out of `options`.
+fn take(options: &mut HashMap<String, String>) -> Result<Option<Bucketing>> {
+    let (by, count) = (options.remove(BY), options.remove(COUNT));
+    if let Some(unknown) = options.keys().find(|name| name.starts_with(NAMESPACE)) {
+        return plan_err!("there is no option {unknown}: {BY} and {COUNT} are those for buckets");
+    }
+    match (by, count) {
+        (None, None) => Ok(None),
+        (Some(by), Some(count)) => {
+            let Ok(count) = count.trim().parse() else {
+                return plan_err!("{COUNT} is '{count}', which is no number of buckets");
+            };
+            let columns = by.split(',').map(|name| name.trim().to_owned()).collect();
+            Ok(Some(Bucketing::new(columns, count)?))
+        }
+        _ => plan_err!("buckets need both {BY}, the columns, and {COUNT}, how many there are"),
+    }
+}
+
+/// `plan` without what it says of buckets, and that, if it copies rows into buckets.
+///
+/// ```
+/// use datafusion::prelude::SessionContext;
+/// use gatework_sql::buckets::copy_into_buckets;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> datafusion::error::Result<()> {
+/// let copy = "COPY (SELECT 1 AS k) TO 'folder/' STORED AS PARQUET
+///             OPTIONS ('gatework.bucket_by' 'k', 'gatework.buckets' '16')";
+/// let plan = SessionContext::new().state().create_logical_plan(copy).await?;
+/// let (_, bucketing) = copy_into_buckets(&plan)?;
+/// assert_eq!(bucketing.unwrap().count(), 16);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// If its options contradict each other.
+pub fn copy_into_buckets(plan: &LogicalPlan) -> Result<(LogicalPlan, Option<Bucketing>)> {
+    let mut found = None;
+    let plain = plan.clone().transform_down(|node| match node {
+        LogicalPlan::Copy(mut copy) => {
+            found = take(&mut copy.options)?;
+            let stop = TreeNodeRecursion::Stop;
+            Ok(Transformed::new(LogicalPlan::Copy(copy), found.is_some(), stop))
+        }
+        other => Ok(Transformed::no(other)),
+    })?;
+    Ok((plain.data, found))
+}
+
+/// Makes tables that may be declared to be in buckets.
+#[derive(Debug)]
+pub(crate) struct BucketedTables(Arc<dyn TableProviderFactory>);
+
+impl BucketedTables {
+    pub(crate) fn new(plain: Arc<dyn TableProviderFactory>) -> Self {
+        Self(plain)
+    }
+}
+
+#[async_trait]
+impl TableProviderFactory for BucketedTables {
+    async fn create(
+        &self,
+        session: &dyn Session,
+        command: &CreateExternalTable,
+    ) -> Result<Arc<dyn TableProvider>> {
+        let mut command = command.clone();
+        let bucketing = take(&mut command.options)?;
+        let table = self.0.create(session, &command).await?;
+        Ok(match bucketing {
+            Some(bucketing) => Arc::new(BucketedTable::try_new(table, bucketing)?),
+            None => table,
+        })
+    }
+}
