@@ -50,6 +50,8 @@ pub enum PartitioningHandle {
     Source,
     /// Each task has those whose keys' hash is its own.
     FixedHash,
+    /// Each task has those of some buckets of tables that were written so.
+    Buckets,
     /// Each task has some.
     FixedArbitrary,
     /// Each task has all.
@@ -64,6 +66,7 @@ impl fmt::Display for PartitioningHandle {
             Self::Single => "SINGLE",
             Self::Source => "SOURCE",
             Self::FixedHash => "HASH",
+            Self::Buckets => "BUCKETS",
             Self::FixedArbitrary => "ARBITRARY",
             Self::FixedBroadcast => "BROADCAST",
             Self::ScaledWriter => "SCALED WRITER",
@@ -194,6 +197,7 @@ pub(crate) fn properties(schema: SchemaRef, scheme: &PartitioningScheme) -> Plan
             Partitioning::UnknownPartitioning(1)
         }
         PartitioningHandle::Source
+        | PartitioningHandle::Buckets
         | PartitioningHandle::FixedArbitrary
         | PartitioningHandle::ScaledWriter => Partitioning::UnknownPartitioning(scheme.partitions),
     };

@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use datafusion::{
-    common::tree_node::{TreeNode, TreeNodeRecursion},
+    common::tree_node::{Transformed, TreeNode, TreeNodeRecursion},
     config::ConfigOptions,
     error::Result,
+    execution::session_state::SessionState,
     physical_expr::{PhysicalExpr, expressions::DynamicFilterPhysicalExpr},
     physical_optimizer::PhysicalOptimizerRule,
     physical_plan::{
@@ -17,25 +18,49 @@ use datafusion::{
         joins::{HashJoinExec, PartitionMode},
     },
 };
-use gatework_sql::RemoteFilters;
+use gatework_sql::{RUNTIME_FILTER_RULE, RemoteFilters};
 
 use crate::{FragmentId, SplitScanExec, SubPlan};
 
-/// Brings what joins will know to the tables below, by `rule`, which is DataFusion's.
-pub(crate) fn push_down(
-    plan: Arc<dyn ExecutionPlan>,
-    rule: &Arc<dyn PhysicalOptimizerRule + Send + Sync>,
-    mut options: ConfigOptions,
-) -> Result<Arc<dyn ExecutionPlan>> {
-    let optimizer = &mut options.optimizer;
-    if !(optimizer.enable_dynamic_filter_pushdown && optimizer.enable_join_dynamic_filter_pushdown)
-    {
-        return Ok(plan);
+/// Brings what joins will know to the tables below them.
+#[derive(Debug, Clone)]
+pub(crate) struct JoinFilters {
+    /// DataFusion's.
+    rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>,
+    options: Arc<ConfigOptions>,
+}
+
+impl JoinFilters {
+    /// If the session wants them.
+    pub(crate) fn of(session: &SessionState) -> Option<Self> {
+        let rules = session.physical_optimizers();
+        let rule = rules.iter().rfind(|rule| rule.name() == RUNTIME_FILTER_RULE)?.clone();
+        let mut options = session.config().options().as_ref().clone();
+        let optimizer = &mut options.optimizer;
+        let wanted = optimizer.enable_dynamic_filter_pushdown
+            && optimizer.enable_join_dynamic_filter_pushdown;
+        // What a limit or a minimum has come to is known to its own task only.
+        optimizer.enable_topk_dynamic_filter_pushdown = false;
+        optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+        wanted.then(|| Self { rule, options: Arc::new(options) })
     }
-    // What a limit or a minimum has come to is known to its own task only.
-    optimizer.enable_topk_dynamic_filter_pushdown = false;
-    optimizer.enable_aggregate_dynamic_filter_pushdown = false;
-    rule.optimize(plan, &options)
+
+    pub(crate) fn push_down(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.rule.optimize(plan, &self.options)
+    }
+
+    /// Gives the joins of `plan` filters of their own in place of those that others have, too. Tables keep the latter
+    /// as well, and may never hear of them.
+    pub(crate) fn renew(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+        let without = plan.transform_up(|node| {
+            let join = node.downcast_ref::<HashJoinExec>();
+            Ok(match join.is_some_and(|join| !join.dynamic_expressions_produced().is_empty()) {
+                true => Transformed::yes(node.reset_state()?),
+                false => Transformed::no(node),
+            })
+        })?;
+        self.push_down(without.data)
+    }
 }
 
 /// The filters of `plan` that are made in one stage and used in another one, or made of what several tasks know:
@@ -43,6 +68,11 @@ pub(crate) fn push_down(
 pub(crate) fn between_stages(plan: &SubPlan, nodes: usize) -> Result<RemoteFilters> {
     let (mut made, mut used) = (Vec::new(), Vec::new());
     for fragment in plan.fragments() {
+        // Each group makes its own.
+        if fragment.grouped {
+            find(&fragment.root, fragment.id, 1, &mut Vec::new(), &mut used)?;
+            continue;
+        }
         let tasks = fragment.tasks(nodes);
         find(&fragment.root, fragment.id, tasks, &mut made, &mut used)?;
     }

@@ -9,7 +9,7 @@ use datafusion::{
     common::{internal_err, plan_err, tree_node::TreeNodeRecursion},
     error::Result,
     execution::{SendableRecordBatchStream, TaskContext},
-    physical_expr::PhysicalExpr,
+    physical_expr::{Distribution, PhysicalExpr},
     physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties},
 };
 
@@ -37,12 +37,19 @@ pub struct PlanFragment {
     pub output: PartitioningScheme,
     /// Its tables in the order in which their splits are wanted: the collected side of a join first.
     pub tables: Vec<Arc<dyn ExecutionPlan>>,
+    /// How many buckets its tables have, if its tasks share these.
+    pub buckets: Option<usize>,
+    /// Whether a task reads one bucket after the other, and forgets each before the next (rule F-9).
+    pub grouped: bool,
 }
 
 impl PlanFragment {
     /// How many tasks it has on so many nodes.
     pub fn tasks(&self, nodes: usize) -> usize {
-        if self.partitioning == Handle::Single { 1 } else { nodes }
+        match self.partitioning {
+            Handle::Single => 1,
+            _ => nodes.min(self.buckets.unwrap_or(nodes)),
+        }
     }
 }
 
@@ -114,6 +121,36 @@ struct Fragmenter {
     next: FragmentId,
 }
 
+/// Whether `node`, or what is behind it in its fragment, relies on rows being divided as tables in buckets are.
+fn uses_buckets(node: &Arc<dyn ExecutionPlan>) -> bool {
+    let requirements = node.input_distribution_requirements();
+    let children = node.children();
+    let by_key = |place: usize| {
+        let required = requirements.child_distribution(place);
+        matches!(required, Some(Distribution::KeyPartitioned(keys)) if !keys.is_empty())
+    };
+    children.iter().enumerate().any(|(place, child)| by_key(place) && in_buckets(child))
+        || children.into_iter().any(uses_buckets)
+}
+
+/// How many buckets the tables behind `node` in its fragment have.
+fn buckets(node: &Arc<dyn ExecutionPlan>) -> Option<usize> {
+    match node.downcast_ref::<SplitScanExec>() {
+        Some(scan) => scan.buckets().map(|buckets| buckets.count()),
+        None => node.children().into_iter().find_map(buckets),
+    }
+}
+
+/// Whether tables in buckets are behind `node` in its fragment.
+pub(crate) fn in_buckets(node: &Arc<dyn ExecutionPlan>) -> bool {
+    let ends = node.downcast_ref::<ExchangeExec>().is_some();
+    !ends
+        && match node.downcast_ref::<SplitScanExec>() {
+            Some(scan) => scan.buckets().is_some(),
+            None => node.children().into_iter().any(in_buckets),
+        }
+}
+
 /// What is known of a fragment while it is made.
 #[derive(Default)]
 struct Parts {
@@ -155,8 +192,22 @@ impl Fragmenter {
             parts.set(Handle::Single)?;
         }
         let root = self.within(plan, &mut parts)?;
-        let partitioning = parts.partitioning.unwrap_or(Handle::Single);
-        let fragment = PlanFragment { id, root, partitioning, output, tables: parts.tables };
+        let mut partitioning = parts.partitioning.unwrap_or(Handle::Single);
+        let useful = partitioning == Handle::Buckets && uses_buckets(&root);
+        if partitioning == Handle::Buckets && !useful {
+            // Its rows may as well be anywhere, and then go to whoever has least to do.
+            partitioning = Handle::Source;
+        }
+        let fragment = PlanFragment {
+            id,
+            partitioning,
+            output,
+            tables: parts.tables,
+            buckets: if useful { buckets(&root) } else { None },
+            // Rows of other stages come once, for all groups.
+            grouped: useful && parts.children.is_empty(),
+            root,
+        };
         Ok(SubPlan { fragment, children: parts.children })
     }
 
@@ -173,7 +224,8 @@ impl Fragmenter {
         }
         if let Some(scan) = plan.downcast_ref::<SplitScanExec>() {
             parts.tables.push(scan.table().clone());
-            parts.set(Handle::Source)?;
+            let buckets = scan.buckets().is_some();
+            parts.set(if buckets { Handle::Buckets } else { Handle::Source })?;
             return Ok(plan.clone());
         }
         if plan.children().is_empty() {

@@ -45,10 +45,10 @@ pub use policy::{ExecutionPolicy, ExecutionSchedule};
 pub use run::{StageStream, StageWatch, TaskReport, execute};
 pub use scan::SplitScanExec;
 pub use schedule::{
-    BlockedReason, FixedCountScheduler, ScaledWriterScheduler, Scheduled,
-    SourcePartitionedScheduler, StageScheduler,
+    BlockedReason, BucketSplits, FixedCountScheduler, FixedSourceScheduler, ScaledWriterScheduler,
+    Scheduled, SourcePartitionedScheduler, StageScheduler,
 };
 pub use scheduler::{QueryScheduler, Step};
 pub use stage::StageExecution;
 pub use state::{StageState, State, StateMachine, TaskState};
-pub use task::{Inbox, NodeId, StageTask, TaskFactory, TaskId, TaskSpec};
+pub use task::{Inbox, Lifespan, NodeId, StageTask, TaskFactory, TaskId, TaskSpec};

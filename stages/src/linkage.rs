@@ -22,7 +22,7 @@ impl BufferManager {
             Handle::FixedArbitrary | Handle::ScaledWriter => {
                 OutputBuffers::new(OutputKind::Arbitrary)
             }
-            Handle::Single | Handle::Source | Handle::FixedHash => {
+            Handle::Single | Handle::Source | Handle::Buckets | Handle::FixedHash => {
                 OutputBuffers::of_partitions(scheme.partitions.max(1))
             }
         };

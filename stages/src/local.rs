@@ -1,8 +1,9 @@
 //! Tasks on executors of this process: each runs its fragment as a query of its own, whose rows go into its output.
 
 use std::{
+    collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     task::{Wake, Waker},
@@ -10,7 +11,7 @@ use std::{
 
 use datafusion::{
     common::{
-        internal_datafusion_err,
+        internal_datafusion_err, internal_err,
         tree_node::{Transformed, TreeNode},
     },
     error::Result as PlanResult,
@@ -26,7 +27,7 @@ use gatework_runtime::{
 };
 use gatework_shared_state::{
     Budget, Gate,
-    output::{ExchangeClient, LocationId, Output, OutputKind},
+    output::{ExchangeClient, LocationId, Output, OutputKind, OutputWriter},
     splits::{SplitLoad, SplitQueue},
 };
 use gatework_sql::{
@@ -36,9 +37,9 @@ use gatework_sql::{
 use parking_lot::Mutex;
 
 use crate::{
-    Inbox, NodeId, PartitioningHandle as Handle, PartitioningScheme, PlanFragment,
+    Inbox, Lifespan, NodeId, PartitioningHandle as Handle, PartitioningScheme, PlanFragment,
     RemoteSourceExec, SplitScanExec, StageTask, StateMachine, TaskFactory, TaskId, TaskSpec,
-    TaskState, fragment::remote_sources,
+    TaskState, filters::JoinFilters, fragment::remote_sources,
 };
 
 /// The tasks of a query, for those who look on.
@@ -47,13 +48,22 @@ pub(crate) type Roster = Arc<Mutex<Vec<Arc<dyn StageTask>>>>;
 /// Makes tasks on executors.
 pub(crate) struct LocalTasks {
     pub(crate) nodes: Vec<Executor>,
-    pub(crate) context: Arc<TaskContext>,
-    pub(crate) buffer_bytes: usize,
-    pub(crate) queued_splits: usize,
+    /// What tasks of all nodes have in common.
+    pub(crate) setting: Arc<Setting>,
     /// All that were made.
     pub(crate) roster: Roster,
     /// As long as a task runs, its query has not ended.
     pub(crate) presence: Box<dyn Fn() -> Outside + Send + Sync>,
+}
+
+/// What all tasks of a query know.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    pub(crate) context: Arc<TaskContext>,
+    pub(crate) buffer_bytes: usize,
+    pub(crate) queued_splits: usize,
+    /// Brings runtime filters to the tables of a group.
+    pub(crate) filters: Option<JoinFilters>,
 }
 
 impl TaskFactory for LocalTasks {
@@ -63,40 +73,30 @@ impl TaskFactory for LocalTasks {
             return Err(Error::Setup(format!("a task on node {} of {most}", spec.node)));
         };
         let name = format!("stage {} task {}", spec.id.stage, spec.id.number);
-        let inputs = Inputs::new(&name, spec.fragment, self.queued_splits);
-        let plan = plan_of(spec.fragment, &inputs).or_fail()?;
-        let mut output = None;
-        // What readers of other stages get has an order only if they merge it; the result has the plan's.
-        let ordered = spec.id.stage == 0;
-        let running = run_into(plan, executor, &self.context, &name, ordered, |tasks| {
-            let budget = Budget::new(self.buffer_bytes);
-            let (made, writers) = Output::new(&name, spec.buffers.clone(), budget, tasks)
-                .map_err(|misuse| internal_datafusion_err!("{misuse}"))?;
-            output = Some(made);
-            let scheme = &spec.fragment.output;
-            let (kind, routing) = (spec.buffers.kind(), routing(scheme));
-            let sink = TaskOutput::new(writers, kind, routing, partitions(scheme, kind))
-                .map_err(|error| internal_datafusion_err!("{error}"))?;
-            Ok(Arc::new(sink))
-        })
-        .or_fail()?;
-        let Some(output) = output else {
-            return Err(Error::Setup(format!("{name} has no output")));
-        };
-        let task = Arc::new(LocalTask {
+        let budget = Budget::new(self.setting.buffer_bytes);
+        let output = Output::new(&name, spec.buffers.clone(), budget, 1);
+        let (output, mut writers) = output.map_err(Error::operator)?;
+        let task = Arc::new_cyclic(|this| LocalTask {
+            this: this.clone(),
             id: spec.id,
             node: spec.node,
-            inputs,
+            name,
+            fragment: spec.fragment.clone(),
+            kind: spec.buffers.kind(),
+            executor: executor.clone(),
+            setting: self.setting.clone(),
             output,
-            filters: self.context.session_config().get_extension(),
-            query: running.query().clone(),
+            lives: Mutex::new(Lives { writer: writers.pop(), ..Lives::default() }),
             state: StateMachine::new("task", TaskState::Running),
             presence: Mutex::new(Some((self.presence)())),
             told: AtomicBool::new(false),
             inbox: inbox.clone(),
         });
         self.roster.lock().push(task.clone());
-        Arc::new(Watch(task.clone())).look();
+        if !spec.fragment.grouped {
+            task.begin(Lifespan::Task)?;
+            task.no_more_groups();
+        }
         Ok(task)
     }
 }
@@ -119,9 +119,11 @@ fn routing(scheme: &PartitioningScheme) -> Routing {
     match scheme.handle {
         Handle::FixedHash => Routing::Hash(scheme.keys.clone()),
         Handle::FixedBroadcast => Routing::Broadcast,
-        Handle::Single | Handle::Source | Handle::FixedArbitrary | Handle::ScaledWriter => {
-            Routing::PassToOne
-        }
+        Handle::Single
+        | Handle::Source
+        | Handle::Buckets
+        | Handle::FixedArbitrary
+        | Handle::ScaledWriter => Routing::PassToOne,
     }
 }
 
@@ -179,37 +181,131 @@ impl Inputs {
     }
 }
 
-/// A task that runs.
+/// A task that runs: as one query, or as one after the other for its groups.
 #[derive(Debug)]
 struct LocalTask {
+    this: Weak<Self>,
     id: TaskId,
     node: NodeId,
-    inputs: Inputs,
+    name: String,
+    fragment: PlanFragment,
+    kind: OutputKind,
+    executor: Executor,
+    setting: Arc<Setting>,
     output: Output<Held>,
-    filters: Option<Arc<RemoteFilters>>,
-    query: Arc<QueryContext>,
+    lives: Mutex<Lives>,
     state: StateMachine<TaskState>,
     presence: Mutex<Option<Outside>>,
     told: AtomicBool,
     inbox: Arc<Inbox>,
 }
 
+/// A query of a task.
+#[derive(Debug)]
+struct Life {
+    span: Lifespan,
+    inputs: Inputs,
+    query: Arc<QueryContext>,
+}
+
+#[derive(Debug, Default)]
+struct Lives {
+    running: Vec<Life>,
+    /// The right to let others write; none, if there will be no others.
+    writer: Option<OutputWriter<Held>>,
+    /// Why one of them failed, the first.
+    failure: Option<Error>,
+    fallbacks: BTreeSet<String>,
+}
+
 impl LocalTask {
-    /// What it has come to, if its query has ended and its output has been read.
-    fn end(&self) {
-        let failed = self.query.error().is_some();
-        let end = if failed { TaskState::Failed } else { TaskState::Finished };
-        // One that was ended by its scheduler has its end.
-        self.state.set_if(end, |_| true);
+    /// Starts the query of a lifespan.
+    fn begin(&self, span: Lifespan) -> Result<()> {
+        let name = match span {
+            Lifespan::Task => self.name.clone(),
+            Lifespan::Group(group) => format!("{} group {group}", self.name),
+        };
+        let inputs = Inputs::new(&name, &self.fragment, self.setting.queued_splits);
+        let mut plan = plan_of(&self.fragment, &inputs).or_fail()?;
+        if let (Lifespan::Group(_), Some(filters)) = (span, &self.setting.filters) {
+            plan = filters.renew(plan).or_fail()?;
+        }
+        // What readers of other stages get has an order only if they merge it; the result has the plan's.
+        let ordered = self.id.stage == 0;
+        let scheme = &self.fragment.output;
+        let context = &self.setting.context;
+        let running = run_into(plan, &self.executor, context, &name, ordered, |tasks| {
+            let writers = match &self.lives.lock().writer {
+                Some(writer) => (0..tasks).map(|_| writer.another()).collect(),
+                None => return internal_err!("{name} begins after the end"),
+            };
+            let sink =
+                TaskOutput::new(writers, self.kind, routing(scheme), partitions(scheme, self.kind));
+            Ok(Arc::new(sink.map_err(|error| internal_datafusion_err!("{error}"))?))
+        });
+        let query = running.or_fail()?.query().clone();
+        self.lives.lock().running.push(Life { span, inputs, query: query.clone() });
+        if let Some(task) = self.this.upgrade() {
+            Arc::new(Watch { task, query: Some(query) }).look();
+        }
+        Ok(())
     }
 
-    /// Nothing of it runs any more.
-    fn leave(&self) {
-        self.inputs.tables.iter().for_each(SplitQueue::close);
-        if let Some(filters) = &self.filters {
-            filters.ended(self.id.stage, self.query.id());
+    /// What `ask` answers for the inputs of a lifespan that is not over.
+    fn of<R>(&self, span: Lifespan, ask: impl FnOnce(&Inputs) -> R) -> Option<R> {
+        let lives = self.lives.lock();
+        lives.running.iter().find(|life| life.span == span).map(|life| ask(&life.inputs))
+    }
+
+    /// `query` has ended.
+    fn ended(&self, query: &Arc<QueryContext>) {
+        let mut lives = self.lives.lock();
+        let found = lives.running.iter().position(|life| Arc::ptr_eq(&life.query, query));
+        let Some(life) = found.map(|place| lives.running.swap_remove(place)) else { return };
+        lives.fallbacks.extend(query.profile().fallbacks);
+        let failure = query.error();
+        let failed = failure.is_some();
+        lives.failure = lives.failure.take().or(failure);
+        drop(lives);
+        life.inputs.tables.iter().for_each(SplitQueue::close);
+        let filters = self.setting.context.session_config().get_extension::<RemoteFilters>();
+        if let Some(filters) = filters {
+            filters.ended(self.id.stage, query.id());
         }
-        drop(self.presence.lock().take());
+        if failed {
+            self.end_all();
+        }
+        self.inbox.stirred();
+    }
+
+    /// Nothing else begins, and what runs is cancelled.
+    fn end_all(&self) {
+        let mut lives = self.lives.lock();
+        let (writer, queries) = (lives.writer.take(), lives.queries());
+        drop(lives);
+        // Dropped like this, it fails the output, unless that has another end.
+        drop(writer);
+        queries.iter().for_each(|query| query.cancel());
+    }
+
+    /// Looks whether all is over.
+    fn look(&self) {
+        if let Some(task) = self.this.upgrade() {
+            Arc::new(Watch { task, query: None }).look();
+        }
+    }
+
+    /// Whether nothing of it runs any more or ever will; and, if so, whether it has failed.
+    fn is_over(&self) -> Option<bool> {
+        let lives = self.lives.lock();
+        let over = lives.running.is_empty() && lives.writer.is_none();
+        over.then(|| lives.failure.is_some())
+    }
+}
+
+impl Lives {
+    fn queries(&self) -> Vec<Arc<QueryContext>> {
+        self.running.iter().map(|life| life.query.clone()).collect()
     }
 }
 
@@ -227,7 +323,9 @@ impl StageTask for LocalTask {
     }
 
     fn error(&self) -> Option<Error> {
-        let error = self.query.error()?;
+        let lives = self.lives.lock();
+        let of_running = || lives.running.iter().find_map(|life| life.query.error());
+        let error = lives.failure.clone().or_else(of_running)?;
         let cancelled = matches!(error, Error::Cancelled { .. });
         match self.state.get() {
             // Not by its scheduler: it is a failure like others.
@@ -239,82 +337,118 @@ impl StageTask for LocalTask {
     }
 
     fn dump(&self) -> String {
-        format!("task {} on node {}, {:?}: {}", self.id, self.node, self.output, self.query.dump())
+        let queries = self.lives.lock().queries();
+        let queries: String = queries.iter().map(|query| query.dump()).collect();
+        format!("task {} on node {}, {:?}: {queries}", self.id, self.node, self.output)
     }
 
     fn fallbacks(&self) -> Vec<String> {
-        self.query.profile().fallbacks
+        let lives = self.lives.lock();
+        let mut all = lives.fallbacks.clone();
+        all.extend(lives.running.iter().flat_map(|life| life.query.profile().fallbacks));
+        all.into_iter().collect()
     }
 
     fn output(&self) -> &Output<Held> {
         &self.output
     }
 
-    fn add_splits(&self, table: usize, splits: Vec<Split>) {
+    fn add_splits(&self, lifespan: Lifespan, table: usize, splits: Vec<Split>) {
         let weighed = splits.into_iter().map(|split| {
             let weight = split.weight();
             (split, weight)
         });
-        self.inputs.tables[table].add(weighed);
+        self.of(lifespan, |inputs| inputs.tables[table].add(weighed));
     }
 
-    fn no_more_splits(&self, table: usize) {
-        self.inputs.tables[table].no_more();
+    fn no_more_splits(&self, lifespan: Lifespan, table: usize) {
+        self.of(lifespan, |inputs| inputs.tables[table].no_more());
     }
 
     fn load(&self) -> SplitLoad {
-        self.inputs.tables.iter().map(SplitQueue::load).sum()
+        let lives = self.lives.lock();
+        lives.running.iter().flat_map(|life| &life.inputs.tables).map(SplitQueue::load).sum()
     }
 
-    fn room(&self) -> Gate {
-        match self.inputs.tables.first() {
-            Some(queue) => queue.room().clone(),
-            None => self.output.ended().clone(),
+    fn room(&self, lifespan: Lifespan, table: usize) -> Option<Gate> {
+        self.of(lifespan, |inputs| inputs.tables.get(table).map(|queue| queue.room().clone()))?
+    }
+
+    fn begin_group(&self, group: usize) -> Result<()> {
+        match self.state.get() {
+            TaskState::Running => self.begin(Lifespan::Group(group)),
+            _ => Ok(()),
         }
     }
 
+    fn running_groups(&self) -> usize {
+        self.lives.lock().running.len()
+    }
+
+    fn no_more_groups(&self) {
+        let writer = self.lives.lock().writer.take();
+        if let Some(writer) = writer {
+            writer.finish();
+        }
+        self.look();
+    }
+
     fn add_location(&self, source: usize, id: LocationId, output: &Output<Held>) -> Result<()> {
-        let (_, client) = &self.inputs.exchanges[source];
         let buffer = self.id.number;
+        let client = self.of(Lifespan::Task, |inputs| inputs.exchanges[source].1.clone());
+        // One that has ended reads nothing.
+        let Some(client) = client else { return Ok(()) };
         client.add(id, output.clone(), buffer).map_err(Error::operator)
     }
 
     fn no_more_locations(&self, source: usize) {
-        self.inputs.exchanges[source].1.no_more();
+        if let Some(client) = self.of(Lifespan::Task, |inputs| inputs.exchanges[source].1.clone()) {
+            client.no_more();
+        }
     }
 
     fn cancel(&self) {
         if self.state.set_if(TaskState::Cancelled, |_| true) {
             self.output.destroy();
-            self.query.cancel();
+            self.end_all();
+            self.look();
         }
     }
 
     fn abort(&self) {
         if self.state.set_if(TaskState::Aborted, |_| true) {
             self.output.fail();
-            self.query.cancel();
+            self.end_all();
+            self.look();
         }
     }
 }
 
-/// Woken when a task's query has ended, and again when its output has.
-struct Watch(Arc<LocalTask>);
+/// Woken when a query of a task has ended, and again when the task's output has.
+struct Watch {
+    task: Arc<LocalTask>,
+    query: Option<Arc<QueryContext>>,
+}
 
 impl Watch {
     fn look(self: Arc<Self>) {
         let waker = Waker::from(self.clone());
-        let task = &self.0;
-        if !task.query.idle().poll_ready(&waker) {
-            return;
+        let task = &self.task;
+        if let Some(query) = &self.query {
+            if !query.idle().poll_ready(&waker) {
+                return;
+            }
+            task.ended(query);
         }
-        task.leave();
+        let Some(failed) = task.is_over() else { return };
+        drop(task.presence.lock().take());
         // What failed is not read to its end.
-        let failed = task.query.error().is_some();
         if !failed && !task.output.ended().poll_ready(&waker) {
             return;
         }
-        task.end();
+        let end = if failed { TaskState::Failed } else { TaskState::Finished };
+        // One that was ended by its scheduler has its end.
+        task.state.set_if(end, |_| true);
         // Relaxed: the swap alone decides who tells.
         if !task.told.swap(true, Ordering::Relaxed) {
             task.inbox.ended(task.id);

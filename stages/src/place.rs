@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use datafusion::{
     common::{
-        JoinType,
+        JoinType, plan_err,
         tree_node::{Transformed, TreeNode},
     },
     datasource::{sink::DataSinkExec, source::DataSourceExec},
@@ -38,33 +38,39 @@ use datafusion::{
         union::{InterleaveExec, UnionExec},
     },
 };
-use gatework_sql::{WriteExec, WriteTarget};
+use gatework_sql::{
+    WriteExec, WriteTarget,
+    buckets::{Bucketing, TableInBuckets},
+};
 
 use crate::{
     exchange::{
         ExchangeExec, ExchangeKind, PartitioningHandle as Handle, PartitioningScheme, Scope,
         with_children,
     },
+    fragment::in_buckets,
     scan::SplitScanExec,
 };
 
 /// `plan`, which was made for as many partitions as there are `nodes`, with remote exchanges in place of what
-/// moves rows between partitions.
+/// moves rows between partitions. What it writes goes into the buckets of `copy_into`, if there are any.
 ///
 /// # Errors
-/// If a node of the plan refuses its new children.
+/// If a node of the plan refuses its new children, or buckets are wanted where it writes none.
 pub fn place_exchanges(
     plan: Arc<dyn ExecutionPlan>,
     nodes: usize,
+    copy_into: Option<&Arc<Bucketing>>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    let placer = Placer { nodes };
+    let placer = Placer { nodes, copy_into };
     let placed = placer.place(plan)?;
     // The result has one reader.
     Ok(placer.gathered(placed)?.plan)
 }
 
-struct Placer {
+struct Placer<'a> {
     nodes: usize,
+    copy_into: Option<&'a Arc<Bucketing>>,
 }
 
 /// A plan, and which of its rows each task has.
@@ -79,7 +85,7 @@ impl Placed {
     }
 }
 
-impl Placer {
+impl Placer<'_> {
     fn place(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Placed> {
         // What its steps hand to each other stays in one place.
         if plan.downcast_ref::<RecursiveQueryExec>().is_some() {
@@ -91,10 +97,20 @@ impl Placer {
         if let Some(repartition) = plan.downcast_ref::<RepartitionExec>() {
             return self.repartition(repartition, children);
         }
-        if let Some(sink) = plan.downcast_ref::<DataSinkExec>()
-            && let Some(target) = WriteTarget::of(sink)?
-        {
-            return self.write(&plan, target, children);
+        if let Some(sink) = plan.downcast_ref::<DataSinkExec>() {
+            match (WriteTarget::of(sink)?, self.copy_into) {
+                (Some(target), None) => return self.write(&plan, target, children),
+                (Some(target), Some(buckets)) => {
+                    let target = target.in_buckets(buckets.clone())?;
+                    return self.write(&plan, target, children);
+                }
+                (None, None) => {}
+                (None, Some(_)) => {
+                    return plan_err!(
+                        "buckets are written as Parquet or as CSV without compression, into a folder, in no order and without PARTITIONED BY"
+                    );
+                }
+            }
         }
         if plan.downcast_ref::<CoalescePartitionsExec>().is_some() {
             return self.gather(plan, children, None);
@@ -124,6 +140,10 @@ impl Placer {
 
     /// Splits of a table that is worth it go to all nodes.
     fn leaf(&self, plan: Arc<dyn ExecutionPlan>) -> Placed {
+        // One node, too, reads buckets one after the other.
+        if is_spreadable(&plan) && TableInBuckets::of(&plan).is_some() {
+            return Placed { handle: Handle::Buckets, ..self.in_splits(plan) };
+        }
         let parts = plan.output_partitioning().partition_count();
         match self.nodes > 1 && parts > 1 && is_spreadable(&plan) {
             true => self.in_splits(plan),
@@ -178,6 +198,7 @@ impl Placer {
     fn repartition(&self, plan: &RepartitionExec, mut children: Vec<Placed>) -> Result<Placed> {
         let child = children.remove(0);
         match plan.partitioning() {
+            Partitioning::Hash(keys, _) if is_divided_by(&child, keys) => Ok(child),
             Partitioning::Hash(keys, _) if self.nodes > 1 => {
                 let ordering = child.plan.output_ordering().cloned();
                 let scheme = PartitioningScheme {
@@ -257,6 +278,22 @@ impl Placer {
 
     fn one_child(&self, plan: Arc<dyn ExecutionPlan>, mut children: Vec<Placed>) -> Result<Placed> {
         let child = children.remove(0);
+        // For one partition it was planned so that all rows would have to be in one place.
+        if let Some(aggregate) = plan.downcast_ref::<AggregateExec>()
+            && *aggregate.mode() == AggregateMode::Single
+            && is_divided_by(&child, &aggregate.group_expr().input_exprs())
+            && aggregate.group_expr().is_single()
+        {
+            let plan = AggregateExec::try_new(
+                AggregateMode::SinglePartitioned,
+                aggregate.group_expr().clone(),
+                aggregate.aggr_expr().to_vec(),
+                aggregate.filter_expr().to_vec(),
+                aggregate.input().clone(),
+                aggregate.input_schema(),
+            )?;
+            return Self::with_children(Arc::new(plan), vec![child]);
+        }
         let child = self.as_required(&plan, 0, child)?;
         Self::with_children(plan, vec![child])
     }
@@ -274,6 +311,9 @@ impl Placer {
                 Ok(child)
             }
             (Some(Distribution::KeyPartitioned(_)), Handle::FixedHash) => Ok(child),
+            (Some(Distribution::KeyPartitioned(keys)), _) if is_divided_by(&child, keys) => {
+                Ok(child)
+            }
             (Some(Distribution::KeyPartitioned(keys)), _) => self.hashed(child, keys),
             (Some(_), _) => self.gathered(child),
         }
@@ -318,6 +358,11 @@ impl Placer {
         plan: Arc<dyn ExecutionPlan>,
         children: Vec<Placed>,
     ) -> Result<Placed> {
+        if let Some(join) = plan.downcast_ref::<HashJoinExec>()
+            && meet_in_buckets(join, &children)
+        {
+            return Self::with_children(plan, children);
+        }
         let requirements = plan.input_distribution_requirements();
         let by_keys = |place| {
             matches!(
@@ -384,6 +429,9 @@ impl Placer {
 
     /// A hash join that collects its left side.
     fn collecting_join(&self, join: &HashJoinExec, mut children: Vec<Placed>) -> Result<Placed> {
+        if let Some(children) = in_the_same_buckets(join, &mut children) {
+            return Self::partitioned(join, children);
+        }
         let by_marks = gives_left_rows(*join.join_type());
         let spread = !children[1].is_single();
         if !spread || join.null_aware {
@@ -399,12 +447,19 @@ impl Placer {
         let (left_keys, right_keys): (Vec<_>, Vec<_>) = join.on().iter().cloned().unzip();
         let right = self.hashed(children.remove(1), &right_keys)?;
         let left = self.hashed(ungathered(children.remove(0)), &left_keys)?;
-        let partitioned = join
+        Self::partitioned(join, vec![left, right])
+    }
+
+    /// `join` of sides that are divided alike.
+    fn partitioned(join: &HashJoinExec, children: Vec<Placed>) -> Result<Placed> {
+        let handle = children[0].handle;
+        let children = children.into_iter().map(|child| child.plan).collect();
+        let plan = join
             .builder()
             .with_partition_mode(PartitionMode::Partitioned)
-            .with_new_children(vec![left.plan, right.plan])?
+            .with_new_children(children)?
             .build_exec()?;
-        Ok(Placed { plan: partitioned, handle: Handle::FixedHash })
+        Ok(Placed { plan, handle })
     }
 }
 
@@ -424,6 +479,61 @@ fn is_spreadable(plan: &Arc<dyn ExecutionPlan>) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether two expressions over `rows` have the same values.
+fn same(rows: &Placed, one: &Arc<dyn PhysicalExpr>, other: &Arc<dyn PhysicalExpr>) -> bool {
+    let classes = rows.plan.equivalence_properties().eq_group();
+    classes.normalize_expr(one.clone()).eq(&classes.normalize_expr(other.clone()))
+}
+
+/// Whether rows of tables in buckets that have the same `keys` are in one bucket: it is by some of these.
+fn is_divided_by(rows: &Placed, keys: &[Arc<dyn PhysicalExpr>]) -> bool {
+    let Partitioning::Hash(divided_by, _) = rows.plan.output_partitioning() else { return false };
+    let is_key = |by: &Arc<dyn PhysicalExpr>| keys.iter().any(|key| same(rows, by, key));
+    rows.handle == Handle::Buckets && divided_by.iter().all(is_key)
+}
+
+/// Whether rows of both sides that may meet are in the same bucket, of as many.
+fn meet_in_buckets(join: &HashJoinExec, children: &[Placed]) -> bool {
+    let [left, right] = children else { return false };
+    if left.handle != Handle::Buckets || right.handle != Handle::Buckets || join.null_aware {
+        return false;
+    }
+    let (Partitioning::Hash(of_left, count), Partitioning::Hash(of_right, other)) =
+        (left.plan.output_partitioning(), right.plan.output_partitioning())
+    else {
+        return false;
+    };
+    let joined = |(of_left, of_right): (&Arc<dyn PhysicalExpr>, &Arc<dyn PhysicalExpr>)| {
+        let mut pairs = join.on().iter();
+        pairs.any(|(left_key, right_key)| {
+            same(left, of_left, left_key) && same(right, of_right, right_key)
+        })
+    };
+    count == other && of_left.len() == of_right.len() && of_left.iter().zip(of_right).all(joined)
+}
+
+/// The sides of a join that was to collect one of them, where they need not: rows that may meet are in the same
+/// buckets.
+fn in_the_same_buckets(join: &HashJoinExec, children: &mut Vec<Placed>) -> Option<Vec<Placed>> {
+    let right = children.pop()?;
+    let left = children.pop()?;
+    let gathered = left.plan.downcast_ref::<ExchangeExec>();
+    let gathered = gathered.filter(|exchange| exchange.kind() == ExchangeKind::Gather);
+    let divided = match gathered.map(ExchangeExec::sources) {
+        Some([source]) if in_buckets(source) => {
+            Placed { plan: source.clone(), handle: Handle::Buckets }
+        }
+        _ => Placed { plan: left.plan.clone(), handle: left.handle },
+    };
+    let sides = [divided, right];
+    if meet_in_buckets(join, &sides) {
+        return Some(sides.into());
+    }
+    let [_, right] = sides;
+    children.extend([left, right]);
+    None
 }
 
 /// The same rows, in each task in this order: exchanges do not keep the one that they may have had.

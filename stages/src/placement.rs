@@ -3,7 +3,7 @@
 use gatework_runtime::{Error, Result};
 use gatework_shared_state::{Gate, splits::SplitLoad};
 
-use crate::{NodeId, StageExecution};
+use crate::{Lifespan, NodeId, StageExecution};
 
 /// How many splits a node is given at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +91,6 @@ impl Placement {
 
     /// Gates of which one opens when a split may be placed; none if nobody has any.
     pub(crate) fn room(stage: &StageExecution) -> Vec<Gate> {
-        stage.tasks().map(|task| task.room()).collect()
+        stage.tasks().filter_map(|task| task.room(Lifespan::Task, 0)).collect()
     }
 }

@@ -10,10 +10,10 @@ use datafusion::{
     physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner},
 };
 
-use gatework_sql::{RUNTIME_FILTER_RULE, ShellRule};
+use gatework_sql::{ShellRule, buckets::copy_into_buckets};
 
 use crate::{
-    ExecutionPolicy, SplitLimits, SubPlan, filters::push_down, fragment_plan, place_exchanges,
+    ExecutionPolicy, SplitLimits, SubPlan, filters::JoinFilters, fragment_plan, place_exchanges,
 };
 
 /// How a query is cut.
@@ -35,6 +35,9 @@ pub struct StageOptions {
     /// Another writer of files is added when those there are have written so many bytes of rows each; 32 MiB, as in
     /// Presto.
     pub writer_bytes: u64,
+    /// How many buckets a node reads at a time where a stage reads them one after the other; one, so that a query
+    /// takes the memory of one bucket a node.
+    pub groups_at_a_time: usize,
     /// Bytes that wait in a task's output for the tasks that read it; 16 MiB.
     pub buffer_bytes: usize,
 }
@@ -50,6 +53,7 @@ impl StageOptions {
             policy: ExecutionPolicy::default(),
             splits: SplitLimits::default(),
             writer_bytes: 32 << 20,
+            groups_at_a_time: 1,
             buffer_bytes: 16 << 20,
         }
     }
@@ -101,13 +105,13 @@ pub async fn plan_stages(
         .with_config(config)
         .with_physical_optimizer_rules(rules)
         .build();
-    let logical = state.optimize(query)?;
+    let (query, copy_into) = copy_into_buckets(query)?;
+    let logical = state.optimize(&query)?;
     let planner = DefaultPhysicalPlanner::default();
     let plan: Arc<dyn ExecutionPlan> = planner.create_physical_plan(&logical, &state).await?;
-    let mut placed = place_exchanges(plan, options.nodes)?;
-    let rules = session.physical_optimizers();
-    if let Some(rule) = rules.iter().rfind(|rule| rule.name() == RUNTIME_FILTER_RULE) {
-        placed = push_down(placed, rule, session.config().options().as_ref().clone())?;
+    let mut placed = place_exchanges(plan, options.nodes, copy_into.map(Arc::new).as_ref())?;
+    if let Some(filters) = JoinFilters::of(session) {
+        placed = filters.push_down(placed)?;
     }
     fragment_plan(&placed, options.most_stages)
 }

@@ -11,13 +11,14 @@ use datafusion::{
     dataframe::DataFrame,
     error::Result as PlanResult,
     execution::{RecordBatchStream, TaskContext},
+    physical_plan::ExecutionPlan,
 };
 use futures::{Stream, StreamExt};
 use gatework_operators::{
     Failure, OrFail, compact, exchange_source::ExchangeSource, result::ResultOutput,
 };
 use gatework_runtime::{
-    Error, Result,
+    Error, Executor, Result,
     pipeline::{
         Batch, FinishResult, Graph, Held, LocalSink, LocalSource, QueryContext, QueryOptions,
         RowStream, Setup, Sink, SinkResult, Source, SourceResult, TaskContext as Task,
@@ -25,15 +26,18 @@ use gatework_runtime::{
 };
 use gatework_shared_state::{Budget, output::ExchangeClient};
 use gatework_sql::{
-    Deadline, RemoteFilters, Settings, WriteProgress, splits::split_source, with_config,
+    Deadline, RemoteFilters, Settings, WriteProgress,
+    buckets::TableInBuckets,
+    splits::{SplitSource, split_source},
+    with_config,
 };
 
 use crate::{
-    FixedCountScheduler, Nodes, PartitioningHandle as Handle, QueryScheduler,
-    ScaledWriterScheduler, SourcePartitionedScheduler, StageExecution, StageOptions,
-    StageScheduler, StageTask, Step, SubPlan, TaskFactory, TaskId, TaskState,
-    filters::between_stages,
-    local::{LocalTasks, Roster},
+    BucketSplits, FixedCountScheduler, FixedSourceScheduler, Nodes, PartitioningHandle as Handle,
+    QueryScheduler, ScaledWriterScheduler, SourcePartitionedScheduler, StageExecution,
+    StageOptions, StageScheduler, StageTask, Step, SubPlan, TaskFactory, TaskId, TaskState,
+    filters::{JoinFilters, between_stages},
+    local::{LocalTasks, Roster, Setting},
     plan_stages,
 };
 
@@ -66,13 +70,15 @@ pub async fn execute(
     let (state, plan) = query.into_parts();
     let options = StageOptions { nodes: nodes.count(), ..options.clone() };
     let plan = plan_stages(&state, &plan, &options).await?;
-    run(plan, &context, nodes, &options).map_err(|error| Failure::to_datafusion(&error))
+    let filters = JoinFilters::of(&state);
+    run(plan, &context, filters, nodes, &options).map_err(|error| Failure::to_datafusion(&error))
 }
 
 /// Runs the stages of a query that was planned for as many nodes.
 fn run(
     plan: SubPlan,
     context: &TaskContext,
+    of_groups: Option<JoinFilters>,
     nodes: &Nodes,
     options: &StageOptions,
 ) -> Result<StageStream> {
@@ -94,7 +100,12 @@ fn run(
         plan: Arc::new(plan),
         nodes: nodes.clone(),
         options: options.clone(),
-        context: of_tasks(context, filters, progress.clone()),
+        setting: Arc::new(Setting {
+            context: of_tasks(context, filters, progress.clone()),
+            buffer_bytes: options.buffer_bytes,
+            queued_splits: options.splits.most_queued,
+            filters: of_groups,
+        }),
         progress,
         result: result.clone(),
         roster: roster.clone(),
@@ -234,7 +245,7 @@ struct Start {
     plan: Arc<SubPlan>,
     nodes: Nodes,
     options: StageOptions,
-    context: Arc<TaskContext>,
+    setting: Arc<Setting>,
     result: ExchangeClient<Held>,
     progress: Arc<WriteProgress>,
     roster: Roster,
@@ -245,9 +256,7 @@ impl Start {
         let presence = setup.clone();
         let tasks: Arc<dyn TaskFactory> = Arc::new(LocalTasks {
             nodes: self.nodes.executors().to_vec(),
-            context: self.context.clone(),
-            buffer_bytes: self.options.buffer_bytes,
-            queued_splits: self.options.splits.most_queued,
+            setting: self.setting.clone(),
             roster: self.roster.clone(),
             presence: Box::new(move || presence.outside()),
         });
@@ -263,8 +272,24 @@ impl Start {
         match (fragment.partitioning, fragment.tables.as_slice()) {
             (Handle::Source, [table]) => {
                 let executor = &self.nodes.executors()[0];
-                let splits = split_source(table, executor, &self.context).or_fail()?;
+                let splits = split_source(table, executor, &self.setting.context).or_fail()?;
                 Ok(Box::new(SourcePartitionedScheduler::new(splits, self.options.splits)))
+            }
+            (Handle::Buckets, tables) => {
+                let splits = Box::new(Buckets {
+                    tables: tables.to_vec(),
+                    executor: self.nodes.executors()[0].clone(),
+                    context: self.setting.context.clone(),
+                });
+                let buckets = fragment.buckets.unwrap_or(1);
+                let groups = fragment.grouped.then_some(self.options.groups_at_a_time);
+                Ok(Box::new(FixedSourceScheduler::new(
+                    splits,
+                    self.options.splits,
+                    (tables.len(), buckets),
+                    fragment.tasks(count),
+                    groups,
+                )))
             }
             (Handle::FixedHash | Handle::FixedArbitrary, []) => {
                 Ok(Box::new(FixedCountScheduler::new((0..count).collect())))
@@ -282,6 +307,23 @@ impl Start {
                 Err(Error::Setup(format!("stage {id} is {handle} and reads {tables} tables")))
             }
         }
+    }
+}
+
+/// The buckets of a fragment's tables.
+struct Buckets {
+    tables: Vec<Arc<dyn ExecutionPlan>>,
+    executor: Executor,
+    context: Arc<TaskContext>,
+}
+
+impl BucketSplits for Buckets {
+    fn open(&mut self, bucket: usize, table: usize) -> Result<Box<dyn SplitSource>> {
+        let table = self.tables.get(table).and_then(|table| TableInBuckets::only(table, bucket));
+        let Some(table) = table else {
+            return Err(Error::Setup("buckets of a table that has none".into()));
+        };
+        split_source(&table, &self.executor, &self.context).or_fail()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A table whose splits go to all nodes.
+//! A table whose splits go to all nodes: anywhere, or each bucket to the node that has it.
 
 use std::{fmt, sync::Arc};
 
@@ -12,12 +12,16 @@ use datafusion::{
         filter_pushdown::{ChildPushdownResult, FilterPushdownPhase, FilterPushdownPropagation},
     },
 };
-use gatework_sql::splits::filterable;
+use gatework_sql::{
+    buckets::{Bucketing, TableInBuckets},
+    splits::filterable,
+};
 
 /// A scan of a table, of which each task of a stage reads the splits that it is given.
 #[derive(Debug)]
 pub struct SplitScanExec {
     table: Arc<dyn ExecutionPlan>,
+    buckets: Option<TableInBuckets>,
     properties: Arc<PlanProperties>,
 }
 
@@ -25,13 +29,23 @@ impl SplitScanExec {
     /// A scan of `table` by tasks on so many nodes. Its order, if it has one, is lost.
     pub fn new(table: Arc<dyn ExecutionPlan>, nodes: usize) -> Self {
         let table = filterable(table);
+        let buckets = TableInBuckets::of(&table);
+        let partitioning = match &buckets {
+            Some(known) => Partitioning::Hash(known.keys.clone(), known.bucketing.count()),
+            None => Partitioning::UnknownPartitioning(nodes),
+        };
         let properties = PlanProperties::new(
             EquivalenceProperties::new(table.schema()),
-            Partitioning::UnknownPartitioning(nodes),
+            partitioning,
             table.pipeline_behavior(),
             table.boundedness(),
         );
-        Self { table, properties: Arc::new(properties) }
+        Self { table, buckets, properties: Arc::new(properties) }
+    }
+
+    /// How its rows are divided, if they were written so.
+    pub fn buckets(&self) -> Option<&Arc<Bucketing>> {
+        self.buckets.as_ref().map(|known| &known.bucketing)
     }
 
     /// The scan of the whole.
@@ -42,7 +56,10 @@ impl SplitScanExec {
 
 impl DisplayAs for SplitScanExec {
     fn fmt_as(&self, kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "splits of ")?;
+        match self.buckets() {
+            Some(buckets) => write!(f, "buckets ({buckets}) of ")?,
+            None => write!(f, "splits of ")?,
+        }
         self.table.fmt_as(kind, f)
     }
 }

@@ -11,8 +11,8 @@ use gatework_shared_state::output::{LocationId, Output, OutputBuffers};
 use gatework_sql::splits::Split;
 
 use crate::{
-    FragmentId, Inbox, NodeId, PlanFragment, StageState, StageTask, StateMachine, TaskFactory,
-    TaskId, TaskSpec, TaskState, fragment::remote_sources, state::State,
+    FragmentId, Inbox, Lifespan, NodeId, PlanFragment, StageState, StageTask, StateMachine,
+    TaskFactory, TaskId, TaskSpec, TaskState, fragment::remote_sources, state::State,
 };
 
 /// Tasks of one stage.
@@ -224,7 +224,7 @@ impl StageExecution {
             false => self.make(node, self.tasks.len())?,
         };
         if let Some(task) = self.task_on(node) {
-            task.add_splits(table, splits);
+            task.add_splits(Lifespan::Task, table, splits);
         }
         Ok(made)
     }
@@ -251,7 +251,7 @@ impl StageExecution {
                 task.no_more_locations(place);
             }
         }
-        self.complete_tables.iter().for_each(|table| task.no_more_splits(*table));
+        self.complete_tables.iter().for_each(|table| task.no_more_splits(Lifespan::Task, *table));
         self.tasks.insert(number, task.clone());
         self.on_node.entry(node).or_insert(number);
         Ok(Some(task))
@@ -261,7 +261,7 @@ impl StageExecution {
     pub fn table_complete(&mut self, table: usize) {
         if !self.complete_tables.contains(&table) {
             self.complete_tables.push(table);
-            self.tasks.values().for_each(|task| task.no_more_splits(table));
+            self.tasks.values().for_each(|task| task.no_more_splits(Lifespan::Task, table));
         }
     }
 

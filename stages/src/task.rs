@@ -38,6 +38,16 @@ impl fmt::Display for TaskId {
     }
 }
 
+/// How long splits are read together: as long as the task runs, or for one of its groups, which have pipelines and
+/// hash tables of their own. (Presto's term.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lifespan {
+    /// All of the task.
+    Task,
+    /// What its tables have in the bucket of this number.
+    Group(usize),
+}
+
 /// A task on a node: of this process, or of a test.
 pub trait StageTask: Send + Sync + fmt::Debug {
     /// Its name.
@@ -58,14 +68,23 @@ pub trait StageTask: Send + Sync + fmt::Debug {
     }
     /// What it writes.
     fn output(&self) -> &Output<Held>;
-    /// Gives it splits of table number `table` of its fragment.
-    fn add_splits(&self, table: usize, splits: Vec<Split>);
+    /// Gives it splits of table number `table` of its fragment. What is for a lifespan that is over is dropped.
+    fn add_splits(&self, lifespan: Lifespan, table: usize, splits: Vec<Split>);
     /// That table has no others for it.
-    fn no_more_splits(&self, table: usize);
+    fn no_more_splits(&self, lifespan: Lifespan, table: usize);
     /// What it has of all its tables and not read.
     fn load(&self) -> SplitLoad;
-    /// Opens when more splits are welcome.
-    fn room(&self) -> Gate;
+    /// Open when more splits of that table are welcome; none if they never will be.
+    fn room(&self, lifespan: Lifespan, table: usize) -> Option<Gate>;
+    /// Begins a group of a task that has groups.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    fn begin_group(&self, group: usize) -> Result<()>;
+    /// How many groups have begun and not ended. The [`Inbox`] is told when there are less.
+    fn running_groups(&self) -> usize;
+    /// Those that have begun are all.
+    fn no_more_groups(&self);
     /// Gives remote source number `source` of its fragment one more output to read.
     ///
     /// # Errors
@@ -122,6 +141,11 @@ impl Inbox {
         let mut ended = self.ended.lock();
         ended.push_back(task);
         self.gate.set_ready_later(&mut wakeups);
+    }
+
+    /// A task has room for something new: look at it.
+    pub fn stirred(&self) {
+        self.gate.set_ready();
     }
 
     /// A task that has ended. Without one, the gate is shut until there is.

@@ -60,7 +60,13 @@ fn title(fragment: &PlanFragment, nodes: usize) -> String {
     let tasks = fragment.tasks(nodes);
     let plural = if tasks == 1 { "" } else { "s" };
     let least = if fragment.partitioning == Handle::ScaledWriter { "1 to " } else { "" };
-    format!("Stage {} [{}, {least}{tasks} task{plural}]", fragment.id, fragment.partitioning)
+    let (id, handle) = (fragment.id, fragment.partitioning);
+    let groups = match fragment.buckets {
+        Some(count) if fragment.grouped => format!(", {count} groups"),
+        Some(count) => format!(", {count} buckets"),
+        None => String::new(),
+    };
+    format!("Stage {id} [{handle}, {least}{tasks} task{plural}{groups}]")
 }
 
 fn goes_to(fragment: &PlanFragment) -> String {

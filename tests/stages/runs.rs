@@ -30,10 +30,15 @@ use crate::{
     world::World,
 };
 
-const POLICIES: [ExecutionPolicy; 2] = [ExecutionPolicy::AllAtOnce, ExecutionPolicy::Phased];
+pub(super) const POLICIES: [ExecutionPolicy; 2] =
+    [ExecutionPolicy::AllAtOnce, ExecutionPolicy::Phased];
 
 /// A session of DataFusion's, whose queries are given to nodes.
-async fn session_of(world: &World, storage: Storage, chaos: Option<Arc<Chaos>>) -> SessionContext {
+pub(super) async fn session_of(
+    world: &World,
+    storage: Storage,
+    chaos: Option<Arc<Chaos>>,
+) -> SessionContext {
     let instances = NonZeroUsize::new(2);
     let settings = Settings { instances, chaos, ..Settings::default() };
     let mut config = settings.into_config(SessionConfig::new());
@@ -50,7 +55,7 @@ async fn session_of(world: &World, storage: Storage, chaos: Option<Arc<Chaos>>) 
 }
 
 /// A query on nodes, made known to the guard.
-async fn start(
+pub(super) async fn start(
     case: &Case,
     session: &SessionContext,
     sql: &str,
@@ -61,7 +66,7 @@ async fn start(
     start_planned(case, query, nodes, options).await
 }
 
-async fn start_planned(
+pub(super) async fn start_planned(
     case: &Case,
     query: DataFrame,
     nodes: &Nodes,
@@ -95,7 +100,12 @@ pub(super) async fn read(mut stream: StageStream) -> Result<(Vec<RecordBatch>, V
 /// have, on nodes of their own.
 ///
 /// Answers the rows that nobody wanted: of a side of a join, for instance, whose other side is empty on a node.
-fn check_tasks(name: &str, plan: &SubPlan, tasks: &[TaskReport], options: &StageOptions) -> u64 {
+pub(super) fn check_tasks(
+    name: &str,
+    plan: &SubPlan,
+    tasks: &[TaskReport],
+    options: &StageOptions,
+) -> u64 {
     let nodes = options.nodes;
     let mut left = 0;
     for fragment in plan.fragments() {

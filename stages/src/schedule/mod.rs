@@ -2,6 +2,7 @@
 //! rules J and K.)
 
 mod fixed_count;
+mod fixed_source;
 mod scaled_writer;
 mod source_partitioned;
 
@@ -9,10 +10,14 @@ use gatework_runtime::Result;
 use gatework_shared_state::{Gate, splits::SplitLoad};
 
 pub use fixed_count::FixedCountScheduler;
+pub use fixed_source::{BucketSplits, FixedSourceScheduler};
 pub use scaled_writer::ScaledWriterScheduler;
 pub use source_partitioned::SourcePartitionedScheduler;
 
 use crate::{StageExecution, stage::Tasks};
+
+/// Splits that are asked for at a time.
+const SPLIT_BATCH: usize = 1000;
 
 /// What a stage waits for before it can be scheduled any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +26,8 @@ pub enum BlockedReason {
     WaitingForSource,
     /// Tasks have more splits than they can read soon.
     SplitQueuesFull,
+    /// As many groups run as may at a time.
+    GroupsRunning,
     /// There is not enough to be written for one more writer.
     WriterScaling,
 }

@@ -7,11 +7,8 @@ use gatework_runtime::Result;
 use gatework_shared_state::{Gate, splits::SplitLoad};
 use gatework_sql::splits::{Split, SplitSource, Splits};
 
-use super::{BlockedReason, Scheduled, StageScheduler};
+use super::{BlockedReason, SPLIT_BATCH, Scheduled, StageScheduler};
 use crate::{NodeId, SplitLimits, StageExecution, StageState, placement::Placement, stage::Tasks};
-
-/// Splits that are asked for at a time.
-const SPLIT_BATCH: usize = 1000;
 
 /// Gives the splits of one table to the nodes that have least to do, as fast as they read them.
 pub struct SourcePartitionedScheduler {

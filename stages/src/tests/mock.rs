@@ -1,7 +1,7 @@
 //! Tasks and tables that only say what was asked of them.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -30,7 +30,7 @@ use gatework_sql::splits::{Split, SplitSource, Splits};
 use parking_lot::Mutex;
 
 use crate::{
-    ExchangeExec, ExchangeKind, ExecutionPolicy, FixedCountScheduler, Inbox, NodeId,
+    ExchangeExec, ExchangeKind, ExecutionPolicy, FixedCountScheduler, Inbox, Lifespan, NodeId,
     PartitioningHandle as Handle, PartitioningScheme, QueryScheduler, Scope,
     SourcePartitionedScheduler, SplitLimits, SplitScanExec, StageExecution, StageScheduler,
     StageTask, StateMachine, Step, SubPlan, TaskFactory, TaskId, TaskSpec, TaskState,
@@ -46,6 +46,7 @@ pub(super) struct MockTask {
     output: Output<Held>,
     writer: Mutex<Option<OutputWriter<Held>>>,
     pub(super) queue: SplitQueue<Split>,
+    groups: Mutex<BTreeMap<usize, SplitQueue<Split>>>,
     /// What it was told, in order.
     log: Mutex<Vec<String>>,
     inbox: Arc<Inbox>,
@@ -81,6 +82,28 @@ impl MockTask {
         self.end(TaskState::Failed);
     }
 
+    fn queue_of(&self, lifespan: Lifespan) -> Option<SplitQueue<Split>> {
+        match lifespan {
+            Lifespan::Task => Some(self.queue.clone()),
+            Lifespan::Group(group) => self.groups.lock().get(&group).cloned(),
+        }
+    }
+
+    /// The group has done all it had to do, or wanted to.
+    pub(super) fn end_group(&self, group: usize) {
+        if let Some(queue) = self.groups.lock().remove(&group) {
+            queue.close();
+        }
+        self.inbox.stirred();
+    }
+
+    /// Reads all that the group has.
+    pub(super) fn read_group(&self, group: usize) {
+        if let Some(queue) = self.queue_of(Lifespan::Group(group)) {
+            while let Take::Item(_) = queue.take() {}
+        }
+    }
+
     /// Reads so many of its splits; how many there were.
     pub(super) fn read_splits(&self, most: usize) -> usize {
         let mut read = 0;
@@ -90,6 +113,13 @@ impl MockTask {
             read += 1;
         }
         read
+    }
+}
+
+fn of(lifespan: Lifespan) -> String {
+    match lifespan {
+        Lifespan::Task => String::new(),
+        Lifespan::Group(group) => format!(" in group {group}"),
     }
 }
 
@@ -109,22 +139,39 @@ impl StageTask for MockTask {
     fn output(&self) -> &Output<Held> {
         &self.output
     }
-    fn add_splits(&self, table: usize, splits: Vec<Split>) {
-        self.note(format!("{} splits of {table}", splits.len()));
-        self.queue.add(splits.into_iter().map(|split| {
+    fn add_splits(&self, lifespan: Lifespan, table: usize, splits: Vec<Split>) {
+        self.note(format!("{} splits of {table}{}", splits.len(), of(lifespan)));
+        let weighed = splits.into_iter().map(|split| {
             let weight = split.weight();
             (split, weight)
-        }));
+        });
+        if let Some(queue) = self.queue_of(lifespan) {
+            queue.add(weighed);
+        }
     }
-    fn no_more_splits(&self, table: usize) {
-        self.note(format!("no more splits of {table}"));
-        self.queue.no_more();
+    fn no_more_splits(&self, lifespan: Lifespan, table: usize) {
+        self.note(format!("no more splits of {table}{}", of(lifespan)));
+        if lifespan == Lifespan::Task {
+            self.queue.no_more();
+        }
     }
     fn load(&self) -> SplitLoad {
-        self.queue.load()
+        let groups = self.groups.lock();
+        groups.values().chain([&self.queue]).map(SplitQueue::load).sum()
     }
-    fn room(&self) -> Gate {
-        self.queue.room().clone()
+    fn room(&self, lifespan: Lifespan, _: usize) -> Option<Gate> {
+        self.queue_of(lifespan).map(|queue| queue.room().clone())
+    }
+    fn begin_group(&self, group: usize) -> Result<()> {
+        self.note(format!("group {group}"));
+        self.groups.lock().insert(group, SplitQueue::new("mock group", LIMITS.most_queued));
+        Ok(())
+    }
+    fn running_groups(&self) -> usize {
+        self.groups.lock().len()
+    }
+    fn no_more_groups(&self) {
+        self.note("no more groups");
     }
     fn add_location(&self, source: usize, id: LocationId, _: &Output<Held>) -> Result<()> {
         self.note(format!("source {source} reads {}.{}", id >> 32, id & 0xffff));
@@ -176,6 +223,7 @@ impl TaskFactory for MockFactory {
             output,
             writer: Mutex::new(writers.pop()),
             queue: SplitQueue::new("mock", self.most_queued),
+            groups: Mutex::default(),
             log: Mutex::default(),
             inbox: inbox.clone(),
         });
@@ -248,9 +296,7 @@ pub(super) fn send(
     let kind = match handle {
         Handle::Single => ExchangeKind::Gather,
         Handle::FixedBroadcast => ExchangeKind::Replicate,
-        Handle::Source | Handle::FixedHash | Handle::FixedArbitrary | Handle::ScaledWriter => {
-            ExchangeKind::Repartition
-        }
+        _ => ExchangeKind::Repartition,
     };
     let keys = match handle {
         Handle::FixedHash => vec![Arc::new(Column::new("k", 0)) as _],

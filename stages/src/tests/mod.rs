@@ -1,5 +1,6 @@
 //! How queries are cut. Names or comments carry the numbers of the rules in `RULES.md`.
 
+mod buckets;
 mod mock;
 mod runs;
 mod scheduling;
