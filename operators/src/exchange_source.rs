@@ -18,9 +18,9 @@ pub struct ExchangeSource {
     schema: SchemaRef,
 }
 
-/// Held by the source; when that goes, so has the last of its tasks.
+/// Held by who reads; when that goes, so has the last of its tasks.
 #[derive(Debug)]
-struct ClosesClient(ExchangeClient<Held>);
+pub(crate) struct ClosesClient(pub(crate) ExchangeClient<Held>);
 
 impl Drop for ClosesClient {
     fn drop(&mut self) {

@@ -7,7 +7,7 @@ use datafusion::{
     common::{internal_err, tree_node::TreeNodeRecursion},
     error::Result,
     execution::{SendableRecordBatchStream, TaskContext},
-    physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr},
+    physical_expr::{EquivalenceProperties, LexOrdering, Partitioning, PhysicalExpr},
     physical_plan::{
         DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties,
         execution_plan::{Boundedness, EmissionType},
@@ -34,6 +34,15 @@ impl SourceExec {
             Boundedness::Bounded,
         );
         Self { source, properties: Arc::new(properties) }
+    }
+
+    /// The rows of `source` in the order that they have: one task reads them.
+    pub fn in_order(source: Arc<dyn Source>, schema: SchemaRef, ordering: &LexOrdering) -> Self {
+        let ordered =
+            EquivalenceProperties::new_with_orderings(schema.clone(), [ordering.iter().cloned()]);
+        let plain = Self::new(source, schema);
+        let properties = plain.properties.as_ref().clone().with_eq_properties(ordered);
+        Self { properties: Arc::new(properties), ..plain }
     }
 
     pub(crate) fn source(&self) -> &Arc<dyn Source> {

@@ -95,6 +95,13 @@ impl PartitioningScheme {
     }
 }
 
+impl PartitioningScheme {
+    /// Whether its one reader merges what the tasks give, each in order, as it comes.
+    pub(crate) fn is_merged(&self) -> bool {
+        self.handle == PartitioningHandle::Single && self.ordering.is_some()
+    }
+}
+
 impl fmt::Display for PartitioningScheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.handle)?;

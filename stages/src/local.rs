@@ -19,7 +19,11 @@ use datafusion::{
     physical_plan::{ExecutionPlan, sorts::sort::SortExec},
 };
 use gatework_operators::{
-    OrFail, exchange_source::ExchangeSource, local_exchange::Routing, task_output::TaskOutput,
+    Failure, OrFail,
+    exchange_source::ExchangeSource,
+    local_exchange::Routing,
+    sort::{OrderedExchange, SortConfig},
+    task_output::TaskOutput,
 };
 use gatework_runtime::{
     Error, Executor, Result,
@@ -102,10 +106,14 @@ impl TaskFactory for LocalTasks {
 }
 
 /// What a task runs: its fragment, with sources for the rows of other stages and queues of splits for tables.
-fn plan_of(fragment: &PlanFragment, inputs: &Inputs) -> PlanResult<Arc<dyn ExecutionPlan>> {
+fn plan_of(
+    fragment: &PlanFragment,
+    inputs: &Inputs,
+    batch_rows: usize,
+) -> PlanResult<Arc<dyn ExecutionPlan>> {
     let whole = fragment.root.clone().transform_up(|node| {
         if let Some(source) = node.downcast_ref::<RemoteSourceExec>() {
-            return Ok(Transformed::yes(inputs.exchange(source)?));
+            return Ok(Transformed::yes(inputs.exchange(source, batch_rows)?));
         }
         if let Some(scan) = node.downcast_ref::<SplitScanExec>() {
             return Ok(Transformed::yes(inputs.table(fragment, scan)?));
@@ -153,16 +161,35 @@ impl Inputs {
         }
     }
 
-    fn exchange(&self, exec: &RemoteSourceExec) -> PlanResult<Arc<dyn ExecutionPlan>> {
+    fn exchange(
+        &self,
+        exec: &RemoteSourceExec,
+        batch_rows: usize,
+    ) -> PlanResult<Arc<dyn ExecutionPlan>> {
         let found = self.exchanges.iter().find(|(fragments, _)| fragments == exec.fragments());
         let Some((_, client)) = found else {
             let fragments = exec.fragments();
             return Err(internal_datafusion_err!("stages {fragments:?} are read by nobody"));
         };
+        let scheme = exec.scheme();
+        if scheme.is_merged()
+            && let Some(ordering) = scheme.ordering.clone()
+        {
+            let config = SortConfig {
+                ordering: ordering.clone(),
+                fetch: None,
+                schema: exec.schema(),
+                batch_rows,
+            };
+            let source = OrderedExchange::new(client.clone(), config);
+            let source = source.map_err(|error| Failure::to_datafusion(&error))?;
+            let rows = SourceExec::in_order(Arc::new(source), exec.schema(), &ordering);
+            return Ok(Arc::new(rows));
+        }
         let source = ExchangeSource::new(client.clone(), exec.schema());
         let rows: Arc<dyn ExecutionPlan> =
             Arc::new(SourceExec::new(Arc::new(source), exec.schema()));
-        Ok(match &exec.scheme().ordering {
+        Ok(match &scheme.ordering {
             Some(ordering) => Arc::new(SortExec::new(ordering.clone(), rows)),
             None => rows,
         })
@@ -226,14 +253,15 @@ impl LocalTask {
             Lifespan::Group(group) => format!("{} group {group}", self.name),
         };
         let inputs = Inputs::new(&name, &self.fragment, self.setting.queued_splits);
-        let mut plan = plan_of(&self.fragment, &inputs).or_fail()?;
+        let context = &self.setting.context;
+        let batch_rows = context.session_config().batch_size();
+        let mut plan = plan_of(&self.fragment, &inputs, batch_rows).or_fail()?;
         if let (Lifespan::Group(_), Some(filters)) = (span, &self.setting.filters) {
             plan = filters.renew(plan).or_fail()?;
         }
-        // What readers of other stages get has an order only if they merge it; the result has the plan's.
-        let ordered = self.id.stage == 0;
         let scheme = &self.fragment.output;
-        let context = &self.setting.context;
+        // What readers of other stages get has an order only if they merge it; the result has the plan's.
+        let ordered = self.id.stage == 0 || scheme.is_merged();
         let running = run_into(plan, &self.executor, context, &name, ordered, |tasks| {
             let writers = match &self.lives.lock().writer {
                 Some(writer) => (0..tasks).map(|_| writer.another()).collect(),

@@ -265,7 +265,7 @@ impl Placer<'_> {
             return Self::with_children(plan, vec![child]);
         }
         let (kind, child) = match &ordering {
-            Some(ordering) => (ExchangeKind::Merge, in_order(child, ordering)?),
+            Some(ordering) => (ExchangeKind::Merge, sorted_here(child, ordering)?),
             None => (ExchangeKind::Gather, child),
         };
         let scheme = PartitioningScheme { ordering, ..PartitioningScheme::single() };
@@ -543,6 +543,24 @@ fn in_order(from: Placed, ordering: &LexOrdering) -> Result<Placed> {
     }
     let spread = !from.is_single();
     let sort = SortExec::new(ordering.clone(), from.plan).with_preserve_partitioning(spread);
+    Ok(Placed { plan: Arc::new(sort), ..from })
+}
+
+/// The same, sorted behind all other exchanges: its tasks, which wait for one another while they are merged, have
+/// read what they want before.
+fn sorted_here(from: Placed, ordering: &LexOrdering) -> Result<Placed> {
+    let from = in_order(from, ordering)?;
+    let mut node = &from.plan;
+    loop {
+        if node.downcast_ref::<SortExec>().is_some() {
+            return Ok(from);
+        }
+        match node.children().as_slice() {
+            [child] if node.downcast_ref::<ExchangeExec>().is_none() => node = child,
+            _ => break,
+        }
+    }
+    let sort = SortExec::new(ordering.clone(), from.plan).with_preserve_partitioning(true);
     Ok(Placed { plan: Arc::new(sort), ..from })
 }
 

@@ -9,15 +9,18 @@ use std::{
 use arrow::{array::RecordBatch, compute::interleave_record_batch};
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, LocalSource, Pending, Setup, Slots, Source, SourceResult, TaskContext},
+    pipeline::{
+        Batch, Fetch, Held, LocalSource, Pending, Setup, Slots, Source, SourceResult, Taken,
+        TaskContext,
+    },
 };
-use gatework_shared_state::{Claim, Gate, sort::SortSource};
+use gatework_shared_state::{Claim, Gate, output::ExchangeClient, sort::SortSource};
 
 use super::{
     Shared,
     run::{Head, Run, SortedRun},
 };
-use crate::OrFail;
+use crate::{OrFail, compact, union::rename};
 
 /// The source of a sort.
 #[derive(Debug)]
@@ -40,19 +43,19 @@ impl Source for SortMerge {
     fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalMerge {
             source: self.slots.take(&setup)?,
-            left: self.shared.config.fetch.unwrap_or(usize::MAX),
-            shared: self.shared.clone(),
-            runs: Arc::new([]),
-            cursors: Vec::new(),
-            setup,
-            sequence: 0,
+            merger: Merger::new(self.shared.clone(), setup),
         }))
     }
 }
 
 struct LocalMerge {
-    shared: Arc<Shared>,
     source: SortSource<SortedRun>,
+    merger: Merger,
+}
+
+/// Merges runs.
+pub(super) struct Merger {
+    shared: Arc<Shared>,
     setup: Setup,
     /// Rows still wanted.
     left: usize,
@@ -71,6 +74,8 @@ struct Cursor {
     block: Option<Run>,
     reading: Option<Pending<RecordBatch>>,
     batch: usize,
+    /// Of a stream: what fetches its pages.
+    fetch: Option<Fetch>,
 }
 
 impl Cursor {
@@ -78,7 +83,7 @@ impl Cursor {
     fn rows<'a>(&'a self, run: &'a SortedRun) -> Option<&'a Run> {
         match run {
             SortedRun::Here(run) => Some(run),
-            SortedRun::Spilled(..) => self.block.as_ref(),
+            SortedRun::Spilled(..) | SortedRun::Stream(_) => self.block.as_ref(),
         }
     }
 
@@ -89,7 +94,11 @@ impl Cursor {
 
     /// Sees to it that there are rows at hand, if any are left; the gate of those that are not there yet.
     fn fill(&mut self, run: &SortedRun, shared: &Shared, setup: &Setup) -> Result<Option<Gate>> {
-        let SortedRun::Spilled(file, batches) = run else { return Ok(None) };
+        let (file, batches) = match run {
+            SortedRun::Here(_) => return Ok(None),
+            SortedRun::Spilled(file, batches) => (file, batches),
+            SortedRun::Stream(client) => return self.receive(&client.0, shared, setup),
+        };
         loop {
             if self.reading.is_none() && self.batch < *batches {
                 self.reading = Some(setup.unspill(file, self.batch));
@@ -107,7 +116,71 @@ impl Cursor {
     }
 }
 
-impl LocalMerge {
+impl Cursor {
+    /// The next page of a stream, if the last one is used up.
+    fn receive(
+        &mut self,
+        client: &ExchangeClient<Held>,
+        shared: &Shared,
+        setup: &Setup,
+    ) -> Result<Option<Gate>> {
+        let fetch = self.fetch.get_or_insert_with(|| Fetch::new(setup));
+        loop {
+            if self.block.as_ref().is_some_and(|block| self.row < block.rows.num_rows()) {
+                return Ok(None);
+            }
+            self.block = None;
+            match fetch.next(|| client.take())? {
+                Taken::Batch(batch) => {
+                    let rows = compact(rename(batch, &shared.config.schema)?)?;
+                    self.block = Some(Run::read_back(rows, shared)?);
+                    self.row = 0;
+                }
+                Taken::Blocked(gate) => return Ok(Some(gate)),
+                Taken::Finished => return Ok(None),
+                Taken::Aborted => return Err(Error::ProducerAborted),
+            }
+        }
+    }
+}
+
+impl Merger {
+    pub(super) fn new(shared: Arc<Shared>, setup: Setup) -> Self {
+        Self {
+            left: shared.config.fetch.unwrap_or(usize::MAX),
+            shared,
+            runs: Arc::new([]),
+            cursors: Vec::new(),
+            setup,
+            sequence: 0,
+        }
+    }
+
+    /// Whether it has no runs yet.
+    pub(super) fn is_idle(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    pub(super) fn begin(&mut self, runs: Arc<[SortedRun]>) {
+        self.cursors = runs.iter().map(|_| Cursor::default()).collect();
+        self.runs = runs;
+    }
+
+    /// The next batch of the order.
+    pub(super) fn next(&mut self) -> Result<SourceResult> {
+        if let Some(gate) = self.fill()? {
+            return Ok(SourceResult::Blocked(gate.into()));
+        }
+        Ok(match self.merge()? {
+            Some(batch) => {
+                self.left -= batch.num_rows();
+                self.sequence += 1;
+                SourceResult::Batch(Batch::new(batch).at(self.sequence))
+            }
+            None => SourceResult::Finished,
+        })
+    }
+
     /// The gate of rows without which the merge cannot go on.
     fn fill(&mut self) -> Result<Option<Gate>> {
         let mut missing = None;
@@ -121,16 +194,15 @@ impl LocalMerge {
     /// run do.
     fn merge(&mut self) -> Result<Option<RecordBatch>> {
         let wanted = self.shared.config.batch_rows.min(self.left);
-        if let ([SortedRun::Here(run)], [cursor]) = (self.runs.as_ref(), &mut self.cursors[..]) {
-            let rows = wanted.min(run.rows.num_rows() - cursor.row);
-            let slice = run.rows.slice(cursor.row, rows);
-            cursor.row += rows;
-            return Ok((rows > 0).then_some(slice));
-        }
         let head = |run: usize, row: usize| self.cursors[run].head(&self.runs[run], row);
         let mut heads: BinaryHeap<_> = (0..self.cursors.len())
             .filter_map(|run| Some(Reverse((head(run, self.cursors[run].row)?, run))))
             .collect();
+        if let (1, Some(Reverse((_, run)))) = (heads.len(), heads.peek()) {
+            let run = *run;
+            drop(heads);
+            return Ok(self.rest(run, wanted));
+        }
         let mut positions: Vec<_> = self.cursors.iter().map(|cursor| cursor.row).collect();
         let mut order = Vec::with_capacity(wanted);
         while order.len() < wanted {
@@ -143,7 +215,7 @@ impl LocalMerge {
                 None => {
                     PeekMut::pop(first);
                     // What comes next of this run is not known.
-                    if matches!(self.runs[run], SortedRun::Spilled(..)) {
+                    if !matches!(self.runs[run], SortedRun::Here(_)) {
                         break;
                     }
                 }
@@ -164,30 +236,27 @@ impl LocalMerge {
         }
         Ok(Some(merged))
     }
+
+    /// So many rows of the only run that has some.
+    fn rest(&mut self, run: usize, wanted: usize) -> Option<RecordBatch> {
+        let cursor = &mut self.cursors[run];
+        let at_hand = cursor.rows(&self.runs[run])?;
+        let rows = wanted.min(at_hand.rows.num_rows() - cursor.row);
+        let slice = at_hand.rows.slice(cursor.row, rows);
+        cursor.row += rows;
+        (rows > 0).then_some(slice)
+    }
 }
 
 impl LocalSource for LocalMerge {
     fn next(&mut self, task: &TaskContext) -> Result<SourceResult> {
         loop {
             task.check()?;
-            if !self.runs.is_empty() {
-                if let Some(gate) = self.fill()? {
-                    return Ok(SourceResult::Blocked(gate.into()));
-                }
-                match self.merge()? {
-                    Some(batch) => {
-                        self.left -= batch.num_rows();
-                        self.sequence += 1;
-                        return Ok(SourceResult::Batch(Batch::new(batch).at(self.sequence)));
-                    }
-                    None => return Ok(SourceResult::Finished),
-                }
+            if !self.merger.is_idle() {
+                return self.merger.next();
             }
             match self.source.claim() {
-                Claim::Unit((_, runs)) => {
-                    self.cursors = runs.iter().map(|_| Cursor::default()).collect();
-                    self.runs = runs;
-                }
+                Claim::Unit((_, runs)) => self.merger.begin(runs),
                 Claim::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
                 Claim::Finished => return Ok(SourceResult::Finished),
                 Claim::Aborted => return Err(Error::ProducerAborted),

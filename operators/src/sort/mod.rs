@@ -8,12 +8,14 @@
 //! holds a batch each, and one that is read ahead.
 
 mod merge;
+mod ordered_exchange;
 mod run;
 
 #[cfg(test)]
 mod tests;
 
 pub use merge::SortMerge;
+pub use ordered_exchange::OrderedExchange;
 use run::Boundary;
 pub use run::SortRuns;
 
@@ -54,6 +56,15 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(config: SortConfig) -> Result<Self> {
+        let fields = config.ordering.iter().map(|key| {
+            Ok(SortField::new_with_options(key.expr.data_type(&config.schema)?, key.options))
+        });
+        let fields = fields.collect::<Result<_, datafusion_common::DataFusionError>>().or_fail()?;
+        let converter = RowConverter::new(fields).or_fail()?;
+        Ok(Self { config, converter, boundary: RwLock::new(None) })
+    }
+
     /// The sort keys of `rows`.
     fn key_columns(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {
         let keys = self.config.ordering.iter();
@@ -68,16 +79,7 @@ impl Shared {
 /// # Errors
 /// If a sort key cannot be compared.
 pub fn new(config: SortConfig, sinks: usize) -> Result<(SortRuns, SortMerge)> {
-    let fields = config
-        .ordering
-        .iter()
-        .map(|key| {
-            Ok(SortField::new_with_options(key.expr.data_type(&config.schema)?, key.options))
-        })
-        .collect::<Result<Vec<_>, datafusion_common::DataFusionError>>()
-        .or_fail()?;
-    let converter = RowConverter::new(fields).or_fail()?;
-    let shared = Arc::new(Shared { config, converter, boundary: RwLock::new(None) });
+    let shared = Arc::new(Shared::new(config)?);
     let (sink_tokens, source_tokens) = sort::new("sort", sinks, 1, 1);
     Ok((
         SortRuns::new(shared.clone(), Slots::new(sink_tokens)),

@@ -29,6 +29,7 @@ use crate::{
     OrFail, compact,
     compact::to_keep,
     concat::concat_as,
+    exchange_source::ClosesClient,
     spilling::{Writing, Written, nothing_left, own_buffers, resize},
 };
 
@@ -36,7 +37,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) rows: RecordBatch,
-    /// The beginning of the key of each row of `rows`.
+    /// What all keys begin with, and what follows of the key of each row of `rows`.
+    common: Box<[u8]>,
     prefixes: Vec<u128>,
     /// Keys in the order of arrival, and which of them each row of `rows` has.
     keys: Rows,
@@ -52,16 +54,19 @@ pub(super) enum SortedRun {
     Here(Run),
     /// As so many batches.
     Spilled(Arc<dyn Spilled>, usize),
+    /// Of another task, while it comes.
+    Stream(ClosesClient),
 }
 
 impl Run {
-    /// A part of a run that has been spilled.
+    /// A part of a run, as it was written.
     pub(super) fn read_back(rows: RecordBatch, shared: &Shared) -> Result<Self> {
         let columns = shared.key_columns(&rows)?;
         let keys = shared.converter.convert_columns(&columns).or_fail()?;
         let prefixes = keys.iter().map(|key| prefix(key.data())).collect();
         let order = (0..rows.num_rows() as u32).collect();
-        Ok(Self { rows, prefixes, keys, order, exact: false, _reservation: None })
+        let common = Box::default();
+        Ok(Self { rows, common, prefixes, keys, order, exact: false, _reservation: None })
     }
 
     pub(super) fn key(&self, row: usize) -> &[u8] {
@@ -72,19 +77,61 @@ impl Run {
 
     /// What `row` is compared by with rows of other runs of the same sort.
     pub(super) fn head(&self, row: usize) -> Head<'_> {
-        let rest = if self.exact { &[] } else { self.key(row) };
-        Head { prefix: self.prefixes[row], rest }
+        Head { prefix: self.prefixes[row], run: self, row }
+    }
+
+    /// All of the key, or nothing if its prefix says it all.
+    fn rest(&self, row: usize) -> &[u8] {
+        if self.exact { &[] } else { self.key(row) }
     }
 }
 
-/// A key in two parts: most comparisons end with the first, which is a number. Where one run's prefixes
-/// say it all and another's do not, equal prefixes are those of equal keys, or of one that ends where
-/// the other goes on, so nothing comes before something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// A key in two parts: most comparisons end with the first, which is a number at hand; the other is far away. Where
+/// one run's prefixes say it all and another's do not, equal prefixes are those of equal keys, or of one that ends
+/// where the other goes on, so nothing comes before something.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Head<'a> {
     prefix: u128,
-    /// The whole key, or nothing if the prefix says it all.
-    rest: &'a [u8],
+    run: &'a Run,
+    row: usize,
+}
+
+impl Ord for Head<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if self.run.common != other.run.common {
+            return self.run.key(self.row).cmp(other.run.key(other.row));
+        }
+        let rest = |head: &Self| head.run.rest(head.row);
+        self.prefix.cmp(&other.prefix).then_with(|| rest(self).cmp(rest(other)))
+    }
+}
+
+impl PartialOrd for Head<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Head<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Head<'_> {}
+
+/// How many bytes all keys begin with. (Of a decimal most bytes are the same, and the others would not be among the
+/// first 16.)
+fn common_bytes(keys: &Rows) -> usize {
+    let mut common = keys.row(0).data();
+    for key in keys {
+        let same = common.iter().zip(key.data()).take_while(|(one, other)| one == other).count();
+        common = &common[..same];
+        if common.is_empty() {
+            break;
+        }
+    }
+    common.len()
 }
 
 /// The first 16 bytes of a key, as a number that compares like them.
@@ -168,7 +215,8 @@ impl Sink for SortRuns {
 struct Collected {
     batches: Vec<RecordBatch>,
     keys: Rows,
-    /// Once sorted: the prefixes are the keys.
+    /// Once sorted: how many bytes all keys begin with, and whether the prefixes behind them say the rest.
+    common: usize,
     exact: bool,
     bytes: usize,
 }
@@ -235,6 +283,7 @@ impl Collected {
         Self {
             batches: Vec::new(),
             keys: shared.converter.empty_rows(0, 0),
+            common: 0,
             exact: false,
             bytes: 0,
         }
@@ -385,12 +434,12 @@ impl LocalRuns {
         if rows > u32::MAX as usize {
             return Err(Error::Setup("more than 2^32 rows in one sort run".into()));
         }
-        let first = keys.row(0).data().len();
-        let mut exact = first <= 16;
+        let (first, common) = (keys.row(0).data().len(), common_bytes(keys));
+        let mut exact = first - common <= 16;
         let mut order: Vec<(u128, u32)> = Vec::with_capacity(rows);
         for (row, key) in (0..).zip(keys.iter()) {
             exact &= key.data().len() == first;
-            order.push((prefix(key.data()), row));
+            order.push((prefix(&key.data()[common..]), row));
         }
         let fetch = self.shared.config.fetch;
         if exact {
@@ -401,14 +450,15 @@ impl LocalRuns {
                 a.0.cmp(&b.0).then_with(|| whole(a.1).cmp(&whole(b.1)))
             });
         }
-        collected.exact = exact;
+        (collected.common, collected.exact) = (common, exact);
         Ok(Some((collected, order)))
     }
 
     /// Sorts what was collected; with a `fetch`, only as many rows come out.
     fn sort(&mut self) -> Result<Option<Run>> {
         let Some((collected, order)) = self.in_order()? else { return Ok(None) };
-        let Collected { batches, keys, exact, .. } = collected;
+        let Collected { batches, keys, common, exact, .. } = collected;
+        let common = keys.row(0).data()[..common].into();
         let (prefixes, order): (Vec<_>, Vec<_>) = order.into_iter().unzip();
         let all = concat_as(&self.shared.config.schema, &batches)?;
         drop(batches);
@@ -420,7 +470,7 @@ impl LocalRuns {
             other => other?,
         }
         let _reservation = Some(self.reservation.split_off());
-        Ok(Some(Run { rows: sorted, prefixes, keys, order, exact, _reservation }))
+        Ok(Some(Run { rows: sorted, common, prefixes, keys, order, exact, _reservation }))
     }
 
     /// Sorts a top-N's rows down to what it may keep, and tells the others the boundary.

@@ -10,15 +10,22 @@ use arrow::{
 use datafusion_physical_expr::{LexOrdering, PhysicalSortExpr, expressions::Column};
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Graph, MemoryLimit, QueryContext, QueryOptions, RowStream, Source},
+    pipeline::{
+        Chaos, Graph, Held, MemoryLimit, QueryContext, QueryOptions, RowStream, Running, Source,
+    },
+};
+use gatework_shared_state::{
+    Budget,
+    output::{ExchangeClient, Output, OutputBuffers, OutputKind, OutputState},
 };
 use proptest::prelude::*;
 
-use super::{SortConfig, new};
+use super::{OrderedExchange, SortConfig, new};
 use crate::rig::{
     EXECUTOR, FailingScan, ints, moody, result_of, roomy, rows, run_asked, run_with, scan, table,
     wait_idle,
 };
+use crate::{local_exchange::Routing, task_output::TaskOutput};
 
 const FLOATS: [f64; 6] = [0.0, -0.0, f64::NAN, 1.5, f64::NEG_INFINITY, -1.5];
 const TEXTS: [&str; 6] = ["", "a", "ab", "b", "a rather long text, not inline", "a\0"];
@@ -290,4 +297,92 @@ fn a_failed_input_is_not_an_empty_one() {
         Case::plain(None, 2).add(graph, &input, Arc::new(FailingScan))
     });
     assert_eq!(answer.unwrap_err().to_string(), "the scan failed");
+}
+
+/// A query that sorts `rows` and writes them into an output with room for little.
+fn sorted_elsewhere(
+    rows: &RecordBatch,
+    fails: bool,
+    chaos: &Arc<Chaos>,
+) -> (Output<Held>, Running) {
+    let options = QueryOptions { chaos: Some(chaos.clone()), ..QueryOptions::default() };
+    let query = QueryContext::new(&EXECUTOR, options);
+    let buffers = OutputBuffers::of_partitions(1);
+    let (output, writers) = Output::new("test", buffers, Budget::new(100), 1).unwrap();
+    let sink = TaskOutput::new(writers, OutputKind::Partitioned, Routing::PassToOne, 1).unwrap();
+    let mut graph = Graph::new();
+    let (runs, merge) = new(by_int(rows, 7), 2).unwrap();
+    let source: Arc<dyn Source> = if fails { Arc::new(FailingScan) } else { scan(rows, 5) };
+    graph.add("sort", 2, source, vec![], Arc::new(runs)).unwrap();
+    graph.add("write", 1, Arc::new(merge), vec![], Arc::new(sink)).unwrap();
+    (output, graph.start(&query).unwrap())
+}
+
+fn by_int(rows: &RecordBatch, batch_rows: usize) -> SortConfig {
+    let options = SortOptions { descending: true, nulls_first: true };
+    let key = PhysicalSortExpr::new(Arc::new(Column::new("int", 0)), options);
+    let ordering = LexOrdering::new(vec![key]).unwrap();
+    SortConfig { ordering, fetch: None, schema: rows.schema(), batch_rows }
+}
+
+fn merged(
+    outputs: &[Output<Held>],
+    schema: &RecordBatch,
+    chaos: &Arc<Chaos>,
+) -> Result<Vec<RecordBatch>> {
+    let client = ExchangeClient::new("test");
+    for (place, output) in (0..).zip(outputs) {
+        client.add(place, output.clone(), 0).unwrap();
+    }
+    client.no_more();
+    let options = QueryOptions { chaos: Some(chaos.clone()), ..QueryOptions::default() };
+    let source = Arc::new(OrderedExchange::new(client, by_int(schema, 6)).unwrap());
+    Ok(run_with(options, |graph| result_of(graph, 1, 1, source, vec![]))?.concat())
+}
+
+/// What tasks of other queries give in order, one, some or none of it, is one order.
+#[test]
+fn streams_are_merged() {
+    for seed in 0..30_usize {
+        let chaos = Arc::new(Chaos::new(seed as u64).block_every(3).recall_every(4).cut_batches(5));
+        let sizes = [[0, 0, 0], [40, 0, 0], [40, 1, 90], [60, 60, 60]][seed % 4];
+        let code = |row: usize| Some(((row * 7 + seed) % 5) as u8).filter(|code| *code != 4);
+        let inputs: Vec<RecordBatch> = sizes
+            .iter()
+            .map(|size| input(&(0..*size).map(|row| [code(row), None, None]).collect::<Vec<_>>()))
+            .collect();
+        let writers: Vec<_> =
+            inputs.iter().map(|rows| sorted_elsewhere(rows, false, &chaos)).collect();
+        let outputs: Vec<_> = writers.iter().map(|(output, _)| output.clone()).collect();
+        let batches = merged(&outputs, &inputs[0], &chaos).unwrap();
+        let mut keys = Vec::new();
+        for batch in &batches {
+            assert!(batch.num_rows() <= 6);
+            keys.extend(batch.column(0).as_primitive::<Int32Type>().iter());
+        }
+        // NULLs first, then the greatest.
+        let in_order = |one: &Option<i32>, next: &Option<i32>| match (one, next) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(one), Some(next)) => one >= next,
+        };
+        assert!(keys.is_sorted_by(in_order), "{seed}: {keys:?}");
+        assert_eq!(crate::rig::sorted_rows(&batches), crate::rig::sorted_rows(&inputs), "{seed}");
+        for (output, running) in writers {
+            wait_idle(running.query());
+            assert_eq!((output.state(), output.bytes()), (OutputState::Finished, 0));
+        }
+    }
+}
+
+#[test]
+fn a_stream_that_fails_is_no_end_of_rows() {
+    let chaos = Arc::new(Chaos::new(1));
+    let rows = input(&[[Some(1), None, None]; 100]);
+    let (good, bad) =
+        (sorted_elsewhere(&rows, false, &chaos), sorted_elsewhere(&rows, true, &chaos));
+    let error = merged(&[good.0.clone(), bad.0.clone()], &rows, &chaos).unwrap_err();
+    assert_eq!(error.to_string(), "a producer ended without finishing");
+    wait_idle(good.1.query());
+    wait_idle(bad.1.query());
 }

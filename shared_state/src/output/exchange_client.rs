@@ -132,6 +132,33 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         Take::Blocked(self.gate.clone())
     }
 
+    /// Each of the outputs with a client of its own, for one who reads them side by side; this one has none left.
+    /// They are given when all are known.
+    pub fn apart(&self, name: &str) -> Take<Vec<Self>> {
+        let mut inner = self.inner.lock();
+        if inner.failed {
+            return Take::Aborted;
+        }
+        if inner.closed {
+            return Take::Finished;
+        }
+        if !inner.no_more {
+            self.gate.block();
+            return Take::Blocked(self.gate.clone());
+        }
+        let known = std::mem::take(&mut inner.known);
+        let alone = |(id, location): (LocationId, Location<T>)| {
+            let client = Self::new(name);
+            let mut inner = client.inner.lock();
+            inner.known.push(id);
+            inner.locations.push_back(location);
+            inner.no_more = true;
+            drop(inner);
+            client
+        };
+        Take::Item(known.into_iter().zip(inner.locations.drain(..)).map(alone).collect())
+    }
+
     /// Asks each output once, until one has pages.
     fn ask(&self, inner: &mut Inner<T>, after: &mut After<T>) -> Result<(), Misuse> {
         for _ in 0..inner.locations.len() {

@@ -467,3 +467,27 @@ fn m11_a_closed_client_leaves_all_outputs() {
     assert_eq!(late.output.state(), OutputState::Finished);
     assert!(matches!(client.take(), Take::Finished));
 }
+
+/// One who reads outputs side by side gets a client for each, when all are known.
+#[test]
+fn a_client_comes_apart() {
+    let mut benches = [Bench::new(&partitioned(1), 100), Bench::new(&partitioned(1), 100)];
+    let client = ExchangeClient::new("test");
+    let Take::Blocked(gate) = client.apart("part") else { panic!("there is nothing") };
+    for (id, bench) in (0..).zip(&benches) {
+        client.add(id, bench.output.clone(), 0).unwrap();
+    }
+    assert!(gate.is_ready() && matches!(client.apart("part"), Take::Blocked(_)), "others may come");
+    client.no_more();
+    let Take::Item(parts) = client.apart("part") else { panic!("all are known") };
+    benches[1].pages(0, 2);
+    benches[0].no_more_pages();
+    assert!(matches!(parts[0].take(), Take::Finished));
+    assert_eq!((take(&parts[1]), take(&parts[1])), (0, 1));
+    assert!(matches!(parts[1].take(), Take::Blocked(_)));
+    parts[1].close();
+    assert_eq!(benches[1].output.state(), OutputState::Finished);
+    assert!(matches!(client.take(), Take::Finished), "it has none left");
+    client.close();
+    assert!(matches!(client.apart("part"), Take::Finished));
+}

@@ -183,7 +183,8 @@ impl Lowering {
 
     /// A source of somebody else's.
     pub(super) fn source(&mut self, node: &SourceExec, tag: Option<usize>) -> Flow {
-        self.leaf(node.source().name(), self.instances, node.source().clone(), tag)
+        let tasks = if node.properties().output_ordering().is_some() { 1 } else { self.instances };
+        self.leaf(node.source().name(), tasks, node.source().clone(), tag)
     }
 
     /// A node without input: no row, or one row without a value.
