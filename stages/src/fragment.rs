@@ -9,11 +9,12 @@ use datafusion::{
     common::{internal_err, plan_err, tree_node::TreeNodeRecursion},
     error::Result,
     execution::{SendableRecordBatchStream, TaskContext},
-    physical_expr::{Distribution, PhysicalExpr},
+    physical_expr::PhysicalExpr,
     physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties},
 };
 
 use crate::{
+    buckets::{bucket_count, uses_buckets},
     exchange::{
         ExchangeExec, ExchangeKind, PartitioningHandle as Handle, PartitioningScheme, Scope,
         with_children,
@@ -121,36 +122,6 @@ struct Fragmenter {
     next: FragmentId,
 }
 
-/// Whether `node`, or what is behind it in its fragment, relies on rows being divided as tables in buckets are.
-fn uses_buckets(node: &Arc<dyn ExecutionPlan>) -> bool {
-    let requirements = node.input_distribution_requirements();
-    let children = node.children();
-    let by_key = |place: usize| {
-        let required = requirements.child_distribution(place);
-        matches!(required, Some(Distribution::KeyPartitioned(keys)) if !keys.is_empty())
-    };
-    children.iter().enumerate().any(|(place, child)| by_key(place) && in_buckets(child))
-        || children.into_iter().any(uses_buckets)
-}
-
-/// How many buckets the tables behind `node` in its fragment have.
-fn buckets(node: &Arc<dyn ExecutionPlan>) -> Option<usize> {
-    match node.downcast_ref::<SplitScanExec>() {
-        Some(scan) => scan.buckets().map(|buckets| buckets.count()),
-        None => node.children().into_iter().find_map(buckets),
-    }
-}
-
-/// Whether tables in buckets are behind `node` in its fragment.
-pub(crate) fn in_buckets(node: &Arc<dyn ExecutionPlan>) -> bool {
-    let ends = node.downcast_ref::<ExchangeExec>().is_some();
-    !ends
-        && match node.downcast_ref::<SplitScanExec>() {
-            Some(scan) => scan.buckets().is_some(),
-            None => node.children().into_iter().any(in_buckets),
-        }
-}
-
 /// What is known of a fragment while it is made.
 #[derive(Default)]
 struct Parts {
@@ -203,7 +174,7 @@ impl Fragmenter {
             partitioning,
             output,
             tables: parts.tables,
-            buckets: if useful { buckets(&root) } else { None },
+            buckets: if useful { bucket_count(&root) } else { None },
             // Rows of other stages come once, for all groups.
             grouped: useful && parts.children.is_empty(),
             root,

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod buckets;
 mod exchange;
 mod filters;
 mod fragment;

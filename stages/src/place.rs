@@ -44,11 +44,11 @@ use gatework_sql::{
 };
 
 use crate::{
+    buckets::{in_the_same_buckets, is_divided_by, meet_in_buckets},
     exchange::{
         ExchangeExec, ExchangeKind, PartitioningHandle as Handle, PartitioningScheme, Scope,
         with_children,
     },
-    fragment::in_buckets,
     scan::SplitScanExec,
 };
 
@@ -74,9 +74,9 @@ struct Placer<'a> {
 }
 
 /// A plan, and which of its rows each task has.
-struct Placed {
-    plan: Arc<dyn ExecutionPlan>,
-    handle: Handle,
+pub(crate) struct Placed {
+    pub(crate) plan: Arc<dyn ExecutionPlan>,
+    pub(crate) handle: Handle,
 }
 
 impl Placed {
@@ -479,61 +479,6 @@ fn is_spreadable(plan: &Arc<dyn ExecutionPlan>) -> bool {
         }
         _ => false,
     }
-}
-
-/// Whether two expressions over `rows` have the same values.
-fn same(rows: &Placed, one: &Arc<dyn PhysicalExpr>, other: &Arc<dyn PhysicalExpr>) -> bool {
-    let classes = rows.plan.equivalence_properties().eq_group();
-    classes.normalize_expr(one.clone()).eq(&classes.normalize_expr(other.clone()))
-}
-
-/// Whether rows of tables in buckets that have the same `keys` are in one bucket: it is by some of these.
-fn is_divided_by(rows: &Placed, keys: &[Arc<dyn PhysicalExpr>]) -> bool {
-    let Partitioning::Hash(divided_by, _) = rows.plan.output_partitioning() else { return false };
-    let is_key = |by: &Arc<dyn PhysicalExpr>| keys.iter().any(|key| same(rows, by, key));
-    rows.handle == Handle::Buckets && divided_by.iter().all(is_key)
-}
-
-/// Whether rows of both sides that may meet are in the same bucket, of as many.
-fn meet_in_buckets(join: &HashJoinExec, children: &[Placed]) -> bool {
-    let [left, right] = children else { return false };
-    if left.handle != Handle::Buckets || right.handle != Handle::Buckets || join.null_aware {
-        return false;
-    }
-    let (Partitioning::Hash(of_left, count), Partitioning::Hash(of_right, other)) =
-        (left.plan.output_partitioning(), right.plan.output_partitioning())
-    else {
-        return false;
-    };
-    let joined = |(of_left, of_right): (&Arc<dyn PhysicalExpr>, &Arc<dyn PhysicalExpr>)| {
-        let mut pairs = join.on().iter();
-        pairs.any(|(left_key, right_key)| {
-            same(left, of_left, left_key) && same(right, of_right, right_key)
-        })
-    };
-    count == other && of_left.len() == of_right.len() && of_left.iter().zip(of_right).all(joined)
-}
-
-/// The sides of a join that was to collect one of them, where they need not: rows that may meet are in the same
-/// buckets.
-fn in_the_same_buckets(join: &HashJoinExec, children: &mut Vec<Placed>) -> Option<Vec<Placed>> {
-    let right = children.pop()?;
-    let left = children.pop()?;
-    let gathered = left.plan.downcast_ref::<ExchangeExec>();
-    let gathered = gathered.filter(|exchange| exchange.kind() == ExchangeKind::Gather);
-    let divided = match gathered.map(ExchangeExec::sources) {
-        Some([source]) if in_buckets(source) => {
-            Placed { plan: source.clone(), handle: Handle::Buckets }
-        }
-        _ => Placed { plan: left.plan.clone(), handle: left.handle },
-    };
-    let sides = [divided, right];
-    if meet_in_buckets(join, &sides) {
-        return Some(sides.into());
-    }
-    let [_, right] = sides;
-    children.extend([left, right]);
-    None
 }
 
 /// The same rows, in each task in this order: exchanges do not keep the one that they may have had.

@@ -9,7 +9,9 @@
 //! A file is there when it is whole, and its upload is given up if its query ends before. A query that fails may leave
 //! files of writers that had ended before it failed, as DataFusion's do.
 
+mod encoder;
 mod operator;
+mod upload;
 
 use std::{
     fmt,

@@ -1,35 +1,27 @@
 //! The operator that writes: takes rows, gives one row in the end.
 
-use std::{fmt, io, sync::Arc, task::Poll};
+use std::{fmt, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt64Array},
     compute::concat_batches,
-    csv,
     datatypes::SchemaRef,
 };
-use bytes::Bytes;
 use datafusion::{
-    error::{DataFusionError, Result as PlanResult},
+    error::Result as PlanResult,
     execution::TaskContext as PlanContext,
-    object_store::{ObjectStore, ObjectStoreExt, buffered::BufWriter, path::Path},
-    parquet::{
-        arrow::{ArrowWriter, arrow_writer::ArrowWriterOptions},
-        file::metadata::KeyValue,
-    },
+    object_store::{ObjectStore, path::Path},
 };
-use futures::{FutureExt, future::BoxFuture};
 use gatework_operators::{OrFail, compact, stream_scan::PollGate};
 use gatework_runtime::{
     Result,
     pipeline::{Batch, LocalOperator, Operator, OperatorResult, Reservation, Setup, TaskContext},
 };
 use gatework_shared_state::Gate;
-use parking_lot::Mutex;
-use tokio::{io::AsyncWriteExt, runtime::Handle};
+use tokio::runtime::Handle;
 
-use super::{Format, WriteProgress, WriteTarget};
-use crate::buckets::{Bucket, FOOTER_KEY};
+use super::{WriteProgress, WriteTarget, encoder::Encoder, upload::Upload};
+use crate::buckets::Bucket;
 
 /// Encoded bytes that are handed on at a time; a Parquet writer hands on a row group.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -123,184 +115,6 @@ impl FileWriter {
             most_rows: self.file_rows,
         }
     }
-}
-
-/// Bytes that an encoder has made.
-#[derive(Clone, Default)]
-struct Encoded(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Encoded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-enum Encoder {
-    Parquet(Box<ArrowWriter<Encoded>>, Encoded),
-    Csv(Box<csv::Writer<Encoded>>, Encoded),
-}
-
-impl Encoder {
-    fn new(target: &WriteTarget, bucket: Option<&Bucket>) -> PlanResult<Self> {
-        let bytes = Encoded::default();
-        Ok(match &target.format {
-            Format::Parquet(properties, arrow_schema) => {
-                let options = ArrowWriterOptions::new()
-                    .with_properties(properties.as_ref().clone())
-                    .with_skip_arrow_metadata(!arrow_schema);
-                let (schema, bytes) = (target.schema.clone(), bytes.clone());
-                let mut writer = ArrowWriter::try_new_with_options(bytes.clone(), schema, options)?;
-                if let Some(bucket) = bucket {
-                    let entry = KeyValue::new(FOOTER_KEY.to_owned(), bucket.in_footer());
-                    writer.append_key_value_metadata(entry);
-                }
-                Self::Parquet(Box::new(writer), bytes)
-            }
-            Format::Csv(builder) => {
-                Self::Csv(Box::new(builder.clone().build(bytes.clone())), bytes)
-            }
-        })
-    }
-
-    fn write(&mut self, batch: &RecordBatch) -> PlanResult<()> {
-        match self {
-            Self::Parquet(writer, _) => writer.write(batch)?,
-            Self::Csv(writer, _) => writer.write(batch)?,
-        }
-        Ok(())
-    }
-
-    /// Bytes that it holds.
-    fn memory(&self) -> usize {
-        match self {
-            Self::Parquet(writer, bytes) => writer.memory_size() + bytes.0.lock().len(),
-            Self::Csv(_, bytes) => bytes.0.lock().len(),
-        }
-    }
-
-    /// Ends what it has begun, so that it can be sent.
-    fn flush(&mut self) -> PlanResult<()> {
-        match self {
-            Self::Parquet(writer, _) => Ok(writer.flush()?),
-            Self::Csv(..) => Ok(()),
-        }
-    }
-
-    /// What can be sent, if that is `least` bytes.
-    fn take(&self, least: usize) -> Option<Bytes> {
-        let (Self::Parquet(_, bytes) | Self::Csv(_, bytes)) = self;
-        let mut bytes = bytes.0.lock();
-        (bytes.len() >= least.max(1)).then(|| std::mem::take(&mut *bytes).into())
-    }
-
-    /// The last bytes.
-    fn close(self) -> PlanResult<Bytes> {
-        let bytes = match self {
-            Self::Parquet(writer, bytes) => {
-                writer.close()?;
-                bytes
-            }
-            Self::Csv(writer, bytes) => {
-                drop(writer);
-                bytes
-            }
-        };
-        Ok(std::mem::take(&mut *bytes.0.lock()).into())
-    }
-}
-
-/// A file on its way into the store. Dropped before it is known to be whole, it is given up there, and its query ends
-/// when it has been.
-struct Upload {
-    setup: Setup,
-    writer: Option<BufWriter>,
-    store: Arc<dyn ObjectStore>,
-    part_bytes: usize,
-    /// Of the file that is begun next, and of the last one that was.
-    path: Path,
-    sent: Path,
-    io: Handle,
-    sending: Option<BoxFuture<'static, (BufWriter, PlanResult<Sent>)>>,
-    gate: PollGate,
-}
-
-/// What has been sent.
-enum Sent {
-    Part,
-    /// The file is there.
-    Whole,
-}
-
-impl Upload {
-    /// Begins to send `bytes`, the last ones or not.
-    fn send(&mut self, bytes: Bytes, last: bool) {
-        self.sent = self.path.clone();
-        let (store, path) = (&self.store, &self.path);
-        let fresh = || BufWriter::with_capacity(store.clone(), path.clone(), self.part_bytes);
-        let mut writer = self.writer.take().unwrap_or_else(fresh);
-        let sending = async move {
-            let sent = send(&mut writer, bytes, last).await;
-            (writer, sent)
-        };
-        self.sending = Some(sending.boxed());
-    }
-
-    /// Whether all is sent that was begun.
-    fn poll(&mut self) -> PlanResult<bool> {
-        let Some(sending) = &mut self.sending else { return Ok(true) };
-        let _entered = self.io.enter();
-        match self.gate.poll(|context| sending.poll_unpin(context)) {
-            Poll::Pending => Ok(false),
-            Poll::Ready((writer, sent)) => {
-                self.sending = None;
-                if !matches!(sent, Ok(Sent::Whole)) {
-                    self.writer = Some(writer);
-                }
-                sent.map(|_| true)
-            }
-        }
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        let (writer, sending) = (self.writer.take(), self.sending.take());
-        if writer.is_none() && sending.is_none() {
-            return;
-        }
-        let (store, path, presence) = (self.store.clone(), self.sent.clone(), self.setup.outside());
-        self.io.spawn(async move {
-            let writer = match sending {
-                Some(sending) => match sending.await {
-                    (_, Ok(Sent::Whole)) => {
-                        let _removed = store.delete(&path).await;
-                        None
-                    }
-                    (writer, _) => Some(writer),
-                },
-                None => writer,
-            };
-            if let Some(mut writer) = writer {
-                // Nobody is left to be told.
-                let _given_up = writer.abort().await;
-            }
-            drop(presence);
-        });
-    }
-}
-
-async fn send(writer: &mut BufWriter, bytes: Bytes, last: bool) -> PlanResult<Sent> {
-    writer.put(bytes).await?;
-    if !last {
-        return Ok(Sent::Part);
-    }
-    writer.shutdown().await.map_err(DataFusionError::IoError)?;
-    Ok(Sent::Whole)
 }
 
 enum State {

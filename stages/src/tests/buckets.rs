@@ -1,6 +1,13 @@
 //! Tables in buckets: where they need no exchange (F-9), which node reads what (K-2), and in which order (K-4, M-5).
 
-use std::{collections::BTreeMap, fs::File, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use datafusion::{
     arrow::{
@@ -163,12 +170,14 @@ async fn buckets_are_told() {
     assert!(text.contains("buckets (4 by k) of DataSourceExec"), "{text}");
 }
 
+/// What was opened, by bucket and table, and whether it was closed.
+type Opened = Arc<Mutex<BTreeMap<(usize, usize), Arc<AtomicBool>>>>;
+
 /// Tables whose buckets have so many splits of one byte.
 #[derive(Default)]
 struct MockBuckets {
     splits: usize,
-    /// Whether each that was opened was closed.
-    opened: Arc<Mutex<BTreeMap<(usize, usize), Arc<std::sync::atomic::AtomicBool>>>>,
+    opened: Opened,
 }
 
 impl BucketSplits for MockBuckets {
@@ -189,7 +198,7 @@ struct Table {
     stage: StageExecution,
     factory: Arc<MockFactory>,
     inbox: Arc<Inbox>,
-    opened: Arc<Mutex<BTreeMap<(usize, usize), Arc<std::sync::atomic::AtomicBool>>>>,
+    opened: Opened,
 }
 
 impl Table {
@@ -221,7 +230,7 @@ impl Table {
     }
 
     fn all_closed(&self) -> bool {
-        self.opened.lock().values().all(|closed| closed.load(std::sync::atomic::Ordering::Relaxed))
+        self.opened.lock().values().all(|closed| closed.load(Ordering::Relaxed))
     }
 }
 

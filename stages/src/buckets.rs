@@ -1,0 +1,103 @@
+//! Where tables in buckets need no exchange: rows that meet, in a join or in a group, are in the same bucket.
+//! (Presto's rules of grouped execution; F-9 of `RULES.md`.)
+
+use std::sync::Arc;
+
+use datafusion::{
+    physical_expr::{Distribution, PhysicalExpr},
+    physical_plan::{ExecutionPlan, ExecutionPlanProperties, Partitioning, joins::HashJoinExec},
+};
+
+use crate::{
+    exchange::{ExchangeExec, ExchangeKind, PartitioningHandle as Handle},
+    place::Placed,
+    scan::SplitScanExec,
+};
+
+/// Whether two expressions over `rows` have the same values.
+fn same(rows: &Placed, one: &Arc<dyn PhysicalExpr>, other: &Arc<dyn PhysicalExpr>) -> bool {
+    let classes = rows.plan.equivalence_properties().eq_group();
+    classes.normalize_expr(one.clone()).eq(&classes.normalize_expr(other.clone()))
+}
+
+/// Whether rows of tables in buckets that have the same `keys` are in one bucket: it is by some of these.
+pub(crate) fn is_divided_by(rows: &Placed, keys: &[Arc<dyn PhysicalExpr>]) -> bool {
+    let Partitioning::Hash(divided_by, _) = rows.plan.output_partitioning() else { return false };
+    let is_key = |by: &Arc<dyn PhysicalExpr>| keys.iter().any(|key| same(rows, by, key));
+    rows.handle == Handle::Buckets && divided_by.iter().all(is_key)
+}
+
+/// Whether rows of both sides that may meet are in the same bucket, of as many.
+pub(crate) fn meet_in_buckets(join: &HashJoinExec, children: &[Placed]) -> bool {
+    let [left, right] = children else { return false };
+    if left.handle != Handle::Buckets || right.handle != Handle::Buckets || join.null_aware {
+        return false;
+    }
+    let (Partitioning::Hash(of_left, count), Partitioning::Hash(of_right, other)) =
+        (left.plan.output_partitioning(), right.plan.output_partitioning())
+    else {
+        return false;
+    };
+    let joined = |(of_left, of_right): (&Arc<dyn PhysicalExpr>, &Arc<dyn PhysicalExpr>)| {
+        let mut pairs = join.on().iter();
+        pairs.any(|(left_key, right_key)| {
+            same(left, of_left, left_key) && same(right, of_right, right_key)
+        })
+    };
+    count == other && of_left.len() == of_right.len() && of_left.iter().zip(of_right).all(joined)
+}
+
+/// The sides of a join that was to collect one of them, where they need not: rows that may meet are in the same
+/// buckets.
+pub(crate) fn in_the_same_buckets(
+    join: &HashJoinExec,
+    children: &mut Vec<Placed>,
+) -> Option<Vec<Placed>> {
+    let right = children.pop()?;
+    let left = children.pop()?;
+    let gathered = left.plan.downcast_ref::<ExchangeExec>();
+    let gathered = gathered.filter(|exchange| exchange.kind() == ExchangeKind::Gather);
+    let divided = match gathered.map(ExchangeExec::sources) {
+        Some([source]) if in_buckets(source) => {
+            Placed { plan: source.clone(), handle: Handle::Buckets }
+        }
+        _ => Placed { plan: left.plan.clone(), handle: left.handle },
+    };
+    let sides = [divided, right];
+    if meet_in_buckets(join, &sides) {
+        return Some(sides.into());
+    }
+    let [_, right] = sides;
+    children.extend([left, right]);
+    None
+}
+
+/// Whether `node`, or what is behind it in its fragment, relies on rows being divided as tables in buckets are.
+pub(crate) fn uses_buckets(node: &Arc<dyn ExecutionPlan>) -> bool {
+    let requirements = node.input_distribution_requirements();
+    let children = node.children();
+    let by_key = |place: usize| {
+        let required = requirements.child_distribution(place);
+        matches!(required, Some(Distribution::KeyPartitioned(keys)) if !keys.is_empty())
+    };
+    children.iter().enumerate().any(|(place, child)| by_key(place) && in_buckets(child))
+        || children.into_iter().any(uses_buckets)
+}
+
+/// How many buckets the tables behind `node` in its fragment have.
+pub(crate) fn bucket_count(node: &Arc<dyn ExecutionPlan>) -> Option<usize> {
+    match node.downcast_ref::<SplitScanExec>() {
+        Some(scan) => scan.buckets().map(|buckets| buckets.count()),
+        None => node.children().into_iter().find_map(bucket_count),
+    }
+}
+
+/// Whether tables in buckets are behind `node` in its fragment.
+fn in_buckets(node: &Arc<dyn ExecutionPlan>) -> bool {
+    let ends = node.downcast_ref::<ExchangeExec>().is_some();
+    !ends
+        && match node.downcast_ref::<SplitScanExec>() {
+            Some(scan) => scan.buckets().is_some(),
+            None => node.children().into_iter().any(in_buckets),
+        }
+}
