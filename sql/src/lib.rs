@@ -22,6 +22,7 @@ mod shell;
 mod sides;
 mod source;
 mod spill;
+mod split_table;
 pub mod splits;
 pub mod verify;
 mod write;

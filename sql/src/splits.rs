@@ -5,7 +5,7 @@
 //! for. A task's plan has the table [with a queue](table_of_splits) in place of the files: what is put into the
 //! queue is read.
 
-use std::{collections::VecDeque, fmt, sync::Arc, task::Poll};
+use std::{any::Any, collections::VecDeque, fmt, sync::Arc, task::Poll};
 
 use arrow::array::RecordBatch;
 use datafusion::{
@@ -31,6 +31,7 @@ use gatework_runtime::Executor;
 use gatework_shared_state::{Gate, splits::SplitQueue};
 use tokio::runtime::Handle;
 
+pub use crate::split_table::{SplitTable, SplitTableExec};
 use crate::{
     engine::Engine,
     scan::{MemoryTable, Piece, pieces},
@@ -45,6 +46,8 @@ pub struct Split {
 pub(crate) enum Part {
     Piece(Box<Piece>),
     Batches(Vec<RecordBatch>),
+    /// Of a [`SplitTable`].
+    OfUser(Box<dyn Any + Send>),
 }
 
 impl Split {
@@ -52,6 +55,11 @@ impl Split {
     pub fn of_batches(batches: Vec<RecordBatch>) -> Self {
         let weight = batches.iter().map(|batch| batch.get_array_memory_size() as u64).sum();
         Self { part: Part::Batches(batches), weight }
+    }
+
+    /// A split of a [`SplitTable`], for which about `weight` bytes are read: what its `read` gets.
+    pub fn of(split: impl Any + Send, weight: u64) -> Self {
+        Self { part: Part::OfUser(Box::new(split)), weight }
     }
 
     /// A split without rows: it gives a stage a task that finds its table empty.
@@ -90,6 +98,7 @@ impl fmt::Debug for Split {
                 let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
                 write!(f, "{rows} rows")?;
             }
+            Part::OfUser(_) => write!(f, "split of a table")?,
         }
         write!(f, ", {} bytes", self.weight)
     }
@@ -116,7 +125,20 @@ pub trait SplitSource: Send {
     fn close(&mut self) {}
 }
 
-/// The splits of `table`, a scan of files or of a table in memory. Nothing is read yet.
+/// Whether `table` is a leaf that can be read in splits.
+pub fn has_splits(table: &Arc<dyn ExecutionPlan>) -> bool {
+    if table.is::<SplitTableExec>() {
+        return true;
+    }
+    let table = filterable(table.clone());
+    let scan = table.downcast_ref::<DataSourceExec>();
+    scan.is_some_and(|scan| {
+        let source = scan.data_source();
+        source.is::<FileScanConfig>() || source.is::<MemoryTable>()
+    })
+}
+
+/// The splits of `table`, a scan of files, of a table in memory or of a [`SplitTable`]. Nothing is read yet.
 ///
 /// # Errors
 /// If it is another kind of node.
@@ -125,6 +147,9 @@ pub fn split_source(
     executor: &Executor,
     context: &Arc<TaskContext>,
 ) -> Result<Box<dyn SplitSource>> {
+    if let Some(scan) = table.downcast_ref::<SplitTableExec>() {
+        return scan.table().splits();
+    }
     let table = filterable(table.clone());
     let Some(scan) = table.downcast_ref::<DataSourceExec>() else {
         return internal_err!("{} has no splits", table.name());
@@ -256,27 +281,30 @@ pub fn filterable(table: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
 /// `table`, of which the splits in `queue` are read, and nothing else.
 ///
 /// # Errors
-/// If it is not a scan of files or of a table in memory.
+/// If it is no table that has splits.
 pub fn table_of_splits(
     table: &Arc<dyn ExecutionPlan>,
     queue: SplitQueue<Split>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
+    if let Some(scan) = table.downcast_ref::<SplitTableExec>() {
+        return Ok(Arc::new(scan.of_queue(queue)));
+    }
     let table = filterable(table.clone());
     let Some(scan) = table.downcast_ref::<DataSourceExec>() else {
         return internal_err!("{} has no splits", table.name());
     };
     let table = scan.data_source().clone();
-    Ok(Arc::new(DataSourceExec::new(Arc::new(SplitTable { table, queue }))))
+    Ok(Arc::new(DataSourceExec::new(Arc::new(QueuedTable { table, queue }))))
 }
 
 /// A table, and the queue of those of its splits that are read.
 #[derive(Debug, Clone)]
-pub(crate) struct SplitTable {
+pub(crate) struct QueuedTable {
     table: Arc<dyn DataSource>,
     queue: SplitQueue<Split>,
 }
 
-impl SplitTable {
+impl QueuedTable {
     pub(crate) fn table(&self) -> &Arc<dyn DataSource> {
         &self.table
     }
@@ -286,7 +314,7 @@ impl SplitTable {
     }
 }
 
-impl DataSource for SplitTable {
+impl DataSource for QueuedTable {
     fn open(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         internal_err!("splits are read by the tasks of a stage only")
     }

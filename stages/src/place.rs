@@ -18,7 +18,7 @@ use datafusion::{
         JoinType, plan_err,
         tree_node::{Transformed, TreeNode},
     },
-    datasource::{sink::DataSinkExec, source::DataSourceExec},
+    datasource::sink::DataSinkExec,
     error::Result,
     functions_aggregate::sum::sum_udaf,
     physical_expr::{
@@ -41,6 +41,7 @@ use datafusion::{
 use gatework_sql::{
     WriteExec, WriteTarget,
     buckets::{Bucketing, TableInBuckets},
+    splits::has_splits,
 };
 
 use crate::{
@@ -471,7 +472,7 @@ fn is_spreadable(plan: &Arc<dyn ExecutionPlan>) -> bool {
     }
     let children = plan.children();
     match children.as_slice() {
-        [] => plan.downcast_ref::<DataSourceExec>().is_some() && plan.output_ordering().is_none(),
+        [] => has_splits(plan) && plan.output_ordering().is_none(),
         [child] => {
             let requirements = plan.input_distribution_requirements();
             let anywhere = requirements.child_distribution(0);

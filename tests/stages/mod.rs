@@ -5,6 +5,7 @@
 mod buckets;
 mod promises;
 mod runs;
+mod split_tables;
 
 use std::sync::Arc;
 

@@ -26,7 +26,12 @@ use datafusion::{
     },
 };
 
-use crate::{scan::MemoryTable, source::SourceExec, splits::SplitTable, write::WriteExec};
+use crate::{
+    scan::MemoryTable,
+    source::SourceExec,
+    splits::{QueuedTable, SplitTableExec},
+    write::WriteExec,
+};
 
 /// Whether `plan`'s node runs on our operators.
 pub(crate) fn covers(plan: &dyn ExecutionPlan) -> bool {
@@ -61,7 +66,11 @@ pub(crate) fn covers(plan: &dyn ExecutionPlan) -> bool {
 }
 
 fn covers_leaf(plan: &dyn ExecutionPlan) -> bool {
-    if plan.is::<EmptyExec>() || plan.is::<PlaceholderRowExec>() || plan.is::<SourceExec>() {
+    if plan.is::<EmptyExec>()
+        || plan.is::<PlaceholderRowExec>()
+        || plan.is::<SourceExec>()
+        || plan.is::<SplitTableExec>()
+    {
         return true;
     }
     let Some(scan) = plan.downcast_ref::<DataSourceExec>() else { return false };
@@ -69,7 +78,7 @@ fn covers_leaf(plan: &dyn ExecutionPlan) -> bool {
     source.is::<FileScanConfig>()
         || source.is::<MemorySourceConfig>()
         || source.is::<MemoryTable>()
-        || source.is::<SplitTable>()
+        || source.is::<QueuedTable>()
 }
 
 /// Whether a node is only there for DataFusion's kind of parallelism: its rows pass through.

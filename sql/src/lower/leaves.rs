@@ -30,7 +30,7 @@ use crate::{
     scan::{FileScan, FilteredScan, MemoryTable, ScanFilter, SplitScan},
     shell::Shell,
     source::SourceExec,
-    splits::{Split, SplitTable},
+    splits::{QueuedTable, Split, SplitTableExec},
 };
 
 /// Rows of a table in memory that a task takes at a time.
@@ -55,7 +55,7 @@ impl Lowering {
         // A promised order holds for one reader that takes everything in turn.
         let promised = shell.original().output_ordering().is_some();
         let keeps_order = first_rows || ordered && promised;
-        if let Some(splits) = source.downcast_ref::<SplitTable>() {
+        if let Some(splits) = source.downcast_ref::<QueuedTable>() {
             return self.split_scan(splits, tag);
         }
         if let Some(memory) = source.downcast_ref::<MemorySourceConfig>() {
@@ -77,7 +77,7 @@ impl Lowering {
     }
 
     /// The splits that a stage scheduler gives.
-    fn split_scan(&mut self, splits: &SplitTable, tag: Option<usize>) -> Result<Flow> {
+    fn split_scan(&mut self, splits: &QueuedTable, tag: Option<usize>) -> Result<Flow> {
         let queue = splits.queue().clone();
         if let Some(config) = splits.table().downcast_ref::<FileScanConfig>() {
             return self.file_scan(config, self.instances, Some(queue), tag);
@@ -185,6 +185,16 @@ impl Lowering {
     pub(super) fn source(&mut self, node: &SourceExec, tag: Option<usize>) -> Flow {
         let tasks = if node.properties().output_ordering().is_some() { 1 } else { self.instances };
         self.leaf(node.source().name(), tasks, node.source().clone(), tag)
+    }
+
+    /// A table of a user's own.
+    pub(super) fn split_table(
+        &mut self,
+        node: &SplitTableExec,
+        tag: Option<usize>,
+    ) -> Result<Flow> {
+        let scan = node.source(self.context.outer(), self.engine.io()?)?;
+        Ok(self.leaf("split table", self.instances, Arc::new(scan), tag))
     }
 
     /// A node without input: no row, or one row without a value.

@@ -35,6 +35,7 @@ use super::{Lowering, cover::is_folded, failed, flow::Flow};
 use crate::{
     shell::Shell,
     source::SourceExec,
+    splits::SplitTableExec,
     write::{FileWriter, WriteExec},
 };
 
@@ -111,6 +112,9 @@ impl Lowering {
         }
         if let Some(source) = node.downcast_ref::<SourceExec>() {
             return Ok(self.source(source, tag));
+        }
+        if let Some(table) = node.downcast_ref::<SplitTableExec>() {
+            return self.split_table(table, tag);
         }
         if node.is::<EmptyExec>() || node.is::<PlaceholderRowExec>() {
             return self.constant(node, tag);

@@ -1,0 +1,419 @@
+//! Tables of a user's own that are read in splits: by all tasks of a scan, and by tasks on several nodes.
+
+use std::{
+    any::Any,
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use datafusion::{
+    arrow::{array::RecordBatch, datatypes::SchemaRef},
+    common::{internal_err, tree_node::TreeNodeRecursion},
+    error::Result,
+    execution::{SendableRecordBatchStream, TaskContext},
+    physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr},
+    physical_plan::{
+        DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties,
+        execution_plan::{Boundedness, EmissionType},
+        stream::RecordBatchStreamAdapter,
+    },
+};
+use futures::{Stream, StreamExt, TryStreamExt};
+use gatework_operators::{OrFail, stream_scan::PollGate};
+use gatework_runtime::{
+    Result as RuntimeResult,
+    pipeline::{Batch, LocalSource, Setup, Source, SourceResult, TaskContext as Task},
+};
+use gatework_shared_state::{
+    Take,
+    splits::{Reading, SplitQueue},
+};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use crate::splits::{Part, Split, SplitSource, Splits};
+
+/// A table that is cut into splits, each of which can be read by itself.
+///
+/// A `TableProvider` gives a [`SplitTableExec`] of it for a scan, with the columns that are wanted. Then any query
+/// reads it by as many tasks as there are, and one that runs as stages by tasks on all nodes.
+///
+/// ```
+/// use std::sync::Arc;
+/// use arrow::{array::{ArrayRef, Int64Array}, datatypes::{DataType, Field, Schema, SchemaRef}, record_batch::RecordBatch};
+/// use datafusion::{
+///     error::Result,
+///     execution::{SendableRecordBatchStream, TaskContext},
+///     physical_plan::stream::RecordBatchStreamAdapter,
+/// };
+/// use gatework_sql::splits::{Split, SplitSource, SplitTable, Splits};
+///
+/// /// The numbers below `0`, a hundred a split.
+/// #[derive(Debug)]
+/// struct Numbers(i64);
+///
+/// /// Where the next split begins, and where the last one ends.
+/// struct NumberSplits(i64, i64);
+///
+/// impl SplitSource for NumberSplits {
+///     fn next(&mut self, most: usize) -> Result<Splits> {
+///         let end = self.1.min(self.0 + 100 * most as i64);
+///         let splits = (self.0..end).step_by(100).map(|first| Split::of(first, 800)).collect();
+///         self.0 = end;
+///         Ok(Splits::Some(splits, end == self.1))
+///     }
+/// }
+///
+/// impl SplitTable for Numbers {
+///     fn schema(&self) -> SchemaRef {
+///         Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]))
+///     }
+///
+///     fn splits(&self) -> Result<Box<dyn SplitSource>> {
+///         Ok(Box::new(NumberSplits(0, self.0)))
+///     }
+///
+///     fn read(
+///         &self,
+///         split: Box<dyn std::any::Any + Send>,
+///         _: &Arc<TaskContext>,
+///     ) -> Result<SendableRecordBatchStream> {
+///         let first = split.downcast::<i64>().map_or(0, |first| *first);
+///         let rows: ArrayRef = Arc::new(Int64Array::from_iter_values(first..self.0.min(first + 100)));
+///         let batch = RecordBatch::try_new(self.schema(), vec![rows])?;
+///         let stream = futures::stream::iter([Ok(batch)]);
+///         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), stream)))
+///     }
+/// }
+/// ```
+pub trait SplitTable: fmt::Debug + Send + Sync + 'static {
+    /// The columns that [`read`](Self::read) gives.
+    fn schema(&self) -> SchemaRef;
+
+    /// Its splits, made by [`Split::of`]. Nothing is to be read yet.
+    ///
+    /// # Errors
+    /// If the table is gone.
+    fn splits(&self) -> Result<Box<dyn SplitSource>>;
+
+    /// The rows of a split: what was given to [`Split::of`]. It is called, and its stream polled, on a worker, where
+    /// tokio's I/O and timers are at hand.
+    ///
+    /// # Errors
+    /// If the split cannot be read.
+    fn read(
+        &self,
+        split: Box<dyn Any + Send>,
+        context: &Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream>;
+}
+
+/// A scan of a [`SplitTable`].
+#[derive(Debug)]
+pub struct SplitTableExec {
+    table: Arc<dyn SplitTable>,
+    /// The splits that are read, if these are not all.
+    queue: Option<SplitQueue<Split>>,
+    properties: Arc<PlanProperties>,
+}
+
+impl SplitTableExec {
+    /// A scan of `table`. DataFusion plans for so many partitions of it: give it those of the session.
+    pub fn new(table: Arc<dyn SplitTable>, partitions: usize) -> Self {
+        Self::reading(table, partitions, None)
+    }
+
+    fn reading(
+        table: Arc<dyn SplitTable>,
+        partitions: usize,
+        queue: Option<SplitQueue<Split>>,
+    ) -> Self {
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(table.schema()),
+            Partitioning::UnknownPartitioning(partitions.max(1)),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        Self { table, queue, properties: Arc::new(properties) }
+    }
+
+    pub(crate) fn table(&self) -> &Arc<dyn SplitTable> {
+        &self.table
+    }
+
+    /// The same, of which the splits in `queue` are read.
+    pub(crate) fn of_queue(&self, queue: SplitQueue<Split>) -> Self {
+        Self::reading(self.table.clone(), 1, Some(queue))
+    }
+
+    /// The scan on gatework.
+    pub(crate) fn source(&self, context: &Arc<TaskContext>, io: Handle) -> Result<SplitTableScan> {
+        let feed = match &self.queue {
+            Some(queue) => Feed::Queue(queue.clone()),
+            None => Feed::Table(Arc::new(Mutex::new(Found {
+                source: self.table.splits()?,
+                splits: Vec::new(),
+                last: false,
+            }))),
+        };
+        let (table, context) = (self.table.clone(), context.clone());
+        Ok(SplitTableScan { table, context, io, feed })
+    }
+}
+
+impl DisplayAs for SplitTableExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SplitTableExec: {:?}", self.table)
+    }
+}
+
+impl ExecutionPlan for SplitTableExec {
+    fn name(&self) -> &str {
+        "SplitTableExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![]
+    }
+
+    fn apply_expressions(
+        &self,
+        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        _: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    /// On DataFusion each partition reads every so manieth split.
+    fn execute(
+        &self,
+        partition: usize,
+        context: Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
+        if self.queue.is_some() {
+            return internal_err!("splits are read by the tasks of a stage only");
+        }
+        let table = self.table.clone();
+        let partitions = self.properties.partitioning.partition_count();
+        let own = EverySplit { source: table.splits()?, found: Vec::new(), last: false };
+        let own = own
+            .enumerate()
+            .filter(move |(place, _)| std::future::ready(place % partitions == partition));
+        let read = move |(_, split): (usize, Result<Split>)| {
+            let rows = split.and_then(|split| split.read_by(table.as_ref(), &context));
+            std::future::ready(rows)
+        };
+        let rows = own.then(read).try_flatten();
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.table.schema(), rows)))
+    }
+}
+
+impl Split {
+    fn read_by(
+        self,
+        table: &dyn SplitTable,
+        context: &Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
+        match self.part {
+            Part::OfUser(split) => table.read(split, context),
+            // An empty one, which gives a stage a task.
+            Part::Batches(batches) => {
+                let batches = futures::stream::iter(batches.into_iter().map(Ok));
+                Ok(Box::pin(RecordBatchStreamAdapter::new(table.schema(), batches)))
+            }
+            Part::Piece(_) => {
+                internal_err!("a file's split in a table that has none: use Split::of")
+            }
+        }
+    }
+}
+
+/// The splits of a table as a stream.
+struct EverySplit {
+    source: Box<dyn SplitSource>,
+    found: Vec<Split>,
+    last: bool,
+}
+
+impl Drop for EverySplit {
+    fn drop(&mut self) {
+        self.source.close();
+    }
+}
+
+impl Stream for EverySplit {
+    type Item = Result<Split>;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(split) = self.found.pop() {
+                return Poll::Ready(Some(Ok(split)));
+            }
+            if self.last {
+                return Poll::Ready(None);
+            }
+            match self.source.next(SPLITS_AT_A_TIME)? {
+                Splits::Some(mut splits, last) => {
+                    splits.reverse();
+                    (self.found, self.last) = (splits, last);
+                }
+                Splits::Blocked(gate) => {
+                    if !gate.poll_ready(context.waker()) {
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+}
+
+const SPLITS_AT_A_TIME: usize = 16;
+
+/// Reads a [`SplitTable`] on gatework.
+#[derive(Debug)]
+pub(crate) struct SplitTableScan {
+    table: Arc<dyn SplitTable>,
+    context: Arc<TaskContext>,
+    io: Handle,
+    feed: Feed,
+}
+
+/// Where the tasks of a scan get their splits.
+#[derive(Clone)]
+enum Feed {
+    Queue(SplitQueue<Split>),
+    Table(Arc<Mutex<Found>>),
+}
+
+impl fmt::Debug for Feed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Queue(queue) => write!(f, "{queue:?}"),
+            Self::Table(_) => f.write_str("all splits"),
+        }
+    }
+}
+
+struct Found {
+    source: Box<dyn SplitSource>,
+    splits: Vec<Split>,
+    last: bool,
+}
+
+impl Drop for Found {
+    fn drop(&mut self) {
+        self.source.close();
+    }
+}
+
+impl Feed {
+    fn take(&self) -> RuntimeResult<Take<(Split, Option<Reading<Split>>)>> {
+        match self {
+            Self::Queue(queue) => Ok(match queue.take() {
+                Take::Item((split, reading)) => Take::Item((split, Some(reading))),
+                Take::Blocked(gate) => Take::Blocked(gate),
+                Take::Finished => Take::Finished,
+                Take::Aborted => Take::Aborted,
+            }),
+            Self::Table(found) => {
+                let mut found = found.lock();
+                loop {
+                    if let Some(split) = found.splits.pop() {
+                        return Ok(Take::Item((split, None)));
+                    }
+                    if found.last {
+                        return Ok(Take::Finished);
+                    }
+                    match found.source.next(SPLITS_AT_A_TIME).or_fail()? {
+                        Splits::Some(mut splits, last) => {
+                            splits.reverse();
+                            (found.splits, found.last) = (splits, last);
+                        }
+                        Splits::Blocked(gate) => return Ok(Take::Blocked(gate)),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Source for SplitTableScan {
+    fn name(&self) -> &str {
+        "split scan"
+    }
+
+    fn local(&self, _: Setup) -> RuntimeResult<Box<dyn LocalSource>> {
+        Ok(Box::new(LocalScan {
+            table: self.table.clone(),
+            context: self.context.clone(),
+            io: self.io.clone(),
+            feed: self.feed.clone(),
+            current: None,
+            gate: PollGate::new("split scan"),
+        }))
+    }
+}
+
+struct LocalScan {
+    table: Arc<dyn SplitTable>,
+    context: Arc<TaskContext>,
+    io: Handle,
+    feed: Feed,
+    current: Option<(SendableRecordBatchStream, Option<Reading<Split>>)>,
+    gate: PollGate,
+}
+
+impl LocalScan {
+    fn poll(&mut self) -> Poll<Option<Result<RecordBatch>>> {
+        let Some((stream, _)) = &mut self.current else { return Poll::Ready(None) };
+        self.gate.poll(|context| stream.poll_next_unpin(context))
+    }
+}
+
+impl LocalSource for LocalScan {
+    fn next(&mut self, task: &Task) -> RuntimeResult<SourceResult> {
+        let io = self.io.clone();
+        let _entered = io.enter();
+        loop {
+            task.check()?;
+            match self.poll() {
+                Poll::Pending => return Ok(SourceResult::Blocked(self.gate.gate().into())),
+                Poll::Ready(Some(rows)) => {
+                    return Ok(SourceResult::Batch(Batch::new(rows.or_fail()?)));
+                }
+                Poll::Ready(None) => self.current = None,
+            }
+            match self.feed.take()? {
+                Take::Item((split, reading)) => {
+                    let stream = split.read_by(self.table.as_ref(), &self.context).or_fail()?;
+                    self.current = Some((stream, reading));
+                }
+                Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                Take::Finished | Take::Aborted => return Ok(SourceResult::Finished),
+            }
+        }
+    }
+}
+
+impl Drop for LocalScan {
+    fn drop(&mut self) {
+        // What a stream has spawned is aborted in the runtime that has it.
+        let io = self.io.clone();
+        let _entered = io.enter();
+        self.current = None;
+    }
+}
