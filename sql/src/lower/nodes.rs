@@ -110,6 +110,11 @@ impl Lowering {
         if let Some(write) = node.downcast_ref::<WriteExec>() {
             return self.write(shell, write, tag);
         }
+        self.leaf_node(node, tag)
+    }
+
+    /// A leaf that is no scan of DataFusion's.
+    fn leaf_node(&mut self, node: &dyn ExecutionPlan, tag: Option<usize>) -> Result<Flow> {
         if let Some(source) = node.downcast_ref::<SourceExec>() {
             return Ok(self.source(source, tag));
         }
