@@ -219,13 +219,17 @@ impl Fragmenter {
             ExchangeKind::Replicate => {}
         }
         let mut fragments = Vec::new();
+        let mut merged = exchange.scheme().is_merged();
         for source in exchange.sources() {
             let child = self.cut(source, exchange.scheme().clone())?;
             fragments.push(child.fragment.id);
+            // What a task gives is in order for each group, and begins anew with the next.
+            merged &= !child.fragment.grouped;
             parts.children.push(child);
         }
         Ok(Arc::new(RemoteSourceExec {
             fragments,
+            merged,
             scheme: exchange.scheme().clone(),
             properties: exchange.properties().clone(),
         }))
@@ -237,6 +241,7 @@ impl Fragmenter {
 pub struct RemoteSourceExec {
     fragments: Vec<FragmentId>,
     scheme: PartitioningScheme,
+    merged: bool,
     properties: Arc<PlanProperties>,
 }
 
@@ -244,6 +249,11 @@ impl RemoteSourceExec {
     /// Whose rows these are, in the order of the exchange's sources.
     pub fn fragments(&self) -> &[FragmentId] {
         &self.fragments
+    }
+
+    /// Whether each task's rows are in order, and are merged as they come.
+    pub fn is_merged(&self) -> bool {
+        self.merged
     }
 
     /// How they were shared out.

@@ -96,11 +96,12 @@ impl TaskFactory for LocalTasks {
             told: AtomicBool::new(false),
             inbox: inbox.clone(),
         });
-        self.roster.lock().push(task.clone());
         if !spec.fragment.grouped {
-            task.begin(Lifespan::Task)?;
+            // Nobody else knows of it yet, and would end it.
+            task.begin(Lifespan::Task).inspect_err(|_| task.abort())?;
             task.no_more_groups();
         }
+        self.roster.lock().push(task.clone());
         Ok(task)
     }
 }
@@ -172,7 +173,7 @@ impl Inputs {
             return Err(internal_datafusion_err!("stages {fragments:?} are read by nobody"));
         };
         let scheme = exec.scheme();
-        if scheme.is_merged()
+        if exec.is_merged()
             && let Some(ordering) = scheme.ordering.clone()
         {
             let config = SortConfig {
@@ -271,8 +272,19 @@ impl LocalTask {
                 TaskOutput::new(writers, self.kind, routing(scheme), partitions(scheme, self.kind));
             Ok(Arc::new(sink.map_err(|error| internal_datafusion_err!("{error}"))?))
         });
-        let query = running.or_fail()?.query().clone();
-        self.lives.lock().running.push(Life { span, inputs, query: query.clone() });
+        let mut lives = self.lives.lock();
+        let over = lives.writer.is_none();
+        let query = match running {
+            Ok(running) => running.query().clone(),
+            // It has an end already, and that has a cause.
+            Err(_) if over => return Ok(()),
+            Err(error) => return Err(error).or_fail(),
+        };
+        lives.running.push(Life { span, inputs, query: query.clone() });
+        drop(lives);
+        if over {
+            query.cancel();
+        }
         if let Some(task) = self.this.upgrade() {
             Arc::new(Watch { task, query: Some(query) }).look();
         }
@@ -294,7 +306,10 @@ impl LocalTask {
         let failure = query.error();
         let failed = failure.is_some();
         lives.failure = lives.failure.take().or(failure);
+        // From here on nothing begins.
+        let writer = if failed { lives.writer.take() } else { None };
         drop(lives);
+        drop(writer);
         life.inputs.tables.iter().for_each(SplitQueue::close);
         let filters = self.setting.context.session_config().get_extension::<RemoteFilters>();
         if let Some(filters) = filters {
@@ -404,7 +419,10 @@ impl StageTask for LocalTask {
 
     fn begin_group(&self, group: usize) -> Result<()> {
         match self.state.get() {
-            TaskState::Running => self.begin(Lifespan::Group(group)),
+            TaskState::Running if !self.output.state().is_final() => {
+                self.begin(Lifespan::Group(group))
+            }
+            // Nobody wants it.
             _ => Ok(()),
         }
     }

@@ -88,6 +88,22 @@ impl Placed {
 
 impl Placer<'_> {
     fn place(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Placed> {
+        // A limit of one partition is one for all: DataFusion puts no other above it.
+        let whole = plan.output_partitioning().partition_count() == 1;
+        let limits = !plan.is::<AggregateExec>() && !plan.is::<SortExec>();
+        let fetch = plan.fetch().filter(|_| whole && limits);
+        let placed = self.place_node(plan)?;
+        match fetch {
+            Some(fetch) if !placed.is_single() => {
+                let gathered = self.gathered(placed)?;
+                let plan = Arc::new(GlobalLimitExec::new(gathered.plan, 0, Some(fetch)));
+                Ok(Placed { plan, ..gathered })
+            }
+            _ => Ok(placed),
+        }
+    }
+
+    fn place_node(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Placed> {
         // What its steps hand to each other stays in one place.
         if plan.downcast_ref::<RecursiveQueryExec>().is_some() {
             return Ok(Placed { plan, handle: Handle::Single });
@@ -296,7 +312,14 @@ impl Placer<'_> {
             return Self::with_children(Arc::new(plan), vec![child]);
         }
         let child = self.as_required(&plan, 0, child)?;
-        Self::with_children(plan, vec![child])
+        let aggregate = plan.downcast_ref::<AggregateExec>();
+        // Groups of NULL in place of the key are made in every bucket.
+        let spreads = aggregate.is_some_and(|aggregate| !aggregate.group_expr().is_single());
+        let placed = Self::with_children(plan, vec![child])?;
+        Ok(match placed.handle {
+            Handle::Buckets if spreads => Placed { handle: Handle::Source, ..placed },
+            _ => placed,
+        })
     }
 
     /// Child number `place` with its rows where `plan` needs them.

@@ -2,7 +2,10 @@
 
 use std::{path::Path, sync::Arc};
 
-use arrow::{array::AsArray, datatypes::Int64Type};
+use arrow::{
+    array::AsArray,
+    datatypes::{DataType, Field, Int64Type, Schema},
+};
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 use gatework::{
@@ -15,7 +18,7 @@ use tempfile::TempDir;
 use super::runs::{POLICIES, check_tasks, read, run, session_of, start, start_planned};
 use crate::{
     endings::bench::files_below,
-    support::{Case, QUERIES, Storage, frame, guarded},
+    support::{Case, Expected, QUERIES, Storage, frame, guarded, reference_session},
     world::World,
 };
 
@@ -26,6 +29,47 @@ const TABLES: [(&str, &str); 4] = [
     ("partsupp", "ps_partkey"),
     ("part", "p_partkey"),
 ];
+
+/// What is not in TPC-H: orders, limits and subtotals over what is done in groups.
+const OTHERS: [&str; 8] = [
+    "SELECT l_orderkey, sum(l_quantity) AS s FROM lineitem GROUP BY l_orderkey ORDER BY s DESC, l_orderkey LIMIT 50",
+    "SELECT o_orderkey, count(*) FROM orders JOIN lineitem ON o_orderkey = l_orderkey GROUP BY o_orderkey ORDER BY o_orderkey",
+    "SELECT l_orderkey % 3, l_orderkey, sum(l_quantity) FROM lineitem WHERE l_orderkey < 500 \
+     GROUP BY ROLLUP(l_orderkey % 3, l_orderkey)",
+    "SELECT o_orderkey, count(*) FROM orders JOIN lineitem ON o_orderkey = l_orderkey WHERE o_orderkey < 500 \
+     GROUP BY CUBE(o_orderkey)",
+    "SELECT count(*) FROM (SELECT o_orderkey FROM orders JOIN lineitem ON o_orderkey = l_orderkey LIMIT 100)",
+    "SELECT count(*) FROM (SELECT l_orderkey FROM lineitem WHERE l_quantity > 10 LIMIT 100)",
+    "SELECT sum(n) FROM (SELECT l_orderkey, count(*) AS n FROM (SELECT l_orderkey FROM lineitem WHERE l_tax > 0.01 \
+     LIMIT 100) GROUP BY l_orderkey)",
+    "SELECT l_orderkey, l_linenumber, rank() OVER (PARTITION BY l_orderkey ORDER BY l_quantity, l_linenumber) AS r \
+     FROM lineitem ORDER BY r DESC, l_orderkey, l_linenumber LIMIT 70",
+];
+
+#[test]
+fn others_in_buckets_are_datafusions() {
+    guarded(|case| async move {
+        let world = World::new().await;
+        let folder = TempDir::new().unwrap();
+        write(&case, &world, folder.path(), "PARQUET").await;
+        let reference = reference_session();
+        world.data.register(&reference, Storage::Parquet).await;
+        for count in [1, 2, 3] {
+            let nodes = Nodes::in_process(count, 2).unwrap();
+            let session = session_in(&world, folder.path(), None).await;
+            for groups_at_a_time in [1, 3] {
+                let options = StageOptions { groups_at_a_time, ..StageOptions::of_nodes(count) };
+                for sql in OTHERS {
+                    case.begin(format!("{sql}, {count} nodes"));
+                    let expected = Expected::of(&reference, sql).await.unwrap();
+                    let (batches, _) = run(&case, &session, sql, &nodes, &options).await.unwrap();
+                    expected.check(&format!("{sql}, {count} nodes"), &batches);
+                }
+            }
+            world.assert_clean(nodes.executors(), "others");
+        }
+    });
+}
 
 fn bucketing(key: &str) -> Bucketing {
     Bucketing::new(vec![key.into()], COUNT).unwrap()
@@ -157,8 +201,8 @@ fn a_group_that_ends_badly_ends_all() {
         let folder = TempDir::new().unwrap();
         write(&case, &world, folder.path(), "PARQUET").await;
         let nodes = Nodes::in_process(2, 1).unwrap();
-        let options = StageOptions::of_nodes(2);
-        for number in [4, 12, 18] {
+        for (number, groups_at_a_time) in [(4, 1), (12, 3), (18, 2)] {
+            let options = StageOptions { groups_at_a_time, ..StageOptions::of_nodes(2) };
             let sql = QUERIES[number - 1];
             let chaos = Arc::new(Chaos::new(0));
             let session = session_in(&world, folder.path(), Some(chaos.clone())).await;
@@ -252,13 +296,28 @@ fn buckets_may_be_text() {
         let session = session_of(&world, Storage::Parquet, None).await;
         let schema = session.table_provider("orders").await.unwrap().schema();
         let path = folder.path().join("orders");
-        let options = datafusion::prelude::CsvReadOptions::new().schema(&schema);
-        session.register_csv("text", path.to_str().unwrap(), options).await.unwrap();
+        let csv = datafusion::prelude::CsvReadOptions::new().schema(&schema);
+        session.register_csv("text", path.to_str().unwrap(), csv).await.unwrap();
         let files = session.deregister_table("text").unwrap().unwrap();
         let text = BucketedTable::try_new(files, bucketing("o_orderkey")).unwrap();
         session.register_table("text", Arc::new(text)).unwrap();
         let nodes = Nodes::in_process(2, 1).unwrap();
         let options = StageOptions::of_nodes(2);
+        let copy = format!(
+            "COPY orders TO '{}/x/' STORED AS CSV OPTIONS ('gatework.bucket_by' 'o_orderstatus', 'gatework.buckets' '3')",
+            folder.path().display()
+        );
+        let refused = run(&case, &session, &copy, &nodes, &options).await.unwrap_err().to_string();
+        assert!(refused.contains("write Parquet"), "{refused}");
+        let strings = Schema::new(vec![Field::new("o_orderkey", DataType::Utf8, true)]);
+        let csv = datafusion::prelude::CsvReadOptions::new().schema(&strings);
+        session.register_csv("strings", path.to_str().unwrap(), csv).await.unwrap();
+        let files = session.deregister_table("strings").unwrap().unwrap();
+        let strings = BucketedTable::try_new(files, bucketing("o_orderkey")).unwrap();
+        session.register_table("strings", Arc::new(strings)).unwrap();
+        let error = session.sql("SELECT * FROM strings").await.unwrap().collect().await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("in buckets by 'i', in a table whose columns are 'b'"), "{error}");
         let sql = "SELECT count(*), sum(a.o_custkey - b.o_custkey) FROM text a JOIN text b USING (o_orderkey)";
         case.begin(sql);
         let (state, plan) = session.sql(sql).await.unwrap().into_parts();
@@ -283,7 +342,11 @@ fn declarations_are_checked() {
         for (columns, count, says) in [
             (vec!["o_orderkey"], COUNT + 1, "is declared to have 6 by o_orderkey"),
             (vec!["o_custkey"], COUNT, "by o_custkey, xxh64: declare the table as it was written"),
-            (vec!["o_orderkey", "o_custkey"], COUNT, "by o_orderkey, o_custkey, xxh64"),
+            (
+                vec!["o_orderkey", "o_custkey"],
+                COUNT,
+                "is in buckets by 'i', in a table whose columns are 'ii'",
+            ),
         ] {
             case.begin(says);
             let session = session_of(&world, Storage::Parquet, None).await;

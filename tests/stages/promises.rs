@@ -230,3 +230,22 @@ fn nodes_of_all_kinds() {
         }
     });
 }
+
+/// A node that takes no tasks any more: the query fails, and does not wait for what never began.
+#[test]
+fn a_node_that_is_gone_fails_the_query() {
+    guarded(|case| async move {
+        let data = Tpch::new(5);
+        for gone in 0..2 {
+            case.begin(format!("node {gone} is gone"));
+            let nodes = Nodes::in_process(2, 1).unwrap();
+            let session = SessionContext::new();
+            data.register(&session, Storage::Memory).await;
+            nodes.executors()[gone].shutdown();
+            let options = StageOptions::of_nodes(2);
+            let sql = "SELECT l_orderkey, count(*) FROM lineitem GROUP BY l_orderkey";
+            let error = run(&case, &session, sql, &nodes, &options).await.unwrap_err().to_string();
+            assert!(error.contains("shut down"), "{error}");
+        }
+    });
+}

@@ -2,12 +2,13 @@
 //!
 //! Who joins two tables by the key of their buckets, or groups one by it, needs no exchange between nodes, and can do
 //! it one bucket after the other, in the memory that one bucket takes (`gatework-stages`). Files say in their names
-//! which bucket they are of how many (`bucket-3-of-16-….parquet`), and Parquet files also by which key; a table is
-//! [declared](BucketedTable) to be in buckets, and files that say otherwise are an error.
+//! which bucket they are of how many, by what kind of key (`bucket-3-of-16-by-i-….parquet`), and Parquet files also by
+//! which; a table is [declared](BucketedTable) to be in buckets, and files that say otherwise are an error.
 //!
 //! A row's bucket is the XXH64 hash of its key, modulo their number. The hash of a column is seeded with that of the
-//! columns before it, beginning with 0; integers and dates are hashed as eight bytes, the low ones first, strings
-//! and binary as they are. A NULL leaves the hash as it is. So a bucket does not depend on the width of an integer
+//! columns before it, beginning with 0; integers and days are hashed as eight bytes, the low ones first, strings
+//! and binary as they are. A NULL leaves the hash as it is. (CSV does not tell it from an empty string, so strings are
+//! no keys there.) So a bucket does not depend on the width of an integer
 //! or the kind of a string array, nor on the version of this library.
 
 mod options;
@@ -19,7 +20,7 @@ pub use table::{BucketedTable, TableInBuckets};
 pub(crate) use options::BucketedTables;
 pub(crate) use table::check_footer;
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch},
@@ -89,15 +90,26 @@ impl Bucketing {
                 let known: Vec<_> = schema.fields().iter().map(|field| field.name()).collect();
                 return plan_err!("buckets by {name}, which is none of the columns {known:?}");
             };
-            match kind_of(field.data_type()) {
+            match Kind::of(field.data_type()) {
                 Some(_) => Ok(place),
                 None => plan_err!(
-                    "buckets by {name}, which is {}: have integers, dates, strings or binary",
+                    "buckets by {name}, which is {}: have integers, days, strings or binary",
                     field.data_type()
                 ),
             }
         };
         self.columns.iter().map(place).collect()
+    }
+
+    /// What is hashed, a letter for each column of `schema` that is: `i` for integers, `d` for days, `b` for bytes.
+    pub(crate) fn kinds(&self, schema: &Schema) -> Result<String> {
+        let kind = |place: usize| Kind::of(schema.field(place).data_type()).map(Kind::letter);
+        Ok(self.places(schema)?.into_iter().filter_map(kind).collect())
+    }
+
+    /// Whether strings are hashed.
+    pub(crate) fn has_bytes(&self, schema: &Schema) -> Result<bool> {
+        Ok(self.kinds(schema)?.contains(Kind::Bytes.letter()))
     }
 
     /// The bucket of each row.
@@ -120,7 +132,9 @@ impl Bucketing {
             rows_of[bucket as usize].push(row);
         }
         let some = rows_of.into_iter().enumerate().filter(|(_, of)| !of.is_empty());
-        let part = |(bucket, of)| Ok((bucket, take_record_batch(rows, &UInt32Array::from(of))?));
+        let part = |(bucket, of)| {
+            Ok((bucket, own_views(take_record_batch(rows, &UInt32Array::from(of))?)?))
+        };
         some.map(part).collect()
     }
 }
@@ -135,13 +149,15 @@ impl fmt::Display for Bucketing {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Bucket {
     pub(crate) number: usize,
-    pub(crate) of: std::sync::Arc<Bucketing>,
+    pub(crate) of: Arc<Bucketing>,
+    /// Of its columns.
+    pub(crate) kinds: String,
 }
 
 impl Bucket {
     /// What the name of a file begins with.
     pub(crate) fn prefix(&self) -> String {
-        format!("bucket-{}-of-{}-", self.number, self.of.count)
+        format!("bucket-{}-of-{}-by-{}-", self.number, self.of.count, self.kinds)
     }
 
     /// What Parquet files have under [`FOOTER_KEY`].
@@ -153,24 +169,47 @@ impl Bucket {
 /// The name of a footer's entry.
 pub(crate) const FOOTER_KEY: &str = "gatework.bucket";
 
-#[derive(Clone, Copy)]
+/// What is hashed of values of a type.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Signed,
-    Unsigned,
+    Integer,
+    Day,
     Bytes,
 }
 
-fn kind_of(data_type: &DataType) -> Option<Kind> {
-    use DataType::{
-        Binary, BinaryView, Date32, Date64, Int8, Int16, Int32, Int64, LargeBinary, LargeUtf8,
-        UInt8, UInt16, UInt32, UInt64, Utf8, Utf8View,
-    };
-    match data_type {
-        Int8 | Int16 | Int32 | Int64 | Date32 | Date64 => Some(Kind::Signed),
-        UInt8 | UInt16 | UInt32 | UInt64 => Some(Kind::Unsigned),
-        Utf8 | LargeUtf8 | Utf8View | Binary | LargeBinary | BinaryView => Some(Kind::Bytes),
-        _ => None,
+impl Kind {
+    fn of(data_type: &DataType) -> Option<Self> {
+        use DataType::{
+            Binary, BinaryView, Date32, Int8, Int16, Int32, Int64, LargeBinary, LargeUtf8, UInt8,
+            UInt16, UInt32, UInt64, Utf8, Utf8View,
+        };
+        match data_type {
+            Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64 => Some(Self::Integer),
+            Date32 => Some(Self::Day),
+            Utf8 | LargeUtf8 | Utf8View | Binary | LargeBinary | BinaryView => Some(Self::Bytes),
+            _ => None,
+        }
     }
+
+    /// In the names of files.
+    fn letter(self) -> char {
+        match self {
+            Self::Integer => 'i',
+            Self::Day => 'd',
+            Self::Bytes => 'b',
+        }
+    }
+}
+
+/// `rows`, whose strings have buffers of their own: those that they are taken from go with all of them.
+fn own_views(rows: RecordBatch) -> Result<RecordBatch> {
+    let own = |column: &ArrayRef| match column.data_type() {
+        DataType::Utf8View => Arc::new(column.as_string_view().gc()) as ArrayRef,
+        DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
+        _ => column.clone(),
+    };
+    let columns = rows.columns().iter().map(own).collect();
+    Ok(RecordBatch::try_new(rows.schema(), columns)?)
 }
 
 fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
@@ -181,8 +220,12 @@ fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
             }
         }
     };
-    match kind_of(column.data_type()) {
-        Some(Kind::Signed) => {
+    match Kind::of(column.data_type()) {
+        Some(Kind::Integer) if column.data_type() == &DataType::UInt64 => {
+            let values = column.as_primitive::<UInt64Type>().values();
+            numbers(hashes, column, &mut values.iter().copied());
+        }
+        Some(Kind::Integer | Kind::Day) => {
             // Arrow makes 64 bits of a day by way of 32.
             let whole = match column.data_type() {
                 DataType::Date32 => cast(&cast(column, &DataType::Int32)?, &DataType::Int64)?,
@@ -190,11 +233,6 @@ fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
             };
             let values = whole.as_primitive::<Int64Type>().values();
             numbers(hashes, &whole, &mut values.iter().map(|value| value.cast_unsigned()));
-        }
-        Some(Kind::Unsigned) => {
-            let whole = cast(column, &DataType::UInt64)?;
-            let values = whole.as_primitive::<UInt64Type>().values();
-            numbers(hashes, &whole, &mut values.iter().copied());
         }
         Some(Kind::Bytes) => {
             let views = cast(column, &DataType::BinaryView)?;

@@ -31,6 +31,8 @@ use super::{Bucket, Bucketing, FOOTER_KEY};
 pub struct BucketedTable {
     table: Arc<dyn TableProvider>,
     bucketing: Arc<Bucketing>,
+    /// Of its columns.
+    kinds: String,
 }
 
 impl BucketedTable {
@@ -39,8 +41,8 @@ impl BucketedTable {
     /// # Errors
     /// If the table does not have its columns.
     pub fn try_new(table: Arc<dyn TableProvider>, bucketing: Bucketing) -> Result<Self> {
-        bucketing.places(&table.schema())?;
-        Ok(Self { table, bucketing: Arc::new(bucketing) })
+        let kinds = bucketing.kinds(&table.schema())?;
+        Ok(Self { table, bucketing: Arc::new(bucketing), kinds })
     }
 
     /// How its rows are divided.
@@ -71,7 +73,7 @@ impl BucketedTable {
     fn with_bucket(&self, file: &PartitionedFile) -> Result<PartitionedFile> {
         let location = &file.object_meta.location;
         let of = &self.bucketing;
-        let Some((number, count)) = location.filename().and_then(named_bucket) else {
+        let Some((number, count, kinds)) = location.filename().and_then(named_bucket) else {
             return plan_err!(
                 "{location} is in a table of {of} buckets and does not say which it is: write such files by COPY with the options of buckets"
             );
@@ -81,15 +83,22 @@ impl BucketedTable {
                 "{location} is bucket {number} of {count}, in a table that is declared to have {of}"
             );
         }
-        Ok(file.clone().with_extension(Bucket { number, of: of.clone() }))
+        if kinds != self.kinds {
+            return plan_err!(
+                "{location} is in buckets by '{kinds}', in a table whose columns are '{}' (i: integers, d: days, b: strings or binary): declare the columns as they were written",
+                self.kinds
+            );
+        }
+        Ok(file.clone().with_extension(Bucket { number, of: of.clone(), kinds: kinds.into() }))
     }
 }
 
-/// `bucket-<number>-of-<count>-…`
-fn named_bucket(name: &str) -> Option<(usize, usize)> {
+/// `bucket-<number>-of-<count>-by-<kinds>-…`
+fn named_bucket(name: &str) -> Option<(usize, usize, &str)> {
     let (number, rest) = name.strip_prefix("bucket-")?.split_once("-of-")?;
-    let (count, _) = rest.split_once('-')?;
-    Some((number.parse().ok()?, count.parse().ok()?))
+    let (count, rest) = rest.split_once("-by-")?;
+    let (kinds, _) = rest.split_once('-')?;
+    Some((number.parse().ok()?, count.parse().ok()?, kinds))
 }
 
 /// Checks that a Parquet file is of the bucket that its table takes it for, by what its footer says, if it does.

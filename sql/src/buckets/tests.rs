@@ -71,7 +71,7 @@ fn what_makes_no_buckets_is_refused() {
     let floats: ArrayRef = Arc::new(Float64Array::from(vec![0.0, -0.0]));
     let batch = rows(&[floats]);
     let error = |name| by(name).buckets_of(&batch).unwrap_err().to_string();
-    assert!(error("c0").contains("Float64: have integers, dates, strings or binary"));
+    assert!(error("c0").contains("Float64: have integers, days, strings or binary"));
     assert!(error("x").contains("none of the columns [\"c0\"]"));
 }
 

@@ -24,7 +24,7 @@ use std::{
 use datafusion::{
     arrow::{csv::WriterBuilder, datatypes::SchemaRef},
     common::{
-        config::TableParquetOptions, internal_err, parsers::CompressionTypeVariant,
+        config::TableParquetOptions, internal_err, parsers::CompressionTypeVariant, plan_err,
         tree_node::TreeNodeRecursion,
     },
     datasource::{
@@ -59,8 +59,8 @@ pub struct WriteTarget {
     prefix: String,
     format: Format,
     schema: SchemaRef,
-    /// If each writer has a file for each of them.
-    buckets: Option<Arc<Bucketing>>,
+    /// If each writer has a file for each of them; with the kinds of their columns.
+    buckets: Option<(Arc<Bucketing>, String)>,
 }
 
 #[derive(Clone)]
@@ -78,7 +78,7 @@ impl fmt::Debug for WriteTarget {
         };
         write!(f, "{format} to {}/", self.folder)?;
         match &self.buckets {
-            Some(buckets) => write!(f, ", buckets: {buckets}"),
+            Some((buckets, _)) => write!(f, ", buckets: {buckets}"),
             None => Ok(()),
         }
     }
@@ -145,16 +145,22 @@ impl WriteTarget {
     /// # Errors
     /// If the rows have no such columns.
     pub fn in_buckets(self, buckets: Arc<Bucketing>) -> Result<Self> {
-        buckets.places(&self.schema)?;
-        Ok(Self { buckets: Some(buckets), ..self })
+        let kinds = buckets.kinds(&self.schema)?;
+        if matches!(self.format, Format::Csv(_)) && buckets.has_bytes(&self.schema)? {
+            return plan_err!(
+                "buckets by strings in CSV, where NULL and the empty string are one: write Parquet"
+            );
+        }
+        Ok(Self { buckets: Some((buckets, kinds)), ..self })
     }
 
     /// The buckets that each writer has a file for; one, of all rows, if there are none.
     fn parts(&self) -> Vec<Option<Bucket>> {
         match &self.buckets {
             None => vec![None],
-            Some(of) => {
-                (0..of.count()).map(|number| Some(Bucket { number, of: of.clone() })).collect()
+            Some((of, kinds)) => {
+                let bucket = |number| Some(Bucket { number, of: of.clone(), kinds: kinds.clone() });
+                (0..of.count()).map(bucket).collect()
             }
         }
     }

@@ -241,7 +241,7 @@ impl LocalWriter {
         let schema = self.target.schema.clone();
         let data = RecordBatch::try_new_with_options(schema, columns, &options).or_fail()?;
         let parts = match &self.target.buckets {
-            Some(buckets) => buckets.divide(&data).or_fail()?,
+            Some((buckets, _)) => buckets.divide(&data).or_fail()?,
             None => vec![(0, data)],
         };
         for (bucket, rows) in parts {
@@ -266,7 +266,7 @@ impl LocalWriter {
                 Some(largest) => {
                     let before = largest.memory();
                     largest.flush(&self.target).or_fail()?;
-                    if largest.memory() >= before {
+                    if largest.memory() >= before && largest.upload.sending.is_none() {
                         return self.memory.resize(held);
                     }
                 }

@@ -145,6 +145,11 @@ impl Current {
         has_room: &mut impl FnMut(usize) -> bool,
     ) -> Result<Option<Blocked>> {
         loop {
+            // What nobody wants is not looked for.
+            let Some(room) = task.room(lifespan, self.table) else {
+                self.source.close();
+                return Ok(None);
+            };
             if self.pending.is_empty() {
                 if self.last {
                     self.source.close();
@@ -161,11 +166,7 @@ impl Current {
                 }
             }
             while let Some(split) = self.pending.pop_front() {
-                // What nobody wants is not kept.
-                if let Some(room) = task.room(lifespan, self.table)
-                    && !has_room(1)
-                    && !room.is_ready()
-                {
+                if !has_room(1) && !room.is_ready() {
                     self.pending.push_front(split);
                     return Ok(Some((BlockedReason::SplitQueuesFull, Some(room))));
                 }

@@ -43,11 +43,13 @@ async fn session(folder: &TempDir) -> SessionContext {
     ] {
         let path = folder.path().join(table);
         std::fs::create_dir(&path).unwrap();
+        let kinds = "i".repeat(columns.len().max(1));
         for bucket in 0..count {
             let values: ArrayRef = Arc::new(Int64Array::from(vec![1]));
             let rows = ["k", "v", "w"].map(|name| (name, values.clone(), true));
             let rows = RecordBatch::try_from_iter_with_nullable(rows).unwrap();
-            let file = File::create(path.join(format!("bucket-{bucket}-of-{count}-1.parquet")));
+            let file =
+                File::create(path.join(format!("bucket-{bucket}-of-{count}-by-{kinds}-1.parquet")));
             let mut writer = ArrowWriter::try_new(file.unwrap(), rows.schema(), None).unwrap();
             writer.write(&rows).unwrap();
             writer.close().unwrap();
@@ -109,6 +111,10 @@ async fn f9_what_is_done_in_groups() {
         ),
         ("SELECT b.k, sum(a.v) FROM a JOIN b ON a.k = b.k GROUP BY b.k", vec![GROUPED]),
         ("SELECT DISTINCT k FROM a", vec![GROUPED]),
+        ("SELECT k, sum(v) FROM a GROUP BY k ORDER BY k", vec![GROUPED]),
+        ("SELECT k, v, count(*) FROM a GROUP BY ROLLUP(k, v)", vec![ANYWHERE]),
+        ("SELECT k, count(*) FROM a GROUP BY GROUPING SETS ((k), ())", vec![ANYWHERE]),
+        ("SELECT b.k, count(*) FROM a JOIN b ON a.k = b.k GROUP BY CUBE(b.k)", vec![GROUPED]),
         ("SELECT v, sum(k) FROM a GROUP BY v", vec![ANYWHERE]),
         ("SELECT k, sum(w) FROM pair GROUP BY k", vec![ANYWHERE]),
         ("SELECT k + 1, sum(w) FROM a GROUP BY k + 1", vec![ANYWHERE]),
