@@ -21,6 +21,8 @@ use datafusion::{
     },
 };
 
+use gatework_runtime::Executor;
+
 use crate::{engine::Engine, lower, region::Region};
 
 /// A covered node of a plan.
@@ -64,13 +66,35 @@ pub(crate) fn cover(
     plan: Arc<dyn ExecutionPlan>,
     engine: &Engine,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    if as_shell(plan.as_ref()).is_some() {
+    cover_to(plan, engine, &|_| false)
+}
+
+/// `plan`, for `executor`, with a shell around every node that runs on gatework, but for those at which `is_end` says
+/// that somebody else's part begins, and all behind them. For planners that put nodes of their own into plans of
+/// DataFusion's; the settings are those of the context that it is executed with.
+///
+/// # Errors
+/// If a node refuses its children.
+pub fn cover_above(
+    plan: Arc<dyn ExecutionPlan>,
+    executor: &Executor,
+    is_end: &dyn Fn(&dyn ExecutionPlan) -> bool,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    cover_to(plan, &Engine::new(executor.clone()), is_end)
+}
+
+fn cover_to(
+    plan: Arc<dyn ExecutionPlan>,
+    engine: &Engine,
+    is_end: &dyn Fn(&dyn ExecutionPlan) -> bool,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    if as_shell(plan.as_ref()).is_some() || is_end(plan.as_ref()) {
         return Ok(plan);
     }
     let children = plan
         .children()
         .into_iter()
-        .map(|child| cover(child.clone(), engine))
+        .map(|child| cover_to(child.clone(), engine, is_end))
         .collect::<Result<Vec<_>>>()?;
     if lower::covers(plan.as_ref()) {
         return Ok(Arc::new(Shell::new(plan, children, engine.clone())));

@@ -13,6 +13,8 @@
 #![forbid(unsafe_code)]
 
 mod buckets;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 mod exchange;
 mod filters;
 mod fragment;

@@ -1,0 +1,159 @@
+//! Sessions whose queries run on workers.
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use datafusion::{
+    catalog::Session,
+    error::{DataFusionError, Result},
+    execution::{context::QueryPlanner, session_state::SessionStateBuilder},
+    logical_expr::LogicalPlan,
+    physical_plan::{ChildrenPropertiesMode, ExecutionPlan, ReplaceChildrenOptions},
+};
+use datafusion_distributed::{
+    DistributedExec, DistributedExt, NetworkBoundaryExt, SessionStateBuilderExt, WorkerResolver,
+    display_plan_ascii,
+};
+use gatework_runtime::Executor;
+use gatework_sql::cover_above;
+use url::Url;
+
+/// How queries are divided among workers.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterOptions {
+    /// So many bytes of files are worth a partition of a task; otherwise, as datafusion-distributed has it.
+    pub bytes_per_partition: Option<usize>,
+}
+
+/// Workers that do not change.
+#[derive(Debug, Clone)]
+pub struct FixedWorkers(Vec<Url>);
+
+impl FixedWorkers {
+    /// Workers at these addresses, such as `http://127.0.0.1:8080`.
+    ///
+    /// # Errors
+    /// If one of them is no URL of HTTP, or there is none.
+    pub fn new<'a>(addresses: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let parse = |address: &str| {
+            let url = Url::parse(address).ok().filter(|url| url.scheme() == "http");
+            url.filter(Url::has_host).ok_or_else(|| {
+                let what = format!("'{address}' is no worker's address: http://host:port");
+                DataFusionError::Configuration(what)
+            })
+        };
+        let urls = addresses.into_iter().map(parse).collect::<Result<Vec<_>>>()?;
+        match urls.is_empty() {
+            true => Err(DataFusionError::Configuration("a cluster without workers".into())),
+            false => Ok(Self(urls)),
+        }
+    }
+}
+
+impl WorkerResolver for FixedWorkers {
+    fn get_urls(&self) -> Result<Vec<Url>> {
+        Ok(self.0.clone())
+    }
+}
+
+/// One line for an application that builds its own session state.
+pub trait ClusterSession: Sized {
+    /// Lets this session's queries run on the workers that `resolver` knows, and what is above them on `executor`.
+    /// What is not worth it, or cannot be divided, runs on `executor` alone.
+    ///
+    /// To be called last, in place of `with_gatework`: it wraps the query planner that is set.
+    ///
+    /// # Errors
+    /// If the options make no sense.
+    fn with_gatework_workers(
+        self,
+        executor: &Executor,
+        resolver: impl WorkerResolver + 'static,
+        options: &ClusterOptions,
+    ) -> Result<Self>;
+}
+
+impl ClusterSession for SessionStateBuilder {
+    fn with_gatework_workers(
+        self,
+        executor: &Executor,
+        resolver: impl WorkerResolver + 'static,
+        options: &ClusterOptions,
+    ) -> Result<Self> {
+        let mut builder =
+            self.with_distributed_worker_resolver(resolver).with_distributed_planner();
+        if let Some(bytes) = options.bytes_per_partition {
+            builder = builder.with_distributed_file_scan_config_bytes_per_partition(bytes)?;
+        }
+        let inner = std::mem::take(builder.query_planner());
+        let planner = HeadPlanner { inner, executor: executor.clone() };
+        Ok(builder.with_query_planner(Arc::new(planner)))
+    }
+}
+
+/// Puts what a session runs itself on its executor.
+struct HeadPlanner {
+    /// datafusion-distributed's.
+    inner: Option<Arc<dyn QueryPlanner + Send + Sync>>,
+    executor: Executor,
+}
+
+impl fmt::Debug for HeadPlanner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeadPlanner").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl QueryPlanner for HeadPlanner {
+    async fn create_physical_plan(
+        &self,
+        plan: &LogicalPlan,
+        session: &dyn Session,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let Some(inner) = &self.inner else {
+            return Err(DataFusionError::Internal("a cluster's session without a planner".into()));
+        };
+        self.host(inner.create_physical_plan(plan, session).await?)
+    }
+}
+
+impl HeadPlanner {
+    /// `plan`, of which the stages that workers run are left as they are.
+    fn host(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+        let above = |plan: Arc<dyn ExecutionPlan>| {
+            cover_above(plan, &self.executor, &|node: &dyn ExecutionPlan| {
+                node.is_network_boundary()
+            })
+        };
+        if !is_distributed(&plan) {
+            return above(plan);
+        }
+        if !plan.is::<DistributedExec>() {
+            // A frame around it, such as EXPLAIN.
+            return self.within(plan, |child| self.host(child));
+        }
+        self.within(plan, above)
+    }
+
+    fn within(
+        &self,
+        plan: Arc<dyn ExecutionPlan>,
+        change: impl Fn(Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let children = plan.children().into_iter().cloned().map(change);
+        let children = children.collect::<Result<_>>()?;
+        let keep = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Keep);
+        plan.replace_children(children, keep)
+    }
+}
+
+/// Whether parts of `plan` run on workers.
+pub fn is_distributed(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.is::<DistributedExec>() || plan.children().into_iter().any(is_distributed)
+}
+
+/// The stages of a plan, those of workers and the one above them, as text.
+pub fn plan_text(plan: &Arc<dyn ExecutionPlan>) -> String {
+    display_plan_ascii(plan.as_ref(), false)
+}
