@@ -1,6 +1,7 @@
 //! The arguments of the command line, as clap reads them.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,14 +23,16 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     Tpch(TpchArgs),
     Sql(SqlArgs),
+    Worker(WorkerArgs),
 }
 
 impl Command {
-    /// What its queries run with.
-    pub(crate) fn engine(&self) -> &EngineArgs {
+    /// What its queries may use.
+    pub(crate) fn resources(&self) -> &ResourceArgs {
         match self {
-            Self::Tpch(args) => &args.engine,
-            Self::Sql(args) => &args.engine,
+            Self::Tpch(args) => &args.engine.resources,
+            Self::Sql(args) => &args.engine.resources,
+            Self::Worker(args) => &args.resources,
         }
     }
 }
@@ -97,9 +100,46 @@ pub(crate) struct SqlArgs {
     pub(crate) explain: Option<Explain>,
 }
 
-/// What queries may use.
+/// Run parts of the queries of others.
+///
+/// Prints its address when it is ready, and then nothing until it is told to end: by SIGTERM, after which it finishes
+/// what it has begun, or by Ctrl-C. Connections are not encrypted and ask for no password: it listens to this machine
+/// only. It reads the files that queries name, as the user that it runs as.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WorkerArgs {
+    /// Where to listen; port 0 is any that is free
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
+    pub(crate) listen: SocketAddr,
+    #[command(flatten)]
+    pub(crate) resources: ResourceArgs,
+}
+
+/// How queries run.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct EngineArgs {
+    #[command(flatten)]
+    pub(crate) resources: ResourceArgs,
+    /// Run each query as stages on so many nodes of this process, which have a share of the threads each, and at least
+    /// one. Default: no stages
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) nodes: Option<NonZeroUsize>,
+    /// When stages start, if there are nodes
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t, requires = "nodes")]
+    pub(crate) stage_policy: StagePolicy,
+    /// Run queries on these workers, such as http://127.0.0.1:8080, as far as they are worth it. See `gatework worker`
+    #[arg(long, value_name = "URL,…", value_delimiter = ',', conflicts_with = "nodes")]
+    pub(crate) workers: Vec<String>,
+    /// How many bytes of a table's files are worth a part of their own for workers, such as 1MB. Default: 16 MiB
+    #[arg(long, value_name = "SIZE", requires = "workers")]
+    pub(crate) part_size: Option<ByteSize>,
+    /// How long a query may take, such as 90s or 5min. Default: for ever
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// What queries may use.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct ResourceArgs {
     /// Threads that run queries. Default: one per core
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -113,16 +153,6 @@ pub(crate) struct EngineArgs {
     /// What temporary files may take, such as 20GB. Default: 100 GiB
     #[arg(long, value_name = "SIZE")]
     pub(crate) temp_limit: Option<ByteSize>,
-    /// Run each query as stages on so many nodes of this process, which have a share of the threads each, and at least
-    /// one. Default: no stages
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    pub(crate) nodes: Option<NonZeroUsize>,
-    /// When stages start, if there are nodes
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t, requires = "nodes")]
-    pub(crate) stage_policy: StagePolicy,
-    /// How long a query may take, such as 90s or 5min. Default: for ever
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub(crate) timeout: Option<Duration>,
 }
 
 /// What is told of a query instead of its result.

@@ -13,10 +13,13 @@ use datafusion::execution::RecordBatchStream;
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
+use datafusion::physical_plan::{
+    ExecutionPlan, SendableRecordBatchStream, displayable, execute_stream,
+};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 use futures::TryStreamExt;
+use gatework::stages::cluster::{self, ClusterOptions, ClusterSession, FixedWorkers, Worker};
 use gatework::stages::{ExecutionPolicy, Nodes, StageOptions, StageStream};
 use gatework::{SessionStateBuilderExt, Settings};
 use tokio::task::yield_now;
@@ -31,6 +34,13 @@ pub(crate) struct Engine {
     shared: Arc<RuntimeEnv>,
     settings: Settings,
     nodes: Option<OnNodes>,
+    cluster: Option<Cluster>,
+}
+
+/// Workers that queries run on.
+struct Cluster {
+    workers: FixedWorkers,
+    options: ClusterOptions,
 }
 
 /// Nodes of this process that queries run on as stages.
@@ -41,7 +51,7 @@ pub(crate) struct OnNodes {
 
 impl OnNodes {
     fn start(args: &EngineArgs, count: usize) -> gatework::runtime::Result<Self> {
-        let threads = (threads(args.threads).get() / count).max(1);
+        let threads = (threads(args.resources.threads).get() / count).max(1);
         let policy = match args.stage_policy {
             StagePolicy::AllAtOnce => ExecutionPolicy::AllAtOnce,
             StagePolicy::Phased => ExecutionPolicy::Phased,
@@ -53,7 +63,8 @@ impl OnNodes {
 
 impl Engine {
     /// Starts an executor for queries that may use so much.
-    pub(crate) fn start(args: &EngineArgs) -> Result<Self, Error> {
+    pub(crate) fn start(engine: &EngineArgs) -> Result<Self, Error> {
+        let args = &engine.resources;
         let failed =
             |error: &dyn fmt::Display| Error::failed(format!("the executor cannot start: {error}"));
         let threads = threads(args.threads).get();
@@ -75,10 +86,19 @@ impl Engine {
             shared = shared.with_max_temp_directory_size(limit.as_u64());
         }
         let shared = shared.build_arc().map_err(|error| failed(&error))?;
-        let settings = Settings { timeout: args.timeout, ..Settings::default() };
-        let nodes = args.nodes.map(|count| OnNodes::start(args, count.get())).transpose();
+        let settings = Settings { timeout: engine.timeout, ..Settings::default() };
+        let nodes = engine.nodes.map(|count| OnNodes::start(engine, count.get())).transpose();
         let nodes = nodes.map_err(|error| failed(&error))?;
-        Ok(Self { executor, shared, settings, nodes })
+        let cluster = match engine.workers.is_empty() {
+            true => None,
+            false => Some(Cluster::of(engine)?),
+        };
+        Ok(Self { executor, shared, settings, nodes, cluster })
+    }
+
+    /// A worker for the queries of others.
+    pub(crate) fn worker(&self) -> Worker {
+        cluster::worker(&self.executor, self.shared.clone(), self.settings.clone())
     }
 
     /// What queries run on as stages, if they do.
@@ -91,9 +111,24 @@ impl Engine {
         let builder = SessionStateBuilder::new()
             .with_config(self.settings.clone().into_config(SessionConfig::new()))
             .with_runtime_env(self.shared.clone())
-            .with_default_features()
-            .with_gatework(&self.executor);
+            .with_default_features();
+        let builder = match &self.cluster {
+            Some(Cluster { workers, options }) => {
+                builder.with_gatework_workers(&self.executor, workers.clone(), options)
+            }
+            None => builder.with_gatework(&self.executor),
+        };
         with_information_schema(SessionContext::new_with_state(builder.build()))
+    }
+}
+
+impl Cluster {
+    fn of(args: &EngineArgs) -> Result<Self, Error> {
+        let workers = FixedWorkers::new(args.workers.iter().map(String::as_str));
+        let workers = workers.map_err(|error| Error::failed(error.strip_backtrace()))?;
+        let bytes = args.part_size.map(|size| size.as_u64().max(1));
+        let bytes_per_partition = bytes.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
+        Ok(Self { workers, options: ClusterOptions { bytes_per_partition } })
     }
 }
 
@@ -110,7 +145,18 @@ pub(crate) fn reference_session(wanted: Option<NonZeroUsize>) -> SessionContext 
 
 /// The nodes of a planned query that do not run on gatework's own operators.
 pub(crate) fn fallbacks(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
-    gatework::fallbacks(plan)
+    match cluster::is_distributed(plan) {
+        true => cluster::fallbacks(plan),
+        false => gatework::fallbacks(plan),
+    }
+}
+
+/// A plan, with its stages if workers run some.
+pub(crate) fn plan_text(plan: &Arc<dyn ExecutionPlan>) -> String {
+    match cluster::is_distributed(plan) {
+        true => cluster::plan_text(plan),
+        false => displayable(plan.as_ref()).indent(false).to_string(),
+    }
 }
 
 /// A query that runs. Dropping it cancels the query.

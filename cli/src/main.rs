@@ -22,6 +22,7 @@ mod sql;
 mod statements;
 mod tables;
 mod tpch;
+mod worker;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -39,7 +40,7 @@ const CLEAN_UP: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let args = Args::parse_from(args::readable(std::env::args_os()));
-    allocator::keep_pages(args.command.engine().memory_limit.is_some());
+    allocator::keep_pages(args.command.resources().memory_limit.is_some());
     let result = runtime(&args.command).and_then(|runtime| {
         let result = runtime.block_on(run(args.command));
         runtime.shutdown_timeout(CLEAN_UP);
@@ -60,6 +61,7 @@ async fn run(command: Command) -> Result<(), Error> {
         match command {
             Command::Tpch(args) => tpch::run(args).await,
             Command::Sql(args) => sql::run(args).await,
+            Command::Worker(args) => worker::run(args).await,
         }
     };
     tokio::select! {
@@ -75,7 +77,7 @@ async fn run(command: Command) -> Result<(), Error> {
 
 /// The runtime that plans, reads files, and runs the plain DataFusion session that results are compared with.
 fn runtime(command: &Command) -> Result<Runtime, Error> {
-    let threads = command.engine().threads;
+    let threads = command.resources().threads;
     Builder::new_multi_thread()
         .worker_threads(engine::threads(threads).get())
         .enable_all()

@@ -4,7 +4,6 @@ use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
 
 use datafusion::dataframe::DataFrame;
-use datafusion::physical_plan::displayable;
 use datafusion::prelude::SessionContext;
 use gatework::stages::{StageOptions, SubPlan, plan_stages};
 use indicatif::ProgressBar;
@@ -94,7 +93,7 @@ async fn stages(frame: DataFrame, nodes: usize) -> datafusion::error::Result<Sub
 async fn explain(frame: DataFrame, session: &SessionContext, sink: &Sink) -> Result<(), Error> {
     let plan = frame.create_physical_plan().await.map_err(|error| Error::query(&error, session))?;
     let fallbacks = engine::fallbacks(&plan);
-    sink.line(displayable(plan.as_ref()).indent(false).to_string().trim_end())?;
+    sink.line(engine::plan_text(&plan).trim_end())?;
     match fallbacks.is_empty() {
         true => sink.line("fallbacks: none"),
         false => sink.line(&format!("fallbacks: {}", fallbacks.join(", "))),

@@ -33,9 +33,12 @@ use table::Table;
 pub(crate) async fn run(args: TpchArgs) -> Result<(), Error> {
     let queries = queries::load(args.query_dir.as_deref(), &args.queries)?;
     let json = args.json.as_deref().map(|path| create_json(path.to_owned())).transpose()?;
-    let data =
-        data::find_or_make(args.data, args.scale_factor, engine::threads(args.engine.threads))
-            .await?;
+    let data = data::find_or_make(
+        args.data,
+        args.scale_factor,
+        engine::threads(args.engine.resources.threads),
+    )
+    .await?;
     let engine = Engine::start(&args.engine)?;
     let catalog = Catalog::open(&engine, &data, args.in_memory).await?;
     // The answers belong to the queries of the specification, at the size the specification gives them for.
@@ -44,14 +47,14 @@ pub(crate) async fn run(args: TpchArgs) -> Result<(), Error> {
         engine: &engine,
         catalog: &catalog,
         iterations: args.iterations,
-        threads: args.engine.threads,
+        threads: args.engine.resources.threads,
         verify: !args.no_verify,
         answers,
     };
     let mut report = Report::begin(
         Sink::stdout(),
         &data,
-        engine::threads(args.engine.threads),
+        engine::threads(args.engine.resources.threads),
         measure.oracles(),
     )?;
     for query in &queries {

@@ -32,6 +32,6 @@ pub use region::{Deadline, profile, query, run_into, with_config};
 pub use remote_filters::RemoteFilters;
 pub use session::{RUNTIME_FILTER_RULE, SessionStateBuilderExt, session, session_with};
 pub use settings::Settings;
-pub use shell::{Shell, as_shell, cover_above, fallbacks};
+pub use shell::{Shell, as_shell, cover_above, fallbacks, is_covered};
 pub use source::SourceExec;
 pub use write::{WriteExec, WriteProgress, WriteTarget};

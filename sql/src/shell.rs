@@ -61,6 +61,11 @@ fn collect_fallbacks(plan: &Arc<dyn ExecutionPlan>, names: &mut Vec<String>) {
     }
 }
 
+/// Whether the node itself, whatever is below it, runs on gatework.
+pub fn is_covered(plan: &dyn ExecutionPlan) -> bool {
+    as_shell(plan).is_some() || lower::covers(plan)
+}
+
 /// `plan` with a shell around every node that we cover.
 pub(crate) fn cover(
     plan: Arc<dyn ExecutionPlan>,

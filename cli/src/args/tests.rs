@@ -23,7 +23,10 @@ fn tpch_reads_its_flags() {
     let Ok(Args { command: Command::Tpch(args) }) = parse(line) else { panic!("not understood") };
     assert_eq!(args.scale_factor, Some(0.1));
     assert_eq!(args.queries, [1, 6, 22]);
-    assert_eq!((args.iterations.get(), args.engine.threads.map(usize::from)), (5, Some(3)));
+    assert_eq!(
+        (args.iterations.get(), args.engine.resources.threads.map(usize::from)),
+        (5, Some(3))
+    );
     assert!(args.no_verify);
 }
 
@@ -50,10 +53,10 @@ fn sql_reads_its_flags() {
 fn limits_have_units() {
     let line = "sql a --memory-limit 512MiB --timeout 1min --temp-dir d --temp-limit 1GB";
     let Ok(Args { command: Command::Sql(args) }) = parse(line) else { panic!("not understood") };
-    assert_eq!(args.engine.memory_limit.map(|limit| limit.as_u64()), Some(512 << 20));
+    assert_eq!(args.engine.resources.memory_limit.map(|limit| limit.as_u64()), Some(512 << 20));
     assert_eq!(args.engine.timeout, Some(Duration::from_secs(60)));
-    assert_eq!(args.engine.temp_dir, Some("d".into()));
-    assert_eq!(args.engine.temp_limit.map(|limit| limit.as_u64()), Some(1_000_000_000));
+    assert_eq!(args.engine.resources.temp_dir, Some("d".into()));
+    assert_eq!(args.engine.resources.temp_limit.map(|limit| limit.as_u64()), Some(1_000_000_000));
 }
 
 #[test]

@@ -10,5 +10,7 @@ mod session;
 mod worker;
 
 pub use datafusion_distributed::{Worker, WorkerResolver};
-pub use session::{ClusterOptions, ClusterSession, FixedWorkers, is_distributed, plan_text};
+pub use session::{
+    ClusterOptions, ClusterSession, FixedWorkers, fallbacks, is_distributed, plan_text,
+};
 pub use worker::{serve, worker};

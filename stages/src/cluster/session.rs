@@ -8,14 +8,16 @@ use datafusion::{
     error::{DataFusionError, Result},
     execution::{context::QueryPlanner, session_state::SessionStateBuilder},
     logical_expr::LogicalPlan,
-    physical_plan::{ChildrenPropertiesMode, ExecutionPlan, ReplaceChildrenOptions},
+    physical_plan::{
+        ChildrenPropertiesMode, ExecutionPlan, ReplaceChildrenOptions, repartition::RepartitionExec,
+    },
 };
 use datafusion_distributed::{
-    DistributedExec, DistributedExt, NetworkBoundaryExt, SessionStateBuilderExt, WorkerResolver,
-    display_plan_ascii,
+    BroadcastExec, DistributedConfig, DistributedExec, DistributedExt, DistributedLeafExec,
+    NetworkBoundaryExt, SessionStateBuilderExt, WorkerResolver, display_plan_ascii,
 };
 use gatework_runtime::Executor;
-use gatework_sql::cover_above;
+use gatework_sql::{cover_above, is_covered};
 use url::Url;
 
 /// How queries are divided among workers.
@@ -62,32 +64,35 @@ pub trait ClusterSession: Sized {
     /// What is not worth it, or cannot be divided, runs on `executor` alone.
     ///
     /// To be called last, in place of `with_gatework`: it wraps the query planner that is set.
-    ///
-    /// # Errors
-    /// If the options make no sense.
+    #[must_use]
     fn with_gatework_workers(
         self,
         executor: &Executor,
         resolver: impl WorkerResolver + 'static,
         options: &ClusterOptions,
-    ) -> Result<Self>;
+    ) -> Self;
 }
 
 impl ClusterSession for SessionStateBuilder {
     fn with_gatework_workers(
-        self,
+        mut self,
         executor: &Executor,
         resolver: impl WorkerResolver + 'static,
         options: &ClusterOptions,
-    ) -> Result<Self> {
+    ) -> Self {
+        if let Some(bytes) = options.bytes_per_partition {
+            let config = self.config().take().unwrap_or_default();
+            let own = DistributedConfig {
+                file_scan_config_bytes_per_partition: bytes,
+                ..DistributedConfig::default()
+            };
+            self = self.with_config(config).with_distributed_option_extension(own);
+        }
         let mut builder =
             self.with_distributed_worker_resolver(resolver).with_distributed_planner();
-        if let Some(bytes) = options.bytes_per_partition {
-            builder = builder.with_distributed_file_scan_config_bytes_per_partition(bytes)?;
-        }
         let inner = std::mem::take(builder.query_planner());
         let planner = HeadPlanner { inner, executor: executor.clone() };
-        Ok(builder.with_query_planner(Arc::new(planner)))
+        builder.with_query_planner(Arc::new(planner))
     }
 }
 
@@ -156,4 +161,28 @@ pub fn is_distributed(plan: &Arc<dyn ExecutionPlan>) -> bool {
 /// The stages of a plan, those of workers and the one above them, as text.
 pub fn plan_text(plan: &Arc<dyn ExecutionPlan>) -> String {
     display_plan_ascii(plan.as_ref(), false)
+}
+
+/// Names of the nodes that run as DataFusion's own, in this process or on workers, but for those between stages: what
+/// divides a stage's rows among its readers, and what reads them.
+pub fn fallbacks(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
+    let mut names = Vec::new();
+    collect_fallbacks(plan, false, &mut names);
+    names
+}
+
+fn collect_fallbacks(plan: &Arc<dyn ExecutionPlan>, is_head: bool, names: &mut Vec<String>) {
+    let between = plan.is_network_boundary();
+    let divides = is_head && (plan.is::<RepartitionExec>() || plan.is::<BroadcastExec>());
+    match plan.downcast_ref::<DistributedLeafExec>() {
+        Some(leaf) => {
+            leaf.variants().iter().take(1).for_each(|one| collect_fallbacks(one, false, names));
+        }
+        None if between || divides || plan.is::<DistributedExec>() || is_covered(plan.as_ref()) => {
+        }
+        None => names.push(plan.name().to_owned()),
+    }
+    for child in plan.children() {
+        collect_fallbacks(child, between, names);
+    }
 }

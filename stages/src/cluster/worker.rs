@@ -76,4 +76,3 @@ pub async fn serve(
         .await
         .map_err(|error| DataFusionError::External(Box::new(error)))
 }
-
