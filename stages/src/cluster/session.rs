@@ -82,10 +82,8 @@ impl ClusterSession for SessionStateBuilder {
     ) -> Self {
         if let Some(bytes) = options.bytes_per_partition {
             let config = self.config().take().unwrap_or_default();
-            let own = DistributedConfig {
-                file_scan_config_bytes_per_partition: bytes,
-                ..DistributedConfig::default()
-            };
+            let mut own = DistributedConfig::default();
+            own.file_scan_config_bytes_per_partition = bytes;
             self = self.with_config(config).with_distributed_option_extension(own);
         }
         let mut builder =
@@ -173,7 +171,7 @@ pub fn fallbacks(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
 
 fn collect_fallbacks(plan: &Arc<dyn ExecutionPlan>, is_head: bool, names: &mut Vec<String>) {
     let between = plan.is_network_boundary();
-    let divides = is_head && (plan.is::<RepartitionExec>() || plan.is::<BroadcastExec>());
+    let divides = plan.is::<BroadcastExec>() || is_head && plan.is::<RepartitionExec>();
     match plan.downcast_ref::<DistributedLeafExec>() {
         Some(leaf) => {
             leaf.variants().iter().take(1).for_each(|one| collect_fallbacks(one, false, names));
