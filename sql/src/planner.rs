@@ -23,7 +23,7 @@ use datafusion::{
     prelude::SessionConfig,
 };
 
-use crate::{buckets::copy_into_buckets, engine::Engine, shell};
+use crate::{buckets::copies_into_buckets, engine::Engine, shell};
 
 /// Plans for one partition, whatever the session says: how many tasks a pipeline has is decided when
 /// it runs, and a serial plan has no exchanges that we would have to fold away again.
@@ -51,7 +51,7 @@ impl QueryPlanner for GateworkPlanner {
         plan: &LogicalPlan,
         session: &dyn Session,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        if copy_into_buckets(plan)?.1.is_some() {
+        if copies_into_buckets(plan)? {
             return not_impl_err!(
                 "COPY into buckets is run as stages: by gatework::stages::execute, or with --nodes"
             );

@@ -151,11 +151,7 @@ impl SplitTableExec {
     pub(crate) fn source(&self, context: &Arc<TaskContext>, io: Handle) -> Result<SplitTableScan> {
         let feed = match &self.queue {
             Some(queue) => Feed::Queue(queue.clone()),
-            None => Feed::Table(Arc::new(Mutex::new(Found {
-                source: self.table.splits()?,
-                splits: Vec::new(),
-                last: false,
-            }))),
+            None => Feed::Table(Arc::new(Mutex::new(Found::of(self.table.as_ref())?))),
         };
         let (table, context) = (self.table.clone(), context.clone());
         Ok(SplitTableScan { table, context, io, feed })
@@ -206,7 +202,7 @@ impl ExecutionPlan for SplitTableExec {
         }
         let table = self.table.clone();
         let partitions = self.properties.partitioning.partition_count();
-        let own = EverySplit { source: table.splits()?, found: Vec::new(), last: false };
+        let own = Found::of(table.as_ref())?;
         let own = own
             .enumerate()
             .filter(move |(place, _)| std::future::ready(place % partitions == partition));
@@ -239,20 +235,48 @@ impl Split {
     }
 }
 
-/// The splits of a table as a stream.
-struct EverySplit {
+const SPLITS_AT_A_TIME: usize = 16;
+
+/// The splits of a table, one after the other.
+struct Found {
     source: Box<dyn SplitSource>,
-    found: Vec<Split>,
+    /// The next one last.
+    splits: Vec<Split>,
+    /// There are no others than those.
     last: bool,
 }
 
-impl Drop for EverySplit {
+impl Found {
+    fn of(table: &dyn SplitTable) -> Result<Self> {
+        Ok(Self { source: table.splits()?, splits: Vec::new(), last: false })
+    }
+
+    fn next_split(&mut self) -> Result<Take<Split>> {
+        loop {
+            if let Some(split) = self.splits.pop() {
+                return Ok(Take::Item(split));
+            }
+            if self.last {
+                return Ok(Take::Finished);
+            }
+            match self.source.next(SPLITS_AT_A_TIME)? {
+                Splits::Some(mut splits, last) => {
+                    splits.reverse();
+                    (self.splits, self.last) = (splits, last);
+                }
+                Splits::Blocked(gate) => return Ok(Take::Blocked(gate)),
+            }
+        }
+    }
+}
+
+impl Drop for Found {
     fn drop(&mut self) {
         self.source.close();
     }
 }
 
-impl Stream for EverySplit {
+impl Stream for Found {
     type Item = Result<Split>;
 
     fn poll_next(
@@ -260,18 +284,10 @@ impl Stream for EverySplit {
         context: &mut Context<'_>,
     ) -> Poll<Option<Self::Item>> {
         loop {
-            if let Some(split) = self.found.pop() {
-                return Poll::Ready(Some(Ok(split)));
-            }
-            if self.last {
-                return Poll::Ready(None);
-            }
-            match self.source.next(SPLITS_AT_A_TIME)? {
-                Splits::Some(mut splits, last) => {
-                    splits.reverse();
-                    (self.found, self.last) = (splits, last);
-                }
-                Splits::Blocked(gate) => {
+            match self.next_split()? {
+                Take::Item(split) => return Poll::Ready(Some(Ok(split))),
+                Take::Finished | Take::Aborted => return Poll::Ready(None),
+                Take::Blocked(gate) => {
                     if !gate.poll_ready(context.waker()) {
                         return Poll::Pending;
                     }
@@ -280,8 +296,6 @@ impl Stream for EverySplit {
         }
     }
 }
-
-const SPLITS_AT_A_TIME: usize = 16;
 
 /// Reads a [`SplitTable`] on gatework.
 #[derive(Debug)]
@@ -308,18 +322,6 @@ impl fmt::Debug for Feed {
     }
 }
 
-struct Found {
-    source: Box<dyn SplitSource>,
-    splits: Vec<Split>,
-    last: bool,
-}
-
-impl Drop for Found {
-    fn drop(&mut self) {
-        self.source.close();
-    }
-}
-
 impl Feed {
     fn take(&self) -> RuntimeResult<Take<(Split, Option<Reading<Split>>)>> {
         match self {
@@ -329,24 +331,12 @@ impl Feed {
                 Take::Finished => Take::Finished,
                 Take::Aborted => Take::Aborted,
             }),
-            Self::Table(found) => {
-                let mut found = found.lock();
-                loop {
-                    if let Some(split) = found.splits.pop() {
-                        return Ok(Take::Item((split, None)));
-                    }
-                    if found.last {
-                        return Ok(Take::Finished);
-                    }
-                    match found.source.next(SPLITS_AT_A_TIME).or_fail()? {
-                        Splits::Some(mut splits, last) => {
-                            splits.reverse();
-                            (found.splits, found.last) = (splits, last);
-                        }
-                        Splits::Blocked(gate) => return Ok(Take::Blocked(gate)),
-                    }
-                }
-            }
+            Self::Table(found) => Ok(match found.lock().next_split().or_fail()? {
+                Take::Item(split) => Take::Item((split, None)),
+                Take::Blocked(gate) => Take::Blocked(gate),
+                Take::Finished => Take::Finished,
+                Take::Aborted => Take::Aborted,
+            }),
         }
     }
 }

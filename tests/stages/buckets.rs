@@ -15,7 +15,9 @@ use gatework::{
 };
 use tempfile::TempDir;
 
-use super::runs::{POLICIES, check_tasks, read, run, session_of, start, start_planned};
+use super::runs::{
+    POLICIES, cancel, check_tasks, read, run, says, session_of, start, start_planned,
+};
 use crate::{
     endings::bench::files_below,
     support::{Case, Expected, QUERIES, Storage, frame, guarded, reference_session},
@@ -219,15 +221,7 @@ fn a_group_that_ends_badly_ends_all() {
                     let hit = chaos.counts().fault;
                     hits += usize::from(hit);
                     match result {
-                        Err(error) => {
-                            let says = match fault {
-                                Fault::Cancel => "cancelled",
-                                Fault::Error => "chaos: error at step",
-                                Fault::Panic => "chaos: panic at step",
-                            };
-                            let error = error.to_string();
-                            assert!(hit && error.contains(says), "{name}: {error}");
-                        }
+                        Err(error) => assert!(hit && says(&error, fault), "{name}: {error}"),
                         Ok((batches, _)) => world.expected[number - 1].check(&name, &batches),
                     }
                     world.assert_clean(nodes.executors(), &name);
@@ -262,15 +256,7 @@ fn groups_end_with_their_reader() {
                 for _ in 0..batches {
                     stream.next().await.unwrap().unwrap();
                 }
-                stream.query().cancel();
-                let error = loop {
-                    match stream.next().await {
-                        Some(Ok(_)) => {}
-                        Some(Err(error)) => break error.to_string(),
-                        None => panic!("{name}: a clean end"),
-                    }
-                };
-                assert!(error.contains("cancelled"), "{name}: {error}");
+                cancel(&mut stream, &name).await;
                 world.assert_clean(nodes.executors(), &name);
             }
             let name = format!("a limit, {policy:?}");

@@ -9,7 +9,7 @@ use arrow::{
 };
 use datafusion::{
     dataframe::DataFrame,
-    error::Result,
+    error::{DataFusionError, Result},
     execution::session_state::SessionStateBuilder,
     prelude::{SessionConfig, SessionContext},
 };
@@ -94,6 +94,28 @@ pub(super) async fn read(mut stream: StageStream) -> Result<(Vec<RecordBatch>, V
         batches.push(batch);
     }
     Ok((batches, stream.report()))
+}
+
+/// Cancels a query, and sees it end by that.
+pub(super) async fn cancel(stream: &mut StageStream, name: &str) {
+    stream.query().cancel();
+    let error = loop {
+        match stream.next().await {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => break error.to_string(),
+            None => panic!("{name}: a clean end"),
+        }
+    };
+    assert!(error.contains("cancelled"), "{name}: {error}");
+}
+
+/// Whether `error` is that of `fault`.
+pub(super) fn says(error: &DataFusionError, fault: Fault) -> bool {
+    error.to_string().contains(match fault {
+        Fault::Cancel => "cancelled",
+        Fault::Error => "chaos: error at step",
+        Fault::Panic => "chaos: panic at step",
+    })
 }
 
 /// What was written was read, as often as there are readers that wanted it; each stage has the tasks that it is to
@@ -240,20 +262,10 @@ fn a_task_that_ends_badly_ends_all() {
                     let result = run(&case, &session, sql, &nodes, &options).await;
                     let hit = chaos.counts().fault;
                     hits += usize::from(hit);
-                    match (result, fault) {
-                        (Err(error), _) => {
-                            let says = match fault {
-                                Fault::Cancel => "cancelled",
-                                Fault::Error => "chaos: error at step",
-                                Fault::Panic => "chaos: panic at step",
-                            };
-                            let error = error.to_string();
-                            assert!(hit && error.contains(says), "{name}: {error}");
-                        }
+                    match result {
+                        Err(error) => assert!(hit && says(&error, fault), "{name}: {error}"),
                         // Nobody may have wanted what it was about to write.
-                        (Ok((batches, _)), _) => {
-                            world.expected[number - 1].check(&name, &batches);
-                        }
+                        Ok((batches, _)) => world.expected[number - 1].check(&name, &batches),
                     }
                     world.assert_clean(nodes.executors(), &name);
                 }
@@ -296,15 +308,7 @@ fn all_tasks_end_with_their_reader() {
                 for _ in 0..batches {
                     stream.next().await.unwrap().unwrap();
                 }
-                stream.query().cancel();
-                let error = loop {
-                    match stream.next().await {
-                        Some(Ok(_)) => {}
-                        Some(Err(error)) => break error.to_string(),
-                        None => panic!("{name}: a clean end"),
-                    }
-                };
-                assert!(error.contains("cancelled"), "{name}: {error}");
+                cancel(&mut stream, &name).await;
                 // Whoever has seen the error finds nothing of the query.
                 let live: usize = nodes.executors().iter().map(|node| node.live_tasks()).sum();
                 assert_eq!(live, 0, "{name}");

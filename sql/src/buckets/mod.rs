@@ -8,8 +8,8 @@
 //! A row's bucket is the XXH64 hash of its key, modulo their number. The hash of a column is seeded with that of the
 //! columns before it, beginning with 0; integers and days are hashed as eight bytes, the low ones first, strings
 //! and binary as they are. A NULL leaves the hash as it is. (CSV does not tell it from an empty string, so strings are
-//! no keys there.) So a bucket does not depend on the width of an integer
-//! or the kind of a string array, nor on the version of this library.
+//! no keys there.) So a bucket does not depend on the width of an integer or the kind of a string array, nor on the
+//! version of this library.
 
 mod options;
 mod table;
@@ -17,7 +17,7 @@ mod table;
 pub use options::copy_into_buckets;
 pub use table::{BucketedTable, TableInBuckets};
 
-pub(crate) use options::BucketedTables;
+pub(crate) use options::{BucketedTables, copies_into_buckets};
 pub(crate) use table::check_footer;
 
 use std::{fmt, sync::Arc};
@@ -107,11 +107,6 @@ impl Bucketing {
         Ok(self.places(schema)?.into_iter().filter_map(kind).collect())
     }
 
-    /// Whether strings are hashed.
-    pub(crate) fn has_bytes(&self, schema: &Schema) -> Result<bool> {
-        Ok(self.kinds(schema)?.contains(Kind::Bytes.letter()))
-    }
-
     /// The bucket of each row.
     ///
     /// # Errors
@@ -171,7 +166,7 @@ pub(crate) const FOOTER_KEY: &str = "gatework.bucket";
 
 /// What is hashed of values of a type.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Integer,
     Day,
     Bytes,
@@ -192,7 +187,7 @@ impl Kind {
     }
 
     /// In the names of files.
-    fn letter(self) -> char {
+    pub(crate) fn letter(self) -> char {
         match self {
             Self::Integer => 'i',
             Self::Day => 'd',

@@ -69,6 +69,14 @@ pub fn copy_into_buckets(plan: &LogicalPlan) -> Result<(LogicalPlan, Option<Buck
     Ok((plain.data, found))
 }
 
+/// Whether `plan` copies rows into buckets.
+pub(crate) fn copies_into_buckets(plan: &LogicalPlan) -> Result<bool> {
+    plan.exists(|node| match node {
+        LogicalPlan::Copy(copy) => Ok(copy.options.keys().any(|name| name.starts_with(NAMESPACE))),
+        _ => Ok(false),
+    })
+}
+
 /// Makes tables that may be declared to be in buckets.
 #[derive(Debug)]
 pub(crate) struct BucketedTables(Arc<dyn TableProviderFactory>);

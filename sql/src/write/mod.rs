@@ -47,7 +47,7 @@ use gatework_shared_state::{Dependency, DependencyKind, Gate};
 
 pub(crate) use operator::FileWriter;
 
-use crate::buckets::{Bucket, Bucketing};
+use crate::buckets::{Bucket, Bucketing, Kind};
 
 /// Where files go, and what they are like.
 #[derive(Clone)]
@@ -146,7 +146,7 @@ impl WriteTarget {
     /// If the rows have no such columns.
     pub fn in_buckets(self, buckets: Arc<Bucketing>) -> Result<Self> {
         let kinds = buckets.kinds(&self.schema)?;
-        if matches!(self.format, Format::Csv(_)) && buckets.has_bytes(&self.schema)? {
+        if matches!(self.format, Format::Csv(_)) && kinds.contains(Kind::Bytes.letter()) {
             return plan_err!(
                 "buckets by strings in CSV, where NULL and the empty string are one: write Parquet"
             );

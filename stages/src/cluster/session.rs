@@ -8,9 +8,7 @@ use datafusion::{
     error::{DataFusionError, Result},
     execution::{context::QueryPlanner, session_state::SessionStateBuilder},
     logical_expr::LogicalPlan,
-    physical_plan::{
-        ChildrenPropertiesMode, ExecutionPlan, ReplaceChildrenOptions, repartition::RepartitionExec,
-    },
+    physical_plan::{ExecutionPlan, repartition::RepartitionExec},
 };
 use datafusion_distributed::{
     BroadcastExec, DistributedConfig, DistributedExec, DistributedExt, DistributedLeafExec,
@@ -117,37 +115,9 @@ impl QueryPlanner for HeadPlanner {
         let Some(inner) = &self.inner else {
             return Err(DataFusionError::Internal("a cluster's session without a planner".into()));
         };
-        self.host(inner.create_physical_plan(plan, session).await?)
-    }
-}
-
-impl HeadPlanner {
-    /// `plan`, of which the stages that workers run are left as they are.
-    fn host(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
-        let above = |plan: Arc<dyn ExecutionPlan>| {
-            cover_above(plan, &self.executor, &|node: &dyn ExecutionPlan| {
-                node.is_network_boundary()
-            })
-        };
-        if !is_distributed(&plan) {
-            return above(plan);
-        }
-        if !plan.is::<DistributedExec>() {
-            // A frame around it, such as EXPLAIN.
-            return self.within(plan, |child| self.host(child));
-        }
-        self.within(plan, above)
-    }
-
-    fn within(
-        &self,
-        plan: Arc<dyn ExecutionPlan>,
-        change: impl Fn(Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        let children = plan.children().into_iter().cloned().map(change);
-        let children = children.collect::<Result<_>>()?;
-        let keep = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Keep);
-        plan.replace_children(children, keep)
+        let plan = inner.create_physical_plan(plan, session).await?;
+        // The stages that workers run are left as they are.
+        cover_above(plan, &self.executor, &|node| node.is_network_boundary())
     }
 }
 

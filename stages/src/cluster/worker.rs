@@ -62,7 +62,7 @@ fn hosted(plan: Arc<dyn ExecutionPlan>, executor: &Executor) -> Result<Arc<dyn E
 /// Serves `worker` at `listener` until `end` comes; then it takes no more queries, and those that it has get on.
 ///
 /// # Errors
-/// If the address cannot be told, or the server fails.
+/// If the server fails.
 pub async fn serve(
     worker: Worker,
     listener: TcpListener,

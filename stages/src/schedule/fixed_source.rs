@@ -96,7 +96,7 @@ impl Lane {
         splits: &mut dyn BucketSplits,
         batch: usize,
         groups: Option<usize>,
-        mut has_room: impl FnMut(usize) -> bool,
+        mut has_room: impl FnMut() -> bool,
     ) -> Result<Option<Blocked>> {
         loop {
             let current = match &mut self.current {
@@ -142,7 +142,7 @@ impl Current {
         task: &dyn StageTask,
         lifespan: Lifespan,
         batch: usize,
-        has_room: &mut impl FnMut(usize) -> bool,
+        has_room: &mut impl FnMut() -> bool,
     ) -> Result<Option<Blocked>> {
         loop {
             // What nobody wants is not looked for.
@@ -166,7 +166,7 @@ impl Current {
                 }
             }
             while let Some(split) = self.pending.pop_front() {
-                if !has_room(1) && !room.is_ready() {
+                if !has_room() && !room.is_ready() {
                     self.pending.push_front(split);
                     return Ok(Some((BlockedReason::SplitQueuesFull, Some(room))));
                 }
@@ -194,12 +194,10 @@ impl StageScheduler for FixedSourceScheduler {
                 .limits
                 .most_on_node
                 .saturating_sub(nodes.get(node).map_or(0, |load| load.queued + load.reading));
-            let has_room = |wanted: usize| match free.checked_sub(wanted) {
-                Some(left) => {
-                    free = left;
-                    true
-                }
-                None => false,
+            let has_room = || {
+                let room = free > 0;
+                free = free.saturating_sub(1);
+                room
             };
             let splits = self.splits.as_mut();
             let blocked = lane.advance(task.as_ref(), splits, batch, self.groups, has_room)?;
