@@ -56,8 +56,8 @@ pub(crate) struct LocalTasks {
     pub(crate) setting: Arc<Setting>,
     /// All that were made.
     pub(crate) roster: Roster,
-    /// As long as a task runs, its query has not ended.
-    pub(crate) presence: Box<dyn Fn() -> Outside + Send + Sync>,
+    /// As long as a task runs, the query that it is of, if it is of one, has not ended.
+    pub(crate) presence: Box<dyn Fn() -> Option<Outside> + Send + Sync>,
 }
 
 /// What all tasks of a query know.
@@ -92,7 +92,7 @@ impl TaskFactory for LocalTasks {
             output,
             lives: Mutex::new(Lives { writer: writers.pop(), ..Lives::default() }),
             state: StateMachine::new("task", TaskState::Running),
-            presence: Mutex::new(Some((self.presence)())),
+            presence: Mutex::new((self.presence)()),
             told: AtomicBool::new(false),
             inbox: inbox.clone(),
         });
@@ -442,8 +442,11 @@ impl StageTask for LocalTask {
     fn add_location(&self, source: usize, id: LocationId, output: &Output<Held>) -> Result<()> {
         let buffer = self.id.number;
         let client = self.of(Lifespan::Task, |inputs| inputs.exchanges[source].1.clone());
-        // One that has ended reads nothing.
-        let Some(client) = client else { return Ok(()) };
+        let Some(client) = client else {
+            // One that has ended reads nothing, and who writes for it is not to wait for that.
+            output.abort(buffer);
+            return Ok(());
+        };
         client.add(id, output.clone(), buffer).map_err(Error::operator)
     }
 

@@ -258,7 +258,7 @@ impl Start {
             nodes: self.nodes.executors().to_vec(),
             setting: self.setting.clone(),
             roster: self.roster.clone(),
-            presence: Box::new(move || presence.outside()),
+            presence: Box::new(move || Some(presence.outside())),
         });
         let (count, policy) = (self.nodes.count(), self.options.policy);
         let scheduler = |stage: &StageExecution| self.scheduler_of(stage);

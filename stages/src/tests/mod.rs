@@ -1,6 +1,7 @@
 //! How queries are cut. Names or comments carry the numbers of the rules in `RULES.md`.
 
 mod buckets;
+mod local;
 mod mock;
 mod runs;
 mod scheduling;
