@@ -103,15 +103,42 @@ pub(crate) struct SqlArgs {
 /// Run parts of the queries of others.
 ///
 /// Prints its address when it is ready, and then nothing until it is told to end: by SIGTERM, after which it finishes
-/// what it has begun, or by Ctrl-C. Connections are not encrypted and ask for no password: it listens to this machine
-/// only. It reads the files that queries name, as the user that it runs as.
+/// what it has begun, or by Ctrl-C. It reads what --allow-path names, as the user that it runs as, and writes nothing but
+/// temporary files.
 #[derive(Debug, clap::Args)]
 pub(crate) struct WorkerArgs {
-    /// Where to listen; port 0 is any that is free
+    /// Where to listen; port 0 is any that is free. Without certificates, this machine only
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
     pub(crate) listen: SocketAddr,
+    /// A file, or a folder with all below it, that queries may read. May be given several times. Default: nothing
+    #[arg(long = "allow-path", value_name = "PATH")]
+    pub(crate) allowed_paths: Vec<PathBuf>,
+    /// Listen to other machines without encryption. Who can reach the address can read what is sent and, unless there is
+    /// a token, send queries
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
     #[command(flatten)]
     pub(crate) resources: ResourceArgs,
+}
+
+/// What the members of a cluster show each other.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct AccessArgs {
+    /// File with the token that every request to a worker carries; all members have the same
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Certificate of this member, in PEM format, for the name by which others call it. Connections are encrypted then, and
+    /// both sides show a certificate
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Certificate of the authority that the certificates of all members are from
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_ca: Option<PathBuf>,
 }
 
 /// How queries run.
@@ -132,6 +159,17 @@ pub(crate) struct EngineArgs {
     /// How many bytes of a table's files are worth a part of their own for workers, such as 1MB. Default: 16 MiB
     #[arg(long, value_name = "SIZE", requires = "workers")]
     pub(crate) part_size: Option<ByteSize>,
+    /// How often a query whose workers are lost runs again, on those that answer; queries that write do not. Default: 0
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "workers",
+        default_value = "0",
+        hide_default_value = true
+    )]
+    pub(crate) retries: usize,
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
     /// How long a query may take, such as 90s or 5min. Default: for ever
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Option<Duration>,

@@ -1,13 +1,15 @@
 //! The only place that calls the library: an executor, its sessions, and plain DataFusion sessions to compare with.
 
-use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use datafusion::common::Result;
+use datafusion::common::{DataFusionError, Result};
 use datafusion::dataframe::DataFrame;
 use datafusion::execution::RecordBatchStream;
 use datafusion::execution::memory_pool::GreedyMemoryPool;
@@ -19,13 +21,17 @@ use datafusion::physical_plan::{
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 use futures::TryStreamExt;
-use gatework::stages::cluster::{self, ClusterOptions, ClusterSession, FixedWorkers, Worker};
+use gatework::stages::cluster::{
+    self, Access, ClusterOptions, ClusterSession, Connections, Locations, Worker, WorkerList,
+    WorkerOptions,
+};
 use gatework::stages::{ExecutionPolicy, Nodes, StageOptions, StageStream};
 use gatework::{SessionStateBuilderExt, Settings};
 use tokio::task::yield_now;
 
-use crate::args::{EngineArgs, StagePolicy};
-use crate::error::Error;
+use crate::CLEAN_UP;
+use crate::args::{AccessArgs, EngineArgs, StagePolicy};
+use crate::error::{Error, one_line};
 
 /// An executor of this process. Its threads end when it is dropped.
 pub(crate) struct Engine {
@@ -39,7 +45,7 @@ pub(crate) struct Engine {
 
 /// Workers that queries run on.
 struct Cluster {
-    workers: FixedWorkers,
+    workers: WorkerList,
     options: ClusterOptions,
 }
 
@@ -97,8 +103,14 @@ impl Engine {
     }
 
     /// A worker for the queries of others.
-    pub(crate) fn worker(&self) -> Worker {
-        cluster::worker(&self.executor, self.shared.clone(), self.settings.clone())
+    pub(crate) fn worker(&self, access: Access, locations: Locations) -> Result<Worker> {
+        let options = WorkerOptions {
+            runtime: self.shared.clone(),
+            settings: self.settings.clone(),
+            connections: Connections::new(access),
+            locations,
+        };
+        cluster::worker(&self.executor, options)
     }
 
     /// What queries run on as stages, if they do.
@@ -122,14 +134,58 @@ impl Engine {
     }
 }
 
+/// Who ends is not gone while a file is being written for a query that has failed: it would stay.
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let disk = Arc::downgrade(&self.shared.disk_manager);
+        self.shared = Arc::default();
+        let begun = Instant::now();
+        while disk.strong_count() > 0 && begun.elapsed() < CLEAN_UP {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 impl Cluster {
     fn of(args: &EngineArgs) -> Result<Self, Error> {
-        let workers = FixedWorkers::new(args.workers.iter().map(String::as_str));
-        let workers = workers.map_err(|error| Error::failed(error.strip_backtrace()))?;
+        let workers = WorkerList::new(args.workers.iter().map(String::as_str));
+        let workers = workers.map_err(|error| misuse(&error))?;
         let bytes = args.part_size.map(|size| size.as_u64().max(1));
-        let bytes_per_partition = bytes.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
-        Ok(Self { workers, options: ClusterOptions { bytes_per_partition } })
+        let options = ClusterOptions {
+            bytes_per_partition: bytes.map(|size| usize::try_from(size).unwrap_or(usize::MAX)),
+            retries: args.retries,
+            connections: Connections::new(access(&args.access)?),
+            ..ClusterOptions::default()
+        };
+        Ok(Self { workers, options })
     }
+}
+
+/// What this member shows others, and asks of them.
+pub(crate) fn access(args: &AccessArgs) -> Result<Access, Error> {
+    let read = |option: &str, path: &Path| {
+        let failed = |error| Error::failed(format!("{option} {}: {error}", path.display()));
+        fs::read(path).map_err(failed)
+    };
+    let mut access = Access::default();
+    if let Some(path) = &args.token_file {
+        let token = read("--token-file", path)?;
+        let token = String::from_utf8_lossy(&token);
+        access = access.with_token(&token).map_err(|error| misuse(&error).and("--token-file"))?;
+    }
+    if let (Some(certificate), Some(key), Some(authority)) =
+        (&args.tls_cert, &args.tls_key, &args.tls_ca)
+    {
+        let certificate = read("--tls-cert", certificate)?;
+        let (key, authority) = (read("--tls-key", key)?, read("--tls-ca", authority)?);
+        access = access.with_tls(certificate, key, authority).map_err(|error| misuse(&error))?;
+    }
+    Ok(access)
+}
+
+/// What is wrong with an argument.
+pub(crate) fn misuse(error: &DataFusionError) -> Error {
+    Error::failed(one_line(&error.message()))
 }
 
 /// The number of threads to use.

@@ -3,6 +3,7 @@
 use datafusion::arrow::error::ArrowError;
 use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::prelude::SessionContext;
+use gatework::stages::cluster::worker_of;
 
 /// The end of a command that did not do what it was asked.
 #[derive(Debug)]
@@ -54,8 +55,16 @@ impl Error {
     }
 }
 
-/// Says in one line what went wrong in a query.
+/// Says in one line what went wrong in a query, and where, if that was on a worker.
 fn explain(error: &DataFusionError, session: &SessionContext) -> String {
+    let reason = reason(error, session);
+    match worker_of(error) {
+        Some(worker) if !reason.starts_with(worker) => format!("{worker}: {reason}"),
+        _ => reason,
+    }
+}
+
+fn reason(error: &DataFusionError, session: &SessionContext) -> String {
     let root = error.find_root();
     let message = one_line(&root.message());
     match root {

@@ -75,11 +75,12 @@ async fn run(command: Command) -> Result<(), Error> {
     }
 }
 
-/// The runtime that plans, reads files, and runs the plain DataFusion session that results are compared with.
+/// The runtime that plans, reads files, talks to other machines, and runs the plain DataFusion session that results are
+/// compared with. It has two threads at least: while one divides rows among workers, the other says that we are there.
 fn runtime(command: &Command) -> Result<Runtime, Error> {
     let threads = command.resources().threads;
     Builder::new_multi_thread()
-        .worker_threads(engine::threads(threads).get())
+        .worker_threads(engine::threads(threads).get().max(2))
         .enable_all()
         .build()
         .map_err(|error| Error::failed(format!("cannot start threads: {error}")))

@@ -5,10 +5,10 @@ use std::num::NonZeroUsize;
 
 use datafusion::dataframe::DataFrame;
 use datafusion::prelude::SessionContext;
-use gatework::stages::{StageOptions, SubPlan, plan_stages};
+use gatework::stages::{StageOptions, StageTree, cluster, plan_stages};
 use indicatif::ProgressBar;
 
-use crate::args::{Explain, Format, SqlArgs};
+use crate::args::{EngineArgs, Explain, Format, SqlArgs};
 use crate::engine::{self, Answer, Engine};
 use crate::error::Error;
 use crate::output::{Output, Sink};
@@ -35,11 +35,10 @@ pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
             match args.explain {
                 Some(Explain::Plan) => explain(planned.frame, &session, &sink).await?,
                 Some(what @ (Explain::Stages | Explain::Mermaid)) => {
-                    let nodes = args.engine.nodes.map_or(EXPLAINED_NODES, NonZeroUsize::get);
-                    let stages = stages(planned.frame, nodes).await.map_err(query_error)?;
+                    let tree = stages(planned.frame, &args.engine).await.map_err(query_error)?;
                     let text = match what {
-                        Explain::Mermaid => stages.mermaid(nodes),
-                        _ => stages.text(nodes),
+                        Explain::Mermaid => tree.mermaid(),
+                        _ => tree.text(),
                     };
                     sink.line(text.trim_end())?;
                 }
@@ -83,10 +82,14 @@ fn show_progress(spinner: &ProgressBar, rows: u64) {
     }
 }
 
-/// The stages of one query on so many nodes.
-async fn stages(frame: DataFrame, nodes: usize) -> datafusion::error::Result<SubPlan> {
+/// The stages of one query, on workers or on nodes.
+async fn stages(frame: DataFrame, args: &EngineArgs) -> datafusion::error::Result<StageTree> {
+    if !args.workers.is_empty() {
+        return Ok(cluster::stage_tree(&frame.create_physical_plan().await?));
+    }
+    let nodes = args.nodes.map_or(EXPLAINED_NODES, NonZeroUsize::get);
     let (state, query) = frame.into_parts();
-    plan_stages(&state, &query, &StageOptions::of_nodes(nodes)).await
+    Ok(plan_stages(&state, &query, &StageOptions::of_nodes(nodes)).await?.tree(nodes))
 }
 
 /// Prints the plan of one query instead of running it.

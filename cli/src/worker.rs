@@ -1,35 +1,57 @@
 //! `gatework worker`: runs parts of the queries of others.
 
+use std::io::Write;
+
+use gatework::stages::cluster::{self, Locations};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{EngineArgs, WorkerArgs};
-use crate::engine::Engine;
+use crate::engine::{Engine, access, misuse};
 use crate::error::Error;
 use crate::output::Sink;
 
 /// Runs the command, until it is told to end.
 pub(crate) async fn run(args: WorkerArgs) -> Result<(), Error> {
-    let address = args.listen;
-    if !address.ip().is_loopback() {
+    let (address, access) = (args.listen, access(&args.access)?);
+    if !(address.ip().is_loopback() || access.is_encrypted() || args.insecure) {
         return Err(Error::failed(format!(
-            "--listen: a worker's connections are not encrypted, so it listens to this machine only: 127.0.0.1 or ::1, and not {}",
+            "--listen: whoever reaches {} could read what is sent; encrypt it with --tls-cert, --tls-key and --tls-ca, \
+             or say --insecure",
             address.ip()
         )));
     }
+    let locations = locations(&args)?;
     let engine = EngineArgs { resources: args.resources, ..EngineArgs::default() };
     let engine = Engine::start(&engine)?;
+    let worker = engine.worker(access.clone(), locations).map_err(|error| misuse(&error))?;
     let failed =
         |error: std::io::Error| Error::failed(format!("cannot listen at {address}: {error}"));
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let mut terminated = signal(SignalKind::terminate()).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
+    let scheme = if access.is_encrypted() { "https" } else { "http" };
     let sink = Sink::stdout();
-    sink.line(&format!("http://{address}"))?;
+    sink.line(&format!("{scheme}://{address}"))?;
     sink.flush()?;
     let end = async move {
         terminated.recv().await;
     };
-    let served = gatework::stages::cluster::serve(engine.worker(), listener, end).await;
+    let served = cluster::serve(worker, &access, listener, end).await;
     served.map_err(|error| Error::failed(format!("the worker has failed: {error}")))
+}
+
+fn locations(args: &WorkerArgs) -> Result<Locations, Error> {
+    let mut locations = Locations::none();
+    for path in &args.allowed_paths {
+        locations = locations
+            .with_path(path)
+            .map_err(|error| misuse(&error).and("--allow-path names what queries may read"))?;
+    }
+    if args.allowed_paths.is_empty() {
+        let what = "this worker may read no files: --allow-path names those that it may";
+        // Nobody can be told if standard error is closed.
+        let _ = writeln!(std::io::stderr(), "{what}");
+    }
+    Ok(locations)
 }

@@ -55,3 +55,4 @@ pub use scheduler::{QueryScheduler, Step};
 pub use stage::StageExecution;
 pub use state::{StageState, State, StateMachine, TaskState};
 pub use task::{Inbox, Lifespan, NodeId, StageTask, TaskFactory, TaskId, TaskSpec};
+pub use text::{StagePlace, StageTree, StageView};

@@ -74,7 +74,7 @@ impl StageOptions {
 /// let (state, plan) = query.into_parts();
 /// let stages = plan_stages(&state, &plan, &StageOptions::of_nodes(4)).await?;
 /// assert_eq!(stages.fragment.partitioning, PartitioningHandle::Single);
-/// println!("{}", stages.text(4));
+/// println!("{}", stages.tree(4).text());
 /// # Ok(())
 /// # }
 /// ```

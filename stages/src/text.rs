@@ -1,4 +1,4 @@
-//! Stages as text, and as a picture.
+//! A query's stages as text, and as a picture, wherever they run.
 
 use std::{fmt::Write, sync::Arc};
 
@@ -6,19 +6,67 @@ use datafusion::physical_plan::{ExecutionPlan, displayable};
 
 use crate::{PartitioningHandle as Handle, PlanFragment, RemoteSourceExec, SubPlan};
 
-impl SubPlan {
-    /// The tree of stages on so many nodes: for each how many tasks it has and how these share what they read,
-    /// where its output goes, and what each of them runs.
-    pub fn text(&self, nodes: usize) -> String {
+/// Where the tasks of a stage run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StagePlace {
+    /// On nodes of this process.
+    Local,
+    /// On workers: the address of that of each task, in their order, as far as it was sent to one.
+    Remote(Vec<String>),
+}
+
+/// A stage, for those who look at it.
+#[derive(Debug, Clone)]
+pub struct StageView {
+    /// Its number; 0 is the one that gives the result.
+    pub id: usize,
+    /// Where its tasks run.
+    pub place: StagePlace,
+    /// How its tasks share what they read, and how many there are: `HASH, 3 tasks`.
+    pub sharing: String,
+    /// Where its output goes.
+    pub output: String,
+    /// What each of its tasks runs, down to where it reads other stages.
+    pub root: Arc<dyn ExecutionPlan>,
+    /// The stage that reads it.
+    pub parent: Option<usize>,
+}
+
+/// A query as stages, whether nodes of this process or workers run them: a parent before those it reads.
+#[derive(Debug, Clone)]
+pub struct StageTree {
+    /// The stages.
+    pub stages: Vec<StageView>,
+    reads_others: fn(&dyn ExecutionPlan) -> bool,
+}
+
+impl StageTree {
+    /// Of stages whose plans end where `reads_others` says so.
+    pub(crate) fn new(
+        stages: Vec<StageView>,
+        reads_others: fn(&dyn ExecutionPlan) -> bool,
+    ) -> Self {
+        Self { stages, reads_others }
+    }
+
+    /// For each stage how many tasks it has and how these share what they read, where they run, where its output
+    /// goes, and what each of them runs.
+    pub fn text(&self) -> String {
         let mut text = String::new();
-        for fragment in self.fragments() {
+        for stage in &self.stages {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "{} gives {}", title(fragment, nodes), goes_to(fragment));
-            for line in displayable(fragment.root.as_ref()).indent(false).to_string().lines() {
-                let _ = writeln!(text, "    {line}");
-            }
+            let _ = writeln!(text, "{} gives {}", stage.title(), stage.output);
+            self.lines(&stage.root, 1, &mut text);
         }
         text
+    }
+
+    fn lines(&self, node: &Arc<dyn ExecutionPlan>, depth: usize, text: &mut String) {
+        let line = displayable(node.as_ref()).one_line().to_string();
+        let _ = writeln!(text, "{:indent$}{}", "", line.trim_end(), indent = 2 * depth + 2);
+        if !(self.reads_others)(node.as_ref()) {
+            node.children().into_iter().for_each(|child| self.lines(child, depth + 1, text));
+        }
     }
 
     /// The same as a flow chart in [Mermaid](https://mermaid.js.org)'s language, with the names of the operators
@@ -32,41 +80,86 @@ impl SubPlan {
     /// let query = SessionContext::new().sql("SELECT 6 * 7 AS answer").await?;
     /// let (state, plan) = query.into_parts();
     /// let stages = plan_stages(&state, &plan, &StageOptions::of_nodes(4)).await?;
-    /// assert!(stages.mermaid(4).starts_with("flowchart BT\n"));
+    /// assert!(stages.tree(4).mermaid().starts_with("flowchart BT\n"));
     /// # Ok(())
     /// # }
     /// ```
-    pub fn mermaid(&self, nodes: usize) -> String {
+    pub fn mermaid(&self) -> String {
         let mut text = String::from("flowchart BT\n");
-        self.draw(nodes, &mut text);
+        for stage in &self.stages {
+            let mut lines = vec![quoted(&stage.title())];
+            self.operators(&stage.root, &mut lines);
+            let _ = writeln!(text, "    s{}[\"{}\"]", stage.id, lines.join("<br/>"));
+        }
+        for stage in &self.stages {
+            let Some(parent) = stage.parent else { continue };
+            let way = quoted(&stage.output);
+            let _ = writeln!(text, "    s{} -->|\"{way}\"| s{parent}", stage.id);
+        }
         text
     }
 
-    fn draw(&self, nodes: usize, text: &mut String) {
-        let own = self.fragment.id;
-        let mut lines = vec![quoted(&title(&self.fragment, nodes))];
-        operators(&self.fragment.root, &mut lines);
-        let _ = writeln!(text, "    s{own}[\"{}\"]", lines.join("<br/>"));
-        for child in &self.children {
-            child.draw(nodes, text);
-            let id = child.fragment.id;
-            let way = quoted(&goes_to(&child.fragment));
-            let _ = writeln!(text, "    s{id} -->|\"{way}\"| s{own}");
+    /// Names of what a task runs, the last first.
+    fn operators(&self, node: &Arc<dyn ExecutionPlan>, names: &mut Vec<String>) {
+        if (self.reads_others)(node.as_ref()) {
+            return;
+        }
+        names.push(node.name().trim_end_matches("Exec").to_owned());
+        node.children().into_iter().for_each(|child| self.operators(child, names));
+    }
+}
+
+impl StageView {
+    fn title(&self) -> String {
+        let Self { id, place, sharing, .. } = self;
+        let mut workers = match place {
+            StagePlace::Local => return format!("Stage {id} [{sharing}]"),
+            StagePlace::Remote(workers) => workers.clone(),
+        };
+        workers.dedup();
+        match workers.is_empty() {
+            true => format!("Stage {id} [{sharing} on workers]"),
+            false => format!("Stage {id} [{sharing} on {}]", workers.join(", ")),
         }
     }
 }
 
-fn title(fragment: &PlanFragment, nodes: usize) -> String {
-    let tasks = fragment.tasks(nodes);
-    let plural = if tasks == 1 { "" } else { "s" };
+impl SubPlan {
+    /// The tree of stages on so many nodes.
+    pub fn tree(&self, nodes: usize) -> StageTree {
+        let mut stages = Vec::new();
+        self.views(nodes, None, &mut stages);
+        StageTree::new(stages, |node| node.is::<RemoteSourceExec>())
+    }
+
+    fn views(&self, nodes: usize, parent: Option<usize>, views: &mut Vec<StageView>) {
+        let fragment = &self.fragment;
+        views.push(StageView {
+            id: fragment.id,
+            place: StagePlace::Local,
+            sharing: sharing(fragment, nodes),
+            output: goes_to(fragment),
+            root: fragment.root.clone(),
+            parent,
+        });
+        self.children.iter().for_each(|child| child.views(nodes, Some(fragment.id), views));
+    }
+}
+
+fn sharing(fragment: &PlanFragment, nodes: usize) -> String {
     let least = if fragment.partitioning == Handle::ScaledWriter { "1 to " } else { "" };
-    let (id, handle) = (fragment.id, fragment.partitioning);
     let groups = match fragment.buckets {
         Some(count) if fragment.grouped => format!(", {count} groups"),
         Some(count) => format!(", {count} buckets"),
         None => String::new(),
     };
-    format!("Stage {id} [{handle}, {least}{tasks} task{plural}{groups}]")
+    let tasks = count_of_tasks(fragment.tasks(nodes));
+    format!("{}, {least}{tasks}{groups}", fragment.partitioning)
+}
+
+/// `1 task`, `2 tasks`.
+pub(crate) fn count_of_tasks(tasks: usize) -> String {
+    format!("{tasks} task{}", if tasks == 1 { "" } else { "s" })
 }
 
 fn goes_to(fragment: &PlanFragment) -> String {
@@ -74,14 +167,6 @@ fn goes_to(fragment: &PlanFragment) -> String {
         0 => "the result".to_owned(),
         _ => fragment.output.to_string(),
     }
-}
-
-/// Names of what a task runs, the last first.
-fn operators(node: &Arc<dyn ExecutionPlan>, names: &mut Vec<String>) {
-    if node.downcast_ref::<RemoteSourceExec>().is_none() {
-        names.push(node.name().trim_end_matches("Exec").to_owned());
-    }
-    node.children().into_iter().for_each(|child| operators(child, names));
 }
 
 /// Text within quotation marks, where Mermaid takes names of characters.

@@ -308,7 +308,11 @@ fn buckets_may_be_text() {
         case.begin(sql);
         let (state, plan) = session.sql(sql).await.unwrap().into_parts();
         let plan = plan_stages(&state, &plan, &options).await.unwrap();
-        assert!(plan.fragments().iter().any(|fragment| fragment.grouped), "{}", plan.text(2));
+        assert!(
+            plan.fragments().iter().any(|fragment| fragment.grouped),
+            "{}",
+            plan.tree(2).text()
+        );
         let (batches, _) = run(&case, &session, sql, &nodes, &options).await.unwrap();
         let of = |column: usize| batches[0].column(column).as_primitive::<Int64Type>().value(0);
         assert_eq!((of(0), of(1)), (15_000, 0));

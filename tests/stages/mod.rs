@@ -47,7 +47,7 @@ fn check(fragment: &PlanFragment, text: &str) {
 async fn cut(query: DataFrame, nodes: usize) -> usize {
     let (state, plan) = query.into_parts();
     let stages = plan_stages(&state, &plan, &StageOptions::of_nodes(nodes)).await.unwrap();
-    let text = stages.text(nodes);
+    let text = stages.tree(nodes).text();
     stages.check().unwrap();
     let fragments = stages.fragments();
     assert!(nodes > 1 || fragments.len() == 1, "{text}");

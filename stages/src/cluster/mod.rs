@@ -5,12 +5,22 @@
 //! operators: a worker covers the plan that it is sent ([`worker`]), a session the head of its own
 //! ([`ClusterSession`]). Only what divides a stage's rows among those that read it stays DataFusion's
 //! (`RepartitionExec`, `BroadcastExec`), since the worker puts it there when it is asked for rows.
+//!
+//! Who may ask whom is [`Access`], what a worker may read [`Locations`]. [`Connections`] notice when a worker is lost,
+//! and say which; a session that may ([`ClusterOptions::retries`]) then runs the query again on the others.
 
+mod access;
+mod connections;
+mod execution;
+mod locations;
+mod plan;
 mod session;
 mod worker;
 
+pub use access::Access;
+pub use connections::{Connections, worker_of};
 pub use datafusion_distributed::{Worker, WorkerResolver};
-pub use session::{
-    ClusterOptions, ClusterSession, FixedWorkers, fallbacks, is_distributed, plan_text,
-};
-pub use worker::{serve, worker};
+pub use locations::Locations;
+pub use plan::{fallbacks, is_distributed, plan_text, stage_tree};
+pub use session::{ClusterOptions, ClusterSession, WorkerList};
+pub use worker::{WorkerOptions, serve, service, worker};

@@ -5,54 +5,111 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use datafusion::{
     catalog::Session,
+    common::tree_node::TreeNode,
     error::{DataFusionError, Result},
-    execution::{context::QueryPlanner, session_state::SessionStateBuilder},
+    execution::{
+        context::QueryPlanner,
+        session_state::{SessionState, SessionStateBuilder},
+    },
     logical_expr::LogicalPlan,
-    physical_plan::{ExecutionPlan, repartition::RepartitionExec},
+    physical_plan::ExecutionPlan,
 };
 use datafusion_distributed::{
-    BroadcastExec, DistributedConfig, DistributedExec, DistributedExt, DistributedLeafExec,
-    NetworkBoundaryExt, SessionStateBuilderExt, WorkerResolver, display_plan_ascii,
+    DistributedConfig, DistributedExt, NetworkBoundaryExt, SessionStateBuilderExt, WorkerResolver,
 };
 use gatework_runtime::Executor;
-use gatework_sql::{cover_above, is_covered};
+use gatework_sql::cover_above;
+use parking_lot::RwLock;
 use url::Url;
 
-/// How queries are divided among workers.
+use super::{
+    connections::Connections,
+    execution::{Again, ClusterExec, Replan},
+};
+
+/// How queries are divided among workers, and how these are reached.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterOptions {
-    /// So many bytes of files are worth a partition of a task; otherwise, as datafusion-distributed has it.
+    /// So many bytes of files are worth a partition of a task; by default 16 MiB.
     pub bytes_per_partition: Option<usize>,
+    /// So many bytes of rows of one worker wait for whoever reads them, before the worker waits; by default 64 MiB. One
+    /// batch may be above it.
+    pub bytes_per_connection: Option<usize>,
+    /// How often a query whose workers are lost runs again, on those that answer; by default it does not. Queries that
+    /// write do not, nor those of whose result more than 16 MiB have gone out.
+    pub retries: usize,
+    /// How workers are reached.
+    pub connections: Connections,
 }
 
-/// Workers that do not change.
+/// Workers by their addresses. All copies of a list are one: what one of them is set to, the next query of every
+/// session that has one runs on.
+///
+/// ```
+/// use datafusion_distributed::WorkerResolver;
+/// use gatework_stages::cluster::WorkerList;
+///
+/// let workers = WorkerList::new(["http://10.0.0.1:8080"])?;
+/// workers.set(["http://10.0.0.1:8080", "http://10.0.0.2:8080"])?;
+/// assert_eq!(workers.get_urls()?.len(), 2);
+/// assert!(WorkerList::new(["10.0.0.1"]).is_err());
+/// # Ok::<_, datafusion::error::DataFusionError>(())
+/// ```
 #[derive(Debug, Clone)]
-pub struct FixedWorkers(Vec<Url>);
+pub struct WorkerList(Arc<RwLock<Vec<Url>>>);
 
-impl FixedWorkers {
+impl WorkerList {
     /// Workers at these addresses, such as `http://127.0.0.1:8080`.
     ///
     /// # Errors
-    /// If one of them is no URL of HTTP, or there is none.
+    /// If one of them is no URL of HTTP, or is there twice, or there is none.
     pub fn new<'a>(addresses: impl IntoIterator<Item = &'a str>) -> Result<Self> {
-        let parse = |address: &str| {
-            let url = Url::parse(address).ok().filter(|url| url.scheme() == "http");
-            url.filter(Url::has_host).ok_or_else(|| {
-                let what = format!("'{address}' is no worker's address: http://host:port");
-                DataFusionError::Configuration(what)
-            })
-        };
-        let urls = addresses.into_iter().map(parse).collect::<Result<Vec<_>>>()?;
-        match urls.is_empty() {
-            true => Err(DataFusionError::Configuration("a cluster without workers".into())),
-            false => Ok(Self(urls)),
-        }
+        Ok(Self::from(parse(addresses)?))
+    }
+
+    /// Other workers, for queries that begin from now on.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; the list stays as it is.
+    pub fn set<'a>(&self, addresses: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        *self.0.write() = parse(addresses)?;
+        Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.read().is_empty()
     }
 }
 
-impl WorkerResolver for FixedWorkers {
+impl From<Vec<Url>> for WorkerList {
+    fn from(urls: Vec<Url>) -> Self {
+        Self(Arc::new(RwLock::new(urls)))
+    }
+}
+
+fn parse<'a>(addresses: impl IntoIterator<Item = &'a str>) -> Result<Vec<Url>> {
+    let mut urls = Vec::new();
+    for address in addresses {
+        let url = Url::parse(address).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+        let wrong = match url.filter(Url::has_host) {
+            Some(url) if urls.contains(&url) => "is there twice",
+            Some(url) => {
+                urls.push(url);
+                continue;
+            }
+            None => "is no worker's address: http://host:port, or https://host:port",
+        };
+        return Err(DataFusionError::Configuration(format!("'{address}' {wrong}")));
+    }
+    match urls.is_empty() {
+        true => Err(DataFusionError::Configuration("a cluster without workers".into())),
+        false => Ok(urls),
+    }
+}
+
+impl WorkerResolver for WorkerList {
     fn get_urls(&self) -> Result<Vec<Url>> {
-        Ok(self.0.clone())
+        Ok(self.0.read().clone())
     }
 }
 
@@ -78,25 +135,39 @@ impl ClusterSession for SessionStateBuilder {
         resolver: impl WorkerResolver + 'static,
         options: &ClusterOptions,
     ) -> Self {
+        let mut own = DistributedConfig::default();
         if let Some(bytes) = options.bytes_per_partition {
-            let config = self.config().take().unwrap_or_default();
-            let mut own = DistributedConfig::default();
             own.file_scan_config_bytes_per_partition = bytes;
-            self = self.with_config(config).with_distributed_option_extension(own);
         }
-        let mut builder =
-            self.with_distributed_worker_resolver(resolver).with_distributed_planner();
+        if let Some(bytes) = options.bytes_per_connection {
+            own.worker_connection_buffer_budget_bytes = bytes;
+        }
+        let config = self.config().take().unwrap_or_default();
+        let mut builder = self
+            .with_config(config)
+            .with_distributed_option_extension(own)
+            .with_distributed_worker_resolver(resolver)
+            .with_distributed_channel_resolver(options.connections.clone())
+            .with_distributed_planner();
         let inner = std::mem::take(builder.query_planner());
-        let planner = HeadPlanner { inner, executor: executor.clone() };
+        let planner = HeadPlanner {
+            inner,
+            executor: executor.clone(),
+            retries: options.retries,
+            connections: options.connections.clone(),
+        };
         builder.with_query_planner(Arc::new(planner))
     }
 }
 
 /// Puts what a session runs itself on its executor.
+#[derive(Clone)]
 struct HeadPlanner {
     /// datafusion-distributed's.
     inner: Option<Arc<dyn QueryPlanner + Send + Sync>>,
     executor: Executor,
+    retries: usize,
+    connections: Connections,
 }
 
 impl fmt::Debug for HeadPlanner {
@@ -105,52 +176,50 @@ impl fmt::Debug for HeadPlanner {
     }
 }
 
+impl HeadPlanner {
+    /// How a query is run again, if it may be.
+    fn again(&self, query: &LogicalPlan, session: &dyn Session) -> Result<Option<Again>> {
+        let session = session.as_any().downcast_ref::<SessionState>();
+        let Some(session) = session.filter(|_| self.retries > 0) else { return Ok(None) };
+        let writes = query.exists(|node| {
+            let writes =
+                matches!(node, LogicalPlan::Dml(_) | LogicalPlan::Copy(_) | LogicalPlan::Ddl(_));
+            Ok(writes)
+        })?;
+        Ok((!writes).then(|| Again {
+            times: self.retries,
+            query: query.clone(),
+            session: Arc::new(session.clone()),
+            planner: Arc::new(self.clone()),
+            connections: self.connections.clone(),
+        }))
+    }
+}
+
 #[async_trait]
-impl QueryPlanner for HeadPlanner {
-    async fn create_physical_plan(
+impl Replan for HeadPlanner {
+    async fn plan(
         &self,
-        plan: &LogicalPlan,
+        query: &LogicalPlan,
         session: &dyn Session,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let Some(inner) = &self.inner else {
             return Err(DataFusionError::Internal("a cluster's session without a planner".into()));
         };
-        let plan = inner.create_physical_plan(plan, session).await?;
+        let plan = inner.create_physical_plan(query, session).await?;
         // The stages that workers run are left as they are.
         cover_above(plan, &self.executor, &|node| node.is_network_boundary())
     }
 }
 
-/// Whether parts of `plan` run on workers.
-pub fn is_distributed(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    plan.is::<DistributedExec>() || plan.children().into_iter().any(is_distributed)
-}
-
-/// The stages of a plan, those of workers and the one above them, as text.
-pub fn plan_text(plan: &Arc<dyn ExecutionPlan>) -> String {
-    display_plan_ascii(plan.as_ref(), false)
-}
-
-/// Names of the nodes that run as DataFusion's own, in this process or on workers, but for those between stages: what
-/// divides a stage's rows among its readers, and what reads them.
-pub fn fallbacks(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
-    let mut names = Vec::new();
-    collect_fallbacks(plan, false, &mut names);
-    names
-}
-
-fn collect_fallbacks(plan: &Arc<dyn ExecutionPlan>, is_head: bool, names: &mut Vec<String>) {
-    let between = plan.is_network_boundary();
-    let divides = plan.is::<BroadcastExec>() || is_head && plan.is::<RepartitionExec>();
-    match plan.downcast_ref::<DistributedLeafExec>() {
-        Some(leaf) => {
-            leaf.variants().iter().take(1).for_each(|one| collect_fallbacks(one, false, names));
-        }
-        None if between || divides || plan.is::<DistributedExec>() || is_covered(plan.as_ref()) => {
-        }
-        None => names.push(plan.name().to_owned()),
-    }
-    for child in plan.children() {
-        collect_fallbacks(child, between, names);
+#[async_trait]
+impl QueryPlanner for HeadPlanner {
+    async fn create_physical_plan(
+        &self,
+        query: &LogicalPlan,
+        session: &dyn Session,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let plan = self.plan(query, session).await?;
+        ClusterExec::around(plan, self.again(query, session)?)
     }
 }

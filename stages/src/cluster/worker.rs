@@ -1,9 +1,9 @@
 //! A worker: takes parts of plans, runs them on an executor, gives their rows to whoever asks.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, sync::Arc};
 
 use datafusion::{
-    error::{DataFusionError, Result},
+    error::Result,
     execution::{runtime_env::RuntimeEnv, session_state::SessionState},
     physical_plan::{
         ChildrenPropertiesMode, ExecutionPlan, ReplaceChildrenOptions, repartition::RepartitionExec,
@@ -17,33 +17,79 @@ use gatework_runtime::Executor;
 use gatework_sql::{Settings, cover_above};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tonic::{
+    Request, Status,
+    body::Body,
+    codegen::{Service, http},
+    server::NamedService,
+    service::interceptor::{InterceptedService, ResponseBody},
+};
 
-/// How often a silent peer is asked whether it is still there, and how long it may take to answer.
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
+use super::{
+    access::{Access, external, version},
+    connections::Connections,
+    locations::Locations,
+};
 
-/// A worker whose queries run on `executor`, with the memory, the disk and the object stores of `runtime`. It is a
-/// service for a tonic server: `server.add_service(worker(…).into_worker_server())`.
-pub fn worker(executor: &Executor, runtime: Arc<RuntimeEnv>, settings: Settings) -> Worker {
-    let executor = executor.clone();
-    let session = move |query: WorkerQueryContext| {
-        let (executor, settings) = (executor.clone(), settings.clone());
-        async move { Ok(state(query, executor, settings)) }
-    };
-    Worker::from_session_builder(session)
-        .with_runtime_env(runtime)
-        .with_version(env!("CARGO_PKG_VERSION"))
+/// The largest request that a worker takes: a part of a plan, with the rows of tables that are in memory.
+const LARGEST_REQUEST: usize = 64 << 20;
+
+/// What a worker runs with.
+#[derive(Debug, Clone)]
+pub struct WorkerOptions {
+    /// Memory, disk and object stores.
+    pub runtime: Arc<RuntimeEnv>,
+    /// How its parts of queries run.
+    pub settings: Settings,
+    /// How it reaches other workers.
+    pub connections: Connections,
+    /// What it may read.
+    pub locations: Locations,
 }
 
-fn state(query: WorkerQueryContext, executor: Executor, settings: Settings) -> SessionState {
-    let mut builder = query.builder;
-    let config = builder.config().take().unwrap_or_default();
-    builder
-        .with_config(settings.into_config(config))
-        .with_distributed_worker_plan_rewrite_handler(move |event: WorkerPlanRewriteEvent<'_>| {
+/// A worker whose parts of queries run on `executor`.
+///
+/// [`service`] makes a service for a tonic server of it, [`serve`] a server of its own. A server that adds
+/// `worker.into_worker_server()` takes requests of anybody, and of any version.
+///
+/// # Errors
+/// If `runtime` cannot be rebuilt with a guard of its object stores.
+pub fn worker(executor: &Executor, options: WorkerOptions) -> Result<Worker> {
+    let WorkerOptions { runtime, settings, connections, locations } = options;
+    let runtime = locations.guard(&runtime)?;
+    let part = Part { executor: executor.clone(), settings, connections, locations };
+    let session = move |query: WorkerQueryContext| {
+        let part = part.clone();
+        async move { Ok(part.session(query)) }
+    };
+    let worker = Worker::from_session_builder(session);
+    Ok(worker.with_runtime_env(runtime).with_version(version()))
+}
+
+/// What a part of a query meets on its worker.
+#[derive(Clone)]
+struct Part {
+    executor: Executor,
+    settings: Settings,
+    connections: Connections,
+    locations: Locations,
+}
+
+impl Part {
+    fn session(self, query: WorkerQueryContext) -> SessionState {
+        let mut builder = query.builder;
+        let config = builder.config().take().unwrap_or_default();
+        let Self { executor, settings, connections, locations } = self;
+        let rewrite = move |event: WorkerPlanRewriteEvent<'_>| {
+            locations.check(&event.plan)?;
             Ok(WorkerPlanRewriteEventResponse::new(hosted(event.plan, &executor)?))
-        })
-        .build()
+        };
+        builder
+            .with_config(settings.into_config(config))
+            .with_distributed_channel_resolver(connections)
+            .with_distributed_worker_plan_rewrite_handler(rewrite)
+            .build()
+    }
 }
 
 /// A stage's plan on `executor`. Its head is taken off and put on again by the worker, and so stays what it is.
@@ -59,20 +105,44 @@ fn hosted(plan: Arc<dyn ExecutionPlan>, executor: &Executor) -> Result<Arc<dyn E
     plan.replace_children(children, keep)
 }
 
+/// `worker` as a service of a tonic server. Requests that do not show what `access` asks for, or come from another
+/// version, are refused, and so are those above 64 MiB.
+pub fn service(
+    worker: Worker,
+    access: &Access,
+) -> impl Service<
+    http::Request<Body>,
+    Response = http::Response<ResponseBody<Body>>,
+    Error = Infallible,
+    Future: Send + 'static,
+> + NamedService
++ Clone
++ Send
++ Sync
++ 'static {
+    let access = access.clone();
+    let admit = move |request: Request<()>| -> std::result::Result<_, Status> {
+        access.admit(request.metadata())?;
+        Ok(request)
+    };
+    let server = worker.into_worker_server().max_decoding_message_size(LARGEST_REQUEST);
+    InterceptedService::new(server, admit)
+}
+
 /// Serves `worker` at `listener` until `end` comes; then it takes no more queries, and those that it has get on.
 ///
 /// # Errors
-/// If the server fails.
+/// If the certificates of `access` are none, or the server fails.
 pub async fn serve(
     worker: Worker,
+    access: &Access,
     listener: TcpListener,
     end: impl Future<Output = ()>,
 ) -> Result<()> {
-    Server::builder()
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE))
-        .add_service(worker.into_worker_server())
+    access
+        .server()?
+        .add_service(service(worker, access))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), end)
         .await
-        .map_err(|error| DataFusionError::External(Box::new(error)))
+        .map_err(external)
 }

@@ -135,7 +135,7 @@ async fn f9_what_is_done_in_groups() {
         ("SELECT v FROM a WHERE k NOT IN (SELECT k FROM b)", vec![ANYWHERE; 2]),
     ] {
         let plan = stages(&session, sql, 3).await;
-        assert_eq!(tables(&plan), expected, "{sql}\n{}", plan.text(3));
+        assert_eq!(tables(&plan), expected, "{sql}\n{}", plan.tree(3).text());
         plan.check().unwrap();
         for fragment in plan.fragments().into_iter().filter(|fragment| fragment.buckets.is_some()) {
             assert_eq!((fragment.tasks(3), fragment.tasks(100)), (3, 4));
@@ -148,7 +148,7 @@ async fn f9_what_is_done_in_groups() {
         "SELECT v FROM a WHERE EXISTS (SELECT 1 FROM b WHERE a.k = b.k AND a.v = b.v)",
     ] {
         let plan = stages(&session, sql, 1).await;
-        assert_eq!(tables(&plan), [GROUPED], "{sql}\n{}", plan.text(1));
+        assert_eq!(tables(&plan), [GROUPED], "{sql}\n{}", plan.tree(1).text());
     }
 }
 
@@ -162,8 +162,12 @@ async fn f9_what_reads_others_is_done_together() {
     let plan = plan_stages(&state, &plan, &StageOptions::of_nodes(3)).await.unwrap();
     let mut all = tables(&plan);
     all.sort_by_key(|(handle, _)| *handle == Handle::Source);
-    assert_eq!(all, [(Handle::Buckets, false), ANYWHERE], "{}", plan.text(3));
-    assert!(plan.text(3).contains("[BUCKETS, 3 tasks, 4 buckets]"), "{}", plan.text(3));
+    assert_eq!(all, [(Handle::Buckets, false), ANYWHERE], "{}", plan.tree(3).text());
+    assert!(
+        plan.tree(3).text().contains("[BUCKETS, 3 tasks, 4 buckets]"),
+        "{}",
+        plan.tree(3).text()
+    );
 }
 
 #[tokio::test]
@@ -171,7 +175,7 @@ async fn buckets_are_told() {
     let folder = TempDir::new().unwrap();
     let session = session(&folder).await;
     let plan = stages(&session, "SELECT k, sum(v) FROM a GROUP BY k", 2).await;
-    let text = plan.text(2);
+    let text = plan.tree(2).text();
     assert!(text.contains("Stage 1 [BUCKETS, 2 tasks, 4 groups]"), "{text}");
     assert!(text.contains("buckets (4 by k) of DataSourceExec"), "{text}");
 }

@@ -66,7 +66,7 @@ fn shape(plan: &SubPlan) -> Vec<String> {
 
 async fn check(sql: &str, expected: &[&str]) {
     let plan = stages(sql).await.unwrap();
-    assert_eq!(shape(&plan), expected, "{sql}\n{}", plan.text(NODES));
+    assert_eq!(shape(&plan), expected, "{sql}\n{}", plan.tree(NODES).text());
 }
 
 /// The session is as it was.
@@ -86,7 +86,7 @@ async fn planning_changes_no_session() {
 async fn a_scalar_subquery_is_a_join() {
     let sql = "SELECT v FROM large WHERE v = (SELECT max(v) FROM small)";
     let plan = stages(sql).await.unwrap();
-    let text = plan.text(NODES);
+    let text = plan.tree(NODES).text();
     assert!(!text.contains("scalar_subquery") && text.contains("BROADCAST"), "{text}");
 }
 
@@ -99,7 +99,7 @@ async fn a_limit_is_not_spread() {
     let (state, plan) = session.sql(sql).await.unwrap().into_parts();
     let plan = plan_stages(&state, &plan, &nodes).await.unwrap();
     for fragment in plan.fragments() {
-        assert!(fragment.tables.is_empty(), "{}", plan.text(NODES));
+        assert!(fragment.tables.is_empty(), "{}", plan.tree(NODES).text());
     }
 }
 
@@ -108,7 +108,7 @@ async fn a_limit_is_not_spread() {
 async fn a_union_of_aggregates_is_cut() {
     let half = "SELECT k, count(*) AS n FROM large GROUP BY k";
     let plan = stages(&format!("{half} UNION ALL {half}")).await.unwrap();
-    assert!(plan.fragments().len() > 2, "{}", plan.text(NODES));
+    assert!(plan.fragments().len() > 2, "{}", plan.tree(NODES).text());
 }
 
 /// What comes through an exchange has lost the order that the merge above wants.
@@ -117,7 +117,7 @@ async fn a_union_below_a_merge_is_sorted_again() {
     let sql = "SELECT small.v, u.v AS w FROM small JOIN
         (SELECT * FROM large UNION ALL SELECT * FROM large) u ON small.k = u.k ORDER BY w";
     let plan = stages(sql).await.unwrap();
-    let text = plan.text(NODES);
+    let text = plan.tree(NODES).text();
     let merged = plan.fragments().into_iter().find(|part| part.output.ordering.is_some()).unwrap();
     let ordering = merged.output.ordering.clone().unwrap();
     let properties = merged.root.equivalence_properties();
@@ -182,8 +182,8 @@ async fn f1_a_union_is_one_exchange_of_several_stages() {
         "2: SINGLE to SINGLE, reads []",
         "3: SOURCE to SINGLE, reads []",
     ];
-    assert_eq!(shape(&plan), expected, "{}", plan.text(NODES));
-    assert_eq!(plan.text(NODES).matches("RemoteSourceExec: fragments [1, 2, 3]").count(), 1);
+    assert_eq!(shape(&plan), expected, "{}", plan.tree(NODES).text());
+    assert_eq!(plan.tree(NODES).text().matches("RemoteSourceExec: fragments [1, 2, 3]").count(), 1);
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn on_one_node_there_is_one_stage() {
     let sql = "SELECT k, count(*) AS n FROM large JOIN small USING (k) GROUP BY k ORDER BY n";
     let (state, plan) = session().sql(sql).await.unwrap().into_parts();
     let plan = plan_stages(&state, &plan, &StageOptions::of_nodes(1)).await.unwrap();
-    assert_eq!(shape(&plan), ["0: SINGLE to SINGLE, reads []"], "{}", plan.text(1));
+    assert_eq!(shape(&plan), ["0: SINGLE to SINGLE, reads []"], "{}", plan.tree(1).text());
 }
 
 fn source() -> Arc<dyn ExecutionPlan> {

@@ -1,0 +1,68 @@
+//! A cluster of worker processes on this machine, as a user runs it.
+
+#![allow(clippy::unwrap_used, reason = "a helper of a test that fails fails the test")]
+
+mod access;
+mod faults;
+mod world;
+
+use world::{Data, Worker, gatework, on_workers, urls};
+
+/// TPC-H on three workers: the results are verified, and nothing but what lies between stages is DataFusion's.
+#[test]
+fn tpch_on_three_workers() {
+    let data = Data::make();
+    let workers: Vec<_> = (0..3).map(|_| Worker::start(&data, &[])).collect();
+    let list = urls(&workers);
+    let (code, stdout, stderr) = gatework(&[
+        "tpch",
+        "--data",
+        data.folder(),
+        "--iterations",
+        "1",
+        "--threads",
+        "2",
+        "--workers",
+        &list,
+        "--part-size",
+        "1KB",
+    ]);
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    assert!(stdout.contains("0 of 22"), "{stdout}");
+    for worker in &workers {
+        assert!(worker.busy() > 10, "a worker without work: {} ticks", worker.busy());
+    }
+    let table = data.table();
+    let sql = "SELECT l_orderkey, count(*) AS n FROM lineitem GROUP BY l_orderkey ORDER BY n DESC LIMIT 3";
+    let (code, stdout, stderr) =
+        gatework(&[&on_workers(sql, &table, &list)[..], &["--explain"]].concat());
+    assert_eq!(code, 0, "{stderr}");
+    for expected in ["DistributedExec", "[gatework] ", "Stage 1", "fallbacks: none"] {
+        assert!(stdout.contains(expected), "{stdout}");
+    }
+}
+
+#[test]
+fn what_a_cluster_refuses() {
+    for (arguments, sentence) in [
+        (vec!["worker", "--listen", "0.0.0.0:0"], "encrypt it with --tls-cert"),
+        (vec!["worker", "--allow-path", "/no/such"], "--allow-path names what queries may read"),
+        (vec!["worker", "--token-file", "/no/such"], "--token-file /no/such: No such file"),
+        (vec!["sql", "SELECT 1", "--workers", "nonsense"], "'nonsense' is no worker's address"),
+        (vec!["sql", "SELECT 1", "--workers", "http://a:1,http://a:1"], "is there twice"),
+    ] {
+        let (code, _, stderr) = gatework(&arguments);
+        assert!(code == 1 && stderr.contains(sentence), "{arguments:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+    for arguments in [
+        &["sql", "SELECT 1", "--workers", "http://a:1", "--nodes", "2"][..],
+        &["worker", "--tls-cert", "some"],
+    ] {
+        let (code, _, stderr) = gatework(arguments);
+        assert!(
+            code == 2 && stderr.contains("cannot be used with") | stderr.contains("required"),
+            "{stderr}"
+        );
+    }
+}

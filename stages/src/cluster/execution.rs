@@ -1,0 +1,330 @@
+//! A query on workers that ends as soon as one of them is lost, and runs again on the others if it may.
+
+use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
+
+use async_trait::async_trait;
+use datafusion::{
+    arrow::record_batch::RecordBatch,
+    catalog::Session,
+    common::tree_node::TreeNodeRecursion,
+    error::{DataFusionError, Result},
+    execution::{
+        SendableRecordBatchStream, SessionState, TaskContext,
+        memory_pool::{MemoryConsumer, MemoryReservation},
+    },
+    logical_expr::LogicalPlan,
+    physical_expr::PhysicalExpr,
+    physical_plan::{
+        ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties,
+        ReplaceChildrenOptions, metrics::MetricsSet, stream::RecordBatchReceiverStreamBuilder,
+    },
+};
+use datafusion_distributed::{
+    DistributedExec, DistributedExt, TaskKey, get_distributed_worker_resolver,
+};
+use futures::{TryStreamExt, future::join_all};
+use gatework_sql::with_config;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use url::Url;
+
+use super::{
+    connections::{Connections, is_loss},
+    session::WorkerList,
+};
+
+/// So much of a result is held back until it is whole, as long as the query may run again; when there is more, its
+/// rows go out, and then it does not run again.
+const HELD_BACK: usize = 16 << 20;
+
+/// The worker of each task: of which stage, and which of its tasks.
+pub(super) type Placed = BTreeMap<(usize, usize), Url>;
+
+/// Where connections tell a query what becomes of its tasks.
+#[derive(Debug)]
+pub(super) struct Watch {
+    lost: mpsc::UnboundedSender<Arc<DataFusionError>>,
+    placed: Arc<Mutex<Placed>>,
+}
+
+impl Watch {
+    /// That of the query that a context is of; on workers, there is none.
+    pub(super) fn of(context: &TaskContext) -> Option<Arc<Self>> {
+        context.session_config().get_extension()
+    }
+
+    /// A task is sent to this worker.
+    pub(super) fn placed(&self, task: TaskKey, worker: &Url) {
+        self.placed.lock().insert((task.stage_id, task.task_number), worker.clone());
+    }
+
+    /// A worker is lost.
+    pub(super) fn lost(&self, error: Arc<DataFusionError>) {
+        // Nobody listens to what is said of a query that has ended.
+        let _ended = self.lost.send(error);
+    }
+}
+
+/// Plans a query for those workers that a session's configuration names.
+#[async_trait]
+pub(super) trait Replan: fmt::Debug + Send + Sync {
+    async fn plan(
+        &self,
+        query: &LogicalPlan,
+        session: &dyn Session,
+    ) -> Result<Arc<dyn ExecutionPlan>>;
+}
+
+/// How a query is run again.
+#[derive(Debug, Clone)]
+pub(super) struct Again {
+    pub(super) times: usize,
+    pub(super) query: LogicalPlan,
+    pub(super) session: Arc<SessionState>,
+    pub(super) planner: Arc<dyn Replan>,
+    pub(super) connections: Connections,
+}
+
+/// What [`DistributedExec`] does, and an end as soon as a worker is lost, even one of which nobody waits for rows.
+#[derive(Debug)]
+pub(super) struct ClusterExec {
+    distributed: Arc<dyn ExecutionPlan>,
+    again: Option<Again>,
+    placed: Arc<Mutex<Placed>>,
+}
+
+impl ClusterExec {
+    fn new(distributed: Arc<dyn ExecutionPlan>, again: Option<Again>) -> Self {
+        Self { distributed, again, placed: Arc::default() }
+    }
+
+    /// `plan`, if it is one.
+    pub(super) fn of(plan: &dyn ExecutionPlan) -> Option<&Self> {
+        // Not `downcast_ref`, which sees what it stands for.
+        let plan: &dyn Any = plan;
+        plan.downcast_ref()
+    }
+
+    /// Where its tasks are, or were.
+    pub(super) fn placed(&self) -> Placed {
+        self.placed.lock().clone()
+    }
+
+    /// Puts one around every [`DistributedExec`] of a plan. If the plan is one, `again` says how it is run again.
+    pub(super) fn around(
+        plan: Arc<dyn ExecutionPlan>,
+        again: Option<Again>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        if plan.is::<DistributedExec>() {
+            return Ok(Arc::new(Self::new(plan, again)));
+        }
+        let children = plan.children().into_iter().cloned();
+        let children =
+            children.map(|child| Self::around(child, None)).collect::<Result<Vec<_>>>()?;
+        match children.is_empty() {
+            true => Ok(plan),
+            false => plan.replace_children(
+                children,
+                ReplaceChildrenOptions::new(ChildrenPropertiesMode::Keep),
+            ),
+        }
+    }
+}
+
+impl DisplayAs for ClusterExec {
+    fn fmt_as(&self, format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.distributed.fmt_as(format, f)
+    }
+}
+
+/// To everybody else it is a [`DistributedExec`].
+impl ExecutionPlan for ClusterExec {
+    fn name(&self) -> &str {
+        self.distributed.name()
+    }
+
+    fn downcast_delegate(&self) -> Option<&dyn ExecutionPlan> {
+        Some(self.distributed.as_ref())
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        self.distributed.properties()
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        self.distributed.children()
+    }
+
+    fn apply_expressions(
+        &self,
+        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        self.distributed.apply_expressions(f)
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(
+            children,
+            ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute),
+        )
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+        options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let distributed = self.distributed.clone().replace_children(children, options)?;
+        Ok(Arc::new(Self::new(distributed, None)))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        self.distributed.metrics()
+    }
+
+    fn execute(
+        &self,
+        partition: usize,
+        context: Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
+        let mut builder = RecordBatchReceiverStreamBuilder::new(self.schema(), 1);
+        let rows = builder.tx();
+        let (plan, again) = (self.distributed.clone(), self.again.clone());
+        let placed = self.placed.clone();
+        builder.spawn(async move {
+            match again {
+                Some(again) => attempts((plan, partition), again, context, &placed, &rows).await,
+                None => {
+                    let held = &mut Held::none();
+                    attempt((&plan, partition), &context, &placed, held, &rows).await
+                }
+            }
+        });
+        Ok(builder.build())
+    }
+}
+
+type Rows = mpsc::Sender<Result<RecordBatch>>;
+
+/// Runs a query, and runs it again on the workers that answer when some were lost.
+async fn attempts(
+    (mut plan, partition): (Arc<dyn ExecutionPlan>, usize),
+    again: Again,
+    mut context: Arc<TaskContext>,
+    placed: &Arc<Mutex<Placed>>,
+    rows: &Rows,
+) -> Result<()> {
+    let mut left = again.times;
+    loop {
+        let mut held = match left {
+            0 => Held::none(),
+            _ => Held::up_to(HELD_BACK, &context),
+        };
+        let error = match attempt((&plan, partition), &context, placed, &mut held, rows).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        if left == 0 || !held.is_all() || !is_loss(&error) {
+            return Err(error);
+        }
+        drop(held);
+        left -= 1;
+        let workers = answering(&context, &again.connections).await?;
+        if workers.is_empty() {
+            return Err(error.context("no worker is left that answers"));
+        }
+        let mut session = again.session.as_ref().clone();
+        session.config_mut().set_distributed_worker_resolver(workers.clone());
+        plan = again.planner.plan(&again.query, &session).await?;
+        context = with_config(&context, |config| config.with_distributed_worker_resolver(workers));
+    }
+}
+
+/// Runs a query once, to its end or until a worker is lost.
+async fn attempt(
+    (plan, partition): (&Arc<dyn ExecutionPlan>, usize),
+    context: &TaskContext,
+    placed: &Arc<Mutex<Placed>>,
+    held: &mut Held,
+    rows: &Rows,
+) -> Result<()> {
+    let (loss, mut lost) = mpsc::unbounded_channel();
+    placed.lock().clear();
+    let watch = Arc::new(Watch { lost: loss, placed: placed.clone() });
+    let context = with_config(context, |config| config.with_extension(watch));
+    let mut batches = plan.execute(partition, context)?;
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = batches.try_next() => next?,
+            Some(error) = lost.recv() => return Err(DataFusionError::Shared(error)),
+        };
+        let Some(batch) = next else { break };
+        for batch in held.push(batch) {
+            if rows.send(Ok(batch)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    for batch in held.take() {
+        if rows.send(Ok(batch)).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Rows that nobody has seen yet.
+struct Held {
+    batches: Vec<RecordBatch>,
+    bytes: usize,
+    limit: usize,
+    reservation: Option<MemoryReservation>,
+}
+
+impl Held {
+    fn none() -> Self {
+        Self { batches: Vec::new(), bytes: 0, limit: 0, reservation: None }
+    }
+
+    fn up_to(limit: usize, context: &TaskContext) -> Self {
+        let reservation = MemoryConsumer::new("rows held back").register(context.memory_pool());
+        Self { limit, reservation: Some(reservation), ..Self::none() }
+    }
+
+    /// Whether nothing went out.
+    fn is_all(&self) -> bool {
+        self.reservation.is_some()
+    }
+
+    /// Takes a batch, and gives what is to go out now.
+    fn push(&mut self, batch: RecordBatch) -> Vec<RecordBatch> {
+        self.bytes += batch.get_array_memory_size();
+        self.batches.push(batch);
+        let fits = self.bytes <= self.limit
+            && self
+                .reservation
+                .as_ref()
+                .is_some_and(|memory| memory.try_resize(self.bytes).is_ok());
+        if fits { Vec::new() } else { self.take() }
+    }
+
+    fn take(&mut self) -> Vec<RecordBatch> {
+        self.reservation = None;
+        self.limit = 0;
+        std::mem::take(&mut self.batches)
+    }
+}
+
+/// The workers of a query that answer now.
+async fn answering(context: &TaskContext, connections: &Connections) -> Result<WorkerList> {
+    let urls = get_distributed_worker_resolver(context.session_config())?.get_urls()?;
+    let checks = urls.iter().map(|url| connections.check(url));
+    let answers = join_all(checks).await;
+    let answering = urls.iter().zip(answers).filter(|(_, answer)| answer.is_ok());
+    let answering: Vec<Url> = answering.map(|(url, _)| url.clone()).collect();
+    Ok(WorkerList::from(answering))
+}

@@ -1,0 +1,298 @@
+//! What a worker may read: it is asked by others, and reads with its own rights.
+
+use std::{fmt, fs, io, ops::Range, path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::{
+    common::tree_node::{TreeNode, TreeNodeRecursion},
+    datasource::{
+        physical_plan::FileScanConfig,
+        sink::DataSinkExec,
+        source::{DataSource, DataSourceExec},
+    },
+    error::{DataFusionError, Result},
+    execution::{
+        object_store::ObjectStoreRegistry,
+        runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
+    },
+    object_store::{
+        self, CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+        ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, path::Path,
+    },
+    physical_plan::ExecutionPlan,
+};
+use futures::{StreamExt, stream, stream::BoxStream};
+use url::Url;
+
+/// Files, folders and object stores that plans of others may name. Nothing else is read, whatever a plan says, and
+/// nothing is written.
+///
+/// ```
+/// use gatework_stages::cluster::Locations;
+///
+/// let here = std::env::temp_dir();
+/// let locations = Locations::none().with_path(&here)?.with_url("s3://sales/2026/")?;
+/// assert!(locations.to_string().contains("s3://sales/2026/"));
+/// assert!(Locations::none().with_path("/no/such/folder").is_err());
+/// # Ok::<_, datafusion::error::DataFusionError>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Locations {
+    /// Absolute, and free of symbolic links.
+    paths: Vec<PathBuf>,
+    urls: Vec<Url>,
+    everything: bool,
+}
+
+impl Locations {
+    /// None at all: for workers whose queries read what others send them.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Whatever the process may read. For workers whose callers are trusted with that.
+    pub fn everything() -> Self {
+        Self { everything: true, ..Self::default() }
+    }
+
+    /// A file, or a folder with all below it. Links that lead elsewhere are not followed.
+    ///
+    /// # Errors
+    /// If there is nothing at this path.
+    pub fn with_path(mut self, path: impl AsRef<std::path::Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let absolute = fs::canonicalize(path).map_err(|error| {
+            DataFusionError::Configuration(format!("'{}': {error}", path.display()))
+        })?;
+        self.paths.push(absolute);
+        Ok(self)
+    }
+
+    /// All objects whose URLs begin so, such as `s3://bucket/folder/`. A path is to end with `/` unless it is that of
+    /// one object.
+    ///
+    /// # Errors
+    /// If it is no URL with a host, or one of a local file.
+    pub fn with_url(mut self, url: &str) -> Result<Self> {
+        let parsed = Url::parse(url).ok().filter(Url::has_host);
+        let Some(url) = parsed.filter(|url| url.scheme() != "file") else {
+            let what = format!("'{url}' is no URL of an object store: scheme://host/path");
+            return Err(DataFusionError::Configuration(what));
+        };
+        self.urls.push(url);
+        Ok(self)
+    }
+
+    /// `runtime` as far as plans of others may use it.
+    pub(super) fn guard(&self, runtime: &RuntimeEnv) -> Result<Arc<RuntimeEnv>> {
+        if self.everything {
+            return RuntimeEnvBuilder::from_runtime_env(runtime).build_arc();
+        }
+        let registry = Registry {
+            inner: runtime.object_store_registry.clone(),
+            locations: Arc::new(self.clone()),
+        };
+        RuntimeEnvBuilder::from_runtime_env(runtime)
+            .with_object_store_registry(Arc::new(registry))
+            .build_arc()
+    }
+
+    /// Refuses a plan that reads anything else, or writes.
+    pub(super) fn check(&self, plan: &Arc<dyn ExecutionPlan>) -> Result<()> {
+        plan.apply(|node| {
+            if node.is::<DataSinkExec>() {
+                return Err(DataFusionError::Plan("a worker does not write".into()));
+            }
+            let source = node.downcast_ref::<DataSourceExec>().map(DataSourceExec::data_source);
+            let scan = source.and_then(|source| {
+                let source: &dyn DataSource = source.as_ref();
+                source.downcast_ref::<FileScanConfig>()
+            });
+            for file in
+                scan.iter().flat_map(|scan| &scan.file_groups).flat_map(|group| group.iter())
+            {
+                let Some(scan) = scan else { continue };
+                self.admit(scan.object_store_url.as_ref(), &file.object_meta.location)
+                    .map_err(DataFusionError::Plan)?;
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        Ok(())
+    }
+
+    /// Whether this object of this store may be read; the reason if not.
+    fn admit(&self, store: &Url, object: &Path) -> std::result::Result<(), String> {
+        if self.everything {
+            return Ok(());
+        }
+        let refused =
+            |what: &str| Err(format!("this worker may not read {what}; it may read {self}"));
+        if store.scheme() != "file" {
+            let mut url = store.clone();
+            url.set_path(object.as_ref());
+            let allowed = self.urls.iter().any(|allowed| begins_with(&url, allowed));
+            return if allowed { Ok(()) } else { refused(url.as_str()) };
+        }
+        let path = std::path::Path::new("/").join(object.as_ref());
+        let path = match fs::canonicalize(&path) {
+            Ok(path) => path,
+            // It will not be read, but the reader is to say why.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => path,
+            Err(_) => return refused(&path.display().to_string()),
+        };
+        match self.paths.iter().any(|allowed| path.starts_with(allowed)) {
+            true => Ok(()),
+            false => refused(&path.display().to_string()),
+        }
+    }
+}
+
+/// What an operator of the worker is told: names, separated by commas.
+impl fmt::Display for Locations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths = self.paths.iter().map(|path| path.display().to_string());
+        let names: Vec<_> = paths.chain(self.urls.iter().map(Url::to_string)).collect();
+        match names.is_empty() {
+            true if self.everything => f.write_str("everything"),
+            true => f.write_str("nothing (no location was allowed)"),
+            false => f.write_str(&names.join(", ")),
+        }
+    }
+}
+
+/// Whether `url` is `prefix`, or lies in the folder that it names.
+fn begins_with(url: &Url, prefix: &Url) -> bool {
+    let same_store = url.scheme() == prefix.scheme()
+        && url.host() == prefix.host()
+        && url.port_or_known_default() == prefix.port_or_known_default();
+    let (path, folder) = (url.path(), prefix.path());
+    same_store && (path == folder || folder.ends_with('/') && path.starts_with(folder))
+}
+
+/// Object stores, each with a guard.
+#[derive(Debug)]
+struct Registry {
+    inner: Arc<dyn ObjectStoreRegistry>,
+    locations: Arc<Locations>,
+}
+
+impl ObjectStoreRegistry for Registry {
+    fn register_store(
+        &self,
+        url: &Url,
+        store: Arc<dyn ObjectStore>,
+    ) -> Option<Arc<dyn ObjectStore>> {
+        self.inner.register_store(url, store)
+    }
+
+    fn deregister_store(&self, url: &Url) -> Result<Arc<dyn ObjectStore>> {
+        self.inner.deregister_store(url)
+    }
+
+    fn get_store(&self, url: &Url) -> Result<Arc<dyn ObjectStore>> {
+        let (inner, locations) = (self.inner.get_store(url)?, self.locations.clone());
+        Ok(Arc::new(Guarded { inner, url: url.clone(), locations }))
+    }
+}
+
+/// An object store of which only what is allowed is read.
+#[derive(Debug)]
+struct Guarded {
+    inner: Arc<dyn ObjectStore>,
+    url: Url,
+    locations: Arc<Locations>,
+}
+
+impl Guarded {
+    fn admit(&self, object: &Path) -> object_store::Result<()> {
+        self.locations.admit(&self.url, object).map_err(|reason| denied(object, reason))
+    }
+
+    fn no_writing<T>(&self, object: &Path) -> object_store::Result<T> {
+        Err(denied(object, "a worker does not write".into()))
+    }
+
+    fn admitted_prefix(&self, prefix: Option<&Path>) -> object_store::Result<()> {
+        self.admit(prefix.unwrap_or(&Path::default()))
+    }
+}
+
+fn denied(object: &Path, reason: String) -> object_store::Error {
+    object_store::Error::PermissionDenied { path: object.to_string(), source: reason.into() }
+}
+
+impl fmt::Display for Guarded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Guarded {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        _payload: PutPayload,
+        _options: PutOptions,
+    ) -> object_store::Result<PutResult> {
+        self.no_writing(location)
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        _options: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        self.no_writing(location)
+    }
+
+    async fn get_opts(
+        &self,
+        location: &Path,
+        options: GetOptions,
+    ) -> object_store::Result<GetResult> {
+        self.admit(location)?;
+        self.inner.get_opts(location, options).await
+    }
+
+    async fn get_ranges(
+        &self,
+        location: &Path,
+        ranges: &[Range<u64>],
+    ) -> object_store::Result<Vec<Bytes>> {
+        self.admit(location)?;
+        self.inner.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
+        let refuse = |location: object_store::Result<Path>| {
+            location.and_then(|path| Err(denied(&path, "a worker does not write".into())))
+        };
+        locations.map(refuse).boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        match self.admitted_prefix(prefix) {
+            Ok(()) => self.inner.list(prefix),
+            Err(error) => stream::iter([Err(error)]).boxed(),
+        }
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        self.admitted_prefix(prefix)?;
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(
+        &self,
+        _from: &Path,
+        to: &Path,
+        _options: CopyOptions,
+    ) -> object_store::Result<()> {
+        self.no_writing(to)
+    }
+}
