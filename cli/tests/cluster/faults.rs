@@ -17,13 +17,12 @@ enum Fault {
 
 /// Runs a query that would take minutes on two workers, and lets one of them have this fault after so long. How long
 /// it took until the query ended, and until the other worker was idle.
-fn struck_by(fault: Fault, after: Duration) -> (Duration, Duration) {
-    let data = Data::make();
-    let struck = Worker::start(&data, &[]);
-    let other = Worker::start(&data, &[]);
+fn struck_by(data: &Data, fault: Fault, after: Duration) -> (Duration, Duration) {
+    let struck = Worker::start(data, &[]);
+    let other = Worker::start(data, &[]);
     let network = Network::to(&struck);
     let (list, table) = (format!("{},{}", network.url, other.url), data.table());
-    let query = Running::start(&on_workers(&join_of(7), &table, &list));
+    let query = Running::start(&on_workers(&join_of(40), &table, &list));
     query.reaches(&other);
     std::thread::sleep(after);
     match fault {
@@ -40,7 +39,7 @@ fn struck_by(fault: Fault, after: Duration) -> (Duration, Duration) {
         struck.rests().expect("the worker that nobody reaches goes on");
     }
     // It takes the next query, with somebody else.
-    let third = Worker::start(&data, &[]);
+    let third = Worker::start(data, &[]);
     let (list, sql) = (urls([&other, &third]), "SELECT count(*), sum(l_orderkey) FROM lineitem");
     let (code, stdout, stderr) = gatework(&on_workers(sql, &table, &list));
     assert_eq!(code, 0, "{stderr}");
@@ -50,26 +49,27 @@ fn struck_by(fault: Fault, after: Duration) -> (Duration, Duration) {
 
 #[test]
 fn a_worker_is_killed() {
-    struck_by(Fault::Killed, Duration::ZERO);
+    struck_by(&Data::make(), Fault::Killed, Duration::ZERO);
 }
 
 #[test]
 fn a_worker_is_stopped() {
-    struck_by(Fault::Stopped, Duration::ZERO);
+    struck_by(&Data::make(), Fault::Stopped, Duration::ZERO);
 }
 
 #[test]
 fn a_worker_is_cut_off() {
-    struck_by(Fault::Cut, Duration::ZERO);
+    struck_by(&Data::make(), Fault::Cut, Duration::ZERO);
 }
 
 /// `cargo test --release -p gatework-cli --test cluster -- --ignored --nocapture sweep`
 #[test]
 #[ignore = "takes minutes; prints the bounds that docs/cluster.md states"]
 fn sweep_of_ten_moments() {
+    let data = Data::make();
     for fault in [Fault::Killed, Fault::Stopped, Fault::Cut] {
         let moments = (0..10).map(|moment| Duration::from_millis(moment * moment * 37));
-        let took: Vec<_> = moments.map(|after| struck_by(fault, after)).collect();
+        let took: Vec<_> = moments.map(|after| struck_by(&data, fault, after)).collect();
         let ended = took.iter().map(|took| took.0).max().unwrap();
         let rested = took.iter().map(|took| took.1).max().unwrap();
         println!("{fault:?}: ended within {ended:?}, the other idle within {rested:?} more");
@@ -83,7 +83,7 @@ fn workers_whose_client_is_gone_come_to_rest() {
     let workers = [Worker::start(&data, &[]), Worker::start(&data, &[])];
     let (list, table) = (urls(&workers), data.table());
     for name in ["KILL", "STOP", "INT"] {
-        let query = Running::start(&on_workers(&join_of(7), &table, &list));
+        let query = Running::start(&on_workers(&join_of(40), &table, &list));
         query.reaches(&workers[0]);
         signal(query.id(), name);
         for worker in &workers {
@@ -133,7 +133,9 @@ fn a_worker_without_room() {
         assert!(poor.iter().any(|worker| stderr.contains(&worker.url)), "{stderr}");
         let says = [", stage ", ", task ", "max_temp_directory_size"];
         assert!(says.iter().all(|word| stderr.contains(*word)), "{stderr}");
-        poor.iter().for_each(|worker| drop(worker.rests().expect("it goes on")));
+        for worker in &poor {
+            worker.rests().expect("it goes on");
+        }
         assert_eq!(
             temporary
                 .path()

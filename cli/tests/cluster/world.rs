@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tempfile::{TempDir, tempdir};
 
 /// A query whose work is a join, of which all workers have parts: the fewer keys, the more work. With 1000 it takes a
-/// second or two on one thread, with 7 some minutes.
+/// second or two on one thread, with 40 about a minute.
 pub(crate) fn join_of(keys: usize) -> String {
     let grouped = format!(
         "(SELECT l_orderkey, l_partkey % {keys} AS k, max(l_comment) AS c FROM lineitem GROUP BY 1, 2)"
