@@ -8,6 +8,8 @@
 
 mod against_datafusion;
 mod bad_input;
+#[cfg(feature = "cluster")]
+mod cluster;
 mod endings;
 mod join_matrix;
 mod no_pretending;

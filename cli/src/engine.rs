@@ -118,6 +118,16 @@ impl Engine {
         self.nodes.as_ref()
     }
 
+    /// Why a query does not run on workers, if there are some and it does not.
+    pub(crate) fn why_local(
+        &self,
+        plan: &Arc<dyn ExecutionPlan>,
+        session: &SessionContext,
+    ) -> Option<String> {
+        self.cluster.as_ref()?;
+        cluster::why_local(plan, session.state().config())
+    }
+
     /// A new, empty session whose queries run on this executor.
     pub(crate) fn session(&self) -> SessionContext {
         let builder = SessionStateBuilder::new()

@@ -33,7 +33,7 @@ pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
                 continue;
             }
             match args.explain {
-                Some(Explain::Plan) => explain(planned.frame, &session, &sink).await?,
+                Some(Explain::Plan) => explain(planned.frame, &session, &engine, &sink).await?,
                 Some(what @ (Explain::Stages | Explain::Mermaid)) => {
                     let tree = stages(planned.frame, &args.engine).await.map_err(query_error)?;
                     let text = match what {
@@ -93,10 +93,18 @@ async fn stages(frame: DataFrame, args: &EngineArgs) -> datafusion::error::Resul
 }
 
 /// Prints the plan of one query instead of running it.
-async fn explain(frame: DataFrame, session: &SessionContext, sink: &Sink) -> Result<(), Error> {
+async fn explain(
+    frame: DataFrame,
+    session: &SessionContext,
+    engine: &Engine,
+    sink: &Sink,
+) -> Result<(), Error> {
     let plan = frame.create_physical_plan().await.map_err(|error| Error::query(&error, session))?;
     let fallbacks = engine::fallbacks(&plan);
     sink.line(engine::plan_text(&plan).trim_end())?;
+    if let Some(reason) = engine.why_local(&plan, session) {
+        sink.line(&format!("on workers: nothing, {reason}"))?;
+    }
     match fallbacks.is_empty() {
         true => sink.line("fallbacks: none"),
         false => sink.line(&format!("fallbacks: {}", fallbacks.join(", "))),

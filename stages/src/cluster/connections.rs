@@ -65,7 +65,7 @@ impl Connections {
     }
 
     /// Connections to workers of this process: `dial` gives the caller's end of one to the worker at this address.
-    pub fn in_process(
+    pub(super) fn in_process(
         dial: impl Fn(&Url) -> io::Result<DuplexStream> + Send + Sync + 'static,
     ) -> Self {
         Self::with_dial(Access::default(), Some(Box::new(dial)))

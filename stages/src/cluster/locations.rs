@@ -6,11 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::{
     common::tree_node::{TreeNode, TreeNodeRecursion},
-    datasource::{
-        physical_plan::FileScanConfig,
-        sink::DataSinkExec,
-        source::{DataSource, DataSourceExec},
-    },
+    datasource::{physical_plan::FileScanConfig, sink::DataSinkExec, source::DataSourceExec},
     error::{DataFusionError, Result},
     execution::{
         object_store::ObjectStoreRegistry,
@@ -105,10 +101,7 @@ impl Locations {
                 return Err(DataFusionError::Plan("a worker does not write".into()));
             }
             let source = node.downcast_ref::<DataSourceExec>().map(DataSourceExec::data_source);
-            let scan = source.and_then(|source| {
-                let source: &dyn DataSource = source.as_ref();
-                source.downcast_ref::<FileScanConfig>()
-            });
+            let scan = source.and_then(|source| source.downcast_ref::<FileScanConfig>());
             for file in
                 scan.iter().flat_map(|scan| &scan.file_groups).flat_map(|group| group.iter())
             {

@@ -12,6 +12,7 @@
 mod access;
 mod connections;
 mod execution;
+mod in_process;
 mod locations;
 mod plan;
 mod session;
@@ -20,7 +21,8 @@ mod worker;
 pub use access::Access;
 pub use connections::{Connections, worker_of};
 pub use datafusion_distributed::{Worker, WorkerResolver};
+pub use in_process::InProcess;
 pub use locations::Locations;
-pub use plan::{fallbacks, is_distributed, plan_text, stage_tree};
+pub use plan::{fallbacks, is_distributed, plan_text, stage_tree, why_local};
 pub use session::{ClusterOptions, ClusterSession, WorkerList};
 pub use worker::{WorkerOptions, serve, service, worker};

@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
-use datafusion::physical_plan::{ExecutionPlan, repartition::RepartitionExec};
+use datafusion::{
+    common::tree_node::{TreeNode, TreeNodeRecursion},
+    datasource::{physical_plan::FileScanConfig, source::DataSourceExec},
+    physical_plan::{ExecutionPlan, repartition::RepartitionExec},
+    prelude::SessionConfig,
+};
 use datafusion_distributed::{
-    BroadcastExec, DistributedExec, DistributedLeafExec, NetworkBoundaryExt, NetworkBroadcastExec,
-    display_plan_ascii,
+    BroadcastExec, DistributedConfig, DistributedExec, DistributedLeafExec, NetworkBoundaryExt,
+    NetworkBroadcastExec, display_plan_ascii, get_distributed_worker_resolver,
 };
 use gatework_sql::is_covered;
 
@@ -15,6 +20,39 @@ use crate::{StagePlace, StageTree, StageView, text::count_of_tasks};
 /// Whether parts of `plan` run on workers.
 pub fn is_distributed(plan: &Arc<dyn ExecutionPlan>) -> bool {
     plan.is::<DistributedExec>() || plan.children().into_iter().any(is_distributed)
+}
+
+/// Why all of `plan`, which a session of this configuration made, runs in this process; nothing if workers run parts.
+pub fn why_local(plan: &Arc<dyn ExecutionPlan>, config: &SessionConfig) -> Option<String> {
+    if is_distributed(plan) {
+        return None;
+    }
+    let workers = get_distributed_worker_resolver(config).and_then(|workers| workers.get_urls());
+    let part = DistributedConfig::from_session_config(config);
+    let part = part.map(|config| config.file_scan_config_bytes_per_partition as u64);
+    let mut bytes = 0;
+    // The walk has no errors of its own.
+    let _walked = plan.apply(|node| {
+        let source = node.downcast_ref::<DataSourceExec>();
+        let scan = source.and_then(|source| source.data_source().downcast_ref::<FileScanConfig>());
+        let files = scan.iter().flat_map(|scan| &scan.file_groups).flat_map(|group| group.iter());
+        let sizes = files.map(|file| match &file.range {
+            Some(range) => range.end.abs_diff(range.start),
+            None => file.object_meta.size,
+        });
+        bytes += sizes.sum::<u64>();
+        Ok(TreeNodeRecursion::Continue)
+    });
+    Some(match (workers.map(|urls| urls.len()), part) {
+        (Ok(0) | Err(_), _) => "there are no workers".into(),
+        (Ok(1), _) => "there is one worker, and this process is no worse".into(),
+        _ if bytes == 0 => "no files are read".into(),
+        (Ok(_), Ok(part)) if bytes <= part * config.target_partitions() as u64 => {
+            let threads = config.target_partitions();
+            format!("the files have {bytes} bytes, at most {part} for each of {threads} partitions")
+        }
+        _ => "it has no part that is worth being divided".into(),
+    })
 }
 
 /// The stages of a plan, those of workers and the one above them, as text.

@@ -1,0 +1,106 @@
+//! A cluster within a process.
+
+use std::{io, sync::Arc};
+
+use datafusion::{error::Result, execution::runtime_env::RuntimeEnv};
+use gatework_runtime::Executor;
+use gatework_sql::Settings;
+use tokio::{io::DuplexStream, sync::mpsc, task::JoinSet};
+use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
+use url::Url;
+
+use super::{
+    access::{Access, external},
+    connections::Connections,
+    locations::Locations,
+    session::WorkerList,
+    worker::{WorkerOptions, service, worker},
+};
+
+/// What a connection holds between its two ends.
+const ON_ITS_WAY: usize = 1 << 20;
+
+/// Workers of this process, which are reached through its memory and otherwise are as those of other machines: plans
+/// and rows are written and read. For tests, and to look at how a query is divided. They end when this is dropped.
+///
+/// ```
+/// use std::sync::Arc;
+/// use datafusion::{execution::session_state::SessionStateBuilder, prelude::SessionContext};
+/// use gatework_stages::cluster::{ClusterOptions, ClusterSession, InProcess};
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let executor = gatework_runtime::Executor::builder().threads(1).build()?;
+/// let cluster = InProcess::start(vec![executor.clone(); 3], Arc::default())?;
+/// let options = ClusterOptions { connections: cluster.connections(), ..ClusterOptions::default() };
+/// let state = SessionStateBuilder::new()
+///     .with_default_features()
+///     .with_gatework_workers(&executor, cluster.workers(), &options)
+///     .build();
+/// SessionContext::new_with_state(state).sql("SELECT 6 * 7").await?.collect().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct InProcess {
+    workers: WorkerList,
+    connections: Connections,
+    _servers: JoinSet<()>,
+}
+
+impl InProcess {
+    /// One worker for each executor, all with the memory, the disk and the object stores of `runtime`. Their servers run
+    /// on the current runtime of tokio.
+    ///
+    /// # Errors
+    /// If the servers cannot be made.
+    pub fn start(executors: Vec<Executor>, runtime: Arc<RuntimeEnv>) -> Result<Self> {
+        let (mut doors, mut callers) = (Vec::new(), Vec::new());
+        for number in 0..executors.len() {
+            let (door, called) = mpsc::unbounded_channel();
+            let url = Url::parse(&format!("http://worker-{number}")).map_err(external)?;
+            doors.push((url, door));
+            callers.push(called);
+        }
+        let workers =
+            WorkerList::from(doors.iter().map(|(url, _)| url.clone()).collect::<Vec<_>>());
+        let connections = Connections::in_process(move |url| dial(&doors, url));
+        let mut servers = JoinSet::new();
+        for (executor, called) in executors.iter().zip(callers) {
+            let options = WorkerOptions {
+                runtime: runtime.clone(),
+                settings: Settings::default(),
+                connections: connections.clone(),
+                locations: Locations::everything(),
+            };
+            let access = Access::default();
+            let server = access.server()?.add_service(service(worker(executor, options)?, &access));
+            let calls = UnboundedReceiverStream::new(called).map(Ok::<_, io::Error>);
+            servers.spawn(async move {
+                // Who called it learns why.
+                let _ended = server.serve_with_incoming(calls).await;
+            });
+        }
+        Ok(Self { workers, connections, _servers: servers })
+    }
+
+    /// The workers.
+    pub fn workers(&self) -> WorkerList {
+        self.workers.clone()
+    }
+
+    /// How they are reached.
+    pub fn connections(&self) -> Connections {
+        self.connections.clone()
+    }
+}
+
+fn dial(
+    doors: &[(Url, mpsc::UnboundedSender<DuplexStream>)],
+    url: &Url,
+) -> io::Result<DuplexStream> {
+    let door = doors.iter().find(|(known, _)| known == url);
+    let Some((_, door)) = door else { return Err(io::ErrorKind::NotFound.into()) };
+    let (near, far) = tokio::io::duplex(ON_ITS_WAY);
+    door.send(far).map_err(|_gone| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+    Ok(near)
+}

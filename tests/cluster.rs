@@ -1,0 +1,148 @@
+//! Queries on workers of this process, which are reached as those of other machines are.
+
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use datafusion::{
+    arrow::util::display::array_value_to_string,
+    execution::{SessionStateBuilder, runtime_env::RuntimeEnv},
+    prelude::{SessionConfig, SessionContext},
+};
+use gatework::{
+    Executor,
+    stages::{
+        StagePlace,
+        cluster::{
+            ClusterOptions, ClusterSession, InProcess, fallbacks, is_distributed, stage_tree,
+            why_local,
+        },
+    },
+};
+
+use crate::support::{
+    Expected, QUERIES, Storage, Tpch, executor, guarded, plan, reference_session,
+};
+
+/// A session on workers, for which every file is worth being read by all of them.
+fn session_on(cluster: &InProcess, head: &Executor, options: ClusterOptions) -> SessionContext {
+    let options = ClusterOptions {
+        bytes_per_partition: Some(1),
+        connections: cluster.connections(),
+        ..options
+    };
+    let state = SessionStateBuilder::new()
+        .with_config(SessionConfig::new().with_target_partitions(2))
+        .with_default_features()
+        .with_gatework_workers(head, cluster.workers(), &options)
+        .build();
+    SessionContext::new_with_state(state)
+}
+
+/// TPC-H on fifty workers: the results are right, all have work, and all of it runs on ours.
+#[test]
+fn tpch_on_fifty_workers() {
+    guarded(|case| async move {
+        let data: Arc<Tpch> = Tpch::new(10);
+        let (head, reference) = (executor(2), reference_session());
+        data.register(&reference, Storage::Memory).await;
+        let workers = (0..50).map(|_| executor(1)).collect();
+        let cluster = InProcess::start(workers, Arc::new(RuntimeEnv::default())).unwrap();
+        let session = session_on(&cluster, &head, ClusterOptions::default());
+        data.register(&session, Storage::Parquet).await;
+        let mut busy = BTreeSet::new();
+        for (number, sql) in (1..).zip(QUERIES) {
+            let name = format!("q{number} on fifty workers");
+            case.begin(&name);
+            let expected = Expected::of(&reference, sql).await.unwrap();
+            let planned = plan(&case, &session, sql).await.unwrap();
+            assert!(is_distributed(&planned.plan), "{name}");
+            assert_eq!(fallbacks(&planned.plan), Vec::<String>::new(), "{name}");
+            let batches = planned.collect().await.unwrap();
+            for stage in stage_tree(&planned.plan).stages {
+                if let StagePlace::Remote(workers) = stage.place {
+                    assert!(!workers.is_empty(), "{name}: a stage without workers");
+                    busy.extend(workers);
+                }
+            }
+            expected.check(&name, &batches);
+        }
+        assert_eq!(busy.len(), 50, "{busy:?}");
+    });
+}
+
+/// Every worker ran tasks, sent rows and received some: the profile says so, operator by operator and task by task.
+#[test]
+fn a_profile_of_all_workers() {
+    guarded(|case| async move {
+        let data: Arc<Tpch> = Tpch::new(10);
+        let head = executor(2);
+        let workers = (0..3).map(|_| executor(1)).collect();
+        let cluster = InProcess::start(workers, Arc::new(RuntimeEnv::default())).unwrap();
+        let session = session_on(&cluster, &head, ClusterOptions::default());
+        data.register(&session, Storage::Parquet).await;
+        case.begin("profile");
+        let sql = "EXPLAIN ANALYZE VERBOSE SELECT l_orderkey, sum(l_quantity) AS q FROM lineitem \
+                   GROUP BY l_orderkey ORDER BY q DESC LIMIT 3";
+        let batches = session.sql(sql).await.unwrap().collect().await.unwrap();
+        let profile = array_value_to_string(batches[0].column(1), 1).unwrap();
+        let of = |operator: &str| {
+            let line = profile.lines().find(|line| line.contains(operator));
+            line.unwrap_or_else(|| panic!("{operator} is not in {profile}"))
+        };
+        for (operator, name) in [
+            ("NetworkShuffleExec", "output_rows"),
+            ("NetworkShuffleExec", "bytes_transferred"),
+            ("RepartitionExec", "output_rows"),
+            ("mode=Partial", "output_rows"),
+            ("mode=FinalPartitioned", "elapsed_compute"),
+        ] {
+            let values = of(operator).split_once(&format!("{name}={{")).unwrap().1;
+            let values: Vec<_> = values.split('}').next().unwrap().split(", ").collect();
+            assert_eq!(values.len(), 3, "{name} of {operator}: {values:?}");
+            for (task, value) in values.iter().enumerate() {
+                let amount = value.strip_prefix(&format!("{task}:")).unwrap();
+                assert!(
+                    !amount.starts_with("0 ") && amount != "0",
+                    "{name} of {operator}: {values:?}"
+                );
+            }
+        }
+    });
+}
+
+/// A list of workers is one for all that have it, and may change between queries.
+#[test]
+fn workers_come_and_go() {
+    guarded(|case| async move {
+        let data: Arc<Tpch> = Tpch::new(10);
+        let head = executor(2);
+        let workers = (0..4).map(|_| executor(1)).collect();
+        let cluster = InProcess::start(workers, Arc::new(RuntimeEnv::default())).unwrap();
+        let session = session_on(&cluster, &head, ClusterOptions::default());
+        data.register(&session, Storage::Parquet).await;
+        let sql = "SELECT sum(l_quantity) FROM lineitem";
+        let expected = Expected::of(&session, sql).await.unwrap();
+        for numbers in [&[0, 1][..], &[2, 3], &[1, 2, 3]] {
+            case.begin(format!("{numbers:?}"));
+            let urls: Vec<_> = numbers.iter().map(|n| format!("http://worker-{n}/")).collect();
+            cluster.workers().set(urls.iter().map(String::as_str)).unwrap();
+            let planned = plan(&case, &session, sql).await.unwrap();
+            expected.check("sum", &planned.collect().await.unwrap());
+            let stages = stage_tree(&planned.plan).stages;
+            let used = stages.into_iter().flat_map(|stage| match stage.place {
+                StagePlace::Remote(workers) => workers,
+                StagePlace::Local => Vec::new(),
+            });
+            let (used, listed) = (used.collect::<BTreeSet<_>>(), urls.into_iter().collect());
+            assert_eq!(used, listed);
+        }
+        // One is no better than none.
+        cluster.workers().set(["http://worker-0"]).unwrap();
+        let planned = plan(&case, &session, sql).await.unwrap();
+        assert!(!is_distributed(&planned.plan));
+        let why = why_local(&planned.plan, session.state().config()).unwrap();
+        assert!(why.contains("there is one worker"), "{why}");
+        expected.check("sum", &planned.collect().await.unwrap());
+    });
+}
