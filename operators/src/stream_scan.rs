@@ -1,5 +1,5 @@
-//! Stream scan: async streams of batches as a source. A pending stream shuts a gate of kind
-//! *external*, and the stream's waker opens it.
+//! Stream scan: async streams of batches as a source. While all of them are pending a gate of kind *external* is shut,
+//! which the waker of any of them opens.
 
 use std::{
     fmt,
@@ -12,11 +12,10 @@ use arrow::array::RecordBatch;
 use datafusion_common::DataFusionError;
 use futures_core::Stream;
 use gatework_runtime::{
-    Result,
+    Error, Result,
     pipeline::{Batch, LocalSource, Setup, Source, SourceResult, TaskContext},
 };
-use gatework_shared_state::{Dependency, DependencyKind, Gate};
-use parking_lot::Mutex;
+use gatework_shared_state::{Dependency, DependencyKind, Gate, Take, arrivals::Arrivals};
 
 use crate::OrFail;
 
@@ -26,24 +25,26 @@ mod tests;
 /// A boxed stream of batches.
 pub type BatchStream = Pin<Box<dyn Stream<Item = Result<RecordBatch, DataFusionError>> + Send>>;
 
-/// Streams that tasks read one after the other, each whole by one task.
+/// Streams that tasks read side by side: each takes the next batch of whichever has one. So all of them are polled from
+/// the start, however many more there are than tasks, and their order is kept only where there is one stream and one
+/// task.
 pub struct StreamScan {
     name: String,
-    streams: Arc<Mutex<Vec<BatchStream>>>,
+    streams: Arrivals<BatchStream>,
 }
 
 impl StreamScan {
     /// Reads all of `streams`; the name says where they come from.
     pub fn new(name: impl Into<String>, streams: Vec<BatchStream>) -> Self {
-        let mut streams = streams;
-        streams.reverse();
-        Self { name: name.into(), streams: Arc::new(Mutex::new(streams)) }
+        let name = name.into();
+        let streams = Arrivals::new(&format!("{name} stream"), streams);
+        Self { name, streams }
     }
 }
 
 impl fmt::Debug for StreamScan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({} streams left)", self.name, self.streams.lock().len())
+        write!(f, "{}: streams, {:?}", self.name, self.streams)
     }
 }
 
@@ -53,35 +54,32 @@ impl Source for StreamScan {
     }
 
     fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSource>> {
-        Ok(Box::new(LocalStreamScan {
-            streams: self.streams.clone(),
-            current: None,
-            gate: PollGate::new(format!("{} stream", self.name)),
-        }))
+        Ok(Box::new(LocalStreamScan(self.streams.clone())))
     }
 }
 
-struct LocalStreamScan {
-    streams: Arc<Mutex<Vec<BatchStream>>>,
-    current: Option<BatchStream>,
-    gate: PollGate,
-}
+struct LocalStreamScan(Arrivals<BatchStream>);
 
 impl LocalSource for LocalStreamScan {
     fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
         loop {
-            let Some(stream) = &mut self.current else {
-                self.current = self.streams.lock().pop();
-                if self.current.is_none() {
-                    return Ok(SourceResult::Finished);
-                }
-                continue;
+            let mut arrival = match self.0.take() {
+                Take::Item(arrival) => arrival,
+                Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                Take::Finished => return Ok(SourceResult::Finished),
+                Take::Aborted => return Err(Error::ProducerAborted),
             };
-            match self.gate.poll(|context| stream.as_mut().poll_next(context)) {
-                Poll::Pending => return Ok(SourceResult::Blocked(self.gate.gate().into())),
-                Poll::Ready(None) => self.current = None,
-                Poll::Ready(Some(batch)) => {
-                    return Ok(SourceResult::Batch(Batch::new(batch.or_fail()?)));
+            let waker = arrival.waker();
+            let mut context = Context::from_waker(&waker);
+            let poll = arrival.thing().map(|stream| stream.as_mut().poll_next(&mut context));
+            match poll {
+                Some(Poll::Pending) => arrival.pending(),
+                // It has ended, and is dropped.
+                Some(Poll::Ready(None)) | None => {}
+                Some(Poll::Ready(Some(batch))) => {
+                    let batch = batch.or_fail()?;
+                    arrival.more();
+                    return Ok(SourceResult::Batch(Batch::new(batch)));
                 }
             }
         }

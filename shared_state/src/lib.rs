@@ -32,6 +32,7 @@
 //! | [`union`] | N:1 | a queue per child, read in turn |
 //! | [`set`] | N:1 | a build side handed down a chain of probe sides |
 //! | [`exchange`] | N:N | local exchange: routed, shared or broadcast |
+//! | [`arrivals`] | N:N | streams from outside, read by whoever comes when they have rows |
 //! | [`result`] | N:N | result partitions, read from outside |
 //! | [`output`] | N:N | what a task of a stage gives to tasks of other stages |
 //! | [`splits`] | 1:N | parts of a table, given out as they are read |
@@ -41,6 +42,7 @@
 
 pub mod aggregate;
 pub mod analytic;
+pub mod arrivals;
 mod budget;
 mod cardinality;
 mod dependency;

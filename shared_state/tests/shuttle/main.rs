@@ -11,6 +11,7 @@
 #![cfg(shuttle)]
 #![allow(clippy::unwrap_used, reason = "tests may unwrap")]
 
+mod arrivals;
 mod broken;
 mod cardinality;
 mod join;
