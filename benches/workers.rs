@@ -30,8 +30,7 @@ use gatework::{
     },
 };
 use tokio::{net::TcpListener, runtime::Builder};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tonic::transport::{Server, server::TcpIncoming};
 
 #[allow(dead_code, reason = "of what benches share, only the allocator is needed here")]
 mod support;
@@ -66,7 +65,8 @@ fn work(kind: Kind) -> Outcome<()> {
         std::io::stdout().flush()?;
         if kind == Kind::Plain {
             let server = Server::builder().add_service(Worker::default().into_worker_server());
-            return Ok(server.serve_with_incoming(TcpListenerStream::new(listener)).await?);
+            let calls = TcpIncoming::from(listener).with_nodelay(Some(true));
+            return Ok(server.serve_with_incoming(calls).await?);
         }
         let options = WorkerOptions {
             runtime: Arc::new(RuntimeEnv::default()),

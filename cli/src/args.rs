@@ -124,7 +124,7 @@ pub(crate) struct WorkerArgs {
 }
 
 /// What the members of a cluster show each other.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct AccessArgs {
     /// File with the token that every request to a worker carries; all members have the same
     #[arg(long, value_name = "FILE")]

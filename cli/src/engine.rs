@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
@@ -12,6 +12,7 @@ use arrow::datatypes::SchemaRef;
 use datafusion::common::{DataFusionError, Result};
 use datafusion::dataframe::DataFrame;
 use datafusion::execution::RecordBatchStream;
+use datafusion::execution::disk_manager::DiskManager;
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
@@ -29,7 +30,6 @@ use gatework::stages::{ExecutionPolicy, Nodes, StageOptions, StageStream};
 use gatework::{SessionStateBuilderExt, Settings};
 use tokio::task::yield_now;
 
-use crate::CLEAN_UP;
 use crate::args::{AccessArgs, EngineArgs, StagePolicy};
 use crate::error::{Error, one_line};
 
@@ -92,10 +92,14 @@ impl Engine {
             shared = shared.with_max_temp_directory_size(limit.as_u64());
         }
         let shared = shared.build_arc().map_err(|error| failed(&error))?;
+        TEMPORARY.get_or_init(|| Arc::downgrade(&shared.disk_manager));
         let settings = Settings { timeout: engine.timeout, ..Settings::default() };
         let nodes = engine.nodes.map(|count| OnNodes::start(engine, count.get())).transpose();
         let nodes = nodes.map_err(|error| failed(&error))?;
         let cluster = match engine.workers.is_empty() {
+            true if engine.access != AccessArgs::default() => {
+                return Err(Error::failed("a token and certificates are shown to --workers"));
+            }
             true => None,
             false => Some(Cluster::of(engine)?),
         };
@@ -144,18 +148,6 @@ impl Engine {
     }
 }
 
-/// Who ends is not gone while a file is being written for a query that has failed: it would stay.
-impl Drop for Engine {
-    fn drop(&mut self) {
-        let disk = Arc::downgrade(&self.shared.disk_manager);
-        self.shared = Arc::default();
-        let begun = Instant::now();
-        while disk.strong_count() > 0 && begun.elapsed() < CLEAN_UP {
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
 impl Cluster {
     fn of(args: &EngineArgs) -> Result<Self, Error> {
         let workers = WorkerList::new(args.workers.iter().map(String::as_str));
@@ -196,6 +188,18 @@ pub(crate) fn access(args: &AccessArgs) -> Result<Access, Error> {
 /// What is wrong with an argument.
 pub(crate) fn misuse(error: &DataFusionError) -> Error {
     Error::failed(one_line(&error.message()))
+}
+
+/// Where the process has its temporary files; they go with it.
+static TEMPORARY: OnceLock<Weak<DiskManager>> = OnceLock::new();
+
+/// Waits until nobody writes temporary files any more: one that is being written when the process ends would stay.
+pub(crate) fn wait_for_files(most: Duration) {
+    let Some(disk) = TEMPORARY.get() else { return };
+    let begun = Instant::now();
+    while disk.strong_count() > 0 && begun.elapsed() < most {
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// The number of threads to use.

@@ -44,6 +44,7 @@ fn main() -> ExitCode {
     let result = runtime(&args.command).and_then(|runtime| {
         let result = runtime.block_on(run(args.command));
         runtime.shutdown_timeout(CLEAN_UP);
+        engine::wait_for_files(CLEAN_UP);
         result
     });
     let Err(error) = result else {

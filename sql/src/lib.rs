@@ -30,7 +30,9 @@ mod write;
 pub use planner::{GateworkPlanner, ShellRule};
 pub use region::{Deadline, profile, query, run_into, with_config};
 pub use remote_filters::RemoteFilters;
-pub use session::{RUNTIME_FILTER_RULE, SessionStateBuilderExt, session, session_with};
+pub use session::{
+    RUNTIME_FILTER_RULE, SessionStateBuilderExt, choose_join_sides, session, session_with,
+};
 pub use settings::Settings;
 pub use shell::{Shell, as_shell, cover_above, fallbacks, is_covered};
 pub use source::SourceExec;

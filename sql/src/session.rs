@@ -46,11 +46,8 @@ impl SessionStateBuilderExt for SessionStateBuilder {
     fn with_gatework(mut self, executor: &Executor) -> Self {
         let engine = Engine::new(executor.clone());
         let planner = GateworkPlanner::new(self.query_planner().take());
+        choose_join_sides(&mut self);
         let rules = &mut self.physical_optimizers().get_or_insert_default().rules;
-        // After it joins get filters and exchanges, which know their sides.
-        if let Some(place) = rules.iter().position(|rule| rule.name() == "join_selection") {
-            rules.insert(place + 1, Arc::new(JoinSides::default()));
-        }
         // Tables in memory take runtime filters, too.
         if let Some(place) = rules.iter().position(|rule| rule.name() == RUNTIME_FILTER_RULE) {
             rules[place] = Arc::new(FiltersForMemory::new(rules[place].clone()));
@@ -61,6 +58,16 @@ impl SessionStateBuilderExt for SessionStateBuilder {
         }
         self.with_query_planner(Arc::new(planner))
             .with_physical_optimizer_rule(Arc::new(ShellRule::new(engine)))
+    }
+}
+
+/// Lets the sessions of `builder` build hash joins on the side with fewer rows by gatework's estimates, which know more
+/// of filters and joins than DataFusion's. Plans are otherwise DataFusion's.
+pub fn choose_join_sides(builder: &mut SessionStateBuilder) {
+    let rules = &mut builder.physical_optimizers().get_or_insert_default().rules;
+    // After it joins get filters and exchanges, which know their sides.
+    if let Some(place) = rules.iter().position(|rule| rule.name() == "join_selection") {
+        rules.insert(place + 1, Arc::new(JoinSides::default()));
     }
 }
 

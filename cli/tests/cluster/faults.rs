@@ -115,6 +115,70 @@ fn a_query_runs_again_without_the_worker_that_was_lost() {
     assert!(code == 1 && stderr.contains("is lost (stage "), "{stderr}");
 }
 
+/// One of two is gone: what is left runs in this process, with all groups of the result.
+#[test]
+fn a_query_runs_again_with_nobody_to_share_it() {
+    let data = Data::make();
+    let workers = [Worker::start(&data, &[]), Worker::start(&data, &[])];
+    let (list, table) = (urls(&workers), data.table());
+    let sql = &format!(
+        "SELECT p % 1000 AS p, sum(n) AS n FROM ({}) GROUP BY 1",
+        join_of(400)
+            .replace("SELECT count(*)", "SELECT a.l_orderkey AS p, count(*) AS n")
+            .replace("'%never%to%be%found%anywhere%'", "'%a%b%c%furiously%' GROUP BY 1")
+    );
+    let sorted = |text: String| {
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    let arguments = on_workers(sql, &table, &list);
+    let more = ["--retries", "1", "--format", "csv"];
+    let query = Running::start(&[&arguments[..], &more].concat());
+    query.reaches(&workers[1]);
+    workers[1].signal("KILL");
+    let (code, said, _) = query.ends();
+    assert_eq!(code, 0, "{said}");
+    let alone = gatework(&["sql", sql, "--table", &table, "--format", "csv"]).1;
+    assert!(alone.lines().count() > 100, "{alone}");
+    assert_eq!(sorted(said), sorted(alone));
+}
+
+/// A value of 60 kB in the text of an error is no break.
+#[test]
+fn an_error_with_a_long_text() {
+    let data = Data::make();
+    let workers = [Worker::start(&data, &[]), Worker::start(&data, &[])];
+    let (list, table) = (urls(&workers), data.table());
+    let sql = "SELECT sum(CAST(repeat('is lost (stage ', 4000) || l_comment AS INT)) FROM lineitem";
+    let arguments = on_workers(sql, &table, &list);
+    let (code, _, stderr) = gatework(&[&arguments[..], &["--retries", "3"]].concat());
+    let start = stderr.split("is lost (stage ").next().unwrap();
+    assert!(
+        code == 1 && start.contains(", stage ") && start.contains("Cannot cast string"),
+        "{start}"
+    );
+}
+
+/// A worker comes back at the same address: whoever knew it connects anew.
+#[test]
+fn a_worker_comes_back() {
+    let data = Data::make();
+    let (first, other) = (Worker::start(&data, &[]), Worker::start(&data, &[]));
+    let (list, table) = (urls([&first, &other]), data.table());
+    let address = first.address().to_string();
+    let sql =
+        "SELECT l_orderkey, sum(l_quantity) FROM lineitem GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 3";
+    let before = gatework(&on_workers(sql, &table, &list));
+    assert_eq!(before.0, 0, "{}", before.2);
+    drop(first);
+    let _again = Worker::start(&data, &["--listen", &address]);
+    // The other one had a connection to it.
+    for _ in 0..3 {
+        assert_eq!(gatework(&on_workers(sql, &table, &list)), before);
+    }
+}
+
 /// No disk and no memory on workers: an error that says so, and whose.
 #[test]
 fn a_worker_without_room() {

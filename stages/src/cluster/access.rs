@@ -15,9 +15,12 @@ use url::Url;
 const ASKED_AFTER: Duration = Duration::from_millis(500);
 /// A peer that does not answer in this time is lost. Both together bound how long a break goes unseen.
 const LOST_AFTER: Duration = Duration::from_millis(1200);
-/// What HTTP/2 may have on its way of one stream of rows, and of all that a connection carries.
+/// What HTTP/2 may have on its way of one stream of rows. All of a connection together have no limit of their own: else
+/// those that nobody reads would hold up the others.
 const STREAM_WINDOW: u32 = 2 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// How long the text of an error may be, which travels as a header.
+const LARGEST_HEADERS: u32 = 1 << 20;
 
 /// Under which name a request says which version it is from.
 const VERSION_KEY: &str = "gatework-version";
@@ -133,20 +136,21 @@ impl Access {
             .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_max_header_list_size(LARGEST_HEADERS)
             .http2_keep_alive_interval(ASKED_AFTER)
             .keep_alive_timeout(LOST_AFTER)
             .keep_alive_while_idle(true);
         let Some(tls) = &self.tls else { return Ok(endpoint) };
         let config = ClientTlsConfig::new()
             .identity(tls.identity.clone())
-            .ca_certificate(tls.authority.clone());
+            .ca_certificate(tls.authority.clone())
+            .timeout(LOST_AFTER);
         endpoint.tls_config(config).map_err(external)
     }
 
     /// How a worker listens.
     pub(super) fn server(&self) -> Result<Server> {
         let server = Server::builder()
-            .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keepalive_interval(Some(ASKED_AFTER))

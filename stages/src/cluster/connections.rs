@@ -14,14 +14,20 @@ use datafusion_distributed::{
     GetWorkerInfoResponse, SetPlanRequest, TaskKey, WorkerChannel, WorkerToCoordinatorMsg,
     grpc::{BoxCloneSyncChannel, create_worker_client},
 };
-use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use futures::{
+    FutureExt, StreamExt, TryStreamExt,
+    future::{BoxFuture, Shared},
+    stream::BoxStream,
+};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::{io::DuplexStream, sync::OnceCell, time::timeout};
+use tokio::{io::DuplexStream, time::timeout};
 use tonic::{
     Code, Status,
-    codegen::http::HeaderMap,
-    transport::{Channel, Endpoint},
+    codegen::{
+        Service,
+        http::{self, HeaderMap},
+    },
 };
 use tower::{ServiceExt, service_fn};
 use url::Url;
@@ -41,8 +47,11 @@ pub struct Connections {
 struct Inner {
     access: Access,
     dial: Option<Box<Dial>>,
-    channels: Mutex<HashMap<Url, Arc<OnceCell<BoxCloneSyncChannel>>>>,
+    /// Attempts, made or being made. Who comes while one is being made waits for that one.
+    channels: Mutex<HashMap<Url, Attempt>>,
 }
+
+type Attempt = Shared<BoxFuture<'static, std::result::Result<BoxCloneSyncChannel, Status>>>;
 
 type Dial = dyn Fn(&Url) -> io::Result<DuplexStream> + Send + Sync;
 
@@ -86,62 +95,119 @@ impl Connections {
     /// With what is wrong with it.
     pub async fn check(&self, worker: &Url) -> Result<()> {
         let checked = async { identify(self.channel(worker).await?).await };
-        checked.await.map_err(|error| match status(&error) {
-            Some(status) => {
-                DataFusionError::Execution(format!("worker {worker}: {}", cause(status)))
+        let checked = timeout(CONNECTED_WITHIN, checked).await;
+        checked.unwrap_or_else(|_elapsed| Err(unreachable("it does not answer"))).map_err(|error| {
+            match status(&error) {
+                Some(status) => {
+                    DataFusionError::Execution(format!("worker {worker}: {}", cause(status)))
+                }
+                None => error,
             }
-            None => error,
         })
     }
 
     async fn channel(&self, url: &Url) -> Result<BoxCloneSyncChannel> {
-        let cell = self.inner.channels.lock().entry(url.clone()).or_default().clone();
-        cell.get_or_try_init(|| self.connect(url)).await.cloned()
+        for last in [false, true] {
+            let attempt = self.attempt(url);
+            let mut channel = match attempt.await {
+                Ok(channel) => channel,
+                Err(status) => {
+                    self.forget(url);
+                    return Err(external(status));
+                }
+            };
+            // One that was made on a runtime of tokio that has ended is of no use any more.
+            if last || channel.ready().await.is_ok() {
+                return Ok(channel);
+            }
+            self.forget(url);
+        }
+        Err(unreachable("it was closed"))
     }
 
-    async fn connect(&self, url: &Url) -> Result<BoxCloneSyncChannel> {
-        let endpoint = self.inner.access.endpoint(url)?;
-        let channel = match timeout(CONNECTED_WITHIN, self.dialled(url, &endpoint)).await {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Err(unreachable(&cause(&error))),
-            Err(_elapsed) => return Err(unreachable("it does not answer")),
+    fn attempt(&self, url: &Url) -> Attempt {
+        let new = || {
+            let (this, url) = (self.clone(), url.clone());
+            let connected = async move {
+                let connected = timeout(CONNECTED_WITHIN, this.connect(&url)).await;
+                connected.unwrap_or_else(|_elapsed| {
+                    Err(Status::unavailable("it cannot be reached: it does not answer"))
+                })
+            };
+            connected.boxed().shared()
         };
+        self.inner.channels.lock().entry(url.clone()).or_insert_with(new).clone()
+    }
+
+    /// The error of a request, with who it is from. A worker that is lost is connected to anew.
+    fn named(&self, url: &Url, key: TaskKey, error: DataFusionError) -> DataFusionError {
+        if status(&error).is_some_and(|status| !is_refusal(status)) {
+            self.forget(url);
+        }
+        named(url, key, error)
+    }
+
+    /// The next request connects anew.
+    fn forget(&self, url: &Url) {
+        // Dropped after the lock.
+        let _attempt = self.inner.channels.lock().remove(url);
+    }
+
+    /// Ends all connections that nobody uses at the moment.
+    pub(super) fn clear(&self) {
+        let channels = std::mem::take(&mut *self.inner.channels.lock());
+        drop(channels);
+    }
+
+    async fn connect(self, url: &Url) -> std::result::Result<BoxCloneSyncChannel, Status> {
+        let unreachable = |error: &(dyn std::error::Error + 'static)| {
+            Status::unavailable(format!("it cannot be reached: {}", cause(error)))
+        };
+        let endpoint = self.inner.access.endpoint(url);
+        let endpoint = endpoint.map_err(|error| Status::failed_precondition(error.message()))?;
+        let channel = match self.inner.dial {
+            None => endpoint.connect().await,
+            Some(_) => endpoint.connect_with_connector(self.dialler(url)).await,
+        };
+        let channel = channel.map_err(|error| unreachable(&error))?;
         let access = self.inner.access.clone();
-        let channel = channel.map_request(move |mut request: tonic::codegen::http::Request<_>| {
+        let channel = channel.map_request(move |mut request: http::Request<_>| {
             access.sign(request.headers_mut());
             request
         });
         let channel = BoxCloneSyncChannel::new(channel);
-        identify(channel.clone()).await?;
-        Ok(channel)
+        match identify(channel.clone()).await {
+            Ok(()) => Ok(channel),
+            Err(error) => Err(match status(&error) {
+                Some(refusal) if is_refusal(refusal) => refusal.clone(),
+                _ => unreachable(&error),
+            }),
+        }
     }
 
-    async fn dialled(
+    /// Each time it is asked it dials anew.
+    fn dialler(
         &self,
         url: &Url,
-        endpoint: &Endpoint,
-    ) -> std::result::Result<Channel, tonic::transport::Error> {
-        let Some(dial) = &self.inner.dial else { return endpoint.connect().await };
-        let end = dial(url);
-        let mut end = Some(end);
-        let once = service_fn(move |_| {
-            let end = end.take().unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()));
+    ) -> impl Service<http::Uri, Response = TokioIo<DuplexStream>, Error = io::Error, Future: Send>
+    + Send
+    + 'static {
+        let (inner, url) = (Arc::downgrade(&self.inner), url.clone());
+        service_fn(move |_| {
+            let inner = inner.upgrade();
+            let end = match inner.as_ref().and_then(|inner| inner.dial.as_ref()) {
+                Some(dial) => dial(&url),
+                None => Err(io::ErrorKind::NotConnected.into()),
+            };
             async { end.map(TokioIo::new) }
-        });
-        endpoint.connect_with_connector(once).await
+        })
     }
 }
 
 /// Asks a worker who it is.
 async fn identify(channel: BoxCloneSyncChannel) -> Result<()> {
     let mut client = create_worker_client(channel);
-    let asked = client.get_worker_info(GetWorkerInfoRequest {});
-    let answer = match timeout(CONNECTED_WITHIN, asked).await {
-        Ok(Ok(answer)) => answer.version,
-        Ok(Err(error)) if refusal(&error).is_some() => return Err(error),
-        Ok(Err(error)) => return Err(unreachable(&cause(&error))),
-        Err(_elapsed) => return Err(unreachable("it does not answer")),
-    };
+    let answer = client.get_worker_info(GetWorkerInfoRequest {}).await?.version;
     if answer == version() {
         return Ok(());
     }
@@ -183,10 +249,10 @@ impl WorkerChannel for NamedChannel {
         context: &Arc<TaskContext>,
     ) -> Result<BoxStream<'static, Result<WorkerToCoordinatorMsg>>> {
         let (url, key) = (self.url.clone(), request.task_key);
-        let watch = Watch::of(context);
+        let (watch, connections) = (Watch::of(context), self.connections.clone());
         watch.iter().for_each(|watch| watch.placed(key, &url));
         let named = move |error: DataFusionError| {
-            let error = Arc::new(named(&url, key, error));
+            let error = Arc::new(connections.named(&url, key, error));
             watch.iter().for_each(|watch| watch.lost(error.clone()));
             DataFusionError::Shared(error)
         };
@@ -202,13 +268,13 @@ impl WorkerChannel for NamedChannel {
         metrics: ExecutionPlanMetricsSet,
         context: &Arc<TaskContext>,
     ) -> Result<Vec<BoxStream<'static, Result<RecordBatch>>>> {
-        let (url, key) = (&self.url, request.task_key);
-        let mut client = self.client().await.map_err(|error| named(url, key, error))?;
-        let rows = client.execute_task(headers, request, metrics, context).await;
-        let rows = rows.map_err(|error| named(url, key, error))?;
+        let (connections, url, key) = (&self.connections, &self.url, request.task_key);
+        let named = |error| connections.named(url, key, error);
+        let mut client = self.client().await.map_err(named)?;
+        let rows = client.execute_task(headers, request, metrics, context).await.map_err(named)?;
         let with_names = |rows: BoxStream<'static, Result<RecordBatch>>| {
-            let url = url.clone();
-            rows.map_err(move |error| named(&url, key, error)).boxed()
+            let (connections, url) = (connections.clone(), url.clone());
+            rows.map_err(move |error| connections.named(&url, key, error)).boxed()
         };
         Ok(rows.into_iter().map(with_names).collect())
     }
@@ -221,24 +287,42 @@ impl WorkerChannel for NamedChannel {
     }
 }
 
-/// What errors of workers say that are lost or do not take a part, and no others: all that a wire which carries text
-/// leaves of their type.
-const LOST: &str = "is lost (stage ";
-const REFUSES: &str = "refuses (stage ";
+/// What errors of workers say that are lost or do not take a part: all that a wire which carries text leaves of their
+/// type.
+const WORKER: &str = "worker ";
+const LOST: &str = " is lost (stage ";
+const REFUSES: &str = " refuses (stage ";
 
-/// Whether a query failed because of a worker, not because of what it is: another may do better.
+/// Whether a query failed because of a worker, here or further down, not because of what it is: another may do better.
+/// Of an error of a query that only quotes such words this is not so.
 pub(super) fn is_loss(error: &DataFusionError) -> bool {
-    let text = error.to_string();
-    text.contains(LOST) || text.contains(REFUSES)
+    blamed(error).is_some()
+}
+
+/// The address of the worker because of which a query failed.
+pub(super) fn blamed(error: &DataFusionError) -> Option<String> {
+    let message = error.find_root().message().into_owned();
+    let mut text = message.as_str();
+    // What a worker passes on has become text, with the names of types before it.
+    while let Some(rest) = ["External error: ", "Execution error: "]
+        .iter()
+        .find_map(|prefix| text.strip_prefix(prefix))
+    {
+        text = rest;
+    }
+    let text = text.strip_prefix(WORKER)?;
+    let end = [LOST, REFUSES].iter().filter_map(|what| text.find(what)).min()?;
+    let url = &text[..end];
+    (!url.contains(char::is_whitespace)).then(|| url.to_owned())
 }
 
 /// The same error, with who it is from, unless it says so already: what a worker read from another is the other's.
 fn named(url: &Url, key: TaskKey, error: DataFusionError) -> DataFusionError {
     let TaskKey { stage_id, task_number, .. } = key;
     if let Some(status) = status(&error) {
-        let what = if refusal(&error).is_some() { REFUSES } else { LOST };
+        let what = if is_refusal(status) { REFUSES } else { LOST };
         let reason = cause(status);
-        let what = format!("{WORKER}{url} {what}{stage_id}, task {task_number}): {reason}");
+        let what = format!("{WORKER}{url}{what}{stage_id}, task {task_number}): {reason}");
         return DataFusionError::Execution(what);
     }
     match worker_of(&error) {
@@ -246,8 +330,6 @@ fn named(url: &Url, key: TaskKey, error: DataFusionError) -> DataFusionError {
         None => error.context(format!("{WORKER}{url}, stage {stage_id}, task {task_number}")),
     }
 }
-
-const WORKER: &str = "worker ";
 
 /// Which worker, stage and task an error is from, if it is from one, as text.
 pub fn worker_of(error: &DataFusionError) -> Option<&str> {
@@ -272,20 +354,12 @@ fn status(error: &DataFusionError) -> Option<&Status> {
     }
 }
 
-/// A status by which a worker that lives refuses a request.
-fn refusal(error: &DataFusionError) -> Option<&Status> {
-    status(error).filter(|status| {
-        matches!(
-            status.code(),
-            Code::Unauthenticated
-                | Code::PermissionDenied
-                | Code::FailedPrecondition
-                | Code::InvalidArgument
-                | Code::OutOfRange
-                | Code::ResourceExhausted
-                | Code::Unimplemented
-        )
-    })
+/// Whether a worker that lives does not take a request.
+fn is_refusal(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition
+    )
 }
 
 fn unreachable(reason: &str) -> DataFusionError {

@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use datafusion::{
     arrow::record_batch::RecordBatch,
     catalog::Session,
-    common::tree_node::TreeNodeRecursion,
+    common::{
+        internal_err,
+        tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion},
+    },
     error::{DataFusionError, Result},
     execution::{
         SendableRecordBatchStream, SessionState, TaskContext,
@@ -16,20 +19,21 @@ use datafusion::{
     physical_expr::PhysicalExpr,
     physical_plan::{
         ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties,
-        ReplaceChildrenOptions, metrics::MetricsSet, stream::RecordBatchReceiverStreamBuilder,
+        ReplaceChildrenOptions, execute_stream, metrics::MetricsSet,
+        stream::RecordBatchReceiverStreamBuilder,
     },
 };
 use datafusion_distributed::{
     DistributedExec, DistributedExt, TaskKey, get_distributed_worker_resolver,
 };
 use futures::{TryStreamExt, future::join_all};
-use gatework_sql::with_config;
+use gatework_sql::{Settings, with_config};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use url::Url;
 
 use super::{
-    connections::{Connections, is_loss},
+    connections::{Connections, blamed, is_loss},
     session::WorkerList,
 };
 
@@ -44,7 +48,7 @@ pub(super) type Placed = BTreeMap<(usize, usize), Url>;
 #[derive(Debug)]
 pub(super) struct Watch {
     lost: mpsc::UnboundedSender<Arc<DataFusionError>>,
-    placed: Arc<Mutex<Placed>>,
+    progress: Arc<Mutex<Progress>>,
 }
 
 impl Watch {
@@ -55,7 +59,8 @@ impl Watch {
 
     /// A task is sent to this worker.
     pub(super) fn placed(&self, task: TaskKey, worker: &Url) {
-        self.placed.lock().insert((task.stage_id, task.task_number), worker.clone());
+        let task = (task.stage_id, task.task_number);
+        self.progress.lock().placed.insert(task, worker.clone());
     }
 
     /// A worker is lost.
@@ -90,12 +95,12 @@ pub(super) struct Again {
 pub(super) struct ClusterExec {
     distributed: Arc<dyn ExecutionPlan>,
     again: Option<Again>,
-    placed: Arc<Mutex<Placed>>,
+    progress: Arc<Mutex<Progress>>,
 }
 
 impl ClusterExec {
     fn new(distributed: Arc<dyn ExecutionPlan>, again: Option<Again>) -> Self {
-        Self { distributed, again, placed: Arc::default() }
+        Self { distributed, again, progress: Arc::default() }
     }
 
     /// `plan`, if it is one.
@@ -105,29 +110,29 @@ impl ClusterExec {
         plan.downcast_ref()
     }
 
-    /// Where its tasks are, or were.
-    pub(super) fn placed(&self) -> Placed {
-        self.placed.lock().clone()
+    /// What it runs, or ran last, and where its tasks are, or were.
+    pub(super) fn progress(&self) -> (Arc<dyn ExecutionPlan>, Placed) {
+        let progress = self.progress.lock();
+        let plan = progress.plan.as_ref().unwrap_or(&self.distributed);
+        (plan.clone(), progress.placed.clone())
     }
 
     /// Puts one around every [`DistributedExec`] of a plan. If the plan is one, `again` says how it is run again.
     pub(super) fn around(
         plan: Arc<dyn ExecutionPlan>,
-        again: Option<Again>,
+        again: impl FnOnce() -> Result<Option<Again>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         if plan.is::<DistributedExec>() {
-            return Ok(Arc::new(Self::new(plan, again)));
+            return Ok(Arc::new(Self::new(plan, again()?)));
         }
-        let children = plan.children().into_iter().cloned();
-        let children =
-            children.map(|child| Self::around(child, None)).collect::<Result<Vec<_>>>()?;
-        match children.is_empty() {
-            true => Ok(plan),
-            false => plan.replace_children(
-                children,
-                ReplaceChildrenOptions::new(ChildrenPropertiesMode::Keep),
-            ),
-        }
+        let wrapped = plan.transform_down(|node| {
+            if !node.is::<DistributedExec>() {
+                return Ok(Transformed::no(node));
+            }
+            let node: Arc<dyn ExecutionPlan> = Arc::new(Self::new(node, None));
+            Ok(Transformed::new(node, true, TreeNodeRecursion::Jump))
+        });
+        wrapped.data()
     }
 }
 
@@ -192,15 +197,16 @@ impl ExecutionPlan for ClusterExec {
     ) -> Result<SendableRecordBatchStream> {
         let mut builder = RecordBatchReceiverStreamBuilder::new(self.schema(), 1);
         let rows = builder.tx();
+        if partition > 0 {
+            return internal_err!("a query on workers has one partition, and not {partition}");
+        }
         let (plan, again) = (self.distributed.clone(), self.again.clone());
-        let placed = self.placed.clone();
+        let progress = self.progress.clone();
+        progress.lock().plan = None;
         builder.spawn(async move {
             match again {
-                Some(again) => attempts((plan, partition), again, context, &placed, &rows).await,
-                None => {
-                    let held = &mut Held::none();
-                    attempt((&plan, partition), &context, &placed, held, &rows).await
-                }
+                Some(again) => attempts(plan, again, context, progress, &rows).await,
+                None => attempt(&plan, &context, &progress, &mut Held::none(), &rows).await,
             }
         });
         Ok(builder.build())
@@ -209,21 +215,50 @@ impl ExecutionPlan for ClusterExec {
 
 type Rows = mpsc::Sender<Result<RecordBatch>>;
 
-/// Runs a query, and runs it again on the workers that answer when some were lost.
+/// What is known of a query that runs.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    placed: Placed,
+    /// What it runs, if that is not what was planned first.
+    plan: Option<Arc<dyn ExecutionPlan>>,
+}
+
+/// Runs a query, and runs it again on the workers that answer when some were lost; all of it within its time limit.
 async fn attempts(
-    (mut plan, partition): (Arc<dyn ExecutionPlan>, usize),
+    plan: Arc<dyn ExecutionPlan>,
     again: Again,
-    mut context: Arc<TaskContext>,
-    placed: &Arc<Mutex<Placed>>,
+    context: Arc<TaskContext>,
+    progress: Arc<Mutex<Progress>>,
     rows: &Rows,
 ) -> Result<()> {
+    let settings = context.session_config().get_extension::<Settings>();
+    let Some(limit) = settings.and_then(|settings| settings.timeout) else {
+        return attempts_in_time(plan, again, &context, &progress, rows).await;
+    };
+    match timeout(limit, attempts_in_time(plan, again, &context, &progress, rows)).await {
+        Ok(done) => done,
+        Err(_elapsed) => {
+            let what = format!("the query was ended after {limit:?}, its time limit");
+            Err(DataFusionError::Execution(what))
+        }
+    }
+}
+
+async fn attempts_in_time(
+    mut plan: Arc<dyn ExecutionPlan>,
+    again: Again,
+    first: &Arc<TaskContext>,
+    progress: &Arc<Mutex<Progress>>,
+    rows: &Rows,
+) -> Result<()> {
+    let mut context = first.clone();
     let mut left = again.times;
     loop {
         let mut held = match left {
             0 => Held::none(),
             _ => Held::up_to(HELD_BACK, &context),
         };
-        let error = match attempt((&plan, partition), &context, placed, &mut held, rows).await {
+        let error = match attempt(&plan, &context, progress, &mut held, rows).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -232,35 +267,37 @@ async fn attempts(
         }
         drop(held);
         left -= 1;
-        let workers = answering(&context, &again.connections).await?;
+        let workers = answering(first, &again.connections, &error).await?;
         if workers.is_empty() {
-            return Err(error.context("no worker is left that answers"));
+            return Err(error.context("no other worker answers"));
         }
         let mut session = again.session.as_ref().clone();
         session.config_mut().set_distributed_worker_resolver(workers.clone());
         plan = again.planner.plan(&again.query, &session).await?;
-        context = with_config(&context, |config| config.with_distributed_worker_resolver(workers));
+        progress.lock().plan = Some(plan.clone());
+        context = with_config(first, |config| config.with_distributed_worker_resolver(workers));
     }
 }
 
 /// Runs a query once, to its end or until a worker is lost.
 async fn attempt(
-    (plan, partition): (&Arc<dyn ExecutionPlan>, usize),
+    plan: &Arc<dyn ExecutionPlan>,
     context: &TaskContext,
-    placed: &Arc<Mutex<Placed>>,
+    progress: &Arc<Mutex<Progress>>,
     held: &mut Held,
     rows: &Rows,
 ) -> Result<()> {
     let (loss, mut lost) = mpsc::unbounded_channel();
-    placed.lock().clear();
-    let watch = Arc::new(Watch { lost: loss, placed: placed.clone() });
+    progress.lock().placed.clear();
+    let watch = Arc::new(Watch { lost: loss, progress: progress.clone() });
     let context = with_config(context, |config| config.with_extension(watch));
-    let mut batches = plan.execute(partition, context)?;
+    // One that is left to this process may have several partitions.
+    let mut batches = execute_stream(plan.clone(), context)?;
     loop {
         let next = tokio::select! {
             biased;
-            next = batches.try_next() => next?,
             Some(error) = lost.recv() => return Err(DataFusionError::Shared(error)),
+            next = batches.try_next() => next?,
         };
         let Some(batch) = next else { break };
         for batch in held.push(batch) {
@@ -319,12 +356,16 @@ impl Held {
     }
 }
 
-/// The workers of a query that answer now.
-async fn answering(context: &TaskContext, connections: &Connections) -> Result<WorkerList> {
-    let urls = get_distributed_worker_resolver(context.session_config())?.get_urls()?;
-    let checks = urls.iter().map(|url| connections.check(url));
-    let answers = join_all(checks).await;
+/// The workers of a query that answer now, but for the one because of which it failed.
+async fn answering(
+    context: &TaskContext,
+    connections: &Connections,
+    error: &DataFusionError,
+) -> Result<WorkerList> {
+    let mut urls = get_distributed_worker_resolver(context.session_config())?.get_urls()?;
+    let blamed = blamed(error);
+    urls.retain(|url| blamed.as_deref() != Some(url.as_str()));
+    let answers = join_all(urls.iter().map(|url| connections.check(url))).await;
     let answering = urls.iter().zip(answers).filter(|(_, answer)| answer.is_ok());
-    let answering: Vec<Url> = answering.map(|(url, _)| url.clone()).collect();
-    Ok(WorkerList::from(answering))
+    Ok(WorkerList::from(answering.map(|(url, _)| url.clone()).collect::<Vec<_>>()))
 }

@@ -5,7 +5,10 @@ use std::{io, sync::Arc};
 use datafusion::{error::Result, execution::runtime_env::RuntimeEnv};
 use gatework_runtime::Executor;
 use gatework_sql::Settings;
-use tokio::{io::DuplexStream, sync::mpsc, task::JoinSet};
+use tokio::{
+    io::DuplexStream,
+    sync::{mpsc, watch},
+};
 use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
 use url::Url;
 
@@ -44,7 +47,15 @@ const ON_ITS_WAY: usize = 1 << 20;
 pub struct InProcess {
     workers: WorkerList,
     connections: Connections,
-    _servers: JoinSet<()>,
+    /// The servers end when it is gone.
+    _open: watch::Sender<()>,
+}
+
+/// Connections hold the servers that they lead to.
+impl Drop for InProcess {
+    fn drop(&mut self) {
+        self.connections.clear();
+    }
 }
 
 impl InProcess {
@@ -64,7 +75,7 @@ impl InProcess {
         let workers =
             WorkerList::from(doors.iter().map(|(url, _)| url.clone()).collect::<Vec<_>>());
         let connections = Connections::in_process(move |url| dial(&doors, url));
-        let mut servers = JoinSet::new();
+        let (open, closed) = watch::channel(());
         for (executor, called) in executors.iter().zip(callers) {
             let options = WorkerOptions {
                 runtime: runtime.clone(),
@@ -75,12 +86,17 @@ impl InProcess {
             let access = Access::default();
             let server = access.server()?.add_service(service(worker(executor, options)?, &access));
             let calls = UnboundedReceiverStream::new(called).map(Ok::<_, io::Error>);
-            servers.spawn(async move {
+            let mut closed = closed.clone();
+            tokio::spawn(async move {
+                let end = async {
+                    // The sender only goes.
+                    let _gone = closed.changed().await;
+                };
                 // Who called it learns why.
-                let _ended = server.serve_with_incoming(calls).await;
+                let _ended = server.serve_with_incoming_shutdown(calls, end).await;
             });
         }
-        Ok(Self { workers, connections, _servers: servers })
+        Ok(Self { workers, connections, _open: open })
     }
 
     /// The workers.

@@ -11,6 +11,7 @@
 
 mod access;
 mod connections;
+mod drain;
 mod execution;
 mod in_process;
 mod locations;
@@ -24,5 +25,5 @@ pub use datafusion_distributed::{Worker, WorkerResolver};
 pub use in_process::InProcess;
 pub use locations::Locations;
 pub use plan::{fallbacks, is_distributed, plan_text, stage_tree, why_local};
-pub use session::{ClusterOptions, ClusterSession, WorkerList};
+pub use session::{ClusterOptions, ClusterSession, Compression, WorkerList};
 pub use worker::{WorkerOptions, serve, service, worker};

@@ -47,7 +47,7 @@ pub fn why_local(plan: &Arc<dyn ExecutionPlan>, config: &SessionConfig) -> Optio
         (Ok(0) | Err(_), _) => "there are no workers".into(),
         (Ok(1), _) => "there is one worker, and this process is no worse".into(),
         _ if bytes == 0 => "no files are read".into(),
-        (Ok(_), Ok(part)) if bytes <= part * config.target_partitions() as u64 => {
+        (Ok(_), Ok(part)) if bytes <= part.saturating_mul(config.target_partitions() as u64) => {
             let threads = config.target_partitions();
             format!("the files have {bytes} bytes, at most {part} for each of {threads} partitions")
         }
@@ -63,6 +63,7 @@ pub fn plan_text(plan: &Arc<dyn ExecutionPlan>) -> String {
 /// The stages of a plan, as those of this process are shown: the one above the workers is local, all others run on
 /// workers, which are known once the query has begun. A plan that stays here is one stage.
 pub fn stage_tree(plan: &Arc<dyn ExecutionPlan>) -> StageTree {
+    let (plan, placed) = progress(plan).unwrap_or_else(|| (plan.clone(), Placed::new()));
     let mut found = vec![StageView {
         id: 0,
         place: StagePlace::Local,
@@ -71,8 +72,7 @@ pub fn stage_tree(plan: &Arc<dyn ExecutionPlan>) -> StageTree {
         root: plan.clone(),
         parent: None,
     }];
-    let placed = placed(plan);
-    collect_stages(plan, 0, &placed, &mut found);
+    collect_stages(&plan, 0, &placed, &mut found);
     StageTree::new(found, |node| node.is_network_boundary())
 }
 
@@ -109,10 +109,11 @@ fn output(root: &Arc<dyn ExecutionPlan>, boundary: &dyn ExecutionPlan) -> String
     }
 }
 
-fn placed(plan: &Arc<dyn ExecutionPlan>) -> Placed {
+/// What runs, or ran last, and where.
+fn progress(plan: &Arc<dyn ExecutionPlan>) -> Option<(Arc<dyn ExecutionPlan>, Placed)> {
     match ClusterExec::of(plan.as_ref()) {
-        Some(query) => query.placed(),
-        None => plan.children().into_iter().flat_map(placed).collect(),
+        Some(query) => Some(query.progress()),
+        None => plan.children().into_iter().find_map(progress),
     }
 }
 

@@ -16,18 +16,19 @@ use datafusion_distributed::{
 use gatework_runtime::Executor;
 use gatework_sql::{Settings, cover_above};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
     Request, Status,
     body::Body,
     codegen::{Service, http},
     server::NamedService,
     service::interceptor::{InterceptedService, ResponseBody},
+    transport::server::TcpIncoming,
 };
 
 use super::{
     access::{Access, external, version},
     connections::Connections,
+    drain::{Drained, Parts},
     locations::Locations,
 };
 
@@ -112,37 +113,67 @@ pub fn service(
     access: &Access,
 ) -> impl Service<
     http::Request<Body>,
-    Response = http::Response<ResponseBody<Body>>,
+    Response = http::Response<Body>,
     Error = Infallible,
     Future: Send + 'static,
-> + NamedService
+>
++ NamedService
 + Clone
 + Send
 + Sync
-+ 'static {
++ 'static
++ use<> {
+    counted(worker, access, Arc::default())
+}
+
+fn counted(
+    worker: Worker,
+    access: &Access,
+    parts: Arc<Parts>,
+) -> Drained<
+    impl Service<
+        http::Request<Body>,
+        Response = http::Response<ResponseBody<Body>>,
+        Error = Infallible,
+        Future: Send + 'static,
+    >
+    + NamedService
+    + Clone
+    + Send
+    + Sync
+    + 'static
+    + use<>,
+> {
     let access = access.clone();
     let admit = move |request: Request<()>| -> std::result::Result<_, Status> {
         access.admit(request.metadata())?;
         Ok(request)
     };
     let server = worker.into_worker_server().max_decoding_message_size(LARGEST_REQUEST);
-    InterceptedService::new(server, admit)
+    Drained { service: InterceptedService::new(server, admit), parts }
 }
 
-/// Serves `worker` at `listener` until `end` comes; then it takes no more queries, and those that it has get on.
+/// Serves `worker` at `listener` until `end` comes. Then it takes no more parts of queries; those that it has get on, and
+/// when they are done, it ends.
 ///
 /// # Errors
-/// If the certificates of `access` are none, or the server fails.
+/// If the server fails.
 pub async fn serve(
     worker: Worker,
     access: &Access,
     listener: TcpListener,
     end: impl Future<Output = ()>,
 ) -> Result<()> {
+    let parts: Arc<Parts> = Arc::default();
+    let calls = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let end = async {
+        end.await;
+        parts.drain().await;
+    };
     access
         .server()?
-        .add_service(service(worker, access))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), end)
+        .add_service(counted(worker, access, parts.clone()))
+        .serve_with_incoming_shutdown(calls, end)
         .await
         .map_err(external)
 }
