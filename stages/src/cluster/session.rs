@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use datafusion::{
     catalog::Session,
-    common::tree_node::TreeNode,
+    common::{config::OptimizerOptions, tree_node::TreeNode},
     error::{DataFusionError, Result},
     execution::{
         context::QueryPlanner,
@@ -13,6 +13,7 @@ use datafusion::{
     },
     logical_expr::LogicalPlan,
     physical_plan::ExecutionPlan,
+    prelude::SessionConfig,
 };
 use datafusion_distributed::{
     DistributedConfig, DistributedExt, NetworkBoundaryExt, SessionStateBuilderExt, WorkerResolver,
@@ -26,6 +27,7 @@ use super::{
     connections::Connections,
     execution::{Again, ClusterExec, Replan},
 };
+use crate::StageOptions;
 
 /// How rows are compressed on their way between workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -168,7 +170,8 @@ impl ClusterSession for SessionStateBuilder {
         }
         own.compression = options.compression.name().into();
         choose_join_sides(&mut self);
-        let config = self.config().take().unwrap_or_default();
+        let mut config = self.config().take().unwrap_or_default();
+        send_to_all(&mut config);
         let mut builder = self
             .with_config(config)
             .with_distributed_option_extension(own)
@@ -183,6 +186,22 @@ impl ClusterSession for SessionStateBuilder {
             connections: options.connections.clone(),
         };
         builder.with_query_planner(Arc::new(planner))
+    }
+}
+
+/// Sides of joins are sent to all workers up to the size at which stages of one process do it, unless the session has
+/// limits of its own: it costs less than to send both sides somewhere, and lets the other side be filtered where it is
+/// read.
+fn send_to_all(config: &mut SessionConfig) {
+    let (usual, stages) = (OptimizerOptions::default(), StageOptions::of_nodes(1));
+    let own = &mut config.options_mut().optimizer;
+    let bytes = &mut own.hash_join_single_partition_threshold;
+    if *bytes == usual.hash_join_single_partition_threshold {
+        *bytes = stages.broadcast_bytes;
+    }
+    let rows = &mut own.hash_join_single_partition_threshold_rows;
+    if *rows == usual.hash_join_single_partition_threshold_rows {
+        *rows = stages.broadcast_rows;
     }
 }
 
