@@ -1,6 +1,7 @@
 //! A region: the shells that one execution turns into pipelines, and its result as streams.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     pin::Pin,
     sync::{Arc, OnceLock, Weak},
@@ -18,7 +19,7 @@ use datafusion::{
     execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext},
     physical_plan::{
         ExecutionPlan, ExecutionPlanProperties, Partitioning,
-        metrics::{ExecutionPlanMetricsSet, MetricBuilder, Time},
+        metrics::{ExecutionPlanMetricsSet, MetricBuilder, MetricValue, Time},
     },
     prelude::SessionConfig,
 };
@@ -116,7 +117,8 @@ impl Region {
         let _deadline = limit
             .map(|limit| Deadline::new(&shell.engine().executor, &query, limit))
             .transpose()?;
-        let metrics = Arc::new(NodeMetrics { query, nodes, _deadline });
+        let root = shell.own_metrics().clone();
+        let metrics = Arc::new(NodeMetrics { query, root, nodes, _deadline });
         Ok(streams.into_iter().map(|stream| (stream, metrics.clone())).collect())
     }
 }
@@ -200,6 +202,8 @@ type Waiting = (RowStream, Arc<NodeMetrics>);
 #[derive(Debug)]
 struct NodeMetrics {
     query: Arc<QueryContext>,
+    /// Of the topmost node: what the region as a whole waited for.
+    root: ExecutionPlanMetricsSet,
     nodes: HashMap<usize, ExecutionPlanMetricsSet>,
     _deadline: Option<Deadline>,
 }
@@ -247,8 +251,18 @@ impl Drop for NodeMetrics {
                 builder().counter(*name, 0).add(*amount as usize);
             }
         }
+        let waited = profile.dependencies.into_iter().filter(|gate| gate.blocked >= LEAST_WAIT);
+        for gate in waited.take(MOST_WAITS) {
+            let (name, time) = (Cow::Owned(format!("waited for {}", gate.name)), Time::new());
+            time.add_duration(gate.blocked);
+            MetricBuilder::new(&self.root).build(MetricValue::Time { name, time });
+        }
     }
 }
+
+/// Which waits the topmost node of a region tells of: so many, the longest first, and none shorter than that.
+const MOST_WAITS: usize = 8;
+const LEAST_WAIT: Duration = Duration::from_millis(1);
 
 /// One partition of a region's result.
 struct RegionStream {

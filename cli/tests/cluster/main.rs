@@ -7,6 +7,7 @@ mod faults;
 mod world;
 
 use world::{Data, Worker, gatework, on_workers, urls};
+use yaml_rust2::YamlLoader;
 
 /// TPC-H on three workers: the results are verified, and nothing but what lies between stages is DataFusion's.
 #[test]
@@ -64,5 +65,31 @@ fn what_a_cluster_refuses() {
             code == 2 && stderr.contains("cannot be used with") | stderr.contains("required"),
             "{stderr}"
         );
+    }
+}
+
+/// The manifest of docs/cluster.md is YAML, and a worker knows all that it is given there.
+#[test]
+fn the_manifest_of_the_documentation() {
+    let text = std::fs::read_to_string("../docs/cluster.md").unwrap();
+    let manifest = text.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let documents = YamlLoader::load_from_str(manifest).unwrap();
+    let kinds: Vec<_> =
+        documents.iter().map(|document| document["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["Service", "StatefulSet"]);
+    let pod = &documents[1]["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let arguments: Vec<_> =
+        container["args"].as_vec().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+    assert_eq!(arguments[0], "worker");
+    let help = gatework(&["worker", "--help"]).1;
+    for argument in &arguments[1..] {
+        let option = argument.split('=').next().unwrap();
+        assert!(help.contains(&format!("{option} <")), "{option} is none of {help}");
+    }
+    // What it mounts, it has.
+    let volumes: Vec<_> = pod["volumes"].as_vec().unwrap().iter().map(|one| &one["name"]).collect();
+    for mount in container["volumeMounts"].as_vec().unwrap() {
+        assert!(volumes.contains(&&mount["name"]), "{mount:?}");
     }
 }
