@@ -91,13 +91,14 @@ fn a_profile_of_all_workers() {
             line.unwrap_or_else(|| panic!("{operator} is not in {profile}"))
         };
         for (operator, name) in [
-            ("NetworkShuffleExec", "output_rows"),
-            ("NetworkShuffleExec", "bytes_transferred"),
-            ("RepartitionExec", "output_rows"),
+            ("=> NetworkShuffleExec", "output_rows"),
+            ("=> NetworkShuffleExec", "bytes_transferred"),
+            ("RepartitionExec:", "output_rows"),
             ("mode=Partial", "output_rows"),
             ("mode=FinalPartitioned", "elapsed_compute"),
         ] {
-            let values = of(operator).split_once(&format!("{name}={{")).unwrap().1;
+            let found = of(operator).split_once(&format!("{name}={{"));
+            let values = found.unwrap_or_else(|| panic!("no {name} in {}", of(operator))).1;
             let values: Vec<_> = values.split('}').next().unwrap().split(", ").collect();
             assert_eq!(values.len(), 3, "{name} of {operator}: {values:?}");
             for (task, value) in values.iter().enumerate() {

@@ -49,6 +49,8 @@ pub struct Access {
     /// `Bearer` and the token.
     token: Option<MetadataValue<Ascii>>,
     tls: Option<Arc<Tls>>,
+    /// Who is in the same process is there, however busy that is.
+    in_process: bool,
 }
 
 struct Tls {
@@ -111,6 +113,10 @@ impl Access {
         Ok(self)
     }
 
+    pub(super) fn in_process() -> Self {
+        Self { in_process: true, ..Self::default() }
+    }
+
     /// Whether connections are.
     pub fn is_encrypted(&self) -> bool {
         self.tls.is_some()
@@ -136,7 +142,11 @@ impl Access {
             .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_max_header_list_size(LARGEST_HEADERS)
+            .http2_max_header_list_size(LARGEST_HEADERS);
+        if self.in_process {
+            return Ok(endpoint);
+        }
+        let endpoint = endpoint
             .http2_keep_alive_interval(ASKED_AFTER)
             .keep_alive_timeout(LOST_AFTER)
             .keep_alive_while_idle(true);
@@ -152,7 +162,11 @@ impl Access {
     pub(super) fn server(&self) -> Result<Server> {
         let server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        if self.in_process {
+            return Ok(server);
+        }
+        let server = server
             .http2_keepalive_interval(Some(ASKED_AFTER))
             .http2_keepalive_timeout(Some(LOST_AFTER));
         let Some(tls) = &self.tls else { return Ok(server) };

@@ -83,7 +83,7 @@ impl InProcess {
                 connections: connections.clone(),
                 locations: Locations::everything(),
             };
-            let access = Access::default();
+            let access = Access::in_process();
             let server = access.server()?.add_service(service(worker(executor, options)?, &access));
             let calls = UnboundedReceiverStream::new(called).map(Ok::<_, io::Error>);
             let mut closed = closed.clone();
