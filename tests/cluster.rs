@@ -14,8 +14,8 @@ use gatework::{
     stages::{
         StagePlace,
         cluster::{
-            ClusterOptions, ClusterSession, InProcess, fallbacks, is_distributed, stage_tree,
-            why_local,
+            ClusterOptions, ClusterSession, InProcess, fallbacks, is_distributed, plan_text,
+            stage_tree, why_local,
         },
     },
 };
@@ -145,5 +145,42 @@ fn workers_come_and_go() {
         let why = why_local(&planned.plan, session.state().config()).unwrap();
         assert!(why.contains("there is one worker"), "{why}");
         expected.check("sum", &planned.collect().await.unwrap());
+    });
+}
+
+/// Limits below joins and aggregates: all workers see the same rows, and as many as were asked for.
+#[test]
+fn limits_are_of_all_workers_together() {
+    guarded(|case| async move {
+        let data: Arc<Tpch> = Tpch::new(10);
+        let head = executor(2);
+        let workers = (0..3).map(|_| executor(1)).collect();
+        let cluster = InProcess::start(workers, Arc::new(RuntimeEnv::default())).unwrap();
+        let session = session_on(&cluster, &head, ClusterOptions::default());
+        data.register(&session, Storage::Parquet).await;
+        let limited = "(SELECT l_orderkey AS k, l_linenumber AS n FROM lineitem LIMIT 20000)";
+        let filtered = "(SELECT l_orderkey AS k, l_linenumber AS n FROM lineitem WHERE l_linenumber < 5 LIMIT 20000)";
+        // A row of lineitem has one of its key and number.
+        let join = "JOIN lineitem b ON x.k = b.l_orderkey AND x.n = b.l_linenumber";
+        for rows in [limited, filtered] {
+            for sql in [
+                format!("SELECT count(*) FROM {rows} x {join}"),
+                format!(
+                    "SELECT count(*) FROM lineitem b LEFT SEMI JOIN {rows} x ON x.k = b.l_orderkey AND x.n = b.l_linenumber"
+                ),
+                format!("SELECT count(*) FROM {rows} x LEFT {join}"),
+                format!("SELECT count(*) FROM {rows} x"),
+                format!(
+                    "SELECT sum(c) FROM (SELECT k, n, count(*) AS c FROM {rows} x GROUP BY k, n)"
+                ),
+                format!("SELECT count(*) FROM {rows} x CROSS JOIN (SELECT 1 FROM region LIMIT 1)"),
+            ] {
+                case.begin(&sql);
+                let planned = plan(&case, &session, &sql).await.unwrap();
+                let batches = planned.collect().await.unwrap();
+                let count = array_value_to_string(batches[0].column(0), 0).unwrap();
+                assert_eq!(count, "20000", "{sql}\n{}", plan_text(&planned.plan));
+            }
+        }
     });
 }

@@ -16,6 +16,7 @@ use gatework_runtime::{
     pipeline::{Batch, LocalSource, Setup, Source, SourceResult, TaskContext},
 };
 use gatework_shared_state::{Dependency, DependencyKind, Gate, Take, arrivals::Arrivals};
+use parking_lot::Mutex;
 
 use crate::OrFail;
 
@@ -25,26 +26,33 @@ mod tests;
 /// A boxed stream of batches.
 pub type BatchStream = Pin<Box<dyn Stream<Item = Result<RecordBatch, DataFusionError>> + Send>>;
 
-/// Streams that tasks read side by side: each takes the next batch of whichever has one. So all of them are polled from
-/// the start, however many more there are than tasks, and their order is kept only where there is one stream and one
-/// task.
+/// Streams that tasks read side by side: each takes the next batch of whichever has one. So those that are open are all
+/// polled from the start, however many more there are than tasks, and order is kept only where there is one stream and one
+/// task. Where not all are open at a time, the next opens when one has ended.
 pub struct StreamScan {
     name: String,
-    streams: Arrivals<BatchStream>,
+    open: Arrivals<BatchStream>,
+    later: Arc<Mutex<Vec<BatchStream>>>,
 }
 
+/// How many streams a task looks at in vain before it lets others have their turn.
+const LOOKS: usize = 64;
+
 impl StreamScan {
-    /// Reads all of `streams`; the name says where they come from.
-    pub fn new(name: impl Into<String>, streams: Vec<BatchStream>) -> Self {
-        let name = name.into();
-        let streams = Arrivals::new(&format!("{name} stream"), streams);
-        Self { name, streams }
+    /// Reads all of `streams`, at most so many at a time; the name says where they come from.
+    pub fn new(name: impl Into<String>, streams: Vec<BatchStream>, most: usize) -> Self {
+        let (name, mut open) = (name.into(), streams);
+        let mut later = open.split_off(most.max(1).min(open.len()));
+        later.reverse();
+        let open = Arrivals::new(&format!("{name} stream"), open);
+        Self { name, open, later: Arc::new(Mutex::new(later)) }
     }
 }
 
 impl fmt::Debug for StreamScan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: streams, {:?}", self.name, self.streams)
+        let later = self.later.lock().len();
+        write!(f, "{}: streams, {:?}, {later} to be opened", self.name, self.open)
     }
 }
 
@@ -54,35 +62,43 @@ impl Source for StreamScan {
     }
 
     fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSource>> {
-        Ok(Box::new(LocalStreamScan(self.streams.clone())))
+        Ok(Box::new(LocalStreamScan { open: self.open.clone(), later: self.later.clone() }))
     }
 }
 
-struct LocalStreamScan(Arrivals<BatchStream>);
+struct LocalStreamScan {
+    open: Arrivals<BatchStream>,
+    later: Arc<Mutex<Vec<BatchStream>>>,
+}
 
 impl LocalSource for LocalStreamScan {
     fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
-        loop {
-            let mut arrival = match self.0.take() {
+        for _ in 0..LOOKS {
+            let mut arrival = match self.open.take() {
                 Take::Item(arrival) => arrival,
                 Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
                 Take::Finished => return Ok(SourceResult::Finished),
                 Take::Aborted => return Err(Error::ProducerAborted),
             };
             let waker = arrival.waker();
-            let mut context = Context::from_waker(&waker);
-            let poll = arrival.thing().map(|stream| stream.as_mut().poll_next(&mut context));
-            match poll {
-                Some(Poll::Pending) => arrival.pending(),
-                // It has ended, and is dropped.
-                Some(Poll::Ready(None)) | None => {}
-                Some(Poll::Ready(Some(batch))) => {
+            let Some(stream) = arrival.thing() else { continue };
+            match stream.as_mut().poll_next(&mut Context::from_waker(&waker)) {
+                Poll::Pending => arrival.pending(),
+                Poll::Ready(None) => {
+                    // In its place; the last ones end with their places.
+                    if let Some(next) = self.later.lock().pop() {
+                        *stream = next;
+                        arrival.more();
+                    }
+                }
+                Poll::Ready(Some(batch)) => {
                     let batch = batch.or_fail()?;
                     arrival.more();
                     return Ok(SourceResult::Batch(Batch::new(batch)));
                 }
             }
         }
+        Ok(SourceResult::Blocked(self.open.gate().into()))
     }
 }
 

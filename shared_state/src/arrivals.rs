@@ -4,7 +4,7 @@
 //! Each thing has a waker. It is to be polled with that: a wake-up makes the thing ready, or, if it comes while a task
 //! looks at it, is kept until the thing is given back.
 //!
-//! Lock: `inner`. The gate flips under it; the things themselves are dropped after it.
+//! Locks: `inner`, and that of a thing under it. The gate flips under `inner`; the things themselves are dropped after it.
 
 use std::{
     collections::VecDeque,
@@ -21,23 +21,32 @@ pub struct Arrivals<T> {
 }
 
 struct State<T> {
-    /// Open while one is ready, and when all have ended.
-    gate: Gate,
-    inner: Mutex<Inner<T>>,
+    signals: Arc<Signals>,
+    /// Each is taken while a task looks at it, and when it has ended.
+    things: Vec<Mutex<Option<T>>>,
 }
 
-struct Inner<T> {
-    places: Vec<Place<T>>,
+/// What wakers know. They hold none of the things: one that goes may wait for whoever is waking.
+struct Signals {
+    /// Open while one is ready, and when all have ended.
+    gate: Gate,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    places: Vec<Place>,
     /// In the order in which they became so.
     ready: VecDeque<usize>,
     left: usize,
 }
 
-enum Place<T> {
-    Ready(T),
-    Waiting(T),
-    /// A task looks at it; and whether it was woken since.
-    Taken(bool),
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Ready,
+    Waiting,
+    Taken,
+    /// It was woken while a task looks at it.
+    TakenAndWoken,
     Ended,
 }
 
@@ -56,7 +65,7 @@ impl<T> Clone for Arrivals<T> {
 
 impl<T> fmt::Debug for Arrivals<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let inner = self.state.inner.lock();
+        let inner = self.state.signals.inner.lock();
         write!(f, "{} of {} ready", inner.ready.len(), inner.left)
     }
 }
@@ -67,61 +76,63 @@ impl<T> fmt::Debug for Arrival<T> {
     }
 }
 
-impl<T: Send + 'static> Arrivals<T> {
+impl<T> Arrivals<T> {
     /// All of these are ready to be looked at.
     pub fn new(name: &str, things: impl IntoIterator<Item = T>) -> Self {
-        let places: Vec<_> = things.into_iter().map(Place::Ready).collect();
-        let inner = Inner { ready: (0..places.len()).collect(), left: places.len(), places };
+        let things: Vec<_> = things.into_iter().map(|thing| Mutex::new(Some(thing))).collect();
+        let count = things.len();
+        let inner =
+            Inner { places: vec![Place::Ready; count], ready: (0..count).collect(), left: count };
         let gate = Dependency::ready(name.to_owned(), DependencyKind::External);
-        Self { state: Arc::new(State { gate, inner: Mutex::new(inner) }) }
+        let signals = Arc::new(Signals { gate, inner: Mutex::new(inner) });
+        Self { state: Arc::new(State { signals, things }) }
     }
 
     /// One that is ready.
     pub fn take(&self) -> Take<Arrival<T>> {
         let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let State { signals, things } = self.state.as_ref();
+        let mut inner = signals.inner.lock();
         if inner.left == 0 {
-            self.state.gate.set_always_ready_later(&mut wakeups);
+            signals.gate.set_always_ready_later(&mut wakeups);
             return Take::Finished;
         }
         let Some(number) = inner.ready.pop_front() else {
-            self.state.gate.block();
-            return Take::Blocked(self.state.gate.clone());
+            signals.gate.block();
+            return Take::Blocked(signals.gate.clone());
         };
-        match std::mem::replace(&mut inner.places[number], Place::Taken(false)) {
-            Place::Ready(thing) | Place::Waiting(thing) => {
-                let state = self.state.clone();
-                Take::Item(Arrival { state, number, thing: Some(thing) })
-            }
-            // The list has what is ready and nothing else.
-            Place::Taken(_) | Place::Ended => Take::Aborted,
-        }
+        inner.places[number] = Place::Taken;
+        let thing = things[number].lock().take();
+        Take::Item(Arrival { state: self.state.clone(), number, thing })
+    }
+
+    /// Open while there may be one that is ready: for a task that has looked at many and gives way.
+    pub fn gate(&self) -> Gate {
+        self.state.signals.gate.clone()
     }
 }
 
-impl<T> State<T> {
+impl Signals {
     fn woken(&self, number: usize) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();
-        match &mut inner.places[number] {
-            Place::Taken(woken) => *woken = true,
-            place @ Place::Waiting(_) => {
-                if let Place::Waiting(thing) = std::mem::replace(place, Place::Ended) {
-                    *place = Place::Ready(thing);
-                }
+        match inner.places[number] {
+            Place::Taken => inner.places[number] = Place::TakenAndWoken,
+            Place::Waiting => {
+                inner.places[number] = Place::Ready;
                 inner.ready.push_back(number);
                 self.gate.set_ready_later(&mut wakeups);
             }
-            Place::Ready(_) | Place::Ended => {}
+            Place::Ready | Place::TakenAndWoken | Place::Ended => {}
         }
     }
 }
 
-impl<T: Send + 'static> Arrival<T> {
+impl<T> Arrival<T> {
     /// What it is polled with.
     pub fn waker(&self) -> Waker {
-        let state = Arc::downgrade(&self.state);
-        Waker::from(Arc::new(Woken { state, number: self.number }))
+        let signals = Arc::downgrade(&self.state.signals);
+        Waker::from(Arc::new(Woken { signals, number: self.number }))
     }
 
     /// The thing.
@@ -140,14 +151,17 @@ impl<T: Send + 'static> Arrival<T> {
     }
 
     fn back(mut self, ready: bool) {
+        let State { signals, things } = self.state.as_ref();
         let Some(thing) = self.thing.take() else { return };
         let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
-        let ready = ready || matches!(inner.places[self.number], Place::Taken(true));
-        inner.places[self.number] = if ready { Place::Ready(thing) } else { Place::Waiting(thing) };
-        if ready {
+        let mut inner = signals.inner.lock();
+        *things[self.number].lock() = Some(thing);
+        if ready || inner.places[self.number] == Place::TakenAndWoken {
+            inner.places[self.number] = Place::Ready;
             inner.ready.push_back(self.number);
-            self.state.gate.set_ready_later(&mut wakeups);
+            signals.gate.set_ready_later(&mut wakeups);
+        } else {
+            inner.places[self.number] = Place::Waiting;
         }
     }
 }
@@ -158,29 +172,29 @@ impl<T> Drop for Arrival<T> {
         let Some(thing) = self.thing.take() else { return };
         drop(thing);
         let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let signals = &self.state.signals;
+        let mut inner = signals.inner.lock();
         inner.places[self.number] = Place::Ended;
         inner.left -= 1;
         if inner.left == 0 {
-            self.state.gate.set_always_ready_later(&mut wakeups);
+            signals.gate.set_always_ready_later(&mut wakeups);
         }
     }
 }
 
-/// A thing does not hold what it is in.
-struct Woken<T> {
-    state: Weak<State<T>>,
+struct Woken {
+    signals: Weak<Signals>,
     number: usize,
 }
 
-impl<T: Send + 'static> Wake for Woken<T> {
+impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if let Some(state) = self.state.upgrade() {
-            state.woken(self.number);
+        if let Some(signals) = self.signals.upgrade() {
+            signals.woken(self.number);
         }
     }
 }

@@ -117,7 +117,7 @@ impl Region {
         let _deadline = limit
             .map(|limit| Deadline::new(&shell.engine().executor, &query, limit))
             .transpose()?;
-        let root = shell.own_metrics().clone();
+        let root = inherited.is_none().then(|| shell.own_metrics().clone());
         let metrics = Arc::new(NodeMetrics { query, root, nodes, _deadline });
         Ok(streams.into_iter().map(|stream| (stream, metrics.clone())).collect())
     }
@@ -202,8 +202,8 @@ type Waiting = (RowStream, Arc<NodeMetrics>);
 #[derive(Debug)]
 struct NodeMetrics {
     query: Arc<QueryContext>,
-    /// Of the topmost node: what the region as a whole waited for.
-    root: ExecutionPlanMetricsSet,
+    /// Of the topmost node of the query: what its tasks waited for.
+    root: Option<ExecutionPlanMetricsSet>,
     nodes: HashMap<usize, ExecutionPlanMetricsSet>,
     _deadline: Option<Deadline>,
 }
@@ -251,16 +251,17 @@ impl Drop for NodeMetrics {
                 builder().counter(*name, 0).add(*amount as usize);
             }
         }
+        let Some(root) = &self.root else { return };
         let waited = profile.dependencies.into_iter().filter(|gate| gate.blocked >= LEAST_WAIT);
         for gate in waited.take(MOST_WAITS) {
             let (name, time) = (Cow::Owned(format!("waited for {}", gate.name)), Time::new());
             time.add_duration(gate.blocked);
-            MetricBuilder::new(&self.root).build(MetricValue::Time { name, time });
+            MetricBuilder::new(root).build(MetricValue::Time { name, time });
         }
     }
 }
 
-/// Which waits the topmost node of a region tells of: so many, the longest first, and none shorter than that.
+/// Which waits the topmost node of a query tells of: so many, the longest first, and none shorter than that.
 const MOST_WAITS: usize = 8;
 const LEAST_WAIT: Duration = Duration::from_millis(1);
 

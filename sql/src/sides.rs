@@ -33,7 +33,7 @@ use datafusion::{
         ExecutionPlan,
         aggregates::AggregateExec,
         filter::FilterExec,
-        joins::HashJoinExec,
+        joins::{HashJoinExec, PartitionMode},
         statistics::{StatisticsArgs, StatisticsContext},
     },
 };
@@ -50,15 +50,18 @@ impl PhysicalOptimizerRule for JoinSides {
     fn optimize(
         &self,
         plan: Arc<dyn ExecutionPlan>,
-        _config: &ConfigOptions,
+        config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        let partitioned = config.execution.target_partitions > 1;
         plan.transform_up(|node| {
             let Some(join) = node.downcast_ref::<HashJoinExec>() else {
                 return Ok(Transformed::no(node));
             };
             let sides = Estimate::of(join.left()).zip(Estimate::of(join.right()));
             let larger = sides.is_some_and(|(left, right)| left.rows > CLEARLY * right.rows);
-            if !larger || join.null_aware || !join.join_type().supports_swap() {
+            // Collected for all partitions, which may be on many machines: by what is known, not by an estimate.
+            let for_all = partitioned && *join.partition_mode() == PartitionMode::CollectLeft;
+            if !larger || for_all || join.null_aware || !join.join_type().supports_swap() {
                 return Ok(Transformed::no(node));
             }
             Ok(Transformed::yes(join.swap_inputs(*join.partition_mode())?))

@@ -44,9 +44,9 @@ fn stream(items: impl IntoIterator<Item = Item>) -> BatchStream {
 
 #[test]
 fn all_streams_are_read_whole_by_any_number_of_tasks() {
-    for tasks in 1..4 {
+    for (tasks, most) in (1..4).flat_map(|tasks| [1, 2, 5, 9].map(|most| (tasks, most))) {
         let streams = (0..5).map(|n| stream((10 * n..10 * n + n).map(|row| Ok(batch(row)))));
-        let source = StreamScan::new("test", streams.collect());
+        let source = StreamScan::new("test", streams.collect(), most);
         let batches = run(|graph| result_of(graph, tasks, 1, Arc::new(source), vec![])).unwrap();
         let rows = ["10", "20", "21", "30", "31", "32", "40", "41", "42", "43"];
         assert_eq!(sorted_rows(&batches), rows);
@@ -56,7 +56,7 @@ fn all_streams_are_read_whole_by_any_number_of_tasks() {
 #[test]
 fn a_failed_stream_fails_the_query() {
     let streams = vec![stream([Ok(batch(1)), Err(exec_datafusion_err!("broken pipe"))])];
-    let source = StreamScan::new("test", streams);
+    let source = StreamScan::new("test", streams, 1);
     let error = run(|graph| result_of(graph, 2, 1, Arc::new(source), vec![])).unwrap_err();
     assert!(error.to_string().contains("broken pipe"), "{error}");
 }

@@ -235,7 +235,10 @@ impl Lowering {
             .collect();
         let keeps_order = ordered && plan.output_ordering().is_some();
         let instances = if keeps_order { 1 } else { partitions.clamp(1, self.instances) };
-        let source = StreamScan::new(format!("fallback {}", plan.name()), streams);
+        // What comes from elsewhere is waited for; what is computed here takes memory.
+        let from_elsewhere = plan.children().is_empty();
+        let most = if from_elsewhere { partitions } else { instances };
+        let source = StreamScan::new(format!("fallback {}", plan.name()), streams, most);
         let flow = self.leaf(plan.name(), instances, Arc::new(source), None);
         if keeps_order && partitions > 1 {
             return self.in_order_if(true, flow, plan.as_ref(), None);

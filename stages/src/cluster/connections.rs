@@ -47,8 +47,15 @@ pub struct Connections {
 struct Inner {
     access: Access,
     dial: Option<Box<Dial>>,
-    /// Attempts, made or being made. Who comes while one is being made waits for that one.
-    channels: Mutex<HashMap<Url, Attempt>>,
+    /// Who comes while one is being made waits for that one.
+    attempts: Mutex<Attempts>,
+}
+
+#[derive(Default)]
+struct Attempts {
+    /// Those that were made, or are being made, each with its number.
+    made: HashMap<Url, (u64, Attempt)>,
+    count: u64,
 }
 
 type Attempt = Shared<BoxFuture<'static, std::result::Result<BoxCloneSyncChannel, Status>>>;
@@ -81,7 +88,7 @@ impl Connections {
     }
 
     fn with_dial(access: Access, dial: Option<Box<Dial>>) -> Self {
-        Self { inner: Arc::new(Inner { access, dial, channels: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { access, dial, attempts: Mutex::default() }) }
     }
 
     /// What members show each other.
@@ -94,7 +101,7 @@ impl Connections {
     /// # Errors
     /// With what is wrong with it.
     pub async fn check(&self, worker: &Url) -> Result<()> {
-        let checked = async { identify(self.channel(worker).await?).await };
+        let checked = async { identify(self.channel(worker).await?.0).await };
         let checked = timeout(CONNECTED_WITHIN, checked).await;
         checked.unwrap_or_else(|_elapsed| Err(unreachable("it does not answer"))).map_err(|error| {
             match status(&error) {
@@ -106,59 +113,80 @@ impl Connections {
         })
     }
 
-    async fn channel(&self, url: &Url) -> Result<BoxCloneSyncChannel> {
+    /// A connection, and the number of the attempt that made it.
+    async fn channel(&self, url: &Url) -> Result<(BoxCloneSyncChannel, u64)> {
         for last in [false, true] {
-            let attempt = self.attempt(url);
+            let (number, attempt) = self.attempt(url);
             let mut channel = match attempt.await {
                 Ok(channel) => channel,
                 Err(status) => {
-                    self.forget(url);
+                    self.forget(url, number);
                     return Err(external(status));
                 }
             };
             // One that was made on a runtime of tokio that has ended is of no use any more.
             if last || channel.ready().await.is_ok() {
-                return Ok(channel);
+                return Ok((channel, number));
             }
-            self.forget(url);
+            self.forget(url, number);
         }
         Err(unreachable("it was closed"))
     }
 
-    fn attempt(&self, url: &Url) -> Attempt {
-        let new = || {
-            let (this, url) = (self.clone(), url.clone());
-            let connected = async move {
-                let within =
-                    if this.inner.dial.is_some() { Duration::MAX } else { CONNECTED_WITHIN };
-                let connected = timeout(within, this.connect(&url)).await;
-                connected.unwrap_or_else(|_elapsed| {
-                    Err(Status::unavailable("it cannot be reached: it does not answer"))
-                })
-            };
-            connected.boxed().shared()
-        };
-        self.inner.channels.lock().entry(url.clone()).or_insert_with(new).clone()
+    /// The attempt that was made, or is being made, or a new one. It does not depend on who waits for it.
+    fn attempt(&self, url: &Url) -> (u64, Attempt) {
+        let mut attempts = self.inner.attempts.lock();
+        if let Some((number, attempt)) = attempts.made.get(url) {
+            return (*number, attempt.clone());
+        }
+        let (this, to) = (self.clone(), url.clone());
+        let made = tokio::spawn(async move {
+            let within = if this.inner.dial.is_some() { Duration::MAX } else { CONNECTED_WITHIN };
+            let connected = timeout(within, this.connect(&to)).await;
+            connected.unwrap_or_else(|_elapsed| {
+                Err(Status::unavailable("it cannot be reached: it does not answer"))
+            })
+        });
+        let made = made.map(|made| {
+            made.unwrap_or_else(|error| {
+                Err(Status::unavailable(format!("it cannot be reached: {error}")))
+            })
+        });
+        attempts.count += 1;
+        let made = (attempts.count, made.boxed().shared());
+        attempts.made.insert(url.clone(), made.clone());
+        made
     }
 
-    /// The error of a request, with who it is from. A worker that is lost is connected to anew.
-    fn named(&self, url: &Url, key: TaskKey, error: DataFusionError) -> DataFusionError {
-        if status(&error).is_some_and(|status| !is_refusal(status)) {
-            self.forget(url);
+    /// The error of a request on the connection of this number, with who it is from. A worker that is lost is connected
+    /// to anew.
+    fn named(
+        &self,
+        (url, number): (&Url, u64),
+        key: TaskKey,
+        error: DataFusionError,
+    ) -> DataFusionError {
+        if status(&error).is_some_and(|status| blame(status) == LOST) {
+            self.forget(url, number);
         }
         named(url, key, error)
     }
 
-    /// The next request connects anew.
-    fn forget(&self, url: &Url) {
-        // Dropped after the lock.
-        let _attempt = self.inner.channels.lock().remove(url);
+    /// The next request connects anew, unless one has already.
+    fn forget(&self, url: &Url, number: u64) {
+        let mut attempts = self.inner.attempts.lock();
+        let old = match attempts.made.get(url) {
+            Some((known, _)) if *known == number => attempts.made.remove(url),
+            _ => None,
+        };
+        drop(attempts);
+        drop(old);
     }
 
     /// Ends all connections that nobody uses at the moment.
     pub(super) fn clear(&self) {
-        let channels = std::mem::take(&mut *self.inner.channels.lock());
-        drop(channels);
+        let made = std::mem::take(&mut self.inner.attempts.lock().made);
+        drop(made);
     }
 
     async fn connect(self, url: &Url) -> std::result::Result<BoxCloneSyncChannel, Status> {
@@ -181,7 +209,7 @@ impl Connections {
         match identify(channel.clone()).await {
             Ok(()) => Ok(channel),
             Err(error) => Err(match status(&error) {
-                Some(refusal) if is_refusal(refusal) => refusal.clone(),
+                Some(refusal) if blame(refusal) != LOST => refusal.clone(),
                 _ => unreachable(&error),
             }),
         }
@@ -233,8 +261,9 @@ struct NamedChannel {
 }
 
 impl NamedChannel {
-    async fn client(&self) -> Result<Box<dyn WorkerChannel>> {
-        Ok(create_worker_client(self.connections.channel(&self.url).await?))
+    async fn client(&self) -> Result<(Box<dyn WorkerChannel>, u64)> {
+        let (channel, number) = self.connections.channel(&self.url).await?;
+        Ok((create_worker_client(channel), number))
     }
 }
 
@@ -253,12 +282,14 @@ impl WorkerChannel for NamedChannel {
         let (url, key) = (self.url.clone(), request.task_key);
         let (watch, connections) = (Watch::of(context), self.connections.clone());
         watch.iter().for_each(|watch| watch.placed(key, &url));
-        let named = move |error: DataFusionError| {
-            let error = Arc::new(connections.named(&url, key, error));
+        let lost = move |error: DataFusionError| {
+            let error = Arc::new(error);
             watch.iter().for_each(|watch| watch.lost(error.clone()));
             DataFusionError::Shared(error)
         };
-        let mut client = self.client().await.map_err(&named)?;
+        let client = self.client().await.map_err(|error| named(&url, key, error));
+        let (mut client, number) = client.map_err(&lost)?;
+        let named = move |error| lost(connections.named((&url, number), key, error));
         let answers = client.coordinator_channel(headers, request, messages, metrics, context);
         Ok(answers.await.map_err(&named)?.map_err(named).boxed())
     }
@@ -271,12 +302,13 @@ impl WorkerChannel for NamedChannel {
         context: &Arc<TaskContext>,
     ) -> Result<Vec<BoxStream<'static, Result<RecordBatch>>>> {
         let (connections, url, key) = (&self.connections, &self.url, request.task_key);
-        let named = |error| connections.named(url, key, error);
-        let mut client = self.client().await.map_err(named)?;
-        let rows = client.execute_task(headers, request, metrics, context).await.map_err(named)?;
+        let client = self.client().await.map_err(|error| named(url, key, error));
+        let (mut client, number) = client?;
+        let rows = client.execute_task(headers, request, metrics, context).await;
+        let rows = rows.map_err(|error| connections.named((url, number), key, error))?;
         let with_names = |rows: BoxStream<'static, Result<RecordBatch>>| {
             let (connections, url) = (connections.clone(), url.clone());
-            rows.map_err(move |error| connections.named(&url, key, error)).boxed()
+            rows.map_err(move |error| connections.named((&url, number), key, error)).boxed()
         };
         Ok(rows.into_iter().map(with_names).collect())
     }
@@ -285,7 +317,7 @@ impl WorkerChannel for NamedChannel {
         &mut self,
         request: GetWorkerInfoRequest,
     ) -> Result<GetWorkerInfoResponse> {
-        self.client().await?.get_worker_info(request).await
+        self.client().await?.0.get_worker_info(request).await
     }
 }
 
@@ -294,6 +326,8 @@ impl WorkerChannel for NamedChannel {
 const WORKER: &str = "worker ";
 const LOST: &str = " is lost (stage ";
 const REFUSES: &str = " refuses (stage ";
+/// What is said when no worker would take a part.
+const CANNOT: &str = " cannot take its part (stage ";
 
 /// Whether a query failed because of a worker, here or further down, not because of what it is: another may do better.
 /// Of an error of a query that only quotes such words this is not so.
@@ -322,8 +356,7 @@ pub(super) fn blamed(error: &DataFusionError) -> Option<String> {
 fn named(url: &Url, key: TaskKey, error: DataFusionError) -> DataFusionError {
     let TaskKey { stage_id, task_number, .. } = key;
     if let Some(status) = status(&error) {
-        let what = if is_refusal(status) { REFUSES } else { LOST };
-        let reason = cause(status);
+        let (what, reason) = (blame(status), cause(status));
         let what = format!("{WORKER}{url}{what}{stage_id}, task {task_number}): {reason}");
         return DataFusionError::Execution(what);
     }
@@ -356,12 +389,13 @@ fn status(error: &DataFusionError) -> Option<&Status> {
     }
 }
 
-/// Whether a worker that lives does not take a request.
-fn is_refusal(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition
-    )
+/// What a status says of a worker.
+fn blame(status: &Status) -> &'static str {
+    match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition => REFUSES,
+        Code::OutOfRange | Code::InvalidArgument | Code::Unimplemented => CANNOT,
+        _ => LOST,
+    }
 }
 
 fn unreachable(reason: &str) -> DataFusionError {

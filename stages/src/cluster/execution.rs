@@ -253,6 +253,7 @@ async fn attempts_in_time(
 ) -> Result<()> {
     let mut context = first.clone();
     let mut left = again.times;
+    let mut to_blame = Vec::new();
     loop {
         let mut held = match left {
             0 => Held::none(),
@@ -267,7 +268,8 @@ async fn attempts_in_time(
         }
         drop(held);
         left -= 1;
-        let workers = answering(first, &again.connections, &error).await?;
+        to_blame.extend(blamed(&error));
+        let workers = answering(first, &again.connections, &to_blame).await?;
         if workers.is_empty() {
             return Err(error.context("no other worker answers"));
         }
@@ -356,15 +358,14 @@ impl Held {
     }
 }
 
-/// The workers of a query that answer now, but for the one because of which it failed.
+/// The workers of a query that answer now, but for those because of which it failed.
 async fn answering(
     context: &TaskContext,
     connections: &Connections,
-    error: &DataFusionError,
+    to_blame: &[String],
 ) -> Result<WorkerList> {
     let mut urls = get_distributed_worker_resolver(context.session_config())?.get_urls()?;
-    let blamed = blamed(error);
-    urls.retain(|url| blamed.as_deref() != Some(url.as_str()));
+    urls.retain(|url| !to_blame.iter().any(|blamed| blamed == url.as_str()));
     let answers = join_all(urls.iter().map(|url| connections.check(url))).await;
     let answering = urls.iter().zip(answers).filter(|(_, answer)| answer.is_ok());
     Ok(WorkerList::from(answering.map(|(url, _)| url.clone()).collect::<Vec<_>>()))

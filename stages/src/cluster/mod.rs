@@ -14,6 +14,7 @@ mod connections;
 mod drain;
 mod execution;
 mod in_process;
+mod limits;
 mod locations;
 mod plan;
 mod session;

@@ -26,6 +26,7 @@ use url::Url;
 use super::{
     connections::Connections,
     execution::{Again, ClusterExec, Replan},
+    limits::LimitsOfBuilds,
 };
 use crate::StageOptions;
 
@@ -177,6 +178,7 @@ impl ClusterSession for SessionStateBuilder {
             .with_distributed_option_extension(own)
             .with_distributed_worker_resolver(resolver)
             .with_distributed_channel_resolver(options.connections.clone())
+            .with_physical_optimizer_rule(Arc::new(LimitsOfBuilds))
             .with_distributed_planner();
         let inner = std::mem::take(builder.query_planner());
         let planner = HeadPlanner {

@@ -213,7 +213,7 @@ fn trickles(case: &Case) -> Vec<BatchStream> {
 #[test]
 fn stream_scan() {
     let rows = numbers(0..50, 6);
-    Harness::source(|case| StreamScan::new("trickle", trickles(case)))
+    Harness::source(|case| StreamScan::new("trickle", trickles(case), 2))
         .input(rows.clone())
         .expect_rows(&rows)
         .seeds(0..5)
@@ -226,7 +226,7 @@ fn stream_scan_passes_an_error_on() {
         let error = DataFusionError::Execution("the disk is gone".into());
         let mut error = Some(error);
         let stream = PollFn(move || error.take().map(Err));
-        StreamScan::new("broken", vec![Box::pin(stream)])
+        StreamScan::new("broken", vec![Box::pin(stream)], 1)
     })
     .expect_rows(&[])
     .run(&[Mode::Plain])
