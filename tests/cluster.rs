@@ -9,14 +9,11 @@ use datafusion::{
     execution::{SessionStateBuilder, runtime_env::RuntimeEnv},
     prelude::{SessionConfig, SessionContext},
 };
-use gatework::{
-    Executor,
-    stages::{
-        StagePlace,
-        cluster::{
-            ClusterOptions, ClusterSession, InProcess, fallbacks, is_distributed, plan_text,
-            stage_tree, why_local,
-        },
+use gatework::stages::{
+    StagePlace,
+    cluster::{
+        ClusterOptions, ClusterSession, InProcess, fallbacks, is_distributed, plan_text,
+        stage_tree, why_local,
     },
 };
 
@@ -24,32 +21,33 @@ use crate::support::{
     Expected, QUERIES, Storage, Tpch, executor, guarded, plan, reference_session,
 };
 
-/// A session on workers, for which every file is worth being read by all of them.
-fn session_on(cluster: &InProcess, head: &Executor, options: ClusterOptions) -> SessionContext {
+/// So many workers, and a session on them with the tables, for which every file is worth being read by all.
+async fn started(count: usize) -> (Arc<Tpch>, InProcess, SessionContext) {
+    let workers = (0..count).map(|_| executor(1)).collect();
+    let cluster = InProcess::start(workers, Arc::new(RuntimeEnv::default())).unwrap();
     let options = ClusterOptions {
         bytes_per_partition: Some(1),
         connections: cluster.connections(),
-        ..options
+        ..ClusterOptions::default()
     };
     let state = SessionStateBuilder::new()
         .with_config(SessionConfig::new().with_target_partitions(2))
         .with_default_features()
-        .with_gatework_workers(head, cluster.workers(), &options)
+        .with_gatework_workers(&executor(2), cluster.workers(), &options)
         .build();
-    SessionContext::new_with_state(state)
+    let session = SessionContext::new_with_state(state);
+    let data = Tpch::new(10);
+    data.register(&session, Storage::Parquet).await;
+    (data, cluster, session)
 }
 
 /// TPC-H on fifty workers: the results are right, all have work, and all of it runs on ours.
 #[test]
 fn tpch_on_fifty_workers() {
     guarded(|case| async move {
-        let data: Arc<Tpch> = Tpch::new(10);
-        let (head, reference) = (executor(2), reference_session());
+        let (data, _cluster, session) = started(50).await;
+        let reference = reference_session();
         data.register(&reference, Storage::Memory).await;
-        let workers = (0..50).map(|_| executor(1)).collect();
-        let cluster = InProcess::start(workers, Arc::new(RuntimeEnv::default())).unwrap();
-        let session = session_on(&cluster, &head, ClusterOptions::default());
-        data.register(&session, Storage::Parquet).await;
         let mut busy = BTreeSet::new();
         for (number, sql) in (1..).zip(QUERIES) {
             let name = format!("q{number} on fifty workers");
@@ -75,12 +73,7 @@ fn tpch_on_fifty_workers() {
 #[test]
 fn a_profile_of_all_workers() {
     guarded(|case| async move {
-        let data: Arc<Tpch> = Tpch::new(10);
-        let head = executor(2);
-        let workers = (0..3).map(|_| executor(1)).collect();
-        let cluster = InProcess::start(workers, Arc::new(RuntimeEnv::default())).unwrap();
-        let session = session_on(&cluster, &head, ClusterOptions::default());
-        data.register(&session, Storage::Parquet).await;
+        let (_data, _cluster, session) = started(3).await;
         case.begin("profile");
         let sql = "EXPLAIN ANALYZE VERBOSE SELECT l_orderkey, sum(l_quantity) AS q FROM lineitem \
                    GROUP BY l_orderkey ORDER BY q DESC LIMIT 3";
@@ -116,12 +109,7 @@ fn a_profile_of_all_workers() {
 #[test]
 fn workers_come_and_go() {
     guarded(|case| async move {
-        let data: Arc<Tpch> = Tpch::new(10);
-        let head = executor(2);
-        let workers = (0..4).map(|_| executor(1)).collect();
-        let cluster = InProcess::start(workers, Arc::new(RuntimeEnv::default())).unwrap();
-        let session = session_on(&cluster, &head, ClusterOptions::default());
-        data.register(&session, Storage::Parquet).await;
+        let (_data, cluster, session) = started(4).await;
         let sql = "SELECT sum(l_quantity) FROM lineitem";
         let expected = Expected::of(&session, sql).await.unwrap();
         for numbers in [&[0, 1][..], &[2, 3], &[1, 2, 3]] {
@@ -152,12 +140,7 @@ fn workers_come_and_go() {
 #[test]
 fn limits_are_of_all_workers_together() {
     guarded(|case| async move {
-        let data: Arc<Tpch> = Tpch::new(10);
-        let head = executor(2);
-        let workers = (0..3).map(|_| executor(1)).collect();
-        let cluster = InProcess::start(workers, Arc::new(RuntimeEnv::default())).unwrap();
-        let session = session_on(&cluster, &head, ClusterOptions::default());
-        data.register(&session, Storage::Parquet).await;
+        let (_data, _cluster, session) = started(3).await;
         let limited = "(SELECT l_orderkey AS k, l_linenumber AS n FROM lineitem LIMIT 20000)";
         let filtered = "(SELECT l_orderkey AS k, l_linenumber AS n FROM lineitem WHERE l_linenumber < 5 LIMIT 20000)";
         // A row of lineitem has one of its key and number.

@@ -193,11 +193,23 @@ pub(crate) fn misuse(error: &DataFusionError) -> Error {
 /// Where the process has its temporary files; they go with it.
 static TEMPORARY: OnceLock<Weak<DiskManager>> = OnceLock::new();
 
-/// Waits until nobody writes temporary files any more: one that is being written when the process ends would stay.
+/// How long somebody may still be about to make the first temporary file.
+const FIRST_FILE: Duration = Duration::from_millis(200);
+
+/// Waits until nobody writes temporary files any more: one that is being written when the process ends would stay. Those of
+/// a worker's parts that are not given back by then are removed.
 pub(crate) fn wait_for_files(most: Duration) {
-    let Some(disk) = TEMPORARY.get() else { return };
     let begun = Instant::now();
-    while disk.strong_count() > 0 && begun.elapsed() < most {
+    while let Some(disk) = TEMPORARY.get().and_then(Weak::upgrade) {
+        let folders = disk.temp_dir_paths();
+        if begun.elapsed() >= if folders.is_empty() { FIRST_FILE } else { most } {
+            for folder in folders {
+                // The process ends, and nobody could do better.
+                let _removed = fs::remove_dir_all(folder);
+            }
+            return;
+        }
+        drop(disk);
         thread::sleep(Duration::from_millis(1));
     }
 }

@@ -85,8 +85,10 @@ impl LocalSource for LocalStreamScan {
             match stream.as_mut().poll_next(&mut Context::from_waker(&waker)) {
                 Poll::Pending => arrival.pending(),
                 Poll::Ready(None) => {
-                    // In its place; the last ones end with their places.
-                    if let Some(next) = self.later.lock().pop() {
+                    // In its place; the last ones end with their places. Not under the lock: one that ends may be long in
+                    // going.
+                    let next = self.later.lock().pop();
+                    if let Some(next) = next {
                         *stream = next;
                         arrival.more();
                     }

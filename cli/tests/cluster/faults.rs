@@ -241,3 +241,23 @@ fn a_worker_drains() {
     assert_eq!((code, worker.ends()), (0, Some(0)), "{said}");
     assert_eq!(said, gatework(&["sql", sql, "--table", &table]).1);
 }
+
+/// Ctrl-C ends a worker at once, whatever it has, and leaves no file.
+#[test]
+fn a_worker_is_interrupted() {
+    let (data, temporary) = (Data::make(), tempdir().unwrap());
+    let folder = temporary.path().to_str().unwrap();
+    let small = ["--memory-limit", "1MB", "--temp-dir", folder];
+    let workers = [Worker::start(&data, &small), Worker::start(&data, &small)];
+    let (list, table) = (urls(&workers), data.table());
+    let query = Running::start(&on_workers(&join_of(40), &table, &list));
+    query.reaches(&workers[0]);
+    let spilled = temporary.path().read_dir().unwrap().count();
+    assert!(spilled > 0, "nothing was spilled");
+    for worker in workers {
+        worker.signal("INT");
+        assert_eq!(worker.ends(), Some(130));
+    }
+    assert_eq!(query.ends().0, 1);
+    assert_eq!(temporary.path().read_dir().unwrap().count(), 0);
+}

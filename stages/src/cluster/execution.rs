@@ -2,10 +2,8 @@
 
 use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
 
-use async_trait::async_trait;
 use datafusion::{
     arrow::record_batch::RecordBatch,
-    catalog::Session,
     common::{
         internal_err,
         tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion},
@@ -34,7 +32,7 @@ use url::Url;
 
 use super::{
     connections::{Connections, blamed, is_loss},
-    session::WorkerList,
+    session::{HeadPlanner, WorkerList},
 };
 
 /// So much of a result is held back until it is whole, as long as the query may run again; when there is more, its
@@ -70,24 +68,12 @@ impl Watch {
     }
 }
 
-/// Plans a query for those workers that a session's configuration names.
-#[async_trait]
-pub(super) trait Replan: fmt::Debug + Send + Sync {
-    async fn plan(
-        &self,
-        query: &LogicalPlan,
-        session: &dyn Session,
-    ) -> Result<Arc<dyn ExecutionPlan>>;
-}
-
 /// How a query is run again.
 #[derive(Debug, Clone)]
 pub(super) struct Again {
-    pub(super) times: usize,
     pub(super) query: LogicalPlan,
     pub(super) session: Arc<SessionState>,
-    pub(super) planner: Arc<dyn Replan>,
-    pub(super) connections: Connections,
+    pub(super) planner: HeadPlanner,
 }
 
 /// What [`DistributedExec`] does, and an end as soon as a worker is lost, even one of which nobody waits for rows.
@@ -195,11 +181,11 @@ impl ExecutionPlan for ClusterExec {
         partition: usize,
         context: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
-        let mut builder = RecordBatchReceiverStreamBuilder::new(self.schema(), 1);
-        let rows = builder.tx();
         if partition > 0 {
             return internal_err!("a query on workers has one partition, and not {partition}");
         }
+        let mut builder = RecordBatchReceiverStreamBuilder::new(self.schema(), 1);
+        let rows = builder.tx();
         let (plan, again) = (self.distributed.clone(), self.again.clone());
         let progress = self.progress.clone();
         progress.lock().plan = None;
@@ -252,7 +238,7 @@ async fn attempts_in_time(
     rows: &Rows,
 ) -> Result<()> {
     let mut context = first.clone();
-    let mut left = again.times;
+    let mut left = again.planner.retries;
     let mut to_blame = Vec::new();
     loop {
         let mut held = match left {
@@ -269,7 +255,7 @@ async fn attempts_in_time(
         drop(held);
         left -= 1;
         to_blame.extend(blamed(&error));
-        let workers = answering(first, &again.connections, &to_blame).await?;
+        let workers = answering(first, &again.planner.connections, &to_blame).await?;
         if workers.is_empty() {
             return Err(error.context("no other worker answers"));
         }

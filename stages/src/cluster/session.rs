@@ -25,7 +25,7 @@ use url::Url;
 
 use super::{
     connections::Connections,
-    execution::{Again, ClusterExec, Replan},
+    execution::{Again, ClusterExec},
     limits::LimitsOfBuilds,
 };
 use crate::StageOptions;
@@ -162,7 +162,8 @@ impl ClusterSession for SessionStateBuilder {
         resolver: impl WorkerResolver + 'static,
         options: &ClusterOptions,
     ) -> Self {
-        let mut own = DistributedConfig::default();
+        let mut config = self.config().take().unwrap_or_default();
+        let mut own = DistributedConfig::from_session_config(&config).cloned().unwrap_or_default();
         if let Some(bytes) = options.bytes_per_partition {
             own.file_scan_config_bytes_per_partition = bytes;
         }
@@ -171,7 +172,6 @@ impl ClusterSession for SessionStateBuilder {
         }
         own.compression = options.compression.name().into();
         choose_join_sides(&mut self);
-        let mut config = self.config().take().unwrap_or_default();
         send_to_all(&mut config);
         let mut builder = self
             .with_config(config)
@@ -209,12 +209,12 @@ fn send_to_all(config: &mut SessionConfig) {
 
 /// Puts what a session runs itself on its executor.
 #[derive(Clone)]
-struct HeadPlanner {
+pub(super) struct HeadPlanner {
     /// datafusion-distributed's.
     inner: Option<Arc<dyn QueryPlanner + Send + Sync>>,
     executor: Executor,
-    retries: usize,
-    connections: Connections,
+    pub(super) retries: usize,
+    pub(super) connections: Connections,
 }
 
 impl fmt::Debug for HeadPlanner {
@@ -234,18 +234,14 @@ impl HeadPlanner {
             Ok(writes)
         })?;
         Ok((!writes).then(|| Again {
-            times: self.retries,
             query: query.clone(),
             session: Arc::new(session.clone()),
-            planner: Arc::new(self.clone()),
-            connections: self.connections.clone(),
+            planner: self.clone(),
         }))
     }
-}
 
-#[async_trait]
-impl Replan for HeadPlanner {
-    async fn plan(
+    /// Plans a query for the workers that the session's configuration knows.
+    pub(super) async fn plan(
         &self,
         query: &LogicalPlan,
         session: &dyn Session,
