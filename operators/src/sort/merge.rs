@@ -89,7 +89,7 @@ impl Cursor {
 
     fn head<'a>(&'a self, run: &'a SortedRun, row: usize) -> Option<Head<'a>> {
         let rows = self.rows(run)?;
-        (row < rows.rows.num_rows()).then(|| rows.head(row))
+        (row < rows.len()).then(|| rows.head(row))
     }
 
     /// Sees to it that there are rows at hand, if any are left; the gate of those that are not there yet.
@@ -104,7 +104,7 @@ impl Cursor {
                 self.reading = Some(setup.unspill(file, self.batch));
                 self.batch += 1;
             }
-            if self.block.as_ref().is_some_and(|block| self.row < block.rows.num_rows()) {
+            if self.block.as_ref().is_some_and(|block| self.row < block.len()) {
                 return Ok(None);
             }
             self.block = None;
@@ -126,7 +126,7 @@ impl Cursor {
     ) -> Result<Option<Gate>> {
         let fetch = self.fetch.get_or_insert_with(|| Fetch::new(setup));
         loop {
-            if self.block.as_ref().is_some_and(|block| self.row < block.rows.num_rows()) {
+            if self.block.as_ref().is_some_and(|block| self.row < block.len()) {
                 return Ok(None);
             }
             self.block = None;
@@ -204,11 +204,17 @@ impl Merger {
             return Ok(self.rest(run, wanted));
         }
         let mut positions: Vec<_> = self.cursors.iter().map(|cursor| cursor.row).collect();
+        let [firsts, nexts] = self.chunks();
         let mut order = Vec::with_capacity(wanted);
         while order.len() < wanted {
             let Some(mut first) = heads.peek_mut() else { break };
             let run = first.0.1;
-            order.push((run, positions[run]));
+            let position = positions[run];
+            order.push(if position < nexts[run] {
+                (2 * run, position - firsts[run])
+            } else {
+                (2 * run + 1, position - nexts[run])
+            });
             positions[run] += 1;
             match head(run, positions[run]) {
                 Some(next) => *first = Reverse((next, run)),
@@ -225,26 +231,49 @@ impl Merger {
         if order.is_empty() {
             return Ok(None);
         }
-        let nothing = RecordBatch::new_empty(self.shared.config.schema.clone());
-        let rows = self.cursors.iter().zip(self.runs.iter());
-        let rows: Vec<&RecordBatch> = rows
-            .map(|(cursor, run)| cursor.rows(run).map_or(&nothing, |block| &block.rows))
-            .collect();
-        let merged = interleave_record_batch(&rows, &order).or_fail()?;
+        let merged = self.gather(&order)?;
         for (cursor, position) in self.cursors.iter_mut().zip(positions) {
             cursor.row = position;
         }
         Ok(Some(merged))
     }
 
+    /// The first row of the chunk in which each run is, and of the one behind it.
+    fn chunks(&self) -> [Vec<usize>; 2] {
+        let cursors = self.cursors.iter().zip(self.runs.iter());
+        let chunks = cursors.map(|(cursor, run)| {
+            let rows = cursor.rows(run).map_or(1, |block| block.chunk_rows);
+            let first = cursor.row - cursor.row % rows;
+            (first, first + rows)
+        });
+        let (firsts, nexts) = chunks.unzip();
+        [firsts, nexts]
+    }
+
+    /// Rows by their numbers in the chunks in which the runs are, and those behind them.
+    fn gather(&self, order: &[(usize, usize)]) -> Result<RecordBatch> {
+        let nothing = RecordBatch::new_empty(self.shared.config.schema.clone());
+        let cursors = self.cursors.iter().zip(self.runs.iter());
+        let chunks = cursors.flat_map(|(cursor, run)| {
+            [0, 1].map(|more| {
+                let block = cursor.rows(run)?;
+                block.chunks.get(cursor.row / block.chunk_rows + more)
+            })
+        });
+        let chunks: Vec<_> = chunks.map(|chunk| chunk.unwrap_or(&nothing)).collect();
+        interleave_record_batch(&chunks, order).or_fail()
+    }
+
     /// So many rows of the only run that has some.
     fn rest(&mut self, run: usize, wanted: usize) -> Option<RecordBatch> {
         let cursor = &mut self.cursors[run];
         let at_hand = cursor.rows(&self.runs[run])?;
-        let rows = wanted.min(at_hand.rows.num_rows() - cursor.row);
-        let slice = at_hand.rows.slice(cursor.row, rows);
-        cursor.row += rows;
-        (rows > 0).then_some(slice)
+        if wanted == 0 || cursor.row >= at_hand.len() {
+            return None;
+        }
+        let slice = at_hand.slice(cursor.row, wanted);
+        cursor.row += slice.num_rows();
+        Some(slice)
     }
 }
 

@@ -8,6 +8,7 @@
 //! holds a batch each, and one that is read ahead.
 
 mod merge;
+mod order;
 mod ordered_exchange;
 mod run;
 

@@ -4,11 +4,11 @@ use std::{cmp::Ordering, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, Scalar, UInt32Array},
-    buffer::BooleanBuffer,
+    buffer::{BooleanBuffer, ScalarBuffer},
     compute::{
         filter, filter_record_batch, interleave,
         kernels::cmp::{gt_eq, lt_eq},
-        take_record_batch,
+        take,
     },
     datatypes::SchemaRef,
     error::ArrowError,
@@ -24,11 +24,14 @@ use gatework_runtime::{
 };
 use gatework_shared_state::{Gate, sort::SortSink};
 
-use super::Shared;
+use super::{
+    Shared,
+    order::{Order, prefix},
+};
 use crate::{
     OrFail, compact,
     compact::to_keep,
-    concat::concat_as,
+    concat::concat_arrays,
     exchange_source::ClosesClient,
     spilling::{Writing, Written, nothing_left, own_buffers, resize},
 };
@@ -36,13 +39,15 @@ use crate::{
 /// Rows in order, with their keys.
 #[derive(Debug)]
 pub(super) struct Run {
-    pub(super) rows: RecordBatch,
-    /// What all keys begin with, and what follows of the key of each row of `rows`.
+    /// All of so many rows, but for the last.
+    pub(super) chunks: Vec<RecordBatch>,
+    pub(super) chunk_rows: usize,
+    /// What all keys begin with, and what follows of each row's key.
     common: Box<[u8]>,
     prefixes: Vec<u128>,
-    /// Keys in the order of arrival, and which of them each row of `rows` has.
+    /// Keys in the order of arrival, and which of them each row has.
     keys: Rows,
-    order: Vec<u32>,
+    order: ScalarBuffer<u32>,
     /// The prefixes are the keys.
     exact: bool,
     _reservation: Option<Reservation>,
@@ -65,8 +70,21 @@ impl Run {
         let keys = shared.converter.convert_columns(&columns).or_fail()?;
         let prefixes = keys.iter().map(|key| prefix(key.data())).collect();
         let order = (0..rows.num_rows() as u32).collect();
-        let common = Box::default();
-        Ok(Self { rows, common, prefixes, keys, order, exact: false, _reservation: None })
+        let (common, chunk_rows) = (Box::default(), rows.num_rows().max(1));
+        let chunks = vec![rows];
+        let exact = false;
+        Ok(Self { chunks, chunk_rows, common, prefixes, keys, order, exact, _reservation: None })
+    }
+
+    /// How many rows there are.
+    pub(super) fn len(&self) -> usize {
+        self.prefixes.len()
+    }
+
+    /// Rows from `row` on to the end of their chunk, or `most`.
+    pub(super) fn slice(&self, row: usize, most: usize) -> RecordBatch {
+        let (chunk, within) = (&self.chunks[row / self.chunk_rows], row % self.chunk_rows);
+        chunk.slice(within, most.min(chunk.num_rows() - within))
     }
 
     pub(super) fn key(&self, row: usize) -> &[u8] {
@@ -120,32 +138,6 @@ impl PartialEq for Head<'_> {
 
 impl Eq for Head<'_> {}
 
-/// How many bytes all keys begin with. (Of a decimal most bytes are the same, and the others would not be among the
-/// first 16.)
-fn common_bytes(keys: &Rows) -> usize {
-    let mut common = keys.row(0).data();
-    for key in keys {
-        let same = common.iter().zip(key.data()).take_while(|(one, other)| one == other).count();
-        common = &common[..same];
-        if common.is_empty() {
-            break;
-        }
-    }
-    common.len()
-}
-
-/// The first 16 bytes of a key, as a number that compares like them.
-fn prefix(key: &[u8]) -> u128 {
-    match key.first_chunk::<16>() {
-        Some(bytes) => u128::from_be_bytes(*bytes),
-        None => {
-            let mut bytes = [0; 16];
-            bytes[..key.len()].copy_from_slice(key);
-            u128::from_be_bytes(bytes)
-        }
-    }
-}
-
 /// A row that so many rows lie before, or at, that no row behind it is wanted.
 #[derive(Debug)]
 pub(super) struct Boundary {
@@ -157,7 +149,7 @@ pub(super) struct Boundary {
 
 impl Boundary {
     fn new(run: &Run, row: usize, first: &PhysicalSortExpr) -> datafusion_common::Result<Self> {
-        let value = first.expr.evaluate(&run.rows.slice(row, 1))?.into_array_of_size(1)?;
+        let value = first.expr.evaluate(&run.slice(row, 1))?.into_array_of_size(1)?;
         let descending = first.options.descending;
         Ok(Self { key: run.key(row).into(), first: value, descending })
     }
@@ -215,14 +207,8 @@ impl Sink for SortRuns {
 struct Collected {
     batches: Vec<RecordBatch>,
     keys: Rows,
-    /// Once sorted: how many bytes all keys begin with, and whether the prefixes behind them say the rest.
-    common: usize,
-    exact: bool,
     bytes: usize,
 }
-
-/// Prefixes of keys and numbers of rows, in order.
-type Order = Vec<(u128, u32)>;
 
 /// Rows in order, made batch by batch.
 struct InOrder {
@@ -280,13 +266,7 @@ impl Iterator for InOrder {
 
 impl Collected {
     fn new(shared: &Shared) -> Self {
-        Self {
-            batches: Vec::new(),
-            keys: shared.converter.empty_rows(0, 0),
-            common: 0,
-            exact: false,
-            bytes: 0,
-        }
+        Self { batches: Vec::new(), keys: shared.converter.empty_rows(0, 0), bytes: 0 }
     }
 }
 
@@ -362,7 +342,7 @@ impl LocalRuns {
 
     /// If memory was refused: has another one give some back, and answers where to wait for that, or begins
     /// to spill.
-    fn relieve(&mut self) -> Result<Option<Gate>> {
+    fn relieve(&mut self, task: &TaskContext) -> Result<Option<Gate>> {
         let Some(error) = self.refused.take() else { return Ok(None) };
         match self.reserve() {
             Err(Error::OutOfMemory { .. }) => {}
@@ -372,17 +352,17 @@ impl LocalRuns {
             self.refused = Some(error);
             return Ok(Some(gate));
         }
-        self.spill(error)?;
+        self.spill(error, task)?;
         Ok(None)
     }
 
     /// Begins to write what was collected, in order, to a file because of `error`.
-    fn spill(&mut self, error: Error) -> Result<()> {
+    fn spill(&mut self, error: Error, task: &TaskContext) -> Result<()> {
         if self.writing.is_busy() || !self.setup.can_spill() {
             return Err(error);
         }
-        let Some((collected, order)) = self.in_order()? else { return Err(error) };
-        let order: Vec<u32> = order.into_iter().map(|(_, row)| row).collect();
+        let Some((collected, order)) = self.in_order(task)? else { return Err(error) };
+        let order: Vec<u32> = order.places.into_iter().map(|(_, row)| row).collect();
         let (rows, step) = (order.len(), self.shared.config.batch_rows);
         let held = vec![self.reservation.split_off()];
         let batches = Box::new(InOrder::new(&self.shared, collected.batches, order));
@@ -401,15 +381,15 @@ impl LocalRuns {
         Ok(None)
     }
 
-    fn room(&mut self) -> Result<SinkResult> {
-        Ok(match self.waits()? {
+    fn room(&mut self, task: &TaskContext) -> Result<SinkResult> {
+        Ok(match self.waits(task)? {
             Some(gate) => SinkResult::Blocked(gate.into()),
             None => SinkResult::NeedInput,
         })
     }
 
     /// The gate to wait at before more rows are taken.
-    fn waits(&mut self) -> Result<Option<Gate>> {
+    fn waits(&mut self, task: &TaskContext) -> Result<Option<Gate>> {
         loop {
             if let Some(gate) = self.writing()? {
                 return Ok(Some(gate));
@@ -417,66 +397,51 @@ impl LocalRuns {
             if self.refused.is_none() {
                 return Ok(None);
             }
-            if let Some(gate) = self.relieve()? {
+            if let Some(gate) = self.relieve(task)? {
                 return Ok(Some(gate));
             }
         }
     }
 
-    /// What was collected, and its order as prefixes and numbers of rows; with a `fetch`, only as many.
-    fn in_order(&mut self) -> Result<Option<(Collected, Order)>> {
-        let mut collected = std::mem::replace(&mut self.collected, Collected::new(&self.shared));
-        let keys = &collected.keys;
-        let rows = keys.num_rows();
+    /// What was collected, and its order; with a `fetch`, only of as many.
+    fn in_order(&mut self, task: &TaskContext) -> Result<Option<(Collected, Order)>> {
+        let collected = std::mem::replace(&mut self.collected, Collected::new(&self.shared));
+        let rows = collected.keys.num_rows();
         if rows == 0 {
             return Ok(None);
         }
         if rows > u32::MAX as usize {
             return Err(Error::Setup("more than 2^32 rows in one sort run".into()));
         }
-        let (first, common) = (keys.row(0).data().len(), common_bytes(keys));
-        let mut exact = first - common <= 16;
-        let mut order: Vec<(u128, u32)> = Vec::with_capacity(rows);
-        for (row, key) in (0..).zip(keys.iter()) {
-            exact &= key.data().len() == first;
-            order.push((prefix(&key.data()[common..]), row));
-        }
-        let fetch = self.shared.config.fetch;
-        if exact {
-            sort_some(&mut order, fetch, |a, b| a.0.cmp(&b.0));
-        } else {
-            let whole = |row: u32| keys.row(row as usize);
-            sort_some(&mut order, fetch, |a, b| {
-                a.0.cmp(&b.0).then_with(|| whole(a.1).cmp(&whole(b.1)))
-            });
-        }
-        (collected.common, collected.exact) = (common, exact);
+        let order = Order::of(&collected.keys, self.shared.config.fetch, task)?;
         Ok(Some((collected, order)))
     }
 
     /// Sorts what was collected; with a `fetch`, only as many rows come out.
-    fn sort(&mut self) -> Result<Option<Run>> {
-        let Some((collected, order)) = self.in_order()? else { return Ok(None) };
-        let Collected { batches, keys, common, exact, .. } = collected;
+    fn sort(&mut self, task: &TaskContext) -> Result<Option<Run>> {
+        let Some((collected, order)) = self.in_order(task)? else { return Ok(None) };
+        let Collected { batches, keys, .. } = collected;
+        let Order { common, exact, places } = order;
         let common = keys.row(0).data()[..common].into();
-        let (prefixes, order): (Vec<_>, Vec<_>) = order.into_iter().unzip();
-        let all = concat_as(&self.shared.config.schema, &batches)?;
-        drop(batches);
-        let sorted = take_record_batch(&all, &UInt32Array::from(order.clone())).or_fail()?;
-        let bytes = Batch::new(sorted.clone()).bytes() + keys.size() + 20 * order.len();
-        match self.reservation.resize(bytes) {
+        let (prefixes, order): (Vec<_>, Vec<_>) = places.into_iter().unzip();
+        let order = ScalarBuffer::from(order);
+        let config = &self.shared.config;
+        let chunk_rows = config.batch_rows;
+        let chunks = in_chunks(&config.schema, batches, &order, chunk_rows, task)?;
+        let bytes = chunks.iter().map(|chunk| Batch::new(chunk.clone()).bytes()).sum::<usize>();
+        match self.reservation.resize(bytes + keys.size() + 20 * order.len()) {
             // It is about what was reserved for the rows before they were sorted.
             Err(Error::OutOfMemory { .. }) if self.setup.can_spill() => {}
             other => other?,
         }
         let _reservation = Some(self.reservation.split_off());
-        Ok(Some(Run { rows: sorted, common, prefixes, keys, order, exact, _reservation }))
+        Ok(Some(Run { chunks, chunk_rows, common, prefixes, keys, order, exact, _reservation }))
     }
 
     /// Sorts a top-N's rows down to what it may keep, and tells the others the boundary.
-    fn shrink(&mut self, fetch: usize) -> Result<()> {
-        let Some(run) = self.sort()? else { return Ok(()) };
-        let rows = run.rows.num_rows();
+    fn shrink(&mut self, fetch: usize, task: &TaskContext) -> Result<()> {
+        let Some(run) = self.sort(task)? else { return Ok(()) };
+        let rows = run.len();
         if rows == fetch && rows > 0 {
             let last = Boundary::new(&run, rows - 1, &self.shared.config.ordering[0]).or_fail()?;
             let mut boundary = self.shared.boundary.write();
@@ -487,25 +452,43 @@ impl LocalRuns {
         for row in 0..rows {
             self.collected.keys.push(run.keys.row(run.order[row] as usize));
         }
-        self.keep(run.rows)
+        run.chunks.into_iter().try_for_each(|chunk| self.keep(chunk))
     }
 }
 
-/// Sorts `order`; with a `fetch`, only as many elements are left.
-fn sort_some(
-    order: &mut Vec<(u128, u32)>,
-    fetch: Option<usize>,
-    by_key: impl Fn(&(u128, u32), &(u128, u32)) -> Ordering,
-) {
-    match fetch {
-        Some(fetch) if fetch < order.len() && fetch > 0 => {
-            order.select_nth_unstable_by(fetch - 1, &by_key);
-            order.truncate(fetch);
+/// The rows of `batches` in `order`, in chunks of so many. Column by column, so that there are never two copies of all.
+fn in_chunks(
+    schema: &SchemaRef,
+    batches: Vec<RecordBatch>,
+    order: &ScalarBuffer<u32>,
+    chunk_rows: usize,
+    task: &TaskContext,
+) -> Result<Vec<RecordBatch>> {
+    let chunks = (0..order.len()).step_by(chunk_rows);
+    let rows: Vec<_> = chunks
+        .map(|first| {
+            let rows = chunk_rows.min(order.len() - first);
+            UInt32Array::new(order.slice(first, rows), None)
+        })
+        .collect();
+    let mut left: Vec<_> =
+        batches.into_iter().map(|batch| batch.into_parts().1.into_iter()).collect();
+    let mut sorted = vec![Vec::with_capacity(schema.fields().len()); rows.len()];
+    for _column in schema.fields() {
+        task.check()?;
+        let pieces: Vec<ArrayRef> = left.iter_mut().filter_map(Iterator::next).collect();
+        let all = concat_arrays(&pieces)?;
+        drop(pieces);
+        for (chunk, rows) in sorted.iter_mut().zip(&rows) {
+            task.check()?;
+            chunk.push(take(&all, rows, None).or_fail()?);
         }
-        Some(0) => order.clear(),
-        _ => {}
     }
-    order.sort_unstable_by(by_key);
+    let chunks = sorted.into_iter().zip(&rows).map(|(columns, rows)| {
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
+        RecordBatch::try_new_with_options(schema.clone(), columns, &options).or_fail()
+    });
+    chunks.collect()
 }
 
 impl LocalSink for LocalRuns {
@@ -513,39 +496,39 @@ impl LocalSink for LocalRuns {
         Ok(if self.shared.config.fetch == Some(0) { Start::Finished } else { Start::Ready })
     }
 
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
-        let Some(batch) = batch else { return self.room() };
+    fn sink(&mut self, batch: Option<Batch>, task: &TaskContext) -> Result<SinkResult> {
+        let Some(batch) = batch else { return self.room(task) };
         self.add(to_keep(compact(batch)?)?)?;
         if let Some(fetch) = self.shared.config.fetch
             && self.collected.keys.num_rows() >= fetch.saturating_add(TOP_N_SLACK_ROWS.max(fetch))
         {
-            self.shrink(fetch)?;
+            self.shrink(fetch, task)?;
         }
-        self.room()
+        self.room(task)
     }
 
-    fn give_back(&mut self, _task: &TaskContext) -> Result<GiveBack> {
+    fn give_back(&mut self, task: &TaskContext) -> Result<GiveBack> {
         if self.writing()?.is_some() {
             return Ok(GiveBack::Begun);
         }
         if self.reservation.bytes() == 0 || !self.setup.can_spill() {
             return Ok(GiveBack::Nothing);
         }
-        self.spill(nothing_left())?;
+        self.spill(nothing_left(), task)?;
         Ok(GiveBack::Begun)
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, task: &TaskContext) -> Result<FinishResult> {
         if self.closed.is_ready() {
             self.refused = None;
         }
-        if let Some(gate) = self.waits()? {
+        if let Some(gate) = self.waits(task)? {
             return Ok(FinishResult::Blocked(gate.into()));
         }
         let wanted = !self.closed.is_ready() && self.collected.keys.num_rows() > 0;
         if wanted && !self.spilled.is_empty() {
             // Runs are merged batch by batch; a whole one in memory would be in the way.
-            self.spill(nothing_left())?;
+            self.spill(nothing_left(), task)?;
             if let Some(gate) = self.writing()? {
                 return Ok(FinishResult::Blocked(gate.into()));
             }
@@ -553,7 +536,7 @@ impl LocalSink for LocalRuns {
         let Some(sink) = self.sink.take() else { return Ok(FinishResult::Done) };
         let mut runs = std::mem::take(&mut self.spilled);
         if !self.closed.is_ready() {
-            runs.extend(self.sort()?.map(SortedRun::Here));
+            runs.extend(self.sort(task)?.map(SortedRun::Here));
         }
         self.setup.metrics().add("runs", runs.len() as u64);
         sink.publish(runs);

@@ -223,6 +223,25 @@ fn long_runs_are_merged_in_order() {
     }
 }
 
+/// So many rows that they are divided first: most keys are told apart far behind their first bytes, and half of them are one.
+#[test]
+fn keys_that_begin_alike_are_sorted_in_parts() {
+    let text = |row: u64| match row % 2 {
+        0 => "the same for half of all rows".to_owned(),
+        _ => format!("a{} with a long tail, and last {:06}", row / 7 % 3, row * 7919 % 100_003),
+    };
+    let texts: Vec<_> = (0..300_000).map(text).collect();
+    let input = table([("text", Arc::new(StringArray::from(texts.clone())) as ArrayRef)]);
+    let mut wanted = texts;
+    wanted.sort_unstable();
+    for sinks in [1, 2] {
+        let case = Case { batch_rows: 8192, ..Case::plain(None, sinks) };
+        let batches = case.run(QueryOptions::default(), &input).unwrap();
+        let texts = batches.iter().flat_map(|batch| batch.column(0).as_string::<i32>());
+        assert!(texts.eq(wanted.iter().map(|text| Some(text.as_str()))), "{sinks}");
+    }
+}
+
 /// A sort holds its rows, a top-N little more than it is asked for; both give all back.
 #[test]
 fn a_top_n_needs_less_memory_than_a_sort() {

@@ -1,0 +1,191 @@
+//! The order of rows, told from their keys.
+//!
+//! A key in two parts: most comparisons end with the first 16 bytes behind those that all keys begin with, which are a
+//! number at hand; the rest is far away. Rows are divided among parts by samples of these numbers first, as in a sample
+//! sort, and each part is sorted by itself: in the cache, and in a millisecond or two, after which it is asked whether the
+//! query goes on.
+
+use std::cmp::Ordering;
+
+use arrow_row::Rows;
+use gatework_runtime::{Result, pipeline::TaskContext};
+
+/// What a row is compared by first, and its number.
+type Place = (u128, u32);
+
+/// So many rows are looked at, or sorted, at a time.
+const STEP_ROWS: usize = 1 << 14;
+/// Parts that rows are divided among, at most.
+const MOST_PARTS: usize = 1 << 10;
+/// Rows that are looked at, for each part, to tell where it begins.
+const SAMPLES_PER_PART: usize = 16;
+
+/// The order of rows.
+pub(super) struct Order {
+    /// How many bytes all keys begin with.
+    pub(super) common: usize,
+    /// All keys are as long, and the prefixes behind what is common say the rest.
+    pub(super) exact: bool,
+    pub(super) places: Vec<Place>,
+}
+
+/// The first 16 bytes of a key, as a number that compares like them.
+pub(super) fn prefix(key: &[u8]) -> u128 {
+    match key.first_chunk::<16>() {
+        Some(bytes) => u128::from_be_bytes(*bytes),
+        None => {
+            let mut bytes = [0; 16];
+            bytes[..key.len()].copy_from_slice(key);
+            u128::from_be_bytes(bytes)
+        }
+    }
+}
+
+impl Order {
+    /// The order of the rows of these keys, fewer than 2^32; of the first `fetch` only, if there is one.
+    ///
+    /// # Errors
+    /// If the query is over.
+    pub(super) fn of(keys: &Rows, fetch: Option<usize>, task: &TaskContext) -> Result<Self> {
+        let (common, exact) = shape(keys, task)?;
+        let fetch = fetch.filter(|fetch| *fetch < keys.num_rows());
+        let bounds = if fetch.is_none() { bounds(keys, common) } else { Vec::new() };
+        let (mut places, ends) = divided(keys, common, &bounds, task)?;
+        let whole = |row: u32| keys.row(row as usize);
+        if exact {
+            sort_parts(&mut places, fetch, &ends, task, &|a, b| a.0.cmp(&b.0))?;
+        } else {
+            let by_key =
+                |a: &Place, b: &Place| a.0.cmp(&b.0).then_with(|| whole(a.1).cmp(&whole(b.1)));
+            sort_parts(&mut places, fetch, &ends, task, &by_key)?;
+        }
+        Ok(Self { common, exact, places })
+    }
+}
+
+/// Does this for each key.
+fn each<'a>(keys: &'a Rows, task: &TaskContext, mut this: impl FnMut(u32, &'a [u8])) -> Result<()> {
+    let rows = keys.num_rows();
+    for step in (0..rows).step_by(STEP_ROWS) {
+        task.check()?;
+        for row in step..rows.min(step + STEP_ROWS) {
+            this(row as u32, keys.row(row).data());
+        }
+    }
+    Ok(())
+}
+
+/// How many bytes all keys begin with, and whether the next 16 say the rest. (Of a decimal most bytes are the same, and
+/// the others would not be among the first 16.)
+fn shape(keys: &Rows, task: &TaskContext) -> Result<(usize, bool)> {
+    let mut even = true;
+    let mut first: Option<&[u8]> = None;
+    let mut common: &[u8] = &[];
+    each(keys, task, |_, key| {
+        let first = *first.get_or_insert_with(|| {
+            common = key;
+            key
+        });
+        even &= key.len() == first.len();
+        if !common.is_empty() {
+            let same = common.iter().zip(key).take_while(|(one, other)| one == other).count();
+            common = &common[..same];
+        }
+    })?;
+    let left = first.map_or(0, |first| first.len() - common.len());
+    Ok((common.len(), even && left <= size_of::<u128>()))
+}
+
+/// Where the second part begins, and all that follow it, by samples.
+fn bounds(keys: &Rows, common: usize) -> Vec<u128> {
+    let parts = (keys.num_rows() / STEP_ROWS).min(MOST_PARTS);
+    if parts < 2 {
+        return Vec::new();
+    }
+    let step = keys.num_rows() / (parts * SAMPLES_PER_PART);
+    let rows = (0..keys.num_rows()).step_by(step);
+    let mut sample: Vec<_> = rows.map(|row| prefix(&keys.row(row).data()[common..])).collect();
+    sample.sort_unstable();
+    let mut bounds: Vec<_> = (1..parts).map(|part| sample[part * sample.len() / parts]).collect();
+    bounds.dedup();
+    bounds
+}
+
+/// The places of all rows, those of the first part first, and where each part ends.
+fn divided(
+    keys: &Rows,
+    common: usize,
+    bounds: &[u128],
+    task: &TaskContext,
+) -> Result<(Vec<Place>, Vec<usize>)> {
+    let rows = keys.num_rows();
+    if bounds.is_empty() {
+        let mut places = Vec::with_capacity(rows);
+        each(keys, task, |row, key| places.push((prefix(&key[common..]), row)))?;
+        return Ok((places, vec![rows]));
+    }
+    let mut parts = Vec::with_capacity(rows);
+    let mut counts = vec![0; bounds.len() + 1];
+    each(keys, task, |_, key| {
+        let prefix = prefix(&key[common..]);
+        let part = bounds.partition_point(|bound| *bound <= prefix);
+        counts[part] += 1;
+        parts.push(part as u16);
+    })?;
+    let mut begin = 0;
+    let begins = counts.iter().map(|count| {
+        begin += count;
+        begin - count
+    });
+    // Until its rows have come, a part ends where it begins.
+    let mut ends: Vec<usize> = begins.collect();
+    let mut places = vec![(0, 0); rows];
+    each(keys, task, |row, key| {
+        let end = &mut ends[usize::from(parts[row as usize])];
+        places[*end] = (prefix(&key[common..]), row);
+        *end += 1;
+    })?;
+    Ok((places, ends))
+}
+
+/// Sorts each part; with a `fetch`, there is one, of which only as many are left.
+fn sort_parts(
+    places: &mut Vec<Place>,
+    fetch: Option<usize>,
+    ends: &[usize],
+    task: &TaskContext,
+    by_key: &impl Fn(&Place, &Place) -> Ordering,
+) -> Result<()> {
+    match fetch {
+        Some(0) => places.clear(),
+        Some(fetch) => {
+            places.select_nth_unstable_by(fetch - 1, by_key);
+            places.truncate(fetch);
+        }
+        None => {}
+    }
+    let mut rest = &mut places[..];
+    let mut begin = 0;
+    for end in ends {
+        let (part, others) = rest.split_at_mut(rest.len().min(end - begin));
+        sort(part, task, by_key)?;
+        (rest, begin) = (others, *end);
+    }
+    Ok(())
+}
+
+fn sort(
+    places: &mut [Place],
+    task: &TaskContext,
+    by_key: &impl Fn(&Place, &Place) -> Ordering,
+) -> Result<()> {
+    task.check()?;
+    if places.len() <= 4 * STEP_ROWS {
+        places.sort_unstable_by(by_key);
+        return Ok(());
+    }
+    // Many begin alike.
+    let (before, _, after) = places.select_nth_unstable_by(places.len() / 2, by_key);
+    sort(before, task, by_key)?;
+    sort(after, task, by_key)
+}
