@@ -94,6 +94,16 @@ pub(super) struct Shared {
 const UNITS_PER_SINK: usize = 16;
 
 impl AggregateConfig {
+    /// Whether its groups may go on in part, and again, as a [`PartialAggregate`](super::PartialAggregate) has them: whoever
+    /// reads states merges them, and no function depends on the order of its input.
+    pub fn may_go_on_in_part(&self) -> bool {
+        let ordered = |call: &AggregateCall| !call.function.order_bys().is_empty();
+        self.output == OutputRows::States
+            && !self.group_by.is_ungrouped()
+            && self.group_by.set_ids.is_none()
+            && !self.calls.iter().any(ordered)
+    }
+
     pub(super) fn prepare(mut self, sinks: usize) -> Result<Shared> {
         if self.input == InputRows::States {
             // They were applied when the states were made, over columns that are gone.

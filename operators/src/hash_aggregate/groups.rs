@@ -18,7 +18,7 @@ use gatework_runtime::{
 };
 
 use super::{
-    config::{InputRows, OutputRows, Shared},
+    config::{AggregateCall, InputRows, OutputRows, Shared},
     recent::Recent,
 };
 use crate::{
@@ -54,6 +54,8 @@ pub(super) struct Groups {
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
     reservation: Reservation,
     can_spill: bool,
+    /// What goes out of it is not put elsewhere, which would take a copy.
+    in_passing: bool,
     /// So many bytes need not be reserved.
     overdraft: usize,
     hashes: Vec<u64>,
@@ -82,6 +84,22 @@ fn evaluate(
     expressions.iter().map(|e| e.evaluate(batch)?.into_array_of_size(rows)).collect()
 }
 
+/// What an aggregate function is called with: its arguments, and which rows count.
+type Arguments = (Vec<ArrayRef>, Option<ArrayRef>);
+
+fn arguments(
+    calls: &[AggregateCall],
+    batch: &RecordBatch,
+) -> Result<Vec<Arguments>, DataFusionError> {
+    let rows = batch.num_rows();
+    let of_call = |call: &AggregateCall| {
+        let filter = call.filter.as_ref();
+        let filter = filter.map(|filter| filter.evaluate(batch)?.into_array_of_size(rows));
+        Ok((evaluate(&call.arguments, batch)?, filter.transpose()?))
+    };
+    calls.iter().map(of_call).collect()
+}
+
 impl Groups {
     pub(super) fn new(shared: Arc<Shared>, setup: &Setup) -> Result<Self> {
         let reservation = setup.reservation();
@@ -99,6 +117,7 @@ impl Groups {
             accumulators,
             reservation,
             can_spill: setup.can_spill(),
+            in_passing: false,
             overdraft: setup.overdraft(),
             hashes,
             groups,
@@ -107,8 +126,17 @@ impl Groups {
         })
     }
 
+    /// The same; it is never spilled.
+    pub(super) fn in_passing(self) -> Self {
+        Self { in_passing: true, ..self }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.table.len()
+    }
+
+    pub(super) fn batch_rows(&self) -> usize {
+        self.shared.config.batch_rows
     }
 
     /// Bytes that are reserved for groups; those of an empty table it keeps.
@@ -125,14 +153,7 @@ impl Groups {
     fn update_inner(&mut self, batch: &RecordBatch) -> Result<(), DataFusionError> {
         let shared = self.shared.clone();
         let config = &shared.config;
-        let mut arguments = Vec::with_capacity(config.calls.len());
-        for call in &config.calls {
-            let filter = match &call.filter {
-                Some(filter) => Some(filter.evaluate(batch)?.into_array_of_size(batch.num_rows())?),
-                None => None,
-            };
-            arguments.push((evaluate(&call.arguments, batch)?, filter));
-        }
+        let arguments = arguments(&config.calls, batch)?;
         for keys in config.group_by.evaluate(batch)? {
             self.assign(&keys)?;
             let total = self.table.len();
@@ -221,7 +242,7 @@ impl Groups {
         let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
         let bytes = self.table.bytes() + accumulators;
         // To spill them takes a copy.
-        let bytes = if self.can_spill { 2 * bytes } else { bytes };
+        let bytes = if self.can_spill && !self.in_passing { 2 * bytes } else { bytes };
         resize(&mut self.reservation, bytes, self.overdraft)
     }
 
@@ -296,8 +317,52 @@ impl Groups {
         Ok(States { keys, hashes, states, _reservation: None })
     }
 
+    /// Each row of `batch` as the states of a group that has only this one.
+    pub(super) fn convert(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let columns = self.convert_inner(batch).or_fail()?;
+        super::output::assemble(&self.shared.config.schema, columns, batch.num_rows())
+    }
+
+    fn convert_inner(&self, batch: &RecordBatch) -> Result<Vec<ArrayRef>, DataFusionError> {
+        let config = &self.shared.config;
+        let mut columns = config.group_by.evaluate(batch)?.concat();
+        for (accumulator, (values, filter)) in
+            self.accumulators.iter().zip(arguments(&config.calls, batch)?)
+        {
+            columns.extend(match config.input {
+                InputRows::Raw => {
+                    let filter = filter.as_ref().map(|f| as_boolean_array(f)).transpose()?;
+                    accumulator.convert_to_state(&values, filter)?
+                }
+                InputRows::States => values,
+            });
+        }
+        Ok(columns)
+    }
+
+    /// Empties the table: its groups as output rows, and the bytes they take. Nothing if there are none.
+    pub(super) fn drain(&mut self) -> Result<Option<(RecordBatch, Reservation)>> {
+        // Some accumulators cannot give the states of no group at all.
+        if self.len() == 0 {
+            return Ok(None);
+        }
+        let groups = self.take_rows()?;
+        self.table = GroupTable::new(&self.shared.encoder);
+        if let Some(recent) = &mut self.recent {
+            recent.clear();
+        }
+        for (accumulator, call) in self.accumulators.iter_mut().zip(&self.shared.config.calls) {
+            *accumulator = self::accumulator(&call.function).or_fail()?;
+        }
+        Ok(Some(groups))
+    }
+
     /// The groups as output rows, and the bytes they take.
     pub(super) fn emit(mut self) -> Result<(RecordBatch, Reservation)> {
+        self.take_rows()
+    }
+
+    fn take_rows(&mut self) -> Result<(RecordBatch, Reservation)> {
         let config = &self.shared.config;
         let mut columns = self.shared.encoder.decode(self.table.keys()).or_fail()?;
         for accumulator in &mut self.accumulators {
@@ -311,7 +376,7 @@ impl Groups {
         let mut reservation = self.reservation.split_off();
         match reservation.resize(batch.get_array_memory_size()) {
             // About as much as the table took, whose reservation it keeps.
-            Err(Error::OutOfMemory { .. }) if self.can_spill => {}
+            Err(Error::OutOfMemory { .. }) if self.can_spill || self.in_passing => {}
             other => other?,
         }
         Ok((batch, reservation))

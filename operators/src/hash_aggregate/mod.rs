@@ -7,6 +7,8 @@
 //! files (`overflow.rs`). Without grouping there is one group,
 //! and DataFusion's row accumulators are used (`ungrouped.rs`).
 //!
+//! A partial aggregate needs none of that (`partial.rs`).
+//!
 //! Aggregate semantics are DataFusion's: its accumulators update, merge and evaluate.
 
 mod build;
@@ -14,6 +16,7 @@ mod config;
 mod groups;
 mod output;
 mod overflow;
+mod partial;
 mod recent;
 mod ungrouped;
 
@@ -23,6 +26,7 @@ mod tests;
 pub use build::AggregateBuild;
 pub use config::{AggregateCall, AggregateConfig, GroupBy, InputRows, OutputRows};
 pub use output::AggregateOutput;
+pub use partial::PartialAggregate;
 
 use std::sync::Arc;
 

@@ -25,16 +25,30 @@ use datafusion_physical_expr::{
 };
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Graph, MemoryLimit, QueryContext, QueryOptions, RowStream, Source},
+    pipeline::{Batch, Graph, MemoryLimit, QueryContext, QueryOptions, RowStream, Source},
 };
 use proptest::prelude::*;
 
 use self::model::{Input, texts};
-use super::{AggregateCall, AggregateConfig, AggregateOutput, GroupBy, InputRows, OutputRows, new};
+use super::{
+    AggregateCall, AggregateConfig, AggregateOutput, GroupBy, InputRows, OutputRows,
+    PartialAggregate, new,
+};
 use crate::rig::{
     EXECUTOR, FailingScan, KeptElsewhere, moody, result_of, roomy, run, run_asked, run_with, scan,
     sorted_rows, table, wait_idle,
 };
+
+/// Whether there is a partial aggregate first, and then one that merges its states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phases {
+    One,
+    Two,
+    /// The partial one is no breaker, where that is possible.
+    InPassing,
+}
+
+use Phases::{InPassing, One, Two};
 
 /// What is aggregated, and how it is run.
 #[derive(Debug, Clone)]
@@ -43,8 +57,7 @@ struct Case {
     keys: Vec<usize>,
     /// Grouping sets over these keys.
     sets: Option<Vec<Vec<bool>>>,
-    /// A partial aggregate first, then one that merges its states.
-    two_phases: bool,
+    phases: Phases,
     morsel: usize,
     batch_rows: usize,
     sinks: usize,
@@ -171,10 +184,16 @@ impl Case {
         let group_by = self.group_by(schema);
         let ungrouped = group_by.keys.is_empty() && group_by.set_ids.is_none();
         let sources = if ungrouped { 1 } else { self.sources };
-        let out = if self.two_phases { OutputRows::States } else { OutputRows::Values };
+        let out = if self.phases == One { OutputRows::Values } else { OutputRows::States };
         let phase = (InputRows::Raw, out);
         let config = config(schema.clone(), group_by, calls, phase, self.batch_rows);
-        let second = self.two_phases.then(|| merging(&config));
+        let second = (self.phases != One).then(|| merging(&config));
+        if self.phases == InPassing && config.may_go_on_in_part() {
+            let first = Arc::new(PartialAggregate::new(config).unwrap());
+            let (build, merged) = new(second.unwrap(), self.sinks, sources).unwrap();
+            graph.add("aggregate", self.sinks, source, vec![first], Arc::new(build)).unwrap();
+            return merged;
+        }
         let (build, output) = new(config, self.sinks, sources).unwrap();
         graph.add("aggregate", self.sinks, source, vec![], Arc::new(build)).unwrap();
         let Some(second) = second else { return output };
@@ -219,13 +238,13 @@ fn size() -> impl Strategy<Value = usize> {
 prop_compose! {
     fn any_case()(
         keys in prop::sample::subsequence((0..model::KEYS).collect::<Vec<_>>(), 0..4).prop_shuffle(),
-        two_phases in any::<bool>(),
+        phases in prop::sample::select(vec![One, Two, InPassing]),
         morsel in size(),
         batch_rows in size(),
         sinks in 1..4_usize,
         sources in 1..4_usize,
     ) -> Case {
-        Case { keys, sets: None, two_phases, morsel, batch_rows, sinks, sources }
+        Case { keys, sets: None, phases, morsel, batch_rows, sinks, sources }
     }
 }
 
@@ -275,20 +294,20 @@ proptest! {
 
 fn plain(keys: &[usize]) -> Case {
     let keys = keys.to_vec();
-    let (two_phases, sets) = (false, None);
-    Case { keys, sets, two_phases, morsel: 1000, batch_rows: 1000, sinks: 2, sources: 2 }
+    let (phases, sets) = (One, None);
+    Case { keys, sets, phases, morsel: 1000, batch_rows: 1000, sinks: 2, sources: 2 }
 }
 
 #[test]
 fn no_rows_are_one_group_only_where_there_is_no_key() {
     let nothing = Input::new(&[]);
     let all = vec![vec![true, true], vec![false, true]];
-    for two_phases in [false, true] {
+    for phases in [One, Two, InPassing] {
         for sinks in [1, 3] {
             for (keys, sets, groups) in
                 [(vec![], None, 1), (vec![0], None, 0), (vec![0, 1], Some(all.clone()), 1)]
             {
-                let case = Case { keys, sets, two_phases, sinks, ..plain(&[]) };
+                let case = Case { keys, sets, phases, sinks, ..plain(&[]) };
                 case.check(&nothing);
                 let model = nothing.aggregate(&case.keys, case.sets.as_deref());
                 assert_eq!(model.len(), groups);
@@ -307,12 +326,12 @@ fn all_task_counts_agree_on_all_keys() {
     let input = Input::new(&(0..=255).map(row).collect::<Vec<_>>());
     for sinks in 1..4 {
         for sources in 1..4 {
-            for two_phases in [false, true] {
+            for phases in [One, Two, InPassing] {
                 let keys: Vec<usize> = (0..model::KEYS).collect();
                 let (morsel, batch_rows) = (7, 5);
                 let (sets, case) = (None, plain(&[]));
-                Case { keys, sets, two_phases, morsel, batch_rows, sinks, sources }.check(&input);
-                Case { two_phases, sinks, sources, ..case }.check(&input);
+                Case { keys, sets, phases, morsel, batch_rows, sinks, sources }.check(&input);
+                Case { phases, sinks, sources, ..case }.check(&input);
             }
         }
     }
@@ -344,9 +363,10 @@ fn more_groups_than_a_local_table_holds() {
         *sum += row;
         *least = row.min(*least);
     }
-    for (sinks, sources, two_phases) in [(1, 2, false), (2, 1, false), (3, 3, false), (2, 3, true)]
+    for (sinks, sources, phases) in
+        [(1, 2, One), (2, 1, One), (3, 3, One), (2, 3, Two), (2, 3, InPassing)]
     {
-        let case = Case { sinks, sources, two_phases, morsel: 8192, ..plain(&[0]) };
+        let case = Case { sinks, sources, phases, morsel: 8192, ..plain(&[0]) };
         let (schema, options) = (input.schema(), QueryOptions::default());
         let source = scan(&input, 8192);
         let batches = case.run(options, &schema, source, sum_of_value(&schema)).unwrap();
@@ -363,14 +383,46 @@ fn more_groups_than_a_local_table_holds() {
     }
 }
 
+/// What goes on in passing is little where groups have many rows, and as much as came where they have one; then most rows
+/// are not aggregated at all.
+#[test]
+fn groups_of_one_row_go_on_as_they_are() {
+    for (groups, most) in [(500_000, 500_000), (1000, 2000), (50_001, 150_000)] {
+        let random = |row: u64| (row.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as i64 % groups;
+        let keys = Int64Array::from_iter_values((0..500_000).map(random));
+        let values = Int64Array::from_iter_values(0..500_000);
+        let input = table([("key", Arc::new(keys)), ("value", Arc::new(values))]);
+        let schema = input.schema();
+        let group_by = plain(&[0]).group_by(&schema);
+        let phase = (InputRows::Raw, OutputRows::States);
+        let config = config(schema.clone(), group_by, sum_of_value(&schema), phase, 8192);
+        let query = QueryContext::new(&EXECUTOR, QueryOptions::default());
+        let mut graph = Graph::new();
+        let partial = Arc::new(PartialAggregate::new(config).unwrap());
+        let readers = result_of(&mut graph, 2, 1, scan(&input, 8192), vec![partial]);
+        let running = graph.start(&query).unwrap();
+        let stream = RowStream::of_query(&running, readers).into_iter().next().unwrap();
+        let batches: Vec<_> = stream.into_blocking().map(Result::unwrap).collect();
+        let rows: usize = batches.iter().map(Batch::rows).sum();
+        assert!(rows <= most, "{rows} of {groups} groups");
+        let sums = batches.iter().map(|batch| {
+            let sums = batch.data().column(1).as_primitive::<Int64Type>();
+            sums.values().iter().sum::<i64>()
+        });
+        assert_eq!(sums.sum::<i64>(), (0..500_000).sum::<i64>());
+        let passed = query.profile().to_string();
+        assert_eq!(passed.contains("rows not aggregated"), groups == 500_000, "{passed}");
+    }
+}
+
 #[test]
 fn groups_are_charged_to_the_query() {
     let input = numbers(200_000, 100_000);
     for (limit, fits) in [(1 << 20, false), (64 << 20, true)] {
-        for (sinks, two_phases) in [(1, false), (2, false), (2, true)] {
+        for (sinks, phases) in [(1, One), (2, One), (2, Two), (2, InPassing)] {
             let memory = Arc::new(MemoryLimit::new(limit));
             let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
-            let case = Case { sinks, two_phases, ..plain(&[0]) };
+            let case = Case { sinks, phases, ..plain(&[0]) };
             let schema = input.schema();
             let source = scan(&input, 1000);
             match case.run(options, &schema, source, sum_of_value(&schema)) {
@@ -405,8 +457,8 @@ fn groups_that_do_not_fit_are_kept_elsewhere() {
         assert_eq!(memory.reserved(), 0);
         (sorted_rows(&batches), space.writes.load(Ordering::Relaxed))
     };
-    for (sinks, two_phases) in [(1, false), (2, false), (3, false), (2, true)] {
-        let case = Case { sinks, sources: 2, two_phases, ..plain(&[0]) };
+    for (sinks, phases) in [(1, One), (2, One), (3, One), (2, Two), (2, InPassing)] {
+        let case = Case { sinks, sources: 2, phases, ..plain(&[0]) };
         let (expected, nothing) = run(1 << 30, &case);
         assert_eq!(nothing, 0);
         // At the lowest limit, what is read back does not fit either.
@@ -450,7 +502,8 @@ fn a_failed_input_is_not_an_empty_one() {
 #[test]
 fn a_dropped_result_ends_an_aggregate() {
     let input = numbers(200_000, 100_000);
-    for case in [plain(&[0]), Case { two_phases: true, ..plain(&[0]) }] {
+    for phases in [One, Two, InPassing] {
+        let case = Case { phases, ..plain(&[0]) };
         let query = QueryContext::new(&EXECUTOR, QueryOptions::default());
         let mut graph = Graph::new();
         let schema = input.schema();
@@ -471,8 +524,8 @@ fn states_are_not_filtered_again() {
     let rows: Vec<model::Row> =
         (0..10).map(|n| (Some(1), None, None, Some(n), Some(n < 4))).collect();
     let input = Input::new(&rows);
-    for keys in [vec![], vec![0]] {
-        let case = Case { two_phases: true, keys, ..plain(&[]) };
+    for (keys, phases) in [(vec![], Two), (vec![0], Two), (vec![0], InPassing)] {
+        let case = Case { phases, keys, ..plain(&[]) };
         let schema = input.batch.schema();
         let filtered =
             vec![call(&schema, sum_udaf(), named(&schema, "value"), false, Some("flag"))];

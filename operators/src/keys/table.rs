@@ -58,26 +58,10 @@ impl GroupTable {
         let Self { slots, hashes: known, keys: store } = self;
         match (store, keys) {
             (Keys::Word(store), Keys::Word(keys)) => {
-                for (key, hash) in keys.iter().zip(hashes) {
-                    let next = store.len();
-                    let group = find_or_insert(slots, *hash, next, |at| store[at] == *key);
-                    if group == next {
-                        store.push(*key);
-                        known.push(*hash);
-                    }
-                    groups.push(group);
-                }
+                intern_values((slots, known, store), (keys, hashes), groups);
             }
             (Keys::Pair(store), Keys::Pair(keys)) => {
-                for (key, hash) in keys.iter().zip(hashes) {
-                    let next = store.len();
-                    let group = find_or_insert(slots, *hash, next, |at| store[at] == *key);
-                    if group == next {
-                        store.push(*key);
-                        known.push(*hash);
-                    }
-                    groups.push(group);
-                }
+                intern_values((slots, known, store), (keys, hashes), groups);
             }
             (Keys::Rows(store), Keys::Rows(keys)) => {
                 for (key, hash) in keys.iter().zip(hashes) {
@@ -106,6 +90,31 @@ impl GroupTable {
             find_or_insert(&mut slots, *hash, group, |_| false);
         }
         self.slots = slots;
+    }
+}
+
+/// Keys that are values. Rows often come in the order of theirs, or nearly: the one before is looked at first.
+fn intern_values<K: Copy + PartialEq>(
+    (slots, known, store): (&mut [u64], &mut Vec<u64>, &mut Vec<K>),
+    (keys, hashes): (&[K], &[u64]),
+    groups: &mut Vec<usize>,
+) {
+    let mut last = None;
+    for (key, hash) in keys.iter().zip(hashes) {
+        let group = match last {
+            Some((last, group)) if last == *key => group,
+            _ => {
+                let next = store.len();
+                let group = find_or_insert(slots, *hash, next, |at| store[at] == *key);
+                if group == next {
+                    store.push(*key);
+                    known.push(*hash);
+                }
+                last = Some((*key, group));
+                group
+            }
+        };
+        groups.push(group);
     }
 }
 

@@ -13,7 +13,9 @@ use datafusion::{
     },
 };
 use gatework_operators::{
-    hash_aggregate::{self, AggregateCall, AggregateConfig, GroupBy, InputRows, OutputRows},
+    hash_aggregate::{
+        self, AggregateCall, AggregateConfig, GroupBy, InputRows, OutputRows, PartialAggregate,
+    },
     narrow_decimals,
 };
 
@@ -74,6 +76,9 @@ impl Lowering {
             schema,
             batch_rows: self.batch_rows,
         };
+        if !ordered && config.may_go_on_in_part() {
+            return Ok(flow.then(PartialAggregate::new(config).map_err(failed)?, tag));
+        }
         let sources = if keys == 0 { 1 } else { flow.instances };
         let (build, merge) =
             hash_aggregate::new(config, flow.instances, sources).map_err(failed)?;

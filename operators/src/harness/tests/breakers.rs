@@ -16,7 +16,7 @@ use datafusion_physical_expr::{
 
 use crate::{
     harness::{Case, Harness, Mode, numbers},
-    hash_aggregate::{self, AggregateConfig, GroupBy, InputRows, OutputRows},
+    hash_aggregate::{self, AggregateConfig, GroupBy, InputRows, OutputRows, PartialAggregate},
     sort::{self, SortConfig},
 };
 
@@ -71,6 +71,19 @@ fn distinct() -> AggregateConfig {
         schema: Arc::new(Schema::new(vec![Field::new("n % 7", DataType::Int64, true)])),
         batch_rows: 8,
     }
+}
+
+/// Each row is a group of its own, so that it makes no difference how often a table is emptied.
+#[test]
+fn partial_aggregate() {
+    let n: Arc<dyn PhysicalExpr> = Arc::new(Column::new("n", 0));
+    let group_by = GroupBy { keys: vec![n], sets: vec![vec![false]], ..Default::default() };
+    let schema = shuffled()[0].schema();
+    let config = AggregateConfig { group_by, output: OutputRows::States, schema, ..distinct() };
+    Harness::operator(move |_| PartialAggregate::new(config.clone()).unwrap())
+        .input(shuffled())
+        .expect_rows(&shuffled())
+        .check(Mode::without_spill());
 }
 
 #[test]
