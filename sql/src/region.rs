@@ -4,7 +4,10 @@ use std::{
     borrow::Cow,
     collections::HashMap,
     pin::Pin,
-    sync::{Arc, OnceLock, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -49,6 +52,8 @@ pub(crate) struct Region {
     waiting: Mutex<Vec<Option<Waiting>>>,
     /// The query of the latest execution.
     latest: Mutex<Weak<QueryContext>>,
+    /// It runs as soon as it is asked for, as a part of what another region has been admitted for.
+    admitted: AtomicBool,
 }
 
 /// The query that the regions of a plan belong to, handed down through foreign nodes.
@@ -68,6 +73,11 @@ pub fn profile(plan: &Arc<dyn ExecutionPlan>) -> Option<Profile> {
 }
 
 impl Region {
+    /// Lets its queries begin without waiting for their turn.
+    pub(crate) fn admit(&self) {
+        self.admitted.store(true, Ordering::Relaxed);
+    }
+
     /// The stream of `partition`. The first partition that is asked for starts the execution; asking
     /// for a partition again starts another one.
     pub(crate) fn execute(
@@ -98,7 +108,10 @@ impl Region {
         let settings = Settings::of(context);
         let query = match &inherited {
             Some(current) => current.0.clone(),
-            None => new_query(shell.engine(), context, None),
+            None => {
+                let admitted = settings.admitted || self.admitted.load(Ordering::Relaxed);
+                new_query(shell.engine(), context, admitted, None)
+            }
         };
         *self.latest.lock() = Arc::downgrade(&query);
         let contract = Contract::of(shell);
@@ -127,13 +140,13 @@ impl Region {
 fn new_query(
     engine: &Engine,
     context: &Arc<TaskContext>,
+    admitted: bool,
     name: Option<String>,
 ) -> Arc<QueryContext> {
     let settings = Settings::of(context);
     let group = settings.group.as_ref().map(|name| engine.executor.group(name));
     let options = QueryOptions {
-        // What has a name is a part of a query that was admitted as a whole.
-        admitted: name.is_some(),
+        admitted,
         name: name.map_or_else(|| QueryOptions::default().name, Into::into),
         memory: PoolShare::new(&context.session_id(), context.memory_pool()),
         spill: TempFiles::of(&context.runtime_env().disk_manager, engine),
@@ -184,7 +197,7 @@ pub fn run_into(
     sink: impl FnOnce(usize) -> Result<Arc<dyn Sink>>,
 ) -> Result<Running> {
     let engine = Engine::new(executor.clone());
-    let query = new_query(&engine, context, Some(name.to_owned()));
+    let query = new_query(&engine, context, true, Some(name.to_owned()));
     let plan = cover(plan, &engine)?;
     let inner = ForeignContext::new(context, &query);
     let Lowered { graph, fallbacks, .. } = lower::lower_into(&plan, &engine, inner, ordered, sink)?;

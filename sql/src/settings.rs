@@ -27,6 +27,9 @@ pub struct Settings {
     pub instances: Option<NonZeroUsize>,
     /// The resource group of the executor whose limits hold for the queries; by default that of all others.
     pub group: Option<Arc<str>>,
+    /// The queries are parts of others, which wait for each other's rows and were admitted as a whole, somewhere else: they
+    /// do not count against the limits of the group and of the executor. So it is with what a worker runs.
+    pub admitted: bool,
     /// How long a query may take, from its start until its result has been read; by default for ever.
     pub timeout: Option<Duration>,
     /// What a test does to the queries' tasks; by default nothing.
@@ -41,6 +44,7 @@ impl Default for Settings {
             exchange_bytes: 16 << 20,
             instances: None,
             group: None,
+            admitted: false,
             timeout: None,
             chaos: None,
         }

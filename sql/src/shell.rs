@@ -71,7 +71,7 @@ pub(crate) fn cover(
     plan: Arc<dyn ExecutionPlan>,
     engine: &Engine,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    cover_to(plan, engine, &|_| false)
+    Ok(admitted_once(cover_to(plan, engine, &|_| false)?))
 }
 
 /// `plan`, for `executor`, with a shell around every node that runs on gatework, but for those at which `is_end` says
@@ -85,7 +85,21 @@ pub fn cover_above(
     executor: &Executor,
     is_end: &dyn Fn(&dyn ExecutionPlan) -> bool,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    cover_to(plan, &Engine::new(executor.clone()), is_end)
+    Ok(admitted_once(cover_to(plan, &Engine::new(executor.clone()), is_end)?))
+}
+
+/// Where several regions lie below a foreign root, which may need the rows of all of them to get on, only the first waits
+/// for its turn.
+fn admitted_once(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+    fn visit(plan: &dyn ExecutionPlan, seen: &mut bool) {
+        match as_shell(plan) {
+            Some(shell) if *seen => shell.region.admit(),
+            Some(_) => *seen = true,
+            None => plan.children().into_iter().for_each(|child| visit(child.as_ref(), seen)),
+        }
+    }
+    visit(plan.as_ref(), &mut false);
+    plan
 }
 
 fn cover_to(

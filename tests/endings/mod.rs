@@ -11,6 +11,7 @@ pub(crate) mod fuse;
 mod messages;
 mod partitions;
 pub(crate) mod shapes;
+mod turns;
 
 use self::bench::{Bench, idle, read_to_end};
 use self::fuse::{Blow, MESSAGE};

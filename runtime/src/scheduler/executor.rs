@@ -3,6 +3,7 @@
 use std::{
     any::Any,
     fmt,
+    num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
     thread,
@@ -214,6 +215,7 @@ pub struct ExecutorBuilder {
     pool: Option<Arc<rayon::ThreadPool>>,
     seed: Option<u64>,
     arbiter: Option<Arc<Arbiter>>,
+    max_queries: Option<NonZeroUsize>,
 }
 
 impl fmt::Debug for ExecutorBuilder {
@@ -238,6 +240,20 @@ impl ExecutorBuilder {
     /// cores, or `threads` if these are more.
     pub fn max_threads(mut self, threads: usize) -> Self {
         self.max_threads = Some(threads);
+        self
+    }
+
+    /// How many queries run at a time, of all [groups](Executor::group) together; the others wait for their turn: that of
+    /// the group with the fewest that run, by weight, and in it of the one that came first. No limit.
+    /// [`Executor::set_max_queries`] changes it.
+    ///
+    /// ```
+    /// let executor = gatework_runtime::Executor::builder().max_queries(16.try_into()?).build()?;
+    /// assert_eq!(executor.max_queries().map(|most| most.get()), Some(16));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn max_queries(mut self, queries: NonZeroUsize) -> Self {
+        self.max_queries = Some(queries);
         self
     }
 
@@ -293,6 +309,13 @@ impl ExecutorBuilder {
     /// If `threads` is 0, if thread names, hooks or pinning are asked of a hosted executor, if a
     /// seeded executor is hosted or has several threads, or if the system refuses a thread.
     pub fn build(self) -> Result<Executor> {
+        let max_queries = self.max_queries;
+        let executor = self.build_any()?;
+        executor.set_max_queries(max_queries);
+        Ok(executor)
+    }
+
+    fn build_any(self) -> Result<Executor> {
         let default = || match &self.pool {
             Some(pool) => pool.current_num_threads(),
             None if self.seed.is_some() => 1,
@@ -522,6 +545,16 @@ impl Executor {
             core.unpark(worker);
         }
         Ok(())
+    }
+
+    /// How many queries run at a time.
+    pub fn max_queries(&self) -> Option<NonZeroUsize> {
+        self.inner.core.queue.admission.most()
+    }
+
+    /// Changes how many queries run at a time, from now on. Those that run go on.
+    pub fn set_max_queries(&self, queries: Option<NonZeroUsize>) {
+        self.inner.core.queue.admission.set_most(queries);
     }
 
     /// The group of that name, made when it is first asked for. Queries of no group are in the one whose name

@@ -4,6 +4,7 @@
 //! blocked runnable's waker on its gates *after* the runnable has returned, so a runnable never sees
 //! wakers or threads. See [`task`] for the states and `sleep` for how workers park.
 
+mod admission;
 mod executor;
 mod queue;
 mod resource_group;

@@ -12,6 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
 use super::{
+    admission::Admission,
     executor::Core,
     resource_group::{LEVELS, ResourceGroup, level_of, steal},
     seeded::SeededQueue,
@@ -34,6 +35,7 @@ pub(crate) struct Queue {
     /// The first is that of queries of no other.
     groups: RwLock<Vec<Arc<ResourceGroup>>>,
     others: Arc<ResourceGroup>,
+    pub(super) admission: Arc<Admission>,
     /// Whether there are more groups than the first.
     has_groups: AtomicBool,
     stealers: Box<[Stealer<Arc<Task>>]>,
@@ -91,11 +93,13 @@ pub(super) struct Taken {
 impl Queue {
     pub(super) fn new(workers: usize, seed: Option<u64>) -> Self {
         let deques: Vec<_> = (0..workers).map(|_| Deque::new_fifo()).collect();
-        let others = ResourceGroup::new("");
+        let admission = Arc::<Admission>::default();
+        let others = ResourceGroup::new("", &admission);
         Self {
             urgent: Injector::new(),
             groups: RwLock::new(vec![others.clone()]),
             others,
+            admission,
             has_groups: AtomicBool::new(false),
             stealers: deques.iter().map(Deque::stealer).collect(),
             parked: deques.into_iter().map(|deque| Mutex::new(Some(deque))).collect(),
@@ -148,7 +152,7 @@ impl Queue {
         }
         let mut groups = self.groups.write();
         known(&groups).unwrap_or_else(|| {
-            let group = ResourceGroup::new(name);
+            let group = ResourceGroup::new(name, &self.admission);
             groups.push(group.clone());
             self.has_groups.store(true, Ordering::Relaxed);
             group

@@ -3,11 +3,8 @@
 //! A group has a queue of its own, in levels by how much worker time a query has consumed, so that the first
 //! slices of a short query come before the hundredth of a long one; a level below still gets its share,
 //! because levels are picked by time used divided by weight. Groups are picked in the same way.
-//!
-//! Lock: `admission`. What it admits is started after it.
 
 use std::{
-    collections::VecDeque,
     fmt,
     num::{NonZeroU32, NonZeroUsize},
     sync::Arc,
@@ -19,9 +16,11 @@ use crossbeam::{
     utils::CachePadded,
 };
 use gatework_shared_state::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use parking_lot::Mutex;
 
-use super::task::Task;
+use super::{
+    admission::{Admission, Full, Start},
+    task::Task,
+};
 use crate::{Error, Result};
 
 /// Upper ends of the levels, in consumed worker time; the last level has none.
@@ -60,34 +59,6 @@ pub(super) struct Level {
     virtual_nanos: CachePadded<AtomicU64>,
 }
 
-type Start = Box<dyn FnOnce() + Send>;
-
-#[derive(Default)]
-struct Admission {
-    limits: GroupLimits,
-    running: usize,
-    /// Those that wait, by number.
-    waiting: VecDeque<(u64, Start)>,
-}
-
-impl Admission {
-    fn has_room(&self) -> bool {
-        self.limits.queries.is_none_or(|most| self.running < most.get())
-    }
-
-    /// Takes those out that may run now.
-    fn admit(&mut self) -> Vec<Start> {
-        let mut starts = Vec::new();
-        while self.has_room()
-            && let Some((_, start)) = self.waiting.pop_front()
-        {
-            self.running += 1;
-            starts.push(start);
-        }
-        starts
-    }
-}
-
 /// Queries that share limits, on one executor: those of a tenant, or of a kind. Made by
 /// [`Executor::group`](super::Executor::group).
 ///
@@ -106,17 +77,19 @@ pub struct ResourceGroup {
     pub(super) levels: [Level; LEVELS],
     /// Worker time given to this group, divided by its weight.
     virtual_nanos: CachePadded<AtomicU64>,
-    admission: Mutex<Admission>,
+    admission: Arc<Admission>,
+    /// Its number there.
+    place: usize,
 }
 
 impl fmt::Debug for ResourceGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let admission = self.admission.lock();
+        let (running, waiting) = self.queries();
         f.debug_struct("ResourceGroup")
             .field("name", &self.name)
-            .field("limits", &admission.limits)
-            .field("running", &admission.running)
-            .field("waiting", &admission.waiting.len())
+            .field("limits", &self.limits())
+            .field("running", &running)
+            .field("waiting", &waiting)
             .finish_non_exhaustive()
     }
 }
@@ -125,7 +98,7 @@ impl fmt::Debug for ResourceGroup {
 const HEAD_START_NANOS: u64 = 100_000_000;
 
 impl ResourceGroup {
-    pub(super) fn new(name: &str) -> Arc<Self> {
+    pub(super) fn new(name: &str, admission: &Arc<Admission>) -> Arc<Self> {
         Arc::new(Self {
             name: name.into(),
             weight: AtomicU32::new(DEFAULT_WEIGHT.get()),
@@ -134,7 +107,8 @@ impl ResourceGroup {
                 virtual_nanos: CachePadded::default(),
             }),
             virtual_nanos: CachePadded::default(),
-            admission: Mutex::default(),
+            admission: admission.clone(),
+            place: admission.add_group(),
         })
     }
 
@@ -145,61 +119,30 @@ impl ResourceGroup {
 
     /// What it may use.
     pub fn limits(&self) -> GroupLimits {
-        self.admission.lock().limits
+        self.admission.limits(self.place)
     }
 
     /// Changes what it may use, from now on. Queries that run go on.
     pub fn set_limits(&self, limits: GroupLimits) {
         self.weight.store(limits.weight.get(), Ordering::Relaxed);
-        let starts = {
-            let mut admission = self.admission.lock();
-            admission.limits = limits;
-            admission.admit()
-        };
-        starts.into_iter().for_each(|start| start());
+        self.admission.set_limits(self.place, limits);
     }
 
     /// Queries that run, and queries that wait for their turn.
     pub fn queries(&self) -> (usize, usize) {
-        let admission = self.admission.lock();
-        (admission.running, admission.waiting.len())
+        self.admission.queries(self.place)
     }
 
     /// Calls `start` when query `id` may run, perhaps at once. [`leave`](Self::leave) is to be called for it.
     pub(crate) fn enter(&self, id: u64, start: Start) -> Result<()> {
-        {
-            let mut admission = self.admission.lock();
-            if !admission.has_room() {
-                let most = admission.limits.waiting;
-                if most.is_some_and(|most| admission.waiting.len() >= most) {
-                    return Err(Error::Busy {
-                        group: self.name.to_string(),
-                        running: admission.running,
-                        waiting: admission.waiting.len(),
-                    });
-                }
-                admission.waiting.push_back((id, start));
-                return Ok(());
-            }
-            admission.running += 1;
-        }
-        start();
-        Ok(())
+        self.admission.enter(self.place, id, start).map_err(|Full { running, waiting }| {
+            Error::Busy { group: self.name.to_string(), running, waiting }
+        })
     }
 
     /// Query `id` has ended, or waits no longer.
     pub(crate) fn leave(&self, id: u64) {
-        let (starts, _given_up);
-        {
-            let mut admission = self.admission.lock();
-            let waits = admission.waiting.iter().position(|(waiting, _)| *waiting == id);
-            _given_up = waits.and_then(|place| admission.waiting.remove(place));
-            if waits.is_none() {
-                admission.running -= 1;
-            }
-            starts = admission.admit();
-        }
-        starts.into_iter().for_each(|start| start());
+        self.admission.leave(self.place, id);
     }
 
     /// Whether a task of a level above `level` waits for a worker.

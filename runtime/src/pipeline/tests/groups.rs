@@ -69,6 +69,50 @@ fn queries_wait_for_their_turn() {
     });
 }
 
+/// The executor is full: groups take turns by how many of theirs run, and each in its own order.
+#[test]
+fn groups_wait_for_the_executor() {
+    guarded(|guard| {
+        let executor = executor(2);
+        executor.set_max_queries(4.try_into().ok());
+        let groups = ["many", "few"].map(|name| executor.group(name));
+        let weight = 300.try_into().unwrap();
+        groups[1].set_limits(GroupLimits { weight, ..limits(4, Some(5)) });
+        let begin = |group: &Arc<ResourceGroup>| begin(guard, &executor, group);
+        let mut many: Vec<_> = (0..6).map(|_| begin(&groups[0]).unwrap()).collect();
+        let mut few: Vec<_> = (0..5).map(|_| begin(&groups[1]).unwrap()).collect();
+        assert_eq!(groups.each_ref().map(|group| group.queries()), [(4, 2), (0, 5)]);
+        let refused = begin(&groups[1]).map(|_| ()).unwrap_err();
+        assert!(matches!(&refused, Error::Busy { .. }), "{refused}");
+        let end = |queries: &mut Vec<(_, Gate, RowStream)>| {
+            let (query, gate, stream): (Arc<QueryContext>, _, _) = queries.remove(0);
+            gate.set_always_ready();
+            assert_eq!(rows(stream).unwrap(), [0; 0]);
+            streams::wait(query.idle());
+        };
+        let becomes = |wanted: [(usize, usize); 2]| {
+            while groups.each_ref().map(|group| group.queries()) != wanted {
+                std::thread::yield_now();
+            }
+        };
+        for wanted in [[(3, 2), (1, 4)], [(2, 2), (2, 3)], [(1, 2), (3, 2)]] {
+            end(&mut many);
+            becomes(wanted);
+        }
+        end(&mut few);
+        becomes([(1, 2), (3, 1)]);
+        executor.set_max_queries(None);
+        becomes([(3, 0), (4, 0)]);
+        while !many.is_empty() {
+            end(&mut many);
+        }
+        while !few.is_empty() {
+            end(&mut few);
+        }
+        becomes([(0, 0), (0, 0)]);
+    });
+}
+
 #[test]
 fn limits_change_while_queries_wait() {
     guarded(|guard| {
