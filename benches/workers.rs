@@ -2,7 +2,7 @@
 //! run, datafusion-distributed's own. Both read the same files, plan for as many workers and partitions, and send rows by
 //! the same protocol.
 //!
-//! `cargo bench --bench workers --features cluster -- FOLDER [ROUNDS]`, with a folder of the command line's data
+//! `cargo bench --bench workers --features cluster -- FOLDER [ROUNDS [QUERY …]]`, with a folder of the command line's data
 //! (`gatework tpch` makes `tpch-data/sf1`), prints the medians of each query. Without a folder it does nothing.
 
 #![allow(clippy::print_stdout, reason = "the table is what it is for")]
@@ -29,7 +29,10 @@ use gatework::{
         is_distributed, serve, worker,
     },
 };
-use tokio::{net::TcpListener, runtime::Builder};
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, Handle},
+};
 use tonic::transport::{Server, server::TcpIncoming};
 
 #[allow(dead_code, reason = "of what benches share, only the allocator is needed here")]
@@ -73,6 +76,7 @@ fn work(kind: Kind) -> Outcome<()> {
             settings: Settings::default(),
             connections: Connections::default(),
             locations: Locations::everything(),
+            io: Some(Handle::current()),
         };
         let executor = Executor::builder().threads(1).build()?;
         let worker = worker(&executor, options)?;
@@ -86,6 +90,8 @@ impl Process {
     fn start(kind: Kind) -> Outcome<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--worker", kind.name()])
+            // Free pages are kept for a second, as the program's workers do.
+            .env("MIMALLOC_PURGE_DELAY", "1000")
             .stdout(Stdio::piped())
             .spawn()?;
         let mut url = String::new();
@@ -137,7 +143,7 @@ fn median(mut times: Vec<Duration>) -> f64 {
     times[times.len() / 2].as_secs_f64() * 1e3
 }
 
-async fn measure(folder: &Path, rounds: usize) -> Outcome<()> {
+async fn measure(folder: &Path, rounds: usize, queries: &[usize]) -> Outcome<()> {
     let executor = Executor::builder().threads(WORKERS).build()?;
     let mut sessions = Vec::new();
     let mut processes = Vec::new();
@@ -154,7 +160,7 @@ async fn measure(folder: &Path, rounds: usize) -> Outcome<()> {
     }
     println!("query   gatework ms   datafusion-distributed ms   ratio   on workers");
     let mut totals = [0.0; 2];
-    for number in 1..=22 {
+    for number in queries {
         let sql = std::fs::read_to_string(format!("cli/queries/q{number}.sql"))?;
         let mut times = [Vec::new(), Vec::new()];
         let mut on_workers = false;
@@ -175,14 +181,21 @@ async fn measure(folder: &Path, rounds: usize) -> Outcome<()> {
 }
 
 fn main() -> Outcome<()> {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    // Cargo says that it is a bench.
+    let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    let arguments: Vec<_> = arguments.collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["--worker", "gatework"] => work(Kind::Gatework),
         ["--worker", "plain"] => work(Kind::Plain),
         [folder, more @ ..] if !folder.starts_with("--") => {
             let rounds = more.first().and_then(|rounds| rounds.parse().ok()).unwrap_or(3);
+            let mut queries: Vec<usize> =
+                more.iter().skip(1).map(|query| query.parse()).collect::<Result<_, _>>()?;
+            if queries.is_empty() {
+                queries.extend(1..=22);
+            }
             let runtime = Builder::new_multi_thread().enable_all().build()?;
-            runtime.block_on(measure(Path::new(folder), rounds))
+            runtime.block_on(measure(Path::new(folder), rounds, &queries))
         }
         _ => Ok(()),
     }

@@ -28,6 +28,7 @@ use gatework::stages::cluster::{
 };
 use gatework::stages::{ExecutionPolicy, Nodes, StageOptions, StageStream};
 use gatework::{SessionStateBuilderExt, Settings};
+use tokio::runtime::Handle;
 use tokio::task::yield_now;
 
 use crate::args::{AccessArgs, EngineArgs, StagePolicy};
@@ -106,13 +107,14 @@ impl Engine {
         Ok(Self { executor, shared, settings, nodes, cluster })
     }
 
-    /// A worker for the queries of others.
+    /// A worker for the queries of others, whose files are read by the runtime that this is called on.
     pub(crate) fn worker(&self, access: Access, locations: Locations) -> Result<Worker> {
         let options = WorkerOptions {
             runtime: self.shared.clone(),
             settings: self.settings.clone(),
             connections: Connections::new(access),
             locations,
+            io: Handle::try_current().ok(),
         };
         cluster::worker(&self.executor, options)
     }

@@ -22,14 +22,25 @@ const IO_THREADS: usize = 2;
 /// Reads of local files under way at a time.
 const IO_BLOCKING_THREADS: usize = 4;
 
-/// Starts when the first plan needs it.
+/// Starts when the first plan needs it, unless one is given.
 #[derive(Default)]
-pub(crate) struct IoRuntime(OnceLock<Runtime>);
+pub(crate) struct IoRuntime {
+    given: OnceLock<Handle>,
+    own: OnceLock<Runtime>,
+}
+
+/// Lets the queries of `executor` that begin from now on read files, and be woken by streams, on a runtime of tokio's
+/// that is there anyway, such as a server's, in place of threads of the executor's own. It has to last as long as they do.
+/// Once there is one, it stays.
+pub fn io_on(executor: &Executor, runtime: Handle) {
+    // The first one stays.
+    let _second = executor.companion(IoRuntime::default).given.set(runtime);
+}
 
 impl Drop for IoRuntime {
     fn drop(&mut self) {
         // Waiting for its threads is forbidden in async code, where an executor may well be dropped.
-        if let Some(runtime) = self.0.take() {
+        if let Some(runtime) = self.own.take() {
             runtime.shutdown_background();
         }
     }
@@ -37,7 +48,10 @@ impl Drop for IoRuntime {
 
 impl IoRuntime {
     pub(crate) fn handle(&self) -> Result<Handle> {
-        if self.0.get().is_none() {
+        if let Some(given) = self.given.get() {
+            return Ok(given.clone());
+        }
+        if self.own.get().is_none() {
             let runtime = Builder::new_multi_thread()
                 .worker_threads(IO_THREADS)
                 .max_blocking_threads(IO_BLOCKING_THREADS)
@@ -45,12 +59,12 @@ impl IoRuntime {
                 .enable_all()
                 .build()
                 .map_err(|error| DataFusionError::IoError(error).context("starting I/O threads"))?;
-            if let Err(second) = self.0.set(runtime) {
+            if let Err(second) = self.own.set(runtime) {
                 // Another thread was first.
                 second.shutdown_background();
             }
         }
-        match self.0.get() {
+        match self.own.get() {
             Some(runtime) => Ok(runtime.handle().clone()),
             None => Err(DataFusionError::Internal("the I/O runtime is gone".into())),
         }

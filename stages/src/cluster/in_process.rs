@@ -82,6 +82,7 @@ impl InProcess {
                 settings: Settings::default(),
                 connections: connections.clone(),
                 locations: Locations::everything(),
+                io: None,
             };
             let access = Access::in_process();
             let server = access.server()?.add_service(service(worker(executor, options)?, &access));

@@ -14,8 +14,8 @@ use datafusion_distributed::{
     WorkerQueryContext,
 };
 use gatework_runtime::Executor;
-use gatework_sql::{Settings, cover_above};
-use tokio::net::TcpListener;
+use gatework_sql::{Settings, cover_above, io_on};
+use tokio::{net::TcpListener, runtime::Handle};
 use tonic::{
     Request, Status,
     body::Body,
@@ -46,6 +46,10 @@ pub struct WorkerOptions {
     pub connections: Connections,
     /// What it may read.
     pub locations: Locations,
+    /// The server's runtime, if it shall read files and be woken by streams too: rows need not be handed from thread to
+    /// thread then. It has to last as long as the executor has queries. By default the executor has two threads of its own
+    /// for that.
+    pub io: Option<Handle>,
 }
 
 /// A worker whose parts of queries run on `executor`.
@@ -56,7 +60,10 @@ pub struct WorkerOptions {
 /// # Errors
 /// If `runtime` cannot be rebuilt with a guard of its object stores.
 pub fn worker(executor: &Executor, options: WorkerOptions) -> Result<Worker> {
-    let WorkerOptions { runtime, settings, connections, locations } = options;
+    let WorkerOptions { runtime, settings, connections, locations, io } = options;
+    if let Some(io) = io {
+        io_on(executor, io);
+    }
     let runtime = locations.guard(&runtime)?;
     let part = Part { executor: executor.clone(), settings, connections, locations };
     let session = move |query: WorkerQueryContext| {
@@ -85,6 +92,7 @@ impl Part {
             locations.check(&event.plan)?;
             Ok(WorkerPlanRewriteEventResponse::new(hosted(event.plan, &executor)?))
         };
+        let settings = Settings { admitted: true, ..settings };
         builder
             .with_config(settings.into_config(config))
             .with_distributed_channel_resolver(connections)
