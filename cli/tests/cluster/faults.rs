@@ -1,42 +1,71 @@
 //! What becomes of queries and of workers when one of them is gone, and how soon.
 //!
-//! Bounds of time are measured by the sweep, which is run by hand; tests only know that something ends.
+//! Bounds of time are measured by the sweeps, which are run by hand; tests only know that something ends.
 
-use std::time::Duration;
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
 
 use tempfile::tempdir;
 
-use crate::world::{Data, Network, Running, Worker, gatework, join_of, on_workers, signal, urls};
+use crate::world::{
+    Data, Disk, Host, Network, Running, Worker, distinct_of, gatework, join_of, on_workers, signal,
+    urls,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Killed,
     Stopped,
     Cut,
+    /// The cable of a host of its own, for which one has to be root.
+    Unplugged,
+    /// It gets no more.
+    OutOfMemory,
+    /// Of a file system of its own, for which one has to be root.
+    DiskFull,
 }
 
-/// Runs a query that would take minutes on two workers, and lets one of them have this fault after so long. How long
-/// it took until the query ended, and until the other worker was idle.
-fn struck_by(data: &Data, fault: Fault, after: Duration) -> (Duration, Duration) {
-    let struck = Worker::start(data, &[]);
-    let other = Worker::start(data, &[]);
-    let network = Network::to(&struck);
-    let (list, table) = (format!("{},{}", network.url, other.url), data.table());
-    let query = Running::start(&on_workers(&join_of(40), &table, &list));
+/// How long it took until a query ended, and until a worker that is left was idle.
+type Took = [Duration; 2];
+
+/// Runs a query that would take minutes on two workers, and lets one of them have this fault after so long.
+fn struck_by(data: &Data, sql: &str, fault: Fault, after: Duration) -> Took {
+    let host = (fault == Fault::Unplugged).then(Host::make);
+    let disk = (fault == Fault::DiskFull).then(Disk::make);
+    let struck = match (&host, &disk) {
+        (Some(host), _) => Worker::start_on(data, host),
+        (_, Some(disk)) => {
+            Worker::start(data, &["--memory-limit", "1MB", "--temp-dir", disk.folder()])
+        }
+        _ if fault == Fault::OutOfMemory => Worker::start_lean(data),
+        _ => Worker::start(data, &[]),
+    };
+    let other = match &host {
+        Some(host) => Worker::start(data, &["--listen", &host.near(), "--insecure"]),
+        None => Worker::start(data, &[]),
+    };
+    let network = host.is_none().then(|| Network::to(&struck));
+    let at = network.as_ref().map_or(&struck.url, |network| &network.url);
+    let (list, table) = (format!("{at},{}", other.url), data.table());
+    let query = Running::start(&on_workers(sql, &table, &list));
     query.reaches(&other);
     std::thread::sleep(after);
-    match fault {
-        Fault::Killed => struck.signal("KILL"),
-        Fault::Stopped => struck.signal("STOP"),
-        Fault::Cut => network.cut(),
+    match (fault, &network, &host, &disk) {
+        (Fault::Stopped, ..) => struck.signal("STOP"),
+        (Fault::OutOfMemory, ..) => struck.has_no_more_memory(),
+        (Fault::Cut, Some(network), ..) => network.cut(),
+        (Fault::Unplugged, _, Some(host), _) => host.unplug(),
+        (Fault::DiskFull, .., Some(disk)) => disk.fill(),
+        _ => struck.signal("KILL"),
     }
     let (code, said, ended) = query.ends();
     assert_eq!(code, 1, "{fault:?}: {said}");
-    let names = ["is lost (stage ", ", task ", &network.url];
+    let why = if disk.is_some() { "No space left" } else { "is lost (stage " };
+    let names = [why, "stage ", ", task ", at];
     assert!(names.iter().all(|name| said.contains(name)), "{fault:?}: {said}");
     let rested = other.rests().expect("the other worker goes on");
-    if fault == Fault::Cut {
-        struck.rests().expect("the worker that nobody reaches goes on");
+    if matches!(fault, Fault::Cut | Fault::Unplugged | Fault::DiskFull) {
+        struck.rests().expect("the worker that was struck goes on");
     }
     // It takes the next query, with somebody else.
     let third = Worker::start(data, &[]);
@@ -44,35 +73,75 @@ fn struck_by(data: &Data, fault: Fault, after: Duration) -> (Duration, Duration)
     let (code, stdout, stderr) = gatework(&on_workers(sql, &table, &list));
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(stdout, gatework(&["sql", sql, "--table", &table]).1);
-    (ended, rested)
+    [ended, rested]
+}
+
+/// Lets one of the workers of a query have a slow network, and after so long sends the client a signal. How long it took
+/// until that worker was idle, and until both were.
+fn left_by(data: &Data, sql: &str, name: &str, after: Duration) -> Took {
+    let workers = [Worker::start(data, &[]), Worker::start(data, &[])];
+    let network = Network::to(&workers[0]);
+    let (list, table) = (format!("{},{}", network.url, workers[1].url), data.table());
+    let mut query = Running::start(&on_workers(sql, &table, &list));
+    query.reaches(&workers[1]);
+    network.slow(20);
+    std::thread::sleep(after);
+    assert!(query.goes_on(), "a slow network is no fault");
+    let begun = Instant::now();
+    signal(query.id(), name);
+    workers.each_ref().map(|worker| {
+        worker.rests().unwrap_or_else(|| panic!("SIG{name}: a worker goes on"));
+        begun.elapsed().saturating_sub(Worker::LOOK)
+    })
 }
 
 #[test]
 fn a_worker_is_killed() {
-    struck_by(&Data::make(), Fault::Killed, Duration::ZERO);
+    struck_by(&Data::make(), &join_of(40), Fault::Killed, Duration::ZERO);
 }
 
 #[test]
 fn a_worker_is_stopped() {
-    struck_by(&Data::make(), Fault::Stopped, Duration::ZERO);
+    struck_by(&Data::make(), &join_of(40), Fault::Stopped, Duration::ZERO);
 }
 
 #[test]
 fn a_worker_is_cut_off() {
-    struck_by(&Data::make(), Fault::Cut, Duration::ZERO);
+    struck_by(&Data::make(), &join_of(40), Fault::Cut, Duration::ZERO);
 }
 
-/// `cargo test --release -p gatework-cli --test cluster -- --ignored --nocapture sweep`
+/// A tenth of them late, most of them soon.
+fn moments() -> impl Iterator<Item = Duration> {
+    let random = RandomState::new();
+    (1..=10).map(move |moment: u64| Duration::from_millis(random.hash_one(moment) % (400 * moment)))
+}
+
+/// Prints the longest of ten times: until the query ended, or one worker was idle, and until all that are left were.
+#[allow(clippy::print_stdout, reason = "the figures are what it is for")]
+fn sweep(what: &str, mut one: impl FnMut(Duration) -> Took) {
+    let took: Vec<_> = moments().map(&mut one).collect();
+    let longest = |which: usize| took.iter().map(|took| took[which]).max();
+    println!("{what}: {:?}, {:?}", longest(0).unwrap(), longest(1).unwrap());
+}
+
+/// `cargo test --release -p gatework-cli --test cluster -- --ignored --nocapture sweep`, by root.
 #[test]
-#[ignore = "takes minutes; prints the bounds that docs/cluster.md states"]
+#[ignore = "takes half an hour; prints the bounds that docs/cluster.md states"]
 fn sweep_of_ten_moments() {
     let data = Data::make();
-    for fault in [Fault::Killed, Fault::Stopped, Fault::Cut] {
-        let moments = (0..10).map(|moment| Duration::from_millis(moment * moment * 37));
-        let took: Vec<_> = moments.map(|after| struck_by(&data, fault, after)).collect();
-        let ended = took.iter().map(|took| took.0).max().unwrap();
-        let rested = took.iter().map(|took| took.1).max().unwrap();
-        println!("{fault:?}: ended within {ended:?}, the other idle within {rested:?} more");
+    for (name, sql) in [("join", join_of(40)), ("distinct", distinct_of(40))] {
+        let lost = [Fault::Killed, Fault::Stopped, Fault::Cut, Fault::Unplugged];
+        for fault in lost {
+            sweep(&format!("{name}, {fault:?}"), |after| struck_by(&data, &sql, fault, after));
+        }
+        for signal in ["KILL", "INT", "STOP"] {
+            let what = format!("{name}, slow network, and SIG{signal} of the client");
+            sweep(&what, |after| left_by(&data, &sql, signal, after));
+        }
+    }
+    for fault in [Fault::OutOfMemory, Fault::DiskFull] {
+        let sql = distinct_of(40);
+        sweep(&format!("distinct, {fault:?}"), |after| struck_by(&data, &sql, fault, after));
     }
 }
 

@@ -1,5 +1,6 @@
 //! Worker processes, data, and what can go wrong between them.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -14,12 +15,25 @@ use tempfile::{TempDir, tempdir};
 /// A query whose work is a join, of which all workers have parts: the fewer keys, the more work. With 1000 it takes a
 /// second or two on one thread, with 40 about a minute.
 pub(crate) fn join_of(keys: usize) -> String {
-    let grouped = format!(
-        "(SELECT l_orderkey, l_partkey % {keys} AS k, max(l_comment) AS c FROM lineitem GROUP BY 1, 2)"
-    );
+    let grouped = grouped(keys);
     format!(
         "SELECT count(*) FROM {grouped} a JOIN {grouped} b ON a.k = b.k \
          WHERE a.c || b.c LIKE '%never%to%be%found%anywhere%'"
+    )
+}
+
+/// A query that needs ever more room, of which all workers have parts: it has more groups than anybody has memory for.
+pub(crate) fn distinct_of(keys: usize) -> String {
+    let grouped = grouped(keys);
+    format!(
+        "SELECT count(*) FROM (SELECT a.c || b.c AS d, count(*) FROM {grouped} a JOIN {grouped} b \
+         ON a.k = b.k GROUP BY 1)"
+    )
+}
+
+fn grouped(keys: usize) -> String {
+    format!(
+        "(SELECT l_orderkey, l_partkey % {keys} AS k, max(l_comment) AS c FROM lineitem GROUP BY 1, 2)"
     )
 }
 
@@ -30,14 +44,31 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// So long it is looked at to know whether it is idle.
+    pub(crate) const LOOK: Duration = Duration::from_millis(200);
+
     /// One that may read the data, with more arguments.
     pub(crate) fn start(data: &Data, more: &[&str]) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_gatework"))
-            .args(["worker", "--threads", "1", "--allow-path", data.folder()])
-            .args(more)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::run(Command::new(env!("CARGO_BIN_EXE_gatework")), data, more)
+    }
+
+    /// One whose allocator asks the system for all that it needs when it needs it.
+    pub(crate) fn start_lean(data: &Data) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gatework"));
+        command.env("MIMALLOC_DISALLOW_ARENA_ALLOC", "1");
+        Self::run(command, data, &[])
+    }
+
+    /// One on another host.
+    pub(crate) fn start_on(data: &Data, host: &Host) -> Self {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &host.name, env!("CARGO_BIN_EXE_gatework")]);
+        Self::run(command, data, &["--listen", &host.far(), "--insecure"])
+    }
+
+    fn run(mut command: Command, data: &Data, more: &[&str]) -> Self {
+        let command = command.args(["worker", "--threads", "1", "--allow-path", data.folder()]);
+        let mut process = command.args(more).stdout(Stdio::piped()).spawn().unwrap();
         let mut url = String::new();
         BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut url).unwrap();
         let url = url.trim().to_owned();
@@ -58,12 +89,17 @@ impl Worker {
         signal(self.process.id(), name);
     }
 
+    /// Whatever it asks for from now on, it does not get.
+    pub(crate) fn has_no_more_memory(&self) {
+        run("prlimit", &["--pid", &self.process.id().to_string(), "--as=1"]);
+    }
+
     /// Waits until it has come to rest: how long that took, or none within 30 s.
     pub(crate) fn rests(&self) -> Option<Duration> {
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(30) {
             let (before, at) = (self.busy(), begun.elapsed());
-            thread::sleep(Duration::from_millis(200));
+            thread::sleep(Self::LOOK);
             // It answers pings.
             if self.busy() <= before + 1 {
                 return Some(at);
@@ -100,8 +136,12 @@ pub(crate) fn busy(process: u32) -> u64 {
 }
 
 pub(crate) fn signal(process: u32, name: &str) {
-    let sent = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status();
-    assert!(sent.unwrap().success());
+    run("kill", &[&format!("-{name}"), &process.to_string()]);
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let ended = Command::new(program).args(arguments).status().unwrap();
+    assert!(ended.success(), "{program} {arguments:?}: {ended}");
 }
 
 pub(crate) fn urls<'a>(workers: impl IntoIterator<Item = &'a Worker>) -> String {
@@ -181,6 +221,10 @@ impl Running {
         }
     }
 
+    pub(crate) fn goes_on(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+
     /// Its exit code, what it said, and how long that took; fails if it does not end.
     pub(crate) fn ends(mut self) -> (i32, String, Duration) {
         let begun = Instant::now();
@@ -252,4 +296,77 @@ fn carry(mut from: TcpStream, mut to: TcpStream, state: &AtomicU64) {
     }
     let _closed = to.shutdown(Shutdown::Both);
     let _closed = from.shutdown(Shutdown::Both);
+}
+
+/// Another host, at the end of a cable: a network namespace. For root only.
+pub(crate) struct Host {
+    name: String,
+    number: u32,
+}
+
+static HOSTS: AtomicU64 = AtomicU64::new(0);
+
+impl Host {
+    pub(crate) fn make() -> Self {
+        let count = u32::try_from(HOSTS.fetch_add(1, Ordering::Relaxed)).unwrap();
+        let number = (std::process::id() + count) % 250;
+        let host = Self { name: format!("gatework{number}"), number };
+        let (name, far) = (host.name.as_str(), format!("far{number}"));
+        run("ip", &["netns", "add", name]);
+        run("ip", &["link", "add", name, "type", "veth", "peer", "name", &far, "netns", name]);
+        let address = |end: u32| format!("10.77.{number}.{end}/24");
+        run("ip", &["address", "add", &address(1), "dev", name]);
+        run("ip", &["-n", name, "address", "add", &address(2), "dev", &far]);
+        run("ip", &["link", "set", name, "up"]);
+        run("ip", &["-n", name, "link", "set", &far, "up"]);
+        host
+    }
+
+    /// Where this host is reached from there.
+    pub(crate) fn near(&self) -> String {
+        format!("10.77.{}.1:0", self.number)
+    }
+
+    fn far(&self) -> String {
+        format!("10.77.{}.2:0", self.number)
+    }
+
+    /// Nothing arrives any more, and nobody is told.
+    pub(crate) fn unplug(&self) {
+        run("ip", &["-n", &self.name, "link", "set", &format!("far{}", self.number), "down"]);
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _gone = Command::new("ip").args(["netns", "delete", &self.name]).status();
+    }
+}
+
+/// A file system of its own. For root only.
+pub(crate) struct Disk(TempDir);
+
+impl Disk {
+    pub(crate) fn make() -> Self {
+        let disk = Self(tempdir().unwrap());
+        run("mount", &["-t", "tmpfs", "-o", "size=2g", "gatework", disk.folder()]);
+        disk
+    }
+
+    pub(crate) fn folder(&self) -> &str {
+        self.0.path().to_str().unwrap()
+    }
+
+    /// Leaves no room.
+    pub(crate) fn fill(&self) {
+        let mut file = File::create(self.0.path().join("full")).unwrap();
+        let piece = vec![1; 1 << 20];
+        while file.write_all(&piece).is_ok() {}
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _gone = Command::new("umount").args(["--lazy", self.folder()]).status();
+    }
 }
