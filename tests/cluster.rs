@@ -105,6 +105,24 @@ fn a_profile_of_all_workers() {
     });
 }
 
+/// Parts whose counters nobody asks for answer before they have run; they run nevertheless.
+#[test]
+fn parts_without_counters() {
+    guarded(|case| async move {
+        let (data, _cluster, session) = started(3).await;
+        session.sql("SET distributed.collect_metrics = false").await.unwrap();
+        let reference = reference_session();
+        data.register(&reference, Storage::Memory).await;
+        for (number, sql) in (1..).zip(QUERIES) {
+            let name = format!("q{number} without counters");
+            case.begin(&name);
+            let expected = Expected::of(&reference, sql).await.unwrap();
+            expected
+                .check(&name, &plan(&case, &session, sql).await.unwrap().collect().await.unwrap());
+        }
+    });
+}
+
 /// A list of workers is one for all that have it, and may change between queries.
 #[test]
 fn workers_come_and_go() {

@@ -1,7 +1,7 @@
 //! The only place that calls the library: an executor, its sessions, and plain DataFusion sessions to compare with.
 
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -195,23 +195,28 @@ pub(crate) fn misuse(error: &DataFusionError) -> Error {
 /// Where the process has its temporary files; they go with it.
 static TEMPORARY: OnceLock<Weak<DiskManager>> = OnceLock::new();
 
-/// How long somebody may still be about to make the first temporary file.
-const FIRST_FILE: Duration = Duration::from_millis(200);
+/// How long somebody may still be about to make a temporary file when there is none.
+const NEXT_FILE: Duration = Duration::from_millis(200);
 
-/// Waits until nobody writes temporary files any more: one that is being written when the process ends would stay. Those of
-/// a worker's parts that are not given back by then are removed.
+/// Waits until nobody writes temporary files any more: one that is being written when the process ends would stay. Those
+/// that are still there after `most` are removed.
 pub(crate) fn wait_for_files(most: Duration) {
     let begun = Instant::now();
+    let mut seen = begun;
     while let Some(disk) = TEMPORARY.get().and_then(Weak::upgrade) {
         let folders = disk.temp_dir_paths();
-        if begun.elapsed() >= if folders.is_empty() { FIRST_FILE } else { most } {
+        drop(disk);
+        let files = |folder: &PathBuf| folder.read_dir().is_ok_and(|files| files.count() > 0);
+        if folders.iter().any(files) {
+            seen = Instant::now();
+        }
+        if seen.elapsed() >= NEXT_FILE || begun.elapsed() >= most {
             for folder in folders {
                 // The process ends, and nobody could do better.
                 let _removed = fs::remove_dir_all(folder);
             }
             return;
         }
-        drop(disk);
         thread::sleep(Duration::from_millis(1));
     }
 }

@@ -16,6 +16,7 @@ mod planner;
 mod region;
 mod remote_filters;
 mod scan;
+mod scope;
 mod session;
 mod settings;
 mod shell;
@@ -31,6 +32,7 @@ pub use engine::io_on;
 pub use planner::{GateworkPlanner, ShellRule};
 pub use region::{Deadline, profile, query, run_into, with_config};
 pub use remote_filters::RemoteFilters;
+pub use scope::QueryScope;
 pub use session::{
     RUNTIME_FILTER_RULE, SessionStateBuilderExt, choose_join_sides, session, session_with,
 };

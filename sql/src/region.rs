@@ -40,6 +40,7 @@ use crate::{
     engine::Engine,
     lower::{self, Lowered},
     memory::PoolShare,
+    scope::QueryScope,
     settings::Settings,
     shell::{Shell, as_shell, cover},
     spill::TempFiles,
@@ -154,7 +155,9 @@ fn new_query(
         group,
         chaos: settings.chaos.clone(),
     };
-    QueryContext::new(&engine.executor, options)
+    let query = QueryContext::new(&engine.executor, options);
+    QueryScope::enter(context, &query);
+    query
 }
 
 /// Runs `plan` on `executor` as a part of a query, called `name`; what it gives goes, in the order that the plan

@@ -3,13 +3,14 @@
 //! Bounds of time are measured by the sweeps, which are run by hand; tests only know that something ends.
 
 use std::hash::{BuildHasher, RandomState};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::tempdir;
 
 use crate::world::{
-    Data, Disk, Host, Network, Running, Worker, distinct_of, gatework, join_of, on_workers, signal,
-    urls,
+    Data, Disk, Host, Network, Running, Worker, distinct_of, distinct_of_triples, gatework,
+    join_of, on_workers, signal, urls,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +50,7 @@ fn struck_by(data: &Data, sql: &str, fault: Fault, after: Duration) -> Took {
     let (list, table) = (format!("{at},{}", other.url), data.table());
     let query = Running::start(&on_workers(sql, &table, &list));
     query.reaches(&other);
-    std::thread::sleep(after);
+    thread::sleep(after);
     match (fault, &network, &host, &disk) {
         (Fault::Stopped, ..) => struck.signal("STOP"),
         (Fault::OutOfMemory, ..) => struck.has_no_more_memory(),
@@ -85,19 +86,30 @@ fn left_by(data: &Data, sql: &str, name: &str, after: Duration) -> Took {
     let mut query = Running::start(&on_workers(sql, &table, &list));
     query.reaches(&workers[1]);
     network.slow(20);
-    std::thread::sleep(after);
+    thread::sleep(after);
     assert!(query.goes_on(), "a slow network is no fault");
     let begun = Instant::now();
     signal(query.id(), name);
-    workers.each_ref().map(|worker| {
-        worker.rests().unwrap_or_else(|| panic!("SIG{name}: a worker goes on"));
-        begun.elapsed().saturating_sub(Worker::LOOK)
+    thread::scope(|scope| {
+        let rests = |worker: &Worker| {
+            worker.rests().unwrap_or_else(|| panic!("SIG{name}: a worker goes on"));
+            begun.elapsed().saturating_sub(Worker::LOOK)
+        };
+        let waits = workers.each_ref().map(|worker| scope.spawn(move || rests(worker)));
+        let took = waits.map(|wait| wait.join().unwrap());
+        [took[0], took[0].max(took[1])]
     })
 }
 
 #[test]
 fn a_worker_is_killed() {
     struck_by(&Data::make(), &join_of(40), Fault::Killed, Duration::ZERO);
+}
+
+/// Where rows are made for readers of which some are gone, and some are never asked again.
+#[test]
+fn a_worker_is_killed_while_rows_are_on_their_way() {
+    struck_by(&Data::make(), &distinct_of_triples(), Fault::Killed, Duration::from_secs(2));
 }
 
 #[test]
@@ -300,19 +312,23 @@ fn a_slow_network_is_no_break() {
 #[test]
 fn a_worker_drains() {
     let data = Data::make();
-    let (worker, other) = (Worker::start(&data, &[]), Worker::start(&data, &[]));
-    let (list, table) = (urls([&worker, &other]), data.table());
-    let sql = &join_of(400);
-    let query = Running::start(&on_workers(sql, &table, &list));
-    query.reaches(&worker);
-    worker.signal("TERM");
-    let (code, said, _) = query.ends();
-    assert_eq!((code, worker.ends()), (0, Some(0)), "{said}");
-    assert_eq!(said, gatework(&["sql", sql, "--table", &table]).1);
+    // Parts whose counters nobody asks for answer before they have run.
+    for setting in ["", "SET distributed.collect_metrics = false; "] {
+        let (worker, other) = (Worker::start(&data, &[]), Worker::start(&data, &[]));
+        let (list, table) = (urls([&worker, &other]), data.table());
+        let sql = &format!("{setting}{}", join_of(400));
+        let query = Running::start(&on_workers(sql, &table, &list));
+        query.reaches(&worker);
+        worker.signal("TERM");
+        let (code, said, _) = query.ends();
+        assert_eq!((code, worker.ends()), (0, Some(0)), "{said}");
+        assert_eq!(said, gatework(&["sql", &join_of(400), "--table", &table]).1);
+    }
 }
 
-/// Ctrl-C ends a worker at once, whatever it has, and leaves no file.
+/// Ctrl-C ends a worker at once, whatever it has, and leaves no file. Prints how long it took.
 #[test]
+#[allow(clippy::print_stdout, reason = "docs/cluster.md says how long it takes")]
 fn a_worker_is_interrupted() {
     let (data, temporary) = (Data::make(), tempdir().unwrap());
     let folder = temporary.path().to_str().unwrap();
@@ -325,7 +341,9 @@ fn a_worker_is_interrupted() {
     assert!(spilled > 0, "nothing was spilled");
     for worker in workers {
         worker.signal("INT");
+        let begun = Instant::now();
         assert_eq!(worker.ends(), Some(130));
+        println!("it ended after {:?}", begun.elapsed());
     }
     assert_eq!(query.ends().0, 1);
     assert_eq!(temporary.path().read_dir().unwrap().count(), 0);

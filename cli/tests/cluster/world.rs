@@ -31,6 +31,15 @@ pub(crate) fn distinct_of(keys: usize) -> String {
     )
 }
 
+/// The same without an end.
+pub(crate) fn distinct_of_triples() -> String {
+    let grouped = grouped(2);
+    format!(
+        "SELECT count(*) FROM (SELECT a.c || b.c || c.c AS d, count(*) FROM {grouped} a \
+         JOIN {grouped} b ON a.k = b.k JOIN {grouped} c ON b.k = c.k GROUP BY 1)"
+    )
+}
+
 fn grouped(keys: usize) -> String {
     format!(
         "(SELECT l_orderkey, l_partkey % {keys} AS k, max(l_comment) AS c FROM lineitem GROUP BY 1, 2)"

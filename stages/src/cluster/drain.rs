@@ -1,4 +1,5 @@
-//! How a worker ends: it takes no new parts of queries, and those that it has get on, with all that they ask for.
+//! The parts of queries that a worker has: how each ends with the request that sent it, and how the worker ends, which takes
+//! no new ones then, while those that it has get on with all that they ask for.
 
 use std::{
     pin::Pin,
@@ -6,10 +7,11 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use futures::future::BoxFuture;
+use gatework_sql::QueryScope;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::Notify;
 use tonic::{
@@ -45,26 +47,39 @@ impl Parts {
     }
 }
 
-/// A part that is there.
+/// A part that is there, as long as its request or its answer is.
 #[derive(Debug)]
-struct Part(Arc<Parts>);
+struct Part {
+    parts: Arc<Parts>,
+    queries: Arc<QueryScope>,
+}
+
+tokio::task_local! {
+    /// The queries of the part that the request brings.
+    static QUERIES: Arc<QueryScope>;
+}
+
+/// The queries of the part whose request is being served, if it came through [`Drained`].
+pub(super) fn queries_of_part() -> Option<Arc<QueryScope>> {
+    QUERIES.try_with(Clone::clone).ok()
+}
 
 impl Part {
     fn begin(parts: &Arc<Parts>) -> Option<Self> {
         parts.count.fetch_add(1, Ordering::SeqCst);
-        let part = Self(parts.clone());
+        let part = Self { parts: parts.clone(), queries: Arc::default() };
         (!parts.draining.load(Ordering::SeqCst)).then_some(part)
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        self.0.count.fetch_sub(1, Ordering::SeqCst);
-        self.0.fewer.notify_waiters();
+        self.parts.count.fetch_sub(1, Ordering::SeqCst);
+        self.parts.fewer.notify_waiters();
     }
 }
 
-/// A worker's service that counts its parts.
+/// A worker's service that counts its parts, and cancels what they run when whoever sent them wants no more of it.
 #[derive(Debug, Clone)]
 pub(super) struct Drained<S> {
     pub(super) service: S,
@@ -89,29 +104,43 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let mut part = None;
-        if request.uri().path().ends_with(NEW_PART) {
-            part = Part::begin(&self.parts);
-            if part.is_none() {
-                let refusal = Status::unavailable("it is about to end").into_http();
-                return Box::pin(async { Ok(refusal) });
-            }
+        if !request.uri().path().ends_with(NEW_PART) {
+            let answer = self.service.call(request);
+            return Box::pin(async { Ok(answer.await?.map(Body::new)) });
         }
-        let answer = self.service.call(request);
+        let Some(part) = Part::begin(&self.parts).map(Arc::new) else {
+            let refusal = Status::unavailable("it is about to end").into_http();
+            return Box::pin(async { Ok(refusal) });
+        };
+        let sent = Sent(part.clone());
+        let request = request.map(|body| Body::new(Held { body: Box::pin(body), _by: sent }));
+        let answer = QUERIES.scope(part.queries.clone(), self.service.call(request));
         Box::pin(async move {
-            let held = |body: B| Body::new(Held { body: Box::pin(body), part });
+            let held = |body: B| Body::new(Held { body: Box::pin(body), _by: part });
             Ok(answer.await?.map(held))
         })
     }
 }
 
-/// An answer, which holds its part as long as it lasts.
-struct Held<B> {
-    body: Pin<Box<B>>,
-    part: Option<Part>,
+/// What the coordinator sends of a part. It ends when all rows have come that it wants; or it breaks off. Whatever the part
+/// runs then is for nobody, whoever may still hold streams of it: some of a plan's streams are there for readers that are
+/// gone.
+#[derive(Debug)]
+struct Sent(Arc<Part>);
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.0.queries.cancel();
+    }
 }
 
-impl<B: HttpBody<Data = bytes::Bytes, Error = Status>> HttpBody for Held<B> {
+/// A request or an answer, by which a part is held as long as it lasts.
+struct Held<B, P> {
+    body: Pin<Box<B>>,
+    _by: P,
+}
+
+impl<B: HttpBody<Data = bytes::Bytes, Error = Status>, P: Unpin> HttpBody for Held<B, P> {
     type Data = bytes::Bytes;
     type Error = Status;
 
@@ -119,11 +148,7 @@ impl<B: HttpBody<Data = bytes::Bytes, Error = Status>> HttpBody for Held<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let frame = ready!(self.body.as_mut().poll_frame(context));
-        if frame.is_none() {
-            self.part = None;
-        }
-        Poll::Ready(frame)
+        self.body.as_mut().poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -28,7 +28,7 @@ use tonic::{
 use super::{
     access::{Access, external, version},
     connections::Connections,
-    drain::{Drained, Parts},
+    drain::{Drained, Parts, queries_of_part},
     locations::Locations,
 };
 
@@ -92,9 +92,12 @@ impl Part {
             locations.check(&event.plan)?;
             Ok(WorkerPlanRewriteEventResponse::new(hosted(event.plan, &executor)?))
         };
-        let settings = Settings { admitted: true, ..settings };
+        let mut config = Settings { admitted: true, ..settings }.into_config(config);
+        if let Some(queries) = queries_of_part() {
+            config = queries.into_config(config);
+        }
         builder
-            .with_config(settings.into_config(config))
+            .with_config(config)
             .with_distributed_channel_resolver(connections)
             .with_distributed_worker_plan_rewrite_handler(rewrite)
             .build()
