@@ -13,11 +13,16 @@ use url::Url;
 
 /// A peer that says nothing for so long is asked whether it is still there.
 const ASKED_AFTER: Duration = Duration::from_millis(500);
-/// A peer that does not answer in this time is lost. Both together bound how long a break goes unseen.
+/// A peer that does not answer in this time is lost.
 const LOST_AFTER: Duration = Duration::from_millis(1200);
+/// How long a break goes unseen.
+pub(super) const SILENCE: Duration = ASKED_AFTER.saturating_add(LOST_AFTER);
+/// How long the answer to a ping may take behind the rows that are on their way, while something comes.
+const PING: Duration = Duration::from_secs(60);
 /// What HTTP/2 may have on its way of one stream of rows. All of a connection together have no limit of their own: else
-/// those that nobody reads would hold up the others.
-const STREAM_WINDOW: u32 = 2 << 20;
+/// those that nobody reads would hold up the others. Whoever reads says so whenever half of it has come, which is the only sign of
+/// life while rows come without a pause.
+const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// How long the text of an error may be, which travels as a header.
 const LARGEST_HEADERS: u32 = 1 << 20;
@@ -138,8 +143,6 @@ impl Access {
         }
         let endpoint = Endpoint::from_shared(url.to_string())
             .map_err(external)?
-            .connect_timeout(LOST_AFTER)
-            .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_max_header_list_size(LARGEST_HEADERS);
@@ -148,7 +151,7 @@ impl Access {
         }
         let endpoint = endpoint
             .http2_keep_alive_interval(ASKED_AFTER)
-            .keep_alive_timeout(LOST_AFTER)
+            .keep_alive_timeout(PING)
             .keep_alive_while_idle(true);
         let Some(tls) = &self.tls else { return Ok(endpoint) };
         let config = ClientTlsConfig::new()
@@ -166,9 +169,8 @@ impl Access {
         if self.in_process {
             return Ok(server);
         }
-        let server = server
-            .http2_keepalive_interval(Some(ASKED_AFTER))
-            .http2_keepalive_timeout(Some(LOST_AFTER));
+        let server =
+            server.http2_keepalive_interval(Some(ASKED_AFTER)).http2_keepalive_timeout(Some(PING));
         let Some(tls) = &self.tls else { return Ok(server) };
         let config = ServerTlsConfig::new()
             .identity(tls.identity.clone())

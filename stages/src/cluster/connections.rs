@@ -21,7 +21,7 @@ use futures::{
 };
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::{io::DuplexStream, time::timeout};
+use tokio::{io::DuplexStream, net::TcpStream, time::timeout};
 use tonic::{
     Code, Status,
     codegen::{
@@ -32,8 +32,9 @@ use tonic::{
 use tower::{ServiceExt, service_fn};
 use url::Url;
 
-use super::access::{Access, CONNECTED_WITHIN, cause, external, version};
+use super::access::{Access, CONNECTED_WITHIN, SILENCE, cause, external, version};
 use super::execution::Watch;
+use super::watched::Watched;
 
 /// Connections of this process to workers: one to each, made when it is needed, and made again when it was lost.
 ///
@@ -196,7 +197,7 @@ impl Connections {
         let endpoint = self.inner.access.endpoint(url);
         let endpoint = endpoint.map_err(|error| Status::failed_precondition(error.message()))?;
         let channel = match self.inner.dial {
-            None => endpoint.connect().await,
+            None => endpoint.connect_with_connector(service_fn(call)).await,
             Some(_) => endpoint.connect_with_connector(self.dialler(url)).await,
         };
         let channel = channel.map_err(|error| unreachable(&error))?;
@@ -232,6 +233,16 @@ impl Connections {
             async { end.map(TokioIo::new) }
         })
     }
+}
+
+/// Connects to a worker on the network.
+async fn call(worker: http::Uri) -> io::Result<TokioIo<Watched<TcpStream>>> {
+    let host = worker.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let port =
+        worker.port_u16().unwrap_or(if worker.scheme_str() == Some("https") { 443 } else { 80 });
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(TokioIo::new(Watched::new(stream, SILENCE)))
 }
 
 /// Asks a worker who it is.

@@ -18,6 +18,7 @@ mod limits;
 mod locations;
 mod plan;
 mod session;
+mod watched;
 mod worker;
 
 pub use access::Access;

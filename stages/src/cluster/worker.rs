@@ -13,6 +13,7 @@ use datafusion_distributed::{
     BroadcastExec, DistributedExt, Worker, WorkerPlanRewriteEvent, WorkerPlanRewriteEventResponse,
     WorkerQueryContext,
 };
+use futures::TryStreamExt;
 use gatework_runtime::Executor;
 use gatework_sql::{Settings, cover_above, io_on};
 use tokio::{net::TcpListener, runtime::Handle};
@@ -26,10 +27,11 @@ use tonic::{
 };
 
 use super::{
-    access::{Access, external, version},
+    access::{Access, SILENCE, external, version},
     connections::Connections,
     drain::{Drained, Parts, queries_of_part},
     locations::Locations,
+    watched::Watched,
 };
 
 /// The largest request that a worker takes: a part of a plan, with the rows of tables that are in memory.
@@ -177,6 +179,7 @@ pub async fn serve(
 ) -> Result<()> {
     let parts: Arc<Parts> = Arc::default();
     let calls = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let calls = calls.map_ok(|call| Watched::new(call, SILENCE));
     let end = async {
         end.await;
         parts.drain().await;
