@@ -80,7 +80,7 @@ fn work(kind: Kind) -> Outcome<()> {
         };
         let executor = Executor::builder().threads(1).build()?;
         let worker = worker(&executor, options)?;
-        Ok(serve(worker, &Access::default(), listener, std::future::pending()).await?)
+        Ok(serve(worker, &Access::default(), listener, std::future::pending(), || {}).await?)
     })
 }
 

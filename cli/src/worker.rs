@@ -1,11 +1,15 @@
 //! `gatework worker`: runs parts of the queries of others.
 
 use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
 
 use gatework::stages::cluster::{self, Locations};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
+use crate::allocator;
 use crate::args::{EngineArgs, WorkerArgs};
 use crate::engine::{Engine, access, misuse};
 use crate::error::Error;
@@ -37,8 +41,22 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Error> {
     let end = async move {
         terminated.recv().await;
     };
-    let served = cluster::serve(worker, &access, listener, end).await;
+    let idle = Arc::new(Notify::new());
+    tokio::spawn(give_back(idle.clone()));
+    let served = cluster::serve(worker, &access, listener, end, move || idle.notify_one()).await;
     served.map_err(|error| Error::failed(format!("the worker has failed: {error}")))
+}
+
+/// How long threads may still be about to free what queries had.
+const FREED: Duration = Duration::from_millis(250);
+
+/// Gives free pages back to the system whenever the worker is `idle`: the allocator does so only while it is used.
+async fn give_back(idle: Arc<Notify>) {
+    loop {
+        idle.notified().await;
+        tokio::time::sleep(FREED).await;
+        allocator::give_back();
+    }
 }
 
 fn locations(args: &WorkerArgs) -> Result<Locations, Error> {

@@ -8,10 +8,13 @@ use arrow::{
     compute::cast,
     datatypes::DataType,
 };
-use arrow_row::{Row, RowConverter, Rows, SortField};
+use arrow_row::{Row, RowConverter, SortField};
 use datafusion_common::{Result, hash_utils::RandomState, utils::normalize_float_zero};
 
-use super::fixed::{self, Field};
+use super::{
+    KeyRows,
+    fixed::{self, Field},
+};
 
 /// What NULL means in a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +47,7 @@ pub enum Keys {
     /// Keys of at most 128 bits.
     Pair(Vec<u128>),
     /// All other keys.
-    Rows(Rows),
+    Rows(KeyRows),
 }
 
 /// Fixed, so that equal keys hash alike in all tasks; different from DataFusion's repartition seed,
@@ -95,7 +98,15 @@ impl KeyEncoder {
                 }
                 Keys::Pair(keys)
             }
-            Shape::Rows(converter) => Keys::Rows(converter.convert_columns(&columns)?),
+            Shape::Rows(converter) => {
+                let mut keys = KeyRows::new(converter.empty_rows(0, 0));
+                for first in (0..rows).step_by(KeyRows::AT_ONCE) {
+                    let count = KeyRows::AT_ONCE.min(rows - first);
+                    let part: Vec<_> = columns.iter().map(|all| all.slice(first, count)).collect();
+                    keys.add(converter.convert_columns(&part)?);
+                }
+                Keys::Rows(keys)
+            }
         })
     }
 
@@ -124,7 +135,7 @@ impl KeyEncoder {
                 fields.iter().zip(self.types.iter()).map(unpack).collect()
             }
             (Shape::Rows(converter), Keys::Rows(rows)) => {
-                let columns = converter.convert_rows(range.map(|row| rows.row(row)))?;
+                let columns = converter.convert_rows(rows.range(range))?;
                 // Rows forget dictionaries; the type that was promised comes back here.
                 let restore = |(column, kind): (ArrayRef, &DataType)| {
                     if column.data_type() == kind { Ok(column) } else { Ok(cast(&column, kind)?) }
@@ -140,7 +151,7 @@ impl KeyEncoder {
         match self.shape.as_ref() {
             Shape::Word(_) => Keys::Word(Vec::new()),
             Shape::Pair(_) => Keys::Pair(Vec::new()),
-            Shape::Rows(converter) => Keys::Rows(converter.empty_rows(0, 0)),
+            Shape::Rows(converter) => Keys::Rows(KeyRows::new(converter.empty_rows(0, 0))),
         }
     }
 
@@ -176,7 +187,7 @@ impl Keys {
         match self {
             Self::Word(keys) => keys.len(),
             Self::Pair(keys) => keys.len(),
-            Self::Rows(rows) => rows.num_rows(),
+            Self::Rows(rows) => rows.len(),
         }
     }
 
@@ -190,7 +201,7 @@ impl Keys {
         match self {
             Self::Word(keys) => 8 * keys.capacity(),
             Self::Pair(keys) => 16 * keys.capacity(),
-            Self::Rows(rows) => rows.size(),
+            Self::Rows(rows) => rows.bytes(),
         }
     }
 
@@ -214,7 +225,7 @@ impl Keys {
             })),
             Self::Rows(rows) => {
                 let state = RandomState::with_seed(SEED);
-                hashes.extend(range.map(|row| hash_row(&state, rows.row(row))));
+                hashes.extend(rows.range(range).map(|row| hash_row(&state, row)));
             }
         }
     }

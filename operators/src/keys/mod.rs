@@ -8,6 +8,7 @@
 mod encoder;
 mod fixed;
 mod partition;
+mod rows;
 mod table;
 
 #[cfg(test)]
@@ -16,4 +17,5 @@ mod tests;
 pub use encoder::{KeyEncoder, Keys, NullKeys};
 pub(crate) use fixed::{is_narrow, pack_narrow};
 pub use partition::{partition_indices, partition_rows, split};
+pub use rows::KeyRows;
 pub use table::GroupTable;

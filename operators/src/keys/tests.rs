@@ -1,6 +1,6 @@
 //! Encoding and decoding give the same columns; equal keys and only they get one group.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use arrow::{
     array::{
@@ -76,21 +76,49 @@ fn a_null_equals_only_a_null() {
     assert_eq!(groups, [0, 1, 0, 2]);
 }
 
+fn longs(range: Range<i64>) -> ArrayRef {
+    Arc::new(Int64Array::from_iter_values(range))
+}
+
+fn texts(range: Range<i64>) -> ArrayRef {
+    Arc::new(StringArray::from_iter_values(range.map(|number| number.to_string())))
+}
+
 #[test]
 fn a_table_grows_and_keeps_its_groups() {
-    let types = [(DataType::Int64, false)];
-    let encoder = KeyEncoder::new(&types, NullKeys::AreValues).unwrap();
-    let mut table = GroupTable::new(&encoder);
-    let (mut hashes, mut groups) = (Vec::new(), Vec::new());
-    for round in 0..2 {
-        for start in (0..50_000_i64).step_by(1000) {
-            let column: ArrayRef = Arc::new(Int64Array::from_iter_values(start..start + 1000));
-            let keys = encoder.encode(&[column]).unwrap();
-            keys.hash_into(&mut hashes);
-            table.intern(&keys, &hashes, &mut groups);
-            let expected: Vec<usize> = (start as usize..start as usize + 1000).collect();
-            assert_eq!(groups, expected, "round {round}");
+    for column in [longs, texts] {
+        let encoder = encoder(&[column(0..0)]);
+        let mut table = GroupTable::new(&encoder);
+        let (mut hashes, mut groups) = (Vec::new(), Vec::new());
+        for round in 0..2 {
+            for start in (0..50_000).step_by(1000) {
+                let keys = encoder.encode(&[column(start..start + 1000)]).unwrap();
+                keys.hash_into(&mut hashes);
+                table.intern(&keys, &hashes, &mut groups);
+                let expected: Vec<usize> = (start as usize..start as usize + 1000).collect();
+                assert_eq!(groups, expected, "round {round}");
+            }
         }
+        assert_eq!(table.len(), 50_000);
+        assert_eq!(encoder.decode(table.keys()).unwrap(), [column(0..50_000)]);
     }
-    assert_eq!(table.len(), 50_000);
+}
+
+#[test]
+fn more_rows_than_a_chunk() {
+    for rows in [16_383, 16_384, 16_385, 32_768, 40_000] {
+        let columns = [texts(0..rows), longs(0..rows)];
+        let encoder = encoder(&columns);
+        let keys = encoder.encode(&columns).unwrap();
+        assert_eq!(keys.len(), rows as usize);
+        assert_eq!(encoder.decode(&keys).unwrap(), columns);
+        let mut copy = encoder.no_keys();
+        copy.append(&keys);
+        copy.push_from(&keys, 7);
+        assert!(copy.equals(16_382, &keys, 16_382) && copy.equals(rows as usize, &keys, 7));
+        assert!(copy.bytes() > 20 * rows as usize);
+        let range = 10_000..16_383;
+        let found = encoder.decode_range(&copy, 10_000..16_383).unwrap();
+        assert_eq!(found, [texts(range.clone()), longs(range)]);
+    }
 }

@@ -2,6 +2,7 @@
 //! no new ones then, while those that it has get on with all that they ask for.
 
 use std::{
+    fmt,
     pin::Pin,
     sync::{
         Arc,
@@ -25,14 +26,30 @@ use tonic::{
 const NEW_PART: &str = "/CoordinatorChannel";
 
 /// The parts that a worker has.
-#[derive(Debug, Default)]
 pub(super) struct Parts {
     draining: AtomicBool,
     count: AtomicUsize,
     fewer: Notify,
+    /// Called when there are none any more.
+    idle: Box<dyn Fn() + Send + Sync>,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("count", &self.count).finish_non_exhaustive()
+    }
 }
 
 impl Parts {
+    pub(super) fn new(idle: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            draining: AtomicBool::new(false),
+            count: AtomicUsize::new(0),
+            fewer: Notify::new(),
+            idle: Box::new(idle),
+        })
+    }
+
     /// Refuses new parts, and waits until those that are there are done.
     pub(super) async fn drain(&self) {
         // SeqCst here and below: either a part is counted before we look, or it sees that it comes too late.
@@ -74,8 +91,11 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        self.parts.count.fetch_sub(1, Ordering::SeqCst);
+        let last = self.parts.count.fetch_sub(1, Ordering::SeqCst) == 1;
         self.parts.fewer.notify_waiters();
+        if last {
+            (self.parts.idle)();
+        }
     }
 }
 

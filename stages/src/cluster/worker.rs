@@ -136,7 +136,7 @@ pub fn service(
 + Sync
 + 'static
 + use<> {
-    counted(worker, access, Arc::default())
+    counted(worker, access, Parts::new(|| {}))
 }
 
 fn counted(
@@ -167,7 +167,8 @@ fn counted(
 }
 
 /// Serves `worker` at `listener` until `end` comes. Then it takes no more parts of queries; those that it has get on, and
-/// when they are done, it ends.
+/// when they are done, it ends. Whenever it has none any more, `idle` is called, which must not take long: what its queries
+/// took is free then, or will soon be.
 ///
 /// # Errors
 /// If the server fails.
@@ -176,8 +177,9 @@ pub async fn serve(
     access: &Access,
     listener: TcpListener,
     end: impl Future<Output = ()>,
+    idle: impl Fn() + Send + Sync + 'static,
 ) -> Result<()> {
-    let parts: Arc<Parts> = Arc::default();
+    let parts = Parts::new(idle);
     let calls = TcpIncoming::from(listener).with_nodelay(Some(true));
     let calls = calls.map_ok(|call| Watched::new(call, SILENCE));
     let end = async {

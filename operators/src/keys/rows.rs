@@ -1,0 +1,96 @@
+//! Keys as rows of bytes, in chunks.
+
+use std::ops::Range;
+
+use arrow_row::{Row, Rows};
+
+/// The rows of a chunk, as a power of two.
+const CHUNK_BITS: u32 = 14;
+const CHUNK: usize = 1 << CHUNK_BITS;
+
+/// Encoded rows of one converter, which do not move as they become more: to copy gigabytes takes seconds, in which a task
+/// neither yields nor hears of a cancel.
+#[derive(Debug)]
+pub struct KeyRows {
+    /// All full but the last; at least one.
+    chunks: Vec<Rows>,
+    /// What the full ones take.
+    full: usize,
+    /// None, as which a chunk begins.
+    none: Rows,
+}
+
+impl KeyRows {
+    /// `none` is of no rows.
+    pub(super) fn new(none: Rows) -> Self {
+        Self { chunks: vec![none.clone()], full: 0, none }
+    }
+
+    /// How many can be encoded at once, for [`add`](Self::add).
+    pub(super) const AT_ONCE: usize = CHUNK;
+
+    /// Adds rows to what is empty, or has been given nothing but full chunks.
+    pub(super) fn add(&mut self, rows: Rows) {
+        match self.chunks.last_mut() {
+            Some(last) if last.num_rows() == 0 => *last = rows,
+            last => {
+                self.full += last.map_or(0, |last| last.size());
+                self.chunks.push(rows);
+            }
+        }
+    }
+
+    /// Row `at`.
+    #[inline]
+    pub fn row(&self, at: usize) -> Row<'_> {
+        self.chunks[at >> CHUNK_BITS].row(at & (CHUNK - 1))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        let last = self.chunks.last().map_or(0, Rows::num_rows);
+        (self.chunks.len().saturating_sub(1) << CHUNK_BITS) + last
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes they take.
+    pub fn bytes(&self) -> usize {
+        self.full + self.chunks.last().map_or(0, Rows::size)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = Row<'_>> {
+        self.chunks.iter().flat_map(Rows::iter)
+    }
+
+    /// Those of `range`.
+    pub fn range(&self, range: Range<usize>) -> impl Iterator<Item = Row<'_>> {
+        range.map(|at| self.row(at))
+    }
+
+    /// Appends a row of the same converter.
+    #[inline]
+    pub fn push(&mut self, row: Row<'_>) {
+        if let Some(last) = self.chunks.last_mut()
+            && last.num_rows() < CHUNK
+        {
+            return last.push(row);
+        }
+        self.push_to_next(row);
+    }
+
+    #[cold]
+    fn push_to_next(&mut self, row: Row<'_>) {
+        let mut next = self.none.clone();
+        if let Some(last) = self.chunks.last() {
+            self.full += last.size();
+            next.reserve(CHUNK, last.lengths().sum());
+        }
+        next.push(row);
+        self.chunks.push(next);
+    }
+}
