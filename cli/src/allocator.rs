@@ -19,14 +19,22 @@ const KEPT_IF_LIMITED: c_long = 25;
 /// How much is kept of what is free: less if memory is `limited`.
 pub(crate) fn keep_pages(limited: bool) {
     set(PURGE_DELAY, if limited { KEPT_IF_LIMITED } else { KEPT });
-    #[cfg(target_os = "linux")]
     if limited {
-        // Where that is not possible, the process is somewhat larger.
-        let _refused = rustix::thread::disable_transparent_huge_pages(true);
+        without_huge_pages();
     }
 }
 
-/// Gives all that is free back to the system, at once.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "it has no safe interface")]
+fn without_huge_pages() {
+    // SAFETY: it takes numbers only. Where it is refused the process is somewhat larger.
+    let _refused = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn without_huge_pages() {}
+
+/// Gives free pages back to the system, at once.
 #[expect(unsafe_code, reason = "it has no safe interface")]
 pub(crate) fn give_back() {
     // SAFETY: any thread may call it at any time.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use datafusion::{execution::TaskContext, prelude::SessionConfig};
-use gatework_runtime::pipeline::QueryContext;
+use gatework_runtime::{Error, pipeline::QueryContext};
 use parking_lot::Mutex;
 
 /// Cancels all queries of the sessions that have it in their configuration: those that run, and those that would begin
@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 ///     .with_gatework(&executor)
 ///     .build();
 /// let query = SessionContext::new_with_state(state).sql("SELECT * FROM range(1, 9)").await?;
-/// scope.cancel();
+/// scope.cancel("since nobody wants it any more");
 /// assert!(query.collect().await.is_err());
 /// # Ok(())
 /// # }
@@ -36,7 +36,8 @@ pub struct QueryScope {
 
 #[derive(Debug, Default)]
 struct State {
-    cancelled: bool,
+    /// Why, if they are cancelled.
+    cancelled: Option<&'static str>,
     /// Those that may run.
     queries: Vec<Weak<QueryContext>>,
 }
@@ -47,23 +48,26 @@ impl QueryScope {
         config.with_extension(self)
     }
 
-    /// Cancels its queries. Any number of times, by anybody.
-    pub fn cancel(&self) {
+    /// Cancels its queries, whose error says the `reason`: "the query was cancelled since nobody wants it any more". By
+    /// anybody, any number of times, of which the first counts.
+    pub fn cancel(&self, reason: &'static str) {
         let queries = {
             let mut state = self.state.lock();
-            state.cancelled = true;
+            state.cancelled.get_or_insert(reason);
             std::mem::take(&mut state.queries)
         };
-        queries.iter().filter_map(Weak::upgrade).for_each(|query| query.cancel());
+        for query in queries.iter().filter_map(Weak::upgrade) {
+            query.fail(Error::Cancelled { reason });
+        }
     }
 
     /// Adds `query` to the scope of `context`, if that has one.
     pub(crate) fn enter(context: &TaskContext, query: &Arc<QueryContext>) {
         let Some(scope) = context.session_config().get_extension::<Self>() else { return };
         let mut state = scope.state.lock();
-        if state.cancelled {
+        if let Some(reason) = state.cancelled {
             drop(state);
-            return query.cancel();
+            return query.fail(Error::Cancelled { reason });
         }
         if state.queries.len() == state.queries.capacity() {
             state.queries.retain(|query| query.strong_count() > 0);

@@ -99,13 +99,8 @@ impl KeyEncoder {
                 Keys::Pair(keys)
             }
             Shape::Rows(converter) => {
-                let mut keys = KeyRows::new(converter.empty_rows(0, 0));
-                for first in (0..rows).step_by(KeyRows::AT_ONCE) {
-                    let count = KeyRows::AT_ONCE.min(rows - first);
-                    let part: Vec<_> = columns.iter().map(|all| all.slice(first, count)).collect();
-                    keys.add(converter.convert_columns(&part)?);
-                }
-                Keys::Rows(keys)
+                let rows = converter.convert_columns(&columns)?;
+                Keys::Rows(KeyRows::new(rows, converter.empty_rows(0, 0)))
             }
         })
     }
@@ -151,7 +146,10 @@ impl KeyEncoder {
         match self.shape.as_ref() {
             Shape::Word(_) => Keys::Word(Vec::new()),
             Shape::Pair(_) => Keys::Pair(Vec::new()),
-            Shape::Rows(converter) => Keys::Rows(KeyRows::new(converter.empty_rows(0, 0))),
+            Shape::Rows(converter) => {
+                let none = converter.empty_rows(0, 0);
+                Keys::Rows(KeyRows::new(none.clone(), none))
+            }
         }
     }
 

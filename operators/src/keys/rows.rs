@@ -21,23 +21,14 @@ pub struct KeyRows {
 }
 
 impl KeyRows {
-    /// `none` is of no rows.
-    pub(super) fn new(none: Rows) -> Self {
-        Self { chunks: vec![none.clone()], full: 0, none }
-    }
-
-    /// How many can be encoded at once, for [`add`](Self::add).
-    pub(super) const AT_ONCE: usize = CHUNK;
-
-    /// Adds rows to what is empty, or has been given nothing but full chunks.
-    pub(super) fn add(&mut self, rows: Rows) {
-        match self.chunks.last_mut() {
-            Some(last) if last.num_rows() == 0 => *last = rows,
-            last => {
-                self.full += last.map_or(0, |last| last.size());
-                self.chunks.push(rows);
-            }
+    /// These `rows`; `none` is of no rows, and of the same converter.
+    pub(super) fn new(rows: Rows, none: Rows) -> Self {
+        if rows.num_rows() <= CHUNK {
+            return Self { chunks: vec![rows], full: 0, none };
         }
+        let mut keys = Self { chunks: vec![none.clone()], full: 0, none };
+        rows.iter().for_each(|row| keys.push(row));
+        keys
     }
 
     /// Row `at`.

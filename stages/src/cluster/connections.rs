@@ -19,7 +19,7 @@ use futures::{
     future::{BoxFuture, Shared},
     stream::BoxStream,
 };
-use hyper_util::rt::TokioIo;
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use parking_lot::Mutex;
 use tokio::{io::DuplexStream, net::TcpStream, time::timeout};
 use tonic::{
@@ -197,7 +197,7 @@ impl Connections {
         let endpoint = self.inner.access.endpoint(url);
         let endpoint = endpoint.map_err(|error| Status::failed_precondition(error.message()))?;
         let channel = match self.inner.dial {
-            None => endpoint.connect_with_connector(service_fn(call)).await,
+            None => endpoint.connect_with_connector(caller()).await,
             Some(_) => endpoint.connect_with_connector(self.dialler(url)).await,
         };
         let channel = channel.map_err(|error| unreachable(&error))?;
@@ -235,14 +235,19 @@ impl Connections {
     }
 }
 
-/// Connects to a worker on the network.
-async fn call(worker: http::Uri) -> io::Result<TokioIo<Watched<TcpStream>>> {
-    let host = worker.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let port =
-        worker.port_u16().unwrap_or(if worker.scheme_str() == Some("https") { 443 } else { 80 });
-    let stream = TcpStream::connect((host, port)).await?;
-    stream.set_nodelay(true)?;
-    Ok(TokioIo::new(Watched::new(stream, SILENCE)))
+/// Connects to workers on the network.
+fn caller() -> impl Service<
+    http::Uri,
+    Response = TokioIo<Watched<TcpStream>>,
+    Error = impl std::error::Error + Send + Sync + 'static,
+    Future: Send,
+> + Send
++ 'static {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECTED_WITHIN));
+    connector.map_response(|stream| TokioIo::new(Watched::new(stream.into_inner(), SILENCE)))
 }
 
 /// Asks a worker who it is.

@@ -31,7 +31,9 @@ use tokio::{sync::mpsc, time::timeout};
 use url::Url;
 
 use super::{
+    access::SILENCE,
     connections::{Connections, blamed, is_loss},
+    parts::UNWANTED,
     session::{HeadPlanner, WorkerList},
 };
 
@@ -285,7 +287,13 @@ async fn attempt(
         let next = tokio::select! {
             biased;
             Some(error) = lost.recv() => return Err(DataFusionError::Shared(error)),
-            next = batches.try_next() => next?,
+            next = batches.try_next() => match next {
+                Err(error) if is_echo(&error) => {
+                    let loss = timeout(2 * SILENCE, lost.recv()).await.ok().flatten();
+                    return Err(loss.map_or(error, DataFusionError::Shared));
+                }
+                next => next?,
+            },
         };
         let Some(batch) = next else { break };
         for batch in held.push(batch) {
@@ -300,6 +308,11 @@ async fn attempt(
         }
     }
     Ok(())
+}
+
+/// Whether a worker has lost its connection to us, and another has heard that of it: so we shall lose it as well.
+fn is_echo(error: &DataFusionError) -> bool {
+    error.to_string().contains(UNWANTED)
 }
 
 /// Rows that nobody has seen yet.

@@ -11,11 +11,11 @@
 
 mod access;
 mod connections;
-mod drain;
 mod execution;
 mod in_process;
 mod limits;
 mod locations;
+mod parts;
 mod plan;
 mod session;
 mod watched;

@@ -29,8 +29,8 @@ use tonic::{
 use super::{
     access::{Access, SILENCE, external, version},
     connections::Connections,
-    drain::{Drained, Parts, queries_of_part},
     locations::Locations,
+    parts::{Parts, PartsService, queries_of_part},
     watched::Watched,
 };
 
@@ -143,7 +143,7 @@ fn counted(
     worker: Worker,
     access: &Access,
     parts: Arc<Parts>,
-) -> Drained<
+) -> PartsService<
     impl Service<
         http::Request<Body>,
         Response = http::Response<ResponseBody<Body>>,
@@ -163,7 +163,7 @@ fn counted(
         Ok(request)
     };
     let server = worker.into_worker_server().max_decoding_message_size(LARGEST_REQUEST);
-    Drained { service: InterceptedService::new(server, admit), parts }
+    PartsService { service: InterceptedService::new(server, admit), parts }
 }
 
 /// Serves `worker` at `listener` until `end` comes. Then it takes no more parts of queries; those that it has get on, and

@@ -25,6 +25,9 @@ use tonic::{
 /// What sends a part of a query to a worker, and stays open as long as that is needed.
 const NEW_PART: &str = "/CoordinatorChannel";
 
+/// Why a part is cancelled. Another worker that reads its rows may be told so before anybody notices what has happened.
+pub(super) const UNWANTED: &str = "since the query that it is a part of has ended";
+
 /// The parts that a worker has.
 pub(super) struct Parts {
     draining: AtomicBool,
@@ -76,7 +79,7 @@ tokio::task_local! {
     static QUERIES: Arc<QueryScope>;
 }
 
-/// The queries of the part whose request is being served, if it came through [`Drained`].
+/// The queries of the part whose request is being served, if it came through [`PartsService`].
 pub(super) fn queries_of_part() -> Option<Arc<QueryScope>> {
     QUERIES.try_with(Clone::clone).ok()
 }
@@ -101,16 +104,16 @@ impl Drop for Part {
 
 /// A worker's service that counts its parts, and cancels what they run when whoever sent them wants no more of it.
 #[derive(Debug, Clone)]
-pub(super) struct Drained<S> {
+pub(super) struct PartsService<S> {
     pub(super) service: S,
     pub(super) parts: Arc<Parts>,
 }
 
-impl<S: NamedService> NamedService for Drained<S> {
+impl<S: NamedService> NamedService for PartsService<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S, B> Service<http::Request<Body>> for Drained<S>
+impl<S, B> Service<http::Request<Body>> for PartsService<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<B>, Future: Send + 'static>,
     B: HttpBody<Data = bytes::Bytes, Error = Status> + Send + 'static,
@@ -150,7 +153,7 @@ struct Sent(Arc<Part>);
 
 impl Drop for Sent {
     fn drop(&mut self) {
-        self.0.queries.cancel();
+        self.0.queries.cancel(UNWANTED);
     }
 }
 
