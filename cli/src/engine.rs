@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
@@ -93,7 +93,7 @@ impl Engine {
             shared = shared.with_max_temp_directory_size(limit.as_u64());
         }
         let shared = shared.build_arc().map_err(|error| failed(&error))?;
-        TEMPORARY.get_or_init(|| Arc::downgrade(&shared.disk_manager));
+        *temporary() = Some(shared.disk_manager.clone());
         let settings = Settings { timeout: engine.timeout, ..Settings::default() };
         let nodes = engine.nodes.map(|count| OnNodes::start(engine, count.get())).transpose();
         let nodes = nodes.map_err(|error| failed(&error))?;
@@ -192,8 +192,13 @@ pub(crate) fn misuse(error: &DataFusionError) -> Error {
     Error::failed(one_line(&error.message()))
 }
 
-/// Where the process has its temporary files; they go with it.
-static TEMPORARY: OnceLock<Weak<DiskManager>> = OnceLock::new();
+/// Where the process has its temporary files. They go with whoever has it last, which is to be [`wait_for_files`]: what
+/// another thread is about to remove when the process ends would stay.
+static TEMPORARY: Mutex<Option<Arc<DiskManager>>> = Mutex::new(None);
+
+fn temporary() -> MutexGuard<'static, Option<Arc<DiskManager>>> {
+    TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// How long somebody may still be about to make a temporary file when there is none.
 const NEXT_FILE: Duration = Duration::from_millis(200);
@@ -201,23 +206,23 @@ const NEXT_FILE: Duration = Duration::from_millis(200);
 /// Waits until nobody writes temporary files any more: one that is being written when the process ends would stay. Those
 /// that are still there after `most` are removed.
 pub(crate) fn wait_for_files(most: Duration) {
+    let Some(disk) = temporary().take() else { return };
     let begun = Instant::now();
     let mut seen = begun;
-    while let Some(disk) = TEMPORARY.get().and_then(Weak::upgrade) {
-        let folders = disk.temp_dir_paths();
-        drop(disk);
-        let files = |folder: &PathBuf| folder.read_dir().is_ok_and(|files| files.count() > 0);
-        if folders.iter().any(files) {
+    let has_files = |folder: &PathBuf| folder.read_dir().is_ok_and(|files| files.count() > 0);
+    while Arc::strong_count(&disk) > 1 && seen.elapsed() < NEXT_FILE && begun.elapsed() < most {
+        if disk.temp_dir_paths().iter().any(has_files) {
             seen = Instant::now();
         }
-        if seen.elapsed() >= NEXT_FILE || begun.elapsed() >= most {
-            for folder in folders {
-                // The process ends, and nobody could do better.
-                let _removed = fs::remove_dir_all(folder);
-            }
-            return;
-        }
         thread::sleep(Duration::from_millis(1));
+    }
+    let folders = disk.temp_dir_paths();
+    drop(disk);
+    for folder in folders {
+        // Others may remove the same. What cannot be removed stays: the process ends.
+        while folder.exists() && fs::remove_dir_all(&folder).is_err() && begun.elapsed() < most {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
