@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 /// # use std::sync::Arc;
 /// use datafusion::{execution::session_state::SessionStateBuilder, prelude::*};
 /// use gatework_runtime::Executor;
-/// use gatework_sql::{GateworkSession, QueryScope};
+/// use gatework_sql::{QueryScope, SessionStateBuilderExt};
 /// let executor = Executor::builder().threads(1).build()?;
 /// let scope = Arc::new(QueryScope::default());
 /// let state = SessionStateBuilder::new()
