@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 ///     .with_config(scope.clone().into_config(SessionConfig::new()))
 ///     .with_gatework(&executor)
 ///     .build();
-/// let query = SessionContext::new_with_state(state).sql("SELECT * FROM range(1, 9)").await?;
+/// let query = SessionContext::new_with_state(state).sql("SELECT count(*) FROM range(1, 9)").await?;
 /// scope.cancel("since nobody wants it any more");
 /// assert!(query.collect().await.is_err());
 /// # Ok(())
