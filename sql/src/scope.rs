@@ -24,8 +24,9 @@ use parking_lot::Mutex;
 ///     .with_gatework(&executor)
 ///     .build();
 /// let query = SessionContext::new_with_state(state).sql("SELECT count(*) FROM range(1, 9)").await?;
-/// scope.cancel("since nobody wants it any more");
-/// assert!(query.collect().await.is_err());
+/// scope.cancel("nobody wants it any more");
+/// let error = query.collect().await.map(|_| ()).unwrap_err().to_string();
+/// assert!(error.contains("the query was cancelled: nobody wants it any more"), "{error}");
 /// # Ok(())
 /// # }
 /// ```
@@ -48,7 +49,7 @@ impl QueryScope {
         config.with_extension(self)
     }
 
-    /// Cancels its queries, whose error says the `reason`: "the query was cancelled since nobody wants it any more". By
+    /// Cancels its queries, whose error says the `reason`: "the query was cancelled: nobody wants it any more". By
     /// anybody, any number of times, of which the first counts.
     pub fn cancel(&self, reason: &'static str) {
         let queries = {

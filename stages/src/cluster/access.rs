@@ -20,8 +20,8 @@ pub(super) const SILENCE: Duration = ASKED_AFTER.saturating_add(LOST_AFTER);
 /// How long the answer to a ping may take behind the rows that are on their way, while something comes.
 const PING: Duration = Duration::from_secs(60);
 /// What HTTP/2 may have on its way of one stream of rows. All of a connection together have no limit of their own: else
-/// those that nobody reads would hold up the others. Whoever reads says so whenever half of it has come, which is the only sign of
-/// life while rows come without a pause.
+/// those that nobody reads would hold up the others. Whoever reads says so whenever half of it has come, which is the only
+/// sign of life while rows come without a pause.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// How long the text of an error may be, which travels as a header.

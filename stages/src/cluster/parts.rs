@@ -26,7 +26,7 @@ use tonic::{
 const NEW_PART: &str = "/CoordinatorChannel";
 
 /// Why a part is cancelled. Another worker that reads its rows may be told so before anybody notices what has happened.
-pub(super) const UNWANTED: &str = "since the query that it is a part of has ended";
+pub(super) const UNWANTED: &str = "what it is a part of has ended";
 
 /// The parts that a worker has.
 pub(super) struct Parts {

@@ -34,7 +34,7 @@ impl<T> Watched<T> {
         Self { stream, silence, lost: Box::pin(sleep(silence)), full: false }
     }
 
-    fn is_alive(&mut self) {
+    fn sign_of_life(&mut self) {
         self.lost.as_mut().reset(Instant::now() + self.silence);
     }
 
@@ -55,7 +55,7 @@ impl<T> Watched<T> {
             return self.silent(context).map(Err);
         }
         if std::mem::take(&mut self.full) {
-            self.is_alive();
+            self.sign_of_life();
         }
         written
     }
@@ -71,7 +71,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         if read.is_pending() {
             return self.silent(context).map(Err);
         }
-        self.is_alive();
+        self.sign_of_life();
         read
     }
 }
