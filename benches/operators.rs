@@ -64,6 +64,14 @@ const QUERIES: &[(&str, &str)] = &[
         "SELECT max(s) FROM (SELECT sum(id) OVER (PARTITION BY many ORDER BY id) AS s FROM t)",
     ),
     (
+        "window/a total of all rows",
+        "SELECT max(x) FROM (SELECT text, id - avg(random) OVER () AS x FROM t)",
+    ),
+    (
+        "window/totals of few groups",
+        "SELECT max(x) FROM (SELECT id - avg(random) OVER (PARTITION BY few) AS x FROM t)",
+    ),
+    (
         "union/two inputs",
         "SELECT count(*), sum(n) FROM (SELECT id AS n FROM t UNION ALL SELECT few FROM t)",
     ),

@@ -71,14 +71,26 @@ const JOINS: &[&str] = &[
         ON l.k = r.k AND l.v % 5000 = r.v % 5000 GROUP BY r.k",
 ];
 
-/// Windows over one partition that does not fit, and of which no function looks at more than a part.
+/// Windows over a partition that does not fit, of which functions need a part at a time, or a total.
 const WINDOWS: &[&str] = &[
     "SELECT v, t, sum(v) OVER (ORDER BY k) AS s, rank() OVER (ORDER BY k) AS r FROM
         (SELECT value * 7 % 100003 AS k, value AS v, 'text ' || value AS t FROM generate_series(1, 200000))",
     "SELECT k, v, lag(v) OVER w AS l, avg(v) OVER (PARTITION BY k ORDER BY v ROWS BETWEEN 3 PRECEDING AND 2 FOLLOWING) AS a
         FROM (SELECT value % 2 AS k, value * 31 % 200003 AS v FROM generate_series(1, 200000))
         WINDOW w AS (PARTITION BY k ORDER BY v)",
+    "SELECT v, t, sum(v) OVER () AS s, count(*) FILTER (WHERE v % 3 = 0) OVER () AS c FROM
+        (SELECT value AS v, 'text ' || value AS t FROM generate_series(1, 400000))",
+    "SELECT k, v, t, avg(v) OVER w AS a, max(t) OVER w AS m, lead(v) OVER w AS l, row_number() OVER w AS n FROM
+        (SELECT value % 3 AS k, value AS v, 'text ' || value AS t FROM generate_series(1, 200000))
+        WINDOW w AS (PARTITION BY k ORDER BY v ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)",
 ];
+
+/// A window whose functions need a column of the whole partition, which fits, where the rows do not.
+const COLUMNS: &str =
+    "SELECT v, t, ntile(7) OVER w AS n, percent_rank() OVER w AS p, cume_dist() OVER w AS c,
+        row_number() OVER w AS r, count(*) OVER w AS a FROM
+        (SELECT value AS v, repeat('text ', 40) || value AS t FROM generate_series(1, 40000))
+        WINDOW w AS (ORDER BY v DESC ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)";
 
 /// All of them.
 pub(crate) fn heavy() -> impl Iterator<Item = &'static str> {
@@ -163,6 +175,27 @@ fn queries_that_do_not_fit() {
                 assert_eq!(files(folder.path()), 0);
             }
         }
+    });
+}
+
+#[test]
+fn columns_of_a_window_that_does_not_fit() {
+    guarded(|case| async move {
+        let folder = TempDir::new().unwrap();
+        for threads in [1, 2] {
+            let bench = Bench::new(threads, LIMIT, folder.path(), 1 << 30);
+            case.begin(COLUMNS);
+            let expected = Expected::of(&reference_session(), COLUMNS).await.unwrap();
+            assert!(bench.spilled(&case, COLUMNS, &expected).await.unwrap() > 0);
+            bench.assert_clean().await;
+        }
+        // Where the columns do not fit, the error says who wanted how much.
+        let bench = Bench::new(2, 1 << 20, folder.path(), 1 << 30);
+        let expected = Expected::of(&reference_session(), COLUMNS).await.unwrap();
+        let error = bench.spilled(&case, COLUMNS, &expected).await.unwrap_err().to_string();
+        assert!(error.contains("window sink"), "{error}");
+        bench.assert_clean().await;
+        assert_eq!(files(folder.path()), 0);
     });
 }
 

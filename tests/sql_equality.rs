@@ -390,6 +390,14 @@ const WINDOWS: &[&str] = &[
         ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) FROM nums",
     "SELECT id, nth_value(id, 3) OVER (PARTITION BY t ORDER BY id) FROM nums",
     "SELECT id, count(*) OVER (), sum(id) OVER (), max(t) OVER () FROM nums",
+    "SELECT id, sum(id) FILTER (WHERE b) OVER (PARTITION BY k), count(DISTINCT s) OVER (PARTITION BY k),
+        median(id) OVER (PARTITION BY k) FROM nums",
+    "SELECT id, sum(id) OVER (PARTITION BY k RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) FROM nums",
+    "SELECT id, sum(id) OVER w, array_agg(id) OVER w, row_number() OVER w, lead(s) OVER w, last_value(t) OVER w,
+        ntile(3) OVER w, cume_dist() OVER w FROM nums WINDOW w AS (PARTITION BY k ORDER BY id
+        ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)",
+    "SELECT id, sum(id) OVER w, count(t) FILTER (WHERE b) OVER w, rank() OVER w, percent_rank() OVER w FROM nums
+        WINDOW w AS (ORDER BY id ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING)",
     "SELECT id, avg(id) OVER (PARTITION BY k), min(t) OVER (PARTITION BY s, b) FROM nums",
     "SELECT id, count(*) FILTER (WHERE b) OVER (PARTITION BY k ORDER BY id) FROM nums",
     "SELECT id, sum(id) OVER (PARTITION BY f ORDER BY id) FROM nums",
@@ -409,7 +417,7 @@ fn windows() {
     equal(WINDOWS);
 }
 
-/// With so little room, every window partition is long.
+/// With so little room, every window partition is large.
 #[test]
 fn windows_piece_by_piece() {
     fn narrow(watch: &Watch) -> Sessions<'_> {

@@ -181,8 +181,8 @@ pub(crate) struct ResourceArgs {
     /// Threads that run queries. Default: one per core
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Memory that queries may hold, such as 512MiB or 2GB. Joins, aggregates and sorts spill what does not fit to temporary
-    /// files; other queries that need more fail. Default: no limit
+    /// Memory that queries may hold, such as 512MiB or 2GB. Joins, aggregates, sorts and windows spill what does not fit
+    /// to temporary files; other queries that need more fail. Default: no limit
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_limit: Option<ByteSize>,
     /// Folder for temporary files, which are gone when the query is. Default: the system's

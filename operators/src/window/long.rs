@@ -1,4 +1,4 @@
-//! One long window partition, evaluated piece by piece, by expressions that need to see only so much of it.
+//! Expressions that need to see only so much of their window partition, evaluated piece by piece.
 //!
 //! The expressions keep their own states (DataFusion's `evaluate_stateful`). What is kept here is the rows
 //! that one of them may still look at, and the rows that one of them has no result for yet: with a frame
@@ -12,16 +12,17 @@ use arrow::{
 };
 use datafusion_expr::window_state::PartitionBatchState;
 use datafusion_physical_expr::window::{
-    PartitionBatches, PartitionKey, PartitionWindowAggStates, WindowEvalContext, WindowState,
+    PartitionBatches, PartitionKey, PartitionWindowAggStates, WindowEvalContext, WindowExpr,
+    WindowState,
 };
 use gatework_runtime::Result;
 
-use super::{Plan, bytes};
+use super::bytes;
 use crate::{OrFail, concat::concat_rows};
 
 /// The state of a window partition of which not all rows have come.
 pub(super) struct Long {
-    plan: Arc<Plan>,
+    expressions: Vec<Arc<dyn WindowExpr>>,
     /// The rows that are still looked at: one entry, since there is one partition.
     partition: PartitionBatches,
     states: Vec<PartitionWindowAggStates>,
@@ -30,16 +31,15 @@ pub(super) struct Long {
 }
 
 /// The one partition has no need of its key.
-const KEY: PartitionKey = Vec::new();
+pub(super) const KEY: PartitionKey = Vec::new();
 
 impl Long {
     /// A partition of rows with this schema.
-    pub(super) fn new(plan: Arc<Plan>, schema: &SchemaRef) -> Self {
+    pub(super) fn new(expressions: Vec<Arc<dyn WindowExpr>>, schema: &SchemaRef) -> Self {
         let mut partition = PartitionBatches::default();
         partition.insert(KEY, PartitionBatchState::new(schema.clone()));
-        let states = plan.expressions.iter().map(|_| PartitionWindowAggStates::default());
-        let waiting = RecordBatch::new_empty(schema.clone());
-        Self { states: states.collect(), partition, waiting, plan }
+        let states = expressions.iter().map(|_| PartitionWindowAggStates::default()).collect();
+        Self { expressions, partition, states, waiting: RecordBatch::new_empty(schema.clone()) }
     }
 
     /// Bytes of the rows that are kept.
@@ -49,8 +49,12 @@ impl Long {
     }
 
     /// Adds the next rows of the partition; with the `last` ones, all that are left get their results.
-    /// Answers rows with a column per expression.
-    pub(super) fn add(&mut self, rows: &[RecordBatch], last: bool) -> Result<RecordBatch> {
+    /// Answers rows, and a column per expression.
+    pub(super) fn add(
+        &mut self,
+        rows: &[RecordBatch],
+        last: bool,
+    ) -> Result<(RecordBatch, Vec<ArrayRef>)> {
         let rows = if rows.is_empty() { self.waiting.slice(0, 0) } else { concat_rows(rows)? };
         for part in self.partition.values_mut() {
             part.record_batch = joined(&part.record_batch, &rows)?;
@@ -58,17 +62,15 @@ impl Long {
         }
         self.waiting = joined(&self.waiting, &rows)?;
         let context = WindowEvalContext::default();
-        for (expression, states) in self.plan.expressions.iter().zip(&mut self.states) {
+        for (expression, states) in self.expressions.iter().zip(&mut self.states) {
             expression.evaluate_stateful(&self.partition, states, &context).or_fail()?;
         }
         let states = || self.states.iter().flat_map(PartitionWindowAggStates::values);
         let done = states().map(|of| of.state.out_col.len()).min().unwrap_or(0);
-        let mut columns: Vec<ArrayRef> =
-            self.waiting.columns().iter().map(|column| column.slice(0, done)).collect();
-        columns.extend(states().map(|of| of.state.out_col.slice(0, done)));
-        let output = RecordBatch::try_new(self.plan.schema.clone(), columns).or_fail()?;
+        let results = states().map(|of| of.state.out_col.slice(0, done)).collect();
+        let rows = self.waiting.slice(0, done);
         self.forget(done);
-        Ok(output)
+        Ok((rows, results))
     }
 
     /// Drops `done` rows, which have been given, and rows that no expression looks at any more.

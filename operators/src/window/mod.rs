@@ -1,16 +1,21 @@
-//! Window: evaluates window expressions over whole window partitions of sorted input.
+//! Window: evaluates window expressions over window partitions of sorted input.
 //!
 //! The sink cuts its input, which is sorted by partition keys and order keys, where one window
 //! partition ends and the next begins, and hands over whole partitions, several small ones at a
 //! time. The source of the same instance evaluates them and gives the rows in the order they came.
-//! If no expression looks at a whole window partition, a long one is handed over and evaluated piece by
-//! piece (`long.rs`); otherwise it must fit into memory.
+//!
+//! A large window partition is never evaluated as one. If no expression looks at its end, it is handed over
+//! and evaluated piece by piece (`long.rs`). Otherwise its rows are collected, and put away in files where they
+//! do not fit into memory, while each expression takes from them what it needs (`large.rs`); once the partition
+//! has ended, its rows are given with the results.
 //!
 //! Two rows are of one partition as arrow's `partition` sees it: NULL equals NULL, -0 is not +0.
 
+mod large;
 mod long;
 mod sink;
 mod source;
+mod way;
 
 #[cfg(test)]
 mod tests;
@@ -32,21 +37,25 @@ pub use sink::WindowSink;
 pub use source::WindowSource;
 
 use crate::OrFail;
+use large::Large;
+use way::Way;
 
 #[derive(Debug)]
 struct Plan {
     expressions: Vec<Arc<dyn WindowExpr>>,
+    /// How each of them is evaluated over a large window partition.
+    ways: Vec<Way>,
     partition_by: Vec<Arc<dyn PhysicalExpr>>,
     schema: SchemaRef,
     batch_size: usize,
-    /// A window partition is long from so many bytes on; `None` if all must be whole.
-    long_bytes: Option<usize>,
+    /// A window partition is large from so many bytes on.
+    large_bytes: usize,
 }
 
 /// Window expressions with the same partitions, over input of `instances` tasks that is sorted as
 /// they need it in each task, and whose window partitions are not spread over tasks. The output is
 /// the input's columns and one column per expression, in batches of at most `batch_size` rows.
-/// `limit_bytes` is what waits between sink and source, and what makes a window partition long.
+/// `limit_bytes` is what waits between sink and source, and what makes a window partition large.
 ///
 /// # Errors
 /// If there are no expressions, they have different partitions, or there are no instances.
@@ -75,9 +84,9 @@ pub fn new(
             first.name()
         )));
     }
-    let piecewise = expressions.iter().all(|expression| expression.uses_bounded_memory());
-    let long_bytes = piecewise.then_some(limit_bytes);
-    let plan = Arc::new(Plan { expressions, partition_by, schema, batch_size, long_bytes });
+    let ways = expressions.iter().map(Way::of).collect();
+    let large_bytes = limit_bytes;
+    let plan = Arc::new(Plan { expressions, ways, partition_by, schema, batch_size, large_bytes });
     let (sinks, sources) = (0..instances).map(|_| analytic::new("window", limit_bytes)).unzip();
     Ok((WindowSink::new(sinks, plan.clone()), WindowSource::new(sources, plan)))
 }
@@ -89,17 +98,45 @@ impl Plan {
         let key = |key: &Arc<dyn PhysicalExpr>| key.evaluate(rows)?.into_array_of_size(count);
         self.partition_by.iter().map(key).collect::<Result<_, _>>().or_fail()
     }
+
+    /// Whether no expression looks at the end of its window partition.
+    fn is_piecewise(&self) -> bool {
+        self.ways.iter().all(|way| matches!(way, Way::Piecewise))
+    }
+
+    /// The expressions that do not, of a large window partition.
+    fn piecewise(&self) -> Vec<Arc<dyn WindowExpr>> {
+        let pairs = self.expressions.iter().zip(&self.ways);
+        let piecewise = pairs.filter(|(_, way)| matches!(way, Way::Piecewise));
+        piecewise.map(|(expression, _)| expression.clone()).collect()
+    }
+
+    /// Input `rows` with the columns of the expressions.
+    fn output(&self, rows: &RecordBatch, results: Vec<ArrayRef>) -> Result<RecordBatch> {
+        let columns = rows.columns().iter().cloned().chain(results).collect();
+        RecordBatch::try_new(self.schema.clone(), columns).or_fail()
+    }
 }
 
-/// One or several whole window partitions, or a piece of a long one.
+/// What is handed over.
 #[derive(Debug)]
 struct Partitions {
-    kind: Kind,
-    batches: Vec<RecordBatch>,
+    content: Content,
     rows: usize,
+    /// In memory.
     bytes: usize,
-    /// Given back with the batches.
-    _memory: Reservation,
+    /// Given back with the rows.
+    memory: Reservation,
+}
+
+#[derive(Debug)]
+enum Content {
+    /// One or several window partitions, none of them large.
+    Whole(Vec<RecordBatch>),
+    /// The next rows of a window partition, if there are any, and whether it ends with them.
+    Piece(Vec<RecordBatch>, bool),
+    /// A window partition.
+    Large(Box<Large>),
 }
 
 impl Payload for Partitions {
@@ -110,14 +147,6 @@ impl Payload for Partitions {
     fn bytes(&self) -> usize {
         self.bytes
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Whole,
-    Piece,
-    /// It may have no rows.
-    LastPiece,
 }
 
 fn bytes(rows: &RecordBatch) -> usize {

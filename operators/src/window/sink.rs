@@ -8,12 +8,14 @@ use arrow::{
 };
 use arrow_row::{OwnedRow, RowConverter, SortField};
 use gatework_runtime::{
-    Result,
-    pipeline::{Batch, FinishResult, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext},
+    Error, Result,
+    pipeline::{
+        Batch, FinishResult, GiveBack, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext,
+    },
 };
 use gatework_shared_state::{Gate, analytic::AnalyticSink};
 
-use super::{Kind, Partitions, Plan, bytes};
+use super::{Content, Large, Partitions, Plan, bytes};
 use crate::{OrFail, compact, compact::to_keep, result::answer, spilling::Debt};
 
 /// Cuts sorted input into window partitions.
@@ -47,8 +49,9 @@ impl Sink for WindowSink {
             edges: Edges::default(),
             whole: Pieces::default(),
             open: Pieces::default(),
-            is_long: false,
-            memory: Debt::new(setup),
+            begun: Begun::No,
+            memory: Debt::new(setup.clone()),
+            setup,
         }))
     }
 }
@@ -58,13 +61,24 @@ struct LocalWindowSink {
     closed: Gate,
     plan: Arc<Plan>,
     edges: Edges,
-    /// Window partitions that have ended.
+    /// Window partitions that have ended, none of them large.
     whole: Pieces,
-    /// The window partition that has not.
+    /// The last rows of the window partition that has not.
     open: Pieces,
-    /// Pieces of the open window partition have been handed over.
-    is_long: bool,
+    /// What has become of those before them.
+    begun: Begun,
     memory: Debt,
+    setup: Setup,
+}
+
+/// Whether the open window partition is large.
+enum Begun {
+    /// It is not.
+    No,
+    /// Pieces of it have been handed over.
+    Piecewise,
+    /// It is collected.
+    Large(Box<Large>),
 }
 
 /// Batches in order, none of which is copied before the partitions in them are whole.
@@ -101,27 +115,45 @@ impl LocalSink for LocalWindowSink {
             room = self.add(to_keep(compact(batch)?)?)?;
         }
         // Woken: there is room or memory, or nobody reads any more, which the next push would tell.
-        if self.plan.long_bytes.is_some() {
+        if self.plan.is_piecewise() {
             // What is handed over comes back soon.
-            return Ok(if self.memory.forgive() {
-                self.hand_over_piece(Kind::Piece)
-            } else {
-                room
-            });
+            return Ok(if self.memory.forgive() { self.hand_over_piece(false) } else { room });
         }
         // Full first: it is asked for memory again when there is room.
         if !matches!(room, SinkResult::NeedInput) {
             return Ok(room);
         }
-        Ok(match self.memory.settle()? {
+        Ok(match self.settle()? {
             Some(gate) => SinkResult::Blocked(gate.into()),
             None => SinkResult::NeedInput,
         })
     }
 
+    fn give_back(&mut self, _task: &TaskContext) -> Result<GiveBack> {
+        let Begun::Large(large) = &mut self.begun else { return Ok(GiveBack::Nothing) };
+        // It goes on when the file is written, so that no rows are on their way when the partition ends.
+        if let Some(gate) = large.written()? {
+            return Ok(GiveBack::Blocked(gate.into()));
+        }
+        if large.could_give_back() == 0 {
+            return Ok(GiveBack::Nothing);
+        }
+        large.put_away(self.memory.reservation())?;
+        self.setup.could_give_back(0);
+        Ok(match large.written()? {
+            Some(gate) => GiveBack::Blocked(gate.into()),
+            None => GiveBack::Begun,
+        })
+    }
+
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+        if let Begun::Large(large) = &mut self.begun
+            && let Some(gate) = large.written()?
+        {
+            return Ok(FinishResult::Blocked(gate.into()));
+        }
         // The last items are in, whether there is room for more or not.
-        self.end_open();
+        self.end_open()?;
         if self.whole.rows > 0 {
             self.hand_over();
         }
@@ -137,63 +169,136 @@ impl LocalSink for LocalWindowSink {
 }
 
 impl LocalWindowSink {
-    /// Takes rows, and hands over what is to be evaluated.
+    /// Takes rows, and hands over what is to be evaluated. Answers whether there is room for more.
     fn add(&mut self, rows: RecordBatch) -> Result<SinkResult> {
         let keys = self.plan.keys(&rows)?;
         let found = self.edges.find(&keys)?;
-        self.memory.add(bytes(&rows))?;
+        let mut room = None;
         if found.begins_new {
-            self.end_open();
+            room = self.end_open()?;
         }
         if found.last_start > 0 {
             self.open.push(rows.slice(0, found.first_end));
-            self.end_open();
+            room = self.end_open()?.or(room);
             let between = found.last_start - found.first_end;
             if between > 0 {
                 self.whole.push(rows.slice(found.first_end, between));
             }
         }
         self.open.push(rows.slice(found.last_start, rows.num_rows() - found.last_start));
-        if self.plan.long_bytes.is_some_and(|long| self.open.bytes >= long) {
-            return Ok(self.hand_over_piece(Kind::Piece));
+        let large = self.open.bytes >= self.plan.large_bytes;
+        if large && self.plan.is_piecewise() {
+            room = Some(self.hand_over_piece(false));
+        } else if large && self.open.rows >= self.plan.batch_size {
+            self.collect()?;
         }
-        if self.whole.rows < self.plan.batch_size {
-            return Ok(SinkResult::NeedInput);
+        if self.whole.rows >= self.plan.batch_size {
+            room = Some(self.hand_over());
         }
-        Ok(self.hand_over())
+        self.charge()?;
+        Ok(room.unwrap_or(SinkResult::NeedInput))
     }
 
-    /// The open window partition has ended.
-    fn end_open(&mut self) {
-        if std::mem::take(&mut self.is_long) {
-            self.push(Kind::LastPiece);
-        } else {
-            self.whole.append(&mut self.open);
+    /// The open window partition has ended. Answers whether there is room for more, if anything was handed over.
+    fn end_open(&mut self) -> Result<Option<SinkResult>> {
+        match &self.begun {
+            Begun::No => {
+                self.whole.append(&mut self.open);
+                return Ok(None);
+            }
+            Begun::Piecewise => return Ok(Some(self.hand_over_piece(true))),
+            Begun::Large(_) => self.collect()?,
+        }
+        if self.whole.rows > 0 {
+            self.hand_over();
+        }
+        let Begun::Large(large) = std::mem::replace(&mut self.begun, Begun::No) else {
+            return Ok(None);
+        };
+        self.setup.could_give_back(0);
+        self.memory.set(large.bytes() + self.whole.bytes + self.open.bytes)?;
+        let (rows, bytes) = (large.rows(), large.bytes());
+        Ok(Some(self.push(Content::Large(large), rows, bytes)))
+    }
+
+    /// Adds what there is of the open window partition to what is collected of it.
+    fn collect(&mut self) -> Result<()> {
+        let Pieces { batches, .. } = std::mem::take(&mut self.open);
+        let Some(first) = batches.first() else { return Ok(()) };
+        if !matches!(self.begun, Begun::Large(_)) {
+            let large = Large::new(&self.plan, &first.schema(), self.setup.clone())?;
+            self.begun = Begun::Large(Box::new(large));
+        }
+        if let Begun::Large(large) = &mut self.begun {
+            large.add(&batches)?;
+            self.setup.could_give_back(large.could_give_back());
+        }
+        Ok(())
+    }
+
+    /// Reserves what there is, or notes what is owed.
+    fn charge(&mut self) -> Result<()> {
+        let collected = match &self.begun {
+            Begun::Large(large) => large.bytes(),
+            Begun::No | Begun::Piecewise => 0,
+        };
+        self.memory.set(collected + self.whole.bytes + self.open.bytes)
+    }
+
+    /// Waits for the memory that is owed, and for rows that are put away because there is none.
+    fn settle(&mut self) -> Result<Option<Gate>> {
+        loop {
+            if let Begun::Large(large) = &mut self.begun
+                && let Some(gate) = large.written()?
+            {
+                return Ok(Some(gate));
+            }
+            match self.memory.settle() {
+                Err(Error::OutOfMemory { .. }) if self.setup.can_spill() => {}
+                other => return other,
+            }
+            if self.open.bytes >= self.setup.overdraft() {
+                self.collect()?;
+            }
+            let Begun::Large(large) = &mut self.begun else {
+                // Less than makes a window partition large, and soon handed over.
+                self.memory.forgive();
+                return Ok(None);
+            };
+            if large.could_give_back() == 0 {
+                // What is not collected is as above; what is will be needed at the end.
+                let kept = large.bytes();
+                self.memory.set(kept)?;
+                if kept < self.setup.overdraft() {
+                    self.memory.forgive();
+                }
+                return self.memory.settle();
+            }
+            large.put_away(self.memory.reservation())?;
+            self.setup.could_give_back(0);
+            self.charge()?;
         }
     }
 
     fn hand_over(&mut self) -> SinkResult {
-        self.push(Kind::Whole)
+        let Pieces { batches, rows, bytes } = std::mem::take(&mut self.whole);
+        self.push(Content::Whole(batches), rows, bytes)
     }
 
     /// Hands over what there is of the open window partition, behind those before it.
-    fn hand_over_piece(&mut self, kind: Kind) -> SinkResult {
+    fn hand_over_piece(&mut self, last: bool) -> SinkResult {
         if self.whole.rows > 0 {
             self.hand_over();
         }
-        self.is_long = true;
-        self.push(kind)
+        self.begun = if last { Begun::No } else { Begun::Piecewise };
+        let Pieces { batches, rows, bytes } = std::mem::take(&mut self.open);
+        self.push(Content::Piece(batches, last), rows, bytes)
     }
 
-    fn push(&mut self, kind: Kind) -> SinkResult {
+    fn push(&mut self, content: Content, rows: usize, bytes: usize) -> SinkResult {
         let Some(sink) = &mut self.sink else { return SinkResult::Finished };
-        let pieces = if kind == Kind::Whole { &mut self.whole } else { &mut self.open };
-        let Pieces { batches, rows, bytes } = std::mem::take(pieces);
-        // What slices were charged too much or too little is settled with the last of them.
-        let left = self.whole.rows + self.open.rows;
-        let share = if left == 0 { self.memory.reservation().bytes() } else { bytes };
-        let memory = self.memory.reservation().split_some(share);
-        answer(sink.push(Partitions { kind, batches, rows, bytes, _memory: memory }))
+        let memory = self.memory.reservation().split_some(bytes);
+        answer(sink.push(Partitions { content, rows, bytes, memory }))
     }
 }
 

@@ -14,7 +14,11 @@ use gatework_runtime::{
 };
 use gatework_shared_state::{Take, analytic::AnalyticSource};
 
-use super::{Kind, Partitions, Plan, bytes, long::Long};
+use super::{
+    Content, Partitions, Plan, bytes,
+    large::{Giving, Next},
+    long::Long,
+};
 use crate::{
     OrFail,
     concat::{concat_arrays, concat_rows},
@@ -44,8 +48,9 @@ impl Source for WindowSource {
             source: self.slots.take(&setup)?,
             plan: self.plan.clone(),
             memory: setup.reservation(),
-            overdraft: setup.overdraft(),
+            setup,
             long: None,
+            giving: None,
             ready: None,
             sequence: 0,
         }))
@@ -56,9 +61,11 @@ struct LocalWindowSource {
     source: AnalyticSource<Partitions>,
     plan: Arc<Plan>,
     memory: Reservation,
-    overdraft: usize,
+    setup: Setup,
     /// A window partition of which not all pieces have come.
     long: Option<Long>,
+    /// A large one of which not all rows have been given.
+    giving: Option<Giving>,
     /// Evaluated rows, and how many of them have been given.
     ready: Option<(RecordBatch, usize)>,
     sequence: u64,
@@ -66,89 +73,125 @@ struct LocalWindowSource {
 
 impl LocalSource for LocalWindowSource {
     fn next(&mut self, task: &TaskContext) -> Result<SourceResult> {
-        while self.ready.is_none() {
-            match self.source.take() {
-                Take::Item(partitions) => {
-                    let rows = match partitions.kind {
-                        Kind::Whole => self.evaluate(partitions, task)?,
-                        Kind::Piece | Kind::LastPiece => self.evaluate_piece(partitions)?,
-                    };
-                    self.ready = (rows.num_rows() > 0).then_some((rows, 0));
+        loop {
+            if let Some(giving) = &mut self.giving {
+                match giving.next()? {
+                    Next::Rows(rows) => return Ok(SourceResult::Batch(self.in_turn(rows))),
+                    Next::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                    Next::End => self.giving = None,
                 }
+            }
+            if let Some(batch) = self.next_ready()? {
+                return Ok(SourceResult::Batch(batch));
+            }
+            match self.source.take() {
+                Take::Item(Partitions { content, bytes, memory, .. }) => match content {
+                    Content::Whole(batches) => {
+                        let rows = self.evaluate(batches, bytes, memory, task)?;
+                        self.ready = Some((rows, 0));
+                    }
+                    Content::Piece(batches, last) => {
+                        let rows = self.evaluate_piece(batches, memory, last)?;
+                        self.ready = Some((rows, 0));
+                    }
+                    Content::Large(large) => {
+                        self.giving = Some(large.give(memory, &self.setup, task)?);
+                    }
+                },
                 Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
                 Take::Finished => return Ok(SourceResult::Finished),
                 Take::Aborted => return Err(Error::ProducerAborted),
             }
         }
-        let Some((rows, given)) = self.ready.take() else { return Ok(SourceResult::Finished) };
+    }
+}
+
+impl LocalWindowSource {
+    /// The next batch of the rows that are evaluated.
+    fn next_ready(&mut self) -> Result<Option<Batch>> {
+        let Some((rows, given)) = self.ready.take() else { return Ok(None) };
         let count = self.plan.batch_size.min(rows.num_rows() - given);
-        let batch = Batch::new(rows.slice(given, count)).at(self.sequence);
-        self.sequence += 1;
+        let batch = rows.slice(given, count);
         if given + count < rows.num_rows() {
             self.ready = Some((rows, given + count));
         } else {
             drop(rows);
             let kept = self.long.as_ref().map_or(0, Long::bytes);
-            resize(&mut self.memory, kept, self.overdraft)?;
+            resize(&mut self.memory, kept, self.setup.overdraft())?;
         }
-        Ok(SourceResult::Batch(batch))
+        Ok((count > 0).then(|| self.in_turn(batch)))
     }
-}
 
-impl LocalWindowSource {
-    /// Reserves `bytes`, or goes on without if window partitions are evaluated piece by piece, so that these
-    /// are bounded by what makes one long.
+    fn in_turn(&mut self, rows: RecordBatch) -> Batch {
+        self.sequence += 1;
+        Batch::new(rows).at(self.sequence - 1)
+    }
+
+    /// Reserves `bytes`, or goes on without: so little is evaluated at a time that waiting would not help.
     fn reserve(&mut self, bytes: usize) -> Result<()> {
         match self.memory.resize(bytes) {
-            Err(Error::OutOfMemory { .. }) if self.plan.long_bytes.is_some() => Ok(()),
+            Err(Error::OutOfMemory { .. }) => Ok(()),
             other => other,
         }
     }
 
-    /// The rows that get their results from a piece of a long window partition.
-    fn evaluate_piece(&mut self, piece: Partitions) -> Result<RecordBatch> {
-        let last = piece.kind == Kind::LastPiece;
+    /// The rows that get their results from a piece of a long window partition, which ends with the `last` one.
+    fn evaluate_piece(
+        &mut self,
+        batches: Vec<RecordBatch>,
+        memory: Reservation,
+        last: bool,
+    ) -> Result<RecordBatch> {
         let long = match &mut self.long {
             Some(long) => long,
             none => {
-                let Some(rows) = piece.batches.first() else {
+                let Some(rows) = batches.first() else {
                     return Err(Error::Setup("a window partition without rows".into()));
                 };
-                none.insert(Long::new(self.plan.clone(), &rows.schema()))
+                none.insert(Long::new(self.plan.piecewise(), &rows.schema()))
             }
         };
-        let output = long.add(&piece.batches, last)?;
+        let (rows, results) = long.add(&batches, last)?;
+        let output = self.plan.output(&rows, results)?;
         let kept = long.bytes();
         if last {
             self.long = None;
         }
-        drop(piece);
+        drop((batches, memory));
         // The output is on its way out; only what is kept can grow.
         match self.memory.resize(kept + bytes(&output)) {
-            Err(Error::OutOfMemory { .. }) => resize(&mut self.memory, kept, self.overdraft)?,
+            Err(Error::OutOfMemory { .. }) => {
+                resize(&mut self.memory, kept, self.setup.overdraft())?;
+            }
             other => other?,
         }
         Ok(output)
     }
 
-    /// The rows of `partitions` with a column per expression.
-    fn evaluate(&mut self, partitions: Partitions, task: &TaskContext) -> Result<RecordBatch> {
-        if partitions.batches.len() > 1 {
-            self.reserve(partitions.bytes)?;
+    /// The rows of window partitions, `size` bytes for which `memory` is reserved, with a column per expression.
+    fn evaluate(
+        &mut self,
+        batches: Vec<RecordBatch>,
+        size: usize,
+        memory: Reservation,
+        task: &TaskContext,
+    ) -> Result<RecordBatch> {
+        if batches.len() > 1 {
+            self.reserve(size)?;
         }
-        let rows = concat_rows(&partitions.batches)?;
+        let rows = concat_rows(&batches)?;
         let sort_column = |values| SortColumn { values, options: None };
         let keys: Vec<_> = self.plan.keys(&rows)?.into_iter().map(sort_column).collect();
         let ranges = evaluate_partition_ranges(rows.num_rows(), &keys).or_fail()?;
         let slices: Vec<_> =
             ranges.iter().map(|range| rows.slice(range.start, range.len())).collect();
-        let mut columns = rows.columns().to_vec();
+        let mut results = Vec::with_capacity(self.plan.expressions.len());
         for expression in &self.plan.expressions {
-            columns.push(over_partitions(expression.as_ref(), &slices, task)?);
+            results.push(over_partitions(expression.as_ref(), &slices, task)?);
         }
-        let output = RecordBatch::try_new(self.plan.schema.clone(), columns).or_fail()?;
+        let output = self.plan.output(&rows, results)?;
         // From here on the input lives in the output only.
-        drop(partitions);
+        drop((batches, memory));
         self.reserve(bytes(&output))?;
         Ok(output)
     }

@@ -8,16 +8,20 @@ use arrow::{
     datatypes::{DataType, Field, Schema},
 };
 use datafusion_common::ScalarValue;
-use datafusion_expr::Operator as Op;
+use datafusion_expr::{Operator as Op, WindowFrame, WindowFrameBound, WindowFrameUnits};
+use datafusion_functions_aggregate::sum::sum_udaf;
 use datafusion_physical_expr::{
     LexOrdering, PhysicalExpr, PhysicalSortExpr,
+    aggregate::AggregateExprBuilder,
     expressions::{BinaryExpr, Column, Literal},
+    window::{PlainAggregateWindowExpr, WindowExpr},
 };
 
 use crate::{
     harness::{Case, Harness, Mode, numbers},
     hash_aggregate::{self, AggregateConfig, GroupBy, InputRows, OutputRows, PartialAggregate},
     sort::{self, SortConfig},
+    window,
 };
 
 /// `n * 7 % 50`: the numbers below 50 in another order.
@@ -95,5 +99,47 @@ fn hash_aggregate() {
     })
     .input(shuffled())
     .expect_rows(&numbers(0..7, 7))
+    .check(Mode::all());
+}
+
+/// `sum(n) OVER (PARTITION BY n / 20 ORDER BY n ROWS BETWEEN UNBOUNDED PRECEDING AND …)`.
+fn sum_up_to(end: WindowFrameBound) -> Arc<dyn WindowExpr> {
+    let n: Arc<dyn PhysicalExpr> = Arc::new(Column::new("n", 0));
+    let schema = shuffled()[0].schema();
+    let sum = AggregateExprBuilder::new(sum_udaf(), vec![n.clone()]).schema(schema).alias("sum(n)");
+    let twenty = Arc::new(Literal::new(ScalarValue::Int64(Some(20))));
+    let partition: Arc<dyn PhysicalExpr> = Arc::new(BinaryExpr::new(n.clone(), Op::Divide, twenty));
+    let order = [PhysicalSortExpr::new(n, SortOptions::default())];
+    let start = WindowFrameBound::Preceding(ScalarValue::UInt64(None));
+    let frame = Arc::new(WindowFrame::new_bounds(WindowFrameUnits::Rows, start, end));
+    let sum = Arc::new(sum.build().unwrap());
+    Arc::new(PlainAggregateWindowExpr::new(sum, &[partition], &order, frame, None))
+}
+
+/// Numbers up to 50 with the sum of those of their twenty, and that of those up to them.
+fn sums() -> RecordBatch {
+    let of = |range: std::ops::Range<i64>| range.sum::<i64>();
+    let total = (0..50).map(|n| of(n / 20 * 20..50.min(n / 20 * 20 + 20)));
+    let running = (0..50).map(|n| of(n / 20 * 20..n + 1));
+    let column = |values| Arc::new(Int64Array::from_iter_values::<Vec<i64>>(values)) as _;
+    let columns =
+        vec![column((0..50).collect()), column(total.collect()), column(running.collect())];
+    let sums = ["total", "running"].map(|name| Field::new(name, DataType::Int64, true));
+    let fields = [vec![Field::new("n", DataType::Int64, false)], sums.to_vec()].concat();
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
+}
+
+/// Every window partition is large: it goes to files where it gets no memory.
+#[test]
+fn window_of_totals() {
+    Harness::breaker(|_| {
+        let end = WindowFrameBound::Following(ScalarValue::UInt64(None));
+        let expressions = vec![sum_up_to(end), sum_up_to(WindowFrameBound::CurrentRow)];
+        let (sink, source) = window::new(expressions, sums().schema(), 3, 1, 1).unwrap();
+        (sink, source, 1)
+    })
+    .input(numbers(0..50, 7))
+    .instances(1..=1)
+    .expect_sequence(&[sums()])
     .check(Mode::all());
 }

@@ -1,0 +1,441 @@
+//! A large window partition whose end some expression looks at: collected as it comes, given once it has ended.
+//!
+//! While rows come, each expression takes from them what it needs of all of them ([`Way`]). The rows themselves are
+//! looked at again only when they are given, one batch after the other, so they may be in files meanwhile.
+
+use std::{collections::VecDeque, fmt, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array},
+    datatypes::{DataType, Field, Schema, SchemaRef},
+};
+use datafusion_common::{ScalarValue, internal_err};
+use datafusion_expr::window_state::{PartitionBatchState, WindowAggState};
+use datafusion_physical_expr::window::{
+    PartitionBatches, PartitionWindowAggStates, PlainAggregateWindowExpr, WindowEvalContext,
+    WindowExpr,
+};
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{Batch, Fetch, Held, Reservation, Setup, Taken, TaskContext},
+};
+use gatework_shared_state::{Gate, Payload, Take};
+
+use super::{
+    Plan, Way, bytes,
+    long::{KEY, Long},
+};
+use crate::{
+    OrFail,
+    compact::to_keep,
+    concat::concat_rows,
+    spilling::{Writing, Written, own_buffers, resize},
+};
+
+/// The rows of a window partition, and what expressions know of them.
+pub(super) struct Large {
+    plan: Arc<Plan>,
+    rows: usize,
+    /// The first rows, in files.
+    away: Vec<Held>,
+    /// With the rows of each batch: those that follow.
+    writing: Writing<Vec<usize>>,
+    /// Those that follow them.
+    here: Vec<RecordBatch>,
+    here_bytes: usize,
+    /// Of each expression that has one.
+    totals: Vec<Option<Total>>,
+    columns: Columns,
+}
+
+/// An aggregate over all rows so far.
+struct Total {
+    expression: Arc<dyn WindowExpr>,
+    partition: PartitionBatches,
+    states: PartitionWindowAggStates,
+    /// Its accumulator keeps values, whose bytes so far are an estimate of its size, which cannot be seen.
+    keeps_values: bool,
+    value_bytes: usize,
+}
+
+/// What expressions look at that look at all rows at once.
+struct Columns {
+    /// Where these columns are; `None`: the rows are needed as they are.
+    needed: Option<Vec<usize>>,
+    /// Rows with nothing but NULLs in all other columns.
+    rows: Vec<RecordBatch>,
+    bytes: usize,
+    /// How many expressions that are.
+    expressions: usize,
+}
+
+/// Bytes that a result takes for a row, if it is no copy of a value.
+const RESULT_BYTES: usize = 16;
+
+impl Large {
+    /// A window partition without rows.
+    pub(super) fn new(plan: &Arc<Plan>, schema: &SchemaRef, setup: Setup) -> Result<Self> {
+        let total = |(expression, way): (&Arc<dyn WindowExpr>, &Way)| {
+            matches!(way, Way::Total).then(|| Total::new(expression.clone(), schema)).transpose()
+        };
+        let totals = plan.expressions.iter().zip(&plan.ways).map(total).collect::<Result<_>>()?;
+        Ok(Self {
+            rows: 0,
+            away: Vec::new(),
+            writing: Writing::new(setup),
+            here: Vec::new(),
+            here_bytes: 0,
+            totals,
+            columns: Columns::new(&plan.ways),
+            plan: plan.clone(),
+        })
+    }
+
+    /// Adds the next rows.
+    pub(super) fn add(&mut self, batches: &[RecordBatch]) -> Result<()> {
+        if batches.is_empty() {
+            return Ok(());
+        }
+        let rows = to_keep(concat_rows(batches)?)?;
+        for total in self.totals.iter_mut().flatten() {
+            total.add(&rows)?;
+        }
+        self.columns.add(&rows)?;
+        self.rows += rows.num_rows();
+        self.here_bytes += bytes(&rows);
+        self.here.push(rows);
+        Ok(())
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes that are to be reserved: for rows in memory, and for results, as if they were there.
+    pub(super) fn bytes(&self) -> usize {
+        self.here_bytes + self.kept_bytes()
+    }
+
+    /// The same, once all rows are in files.
+    pub(super) fn kept_bytes(&self) -> usize {
+        let totals: usize = self.totals.iter().flatten().map(Total::bytes).sum();
+        totals + self.columns.bytes_with_results(self.rows, self.here_bytes)
+    }
+
+    /// Bytes of rows that could go to a file.
+    pub(super) fn could_give_back(&self) -> usize {
+        if self.columns.needed.is_some() { self.here_bytes } else { 0 }
+    }
+
+    /// Begins to write the rows in memory, whose bytes `memory` has. Nothing else may be on its way.
+    pub(super) fn put_away(&mut self, memory: &mut Reservation) -> Result<()> {
+        let here = std::mem::take(&mut self.here);
+        let held = memory.split_some(std::mem::take(&mut self.here_bytes));
+        let most = self.plan.batch_size;
+        let slices = move |rows: RecordBatch| {
+            let starts = (0..rows.num_rows()).step_by(most);
+            starts.map(move |start| rows.slice(start, most.min(rows.num_rows() - start)))
+        };
+        let rows = here.iter().cloned().flat_map(slices).map(|slice| slice.num_rows()).collect();
+        let count = here.iter().map(RecordBatch::num_rows).sum();
+        let batches = here.into_iter().flat_map(slices).map(|slice| own_buffers(&slice));
+        self.writing.begin_each(count, Box::new(batches), vec![held], rows)
+    }
+
+    /// The gate of rows that are on their way to a file.
+    pub(super) fn written(&mut self) -> Result<Option<Gate>> {
+        match self.writing.poll()? {
+            Written::Nothing => {}
+            Written::Blocked(gate) => return Ok(Some(gate)),
+            Written::File(file, rows) => {
+                let held = |(number, rows)| Held::away(file.clone(), number, rows, 0);
+                self.away.extend(rows.into_iter().enumerate().map(held));
+            }
+        }
+        Ok(None)
+    }
+
+    /// After its end: gives the rows with their results, of which `memory` is reserved.
+    pub(super) fn give(
+        mut self,
+        memory: Reservation,
+        setup: &Setup,
+        task: &TaskContext,
+    ) -> Result<Giving> {
+        debug_assert!(!self.writing.is_busy(), "rows would be lost");
+        let whole = self.columns.whole(&self.here)?;
+        let mut results = Vec::with_capacity(self.totals.len());
+        for ((expression, way), total) in
+            self.plan.expressions.iter().zip(&self.plan.ways).zip(&self.totals)
+        {
+            task.check()?;
+            results.push(match (way, total) {
+                (Way::Piecewise, _) => Given::Piecewise,
+                (Way::Total, Some(total)) => Given::Total(total.value()?),
+                (Way::Columns(_), _) => Given::Column(expression.evaluate(&whole).or_fail()?),
+                (Way::Total, None) => return internal_err!("a total without a state").or_fail(),
+            });
+        }
+        let here = self.here.into_iter().map(|rows| Held::from(Batch::new(rows)));
+        let mut giving = Giving {
+            batches: self.away.into_iter().chain(here).collect(),
+            here_bytes: self.here_bytes,
+            fetch: Fetch::new(setup),
+            long: None,
+            result_bytes: results.iter().map(Given::bytes).sum(),
+            results,
+            now: None,
+            given: 0,
+            plan: self.plan,
+            memory,
+            overdraft: setup.overdraft(),
+        };
+        giving.reserve()?;
+        Ok(giving)
+    }
+}
+
+impl fmt::Debug for Large {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Large").field("rows", &self.rows).finish_non_exhaustive()
+    }
+}
+
+impl Total {
+    fn new(expression: Arc<dyn WindowExpr>, schema: &SchemaRef) -> Result<Self> {
+        let mut partition = PartitionBatches::default();
+        partition.insert(KEY, PartitionBatchState::new(schema.clone()));
+        let keeps_values = match expression.as_any().downcast_ref::<PlainAggregateWindowExpr>() {
+            Some(plain) => {
+                let state = plain.get_aggregate_expr().state_fields().or_fail()?;
+                state.iter().any(|field| field.data_type().is_nested())
+            }
+            None => false,
+        };
+        let states = PartitionWindowAggStates::default();
+        Ok(Self { expression, partition, states, keeps_values, value_bytes: 0 })
+    }
+
+    /// Adds rows as if they were the last ones, and forgets that they were: of what DataFusion keeps, only the
+    /// accumulator goes on.
+    fn add(&mut self, rows: &RecordBatch) -> Result<()> {
+        for of in self.states.values_mut() {
+            of.state = WindowAggState::new(of.state.out_col.data_type()).or_fail()?;
+        }
+        for part in self.partition.values_mut() {
+            part.record_batch = rows.clone();
+            part.is_end = true;
+        }
+        let context = WindowEvalContext::default();
+        self.expression.evaluate_stateful(&self.partition, &mut self.states, &context).or_fail()?;
+        for part in self.partition.values_mut() {
+            part.record_batch = rows.slice(0, 0);
+        }
+        // The same for each row.
+        for of in self.states.values_mut() {
+            let result = ScalarValue::try_from_array(&of.state.out_col, 0).or_fail()?;
+            of.state.out_col = result.to_array().or_fail()?;
+        }
+        if self.keeps_values {
+            let values = self.expression.evaluate_args(rows).or_fail()?;
+            self.value_bytes += values.iter().map(|of| of.get_array_memory_size()).sum::<usize>();
+        }
+        Ok(())
+    }
+
+    fn value(&self) -> Result<ScalarValue> {
+        let mut results = self.states.values().map(|of| &of.state.out_col);
+        match results.next() {
+            Some(result) => ScalarValue::try_from_array(result, 0).or_fail(),
+            None => internal_err!("a window partition without rows").or_fail(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let results = self.states.values().map(|of| of.state.out_col.get_array_memory_size());
+        results.sum::<usize>() + self.value_bytes
+    }
+}
+
+impl Columns {
+    fn new(ways: &[Way]) -> Self {
+        let mut needed = Some(Vec::new());
+        let mut expressions = 0;
+        for way in ways {
+            let Way::Columns(columns) = way else { continue };
+            expressions += 1;
+            match (columns, &mut needed) {
+                (Some(columns), Some(needed)) => needed.extend(columns),
+                _ => needed = None,
+            }
+        }
+        Self { needed, rows: Vec::new(), bytes: 0, expressions }
+    }
+
+    fn add(&mut self, rows: &RecordBatch) -> Result<()> {
+        let Some(needed) = self.needed.as_ref().filter(|_| self.expressions > 0) else {
+            return Ok(());
+        };
+        let schema = rows.schema();
+        let (mut fields, mut columns) = (Vec::new(), Vec::new());
+        for (place, field) in schema.fields().iter().enumerate() {
+            if needed.contains(&place) {
+                fields.push(field.clone());
+                columns.push(rows.column(place).clone());
+                self.bytes += rows.column(place).get_array_memory_size();
+            } else {
+                fields.push(Arc::new(Field::new(field.name(), DataType::Null, true)));
+                columns.push(new_null_array(&DataType::Null, rows.num_rows()));
+            }
+        }
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+        let schema = Arc::new(Schema::new(fields));
+        self.rows.push(RecordBatch::try_new_with_options(schema, columns, &options).or_fail()?);
+        Ok(())
+    }
+
+    /// Bytes of what is looked at of `rows` rows, of one copy of it, and of results that are numbers or values of it.
+    fn bytes_with_results(&self, rows: usize, here_bytes: usize) -> usize {
+        if self.expressions == 0 {
+            return 0;
+        }
+        let looked_at = if self.needed.is_some() { self.bytes } else { here_bytes };
+        2 * looked_at + self.expressions * rows * RESULT_BYTES
+    }
+
+    /// All that is looked at, as one.
+    fn whole(&mut self, here: &[RecordBatch]) -> Result<RecordBatch> {
+        let rows = std::mem::take(&mut self.rows);
+        let rows = if self.needed.is_some() { &rows } else { here };
+        if rows.is_empty() {
+            return Ok(RecordBatch::new_empty(Arc::new(Schema::empty())));
+        }
+        concat_rows(rows)
+    }
+}
+
+/// A window partition that has ended, on its way out.
+pub(super) struct Giving {
+    plan: Arc<Plan>,
+    batches: VecDeque<Held>,
+    here_bytes: usize,
+    fetch: Fetch,
+    results: Vec<Given>,
+    result_bytes: usize,
+    /// Of the expressions that are evaluated while the rows pass.
+    long: Option<Long>,
+    /// Rows that are being given, and results of those expressions; how many of them have been.
+    now: Option<(RecordBatch, Vec<ArrayRef>, usize)>,
+    /// Of all rows.
+    given: usize,
+    memory: Reservation,
+    overdraft: usize,
+}
+
+/// An expression's results.
+enum Given {
+    /// They come as the rows pass.
+    Piecewise,
+    /// For each row.
+    Total(ScalarValue),
+    /// In the order of the rows.
+    Column(ArrayRef),
+}
+
+impl Given {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Piecewise => 0,
+            Self::Total(value) => value.size(),
+            Self::Column(column) => column.get_array_memory_size(),
+        }
+    }
+}
+
+/// What comes next of a window partition on its way out.
+pub(super) enum Next {
+    /// Rows with their results, a batch at the most.
+    Rows(RecordBatch),
+    /// A batch is being fetched.
+    Blocked(Gate),
+    /// All rows have been given.
+    End,
+}
+
+impl Giving {
+    pub(super) fn next(&mut self) -> Result<Next> {
+        loop {
+            if let Some((rows, passed, from)) = self.now.take() {
+                let count = self.plan.batch_size.min(rows.num_rows() - from);
+                if count > 0 {
+                    let output = self.output(&rows.slice(from, count), &passed, from)?;
+                    self.now = Some((rows, passed, from + count));
+                    return Ok(Next::Rows(output));
+                }
+            }
+            let mut taken_bytes = 0;
+            let batches = &mut self.batches;
+            let take = || match batches.pop_front() {
+                Some(held) => {
+                    taken_bytes = held.bytes();
+                    Take::Item(held)
+                }
+                None => Take::Finished,
+            };
+            match self.fetch.next(take)? {
+                Taken::Batch(batch) => {
+                    self.here_bytes = self.here_bytes.saturating_sub(taken_bytes);
+                    self.now = Some(self.pass(batch.into_parts().0)?);
+                    self.reserve()?;
+                }
+                Taken::Blocked(gate) => return Ok(Next::Blocked(gate)),
+                Taken::Finished | Taken::Aborted => return Ok(Next::End),
+            }
+        }
+    }
+
+    /// The rows that all piecewise expressions have results for, after these.
+    fn pass(&mut self, rows: RecordBatch) -> Result<(RecordBatch, Vec<ArrayRef>, usize)> {
+        if !self.results.iter().any(|given| matches!(given, Given::Piecewise)) {
+            return Ok((rows, Vec::new(), 0));
+        }
+        let last = self.batches.is_empty();
+        let plan = &self.plan;
+        let long = self.long.get_or_insert_with(|| Long::new(plan.piecewise(), &rows.schema()));
+        let (rows, results) = long.add(&[rows], last)?;
+        Ok((rows, results, 0))
+    }
+
+    /// `rows`, with the results that passed, from place `from` of those on.
+    fn output(
+        &mut self,
+        rows: &RecordBatch,
+        passed: &[ArrayRef],
+        from: usize,
+    ) -> Result<RecordBatch> {
+        let count = rows.num_rows();
+        let mut passed = passed.iter();
+        let mut columns = Vec::with_capacity(self.results.len());
+        for given in &self.results {
+            columns.push(match given {
+                Given::Piecewise => match passed.next() {
+                    Some(column) => column.slice(from, count),
+                    None => return internal_err!("a window expression has no result").or_fail(),
+                },
+                Given::Total(value) => value.to_array_of_size(count).or_fail()?,
+                Given::Column(column) => column.slice(self.given, count),
+            });
+        }
+        self.given += count;
+        self.plan.output(rows, columns)
+    }
+
+    /// Gives back what has been given. The last rows of the partition may not have been reserved, since it had ended.
+    fn reserve(&mut self) -> Result<()> {
+        let kept = self.result_bytes + self.long.as_ref().map_or(0, Long::bytes);
+        match self.memory.resize(self.here_bytes + kept) {
+            Err(Error::OutOfMemory { .. }) => resize(&mut self.memory, kept, self.overdraft),
+            other => other,
+        }
+    }
+}
