@@ -28,7 +28,7 @@ use arrow::{
 };
 use arrow_row::{RowConverter, SortField};
 use datafusion_physical_expr::LexOrdering;
-use gatework_runtime::{Result, pipeline::Slots};
+use gatework_runtime::{Error, Result, pipeline::Slots};
 use gatework_shared_state::sort;
 use parking_lot::RwLock;
 
@@ -85,5 +85,26 @@ pub fn new(config: SortConfig, sinks: usize) -> Result<(SortRuns, SortMerge)> {
     Ok((
         SortRuns::new(shared.clone(), Slots::new(sink_tokens)),
         SortMerge::new(shared, Slots::new(source_tokens)),
+    ))
+}
+
+/// Sink and source of a sort of each of `tasks` tasks by itself: what sink task *i* gets, source task *i* gives in order.
+///
+/// # Errors
+/// If a sort key cannot be compared, or only the first rows are wanted: tasks share what they know of those.
+pub fn each(config: SortConfig, tasks: usize) -> Result<(SortRuns, SortMerge)> {
+    if config.fetch.is_some() {
+        return Err(Error::Setup("the first rows of each task cannot be sorted apart".into()));
+    }
+    let shared = Arc::new(Shared::new(config)?);
+    let (mut sinks, mut sources) = (Vec::new(), Vec::new());
+    for _ in 0..tasks {
+        let (mut sink, mut source) = sort::new("sort", 1, 1, 1);
+        sinks.append(&mut sink);
+        sources.append(&mut source);
+    }
+    Ok((
+        SortRuns::new(shared.clone(), Slots::new(sinks)),
+        SortMerge::new(shared, Slots::new(sources)),
     ))
 }

@@ -17,6 +17,7 @@ mod leaves;
 mod nodes;
 mod scalar;
 mod unite;
+mod windows;
 
 pub(crate) use cover::{covers, is_folded, is_statement};
 use flow::Flow;

@@ -20,7 +20,6 @@ use datafusion::{
         scalar_subquery::ScalarSubqueryExec,
         sorts::{sort::SortExec, sort_preserving_merge::SortPreservingMergeExec},
         union::{InterleaveExec, UnionExec},
-        windows::{BoundedWindowAggExec, WindowAggExec},
     },
 };
 use gatework_operators::{
@@ -31,7 +30,7 @@ use gatework_operators::{
     sort::{self, SortConfig},
 };
 
-use super::{Lowering, cover::is_folded, failed, flow::Flow};
+use super::{Lowering, cover::is_folded, failed, flow::Flow, windows::window_expressions};
 use crate::{
     shell::Shell,
     source::SourceExec,
@@ -95,11 +94,8 @@ impl Lowering {
             let flow = self.union(shell, tag)?;
             return self.in_order_if(ordered, flow, node, tag);
         }
-        if let Some(window) = node.downcast_ref::<WindowAggExec>() {
-            return self.window(shell, window.window_expr(), tag);
-        }
-        if let Some(window) = node.downcast_ref::<BoundedWindowAggExec>() {
-            return self.window(shell, window.window_expr(), tag);
+        if window_expressions(node).is_some() {
+            return self.window(shell, ordered, tag);
         }
         if let Some(subqueries) = node.downcast_ref::<ScalarSubqueryExec>() {
             return self.scalar_subqueries(shell, subqueries, ordered);

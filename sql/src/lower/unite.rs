@@ -1,19 +1,16 @@
-//! Unions, windows and loop joins: the breakers that are only a sink, a source, and a buffer.
+//! Unions and loop joins: the breakers that are only a sink, a source, and a buffer.
 
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
 use datafusion::{
     common::{JoinType, internal_err},
     error::Result,
-    physical_expr::window::WindowExpr,
     physical_plan::ExecutionPlan,
 };
 use gatework_operators::{
     JoinFilter,
     local_exchange::{self, Routing},
     nested_loop_join::NestedLoopJoin,
-    window,
 };
 use gatework_shared_state::Budget;
 
@@ -43,45 +40,6 @@ impl Lowering {
             flow.buffers.push(Buffer { producer, budget: budget.clone() });
         }
         Ok(flow)
-    }
-
-    /// `flow` with one task. Where an order is kept it has one already.
-    fn gather(&mut self, flow: Flow, schema: SchemaRef, tag: Option<usize>) -> Result<Flow> {
-        if flow.instances == 1 {
-            return Ok(flow);
-        }
-        let budget = Budget::new(self.settings.exchange_bytes);
-        let (mut sinks, source) =
-            local_exchange::new(Routing::PassThrough, &[flow.instances], 1, budget.clone())
-                .map_err(failed)?;
-        let Some(sink) = sinks.pop() else { return internal_err!("a gather without a sink") };
-        let name = format!("{} gathered", flow.name);
-        let producer = self.close(flow, Arc::new(sink), tag)?;
-        let mut flow = Flow::new(name, 1, Arc::new(source.with_schema(schema)), tag);
-        flow.buffers.push(Buffer { producer, budget });
-        Ok(flow)
-    }
-
-    pub(super) fn window(
-        &mut self,
-        shell: &Shell,
-        expressions: &[Arc<dyn WindowExpr>],
-        tag: Option<usize>,
-    ) -> Result<Flow> {
-        let input = self.child(&shell.children()[0], true)?;
-        let input = self.gather(input, shell.children()[0].schema(), tag)?;
-        let (sink, source) = window::new(
-            expressions.to_vec(),
-            shell.schema(),
-            self.batch_rows,
-            1,
-            self.settings.exchange_bytes,
-        )
-        .map_err(failed)?;
-        let name = format!("{} window", input.name);
-        let producer = self.close(input, Arc::new(sink), tag)?;
-        // The hand-over has one reader, which reads nothing else: it cannot close a cycle.
-        Ok(Flow::new(name, 1, Arc::new(source), tag).after(producer))
     }
 
     pub(super) fn loop_join(
