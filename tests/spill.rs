@@ -80,7 +80,7 @@ const WINDOWS: &[&str] = &[
         WINDOW w AS (PARTITION BY k ORDER BY v)",
     "SELECT v, t, sum(v) OVER () AS s, count(*) FILTER (WHERE v % 3 = 0) OVER () AS c FROM
         (SELECT value AS v, 'text ' || value AS t FROM generate_series(1, 400000))",
-    "SELECT k, v, t, avg(v) OVER w AS a, max(t) OVER w AS m, lead(v) OVER w AS l, row_number() OVER w AS n FROM
+    "SELECT k, v, t, avg(v) OVER w AS a, max(t) OVER w AS m, row_number() OVER w AS n FROM
         (SELECT value % 3 AS k, value AS v, 'text ' || value AS t FROM generate_series(1, 200000))
         WINDOW w AS (PARTITION BY k ORDER BY v ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)",
 ];
@@ -88,7 +88,7 @@ const WINDOWS: &[&str] = &[
 /// A window whose functions need a column of the whole partition, which fits, where the rows do not.
 const COLUMNS: &str =
     "SELECT v, t, ntile(7) OVER w AS n, percent_rank() OVER w AS p, cume_dist() OVER w AS c,
-        row_number() OVER w AS r, count(*) OVER w AS a FROM
+        lead(v) OVER w AS l, row_number() OVER w AS r, count(*) OVER w AS a FROM
         (SELECT value AS v, repeat('text ', 40) || value AS t FROM generate_series(1, 40000))
         WINDOW w AS (ORDER BY v DESC ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)";
 
@@ -106,9 +106,13 @@ struct Bench {
 
 impl Bench {
     fn new(threads: usize, limit: usize, folder: &Path, disk_bytes: u64) -> Self {
-        let disk = DiskManagerBuilder::default()
-            .with_mode(DiskManagerMode::Directories(vec![folder.to_owned()]))
-            .with_max_temp_directory_size(disk_bytes);
+        let mode = DiskManagerMode::Directories(vec![folder.to_owned()]);
+        Self::with(threads, limit, mode, disk_bytes)
+    }
+
+    fn with(threads: usize, limit: usize, mode: DiskManagerMode, disk_bytes: u64) -> Self {
+        let disk =
+            DiskManagerBuilder::default().with_mode(mode).with_max_temp_directory_size(disk_bytes);
         let shared = RuntimeEnvBuilder::new().with_memory_limit(limit, 1.0);
         let shared = shared.with_disk_manager_builder(disk).build_arc().unwrap();
         let executor = executor(threads);
@@ -189,6 +193,14 @@ fn columns_of_a_window_that_does_not_fit() {
             assert!(bench.spilled(&case, COLUMNS, &expected).await.unwrap() > 0);
             bench.assert_clean().await;
         }
+        // Two of them do not fit at once: the second waits until the first has been given.
+        let twice = COLUMNS.replace("ORDER BY v DESC", "PARTITION BY v % 2 ORDER BY v DESC");
+        let twice = twice.replace("40000))", "80000))");
+        case.begin(&twice);
+        let expected = Expected::of(&reference_session(), &twice).await.unwrap();
+        let bench = Bench::new(1, LIMIT, folder.path(), 1 << 30);
+        assert!(bench.spilled(&case, &twice, &expected).await.unwrap() > 0);
+        bench.assert_clean().await;
         // Where the columns do not fit, the error says who wanted how much.
         let bench = Bench::new(2, 1 << 20, folder.path(), 1 << 30);
         let expected = Expected::of(&reference_session(), COLUMNS).await.unwrap();
@@ -247,6 +259,28 @@ fn a_full_disk_and_a_folder_that_is_gone() {
         assert!(error.contains("No such file"), "{error}");
         gone.assert_clean().await;
         assert_eq!(gone.spilled(&case, small, &fits).await.unwrap(), 0);
+    });
+}
+
+/// Whoever is asked for memory has none to give back without a disk, and goes on.
+#[test]
+fn no_disk_at_all() {
+    guarded(|case| async move {
+        for threads in [1, 2] {
+            let bench = Bench::with(threads, LIMIT, DiskManagerMode::Disabled, 1 << 30);
+            for sql in heavy().chain([COLUMNS]) {
+                case.begin(sql);
+                let expected = Expected::of(&reference_session(), sql).await.unwrap();
+                if let Err(error) = bench.spilled(&case, sql, &expected).await {
+                    let error = error.to_string();
+                    assert!(
+                        error.contains("memory") && !error.contains("place to spill"),
+                        "{error}"
+                    );
+                }
+                bench.assert_clean().await;
+            }
+        }
     });
 }
 

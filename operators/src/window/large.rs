@@ -10,37 +10,42 @@ use arrow::{
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use datafusion_common::{ScalarValue, internal_err};
-use datafusion_expr::window_state::{PartitionBatchState, WindowAggState};
+use datafusion_expr::{
+    Accumulator,
+    window_state::{PartitionBatchState, WindowAggState},
+};
 use datafusion_physical_expr::window::{
     PartitionBatches, PartitionWindowAggStates, PlainAggregateWindowExpr, WindowEvalContext,
     WindowExpr,
 };
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, Fetch, Held, Reservation, Setup, Taken, TaskContext},
+    pipeline::{Batch, Fetch, Held, Reservation, Setup, Spilled, Taken, TaskContext, ToSpill},
 };
 use gatework_shared_state::{Gate, Payload, Take};
 
 use super::{
-    Plan, Way, bytes,
+    Plan, RESULT_BYTES, STATE_BYTES, Way, bytes,
     long::{KEY, Long},
+    way::is_unfiltered_aggregate,
 };
 use crate::{
     OrFail,
     compact::to_keep,
     concat::concat_rows,
-    spilling::{Writing, Written, own_buffers, resize},
+    spilling::{own_buffers, resize},
 };
 
 /// The rows of a window partition, and what expressions know of them.
 pub(super) struct Large {
     plan: Arc<Plan>,
+    /// Of the rows, whatever a batch says of its NULLs.
+    schema: SchemaRef,
     rows: usize,
-    /// The first rows, in files.
+    /// The first rows, in files, and what they took in memory.
     away: Vec<Held>,
-    /// With the rows of each batch: those that follow.
-    writing: Writing<Vec<usize>>,
-    /// Those that follow them.
+    away_bytes: usize,
+    /// Those that follow, but for some that may be on their way to a file.
     here: Vec<RecordBatch>,
     here_bytes: usize,
     /// Of each expression that has one.
@@ -49,7 +54,13 @@ pub(super) struct Large {
 }
 
 /// An aggregate over all rows so far.
-struct Total {
+enum Total {
+    Of(Arc<dyn WindowExpr>, Box<dyn Accumulator>),
+    Filtered(Filtered),
+}
+
+/// An aggregate with a filter that only its expression knows.
+struct Filtered {
     expression: Arc<dyn WindowExpr>,
     partition: PartitionBatches,
     states: PartitionWindowAggStates,
@@ -65,27 +76,30 @@ struct Columns {
     /// Rows with nothing but NULLs in all other columns.
     rows: Vec<RecordBatch>,
     bytes: usize,
-    /// How many expressions that are.
-    expressions: usize,
+    /// What results take for a row, and one while it is made.
+    row_bytes: usize,
 }
 
-/// Bytes that a result takes for a row, if it is no copy of a value.
-const RESULT_BYTES: usize = 16;
+/// Bytes of a result for a row while results are made one by one: a `ScalarValue`.
+const SCALAR_BYTES: usize = size_of::<ScalarValue>();
 
 impl Large {
     /// A window partition without rows.
-    pub(super) fn new(plan: &Arc<Plan>, schema: &SchemaRef, setup: Setup) -> Result<Self> {
+    pub(super) fn new(plan: &Arc<Plan>, rows: &Schema) -> Result<Self> {
+        let nullable = |field: &Arc<Field>| field.as_ref().clone().with_nullable(true);
+        let fields: Vec<Field> = rows.fields().iter().map(nullable).collect();
+        let schema = Arc::new(Schema::new(fields));
         let total = |(expression, way): (&Arc<dyn WindowExpr>, &Way)| {
-            matches!(way, Way::Total).then(|| Total::new(expression.clone(), schema)).transpose()
+            matches!(way, Way::Total).then(|| Total::new(expression, &schema)).transpose()
         };
-        let totals = plan.expressions.iter().zip(&plan.ways).map(total).collect::<Result<_>>()?;
         Ok(Self {
+            totals: plan.expressions.iter().zip(&plan.ways).map(total).collect::<Result<_>>()?,
+            schema,
             rows: 0,
             away: Vec::new(),
-            writing: Writing::new(setup),
+            away_bytes: 0,
             here: Vec::new(),
             here_bytes: 0,
-            totals,
             columns: Columns::new(&plan.ways),
             plan: plan.clone(),
         })
@@ -97,6 +111,10 @@ impl Large {
             return Ok(());
         }
         let rows = to_keep(concat_rows(batches)?)?;
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+        let columns = rows.columns().to_vec();
+        let rows = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
+        let rows = rows.or_fail()?;
         for total in self.totals.iter_mut().flatten() {
             total.add(&rows)?;
         }
@@ -111,15 +129,15 @@ impl Large {
         self.rows
     }
 
-    /// Bytes that are to be reserved: for rows in memory, and for results, as if they were there.
-    pub(super) fn bytes(&self) -> usize {
-        self.here_bytes + self.kept_bytes()
+    /// Bytes of all rows, wherever they are.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.away_bytes + self.here_bytes
     }
 
-    /// The same, once all rows are in files.
-    pub(super) fn kept_bytes(&self) -> usize {
+    /// Bytes that are to be reserved: for rows in memory, and for results, as if they were there.
+    pub(super) fn bytes(&self) -> usize {
         let totals: usize = self.totals.iter().flatten().map(Total::bytes).sum();
-        totals + self.columns.bytes_with_results(self.rows, self.here_bytes)
+        self.here_bytes + totals + self.columns.bytes_with_results(self.rows, self.here_bytes)
     }
 
     /// Bytes of rows that could go to a file.
@@ -127,52 +145,42 @@ impl Large {
         if self.columns.needed.is_some() { self.here_bytes } else { 0 }
     }
 
-    /// Begins to write the rows in memory, whose bytes `memory` has. Nothing else may be on its way.
-    pub(super) fn put_away(&mut self, memory: &mut Reservation) -> Result<()> {
+    /// The rows in memory, in batches to be written, with how many rows there are in each.
+    pub(super) fn take_here(&mut self) -> (ToSpill, Vec<usize>) {
         let here = std::mem::take(&mut self.here);
-        let held = memory.split_some(std::mem::take(&mut self.here_bytes));
+        self.away_bytes += std::mem::take(&mut self.here_bytes);
         let most = self.plan.batch_size;
         let slices = move |rows: RecordBatch| {
             let starts = (0..rows.num_rows()).step_by(most);
             starts.map(move |start| rows.slice(start, most.min(rows.num_rows() - start)))
         };
         let rows = here.iter().cloned().flat_map(slices).map(|slice| slice.num_rows()).collect();
-        let count = here.iter().map(RecordBatch::num_rows).sum();
-        let batches = here.into_iter().flat_map(slices).map(|slice| own_buffers(&slice));
-        self.writing.begin_each(count, Box::new(batches), vec![held], rows)
+        (Box::new(here.into_iter().flat_map(slices).map(|slice| own_buffers(&slice))), rows)
     }
 
-    /// The gate of rows that are on their way to a file.
-    pub(super) fn written(&mut self) -> Result<Option<Gate>> {
-        match self.writing.poll()? {
-            Written::Nothing => {}
-            Written::Blocked(gate) => return Ok(Some(gate)),
-            Written::File(file, rows) => {
-                let held = |(number, rows)| Held::away(file.clone(), number, rows, 0);
-                self.away.extend(rows.into_iter().enumerate().map(held));
-            }
-        }
-        Ok(None)
+    /// Those are in `file`.
+    pub(super) fn was_put_away(&mut self, file: &Arc<dyn Spilled>, rows: Vec<usize>) {
+        let held = |(number, rows)| Held::away(file.clone(), number, rows, 0);
+        self.away.extend(rows.into_iter().enumerate().map(held));
     }
 
-    /// After its end: gives the rows with their results, of which `memory` is reserved.
+    /// After its end: gives the rows with their results, for which `memory` is reserved.
     pub(super) fn give(
         mut self,
         memory: Reservation,
         setup: &Setup,
         task: &TaskContext,
     ) -> Result<Giving> {
-        debug_assert!(!self.writing.is_busy(), "rows would be lost");
         let whole = self.columns.whole(&self.here)?;
         let mut results = Vec::with_capacity(self.totals.len());
         for ((expression, way), total) in
-            self.plan.expressions.iter().zip(&self.plan.ways).zip(&self.totals)
+            self.plan.expressions.iter().zip(&self.plan.ways).zip(&mut self.totals)
         {
             task.check()?;
             results.push(match (way, total) {
                 (Way::Piecewise, _) => Given::Piecewise,
                 (Way::Total, Some(total)) => Given::Total(total.value()?),
-                (Way::Columns(_), _) => Given::Column(expression.evaluate(&whole).or_fail()?),
+                (Way::Columns { .. }, _) => Given::Column(expression.evaluate(&whole).or_fail()?),
                 (Way::Total, None) => return internal_err!("a total without a state").or_fail(),
             });
         }
@@ -188,7 +196,7 @@ impl Large {
             given: 0,
             plan: self.plan,
             memory,
-            overdraft: setup.overdraft(),
+            overdraft: setup.overdraft().max(STATE_BYTES),
         };
         giving.reserve()?;
         Ok(giving)
@@ -202,20 +210,53 @@ impl fmt::Debug for Large {
 }
 
 impl Total {
-    fn new(expression: Arc<dyn WindowExpr>, schema: &SchemaRef) -> Result<Self> {
+    fn new(expression: &Arc<dyn WindowExpr>, schema: &SchemaRef) -> Result<Self> {
+        let plain = expression.as_any().downcast_ref::<PlainAggregateWindowExpr>();
+        let Some(aggregate) = plain.map(PlainAggregateWindowExpr::get_aggregate_expr) else {
+            return internal_err!("{} is no aggregate", expression.name()).or_fail();
+        };
+        if is_unfiltered_aggregate(expression) {
+            let accumulator = aggregate.create_accumulator().or_fail()?;
+            return Ok(Self::Of(expression.clone(), accumulator));
+        }
         let mut partition = PartitionBatches::default();
         partition.insert(KEY, PartitionBatchState::new(schema.clone()));
-        let keeps_values = match expression.as_any().downcast_ref::<PlainAggregateWindowExpr>() {
-            Some(plain) => {
-                let state = plain.get_aggregate_expr().state_fields().or_fail()?;
-                state.iter().any(|field| field.data_type().is_nested())
-            }
-            None => false,
-        };
-        let states = PartitionWindowAggStates::default();
-        Ok(Self { expression, partition, states, keeps_values, value_bytes: 0 })
+        let state = aggregate.state_fields().or_fail()?;
+        Ok(Self::Filtered(Filtered {
+            expression: expression.clone(),
+            partition,
+            states: PartitionWindowAggStates::default(),
+            keeps_values: state.iter().any(|field| field.data_type().is_nested()),
+            value_bytes: 0,
+        }))
     }
 
+    fn add(&mut self, rows: &RecordBatch) -> Result<()> {
+        match self {
+            Self::Of(expression, accumulator) => {
+                let values = expression.evaluate_args(rows).or_fail()?;
+                accumulator.update_batch(&values).or_fail()
+            }
+            Self::Filtered(filtered) => filtered.add(rows),
+        }
+    }
+
+    fn value(&mut self) -> Result<ScalarValue> {
+        match self {
+            Self::Of(_, accumulator) => accumulator.evaluate().or_fail(),
+            Self::Filtered(filtered) => filtered.value(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Of(_, accumulator) => accumulator.size(),
+            Self::Filtered(filtered) => filtered.bytes(),
+        }
+    }
+}
+
+impl Filtered {
     /// Adds rows as if they were the last ones, and forgets that they were: of what DataFusion keeps, only the
     /// accumulator goes on.
     fn add(&mut self, rows: &RecordBatch) -> Result<()> {
@@ -229,7 +270,7 @@ impl Total {
         let context = WindowEvalContext::default();
         self.expression.evaluate_stateful(&self.partition, &mut self.states, &context).or_fail()?;
         for part in self.partition.values_mut() {
-            part.record_batch = rows.slice(0, 0);
+            part.record_batch = RecordBatch::new_empty(rows.schema());
         }
         // The same for each row.
         for of in self.states.values_mut() {
@@ -260,20 +301,28 @@ impl Total {
 impl Columns {
     fn new(ways: &[Way]) -> Self {
         let mut needed = Some(Vec::new());
-        let mut expressions = 0;
+        let (mut row_bytes, mut making) = (0, 0);
         for way in ways {
-            let Way::Columns(columns) = way else { continue };
-            expressions += 1;
+            let Way::Columns { columns, by_frame } = way else { continue };
+            row_bytes += RESULT_BYTES;
+            if *by_frame {
+                making = SCALAR_BYTES;
+            }
             match (columns, &mut needed) {
                 (Some(columns), Some(needed)) => needed.extend(columns),
                 _ => needed = None,
             }
         }
-        Self { needed, rows: Vec::new(), bytes: 0, expressions }
+        Self { needed, rows: Vec::new(), bytes: 0, row_bytes: row_bytes + making }
+    }
+
+    /// Whether no expression looks at all rows at once.
+    fn is_nothing(&self) -> bool {
+        self.row_bytes == 0
     }
 
     fn add(&mut self, rows: &RecordBatch) -> Result<()> {
-        let Some(needed) = self.needed.as_ref().filter(|_| self.expressions > 0) else {
+        let Some(needed) = self.needed.as_ref().filter(|_| !self.is_nothing()) else {
             return Ok(());
         };
         let schema = rows.schema();
@@ -296,11 +345,11 @@ impl Columns {
 
     /// Bytes of what is looked at of `rows` rows, of one copy of it, and of results that are numbers or values of it.
     fn bytes_with_results(&self, rows: usize, here_bytes: usize) -> usize {
-        if self.expressions == 0 {
+        if self.is_nothing() {
             return 0;
         }
         let looked_at = if self.needed.is_some() { self.bytes } else { here_bytes };
-        2 * looked_at + self.expressions * rows * RESULT_BYTES
+        2 * looked_at + rows * self.row_bytes
     }
 
     /// All that is looked at, as one.
@@ -363,8 +412,9 @@ pub(super) enum Next {
 }
 
 impl Giving {
-    pub(super) fn next(&mut self) -> Result<Next> {
+    pub(super) fn next(&mut self, task: &TaskContext) -> Result<Next> {
         loop {
+            task.check()?;
             if let Some((rows, passed, from)) = self.now.take() {
                 let count = self.plan.batch_size.min(rows.num_rows() - from);
                 if count > 0 {
@@ -434,6 +484,7 @@ impl Giving {
     fn reserve(&mut self) -> Result<()> {
         let kept = self.result_bytes + self.long.as_ref().map_or(0, Long::bytes);
         match self.memory.resize(self.here_bytes + kept) {
+            Err(Error::OutOfMemory { .. }) if self.memory.bytes() >= kept => Ok(()),
             Err(Error::OutOfMemory { .. }) => resize(&mut self.memory, kept, self.overdraft),
             other => other,
         }

@@ -75,7 +75,7 @@ impl Long {
 
     /// Drops `done` rows, which have been given, and rows that no expression looks at any more.
     fn forget(&mut self, done: usize) {
-        self.waiting = self.waiting.slice(done, self.waiting.num_rows() - done);
+        self.waiting = behind(&self.waiting, done);
         let states = || self.states.iter().flat_map(PartitionWindowAggStates::values);
         // Frames never move back, so what lies before all of them, and has its result, is not looked at.
         let passed = |WindowState { state, .. }: &WindowState| {
@@ -83,8 +83,7 @@ impl Long {
         };
         let passed = states().map(passed).min().unwrap_or(0);
         for part in self.partition.values_mut() {
-            let rows = &part.record_batch;
-            part.record_batch = rows.slice(passed, rows.num_rows() - passed);
+            part.record_batch = behind(&part.record_batch, passed);
         }
         for of in self.states.iter_mut().flat_map(PartitionWindowAggStates::values_mut) {
             let results = &of.state.out_col;
@@ -100,5 +99,13 @@ fn joined(before: &RecordBatch, rows: &RecordBatch) -> Result<RecordBatch> {
         (_, 0) => Ok(before.clone()),
         (0, _) => Ok(rows.clone()),
         _ => concat_rows(&[before.clone(), rows.clone()]),
+    }
+}
+
+/// The rows of `rows` behind so many. An empty slice would keep all of them alive.
+fn behind(rows: &RecordBatch, passed: usize) -> RecordBatch {
+    match rows.num_rows() - passed {
+        0 => RecordBatch::new_empty(rows.schema()),
+        left => rows.slice(passed, left),
     }
 }

@@ -31,7 +31,7 @@ use gatework_runtime::{
     Error, Result,
     pipeline::{Batch, Reservation},
 };
-use gatework_shared_state::{Payload, analytic};
+use gatework_shared_state::{Gate, Payload, analytic};
 
 pub use sink::WindowSink;
 pub use source::WindowSource;
@@ -48,7 +48,7 @@ struct Plan {
     partition_by: Vec<Arc<dyn PhysicalExpr>>,
     schema: SchemaRef,
     batch_size: usize,
-    /// A window partition is large from so many bytes on.
+    /// A window partition is large from so many bytes on, with those of its results.
     large_bytes: usize,
 }
 
@@ -84,7 +84,7 @@ pub fn new(
             first.name()
         )));
     }
-    let ways = expressions.iter().map(Way::of).collect();
+    let ways = Way::of(&expressions);
     let large_bytes = limit_bytes;
     let plan = Arc::new(Plan { expressions, ways, partition_by, schema, batch_size, large_bytes });
     let (sinks, sources) = (0..instances).map(|_| analytic::new("window", limit_bytes)).unzip();
@@ -123,7 +123,7 @@ impl Plan {
 struct Partitions {
     content: Content,
     rows: usize,
-    /// In memory.
+    /// In memory and in files, so that those are bounded as well.
     bytes: usize,
     /// Given back with the rows.
     memory: Reservation,
@@ -135,8 +135,18 @@ enum Content {
     Whole(Vec<RecordBatch>),
     /// The next rows of a window partition, if there are any, and whether it ends with them.
     Piece(Vec<RecordBatch>, bool),
-    /// A window partition.
-    Large(Box<Large>),
+    /// A window partition; the gate opens when it has been given.
+    Large(Box<Large>, OpensGate),
+}
+
+/// Opens a gate when it is dropped.
+#[derive(Debug)]
+struct OpensGate(Gate);
+
+impl Drop for OpensGate {
+    fn drop(&mut self) {
+        self.0.set_always_ready();
+    }
 }
 
 impl Payload for Partitions {
@@ -148,6 +158,12 @@ impl Payload for Partitions {
         self.bytes
     }
 }
+
+/// Bytes that a result takes for a row, if it is no copy of a value.
+const RESULT_BYTES: usize = 16;
+
+/// The states of a few totals, or their results, which nobody could do without: they are there without a reservation.
+const STATE_BYTES: usize = 4096;
 
 fn bytes(rows: &RecordBatch) -> usize {
     Batch::new(rows.clone()).bytes()

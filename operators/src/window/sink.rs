@@ -13,10 +13,15 @@ use gatework_runtime::{
         Batch, FinishResult, GiveBack, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext,
     },
 };
-use gatework_shared_state::{Gate, analytic::AnalyticSink};
+use gatework_shared_state::{Dependency, DependencyKind, Gate, analytic::AnalyticSink};
 
-use super::{Content, Large, Partitions, Plan, bytes};
-use crate::{OrFail, compact, compact::to_keep, result::answer, spilling::Debt};
+use super::{Content, Large, OpensGate, Partitions, Plan, RESULT_BYTES, STATE_BYTES, bytes};
+use crate::{
+    OrFail, compact,
+    compact::to_keep,
+    result::answer,
+    spilling::{Debt, Writing, Written},
+};
 
 /// Cuts sorted input into window partitions.
 #[derive(Debug)]
@@ -50,6 +55,8 @@ impl Sink for WindowSink {
             whole: Pieces::default(),
             open: Pieces::default(),
             begun: Begun::No,
+            writing: Writing::new(setup.clone()),
+            given: None,
             memory: Debt::new(setup.clone()),
             setup,
         }))
@@ -67,6 +74,10 @@ struct LocalWindowSink {
     open: Pieces,
     /// What has become of those before them.
     begun: Begun,
+    /// Rows of it that are on their way to a file, and how many there are in each batch.
+    writing: Writing<Vec<usize>>,
+    /// Opens when the large window partition before has been given, and with it its memory.
+    given: Option<Gate>,
     memory: Debt,
     setup: Setup,
 }
@@ -123,33 +134,39 @@ impl LocalSink for LocalWindowSink {
         if !matches!(room, SinkResult::NeedInput) {
             return Ok(room);
         }
-        Ok(match self.settle()? {
+        let gate = self.settle()?;
+        if let Begun::Large(large) = &self.begun
+            && self.setup.can_spill()
+            && !self.writing.is_busy()
+        {
+            self.setup.could_give_back(large.could_give_back());
+        }
+        Ok(match gate {
             Some(gate) => SinkResult::Blocked(gate.into()),
             None => SinkResult::NeedInput,
         })
     }
 
     fn give_back(&mut self, _task: &TaskContext) -> Result<GiveBack> {
-        let Begun::Large(large) = &mut self.begun else { return Ok(GiveBack::Nothing) };
         // It goes on when the file is written, so that no rows are on their way when the partition ends.
-        if let Some(gate) = large.written()? {
+        if let Some(gate) = self.written()? {
             return Ok(GiveBack::Blocked(gate.into()));
         }
-        if large.could_give_back() == 0 {
+        if !self.put_away()? {
             return Ok(GiveBack::Nothing);
         }
-        large.put_away(self.memory.reservation())?;
-        self.setup.could_give_back(0);
-        Ok(match large.written()? {
+        Ok(match self.written()? {
             Some(gate) => GiveBack::Blocked(gate.into()),
             None => GiveBack::Begun,
         })
     }
 
     fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
-        if let Begun::Large(large) = &mut self.begun
-            && let Some(gate) = large.written()?
-        {
+        if self.closed.is_ready() {
+            // Nobody reads any more.
+            self.begun = Begun::No;
+            (self.whole, self.open) = Default::default();
+        } else if let Some(gate) = self.written()? {
             return Ok(FinishResult::Blocked(gate.into()));
         }
         // The last items are in, whether there is room for more or not.
@@ -186,7 +203,7 @@ impl LocalWindowSink {
             }
         }
         self.open.push(rows.slice(found.last_start, rows.num_rows() - found.last_start));
-        let large = self.open.bytes >= self.plan.large_bytes;
+        let large = self.open.bytes + RESULT_BYTES * self.open.rows >= self.plan.large_bytes;
         if large && self.plan.is_piecewise() {
             room = Some(self.hand_over_piece(false));
         } else if large && self.open.rows >= self.plan.batch_size {
@@ -216,9 +233,14 @@ impl LocalWindowSink {
             return Ok(None);
         };
         self.setup.could_give_back(0);
-        self.memory.set(large.bytes() + self.whole.bytes + self.open.bytes)?;
-        let (rows, bytes) = (large.rows(), large.bytes());
-        Ok(Some(self.push(Content::Large(large), rows, bytes)))
+        let reserved = large.bytes();
+        self.memory.set(reserved + self.whole.bytes + self.open.bytes)?;
+        let memory = self.memory.reservation().split_some(reserved);
+        let (rows, bytes) = (large.rows(), large.row_bytes());
+        let gate = Dependency::blocked("window partition given", DependencyKind::Sink);
+        self.given = Some(gate.clone());
+        let content = Content::Large(large, OpensGate(gate));
+        Ok(Some(self.push(Partitions { content, rows, bytes, memory })))
     }
 
     /// Adds what there is of the open window partition to what is collected of it.
@@ -226,63 +248,91 @@ impl LocalWindowSink {
         let Pieces { batches, .. } = std::mem::take(&mut self.open);
         let Some(first) = batches.first() else { return Ok(()) };
         if !matches!(self.begun, Begun::Large(_)) {
-            let large = Large::new(&self.plan, &first.schema(), self.setup.clone())?;
-            self.begun = Begun::Large(Box::new(large));
+            self.begun = Begun::Large(Box::new(Large::new(&self.plan, &first.schema())?));
         }
-        if let Begun::Large(large) = &mut self.begun {
-            large.add(&batches)?;
-            self.setup.could_give_back(large.could_give_back());
+        match &mut self.begun {
+            Begun::Large(large) => large.add(&batches),
+            Begun::No | Begun::Piecewise => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Begins to write the collected rows that are in memory. Whether there are any; none may be on their way.
+    fn put_away(&mut self) -> Result<bool> {
+        let Begun::Large(large) = &mut self.begun else { return Ok(false) };
+        let bytes = large.could_give_back();
+        if bytes == 0 || !self.setup.can_spill() {
+            return Ok(false);
+        }
+        let (batches, rows) = large.take_here();
+        let held = self.memory.reservation().split_some(bytes);
+        self.writing.begin_each(rows.iter().sum(), batches, vec![held], rows)?;
+        self.setup.could_give_back(0);
+        Ok(true)
+    }
+
+    /// The gate of rows that are on their way to a file.
+    fn written(&mut self) -> Result<Option<Gate>> {
+        match self.writing.poll()? {
+            Written::Nothing => {}
+            Written::Blocked(gate) => return Ok(Some(gate)),
+            Written::File(file, rows) => {
+                if let Begun::Large(large) = &mut self.begun {
+                    large.was_put_away(&file, rows);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn collected_bytes(&self) -> usize {
+        match &self.begun {
+            Begun::Large(large) => large.bytes(),
+            Begun::No | Begun::Piecewise => 0,
+        }
     }
 
     /// Reserves what there is, or notes what is owed.
     fn charge(&mut self) -> Result<()> {
-        let collected = match &self.begun {
-            Begun::Large(large) => large.bytes(),
-            Begun::No | Begun::Piecewise => 0,
-        };
-        self.memory.set(collected + self.whole.bytes + self.open.bytes)
+        self.memory.set(self.collected_bytes() + self.whole.bytes + self.open.bytes)
     }
 
     /// Waits for the memory that is owed, and for rows that are put away because there is none.
     fn settle(&mut self) -> Result<Option<Gate>> {
         loop {
-            if let Begun::Large(large) = &mut self.begun
-                && let Some(gate) = large.written()?
-            {
+            if let Some(gate) = self.written()? {
                 return Ok(Some(gate));
             }
-            match self.memory.settle() {
-                Err(Error::OutOfMemory { .. }) if self.setup.can_spill() => {}
+            let error = match self.memory.settle() {
+                Err(error @ Error::OutOfMemory { .. }) => error,
                 other => return other,
+            };
+            if let Some(given) = self.given.as_ref().filter(|given| !given.is_ready()) {
+                return Ok(Some(given.clone()));
+            }
+            if !self.setup.can_spill() {
+                return Err(error);
             }
             if self.open.bytes >= self.setup.overdraft() {
                 self.collect()?;
             }
-            let Begun::Large(large) = &mut self.begun else {
-                // Less than makes a window partition large, and soon handed over.
-                self.memory.forgive();
-                return Ok(None);
-            };
-            if large.could_give_back() == 0 {
-                // What is not collected is as above; what is will be needed at the end.
-                let kept = large.bytes();
-                self.memory.set(kept)?;
-                if kept < self.setup.overdraft() {
-                    self.memory.forgive();
-                }
-                return self.memory.settle();
+            if self.put_away()? {
+                self.charge()?;
+                continue;
             }
-            large.put_away(self.memory.reservation())?;
-            self.setup.could_give_back(0);
-            self.charge()?;
+            // What is not collected is less than makes a window partition large, and soon handed over; what is will
+            // be needed at the end.
+            let collected = self.collected_bytes();
+            self.memory.set(collected)?;
+            if collected < self.setup.overdraft().max(STATE_BYTES) {
+                self.memory.forgive();
+            }
+            return self.memory.settle();
         }
     }
 
     fn hand_over(&mut self) -> SinkResult {
-        let Pieces { batches, rows, bytes } = std::mem::take(&mut self.whole);
-        self.push(Content::Whole(batches), rows, bytes)
+        let whole = std::mem::take(&mut self.whole);
+        self.push_pieces(whole, Content::Whole)
     }
 
     /// Hands over what there is of the open window partition, behind those before it.
@@ -291,14 +341,24 @@ impl LocalWindowSink {
             self.hand_over();
         }
         self.begun = if last { Begun::No } else { Begun::Piecewise };
-        let Pieces { batches, rows, bytes } = std::mem::take(&mut self.open);
-        self.push(Content::Piece(batches, last), rows, bytes)
+        let open = std::mem::take(&mut self.open);
+        self.push_pieces(open, |batches| Content::Piece(batches, last))
     }
 
-    fn push(&mut self, content: Content, rows: usize, bytes: usize) -> SinkResult {
-        let Some(sink) = &mut self.sink else { return SinkResult::Finished };
+    fn push_pieces(
+        &mut self,
+        Pieces { batches, rows, bytes }: Pieces,
+        content: impl FnOnce(Vec<RecordBatch>) -> Content,
+    ) -> SinkResult {
         let memory = self.memory.reservation().split_some(bytes);
-        answer(sink.push(Partitions { content, rows, bytes, memory }))
+        self.push(Partitions { content: content(batches), rows, bytes, memory })
+    }
+
+    fn push(&mut self, partitions: Partitions) -> SinkResult {
+        match &mut self.sink {
+            Some(sink) => answer(sink.push(partitions)),
+            None => SinkResult::Finished,
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use gatework_runtime::{
 use gatework_shared_state::{Take, analytic::AnalyticSource};
 
 use super::{
-    Content, Partitions, Plan, bytes,
+    Content, OpensGate, Partitions, Plan, bytes,
     large::{Giving, Next},
     long::Long,
 };
@@ -65,7 +65,7 @@ struct LocalWindowSource {
     /// A window partition of which not all pieces have come.
     long: Option<Long>,
     /// A large one of which not all rows have been given.
-    giving: Option<Giving>,
+    giving: Option<(Giving, OpensGate)>,
     /// Evaluated rows, and how many of them have been given.
     ready: Option<(RecordBatch, usize)>,
     sequence: u64,
@@ -74,8 +74,8 @@ struct LocalWindowSource {
 impl LocalSource for LocalWindowSource {
     fn next(&mut self, task: &TaskContext) -> Result<SourceResult> {
         loop {
-            if let Some(giving) = &mut self.giving {
-                match giving.next()? {
+            if let Some((giving, _)) = &mut self.giving {
+                match giving.next(task)? {
                     Next::Rows(rows) => return Ok(SourceResult::Batch(self.in_turn(rows))),
                     Next::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
                     Next::End => self.giving = None,
@@ -94,8 +94,8 @@ impl LocalSource for LocalWindowSource {
                         let rows = self.evaluate_piece(batches, memory, last)?;
                         self.ready = Some((rows, 0));
                     }
-                    Content::Large(large) => {
-                        self.giving = Some(large.give(memory, &self.setup, task)?);
+                    Content::Large(large, opens) => {
+                        self.giving = Some((large.give(memory, &self.setup, task)?, opens));
                     }
                 },
                 Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),

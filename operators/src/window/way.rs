@@ -5,8 +5,11 @@ use std::sync::Arc;
 use datafusion_expr::{WindowFrameBound, WindowFrameUnits};
 use datafusion_physical_expr::{
     PhysicalExpr,
+    expressions::Literal,
     utils::collect_columns,
-    window::{PlainAggregateWindowExpr, StandardWindowExpr, WindowExpr},
+    window::{
+        PlainAggregateWindowExpr, SlidingAggregateWindowExpr, StandardWindowExpr, WindowExpr,
+    },
 };
 
 /// What an expression needs of its window partition.
@@ -16,44 +19,91 @@ pub(super) enum Way {
     Piecewise,
     /// All rows, one after the other, for a result that is the same for each (a total).
     Total,
-    /// These columns of all rows at once (a percent rank). The whole rows, if a frame that moves through them is
-    /// filtered, which cannot be seen from outside.
-    Columns(Option<Vec<usize>>),
+    /// These columns of all rows at once (a percent rank); all columns if it is not known which.
+    Columns {
+        columns: Option<Vec<usize>>,
+        /// A frame moves through the rows: results are made one by one.
+        by_frame: bool,
+    },
 }
 
 impl Way {
-    /// That of `expression`.
-    pub(super) fn of(expression: &Arc<dyn WindowExpr>) -> Self {
-        if is_total(expression) {
-            return Self::Total;
-        }
-        if expression.uses_bounded_memory() {
-            return Self::Piecewise;
-        }
-        if !expression.as_any().is::<StandardWindowExpr>() {
-            return Self::Columns(None);
+    /// Those of `expressions`, which are evaluated together.
+    ///
+    /// If none looks at the end of its window partition, all are piecewise, as in DataFusion's
+    /// `BoundedWindowAggExec`. Beside one that does, DataFusion evaluates all of them over the whole, which gives
+    /// other results for some (a frame among NULLs, `lead` that ignores NULLs), so only those are piecewise of which
+    /// that cannot be.
+    pub(super) fn of(expressions: &[Arc<dyn WindowExpr>]) -> Vec<Self> {
+        let bounded = |one: &Arc<dyn WindowExpr>| one.uses_bounded_memory() && !is_total(one);
+        let all_bounded = expressions.iter().all(bounded);
+        let way = |one: &Arc<dyn WindowExpr>| match one {
+            _ if all_bounded => Self::Piecewise,
+            _ if is_total(one) => Self::Total,
+            _ if looks_back_only(one) => Self::Piecewise,
+            _ => Self::columns_of(one),
+        };
+        expressions.iter().map(way).collect()
+    }
+
+    fn columns_of(expression: &Arc<dyn WindowExpr>) -> Self {
+        let function = expression.as_any().downcast_ref::<StandardWindowExpr>();
+        let evaluator = function.map(|one| one.get_standard_func_expr().create_evaluator());
+        // An error comes again when it is evaluated.
+        let by_frame = !matches!(evaluator, Some(Ok(one)) if !one.uses_window_frame());
+        if function.is_none() && !is_unfiltered_aggregate(expression) {
+            return Self::Columns { columns: None, by_frame };
         }
         let order_by = expression.order_by().iter().map(|key| &key.expr);
         let places = |needed: &Arc<dyn PhysicalExpr>| {
             collect_columns(needed).into_iter().map(|column| column.index())
         };
-        let mut columns: Vec<usize> =
-            expression.expressions().iter().chain(order_by).flat_map(places).collect();
-        columns.sort_unstable();
-        columns.dedup();
-        Self::Columns(Some(columns))
+        let needed = expression.expressions();
+        let columns = needed.iter().chain(order_by).flat_map(places).collect();
+        Self::Columns { columns: Some(columns), by_frame }
     }
 }
 
 /// Whether it is an aggregate whose frame is always all of the window partition.
 fn is_total(expression: &Arc<dyn WindowExpr>) -> bool {
     let frame = expression.get_window_frame();
-    // Without an order, all rows are peers of the current one.
-    let all_peers = frame.units == WindowFrameUnits::Range && expression.order_by().is_empty();
+    // Without an order, all rows are peers of the current one. The planner writes a constant for none.
+    let mut order_by = expression.order_by().iter();
+    let unordered = match is_unfiltered_aggregate(expression) {
+        true => order_by.all(|key| key.expr.is::<Literal>()),
+        false => order_by.len() == 0,
+    };
+    let all_peers = frame.units == WindowFrameUnits::Range && unordered;
     let reaches_the_end = |bound: &WindowFrameBound| {
         bound.is_unbounded() || all_peers && matches!(bound, WindowFrameBound::CurrentRow)
     };
     expression.as_any().is::<PlainAggregateWindowExpr>()
         && reaches_the_end(&frame.start_bound)
         && reaches_the_end(&frame.end_bound)
+}
+
+/// Whether a row's result needs nothing but a state and the row: a number, a rank, a running total row by row.
+fn looks_back_only(expression: &Arc<dyn WindowExpr>) -> bool {
+    if !expression.uses_bounded_memory() {
+        return false;
+    }
+    if let Some(function) = expression.as_any().downcast_ref::<StandardWindowExpr>() {
+        let evaluator = function.get_standard_func_expr().create_evaluator();
+        let reads_no_others = expression.expressions().is_empty();
+        return evaluator
+            .is_ok_and(|one| one.include_rank() || reads_no_others && !one.uses_window_frame());
+    }
+    let frame = expression.get_window_frame();
+    expression.as_any().is::<PlainAggregateWindowExpr>()
+        && frame.units == WindowFrameUnits::Rows
+        && frame.start_bound.is_unbounded()
+        && frame.end_bound == WindowFrameBound::CurrentRow
+}
+
+/// Whether it is an aggregate without a filter. The filter cannot be seen but in what is printed of the expression; if
+/// that should change, all have one, which costs time and memory only.
+pub(super) fn is_unfiltered_aggregate(expression: &Arc<dyn WindowExpr>) -> bool {
+    let any = expression.as_any();
+    (any.is::<PlainAggregateWindowExpr>() || any.is::<SlidingAggregateWindowExpr>())
+        && format!("{expression:?}").ends_with("filter: None }")
 }
