@@ -205,6 +205,14 @@ impl Dependency {
         self.open(READY, wakeups);
     }
 
+    /// The same under the one lock under which this gate is shut: free if it is open, since nobody can shut it now.
+    pub(crate) fn set_ready_alone(&self, wakeups: &mut Wakeups) {
+        // Relaxed: the last to shut it did so under the caller's lock. One that is open has nobody waiting.
+        if self.state.load(Ordering::Relaxed) == BLOCKED {
+            self.open(READY, wakeups);
+        }
+    }
+
     /// [`set_always_ready`](Self::set_always_ready) under a lock: the wakers go to `wakeups`.
     pub fn set_always_ready_later(&self, wakeups: &mut Wakeups) {
         self.open(ALWAYS_READY, wakeups);

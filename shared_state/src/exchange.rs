@@ -174,7 +174,7 @@ impl<T: Payload> State<T> {
         }
         inner.bytes += inner.channels[channel].queue.push(item);
         inner.flow.peak_bytes = inner.flow.peak_bytes.max(inner.bytes);
-        self.gates.source(channel).set_ready_later(wakeups);
+        self.gates.source(channel).set_ready_alone(wakeups);
         None
     }
 
@@ -196,7 +196,7 @@ impl<T: Payload> State<T> {
         inner.bytes -= bytes;
         if waited && !self.budget.must_wait(inner.bytes) {
             for gate in self.gates.sinks() {
-                gate.set_ready_later(wakeups);
+                gate.set_ready_alone(wakeups);
             }
         }
     }

@@ -88,7 +88,7 @@ impl<T: Payload + Clone> State<T> {
             inner.first += 1;
         }
         if !released.is_empty() && !self.budget.must_wait(inner.bytes) {
-            self.gates.sink().set_ready_later(wakeups);
+            self.gates.sink().set_ready_alone(wakeups);
         }
         released
     }
@@ -107,7 +107,7 @@ impl<T: Payload + Clone> MulticastSink<T> {
         inner.items.push_back((item, bytes));
         inner.bytes += bytes;
         for gate in self.state.gates.sources() {
-            gate.set_ready_later(&mut wakeups);
+            gate.set_ready_alone(&mut wakeups);
         }
         if self.state.budget.must_wait(inner.bytes) {
             let gate = self.state.gates.sink();

@@ -86,7 +86,7 @@ impl<T: Payload> UnionSink<T> {
         let queue = &mut inner.children[self.child];
         queue.push(item);
         let bytes = queue.bytes();
-        self.state.gates.source().set_ready_later(&mut wakeups);
+        self.state.gates.source().set_ready_alone(&mut wakeups);
         if self.state.share.must_wait(bytes) {
             let gate = self.state.gates.sink(self.child);
             gate.block();
@@ -143,7 +143,7 @@ impl<T: Payload> UnionSource<T> {
                 let bytes = queue.bytes();
                 inner.turn = (child + 1) % count;
                 if !self.state.share.must_wait(bytes) {
-                    self.state.gates.sink(child).set_ready_later(&mut wakeups);
+                    self.state.gates.sink(child).set_ready_alone(&mut wakeups);
                 }
                 return Take::Item(item);
             }
