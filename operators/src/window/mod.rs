@@ -48,7 +48,7 @@ struct Plan {
     partition_by: Vec<Arc<dyn PhysicalExpr>>,
     schema: SchemaRef,
     batch_size: usize,
-    /// A window partition is large from so many bytes on, with those of its results.
+    /// A window partition is large from so many bytes on.
     large_bytes: usize,
 }
 

@@ -15,7 +15,7 @@ use gatework_runtime::{
 };
 use gatework_shared_state::{Dependency, DependencyKind, Gate, analytic::AnalyticSink};
 
-use super::{Content, Large, OpensGate, Partitions, Plan, RESULT_BYTES, STATE_BYTES, bytes};
+use super::{Content, Large, OpensGate, Partitions, Plan, STATE_BYTES, bytes};
 use crate::{
     OrFail, compact,
     compact::to_keep,
@@ -81,6 +81,9 @@ struct LocalWindowSink {
     memory: Debt,
     setup: Setup,
 }
+
+/// What a row counts at least for whether its window partition is large: a number.
+const LEAST_ROW_BYTES: usize = 8;
 
 /// Whether the open window partition is large.
 enum Begun {
@@ -203,7 +206,9 @@ impl LocalWindowSink {
             }
         }
         self.open.push(rows.slice(found.last_start, rows.num_rows() - found.last_start));
-        let large = self.open.bytes + RESULT_BYTES * self.open.rows >= self.plan.large_bytes;
+        // Rows without columns get results all the same.
+        let weight = self.open.bytes.max(LEAST_ROW_BYTES * self.open.rows);
+        let large = weight >= self.plan.large_bytes;
         if large && self.plan.is_piecewise() {
             room = Some(self.hand_over_piece(false));
         } else if large && self.open.rows >= self.plan.batch_size {
