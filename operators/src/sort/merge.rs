@@ -195,20 +195,20 @@ impl Merger {
     fn merge(&mut self) -> Result<Option<RecordBatch>> {
         let wanted = self.shared.config.batch_rows.min(self.left);
         let head = |run: usize, row: usize| self.cursors[run].head(&self.runs[run], row);
-        let mut heads: BinaryHeap<_> = (0..self.cursors.len())
-            .filter_map(|run| Some(Reverse((head(run, self.cursors[run].row)?, run))))
-            .collect();
-        if let (1, Some(Reverse((_, run)))) = (heads.len(), heads.peek()) {
-            let run = *run;
+        let nexts = (0..self.cursors.len())
+            .filter_map(|run| Some((head(run, self.cursors[run].row)?, run)));
+        let heads: Vec<Next<'_>> = nexts.collect();
+        if let [(_, run)] = heads[..] {
             drop(heads);
             return Ok(self.rest(run, wanted));
+        }
+        if wanted == 0 {
+            return Ok(None);
         }
         let mut positions: Vec<_> = self.cursors.iter().map(|cursor| cursor.row).collect();
         let [firsts, nexts] = self.chunks();
         let mut order = Vec::with_capacity(wanted);
-        while order.len() < wanted {
-            let Some(mut first) = heads.peek_mut() else { break };
-            let run = first.0.1;
+        let mut take = |run: usize| {
             let position = positions[run];
             order.push(if position < nexts[run] {
                 (2 * run, position - firsts[run])
@@ -216,18 +216,13 @@ impl Merger {
                 (2 * run + 1, position - nexts[run])
             });
             positions[run] += 1;
-            match head(run, positions[run]) {
-                Some(next) => *first = Reverse((next, run)),
-                None => {
-                    PeekMut::pop(first);
-                    // What comes next of this run is not known.
-                    if !matches!(self.runs[run], SortedRun::Here(_)) {
-                        break;
-                    }
-                }
-            }
+            (head(run, positions[run]), order.len() == wanted)
+        };
+        let is_here = |run: usize| matches!(self.runs[run], SortedRun::Here(_));
+        match heads[..] {
+            [one, other] => merge_two(one, other, is_here, &mut take),
+            _ => merge_several(heads.into_iter().map(Reverse).collect(), is_here, &mut take),
         }
-        drop(heads);
         if order.is_empty() {
             return Ok(None);
         }
@@ -274,6 +269,55 @@ impl Merger {
         let slice = at_hand.slice(cursor.row, wanted);
         cursor.row += slice.num_rows();
         Some(slice)
+    }
+}
+
+/// The next row of a run, and which run that is.
+type Next<'a> = (Head<'a>, usize);
+
+/// Takes rows of two runs in order until `take` has enough, or what comes next of one is not at hand.
+fn merge_two<'a>(
+    mut one: Next<'a>,
+    mut other: Next<'a>,
+    is_here: impl Fn(usize) -> bool,
+    take: &mut impl FnMut(usize) -> (Option<Head<'a>>, bool),
+) {
+    loop {
+        let first = if one.cmp(&other).is_le() { &mut one } else { &mut other };
+        let run = first.1;
+        let (next, enough) = take(run);
+        match next {
+            Some(next) if !enough => first.0 = next,
+            Some(_) => return,
+            None if enough || !is_here(run) => return,
+            None => break,
+        }
+    }
+    // All of one run has been taken; the next call gives the other's rows as they are.
+}
+
+/// The same of several.
+fn merge_several<'a>(
+    mut heads: BinaryHeap<Reverse<Next<'a>>>,
+    is_here: impl Fn(usize) -> bool,
+    take: &mut impl FnMut(usize) -> (Option<Head<'a>>, bool),
+) {
+    while let Some(mut first) = heads.peek_mut() {
+        let run = first.0.1;
+        let (next, enough) = take(run);
+        match next {
+            Some(next) => *first = Reverse((next, run)),
+            None => {
+                PeekMut::pop(first);
+                // What comes next of this run is not known.
+                if !is_here(run) {
+                    return;
+                }
+            }
+        }
+        if enough {
+            return;
+        }
     }
 }
 

@@ -1,19 +1,16 @@
 //! The order of rows, told from their keys.
 //!
 //! A key in two parts: most comparisons end with the first 16 bytes behind those that all keys begin with, which are a
-//! number at hand; the rest is far away. Rows are divided among parts by samples of these numbers first, as in a sample
-//! sort, and each part is sorted by itself: in the cache, and in a millisecond or two, after which it is asked whether the
-//! query goes on.
+//! number at hand; the rest is far away. If 12 bytes say it all, the row's number goes into the same number. Of many rows,
+//! these are divided among parts by samples first, as in a sample sort, and each part is sorted by itself, after which it
+//! is asked whether the query goes on: a part takes a few milliseconds.
 
 use std::cmp::Ordering;
 
 use arrow_row::Rows;
 use gatework_runtime::{Result, pipeline::TaskContext};
 
-/// What a row is compared by first, and its number.
-type Place = (u128, u32);
-
-/// So many rows are looked at, or sorted, at a time.
+/// So many rows are looked at at a time.
 const STEP_ROWS: usize = 1 << 14;
 /// Parts that rows are divided among, at most.
 const MOST_PARTS: usize = 1 << 10;
@@ -26,7 +23,57 @@ pub(super) struct Order {
     pub(super) common: usize,
     /// All keys are as long, and the prefixes behind what is common say the rest.
     pub(super) exact: bool,
-    pub(super) places: Vec<Place>,
+    /// In order: what each row is compared by first, and its number.
+    pub(super) prefixes: Vec<u128>,
+    pub(super) rows: Vec<u32>,
+}
+
+/// What a row is compared by first, and its number.
+trait Place: Copy + Default {
+    /// Rows that are sorted at a time.
+    const PART_ROWS: usize;
+
+    fn new(prefix: u128, row: u32) -> Self;
+    fn prefix(self) -> u128;
+    fn row(self) -> u32;
+}
+
+impl Place for (u128, u32) {
+    /// Comparisons may look at keys, so a part is to stay in the cache.
+    const PART_ROWS: usize = 1 << 14;
+
+    fn new(prefix: u128, row: u32) -> Self {
+        (prefix, row)
+    }
+
+    fn prefix(self) -> u128 {
+        self.0
+    }
+
+    fn row(self) -> u32 {
+        self.1
+    }
+}
+
+/// Both in one, where the last four bytes of prefixes are nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+struct Packed(u128);
+
+impl Place for Packed {
+    /// Numbers are sorted faster than they are told apart.
+    const PART_ROWS: usize = 1 << 18;
+
+    fn new(prefix: u128, row: u32) -> Self {
+        Self(prefix | u128::from(row))
+    }
+
+    fn prefix(self) -> u128 {
+        self.0 & !u128::from(u32::MAX)
+    }
+
+    fn row(self) -> u32 {
+        self.0 as u32
+    }
 }
 
 /// The first 16 bytes of a key, as a number that compares like them.
@@ -47,19 +94,38 @@ impl Order {
     /// # Errors
     /// If the query is over.
     pub(super) fn of(keys: &Rows, fetch: Option<usize>, task: &TaskContext) -> Result<Self> {
-        let (common, exact) = shape(keys, task)?;
-        let fetch = fetch.filter(|fetch| *fetch < keys.num_rows());
-        let bounds = if fetch.is_none() { bounds(keys, common) } else { Vec::new() };
-        let (mut places, ends) = divided(keys, common, &bounds, task)?;
-        let whole = |row: u32| keys.row(row as usize);
-        if exact {
-            sort_parts(&mut places, fetch, &ends, task, &|a, b| a.0.cmp(&b.0))?;
-        } else {
-            let by_key =
-                |a: &Place, b: &Place| a.0.cmp(&b.0).then_with(|| whole(a.1).cmp(&whole(b.1)));
-            sort_parts(&mut places, fetch, &ends, task, &by_key)?;
+        let (common, left) = shape(keys, task)?;
+        match left {
+            Some(..=12) => Self::by(keys, common, true, fetch, task, Packed::cmp),
+            Some(13..=16) => {
+                let by_prefix = |a: &(u128, u32), b: &(u128, u32)| a.0.cmp(&b.0);
+                Self::by(keys, common, true, fetch, task, by_prefix)
+            }
+            _ => {
+                let whole = |row: u32| keys.row(row as usize);
+                let by_key = |a: &(u128, u32), b: &(u128, u32)| {
+                    a.0.cmp(&b.0).then_with(|| whole(a.1).cmp(&whole(b.1)))
+                };
+                Self::by(keys, common, false, fetch, task, by_key)
+            }
         }
-        Ok(Self { common, exact, places })
+    }
+
+    fn by<P: Place>(
+        keys: &Rows,
+        common: usize,
+        exact: bool,
+        fetch: Option<usize>,
+        task: &TaskContext,
+        compare: impl Fn(&P, &P) -> Ordering,
+    ) -> Result<Self> {
+        let fetch = fetch.filter(|fetch| *fetch < keys.num_rows());
+        let bounds = if fetch.is_none() { bounds::<P>(keys, common) } else { Vec::new() };
+        let (mut places, ends) = divided::<P>(keys, common, &bounds, task)?;
+        sort_parts(&mut places, fetch, &ends, task, &compare)?;
+        let (prefixes, rows) =
+            places.into_iter().map(|place| (place.prefix(), place.row())).unzip();
+        Ok(Self { common, exact, prefixes, rows })
     }
 }
 
@@ -75,9 +141,9 @@ fn each<'a>(keys: &'a Rows, task: &TaskContext, mut this: impl FnMut(u32, &'a [u
     Ok(())
 }
 
-/// How many bytes all keys begin with, and whether the next 16 say the rest. (Of a decimal most bytes are the same, and
-/// the others would not be among the first 16.)
-fn shape(keys: &Rows, task: &TaskContext) -> Result<(usize, bool)> {
+/// How many bytes all keys begin with, and how many are left, if those are as many of each. (Of a decimal most bytes are
+/// the same, and the others would not be among the first 16.)
+fn shape(keys: &Rows, task: &TaskContext) -> Result<(usize, Option<usize>)> {
     let mut even = true;
     let mut first: Option<&[u8]> = None;
     let mut common: &[u8] = &[];
@@ -93,12 +159,12 @@ fn shape(keys: &Rows, task: &TaskContext) -> Result<(usize, bool)> {
         }
     })?;
     let left = first.map_or(0, |first| first.len() - common.len());
-    Ok((common.len(), even && left <= size_of::<u128>()))
+    Ok((common.len(), even.then_some(left)))
 }
 
 /// Where the second part begins, and all that follow it, by samples.
-fn bounds(keys: &Rows, common: usize) -> Vec<u128> {
-    let parts = (keys.num_rows() / STEP_ROWS).min(MOST_PARTS);
+fn bounds<P: Place>(keys: &Rows, common: usize) -> Vec<u128> {
+    let parts = (keys.num_rows() / P::PART_ROWS).min(MOST_PARTS);
     if parts < 2 {
         return Vec::new();
     }
@@ -112,16 +178,16 @@ fn bounds(keys: &Rows, common: usize) -> Vec<u128> {
 }
 
 /// The places of all rows, those of the first part first, and where each part ends.
-fn divided(
+fn divided<P: Place>(
     keys: &Rows,
     common: usize,
     bounds: &[u128],
     task: &TaskContext,
-) -> Result<(Vec<Place>, Vec<usize>)> {
+) -> Result<(Vec<P>, Vec<usize>)> {
     let rows = keys.num_rows();
     if bounds.is_empty() {
         let mut places = Vec::with_capacity(rows);
-        each(keys, task, |row, key| places.push((prefix(&key[common..]), row)))?;
+        each(keys, task, |row, key| places.push(P::new(prefix(&key[common..]), row)))?;
         return Ok((places, vec![rows]));
     }
     let mut parts = Vec::with_capacity(rows);
@@ -139,22 +205,22 @@ fn divided(
     });
     // Until its rows have come, a part ends where it begins.
     let mut ends: Vec<usize> = begins.collect();
-    let mut places = vec![(0, 0); rows];
+    let mut places = vec![P::default(); rows];
     each(keys, task, |row, key| {
         let end = &mut ends[usize::from(parts[row as usize])];
-        places[*end] = (prefix(&key[common..]), row);
+        places[*end] = P::new(prefix(&key[common..]), row);
         *end += 1;
     })?;
     Ok((places, ends))
 }
 
 /// Sorts each part; with a `fetch`, there is one, of which only as many are left.
-fn sort_parts(
-    places: &mut Vec<Place>,
+fn sort_parts<P: Place>(
+    places: &mut Vec<P>,
     fetch: Option<usize>,
     ends: &[usize],
     task: &TaskContext,
-    by_key: &impl Fn(&Place, &Place) -> Ordering,
+    by_key: &impl Fn(&P, &P) -> Ordering,
 ) -> Result<()> {
     match fetch {
         Some(0) => places.clear(),
@@ -174,13 +240,13 @@ fn sort_parts(
     Ok(())
 }
 
-fn sort(
-    places: &mut [Place],
+fn sort<P: Place>(
+    places: &mut [P],
     task: &TaskContext,
-    by_key: &impl Fn(&Place, &Place) -> Ordering,
+    by_key: &impl Fn(&P, &P) -> Ordering,
 ) -> Result<()> {
     task.check()?;
-    if places.len() <= 4 * STEP_ROWS {
+    if places.len() <= 4 * P::PART_ROWS {
         places.sort_unstable_by(by_key);
         return Ok(());
     }

@@ -43,7 +43,7 @@ pub(super) struct Run {
     pub(super) chunks: Vec<RecordBatch>,
     pub(super) chunk_rows: usize,
     /// What all keys begin with, and what follows of each row's key.
-    common: Box<[u8]>,
+    common: Common,
     prefixes: Vec<u128>,
     /// Keys in the order of arrival, and which of them each row has.
     keys: Rows,
@@ -51,6 +51,30 @@ pub(super) struct Run {
     /// The prefixes are the keys.
     exact: bool,
     _reservation: Option<Reservation>,
+}
+
+/// What all keys of a run begin with. Runs are compared by it for each row, so its first bytes are a number.
+#[derive(Debug, Default)]
+struct Common {
+    /// How many bytes there are, and up to 15 of them.
+    head: u128,
+    rest: Box<[u8]>,
+}
+
+impl Common {
+    fn new(bytes: &[u8]) -> Self {
+        let (first, rest) = bytes.split_at(bytes.len().min(15));
+        Self { head: prefix(first) | bytes.len().min(0xff) as u128, rest: rest.into() }
+    }
+}
+
+impl PartialEq for Common {
+    fn eq(&self, other: &Self) -> bool {
+        let no_rest = self.rest.is_empty() && other.rest.is_empty();
+        // A comparison of no bytes would be a call for each row, and may be a slow one: the address of an empty box is
+        // none that a vector could be loaded from.
+        self.head == other.head && (no_rest || self.rest == other.rest)
+    }
 }
 
 /// Rows in order, wherever they are.
@@ -70,7 +94,7 @@ impl Run {
         let keys = shared.converter.convert_columns(&columns).or_fail()?;
         let prefixes = keys.iter().map(|key| prefix(key.data())).collect();
         let order = (0..rows.num_rows() as u32).collect();
-        let (common, chunk_rows) = (Box::default(), rows.num_rows().max(1));
+        let (common, chunk_rows) = (Common::default(), rows.num_rows().max(1));
         let chunks = vec![rows];
         let exact = false;
         Ok(Self { chunks, chunk_rows, common, prefixes, keys, order, exact, _reservation: None })
@@ -119,8 +143,10 @@ impl Ord for Head<'_> {
         if self.run.common != other.run.common {
             return self.run.key(self.row).cmp(other.run.key(other.row));
         }
-        let rest = |head: &Self| head.run.rest(head.row);
-        self.prefix.cmp(&other.prefix).then_with(|| rest(self).cmp(rest(other)))
+        self.prefix.cmp(&other.prefix).then_with(|| match (self.run.exact, other.run.exact) {
+            (true, true) => Ordering::Equal,
+            _ => self.run.rest(self.row).cmp(other.run.rest(other.row)),
+        })
     }
 }
 
@@ -362,7 +388,7 @@ impl LocalRuns {
             return Err(error);
         }
         let Some((collected, order)) = self.in_order(task)? else { return Err(error) };
-        let order: Vec<u32> = order.places.into_iter().map(|(_, row)| row).collect();
+        let order = order.rows;
         let (rows, step) = (order.len(), self.shared.config.batch_rows);
         let held = vec![self.reservation.split_off()];
         let batches = Box::new(InOrder::new(&self.shared, collected.batches, order));
@@ -421,10 +447,9 @@ impl LocalRuns {
     fn sort(&mut self, task: &TaskContext) -> Result<Option<Run>> {
         let Some((collected, order)) = self.in_order(task)? else { return Ok(None) };
         let Collected { batches, keys, .. } = collected;
-        let Order { common, exact, places } = order;
-        let common = keys.row(0).data()[..common].into();
-        let (prefixes, order): (Vec<_>, Vec<_>) = places.into_iter().unzip();
-        let order = ScalarBuffer::from(order);
+        let Order { common, exact, prefixes, rows } = order;
+        let common = Common::new(&keys.row(0).data()[..common]);
+        let order = ScalarBuffer::from(rows);
         let config = &self.shared.config;
         let chunk_rows = config.batch_rows;
         let chunks = in_chunks(&config.schema, batches, &order, chunk_rows, task)?;
