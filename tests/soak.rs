@@ -107,7 +107,7 @@ async fn register_all(data: &Tpch, session: &SessionContext, fuse: &Arc<Fuse>) {
 
 /// A window partition that must be seen whole does not spill, and runs out of memory where that is short.
 const TOO_LARGE: &str = "SELECT value AS v, sum(value) OVER (ORDER BY value
-        ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS s FROM generate_series(1, 2000)";
+        ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS s FROM generate_series(1, 100000)";
 
 /// A query, what it returns, and how often it calls the fuse: never, or about this often.
 struct Query {

@@ -83,6 +83,9 @@ const WINDOWS: &[&str] = &[
     "SELECT k, v, t, avg(v) OVER w AS a, max(t) OVER w AS m, row_number() OVER w AS n FROM
         (SELECT value % 3 AS k, value AS v, 'text ' || value AS t FROM generate_series(1, 200000))
         WINDOW w AS (PARTITION BY k ORDER BY v ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)",
+    // Nobody wants the order, so several tasks share the partitions.
+    "SELECT count(*) AS n, sum(v - a) AS d, max(t) AS t FROM (SELECT v, t, avg(v) OVER (PARTITION BY k) AS a FROM
+        (SELECT value % 5 AS k, value AS v, 'text ' || value AS t FROM generate_series(1, 400000)))",
 ];
 
 /// A window whose functions need a column of the whole partition, which fits, where the rows do not.
@@ -200,6 +203,14 @@ fn columns_of_a_window_that_does_not_fit() {
         let expected = Expected::of(&reference_session(), &twice).await.unwrap();
         let bench = Bench::new(1, LIMIT, folder.path(), 1 << 30);
         assert!(bench.spilled(&case, &twice, &expected).await.unwrap() > 0);
+        bench.assert_clean().await;
+        // The same with more threads, where nobody wants the order: one of them does it.
+        let unordered =
+            format!("SELECT count(*) AS n, sum(n) AS s, sum(p) AS p, max(t) AS t FROM ({twice})");
+        case.begin(&unordered);
+        let expected = Expected::of(&reference_session(), &unordered).await.unwrap();
+        let bench = Bench::new(3, LIMIT, folder.path(), 1 << 30);
+        assert!(bench.spilled(&case, &unordered, &expected).await.unwrap() > 0);
         bench.assert_clean().await;
         // Where the columns do not fit, the error says who wanted how much.
         let bench = Bench::new(2, 1 << 20, folder.path(), 1 << 30);

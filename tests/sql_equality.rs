@@ -402,6 +402,12 @@ const WINDOWS: &[&str] = &[
         WINDOW w AS (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)",
     "SELECT id, sum(id) OVER (ORDER BY k RANGE BETWEEN 2 PRECEDING AND 1 PRECEDING),
         sum(id) OVER (ORDER BY k RANGE BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) FROM nums",
+    // Windows over one sort, whose order nobody wants.
+    "SELECT sum(x), sum(y) FROM (SELECT rank() OVER (PARTITION BY k, s ORDER BY id) AS x,
+        sum(id) OVER (PARTITION BY k ORDER BY s, id ROWS UNBOUNDED PRECEDING) AS y FROM nums)",
+    "SELECT count(*), sum(x), max(y), min(z) FROM (SELECT ntile(2) OVER w AS x, sum(id) OVER w AS y,
+        count(*) OVER (PARTITION BY k) AS z FROM nums WINDOW w AS (PARTITION BY k, s ORDER BY id
+        ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING))",
     "SELECT id, avg(id) OVER (PARTITION BY k), min(t) OVER (PARTITION BY s, b) FROM nums",
     "SELECT id, count(*) FILTER (WHERE b) OVER (PARTITION BY k ORDER BY id) FROM nums",
     "SELECT id, sum(id) OVER (PARTITION BY f ORDER BY id) FROM nums",

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! *Prepare* is the one serial step: a single source turns the collected parts into a table with a
-//! number of build units. *Build* units and *drain* units are claimed by any source. Every source
+//! number of build units. One that leaves before it is done passes what there is on to another. *Build* units and *drain* units are claimed by any source. Every source
 //! gate is shut while its task has nothing to claim and is opened by whoever moves the phase on.
 //!
 //! A prober that leaves before its input ended (its consumers are gone) has not marked the rows it
@@ -231,6 +231,17 @@ impl<P, T> ProbeSource<P, T> {
                 Build::Blocked(gate.clone())
             }
             Phase::Probe { table } | Phase::Drain { table, .. } => Build::Ready(table.clone()),
+        }
+    }
+
+    /// Leaves [`Build::Prepare`] to another source, which gets these parts. To be dropped next.
+    pub fn pass_on(&mut self, parts: Vec<P>) {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        self.owes = false;
+        if let Phase::Preparing = inner.phase {
+            inner.phase = Phase::Collecting(parts);
+            self.state.open_sources(&mut wakeups);
         }
     }
 

@@ -19,7 +19,7 @@ use gatework_shared_state::{Gate, join::BuildSink};
 use super::{
     collected::Collected,
     config::Shared,
-    divide::{Divider, Part},
+    divide::{Divider, Offered, Part},
     table::{Bounds, Joined, merge_bounds},
 };
 use crate::{OrFail, compact, compact::to_keep, keys::KeyEncoder, spilling::UnitSet};
@@ -28,11 +28,11 @@ use crate::{OrFail, compact, compact::to_keep, keys::KeyEncoder, spilling::UnitS
 #[derive(Debug)]
 pub struct HashJoinBuild {
     shared: Arc<Shared>,
-    slots: Slots<BuildSink<Part, Joined>>,
+    slots: Slots<BuildSink<Offered, Joined>>,
 }
 
 impl HashJoinBuild {
-    pub(super) fn new(shared: Arc<Shared>, slots: Slots<BuildSink<Part, Joined>>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, slots: Slots<BuildSink<Offered, Joined>>) -> Self {
         Self { shared, slots }
     }
 }
@@ -75,7 +75,7 @@ enum Rows {
 
 struct LocalBuild {
     shared: Arc<Shared>,
-    sink: Option<BuildSink<Part, Joined>>,
+    sink: Option<BuildSink<Offered, Joined>>,
     closed: Gate,
     bounds: Option<Bounds>,
     has_null: bool,
@@ -222,7 +222,8 @@ impl LocalSink for LocalBuild {
         };
         if let Some(sink) = self.sink.take() {
             let (bounds, has_null) = (self.bounds.take(), self.has_null);
-            sink.publish(Part { rows, away, away_set, bounds, has_null });
+            let part = Part { rows, away, away_set, bounds, has_null };
+            sink.publish(Offered::Part(Box::new(part)));
         }
         Ok(FinishResult::Done)
     }

@@ -6,7 +6,7 @@
 //! others become the table. (Hybrid hash join: DeWitt et al., "Implementation Techniques for Main Memory
 //! Database Systems", 1984.)
 
-use std::{mem, sync::Arc};
+use std::{fmt, mem, sync::Arc};
 
 use arrow::array::{ArrayRef, RecordBatch};
 use gatework_runtime::{Error, Result, pipeline::Setup};
@@ -30,6 +30,13 @@ pub(super) struct Part {
     /// Bounds per key, if they are noted and known.
     pub(super) bounds: Option<Bounds>,
     pub(super) has_null: bool,
+}
+
+/// What a join's table is made of: parts, and a table that somebody began to make, who has left.
+#[derive(Debug)]
+pub(super) enum Offered {
+    Part(Box<Part>),
+    Begun(Box<Preparing>),
 }
 
 /// Cuts rows of the left side into units.
@@ -114,6 +121,12 @@ pub(super) struct Preparing {
     dividing: Option<(Divider, Option<Bounds>, bool)>,
 }
 
+impl fmt::Debug for Preparing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Preparing").field("parts", &self.parts.len()).finish_non_exhaustive()
+    }
+}
+
 /// How the table is getting on.
 pub(super) enum Prepared {
     /// Not before this opens.
@@ -123,8 +136,16 @@ pub(super) enum Prepared {
 }
 
 impl Preparing {
-    pub(super) fn new(shared: Arc<Shared>, setup: Setup, parts: Vec<Part>) -> Self {
-        Self { shared, setup, parts, dividing: None }
+    /// What is to be made of these; what is begun already goes on.
+    pub(super) fn new(shared: Arc<Shared>, setup: Setup, offered: Vec<Offered>) -> Box<Self> {
+        let mut preparing = Box::new(Self { shared, setup, parts: Vec::new(), dividing: None });
+        for one in offered {
+            match one {
+                Offered::Part(part) => preparing.parts.push(*part),
+                Offered::Begun(begun) => preparing = begun,
+            }
+        }
+        preparing
     }
 
     pub(super) fn go_on(&mut self) -> Result<Prepared> {

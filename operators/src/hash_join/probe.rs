@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::{
     config::Shared,
-    divide::{Part, Prepared, Preparing},
+    divide::{Offered, Prepared, Preparing},
     probing::{NextPairs, Probing},
     table::{Joined, Table},
     unit::{Next, UnitJoin},
@@ -36,14 +36,14 @@ use crate::{
 #[derive(Debug)]
 pub struct HashJoinProbe {
     shared: Arc<Shared>,
-    slots: Slots<ProbeSource<Part, Joined>>,
+    slots: Slots<ProbeSource<Offered, Joined>>,
     filter: Arc<Mutex<Option<FilterProducer>>>,
 }
 
 impl HashJoinProbe {
     pub(super) fn new(
         shared: Arc<Shared>,
-        slots: Slots<ProbeSource<Part, Joined>>,
+        slots: Slots<ProbeSource<Offered, Joined>>,
         filter: Arc<Mutex<Option<FilterProducer>>>,
     ) -> Self {
         Self { shared, slots, filter }
@@ -74,10 +74,10 @@ impl Operator for HashJoinProbe {
 
 struct LocalProbe {
     shared: Arc<Shared>,
-    source: ProbeSource<Part, Joined>,
+    source: ProbeSource<Offered, Joined>,
     filter: Arc<Mutex<Option<FilterProducer>>>,
     setup: Setup,
-    preparing: Option<Preparing>,
+    preparing: Option<Box<Preparing>>,
     joined: Option<Arc<Joined>>,
     /// Of `joined`, until the probe has ended.
     table: Option<Arc<Table>>,
@@ -217,7 +217,20 @@ impl LocalProbe {
     }
 }
 
+impl Drop for LocalProbe {
+    fn drop(&mut self) {
+        // Nobody wants this task's rows any more, but perhaps those of others.
+        if let Some(preparing) = self.preparing.take() {
+            self.source.pass_on(vec![Offered::Begun(preparing)]);
+        }
+    }
+}
+
 impl LocalOperator for LocalProbe {
+    fn abort(&mut self) {
+        self.preparing = None;
+    }
+
     fn start(&mut self, task: &TaskContext) -> Result<Start> {
         loop {
             task.check()?;
@@ -225,9 +238,9 @@ impl LocalOperator for LocalProbe {
                 return Ok(Start::Blocked(gate.into()));
             }
             match self.source.build() {
-                Build::Prepare(parts) => {
+                Build::Prepare(offered) => {
                     let (shared, setup) = (self.shared.clone(), self.setup.clone());
-                    self.preparing = Some(Preparing::new(shared, setup, parts));
+                    self.preparing = Some(Preparing::new(shared, setup, offered));
                 }
                 Build::Unit(joined, unit) => {
                     self.build(&joined, unit)?;

@@ -16,6 +16,7 @@ mod tests;
 
 pub use encoder::{KeyEncoder, Keys, NullKeys};
 pub(crate) use fixed::{is_narrow, pack_narrow};
+pub(crate) use partition::partition_rows_again;
 pub use partition::{partition_indices, partition_rows, split};
 pub use rows::KeyRows;
 pub use table::GroupTable;

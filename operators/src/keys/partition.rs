@@ -24,6 +24,28 @@ pub fn partition_rows(
     keys: &[Arc<dyn PhysicalExpr>],
     partitions: usize,
 ) -> Result<Vec<(usize, RecordBatch)>> {
+    partition_by_seed(batch, keys, partitions, 0)
+}
+
+/// The same by a hash that has nothing to do with DataFusion's: of rows that are one of its partitions, each of these
+/// partitions gets its share.
+///
+/// # Errors
+/// If a key expression fails.
+pub(crate) fn partition_rows_again(
+    batch: &RecordBatch,
+    keys: &[Arc<dyn PhysicalExpr>],
+    partitions: usize,
+) -> Result<Vec<(usize, RecordBatch)>> {
+    partition_by_seed(batch, keys, partitions, 1)
+}
+
+fn partition_by_seed(
+    batch: &RecordBatch,
+    keys: &[Arc<dyn PhysicalExpr>],
+    partitions: usize,
+    seed: u64,
+) -> Result<Vec<(usize, RecordBatch)>> {
     let rows = batch.num_rows();
     let columns = keys
         .iter()
@@ -31,7 +53,7 @@ pub fn partition_rows(
         .collect::<Result<Vec<ArrayRef>, _>>()
         .or_fail()?;
     let mut hashes = vec![0; rows];
-    create_hashes(&columns, &RandomState::with_seed(0), &mut hashes).or_fail()?;
+    create_hashes(&columns, &RandomState::with_seed(seed), &mut hashes).or_fail()?;
     let count = partitions as u64;
     // A division takes as long as all the rest of a row.
     if count.is_power_of_two() {

@@ -1,4 +1,4 @@
-//! Local exchange: moves rows between the tasks of pipelines, by one of six routes.
+//! Local exchange: moves rows between the tasks of pipelines, by one of seven routes.
 
 mod routing;
 

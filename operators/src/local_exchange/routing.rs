@@ -17,7 +17,7 @@ use gatework_shared_state::exchange::ExchangeKind;
 
 use crate::{
     OrFail,
-    keys::{partition_rows, split},
+    keys::{partition_rows, partition_rows_again, split},
 };
 
 /// How a local exchange routes.
@@ -25,6 +25,8 @@ use crate::{
 pub enum Routing {
     /// Rows by the hash of these keys, as DataFusion's repartitioning hashes them.
     Hash(Vec<Arc<dyn PhysicalExpr>>),
+    /// Rows by another hash of these keys: for rows that may have been chosen by the first, by a bucket or a node.
+    Rehash(Vec<Arc<dyn PhysicalExpr>>),
     /// Rows by the bucket their storage put them into.
     BucketHash {
         /// The number of a row's bucket: an integer that is not NULL.
@@ -72,7 +74,7 @@ impl Router {
 
     pub(super) fn kind(&self) -> ExchangeKind {
         match self.routing {
-            Routing::Hash(_) => ExchangeKind::Hash,
+            Routing::Hash(_) | Routing::Rehash(_) => ExchangeKind::Hash,
             Routing::BucketHash { .. } => ExchangeKind::BucketHash,
             Routing::PassThrough => ExchangeKind::PassThrough,
             Routing::Broadcast => ExchangeKind::Broadcast,
@@ -83,7 +85,7 @@ impl Router {
 
     pub(super) fn name(&self) -> &'static str {
         match self.routing {
-            Routing::Hash(_) => "local exchange sink (hash)",
+            Routing::Hash(_) | Routing::Rehash(_) => "local exchange sink (hash)",
             Routing::BucketHash { .. } => "local exchange sink (bucket hash)",
             Routing::PassThrough => "local exchange sink (pass-through)",
             Routing::Broadcast => "local exchange sink (broadcast)",
@@ -94,12 +96,18 @@ impl Router {
 
     pub(crate) fn route(&self, batch: RecordBatch) -> Result<Routed> {
         Ok(match &self.routing {
-            Routing::Hash(_) | Routing::BucketHash { .. } | Routing::AdaptivePassThrough
+            Routing::Hash(_)
+            | Routing::Rehash(_)
+            | Routing::BucketHash { .. }
+            | Routing::AdaptivePassThrough
                 if self.channels == 1 =>
             {
                 Routed::Any(batch)
             }
             Routing::Hash(keys) => Routed::Parts(partition_rows(&batch, keys, self.channels)?),
+            Routing::Rehash(keys) => {
+                Routed::Parts(partition_rows_again(&batch, keys, self.channels)?)
+            }
             Routing::BucketHash { bucket, channels } => {
                 Routed::Parts(self.by_bucket(&batch, bucket, channels)?)
             }

@@ -1,7 +1,7 @@
 //! Rows in are rows out, each on the channel its route says.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering},
 };
 
@@ -68,6 +68,7 @@ fn all_rows(channels: &[Vec<RecordBatch>]) -> Vec<String> {
 fn routings() -> Vec<Routing> {
     vec![
         Routing::Hash(vec![key()]),
+        Routing::Rehash(vec![key()]),
         Routing::PassThrough,
         Routing::PassToOne,
         Routing::AdaptivePassThrough,
@@ -122,6 +123,22 @@ fn equal_keys_meet_where_datafusion_sends_them() {
     for (channel, batches) in channels.iter().enumerate() {
         assert_eq!(sorted_rows(batches), expected.remove(&channel).unwrap_or_default());
     }
+}
+
+/// One partition of a hash exchange is spread over all channels of the next, by keys still.
+#[test]
+fn rows_of_a_partition_are_spread_again() {
+    let keys = ints((0..400).map(|n| Some(n % 100)));
+    let input = table([("k", keys), ("n", ints((0..400).map(Some)))]);
+    let (_, share) = partition_rows(&input, &[key()], 4).unwrap().remove(0);
+    let keys = |batches: &[RecordBatch]| -> BTreeSet<String> {
+        batches.iter().flat_map(|rows_of| rows(&[rows_of.project(&[0]).unwrap()])).collect()
+    };
+    let channels = case(Routing::Rehash(vec![key()]), 2).run(&share).unwrap();
+    let of: Vec<_> = channels.iter().map(|batches| keys(batches)).collect();
+    assert!(of.iter().all(|keys| !keys.is_empty()), "{of:?}");
+    assert!(of[0].is_disjoint(&of[1]), "{of:?}");
+    assert_eq!(all_rows(&channels), sorted_rows(&[share]));
 }
 
 #[test]

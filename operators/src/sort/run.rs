@@ -388,7 +388,8 @@ impl LocalRuns {
             return Err(error);
         }
         let Some((collected, order)) = self.in_order(task)? else { return Err(error) };
-        let order = order.rows;
+        let Order { prefixes, rows: order, .. } = order;
+        drop(prefixes);
         let (rows, step) = (order.len(), self.shared.config.batch_rows);
         let held = vec![self.reservation.split_off()];
         let batches = Box::new(InOrder::new(&self.shared, collected.batches, order));

@@ -91,6 +91,12 @@ pub fn new(
     Ok((WindowSink::new(sinks, plan.clone()), WindowSource::new(sources, plan)))
 }
 
+/// Whether one of these expressions, evaluated together, keeps something of each row of a large window partition in
+/// memory, where the rows may go to files: the columns that it looks at, and its results.
+pub fn keeps_columns(expressions: &[Arc<dyn WindowExpr>]) -> bool {
+    Way::of(expressions).iter().any(|way| matches!(way, Way::Columns { .. }))
+}
+
 impl Plan {
     /// The partition keys of `rows`.
     fn keys(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {

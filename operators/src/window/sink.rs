@@ -214,7 +214,8 @@ impl LocalWindowSink {
         } else if large && self.open.rows >= self.plan.batch_size {
             self.collect()?;
         }
-        if self.whole.rows >= self.plan.batch_size {
+        let full = self.whole.rows >= self.plan.batch_size;
+        if full || self.whole.bytes >= self.plan.large_bytes {
             room = Some(self.hand_over());
         }
         self.charge()?;

@@ -35,6 +35,8 @@ enum Leave {
     First,
     /// With a step of the build in hand.
     OwingAStep,
+    /// While it prepares the table, which it leaves to others.
+    PassingOn,
     /// When the table is ready, before its probe ends.
     WhileProbing,
     /// After its probe, before it drains.
@@ -88,6 +90,10 @@ fn build(
         match source.build() {
             Build::Prepare(_) | Build::Unit(..) if leave == Leave::OwingAStep => {
                 return Err(End::LeftOwing);
+            }
+            Build::Prepare(parts) if leave == Leave::PassingOn => {
+                source.pass_on(parts);
+                return Err(End::LeftEarly);
             }
             Build::Prepare(mut parts) => {
                 parts.sort_by_key(Item::id);
@@ -167,8 +173,10 @@ fn probe(
 
 /// How each of the sources leaves.
 fn leaves(ending: Ending, sources: usize) -> Vec<Leave> {
-    let any =
-        || [Leave::First, Leave::OwingAStep, Leave::WhileProbing, Leave::BeforeDrain][below(4)];
+    let any = || {
+        [Leave::First, Leave::OwingAStep, Leave::PassingOn, Leave::WhileProbing, Leave::BeforeDrain]
+            [below(5)]
+    };
     let leaver = below(sources);
     (0..sources)
         .map(|source| match ending {

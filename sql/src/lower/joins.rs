@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use datafusion::{
     common::{JoinType, Result, internal_err},
-    execution::memory_pool::MemoryLimit,
     physical_expr::{PhysicalExpr, expressions::DynamicFilterPhysicalExpr},
     physical_plan::{
         ExecutionPlan, ExecutionPlanProperties,
@@ -65,11 +64,9 @@ impl Lowering {
         let build = self.child(left, false)?;
         // Our right join gives the unmatched rows of a batch after its pairs. And a join that spills keeps
         // no order, so where memory has a limit, it is made afterwards.
-        let pool = self.context.outer().memory_pool();
         let maintains = node.maintains_input_order().get(1) == Some(&true);
-        let keeps_order = maintains
-            && *join.join_type() != JoinType::Right
-            && matches!(pool.memory_limit(), MemoryLimit::Infinite);
+        let keeps_order =
+            maintains && *join.join_type() != JoinType::Right && !self.memory_is_limited();
         let probe = self.child(right, ordered && keeps_order)?;
         let config = HashJoinConfig {
             on: join.on().to_vec(),

@@ -33,6 +33,7 @@ use std::{
 
 use datafusion::{
     error::Result,
+    execution::memory_pool::MemoryLimit,
     physical_expr::expressions::UnKnownColumn,
     physical_plan::{
         ExecutionPlan, ExecutionPlanProperties, Partitioning, metrics::ExecutionPlanMetricsSet,
@@ -148,6 +149,11 @@ impl Lowering {
         self.declare_filter_waits();
         let Self { graph, fallbacks, nodes, .. } = self;
         Ok(Lowered { graph, fallbacks, nodes })
+    }
+
+    /// Whether what does not fit has to spill.
+    fn memory_is_limited(&self) -> bool {
+        !matches!(self.context.outer().memory_pool().memory_limit(), MemoryLimit::Infinite)
     }
 
     /// A runtime filter that goes from one stage to another.

@@ -43,6 +43,8 @@ impl Lowering {
     ) -> Result<Flow> {
         let child = &shell.children()[0];
         let apart = if ordered || self.instances == 1 { None } else { Apart::of(shell) };
+        // Tasks that each keep columns which cannot go to files would have to fit side by side.
+        let apart = apart.filter(|apart| !apart.keeps_columns || !self.memory_is_limited());
         let input = match apart {
             Some(apart) => self.grouped(child, &apart)?,
             None => {
@@ -86,7 +88,8 @@ impl Lowering {
             return self.windowed(shell, input, tag);
         };
         let input = self.child(child, false)?;
-        let by_keys = Routing::Hash(apart.keys.clone());
+        // The rows of a node or a bucket may have been chosen by a hash of the same keys.
+        let by_keys = Routing::Rehash(apart.keys.clone());
         let input = self.exchange(input, by_keys, self.instances, child, tag)?;
         let (ordering, schema) = (sort.expr().clone(), shell.schema());
         let config = SortConfig { ordering, fetch: None, schema, batch_rows: self.batch_rows };
@@ -126,20 +129,24 @@ impl Lowering {
 struct Apart {
     /// Keys that all of them are partitioned by.
     keys: Vec<Arc<dyn PhysicalExpr>>,
+    /// One of them keeps columns of large window partitions in memory.
+    keeps_columns: bool,
 }
 
 impl Apart {
     /// That of a window, if it lies over a sort of all rows, maybe with other windows between.
     fn of(window: &Shell) -> Option<Self> {
-        let mut keys =
-            window_expressions(window.original().as_ref())?.first()?.partition_by().to_vec();
+        let expressions = window_expressions(window.original().as_ref())?;
+        let mut keys = expressions.first()?.partition_by().to_vec();
+        let mut keeps_columns = window::keeps_columns(expressions);
         let mut below = as_shell(window.children()[0].as_ref())?;
         while let Some(expressions) = window_expressions(below.original().as_ref()) {
             let theirs = expressions.first()?.partition_by();
             keys.retain(|key| theirs.contains(key));
+            keeps_columns |= window::keeps_columns(expressions);
             below = as_shell(below.children()[0].as_ref())?;
         }
         let sort = below.original().downcast_ref::<SortExec>()?;
-        (sort.fetch().is_none() && !keys.is_empty()).then_some(Self { keys })
+        (sort.fetch().is_none() && !keys.is_empty()).then_some(Self { keys, keeps_columns })
     }
 }
