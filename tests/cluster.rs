@@ -69,6 +69,32 @@ fn tpch_on_fifty_workers() {
     });
 }
 
+/// What DataFusion's serialised plans do not carry is not sent: a window's filter, and that NULLs are ignored.
+#[test]
+fn what_would_get_lost_stays_here() {
+    guarded(|case| async move {
+        let (data, _cluster, session) = started(3).await;
+        let reference = reference_session();
+        data.register(&reference, Storage::Memory).await;
+        let per_supplier = "FROM (SELECT l_orderkey, l_linenumber, l_suppkey, sum(l_quantity) AS q FROM lineitem \
+                            GROUP BY 1, 2, 3) WINDOW w AS (PARTITION BY l_suppkey ORDER BY l_orderkey, l_linenumber)";
+        for (function, stays) in [
+            ("sum(q) FILTER (WHERE l_linenumber > 3) OVER w", true),
+            ("lag(CASE WHEN l_linenumber > 2 THEN q END, 2) IGNORE NULLS OVER w", true),
+            ("sum(q) OVER w", false),
+        ] {
+            case.begin(function);
+            let sql = format!("SELECT l_orderkey, l_linenumber, {function} AS x {per_supplier}");
+            let expected = Expected::of(&reference, &sql).await.unwrap();
+            let planned = plan(&case, &session, &sql).await.unwrap();
+            assert_eq!(is_distributed(&planned.plan), !stays, "{function}");
+            let why = why_local(&planned.plan, session.state().config());
+            assert_eq!(why.is_some_and(|why| why.contains("get lost")), stays, "{function}");
+            expected.check(function, &planned.collect().await.unwrap());
+        }
+    });
+}
+
 /// Every worker ran tasks, sent rows and received some: the profile says so, operator by operator and task by task.
 #[test]
 fn a_profile_of_all_workers() {

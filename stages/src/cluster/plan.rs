@@ -5,7 +5,11 @@ use std::sync::Arc;
 use datafusion::{
     common::tree_node::{TreeNode, TreeNodeRecursion},
     datasource::{physical_plan::FileScanConfig, source::DataSourceExec},
-    physical_plan::{ExecutionPlan, repartition::RepartitionExec},
+    physical_plan::{
+        ExecutionPlan,
+        repartition::RepartitionExec,
+        windows::{BoundedWindowAggExec, WindowAggExec},
+    },
     prelude::SessionConfig,
 };
 use datafusion_distributed::{
@@ -14,7 +18,10 @@ use datafusion_distributed::{
 };
 use gatework_sql::is_covered;
 
-use super::execution::{ClusterExec, Placed};
+use super::{
+    execution::{ClusterExec, Placed},
+    session::GETS_LOST,
+};
 use crate::{StagePlace, StageTree, StageView, text::count_of_tasks};
 
 /// Whether parts of `plan` run on workers.
@@ -30,9 +37,15 @@ pub fn why_local(plan: &Arc<dyn ExecutionPlan>, config: &SessionConfig) -> Optio
     let workers = get_distributed_worker_resolver(config).and_then(|workers| workers.get_urls());
     let part = DistributedConfig::from_session_config(config);
     let part = part.map(|config| config.file_scan_config_bytes_per_partition as u64);
-    let mut bytes = 0;
+    let (mut bytes, mut gets_lost) = (0, false);
     // The walk has no errors of its own.
     let _walked = plan.apply(|node| {
+        let windows = match node.downcast_ref::<WindowAggExec>() {
+            Some(window) => Some(window.window_expr()),
+            None => node.downcast_ref::<BoundedWindowAggExec>().map(|window| window.window_expr()),
+        };
+        let says = |name: &str| name.contains(" FILTER (") || name.contains(" IGNORE NULLS");
+        gets_lost |= windows.iter().copied().flatten().any(|one| says(one.name()));
         let source = node.downcast_ref::<DataSourceExec>();
         let scan = source.and_then(|source| source.data_source().downcast_ref::<FileScanConfig>());
         let files = scan.iter().flat_map(|scan| &scan.file_groups).flat_map(|group| group.iter());
@@ -46,6 +59,7 @@ pub fn why_local(plan: &Arc<dyn ExecutionPlan>, config: &SessionConfig) -> Optio
     Some(match (workers.map(|urls| urls.len()), part) {
         (Ok(0) | Err(_), _) => "there are no workers".into(),
         (Ok(1), _) => "there is one worker, and this process is no worse".into(),
+        _ if gets_lost => GETS_LOST.into(),
         _ if bytes == 0 => "no files are read".into(),
         (Ok(_), Ok(part)) if bytes <= part.saturating_mul(config.target_partitions() as u64) => {
             let threads = config.target_partitions();

@@ -5,13 +5,17 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use datafusion::{
     catalog::Session,
-    common::{config::OptimizerOptions, tree_node::TreeNode},
+    common::{
+        config::OptimizerOptions,
+        not_impl_err,
+        tree_node::{TreeNode, TreeNodeRecursion},
+    },
     error::{DataFusionError, Result},
     execution::{
         context::QueryPlanner,
         session_state::{SessionState, SessionStateBuilder},
     },
-    logical_expr::LogicalPlan,
+    logical_expr::{Expr, LogicalPlan, WindowFunctionDefinition, expr::NullTreatment},
     physical_plan::ExecutionPlan,
     prelude::SessionConfig,
 };
@@ -249,10 +253,46 @@ impl HeadPlanner {
         let Some(inner) = &self.inner else {
             return Err(DataFusionError::Internal("a cluster's session without a planner".into()));
         };
-        let plan = inner.create_physical_plan(query, session).await?;
+        let plan = if gets_lost(query)? {
+            let Some(state) = session.as_any().downcast_ref::<SessionState>() else {
+                return not_impl_err!("{GETS_LOST}, and a session of an unknown kind");
+            };
+            let mut here = state.clone();
+            here.set_distributed_worker_resolver(WorkerList(Arc::default()));
+            inner.create_physical_plan(query, &here).await?
+        } else {
+            inner.create_physical_plan(query, session).await?
+        };
         // The stages that workers run are left as they are.
         cover_above(plan, &self.executor, &|node| node.is_network_boundary())
     }
+}
+
+/// Why a query with such a window stays in this process.
+pub(super) const GETS_LOST: &str =
+    "a window has a FILTER or IGNORE NULLS, which get lost in plans that are sent to workers";
+
+/// Whether a plan of `query` would mean something else to a worker: DataFusion's serialised window expressions have no
+/// filter, and those that are no aggregates do not say what is to become of NULLs.
+fn gets_lost(query: &LogicalPlan) -> Result<bool> {
+    let is_lost = |expression: &Expr| match expression {
+        Expr::WindowFunction(window) => {
+            let is_aggregate = matches!(window.fun, WindowFunctionDefinition::AggregateUDF(_));
+            let ignores_nulls = window.params.null_treatment == Some(NullTreatment::IgnoreNulls);
+            window.params.filter.is_some() || ignores_nulls && !is_aggregate
+        }
+        _ => false,
+    };
+    let mut found = false;
+    query.apply_with_subqueries(|node| {
+        if let LogicalPlan::Window(window) = node {
+            for expression in &window.window_expr {
+                found |= expression.exists(|part| Ok(is_lost(part)))?;
+            }
+        }
+        Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })?;
+    Ok(found)
 }
 
 #[async_trait]
