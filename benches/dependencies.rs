@@ -10,14 +10,11 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
-        mpsc,
     },
     task::{Wake, Waker},
 };
 
-use criterion::{
-    BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
-};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures::task::AtomicWaker;
 use gatework::{
     Executor,
@@ -26,8 +23,9 @@ use gatework::{
         Budget, Dependency, DependencyKind, Give, Payload, Take, exchange, multicast, union,
     },
 };
+use support::Countdown;
 
-#[allow(dead_code, reason = "of what benches share, only the allocator is needed here")]
+#[allow(dead_code, reason = "of what benches share, only some is needed here")]
 mod support;
 
 const THREADS: usize = 2;
@@ -108,17 +106,6 @@ impl Taking for exchange::ExchangeSource<Item> {
     }
 }
 
-/// Says when the last of several tasks is done.
-struct Countdown(AtomicUsize, mpsc::SyncSender<()>);
-
-impl Countdown {
-    fn one(&self) {
-        if self.0.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let _nobody_waits = self.1.send(());
-        }
-    }
-}
-
 struct Giver<S> {
     sink: Option<S>,
     left: usize,
@@ -174,8 +161,7 @@ impl<S: Taking> Runnable for Taker<S> {
 
 /// Moves so many items from each sink to the sources.
 fn meet<S: Giving, T: Taking>(executor: &Executor, sinks: Vec<S>, sources: Vec<T>, each: usize) {
-    let (sender, done) = mpsc::sync_channel(1);
-    let countdown = Arc::new(Countdown(AtomicUsize::new(sinks.len() + sources.len()), sender));
+    let (countdown, done) = Countdown::new(sinks.len() + sources.len());
     let tasks = TaskGroup::new();
     let spawn = |task: Box<dyn Runnable>| executor.spawn(&tasks, task).expect("running").wake();
     for source in sources {
@@ -232,7 +218,7 @@ fn beside_tokio<S: Giving, T: Taking>(
     state: impl Fn() -> (Vec<S>, Vec<T>),
     to: impl Fn(usize) -> Vec<usize> + Send + Copy + 'static,
 ) {
-    let mut group: BenchmarkGroup<'_, WallTime> = criterion.benchmark_group(name);
+    let mut group = criterion.benchmark_group(name);
     group.sample_size(10);
     let (givers, readers) = state();
     let (givers, readers) = (givers.len(), readers.len());

@@ -29,6 +29,7 @@ use gatework::{
 };
 use support::{Count, CountSink, finish};
 
+#[allow(dead_code, reason = "of what benches share, only some is needed here")]
 mod support;
 
 const THREADS: usize = 2;

@@ -3,15 +3,7 @@
 //! `empty-tasks`: many tasks that do nothing, each with its whole life cycle. `ping-pong`: two tasks
 //! that wake each other through gates, so nothing but the wake-up counts.
 
-use std::{
-    any::Any,
-    hint::black_box,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
-};
+use std::{any::Any, hint::black_box, sync::Arc};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use gatework::{
@@ -19,26 +11,14 @@ use gatework::{
     runtime::scheduler::{Outcome, Runnable, TaskGroup},
     shared_state::{Dependency, DependencyKind, Gate},
 };
+use support::Countdown;
+
+#[allow(dead_code, reason = "of what benches share, only some is needed here")]
+mod support;
 
 const THREADS: usize = 2;
 const TASKS: usize = 1_000_000;
 const ROUNDS: usize = 10_000;
-
-/// Says when the last of several tasks is done.
-struct Countdown(AtomicUsize, mpsc::SyncSender<()>);
-
-impl Countdown {
-    fn new(count: usize) -> (Arc<Self>, mpsc::Receiver<()>) {
-        let (sender, done) = mpsc::sync_channel(1);
-        (Arc::new(Self(AtomicUsize::new(count), sender)), done)
-    }
-
-    fn one(&self) {
-        if self.0.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let _nobody_waits = self.1.send(());
-        }
-    }
-}
 
 struct Empty(Arc<Countdown>);
 

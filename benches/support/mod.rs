@@ -5,6 +5,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     task::{Wake, Waker},
     thread::{self, Thread},
@@ -42,6 +43,22 @@ pub(crate) fn finish(executor: &Executor, graph: Graph) {
         thread::park();
     }
     assert!(query.error().is_none(), "{:?}", query.error());
+}
+
+/// Says when the last of several tasks is done.
+pub(crate) struct Countdown(AtomicUsize, mpsc::SyncSender<()>);
+
+impl Countdown {
+    pub(crate) fn new(count: usize) -> (Arc<Self>, mpsc::Receiver<()>) {
+        let (sender, done) = mpsc::sync_channel(1);
+        (Arc::new(Self(AtomicUsize::new(count), sender)), done)
+    }
+
+    pub(crate) fn one(&self) {
+        if self.0.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let _nobody_waits = self.1.send(());
+        }
+    }
 }
 
 /// Counts the rows of all tasks of a pipeline.

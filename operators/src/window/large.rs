@@ -48,8 +48,9 @@ pub(super) struct Large {
     /// Those that follow, but for some that may be on their way to a file.
     here: Vec<RecordBatch>,
     here_bytes: usize,
-    /// Of each expression that has one.
+    /// Of each expression that has one, and what they take: to ask may be to go through all that they keep.
     totals: Vec<Option<Total>>,
+    total_bytes: usize,
     columns: Columns,
 }
 
@@ -94,6 +95,7 @@ impl Large {
         };
         Ok(Self {
             totals: plan.expressions.iter().zip(&plan.ways).map(total).collect::<Result<_>>()?,
+            total_bytes: 0,
             schema,
             rows: 0,
             away: Vec::new(),
@@ -118,6 +120,7 @@ impl Large {
         for total in self.totals.iter_mut().flatten() {
             total.add(&rows)?;
         }
+        self.total_bytes = self.totals.iter().flatten().map(Total::bytes).sum();
         self.columns.add(&rows)?;
         self.rows += rows.num_rows();
         self.here_bytes += bytes(&rows);
@@ -136,8 +139,8 @@ impl Large {
 
     /// Bytes that are to be reserved: for rows in memory, and for results, as if they were there.
     pub(super) fn bytes(&self) -> usize {
-        let totals: usize = self.totals.iter().flatten().map(Total::bytes).sum();
-        self.here_bytes + totals + self.columns.bytes_with_results(self.rows, self.here_bytes)
+        let columns = self.columns.bytes_with_results(self.rows, self.here_bytes);
+        self.here_bytes + self.total_bytes + columns
     }
 
     /// Bytes of rows that could go to a file.

@@ -21,6 +21,7 @@ mod windows;
 
 pub(crate) use cover::{covers, is_folded, is_statement};
 use flow::Flow;
+pub use windows::window_expressions;
 
 use std::{
     collections::HashMap,

@@ -25,8 +25,8 @@ use super::{
 };
 use crate::shell::{Shell, as_shell};
 
-/// The expressions of a window.
-pub(super) fn window_expressions(node: &dyn ExecutionPlan) -> Option<&[Arc<dyn WindowExpr>]> {
+/// The expressions of a window; `None` if `node` is none.
+pub fn window_expressions(node: &dyn ExecutionPlan) -> Option<&[Arc<dyn WindowExpr>]> {
     match node.downcast_ref::<WindowAggExec>() {
         Some(window) => Some(window.window_expr()),
         None => Some(node.downcast_ref::<BoundedWindowAggExec>()?.window_expr()),

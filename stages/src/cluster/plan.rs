@@ -5,18 +5,14 @@ use std::sync::Arc;
 use datafusion::{
     common::tree_node::{TreeNode, TreeNodeRecursion},
     datasource::{physical_plan::FileScanConfig, source::DataSourceExec},
-    physical_plan::{
-        ExecutionPlan,
-        repartition::RepartitionExec,
-        windows::{BoundedWindowAggExec, WindowAggExec},
-    },
+    physical_plan::{ExecutionPlan, repartition::RepartitionExec},
     prelude::SessionConfig,
 };
 use datafusion_distributed::{
     BroadcastExec, DistributedConfig, DistributedExec, DistributedLeafExec, NetworkBoundaryExt,
     NetworkBroadcastExec, display_plan_ascii, get_distributed_worker_resolver,
 };
-use gatework_sql::is_covered;
+use gatework_sql::{is_covered, window_expressions};
 
 use super::{
     execution::{ClusterExec, Placed},
@@ -40,10 +36,7 @@ pub fn why_local(plan: &Arc<dyn ExecutionPlan>, config: &SessionConfig) -> Optio
     let (mut bytes, mut gets_lost) = (0, false);
     // The walk has no errors of its own.
     let _walked = plan.apply(|node| {
-        let windows = match node.downcast_ref::<WindowAggExec>() {
-            Some(window) => Some(window.window_expr()),
-            None => node.downcast_ref::<BoundedWindowAggExec>().map(|window| window.window_expr()),
-        };
+        let windows = window_expressions(node.as_ref());
         let says = |name: &str| name.contains(" FILTER (") || name.contains(" IGNORE NULLS");
         gets_lost |= windows.iter().copied().flatten().any(|one| says(one.name()));
         let source = node.downcast_ref::<DataSourceExec>();

@@ -146,8 +146,10 @@ mod tests {
     #[test]
     fn silence_is_a_loss() {
         watched(async |mut near, _far| {
+            let begun = Instant::now();
             let lost = near.read_u8().await.unwrap_err();
             assert_eq!(lost.kind(), io::ErrorKind::TimedOut);
+            assert!(begun.elapsed() >= SILENCE, "lost too early");
         });
     }
 
