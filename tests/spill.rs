@@ -3,7 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use datafusion::{
     error::Result,
@@ -14,11 +18,14 @@ use datafusion::{
     },
     prelude::{SessionConfig, SessionContext},
 };
-use futures::StreamExt;
-use gatework::{Executor, SessionStateBuilderExt, runtime::scheduler::Dice};
+use futures::{StreamExt, TryStreamExt};
+use gatework::{SessionStateBuilderExt, runtime::scheduler::Dice};
 use tempfile::TempDir;
 
-use crate::support::{Case, Expected, executor, guarded, plan, reference_session, settle};
+use crate::{
+    endings::bench::{files_below, idle},
+    support::{Case, Expected, executor, guarded, plan, reference_session},
+};
 
 /// Far below what the groups take; and so little that units of units must be cut as well.
 const LIMITS: [usize; 2] = [LIMIT, 1 << 20];
@@ -102,15 +109,15 @@ pub(crate) fn heavy() -> impl Iterator<Item = &'static str> {
 
 /// A session of its own, whose temporary files go to `folder`.
 struct Bench {
-    executor: Executor,
     session: SessionContext,
     shared: Arc<RuntimeEnv>,
+    folder: Option<PathBuf>,
 }
 
 impl Bench {
     fn new(threads: usize, limit: usize, folder: &Path, disk_bytes: u64) -> Self {
         let mode = DiskManagerMode::Directories(vec![folder.to_owned()]);
-        Self::with(threads, limit, mode, disk_bytes)
+        Self { folder: Some(folder.to_owned()), ..Self::with(threads, limit, mode, disk_bytes) }
     }
 
     fn with(threads: usize, limit: usize, mode: DiskManagerMode, disk_bytes: u64) -> Self {
@@ -118,53 +125,37 @@ impl Bench {
             DiskManagerBuilder::default().with_mode(mode).with_max_temp_directory_size(disk_bytes);
         let shared = RuntimeEnvBuilder::new().with_memory_limit(limit, 1.0);
         let shared = shared.with_disk_manager_builder(disk).build_arc().unwrap();
-        let executor = executor(threads);
         let state = SessionStateBuilder::new()
             .with_config(SessionConfig::new())
             .with_runtime_env(shared.clone())
             .with_default_features()
-            .with_gatework(&executor)
+            .with_gatework(&executor(threads))
             .build();
-        Self { executor, session: SessionContext::new_with_state(state), shared }
+        Self { session: SessionContext::new_with_state(state), shared, folder: None }
     }
 
     /// The bytes that `sql` spilled, after its rows were compared with `expected`.
+    /// Nothing is left of the query however it ended.
     async fn spilled(&self, case: &Case, sql: &str, expected: &Expected) -> Result<u64> {
         let planned = plan(case, &self.session, sql).await?;
-        let mut stream = planned.stream()?;
-        let mut batches = Vec::new();
-        while let Some(batch) = stream.next().await {
-            batches.push(batch?);
-        }
-        expected.check(sql, &batches);
+        let stream = planned.stream()?;
+        let query = gatework::query(&planned.plan).unwrap();
+        let batches: Result<Vec<_>> = stream.try_collect().await;
+        idle(&query).await;
+        self.assert_clean();
+        expected.check(sql, &batches?);
         let profile = gatework::profile(&planned.plan).unwrap();
         let of = |name: &str| profile.operators.iter().filter_map(move |o| o.named.get(name)).sum();
         Ok(of("spilled bytes"))
     }
 
-    /// Nothing of any query is left. What has ended is gone at once; what was cancelled, soon.
-    async fn assert_clean(&self) {
-        settle(&self.executor);
-        let left = || {
-            let files = self.shared.disk_manager.used_disk_space();
-            (self.shared.memory_pool.reserved(), files)
-        };
-        for _ in 0..1000 {
-            if left() == (0, 0) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("reserved bytes and bytes on disk that are left: {:?}", left());
+    /// Nothing is left of any query that is idle.
+    fn assert_clean(&self) {
+        assert_eq!(self.shared.memory_pool.reserved(), 0, "reserved bytes");
+        assert_eq!(self.shared.disk_manager.used_disk_space(), 0, "bytes on disk");
+        let files = self.folder.as_deref().filter(|folder| folder.exists()).map(files_below);
+        assert!(files.is_none_or(|files| files == 0), "{files:?} temporary files");
     }
-}
-
-fn files(folder: &Path) -> usize {
-    std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .map(|path| if path.is_dir() { files(&path) } else { 1 })
-        .sum()
 }
 
 #[test]
@@ -178,8 +169,6 @@ fn queries_that_do_not_fit() {
                 let expected = Expected::of(&reference_session(), sql).await.unwrap();
                 let spilled = bench.spilled(&case, sql, &expected).await.unwrap();
                 assert!(spilled > 0, "{threads} threads spilled nothing: {sql}");
-                bench.assert_clean().await;
-                assert_eq!(files(folder.path()), 0);
             }
         }
     });
@@ -194,7 +183,6 @@ fn columns_of_a_window_that_does_not_fit() {
             case.begin(COLUMNS);
             let expected = Expected::of(&reference_session(), COLUMNS).await.unwrap();
             assert!(bench.spilled(&case, COLUMNS, &expected).await.unwrap() > 0);
-            bench.assert_clean().await;
         }
         // Two of them do not fit at once: the second waits until the first has been given.
         let twice = COLUMNS.replace("ORDER BY v DESC", "PARTITION BY v % 2 ORDER BY v DESC");
@@ -203,7 +191,6 @@ fn columns_of_a_window_that_does_not_fit() {
         let expected = Expected::of(&reference_session(), &twice).await.unwrap();
         let bench = Bench::new(1, LIMIT, folder.path(), 1 << 30);
         assert!(bench.spilled(&case, &twice, &expected).await.unwrap() > 0);
-        bench.assert_clean().await;
         // The same with more threads, where nobody wants the order: one of them does it.
         let unordered =
             format!("SELECT count(*) AS n, sum(n) AS s, sum(p) AS p, max(t) AS t FROM ({twice})");
@@ -211,14 +198,11 @@ fn columns_of_a_window_that_does_not_fit() {
         let expected = Expected::of(&reference_session(), &unordered).await.unwrap();
         let bench = Bench::new(3, LIMIT, folder.path(), 1 << 30);
         assert!(bench.spilled(&case, &unordered, &expected).await.unwrap() > 0);
-        bench.assert_clean().await;
         // Where the columns do not fit, the error says who wanted how much.
         let bench = Bench::new(2, 1 << 20, folder.path(), 1 << 30);
         let expected = Expected::of(&reference_session(), COLUMNS).await.unwrap();
         let error = bench.spilled(&case, COLUMNS, &expected).await.unwrap_err().to_string();
         assert!(error.contains("window sink"), "{error}");
-        bench.assert_clean().await;
-        assert_eq!(files(folder.path()), 0);
     });
 }
 
@@ -241,7 +225,6 @@ fn orders_that_a_join_would_keep() {
                 let expected = Expected::of(&reference_session(), sql).await.unwrap();
                 let spilled = bench.spilled(&case, sql, &expected).await.unwrap();
                 assert_eq!(spilled > 0, limit == 1 << 20, "{sql}");
-                bench.assert_clean().await;
             }
         }
     });
@@ -259,7 +242,6 @@ fn a_full_disk_and_a_folder_that_is_gone() {
             let expected = Expected::of(&reference_session(), sql).await.unwrap();
             let error = full.spilled(&case, sql, &expected).await.unwrap_err().to_string();
             assert!(error.contains("max_temp_directory_size") || error.contains("disk"), "{error}");
-            full.assert_clean().await;
             // Others notice nothing.
             assert_eq!(full.spilled(&case, small, &fits).await.unwrap(), 0);
         }
@@ -268,7 +250,6 @@ fn a_full_disk_and_a_folder_that_is_gone() {
         let expected = Expected::of(&reference_session(), GROUPS[0]).await.unwrap();
         let error = gone.spilled(&case, GROUPS[0], &expected).await.unwrap_err().to_string();
         assert!(error.contains("No such file"), "{error}");
-        gone.assert_clean().await;
         assert_eq!(gone.spilled(&case, small, &fits).await.unwrap(), 0);
     });
 }
@@ -289,7 +270,6 @@ fn no_disk_at_all() {
                         "{error}"
                     );
                 }
-                bench.assert_clean().await;
             }
         }
     });
@@ -318,9 +298,9 @@ fn cancelled_while_it_spills() {
                 }
             }
             drop(stream);
-            drop(query);
-            bench.assert_clean().await;
-            assert_eq!(files(folder.path()), 0);
+            // What is being written goes on to its next batch; the query is not idle before.
+            idle(&query).await;
+            bench.assert_clean();
         }
         assert!(running > 10, "{running} of 60 were running");
     });
