@@ -2,7 +2,8 @@
 //! the TPC-H queries at scale factor 1 and of queries that spill. Only moments at which the query ran count.
 //!
 //! `cargo bench --bench cancel` needs the data that `gatework tpch` makes in `tpch-data/sf1`, and takes a few
-//! minutes. It prints the median, the 99th percentile and the longest.
+//! minutes. It prints the median, the 99th percentile and the longest. With `-- --heavy FOLDER` it cancels
+//! queries far larger than their 512 MiB, over the tables in that folder (scale factor 10).
 
 #![allow(clippy::print_stdout, reason = "the figures are what it is for")]
 
@@ -37,11 +38,39 @@ const MEMORY_BYTES: usize = 64 << 20;
 const MOMENTS: usize = 1000;
 
 /// Queries that do not fit into that memory by far.
-const HEAVY: [&str; 4] = [
+const LARGE: [&str; 5] = [
     "SELECT l_comment, count(*) FROM lineitem GROUP BY l_comment",
     "SELECT l_orderkey, l_comment FROM lineitem ORDER BY l_comment, l_orderkey",
     "SELECT count(*) FROM lineitem a JOIN lineitem b ON a.l_comment = b.l_comment AND a.l_partkey < b.l_partkey",
     "SELECT l_orderkey FROM lineitem WHERE l_comment IN (SELECT l_comment FROM lineitem WHERE l_tax > 0.04)",
+    "SELECT l_extendedprice / sum(l_extendedprice) OVER () AS share, l_comment FROM lineitem",
+];
+
+const HEAVY_MEMORY_BYTES: usize = 512 << 20;
+const HEAVY_MOMENTS: usize = 10;
+
+/// Queries that do not fit into that at scale factor 10: groups, joins (one with half of all rows in one
+/// key), sort, distinct values, window.
+const HEAVY: [(&str, &str); 7] = [
+    ("100 M groups",
+ "SELECT count(*), max(n) FROM (SELECT value, count(*) AS n FROM generate_series(1, 100000000) GROUP BY value)"),
+    ("lineitem joined with itself",
+ "SELECT count(*), max(a.l_comment), max(b.l_comment) FROM lineitem a
+        JOIN lineitem b ON a.l_orderkey = b.l_orderkey AND a.l_linenumber = b.l_linenumber"),
+    ("a join, half of both sides one key",
+ "SELECT count(*), max(a.l_comment), max(b.l_comment) FROM
+        (SELECT *, CASE WHEN l_orderkey % 2 = 0 THEN 0 ELSE l_orderkey END AS k FROM lineitem) a
+        JOIN (SELECT *, CASE WHEN l_orderkey % 2 = 0 THEN 0 ELSE l_orderkey END AS k FROM lineitem) b
+        ON a.k = b.k AND a.l_partkey = b.l_suppkey"),
+    ("sort of lineitem",
+ "SELECT max(n), max(l_shipinstruct) FROM (SELECT *, row_number() OVER (ORDER BY l_comment) AS n FROM lineitem)"),
+    ("distinct comments",
+ "SELECT count(DISTINCT l_comment) FROM lineitem"),
+    ("distinct rows of lineitem",
+ "SELECT count(*) FROM (SELECT DISTINCT * FROM lineitem)"),
+    ("a window over lineitem",
+ "SELECT count(*), max(x), max(c) FROM
+        (SELECT l_extendedprice / sum(l_extendedprice) OVER () AS x, l_comment AS c FROM lineitem)"),
 ];
 
 struct Bench {
@@ -51,20 +80,21 @@ struct Bench {
 }
 
 impl Bench {
-    async fn new(executor: &Executor) -> Result<Self, Box<dyn Error>> {
+    async fn new(data: &str, memory_bytes: usize) -> Result<Self, Box<dyn Error>> {
+        let executor = Executor::builder().threads(2).build()?;
         let folder = tempfile::TempDir::new()?;
         let disk = DiskManagerBuilder::default()
             .with_mode(DiskManagerMode::Directories(vec![folder.path().to_owned()]));
-        let pool = Arc::new(GreedyMemoryPool::new(MEMORY_BYTES));
+        let pool = Arc::new(GreedyMemoryPool::new(memory_bytes));
         let shared = RuntimeEnvBuilder::new().with_memory_pool(pool);
         let shared = shared.with_disk_manager_builder(disk).build_arc()?;
         let state = SessionStateBuilder::new()
             .with_runtime_env(shared.clone())
             .with_default_features()
-            .with_gatework(executor);
+            .with_gatework(&executor);
         let session = SessionContext::new_with_state(state.build());
         for table in TABLES {
-            let path = format!("{DATA}/{table}.parquet");
+            let path = format!("{data}/{table}.parquet");
             session.register_parquet(table, path, ParquetReadOptions::default()).await?;
         }
         Ok(Self { session, shared, folder })
@@ -113,9 +143,24 @@ fn quantiles(name: &str, mut times: Vec<Duration>) {
     println!("| {name} | {} | {median:.2?} | {p99:.2?} | {longest:.2?} |", times.len());
 }
 
+/// `count` cancels of any of `queries`, each within `longest` of its start.
+async fn sweep(
+    bench: &Bench,
+    queries: &[&str],
+    count: usize,
+    longest: Duration,
+) -> Result<Vec<Duration>, Box<dyn Error>> {
+    let (mut dice, mut times) = (Dice::new(5), Vec::new());
+    while times.len() < count {
+        let sql = queries[dice.below(queries.len())];
+        let moment = longest.mul_f64(dice.below(1_000_000) as f64 / 1e6);
+        times.extend(bench.cancel(sql, moment).await?);
+    }
+    Ok(times)
+}
+
 async fn run(moments: usize) -> Result<(), Box<dyn Error>> {
-    let executor = Executor::builder().threads(2).build()?;
-    let bench = Bench::new(&executor).await?;
+    let bench = Bench::new(DATA, MEMORY_BYTES).await?;
     let queries: Vec<String> = (1..=22)
         .map(|number| fs::read_to_string(format!("cli/queries/q{number}.sql")))
         .collect::<Result<_, _>>()?;
@@ -125,31 +170,37 @@ async fn run(moments: usize) -> Result<(), Box<dyn Error>> {
         .map(String::as_str)
         .filter(|sql| !sql.to_lowercase().contains("create view"))
         .collect();
-    println!("| | moments | median | p99 | longest |\n|---|--:|--:|--:|--:|");
-    let heavy = HEAVY.to_vec();
     // Of the slow ones fewer, at later moments.
-    let cases =
-        [("TPC-H", queries, moments * 17 / 20, 150), ("spilling", heavy, moments * 3 / 20, 1500)];
-    for (name, queries, moments, longest) in cases {
-        let (mut dice, mut times) = (Dice::new(5), Vec::new());
-        while times.len() < moments {
-            let sql = queries[dice.below(queries.len())];
-            let moment = Duration::from_micros(dice.below(longest * 1000) as u64);
-            times.extend(bench.cancel(sql, moment).await?);
-        }
+    let (few, late) = (moments * 3 / 20, Duration::from_millis(1500));
+    let times = sweep(&bench, &queries, moments - few, late / 10).await?;
+    quantiles("TPC-H", times);
+    quantiles("spilling", sweep(&bench, &LARGE, few, late).await?);
+    Ok(())
+}
+
+async fn run_heavy(data: &str) -> Result<(), Box<dyn Error>> {
+    let bench = Bench::new(data, HEAVY_MEMORY_BYTES).await?;
+    for (name, sql) in HEAVY {
+        let times = sweep(&bench, &[sql], HEAVY_MOMENTS, Duration::from_secs(10)).await?;
         quantiles(name, times);
     }
     Ok(())
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let arguments: Vec<String> = std::env::args().collect();
+    println!("| | moments | median | p99 | longest |\n|---|--:|--:|--:|--:|");
+    if let Some(heavy) = arguments.iter().position(|argument| argument == "--heavy") {
+        let Some(data) = arguments.get(heavy + 1) else { return Err("--heavy FOLDER".into()) };
+        return runtime.block_on(run_heavy(data));
+    }
     // Cargo runs benches in their package's folder.
     if !Path::new(DATA).is_dir() {
         println!("there is no {DATA}: `cargo run --release -p gatework-cli -- tpch` makes it");
         return Ok(());
     }
-    let once = std::env::args().any(|argument| argument == "--test");
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let once = arguments.iter().any(|argument| argument == "--test");
     runtime.block_on(run(if once { 20 } else { MOMENTS }))
 }
