@@ -91,9 +91,9 @@ struct GroupedBuild {
 
 impl GroupedBuild {
     /// Aggregates `data`.
-    fn update(&mut self, data: &RecordBatch) -> Result<()> {
+    fn update(&mut self, data: &RecordBatch, task: &TaskContext) -> Result<()> {
         let Some(groups) = &mut self.groups else { return Ok(()) };
-        let fits = groups.update(data);
+        let fits = groups.update(data, task);
         if fits.is_ok() && self.shared.sinks > 1 && groups.len() >= FULL_TABLE_GROUPS {
             match self.overflow.partition(groups) {
                 // The parts are made, and can only be written.
@@ -157,14 +157,14 @@ impl GroupedBuild {
 }
 
 impl LocalSink for GroupedBuild {
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, task: &TaskContext) -> Result<SinkResult> {
         self.next = batch.or_else(|| self.next.take());
         if let Some(gate) = self.waits()? {
             return Ok(SinkResult::Blocked(gate.into()));
         }
         if let Some(batch) = self.next.take() {
             self.shared.saw_rows.store(true, Ordering::Relaxed);
-            self.update(&compact(batch)?)?;
+            self.update(&compact(batch)?, task)?;
         }
         Ok(match self.waits()? {
             Some(gate) => SinkResult::Blocked(gate.into()),

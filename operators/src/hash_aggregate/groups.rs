@@ -14,7 +14,7 @@ use datafusion_physical_expr::{
 };
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Reservation, Setup, Spilled},
+    pipeline::{Reservation, Setup, Spilled, TaskContext},
 };
 
 use super::{
@@ -44,8 +44,11 @@ pub(super) struct States {
     hashes: Vec<u64>,
     states: Vec<Vec<ArrayRef>>,
     /// The bytes of the above, given back when they have been merged.
-    _reservation: Option<Reservation>,
+    memory: Option<Reservation>,
 }
+
+/// Groups that room is made for before they come: a table that stays within a core's own cache.
+const MOST_EXPECTED: usize = 1 << 16;
 
 /// A table of groups. Every group below its length has had a row in every accumulator.
 pub(super) struct Groups {
@@ -135,36 +138,33 @@ impl Groups {
         self.table.len()
     }
 
-    pub(super) fn batch_rows(&self) -> usize {
-        self.shared.config.batch_rows
-    }
-
     /// Bytes that are reserved for groups; those of an empty table it keeps.
     pub(super) fn reserved(&self) -> usize {
         if self.len() > 0 { self.reservation.bytes() } else { 0 }
     }
 
     /// Aggregates the rows of `batch`, of which there is at least one.
-    pub(super) fn update(&mut self, batch: &RecordBatch) -> Result<()> {
-        self.update_inner(batch).or_fail()?;
+    pub(super) fn update(&mut self, batch: &RecordBatch, task: &TaskContext) -> Result<()> {
+        let shared = self.shared.clone();
+        let arguments = arguments(&shared.config.calls, batch).or_fail()?;
+        for keys in shared.config.group_by.evaluate(batch).or_fail()? {
+            self.table.reserve(batch.num_rows(), || task.check())?;
+            self.assign(&keys).or_fail()?;
+            self.update_groups(&arguments).or_fail()?;
+        }
         self.account()
     }
 
-    fn update_inner(&mut self, batch: &RecordBatch) -> Result<(), DataFusionError> {
-        let shared = self.shared.clone();
-        let config = &shared.config;
-        let arguments = arguments(&config.calls, batch)?;
-        for keys in config.group_by.evaluate(batch)? {
-            self.assign(&keys)?;
-            let total = self.table.len();
-            for (accumulator, (values, filter)) in self.accumulators.iter_mut().zip(&arguments) {
-                match config.input {
-                    InputRows::Raw => {
-                        let filter = filter.as_ref().map(|f| as_boolean_array(f)).transpose()?;
-                        accumulator.update_batch(values, &self.groups, filter, total)?;
-                    }
-                    InputRows::States => accumulator.merge_batch(values, &self.groups, total)?,
+    /// Gives the groups of the rows at hand what the functions are called with.
+    fn update_groups(&mut self, arguments: &[Arguments]) -> Result<(), DataFusionError> {
+        let total = self.table.len();
+        for (accumulator, (values, filter)) in self.accumulators.iter_mut().zip(arguments) {
+            match self.shared.config.input {
+                InputRows::Raw => {
+                    let filter = filter.as_ref().map(|f| as_boolean_array(f)).transpose()?;
+                    accumulator.update_batch(values, &self.groups, filter, total)?;
                 }
+                InputRows::States => accumulator.merge_batch(values, &self.groups, total)?,
             }
         }
         Ok(())
@@ -197,8 +197,14 @@ impl Groups {
         Ok(())
     }
 
+    /// Makes room for some of the groups that are about to be merged, of which many may be the same.
+    pub(super) fn expect(&mut self, groups: usize, task: &TaskContext) -> Result<()> {
+        self.table.reserve(groups.min(MOST_EXPECTED), || task.check())
+    }
+
     /// Merges the partial states of another table.
-    pub(super) fn merge(&mut self, states: States) -> Result<()> {
+    pub(super) fn merge(&mut self, states: States, task: &TaskContext) -> Result<()> {
+        self.table.reserve(states.len(), || task.check())?;
         self.table.intern(&states.keys, &states.hashes, &mut self.groups);
         let total = self.table.len();
         for (accumulator, values) in self.accumulators.iter_mut().zip(&states.states) {
@@ -237,12 +243,19 @@ impl Groups {
         Ok(())
     }
 
+    /// What the table takes, and what is taken to spill it: the accumulators' states, and a copy of one unit at a time.
+    fn bytes(&self) -> usize {
+        let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
+        let table = self.table.bytes();
+        match self.can_spill && !self.in_passing {
+            true => table + table / 4 + 2 * accumulators,
+            false => table + accumulators,
+        }
+    }
+
     /// Reserves what the table takes.
     pub(super) fn account(&mut self) -> Result<()> {
-        let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
-        let bytes = self.table.bytes() + accumulators;
-        // To spill them takes a copy.
-        let bytes = if self.can_spill && !self.in_passing { 2 * bytes } else { bytes };
+        let bytes = self.bytes();
         resize(&mut self.reservation, bytes, self.overdraft)
     }
 
@@ -253,68 +266,64 @@ impl Groups {
     /// [`Error::OutOfMemory`] if the parts take more than the table, which is empty
     /// all the same.
     pub(super) fn partition(&mut self, level: u32, parts: &mut [Vec<Part>]) -> Result<()> {
-        // A task that got no rows; some accumulators cannot give the states of no group at all.
-        if self.len() == 0 {
-            return Ok(());
-        }
-        let table = std::mem::replace(&mut self.table, GroupTable::new(&self.shared.encoder));
-        if let Some(recent) = &mut self.recent {
-            recent.clear();
-        }
-        let mut states = Vec::with_capacity(self.accumulators.len());
-        for (accumulator, call) in self.accumulators.iter_mut().zip(&self.shared.config.calls) {
-            states.push(accumulator.state(EmitTo::All).or_fail()?);
-            *accumulator = self::accumulator(&call.function).or_fail()?;
-        }
-        // The top bits decide, since the table used the low ones for its slots.
-        let units = self.shared.units;
-        let shift = 64 - units.trailing_zeros() * (level + 1);
-        let unit_of = |hash: &u64| hash.checked_shr(shift).unwrap_or(0) as usize & (units - 1);
-        let indices = partition_indices(table.hashes().iter().map(unit_of), parts.len());
-        let mut reservation = self.reservation.split_off();
+        let Some((mut uncut, mut reservation)) = self.take_uncut(level)? else { return Ok(()) };
         let mut bytes = 0;
-        for (unit, indices) in indices.into_iter().enumerate() {
+        for (unit, indices) in uncut.indices().into_iter().enumerate() {
             if indices.is_empty() {
                 continue;
             }
-            let part = self.cut(&table, &states, indices)?;
+            let part = uncut.cut(indices)?;
             bytes += part.bytes();
             parts[unit].push(Part::States(part));
         }
         let resized = reservation.resize(bytes);
         self.share(reservation, parts);
+        // The next groups are likely to become as many, in memory that is at hand.
+        uncut.table.clear();
+        let small = std::mem::replace(&mut self.table, uncut.table);
+        if self.account().is_err() {
+            self.table = small;
+        }
         self.account().and(resized)
+    }
+
+    /// Empties the table: its groups, to be cut into units at `level`, and the bytes they take. Nothing if there are none.
+    pub(super) fn take_uncut(&mut self, level: u32) -> Result<Option<(Uncut, Reservation)>> {
+        // A task that got no rows; some accumulators cannot give the states of no group at all.
+        if self.len() == 0 {
+            return Ok(None);
+        }
+        let mut states = Vec::with_capacity(self.accumulators.len());
+        for accumulator in &mut self.accumulators {
+            states.push(accumulator.state(EmitTo::All).or_fail()?);
+        }
+        let table = self.reset()?;
+        let uncut = Uncut { shared: self.shared.clone(), table, states, level };
+        // What the empty table takes stays.
+        let bytes = self.reservation.bytes().saturating_sub(self.bytes());
+        Ok(Some((uncut, self.reservation.split_some(bytes))))
+    }
+
+    /// Has no groups any more, as in the beginning; the table they were in.
+    fn reset(&mut self) -> Result<GroupTable> {
+        if let Some(recent) = &mut self.recent {
+            recent.clear();
+        }
+        for (accumulator, call) in self.accumulators.iter_mut().zip(&self.shared.config.calls) {
+            *accumulator = self::accumulator(&call.function).or_fail()?;
+        }
+        Ok(std::mem::replace(&mut self.table, GroupTable::new(&self.shared.encoder)))
     }
 
     /// Hands each new part its share of the reservation.
     fn share(&self, mut reservation: Reservation, parts: &mut [Vec<Part>]) {
         for part in parts.iter_mut().filter_map(|parts| parts.last_mut()) {
             if let Part::States(states) = part
-                && states._reservation.is_none()
+                && states.memory.is_none()
             {
-                states._reservation = Some(reservation.split_some(states.bytes()));
+                states.memory = Some(reservation.split_some(states.bytes()));
             }
         }
-    }
-
-    fn cut(
-        &self,
-        table: &GroupTable,
-        states: &[Vec<ArrayRef>],
-        indices: Vec<u32>,
-    ) -> Result<States> {
-        let mut keys = self.shared.encoder.no_keys();
-        let mut hashes = Vec::with_capacity(indices.len());
-        for &index in &indices {
-            keys.push_from(table.keys(), index as usize);
-            hashes.push(table.hashes()[index as usize]);
-        }
-        let indices = UInt32Array::from(indices);
-        let gather = |columns: &Vec<ArrayRef>| {
-            columns.iter().map(|column| take(column, &indices, None)).collect::<Result<_, _>>()
-        };
-        let states = states.iter().map(gather).collect::<Result<_, _>>().or_fail()?;
-        Ok(States { keys, hashes, states, _reservation: None })
     }
 
     /// Each row of `batch` as the states of a group that has only this one.
@@ -340,61 +349,141 @@ impl Groups {
         Ok(columns)
     }
 
-    /// Empties the table: its groups as output rows, and the bytes they take. Nothing if there are none.
-    pub(super) fn drain(&mut self) -> Result<Option<(RecordBatch, Reservation)>> {
-        // Some accumulators cannot give the states of no group at all.
+    /// Empties the table: its groups as output rows. Nothing if there are none.
+    pub(super) fn drain(&mut self) -> Result<Option<Emitted>> {
+        // Some accumulators cannot give the values of no group at all.
         if self.len() == 0 {
             return Ok(None);
         }
-        let groups = self.take_rows()?;
-        self.table = GroupTable::new(&self.shared.encoder);
-        if let Some(recent) = &mut self.recent {
-            recent.clear();
-        }
-        for (accumulator, call) in self.accumulators.iter_mut().zip(&self.shared.config.calls) {
-            *accumulator = self::accumulator(&call.function).or_fail()?;
-        }
-        Ok(Some(groups))
-    }
-
-    /// The groups as output rows, and the bytes they take.
-    pub(super) fn emit(mut self) -> Result<(RecordBatch, Reservation)> {
-        self.take_rows()
-    }
-
-    fn take_rows(&mut self) -> Result<(RecordBatch, Reservation)> {
         let config = &self.shared.config;
-        let mut columns = self.shared.encoder.decode(self.table.keys()).or_fail()?;
+        let mut values = Vec::with_capacity(self.accumulators.len());
         for accumulator in &mut self.accumulators {
             match config.output {
-                OutputRows::Values => columns.push(accumulator.evaluate(EmitTo::All).or_fail()?),
-                OutputRows::States => columns.extend(accumulator.state(EmitTo::All).or_fail()?),
+                OutputRows::Values => values.push(accumulator.evaluate(EmitTo::All).or_fail()?),
+                OutputRows::States => values.extend(accumulator.state(EmitTo::All).or_fail()?),
             }
         }
-        let rows = self.table.len();
-        let batch = super::output::assemble(&config.schema, columns, rows)?;
-        let mut reservation = self.reservation.split_off();
-        match reservation.resize(batch.get_array_memory_size()) {
+        let keys = self.reset()?.into_keys();
+        let mut memory = self.reservation.split_off();
+        let bytes = keys.bytes() + values.iter().map(|v| v.get_array_memory_size()).sum::<usize>();
+        match memory.resize(bytes) {
             // About as much as the table took, whose reservation it keeps.
             Err(Error::OutOfMemory { .. }) if self.can_spill || self.in_passing => {}
             other => other?,
         }
-        Ok((batch, reservation))
+        let shared = self.shared.clone();
+        Ok(Some(Emitted { shared, keys, values, given: 0, _memory: memory }))
     }
 }
 
-impl States {
-    /// As a batch to be spilled, keys first, and the reservation.
-    pub(super) fn into_batch(self, shared: &Shared) -> Result<(RecordBatch, Option<Reservation>)> {
-        let mut columns = shared.encoder.decode(&self.keys).or_fail()?;
-        columns.extend(self.states.into_iter().flatten());
-        let field = |(place, column): (usize, &ArrayRef)| {
-            Field::new(format!("column {place}"), column.data_type().clone(), true)
+/// The groups of a table on their way out.
+pub(super) struct Emitted {
+    shared: Arc<Shared>,
+    keys: Keys,
+    values: Vec<ArrayRef>,
+    /// How many have been given.
+    given: usize,
+    _memory: Reservation,
+}
+
+impl Emitted {
+    /// The next of them as output rows: a batch at a time, since to decode the keys of millions takes seconds.
+    pub(super) fn next(&mut self) -> Result<Option<RecordBatch>> {
+        let rows = self.shared.config.batch_rows.min(self.left());
+        if rows == 0 {
+            return Ok(None);
+        }
+        let range = self.given..self.given + rows;
+        let mut columns = self.shared.encoder.decode_range(&self.keys, range).or_fail()?;
+        columns.extend(self.values.iter().map(|values| values.slice(self.given, rows)));
+        self.given += rows;
+        super::output::assemble(&self.shared.config.schema, columns, rows).map(Some)
+    }
+
+    /// How many there are to come.
+    pub(super) fn left(&self) -> usize {
+        self.keys.len() - self.given
+    }
+}
+
+/// The groups of a table with their states, to be cut into units.
+pub(super) struct Uncut {
+    shared: Arc<Shared>,
+    table: GroupTable,
+    states: Vec<Vec<ArrayRef>>,
+    level: u32,
+}
+
+impl Uncut {
+    /// The unit of each group.
+    fn units(&self) -> impl Iterator<Item = usize> {
+        // The top bits decide, since the table used the low ones for its slots.
+        let units = self.shared.units;
+        let shift = 64 - units.trailing_zeros() * (self.level + 1);
+        let unit_of = move |hash: &u64| hash.checked_shr(shift).unwrap_or(0) as usize & (units - 1);
+        self.table.hashes().iter().map(unit_of)
+    }
+
+    /// How many groups each unit has.
+    pub(super) fn counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.shared.units];
+        self.units().for_each(|unit| counts[unit] += 1);
+        counts
+    }
+
+    /// The groups of each unit.
+    pub(super) fn indices(&self) -> Vec<Vec<u32>> {
+        partition_indices(self.units(), self.shared.units)
+    }
+
+    /// Some of them.
+    fn cut(&self, indices: Vec<u32>) -> Result<States> {
+        let mut keys = self.shared.encoder.no_keys();
+        let mut hashes = Vec::with_capacity(indices.len());
+        for &index in &indices {
+            keys.push_from(self.table.keys(), index as usize);
+            hashes.push(self.table.hashes()[index as usize]);
+        }
+        let states = self.states_of(indices)?;
+        Ok(States { keys, hashes, states, memory: None })
+    }
+
+    fn states_of(&self, indices: Vec<u32>) -> Result<Vec<Vec<ArrayRef>>> {
+        let indices = UInt32Array::from(indices);
+        let gather = |columns: &Vec<ArrayRef>| {
+            columns.iter().map(|column| take(column, &indices, None)).collect::<Result<_, _>>()
         };
-        let fields: Vec<_> = columns.iter().enumerate().map(field).collect();
-        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).or_fail()?;
-        // States keep all of the buffers that they were gathered from.
-        Ok((own_buffers(&batch)?, self._reservation))
+        self.states.iter().map(gather).collect::<Result<_, _>>().or_fail()
+    }
+
+    /// Some of them as a batch to be spilled.
+    pub(super) fn cut_batch(&self, indices: Vec<u32>) -> Result<RecordBatch> {
+        let keys = self.shared.encoder.decode_some(self.table.keys(), &indices).or_fail()?;
+        spilled_batch(keys, self.states_of(indices)?)
+    }
+}
+
+/// A batch to be spilled: keys first.
+fn spilled_batch(mut columns: Vec<ArrayRef>, states: Vec<Vec<ArrayRef>>) -> Result<RecordBatch> {
+    columns.extend(states.into_iter().flatten());
+    let field = |(place, column): (usize, &ArrayRef)| {
+        Field::new(format!("column {place}"), column.data_type().clone(), true)
+    };
+    let fields: Vec<_> = columns.iter().enumerate().map(field).collect();
+    let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).or_fail()?;
+    // States keep all of the buffers that they were gathered from.
+    own_buffers(&batch)
+}
+
+impl States {
+    /// As a batch to be spilled.
+    pub(super) fn into_batch(self, shared: &Shared) -> Result<RecordBatch> {
+        spilled_batch(shared.encoder.decode(&self.keys).or_fail()?, self.states)
+    }
+
+    /// Its reservation, which is no longer its own.
+    pub(super) fn take_reservation(&mut self) -> Option<Reservation> {
+        self.memory.take()
     }
 
     /// A batch that was spilled.
@@ -410,12 +499,17 @@ impl States {
             of_calls.push(own.to_vec());
             states = rest;
         }
-        Ok(Self { keys, hashes, states: of_calls, _reservation: None })
+        Ok(Self { keys, hashes, states: of_calls, memory: None })
+    }
+
+    /// How many groups.
+    pub(super) fn len(&self) -> usize {
+        self.hashes.len()
     }
 
     /// Bytes that are reserved for them.
     pub(super) fn reserved(&self) -> usize {
-        self._reservation.as_ref().map_or(0, Reservation::bytes)
+        self.memory.as_ref().map_or(0, Reservation::bytes)
     }
 
     fn bytes(&self) -> usize {

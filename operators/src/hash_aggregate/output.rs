@@ -18,7 +18,7 @@ use gatework_shared_state::{Claim, Gate, aggregate::AggregateSource};
 
 use super::{
     config::Shared,
-    groups::{Groups, Part, States},
+    groups::{Emitted, Groups, Part, States},
     overflow::Overflow,
     ungrouped::Accumulators,
 };
@@ -64,8 +64,8 @@ struct LocalOutput {
     /// Units of a unit that did not fit.
     units: Vec<Unit>,
     merging: Option<Merging>,
-    /// Merged groups, the offset of the first that has not been emitted, and their bytes.
-    emitting: Option<(RecordBatch, usize, Option<Reservation>)>,
+    /// Merged groups that have not been emitted.
+    emitting: Option<Emitted>,
 }
 
 /// A unit to be merged.
@@ -108,12 +108,21 @@ impl Merging {
         Ok(Self { unit, groups, single, states, spilled, overflow: None })
     }
 
-    fn add(&mut self, shared: &Arc<Shared>, setup: &Setup, states: States) -> Result<()> {
+    fn add(
+        &mut self,
+        shared: &Arc<Shared>,
+        setup: &Setup,
+        states: States,
+        task: &TaskContext,
+    ) -> Result<()> {
         if self.groups.is_none() {
-            self.groups = Some(Groups::new(shared.clone(), setup)?);
+            let mut groups = Groups::new(shared.clone(), setup)?;
+            let more: usize = self.states.iter().map(States::len).sum();
+            groups.expect(states.len() + more, task)?;
+            self.groups = Some(groups);
         }
         let Some(groups) = &mut self.groups else { return Ok(()) };
-        match groups.merge(states) {
+        match groups.merge(states, task) {
             // What did not fit is in the table all the same.
             Err(error @ Error::OutOfMemory { .. }) => {
                 let level = self.unit.level + 1;
@@ -140,7 +149,7 @@ impl LocalOutput {
                 return Ok(Some(gate));
             }
             if let Some(states) = merging.states.pop_front() {
-                merging.add(shared, setup, states)?;
+                merging.add(shared, setup, states, task)?;
                 match task.breath() {
                     Some(gate) => return Ok(Some(gate)),
                     None => continue,
@@ -148,7 +157,7 @@ impl LocalOutput {
             }
             match merging.spilled.next()? {
                 Read::Batch(batch) => {
-                    merging.add(shared, setup, States::from_batch(&batch, shared)?)?;
+                    merging.add(shared, setup, States::from_batch(&batch, shared)?, task)?;
                     continue;
                 }
                 Read::Blocked(gate) => return Ok(Some(gate)),
@@ -163,16 +172,13 @@ impl LocalOutput {
     }
 
     /// The groups of a merged unit; if they did not fit, its own units come next.
-    fn emit(&mut self, merging: Merging) -> Result<Option<Merged>> {
-        let Merging { unit, mut groups, single, overflow, .. } = merging;
+    fn emit(&mut self, merging: Merging) -> Result<Option<Emitted>> {
+        let Merging { unit, mut groups, overflow, .. } = merging;
         if let Some(mut overflow) = overflow {
             let level = unit.level + 1;
             let parts = overflow.take().into_iter().filter(|parts| !parts.is_empty());
             self.units.extend(parts.map(|parts| Unit { number: unit.number, level, parts }));
             return Ok(None);
-        }
-        if let Some((single, _reservation)) = single {
-            return Ok(Some((single.emit(&self.shared)?, None)));
         }
         let has_sets = self.shared.config.group_by.set_ids.is_some();
         if unit.number == 0 && has_sets && !self.shared.saw_rows.load(Ordering::Relaxed) {
@@ -180,23 +186,16 @@ impl LocalOutput {
             empty.add_empty_sets()?;
             groups = Some(empty);
         }
-        let Some(groups) = groups.filter(|groups| groups.len() > 0) else { return Ok(None) };
-        let (batch, reservation) = groups.emit()?;
-        Ok(Some((batch, Some(reservation))))
+        groups.map_or(Ok(None), |mut groups| groups.drain())
     }
 }
-
-type Merged = (RecordBatch, Option<Reservation>);
 
 impl LocalSource for LocalOutput {
     fn next(&mut self, task: &TaskContext) -> Result<SourceResult> {
         loop {
-            if let Some((batch, offset, _)) = &mut self.emitting {
-                let rows = self.shared.config.batch_rows.min(batch.num_rows() - *offset);
-                if rows > 0 {
-                    let slice = batch.slice(*offset, rows);
-                    *offset += rows;
-                    return Ok(SourceResult::Batch(Batch::new(slice)));
+            if let Some(emitting) = &mut self.emitting {
+                if let Some(batch) = emitting.next()? {
+                    return Ok(SourceResult::Batch(Batch::new(batch)));
                 }
                 self.emitting = None;
             }
@@ -205,7 +204,10 @@ impl LocalSource for LocalOutput {
                     self.merging = Some(merging);
                     return Ok(SourceResult::Blocked(gate.into()));
                 }
-                self.emitting = self.emit(merging)?.map(|(batch, bytes)| (batch, 0, bytes));
+                if let Some((single, _reservation)) = merging.single.take() {
+                    return Ok(SourceResult::Batch(Batch::new(single.emit(&self.shared)?)));
+                }
+                self.emitting = self.emit(merging)?;
                 continue;
             }
             if let Some(unit) = self.units.pop() {

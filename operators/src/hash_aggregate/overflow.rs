@@ -7,14 +7,17 @@
 
 use std::{ops::Range, sync::Arc};
 
-use gatework_runtime::{Error, Result, pipeline::Setup};
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{Setup, ToSpill},
+};
 use gatework_shared_state::Gate;
 
 use super::{
     config::Shared,
-    groups::{Groups, Part},
+    groups::{Groups, Part, States, Uncut},
 };
-use crate::spilling::{Writing, Written};
+use crate::spilling::{Writing, Written, nothing_left};
 
 /// Parts of groups, by unit, that go to files when memory is short.
 pub(super) struct Overflow {
@@ -64,24 +67,25 @@ impl Overflow {
         if !self.setup.can_spill() || bits * (self.level + 1) > 60 {
             return Err(error);
         }
-        match self.partition(groups) {
-            // What is written next gives memory back.
-            Ok(()) | Err(Error::OutOfMemory { .. }) => {}
-            Err(error) => return Err(error),
-        }
-        let (mut batches, mut held, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
+        let uncut = groups.take_uncut(self.level)?;
+        let counts = uncut.as_ref().map_or(Vec::new(), |(uncut, _)| uncut.counts());
+        let (mut rows, mut ranges) = (counts.iter().sum(), Vec::new());
+        let (mut batches, mut held) = (Vec::new(), Vec::new());
         let parts = std::mem::replace(&mut self.parts, no_parts(&self.shared));
         for (unit, parts) in parts.into_iter().enumerate() {
             let first = batches.len();
             for part in parts {
                 match part {
-                    Part::States(states) => {
-                        let (batch, reservation) = states.into_batch(&self.shared)?;
-                        batches.push(batch);
-                        held.extend(reservation);
+                    Part::States(mut states) => {
+                        rows += states.len();
+                        held.extend(states.take_reservation());
+                        batches.push(ToWrite::Part(states));
                     }
                     other => self.parts[unit].push(other),
                 }
+            }
+            if counts.get(unit).is_some_and(|count| *count > 0) {
+                batches.push(ToWrite::Unit(unit));
             }
             ranges.push(first..batches.len());
         }
@@ -89,7 +93,12 @@ impl Overflow {
             return Err(error);
         }
         self.spilled = true;
-        self.writing.begin(batches, held, ranges)
+        let shared = self.shared.clone();
+        let uncut = uncut.map(|(uncut, memory)| {
+            held.push(memory);
+            uncut
+        });
+        self.writing.begin_each(rows, to_write(shared, batches, uncut), held, ranges)
     }
 
     /// The gate of a file that is still being written.
@@ -111,6 +120,28 @@ impl Overflow {
     pub(super) fn take(&mut self) -> Vec<Vec<Part>> {
         std::mem::replace(&mut self.parts, no_parts(&self.shared))
     }
+}
+
+/// What becomes a batch in a file.
+enum ToWrite {
+    Part(States),
+    /// A unit of the groups that have not been cut.
+    Unit(usize),
+}
+
+/// The batches, made where they are written: to cut millions of groups takes longer than a task may go on for.
+fn to_write(shared: Arc<Shared>, batches: Vec<ToWrite>, uncut: Option<Uncut>) -> ToSpill {
+    let mut units = Vec::new();
+    Box::new(batches.into_iter().map(move |batch| match (batch, &uncut) {
+        (ToWrite::Part(states), _) => states.into_batch(&shared),
+        (ToWrite::Unit(unit), Some(uncut)) => {
+            if units.is_empty() {
+                units = uncut.indices();
+            }
+            uncut.cut_batch(std::mem::take(&mut units[unit]))
+        }
+        (ToWrite::Unit(_), None) => Err(nothing_left()),
+    }))
 }
 
 fn no_parts(shared: &Shared) -> Vec<Vec<Part>> {

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, LocalOperator, Operator, OperatorResult, Reservation, Setup, TaskContext},
+    pipeline::{Batch, LocalOperator, Operator, OperatorResult, Setup, TaskContext},
 };
 
 use super::{
     config::{AggregateConfig, Shared},
-    groups::Groups,
+    groups::{Emitted, Groups},
 };
 use crate::compact;
 
@@ -83,15 +83,15 @@ struct LocalPartial {
     pause: usize,
     /// Rows that go on as they are before the table is tried again.
     paused: usize,
-    /// Groups that go on, and the first of them that has not.
-    emitting: Option<(RecordBatch, usize, Reservation)>,
+    /// Groups that go on.
+    emitting: Option<Emitted>,
     setup: Setup,
 }
 
 impl LocalPartial {
-    fn update(&mut self, rows: &RecordBatch) -> Result<()> {
+    fn update(&mut self, rows: &RecordBatch, task: &TaskContext) -> Result<()> {
         self.rows += rows.num_rows();
-        match self.groups.update(rows) {
+        match self.groups.update(rows, task) {
             // What did not fit is in the table all the same. Rows as they are need no memory.
             Err(Error::OutOfMemory { .. }) => {
                 self.paused = SAMPLE_ROWS;
@@ -129,25 +129,23 @@ impl LocalPartial {
     /// Groups go on.
     fn empty(&mut self) -> Result<()> {
         (self.rows, self.seen, self.next_look) = (0, 0, SAMPLE_ROWS);
-        self.emitting = self.groups.drain()?.map(|(states, bytes)| (states, 0, bytes));
+        self.emitting = self.groups.drain()?;
         Ok(())
     }
 
     /// The next of the groups that go on.
-    fn next(&mut self) -> Option<Batch> {
-        let (states, given, _) = self.emitting.as_mut()?;
-        let rows = self.groups.batch_rows().min(states.num_rows() - *given);
-        let next = states.slice(*given, rows);
-        *given += rows;
-        if *given == states.num_rows() {
+    fn next(&mut self) -> Result<Option<Batch>> {
+        let Some(emitting) = &mut self.emitting else { return Ok(None) };
+        let next = emitting.next()?;
+        if emitting.left() == 0 {
             self.emitting = None;
         }
-        Some(Batch::new(next))
+        Ok(next.map(Batch::new))
     }
 }
 
 impl LocalOperator for LocalPartial {
-    fn execute(&mut self, input: Option<Batch>, _task: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, task: &TaskContext) -> Result<OperatorResult> {
         if let Some(input) = input {
             let rows = compact(input)?;
             if self.paused > 0 {
@@ -156,9 +154,9 @@ impl LocalOperator for LocalPartial {
                 self.setup.metrics().add("rows not aggregated", rows.num_rows() as u64);
                 return Ok(OperatorResult::Batch(Batch::new(states)));
             }
-            self.update(&rows)?;
+            self.update(&rows, task)?;
         }
-        Ok(match self.next() {
+        Ok(match self.next()? {
             Some(batch) if self.emitting.is_some() => OperatorResult::HaveMore(batch),
             Some(batch) => OperatorResult::Batch(batch),
             None => OperatorResult::NeedInput,
@@ -169,7 +167,7 @@ impl LocalOperator for LocalPartial {
         if self.emitting.is_none() {
             self.empty()?;
         }
-        Ok(match self.next() {
+        Ok(match self.next()? {
             Some(batch) => OperatorResult::HaveMore(batch),
             None => OperatorResult::Finished,
         })

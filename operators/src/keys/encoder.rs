@@ -130,15 +130,36 @@ impl KeyEncoder {
                 fields.iter().zip(self.types.iter()).map(unpack).collect()
             }
             (Shape::Rows(converter), Keys::Rows(rows)) => {
-                let columns = converter.convert_rows(rows.range(range))?;
-                // Rows forget dictionaries; the type that was promised comes back here.
-                let restore = |(column, kind): (ArrayRef, &DataType)| {
-                    if column.data_type() == kind { Ok(column) } else { Ok(cast(&column, kind)?) }
-                };
-                columns.into_iter().zip(self.types.iter()).map(restore).collect()
+                self.restore(converter.convert_rows(rows.range(range))?)
             }
             _ => datafusion_common::internal_err!("keys of another encoder"),
         }
+    }
+
+    /// The columns that the keys at `places` were made of.
+    ///
+    /// # Errors
+    /// If a value cannot be rebuilt.
+    pub fn decode_some(&self, keys: &Keys, places: &[u32]) -> Result<Vec<ArrayRef>> {
+        match (self.shape.as_ref(), keys) {
+            (Shape::Rows(converter), Keys::Rows(rows)) => {
+                let rows = places.iter().map(|place| rows.row(*place as usize));
+                self.restore(converter.convert_rows(rows)?)
+            }
+            _ => {
+                let mut some = self.no_keys();
+                places.iter().for_each(|place| some.push_from(keys, *place as usize));
+                self.decode(&some)
+            }
+        }
+    }
+
+    /// Rows forget dictionaries; the types that were promised come back here.
+    fn restore(&self, columns: Vec<ArrayRef>) -> Result<Vec<ArrayRef>> {
+        let restore = |(column, kind): (ArrayRef, &DataType)| {
+            if column.data_type() == kind { Ok(column) } else { Ok(cast(&column, kind)?) }
+        };
+        columns.into_iter().zip(self.types.iter()).map(restore).collect()
     }
 
     /// No keys yet, of this encoder's form.
@@ -192,6 +213,15 @@ impl Keys {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Has none any more.
+    pub fn clear(&mut self) {
+        match self {
+            Self::Word(keys) => keys.clear(),
+            Self::Pair(keys) => keys.clear(),
+            Self::Rows(rows) => rows.clear(),
+        }
     }
 
     /// The bytes they take.

@@ -48,6 +48,13 @@ impl KeyRows {
         self.len() == 0
     }
 
+    /// Has none any more.
+    pub fn clear(&mut self) {
+        self.chunks.truncate(1);
+        self.chunks.iter_mut().for_each(Rows::clear);
+        self.full = 0;
+    }
+
     /// The bytes they take.
     pub fn bytes(&self) -> usize {
         self.full + self.chunks.last().map_or(0, Rows::size)

@@ -1,8 +1,12 @@
 //! A hash table from keys to dense group numbers.
 //!
-//! Open addressing with linear probing. A slot is the upper half of the key's hash and the group's
-//! number plus one, so most probes are decided without touching the keys; the hashes are kept to
-//! grow the table and to cut it into partitions without hashing again.
+//! Open addressing with linear probing. A slot is a *tag*, half of the key's hash, and the group's number plus
+//! one, so most probes are decided without touching the keys. A tag's upper bits say where its slot is: slots are
+//! in the order of their tags, nearly, and a table grows by one pass over them, from front to back, where it would
+//! touch both tables in random order if they were in that of the hashes' lower bits. Hashes are kept to cut the table
+//! into partitions without hashing again.
+
+use std::convert::Infallible;
 
 use super::{KeyEncoder, Keys};
 
@@ -15,6 +19,13 @@ pub struct GroupTable {
 }
 
 const FIRST_SLOTS: usize = 1024;
+
+/// Up to so many slots, which stay within a core's own cache, to find out which are taken costs more than to enter
+/// groups in their order.
+const CACHED_SLOTS: usize = 1 << 17;
+
+/// Slots after which a table that grows asks whether to go on: a millisecond or two.
+const STEP_SLOTS: usize = 1 << 18;
 
 impl GroupTable {
     /// A table for keys of `encoder`.
@@ -54,7 +65,7 @@ impl GroupTable {
     pub fn intern(&mut self, keys: &Keys, hashes: &[u64], groups: &mut Vec<usize>) {
         groups.clear();
         groups.reserve(keys.len());
-        self.reserve(keys.len());
+        let Ok(()) = self.reserve(keys.len(), || Ok::<_, Infallible>(()));
         let Self { slots, hashes: known, keys: store } = self;
         match (store, keys) {
             (Keys::Word(store), Keys::Word(keys)) => {
@@ -79,17 +90,40 @@ impl GroupTable {
         assert!(self.hashes.len() <= u32::MAX as usize, "more than 2^32 groups in one table");
     }
 
-    /// Makes room for `more` groups at a load of at most one half.
-    fn reserve(&mut self, more: usize) {
+    /// Makes room for `more` groups at a load of at most one half. Asks `check` now and then.
+    ///
+    /// # Errors
+    /// That of `check`; the table is as it was.
+    pub fn reserve<E>(&mut self, more: usize, check: impl Fn() -> Result<(), E>) -> Result<(), E> {
         let wanted = 2 * (self.hashes.len() + more);
         if wanted <= self.slots.len() {
-            return;
+            return Ok(());
         }
         let mut slots = vec![0; wanted.next_power_of_two()];
-        for (group, hash) in self.hashes.iter().enumerate() {
-            find_or_insert(&mut slots, *hash, group, |_| false);
+        if slots.len() <= CACHED_SLOTS {
+            for (group, hash) in (1..).zip(&self.hashes) {
+                enter(&mut slots, tag_of(*hash) | group);
+            }
+        } else {
+            for old in self.slots.chunks(STEP_SLOTS) {
+                check()?;
+                old.iter().filter(|entry| **entry != 0).for_each(|entry| enter(&mut slots, *entry));
+            }
         }
         self.slots = slots;
+        Ok(())
+    }
+
+    /// Has no groups any more, and keeps its memory; of rows only a part.
+    pub fn clear(&mut self) {
+        self.slots.fill(0);
+        self.hashes.clear();
+        self.keys.clear();
+    }
+
+    /// The groups' keys, without the table.
+    pub fn into_keys(self) -> Keys {
+        self.keys
     }
 }
 
@@ -118,6 +152,21 @@ fn intern_values<K: Copy + PartialEq>(
     }
 }
 
+const TAG: u64 = 0xFFFF_FFFF_0000_0000;
+
+/// The half of `hash` that slots have, in their upper half: its lower one, of which the first byte comes last, since
+/// partitions are cut by the first bits of the other.
+#[inline]
+fn tag_of(hash: u64) -> u64 {
+    hash.swap_bytes() & TAG
+}
+
+/// What is left of a tag when it is shifted by so much is where the search for it begins. There is more than one slot,
+/// and a power of two.
+fn shift_of(slots: &[u64]) -> u32 {
+    64 - slots.len().trailing_zeros()
+}
+
 /// The group with this hash for which `equal` holds, or `next`, entered.
 #[inline]
 fn find_or_insert(
@@ -126,16 +175,16 @@ fn find_or_insert(
     next: usize,
     equal: impl Fn(usize) -> bool,
 ) -> usize {
+    let tag = tag_of(hash);
     let mask = slots.len() - 1;
-    let tag = hash & 0xFFFF_FFFF_0000_0000;
-    let mut slot = hash as usize & mask;
+    let mut slot = (tag >> shift_of(slots)) as usize;
     loop {
         let entry = slots[slot];
         if entry == 0 {
             slots[slot] = tag | (next as u64 + 1);
             return next;
         }
-        if entry & 0xFFFF_FFFF_0000_0000 == tag {
+        if entry & TAG == tag {
             let group = (entry as u32 - 1) as usize;
             if equal(group) {
                 return group;
@@ -143,4 +192,14 @@ fn find_or_insert(
         }
         slot = (slot + 1) & mask;
     }
+}
+
+/// Enters what is in none of the slots.
+fn enter(slots: &mut [u64], entry: u64) {
+    let mask = slots.len() - 1;
+    let mut slot = ((entry & TAG) >> shift_of(slots)) as usize;
+    while slots[slot] != 0 {
+        slot = (slot + 1) & mask;
+    }
+    slots[slot] = entry;
 }

@@ -5,8 +5,9 @@ use std::{ops::Range, sync::Arc};
 use arrow::{
     array::{
         ArrayRef, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int32Array, Int64Array,
-        StringArray,
+        StringArray, UInt32Array,
     },
+    compute::take,
     datatypes::DataType,
 };
 
@@ -84,23 +85,76 @@ fn texts(range: Range<i64>) -> ArrayRef {
     Arc::new(StringArray::from_iter_values(range.map(|number| number.to_string())))
 }
 
+/// Enters `rows` in batches, which are to be groups of these numbers.
+fn enter(
+    table: &mut GroupTable,
+    encoder: &KeyEncoder,
+    column: fn(Range<i64>) -> ArrayRef,
+    rows: i64,
+) {
+    let (mut hashes, mut groups) = (Vec::new(), Vec::new());
+    for start in (0..rows).step_by(1000) {
+        let keys = encoder.encode(&[column(start..start + 1000)]).unwrap();
+        keys.hash_into(&mut hashes);
+        table.intern(&keys, &hashes, &mut groups);
+        let expected: Vec<usize> = (start as usize..start as usize + 1000).collect();
+        assert_eq!(groups, expected);
+    }
+    assert_eq!(table.len(), rows as usize);
+}
+
+/// More than are entered in the order of their groups when a table grows.
+const MANY: i64 = 300_000;
+
 #[test]
 fn a_table_grows_and_keeps_its_groups() {
     for column in [longs, texts] {
         let encoder = encoder(&[column(0..0)]);
         let mut table = GroupTable::new(&encoder);
-        let (mut hashes, mut groups) = (Vec::new(), Vec::new());
-        for round in 0..2 {
-            for start in (0..50_000).step_by(1000) {
-                let keys = encoder.encode(&[column(start..start + 1000)]).unwrap();
-                keys.hash_into(&mut hashes);
-                table.intern(&keys, &hashes, &mut groups);
-                let expected: Vec<usize> = (start as usize..start as usize + 1000).collect();
-                assert_eq!(groups, expected, "round {round}");
+        for rows in [MANY, MANY, 50_000] {
+            if rows < MANY {
+                let bytes = table.bytes();
+                table.clear();
+                assert!(table.is_empty() && table.bytes() <= bytes);
             }
+            enter(&mut table, &encoder, column, rows);
+            assert_eq!(encoder.decode(table.keys()).unwrap(), [column(0..rows)]);
         }
-        assert_eq!(table.len(), 50_000);
-        assert_eq!(encoder.decode(table.keys()).unwrap(), [column(0..50_000)]);
+        assert_eq!(encoder.decode(&table.into_keys()).unwrap(), [column(0..50_000)]);
+    }
+}
+
+#[test]
+fn a_table_whose_growth_is_stopped_is_as_it_was() {
+    let encoder = encoder(&[longs(0..0)]);
+    let mut table = GroupTable::new(&encoder);
+    enter(&mut table, &encoder, longs, MANY);
+    let bytes = table.bytes();
+    for steps in 0..4 {
+        let left = std::cell::Cell::new(steps);
+        let check = || match left.get() {
+            0 => Err("stop"),
+            more => {
+                left.set(more - 1);
+                Ok(())
+            }
+        };
+        assert_eq!(table.reserve(10 * MANY as usize, check), Err("stop"));
+    }
+    assert_eq!(table.bytes(), bytes);
+    enter(&mut table, &encoder, longs, MANY);
+}
+
+#[test]
+fn some_keys_are_decoded() {
+    let columns = [texts(0..40_000), longs(0..40_000)];
+    for columns in [&columns[..], &columns[1..]] {
+        let encoder = encoder(columns);
+        let keys = encoder.encode(columns).unwrap();
+        let decoded = encoder.decode_some(&keys, &[39_999, 0, 20_000, 0]).unwrap();
+        let places = UInt32Array::from(vec![39_999, 0, 20_000, 0]);
+        let taken: Vec<_> = columns.iter().map(|c| take(c, &places, None).unwrap()).collect();
+        assert_eq!(decoded, taken);
     }
 }
 
