@@ -457,9 +457,9 @@ impl Uncut {
     }
 
     /// Some of them as a batch to be spilled.
-    pub(super) fn cut_batch(&self, indices: Vec<u32>) -> Result<RecordBatch> {
-        let keys = self.shared.encoder.decode_some(self.table.keys(), &indices).or_fail()?;
-        spilled_batch(keys, self.states_of(indices)?)
+    pub(super) fn cut_batch(&self, indices: &[u32]) -> Result<RecordBatch> {
+        let keys = self.shared.encoder.decode_some(self.table.keys(), indices).or_fail()?;
+        spilled_batch(keys, self.states_of(indices.to_vec())?)
     }
 }
 

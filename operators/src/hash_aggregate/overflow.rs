@@ -69,7 +69,9 @@ impl Overflow {
         }
         let uncut = groups.take_uncut(self.level)?;
         let counts = uncut.as_ref().map_or(Vec::new(), |(uncut, _)| uncut.counts());
-        let (mut rows, mut ranges) = (counts.iter().sum(), Vec::new());
+        let (mut rows, mut ranges) = (counts.iter().sum::<usize>(), Vec::new());
+        let bytes = uncut.as_ref().map_or(0, |(_, memory)| memory.bytes());
+        let most = (MOST_BYTES * rows).checked_div(bytes).unwrap_or(rows).max(LEAST_ROWS);
         let (mut batches, mut held) = (Vec::new(), Vec::new());
         let parts = std::mem::replace(&mut self.parts, no_parts(&self.shared));
         for (unit, parts) in parts.into_iter().enumerate() {
@@ -84,9 +86,9 @@ impl Overflow {
                     other => self.parts[unit].push(other),
                 }
             }
-            if counts.get(unit).is_some_and(|count| *count > 0) {
-                batches.push(ToWrite::Unit(unit));
-            }
+            let groups = counts.get(unit).copied().unwrap_or(0);
+            let starts = (0..groups).step_by(most);
+            batches.extend(starts.map(|start| ToWrite::Cut(unit, start..groups.min(start + most))));
             ranges.push(first..batches.len());
         }
         if batches.is_empty() {
@@ -122,11 +124,15 @@ impl Overflow {
     }
 }
 
+/// Bytes of groups that become one batch in a file, about: whoever writes it hears of a cancel between two.
+const MOST_BYTES: usize = 2 << 20;
+const LEAST_ROWS: usize = 1024;
+
 /// What becomes a batch in a file.
 enum ToWrite {
     Part(States),
-    /// A unit of the groups that have not been cut.
-    Unit(usize),
+    /// Some of the groups of a unit that have not been cut.
+    Cut(usize, Range<usize>),
 }
 
 /// The batches, made where they are written: to cut millions of groups takes longer than a task may go on for.
@@ -134,13 +140,13 @@ fn to_write(shared: Arc<Shared>, batches: Vec<ToWrite>, uncut: Option<Uncut>) ->
     let mut units = Vec::new();
     Box::new(batches.into_iter().map(move |batch| match (batch, &uncut) {
         (ToWrite::Part(states), _) => states.into_batch(&shared),
-        (ToWrite::Unit(unit), Some(uncut)) => {
+        (ToWrite::Cut(unit, range), Some(uncut)) => {
             if units.is_empty() {
                 units = uncut.indices();
             }
-            uncut.cut_batch(std::mem::take(&mut units[unit]))
+            uncut.cut_batch(&units[unit][range])
         }
-        (ToWrite::Unit(_), None) => Err(nothing_left()),
+        (ToWrite::Cut(..), None) => Err(nothing_left()),
     }))
 }
 
