@@ -1,10 +1,11 @@
 //! Spilled batches in the temporary files of DataFusion's disk manager, whose quota and folders hold.
 //!
 //! A file is a row of segments, one a batch, each an Arrow IPC stream of its own with LZ4 compression, so
-//! that batches are read back one by one in any order. Files are written and read by the I/O runtime's
-//! pool, and are gone when nobody refers to them any more.
+//! that batches are read back one by one in any order. Files are written, read and removed by the I/O runtime's
+//! pool, when nobody refers to them any more; a query has not ended before they are gone.
 
 use std::{
+    collections::VecDeque,
     fmt,
     fs::File,
     io::{Read, Seek, SeekFrom, Write},
@@ -27,22 +28,24 @@ use datafusion::{
 use gatework_operators::OrFail;
 use gatework_runtime::{
     Result as RuntimeResult,
-    pipeline::{Completion, SpillSpace, Spilled, ToSpill},
+    pipeline::{Completion, Outside, Presence, SpillSpace, Spilled, ToSpill},
 };
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::engine::{Engine, IoRuntime};
 
-/// The temporary files of a session.
+/// The temporary files of a query.
 pub(crate) struct TempFiles {
     disk: Arc<DiskManager>,
     io: Arc<IoRuntime>,
+    trash: Arc<Trash>,
 }
 
 impl TempFiles {
     /// Files of `disk`; `None` if it makes none.
     pub(crate) fn of(disk: &Arc<DiskManager>, engine: &Engine) -> Option<Arc<dyn SpillSpace>> {
-        let files = || Self { disk: disk.clone(), io: engine.io.clone() };
+        let files = || Self { disk: disk.clone(), io: engine.io.clone(), trash: Arc::default() };
         disk.tmp_files_enabled().then(|| Arc::new(files()) as _)
     }
 }
@@ -60,26 +63,96 @@ impl SpillSpace for TempFiles {
             Ok(io) => io,
             Err(error) => return done.complete(Err(error).or_fail()),
         };
+        let trash = self.trash.clone();
         io.clone().spawn_blocking(move || {
-            let written = write(&disk, io, batches, || done.is_wanted());
+            let written = write(&disk, batches, || done.is_wanted());
             // Before the query learns that it is over: the session's folder goes with its last user.
             drop(disk);
-            done.complete(written.map(|file| Arc::new(file) as _));
+            let segments = written.map(|(file, ends)| {
+                let file = Some(file);
+                Arc::new(Segments { file, ends, io, trash, presence: done.presence() }) as _
+            });
+            done.complete(segments);
         });
+    }
+}
+
+/// Files of a query to be removed, a few at a time: the system takes tens of milliseconds for a gigabyte, and whoever
+/// wants to read should not have to wait for all of them.
+#[derive(Default)]
+struct Trash(Mutex<Removals>);
+
+#[derive(Default)]
+struct Removals {
+    files: VecDeque<Removal>,
+    under_way: usize,
+}
+
+/// A file that nobody reads any more; until it is gone, its query has not ended.
+struct Removal {
+    file: Arc<dyn SpillFile>,
+    _until: Outside,
+}
+
+/// How many threads remove files at a time.
+const REMOVERS: usize = 2;
+
+impl Trash {
+    fn remove(self: &Arc<Self>, removal: Removal, io: &Handle) {
+        let mut removals = self.0.lock();
+        removals.files.push_back(removal);
+        if removals.under_way < REMOVERS {
+            removals.under_way += 1;
+            drop(removals);
+            let remover = Remover(self.clone());
+            io.spawn_blocking(move || drop(remover));
+        }
+    }
+
+    fn next(&self) -> Option<Removal> {
+        let mut removals = self.0.lock();
+        let next = removals.files.pop_front();
+        removals.under_way -= usize::from(next.is_none());
+        next
+    }
+}
+
+/// Removes files when it is dropped, so that it also does where the I/O runtime has been shut down.
+struct Remover(Arc<Trash>);
+
+impl Drop for Remover {
+    fn drop(&mut self) {
+        while let Some(Removal { file, _until }) = self.0.next() {
+            // Before the query learns that it is over.
+            drop(file);
+        }
     }
 }
 
 /// A file of segments.
 struct Segments {
-    file: Arc<dyn SpillFile>,
+    /// Until it is dropped.
+    file: Option<Arc<dyn SpillFile>>,
     /// Where each segment ends; the first begins at 0.
     ends: Vec<u64>,
     io: Handle,
+    trash: Arc<Trash>,
+    presence: Presence,
+}
+
+impl Drop for Segments {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.take() {
+            let removal = Removal { file, _until: self.presence.begin() };
+            self.trash.remove(removal, &self.io);
+        }
+    }
 }
 
 impl fmt::Debug for Segments {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} batches in {:?}", self.ends.len(), self.file.path())
+        let path = self.file.as_ref().and_then(|file| file.path());
+        write!(f, "{} batches in {path:?}", self.ends.len())
     }
 }
 
@@ -101,12 +174,12 @@ impl<W: Write> Write for Counted<W> {
     }
 }
 
+/// A file of `batches`, and where each of them ends.
 fn write(
     disk: &Arc<DiskManager>,
-    io: Handle,
     batches: ToSpill,
     is_wanted: impl Fn() -> bool,
-) -> RuntimeResult<Segments> {
+) -> RuntimeResult<(Arc<dyn SpillFile>, Vec<u64>)> {
     let file = disk.create_tmp_file("gatework spill").or_fail()?;
     if file.path().is_none() {
         return exec_err!("spilling needs temporary files that have a path").or_fail();
@@ -122,7 +195,7 @@ fn write(
         ends.push(counted.bytes);
     }
     file_writer.finish().or_fail()?;
-    Ok(Segments { file, ends, io })
+    Ok((file, ends))
 }
 
 fn write_segment(to: impl Write, batch: &RecordBatch) -> Result<()> {
@@ -135,7 +208,8 @@ fn write_segment(to: impl Write, batch: &RecordBatch) -> Result<()> {
 
 impl Segments {
     fn segment(&self, number: usize) -> Result<RecordBatch> {
-        let (Some(end), Some(path)) = (self.ends.get(number), self.file.path()) else {
+        let path = self.file.as_ref().and_then(|file| file.path());
+        let (Some(end), Some(path)) = (self.ends.get(number), path) else {
             return internal_err!("{self:?} has no batch {number}");
         };
         let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);

@@ -99,16 +99,22 @@ impl GroupTable {
         if wanted <= self.slots.len() {
             return Ok(());
         }
-        let mut slots = vec![0; wanted.next_power_of_two()];
-        if slots.len() <= CACHED_SLOTS {
+        let wanted = wanted.next_power_of_two();
+        if wanted <= CACHED_SLOTS {
+            self.slots = vec![0; wanted];
             for (group, hash) in (1..).zip(&self.hashes) {
-                enter(&mut slots, tag_of(*hash) | group);
+                enter(&mut self.slots, tag_of(*hash) | group);
             }
-        } else {
-            for old in self.slots.chunks(STEP_SLOTS) {
-                check()?;
-                old.iter().filter(|entry| **entry != 0).for_each(|entry| enter(&mut slots, *entry));
-            }
+            return Ok(());
+        }
+        let mut slots = Vec::with_capacity(wanted);
+        while slots.len() < wanted {
+            check()?;
+            slots.resize(wanted.min(slots.len() + STEP_SLOTS), 0);
+        }
+        for old in self.slots.chunks(STEP_SLOTS) {
+            check()?;
+            old.iter().filter(|entry| **entry != 0).for_each(|entry| enter(&mut slots, *entry));
         }
         self.slots = slots;
         Ok(())

@@ -33,7 +33,7 @@ pub use graph::{Graph, PipelineId, Running};
 pub use held::{Fetch, Held, Taken};
 pub use memory::{MemoryLimit, MemoryPool, MemoryRefused, Reservation, Unlimited};
 pub use metrics::{DependencyProfile, OperatorMetrics, OperatorProfile, Profile, TaskProfile};
-pub use query::{Outside, QueryContext, QueryOptions};
+pub use query::{Outside, Presence, QueryContext, QueryOptions};
 pub use slots::Slots;
 pub use spill::{Completion, Pending, SpillSpace, Spilled, ToSpill};
 pub use stream::{RowIterator, RowStream};

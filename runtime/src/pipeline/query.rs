@@ -314,7 +314,7 @@ impl QueryContext {
     pub(super) fn outside(self: &Arc<Self>, region: Option<&Arc<LiveCount>>) -> Outside {
         self.live.enter();
         region.inspect(|region| region.enter());
-        Outside { query: self.clone(), region: region.cloned() }
+        Outside(Presence { query: self.clone(), region: region.cloned() })
     }
 
     /// A place for a task among those that hold memory.
@@ -572,17 +572,35 @@ impl LiveCount {
 /// The presence of something that is done for a query outside its tasks: until it is dropped, the query, and
 /// the graph it belongs to, count as alive.
 #[derive(Debug)]
-pub struct Outside {
-    query: Arc<QueryContext>,
-    region: Option<Arc<LiveCount>>,
+pub struct Outside(Presence);
+
+impl Outside {
+    /// To begin something else later.
+    pub(super) fn presence(&self) -> &Presence {
+        &self.0
+    }
 }
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        self.query.leave();
-        if let Some(region) = &self.region {
+        self.0.query.leave();
+        if let Some(region) = &self.0.region {
             let _last = region.leave();
         }
+    }
+}
+
+/// What can do something for a query outside its tasks, at a time when one of them lives.
+#[derive(Debug, Clone)]
+pub struct Presence {
+    query: Arc<QueryContext>,
+    region: Option<Arc<LiveCount>>,
+}
+
+impl Presence {
+    /// Begins it.
+    pub fn begin(&self) -> Outside {
+        self.query.outside(self.region.as_ref())
     }
 }
 

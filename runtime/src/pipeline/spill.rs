@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::{
     QueryContext, Reservation,
-    query::{LiveCount, Outside},
+    query::{LiveCount, Outside, Presence},
 };
 use crate::{Error, Result};
 
@@ -62,7 +62,7 @@ pub struct Completion<T> {
     /// Until it is given back.
     giving: Option<Giving>,
     /// Last, so that the query ends when all else is gone.
-    _outside: Outside,
+    outside: Outside,
 }
 
 impl<T> Pending<T> {
@@ -87,8 +87,8 @@ impl<T> Pending<T> {
         let outcome = Arc::default();
         let pending = Self { gate: gate.clone(), outcome: Arc::clone(&outcome) };
         let giving = (!held.is_empty()).then(|| query.memory_giving());
-        let _outside = query.outside(region);
-        (pending, Completion { name, gate, outcome, held, giving, _outside })
+        let outside = query.outside(region);
+        (pending, Completion { name, gate, outcome, held, giving, outside })
     }
 
     /// Opens when the work is done.
@@ -106,6 +106,11 @@ impl<T> Completion<T> {
     /// Whether anybody waits for it.
     pub fn is_wanted(&self) -> bool {
         Arc::strong_count(&self.outcome) > 1
+    }
+
+    /// To do more for the query when this has been completed, such as to remove what was kept for it.
+    pub fn presence(&self) -> Presence {
+        self.outside.presence().clone()
     }
 
     /// Says what came of the work.
