@@ -18,32 +18,71 @@ const BUFFERS_PER_PIECE: usize = 4;
 /// of it copies the list of its buffers.
 const ROWS_PER_BUFFER: usize = 1024;
 
+/// Rows of views that are copied at a time, into a buffer of their own.
+const ROWS_PER_STEP: usize = 1 << 16;
+
 /// The values of `pieces` in order; free if there is one.
-///
-/// Every slice of a view column refers to all buffers of the whole, and Arrow strings those lists
-/// together: a thousand slices of a column with a thousand buffers would make a million. Pieces that
-/// bring many buffers are therefore copied into one buffer each first, and so is a whole of many small
-/// ones.
 ///
 /// # Errors
 /// If the pieces differ in type, or there are none.
 pub(crate) fn concat_arrays(pieces: &[ArrayRef]) -> Result<ArrayRef> {
+    concat_arrays_in_steps(pieces, || Ok(()))
+}
+
+/// The same of as many as there may be, which takes time if they are views of strings. Asks `check` now and then.
+///
+/// Every slice of a view column refers to all buffers of the whole, and Arrow strings those lists
+/// together: a thousand slices of a column with a thousand buffers would make a million. Pieces that
+/// bring many buffers are therefore copied into one buffer each first, and so are some pieces together that
+/// have many small ones.
+///
+/// # Errors
+/// If the pieces differ in type, or there are none, and that of `check`.
+pub(crate) fn concat_arrays_in_steps(
+    pieces: &[ArrayRef],
+    check: impl Fn() -> Result<()>,
+) -> Result<ArrayRef> {
     if let [only] = pieces {
         return Ok(only.clone());
     }
+    if pieces.iter().all(|piece| view_buffers(piece) == 0) {
+        return concat_all(pieces);
+    }
+    let (mut steps, mut left) = (Vec::new(), pieces);
+    while !left.is_empty() {
+        check()?;
+        let mut rows = 0;
+        let few = left.iter().take_while(|piece| {
+            let begins = rows < ROWS_PER_STEP;
+            rows += piece.len();
+            begins
+        });
+        let (now, later) = left.split_at(few.count());
+        steps.push(concat_views(now)?);
+        left = later;
+    }
+    match &steps[..] {
+        [only] => Ok(only.clone()),
+        steps => concat_all(steps),
+    }
+}
+
+/// Of views, some.
+fn concat_views(pieces: &[ArrayRef]) -> Result<ArrayRef> {
     let buffers: usize = pieces.iter().map(view_buffers).sum();
-    let copied: Vec<ArrayRef>;
-    let pieces = if buffers > BUFFERS_PER_PIECE * pieces.len() {
-        copied = pieces.iter().map(gather_views).collect();
-        &copied
+    let whole = if buffers > BUFFERS_PER_PIECE * pieces.len() {
+        concat_all(&pieces.iter().map(gather_views).collect::<Vec<_>>())?
     } else {
-        pieces
+        concat_all(pieces)?
     };
-    let pieces: Vec<&dyn Array> = pieces.iter().map(AsRef::as_ref).collect();
-    let whole = concat(&pieces).or_fail()?;
     let buffers = view_buffers(&whole);
     let scattered = buffers > 1 && buffers > whole.len() / ROWS_PER_BUFFER;
     Ok(if scattered { gather_views(&whole) } else { whole })
+}
+
+fn concat_all(pieces: &[ArrayRef]) -> Result<ArrayRef> {
+    let pieces: Vec<&dyn Array> = pieces.iter().map(AsRef::as_ref).collect();
+    concat(&pieces).or_fail()
 }
 
 fn view_buffers(array: &ArrayRef) -> usize {

@@ -105,9 +105,9 @@ impl LocalProbe {
         Ok(None)
     }
 
-    fn build(&mut self, joined: &Joined, unit: usize) -> Result<()> {
+    fn build(&mut self, joined: &Joined, unit: usize, task: &TaskContext) -> Result<()> {
         let table = joined.table()?;
-        table.build(unit)?;
+        table.build(unit, task)?;
         if self.source.built() {
             table.finish()?;
             if let Some(producer) = self.filter.lock().take() {
@@ -243,7 +243,7 @@ impl LocalOperator for LocalProbe {
                     self.preparing = Some(Preparing::new(shared, setup, offered));
                 }
                 Build::Unit(joined, unit) => {
-                    self.build(&joined, unit)?;
+                    self.build(&joined, unit, task)?;
                     if let Some(gate) = task.breath() {
                         return Ok(Start::Blocked(gate.into()));
                     }

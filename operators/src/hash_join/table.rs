@@ -19,14 +19,14 @@ use arrow::{
 use datafusion_common::ScalarValue;
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, Reservation},
+    pipeline::{Batch, Reservation, TaskContext},
 };
 use parking_lot::Mutex;
 
 use super::{collected::Collected, config::Shared, index::Index};
 use crate::{
     OrFail,
-    concat::concat_arrays,
+    concat::concat_arrays_in_steps,
     spilling::{SpilledPart, UnitSet},
 };
 
@@ -99,9 +99,9 @@ impl Table {
     }
 
     /// Does build unit `unit`.
-    pub(super) fn build(&self, unit: usize) -> Result<()> {
+    pub(super) fn build(&self, unit: usize, task: &TaskContext) -> Result<()> {
         if let Some(column) = self.columns.get(unit) {
-            return self.copy_column(unit, column);
+            return self.copy_column(unit, column, task);
         }
         let first = (unit - self.columns.len()) * UNIT_ROWS;
         let last = (first + UNIT_ROWS).min(self.rows());
@@ -109,12 +109,17 @@ impl Table {
         Ok(())
     }
 
-    fn copy_column(&self, place: usize, column: &OnceLock<ArrayRef>) -> Result<()> {
+    fn copy_column(
+        &self,
+        place: usize,
+        column: &OnceLock<ArrayRef>,
+        task: &TaskContext,
+    ) -> Result<()> {
         let pieces = std::mem::take(&mut *self.pieces[place].lock());
         let whole = if pieces.is_empty() {
             arrow::array::new_empty_array(self.schema.field(place).data_type())
         } else {
-            concat_arrays(&pieces)?
+            concat_arrays_in_steps(&pieces, || task.check())?
         };
         let _first = column.set(whole);
         Ok(())

@@ -209,7 +209,7 @@ impl Joining {
             Phase::DivideBuild(units, Some(rows))
         } else {
             let (table, steps) = Table::prepare(shared, rows, true)?;
-            (0..steps).try_for_each(|step| task.check().and_then(|()| table.build(step)))?;
+            (0..steps).try_for_each(|step| task.check().and_then(|()| table.build(step, task)))?;
             table.finish()?;
             Phase::Probe(table, reading(setup, &self.unit.probe), None, 0)
         };
