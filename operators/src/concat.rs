@@ -18,7 +18,7 @@ const BUFFERS_PER_PIECE: usize = 4;
 /// of it copies the list of its buffers.
 const ROWS_PER_BUFFER: usize = 1024;
 
-/// Rows of views that are copied at a time, into a buffer of their own.
+/// Rows of views that are copied at a time, about; into one buffer if they have many small ones.
 const ROWS_PER_STEP: usize = 1 << 16;
 
 /// The values of `pieces` in order; free if there is one.
@@ -140,6 +140,7 @@ pub(crate) fn concat_rows(batches: &[RecordBatch]) -> Result<RecordBatch> {
 #[cfg(test)]
 mod tests {
     use arrow::array::{Int32Array, StringViewArray};
+    use gatework_runtime::Error;
 
     use super::*;
 
@@ -167,5 +168,37 @@ mod tests {
         let again = concat_arrays(&slices).unwrap();
         assert_eq!(&again, &whole);
         assert_eq!(view_buffers(&again), 1);
+    }
+
+    #[test]
+    fn many_views_are_copied_in_steps() {
+        let text = |row: usize| format!("a string too long to be inlined, number {row}");
+        let piece = |piece: usize, rows: usize| -> ArrayRef {
+            let rows = (0..rows).map(|row| text(1_000_000 * piece + row));
+            Arc::new(StringViewArray::from_iter_values(rows))
+        };
+        // Steps of several pieces, of one large one, and a last one that is short.
+        let sizes = [40_000, 40_000, 100_000, 1, 65_536, 7];
+        let pieces: Vec<_> = sizes.iter().enumerate().map(|(at, rows)| piece(at, *rows)).collect();
+        let steps = std::cell::Cell::new(0);
+        let count = || {
+            steps.set(steps.get() + 1);
+            Ok(())
+        };
+        let whole = concat_arrays_in_steps(&pieces, count).unwrap();
+        assert_eq!(steps.get(), 4);
+        assert_eq!(&whole, &concat_all(&pieces).unwrap());
+        for stop in 0..steps.get() {
+            let left = std::cell::Cell::new(stop);
+            let check = || match left.get() {
+                0 => Err(Error::Setup("stop".into())),
+                more => {
+                    left.set(more - 1);
+                    Ok(())
+                }
+            };
+            let stopped = concat_arrays_in_steps(&pieces, check);
+            assert!(stopped.unwrap_err().to_string().contains("stop"));
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! Spilled batches in the temporary files of DataFusion's disk manager, whose quota and folders hold.
 //!
 //! A file is a row of segments, one a batch, each an Arrow IPC stream of its own with LZ4 compression, so
-//! that batches are read back one by one in any order. Files are written, read and removed by the I/O runtime's
-//! pool, when nobody refers to them any more; a query has not ended before they are gone.
+//! that batches are read back one by one in any order. Files are written and read by the I/O runtime's pool, which also
+//! removes them when nobody refers to them any more; a query has not ended before they are gone.
 
 use std::{
     collections::VecDeque,
@@ -61,10 +61,14 @@ impl SpillSpace for TempFiles {
         let disk = self.disk.clone();
         let io = match self.io.handle() {
             Ok(io) => io,
-            Err(error) => return done.complete(Err(error).or_fail()),
+            Err(error) => {
+                drop(batches);
+                return done.complete(Err(error).or_fail());
+            }
         };
         let trash = self.trash.clone();
         io.clone().spawn_blocking(move || {
+            trash.empty();
             let written = write(&disk, batches, || done.is_wanted());
             // Before the query learns that it is over: the session's folder goes with its last user.
             drop(disk);
@@ -104,11 +108,21 @@ impl Trash {
         if removals.under_way < REMOVERS {
             removals.under_way += 1;
             drop(removals);
-            let remover = Remover(self.clone());
-            io.spawn_blocking(move || drop(remover));
+            Remover { trash: self.clone(), io: io.clone(), is_over: false }.go_on();
         }
     }
 
+    /// Removes all that is there, since their bytes count against the quota.
+    fn empty(&self) {
+        loop {
+            // Not while it is locked.
+            let Some(removal) = self.0.lock().files.pop_front() else { return };
+            removal.remove();
+        }
+    }
+
+    /// The next file of one that removes them, which is over if there is none: under the lock, so that whoever puts a file
+    /// there later begins another.
     fn next(&self) -> Option<Removal> {
         let mut removals = self.0.lock();
         let next = removals.files.pop_front();
@@ -117,14 +131,46 @@ impl Trash {
     }
 }
 
-/// Removes files when it is dropped, so that it also does where the I/O runtime has been shut down.
-struct Remover(Arc<Trash>);
+impl Removal {
+    fn remove(self) {
+        // Before the query learns that it is over.
+        drop(self.file);
+        drop(self._until);
+    }
+}
 
+/// One that removes files, each in a turn of its own, so that others can read in between.
+struct Remover {
+    trash: Arc<Trash>,
+    io: Handle,
+    is_over: bool,
+}
+
+impl Remover {
+    fn go_on(self) {
+        let io = self.io.clone();
+        io.spawn_blocking(move || self.take_turn());
+    }
+
+    fn take_turn(mut self) {
+        match self.trash.next() {
+            Some(removal) => {
+                removal.remove();
+                self.go_on();
+            }
+            None => self.is_over = true,
+        }
+    }
+}
+
+/// It gets no turn any more where the I/O runtime has been shut down.
 impl Drop for Remover {
     fn drop(&mut self) {
-        while let Some(Removal { file, _until }) = self.0.next() {
-            // Before the query learns that it is over.
-            drop(file);
+        while !self.is_over {
+            match self.trash.next() {
+                Some(removal) => removal.remove(),
+                None => self.is_over = true,
+            }
         }
     }
 }
@@ -177,7 +223,7 @@ impl<W: Write> Write for Counted<W> {
 /// A file of `batches`, and where each of them ends.
 fn write(
     disk: &Arc<DiskManager>,
-    batches: ToSpill,
+    mut batches: ToSpill,
     is_wanted: impl Fn() -> bool,
 ) -> RuntimeResult<(Arc<dyn SpillFile>, Vec<u64>)> {
     let file = disk.create_tmp_file("gatework spill").or_fail()?;
@@ -187,10 +233,12 @@ fn write(
     let mut file_writer = file.open_writer().or_fail()?;
     let mut counted = Counted { inner: &mut file_writer, bytes: 0 };
     let mut ends = Vec::new();
-    for batch in batches {
+    loop {
+        // Before a batch is made.
         if !is_wanted() {
             return exec_err!("a spill that nobody waits for").or_fail();
         }
+        let Some(batch) = batches.next() else { break };
         write_segment(&mut counted, &batch?).or_fail()?;
         ends.push(counted.bytes);
     }

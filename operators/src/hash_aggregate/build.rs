@@ -95,7 +95,7 @@ impl GroupedBuild {
         let Some(groups) = &mut self.groups else { return Ok(()) };
         let fits = groups.update(data, task);
         if fits.is_ok() && self.shared.sinks > 1 && groups.len() >= FULL_TABLE_GROUPS {
-            match self.overflow.partition(groups) {
+            match self.overflow.partition(groups, true) {
                 // The parts are made, and can only be written.
                 Err(error @ Error::OutOfMemory { .. }) => return self.spill(error),
                 other => other?,
@@ -199,7 +199,7 @@ impl LocalSink for GroupedBuild {
             let refused = match self.overflow.is_spilled() {
                 // Units are merged one by one; what is left of all would be in the way.
                 true => Some(nothing_left()),
-                false => match self.overflow.partition(groups) {
+                false => match self.overflow.partition(groups, false) {
                     Err(error @ Error::OutOfMemory { .. }) => Some(error),
                     other => other.map(|()| None)?,
                 },

@@ -197,9 +197,19 @@ impl Groups {
         Ok(())
     }
 
-    /// Makes room for some of the groups that are about to be merged, of which many may be the same.
-    pub(super) fn expect(&mut self, groups: usize, task: &TaskContext) -> Result<()> {
-        self.table.reserve(groups.min(MOST_EXPECTED), || task.check())
+    /// Makes room for groups that are about to be merged, from parts of so many `rows`, if there is memory: many groups may
+    /// be in each of the parts.
+    pub(super) fn expect(
+        &mut self,
+        rows: impl Iterator<Item = usize> + Clone,
+        task: &TaskContext,
+    ) -> Result<()> {
+        let most = MOST_EXPECTED.min(4 * rows.clone().max().unwrap_or(0));
+        self.table.reserve(most.min(rows.sum()), || task.check())?;
+        if self.account().is_err() {
+            self.table = GroupTable::new(&self.shared.encoder);
+        }
+        Ok(())
     }
 
     /// Merges the partial states of another table.
@@ -243,7 +253,8 @@ impl Groups {
         Ok(())
     }
 
-    /// What the table takes, and what is taken to spill it: the accumulators' states, and a copy of one unit at a time.
+    /// What the table takes, and what is taken to spill it: the accumulators' states, the groups of each unit, and a
+    /// batch of them at a time.
     fn bytes(&self) -> usize {
         let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
         let table = self.table.bytes();
@@ -260,12 +271,17 @@ impl Groups {
     }
 
     /// Empties the table into partial states, one part per unit that has groups: a hash partition, by
-    /// other bits at each `level`.
+    /// other bits at each `level`. If `more` groups are to come it keeps its memory.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] if the parts take more than the table, which is empty
     /// all the same.
-    pub(super) fn partition(&mut self, level: u32, parts: &mut [Vec<Part>]) -> Result<()> {
+    pub(super) fn partition(
+        &mut self,
+        level: u32,
+        parts: &mut [Vec<Part>],
+        more: bool,
+    ) -> Result<()> {
         let Some((mut uncut, mut reservation)) = self.take_uncut(level)? else { return Ok(()) };
         let mut bytes = 0;
         for (unit, indices) in uncut.indices().into_iter().enumerate() {
@@ -276,15 +292,27 @@ impl Groups {
             bytes += part.bytes();
             parts[unit].push(Part::States(part));
         }
+        // Before what the table took is given back.
+        if more {
+            uncut.table.clear();
+            let small = std::mem::replace(&mut self.table, uncut.table);
+            let bytes = self.bytes().saturating_sub(self.reservation.bytes());
+            self.reservation.absorb(reservation.split_some(bytes));
+            if self.account().is_err() {
+                self.table = small;
+            }
+        }
         let resized = reservation.resize(bytes);
         self.share(reservation, parts);
-        // The next groups are likely to become as many, in memory that is at hand.
-        uncut.table.clear();
-        let small = std::mem::replace(&mut self.table, uncut.table);
-        if self.account().is_err() {
-            self.table = small;
-        }
         self.account().and(resized)
+    }
+
+    /// Has no more memory than it needs if there are no groups.
+    pub(super) fn let_go(&mut self) -> Result<()> {
+        if self.len() == 0 {
+            self.table = GroupTable::new(&self.shared.encoder);
+        }
+        self.account()
     }
 
     /// Empties the table: its groups, to be cut into units at `level`, and the bytes they take. Nothing if there are none.

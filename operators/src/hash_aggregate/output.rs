@@ -117,8 +117,8 @@ impl Merging {
     ) -> Result<()> {
         if self.groups.is_none() {
             let mut groups = Groups::new(shared.clone(), setup)?;
-            let more: usize = self.states.iter().map(States::len).sum();
-            groups.expect(states.len() + more, task)?;
+            let more = self.states.iter().map(States::len);
+            groups.expect(more.chain([states.len()]), task)?;
             self.groups = Some(groups);
         }
         let Some(groups) = &mut self.groups else { return Ok(()) };

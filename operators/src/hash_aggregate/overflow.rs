@@ -1,7 +1,7 @@
 //! Groups that do not fit into memory: cut into units, and written to files.
 //!
-//! A sink that gets no memory for its table empties it into partial states, one part a unit, and spills
-//! all parts it has. A source that gets none while it merges a unit does the same with the unit, cut by
+//! A sink that gets no memory for its table empties it into partial states, which are cut into batches of a unit each
+//! where they are written, and spills all parts it has. A source that gets none while it merges a unit does the same with the unit, cut by
 //! other bits of the hash, and merges the units of the unit after it. (Graefe, "Query Evaluation
 //! Techniques for Large Databases", 1993: hybrid hashing, with recursion.)
 
@@ -52,12 +52,12 @@ impl Overflow {
         self.parts.iter().flatten().map(states).sum()
     }
 
-    /// Empties `groups` into parts.
+    /// Empties `groups` into parts; `more` may be to come.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] if these take more memory than there is, although they are made.
-    pub(super) fn partition(&mut self, groups: &mut Groups) -> Result<()> {
-        groups.partition(self.level, &mut self.parts)
+    pub(super) fn partition(&mut self, groups: &mut Groups, more: bool) -> Result<()> {
+        groups.partition(self.level, &mut self.parts, more)
     }
 
     /// Begins to write `groups` and all parts to a file because of `error`, unless that does not help.
@@ -68,10 +68,16 @@ impl Overflow {
             return Err(error);
         }
         let uncut = groups.take_uncut(self.level)?;
+        match groups.let_go() {
+            // What is written next gives memory back.
+            Ok(()) | Err(Error::OutOfMemory { .. }) => {}
+            Err(error) => return Err(error),
+        }
         let counts = uncut.as_ref().map_or(Vec::new(), |(uncut, _)| uncut.counts());
         let (mut rows, mut ranges) = (counts.iter().sum::<usize>(), Vec::new());
         let bytes = uncut.as_ref().map_or(0, |(_, memory)| memory.bytes());
-        let most = (MOST_BYTES * rows).checked_div(bytes).unwrap_or(rows).max(LEAST_ROWS);
+        let most =
+            MOST_BYTES.saturating_mul(rows).checked_div(bytes).unwrap_or(rows).max(LEAST_ROWS);
         let (mut batches, mut held) = (Vec::new(), Vec::new());
         let parts = std::mem::replace(&mut self.parts, no_parts(&self.shared));
         for (unit, parts) in parts.into_iter().enumerate() {
@@ -125,8 +131,8 @@ impl Overflow {
 }
 
 /// Bytes of groups that become one batch in a file, about: whoever writes it hears of a cancel between two.
-const MOST_BYTES: usize = 2 << 20;
-const LEAST_ROWS: usize = 1024;
+const MOST_BYTES: usize = if cfg!(test) { 512 } else { 2 << 20 };
+const LEAST_ROWS: usize = if cfg!(test) { 3 } else { 1024 };
 
 /// What becomes a batch in a file.
 enum ToWrite {

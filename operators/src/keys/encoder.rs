@@ -215,6 +215,16 @@ impl Keys {
         self.len() == 0
     }
 
+    /// Makes room for `more`.
+    pub fn reserve(&mut self, more: usize) {
+        match self {
+            Self::Word(keys) => keys.reserve(more),
+            Self::Pair(keys) => keys.reserve(more),
+            // These do not move.
+            Self::Rows(_) => {}
+        }
+    }
+
     /// Has none any more.
     pub fn clear(&mut self) {
         match self {

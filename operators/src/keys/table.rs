@@ -93,8 +93,16 @@ impl GroupTable {
     /// Makes room for `more` groups at a load of at most one half. Asks `check` now and then.
     ///
     /// # Errors
-    /// That of `check`; the table is as it was.
+    /// That of `check`; the table has the groups it had.
     pub fn reserve<E>(&mut self, more: usize, check: impl Fn() -> Result<(), E>) -> Result<(), E> {
+        if self.hashes.len() > CACHED_SLOTS {
+            // Each of them copies what there is when it is full, all at the same time.
+            check()?;
+            self.hashes.reserve(more);
+            check()?;
+            self.keys.reserve(more);
+            check()?;
+        }
         let wanted = 2 * (self.hashes.len() + more);
         if wanted <= self.slots.len() {
             return Ok(());
@@ -160,8 +168,8 @@ fn intern_values<K: Copy + PartialEq>(
 
 const TAG: u64 = 0xFFFF_FFFF_0000_0000;
 
-/// The half of `hash` that slots have, in their upper half: its lower one, of which the first byte comes last, since
-/// partitions are cut by the first bits of the other.
+/// The half of `hash` that slots have, in their upper half: its lower one, since partitions are cut by the first bits of
+/// the other, with its bytes in reverse.
 #[inline]
 fn tag_of(hash: u64) -> u64 {
     hash.swap_bytes() & TAG

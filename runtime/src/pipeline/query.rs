@@ -590,7 +590,8 @@ impl Drop for Outside {
     }
 }
 
-/// What can do something for a query outside its tasks, at a time when one of them lives.
+/// What can do something for a query outside its tasks. Whoever begins when no task lives any more has the query count as
+/// alive again until that is done.
 #[derive(Debug, Clone)]
 pub struct Presence {
     query: Arc<QueryContext>,
