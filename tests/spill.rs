@@ -19,7 +19,7 @@ use datafusion::{
     prelude::{SessionConfig, SessionContext},
 };
 use futures::{StreamExt, TryStreamExt};
-use gatework::{SessionStateBuilderExt, runtime::scheduler::Dice};
+use gatework::{Executor, SessionStateBuilderExt, runtime::scheduler::Dice};
 use tempfile::TempDir;
 
 use crate::{
@@ -109,6 +109,7 @@ pub(crate) fn heavy() -> impl Iterator<Item = &'static str> {
 
 /// A session of its own, whose temporary files go to `folder`.
 struct Bench {
+    executor: Executor,
     session: SessionContext,
     shared: Arc<RuntimeEnv>,
     folder: Option<PathBuf>,
@@ -125,13 +126,14 @@ impl Bench {
             DiskManagerBuilder::default().with_mode(mode).with_max_temp_directory_size(disk_bytes);
         let shared = RuntimeEnvBuilder::new().with_memory_limit(limit, 1.0);
         let shared = shared.with_disk_manager_builder(disk).build_arc().unwrap();
+        let executor = executor(threads);
         let state = SessionStateBuilder::new()
             .with_config(SessionConfig::new())
             .with_runtime_env(shared.clone())
             .with_default_features()
-            .with_gatework(&executor(threads))
+            .with_gatework(&executor)
             .build();
-        Self { session: SessionContext::new_with_state(state), shared, folder: None }
+        Self { executor, session: SessionContext::new_with_state(state), shared, folder: None }
     }
 
     /// The bytes that `sql` spilled, after its rows were compared with `expected`.
@@ -303,5 +305,35 @@ fn cancelled_while_it_spills() {
             bench.assert_clean();
         }
         assert!(running > 10, "{running} of 60 were running");
+    });
+}
+
+/// Whoever takes the I/O runtime away loses the query, and nothing of it stays.
+#[test]
+fn the_io_runtime_is_gone() {
+    guarded(|case| async move {
+        let mut dice = Dice::new(7);
+        for sql in heavy() {
+            case.begin(sql);
+            let folder = TempDir::new().unwrap();
+            let bench = Bench::new(2, LIMIT, folder.path(), 1 << 30);
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
+            gatework::sql::io_on(&bench.executor, runtime.handle().clone());
+            let planned = plan(&case, &bench.session, sql).await.unwrap();
+            let mut stream = planned.stream().unwrap();
+            let query = gatework::query(&planned.plan).unwrap();
+            tokio::time::sleep(Duration::from_millis(dice.below(100) as u64)).await;
+            runtime.shutdown_background();
+            while let Some(Ok(batch)) = stream.next().await {
+                drop(batch);
+            }
+            drop(stream);
+            idle(&query).await;
+            bench.assert_clean();
+        }
     });
 }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     OrFail,
-    keys::{GroupTable, Keys, partition_indices},
+    keys::{GroupTable, Keys},
     spilling::{own_buffers, resize},
 };
 
@@ -461,7 +461,11 @@ impl Uncut {
 
     /// The groups of each unit.
     pub(super) fn indices(&self) -> Vec<Vec<u32>> {
-        partition_indices(self.units(), self.shared.units)
+        let mut indices: Vec<_> = self.counts().into_iter().map(Vec::with_capacity).collect();
+        for (group, unit) in (0..).zip(self.units()) {
+            indices[unit].push(group);
+        }
+        indices
     }
 
     /// Some of them.
