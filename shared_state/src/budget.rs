@@ -9,6 +9,10 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 pub enum OnFull {
     /// Producers wait until consumers have made room (back-pressure).
     Block,
+    /// Producers wait as long as every consumer has something to take. Consumers that read their lanes
+    /// one after the other, or wait for each other's progress, are never blocked by a full lane beside
+    /// theirs; what that takes is charged to the query's memory.
+    BlockUnlessStarved,
     /// Producers go on; the surplus is charged to the query's memory by whoever owns the items.
     ///
     /// The wait-for graph chooses this for an edge on which blocking would close a cycle.
@@ -30,6 +34,8 @@ pub enum OnFull {
 #[derive(Debug, Clone)]
 pub struct Budget {
     limit_bytes: usize,
+    /// Producers go on while a consumer has nothing to take.
+    unless_starved: bool,
     /// Set once while a query is built, read under the owning state's lock afterwards.
     overflow: Arc<AtomicBool>,
 }
@@ -37,7 +43,13 @@ pub struct Budget {
 impl Budget {
     /// A blocking budget of `limit_bytes`.
     pub fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, overflow: Arc::new(AtomicBool::new(false)) }
+        Self { limit_bytes, unless_starved: false, overflow: Arc::new(AtomicBool::new(false)) }
+    }
+
+    /// The budget, beyond which producers go on while a consumer has nothing to take.
+    #[must_use]
+    pub fn unless_starved(self) -> Self {
+        Self { unless_starved: true, ..self }
     }
 
     /// Whether both are clones of one budget, so that one overflows when the other does.
@@ -60,11 +72,25 @@ impl Budget {
     /// What a full buffer does.
     pub fn on_full(&self) -> OnFull {
         // Acquire pairs with the Release in `overflow`.
-        if self.overflow.load(Ordering::Acquire) { OnFull::Overflow } else { OnFull::Block }
+        match (self.overflow.load(Ordering::Acquire), self.unless_starved) {
+            (true, _) => OnFull::Overflow,
+            (false, true) => OnFull::BlockUnlessStarved,
+            (false, false) => OnFull::Block,
+        }
     }
 
-    /// Whether a producer must wait at `used_bytes`.
+    /// Whether a producer must wait at `used_bytes`, if all consumers read one lane.
     pub(crate) fn must_wait(&self, used_bytes: usize) -> bool {
-        used_bytes >= self.limit_bytes.max(1) && self.on_full() == OnFull::Block
+        self.must_wait_unless(used_bytes, false)
+    }
+
+    /// Whether a producer must wait at `used_bytes`, where a consumer is `starved` or none is.
+    pub(crate) fn must_wait_unless(&self, used_bytes: usize, starved: bool) -> bool {
+        used_bytes >= self.limit_bytes.max(1)
+            && match self.on_full() {
+                OnFull::Block => true,
+                OnFull::BlockUnlessStarved => !starved,
+                OnFull::Overflow => false,
+            }
     }
 }

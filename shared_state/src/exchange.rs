@@ -1,9 +1,10 @@
 //! Local exchange, N:N: sinks route items to the channels of sources.
 //!
 //! One byte budget covers all channels. A sink that passes it waits on its own gate until sources
-//! have read the total below the budget again. A source that leaves closes its channel: what was
-//! routed there is dropped and its bytes are given back, so one ended reader never stalls the rest.
-//! When the last source leaves, sinks are told that they may end.
+//! have read the total below the budget again, or, if the budget says so, until an open channel is empty.
+//! A source that leaves closes its channel: what was routed there is dropped and its bytes are given
+//! back, so one ended reader never stalls the rest. When the last source leaves, sinks are told that
+//! they may end. Only sinks that wait are woken, one after the other.
 //!
 //! Lock: `inner`. All gates flip under it; wakers run, and dropped items are freed, after it.
 //!
@@ -24,7 +25,7 @@
 //! assert!(matches!(sources[1].take(), Take::Item(Rows(3))));
 //! ```
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
     Budget, Dependency, DependencyKind, Gate, Give, ManyToMany, Payload, Take, Wakeups,
@@ -58,6 +59,11 @@ struct Channel<T> {
 struct Inner<T> {
     channels: Box<[Channel<T>]>,
     bytes: usize,
+    /// Open channels that have nothing to take.
+    starved: usize,
+    /// Sinks that wait for room, and for each sink whether it is among them.
+    waiting: VecDeque<usize>,
+    waits: Box<[bool]>,
     sinks_left: usize,
     sources_left: usize,
     aborted: bool,
@@ -129,15 +135,20 @@ pub(crate) fn with_gates<T: Payload>(
     if kind == ExchangeKind::PassToOne {
         gates.sources()[1..].iter().for_each(|gate| gate.set_always_ready());
     }
-    let channels = (0..sources).map(|_| Channel { queue: Queue::default(), open: true }).collect();
+    let is_fed = |channel| kind != ExchangeKind::PassToOne || channel == 0;
+    let channels =
+        (0..sources).map(|channel| Channel { queue: Queue::default(), open: is_fed(channel) });
     let state = Arc::new(State {
         gates,
         closed: Dependency::blocked(format!("{name} closed"), DependencyKind::Closed),
         kind,
         budget,
         inner: Mutex::new(Inner {
-            channels,
+            channels: channels.collect(),
             bytes: 0,
+            starved: if kind == ExchangeKind::PassToOne { 1 } else { sources },
+            waiting: VecDeque::new(),
+            waits: vec![false; sinks].into(),
             sinks_left: sinks,
             sources_left: sources,
             aborted: false,
@@ -172,6 +183,7 @@ impl<T: Payload> State<T> {
             inner.flow.rows_dropped += rows;
             return Some(item);
         }
+        inner.starved -= usize::from(inner.channels[channel].queue.is_empty());
         inner.bytes += inner.channels[channel].queue.push(item);
         inner.flow.peak_bytes = inner.flow.peak_bytes.max(inner.bytes);
         self.gates.source(channel).set_ready_alone(wakeups);
@@ -179,24 +191,37 @@ impl<T: Payload> State<T> {
     }
 
     /// The answer to sink `instance` after it added something.
-    fn room(&self, inner: &Inner<T>, instance: usize) -> Give {
+    fn room(&self, inner: &mut Inner<T>, instance: usize, wakeups: &mut Wakeups) -> Give {
         if inner.sources_left == 0 || inner.aborted {
             return Give::Closed;
         }
-        if self.budget.must_wait(inner.bytes) {
+        if self.is_full(inner) {
             let gate = self.gates.sink(instance);
             gate.block();
+            if !std::mem::replace(&mut inner.waits[instance], true) {
+                inner.waiting.push_back(instance);
+            }
             return Give::Full(gate.clone());
         }
+        // It waits no longer, if it did: its place among those that do is passed over.
+        inner.waits[instance] = false;
+        self.wake_sink(inner, wakeups);
         Give::Accepted
     }
 
-    fn give_back(&self, inner: &mut Inner<T>, bytes: usize, wakeups: &mut Wakeups) {
-        let waited = self.budget.must_wait(inner.bytes);
-        inner.bytes -= bytes;
-        if waited && !self.budget.must_wait(inner.bytes) {
-            for gate in self.gates.sinks() {
-                gate.set_ready_alone(wakeups);
+    fn is_full(&self, inner: &Inner<T>) -> bool {
+        self.budget.must_wait_unless(inner.bytes, inner.starved > 0)
+    }
+
+    /// Wakes the sink that has waited longest, if there is room. That one wakes the next when it has found room,
+    /// or leaves: so all are woken while there is room, and few in vain, however many wait.
+    fn wake_sink(&self, inner: &mut Inner<T>, wakeups: &mut Wakeups) {
+        while !self.is_full(inner)
+            && let Some(sink) = inner.waiting.pop_front()
+        {
+            if std::mem::take(&mut inner.waits[sink]) {
+                self.gates.sink(sink).set_ready_alone(wakeups);
+                return;
             }
         }
     }
@@ -208,7 +233,7 @@ impl<T: Payload> ExchangeSink<T> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         let rejected = self.state.add(&mut inner, channel, item, &mut wakeups);
-        let answer = self.state.room(&inner, self.instance);
+        let answer = self.state.room(&mut inner, self.instance, &mut wakeups);
         drop(inner);
         drop(rejected);
         answer
@@ -231,7 +256,7 @@ impl<T: Payload> ExchangeSink<T> {
             .unwrap_or(start);
         self.cursor = (channel + 1) % count;
         let rejected = self.state.add(&mut inner, channel, item, &mut wakeups);
-        let answer = self.state.room(&inner, self.instance);
+        let answer = self.state.room(&mut inner, self.instance, &mut wakeups);
         drop(inner);
         drop(rejected);
         answer
@@ -248,7 +273,7 @@ impl<T: Payload> ExchangeSink<T> {
         for channel in 0..inner.channels.len() {
             rejected.extend(self.state.add(&mut inner, channel, item.clone(), &mut wakeups));
         }
-        let answer = self.state.room(&inner, self.instance);
+        let answer = self.state.room(&mut inner, self.instance, &mut wakeups);
         drop(inner);
         drop(rejected);
         answer
@@ -256,7 +281,8 @@ impl<T: Payload> ExchangeSink<T> {
 
     /// Whether there is room, without pushing: what a sink asks after it was woken.
     pub fn room(&mut self) -> Give {
-        self.state.room(&self.state.inner.lock(), self.instance)
+        let mut wakeups = Wakeups::new();
+        self.state.room(&mut self.state.inner.lock(), self.instance, &mut wakeups)
     }
 
     /// Says that this sink's input ended. After the last sink, sources finish once they read all.
@@ -292,6 +318,9 @@ impl<T: Payload> ExchangeSink<T> {
         if !was_aborted && (inner.aborted || inner.sinks_left == 0) {
             self.state.gates.open_for_ever(&mut wakeups);
         }
+        // It may have been woken for room that it does not need any more.
+        inner.waits[self.instance] = false;
+        self.state.wake_sink(&mut inner, &mut wakeups);
     }
 
     /// Ready once no source is left.
@@ -331,7 +360,9 @@ impl<T: Payload> ExchangeSource<T> {
         }
         if let Some((item, bytes)) = inner.channels[self.instance].queue.pop() {
             inner.flow.rows_out += item.rows() as u64;
-            self.state.give_back(&mut inner, bytes, &mut wakeups);
+            inner.bytes -= bytes;
+            inner.starved += usize::from(inner.channels[self.instance].queue.is_empty());
+            self.state.wake_sink(&mut inner, &mut wakeups);
             return Take::Item(item);
         }
         let alone = self.state.kind == ExchangeKind::PassToOne && self.instance > 0;
@@ -360,10 +391,12 @@ impl<T: Payload> Drop for ExchangeSource<T> {
         let mut inner = self.state.inner.lock();
         inner.sources_left -= 1;
         let channel = &mut inner.channels[self.instance];
-        channel.open = false;
+        let was_open = std::mem::replace(&mut channel.open, false);
         let unread = channel.queue.take();
+        inner.starved -= usize::from(was_open && unread.is_empty());
         inner.flow.rows_dropped += unread.rows() as u64;
-        self.state.give_back(&mut inner, unread.bytes(), &mut wakeups);
+        inner.bytes -= unread.bytes();
+        self.state.wake_sink(&mut inner, &mut wakeups);
         // Sinks that waited for room that a closed exchange will never make are let go as well.
         if inner.sources_left == 0 {
             self.state.closed.set_always_ready_later(&mut wakeups);

@@ -15,7 +15,10 @@
 //!
 //! Lock: `inner`. Gates flip under it; wakers run after it.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use crate::{
     Dependency, DependencyKind, Gate, Wakeups,
@@ -27,6 +30,8 @@ use crate::{
 
 #[derive(Debug)]
 struct State {
+    /// Its number among all holders.
+    id: u64,
     /// Holders of one pool compete for the same bytes.
     pool: usize,
     owner: u64,
@@ -39,10 +44,12 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Inner {
-    holders: Vec<Arc<State>>,
-    waiting: Vec<Arc<State>>,
-    /// The pools of what is on its way back, which no holder counts any more.
-    giving: Vec<usize>,
+    next_id: u64,
+    /// By number, so that one comes and goes without a look at the others.
+    holders: BTreeMap<u64, Arc<State>>,
+    waiting: BTreeMap<u64, Arc<State>>,
+    /// The pools of what is on its way back, which no holder counts any more, and how much is.
+    giving: HashMap<usize, usize>,
 }
 
 /// Those who hold memory that they could give back, and those who wait for some.
@@ -75,20 +82,25 @@ impl Arbiter {
 
     /// A holder of memory of `pool`, on behalf of `owner`.
     pub fn holder(self: &Arc<Self>, pool: usize, owner: u64) -> Holder {
+        let mut inner = self.inner.lock();
+        let id = inner.next_id;
+        inner.next_id += 1;
         let state = Arc::new(State {
+            id,
             pool,
             owner,
             bytes: AtomicUsize::new(0),
             asked: Dependency::blocked("memory is asked for", DependencyKind::Memory),
             relief: Dependency::ready("memory", DependencyKind::Memory),
         });
-        self.inner.lock().holders.push(state.clone());
+        inner.holders.insert(id, state.clone());
+        drop(inner);
         Holder { arbiter: self.clone(), state }
     }
 
     /// Says that memory of `pool` is about to come back: whoever finds no holder to ask waits for it.
     pub fn giving(self: &Arc<Self>, pool: usize) -> Giving {
-        self.inner.lock().giving.push(pool);
+        *self.inner.lock().giving.entry(pool).or_default() += 1;
         Giving { arbiter: self.clone(), pool }
     }
 
@@ -104,7 +116,7 @@ impl Arbiter {
     }
 
     fn relieve(&self, inner: &mut Inner, wakeups: &mut Wakeups) {
-        for state in inner.waiting.drain(..) {
+        for state in std::mem::take(&mut inner.waiting).into_values() {
             state.relief.set_ready_later(wakeups);
         }
         self.waiting.store(0, Ordering::SeqCst);
@@ -133,11 +145,11 @@ impl Holder {
         let mut wakeups = Wakeups::new();
         let mut inner = self.arbiter.inner.lock();
         let own = self.bytes();
-        let waits = own < least.max(1) && inner.giving.contains(&self.state.pool);
+        let waits = own < least.max(1) && inner.giving.contains_key(&self.state.pool);
         let least = least.max(2 * own).max(1);
         let others = inner
             .holders
-            .iter()
+            .values()
             .filter(|other| other.pool == self.state.pool && !Arc::ptr_eq(other, &self.state));
         let able = others
             .map(|other| {
@@ -150,10 +162,8 @@ impl Holder {
             None => return None,
         }
         self.state.relief.block();
-        if !inner.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, &self.state)) {
-            inner.waiting.push(self.state.clone());
-            self.arbiter.waiting.store(inner.waiting.len(), Ordering::SeqCst);
-        }
+        inner.waiting.insert(self.state.id, self.state.clone());
+        self.arbiter.waiting.store(inner.waiting.len(), Ordering::SeqCst);
         Some(self.state.relief.clone())
     }
 
@@ -188,8 +198,11 @@ impl Drop for Giving {
     fn drop(&mut self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.arbiter.inner.lock();
-        if let Some(place) = inner.giving.iter().position(|pool| *pool == self.pool) {
-            inner.giving.swap_remove(place);
+        if let Entry::Occupied(mut giving) = inner.giving.entry(self.pool) {
+            *giving.get_mut() -= 1;
+            if *giving.get() == 0 {
+                giving.remove();
+            }
         }
         self.arbiter.relieve(&mut inner, &mut wakeups);
     }
@@ -199,8 +212,8 @@ impl Drop for Holder {
     fn drop(&mut self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.arbiter.inner.lock();
-        inner.holders.retain(|holder| !Arc::ptr_eq(holder, &self.state));
-        inner.waiting.retain(|waiting| !Arc::ptr_eq(waiting, &self.state));
+        inner.holders.remove(&self.state.id);
+        inner.waiting.remove(&self.state.id);
         self.arbiter.relieve(&mut inner, &mut wakeups);
     }
 }

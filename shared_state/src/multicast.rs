@@ -12,14 +12,25 @@ use crate::{
     Budget, Dependency, DependencyKind, Gate, Give, OneToMany, Payload, Take, Wakeups, sync::Mutex,
 };
 
+/// An item, and how many sources have yet to read it. Sources read in order, so that is never less
+/// for a later item.
+#[derive(Debug)]
+struct Shared<T> {
+    item: T,
+    bytes: usize,
+    unread: usize,
+}
+
 #[derive(Debug)]
 struct Inner<T> {
-    items: VecDeque<(T, usize)>,
+    items: VecDeque<Shared<T>>,
     bytes: usize,
     /// Position of `items[0]` in the whole sequence.
     first: u64,
-    /// Where each source reads next; `None` once it left.
-    positions: Box<[Option<u64>]>,
+    /// Where each source reads next.
+    positions: Box<[u64]>,
+    /// Sources that have not left.
+    open: usize,
     finished: bool,
     aborted: bool,
 }
@@ -64,7 +75,8 @@ pub fn new<T: Payload + Clone>(
             items: VecDeque::new(),
             bytes: 0,
             first: 0,
-            positions: vec![Some(0); sources].into(),
+            positions: vec![0; sources].into(),
+            open: sources,
             finished: false,
             aborted: false,
         }),
@@ -77,15 +89,13 @@ pub fn new<T: Payload + Clone>(
 impl<T: Payload + Clone> State<T> {
     /// Lets go of what every open source has read.
     fn release(&self, inner: &mut Inner<T>, wakeups: &mut Wakeups) -> Vec<T> {
-        let end = inner.first + inner.items.len() as u64;
-        let slowest = inner.positions.iter().flatten().min().copied().unwrap_or(end);
         let mut released = Vec::new();
-        while inner.first < slowest {
-            if let Some((item, bytes)) = inner.items.pop_front() {
-                inner.bytes -= bytes;
-                released.push(item);
-            }
+        while inner.items.front().is_some_and(|shared| shared.unread == 0)
+            && let Some(shared) = inner.items.pop_front()
+        {
+            inner.bytes -= shared.bytes;
             inner.first += 1;
+            released.push(shared.item);
         }
         if !released.is_empty() && !self.budget.must_wait(inner.bytes) {
             self.gates.sink().set_ready_alone(wakeups);
@@ -94,17 +104,25 @@ impl<T: Payload + Clone> State<T> {
     }
 }
 
+impl<T> Inner<T> {
+    /// Where in `items` source `instance` reads next.
+    fn offset(&self, instance: usize) -> usize {
+        usize::try_from(self.positions[instance] - self.first).unwrap_or(usize::MAX)
+    }
+}
+
 impl<T: Payload + Clone> MulticastSink<T> {
     /// Pushes `item` to all sources.
     pub fn push(&mut self, item: T) -> Give {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
-        if inner.positions.iter().all(Option::is_none) {
+        if inner.open == 0 {
             drop(inner);
             return Give::Closed;
         }
         let bytes = item.bytes();
-        inner.items.push_back((item, bytes));
+        let unread = inner.open;
+        inner.items.push_back(Shared { item, bytes, unread });
         inner.bytes += bytes;
         for gate in self.state.gates.sources() {
             gate.set_ready_alone(&mut wakeups);
@@ -153,10 +171,11 @@ impl<T: Payload + Clone> MulticastSource<T> {
         if inner.aborted {
             return Take::Aborted;
         }
-        let position = inner.positions[self.instance].unwrap_or(u64::MAX);
-        let offset = usize::try_from(position - inner.first).unwrap_or(usize::MAX);
-        if let Some(item) = inner.items.get(offset).map(|(item, _)| item.clone()) {
-            inner.positions[self.instance] = Some(position + 1);
+        let offset = inner.offset(self.instance);
+        if let Some(shared) = inner.items.get_mut(offset) {
+            shared.unread -= 1;
+            let item = shared.item.clone();
+            inner.positions[self.instance] += 1;
             let released = self.state.release(&mut inner, &mut wakeups);
             drop(inner);
             drop(released);
@@ -175,9 +194,13 @@ impl<T: Payload + Clone> Drop for MulticastSource<T> {
     fn drop(&mut self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
-        inner.positions[self.instance] = None;
+        inner.open -= 1;
+        let offset = inner.offset(self.instance);
+        for shared in inner.items.iter_mut().skip(offset) {
+            shared.unread -= 1;
+        }
         let released = self.state.release(&mut inner, &mut wakeups);
-        if inner.positions.iter().all(Option::is_none) {
+        if inner.open == 0 {
             self.state.closed.set_always_ready_later(&mut wakeups);
             self.state.gates.sink().set_always_ready_later(&mut wakeups);
         }

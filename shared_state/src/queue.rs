@@ -43,6 +43,10 @@ impl<T: Payload> Queue<T> {
         std::mem::take(self)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }

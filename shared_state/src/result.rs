@@ -39,6 +39,11 @@ impl<T: Payload> ResultSink<T> {
         self.0.push(partition, item)
     }
 
+    /// Hands `item` to the reader that has least to take.
+    pub fn push_any(&mut self, item: T) -> Give {
+        self.0.push_any(item)
+    }
+
     /// Whether there is room, without pushing.
     pub fn room(&mut self) -> Give {
         self.0.room()

@@ -5,7 +5,7 @@
 //!
 //! Lock: `inner`. All gates flip under it; wakers run after it.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
     Budget, Dependency, DependencyKind, Gate, Give, ManyToOne, Payload, Take, Wakeups,
@@ -15,8 +15,8 @@ use crate::{
 #[derive(Debug)]
 struct Inner<T> {
     children: Box<[Queue<T>]>,
-    /// The child to look at first.
-    turn: usize,
+    /// The children that have something, each once, in the order of their turns.
+    ready: VecDeque<usize>,
     sinks_left: usize,
     aborted: bool,
     open: bool,
@@ -60,7 +60,7 @@ pub fn new<T: Payload>(
         share: Budget::new(limit_bytes.div_ceil(children)),
         inner: Mutex::new(Inner {
             children: (0..children).map(|_| Queue::default()).collect(),
-            turn: 0,
+            ready: VecDeque::new(),
             sinks_left: children,
             aborted: false,
             open: true,
@@ -84,8 +84,12 @@ impl<T: Payload> UnionSink<T> {
             return Give::Closed;
         }
         let queue = &mut inner.children[self.child];
+        let was_empty = queue.is_empty();
         queue.push(item);
         let bytes = queue.bytes();
+        if was_empty {
+            inner.ready.push_back(self.child);
+        }
         self.state.gates.source().set_ready_alone(&mut wakeups);
         if self.state.share.must_wait(bytes) {
             let gate = self.state.gates.sink(self.child);
@@ -135,18 +139,18 @@ impl<T: Payload> UnionSource<T> {
         if inner.aborted {
             return Take::Aborted;
         }
-        let count = inner.children.len();
-        for step in 0..count {
-            let child = (inner.turn + step) % count;
-            let queue = &mut inner.children[child];
-            if let Some((item, _)) = queue.pop() {
-                let bytes = queue.bytes();
-                inner.turn = (child + 1) % count;
-                if !self.state.share.must_wait(bytes) {
-                    self.state.gates.sink(child).set_ready_alone(&mut wakeups);
-                }
-                return Take::Item(item);
+        if let Some(child) = inner.ready.pop_front()
+            && let Some((item, _)) = inner.children[child].pop()
+        {
+            let queue = &inner.children[child];
+            let (bytes, is_empty) = (queue.bytes(), queue.is_empty());
+            if !is_empty {
+                inner.ready.push_back(child);
             }
+            if !self.state.share.must_wait(bytes) {
+                self.state.gates.sink(child).set_ready_alone(&mut wakeups);
+            }
+            return Take::Item(item);
         }
         if inner.sinks_left == 0 {
             return Take::Finished;
@@ -162,6 +166,7 @@ impl<T: Payload> Drop for UnionSource<T> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         inner.open = false;
+        inner.ready.clear();
         let unread: Vec<_> = inner.children.iter_mut().map(Queue::take).collect();
         self.state.closed.set_always_ready_later(&mut wakeups);
         self.state.gates.open_for_ever(&mut wakeups);

@@ -1,11 +1,12 @@
 //! Shared states with one fault each. `cardinality` shows that the same state without a fault
 //! passes, so that each failure is the fault's.
 
-use gatework_shared_state::ManyToMany;
+use gatework_shared_state::{Budget, ManyToMany};
 
 use crate::{
     mailbox::{self, Fault},
     stream::{Plan, Reach, run},
+    streams::one_channel_after_the_other,
     support::{Ending, must_fail},
 };
 
@@ -78,4 +79,10 @@ fn dropped_rest_is_seen() {
 #[test]
 fn an_ignored_budget_is_seen() {
     caught(Fault::BudgetIgnored, Ending::Finish, "more bytes than the budget");
+}
+
+/// What a budget with `unless_starved` is for.
+#[test]
+fn a_full_channel_beside_a_starved_one_closes_a_cycle() {
+    must_fail(DEADLOCK, || one_channel_after_the_other(Budget::new(1)));
 }

@@ -178,48 +178,81 @@ fn analytic() {
     });
 }
 
-/// A budget that overflows breaks the cycle of a reader that reads one channel to its end before it
-/// looks at the other, which back-pressure would close.
+/// A reader that reads one channel to its end before it looks at the other, while a sink writes to both in
+/// turn: a cycle, if a full channel blocks the sink.
+pub(crate) fn one_channel_after_the_other(budget: Budget) {
+    let query = Query::new();
+    let ledger = std::sync::Arc::<Ledger>::default();
+    let (mut sinks, mut sources) = exchange::new("exchange", ExchangeKind::Hash, 1, 2, budget);
+    let mut sink = sinks.remove(0);
+    let producer = thread::spawn({
+        let query = query.clone();
+        move || {
+            let mut task = Task::new(&query);
+            for number in 0..4 {
+                let item = Item::new(&ledger, 0, number, 5);
+                if let Give::Full(gate) = SinkEnd::push(&mut sink, item) {
+                    task.wait(&gate);
+                }
+                task.progress();
+            }
+            sink.finish();
+        }
+    });
+    let mut task = Task::new(&query);
+    let mut taken = Vec::new();
+    for source in &mut sources {
+        loop {
+            match source.take() {
+                Take::Item(item) => {
+                    taken.push(item.id().1);
+                    task.progress();
+                }
+                Take::Blocked(gate) => task.wait(&gate),
+                Take::Finished => break,
+                Take::Aborted => panic!("nobody aborted"),
+            }
+        }
+    }
+    producer.join().unwrap();
+    assert_eq!(taken, [0, 2, 1, 3]);
+}
+
+/// A budget that overflows breaks the cycle.
 #[test]
 fn overflow_breaks_a_cycle() {
     check(|| {
-        let query = Query::new();
-        let ledger = std::sync::Arc::<Ledger>::default();
         let budget = Budget::new(1);
         budget.overflow();
+        one_channel_after_the_other(budget);
+    });
+}
+
+/// So does one that lets sinks go on while a reader has nothing to take.
+#[test]
+fn a_starved_reader_breaks_a_cycle() {
+    check(|| one_channel_after_the_other(Budget::new(1).unless_starved()));
+}
+
+/// A sink that may go on while a reader is starved waits as soon as none is, and is woken by the reader
+/// that empties its channel.
+#[test]
+fn a_sink_waits_while_no_reader_is_starved() {
+    check(|| {
+        let query = Query::new();
+        let ledger = std::sync::Arc::<Ledger>::default();
+        let budget = Budget::new(1).unless_starved();
         let (mut sinks, mut sources) = exchange::new("exchange", ExchangeKind::Hash, 1, 2, budget);
-        let mut sink = sinks.remove(0);
-        let producer = thread::spawn({
-            let query = query.clone();
-            move || {
-                let mut task = Task::new(&query);
-                for number in 0..4 {
-                    let item = Item::new(&ledger, 0, number, 5);
-                    if let Give::Full(gate) = SinkEnd::push(&mut sink, item) {
-                        task.wait(&gate);
-                    }
-                    task.progress();
-                }
-                sink.finish();
-            }
+        let mut push = |number| SinkEnd::push(&mut sinks[0], Item::new(&ledger, 0, number, 5));
+        assert!(matches!(push(0), Give::Accepted));
+        let Give::Full(gate) = push(1) else { panic!("both readers have something to take") };
+        let reader = thread::spawn(move || {
+            assert!(matches!(sources[0].take(), Take::Item(_)));
+            sources
         });
-        let mut task = Task::new(&query);
-        let mut taken = Vec::new();
-        for source in &mut sources {
-            loop {
-                match source.take() {
-                    Take::Item(item) => {
-                        taken.push(item.id().1);
-                        task.progress();
-                    }
-                    Take::Blocked(gate) => task.wait(&gate),
-                    Take::Finished => break,
-                    Take::Aborted => panic!("nobody aborted"),
-                }
-            }
-        }
-        producer.join().unwrap();
-        assert_eq!(taken, [0, 2, 1, 3]);
+        Task::new(&query).wait(&gate);
+        assert!(matches!(sinks[0].room(), Give::Accepted));
+        let _sources = reader.join().unwrap();
     });
 }
 
