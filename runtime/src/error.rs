@@ -83,6 +83,29 @@ impl Error {
         Self::Operator { source: Arc::from(source.into()) }
     }
 
+    /// The runtime's own error in `error` or below it, such as a time limit, a cancel or a full resource
+    /// group, whatever other libraries have wrapped around it. (What a query's expressions and files fail
+    /// with is theirs, and arrives as it is.)
+    ///
+    /// ```
+    /// use gatework_runtime::Error;
+    /// let busy = Error::Busy { group: "reports".into(), running: 4, waiting: 8 };
+    /// let wrapped = std::io::Error::other(busy);
+    /// assert!(matches!(Error::of(&wrapped), Some(Error::Busy { waiting: 8, .. })));
+    /// ```
+    pub fn of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(own) = error.downcast_ref() {
+                return Some(own);
+            }
+            // An I/O error's source is that of the error in it.
+            let io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+            next = io.map_or_else(|| error.source(), |inner| Some(inner));
+        }
+        None
+    }
+
     /// Whether this only echoes another task's end, so that it never counts as the first error.
     pub fn is_echo(&self) -> bool {
         matches!(self, Self::ProducerAborted | Self::Cancelled { .. })

@@ -23,7 +23,7 @@ use gatework_shared_state::Gate;
 
 use super::{
     Batch, OperatorMetrics, Outside, Pending, QueryContext, Reservation, Spilled, ToSpill,
-    query::LiveCount, relief::Place,
+    live::LiveCount, relief::Place,
 };
 use crate::{Error, Result, scheduler::Gates};
 

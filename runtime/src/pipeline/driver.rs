@@ -25,7 +25,7 @@ use super::{
     Batch, FinishResult, GiveBack, LocalOperator, LocalSink, LocalSource, OperatorMetrics,
     OperatorResult, Setup, SinkResult, SourceResult, Start, TaskContext, chaos,
     graph::{Pipeline, TaskRecord},
-    query::LiveTask,
+    live::LiveTask,
     relief::Place,
 };
 use crate::{
@@ -446,8 +446,20 @@ impl TaskDriver {
         }
     }
 
+    /// Ends the query, and this task at once.
+    fn end_with(&mut self, error: Error) -> Outcome {
+        self.task.query.fail(error);
+        self.abort();
+        Outcome::Done
+    }
+
+    /// The same for a fault of what runs the task.
+    pub(super) fn fail(&mut self, what: &str) -> Outcome {
+        self.end_with(Error::Setup(what.into()))
+    }
+
     /// Aborts and drops all parts, each on its own, so that one that panics spares the others.
-    fn abort(&mut self) {
+    pub(super) fn abort(&mut self) {
         let parts = std::mem::take(&mut self.parts);
         let contained = |abort: &mut dyn FnMut()| {
             let _ = catch_unwind(AssertUnwindSafe(abort));
@@ -485,21 +497,24 @@ impl Runnable for TaskDriver {
         );
         let _entered = span.enter();
         self.task.worker = worker;
-        self.run_slice().unwrap_or_else(|error| {
-            self.task.query.fail(error);
-            self.abort();
-            Outcome::Done
-        })
+        self.run_slice().unwrap_or_else(|error| self.end_with(error))
     }
 
     fn panicked(&mut self, payload: Box<dyn Any + Send>) {
+        self.note_panic(payload.as_ref());
+        self.abort();
+    }
+}
+
+impl TaskDriver {
+    /// Ends the query with a panic of this task.
+    pub(super) fn note_panic(&self, payload: &(dyn Any + Send)) {
         let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
             (Some(message), _) => (*message).to_owned(),
             (None, Some(message)) => message.clone(),
             (None, None) => "no message".to_owned(),
         };
         self.task.query.fail(Error::Panic { pipeline: self.pipeline.info.name.clone(), message });
-        self.abort();
     }
 }
 

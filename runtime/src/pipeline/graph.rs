@@ -1,6 +1,7 @@
 //! A graph of pipelines, built by hand or by a planner, and started as the tasks of a query.
 
 use std::{
+    collections::HashSet,
     fmt,
     sync::{
         Arc,
@@ -11,17 +12,19 @@ use std::{
 
 use gatework_shared_state::Gate;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 
 use super::{
-    Operator, OperatorMetrics, OperatorProfile, QueryContext, Sink, Source, TaskProfile,
+    Operator, OperatorMetrics, OperatorProfile, Profile, QueryContext, Sink, Source, TaskProfile,
     driver::TaskDriver,
-    query::LiveTask,
+    ended::GateSet,
+    live::LiveTask,
+    scope::ScopedDriver,
+    started::StartedGraph,
     wait_graph::{Edge, WaitGraph},
 };
 use crate::{
     Error, Result,
-    scheduler::{Gates, TaskHandle},
+    scheduler::{Gates, Runnable, TaskHandle},
 };
 
 /// The number of a pipeline in its graph.
@@ -135,15 +138,16 @@ impl Graph {
                 instances.map(|instance| Arc::new(TaskRecord::new(pipeline, instance))).collect()
             })
             .collect();
-        let idle = query.admit(&self.pipelines, records)?;
-        Ok(Running { query: query.clone(), idle })
+        let (graph, idle) = query.admit(&self.pipelines, records)?;
+        Ok(Running { query: query.clone(), graph, idle })
     }
 }
 
-/// A graph that has been started.
+/// A graph that has been started. It keeps the counters of its tasks, also when these have ended.
 #[derive(Debug, Clone)]
 pub struct Running {
     query: Arc<QueryContext>,
+    graph: Arc<StartedGraph>,
     idle: Gate,
 }
 
@@ -157,6 +161,81 @@ impl Running {
     pub fn idle(&self) -> &Gate {
         &self.idle
     }
+
+    /// The operators of this graph's pipelines, sources first in each. It costs as much as the
+    /// graph is large, however many graphs the query has.
+    pub fn operators(&self) -> Vec<OperatorProfile> {
+        self.graph.operators()
+    }
+
+    /// What this graph's tasks did so far. The memory is the whole query's; fallbacks are not in
+    /// it.
+    pub fn profile(&self) -> Profile {
+        let mut gates = GateSet::default();
+        self.graph.add_gates(&mut gates);
+        let mut profile =
+            Profile { peak_memory_bytes: self.query.peak_memory_bytes(), ..Profile::default() };
+        profile.set(self.graph.profiles().collect(), gates.profiles().collect());
+        profile
+    }
+}
+
+/// The gates that one task met, each once. Most tasks meet one or few, and are to be small while
+/// they wait; some meet a gate a batch.
+#[derive(Debug, Default)]
+struct MetGates {
+    first: Option<Gate>,
+    more: Option<Box<MoreGates>>,
+}
+
+#[derive(Debug, Default)]
+struct MoreGates {
+    gates: Vec<Gate>,
+    /// The addresses of all of them, once they are many.
+    known: HashSet<usize>,
+    /// How many gates were compared with one.
+    #[cfg(test)]
+    compared: usize,
+}
+
+const MANY_GATES: usize = 16;
+
+impl MetGates {
+    fn add(&mut self, gate: &Gate) {
+        match &self.first {
+            None => self.first = Some(gate.clone()),
+            Some(first) if Arc::ptr_eq(first, gate) => {}
+            Some(_) => self.more.get_or_insert_default().add(gate),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Gate> {
+        self.first.iter().chain(self.more.iter().flat_map(|more| &more.gates))
+    }
+}
+
+impl MoreGates {
+    fn add(&mut self, gate: &Gate) {
+        if !self.has(gate) {
+            self.gates.push(gate.clone());
+        }
+    }
+
+    /// Whether the gate is known; if they are many, it is from now on.
+    fn has(&mut self, gate: &Gate) -> bool {
+        let id = |gate: &Gate| Arc::as_ptr(gate).addr();
+        if self.gates.len() < MANY_GATES {
+            #[cfg(test)]
+            {
+                self.compared += self.gates.len();
+            }
+            return self.gates.iter().any(|known| Arc::ptr_eq(known, gate));
+        }
+        if self.known.is_empty() {
+            self.known.extend(self.gates.iter().map(id));
+        }
+        !self.known.insert(id(gate))
+    }
 }
 
 /// What is kept of a task: its counters, and what it waited for.
@@ -166,7 +245,7 @@ pub(super) struct TaskRecord {
     /// Counters, source first, sink last.
     pub(super) metrics: Box<[Arc<OperatorMetrics>]>,
     pub(super) workers: AtomicU64,
-    gates: Mutex<SmallVec<[Gate; 1]>>,
+    gates: Mutex<MetGates>,
     pub(super) handle: std::sync::OnceLock<TaskHandle>,
 }
 
@@ -184,26 +263,28 @@ impl TaskRecord {
     /// Remembers the gates the task met, for the profile.
     pub(super) fn note_gates(&self, met: &Gates) {
         let mut gates = self.gates.lock();
-        for gate in met.iter() {
-            if !gates.iter().any(|known| Arc::ptr_eq(known, gate)) {
-                gates.push(gate.clone());
-            }
-        }
+        met.iter().for_each(|gate| gates.add(gate));
     }
 
-    pub(super) fn gates(&self) -> Vec<Gate> {
-        self.gates.lock().to_vec()
+    pub(super) fn for_each_gate(&self, mut look: impl FnMut(&Gate)) {
+        self.gates.lock().iter().for_each(&mut look);
     }
 
     pub(super) fn driver(
         self: &Arc<Self>,
         pipeline: &Arc<Pipeline>,
         live: LiveTask,
-    ) -> Box<TaskDriver> {
-        Box::new(TaskDriver::new(pipeline.clone(), self.clone(), live))
+    ) -> Box<dyn Runnable> {
+        let scope = live.query().around().cloned();
+        let driver = Box::new(TaskDriver::new(pipeline.clone(), self.clone(), live));
+        match scope {
+            Some(scope) => Box::new(ScopedDriver::new(scope, driver)),
+            None => driver,
+        }
     }
 
-    pub(super) fn profile(&self, pipeline: &PipelineInfo, pipeline_index: usize) -> TaskProfile {
+    /// Its counters. The pipeline's number is the profile's to set.
+    pub(super) fn profile(&self, pipeline: &PipelineInfo) -> TaskProfile {
         let mut source = OperatorProfile::default();
         self.metrics[0].add_to(&mut source);
         let counters = self.handle.get().map(TaskHandle::counters);
@@ -212,7 +293,7 @@ impl TaskRecord {
         };
         TaskProfile {
             pipeline: pipeline.name.clone(),
-            pipeline_index,
+            pipeline_index: 0,
             instance: self.instance,
             runs: read(|c| &c.runs),
             yields: read(|c| &c.yields),
@@ -227,6 +308,11 @@ impl TaskRecord {
 }
 
 impl PipelineInfo {
+    /// The names of its parts, source first.
+    pub(super) fn part_names(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().map(|(name, _)| name.as_str())
+    }
+
     /// Profiles of its parts, summed up over `records`.
     pub(super) fn profile(&self, records: &[Arc<TaskRecord>]) -> Vec<OperatorProfile> {
         self.parts
@@ -241,5 +327,26 @@ impl PipelineInfo {
                 profile
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gatework_shared_state::{Dependency, DependencyKind};
+
+    use super::MetGates;
+
+    /// As a task that reads many batches back meets a gate a batch.
+    #[test]
+    fn a_gate_that_is_met_is_not_compared_with_all_others() {
+        let gates: Vec<_> =
+            (0..10_000).map(|_| Dependency::blocked("read", DependencyKind::External)).collect();
+        let mut met = MetGates::default();
+        for _ in 0..2 {
+            gates.iter().for_each(|gate| met.add(gate));
+        }
+        assert_eq!(met.iter().count(), gates.len(), "each once");
+        let compared = met.more.unwrap().compared;
+        assert!(compared < 1000, "{compared}");
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arrow_array::RecordBatch;
 use gatework_shared_state::{Gate, Payload, Take};
 
-use super::{Batch, Pending, QueryContext, Reservation, Setup, Spilled, query::LiveCount};
+use super::{Batch, Pending, QueryContext, Reservation, Setup, Spilled, live::LiveCount};
 use crate::Result;
 
 /// A batch in a buffer. Clones share what is charged for it, and its place in a file.
@@ -42,6 +42,13 @@ impl Held {
     pub fn away(file: Arc<dyn Spilled>, number: usize, rows: usize, sequence: u64) -> Self {
         Self { rows, bytes: 0, sequence, place: Place::Away(file, number) }
     }
+
+    /// The batch with its size, by which a buffer that blocks its producers counts it also while it is in
+    /// a file: a buffer does not grow without bound because memory is short.
+    #[must_use]
+    pub fn counted(self, bytes: usize) -> Self {
+        Self { bytes, ..self }
+    }
 }
 
 impl From<Batch> for Held {
@@ -60,7 +67,7 @@ impl Payload for Held {
         self.rows
     }
 
-    /// Bytes in memory.
+    /// Bytes that a buffer counts it with.
     fn bytes(&self) -> usize {
         self.bytes
     }

@@ -19,6 +19,11 @@ pub struct MemoryRefused {
 }
 
 /// Where memory is reserved.
+///
+/// What the pool refuses is not held, with one exception: of a query that can spill, each task of
+/// each breaker may hold up to 256 KiB ([`SpillSpace::overdraft`](super::SpillSpace::overdraft))
+/// without a reservation, since spilling less would not help. A limit below that times the number
+/// of such tasks is exceeded by as much.
 pub trait MemoryPool: Send + Sync + fmt::Debug {
     /// Reserves `bytes` more for `holder`.
     ///

@@ -10,6 +10,8 @@ use std::{
 use gatework_shared_state::DependencyKind;
 use parking_lot::Mutex;
 
+use super::ended::PipelineProfile;
+
 /// Counters of one operator in one task. They are statistics: relaxed, read at any time.
 #[derive(Debug, Default)]
 pub struct OperatorMetrics {
@@ -76,12 +78,25 @@ pub struct OperatorProfile {
     pub named: BTreeMap<&'static str, u64>,
 }
 
+impl OperatorProfile {
+    /// Adds the counters of the same operator elsewhere.
+    pub(super) fn absorb(&mut self, other: Self) {
+        self.rows_in += other.rows_in;
+        self.rows_out += other.rows_out;
+        self.batches_out += other.batches_out;
+        self.busy += other.busy;
+        for (name, amount) in other.named {
+            *self.named.entry(name).or_default() += amount;
+        }
+    }
+}
+
 /// One task of a pipeline.
 #[derive(Debug, Clone)]
 pub struct TaskProfile {
     /// The pipeline's name.
     pub pipeline: String,
-    /// The pipeline's number in its graph.
+    /// The pipeline's number among those of the profile.
     pub pipeline_index: usize,
     /// The task's instance.
     pub instance: usize,
@@ -103,6 +118,20 @@ pub struct TaskProfile {
     pub workers: u64,
 }
 
+impl TaskProfile {
+    /// Adds the counters of the task with this number of a later pipeline of the same shape.
+    pub(super) fn absorb(&mut self, other: Self) {
+        self.runs += other.runs;
+        self.yields += other.yields;
+        self.blocks += other.blocks;
+        self.steals += other.steals;
+        self.busy += other.busy;
+        self.source_rows += other.source_rows;
+        self.last_worker = other.last_worker.or(self.last_worker);
+        self.workers |= other.workers;
+    }
+}
+
 /// A gate that tasks met.
 #[derive(Debug, Clone)]
 pub struct DependencyProfile {
@@ -119,6 +148,9 @@ pub struct DependencyProfile {
 }
 
 /// What a query did, so far or in the end.
+///
+/// Of a query that starts one graph after the other (a recursive one), those that have ended are
+/// summed up: pipelines of the same shape are one here, and so are gates of the same name and kind.
 #[derive(Debug, Clone, Default)]
 pub struct Profile {
     /// Operators of all pipelines, sources first in each.
@@ -131,6 +163,23 @@ pub struct Profile {
     pub fallbacks: Vec<String>,
     /// The most bytes the query had reserved at a time.
     pub peak_memory_bytes: usize,
+}
+
+impl Profile {
+    /// Sets what is told of pipelines, which are in order, and of the gates that they met.
+    pub(super) fn set(
+        &mut self,
+        pipelines: Vec<PipelineProfile>,
+        dependencies: Vec<DependencyProfile>,
+    ) {
+        for (pipeline_index, mut pipeline) in pipelines.into_iter().enumerate() {
+            pipeline.tasks.iter_mut().for_each(|task| task.pipeline_index = pipeline_index);
+            self.operators.extend(pipeline.operators);
+            self.tasks.extend(pipeline.tasks);
+        }
+        self.dependencies = dependencies;
+        self.dependencies.sort_by_key(|gate| std::cmp::Reverse(gate.blocked));
+    }
 }
 
 impl fmt::Display for Profile {

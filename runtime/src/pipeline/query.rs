@@ -10,7 +10,6 @@
 use std::{
     borrow::Cow,
     fmt,
-    fmt::Write as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -20,15 +19,16 @@ use std::{
 
 use arrow_array::RecordBatch;
 use gatework_shared_state::{
-    Dependency, DependencyKind, Gate, Wakeups,
+    Dependency, DependencyKind, Gate,
     memory::{Giving, Holder},
 };
 use parking_lot::Mutex;
 
 use super::{
-    Chaos, DependencyProfile, MemoryPool, MemoryRefused, Pending, Profile, SpillSpace, Spilled,
-    Unlimited,
-    graph::{Pipeline, PipelineInfo, TaskRecord},
+    Chaos, MemoryPool, MemoryRefused, Pending, Profile, SliceScope, SpillSpace, Spilled, Unlimited,
+    graph::{Pipeline, TaskRecord},
+    live::{LiveCount, LiveTask},
+    started::{StartedGraph, StartedGraphs},
 };
 use crate::{
     Error, Executor, Result,
@@ -40,7 +40,9 @@ use crate::{
 pub struct QueryOptions {
     /// Its name in traces and dumps.
     pub name: Cow<'static, str>,
-    /// Where its breakers reserve memory; by default there is no limit.
+    /// Where its breakers reserve memory; by default there is no limit. A limit is kept but for
+    /// small tables: where there is a place to spill to, each task of each breaker may hold up to
+    /// [`SpillSpace::overdraft`] bytes (256 KiB) that it was refused.
     pub memory: Arc<dyn MemoryPool>,
     /// Where its breakers put what does not fit; without, a query that does not fit fails.
     pub spill: Option<Arc<dyn SpillSpace>>,
@@ -52,6 +54,8 @@ pub struct QueryOptions {
     /// It is a part of a query that was admitted as a whole: it has a share of its group's time, and does not count
     /// against the group's limits. (A part that waited for others to end might be what they wait for.)
     pub admitted: bool,
+    /// What is set up around each time slice of its tasks, on the worker; by default nothing.
+    pub around: Option<Arc<dyn SliceScope>>,
     /// What a test does to the query's tasks; by default nothing.
     pub chaos: Option<Arc<Chaos>>,
 }
@@ -65,21 +69,19 @@ impl Default for QueryOptions {
             time_slice: Duration::from_millis(10),
             group: None,
             admitted: false,
+            around: None,
             chaos: None,
         }
     }
 }
 
-/// Pipelines that were started together.
-struct Region {
-    pipelines: Vec<Arc<PipelineInfo>>,
-    records: Vec<Vec<Arc<TaskRecord>>>,
-}
+/// From this number on, a fallback is named once.
+const MANY_FALLBACKS: usize = 1000;
 
 #[derive(Default)]
 struct State {
     first_error: Option<Error>,
-    regions: Vec<Region>,
+    graphs: StartedGraphs,
     fallbacks: Vec<String>,
 }
 
@@ -102,8 +104,6 @@ pub struct QueryContext {
     live: LiveCount,
     /// Open, for tasks that let others go first.
     breath: Gate,
-    /// The task that waited for something outside when last looked for.
-    waits_outside: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -126,9 +126,8 @@ impl QueryContext {
             reserved: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             holders: Mutex::default(),
-            live: LiveCount::new("query idle"),
+            live: LiveCount::of_query(),
             breath: Dependency::ready("its turn", DependencyKind::Execution),
-            waits_outside: AtomicUsize::new(0),
             state: Mutex::default(),
         });
         let resident: Arc<dyn Shutdown> = query.clone();
@@ -165,6 +164,11 @@ impl QueryContext {
         gates.iter().any(|gate| Arc::ptr_eq(gate, &self.breath))
     }
 
+    /// What is around each time slice of its tasks.
+    pub(super) fn around(&self) -> Option<&Arc<dyn SliceScope>> {
+        self.options.around.as_ref()
+    }
+
     pub(super) fn chaos(&self) -> Option<&Arc<Chaos>> {
         self.options.chaos.as_ref()
     }
@@ -172,6 +176,12 @@ impl QueryContext {
     /// The number of workers its tasks can run on.
     pub fn workers(&self) -> usize {
         self.core.workers()
+    }
+
+    /// Whether this thread is one of its executor's workers, so that the wait for the query may
+    /// never end; see [`Executor::is_worker_thread`].
+    pub fn is_worker_thread(&self) -> bool {
+        self.core.is_worker_thread()
     }
 
     /// Tasks that have been started and have not ended.
@@ -186,7 +196,7 @@ impl QueryContext {
 
     /// Ready when no task of the query lives.
     pub fn idle(&self) -> &Gate {
-        &self.live.idle
+        self.live.idle()
     }
 
     /// The error that ended the query, if one did.
@@ -196,7 +206,12 @@ impl QueryContext {
 
     /// Names an operator that another engine runs on this query's behalf.
     pub fn note_fallback(&self, name: impl Into<String>) {
-        self.state.lock().fallbacks.push(name.into());
+        let name = name.into();
+        let fallbacks = &mut self.state.lock().fallbacks;
+        // A query that plans round by round names the same ones without end.
+        if fallbacks.len() < MANY_FALLBACKS || !fallbacks.contains(&name) {
+            fallbacks.push(name);
+        }
     }
 
     /// Cancels the query. Can be called by anyone at any time, any number of times; only the first
@@ -223,7 +238,7 @@ impl QueryContext {
             if self.cancelled.swap(true, Ordering::SeqCst) {
                 return;
             }
-            state.handles()
+            state.graphs.handles().cloned().collect::<Vec<_>>()
         };
         for handle in handles {
             handle.wake_urgently();
@@ -241,15 +256,14 @@ impl QueryContext {
         Ok(())
     }
 
-    /// Spawns and wakes the tasks of a graph; answers the gate that opens when all have ended.
+    /// Spawns and wakes the tasks of a graph. The gate opens when all have ended.
     pub(super) fn admit(
         self: &Arc<Self>,
         pipelines: &[Arc<Pipeline>],
         records: Vec<Vec<Arc<TaskRecord>>>,
-    ) -> Result<Gate> {
-        let region = Arc::new(LiveCount::new("pipelines idle"));
+    ) -> Result<(Arc<StartedGraph>, Gate)> {
         let mut handles = Vec::new();
-        {
+        let (graph, idle) = {
             let mut state = self.state.lock();
             if self.cancelled.load(Ordering::SeqCst) {
                 let error = state.first_error.clone();
@@ -261,6 +275,8 @@ impl QueryContext {
                 return Err(Error::Setup(what));
             }
             self.core.enter(records.iter().map(Vec::len).sum())?;
+            let id = state.graphs.next_id();
+            let region = LiveCount::of_graph(id);
             for (pipeline, records) in pipelines.iter().zip(&records) {
                 for record in records {
                     let live = LiveTask::new(self.clone(), region.clone());
@@ -270,14 +286,17 @@ impl QueryContext {
                 }
             }
             // Only what a profile tells of the pipelines: their parts belong to the tasks alone.
-            let pipelines = pipelines.iter().map(|pipeline| pipeline.info.clone()).collect();
-            state.regions.push(Region { pipelines, records });
-        }
+            let infos = pipelines.iter().map(|pipeline| pipeline.info.clone()).collect();
+            let records = records.into_iter().flatten().collect();
+            let graph = Arc::new(StartedGraph::new(id, infos, records));
+            state.graphs.add(&graph);
+            (graph, region.idle().clone())
+        };
         if let Err(error) = self.start_in_turn(&handles) {
             self.fail(error.clone());
             return Err(error);
         }
-        Ok(region.idle.clone())
+        Ok((graph, idle))
     }
 
     /// Wakes tasks that have been spawned, when the query's resource group lets it run.
@@ -295,11 +314,20 @@ impl QueryContext {
         Ok(())
     }
 
-    /// Something of the query has ended.
-    fn leave(&self) {
-        if self.live.leave() {
-            self.leave_group(&mut self.admitted.lock());
-        }
+    /// What of it is alive.
+    pub(super) fn live(&self) -> &LiveCount {
+        &self.live
+    }
+
+    /// The last task of the query, or what was done for it, has ended.
+    pub(super) fn has_ended(&self) {
+        self.leave_group(&mut self.admitted.lock());
+    }
+
+    /// The last task of one of its graphs has ended: only counters are kept of it.
+    pub(super) fn graph_ended(&self, graph: u64) {
+        // Dropped behind the lock.
+        let _graph = self.state.lock().graphs.end(graph);
     }
 
     /// Gives its turn to others if nothing of the query is left.
@@ -308,13 +336,6 @@ impl QueryContext {
             *admitted = false;
             self.resources.leave(self.id);
         }
-    }
-
-    /// Counts as live until the answer is dropped, as one of the tasks of `region` if that is given.
-    pub(super) fn outside(self: &Arc<Self>, region: Option<&Arc<LiveCount>>) -> Outside {
-        self.live.enter();
-        region.inspect(|region| region.enter());
-        Outside(Presence { query: self.clone(), region: region.cloned() })
     }
 
     /// A place for a task among those that hold memory.
@@ -393,20 +414,13 @@ impl QueryContext {
             self.live_tasks(),
             self.reserved_bytes()
         );
-        for region in &state.regions {
-            for (pipeline, records) in region.pipelines.iter().zip(&region.records) {
-                let _ = writeln!(text, "  {pipeline:?}");
-                for record in records {
-                    let Some(handle) = record.handle.get() else { continue };
-                    let _ = write!(text, "    [{}] {:?}", record.instance, handle.state());
-                    for gate in handle.waits_for().iter().flat_map(|gates| gates.iter()) {
-                        let _ = write!(text, ", waits for {gate:?}");
-                    }
-                    text.push('\n');
-                }
-            }
-        }
+        state.graphs.dump(&mut text);
         text
+    }
+
+    /// The most bytes that it had reserved at a time.
+    pub(super) fn peak_memory_bytes(&self) -> usize {
+        self.peak.load(Ordering::Relaxed)
     }
 
     /// What the query did so far.
@@ -414,44 +428,25 @@ impl QueryContext {
         let state = self.state.lock();
         let mut profile = Profile {
             fallbacks: state.fallbacks.clone(),
-            peak_memory_bytes: self.peak.load(Ordering::Relaxed),
+            peak_memory_bytes: self.peak_memory_bytes(),
             ..Profile::default()
         };
-        let mut gates: Vec<Gate> = Vec::new();
-        let mut pipeline_index = 0;
-        for region in &state.regions {
-            for (pipeline, records) in region.pipelines.iter().zip(&region.records) {
-                profile.operators.extend(pipeline.profile(records));
-                for record in records {
-                    profile.tasks.push(record.profile(pipeline, pipeline_index));
-                    for gate in record.gates() {
-                        if !gates.iter().any(|known| Arc::ptr_eq(known, &gate)) {
-                            gates.push(gate);
-                        }
-                    }
-                }
-                pipeline_index += 1;
-            }
-        }
-        profile.dependencies = gates
-            .iter()
-            .map(|gate| DependencyProfile {
-                name: gate.name().to_owned(),
-                kind: gate.kind(),
-                blocked: gate.blocked_time(),
-                count: gate.blocked_count(),
-                open: gate.is_ready(),
-            })
-            .collect();
-        profile.dependencies.sort_by_key(|gate| std::cmp::Reverse(gate.blocked));
+        state.graphs.add_to(&mut profile);
         profile
     }
-}
 
-impl State {
-    fn handles(&self) -> Vec<TaskHandle> {
-        let records = self.regions.iter().flat_map(|region| region.records.iter().flatten());
-        records.filter_map(|record| record.handle.get()).cloned().collect()
+    /// Whether it has not ended, and nothing can be expected to wake a task of it.
+    fn has_stalled(&self) -> bool {
+        let mut state = self.state.lock();
+        let wake_ups = self.group.wake_ups();
+        // Some may have run while others were looked at: whoever of them leaves last looks again.
+        state.graphs.have_stalled() && self.group.wake_ups() == wake_ups
+    }
+
+    /// The graphs it has started.
+    #[cfg(test)]
+    pub(super) fn look_at_graphs<T>(&self, look: impl FnOnce(&StartedGraphs) -> T) -> T {
+        look(&self.state.lock().graphs)
     }
 }
 
@@ -459,7 +454,7 @@ impl Shutdown for QueryContext {
     fn shut_down(&self) {
         let running = {
             let state = self.state.lock();
-            state.handles().iter().any(|handle| handle.state() != TaskState::Finished)
+            state.graphs.handles().any(|handle| handle.state() != TaskState::Finished)
         };
         if running {
             self.cancel_because("its executor is shut down");
@@ -470,40 +465,10 @@ impl Shutdown for QueryContext {
 impl OnIdle for QueryContext {
     /// Fails the query if it has not ended, and nothing can be expected to wake a task of it.
     fn idle(&self) {
-        if self.cancelled.load(Ordering::Acquire) || self.live_tasks() == 0 {
-            return;
+        let over = self.cancelled.load(Ordering::Acquire) || self.live_tasks() == 0;
+        if !over && self.has_stalled() {
+            self.fail(Error::Stalled { dump: self.dump() });
         }
-        {
-            let state = self.state.lock();
-            let handles = state.handles();
-            let wake_ups = self.group.wake_ups();
-            let mut blocked = false;
-            let start = self.waits_outside.load(Ordering::Relaxed).min(handles.len());
-            for place in (start..handles.len()).chain(0..start) {
-                let handle = &handles[place];
-                if handle.state() == TaskState::Finished {
-                    continue;
-                }
-                // Whoever does not say what it waits for runs, or is about to for the first time.
-                let Some(gates) = handle.waits_for() else { return };
-                let outside = |gate: &Gate| {
-                    // Who waits for memory is woken by whoever was asked for it, maybe another query.
-                    matches!(gate.kind(), DependencyKind::External | DependencyKind::Memory)
-                };
-                if gates.iter().any(|gate| outside(gate) || gate.is_ready()) {
-                    // It will be the same one next time, most likely.
-                    self.waits_outside.store(place, Ordering::Relaxed);
-                    return;
-                }
-                blocked = true;
-            }
-            // The last ones have ended, and are about to be counted so. Or some ran while others were looked
-            // at: whoever of them leaves last looks again.
-            if !blocked || self.group.wake_ups() != wake_ups {
-                return;
-            }
-        }
-        self.fail(Error::Stalled { dump: self.dump() });
     }
 }
 
@@ -532,105 +497,5 @@ impl Holders {
         if let Some((_, held)) = self.0.iter_mut().find(|(name, _)| name == holder) {
             *held -= bytes;
         }
-    }
-}
-
-/// Counts tasks alive, and what is done for them elsewhere; its gate is open while there are none.
-#[derive(Debug)]
-pub(super) struct LiveCount {
-    count: Mutex<usize>,
-    idle: Gate,
-}
-
-impl LiveCount {
-    fn new(name: &'static str) -> Self {
-        Self { count: Mutex::new(0), idle: Dependency::ready(name, DependencyKind::Finish) }
-    }
-
-    fn count(&self) -> usize {
-        *self.count.lock()
-    }
-
-    fn enter(&self) {
-        let mut count = self.count.lock();
-        *count += 1;
-        self.idle.block();
-    }
-
-    /// `true` for the last.
-    fn leave(&self) -> bool {
-        let mut wakeups = Wakeups::new();
-        let mut count = self.count.lock();
-        *count -= 1;
-        if *count == 0 {
-            self.idle.set_ready_later(&mut wakeups);
-        }
-        *count == 0
-    }
-}
-
-/// The presence of something that is done for a query outside its tasks: until it is dropped, the query, and
-/// the graph it belongs to, count as alive.
-#[derive(Debug)]
-pub struct Outside(Presence);
-
-impl Outside {
-    /// To begin something else later.
-    pub(super) fn presence(&self) -> &Presence {
-        &self.0
-    }
-}
-
-impl Drop for Outside {
-    fn drop(&mut self) {
-        self.0.query.leave();
-        if let Some(region) = &self.0.region {
-            let _last = region.leave();
-        }
-    }
-}
-
-/// What can do something for a query outside its tasks. Whoever begins when no task lives any more has the query count as
-/// alive again until that is done.
-#[derive(Debug, Clone)]
-pub struct Presence {
-    query: Arc<QueryContext>,
-    region: Option<Arc<LiveCount>>,
-}
-
-impl Presence {
-    /// Begins it.
-    pub fn begin(&self) -> Outside {
-        self.query.outside(self.region.as_ref())
-    }
-}
-
-/// A task's presence in its query; dropped when everything else of the task is gone.
-pub(super) struct LiveTask {
-    query: Arc<QueryContext>,
-    region: Arc<LiveCount>,
-}
-
-impl LiveTask {
-    fn new(query: Arc<QueryContext>, region: Arc<LiveCount>) -> Self {
-        query.live.enter();
-        region.enter();
-        Self { query, region }
-    }
-
-    pub(super) fn query(&self) -> &Arc<QueryContext> {
-        &self.query
-    }
-
-    /// The graph it was started in.
-    pub(super) fn region(&self) -> &Arc<LiveCount> {
-        &self.region
-    }
-}
-
-impl Drop for LiveTask {
-    fn drop(&mut self) {
-        self.query.leave();
-        let _last = self.region.leave();
     }
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::{
     QueryContext, Reservation,
-    query::{LiveCount, Outside, Presence},
+    live::{LiveCount, Outside, Presence},
 };
 use crate::{Error, Result};
 
@@ -28,8 +28,10 @@ pub trait SpillSpace: Send + Sync + fmt::Debug {
     /// batches are gone: `done` holds their reservation.
     fn write(&self, batches: ToSpill, done: Completion<Arc<dyn Spilled>>);
 
-    /// Fewer bytes than these are not worth to be written: a local state that gets no memory goes on
-    /// without a reservation until it has so many. 256 KiB.
+    /// The smallest spill, in bytes; 256 KiB. Less is not worth a file: a local state (one task's
+    /// part of an aggregate, a sort, a join's build side or a window) that is refused memory holds
+    /// up to this many bytes without a reservation, and only spills when it has more. So a query
+    /// may hold this much for each task of each of its breakers beyond its memory limit.
     fn overdraft(&self) -> usize {
         256 << 10
     }

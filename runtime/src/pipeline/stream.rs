@@ -89,9 +89,11 @@ impl RowStream {
         &self.query
     }
 
-    /// The same rows as a blocking iterator. Not for async tasks: it blocks its thread.
+    /// The same rows as a blocking iterator. Not for async tasks: it blocks its thread. Nor for
+    /// code that runs on a worker of the query's executor, such as a user's function: there, all it
+    /// gives is an error.
     pub fn into_blocking(self) -> RowIterator {
-        RowIterator { stream: self }
+        RowIterator { stream: self, refused: false }
     }
 
     fn poll_batch(&mut self, waker: &Waker) -> Poll<Option<Result<Batch>>> {
@@ -140,10 +142,15 @@ impl Stream for RowStream {
     }
 }
 
+const WAITED_FOR_ITSELF: &str = "a query of this executor was waited for on one of its own \
+     workers, which it may need: wait for it on another thread, or start it with another executor";
+
 /// One partition of a query's result, as a blocking iterator. Dropping it is dropping the stream.
 #[derive(Debug)]
 pub struct RowIterator {
     stream: RowStream,
+    /// It was asked on a worker, and has said so.
+    refused: bool,
 }
 
 impl RowIterator {
@@ -166,6 +173,11 @@ impl Iterator for RowIterator {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        // Whether or not it would have to wait now: it will, some day.
+        if self.stream.query.is_worker_thread() {
+            let first = !std::mem::replace(&mut self.refused, true);
+            return first.then(|| Err(Error::Setup(WAITED_FOR_ITSELF.into())));
+        }
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         loop {
             match self.stream.poll_batch(&waker) {

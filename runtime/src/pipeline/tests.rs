@@ -4,9 +4,11 @@ mod checked;
 mod driver;
 mod ends;
 mod groups;
+mod many;
 mod memory;
 mod operators;
 mod queries;
+mod scope;
 mod stalls;
 mod streams;
 

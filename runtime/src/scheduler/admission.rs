@@ -3,9 +3,9 @@
 //! Lock: `inner`. What is admitted is started after it.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    num::{NonZeroU32, NonZeroUsize},
+    num::NonZeroUsize,
 };
 
 use parking_lot::Mutex;
@@ -27,14 +27,29 @@ struct Inner {
     most: Option<NonZeroUsize>,
     running: usize,
     groups: Vec<Group>,
+    /// Places in `groups` of those that are gone.
+    free: Vec<usize>,
+    /// The groups that only the executor's limit keeps from running another query, the next one
+    /// first.
+    ready: BTreeSet<Key>,
+    /// Queries that came to wait, or were admitted.
+    count: u64,
 }
+
+/// How many queries a group runs, by weight; when it was last admitted one; its place.
+type Key = (u64, u64, usize);
 
 #[derive(Default)]
 struct Group {
     limits: GroupLimits,
     running: usize,
-    /// Those that wait, by number.
-    waiting: VecDeque<(u64, Start)>,
+    /// Those that wait, in the order in which they came, and where there each is.
+    waiting: BTreeMap<u64, (u64, Start)>,
+    places: HashMap<u64, u64>,
+    /// When one was last admitted.
+    admitted: u64,
+    /// Under which it is among those that are ready.
+    key: Option<Key>,
 }
 
 impl Group {
@@ -42,10 +57,11 @@ impl Group {
         self.limits.queries.is_none_or(|most| self.running < most.get())
     }
 
-    /// Whether another query of this group has a better right to run than one of `other`: it has fewer, by weight.
-    fn comes_before(&self, other: &Self) -> bool {
-        let share = |running: usize, weight: NonZeroU32| running as u64 * u64::from(weight.get());
-        share(self.running, other.limits.weight) < share(other.running, self.limits.weight)
+    /// The group with the fewest that run, by weight, comes first; of those that have as many, the
+    /// one whose turn was longest ago. `None` if none of its queries could run.
+    fn key_at(&self, place: usize) -> Option<Key> {
+        let share = ((self.running as u64) << 32) / u64::from(self.limits.weight.get());
+        (self.has_room() && !self.waiting.is_empty()).then_some((share, self.admitted, place))
     }
 }
 
@@ -54,23 +70,43 @@ impl Inner {
         self.most.is_none_or(|most| self.running < most.get())
     }
 
-    /// The group whose turn it is.
-    fn next(&mut self) -> Option<&mut Group> {
-        let ready = |group: &&mut Group| group.has_room() && !group.waiting.is_empty();
-        let mut groups = self.groups.iter_mut().filter(ready);
-        let first = groups.next()?;
-        Some(groups.fold(first, |best, group| if group.comes_before(best) { group } else { best }))
+    /// A group has changed.
+    fn update(&mut self, place: usize) {
+        let group = &mut self.groups[place];
+        let key = group.key_at(place);
+        if let Some(before) = std::mem::replace(&mut group.key, key) {
+            self.ready.remove(&before);
+        }
+        self.ready.extend(key);
+    }
+
+    /// A query of the group runs from now on.
+    fn runs(&mut self, place: usize) {
+        self.count += 1;
+        self.running += 1;
+        let group = &mut self.groups[place];
+        group.running += 1;
+        group.admitted = self.count;
+        self.update(place);
+    }
+
+    fn waits(&mut self, place: usize, id: u64, start: Start) {
+        self.count += 1;
+        let group = &mut self.groups[place];
+        group.waiting.insert(self.count, (id, start));
+        group.places.insert(id, self.count);
+        self.update(place);
     }
 
     /// Takes those out that may run now.
     fn admit(&mut self) -> Vec<Start> {
         let mut starts = Vec::new();
         while self.has_room()
-            && let Some(group) = self.next()
-            && let Some((_, start)) = group.waiting.pop_front()
+            && let Some(&(.., place)) = self.ready.first()
+            && let Some((_, (id, start))) = self.groups[place].waiting.pop_first()
         {
-            group.running += 1;
-            self.running += 1;
+            self.groups[place].places.remove(&id);
+            self.runs(place);
             starts.push(start);
         }
         starts
@@ -95,8 +131,17 @@ impl Admission {
     /// Another group: its number.
     pub(super) fn add_group(&self) -> usize {
         let mut inner = self.inner.lock();
-        inner.groups.push(Group::default());
-        inner.groups.len() - 1
+        inner.free.pop().unwrap_or_else(|| {
+            inner.groups.push(Group::default());
+            inner.groups.len() - 1
+        })
+    }
+
+    /// A group that has no queries is gone.
+    pub(super) fn remove_group(&self, group: usize) {
+        let mut inner = self.inner.lock();
+        inner.groups[group] = Group::default();
+        inner.free.push(group);
     }
 
     pub(super) fn limits(&self, group: usize) -> GroupLimits {
@@ -104,7 +149,10 @@ impl Admission {
     }
 
     pub(super) fn set_limits(&self, group: usize, limits: GroupLimits) {
-        self.change(|inner| inner.groups[group].limits = limits);
+        self.change(|inner| {
+            inner.groups[group].limits = limits;
+            inner.update(group);
+        });
     }
 
     pub(super) fn most(&self) -> Option<NonZeroUsize> {
@@ -135,18 +183,16 @@ impl Admission {
     pub(super) fn enter(&self, group: usize, id: u64, start: Start) -> Result<(), Full> {
         {
             let mut inner = self.inner.lock();
-            let room = inner.has_room();
-            let group = &mut inner.groups[group];
-            if !room || !group.has_room() {
-                let (running, waiting) = (group.running, group.waiting.len());
-                if group.limits.waiting.is_some_and(|most| waiting >= most) {
+            if !inner.has_room() || !inner.groups[group].has_room() {
+                let Group { running, waiting, limits, .. } = &inner.groups[group];
+                let (running, waiting) = (*running, waiting.len());
+                if limits.waiting.is_some_and(|most| waiting >= most) {
                     return Err(Full { running, waiting });
                 }
-                group.waiting.push_back((id, start));
+                inner.waits(group, id, start);
                 return Ok(());
             }
-            group.running += 1;
-            inner.running += 1;
+            inner.runs(group);
         }
         start();
         Ok(())
@@ -156,14 +202,14 @@ impl Admission {
     pub(super) fn leave(&self, group: usize, id: u64) {
         // Dropped behind the lock.
         let _given_up = self.change(|inner| {
-            let group = &mut inner.groups[group];
-            let waits = group.waiting.iter().position(|(waiting, _)| *waiting == id);
-            if let Some(place) = waits {
-                return group.waiting.remove(place);
+            let Group { waiting, places, running, .. } = &mut inner.groups[group];
+            let given_up = places.remove(&id).and_then(|place| waiting.remove(&place));
+            if given_up.is_none() {
+                *running -= 1;
+                inner.running -= 1;
             }
-            group.running -= 1;
-            inner.running -= 1;
-            None
+            inner.update(group);
+            given_up
         });
     }
 }

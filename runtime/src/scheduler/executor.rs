@@ -2,7 +2,7 @@
 
 use std::{
     any::Any,
-    fmt,
+    fmt, io,
     num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
@@ -17,6 +17,7 @@ use gatework_shared_state::{
 use parking_lot::{Condvar, Mutex};
 
 use super::{
+    host::Host,
     queue::Queue,
     resource_group::ResourceGroup,
     seeded::Schedule,
@@ -28,6 +29,10 @@ use crate::{Error, Result};
 
 type StartHook = Arc<dyn Fn(usize) + Send + Sync>;
 type ThreadName = Arc<dyn Fn(usize) -> String + Send + Sync>;
+type ThreadBody = Box<dyn FnOnce() + Send>;
+/// Starts a thread.
+type Spawner =
+    Arc<dyn Fn(thread::Builder, ThreadBody) -> io::Result<thread::JoinHandle<()>> + Send + Sync>;
 
 /// Something that lives on an executor and must end before the executor does: a query.
 pub(crate) trait Shutdown: Send + Sync {
@@ -37,7 +42,26 @@ pub(crate) trait Shutdown: Send + Sync {
 
 enum Threads {
     Own(Box<[Unparker]>),
-    Borrowed(Arc<rayon::ThreadPool>),
+    Borrowed(Host),
+}
+
+/// Queries that live, and some that lived.
+struct Residents {
+    all: Vec<Weak<dyn Shutdown>>,
+    /// With so many, those that are gone are taken out.
+    most: usize,
+}
+
+const FEW_RESIDENTS: usize = 64;
+
+impl Residents {
+    fn add(&mut self, resident: Weak<dyn Shutdown>) {
+        if self.all.len() >= self.most {
+            self.all.retain(|known| known.strong_count() > 0);
+            self.most = FEW_RESIDENTS.max(2 * self.all.len());
+        }
+        self.all.push(resident);
+    }
 }
 
 /// What workers, tasks and handles share. It outlives the `Executor` as long as a task lives.
@@ -50,7 +74,7 @@ pub(crate) struct Core {
     live_tasks: AtomicUsize,
     pub(super) steals: AtomicU64,
     stopping: AtomicBool,
-    residents: Mutex<Vec<Weak<dyn Shutdown>>>,
+    residents: Mutex<Residents>,
     /// Those who hold memory, and those who wait for some, in all queries.
     pub(crate) arbiter: Arc<Arbiter>,
     /// Borrowed threads at work, and the signal that the last one left.
@@ -88,12 +112,28 @@ impl Core {
     fn unpark(&self, worker: usize) {
         match &self.threads {
             Threads::Own(unparkers) => unparkers[worker].unpark(),
-            Threads::Borrowed(pool) => {
+            Threads::Borrowed(host) => {
                 let Some(core) = self.this.upgrade() else { return };
                 *self.borrowed.lock() += 1;
-                pool.spawn(move || worker::run_borrowed(&core, worker));
+                host.spawn(move || worker::run_borrowed(&core, worker, true));
             }
         }
+    }
+
+    /// Gives a borrowed thread back whose worker has not come to the end of its work, and asks for
+    /// one again.
+    pub(super) fn borrow_again(self: &Arc<Self>, worker: usize) {
+        if let Threads::Borrowed(host) = &self.threads {
+            let core = self.clone();
+            host.spawn_behind(move || worker::run_borrowed(&core, worker, false));
+        }
+    }
+
+    /// Whether a wait on this thread would keep a worker from running: it is one, or the only
+    /// thread of the pool that lends them.
+    pub(crate) fn is_worker_thread(&self) -> bool {
+        self.queue.is_here()
+            || matches!(&self.threads, Threads::Borrowed(host) if host.is_only_thread())
     }
 
     pub(super) fn borrowed_thread_left(&self) {
@@ -128,15 +168,30 @@ impl Core {
     }
 
     /// Wakes the threads that sleep, so that they see that the executor stops. Borrowed threads that
-    /// have left need not come back for that.
+    /// have left need not come back for that; whoever waits for the last task to end looks again.
     fn wake_all(&self) {
-        if let Threads::Own(unparkers) = &self.threads {
-            // Workers that have retired are entered nowhere.
-            unparkers.iter().skip(self.workers()).for_each(Unparker::unpark);
-            // All at once: one by one would chase those that fall asleep again.
-            for worker in self.sleep.notify_all() {
-                self.unpark(worker);
+        match &self.threads {
+            Threads::Own(unparkers) => {
+                // Workers that have retired are entered nowhere.
+                unparkers.iter().skip(self.workers()).for_each(Unparker::unpark);
+                // All at once: one by one would chase those that fall asleep again.
+                for worker in self.sleep.notify_all() {
+                    self.unpark(worker);
+                }
             }
+            Threads::Borrowed(_) => {
+                // Under the lock, so that it is not missed between a look and the wait behind it.
+                let _borrowed = self.borrowed.lock();
+                self.borrowed_left.notify_all();
+            }
+        }
+    }
+
+    /// Waits until no task lives, and no borrowed thread works for this executor.
+    fn wait_for_borrowed(&self) {
+        let mut borrowed = self.borrowed.lock();
+        while *borrowed > 0 || self.live_tasks.load(Ordering::SeqCst) > 0 {
+            self.borrowed_left.wait(&mut borrowed);
         }
     }
 
@@ -169,9 +224,7 @@ impl Core {
     }
 
     pub(crate) fn add_resident(&self, resident: Weak<dyn Shutdown>) {
-        let mut residents = self.residents.lock();
-        residents.retain(|known| known.strong_count() > 0);
-        residents.push(resident);
+        self.residents.lock().add(resident);
     }
 
     pub(crate) fn workers(&self) -> usize {
@@ -211,6 +264,7 @@ pub struct ExecutorBuilder {
     max_threads: Option<usize>,
     name: Option<ThreadName>,
     start_hook: Option<StartHook>,
+    spawner: Option<Spawner>,
     pin_to_cores: bool,
     pool: Option<Arc<rayon::ThreadPool>>,
     seed: Option<u64>,
@@ -275,7 +329,10 @@ impl ExecutorBuilder {
         self
     }
 
-    /// Borrows the threads of `pool` while there is work, instead of having threads.
+    /// Borrows the threads of `pool` while there is work, instead of having threads. A worker gives
+    /// its thread back after a time slice (10 ms, or the task's own slice if that is longer), and
+    /// asks for one again behind the jobs that the pool has got meanwhile. (One more thread does
+    /// the asking; it sleeps otherwise.)
     pub fn hosted_on(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
         self.pool = Some(pool);
         self
@@ -303,11 +360,25 @@ impl ExecutorBuilder {
         self
     }
 
+    /// Starts threads with `spawner`, which may fail.
+    #[cfg(test)]
+    pub(super) fn spawn_with(
+        mut self,
+        spawner: impl Fn(thread::Builder, ThreadBody) -> io::Result<thread::JoinHandle<()>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        self.spawner = Some(Arc::new(spawner));
+        self
+    }
+
     /// Starts the executor.
     ///
     /// # Errors
     /// If `threads` is 0, if thread names, hooks or pinning are asked of a hosted executor, if a
-    /// seeded executor is hosted or has several threads, or if the system refuses a thread.
+    /// seeded executor is hosted or has several threads, or if the system refuses a thread. Threads
+    /// that have been started by then have ended when this returns.
     pub fn build(self) -> Result<Executor> {
         let max_queries = self.max_queries;
         let executor = self.build_any()?;
@@ -342,7 +413,7 @@ impl ExecutorBuilder {
                 ))
             }
             Some(pool) => {
-                let threads = Threads::Borrowed(pool);
+                let threads = Threads::Borrowed(Host::new(pool));
                 let arbiter = self.arbiter.unwrap_or_default();
                 let core = Executor::core_of(workers, workers, threads, 0..workers, None, arbiter);
                 Ok(Executor::of(core, Vec::new(), None))
@@ -365,6 +436,7 @@ impl ExecutorBuilder {
             name: self.name,
             start_hook: self.start_hook,
             cores: pinned.unwrap_or_default(),
+            spawner: self.spawner.unwrap_or_else(|| Arc::new(thread::Builder::spawn)),
             parkers: Mutex::new(parkers.into_iter().map(Some).collect()),
             resizing: Mutex::default(),
         };
@@ -373,10 +445,22 @@ impl ExecutorBuilder {
         let arbiter = self.arbiter.unwrap_or_default();
         let core = Executor::core_of(workers, most, threads, 0..0, self.seed, arbiter);
         let mut handles = Vec::new();
-        for worker in 0..workers {
-            handles.extend(spec.spawn(&core, worker)?);
+        let refused = (0..workers).find_map(|worker| match spec.spawn(&core, worker) {
+            Ok(handle) => {
+                handles.extend(handle);
+                None
+            }
+            Err(error) => Some(error),
+        });
+        let executor = Executor::of(core, handles, resizable.then_some(spec));
+        match refused {
+            None => Ok(executor),
+            Some(error) => {
+                // Those that have been started are stopped and joined.
+                executor.shutdown();
+                Err(error)
+            }
         }
-        Ok(Executor::of(core, handles, resizable.then_some(spec)))
     }
 }
 
@@ -384,6 +468,7 @@ impl ExecutorBuilder {
 struct ThreadSpec {
     name: Option<ThreadName>,
     start_hook: Option<StartHook>,
+    spawner: Spawner,
     cores: Vec<core_affinity::CoreId>,
     /// By worker; those of threads that run are gone.
     parkers: Mutex<Vec<Option<Parker>>>,
@@ -423,7 +508,8 @@ impl ThreadSpec {
                 worker::run_thread(&core, worker, &parker);
             }
         };
-        let handle = thread::Builder::new().name(name).spawn(body).map_err(|error| {
+        let builder = thread::Builder::new().name(name);
+        let handle = (self.spawner)(builder, Box::new(body)).map_err(|error| {
             self.parkers.lock()[worker] = parker.lock().take();
             Error::Setup(format!("the system refused worker thread {worker}: {error}"))
         })?;
@@ -475,7 +561,7 @@ impl Executor {
             live_tasks: AtomicUsize::new(0),
             steals: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
-            residents: Mutex::new(Vec::new()),
+            residents: Mutex::new(Residents { all: Vec::new(), most: FEW_RESIDENTS }),
             arbiter,
             borrowed: Mutex::new(0),
             borrowed_left: Condvar::new(),
@@ -558,9 +644,22 @@ impl Executor {
     }
 
     /// The group of that name, made when it is first asked for. Queries of no group are in the one whose name
-    /// is empty.
+    /// is empty. A group that no handle and no query names may be forgotten; its limits are not.
     pub fn group(&self, name: &str) -> Arc<ResourceGroup> {
         self.inner.core.queue.group(name)
+    }
+
+    /// Whether this thread is one of the executor's workers at the moment, or the only thread of
+    /// the pool that hosts it. A query of this executor must not be waited for here: it may need
+    /// this very thread.
+    ///
+    /// ```
+    /// let executor = gatework_runtime::Executor::builder().threads(1).build()?;
+    /// assert!(!executor.is_worker_thread());
+    /// # Ok::<(), gatework_runtime::Error>(())
+    /// ```
+    pub fn is_worker_thread(&self) -> bool {
+        self.inner.core.is_worker_thread()
     }
 
     /// Tasks that have been spawned and have not ended.
@@ -625,7 +724,7 @@ impl Inner {
     fn shutdown(&self) {
         let core = &self.core;
         core.stopping.store(true, Ordering::SeqCst);
-        let residents = std::mem::take(&mut *core.residents.lock());
+        let residents = std::mem::take(&mut core.residents.lock().all);
         for resident in residents.iter().filter_map(Weak::upgrade) {
             resident.shut_down();
         }
@@ -638,13 +737,11 @@ impl Inner {
             // A worker contains the panics of its tasks; there is nothing to pass on.
             let _ended = handle.join();
         }
-        if let Threads::Borrowed(pool) = &core.threads
-            && pool.current_thread_index().is_none()
+        if let Threads::Borrowed(host) = &core.threads
+            && !host.is_here()
         {
-            let mut borrowed = core.borrowed.lock();
-            while *borrowed > 0 || core.live_tasks.load(Ordering::SeqCst) > 0 {
-                core.borrowed_left.wait(&mut borrowed);
-            }
+            core.wait_for_borrowed();
+            host.close();
         }
     }
 }

@@ -6,6 +6,8 @@
 
 mod admission;
 mod executor;
+mod groups;
+mod host;
 mod queue;
 mod resource_group;
 mod seeded;

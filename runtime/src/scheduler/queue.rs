@@ -2,18 +2,18 @@
 //!
 //! Woken tasks go to the deque of the worker that woke them (their data is warm there). Tasks woken
 //! from outside, tasks whose slice ended, and short ones that would lie behind others go to the injector of
-//! their group's level (`resource_group.rs`), cancelled tasks go to the urgent injector.
+//! their group's level (`resource_group.rs`, `groups.rs`), cancelled tasks go to the urgent
+//! injector.
 
 use std::{cell::RefCell, sync::Arc, time::Duration};
 
 use crossbeam::deque::{Injector, Stealer, Worker as Deque};
-use gatework_shared_state::sync::atomic::{AtomicBool, Ordering};
-use parking_lot::{Mutex, RwLock};
-use smallvec::SmallVec;
+use parking_lot::Mutex;
 
 use super::{
     admission::Admission,
     executor::Core,
+    groups::{ActiveGroups, KnownGroups},
     resource_group::{LEVELS, ResourceGroup, level_of, steal},
     seeded::SeededQueue,
     task::{Task, TaskGroup},
@@ -32,12 +32,12 @@ type TaskDeque = Deque<Arc<Task>>;
 #[derive(Debug)]
 pub(crate) struct Queue {
     urgent: Injector<Arc<Task>>,
-    /// The first is that of queries of no other.
-    groups: RwLock<Vec<Arc<ResourceGroup>>>,
+    pub(super) groups: KnownGroups,
+    /// Those with tasks, but for the next.
+    pub(super) active: ActiveGroups,
+    /// The group of queries of no other.
     others: Arc<ResourceGroup>,
     pub(super) admission: Arc<Admission>,
-    /// Whether there are more groups than the first.
-    has_groups: AtomicBool,
     stealers: Box<[Stealer<Arc<Task>>]>,
     /// The deques of workers that do not run at the moment.
     parked: Box<[Mutex<Option<TaskDeque>>]>,
@@ -54,6 +54,9 @@ struct Local {
     last: (Arc<ResourceGroup>, usize),
     /// Time given to each level of that group, divided by its weight, that is not in its accounts yet.
     unbilled: [u64; LEVELS],
+    /// What this thread was before: one borrowed from a pool may already be another worker further
+    /// up its stack.
+    outer: Option<Box<Local>>,
 }
 
 /// A worker puts its time on the levels' accounts in parts of about this size.
@@ -67,18 +70,17 @@ impl Local {
     fn bill(&mut self) {
         for (level, nanos) in self.unbilled.iter_mut().enumerate() {
             if *nanos > 0 {
-                self.last.0.bill(level, *nanos);
+                let used = self.last.0.bill(level, *nanos);
+                self.core.queue.active.note_used(used);
                 *nanos = 0;
             }
         }
     }
 }
 
-/// The right to take from the deque that is this thread's. A thread borrowed from a pool may already
-/// be another worker further up its stack, whose deque comes back at the end.
-pub(super) struct Attached {
-    outer: Option<Local>,
-}
+/// The right to take from the deque that is this thread's.
+#[must_use = "the deque is to be given back"]
+pub(super) struct Attached(());
 
 thread_local! {
     static LOCAL: RefCell<Option<Local>> = const { RefCell::new(None) };
@@ -97,10 +99,10 @@ impl Queue {
         let others = ResourceGroup::new("", &admission);
         Self {
             urgent: Injector::new(),
-            groups: RwLock::new(vec![others.clone()]),
+            groups: KnownGroups::default(),
+            active: ActiveGroups::default(),
             others,
             admission,
-            has_groups: AtomicBool::new(false),
             stealers: deques.iter().map(Deque::stealer).collect(),
             parked: deques.into_iter().map(|deque| Mutex::new(Some(deque))).collect(),
             seeded: seed.map(SeededQueue::new),
@@ -111,15 +113,17 @@ impl Queue {
     pub(super) fn attach(&self, core: &Arc<Core>, worker: usize) -> Option<Attached> {
         let deque = self.parked[worker].lock().take()?;
         let last = (self.others.clone(), 0);
-        let local = Local { core: core.clone(), deque, ticks: 0, last, unbilled: [0; LEVELS] };
-        let outer = LOCAL.replace(Some(local));
-        Some(Attached { outer })
+        let outer = LOCAL.take().map(Box::new);
+        let unbilled = [0; LEVELS];
+        LOCAL.set(Some(Local { core: core.clone(), deque, ticks: 0, last, unbilled, outer }));
+        Some(Attached(()))
     }
 
     /// Gives this thread's deque back.
-    pub(super) fn detach(&self, worker: usize, attached: Attached) {
-        if let Some(mut local) = LOCAL.replace(attached.outer) {
+    pub(super) fn detach(&self, worker: usize, _attached: Attached) {
+        if let Some(mut local) = LOCAL.take() {
             local.bill();
+            LOCAL.set(local.outer.map(|outer| *outer));
             *self.parked[worker].lock() = Some(local.deque);
         }
     }
@@ -132,9 +136,19 @@ impl Queue {
         }
     }
 
-    /// Whether this thread is one of this queue's workers at the moment.
+    /// Whether this thread is one of this queue's workers at the moment, be it further up its
+    /// stack.
     pub(super) fn is_here(&self) -> bool {
-        LOCAL.with_borrow(|local| local.as_ref().is_some_and(|local| local.is_of(self)))
+        LOCAL.with_borrow(|local| {
+            let mut local = local.as_ref();
+            while let Some(here) = local {
+                if here.is_of(self) {
+                    return true;
+                }
+                local = here.outer.as_deref();
+            }
+            false
+        })
     }
 
     /// The queue of a seeded executor.
@@ -144,24 +158,15 @@ impl Queue {
 
     /// The group of that name.
     pub(super) fn group(&self, name: &str) -> Arc<ResourceGroup> {
-        let known = |groups: &[Arc<ResourceGroup>]| {
-            groups.iter().find(|group| group.name() == name).cloned()
-        };
-        if let Some(group) = known(&self.groups.read()) {
-            return group;
+        match name {
+            "" => self.others.clone(),
+            _ => self.groups.get(name, &self.admission),
         }
-        let mut groups = self.groups.write();
-        known(&groups).unwrap_or_else(|| {
-            let group = ResourceGroup::new(name, &self.admission);
-            groups.push(group.clone());
-            self.has_groups.store(true, Ordering::Relaxed);
-            group
-        })
     }
 
     /// Whether `group` is one of this queue's.
-    pub(crate) fn owns(&self, group: &Arc<ResourceGroup>) -> bool {
-        self.groups.read().iter().any(|known| Arc::ptr_eq(known, group))
+    pub(crate) fn owns(&self, group: &ResourceGroup) -> bool {
+        group.is_of(&self.admission)
     }
 
     fn group_of<'a>(&'a self, tasks: &'a TaskGroup) -> &'a Arc<ResourceGroup> {
@@ -184,13 +189,9 @@ impl Queue {
         if !self.urgent.is_empty() || group.waits_above(level) {
             return true;
         }
-        if !self.has_groups.load(Ordering::Relaxed) {
-            return false;
-        }
         let used = group.used();
-        let groups = self.groups.read();
-        let before = |other: &Arc<ResourceGroup>| other.used() < used && !other.is_empty();
-        groups.iter().any(|other| !Arc::ptr_eq(other, group) && before(other))
+        let of_others = !Arc::ptr_eq(&self.others, group) && !self.others.is_empty();
+        of_others && self.others.used() < used || self.active.has_before(used)
     }
 
     /// Queues a task that was woken on the thread of one of its executor's workers, and answers that; any
@@ -247,7 +248,12 @@ impl Queue {
             return;
         }
         let level = level_of(task.group.consumed());
-        self.group_of(&task.group).levels[level].injector.push(task.clone());
+        let tasks = task.group.clone();
+        let group = self.group_of(&tasks);
+        group.levels[level].injector.push(task);
+        if !Arc::ptr_eq(&self.others, group) {
+            self.active.list(group);
+        }
     }
 
     /// Charges a run on this thread to the level of its group.
@@ -274,7 +280,8 @@ impl Queue {
             return seeded.is_empty();
         }
         self.urgent.is_empty()
-            && self.groups.read().iter().all(|group| group.is_empty())
+            && self.others.is_empty()
+            && self.active.is_empty()
             && self.stealers.iter().all(Stealer::is_empty)
     }
 
@@ -297,7 +304,7 @@ impl Queue {
             (if outside_first { None } else { local.deque.pop() }, outside_first)
         });
         let again = || LOCAL.with_borrow(|local| local.as_ref()?.deque.pop());
-        let task = local.or_else(|| self.take_injected());
+        let task = local.or_else(|| self.active.take(&self.others));
         if let Some(task) = task.or_else(|| if outside_first { again() } else { None }) {
             return Some(own(task));
         }
@@ -306,22 +313,5 @@ impl Queue {
             .map(|step| &self.stealers[(worker + step) % count])
             .find_map(|stealer| steal(|| stealer.steal()))
             .map(|task| Taken { task, stolen: true })
-    }
-
-    /// The next task of the group that has had least of its share.
-    fn take_injected(&self) -> Option<Arc<Task>> {
-        if !self.has_groups.load(Ordering::Relaxed) {
-            return self.others.take();
-        }
-        let groups = self.groups.read();
-        let mut order: SmallVec<[(u64, usize); 8]> =
-            groups.iter().enumerate().map(|(place, group)| (group.used(), place)).collect();
-        order.sort_unstable();
-        let furthest = order.last().map_or(0, |(used, _)| *used);
-        order.iter().find_map(|(_, place)| {
-            let task = groups[*place].take()?;
-            groups[*place].catch_up(furthest);
-            Some(task)
-        })
     }
 }

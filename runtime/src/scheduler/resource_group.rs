@@ -15,7 +15,7 @@ use crossbeam::{
     deque::{Injector, Steal},
     utils::CachePadded,
 };
-use gatework_shared_state::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use gatework_shared_state::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::{
     admission::{Admission, Full, Start},
@@ -62,6 +62,9 @@ pub(super) struct Level {
 /// Queries that share limits, on one executor: those of a tenant, or of a kind. Made by
 /// [`Executor::group`](super::Executor::group).
 ///
+/// There may be any number of groups: a group without a task in the queue costs nothing when a task
+/// is picked, and a group that no handle and no query names is forgotten, but for its limits.
+///
 /// ```
 /// use gatework_runtime::{Executor, scheduler::GroupLimits};
 /// let executor = Executor::builder().threads(2).build()?;
@@ -77,9 +80,17 @@ pub struct ResourceGroup {
     pub(super) levels: [Level; LEVELS],
     /// Worker time given to this group, divided by its weight.
     virtual_nanos: CachePadded<AtomicU64>,
+    /// Whether it is among the groups with tasks, or is about to be; see `groups.rs`.
+    listed: AtomicBool,
     admission: Arc<Admission>,
     /// Its number there.
     place: usize,
+}
+
+impl Drop for ResourceGroup {
+    fn drop(&mut self) {
+        self.admission.remove_group(self.place);
+    }
 }
 
 impl fmt::Debug for ResourceGroup {
@@ -107,6 +118,7 @@ impl ResourceGroup {
                 virtual_nanos: CachePadded::default(),
             }),
             virtual_nanos: CachePadded::default(),
+            listed: AtomicBool::new(false),
             admission: admission.clone(),
             place: admission.add_group(),
         })
@@ -154,17 +166,39 @@ impl ResourceGroup {
         self.levels.iter().all(|level| level.injector.is_empty())
     }
 
+    /// Whether it is one of the executor with this admission.
+    pub(super) fn is_of(&self, admission: &Arc<Admission>) -> bool {
+        Arc::ptr_eq(&self.admission, admission)
+    }
+
+    /// Marks it as listed, behind a push. `true`: it was already.
+    pub(super) fn list(&self) -> bool {
+        // AcqRel here and below: a worker that takes the mark of a pusher away sees what that had
+        // pushed.
+        self.listed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Takes the mark away from a group without tasks. `false`: one has come, and the mark is there
+    /// again.
+    pub(super) fn unlist(&self) -> bool {
+        self.listed.swap(false, Ordering::AcqRel);
+        // A pusher that comes now finds no mark, and enters the group anew.
+        self.is_empty() || self.list()
+    }
+
     pub(super) fn used(&self) -> u64 {
         self.virtual_nanos.load(Ordering::Relaxed)
     }
 
-    /// Notes worker time given to a level, which has been divided by the level's weight.
-    pub(super) fn bill(&self, level: usize, nanos: u64) {
+    /// Notes worker time given to a level, which has been divided by the level's weight. Answers
+    /// how much the group has used.
+    pub(super) fn bill(&self, level: usize, nanos: u64) -> u64 {
         self.levels[level].virtual_nanos.fetch_add(nanos, Ordering::Relaxed);
         // Level l has paid 2^l times as much.
         let weight = u64::from(self.weight.load(Ordering::Relaxed));
         let nanos = (nanos >> level) * u64::from(DEFAULT_WEIGHT.get()) / weight;
-        self.virtual_nanos.fetch_add(nanos.max(1), Ordering::Relaxed);
+        let nanos = nanos.max(1);
+        self.virtual_nanos.fetch_add(nanos, Ordering::Relaxed) + nanos
     }
 
     /// Starts close to a group that has `used` so much.

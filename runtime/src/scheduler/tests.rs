@@ -3,6 +3,8 @@
 
 mod ending;
 mod executors;
+mod groups;
+mod hosted;
 mod order;
 
 use std::{

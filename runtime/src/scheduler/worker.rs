@@ -1,6 +1,9 @@
 //! A worker: takes tasks until there are none, then parks, or hands its thread back.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crossbeam::sync::Parker;
 use gatework_shared_state::sync::atomic::Ordering;
@@ -12,7 +15,7 @@ pub(super) fn run_thread(core: &Arc<Core>, worker: usize, parker: &Parker) {
     while let Some(attached) = core.queue.attach(core, worker) {
         let mut searches = false;
         loop {
-            drain(core, worker, searches);
+            drain(core, worker, searches, None);
             if core.is_stopped() || core.is_retired(worker) {
                 break;
             }
@@ -32,17 +35,25 @@ pub(super) fn run_thread(core: &Arc<Core>, worker: usize, parker: &Parker) {
     }
 }
 
-/// The loop of a borrowed thread: runs until there is nothing to do, then gives the thread back.
+/// The time after which a borrowed thread is given back, although there is more to do.
+const BORROWED_SLICE: Duration = Duration::from_millis(10);
+
+/// The loop of a borrowed thread: runs until there is nothing to do, or for a slice, then gives the
+/// thread back. `searches`: the worker was woken, and not in the midst of its work.
 ///
 /// The deque is given back before the number is entered, because from then on another thread may be
 /// asked to be this worker.
-pub(super) fn run_borrowed(core: &Arc<Core>, worker: usize) {
-    // Whoever asked for the thread took the worker out of the sleepers.
-    let mut searches = true;
+pub(super) fn run_borrowed(core: &Arc<Core>, worker: usize, mut searches: bool) {
+    let until = Instant::now() + BORROWED_SLICE;
     while let Some(attached) = core.queue.attach(core, worker) {
-        drain(core, worker, searches);
+        let drained = drain(core, worker, searches, Some(until));
         searches = false;
         core.queue.detach(worker, attached);
+        if drained == Drained::SliceOver {
+            // It is entered nowhere: others can steal from its deque meanwhile.
+            core.borrow_again(worker);
+            return;
+        }
         if core.sleep.prepare(worker, || !core.queue.is_empty()) != ParkToken::Awake {
             break;
         }
@@ -55,9 +66,18 @@ pub(super) fn run_borrowed(core: &Arc<Core>, worker: usize) {
     core.borrowed_thread_left();
 }
 
-/// Runs tasks until there are none, or the worker is to retire. `searches`: the worker was woken for them, so that pushes have
-/// relied on it since.
-fn drain(core: &Arc<Core>, worker: usize, mut searches: bool) {
+/// Why a worker runs no more tasks at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Drained {
+    /// There are none, or it is to retire.
+    Rests,
+    /// Its time is over.
+    SliceOver,
+}
+
+/// Runs tasks until there are none, the worker is to retire, or its time is over. `searches`: the
+/// worker was woken for them, so that pushes have relied on it since.
+fn drain(core: &Arc<Core>, worker: usize, mut searches: bool, until: Option<Instant>) -> Drained {
     let mut now = Instant::now();
     while let Some(Taken { task, stolen }) = core.queue.take(worker) {
         if searches {
@@ -77,8 +97,12 @@ fn drain(core: &Arc<Core>, worker: usize, mut searches: bool) {
         if core.is_retired(worker) {
             break;
         }
+        if until.is_some_and(|until| now >= until) {
+            return Drained::SliceOver;
+        }
     }
     if searches {
         core.sleep.end_search();
     }
+    Drained::Rests
 }

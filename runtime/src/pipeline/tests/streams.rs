@@ -267,3 +267,58 @@ fn partitions_may_be_read_one_after_the_other_with_a_budget_of_a_byte() {
         assert_gone(&query, &checks);
     });
 }
+
+/// A task of a query that reads another query of the same executor blocks a worker that this may
+/// need.
+#[test]
+fn a_query_that_is_waited_for_on_its_own_worker_says_so() {
+    guarded(|guard| {
+        let pool = || Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
+        let hosted = || Executor::builder().hosted_on(pool()).build().unwrap();
+        for executor in [executor(1), executor(2), hosted()] {
+            let (inner, other) = (executor.clone(), super::executor(1));
+            assert!(!inner.is_worker_thread());
+            let (report, reports) = mpsc::channel();
+            let reads = source("reads", move |_| {
+                let (inner, other, report) = (inner.clone(), other.clone(), report.clone());
+                move |_: &TaskContext| {
+                    assert!(inner.is_worker_thread() && !other.is_worker_thread());
+                    let run = |executor: &Executor| {
+                        let query = QueryContext::new(executor, QueryOptions::default());
+                        let stream = start_one(&query, &no_fault(), 1, numbers(2, 1), vec![], 1);
+                        let mut rows = stream.into_iter().next().unwrap().into_blocking();
+                        let first = rows.next().unwrap();
+                        if first.is_err() {
+                            assert!(rows.next().is_none(), "it says so once");
+                        }
+                        first.map(|batch| values(&batch))
+                    };
+                    report.send((run(&inner), run(&other))).unwrap();
+                    Ok(SourceResult::Finished)
+                }
+            });
+            let query = query(guard, &executor);
+            rows(start_one(&query, &no_fault(), 1, reads, vec![], 1).remove(0)).unwrap();
+            let (own, others) = reports.recv().unwrap();
+            let told = own.unwrap_err().to_string();
+            assert!(told.contains("on one of its own workers"), "{told}");
+            assert_eq!(others.unwrap(), [0], "another executor's worker is none of its own");
+        }
+    });
+}
+
+/// A job of the pool that hosts the executor is no worker, but holds the only thread there is.
+#[test]
+fn the_only_thread_of_a_pool_does_not_wait_for_what_the_pool_hosts() {
+    guarded(|guard| {
+        for threads in [1, 2] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = Arc::new(pool);
+            let executor = Executor::builder().hosted_on(pool.clone()).build().unwrap();
+            let query = query(guard, &executor);
+            let stream = start_one(&query, &no_fault(), 1, numbers(2, 1), vec![], 1).remove(0);
+            let answer = pool.install(|| rows(stream));
+            assert_eq!(answer.is_err(), threads == 1, "{answer:?}");
+        }
+    });
+}

@@ -13,8 +13,13 @@
 //! The forks on a walk are a bit each in a word. A graph with more than [`MAX_FORKS`] of them, or
 //! with a search beyond [`MAX_STATES`], is searched without them, which can only find too much: a
 //! buffer may then overflow needlessly, never stall.
+//!
+//! Plans of thousands of pipelines are ordinary (a union of as many branches), so what is done for
+//! each wait must not grow with the number of waits: no pair of instances is entered twice for a
+//! buffer, the waits that a search begins at are known by buffer and filter, and a search passes
+//! over all data waits that may not follow at once.
 
-use std::collections::HashSet;
+use std::{cell::Cell, collections::HashSet};
 
 use gatework_shared_state::{Budget, OnFull};
 
@@ -80,12 +85,55 @@ impl Kept {
 #[derive(Debug, Default)]
 pub(super) struct Waits {
     waits: Vec<Wait>,
-    /// The waits of each instance.
-    of: Vec<Vec<usize>>,
+    /// The waits of each instance, in rows of those that are passed over together.
+    of: Vec<Vec<Row>>,
     /// The bit of each instance that is a fork; 0 for others.
     forks: Vec<u64>,
-    budgets: Vec<Budget>,
-    filters: usize,
+    has_forks: bool,
+    buffers: Vec<Buffer>,
+    /// The waits for each filter.
+    filters: Vec<Vec<usize>>,
+    /// How many waits all searches have looked at.
+    steps: Cell<usize>,
+}
+
+/// Waits of one instance that were entered one after the other: for data of one buffer in any
+/// order, or others.
+#[derive(Debug)]
+struct Row {
+    /// The buffer, if it is read in any order.
+    data: Option<usize>,
+    waits: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Buffer {
+    budget: Budget,
+    /// The waits for room in it.
+    rooms: Vec<usize>,
+    /// The instances at its ends, where one byte count is for all of them.
+    producers: Ends,
+    consumers: Ends,
+}
+
+/// Instances at one end of a buffer, each once.
+#[derive(Debug, Default)]
+struct Ends {
+    instances: Vec<usize>,
+    known: HashSet<usize>,
+}
+
+impl Ends {
+    /// Adds those of `instances` that are new, and answers how many were there before.
+    fn add(&mut self, instances: &[usize]) -> usize {
+        let before = self.instances.len();
+        for &instance in instances {
+            if self.known.insert(instance) {
+                self.instances.push(instance);
+            }
+        }
+        before
+    }
 }
 
 /// The search left its bounds.
@@ -112,13 +160,17 @@ impl Waits {
                 Edge::Partitions { producer, partitions, budget } => {
                     let readers = this.add_instances((*partitions).min(most));
                     this.add_buffer(of(*producer), &readers, budget, false);
-                    for (place, &reader) in readers.iter().enumerate() {
+                    // Producers do not wait while a reader has nothing, so no reader waits for
+                    // others.
+                    let in_turn = budget.on_full() == OnFull::Block;
+                    for (place, &reader) in readers.iter().enumerate().filter(|_| in_turn) {
                         this.add_all(&[reader], &readers[..place], Why::Turn, false);
                     }
                 }
                 Edge::RuntimeFilter { build, scan, .. } => {
-                    this.add_all(of(*scan), of(*build), Why::Filter(this.filters), false);
-                    this.filters += 1;
+                    let filter = this.filters.len();
+                    this.filters.push(Vec::new());
+                    this.add_all(of(*scan), of(*build), Why::Filter(filter), false);
                 }
             }
         }
@@ -139,45 +191,69 @@ impl Waits {
         budget: &Budget,
         ordered: bool,
     ) {
-        let known = self.budgets.iter().position(|known| known.is_same(budget));
-        let buffer = known.unwrap_or_else(|| {
-            self.budgets.push(budget.clone());
-            self.budgets.len() - 1
-        });
+        let buffer = self.buffer(budget);
         self.add_all(consumers, producers, Why::Data(buffer), ordered);
-        self.add_all(producers, consumers, Why::Room(buffer), ordered);
-        if !ordered {
+        if ordered {
+            self.add_all(producers, consumers, Why::Room(buffer), ordered);
+        } else {
             self.share_room(buffer, producers, consumers);
         }
     }
 
+    /// The number of the buffer with this budget. Edges of one buffer are declared one after the
+    /// other, mostly.
+    fn buffer(&mut self, budget: &Budget) -> usize {
+        let known = self.buffers.iter().rposition(|known| known.budget.is_same(budget));
+        known.unwrap_or_else(|| {
+            let (producers, consumers) = Default::default();
+            let budget = budget.clone();
+            self.buffers.push(Buffer { budget, rooms: Vec::new(), producers, consumers });
+            self.buffers.len() - 1
+        })
+    }
+
     /// One byte count for all edges of a buffer: producers wait for the readers of other edges too.
     fn share_room(&mut self, buffer: usize, producers: &[usize], consumers: &[usize]) {
-        let room = |wait: &&Wait| wait.why == Why::Room(buffer) && !wait.ordered;
-        let (mut all_producers, mut all_consumers): (Vec<_>, Vec<_>) =
-            self.waits.iter().filter(room).map(|wait| (wait.from, wait.to)).unzip();
-        all_producers.retain(|known| !producers.contains(known));
-        all_consumers.retain(|known| !consumers.contains(known));
-        for others in [&mut all_producers, &mut all_consumers] {
-            others.sort_unstable();
-            others.dedup();
-        }
-        self.add_all(&all_producers, consumers, Why::Room(buffer), false);
-        self.add_all(producers, &all_consumers, Why::Room(buffer), false);
+        let Buffer { producers: all_producers, consumers: all_consumers, .. } =
+            &mut self.buffers[buffer];
+        let old_producers = all_producers.add(producers);
+        let old_consumers = all_consumers.add(consumers);
+        let all_producers = std::mem::take(&mut all_producers.instances);
+        let all_consumers = std::mem::take(&mut all_consumers.instances);
+        // Pairs of old ones are there.
+        let (old, new) = all_producers.split_at(old_producers);
+        self.add_all(new, &all_consumers, Why::Room(buffer), false);
+        self.add_all(old, &all_consumers[old_consumers..], Why::Room(buffer), false);
+        self.buffers[buffer].producers.instances = all_producers;
+        self.buffers[buffer].consumers.instances = all_consumers;
     }
 
     fn add_all(&mut self, from: &[usize], to: &[usize], why: Why, ordered: bool) {
+        let data = match why {
+            Why::Data(buffer) if !ordered => Some(buffer),
+            _ => None,
+        };
         for &from in from {
             for &to in to {
-                self.of[from].push(self.waits.len());
+                let wait = self.waits.len();
                 self.waits.push(Wait { from, to, why, ordered });
+                match why {
+                    Why::Room(buffer) => self.buffers[buffer].rooms.push(wait),
+                    Why::Filter(filter) => self.filters[filter].push(wait),
+                    _ => {}
+                }
+                match self.of[from].last_mut() {
+                    Some(row) if row.data == data => row.waits.push(wait),
+                    _ => self.of[from].push(Row { data, waits: vec![wait] }),
+                }
             }
         }
     }
 
     fn find_forks(&mut self) {
-        let is_fork = |waits: &Vec<usize>| {
-            let mut data = waits.iter().filter_map(|&wait| match &self.waits[wait] {
+        let is_fork = |rows: &Vec<Row>| {
+            let waits = rows.iter().flat_map(|row| &row.waits);
+            let mut data = waits.filter_map(|&wait| match &self.waits[wait] {
                 Wait { why: Why::Data(buffer), ordered: true, to, .. } => Some((buffer, Some(to))),
                 Wait { why: Why::Data(buffer), .. } => Some((buffer, None)),
                 _ => None,
@@ -190,42 +266,62 @@ impl Waits {
         for (instance, _) in forks.iter().enumerate().filter(|(_, is_fork)| **is_fork) {
             self.forks[instance] = bits.next().unwrap_or(0);
         }
+        self.has_forks = forks.contains(&true);
     }
 
-    /// The buffers, by number.
-    pub(super) fn budgets(&self) -> &[Budget] {
-        &self.budgets
+    /// The budgets of the buffers, by number.
+    pub(super) fn budgets(&self) -> impl Iterator<Item = &Budget> {
+        self.buffers.iter().map(|buffer| &buffer.budget)
+    }
+
+    /// How many waits there are, and how many the searches have looked at.
+    #[cfg(test)]
+    pub(super) fn work(&self) -> (usize, usize) {
+        (self.waits.len(), self.steps.get())
     }
 
     /// Where the decision starts: what does not overflow already blocks, no filter is waited for.
     pub(super) fn all_buffers_no_filters(&self) -> Kept {
-        let blocks = |budget: &Budget| budget.on_full() == OnFull::Block;
+        let blocks = |budget: &Budget| budget.on_full() != OnFull::Overflow;
         Kept {
-            buffers: self.budgets.iter().map(blocks).collect(),
-            filters: vec![false; self.filters],
+            buffers: self.budgets().map(blocks).collect(),
+            filters: vec![false; self.filters.len()],
         }
     }
 
     /// A cycle through a room wait of `buffer`.
     pub(super) fn cycle_at_buffer(&self, buffer: usize, kept: &Kept) -> Option<Vec<usize>> {
-        self.cycle_at(Why::Room(buffer), kept)
+        self.cycle_at(&self.buffers[buffer].rooms, kept)
     }
 
     /// A cycle through the wait for `filter`.
     pub(super) fn cycle_at_filter(&self, filter: usize, kept: &Kept) -> Option<Vec<usize>> {
-        self.cycle_at(Why::Filter(filter), kept)
+        self.cycle_at(&self.filters[filter], kept)
     }
 
-    fn cycle_at(&self, why: Why, kept: &Kept) -> Option<Vec<usize>> {
-        let starts = (0..self.waits.len()).filter(|&wait| self.waits[wait].why == why);
-        starts.filter_map(|start| self.cycle_from(start, kept)).min_by_key(Vec::len)
+    /// The shortest cycle through one of `starts`; a short one, if the search for it is long.
+    fn cycle_at(&self, starts: &[usize], kept: &Kept) -> Option<Vec<usize>> {
+        let until = self.steps.get() + MAX_STATES;
+        let mut shortest: Option<Vec<usize>> = None;
+        for &start in starts {
+            let cycle = self.cycle_from(start, kept);
+            if let Some(cycle) = cycle
+                && shortest.as_ref().is_none_or(|shortest| cycle.len() < shortest.len())
+            {
+                shortest = Some(cycle);
+            }
+            if shortest.is_some() && self.steps.get() > until {
+                break;
+            }
+        }
+        shortest
     }
 
     /// Whether there is a cycle through any wait that can be taken back.
     pub(super) fn has_cycle(&self, kept: &Kept) -> bool {
-        let removable = |wait: &&Wait| matches!(wait.why, Why::Room(_) | Why::Filter(_));
-        let starts = self.waits.iter().enumerate().filter(|(_, wait)| removable(wait));
-        starts.into_iter().any(|(start, _)| self.cycle_from(start, kept).is_some())
+        let rooms = self.buffers.iter().flat_map(|buffer| &buffer.rooms);
+        let mut starts = rooms.chain(self.filters.iter().flatten());
+        starts.any(|&start| self.cycle_from(start, kept).is_some())
     }
 
     /// The buffer at which `cycle` turns from going upstream to going downstream.
@@ -244,21 +340,17 @@ impl Waits {
         if !kept.has(&self.waits[start]) {
             return None;
         }
-        let exact = self.search(start, kept, &self.forks);
-        exact.or_else(|TooFar| self.search(start, kept, &vec![0; self.forks.len()])).ok().flatten()
+        let exact = self.search(start, kept, self.has_forks);
+        exact.or_else(|TooFar| self.search(start, kept, false)).ok().flatten()
     }
 
-    /// Breadth first from `start`, over waits and the forks passed on the way to them.
-    fn search(
-        &self,
-        start: usize,
-        kept: &Kept,
-        forks: &[u64],
-    ) -> Result<Option<Vec<usize>>, TooFar> {
+    /// Breadth first from `start`, over waits and, if it is to be `exact`, the forks passed on the
+    /// way to them.
+    fn search(&self, start: usize, kept: &Kept, exact: bool) -> Result<Option<Vec<usize>>, TooFar> {
         let first = &self.waits[start];
-        let exact = forks.iter().any(|&bit| bit != 0);
+        let fork = |instance: usize| if exact { self.forks[instance] } else { 0 };
         // A walk's last wait, the place of the walk before it, the forks on it.
-        let mut walks = vec![(start, usize::MAX, forks[first.from] | forks[first.to])];
+        let mut walks = vec![(start, usize::MAX, fork(first.from) | fork(first.to))];
         let mut seen = HashSet::new();
         let mut place = 0;
         while place < walks.len() {
@@ -267,12 +359,12 @@ impl Waits {
             if wait.to == first.from && wait.allows(first) {
                 return Ok(Some(path(&walks, place)));
             }
-            for &next in &self.of[wait.to] {
+            for next in self.after(wait) {
                 let after = &self.waits[next];
                 if !kept.has(after) || !wait.allows(after) {
                     continue;
                 }
-                let bit = forks[after.to];
+                let bit = fork(after.to);
                 // The walk may come back to where it started only to close.
                 let closes = after.to == first.from && after.allows(first);
                 if passed & bit != 0 && !closes {
@@ -288,6 +380,20 @@ impl Waits {
             place += 1;
         }
         Ok(None)
+    }
+}
+
+impl Waits {
+    /// The waits in which the instance that is waited for in `wait` may be stuck, and a few more.
+    fn after(&self, wait: &Wait) -> impl Iterator<Item = usize> {
+        let full = match wait.why {
+            Why::Room(buffer) => Some(buffer),
+            _ => None,
+        };
+        let rows = self.of[wait.to].iter().inspect(|_| self.steps.set(self.steps.get() + 1));
+        let rows = rows.filter(move |row| row.data.is_none() || row.data != full);
+        let waits = rows.flat_map(|row| row.waits.iter().copied());
+        waits.inspect(|_| self.steps.set(self.steps.get() + 1))
     }
 }
 

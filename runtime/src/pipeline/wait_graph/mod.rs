@@ -151,8 +151,8 @@ impl WaitGraph {
         let waits = Waits::expand(&self.instances, &self.edges, 2);
         let kept = decide(&waits);
         let mut taken_back = 0;
-        for (buffer, budget) in waits.budgets().iter().enumerate() {
-            if !kept.buffers[buffer] && budget.on_full() == OnFull::Block {
+        for (buffer, budget) in waits.budgets().enumerate() {
+            if !kept.buffers[buffer] && budget.on_full() != OnFull::Overflow {
                 debug!(edges = ?self.edges_of(budget), "overflows, since blocking would stall");
                 budget.overflow();
                 taken_back += 1;

@@ -402,3 +402,42 @@ fn a_taken_back_wait_of_a_random_plan_is_a_stall_in_the_simulation() {
     }
     assert!(found > 50, "only {found} plans of 300 could stall");
 }
+
+/// The waits of a plan, and how many the searches for cycles looked at.
+fn work(plan: &Plan) -> (usize, usize) {
+    let (graph, ..) = plan.graph();
+    let waits = Waits::expand(&graph.instances, &graph.edges, 2);
+    decide(&waits);
+    waits.work()
+}
+
+/// Branches of a union share one buffer: neither is each pair of them a wait, nor is each looked at
+/// for each.
+#[test]
+fn what_a_union_costs_grows_with_its_branches_only() {
+    let union = |branches: usize| {
+        let filtered = (0..branches).fold(Plan::new(&vec![2; 2 * branches + 1]), |plan, branch| {
+            // A scan that waits for a filter of a build beside it.
+            plan.buffer(branch, 2 * branches, 0).filter(branches + branch, branch)
+        });
+        work(&filtered)
+    };
+    let (few, many) = (union(100), union(1000));
+    assert!(many.0 <= 11 * few.0, "{few:?} waits and steps for 100 branches, {many:?} for 1000");
+    assert!(many.1 <= 11 * few.1, "{few:?} waits and steps for 100 branches, {many:?} for 1000");
+    assert!(many.0 + many.1 < 100_000, "{many:?}");
+}
+
+#[test]
+fn a_multicast_costs_as_much_as_it_has_readers() {
+    let multicast =
+        |readers: usize| {
+            let plan = Plan::new(&vec![2; readers + 2]);
+            // Each reader's rows go on into one union.
+            work(&(1..=readers).fold(plan, |plan, reader| {
+                plan.buffer(0, reader, 0).buffer(reader, readers + 1, 1)
+            }))
+        };
+    let (few, many) = (multicast(100), multicast(1000));
+    assert!(many.0 <= 11 * few.0 && many.1 <= 11 * few.1, "{few:?} {many:?}");
+}

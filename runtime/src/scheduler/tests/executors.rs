@@ -2,8 +2,10 @@
 
 use std::{
     collections::HashSet,
+    io,
     sync::{
         Arc, Barrier, Mutex,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{self, Receiver},
     },
     thread,
@@ -289,5 +291,64 @@ fn what_a_retired_worker_had_queued_is_run_by_others() {
         }
         let hosted = Executor::builder().hosted_on(pool(1)).build().unwrap();
         assert!(hosted.set_threads(1).unwrap_err().to_string().starts_with("a hosted or seeded"));
+    });
+}
+
+/// A process that may have so many threads and no more: the first ones have ended when the error is
+/// there.
+#[test]
+fn threads_that_have_started_end_when_a_later_one_is_refused() {
+    guarded(|_| {
+        for refused in 0..4 {
+            let (ended, started) = (Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
+            let ends = ended.clone();
+            let built = Executor::builder()
+                .threads(4)
+                .spawn_with(move |builder, body| {
+                    if started.fetch_add(1, Ordering::SeqCst) == refused {
+                        return Err(io::Error::from(io::ErrorKind::WouldBlock));
+                    }
+                    let ends = ends.clone();
+                    builder.spawn(move || {
+                        body();
+                        ends.fetch_add(1, Ordering::SeqCst);
+                    })
+                })
+                .build();
+            let message = setup_error(built);
+            assert!(message.contains(&format!("refused worker thread {refused}")), "{message}");
+            assert_eq!(ended.load(Ordering::SeqCst), refused, "those that had started");
+        }
+    });
+}
+
+/// The executor goes on with those it has; what was started for more is joined with the others.
+#[test]
+fn an_executor_that_cannot_get_more_threads_keeps_those_it_has() {
+    guarded(|_| {
+        let (ended, started) = (Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
+        let ends = ended.clone();
+        let executor = Executor::builder()
+            .threads(1)
+            .max_threads(4)
+            .spawn_with(move |builder, body| {
+                if started.fetch_add(1, Ordering::SeqCst) == 2 {
+                    return Err(io::Error::from(io::ErrorKind::WouldBlock));
+                }
+                let ends = ends.clone();
+                builder.spawn(move || {
+                    body();
+                    ends.fetch_add(1, Ordering::SeqCst);
+                })
+            })
+            .build()
+            .unwrap();
+        assert!(executor.set_threads(4).is_err());
+        assert_eq!(executor.threads(), 1);
+        let (report, reports) = mpsc::channel();
+        once(&executor, move |_| report.send(()).unwrap());
+        reports.recv().unwrap();
+        executor.shutdown();
+        assert_eq!(ended.load(Ordering::SeqCst), 2);
     });
 }

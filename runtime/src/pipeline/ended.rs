@@ -1,0 +1,217 @@
+//! What is kept of graphs that have ended: counters, summed up over pipelines of the same shape.
+//!
+//! A pipeline has the shape of another if it has the same place in its graph, the same name, and
+//! parts of the same names. Rounds of a recursive query are alike, so all rounds take the room of
+//! one, and the first graph of each shape is kept as it was.
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
+
+use gatework_shared_state::{DependencyKind, Gate};
+
+use super::{
+    DependencyProfile, OperatorProfile, TaskProfile, graph::PipelineInfo, started::StartedGraph,
+};
+
+/// The counters of one pipeline.
+#[derive(Debug, Clone)]
+pub(super) struct PipelineProfile {
+    /// The number of its graph, for the order.
+    pub(super) graph: u64,
+    pub(super) operators: Vec<OperatorProfile>,
+    pub(super) tasks: Vec<TaskProfile>,
+}
+
+impl PipelineProfile {
+    /// Adds the counters of a pipeline of the same shape.
+    fn absorb(&mut self, other: Self) {
+        for (all, operator) in self.operators.iter_mut().zip(other.operators) {
+            all.absorb(operator);
+        }
+        let known = self.tasks.len().min(other.tasks.len());
+        let mut tasks = other.tasks.into_iter();
+        for (all, task) in self.tasks.iter_mut().zip(tasks.by_ref().take(known)) {
+            all.absorb(task);
+        }
+        self.tasks.extend(tasks);
+    }
+}
+
+/// What makes two pipelines alike.
+#[derive(Debug)]
+struct Shape {
+    place: usize,
+    pipeline: Arc<PipelineInfo>,
+}
+
+impl Shape {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.pipeline.part_names()
+    }
+}
+
+impl PartialEq for Shape {
+    fn eq(&self, other: &Self) -> bool {
+        self.place == other.place
+            && self.pipeline.name == other.pipeline.name
+            && self.names().eq(other.names())
+    }
+}
+
+impl Eq for Shape {}
+
+impl Hash for Shape {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.place, &self.pipeline.name).hash(state);
+        self.names().for_each(|name| name.hash(state));
+    }
+}
+
+/// Gates, each once.
+#[derive(Debug, Default)]
+pub(super) struct GateSet {
+    gates: Vec<Gate>,
+    known: HashSet<usize>,
+}
+
+impl GateSet {
+    /// The address of a gate that is held, so that no other has the same.
+    fn id(gate: &Gate) -> usize {
+        Arc::as_ptr(gate).addr()
+    }
+
+    pub(super) fn add(&mut self, gate: &Gate) {
+        if self.known.insert(Self::id(gate)) {
+            self.gates.push(gate.clone());
+        }
+    }
+
+    pub(super) fn profiles(&self) -> impl Iterator<Item = DependencyProfile> {
+        self.gates.iter().map(|gate| DependencyProfile {
+            name: gate.name().to_owned(),
+            kind: gate.kind(),
+            blocked: gate.blocked_time(),
+            count: gate.blocked_count(),
+            open: gate.is_ready(),
+        })
+    }
+}
+
+/// Gates of the same name and kind that tasks of graphs met, one of each graph.
+#[derive(Debug)]
+struct EndedGate {
+    /// Of the latest graph. It may be open later only, or be met by another graph as well.
+    latest: Gate,
+    /// What those before came to.
+    blocked: Duration,
+    count: u64,
+    open: bool,
+}
+
+impl EndedGate {
+    fn new(gate: &Gate) -> Self {
+        Self { latest: gate.clone(), blocked: Duration::ZERO, count: 0, open: true }
+    }
+
+    fn replace(&mut self, gate: &Gate) {
+        self.blocked += self.latest.blocked_time();
+        self.count += self.latest.blocked_count();
+        self.open &= self.latest.is_ready();
+        self.latest = gate.clone();
+    }
+
+    fn profile(&self) -> DependencyProfile {
+        DependencyProfile {
+            name: self.latest.name().to_owned(),
+            kind: self.latest.kind(),
+            blocked: self.blocked + self.latest.blocked_time(),
+            count: self.count + self.latest.blocked_count(),
+            open: self.open && self.latest.is_ready(),
+        }
+    }
+}
+
+/// Which gate of the same name and kind in its graph.
+type GateKey = (String, DependencyKind, usize);
+
+/// Counters of graphs that have ended.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    graphs: u64,
+    pipelines: Vec<PipelineProfile>,
+    by_shape: HashMap<Shape, usize>,
+    gates: Vec<EndedGate>,
+    by_name: HashMap<GateKey, usize>,
+    /// The latest gate of each.
+    known: HashSet<usize>,
+}
+
+impl Ended {
+    /// How many graphs have ended.
+    pub(super) fn graphs(&self) -> u64 {
+        self.graphs
+    }
+
+    pub(super) fn add(&mut self, graph: &StartedGraph) {
+        self.graphs += 1;
+        for (place, (profile, (pipeline, _))) in graph.profiles().zip(graph.pipelines()).enumerate()
+        {
+            let shape = Shape { place, pipeline: pipeline.clone() };
+            match self.by_shape.get(&shape) {
+                Some(known) => self.pipelines[*known].absorb(profile),
+                None => {
+                    self.by_shape.insert(shape, self.pipelines.len());
+                    self.pipelines.push(profile);
+                }
+            }
+        }
+        let mut met = GateSet::default();
+        graph.add_gates(&mut met);
+        let mut alike: HashMap<(&str, DependencyKind), usize> = HashMap::new();
+        for gate in &met.gates {
+            let count = alike.entry((gate.name(), gate.kind())).or_default();
+            self.add_gate(gate, *count);
+            *count += 1;
+        }
+    }
+
+    /// Adds a gate, one of its graph behind `before` others of the same name and kind.
+    fn add_gate(&mut self, gate: &Gate, before: usize) {
+        if !self.known.insert(GateSet::id(gate)) {
+            return;
+        }
+        let key = (gate.name().to_owned(), gate.kind(), before);
+        match self.by_name.get(&key) {
+            Some(&known) => {
+                self.known.remove(&GateSet::id(&self.gates[known].latest));
+                self.gates[known].replace(gate);
+            }
+            None => {
+                self.by_name.insert(key, self.gates.len());
+                self.gates.push(EndedGate::new(gate));
+            }
+        }
+    }
+
+    pub(super) fn pipelines(&self) -> impl Iterator<Item = PipelineProfile> {
+        self.pipelines.iter().cloned()
+    }
+
+    /// What was waited for at all gates; those that are held go to `known`, for graphs that met
+    /// them as well.
+    pub(super) fn gates(&self, known: &mut GateSet) -> Vec<DependencyProfile> {
+        known.known.extend(&self.known);
+        self.gates.iter().map(EndedGate::profile).collect()
+    }
+
+    /// How much is kept: pipelines, tasks, gates.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> [usize; 3] {
+        let tasks = self.pipelines.iter().map(|pipeline| pipeline.tasks.len()).sum();
+        [self.pipelines.len(), tasks, self.gates.len()]
+    }
+}

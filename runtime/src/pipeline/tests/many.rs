@@ -1,0 +1,167 @@
+//! Graphs of thousands of pipelines, tasks that meet thousands of gates: what is done for each must
+//! not grow with their number.
+
+use gatework_shared_state::{Dependency, DependencyKind, Gate};
+
+use super::{
+    operators::{gate, numbers, source, waiting},
+    *,
+};
+use crate::{
+    hang_guard::guarded,
+    pipeline::{SourceResult, TaskContext},
+};
+
+/// `branches` pipelines of two tasks into one exchange, which two tasks read into a result.
+fn start_union(query: &Arc<QueryContext>, branches: usize, batches: i64) -> RowStream {
+    let budget = Budget::new(1 << 10);
+    let (sinks, sources) =
+        exchange::new("union", ExchangeKind::PassThrough, 2 * branches, 2, budget.clone());
+    let mut sinks = sinks.into_iter();
+    let mut graph = Graph::new();
+    let ids: Vec<_> = (0..branches)
+        .map(|_| {
+            let sink = to_exchange(sinks.by_ref().take(2).collect());
+            graph.add("branch", 2, numbers(batches, 1), vec![], sink).unwrap()
+        })
+        .collect();
+    let (sinks, readers) = result::new("result", 2, 1, Budget::new(1 << 10));
+    let all = graph.add("all", 2, from_exchange(sources), vec![], to_result(sinks)).unwrap();
+    for producer in ids {
+        graph.wait(Edge::Buffer {
+            producer,
+            consumer: all,
+            budget: budget.clone(),
+            ordered: false,
+        });
+    }
+    RowStream::of_query(&graph.start(query).unwrap(), readers).remove(0)
+}
+
+/// It took 24 s to start, since each pair of branches was a wait, entered once for each branch
+/// behind them.
+#[test]
+fn a_union_of_a_thousand_branches_gives_all_rows() {
+    guarded(|guard| {
+        let executor = executor(2);
+        let query = query(guard, &executor);
+        assert_eq!(rows(start_union(&query, 1000, 5)).unwrap().len(), 10_000);
+    });
+}
+
+/// Ticks as often as its gate opens, `ticks` times.
+fn ticking(gate: &Gate, ticks: usize, end: &Gate) -> Arc<dyn Source> {
+    let (gate, end) = (gate.clone(), end.clone());
+    source("ticking", move |_| {
+        let (gate, end, mut left) = (gate.clone(), end.clone(), ticks);
+        move |_: &TaskContext| {
+            if !gate.is_ready() {
+                return Ok(SourceResult::Blocked(gate.clone().into()));
+            }
+            gate.block();
+            left -= 1;
+            if left == 0 {
+                end.set_always_ready();
+                return Ok(SourceResult::Finished);
+            }
+            Ok(SourceResult::Blocked(gate.clone().into()))
+        }
+    })
+}
+
+/// Whenever all tasks wait, the query looks whether one of them waits for something outside: for
+/// the one that did the last time, not for all.
+#[test]
+fn a_query_that_waits_looks_at_one_of_its_tasks() {
+    const TASKS: usize = 1000;
+    const TICKS: usize = 200;
+    guarded(|guard| {
+        let executor = executor(1);
+        let query = query(guard, &executor);
+        let (tick, inside) = (gate("tick"), Dependency::blocked("inside", DependencyKind::Source));
+        let (sinks, readers) = result::new("result", TASKS + 1, 1, Budget::new(1));
+        let mut sinks = sinks.into_iter();
+        let mut graph = Graph::new();
+        let sink = to_result(sinks.by_ref().take(TASKS).collect());
+        graph.add("waits", TASKS, waiting(&inside), vec![], sink).unwrap();
+        let sink = to_result(sinks.collect());
+        graph.add("ticks", 1, ticking(&tick, TICKS, &inside), vec![], sink).unwrap();
+        let stream = RowStream::of_query(&graph.start(&query).unwrap(), readers).remove(0);
+        let looked_at = || query.look_at_graphs(|graphs| graphs.looked_at);
+        while query.live_tasks() > TASKS {
+            let before = looked_at();
+            tick.set_ready();
+            // Until it has ticked and all wait again, most times.
+            while looked_at() == before && tick.is_ready() && query.live_tasks() > TASKS {
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(rows(stream).unwrap(), [0_i64; 0]);
+        assert!(looked_at() < 10 * (TASKS + TICKS), "{}", looked_at());
+    });
+}
+
+/// A graph of two tasks, read to its end.
+fn one_round(query: &Arc<QueryContext>, round: usize) -> Running {
+    let (sinks, readers) = result::new("round", 2, 1, Budget::new(1));
+    let mut graph = Graph::new();
+    let tags = vec![Some(2 * round), Some(2 * round + 1)];
+    let parts = (numbers(6, 2), to_result(sinks));
+    graph.add_tagged("round", 2, parts.0, vec![], parts.1, tags).unwrap();
+    let running = graph.start(query).unwrap();
+    let stream = RowStream::of_region(&running, readers).remove(0);
+    assert_eq!(rows(stream).unwrap().len(), 12);
+    running
+}
+
+/// As a recursive query starts one a round.
+#[test]
+fn graphs_that_have_ended_cost_nothing_afterwards() {
+    guarded(|guard| {
+        let executor = executor(2);
+        let query = query(guard, &executor);
+        let outer = gate("the rounds are over");
+        let stream = start_one(&query, &no_fault(), 1, waiting(&outer), vec![], 1).remove(0);
+        let kept = || query.look_at_graphs(|graphs| graphs.kept());
+        for rounds in 1..=300 {
+            let running = one_round(&query, rounds);
+            // The last task leaves a moment after the reader has seen the end.
+            while kept().0 > 1 {
+                std::thread::yield_now();
+            }
+            let (live, [pipelines, tasks, gates]) = kept();
+            assert_eq!((live, pipelines, tasks), (1, 1, 2), "after {rounds} rounds");
+            assert!(gates <= 4, "{gates} gates after {rounds} rounds");
+            // What the round itself did can still be asked for.
+            let own = running.operators();
+            assert_eq!((own[0].rows_out, own[0].tag), (12, Some(2 * rounds)));
+            assert_eq!(running.profile().tasks.len(), 2);
+            let profile = query.profile();
+            let names: Vec<_> = profile.operators.iter().map(|op| op.name.as_str()).collect();
+            assert_eq!(names, ["waiting", "to result", "numbers", "to result"]);
+            assert_eq!(profile.operators[2].rows_out, 12 * rounds as u64);
+            assert_eq!(profile.operators[3].rows_in, 12 * rounds as u64);
+            let of_tasks: u64 = profile.tasks.iter().map(|task| task.source_rows).sum();
+            assert_eq!(of_tasks, 12 * rounds as u64);
+            let indices: Vec<_> = profile.tasks.iter().map(|task| task.pipeline_index).collect();
+            assert_eq!(indices, [0, 1, 1]);
+        }
+        assert!(query.dump().contains("graphs that have ended: 300"), "{}", query.dump());
+        outer.set_always_ready();
+        assert_eq!(rows(stream).unwrap(), [0_i64; 0]);
+    });
+}
+
+#[test]
+fn fallbacks_that_are_named_round_by_round_are_kept_once() {
+    guarded(|guard| {
+        let executor = executor(1);
+        let query = query(guard, &executor);
+        for round in 0..3000 {
+            query.note_fallback(if round % 2 == 0 { "SomeExec" } else { "OtherExec" });
+        }
+        query.note_fallback("LateExec");
+        let fallbacks = query.profile().fallbacks;
+        assert_eq!((fallbacks.len(), fallbacks.last().unwrap().as_str()), (1001, "LateExec"));
+    });
+}

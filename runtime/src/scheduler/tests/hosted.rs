@@ -1,0 +1,137 @@
+//! Executors on the threads of a pool that has other work as well.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+use super::{
+    super::{Executor, Outcome, TaskGroup},
+    once, pool, spawn,
+};
+use crate::hang_guard::guarded;
+
+fn hosted(pool: &Arc<rayon::ThreadPool>, threads: usize) -> Executor {
+    Executor::builder().threads(threads).hosted_on(pool.clone()).build().unwrap()
+}
+
+/// Tasks that go on until the flag is set.
+fn endless(executor: &Executor, tasks: usize, stop: &Arc<AtomicBool>) -> Arc<AtomicUsize> {
+    let runs = Arc::new(AtomicUsize::new(0));
+    for _ in 0..tasks {
+        let (stop, runs) = (stop.clone(), runs.clone());
+        let handle = spawn(executor, &TaskGroup::new(), move |_| {
+            runs.fetch_add(1, Ordering::SeqCst);
+            if stop.load(Ordering::SeqCst) { Outcome::Done } else { Outcome::Yield }
+        });
+        handle.wake();
+    }
+    runs
+}
+
+/// The pool's own job is what ends the tasks, so that it must have got a thread while they ran.
+#[test]
+fn a_hosted_executor_gives_threads_back_while_it_has_work() {
+    guarded(|_| {
+        for threads in [1, 2] {
+            let pool = pool(threads);
+            let executor = hosted(&pool, threads);
+            let stop = Arc::new(AtomicBool::new(false));
+            let runs = endless(&executor, 4 * threads, &stop);
+            while runs.load(Ordering::SeqCst) < 1000 {
+                thread::yield_now();
+            }
+            assert_eq!(pool.install(|| 7), 7, "a job from outside");
+            // One that a job of the pool spawns, and one that a task spawns.
+            let (report, reports) = mpsc::channel();
+            let (from_task, inner) = (report.clone(), pool.clone());
+            pool.spawn(move || rayon::spawn(move || report.send("job").unwrap()));
+            once(&executor, move |_| inner.spawn(move || from_task.send("task").unwrap()));
+            let mut told = [reports.recv().unwrap(), reports.recv().unwrap()];
+            told.sort_unstable();
+            assert_eq!(told, ["job", "task"]);
+            pool.install(|| stop.store(true, Ordering::SeqCst));
+            executor.shutdown();
+            assert_eq!(executor.live_tasks(), 0);
+            assert_eq!(pool.install(|| 8), 8);
+        }
+    });
+}
+
+/// Two executors on one thread, neither of which comes to an end by itself.
+#[test]
+fn hosted_executors_take_turns() {
+    guarded(|_| {
+        let pool = pool(1);
+        let executors = [hosted(&pool, 1), hosted(&pool, 1)];
+        let stops = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let runs: Vec<_> = executors
+            .iter()
+            .zip(&stops)
+            .map(|(executor, stop)| endless(executor, 1, stop))
+            .collect();
+        // Each ends the other.
+        for (executor, stop) in executors.iter().zip(stops.iter().rev()) {
+            while runs.iter().any(|runs| runs.load(Ordering::SeqCst) == 0) {
+                thread::yield_now();
+            }
+            let stop = stop.clone();
+            once(executor, move |_| stop.store(true, Ordering::SeqCst));
+        }
+        for executor in executors {
+            executor.shutdown();
+            assert_eq!(executor.live_tasks(), 0);
+        }
+    });
+}
+
+/// The last task may end, or be refused, on a thread that is none of the executor's.
+#[test]
+fn a_shutdown_sees_the_end_of_a_task_that_ends_elsewhere() {
+    guarded(|_| {
+        let pool = pool(1);
+        for round in 0..200 {
+            let executor = hosted(&pool, 1);
+            executor.core().enter(1).unwrap();
+            let caller = thread::spawn({
+                let executor = executor.clone();
+                move || executor.shutdown()
+            });
+            // From here on it waits for the task, or is about to.
+            while executor.core().enter(0).is_ok() {
+                thread::yield_now();
+            }
+            (0..round).for_each(|_| thread::yield_now());
+            executor.core().task_ended();
+            caller.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_worker_knows_its_executor_wherever_it_is_on_the_stack() {
+    guarded(|_| {
+        let pool = pool(1);
+        let (outer, inner) = (hosted(&pool, 1), hosted(&pool, 1));
+        assert!(!outer.is_worker_thread() && !inner.is_worker_thread());
+        let (report, reports) = mpsc::channel();
+        let executors = [outer.clone(), inner.clone()];
+        let yields = pool.clone();
+        once(&outer, move |_| {
+            let [outer, inner] = executors;
+            let (seen, both) = (report.clone(), outer.clone());
+            let nested = inner.clone();
+            once(&inner, move |_| {
+                seen.send((both.is_worker_thread(), nested.is_worker_thread())).unwrap();
+            });
+            // Its only thread runs the other executor's worker on top of this one.
+            while yields.yield_now() == Some(rayon::Yield::Executed) {}
+            report.send((outer.is_worker_thread(), true)).unwrap();
+        });
+        assert_eq!([reports.recv().unwrap(), reports.recv().unwrap()], [(true, true); 2]);
+    });
+}
