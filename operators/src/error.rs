@@ -2,8 +2,11 @@
 
 use std::{error::Error as StdError, fmt, sync::Arc};
 
+use arrow::error::ArrowError;
 use datafusion_common::DataFusionError;
 use gatework_runtime::{Error, Result};
+
+use crate::batch_bytes;
 
 /// Turns a kernel's or an expression's error into the query's.
 pub trait OrFail<T> {
@@ -38,13 +41,62 @@ impl Failure {
     pub fn to_datafusion(error: &Error) -> DataFusionError {
         match error {
             Error::Operator { source } => match source.downcast_ref::<Self>() {
-                Some(failure) => DataFusionError::Shared(failure.0.clone()),
+                Some(failure) => {
+                    copy(&failure.0).unwrap_or_else(|| DataFusionError::Shared(failure.0.clone()))
+                }
                 None => DataFusionError::External(Box::new(error.clone())),
             },
             Error::OutOfMemory { .. } => DataFusionError::ResourcesExhausted(error.to_string()),
             error => DataFusionError::External(Box::new(error.clone())),
         }
     }
+}
+
+/// The same error once more, so that it arrives in the variant that it has in DataFusion; `None` where it
+/// owns what cannot be copied. (The query keeps the error as well, for its other readers.)
+fn copy(error: &DataFusionError) -> Option<DataFusionError> {
+    use DataFusionError as E;
+    Some(match error {
+        E::ArrowError(error, trace) => E::ArrowError(Box::new(copy_arrow(error)?), trace.clone()),
+        E::NotImplemented(text) => E::NotImplemented(text.clone()),
+        E::Internal(text) => E::Internal(text.clone()),
+        E::Plan(text) => E::Plan(text.clone()),
+        E::Configuration(text) => E::Configuration(text.clone()),
+        E::Execution(text) => E::Execution(text.clone()),
+        E::ResourcesExhausted(text) => E::ResourcesExhausted(text.clone()),
+        E::Context(text, error) => E::Context(text.clone(), Box::new(copy(error)?)),
+        E::Shared(error) => return copy(error),
+        _ => return None,
+    })
+}
+
+fn copy_arrow(error: &ArrowError) -> Option<ArrowError> {
+    use ArrowError as E;
+    Some(match error {
+        E::NotYetImplemented(text) => E::NotYetImplemented(text.clone()),
+        E::CastError(text) => E::CastError(text.clone()),
+        E::MemoryError(text) => E::MemoryError(text.clone()),
+        E::ParseError(text) => E::ParseError(text.clone()),
+        E::SchemaError(text) => E::SchemaError(text.clone()),
+        E::ComputeError(text) => E::ComputeError(text.clone()),
+        E::DivideByZero => E::DivideByZero,
+        E::ArithmeticOverflow(text) => E::ArithmeticOverflow(text.clone()),
+        E::CsvError(text) => E::CsvError(text.clone()),
+        E::JsonError(text) => E::JsonError(text.clone()),
+        E::IpcError(text) => E::IpcError(text.clone()),
+        E::InvalidArgumentError(text) => E::InvalidArgumentError(text.clone()),
+        E::ParquetError(text) => E::ParquetError(text.clone()),
+        E::DictionaryKeyOverflowError => E::DictionaryKeyOverflowError,
+        E::RunEndIndexOverflowError => E::RunEndIndexOverflowError,
+        E::OffsetOverflowError(offset) => E::OffsetOverflowError(*offset),
+        _ => return None,
+    })
+}
+
+/// Tells whether `error` says that a result does not fit one array; that of half the rows may fit.
+pub(crate) fn is_overflow(error: &Error) -> bool {
+    let Error::Operator { source } = error else { return false };
+    source.downcast_ref::<Failure>().is_some_and(|failure| batch_bytes::is_overflow(&failure.0))
 }
 
 impl fmt::Display for Failure {
@@ -56,5 +108,30 @@ impl fmt::Display for Failure {
 impl StdError for Failure {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         Some(self.0.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Callers match on the variants that they know from DataFusion.
+    #[test]
+    fn an_error_arrives_in_its_own_variant() {
+        let arrive = |error: DataFusionError| {
+            let failed: Result<()> = Err(error).or_fail();
+            let kept = failed.unwrap_err();
+            Failure::to_datafusion(&kept.clone())
+        };
+        let execution = arrive(DataFusionError::Execution("bad".into()));
+        assert!(matches!(execution, DataFusionError::Execution(text) if text == "bad"));
+        let arrow = arrive(ArrowError::DivideByZero.into());
+        let DataFusionError::ArrowError(arrow, _) = arrow else { panic!("{arrow:?}") };
+        assert!(matches!(*arrow, ArrowError::DivideByZero));
+        let shared = arrive(DataFusionError::Shared(Arc::new(DataFusionError::Plan("p".into()))));
+        assert!(matches!(shared, DataFusionError::Plan(_)));
+        let external = arrive(DataFusionError::External("theirs".into()));
+        let DataFusionError::Shared(external) = external else { panic!("{external:?}") };
+        assert!(matches!(*external, DataFusionError::External(_)));
     }
 }

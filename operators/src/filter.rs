@@ -14,7 +14,7 @@ use gatework_runtime::{
 };
 
 use self::conjuncts::{Conjuncts, LocalConjuncts};
-use crate::OrFail;
+use crate::{OrFail, slices::Slices};
 
 mod conjuncts;
 #[cfg(test)]
@@ -50,21 +50,24 @@ impl Operator for Filter {
     }
 
     fn local(&self, _setup: Setup) -> Result<Box<dyn LocalOperator>> {
-        Ok(Box::new(LocalFilter {
-            conjuncts: LocalConjuncts::new(self.conjuncts()?),
-            projection: self.projection.clone(),
-        }))
+        Ok(Box::new(LocalFilter::new(self.conjuncts()?, self.projection.clone())))
     }
 }
 
 struct LocalFilter {
     conjuncts: LocalConjuncts,
     projection: Option<Arc<[usize]>>,
+    slices: Slices,
 }
 
-impl LocalOperator for LocalFilter {
-    fn execute(&mut self, input: Option<Batch>, _task: &TaskContext) -> Result<OperatorResult> {
-        let Some(batch) = input else { return Ok(OperatorResult::NeedInput) };
+impl LocalFilter {
+    fn new(conjuncts: Arc<Conjuncts>, projection: Option<Arc<[usize]>>) -> Self {
+        let conjuncts = LocalConjuncts::new(conjuncts);
+        Self { conjuncts, projection, slices: Slices::default() }
+    }
+
+    /// The rows of `batch` that pass.
+    fn pass(&mut self, batch: Batch) -> Result<Batch> {
         let sequence = batch.sequence();
         let selection = self.conjuncts.select(&batch)?;
         let (data, _) = batch.into_parts();
@@ -76,10 +79,25 @@ impl LocalOperator for LocalFilter {
             Some(selection) => Batch::with_selection(data, selection),
             None => Batch::new(data),
         };
-        Ok(match passed.rows() {
-            0 => OperatorResult::NeedInput,
-            _ => OperatorResult::Batch(passed.at(sequence)),
-        })
+        Ok(passed.at(sequence))
+    }
+}
+
+impl LocalOperator for LocalFilter {
+    fn execute(&mut self, input: Option<Batch>, task: &TaskContext) -> Result<OperatorResult> {
+        if let Some(batch) = input {
+            self.slices.begin(batch, self.conjuncts.columns());
+        }
+        while let Some(batch) = self.slices.next() {
+            let passed = self.pass(batch)?;
+            if passed.rows() > 0 {
+                return Ok(self.slices.answer(passed));
+            }
+            if let Some(gate) = self.slices.pause(task)? {
+                return Ok(OperatorResult::Blocked(gate.into()));
+            }
+        }
+        Ok(OperatorResult::NeedInput)
     }
 }
 

@@ -18,8 +18,8 @@ use crate::{
 pub(crate) struct Holding<T> {
     budget: Budget,
     setup: Setup,
-    /// With where each batch goes and how many rows it has, and the place of all in their order.
-    writing: Writing<(Vec<(T, usize)>, u64)>,
+    /// With where each batch goes and how many rows and bytes it has, and the place of all in their order.
+    writing: Writing<(Vec<(T, usize, usize)>, u64)>,
 }
 
 /// What is to be done with batches.
@@ -58,8 +58,8 @@ impl<T> Holding<T> {
             }
             Err(Error::OutOfMemory { .. }) if self.setup.can_spill() => {
                 let (mut places, mut rows) = (Vec::new(), Vec::new());
-                for (to, _, batch) in batches {
-                    places.push((to, batch.rows()));
+                for (to, bytes, batch) in batches {
+                    places.push((to, batch.rows(), bytes));
                     rows.push(own_buffers(batch.data())?);
                 }
                 self.writing.begin(rows, Vec::new(), (places, sequence))?;
@@ -76,8 +76,9 @@ impl<T> Holding<T> {
             Written::Blocked(gate) => Settled::Blocked(gate),
             Written::File(file, (places, sequence)) => {
                 let places = places.into_iter().enumerate();
-                let away =
-                    |(number, (to, rows))| (to, Held::away(file.clone(), number, rows, sequence));
+                let away = |(number, (to, rows, bytes))| {
+                    (to, Held::away(file.clone(), number, rows, sequence).counted(bytes))
+                };
                 Settled::Ready(places.map(away).collect())
             }
         })

@@ -3,16 +3,20 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array},
+    array::{ArrayRef, BooleanBufferBuilder, RecordBatch, RecordBatchOptions, UInt32Array},
     buffer::BooleanBuffer,
-    compute::take,
     datatypes::SchemaRef,
 };
 use datafusion_common::JoinSide;
 use datafusion_physical_expr::PhysicalExpr;
-use gatework_runtime::Result;
+use gatework_runtime::{Result, pipeline::TaskContext};
 
-use crate::{OrFail, filter::evaluate_predicate};
+use crate::{
+    OrFail,
+    batch_bytes::SLICE_BYTES,
+    chunked::{Gather, Side, longest_row, pairs_within},
+    filter::evaluate_predicate,
+};
 
 /// A predicate over columns of both sides; NULL counts as "no match".
 #[derive(Debug, Clone)]
@@ -26,26 +30,64 @@ pub struct JoinFilter {
 }
 
 impl JoinFilter {
-    /// One bit per pair `(left_rows[i], right_rows[i])`: whether the predicate is true.
+    /// One bit per pair `(left_rows[i], right_rows[i])`: whether the predicate is true. Pairs of
+    /// long values are tested in slices, between which `task` is asked whether the query goes on.
     ///
     /// # Errors
-    /// If the predicate fails.
+    /// If the predicate fails, or the query was cancelled.
     ///
     /// # Panics
     /// If a row number is out of range.
-    pub fn evaluate(
+    pub(crate) fn evaluate(
         &self,
-        left: &RecordBatch,
-        right: &RecordBatch,
+        left: &dyn Gather,
+        right: &dyn Gather,
         left_rows: &UInt32Array,
         right_rows: &UInt32Array,
+        task: &TaskContext,
+    ) -> Result<BooleanBuffer> {
+        let columns = [self.columns_of(true), self.columns_of(false)];
+        let longest = longest_row(left, &columns[0]) + longest_row(right, &columns[1]);
+        let pairs = left_rows.len();
+        let mut bits: Option<BooleanBufferBuilder> = None;
+        let mut tested = 0;
+        loop {
+            let sides: [Side<'_>; 2] = [
+                (left, &columns[0], &left_rows.values()[tested..]),
+                (right, &columns[1], &right_rows.values()[tested..]),
+            ];
+            let count = pairs_within(SLICE_BYTES, longest, sides);
+            let rows = [left_rows.slice(tested, count), right_rows.slice(tested, count)];
+            let answer = self.evaluate_slice(left, right, &rows)?;
+            tested += count;
+            if tested == count && tested == pairs {
+                return Ok(answer);
+            }
+            let bits = bits.get_or_insert_with(|| BooleanBufferBuilder::new(pairs));
+            bits.append_buffer(&answer);
+            if tested == pairs {
+                return Ok(bits.finish());
+            }
+            task.check()?;
+        }
+    }
+
+    fn columns_of(&self, left: bool) -> Vec<usize> {
+        let of_side = self.columns.iter().filter(|(side, _)| (*side == JoinSide::Left) == left);
+        of_side.map(|(_, column)| *column).collect()
+    }
+
+    fn evaluate_slice(
+        &self,
+        left: &dyn Gather,
+        right: &dyn Gather,
+        [left_rows, right_rows]: &[UInt32Array; 2],
     ) -> Result<BooleanBuffer> {
         let gather = |(side, column): &(JoinSide, usize)| match side {
-            JoinSide::Left => take(left.column(*column), left_rows, None),
-            _ => take(right.column(*column), right_rows, None),
+            JoinSide::Left => left.gather(*column, left_rows),
+            _ => right.gather(*column, right_rows),
         };
-        let columns: Vec<ArrayRef> =
-            self.columns.iter().map(gather).collect::<Result<_, _>>().or_fail()?;
+        let columns: Vec<ArrayRef> = self.columns.iter().map(gather).collect::<Result<_>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(left_rows.len()));
         let pairs = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
         evaluate_predicate(self.expression.as_ref(), &pairs.or_fail()?)

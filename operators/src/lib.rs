@@ -9,6 +9,8 @@
 
 #![forbid(unsafe_code)]
 
+mod batch_bytes;
+mod chunked;
 mod compact;
 mod concat;
 mod decimal;
@@ -34,10 +36,13 @@ mod rig;
 pub mod runtime_filter;
 pub mod selection;
 pub mod set_operation;
+mod slices;
 pub mod sort;
 mod spilling;
 pub mod stream_scan;
 pub mod task_output;
+#[cfg(test)]
+mod tests;
 pub mod union;
 pub mod window;
 pub mod worth;

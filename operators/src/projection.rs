@@ -7,12 +7,17 @@ use arrow::{
     datatypes::SchemaRef,
 };
 use datafusion_physical_expr::{PhysicalExpr, expressions::Column};
+use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{
     Result,
     pipeline::{Batch, LocalOperator, Operator, OperatorResult, Setup, TaskContext},
 };
 
-use crate::{OrFail, compact};
+use crate::{
+    OrFail, compact,
+    error::is_overflow,
+    slices::{Slices, computed_from},
+};
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +34,10 @@ struct Plan {
     schema: SchemaRef,
     /// The input columns, if no expression computes anything.
     columns: Option<Vec<usize>>,
+    /// The input columns that something is computed from.
+    inputs: Vec<usize>,
+    /// A row may not be evaluated twice.
+    volatile: bool,
 }
 
 impl Projection {
@@ -38,7 +47,9 @@ impl Projection {
             expression.downcast_ref::<Column>().map(Column::index)
         };
         let columns = expressions.iter().map(column).collect();
-        Self { plan: Arc::new(Plan { expressions, schema, columns }) }
+        let inputs = computed_from(expressions.iter());
+        let volatile = expressions.iter().any(is_volatile);
+        Self { plan: Arc::new(Plan { expressions, schema, columns, inputs, volatile }) }
     }
 }
 
@@ -48,46 +59,70 @@ impl Operator for Projection {
     }
 
     fn local(&self, _setup: Setup) -> Result<Box<dyn LocalOperator>> {
-        Ok(Box::new(LocalProjection { plan: self.plan.clone() }))
+        Ok(Box::new(LocalProjection { plan: self.plan.clone(), slices: Slices::default() }))
     }
 }
 
 struct LocalProjection {
     plan: Arc<Plan>,
+    slices: Slices,
 }
 
 impl LocalOperator for LocalProjection {
-    fn execute(&mut self, input: Option<Batch>, _task: &TaskContext) -> Result<OperatorResult> {
-        let Some(batch) = input else { return Ok(OperatorResult::NeedInput) };
-        let sequence = batch.sequence();
-        let output = match &self.plan.columns {
-            Some(columns) => {
-                let (data, selection) = batch.into_parts();
-                let picked = columns.iter().map(|&column| data.column(column).clone()).collect();
-                let data = self.plan.assemble(picked, data.num_rows())?;
-                match selection {
-                    Some(selection) => Batch::with_selection(data, selection),
-                    None => Batch::new(data),
+    fn execute(&mut self, input: Option<Batch>, task: &TaskContext) -> Result<OperatorResult> {
+        if let Some(batch) = input {
+            if let Some(columns) = &self.plan.columns {
+                return Ok(OperatorResult::Batch(self.plan.pick(batch, columns)?));
+            }
+            let sequence = batch.sequence();
+            self.slices.begin(Batch::new(compact(batch)?).at(sequence), &self.plan.inputs);
+        }
+        while let Some(batch) = self.slices.next() {
+            match self.plan.compute(&batch) {
+                Ok(output) => return Ok(self.slices.answer(output)),
+                Err(error) if self.plan.may_halve(&batch) && is_overflow(&error) => {
+                    self.slices.halve(&batch);
                 }
+                Err(error) => return Err(error),
             }
-            None => {
-                let data = compact(batch)?;
-                let rows = data.num_rows();
-                let computed = self
-                    .plan
-                    .expressions
-                    .iter()
-                    .map(|expression| expression.evaluate(&data)?.into_array_of_size(rows))
-                    .collect::<Result<Vec<ArrayRef>, _>>()
-                    .or_fail()?;
-                Batch::new(self.plan.assemble(computed, rows)?)
+            if let Some(gate) = self.slices.pause(task)? {
+                return Ok(OperatorResult::Blocked(gate.into()));
             }
-        };
-        Ok(OperatorResult::Batch(output.at(sequence)))
+        }
+        Ok(OperatorResult::NeedInput)
     }
 }
 
 impl Plan {
+    /// The input's columns, as they are.
+    fn pick(&self, batch: Batch, columns: &[usize]) -> Result<Batch> {
+        let sequence = batch.sequence();
+        let (data, selection) = batch.into_parts();
+        let picked = columns.iter().map(|&column| data.column(column).clone()).collect();
+        let data = self.assemble(picked, data.num_rows())?;
+        let output = match selection {
+            Some(selection) => Batch::with_selection(data, selection),
+            None => Batch::new(data),
+        };
+        Ok(output.at(sequence))
+    }
+
+    /// The expressions' values for all rows of `batch`, which has no selection.
+    fn compute(&self, batch: &Batch) -> Result<Batch> {
+        let (data, rows) = (batch.data(), batch.physical_rows());
+        let evaluate = |expression: &Arc<dyn PhysicalExpr>| {
+            expression.evaluate(data)?.into_array_of_size(rows)
+        };
+        let computed = self.expressions.iter().map(evaluate);
+        let computed = computed.collect::<Result<Vec<ArrayRef>, _>>().or_fail()?;
+        Ok(Batch::new(self.assemble(computed, rows)?).at(batch.sequence()))
+    }
+
+    /// Whether the halves of `batch` may be evaluated after all of it was.
+    fn may_halve(&self, batch: &Batch) -> bool {
+        batch.physical_rows() > 1 && !self.volatile
+    }
+
     fn assemble(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         RecordBatch::try_new_with_options(self.schema.clone(), columns, &options).or_fail()

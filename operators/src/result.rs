@@ -17,17 +17,18 @@ use crate::{compact, held::Holding, keys::partition_rows};
 #[cfg(test)]
 mod tests;
 
-/// Hands rows to partitions: all to the first, or by the hash of keys.
+/// Hands rows to partitions: by the hash of keys, to whichever has least to read, or by task.
 #[derive(Debug)]
 pub struct ResultOutput {
     slots: Slots<ResultSink<Held>>,
     keys: Arc<[Arc<dyn PhysicalExpr>]>,
+    by_task: bool,
     budget: Budget,
 }
 
 impl ResultOutput {
     /// A result that `instances` tasks write, with one reader per partition. With several partitions
-    /// `keys` decide; without keys a task's rows go to the partition of its number.
+    /// `keys` decide; without keys a batch goes to the partition that has least to read.
     pub fn new(
         instances: usize,
         partitions: usize,
@@ -35,7 +36,14 @@ impl ResultOutput {
         budget: Budget,
     ) -> (Self, Vec<ResultReader<Held>>) {
         let (sinks, readers) = result::new("result", instances, partitions, budget.clone());
-        (Self { slots: Slots::new(sinks), keys: keys.into(), budget }, readers)
+        let slots = Slots::new(sinks);
+        (Self { slots, keys: keys.into(), by_task: false, budget }, readers)
+    }
+
+    /// Without keys, the rows of each task go to the partition of its number.
+    #[must_use]
+    pub fn by_task(self) -> Self {
+        Self { by_task: true, ..self }
     }
 }
 
@@ -48,7 +56,7 @@ impl Sink for ResultOutput {
         let sink = self.slots.take(&setup)?;
         Ok(Box::new(LocalResult {
             closed: sink.closed().clone(),
-            partition: setup.instance() % sink.partitions(),
+            partition: self.by_task.then(|| setup.instance() % sink.partitions()),
             sink: Some(sink),
             keys: self.keys.clone(),
             holding: Holding::new(self.budget.clone(), setup),
@@ -59,10 +67,11 @@ impl Sink for ResultOutput {
 struct LocalResult {
     sink: Option<ResultSink<Held>>,
     closed: Gate,
-    /// Where rows go if there are no keys.
-    partition: usize,
+    /// Where rows go if there are no keys; `None`: to any partition.
+    partition: Option<usize>,
     keys: Arc<[Arc<dyn PhysicalExpr>]>,
-    holding: Holding<usize>,
+    /// With the partition that a batch goes to; `None`: to any.
+    holding: Holding<Option<usize>>,
 }
 
 impl LocalSink for LocalResult {
@@ -75,14 +84,16 @@ impl LocalSink for LocalResult {
                 let parts = if sink.partitions() == 1 || self.keys.is_empty() {
                     vec![(self.partition, data)]
                 } else {
-                    partition_rows(&data, &self.keys, sink.partitions())?
+                    let parts = partition_rows(&data, &self.keys, sink.partitions())?;
+                    parts.into_iter().map(|(partition, rows)| (Some(partition), rows)).collect()
                 };
                 self.holding.hold(parts, sequence)?
             }
             None => self.holding.settle()?,
         };
         Ok(settled.answer(|next| match next {
-            Some((partition, held)) => sink.push(partition, held),
+            Some((Some(partition), held)) => sink.push(partition, held),
+            Some((None, held)) => sink.push_any(held),
             None => sink.room(),
         }))
     }

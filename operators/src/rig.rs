@@ -99,7 +99,7 @@ pub(crate) fn result_of(
     operators: Vec<Arc<dyn Operator>>,
 ) -> Readers {
     let (output, readers) = ResultOutput::new(instances, readers, vec![], Budget::new(100));
-    graph.add("result", instances, source, operators, Arc::new(output)).unwrap();
+    graph.add("result", instances, source, operators, Arc::new(output.by_task())).unwrap();
     readers
 }
 

@@ -2,6 +2,7 @@
 //! which the waker of any of them opens.
 
 use std::{
+    cell::Cell,
     fmt,
     pin::Pin,
     sync::Arc,
@@ -82,7 +83,8 @@ impl LocalSource for LocalStreamScan {
             };
             let waker = arrival.waker();
             let Some(stream) = arrival.thing() else { continue };
-            match stream.as_mut().poll_next(&mut Context::from_waker(&waker)) {
+            let polled = polling(|| stream.as_mut().poll_next(&mut Context::from_waker(&waker)));
+            match polled {
                 Poll::Pending => arrival.pending(),
                 Poll::Ready(None) => {
                     // In its place; the last ones end with their places. Not under the lock: one that ends may be long in
@@ -102,6 +104,28 @@ impl LocalSource for LocalStreamScan {
         }
         Ok(SourceResult::Blocked(self.open.gate().into()))
     }
+}
+
+thread_local! {
+    /// A task on this thread polls a future or a stream, and comes back when that wakes it.
+    static POLLING: Cell<bool> = const { Cell::new(false) };
+}
+
+fn polling<T>(poll: impl FnOnce() -> T) -> T {
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            POLLING.set(self.0);
+        }
+    }
+    let _before = Before(POLLING.replace(true));
+    poll()
+}
+
+/// Whether a task on this thread is polling a future or a stream. What is pending on a worker otherwise is
+/// waited for by a function that blocks the worker.
+pub fn is_polling() -> bool {
+    POLLING.get()
 }
 
 /// A gate that stands for a pending future or stream: the seam from the async world to tasks.
@@ -137,7 +161,7 @@ impl PollGate {
     /// Polls; after `Pending` the gate opens when polling again makes sense.
     pub fn poll<T>(&self, poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         self.gate.block();
-        poll(&mut Context::from_waker(&self.waker))
+        polling(|| poll(&mut Context::from_waker(&self.waker)))
     }
 
     /// The gate to wait for after `Pending`.

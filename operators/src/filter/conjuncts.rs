@@ -31,6 +31,8 @@ use crate::{OrFail, over_columns, selection::narrow, worth::Worth};
 #[derive(Debug)]
 pub(super) struct Conjuncts {
     parts: Vec<Conjunct>,
+    /// The columns that any of them reads.
+    columns: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -48,8 +50,13 @@ impl Conjuncts {
     pub(super) fn new(predicate: &Arc<dyn PhysicalExpr>) -> DataFusionResult<Self> {
         let parts =
             if is_volatile(predicate) { vec![predicate] } else { split_conjunction(predicate) };
-        let parts = parts.into_iter().map(Conjunct::new).collect::<DataFusionResult<_>>()?;
-        Ok(Self { parts })
+        let parts: Vec<Conjunct> =
+            parts.into_iter().map(Conjunct::new).collect::<DataFusionResult<_>>()?;
+        let mut columns: Vec<usize> =
+            parts.iter().flat_map(|part| part.columns.iter().copied()).collect();
+        columns.sort_unstable();
+        columns.dedup();
+        Ok(Self { parts, columns })
     }
 }
 
@@ -107,6 +114,11 @@ impl LocalConjuncts {
     pub(super) fn new(shared: Arc<Conjuncts>) -> Self {
         let order = (0..shared.parts.len()).map(|place| (place, Worth::default())).collect();
         Self { shared, order, costs: Vec::new() }
+    }
+
+    /// The columns that the conjuncts read.
+    pub(super) fn columns(&self) -> &[usize] {
+        &self.shared.columns
     }
 
     /// The rows of `batch` for which all conjuncts are true; `None` for all rows.

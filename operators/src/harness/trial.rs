@@ -158,6 +158,7 @@ impl Trial {
             spill: None,
             group: None,
             admitted: false,
+            around: None,
             name: mode.to_string().into(),
             memory: pool.clone(),
             chaos: Some(chaos.clone()),

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     compact,
+    slices::for_each_slice,
     spilling::{Debt, nothing_left},
 };
 
@@ -234,9 +235,11 @@ struct UngroupedBuild {
 }
 
 impl LocalSink for UngroupedBuild {
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, task: &TaskContext) -> Result<SinkResult> {
         if let (Some(batch), Some(accumulators)) = (batch, &mut self.accumulators) {
-            accumulators.update(&self.shared, &compact(batch)?)?;
+            for_each_slice(&compact(batch)?, &self.shared.inputs, task, |slice| {
+                accumulators.update(&self.shared, slice)
+            })?;
             self.memory.set(accumulators.bytes())?;
         }
         Ok(match self.memory.settle()? {

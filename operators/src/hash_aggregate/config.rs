@@ -13,6 +13,7 @@ use gatework_runtime::Result;
 use crate::{
     OrFail,
     keys::{KeyEncoder, NullKeys},
+    slices::computed_from,
 };
 
 /// One aggregate function with its arguments.
@@ -85,6 +86,8 @@ pub(super) struct Shared {
     /// Hash partitions.
     pub(super) units: usize,
     pub(super) sinks: usize,
+    /// Columns that keys, arguments or filters are computed from.
+    pub(super) inputs: Vec<usize>,
     /// Whether any row came in: without any, empty grouping sets still have a row.
     pub(super) saw_rows: AtomicBool,
 }
@@ -104,6 +107,12 @@ impl AggregateConfig {
             && !self.calls.iter().any(ordered)
     }
 
+    /// All that is evaluated over the input.
+    fn expressions(&self) -> impl Iterator<Item = &Arc<dyn PhysicalExpr>> {
+        let of_calls = self.calls.iter().flat_map(|call| call.arguments.iter().chain(&call.filter));
+        self.group_by.keys.iter().chain(of_calls)
+    }
+
     pub(super) fn prepare(mut self, sinks: usize) -> Result<Shared> {
         if self.input == InputRows::States {
             // They were applied when the states were made, over columns that are gone.
@@ -118,7 +127,9 @@ impl AggregateConfig {
             _ if key_count == 0 => 1,
             _ => (UNITS_PER_SINK * sinks).next_power_of_two(),
         };
-        Ok(Shared { config: self, encoder, units, sinks, saw_rows: AtomicBool::new(false) })
+        let inputs = computed_from(self.expressions());
+        let saw_rows = AtomicBool::new(false);
+        Ok(Shared { config: self, encoder, units, sinks, inputs, saw_rows })
     }
 }
 

@@ -19,11 +19,14 @@ use gatework_runtime::{
 
 use super::{
     config::{AggregateCall, InputRows, OutputRows, Shared},
+    emitted::Emitted,
     recent::Recent,
 };
 use crate::{
     OrFail,
+    batch_bytes::{MAX_BATCH_BYTES, rows_within},
     keys::{GroupTable, Keys},
+    slices::for_each_slice,
     spilling::{own_buffers, resize},
 };
 
@@ -146,13 +149,25 @@ impl Groups {
     /// Aggregates the rows of `batch`, of which there is at least one.
     pub(super) fn update(&mut self, batch: &RecordBatch, task: &TaskContext) -> Result<()> {
         let shared = self.shared.clone();
-        let arguments = arguments(&shared.config.calls, batch).or_fail()?;
-        for keys in shared.config.group_by.evaluate(batch).or_fail()? {
-            self.table.reserve(batch.num_rows(), || task.check())?;
+        for_each_slice(batch, &shared.inputs, task, |slice| {
+            self.update_slice(&shared, slice, task)
+        })?;
+        self.account()
+    }
+
+    fn update_slice(
+        &mut self,
+        shared: &Shared,
+        rows: &RecordBatch,
+        task: &TaskContext,
+    ) -> Result<()> {
+        let arguments = arguments(&shared.config.calls, rows).or_fail()?;
+        for keys in shared.config.group_by.evaluate(rows).or_fail()? {
+            self.table.reserve(rows.num_rows(), || task.check())?;
             self.assign(&keys).or_fail()?;
             self.update_groups(&arguments).or_fail()?;
         }
-        self.account()
+        Ok(())
     }
 
     /// Gives the groups of the rows at hand what the functions are called with.
@@ -400,37 +415,7 @@ impl Groups {
             other => other?,
         }
         let shared = self.shared.clone();
-        Ok(Some(Emitted { shared, keys, values, given: 0, _memory: memory }))
-    }
-}
-
-/// The groups of a table on their way out.
-pub(super) struct Emitted {
-    shared: Arc<Shared>,
-    keys: Keys,
-    values: Vec<ArrayRef>,
-    /// How many have been given.
-    given: usize,
-    _memory: Reservation,
-}
-
-impl Emitted {
-    /// The next of them as output rows: a batch at a time, since to decode the keys of millions takes seconds.
-    pub(super) fn next(&mut self) -> Result<Option<RecordBatch>> {
-        let rows = self.shared.config.batch_rows.min(self.left());
-        if rows == 0 {
-            return Ok(None);
-        }
-        let range = self.given..self.given + rows;
-        let mut columns = self.shared.encoder.decode_range(&self.keys, range).or_fail()?;
-        columns.extend(self.values.iter().map(|values| values.slice(self.given, rows)));
-        self.given += rows;
-        super::output::assemble(&self.shared.config.schema, columns, rows).map(Some)
-    }
-
-    /// How many there are to come.
-    pub(super) fn left(&self) -> usize {
-        self.keys.len() - self.given
+        Ok(Some(Emitted::new(shared, keys, values, memory)))
     }
 }
 
@@ -508,9 +493,37 @@ fn spilled_batch(mut columns: Vec<ArrayRef>, states: Vec<Vec<ArrayRef>>) -> Resu
 }
 
 impl States {
-    /// As a batch to be spilled.
-    pub(super) fn into_batch(self, shared: &Shared) -> Result<RecordBatch> {
-        spilled_batch(shared.encoder.decode(&self.keys).or_fail()?, self.states)
+    /// The groups of each batch in which they are spilled.
+    pub(super) fn cuts(&self) -> Vec<Range<usize>> {
+        let (mut cuts, mut first) = (Vec::new(), 0);
+        let whole = self.keys.text_bytes() <= MAX_BATCH_BYTES;
+        while first < self.len() {
+            let left = self.len() - first;
+            let rows = match whole {
+                true => left,
+                false => rows_within(MAX_BATCH_BYTES, left, |row| self.keys.length(first + row)),
+            };
+            cuts.push(first..first + rows);
+            first += rows;
+        }
+        cuts
+    }
+
+    /// Some of the groups as a batch to be spilled.
+    fn batch(&self, range: Range<usize>, shared: &Shared) -> Result<RecordBatch> {
+        let keys = shared.encoder.decode_range(&self.keys, range.clone()).or_fail()?;
+        let slice = |column: &ArrayRef| column.slice(range.start, range.len());
+        let states = self.states.iter().map(|of| of.iter().map(slice).collect());
+        spilled_batch(keys, states.collect())
+    }
+
+    /// As batches to be spilled.
+    pub(super) fn into_batches(
+        self,
+        cuts: Vec<Range<usize>>,
+        shared: Arc<Shared>,
+    ) -> impl Iterator<Item = Result<RecordBatch>> {
+        cuts.into_iter().map(move |range| self.batch(range, &shared))
     }
 
     /// Its reservation, which is no longer its own.

@@ -13,6 +13,7 @@
 
 mod build;
 mod config;
+mod emitted;
 mod groups;
 mod output;
 mod overflow;

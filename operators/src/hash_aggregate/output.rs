@@ -18,7 +18,8 @@ use gatework_shared_state::{Claim, Gate, aggregate::AggregateSource};
 
 use super::{
     config::Shared,
-    groups::{Emitted, Groups, Part, States},
+    emitted::Emitted,
+    groups::{Groups, Part, States},
     overflow::Overflow,
     ungrouped::Accumulators,
 };

@@ -17,7 +17,10 @@ use super::{
     config::Shared,
     groups::{Groups, Part, States, Uncut},
 };
-use crate::spilling::{Writing, Written, nothing_left};
+use crate::{
+    batch_bytes::MAX_BATCH_BYTES,
+    spilling::{Writing, Written, nothing_left},
+};
 
 /// Parts of groups, by unit, that go to files when memory is short.
 pub(super) struct Overflow {
@@ -76,26 +79,29 @@ impl Overflow {
         let counts = uncut.as_ref().map_or(Vec::new(), |(uncut, _)| uncut.counts());
         let (mut rows, mut ranges) = (counts.iter().sum::<usize>(), Vec::new());
         let bytes = uncut.as_ref().map_or(0, |(_, memory)| memory.bytes());
-        let most =
-            MOST_BYTES.saturating_mul(rows).checked_div(bytes).unwrap_or(rows).max(LEAST_ROWS);
-        let (mut batches, mut held) = (Vec::new(), Vec::new());
+        let rows_of = |most: usize| most.saturating_mul(rows).checked_div(bytes).unwrap_or(rows);
+        let most = rows_of(MOST_BYTES).max(LEAST_ROWS.min(rows_of(MAX_BATCH_BYTES))).max(1);
+        let (mut batches, mut held, mut count) = (Vec::new(), Vec::new(), 0);
         let parts = std::mem::replace(&mut self.parts, no_parts(&self.shared));
         for (unit, parts) in parts.into_iter().enumerate() {
-            let first = batches.len();
+            let first = count;
             for part in parts {
                 match part {
                     Part::States(mut states) => {
                         rows += states.len();
                         held.extend(states.take_reservation());
-                        batches.push(ToWrite::Part(states));
+                        let cuts = states.cuts();
+                        count += cuts.len();
+                        batches.push(ToWrite::Part(states, cuts));
                     }
                     other => self.parts[unit].push(other),
                 }
             }
             let groups = counts.get(unit).copied().unwrap_or(0);
             let starts = (0..groups).step_by(most);
+            count += starts.len();
             batches.extend(starts.map(|start| ToWrite::Cut(unit, start..groups.min(start + most))));
-            ranges.push(first..batches.len());
+            ranges.push(first..count);
         }
         if batches.is_empty() {
             return Err(error);
@@ -134,9 +140,10 @@ impl Overflow {
 const MOST_BYTES: usize = if cfg!(test) { 512 } else { 2 << 20 };
 const LEAST_ROWS: usize = if cfg!(test) { 3 } else { 1024 };
 
-/// What becomes a batch in a file.
+/// What becomes batches in a file.
 enum ToWrite {
-    Part(States),
+    /// One for each range of the groups.
+    Part(States, Vec<Range<usize>>),
     /// Some of the groups of a unit that have not been cut.
     Cut(usize, Range<usize>),
 }
@@ -144,15 +151,17 @@ enum ToWrite {
 /// The batches, made where they are written: to cut millions of groups takes longer than a task may go on for.
 fn to_write(shared: Arc<Shared>, batches: Vec<ToWrite>, uncut: Option<Uncut>) -> ToSpill {
     let mut units = Vec::new();
-    Box::new(batches.into_iter().map(move |batch| match (batch, &uncut) {
-        (ToWrite::Part(states), _) => states.into_batch(&shared),
-        (ToWrite::Cut(unit, range), Some(uncut)) => {
-            if units.is_empty() {
-                units = uncut.indices();
+    Box::new(batches.into_iter().flat_map(move |batch| -> ToSpill {
+        match (batch, &uncut) {
+            (ToWrite::Part(states, cuts), _) => Box::new(states.into_batches(cuts, shared.clone())),
+            (ToWrite::Cut(unit, range), Some(uncut)) => {
+                if units.is_empty() {
+                    units = uncut.indices();
+                }
+                Box::new(std::iter::once(uncut.cut_batch(&units[unit][range])))
             }
-            uncut.cut_batch(&units[unit][range])
+            (ToWrite::Cut(..), None) => Box::new(std::iter::once(Err(nothing_left()))),
         }
-        (ToWrite::Cut(..), None) => Err(nothing_left()),
     }))
 }
 

@@ -14,7 +14,8 @@ use gatework_runtime::{
 
 use super::{
     config::{AggregateConfig, Shared},
-    groups::{Emitted, Groups},
+    emitted::Emitted,
+    groups::Groups,
 };
 use crate::compact;
 

@@ -252,7 +252,7 @@ fn bounds_of(keys: &[ArrayRef]) -> Option<Vec<(ScalarValue, ScalarValue)>> {
         if !ordered {
             return None;
         }
-        if key.null_count() == key.len() {
+        if key.logical_null_count() == key.len() {
             return Some((ScalarValue::Null, ScalarValue::Null));
         }
         Some((min_batch(key).ok()?, max_batch(key).ok()?))

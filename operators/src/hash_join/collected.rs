@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use arrow::{
     array::{ArrayRef, BooleanArray, RecordBatch},
     buffer::NullBuffer,
-    compute::nullif,
+    compute::{cast, nullif},
+    datatypes::DataType,
+    error::ArrowError,
 };
 use gatework_runtime::{
     Result,
@@ -149,7 +151,7 @@ impl Collected {
         if let (Some(valid), Some(key)) = (valid, keys.first_mut()) {
             // One key that is NULL is enough to match nothing.
             let null = BooleanArray::new(!valid.inner(), None);
-            *key = nullif(key, &null).or_fail()?;
+            *key = nulled(key, &null).or_fail()?;
         }
         let held = self.reservation.split_some(Batch::new(kept.clone()).bytes());
         let columns = kept.columns().iter().cloned().chain(keys).collect();
@@ -163,6 +165,13 @@ impl Collected {
         let kept = rows.project(&places).or_fail()?;
         self.push(shared, kept, &rows.columns()[shared.kept.len()..])
     }
+}
+
+/// `key`, with NULLs where `null` says so.
+fn nulled(key: &ArrayRef, null: &BooleanArray) -> Result<ArrayRef, ArrowError> {
+    let DataType::RunEndEncoded(_, values) = key.data_type() else { return nullif(key, null) };
+    // Runs have their NULLs among the values.
+    cast(&nullif(&cast(key, values.data_type())?, null)?, key.data_type())
 }
 
 impl Shared {

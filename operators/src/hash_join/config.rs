@@ -8,6 +8,7 @@ use std::sync::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion_common::{JoinSide, JoinType, NullEquality};
 use datafusion_physical_expr::PhysicalExpr;
+use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{Result, pipeline::Setup};
 
 use crate::{
@@ -63,6 +64,8 @@ pub(super) struct Shared {
     /// Columns of the left side that the table keeps: those of the output and of the filter.
     pub(super) kept: Vec<usize>,
     pub(super) output: Vec<OutputColumn>,
+    /// Columns of the output that are gathered: of the table, and of the probe side.
+    pub(super) gathered: [Vec<usize>; 2],
     /// The filter, with left columns by their place in the table.
     pub(super) filter: Option<JoinFilter>,
     /// Whether build tasks note the bounds of their keys.
@@ -70,6 +73,9 @@ pub(super) struct Shared {
     pub(super) probe_tasks: usize,
     /// Rows that are cut into units: the columns that the table keeps, then the keys.
     pub(super) divided_schema: SchemaRef,
+    /// If a key of the probe side is volatile: probe rows that go to files, with their keys behind
+    /// them.
+    pub(super) keyed_schema: Option<SchemaRef>,
     /// The units whose rows do not fit into memory.
     away: AtomicU32,
     /// For `NOT IN`: what the probe side has had.
@@ -94,6 +100,19 @@ pub(crate) fn output_columns(join_type: JoinType, left: usize, right: usize) -> 
 }
 
 impl HashJoinConfig {
+    /// The probe side's columns and its keys, if one of them is volatile.
+    fn keyed_schema(&self) -> datafusion_common::Result<Option<SchemaRef>> {
+        if !self.on.iter().any(|(_, right)| is_volatile(right)) {
+            return Ok(None);
+        }
+        let key = |(_, right): &(_, Arc<dyn PhysicalExpr>)| {
+            Ok(Field::new("key", right.data_type(&self.right_schema)?, true))
+        };
+        let keys = self.on.iter().map(key).collect::<datafusion_common::Result<Vec<_>>>()?;
+        let columns = self.right_schema.fields().iter().map(|field| field.as_ref().clone());
+        Ok(Some(Arc::new(Schema::new(columns.chain(keys).collect::<Vec<_>>()))))
+    }
+
     pub(super) fn prepare(self, note_bounds: bool, probe_tasks: usize) -> Result<Shared> {
         let null_keys = match self.null_equality {
             NullEquality::NullEqualsNull => NullKeys::AreValues,
@@ -139,7 +158,10 @@ impl HashJoinConfig {
         let key_fields = types.iter().map(|(kind, _)| Field::new("key", kind.clone(), true));
         let divided_schema =
             Arc::new(Schema::new(kept_fields.chain(key_fields).collect::<Vec<_>>()));
+        let keyed_schema = self.keyed_schema().or_fail()?;
         Ok(Shared {
+            gathered: gathered(&output),
+            keyed_schema,
             config: self,
             encoder,
             null_keys,
@@ -154,6 +176,19 @@ impl HashJoinConfig {
             probe_saw_rows: AtomicBool::new(false),
         })
     }
+}
+
+/// The table's columns of `output`, and the probe side's.
+fn gathered(output: &[OutputColumn]) -> [Vec<usize>; 2] {
+    let left = output.iter().filter_map(|column| match column {
+        OutputColumn::Left(column) => Some(*column),
+        _ => None,
+    });
+    let right = output.iter().filter_map(|column| match column {
+        OutputColumn::Right(column) => Some(*column),
+        _ => None,
+    });
+    [left.collect(), right.collect()]
 }
 
 impl Shared {

@@ -18,6 +18,7 @@ mod collected;
 mod config;
 mod dense;
 mod divide;
+mod drain;
 mod index;
 mod lookup;
 mod output;

@@ -4,18 +4,17 @@ use std::sync::Arc;
 
 use arrow::{
     array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array},
-    compute::take,
     datatypes::SchemaRef,
 };
 use gatework_runtime::Result;
 
 use super::config::OutputColumn;
-use crate::OrFail;
+use crate::{OrFail, chunked::Gather};
 
 /// One side's rows of an output batch.
 pub(crate) enum Rows<'a> {
     /// The rows with these numbers.
-    At(&'a RecordBatch, &'a UInt32Array),
+    At(&'a dyn Gather, &'a UInt32Array),
     /// All rows, as they are.
     All(&'a RecordBatch),
     /// NULL in every column.
@@ -31,7 +30,7 @@ impl Rows<'_> {
         rows: usize,
     ) -> Result<ArrayRef> {
         match self {
-            Self::At(data, numbers) => take(data.column(column), *numbers, None).or_fail(),
+            Self::At(data, numbers) => data.gather(column, numbers),
             Self::All(data) => Ok(data.column(column).clone()),
             Self::Null => Ok(new_null_array(schema.field(place).data_type(), rows)),
         }

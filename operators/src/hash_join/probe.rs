@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use super::{
     config::Shared,
     divide::{Offered, Prepared, Preparing},
+    drain::Drained,
     probing::{NextPairs, Probing},
     table::{Joined, Table},
     unit::{Next, UnitJoin},
@@ -67,6 +68,7 @@ impl Operator for HashJoinProbe {
             probing: None,
             away: None,
             drain_units: None,
+            draining: None,
             unit: None,
         }))
     }
@@ -86,6 +88,8 @@ struct LocalProbe {
     away: Option<Units>,
     /// After the probe: how many units there are to drain.
     drain_units: Option<usize>,
+    /// The table's one that is being drained.
+    draining: Option<(Arc<Table>, Drained)>,
     /// The one in files that is being joined.
     unit: Option<UnitJoin>,
 }
@@ -124,7 +128,7 @@ impl LocalProbe {
         let mut columns = self.shared.right_keys(&data)?;
         if self.shared.config.null_aware {
             self.shared.probe_saw_rows.store(true, Ordering::Relaxed);
-            if columns.iter().any(|column| column.null_count() > 0) {
+            if columns.iter().any(|column| column.logical_null_count() > 0) {
                 self.shared.probe_saw_null.store(true, Ordering::Relaxed);
             }
         }
@@ -164,7 +168,8 @@ impl LocalProbe {
         let goes = BooleanArray::new(goes, None);
         let mut bits = goes.values().iter();
         hashes.retain(|_| bits.next() == Some(true));
-        away.add(filter_record_batch(data, &goes).or_fail()?, &hashes, None)?;
+        let goes = filter_record_batch(&self.shared.keyed(data, keys)?, &goes).or_fail()?;
+        away.add(goes, &hashes, None)?;
         Ok(Some(stays))
     }
 
@@ -204,16 +209,26 @@ impl LocalProbe {
         Ok(None)
     }
 
-    /// The next unit to drain; what is to be emitted of it, if that is told at once.
-    fn drain(&mut self, joined: &Joined, unit: usize) -> Result<Option<RecordBatch>> {
+    /// Begins with the next unit to drain.
+    fn drain(&mut self, joined: &Joined, unit: usize) -> Result<()> {
         if let Some(table) = joined.drained_table(unit)? {
-            return self.shared.drain_unit(&table, unit);
-        }
-        if let Some((build, probe)) = joined.take_unit(unit) {
+            let drained = self.shared.drain_unit(&table, unit);
+            self.draining = Some((table, drained));
+        } else if let Some((build, probe)) = joined.take_unit(unit) {
             let (shared, setup) = (self.shared.clone(), self.setup.clone());
             self.unit = Some(UnitJoin::new(shared, setup, build, probe));
         }
-        Ok(None)
+        Ok(())
+    }
+
+    /// The next rows of the unit of the table that is being drained.
+    fn drained(&mut self) -> Result<Option<Batch>> {
+        let Some((table, drained)) = &mut self.draining else { return Ok(None) };
+        let batch = self.shared.next_drained(table, drained)?;
+        if batch.is_none() {
+            self.draining = None;
+        }
+        Ok(batch.map(Batch::new))
     }
 }
 
@@ -283,6 +298,9 @@ impl LocalOperator for LocalProbe {
             return Ok(OperatorResult::Finished);
         }
         loop {
+            if let Some(batch) = self.drained()? {
+                return Ok(OperatorResult::HaveMore(batch));
+            }
             if let Some(unit) = &mut self.unit {
                 match unit.next(task)? {
                     Next::Batch(batch) => return Ok(OperatorResult::HaveMore(batch)),
@@ -291,11 +309,7 @@ impl LocalOperator for LocalProbe {
                 }
             }
             match self.source.drain() {
-                Drain::Unit(joined, unit) => {
-                    if let Some(batch) = self.drain(&joined, unit)? {
-                        return Ok(OperatorResult::HaveMore(Batch::new(batch)));
-                    }
-                }
+                Drain::Unit(joined, unit) => self.drain(&joined, unit)?,
                 Drain::Blocked(gate) => return Ok(OperatorResult::Blocked(gate.into())),
                 Drain::Finished => return Ok(OperatorResult::Finished),
                 Drain::Aborted => return Err(Error::ProducerAborted),

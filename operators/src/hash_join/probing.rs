@@ -1,6 +1,6 @@
 //! A batch of the right side on its way through a table.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use arrow::{
     array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array},
@@ -20,9 +20,15 @@ use super::{
     config::Shared,
     lookup::{Cursor, Pairs, ProbeKeys, Wanted},
     output::{Rows, assemble},
-    table::{DRAIN_ROWS, Table},
+    table::Table,
 };
-use crate::{OrFail, keys::NullKeys};
+use crate::{
+    OrFail,
+    batch_bytes::MAX_BATCH_BYTES,
+    chunked::{Side, longest_row, pairs_within},
+    error::is_overflow,
+    keys::NullKeys,
+};
 
 /// A batch of the right side that is being looked up.
 pub(super) struct Probing {
@@ -32,6 +38,10 @@ pub(super) struct Probing {
     cursor: Cursor,
     /// All pairs of the batch have been seen.
     done: bool,
+    /// Pairs that have not been given.
+    pairs: Option<Matches>,
+    /// Bytes of the longest row of those columns that are output, once it is known.
+    longest: Option<usize>,
     /// Rows that found a match, where that is asked for.
     pub(super) matched: Option<Vec<bool>>,
 }
@@ -60,7 +70,23 @@ pub(super) enum NextPairs {
 impl Shared {
     /// The keys of `rows` of the right side.
     pub(super) fn right_keys(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {
+        let columns = self.config.right_schema.fields().len();
+        if self.keyed_schema.is_some() && rows.num_columns() > columns {
+            return Ok(rows.columns()[columns..].to_vec());
+        }
         evaluate(self.config.on.iter().map(|(_, right)| right), rows)
+    }
+
+    /// `rows` of the right side as they go to a file: with their `keys`, if these are volatile.
+    pub(super) fn keyed(&self, rows: &RecordBatch, keys: &[ArrayRef]) -> Result<RecordBatch> {
+        let Some(schema) = self.keyed_schema.as_ref().filter(|schema| {
+            // Those that come from a file have them.
+            schema.fields().len() > rows.num_columns()
+        }) else {
+            return Ok(rows.clone());
+        };
+        let columns = rows.columns().iter().chain(keys).cloned().collect();
+        RecordBatch::try_new(schema.clone(), columns).or_fail()
     }
 
     /// Begins to look `data` up, whose keys are `columns`.
@@ -74,7 +100,9 @@ impl Shared {
         let skip_nulls = self.null_keys == NullKeys::AreSkipped;
         let keys = ProbeKeys::new(&self.encoder, columns, skip_nulls, table.index()).or_fail()?;
         let matched = self.marks_right().then(|| vec![false; data.num_rows()]);
-        Ok(Probing { data, sequence, keys, cursor: Cursor::default(), done: false, matched })
+        let (cursor, done) = (Cursor::default(), false);
+        let (pairs, longest) = (None, None);
+        Ok(Probing { data, sequence, keys, cursor, done, pairs, longest, matched })
     }
 
     /// The next pairs of a batch that are output.
@@ -85,7 +113,13 @@ impl Shared {
         task: &TaskContext,
     ) -> Result<NextPairs> {
         let mut first = true;
-        while !probing.done {
+        loop {
+            if let Some(batch) = self.next_batch(table, probing)? {
+                return Ok(NextPairs::Batch(batch));
+            }
+            if probing.done {
+                return Ok(NextPairs::End);
+            }
             task.check()?;
             if !std::mem::take(&mut first)
                 && let Some(gate) = task.breath()
@@ -103,7 +137,7 @@ impl Shared {
             };
             let cursor = &mut probing.cursor;
             probing.done = probing.keys.find(table.index(), cursor, wanted, limit, &mut pairs);
-            let pairs = self.keep_matches(table, &probing.data, pairs)?;
+            let pairs = self.keep_matches(table, &probing.data, pairs, task)?;
             if self.marks_left() {
                 pairs.left.values().iter().for_each(|row| table.mark(*row));
             }
@@ -111,11 +145,38 @@ impl Shared {
                 pairs.right.values().iter().for_each(|row| matched[*row as usize] = true);
             }
             if self.emits_pairs() && !pairs.left.is_empty() {
-                let batch = self.pairs_batch(table, &probing.data, &pairs)?;
-                return Ok(NextPairs::Batch(Batch::new(batch).at(probing.sequence)));
+                probing.pairs = Some(pairs);
             }
         }
-        Ok(NextPairs::End)
+    }
+
+    /// A batch of the pairs that have not been given: as many as it may hold.
+    fn next_batch(&self, table: &Table, probing: &mut Probing) -> Result<Option<Batch>> {
+        let Some(pairs) = probing.pairs.take() else { return Ok(None) };
+        let count = pairs.left.len();
+        let mut rows = self.within(table, probing, &pairs)?;
+        loop {
+            match self.pairs_batch(table, &probing.data, &pairs.slice(0, rows)) {
+                Err(error) if rows > 1 && is_overflow(&error) => rows = rows.div_ceil(2),
+                batch => {
+                    probing.pairs = (rows < count).then(|| pairs.slice(rows, count - rows));
+                    return Ok(Some(Batch::new(batch?).at(probing.sequence)));
+                }
+            }
+        }
+    }
+
+    /// How many of `pairs` a batch may hold.
+    fn within(&self, table: &Table, probing: &mut Probing, pairs: &Matches) -> Result<usize> {
+        let (left, [left_columns, right_columns]) = (table.payload()?, &self.gathered);
+        let data = &probing.data;
+        let longest = *probing.longest.get_or_insert_with(|| longest_row(data, right_columns));
+        let longest = longest + longest_row(left, left_columns);
+        let sides: [Side<'_>; 2] = [
+            (left, left_columns, pairs.left.values()),
+            (data, right_columns, pairs.right.values()),
+        ];
+        Ok(pairs_within(MAX_BATCH_BYTES, longest, sides))
     }
 
     /// What a batch gives after all its pairs, by which of its rows found a match.
@@ -125,31 +186,6 @@ impl Shared {
             Some(matched) => self.rest_of_batch(&probing.data, matched, probing.sequence),
         }
     }
-
-    /// The left rows of drain unit `unit` that are output, or `None`.
-    pub(super) fn drain_unit(&self, table: &Table, unit: usize) -> Result<Option<RecordBatch>> {
-        let first = unit * DRAIN_ROWS;
-        let last = (first + DRAIN_ROWS).min(table.rows());
-        let null_aware = self.config.null_aware;
-        if null_aware && self.probe_saw_null.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        let no_null_keys = null_aware && self.probe_saw_rows.load(Ordering::Relaxed);
-        let wanted = |row: &usize| match self.config.join_type {
-            JoinType::LeftSemi => table.is_marked(*row),
-            JoinType::LeftMark => true,
-            _ => !(table.is_marked(*row) || no_null_keys && table.has_null_key(*row)),
-        };
-        let rows: Vec<usize> = (first..last).filter(wanted).collect();
-        if rows.is_empty() {
-            return Ok(None);
-        }
-        let mark = BooleanArray::from_iter(rows.iter().map(|row| Some(table.is_marked(*row))));
-        let numbers = UInt32Array::from_iter_values(rows.iter().map(|row| *row as u32));
-        let left = Rows::At(table.payload()?, &numbers);
-        let (schema, columns) = (&self.config.schema, &self.output);
-        Ok(Some(assemble(schema, columns, &left, &Rows::Null, Some(&mark), rows.len())?))
-    }
 }
 
 /// Pairs that passed the residual filter.
@@ -158,15 +194,27 @@ struct Matches {
     right: UInt32Array,
 }
 
+impl Matches {
+    fn slice(&self, first: usize, count: usize) -> Self {
+        Self { left: self.left.slice(first, count), right: self.right.slice(first, count) }
+    }
+}
+
 impl Shared {
-    fn keep_matches(&self, table: &Table, data: &RecordBatch, pairs: Pairs) -> Result<Matches> {
+    fn keep_matches(
+        &self,
+        table: &Table,
+        data: &RecordBatch,
+        pairs: Pairs,
+        task: &TaskContext,
+    ) -> Result<Matches> {
         let left = UInt32Array::from(pairs.left);
         let right = UInt32Array::from(pairs.right);
         let Some(residual) = &self.filter else { return Ok(Matches { left, right }) };
         if left.is_empty() {
             return Ok(Matches { left, right });
         }
-        let keep = residual.evaluate(table.payload()?, data, &left, &right)?;
+        let keep = residual.evaluate(table.payload()?, data, &left, &right, task)?;
         let keep = BooleanArray::new(keep, None);
         Ok(Matches {
             left: filter(&left, &keep).or_fail()?.as_primitive().clone(),

@@ -30,7 +30,8 @@ impl Shared {
         let config = &self.config;
         let nulls_match = self.null_keys == NullKeys::AreValues;
         let keeps_nulls = joined.has_null && (nulls_match || config.null_aware);
-        if keeps_nulls || self.preserves_right() {
+        // A volatile key has another value in the scan than in the join.
+        if keeps_nulls || self.preserves_right() || self.keyed_schema.is_some() {
             return Ok(None);
         }
         if joined.rows() == 0 && !config.null_aware {

@@ -11,22 +11,19 @@ use std::{
     },
 };
 
-use arrow::{
-    array::{ArrayRef, RecordBatch, RecordBatchOptions},
-    buffer::NullBuffer,
-    datatypes::SchemaRef,
-};
+use arrow::{array::ArrayRef, buffer::NullBuffer, datatypes::SchemaRef};
 use datafusion_common::ScalarValue;
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, Reservation, TaskContext},
+    pipeline::{Reservation, TaskContext},
 };
 use parking_lot::Mutex;
 
 use super::{collected::Collected, config::Shared, index::Index};
 use crate::{
     OrFail,
-    concat::concat_arrays_in_steps,
+    batch_bytes::MAX_ARRAY_BYTES,
+    chunked::{Column, Columns},
     spilling::{SpilledPart, UnitSet},
 };
 
@@ -40,8 +37,8 @@ pub(super) struct Table {
     /// Rows with a NULL key that matches nothing; `None` if there are none.
     invalid: Option<Box<[bool]>>,
     schema: SchemaRef,
-    columns: Box<[OnceLock<ArrayRef>]>,
-    payload: OnceLock<RecordBatch>,
+    columns: Box<[OnceLock<Column>]>,
+    payload: OnceLock<Columns>,
     /// By column, what the build tasks had of it, until it is copied together.
     pieces: Box<[Mutex<Vec<ArrayRef>>]>,
     matched: Box<[AtomicU64]>,
@@ -112,14 +109,14 @@ impl Table {
     fn copy_column(
         &self,
         place: usize,
-        column: &OnceLock<ArrayRef>,
+        column: &OnceLock<Column>,
         task: &TaskContext,
     ) -> Result<()> {
         let pieces = std::mem::take(&mut *self.pieces[place].lock());
         let whole = if pieces.is_empty() {
-            arrow::array::new_empty_array(self.schema.field(place).data_type())
+            Column::One(arrow::array::new_empty_array(self.schema.field(place).data_type()))
         } else {
-            concat_arrays_in_steps(&pieces, || task.check())?
+            Column::concat(&pieces, MAX_ARRAY_BYTES, || task.check())?
         };
         let _first = column.set(whole);
         Ok(())
@@ -128,10 +125,8 @@ impl Table {
     /// After the last unit: puts the columns together.
     pub(super) fn finish(&self) -> Result<()> {
         let columns = self.columns.iter().filter_map(OnceLock::get).cloned().collect();
-        let options = RecordBatchOptions::new().with_row_count(Some(self.rows()));
-        let payload = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
-        let payload = payload.or_fail()?;
-        let payload_bytes = Batch::new(payload.clone()).bytes();
+        let payload = Columns::new(columns);
+        let payload_bytes = payload.bytes();
         let _first = self.payload.set(payload);
         self.index.finish();
         let bytes = self.index.bytes() + 8 * self.matched.len() + payload_bytes;
@@ -143,7 +138,7 @@ impl Table {
     }
 
     /// The kept columns of all rows.
-    pub(super) fn payload(&self) -> Result<&RecordBatch> {
+    pub(super) fn payload(&self) -> Result<&Columns> {
         self.payload.get().ok_or_else(|| Error::Setup("the join's table is not finished".into()))
     }
 

@@ -17,6 +17,7 @@ use gatework_shared_state::Gate;
 use super::{
     collected::Collected,
     config::Shared,
+    drain::Drained,
     probing::{NextPairs, Probing},
     table::Table,
 };
@@ -51,9 +52,9 @@ enum Phase {
     /// So are the right rows.
     DivideProbe(Units, Vec<Vec<SpilledPart>>),
     /// The right rows are looked up in a table, with the one at hand and the number of the next.
-    Probe(Table, Reading, Option<Probing>, usize),
-    /// Left rows are given, from this drain unit on.
-    Drain(Table, usize),
+    Probe(Table, Reading, Option<Box<Probing>>, usize),
+    /// Left rows are given: those at hand, and from this drain unit on.
+    Drain(Table, Drained, usize),
     /// Nothing any more.
     Done,
 }
@@ -161,9 +162,15 @@ impl Joining {
                     Some(next) => return Ok(Some(next)),
                     None => None,
                 },
-                Phase::Drain(table, unit) if shared.marks_left() && *unit < table.drain_units() => {
-                    *unit += 1;
-                    match shared.drain_unit(table, *unit - 1)? {
+                Phase::Drain(table, drained, unit)
+                    if shared.marks_left()
+                        && (!drained.is_done() || *unit < table.drain_units()) =>
+                {
+                    if drained.is_done() {
+                        *drained = shared.drain_unit(table, *unit);
+                        *unit += 1;
+                    }
+                    match shared.next_drained(table, drained)? {
                         Some(rows) => return Ok(Some(Next::Batch(Batch::new(rows)))),
                         None => None,
                     }
@@ -294,7 +301,7 @@ impl Joining {
             if let Some(probed) = probing.take() {
                 *number += 1;
                 if self.last {
-                    if let OperatorResult::Batch(rest) = shared.rest(probed)? {
+                    if let OperatorResult::Batch(rest) = shared.rest(*probed)? {
                         return Ok(Some(Next::Batch(rest)));
                     }
                 } else if let Some(matched) = probed.matched {
@@ -314,7 +321,7 @@ impl Joining {
                     if let Some(known) = self.matched.get(*number) {
                         next.matched = Some(known.iter().collect());
                     }
-                    *probing = Some(next);
+                    *probing = Some(Box::new(next));
                     if let Some(gate) = task.breath() {
                         return Ok(Some(Next::Blocked(gate)));
                     }
@@ -322,7 +329,7 @@ impl Joining {
             }
         }
         if let Phase::Probe(table, ..) = std::mem::replace(&mut self.phase, Phase::Done) {
-            self.phase = Phase::Drain(table, 0);
+            self.phase = Phase::Drain(table, Drained::default(), 0);
         }
         Ok(None)
     }

@@ -62,13 +62,16 @@ impl KeyEncoder {
     pub fn new(types: &[(DataType, bool)], nulls: NullKeys) -> Result<Self> {
         let with_nulls: Vec<_> = types
             .iter()
-            .map(|(kind, nullable)| (kind.clone(), *nullable && nulls == NullKeys::AreValues))
+            .map(|(kind, nullable)| {
+                (plain(kind).clone(), *nullable && nulls == NullKeys::AreValues)
+            })
             .collect();
         let shape = match fixed::fields(&with_nulls) {
             Some((fields, 0..=64)) => Shape::Word(fields),
             Some((fields, 65..=128)) => Shape::Pair(fields),
             _ => {
-                let fields = types.iter().map(|(kind, _)| SortField::new(kind.clone())).collect();
+                let fields = types.iter().map(|(kind, _)| SortField::new(plain(kind).clone()));
+                let fields = fields.collect();
                 Shape::Rows(RowConverter::new(fields)?)
             }
         };
@@ -82,7 +85,8 @@ impl KeyEncoder {
     /// If a column is not of its type.
     pub fn encode(&self, columns: &[ArrayRef]) -> Result<Keys> {
         let rows = columns.first().map_or(0, Array::len);
-        let columns: Vec<ArrayRef> = columns.iter().map(normalize_float_zero).collect();
+        let normalize = |column: &ArrayRef| Ok(normalize_float_zero(&expand_runs(column)?));
+        let columns: Vec<ArrayRef> = columns.iter().map(normalize).collect::<Result<_>>()?;
         Ok(match self.shape.as_ref() {
             Shape::Word(fields) => {
                 let mut keys = vec![0_u64; rows];
@@ -121,13 +125,17 @@ impl KeyEncoder {
         match (self.shape.as_ref(), keys) {
             (Shape::Word(fields), Keys::Word(keys)) => {
                 let keys = &keys[range];
-                let unpack = |(field, kind): (&Field, &DataType)| fixed::unpack(keys, *field, kind);
-                fields.iter().zip(self.types.iter()).map(unpack).collect()
+                let unpack =
+                    |(field, kind): (&Field, &DataType)| fixed::unpack(keys, *field, plain(kind));
+                let columns = fields.iter().zip(self.types.iter()).map(unpack);
+                self.restore(columns.collect::<Result<_>>()?)
             }
             (Shape::Pair(fields), Keys::Pair(keys)) => {
                 let keys = &keys[range];
-                let unpack = |(field, kind): (&Field, &DataType)| fixed::unpack(keys, *field, kind);
-                fields.iter().zip(self.types.iter()).map(unpack).collect()
+                let unpack =
+                    |(field, kind): (&Field, &DataType)| fixed::unpack(keys, *field, plain(kind));
+                let columns = fields.iter().zip(self.types.iter()).map(unpack);
+                self.restore(columns.collect::<Result<_>>()?)
             }
             (Shape::Rows(converter), Keys::Rows(rows)) => {
                 self.restore(converter.convert_rows(rows.range(range))?)
@@ -154,7 +162,8 @@ impl KeyEncoder {
         }
     }
 
-    /// Rows forget dictionaries; the types that were promised come back here.
+    /// Rows forget dictionaries, and keys have no runs; the types that were promised come back
+    /// here.
     fn restore(&self, columns: Vec<ArrayRef>) -> Result<Vec<ArrayRef>> {
         let restore = |(column, kind): (ArrayRef, &DataType)| {
             if column.data_type() == kind { Ok(column) } else { Ok(cast(&column, kind)?) }
@@ -185,6 +194,22 @@ impl KeyEncoder {
             NullBuffer::union(nulls.as_ref(), column.logical_nulls().as_ref())
         });
         nulls.filter(|nulls| nulls.null_count() > 0)
+    }
+}
+
+/// The type of what a column of type `kind` has, in runs or not.
+fn plain(kind: &DataType) -> &DataType {
+    match kind {
+        DataType::RunEndEncoded(_, values) => plain(values.data_type()),
+        kind => kind,
+    }
+}
+
+/// `column` with a value for each row, if it is of runs. Such a column has no NULLs of its own.
+fn expand_runs(column: &ArrayRef) -> Result<ArrayRef> {
+    match column.data_type() {
+        kind @ DataType::RunEndEncoded(..) => Ok(cast(column, plain(kind))?),
+        _ => Ok(column.clone()),
     }
 }
 
@@ -265,6 +290,22 @@ impl Keys {
                 let state = RandomState::with_seed(SEED);
                 hashes.extend(rows.range(range).map(|row| hash_row(&state, row)));
             }
+        }
+    }
+
+    /// The bytes of all of those whose length differs.
+    pub(crate) fn text_bytes(&self) -> usize {
+        match self {
+            Self::Rows(rows) => rows.bytes(),
+            Self::Word(_) | Self::Pair(_) => 0,
+        }
+    }
+
+    /// The bytes of key `index`, if the length of keys differs.
+    pub(crate) fn length(&self, index: usize) -> usize {
+        match self {
+            Self::Rows(rows) => rows.row(index).data().len(),
+            Self::Word(_) | Self::Pair(_) => 0,
         }
     }
 

@@ -8,7 +8,13 @@ use gatework_runtime::{
 use gatework_shared_state::{Gate, join::BuildSink};
 
 use super::table::{Part, Table};
-use crate::{compact, compact::to_keep, concat::concat_rows, spilling::Debt};
+use crate::{
+    batch_bytes::{MAX_BATCH_BYTES, parts, sum_of},
+    compact,
+    compact::to_keep,
+    concat::concat_rows,
+    spilling::Debt,
+};
 
 /// Collects the left side.
 #[derive(Debug)]
@@ -40,6 +46,7 @@ impl Sink for NestedLoopBuild {
             chunk_rows: self.chunk_rows,
             small: Vec::new(),
             small_rows: 0,
+            small_bytes: 0,
             chunks: Vec::new(),
             memory: Debt::new(setup),
         }))
@@ -53,6 +60,7 @@ struct LocalBuild {
     /// Batches that together do not fill a chunk.
     small: Vec<RecordBatch>,
     small_rows: usize,
+    small_bytes: usize,
     chunks: Vec<RecordBatch>,
     memory: Debt,
 }
@@ -62,11 +70,7 @@ impl LocalSink for LocalBuild {
         if let Some(batch) = batch {
             let batch = Batch::new(to_keep(compact(batch)?)?);
             self.memory.add(batch.bytes())?;
-            self.small_rows += batch.rows();
-            self.small.push(batch.into_parts().0);
-            if self.small_rows >= self.chunk_rows {
-                self.cut(self.chunk_rows)?;
-            }
+            self.add(batch.into_parts().0)?;
         }
         Ok(match self.memory.settle()? {
             Some(gate) => SinkResult::Blocked(gate.into()),
@@ -89,19 +93,35 @@ impl LocalSink for LocalBuild {
 }
 
 impl LocalBuild {
+    fn add(&mut self, rows: RecordBatch) -> Result<()> {
+        let bytes = sum_of(rows.columns());
+        // Together they might not fit one array.
+        if !self.small.is_empty() && self.small_bytes + bytes > MAX_BATCH_BYTES {
+            self.cut(1)?;
+        }
+        self.small_rows += rows.num_rows();
+        self.small_bytes += bytes;
+        self.small.push(rows);
+        match self.small_rows >= self.chunk_rows {
+            true => self.cut(self.chunk_rows),
+            false => Ok(()),
+        }
+    }
+
     /// Makes chunks of the small batches until fewer than `least` rows are left.
     fn cut(&mut self, least: usize) -> Result<()> {
         let rows = concat_rows(&std::mem::take(&mut self.small))?;
         let mut offset = 0;
         while rows.num_rows() - offset >= least {
             let length = self.chunk_rows.min(rows.num_rows() - offset);
-            self.chunks.push(rows.slice(offset, length));
+            self.chunks.extend(parts(&rows.slice(offset, length), MAX_BATCH_BYTES));
             offset += length;
         }
         self.small_rows = rows.num_rows() - offset;
         if self.small_rows > 0 {
             self.small.push(rows.slice(offset, self.small_rows));
         }
+        self.small_bytes = self.small.iter().map(|rows| sum_of(rows.columns())).sum();
         Ok(())
     }
 }

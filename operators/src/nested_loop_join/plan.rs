@@ -5,14 +5,18 @@ use std::sync::Arc;
 use arrow::{
     array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array},
     buffer::BooleanBuffer,
-    compute::take,
     datatypes::SchemaRef,
 };
 use datafusion_common::{JoinSide, JoinType, internal_err};
 use gatework_runtime::{Result, pipeline::Batch};
 
 use super::NestedLoopJoin;
-use crate::{OrFail, join_filter::JoinFilter};
+use crate::{
+    OrFail,
+    batch_bytes::MAX_BATCH_BYTES,
+    chunked::{Gather, Side, longest_row, pairs_within},
+    join_filter::JoinFilter,
+};
 
 /// Where an output column comes from.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +32,8 @@ pub(super) struct Plan {
     pub(super) batch_size: usize,
     join_type: JoinType,
     places: Vec<Place>,
+    /// The columns that pairs take of each side.
+    gathered: [Vec<usize>; 2],
     schema: SchemaRef,
 }
 
@@ -48,7 +54,16 @@ impl Plan {
             Some(columns) => columns.iter().map(|column| whole[*column]).collect(),
             None => whole,
         };
+        let left = places.iter().filter_map(|place| match place {
+            Place::Left(column) => Some(*column),
+            _ => None,
+        });
+        let right = places.iter().filter_map(|place| match place {
+            Place::Right(column) => Some(*column),
+            _ => None,
+        });
         Self {
+            gathered: [left.collect(), right.collect()],
             filter: join.filter,
             batch_size: join.batch_size,
             join_type: join.join_type,
@@ -85,6 +100,21 @@ impl Plan {
         Batch::new(RecordBatch::new_empty(self.schema.clone()))
     }
 
+    /// How many of these pairs, from the first on, a batch may hold.
+    pub(super) fn pairs_within(
+        &self,
+        left: &RecordBatch,
+        right: &RecordBatch,
+        left_rows: &[u32],
+        right_rows: &[u32],
+    ) -> usize {
+        let [left_columns, right_columns] = &self.gathered;
+        let longest = longest_row(left, left_columns) + longest_row(right, right_columns);
+        let sides: [Side<'_>; 2] =
+            [(left, left_columns, left_rows), (right, right_columns, right_rows)];
+        pairs_within(MAX_BATCH_BYTES, longest, sides)
+    }
+
     /// The pairs of `left_rows[i]` and `right_rows[i]`.
     pub(super) fn pairs(
         &self,
@@ -94,11 +124,11 @@ impl Plan {
         right_rows: &UInt32Array,
     ) -> Result<Batch> {
         let column = |place: &Place| match place {
-            Place::Left(column) => Ok(take(left.column(*column), left_rows, None)?),
-            Place::Right(column) => Ok(take(right.column(*column), right_rows, None)?),
-            Place::Mark => internal_err!("a join with a mark gives no pairs"),
+            Place::Left(column) => left.gather(*column, left_rows),
+            Place::Right(column) => right.gather(*column, right_rows),
+            Place::Mark => internal_err!("a join with a mark gives no pairs").or_fail(),
         };
-        let columns = self.places.iter().map(column).collect::<Result<Vec<_>, _>>().or_fail()?;
+        let columns = self.places.iter().map(column).collect::<Result<Vec<_>>>()?;
         Ok(Batch::new(self.assemble(columns, left_rows.len())?))
     }
 

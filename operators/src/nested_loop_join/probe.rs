@@ -100,7 +100,7 @@ impl LocalOperator for LocalProbe {
         }
     }
 
-    fn execute(&mut self, input: Option<Batch>, _task: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, task: &TaskContext) -> Result<OperatorResult> {
         if let Some(batch) = input {
             let sequence = batch.sequence();
             self.right = Some(Right::new(compact(batch)?, sequence, &self.plan));
@@ -110,7 +110,7 @@ impl LocalOperator for LocalProbe {
         };
         if let Some(chunk) = table.chunks.get(right.chunk) {
             // Called again even without rows: between two blocks the task may yield.
-            let batch = right.advance(chunk, &self.plan)?;
+            let batch = right.advance(chunk, &self.plan, task)?;
             return Ok(OperatorResult::HaveMore(batch.unwrap_or_else(|| self.plan.nothing())));
         }
         let Some(mut right) = self.right.take().filter(|_| self.plan.gives_right()) else {
@@ -160,13 +160,14 @@ impl Right {
     }
 
     /// Does the next block of `chunk`, and goes on to the next chunk after its last one.
-    fn advance(&mut self, chunk: &Chunk, plan: &Plan) -> Result<Option<Batch>> {
+    fn advance(&mut self, chunk: &Chunk, plan: &Plan, task: &TaskContext) -> Result<Option<Batch>> {
         let mut pairs = match self.pairs.take() {
             Some(pairs) => pairs,
             None => self.begin(chunk, plan),
         };
-        if !pairs.is_done() {
-            self.block(&mut pairs, chunk, plan)?;
+        // Matches may be left that a batch had no room for.
+        if !pairs.is_done() && self.left_matches.len() < plan.batch_size {
+            self.block(&mut pairs, chunk, plan, task)?;
         }
         let whole = self.left_matches.len() >= plan.batch_size;
         if !pairs.is_done() {
@@ -199,7 +200,13 @@ impl Right {
     }
 
     /// Tests the next block of pairs and notes what matches.
-    fn block(&mut self, pairs: &mut Pairs, chunk: &Chunk, plan: &Plan) -> Result<()> {
+    fn block(
+        &mut self,
+        pairs: &mut Pairs,
+        chunk: &Chunk,
+        plan: &Plan,
+        task: &TaskContext,
+    ) -> Result<()> {
         let most = plan.batch_size.min(BLOCK_PAIRS);
         let Some(filter) = &plan.filter else {
             pairs.fill(most, |_| false, &mut self.left_matches, &mut self.right_matches);
@@ -216,7 +223,7 @@ impl Right {
             return Ok(());
         }
         let (left, right) = (UInt32Array::from(left), UInt32Array::from(right));
-        let answer = filter.evaluate(&chunk.rows, &self.rows, &left, &right)?;
+        let answer = filter.evaluate(&chunk.rows, &self.rows, &left, &right, task)?;
         self.note(&answer, left.values(), right.values(), chunk, plan);
         Ok(())
     }
@@ -249,6 +256,8 @@ impl Right {
         if count == 0 {
             return Ok(None);
         }
+        let matches = (&self.left_matches[..count], &self.right_matches[..count]);
+        let count = plan.pairs_within(&chunk.rows, &self.rows, matches.0, matches.1);
         let left: UInt32Array = self.left_matches.drain(..count).collect::<Vec<_>>().into();
         let right: UInt32Array = self.right_matches.drain(..count).collect::<Vec<_>>().into();
         let batch = plan.pairs(&chunk.rows, &self.rows, &left, &right)?;

@@ -6,7 +6,10 @@
 use gatework_runtime::{Result, pipeline::Reservation};
 
 use super::SetKind;
-use crate::keys::{KeyEncoder, Keys};
+use crate::{
+    batch_bytes::MAX_BATCH_BYTES,
+    keys::{KeyEncoder, Keys},
+};
 
 #[derive(Debug)]
 pub(super) struct CountTable {
@@ -112,13 +115,17 @@ impl CountTable {
         }
     }
 
-    /// Appends up to `most` of the rows to be given to `keys`, from key and repetition `next` on.
+    /// Appends up to `most` of the rows to be given to `keys`, from key and repetition `next` on;
+    /// fewer if their texts are long.
     pub(super) fn rows_from(&self, next: &mut (usize, u64), most: usize, mut keys: Keys) -> Keys {
-        let mut room = most as u64;
-        while room > 0 && next.0 < self.counts.len() {
-            let count = (self.counts[next.0] - next.1).min(room);
+        let (mut room, mut bytes) = (most as u64, MAX_BATCH_BYTES);
+        while room > 0 && bytes > 0 && next.0 < self.counts.len() {
+            let length = self.keys.length(next.0);
+            let within = (bytes / length.max(1)).max(1) as u64;
+            let count = (self.counts[next.0] - next.1).min(room).min(within);
             (0..count).for_each(|_| keys.push_from(&self.keys, next.0));
             room -= count;
+            bytes = bytes.saturating_sub(length * count as usize);
             next.1 += count;
             if next.1 == self.counts[next.0] {
                 *next = (next.0 + 1, 0);

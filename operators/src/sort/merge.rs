@@ -20,7 +20,13 @@ use super::{
     Shared,
     run::{Head, Run, SortedRun},
 };
-use crate::{OrFail, compact, union::rename};
+use crate::{
+    OrFail,
+    batch_bytes::{Lengths, MAX_BATCH_BYTES, rows_within},
+    compact,
+    error::is_overflow,
+    union::rename,
+};
 
 /// The source of a sort.
 #[derive(Debug)]
@@ -53,6 +59,16 @@ struct LocalMerge {
     merger: Merger,
 }
 
+/// The chunk in which a run is.
+#[derive(Debug, Clone, Copy, Default)]
+struct AtHand {
+    chunk: usize,
+    first: usize,
+    /// Where the one behind it begins, and where that ends.
+    next: usize,
+    end: usize,
+}
+
 /// Merges runs.
 pub(super) struct Merger {
     shared: Arc<Shared>,
@@ -62,6 +78,8 @@ pub(super) struct Merger {
     runs: Arc<[SortedRun]>,
     /// Where the merge is, by run.
     cursors: Vec<Cursor>,
+    /// A batch without rows.
+    nothing: RecordBatch,
     sequence: u64,
 }
 
@@ -148,6 +166,7 @@ impl Merger {
     pub(super) fn new(shared: Arc<Shared>, setup: Setup) -> Self {
         Self {
             left: shared.config.fetch.unwrap_or(usize::MAX),
+            nothing: RecordBatch::new_empty(shared.config.schema.clone()),
             shared,
             runs: Arc::new([]),
             cursors: Vec::new(),
@@ -175,6 +194,7 @@ impl Merger {
             Some(batch) => {
                 self.left -= batch.num_rows();
                 self.sequence += 1;
+                let batch = self.shared.without_carried(batch)?;
                 SourceResult::Batch(Batch::new(batch).at(self.sequence))
             }
             None => SourceResult::Finished,
@@ -206,17 +226,18 @@ impl Merger {
             return Ok(None);
         }
         let mut positions: Vec<_> = self.cursors.iter().map(|cursor| cursor.row).collect();
-        let [firsts, nexts] = self.chunks();
+        let chunks = self.chunks();
         let mut order = Vec::with_capacity(wanted);
         let mut take = |run: usize| {
             let position = positions[run];
-            order.push(if position < nexts[run] {
-                (2 * run, position - firsts[run])
+            let AtHand { first, next, end, .. } = chunks[run];
+            order.push(if position < next {
+                (2 * run, position - first)
             } else {
-                (2 * run + 1, position - nexts[run])
+                (2 * run + 1, position - next)
             });
             positions[run] += 1;
-            (head(run, positions[run]), order.len() == wanted)
+            (head(run, positions[run]), order.len() == wanted || positions[run] == end)
         };
         let is_here = |run: usize| matches!(self.runs[run], SortedRun::Here(_));
         match heads[..] {
@@ -226,37 +247,64 @@ impl Merger {
         if order.is_empty() {
             return Ok(None);
         }
-        let merged = self.gather(&order)?;
-        for (cursor, position) in self.cursors.iter_mut().zip(positions) {
-            cursor.row = position;
+        let chunks = self.rows_of(&chunks);
+        let mut within = self.within(&chunks, &order);
+        let merged = loop {
+            match interleave_record_batch(&chunks, &order[..within]).or_fail() {
+                // The keys of a dictionary may count fewer values.
+                Err(error) if within > 1 && is_overflow(&error) => within = within.div_ceil(2),
+                merged => break merged?,
+            }
+        };
+        drop(chunks);
+        for (chunk, _) in &order[..within] {
+            self.cursors[chunk / 2].row += 1;
         }
         Ok(Some(merged))
     }
 
-    /// The first row of the chunk in which each run is, and of the one behind it.
-    fn chunks(&self) -> [Vec<usize>; 2] {
+    /// The chunk in which each run is, and the one behind it.
+    fn chunks(&self) -> Vec<AtHand> {
         let cursors = self.cursors.iter().zip(self.runs.iter());
-        let chunks = cursors.map(|(cursor, run)| {
-            let rows = cursor.rows(run).map_or(1, |block| block.chunk_rows);
-            let first = cursor.row - cursor.row % rows;
-            (first, first + rows)
+        let chunks = cursors.map(|(cursor, run)| match cursor.rows(run) {
+            Some(rows) => {
+                let (chunk, range) = rows.chunk(cursor.row);
+                let (first, next, end) = (range.start, range.end, rows.end(chunk + 1));
+                AtHand { chunk, first, next, end }
+            }
+            None => AtHand::default(),
         });
-        let (firsts, nexts) = chunks.unzip();
-        [firsts, nexts]
+        chunks.collect()
     }
 
-    /// Rows by their numbers in the chunks in which the runs are, and those behind them.
-    fn gather(&self, order: &[(usize, usize)]) -> Result<RecordBatch> {
-        let nothing = RecordBatch::new_empty(self.shared.config.schema.clone());
-        let cursors = self.cursors.iter().zip(self.runs.iter());
-        let chunks = cursors.flat_map(|(cursor, run)| {
-            [0, 1].map(|more| {
-                let block = cursor.rows(run)?;
-                block.chunks.get(cursor.row / block.chunk_rows + more)
-            })
+    /// The rows of the chunks in which the runs are, and those behind them.
+    fn rows_of<'a>(&'a self, chunks: &[AtHand]) -> Vec<&'a RecordBatch> {
+        let cursors = self.cursors.iter().zip(self.runs.iter()).zip(chunks);
+        let rows = cursors.flat_map(|((cursor, run), at_hand)| {
+            [0, 1].map(|more| cursor.rows(run)?.chunks.get(at_hand.chunk + more))
         });
-        let chunks: Vec<_> = chunks.map(|chunk| chunk.unwrap_or(&nothing)).collect();
-        interleave_record_batch(&chunks, order).or_fail()
+        rows.map(|rows| rows.unwrap_or(&self.nothing)).collect()
+    }
+
+    /// How many of the rows of `order`, by their numbers in `chunks`, a batch may hold.
+    fn within(&self, chunks: &[&RecordBatch], order: &[(usize, usize)]) -> usize {
+        let cursors = self.cursors.iter().zip(self.runs.iter());
+        let bytes = cursors.filter_map(|(cursor, run)| {
+            let rows = cursor.rows(run)?;
+            let (chunk, _) = rows.chunk(cursor.row);
+            Some(rows.text_bytes(chunk) + rows.text_bytes(chunk + 1))
+        });
+        if bytes.sum::<usize>() <= MAX_BATCH_BYTES {
+            return order.len();
+        }
+        let lengths: Vec<Vec<Lengths<'_>>> = chunks
+            .iter()
+            .map(|rows| rows.columns().iter().map(|column| Lengths::of(column)).collect())
+            .collect();
+        rows_within(MAX_BATCH_BYTES, order.len(), |row| {
+            let (chunk, row) = order[row];
+            lengths[chunk].iter().map(|column| column.at(row)).sum()
+        })
     }
 
     /// So many rows of the only run that has some.

@@ -4,9 +4,13 @@
 //! comparing bytes. With a `fetch` a task keeps no more than that many rows for long, and drops rows
 //! behind the best boundary that any task knows (`run.rs`).
 //!
+//! A volatile sort expression is evaluated once for each row, and its value is carried along as a
+//! column.
+//!
 //! A task that gets no memory sorts what it has and spills it as a run of its own; of such runs the merge
 //! holds a batch each, and one that is read ahead.
 
+mod chunks;
 mod merge;
 mod order;
 mod ordered_exchange;
@@ -23,11 +27,12 @@ pub use run::SortRuns;
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, RecordBatch},
-    datatypes::SchemaRef,
+    array::{ArrayRef, RecordBatch, RecordBatchOptions},
+    datatypes::{Field, Schema, SchemaRef},
 };
 use arrow_row::{RowConverter, SortField};
-use datafusion_physical_expr::LexOrdering;
+use datafusion_physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr, expressions::Column};
+use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{Error, Result, pipeline::Slots};
 use gatework_shared_state::sort;
 use parking_lot::RwLock;
@@ -50,20 +55,80 @@ pub struct SortConfig {
 /// What all tasks of a sort share.
 #[derive(Debug)]
 struct Shared {
+    /// If keys are carried along, of the rows with them.
     config: SortConfig,
+    carried: Option<Carried>,
     converter: RowConverter,
     /// With a `fetch`: the lowest key known to have that many rows at or before it.
     boundary: RwLock<Option<Arc<Boundary>>>,
 }
 
+/// Sort keys that cannot be evaluated again, as columns behind the others.
+#[derive(Debug)]
+struct Carried {
+    keys: Vec<Arc<dyn PhysicalExpr>>,
+    /// Of the rows without them.
+    schema: SchemaRef,
+}
+
+impl Carried {
+    /// Has the keys of `config` carried along, if one of them is volatile.
+    fn take_from(config: &mut SortConfig) -> datafusion_common::Result<Option<Self>> {
+        if !config.ordering.iter().any(|key| is_volatile(&key.expr)) {
+            return Ok(None);
+        }
+        let (schema, ordering) = (config.schema.clone(), config.ordering.clone());
+        let mut fields: Vec<Field> =
+            schema.fields().iter().map(|field| field.as_ref().clone()).collect();
+        let mut columns = Vec::new();
+        for (number, key) in ordering.iter().enumerate() {
+            let name = format!("sort key {number}");
+            let column = Arc::new(Column::new(&name, fields.len()));
+            columns.push(PhysicalSortExpr::new(column, key.options));
+            fields.push(Field::new(name, key.expr.data_type(&schema)?, true));
+        }
+        if let Some(carried) = LexOrdering::new(columns) {
+            config.ordering = carried;
+        }
+        config.schema = Arc::new(Schema::new(fields));
+        let keys = ordering.iter().map(|key| key.expr.clone()).collect();
+        Ok(Some(Self { keys, schema }))
+    }
+}
+
 impl Shared {
-    fn new(config: SortConfig) -> Result<Self> {
+    fn new(mut config: SortConfig) -> Result<Self> {
+        let carried = Carried::take_from(&mut config).or_fail()?;
+        Ok(Self { carried, ..Self::of_sorted(config)? })
+    }
+
+    /// Of rows that come in order, whose keys nobody carried along.
+    fn of_sorted(config: SortConfig) -> Result<Self> {
         let fields = config.ordering.iter().map(|key| {
             Ok(SortField::new_with_options(key.expr.data_type(&config.schema)?, key.options))
         });
         let fields = fields.collect::<Result<_, datafusion_common::DataFusionError>>().or_fail()?;
         let converter = RowConverter::new(fields).or_fail()?;
-        Ok(Self { config, converter, boundary: RwLock::new(None) })
+        Ok(Self { config, carried: None, converter, boundary: RwLock::new(None) })
+    }
+
+    /// `rows` with the keys that are carried along, if any are.
+    fn carry(&self, rows: RecordBatch) -> Result<RecordBatch> {
+        let Some(carried) = &self.carried else { return Ok(rows) };
+        let count = rows.num_rows();
+        let evaluate = |key: &Arc<dyn PhysicalExpr>| key.evaluate(&rows)?.into_array_of_size(count);
+        let keys = carried.keys.iter().map(evaluate);
+        let keys = keys.collect::<datafusion_common::Result<Vec<ArrayRef>>>().or_fail()?;
+        let columns = rows.columns().iter().cloned().chain(keys).collect();
+        RecordBatch::try_new(self.config.schema.clone(), columns).or_fail()
+    }
+
+    /// `rows` without these.
+    fn without_carried(&self, rows: RecordBatch) -> Result<RecordBatch> {
+        let Some(carried) = &self.carried else { return Ok(rows) };
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+        let columns = rows.columns()[..carried.schema.fields().len()].to_vec();
+        RecordBatch::try_new_with_options(carried.schema.clone(), columns, &options).or_fail()
     }
 
     /// The sort keys of `rows`.

@@ -27,7 +27,7 @@ impl OrderedExchange {
     /// # Errors
     /// If a sort key cannot be compared.
     pub fn new(client: ExchangeClient<Held>, config: SortConfig) -> Result<Self> {
-        Ok(Self { client: ClosesClient(client), shared: Arc::new(Shared::new(config)?) })
+        Ok(Self { client: ClosesClient(client), shared: Arc::new(Shared::of_sorted(config)?) })
     }
 }
 

@@ -1,16 +1,14 @@
 //! The sink of a sort: collects batches and sorts them into a run.
 
-use std::{cmp::Ordering, sync::Arc};
+use std::{cmp::Ordering, ops::Range, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, Scalar, UInt32Array},
+    array::{Array, ArrayRef, BooleanArray, RecordBatch, Scalar},
     buffer::{BooleanBuffer, ScalarBuffer},
     compute::{
-        filter, filter_record_batch, interleave,
+        filter, filter_record_batch,
         kernels::cmp::{gt_eq, lt_eq},
-        take,
     },
-    datatypes::SchemaRef,
     error::ArrowError,
 };
 use arrow_row::Rows;
@@ -26,22 +24,26 @@ use gatework_shared_state::{Gate, sort::SortSink};
 
 use super::{
     Shared,
+    chunks::{InOrder, in_chunks},
     order::{Order, prefix},
 };
 use crate::{
-    OrFail, compact,
+    OrFail,
+    batch_bytes::sum_of,
+    compact,
     compact::to_keep,
-    concat::concat_arrays,
     exchange_source::ClosesClient,
-    spilling::{Writing, Written, nothing_left, own_buffers, resize},
+    spilling::{Writing, Written, nothing_left, resize},
 };
 
 /// Rows in order, with their keys.
 #[derive(Debug)]
 pub(super) struct Run {
-    /// All of so many rows, but for the last.
     pub(super) chunks: Vec<RecordBatch>,
-    pub(super) chunk_rows: usize,
+    /// Where each chunk begins, and the last one ends.
+    starts: Vec<usize>,
+    /// The bytes of each chunk's variable-length values.
+    text_bytes: Vec<usize>,
     /// What all keys begin with, and what follows of each row's key.
     common: Common,
     prefixes: Vec<u128>,
@@ -80,7 +82,7 @@ impl PartialEq for Common {
 /// Rows in order, wherever they are.
 #[derive(Debug)]
 pub(super) enum SortedRun {
-    Here(Run),
+    Here(Box<Run>),
     /// As so many batches.
     Spilled(Arc<dyn Spilled>, usize),
     /// Of another task, while it comes.
@@ -94,10 +96,28 @@ impl Run {
         let keys = shared.converter.convert_columns(&columns).or_fail()?;
         let prefixes = keys.iter().map(|key| prefix(key.data())).collect();
         let order = (0..rows.num_rows() as u32).collect();
-        let (common, chunk_rows) = (Common::default(), rows.num_rows().max(1));
-        let chunks = vec![rows];
-        let exact = false;
-        Ok(Self { chunks, chunk_rows, common, prefixes, keys, order, exact, _reservation: None })
+        let (chunks, order) = (vec![rows], order);
+        let (starts, text_bytes) = measured(&chunks);
+        let (common, exact) = (Common::default(), false);
+        let _reservation = None;
+        Ok(Self { chunks, starts, text_bytes, common, prefixes, keys, order, exact, _reservation })
+    }
+
+    /// The chunk that has row `row`: its number, and where it begins and ends. Behind the last row
+    /// there is an empty one.
+    pub(super) fn chunk(&self, row: usize) -> (usize, Range<usize>) {
+        let chunk = self.starts.partition_point(|start| *start <= row) - 1;
+        (chunk, self.starts[chunk]..self.end(chunk))
+    }
+
+    /// Where chunk `chunk` ends; the last row, if there is no such chunk.
+    pub(super) fn end(&self, chunk: usize) -> usize {
+        self.starts.get(chunk + 1).copied().unwrap_or_else(|| self.len())
+    }
+
+    /// The bytes of a chunk's variable-length values.
+    pub(super) fn text_bytes(&self, chunk: usize) -> usize {
+        self.text_bytes.get(chunk).copied().unwrap_or(0)
     }
 
     /// How many rows there are.
@@ -107,8 +127,8 @@ impl Run {
 
     /// Rows from `row` on to the end of their chunk, or `most`.
     pub(super) fn slice(&self, row: usize, most: usize) -> RecordBatch {
-        let (chunk, within) = (&self.chunks[row / self.chunk_rows], row % self.chunk_rows);
-        chunk.slice(within, most.min(chunk.num_rows() - within))
+        let (chunk, rows) = self.chunk(row);
+        self.chunks[chunk].slice(row - rows.start, most.min(rows.end - row))
     }
 
     pub(super) fn key(&self, row: usize) -> &[u8] {
@@ -126,6 +146,17 @@ impl Run {
     fn rest(&self, row: usize) -> &[u8] {
         if self.exact { &[] } else { self.key(row) }
     }
+}
+
+/// Where chunks begin, and the last ends; and the bytes of their variable-length values.
+fn measured(chunks: &[RecordBatch]) -> (Vec<usize>, Vec<usize>) {
+    let mut starts = vec![0];
+    let mut end = 0;
+    for chunk in chunks {
+        end += chunk.num_rows();
+        starts.push(end);
+    }
+    (starts, chunks.iter().map(|chunk| sum_of(chunk.columns())).collect())
 }
 
 /// A key in two parts: most comparisons end with the first, which is a number at hand; the other is far away. Where
@@ -236,60 +267,6 @@ struct Collected {
     bytes: usize,
 }
 
-/// Rows in order, made batch by batch.
-struct InOrder {
-    schema: SchemaRef,
-    batches: Vec<RecordBatch>,
-    /// The number of each batch's first row.
-    starts: Vec<u32>,
-    order: Vec<u32>,
-    given: usize,
-    step: usize,
-}
-
-impl InOrder {
-    fn new(shared: &Shared, batches: Vec<RecordBatch>, order: Vec<u32>) -> Self {
-        let mut starts = Vec::with_capacity(batches.len());
-        let mut rows = 0;
-        for batch in &batches {
-            starts.push(rows);
-            rows += batch.num_rows() as u32;
-        }
-        let (schema, step) = (shared.config.schema.clone(), shared.config.batch_rows);
-        Self { schema, batches, starts, order, given: 0, step }
-    }
-
-    fn batch(&self, rows: &[u32]) -> Result<RecordBatch> {
-        let place = |row: &u32| {
-            let batch = self.starts.partition_point(|start| start <= row) - 1;
-            (batch, (row - self.starts[batch]) as usize)
-        };
-        let places: Vec<_> = rows.iter().map(place).collect();
-        // Column by column: batches may differ in which columns they say have no NULLs.
-        let column = |place: usize| {
-            let columns: Vec<&dyn Array> =
-                self.batches.iter().map(|batch| batch.column(place).as_ref()).collect();
-            interleave(&columns, &places)
-        };
-        let columns = (0..self.schema.fields().len()).map(column);
-        let columns = columns.collect::<Result<Vec<_>, _>>().or_fail()?;
-        let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
-        let rows = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
-        own_buffers(&rows.or_fail()?)
-    }
-}
-
-impl Iterator for InOrder {
-    type Item = Result<RecordBatch>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let rows = self.order.get(self.given..)?;
-        let rows = &rows[..self.step.min(rows.len())];
-        self.given += rows.len();
-        (!rows.is_empty()).then(|| self.batch(rows))
-    }
-}
-
 impl Collected {
     fn new(shared: &Shared) -> Self {
         Self { batches: Vec::new(), keys: shared.converter.empty_rows(0, 0), bytes: 0 }
@@ -390,12 +367,14 @@ impl LocalRuns {
         let Some((collected, order)) = self.in_order(task)? else { return Err(error) };
         let Order { prefixes, rows: order, .. } = order;
         drop(prefixes);
-        let (rows, step) = (order.len(), self.shared.config.batch_rows);
+        let (rows, config) = (order.len(), &self.shared.config);
         let held = vec![self.reservation.split_off()];
-        let batches = Box::new(InOrder::new(&self.shared, collected.batches, order));
+        let (schema, most) = (config.schema.clone(), config.batch_rows);
+        let batches = InOrder::new(schema, collected.batches, order, most);
+        let count = batches.left();
         self.refused = None;
         self.setup.could_give_back(0);
-        self.writing.begin_each(rows, batches, held, rows.div_ceil(step))
+        self.writing.begin_each(rows, Box::new(batches), held, count)
     }
 
     /// The gate of a run that is still being written.
@@ -452,8 +431,8 @@ impl LocalRuns {
         let common = Common::new(&keys.row(0).data()[..common]);
         let order = ScalarBuffer::from(rows);
         let config = &self.shared.config;
-        let chunk_rows = config.batch_rows;
-        let chunks = in_chunks(&config.schema, batches, &order, chunk_rows, task)?;
+        let chunks = in_chunks(&config.schema, batches, &order, config.batch_rows, task)?;
+        let (starts, text_bytes) = measured(&chunks);
         let bytes = chunks.iter().map(|chunk| Batch::new(chunk.clone()).bytes()).sum::<usize>();
         match self.reservation.resize(bytes + keys.size() + 20 * order.len()) {
             // It is about what was reserved for the rows before they were sorted.
@@ -461,7 +440,17 @@ impl LocalRuns {
             other => other?,
         }
         let _reservation = Some(self.reservation.split_off());
-        Ok(Some(Run { chunks, chunk_rows, common, prefixes, keys, order, exact, _reservation }))
+        Ok(Some(Run {
+            chunks,
+            starts,
+            text_bytes,
+            common,
+            prefixes,
+            keys,
+            order,
+            exact,
+            _reservation,
+        }))
     }
 
     /// Sorts a top-N's rows down to what it may keep, and tells the others the boundary.
@@ -482,41 +471,6 @@ impl LocalRuns {
     }
 }
 
-/// The rows of `batches` in `order`, in chunks of so many. Column by column, so that there are never two copies of all.
-fn in_chunks(
-    schema: &SchemaRef,
-    batches: Vec<RecordBatch>,
-    order: &ScalarBuffer<u32>,
-    chunk_rows: usize,
-    task: &TaskContext,
-) -> Result<Vec<RecordBatch>> {
-    let chunks = (0..order.len()).step_by(chunk_rows);
-    let rows: Vec<_> = chunks
-        .map(|first| {
-            let rows = chunk_rows.min(order.len() - first);
-            UInt32Array::new(order.slice(first, rows), None)
-        })
-        .collect();
-    let mut left: Vec<_> =
-        batches.into_iter().map(|batch| batch.into_parts().1.into_iter()).collect();
-    let mut sorted = vec![Vec::with_capacity(schema.fields().len()); rows.len()];
-    for _column in schema.fields() {
-        task.check()?;
-        let pieces: Vec<ArrayRef> = left.iter_mut().filter_map(Iterator::next).collect();
-        let all = concat_arrays(&pieces)?;
-        drop(pieces);
-        for (chunk, rows) in sorted.iter_mut().zip(&rows) {
-            task.check()?;
-            chunk.push(take(&all, rows, None).or_fail()?);
-        }
-    }
-    let chunks = sorted.into_iter().zip(&rows).map(|(columns, rows)| {
-        let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
-        RecordBatch::try_new_with_options(schema.clone(), columns, &options).or_fail()
-    });
-    chunks.collect()
-}
-
 impl LocalSink for LocalRuns {
     fn start(&mut self, _task: &TaskContext) -> Result<Start> {
         Ok(if self.shared.config.fetch == Some(0) { Start::Finished } else { Start::Ready })
@@ -524,7 +478,8 @@ impl LocalSink for LocalRuns {
 
     fn sink(&mut self, batch: Option<Batch>, task: &TaskContext) -> Result<SinkResult> {
         let Some(batch) = batch else { return self.room(task) };
-        self.add(to_keep(compact(batch)?)?)?;
+        let rows = self.shared.carry(to_keep(compact(batch)?)?)?;
+        self.add(rows)?;
         if let Some(fetch) = self.shared.config.fetch
             && self.collected.keys.num_rows() >= fetch.saturating_add(TOP_N_SLACK_ROWS.max(fetch))
         {
@@ -562,7 +517,7 @@ impl LocalSink for LocalRuns {
         let Some(sink) = self.sink.take() else { return Ok(FinishResult::Done) };
         let mut runs = std::mem::take(&mut self.spilled);
         if !self.closed.is_ready() {
-            runs.extend(self.sort(task)?.map(SortedRun::Here));
+            runs.extend(self.sort(task)?.map(Box::new).map(SortedRun::Here));
         }
         self.setup.metrics().add("runs", runs.len() as u64);
         sink.publish(runs);

@@ -18,6 +18,7 @@ use datafusion_physical_expr::window::{
     PartitionBatches, PartitionWindowAggStates, PlainAggregateWindowExpr, WindowEvalContext,
     WindowExpr,
 };
+use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{
     Error, Result,
     pipeline::{Batch, Fetch, Held, Reservation, Setup, Spilled, Taken, TaskContext, ToSpill},
@@ -25,7 +26,7 @@ use gatework_runtime::{
 use gatework_shared_state::{Gate, Payload, Take};
 
 use super::{
-    Plan, RESULT_BYTES, STATE_BYTES, Way, bytes,
+    Plan, RESULT_BYTES, STATE_BYTES, Steps, Way, bytes, framed,
     long::{KEY, Long},
     way::is_unfiltered_aggregate,
 };
@@ -108,7 +109,7 @@ impl Large {
     }
 
     /// Adds the next rows.
-    pub(super) fn add(&mut self, batches: &[RecordBatch]) -> Result<()> {
+    pub(super) fn add(&mut self, batches: &[RecordBatch], task: &TaskContext) -> Result<()> {
         if batches.is_empty() {
             return Ok(());
         }
@@ -118,7 +119,11 @@ impl Large {
         let rows = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
         let rows = rows.or_fail()?;
         for total in self.totals.iter_mut().flatten() {
-            total.add(&rows)?;
+            let mut steps = Steps(VecDeque::from([rows.clone()]));
+            while !steps.is_empty() {
+                task.check()?;
+                steps.next(0).iter().try_for_each(|rows| total.add(rows))?;
+            }
         }
         self.total_bytes = self.totals.iter().flatten().map(Total::bytes).sum();
         self.columns.add(&rows)?;
@@ -183,7 +188,9 @@ impl Large {
             results.push(match (way, total) {
                 (Way::Piecewise, _) => Given::Piecewise,
                 (Way::Total, Some(total)) => Given::Total(total.value()?),
-                (Way::Columns { .. }, _) => Given::Column(expression.evaluate(&whole).or_fail()?),
+                (Way::Columns { .. }, _) => {
+                    Given::Column(framed::evaluate(expression, &whole, task)?)
+                }
                 (Way::Total, None) => return internal_err!("a total without a state").or_fail(),
             });
         }
@@ -192,6 +199,7 @@ impl Large {
             batches: self.away.into_iter().chain(here).collect(),
             here_bytes: self.here_bytes,
             fetch: Fetch::new(setup),
+            fetched: Steps::default(),
             long: None,
             result_bytes: results.iter().map(Given::bytes).sum(),
             results,
@@ -281,10 +289,18 @@ impl Filtered {
             of.state.out_col = result.to_array().or_fail()?;
         }
         if self.keeps_values {
-            let values = self.expression.evaluate_args(rows).or_fail()?;
-            self.value_bytes += values.iter().map(|of| of.get_array_memory_size()).sum::<usize>();
+            self.value_bytes += self.argument_bytes(rows)?;
         }
         Ok(())
+    }
+
+    /// The bytes of the arguments; of all of `rows`, if those cannot be evaluated again.
+    fn argument_bytes(&self, rows: &RecordBatch) -> Result<usize> {
+        if self.expression.expressions().iter().any(is_volatile) {
+            return Ok(bytes(rows));
+        }
+        let values = self.expression.evaluate_args(rows).or_fail()?;
+        Ok(values.iter().map(|of| of.get_array_memory_size()).sum())
     }
 
     fn value(&self) -> Result<ScalarValue> {
@@ -372,6 +388,8 @@ pub(super) struct Giving {
     batches: VecDeque<Held>,
     here_bytes: usize,
     fetch: Fetch,
+    /// Rows of a batch that have not been passed.
+    fetched: Steps,
     results: Vec<Given>,
     result_bytes: usize,
     /// Of the expressions that are evaluated while the rows pass.
@@ -426,6 +444,16 @@ impl Giving {
                     return Ok(Next::Rows(output));
                 }
             }
+            if !self.fetched.is_empty() {
+                let kept = self.long.as_ref().map_or(0, Long::kept_rows);
+                let rows = self.fetched.next(kept.max(self.plan.batch_size));
+                self.now = Some(self.pass(concat_rows(&rows)?)?);
+                self.reserve()?;
+                if let Some(gate) = task.breath().filter(|_| self.gives_nothing()) {
+                    return Ok(Next::Blocked(gate));
+                }
+                continue;
+            }
             let mut taken_bytes = 0;
             let batches = &mut self.batches;
             let take = || match batches.pop_front() {
@@ -438,8 +466,7 @@ impl Giving {
             match self.fetch.next(take)? {
                 Taken::Batch(batch) => {
                     self.here_bytes = self.here_bytes.saturating_sub(taken_bytes);
-                    self.now = Some(self.pass(batch.into_parts().0)?);
-                    self.reserve()?;
+                    self.fetched = Steps(VecDeque::from([batch.into_parts().0]));
                 }
                 Taken::Blocked(gate) => return Ok(Next::Blocked(gate)),
                 Taken::Finished | Taken::Aborted => return Ok(Next::End),
@@ -447,12 +474,17 @@ impl Giving {
         }
     }
 
+    /// Whether no rows are at hand.
+    fn gives_nothing(&self) -> bool {
+        self.now.as_ref().is_none_or(|(rows, _, from)| *from == rows.num_rows())
+    }
+
     /// The rows that all piecewise expressions have results for, after these.
     fn pass(&mut self, rows: RecordBatch) -> Result<(RecordBatch, Vec<ArrayRef>, usize)> {
         if !self.results.iter().any(|given| matches!(given, Given::Piecewise)) {
             return Ok((rows, Vec::new(), 0));
         }
-        let last = self.batches.is_empty();
+        let last = self.batches.is_empty() && self.fetched.is_empty();
         let plan = &self.plan;
         let long = self.long.get_or_insert_with(|| Long::new(plan.piecewise(), &rows.schema()));
         let (rows, results) = long.add(&[rows], last)?;

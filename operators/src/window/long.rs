@@ -48,6 +48,12 @@ impl Long {
         looked_at.sum::<usize>() + bytes(&self.waiting)
     }
 
+    /// How many rows are kept.
+    pub(super) fn kept_rows(&self) -> usize {
+        let looked_at = self.partition.values().map(|part| part.record_batch.num_rows());
+        looked_at.sum::<usize>().max(self.waiting.num_rows())
+    }
+
     /// Adds the next rows of the partition; with the `last` ones, all that are left get their results.
     /// Answers rows, and a column per expression.
     pub(super) fn add(

@@ -11,6 +11,7 @@
 //!
 //! Two rows are of one partition as arrow's `partition` sees it: NULL equals NULL, -0 is not +0.
 
+mod framed;
 mod large;
 mod long;
 mod sink;
@@ -20,7 +21,7 @@ mod way;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch},
@@ -162,6 +163,39 @@ impl Payload for Partitions {
 
     fn bytes(&self) -> usize {
         self.bytes
+    }
+}
+
+/// Rows of a large window partition that are evaluated at a time, at the least: between two steps a
+/// task checks whether its query goes on.
+const STEP_ROWS: usize = if cfg!(test) { 64 } else { 1 << 16 };
+
+/// Rows of a large window partition, evaluated step by step.
+#[derive(Debug, Default)]
+struct Steps(VecDeque<RecordBatch>);
+
+impl Steps {
+    /// Whether there are no rows.
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The rows of the next step, of which there are `least` at the least, if there are as many:
+    /// where kept rows are copied for each step, that many, so that all steps together copy no more
+    /// than a few times what there is.
+    fn next(&mut self, least: usize) -> Vec<RecordBatch> {
+        let (mut taken, mut room) = (Vec::new(), STEP_ROWS.max(least));
+        while room > 0
+            && let Some(rows) = self.0.pop_front()
+        {
+            let count = rows.num_rows().min(room);
+            if count < rows.num_rows() {
+                self.0.push_front(rows.slice(count, rows.num_rows() - count));
+            }
+            taken.push(rows.slice(0, count));
+            room -= count;
+        }
+        taken
     }
 }
 

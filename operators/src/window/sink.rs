@@ -123,10 +123,10 @@ struct Found {
 }
 
 impl LocalSink for LocalWindowSink {
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, task: &TaskContext) -> Result<SinkResult> {
         let mut room = SinkResult::NeedInput;
         if let Some(batch) = batch.filter(|batch| batch.rows() > 0) {
-            room = self.add(to_keep(compact(batch)?)?)?;
+            room = self.add(to_keep(compact(batch)?)?, task)?;
         }
         // Woken: there is room or memory, or nobody reads any more, which the next push would tell.
         if self.plan.is_piecewise() {
@@ -137,7 +137,7 @@ impl LocalSink for LocalWindowSink {
         if !matches!(room, SinkResult::NeedInput) {
             return Ok(room);
         }
-        let gate = self.settle()?;
+        let gate = self.settle(task)?;
         if let Begun::Large(large) = &self.begun
             && self.setup.can_spill()
             && !self.writing.is_busy()
@@ -164,7 +164,7 @@ impl LocalSink for LocalWindowSink {
         })
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, task: &TaskContext) -> Result<FinishResult> {
         if self.closed.is_ready() {
             // Nobody reads any more.
             self.begun = Begun::No;
@@ -173,7 +173,7 @@ impl LocalSink for LocalWindowSink {
             return Ok(FinishResult::Blocked(gate.into()));
         }
         // The last items are in, whether there is room for more or not.
-        self.end_open()?;
+        self.end_open(task)?;
         if self.whole.rows > 0 {
             self.hand_over();
         }
@@ -190,16 +190,16 @@ impl LocalSink for LocalWindowSink {
 
 impl LocalWindowSink {
     /// Takes rows, and hands over what is to be evaluated. Answers whether there is room for more.
-    fn add(&mut self, rows: RecordBatch) -> Result<SinkResult> {
+    fn add(&mut self, rows: RecordBatch, task: &TaskContext) -> Result<SinkResult> {
         let keys = self.plan.keys(&rows)?;
         let found = self.edges.find(&keys)?;
         let mut room = None;
         if found.begins_new {
-            room = self.end_open()?;
+            room = self.end_open(task)?;
         }
         if found.last_start > 0 {
             self.open.push(rows.slice(0, found.first_end));
-            room = self.end_open()?.or(room);
+            room = self.end_open(task)?.or(room);
             let between = found.last_start - found.first_end;
             if between > 0 {
                 self.whole.push(rows.slice(found.first_end, between));
@@ -212,7 +212,7 @@ impl LocalWindowSink {
         if large && self.plan.is_piecewise() {
             room = Some(self.hand_over_piece(false));
         } else if large && self.open.rows >= self.plan.batch_size {
-            self.collect()?;
+            self.collect(task)?;
         }
         let full = self.whole.rows >= self.plan.batch_size;
         if full || self.whole.bytes >= self.plan.large_bytes {
@@ -223,14 +223,14 @@ impl LocalWindowSink {
     }
 
     /// The open window partition has ended. Answers whether there is room for more, if anything was handed over.
-    fn end_open(&mut self) -> Result<Option<SinkResult>> {
+    fn end_open(&mut self, task: &TaskContext) -> Result<Option<SinkResult>> {
         match &self.begun {
             Begun::No => {
                 self.whole.append(&mut self.open);
                 return Ok(None);
             }
             Begun::Piecewise => return Ok(Some(self.hand_over_piece(true))),
-            Begun::Large(_) => self.collect()?,
+            Begun::Large(_) => self.collect(task)?,
         }
         if self.whole.rows > 0 {
             self.hand_over();
@@ -250,14 +250,14 @@ impl LocalWindowSink {
     }
 
     /// Adds what there is of the open window partition to what is collected of it.
-    fn collect(&mut self) -> Result<()> {
+    fn collect(&mut self, task: &TaskContext) -> Result<()> {
         let Pieces { batches, .. } = std::mem::take(&mut self.open);
         let Some(first) = batches.first() else { return Ok(()) };
         if !matches!(self.begun, Begun::Large(_)) {
             self.begun = Begun::Large(Box::new(Large::new(&self.plan, &first.schema())?));
         }
         match &mut self.begun {
-            Begun::Large(large) => large.add(&batches),
+            Begun::Large(large) => large.add(&batches, task),
             Begun::No | Begun::Piecewise => Ok(()),
         }
     }
@@ -303,7 +303,7 @@ impl LocalWindowSink {
     }
 
     /// Waits for the memory that is owed, and for rows that are put away because there is none.
-    fn settle(&mut self) -> Result<Option<Gate>> {
+    fn settle(&mut self, task: &TaskContext) -> Result<Option<Gate>> {
         loop {
             if let Some(gate) = self.written()? {
                 return Ok(Some(gate));
@@ -319,7 +319,7 @@ impl LocalWindowSink {
                 return Err(error);
             }
             if self.open.bytes >= self.setup.overdraft() {
-                self.collect()?;
+                self.collect(task)?;
             }
             if self.put_away()? {
                 self.charge()?;

@@ -15,7 +15,7 @@ use gatework_runtime::{
 use gatework_shared_state::{Take, analytic::AnalyticSource};
 
 use super::{
-    Content, OpensGate, Partitions, Plan, bytes,
+    Content, OpensGate, Partitions, Plan, Steps, bytes,
     large::{Giving, Next},
     long::Long,
 };
@@ -50,11 +50,20 @@ impl Source for WindowSource {
             memory: setup.reservation(),
             setup,
             long: None,
+            piece: None,
             giving: None,
             ready: None,
             sequence: 0,
         }))
     }
+}
+
+/// Rows of a long window partition that have not been evaluated.
+struct Piece {
+    rows: Steps,
+    /// The partition ends with them.
+    last: bool,
+    _memory: Reservation,
 }
 
 struct LocalWindowSource {
@@ -64,6 +73,8 @@ struct LocalWindowSource {
     setup: Setup,
     /// A window partition of which not all pieces have come.
     long: Option<Long>,
+    /// The piece of it that is being evaluated.
+    piece: Option<Piece>,
     /// A large one of which not all rows have been given.
     giving: Option<(Giving, OpensGate)>,
     /// Evaluated rows, and how many of them have been given.
@@ -84,6 +95,16 @@ impl LocalSource for LocalWindowSource {
             if let Some(batch) = self.next_ready()? {
                 return Ok(SourceResult::Batch(batch));
             }
+            if let Some(piece) = self.piece.take() {
+                task.check()?;
+                let rows = self.evaluate_step(piece)?;
+                let nothing = rows.num_rows() == 0;
+                self.ready = Some((rows, 0));
+                if let Some(gate) = task.breath().filter(|_| nothing) {
+                    return Ok(SourceResult::Blocked(gate.into()));
+                }
+                continue;
+            }
             match self.source.take() {
                 Take::Item(Partitions { content, bytes, memory, .. }) => match content {
                     Content::Whole(batches) => {
@@ -91,8 +112,8 @@ impl LocalSource for LocalWindowSource {
                         self.ready = Some((rows, 0));
                     }
                     Content::Piece(batches, last) => {
-                        let rows = self.evaluate_piece(batches, memory, last)?;
-                        self.ready = Some((rows, 0));
+                        self.piece =
+                            Some(Piece { rows: Steps(batches.into()), last, _memory: memory });
                     }
                     Content::Large(large, opens) => {
                         self.giving = Some((large.give(memory, &self.setup, task)?, opens));
@@ -135,13 +156,16 @@ impl LocalWindowSource {
         }
     }
 
-    /// The rows that get their results from a piece of a long window partition, which ends with the `last` one.
-    fn evaluate_piece(
-        &mut self,
-        batches: Vec<RecordBatch>,
-        memory: Reservation,
-        last: bool,
-    ) -> Result<RecordBatch> {
+    /// How many rows the next step has at least.
+    fn step_rows(&self) -> usize {
+        self.long.as_ref().map_or(0, Long::kept_rows).max(self.plan.batch_size)
+    }
+
+    /// The rows that get their results from the next step of a piece of a long window partition.
+    fn evaluate_step(&mut self, mut piece: Piece) -> Result<RecordBatch> {
+        let batches = piece.rows.next(self.step_rows());
+        let done = piece.rows.is_empty();
+        let last = piece.last && done;
         let long = match &mut self.long {
             Some(long) => long,
             none => {
@@ -157,7 +181,10 @@ impl LocalWindowSource {
         if last {
             self.long = None;
         }
-        drop((batches, memory));
+        drop(batches);
+        if !done {
+            self.piece = Some(piece);
+        }
         // The output is on its way out; only what is kept can grow.
         match self.memory.resize(kept + bytes(&output)) {
             Err(Error::OutOfMemory { .. }) => {

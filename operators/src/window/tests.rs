@@ -1,5 +1,7 @@
 //! Rows keep their order and their partitions, wherever batches end.
 
+mod framed;
+
 use std::{any::Any, sync::Arc};
 
 use arrow::{

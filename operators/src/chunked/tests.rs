@@ -1,0 +1,90 @@
+//! Rows of columns in several arrays are those of columns in one.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, DictionaryArray, Int8Array, ListArray, StringArray};
+use arrow::compute::concat;
+use arrow::datatypes::Int32Type;
+
+use super::*;
+
+fn whole(pieces: &[ArrayRef]) -> ArrayRef {
+    let pieces: Vec<&dyn Array> = pieces.iter().map(AsRef::as_ref).collect();
+    concat(&pieces).unwrap()
+}
+
+fn pieces() -> [Vec<ArrayRef>; 2] {
+    let text = |piece: usize| -> ArrayRef {
+        let text = |row| (row % 3 > 0).then(|| format!("{piece}:{}", "x".repeat(row)));
+        Arc::new(StringArray::from_iter((0..10 * (piece % 3)).map(text)))
+    };
+    let list = |piece: usize| -> ArrayRef {
+        let list = |row| (row % 3 > 0).then(|| vec![Some(piece as i32); row]);
+        let lists = (0..10 * (piece % 3)).map(list);
+        Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(lists))
+    };
+    [(0..9).map(text).collect(), (0..9).map(list).collect()]
+}
+
+#[test]
+fn arrays_are_within_the_bound_and_give_the_same_rows() {
+    for pieces in pieces() {
+        let whole = whole(&pieces);
+        let rows = UInt32Array::from_iter_values((0..whole.len() as u32).rev().step_by(2));
+        let expected = take(&whole, &rows, None).unwrap();
+        for bound in [1, 100, 300, 1 << 20] {
+            let column = Column::concat(&pieces, bound, || Ok(())).unwrap();
+            let count = column.arrays().len();
+            assert_eq!(count == 1, bound == 1 << 20, "{count} arrays for {bound}");
+            if let Column::Several { arrays, .. } = &column {
+                // No piece is cut.
+                let most = pieces.iter().map(|piece| value_bytes(piece)).max().unwrap();
+                assert!(arrays.iter().all(|array| value_bytes(array) <= bound.max(most)));
+            }
+            assert_eq!(&column.take(&rows).unwrap(), &expected);
+        }
+    }
+}
+
+#[test]
+fn dictionaries_with_more_values_than_keys_stay_apart() {
+    let piece = |piece: usize| -> ArrayRef {
+        let values = StringArray::from_iter_values((0..100).map(|n| format!("{piece}-{n}")));
+        Arc::new(DictionaryArray::new(Int8Array::from_iter_values(0..100), Arc::new(values)))
+    };
+    let pieces = [piece(0), piece(1)];
+    let column = Column::concat(&pieces, usize::MAX, || Ok(())).unwrap();
+    let rows = UInt32Array::from(vec![199, 0, 100, 3]);
+    let taken = column.take(&rows).unwrap();
+    let values = taken.as_any().downcast_ref::<DictionaryArray<arrow::datatypes::Int8Type>>();
+    let values = values.unwrap().downcast_dict::<StringArray>().unwrap();
+    let values: Vec<_> = values.into_iter().flatten().collect();
+    assert_eq!(values, ["1-99", "0-0", "1-0", "0-3"]);
+}
+
+#[test]
+fn pairs_are_cut_by_what_both_sides_have() {
+    let [texts, _] = pieces();
+    let columns = Columns::new(vec![Column::concat(&texts, 100, || Ok(())).unwrap()]);
+    let whole = whole(&texts);
+    let one: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(50)]));
+    let right = RecordBatch::try_from_iter([("s", one)]).unwrap();
+    let rows: Vec<u32> = (0..whole.len() as u32).collect();
+    let zeros = vec![0; rows.len()];
+    let sides: [Side<'_>; 2] = [(&columns, &[0], &rows), (&right, &[0], &zeros)];
+    let longest = longest_row(&columns, &[0]) + longest_row(&right, &[0]);
+    assert_eq!(longest, "1:".len() + 19 + 50);
+    assert_eq!(pairs_within(1 << 20, longest, sides), rows.len());
+    for bound in [1, 51, 200, 999] {
+        let within = pairs_within(bound, longest, sides);
+        let bytes = |rows: usize| Lengths::of(&whole.slice(0, rows)).sum(rows) + 50 * rows;
+        assert!(within == 1 || bytes(within) <= bound, "{within} rows for {bound}");
+        assert!(bytes(within + 1) > bound, "{within} rows for {bound}");
+    }
+}
+
+impl Lengths<'_> {
+    fn sum(&self, rows: usize) -> usize {
+        (0..rows).map(|row| self.at(row)).sum()
+    }
+}

@@ -1,0 +1,123 @@
+//! Slices of a large batch, on which an operator evaluates its expressions one by one.
+
+use std::{collections::VecDeque, ops::Range, sync::Arc};
+
+use arrow::array::RecordBatch;
+use datafusion_physical_expr::{PhysicalExpr, expressions::Column, utils::collect_columns};
+use gatework_runtime::{
+    Result,
+    pipeline::{Batch, OperatorResult, TaskContext},
+};
+use gatework_shared_state::Gate;
+
+use crate::batch_bytes::{SLICE_BYTES, slices, value_bytes};
+
+/// The input of an operator in slices of bounded bytes. A batch within the bound is one slice.
+#[derive(Debug)]
+pub(crate) struct Slices {
+    left: VecDeque<Batch>,
+    bound: usize,
+}
+
+impl Default for Slices {
+    fn default() -> Self {
+        Self::within(SLICE_BYTES)
+    }
+}
+
+impl Slices {
+    /// Slices whose variable-length values have at most `bound` bytes, or that are one row.
+    pub(crate) fn within(bound: usize) -> Self {
+        Self { left: VecDeque::new(), bound }
+    }
+
+    /// Takes `batch`, of which expressions over `columns` are to be evaluated.
+    pub(crate) fn begin(&mut self, batch: Batch, columns: &[usize]) {
+        match ranges(batch.data(), columns, self.bound) {
+            Some(ranges) => self.left.extend(ranges.into_iter().map(|range| slice(&batch, range))),
+            None => self.left.push_back(batch),
+        }
+    }
+
+    /// Returns the next slice; `None` when the batch is used up.
+    pub(crate) fn next(&mut self) -> Option<Batch> {
+        self.left.pop_front()
+    }
+
+    /// Takes the halves of `batch`, which are the next slices.
+    pub(crate) fn halve(&mut self, batch: &Batch) {
+        let (rows, middle) = (batch.physical_rows(), batch.physical_rows() / 2);
+        self.left.push_front(slice(batch, middle..rows));
+        self.left.push_front(slice(batch, 0..middle));
+    }
+
+    /// Returns the answer of an operator that made `output` of a slice.
+    pub(crate) fn answer(&self, output: Batch) -> OperatorResult {
+        match self.left.is_empty() {
+            true => OperatorResult::Batch(output),
+            false => OperatorResult::HaveMore(output),
+        }
+    }
+
+    /// Checks between two slices whether the query goes on; the gate if the task should yield.
+    ///
+    /// # Errors
+    /// If the query was cancelled.
+    pub(crate) fn pause(&self, task: &TaskContext) -> Result<Option<Gate>> {
+        if self.left.is_empty() {
+            return Ok(None);
+        }
+        task.check()?;
+        Ok(task.breath())
+    }
+}
+
+/// Returns the columns that any of `expressions` computes something from.
+pub(crate) fn computed_from<'a>(
+    expressions: impl Iterator<Item = &'a Arc<dyn PhysicalExpr>>,
+) -> Vec<usize> {
+    let computed = expressions.filter(|expression| !expression.is::<Column>());
+    let mut columns: Vec<usize> =
+        computed.flat_map(collect_columns).map(|column| column.index()).collect();
+    columns.sort_unstable();
+    columns.dedup();
+    columns
+}
+
+/// Returns ranges of the rows of `data` whose values in `columns` have at most `bound` bytes each,
+/// or that are one row; `None` if all rows are within the bound.
+fn ranges(data: &RecordBatch, columns: &[usize], bound: usize) -> Option<Vec<Range<usize>>> {
+    let bytes = |column: &usize| value_bytes(data.column(*column));
+    if columns.iter().map(bytes).sum::<usize>() <= bound {
+        return None;
+    }
+    let used: Vec<_> = columns.iter().map(|column| data.column(*column).clone()).collect();
+    slices(&used, data.num_rows(), bound)
+}
+
+/// Calls `each` with `data`, or with slices of it whose values in `columns` are within
+/// [`SLICE_BYTES`], between which `task` is asked whether the query goes on.
+///
+/// # Errors
+/// That of `each`, or if the query was cancelled.
+pub(crate) fn for_each_slice(
+    data: &RecordBatch,
+    columns: &[usize],
+    task: &TaskContext,
+    mut each: impl FnMut(&RecordBatch) -> Result<()>,
+) -> Result<()> {
+    let Some(ranges) = ranges(data, columns, SLICE_BYTES) else { return each(data) };
+    ranges.into_iter().try_for_each(|range| {
+        task.check()?;
+        each(&data.slice(range.start, range.len()))
+    })
+}
+
+fn slice(batch: &Batch, range: Range<usize>) -> Batch {
+    let data = batch.data().slice(range.start, range.len());
+    let slice = match batch.selection() {
+        Some(selection) => Batch::with_selection(data, selection.slice(range.start, range.len())),
+        None => Batch::new(data),
+    };
+    slice.at(batch.sequence())
+}

@@ -1,0 +1,157 @@
+//! Rows in order, gathered in chunks: at once for a run in memory, one by one for a run that is
+//! written.
+//!
+//! A chunk has as many rows as an output batch, or fewer if their texts would exceed what a batch
+//! may hold. Collected text that does not fit one array is gathered from several.
+
+use std::{ops::Range, vec};
+
+use arrow::{
+    array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array},
+    buffer::ScalarBuffer,
+    compute::interleave,
+    datatypes::SchemaRef,
+};
+use gatework_runtime::{Result, pipeline::TaskContext};
+
+use crate::{
+    OrFail,
+    batch_bytes::{Lengths, MAX_ARRAY_BYTES, MAX_BATCH_BYTES, rows_within, sum_of},
+    chunked::Column,
+    spilling::own_buffers,
+};
+
+/// Returns the ranges of `order` that become chunks: of `most` rows, or fewer if the
+/// variable-length values of `batches`' rows have more than `bound` bytes together.
+pub(super) fn cuts(
+    batches: &[RecordBatch],
+    order: &[u32],
+    most: usize,
+    bound: usize,
+) -> Vec<Range<usize>> {
+    let even = |first: usize| first..order.len().min(first + most);
+    let longest = || batches.iter().map(longest_row).max().unwrap_or(0);
+    let bytes: usize = batches.iter().map(|batch| sum_of(batch.columns())).sum();
+    if bytes <= bound || longest().saturating_mul(most) <= bound {
+        return (0..order.len()).step_by(most).map(even).collect();
+    }
+    let lengths: Vec<usize> = batches.iter().flat_map(row_lengths).collect();
+    let (mut cuts, mut first) = (Vec::new(), 0);
+    while first < order.len() {
+        let rows = even(first).len();
+        let length = |row: usize| lengths[order[first + row] as usize];
+        let end = first + rows_within(bound, rows, length);
+        cuts.push(first..end);
+        first = end;
+    }
+    cuts
+}
+
+fn longest_row(batch: &RecordBatch) -> usize {
+    batch.columns().iter().map(|column| Lengths::of(column).longest()).sum()
+}
+
+fn row_lengths(batch: &RecordBatch) -> Vec<usize> {
+    let mut lengths = vec![0; batch.num_rows()];
+    for column in batch.columns() {
+        let known = Lengths::of(column);
+        lengths.iter_mut().enumerate().for_each(|(row, length)| *length += known.at(row));
+    }
+    lengths
+}
+
+/// Returns the rows of `batches` in `order`, in chunks. Column by column, so that there are never
+/// two copies of all.
+pub(super) fn in_chunks(
+    schema: &SchemaRef,
+    batches: Vec<RecordBatch>,
+    order: &ScalarBuffer<u32>,
+    most: usize,
+    task: &TaskContext,
+) -> Result<Vec<RecordBatch>> {
+    let rows: Vec<_> = cuts(&batches, order, most, MAX_BATCH_BYTES)
+        .into_iter()
+        .map(|range| UInt32Array::new(order.slice(range.start, range.len()), None))
+        .collect();
+    let mut left: Vec<_> =
+        batches.into_iter().map(|batch| batch.into_parts().1.into_iter()).collect();
+    let mut sorted = vec![Vec::with_capacity(schema.fields().len()); rows.len()];
+    for _column in schema.fields() {
+        task.check()?;
+        let pieces: Vec<ArrayRef> = left.iter_mut().filter_map(Iterator::next).collect();
+        let all = Column::concat(&pieces, MAX_ARRAY_BYTES, || task.check())?;
+        drop(pieces);
+        for (chunk, rows) in sorted.iter_mut().zip(&rows) {
+            task.check()?;
+            chunk.push(all.take(rows)?);
+        }
+    }
+    let chunks = sorted.into_iter().zip(&rows).map(|(columns, rows)| {
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
+        RecordBatch::try_new_with_options(schema.clone(), columns, &options).or_fail()
+    });
+    chunks.collect()
+}
+
+/// Rows in order, made batch by batch.
+pub(super) struct InOrder {
+    schema: SchemaRef,
+    batches: Vec<RecordBatch>,
+    /// The number of each batch's first row.
+    starts: Vec<u32>,
+    order: Vec<u32>,
+    /// The ranges of `order` that have not been given.
+    cuts: vec::IntoIter<Range<usize>>,
+}
+
+impl InOrder {
+    /// The rows of `batches` in `order`, at most `most` at a time.
+    pub(super) fn new(
+        schema: SchemaRef,
+        batches: Vec<RecordBatch>,
+        order: Vec<u32>,
+        most: usize,
+    ) -> Self {
+        let mut starts = Vec::with_capacity(batches.len());
+        let mut rows = 0;
+        for batch in &batches {
+            starts.push(rows);
+            rows += batch.num_rows() as u32;
+        }
+        let cuts = cuts(&batches, &order, most, MAX_BATCH_BYTES).into_iter();
+        Self { schema, batches, starts, order, cuts }
+    }
+
+    /// Returns how many batches are left.
+    pub(super) fn left(&self) -> usize {
+        self.cuts.len()
+    }
+
+    fn batch(&self, rows: &[u32]) -> Result<RecordBatch> {
+        let place = |row: &u32| {
+            let batch = self.starts.partition_point(|start| start <= row) - 1;
+            (batch, (row - self.starts[batch]) as usize)
+        };
+        let places: Vec<_> = rows.iter().map(place).collect();
+        // Column by column: batches may differ in which columns they say have no NULLs.
+        let column = |place: usize| {
+            let columns: Vec<&dyn Array> =
+                self.batches.iter().map(|batch| batch.column(place).as_ref()).collect();
+            interleave(&columns, &places)
+        };
+        let columns = (0..self.schema.fields().len()).map(column);
+        let columns = columns.collect::<Result<Vec<_>, _>>().or_fail()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
+        let rows = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
+        own_buffers(&rows.or_fail()?)
+    }
+}
+
+impl Iterator for InOrder {
+    type Item = Result<RecordBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let range = self.cuts.next()?;
+        Some(self.batch(&self.order[range]))
+    }
+}

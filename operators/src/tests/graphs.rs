@@ -1,0 +1,153 @@
+//! Small graphs around one operator each, over tables with any key.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, RecordBatch},
+    compute::SortOptions,
+    datatypes::{DataType, Field, Schema, SchemaRef},
+};
+use datafusion_common::{JoinType, NullEquality};
+use datafusion_physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr, expressions::Column};
+use gatework_runtime::pipeline::{Operator, QueryOptions};
+
+use crate::{
+    hash_aggregate::{self, AggregateConfig, GroupBy, InputRows, OutputRows},
+    hash_join::{self, HashJoinConfig},
+    rig::{ints, result_of, run_with, scan, table},
+    sort::{self, SortConfig},
+};
+
+/// Rows of a scan's morsel, unless a test says otherwise.
+pub(super) const MORSEL: usize = 7;
+
+/// A table of a key and the row's number.
+pub(super) fn keyed(key: ArrayRef) -> RecordBatch {
+    let rows = key.len() as i32;
+    table([("key", key), ("row", ints((0..rows).map(Some)))])
+}
+
+pub(super) fn column(place: usize) -> Arc<dyn PhysicalExpr> {
+    Arc::new(Column::new("c", place))
+}
+
+/// The output of `operators` behind a scan of `input`.
+pub(super) fn streamed(
+    input: &RecordBatch,
+    morsel: usize,
+    operators: Vec<Arc<dyn Operator>>,
+) -> Vec<RecordBatch> {
+    run_with(QueryOptions::default(), |graph| {
+        result_of(graph, 1, 1, scan(input, morsel), operators)
+    })
+    .unwrap()
+    .remove(0)
+}
+
+/// A sort by `key`.
+pub(super) fn sorted(
+    options: QueryOptions,
+    input: &RecordBatch,
+    key: Arc<dyn PhysicalExpr>,
+    order: SortOptions,
+    fetch: Option<usize>,
+    sinks: usize,
+) -> Vec<RecordBatch> {
+    let ordering = LexOrdering::new(vec![PhysicalSortExpr::new(key, order)]).unwrap();
+    let config = SortConfig { ordering, fetch, schema: input.schema(), batch_rows: 1000 };
+    let (runs, merge) = sort::new(config, sinks).unwrap();
+    run_with(options, |graph| {
+        graph.add("runs", sinks, scan(input, 100), vec![], Arc::new(runs)).unwrap();
+        result_of(graph, 1, 1, Arc::new(merge), vec![])
+    })
+    .unwrap()
+    .remove(0)
+}
+
+/// The groups of `key`.
+pub(super) fn grouped(
+    options: QueryOptions,
+    input: &RecordBatch,
+    key: Arc<dyn PhysicalExpr>,
+    sinks: usize,
+) -> Vec<RecordBatch> {
+    let kind = key.data_type(&input.schema()).unwrap();
+    let group_by = GroupBy { keys: vec![key], sets: vec![vec![false]], ..GroupBy::default() };
+    let config = AggregateConfig {
+        group_by,
+        calls: vec![],
+        input: InputRows::Raw,
+        output: OutputRows::Values,
+        input_schema: input.schema(),
+        schema: Arc::new(Schema::new(vec![Field::new("key", kind, true)])),
+        batch_rows: 1000,
+    };
+    let (build, output) = hash_aggregate::new(config, sinks, sinks).unwrap();
+    run_with(options, |graph| {
+        graph.add("aggregate", sinks, scan(input, 100), vec![], Arc::new(build)).unwrap();
+        result_of(graph, sinks, 1, Arc::new(output), vec![])
+    })
+    .unwrap()
+    .remove(0)
+}
+
+/// What is joined.
+pub(super) struct Join {
+    pub(super) kind: JoinType,
+    pub(super) nulls_equal: bool,
+    pub(super) null_aware: bool,
+    pub(super) keys: (Arc<dyn PhysicalExpr>, Arc<dyn PhysicalExpr>),
+    pub(super) batch_rows: usize,
+}
+
+impl Join {
+    /// By the first columns.
+    pub(super) fn plain(kind: JoinType) -> Self {
+        let keys = (column(0), column(0));
+        Self { kind, nulls_equal: false, null_aware: false, keys, batch_rows: 1000 }
+    }
+
+    pub(super) fn schema(&self, left: &RecordBatch, right: &RecordBatch) -> SchemaRef {
+        let mark = Arc::new(Field::new("mark", DataType::Boolean, true));
+        let (left, right) = (left.schema(), right.schema());
+        let (left, right) = (left.fields().iter().cloned(), right.fields().iter().cloned());
+        Arc::new(Schema::new(match self.kind {
+            JoinType::LeftSemi | JoinType::LeftAnti => left.collect::<Vec<_>>(),
+            JoinType::RightSemi | JoinType::RightAnti => right.collect(),
+            JoinType::LeftMark => left.chain([mark]).collect(),
+            JoinType::RightMark => right.chain([mark]).collect(),
+            _ => left.chain(right).collect(),
+        }))
+    }
+
+    pub(super) fn run(
+        &self,
+        options: QueryOptions,
+        left: &RecordBatch,
+        right: &RecordBatch,
+    ) -> Vec<RecordBatch> {
+        let config = HashJoinConfig {
+            on: vec![self.keys.clone()],
+            join_type: self.kind,
+            filter: None,
+            null_equality: match self.nulls_equal {
+                true => NullEquality::NullEqualsNull,
+                false => NullEquality::NullEqualsNothing,
+            },
+            null_aware: self.null_aware,
+            projection: None,
+            left_schema: left.schema(),
+            right_schema: right.schema(),
+            schema: self.schema(left, right),
+            batch_rows: self.batch_rows,
+            in_order: false,
+        };
+        let (build, probe) = hash_join::new(config, 2, 2, None).unwrap();
+        run_with(options, |graph| {
+            graph.add("build", 2, scan(left, MORSEL), vec![], Arc::new(build)).unwrap();
+            result_of(graph, 2, 1, scan(right, MORSEL), vec![Arc::new(probe)])
+        })
+        .unwrap()
+        .remove(0)
+    }
+}
