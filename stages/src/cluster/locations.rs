@@ -13,8 +13,9 @@ use datafusion::{
         runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
     },
     object_store::{
-        self, CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-        ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, path::Path,
+        self, CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload,
+        ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+        path::Path,
     },
     physical_plan::ExecutionPlan,
 };
@@ -125,18 +126,52 @@ impl Locations {
             let store = store.as_str().trim_end_matches('/');
             return if allowed { Ok(()) } else { refused(&format!("{store}/{object}")) };
         }
-        let path = std::path::Path::new("/").join(object.as_ref());
-        let path = match fs::canonicalize(&path) {
-            Ok(path) => path,
+        let named = local_path(object);
+        // An error tells nothing of where a link leads.
+        let refused = || refused(&named.display().to_string());
+        match fs::canonicalize(&named) {
+            Ok(path) if self.allows(&path) => Ok(()),
             // It will not be read, but the reader is to say why.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => path,
-            Err(_) => return refused(&path.display().to_string()),
-        };
-        match self.paths.iter().any(|allowed| path.starts_with(allowed)) {
-            true => Ok(()),
-            false => refused(&path.display().to_string()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.allows(&named) => Ok(()),
+            _ => refused(),
         }
     }
+
+    /// Whether a path without links may be read.
+    fn allows(&self, path: &std::path::Path) -> bool {
+        self.paths.iter().any(|allowed| path.starts_with(allowed))
+    }
+
+    /// Whether an open file may be read: its name may lead elsewhere now than when it was checked.
+    fn admit_open(&self, file: &fs::File, object: &Path) -> std::result::Result<(), String> {
+        if self.everything
+            || opened_path(file, &local_path(object)).is_some_and(|path| self.allows(&path))
+        {
+            return Ok(());
+        }
+        Err(format!("this worker may not read /{object}; it may read {self}"))
+    }
+}
+
+/// The path of an object of the local store.
+fn local_path(object: &Path) -> PathBuf {
+    std::path::Path::new("/").join(object.as_ref())
+}
+
+/// The path of an open file, without links: the system's own word for it.
+#[cfg(target_os = "linux")]
+fn opened_path(file: &fs::File, _named: &std::path::Path) -> Option<PathBuf> {
+    use std::os::fd::AsRawFd;
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
+}
+
+/// The path of an open file, without links: where its name leads now, if the same file is there.
+#[cfg(not(target_os = "linux"))]
+fn opened_path(file: &fs::File, named: &std::path::Path) -> Option<PathBuf> {
+    let path = fs::canonicalize(named).ok()?;
+    let (open, there) = (file.metadata().ok()?, fs::metadata(&path).ok()?);
+    let same = open.len() == there.len() && open.modified().ok() == there.modified().ok();
+    same.then_some(path)
 }
 
 /// What an operator of the worker is told: names, separated by commas.
@@ -247,7 +282,12 @@ impl ObjectStore for Guarded {
         options: GetOptions,
     ) -> object_store::Result<GetResult> {
         self.admit(location)?;
-        self.inner.get_opts(location, options).await
+        let result = self.inner.get_opts(location, options).await?;
+        if let GetResultPayload::File(file, _) = &result.payload {
+            let admitted = self.locations.admit_open(file, location);
+            admitted.map_err(|reason| denied(location, reason))?;
+        }
+        Ok(result)
     }
 
     async fn get_ranges(
@@ -255,8 +295,17 @@ impl ObjectStore for Guarded {
         location: &Path,
         ranges: &[Range<u64>],
     ) -> object_store::Result<Vec<Bytes>> {
-        self.admit(location)?;
-        self.inner.get_ranges(location, ranges).await
+        if self.locations.everything || self.url.scheme() != "file" {
+            self.admit(location)?;
+            return self.inner.get_ranges(location, ranges).await;
+        }
+        // Each opened by itself, so that what is open can be looked at.
+        let fetch = |range: Range<u64>| async {
+            let options = GetOptions::new().with_range(Some(range));
+            self.get_opts(location, options).await?.bytes().await
+        };
+        let distance = object_store::OBJECT_STORE_COALESCE_DEFAULT;
+        object_store::coalesce_ranges(ranges, fetch, distance).await
     }
 
     fn delete_stream(
@@ -284,5 +333,34 @@ impl ObjectStore for Guarded {
         _options: CopyOptions,
     ) -> object_store::Result<()> {
         self.no_writing(to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A link that led to an allowed file when it was checked, and leads elsewhere when it is opened.
+    #[test]
+    fn a_file_is_checked_once_it_is_open() {
+        let (open, closed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for folder in [&open, &closed] {
+            fs::write(folder.path().join("x"), "1").unwrap();
+        }
+        let locations = Locations::none().with_path(open.path()).unwrap();
+        let link = open.path().join("link");
+        std::os::unix::fs::symlink(open.path().join("x"), &link).unwrap();
+        let (store, object) = (Url::parse("file:///").unwrap(), Path::from(link.to_str().unwrap()));
+        locations.admit(&store, &object).unwrap();
+        locations.admit_open(&fs::File::open(&link).unwrap(), &object).unwrap();
+
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(closed.path().join("x"), &link).unwrap();
+        let target = closed.path().display().to_string();
+        let opened = locations.admit_open(&fs::File::open(&link).unwrap(), &object);
+        for refusal in [opened.unwrap_err(), locations.admit(&store, &object).unwrap_err()] {
+            assert!(refusal.contains("may not read"), "{refusal}");
+            assert!(!refusal.contains(&target), "it tells where a link leads: {refusal}");
+        }
     }
 }

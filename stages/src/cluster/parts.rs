@@ -19,8 +19,11 @@ use tonic::{
     Status,
     body::Body,
     codegen::{Service, http},
+    metadata::MetadataMap,
     server::NamedService,
 };
+
+use super::access::Access;
 
 /// What sends a part of a query to a worker, and stays open as long as that is needed.
 const NEW_PART: &str = "/CoordinatorChannel";
@@ -102,11 +105,13 @@ impl Drop for Part {
     }
 }
 
-/// A worker's service that counts its parts, and cancels what they run when whoever sent them wants no more of it.
+/// A worker's service that refuses requests without the right credentials, counts the parts of the others,
+/// and cancels what they run when the coordinator wants no more of it.
 #[derive(Debug, Clone)]
 pub(super) struct PartsService<S> {
     pub(super) service: S,
     pub(super) parts: Arc<Parts>,
+    pub(super) access: Access,
 }
 
 impl<S: NamedService> NamedService for PartsService<S> {
@@ -127,6 +132,11 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        // Before anything is counted: a stranger must not keep a worker from its end.
+        let shown = MetadataMap::from_headers(request.headers().clone());
+        if let Err(refusal) = self.access.admit(&shown) {
+            return Box::pin(async move { Ok(refusal.into_http()) });
+        }
         if !request.uri().path().ends_with(NEW_PART) {
             let answer = self.service.call(request);
             return Box::pin(async { Ok(answer.await?.map(Body::new)) });

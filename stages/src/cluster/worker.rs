@@ -18,11 +18,9 @@ use gatework_runtime::Executor;
 use gatework_sql::{Settings, cover_above, io_on};
 use tokio::{net::TcpListener, runtime::Handle};
 use tonic::{
-    Request, Status,
     body::Body,
     codegen::{Service, http},
     server::NamedService,
-    service::interceptor::{InterceptedService, ResponseBody},
     transport::server::TcpIncoming,
 };
 
@@ -146,7 +144,7 @@ fn counted(
 ) -> PartsService<
     impl Service<
         http::Request<Body>,
-        Response = http::Response<ResponseBody<Body>>,
+        Response = http::Response<Body>,
         Error = Infallible,
         Future: Send + 'static,
     >
@@ -157,13 +155,8 @@ fn counted(
     + 'static
     + use<>,
 > {
-    let access = access.clone();
-    let admit = move |request: Request<()>| -> std::result::Result<_, Status> {
-        access.admit(request.metadata())?;
-        Ok(request)
-    };
-    let server = worker.into_worker_server().max_decoding_message_size(LARGEST_REQUEST);
-    PartsService { service: InterceptedService::new(server, admit), parts }
+    let service = worker.into_worker_server().max_decoding_message_size(LARGEST_REQUEST);
+    PartsService { service, parts, access: access.clone() }
 }
 
 /// Serves `worker` at `listener` until `end` comes. Then it takes no more parts of queries; those that it has get on, and
