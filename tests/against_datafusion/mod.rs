@@ -29,7 +29,7 @@ use datafusion::{
 };
 use gatework::{
     Executor, Settings,
-    verify::{Comparison, ResultOrder, without_limit},
+    verify::{Comparison, ResultOrder, with_hidden_keys, without_limit},
 };
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
@@ -262,7 +262,13 @@ impl<'a> Sessions<'a> {
 
     fn difference(&self, actual: &Ran, expected: &Ran) -> Result<(), String> {
         let order = ResultOrder::of(&expected.logical);
-        let comparison = Comparison::new(&order);
+        let mut comparison = Comparison::new(&order);
+        let keyed = with_hidden_keys(&expected.logical).map(|(plan, keys)| {
+            comparison = comparison.clone().hidden_keys(keys);
+            self.runtime.block_on(run(DataFrame::new(self.reference.state(), plan)))
+        });
+        let keyed = keyed.transpose().map_err(|error| format!("with its keys: {error}"))?;
+        let expected = keyed.as_ref().unwrap_or(expected);
         let difference = match comparison.check(&actual.rows, &expected.rows) {
             Ok(()) => return Ok(()),
             Err(difference) => difference,

@@ -16,6 +16,7 @@
 //! sides into one layout, `sequence` walks the order keys, `multiset` matches unordered rows.
 
 mod difference;
+mod hidden;
 mod multiset;
 mod order;
 mod sequence;
@@ -24,6 +25,7 @@ mod table;
 use arrow::array::RecordBatch;
 
 pub use difference::{Difference, Example};
+pub use hidden::with_hidden_keys;
 pub use order::{KeyExpression, ResultOrder, SortKey, without_limit};
 
 use sequence::Sequence;
@@ -101,12 +103,13 @@ pub struct Comparison<'a> {
     order: &'a ResultOrder,
     tolerance: Tolerance,
     unlimited: Option<&'a [RecordBatch]>,
+    hidden_keys: usize,
 }
 
 impl<'a> Comparison<'a> {
     /// A comparison of results that have this order.
     pub fn new(order: &'a ResultOrder) -> Self {
-        Self { order, tolerance: Tolerance::default(), unlimited: None }
+        Self { order, tolerance: Tolerance::default(), unlimited: None, hidden_keys: 0 }
     }
 
     /// Replaces the tolerance for floats.
@@ -123,6 +126,14 @@ impl<'a> Comparison<'a> {
         self
     }
 
+    /// Says that the last `count` columns of the expected rows are order keys which the actual rows do not
+    /// show, as [`with_hidden_keys`] makes them: rows are ties only where these are equal, too.
+    #[must_use]
+    pub fn hidden_keys(mut self, count: usize) -> Self {
+        self.hidden_keys = count;
+        self
+    }
+
     /// Compares.
     ///
     /// # Errors
@@ -133,6 +144,7 @@ impl<'a> Comparison<'a> {
         actual: &[RecordBatch],
         expected: &[RecordBatch],
     ) -> Result<(), Difference> {
+        let (expected, hidden) = &self.split(expected)?;
         // A result without any batch has no schema to compare, only the fact that it has no rows.
         let Some(schema) = expected.first().or(actual.first()).map(RecordBatch::schema) else {
             return Ok(());
@@ -140,10 +152,44 @@ impl<'a> Comparison<'a> {
         let layout = Layout::new(&schema, self.order)?;
         let actual = layout.table("actual", actual)?;
         let expected = layout.table("expected", expected)?;
-        let unlimited =
-            self.unlimited.map(|batches| layout.table("unlimited", batches)).transpose()?;
-        Sequence { actual, expected, unlimited, order: self.order, tolerance: self.tolerance }
-            .check()
+        let unlimited = self
+            .unlimited
+            .map(|batches| layout.table("unlimited", &self.split(batches)?.0))
+            .transpose()?;
+        let (order, tolerance) = (self.order, self.tolerance);
+        let unordered = ResultOrder::unordered();
+        let hidden = match hidden.first() {
+            Some(first) => {
+                Some(Layout::new(&first.schema(), &unordered)?.table("order keys", hidden)?)
+            }
+            None => None,
+        };
+        Sequence { actual, expected, unlimited, hidden, order, tolerance }.check()
+    }
+
+    /// The expected rows, and their hidden keys.
+    fn split(
+        &self,
+        expected: &[RecordBatch],
+    ) -> Result<(Vec<RecordBatch>, Vec<RecordBatch>), Difference> {
+        if self.hidden_keys == 0 {
+            return Ok((expected.to_vec(), Vec::new()));
+        }
+        let split = |batch: &RecordBatch| {
+            let columns = batch.num_columns();
+            let shown = columns.checked_sub(self.hidden_keys).ok_or_else(|| {
+                Difference::Schema(format!(
+                    "{columns} columns cannot have {} keys",
+                    self.hidden_keys
+                ))
+            })?;
+            let part = |columns: Vec<usize>| {
+                batch.project(&columns).map_err(|error| Difference::Incomparable(error.to_string()))
+            };
+            Ok((part((0..shown).collect())?, part((shown..columns).collect())?))
+        };
+        let parts = expected.iter().map(split).collect::<Result<Vec<_>, Difference>>()?;
+        Ok(parts.into_iter().unzip())
     }
 }
 

@@ -21,6 +21,8 @@ pub(super) struct Sequence<'a> {
     pub(super) actual: Table,
     pub(super) expected: Table,
     pub(super) unlimited: Option<Table>,
+    /// The keys of the expected rows that no column of theirs shows.
+    pub(super) hidden: Option<Table>,
     pub(super) order: &'a ResultOrder,
     pub(super) tolerance: Tolerance,
 }
@@ -39,7 +41,7 @@ impl Sequence<'_> {
 
     fn check_keys(&self, range: Range<usize>, key: usize) -> Result<(), Difference> {
         if key == self.order.keys.len() {
-            return self.check_multiset(range);
+            return self.check_hidden(range);
         }
         if let Some(row) = range.clone().find(|&row| !self.same_key(key, row)) {
             return Err(Difference::OrderKey {
@@ -56,6 +58,19 @@ impl Sequence<'_> {
                 false => self.check_multiset(start..end)?,
             }
             start = end;
+        }
+        Ok(())
+    }
+
+    /// Compares the runs of rows that tie on the hidden keys, if those are known.
+    fn check_hidden(&self, range: Range<usize>) -> Result<(), Difference> {
+        let Some(keys) = &self.hidden else { return self.check_multiset(range) };
+        let mut start = range.start;
+        for row in range.start + 1..=range.end {
+            if row == range.end || !keys.same_row(row - 1, keys, row, self.tolerance) {
+                self.check_multiset(start..row)?;
+                start = row;
+            }
         }
         Ok(())
     }

@@ -409,3 +409,34 @@ proptest! {
         prop_assert!(decide(&[table(&foreign)]).is_err());
     }
 }
+
+/// Keys that a result does not show order it all the same; rows that tie on them come in any order.
+#[tokio::test]
+async fn hidden_keys_are_compared() {
+    let session = datafusion::prelude::SessionContext::new();
+    let made = session.sql("CREATE TABLE t AS VALUES (3, 'c'), (1, 'a'), (2, 'b'), (2, 'z')").await;
+    made.unwrap().collect().await.unwrap();
+    for sql in [
+        "SELECT column2 FROM t ORDER BY column1",
+        "SELECT x FROM (SELECT column2 AS x, column1 AS k FROM t) AS s ORDER BY s.k LIMIT 10",
+    ] {
+        let frame = session.sql(sql).await.unwrap();
+        let (plan, keys) = super::with_hidden_keys(frame.logical_plan()).unwrap();
+        let keyed = datafusion::prelude::DataFrame::new(session.state(), plan);
+        let expected = keyed.collect().await.unwrap();
+        let order = ResultOrder::of(frame.logical_plan());
+        let schema = frame.collect().await.unwrap()[0].schema();
+        let comparison = Comparison::new(&order).hidden_keys(keys);
+        let check = |names: [&str; 4]| {
+            let names: ArrayRef = Arc::new(StringArray::from(names.to_vec()));
+            let column = cast(&names, schema.field(0).data_type()).unwrap();
+            let actual = RecordBatch::try_new(schema.clone(), vec![column]).unwrap();
+            comparison.check(&[actual], &expected)
+        };
+        check(["a", "b", "z", "c"]).unwrap();
+        check(["a", "z", "b", "c"]).unwrap();
+        check(["b", "a", "z", "c"]).unwrap_err();
+    }
+    let shown = session.sql("SELECT * FROM t ORDER BY column1").await.unwrap();
+    assert!(super::with_hidden_keys(shown.logical_plan()).is_none());
+}
