@@ -6,7 +6,7 @@ use std::{
 };
 
 use datafusion::error::{DataFusionError, Result};
-use gatework_runtime::Executor;
+use gatework_runtime::{Executor, pipeline::SliceScope};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 /// An executor and its I/O runtime, which all sessions on the executor share.
@@ -19,8 +19,9 @@ pub(crate) struct Engine {
 /// Two threads: one to drive sockets and timers, one more so that a task that another one waits for
 /// can run beside it. File reads go to the runtime's own pool of blocking threads.
 const IO_THREADS: usize = 2;
-/// Reads of local files under way at a time.
-const IO_BLOCKING_THREADS: usize = 4;
+/// Threads for what blocks, at most: tokio's own default. Reads of local files are as many as tasks, so
+/// they need few; nodes that DataFusion executes may block as they like, and wait for each other.
+const IO_BLOCKING_THREADS: usize = 512;
 
 /// Starts when the first plan needs it, unless one is given.
 #[derive(Default)]
@@ -68,6 +69,26 @@ impl IoRuntime {
             Some(runtime) => Ok(runtime.handle().clone()),
             None => Err(DataFusionError::Internal("the I/O runtime is gone".into())),
         }
+    }
+}
+
+/// Runs the slices of a query's tasks in a runtime of tokio's, so that functions which ask for the current
+/// one find it on our workers, as they do in DataFusion.
+#[derive(Debug)]
+pub(crate) struct InRuntime(Handle);
+
+impl InRuntime {
+    /// In the runtime that starts the query; where there is none, in the I/O runtime.
+    pub(crate) fn of(engine: &Engine) -> Result<Arc<dyn SliceScope>> {
+        let current = Handle::try_current().map_or_else(|_| engine.io(), Ok)?;
+        Ok(Arc::new(Self(current)))
+    }
+}
+
+impl SliceScope for InRuntime {
+    fn run(&self, slice: &mut dyn FnMut()) {
+        let _entered = self.0.enter();
+        slice();
     }
 }
 

@@ -10,6 +10,7 @@
 
 pub mod buckets;
 mod engine;
+mod file_order;
 mod lower;
 mod memory;
 mod planner;
@@ -35,9 +36,10 @@ pub use region::{Deadline, profile, query, run_into, with_config};
 pub use remote_filters::RemoteFilters;
 pub use scope::QueryScope;
 pub use session::{
-    RUNTIME_FILTER_RULE, SessionStateBuilderExt, choose_join_sides, session, session_with,
+    RUNTIME_FILTER_RULE, SessionStateBuilderExt, add_planning_rules, session, session_with,
 };
 pub use settings::Settings;
 pub use shell::{Shell, as_shell, cover_above, fallbacks, is_covered};
+pub use sides::JoinSides;
 pub use source::SourceExec;
 pub use write::{WriteExec, WriteProgress, WriteTarget};

@@ -15,8 +15,11 @@ pub(crate) struct PoolShare {
 }
 
 impl PoolShare {
-    pub(crate) fn new(name: &str, pool: &Arc<dyn DataFusionPool>) -> Arc<Self> {
-        let reservation = MemoryConsumer::new(format!("gatework {name}")).register(pool);
+    /// The share of the query called `name`, which gives memory back by writing rows to files if it
+    /// `can_spill`: a pool that shares its memory among such consumers counts it among them.
+    pub(crate) fn new(name: &str, pool: &Arc<dyn DataFusionPool>, can_spill: bool) -> Arc<Self> {
+        let consumer = MemoryConsumer::new(format!("gatework {name}")).with_can_spill(can_spill);
+        let reservation = consumer.register(pool);
         Arc::new(Self { reservation, pool: pool.clone() })
     }
 }
@@ -34,5 +37,22 @@ impl MemoryPool for PoolShare {
 
     fn shares_with(&self) -> usize {
         Arc::as_ptr(&self.pool).cast::<()>() as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::execution::memory_pool::FairSpillPool;
+
+    use super::*;
+
+    #[test]
+    fn a_fair_pool_shares_its_memory_among_queries() {
+        let pool: Arc<dyn DataFusionPool> = Arc::new(FairSpillPool::new(1000));
+        let one = PoolShare::new("one", &pool, true);
+        let other = PoolShare::new("other", &pool, true);
+        assert!(one.try_grow("sort", 600).is_err(), "more than a half");
+        one.try_grow("sort", 500).unwrap();
+        other.try_grow("sort", 500).unwrap();
     }
 }

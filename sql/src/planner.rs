@@ -25,8 +25,13 @@ use datafusion::{
 
 use crate::{buckets::copies_into_buckets, engine::Engine, shell};
 
-/// Plans for one partition, whatever the session says: how many tasks a pipeline has is decided when
-/// it runs, and a serial plan has no exchanges that we would have to fold away again.
+/// Plans as DataFusion's users do, for the session's number of partitions, and for two where that is one.
+///
+/// Planning for one partition is a path of DataFusion's that its users do not walk. Constants that
+/// hold within each partition only are taken there for constants of the whole, so sorts and limits
+/// vanish. With two or more, every place where partitions meet is a node of the plan, which lowering
+/// folds; and table providers and nodes that DataFusion executes have the parallelism that they have
+/// without gatework. How many tasks a pipeline has is decided when it is lowered.
 pub struct GateworkPlanner {
     inner: Option<Arc<dyn QueryPlanner + Send + Sync>>,
 }
@@ -56,36 +61,43 @@ impl QueryPlanner for GateworkPlanner {
                 "COPY into buckets is run as stages: by gatework::stages::execute, or with --nodes"
             );
         }
-        let serial = Serial::new(session);
-        let session = &serial as &dyn Session;
-        match &self.inner {
+        let parallel;
+        let session = if session.config().target_partitions() > 1 {
+            session
+        } else {
+            parallel = ParallelPlanning::new(session);
+            &parallel as &dyn Session
+        };
+        let plan = match &self.inner {
             Some(inner) => inner.create_physical_plan(plan, session).await,
             None => DefaultPhysicalPlanner::default().create_physical_plan(plan, session).await,
-        }
+        };
+        Ok(shell::coalesced(plan?))
     }
 }
 
-/// A session that wants one partition, and is another one in all else. (A copy of a session's state would
-/// copy all its functions, which takes as long as planning a small query.)
-struct Serial<'a> {
+/// A session that plans for [`MIN_PARTITIONS`], and is the wrapped one in all else. (A copy of a session's
+/// state copies all its functions, which takes as long as planning a small query.)
+struct ParallelPlanning<'a> {
     session: &'a dyn Session,
     config: SessionConfig,
     /// If they were changed.
     table_options: Option<TableOptions>,
 }
 
-impl<'a> Serial<'a> {
+/// The least number of partitions that plans are made for.
+const MIN_PARTITIONS: usize = 2;
+
+impl<'a> ParallelPlanning<'a> {
     fn new(session: &'a dyn Session) -> Self {
         let mut config = session.config().clone();
-        if config.target_partitions() != 1 {
-            config.options_mut().execution.target_partitions = 1;
-        }
+        config.options_mut().execution.target_partitions = MIN_PARTITIONS;
         Self { session, config, table_options: None }
     }
 }
 
 #[async_trait]
-impl Session for Serial<'_> {
+impl Session for ParallelPlanning<'_> {
     fn session_id(&self) -> &str {
         self.session.session_id()
     }
@@ -150,7 +162,7 @@ impl Session for Serial<'_> {
         self.session.execution_props()
     }
 
-    /// The session itself: who looks for a known type knows nothing of this one.
+    /// The wrapped session, whose type callers may look for.
     fn as_any(&self) -> &dyn Any {
         self.session.as_any()
     }

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     pin::Pin,
     sync::{
-        Arc, OnceLock, Weak,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
@@ -17,7 +17,7 @@ use arrow::{
     datatypes::SchemaRef,
 };
 use datafusion::{
-    common::internal_err,
+    common::{exec_err, internal_err},
     error::Result,
     execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext},
     physical_plan::{
@@ -27,7 +27,7 @@ use datafusion::{
     prelude::SessionConfig,
 };
 use futures::{Stream, StreamExt};
-use gatework_operators::Failure;
+use gatework_operators::{Failure, stream_scan::is_polling};
 use gatework_runtime::{
     Error, Executor,
     pipeline::{Held, Profile, QueryContext, QueryOptions, RowStream, Running, Sink},
@@ -37,8 +37,8 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use crate::{
-    engine::Engine,
-    lower::{self, Lowered},
+    engine::{Engine, InRuntime},
+    lower::{self, Bindings, Lowered, is_ordered},
     memory::PoolShare,
     scope::QueryScope,
     settings::Settings,
@@ -46,20 +46,78 @@ use crate::{
     spill::TempFiles,
 };
 
-/// The execution state of a topmost shell.
+/// The executions of a topmost shell.
 #[derive(Debug, Default)]
 pub(crate) struct Region {
-    /// Streams of the running execution that nobody has asked for yet.
-    waiting: Mutex<Vec<Option<Waiting>>>,
+    /// Executions with partitions that have not been asked for yet.
+    executions: Mutex<Vec<Execution>>,
     /// The query of the latest execution.
     latest: Mutex<Weak<QueryContext>>,
     /// It runs as soon as it is asked for, as a part of what another region has been admitted for.
     admitted: AtomicBool,
 }
 
-/// The query that the regions of a plan belong to, handed down through foreign nodes.
+/// One execution of a region, as long as there are partitions that nobody has asked for.
 #[derive(Debug)]
-struct CurrentQuery(Arc<QueryContext>);
+struct Execution {
+    key: ExecutionKey,
+    partitions: Arc<Mutex<Unclaimed>>,
+}
+
+/// What the calls have in common that ask for the partitions of one execution.
+#[derive(Debug)]
+enum ExecutionKey {
+    /// They are part of this query.
+    Query(u64),
+    /// They run on behalf of one request.
+    Scope(Weak<QueryScope>),
+    /// They have one context.
+    Context(Weak<TaskContext>),
+}
+
+impl ExecutionKey {
+    fn of(context: &Arc<TaskContext>) -> Self {
+        let config = context.session_config();
+        if let Some(current) = config.get_extension::<CurrentQuery>() {
+            return Self::Query(current.query.id());
+        }
+        match config.get_extension::<QueryScope>() {
+            Some(scope) => Self::Scope(Arc::downgrade(&scope)),
+            None => Self::Context(Arc::downgrade(context)),
+        }
+    }
+
+    /// Whether there is nothing left that could ask.
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Query(_) => false,
+            Self::Scope(scope) => scope.strong_count() == 0,
+            Self::Context(context) => context.strong_count() == 0,
+        }
+    }
+}
+
+impl PartialEq for ExecutionKey {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Query(one), Self::Query(other)) => one == other,
+            (Self::Scope(one), Self::Scope(other)) => one.ptr_eq(other),
+            (Self::Context(one), Self::Context(other)) => one.ptr_eq(other),
+            _ => false,
+        }
+    }
+}
+
+/// The streams that nobody has asked for yet, by partition.
+type Unclaimed = Vec<Option<Waiting>>;
+
+/// The query that the regions of a plan belong to, handed down through nodes that DataFusion executes,
+/// and what the plan's expressions refer to there.
+#[derive(Debug)]
+struct CurrentQuery {
+    query: Arc<QueryContext>,
+    bindings: Bindings,
+}
 
 /// The query of the latest execution of `plan`, as long as somebody holds its stream: who has it can
 /// cancel it, and see what its tasks wait for. Above a foreign root, that of the first region below.
@@ -79,44 +137,60 @@ impl Region {
         self.admitted.store(true, Ordering::Relaxed);
     }
 
-    /// The stream of `partition`. The first partition that is asked for starts the execution; asking
-    /// for a partition again starts another one.
+    /// The stream of `partition`. Calls that belong together ([`ExecutionKey`]) get the partitions of one
+    /// execution, each once; the first of them starts it.
     pub(crate) fn execute(
         &self,
         shell: &Shell,
         partition: usize,
         context: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
-        let schema = shell.schema();
-        let mut waiting = self.waiting.lock();
-        let mut stream = waiting.get_mut(partition).and_then(Option::take);
-        if stream.is_none() {
-            *waiting = self.start(shell, &context)?.into_iter().map(Some).collect();
-            stream = waiting.get_mut(partition).and_then(Option::take);
+        let (schema, count) = (shell.schema(), shell.properties().partitioning.partition_count());
+        if partition >= count {
+            return internal_err!("partition {partition} of {} does not exist", shell.name());
         }
-        if waiting.iter().all(Option::is_none) {
-            waiting.clear();
-        }
-        let Some((rows, metrics)) = stream else {
-            let name = shell.name();
-            return internal_err!("partition {partition} of {name} does not exist");
+        let mut executions = self.executions.lock();
+        executions.retain(|execution| !execution.is_over());
+        let key = ExecutionKey::of(&context);
+        let known = executions.iter().find_map(|execution| execution.claim(partition, &key));
+        let (waiting, rest) = match known {
+            Some(claimed) => claimed,
+            None => {
+                let mut streams: Unclaimed =
+                    self.start(shell, &context)?.into_iter().map(Some).collect();
+                let Some(waiting) = streams.get_mut(partition).and_then(Option::take) else {
+                    return internal_err!(
+                        "partition {partition} of {} has no stream",
+                        shell.name()
+                    );
+                };
+                let partitions = Arc::new(Mutex::new(streams));
+                if count > 1 {
+                    executions.push(Execution { key, partitions: partitions.clone() });
+                }
+                (waiting, partitions)
+            }
         };
-        Ok(Box::pin(RegionStream { rows, schema, metrics: Some(metrics) }))
+        let (rows, metrics) = waiting;
+        let (metrics, rest) = (Some(metrics), Some(rest));
+        let engine = shell.engine().clone();
+        Ok(Box::pin(RegionStream { rows, schema, metrics, rest, engine }))
     }
 
     fn start(&self, shell: &Shell, context: &Arc<TaskContext>) -> Result<Vec<Waiting>> {
         let inherited = context.session_config().get_extension::<CurrentQuery>();
         let settings = Settings::of(context);
         let query = match &inherited {
-            Some(current) => current.0.clone(),
+            Some(current) => current.query.clone(),
             None => {
                 let admitted = settings.admitted || self.admitted.load(Ordering::Relaxed);
-                new_query(shell.engine(), context, admitted, None)
+                new_query(shell.engine(), context, admitted, None)?
             }
         };
         *self.latest.lock() = Arc::downgrade(&query);
         let contract = Contract::of(shell);
-        let inner = ForeignContext::new(context, &query);
+        let bindings = inherited.as_ref().map(|current| current.bindings.clone());
+        let inner = ForeignContext::new(context, &query, bindings.unwrap_or_default());
         let (lowered, readers) = lower::lower(shell, inner, &contract)?;
         let Lowered { graph, fallbacks, nodes } = lowered;
         for fallback in fallbacks {
@@ -132,8 +206,28 @@ impl Region {
             .map(|limit| Deadline::new(&shell.engine().executor, &query, limit))
             .transpose()?;
         let root = inherited.is_none().then(|| shell.own_metrics().clone());
-        let metrics = Arc::new(NodeMetrics { query, root, nodes, _deadline });
+        let metrics = Arc::new(NodeMetrics { running, root, nodes, _deadline });
         Ok(streams.into_iter().map(|stream| (stream, metrics.clone())).collect())
+    }
+}
+
+impl Execution {
+    /// Whether there is no partition left that could be asked for.
+    fn is_over(&self) -> bool {
+        self.key.is_over() || self.partitions.lock().iter().all(Option::is_none)
+    }
+
+    /// The stream of `partition`, if it is one of this execution and has not been asked for.
+    fn claim(
+        &self,
+        partition: usize,
+        key: &ExecutionKey,
+    ) -> Option<(Waiting, Arc<Mutex<Unclaimed>>)> {
+        if self.key != *key {
+            return None;
+        }
+        let waiting = self.partitions.lock().get_mut(partition)?.take()?;
+        Some((waiting, self.partitions.clone()))
     }
 }
 
@@ -143,21 +237,27 @@ fn new_query(
     context: &Arc<TaskContext>,
     admitted: bool,
     name: Option<String>,
-) -> Arc<QueryContext> {
+) -> Result<Arc<QueryContext>> {
     let settings = Settings::of(context);
+    let disk = &context.runtime_env().disk_manager;
     let group = settings.group.as_ref().map(|name| engine.executor.group(name));
     let options = QueryOptions {
         admitted,
         name: name.map_or_else(|| QueryOptions::default().name, Into::into),
-        memory: PoolShare::new(&context.session_id(), context.memory_pool()),
-        spill: TempFiles::of(&context.runtime_env().disk_manager, engine),
+        memory: PoolShare::new(
+            &context.session_id(),
+            context.memory_pool(),
+            disk.tmp_files_enabled(),
+        ),
+        spill: TempFiles::of(disk, engine),
         time_slice: settings.time_slice,
+        around: Some(InRuntime::of(engine)?),
         group,
         chaos: settings.chaos.clone(),
     };
     let query = QueryContext::new(&engine.executor, options);
     QueryScope::enter(context, &query);
-    query
+    Ok(query)
 }
 
 /// Runs `plan` on `executor` as a part of a query, called `name`; what it gives goes, in the order that the plan
@@ -200,9 +300,9 @@ pub fn run_into(
     sink: impl FnOnce(usize) -> Result<Arc<dyn Sink>>,
 ) -> Result<Running> {
     let engine = Engine::new(executor.clone());
-    let query = new_query(&engine, context, true, Some(name.to_owned()));
+    let query = new_query(&engine, context, true, Some(name.to_owned()))?;
     let plan = cover(plan, &engine)?;
-    let inner = ForeignContext::new(context, &query);
+    let inner = ForeignContext::new(context, &query, Bindings::default());
     let Lowered { graph, fallbacks, .. } = lower::lower_into(&plan, &engine, inner, ordered, sink)?;
     for fallback in fallbacks {
         query.note_fallback(fallback);
@@ -217,7 +317,7 @@ type Waiting = (RowStream, Arc<NodeMetrics>);
 /// region are written there when its last stream ends.
 #[derive(Debug)]
 struct NodeMetrics {
-    query: Arc<QueryContext>,
+    running: Running,
     /// Of the topmost node of the query: what its tasks waited for.
     root: Option<ExecutionPlanMetricsSet>,
     nodes: HashMap<usize, ExecutionPlanMetricsSet>,
@@ -254,8 +354,7 @@ impl Drop for Deadline {
 
 impl Drop for NodeMetrics {
     fn drop(&mut self) {
-        let profile = self.query.profile();
-        for operator in &profile.operators {
+        for operator in &self.running.operators() {
             let Some(metrics) = operator.tag.and_then(|tag| self.nodes.get(&tag)) else { continue };
             let builder = || MetricBuilder::new(metrics);
             // Sinks give no rows; what a node puts out is what its last part gave.
@@ -268,7 +367,13 @@ impl Drop for NodeMetrics {
             }
         }
         let Some(root) = &self.root else { return };
-        let waited = profile.dependencies.into_iter().filter(|gate| gate.blocked >= LEAST_WAIT);
+        let waited = self
+            .running
+            .query()
+            .profile()
+            .dependencies
+            .into_iter()
+            .filter(|gate| gate.blocked >= LEAST_WAIT);
         for gate in waited.take(MOST_WAITS) {
             let (name, time) = (Cow::Owned(format!("waited for {}", gate.name)), Time::new());
             time.add_duration(gate.blocked);
@@ -287,17 +392,48 @@ struct RegionStream {
     schema: SchemaRef,
     /// Dropped at the end, so that the counters are there when the end is seen.
     metrics: Option<Arc<NodeMetrics>>,
+    /// The partitions of its execution that nobody has asked for. A reader that leaves before the end
+    /// takes them along: nothing else would ever end them.
+    rest: Option<Arc<Mutex<Unclaimed>>>,
+    /// Its threads last as long as the stream, whatever else holds the executor. Dropped last.
+    engine: Engine,
+}
+
+impl RegionStream {
+    /// Whether a function that a worker of the same executor runs blocks until there are rows.
+    fn blocks_its_own_worker(&self) -> bool {
+        self.engine.executor.is_worker_thread() && !is_polling()
+    }
+}
+
+impl Drop for RegionStream {
+    fn drop(&mut self) {
+        if let Some(rest) = self.rest.take() {
+            // Not under the lock: streams cancel what is behind them.
+            let unclaimed = std::mem::take(&mut *rest.lock());
+            drop(unclaimed);
+        }
+    }
 }
 
 impl Stream for RegionStream {
     type Item = Result<RecordBatch>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let batch = match ready!(self.rows.poll_next_unpin(context)) {
+        let polled = self.rows.poll_next_unpin(context);
+        if polled.is_pending() && self.blocks_its_own_worker() {
+            let reason = "it was waited for on a worker of its executor";
+            self.rows.query().fail(Error::Cancelled { reason });
+            return Poll::Ready(Some(exec_err!(
+                "a query of this executor was waited for on one of its own workers, which it may need: \
+                 wait for it on another thread, or start it with another executor"
+            )));
+        }
+        let batch = match ready!(polled) {
             Some(Ok(batch)) => with_schema(batch.into_parts().0, &self.schema),
             Some(Err(error)) => Err(Failure::to_datafusion(&error)),
             None => {
-                self.metrics = None;
+                (self.metrics, self.rest) = (None, None);
                 return Poll::Ready(None);
             }
         };
@@ -321,35 +457,35 @@ pub(crate) struct Contract {
 impl Contract {
     fn of(shell: &Shell) -> Self {
         let original = shell.original();
-        Self {
-            partitioning: original.output_partitioning().clone(),
-            ordered: original.output_ordering().is_some(),
-        }
+        Self { partitioning: original.output_partitioning().clone(), ordered: is_ordered(original) }
     }
 
-    /// The budget of the result: partitions that are read one after another must not block each
-    /// other.
+    /// The budget of the result: partitions that are read one after another do not block each other, as
+    /// in DataFusion, where a repartition goes on while one of its outputs is empty.
     pub(crate) fn budget(&self, settings: &Settings) -> Budget {
         let budget = Budget::new(settings.result_bytes);
-        if self.partitioning.partition_count() > 1 {
-            budget.overflow();
-        }
-        budget
+        if self.partitioning.partition_count() > 1 { budget.unless_starved() } else { budget }
     }
 }
 
-/// The context in which foreign nodes run: it tells regions below which query they belong to. Made
-/// when the first foreign node needs it, since most regions have none.
+/// The contexts of a region: its own, and that of the nodes below it which DataFusion executes. That one
+/// tells regions below which query they belong to.
 #[derive(Debug)]
 pub(crate) struct ForeignContext {
     outer: Arc<TaskContext>,
     query: Arc<QueryContext>,
-    inner: OnceLock<Arc<TaskContext>>,
+    /// Those of the regions above.
+    bindings: Bindings,
 }
 
 impl ForeignContext {
-    fn new(outer: &Arc<TaskContext>, query: &Arc<QueryContext>) -> Self {
-        Self { outer: outer.clone(), query: query.clone(), inner: OnceLock::new() }
+    fn new(outer: &Arc<TaskContext>, query: &Arc<QueryContext>, bindings: Bindings) -> Self {
+        Self { outer: outer.clone(), query: query.clone(), bindings }
+    }
+
+    /// What expressions refer to in the regions above.
+    pub(crate) fn bindings(&self) -> Bindings {
+        self.bindings.clone()
     }
 
     /// The number of the query, which no other of the process has.
@@ -362,13 +498,11 @@ impl ForeignContext {
         &self.outer
     }
 
-    /// The context for foreign nodes.
-    pub(crate) fn inner(&self) -> Arc<TaskContext> {
-        let make = || {
-            let current = Arc::new(CurrentQuery(self.query.clone()));
-            with_config(&self.outer, |config| config.with_extension(current))
-        };
-        self.inner.get_or_init(make).clone()
+    /// The context for a node that DataFusion executes, below which expressions refer to `bindings`.
+    pub(crate) fn inner(&self, bindings: &Bindings) -> Arc<TaskContext> {
+        let (query, bindings) = (self.query.clone(), bindings.clone());
+        let current = Arc::new(CurrentQuery { query, bindings });
+        with_config(&self.outer, |config| config.with_extension(current))
     }
 }
 

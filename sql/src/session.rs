@@ -11,6 +11,7 @@ use gatework_runtime::Executor;
 use crate::{
     buckets::BucketedTables,
     engine::Engine,
+    file_order::ProvenFileOrder,
     planner::{GateworkPlanner, ShellRule},
     scan::FiltersForMemory,
     sides::JoinSides,
@@ -46,7 +47,7 @@ impl SessionStateBuilderExt for SessionStateBuilder {
     fn with_gatework(mut self, executor: &Executor) -> Self {
         let engine = Engine::new(executor.clone());
         let planner = GateworkPlanner::new(self.query_planner().take());
-        choose_join_sides(&mut self);
+        add_planning_rules(&mut self, JoinSides::of_one_process());
         let rules = &mut self.physical_optimizers().get_or_insert_default().rules;
         // Tables in memory take runtime filters, too.
         if let Some(place) = rules.iter().position(|rule| rule.name() == RUNTIME_FILTER_RULE) {
@@ -61,14 +62,17 @@ impl SessionStateBuilderExt for SessionStateBuilder {
     }
 }
 
-/// Lets the sessions of `builder` build hash joins on the side with fewer rows by gatework's estimates, which know more
-/// of filters and joins than DataFusion's. Plans are otherwise DataFusion's.
-pub fn choose_join_sides(builder: &mut SessionStateBuilder) {
+/// Adds gatework's rules for plans to the sessions of `builder`, whose plans are otherwise DataFusion's: hash
+/// joins build the side with fewer rows by estimates that know more of filters and joins, and an order
+/// of several files is believed only where the files' bounds prove it.
+pub fn add_planning_rules(builder: &mut SessionStateBuilder, sides: JoinSides) {
     let rules = &mut builder.physical_optimizers().get_or_insert_default().rules;
     // After it joins get filters and exchanges, which know their sides.
-    if let Some(place) = rules.iter().position(|rule| rule.name() == "join_selection") {
-        rules.insert(place + 1, Arc::new(JoinSides::default()));
+    if let Some(index) = rules.iter().position(|rule| rule.name() == "join_selection") {
+        rules.insert(index + 1, Arc::new(sides));
     }
+    // Before any rule that leaves out a sort.
+    rules.insert(0, Arc::new(ProvenFileOrder));
 }
 
 /// A session with DataFusion's defaults whose queries run on `executor`.

@@ -16,6 +16,7 @@ use datafusion::{
     physical_plan::{
         ChildStats, ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan,
         InputDistributionRequirements, PlanProperties, ReplaceChildrenOptions, StatisticsArgs,
+        coalesce_partitions::CoalescePartitionsExec,
         execution_plan::CardinalityEffect,
         metrics::{ExecutionPlanMetricsSet, MetricsSet},
     },
@@ -86,6 +87,17 @@ pub fn cover_above(
     is_end: &dyn Fn(&dyn ExecutionPlan) -> bool,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     Ok(admitted_once(cover_to(plan, &Engine::new(executor.clone()), is_end)?))
+}
+
+/// `plan` with one output partition, if its root is a shell: the result of a query has one reader as a rule.
+pub(crate) fn coalesced(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+    let Some(shell) = as_shell(plan.as_ref()) else { return plan };
+    if plan.properties().partitioning.partition_count() <= 1 {
+        return plan;
+    }
+    let (engine, original) = (shell.engine.clone(), shell.original.clone());
+    let original = Arc::new(CoalescePartitionsExec::new(original));
+    Arc::new(Shell::new(original, vec![plan], engine))
 }
 
 /// Where several regions lie below a foreign root, which may need the rows of all of them to get on, only the first waits

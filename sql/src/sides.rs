@@ -43,8 +43,27 @@ use datafusion::{
 const CLEARLY: f64 = 1.5;
 
 /// A rule that swaps the sides of hash joins; see the module.
-#[derive(Debug, Default)]
-pub(crate) struct JoinSides {}
+#[derive(Debug)]
+pub struct JoinSides {
+    /// Partitions run in one process: a collected side is collected once.
+    one_process: bool,
+}
+
+impl JoinSides {
+    /// Its name among the rules of a session.
+    pub const NAME: &str = "gatework_join_sides";
+
+    /// For plans that run on one executor.
+    pub(crate) fn of_one_process() -> Self {
+        Self { one_process: true }
+    }
+
+    /// For plans whose partitions may run on several machines. A side that is collected for all of
+    /// them is chosen by what is known of it, not by an estimate.
+    pub fn of_many_machines() -> Self {
+        Self { one_process: false }
+    }
+}
 
 impl PhysicalOptimizerRule for JoinSides {
     fn optimize(
@@ -52,15 +71,14 @@ impl PhysicalOptimizerRule for JoinSides {
         plan: Arc<dyn ExecutionPlan>,
         config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let partitioned = config.execution.target_partitions > 1;
+        let many = config.execution.target_partitions > 1 && !self.one_process;
         plan.transform_up(|node| {
             let Some(join) = node.downcast_ref::<HashJoinExec>() else {
                 return Ok(Transformed::no(node));
             };
             let sides = Estimate::of(join.left()).zip(Estimate::of(join.right()));
             let larger = sides.is_some_and(|(left, right)| left.rows > CLEARLY * right.rows);
-            // Collected for all partitions, which may be on many machines: by what is known, not by an estimate.
-            let for_all = partitioned && *join.partition_mode() == PartitionMode::CollectLeft;
+            let for_all = many && *join.partition_mode() == PartitionMode::CollectLeft;
             if !larger || for_all || join.null_aware || !join.join_type().supports_swap() {
                 return Ok(Transformed::no(node));
             }
@@ -70,7 +88,7 @@ impl PhysicalOptimizerRule for JoinSides {
     }
 
     fn name(&self) -> &str {
-        "gatework_join_sides"
+        Self::NAME
     }
 
     fn schema_check(&self) -> bool {

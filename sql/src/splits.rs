@@ -157,7 +157,7 @@ pub fn split_source(
     let source = scan.data_source();
     if let Some(config) = source.downcast_ref::<FileScanConfig>() {
         let mut config = config.clone();
-        pieces::cache_metadata(&mut config, context)?;
+        pieces::prepare(&mut config, context)?;
         let files = config.file_groups.iter().flat_map(|group| group.files().iter().cloned());
         let files = files.collect();
         return Ok(Box::new(FileSplits {
@@ -193,7 +193,7 @@ impl SplitSource for FileSplits {
             if self.cutting.is_none() {
                 let Some(file) = self.files.pop_front() else { break };
                 if !pieces::has_row_groups(&self.config) {
-                    let ranges = pieces::byte_ranges(&self.config, file, self.workers);
+                    let ranges = pieces::byte_ranges(file, self.workers);
                     splits.extend(ranges.into_iter().map(Piece::from).map(Split::of_piece));
                     continue;
                 }

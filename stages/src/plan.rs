@@ -6,11 +6,12 @@ use datafusion::{
     error::Result,
     execution::session_state::{SessionState, SessionStateBuilder},
     logical_expr::LogicalPlan,
+    physical_optimizer::PhysicalOptimizerRule,
     physical_plan::ExecutionPlan,
     physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner},
 };
 
-use gatework_sql::{ShellRule, buckets::copy_into_buckets};
+use gatework_sql::{JoinSides, ShellRule, buckets::copy_into_buckets};
 
 use crate::{
     ExecutionPolicy, SplitLimits, SubPlan, filters::JoinFilters, fragment_plan, place_exchanges,
@@ -59,6 +60,16 @@ impl StageOptions {
     }
 }
 
+type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
+
+/// `rule` of a session on one executor, for plans whose partitions run on several nodes.
+fn of_many_nodes(rule: &Rule) -> Rule {
+    match rule.name() {
+        JoinSides::NAME => Arc::new(JoinSides::of_many_machines()),
+        _ => rule.clone(),
+    }
+}
+
 /// The stages of `query`: planned by DataFusion as for so many partitions, with exchanges between nodes where
 /// it has them between partitions.
 ///
@@ -100,7 +111,7 @@ pub async fn plan_stages(
     config.options_mut().catalog.create_default_catalog_and_schema = false;
     // The parts of a plan are hosted later, each on its node.
     let rules = session.physical_optimizers().iter().filter(|rule| rule.name() != ShellRule::NAME);
-    let rules = rules.cloned().collect();
+    let rules = rules.map(of_many_nodes).collect();
     let state = SessionStateBuilder::new_from_existing(session.clone())
         .with_config(config)
         .with_physical_optimizer_rules(rules)

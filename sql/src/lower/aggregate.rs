@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::SchemaRef;
 use datafusion::{
     error::Result,
     physical_expr::PhysicalExpr,
@@ -10,6 +11,7 @@ use datafusion::{
         aggregates::{
             AggregateExec, AggregateInputMode, AggregateOutputMode, aggregate_expressions,
         },
+        sorts::sort_preserving_merge::SortPreservingMergeExec,
     },
 };
 use gatework_operators::{
@@ -45,24 +47,27 @@ impl Lowering {
             AggregateOutputMode::Final => OutputRows::Values,
             AggregateOutputMode::Partial => OutputRows::States,
         };
-        let group_by = group_by(raw, &schema);
+        let group_by = self.group_by(raw, &schema)?;
         let keys = group_by.keys.len() + usize::from(group_by.set_ids.is_some());
         let mut arguments = aggregate_expressions(raw.aggr_expr(), raw.mode(), keys)?;
         let input_schema = raw_shell.children()[0].schema();
         for argument in arguments.iter_mut().flatten() {
-            *argument = narrow_decimals(argument.clone(), &input_schema)?;
+            *argument = narrow_decimals(self.bindings.bind(argument)?, &input_schema)?;
         }
         let calls = raw
             .aggr_expr()
             .iter()
             .zip(arguments)
             .zip(raw.filter_expr())
-            .map(|((function, arguments), filter)| AggregateCall {
-                function: function.clone(),
-                arguments,
-                filter: filter.clone().filter(|_| input == InputRows::Raw),
+            .map(|((function, arguments), filter)| {
+                let filter = filter.as_ref().filter(|_| input == InputRows::Raw);
+                Ok(AggregateCall {
+                    function: self.bindings.bind_aggregate(function)?,
+                    arguments,
+                    filter: filter.map(|filter| self.bindings.bind(filter)).transpose()?,
+                })
             })
-            .collect();
+            .collect::<Result<_>>()?;
         // A function that depends on the order of its input needs it promised and kept.
         let child = &raw_shell.children()[0];
         let needs_order = raw.aggr_expr().iter().any(|call| !call.order_bys().is_empty());
@@ -87,9 +92,32 @@ impl Lowering {
         let flow = Flow::new(name, sources, Arc::new(merge), tag).after(producer);
         self.in_order_if(ordered, flow, node, tag)
     }
+
+    fn group_by(&self, aggregate: &AggregateExec, schema: &SchemaRef) -> Result<GroupBy> {
+        let group = aggregate.group_expr();
+        let expressions = |columns: &[(Arc<dyn PhysicalExpr>, String)]| {
+            self.bindings.bind_all(columns.iter().map(|(expression, _)| expression))
+        };
+        let keys = expressions(group.expr())?;
+        let raw = aggregate.mode().input_mode() == AggregateInputMode::Raw;
+        if !group.has_grouping_set() || !raw {
+            // Behind a partial aggregate the grouping id is a key like others.
+            let keys = if raw { keys } else { group.output_exprs() };
+            return Ok(GroupBy { keys, ..GroupBy::default() });
+        }
+        let sets = group.groups().to_vec();
+        let kind = schema.field(keys.len()).data_type().clone();
+        let set_ids = Some((kind, set_ids(&sets)));
+        Ok(GroupBy { keys, nulls: expressions(group.null_expr())?, sets, set_ids })
+    }
 }
 
-/// The partial aggregate that a final one finishes, past folded nodes.
+/// Whether a node only brings the rows of several partitions together, or divides them.
+fn moves_rows(node: &dyn ExecutionPlan) -> bool {
+    is_folded(node) || node.is::<SortPreservingMergeExec>()
+}
+
+/// The partial aggregate that a final one finishes, past nodes that move its rows.
 fn partial_below<'a>(
     shell: &'a Shell,
     aggregate: &AggregateExec,
@@ -98,29 +126,11 @@ fn partial_below<'a>(
         return None;
     }
     let mut below = as_shell(shell.children().first()?.as_ref())?;
-    while is_folded(below.original().as_ref()) && below.original().fetch().is_none() {
+    while moves_rows(below.original().as_ref()) && below.original().fetch().is_none() {
         below = as_shell(below.children().first()?.as_ref())?;
     }
     let partial = below.original().downcast_ref::<AggregateExec>()?;
     (partial.mode().input_mode() == AggregateInputMode::Raw).then_some((below, partial))
-}
-
-fn group_by(aggregate: &AggregateExec, schema: &arrow::datatypes::SchemaRef) -> GroupBy {
-    let group = aggregate.group_expr();
-    let expressions = |columns: &[(Arc<dyn PhysicalExpr>, String)]| {
-        columns.iter().map(|(expression, _)| expression.clone()).collect::<Vec<_>>()
-    };
-    let keys = expressions(group.expr());
-    let raw = aggregate.mode().input_mode() == AggregateInputMode::Raw;
-    if !group.has_grouping_set() || !raw {
-        // Behind a partial aggregate the grouping id is a key like others.
-        let keys = if raw { keys } else { group.output_exprs() };
-        return GroupBy { keys, ..GroupBy::default() };
-    }
-    let sets = group.groups().to_vec();
-    let kind = schema.field(keys.len()).data_type().clone();
-    let set_ids = Some((kind, set_ids(&sets)));
-    GroupBy { keys, nulls: expressions(group.null_expr()), sets, set_ids }
 }
 
 /// The grouping id of each set: its mask, first key in the highest bit, and above it how many equal

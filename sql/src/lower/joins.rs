@@ -2,27 +2,42 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::SchemaRef;
 use datafusion::{
     common::{JoinType, Result, internal_err},
-    physical_expr::{PhysicalExpr, expressions::DynamicFilterPhysicalExpr},
+    physical_expr::{
+        LexOrdering, PhysicalExpr, add_offset_to_physical_sort_exprs,
+        expressions::{Column, DynamicFilterPhysicalExpr, lit},
+    },
     physical_plan::{
         ExecutionPlan, ExecutionPlanProperties,
-        joins::{HashJoinExec, NestedLoopJoinExec, utils::JoinFilter as PlannedFilter},
+        joins::{
+            HashJoinExec, JoinOn, NestedLoopJoinExec,
+            utils::{JoinFilter as PlannedFilter, build_join_schema},
+        },
     },
 };
 use gatework_operators::{
     JoinFilter,
     hash_join::{self, HashJoinConfig},
-    limit::Limit,
+    projection::Projection,
     runtime_filter::{FilterProducer, FilterTarget},
 };
 
-use super::{FilterLink, Lowering, failed, flow::Flow, nodes::takes_the_first};
+use super::{
+    FilterLink, Lowering, failed,
+    flow::Flow,
+    nodes::{limited, total_fetch},
+    order::has_ordered_fetch,
+};
 use crate::{remote_filters::RemoteTarget, shell::Shell};
 
 /// DataFusion's dynamic filter as the target of a join's runtime filter.
 struct DynamicTarget {
+    /// This execution's, which its scans read.
     filter: Arc<DynamicFilterPhysicalExpr>,
+    /// The plan's, which nodes that DataFusion executes read, and EXPLAIN ANALYZE shows.
+    planned: Arc<DynamicFilterPhysicalExpr>,
     keys: Vec<Arc<dyn PhysicalExpr>>,
 }
 
@@ -32,22 +47,38 @@ impl FilterTarget for DynamicTarget {
     }
 
     fn publish(&self, filter: Option<Arc<dyn PhysicalExpr>>) -> Result<()> {
-        let updated = filter.map_or(Ok(()), |filter| self.filter.update(filter));
-        self.filter.mark_complete();
+        let mut updated = Ok(());
+        for target in [&self.planned, &self.filter] {
+            if let Some(filter) = &filter {
+                updated = updated.and(target.update(filter.clone()));
+            }
+            target.mark_complete();
+        }
         updated
     }
 }
 
-/// The residual filter of a planned join.
-pub(super) fn join_filter(planned: &PlannedFilter) -> JoinFilter {
-    JoinFilter {
-        expression: planned.expression().clone(),
-        columns: planned.column_indices().iter().map(|c| (c.side, c.index)).collect(),
-        schema: planned.schema().clone(),
-    }
-}
-
 impl Lowering {
+    /// The residual filter of a planned join.
+    fn join_filter(&self, planned: Option<&PlannedFilter>) -> Result<Option<JoinFilter>> {
+        let filter = |planned: &PlannedFilter| {
+            Ok(JoinFilter {
+                expression: self.bindings.bind(planned.expression())?,
+                columns: planned.column_indices().iter().map(|c| (c.side, c.index)).collect(),
+                schema: planned.schema().clone(),
+            })
+        };
+        planned.map(filter).transpose()
+    }
+
+    /// The key pairs of a planned join.
+    fn join_keys(&self, join: &HashJoinExec) -> Result<JoinOn> {
+        let bind = |(left, right): &(Arc<dyn PhysicalExpr>, Arc<dyn PhysicalExpr>)| {
+            Ok((self.bindings.bind(left)?, self.bindings.bind(right)?))
+        };
+        join.on().iter().map(bind).collect()
+    }
+
     pub(super) fn hash_join(
         &mut self,
         shell: &Shell,
@@ -55,31 +86,65 @@ impl Lowering {
         ordered: bool,
         tag: Option<usize>,
     ) -> Result<Flow> {
-        let [left, right] = shell.children() else {
-            return internal_err!("a join with {} children", shell.children().len());
-        };
         let node = shell.original();
-        let ordered = ordered || takes_the_first(node);
-        let (id, producer) = self.filter_producer(join);
-        let build = self.child(left, false)?;
+        let ordered = ordered || has_ordered_fetch(node);
         // Our right join gives the unmatched rows of a batch after its pairs. And a join that spills keeps
         // no order, so where memory has a limit, it is made afterwards.
         let maintains = node.maintains_input_order().get(1) == Some(&true);
         let keeps_order =
             maintains && *join.join_type() != JoinType::Right && !self.memory_is_limited();
-        let probe = self.child(right, ordered && keeps_order)?;
+        // Its keys have to be there, also those that the join's projection takes away.
+        let sorted_by = probe_ordering(join)?.filter(|_| ordered && maintains && !keeps_order);
+        let projection = join.projection.as_ref().map(|columns| columns.to_vec());
+        let (schema, columns) = match &sorted_by {
+            Some(_) => (joined_schema(join), None),
+            None => (shell.schema(), projection.as_deref()),
+        };
+        let in_order = ordered && keeps_order;
+        let flow = self.build_and_probe(shell, join, (schema.clone(), columns), in_order, tag)?;
+        let fetch = total_fetch(node);
+        match sorted_by {
+            Some(ordering) => {
+                let flow = self.sort(flow, ordering, fetch, schema.clone(), tag)?;
+                let Some(columns) = projection else { return Ok(flow) };
+                Ok(flow.then(selected(&columns, &schema, shell.schema()), tag))
+            }
+            None => self.in_order_if(
+                ordered && !keeps_order,
+                limited(flow, fetch, tag),
+                node.as_ref(),
+                tag,
+            ),
+        }
+    }
+
+    /// The two pipelines of a hash join that gives `columns` of both sides, with this schema.
+    fn build_and_probe(
+        &mut self,
+        shell: &Shell,
+        join: &HashJoinExec,
+        (schema, columns): (SchemaRef, Option<&[usize]>),
+        in_order: bool,
+        tag: Option<usize>,
+    ) -> Result<Flow> {
+        let [left, right] = shell.children() else {
+            return internal_err!("a join with {} children", shell.children().len());
+        };
+        let (id, producer) = self.filter_producer(join);
+        let build = self.child(left, false)?;
+        let probe = self.child(right, in_order)?;
         let config = HashJoinConfig {
-            on: join.on().to_vec(),
+            on: self.join_keys(join)?,
             join_type: *join.join_type(),
-            filter: join.filter().map(join_filter),
+            filter: self.join_filter(join.filter())?,
             null_equality: join.null_equality(),
             null_aware: join.null_aware,
-            projection: join.projection.as_ref().map(|columns| columns.to_vec().into()),
+            projection: columns.map(Arc::from),
             left_schema: left.schema(),
             right_schema: right.schema(),
-            schema: shell.schema(),
+            schema,
             batch_rows: self.batch_rows,
-            in_order: ordered && keeps_order,
+            in_order,
         };
         let (sink, operator) =
             hash_join::new(config, build.instances, probe.instances, producer).map_err(failed)?;
@@ -89,31 +154,31 @@ impl Lowering {
         }
         let mut flow = probe.then(operator, tag).after(collected);
         flow.publishes.extend(id);
-        if let (Some(fetch), Some(ordering), true) =
-            (node.fetch(), node.output_ordering(), ordered && maintains && !keeps_order)
-        {
-            // The first rows are those of the order.
-            return self.sort(flow, ordering.clone(), Some(fetch), node.schema(), tag);
-        }
-        if let Some(fetch) = node.fetch() {
-            flow = flow.then(Limit::new(0, Some(fetch)), tag);
-        }
-        self.in_order_if(ordered && !keeps_order, flow, node.as_ref(), tag)
+        Ok(flow)
     }
 
     /// The producer of the join's dynamic filter, if it has one, registered under its id.
     fn filter_producer(&mut self, join: &HashJoinExec) -> (Option<u64>, Option<FilterProducer>) {
         let mut produced = join.dynamic_expressions_produced();
         let Some(expression) = produced.pop() else { return (None, None) };
-        let Some(id) = expression.expression_id() else { return (None, None) };
-        let Ok(filter) = Arc::downcast::<DynamicFilterPhysicalExpr>(expression) else {
+        let Ok(planned) = Arc::downcast::<DynamicFilterPhysicalExpr>(expression) else {
             return (None, None);
         };
         let keys = join.on().iter().map(|(_, right)| right.clone()).collect();
-        let target: Arc<dyn FilterTarget> = match self.remote_filter(id) {
-            Some(filter) => Arc::new(RemoteTarget { query: self.context.query_id(), filter, keys }),
-            None => Arc::new(DynamicTarget { filter, keys }),
+        let remote = planned.expression_id().and_then(|id| self.remote_filter(id));
+        let (id, target): (_, Arc<dyn FilterTarget>) = match remote {
+            Some(filter) => {
+                let query = self.context.query_id();
+                (planned.expression_id(), Arc::new(RemoteTarget { query, filter, keys }))
+            }
+            None => {
+                let filter = self.bindings.add_filter(&planned);
+                // What an execution before this one knew, holds for its rows only.
+                let _no_error = planned.update(lit(true));
+                (filter.expression_id(), Arc::new(DynamicTarget { filter, planned, keys }))
+            }
         };
+        let Some(id) = id else { return (None, None) };
         let (producer, gate) = FilterProducer::new("join", target);
         self.filters.insert(id, FilterLink { gate, build: None });
         (Some(id), Some(producer))
@@ -125,7 +190,7 @@ impl Lowering {
         join: &NestedLoopJoinExec,
         tag: Option<usize>,
     ) -> Result<Flow> {
-        let filter = join.filter().map(join_filter);
+        let filter = self.join_filter(join.filter())?;
         let projection = join.projection().as_ref().map(|columns| columns.to_vec().into());
         self.loop_join(shell, *join.join_type(), filter, projection, tag)
     }
@@ -133,4 +198,29 @@ impl Lowering {
     pub(super) fn cross_join(&mut self, shell: &Shell, tag: Option<usize>) -> Result<Flow> {
         self.loop_join(shell, JoinType::Inner, None, None, tag)
     }
+}
+
+/// The order of the probe side's rows, over the joined columns; `None` if it has none.
+fn probe_ordering(join: &HashJoinExec) -> Result<Option<LexOrdering>> {
+    let Some(ordering) = join.right().output_ordering() else { return Ok(None) };
+    let left_columns = match join.join_type() {
+        JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark => 0,
+        _ => join.left().schema().fields().len(),
+    };
+    let keys = add_offset_to_physical_sort_exprs(ordering.clone(), left_columns as isize)?;
+    Ok(LexOrdering::new(keys))
+}
+
+/// The columns of a join before its projection.
+fn joined_schema(join: &HashJoinExec) -> SchemaRef {
+    let (left, right) = (join.left().schema(), join.right().schema());
+    Arc::new(build_join_schema(&left, &right, join.join_type()).0)
+}
+
+/// The `columns` of rows with the schema `input`, as the schema `output` has them.
+fn selected(columns: &[usize], input: &SchemaRef, output: SchemaRef) -> Projection {
+    let column = |index: &usize| -> Arc<dyn PhysicalExpr> {
+        Arc::new(Column::new(input.field(*index).name(), *index))
+    };
+    Projection::new(columns.iter().map(column).collect(), output)
 }

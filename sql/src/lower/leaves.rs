@@ -1,6 +1,6 @@
 //! Leaves: scans, constants, foreign nodes.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use arrow::array::{ArrayRef, NullArray, RecordBatch, RecordBatchOptions};
 use datafusion::{
@@ -17,7 +17,6 @@ use datafusion::{
 };
 use futures::Stream;
 use gatework_operators::{
-    limit::Limit,
     memory_scan::MemoryScan,
     stream_scan::{BatchStream, StreamScan},
 };
@@ -25,7 +24,7 @@ use gatework_runtime::pipeline::Source;
 use gatework_shared_state::splits::SplitQueue;
 use tokio::runtime::Handle;
 
-use super::{Lowering, flow::Flow, scalar::StartAfter};
+use super::{Lowering, flow::Flow, nodes::limited, order::is_ordered, scalar::StartAfter};
 use crate::{
     scan::{FileScan, FilteredScan, MemoryTable, ScanFilter, SplitScan},
     shell::Shell,
@@ -45,35 +44,45 @@ impl Lowering {
         tag: Option<usize>,
     ) -> Result<Flow> {
         let source = scan.data_source();
-        let files = source.downcast_ref::<FileScanConfig>();
-        // The first rows of an ordered scan are those of its order, whoever reads them, and also if the
-        // columns that order them are not wanted.
-        let first_rows = files.is_some_and(|config| {
-            let in_order = config.preserve_order || !config.output_ordering.is_empty();
-            config.limit.is_some() && in_order
-        });
-        // A promised order holds for one reader that takes everything in turn.
-        let promised = shell.original().output_ordering().is_some();
-        let keeps_order = first_rows || ordered && promised;
+        let ordered = ordered && is_ordered(shell.original());
         if let Some(splits) = source.downcast_ref::<QueuedTable>() {
             return self.split_scan(splits, tag);
         }
         if let Some(memory) = source.downcast_ref::<MemorySourceConfig>() {
-            return self.memory_scan(memory, None, keeps_order, tag);
+            return self.memory_scan(shell, memory, None, ordered, tag);
         }
         if let Some(table) = source.downcast_ref::<MemoryTable>() {
-            return self.memory_scan(table.table(), table.predicate(), keeps_order, tag);
+            return self.memory_scan(shell, table.table(), table.predicate(), ordered, tag);
         }
-        let Some(config) = files else {
-            return internal_err!("a scan of an unknown kind has a shell");
-        };
-        if keeps_order && promised && config.file_groups.len() > 1 {
-            let flow = self.file_scan(config, self.instances, None, tag)?;
-            let flow = self.in_order_if(true, flow, shell.original().as_ref(), tag)?;
-            return Ok(limit(flow, config, tag));
+        match source.downcast_ref::<FileScanConfig>() {
+            Some(config) => self.table_of_files(shell, config, ordered, tag),
+            None => internal_err!("a scan of an unknown kind has a shell"),
         }
-        let instances = if keeps_order { 1 } else { self.instances };
-        Ok(limit(self.file_scan(config, instances, None, tag)?, config, tag))
+    }
+
+    /// A scan of whole files. An order holds for one task that reads them in turn, if they are one group;
+    /// otherwise for each group, so rows are sorted.
+    fn table_of_files(
+        &mut self,
+        shell: &Shell,
+        config: &FileScanConfig,
+        ordered: bool,
+        tag: Option<usize>,
+    ) -> Result<Flow> {
+        let config = self.bindings.bind_scan(config)?;
+        let in_order = config.preserve_order || !config.output_ordering.is_empty();
+        if config.file_groups.len() <= 1 {
+            // The first rows of an ordered scan are those of its order, whatever reads them.
+            let serial = ordered || in_order && config.limit.is_some();
+            let tasks = if serial { 1 } else { self.instances };
+            let flow = self.file_scan(&config, tasks, None, tag)?;
+            return Ok(limited(flow, config.limit, tag));
+        }
+        // The first rows of all groups together are not the first ones of each.
+        let limit = config.limit.filter(|_| !in_order);
+        let flow = self.file_scan(&config, self.instances, None, tag)?;
+        let total = limit.map(|limit| limit.saturating_mul(config.file_groups.len()));
+        self.in_order_if(ordered, limited(flow, total, tag), shell.original().as_ref(), tag)
     }
 
     /// The splits that a stage scheduler gives.
@@ -99,7 +108,7 @@ impl Lowering {
         tag: Option<usize>,
     ) -> Result<Flow> {
         let filters = match predicate {
-            Some(predicate) => self.scan_filters(Some(predicate), None)?,
+            Some(predicate) => self.scan_filters(Some(self.bindings.bind(&predicate)?), None)?,
             None => Vec::new(),
         };
         if filters.is_empty() {
@@ -112,22 +121,27 @@ impl Lowering {
 
     fn memory_scan(
         &mut self,
+        shell: &Shell,
         memory: &MemorySourceConfig,
         predicate: Option<Arc<dyn PhysicalExpr>>,
-        keeps_order: bool,
+        ordered: bool,
         tag: Option<usize>,
     ) -> Result<Flow> {
+        let (partitions, fetch) = (memory.partitions().len(), memory.fetch());
+        let in_order = !memory.sort_information().is_empty();
         let batches = memory.partitions().iter().flatten().cloned();
         let rows = MEMORY_MORSEL_ROWS.min(self.batch_rows);
         let scan = MemoryScan::new(batches, memory.projection().clone(), rows);
-        let instances = if keeps_order { 1 } else { scan.morsels().clamp(1, self.instances) };
+        let serial = partitions <= 1 && (ordered || in_order && fetch.is_some());
+        let instances = if serial { 1 } else { scan.morsels().clamp(1, self.instances) };
         // A limit is one on the rows before any filter.
-        let predicate = predicate.filter(|_| memory.fetch().is_none());
+        let predicate = predicate.filter(|_| fetch.is_none());
         let flow = self.filtered_scan(Arc::new(scan), instances, predicate, tag)?;
-        Ok(match memory.fetch() {
-            Some(fetch) => flow.then(Limit::new(0, Some(fetch)), tag),
-            None => flow,
-        })
+        if partitions <= 1 {
+            return Ok(limited(flow, fetch, tag));
+        }
+        let total = fetch.filter(|_| !in_order).map(|fetch| fetch.saturating_mul(partitions));
+        self.in_order_if(ordered, limited(flow, total, tag), shell.original().as_ref(), tag)
     }
 
     /// The runtime filters of `predicate` that come from joins of this region.
@@ -151,6 +165,7 @@ impl Lowering {
     ) -> Result<Flow> {
         // A limit is one on the rows before any filter.
         let filter = config.file_source.filter().filter(|_| config.limit.is_none());
+        let config = &within_groups(config);
         let filters = self.scan_filters(filter, config.file_source.projection())?;
         let context = self.context.outer().clone();
         let after = self.start_after.clone();
@@ -226,19 +241,18 @@ impl Lowering {
     pub(super) fn foreign(&mut self, plan: &Arc<dyn ExecutionPlan>, ordered: bool) -> Result<Flow> {
         self.fallbacks.push(plan.name().to_owned());
         let io = self.engine.io()?;
+        let context = self.context.inner(&self.bindings);
         let partitions = plan.output_partitioning().partition_count();
         let streams = (0..partitions)
             .map(|partition| {
-                let start = Deferred::new(plan.clone(), partition, self.context.inner());
+                let start = Deferred::new(plan.clone(), partition, context.clone());
                 Box::pin(Entered { io: io.clone(), stream: start }) as BatchStream
             })
             .collect();
-        let keeps_order = ordered && plan.output_ordering().is_some();
+        let keeps_order = ordered && is_ordered(plan);
         let instances = if keeps_order { 1 } else { partitions.clamp(1, self.instances) };
-        // What comes from elsewhere is waited for; what is computed here takes memory.
-        let from_elsewhere = plan.children().is_empty();
-        let most = if from_elsewhere { partitions } else { instances };
-        let source = StreamScan::new(format!("fallback {}", plan.name()), streams, most);
+        // All are open at once, as in DataFusion: partitions of a shuffle or a tee need each other's progress.
+        let source = StreamScan::new(format!("fallback {}", plan.name()), streams, partitions);
         let flow = self.leaf(plan.name(), instances, Arc::new(source), None);
         if keeps_order && partitions > 1 {
             return self.in_order_if(true, flow, plan.as_ref(), None);
@@ -314,10 +328,13 @@ fn filtered(mut flow: Flow, filters: Vec<Arc<ScanFilter>>) -> Flow {
     flow
 }
 
-/// `flow`, of the rows of the scan that `config` describes, with its limit.
-fn limit(flow: Flow, config: &FileScanConfig, tag: Option<usize>) -> Flow {
-    match config.limit {
-        Some(limit) => flow.then(Limit::new(0, Some(limit)), tag),
-        None => flow,
+/// `config` without a limit that holds for each of several ordered groups: tasks read all of them.
+fn within_groups(config: &FileScanConfig) -> Cow<'_, FileScanConfig> {
+    let in_order = config.preserve_order || !config.output_ordering.is_empty();
+    if config.file_groups.len() <= 1 || config.limit.is_none() || !in_order {
+        return Cow::Borrowed(config);
     }
+    let mut config = config.clone();
+    config.limit = None;
+    Cow::Owned(config)
 }

@@ -4,23 +4,27 @@
 //! input (a pipeline that has no sink yet) or closes it with the sink of a breaker and starts a new
 //! flow from the breaker's source. Foreign nodes become stream scans.
 //!
-//! Order: a caller that needs a node's promised order asks for it (`ordered`), and gets a flow of one
-//! task whose operators keep it, or a sort. Where nobody needs it, flows have as many tasks as the
-//! executor has workers, whatever the plan's partitions are; nodes that are only there for
-//! parallelism are folded.
+//! Order: a caller that needs the order of a node's rows ([`is_ordered`]) asks for it (`ordered`), and
+//! gets a flow of one task whose operators keep it, or a sort. Where the order does not matter, flows
+//! have as many tasks as the executor has workers, whatever the plan's partitions are; nodes that are
+//! only there for parallelism are folded.
 
 mod aggregate;
+mod bindings;
 mod cover;
 mod flow;
 mod joins;
 mod leaves;
 mod nodes;
+mod order;
 mod scalar;
 mod unite;
 mod windows;
 
+pub(crate) use bindings::Bindings;
 pub(crate) use cover::{covers, is_folded, is_statement};
 use flow::Flow;
+pub(crate) use order::is_ordered;
 pub use windows::window_expressions;
 
 use std::{
@@ -36,9 +40,7 @@ use datafusion::{
     error::Result,
     execution::memory_pool::MemoryLimit,
     physical_expr::expressions::UnKnownColumn,
-    physical_plan::{
-        ExecutionPlan, ExecutionPlanProperties, Partitioning, metrics::ExecutionPlanMetricsSet,
-    },
+    physical_plan::{ExecutionPlan, Partitioning, metrics::ExecutionPlanMetricsSet},
 };
 use gatework_operators::{Failure, result::ResultOutput};
 use gatework_runtime::pipeline::{Edge, Graph, PipelineId, Sink};
@@ -73,7 +75,7 @@ pub(crate) fn lower(
     let keys = match &contract.partitioning {
         // A key that was projected away cannot be evaluated, and nobody above can name it.
         Partitioning::Hash(keys, _) if !keys.iter().any(|key| key.is::<UnKnownColumn>()) => {
-            keys.clone()
+            lowering.bindings.bind_all(keys)?
         }
         _ => Vec::new(),
     };
@@ -93,7 +95,7 @@ pub(crate) fn lower_into(
     sink: impl FnOnce(usize) -> Result<Arc<dyn Sink>>,
 ) -> Result<Lowered> {
     let mut lowering = Lowering::new(engine, context);
-    let flow = lowering.child(plan, ordered && plan.output_ordering().is_some())?;
+    let flow = lowering.child(plan, ordered && is_ordered(plan))?;
     let sink = sink(flow.instances)?;
     lowering.end(flow, sink)
 }
@@ -114,10 +116,12 @@ struct Lowering {
     instances: usize,
     batch_rows: usize,
     context: ForeignContext,
+    /// What expressions of the plan refer to in this execution.
+    bindings: Bindings,
     graph: Graph,
     fallbacks: Vec<String>,
     nodes: HashMap<usize, ExecutionPlanMetricsSet>,
-    /// Filters by the id of DataFusion's dynamic expression.
+    /// Filters by the id of the dynamic expression, which is this execution's own.
     filters: HashMap<u64, FilterLink>,
     /// Scans that wait: the filter's id, the scan's pipeline, the filter there.
     filter_waits: Vec<(u64, PipelineId, Arc<ScanFilter>)>,
@@ -134,6 +138,7 @@ impl Lowering {
             settings,
             engine: engine.clone(),
             batch_rows: context.outer().session_config().batch_size().max(1),
+            bindings: context.bindings(),
             context,
             graph: Graph::new(),
             fallbacks: Vec::new(),

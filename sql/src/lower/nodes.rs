@@ -7,7 +7,7 @@ use datafusion::{
     common::internal_err,
     datasource::source::DataSourceExec,
     error::Result,
-    physical_expr::{LexOrdering, PhysicalExpr},
+    physical_expr::{AcrossPartitions, LexOrdering, PhysicalExpr},
     physical_plan::{
         ExecutionPlan, ExecutionPlanProperties,
         aggregates::AggregateExec,
@@ -30,18 +30,20 @@ use gatework_operators::{
     sort::{self, SortConfig},
 };
 
-use super::{Lowering, cover::is_folded, failed, flow::Flow, windows::window_expressions};
+use super::{
+    Lowering,
+    cover::is_folded,
+    failed,
+    flow::Flow,
+    order::{has_ordered_fetch, is_ordered},
+    windows::window_expressions,
+};
 use crate::{
-    shell::Shell,
+    shell::{Shell, as_shell},
     source::SourceExec,
     splits::SplitTableExec,
     write::{FileWriter, WriteExec},
 };
-
-/// Whether `node` gives only the first rows of its order, whoever reads them.
-pub(super) fn takes_the_first(node: &Arc<dyn ExecutionPlan>) -> bool {
-    node.fetch().is_some() && node.output_ordering().is_some()
-}
 
 impl Lowering {
     /// The flow of a covered node.
@@ -56,10 +58,11 @@ impl Lowering {
         }
         if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
             let input = projection.input().schema();
-            let narrow = |expr: &Arc<dyn PhysicalExpr>| narrow_decimals(expr.clone(), &input);
+            let narrow =
+                |expr: &Arc<dyn PhysicalExpr>| narrow_decimals(self.bindings.bind(expr)?, &input);
             let expressions = projection.expr().iter().map(|column| narrow(&column.expr));
             let expressions = expressions.collect::<Result<_>>()?;
-            let ordered = ordered || takes_the_first(shell.original());
+            let ordered = ordered || has_ordered_fetch(shell.original());
             let flow = self.child(&shell.children()[0], ordered)?;
             return Ok(flow.then(Projection::new(expressions, shell.schema()), tag));
         }
@@ -76,8 +79,7 @@ impl Lowering {
             return self.cross_join(shell, tag);
         }
         if let Some(sort) = node.downcast_ref::<SortExec>() {
-            let flow = self.child(&shell.children()[0], false)?;
-            return self.sort(flow, sort.expr().clone(), sort.fetch(), shell.schema(), tag);
+            return self.sort_node(shell, sort, ordered, tag);
         }
         if let Some(merge) = node.downcast_ref::<SortPreservingMergeExec>() {
             return self.merge(shell, merge, tag);
@@ -86,8 +88,7 @@ impl Lowering {
             return self.limit(shell, limit.skip(), limit.fetch(), tag);
         }
         if let Some(limit) = node.downcast_ref::<LocalLimitExec>() {
-            let partitions = node.output_partitioning().partition_count();
-            let fetch = limit.fetch().saturating_mul(partitions);
+            let fetch = limit.fetch().saturating_mul(partitions(node));
             return self.limit(shell, 0, Some(fetch), tag);
         }
         if node.is::<UnionExec>() || node.is::<InterleaveExec>() {
@@ -134,12 +135,9 @@ impl Lowering {
 
     /// A node that passes rows through; only its `fetch` counts.
     fn folded(&mut self, shell: &Shell, ordered: bool, tag: Option<usize>) -> Result<Flow> {
-        let ordered = ordered || takes_the_first(shell.original());
-        let flow = self.child(&shell.children()[0], ordered)?;
-        Ok(match shell.original().fetch() {
-            Some(fetch) => flow.then(Limit::new(0, Some(fetch)), tag),
-            None => flow,
-        })
+        let node = shell.original();
+        let flow = self.child(&shell.children()[0], ordered || has_ordered_fetch(node))?;
+        Ok(limited(flow, total_fetch(node), tag))
     }
 
     fn filter(
@@ -149,15 +147,31 @@ impl Lowering {
         ordered: bool,
         tag: Option<usize>,
     ) -> Result<Flow> {
-        let fetch = shell.original().fetch();
-        let ordered = ordered || takes_the_first(shell.original());
-        let flow = self.child(&shell.children()[0], ordered)?;
+        let node = shell.original();
+        let flow = self.child(&shell.children()[0], ordered || has_ordered_fetch(node))?;
         let projection = filter.projection().as_ref().map(|columns| columns.to_vec().into());
-        let flow = flow.then(Filter::new(filter.predicate().clone(), projection), tag);
-        Ok(match fetch {
-            Some(fetch) => flow.then(Limit::new(0, Some(fetch)), tag),
-            None => flow,
-        })
+        let predicate = self.bindings.bind(filter.predicate())?;
+        Ok(limited(flow.then(Filter::new(predicate, projection), tag), total_fetch(node), tag))
+    }
+
+    fn sort_node(
+        &mut self,
+        shell: &Shell,
+        sort: &SortExec,
+        ordered: bool,
+        tag: Option<usize>,
+    ) -> Result<Flow> {
+        let node = shell.original().as_ref();
+        let flow = self.child(&shell.children()[0], false)?;
+        // Keys that are constant in each partition are no keys of a sort of partitions, so its first rows
+        // are not the first ones of all.
+        let apart = partitions(node) > 1;
+        let fetch = sort.fetch().filter(|_| !(apart && has_partition_constants(sort.input())));
+        if apart && !ordered && fetch.is_none() {
+            // The merge of the partitions sorts all rows.
+            return Ok(flow);
+        }
+        self.sort(flow, sort.expr().clone(), fetch, shell.schema(), tag)
     }
 
     /// Sorts what `flow` gives.
@@ -169,6 +183,7 @@ impl Lowering {
         schema: SchemaRef,
         tag: Option<usize>,
     ) -> Result<Flow> {
+        let ordering = self.bindings.bind_ordering(ordering)?;
         let config = SortConfig { ordering, fetch, schema, batch_rows: self.batch_rows };
         let (runs, merge) = sort::new(config, flow.instances).map_err(failed)?;
         let name = format!("{} sorted", flow.name);
@@ -197,17 +212,18 @@ impl Lowering {
         tag: Option<usize>,
     ) -> Result<Flow> {
         let child = &shell.children()[0];
-        let serial = child.output_partitioning().partition_count() == 1;
-        // A sort below gives one ordered flow already, whatever its partitions are.
-        let sorted = child.is::<SortExec>();
-        if serial || sorted {
+        if child.output_partitioning().partition_count() == 1 {
             let flow = self.child(child, true)?;
-            return Ok(match merge.fetch() {
-                Some(fetch) => flow.then(Limit::new(0, Some(fetch)), tag),
-                None => flow,
-            });
+            return Ok(limited(flow, merge.fetch(), tag));
         }
-        let flow = self.child(child, false)?;
+        // A sort of each partition needs no keys that are constant there, the merge does. So one sort of
+        // all rows has the keys of the merge.
+        let sort = as_shell(child.as_ref()).filter(|child| child.original().is::<SortExec>());
+        let (input, tag) = match sort {
+            Some(sort) => (&sort.children()[0], Some(self.tag(sort))),
+            None => (child, tag),
+        };
+        let flow = self.child(input, false)?;
         self.sort(flow, merge.expr().clone(), merge.fetch(), shell.schema(), tag)
     }
 
@@ -219,7 +235,31 @@ impl Lowering {
         tag: Option<usize>,
     ) -> Result<Flow> {
         let child = &shell.children()[0];
-        let flow = self.child(child, child.output_ordering().is_some())?;
+        let flow = self.child(child, is_ordered(child))?;
         Ok(flow.then(Limit::new(skip, fetch), tag))
+    }
+}
+
+/// Whether a column of `plan` has one value in each partition, and several in all.
+fn has_partition_constants(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    let constants = plan.equivalence_properties().constants();
+    constants.iter().any(|constant| constant.across_partitions == AcrossPartitions::Heterogeneous)
+}
+
+/// Output partitions of `node`.
+fn partitions(node: &dyn ExecutionPlan) -> usize {
+    node.output_partitioning().partition_count()
+}
+
+/// How many rows `node` gives at most, where each of its partitions gives at most its `fetch`.
+pub(super) fn total_fetch(node: &Arc<dyn ExecutionPlan>) -> Option<usize> {
+    Some(node.fetch()?.saturating_mul(partitions(node.as_ref()).max(1)))
+}
+
+/// The first `fetch` rows of `flow`.
+pub(super) fn limited(flow: Flow, fetch: Option<usize>, tag: Option<usize>) -> Flow {
+    match fetch {
+        Some(fetch) => flow.then(Limit::new(0, Some(fetch)), tag),
+        None => flow,
     }
 }

@@ -37,14 +37,14 @@ impl Lowering {
         let [main, subqueries @ ..] = shell.children() else {
             return internal_err!("scalar subqueries without a main input");
         };
-        // The plan may be executed again; each execution sets the values anew.
-        node.results().clear();
+        let own = self.bindings.add_subqueries(node.results(), node.subqueries().len());
         let mut gates = Vec::new();
         for (link, subquery) in node.subqueries().iter().zip(subqueries) {
             let flow = self.child(subquery, false)?;
             let kind = subquery.schema().field(0).data_type().clone();
-            let (result, gate) =
-                ScalarResult::new(node.results().clone(), link.index, kind, flow.instances);
+            let results = Results { own: own.clone(), planned: node.results().clone() };
+            let place = (link.index, node.subqueries().len());
+            let (result, gate) = ScalarResult::new(results, place, kind, flow.instances);
             self.close(flow, Arc::new(result), None)?;
             gates.push(gate);
         }
@@ -56,6 +56,40 @@ impl Lowering {
     }
 }
 
+/// Where the values of scalar subqueries are kept.
+#[derive(Debug)]
+struct Results {
+    /// This execution's, to which its expressions are bound.
+    own: ScalarSubqueryResults,
+    /// The plan's: for nodes that DataFusion executes, and for EXPLAIN ANALYZE.
+    planned: ScalarSubqueryResults,
+}
+
+impl Results {
+    /// Sets the value of one of `count` subqueries.
+    fn set(&self, index: SubqueryIndex, count: usize, value: ScalarValue) -> Result<()> {
+        self.own.set(index, value.clone())?;
+        match self.planned.get(index) {
+            Some(known) if known == value => return Ok(()),
+            None => {}
+            Some(_) => self.forget(index, count),
+        }
+        // Another execution may set it first: to its own value, which is as good.
+        let _set_by_another = self.planned.set(index, value);
+        Ok(())
+    }
+
+    /// Takes the plan's value of one subquery away.
+    fn forget(&self, index: SubqueryIndex, count: usize) {
+        let others = (0..count).map(SubqueryIndex::new).filter(|other| *other != index);
+        let kept: Vec<_> = others.filter_map(|i| Some((i, self.planned.get(i)?))).collect();
+        self.planned.clear();
+        for (other, value) in kept {
+            let _set_by_another = self.planned.set(other, value);
+        }
+    }
+}
+
 /// Takes the one value of a scalar subquery.
 #[derive(Debug)]
 struct ScalarResult {
@@ -64,8 +98,10 @@ struct ScalarResult {
 
 #[derive(Debug)]
 struct Shared {
-    results: ScalarSubqueryResults,
+    results: Results,
     index: SubqueryIndex,
+    /// Subqueries of the same plan level.
+    count: usize,
     kind: DataType,
     /// Tasks that have not finished, and the value if one came.
     state: Mutex<(usize, Option<ScalarValue>)>,
@@ -74,14 +110,14 @@ struct Shared {
 
 impl ScalarResult {
     fn new(
-        results: ScalarSubqueryResults,
-        index: SubqueryIndex,
+        results: Results,
+        (index, count): (SubqueryIndex, usize),
         kind: DataType,
         tasks: usize,
     ) -> (Self, Gate) {
         let known = Dependency::blocked("scalar subquery", DependencyKind::Execution);
         let state = Mutex::new((tasks, None));
-        let shared = Arc::new(Shared { results, index, kind, state, known: known.clone() });
+        let shared = Arc::new(Shared { results, index, count, kind, state, known: known.clone() });
         (Self { shared }, known)
     }
 }
@@ -115,7 +151,7 @@ impl Shared {
             Some(value) => value,
             None => ScalarValue::try_from(&self.kind)?,
         };
-        self.results.set(self.index, value)?;
+        self.results.set(self.index, self.count, value)?;
         self.known.set_always_ready();
         Ok(())
     }

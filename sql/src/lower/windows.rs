@@ -61,8 +61,9 @@ impl Lowering {
             return internal_err!("{} is no window", shell.original().name());
         };
         let instances = input.instances;
+        let expressions = expressions.iter().map(|window| self.bindings.bind_window(window));
         let (sink, source) = window::new(
-            expressions.to_vec(),
+            expressions.collect::<Result<Vec<_>>>()?,
             shell.schema(),
             self.batch_rows,
             instances,
@@ -89,9 +90,10 @@ impl Lowering {
         };
         let input = self.child(child, false)?;
         // The rows of a node or a bucket may have been chosen by a hash of the same keys.
-        let by_keys = Routing::Rehash(apart.keys.clone());
+        let by_keys = Routing::Rehash(self.bindings.bind_all(&apart.keys)?);
         let input = self.exchange(input, by_keys, self.instances, child, tag)?;
-        let (ordering, schema) = (sort.expr().clone(), shell.schema());
+        let ordering = self.bindings.bind_ordering(sort.expr().clone())?;
+        let schema = shell.schema();
         let config = SortConfig { ordering, fetch: None, schema, batch_rows: self.batch_rows };
         let instances = input.instances;
         let (runs, merge) = sort::each(config, instances).map_err(failed)?;

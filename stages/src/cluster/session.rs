@@ -23,7 +23,7 @@ use datafusion_distributed::{
     DistributedConfig, DistributedExt, NetworkBoundaryExt, SessionStateBuilderExt, WorkerResolver,
 };
 use gatework_runtime::Executor;
-use gatework_sql::{choose_join_sides, cover_above};
+use gatework_sql::{JoinSides, add_planning_rules, cover_above};
 use parking_lot::RwLock;
 use url::Url;
 
@@ -175,7 +175,7 @@ impl ClusterSession for SessionStateBuilder {
             own.worker_connection_buffer_budget_bytes = bytes;
         }
         own.compression = options.compression.name().into();
-        choose_join_sides(&mut self);
+        add_planning_rules(&mut self, JoinSides::of_many_machines());
         send_to_all(&mut config);
         let mut builder = self
             .with_config(config)

@@ -1,0 +1,172 @@
+//! What expressions of a plan refer to in one execution.
+//!
+//! A plan is a value that may be executed again, or several times at once. Two kinds of its expressions
+//! change while it runs: the values of scalar subqueries, and runtime filters. Each execution has its
+//! own: lowering *binds* every expression that it takes from a node, and nodes that DataFusion executes
+//! hand the bindings down to the regions below them.
+
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
+
+use arrow::datatypes::Schema;
+use datafusion::{
+    common::tree_node::{Transformed, TransformedResult, TreeNode},
+    datasource::physical_plan::{FileScanConfig, ParquetSource},
+    error::Result,
+    logical_expr::physical_planning_context::ScalarSubqueryResults,
+    physical_expr::{
+        LexOrdering, PhysicalExpr, PhysicalSortExpr,
+        aggregate::AggregateFunctionExpr,
+        expressions::{DynamicFilterPhysicalExpr, lit},
+        scalar_subquery::ScalarSubqueryExpr,
+        window::WindowExpr,
+    },
+};
+
+/// The values that belong to one execution of a plan.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Bindings {
+    /// Results of scalar subqueries: the plan's, and in their place the execution's.
+    subqueries: Vec<(ScalarSubqueryResults, ScalarSubqueryResults)>,
+    /// Runtime filters by the id of the plan's.
+    filters: HashMap<u64, Arc<DynamicFilterPhysicalExpr>>,
+}
+
+impl Bindings {
+    /// Gives the subqueries whose results are `planned` results of this execution.
+    pub(super) fn add_subqueries(
+        &mut self,
+        planned: &ScalarSubqueryResults,
+        count: usize,
+    ) -> ScalarSubqueryResults {
+        let own = ScalarSubqueryResults::new(count);
+        self.subqueries.push((planned.clone(), own.clone()));
+        own
+    }
+
+    /// Gives this execution a filter in place of `planned`.
+    pub(super) fn add_filter(
+        &mut self,
+        planned: &DynamicFilterPhysicalExpr,
+    ) -> Arc<DynamicFilterPhysicalExpr> {
+        let keys = planned.children().into_iter().cloned().collect();
+        let own = Arc::new(DynamicFilterPhysicalExpr::new(keys, lit(true)));
+        if let Some(id) = planned.expression_id() {
+            self.filters.insert(id, own.clone());
+        }
+        own
+    }
+
+    fn is_empty(&self) -> bool {
+        self.subqueries.is_empty() && self.filters.is_empty()
+    }
+
+    /// `expr` of a plan's node for this execution.
+    pub(super) fn bind(&self, expr: &Arc<dyn PhysicalExpr>) -> Result<Arc<dyn PhysicalExpr>> {
+        if self.is_empty() {
+            return Ok(expr.clone());
+        }
+        expr.clone().transform_up(|node| self.bind_node(node)).data()
+    }
+
+    fn bind_node(&self, node: Arc<dyn PhysicalExpr>) -> Result<Transformed<Arc<dyn PhysicalExpr>>> {
+        if let Some(subquery) = node.downcast_ref::<ScalarSubqueryExpr>() {
+            return Ok(match self.bind_subquery(subquery)? {
+                Some(bound) => Transformed::yes(bound),
+                None => Transformed::no(node),
+            });
+        }
+        let dynamic = node.is::<DynamicFilterPhysicalExpr>();
+        let id = node.expression_id().filter(|_| dynamic);
+        let Some(own) = id.and_then(|id| self.filters.get(&id)) else {
+            return Ok(Transformed::no(node));
+        };
+        let columns = node.children().into_iter().cloned().collect();
+        own.clone().with_new_children(columns).map(Transformed::yes)
+    }
+
+    #[expect(deprecated, reason = "there is no other way to ask for the index")]
+    fn bind_subquery(
+        &self,
+        subquery: &ScalarSubqueryExpr,
+    ) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+        let results = subquery.results();
+        let mut known = self.subqueries.iter().rev();
+        let Some((_, own)) = known.find(|(planned, _)| planned == results) else { return Ok(None) };
+        let field = subquery.return_field(&Schema::empty())?;
+        let (kind, nullable) = (field.data_type().clone(), field.is_nullable());
+        let bound = ScalarSubqueryExpr::new(kind, nullable, subquery.index(), own.clone());
+        Ok(Some(Arc::new(bound)))
+    }
+
+    /// Each of `exprs` for this execution.
+    pub(super) fn bind_all<'a>(
+        &self,
+        exprs: impl IntoIterator<Item = &'a Arc<dyn PhysicalExpr>>,
+    ) -> Result<Vec<Arc<dyn PhysicalExpr>>> {
+        exprs.into_iter().map(|expr| self.bind(expr)).collect()
+    }
+
+    /// `ordering` for this execution.
+    pub(super) fn bind_ordering(&self, ordering: LexOrdering) -> Result<LexOrdering> {
+        if self.subqueries.is_empty() {
+            return Ok(ordering);
+        }
+        let bind = |key: &PhysicalSortExpr| {
+            Ok(PhysicalSortExpr { expr: self.bind(&key.expr)?, options: key.options })
+        };
+        let keys = ordering.iter().map(bind).collect::<Result<Vec<_>>>()?;
+        Ok(LexOrdering::new(keys).unwrap_or(ordering))
+    }
+
+    /// `function` with bound arguments and order.
+    pub(super) fn bind_aggregate(
+        &self,
+        function: &Arc<AggregateFunctionExpr>,
+    ) -> Result<Arc<AggregateFunctionExpr>> {
+        if self.subqueries.is_empty() {
+            return Ok(function.clone());
+        }
+        let all = function.all_expressions();
+        let (arguments, order) = (self.bind_all(&all.args)?, self.bind_all(&all.order_by_exprs)?);
+        if are_same(&all.args, &arguments) && are_same(&all.order_by_exprs, &order) {
+            return Ok(function.clone());
+        }
+        let bound = function.with_new_expressions(arguments, order);
+        Ok(bound.map_or_else(|| function.clone(), Arc::new))
+    }
+
+    /// `window` with bound arguments, partition keys and order. A function that cannot be given others
+    /// reads the plan's results, which each execution sets as well.
+    pub(super) fn bind_window(&self, window: &Arc<dyn WindowExpr>) -> Result<Arc<dyn WindowExpr>> {
+        if self.subqueries.is_empty() {
+            return Ok(window.clone());
+        }
+        let all = window.all_expressions();
+        let arguments = self.bind_all(&all.args)?;
+        let keys = self.bind_all(&all.partition_by_exprs)?;
+        let order = self.bind_all(&all.order_by_exprs)?;
+        Ok(window.with_new_expressions(arguments, keys, order).unwrap_or_else(|| window.clone()))
+    }
+
+    /// `config` with a bound predicate. (Projections with subqueries are not pushed into scans.)
+    pub(super) fn bind_scan<'a>(
+        &self,
+        config: &'a FileScanConfig,
+    ) -> Result<Cow<'a, FileScanConfig>> {
+        let source = config.file_source.downcast_ref::<ParquetSource>();
+        let (Some(source), Some(predicate), false) =
+            (source, config.file_source.filter(), self.is_empty())
+        else {
+            return Ok(Cow::Borrowed(config));
+        };
+        let source = source.with_predicate(self.bind(&predicate)?);
+        let mut config = config.clone();
+        config.file_source = Arc::new(source);
+        Ok(Cow::Owned(config))
+    }
+}
+
+/// Whether binding has changed none of `exprs`.
+fn are_same(exprs: &[Arc<dyn PhysicalExpr>], bound: &[Arc<dyn PhysicalExpr>]) -> bool {
+    exprs.iter().zip(bound).all(|(expr, bound)| Arc::ptr_eq(expr, bound))
+}
