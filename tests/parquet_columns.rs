@@ -8,6 +8,8 @@ use gatework::Settings;
 
 use crate::against_datafusion::{Sessions, guarded};
 
+mod damaged;
+
 const ROWS: &str = "SELECT n AS id, \
     arrow_cast(n % 97, 'Int32') AS small, \
     CASE WHEN n % 5 = 0 THEN NULL ELSE n * 31 % 1009 END AS gaps, \
@@ -116,6 +118,112 @@ fn files_that_differ() {
             "SELECT id, long FROM mixed WHERE short IS NULL AND gaps > 1000",
             "SELECT m.id, m.short, m.gaps FROM mixed m JOIN keys k ON m.id = k.id",
         ]);
+    });
+}
+
+/// Row groups and pages are pruned by the statistics of the file's own columns: in another order, with
+/// one more before, with other types, and where the table is declared to have some of them only.
+#[test]
+fn statistics_of_columns_in_another_order() {
+    with_sessions(|sessions| {
+        let rows = "SELECT value AS a, value + 100000 AS b, concat('text ', value + 500000) AS c \
+                    FROM generate_series(0, 3999)";
+        let files = [
+            format!("SELECT a, b, c FROM ({rows}) WHERE a < 1000"),
+            format!("SELECT b, a, c FROM ({rows}) WHERE a BETWEEN 1000 AND 1999"),
+            format!("SELECT -a AS x, c, b, a FROM ({rows}) WHERE a BETWEEN 2000 AND 2999"),
+            format!(
+                "SELECT c, arrow_cast(b, 'Int32') AS b, arrow_cast(a, 'Int32') AS a \
+                 FROM ({rows}) WHERE a >= 3000"
+            ),
+        ];
+        let options = "'format.max_row_group_size' 400, 'format.data_page_row_count_limit' 50, \
+                       'format.write_batch_size' 50";
+        for (number, query) in files.iter().enumerate() {
+            let path = format!("{}/order/{number}.parquet", sessions.shared().to_str().unwrap());
+            sessions.on_reference(&format!(
+                "COPY ({query}) TO '{path}' STORED AS PARQUET OPTIONS ({options})"
+            ));
+        }
+        sessions.everywhere(
+            "CREATE EXTERNAL TABLE ordered (a BIGINT, b BIGINT, c VARCHAR) STORED AS PARQUET \
+             LOCATION '{shared}/order/'",
+        );
+        sessions.everywhere(
+            "CREATE EXTERNAL TABLE some (b BIGINT, a BIGINT) STORED AS PARQUET \
+             LOCATION '{shared}/order/'",
+        );
+        for table in ["ordered", "some"] {
+            for condition in [
+                "a = 1500",
+                "a < 1500",
+                "b = 102500",
+                "a BETWEEN 2200 AND 2300 AND b > 102250",
+                "a > 3500 OR b < 100010",
+                "a IN (5, 1005, 2005, 3005)",
+                "a IS NULL",
+            ] {
+                sessions.equal(&[&format!(
+                    "SELECT count(*), sum(a), sum(b) FROM {table} WHERE {condition}"
+                )]);
+            }
+            sessions.equal(&[
+                &format!("SELECT t.a FROM {table} t JOIN keys k ON t.a = k.id WHERE k.small = 4"),
+                &format!("SELECT t.b FROM {table} t JOIN keys k ON t.b = k.id + 100000"),
+                &format!("SELECT a, b FROM {table} ORDER BY b DESC LIMIT 3"),
+            ]);
+        }
+        sessions.equal(&["SELECT a FROM ordered WHERE c = 'text 502500' OR c = 'text 503999'"]);
+    });
+}
+
+/// Statistics leave NaN out, and it is greater than all numbers, or less if its sign is negative.
+/// The expected rows are those of a table in memory, since DataFusion loses them, too.
+#[test]
+fn floats_that_are_no_numbers() {
+    with_sessions(|sessions| {
+        let nan = "arrow_cast('NaN', 'Float64')";
+        let rows = format!(
+            "SELECT n AS id, CASE WHEN n = 1234 THEN {nan} WHEN n = 3456 THEN -{nan} \
+             ELSE n / 2.0 END AS x, \
+             arrow_cast(CASE WHEN n = 2222 THEN {nan} ELSE 1.5 END, 'Float32') AS same \
+             FROM (SELECT value AS n FROM generate_series(0, 3999))"
+        );
+        sessions.table("exact", &rows);
+        sessions.table("seeds", &format!("SELECT {nan} AS x UNION ALL SELECT 7.5"));
+        let pages = "'format.max_row_group_size' 1000, 'format.data_page_row_count_limit' 100, \
+                     'format.write_batch_size' 100";
+        let blooms = format!("{pages}, 'format.bloom_filter_on_write' true");
+        for (name, options) in [("floats", pages), ("floats_with_blooms", blooms.as_str())] {
+            let path = format!("{}/{name}.parquet", sessions.shared().to_str().unwrap());
+            sessions.on_reference(&format!(
+                "COPY ({rows}) TO '{path}' STORED AS PARQUET OPTIONS ({options})"
+            ));
+            sessions.everywhere(&external(name, &format!("{name}.parquet")));
+            for condition in [
+                "x > 5000",
+                "x >= 5000 AND id > 100",
+                "x < -5",
+                "x = arrow_cast('NaN', 'Float64')",
+                "x <> 3",
+                "x BETWEEN 600 AND 610",
+                "NOT (x <= 1999.5)",
+                "x = 12 OR x > 8000",
+                "same > 2",
+                "same <> 1.5",
+                "same = 1.5 AND id > 3990",
+                "id IN (SELECT id FROM exact WHERE x > 1999)",
+                "x IN (SELECT x FROM seeds)",
+            ] {
+                let sql = format!("SELECT id, x, same FROM {{t}} WHERE {condition}");
+                let frame = |context: &datafusion::prelude::SessionContext, table| {
+                    sessions.block_on(context.sql(&sql.replace("{t}", table)))
+                };
+                let expected = frame(&sessions.reference, "exact").unwrap();
+                let frames = sessions.tested.iter().map(|tested| frame(&tested.context, name));
+                sessions.compare(&format!("{name}: {sql}"), expected, frames.collect(), None);
+            }
+        }
     });
 }
 

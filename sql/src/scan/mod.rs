@@ -7,13 +7,18 @@
 //! shuts the task's gate, and the I/O runtime opens it.
 
 mod columns;
+mod damage;
 mod decode;
+mod fallback;
 mod filters;
+mod footer;
+mod ipc;
 mod memory;
 pub(crate) mod pieces;
 mod queue;
 mod reader;
 mod splits;
+mod version;
 
 pub(crate) use filters::ScanFilter;
 pub(crate) use memory::{FilteredScan, FiltersForMemory, MemoryTable};
@@ -24,7 +29,7 @@ use std::{fmt, sync::Arc};
 
 use datafusion::{
     datasource::physical_plan::FileScanConfig, error::Result, execution::TaskContext,
-    physical_plan::metrics::BaselineMetrics,
+    object_store::ObjectStore, physical_plan::metrics::BaselineMetrics,
 };
 use datafusion_datasource::morsel::Morselizer;
 use gatework_runtime::{
@@ -39,6 +44,7 @@ use self::{
     filters::LocalFilters,
     queue::PieceQueue,
     reader::LocalFileScan,
+    version::ListedVersions,
 };
 use crate::{engine::Engine, splits::Split};
 
@@ -50,6 +56,8 @@ pub(crate) struct FileScan {
 /// What the tasks of a scan share.
 struct Shared {
     config: FileScanConfig,
+    store: Arc<dyn ObjectStore>,
+    /// DataFusion's reader.
     morselizer: Box<dyn Morselizer>,
     io: Handle,
     queue: PieceQueue,
@@ -75,14 +83,25 @@ impl FileScan {
         let batch_rows = config.batch_size.unwrap_or(session_rows).max(1);
         let mut config = config.clone();
         config.file_source = config.file_source.with_batch_size(batch_rows);
-        pieces::cache_metadata(&mut config, context)?;
         let store = context.runtime_env().object_store(&config.object_store_url)?;
-        let morselizer = config.file_source.create_morselizer(store, &config, 0)?;
+        let store: Arc<dyn ObjectStore> = Arc::new(ListedVersions::new(store, &config));
+        pieces::prepare(&mut config, context)?;
+        let fallback = fallback::source(&config);
+        let morselizer = fallback.create_morselizer(store.clone(), &config, 0)?;
         let queue = PieceQueue::new(&config, engine.executor.threads(), splits)?;
         let io = engine.io()?;
         let columns = ColumnPlan::new(&config, &filters)?.map(Arc::new);
-        let shared =
-            Shared { config, morselizer, io, queue, columns, filters, start_after, batch_rows };
+        let shared = Shared {
+            config,
+            store,
+            morselizer,
+            io,
+            queue,
+            columns,
+            filters,
+            start_after,
+            batch_rows,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 }

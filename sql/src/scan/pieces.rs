@@ -6,10 +6,8 @@ use datafusion::{
     datasource::{
         listing::PartitionedFile,
         physical_plan::{
-            FileGroup, FileGroupPartitioner, FileScanConfig, ParquetSource,
-            parquet::{
-                CachedParquetFileReaderFactory, ParquetAccessPlan, ParquetFileReaderFactory,
-            },
+            FileScanConfig, ParquetSource,
+            parquet::{CachedParquetFileReaderFactory, ParquetAccessPlan},
         },
     },
     error::Result,
@@ -20,6 +18,7 @@ use datafusion::{
     },
 };
 
+use super::{damage, footer, version::ListedReaders};
 use crate::buckets::check_footer;
 
 /// What a task of a scan reads at a time.
@@ -49,22 +48,21 @@ impl RowGroup {
 }
 
 /// Bytes of a text file that make a piece worth its start.
-const MIN_PIECE_BYTES: u64 = 4 << 20;
-/// Pieces per worker that a text file is cut into at most.
+const MIN_PIECE_BYTES: i64 = 4 << 20;
+/// Pieces per worker that a range of a text file is cut into at most.
 const PIECES_PER_WORKER: u64 = 8;
 
-/// Makes a Parquet source read footers through the runtime's cache: each piece asks for its file's
-/// footer, and the default reader would fetch it every time.
-pub(crate) fn cache_metadata(config: &mut FileScanConfig, context: &TaskContext) -> Result<()> {
+/// Makes a Parquet source read footers through the runtime's cache, since each piece asks for its file's
+/// footer, and files in the version that was listed.
+pub(crate) fn prepare(config: &mut FileScanConfig, context: &TaskContext) -> Result<()> {
     let Some(source) = config.file_source.downcast_ref::<ParquetSource>() else { return Ok(()) };
-    if source.parquet_file_reader_factory().is_some() {
-        return Ok(());
-    }
     let runtime = context.runtime_env();
-    let factory: Arc<dyn ParquetFileReaderFactory> = Arc::new(CachedParquetFileReaderFactory::new(
-        runtime.object_store(&config.object_store_url)?,
-        runtime.cache_manager.get_file_metadata_cache(),
-    ));
+    let store = runtime.object_store(&config.object_store_url)?;
+    let inner = source.parquet_file_reader_factory().cloned().unwrap_or_else(|| {
+        let cache = runtime.cache_manager.get_file_metadata_cache();
+        Arc::new(CachedParquetFileReaderFactory::new(store.clone(), cache))
+    });
+    let factory = Arc::new(ListedReaders { inner, store });
     config.file_source = Arc::new(source.clone().with_parquet_file_reader_factory(factory));
     Ok(())
 }
@@ -83,6 +81,15 @@ pub(crate) async fn row_groups(
     file: PartitionedFile,
     worker: usize,
 ) -> Result<Vec<Piece>> {
+    let name = damage::name(config, &file);
+    damage::named_future(&name, cut_file(config, file, worker)).await
+}
+
+async fn cut_file(
+    config: &FileScanConfig,
+    file: PartitionedFile,
+    worker: usize,
+) -> Result<Vec<Piece>> {
     let source = config.file_source.downcast_ref::<ParquetSource>();
     let Some((source, factory)) =
         source.and_then(|source| Some((source, source.parquet_file_reader_factory()?)))
@@ -93,11 +100,15 @@ pub(crate) async fn row_groups(
     let hint = file.metadata_size_hint.or(options.metadata_size_hint);
     // Pieces use the page index if there is a predicate; asked for here, it is cached with the footer.
     let pages = config.file_source.filter().is_some() && options.enable_page_index;
-    let policy = if pages { PageIndexPolicy::Optional } else { PageIndexPolicy::Skip };
-    let reader_options = ArrowReaderOptions::new().with_page_index_policy(policy);
+    let with_pages = |policy| ArrowReaderOptions::new().with_page_index_policy(policy);
     let metrics = config.file_source.metrics();
     let mut reader = factory.create_reader(worker, file.clone(), hint, metrics)?;
-    let footer = reader.get_metadata(Some(&reader_options)).await?;
+    let mut footer = reader.get_metadata(Some(&with_pages(PageIndexPolicy::Skip))).await?;
+    // The footer says where the page index is, so it is checked first.
+    footer::check(&footer, file.object_meta.size)?;
+    if pages && has_page_index(&footer) && footer.column_index().is_none() {
+        footer = reader.get_metadata(Some(&with_pages(PageIndexPolicy::Optional))).await?;
+    }
     check_footer(&file, &footer)?;
 
     let (low, high) =
@@ -124,35 +135,20 @@ pub(crate) async fn row_groups(
     Ok(pieces)
 }
 
-/// `file` as byte ranges, where its format can be read from the middle.
-pub(crate) fn byte_ranges(
-    config: &FileScanConfig,
-    file: PartitionedFile,
-    workers: usize,
-) -> Vec<PartitionedFile> {
-    let bytes = file.object_meta.size;
-    let count = (bytes / MIN_PIECE_BYTES).min(PIECES_PER_WORKER * workers as u64) as usize;
-    if count < 2
-        || config.file_compression_type.is_compressed()
-        || !config.file_source.supports_repartitioning()
-        || config.file_source.file_type() == "json" && is_json_array(config, &file)
-    {
-        return vec![file];
-    }
-    FileGroupPartitioner::new()
-        .with_target_partitions(count)
-        .with_repartition_file_min_size(0)
-        .with_preserve_order_within_groups(false)
-        .repartition_file_groups(&[FileGroup::new(vec![file.clone()])])
-        .map(|groups| groups.into_iter().flat_map(FileGroup::into_inner).collect())
-        .unwrap_or_else(|| vec![file])
+fn has_page_index(footer: &ParquetMetaData) -> bool {
+    let mut chunks = footer.row_groups().iter().flat_map(RowGroupMetaData::columns);
+    chunks.any(|chunk| chunk.column_index_offset().is_some())
 }
 
-/// A JSON array cannot be read from the middle, and the source only says so when it is asked to.
-fn is_json_array(config: &FileScanConfig, file: &PartitionedFile) -> bool {
-    let nowhere = Arc::new(datafusion::object_store::memory::InMemory::new());
-    match config.file_source.create_file_opener(nowhere, config, 0) {
-        Ok(opener) => opener.open(file.clone().with_range(0, 1)).is_err(),
-        Err(_) => true,
-    }
+/// `file` as byte ranges that tasks take one by one. Only a range is cut: DataFusion gives a file ranges
+/// where its format, its options and the session let it be read from the middle.
+pub(crate) fn byte_ranges(file: PartitionedFile, workers: usize) -> Vec<PartitionedFile> {
+    let Some(range) = file.range.clone() else { return vec![file] };
+    let bytes = range.end.saturating_sub(range.start);
+    let most = PIECES_PER_WORKER.saturating_mul(workers as u64).max(1) as i64;
+    let count = (bytes / MIN_PIECE_BYTES).clamp(1, most);
+    let start = |piece: i64| {
+        range.start + (i128::from(bytes) * i128::from(piece) / i128::from(count)) as i64
+    };
+    (0..count).map(|piece| file.clone().with_range(start(piece), start(piece + 1))).collect()
 }

@@ -57,7 +57,7 @@ impl PieceQueue {
         if pieces::has_row_groups(config) {
             inner.files.extend(all);
         } else {
-            let ranges = all.flat_map(|file| pieces::byte_ranges(config, file, workers));
+            let ranges = all.flat_map(|file| pieces::byte_ranges(file, workers));
             inner.pieces.extend(ranges.map(Piece::from));
         }
         let cut = Dependency::ready("file footers", DependencyKind::External);

@@ -19,7 +19,9 @@ use gatework_shared_state::splits::Reading;
 use super::{
     Shared,
     columns::{self, LocalConjuncts, Opened, RowGroupRows},
+    damage, fallback,
     filters::LocalFilters,
+    ipc,
     pieces::{self, Piece},
     queue::Work,
 };
@@ -27,12 +29,15 @@ use crate::splits::Split;
 
 pub(super) struct LocalFileScan {
     shared: Arc<Shared>,
+    /// The name of the file at hand, for errors.
+    file: Arc<str>,
     baseline: BaselineMetrics,
     filters: LocalFilters,
     gate: PollGate,
     /// A file's footer that is being read, to cut the file.
     cutting: Option<BoxFuture<'static, DataFusionResult<Vec<Piece>>>>,
-    /// A row group that is being opened, and the file in case DataFusion's reader gets it.
+    /// A row group that is being opened or a file that is being checked, and the file in case
+    /// DataFusion's reader gets it.
     opening: Option<(PartitionedFile, BoxFuture<'static, DataFusionResult<Opened>>)>,
     /// The row group at hand, and its predicate.
     rows: Option<Box<RowGroupRows>>,
@@ -71,6 +76,7 @@ impl LocalFileScan {
     ) -> Self {
         Self {
             shared,
+            file: "".into(),
             baseline,
             filters,
             gate: PollGate::new("file read"),
@@ -113,9 +119,7 @@ impl LocalFileScan {
                 let file = self.opening.take().map(|(file, _)| file);
                 match (opened?, file) {
                     (Opened::Rows(rows), _) => self.rows = Some(rows),
-                    (Opened::Foreign, Some(file)) => {
-                        self.planners.push_back(self.shared.morselizer.plan_file(file)?);
-                    }
+                    (Opened::Foreign, Some(file)) => self.plan(file)?,
                     _ => {}
                 }
             } else if let Some(planning) = &mut self.planning {
@@ -155,19 +159,54 @@ impl LocalFileScan {
     }
 
     fn begin(&mut self, piece: Piece, worker: usize) -> DataFusionResult<()> {
-        let shared = &self.shared;
-        match (piece.group, &shared.columns) {
+        let shared = self.shared.clone();
+        let file = piece.file.clone();
+        match (piece.group, &self.shared.columns) {
             (Some(group), Some(plan)) => {
-                let (plan, shared, file) = (plan.clone(), shared.clone(), piece.file.clone());
+                let plan = plan.clone();
                 let opening = async move {
                     columns::open(plan, &shared.config, file, group, worker, shared.batch_rows)
                         .await
                 };
                 self.opening = Some((piece.file, opening.boxed()));
             }
-            _ => self.planners.push_back(shared.morselizer.plan_file(piece.file)?),
+            _ if shared.config.file_source.file_type().starts_with("arrow") => {
+                let checking = async move {
+                    let is_file = shared.config.file_source.file_type() == "arrow";
+                    let part = file.range.clone().map_or(ipc::Part::All, ipc::Part::Range);
+                    ipc::check(&*shared.store, &file.object_meta, is_file, &part).await?;
+                    Ok(Opened::Foreign)
+                };
+                self.opening = Some((piece.file, checking.boxed()));
+            }
+            _ => self.plan(piece.file)?,
         }
         Ok(())
+    }
+
+    /// Gives a file to DataFusion's reader.
+    fn plan(&mut self, file: PartitionedFile) -> DataFusionResult<()> {
+        let file = fallback::without_float_bounds(file);
+        self.planners.push_back(self.shared.morselizer.plan_file(file)?);
+        Ok(())
+    }
+
+    /// Cuts a file into row groups.
+    fn begin_to_cut(&mut self, file: PartitionedFile, worker: usize) {
+        let shared = self.shared.clone();
+        let cutting = async move { pieces::row_groups(&shared.config, file, worker).await };
+        self.cutting = Some(cutting.boxed());
+    }
+
+    /// Takes a step in the file at hand, whose errors name it.
+    fn in_file<T>(&mut self, step: impl FnOnce(&mut Self) -> DataFusionResult<T>) -> Result<T> {
+        let file = self.file.clone();
+        damage::named(&file, || step(self)).or_fail()
+    }
+
+    /// Takes up a file for which [`Self::in_file`] is called next.
+    fn take_up(&mut self, file: &PartitionedFile) {
+        self.file = damage::name(&self.shared.config, file).into();
     }
 
     /// A batch of at most the size asked for, and what the filters left of it.
@@ -221,10 +260,10 @@ impl LocalSource for LocalFileScan {
                 }
                 continue;
             }
-            if !self.cut().or_fail()? {
+            if !self.in_file(Self::cut)? {
                 return Ok(SourceResult::Blocked(self.gate.gate().into()));
             }
-            match self.advance().or_fail()? {
+            match self.in_file(Self::advance)? {
                 Progress::Pending => return Ok(SourceResult::Blocked(self.gate.gate().into())),
                 Progress::Batch(batch) => {
                     if let Some(batch) = self.emit(batch)? {
@@ -237,12 +276,13 @@ impl LocalSource for LocalFileScan {
                 Progress::UsedUp => match shared.queue.take(&mut self.reading) {
                     Work::Done => return Ok(SourceResult::Finished),
                     Work::Wait(gate) => return Ok(SourceResult::Blocked(gate.into())),
-                    Work::Read(piece) => self.begin(*piece, task.worker()).or_fail()?,
+                    Work::Read(piece) => {
+                        self.take_up(&piece.file);
+                        self.in_file(|scan| scan.begin(*piece, task.worker()))?;
+                    }
                     Work::Cut(file) => {
-                        let (shared, worker) = (shared.clone(), task.worker());
-                        let cutting =
-                            async move { pieces::row_groups(&shared.config, *file, worker).await };
-                        self.cutting = Some(cutting.boxed());
+                        self.take_up(&file);
+                        self.begin_to_cut(*file, task.worker());
                     }
                 },
             }

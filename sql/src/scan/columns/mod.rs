@@ -13,10 +13,14 @@
 //! [`open`] does not know is read by DataFusion's reader instead.
 
 mod conjuncts;
+mod nan;
 mod open;
+mod pages;
+mod prune;
 mod rows;
 
 pub(super) use conjuncts::LocalConjuncts;
+pub(super) use nan::without_nan;
 pub(super) use open::{Opened, open};
 pub(super) use rows::RowGroupRows;
 

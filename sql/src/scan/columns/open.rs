@@ -2,34 +2,29 @@
 
 use std::{ops::Range, sync::Arc};
 
-use arrow::{
-    array::BooleanBufferBuilder,
-    buffer::BooleanBuffer,
-    datatypes::{DataType, Schema},
-};
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use datafusion::{
-    common::internal_datafusion_err,
+    common::{exec_err, internal_datafusion_err},
     datasource::{
         listing::PartitionedFile,
         physical_plan::{
             FileScanConfig, ParquetFileMetrics, ParquetSource,
             parquet::{
-                PagePruningAccessPlanFilter, ParquetAccessPlan, ParquetRowSelection,
-                RowGroupAccess, RowGroupAccessPlanFilter,
+                ParquetAccessPlan, ParquetRowSelection, RowGroupAccess,
+                apply_file_schema_type_coercions,
             },
         },
     },
     error::Result,
     parquet::{
-        arrow::{arrow_reader::RowSelection, parquet_to_arrow_schema},
+        arrow::parquet_to_arrow_schema,
         basic::Encoding,
-        file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData},
+        file::metadata::{ColumnChunkMetaData, ParquetMetaData},
         schema::types::SchemaDescriptor,
     },
-    physical_optimizer::pruning::PruningPredicateBuilder,
 };
 
-use super::{ColumnPlan, RowGroupRows};
+use super::{ColumnPlan, RowGroupRows, pages::PageRows, prune::Pruned, rows::failed};
 use crate::scan::{
     decode::{self, ColumnDecoder},
     pieces::RowGroup,
@@ -57,19 +52,24 @@ pub(in super::super) async fn open(
     let source = source.ok_or_else(|| internal_datafusion_err!("row groups of another format"))?;
     let special = file.extension::<ParquetAccessPlan>().is_some()
         || file.extension::<ParquetRowSelection>().is_some();
-    let Some(chunks) = plan.chunks(&group).filter(|_| !special) else { return Ok(Opened::Foreign) };
+    let Some((schema, chunks)) = plan.in_file(&group).filter(|_| !special) else {
+        return Ok(Opened::Foreign);
+    };
     let blooms = source.table_parquet_options().global.bloom_filter_on_read;
     if blooms && chunks.iter().any(|chunk| chunk.bloom_filter_offset().is_some()) {
         return Ok(Opened::Foreign);
     }
     let name = file.object_meta.location.as_ref();
     let metrics = ParquetFileMetrics::new(worker, name, config.file_source.metrics());
-    let access = plan.prune(source, &group, &metrics);
-    let rows = group.metadata().num_rows() as usize;
+    let of = Pruned { source, file: &file, group: &group, schema: &schema };
+    let access = plan.prune(&of, &metrics);
+    let Ok(rows) = usize::try_from(group.metadata().num_rows()) else {
+        return exec_err!("a row group has {} rows", group.metadata().num_rows());
+    };
     let pages = match access {
         RowGroupAccess::Skip => return Ok(Opened::Nothing),
         RowGroupAccess::Scan => None,
-        RowGroupAccess::Selection(selection) => Some(bits(&selection, rows)),
+        RowGroupAccess::Selection(selection) => Some(PageRows::new(&selection)),
     };
     let ranges: Vec<Range<u64>> = chunks
         .iter()
@@ -89,72 +89,52 @@ pub(in super::super) async fn open(
     for (((chunk, range), bytes), field) in chunks.iter().zip(ranges).zip(bytes).zip(&plan.columns)
     {
         let kind = field.data_type().clone();
-        decoders.push(ColumnDecoder::new(chunk, rows, bytes, range.start, kind)?);
+        let decoder = ColumnDecoder::new(chunk, rows, bytes, range.start, kind);
+        decoders.push(decoder.map_err(|error| failed(field.name(), error))?);
     }
     let rows = RowGroupRows::new(plan.clone(), decoders, rows, pages, batch_rows);
     Ok(Opened::Rows(Box::new(rows)))
 }
 
 impl ColumnPlan {
-    /// The chunks of the columns that are read; `None` if one is not there, has another type than
-    /// the table says, or cannot be decoded here.
-    fn chunks<'a>(&self, group: &'a RowGroup) -> Option<Vec<&'a ColumnChunkMetaData>> {
-        if group.metadata().num_rows() < 0 {
-            return None;
-        }
-        let file = group.footer.file_metadata();
-        let descriptor = file.schema_descr();
-        let schema = parquet_to_arrow_schema(descriptor, file.key_value_metadata()).ok()?;
-        let chunk = |field: &Arc<arrow::datatypes::Field>| {
-            let in_file = schema.field_with_name(field.name()).ok()?;
-            let leaf = leaf(descriptor, field.name())?;
-            let chunk = group.metadata().columns().get(leaf)?;
-            let same = field.data_type() == &as_read(in_file.data_type());
-            let same = same || field.data_type() == in_file.data_type();
-            let sound = chunk.data_page_offset() >= 0
-                && chunk.dictionary_page_offset().is_none_or(|offset| offset >= 0)
-                && chunk.compressed_size() >= 0;
-            // Levels that nobody writes any more.
-            let nullable = chunk.column_descr().max_def_level() > 0;
-            let old = nullable && has_old_levels(chunk);
-            let known = sound && same && !old;
-            (known && decode::supports(chunk, field.data_type())).then_some(chunk)
-        };
-        self.columns.iter().map(chunk).collect()
-    }
-
-    /// What of row group `group` may match, by its statistics and its page index.
-    fn prune(
+    /// The schema of a row group's file, and the chunks of the columns that are read; `None` if a
+    /// column is not there, has another type than the table says, or cannot be decoded here.
+    fn in_file<'a>(
         &self,
-        source: &ParquetSource,
-        group: &RowGroup,
-        metrics: &ParquetFileMetrics,
-    ) -> RowGroupAccess {
-        let Some(predicate) = &self.predicate else { return RowGroupAccess::Scan };
-        let footer: &ParquetMetaData = &group.footer;
-        let options = &source.table_parquet_options().global;
-        let mut access = ParquetAccessPlan::new_none(footer.num_row_groups());
-        access.scan(group.place);
-        let schema: &Schema = &self.table;
-        let descriptor = footer.file_metadata().schema_descr();
-        if options.pruning
-            && let Ok(pruning) = PruningPredicateBuilder::new()
-                .with_file_schema(self.table.clone())
-                .try_build(predicate.clone())
-            && !pruning.always_true()
-        {
-            let groups: &[RowGroupMetaData] = footer.row_groups();
-            let mut filter = RowGroupAccessPlanFilter::new(access);
-            filter.prune_by_statistics(schema, descriptor, groups, &pruning, metrics);
-            access = filter.build();
-        }
-        let indexed = footer.column_index().is_some() && footer.offset_index().is_some();
-        if options.enable_page_index && indexed && access.should_scan(group.place) {
-            let pages = PagePruningAccessPlanFilter::new(predicate, self.table.clone());
-            access = pages.prune_plan_with_page_index(access, schema, descriptor, footer, metrics);
-        }
-        access.into_inner().swap_remove(group.place)
+        group: &'a RowGroup,
+    ) -> Option<(SchemaRef, Vec<&'a ColumnChunkMetaData>)> {
+        let schema = file_schema(&group.footer)?;
+        let columns = self.columns.iter();
+        let chunks = columns.map(|field| chunk(group, &schema, field)).collect::<Option<_>>()?;
+        // Strings are views, as in the table, where statistics are asked.
+        let schema = match apply_file_schema_type_coercions(&self.table, &schema) {
+            Some(coerced) => Arc::new(coerced),
+            None => schema,
+        };
+        Some((schema, chunks))
     }
+}
+
+fn file_schema(footer: &ParquetMetaData) -> Option<SchemaRef> {
+    let file = footer.file_metadata();
+    parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata()).ok().map(Arc::new)
+}
+
+/// The chunk of a row group, whose file has `schema`, for the table's column `field`.
+fn chunk<'a>(
+    group: &'a RowGroup,
+    schema: &SchemaRef,
+    field: &Field,
+) -> Option<&'a ColumnChunkMetaData> {
+    let in_file = schema.field_with_name(field.name()).ok()?;
+    let leaf = leaf(group.footer.file_metadata().schema_descr(), field.name())?;
+    let chunk = group.metadata().columns().get(leaf)?;
+    let same = field.data_type() == &as_read(in_file.data_type());
+    let same = same || field.data_type() == in_file.data_type();
+    // Levels that nobody writes any more.
+    let nullable = chunk.column_descr().max_def_level() > 0;
+    let old = nullable && has_old_levels(chunk);
+    (same && !old && decode::supports(chunk, field.data_type())).then_some(chunk)
 }
 
 #[expect(deprecated, reason = "the question is whether a file has what is deprecated")]
@@ -163,7 +143,7 @@ fn has_old_levels(chunk: &ColumnChunkMetaData) -> bool {
 }
 
 /// The leaf of a column that is no structure.
-fn leaf(descriptor: &SchemaDescriptor, name: &str) -> Option<usize> {
+pub(super) fn leaf(descriptor: &SchemaDescriptor, name: &str) -> Option<usize> {
     let mut places = descriptor.columns().iter().enumerate().filter_map(|(place, column)| {
         let path = column.path().parts();
         (path.len() == 1 && path[0] == name).then_some(place)
@@ -179,13 +159,4 @@ fn as_read(kind: &DataType) -> DataType {
         DataType::Binary => DataType::BinaryView,
         kind => kind.clone(),
     }
-}
-
-fn bits(selection: &RowSelection, rows: usize) -> BooleanBuffer {
-    let mut bits = BooleanBufferBuilder::new(rows);
-    for run in selection.iter() {
-        bits.append_n(run.row_count, !run.skip);
-    }
-    bits.append_n(rows.saturating_sub(bits.len()), false);
-    bits.finish()
 }

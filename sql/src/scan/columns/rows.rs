@@ -7,10 +7,13 @@ use arrow::{
     buffer::BooleanBuffer,
     compute::filter,
 };
-use datafusion::{error::Result, parquet::errors::ParquetError};
+use datafusion::{
+    error::{DataFusionError, Result},
+    parquet::errors::ParquetError,
+};
 use gatework_operators::selection::narrow;
 
-use super::{ColumnPlan, LocalConjuncts};
+use super::{ColumnPlan, LocalConjuncts, pages::PageRows};
 use crate::scan::decode::ColumnDecoder;
 
 /// A window is this many batches at most: where few rows pass, many are looked at for one batch.
@@ -24,7 +27,7 @@ pub(in super::super) struct RowGroupRows {
     rows: usize,
     at: usize,
     /// The rows of pages that may match; `None` for all.
-    pages: Option<BooleanBuffer>,
+    pages: Option<PageRows>,
     batch_rows: usize,
     window: usize,
 }
@@ -44,7 +47,7 @@ impl RowGroupRows {
         plan: Arc<ColumnPlan>,
         decoders: Vec<ColumnDecoder>,
         rows: usize,
-        pages: Option<BooleanBuffer>,
+        pages: Option<PageRows>,
         batch_rows: usize,
     ) -> Self {
         Self { plan, decoders, rows, at: 0, pages, batch_rows, window: batch_rows }
@@ -59,7 +62,7 @@ impl RowGroupRows {
         if rows == 0 {
             return Ok(None);
         }
-        let selection = self.pages.as_ref().map(|pages| pages.slice(self.at, rows));
+        let selection = self.pages.as_mut().map(|pages| pages.take(rows));
         let left = selection.as_ref().map_or(rows, BooleanBuffer::count_set_bits);
         let arrays = vec![None; self.decoders.len()];
         let mut window = Window { rows, selection, left, arrays };
@@ -81,12 +84,7 @@ impl RowGroupRows {
                 self.decode(*slot, &mut window)?;
             }
         }
-        for (decoder, array) in self.decoders.iter_mut().zip(&window.arrays) {
-            if array.is_none() {
-                decoder.skip(rows).map_err(failed)?;
-            }
-        }
-        self.at += rows;
+        self.pass(&window)?;
         conjuncts.reorder();
         self.adapt(&window);
         if window.left == 0 {
@@ -97,9 +95,22 @@ impl RowGroupRows {
 
     fn decode(&mut self, slot: usize, window: &mut Window) -> Result<()> {
         if window.arrays[slot].is_none() {
-            let selection = window.selection.as_ref();
-            let array = self.decoders[slot].read(window.rows, selection).map_err(failed)?;
+            let read = self.decoders[slot].read(window.rows, window.selection.as_ref());
+            let array = read.map_err(|error| failed(self.plan.columns[slot].name(), error))?;
             window.arrays[slot] = Some(array);
+        }
+        Ok(())
+    }
+
+    /// Moves past a window. After the last one, every column must be at its end.
+    fn pass(&mut self, window: &Window) -> Result<()> {
+        self.at += window.rows;
+        let columns = self.decoders.iter_mut().zip(&window.arrays).zip(&self.plan.columns);
+        for ((decoder, array), field) in columns {
+            let skipped = if array.is_none() { decoder.skip(window.rows) } else { Ok(()) };
+            let at_end = self.at == self.rows;
+            let passed = skipped.and_then(|()| if at_end { decoder.finish() } else { Ok(()) });
+            passed.map_err(|error| failed(field.name(), error))?;
         }
         Ok(())
     }
@@ -131,6 +142,12 @@ impl Window {
     }
 }
 
-fn failed(error: ParquetError) -> datafusion::error::DataFusionError {
-    datafusion::error::DataFusionError::ParquetError(Box::new(error))
+/// The error for a column that cannot be decoded.
+pub(super) fn failed(column: &str, error: ParquetError) -> DataFusionError {
+    let reason = match error {
+        ParquetError::General(reason) | ParquetError::EOF(reason) => reason,
+        error => error.to_string(),
+    };
+    let error = ParquetError::General(format!("column '{column}': {reason}"));
+    DataFusionError::ParquetError(Box::new(error))
 }

@@ -18,6 +18,8 @@ pub(crate) struct PageHeader {
     pub(crate) uncompressed_len: i64,
     /// The bytes of the page after the header.
     pub(crate) compressed_len: i64,
+    /// The CRC-32 of the bytes after the header, if the writer computed it.
+    pub(crate) crc: Option<u32>,
     /// The values of the page, nulls included; the entries of a dictionary.
     pub(crate) values: i64,
     /// The rows, told by data pages of version 2 only.
@@ -37,6 +39,8 @@ impl PageHeader {
                 (1, Kind::INTEGER) => header.kind = input.integer()?,
                 (2, Kind::INTEGER) => header.uncompressed_len = input.integer()?,
                 (3, Kind::INTEGER) => header.compressed_len = input.integer()?,
+                // Thrift has no unsigned integers.
+                (4, Kind::INTEGER) => header.crc = Some(input.integer()? as u32),
                 (5 | 7 | 8, Kind::STRUCT) => header.read_details(&mut input, field)?,
                 _ => input.skip(kind, 0)?,
             }

@@ -38,6 +38,18 @@ fn corrupt(message: impl Into<String>) -> ParquetError {
     ParquetError::General(message.into())
 }
 
+/// The error for a chunk whose pages end before its row group does.
+#[cold]
+fn too_few_rows() -> ParquetError {
+    corrupt("a column chunk has fewer rows than its row group")
+}
+
+/// The error for a chunk whose pages go on after the last row of its row group.
+#[cold]
+fn too_many_rows() -> ParquetError {
+    corrupt("a column chunk has more rows than its row group")
+}
+
 /// A decoder of one column chunk, from its first row to its last.
 pub(super) struct ColumnDecoder {
     pages: Pages,
@@ -119,6 +131,30 @@ impl ColumnDecoder {
         Ok(())
     }
 
+    /// Checks that the chunk ends with the last row, which must have been read or skipped: a page
+    /// too many, or one of another chunk, has shifted this column against the others.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        if self.rows_left > 0 {
+            return Err(ParquetError::General(format!("{} rows were not read", self.rows_left)));
+        }
+        loop {
+            let passed = self.pending.min(self.page_rows);
+            self.pending -= passed;
+            self.page_rows -= passed;
+            if self.page_rows > 0 {
+                return Err(too_many_rows());
+            }
+            match self.pages.peek()? {
+                None if self.pending == 0 => return Ok(()),
+                None => return Err(too_few_rows()),
+                Some(Next::Data(rows)) if rows > self.pending => return Err(too_many_rows()),
+                Some(Next::Data(rows)) => self.pending -= rows,
+                Some(Next::Dictionary) => {}
+            }
+            self.pages.skip()?;
+        }
+    }
+
     /// Takes rows from those left.
     fn take(&mut self, rows: usize) -> Result<()> {
         self.rows_left = self.rows_left.checked_sub(rows).ok_or_else(|| {
@@ -172,7 +208,7 @@ impl ColumnDecoder {
                 return Ok(());
             }
             match self.pages.peek()? {
-                None => return Err(corrupt("a column chunk has fewer rows than its row group")),
+                None => return Err(too_few_rows()),
                 Some(Next::Data(rows)) if rows <= self.pending => {
                     self.pages.skip()?;
                     self.pending -= rows;

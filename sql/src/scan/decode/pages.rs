@@ -52,13 +52,24 @@ impl ChunkReader for ChunkBytes {
     }
 }
 
-/// The next page of a chunk, as its header tells.
+/// The next page of a chunk that matters to rows, as its header tells.
 #[derive(Clone, Copy)]
 pub(crate) enum Next {
     /// A dictionary page.
     Dictionary,
     /// A data page with so many rows.
     Data(usize),
+}
+
+/// A page whose header has been read.
+#[derive(Clone, Copy)]
+struct Peeked {
+    /// What the page is; none for a page that has no rows and no dictionary.
+    next: Option<Next>,
+    header_len: usize,
+    /// The bytes after the header.
+    body_len: usize,
+    crc: Option<u32>,
 }
 
 /// A page, decompressed.
@@ -89,8 +100,8 @@ pub(crate) struct Pages {
     /// The file offset of the next page, in step with `reader`, and the bytes from there on.
     offset: u64,
     remaining: u64,
-    /// The next page and its length with the header, if it has been looked at.
-    next: Option<(Next, u64)>,
+    /// The next page, if it has been looked at.
+    peeked: Option<Peeked>,
 }
 
 impl Pages {
@@ -112,29 +123,35 @@ impl Pages {
         let reader = SerializedPageReader::new(Arc::clone(&bytes), chunk, rows_in_group, None)?;
         let nullable = chunk.column_descr().max_def_level() > 0;
         let compression = chunk.compression();
-        Ok(Self { chunk: bytes, reader, nullable, compression, offset, remaining, next: None })
+        Ok(Self { chunk: bytes, reader, nullable, compression, offset, remaining, peeked: None })
     }
 
-    /// Looks at the next page; none after the last.
+    /// Looks at the next page; none after the last. Index pages are passed over.
     pub(crate) fn peek(&mut self) -> Result<Option<Next>> {
-        if self.next.is_none() && self.remaining > 0 {
-            let bytes = self.chunk.bytes_from(self.offset)?;
-            let (header, header_len) = PageHeader::read(&bytes)?;
-            self.next = Some((self.check(&header, header_len)?, {
-                header_len as u64 + header.compressed_len.unsigned_abs()
-            }));
+        loop {
+            let Some(peeked) = self.read_header()? else { return Ok(None) };
+            if peeked.next.is_some() {
+                return Ok(peeked.next);
+            }
+            self.advance();
+            self.reader.skip_next_page()?;
         }
-        Ok(self.next.map(|(next, _)| next))
     }
 
     /// Passes over the next page, which is neither decompressed nor decoded.
     pub(crate) fn skip(&mut self) -> Result<()> {
-        if self.advance()? { self.reader.skip_next_page() } else { Ok(()) }
+        if self.peek()?.is_none() {
+            return Ok(());
+        }
+        self.advance();
+        self.reader.skip_next_page()
     }
 
     /// Decompresses the next page.
     pub(crate) fn open(&mut self) -> Result<Opened> {
-        self.advance()?;
+        self.peek()?;
+        self.verify_checksum()?;
+        self.advance();
         match self.reader.get_next_page()? {
             Some(Page::DictionaryPage {
                 buf,
@@ -159,10 +176,13 @@ impl Pages {
                 if values > buf.len() {
                     return Err(corrupt("the levels of a page are cut off"));
                 }
-                let levels = if self.nullable && num_nulls > 0 {
-                    Levels::new(buf.slice(levels..values))?
-                } else {
-                    Levels::required()
+                // The levels say which rows are null; the header only repeats how many.
+                let levels = match (self.nullable, levels < values) {
+                    (true, true) => Levels::new(buf.slice(levels..values))?,
+                    (true, false) if num_nulls > 0 => {
+                        return Err(corrupt("a page with nulls has no definition levels"));
+                    }
+                    _ => Levels::required(),
                 };
                 Ok(Opened::Data(DataPage { levels, encoding, values: buf.slice(values..) }))
             }
@@ -182,17 +202,40 @@ impl Pages {
         Ok((Levels::new(levels)?, buf))
     }
 
-    /// Moves past the next page; false if there is none.
-    fn advance(&mut self) -> Result<bool> {
-        self.peek()?;
-        let Some((_, len)) = self.next.take() else { return Ok(false) };
-        self.offset = self.offset.saturating_add(len);
-        self.remaining = self.remaining.saturating_sub(len);
-        Ok(true)
+    /// The header of the next page; none after the last.
+    fn read_header(&mut self) -> Result<Option<Peeked>> {
+        if self.peeked.is_none() && self.remaining > 0 {
+            let bytes = self.chunk.bytes_from(self.offset)?;
+            let (header, header_len) = PageHeader::read(&bytes)?;
+            let next = self.check(&header, header_len)?;
+            let body_len = usize::try_from(header.compressed_len)?;
+            self.peeked = Some(Peeked { next, header_len, body_len, crc: header.crc });
+        }
+        Ok(self.peeked)
     }
 
-    /// What page a header announces, if what it says is plausible.
-    fn check(&self, header: &PageHeader, header_len: usize) -> Result<Next> {
+    /// Moves past the next page.
+    fn advance(&mut self) {
+        let Some(Peeked { header_len, body_len, .. }) = self.peeked.take() else { return };
+        let len = header_len as u64 + body_len as u64;
+        self.offset = self.offset.saturating_add(len);
+        self.remaining = self.remaining.saturating_sub(len);
+    }
+
+    /// Compares the bytes of the next page with their checksum, if the writer computed it.
+    fn verify_checksum(&self) -> Result<()> {
+        let Some(Peeked { header_len, body_len, crc: Some(crc), .. }) = self.peeked else {
+            return Ok(());
+        };
+        let body = self.chunk.get_bytes(self.offset.saturating_add(header_len as u64), body_len)?;
+        if crc32fast::hash(&body) == crc {
+            return Ok(());
+        }
+        Err(corrupt("the checksum of a page is not that of its bytes"))
+    }
+
+    /// What page a header announces, if what it says is plausible; none for an index page.
+    fn check(&self, header: &PageHeader, header_len: usize) -> Result<Option<Next>> {
         let implausible = || corrupt("the header of a page is implausible");
         let sizes = [header.compressed_len, header.uncompressed_len, header.values];
         let [levels, repetitions] = header.levels_len;
@@ -207,10 +250,11 @@ impl Pages {
         }
         let values = usize::try_from(header.values)?;
         match header.kind {
-            2 => Ok(Next::Dictionary),
+            2 => Ok(Some(Next::Dictionary)),
+            1 => Ok(None),
             // The columns read here are flat, so that a row is a value.
-            0 => Ok(Next::Data(values)),
-            3 if header.rows == Some(header.values) => Ok(Next::Data(values)),
+            0 => Ok(Some(Next::Data(values))),
+            3 if header.rows == Some(header.values) => Ok(Some(Next::Data(values))),
             _ => Err(implausible()),
         }
     }
@@ -224,6 +268,8 @@ impl Pages {
             Compression::SNAPPY => compressed * 32 + 64,
             // A further byte of a length stands for 255 bytes.
             Compression::LZ4 | Compression::LZ4_RAW => compressed * 256 + 64,
+            // A block that repeats one byte takes four bytes and stands for 128 KiB.
+            Compression::ZSTD(_) => compressed * (32 << 10) + (128 << 10),
             _ => i64::MAX,
         }
     }

@@ -4,5 +4,6 @@
 
 mod common;
 mod corrupt;
+mod damaged;
 mod pages;
 mod sweep;

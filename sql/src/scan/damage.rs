@@ -1,0 +1,113 @@
+//! Errors of one file among many: they name it, and a panic of its reader is one of them.
+//!
+//! Readers of other crates panic on some damaged files. Such a panic ends at the call that opens,
+//! plans or decodes a file, because there it is known which one it is.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use arrow::error::ArrowError;
+use datafusion::{
+    datasource::{listing::PartitionedFile, physical_plan::FileScanConfig},
+    error::{DataFusionError, Result},
+    parquet::errors::ParquetError,
+};
+use futures::FutureExt;
+
+/// The file as a user knows it: its path, or the URL of its store with it.
+pub(super) fn name(config: &FileScanConfig, file: &PartitionedFile) -> String {
+    let store = config.object_store_url.as_str();
+    let store = if store == "file:///" { "/" } else { store };
+    format!("{store}{}", file.object_meta.location)
+}
+
+/// What `read` gives; its error names `file`, and so does the error that a panic becomes.
+pub(super) fn named<T>(file: &str, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    outcome(file, catch_unwind(AssertUnwindSafe(read)))
+}
+
+/// As [`named`], for a future.
+pub(super) async fn named_future<T>(
+    file: &str,
+    read: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    outcome(file, AssertUnwindSafe(read).catch_unwind().await)
+}
+
+fn outcome<T>(file: &str, read: Result<Result<T>, Box<dyn Any + Send>>) -> Result<T> {
+    match read {
+        Ok(read) => read.map_err(|error| with_name(file, error)),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or_default();
+            tracing::debug!(file, text, "the reader of a file panicked");
+            Err(damaged(file, "its reader failed"))
+        }
+    }
+}
+
+fn damaged(file: &str, reason: impl std::fmt::Display) -> DataFusionError {
+    DataFusionError::Execution(format!("{file} is damaged: {reason}"))
+}
+
+/// `error` with the name of the file, unless it has it. What is no error of the file, such as too
+/// little memory or a division by zero, stays what it is.
+fn with_name(file: &str, error: DataFusionError) -> DataFusionError {
+    use DataFusionError as E;
+    let unreadable =
+        |reason: &dyn std::fmt::Display| E::Execution(format!("{file} cannot be read: {reason}"));
+    match error.find_root() {
+        E::Execution(reason) | E::Internal(reason) if reason.contains(file) => error,
+        E::Execution(reason) | E::Internal(reason) => unreadable(reason),
+        E::ParquetError(inner) => match inner.as_ref() {
+            ParquetError::General(reason) | ParquetError::EOF(reason) => damaged(file, reason),
+            ParquetError::External(reason) => unreadable(reason),
+            other => unreadable(other),
+        },
+        E::ArrowError(inner, _) => match inner.as_ref() {
+            ArrowError::DivideByZero
+            | ArrowError::ArithmeticOverflow(_)
+            | ArrowError::CastError(_)
+            | ArrowError::ComputeError(_) => error.context(format!("while reading {file}")),
+            ArrowError::ParquetError(reason) => damaged(file, reason),
+            other => unreadable(other),
+        },
+        E::ObjectStore(inner) => unreadable(inner),
+        E::IoError(inner) => unreadable(inner),
+        E::External(_) | E::ResourcesExhausted(_) => error,
+        _ => error.context(format!("while reading {file}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(error: DataFusionError) -> String {
+        named::<()>("/data/7.parquet", || Err(error))
+            .map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn errors_name_the_file_once() {
+        let general = ParquetError::General("a page is cut off".into());
+        let error = text(DataFusionError::ParquetError(Box::new(general)));
+        assert_eq!(error, "Execution error: /data/7.parquet is damaged: a page is cut off");
+        let error = text(DataFusionError::Execution("/data/7.parquet is bucket 3".into()));
+        assert_eq!(error, "Execution error: /data/7.parquet is bucket 3");
+        let divided = DataFusionError::from(ArrowError::DivideByZero).context("a / b");
+        let error = named::<()>("/data/7.parquet", || Err(divided));
+        let root = error.as_ref().map_err(DataFusionError::find_root);
+        assert!(matches!(root, Err(DataFusionError::ArrowError(..))), "{error:?}");
+    }
+
+    #[test]
+    fn a_panic_is_an_error_of_the_file() {
+        let nothing: &[u8] = &[];
+        let error = named("/data/7.parquet", || Ok(nothing[nothing.len()])).map(drop);
+        let text = error.map_or_else(|error| error.to_string(), |()| String::new());
+        assert_eq!(text, "Execution error: /data/7.parquet is damaged: its reader failed");
+    }
+}

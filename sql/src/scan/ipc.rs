@@ -1,0 +1,261 @@
+//! Lengths in Arrow IPC files and streams, compared with the file before a reader believes them.
+//!
+//! The arrow crate's readers ask for as much memory as the length of a footer, of a message, of
+//! its body or of a compressed buffer says. So the messages of a file are walked before: of each
+//! its header is read, and of compressed buffers the first eight bytes, which tell their length.
+
+use std::ops::Range;
+
+use arrow::ipc::{
+    Block, CompressionType, Message, RecordBatch, reader::read_footer_length, root_as_footer,
+    root_as_message,
+};
+use bytes::Bytes;
+use datafusion::{
+    common::{exec_datafusion_err, exec_err},
+    datasource::listing::FileRange,
+    error::Result,
+    object_store::{ObjectMeta, ObjectStore, ObjectStoreExt},
+};
+
+/// What the file format begins and ends with; a stream has neither.
+const MAGIC: &[u8] = b"ARROW1";
+/// The length of the footer and [`MAGIC`] at the end of a file.
+const TAIL_BYTES: u64 = 10;
+/// What comes before the length of a message, but in files of old writers.
+const CONTINUATION: &[u8] = &[0xff; 4];
+/// The bytes that are read at least: most headers are shorter.
+const WINDOW_BYTES: u64 = 4 << 10;
+/// The length of a compressed buffer once decompressed, which it begins with.
+const PREFIX_BYTES: u64 = 8;
+
+/// What of a file is to be read.
+#[derive(Debug, Clone)]
+pub(super) enum Part {
+    /// Its schema.
+    Schema,
+    All,
+    /// The batches of the file format that begin in a range.
+    Range(FileRange),
+}
+
+/// Checks the lengths of an Arrow file or stream that are believed when its schema is read.
+#[cfg_attr(not(test), expect(dead_code, reason = "for those that infer schemas"))]
+pub(crate) async fn check_arrow_schema(store: &dyn ObjectStore, object: &ObjectMeta) -> Result<()> {
+    let mut file = IpcFile::new(store, object);
+    let length = MAGIC.len() as u64;
+    let is_file = object.size >= length
+        && (&*file.bytes(0, length).await? == MAGIC
+            || &*file.bytes(object.size - length, length).await? == MAGIC);
+    file.check(is_file, &Part::Schema).await
+}
+
+/// Checks the lengths of `part` of an Arrow file, or of a stream.
+pub(super) async fn check(
+    store: &dyn ObjectStore,
+    object: &ObjectMeta,
+    is_file: bool,
+    part: &Part,
+) -> Result<()> {
+    IpcFile::new(store, object).check(is_file, part).await
+}
+
+/// A file whose headers are read.
+struct IpcFile<'a> {
+    store: &'a dyn ObjectStore,
+    object: &'a ObjectMeta,
+    /// The bytes that were read last, and where they are.
+    window: Bytes,
+    window_start: u64,
+}
+
+/// What the header of a message says.
+struct Header {
+    /// The bytes of the message's body.
+    body: u64,
+    /// The compressed buffers in the body.
+    compressed: Vec<Range<u64>>,
+    codec: CompressionType,
+}
+
+impl<'a> IpcFile<'a> {
+    fn new(store: &'a dyn ObjectStore, object: &'a ObjectMeta) -> Self {
+        Self { store, object, window: Bytes::new(), window_start: 0 }
+    }
+
+    async fn check(&mut self, is_file: bool, part: &Part) -> Result<()> {
+        match is_file {
+            true => self.check_file(part).await,
+            false => self.check_stream(part).await,
+        }
+    }
+
+    /// The `length` bytes at `start`, which the file must have.
+    async fn bytes(&mut self, start: u64, length: u64) -> Result<Bytes> {
+        self.within(start, length)?;
+        let known = start.checked_sub(self.window_start);
+        let known = known.filter(|at| at + length <= self.window.len() as u64);
+        if known.is_none() {
+            let end = start + length.max(WINDOW_BYTES).min(self.object.size - start);
+            self.window = self.store.get_range(&self.object.location, start..end).await?;
+            self.window_start = start;
+        }
+        let at = (start - self.window_start) as usize;
+        match self.window.len() >= at + length as usize {
+            true => Ok(self.window.slice(at..at + length as usize)),
+            false => exec_err!("the file has become shorter"),
+        }
+    }
+
+    /// The end of `length` bytes at `start`, if the file has them.
+    fn within(&self, start: u64, length: u64) -> Result<u64> {
+        match start.checked_add(length).filter(|end| *end <= self.object.size) {
+            Some(end) => Ok(end),
+            None => exec_err!(
+                "it is damaged: {length} bytes at {start} in a file of {} bytes",
+                self.object.size
+            ),
+        }
+    }
+
+    /// Walks the blocks that the footer names.
+    async fn check_file(&mut self, part: &Part) -> Result<()> {
+        let Some(footer_end) = self.object.size.checked_sub(TAIL_BYTES) else {
+            return exec_err!("it is damaged: {} bytes are no Arrow file", self.object.size);
+        };
+        let tail = self.bytes(footer_end, TAIL_BYTES).await?;
+        let tail = tail.first_chunk().ok_or_else(|| exec_datafusion_err!("it is cut off"))?;
+        let length = read_footer_length(*tail)? as u64;
+        let Some(start) = footer_end.checked_sub(length) else {
+            return exec_err!("it is damaged: a footer of {length} bytes");
+        };
+        let footer = self.bytes(start, length).await?;
+        for block in blocks(&footer, part)? {
+            self.check_block(&block).await?;
+        }
+        Ok(())
+    }
+
+    async fn check_block(&mut self, block: &Block) -> Result<()> {
+        let negative = || exec_datafusion_err!("it is damaged: a block with a negative length");
+        let start = u64::try_from(block.offset()).map_err(|_| negative())?;
+        let length = u64::try_from(block.metaDataLength()).map_err(|_| negative())?;
+        let body = u64::try_from(block.bodyLength()).map_err(|_| negative())?;
+        let body_start = self.within(start, length)?;
+        self.within(body_start, body)?;
+        let bytes = self.bytes(start, length).await?;
+        let prefix = if bytes.starts_with(CONTINUATION) { 8 } else { 4 };
+        let header = Header::read(bytes.get(prefix..).unwrap_or_default())?;
+        self.check_buffers(body_start, body, &header).await
+    }
+
+    /// Walks the messages one by one.
+    async fn check_stream(&mut self, part: &Part) -> Result<()> {
+        let mut at = 0;
+        while at + 4 <= self.object.size {
+            let mut length = self.bytes(at, 4).await?;
+            at += 4;
+            if length == CONTINUATION {
+                length = self.bytes(at, 4).await?;
+                at += 4;
+            }
+            let length = length.first_chunk().map_or(0, |length| i32::from_le_bytes(*length));
+            if length == 0 {
+                return Ok(());
+            }
+            let length = u64::try_from(length);
+            let length = length.map_err(|_| exec_datafusion_err!("it is damaged or no stream"))?;
+            let body_start = self.within(at, length)?;
+            let header = Header::read(&self.bytes(at, length).await?)?;
+            at = self.within(body_start, header.body)?;
+            self.check_buffers(body_start, header.body, &header).await?;
+            if matches!(part, Part::Schema) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the buffers of a message whose body has `length` bytes at `start`.
+    async fn check_buffers(&self, start: u64, length: u64, header: &Header) -> Result<()> {
+        if header.compressed.iter().any(|buffer| buffer.end > length) {
+            return exec_err!("it is damaged: a buffer lies outside its message");
+        }
+        let prefix =
+            |buffer: &Range<u64>| start + buffer.start..start + buffer.start + PREFIX_BYTES;
+        let prefixes: Vec<Range<u64>> = header.compressed.iter().map(prefix).collect();
+        if prefixes.is_empty() {
+            return Ok(());
+        }
+        let said = self.store.get_ranges(&self.object.location, &prefixes).await?;
+        for (buffer, said) in header.compressed.iter().zip(said) {
+            let said = said.first_chunk().map_or(0, |said| i64::from_le_bytes(*said));
+            let compressed = buffer.end - buffer.start;
+            // -1 is for a buffer that is not compressed.
+            if said > largest(header.codec, compressed) {
+                return exec_err!("it is damaged: {compressed} bytes that become {said}");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Header {
+    /// Reads the header of a message.
+    fn read(bytes: &[u8]) -> Result<Self> {
+        let message = root_as_message(bytes)
+            .map_err(|error| exec_datafusion_err!("it is damaged: {error}"))?;
+        let Ok(body) = u64::try_from(message.bodyLength()) else {
+            return exec_err!("it is damaged: a message of {} bytes", message.bodyLength());
+        };
+        let batch = rows(&message);
+        let codec = batch.and_then(|batch| Some(batch.compression()?.codec()));
+        let Some((batch, codec)) = batch.zip(codec) else {
+            let codec = CompressionType::default();
+            return Ok(Self { body, compressed: Vec::new(), codec });
+        };
+        let mut compressed = Vec::new();
+        for buffer in batch.buffers().iter().flatten() {
+            let start = u64::try_from(buffer.offset()).unwrap_or(u64::MAX);
+            let end = start.saturating_add(u64::try_from(buffer.length()).unwrap_or(u64::MAX));
+            if end - start >= PREFIX_BYTES || end == u64::MAX {
+                compressed.push(start..end);
+            }
+        }
+        Ok(Self { body, compressed, codec })
+    }
+}
+
+/// The rows or the dictionary of a message.
+fn rows<'a>(message: &Message<'a>) -> Option<RecordBatch<'a>> {
+    let dictionary = message.header_as_dictionary_batch();
+    message.header_as_record_batch().or_else(|| dictionary?.data())
+}
+
+/// The blocks of `part` that `footer` names.
+fn blocks(footer: &[u8], part: &Part) -> Result<Vec<Block>> {
+    let footer =
+        root_as_footer(footer).map_err(|error| exec_datafusion_err!("it is damaged: {error}"))?;
+    let wanted = |block: &&Block| match part {
+        Part::Schema => false,
+        Part::All => true,
+        Part::Range(range) => (range.start..range.end).contains(&block.offset()),
+    };
+    let dictionaries = footer.dictionaries();
+    let batches = footer.recordBatches();
+    let batches = batches.iter().flatten().filter(wanted);
+    Ok(dictionaries.iter().flatten().chain(batches).copied().collect())
+}
+
+/// The most bytes that `compressed` bytes can become.
+fn largest(codec: CompressionType, compressed: u64) -> i64 {
+    let ratio = match codec {
+        CompressionType::LZ4_FRAME => 256,
+        // A block that repeats one byte takes four bytes and stands for 128 KiB.
+        _ => 32 << 10,
+    };
+    i64::try_from(compressed.saturating_add(4).saturating_mul(ratio)).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+//! Every length in a file or a stream, one after the other, says more than there is.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, DictionaryArray, Int64Array, RecordBatch as Batch},
+    datatypes::Int32Type,
+    ipc::{
+        CompressionType,
+        reader::StreamReader,
+        writer::{FileWriter, IpcWriteOptions, StreamWriter},
+    },
+};
+use datafusion::object_store::{ObjectStoreExt, PutPayload, memory::InMemory, path::Path};
+
+use super::*;
+
+fn batch() -> Batch {
+    let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1001));
+    let words = (0..1001).map(|row| Some(["one", "two", "three"][row % 3]));
+    let words: ArrayRef = Arc::new(words.collect::<DictionaryArray<Int32Type>>());
+    Batch::try_from_iter([("a", numbers), ("b", words)]).unwrap()
+}
+
+fn stream() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut writer = StreamWriter::try_new(&mut bytes, &batch().schema()).unwrap();
+    writer.write(&batch()).unwrap();
+    writer.write(&batch()).unwrap();
+    writer.finish().unwrap();
+    drop(writer);
+    bytes
+}
+
+fn file(compression: Option<CompressionType>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let options = IpcWriteOptions::default().try_with_compression(compression).unwrap();
+    let mut writer =
+        FileWriter::try_new_with_options(&mut bytes, &batch().schema(), options).unwrap();
+    writer.write(&batch()).unwrap();
+    writer.finish().unwrap();
+    drop(writer);
+    bytes
+}
+
+/// Checks `bytes` as all of a file or a stream.
+fn checked(bytes: Vec<u8>, is_file: bool, part: Part) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let (store, path) = (InMemory::new(), Path::from("a.arrow"));
+        store.put(&path, PutPayload::from(bytes)).await.unwrap();
+        let object = store.head(&path).await.unwrap();
+        check_arrow_schema(&store, &object).await?;
+        check(&store, &object, is_file, &part).await
+    })
+}
+
+/// `bytes` with the `nth` of the numbers that are `length` replaced.
+fn replaced(bytes: &[u8], length: i64, nth: usize, with: i64) -> Option<Vec<u8>> {
+    let places = bytes.windows(8).enumerate();
+    let mut places = places.filter(|(_, window)| **window == length.to_le_bytes());
+    let (place, _) = places.nth(nth)?;
+    let mut bytes = bytes.to_vec();
+    bytes[place..place + 8].copy_from_slice(&with.to_le_bytes());
+    Some(bytes)
+}
+
+#[test]
+fn sound_files_pass() {
+    checked(stream(), false, Part::All).unwrap();
+    checked(Vec::new(), false, Part::All).unwrap();
+    for compression in [None, Some(CompressionType::LZ4_FRAME), Some(CompressionType::ZSTD)] {
+        checked(file(compression), true, Part::All).unwrap();
+        checked(file(compression), true, Part::Range(FileRange { start: 0, end: 9 })).unwrap();
+    }
+}
+
+#[test]
+fn messages_longer_than_the_file() {
+    let long = [&[0xff; 4][..], &[0, 0, 0, 0x7f], &[0; 40]].concat();
+    assert!(checked(long, false, Part::Schema).is_err());
+    // "ARRO" is the length of a message where the file format is not known.
+    let cut = file(None);
+    assert!(checked(cut[..cut.len() - 20].to_vec(), true, Part::Schema).is_err());
+    assert!(checked(cut[..6].to_vec(), true, Part::Schema).is_err());
+}
+
+#[test]
+fn bodies_longer_than_the_file() {
+    let bytes = stream();
+    let reader = StreamReader::try_new(bytes.as_slice(), None).unwrap();
+    assert_eq!(reader.count(), 2);
+    let mut seen = 0;
+    // Bodies are in steps of 64 bytes or 8, and there are few numbers else.
+    for body in (8..bytes.len() as i64).step_by(8) {
+        for nth in 0.. {
+            let Some(bytes) = replaced(&bytes, body, nth, 1 << 46) else { break };
+            seen += usize::from(checked(bytes, false, Part::All).is_err());
+        }
+    }
+    assert!(seen >= 3, "only {seen} lengths were found out");
+}
+
+#[test]
+fn compressed_buffers_longer_than_they_can_be() {
+    for compression in [CompressionType::LZ4_FRAME, CompressionType::ZSTD] {
+        // The 1001 numbers of eight bytes each.
+        let bytes = replaced(&file(Some(compression)), 8008, 0, 1 << 46).unwrap();
+        let error = checked(bytes, true, Part::All).unwrap_err().to_string();
+        assert!(error.contains("bytes that become"), "{error}");
+    }
+}

@@ -1,0 +1,288 @@
+//! Files that must not change between the first look at them and the last byte.
+//!
+//! A scan reads a file in pieces: its footer when the table is planned, row groups and ranges later. If the
+//! file is replaced meanwhile, pieces of both versions would make rows that neither has. So every read asks
+//! for the version that was listed, by its ETag, or else by its time, and fails if that is gone.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    ops::Range,
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::{
+    datasource::{
+        listing::PartitionedFile,
+        physical_plan::{FileScanConfig, parquet::ParquetFileReaderFactory},
+    },
+    error::Result,
+    object_store::{
+        self, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult,
+        MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload,
+        PutResult, path::Path,
+    },
+    parquet::{
+        arrow::{arrow_reader::ArrowReaderOptions, async_reader::AsyncFileReader},
+        errors::{ParquetError, Result as ParquetResult},
+        file::metadata::ParquetMetaData,
+    },
+    physical_plan::metrics::ExecutionPlanMetricsSet,
+};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
+
+/// Bytes of a local text file that are read at a time.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// An object store that gives files of a scan in the version that was listed.
+#[derive(Debug)]
+pub(super) struct ListedVersions {
+    inner: Arc<dyn ObjectStore>,
+    files: HashMap<Path, ObjectMeta>,
+    /// Local files come as streams that end where they were to end, or fail: the store's own wait for
+    /// ever for bytes that a shrunken file has no more.
+    text: bool,
+}
+
+impl ListedVersions {
+    /// `inner`, for the files of `config`.
+    pub(super) fn new(inner: Arc<dyn ObjectStore>, config: &FileScanConfig) -> Self {
+        let files = config.file_groups.iter().flat_map(|group| group.iter());
+        let files = files.map(|file| (file.object_meta.location.clone(), file.object_meta.clone()));
+        let text = matches!(config.file_source.file_type(), "csv" | "json");
+        Self { inner, files: files.collect(), text }
+    }
+}
+
+/// A local file that is read from one place to another.
+struct LocalRange {
+    file: Arc<File>,
+    at: u64,
+    end: u64,
+    store: Arc<dyn ObjectStore>,
+    meta: ObjectMeta,
+}
+
+impl LocalRange {
+    fn into_stream(self) -> BoxStream<'static, object_store::Result<Bytes>> {
+        let next = |mut range: Self| async move {
+            if range.at >= range.end {
+                return Ok(None);
+            }
+            let bytes = range.chunk().await?;
+            range.at += bytes.len() as u64;
+            if range.at >= range.end {
+                check(range.store.as_ref(), &range.meta).await?;
+            }
+            Ok(Some((bytes, range)))
+        };
+        futures::stream::try_unfold(self, next).boxed()
+    }
+
+    async fn chunk(&self) -> object_store::Result<Bytes> {
+        let (file, at) = (self.file.clone(), self.at);
+        let wanted = (self.end - at).min(CHUNK_BYTES);
+        let read = move || {
+            let mut bytes = Vec::with_capacity(wanted as usize);
+            let mut file = file.as_ref();
+            file.seek(SeekFrom::Start(at))?;
+            file.take(wanted).read_to_end(&mut bytes)?;
+            Ok::<_, io::Error>(bytes)
+        };
+        let failed = |error| Error::Generic { store: "gatework", source: error };
+        let read = tokio::task::spawn_blocking(read).await.map_err(|error| failed(error.into()))?;
+        match read {
+            Ok(bytes) if bytes.len() as u64 == wanted => Ok(bytes.into()),
+            Ok(_) => Err(has_changed(&self.meta.location)),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+}
+
+/// `options`, for the version of the file that was listed.
+fn listed(meta: &ObjectMeta, options: GetOptions) -> GetOptions {
+    match &meta.e_tag {
+        Some(tag) => options.with_if_match(Some(tag.clone())),
+        None => options.with_if_unmodified_since(Some(meta.last_modified)),
+    }
+}
+
+/// Fails if the version of the file that was listed is gone. To be asked after bytes were read, so that
+/// no change before them goes unseen.
+async fn check(store: &dyn ObjectStore, meta: &ObjectMeta) -> object_store::Result<()> {
+    let look = listed(meta, GetOptions::new().with_head(true));
+    match store.get_opts(&meta.location, look).await {
+        Err(error @ Error::Precondition { .. }) => Err(changed(&meta.location, error)),
+        // A reader of an application's own may read elsewhere.
+        _ => Ok(()),
+    }
+}
+
+/// An error that says what to do, if `error` says that the listed version is gone.
+fn changed(location: &Path, error: Error) -> Error {
+    match error {
+        Error::Precondition { .. } => has_changed(location),
+        error => error,
+    }
+}
+
+fn has_changed(location: &Path) -> Error {
+    let source = format!("/{location} has changed since the query began: run it again").into();
+    Error::Generic { store: "gatework", source }
+}
+
+impl fmt::Display for ListedVersions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for ListedVersions {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> object_store::Result<PutResult> {
+        self.inner.put_opts(location, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(
+        &self,
+        location: &Path,
+        options: GetOptions,
+    ) -> object_store::Result<GetResult> {
+        let options = match self.files.get(location) {
+            Some(meta) if options.if_match.is_none() => listed(meta, options),
+            _ => options,
+        };
+        let head = options.head;
+        let result = self.inner.get_opts(location, options).await;
+        let mut result = result.map_err(|error| changed(location, error))?;
+        let meta = self.files.get(location).filter(|_| self.text && !head);
+        if let (GetResultPayload::File(file, _), Some(meta)) = (&result.payload, meta) {
+            let file = file
+                .try_clone()
+                .map_err(|error| Error::Generic { store: "gatework", source: error.into() })?;
+            let (at, end) = (result.range.start, result.range.end);
+            let (store, meta) = (self.inner.clone(), meta.clone());
+            let range = LocalRange { file: Arc::new(file), at, end, store, meta };
+            result.payload = GetResultPayload::Stream(range.into_stream());
+        }
+        Ok(result)
+    }
+
+    async fn get_ranges(
+        &self,
+        location: &Path,
+        ranges: &[Range<u64>],
+    ) -> object_store::Result<Vec<Bytes>> {
+        let bytes = self.inner.get_ranges(location, ranges).await;
+        if let Some(meta) = self.files.get(location) {
+            check(self.inner.as_ref(), meta).await?;
+        }
+        bytes
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(
+        &self,
+        from: &Path,
+        to: &Path,
+        options: CopyOptions,
+    ) -> object_store::Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+/// Readers of Parquet files, by another factory, of the versions that were listed.
+#[derive(Debug)]
+pub(super) struct ListedReaders {
+    pub(super) inner: Arc<dyn ParquetFileReaderFactory>,
+    pub(super) store: Arc<dyn ObjectStore>,
+}
+
+impl ParquetFileReaderFactory for ListedReaders {
+    fn create_reader(
+        &self,
+        partition: usize,
+        file: PartitionedFile,
+        metadata_size_hint: Option<usize>,
+        metrics: &ExecutionPlanMetricsSet,
+    ) -> Result<Box<dyn AsyncFileReader + Send>> {
+        let meta = file.object_meta.clone();
+        let inner = self.inner.create_reader(partition, file, metadata_size_hint, metrics)?;
+        Ok(Box::new(ListedReader { inner, store: self.store.clone(), meta }))
+    }
+}
+
+struct ListedReader {
+    inner: Box<dyn AsyncFileReader + Send>,
+    store: Arc<dyn ObjectStore>,
+    meta: ObjectMeta,
+}
+
+/// As [`check`], for a reader of Parquet.
+async fn check_parquet(store: &dyn ObjectStore, meta: &ObjectMeta) -> ParquetResult<()> {
+    check(store, meta).await.map_err(|error| ParquetError::External(Box::new(error)))
+}
+
+impl AsyncFileReader for ListedReader {
+    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, ParquetResult<Bytes>> {
+        async move {
+            let bytes = self.inner.get_bytes(range).await;
+            check_parquet(self.store.as_ref(), &self.meta).await?;
+            bytes
+        }
+        .boxed()
+    }
+
+    fn get_byte_ranges(
+        &mut self,
+        ranges: Vec<Range<u64>>,
+    ) -> BoxFuture<'_, ParquetResult<Vec<Bytes>>> {
+        async move {
+            let bytes = self.inner.get_byte_ranges(ranges).await;
+            check_parquet(self.store.as_ref(), &self.meta).await?;
+            bytes
+        }
+        .boxed()
+    }
+
+    fn get_metadata<'a>(
+        &'a mut self,
+        options: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, ParquetResult<Arc<ParquetMetaData>>> {
+        self.inner.get_metadata(options)
+    }
+}
+
+#[cfg(test)]
+mod tests;
