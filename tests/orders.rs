@@ -171,6 +171,31 @@ fn unions_of_constants() {
     );
 }
 
+/// DataFusion tells an aggregate that its input is in order, which holds within the largest grouping set.
+#[test]
+fn ordered_aggregates_of_grouping_sets() {
+    in_all_shapes(
+        &[
+            "COPY (SELECT * FROM (VALUES (1, 'b'), (2, 'c'), (3, 'a')) AS v(id, x) ORDER BY id)
+                TO '{dir}/t.parquet' STORED AS PARQUET",
+            "CREATE EXTERNAL TABLE t(id BIGINT, x VARCHAR) STORED AS PARQUET WITH ORDER (id ASC)
+                LOCATION '{dir}/t.parquet'",
+        ],
+        &[
+            (
+                "SELECT id, array_agg(x ORDER BY x) AS a FROM t GROUP BY ROLLUP(id)
+                    ORDER BY id NULLS LAST",
+                "1,[b] 2,[c] 3,[a] ,[a, b, c]",
+            ),
+            (
+                "SELECT id, first_value(x ORDER BY x DESC) AS a FROM t GROUP BY CUBE(id)
+                    ORDER BY id NULLS LAST",
+                "1,b 2,c 3,a ,c",
+            ),
+        ],
+    );
+}
+
 /// A table in memory of several partitions, each of which is in order.
 #[test]
 fn partitions_in_order() {

@@ -18,9 +18,12 @@ use crate::{
 pub(crate) struct Holding<T> {
     budget: Budget,
     setup: Setup,
-    /// With where each batch goes and how many rows and bytes it has, and the place of all in their order.
-    writing: Writing<(Vec<(T, usize, usize)>, u64)>,
+    /// With the batches, and their place in the order.
+    writing: Writing<(Vec<Sent<T>>, u64)>,
 }
+
+/// A batch that is being written: where it goes in the buffer, its rows and its bytes.
+struct Sent<T>(T, usize, usize);
 
 /// What is to be done with batches.
 pub(crate) enum Settled<T> {
@@ -59,7 +62,7 @@ impl<T> Holding<T> {
             Err(Error::OutOfMemory { .. }) if self.setup.can_spill() => {
                 let (mut places, mut rows) = (Vec::new(), Vec::new());
                 for (to, bytes, batch) in batches {
-                    places.push((to, batch.rows(), bytes));
+                    places.push(Sent(to, batch.rows(), bytes));
                     rows.push(own_buffers(batch.data())?);
                 }
                 self.writing.begin(rows, Vec::new(), (places, sequence))?;
@@ -76,7 +79,7 @@ impl<T> Holding<T> {
             Written::Blocked(gate) => Settled::Blocked(gate),
             Written::File(file, (places, sequence)) => {
                 let places = places.into_iter().enumerate();
-                let away = |(number, (to, rows, bytes))| {
+                let away = |(number, Sent(to, rows, bytes))| {
                     (to, Held::away(file.clone(), number, rows, sequence).counted(bytes))
                 };
                 Settled::Ready(places.map(away).collect())

@@ -1,6 +1,14 @@
 //! The query planner and the physical rule that put shells over DataFusion's plans.
 
-use std::{any::Any, collections::HashMap, fmt, sync::Arc};
+use std::{
+    any::Any,
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use datafusion::{
@@ -34,12 +42,27 @@ use crate::{buckets::copies_into_buckets, engine::Engine, shell};
 /// without gatework. How many tasks a pipeline has is decided when it is lowered.
 pub struct GateworkPlanner {
     inner: Option<Arc<dyn QueryPlanner + Send + Sync>>,
+    /// Lost nodes were reported.
+    reported: AtomicBool,
 }
 
 impl GateworkPlanner {
     /// A planner around `inner`, or around DataFusion's own.
     pub fn new(inner: Option<Arc<dyn QueryPlanner + Send + Sync>>) -> Self {
-        Self { inner }
+        Self { inner, reported: AtomicBool::new(false) }
+    }
+}
+
+impl GateworkPlanner {
+    /// Reports once that nodes are DataFusion's although they could run here.
+    fn report_lost(&self, plan: &Arc<dyn ExecutionPlan>) {
+        let lost = shell::lost(plan.as_ref());
+        if lost > 0 && !self.reported.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "{lost} nodes of a plan are not gatework's: a physical optimizer rule behind its own \
+                 has replaced them; call with_gatework last"
+            );
+        }
     }
 }
 
@@ -72,7 +95,9 @@ impl QueryPlanner for GateworkPlanner {
             Some(inner) => inner.create_physical_plan(plan, session).await,
             None => DefaultPhysicalPlanner::default().create_physical_plan(plan, session).await,
         };
-        Ok(shell::coalesced(plan?))
+        let plan = plan?;
+        self.report_lost(&plan);
+        Ok(shell::coalesced(plan))
     }
 }
 

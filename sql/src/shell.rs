@@ -89,6 +89,12 @@ pub fn cover_above(
     Ok(admitted_once(cover_to(plan, &Engine::new(executor.clone()), is_end)?))
 }
 
+/// How many nodes of `plan` could run on gatework and have no shell.
+pub(crate) fn lost(plan: &dyn ExecutionPlan) -> usize {
+    let own = usize::from(as_shell(plan).is_none() && lower::covers(plan));
+    own + plan.children().into_iter().map(|child| lost(child.as_ref())).sum::<usize>()
+}
+
 /// `plan` with one output partition, if its root is a shell: the result of a query has one reader as a rule.
 pub(crate) fn coalesced(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
     let Some(shell) = as_shell(plan.as_ref()) else { return plan };

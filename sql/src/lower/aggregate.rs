@@ -54,9 +54,12 @@ impl Lowering {
         for argument in arguments.iter_mut().flatten() {
             *argument = narrow_decimals(self.bindings.bind(argument)?, &input_schema)?;
         }
-        let calls = raw
-            .aggr_expr()
-            .iter()
+        // The partial half may rely on the order of its input, which holds within its groups only: not
+        // within those of other grouping sets. The final half orders what it merges.
+        let functions = raw.aggr_expr().iter().zip(aggregate.aggr_expr());
+        let functions =
+            functions.map(|(raw, last)| if raw.order_bys().is_empty() { raw } else { last });
+        let calls = functions
             .zip(arguments)
             .zip(raw.filter_expr())
             .map(|((function, arguments), filter)| {

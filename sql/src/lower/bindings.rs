@@ -17,10 +17,14 @@ use datafusion::{
         LexOrdering, PhysicalExpr, PhysicalSortExpr,
         aggregate::AggregateFunctionExpr,
         expressions::{DynamicFilterPhysicalExpr, lit},
+        projection::ProjectionExprs,
         scalar_subquery::ScalarSubqueryExpr,
         window::WindowExpr,
     },
+    physical_plan::ExecutionPlan,
 };
+
+use super::lineage::{self, KeysOfScans, trace};
 
 /// The values that belong to one execution of a plan.
 #[derive(Debug, Clone, Default)]
@@ -28,7 +32,15 @@ pub(crate) struct Bindings {
     /// Results of scalar subqueries: the plan's, and in their place the execution's.
     subqueries: Vec<(ScalarSubqueryResults, ScalarSubqueryResults)>,
     /// Runtime filters by the id of the plan's.
-    filters: HashMap<u64, Arc<DynamicFilterPhysicalExpr>>,
+    filters: HashMap<u64, BoundFilter>,
+}
+
+/// A runtime filter of one execution.
+#[derive(Debug, Clone)]
+struct BoundFilter {
+    own: Arc<DynamicFilterPhysicalExpr>,
+    /// Its keys over the output of the scans below its join.
+    keys: Arc<KeysOfScans>,
 }
 
 impl Bindings {
@@ -43,17 +55,21 @@ impl Bindings {
         own
     }
 
-    /// Gives this execution a filter in place of `planned`.
+    /// Gives this execution a filter in place of `planned`, whose keys are over the output of `probe`.
     pub(super) fn add_filter(
         &mut self,
         planned: &DynamicFilterPhysicalExpr,
-    ) -> Arc<DynamicFilterPhysicalExpr> {
-        let keys = planned.children().into_iter().cloned().collect();
+        probe: &Arc<dyn ExecutionPlan>,
+    ) -> Result<Arc<DynamicFilterPhysicalExpr>> {
+        let keys: Vec<_> = planned.children().into_iter().cloned().collect();
+        let mut of_scans = KeysOfScans::new();
+        trace(probe, &keys, &mut of_scans)?;
         let own = Arc::new(DynamicFilterPhysicalExpr::new(keys, lit(true)));
         if let Some(id) = planned.expression_id() {
-            self.filters.insert(id, own.clone());
+            let keys = Arc::new(of_scans);
+            self.filters.insert(id, BoundFilter { own: own.clone(), keys });
         }
-        own
+        Ok(own)
     }
 
     fn is_empty(&self) -> bool {
@@ -65,10 +81,26 @@ impl Bindings {
         if self.is_empty() {
             return Ok(expr.clone());
         }
-        expr.clone().transform_up(|node| self.bind_node(node)).data()
+        expr.clone().transform_up(|node| self.bind_node(node, None)).data()
     }
 
-    fn bind_node(&self, node: Arc<dyn PhysicalExpr>) -> Result<Transformed<Arc<dyn PhysicalExpr>>> {
+    /// The predicate of a scan for this execution, without filters that ask for another column than their
+    /// join means. `output` are the scan's columns, over those that the predicate is over.
+    fn bind_predicate(
+        &self,
+        predicate: &Arc<dyn PhysicalExpr>,
+        scan: usize,
+        output: Option<&ProjectionExprs>,
+    ) -> Result<Arc<dyn PhysicalExpr>> {
+        let place = ScanPlace { scan, output };
+        predicate.clone().transform_up(|node| self.bind_node(node, Some(&place))).data()
+    }
+
+    fn bind_node(
+        &self,
+        node: Arc<dyn PhysicalExpr>,
+        place: Option<&ScanPlace>,
+    ) -> Result<Transformed<Arc<dyn PhysicalExpr>>> {
         if let Some(subquery) = node.downcast_ref::<ScalarSubqueryExpr>() {
             return Ok(match self.bind_subquery(subquery)? {
                 Some(bound) => Transformed::yes(bound),
@@ -77,11 +109,16 @@ impl Bindings {
         }
         let dynamic = node.is::<DynamicFilterPhysicalExpr>();
         let id = node.expression_id().filter(|_| dynamic);
-        let Some(own) = id.and_then(|id| self.filters.get(&id)) else {
+        let Some(filter) = id.and_then(|id| self.filters.get(&id)) else {
             return Ok(Transformed::no(node));
         };
-        let columns = node.children().into_iter().cloned().collect();
-        own.clone().with_new_children(columns).map(Transformed::yes)
+        let columns: Vec<_> = node.children().into_iter().cloned().collect();
+        if let Some(place) = place
+            && !filter.is_meant(&columns, place)?
+        {
+            return Ok(Transformed::yes(lit(true)));
+        }
+        filter.own.clone().with_new_children(columns).map(Transformed::yes)
     }
 
     #[expect(deprecated, reason = "there is no other way to ask for the index")]
@@ -148,10 +185,20 @@ impl Bindings {
         Ok(window.with_new_expressions(arguments, keys, order).unwrap_or_else(|| window.clone()))
     }
 
-    /// `config` with a bound predicate. (Projections with subqueries are not pushed into scans.)
+    /// The predicate of a table in memory, over the output of its scan.
+    pub(super) fn bind_memory(
+        &self,
+        predicate: &Arc<dyn PhysicalExpr>,
+        scan: usize,
+    ) -> Result<Arc<dyn PhysicalExpr>> {
+        self.bind_predicate(predicate, scan, None)
+    }
+
+    /// `config` of a scan with a bound predicate. (Projections with subqueries are not pushed into scans.)
     pub(super) fn bind_scan<'a>(
         &self,
         config: &'a FileScanConfig,
+        scan: usize,
     ) -> Result<Cow<'a, FileScanConfig>> {
         let source = config.file_source.downcast_ref::<ParquetSource>();
         let (Some(source), Some(predicate), false) =
@@ -159,10 +206,30 @@ impl Bindings {
         else {
             return Ok(Cow::Borrowed(config));
         };
-        let source = source.with_predicate(self.bind(&predicate)?);
+        let output = config.file_source.projection();
+        let source = source.with_predicate(self.bind_predicate(&predicate, scan, output)?);
         let mut config = config.clone();
         config.file_source = Arc::new(source);
         Ok(Cow::Owned(config))
+    }
+}
+
+/// A scan, and its columns over those that its predicate is over; `None` if these are the same.
+struct ScanPlace<'a> {
+    scan: usize,
+    output: Option<&'a ProjectionExprs>,
+}
+
+impl BoundFilter {
+    /// Whether `columns`, which a scan's predicate gives the filter, are the keys of its join.
+    fn is_meant(&self, columns: &Vec<Arc<dyn PhysicalExpr>>, place: &ScanPlace) -> Result<bool> {
+        let Some(keys) = self.keys.get(&place.scan) else { return Ok(false) };
+        let Some(output) = place.output else { return lineage::are_same(columns, keys) };
+        let column = |index: usize| Some(output.iter().nth(index)?.expr.clone());
+        match lineage::replace(keys, &column)? {
+            Some(keys) => lineage::are_same(columns, &keys),
+            None => Ok(false),
+        }
     }
 }
 

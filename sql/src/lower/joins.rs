@@ -130,7 +130,7 @@ impl Lowering {
         let [left, right] = shell.children() else {
             return internal_err!("a join with {} children", shell.children().len());
         };
-        let (id, producer) = self.filter_producer(join);
+        let (id, producer) = self.filter_producer(join, right)?;
         let build = self.child(left, false)?;
         let probe = self.child(right, in_order)?;
         let config = HashJoinConfig {
@@ -158,11 +158,15 @@ impl Lowering {
     }
 
     /// The producer of the join's dynamic filter, if it has one, registered under its id.
-    fn filter_producer(&mut self, join: &HashJoinExec) -> (Option<u64>, Option<FilterProducer>) {
+    fn filter_producer(
+        &mut self,
+        join: &HashJoinExec,
+        probe: &Arc<dyn ExecutionPlan>,
+    ) -> Result<(Option<u64>, Option<FilterProducer>)> {
         let mut produced = join.dynamic_expressions_produced();
-        let Some(expression) = produced.pop() else { return (None, None) };
+        let Some(expression) = produced.pop() else { return Ok((None, None)) };
         let Ok(planned) = Arc::downcast::<DynamicFilterPhysicalExpr>(expression) else {
-            return (None, None);
+            return Ok((None, None));
         };
         let keys = join.on().iter().map(|(_, right)| right.clone()).collect();
         let remote = planned.expression_id().and_then(|id| self.remote_filter(id));
@@ -172,16 +176,16 @@ impl Lowering {
                 (planned.expression_id(), Arc::new(RemoteTarget { query, filter, keys }))
             }
             None => {
-                let filter = self.bindings.add_filter(&planned);
+                let filter = self.bindings.add_filter(&planned, probe)?;
                 // What an execution before this one knew, holds for its rows only.
                 let _no_error = planned.update(lit(true));
                 (filter.expression_id(), Arc::new(DynamicTarget { filter, planned, keys }))
             }
         };
-        let Some(id) = id else { return (None, None) };
+        let Some(id) = id else { return Ok((None, None)) };
         let (producer, gate) = FilterProducer::new("join", target);
         self.filters.insert(id, FilterLink { gate, build: None });
-        (Some(id), Some(producer))
+        Ok((Some(id), Some(producer)))
     }
 
     pub(super) fn nested_loop_join(

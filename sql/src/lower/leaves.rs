@@ -24,7 +24,9 @@ use gatework_runtime::pipeline::Source;
 use gatework_shared_state::splits::SplitQueue;
 use tokio::runtime::Handle;
 
-use super::{Lowering, flow::Flow, nodes::limited, order::is_ordered, scalar::StartAfter};
+use super::{
+    Lowering, flow::Flow, lineage::scan_id, nodes::limited, order::is_ordered, scalar::StartAfter,
+};
 use crate::{
     scan::{FileScan, FilteredScan, MemoryTable, ScanFilter, SplitScan},
     shell::Shell,
@@ -46,7 +48,7 @@ impl Lowering {
         let source = scan.data_source();
         let ordered = ordered && is_ordered(shell.original());
         if let Some(splits) = source.downcast_ref::<QueuedTable>() {
-            return self.split_scan(splits, tag);
+            return self.split_scan(shell, splits, tag);
         }
         if let Some(memory) = source.downcast_ref::<MemorySourceConfig>() {
             return self.memory_scan(shell, memory, None, ordered, tag);
@@ -69,7 +71,7 @@ impl Lowering {
         ordered: bool,
         tag: Option<usize>,
     ) -> Result<Flow> {
-        let config = self.bindings.bind_scan(config)?;
+        let config = self.bindings.bind_scan(config, scan_id(shell.original()))?;
         let in_order = config.preserve_order || !config.output_ordering.is_empty();
         if config.file_groups.len() <= 1 {
             // The first rows of an ordered scan are those of its order, whatever reads them.
@@ -86,17 +88,25 @@ impl Lowering {
     }
 
     /// The splits that a stage scheduler gives.
-    fn split_scan(&mut self, splits: &QueuedTable, tag: Option<usize>) -> Result<Flow> {
-        let queue = splits.queue().clone();
+    fn split_scan(
+        &mut self,
+        shell: &Shell,
+        splits: &QueuedTable,
+        tag: Option<usize>,
+    ) -> Result<Flow> {
+        let (queue, id) = (splits.queue().clone(), scan_id(shell.original()));
         if let Some(config) = splits.table().downcast_ref::<FileScanConfig>() {
-            return self.file_scan(config, self.instances, Some(queue), tag);
+            let config = self.bindings.bind_scan(config, id)?;
+            return self.file_scan(&config, self.instances, Some(queue), tag);
         }
         let Some(memory) = splits.table().downcast_ref::<MemoryTable>() else {
             return internal_err!("splits of a table of an unknown kind");
         };
         let rows = MEMORY_MORSEL_ROWS.min(self.batch_rows);
         let scan = SplitScan::new(queue, memory.table().projection().clone(), rows);
-        self.filtered_scan(Arc::new(scan), self.instances, memory.predicate(), tag)
+        let bind = |predicate| self.bindings.bind_memory(&predicate, id);
+        let predicate = memory.predicate().map(bind).transpose()?;
+        self.filtered_scan(Arc::new(scan), self.instances, predicate, tag)
     }
 
     /// A scan of rows in memory that may be dropped by `predicate`.
@@ -108,7 +118,7 @@ impl Lowering {
         tag: Option<usize>,
     ) -> Result<Flow> {
         let filters = match predicate {
-            Some(predicate) => self.scan_filters(Some(self.bindings.bind(&predicate)?), None)?,
+            Some(predicate) => self.scan_filters(Some(predicate), None)?,
             None => Vec::new(),
         };
         if filters.is_empty() {
@@ -136,6 +146,9 @@ impl Lowering {
         let instances = if serial { 1 } else { scan.morsels().clamp(1, self.instances) };
         // A limit is one on the rows before any filter.
         let predicate = predicate.filter(|_| fetch.is_none());
+        let scan_id = scan_id(shell.original());
+        let bind = |predicate| self.bindings.bind_memory(&predicate, scan_id);
+        let predicate = predicate.map(bind).transpose()?;
         let flow = self.filtered_scan(Arc::new(scan), instances, predicate, tag)?;
         if partitions <= 1 {
             return Ok(limited(flow, fetch, tag));

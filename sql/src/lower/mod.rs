@@ -15,6 +15,7 @@ mod cover;
 mod flow;
 mod joins;
 mod leaves;
+mod lineage;
 mod nodes;
 mod order;
 mod scalar;

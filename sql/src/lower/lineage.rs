@@ -1,0 +1,181 @@
+//! Where the keys of a runtime filter come from: column by column, down to the scans.
+//!
+//! DataFusion brings a join's filter to scans through nodes that look its columns up by their names. Where a
+//! row has two columns of one name, it takes the first, and the scan would be asked for another column's
+//! values. So the keys are followed here by their positions, and a scan uses a filter only if both agree.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow::datatypes::SchemaRef;
+use datafusion::{
+    common::{
+        JoinType,
+        tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion},
+    },
+    datasource::source::DataSourceExec,
+    error::Result,
+    physical_expr::{PhysicalExpr, expressions::Column, utils::collect_columns},
+    physical_plan::{
+        ExecutionPlan,
+        aggregates::AggregateExec,
+        filter::FilterExec,
+        joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec},
+        limit::{GlobalLimitExec, LocalLimitExec},
+        projection::ProjectionExec,
+        scalar_subquery::ScalarSubqueryExec,
+        sorts::{sort::SortExec, sort_preserving_merge::SortPreservingMergeExec},
+        union::{InterleaveExec, UnionExec},
+    },
+};
+
+use super::{cover::is_folded, windows::window_expressions};
+use crate::shell::as_shell;
+
+type Exprs = Vec<Arc<dyn PhysicalExpr>>;
+
+/// The keys over the output of each scan that gives them, by [`scan_id`].
+pub(super) type KeysOfScans = HashMap<usize, Exprs>;
+
+/// Identifies a scan among those of a plan.
+pub(super) fn scan_id(scan: &Arc<dyn ExecutionPlan>) -> usize {
+    let original = as_shell(scan.as_ref()).map_or(scan, |shell| shell.original());
+    Arc::as_ptr(original).cast::<()>().addr()
+}
+
+/// Follows `keys`, which are over the output of `plan`, to the scans below it. Ends without one where a
+/// node computes them, or is not known here.
+pub(super) fn trace(
+    plan: &Arc<dyn ExecutionPlan>,
+    keys: &Exprs,
+    found: &mut KeysOfScans,
+) -> Result<()> {
+    if plan.is::<DataSourceExec>() {
+        found.insert(scan_id(plan), keys.clone());
+        return Ok(());
+    }
+    let children = plan.children();
+    if let Some(sides) = join_sides(plan.as_ref()) {
+        return trace_join(&children, &sides, keys, found);
+    }
+    if plan.is::<UnionExec>() || plan.is::<InterleaveExec>() {
+        return children.into_iter().try_for_each(|child| trace(child, keys, found));
+    }
+    let Some(input) = children.first() else { return Ok(()) };
+    match over_input(plan.as_ref(), keys, &input.schema())? {
+        Some(keys) => trace(input, &keys, found),
+        None => Ok(()),
+    }
+}
+
+/// `keys` of the output of a node with one input, over that.
+fn over_input(plan: &dyn ExecutionPlan, keys: &Exprs, input: &SchemaRef) -> Result<Option<Exprs>> {
+    let column = |index: usize| -> Option<Arc<dyn PhysicalExpr>> {
+        let field = input.fields().get(index)?;
+        Some(Arc::new(Column::new(field.name(), index)))
+    };
+    if let Some(projection) = plan.downcast_ref::<ProjectionExec>() {
+        return replace(keys, &|index| Some(projection.expr().get(index)?.expr.clone()));
+    }
+    if let Some(aggregate) = plan.downcast_ref::<AggregateExec>() {
+        let group = aggregate.group_expr();
+        let single = !group.has_grouping_set();
+        return replace(keys, &|index| {
+            group.expr().get(index).filter(|_| single).map(|(expr, _)| expr.clone())
+        });
+    }
+    if let Some(filter) = plan.downcast_ref::<FilterExec>()
+        && let Some(columns) = filter.projection().as_ref()
+    {
+        return replace(keys, &|index| column(*columns.get(index)?));
+    }
+    let same = is_folded(plan)
+        || window_expressions(plan).is_some()
+        || plan.is::<FilterExec>()
+        || plan.is::<SortExec>()
+        || plan.is::<SortPreservingMergeExec>()
+        || plan.is::<GlobalLimitExec>()
+        || plan.is::<LocalLimitExec>()
+        || plan.is::<ScalarSubqueryExec>();
+    if same { replace(keys, &column) } else { Ok(None) }
+}
+
+/// Which input's column each output column of a join is: of the left (0) or the right (1), at an index.
+type Sides = Vec<Option<(usize, usize)>>;
+
+fn join_sides(plan: &dyn ExecutionPlan) -> Option<Sides> {
+    let (join_type, projection): (JoinType, Option<Vec<usize>>) =
+        if let Some(join) = plan.downcast_ref::<HashJoinExec>() {
+            (*join.join_type(), join.projection.as_ref().map(|columns| columns.to_vec()))
+        } else if let Some(join) = plan.downcast_ref::<NestedLoopJoinExec>() {
+            (*join.join_type(), join.projection().as_ref().map(|columns| columns.to_vec()))
+        } else if plan.is::<CrossJoinExec>() {
+            (JoinType::Inner, None)
+        } else {
+            return None;
+        };
+    let columns = |side: usize| plan.children()[side].schema().fields().len();
+    let of = move |side: usize| (0..columns(side)).map(move |index| Some((side, index)));
+    let mut all: Sides = match join_type {
+        JoinType::LeftSemi | JoinType::LeftAnti => of(0).collect(),
+        JoinType::RightSemi | JoinType::RightAnti => of(1).collect(),
+        JoinType::LeftMark => of(0).chain([None]).collect(),
+        JoinType::RightMark => of(1).chain([None]).collect(),
+        _ => of(0).chain(of(1)).collect(),
+    };
+    if let Some(projection) = projection {
+        all = projection.into_iter().map(|index| all.get(index).copied().flatten()).collect();
+    }
+    Some(all)
+}
+
+fn trace_join(
+    children: &[&Arc<dyn ExecutionPlan>],
+    sides: &Sides,
+    keys: &Exprs,
+    found: &mut KeysOfScans,
+) -> Result<()> {
+    for (side, child) in children.iter().enumerate() {
+        let schema = child.schema();
+        let column = |index: usize| -> Option<Arc<dyn PhysicalExpr>> {
+            let (of, index) = sides.get(index).copied().flatten()?;
+            (of == side).then(|| Arc::new(Column::new(schema.field(index).name(), index)) as _)
+        };
+        if let Some(keys) = replace(keys, &column)? {
+            trace(child, &keys, found)?;
+        }
+    }
+    Ok(())
+}
+
+/// `keys` with what `column` gives for each of their columns; `None` if it gives nothing for one.
+pub(super) fn replace(
+    keys: &Exprs,
+    column: &dyn Fn(usize) -> Option<Arc<dyn PhysicalExpr>>,
+) -> Result<Option<Exprs>> {
+    let known = |key: &Arc<dyn PhysicalExpr>| {
+        collect_columns(key).iter().all(|named| column(named.index()).is_some())
+    };
+    if !keys.iter().all(known) {
+        return Ok(None);
+    }
+    let replaced = keys.iter().map(|key| {
+        let replaced = key.clone().transform_down(|node| {
+            let index = node.downcast_ref::<Column>().map(Column::index);
+            Ok(match index.and_then(column) {
+                // What it gives is over other columns already.
+                Some(other) => Transformed::new(other, true, TreeNodeRecursion::Jump),
+                None => Transformed::no(node),
+            })
+        });
+        replaced.data()
+    });
+    replaced.collect::<Result<Vec<_>>>().map(Some)
+}
+
+/// Whether both are the same expressions over columns at the same places, whatever these are called.
+pub(super) fn are_same(one: &Exprs, other: &Exprs) -> Result<bool> {
+    let unnamed = |exprs: &Exprs| {
+        replace(exprs, &|index| Some(Arc::new(Column::new("", index)) as Arc<dyn PhysicalExpr>))
+    };
+    Ok(unnamed(one)? == unnamed(other)?)
+}
