@@ -12,6 +12,7 @@ use arrow::datatypes::SchemaRef;
 use datafusion::common::{DataFusionError, Result};
 use datafusion::dataframe::DataFrame;
 use datafusion::execution::RecordBatchStream;
+use datafusion::execution::cache::cache_manager::CacheManagerConfig;
 use datafusion::execution::disk_manager::DiskManager;
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
@@ -33,6 +34,8 @@ use tokio::task::yield_now;
 
 use crate::args::{AccessArgs, EngineArgs, StagePolicy};
 use crate::error::{Error, one_line};
+use crate::formats;
+use crate::store;
 
 /// An executor of this process. Its threads end when it is dropped.
 pub(crate) struct Engine {
@@ -40,7 +43,7 @@ pub(crate) struct Engine {
     /// What sessions share: caches of footers, object stores, memory.
     shared: Arc<RuntimeEnv>,
     settings: Settings,
-    nodes: Option<OnNodes>,
+    nodes: Option<Arc<OnNodes>>,
     cluster: Option<Cluster>,
 }
 
@@ -92,11 +95,15 @@ impl Engine {
         if let Some(limit) = args.temp_limit {
             shared = shared.with_max_temp_directory_size(limit.as_u64());
         }
-        let shared = shared.build_arc().map_err(|error| failed(&error))?;
+        // Lists of files are made anew for each query: files change between statements, by ours as well.
+        let caches = CacheManagerConfig::default().with_list_files_cache_limit(0);
+        let shared = shared.with_cache_manager(caches).build_arc();
+        let shared = shared.map_err(|error| failed(&error))?;
+        store::register(&shared);
         *temporary() = Some(shared.disk_manager.clone());
         let settings = Settings { timeout: engine.timeout, ..Settings::default() };
         let nodes = engine.nodes.map(|count| OnNodes::start(engine, count.get())).transpose();
-        let nodes = nodes.map_err(|error| failed(&error))?;
+        let nodes = nodes.map_err(|error| failed(&error))?.map(Arc::new);
         let cluster = match engine.workers.is_empty() {
             true if engine.access != AccessArgs::default() => {
                 return Err(Error::failed("a token and certificates are shown to --workers"));
@@ -120,8 +127,13 @@ impl Engine {
     }
 
     /// What queries run on as stages, if they do.
-    pub(crate) fn nodes(&self) -> Option<&OnNodes> {
-        self.nodes.as_ref()
+    pub(crate) fn nodes(&self) -> Option<Arc<OnNodes>> {
+        self.nodes.clone()
+    }
+
+    /// How long a query may take, and what comes before it.
+    pub(crate) fn limit(&self) -> Option<Duration> {
+        self.settings.timeout
     }
 
     /// Why a query does not run on workers, if there are some and it does not.
@@ -146,7 +158,9 @@ impl Engine {
             }
             None => builder.with_gatework(&self.executor),
         };
-        with_information_schema(SessionContext::new_with_state(builder.build()))
+        let session = with_information_schema(SessionContext::new_with_state(builder.build()));
+        formats::register(&session);
+        session
     }
 }
 

@@ -5,13 +5,15 @@ use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::prelude::SessionContext;
 use gatework::stages::cluster::worker_of;
 
+use crate::signals::Signal;
+
 /// The end of a command that did not do what it was asked.
 #[derive(Debug)]
 pub(crate) enum Error {
     /// It failed for the reason that the sentence gives.
     Failed(String),
-    /// The user pressed Ctrl-C.
-    Cancelled,
+    /// A signal ended it, such as that of Ctrl-C.
+    Ended(Signal),
     /// Whoever reads our output has closed it, as `head` does. Not an error to anybody.
     OutputClosed,
 }
@@ -39,7 +41,7 @@ impl Error {
     pub(crate) fn sentence(&self) -> Option<String> {
         match self {
             Self::Failed(sentence) => Some(format!("error: {sentence}")),
-            Self::Cancelled => Some("cancelled by Ctrl-C".to_owned()),
+            Self::Ended(signal) => Some(signal.sentence().to_owned()),
             Self::OutputClosed => None,
         }
     }
@@ -48,8 +50,8 @@ impl Error {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Failed(_) => 1,
-            // What shells use for a process ended by SIGINT.
-            Self::Cancelled => 130,
+            // What shells use for a process that a signal ended.
+            Self::Ended(signal) => 128 + signal.number(),
             Self::OutputClosed => 0,
         }
     }

@@ -5,10 +5,11 @@
 //! | 0 | done; also when whoever reads our output has had enough |
 //! | 1 | the command failed; one sentence on standard error says why |
 //! | 2 | the arguments make no sense |
-//! | 130 | cancelled by Ctrl-C |
+//! | 129, 130, 143 | ended by SIGHUP, by Ctrl-C, by SIGTERM |
 //!
-//! Ctrl-C drops the future of the command, and with it the stream of the running query, which is how a query is
-//! cancelled everywhere in gatework.
+//! The main thread listens for signals, and the command runs on another. A signal drops the future of
+//! the command, and with it the stream of the running query, which is how a query is cancelled everywhere
+//! in gatework. A command that keeps its thread busy has [`CLEAN_UP`] to hear of it.
 
 #![deny(unsafe_code)]
 
@@ -16,10 +17,14 @@ mod allocator;
 mod args;
 mod engine;
 mod error;
+mod formats;
+mod large_stack;
 mod output;
 mod progress;
+mod signals;
 mod sql;
 mod statements;
+mod store;
 mod tables;
 mod tpch;
 mod worker;
@@ -30,20 +35,30 @@ use std::time::Duration;
 
 use clap::Parser;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal;
+use tokio::sync::oneshot;
+use tokio::{select, time};
 
 use args::{Args, Command};
 use error::Error;
+use signals::{Signal, Signals};
 
 /// How long a cancelled command may take to remove its temporary files before the process ends without it.
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
+/// Stack of the runtime's threads, in bytes: they drop plans, and read the streams of nodes that are
+/// DataFusion's own.
+const RUNTIME_STACK_BYTES: usize = 16 << 20;
+
 fn main() -> ExitCode {
     let args = Args::parse_from(args::readable(std::env::args_os()));
     allocator::keep_pages(args.command.resources().memory_limit.is_some());
+    large_stack::keep_panics();
     let result = runtime(&args.command).and_then(|runtime| {
-        let result = runtime.block_on(run(args.command));
-        runtime.shutdown_timeout(CLEAN_UP);
+        let (result, ended) = runtime.block_on(supervise(args.command));
+        match ended {
+            true => runtime.shutdown_timeout(CLEAN_UP),
+            false => runtime.shutdown_background(),
+        }
         engine::wait_for_files(CLEAN_UP);
         result
     });
@@ -57,22 +72,56 @@ fn main() -> ExitCode {
     ExitCode::from(error.exit_code())
 }
 
-async fn run(command: Command) -> Result<(), Error> {
-    let work = async {
-        match command {
-            Command::Tpch(args) => tpch::run(args).await,
-            Command::Sql(args) => sql::run(args).await,
-            Command::Worker(args) => worker::run(args).await,
+/// Runs the command until it ends or a signal ends it. Tells its result, and whether its thread has ended.
+async fn supervise(command: Command) -> (Result<(), Error>, bool) {
+    let mut signals = match Signals::listen(signals(&command)) {
+        Ok(signals) => signals,
+        Err(error) => return (Err(error), true),
+    };
+    let (cancel, cancelled) = oneshot::channel();
+    let work = move || async move {
+        select! {
+            biased;
+            _ = cancelled => Ok(()),
+            result = run(command) => result,
         }
     };
-    tokio::select! {
-        // The listener comes first, so that it is there before the command begins.
+    let mut done = match large_stack::spawn(work) {
+        Ok(done) => done,
+        Err(error) => return (Err(error), true),
+    };
+    select! {
         biased;
-        interrupt = signal::ctrl_c() => match interrupt {
-            Ok(()) => Err(Error::Cancelled),
-            Err(error) => Err(Error::failed(format!("cannot listen for Ctrl-C: {error}"))),
+        signal = signals.next() => {
+            // The command may have ended by itself at this moment.
+            let _ended = cancel.send(());
+            let ended = select! {
+                ended = time::timeout(CLEAN_UP, done) => ended.is_ok(),
+                _ = signals.next() => false,
+            };
+            (Err(Error::Ended(signal)), ended)
+        }
+        result = &mut done => match result {
+            Ok(Ok(result)) => (result, true),
+            Ok(Err(said)) => (Err(large_stack::panicked("the command", &said)), true),
+            Err(_) => (Err(Error::failed("the command ended without a result")), true),
         },
-        result = work => result,
+    }
+}
+
+/// What ends the command. A worker hears SIGTERM itself, and finishes what it has begun.
+fn signals(command: &Command) -> &'static [Signal] {
+    match command {
+        Command::Worker(_) => &[Signal::Interrupt, Signal::HangUp],
+        _ => &[Signal::Interrupt, Signal::Terminate, Signal::HangUp],
+    }
+}
+
+async fn run(command: Command) -> Result<(), Error> {
+    match command {
+        Command::Tpch(args) => tpch::run(args).await,
+        Command::Sql(args) => sql::run(args).await,
+        Command::Worker(args) => worker::run(args).await,
     }
 }
 
@@ -82,6 +131,7 @@ fn runtime(command: &Command) -> Result<Runtime, Error> {
     let threads = command.resources().threads;
     Builder::new_multi_thread()
         .worker_threads(engine::threads(threads).get().max(2))
+        .thread_stack_size(RUNTIME_STACK_BYTES)
         .enable_all()
         .build()
         .map_err(|error| Error::failed(format!("cannot start threads: {error}")))

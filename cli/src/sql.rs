@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use datafusion::dataframe::DataFrame;
 use datafusion::prelude::SessionContext;
@@ -9,8 +10,9 @@ use gatework::stages::{StageOptions, StageTree, cluster, plan_stages};
 use indicatif::ProgressBar;
 
 use crate::args::{EngineArgs, Explain, Format, SqlArgs};
-use crate::engine::{self, Answer, Engine};
+use crate::engine::{self, Engine};
 use crate::error::Error;
+use crate::large_stack;
 use crate::output::{Output, Sink};
 use crate::progress;
 use crate::statements;
@@ -23,19 +25,19 @@ const EXPLAINED_NODES: usize = 4;
 pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
     let engine = Engine::start(&args.engine)?;
     let session = engine.session();
-    tables::register_all(&session, &args.tables).await?;
+    tables::register_all(&session, &args.tables, engine.limit()).await?;
     let sink = Sink::stdout();
     let query_error = |error| Error::query(&error, &session);
     for sql in &args.statements {
         for statement in statements::parse(sql).map_err(query_error)? {
-            let planned = statements::plan(&session, statement).await.map_err(query_error)?;
+            let planned = statements::plan(&session, statement, engine.limit()).await?;
             if !planned.has_result() {
                 continue;
             }
             match args.explain {
                 Some(Explain::Plan) => explain(planned.frame, &session, &engine, &sink).await?,
                 Some(what @ (Explain::Stages | Explain::Mermaid)) => {
-                    let tree = stages(planned.frame, &args.engine).await.map_err(query_error)?;
+                    let tree = stages(planned.frame, &session, &args.engine).await?;
                     let text = match what {
                         Explain::Mermaid => tree.mermaid(),
                         _ => tree.text(),
@@ -58,7 +60,7 @@ async fn print(
     sink: &Sink,
 ) -> Result<(), Error> {
     let query_error = |error| Error::query(&error, session);
-    let mut answer = Answer::start(frame, engine.nodes()).await.map_err(query_error)?;
+    let mut answer = statements::start(session, frame, engine.nodes(), engine.limit()).await?;
     let spinner = progress::spinner("running");
     let mut output = Output::new(format, answer.schema(), sink.clone())?;
     let mut rows = 0;
@@ -83,13 +85,32 @@ fn show_progress(spinner: &ProgressBar, rows: u64) {
 }
 
 /// The stages of one query, on workers or on nodes.
-async fn stages(frame: DataFrame, args: &EngineArgs) -> datafusion::error::Result<StageTree> {
-    if !args.workers.is_empty() {
-        return Ok(cluster::stage_tree(&frame.create_physical_plan().await?));
-    }
+async fn stages(
+    frame: DataFrame,
+    session: &SessionContext,
+    args: &EngineArgs,
+) -> Result<StageTree, Error> {
     let nodes = args.nodes.map_or(EXPLAINED_NODES, NonZeroUsize::get);
-    let (state, query) = frame.into_parts();
-    Ok(plan_stages(&state, &query, &StageOptions::of_nodes(nodes)).await?.tree(nodes))
+    let on_workers = !args.workers.is_empty();
+    let planning = async move {
+        if on_workers {
+            return Ok(cluster::stage_tree(&frame.create_physical_plan().await?));
+        }
+        let (state, query) = frame.into_parts();
+        Ok(plan_stages(&state, &query, &StageOptions::of_nodes(nodes)).await?.tree(nodes))
+    };
+    explained(session, args.timeout, planning).await
+}
+
+/// What a query's plan tells, within `limit`.
+async fn explained<T: Send + 'static>(
+    session: &SessionContext,
+    limit: Option<Duration>,
+    planning: impl Future<Output = datafusion::error::Result<T>> + Send + 'static,
+) -> Result<T, Error> {
+    let session = session.clone();
+    let planning = async move { planning.await.map_err(|error| Error::query(&error, &session)) };
+    large_stack::run("planning the query", limit, planning).await
 }
 
 /// Prints the plan of one query instead of running it.
@@ -99,7 +120,8 @@ async fn explain(
     engine: &Engine,
     sink: &Sink,
 ) -> Result<(), Error> {
-    let plan = frame.create_physical_plan().await.map_err(|error| Error::query(&error, session))?;
+    let planning = async move { frame.create_physical_plan().await };
+    let plan = explained(session, engine.limit(), planning).await?;
     let fallbacks = engine::fallbacks(&plan);
     sink.line(engine::plan_text(&plan).trim_end())?;
     if let Some(reason) = engine.why_local(&plan, session) {

@@ -9,6 +9,7 @@ mod files;
 use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::catalog::TableProvider;
@@ -22,6 +23,7 @@ use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
 
 use crate::error::{Error, one_line};
+use crate::large_stack;
 use files::{Format, Kind, Source};
 
 /// `--table name=path`.
@@ -44,10 +46,11 @@ impl FromStr for TableArg {
     }
 }
 
-/// Makes these tables known to a session.
+/// Makes these tables known to a session, each within `limit`.
 pub(crate) async fn register_all(
     session: &SessionContext,
     tables: &[TableArg],
+    limit: Option<Duration>,
 ) -> Result<(), Error> {
     for TableArg { name, path } in tables {
         let TableReference::Bare { table } = TableReference::parse_str(name) else {
@@ -61,17 +64,25 @@ pub(crate) async fn register_all(
                 "two tables are called '{name}'; give one of them another name"
             )));
         }
-        let table = open(session, path).await?;
+        let table = open(session, path, limit).await?;
         session.register_table(reference, table).map_err(|error| Error::query(&error, session))?;
     }
     Ok(())
 }
 
-/// A table over the files that a path stands for.
+/// A table over the files that a path stands for. Files are looked at on a thread of its own, which the
+/// caller does not wait for longer than `limit`.
 pub(crate) async fn open(
     session: &SessionContext,
     path: &str,
+    limit: Option<Duration>,
 ) -> Result<Arc<dyn TableProvider>, Error> {
+    let (session, owned) = (session.clone(), path.to_owned());
+    let opening = async move { find(&session, &owned).await };
+    large_stack::run(&format!("opening '{path}'"), limit, opening).await
+}
+
+async fn find(session: &SessionContext, path: &str) -> Result<Arc<dyn TableProvider>, Error> {
     let source = Source::find(path)?;
     let unreadable = |error: DataFusionError| unreadable(path, &error);
     let state = session.state();
@@ -80,7 +91,8 @@ pub(crate) async fn open(
     if schema.fields().is_empty() {
         return Err(Error::failed(format!("'{path}' has no columns")));
     }
-    let options = ListingOptions::new(format).with_file_extension(source.extension.clone());
+    let extension = source.extension.clone().unwrap_or_default();
+    let options = ListingOptions::new(format).with_file_extension(extension);
     let config = ListingTableConfig::new_with_multi_paths(source.urls()?)
         .with_listing_options(options)
         .with_schema(schema);

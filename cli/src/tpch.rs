@@ -80,7 +80,8 @@ impl Catalog {
         let mut tables = Vec::new();
         for table in Table::ALL {
             let path = data.path(table);
-            let mut provider = tables::open(&session, &path.to_string_lossy()).await?;
+            let mut provider =
+                tables::open(&session, &path.to_string_lossy(), engine.limit()).await?;
             if in_memory {
                 let loaded = load(&session, provider).await;
                 provider = loaded.map_err(|error| Error::query(&error, &session))?;

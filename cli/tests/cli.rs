@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::{TempDir, tempdir};
 
@@ -29,6 +29,14 @@ fn fails(arguments: &[&str], code: i32, sentence: &str) {
     if code == 1 {
         assert_eq!(stderr.lines().count(), 1, "one sentence: {stderr}");
     }
+}
+
+/// What a command prints that is run in `folder`.
+fn run_in(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } =
+        gatework(arguments).current_dir(folder).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
 }
 
 fn csv() -> (TempDir, String) {
@@ -137,6 +145,149 @@ fn an_unreadable_file_is_named() {
 }
 
 #[test]
+fn paths_may_have_any_name() {
+    let folder = tempdir().unwrap();
+    let sub = folder.path().join("sub/~");
+    fs::create_dir_all(&sub).unwrap();
+    let select = "SELECT n FROM t";
+    let names =
+        ["x.csv", "a b.csv", "50%.csv", "a%20b.csv", "a#b.csv", "a?b.csv", "~c.csv", "ü.csv"];
+    for name in names {
+        fs::write(folder.path().join(name), "n\n1\n").unwrap();
+        fs::write(sub.join(name), "n\n2\n").unwrap();
+        for (path, value) in [
+            (format!("../../{name}"), 1),
+            (format!("./{name}"), 2),
+            (name.to_owned(), 2),
+            (format!("{}/../~/./{name}", sub.display()), 2),
+        ] {
+            let table = format!("t={path}");
+            let (code, stdout, stderr) =
+                run_in(&sub, &["sql", select, "--table", &table, "--format", "csv"]);
+            let printed = format!("n\n{value}\n");
+            assert_eq!((code, stdout, stderr.as_str()), (0, printed, ""), "{path}");
+        }
+    }
+    for path in ["..", "../../sub/~", "."] {
+        fs::write(sub.parent().unwrap().join("y.csv"), "n\n3\n").unwrap();
+        let table = format!("t={path}");
+        let (code, _, stderr) = run_in(&sub, &["sql", select, "--table", &table]);
+        assert_eq!((code, stderr.as_str()), (0, ""), "{path}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn behind_a_link_the_folder_above_is_that_of_its_target() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir_all(at("there/below")).unwrap();
+    std::os::unix::fs::symlink(at("there/below"), at("link")).unwrap();
+    fs::write(at("x.csv"), "n\n1\n").unwrap();
+    fs::write(at("there/x.csv"), "n\n2\n").unwrap();
+    let arguments = ["sql", "SELECT n FROM t", "--table", "t=link/../x.csv", "--format", "csv"];
+    assert_eq!(run_in(folder.path(), &arguments), (0, "n\n2\n".to_owned(), String::new()));
+}
+
+#[test]
+fn statements_name_files_by_relative_paths() {
+    let folder = tempdir().unwrap();
+    let sub = folder.path().join("sub");
+    fs::create_dir(&sub).unwrap();
+    let sql = "COPY (SELECT 7 AS n) TO '../out #1%.csv'; \
+               CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '../sub/../out #1%.csv'; \
+               SELECT n FROM t";
+    let (code, stdout, stderr) = run_in(&sub, &["sql", sql, "--format", "csv"]);
+    assert_eq!((code, stdout.as_str(), stderr.as_str()), (0, "count\n1\nn\n7\n", ""));
+    assert_eq!(fs::read_to_string(folder.path().join("out #1%.csv")).unwrap(), "n\n7\n");
+}
+
+#[test]
+fn a_table_has_what_was_written_to_its_files_before() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().display();
+    let copy = |from: u32, to: u32, file: &str| {
+        format!(
+            "COPY (SELECT value AS a FROM generate_series({from}, {to})) TO '{path}/{file}.parquet'"
+        )
+    };
+    let create = format!("CREATE EXTERNAL TABLE t (a BIGINT) STORED AS PARQUET LOCATION '{path}/'");
+    let rows = "SELECT count(*) AS n FROM t WHERE a > 100";
+    let statements =
+        [&create, &copy(1, 10, "0"), rows, &copy(101, 110, "0"), rows, &copy(111, 120, "1"), rows];
+    let mut arguments = vec!["sql", "--format", "csv"];
+    arguments.extend(statements);
+    let (code, stdout, stderr) = run(&arguments);
+    let expected = "count\n10\nn\n0\ncount\n10\nn\n10\ncount\n10\nn\n20\n";
+    assert_eq!((code, stdout.as_str(), stderr.as_str()), (0, expected, ""));
+
+    let table = format!("t={path}");
+    let more = copy(121, 130, "2");
+    let (_, stdout, _) = run(&["sql", rows, &more, rows, "--table", &table, "--format", "csv"]);
+    assert_eq!(stdout, "n\n20\ncount\n10\nn\n30\n");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_no_table() {
+    let folder = tempdir().unwrap();
+    let pipe = folder.path().join("t.csv");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for path in [pipe.display().to_string(), folder.path().join("*.csv").display().to_string()] {
+        fails(&["sql", "SELECT 1", "--table", &format!("t={path}")], 1, "is a pipe or a device");
+    }
+}
+
+/// A text file that is cut while its rows wait for a reader: what had been read is printed, then an
+/// error.
+#[test]
+fn a_file_that_becomes_shorter_is_an_error() {
+    for (extension, head, row) in
+        [("csv", "a,b\n", "1,text of a row\n"), ("json", "", "{\"a\":1,\"b\":\"text of a row\"}\n")]
+    {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("t").with_extension(extension);
+        fs::write(&path, format!("{head}{}", row.repeat(1_500_000))).unwrap();
+        let table = format!("t={}", path.display());
+        let sql = "SELECT a, b FROM t";
+        let arguments = ["sql", sql, "--table", &table, "--format", "csv", "--threads", "2"];
+        let mut child = start(gatework(&arguments));
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut String::new()).unwrap();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
+        std::io::copy(&mut stdout, &mut std::io::sink()).unwrap();
+        let (code, said) = end(child);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("changed"), "{said}");
+    }
+}
+
+#[test]
+fn deep_statements_run_or_are_refused() {
+    let (_folder, table) = csv();
+    let chain = |operator: &str, terms: usize| {
+        let terms: Vec<_> = (0..terms).map(|term| format!("id % {} = 1", term + 5)).collect();
+        format!("SELECT count(*) AS n FROM t WHERE {}", terms.join(operator))
+    };
+    let ctes: String = (1..1000)
+        .map(|cte| format!(", c{cte} AS (SELECT id + 1 AS id FROM c{})", cte - 1))
+        .collect();
+    let ctes = format!("WITH c0 AS (SELECT id FROM t){ctes} SELECT max(id) AS n FROM c999");
+    for (sql, expected) in
+        [(chain(" OR ", 3500), "n\n1\n"), (chain(" AND ", 3500), "n\n1\n"), (ctes, "n\n1002\n")]
+    {
+        let (code, stdout, stderr) = run(&["sql", &sql, "--table", &table, "--format", "csv"]);
+        assert_eq!((code, stdout.as_str(), stderr.as_str()), (0, expected, ""), "{}", &sql[..60]);
+    }
+    let sum = format!("SELECT 1{}", "+1".repeat(60_000));
+    fails(
+        &["sql", &sum],
+        1,
+        "the statement is nested too deeply: it has a chain of 60000 operators",
+    );
+}
+
+#[test]
 fn arguments_without_sense_are_usage_errors() {
     fails(&[], 2, "Usage");
     fails(&["sql"], 2, "required");
@@ -162,28 +313,103 @@ fn a_reader_that_leaves_is_no_error() {
     assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""));
 }
 
+fn signal(child: &Child, name: &str) {
+    let kill = format!("kill -{name} {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+}
+
+/// How a child ends, and what it says.
+fn end(mut child: Child) -> (Option<i32>, String) {
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    (child.wait().unwrap().code(), stderr)
+}
+
+fn start(mut command: Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_cancels_the_query_and_says_so() {
     // Endless for our purposes; the first rows say that it runs.
     let sql = "SELECT * FROM generate_series(1, 1000000000000)";
-    let mut child = gatework(&["sql", sql, "--format", "csv"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = start(gatework(&["sql", sql, "--format", "csv"]));
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     stdout.read_line(&mut String::new()).unwrap();
-    let kill =
-        Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
-    assert!(kill.success());
+    signal(&child, "INT");
     std::io::copy(&mut stdout, &mut std::io::sink()).unwrap();
-    let mut stderr = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-    assert_eq!(
-        (child.wait().unwrap().code(), stderr.as_str()),
-        (Some(130), "cancelled by Ctrl-C\n")
-    );
+    assert_eq!(end(child), (Some(130), "cancelled by Ctrl-C\n".to_owned()));
+}
+
+/// A query that spills for a long time.
+const SPILLS: &str = "SELECT count(*) FROM (
+    SELECT value, count(*) FROM generate_series(1, 1000000000000) GROUP BY 1
+)";
+
+/// Whether a folder has a file, at any depth.
+fn has_files(folder: &Path) -> bool {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| path.is_file() || has_files(&path))
+}
+
+/// Ends a command that spills into `folder` by a signal, once it does.
+fn ends_clean(arguments: &[&str], folder: &Path, name: &str, expected: (i32, &str)) {
+    let temp = folder.display().to_string();
+    let limits = ["--memory-limit", "4MiB", "--temp-dir", &temp];
+    let child = start(gatework(&[arguments, &limits].concat()));
+    while !has_files(folder) {
+        std::thread::yield_now();
+    }
+    signal(&child, name);
+    let (code, said) = end(child);
+    assert_eq!((code, said.as_str()), (Some(expected.0), expected.1), "{arguments:?}, {name}");
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "{arguments:?}, {name}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_leaves_no_temporary_file() {
+    let (temp, folder) = (tempdir().unwrap(), tempdir().unwrap());
+    let data = folder.path().join("data").display().to_string();
+    fs::write(folder.path().join("q1.sql"), SPILLS).unwrap();
+    let queries = folder.path().display().to_string();
+    let tpch = ["tpch", "--scale-factor", "0.001", "--data", &data, "--query-dir", &queries];
+    for (name, code, said) in
+        [("TERM", 143, "ended by SIGTERM\n"), ("HUP", 129, "ended by SIGHUP\n")]
+    {
+        ends_clean(&["sql", SPILLS], temp.path(), name, (code, said));
+        ends_clean(&tpch, temp.path(), name, (code, said));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_worker_is_ended_by_sighup_and_drained_by_sigterm() {
+    for (name, code) in [("HUP", 129), ("TERM", 0)] {
+        let mut child = start(gatework(&["worker", "--threads", "1"]));
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut String::new()).unwrap();
+        signal(&child, name);
+        assert_eq!(end(child).0, Some(code), "{name}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn sighup_is_ignored_where_the_process_is_to_ignore_it() {
+    let gatework = env!("CARGO_BIN_EXE_gatework");
+    let mut command = Command::new("sh");
+    let sql = "SELECT * FROM generate_series(1, 1000000000000)";
+    let script = "trap '' HUP; exec \"$0\" \"$@\"";
+    command.args(["-c", script, gatework, "sql", sql, "--format", "csv"]);
+    let mut child = start(command);
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut String::new()).unwrap();
+    signal(&child, "HUP");
+    signal(&child, "TERM");
+    std::io::copy(&mut stdout, &mut std::io::sink()).unwrap();
+    assert_eq!(end(child), (Some(143), "ended by SIGTERM\n".to_owned()));
 }
 
 #[test]

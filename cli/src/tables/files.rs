@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use datafusion::datasource::listing::ListingTableUrl;
+use glob::Pattern;
 use url::Url;
 
 use crate::error::Error;
+use crate::store::is_hidden;
 
 /// The extensions that are understood, for messages.
 const KNOWN: &str = ".parquet, .csv, .tsv, .json, .ndjson, .jsonl, .arrow, .ipc and .feather";
@@ -79,8 +81,8 @@ pub(super) struct Source {
     pub(super) format: Format,
     /// The folder is cut into `column=value` folders.
     pub(super) partitioned: bool,
-    /// What the names of files of a partitioned folder end in; empty if the files are listed one by one.
-    pub(super) extension: String,
+    /// What the names of the files of a folder end in; `None` if the files are named one by one.
+    pub(super) extension: Option<String>,
 }
 
 impl Source {
@@ -108,15 +110,24 @@ impl Source {
             files.retain(|file| !is_empty(file));
         }
         files.iter().try_for_each(|file| check(file, format))?;
-        let extension = if partitioned { common_extension(path, &files)? } else { String::new() };
+        let extension = match literal.is_dir() {
+            true => common_extension(&files),
+            false => None,
+        };
+        if partitioned && extension.is_none() {
+            return Err(Error::failed(format!(
+                "the files of the partitioned folder '{path}' must all end in the same letters"
+            )));
+        }
         Ok(Self { path: path.to_owned(), files, format, partitioned, extension })
     }
 
-    /// What DataFusion is to list: the folder if its parts have to be found by name, else the files themselves.
+    /// What DataFusion is to list for each query: the folder, whose files may become others, or the
+    /// files themselves if their names have nothing in common that tells them from others.
     pub(super) fn urls(&self) -> Result<Vec<ListingTableUrl>, Error> {
-        match self.partitioned {
-            true => Ok(vec![url(Path::new(&self.path))?]),
-            false => self.file_urls(),
+        match self.extension {
+            Some(_) => Ok(vec![url(Path::new(&self.path))?]),
+            None => self.file_urls(),
         }
     }
 
@@ -127,7 +138,7 @@ impl Source {
 }
 
 /// Adds the files of a folder; tells whether any lies in a `column=value` folder. Other folders within are not looked
-/// into, and names that begin with `.` or `_` belong to whoever wrote the folder.
+/// into, and hidden files are left out.
 fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<bool, Error> {
     let unreadable = |error| unreadable(folder, &error);
     let before = files.len();
@@ -135,12 +146,12 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<bool, Error> {
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with(['.', '_']) {
+        if is_hidden(&name) {
             continue;
         }
-        if path.is_file() {
+        if path.is_file() && !name.starts_with('_') {
             files.push(path);
-        } else if name.contains('=') {
+        } else if path.is_dir() && name.contains('=') {
             list(&path, files)?;
             partitioned = true;
         }
@@ -155,13 +166,16 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<bool, Error> {
 
 /// Adds the files that a pattern matches, and those of the folders it matches.
 fn expand(pattern: &str, files: &mut Vec<PathBuf>) -> Result<(), Error> {
-    if !pattern.contains(['*', '?', '[']) {
+    if !is_pattern(pattern) {
         return Err(Error::failed(format!("there is no file or folder '{pattern}'")));
     }
     let matches = glob::glob(pattern)
         .map_err(|error| Error::failed(format!("'{pattern}' is not a pattern: {error}")))?;
     for path in matches {
         let path = path.map_err(|error| unreadable(error.path(), error.error()))?;
+        if is_left_out(Path::new(pattern), &path) {
+            continue;
+        }
         match path.is_dir() {
             true => _ = list(&path, files)?,
             false => files.push(path),
@@ -171,6 +185,30 @@ fn expand(pattern: &str, files: &mut Vec<PathBuf>) -> Result<(), Error> {
         true => Err(Error::failed(format!("no file matches '{pattern}'"))),
         false => Ok(()),
     }
+}
+
+fn is_pattern(text: &str) -> bool {
+    text.contains(['*', '?', '['])
+}
+
+/// Whether a path that a pattern matches has a hidden name where the pattern names none: `_*.csv` matches
+/// `_a.csv`, and `*.csv` does not.
+fn is_left_out(pattern: &Path, path: &Path) -> bool {
+    let names = |path: &Path| -> Vec<String> {
+        path.iter().map(|name| name.to_string_lossy().into_owned()).collect()
+    };
+    let (patterns, names) = (names(pattern), names(path));
+    let literal = patterns.iter().position(|name| is_pattern(name)).unwrap_or(patterns.len());
+    let asked_for: Vec<_> = patterns
+        .iter()
+        .filter(|name| name.starts_with(['.', '_']))
+        .filter_map(|name| Pattern::new(name).ok())
+        .collect();
+    names.iter().enumerate().skip(literal).any(|(place, name)| {
+        let is_file = place + 1 == names.len();
+        let hidden = is_hidden(name) || (is_file && name.starts_with('_') && !path.is_dir());
+        hidden && !asked_for.iter().any(|asked_for| asked_for.matches(name))
+    })
 }
 
 fn common_format(path: &str, files: &[PathBuf]) -> Result<Format, Error> {
@@ -198,27 +236,33 @@ fn common_format(path: &str, files: &[PathBuf]) -> Result<Format, Error> {
         .ok_or_else(|| Error::failed(format!("there are no files in '{path}'")))
 }
 
-/// DataFusion finds the files of a partitioned folder by what their names end in.
-fn common_extension(path: &str, files: &[PathBuf]) -> Result<String, Error> {
+/// DataFusion finds the files of a folder by what their names end in.
+fn common_extension(files: &[PathBuf]) -> Option<String> {
     let extension =
         |file: &PathBuf| file.extension().unwrap_or_default().to_string_lossy().into_owned();
     let mut extensions: Vec<_> = files.iter().map(extension).collect();
     extensions.dedup();
     match extensions.as_slice() {
-        [one] => Ok(format!(".{one}")),
-        _ => Err(Error::failed(format!(
-            "the files of the partitioned folder '{path}' must all end in the same letters"
-        ))),
+        [one] => Some(format!(".{one}")),
+        _ => None,
     }
 }
 
 /// Opens a file, and looks at the ends of a Parquet file, where truncation shows.
 fn check(path: &Path, format: Format) -> Result<(), Error> {
     let io = |error| unreadable(path, &error);
-    let mut file = File::open(path).map_err(io)?;
-    if file.metadata().map_err(io)?.len() == 0 {
+    // To open a pipe is to wait for its writer.
+    let metadata = path.metadata().map_err(io)?;
+    if !metadata.is_file() {
+        return Err(Error::failed(format!(
+            "'{}' is a pipe or a device; tables are files and folders: write it into a file first",
+            path.display()
+        )));
+    }
+    if metadata.len() == 0 {
         return Err(Error::failed(format!("the file '{}' is empty", path.display())));
     }
+    let mut file = File::open(path).map_err(io)?;
     if format.kind != Kind::Parquet {
         return Ok(());
     }
@@ -237,7 +281,7 @@ fn check(path: &Path, format: Format) -> Result<(), Error> {
 }
 
 fn is_empty(file: &Path) -> bool {
-    file.metadata().is_ok_and(|metadata| metadata.len() == 0)
+    file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0)
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Error {
@@ -246,11 +290,31 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
 
 /// The address of a path, taken literally: `[` in the name of a file is no pattern.
 fn url(path: &Path) -> Result<ListingTableUrl, Error> {
-    let address = std::path::absolute(path).ok().and_then(|path| match path.is_dir() {
-        true => Url::from_directory_path(path).ok(),
-        false => Url::from_file_path(path).ok(),
-    });
-    address
-        .and_then(|address| ListingTableUrl::try_new(address, None).ok())
-        .ok_or_else(|| Error::failed(format!("'{}' has no address", path.display())))
+    let path = without_parents(path)?;
+    let address = match path.is_dir() {
+        true => Url::from_directory_path(&path),
+        false => Url::from_file_path(&path),
+    };
+    let named = address.ok().and_then(|address| ListingTableUrl::try_new(address, None).ok());
+    named.ok_or_else(|| {
+        Error::failed(format!(
+            "'{}' cannot be named as a table: its name has control characters or is no UTF-8; rename it",
+            path.display()
+        ))
+    })
+}
+
+/// The absolute path without `..`, which addresses do not have. What is before the last `..` is resolved
+/// as the system does: behind a symbolic link, `..` is not the folder that has the link.
+fn without_parents(path: &Path) -> Result<PathBuf, Error> {
+    let absolute = std::path::absolute(path).map_err(|error| unreadable(path, &error))?;
+    let parts: Vec<_> = absolute.components().collect();
+    let Some(last) = parts.iter().rposition(|part| *part == Component::ParentDir) else {
+        return Ok(absolute);
+    };
+    let (above, below) = parts.split_at(last + 1);
+    let above: PathBuf = above.iter().collect();
+    let mut path = above.canonicalize().map_err(|error| unreadable(&above, &error))?;
+    path.extend(below);
+    Ok(path)
 }

@@ -11,6 +11,7 @@ use parquet::arrow::ArrowWriter;
 use tempfile::{TempDir, tempdir};
 
 use super::{TableArg, register_all};
+use crate::{formats, store};
 
 fn batch(values: &[i64]) -> RecordBatch {
     let column: ArrayRef = Arc::new(Int64Array::from(values.to_vec()));
@@ -26,11 +27,18 @@ fn parquet(path: &Path, values: &[i64]) {
     writer.close().unwrap();
 }
 
+fn session() -> SessionContext {
+    let session = SessionContext::new();
+    formats::register(&session);
+    store::register(&session.runtime_env());
+    session
+}
+
 /// The rows of table `t` and the sum of column `n`, or the sentence about why there is no such table.
 async fn rows_and_sum(path: &str) -> Result<(usize, i64), String> {
-    let session = SessionContext::new();
+    let session = session();
     let table = TableArg { name: "t".to_owned(), path: path.to_owned() };
-    register_all(&session, &[table]).await.map_err(|error| error.sentence().unwrap())?;
+    register_all(&session, &[table], None).await.map_err(|error| error.sentence().unwrap())?;
     let batches =
         session.sql("SELECT CAST(n AS BIGINT) AS n FROM t").await.unwrap().collect().await.unwrap();
     let column = |batch: &RecordBatch| {
@@ -86,13 +94,61 @@ async fn folders_globs_and_names_with_brackets() {
 }
 
 #[tokio::test]
+async fn hidden_files_are_left_out_unless_they_are_named() {
+    let folder = folder();
+    for (name, value) in [
+        ("flat/x.parquet", 1),
+        ("flat/_x.parquet", 2),
+        ("flat/.x.parquet", 4),
+        ("flat/.h/x.parquet", 8),
+        ("hive/k=1/x.parquet", 1),
+        ("hive/k=1/_x.parquet", 2),
+        ("hive/k=1/.x.parquet", 4),
+        ("hive/.k=1/x.parquet", 8),
+        ("hive/_temporary/k=1/x.parquet", 16),
+        ("named/_k=1/x.parquet", 1),
+        ("named/_k=2/x.parquet", 2),
+    ] {
+        parquet(&folder.path().join(name), &[value]);
+    }
+    for (path, expected) in [
+        ("flat", (1, 1)),
+        ("flat/*.parquet", (1, 1)),
+        ("*/*.parquet", (1, 1)),
+        ("flat/**/*.parquet", (1, 1)),
+        ("flat/_*.parquet", (1, 2)),
+        ("flat/.*.parquet", (1, 4)),
+        ("flat/_x.parquet", (1, 2)),
+        ("flat/.h/*.parquet", (1, 8)),
+        ("flat/.h", (1, 8)),
+        ("hive", (1, 1)),
+        ("hive/k=*/*", (1, 1)),
+        ("named", (2, 3)),
+    ] {
+        assert_eq!(rows_and_sum(&at(&folder, path)).await, Ok(expected), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn files_that_come_later_belong_to_their_folder() {
+    let folder = folder();
+    parquet(&folder.path().join("a.parquet"), &[1]);
+    let session = session();
+    let path = folder.path().to_str().unwrap().to_owned();
+    register_all(&session, &[TableArg { name: "t".to_owned(), path }], None).await.unwrap();
+    parquet(&folder.path().join("b.parquet"), &[2]);
+    let rows = session.sql("SELECT n FROM t ORDER BY n").await.unwrap().collect().await.unwrap();
+    assert_eq!(rows.iter().map(RecordBatch::num_rows).sum::<usize>(), 2);
+}
+
+#[tokio::test]
 async fn folders_named_after_values_are_columns() {
     let folder = folder();
     parquet(&folder.path().join("year=2024/a.parquet"), &[1]);
     parquet(&folder.path().join("year=2025/a.parquet"), &[2]);
-    let session = SessionContext::new();
+    let session = session();
     let path = folder.path().to_str().unwrap().to_owned();
-    register_all(&session, &[TableArg { name: "t".to_owned(), path }]).await.unwrap();
+    register_all(&session, &[TableArg { name: "t".to_owned(), path }], None).await.unwrap();
     let rows =
         session.sql("SELECT n FROM t WHERE year = '2025'").await.unwrap().collect().await.unwrap();
     assert_eq!(rows, [batch(&[2])]);
@@ -157,7 +213,7 @@ async fn names_are_names_and_used_once() {
     parquet(&folder.path().join("a.parquet"), &[1]);
     let table = |name: &str| TableArg { name: name.to_owned(), path: at(&folder, "a.parquet") };
     let said = async |tables: &[TableArg]| {
-        register_all(&SessionContext::new(), tables).await.unwrap_err().sentence().unwrap()
+        register_all(&session(), tables, None).await.unwrap_err().sentence().unwrap()
     };
     assert!(said(&[table("a.b")]).await.contains("is no name for a table"));
     assert!(said(&[table("a"), table("A")]).await.contains("two tables are called 'A'"));

@@ -98,7 +98,7 @@ impl Job<'_> {
         let mut columns = file.factory.create_column_writers(0).map_err(unwritten)?;
         for batch in file.table.reader(self.scale, part, file.parts) {
             if self.stop.load(Ordering::Relaxed) {
-                return Err(Error::Cancelled);
+                return Err(stopped());
             }
             let batch = batch.map_err(unwritten)?;
             let mut writers = columns.iter_mut();
@@ -171,7 +171,7 @@ impl TableFile {
         let mut writer =
             self.turn.wait_while(self.lock(), others).unwrap_or_else(PoisonError::into_inner);
         if stop.load(Ordering::Relaxed) {
-            return Err(Error::Cancelled);
+            return Err(stopped());
         }
         append_row_group(&mut writer.out, chunks).map_err(unwritten)?;
         writer.turn += 1;
@@ -223,4 +223,9 @@ fn append_row_group(
 
 fn unwritten(error: impl std::fmt::Display) -> Error {
     Error::failed(format!("the data cannot be written: {error}"))
+}
+
+/// Said to nobody: the command is over.
+fn stopped() -> Error {
+    Error::failed("the data is not made, since the command has ended")
 }

@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 use datafusion::prelude::SessionContext;
 use indicatif::ProgressBar;
 
-use crate::engine::{self, Engine, OnNodes};
+use crate::engine::{self, Engine};
 use crate::error::Error;
 use crate::statements;
 
@@ -65,7 +65,7 @@ impl Measure<'_> {
                 .set_message(format!("q{}, run {iteration} of {}", query.number, self.iterations));
             let session = self.session(self.engine.session())?;
             let start = Instant::now();
-            let results = run_query(query, &session, self.engine.nodes())
+            let results = run_query(query, &session, self.engine)
                 .await
                 .map_err(|error| failed("failed", &error))?;
             outcome.seconds.push(start.elapsed().as_secs_f64());
@@ -128,16 +128,18 @@ impl Measure<'_> {
 async fn run_query(
     query: &Query,
     session: &SessionContext,
-    nodes: Option<&OnNodes>,
+    engine: &Engine,
 ) -> Result<Results, Error> {
-    let query_error = |error| Error::query(&error, session);
+    let limit = engine.limit();
     let mut results = Results::default();
-    for statement in statements::parse(&query.sql).map_err(query_error)? {
-        let planned = statements::plan(session, statement).await.map_err(query_error)?;
+    let parsed = statements::parse(&query.sql).map_err(|error| Error::query(&error, session))?;
+    for statement in parsed {
+        let planned = statements::plan(session, statement, limit).await?;
         if !planned.has_result() {
             continue;
         }
-        let collected = statements::collect(planned.frame, nodes).await.map_err(query_error)?;
+        let nodes = engine.nodes();
+        let collected = statements::collect(session, planned.frame, nodes, limit).await?;
         results.results.push(collected.batches);
         for fallback in collected.fallbacks {
             if !results.fallbacks.contains(&fallback) {

@@ -31,10 +31,10 @@ impl Reference {
         let query_error = |error| Error::query(&error, &session);
         let mut expected = Vec::new();
         for statement in statements::parse(&query.sql).map_err(query_error)? {
-            let planned = statements::plan(&session, statement).await.map_err(query_error)?;
+            let planned = statements::plan(&session, statement, None).await?;
             if planned.has_result() {
-                let batches =
-                    statements::collect(planned.frame, None).await.map_err(query_error)?.batches;
+                let collected = statements::collect(&session, planned.frame, None, None).await?;
+                let batches = collected.batches;
                 let order = ResultOrder::of(&planned.logical);
                 expected.push(Expected {
                     order,
@@ -68,8 +68,9 @@ impl Reference {
 
     async fn unlimited(&self, plan: LogicalPlan) -> Result<Vec<RecordBatch>, String> {
         let frame = DataFrame::new(self.session.state(), plan);
-        let collected = statements::collect(frame, None).await;
-        collected.map(|collected| collected.batches).map_err(|error| error.to_string())
+        let collected = statements::collect(&self.session, frame, None, None).await;
+        let failed = |error: Error| error.sentence().unwrap_or_default();
+        collected.map(|collected| collected.batches).map_err(failed)
     }
 }
 

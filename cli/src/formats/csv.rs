@@ -1,0 +1,237 @@
+//! CSV: samples that end between records, and line ends within quotes.
+//!
+//! A file whose values have line ends must not be cut into ranges, since a range begins behind the
+//! first line end that it has. DataFusion relies on the user to say so (`newlines_in_values`). Here
+//! the beginning of each file that could be cut is looked through before a scan is planned.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::arrow::datatypes::{Schema, SchemaRef};
+use datafusion::catalog::Session;
+use datafusion::common::config::CsvOptions;
+use datafusion::common::{DataFusionError, Result};
+use datafusion::datasource::file_format::DEFAULT_SCHEMA_INFER_MAX_RECORD;
+use datafusion::datasource::file_format::csv::CsvFormat;
+use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
+use datafusion::datasource::physical_plan::{FileScanConfig, FileScanConfigBuilder};
+use datafusion::object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore};
+use futures::stream;
+
+use super::{Sample, content};
+
+/// Bytes that are read at a time while columns are found.
+const BLOCK_BYTES: usize = 64 << 10;
+/// Bytes of a record that are looked through for its end.
+const MAX_RECORD_BYTES: usize = 64 << 20;
+/// Files of fewer bytes are never cut, here and by `gatework_sql`.
+const MIN_CUT_BYTES: u64 = 8 << 20;
+/// Bytes of a file that are looked through for line ends within quotes.
+const SAMPLE_BYTES: u64 = 4 << 20;
+/// Values of a batch, or one row.
+const MAX_BATCH_VALUES: usize = 4 << 20;
+/// Files of a scan that are looked through.
+const MAX_SAMPLED_FILES: usize = 16;
+
+#[async_trait]
+impl Sample for CsvFormat {
+    async fn columns(
+        &self,
+        state: &dyn Session,
+        store: &Arc<dyn ObjectStore>,
+        objects: &[ObjectMeta],
+    ) -> Result<SchemaRef> {
+        let options = self.options();
+        let mut records = options.schema_infer_max_rec.unwrap_or(DEFAULT_SCHEMA_INFER_MAX_RECORD);
+        let mut schemas = Vec::new();
+        for object in objects {
+            let content = content(store, object, options.compression.into()).await?;
+            let chunks = stream::iter(Chunks::new(content, options));
+            let found = self.infer_schema_from_stream(state, records, chunks).await;
+            let (schema, read) = found.map_err(|error| {
+                let what = format!("Error when processing CSV file {}", object.location);
+                DataFusionError::Context(what, Box::new(error))
+            })?;
+            schemas.push(schema);
+            records = records.saturating_sub(read);
+            if records == 0 {
+                break;
+            }
+        }
+        merged(schemas)
+    }
+
+    async fn for_scan(
+        &self,
+        state: &dyn Session,
+        scan: FileScanConfig,
+    ) -> Result<(Option<Self>, FileScanConfig)> {
+        let options = self.options().clone().with_newlines_in_values(true);
+        let format = has_quoted_line_ends(self.options(), state, &scan).await?;
+        let format = format.then(|| Self::default().with_options(options));
+        Ok((format, in_small_batches(state, scan)))
+    }
+}
+
+/// Whether values of the files of `scan` have line ends, as far as their beginnings tell. Where the
+/// user has told, or no file is ever cut, the answer is no.
+async fn has_quoted_line_ends(
+    options: &CsvOptions,
+    state: &dyn Session,
+    scan: &FileScanConfig,
+) -> Result<bool> {
+    let compression = FileCompressionType::from(options.compression);
+    let known =
+        state.config_options().catalog.newlines_in_values || options.newlines_in_values.is_some();
+    if known || compression.is_compressed() {
+        return Ok(false);
+    }
+    let store = state.runtime_env().object_store(&scan.object_store_url)?;
+    let files = scan.file_groups.iter().flat_map(|group| group.iter());
+    let large = files.filter(|file| file.object_meta.size >= MIN_CUT_BYTES);
+    for file in large.take(MAX_SAMPLED_FILES) {
+        let head = GetOptions {
+            range: Some(GetRange::Bounded(0..SAMPLE_BYTES.min(file.object_meta.size))),
+            ..GetOptions::default()
+        };
+        let head = store.get_opts(&file.object_meta.location, head).await?.bytes().await?;
+        if Records::new(options).has_quoted_line_end(&head) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Limits the rows of a batch where a row has many values: Arrow's reader has an offset for each
+/// value of a whole batch before it reads the first one.
+fn in_small_batches(state: &dyn Session, scan: FileScanConfig) -> FileScanConfig {
+    let columns = scan.file_schema().fields().len().max(1);
+    let rows = scan.batch_size.unwrap_or_else(|| state.config().batch_size());
+    match (MAX_BATCH_VALUES / columns).max(1) {
+        most if most < rows => {
+            FileScanConfigBuilder::from(scan).with_batch_size(Some(most)).build()
+        }
+        _ => scan,
+    }
+}
+
+/// One schema needs no merging, which takes quadratic time in the number of its columns.
+fn merged(mut schemas: Vec<Schema>) -> Result<SchemaRef> {
+    Ok(Arc::new(match schemas.len() {
+        1 => schemas.remove(0),
+        _ => Schema::try_merge(schemas)?,
+    }))
+}
+
+/// Follows the bytes of a CSV file from its beginning.
+struct Records {
+    quote: u8,
+    delimiter: u8,
+    escape: Option<u8>,
+    comment: Option<u8>,
+    line_end: u8,
+    at: At,
+}
+
+/// Where the next byte is.
+#[derive(Clone, Copy, PartialEq)]
+enum At {
+    RecordStart,
+    ValueStart,
+    Value,
+    Quoted,
+    /// Behind a quote within quotes: they end here, or it is half of a quote.
+    Quote,
+    Escaped,
+    Comment,
+}
+
+impl Records {
+    fn new(options: &CsvOptions) -> Self {
+        Self {
+            quote: options.quote,
+            delimiter: options.delimiter,
+            escape: options.escape,
+            comment: options.comment,
+            line_end: options.terminator.unwrap_or(b'\n'),
+            at: At::RecordStart,
+        }
+    }
+
+    /// Takes the next byte. Returns whether it ends a record.
+    fn take(&mut self, byte: u8) -> bool {
+        self.at = match self.at {
+            At::RecordStart if Some(byte) == self.comment => At::Comment,
+            At::RecordStart | At::ValueStart if byte == self.quote => At::Quoted,
+            At::Quoted if Some(byte) == self.escape => At::Escaped,
+            At::Quoted if byte == self.quote => At::Quote,
+            At::Quoted | At::Escaped => At::Quoted,
+            At::Quote if byte == self.quote => At::Quoted,
+            _ if byte == self.line_end => At::RecordStart,
+            At::Comment => At::Comment,
+            _ if byte == self.delimiter => At::ValueStart,
+            _ => At::Value,
+        };
+        self.at == At::RecordStart
+    }
+
+    fn has_quoted_line_end(&mut self, bytes: &[u8]) -> bool {
+        bytes.iter().any(|&byte| {
+            self.take(byte);
+            byte == self.line_end && self.at == At::Quoted
+        })
+    }
+}
+
+/// The content of a CSV file in chunks of whole records.
+struct Chunks {
+    content: Box<dyn Read + Send>,
+    records: Records,
+    /// Bytes of a record that has not ended.
+    rest: Vec<u8>,
+    ended: bool,
+}
+
+impl Chunks {
+    fn new(content: Box<dyn Read + Send>, options: &CsvOptions) -> Self {
+        Self { content, records: Records::new(options), rest: Vec::new(), ended: false }
+    }
+
+    /// Reads on until a record ends. `None`: the file has ended.
+    fn read(&mut self) -> Result<Option<Bytes>> {
+        while !self.ended {
+            let begin = self.rest.len();
+            let block = self.content.by_ref().take(BLOCK_BYTES as u64);
+            let read = { block }.read_to_end(&mut self.rest)?;
+            self.ended = read < BLOCK_BYTES;
+            let mut end = None;
+            for (index, &byte) in self.rest.iter().enumerate().skip(begin) {
+                if self.records.take(byte) {
+                    end = Some(index + 1);
+                }
+            }
+            if let Some(end) = end.filter(|_| !self.ended) {
+                let rest = self.rest.split_off(end);
+                return Ok(Some(std::mem::replace(&mut self.rest, rest).into()));
+            }
+            if self.rest.len() > MAX_RECORD_BYTES {
+                return Err(DataFusionError::Execution(format!(
+                    "a record of a CSV file has more than {} MiB; a quote may be missing",
+                    MAX_RECORD_BYTES >> 20
+                )));
+            }
+        }
+        let rest = std::mem::take(&mut self.rest);
+        Ok((!rest.is_empty()).then(|| rest.into()))
+    }
+}
+
+impl Iterator for Chunks {
+    type Item = Result<Bytes>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.read().transpose()
+    }
+}

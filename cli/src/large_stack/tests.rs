@@ -1,0 +1,76 @@
+//! Work on threads of its own: its result, its stack, its end.
+
+use std::future::{pending, ready};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::run;
+use crate::error::Error;
+
+/// Recurses so deep that a stack of the usual size does not do.
+fn deep(levels: usize) -> usize {
+    let frame = std::hint::black_box([levels; 128]);
+    match levels {
+        0 => frame[0],
+        _ => deep(levels - 1) + usize::from(frame[127] == levels),
+    }
+}
+
+#[tokio::test]
+async fn work_has_a_large_stack() {
+    let levels = 100_000;
+    let work = async move { Ok(deep(levels)) };
+    assert_eq!(run("it", None, work).await.unwrap(), levels);
+}
+
+#[tokio::test]
+async fn an_error_is_passed_on() {
+    let failed = run::<()>("it", None, ready(Err(Error::failed("no")))).await.unwrap_err();
+    assert_eq!(failed.sentence().unwrap(), "error: no");
+}
+
+#[tokio::test]
+async fn a_panic_is_an_error() {
+    let work = async {
+        assert_eq!(1, 2, "on\npurpose");
+        Ok(())
+    };
+    let said = run("opening 't'", None, work).await.unwrap_err().sentence().unwrap();
+    assert!(said.contains("opening 't' failed by a bug") && said.contains("on purpose"), "{said}");
+}
+
+#[tokio::test]
+async fn a_thread_that_is_kept_busy_does_not_outlast_the_limit() {
+    let (_never, nothing) = mpsc::channel::<()>();
+    let busy = async move {
+        // It blocks its thread until the test is over.
+        let _closed = nothing.recv();
+        Ok(())
+    };
+    let late = run("the work", Some(Duration::from_millis(1)), busy).await.unwrap_err();
+    let sentence = late.sentence().unwrap();
+    assert!(sentence.contains("the work was ended after 1ms, its time limit"), "{sentence}");
+}
+
+#[tokio::test]
+async fn work_that_is_dropped_ends() {
+    struct Told(Option<tokio::sync::oneshot::Sender<()>>);
+    impl Drop for Told {
+        fn drop(&mut self) {
+            let _gone = self.0.take().unwrap().send(());
+        }
+    }
+    let (sender, dropped) = tokio::sync::oneshot::channel();
+    let (begin, begun) = tokio::sync::oneshot::channel();
+    let told = Told(Some(sender));
+    let work = async move {
+        let _told = told;
+        begin.send(()).unwrap();
+        pending::<Result<(), Error>>().await
+    };
+    tokio::select! {
+        _ = run("it", None, work) => unreachable!("it has no end"),
+        begun = begun => begun.unwrap(),
+    }
+    dropped.await.unwrap();
+}
