@@ -20,6 +20,9 @@ use crate::{
 /// DataFusion's rule that brings runtime filters to scans.
 pub const RUNTIME_FILTER_RULE: &str = "FilterPushdown(Post)";
 
+/// DataFusion's rule that pushes the filters of a query down.
+const FILTER_RULE: &str = "FilterPushdown";
+
 /// One line for an application that builds its own session state.
 pub trait SessionStateBuilderExt: Sized {
     /// Lets this session's queries run on `executor`.
@@ -67,8 +70,10 @@ impl SessionStateBuilderExt for SessionStateBuilder {
 /// of several files is believed only where the files' bounds prove it.
 pub fn add_planning_rules(builder: &mut SessionStateBuilder, sides: JoinSides) {
     let rules = &mut builder.physical_optimizers().get_or_insert_default().rules;
-    // After it joins get filters and exchanges, which know their sides.
-    if let Some(index) = rules.iter().position(|rule| rule.name() == "join_selection") {
+    // Behind the rule that pushes filters down: a swapped join has a projection above it, through which that
+    // rule looks columns up by name. Before exchanges and runtime filters, which know the sides.
+    let place = |name| rules.iter().position(|rule| rule.name() == name);
+    if let Some(index) = place(FILTER_RULE).or_else(|| place("join_selection")) {
         rules.insert(index + 1, Arc::new(sides));
     }
     // Before any rule that leaves out a sort.

@@ -1,0 +1,256 @@
+//! What a statement gives, under a time limit, and how two outcomes are held against each other.
+
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
+    time::Duration,
+};
+
+use arrow::array::RecordBatch;
+use datafusion::{
+    dataframe::DataFrame,
+    error::Result,
+    logical_expr::LogicalPlan,
+    physical_plan::{ExecutionPlan, collect},
+    prelude::SessionContext,
+};
+use gatework::verify::{Comparison, ResultOrder, Tolerance, without_limit};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::{
+    report::{Report, Severity},
+    sessions::variants,
+};
+
+/// A statement that takes longer than this hangs.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Sums of floats may cancel, so that a relative distance says nothing.
+const TOLERANCE: Tolerance = Tolerance { relative: 1e-9, absolute: 1e-6 };
+
+/// Words of errors that depend on which rows are looked at, and in what order.
+const OF_SOME_ROWS: &[&str] =
+    &["Divide by zero", "overflow", "Overflow", "Cast error", "too large"];
+
+/// The result of a statement.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) logical: LogicalPlan,
+    pub(crate) physical: Arc<dyn ExecutionPlan>,
+    pub(crate) rows: Vec<RecordBatch>,
+}
+
+/// What became of a statement.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Rows(Ran),
+    Refused(String),
+    Panicked(String),
+    Hung,
+}
+
+/// How two outcomes lie to each other.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    Equal,
+    BothRefuse,
+    /// SQL leaves the answer open, as the reference shows.
+    Undetermined,
+    /// One side, which is named, has too little memory.
+    OutOfMemory(&'static str),
+    Different(Severity, String),
+}
+
+/// Runs statements, each within a time limit.
+pub(crate) struct Runner(Runtime);
+
+impl Runner {
+    /// Makes a runner with threads of its own.
+    pub(crate) fn new() -> Self {
+        let mut builder = Builder::new_multi_thread();
+        // Plans of deep expressions are walked recursively.
+        let builder = builder.worker_threads(2).thread_stack_size(16 << 20).enable_all();
+        Self(builder.build().unwrap())
+    }
+
+    /// Runs a future that must not hang.
+    pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.0.block_on(future)
+    }
+
+    /// Lets go of the threads, also of those that hang.
+    pub(crate) fn abandon(self) {
+        self.0.shutdown_background();
+    }
+
+    /// Plans and runs a statement.
+    pub(crate) fn sql(&self, session: &SessionContext, sql: &str) -> Outcome {
+        let (session, sql) = (session.clone(), sql.to_owned());
+        self.outcome(async move { ran(session.sql(&sql).await?).await })
+    }
+
+    fn plan(&self, session: &SessionContext, plan: LogicalPlan) -> Outcome {
+        let session = session.clone();
+        self.outcome(async move { ran(DataFrame::new(session.state(), plan)).await })
+    }
+
+    fn outcome(&self, body: impl Future<Output = Result<Ran>> + Send + 'static) -> Outcome {
+        let (sender, receiver) = mpsc::channel();
+        let task = self.0.spawn(body);
+        let abort = task.abort_handle();
+        self.0.spawn(async move {
+            let _nobody_waits = sender.send(task.await);
+        });
+        match receiver.recv_timeout(LIMIT) {
+            Ok(Ok(Ok(ran))) => Outcome::Rows(ran),
+            Ok(Ok(Err(error))) => match error.to_string() {
+                text if text.contains("panicked") => Outcome::Panicked(text),
+                text => Outcome::Refused(text),
+            },
+            Ok(Err(error)) => Outcome::Panicked(panic_text(error.into_panic().as_ref())),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                abort.abort();
+                Outcome::Hung
+            }
+        }
+    }
+
+    /// Compares what gatework and the reference made of `sql`.
+    pub(crate) fn verdict(
+        &self,
+        reference: &SessionContext,
+        sql: &str,
+        expected: &Outcome,
+        actual: &Outcome,
+    ) -> Verdict {
+        let different = |severity, text| Verdict::Different(severity, text);
+        match (expected, actual) {
+            (_, Outcome::Hung) => different(Severity::Fatal, "gatework hangs".to_owned()),
+            (Outcome::Hung, _) => different(Severity::NotOurs, "DataFusion hangs".to_owned()),
+            (Outcome::Panicked(text), Outcome::Panicked(_) | Outcome::Refused(_)) => {
+                different(Severity::NotOurs, format!("DataFusion panics: {text}"))
+            }
+            (_, Outcome::Panicked(text)) => {
+                different(Severity::Panic, format!("gatework panics: {text}"))
+            }
+            (Outcome::Panicked(text), Outcome::Rows(_)) => {
+                different(Severity::NotOurs, format!("only DataFusion panics: {text}"))
+            }
+            (Outcome::Refused(_), Outcome::Refused(_)) => Verdict::BothRefuse,
+            (Outcome::Rows(expected), Outcome::Rows(actual)) => {
+                self.verdict_of_rows(reference, sql, expected, actual)
+            }
+            (Outcome::Rows(_), Outcome::Refused(text)) if is_out_of_memory(text) => {
+                Verdict::OutOfMemory("gatework")
+            }
+            (Outcome::Refused(text), Outcome::Rows(_)) if is_out_of_memory(text) => {
+                Verdict::OutOfMemory("DataFusion")
+            }
+            (Outcome::Rows(_), Outcome::Refused(text)) => {
+                let text = format!("only gatework refuses: {text}");
+                self.unless_open(reference, sql, false, text)
+            }
+            (Outcome::Refused(text), Outcome::Rows(_)) if text.contains("Internal error") => {
+                different(Severity::NotOurs, format!("only DataFusion refuses: {text}"))
+            }
+            (Outcome::Refused(text), Outcome::Rows(_)) => {
+                let text = format!("only DataFusion refuses: {text}");
+                self.unless_open(reference, sql, true, text)
+            }
+        }
+    }
+
+    /// Whether one side only refuses `sql` says something only if the reference is always of one
+    /// mind about it.
+    fn unless_open(
+        &self,
+        reference: &SessionContext,
+        sql: &str,
+        refused: bool,
+        text: String,
+    ) -> Verdict {
+        let of_some_rows = OF_SOME_ROWS.iter().any(|words| text.contains(words));
+        let mut others = variants(reference).map(|session| self.sql(&session, sql));
+        if of_some_rows || others.any(|other| matches!(other, Outcome::Refused(_)) != refused) {
+            return Verdict::Undetermined;
+        }
+        Verdict::Different(Severity::OnlyOneRefuses, text)
+    }
+
+    fn verdict_of_rows(
+        &self,
+        reference: &SessionContext,
+        sql: &str,
+        expected: &Ran,
+        actual: &Ran,
+    ) -> Verdict {
+        let Err(difference) = self.difference(reference, expected, actual) else {
+            return Verdict::Equal;
+        };
+        let open = variants(reference).any(|session| match self.sql(&session, sql) {
+            Outcome::Rows(other) => self.difference(reference, expected, &other).is_err(),
+            _ => true,
+        });
+        match open {
+            true => Verdict::Undetermined,
+            false => Verdict::Different(Severity::WrongRows, difference),
+        }
+    }
+
+    fn difference(
+        &self,
+        reference: &SessionContext,
+        expected: &Ran,
+        actual: &Ran,
+    ) -> Result<(), String> {
+        let order = ResultOrder::of(&expected.logical);
+        let comparison = Comparison::new(&order).tolerance(TOLERANCE);
+        let difference = match comparison.check(&actual.rows, &expected.rows) {
+            Ok(()) => return Ok(()),
+            Err(difference) => difference,
+        };
+        let unlimited = without_limit(&expected.logical).filter(|_| difference.needs_unlimited());
+        let Some(plan) = unlimited else { return Err(difference.to_string()) };
+        let Outcome::Rows(unlimited) = self.plan(reference, plan) else {
+            return Err(format!("{difference} (without its limit the query fails)"));
+        };
+        let comparison = comparison.unlimited(&unlimited.rows);
+        comparison.check(&actual.rows, &expected.rows).map_err(|difference| difference.to_string())
+    }
+}
+
+/// Plans and runs; a result without rows has a schema as well.
+async fn ran(frame: DataFrame) -> Result<Ran> {
+    let logical = frame.logical_plan().clone();
+    let task = Arc::new(frame.task_ctx());
+    let physical = frame.create_physical_plan().await?;
+    let mut rows = collect(physical.clone(), task).await?;
+    rows.push(RecordBatch::new_empty(physical.schema()));
+    Ok(Ran { logical, physical, rows })
+}
+
+fn is_out_of_memory(error: &str) -> bool {
+    error.contains("Resources exhausted") || error.contains("memory limit")
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    text.unwrap_or_else(|| "a panic without a text".to_owned())
+}
+
+/// Counts the nodes of a plan that ran, natively or as fallbacks by their names.
+pub(crate) fn count_nodes(report: &Report, plan: &Arc<dyn ExecutionPlan>) {
+    let fallbacks = gatework::fallbacks(plan);
+    report.count_nodes("native", nodes(plan) - fallbacks.len());
+    for name in fallbacks {
+        report.count_nodes(&format!("fallback {name}"), 1);
+    }
+}
+
+fn nodes(plan: &Arc<dyn ExecutionPlan>) -> usize {
+    1 + plan.children().into_iter().map(nodes).sum::<usize>()
+}

@@ -1,0 +1,246 @@
+//! DataFusion's own sqllogictest files, statement by statement on a plain and a gatework session.
+//!
+//! What the files expect is not looked at: the answers of both sessions must be the same by SQL's
+//! rules. Each file has two sessions of its own; files run in threads of their own, which take them
+//! from a queue. One lock, around that queue.
+//!
+//! Options: `--files PART` of a path, `--every N`th file only, `--mode NAME` or `all`, `--findings
+//! FILE`, `--threads N`.
+
+mod crate_files;
+mod data;
+mod parse;
+mod skips;
+mod tables;
+
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
+};
+
+use datafusion::prelude::{SessionConfig, SessionContext};
+use gatework::Executor;
+use tempfile::TempDir;
+
+use crate::{
+    args::Args,
+    outcome::{Outcome, Runner, Verdict, count_nodes},
+    report::{Report, Severity},
+    sessions::Mode,
+};
+use parse::{Expected, Record};
+
+/// Runs the suite.
+pub(crate) fn run(args: &Args) -> Report {
+    let report = Report::new("DataFusion's suite", args.text("findings"));
+    let root = crate_files::folder();
+    let data = TempDir::new().unwrap();
+    data::write(data.path());
+    let modes = Mode::named(args.text("mode"), &[Mode::Plain]);
+    let files = chosen(&root.join("test_files"), args, &report);
+    let jobs = files.iter().flat_map(|file| modes.iter().map(move |mode| (file, *mode)));
+    let jobs = Mutex::new(jobs.collect::<Vec<_>>().into_iter());
+    let place = Place { root: &root, data: data.path() };
+    thread::scope(|scope| {
+        for _ in 0..args.number("threads", 2) {
+            scope.spawn(|| {
+                loop {
+                    let job = jobs.lock().unwrap().next();
+                    let Some((file, mode)) = job else { return };
+                    run_guarded(file, mode, place, &report);
+                }
+            });
+        }
+    });
+    report
+}
+
+/// A panic outside of the sessions' own tasks, as in planning a comparison, costs one file.
+fn run_guarded(file: &Path, mode: Mode, place: Place, report: &Report) {
+    let run = || run_file(file, mode, place, report);
+    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+        let text = "the test itself panicked".to_owned();
+        report.find(Severity::Panic, format!("{}, {mode:?}", file.display()), text);
+    }
+}
+
+/// Where things are.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// The folder of the crate.
+    root: &'a Path,
+    /// The folder of stand-ins for files that are not published.
+    data: &'a Path,
+}
+
+/// Returns the files to run, relative to `folder`, the largest first.
+fn chosen(folder: &Path, args: &Args, report: &Report) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    add_files(folder, &mut paths);
+    paths.sort();
+    let is_wanted = |path: &PathBuf| path.to_string_lossy().contains(args.text("files"));
+    let mut files: Vec<PathBuf> = Vec::new();
+    for path in paths.into_iter().filter(is_wanted).step_by(args.number("every", 1)) {
+        let relative = path.strip_prefix(folder).unwrap();
+        match skips::file(&relative.to_string_lossy()) {
+            Some(reason) => report.count(&format!("files not run: {reason}")),
+            None => files.push(relative.to_owned()),
+        }
+    }
+    let size = |file: &PathBuf| fs::metadata(folder.join(file)).unwrap().len();
+    files.sort_by_key(|file| std::cmp::Reverse(size(file)));
+    files
+}
+
+fn add_files(folder: &Path, paths: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            add_files(&path, paths);
+        } else if path.extension().is_some_and(|extension| extension == "slt") {
+            paths.push(path);
+        }
+    }
+}
+
+/// One session and its folder for files that statements write.
+struct Side {
+    session: SessionContext,
+    folder: TempDir,
+}
+
+impl Side {
+    fn new(session: SessionContext, file: &Path, runner: &Runner) -> Self {
+        let folder = TempDir::new().unwrap();
+        let stem = file.file_stem().unwrap();
+        fs::create_dir_all(folder.path().join("scratch").join(stem)).unwrap();
+        let name = file.file_name().unwrap().to_string_lossy();
+        let session = match &*name {
+            "dynamic_file.slt" => session.enable_url_table(),
+            _ => session,
+        };
+        runner.block_on(tables::register(&session, &name, folder.path()));
+        Self { session, folder }
+    }
+
+    /// Puts in where the files are.
+    fn fill_in(&self, sql: &str, place: Place) -> String {
+        let mut sql =
+            sql.replace("test_files/scratch", &format!("{}/scratch", self.folder.path().display()));
+        for (folder, name) in data::FOLDERS {
+            sql = sql.replace(folder, &place.data.join(name).to_string_lossy());
+        }
+        sql.replace("'test_files/", &format!("'{}/test_files/", place.root.display()))
+            .replace("'data/", &format!("'{}/data/", place.root.display()))
+    }
+}
+
+/// Both sessions of a file.
+struct Sides {
+    runner: Runner,
+    mode: Mode,
+    reference: Side,
+    tested: Side,
+    executor: Executor,
+}
+
+impl Sides {
+    fn new(file: &Path, mode: Mode) -> Self {
+        let runner = Runner::new();
+        // DataFusion's runner has four partitions, and so have both sides here.
+        let config = || SessionConfig::new().with_target_partitions(4);
+        let executor = mode.executor();
+        let reference = SessionContext::new_with_config(config());
+        let tested = mode.session(&executor, config(), 1);
+        Self {
+            reference: Side::new(reference, file, &runner),
+            tested: Side::new(tested, file, &runner),
+            runner,
+            mode,
+            executor,
+        }
+    }
+}
+
+fn run_file(file: &Path, mode: Mode, place: Place, report: &Report) {
+    let records = parse::records(&place.root.join("test_files").join(file));
+    let relative = file.to_string_lossy();
+    let sides = Sides::new(file, mode);
+    for (index, record) in records.iter().enumerate() {
+        match skips::statement(&relative, &record.sql) {
+            Some(reason) => report.count(&format!("statements not run: {reason}")),
+            None if run_record(record, &sides, place, report) => (),
+            None => {
+                for _ in index + 1..records.len() {
+                    report.count("statements not run: behind one that hangs");
+                }
+                return sides.runner.abandon();
+            }
+        }
+    }
+    check_rest(&relative, &sides, report);
+}
+
+/// Runs a statement on both sides. Answers whether the file can go on.
+fn run_record(record: &Record, sides: &Sides, place: Place, report: &Report) -> bool {
+    report.count("statements run");
+    let Sides { runner, reference, tested, .. } = sides;
+    let sql = reference.fill_in(&record.sql, place);
+    let expected = runner.sql(&reference.session, &sql);
+    let actual = runner.sql(&tested.session, &tested.fill_in(&record.sql, place));
+    if let Outcome::Rows(actual) = &actual {
+        count_nodes(report, &actual.physical);
+    }
+    let verdict = match (skips::rows(&record.sql), &expected, &actual) {
+        (Some(reason), Outcome::Rows(_), Outcome::Rows(_)) => {
+            report.count(&format!("both answer, not compared: {reason}"));
+            return true;
+        }
+        _ => runner.verdict(&reference.session, &sql, &expected, &actual),
+    };
+    tell(record, verdict, sides, report);
+    !matches!(actual, Outcome::Hung) && !matches!(expected, Outcome::Hung)
+}
+
+fn tell(record: &Record, verdict: Verdict, sides: &Sides, report: &Report) {
+    let (severity, text) = match verdict {
+        Verdict::Equal => return report.count("equal rows"),
+        Verdict::BothRefuse if record.expected == Expected::Error => {
+            return report.count("both refuse, as the file expects");
+        }
+        Verdict::BothRefuse => {
+            return report.count("both refuse, for want of files, features or registered tables");
+        }
+        Verdict::Undetermined => return report.count("undetermined: DataFusion varies as well"),
+        Verdict::OutOfMemory(side) => {
+            return report.count(&format!("{side} has too little memory"));
+        }
+        Verdict::Different(Severity::OnlyOneRefuses, text)
+            if text.starts_with("only gatework refuses") && text.contains("not found") =>
+        {
+            return report.count("a table is missing that a statement before did not make");
+        }
+        Verdict::Different(severity, text) => (severity, text),
+    };
+    let follows = severity == Severity::WrongRows && skips::follows_row_order(&record.sql);
+    let place = format!("{}, {:?}", record.place, sides.mode);
+    let (severity, why) = match skips::own_fault(&record.place, &record.sql) {
+        Some(reason) => (Severity::NotOurs, reason),
+        None if follows => (Severity::Open, "it follows the order of rows"),
+        None => (severity, ""),
+    };
+    report.find(severity, place, format!("{}\n    {text} {why}", record.sql));
+}
+
+/// Nothing of a file's queries may be left.
+fn check_rest(file: &str, sides: &Sides, report: &Report) {
+    let place = format!("{file}, {:?}", sides.mode);
+    let held = sides.tested.session.runtime_env().memory_pool.reserved();
+    if held != 0 {
+        report.find(Severity::OnlyOneRefuses, place, format!("{held} bytes are still reserved"));
+    }
+    sides.executor.shutdown();
+}
