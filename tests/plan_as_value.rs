@@ -79,7 +79,7 @@ fn a_plan_runs_again_and_twice_at_once() {
             let bench = Bench::on(executor(2), if serial { 1 } else { 4 });
             world.data.register(&bench.session, Storage::Parquet).await;
             for (index, (sql, expected)) in QUERIES.iter().zip(&world.expected).enumerate() {
-                case.begin(&format!("query {}, {serial}", index + 1));
+                case.begin(format!("query {}, {serial}", index + 1));
                 let planned = bench.plan(&case, sql).await;
                 let context = || bench.session.task_ctx();
                 let first = partitions(&planned, &context()).await;
@@ -103,7 +103,6 @@ fn a_plan_runs_again_and_twice_at_once() {
 
 /// A leaf node of DataFusion's kind with `count` partitions, each of which is made by a function.
 struct Leaf {
-    schema: SchemaRef,
     properties: Arc<PlanProperties>,
     make: Arc<dyn Fn(usize) -> SendableRecordBatchStream + Send + Sync>,
 }
@@ -113,14 +112,13 @@ impl Leaf {
         count: usize,
         make: impl Fn(usize) -> SendableRecordBatchStream + Send + Sync + 'static,
     ) -> Self {
-        let schema = schema();
         let properties = PlanProperties::new(
-            EquivalenceProperties::new(schema.clone()),
+            EquivalenceProperties::new(schema()),
             Partitioning::UnknownPartitioning(count),
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
-        Self { schema, properties: Arc::new(properties), make: Arc::new(make) }
+        Self { properties: Arc::new(properties), make: Arc::new(make) }
     }
 }
 
@@ -222,11 +220,9 @@ where
     }
 }
 
-fn register(
-    session: &SessionContext,
-    name: &str,
-    leaf: fn(usize) -> Leaf,
-) -> Arc<Table<fn(usize) -> Leaf>> {
+type LeafTable = Table<fn(usize) -> Leaf>;
+
+fn register(session: &SessionContext, name: &str, leaf: fn(usize) -> Leaf) -> Arc<LeafTable> {
     let table = Arc::new(Table { leaf, partitions: AtomicUsize::new(0) });
     session.register_table(name, table.clone()).unwrap();
     table

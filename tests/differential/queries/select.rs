@@ -181,8 +181,8 @@ impl<'a> Queries<'a> {
                 // Its columns are known by the query it stands for.
                 let names = items(query).map(|(_, name)| name.clone()).collect::<Vec<_>>();
                 let columns = names.join(", ");
-                let mut body = Select::default();
-                body.items = names.into_iter().map(|name| (name.clone(), name)).collect();
+                let items = names.into_iter().map(|name| (name.clone(), name)).collect();
+                let mut body = Select { items, ..Select::default() };
                 let inner = Source::Named(name.clone());
                 body.from = vec![From {
                     join: "",
