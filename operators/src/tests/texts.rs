@@ -1,4 +1,4 @@
-//! Texts that are too long for a batch of so many rows, or together for one array. The bounds are
+//! Texts that are too long for one batch, or together for one array. The bounds are
 //! small ones in tests ([`MAX_BATCH_BYTES`] and its neighbours).
 
 use std::sync::{

@@ -439,7 +439,7 @@ impl QueryContext {
     fn has_stalled(&self) -> bool {
         let mut state = self.state.lock();
         let wake_ups = self.group.wake_ups();
-        // Some may have run while others were looked at: whoever of them leaves last looks again.
+        // Some may have run while others were looked at: the last of them to leave looks again.
         state.graphs.have_stalled() && self.group.wake_ups() == wake_ups
     }
 

@@ -48,7 +48,7 @@ enum Threads {
 /// Queries that live, and some that lived.
 struct Residents {
     all: Vec<Weak<dyn Shutdown>>,
-    /// With so many, those that are gone are taken out.
+    /// At this length, residents that are gone are taken out.
     most: usize,
 }
 
@@ -168,7 +168,7 @@ impl Core {
     }
 
     /// Wakes the threads that sleep, so that they see that the executor stops. Borrowed threads that
-    /// have left need not come back for that; whoever waits for the last task to end looks again.
+    /// have left need not come back for that; the thread that waits for the last task looks again.
     fn wake_all(&self) {
         match &self.threads {
             Threads::Own(unparkers) => {

@@ -182,7 +182,7 @@ impl ActiveGroups {
         self.least.store(least, Ordering::Relaxed);
     }
 
-    /// A group has used so much.
+    /// Records the time that a group has used.
     pub(super) fn note_used(&self, used: u64) {
         // Relaxed: it only says how far behind the others one that was idle starts.
         if self.furthest.load(Ordering::Relaxed) < used {

@@ -1,4 +1,4 @@
-//! A small generator of random numbers: the same numbers for a seed, on every machine and for ever.
+//! A small generator of random numbers: the same numbers for a seed, on every machine and in every version.
 
 /// SplitMix64.
 #[derive(Debug, Clone)]

@@ -20,7 +20,7 @@ fn chains_are_deep_and_lists_are_not() {
         ("VALUES (-1, -2), (-3, -4)", 1),
         ("SELECT CASE WHEN a = 1 THEN b + 1 WHEN a = 2 THEN c END + 1", 1),
         ("SELECT 1 UNION SELECT 2 UNION SELECT 3", 2),
-        ("SELECT ')))' , a) + b) + c", 2),
+        ("SELECT ')))' , a) + b) + c", 1),
     ] {
         assert_eq!(depth(sql), expected, "{sql}");
     }

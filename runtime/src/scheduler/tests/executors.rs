@@ -294,7 +294,7 @@ fn what_a_retired_worker_had_queued_is_run_by_others() {
     });
 }
 
-/// A process that may have so many threads and no more: the first ones have ended when the error is
+/// A process at its limit of threads: the first ones have ended when the error is
 /// there.
 #[test]
 fn threads_that_have_started_end_when_a_later_one_is_refused() {

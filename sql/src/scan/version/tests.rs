@@ -61,7 +61,7 @@ async fn a_file_is_read_in_the_version_that_was_listed() {
     }
 }
 
-/// The store's own stream gives empty chunks for ever.
+/// The store's own stream never ends: it gives empty chunks.
 #[tokio::test]
 async fn a_text_file_that_shrinks_while_it_is_read() {
     let folder = Folder::new();
