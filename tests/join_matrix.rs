@@ -306,19 +306,23 @@ fn scans_wait_and_drop_rows(in_memory: bool) {
                 sessions.everywhere(&format!("CREATE TABLE {table} AS SELECT * FROM {name}"));
             }
         }
+        let mut waits = 0;
         for sql in [include_str!("../cli/queries/q18.sql"), include_str!("../cli/queries/q21.sql")]
         {
             let sql = sql.trim().trim_end_matches(';');
             sessions.equal(&[sql]);
             for (plan, profile) in profiles(&sessions, sql) {
-                let (waits, dropped) = (total(&profile, WAITS), total(&profile, DROPPED));
-                // Builds over memory may be done before the scan that would wait for them begins.
-                if waits == 0 && !in_memory || dropped == 0 {
-                    sessions.fail(format!(
-                        "{waits} waits for filters, {dropped} rows dropped by them:\n{plan}\n{profile}"
-                    ));
+                let dropped = total(&profile, DROPPED);
+                waits += total(&profile, WAITS);
+                if dropped == 0 {
+                    sessions.fail(format!("no rows dropped by filters:\n{plan}\n{profile}"));
                 }
             }
+        }
+        // Builds may be done before a scan that would wait for them begins: those over memory always, those
+        // over files now and then, as the threads are scheduled.
+        if waits == 0 && !in_memory {
+            sessions.fail("no scan waited for a filter".into());
         }
         sessions.finish();
     });

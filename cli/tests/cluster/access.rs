@@ -143,7 +143,7 @@ fn locations_that_were_not_allowed() {
         let table = outside_table(path);
         let (code, _, stderr) = gatework(&on_workers(SUM, &table, &list));
         assert!(code == 1 && stderr.contains("this worker may not read "), "{stderr}");
-        assert!(stderr.contains(outside.canonicalize().unwrap().to_str().unwrap()), "{stderr}");
+        assert!(stderr.contains(path.to_str().unwrap()), "{stderr}");
         assert!(stderr.contains("it may read") && stderr.contains(data.folder()), "{stderr}");
     }
     assert_eq!(sum(&data, &workers, &[]).0, 0);

@@ -508,7 +508,7 @@ impl ThreadSpec {
                 worker::run_thread(&core, worker, &parker);
             }
         };
-        let builder = thread::Builder::new().name(name);
+        let builder = thread::Builder::new().name(name).stack_size(STACK_BYTES);
         let handle = (self.spawner)(builder, Box::new(body)).map_err(|error| {
             self.parkers.lock()[worker] = parker.lock().take();
             Error::Setup(format!("the system refused worker thread {worker}: {error}"))
@@ -516,6 +516,10 @@ impl ThreadSpec {
         Ok(Some(handle))
     }
 }
+
+/// The stack of a worker: expressions are evaluated recursively, about 1 KiB a level. Only pages that are
+/// used take memory.
+const STACK_BYTES: usize = 16 << 20;
 
 #[derive(Debug)]
 struct Inner {
