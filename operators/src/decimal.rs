@@ -148,41 +148,52 @@ const CHUNK: usize = 1024;
 /// 64 bits when they are combined.
 #[inline(always)]
 fn zip(left: Side<'_>, right: Side<'_>, combine: impl Fn(i128, i128) -> i128) -> Option<Vec<i128>> {
-    let narrow = |value: &i128| i128::from(*value as i64);
-    let rows = match (left, right) {
-        (Side::Column(column), _) | (_, Side::Column(column)) => column.len(),
-        _ => return None,
-    };
-    let mut result = Vec::with_capacity(rows);
+    let narrow = |value: i128| i128::from(value as i64);
     match (left, right) {
         (Side::Column(left), Side::Column(right)) => {
+            let mut result = Vec::with_capacity(left.len());
             for (left, right) in left.chunks(CHUNK).zip(right.chunks(CHUNK)) {
                 if !(fit(left) && fit(right)) {
                     return None;
                 }
-                let pairs = left.iter().zip(right);
-                result.extend(pairs.map(|(left, right)| combine(narrow(left), narrow(right))));
+                for (left, right) in append(&mut result, left).iter_mut().zip(right) {
+                    *left = combine(narrow(*left), narrow(*right));
+                }
             }
+            Some(result)
         }
         (Side::Column(left), Side::Value(right)) => {
-            for left in left.chunks(CHUNK) {
-                if !fit(left) {
-                    return None;
-                }
-                result.extend(left.iter().map(|left| combine(narrow(left), right.into())));
-            }
+            map(left, |left| combine(narrow(left), right.into()))
         }
         (Side::Value(left), Side::Column(right)) => {
-            for right in right.chunks(CHUNK) {
-                if !fit(right) {
-                    return None;
-                }
-                result.extend(right.iter().map(|right| combine(left.into(), narrow(right))));
-            }
+            map(right, |right| combine(left.into(), narrow(right)))
         }
-        (Side::Value(_), Side::Value(_)) => return None,
+        (Side::Value(_), Side::Value(_)) => None,
+    }
+}
+
+/// `each` of all `values`; `None` if one of these does not fit 64 bits.
+#[inline(always)]
+fn map(values: &[i128], each: impl Fn(i128) -> i128) -> Option<Vec<i128>> {
+    let mut result = Vec::with_capacity(values.len());
+    for values in values.chunks(CHUNK) {
+        if !fit(values) {
+            return None;
+        }
+        for value in append(&mut result, values) {
+            *value = each(*value);
+        }
     }
     Some(result)
+}
+
+/// Appends `values` to `result`, where they are then changed: whether an iterator that changes them on their
+/// way is compiled into a loop of vectors depends on what else is compiled beside it.
+#[inline(always)]
+fn append<'a>(result: &'a mut Vec<i128>, values: &[i128]) -> &'a mut [i128] {
+    let first = result.len();
+    result.extend_from_slice(values);
+    &mut result[first..]
 }
 
 /// Whether all `values` fit 64 bits.

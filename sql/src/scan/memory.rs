@@ -53,6 +53,11 @@ impl MemoryTable {
         (!self.filters.is_empty()).then(|| conjunction(self.filters.iter().cloned()))
     }
 
+    /// The same rows with other filters.
+    pub(crate) fn with_filters(&self, filters: Vec<Arc<dyn PhysicalExpr>>) -> Self {
+        Self { table: self.table.clone(), filters }
+    }
+
     pub(crate) fn around(
         source: &Arc<dyn DataSource>,
         filters: &[Arc<dyn PhysicalExpr>],

@@ -126,6 +126,6 @@ impl Source for FileScan {
             .columns
             .clone()
             .map(|columns| LocalConjuncts::new(columns, setup.metrics().clone()));
-        Ok(Box::new(LocalFileScan::new(shared, baseline, filters, conjuncts)))
+        Ok(Box::new(LocalFileScan::new(shared, setup.instance(), baseline, filters, conjuncts)))
     }
 }

@@ -83,6 +83,14 @@ impl PieceQueue {
         }
     }
 
+    /// A row group for a task that still reads another one; none of a stage's splits, which count as read
+    /// when the next is taken.
+    pub(super) fn take_row_group(&self) -> Option<Box<Piece>> {
+        let mut inner = self.inner.lock();
+        inner.pieces.front().filter(|piece| piece.group.is_some())?;
+        inner.pieces.pop_front().map(Box::new)
+    }
+
     fn take_own(&self) -> Work {
         let mut inner = self.inner.lock();
         if let Some(piece) = inner.pieces.pop_front() {

@@ -1,6 +1,6 @@
 //! One task of a scan: takes pieces, plans them, decodes their batches.
 
-use std::{collections::VecDeque, sync::Arc, task::Poll};
+use std::{collections::VecDeque, pin::Pin, sync::Arc, task::Poll};
 
 use arrow::array::RecordBatch;
 use datafusion::{
@@ -8,7 +8,11 @@ use datafusion::{
     physical_plan::metrics::BaselineMetrics,
 };
 use datafusion_datasource::morsel::{Morsel, MorselPlanner};
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, MaybeDone, maybe_done},
+    stream::BoxStream,
+};
 use gatework_operators::{OrFail, stream_scan::PollGate};
 use gatework_runtime::{
     Result,
@@ -29,6 +33,8 @@ use crate::splits::Split;
 
 pub(super) struct LocalFileScan {
     shared: Arc<Shared>,
+    /// The number of the task, for metrics.
+    worker: usize,
     /// The name of the file at hand, for errors.
     file: Arc<str>,
     baseline: BaselineMetrics,
@@ -36,9 +42,10 @@ pub(super) struct LocalFileScan {
     gate: PollGate,
     /// A file's footer that is being read, to cut the file.
     cutting: Option<BoxFuture<'static, DataFusionResult<Vec<Piece>>>>,
-    /// A row group that is being opened or a file that is being checked, and the file in case
-    /// DataFusion's reader gets it.
-    opening: Option<(PartitionedFile, BoxFuture<'static, DataFusionResult<Opened>>)>,
+    /// A row group that is being opened or a file that is being checked.
+    opening: Option<Opening>,
+    /// The row group that comes next, which is opened while the last rows of the one at hand are decoded.
+    ahead: Option<Opening>,
     /// The row group at hand, and its predicate.
     rows: Option<Box<RowGroupRows>>,
     conjuncts: Option<LocalConjuncts>,
@@ -51,6 +58,29 @@ pub(super) struct LocalFileScan {
     rest: Option<Decoded>,
     /// The split at hand, of a stage's table.
     reading: Option<Reading<Split>>,
+}
+
+/// A piece on its way from the disk.
+struct Opening {
+    /// In case DataFusion's reader gets it.
+    file: PartitionedFile,
+    /// For errors.
+    name: Arc<str>,
+    opened: MaybeDone<BoxFuture<'static, DataFusionResult<Opened>>>,
+}
+
+impl Opening {
+    /// What became of it; `None` while it is under way.
+    fn poll(&mut self, gate: &PollGate) -> Option<DataFusionResult<Opened>> {
+        self.advance(gate);
+        Pin::new(&mut self.opened).take_output()
+    }
+
+    /// Goes on as far as that is possible now.
+    fn advance(&mut self, gate: &PollGate) {
+        let opened = Pin::new(&mut self.opened);
+        let _later: Poll<()> = gate.poll(|context| opened.poll(context));
+    }
 }
 
 /// A batch of a piece.
@@ -70,18 +100,21 @@ enum Progress {
 impl LocalFileScan {
     pub(super) fn new(
         shared: Arc<Shared>,
+        worker: usize,
         baseline: BaselineMetrics,
         filters: LocalFilters,
         conjuncts: Option<LocalConjuncts>,
     ) -> Self {
         Self {
             shared,
+            worker,
             file: "".into(),
             baseline,
             filters,
             gate: PollGate::new("file read"),
             cutting: None,
             opening: None,
+            ahead: None,
             rows: None,
             conjuncts,
             planners: VecDeque::new(),
@@ -104,23 +137,22 @@ impl LocalFileScan {
                     }
                     Poll::Ready(None) => self.stream = None,
                 }
-            } else if let (Some(rows), Some(conjuncts)) = (&mut self.rows, &mut self.conjuncts) {
-                match rows.next(conjuncts)? {
-                    Some(batch) => {
-                        return Ok(Progress::Batch(Decoded { batch, filtered: true }));
-                    }
-                    None => self.rows = None,
+            } else if self.rows.is_some() {
+                self.read_ahead();
+                if let Some(batch) = self.decode()? {
+                    return Ok(Progress::Batch(Decoded { batch, filtered: true }));
                 }
-            } else if let Some((_, opening)) = &mut self.opening {
-                let opened = match self.gate.poll(|context| opening.poll_unpin(context)) {
-                    Poll::Pending => return Ok(Progress::Pending),
-                    Poll::Ready(opened) => opened,
+                self.rows = None;
+            } else if let Some(mut opening) = self.opening.take().or_else(|| self.ahead.take()) {
+                self.file = opening.name.clone();
+                let Some(opened) = opening.poll(&self.gate) else {
+                    self.opening = Some(opening);
+                    return Ok(Progress::Pending);
                 };
-                let file = self.opening.take().map(|(file, _)| file);
-                match (opened?, file) {
-                    (Opened::Rows(rows), _) => self.rows = Some(rows),
-                    (Opened::Foreign, Some(file)) => self.plan(file)?,
-                    _ => {}
+                match opened? {
+                    Opened::Rows(rows) => self.rows = Some(rows),
+                    Opened::Foreign => self.plan(opening.file)?,
+                    Opened::Nothing => {}
                 }
             } else if let Some(planning) = &mut self.planning {
                 match self.gate.poll(|context| planning.poll_unpin(context)) {
@@ -145,6 +177,26 @@ impl LocalFileScan {
         }
     }
 
+    /// The next rows of the row group at hand.
+    fn decode(&mut self) -> DataFusionResult<Option<RecordBatch>> {
+        match (&mut self.rows, &mut self.conjuncts) {
+            (Some(rows), Some(conjuncts)) => rows.next(conjuncts),
+            _ => Ok(None),
+        }
+    }
+
+    /// Goes on with opening the next row group, which begins near the end of the one at hand, since another
+    /// task may be free for it sooner. Never waits: what reads the file does that meanwhile.
+    fn read_ahead(&mut self) {
+        if self.ahead.is_none() && self.rows.as_ref().is_some_and(|rows| rows.is_near_end()) {
+            let next = self.shared.queue.take_row_group();
+            self.ahead = next.and_then(|piece| self.open(*piece).ok());
+        }
+        if let Some(ahead) = &mut self.ahead {
+            ahead.advance(&self.gate);
+        }
+    }
+
     /// Goes on with the footer at hand. `true`: it is read, and its file cut.
     fn cut(&mut self) -> DataFusionResult<bool> {
         let Some(cutting) = &mut self.cutting else { return Ok(true) };
@@ -158,30 +210,40 @@ impl LocalFileScan {
         }
     }
 
-    fn begin(&mut self, piece: Piece, worker: usize) -> DataFusionResult<()> {
-        let shared = self.shared.clone();
-        let file = piece.file.clone();
-        match (piece.group, &self.shared.columns) {
-            (Some(group), Some(plan)) => {
-                let plan = plan.clone();
-                let opening = async move {
-                    columns::open(plan, &shared.config, file, group, worker, shared.batch_rows)
-                        .await
-                };
-                self.opening = Some((piece.file, opening.boxed()));
-            }
-            _ if shared.config.file_source.file_type().starts_with("arrow") => {
-                let checking = async move {
-                    let is_file = shared.config.file_source.file_type() == "arrow";
-                    let part = file.range.clone().map_or(ipc::Part::All, ipc::Part::Range);
-                    ipc::check(&*shared.store, &file.object_meta, is_file, &part).await?;
-                    Ok(Opened::Foreign)
-                };
-                self.opening = Some((piece.file, checking.boxed()));
-            }
-            _ => self.plan(piece.file)?,
+    fn begin(&mut self, piece: Piece) -> DataFusionResult<()> {
+        match self.open(piece) {
+            Ok(opening) => self.opening = Some(opening),
+            Err(file) => self.plan(file)?,
         }
         Ok(())
+    }
+
+    /// Begins to open `piece`; gives the file back if that is for DataFusion's reader to do.
+    fn open(&self, piece: Piece) -> std::result::Result<Opening, PartitionedFile> {
+        let (shared, worker) = (self.shared.clone(), self.worker);
+        let name: Arc<str> = damage::name(&shared.config, &piece.file).into();
+        let file = piece.file.clone();
+        let opened = match (piece.group, &self.shared.columns) {
+            (Some(group), Some(plan)) => {
+                let plan = plan.clone();
+                async move {
+                    columns::open(plan, &shared.config, file, group, worker, shared.batch_rows)
+                        .await
+                }
+                .boxed()
+            }
+            _ if shared.config.file_source.file_type().starts_with("arrow") => async move {
+                let is_file = shared.config.file_source.file_type() == "arrow";
+                let part = file.range.clone().map_or(ipc::Part::All, ipc::Part::Range);
+                ipc::check(&*shared.store, &file.object_meta, is_file, &part).await?;
+                Ok(Opened::Foreign)
+            }
+            .boxed(),
+            _ => return Err(piece.file),
+        };
+        let named = name.clone();
+        let opened = async move { damage::named_future(&named, opened).await };
+        Ok(Opening { file: piece.file, name, opened: maybe_done(opened.boxed()) })
     }
 
     /// Gives a file to DataFusion's reader.
@@ -192,8 +254,8 @@ impl LocalFileScan {
     }
 
     /// Cuts a file into row groups.
-    fn begin_to_cut(&mut self, file: PartitionedFile, worker: usize) {
-        let shared = self.shared.clone();
+    fn begin_to_cut(&mut self, file: PartitionedFile) {
+        let (shared, worker) = (self.shared.clone(), self.worker);
         let cutting = async move { pieces::row_groups(&shared.config, file, worker).await };
         self.cutting = Some(cutting.boxed());
     }
@@ -278,11 +340,11 @@ impl LocalSource for LocalFileScan {
                     Work::Wait(gate) => return Ok(SourceResult::Blocked(gate.into())),
                     Work::Read(piece) => {
                         self.take_up(&piece.file);
-                        self.in_file(|scan| scan.begin(*piece, task.worker()))?;
+                        self.in_file(|scan| scan.begin(*piece))?;
                     }
                     Work::Cut(file) => {
                         self.take_up(&file);
-                        self.begin_to_cut(*file, task.worker());
+                        self.begin_to_cut(*file);
                     }
                 },
             }

@@ -53,6 +53,11 @@ impl RowGroupRows {
         Self { plan, decoders, rows, at: 0, pages, batch_rows, window: batch_rows }
     }
 
+    /// Whether the next window reaches the last quarter.
+    pub(in super::super) fn is_near_end(&self) -> bool {
+        self.at + self.window >= self.rows - self.rows / 4
+    }
+
     /// The rows of the next window that are left of it; maybe none. `None` at the end.
     pub(in super::super) fn next(
         &mut self,
