@@ -11,6 +11,7 @@ mod bad_input;
 #[cfg(feature = "cluster")]
 mod cluster;
 mod endings;
+mod equal_names;
 mod join_matrix;
 mod no_pretending;
 mod options;

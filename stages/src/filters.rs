@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use datafusion::{
-    common::tree_node::{Transformed, TreeNode, TreeNodeRecursion},
+    common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion},
     config::ConfigOptions,
     error::Result,
     execution::session_state::SessionState,
@@ -18,9 +18,9 @@ use datafusion::{
         joins::{HashJoinExec, PartitionMode},
     },
 };
-use gatework_sql::{RUNTIME_FILTER_RULE, RemoteFilters};
+use gatework_sql::{FilterTargets, RUNTIME_FILTER_RULE, RemoteFilters};
 
-use crate::{FragmentId, SplitScanExec, SubPlan};
+use crate::{ExchangeExec, FragmentId, SplitScanExec, SubPlan};
 
 /// Brings what joins will know to the tables below them.
 #[derive(Debug, Clone)]
@@ -46,7 +46,7 @@ impl JoinFilters {
     }
 
     pub(crate) fn push_down(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.rule.optimize(plan, &self.options)
+        without_strays(self.rule.optimize(plan, &self.options)?)
     }
 
     /// Gives the joins of `plan` filters of their own in place of those that others have, too. Tables keep the latter
@@ -61,6 +61,25 @@ impl JoinFilters {
         })?;
         self.push_down(without.data)
     }
+}
+
+/// `plan` without filters at tables that they are not for.
+fn without_strays(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    let targets = FilterTargets::of(&plan, &|node| {
+        if let Some(scan) = node.downcast_ref::<SplitScanExec>() {
+            return Some(vec![scan.table()]);
+        }
+        node.is::<ExchangeExec>().then(|| node.children())
+    })?;
+    let clean = |node: Arc<dyn ExecutionPlan>| {
+        if let Some(scan) = node.downcast_ref::<SplitScanExec>() {
+            let table = targets.clean(scan.table())?;
+            let scan = table.map(|table| Arc::new(scan.with_table(table)) as _);
+            return Ok(scan.map_or_else(|| Transformed::no(node), Transformed::yes));
+        }
+        Ok(targets.clean(&node)?.map_or_else(|| Transformed::no(node), Transformed::yes))
+    };
+    plan.transform_up(clean).data()
 }
 
 /// The filters of `plan` that are made in one stage and used in another one, or made of what several tasks know:

@@ -48,6 +48,11 @@ impl SplitScanExec {
         self.buckets.as_ref().map(|known| &known.bucketing)
     }
 
+    /// The same with another scan of the whole.
+    pub(crate) fn with_table(&self, table: Arc<dyn ExecutionPlan>) -> Self {
+        Self::new(table, self.properties.partitioning.partition_count())
+    }
+
     /// The scan of the whole.
     pub fn table(&self) -> &Arc<dyn ExecutionPlan> {
         &self.table
@@ -98,8 +103,7 @@ impl ExecutionPlan for SplitScanExec {
         config: &ConfigOptions,
     ) -> Result<FilterPushdownPropagation<Arc<dyn ExecutionPlan>>> {
         let mut taken = self.table.handle_child_pushdown_result(phase, pushed, config)?;
-        let nodes = self.properties.partitioning.partition_count();
-        let around = |table| Arc::new(Self::new(table, nodes)) as Arc<dyn ExecutionPlan>;
+        let around = |table| Arc::new(self.with_table(table)) as Arc<dyn ExecutionPlan>;
         taken.updated_node = taken.updated_node.map(around);
         Ok(taken)
     }

@@ -24,7 +24,7 @@ use datafusion::{
     physical_plan::ExecutionPlan,
 };
 
-use super::lineage::{self, KeysOfScans, trace};
+use super::targets::{ScanPlace, Targets};
 
 /// The values that belong to one execution of a plan.
 #[derive(Debug, Clone, Default)]
@@ -39,8 +39,8 @@ pub(crate) struct Bindings {
 #[derive(Debug, Clone)]
 struct BoundFilter {
     own: Arc<DynamicFilterPhysicalExpr>,
-    /// Its keys over the output of the scans below its join.
-    keys: Arc<KeysOfScans>,
+    /// The scans below its join that it is for.
+    targets: Targets,
 }
 
 impl Bindings {
@@ -61,13 +61,11 @@ impl Bindings {
         planned: &DynamicFilterPhysicalExpr,
         probe: &Arc<dyn ExecutionPlan>,
     ) -> Result<Arc<DynamicFilterPhysicalExpr>> {
-        let keys: Vec<_> = planned.children().into_iter().cloned().collect();
-        let mut of_scans = KeysOfScans::new();
-        trace(probe, &keys, &mut of_scans)?;
+        let keys = planned.children().into_iter().cloned().collect();
         let own = Arc::new(DynamicFilterPhysicalExpr::new(keys, lit(true)));
         if let Some(id) = planned.expression_id() {
-            let keys = Arc::new(of_scans);
-            self.filters.insert(id, BoundFilter { own: own.clone(), keys });
+            let targets = Targets::of(planned, probe, &|_| None)?;
+            self.filters.insert(id, BoundFilter { own: own.clone(), targets });
         }
         Ok(own)
     }
@@ -114,7 +112,7 @@ impl Bindings {
         };
         let columns: Vec<_> = node.children().into_iter().cloned().collect();
         if let Some(place) = place
-            && !filter.is_meant(&columns, place)?
+            && !filter.targets.are_at(place, &columns)?
         {
             return Ok(Transformed::yes(lit(true)));
         }
@@ -211,25 +209,6 @@ impl Bindings {
         let mut config = config.clone();
         config.file_source = Arc::new(source);
         Ok(Cow::Owned(config))
-    }
-}
-
-/// A scan, and its columns over those that its predicate is over; `None` if these are the same.
-struct ScanPlace<'a> {
-    scan: usize,
-    output: Option<&'a ProjectionExprs>,
-}
-
-impl BoundFilter {
-    /// Whether `columns`, which a scan's predicate gives the filter, are the keys of its join.
-    fn is_meant(&self, columns: &Vec<Arc<dyn PhysicalExpr>>, place: &ScanPlace) -> Result<bool> {
-        let Some(keys) = self.keys.get(&place.scan) else { return Ok(false) };
-        let Some(output) = place.output else { return lineage::are_same(columns, keys) };
-        let column = |index: usize| Some(output.iter().nth(index)?.expr.clone());
-        match lineage::replace(keys, &column)? {
-            Some(keys) => lineage::are_same(columns, &keys),
-            None => Ok(false),
-        }
     }
 }
 

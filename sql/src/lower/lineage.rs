@@ -42,27 +42,34 @@ pub(super) fn scan_id(scan: &Arc<dyn ExecutionPlan>) -> usize {
     Arc::as_ptr(original).cast::<()>().addr()
 }
 
+/// The inputs of a node that is not DataFusion's, if it gives their rows as they are.
+pub type RowsOf = dyn Fn(&Arc<dyn ExecutionPlan>) -> Option<Vec<&Arc<dyn ExecutionPlan>>>;
+
 /// Follows `keys`, which are over the output of `plan`, to the scans below it. Ends without one where a
-/// node computes them, or is not known here.
+/// node computes them, or is known neither here nor to `rows_of`.
 pub(super) fn trace(
     plan: &Arc<dyn ExecutionPlan>,
     keys: &Exprs,
+    rows_of: &RowsOf,
     found: &mut KeysOfScans,
 ) -> Result<()> {
+    if let Some(inputs) = rows_of(plan) {
+        return inputs.into_iter().try_for_each(|input| trace(input, keys, rows_of, found));
+    }
     if plan.is::<DataSourceExec>() {
         found.insert(scan_id(plan), keys.clone());
         return Ok(());
     }
     let children = plan.children();
     if let Some(sides) = join_sides(plan.as_ref()) {
-        return trace_join(&children, &sides, keys, found);
+        return trace_join(&children, &sides, keys, rows_of, found);
     }
     if plan.is::<UnionExec>() || plan.is::<InterleaveExec>() {
-        return children.into_iter().try_for_each(|child| trace(child, keys, found));
+        return children.into_iter().try_for_each(|child| trace(child, keys, rows_of, found));
     }
     let Some(input) = children.first() else { return Ok(()) };
     match over_input(plan.as_ref(), keys, &input.schema())? {
-        Some(keys) => trace(input, &keys, found),
+        Some(keys) => trace(input, &keys, rows_of, found),
         None => Ok(()),
     }
 }
@@ -132,6 +139,7 @@ fn trace_join(
     children: &[&Arc<dyn ExecutionPlan>],
     sides: &Sides,
     keys: &Exprs,
+    rows_of: &RowsOf,
     found: &mut KeysOfScans,
 ) -> Result<()> {
     for (side, child) in children.iter().enumerate() {
@@ -141,7 +149,7 @@ fn trace_join(
             (of == side).then(|| Arc::new(Column::new(schema.field(index).name(), index)) as _)
         };
         if let Some(keys) = replace(keys, &column)? {
-            trace(child, &keys, found)?;
+            trace(child, &keys, rows_of, found)?;
         }
     }
     Ok(())

@@ -19,13 +19,16 @@ mod lineage;
 mod nodes;
 mod order;
 mod scalar;
+mod targets;
 mod unite;
 mod windows;
 
 pub(crate) use bindings::Bindings;
 pub(crate) use cover::{covers, is_folded, is_statement};
 use flow::Flow;
+pub use lineage::RowsOf;
 pub(crate) use order::is_ordered;
+pub use targets::FilterTargets;
 pub use windows::window_expressions;
 
 use std::{

@@ -1,0 +1,217 @@
+//! The scans that a runtime filter is for, and those that it was brought to by mistake.
+//!
+//! See [`lineage`](super::lineage) for how that happens.
+
+use std::{collections::HashMap, sync::Arc};
+
+use datafusion::{
+    common::tree_node::{Transformed, TreeNode},
+    datasource::{
+        physical_plan::{FileScanConfig, ParquetSource},
+        source::{DataSource, DataSourceExec},
+    },
+    error::Result,
+    physical_expr::{
+        PhysicalExpr,
+        expressions::{DynamicFilterPhysicalExpr, lit},
+        projection::ProjectionExprs,
+    },
+    physical_plan::{ExecutionPlan, joins::HashJoinExec},
+};
+
+use super::lineage::{KeysOfScans, RowsOf, are_same, replace, scan_id, trace};
+use crate::scan::MemoryTable;
+
+/// Where one runtime filter belongs.
+#[derive(Debug, Clone)]
+pub(super) struct Targets(Arc<KeysOfScans>);
+
+/// A scan, and its columns over those that its predicate is over; `None` if these are the same.
+pub(super) struct ScanPlace<'a> {
+    pub(super) scan: usize,
+    pub(super) output: Option<&'a ProjectionExprs>,
+}
+
+impl Targets {
+    /// Those of `filter`, whose keys are over the output of `probe`.
+    pub(super) fn of(
+        filter: &DynamicFilterPhysicalExpr,
+        probe: &Arc<dyn ExecutionPlan>,
+        rows_of: &RowsOf,
+    ) -> Result<Self> {
+        let keys = filter.children().into_iter().cloned().collect();
+        let mut of_scans = KeysOfScans::new();
+        trace(probe, &keys, rows_of, &mut of_scans)?;
+        Ok(Self(Arc::new(of_scans)))
+    }
+
+    /// Whether `columns`, which a scan's predicate gives the filter, are the keys of its join.
+    pub(super) fn are_at(
+        &self,
+        place: &ScanPlace,
+        columns: &Vec<Arc<dyn PhysicalExpr>>,
+    ) -> Result<bool> {
+        let Some(keys) = self.0.get(&place.scan) else { return Ok(false) };
+        let Some(output) = place.output else { return are_same(columns, keys) };
+        let column = |index: usize| Some(output.iter().nth(index)?.expr.clone());
+        match replace(keys, &column)? {
+            Some(keys) => are_same(columns, &keys),
+            None => Ok(false),
+        }
+    }
+}
+
+/// Where the runtime filters of a plan's joins belong.
+///
+/// ```
+/// use datafusion::prelude::*;
+/// use gatework_sql::FilterTargets;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> datafusion::error::Result<()> {
+/// let session = SessionContext::new();
+/// session.sql("CREATE TABLE t AS VALUES (1), (2)").await?.collect().await?;
+/// let plan = session.table("t").await?.create_physical_plan().await?;
+/// let targets = FilterTargets::of(&plan, &|_| None)?;
+/// assert!(targets.clean(&plan)?.is_none(), "a table without filters has none by mistake");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Default)]
+pub struct FilterTargets(HashMap<u64, Targets>);
+
+impl FilterTargets {
+    /// Those of all hash joins in `plan`. Through nodes that are not DataFusion's they are followed to the inputs
+    /// that `rows_of` names.
+    ///
+    /// # Errors
+    /// If an expression of the plan is not one over its input.
+    pub fn of(plan: &Arc<dyn ExecutionPlan>, rows_of: &RowsOf) -> Result<Self> {
+        let mut all = Self::default();
+        all.add(plan, rows_of)?;
+        Ok(all)
+    }
+
+    fn add(&mut self, plan: &Arc<dyn ExecutionPlan>, rows_of: &RowsOf) -> Result<()> {
+        if let Some(join) = plan.downcast_ref::<HashJoinExec>() {
+            for expression in join.dynamic_expressions_produced() {
+                let Ok(filter) = Arc::downcast::<DynamicFilterPhysicalExpr>(expression) else {
+                    continue;
+                };
+                if let Some(id) = filter.expression_id() {
+                    self.0.insert(id, Targets::of(&filter, join.right(), rows_of)?);
+                }
+            }
+        }
+        plan.children().into_iter().try_for_each(|child| self.add(child, rows_of))
+    }
+
+    /// `scan` without the filters of these joins that are not for it; `None` if it has none such.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn clean(&self, scan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let Some(exec) = scan.downcast_ref::<DataSourceExec>() else { return Ok(None) };
+        let (source, id) = (exec.data_source(), scan_id(scan));
+        let cleaned: Option<Arc<dyn DataSource>> =
+            if let Some(memory) = source.downcast_ref::<MemoryTable>() {
+                self.clean_memory(memory, id)?.map(|table| Arc::new(table) as _)
+            } else if let Some(config) = source.downcast_ref::<FileScanConfig>() {
+                self.clean_files(config, id)?.map(|config| Arc::new(config) as _)
+            } else {
+                None
+            };
+        Ok(cleaned.map(|source| Arc::new(DataSourceExec::new(source)) as _))
+    }
+
+    fn clean_memory(&self, memory: &MemoryTable, scan: usize) -> Result<Option<MemoryTable>> {
+        let Some(predicate) = memory.predicate() else { return Ok(None) };
+        let cleaned = self.clean_predicate(predicate, &ScanPlace { scan, output: None })?;
+        Ok(cleaned.transformed.then(|| memory.with_filters(vec![cleaned.data])))
+    }
+
+    fn clean_files(&self, config: &FileScanConfig, scan: usize) -> Result<Option<FileScanConfig>> {
+        let source = config.file_source.downcast_ref::<ParquetSource>();
+        let (Some(source), Some(predicate)) = (source, config.file_source.filter()) else {
+            return Ok(None);
+        };
+        let output = config.file_source.projection();
+        let cleaned = self.clean_predicate(predicate, &ScanPlace { scan, output })?;
+        Ok(cleaned.transformed.then(|| {
+            let mut config = config.clone();
+            config.file_source = Arc::new(source.with_predicate(cleaned.data));
+            config
+        }))
+    }
+
+    fn clean_predicate(
+        &self,
+        predicate: Arc<dyn PhysicalExpr>,
+        place: &ScanPlace,
+    ) -> Result<Transformed<Arc<dyn PhysicalExpr>>> {
+        predicate.transform_up(|node| {
+            let id = node.expression_id().filter(|_| node.is::<DynamicFilterPhysicalExpr>());
+            let Some(targets) = id.and_then(|id| self.0.get(&id)) else {
+                return Ok(Transformed::no(node));
+            };
+            let columns = node.children().into_iter().cloned().collect();
+            Ok(match targets.are_at(place, &columns)? {
+                true => Transformed::no(node),
+                false => Transformed::yes(lit(true)),
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::{
+        array::{Int64Array, RecordBatch},
+        datatypes::SchemaRef,
+    };
+    use datafusion::{
+        datasource::memory::MemorySourceConfig,
+        physical_expr::expressions::{Column, col},
+    };
+
+    use super::*;
+
+    fn column(place: usize) -> Arc<dyn PhysicalExpr> {
+        Arc::new(Column::new("k", place))
+    }
+
+    /// A table of two columns of one name, with a filter of the join over column `place`.
+    fn table(filter: &Arc<DynamicFilterPhysicalExpr>, place: usize) -> Result<MemoryTable> {
+        let values = || Arc::new(Int64Array::from(vec![1, 2])) as _;
+        let batch = RecordBatch::try_from_iter([("k", values()), ("k", values())])?;
+        let schema: SchemaRef = batch.schema();
+        let rows: Arc<dyn DataSource> =
+            Arc::new(MemorySourceConfig::try_new(&[vec![batch]], schema.clone(), None)?);
+        assert_eq!(&col("k", &schema)?, &column(0), "by its name, the first is found");
+        let filter = filter.clone().with_new_children(vec![column(place)])?;
+        let table = MemoryTable::around(&rows, &[filter]);
+        table.ok_or_else(|| datafusion::common::internal_datafusion_err!("no table in memory"))
+    }
+
+    #[test]
+    fn filters_of_another_column_are_taken_off() -> Result<()> {
+        let filter = Arc::new(DynamicFilterPhysicalExpr::new(vec![column(1)], lit(false)));
+        for (place, stays) in [(1, true), (0, false)] {
+            let table = table(&filter, place)?;
+            let scan: Arc<dyn ExecutionPlan> = Arc::new(DataSourceExec::new(Arc::new(table)));
+            let mut targets = FilterTargets::default();
+            let id = filter.expression_id().unwrap_or_default();
+            targets.0.insert(id, Targets::of(&filter, &scan, &|_| None)?);
+            assert_eq!(targets.clean(&scan)?.is_none(), stays, "a filter on column {place}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn filters_of_other_joins_stay() -> Result<()> {
+        let filter = Arc::new(DynamicFilterPhysicalExpr::new(vec![column(1)], lit(false)));
+        let scan: Arc<dyn ExecutionPlan> =
+            Arc::new(DataSourceExec::new(Arc::new(table(&filter, 0)?)));
+        assert!(FilterTargets::of(&scan, &|_| None)?.clean(&scan)?.is_none());
+        Ok(())
+    }
+}

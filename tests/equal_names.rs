@@ -1,0 +1,80 @@
+//! Joins of tables whose columns have the same names.
+//!
+//! Rules of DataFusion's that bring filters down look columns up by their names, and take the first of that
+//! name: a filter must be asked of the column that is meant, or of none.
+
+use crate::support::shapes::in_all_shapes;
+
+#[test]
+fn runtime_filters_through_joins() {
+    in_all_shapes(
+        &[
+            "CREATE TABLE t0 AS SELECT arrow_cast(column1, 'Int64') AS id,
+                arrow_cast(column2, 'Utf8View') AS c1 FROM (VALUES (0, 'x'))",
+            "CREATE TABLE t1 AS SELECT arrow_cast(column1, 'Int64') AS id,
+                arrow_cast(column2, 'Dictionary(Int32, Utf8)') AS c1 FROM (VALUES (6, 'x'), (9, 'b'))",
+            "COPY t0 TO '{dir}/f0.parquet'",
+            "COPY t1 TO '{dir}/f1.parquet'",
+            "CREATE EXTERNAL TABLE f0 STORED AS PARQUET LOCATION '{dir}/f0.parquet'",
+            "CREATE EXTERNAL TABLE f1 STORED AS PARQUET LOCATION '{dir}/f1.parquet'",
+        ],
+        &[
+            (
+                "SELECT r1.id, r3.id, r4.id FROM t1 r1 CROSS JOIN t0 r3
+                    JOIN t0 r4 ON r3.id = r4.id AND r1.c1 = r4.c1",
+                "6,0,0",
+            ),
+            (
+                "SELECT r1.id, r3.id, r4.id FROM f1 r1 CROSS JOIN f0 r3
+                    JOIN f0 r4 ON r3.id = r4.id AND r1.c1 = r4.c1",
+                "6,0,0",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn runtime_filters_through_semi_joins_of_other_types() {
+    in_all_shapes(
+        &[
+            "CREATE TABLE t0 AS SELECT arrow_cast(column1, 'Int64') AS id,
+                arrow_cast(column2, 'Utf8View') AS c1 FROM (VALUES (247, 't1'), (248, 't19'))",
+            "CREATE TABLE t2 AS SELECT arrow_cast(column1, 'Int64') AS id,
+                arrow_cast(column2, 'LargeUtf8') AS c1 FROM (VALUES (9, 't7'), (8, 't1'))",
+        ],
+        &[
+            (
+                "SELECT r2.id FROM t2 r1 RIGHT SEMI JOIN t0 r2 ON r1.c1 = r2.c1
+                    JOIN t2 r3 ON r2.c1 = r3.c1",
+                "247",
+            ),
+            (
+                "SELECT r1.id FROM t0 r1 LEFT SEMI JOIN t2 r2 ON r1.c1 = r2.c1
+                    JOIN t2 r3 ON r1.c1 = r3.c1",
+                "247",
+            ),
+        ],
+    );
+}
+
+/// `r1.c1 <= r2.c1` is no condition on `r1` alone.
+#[test]
+fn conditions_above_outer_joins() {
+    in_all_shapes(
+        &[
+            "CREATE TABLE t1 AS SELECT arrow_cast(column1, 'Int64') AS id,
+                arrow_cast(column2, 'UInt16') AS c0, arrow_cast(column3, 'Utf8') AS c1
+                FROM (VALUES (249, 2, 't249'))",
+            "CREATE TABLE t2 AS SELECT arrow_cast(column1, 'Int64') AS id,
+                arrow_cast(column2, 'UInt16') AS c0,
+                arrow_cast(column3, 'Dictionary(Int32, Utf8)') AS c1,
+                arrow_cast(column4, 'Int64') AS c2 FROM (VALUES (0, 0, '%_x', 1))",
+        ],
+        &[(
+            "SELECT r1.id AS x0 FROM t2 r1 LEFT JOIN t1 r2 ON r1.c2 = r2.c0
+                WHERE ((upper(r2.c1) NOT IN ('T%', 't1')) OR (NOT (r1.c1 <= r2.c1)))
+                    AND (r1.id = r1.c0)",
+            "",
+        )],
+    );
+}
