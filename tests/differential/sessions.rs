@@ -24,7 +24,8 @@ pub(crate) enum Mode {
     TinySerial,
     /// Four threads and a memory pool of 1 MiB.
     Limited,
-    /// Calls block and are woken, waits end early, batches are cut.
+    /// Calls block and are woken, waits end early, batches of 3 rows are made or batches are cut, all in a
+    /// memory pool of 2 MiB.
     Chaos,
 }
 
@@ -69,15 +70,14 @@ impl Mode {
                 )),
                 ..Settings::default()
             }
-            .into_config(config),
+            .into_config(config.with_batch_size(if seed % 2 == 0 { 3 } else { 8192 })),
         }
     }
 
     fn runtime(self) -> Arc<RuntimeEnv> {
         match self {
-            Self::Limited => {
-                RuntimeEnvBuilder::new().with_memory_limit(1 << 20, 1.0).build_arc().unwrap()
-            }
+            Self::Limited => limited(1 << 20),
+            Self::Chaos => limited(2 << 20),
             _ => Arc::new(RuntimeEnv::default()),
         }
     }
@@ -97,6 +97,10 @@ impl Mode {
             .build();
         SessionContext::new_with_state(state)
     }
+}
+
+fn limited(bytes: usize) -> Arc<RuntimeEnv> {
+    RuntimeEnvBuilder::new().with_memory_limit(bytes, 1.0).build_arc().unwrap()
 }
 
 /// Sessions over the catalog of a reference that plan for other numbers of partitions and rows in a

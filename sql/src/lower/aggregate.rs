@@ -14,11 +14,8 @@ use datafusion::{
         sorts::sort_preserving_merge::SortPreservingMergeExec,
     },
 };
-use gatework_operators::{
-    hash_aggregate::{
-        self, AggregateCall, AggregateConfig, GroupBy, InputRows, OutputRows, PartialAggregate,
-    },
-    narrow_decimals,
+use gatework_operators::hash_aggregate::{
+    self, AggregateCall, AggregateConfig, GroupBy, InputRows, OutputRows, PartialAggregate,
 };
 
 use super::{Lowering, cover::is_folded, failed, flow::Flow};
@@ -52,7 +49,7 @@ impl Lowering {
         let mut arguments = aggregate_expressions(raw.aggr_expr(), raw.mode(), keys)?;
         let input_schema = raw_shell.children()[0].schema();
         for argument in arguments.iter_mut().flatten() {
-            *argument = narrow_decimals(self.bindings.bind(argument)?, &input_schema)?;
+            *argument = self.expression(argument, &input_schema)?;
         }
         // The partial half may rely on the order of its input, which holds within its groups only: not
         // within those of other grouping sets. The final half orders what it merges.
@@ -67,7 +64,9 @@ impl Lowering {
                 Ok(AggregateCall {
                     function: self.bindings.bind_aggregate(function)?,
                     arguments,
-                    filter: filter.map(|filter| self.bindings.bind(filter)).transpose()?,
+                    filter: filter
+                        .map(|filter| self.expression(filter, &input_schema))
+                        .transpose()?,
                 })
             })
             .collect::<Result<_>>()?;

@@ -63,7 +63,7 @@ impl Lowering {
     fn join_filter(&self, planned: Option<&PlannedFilter>) -> Result<Option<JoinFilter>> {
         let filter = |planned: &PlannedFilter| {
             Ok(JoinFilter {
-                expression: self.bindings.bind(planned.expression())?,
+                expression: self.expression(planned.expression(), planned.schema())?,
                 columns: planned.column_indices().iter().map(|c| (c.side, c.index)).collect(),
                 schema: planned.schema().clone(),
             })

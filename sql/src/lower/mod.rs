@@ -16,6 +16,7 @@ mod flow;
 mod joins;
 mod leaves;
 mod lineage;
+mod mended;
 mod nodes;
 mod order;
 mod scalar;
@@ -40,13 +41,14 @@ use std::{
     },
 };
 
+use arrow::datatypes::Schema;
 use datafusion::{
     error::Result,
     execution::memory_pool::MemoryLimit,
-    physical_expr::expressions::UnKnownColumn,
+    physical_expr::{PhysicalExpr, expressions::UnKnownColumn},
     physical_plan::{ExecutionPlan, Partitioning, metrics::ExecutionPlanMetricsSet},
 };
-use gatework_operators::{Failure, result::ResultOutput};
+use gatework_operators::{Failure, narrow_decimals, result::ResultOutput};
 use gatework_runtime::pipeline::{Edge, Graph, PipelineId, Sink};
 use gatework_shared_state::Gate;
 
@@ -159,6 +161,15 @@ impl Lowering {
         self.declare_filter_waits();
         let Self { graph, fallbacks, nodes, .. } = self;
         Ok(Lowered { graph, fallbacks, nodes })
+    }
+
+    /// What is evaluated for `expr` of a node whose input has `schema`.
+    fn expression(
+        &self,
+        expr: &Arc<dyn PhysicalExpr>,
+        schema: &Schema,
+    ) -> Result<Arc<dyn PhysicalExpr>> {
+        narrow_decimals(mended::mended(self.bindings.bind(expr)?, schema)?, schema)
     }
 
     /// Whether what does not fit has to spill.

@@ -7,7 +7,7 @@ use datafusion::{
     common::internal_err,
     datasource::source::DataSourceExec,
     error::Result,
-    physical_expr::{AcrossPartitions, LexOrdering, PhysicalExpr},
+    physical_expr::{AcrossPartitions, LexOrdering},
     physical_plan::{
         ExecutionPlan, ExecutionPlanProperties,
         aggregates::AggregateExec,
@@ -25,7 +25,6 @@ use datafusion::{
 use gatework_operators::{
     filter::Filter,
     limit::Limit,
-    narrow_decimals,
     projection::Projection,
     sort::{self, SortConfig},
 };
@@ -58,9 +57,8 @@ impl Lowering {
         }
         if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
             let input = projection.input().schema();
-            let narrow =
-                |expr: &Arc<dyn PhysicalExpr>| narrow_decimals(self.bindings.bind(expr)?, &input);
-            let expressions = projection.expr().iter().map(|column| narrow(&column.expr));
+            let columns = projection.expr().iter();
+            let expressions = columns.map(|column| self.expression(&column.expr, &input));
             let expressions = expressions.collect::<Result<_>>()?;
             let ordered = ordered || has_ordered_fetch(shell.original());
             let flow = self.child(&shell.children()[0], ordered)?;
@@ -150,7 +148,7 @@ impl Lowering {
         let node = shell.original();
         let flow = self.child(&shell.children()[0], ordered || has_ordered_fetch(node))?;
         let projection = filter.projection().as_ref().map(|columns| columns.to_vec().into());
-        let predicate = self.bindings.bind(filter.predicate())?;
+        let predicate = self.expression(filter.predicate(), &filter.input().schema())?;
         Ok(limited(flow.then(Filter::new(predicate, projection), tag), total_fetch(node), tag))
     }
 

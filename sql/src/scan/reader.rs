@@ -26,7 +26,7 @@ use super::{
     damage, fallback,
     filters::LocalFilters,
     ipc,
-    pieces::{self, Piece},
+    pieces::{self, Piece, RowGroup},
     queue::Work,
 };
 use crate::splits::Split;
@@ -138,7 +138,7 @@ impl LocalFileScan {
                     Poll::Ready(None) => self.stream = None,
                 }
             } else if self.rows.is_some() {
-                self.read_ahead();
+                self.read_ahead()?;
                 if let Some(batch) = self.decode()? {
                     return Ok(Progress::Batch(Decoded { batch, filtered: true }));
                 }
@@ -187,14 +187,20 @@ impl LocalFileScan {
 
     /// Goes on with opening the next row group, which begins near the end of the one at hand, since another
     /// task may be free for it sooner. Never waits: what reads the file does that meanwhile.
-    fn read_ahead(&mut self) {
-        if self.ahead.is_none() && self.rows.as_ref().is_some_and(|rows| rows.is_near_end()) {
-            let next = self.shared.queue.take_row_group();
-            self.ahead = next.and_then(|piece| self.open(*piece).ok());
+    fn read_ahead(&mut self) -> DataFusionResult<()> {
+        if self.ahead.is_none()
+            && self.rows.as_ref().is_some_and(|rows| rows.is_near_end())
+            && let Some(piece) = self.shared.queue.take_row_group()
+        {
+            self.ahead = self.open(&piece.file, piece.group);
+            if self.ahead.is_none() {
+                self.plan(piece.file)?;
+            }
         }
         if let Some(ahead) = &mut self.ahead {
             ahead.advance(&self.gate);
         }
+        Ok(())
     }
 
     /// Goes on with the footer at hand. `true`: it is read, and its file cut.
@@ -211,39 +217,38 @@ impl LocalFileScan {
     }
 
     fn begin(&mut self, piece: Piece) -> DataFusionResult<()> {
-        match self.open(piece) {
-            Ok(opening) => self.opening = Some(opening),
-            Err(file) => self.plan(file)?,
+        match self.open(&piece.file, piece.group) {
+            Some(opening) => self.opening = Some(opening),
+            None => self.plan(piece.file)?,
         }
         Ok(())
     }
 
-    /// Begins to open `piece`; gives the file back if that is for DataFusion's reader to do.
-    fn open(&self, piece: Piece) -> std::result::Result<Opening, PartitionedFile> {
+    /// Begins to open a piece of `file`, unless all of it is for DataFusion's reader.
+    fn open(&self, file: &PartitionedFile, group: Option<RowGroup>) -> Option<Opening> {
         let (shared, worker) = (self.shared.clone(), self.worker);
-        let name: Arc<str> = damage::name(&shared.config, &piece.file).into();
-        let file = piece.file.clone();
-        let opened = match (piece.group, &self.shared.columns) {
+        let (name, piece) = (Arc::<str>::from(damage::name(&shared.config, file)), file.clone());
+        let opened = match (group, &self.shared.columns) {
             (Some(group), Some(plan)) => {
                 let plan = plan.clone();
                 async move {
-                    columns::open(plan, &shared.config, file, group, worker, shared.batch_rows)
+                    columns::open(plan, &shared.config, piece, group, worker, shared.batch_rows)
                         .await
                 }
                 .boxed()
             }
             _ if shared.config.file_source.file_type().starts_with("arrow") => async move {
                 let is_file = shared.config.file_source.file_type() == "arrow";
-                let part = file.range.clone().map_or(ipc::Part::All, ipc::Part::Range);
-                ipc::check(&*shared.store, &file.object_meta, is_file, &part).await?;
+                let part = piece.range.clone().map_or(ipc::Part::All, ipc::Part::Range);
+                ipc::check(&*shared.store, &piece.object_meta, is_file, &part).await?;
                 Ok(Opened::Foreign)
             }
             .boxed(),
-            _ => return Err(piece.file),
+            _ => return None,
         };
         let named = name.clone();
         let opened = async move { damage::named_future(&named, opened).await };
-        Ok(Opening { file: piece.file, name, opened: maybe_done(opened.boxed()) })
+        Some(Opening { file: file.clone(), name, opened: maybe_done(opened.boxed()) })
     }
 
     /// Gives a file to DataFusion's reader.

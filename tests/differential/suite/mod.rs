@@ -172,20 +172,34 @@ fn run_file(file: &Path, mode: Mode, place: Place, report: &Report) {
     for (index, record) in records.iter().enumerate() {
         match skips::statement(&relative, &record.sql) {
             Some(reason) => report.count(&format!("statements not run: {reason}")),
-            None if run_record(record, &sides, place, report) => (),
-            None => {
-                for _ in index + 1..records.len() {
-                    report.count("statements not run: behind one that hangs");
+            None => match run_record(record, &sides, place, report) {
+                Next::Statement => (),
+                Next::File(reason) => {
+                    for _ in index + 1..records.len() {
+                        report.count(&format!("statements not run: behind one that {reason}"));
+                    }
+                    if reason == HANGS {
+                        return sides.runner.abandon();
+                    }
+                    break;
                 }
-                return sides.runner.abandon();
-            }
+            },
         }
     }
     check_rest(&relative, &sides, report);
 }
 
-/// Runs a statement on both sides. Answers whether the file can go on.
-fn run_record(record: &Record, sides: &Sides, place: Place, report: &Report) -> bool {
+/// What is run after a statement.
+enum Next {
+    Statement,
+    /// The sessions do not hold the same tables any more, for this reason.
+    File(&'static str),
+}
+
+const HANGS: &str = "hangs";
+
+/// Runs a statement on both sides.
+fn run_record(record: &Record, sides: &Sides, place: Place, report: &Report) -> Next {
     report.count("statements run");
     let Sides { runner, reference, tested, .. } = sides;
     let sql = reference.fill_in(&record.sql, place);
@@ -197,12 +211,24 @@ fn run_record(record: &Record, sides: &Sides, place: Place, report: &Report) -> 
     let verdict = match (skips::rows(&record.sql), &expected, &actual) {
         (Some(reason), Outcome::Rows(_), Outcome::Rows(_)) => {
             report.count(&format!("both answer, not compared: {reason}"));
-            return true;
+            return Next::Statement;
         }
         _ => runner.verdict(&reference.session, &sql, &expected, &actual),
     };
+    let next = match (&expected, &actual, &verdict) {
+        (Outcome::Hung, ..) | (_, Outcome::Hung, _) => Next::File(HANGS),
+        (.., Verdict::OutOfMemory(_)) if changes_tables(&record.sql) => {
+            Next::File("had too little memory on one side")
+        }
+        _ => Next::Statement,
+    };
     tell(record, verdict, sides, report);
-    !matches!(actual, Outcome::Hung) && !matches!(expected, Outcome::Hung)
+    next
+}
+
+fn changes_tables(sql: &str) -> bool {
+    let first = sql.split_whitespace().next().unwrap_or_default().to_lowercase();
+    matches!(first.as_str(), "copy" | "create" | "insert" | "update" | "delete" | "truncate")
 }
 
 fn tell(record: &Record, verdict: Verdict, sides: &Sides, report: &Report) {
