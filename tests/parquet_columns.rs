@@ -200,7 +200,8 @@ fn floats_that_are_no_numbers() {
                 "COPY ({rows}) TO '{path}' STORED AS PARQUET OPTIONS ({options})"
             ));
             sessions.everywhere(&external(name, &format!("{name}.parquet")));
-            for condition in [
+            let of_rows = |condition| format!("SELECT id, x, same FROM {{t}} WHERE {condition}");
+            let conditions = [
                 "x > 5000",
                 "x >= 5000 AND id > 100",
                 "x < -5",
@@ -214,8 +215,13 @@ fn floats_that_are_no_numbers() {
                 "same = 1.5 AND id > 3990",
                 "id IN (SELECT id FROM exact WHERE x > 1999)",
                 "x IN (SELECT x FROM seeds)",
-            ] {
-                let sql = format!("SELECT id, x, same FROM {{t}} WHERE {condition}");
+            ];
+            let whole = [
+                "SELECT min(x) AS a, max(x) AS b, min(same) AS c, max(same) AS d FROM {t}",
+                "SELECT max(x) AS a FROM {t} WHERE id < 2000",
+                "SELECT same, count(*) AS a FROM {t} GROUP BY same",
+            ];
+            for sql in conditions.map(of_rows).into_iter().chain(whole.map(str::to_owned)) {
                 let frame = |context: &datafusion::prelude::SessionContext, table| {
                     sessions.block_on(context.sql(&sql.replace("{t}", table)))
                 };

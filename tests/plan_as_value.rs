@@ -5,7 +5,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{
-    fmt,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicUsize, Ordering},
@@ -15,30 +14,23 @@ use std::{
 
 use arrow::{
     array::{AsArray, Int64Array, RecordBatch},
-    datatypes::{DataType, Field, Int64Type, Schema, SchemaRef},
+    datatypes::{DataType, Int64Type},
 };
-use async_trait::async_trait;
 use datafusion::{
-    catalog::{Session, TableProvider},
-    common::tree_node::TreeNodeRecursion,
     error::Result,
     execution::{SendableRecordBatchStream, TaskContext},
-    logical_expr::{ColumnarValue, Expr, TableType, Volatility, create_udf},
-    physical_expr::{EquivalenceProperties, PhysicalExpr},
-    physical_plan::{
-        DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
-        ReplaceChildrenOptions,
-        execution_plan::{Boundedness, EmissionType},
-        stream::RecordBatchStreamAdapter,
-    },
-    prelude::{SessionConfig, SessionContext},
+    logical_expr::{ColumnarValue, Volatility, create_udf},
+    physical_plan::stream::RecordBatchStreamAdapter,
 };
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
-use gatework::Executor;
 
 use crate::{
     endings::bench::Bench,
-    support::{Case, Planned, QUERIES, Storage, executor, guarded, plan},
+    support::{
+        Planned, QUERIES, Storage, executor, guarded,
+        leaf::{Leaf, number, numbers, register, schema, session, stream_of},
+        plan,
+    },
     world::World,
 };
 
@@ -99,143 +91,6 @@ fn a_plan_runs_again_and_twice_at_once() {
             }
         }
     });
-}
-
-/// A leaf node of DataFusion's kind with `count` partitions, each of which is made by a function.
-struct Leaf {
-    properties: Arc<PlanProperties>,
-    make: Arc<dyn Fn(usize) -> SendableRecordBatchStream + Send + Sync>,
-}
-
-impl Leaf {
-    fn new(
-        count: usize,
-        make: impl Fn(usize) -> SendableRecordBatchStream + Send + Sync + 'static,
-    ) -> Self {
-        let properties = PlanProperties::new(
-            EquivalenceProperties::new(schema()),
-            Partitioning::UnknownPartitioning(count),
-            EmissionType::Incremental,
-            Boundedness::Bounded,
-        );
-        Self { properties: Arc::new(properties), make: Arc::new(make) }
-    }
-}
-
-fn schema() -> SchemaRef {
-    Arc::new(Schema::new(vec![Field::new("k", DataType::Int64, false)]))
-}
-
-fn numbers(values: Vec<i64>) -> RecordBatch {
-    RecordBatch::try_new(schema(), vec![Arc::new(Int64Array::from(values))]).unwrap()
-}
-
-fn stream_of(batches: Vec<RecordBatch>) -> SendableRecordBatchStream {
-    let batches = stream::iter(batches.into_iter().map(Ok));
-    Box::pin(RecordBatchStreamAdapter::new(schema(), batches))
-}
-
-impl fmt::Debug for Leaf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Leaf")
-    }
-}
-
-impl DisplayAs for Leaf {
-    fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Leaf")
-    }
-}
-
-impl ExecutionPlan for Leaf {
-    fn name(&self) -> &str {
-        "Leaf"
-    }
-
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        Vec::new()
-    }
-
-    fn apply_expressions(
-        &self,
-        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        _children: Vec<Arc<dyn ExecutionPlan>>,
-        _options: ReplaceChildrenOptions,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(self)
-    }
-
-    fn with_new_children(
-        self: Arc<Self>,
-        _children: Vec<Arc<dyn ExecutionPlan>>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(self)
-    }
-
-    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        Ok((self.make)(partition))
-    }
-}
-
-/// A table that is one leaf, for the session's number of partitions, which it notes.
-#[derive(Debug)]
-struct Table<F> {
-    leaf: F,
-    partitions: AtomicUsize,
-}
-
-#[async_trait]
-impl<F> TableProvider for Table<F>
-where
-    F: Fn(usize) -> Leaf + fmt::Debug + Send + Sync + 'static,
-{
-    fn schema(&self) -> SchemaRef {
-        schema()
-    }
-
-    fn table_type(&self) -> TableType {
-        TableType::Base
-    }
-
-    async fn scan(
-        &self,
-        session: &dyn Session,
-        _projection: Option<&Vec<usize>>,
-        _filters: &[Expr],
-        _limit: Option<usize>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        let partitions = session.config().target_partitions();
-        self.partitions.store(partitions, Ordering::Relaxed);
-        Ok(Arc::new((self.leaf)(partitions)))
-    }
-}
-
-type LeafTable = Table<fn(usize) -> Leaf>;
-
-fn register(session: &SessionContext, name: &str, leaf: fn(usize) -> Leaf) -> Arc<LeafTable> {
-    let table = Arc::new(Table { leaf, partitions: AtomicUsize::new(0) });
-    session.register_table(name, table.clone()).unwrap();
-    table
-}
-
-fn session(executor: &Executor, partitions: usize) -> SessionContext {
-    gatework::session_with(executor, SessionConfig::new().with_target_partitions(partitions))
-}
-
-async fn number(case: &Case, session: &SessionContext, sql: &str) -> i64 {
-    case.begin(sql);
-    let rows = session.sql(sql).await.unwrap().collect().await.unwrap();
-    rows[0].column(0).as_primitive::<Int64Type>().value(0)
 }
 
 /// The build side has another key each time, so a runtime filter of the execution before would drop all.

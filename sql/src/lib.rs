@@ -11,6 +11,7 @@
 pub mod buckets;
 mod engine;
 mod file_order;
+mod float_bounds;
 mod lower;
 mod memory;
 mod planner;

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -31,6 +31,8 @@ use datafusion::{
     prelude::SessionConfig,
 };
 
+use parking_lot::Mutex;
+
 use crate::{buckets::copies_into_buckets, engine::Engine, shell};
 
 /// Plans as DataFusion's users do, for the session's number of partitions, and for two where that is one.
@@ -44,12 +46,14 @@ pub struct GateworkPlanner {
     inner: Option<Arc<dyn QueryPlanner + Send + Sync>>,
     /// Lost nodes were reported.
     reported: AtomicBool,
+    /// Plans that write.
+    writes: Mutex<Vec<Weak<dyn ExecutionPlan>>>,
 }
 
 impl GateworkPlanner {
     /// A planner around `inner`, or around DataFusion's own.
     pub fn new(inner: Option<Arc<dyn QueryPlanner + Send + Sync>>) -> Self {
-        Self { inner, reported: AtomicBool::new(false) }
+        Self { inner, reported: AtomicBool::new(false), writes: Mutex::default() }
     }
 }
 
@@ -62,6 +66,27 @@ impl GateworkPlanner {
                 "{lost} nodes of a plan are not gatework's: a physical optimizer rule behind its own \
                  has replaced them; call with_gatework last"
             );
+        }
+    }
+}
+
+/// Lists of files that the session keeps are out of date when statements of its own have written files.
+impl GateworkPlanner {
+    /// Forgets them if a statement writes, or has written since they were made.
+    fn refresh_lists(&self, session: &dyn Session) {
+        let mut writes = self.writes.lock();
+        if writes.is_empty() {
+            return;
+        }
+        if let Some(lists) = session.runtime_env().cache_manager.get_list_files_cache() {
+            lists.clear();
+        }
+        writes.retain(|plan| plan.strong_count() > 0);
+    }
+
+    fn note_write(&self, statement: &LogicalPlan, plan: &Arc<dyn ExecutionPlan>) {
+        if matches!(statement, LogicalPlan::Copy(_) | LogicalPlan::Dml(_)) {
+            self.writes.lock().push(Arc::downgrade(plan));
         }
     }
 }
@@ -84,6 +109,8 @@ impl QueryPlanner for GateworkPlanner {
                 "COPY into buckets is run as stages: by gatework::stages::execute, or with --nodes"
             );
         }
+        self.refresh_lists(session);
+        let statement = plan;
         let parallel;
         let session = if session.config().target_partitions() > 1 {
             session
@@ -97,7 +124,9 @@ impl QueryPlanner for GateworkPlanner {
         };
         let plan = plan?;
         self.report_lost(&plan);
-        Ok(shell::coalesced(plan))
+        let plan = shell::coalesced(plan);
+        self.note_write(statement, &plan);
+        Ok(plan)
     }
 }
 

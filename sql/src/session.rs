@@ -12,6 +12,7 @@ use crate::{
     buckets::BucketedTables,
     engine::Engine,
     file_order::ProvenFileOrder,
+    float_bounds::FloatBounds,
     planner::{GateworkPlanner, ShellRule},
     scan::FiltersForMemory,
     sides::JoinSides,
@@ -66,8 +67,8 @@ impl SessionStateBuilderExt for SessionStateBuilder {
 }
 
 /// Adds gatework's rules for plans to the sessions of `builder`, whose plans are otherwise DataFusion's: hash
-/// joins build the side with fewer rows by estimates that know more of filters and joins, and an order
-/// of several files is believed only where the files' bounds prove it.
+/// joins build the side with fewer rows by estimates that know more of filters and joins, an order of several
+/// files is believed only where the files' bounds prove it, and bounds of floats are estimates.
 pub fn add_planning_rules(builder: &mut SessionStateBuilder, sides: JoinSides) {
     let rules = &mut builder.physical_optimizers().get_or_insert_default().rules;
     // Behind the rule that pushes filters down: a swapped join has a projection above it, through which that
@@ -76,8 +77,9 @@ pub fn add_planning_rules(builder: &mut SessionStateBuilder, sides: JoinSides) {
     if let Some(index) = place(FILTER_RULE).or_else(|| place("join_selection")) {
         rules.insert(index + 1, Arc::new(sides));
     }
-    // Before any rule that leaves out a sort.
+    // Before any rule that leaves out a sort, or answers from statistics.
     rules.insert(0, Arc::new(ProvenFileOrder));
+    rules.insert(0, Arc::new(FloatBounds));
 }
 
 /// A session with DataFusion's defaults whose queries run on `executor`.

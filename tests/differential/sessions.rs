@@ -70,7 +70,7 @@ impl Mode {
                 )),
                 ..Settings::default()
             }
-            .into_config(config.with_batch_size(if seed % 2 == 0 { 3 } else { 8192 })),
+            .into_config(config.with_batch_size(if seed.is_multiple_of(2) { 3 } else { 8192 })),
         }
     }
 

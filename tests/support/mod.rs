@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
 mod guard;
+pub(crate) mod leaf;
 pub(crate) mod shapes;
 pub(crate) mod tpch;
 

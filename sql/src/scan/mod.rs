@@ -44,7 +44,7 @@ use self::{
     filters::LocalFilters,
     queue::PieceQueue,
     reader::LocalFileScan,
-    version::ListedVersions,
+    version::{ListedVersions, Listing},
 };
 use crate::{engine::Engine, splits::Split};
 
@@ -83,8 +83,8 @@ impl FileScan {
         let batch_rows = config.batch_size.unwrap_or(session_rows).max(1);
         let mut config = config.clone();
         config.file_source = config.file_source.with_batch_size(batch_rows);
-        let store = context.runtime_env().object_store(&config.object_store_url)?;
-        let store: Arc<dyn ObjectStore> = Arc::new(ListedVersions::new(store, &config));
+        let listing = Listing::of(&config, context)?;
+        let store: Arc<dyn ObjectStore> = Arc::new(ListedVersions::new(listing, &config));
         pieces::prepare(&mut config, context)?;
         let fallback = fallback::source(&config);
         let morselizer = fallback.create_morselizer(store.clone(), &config, 0)?;

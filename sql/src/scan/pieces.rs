@@ -18,7 +18,10 @@ use datafusion::{
     },
 };
 
-use super::{damage, footer, version::ListedReaders};
+use super::{
+    damage, footer,
+    version::{ListedReaders, Listing},
+};
 use crate::buckets::check_footer;
 
 /// What a task of a scan reads at a time.
@@ -56,13 +59,12 @@ const PIECES_PER_WORKER: u64 = 8;
 /// footer, and files in the version that was listed.
 pub(crate) fn prepare(config: &mut FileScanConfig, context: &TaskContext) -> Result<()> {
     let Some(source) = config.file_source.downcast_ref::<ParquetSource>() else { return Ok(()) };
-    let runtime = context.runtime_env();
-    let store = runtime.object_store(&config.object_store_url)?;
+    let listing = Listing::of(config, context)?;
     let inner = source.parquet_file_reader_factory().cloned().unwrap_or_else(|| {
-        let cache = runtime.cache_manager.get_file_metadata_cache();
-        Arc::new(CachedParquetFileReaderFactory::new(store.clone(), cache))
+        let cache = context.runtime_env().cache_manager.get_file_metadata_cache();
+        Arc::new(CachedParquetFileReaderFactory::new(listing.store().clone(), cache))
     });
-    let factory = Arc::new(ListedReaders { inner, store });
+    let factory = Arc::new(ListedReaders { inner, listing });
     config.file_source = Arc::new(source.clone().with_parquet_file_reader_factory(factory));
     Ok(())
 }

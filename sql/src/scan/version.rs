@@ -2,7 +2,8 @@
 //!
 //! A scan reads a file in pieces: its footer when the table is planned, row groups and ranges later. If the
 //! file is replaced meanwhile, pieces of both versions would make rows that neither has. So every read asks
-//! for the version that was listed, by its ETag, or else by its time, and fails if that is gone.
+//! for the version that was listed, by its ETag, or else by its time, and fails if that is gone. Lists of files
+//! that the session keeps are forgotten then, so that the query, when it runs again, finds the new version.
 
 use std::{
     collections::HashMap,
@@ -21,6 +22,7 @@ use datafusion::{
         physical_plan::{FileScanConfig, parquet::ParquetFileReaderFactory},
     },
     error::Result,
+    execution::{TaskContext, cache::cache_manager::ListFilesCache},
     object_store::{
         self, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult,
         MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload,
@@ -38,10 +40,65 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 /// Bytes of a local text file that are read at a time.
 const CHUNK_BYTES: u64 = 1 << 20;
 
+/// Where files are, and what is known of them.
+#[derive(Clone)]
+pub(super) struct Listing {
+    store: Arc<dyn ObjectStore>,
+    /// Lists of files that the session keeps.
+    lists: Option<Arc<ListFilesCache>>,
+}
+
+impl Listing {
+    /// That of the files of `config`.
+    pub(super) fn of(config: &FileScanConfig, context: &TaskContext) -> Result<Self> {
+        let runtime = context.runtime_env();
+        let store = runtime.object_store(&config.object_store_url)?;
+        Ok(Self { store, lists: runtime.cache_manager.get_list_files_cache() })
+    }
+
+    /// The store.
+    pub(super) fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// Fails if the version of the file that was listed is gone. To be asked after bytes were read, so that
+    /// no change before them goes unseen.
+    async fn check(&self, meta: &ObjectMeta) -> object_store::Result<()> {
+        let look = listed(meta, GetOptions::new().with_head(true));
+        match self.store.get_opts(&meta.location, look).await {
+            Err(error @ Error::Precondition { .. }) => Err(self.changed(&meta.location, error)),
+            // A reader of an application's own may read elsewhere.
+            _ => Ok(()),
+        }
+    }
+
+    /// An error that says what to do, if `error` says that the listed version is gone.
+    fn changed(&self, location: &Path, error: Error) -> Error {
+        match error {
+            Error::Precondition { .. } => self.has_changed(location),
+            error => error,
+        }
+    }
+
+    fn has_changed(&self, location: &Path) -> Error {
+        if let Some(lists) = &self.lists {
+            lists.clear();
+        }
+        let source = format!("/{location} has changed since the query began: run it again").into();
+        Error::Generic { store: "gatework", source }
+    }
+}
+
+impl fmt::Debug for Listing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.store.fmt(f)
+    }
+}
+
 /// An object store that gives files of a scan in the version that was listed.
 #[derive(Debug)]
 pub(super) struct ListedVersions {
-    inner: Arc<dyn ObjectStore>,
+    listing: Listing,
     files: HashMap<Path, ObjectMeta>,
     /// Local files come as streams that end where they were to end, or fail: the store's own wait for
     /// ever for bytes that a shrunken file has no more.
@@ -49,12 +106,12 @@ pub(super) struct ListedVersions {
 }
 
 impl ListedVersions {
-    /// `inner`, for the files of `config`.
-    pub(super) fn new(inner: Arc<dyn ObjectStore>, config: &FileScanConfig) -> Self {
+    /// The store of `listing`, for the files of `config`.
+    pub(super) fn new(listing: Listing, config: &FileScanConfig) -> Self {
         let files = config.file_groups.iter().flat_map(|group| group.iter());
         let files = files.map(|file| (file.object_meta.location.clone(), file.object_meta.clone()));
         let text = matches!(config.file_source.file_type(), "csv" | "json");
-        Self { inner, files: files.collect(), text }
+        Self { listing, files: files.collect(), text }
     }
 }
 
@@ -63,7 +120,7 @@ struct LocalRange {
     file: Arc<File>,
     at: u64,
     end: u64,
-    store: Arc<dyn ObjectStore>,
+    listing: Listing,
     meta: ObjectMeta,
 }
 
@@ -76,7 +133,7 @@ impl LocalRange {
             let bytes = range.chunk().await?;
             range.at += bytes.len() as u64;
             if range.at >= range.end {
-                check(range.store.as_ref(), &range.meta).await?;
+                range.listing.check(&range.meta).await?;
             }
             Ok(Some((bytes, range)))
         };
@@ -97,7 +154,7 @@ impl LocalRange {
         let read = tokio::task::spawn_blocking(read).await.map_err(|error| failed(error.into()))?;
         match read {
             Ok(bytes) if bytes.len() as u64 == wanted => Ok(bytes.into()),
-            Ok(_) => Err(has_changed(&self.meta.location)),
+            Ok(_) => Err(self.listing.has_changed(&self.meta.location)),
             Err(error) => Err(failed(error.into())),
         }
     }
@@ -111,33 +168,9 @@ fn listed(meta: &ObjectMeta, options: GetOptions) -> GetOptions {
     }
 }
 
-/// Fails if the version of the file that was listed is gone. To be asked after bytes were read, so that
-/// no change before them goes unseen.
-async fn check(store: &dyn ObjectStore, meta: &ObjectMeta) -> object_store::Result<()> {
-    let look = listed(meta, GetOptions::new().with_head(true));
-    match store.get_opts(&meta.location, look).await {
-        Err(error @ Error::Precondition { .. }) => Err(changed(&meta.location, error)),
-        // A reader of an application's own may read elsewhere.
-        _ => Ok(()),
-    }
-}
-
-/// An error that says what to do, if `error` says that the listed version is gone.
-fn changed(location: &Path, error: Error) -> Error {
-    match error {
-        Error::Precondition { .. } => has_changed(location),
-        error => error,
-    }
-}
-
-fn has_changed(location: &Path) -> Error {
-    let source = format!("/{location} has changed since the query began: run it again").into();
-    Error::Generic { store: "gatework", source }
-}
-
 impl fmt::Display for ListedVersions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.fmt(f)
+        self.listing.store.fmt(f)
     }
 }
 
@@ -149,7 +182,7 @@ impl ObjectStore for ListedVersions {
         payload: PutPayload,
         options: PutOptions,
     ) -> object_store::Result<PutResult> {
-        self.inner.put_opts(location, payload, options).await
+        self.listing.store.put_opts(location, payload, options).await
     }
 
     async fn put_multipart_opts(
@@ -157,7 +190,7 @@ impl ObjectStore for ListedVersions {
         location: &Path,
         options: PutMultipartOptions,
     ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(location, options).await
+        self.listing.store.put_multipart_opts(location, options).await
     }
 
     async fn get_opts(
@@ -170,16 +203,16 @@ impl ObjectStore for ListedVersions {
             _ => options,
         };
         let head = options.head;
-        let result = self.inner.get_opts(location, options).await;
-        let mut result = result.map_err(|error| changed(location, error))?;
+        let result = self.listing.store.get_opts(location, options).await;
+        let mut result = result.map_err(|error| self.listing.changed(location, error))?;
         let meta = self.files.get(location).filter(|_| self.text && !head);
         if let (GetResultPayload::File(file, _), Some(meta)) = (&result.payload, meta) {
             let file = file
                 .try_clone()
                 .map_err(|error| Error::Generic { store: "gatework", source: error.into() })?;
             let (at, end) = (result.range.start, result.range.end);
-            let (store, meta) = (self.inner.clone(), meta.clone());
-            let range = LocalRange { file: Arc::new(file), at, end, store, meta };
+            let (listing, meta) = (self.listing.clone(), meta.clone());
+            let range = LocalRange { file: Arc::new(file), at, end, listing, meta };
             result.payload = GetResultPayload::Stream(range.into_stream());
         }
         Ok(result)
@@ -190,9 +223,9 @@ impl ObjectStore for ListedVersions {
         location: &Path,
         ranges: &[Range<u64>],
     ) -> object_store::Result<Vec<Bytes>> {
-        let bytes = self.inner.get_ranges(location, ranges).await;
+        let bytes = self.listing.store.get_ranges(location, ranges).await;
         if let Some(meta) = self.files.get(location) {
-            check(self.inner.as_ref(), meta).await?;
+            self.listing.check(meta).await?;
         }
         bytes
     }
@@ -201,15 +234,15 @@ impl ObjectStore for ListedVersions {
         &self,
         locations: BoxStream<'static, object_store::Result<Path>>,
     ) -> BoxStream<'static, object_store::Result<Path>> {
-        self.inner.delete_stream(locations)
+        self.listing.store.delete_stream(locations)
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        self.listing.store.list(prefix)
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
+        self.listing.store.list_with_delimiter(prefix).await
     }
 
     async fn copy_opts(
@@ -218,7 +251,7 @@ impl ObjectStore for ListedVersions {
         to: &Path,
         options: CopyOptions,
     ) -> object_store::Result<()> {
-        self.inner.copy_opts(from, to, options).await
+        self.listing.store.copy_opts(from, to, options).await
     }
 }
 
@@ -226,7 +259,7 @@ impl ObjectStore for ListedVersions {
 #[derive(Debug)]
 pub(super) struct ListedReaders {
     pub(super) inner: Arc<dyn ParquetFileReaderFactory>,
-    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) listing: Listing,
 }
 
 impl ParquetFileReaderFactory for ListedReaders {
@@ -239,26 +272,26 @@ impl ParquetFileReaderFactory for ListedReaders {
     ) -> Result<Box<dyn AsyncFileReader + Send>> {
         let meta = file.object_meta.clone();
         let inner = self.inner.create_reader(partition, file, metadata_size_hint, metrics)?;
-        Ok(Box::new(ListedReader { inner, store: self.store.clone(), meta }))
+        Ok(Box::new(ListedReader { inner, listing: self.listing.clone(), meta }))
     }
 }
 
 struct ListedReader {
     inner: Box<dyn AsyncFileReader + Send>,
-    store: Arc<dyn ObjectStore>,
+    listing: Listing,
     meta: ObjectMeta,
 }
 
-/// As [`check`], for a reader of Parquet.
-async fn check_parquet(store: &dyn ObjectStore, meta: &ObjectMeta) -> ParquetResult<()> {
-    check(store, meta).await.map_err(|error| ParquetError::External(Box::new(error)))
+/// As [`Listing::check`], for a reader of Parquet.
+async fn check_parquet(listing: &Listing, meta: &ObjectMeta) -> ParquetResult<()> {
+    listing.check(meta).await.map_err(|error| ParquetError::External(Box::new(error)))
 }
 
 impl AsyncFileReader for ListedReader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, ParquetResult<Bytes>> {
         async move {
             let bytes = self.inner.get_bytes(range).await;
-            check_parquet(self.store.as_ref(), &self.meta).await?;
+            check_parquet(&self.listing, &self.meta).await?;
             bytes
         }
         .boxed()
@@ -270,7 +303,7 @@ impl AsyncFileReader for ListedReader {
     ) -> BoxFuture<'_, ParquetResult<Vec<Bytes>>> {
         async move {
             let bytes = self.inner.get_byte_ranges(ranges).await;
-            check_parquet(self.store.as_ref(), &self.meta).await?;
+            check_parquet(&self.listing, &self.meta).await?;
             bytes
         }
         .boxed()

@@ -186,14 +186,15 @@ impl Side {
         }
         tell("side", self.name);
         forget_peak_memory();
+        let before = memory("VmRSS:");
         let outcome = runner.sql(&self.session, sql);
         tell("side", "neither");
-        if peak_memory() > MEMORY {
+        if memory("VmHWM:").saturating_sub(before) > MEMORY {
             let severity = match self.name {
                 "gatework" => Severity::Fatal,
                 _ => Severity::NotOurs,
             };
-            finding(severity, &format!("{sql}: more than 1 GiB of memory was in use"));
+            finding(severity, &format!("{sql}: it took more than 1 GiB of memory"));
         }
         outcome
     }
@@ -254,10 +255,10 @@ fn forget_peak_memory() {
     let _measured_from_the_start_then = fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The most memory that this process had, in bytes.
-fn peak_memory() -> u64 {
+/// A figure of the system's on the memory of this process, in bytes.
+fn memory(figure: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(figure));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kilobytes.unwrap_or(0) << 10
 }

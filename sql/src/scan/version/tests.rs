@@ -32,7 +32,8 @@ impl Folder {
         let look = GetOptions::new().with_head(true);
         let meta = self.store.get_opts(&Path::from("x"), look).await.unwrap().meta;
         let files = HashMap::from([(meta.location.clone(), meta)]);
-        ListedVersions { inner: self.store.clone(), files, text }
+        let listing = Listing { store: self.store.clone(), lists: None };
+        ListedVersions { listing, files, text }
     }
 }
 
@@ -81,6 +82,7 @@ fn only_text_files_become_streams() {
     let source = Arc::new(ParquetSource::new(schema));
     let url = datafusion::execution::object_store::ObjectStoreUrl::local_filesystem();
     let config = FileScanConfigBuilder::new(url, source).build();
-    let store = ListedVersions::new(Folder::new().store, &config);
+    let listing = Listing { store: Folder::new().store, lists: None };
+    let store = ListedVersions::new(listing, &config);
     assert!(!store.text);
 }

@@ -1,0 +1,114 @@
+//! Plans of many columns, files, joins and branches: twice as many take about twice as many steps.
+//!
+//! Steps are runs of tasks, not seconds. Planning, which is DataFusion's, is not counted: its time grows
+//! with the square of the columns.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use datafusion::prelude::SessionContext;
+use futures::TryStreamExt;
+
+use crate::support::{Case, executor, guarded, leaf::session, plan};
+
+/// Runs `sql`, and answers how often its tasks were on a worker.
+async fn steps(case: &Case, session: &SessionContext, sql: &str) -> u64 {
+    let planned = plan(case, session, sql).await.unwrap();
+    let mut stream = planned.stream().unwrap();
+    while stream.try_next().await.unwrap().is_some() {}
+    let profile = gatework::profile(&planned.plan).unwrap();
+    profile.tasks.iter().map(|task| task.runs).sum()
+}
+
+/// Fails if the steps of `sql` for `large` things are more than three times those for half of them.
+fn check(
+    what: &'static str,
+    large: usize,
+    setup: fn(usize) -> Vec<String>,
+    sql: fn(usize) -> String,
+) {
+    guarded(move |case| async move {
+        for threads in [1, 2] {
+            let mut counts = [0; 2];
+            for (count, size) in counts.iter_mut().zip([large / 2, large]) {
+                case.begin(format!("{size} {what}, {threads} threads"));
+                let executor = executor(threads);
+                let session = session(&executor, 2);
+                for statement in setup(size) {
+                    session.sql(&statement).await.unwrap().collect().await.unwrap();
+                }
+                *count = steps(&case, &session, &sql(size)).await;
+            }
+            let [half, whole] = counts;
+            assert!(whole <= 3 * half + 100, "{half} steps, then {whole}, for {large} {what}");
+        }
+    });
+}
+
+fn list(count: usize, separator: &str, item: impl Fn(usize) -> String) -> String {
+    (0..count).map(item).collect::<Vec<_>>().join(separator)
+}
+
+#[test]
+fn columns() {
+    let setup = |count| {
+        let columns = list(count, ", ", |column| format!("value + {column} AS c{column}"));
+        vec![format!("CREATE TABLE t AS SELECT {columns} FROM generate_series(1, 100)")]
+    };
+    let sql = |count| {
+        let sums = list(count, ", ", |column| format!("sum(c{column} + 1)"));
+        format!("SELECT {sums} FROM t GROUP BY c0 % 3")
+    };
+    check("columns", 1000, setup, sql);
+}
+
+#[test]
+fn joins() {
+    let setup = |_| vec!["CREATE TABLE t AS SELECT value AS x FROM generate_series(1, 100)".into()];
+    let sql = |count| {
+        let joins = list(count, " ", |join| format!("JOIN t t{join} ON t{join}.x = t.x"));
+        format!("SELECT count(*) FROM t {joins}")
+    };
+    check("joins", 60, setup, sql);
+}
+
+#[test]
+fn branches() {
+    let setup = |_| vec!["CREATE TABLE t AS SELECT value AS x FROM generate_series(1, 100)".into()];
+    let sql = |count| {
+        let branches = list(count, " UNION ALL ", |branch| format!("SELECT x + {branch} FROM t"));
+        format!("SELECT count(*) FROM ({branches})")
+    };
+    check("branches", 300, setup, sql);
+}
+
+#[test]
+fn files() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    guarded(move |case| async move {
+        let executor = executor(2);
+        let session = session(&executor, 2);
+        let mut counts = Vec::new();
+        for size in [1000, 2000] {
+            let table = path.join(format!("t{size}"));
+            let first = table.join("0.parquet");
+            let copy = format!(
+                "COPY (SELECT value AS x FROM generate_series(1, 3)) TO '{}' STORED AS PARQUET",
+                first.display()
+            );
+            session.sql(&copy).await.unwrap().collect().await.unwrap();
+            for file in 1..size {
+                std::fs::copy(&first, table.join(format!("{file}.parquet"))).unwrap();
+            }
+            let name = format!("t{size}");
+            let options = datafusion::prelude::ParquetReadOptions::default();
+            session.register_parquet(&name, table.to_str().unwrap(), options).await.unwrap();
+            let sql = format!("SELECT sum(x + 1) FROM {name}");
+            case.begin(sql.clone());
+            counts.push(steps(&case, &session, &sql).await);
+        }
+        // A file is opened, its footer read, and its row group: each may wait once.
+        assert!(counts[1] <= 3 * counts[0] && counts[1] <= 2000 * 12, "{counts:?} steps");
+    });
+    drop(folder);
+}
