@@ -57,6 +57,27 @@ fn runtime_filters_through_semi_joins_of_other_types() {
     );
 }
 
+/// Above a right join, `nullif(r2.c1, r1.c1)` is no condition on `r2` alone.
+#[test]
+fn conditions_of_both_sides() {
+    in_all_shapes(
+        &[
+            "COPY (SELECT arrow_cast(column1, 'Int64') AS id, arrow_cast(column2, 'UInt32') AS c0,
+                column3 AS c1 FROM (VALUES (0, 0, ''), (1, 1, 't1'), (2, 1, 'u'), (3, 0, 'a text'),
+                (4, 1, ''), (5, 0, 't1'), (6, 1, 't1'))) TO '{dir}/t/a.parquet' STORED AS PARQUET",
+            "COPY (SELECT arrow_cast(column1, 'Int64') AS id, arrow_cast(column2, 'UInt32') AS c0,
+                column3 AS c1 FROM (VALUES (7, 0, 'x'), (8, 1, 'a text'), (9, 0, 'a text')))
+                TO '{dir}/t/b.parquet' STORED AS PARQUET",
+            "CREATE EXTERNAL TABLE t STORED AS PARQUET LOCATION '{dir}/t/'",
+        ],
+        &[(
+            "SELECT r2.id, concat('<', r1.c1, '>') FROM t r1 RIGHT JOIN t r2 ON r1.id = r2.c0
+                WHERE nullif(r2.c1, r1.c1) IN (NULL::varchar, 't1')",
+            "5,<>",
+        )],
+    );
+}
+
 /// `r1.c1 <= r2.c1` is no condition on `r1` alone.
 #[test]
 fn conditions_above_outer_joins() {

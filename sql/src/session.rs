@@ -13,6 +13,7 @@ use crate::{
     engine::Engine,
     file_order::ProvenFileOrder,
     float_bounds::FloatBounds,
+    lower::CheckedPushdown,
     planner::{GateworkPlanner, ShellRule},
     scan::FiltersForMemory,
     sides::JoinSides,
@@ -20,9 +21,6 @@ use crate::{
 
 /// DataFusion's rule that brings runtime filters to scans.
 pub const RUNTIME_FILTER_RULE: &str = "FilterPushdown(Post)";
-
-/// DataFusion's rule that pushes the filters of a query down.
-const FILTER_RULE: &str = "FilterPushdown";
 
 /// One line for an application that builds its own session state.
 pub trait SessionStateBuilderExt: Sized {
@@ -74,8 +72,12 @@ pub fn add_planning_rules(builder: &mut SessionStateBuilder, sides: JoinSides) {
     // Behind the rule that pushes filters down: a swapped join has a projection above it, through which that
     // rule looks columns up by name. Before exchanges and runtime filters, which know the sides.
     let place = |name| rules.iter().position(|rule| rule.name() == name);
-    if let Some(index) = place(FILTER_RULE).or_else(|| place("join_selection")) {
+    let pushes = place(CheckedPushdown::NAME);
+    if let Some(index) = pushes.or_else(|| place("join_selection")) {
         rules.insert(index + 1, Arc::new(sides));
+    }
+    if let Some(index) = pushes {
+        rules[index] = Arc::new(CheckedPushdown::new(rules[index].clone()));
     }
     // Before any rule that leaves out a sort, or answers from statistics.
     rules.insert(0, Arc::new(ProvenFileOrder));

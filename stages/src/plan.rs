@@ -11,7 +11,7 @@ use datafusion::{
     physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner},
 };
 
-use gatework_sql::{JoinSides, ShellRule, buckets::copy_into_buckets};
+use gatework_sql::{CheckedPushdown, JoinSides, ShellRule, buckets::copy_into_buckets};
 
 use crate::{
     ExecutionPolicy, SplitLimits, SubPlan, filters::JoinFilters, fragment_plan, place_exchanges,
@@ -66,6 +66,7 @@ type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
 fn of_many_nodes(rule: &Rule) -> Rule {
     match rule.name() {
         JoinSides::NAME => Arc::new(JoinSides::of_many_machines()),
+        CheckedPushdown::NAME => Arc::new(CheckedPushdown::new(rule.clone())),
         _ => rule.clone(),
     }
 }

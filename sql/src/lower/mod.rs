@@ -19,6 +19,7 @@ mod lineage;
 mod mended;
 mod nodes;
 mod order;
+mod pushed;
 mod scalar;
 mod targets;
 mod unite;
@@ -29,6 +30,7 @@ pub(crate) use cover::{covers, is_folded, is_statement};
 use flow::Flow;
 pub use lineage::RowsOf;
 pub(crate) use order::is_ordered;
+pub use pushed::CheckedPushdown;
 pub use targets::FilterTargets;
 pub use windows::window_expressions;
 
