@@ -69,12 +69,38 @@ fn conditions_of_both_sides() {
                 column3 AS c1 FROM (VALUES (7, 0, 'x'), (8, 1, 'a text'), (9, 0, 'a text')))
                 TO '{dir}/t/b.parquet' STORED AS PARQUET",
             "CREATE EXTERNAL TABLE t STORED AS PARQUET LOCATION '{dir}/t/'",
+            "CREATE TABLE m AS SELECT * FROM t",
+            "COPY (SELECT * FROM (VALUES (0, 0, 'a'), (1, 0, NULL), (2, 9, NULL)) AS v(id, c0, c1))
+                TO '{dir}/n.parquet' STORED AS PARQUET",
+            "CREATE EXTERNAL TABLE n STORED AS PARQUET LOCATION '{dir}/n.parquet'",
         ],
-        &[(
-            "SELECT r2.id, concat('<', r1.c1, '>') FROM t r1 RIGHT JOIN t r2 ON r1.id = r2.c0
-                WHERE nullif(r2.c1, r1.c1) IN (NULL::varchar, 't1')",
-            "5,<>",
-        )],
+        &[
+            (
+                "SELECT r2.id, concat('<', r1.c1, '>') FROM t r1 RIGHT JOIN t r2 ON r1.id = r2.c0
+                    WHERE nullif(r2.c1, r1.c1) IN (NULL::varchar, 't1')",
+                "5,<>",
+            ),
+            (
+                "SELECT r2.id, concat('<', r1.c1, '>') FROM m r1 RIGHT JOIN m r2 ON r1.id = r2.c0
+                    WHERE nullif(r2.c1, r1.c1) IN (NULL::varchar, 't1') AND r2.id < 6",
+                "5,<>",
+            ),
+            (
+                "SELECT count(*), count(r1.c1) FROM t r1 RIGHT JOIN t r2 ON r1.id = r2.c0 + 20
+                    WHERE r1.c1 IS NULL AND r2.c1 = 't1'",
+                "3,0",
+            ),
+            (
+                "SELECT count(*) FROM t r1 RIGHT JOIN t r2 ON r1.id = r2.c0
+                    WHERE r1.c1 = '' AND r2.c1 = ''",
+                "1",
+            ),
+            (
+                "SELECT r2.id, r1.c1, r2.c1 FROM n r1 RIGHT JOIN n r2 ON r1.id = r2.c0
+                    WHERE r1.c1 IS NULL AND r2.c1 IS NULL",
+                "2,,",
+            ),
+        ],
     );
 }
 

@@ -1,7 +1,7 @@
-//! Plans of many columns, files, joins and branches: twice as many take about twice as many steps.
+//! Plans of many files, joins and branches: twice as many take about twice as many steps.
 //!
-//! Steps are runs of tasks, not seconds. Planning, which is DataFusion's, is not counted: its time grows
-//! with the square of the columns.
+//! Steps are runs of tasks, not seconds. Columns have none of their own; in planning, which is DataFusion's, time
+//! grows with the square of their number.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -39,26 +39,13 @@ fn check(
                 *count = steps(&case, &session, &sql(size)).await;
             }
             let [half, whole] = counts;
-            assert!(whole <= 3 * half + 100, "{half} steps, then {whole}, for {large} {what}");
+            assert!(whole <= 3 * half + 20, "{half} steps, then {whole}, for {large} {what}");
         }
     });
 }
 
 fn list(count: usize, separator: &str, item: impl Fn(usize) -> String) -> String {
     (0..count).map(item).collect::<Vec<_>>().join(separator)
-}
-
-#[test]
-fn columns() {
-    let setup = |count| {
-        let columns = list(count, ", ", |column| format!("value + {column} AS c{column}"));
-        vec![format!("CREATE TABLE t AS SELECT {columns} FROM generate_series(1, 100)")]
-    };
-    let sql = |count| {
-        let sums = list(count, ", ", |column| format!("sum(c{column} + 1)"));
-        format!("SELECT {sums} FROM t GROUP BY c0 % 3")
-    };
-    check("columns", 1000, setup, sql);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 
 use crate::support::{
     Case, executor, guarded,
-    leaf::{Leaf, number, numbers, register, schema, session, stream_of},
+    leaf::{self, Leaf, number, numbers, register, schema, session, stream_of},
 };
 
 /// Calls of [`Together`] that have begun.
@@ -202,11 +202,20 @@ fn files_that_were_written_between_two_queries_are_seen() {
         copy("300", "a.parquet").await;
         assert_eq!(number(&case, &session, sum).await, 320, "a file that was replaced");
 
-        // By another process: the first query that notices fails, the next one sees it.
+        // By another process: the first query of a session that reads fails, the next one sees it.
+        let reader = leaf::session(&executor, 2);
+        reader.sql(&table).await.unwrap().collect().await.unwrap();
+        assert_eq!(number(&case, &reader, sum).await, 320);
+        let refused = async || {
+            let error = reader.sql(sum).await.unwrap().collect().await.unwrap_err().to_string();
+            assert!(error.contains("has changed since the query began: run it again"), "{error}");
+        };
         replaced_elsewhere(&path).await;
-        let error = session.sql(sum).await.unwrap().collect().await.unwrap_err().to_string();
-        assert!(error.contains("has changed since the query began: run it again"), "{error}");
-        assert_eq!(number(&case, &session, sum).await, 4020);
+        refused().await;
+        assert_eq!(number(&case, &reader, sum).await, 4020);
+        std::fs::remove_file(folder.path().join("t/b.parquet")).unwrap();
+        assert!(reader.sql(sum).await.unwrap().collect().await.is_err(), "a file is gone");
+        assert_eq!(number(&case, &reader, sum).await, 4000);
     });
 }
 

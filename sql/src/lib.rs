@@ -31,7 +31,7 @@ pub mod verify;
 mod write;
 
 pub use engine::io_on;
-pub use lower::{CheckedPushdown, FilterTargets, RowsOf, window_expressions};
+pub use lower::{FilterTargets, RowsOf, UniqueNamePushdown, window_expressions};
 pub use planner::{GateworkPlanner, ShellRule};
 pub use region::{Deadline, profile, query, run_into, with_config};
 pub use remote_filters::RemoteFilters;

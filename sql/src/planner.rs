@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, Weak,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -31,8 +31,6 @@ use datafusion::{
     prelude::SessionConfig,
 };
 
-use parking_lot::Mutex;
-
 use crate::{buckets::copies_into_buckets, engine::Engine, shell};
 
 /// Plans as DataFusion's users do, for the session's number of partitions, and for two where that is one.
@@ -46,14 +44,14 @@ pub struct GateworkPlanner {
     inner: Option<Arc<dyn QueryPlanner + Send + Sync>>,
     /// Lost nodes were reported.
     reported: AtomicBool,
-    /// Plans that write.
-    writes: Mutex<Vec<Weak<dyn ExecutionPlan>>>,
+    /// There was a statement that writes.
+    writes: AtomicBool,
 }
 
 impl GateworkPlanner {
     /// A planner around `inner`, or around DataFusion's own.
     pub fn new(inner: Option<Arc<dyn QueryPlanner + Send + Sync>>) -> Self {
-        Self { inner, reported: AtomicBool::new(false), writes: Mutex::default() }
+        Self { inner, reported: AtomicBool::new(false), writes: AtomicBool::new(false) }
     }
 }
 
@@ -70,23 +68,21 @@ impl GateworkPlanner {
     }
 }
 
-/// Lists of files that the session keeps are out of date when statements of its own have written files.
 impl GateworkPlanner {
-    /// Forgets them if a statement writes, or has written since they were made.
-    fn refresh_lists(&self, session: &dyn Session) {
-        let mut writes = self.writes.lock();
-        if writes.is_empty() {
-            return;
-        }
-        if let Some(lists) = session.runtime_env().cache_manager.get_list_files_cache() {
-            lists.clear();
-        }
-        writes.retain(|plan| plan.strong_count() > 0);
-    }
-
-    fn note_write(&self, statement: &LogicalPlan, plan: &Arc<dyn ExecutionPlan>) {
+    /// Forgets lists of files that the session keeps if statements of its own write: which files there are may
+    /// have changed whenever one of them has ended.
+    fn refresh_lists(&self, plan: &LogicalPlan, session: &dyn Session) {
+        let statement = match plan {
+            LogicalPlan::Analyze(analyze) => &analyze.input,
+            plan => plan,
+        };
         if matches!(statement, LogicalPlan::Copy(_) | LogicalPlan::Dml(_)) {
-            self.writes.lock().push(Arc::downgrade(plan));
+            // Relaxed: a hint to later statements, which come after this one by other means.
+            self.writes.store(true, Ordering::Relaxed);
+        }
+        let lists = session.runtime_env().cache_manager.get_list_files_cache();
+        if let Some(lists) = lists.filter(|_| self.writes.load(Ordering::Relaxed)) {
+            lists.clear();
         }
     }
 }
@@ -109,8 +105,7 @@ impl QueryPlanner for GateworkPlanner {
                 "COPY into buckets is run as stages: by gatework::stages::execute, or with --nodes"
             );
         }
-        self.refresh_lists(session);
-        let statement = plan;
+        self.refresh_lists(plan, session);
         let parallel;
         let session = if session.config().target_partitions() > 1 {
             session
@@ -124,9 +119,7 @@ impl QueryPlanner for GateworkPlanner {
         };
         let plan = plan?;
         self.report_lost(&plan);
-        let plan = shell::coalesced(plan);
-        self.note_write(statement, &plan);
-        Ok(plan)
+        Ok(shell::coalesced(plan))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     engine::Engine,
     file_order::ProvenFileOrder,
     float_bounds::FloatBounds,
-    lower::CheckedPushdown,
+    lower::UniqueNamePushdown,
     planner::{GateworkPlanner, ShellRule},
     scan::FiltersForMemory,
     sides::JoinSides,
@@ -72,12 +72,12 @@ pub fn add_planning_rules(builder: &mut SessionStateBuilder, sides: JoinSides) {
     // Behind the rule that pushes filters down: a swapped join has a projection above it, through which that
     // rule looks columns up by name. Before exchanges and runtime filters, which know the sides.
     let place = |name| rules.iter().position(|rule| rule.name() == name);
-    let pushes = place(CheckedPushdown::NAME);
+    let pushes = place(UniqueNamePushdown::NAME);
     if let Some(index) = pushes.or_else(|| place("join_selection")) {
         rules.insert(index + 1, Arc::new(sides));
     }
     if let Some(index) = pushes {
-        rules[index] = Arc::new(CheckedPushdown::new(rules[index].clone()));
+        rules[index] = Arc::new(UniqueNamePushdown::new(rules[index].clone()));
     }
     // Before any rule that leaves out a sort, or answers from statistics.
     rules.insert(0, Arc::new(ProvenFileOrder));

@@ -11,7 +11,7 @@ use datafusion::{
     physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner},
 };
 
-use gatework_sql::{CheckedPushdown, JoinSides, ShellRule, buckets::copy_into_buckets};
+use gatework_sql::{JoinSides, ShellRule, UniqueNamePushdown, buckets::copy_into_buckets};
 
 use crate::{
     ExecutionPolicy, SplitLimits, SubPlan, filters::JoinFilters, fragment_plan, place_exchanges,
@@ -66,7 +66,7 @@ type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
 fn of_many_nodes(rule: &Rule) -> Rule {
     match rule.name() {
         JoinSides::NAME => Arc::new(JoinSides::of_many_machines()),
-        CheckedPushdown::NAME => Arc::new(CheckedPushdown::new(rule.clone())),
+        UniqueNamePushdown::NAME => Arc::new(UniqueNamePushdown::new(rule.clone())),
         _ => rule.clone(),
     }
 }
@@ -98,6 +98,10 @@ pub async fn plan_stages(
     query: &LogicalPlan,
     options: &StageOptions,
 ) -> Result<SubPlan> {
+    // Which files there are may have changed: statements that write as stages are not noted by the session.
+    if let Some(lists) = session.runtime_env().cache_manager.get_list_files_cache() {
+        lists.clear();
+    }
     let mut config = session.config().clone().with_target_partitions(options.nodes.max(1));
     let optimizer = &mut config.options_mut().optimizer;
     optimizer.enable_dynamic_filter_pushdown = false;

@@ -128,8 +128,12 @@ fn refused(sessions: &Sessions, name: &str, bytes: Vec<u8>, words: &[&str]) {
                 Ok(_) => "an answer".to_owned(),
                 Err(error) => error.to_string(),
             };
-            let named = text.contains("middle.parquet") && !text.contains("panicked");
-            if !named || !words.iter().any(|word| text.contains(word)) {
+            let wrong = ["first.parquet", "last.parquet", "panicked"];
+            let named = text.contains("middle.parquet");
+            if !named
+                || wrong.iter().any(|word| text.contains(word))
+                || !words.iter().any(|word| text.contains(word))
+            {
                 sessions.fail(format!("{name}: {sql}\n    {}: '{text}'", tested.name));
             }
         }

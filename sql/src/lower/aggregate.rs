@@ -96,9 +96,10 @@ impl Lowering {
     }
 
     fn group_by(&self, aggregate: &AggregateExec, schema: &SchemaRef) -> Result<GroupBy> {
-        let group = aggregate.group_expr();
+        let (group, input) = (aggregate.group_expr(), aggregate.input().schema());
         let expressions = |columns: &[(Arc<dyn PhysicalExpr>, String)]| {
-            self.bindings.bind_all(columns.iter().map(|(expression, _)| expression))
+            let keys = columns.iter().map(|(expression, _)| self.key(expression, &input));
+            keys.collect::<Result<Vec<_>>>()
         };
         let keys = expressions(group.expr())?;
         let raw = aggregate.mode().input_mode() == AggregateInputMode::Raw;

@@ -14,7 +14,7 @@ use datafusion::{
     error::Result,
     logical_expr::physical_planning_context::ScalarSubqueryResults,
     physical_expr::{
-        LexOrdering, PhysicalExpr, PhysicalSortExpr,
+        PhysicalExpr,
         aggregate::AggregateFunctionExpr,
         expressions::{DynamicFilterPhysicalExpr, lit},
         projection::ProjectionExprs,
@@ -139,18 +139,6 @@ impl Bindings {
         exprs: impl IntoIterator<Item = &'a Arc<dyn PhysicalExpr>>,
     ) -> Result<Vec<Arc<dyn PhysicalExpr>>> {
         exprs.into_iter().map(|expr| self.bind(expr)).collect()
-    }
-
-    /// `ordering` for this execution.
-    pub(super) fn bind_ordering(&self, ordering: LexOrdering) -> Result<LexOrdering> {
-        if self.subqueries.is_empty() {
-            return Ok(ordering);
-        }
-        let bind = |key: &PhysicalSortExpr| {
-            Ok(PhysicalSortExpr { expr: self.bind(&key.expr)?, options: key.options })
-        };
-        let keys = ordering.iter().map(bind).collect::<Result<Vec<_>>>()?;
-        Ok(LexOrdering::new(keys).unwrap_or(ordering))
     }
 
     /// `function` with bound arguments and order.

@@ -73,8 +73,9 @@ impl Lowering {
 
     /// The key pairs of a planned join.
     fn join_keys(&self, join: &HashJoinExec) -> Result<JoinOn> {
+        let schemas = (join.left().schema(), join.right().schema());
         let bind = |(left, right): &(Arc<dyn PhysicalExpr>, Arc<dyn PhysicalExpr>)| {
-            Ok((self.bindings.bind(left)?, self.bindings.bind(right)?))
+            Ok((self.key(left, &schemas.0)?, self.key(right, &schemas.1)?))
         };
         join.on().iter().map(bind).collect()
     }

@@ -26,7 +26,7 @@ use datafusion::{
     logical_expr::ColumnarValue,
     physical_expr::{
         PhysicalExpr,
-        expressions::{CastExpr, LikeExpr},
+        expressions::{CastExpr, LikeExpr, TryCastExpr},
     },
 };
 
@@ -36,8 +36,9 @@ pub(super) fn mended(
     schema: &Schema,
 ) -> Result<Arc<dyn PhysicalExpr>> {
     expr.transform_up(|node| {
-        let fixed = |cast: &CastExpr| matches!(cast.cast_type(), DataType::FixedSizeList(..));
-        let casts_lists = node.downcast_ref::<CastExpr>().is_some_and(fixed);
+        let cast = node.downcast_ref::<CastExpr>().map(CastExpr::cast_type);
+        let cast = cast.or(node.downcast_ref::<TryCastExpr>().map(TryCastExpr::cast_type));
+        let casts_lists = matches!(cast, Some(DataType::FixedSizeList(..)));
         if !casts_lists && !node.is::<LikeExpr>() {
             return Ok(Transformed::no(node));
         }
@@ -150,7 +151,7 @@ mod tests {
         array::{DictionaryArray, ListArray, StringArray},
         datatypes::{Field, Int32Type, Int64Type},
     };
-    use datafusion::physical_expr::expressions::{Column, cast, like};
+    use datafusion::physical_expr::expressions::{Column, cast, like, try_cast};
 
     use super::*;
 
@@ -165,10 +166,16 @@ mod tests {
         let batch = RecordBatch::try_from_iter([("l", lists)])?.slice(3, 2);
         let item = Arc::new(Field::new("item", DataType::Int64, true));
         let fixed = DataType::FixedSizeList(item, 2);
-        let expr = cast(Arc::new(Column::new("l", 0)), &batch.schema(), fixed)?;
-        let fixed = evaluate(expr, &batch)?;
-        let values = fixed.as_fixed_size_list().values().as_primitive::<Int64Type>().clone();
-        assert_eq!(values.values(), &[3, 13, 4, 14]);
+        let lists = || Arc::new(Column::new("l", 0));
+        let casts = [
+            cast(lists(), &batch.schema(), fixed.clone())?,
+            try_cast(lists(), &batch.schema(), fixed)?,
+        ];
+        for cast in casts {
+            let fixed = evaluate(cast, &batch)?;
+            let values = fixed.as_fixed_size_list().values().as_primitive::<Int64Type>().clone();
+            assert_eq!(values.values(), &[3, 13, 4, 14]);
+        }
         Ok(())
     }
 

@@ -30,7 +30,7 @@ pub(crate) use cover::{covers, is_folded, is_statement};
 use flow::Flow;
 pub use lineage::RowsOf;
 pub(crate) use order::is_ordered;
-pub use pushed::CheckedPushdown;
+pub use pushed::UniqueNamePushdown;
 pub use targets::FilterTargets;
 pub use windows::window_expressions;
 
@@ -47,7 +47,7 @@ use arrow::datatypes::Schema;
 use datafusion::{
     error::Result,
     execution::memory_pool::MemoryLimit,
-    physical_expr::{PhysicalExpr, expressions::UnKnownColumn},
+    physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr, expressions::UnKnownColumn},
     physical_plan::{ExecutionPlan, Partitioning, metrics::ExecutionPlanMetricsSet},
 };
 use gatework_operators::{Failure, narrow_decimals, result::ResultOutput};
@@ -171,7 +171,21 @@ impl Lowering {
         expr: &Arc<dyn PhysicalExpr>,
         schema: &Schema,
     ) -> Result<Arc<dyn PhysicalExpr>> {
-        narrow_decimals(mended::mended(self.bindings.bind(expr)?, schema)?, schema)
+        narrow_decimals(self.key(expr, schema)?, schema)
+    }
+
+    /// The same for a key, whose type others agree with.
+    fn key(&self, expr: &Arc<dyn PhysicalExpr>, schema: &Schema) -> Result<Arc<dyn PhysicalExpr>> {
+        mended::mended(self.bindings.bind(expr)?, schema)
+    }
+
+    /// The same for the keys of an order.
+    fn ordering(&self, ordering: LexOrdering, schema: &Schema) -> Result<LexOrdering> {
+        let bound = |key: &PhysicalSortExpr| {
+            Ok(PhysicalSortExpr { expr: self.key(&key.expr, schema)?, options: key.options })
+        };
+        let keys = ordering.iter().map(bound).collect::<Result<Vec<_>>>()?;
+        Ok(LexOrdering::new(keys).unwrap_or(ordering))
     }
 
     /// Whether what does not fit has to spill.

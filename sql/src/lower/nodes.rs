@@ -181,7 +181,7 @@ impl Lowering {
         schema: SchemaRef,
         tag: Option<usize>,
     ) -> Result<Flow> {
-        let ordering = self.bindings.bind_ordering(ordering)?;
+        let ordering = self.ordering(ordering, &schema)?;
         let config = SortConfig { ordering, fetch, schema, batch_rows: self.batch_rows };
         let (runs, merge) = sort::new(config, flow.instances).map_err(failed)?;
         let name = format!("{} sorted", flow.name);

@@ -1,66 +1,78 @@
 //! Filters of a query that DataFusion pushes down by the names of their columns.
 //!
-//! Its rule looks columns up by name in every node that it passes. Where a row has two columns of one name, it
-//! takes the first, so `r1.c > r2.c` above an outer join may reach the scan of `r2` as `c > c`, and drops its rows.
-//! Here each filter is followed by the positions of its columns as well; if the rule brought one to a scan
-//! where it does not belong, the plan stays as it was before.
+//! Its rule looks columns up by name in the nodes that it passes. Where a row has two columns of one name, it
+//! takes one of them, so `r1.c > r2.c` above an outer join may reach `r2` as `c > c`, and drops its rows. So a
+//! filter stays where it is if rows below it have columns of one name. The logical plan's filters were pushed down
+//! before, by names with their tables, so that little is left to the rule there.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use datafusion::{
-    common::config::ConfigOptions,
-    datasource::{physical_plan::FileScanConfig, source::DataSourceExec},
+    common::{
+        config::ConfigOptions,
+        internal_err,
+        tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion},
+    },
     error::Result,
-    physical_expr::{PhysicalExpr, split_conjunction},
+    execution::{SendableRecordBatchStream, TaskContext},
+    physical_expr::PhysicalExpr,
     physical_optimizer::PhysicalOptimizerRule,
-    physical_plan::{ExecutionPlan, filter::FilterExec},
+    physical_plan::{
+        DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties,
+        execution_plan::replace_children_if_necessary, filter::FilterExec,
+    },
 };
 
-use super::{
-    lineage::{KeysOfScans, scan_id, trace},
-    targets::{ScanPlace, Targets},
-};
-
-/// DataFusion's rule that pushes filters down, with a check of where they go.
+/// DataFusion's rule that pushes filters down, for those that it cannot mistake.
 ///
 /// ```
 /// use std::sync::Arc;
-/// use datafusion::{
-///     physical_optimizer::{PhysicalOptimizerRule, filter_pushdown::FilterPushdown},
-///     prelude::*,
+/// use datafusion::physical_optimizer::{
+///     PhysicalOptimizerRule, filter_pushdown::FilterPushdown,
 /// };
-/// use gatework_sql::CheckedPushdown;
+/// use gatework_sql::UniqueNamePushdown;
 ///
-/// let rule = CheckedPushdown::new(Arc::new(FilterPushdown::new()));
+/// let rule = UniqueNamePushdown::new(Arc::new(FilterPushdown::new()));
 /// assert_eq!(rule.name(), "FilterPushdown");
 /// ```
 #[derive(Debug)]
-pub struct CheckedPushdown {
+pub struct UniqueNamePushdown {
     rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>,
 }
 
-impl CheckedPushdown {
-    /// The name of the rule to be checked among those of a session.
+impl UniqueNamePushdown {
+    /// The name of the rule among those of a session.
     pub const NAME: &str = "FilterPushdown";
 
-    /// `rule`, with the check.
+    /// Around `rule`.
     pub fn new(rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>) -> Self {
         Self { rule }
     }
 }
 
-impl PhysicalOptimizerRule for CheckedPushdown {
+impl PhysicalOptimizerRule for UniqueNamePushdown {
     fn optimize(
         &self,
         plan: Arc<dyn ExecutionPlan>,
         config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let pushed = self.rule.optimize(plan.clone(), config)?;
-        if has_equal_names(&plan) && has_strays(&plan, &pushed)? {
-            tracing::debug!("filters are not pushed down: their columns' names are not unique");
-            return Ok(plan);
+        if !has_equal_names(&plan) {
+            return self.rule.optimize(plan, config);
         }
-        Ok(pushed)
+        let kept = plan.transform_up(|node| {
+            let filter = node.downcast_ref::<FilterExec>();
+            Ok(match filter.is_some_and(|filter| has_equal_names(filter.input())) {
+                true => Transformed::yes(Arc::new(KeptFilter(node)) as _),
+                false => Transformed::no(node),
+            })
+        });
+        let pushed = self.rule.optimize(kept.data()?, config)?;
+        pushed
+            .transform_up(|node| {
+                let filter = node.downcast_ref::<KeptFilter>().map(|kept| kept.0.clone());
+                Ok(filter.map_or_else(|| Transformed::no(node), Transformed::yes))
+            })
+            .data()
     }
 
     fn name(&self) -> &str {
@@ -81,74 +93,44 @@ fn has_equal_names(plan: &Arc<dyn ExecutionPlan>) -> bool {
         || plan.children().into_iter().any(has_equal_names)
 }
 
-type Conjuncts = Vec<Arc<dyn PhysicalExpr>>;
+/// Stands for a filter through which no filter is pushed, its own neither.
+#[derive(Debug)]
+struct KeptFilter(Arc<dyn ExecutionPlan>);
 
-/// Whether a scan of `pushed` has a filter that no node of `plan` has meant for it.
-fn has_strays(plan: &Arc<dyn ExecutionPlan>, pushed: &Arc<dyn ExecutionPlan>) -> Result<bool> {
-    let (mut before, mut after, mut meant) = (Vec::new(), Vec::new(), Vec::new());
-    leaves(plan, &mut before);
-    leaves(pushed, &mut after);
-    filters(plan, &mut meant)?;
-    if before.len() != after.len() {
-        return Ok(true);
+impl DisplayAs for KeptFilter {
+    fn fmt_as(&self, kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt_as(kind, f)
     }
-    for (before, after) in before.into_iter().zip(after) {
-        if !Arc::ptr_eq(before, after) && has_stray(before, after, &meant)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
-fn has_stray(
-    before: &Arc<dyn ExecutionPlan>,
-    after: &Arc<dyn ExecutionPlan>,
-    meant: &[Targets],
-) -> Result<bool> {
-    let (Some(known), Some(config)) = (files(before), files(after)) else { return Ok(true) };
-    let known = conjuncts(known);
-    let place = ScanPlace { scan: scan_id(before), output: config.file_source.projection() };
-    for conjunct in conjuncts(config) {
-        let is_meant = |targets: &Targets| targets.are_at(&place, &vec![conjunct.clone()]);
-        if known.contains(&conjunct) {
-            continue;
-        }
-        let mut found = false;
-        for targets in meant {
-            found = found || is_meant(targets)?;
-        }
-        if !found {
-            return Ok(true);
-        }
+impl ExecutionPlan for KeptFilter {
+    fn name(&self) -> &str {
+        "KeptFilter"
     }
-    Ok(false)
-}
 
-fn leaves<'a>(plan: &'a Arc<dyn ExecutionPlan>, found: &mut Vec<&'a Arc<dyn ExecutionPlan>>) {
-    let children = plan.children();
-    if children.is_empty() {
-        found.push(plan);
+    fn properties(&self) -> &Arc<PlanProperties> {
+        self.0.properties()
     }
-    children.into_iter().for_each(|child| leaves(child, found));
-}
 
-/// Where each conjunct of the filters in `plan` belongs.
-fn filters(plan: &Arc<dyn ExecutionPlan>, found: &mut Vec<Targets>) -> Result<()> {
-    if let Some(filter) = plan.downcast_ref::<FilterExec>() {
-        for conjunct in split_conjunction(filter.predicate()) {
-            let mut scans = KeysOfScans::new();
-            trace(filter.input(), &vec![conjunct.clone()], &|_| None, &mut scans)?;
-            found.push(Targets::new(scans));
-        }
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        self.0.children()
     }
-    plan.children().into_iter().try_for_each(|child| filters(child, found))
-}
 
-fn files(leaf: &Arc<dyn ExecutionPlan>) -> Option<&FileScanConfig> {
-    leaf.downcast_ref::<DataSourceExec>()?.data_source().downcast_ref::<FileScanConfig>()
-}
+    fn apply_expressions(
+        &self,
+        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        self.0.apply_expressions(f)
+    }
 
-fn conjuncts(config: &FileScanConfig) -> Conjuncts {
-    let predicate = config.file_source.filter();
-    predicate.iter().flat_map(split_conjunction).cloned().collect()
+    fn with_new_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(Arc::new(Self(replace_children_if_necessary(self.0.clone(), children)?)))
+    }
+
+    fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        internal_err!("it stands for a filter while a rule runs")
+    }
 }

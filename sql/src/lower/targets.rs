@@ -1,4 +1,4 @@
-//! The scans that a filter is for, and those that a runtime filter was brought to by mistake.
+//! The scans that a runtime filter is for, and those that it was brought to by mistake.
 //!
 //! See [`lineage`](super::lineage) for how that happens.
 
@@ -22,7 +22,7 @@ use datafusion::{
 use super::lineage::{KeysOfScans, RowsOf, are_same, replace, scan_id, trace};
 use crate::scan::MemoryTable;
 
-/// Where one filter belongs.
+/// Where one runtime filter belongs.
 #[derive(Debug, Clone)]
 pub(super) struct Targets(Arc<KeysOfScans>);
 
@@ -33,10 +33,6 @@ pub(super) struct ScanPlace<'a> {
 }
 
 impl Targets {
-    pub(super) fn new(scans: KeysOfScans) -> Self {
-        Self(Arc::new(scans))
-    }
-
     /// Those of `filter`, whose keys are over the output of `probe`.
     pub(super) fn of(
         filter: &DynamicFilterPhysicalExpr,
@@ -46,10 +42,10 @@ impl Targets {
         let keys = filter.children().into_iter().cloned().collect();
         let mut of_scans = KeysOfScans::new();
         trace(probe, &keys, rows_of, &mut of_scans)?;
-        Ok(Self::new(of_scans))
+        Ok(Self(Arc::new(of_scans)))
     }
 
-    /// Whether `columns`, which a scan's predicate gives the filter, are its keys there.
+    /// Whether `columns`, which a scan's predicate gives the filter, are the keys of its join.
     pub(super) fn are_at(
         &self,
         place: &ScanPlace,

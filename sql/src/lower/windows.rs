@@ -92,8 +92,8 @@ impl Lowering {
         // The rows of a node or a bucket may have been chosen by a hash of the same keys.
         let by_keys = Routing::Rehash(self.bindings.bind_all(&apart.keys)?);
         let input = self.exchange(input, by_keys, self.instances, child, tag)?;
-        let ordering = self.bindings.bind_ordering(sort.expr().clone())?;
         let schema = shell.schema();
+        let ordering = self.ordering(sort.expr().clone(), &schema)?;
         let config = SortConfig { ordering, fetch: None, schema, batch_rows: self.batch_rows };
         let instances = input.instances;
         let (runs, merge) = sort::each(config, instances).map_err(failed)?;

@@ -3,10 +3,7 @@
 //! Readers of other crates panic on some damaged files. Such a panic ends at the call that opens,
 //! plans or decodes a file, because there it is known which one it is.
 
-use std::{
-    any::Any,
-    panic::{AssertUnwindSafe, catch_unwind},
-};
+use std::{any::Any, panic::AssertUnwindSafe};
 
 use arrow::error::ArrowError;
 use datafusion::{
@@ -24,11 +21,6 @@ pub(super) fn name(config: &FileScanConfig, file: &PartitionedFile) -> String {
 }
 
 /// What `read` gives; its error names `file`, and so does the error that a panic becomes.
-pub(super) fn named<T>(file: &str, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    outcome(file, catch_unwind(AssertUnwindSafe(read)))
-}
-
-/// As [`named`], for a future.
 pub(super) async fn named_future<T>(
     file: &str,
     read: impl Future<Output = Result<T>>,
@@ -36,7 +28,8 @@ pub(super) async fn named_future<T>(
     outcome(file, AssertUnwindSafe(read).catch_unwind().await)
 }
 
-fn outcome<T>(file: &str, read: Result<Result<T>, Box<dyn Any + Send>>) -> Result<T> {
+/// As [`named_future`], of a step that was taken.
+pub(super) fn outcome<T>(file: &str, read: Result<Result<T>, Box<dyn Any + Send>>) -> Result<T> {
     match read {
         Ok(read) => read.map_err(|error| with_name(file, error)),
         Err(panic) => {
@@ -83,7 +76,13 @@ fn with_name(file: &str, error: DataFusionError) -> DataFusionError {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::catch_unwind;
+
     use super::*;
+
+    fn named<T>(file: &str, read: impl FnOnce() -> Result<T>) -> Result<T> {
+        outcome(file, catch_unwind(AssertUnwindSafe(read)))
+    }
 
     fn text(error: DataFusionError) -> String {
         named::<()>("/data/7.parquet", || Err(error))

@@ -1,6 +1,12 @@
 //! One task of a scan: takes pieces, plans them, decodes their batches.
 
-use std::{collections::VecDeque, pin::Pin, sync::Arc, task::Poll};
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+};
 
 use arrow::array::RecordBatch;
 use datafusion::{
@@ -265,10 +271,10 @@ impl LocalFileScan {
         self.cutting = Some(cutting.boxed());
     }
 
-    /// Takes a step in the file at hand, whose errors name it.
+    /// Takes a step in the file at hand, whose errors name it. The step may go on to the next file.
     fn in_file<T>(&mut self, step: impl FnOnce(&mut Self) -> DataFusionResult<T>) -> Result<T> {
-        let file = self.file.clone();
-        damage::named(&file, || step(self)).or_fail()
+        let done = catch_unwind(AssertUnwindSafe(|| step(self)));
+        damage::outcome(&self.file, done).or_fail()
     }
 
     /// Takes up a file for which [`Self::in_file`] is called next.

@@ -72,18 +72,23 @@ impl Listing {
         }
     }
 
-    /// An error that says what to do, if `error` says that the listed version is gone.
+    /// An error that says what to do, if `error` says that the listed version, or the file, is gone.
     fn changed(&self, location: &Path, error: Error) -> Error {
         match error {
-            Error::Precondition { .. } => self.has_changed(location),
+            Error::Precondition { .. } | Error::NotFound { .. } => self.has_changed(location),
             error => error,
         }
     }
 
-    fn has_changed(&self, location: &Path) -> Error {
+    /// Lets the next query look which files there are.
+    fn forget_lists(&self) {
         if let Some(lists) = &self.lists {
             lists.clear();
         }
+    }
+
+    fn has_changed(&self, location: &Path) -> Error {
+        self.forget_lists();
         let source = format!("/{location} has changed since the query began: run it again").into();
         Error::Generic { store: "gatework", source }
     }
@@ -282,17 +287,22 @@ struct ListedReader {
     meta: ObjectMeta,
 }
 
-/// As [`Listing::check`], for a reader of Parquet.
-async fn check_parquet(listing: &Listing, meta: &ObjectMeta) -> ParquetResult<()> {
-    listing.check(meta).await.map_err(|error| ParquetError::External(Box::new(error)))
+/// `read` by a reader of Parquet, if the version of the file that was listed is still there.
+async fn checked<T>(
+    read: ParquetResult<T>,
+    listing: &Listing,
+    meta: &ObjectMeta,
+) -> ParquetResult<T> {
+    listing.check(meta).await.map_err(|error| ParquetError::External(Box::new(error)))?;
+    // The file may be gone.
+    read.inspect_err(|_| listing.forget_lists())
 }
 
 impl AsyncFileReader for ListedReader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, ParquetResult<Bytes>> {
         async move {
             let bytes = self.inner.get_bytes(range).await;
-            check_parquet(&self.listing, &self.meta).await?;
-            bytes
+            checked(bytes, &self.listing, &self.meta).await
         }
         .boxed()
     }
@@ -303,8 +313,7 @@ impl AsyncFileReader for ListedReader {
     ) -> BoxFuture<'_, ParquetResult<Vec<Bytes>>> {
         async move {
             let bytes = self.inner.get_byte_ranges(ranges).await;
-            check_parquet(&self.listing, &self.meta).await?;
-            bytes
+            checked(bytes, &self.listing, &self.meta).await
         }
         .boxed()
     }
