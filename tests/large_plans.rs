@@ -1,4 +1,4 @@
-//! Plans of many files, joins and branches: twice as many take about twice as many steps.
+//! Plans of many files, joins and branches: eight times as many take about eight times as many steps, not 64.
 //!
 //! Steps are runs of tasks, not seconds. Columns have none of their own; in planning, which is DataFusion's, time
 //! grows with the square of their number.
@@ -19,7 +19,11 @@ async fn steps(case: &Case, session: &SessionContext, sql: &str) -> u64 {
     profile.tasks.iter().map(|task| task.runs).sum()
 }
 
-/// Fails if the steps of `sql` for `large` things are more than three times those for half of them.
+/// More than linear, and less than the square, of eight times as many. How often a task waits is chance, and may be
+/// never where there are few.
+const AT_MOST: u64 = 24;
+
+/// Fails if the steps of `sql` for `large` things are far more than eight times those for an eighth of them.
 fn check(
     what: &'static str,
     large: usize,
@@ -29,7 +33,7 @@ fn check(
     guarded(move |case| async move {
         for threads in [1, 2] {
             let mut counts = [0; 2];
-            for (count, size) in counts.iter_mut().zip([large / 2, large]) {
+            for (count, size) in counts.iter_mut().zip([large / 8, large]) {
                 case.begin(format!("{size} {what}, {threads} threads"));
                 let executor = executor(threads);
                 let session = session(&executor, 2);
@@ -38,8 +42,11 @@ fn check(
                 }
                 *count = steps(&case, &session, &sql(size)).await;
             }
-            let [half, whole] = counts;
-            assert!(whole <= 3 * half + 20, "{half} steps, then {whole}, for {large} {what}");
+            let [few, all] = counts;
+            assert!(
+                all <= AT_MOST * few.max(large as u64),
+                "{few} steps, then {all}, for {large} {what}"
+            );
         }
     });
 }
@@ -76,7 +83,7 @@ fn files() {
         let executor = executor(2);
         let session = session(&executor, 2);
         let mut counts = Vec::new();
-        for size in [1000, 2000] {
+        for size in [250, 2000] {
             let table = path.join(format!("t{size}"));
             let first = table.join("0.parquet");
             let copy = format!(
@@ -95,7 +102,7 @@ fn files() {
             counts.push(steps(&case, &session, &sql).await);
         }
         // A file is opened, its footer read, and its row group: each may wait once.
-        assert!(counts[1] <= 3 * counts[0] && counts[1] <= 2000 * 12, "{counts:?} steps");
+        assert!(counts[1] <= AT_MOST * counts[0].max(2000), "{counts:?} steps");
     });
     drop(folder);
 }

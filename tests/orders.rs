@@ -129,6 +129,33 @@ fn unions_of_constants() {
     );
 }
 
+/// A limit that was pushed below the merge is one for each partition.
+#[test]
+fn limits_of_unions_of_constants() {
+    in_all_shapes(
+        &[
+            "CREATE TABLE t(x INT) AS VALUES (1), (2), (3), (4), (5), (6), (7), (8), (9), (10), (11)",
+        ],
+        &[
+            (
+                "(SELECT 9 AS s FROM t UNION ALL SELECT 5 FROM t) EXCEPT ALL SELECT x FROM t
+                    WHERE x < 0 ORDER BY 1 LIMIT 12",
+                "5 5 5 5 5 5 5 5 5 5 5 9",
+            ),
+            (
+                "SELECT s FROM (SELECT 9 AS s, x FROM t UNION ALL SELECT 5, x FROM t) WHERE x <> 3
+                    ORDER BY s LIMIT 10",
+                "5 5 5 5 5 5 5 5 5 5",
+            ),
+            (
+                "SELECT s FROM (SELECT 9 AS s, x FROM t UNION ALL SELECT 5, x FROM t)
+                    ORDER BY s LIMIT 11",
+                "5 5 5 5 5 5 5 5 5 5 5",
+            ),
+        ],
+    );
+}
+
 /// DataFusion tells an aggregate that its input is in order, which holds within the largest grouping set.
 #[test]
 fn ordered_aggregates_of_grouping_sets() {

@@ -85,9 +85,8 @@ impl Lowering {
         if let Some(limit) = node.downcast_ref::<GlobalLimitExec>() {
             return self.limit(shell, limit.skip(), limit.fetch(), tag);
         }
-        if let Some(limit) = node.downcast_ref::<LocalLimitExec>() {
-            let fetch = limit.fetch().saturating_mul(partitions(node));
-            return self.limit(shell, 0, Some(fetch), tag);
+        if node.is::<LocalLimitExec>() {
+            return self.limit(shell, 0, total_fetch(shell.original()), tag);
         }
         if node.is::<UnionExec>() || node.is::<InterleaveExec>() {
             let flow = self.union(shell, tag)?;
@@ -249,9 +248,13 @@ fn partitions(node: &dyn ExecutionPlan) -> usize {
     node.output_partitioning().partition_count()
 }
 
-/// How many rows `node` gives at most, where each of its partitions gives at most its `fetch`.
+/// How many rows `node` gives at most, where each of its partitions gives at most its `fetch`. Not limited if a column
+/// has one value in each partition: an order by that column may make the last partition's rows the first ones, and
+/// whoever puts them in order has the limit that counts.
 pub(super) fn total_fetch(node: &Arc<dyn ExecutionPlan>) -> Option<usize> {
-    Some(node.fetch()?.saturating_mul(partitions(node.as_ref()).max(1)))
+    let (fetch, partitions) = (node.fetch()?, partitions(node.as_ref()).max(1));
+    let any_rows = partitions == 1 || !has_partition_constants(node);
+    any_rows.then(|| fetch.saturating_mul(partitions))
 }
 
 /// The first `fetch` rows of `flow`.

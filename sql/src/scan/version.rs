@@ -37,6 +37,8 @@ use datafusion::{
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 
+use super::decode::PageHeader;
+
 /// Bytes of a local text file that are read at a time.
 const CHUNK_BYTES: u64 = 1 << 20;
 
@@ -298,6 +300,17 @@ async fn checked<T>(
     read.inspect_err(|_| listing.forget_lists())
 }
 
+/// Checks a page that `bytes`, ranges of a column chunk, begin with.
+fn check_dictionary(bytes: &Bytes) -> ParquetResult<()> {
+    match PageHeader::read(bytes) {
+        Ok((header, _)) if header.is_boundless() => Err(ParquetError::General(format!(
+            "a dictionary of {} values has {} bytes",
+            header.values, header.uncompressed_len
+        ))),
+        _ => Ok(()),
+    }
+}
+
 impl AsyncFileReader for ListedReader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, ParquetResult<Bytes>> {
         async move {
@@ -313,7 +326,9 @@ impl AsyncFileReader for ListedReader {
     ) -> BoxFuture<'_, ParquetResult<Vec<Bytes>>> {
         async move {
             let bytes = self.inner.get_byte_ranges(ranges).await;
-            checked(bytes, &self.listing, &self.meta).await
+            let bytes = checked(bytes, &self.listing, &self.meta).await?;
+            bytes.iter().try_for_each(check_dictionary)?;
+            Ok(bytes)
         }
         .boxed()
     }

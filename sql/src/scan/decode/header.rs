@@ -48,6 +48,12 @@ impl PageHeader {
         Ok((header, input.at))
     }
 
+    /// Whether it announces a dictionary of more entries than its bytes can hold. The parquet crate makes room for so
+    /// many.
+    pub(crate) fn is_boundless(&self) -> bool {
+        self.kind == 2 && !(0..=self.uncompressed_len).contains(&self.values)
+    }
+
     /// Reads the header of one kind of page, which is field `outer` of the page header.
     fn read_details(&mut self, input: &mut Compact<'_>, outer: i16) -> Result<()> {
         let mut field = 0;

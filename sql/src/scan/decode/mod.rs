@@ -19,6 +19,7 @@ mod views;
 #[cfg(test)]
 mod tests;
 
+pub(super) use header::PageHeader;
 pub(super) use target::supports;
 
 use arrow_array::{Array, ArrayRef, new_empty_array};
