@@ -1,5 +1,5 @@
-//! What applications bring along: functions that wait for a service, nodes that block their threads, readers that
-//! stop. None of them waits for another longer than in plain DataFusion, and none makes a query hold more.
+//! Functions that wait for a service, nodes that block their threads, readers that stop: none waits
+//! for another longer than in plain DataFusion, and none makes a query hold more memory.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -29,7 +29,7 @@ use crate::support::{
 
 /// Calls of [`Together`] that have begun.
 static CALLS: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
-/// So many are under way before one of them ends.
+/// The number of calls that are under way before one of them ends.
 const AT_ONCE: usize = 4;
 
 /// A function of a service that answers when [`AT_ONCE`] calls have come.
@@ -79,7 +79,7 @@ fn async_functions_have_as_many_calls_under_way_as_there_are_partitions() {
     });
 }
 
-/// A stream that blocks a thread until so many of them do.
+/// A stream that blocks a thread until all streams of `barrier` do.
 fn blocking(barrier: Arc<Barrier>) -> SendableRecordBatchStream {
     let rows = async move {
         tokio::task::spawn_blocking(move || barrier.wait()).await.unwrap();
@@ -104,7 +104,7 @@ fn nodes_that_block_threads_do_not_starve_each_other() {
     });
 }
 
-/// Bytes of a result in flight, whoever reads it or not.
+/// The most bytes that a result has in flight, read or not.
 const IN_FLIGHT: usize = 48 << 20;
 
 /// Waits until `query` takes no step any more while others do.

@@ -8,22 +8,18 @@
 use std::{cmp::Ordering, sync::Arc};
 
 use datafusion::{
-    common::{
-        ScalarValue,
-        config::ConfigOptions,
-        stats::Precision,
-        tree_node::{Transformed, TransformedResult, TreeNode},
-    },
+    common::{ScalarValue, config::ConfigOptions, stats::Precision},
     datasource::{
         listing::PartitionedFile,
         physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder},
-        source::DataSourceExec,
     },
     error::Result,
     physical_expr::{LexOrdering, PhysicalSortExpr, expressions::Column},
     physical_optimizer::PhysicalOptimizerRule,
     physical_plan::ExecutionPlan,
 };
+
+use crate::scan::with_file_scans;
 
 /// Takes orders from scans of several files in turn whose bounds do not prove them.
 #[derive(Debug)]
@@ -35,21 +31,13 @@ impl PhysicalOptimizerRule for ProvenFileOrder {
         plan: Arc<dyn ExecutionPlan>,
         _config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        plan.transform_up(|node| {
-            let scan = node.downcast_ref::<DataSourceExec>();
-            let files = scan.and_then(|scan| scan.data_source().downcast_ref::<FileScanConfig>());
-            let Some(config) = files.filter(|config| !config.output_ordering.is_empty()) else {
-                return Ok(Transformed::no(node));
-            };
+        with_file_scans(plan, &|config| {
             let proven = |order: &&LexOrdering| is_proven(config, order);
             let orders: Vec<_> = config.output_ordering.iter().filter(proven).cloned().collect();
-            if orders.len() == config.output_ordering.len() {
-                return Ok(Transformed::no(node));
-            }
-            let config = FileScanConfigBuilder::from(config.clone()).with_output_ordering(orders);
-            Ok(Transformed::yes(DataSourceExec::from_data_source(config.build())))
+            let all = orders.len() == config.output_ordering.len();
+            let builder = FileScanConfigBuilder::from(config.clone());
+            (!all).then(|| builder.with_output_ordering(orders).build())
         })
-        .data()
     }
 
     fn name(&self) -> &str {

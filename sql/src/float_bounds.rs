@@ -1,25 +1,20 @@
 //! Bounds of float columns, which leave NaN out.
 //!
-//! The statistics of Parquet files are over the numbers only, and DataFusion takes them for those of all values: a
-//! `max` is answered from them although a NaN is greater. This rule comes before any that does so.
+//! The statistics of Parquet files are over the numbers only, and DataFusion takes them for those of
+//! all values: a `max` is answered from them although a NaN is greater. The rule runs before any
+//! rule that does so.
 
 use std::sync::Arc;
 
 use datafusion::{
-    common::{
-        ColumnStatistics, ScalarValue, Statistics,
-        config::ConfigOptions,
-        stats::Precision,
-        tree_node::{Transformed, TransformedResult, TreeNode},
-    },
-    datasource::{
-        physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder, ParquetSource},
-        source::DataSourceExec,
-    },
+    common::{ColumnStatistics, Statistics, config::ConfigOptions, stats::Precision},
+    datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder, ParquetSource},
     error::Result,
     physical_optimizer::PhysicalOptimizerRule,
     physical_plan::ExecutionPlan,
 };
+
+use crate::scan::with_file_scans;
 
 /// Makes estimates of the bounds that scans of Parquet files have of their float columns.
 #[derive(Debug)]
@@ -31,15 +26,7 @@ impl PhysicalOptimizerRule for FloatBounds {
         plan: Arc<dyn ExecutionPlan>,
         _config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        plan.transform_up(|node| {
-            let scan = node.downcast_ref::<DataSourceExec>();
-            let files = scan.and_then(|scan| scan.data_source().downcast_ref::<FileScanConfig>());
-            Ok(match files.and_then(estimated) {
-                Some(config) => Transformed::yes(DataSourceExec::from_data_source(config)),
-                None => Transformed::no(node),
-            })
-        })
-        .data()
+        with_file_scans(plan, &estimated)
     }
 
     fn name(&self) -> &str {
@@ -64,15 +51,16 @@ fn estimated(config: &FileScanConfig) -> Option<FileScanConfig> {
     found.then(|| builder.with_statistics(statistics).with_file_groups(groups).build())
 }
 
+/// Makes estimates of the bounds of float columns; returns whether there are any.
 fn estimate(statistics: &mut Statistics) -> bool {
-    let is_float = |bound: &Precision<ScalarValue>| matches!(bound, Precision::Exact(value) if value.data_type().is_floating());
     let mut found = false;
     for ColumnStatistics { min_value, max_value, .. } in &mut statistics.column_statistics {
         for bound in [min_value, max_value] {
-            if is_float(bound) {
+            let exact = matches!(bound, Precision::Exact(value) if value.data_type().is_floating());
+            if exact {
                 *bound = std::mem::take(bound).to_inexact();
-                found = true;
             }
+            found |= exact;
         }
     }
     found

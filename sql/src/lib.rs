@@ -32,7 +32,7 @@ mod write;
 
 pub use engine::io_on;
 pub use lower::{FilterTargets, RowsOf, UniqueNamePushdown, window_expressions};
-pub use planner::{GateworkPlanner, ShellRule};
+pub use planner::{GateworkPlanner, ShellRule, forget_file_lists};
 pub use region::{Deadline, profile, query, run_into, with_config};
 pub use remote_filters::RemoteFilters;
 pub use scope::QueryScope;

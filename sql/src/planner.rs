@@ -69,8 +69,8 @@ impl GateworkPlanner {
 }
 
 impl GateworkPlanner {
-    /// Forgets lists of files that the session keeps if statements of its own write: which files there are may
-    /// have changed whenever one of them has ended.
+    /// Drops the lists of files that the session keeps if its statements write: whenever such a
+    /// statement has ended, there may be other files.
     fn refresh_lists(&self, plan: &LogicalPlan, session: &dyn Session) {
         let statement = match plan {
             LogicalPlan::Analyze(analyze) => &analyze.input,
@@ -80,10 +80,17 @@ impl GateworkPlanner {
             // Relaxed: a hint to later statements, which come after this one by other means.
             self.writes.store(true, Ordering::Relaxed);
         }
-        let lists = session.runtime_env().cache_manager.get_list_files_cache();
-        if let Some(lists) = lists.filter(|_| self.writes.load(Ordering::Relaxed)) {
-            lists.clear();
+        if self.writes.load(Ordering::Relaxed) {
+            forget_file_lists(session.runtime_env());
         }
+    }
+}
+
+/// Drops the lists of files that sessions with `runtime` keep, so that the next query finds which
+/// files there are.
+pub fn forget_file_lists(runtime: &RuntimeEnv) {
+    if let Some(lists) = runtime.cache_manager.get_list_files_cache() {
+        lists.clear();
     }
 }
 

@@ -11,7 +11,9 @@ use datafusion::{
     physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner},
 };
 
-use gatework_sql::{JoinSides, ShellRule, UniqueNamePushdown, buckets::copy_into_buckets};
+use gatework_sql::{
+    JoinSides, ShellRule, UniqueNamePushdown, buckets::copy_into_buckets, forget_file_lists,
+};
 
 use crate::{
     ExecutionPolicy, SplitLimits, SubPlan, filters::JoinFilters, fragment_plan, place_exchanges,
@@ -98,10 +100,8 @@ pub async fn plan_stages(
     query: &LogicalPlan,
     options: &StageOptions,
 ) -> Result<SubPlan> {
-    // Which files there are may have changed: statements that write as stages are not noted by the session.
-    if let Some(lists) = session.runtime_env().cache_manager.get_list_files_cache() {
-        lists.clear();
-    }
+    // Statements that write as stages are not noted by the session's planner.
+    forget_file_lists(session.runtime_env());
     let mut config = session.config().clone().with_target_partitions(options.nodes.max(1));
     let optimizer = &mut config.options_mut().optimizer;
     optimizer.enable_dynamic_filter_pushdown = false;

@@ -169,7 +169,7 @@ pub(crate) fn register(
     table
 }
 
-/// A session that plans for so many partitions.
+/// A session that plans for `partitions` partitions.
 pub(crate) fn session(executor: &Executor, partitions: usize) -> SessionContext {
     gatework::session_with(executor, SessionConfig::new().with_target_partitions(partitions))
 }

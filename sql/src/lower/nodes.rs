@@ -248,9 +248,10 @@ fn partitions(node: &dyn ExecutionPlan) -> usize {
     node.output_partitioning().partition_count()
 }
 
-/// How many rows `node` gives at most, where each of its partitions gives at most its `fetch`. Not limited if a column
-/// has one value in each partition: an order by that column may make the last partition's rows the first ones, and
-/// whoever puts them in order has the limit that counts.
+/// Returns how many rows `node` gives at most, where each of its partitions gives at most its
+/// `fetch`. There is no such limit if a column has one value in each partition: an order by that
+/// column may make the last partition's rows the first ones, and the merge that puts the rows in
+/// order has a limit of its own.
 pub(super) fn total_fetch(node: &Arc<dyn ExecutionPlan>) -> Option<usize> {
     let (fetch, partitions) = (node.fetch()?, partitions(node.as_ref()).max(1));
     let any_rows = partitions == 1 || !has_partition_constants(node);

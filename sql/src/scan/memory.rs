@@ -6,14 +6,8 @@
 use std::{fmt, sync::Arc};
 
 use datafusion::{
-    common::{
-        config::ConfigOptions,
-        tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion},
-    },
-    datasource::{
-        memory::MemorySourceConfig,
-        source::{DataSource, DataSourceExec},
-    },
+    common::{config::ConfigOptions, tree_node::TreeNodeRecursion},
+    datasource::{memory::MemorySourceConfig, source::DataSource},
     error::Result,
     execution::{SendableRecordBatchStream, TaskContext},
     physical_expr::{
@@ -33,7 +27,10 @@ use gatework_runtime::{
 };
 use gatework_shared_state::Gate;
 
-use super::filters::{LocalFilters, ScanFilter};
+use super::{
+    filters::{LocalFilters, ScanFilter},
+    sources::with_sources,
+};
 
 /// A table in memory, and the runtime filters that reach it.
 #[derive(Debug, Clone)]
@@ -186,11 +183,11 @@ impl PhysicalOptimizerRule for FiltersForMemory {
         plan: Arc<dyn ExecutionPlan>,
         config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let taking = replace(plan, &|source| {
+        let taking = with_sources(plan, &|source| {
             MemoryTable::around(source, &[]).map(|table| Arc::new(table) as _)
         })?;
         let pushed = self.rule.optimize(taking, config)?;
-        replace(pushed, &|source| {
+        with_sources(pushed, &|source| {
             let table = source.downcast_ref::<MemoryTable>()?;
             table.filters.is_empty().then(|| Arc::new(table.table.clone()) as _)
         })
@@ -203,24 +200,6 @@ impl PhysicalOptimizerRule for FiltersForMemory {
     fn schema_check(&self) -> bool {
         self.rule.schema_check()
     }
-}
-
-/// What stands for a source; `None` for itself.
-type OtherSource = Option<Arc<dyn DataSource>>;
-
-/// `plan` with the sources of its scans replaced by what `other` gives for them.
-fn replace(
-    plan: Arc<dyn ExecutionPlan>,
-    other: &dyn Fn(&Arc<dyn DataSource>) -> OtherSource,
-) -> Result<Arc<dyn ExecutionPlan>> {
-    plan.transform_up(|node| {
-        let scan = node.downcast_ref::<DataSourceExec>();
-        Ok(match scan.and_then(|scan| other(scan.data_source())) {
-            Some(source) => Transformed::yes(Arc::new(DataSourceExec::new(source)) as _),
-            None => Transformed::no(node),
-        })
-    })
-    .data()
 }
 
 /// A source whose rows are dropped by runtime filters.

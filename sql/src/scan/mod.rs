@@ -17,12 +17,14 @@ mod memory;
 pub(crate) mod pieces;
 mod queue;
 mod reader;
+mod sources;
 mod splits;
 mod version;
 
 pub(crate) use filters::ScanFilter;
 pub(crate) use memory::{FilteredScan, FiltersForMemory, MemoryTable};
 pub(crate) use pieces::Piece;
+pub(crate) use sources::with_file_scans;
 pub(crate) use splits::SplitScan;
 
 use std::{fmt, sync::Arc};

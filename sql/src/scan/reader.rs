@@ -191,8 +191,8 @@ impl LocalFileScan {
         }
     }
 
-    /// Goes on with opening the next row group, which begins near the end of the one at hand, since another
-    /// task may be free for it sooner. Never waits: what reads the file does that meanwhile.
+    /// Goes on with opening the next row group, from the last quarter of the one at hand on: before,
+    /// another task may be free for it sooner. Does not wait.
     fn read_ahead(&mut self) -> DataFusionResult<()> {
         if self.ahead.is_none()
             && self.rows.as_ref().is_some_and(|rows| rows.is_near_end())
