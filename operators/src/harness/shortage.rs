@@ -52,16 +52,40 @@ impl Spilled for Kept {
     }
 }
 
-/// A pool that refuses some of what it is asked for, by a seed.
+/// Requests that a [`Moody`] pool refuses at most of any sixteen in a row.
+///
+/// Few enough that one hash partition is not refused at each of its levels (ten at least), after
+/// which it cannot be cut any further and the query is right to fail.
+const MAX_REFUSED: u32 = 4;
+
+/// A pool that refuses some of the requests, by a seed, but never all of a long row of them.
 #[derive(Debug)]
 pub(crate) struct Moody {
-    dice: Mutex<Dice>,
+    mood: Mutex<Mood>,
     reserved: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Mood {
+    dice: Dice,
+    /// A bit for each of the last requests: whether it was refused.
+    refused: u16,
+}
+
+impl Mood {
+    fn refuses(&mut self) -> bool {
+        let roll = self.dice.below(3) == 0;
+        let earlier = (self.refused << 1).count_ones();
+        let refuses = roll && earlier < MAX_REFUSED;
+        self.refused = self.refused << 1 | u16::from(refuses);
+        refuses
+    }
 }
 
 impl Moody {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { dice: Mutex::new(Dice::new(seed)), reserved: AtomicUsize::new(0) }
+        let mood = Mood { dice: Dice::new(seed), refused: 0 };
+        Self { mood: Mutex::new(mood), reserved: AtomicUsize::new(0) }
     }
 
     pub(crate) fn reserved(&self) -> usize {
@@ -71,7 +95,7 @@ impl Moody {
 
 impl MemoryPool for Moody {
     fn try_grow(&self, _holder: &str, bytes: usize) -> std::result::Result<(), MemoryRefused> {
-        if self.dice.lock().below(3) == 0 {
+        if self.mood.lock().refuses() {
             return Err(MemoryRefused { reason: "it is not in the mood".into() });
         }
         self.reserved.fetch_add(bytes, Ordering::Relaxed);

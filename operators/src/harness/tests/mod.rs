@@ -3,6 +3,7 @@
 mod breakers;
 mod meetings;
 mod rows;
+mod shortage;
 mod streaming;
 mod wrong;
 mod wrong_ends;
