@@ -26,7 +26,7 @@ use datafusion::{
     prelude::*,
 };
 use futures::StreamExt;
-use gatework::{Executor, SessionStateBuilderExt, runtime::scheduler::Dice};
+use gatework::{Executor, SessionStateBuilderExt, runtime::scheduler::SplitMix64};
 
 #[allow(dead_code, reason = "of what benches share, only the allocator is needed here")]
 mod support;
@@ -150,10 +150,10 @@ async fn sweep(
     count: usize,
     longest: Duration,
 ) -> Result<Vec<Duration>, Box<dyn Error>> {
-    let (mut dice, mut times) = (Dice::new(5), Vec::new());
+    let (mut dice, mut times) = (SplitMix64::new(5), Vec::new());
     while times.len() < count {
-        let sql = queries[dice.below(queries.len())];
-        let moment = longest.mul_f64(dice.below(1_000_000) as f64 / 1e6);
+        let sql = queries[dice.next_below(queries.len())];
+        let moment = longest.mul_f64(dice.next_below(1_000_000) as f64 / 1e6);
         times.extend(bench.cancel(sql, moment).await?);
     }
     Ok(times)

@@ -18,9 +18,10 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures::task::AtomicWaker;
 use gatework::{
     Executor,
-    runtime::scheduler::{Outcome, Runnable, TaskGroup},
+    runtime::scheduler::{RunResult, Runnable, TaskGroup},
     shared_state::{
-        Budget, Dependency, DependencyKind, Give, Payload, Take, exchange, multicast, union,
+        BufferLimit, Dependency, DependencyKind, Payload, PopResult, PushResult, exchange,
+        multicast, union,
     },
 };
 use support::Countdown;
@@ -29,7 +30,7 @@ use support::Countdown;
 mod support;
 
 const THREADS: usize = 2;
-const SEVERAL: usize = 4;
+const FAN_OUT: usize = 4;
 /// Items that each reader gets in all.
 const ITEMS: usize = 100_000;
 /// Items that wait for a reader at a time.
@@ -49,17 +50,17 @@ impl Payload for Item {
 }
 
 /// The two ends of a shared state.
-trait Giving: Send + 'static {
-    fn give(&mut self, item: Item) -> Give;
+trait ProducerEnd: Send + 'static {
+    fn produce(&mut self, item: Item) -> PushResult;
     fn finish(self);
 }
 
-trait Taking: Send + 'static {
-    fn take(&mut self) -> Take<Item>;
+trait ConsumerEnd: Send + 'static {
+    fn consume(&mut self) -> PopResult<Item>;
 }
 
-impl Giving for union::UnionSink<Item> {
-    fn give(&mut self, item: Item) -> Give {
+impl ProducerEnd for union::UnionProducer<Item> {
+    fn produce(&mut self, item: Item) -> PushResult {
         self.push(item)
     }
 
@@ -68,14 +69,14 @@ impl Giving for union::UnionSink<Item> {
     }
 }
 
-impl Taking for union::UnionSource<Item> {
-    fn take(&mut self) -> Take<Item> {
+impl ConsumerEnd for union::UnionConsumer<Item> {
+    fn consume(&mut self) -> PopResult<Item> {
         self.take()
     }
 }
 
-impl Giving for multicast::MulticastSink<Item> {
-    fn give(&mut self, item: Item) -> Give {
+impl ProducerEnd for multicast::MulticastProducer<Item> {
+    fn produce(&mut self, item: Item) -> PushResult {
         self.push(item)
     }
 
@@ -84,15 +85,15 @@ impl Giving for multicast::MulticastSink<Item> {
     }
 }
 
-impl Taking for multicast::MulticastSource<Item> {
-    fn take(&mut self) -> Take<Item> {
+impl ConsumerEnd for multicast::MulticastConsumer<Item> {
+    fn consume(&mut self) -> PopResult<Item> {
         self.take()
     }
 }
 
-impl Giving for exchange::ExchangeSink<Item> {
-    fn give(&mut self, item: Item) -> Give {
-        self.push(item.0 % SEVERAL, item)
+impl ProducerEnd for exchange::ExchangeProducer<Item> {
+    fn produce(&mut self, item: Item) -> PushResult {
+        self.push(item.0 % FAN_OUT, item)
     }
 
     fn finish(self) {
@@ -100,102 +101,111 @@ impl Giving for exchange::ExchangeSink<Item> {
     }
 }
 
-impl Taking for exchange::ExchangeSource<Item> {
-    fn take(&mut self) -> Take<Item> {
+impl ConsumerEnd for exchange::ExchangeConsumer<Item> {
+    fn consume(&mut self) -> PopResult<Item> {
         self.take()
     }
 }
 
-struct Giver<S> {
+struct ProducerTask<S> {
     sink: Option<S>,
-    left: usize,
+    remaining: usize,
     countdown: Arc<Countdown>,
 }
 
-impl<S: Giving> Runnable for Giver<S> {
-    fn run(&mut self, _worker: usize) -> Outcome {
-        while let Some(sink) = self.sink.as_mut().filter(|_| self.left > 0) {
-            self.left -= 1;
-            match sink.give(Item(self.left)) {
-                Give::Accepted => {}
-                Give::Full(gate) => return Outcome::Blocked(gate.into()),
-                Give::Closed => break,
+impl<S: ProducerEnd> Runnable for ProducerTask<S> {
+    fn run(&mut self, _worker: usize) -> RunResult {
+        while let Some(sink) = self.sink.as_mut().filter(|_| self.remaining > 0) {
+            self.remaining -= 1;
+            match sink.produce(Item(self.remaining)) {
+                PushResult::Accepted => {}
+                PushResult::Backpressure(gate) => return RunResult::Blocked(gate.into()),
+                PushResult::Closed => break,
             }
         }
         if let Some(sink) = self.sink.take() {
             sink.finish();
         }
         self.countdown.one();
-        Outcome::Done
+        RunResult::Done
     }
 
     fn panicked(&mut self, _payload: Box<dyn Any + Send>) {}
 }
 
-struct Taker<S> {
+struct ConsumerTask<S> {
     source: S,
-    taken: usize,
+    received: usize,
     countdown: Arc<Countdown>,
 }
 
-impl<S: Taking> Runnable for Taker<S> {
-    fn run(&mut self, _worker: usize) -> Outcome {
+impl<S: ConsumerEnd> Runnable for ConsumerTask<S> {
+    fn run(&mut self, _worker: usize) -> RunResult {
         loop {
-            match self.source.take() {
-                Take::Item(item) => {
+            match self.source.consume() {
+                PopResult::Item(item) => {
                     black_box(item.0);
-                    self.taken += 1;
+                    self.received += 1;
                 }
-                Take::Blocked(gate) => return Outcome::Blocked(gate.into()),
-                Take::Finished => break,
-                Take::Aborted => panic!("a giver left"),
+                PopResult::Blocked(gate) => return RunResult::Blocked(gate.into()),
+                PopResult::Finished => break,
+                PopResult::Aborted => panic!("a giver left"),
             }
         }
-        assert_eq!(self.taken, ITEMS, "items are lost");
+        assert_eq!(self.received, ITEMS, "items are lost");
         self.countdown.one();
-        Outcome::Done
+        RunResult::Done
     }
 
     fn panicked(&mut self, _payload: Box<dyn Any + Send>) {}
 }
 
 /// Moves so many items from each sink to the sources.
-fn meet<S: Giving, T: Taking>(executor: &Executor, sinks: Vec<S>, sources: Vec<T>, each: usize) {
+fn hand_over<S: ProducerEnd, T: ConsumerEnd>(
+    executor: &Executor,
+    sinks: Vec<S>,
+    sources: Vec<T>,
+    each: usize,
+) {
     let (countdown, done) = Countdown::new(sinks.len() + sources.len());
     let tasks = TaskGroup::new();
     let spawn = |task: Box<dyn Runnable>| executor.spawn(&tasks, task).expect("running").wake();
     for source in sources {
-        spawn(Box::new(Taker { source, taken: 0, countdown: countdown.clone() }));
+        spawn(Box::new(ConsumerTask { source, received: 0, countdown: countdown.clone() }));
     }
     for sink in sinks {
-        spawn(Box::new(Giver { sink: Some(sink), left: each, countdown: countdown.clone() }));
+        spawn(Box::new(ProducerTask {
+            sink: Some(sink),
+            remaining: each,
+            countdown: countdown.clone(),
+        }));
     }
     done.recv().expect("the last task tells");
 }
 
 /// The same by tokio: giver `n` sends each item to the readers that `to` names.
-async fn meet_in_tokio(
-    givers: usize,
+async fn hand_over_in_tokio(
+    producers: usize,
     readers: usize,
     each: usize,
     to: impl Fn(usize) -> Vec<usize> + Send + Copy + 'static,
 ) {
     let (senders, receivers): (Vec<_>, Vec<_>) =
         (0..readers).map(|_| tokio::sync::mpsc::channel::<usize>(WAITING)).unzip();
-    let takers: Vec<_> = receivers
+    let consumers: Vec<_> = receivers
         .into_iter()
         .map(|mut receiver| {
             tokio::spawn(async move {
-                let mut taken = 0;
+                let mut received = 0;
                 while let Some(item) = receiver.recv().await {
                     black_box(item);
-                    taken += 1;
+                    received += 1;
                 }
-                assert_eq!(taken, ITEMS, "items are lost");
+                assert_eq!(received, ITEMS, "items are lost");
             })
         })
         .collect();
-    for _ in 0..givers {
+    for _ in 0..producers {
         let senders = senders.clone();
         tokio::spawn(async move {
             for item in 0..each {
@@ -206,12 +216,12 @@ async fn meet_in_tokio(
         });
     }
     drop(senders);
-    for taker in takers {
-        taker.await.expect("no panic");
+    for consumer in consumers {
+        consumer.await.expect("no panic");
     }
 }
 
-fn beside_tokio<S: Giving, T: Taking>(
+fn compare_with_tokio<S: ProducerEnd, T: ConsumerEnd>(
     criterion: &mut Criterion,
     name: &str,
     each: usize,
@@ -220,14 +230,14 @@ fn beside_tokio<S: Giving, T: Taking>(
 ) {
     let mut group = criterion.benchmark_group(name);
     group.sample_size(10);
-    let (givers, readers) = state();
-    let (givers, readers) = (givers.len(), readers.len());
+    let (producers, readers) = state();
+    let (producers, readers) = (producers.len(), readers.len());
     group.throughput(Throughput::Elements((ITEMS * readers) as u64));
     let executor = Executor::builder().threads(THREADS).build().expect("threads");
     group.bench_function("gatework", |bencher| {
         bencher.iter(|| {
             let (sinks, sources) = state();
-            meet(&executor, sinks, sources, each);
+            hand_over(&executor, sinks, sources, each);
         });
     });
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).build();
@@ -235,32 +245,32 @@ fn beside_tokio<S: Giving, T: Taking>(
     group.bench_function("tokio", |bencher| {
         bencher.iter(|| {
             // On a worker, as ours are.
-            let all = tokio.spawn(meet_in_tokio(givers, readers, each, to));
+            let all = tokio.spawn(hand_over_in_tokio(producers, readers, each, to));
             tokio.block_on(all).expect("no panic");
         });
     });
     group.finish();
 }
 
-fn meetings(criterion: &mut Criterion) {
+fn handovers(criterion: &mut Criterion) {
     let one = |count: usize| {
         move || {
             let (sinks, source) = union::new("bench", count, WAITING);
             (sinks, vec![source])
         }
     };
-    beside_tokio(criterion, "1:1", ITEMS, one(1), |_| vec![0]);
+    compare_with_tokio(criterion, "1:1", ITEMS, one(1), |_| vec![0]);
     let many = || {
-        let (sink, sources) = multicast::new("bench", SEVERAL, Budget::new(WAITING));
+        let (sink, sources) = multicast::new("bench", FAN_OUT, BufferLimit::new(WAITING));
         (vec![sink], sources)
     };
-    beside_tokio(criterion, "1:N", ITEMS, many, |_| (0..SEVERAL).collect());
-    beside_tokio(criterion, "N:1", ITEMS / SEVERAL, one(SEVERAL), |_| vec![0]);
+    compare_with_tokio(criterion, "1:N", ITEMS, many, |_| (0..FAN_OUT).collect());
+    compare_with_tokio(criterion, "N:1", ITEMS / FAN_OUT, one(FAN_OUT), |_| vec![0]);
     let all = || {
-        let budget = Budget::new(WAITING * SEVERAL);
-        exchange::new("bench", exchange::ExchangeKind::Hash, SEVERAL, SEVERAL, budget)
+        let budget = BufferLimit::new(WAITING * FAN_OUT);
+        exchange::new("bench", exchange::LocalExchangeKind::Hash, FAN_OUT, FAN_OUT, budget)
     };
-    beside_tokio(criterion, "N:N", ITEMS, all, |item| vec![item % SEVERAL]);
+    compare_with_tokio(criterion, "N:N", ITEMS, all, |item| vec![item % FAN_OUT]);
 }
 
 struct Count(AtomicUsize);
@@ -274,8 +284,8 @@ impl Wake for Count {
 fn gates(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("gate");
     let gate = Dependency::ready("bench", DependencyKind::Source);
-    group.bench_function("open?", |bencher| bencher.iter(|| black_box(&gate).is_ready()));
-    group.bench_function("shut, opened", |bencher| {
+    group.bench_function("is ready", |bencher| bencher.iter(|| black_box(&gate).is_ready()));
+    group.bench_function("block, set ready", |bencher| {
         bencher.iter(|| {
             gate.block();
             gate.set_ready();
@@ -283,7 +293,7 @@ fn gates(criterion: &mut Criterion) {
     });
     let count = Arc::new(Count(AtomicUsize::new(0)));
     let waker = Waker::from(count.clone());
-    group.bench_function("shut, waited for, opened", |bencher| {
+    group.bench_function("block, wait, set ready", |bencher| {
         bencher.iter(|| {
             gate.block();
             assert!(!gate.poll_ready(&waker), "it was shut");
@@ -291,7 +301,7 @@ fn gates(criterion: &mut Criterion) {
         });
     });
     let cell = AtomicWaker::new();
-    group.bench_function("futures' AtomicWaker, waited for, opened", |bencher| {
+    group.bench_function("futures' AtomicWaker, wait, wake", |bencher| {
         bencher.iter(|| {
             cell.register(&waker);
             cell.wake();
@@ -301,5 +311,5 @@ fn gates(criterion: &mut Criterion) {
     assert!(count.0.load(Ordering::Relaxed) > 0, "nobody was woken");
 }
 
-criterion_group!(benches, gates, meetings);
+criterion_group!(benches, gates, handovers);
 criterion_main!(benches);

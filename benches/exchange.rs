@@ -25,7 +25,7 @@ use gatework::{
         memory_scan::MemoryScan,
     },
     runtime::pipeline::Graph,
-    shared_state::Budget,
+    shared_state::BufferLimit,
 };
 use support::{Count, CountSink, finish};
 
@@ -68,14 +68,14 @@ fn key() -> Arc<dyn PhysicalExpr> {
 
 fn ours(executor: &Executor, batches: &[RecordBatch]) -> usize {
     let mut graph = Graph::new();
-    let budget = Budget::new(BUDGET_BYTES);
+    let budget = BufferLimit::new(BUDGET_BYTES);
     let (mut sinks, source) =
         local_exchange::new(Routing::Hash(vec![key()]), &[TASKS], TASKS, budget).expect("tasks");
     let scan = Arc::new(MemoryScan::new(batches.iter().cloned(), None, BATCH_ROWS));
-    graph.add("rows", TASKS, scan, vec![], Arc::new(sinks.remove(0))).expect("tasks");
+    graph.add_pipeline("rows", TASKS, scan, vec![], Arc::new(sinks.remove(0))).expect("tasks");
     let count = Count::new();
     graph
-        .add("count", TASKS, Arc::new(source), vec![], Arc::new(CountSink(count.clone())))
+        .add_pipeline("count", TASKS, Arc::new(source), vec![], Arc::new(CountSink(count.clone())))
         .expect("tasks");
     finish(executor, graph);
     count.rows()

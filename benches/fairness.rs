@@ -91,8 +91,8 @@ struct Phase {
 
 impl Phase {
     fn p99(&self) -> Duration {
-        let place = self.latencies.len().saturating_sub(1) * 99 / 100;
-        self.latencies.get(place).copied().unwrap_or_default()
+        let index = self.latencies.len().saturating_sub(1) * 99 / 100;
+        self.latencies.get(index).copied().unwrap_or_default()
     }
 
     fn median(&self) -> Duration {

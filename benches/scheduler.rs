@@ -8,7 +8,7 @@ use std::{any::Any, hint::black_box, sync::Arc};
 use criterion::{Criterion, criterion_group, criterion_main};
 use gatework::{
     Executor,
-    runtime::scheduler::{Outcome, Runnable, TaskGroup},
+    runtime::scheduler::{RunResult, Runnable, TaskGroup},
     shared_state::{Dependency, DependencyKind, Gate},
 };
 use support::Countdown;
@@ -23,9 +23,9 @@ const ROUNDS: usize = 10_000;
 struct Empty(Arc<Countdown>);
 
 impl Runnable for Empty {
-    fn run(&mut self, _worker: usize) -> Outcome {
+    fn run(&mut self, _worker: usize) -> RunResult {
         self.0.one();
-        Outcome::Done
+        RunResult::Done
     }
 
     fn panicked(&mut self, _payload: Box<dyn Any + Send>) {}
@@ -79,22 +79,22 @@ fn empty_tasks(criterion: &mut Criterion) {
 struct Player {
     mine: Gate,
     other: Gate,
-    left: usize,
+    remaining: usize,
     countdown: Arc<Countdown>,
 }
 
 impl Runnable for Player {
-    fn run(&mut self, _worker: usize) -> Outcome {
-        while self.left > 0 {
+    fn run(&mut self, _worker: usize) -> RunResult {
+        while self.remaining > 0 {
             if !self.mine.is_ready() {
-                return Outcome::Blocked(self.mine.clone().into());
+                return RunResult::Blocked(self.mine.clone().into());
             }
             self.mine.block();
-            self.left -= 1;
+            self.remaining -= 1;
             self.other.set_ready();
         }
         self.countdown.one();
-        Outcome::Done
+        RunResult::Done
     }
 
     fn panicked(&mut self, _payload: Box<dyn Any + Send>) {}
@@ -113,7 +113,7 @@ fn ping_pong(criterion: &mut Criterion) {
                 let tasks = TaskGroup::new();
                 for (mine, other) in [(&ping, &pong), (&pong, &ping)] {
                     let (mine, other, countdown) = (mine.clone(), other.clone(), countdown.clone());
-                    let player = Player { mine, other, left: ROUNDS, countdown };
+                    let player = Player { mine, other, remaining: ROUNDS, countdown };
                     executor.spawn(&tasks, Box::new(player)).expect("running").wake();
                 }
                 done.recv().expect("the last task tells");

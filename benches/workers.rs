@@ -25,8 +25,8 @@ use datafusion_distributed::{DistributedExt, SessionStateBuilderExt, Worker};
 use gatework::{
     Executor, Settings,
     stages::cluster::{
-        Access, ClusterOptions, ClusterSession, Connections, Locations, WorkerList, WorkerOptions,
-        is_distributed, serve, worker,
+        AllowedLocations, ClusterAuth, ClusterOptions, ClusterSession, Connections, WorkerList,
+        WorkerOptions, is_distributed, serve, worker,
     },
 };
 use tokio::{
@@ -75,12 +75,12 @@ fn work(kind: Kind) -> Outcome<()> {
             runtime: Arc::new(RuntimeEnv::default()),
             settings: Settings::default(),
             connections: Connections::default(),
-            locations: Locations::everything(),
+            locations: AllowedLocations::allow_all(),
             io: Some(Handle::current()),
         };
         let executor = Executor::builder().threads(1).build()?;
         let worker = worker(&executor, options)?;
-        Ok(serve(worker, &Access::default(), listener, std::future::pending(), || {}).await?)
+        Ok(serve(worker, &ClusterAuth::default(), listener, std::future::pending(), || {}).await?)
     })
 }
 

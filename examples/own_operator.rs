@@ -2,7 +2,7 @@
 //! `cargo run --release --example own_operator`; `cargo test --release --example own_operator`
 
 use arrow::{array::AsArray, compute::sum, datatypes::Int64Type};
-use gatework::operators::{compact, harness::*};
+use gatework::operators::{apply_selection, harness::*};
 use gatework::runtime::{Error, Result, pipeline::*};
 use gatework::shared_state::{ManyToOne, Wakeups, sync::Mutex};
 use std::{mem::replace, sync::Arc};
@@ -12,13 +12,13 @@ use std::{mem::replace, sync::Arc};
 struct Total(ManyToOne, Mutex<(Option<i64>, usize)>);
 
 impl Total {
-    fn leave(&self, sum: Option<i64>) {
+    fn producer_done(&self, sum: Option<i64>) {
         let mut wakeups = Wakeups::new(); // Declared before the lock, so that wakers run after it.
-        let (total, sinks_left) = &mut *self.1.lock();
+        let (total, remaining_sinks) = &mut *self.1.lock();
         *total = total.zip(sum).map(|(total, sum)| total + sum);
-        *sinks_left -= 1;
-        if *sinks_left == 0 || total.is_none() {
-            self.0.open_for_ever(&mut wakeups);
+        *remaining_sinks -= 1;
+        if *remaining_sinks == 0 || total.is_none() {
+            self.0.set_always_ready_all(&mut wakeups);
         }
     }
 }
@@ -28,20 +28,21 @@ impl Total {
 struct Adder(Option<Arc<Total>>, i64);
 
 impl LocalSink for Adder {
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
         if let Some(batch) = batch {
-            self.1 += sum(compact(batch)?.column(0).as_primitive::<Int64Type>()).unwrap_or(0);
+            self.1 +=
+                sum(apply_selection(batch)?.column(0).as_primitive::<Int64Type>()).unwrap_or(0);
         }
         Ok(SinkResult::NeedInput)
     }
-    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
-        self.0.take().inspect(|total| total.leave(Some(self.1)));
+    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
+        self.0.take().inspect(|total| total.producer_done(Some(self.1)));
         Ok(FinishResult::Done)
     }
 }
 impl Drop for Adder {
     fn drop(&mut self) {
-        self.0.take().inspect(|total| total.leave(None));
+        self.0.take().inspect(|total| total.producer_done(None));
     }
 }
 
@@ -50,7 +51,7 @@ impl Drop for Adder {
 struct Reader(Arc<Total>, bool);
 
 impl LocalSource for Reader {
-    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
+    fn next(&mut self, _task: &DriverContext) -> Result<SourceResult> {
         Ok(match *self.0.1.lock() {
             (None, _) => return Err(Error::ProducerAborted),
             (_, 1..) => SourceResult::Blocked(self.0.0.source().clone().into()),
@@ -62,30 +63,30 @@ impl LocalSource for Reader {
 
 /// What all tasks of a pipeline share of either: the local states that they come for.
 #[derive(Debug)]
-struct Shared<T>(Slots<T>);
+struct SumOperator<T>(PerTask<T>);
 
-impl Sink for Shared<Adder> {
+impl Sink for SumOperator<Adder> {
     fn name(&self) -> &str {
         "sum sink"
     }
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        Ok(Box::new(self.0.take(&setup)?))
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        Ok(Box::new(self.0.take(&context)?))
     }
 }
-impl Source for Shared<Reader> {
+impl Source for SumOperator<Reader> {
     fn name(&self) -> &str {
         "sum source"
     }
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
-        Ok(Box::new(self.0.take(&setup)?))
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>> {
+        Ok(Box::new(self.0.take(&context)?))
     }
 }
 
-fn sum_of_column(case: &Case) -> (Shared<Adder>, Shared<Reader>, usize) {
-    let sinks = case.instances();
+fn sum_of_column(case: &Case) -> (SumOperator<Adder>, SumOperator<Reader>, usize) {
+    let sinks = case.num_tasks();
     let total = Arc::new(Total(ManyToOne::new("sum", sinks), Mutex::new((Some(0), sinks))));
     let adders: Vec<_> = (0..sinks).map(|_| Adder(Some(total.clone()), 0)).collect();
-    (Shared(Slots::new(adders)), Shared(Slots::new([Reader(total, false)])), 1)
+    (SumOperator(PerTask::new(adders)), SumOperator(PerTask::new([Reader(total, false)])), 1)
 }
 
 #[test]

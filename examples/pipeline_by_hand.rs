@@ -1,9 +1,9 @@
 //! An aggregation without SQL: two pipelines, built by hand, that meet in a shared state.
 //!
 //! ```text
-//! memory scan → filter (n even) → aggregate build      2 tasks, each into a table of its own
+//! memory scan → filter (n even) → aggregate sink      2 tasks, each into a table of its own
 //!                                       ║               gate: open when both have finished
-//!                             aggregate output → result 2 tasks, which merge partition by partition
+//!                             aggregate source → result 2 tasks, which merge partition by partition
 //! ```
 //!
 //! `cargo run --release --example pipeline_by_hand`
@@ -28,15 +28,17 @@ use datafusion::{
 use gatework::{
     Executor,
     operators::{
-        compact,
+        apply_selection,
         filter::Filter,
         harness::numbers,
-        hash_aggregate::{self, AggregateCall, AggregateConfig, GroupBy, InputRows, OutputRows},
+        hash_aggregate::{
+            self, AggregateCall, AggregateConfig, AggregateInput, AggregateResult, GroupBy,
+        },
         memory_scan::MemoryScan,
-        result::ResultOutput,
+        result::ResultSink,
     },
-    runtime::pipeline::{Edge, Graph, QueryContext, QueryOptions, RowStream},
-    shared_state::Budget,
+    runtime::pipeline::{Graph, QueryContext, QueryOptions, RowStream, WaitEdge},
+    shared_state::BufferLimit,
 };
 
 const TASKS: usize = 2;
@@ -46,23 +48,25 @@ const RESULT_BYTES: usize = 1 << 20;
 fn main() -> Result<(), Box<dyn Error>> {
     let input = numbers(0..1_000_000, BATCH_ROWS);
     let schema = input[0].schema();
-    let (build, output) = hash_aggregate::new(sum_by_remainder(&schema)?, TASKS, TASKS)?;
-    let (result, readers) = ResultOutput::new(TASKS, 1, vec![], Budget::new(RESULT_BYTES));
+    let (sink, source) = hash_aggregate::new(sum_by_remainder(&schema)?, TASKS, TASKS)?;
+    let (result, readers) = ResultSink::new(TASKS, 1, vec![], BufferLimit::new(RESULT_BYTES));
 
     let mut graph = Graph::new();
     let scan = MemoryScan::new(input, None, BATCH_ROWS);
     let filter = Arc::new(Filter::new(even(&schema)?, None));
-    let producer = graph.add("build", TASKS, Arc::new(scan), vec![filter], Arc::new(build))?;
-    let consumer = graph.add("output", TASKS, Arc::new(output), vec![], Arc::new(result))?;
-    graph.wait(Edge::Breaker { producer, consumer });
+    let producer =
+        graph.add_pipeline("build", TASKS, Arc::new(scan), vec![filter], Arc::new(sink))?;
+    let consumer =
+        graph.add_pipeline("output", TASKS, Arc::new(source), vec![], Arc::new(result))?;
+    graph.add_edge(WaitEdge::Breaker { producer, consumer });
 
     let executor = Executor::builder().threads(TASKS).build()?;
     let query = QueryContext::new(&executor, QueryOptions::default());
-    let running = graph.start(&query)?;
+    let graph_handle = graph.start(&query)?;
     let mut rows: Vec<RecordBatch> = Vec::new();
-    for partition in RowStream::of_query(&running, readers) {
-        for batch in partition.into_blocking() {
-            rows.push(compact(batch?)?);
+    for partition in RowStream::of_query(&graph_handle, readers) {
+        for batch in partition.into_blocking_iter() {
+            rows.push(apply_selection(batch?)?);
         }
     }
     println!("{}", pretty_format_batches(&rows)?);
@@ -88,9 +92,13 @@ fn sum_by_remainder(schema: &SchemaRef) -> Result<AggregateConfig, Box<dyn Error
             sets: vec![vec![false]],
             ..Default::default()
         },
-        calls: vec![AggregateCall { function: Arc::new(sum), arguments: vec![n], filter: None }],
-        input: InputRows::Raw,
-        output: OutputRows::Values,
+        aggregates: vec![AggregateCall {
+            function: Arc::new(sum),
+            arguments: vec![n],
+            filter: None,
+        }],
+        input: AggregateInput::Raw,
+        output: AggregateResult::Final,
         input_schema: schema.clone(),
         schema: Arc::new(Schema::new(vec![
             Field::new("remainder", DataType::Int64, true),

@@ -30,8 +30,8 @@ pub use gatework_runtime::{Error, Executor, ExecutorBuilder};
 pub use gatework_shared_state as shared_state;
 pub use gatework_sql as sql;
 pub use gatework_sql::{
-    SessionStateBuilderExt, Settings, Shell, fallbacks, profile, query, session, session_with,
-    verify,
+    GateworkExec, SessionStateBuilderExt, Settings, fallbacks, profile, query, session,
+    session_with, verify,
 };
 pub use gatework_stages as stages;
 

@@ -10,10 +10,10 @@ use datafusion::{
     prelude::{SessionConfig, SessionContext},
 };
 use gatework::stages::{
-    StagePlace,
+    StageLocation,
     cluster::{
-        ClusterOptions, ClusterSession, InProcess, fallbacks, is_distributed, plan_text,
-        stage_tree, why_local,
+        ClusterOptions, ClusterSession, InProcessCluster, fallbacks, is_distributed,
+        local_execution_reason, plan_text, stage_tree,
     },
 };
 
@@ -22,9 +22,9 @@ use crate::support::{
 };
 
 /// So many workers, and a session on them with the tables, for which every file is worth being read by all.
-async fn started(count: usize) -> (Arc<Tpch>, InProcess, SessionContext) {
+async fn started(count: usize) -> (Arc<Tpch>, InProcessCluster, SessionContext) {
     let workers = (0..count).map(|_| executor(1)).collect();
-    let cluster = InProcess::start(workers, Arc::new(RuntimeEnv::default())).unwrap();
+    let cluster = InProcessCluster::start(workers, Arc::new(RuntimeEnv::default())).unwrap();
     let options = ClusterOptions {
         bytes_per_partition: Some(1),
         connections: cluster.connections(),
@@ -58,7 +58,7 @@ fn tpch_on_fifty_workers() {
             assert_eq!(fallbacks(&planned.plan), Vec::<String>::new(), "{name}");
             let batches = planned.collect().await.unwrap();
             for stage in stage_tree(&planned.plan).stages {
-                if let StagePlace::Remote(workers) = stage.place {
+                if let StageLocation::Remote(workers) = stage.location {
                     assert!(!workers.is_empty(), "{name}: a stage without workers");
                     busy.extend(workers);
                 }
@@ -88,7 +88,7 @@ fn what_would_get_lost_stays_here() {
             let expected = Expected::of(&reference, &sql).await.unwrap();
             let planned = plan(&case, &session, &sql).await.unwrap();
             assert_eq!(is_distributed(&planned.plan), !stays, "{function}");
-            let why = why_local(&planned.plan, session.state().config());
+            let why = local_execution_reason(&planned.plan, session.state().config());
             assert_eq!(why.is_some_and(|why| why.contains("get lost")), stays, "{function}");
             expected.check(function, &planned.collect().await.unwrap());
         }
@@ -163,9 +163,9 @@ fn workers_come_and_go() {
             let planned = plan(&case, &session, sql).await.unwrap();
             expected.check("sum", &planned.collect().await.unwrap());
             let stages = stage_tree(&planned.plan).stages;
-            let used = stages.into_iter().flat_map(|stage| match stage.place {
-                StagePlace::Remote(workers) => workers,
-                StagePlace::Local => Vec::new(),
+            let used = stages.into_iter().flat_map(|stage| match stage.location {
+                StageLocation::Remote(workers) => workers,
+                StageLocation::Local => Vec::new(),
             });
             let (used, listed) = (used.collect::<BTreeSet<_>>(), urls.into_iter().collect());
             assert_eq!(used, listed);
@@ -174,7 +174,7 @@ fn workers_come_and_go() {
         cluster.workers().set(["http://worker-0"]).unwrap();
         let planned = plan(&case, &session, sql).await.unwrap();
         assert!(!is_distributed(&planned.plan));
-        let why = why_local(&planned.plan, session.state().config()).unwrap();
+        let why = local_execution_reason(&planned.plan, session.state().config()).unwrap();
         assert!(why.contains("there is one worker"), "{why}");
         expected.check("sum", &planned.collect().await.unwrap());
     });

@@ -200,15 +200,15 @@ fn right_mark_joins() {
 
 /// The counters named `name` of a query, summed up over its operators.
 fn total(profile: &Profile, name: &str) -> u64 {
-    profile.operators.iter().filter_map(|operator| operator.named.get(name)).sum()
+    profile.operators.iter().filter_map(|operator| operator.counters.get(name)).sum()
 }
 
-const WAITS: &str = "runtime filter waits";
-const DROPPED: &str = "rows dropped by runtime filters";
+const WAITS: &str = "runtime_filter_waits";
+const DROPPED: &str = "runtime_filter_pruned_rows";
 
 /// Runs `sql` on every tested session; the counters of each.
 fn profiles(sessions: &Sessions, sql: &str) -> Vec<(String, Profile)> {
-    let profile_of = |context: &SessionContext| {
+    let run_profiled = |context: &SessionContext| {
         sessions.block_on(async {
             let frame = context.sql(sql).await?;
             let task = Arc::new(frame.task_ctx());
@@ -226,7 +226,7 @@ fn profiles(sessions: &Sessions, sql: &str) -> Vec<(String, Profile)> {
         .tested
         .iter()
         .map(|tested| {
-            let ran: Result<(String, Profile)> = profile_of(&tested.context);
+            let ran: Result<(String, Profile)> = run_profiled(&tested.context);
             ran.unwrap_or_else(|error| panic!("{sql}: {error}"))
         })
         .collect()
@@ -339,7 +339,7 @@ fn scans_of_memory_wait_and_drop_rows() {
 }
 
 fn one_byte() -> Settings {
-    Settings { result_bytes: 1, exchange_bytes: 1, ..Settings::default() }
+    Settings { result_buffer_bytes: 1, exchange_buffer_bytes: 1, ..Settings::default() }
 }
 
 const NUMBERS: &str = "SELECT value AS id, CASE WHEN value % 9 = 0 THEN NULL ELSE value % 13 END AS k FROM generate_series(1, 700)";

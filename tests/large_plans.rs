@@ -21,7 +21,7 @@ async fn steps(case: &Case, session: &SessionContext, sql: &str) -> u64 {
 
 /// More than linear, and less than the square, of eight times as many. How often a task waits is chance, and may be
 /// never where there are few.
-const AT_MOST: u64 = 24;
+const MAX_GROWTH: u64 = 24;
 
 /// Fails if the steps of `sql` for `large` things are far more than eight times those for an eighth of them.
 fn check(
@@ -44,7 +44,7 @@ fn check(
             }
             let [few, all] = counts;
             assert!(
-                all <= AT_MOST * few.max(large as u64),
+                all <= MAX_GROWTH * few.max(large as u64),
                 "{few} steps, then {all}, for {large} {what}"
             );
         }
@@ -102,7 +102,7 @@ fn files() {
             counts.push(steps(&case, &session, &sql).await);
         }
         // A file is opened, its footer read, and its row group: each may wait once.
-        assert!(counts[1] <= AT_MOST * counts[0].max(2000), "{counts:?} steps");
+        assert!(counts[1] <= MAX_GROWTH * counts[0].max(2000), "{counts:?} steps");
     });
     drop(folder);
 }

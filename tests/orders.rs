@@ -207,7 +207,7 @@ fn partitions_in_order() {
             let source = MemorySourceConfig::try_new(&data, schema.clone(), None).unwrap();
             let source = source.try_with_sort_information(vec![order]).unwrap();
             let scan = DataSourceExec::from_data_source(source);
-            let plan = gatework::sql::cover_above(scan, &executor, &|_| false).unwrap();
+            let plan = gatework::sql::wrap_until(scan, &executor, &|_| false).unwrap();
             let context = session.task_ctx();
             let mut all = Vec::new();
             for partition in 0..2 {

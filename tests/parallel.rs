@@ -45,7 +45,7 @@ use tempfile::TempDir;
 const THREADS: usize = 2;
 const ATTEMPTS: usize = 5;
 /// For the other worker to catch up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Rows that each worker has seen; who is ahead waits until the other has its share.
 #[derive(Default)]
@@ -69,7 +69,8 @@ impl Lockstep {
             let level = seen.values().filter(|other| **other + rows >= own).count();
             level < THREADS
         };
-        let (_seen, waited) = self.moved.wait_timeout_while(seen, PATIENCE, is_ahead).unwrap();
+        let (_seen, waited) =
+            self.moved.wait_timeout_while(seen, CATCH_UP_TIMEOUT, is_ahead).unwrap();
         match waited.timed_out() {
             true => exec_err!("no other worker has rows"),
             false => Ok(()),
@@ -217,9 +218,9 @@ fn the_slower_worker_is_busy_nearly_as_long() {
             let (_, profile) = run(&case, &session, sql).await;
             let scan = pipelines(&profile).swap_remove(0);
             let busy = scan.iter().map(|task| task.busy);
-            let (least, most) = (busy.clone().min().unwrap(), busy.max().unwrap());
-            seen.push(format!("{least:?} and {most:?}, {} steals", executor.steals()));
-            if least * 10 >= most * 8 && ran_in_parallel(&scan) && executor.steals() > 0 {
+            let (min, max) = (busy.clone().min().unwrap(), busy.max().unwrap());
+            seen.push(format!("{min:?} and {max:?}, {} steals", executor.steals()));
+            if min * 10 >= max * 8 && ran_in_parallel(&scan) && executor.steals() > 0 {
                 return settle(&executor);
             }
         }

@@ -25,13 +25,13 @@ use datafusion::{
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 
 use crate::{
-    endings::bench::Bench,
+    fixture::TpchFixture,
+    query_end::fixture::Fixture,
     support::{
         Planned, QUERIES, Storage, executor, guarded,
         leaf::{Leaf, number, numbers, register, schema, session, stream_of},
         plan,
     },
-    world::World,
 };
 
 async fn partitions(planned: &Planned, context: &Arc<TaskContext>) -> Vec<RecordBatch> {
@@ -66,14 +66,14 @@ async fn half_of(planned: &Planned, context: Arc<TaskContext>) {
 #[test]
 fn a_plan_runs_again_and_twice_at_once() {
     guarded(|case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         for serial in [true, false] {
-            let bench = Bench::on(executor(2), if serial { 1 } else { 4 });
-            world.data.register(&bench.session, Storage::Parquet).await;
-            for (index, (sql, expected)) in QUERIES.iter().zip(&world.expected).enumerate() {
+            let fixture = Fixture::on(executor(2), if serial { 1 } else { 4 });
+            tpch.data.register(&fixture.session, Storage::Parquet).await;
+            for (index, (sql, expected)) in QUERIES.iter().zip(&tpch.expected).enumerate() {
                 case.begin(format!("query {}, {serial}", index + 1));
-                let planned = bench.plan(&case, sql).await;
-                let context = || bench.session.task_ctx();
+                let planned = fixture.plan(&case, sql).await;
+                let context = || fixture.session.task_ctx();
                 let first = partitions(&planned, &context()).await;
                 expected.check("the first execution", &first);
                 half_of(&planned, context()).await;
@@ -87,7 +87,7 @@ fn a_plan_runs_again_and_twice_at_once() {
                     expected.check(&format!("{time} with a shared context"), &rows);
                 }
                 drop(planned);
-                bench.assert_clean(sql);
+                fixture.assert_clean(sql);
             }
         }
     });

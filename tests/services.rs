@@ -108,7 +108,7 @@ fn nodes_that_block_threads_do_not_starve_each_other() {
 const IN_FLIGHT: usize = 48 << 20;
 
 /// Waits until `query` takes no step any more while others do.
-async fn settle(case: &Case, query: &Arc<dyn ExecutionPlan>, session: &SessionContext) {
+async fn wait_until_blocked(case: &Case, query: &Arc<dyn ExecutionPlan>, session: &SessionContext) {
     let (mut before, mut still) = (0, 0);
     while still < 3 {
         number(case, session, "SELECT count(*) FROM generate_series(1, 1000)").await;
@@ -152,9 +152,9 @@ fn a_result_that_is_not_read_waits() {
             let plan = frame.create_physical_plan().await.unwrap();
             let mut rows = plan.execute(0, context).unwrap();
             assert!(rows.next().await.unwrap().unwrap().num_rows() > 0);
-            settle(&case, &plan, &session).await;
-            let held = session.runtime_env().memory_pool.reserved();
-            assert!((1..IN_FLIGHT).contains(&held), "{held} bytes with {threads} threads");
+            wait_until_blocked(&case, &plan, &session).await;
+            let reserved = session.runtime_env().memory_pool.reserved();
+            assert!((1..IN_FLIGHT).contains(&reserved), "{reserved} bytes with {threads} threads");
         }
     });
 }
@@ -169,16 +169,16 @@ fn partitions_that_are_not_read_wait() {
         let plain = SessionContext::new_with_config(config);
         plain.register_table("t", session.table_provider("t").await.unwrap()).unwrap();
         let plan = plain.sql(LARGE_JOIN).await.unwrap().create_physical_plan().await.unwrap();
-        let plan = gatework::sql::cover_above(plan, &executor, &|_| false).unwrap();
+        let plan = gatework::sql::wrap_until(plan, &executor, &|_| false).unwrap();
         let partitions = plan.properties().partitioning.partition_count();
         assert!(partitions > 1, "a plan of several partitions");
         let context = session.task_ctx();
         let mut streams: Vec<_> =
             (0..partitions).map(|part| plan.execute(part, context.clone()).unwrap()).collect();
         assert!(streams[0].next().await.unwrap().unwrap().num_rows() > 0);
-        settle(&case, &plan, &session).await;
-        let held = session.runtime_env().memory_pool.reserved();
-        assert!((1..IN_FLIGHT).contains(&held), "{held} bytes");
+        wait_until_blocked(&case, &plan, &session).await;
+        let reserved = session.runtime_env().memory_pool.reserved();
+        assert!((1..IN_FLIGHT).contains(&reserved), "{reserved} bytes");
     });
 }
 

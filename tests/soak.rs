@@ -28,39 +28,39 @@ use datafusion::{
 use futures::StreamExt;
 use gatework::{
     Executor, SessionStateBuilderExt, Settings,
-    runtime::scheduler::{Dice, GroupLimits},
+    runtime::scheduler::{GroupLimits, SplitMix64},
 };
 use tempfile::TempDir;
 
 use crate::{
-    endings::{
-        bench::{files_below, register_tables},
-        fuse::{Blow, Fuse, MESSAGE, mute_expected_panics, register_fuse},
-        shapes::SHAPES,
+    query_end::{
+        fault_udf::{FaultKind, FaultUdf, MESSAGE, mute_expected_panics, register_fault_udf},
+        fixture::{files_below, register_tables},
+        queries::END_QUERIES,
     },
     spill::heavy,
     support::{Case, Expected, QUERIES, Storage, Tpch, guarded, plan, reference_session},
 };
 
 const CLIENTS: usize = 4;
-const MOST_THREADS: usize = 3;
+const MAX_THREADS: usize = 3;
 
 /// A session with limits of its own, which one client uses at a time.
 struct Tenant {
     executor: Executor,
     session: SessionContext,
     shared: Arc<RuntimeEnv>,
-    fuse: Arc<Fuse>,
+    fault_udf: Arc<FaultUdf>,
     folder: TempDir,
     is_limited: bool,
 }
 
 impl Tenant {
-    async fn new(data: &Tpch, executor: &Executor, dice: &mut Dice) -> Self {
+    async fn new(data: &Tpch, executor: &Executor, dice: &mut SplitMix64) -> Self {
         let limits = [None, Some(1 << 15), Some(1 << 20), Some(16 << 20)];
-        let limit = limits[dice.below(limits.len())];
+        let limit = limits[dice.next_below(limits.len())];
         let disks = [1_u64 << 40, 2 << 20, 64 << 20];
-        let disk = disks[dice.below(disks.len())];
+        let disk = disks[dice.next_below(disks.len())];
         let pool: Arc<dyn MemoryPool> = match limit {
             Some(bytes) => Arc::new(GreedyMemoryPool::new(bytes)),
             None => Arc::new(UnboundedMemoryPool::default()),
@@ -72,7 +72,8 @@ impl Tenant {
         let shared = RuntimeEnvBuilder::new().with_memory_pool(pool);
         let shared = shared.with_disk_manager_builder(disk).build_arc().unwrap();
         let group = [None, Some("reports".into()), Some("dashboards".into())];
-        let settings = Settings { group: group[dice.below(3)].clone(), ..Settings::default() };
+        let settings =
+            Settings { resource_group: group[dice.next_below(3)].clone(), ..Settings::default() };
         let state = SessionStateBuilder::new()
             .with_config(settings.into_config(SessionConfig::new()))
             .with_runtime_env(shared.clone())
@@ -80,29 +81,29 @@ impl Tenant {
             .with_gatework(executor)
             .build();
         let session = SessionContext::new_with_state(state);
-        let fuse = Fuse::new();
-        register_all(data, &session, &fuse).await;
+        let fault_udf = FaultUdf::new();
+        register_all(data, &session, &fault_udf).await;
         let executor = executor.clone();
-        Self { executor, session, shared, fuse, folder, is_limited: limit.is_some() }
+        Self { executor, session, shared, fault_udf, folder, is_limited: limit.is_some() }
     }
 
     /// Nothing is left of its last query, or soon will not be.
     async fn assert_clean(&self, what: &str) {
-        let left = || (self.shared.memory_pool.reserved(), files_below(self.folder.path()));
+        let leftovers = || (self.shared.memory_pool.reserved(), files_below(self.folder.path()));
         for _ in 0..2000 {
-            if left() == (0, 0) {
+            if leftovers() == (0, 0) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("{what}: reserved bytes and files that are left: {:?}", left());
+        panic!("{what}: reserved bytes and files that are left: {:?}", leftovers());
     }
 }
 
-async fn register_all(data: &Tpch, session: &SessionContext, fuse: &Arc<Fuse>) {
+async fn register_all(data: &Tpch, session: &SessionContext, fault_udf: &Arc<FaultUdf>) {
     data.register(session, Storage::Parquet).await;
     register_tables(session);
-    register_fuse(session, fuse);
+    register_fault_udf(session, fault_udf);
 }
 
 /// A window partition that must be seen whole does not spill, and runs out of memory where that is short.
@@ -117,14 +118,14 @@ struct Query {
 }
 
 async fn queries(data: &Tpch) -> Vec<Query> {
-    let (session, fuse) = (reference_session(), Fuse::new());
-    register_all(data, &session, &fuse).await;
+    let (session, fault_udf) = (reference_session(), FaultUdf::new());
+    register_all(data, &session, &fault_udf).await;
     let mut queries = Vec::new();
-    let fixed = SHAPES.iter().map(|(_, sql)| *sql).chain(heavy());
+    let fixed = END_QUERIES.iter().map(|(_, sql)| *sql).chain(heavy());
     for sql in QUERIES.into_iter().chain(fixed).chain([TOO_LARGE]) {
-        fuse.set(Blow::Error, 0);
+        fault_udf.set(FaultKind::Error, 0);
         let expected = Expected::of(&session, sql).await.unwrap();
-        queries.push(Query { sql, expected, calls: fuse.calls() });
+        queries.push(Query { sql, expected, calls: fault_udf.calls() });
     }
     queries
 }
@@ -134,7 +135,7 @@ enum Fault {
     None,
     Cancel,
     Drop,
-    Blow(Blow),
+    Udf(FaultKind),
 }
 
 #[derive(Default)]
@@ -151,20 +152,26 @@ fn add(counter: &AtomicUsize) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-async fn run_one(case: &Case, tenant: &Tenant, query: &Query, dice: &mut Dice, tally: &Tally) {
-    let fault = match dice.below(10) {
+async fn run_one(
+    case: &Case,
+    tenant: &Tenant,
+    query: &Query,
+    dice: &mut SplitMix64,
+    tally: &Tally,
+) {
+    let fault = match dice.next_below(10) {
         0 => Fault::Cancel,
         1 => Fault::Drop,
-        2 if query.calls > 0 => Fault::Blow(Blow::Error),
-        3 if query.calls > 0 => Fault::Blow(Blow::Panic),
+        2 if query.calls > 0 => Fault::Udf(FaultKind::Error),
+        3 if query.calls > 0 => Fault::Udf(FaultKind::Panic),
         _ => Fault::None,
     };
-    tenant.fuse.set(Blow::Error, 0);
+    tenant.fault_udf.set(FaultKind::Error, 0);
     // The view that one of the queries makes, and drops behind its result.
     let _view = tenant.session.deregister_table("revenue0").unwrap();
     let planned = plan(case, &tenant.session, query.sql).await.unwrap();
-    if let Fault::Blow(how) = fault {
-        tenant.fuse.set(how, 1 + dice.below(query.calls));
+    if let Fault::Udf(kind) = fault {
+        tenant.fault_udf.set(kind, 1 + dice.next_below(query.calls));
     }
     let mut stream = match planned.stream() {
         Ok(stream) => stream,
@@ -172,7 +179,7 @@ async fn run_one(case: &Case, tenant: &Tenant, query: &Query, dice: &mut Dice, t
         Err(error) => panic!("{}: {error}", query.sql),
     };
     let handle = gatework::query(&planned.plan).unwrap();
-    let pause = Duration::from_micros(dice.below(40_000) as u64);
+    let pause = Duration::from_micros(dice.next_below(40_000) as u64);
     let mut batches = Vec::new();
     let mut error = None;
     match fault {
@@ -201,14 +208,14 @@ async fn run_one(case: &Case, tenant: &Tenant, query: &Query, dice: &mut Dice, t
             query.expected.check(query.sql, &batches);
             add(&tally.right);
             let profile = gatework::profile(&planned.plan).unwrap();
-            let spilled = profile.operators.iter().filter_map(|o| o.named.get("spilled bytes"));
+            let spilled = profile.operators.iter().filter_map(|o| o.counters.get("spilled_bytes"));
             tally.spilled.fetch_add(spilled.sum(), Ordering::Relaxed);
         }
         Some(error) => {
             let (counter, expected) = if error.contains("was cancelled: by its handle") {
                 (&tally.cancelled, fault == Fault::Cancel)
             } else if error.contains(MESSAGE) {
-                (&tally.blown, matches!(fault, Fault::Blow(_)))
+                (&tally.blown, matches!(fault, Fault::Udf(_)))
             } else if error.contains("max_temp_directory_size") {
                 (&tally.disk_full, tenant.is_limited)
             } else {
@@ -242,13 +249,13 @@ async fn client(
     tally: Arc<Tally>,
     (seed, until): (u64, Instant),
 ) {
-    let mut dice = Dice::new(seed);
+    let mut dice = SplitMix64::new(seed);
     while Instant::now() < until {
-        let tenant = &tenants[dice.below(tenants.len())];
-        if dice.below(20) == 0 {
-            tenant.executor.set_threads(1 + dice.below(MOST_THREADS)).unwrap();
+        let tenant = &tenants[dice.next_below(tenants.len())];
+        if dice.next_below(20) == 0 {
+            tenant.executor.set_threads(1 + dice.next_below(MAX_THREADS)).unwrap();
         }
-        let query = &queries[dice.below(queries.len())];
+        let query = &queries[dice.next_below(queries.len())];
         case.begin(query.sql);
         run_one(&case, tenant, query, &mut dice, &tally).await;
     }
@@ -260,14 +267,14 @@ fn soak(seed: u64, time: Duration) {
         let data = Tpch::new(20);
         let queries = Arc::new(queries(&data).await);
         let executors: Vec<Executor> = (0..2)
-            .map(|_| Executor::builder().threads(2).max_threads(MOST_THREADS).build().unwrap())
+            .map(|_| Executor::builder().threads(2).max_threads(MAX_THREADS).build().unwrap())
             .collect();
         for executor in &executors {
             let weight = 300.try_into().unwrap();
-            let two = GroupLimits { weight, queries: 2.try_into().ok(), waiting: None };
+            let two = GroupLimits { weight, max_running: 2.try_into().ok(), max_queued: None };
             executor.group("dashboards").set_limits(two);
         }
-        let (tally, mut dice) = (Arc::new(Tally::default()), Dice::new(seed));
+        let (tally, mut dice) = (Arc::new(Tally::default()), SplitMix64::new(seed));
         let until = Instant::now() + time;
         let mut clients = tokio::task::JoinSet::new();
         for client_number in 0..CLIENTS {
@@ -277,7 +284,7 @@ fn soak(seed: u64, time: Duration) {
                 tenants.push(Tenant::new(&data, executor, &mut dice).await);
             }
             let (case, queries, tally) = (case.clone(), queries.clone(), tally.clone());
-            clients.spawn(client(case, tenants, queries, tally, (dice.roll(), until)));
+            clients.spawn(client(case, tenants, queries, tally, (dice.next_u64(), until)));
         }
         let mut footprints = Vec::new();
         let mut tick = tokio::time::interval(time / 60);
@@ -311,11 +318,11 @@ fn soak(seed: u64, time: Duration) {
 /// No growth from the second quarter to the last one, beyond what differs from moment to moment.
 fn assert_flat(footprints: &[[usize; 3]]) {
     let quarter = footprints.len() / 4;
-    let most = |range: &[[usize; 3]]| {
-        [1, 2].map(|place| range.iter().map(|moment| moment[place]).max().unwrap_or(0))
+    let max = |range: &[[usize; 3]]| {
+        [1, 2].map(|index| range.iter().map(|moment| moment[index]).max().unwrap_or(0))
     };
-    let early = most(&footprints[quarter..2 * quarter]);
-    let late = most(&footprints[footprints.len() - quarter..]);
+    let early = max(&footprints[quarter..2 * quarter]);
+    let late = max(&footprints[footprints.len() - quarter..]);
     assert!(late[0] <= early[0] + 8, "threads: {footprints:?}");
     assert!(late[1] <= early[1] + early[1] / 2 + 100, "memory: {footprints:?}");
 }

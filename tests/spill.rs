@@ -19,11 +19,11 @@ use datafusion::{
     prelude::{SessionConfig, SessionContext},
 };
 use futures::{StreamExt, TryStreamExt};
-use gatework::{Executor, SessionStateBuilderExt, runtime::scheduler::Dice};
+use gatework::{Executor, SessionStateBuilderExt, runtime::scheduler::SplitMix64};
 use tempfile::TempDir;
 
 use crate::{
-    endings::bench::{files_below, idle},
+    query_end::fixture::{files_below, idle},
     support::{Case, Expected, executor, guarded, plan, reference_session},
 };
 
@@ -108,14 +108,14 @@ pub(crate) fn heavy() -> impl Iterator<Item = &'static str> {
 }
 
 /// A session of its own, whose temporary files go to `folder`.
-struct Bench {
+struct SpillFixture {
     executor: Executor,
     session: SessionContext,
     shared: Arc<RuntimeEnv>,
     folder: Option<PathBuf>,
 }
 
-impl Bench {
+impl SpillFixture {
     fn new(threads: usize, limit: usize, folder: &Path, disk_bytes: u64) -> Self {
         let mode = DiskManagerMode::Directories(vec![folder.to_owned()]);
         Self { folder: Some(folder.to_owned()), ..Self::with(threads, limit, mode, disk_bytes) }
@@ -147,8 +147,9 @@ impl Bench {
         self.assert_clean();
         expected.check(sql, &batches?);
         let profile = gatework::profile(&planned.plan).unwrap();
-        let of = |name: &str| profile.operators.iter().filter_map(move |o| o.named.get(name)).sum();
-        Ok(of("spilled bytes"))
+        let of =
+            |name: &str| profile.operators.iter().filter_map(move |o| o.counters.get(name)).sum();
+        Ok(of("spilled_bytes"))
     }
 
     /// Nothing is left of any query that is idle.
@@ -165,11 +166,11 @@ fn queries_that_do_not_fit() {
     guarded(|case| async move {
         for (threads, limit) in [1, 2, 3].into_iter().flat_map(|n| LIMITS.map(|limit| (n, limit))) {
             let folder = TempDir::new().unwrap();
-            let bench = Bench::new(threads, limit, folder.path(), 1 << 30);
+            let fixture = SpillFixture::new(threads, limit, folder.path(), 1 << 30);
             for sql in heavy() {
                 case.begin(sql);
                 let expected = Expected::of(&reference_session(), sql).await.unwrap();
-                let spilled = bench.spilled(&case, sql, &expected).await.unwrap();
+                let spilled = fixture.spilled(&case, sql, &expected).await.unwrap();
                 assert!(spilled > 0, "{threads} threads spilled nothing: {sql}");
             }
         }
@@ -181,29 +182,29 @@ fn columns_of_a_window_that_does_not_fit() {
     guarded(|case| async move {
         let folder = TempDir::new().unwrap();
         for threads in [1, 2] {
-            let bench = Bench::new(threads, LIMIT, folder.path(), 1 << 30);
+            let fixture = SpillFixture::new(threads, LIMIT, folder.path(), 1 << 30);
             case.begin(COLUMNS);
             let expected = Expected::of(&reference_session(), COLUMNS).await.unwrap();
-            assert!(bench.spilled(&case, COLUMNS, &expected).await.unwrap() > 0);
+            assert!(fixture.spilled(&case, COLUMNS, &expected).await.unwrap() > 0);
         }
         // Two of them do not fit at once: the second waits until the first has been given.
         let twice = COLUMNS.replace("ORDER BY v DESC", "PARTITION BY v % 2 ORDER BY v DESC");
         let twice = twice.replace("40000))", "80000))");
         case.begin(&twice);
         let expected = Expected::of(&reference_session(), &twice).await.unwrap();
-        let bench = Bench::new(1, LIMIT, folder.path(), 1 << 30);
-        assert!(bench.spilled(&case, &twice, &expected).await.unwrap() > 0);
+        let fixture = SpillFixture::new(1, LIMIT, folder.path(), 1 << 30);
+        assert!(fixture.spilled(&case, &twice, &expected).await.unwrap() > 0);
         // The same with more threads, where nobody wants the order: one of them does it.
         let unordered =
             format!("SELECT count(*) AS n, sum(n) AS s, sum(p) AS p, max(t) AS t FROM ({twice})");
         case.begin(&unordered);
         let expected = Expected::of(&reference_session(), &unordered).await.unwrap();
-        let bench = Bench::new(3, LIMIT, folder.path(), 1 << 30);
-        assert!(bench.spilled(&case, &unordered, &expected).await.unwrap() > 0);
+        let fixture = SpillFixture::new(3, LIMIT, folder.path(), 1 << 30);
+        assert!(fixture.spilled(&case, &unordered, &expected).await.unwrap() > 0);
         // Where the columns do not fit, the error says who wanted how much.
-        let bench = Bench::new(2, 1 << 20, folder.path(), 1 << 30);
+        let fixture = SpillFixture::new(2, 1 << 20, folder.path(), 1 << 30);
         let expected = Expected::of(&reference_session(), COLUMNS).await.unwrap();
-        let error = bench.spilled(&case, COLUMNS, &expected).await.unwrap_err().to_string();
+        let error = fixture.spilled(&case, COLUMNS, &expected).await.unwrap_err().to_string();
         assert!(error.contains("window sink"), "{error}");
     });
 }
@@ -221,11 +222,11 @@ fn orders_that_a_join_would_keep() {
     guarded(|case| async move {
         for limit in [1 << 20, 1 << 30] {
             let folder = TempDir::new().unwrap();
-            let bench = Bench::new(2, limit, folder.path(), 1 << 30);
+            let fixture = SpillFixture::new(2, limit, folder.path(), 1 << 30);
             for sql in ORDERS {
                 case.begin(*sql);
                 let expected = Expected::of(&reference_session(), sql).await.unwrap();
-                let spilled = bench.spilled(&case, sql, &expected).await.unwrap();
+                let spilled = fixture.spilled(&case, sql, &expected).await.unwrap();
                 assert_eq!(spilled > 0, limit == 1 << 20, "{sql}");
             }
         }
@@ -236,7 +237,7 @@ fn orders_that_a_join_would_keep() {
 fn a_full_disk_and_a_folder_that_is_gone() {
     guarded(|case| async move {
         let folder = TempDir::new().unwrap();
-        let full = Bench::new(2, LIMIT, folder.path(), 200_000);
+        let full = SpillFixture::new(2, LIMIT, folder.path(), 200_000);
         let small = "SELECT value % 3 AS k, count(*) AS n FROM generate_series(1, 1000) GROUP BY 1";
         let fits = Expected::of(&reference_session(), small).await.unwrap();
         for sql in heavy() {
@@ -247,7 +248,7 @@ fn a_full_disk_and_a_folder_that_is_gone() {
             // Others notice nothing.
             assert_eq!(full.spilled(&case, small, &fits).await.unwrap(), 0);
         }
-        let gone = Bench::new(2, LIMIT, folder.path(), 1 << 30);
+        let gone = SpillFixture::new(2, LIMIT, folder.path(), 1 << 30);
         folder.close().unwrap();
         let expected = Expected::of(&reference_session(), GROUPS[0]).await.unwrap();
         let error = gone.spilled(&case, GROUPS[0], &expected).await.unwrap_err().to_string();
@@ -261,11 +262,11 @@ fn a_full_disk_and_a_folder_that_is_gone() {
 fn no_disk_at_all() {
     guarded(|case| async move {
         for threads in [1, 2] {
-            let bench = Bench::with(threads, LIMIT, DiskManagerMode::Disabled, 1 << 30);
+            let fixture = SpillFixture::with(threads, LIMIT, DiskManagerMode::Disabled, 1 << 30);
             for sql in heavy().chain([COLUMNS]) {
                 case.begin(sql);
                 let expected = Expected::of(&reference_session(), sql).await.unwrap();
-                if let Err(error) = bench.spilled(&case, sql, &expected).await {
+                if let Err(error) = fixture.spilled(&case, sql, &expected).await {
                     let error = error.to_string();
                     assert!(
                         error.contains("memory") && !error.contains("place to spill"),
@@ -281,17 +282,17 @@ fn no_disk_at_all() {
 fn cancelled_while_it_spills() {
     guarded(|case| async move {
         let folder = TempDir::new().unwrap();
-        let bench = Bench::new(2, LIMIT, folder.path(), 1 << 30);
-        let mut dice = Dice::new(4);
+        let fixture = SpillFixture::new(2, LIMIT, folder.path(), 1 << 30);
+        let mut dice = SplitMix64::new(4);
         let mut running = 0;
         for round in 0..60 {
             let all: Vec<&str> = heavy().collect();
             let sql = all[round % all.len()];
             case.begin(sql);
-            let planned = plan(&case, &bench.session, sql).await.unwrap();
+            let planned = plan(&case, &fixture.session, sql).await.unwrap();
             let mut stream = planned.stream().unwrap();
             let query = gatework::query(&planned.plan).unwrap();
-            tokio::time::sleep(Duration::from_millis(dice.below(150) as u64)).await;
+            tokio::time::sleep(Duration::from_millis(dice.next_below(150) as u64)).await;
             running += usize::from(query.live_tasks() > 0);
             if round % 2 == 0 {
                 query.cancel();
@@ -302,7 +303,7 @@ fn cancelled_while_it_spills() {
             drop(stream);
             // What is being written goes on to its next batch; the query is not idle before.
             idle(&query).await;
-            bench.assert_clean();
+            fixture.assert_clean();
         }
         assert!(running > 10, "{running} of 60 were running");
     });
@@ -312,28 +313,28 @@ fn cancelled_while_it_spills() {
 #[test]
 fn the_io_runtime_is_gone() {
     guarded(|case| async move {
-        let mut dice = Dice::new(7);
+        let mut dice = SplitMix64::new(7);
         for sql in heavy() {
             case.begin(sql);
             let folder = TempDir::new().unwrap();
-            let bench = Bench::new(2, LIMIT, folder.path(), 1 << 30);
+            let fixture = SpillFixture::new(2, LIMIT, folder.path(), 1 << 30);
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(1)
                 .enable_all()
                 .build()
                 .unwrap();
-            gatework::sql::io_on(&bench.executor, runtime.handle().clone());
-            let planned = plan(&case, &bench.session, sql).await.unwrap();
+            gatework::sql::set_io_runtime(&fixture.executor, runtime.handle().clone());
+            let planned = plan(&case, &fixture.session, sql).await.unwrap();
             let mut stream = planned.stream().unwrap();
             let query = gatework::query(&planned.plan).unwrap();
-            tokio::time::sleep(Duration::from_millis(dice.below(100) as u64)).await;
+            tokio::time::sleep(Duration::from_millis(dice.next_below(100) as u64)).await;
             runtime.shutdown_background();
             while let Some(Ok(batch)) = stream.next().await {
                 drop(batch);
             }
             drop(stream);
             idle(&query).await;
-            bench.assert_clean();
+            fixture.assert_clean();
         }
     });
 }

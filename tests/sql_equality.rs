@@ -431,7 +431,7 @@ fn windows() {
 #[test]
 fn windows_piece_by_piece() {
     fn narrow(watch: &Watch) -> Sessions<'_> {
-        let settings = Settings { exchange_bytes: 1, ..Settings::default() };
+        let settings = Settings { exchange_buffer_bytes: 1, ..Settings::default() };
         Sessions::with(watch, &[(1, 3), (2, 7), (2, 8192)], SessionConfig::new(), settings)
     }
     with_tables_of(narrow, |sessions| sessions.equal(WINDOWS));

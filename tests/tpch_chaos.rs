@@ -18,8 +18,8 @@ use gatework::{
 };
 
 use crate::{
+    fixture::TpchFixture,
     support::{Case, Planned, QUERIES, Storage, executor, guarded, plan, settle},
-    world::World,
 };
 
 const SHORT: u64 = 20;
@@ -39,28 +39,28 @@ enum Mode {
 }
 
 async fn session(
-    world: &World,
+    tpch: &TpchFixture,
     executor: &Executor,
     storage: Storage,
     chaos: Chaos,
 ) -> SessionContext {
-    // Steps of a seeded executor shall interleave. More instances than threads: the schedule
+    // Steps of a deterministic executor shall interleave. More instances than threads: the schedule
     // has more to choose from.
     let settings = Settings {
         time_slice: Duration::ZERO,
-        instances: NonZeroUsize::new(3),
+        max_tasks_per_pipeline: NonZeroUsize::new(3),
         chaos: Some(Arc::new(chaos)),
         ..Settings::default()
     };
     let config = settings.into_config(SessionConfig::new());
     let state = SessionStateBuilder::new()
         .with_config(config)
-        .with_runtime_env(world.runtime())
+        .with_runtime_env(tpch.runtime())
         .with_default_features()
         .with_gatework(executor)
         .build();
     let session = SessionContext::new_with_state(state);
-    world.data.register(&session, storage).await;
+    tpch.data.register(&session, storage).await;
     session
 }
 
@@ -70,44 +70,44 @@ fn counts(session: &SessionContext) -> ChaosCounts {
     settings.chaos.as_ref().unwrap().counts()
 }
 
-async fn run_queries(case: &Case, world: &World, executor: &Executor, mode: Mode, seed: u64) {
+async fn run_queries(case: &Case, tpch: &TpchFixture, executor: &Executor, mode: Mode, seed: u64) {
     // Every other seed reads files: their reads end on threads of their own, so a seed fixes less.
     let storage = if seed.is_multiple_of(2) { Storage::Memory } else { Storage::Parquet };
     let chaos = match mode {
-        Mode::Blocks => Chaos::new(seed).block_every(3).recall_every(4),
-        Mode::Seeded => Chaos::new(seed).cut_batches(2000),
-        Mode::Tiny => Chaos::new(seed).cut_batches(37 + (seed % 7) as usize).block_every(200),
+        Mode::Blocks => Chaos::new(seed).block_every(3).spurious_wakeups_every(4),
+        Mode::Seeded => Chaos::new(seed).split_batches(2000),
+        Mode::Tiny => Chaos::new(seed).split_batches(37 + (seed % 7) as usize).block_every(200),
     };
-    let session = session(world, executor, storage, chaos).await;
-    for (number, (sql, expected)) in (1..).zip(QUERIES.iter().zip(&world.expected)) {
+    let session = session(tpch, executor, storage, chaos).await;
+    for (number, (sql, expected)) in (1..).zip(QUERIES.iter().zip(&tpch.expected)) {
         let name = format!("q{number}, {mode:?}, {storage:?}, seed {seed}");
         case.begin(&name);
         let batches = plan(case, &session, sql).await.unwrap().collect().await.unwrap();
         expected.check(&name, &batches);
     }
-    world.assert_clean(std::slice::from_ref(executor), &format!("{mode:?}, seed {seed}"));
+    tpch.assert_clean(std::slice::from_ref(executor), &format!("{mode:?}, seed {seed}"));
     let counts = counts(&session);
     match mode {
         Mode::Blocks => {
             assert!(counts.start_blocks > 0 && counts.source_blocks > 0, "{counts:?}");
             assert!(counts.operator_blocks > 0 && counts.sink_blocks > 0, "{counts:?}");
-            assert!(counts.finish_blocks > 0 && counts.recalls > 0, "{counts:?}");
+            assert!(counts.finish_blocks > 0 && counts.spurious_wakeups > 0, "{counts:?}");
         }
-        Mode::Tiny => assert!(counts.cuts > 0 && counts.blocks() > 0, "{counts:?}"),
-        Mode::Seeded => assert!(counts.cuts > 0, "{counts:?}"),
+        Mode::Tiny => assert!(counts.splits > 0 && counts.blocks() > 0, "{counts:?}"),
+        Mode::Seeded => assert!(counts.splits > 0, "{counts:?}"),
     }
 }
 
 fn equal_rows(mode: Mode, seeds: u64) {
     guarded(move |case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         let mut schedules = HashSet::new();
         for seed in 0..seeds {
             let executor = match mode {
-                Mode::Seeded => Executor::builder().seeded(seed).build().unwrap(),
+                Mode::Seeded => Executor::builder().deterministic(seed).build().unwrap(),
                 Mode::Blocks | Mode::Tiny => executor(2),
             };
-            run_queries(&case, &world, &executor, mode, seed).await;
+            run_queries(&case, &tpch, &executor, mode, seed).await;
             schedules.extend(executor.schedule().map(|schedule| schedule.fingerprint));
         }
         if matches!(mode, Mode::Seeded) {
@@ -152,14 +152,14 @@ fn tiny_batches_of_200_seeds() {
 /// `query` in a session of its own, to be ended by `fault` at `step`. Whether it was.
 async fn fault_once(
     case: &Case,
-    world: &World,
+    tpch: &TpchFixture,
     executor: &Executor,
     (number, fault, step): (usize, Fault, u64),
 ) -> bool {
     let name = format!("q{number}, {fault:?} at step {step}");
     case.begin(&name);
-    let chaos = Chaos::new(step).cut_batches(1000).fault_at(fault, step);
-    let session = session(world, executor, Storage::Memory, chaos).await;
+    let chaos = Chaos::new(step).split_batches(1000).fault_at(fault, step);
+    let session = session(tpch, executor, Storage::Memory, chaos).await;
     let planned: Planned = plan(case, &session, QUERIES[number - 1]).await.unwrap();
     let result = planned.collect().await;
     let hit = counts(&session).fault;
@@ -174,13 +174,13 @@ async fn fault_once(
         }
         // The rows may have left before the last tasks were called for the last time.
         (Ok(batches), _, Fault::Cancel) | (Ok(batches), false, _) => {
-            world.expected[number - 1].check(&name, &batches);
+            tpch.expected[number - 1].check(&name, &batches);
         }
         (Ok(_), true, _) => panic!("{name}: the failure is lost"),
         (Err(error), false, _) => panic!("{name}: {error}"),
     }
     drop(planned);
-    world.assert_clean(std::slice::from_ref(executor), &name);
+    tpch.assert_clean(std::slice::from_ref(executor), &name);
     hit
 }
 
@@ -196,11 +196,11 @@ fn chosen(steps: u64, all: bool) -> Vec<u64> {
 
 fn ends_clean(all: bool) {
     guarded(move |case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         let executor = executor(2);
         for number in 1..=QUERIES.len() {
-            let chaos = Chaos::new(0).cut_batches(1000);
-            let session = session(&world, &executor, Storage::Memory, chaos).await;
+            let chaos = Chaos::new(0).split_batches(1000);
+            let session = session(&tpch, &executor, Storage::Memory, chaos).await;
             let planned = plan(&case, &session, QUERIES[number - 1]).await.unwrap();
             planned.collect().await.unwrap();
             settle(&executor);
@@ -210,7 +210,7 @@ fn ends_clean(all: bool) {
                 let mut hits = 0;
                 for step in chosen(steps, all) {
                     let query = (number, fault, step);
-                    hits += usize::from(fault_once(&case, &world, &executor, query).await);
+                    hits += usize::from(fault_once(&case, &tpch, &executor, query).await);
                 }
                 assert!(hits > 10, "q{number}: {fault:?} was reached {hits} times only");
             }

@@ -16,8 +16,8 @@ use gatework::{
     runtime::{
         Result,
         pipeline::{
-            Batch, FinishResult, Graph, LocalSink, QueryContext, QueryOptions, Setup, Sink,
-            SinkResult, TaskContext,
+            Batch, DriverContext, FinishResult, Graph, LocalSink, OperatorContext, QueryContext,
+            QueryOptions, Sink, SinkResult,
         },
     },
 };
@@ -87,20 +87,20 @@ impl Sink for CountSink {
         "count"
     }
 
-    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         Ok(Box::new(LocalCount(self.0.clone(), 0)))
     }
 }
 
 impl LocalSink for LocalCount {
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
         if let Some(batch) = batch {
-            self.1 += black_box(batch).rows();
+            self.1 += black_box(batch).num_rows();
         }
         Ok(SinkResult::NeedInput)
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
         self.0.0.fetch_add(self.1, Ordering::Relaxed);
         Ok(FinishResult::Done)
     }

@@ -12,13 +12,13 @@ use std::ffi::c_long;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// `mi_option_purge_delay` of mimalloc's header, in its version 3: milliseconds.
-const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-const KEPT: c_long = 1000;
-const KEPT_IF_LIMITED: c_long = 25;
+const PURGE_DELAY_OPTION: libmimalloc_sys::mi_option_t = 15;
+const PURGE_DELAY_MS: c_long = 1000;
+const PURGE_DELAY_IF_LIMITED_MS: c_long = 25;
 
 /// How much is kept of what is free: less if memory is `limited`.
-pub(crate) fn keep_pages(limited: bool) {
-    set(PURGE_DELAY, if limited { KEPT_IF_LIMITED } else { KEPT });
+pub(crate) fn set_purge_delay(limited: bool) {
+    set(PURGE_DELAY_OPTION, if limited { PURGE_DELAY_IF_LIMITED_MS } else { PURGE_DELAY_MS });
     if limited {
         without_huge_pages();
     }
@@ -36,7 +36,7 @@ fn without_huge_pages() {}
 
 /// Gives free pages back to the system, at once.
 #[expect(unsafe_code, reason = "it has no safe interface")]
-pub(crate) fn give_back() {
+pub(crate) fn purge() {
     // SAFETY: any thread may call it at any time.
     unsafe { libmimalloc_sys::mi_collect(true) }
 }

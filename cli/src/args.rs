@@ -118,14 +118,14 @@ pub(crate) struct WorkerArgs {
     #[arg(long)]
     pub(crate) insecure: bool,
     #[command(flatten)]
-    pub(crate) access: AccessArgs,
+    pub(crate) auth: AuthArgs,
     #[command(flatten)]
     pub(crate) resources: ResourceArgs,
 }
 
 /// What the members of a cluster show each other.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
-pub(crate) struct AccessArgs {
+pub(crate) struct AuthArgs {
     /// File with the token that every request to a worker carries; all members have the same
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
@@ -152,13 +152,13 @@ pub(crate) struct EngineArgs {
     pub(crate) nodes: Option<NonZeroUsize>,
     /// When stages start, if there are nodes
     #[arg(long, value_enum, value_name = "WHEN", default_value_t, requires = "nodes")]
-    pub(crate) stage_policy: StagePolicy,
+    pub(crate) execution_policy: ExecutionPolicyArg,
     /// Run queries on these workers, such as http://127.0.0.1:8080, as far as they are worth it. See `gatework worker`
     #[arg(long, value_name = "URL,…", value_delimiter = ',', conflicts_with = "nodes")]
     pub(crate) workers: Vec<String>,
     /// How many bytes of a table's files are worth a part of their own for workers, such as 1MB. Default: 16 MiB
     #[arg(long, value_name = "SIZE", requires = "workers")]
-    pub(crate) part_size: Option<ByteSize>,
+    pub(crate) bytes_per_partition: Option<ByteSize>,
     /// How often a query whose workers are lost runs again, on those that answer; queries that write do not. Default: 0
     #[arg(
         long,
@@ -169,7 +169,7 @@ pub(crate) struct EngineArgs {
     )]
     pub(crate) retries: usize,
     #[command(flatten)]
-    pub(crate) access: AccessArgs,
+    pub(crate) auth: AuthArgs,
     /// How long a query may take, such as 90s or 5min. Default: for ever
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Option<Duration>,
@@ -190,7 +190,7 @@ pub(crate) struct ResourceArgs {
     pub(crate) temp_dir: Option<PathBuf>,
     /// What temporary files may take, such as 20GB. Default: 100 GiB
     #[arg(long, value_name = "SIZE")]
-    pub(crate) temp_limit: Option<ByteSize>,
+    pub(crate) max_temp_size: Option<ByteSize>,
 }
 
 /// What is told of a query instead of its result.
@@ -206,7 +206,7 @@ pub(crate) enum Explain {
 
 /// When the stages of a query start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum StagePolicy {
+pub(crate) enum ExecutionPolicyArg {
     /// All of them at once
     #[default]
     AllAtOnce,
@@ -250,7 +250,7 @@ fn query_number(text: &str) -> Result<u32, String> {
 
 /// The arguments, with SQL that begins with a comment kept from being taken for a flag: `--` and what follows, up to
 /// the first blank, names no option of ours if there is a blank in the argument at all and no `=` before it.
-pub(crate) fn readable(
+pub(crate) fn protect_sql_comments(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> impl Iterator<Item = OsString> {
     arguments.into_iter().map(|argument| match argument.to_str() {

@@ -24,15 +24,15 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 
 use futures::TryStreamExt;
 use gatework::stages::cluster::{
-    self, Access, ClusterOptions, ClusterSession, Connections, Locations, Worker, WorkerList,
-    WorkerOptions,
+    self, AllowedLocations, ClusterAuth, ClusterOptions, ClusterSession, Connections, Worker,
+    WorkerList, WorkerOptions,
 };
 use gatework::stages::{ExecutionPolicy, Nodes, StageOptions, StageStream};
 use gatework::{SessionStateBuilderExt, Settings};
 use tokio::runtime::Handle;
 use tokio::task::yield_now;
 
-use crate::args::{AccessArgs, EngineArgs, StagePolicy};
+use crate::args::{AuthArgs, EngineArgs, ExecutionPolicyArg};
 use crate::error::{Error, one_line};
 use crate::formats;
 use crate::store;
@@ -43,7 +43,7 @@ pub(crate) struct Engine {
     /// What sessions share: caches of footers, object stores, memory.
     shared: Arc<RuntimeEnv>,
     settings: Settings,
-    nodes: Option<Arc<OnNodes>>,
+    nodes: Option<Arc<StageConfig>>,
     cluster: Option<Cluster>,
 }
 
@@ -54,19 +54,19 @@ struct Cluster {
 }
 
 /// Nodes of this process that queries run on as stages.
-pub(crate) struct OnNodes {
+pub(crate) struct StageConfig {
     nodes: Nodes,
     options: StageOptions,
 }
 
-impl OnNodes {
+impl StageConfig {
     fn start(args: &EngineArgs, count: usize) -> gatework::runtime::Result<Self> {
         let threads = (threads(args.resources.threads).get() / count).max(1);
-        let policy = match args.stage_policy {
-            StagePolicy::AllAtOnce => ExecutionPolicy::AllAtOnce,
-            StagePolicy::Phased => ExecutionPolicy::Phased,
+        let policy = match args.execution_policy {
+            ExecutionPolicyArg::AllAtOnce => ExecutionPolicy::AllAtOnce,
+            ExecutionPolicyArg::Phased => ExecutionPolicy::Phased,
         };
-        let options = StageOptions { policy, ..StageOptions::of_nodes(count) };
+        let options = StageOptions { policy, ..StageOptions::with_nodes(count) };
         Ok(Self { nodes: Nodes::in_process(count, threads)?, options })
     }
 }
@@ -92,7 +92,7 @@ impl Engine {
             }
             shared = shared.with_temp_file_path(folder);
         }
-        if let Some(limit) = args.temp_limit {
+        if let Some(limit) = args.max_temp_size {
             shared = shared.with_max_temp_directory_size(limit.as_u64());
         }
         // Lists of files are made anew for each query: files change between statements, by ours as well.
@@ -102,10 +102,10 @@ impl Engine {
         store::register(&shared);
         *temporary() = Some(shared.disk_manager.clone());
         let settings = Settings { timeout: engine.timeout, ..Settings::default() };
-        let nodes = engine.nodes.map(|count| OnNodes::start(engine, count.get())).transpose();
+        let nodes = engine.nodes.map(|count| StageConfig::start(engine, count.get())).transpose();
         let nodes = nodes.map_err(|error| failed(&error))?.map(Arc::new);
         let cluster = match engine.workers.is_empty() {
-            true if engine.access != AccessArgs::default() => {
+            true if engine.auth != AuthArgs::default() => {
                 return Err(Error::failed("a token and certificates are shown to --workers"));
             }
             true => None,
@@ -115,11 +115,11 @@ impl Engine {
     }
 
     /// A worker for the queries of others, whose files are read by the runtime that this is called on.
-    pub(crate) fn worker(&self, access: Access, locations: Locations) -> Result<Worker> {
+    pub(crate) fn worker(&self, auth: ClusterAuth, locations: AllowedLocations) -> Result<Worker> {
         let options = WorkerOptions {
             runtime: self.shared.clone(),
             settings: self.settings.clone(),
-            connections: Connections::new(access),
+            connections: Connections::new(auth),
             locations,
             io: Handle::try_current().ok(),
         };
@@ -127,7 +127,7 @@ impl Engine {
     }
 
     /// What queries run on as stages, if they do.
-    pub(crate) fn nodes(&self) -> Option<Arc<OnNodes>> {
+    pub(crate) fn nodes(&self) -> Option<Arc<StageConfig>> {
         self.nodes.clone()
     }
 
@@ -137,13 +137,13 @@ impl Engine {
     }
 
     /// Why a query does not run on workers, if there are some and it does not.
-    pub(crate) fn why_local(
+    pub(crate) fn local_execution_reason(
         &self,
         plan: &Arc<dyn ExecutionPlan>,
         session: &SessionContext,
     ) -> Option<String> {
         self.cluster.as_ref()?;
-        cluster::why_local(plan, session.state().config())
+        cluster::local_execution_reason(plan, session.state().config())
     }
 
     /// A new, empty session whose queries run on this executor.
@@ -167,12 +167,12 @@ impl Engine {
 impl Cluster {
     fn of(args: &EngineArgs) -> Result<Self, Error> {
         let workers = WorkerList::new(args.workers.iter().map(String::as_str));
-        let workers = workers.map_err(|error| misuse(&error))?;
-        let bytes = args.part_size.map(|size| size.as_u64().max(1));
+        let workers = workers.map_err(|error| usage_error(&error))?;
+        let bytes = args.bytes_per_partition.map(|size| size.as_u64().max(1));
         let options = ClusterOptions {
             bytes_per_partition: bytes.map(|size| usize::try_from(size).unwrap_or(usize::MAX)),
             retries: args.retries,
-            connections: Connections::new(access(&args.access)?),
+            connections: Connections::new(cluster_auth(&args.auth)?),
             ..ClusterOptions::default()
         };
         Ok(Self { workers, options })
@@ -180,33 +180,33 @@ impl Cluster {
 }
 
 /// What this member shows others, and asks of them.
-pub(crate) fn access(args: &AccessArgs) -> Result<Access, Error> {
+pub(crate) fn cluster_auth(args: &AuthArgs) -> Result<ClusterAuth, Error> {
     let read = |option: &str, path: &Path| {
         let failed = |error| Error::failed(format!("{option} {}: {error}", path.display()));
         fs::read(path).map_err(failed)
     };
-    let mut access = Access::default();
+    let mut auth = ClusterAuth::default();
     if let Some(path) = &args.token_file {
         let token = read("--token-file", path)?;
         let token = String::from_utf8_lossy(&token);
-        access = access.with_token(&token).map_err(|error| misuse(&error).and("--token-file"))?;
+        auth = auth.with_token(&token).map_err(|error| usage_error(&error).and("--token-file"))?;
     }
     if let (Some(certificate), Some(key), Some(authority)) =
         (&args.tls_cert, &args.tls_key, &args.tls_ca)
     {
         let certificate = read("--tls-cert", certificate)?;
         let (key, authority) = (read("--tls-key", key)?, read("--tls-ca", authority)?);
-        access = access.with_tls(certificate, key, authority).map_err(|error| misuse(&error))?;
+        auth = auth.with_tls(certificate, key, authority).map_err(|error| usage_error(&error))?;
     }
-    Ok(access)
+    Ok(auth)
 }
 
 /// What is wrong with an argument.
-pub(crate) fn misuse(error: &DataFusionError) -> Error {
+pub(crate) fn usage_error(error: &DataFusionError) -> Error {
     Error::failed(one_line(&error.message()))
 }
 
-/// Where the process has its temporary files. They go with whoever has it last, which is to be [`wait_for_files`]: what
+/// Where the process has its temporary files. They go with whoever has it last, which is to be [`wait_for_temp_files`]: what
 /// another thread is about to remove when the process ends would stay.
 static TEMPORARY: Mutex<Option<Arc<DiskManager>>> = Mutex::new(None);
 
@@ -218,13 +218,13 @@ fn temporary() -> MutexGuard<'static, Option<Arc<DiskManager>>> {
 const NEXT_FILE: Duration = Duration::from_millis(200);
 
 /// Waits until nobody writes temporary files any more: one that is being written when the process ends would stay. Those
-/// that are still there after `most` are removed.
-pub(crate) fn wait_for_files(most: Duration) {
+/// that are still there after `max_wait` are removed.
+pub(crate) fn wait_for_temp_files(max_wait: Duration) {
     let Some(disk) = temporary().take() else { return };
     let begun = Instant::now();
     let mut seen = begun;
     let has_files = |folder: &PathBuf| folder.read_dir().is_ok_and(|files| files.count() > 0);
-    while Arc::strong_count(&disk) > 1 && seen.elapsed() < NEXT_FILE && begun.elapsed() < most {
+    while Arc::strong_count(&disk) > 1 && seen.elapsed() < NEXT_FILE && begun.elapsed() < max_wait {
         if disk.temp_dir_paths().iter().any(has_files) {
             seen = Instant::now();
         }
@@ -234,7 +234,8 @@ pub(crate) fn wait_for_files(most: Duration) {
     drop(disk);
     for folder in folders {
         // Others may remove the same. What cannot be removed stays: the process ends.
-        while folder.exists() && fs::remove_dir_all(&folder).is_err() && begun.elapsed() < most {
+        while folder.exists() && fs::remove_dir_all(&folder).is_err() && begun.elapsed() < max_wait
+        {
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -268,27 +269,27 @@ pub(crate) fn plan_text(plan: &Arc<dyn ExecutionPlan>) -> String {
 }
 
 /// A query that runs. Dropping it cancels the query.
-pub(crate) enum Answer {
-    Whole(SendableRecordBatchStream, Arc<dyn ExecutionPlan>),
+pub(crate) enum ResultStream {
+    Unstaged(SendableRecordBatchStream, Arc<dyn ExecutionPlan>),
     Stages(Box<StageStream>),
 }
 
-impl Answer {
+impl ResultStream {
     /// Plans a query and starts it, as stages if there are nodes.
-    pub(crate) async fn start(frame: DataFrame, nodes: Option<&OnNodes>) -> Result<Self> {
-        if let Some(OnNodes { nodes, options }) = nodes {
+    pub(crate) async fn start(frame: DataFrame, nodes: Option<&StageConfig>) -> Result<Self> {
+        if let Some(StageConfig { nodes, options }) = nodes {
             let stream = gatework::stages::execute(frame, nodes, options).await?;
             return Ok(Self::Stages(Box::new(stream)));
         }
         let context = frame.task_ctx();
         let plan = frame.create_physical_plan().await?;
         let stream = execute_stream(Arc::clone(&plan), context.into())?;
-        Ok(Self::Whole(stream, plan))
+        Ok(Self::Unstaged(stream, plan))
     }
 
     pub(crate) fn schema(&self) -> SchemaRef {
         match self {
-            Self::Whole(stream, _) => stream.schema(),
+            Self::Unstaged(stream, _) => stream.schema(),
             Self::Stages(stream) => stream.schema(),
         }
     }
@@ -297,7 +298,7 @@ impl Answer {
     pub(crate) async fn next(&mut self) -> Result<Option<RecordBatch>> {
         yield_now().await;
         match self {
-            Self::Whole(stream, _) => stream.try_next().await,
+            Self::Unstaged(stream, _) => stream.try_next().await,
             Self::Stages(stream) => stream.try_next().await,
         }
     }
@@ -305,9 +306,9 @@ impl Answer {
     /// The nodes of its plan that ran as DataFusion's own; of stages, once the rows have ended.
     pub(crate) fn fallbacks(&self) -> Vec<String> {
         match self {
-            Self::Whole(_, plan) => fallbacks(plan),
+            Self::Unstaged(_, plan) => fallbacks(plan),
             Self::Stages(stream) => {
-                let tasks = stream.report();
+                let tasks = stream.task_stats();
                 tasks.into_iter().flat_map(|task| task.fallbacks).collect()
             }
         }

@@ -3,7 +3,7 @@
 use datafusion::arrow::error::ArrowError;
 use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::prelude::SessionContext;
-use gatework::stages::cluster::worker_of;
+use gatework::stages::cluster::failed_worker;
 
 use crate::signals::Signal;
 
@@ -60,7 +60,7 @@ impl Error {
 /// Says in one line what went wrong in a query, and where, if that was on a worker.
 fn explain(error: &DataFusionError, session: &SessionContext) -> String {
     let reason = reason(error, session);
-    match worker_of(error) {
+    match failed_worker(error) {
         Some(worker) if !reason.starts_with(worker) => format!("{worker}: {reason}"),
         _ => reason,
     }

@@ -35,12 +35,12 @@ thread_local! {
 }
 
 /// Keeps panics of these threads from standard error: they become the one sentence of an error.
-pub(crate) fn keep_panics() {
+pub(crate) fn capture_panics() {
     let others = panic::take_hook();
     panic::set_hook(Box::new(move |panic| match thread::current().name() {
         Some(NAME) => {
-            let place = panic.location().map(ToString::to_string).unwrap_or_default();
-            PLACE.with_borrow_mut(|known| *known = place);
+            let location = panic.location().map(ToString::to_string).unwrap_or_default();
+            PLACE.with_borrow_mut(|known| *known = location);
         }
         _ => others(panic),
     }));

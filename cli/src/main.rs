@@ -50,16 +50,16 @@ const CLEAN_UP: Duration = Duration::from_secs(5);
 const RUNTIME_STACK_BYTES: usize = 16 << 20;
 
 fn main() -> ExitCode {
-    let args = Args::parse_from(args::readable(std::env::args_os()));
-    allocator::keep_pages(args.command.resources().memory_limit.is_some());
-    large_stack::keep_panics();
+    let args = Args::parse_from(args::protect_sql_comments(std::env::args_os()));
+    allocator::set_purge_delay(args.command.resources().memory_limit.is_some());
+    large_stack::capture_panics();
     let result = runtime(&args.command).and_then(|runtime| {
         let (result, ended) = runtime.block_on(supervise(args.command));
         match ended {
             true => runtime.shutdown_timeout(CLEAN_UP),
             false => runtime.shutdown_background(),
         }
-        engine::wait_for_files(CLEAN_UP);
+        engine::wait_for_temp_files(CLEAN_UP);
         result
     });
     let Err(error) = result else {

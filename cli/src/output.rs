@@ -19,12 +19,12 @@ use table::TableWriter;
 
 /// Buffered output that remembers that its reader has gone, whatever the layers above make of the error.
 #[derive(Clone)]
-pub(crate) struct Sink {
+pub(crate) struct LineWriter {
     out: Rc<RefCell<dyn Write>>,
     closed: Rc<Cell<bool>>,
 }
 
-impl Sink {
+impl LineWriter {
     /// Standard output.
     pub(crate) fn stdout() -> Self {
         Self::new(BufWriter::new(io::stdout()))
@@ -36,8 +36,8 @@ impl Sink {
 
     /// Writes a line and passes it on at once.
     pub(crate) fn line(&self, line: &str) -> Result<(), Error> {
-        let mut sink = self.clone();
-        let written = writeln!(sink, "{line}");
+        let mut writer = self.clone();
+        let written = writeln!(writer, "{line}");
         written.map_err(|error| self.error(&error))?;
         self.flush()
     }
@@ -50,10 +50,10 @@ impl Sink {
 
     fn flush_all(&mut self) -> io::Result<()> {
         let result = self.out.borrow_mut().flush();
-        self.watch(result)
+        self.detect_closed(result)
     }
 
-    fn watch<T>(&self, result: io::Result<T>) -> io::Result<T> {
+    fn detect_closed<T>(&self, result: io::Result<T>) -> io::Result<T> {
         if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
             self.closed.set(true);
         }
@@ -71,13 +71,13 @@ impl Sink {
     }
 }
 
-impl Write for Sink {
+impl Write for LineWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let result = self.out.borrow_mut().write(bytes);
-        self.watch(result)
+        self.detect_closed(result)
     }
 
-    /// Writers of formats flush at places of their own choice; ours is [`Sink::flush`].
+    /// Writers of formats flush at places of their own choice; ours is [`LineWriter::flush`].
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -86,20 +86,20 @@ impl Write for Sink {
 /// One result on its way out.
 pub(crate) struct Output {
     writer: Writer,
-    sink: Sink,
+    out: LineWriter,
 }
 
 enum Writer {
-    Table(TableWriter<Sink>),
-    Csv(Box<csv::Writer<Sink>>),
-    Json(json::Writer<Sink, LineDelimited>),
-    Arrow(StreamWriter<Sink>),
+    Table(TableWriter<LineWriter>),
+    Csv(Box<csv::Writer<LineWriter>>),
+    Json(json::Writer<LineWriter, LineDelimited>),
+    Arrow(StreamWriter<LineWriter>),
 }
 
 impl Output {
     /// Begins a result.
-    pub(crate) fn new(format: Format, schema: SchemaRef, sink: Sink) -> Result<Self, Error> {
-        let to = sink.clone();
+    pub(crate) fn new(format: Format, schema: SchemaRef, out: LineWriter) -> Result<Self, Error> {
+        let to = out.clone();
         let writer = match format {
             Format::Table => Ok(Writer::Table(TableWriter::new(schema, to))),
             Format::Csv => {
@@ -115,8 +115,8 @@ impl Output {
             )),
             Format::Arrow => StreamWriter::try_new(to, &schema).map(Writer::Arrow),
         };
-        let writer = writer.map_err(|error| sink.error(&error))?;
-        Ok(Self { writer, sink })
+        let writer = writer.map_err(|error| out.error(&error))?;
+        Ok(Self { writer, out })
     }
 
     /// Writes the next rows.
@@ -127,7 +127,7 @@ impl Output {
             Writer::Json(writer) => writer.write(batch),
             Writer::Arrow(writer) => writer.write(batch),
         };
-        result.map_err(|error| self.sink.error(&error))
+        result.map_err(|error| self.out.error(&error))
     }
 
     /// Ends the result.
@@ -138,7 +138,7 @@ impl Output {
             Writer::Json(writer) => writer.finish(),
             Writer::Arrow(writer) => writer.finish(),
         };
-        result.map_err(|error| self.sink.error(&error))
+        result.map_err(|error| self.out.error(&error))
     }
 }
 

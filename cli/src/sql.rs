@@ -13,7 +13,7 @@ use crate::args::{EngineArgs, Explain, Format, SqlArgs};
 use crate::engine::{self, Engine};
 use crate::error::Error;
 use crate::large_stack;
-use crate::output::{Output, Sink};
+use crate::output::{LineWriter, Output};
 use crate::progress;
 use crate::statements;
 use crate::tables;
@@ -26,7 +26,7 @@ pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
     let engine = Engine::start(&args.engine)?;
     let session = engine.session();
     tables::register_all(&session, &args.tables, engine.limit()).await?;
-    let sink = Sink::stdout();
+    let out = LineWriter::stdout();
     let query_error = |error| Error::query(&error, &session);
     for sql in &args.statements {
         for statement in statements::parse(sql).map_err(query_error)? {
@@ -35,20 +35,20 @@ pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
                 continue;
             }
             match args.explain {
-                Some(Explain::Plan) => explain(planned.frame, &session, &engine, &sink).await?,
+                Some(Explain::Plan) => explain(planned.frame, &session, &engine, &out).await?,
                 Some(what @ (Explain::Stages | Explain::Mermaid)) => {
                     let tree = stages(planned.frame, &session, &args.engine).await?;
                     let text = match what {
                         Explain::Mermaid => tree.mermaid(),
                         _ => tree.text(),
                     };
-                    sink.line(text.trim_end())?;
+                    out.line(text.trim_end())?;
                 }
-                None => print(planned.frame, &session, &engine, args.format, &sink).await?,
+                None => print(planned.frame, &session, &engine, args.format, &out).await?,
             }
         }
     }
-    sink.flush()
+    out.flush()
 }
 
 /// Prints the result of one query while it is made.
@@ -57,23 +57,23 @@ async fn print(
     session: &SessionContext,
     engine: &Engine,
     format: Format,
-    sink: &Sink,
+    out: &LineWriter,
 ) -> Result<(), Error> {
     let query_error = |error| Error::query(&error, session);
-    let mut answer = statements::start(session, frame, engine.nodes(), engine.limit()).await?;
+    let mut stream = statements::start(session, frame, engine.nodes(), engine.limit()).await?;
     let spinner = progress::spinner("running");
-    let mut output = Output::new(format, answer.schema(), sink.clone())?;
+    let mut output = Output::new(format, stream.schema(), out.clone())?;
     let mut rows = 0;
-    while let Some(batch) = answer.next().await.map_err(query_error)? {
+    while let Some(batch) = stream.next().await.map_err(query_error)? {
         rows += batch.num_rows() as u64;
         show_progress(&spinner, rows);
         output.write(&batch)?;
         // A slow query shows what it has; within a batch the writes are buffered.
-        sink.flush()?;
+        out.flush()?;
     }
     spinner.finish_and_clear();
     output.finish()?;
-    sink.flush()
+    out.flush()
 }
 
 /// A spinner between the rows of a result would spoil both.
@@ -97,7 +97,7 @@ async fn stages(
             return Ok(cluster::stage_tree(&frame.create_physical_plan().await?));
         }
         let (state, query) = frame.into_parts();
-        Ok(plan_stages(&state, &query, &StageOptions::of_nodes(nodes)).await?.tree(nodes))
+        Ok(plan_stages(&state, &query, &StageOptions::with_nodes(nodes)).await?.tree(nodes))
     };
     explained(session, args.timeout, planning).await
 }
@@ -118,17 +118,17 @@ async fn explain(
     frame: DataFrame,
     session: &SessionContext,
     engine: &Engine,
-    sink: &Sink,
+    out: &LineWriter,
 ) -> Result<(), Error> {
     let planning = async move { frame.create_physical_plan().await };
     let plan = explained(session, engine.limit(), planning).await?;
     let fallbacks = engine::fallbacks(&plan);
-    sink.line(engine::plan_text(&plan).trim_end())?;
-    if let Some(reason) = engine.why_local(&plan, session) {
-        sink.line(&format!("on workers: nothing, {reason}"))?;
+    out.line(engine::plan_text(&plan).trim_end())?;
+    if let Some(reason) = engine.local_execution_reason(&plan, session) {
+        out.line(&format!("on workers: nothing, {reason}"))?;
     }
     match fallbacks.is_empty() {
-        true => sink.line("fallbacks: none"),
-        false => sink.line(&format!("fallbacks: {}", fallbacks.join(", "))),
+        true => out.line("fallbacks: none"),
+        false => out.line(&format!("fallbacks: {}", fallbacks.join(", "))),
     }
 }

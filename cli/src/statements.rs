@@ -16,7 +16,7 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::{DFParser, Statement};
 
-use crate::engine::{Answer, OnNodes};
+use crate::engine::{ResultStream, StageConfig};
 use crate::error::Error;
 use crate::large_stack;
 
@@ -73,12 +73,12 @@ pub(crate) struct Collected {
 pub(crate) async fn start(
     session: &SessionContext,
     frame: DataFrame,
-    nodes: Option<Arc<OnNodes>>,
+    nodes: Option<Arc<StageConfig>>,
     limit: Option<Duration>,
-) -> Result<Answer, Error> {
+) -> Result<ResultStream, Error> {
     let session = session.clone();
     let starting = async move {
-        let started = Answer::start(frame, nodes.as_deref()).await;
+        let started = ResultStream::start(frame, nodes.as_deref()).await;
         started.map_err(|error| Error::query(&error, &session))
     };
     large_stack::run("planning the query", limit, starting).await
@@ -88,13 +88,13 @@ pub(crate) async fn start(
 pub(crate) async fn collect(
     session: &SessionContext,
     frame: DataFrame,
-    nodes: Option<Arc<OnNodes>>,
+    nodes: Option<Arc<StageConfig>>,
     limit: Option<Duration>,
 ) -> Result<Collected, Error> {
-    let mut answer = start(session, frame, nodes, limit).await?;
+    let mut stream = start(session, frame, nodes, limit).await?;
     let mut batches = Vec::new();
-    while let Some(batch) = answer.next().await.map_err(|error| Error::query(&error, session))? {
+    while let Some(batch) = stream.next().await.map_err(|error| Error::query(&error, session))? {
         batches.push(batch);
     }
-    Ok(Collected { batches, fallbacks: answer.fallbacks() })
+    Ok(Collected { batches, fallbacks: stream.fallbacks() })
 }

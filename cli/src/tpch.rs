@@ -22,7 +22,7 @@ use datafusion::prelude::SessionContext;
 use crate::args::TpchArgs;
 use crate::engine::{self, Engine};
 use crate::error::Error;
-use crate::output::Sink;
+use crate::output::LineWriter;
 use crate::tables;
 use data::Data;
 use measure::Measure;
@@ -52,7 +52,7 @@ pub(crate) async fn run(args: TpchArgs) -> Result<(), Error> {
         answers,
     };
     let mut report = Report::begin(
-        Sink::stdout(),
+        LineWriter::stdout(),
         &data,
         engine::threads(args.engine.resources.threads),
         measure.oracles(),

@@ -4,21 +4,21 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gatework::stages::cluster::{self, Locations};
+use gatework::stages::cluster::{self, AllowedLocations};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::allocator;
 use crate::args::{EngineArgs, WorkerArgs};
-use crate::engine::{Engine, access, misuse};
+use crate::engine::{Engine, cluster_auth, usage_error};
 use crate::error::Error;
-use crate::output::Sink;
+use crate::output::LineWriter;
 
 /// Runs the command, until it is told to end.
 pub(crate) async fn run(args: WorkerArgs) -> Result<(), Error> {
-    let (address, access) = (args.listen, access(&args.access)?);
-    if !(address.ip().is_loopback() || access.is_encrypted() || args.insecure) {
+    let (address, auth) = (args.listen, cluster_auth(&args.auth)?);
+    if !(address.ip().is_loopback() || auth.is_encrypted() || args.insecure) {
         return Err(Error::failed(format!(
             "--listen: whoever reaches {} could read what is sent; encrypt it with --tls-cert, --tls-key and --tls-ca, \
              or say --insecure",
@@ -28,44 +28,44 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Error> {
     let locations = locations(&args)?;
     let engine = EngineArgs { resources: args.resources, ..EngineArgs::default() };
     let engine = Engine::start(&engine)?;
-    let worker = engine.worker(access.clone(), locations).map_err(|error| misuse(&error))?;
+    let worker = engine.worker(auth.clone(), locations).map_err(|error| usage_error(&error))?;
     let failed =
         |error: std::io::Error| Error::failed(format!("cannot listen at {address}: {error}"));
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let mut terminated = signal(SignalKind::terminate()).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let scheme = if access.is_encrypted() { "https" } else { "http" };
-    let sink = Sink::stdout();
-    sink.line(&format!("{scheme}://{address}"))?;
-    sink.flush()?;
+    let scheme = if auth.is_encrypted() { "https" } else { "http" };
+    let out = LineWriter::stdout();
+    out.line(&format!("{scheme}://{address}"))?;
+    out.flush()?;
     let end = async move {
         terminated.recv().await;
     };
     let idle = Arc::new(Notify::new());
-    tokio::spawn(give_back(idle.clone()));
-    let served = cluster::serve(worker, &access, listener, end, move || idle.notify_one()).await;
+    tokio::spawn(purge_when_idle(idle.clone()));
+    let served = cluster::serve(worker, &auth, listener, end, move || idle.notify_one()).await;
     served.map_err(|error| Error::failed(format!("the worker has failed: {error}")))
 }
 
 /// How long threads may still be about to free what queries had.
-const FREED: Duration = Duration::from_millis(250);
+const PURGE_AFTER: Duration = Duration::from_millis(250);
 
 /// Gives free pages back to the system whenever the worker is `idle`: the allocator does so only while it is used.
-async fn give_back(idle: Arc<Notify>) {
+async fn purge_when_idle(idle: Arc<Notify>) {
     loop {
         idle.notified().await;
-        tokio::time::sleep(FREED).await;
+        tokio::time::sleep(PURGE_AFTER).await;
         // It cannot fail, and if it did, the worker would only be larger.
-        let _given_back = tokio::task::spawn_blocking(allocator::give_back).await;
+        let _purged = tokio::task::spawn_blocking(allocator::purge).await;
     }
 }
 
-fn locations(args: &WorkerArgs) -> Result<Locations, Error> {
-    let mut locations = Locations::none();
+fn locations(args: &WorkerArgs) -> Result<AllowedLocations, Error> {
+    let mut locations = AllowedLocations::deny_all();
     for path in &args.allowed_paths {
         locations = locations
             .with_path(path)
-            .map_err(|error| misuse(&error).and("--allow-path names what queries may read"))?;
+            .map_err(|error| usage_error(&error).and("--allow-path names what queries may read"))?;
     }
     if args.allowed_paths.is_empty() {
         let what = "this worker may read no files: --allow-path names those that it may";

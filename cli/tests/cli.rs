@@ -431,7 +431,7 @@ fn limits_end_a_query_or_make_it_spill() {
         run(&arguments)
     };
     assert_eq!(limited(&[]), (0, "n\n299999\n".to_owned(), String::new()));
-    let (code, _, stderr) = limited(&["--temp-limit", "10KB"]);
+    let (code, _, stderr) = limited(&["--max-temp-size", "10KB"]);
     assert_eq!((code, stderr.lines().count()), (1, 1), "{stderr}");
     assert!(stderr.contains("max_temp_directory_size"), "{stderr}");
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
@@ -441,7 +441,7 @@ fn limits_end_a_query_or_make_it_spill() {
     let (code, stdout, _) = run(&["sql", join, "--memory-limit", "1MiB", "--format", "csv"]);
     assert_eq!((code, stdout.as_str()), (0, "count(*)\n333333\n"));
     let pairs = join.replace("a.value = b.value * 3", "a.value < b.value - 999999");
-    let holder = "this query holds most in: nested-loop join build";
+    let holder = "largest reservations of this query: nested-loop join build";
     fails(&["sql", &pairs, "--memory-limit", "1MiB"], 1, holder);
     fails(&["sql", "SELECT 1", "--temp-dir", "/nowhere"], 1, "/nowhere is not a folder");
 }

@@ -37,7 +37,7 @@ const INLINE_BYTES: usize = 12;
 const SAMPLE_VIEWS: usize = 64;
 
 /// Estimates from this size on are replaced by the sum of all lengths.
-const EXACT_FROM: usize = SLICE_BYTES / 4;
+const MIN_EXACT_BYTES: usize = SLICE_BYTES / 4;
 
 /// Returns the bytes of `column`'s variable-length values, in time that does not depend on its
 /// rows: exactly for texts with offsets, by a sample for views of short texts and for encoded
@@ -91,7 +91,7 @@ fn view_bytes<T: ByteViewType>(column: &GenericByteViewArray<T>) -> usize {
     let step = views.len().div_ceil(SAMPLE_VIEWS).max(1);
     let estimate = step * views.iter().step_by(step).map(view_length).sum::<usize>();
     // A large value that the sample misses makes the buffers large.
-    match estimate.max(buffers) < EXACT_FROM {
+    match estimate.max(buffers) < MIN_EXACT_BYTES {
         true => estimate,
         false => views.iter().map(view_length).sum(),
     }
@@ -172,28 +172,32 @@ pub(crate) fn rows_within(bound: usize, rows: usize, bytes: impl Fn(usize) -> us
 
 /// Returns ranges of the `rows` rows of `columns` whose values have at most `bound` bytes each, or
 /// that are one row; `None` if all rows are within the bound.
-pub(crate) fn slices(columns: &[ArrayRef], rows: usize, bound: usize) -> Option<Vec<Range<usize>>> {
+pub(crate) fn slice_ranges(
+    columns: &[ArrayRef],
+    rows: usize,
+    bound: usize,
+) -> Option<Vec<Range<usize>>> {
     if sum_of(columns) <= bound || rows < 2 {
         return None;
     }
     let mut ranges = Vec::new();
-    let mut left: Vec<Range<usize>> = std::iter::once(0..rows).collect();
-    while let Some(range) = left.pop() {
+    let mut pending: Vec<Range<usize>> = std::iter::once(0..rows).collect();
+    while let Some(range) = pending.pop() {
         let bytes = |column: &ArrayRef| value_bytes(&column.slice(range.start, range.len()));
         if range.len() < 2 || columns.iter().map(bytes).sum::<usize>() <= bound {
             ranges.push(range);
             continue;
         }
         let middle = range.start + range.len() / 2;
-        left.push(middle..range.end);
-        left.push(range.start..middle);
+        pending.push(middle..range.end);
+        pending.push(range.start..middle);
     }
     Some(ranges)
 }
 
 /// Returns `rows` in slices whose values have at most `bound` bytes each, or that are one row.
-pub(crate) fn parts(rows: &RecordBatch, bound: usize) -> Vec<RecordBatch> {
-    match slices(rows.columns(), rows.num_rows(), bound) {
+pub(crate) fn split_by_bytes(rows: &RecordBatch, bound: usize) -> Vec<RecordBatch> {
+    match slice_ranges(rows.columns(), rows.num_rows(), bound) {
         Some(ranges) => ranges.iter().map(|range| rows.slice(range.start, range.len())).collect(),
         None => vec![rows.clone()],
     }

@@ -11,9 +11,9 @@ use arrow::{
 use gatework_runtime::{Result, pipeline::column_bytes};
 
 use crate::{
-    OrFail,
+    ResultExt,
     batch_bytes::{Lengths, rows_within, value_bytes},
-    concat::{concat_arrays, concat_arrays_in_steps},
+    concat::{concat_arrays, concat_arrays_cancellable},
     error::is_overflow,
 };
 
@@ -50,28 +50,29 @@ impl Column {
     /// # Errors
     /// If the pieces differ in type, or there are none, and that of `check`.
     pub(crate) fn concat(
-        pieces: &[ArrayRef],
+        chunks: &[ArrayRef],
         bound: usize,
         check: impl Fn() -> Result<()>,
     ) -> Result<Self> {
-        let kind = pieces.first().map(|piece| piece.data_type());
+        let kind = chunks.first().map(|chunk| chunk.data_type());
         if let Some(DataType::Dictionary(..)) = kind {
-            return match concat_arrays(pieces) {
+            return match concat_arrays(chunks) {
                 // Their values are more than the keys can count.
-                Err(error) if is_overflow(&error) => Ok(Self::several(pieces.to_vec())),
+                Err(error) if is_overflow(&error) => Ok(Self::several(chunks.to_vec())),
                 whole => whole.map(Self::One),
             };
         }
-        if !kind.is_some_and(has_short_offsets) || bytes(pieces) <= bound {
-            return concat_arrays_in_steps(pieces, check).map(Self::One);
+        if !kind.is_some_and(has_short_offsets) || bytes(chunks) <= bound {
+            return concat_arrays_cancellable(chunks, check).map(Self::One);
         }
-        let (mut arrays, mut left) = (Vec::new(), pieces);
-        while !left.is_empty() {
+        let (mut arrays, mut remaining) = (Vec::new(), chunks);
+        while !remaining.is_empty() {
             check()?;
-            let within = rows_within(bound, left.len(), |piece| value_bytes(&left[piece]));
-            let (now, later) = left.split_at(within);
+            let within =
+                rows_within(bound, remaining.len(), |index| value_bytes(&remaining[index]));
+            let (now, later) = remaining.split_at(within);
             arrays.push(concat_arrays(now)?);
-            left = later;
+            remaining = later;
         }
         Ok(Self::several(arrays))
     }
@@ -99,12 +100,12 @@ impl Column {
     /// If they do not fit one array.
     pub(crate) fn take(&self, rows: &UInt32Array) -> Result<ArrayRef> {
         match self {
-            Self::One(array) => take(array, rows, None).or_fail(),
+            Self::One(array) => take(array, rows, None).query_err(),
             Self::Several { arrays, starts } => {
-                let place = |row: &u32| place(starts, *row as usize);
-                let places: Vec<_> = rows.values().iter().map(place).collect();
+                let position = |row: &u32| locate(starts, *row as usize);
+                let indices: Vec<_> = rows.values().iter().map(position).collect();
                 let arrays: Vec<&dyn Array> = arrays.iter().map(AsRef::as_ref).collect();
-                interleave(&arrays, &places).or_fail()
+                interleave(&arrays, &indices).query_err()
             }
         }
     }
@@ -123,7 +124,7 @@ impl Column {
             *length += match self {
                 Self::One(_) => known[0].at(*row as usize),
                 Self::Several { starts, .. } => {
-                    let (array, row) = place(starts, *row as usize);
+                    let (array, row) = locate(starts, *row as usize);
                     known[array].at(row)
                 }
             };
@@ -132,13 +133,13 @@ impl Column {
 }
 
 /// Returns the array that has row `row`, and the row's number there.
-fn place(starts: &[usize], row: usize) -> (usize, usize) {
+fn locate(starts: &[usize], row: usize) -> (usize, usize) {
     let array = starts.partition_point(|start| *start <= row) - 1;
     (array, row - starts[array])
 }
 
-fn bytes(pieces: &[ArrayRef]) -> usize {
-    pieces.iter().map(|piece| value_bytes(piece)).sum()
+fn bytes(chunks: &[ArrayRef]) -> usize {
+    chunks.iter().map(|piece| value_bytes(piece)).sum()
 }
 
 /// Rows that others are gathered from.
@@ -158,7 +159,7 @@ pub(crate) trait Gather {
 
 impl Gather for RecordBatch {
     fn gather(&self, column: usize, rows: &UInt32Array) -> Result<ArrayRef> {
-        take(self.column(column), rows, None).or_fail()
+        take(self.column(column), rows, None).query_err()
     }
 
     fn longest(&self, column: usize) -> usize {

@@ -9,10 +9,10 @@ use arrow::{
 };
 use gatework_runtime::Result;
 
-use crate::OrFail;
+use crate::ResultExt;
 
 /// Buffers a piece of a view column may bring along before its strings are copied together.
-const BUFFERS_PER_PIECE: usize = 4;
+const BUFFERS_PER_ARRAY: usize = 4;
 
 /// Rows per buffer of a view column below which its strings are copied together: whoever takes rows
 /// of it copies the list of its buffers.
@@ -25,8 +25,8 @@ const ROWS_PER_STEP: usize = 1 << 16;
 ///
 /// # Errors
 /// If the pieces differ in type, or there are none.
-pub(crate) fn concat_arrays(pieces: &[ArrayRef]) -> Result<ArrayRef> {
-    concat_arrays_in_steps(pieces, || Ok(()))
+pub(crate) fn concat_arrays(arrays: &[ArrayRef]) -> Result<ArrayRef> {
+    concat_arrays_cancellable(arrays, || Ok(()))
 }
 
 /// The same of as many as there may be, which takes time if they are views of strings. Asks `check` now and then.
@@ -38,28 +38,28 @@ pub(crate) fn concat_arrays(pieces: &[ArrayRef]) -> Result<ArrayRef> {
 ///
 /// # Errors
 /// If the pieces differ in type, or there are none, and that of `check`.
-pub(crate) fn concat_arrays_in_steps(
-    pieces: &[ArrayRef],
+pub(crate) fn concat_arrays_cancellable(
+    arrays: &[ArrayRef],
     check: impl Fn() -> Result<()>,
 ) -> Result<ArrayRef> {
-    if let [only] = pieces {
+    if let [only] = arrays {
         return Ok(only.clone());
     }
-    if pieces.iter().all(|piece| view_buffers(piece) == 0) {
-        return concat_all(pieces);
+    if arrays.iter().all(|array| view_buffers(array) == 0) {
+        return concat_all(arrays);
     }
-    let (mut steps, mut left) = (Vec::new(), pieces);
-    while !left.is_empty() {
+    let (mut steps, mut remaining) = (Vec::new(), arrays);
+    while !remaining.is_empty() {
         check()?;
         let mut rows = 0;
-        let few = left.iter().take_while(|piece| {
+        let few = remaining.iter().take_while(|array| {
             let begins = rows < ROWS_PER_STEP;
-            rows += piece.len();
+            rows += array.len();
             begins
         });
-        let (now, later) = left.split_at(few.count());
+        let (now, later) = remaining.split_at(few.count());
         steps.push(concat_views(now)?);
-        left = later;
+        remaining = later;
     }
     match &steps[..] {
         [only] => Ok(only.clone()),
@@ -68,21 +68,21 @@ pub(crate) fn concat_arrays_in_steps(
 }
 
 /// Of views, some.
-fn concat_views(pieces: &[ArrayRef]) -> Result<ArrayRef> {
-    let buffers: usize = pieces.iter().map(view_buffers).sum();
-    let whole = if buffers > BUFFERS_PER_PIECE * pieces.len() {
-        concat_all(&pieces.iter().map(gather_views).collect::<Vec<_>>())?
+fn concat_views(arrays: &[ArrayRef]) -> Result<ArrayRef> {
+    let buffers: usize = arrays.iter().map(view_buffers).sum();
+    let whole = if buffers > BUFFERS_PER_ARRAY * arrays.len() {
+        concat_all(&arrays.iter().map(gc_views).collect::<Vec<_>>())?
     } else {
-        concat_all(pieces)?
+        concat_all(arrays)?
     };
     let buffers = view_buffers(&whole);
     let scattered = buffers > 1 && buffers > whole.len() / ROWS_PER_BUFFER;
-    Ok(if scattered { gather_views(&whole) } else { whole })
+    Ok(if scattered { gc_views(&whole) } else { whole })
 }
 
-fn concat_all(pieces: &[ArrayRef]) -> Result<ArrayRef> {
-    let pieces: Vec<&dyn Array> = pieces.iter().map(AsRef::as_ref).collect();
-    concat(&pieces).or_fail()
+fn concat_all(arrays: &[ArrayRef]) -> Result<ArrayRef> {
+    let arrays: Vec<&dyn Array> = arrays.iter().map(AsRef::as_ref).collect();
+    concat(&arrays).query_err()
 }
 
 fn view_buffers(array: &ArrayRef) -> usize {
@@ -94,7 +94,7 @@ fn view_buffers(array: &ArrayRef) -> usize {
 }
 
 /// `array`, if it is of views, with buffers that have nothing else in them.
-pub(crate) fn gather_views(array: &ArrayRef) -> ArrayRef {
+pub(crate) fn gc_views(array: &ArrayRef) -> ArrayRef {
     match array.data_type() {
         DataType::Utf8View => Arc::new(array.as_string_view().gc()),
         DataType::BinaryView => Arc::new(array.as_binary_view().gc()),
@@ -106,18 +106,21 @@ pub(crate) fn gather_views(array: &ArrayRef) -> ArrayRef {
 ///
 /// # Errors
 /// If the batches' columns are not of `schema`'s types.
-pub(crate) fn concat_as(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<RecordBatch> {
+pub(crate) fn concat_batches_as(
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+) -> Result<RecordBatch> {
     if batches.is_empty() {
         return Ok(RecordBatch::new_empty(schema.clone()));
     }
-    let column = |place: usize| {
-        let pieces: Vec<ArrayRef> = batches.iter().map(|b| b.column(place).clone()).collect();
-        concat_arrays(&pieces)
+    let column = |index: usize| {
+        let arrays: Vec<ArrayRef> = batches.iter().map(|b| b.column(index).clone()).collect();
+        concat_arrays(&arrays)
     };
     let columns = (0..schema.fields().len()).map(column).collect::<Result<Vec<_>>>()?;
     let rows = batches.iter().map(RecordBatch::num_rows).sum();
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    RecordBatch::try_new_with_options(schema.clone(), columns, &options).or_fail()
+    RecordBatch::try_new_with_options(schema.clone(), columns, &options).query_err()
 }
 
 /// The rows of `batches` in order; free if there is one. The children of a union may differ in which
@@ -125,14 +128,14 @@ pub(crate) fn concat_as(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<R
 ///
 /// # Errors
 /// If the batches' columns differ in type.
-pub(crate) fn concat_rows(batches: &[RecordBatch]) -> Result<RecordBatch> {
+pub(crate) fn concat_batches(batches: &[RecordBatch]) -> Result<RecordBatch> {
     match batches {
         [] => Ok(RecordBatch::new_empty(Arc::new(Schema::empty()))),
         [only] => Ok(only.clone()),
         [first, ..] => {
             let nullable = |field: &Arc<Field>| field.as_ref().clone().with_nullable(true);
             let fields: Vec<Field> = first.schema_ref().fields().iter().map(nullable).collect();
-            concat_as(&Arc::new(Schema::new(fields)), batches)
+            concat_batches_as(&Arc::new(Schema::new(fields)), batches)
         }
     }
 }
@@ -150,9 +153,9 @@ mod tests {
             let column: ArrayRef = Arc::new(Int32Array::from(values));
             RecordBatch::try_from_iter_with_nullable([("n", column, nullable)]).unwrap()
         };
-        let rows = concat_rows(&[batch(vec![Some(1)], false), batch(vec![None], true)]).unwrap();
+        let rows = concat_batches(&[batch(vec![Some(1)], false), batch(vec![None], true)]).unwrap();
         assert_eq!((rows.num_rows(), rows.column(0).null_count()), (2, 1));
-        assert_eq!(concat_rows(&[]).unwrap().num_rows(), 0);
+        assert_eq!(concat_batches(&[]).unwrap().num_rows(), 0);
     }
 
     #[test]
@@ -185,19 +188,19 @@ mod tests {
             steps.set(steps.get() + 1);
             Ok(())
         };
-        let whole = concat_arrays_in_steps(&pieces, count).unwrap();
+        let whole = concat_arrays_cancellable(&pieces, count).unwrap();
         assert_eq!(steps.get(), 4);
         assert_eq!(&whole, &concat_all(&pieces).unwrap());
         for stop in 0..steps.get() {
             let left = std::cell::Cell::new(stop);
             let check = || match left.get() {
-                0 => Err(Error::Setup("stop".into())),
+                0 => Err(Error::InvalidConfiguration("stop".into())),
                 more => {
                     left.set(more - 1);
                     Ok(())
                 }
             };
-            let stopped = concat_arrays_in_steps(&pieces, check);
+            let stopped = concat_arrays_cancellable(&pieces, check);
             assert!(stopped.unwrap_err().to_string().contains("stop"));
         }
     }

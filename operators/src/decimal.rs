@@ -28,15 +28,15 @@ use datafusion_physical_expr::{PhysicalExpr, expressions::BinaryExpr};
 /// # use arrow::{array::{Decimal128Array, RecordBatch}, datatypes::{DataType, Field, Schema}};
 /// # use datafusion_expr::Operator;
 /// # use datafusion_physical_expr::expressions::{BinaryExpr, Column};
-/// use gatework_operators::narrow_decimals;
+/// use gatework_operators::specialize_decimals;
 /// # fn main() -> datafusion_common::Result<()> {
 /// let price = Decimal128Array::from(vec![1050, 2000]).with_precision_and_scale(15, 2)?;
 /// let batch = RecordBatch::try_from_iter([("price", Arc::new(price) as _)])?;
 /// let column = || Arc::new(Column::new("price", 0)) as _;
 /// let square = Arc::new(BinaryExpr::new(column(), Operator::Multiply, column()));
-/// let narrow = narrow_decimals(square.clone(), &batch.schema())?;
+/// let specialized = specialize_decimals(square.clone(), &batch.schema())?;
 /// # use datafusion_physical_expr::PhysicalExpr;
-/// let (one, other) = (square.evaluate(&batch)?, narrow.evaluate(&batch)?);
+/// let (one, other) = (square.evaluate(&batch)?, specialized.evaluate(&batch)?);
 /// assert_eq!(&one.into_array(2)?, &other.into_array(2)?);
 /// # Ok(())
 /// # }
@@ -44,14 +44,15 @@ use datafusion_physical_expr::{PhysicalExpr, expressions::BinaryExpr};
 ///
 /// # Errors
 /// If `expr` is not one over `schema`.
-pub fn narrow_decimals(
+pub fn specialize_decimals(
     expr: Arc<dyn PhysicalExpr>,
     schema: &Schema,
 ) -> Result<Arc<dyn PhysicalExpr>> {
     expr.transform_up(|node| {
-        let narrow = node.downcast_ref::<BinaryExpr>().map(|it| Narrow::new(it, schema));
-        Ok(match narrow.transpose()?.flatten() {
-            Some(narrow) => Transformed::yes(Arc::new(narrow) as _),
+        let specialized =
+            node.downcast_ref::<BinaryExpr>().map(|it| Decimal64Expr::new(it, schema));
+        Ok(match specialized.transpose()?.flatten() {
+            Some(specialized) => Transformed::yes(Arc::new(specialized) as _),
             None => Transformed::no(node),
         })
     })
@@ -60,7 +61,7 @@ pub fn narrow_decimals(
 
 /// One operation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Narrow {
+struct Decimal64Expr {
     original: BinaryExpr,
     /// What each side is multiplied by before they are added.
     scales: [i64; 2],
@@ -68,7 +69,7 @@ struct Narrow {
     kind: DataType,
 }
 
-impl Narrow {
+impl Decimal64Expr {
     fn new(original: &BinaryExpr, schema: &Schema) -> Result<Option<Self>> {
         let kinds = [original.left().data_type(schema)?, original.right().data_type(schema)?];
         let [DataType::Decimal128(_, left), DataType::Decimal128(_, right)] = &kinds else {
@@ -82,12 +83,12 @@ impl Narrow {
         let Ok(empty) = kernel(&one, &other) else { return Ok(None) };
         let kind = empty.data_type().clone();
         let agreed = original.data_type(schema)? == kind;
-        let narrow = Self { original: original.clone(), scales: [left, right], kind };
-        Ok(agreed.then_some(narrow))
+        let specialized = Self { original: original.clone(), scales: [left, right], kind };
+        Ok(agreed.then_some(specialized))
     }
 
     /// The result in 64 bits; `None` if a value does not fit.
-    fn compute(&self, left: Side<'_>, right: Side<'_>) -> Option<Vec<i128>> {
+    fn compute(&self, left: Operand<'_>, right: Operand<'_>) -> Option<Vec<i128>> {
         let [left_scale, right_scale] = self.scales.map(i128::from);
         match self.original.op() {
             Operator::Multiply => zip(left, right, |left, right| left * right),
@@ -120,15 +121,15 @@ fn kernel(operator: Operator) -> Option<Kernel> {
 
 /// One side of an operation: a column, or one value for all rows.
 #[derive(Clone, Copy)]
-enum Side<'a> {
+enum Operand<'a> {
     Column(&'a [i128]),
     Value(i64),
 }
 
-impl<'a> Side<'a> {
+impl<'a> Operand<'a> {
     /// `None` if it is NULL for all rows, or a value that does not fit.
-    fn of(side: &'a ColumnarValue) -> Option<(Self, Option<&'a NullBuffer>)> {
-        match side {
+    fn of(operand: &'a ColumnarValue) -> Option<(Self, Option<&'a NullBuffer>)> {
+        match operand {
             ColumnarValue::Array(column) => {
                 let column = column.as_primitive_opt::<Decimal128Type>()?;
                 Some((Self::Column(column.values()), column.nulls()))
@@ -147,28 +148,32 @@ const CHUNK: usize = 1024;
 /// `combine` for each row; `None` if a value does not fit 64 bits. Values of both sides have at most
 /// 64 bits when they are combined.
 #[inline(always)]
-fn zip(left: Side<'_>, right: Side<'_>, combine: impl Fn(i128, i128) -> i128) -> Option<Vec<i128>> {
-    let narrow = |value: i128| i128::from(value as i64);
+fn zip(
+    left: Operand<'_>,
+    right: Operand<'_>,
+    combine: impl Fn(i128, i128) -> i128,
+) -> Option<Vec<i128>> {
+    let truncate = |value: i128| i128::from(value as i64);
     match (left, right) {
-        (Side::Column(left), Side::Column(right)) => {
+        (Operand::Column(left), Operand::Column(right)) => {
             let mut result = Vec::with_capacity(left.len());
             for (left, right) in left.chunks(CHUNK).zip(right.chunks(CHUNK)) {
                 if !(fit(left) && fit(right)) {
                     return None;
                 }
                 for (left, right) in append(&mut result, left).iter_mut().zip(right) {
-                    *left = combine(narrow(*left), narrow(*right));
+                    *left = combine(truncate(*left), truncate(*right));
                 }
             }
             Some(result)
         }
-        (Side::Column(left), Side::Value(right)) => {
-            map(left, |left| combine(narrow(left), right.into()))
+        (Operand::Column(left), Operand::Value(right)) => {
+            map(left, |left| combine(truncate(left), right.into()))
         }
-        (Side::Value(left), Side::Column(right)) => {
-            map(right, |right| combine(left.into(), narrow(right)))
+        (Operand::Value(left), Operand::Column(right)) => {
+            map(right, |right| combine(left.into(), truncate(right)))
         }
-        (Side::Value(_), Side::Value(_)) => None,
+        (Operand::Value(_), Operand::Value(_)) => None,
     }
 }
 
@@ -202,13 +207,13 @@ fn fit(values: &[i128]) -> bool {
     values.iter().fold(0, |all, value| all | excess(value)) == 0
 }
 
-impl fmt::Display for Narrow {
+impl fmt::Display for Decimal64Expr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.original.fmt(f)
     }
 }
 
-impl PhysicalExpr for Narrow {
+impl PhysicalExpr for Decimal64Expr {
     fn data_type(&self, _input: &Schema) -> Result<DataType> {
         Ok(self.kind.clone())
     }
@@ -220,7 +225,7 @@ impl PhysicalExpr for Narrow {
     fn evaluate(&self, batch: &RecordBatch) -> Result<ColumnarValue> {
         let left = self.original.left().evaluate(batch)?;
         let right = self.original.right().evaluate(batch)?;
-        if let (Some((one, nulls)), Some((other, more))) = (Side::of(&left), Side::of(&right))
+        if let (Some((one, nulls)), Some((other, more))) = (Operand::of(&left), Operand::of(&right))
             && let Some(values) = self.compute(one, other)
         {
             let nulls = NullBuffer::union(nulls, more);

@@ -9,16 +9,16 @@ use gatework_runtime::{Error, Result};
 use crate::batch_bytes;
 
 /// Turns a kernel's or an expression's error into the query's.
-pub trait OrFail<T> {
+pub trait ResultExt<T> {
     /// The value, or the error that ends the query.
     ///
     /// # Errors
-    /// The same error, as [`Error::Operator`] around a [`Failure`].
-    fn or_fail(self) -> Result<T>;
+    /// The same error, as [`Error::Operator`] around a [`SharedDataFusionError`].
+    fn query_err(self) -> Result<T>;
 }
 
-impl<T, E: Into<DataFusionError>> OrFail<T> for std::result::Result<T, E> {
-    fn or_fail(self) -> Result<T> {
+impl<T, E: Into<DataFusionError>> ResultExt<T> for std::result::Result<T, E> {
+    fn query_err(self) -> Result<T> {
         self.map_err(|error| {
             let error = error.into();
             // What comes back from a foreign node may be the runtime's own.
@@ -27,22 +27,22 @@ impl<T, E: Into<DataFusionError>> OrFail<T> for std::result::Result<T, E> {
             {
                 return own.clone();
             }
-            Error::operator(Failure(Arc::new(error)))
+            Error::operator(SharedDataFusionError(Arc::new(error)))
         })
     }
 }
 
 /// A DataFusion error that every reader of a result can be given.
 #[derive(Debug, Clone)]
-pub struct Failure(Arc<DataFusionError>);
+pub struct SharedDataFusionError(Arc<DataFusionError>);
 
-impl Failure {
+impl SharedDataFusionError {
     /// DataFusion's error for the error that ended a query: its own where it came from there.
     pub fn to_datafusion(error: &Error) -> DataFusionError {
         match error {
             Error::Operator { source } => match source.downcast_ref::<Self>() {
-                Some(failure) => {
-                    copy(&failure.0).unwrap_or_else(|| DataFusionError::Shared(failure.0.clone()))
+                Some(shared) => {
+                    copy(&shared.0).unwrap_or_else(|| DataFusionError::Shared(shared.0.clone()))
                 }
                 None => DataFusionError::External(Box::new(error.clone())),
             },
@@ -96,16 +96,18 @@ fn copy_arrow(error: &ArrowError) -> Option<ArrowError> {
 /// Tells whether `error` says that a result does not fit one array; that of half the rows may fit.
 pub(crate) fn is_overflow(error: &Error) -> bool {
     let Error::Operator { source } = error else { return false };
-    source.downcast_ref::<Failure>().is_some_and(|failure| batch_bytes::is_overflow(&failure.0))
+    source
+        .downcast_ref::<SharedDataFusionError>()
+        .is_some_and(|failure| batch_bytes::is_overflow(&failure.0))
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for SharedDataFusionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl StdError for Failure {
+impl StdError for SharedDataFusionError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         Some(self.0.as_ref())
     }
@@ -119,9 +121,9 @@ mod tests {
     #[test]
     fn an_error_arrives_in_its_own_variant() {
         let arrive = |error: DataFusionError| {
-            let failed: Result<()> = Err(error).or_fail();
+            let failed: Result<()> = Err(error).query_err();
             let kept = failed.unwrap_err();
-            Failure::to_datafusion(&kept.clone())
+            SharedDataFusionError::to_datafusion(&kept.clone())
         };
         let execution = arrive(DataFusionError::Execution("bad".into()));
         assert!(matches!(execution, DataFusionError::Execution(text) if text == "bad"));

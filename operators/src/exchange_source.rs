@@ -3,62 +3,65 @@
 use arrow::datatypes::SchemaRef;
 use gatework_runtime::{
     Result,
-    pipeline::{Fetch, Held, LocalSource, Setup, Source, SourceResult, TaskContext},
+    pipeline::{
+        BufferReader, BufferedBatch, DriverContext, LocalSource, OperatorContext, Source,
+        SourceResult,
+    },
 };
 use gatework_shared_state::output::ExchangeClient;
 
-use crate::{held, union::rename};
+use crate::{buffer, union::with_schema};
 
 /// Reads a client's outputs, with as many tasks as there are.
 ///
 /// Once its tasks have left, finished or not, the client is closed and the outputs are told.
 #[derive(Debug)]
-pub struct ExchangeSource {
-    client: ClosesClient,
+pub struct RemoteExchangeSource {
+    client: CloseOnDrop,
     schema: SchemaRef,
 }
 
 /// Held by who reads; when that goes, so has the last of its tasks.
 #[derive(Debug)]
-pub(crate) struct ClosesClient(pub(crate) ExchangeClient<Held>);
+pub(crate) struct CloseOnDrop(pub(crate) ExchangeClient<BufferedBatch>);
 
-impl Drop for ClosesClient {
+impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
     }
 }
 
-impl ExchangeSource {
+impl RemoteExchangeSource {
     /// Reads `client`; columns come out under the names of `schema`.
-    pub fn new(client: ExchangeClient<Held>, schema: SchemaRef) -> Self {
-        Self { client: ClosesClient(client), schema }
+    pub fn new(client: ExchangeClient<BufferedBatch>, schema: SchemaRef) -> Self {
+        Self { client: CloseOnDrop(client), schema }
     }
 }
 
-impl Source for ExchangeSource {
+impl Source for RemoteExchangeSource {
     fn name(&self) -> &str {
-        "exchange"
+        "remote exchange source"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
-        Ok(Box::new(LocalExchange {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+        Ok(Box::new(LocalRemoteExchangeSource {
             client: self.client.0.clone(),
             schema: self.schema.clone(),
-            fetch: Fetch::new(&setup),
+            reader: BufferReader::new(&setup),
         }))
     }
 }
 
-struct LocalExchange {
-    client: ExchangeClient<Held>,
+struct LocalRemoteExchangeSource {
+    client: ExchangeClient<BufferedBatch>,
     schema: SchemaRef,
-    fetch: Fetch,
+    reader: BufferReader,
 }
 
-impl LocalSource for LocalExchange {
-    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
-        Ok(match held::next(&mut self.fetch, || self.client.take())? {
-            SourceResult::Batch(batch) => SourceResult::Batch(rename(batch, &self.schema)?),
+impl LocalSource for LocalRemoteExchangeSource {
+    fn next(&mut self, _task: &DriverContext) -> Result<SourceResult> {
+        Ok(match buffer::next_batch(&mut self.reader, || self.client.take())? {
+            SourceResult::Batch(batch) => SourceResult::Batch(with_schema(batch, &self.schema)?),
             other => other,
         })
     }

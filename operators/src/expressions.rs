@@ -13,7 +13,7 @@ use datafusion_physical_expr::{PhysicalExpr, expressions::Column};
 ///
 /// # Errors
 /// If it names a column that is not one of `columns`.
-pub fn over_columns(
+pub fn remap_columns(
     expr: Arc<dyn PhysicalExpr>,
     columns: &[usize],
 ) -> Result<Arc<dyn PhysicalExpr>> {
@@ -21,10 +21,10 @@ pub fn over_columns(
         let Some(column) = node.downcast_ref::<Column>() else {
             return Ok(Transformed::no(node));
         };
-        let place = columns.iter().position(|known| *known == column.index());
-        let place = place
+        let index = columns.iter().position(|known| *known == column.index());
+        let index = index
             .ok_or_else(|| internal_datafusion_err!("column {column} is not one that is read"))?;
-        Ok(Transformed::yes(Arc::new(Column::new(column.name(), place)) as _))
+        Ok(Transformed::yes(Arc::new(Column::new(column.name(), index)) as _))
     })
     .data()
 }

@@ -10,11 +10,11 @@ use datafusion_common::cast::as_boolean_array;
 use datafusion_physical_expr::PhysicalExpr;
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, LocalOperator, Operator, OperatorResult, Setup, TaskContext},
+    pipeline::{Batch, DriverContext, LocalOperator, Operator, OperatorContext, OperatorResult},
 };
 
 use self::conjuncts::{Conjuncts, LocalConjuncts};
-use crate::{OrFail, slices::Slices};
+use crate::{ResultExt, slices::Slices};
 
 mod conjuncts;
 #[cfg(test)]
@@ -39,7 +39,7 @@ impl Filter {
         if let Some(conjuncts) = self.conjuncts.get() {
             return Ok(conjuncts.clone());
         }
-        let conjuncts = Arc::new(Conjuncts::new(&self.predicate).or_fail()?);
+        let conjuncts = Arc::new(Conjuncts::new(&self.predicate).query_err()?);
         Ok(self.conjuncts.get_or_init(|| conjuncts).clone())
     }
 }
@@ -49,7 +49,7 @@ impl Operator for Filter {
         "filter"
     }
 
-    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalFilter::new(self.conjuncts()?, self.projection.clone())))
     }
 }
@@ -72,28 +72,28 @@ impl LocalFilter {
         let selection = self.conjuncts.select(&batch)?;
         let (data, _) = batch.into_parts();
         let data = match &self.projection {
-            Some(columns) => data.project(columns).or_fail()?,
+            Some(columns) => data.project(columns).query_err()?,
             None => data,
         };
         let passed = match selection {
             Some(selection) => Batch::with_selection(data, selection),
             None => Batch::new(data),
         };
-        Ok(passed.at(sequence))
+        Ok(passed.with_sequence(sequence))
     }
 }
 
 impl LocalOperator for LocalFilter {
-    fn execute(&mut self, input: Option<Batch>, task: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, task: &DriverContext) -> Result<OperatorResult> {
         if let Some(batch) = input {
             self.slices.begin(batch, self.conjuncts.columns());
         }
         while let Some(batch) = self.slices.next() {
             let passed = self.pass(batch)?;
-            if passed.rows() > 0 {
-                return Ok(self.slices.answer(passed));
+            if passed.num_rows() > 0 {
+                return Ok(self.slices.operator_result(passed));
             }
-            if let Some(gate) = self.slices.pause(task)? {
+            if let Some(gate) = self.slices.yield_gate(task)? {
                 return Ok(OperatorResult::Blocked(gate.into()));
             }
         }
@@ -109,15 +109,15 @@ pub fn evaluate_predicate(
     predicate: &dyn PhysicalExpr,
     data: &RecordBatch,
 ) -> Result<BooleanBuffer> {
-    let answer = predicate.evaluate(data).or_fail()?;
-    let answer = answer.into_array(data.num_rows()).or_fail()?;
-    Ok(true_bits(as_boolean_array(&answer).or_fail()?))
+    let result = predicate.evaluate(data).query_err()?;
+    let result = result.into_array(data.num_rows()).query_err()?;
+    Ok(true_bits(as_boolean_array(&result).query_err()?))
 }
 
 /// The bits that are true and not NULL.
-pub(crate) fn true_bits(answer: &BooleanArray) -> BooleanBuffer {
-    match answer.nulls() {
-        Some(nulls) => answer.values() & nulls.inner(),
-        None => answer.values().clone(),
+pub(crate) fn true_bits(mask: &BooleanArray) -> BooleanBuffer {
+    match mask.nulls() {
+        Some(nulls) => mask.values() & nulls.inner(),
+        None => mask.values().clone(),
     }
 }

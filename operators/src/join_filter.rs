@@ -9,10 +9,10 @@ use arrow::{
 };
 use datafusion_common::JoinSide;
 use datafusion_physical_expr::PhysicalExpr;
-use gatework_runtime::{Result, pipeline::TaskContext};
+use gatework_runtime::{Result, pipeline::DriverContext};
 
 use crate::{
-    OrFail,
+    ResultExt,
     batch_bytes::SLICE_BYTES,
     chunked::{Gather, Side, longest_row, pairs_within},
     filter::evaluate_predicate,
@@ -44,7 +44,7 @@ impl JoinFilter {
         right: &dyn Gather,
         left_rows: &UInt32Array,
         right_rows: &UInt32Array,
-        task: &TaskContext,
+        task: &DriverContext,
     ) -> Result<BooleanBuffer> {
         let columns = [self.columns_of(true), self.columns_of(false)];
         let longest = longest_row(left, &columns[0]) + longest_row(right, &columns[1]);
@@ -68,7 +68,7 @@ impl JoinFilter {
             if tested == pairs {
                 return Ok(bits.finish());
             }
-            task.check()?;
+            task.check_cancelled()?;
         }
     }
 
@@ -90,6 +90,6 @@ impl JoinFilter {
         let columns: Vec<ArrayRef> = self.columns.iter().map(gather).collect::<Result<_>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(left_rows.len()));
         let pairs = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
-        evaluate_predicate(self.expression.as_ref(), &pairs.or_fail()?)
+        evaluate_predicate(self.expression.as_ref(), &pairs.query_err()?)
     }
 }

@@ -9,7 +9,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adaptive_filter;
 mod batch_bytes;
+mod buffer;
 mod chunked;
 mod compact;
 mod concat;
@@ -21,7 +23,6 @@ pub mod filter;
 pub mod harness;
 pub mod hash_aggregate;
 pub mod hash_join;
-mod held;
 mod join_filter;
 pub mod keys;
 pub mod limit;
@@ -31,24 +32,23 @@ pub mod multicast;
 pub mod nested_loop_join;
 pub mod projection;
 pub mod result;
-#[cfg(test)]
-mod rig;
 pub mod runtime_filter;
 pub mod selection;
 pub mod set_operation;
 mod slices;
 pub mod sort;
-mod spilling;
+mod spill;
 pub mod stream_scan;
 pub mod task_output;
+#[cfg(test)]
+mod test_support;
 #[cfg(test)]
 mod tests;
 pub mod union;
 pub mod window;
-pub mod worth;
 
-pub use compact::compact;
-pub use decimal::narrow_decimals;
-pub use error::{Failure, OrFail};
-pub use expressions::over_columns;
+pub use compact::apply_selection;
+pub use decimal::specialize_decimals;
+pub use error::{ResultExt, SharedDataFusionError};
+pub use expressions::remap_columns;
 pub use join_filter::JoinFilter;

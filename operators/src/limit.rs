@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, LocalOperator, Operator, OperatorResult, Setup, Start, TaskContext},
+    pipeline::{
+        Batch, DriverContext, LocalOperator, Operator, OperatorContext, OperatorResult, StartResult,
+    },
 };
 use gatework_shared_state::{Dependency, DependencyKind, Gate};
 use parking_lot::Mutex;
 
-use crate::compact;
+use crate::apply_selection;
 
 #[cfg(test)]
 mod tests;
@@ -21,25 +23,25 @@ mod tests;
 /// Skips the first rows, then passes a number of rows.
 #[derive(Debug)]
 pub struct Limit {
-    shared: Arc<Shared>,
+    state: Arc<LimitState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct LimitState {
     /// Rows still to skip and rows still to pass.
-    left: Mutex<(usize, usize)>,
+    remaining: Mutex<(usize, usize)>,
     used_up: Gate,
 }
 
 impl Limit {
     /// Skips `skip` rows and passes `fetch` rows; all others if `fetch` is `None`.
     pub fn new(skip: usize, fetch: Option<usize>) -> Self {
-        let used_up = Dependency::blocked("limit reached", DependencyKind::Closed);
+        let used_up = Dependency::blocked("limit reached", DependencyKind::ConsumersGone);
         if fetch == Some(0) {
             used_up.set_always_ready();
         }
-        let left = Mutex::new((skip, fetch.unwrap_or(usize::MAX)));
-        Self { shared: Arc::new(Shared { left, used_up }) }
+        let remaining = Mutex::new((skip, fetch.unwrap_or(usize::MAX)));
+        Self { state: Arc::new(LimitState { remaining, used_up }) }
     }
 }
 
@@ -48,26 +50,26 @@ impl Operator for Limit {
         "limit"
     }
 
-    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalOperator>> {
-        Ok(Box::new(LocalLimit { shared: self.shared.clone() }))
+    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
+        Ok(Box::new(LocalLimit { state: self.state.clone() }))
     }
 }
 
 struct LocalLimit {
-    shared: Arc<Shared>,
+    state: Arc<LimitState>,
 }
 
-impl Shared {
+impl LimitState {
     /// The part of `rows` rows to pass: its offset and length.
     fn draw(&self, rows: usize) -> (usize, usize) {
-        let mut left = self.left.lock();
-        let skipped = rows.min(left.0);
-        left.0 -= skipped;
-        let passed = (rows - skipped).min(left.1);
-        if left.1 != usize::MAX {
-            left.1 -= passed;
+        let mut remaining = self.remaining.lock();
+        let skipped = rows.min(remaining.0);
+        remaining.0 -= skipped;
+        let passed = (rows - skipped).min(remaining.1);
+        if remaining.1 != usize::MAX {
+            remaining.1 -= passed;
         }
-        if left.1 == 0 {
+        if remaining.1 == 0 {
             self.used_up.set_always_ready();
         }
         (skipped, passed)
@@ -75,38 +77,38 @@ impl Shared {
 }
 
 impl LocalOperator for LocalLimit {
-    fn start(&mut self, _task: &TaskContext) -> Result<Start> {
-        Ok(if self.shared.used_up.is_ready() { Start::Finished } else { Start::Ready })
+    fn start(&mut self, _task: &DriverContext) -> Result<StartResult> {
+        Ok(if self.state.used_up.is_ready() { StartResult::Finished } else { StartResult::Ready })
     }
 
-    fn execute(&mut self, input: Option<Batch>, _task: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, _task: &DriverContext) -> Result<OperatorResult> {
         let Some(batch) = input else {
-            let used_up = self.shared.used_up.is_ready();
+            let used_up = self.state.used_up.is_ready();
             return Ok(if used_up { OperatorResult::Finished } else { OperatorResult::NeedInput });
         };
-        let (skipped, passed) = self.shared.draw(batch.rows());
+        let (skipped, passed) = self.state.draw(batch.num_rows());
         if passed == 0 {
-            let used_up = self.shared.used_up.is_ready();
+            let used_up = self.state.used_up.is_ready();
             return Ok(if used_up { OperatorResult::Finished } else { OperatorResult::NeedInput });
         }
-        if passed == batch.rows() {
-            return Ok(self.more(batch));
+        if passed == batch.num_rows() {
+            return Ok(self.output_result(batch));
         }
         let sequence = batch.sequence();
-        let data = compact(batch)?.slice(skipped, passed);
-        Ok(self.more(Batch::new(data).at(sequence)))
+        let data = apply_selection(batch)?.slice(skipped, passed);
+        Ok(self.output_result(Batch::new(data).with_sequence(sequence)))
     }
 
     fn closed(&self) -> Option<Gate> {
-        Some(self.shared.used_up.clone())
+        Some(self.state.used_up.clone())
     }
 }
 
 impl LocalLimit {
     /// After the last batch the operator is called once more, to say that it has finished.
-    fn more(&self, batch: Batch) -> OperatorResult {
-        if self.shared.used_up.is_ready() {
-            OperatorResult::HaveMore(batch)
+    fn output_result(&self, batch: Batch) -> OperatorResult {
+        if self.state.used_up.is_ready() {
+            OperatorResult::HaveMoreOutput(batch)
         } else {
             OperatorResult::Batch(batch)
         }

@@ -8,10 +8,10 @@ use std::sync::{
 use arrow::array::RecordBatch;
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, LocalSource, Setup, Source, SourceResult, TaskContext},
+    pipeline::{Batch, DriverContext, LocalSource, OperatorContext, Source, SourceResult},
 };
 
-use crate::OrFail;
+use crate::ResultExt;
 
 /// Batches in memory, cut into morsels that tasks take in order.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl MemoryScan {
     }
 
     /// How many morsels there are: more tasks than that have nothing to do.
-    pub fn morsels(&self) -> usize {
+    pub fn num_morsels(&self) -> usize {
         self.table.morsels.len()
     }
 }
@@ -62,7 +62,7 @@ impl Source for MemoryScan {
         "memory scan"
     }
 
-    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalMemoryScan { table: self.table.clone() }))
     }
 }
@@ -72,16 +72,16 @@ struct LocalMemoryScan {
 }
 
 impl LocalSource for LocalMemoryScan {
-    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
+    fn next(&mut self, _task: &DriverContext) -> Result<SourceResult> {
         // Relaxed: the counter only hands out numbers, the table is immutable.
         let morsel = self.table.next.fetch_add(1, Ordering::Relaxed);
         let Some((batch, offset, rows)) = self.table.morsels.get(morsel) else {
             return Ok(SourceResult::Finished);
         };
         let slice = match &self.table.projection {
-            Some(columns) => batch.project(columns).or_fail()?.slice(*offset, *rows),
+            Some(columns) => batch.project(columns).query_err()?.slice(*offset, *rows),
             None => batch.slice(*offset, *rows),
         };
-        Ok(SourceResult::Batch(Batch::new(slice).at(morsel as u64)))
+        Ok(SourceResult::Batch(Batch::new(slice).with_sequence(morsel as u64)))
     }
 }

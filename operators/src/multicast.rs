@@ -6,28 +6,28 @@ mod tests;
 use gatework_runtime::{
     Result,
     pipeline::{
-        Batch, Fetch, FinishResult, Held, LocalSink, LocalSource, Setup, Sink, SinkResult, Slots,
-        Source, SourceResult, TaskContext,
+        Batch, BufferReader, BufferedBatch, DriverContext, FinishResult, LocalSink, LocalSource,
+        OperatorContext, PerTask, Sink, SinkResult, Source, SourceResult,
     },
 };
-use gatework_shared_state::{Budget, Gate, Give, multicast as state};
+use gatework_shared_state::{BufferLimit, Gate, PushResult, multicast as state};
 
 use crate::{
-    compact,
-    held::{self, Holding},
+    apply_selection,
+    buffer::{self, BufferWriter},
 };
 
 /// Takes the rows. Its pipeline has one task.
 #[derive(Debug)]
 pub struct MulticastSink {
-    slots: Slots<state::MulticastSink<Held>>,
-    budget: Budget,
+    slots: PerTask<state::MulticastProducer<BufferedBatch>>,
+    budget: BufferLimit,
 }
 
 /// Gives all rows to one of the readers. Its pipeline has one task.
 #[derive(Debug)]
 pub struct MulticastSource {
-    slots: Slots<state::MulticastSource<Held>>,
+    slots: PerTask<state::MulticastConsumer<BufferedBatch>>,
 }
 
 /// A multicast to `readers` pipelines. `budget` is for the wait-for graph to overflow where waiting
@@ -35,11 +35,11 @@ pub struct MulticastSource {
 ///
 /// # Panics
 /// If there are no readers.
-pub fn new(readers: usize, budget: Budget) -> (MulticastSink, Vec<MulticastSource>) {
+pub fn new(readers: usize, budget: BufferLimit) -> (MulticastSink, Vec<MulticastSource>) {
     let (sink, sources) = state::new("multicast", readers, budget.clone());
-    let source = |source| MulticastSource { slots: Slots::new([source]) };
+    let source = |source| MulticastSource { slots: PerTask::new([source]) };
     let sources = sources.into_iter().map(source).collect();
-    (MulticastSink { slots: Slots::new([sink]), budget }, sources)
+    (MulticastSink { slots: PerTask::new([sink]), budget }, sources)
 }
 
 impl Sink for MulticastSink {
@@ -47,41 +47,41 @@ impl Sink for MulticastSink {
         "multicast sink"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         let sink = self.slots.take(&setup)?;
         Ok(Box::new(LocalMulticastSink {
             closed: sink.closed().clone(),
             sink: Some(sink),
-            holding: Holding::new(self.budget.clone(), setup),
+            writer: BufferWriter::new(self.budget.clone(), setup),
         }))
     }
 }
 
 struct LocalMulticastSink {
-    sink: Option<state::MulticastSink<Held>>,
+    sink: Option<state::MulticastProducer<BufferedBatch>>,
     closed: Gate,
-    holding: Holding<()>,
+    writer: BufferWriter<()>,
 }
 
 impl LocalSink for LocalMulticastSink {
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
         let Some(sink) = &mut self.sink else { return Ok(SinkResult::Finished) };
-        let settled = match batch {
+        let write = match batch {
             Some(batch) => {
                 let sequence = batch.sequence();
                 // Gathered once here instead of once a reader.
-                self.holding.hold(vec![((), compact(batch)?)], sequence)?
+                self.writer.write(vec![((), apply_selection(batch)?)], sequence)?
             }
-            None => self.holding.settle()?,
+            None => self.writer.poll()?,
         };
-        Ok(settled.answer(|next| match next {
-            Some(((), held)) => sink.push(held),
+        Ok(write.into_sink_result(|next| match next {
+            Some(((), batch)) => sink.push(batch),
             // Woken: there is room, or nobody reads any more, which the next push would tell.
-            None => Give::Accepted,
+            None => PushResult::Accepted,
         }))
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
         if let Some(sink) = self.sink.take() {
             sink.finish();
         }
@@ -95,23 +95,23 @@ impl LocalSink for LocalMulticastSink {
 
 impl Source for MulticastSource {
     fn name(&self) -> &str {
-        "multicast"
+        "multicast source"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
         let source = self.slots.take(&setup)?;
-        let fetch = Fetch::new(&setup);
-        Ok(Box::new(LocalMulticastSource { source, fetch }))
+        let reader = BufferReader::new(&setup);
+        Ok(Box::new(LocalMulticastSource { source, reader }))
     }
 }
 
 struct LocalMulticastSource {
-    source: state::MulticastSource<Held>,
-    fetch: Fetch,
+    source: state::MulticastConsumer<BufferedBatch>,
+    reader: BufferReader,
 }
 
 impl LocalSource for LocalMulticastSource {
-    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
-        held::next(&mut self.fetch, || self.source.take())
+    fn next(&mut self, _task: &DriverContext) -> Result<SourceResult> {
+        buffer::next_batch(&mut self.reader, || self.source.take())
     }
 }

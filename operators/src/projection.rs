@@ -10,11 +10,11 @@ use datafusion_physical_expr::{PhysicalExpr, expressions::Column};
 use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, LocalOperator, Operator, OperatorResult, Setup, TaskContext},
+    pipeline::{Batch, DriverContext, LocalOperator, Operator, OperatorContext, OperatorResult},
 };
 
 use crate::{
-    OrFail, compact,
+    ResultExt, apply_selection,
     error::is_overflow,
     slices::{Slices, computed_from},
 };
@@ -25,11 +25,11 @@ mod tests;
 /// Computes one output column per expression.
 #[derive(Debug)]
 pub struct Projection {
-    plan: Arc<Plan>,
+    plan: Arc<ProjectionPlan>,
 }
 
 #[derive(Debug)]
-struct Plan {
+struct ProjectionPlan {
     expressions: Vec<Arc<dyn PhysicalExpr>>,
     schema: SchemaRef,
     /// The input columns, if no expression computes anything.
@@ -49,7 +49,7 @@ impl Projection {
         let columns = expressions.iter().map(column).collect();
         let inputs = computed_from(expressions.iter());
         let volatile = expressions.iter().any(is_volatile);
-        Self { plan: Arc::new(Plan { expressions, schema, columns, inputs, volatile }) }
+        Self { plan: Arc::new(ProjectionPlan { expressions, schema, columns, inputs, volatile }) }
     }
 }
 
@@ -58,34 +58,37 @@ impl Operator for Projection {
         "projection"
     }
 
-    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalProjection { plan: self.plan.clone(), slices: Slices::default() }))
     }
 }
 
 struct LocalProjection {
-    plan: Arc<Plan>,
+    plan: Arc<ProjectionPlan>,
     slices: Slices,
 }
 
 impl LocalOperator for LocalProjection {
-    fn execute(&mut self, input: Option<Batch>, task: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, task: &DriverContext) -> Result<OperatorResult> {
         if let Some(batch) = input {
             if let Some(columns) = &self.plan.columns {
                 return Ok(OperatorResult::Batch(self.plan.pick(batch, columns)?));
             }
             let sequence = batch.sequence();
-            self.slices.begin(Batch::new(compact(batch)?).at(sequence), &self.plan.inputs);
+            self.slices.begin(
+                Batch::new(apply_selection(batch)?).with_sequence(sequence),
+                &self.plan.inputs,
+            );
         }
         while let Some(batch) = self.slices.next() {
             match self.plan.compute(&batch) {
-                Ok(output) => return Ok(self.slices.answer(output)),
-                Err(error) if self.plan.may_halve(&batch) && is_overflow(&error) => {
+                Ok(output) => return Ok(self.slices.operator_result(output)),
+                Err(error) if self.plan.can_halve(&batch) && is_overflow(&error) => {
                     self.slices.halve(&batch);
                 }
                 Err(error) => return Err(error),
             }
-            if let Some(gate) = self.slices.pause(task)? {
+            if let Some(gate) = self.slices.yield_gate(task)? {
                 return Ok(OperatorResult::Blocked(gate.into()));
             }
         }
@@ -93,7 +96,7 @@ impl LocalOperator for LocalProjection {
     }
 }
 
-impl Plan {
+impl ProjectionPlan {
     /// The input's columns, as they are.
     fn pick(&self, batch: Batch, columns: &[usize]) -> Result<Batch> {
         let sequence = batch.sequence();
@@ -104,27 +107,27 @@ impl Plan {
             Some(selection) => Batch::with_selection(data, selection),
             None => Batch::new(data),
         };
-        Ok(output.at(sequence))
+        Ok(output.with_sequence(sequence))
     }
 
     /// The expressions' values for all rows of `batch`, which has no selection.
     fn compute(&self, batch: &Batch) -> Result<Batch> {
-        let (data, rows) = (batch.data(), batch.physical_rows());
+        let (data, rows) = (batch.data(), batch.num_physical_rows());
         let evaluate = |expression: &Arc<dyn PhysicalExpr>| {
             expression.evaluate(data)?.into_array_of_size(rows)
         };
         let computed = self.expressions.iter().map(evaluate);
-        let computed = computed.collect::<Result<Vec<ArrayRef>, _>>().or_fail()?;
-        Ok(Batch::new(self.assemble(computed, rows)?).at(batch.sequence()))
+        let computed = computed.collect::<Result<Vec<ArrayRef>, _>>().query_err()?;
+        Ok(Batch::new(self.assemble(computed, rows)?).with_sequence(batch.sequence()))
     }
 
     /// Whether the halves of `batch` may be evaluated after all of it was.
-    fn may_halve(&self, batch: &Batch) -> bool {
-        batch.physical_rows() > 1 && !self.volatile
+    fn can_halve(&self, batch: &Batch) -> bool {
+        batch.num_physical_rows() > 1 && !self.volatile
     }
 
     fn assemble(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        RecordBatch::try_new_with_options(self.schema.clone(), columns, &options).or_fail()
+        RecordBatch::try_new_with_options(self.schema.clone(), columns, &options).query_err()
     }
 }

@@ -5,38 +5,41 @@ use std::sync::Arc;
 use datafusion_physical_expr::PhysicalExpr;
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, FinishResult, Held, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext},
+    pipeline::{
+        Batch, BufferedBatch, DriverContext, FinishResult, LocalSink, OperatorContext, PerTask,
+        Sink, SinkResult,
+    },
 };
 use gatework_shared_state::{
-    Budget, Gate, Give,
-    result::{self, ResultReader, ResultSink},
+    BufferLimit, Gate, PushResult,
+    result::{self, ResultProducer, ResultReader},
 };
 
-use crate::{compact, held::Holding, keys::partition_rows};
+use crate::{apply_selection, buffer::BufferWriter, keys::partition_rows};
 
 #[cfg(test)]
 mod tests;
 
 /// Hands rows to partitions: by the hash of keys, to whichever has least to read, or by task.
 #[derive(Debug)]
-pub struct ResultOutput {
-    slots: Slots<ResultSink<Held>>,
+pub struct ResultSink {
+    slots: PerTask<ResultProducer<BufferedBatch>>,
     keys: Arc<[Arc<dyn PhysicalExpr>]>,
     by_task: bool,
-    budget: Budget,
+    budget: BufferLimit,
 }
 
-impl ResultOutput {
-    /// A result that `instances` tasks write, with one reader per partition. With several partitions
+impl ResultSink {
+    /// A result that `num_tasks` tasks write, with one reader per partition. With several partitions
     /// `keys` decide; without keys a batch goes to the partition that has least to read.
     pub fn new(
-        instances: usize,
+        num_tasks: usize,
         partitions: usize,
         keys: Vec<Arc<dyn PhysicalExpr>>,
-        budget: Budget,
-    ) -> (Self, Vec<ResultReader<Held>>) {
-        let (sinks, readers) = result::new("result", instances, partitions, budget.clone());
-        let slots = Slots::new(sinks);
+        budget: BufferLimit,
+    ) -> (Self, Vec<ResultReader<BufferedBatch>>) {
+        let (sinks, readers) = result::new("result", num_tasks, partitions, budget.clone());
+        let slots = PerTask::new(sinks);
         (Self { slots, keys: keys.into(), by_task: false, budget }, readers)
     }
 
@@ -47,58 +50,61 @@ impl ResultOutput {
     }
 }
 
-impl Sink for ResultOutput {
+impl Sink for ResultSink {
     fn name(&self) -> &str {
-        "result"
+        "result sink"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         let sink = self.slots.take(&setup)?;
-        Ok(Box::new(LocalResult {
+        Ok(Box::new(LocalResultSink {
             closed: sink.closed().clone(),
-            partition: self.by_task.then(|| setup.instance() % sink.partitions()),
+            partition: self.by_task.then(|| setup.task_index() % sink.partitions()),
             sink: Some(sink),
             keys: self.keys.clone(),
-            holding: Holding::new(self.budget.clone(), setup),
+            writer: BufferWriter::new(self.budget.clone(), setup),
         }))
     }
 }
 
-struct LocalResult {
-    sink: Option<ResultSink<Held>>,
+struct LocalResultSink {
+    sink: Option<ResultProducer<BufferedBatch>>,
     closed: Gate,
     /// Where rows go if there are no keys; `None`: to any partition.
     partition: Option<usize>,
     keys: Arc<[Arc<dyn PhysicalExpr>]>,
     /// With the partition that a batch goes to; `None`: to any.
-    holding: Holding<Option<usize>>,
+    writer: BufferWriter<Option<usize>>,
 }
 
-impl LocalSink for LocalResult {
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+impl LocalSink for LocalResultSink {
+    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
         let Some(sink) = &mut self.sink else { return Ok(SinkResult::Finished) };
-        let settled = match batch {
+        let write = match batch {
             Some(batch) => {
                 let sequence = batch.sequence();
-                let data = compact(batch)?;
-                let parts = if sink.partitions() == 1 || self.keys.is_empty() {
+                let data = apply_selection(batch)?;
+                let batches = if sink.partitions() == 1 || self.keys.is_empty() {
                     vec![(self.partition, data)]
                 } else {
-                    let parts = partition_rows(&data, &self.keys, sink.partitions())?;
-                    parts.into_iter().map(|(partition, rows)| (Some(partition), rows)).collect()
+                    let partitions = partition_rows(&data, &self.keys, sink.partitions())?;
+                    partitions
+                        .into_iter()
+                        .map(|(partition, rows)| (Some(partition), rows))
+                        .collect()
                 };
-                self.holding.hold(parts, sequence)?
+                self.writer.write(batches, sequence)?
             }
-            None => self.holding.settle()?,
+            None => self.writer.poll()?,
         };
-        Ok(settled.answer(|next| match next {
-            Some((Some(partition), held)) => sink.push(partition, held),
-            Some((None, held)) => sink.push_any(held),
-            None => sink.room(),
+        Ok(write.into_sink_result(|next| match next {
+            Some((Some(partition), batch)) => sink.push(partition, batch),
+            Some((None, batch)) => sink.push_any(batch),
+            None => sink.poll_capacity(),
         }))
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
         if let Some(sink) = self.sink.take() {
             sink.finish();
         }
@@ -111,10 +117,10 @@ impl LocalSink for LocalResult {
 }
 
 /// A sink's answer for what its shared state said.
-pub(crate) fn answer(give: Give) -> SinkResult {
-    match give {
-        Give::Accepted => SinkResult::NeedInput,
-        Give::Full(gate) => SinkResult::Blocked(gate.into()),
-        Give::Closed => SinkResult::Finished,
+pub(crate) fn to_sink_result(push: PushResult) -> SinkResult {
+    match push {
+        PushResult::Accepted => SinkResult::NeedInput,
+        PushResult::Backpressure(gate) => SinkResult::Blocked(gate.into()),
+        PushResult::Closed => SinkResult::Finished,
     }
 }

@@ -6,22 +6,22 @@ use arrow::buffer::{BooleanBuffer, Buffer};
 ///
 /// ```
 /// use arrow::buffer::BooleanBuffer;
-/// use gatework_operators::selection::narrow;
+/// use gatework_operators::selection::refine;
 /// let selection = BooleanBuffer::from(vec![true, false, true, true]);
 /// let keep = BooleanBuffer::from(vec![false, true, true]);
 /// let left = BooleanBuffer::from(vec![false, false, true, true]);
-/// assert_eq!(narrow(&selection, &keep), left);
+/// assert_eq!(refine(&selection, &keep), left);
 /// ```
-pub fn narrow(selection: &BooleanBuffer, keep: &BooleanBuffer) -> BooleanBuffer {
+pub fn refine(selection: &BooleanBuffer, keep: &BooleanBuffer) -> BooleanBuffer {
     let rows = selection.len();
     let keeps = words_of(keep);
-    let mut at = 0;
+    let mut offset = 0;
     let refined: Vec<u64> = words_of(selection)
         .into_iter()
         .map(|word| {
             let count = word.count_ones() as usize;
-            let bits = bits_at(&keeps, at, count);
-            at += count;
+            let bits = bits_at(&keeps, offset, count);
+            offset += count;
             deposit(bits, word)
         })
         .collect();
@@ -33,14 +33,14 @@ fn words_of(bits: &BooleanBuffer) -> Vec<u64> {
 }
 
 /// `count` bits, up to 64, from bit `at` on; those behind them are 0.
-fn bits_at(words: &[u64], at: usize, count: usize) -> u64 {
+fn bits_at(words: &[u64], offset: usize, count: usize) -> u64 {
     if count == 0 {
         return 0;
     }
-    let word = |place: usize| words.get(place).copied().unwrap_or(0);
-    let shift = at % 64;
-    let low = word(at / 64) >> shift;
-    let high = if shift == 0 { 0 } else { word(at / 64 + 1) << (64 - shift) };
+    let word = |index: usize| words.get(index).copied().unwrap_or(0);
+    let shift = offset % 64;
+    let low = word(offset / 64) >> shift;
+    let high = if shift == 0 { 0 } else { word(offset / 64 + 1) << (64 - shift) };
     (low | high) & (u64::MAX >> (64 - count))
 }
 
@@ -49,10 +49,10 @@ fn deposit(mut bits: u64, mask: u64) -> u64 {
     if mask == u64::MAX {
         return bits;
     }
-    let (mut deposited, mut left) = (0, mask);
+    let (mut deposited, mut remaining) = (0, mask);
     while bits != 0 {
-        deposited |= left & left.wrapping_neg() & 0_u64.wrapping_sub(bits & 1);
-        left &= left.wrapping_sub(1);
+        deposited |= remaining & remaining.wrapping_neg() & 0_u64.wrapping_sub(bits & 1);
+        remaining &= remaining.wrapping_sub(1);
         bits >>= 1;
     }
     deposited
@@ -64,11 +64,11 @@ mod tests {
 
     #[test]
     fn refines_selections() {
-        let mut dice = gatework_runtime::scheduler::Dice::new(3);
+        let mut rng = gatework_runtime::scheduler::SplitMix64::new(3);
         for rows in [0, 1, 63, 64, 65, 1000, 4096] {
             for density in [1, 2, 50] {
                 let mut bits = |rows: usize| -> BooleanBuffer {
-                    (0..rows).map(|_| dice.below(density) == 0).collect()
+                    (0..rows).map(|_| rng.next_below(density) == 0).collect()
                 };
                 let selection = bits(rows + 3).slice(3, rows);
                 let keep = bits(selection.count_set_bits() + 5);
@@ -76,7 +76,7 @@ mod tests {
                 let mut kept = keep.iter();
                 let expected: BooleanBuffer =
                     selection.iter().map(|bit| bit && kept.next() == Some(true)).collect();
-                assert_eq!(narrow(&selection, &keep), expected, "{rows} rows, 1 in {density}");
+                assert_eq!(refine(&selection, &keep), expected, "{rows} rows, 1 in {density}");
             }
         }
     }

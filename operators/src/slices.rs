@@ -6,16 +6,16 @@ use arrow::array::RecordBatch;
 use datafusion_physical_expr::{PhysicalExpr, expressions::Column, utils::collect_columns};
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, OperatorResult, TaskContext},
+    pipeline::{Batch, DriverContext, OperatorResult},
 };
 use gatework_shared_state::Gate;
 
-use crate::batch_bytes::{SLICE_BYTES, slices, value_bytes};
+use crate::batch_bytes::{SLICE_BYTES, slice_ranges, value_bytes};
 
 /// The input of an operator in slices of bounded bytes. A batch within the bound is one slice.
 #[derive(Debug)]
 pub(crate) struct Slices {
-    left: VecDeque<Batch>,
+    remaining: VecDeque<Batch>,
     bound: usize,
 }
 
@@ -28,34 +28,36 @@ impl Default for Slices {
 impl Slices {
     /// Slices whose variable-length values have at most `bound` bytes, or that are one row.
     pub(crate) fn within(bound: usize) -> Self {
-        Self { left: VecDeque::new(), bound }
+        Self { remaining: VecDeque::new(), bound }
     }
 
     /// Takes `batch`, of which expressions over `columns` are to be evaluated.
     pub(crate) fn begin(&mut self, batch: Batch, columns: &[usize]) {
         match ranges(batch.data(), columns, self.bound) {
-            Some(ranges) => self.left.extend(ranges.into_iter().map(|range| slice(&batch, range))),
-            None => self.left.push_back(batch),
+            Some(ranges) => {
+                self.remaining.extend(ranges.into_iter().map(|range| slice(&batch, range)))
+            }
+            None => self.remaining.push_back(batch),
         }
     }
 
     /// Returns the next slice; `None` when the batch is used up.
     pub(crate) fn next(&mut self) -> Option<Batch> {
-        self.left.pop_front()
+        self.remaining.pop_front()
     }
 
     /// Takes the halves of `batch`, which are the next slices.
     pub(crate) fn halve(&mut self, batch: &Batch) {
-        let (rows, middle) = (batch.physical_rows(), batch.physical_rows() / 2);
-        self.left.push_front(slice(batch, middle..rows));
-        self.left.push_front(slice(batch, 0..middle));
+        let (rows, middle) = (batch.num_physical_rows(), batch.num_physical_rows() / 2);
+        self.remaining.push_front(slice(batch, middle..rows));
+        self.remaining.push_front(slice(batch, 0..middle));
     }
 
     /// Returns the answer of an operator that made `output` of a slice.
-    pub(crate) fn answer(&self, output: Batch) -> OperatorResult {
-        match self.left.is_empty() {
+    pub(crate) fn operator_result(&self, output: Batch) -> OperatorResult {
+        match self.remaining.is_empty() {
             true => OperatorResult::Batch(output),
-            false => OperatorResult::HaveMore(output),
+            false => OperatorResult::HaveMoreOutput(output),
         }
     }
 
@@ -63,12 +65,12 @@ impl Slices {
     ///
     /// # Errors
     /// If the query was cancelled.
-    pub(crate) fn pause(&self, task: &TaskContext) -> Result<Option<Gate>> {
-        if self.left.is_empty() {
+    pub(crate) fn yield_gate(&self, task: &DriverContext) -> Result<Option<Gate>> {
+        if self.remaining.is_empty() {
             return Ok(None);
         }
-        task.check()?;
-        Ok(task.breath())
+        task.check_cancelled()?;
+        Ok(task.yield_gate())
     }
 }
 
@@ -92,7 +94,7 @@ fn ranges(data: &RecordBatch, columns: &[usize], bound: usize) -> Option<Vec<Ran
         return None;
     }
     let used: Vec<_> = columns.iter().map(|column| data.column(*column).clone()).collect();
-    slices(&used, data.num_rows(), bound)
+    slice_ranges(&used, data.num_rows(), bound)
 }
 
 /// Calls `each` with `data`, or with slices of it whose values in `columns` are within
@@ -103,12 +105,12 @@ fn ranges(data: &RecordBatch, columns: &[usize], bound: usize) -> Option<Vec<Ran
 pub(crate) fn for_each_slice(
     data: &RecordBatch,
     columns: &[usize],
-    task: &TaskContext,
+    task: &DriverContext,
     mut each: impl FnMut(&RecordBatch) -> Result<()>,
 ) -> Result<()> {
     let Some(ranges) = ranges(data, columns, SLICE_BYTES) else { return each(data) };
     ranges.into_iter().try_for_each(|range| {
-        task.check()?;
+        task.check_cancelled()?;
         each(&data.slice(range.start, range.len()))
     })
 }
@@ -119,5 +121,5 @@ fn slice(batch: &Batch, range: Range<usize>) -> Batch {
         Some(selection) => Batch::with_selection(data, selection.slice(range.start, range.len())),
         None => Batch::new(data),
     };
-    slice.at(batch.sequence())
+    slice.with_sequence(batch.sequence())
 }

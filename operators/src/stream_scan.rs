@@ -14,12 +14,12 @@ use datafusion_common::DataFusionError;
 use futures_core::Stream;
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, LocalSource, Setup, Source, SourceResult, TaskContext},
+    pipeline::{Batch, DriverContext, LocalSource, OperatorContext, Source, SourceResult},
 };
-use gatework_shared_state::{Dependency, DependencyKind, Gate, Take, arrivals::Arrivals};
+use gatework_shared_state::{Dependency, DependencyKind, Gate, PopResult, stream_set::StreamSet};
 use parking_lot::Mutex;
 
-use crate::OrFail;
+use crate::ResultExt;
 
 #[cfg(test)]
 mod tests;
@@ -32,28 +32,28 @@ pub type BatchStream = Pin<Box<dyn Stream<Item = Result<RecordBatch, DataFusionE
 /// task. Where not all are open at a time, the next opens when one has ended.
 pub struct StreamScan {
     name: String,
-    open: Arrivals<BatchStream>,
-    later: Arc<Mutex<Vec<BatchStream>>>,
+    open: StreamSet<BatchStream>,
+    queued: Arc<Mutex<Vec<BatchStream>>>,
 }
 
 /// How many streams a task looks at in vain before it lets others have their turn.
-const LOOKS: usize = 64;
+const MAX_POLLS: usize = 64;
 
 impl StreamScan {
     /// Reads all of `streams`, at most so many at a time; the name says where they come from.
-    pub fn new(name: impl Into<String>, streams: Vec<BatchStream>, most: usize) -> Self {
+    pub fn new(name: impl Into<String>, streams: Vec<BatchStream>, max_open: usize) -> Self {
         let (name, mut open) = (name.into(), streams);
-        let mut later = open.split_off(most.max(1).min(open.len()));
-        later.reverse();
-        let open = Arrivals::new(&format!("{name} stream"), open);
-        Self { name, open, later: Arc::new(Mutex::new(later)) }
+        let mut queued = open.split_off(max_open.max(1).min(open.len()));
+        queued.reverse();
+        let open = StreamSet::new(&format!("{name} stream"), open);
+        Self { name, open, queued: Arc::new(Mutex::new(queued)) }
     }
 }
 
 impl fmt::Debug for StreamScan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let later = self.later.lock().len();
-        write!(f, "{}: streams, {:?}, {later} to be opened", self.name, self.open)
+        let queued = self.queued.lock().len();
+        write!(f, "{}: streams, {:?}, {queued} to be opened", self.name, self.open)
     }
 }
 
@@ -62,42 +62,42 @@ impl Source for StreamScan {
         &self.name
     }
 
-    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSource>> {
-        Ok(Box::new(LocalStreamScan { open: self.open.clone(), later: self.later.clone() }))
+    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+        Ok(Box::new(LocalStreamScan { open: self.open.clone(), queued: self.queued.clone() }))
     }
 }
 
 struct LocalStreamScan {
-    open: Arrivals<BatchStream>,
-    later: Arc<Mutex<Vec<BatchStream>>>,
+    open: StreamSet<BatchStream>,
+    queued: Arc<Mutex<Vec<BatchStream>>>,
 }
 
 impl LocalSource for LocalStreamScan {
-    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
-        for _ in 0..LOOKS {
-            let mut arrival = match self.open.take() {
-                Take::Item(arrival) => arrival,
-                Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
-                Take::Finished => return Ok(SourceResult::Finished),
-                Take::Aborted => return Err(Error::ProducerAborted),
+    fn next(&mut self, _task: &DriverContext) -> Result<SourceResult> {
+        for _ in 0..MAX_POLLS {
+            let mut lease = match self.open.take() {
+                PopResult::Item(lease) => lease,
+                PopResult::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                PopResult::Finished => return Ok(SourceResult::Finished),
+                PopResult::Aborted => return Err(Error::ProducerAborted),
             };
-            let waker = arrival.waker();
-            let Some(stream) = arrival.thing() else { continue };
+            let waker = lease.waker();
+            let Some(stream) = lease.get_mut() else { continue };
             let polled = polling(|| stream.as_mut().poll_next(&mut Context::from_waker(&waker)));
             match polled {
-                Poll::Pending => arrival.pending(),
+                Poll::Pending => lease.return_pending(),
                 Poll::Ready(None) => {
                     // In its place; the last ones end with their places. Not under the lock: one that ends may be long in
                     // going.
-                    let next = self.later.lock().pop();
+                    let next = self.queued.lock().pop();
                     if let Some(next) = next {
                         *stream = next;
-                        arrival.more();
+                        lease.return_ready();
                     }
                 }
                 Poll::Ready(Some(batch)) => {
-                    let batch = batch.or_fail()?;
-                    arrival.more();
+                    let batch = batch.query_err()?;
+                    lease.return_ready();
                     return Ok(SourceResult::Batch(Batch::new(batch)));
                 }
             }
@@ -112,13 +112,13 @@ thread_local! {
 }
 
 fn polling<T>(poll: impl FnOnce() -> T) -> T {
-    struct Before(bool);
-    impl Drop for Before {
+    struct RestoreOnDrop(bool);
+    impl Drop for RestoreOnDrop {
         fn drop(&mut self) {
             POLLING.set(self.0);
         }
     }
-    let _before = Before(POLLING.replace(true));
+    let _restore = RestoreOnDrop(POLLING.replace(true));
     poll()
 }
 
@@ -138,9 +138,9 @@ pub struct PollGate {
     waker: Waker,
 }
 
-struct OpenGate(Gate);
+struct GateWaker(Gate);
 
-impl Wake for OpenGate {
+impl Wake for GateWaker {
     fn wake(self: Arc<Self>) {
         self.0.set_ready();
     }
@@ -154,7 +154,7 @@ impl PollGate {
     /// A gate of kind *external*.
     pub fn new(name: impl Into<String>) -> Self {
         let gate = Dependency::ready(name.into(), DependencyKind::External);
-        let waker = Waker::from(Arc::new(OpenGate(gate.clone())));
+        let waker = Waker::from(Arc::new(GateWaker(gate.clone())));
         Self { gate, waker }
     }
 

@@ -4,88 +4,97 @@ use std::sync::Arc;
 
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, FinishResult, Held, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext},
+    pipeline::{
+        Batch, BufferedBatch, DriverContext, FinishResult, LocalSink, OperatorContext, PerTask,
+        Sink, SinkResult,
+    },
 };
 use gatework_shared_state::{
-    Gate, Give,
+    Gate, PushResult,
     output::{OutputKind, OutputWriter},
 };
 
 use crate::{
-    compact,
+    apply_selection,
     local_exchange::{Routed, Router, Routing},
-    result::answer,
+    result::to_sink_result,
 };
 
 #[cfg(test)]
 mod tests;
 
-/// Writes rows into an [output](gatework_shared_state::output::Output): by the hash of their keys to the buffer of
+/// Writes rows into an [output](gatework_shared_state::output::OutputBuffer): by the hash of their keys to the buffer of
 /// one task, or whole batches to all buffers or to any.
 #[derive(Debug)]
-pub struct TaskOutput {
-    slots: Slots<OutputWriter<Held>>,
+pub struct TaskOutputSink {
+    slots: PerTask<OutputWriter<BufferedBatch>>,
     router: Arc<Router>,
     kind: OutputKind,
 }
 
-impl TaskOutput {
+impl TaskOutputSink {
     /// A sink of as many tasks as there are writers, for an output of `partitions` partitions.
     ///
     /// # Errors
     /// If the routing has buckets of partitions that do not exist.
     pub fn new(
-        writers: Vec<OutputWriter<Held>>,
+        writers: Vec<OutputWriter<BufferedBatch>>,
         kind: OutputKind,
         routing: Routing,
         partitions: usize,
     ) -> Result<Self> {
         let router = Arc::new(Router::new(routing, partitions)?);
-        Ok(Self { slots: Slots::new(writers), router, kind })
+        Ok(Self { slots: PerTask::new(writers), router, kind })
     }
 }
 
-impl Sink for TaskOutput {
+impl Sink for TaskOutputSink {
     fn name(&self) -> &str {
         match self.kind {
-            OutputKind::Partitioned => "partitioned output",
-            OutputKind::Broadcast => "broadcast output",
-            OutputKind::Arbitrary => "arbitrary output",
+            OutputKind::Partitioned => "partitioned output sink",
+            OutputKind::Broadcast => "broadcast output sink",
+            OutputKind::Arbitrary => "arbitrary output sink",
         }
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         let writer = self.slots.take(&setup)?;
         let closed = writer.closed().clone();
-        Ok(Box::new(LocalOutput { writer: Some(writer), closed, router: self.router.clone() }))
+        Ok(Box::new(LocalTaskOutputSink {
+            writer: Some(writer),
+            closed,
+            router: self.router.clone(),
+        }))
     }
 }
 
-struct LocalOutput {
-    writer: Option<OutputWriter<Held>>,
+struct LocalTaskOutputSink {
+    writer: Option<OutputWriter<BufferedBatch>>,
     closed: Gate,
     router: Arc<Router>,
 }
 
-impl LocalSink for LocalOutput {
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+impl LocalSink for LocalTaskOutputSink {
+    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
         let Some(writer) = &mut self.writer else { return Ok(SinkResult::Finished) };
-        let Some(batch) = batch else { return Ok(answer(writer.room())) };
+        let Some(batch) = batch else { return Ok(to_sink_result(writer.poll_capacity())) };
         let sequence = batch.sequence();
-        let page = |rows| Held::from(Batch::new(rows).at(sequence));
-        let mut said = Give::Accepted;
-        match self.router.route(compact(batch)?)? {
-            Routed::Any(rows) | Routed::All(rows) => said = writer.push(0, page(rows)),
-            Routed::Parts(parts) => {
-                for (partition, rows) in parts {
-                    said = writer.push(partition, page(rows));
+        let page = |rows| BufferedBatch::from(Batch::new(rows).with_sequence(sequence));
+        let mut result = PushResult::Accepted;
+        match self.router.route(apply_selection(batch)?)? {
+            Routed::AnyChannel(rows) | Routed::EveryChannel(rows) => {
+                result = writer.push(0, page(rows))
+            }
+            Routed::Partitions(partitions) => {
+                for (partition, rows) in partitions {
+                    result = writer.push(partition, page(rows));
                 }
             }
         }
-        Ok(answer(said))
+        Ok(to_sink_result(result))
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
         if let Some(writer) = self.writer.take() {
             writer.finish();
         }

@@ -10,24 +10,24 @@ use arrow::{
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, LocalSink, LocalSource, Setup, Sink, SinkResult, Slots, Source,
-        SourceResult, TaskContext,
+        Batch, DriverContext, FinishResult, LocalSink, LocalSource, OperatorContext, PerTask, Sink,
+        SinkResult, Source, SourceResult,
     },
 };
-use gatework_shared_state::{Gate, Take, union as state};
+use gatework_shared_state::{Gate, PopResult, union as state};
 
-use crate::{OrFail, compact, result::answer};
+use crate::{ResultExt, apply_selection, result::to_sink_result};
 
 /// Takes the rows of one child pipeline.
 #[derive(Debug)]
 pub struct UnionSink {
-    slots: Slots<state::UnionSink<Batch>>,
+    slots: PerTask<state::UnionProducer<Batch>>,
 }
 
 /// Gives the rows of all children. Its pipeline has one task.
 #[derive(Debug)]
 pub struct UnionSource {
-    slots: Slots<state::UnionSource<Batch>>,
+    slots: PerTask<state::UnionConsumer<Batch>>,
     schema: SchemaRef,
 }
 
@@ -43,9 +43,9 @@ pub fn new(
 ) -> (Vec<UnionSink>, UnionSource) {
     let (sinks, source) = state::new("union", children.iter().sum(), limit_bytes);
     let mut sinks = sinks.into_iter();
-    let of_child = |tasks: &usize| UnionSink { slots: Slots::new(sinks.by_ref().take(*tasks)) };
+    let of_child = |tasks: &usize| UnionSink { slots: PerTask::new(sinks.by_ref().take(*tasks)) };
     let sinks = children.iter().map(of_child).collect();
-    (sinks, UnionSource { slots: Slots::new([source]), schema })
+    (sinks, UnionSource { slots: PerTask::new([source]), schema })
 }
 
 impl Sink for UnionSink {
@@ -53,27 +53,27 @@ impl Sink for UnionSink {
         "union sink"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         let sink = self.slots.take(&setup)?;
         Ok(Box::new(LocalUnionSink { closed: sink.closed().clone(), sink: Some(sink) }))
     }
 }
 
 struct LocalUnionSink {
-    sink: Option<state::UnionSink<Batch>>,
+    sink: Option<state::UnionProducer<Batch>>,
     closed: Gate,
 }
 
 impl LocalSink for LocalUnionSink {
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
         let Some(sink) = &mut self.sink else { return Ok(SinkResult::Finished) };
         // Woken: there is room, or nobody reads any more, which the next push would tell.
         let Some(batch) = batch else { return Ok(SinkResult::NeedInput) };
         let sequence = batch.sequence();
-        Ok(answer(sink.push(Batch::new(compact(batch)?).at(sequence))))
+        Ok(to_sink_result(sink.push(Batch::new(apply_selection(batch)?).with_sequence(sequence))))
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
         if let Some(sink) = self.sink.take() {
             sink.finish();
         }
@@ -87,37 +87,37 @@ impl LocalSink for LocalUnionSink {
 
 impl Source for UnionSource {
     fn name(&self) -> &str {
-        "union"
+        "union source"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
         let source = self.slots.take(&setup)?;
         Ok(Box::new(LocalUnionSource { source, schema: self.schema.clone() }))
     }
 }
 
 struct LocalUnionSource {
-    source: state::UnionSource<Batch>,
+    source: state::UnionConsumer<Batch>,
     schema: SchemaRef,
 }
 
 impl LocalSource for LocalUnionSource {
-    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
+    fn next(&mut self, _task: &DriverContext) -> Result<SourceResult> {
         Ok(match self.source.take() {
-            Take::Item(batch) => SourceResult::Batch(rename(batch, &self.schema)?),
-            Take::Blocked(gate) => SourceResult::Blocked(gate.into()),
-            Take::Finished => SourceResult::Finished,
-            Take::Aborted => return Err(Error::ProducerAborted),
+            PopResult::Item(batch) => SourceResult::Batch(with_schema(batch, &self.schema)?),
+            PopResult::Blocked(gate) => SourceResult::Blocked(gate.into()),
+            PopResult::Finished => SourceResult::Finished,
+            PopResult::Aborted => return Err(Error::ProducerAborted),
         })
     }
 }
 
 /// The same columns under `schema`.
-pub(crate) fn rename(batch: Batch, schema: &SchemaRef) -> Result<Batch> {
+pub(crate) fn with_schema(batch: Batch, schema: &SchemaRef) -> Result<Batch> {
     let sequence = batch.sequence();
-    let data = compact(batch)?;
+    let data = apply_selection(batch)?;
     let options = RecordBatchOptions::new().with_row_count(Some(data.num_rows()));
     let columns = data.columns().to_vec();
-    let data = RecordBatch::try_new_with_options(schema.clone(), columns, &options).or_fail()?;
-    Ok(Batch::new(data).at(sequence))
+    let data = RecordBatch::try_new_with_options(schema.clone(), columns, &options).query_err()?;
+    Ok(Batch::new(data).with_sequence(sequence))
 }

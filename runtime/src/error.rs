@@ -36,7 +36,7 @@ pub enum Error {
     },
     /// A reservation did not fit the memory limit.
     #[error(
-        "not enough memory for {operator}: {requested} bytes were asked for ({reason}); \
+        "not enough memory for {operator}: {requested} bytes were requested ({reason}); \
          raise the memory limit or let fewer queries run at a time"
     )]
     OutOfMemory {
@@ -58,23 +58,23 @@ pub enum Error {
     },
     /// As many queries run and wait as may.
     #[error(
-        "the resource group '{group}' runs {running} queries and {waiting} more wait; \
+        "the resource group '{group}' runs {running} queries and {queued} more are queued; \
          try again later, or raise its limits"
     )]
-    Busy {
+    QueueFull {
         /// The group's name.
         group: String,
         /// Its queries that run.
         running: usize,
         /// Those that wait.
-        waiting: usize,
+        queued: usize,
     },
     /// A task met the end of a producer that had failed. The query's first error tells why.
     #[error("a producer ended without finishing")]
     ProducerAborted,
     /// A pipeline, executor or graph was set up in a way that cannot work.
     #[error("{0}")]
-    Setup(String),
+    InvalidConfiguration(String),
 }
 
 impl Error {
@@ -89,9 +89,9 @@ impl Error {
     ///
     /// ```
     /// use gatework_runtime::Error;
-    /// let busy = Error::Busy { group: "reports".into(), running: 4, waiting: 8 };
-    /// let wrapped = std::io::Error::other(busy);
-    /// assert!(matches!(Error::of(&wrapped), Some(Error::Busy { waiting: 8, .. })));
+    /// let full = Error::QueueFull { group: "reports".into(), running: 4, queued: 8 };
+    /// let wrapped = std::io::Error::other(full);
+    /// assert!(matches!(Error::of(&wrapped), Some(Error::QueueFull { queued: 8, .. })));
     /// ```
     pub fn of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
         let mut next = Some(error);
@@ -107,7 +107,7 @@ impl Error {
     }
 
     /// Whether this only echoes another task's end, so that it never counts as the first error.
-    pub fn is_echo(&self) -> bool {
+    pub fn is_secondary(&self) -> bool {
         matches!(self, Self::ProducerAborted | Self::Cancelled { .. })
     }
 }

@@ -14,8 +14,8 @@ use std::{
 use gatework_runtime::{
     Executor, Result,
     pipeline::{
-        Batch, FinishResult, Graph, LocalSink, LocalSource, QueryContext, QueryOptions, Setup,
-        Sink, SinkResult, Source, SourceResult, Start, TaskContext,
+        Batch, DriverContext, FinishResult, Graph, LocalSink, LocalSource, OperatorContext,
+        QueryContext, QueryOptions, Sink, SinkResult, Source, SourceResult, StartResult,
     },
 };
 use gatework_shared_state::{Dependency, DependencyKind, Gate};
@@ -37,21 +37,21 @@ impl Source for Waits {
         "waits"
     }
 
-    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(Self(self.0.clone(), self.1.clone())))
     }
 }
 
 impl LocalSource for Waits {
-    fn start(&mut self, _task: &TaskContext) -> Result<Start> {
+    fn start(&mut self, _task: &DriverContext) -> Result<StartResult> {
         if self.0.is_ready() {
-            return Ok(Start::Ready);
+            return Ok(StartResult::Ready);
         }
         self.1.fetch_add(1, Ordering::Relaxed);
-        Ok(Start::Blocked(self.0.clone().into()))
+        Ok(StartResult::Blocked(self.0.clone().into()))
     }
 
-    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
+    fn next(&mut self, _task: &DriverContext) -> Result<SourceResult> {
         Ok(SourceResult::Finished)
     }
 }
@@ -65,17 +65,17 @@ impl Sink for Finished {
         "finished"
     }
 
-    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         Ok(Box::new(Self(self.0.clone())))
     }
 }
 
 impl LocalSink for Finished {
-    fn sink(&mut self, _batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, _batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
         Ok(SinkResult::NeedInput)
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
         self.0.fetch_add(1, Ordering::Relaxed);
         Ok(FinishResult::Done)
     }
@@ -97,7 +97,7 @@ fn a_million_blocked_tasks_are_small_and_finish() {
     let mut graph = Graph::new();
     let source = Arc::new(Waits(gate.clone(), waiting.clone()));
     let sink = Arc::new(Finished(finished.clone()));
-    graph.add("waiting", TASKS, source, vec![], sink).unwrap();
+    graph.add_pipeline("waiting", TASKS, source, vec![], sink).unwrap();
     let query = QueryContext::new(&executor, QueryOptions::default());
     let before = ALLOCATED.current_usage();
     let running = graph.start(&query).unwrap();

@@ -13,8 +13,8 @@ use std::{
 use gatework_runtime::{
     Executor, Result,
     pipeline::{
-        Batch, FinishResult, Graph, LocalSink, LocalSource, QueryContext, QueryOptions, Setup,
-        Sink, SinkResult, Source, SourceResult, TaskContext,
+        Batch, DriverContext, FinishResult, Graph, LocalSink, LocalSource, OperatorContext,
+        QueryContext, QueryOptions, Sink, SinkResult, Source, SourceResult,
     },
     shared_state::{Dependency, DependencyKind, Gate},
 };
@@ -61,13 +61,13 @@ impl Source for Waits {
         "waits"
     }
 
-    fn local(&self, _: Setup) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, _: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(Self(self.0.clone())))
     }
 }
 
 impl LocalSource for Waits {
-    fn next(&mut self, _: &TaskContext) -> Result<SourceResult> {
+    fn next(&mut self, _: &DriverContext) -> Result<SourceResult> {
         Ok(match self.0.is_ready() {
             true => SourceResult::Finished,
             false => SourceResult::Blocked(self.0.clone().into()),
@@ -83,17 +83,17 @@ impl Sink for Nowhere {
         "nowhere"
     }
 
-    fn local(&self, _: Setup) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, _: OperatorContext) -> Result<Box<dyn LocalSink>> {
         Ok(Box::new(Self(self.0.clone())))
     }
 }
 
 impl LocalSink for Nowhere {
-    fn sink(&mut self, _: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, _: Option<Batch>, _: &DriverContext) -> Result<SinkResult> {
         Ok(SinkResult::NeedInput)
     }
 
-    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _: &DriverContext) -> Result<FinishResult> {
         Ok(FinishResult::Done)
     }
 
@@ -106,9 +106,15 @@ impl LocalSink for Nowhere {
 fn blocked_query(executor: &Executor, gate: &Gate) -> Arc<QueryContext> {
     let query = QueryContext::new(executor, QueryOptions::default());
     let mut graph = Graph::new();
-    let closed = Dependency::blocked("closed", DependencyKind::Closed);
+    let closed = Dependency::blocked("closed", DependencyKind::ConsumersGone);
     graph
-        .add("blocked", 3, Arc::new(Waits(gate.clone())), vec![], Arc::new(Nowhere(closed)))
+        .add_pipeline(
+            "blocked",
+            3,
+            Arc::new(Waits(gate.clone())),
+            vec![],
+            Arc::new(Nowhere(closed)),
+        )
         .unwrap();
     graph.start(&query).unwrap();
     while query.dump().matches("waits for outside").count() < 3 {
@@ -179,7 +185,7 @@ fn a_hosted_executor_whose_query_waits_outside_is_idle() {
         .thread_name(|thread| format!("hosting-{thread}"))
         .build()
         .unwrap();
-    let executor = Executor::builder().hosted_on(Arc::new(pool)).build().unwrap();
+    let executor = Executor::builder().on_rayon_pool(Arc::new(pool)).build().unwrap();
     let gate = Dependency::blocked("outside", DependencyKind::External);
     let query = blocked_query(&executor, &gate);
     // Rayon's own threads spin for a moment before they sleep; that is over within the budget.

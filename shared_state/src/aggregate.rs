@@ -5,75 +5,80 @@
 //! charged to the query's memory by the sinks that build them; the state itself holds only a list.
 //!
 //! ```
-//! use gatework_shared_state::{Claim, aggregate};
+//! use gatework_shared_state::{ClaimResult, aggregate};
 //! let (sinks, sources) = aggregate::new::<Vec<u32>>("sum", 2, 1, 2);
 //! for (n, sink) in (1..).zip(sinks) {
 //!     sink.publish(vec![vec![vec![n]], vec![vec![10 * n]]]);
 //! }
-//! let Claim::Unit((0, parts)) = sources[0].claim() else { unreachable!() };
-//! assert_eq!(parts, [[1], [2]]);
+//! let ClaimResult::Work((0, chunks)) = sources[0].claim() else { unreachable!() };
+//! assert_eq!(chunks, [[1], [2]]);
 //! ```
 
 use std::sync::Arc;
 
-use crate::{Claim, Gate, rendezvous::Rendezvous};
+use crate::{ClaimResult, Gate, breaker::BreakerState};
 
 #[derive(Debug)]
-struct Units<P> {
-    parts: Vec<Vec<P>>,
+struct Partitions<P> {
+    chunks: Vec<Vec<P>>,
     next: usize,
 }
 
-impl<P> Default for Units<P> {
+impl<P> Default for Partitions<P> {
     fn default() -> Self {
-        Self { parts: Vec::new(), next: 0 }
+        Self { chunks: Vec::new(), next: 0 }
     }
 }
 
 /// The right of one sink task to publish its parts. Dropping it unpublished aborts the state.
 #[derive(Debug)]
-pub struct AggregateSink<P> {
-    state: Arc<Rendezvous<Units<P>>>,
+pub struct AggregateProducer<P> {
+    state: Arc<BreakerState<Partitions<P>>>,
     published: bool,
 }
 
 /// The right of one source task to claim units.
 #[derive(Debug)]
-pub struct AggregateSource<P> {
-    state: Arc<Rendezvous<Units<P>>>,
-    instance: usize,
+pub struct AggregateConsumer<P> {
+    state: Arc<BreakerState<Partitions<P>>>,
+    task_index: usize,
 }
 
-/// A state that `sinks` tasks publish to and `sources` tasks claim `units` from.
+/// A state that `producers` tasks publish to and `consumers` tasks claim `partitions` from.
 ///
 /// # Panics
 /// If any of the three is 0.
 pub fn new<P>(
     name: &str,
-    sinks: usize,
-    sources: usize,
-    units: usize,
-) -> (Vec<AggregateSink<P>>, Vec<AggregateSource<P>>) {
-    assert!(units > 0, "an aggregate has at least one unit");
-    let parts = (0..units).map(|_| Vec::new()).collect();
-    let state = Arc::new(Rendezvous::new(name, sinks, sources, Units { parts, next: 0 }));
+    producers: usize,
+    consumers: usize,
+    partitions: usize,
+) -> (Vec<AggregateProducer<P>>, Vec<AggregateConsumer<P>>) {
+    assert!(partitions > 0, "an aggregate has at least one partition");
+    let chunks = (0..partitions).map(|_| Vec::new()).collect();
+    let state =
+        Arc::new(BreakerState::new(name, producers, consumers, Partitions { chunks, next: 0 }));
     (
-        (0..sinks).map(|_| AggregateSink { state: state.clone(), published: false }).collect(),
-        (0..sources).map(|instance| AggregateSource { state: state.clone(), instance }).collect(),
+        (0..producers)
+            .map(|_| AggregateProducer { state: state.clone(), published: false })
+            .collect(),
+        (0..consumers)
+            .map(|task_index| AggregateConsumer { state: state.clone(), task_index })
+            .collect(),
     )
 }
 
-impl<P> AggregateSink<P> {
-    /// Publishes the parts of every unit: `parts[u]` belongs to unit `u`.
+impl<P> AggregateProducer<P> {
+    /// Publishes the chunks of every partition: `chunks[p]` belongs to partition `p`.
     ///
     /// # Panics
-    /// If `parts` does not have one entry per unit.
-    pub fn publish(mut self, parts: Vec<Vec<P>>) {
+    /// If `chunks` does not have one entry per partition.
+    pub fn publish(mut self, chunks: Vec<Vec<P>>) {
         self.published = true;
-        self.state.publish(|units| {
-            assert_eq!(units.parts.len(), parts.len(), "one list of parts per unit");
-            for (unit, parts) in units.parts.iter_mut().zip(parts) {
-                unit.extend(parts);
+        self.state.publish(|partitions| {
+            assert_eq!(partitions.chunks.len(), chunks.len(), "one list of chunks per partition");
+            for (partition, chunks) in partitions.chunks.iter_mut().zip(chunks) {
+                partition.extend(chunks);
             }
         });
     }
@@ -84,7 +89,7 @@ impl<P> AggregateSink<P> {
     }
 }
 
-impl<P> Drop for AggregateSink<P> {
+impl<P> Drop for AggregateProducer<P> {
     fn drop(&mut self) {
         if !self.published {
             self.state.abort();
@@ -92,25 +97,25 @@ impl<P> Drop for AggregateSink<P> {
     }
 }
 
-impl<P> AggregateSource<P> {
+impl<P> AggregateConsumer<P> {
     /// The next unit, with the parts of all sinks.
-    pub fn claim(&self) -> Claim<(usize, Vec<P>)> {
-        self.state.claim(self.instance, |units| {
-            let unit = units.next;
-            let parts = std::mem::take(units.parts.get_mut(unit)?);
-            units.next += 1;
-            Some((unit, parts))
+    pub fn claim(&self) -> ClaimResult<(usize, Vec<P>)> {
+        self.state.claim(self.task_index, |partitions| {
+            let partition = partitions.next;
+            let chunks = std::mem::take(partitions.chunks.get_mut(partition)?);
+            partitions.next += 1;
+            Some((partition, chunks))
         })
     }
 
     /// The gate that opens when there is something to claim.
     pub fn gate(&self) -> &Gate {
-        self.state.gates().source(self.instance)
+        self.state.gates().source(self.task_index)
     }
 }
 
-impl<P> Drop for AggregateSource<P> {
+impl<P> Drop for AggregateConsumer<P> {
     fn drop(&mut self) {
-        self.state.leave();
+        self.state.consumer_dropped();
     }
 }

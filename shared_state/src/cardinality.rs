@@ -12,11 +12,11 @@ fn sink(name: &str) -> Gate {
     Dependency::ready(format!("{name} sink"), DependencyKind::Sink)
 }
 
-fn several(count: usize, gate: impl Fn(&str) -> Gate, name: &str) -> Box<[Gate]> {
+fn gates(count: usize, gate: impl Fn(&str) -> Gate, name: &str) -> Box<[Gate]> {
     if count == 1 {
         return Box::new([gate(name)]);
     }
-    (0..count).map(|instance| gate(&format!("{name} [{instance}]"))).collect()
+    (0..count).map(|task_index| gate(&format!("{name} [{task_index}]"))).collect()
 }
 
 macro_rules! cardinality {
@@ -31,7 +31,7 @@ macro_rules! cardinality {
         impl $name {
             /// Gates named after `name`, the breaker they belong to.
             pub fn new(name: &str $(, $arg: usize)*) -> Self {
-                Self { sinks: several($sinks, sink, name), sources: several($sources, source, name) }
+                Self { sinks: gates($sinks, sink, name), sources: gates($sources, source, name) }
             }
 
             /// All sink gates, by sink instance.
@@ -45,9 +45,9 @@ macro_rules! cardinality {
             }
 
             /// Opens every gate for ever: the protocol is over.
-            pub fn open_for_ever(&self, wakeups: &mut Wakeups) {
+            pub fn set_always_ready_all(&self, wakeups: &mut Wakeups) {
                 for gate in self.sinks.iter().chain(self.sources.iter()) {
-                    gate.set_always_ready_later(wakeups);
+                    gate.set_always_ready_deferred(wakeups);
                 }
             }
         }
@@ -89,16 +89,16 @@ impl OneToMany {
         &self.sinks[0]
     }
 
-    /// The gate of source `instance`.
-    pub fn source(&self, instance: usize) -> &Gate {
-        &self.sources[instance]
+    /// The gate of source `task_index`.
+    pub fn source(&self, task_index: usize) -> &Gate {
+        &self.sources[task_index]
     }
 }
 
 impl ManyToOne {
-    /// The gate of sink `instance`.
-    pub fn sink(&self, instance: usize) -> &Gate {
-        &self.sinks[instance]
+    /// The gate of sink `task_index`.
+    pub fn sink(&self, task_index: usize) -> &Gate {
+        &self.sinks[task_index]
     }
 
     /// The source's gate.
@@ -110,19 +110,19 @@ impl ManyToOne {
 impl ManyToMany {
     /// Several sink tasks whose sources are read outside the executor: its tasks wait for those as they wait
     /// for I/O.
-    pub fn read_outside(name: &str, sinks: usize, sources: usize) -> Self {
+    pub fn with_external_readers(name: &str, sinks: usize, sources: usize) -> Self {
         let reader =
             |name: &str| Dependency::ready(format!("{name} reader"), DependencyKind::External);
-        Self { sinks: several(sinks, reader, name), sources: several(sources, source, name) }
+        Self { sinks: gates(sinks, reader, name), sources: gates(sources, source, name) }
     }
 
-    /// The gate of sink `instance`.
-    pub fn sink(&self, instance: usize) -> &Gate {
-        &self.sinks[instance]
+    /// The gate of sink `task_index`.
+    pub fn sink(&self, task_index: usize) -> &Gate {
+        &self.sinks[task_index]
     }
 
-    /// The gate of source `instance`.
-    pub fn source(&self, instance: usize) -> &Gate {
-        &self.sources[instance]
+    /// The gate of source `task_index`.
+    pub fn source(&self, task_index: usize) -> &Gate {
+        &self.sources[task_index]
     }
 }

@@ -37,9 +37,9 @@ pub enum DependencyKind {
     /// A finished task waits for work it started elsewhere.
     Finish,
     /// A task waits for its start.
-    Execution,
+    Start,
     /// A producer watches for the end of its last consumer.
-    Closed,
+    ConsumersGone,
     /// A scan waits for a runtime filter.
     RuntimeFilter,
     /// A breaker waits for memory that another task gives back, perhaps one of another query.
@@ -76,11 +76,11 @@ impl Drop for Wakeups {
 /// From so many wakers on, new ones are entered as they come, and those that were known already are taken
 /// out when the list has twice as many as were left the last time, and before it is woken. So each
 /// that is entered costs the same, however many tasks wait at a gate, and how often.
-const MANY_WAKERS: usize = 16;
+const DEDUP_THRESHOLD: usize = 16;
 
 #[derive(Debug)]
 struct Waiting {
-    /// Those to wake at the next change to ready. Up to [`MANY_WAKERS`], none is in here twice.
+    /// Those to wake at the next change to ready. Up to [`DEDUP_THRESHOLD`], none is in here twice.
     wakers: SmallVec<[Waker; 1]>,
     /// When the gate was blocked while someone waits, for the blocked time.
     waited_since: Option<Instant>,
@@ -88,32 +88,32 @@ struct Waiting {
     blocks: u64,
     /// How many wakers were looked at for those that come more than once.
     #[cfg(test)]
-    looked_at: usize,
+    examined: usize,
 }
 
 impl Waiting {
     fn add(&mut self, waker: Waker) {
         let wakers = &mut self.wakers;
-        if wakers.len() < MANY_WAKERS {
+        if wakers.len() < DEDUP_THRESHOLD {
             if !wakers.iter().any(|known| known.will_wake(&waker)) {
                 wakers.push(waker);
             }
             return;
         }
         if wakers.len() == wakers.capacity() {
-            self.drop_repeated();
+            self.dedup();
             // As many again may come before the next look at all of them.
-            self.wakers.reserve(self.wakers.len().max(MANY_WAKERS));
+            self.wakers.reserve(self.wakers.len().max(DEDUP_THRESHOLD));
         }
         self.wakers.push(waker);
     }
 
-    fn drop_repeated(&mut self) {
+    fn dedup(&mut self) {
         // Wakers with the same data and functions wake the same.
         let id = |waker: &Waker| (waker.data(), std::ptr::from_ref(waker.vtable()));
         #[cfg(test)]
         {
-            self.looked_at += self.wakers.len();
+            self.examined += self.wakers.len();
         }
         let mut known = HashSet::with_capacity(self.wakers.len());
         self.wakers.retain(|waker| known.insert(id(waker)));
@@ -121,8 +121,8 @@ impl Waiting {
 
     /// Those to wake, each once.
     fn take(&mut self) -> impl Iterator<Item = Waker> {
-        if self.wakers.len() > MANY_WAKERS {
-            self.drop_repeated();
+        if self.wakers.len() > DEDUP_THRESHOLD {
+            self.dedup();
         }
         self.wakers.drain(..)
     }
@@ -171,7 +171,7 @@ impl Dependency {
                 blocked: Duration::ZERO,
                 blocks: 0,
                 #[cfg(test)]
-                looked_at: 0,
+                examined: 0,
             }),
         })
     }
@@ -188,7 +188,7 @@ impl Dependency {
 
     /// Whether the gate is open at this moment. To act on "no", use [`poll_ready`](Self::poll_ready).
     pub fn is_ready(&self) -> bool {
-        // Acquire pairs with the Release stores in `open`: who sees the gate open sees what was
+        // Acquire pairs with the Release stores in `transition`: who sees the gate open sees what was
         // done before it was opened.
         self.state.load(Ordering::Acquire) != BLOCKED
     }
@@ -204,37 +204,37 @@ impl Dependency {
 
     /// Opens the gate and wakes all who wait.
     pub fn set_ready(&self) {
-        self.open_now(READY);
+        self.make_ready_and_wake(READY);
     }
 
     /// Opens the gate for ever and wakes all who wait.
     pub fn set_always_ready(&self) {
-        self.open_now(ALWAYS_READY);
+        self.make_ready_and_wake(ALWAYS_READY);
     }
 
     /// [`set_ready`](Self::set_ready) under a lock: the wakers go to `wakeups`.
-    pub fn set_ready_later(&self, wakeups: &mut Wakeups) {
-        self.open(READY, wakeups);
+    pub fn set_ready_deferred(&self, wakeups: &mut Wakeups) {
+        self.make_ready(READY, wakeups);
     }
 
     /// The same under the one lock under which this gate is shut: free if it is open, since nobody can shut it now.
-    pub(crate) fn set_ready_alone(&self, wakeups: &mut Wakeups) {
+    pub(crate) fn set_ready_exclusive(&self, wakeups: &mut Wakeups) {
         // Relaxed: the last to shut it did so under the caller's lock. One that is open has nobody waiting.
         if self.state.load(Ordering::Relaxed) == BLOCKED {
-            self.open(READY, wakeups);
+            self.make_ready(READY, wakeups);
         }
     }
 
     /// [`set_always_ready`](Self::set_always_ready) under a lock: the wakers go to `wakeups`.
-    pub fn set_always_ready_later(&self, wakeups: &mut Wakeups) {
-        self.open(ALWAYS_READY, wakeups);
+    pub fn set_always_ready_deferred(&self, wakeups: &mut Wakeups) {
+        self.make_ready(ALWAYS_READY, wakeups);
     }
 
-    fn open_now(&self, to: u8) {
+    fn make_ready_and_wake(&self, to: u8) {
         let mut wakeups = Wakeups::new();
         let only = {
             let mut waiting = self.waiting.lock();
-            self.change(to, &mut waiting);
+            self.transition(to, &mut waiting);
             match waiting.wakers.len() {
                 0 | 1 => waiting.wakers.pop(),
                 _ => {
@@ -248,13 +248,13 @@ impl Dependency {
         }
     }
 
-    fn open(&self, to: u8, wakeups: &mut Wakeups) {
+    fn make_ready(&self, to: u8, wakeups: &mut Wakeups) {
         let mut waiting = self.waiting.lock();
-        self.change(to, &mut waiting);
+        self.transition(to, &mut waiting);
         wakeups.0.extend(waiting.take());
     }
 
-    fn change(&self, to: u8, waiting: &mut Waiting) {
+    fn transition(&self, to: u8, waiting: &mut Waiting) {
         let from = self.state.load(Ordering::Relaxed);
         if from < to {
             // Release pairs with the Acquire in `is_ready`.

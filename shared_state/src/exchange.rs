@@ -9,39 +9,39 @@
 //! Lock: `inner`. All gates flip under it; wakers run, and dropped items are freed, after it.
 //!
 //! ```
-//! use gatework_shared_state::{Budget, Give, Payload, Take, exchange::{self, ExchangeKind}};
+//! use gatework_shared_state::{BufferLimit, Payload, PopResult, PushResult, exchange::{self, LocalExchangeKind}};
 //! struct Rows(usize);
 //! impl Payload for Rows {
 //!     fn rows(&self) -> usize { self.0 }
 //!     fn bytes(&self) -> usize { 8 * self.0 }
 //! }
 //! let (mut sinks, mut sources) =
-//!     exchange::new("demo", ExchangeKind::Hash, 1, 2, Budget::new(100));
+//!     exchange::new("demo", LocalExchangeKind::Hash, 1, 2, BufferLimit::new(100));
 //! let mut sink = sinks.remove(0);
-//! assert!(matches!(sink.push(1, Rows(3)), Give::Accepted));
-//! assert!(matches!(sink.push(1, Rows(1000)), Give::Full(_)));
+//! assert!(matches!(sink.push(1, Rows(3)), PushResult::Accepted));
+//! assert!(matches!(sink.push(1, Rows(1000)), PushResult::Backpressure(_)));
 //! sink.finish();
-//! assert!(matches!(sources[0].take(), Take::Finished));
-//! assert!(matches!(sources[1].take(), Take::Item(Rows(3))));
+//! assert!(matches!(sources[0].take(), PopResult::Finished));
+//! assert!(matches!(sources[1].take(), PopResult::Item(Rows(3))));
 //! ```
 
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    Budget, Dependency, DependencyKind, Gate, Give, ManyToMany, Payload, Take, Wakeups,
-    queue::Queue, sync::Mutex,
+    BufferLimit, Dependency, DependencyKind, Gate, ManyToMany, Payload, PopResult, PushResult,
+    Wakeups, queue::SizedQueue, sync::Mutex,
 };
 
 /// How an exchange routes. Which rows go where is the operator's work; the kind fixes the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ExchangeKind {
-    /// Rows by hash of their keys: [`ExchangeSink::push`] with the channel.
+pub enum LocalExchangeKind {
+    /// Rows by hash of their keys: [`ExchangeProducer::push`] with the channel.
     Hash,
-    /// Rows by the bucket their storage put them into: [`ExchangeSink::push`] with the channel.
+    /// Rows by the bucket their storage put them into: [`ExchangeProducer::push`] with the channel.
     BucketHash,
-    /// Whole items to the open channel that holds least: [`ExchangeSink::push_any`].
+    /// Whole items to the open channel that holds least: [`ExchangeProducer::push_any`].
     PassThrough,
-    /// Every item to every channel: [`ExchangeSink::push_all`].
+    /// Every item to every channel: [`ExchangeProducer::push_all`].
     Broadcast,
     /// Everything to channel 0; the other sources finish at once.
     PassToOne,
@@ -51,7 +51,7 @@ pub enum ExchangeKind {
 
 #[derive(Debug)]
 struct Channel<T> {
-    queue: Queue<T>,
+    queue: SizedQueue<T>,
     open: bool,
 }
 
@@ -63,16 +63,16 @@ struct Inner<T> {
     starved: usize,
     /// Sinks that wait for room, and for each sink whether it is among them.
     waiting: VecDeque<usize>,
-    waits: Box<[bool]>,
-    sinks_left: usize,
-    sources_left: usize,
+    is_waiting: Box<[bool]>,
+    producers_left: usize,
+    consumers_left: usize,
     aborted: bool,
-    flow: Flow,
+    stats: ExchangeStats,
 }
 
 /// Rows that went through an exchange.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Flow {
+pub struct ExchangeStats {
     /// Rows that sinks pushed (a broadcast counts once a channel).
     pub rows_in: u64,
     /// Rows that sources took.
@@ -87,16 +87,16 @@ pub struct Flow {
 struct State<T> {
     gates: ManyToMany,
     closed: Gate,
-    kind: ExchangeKind,
-    budget: Budget,
+    kind: LocalExchangeKind,
+    limit: BufferLimit,
     inner: Mutex<Inner<T>>,
 }
 
 /// The right of one sink task to push. Dropping it unfinished aborts the exchange.
 #[derive(Debug)]
-pub struct ExchangeSink<T: Payload> {
+pub struct ExchangeProducer<T: Payload> {
     state: Arc<State<T>>,
-    instance: usize,
+    task_index: usize,
     /// Where the next search for a channel starts.
     cursor: usize,
     finished: bool,
@@ -104,67 +104,69 @@ pub struct ExchangeSink<T: Payload> {
 
 /// The right of one source task to read its channel. Dropping it closes the channel.
 #[derive(Debug)]
-pub struct ExchangeSource<T: Payload> {
+pub struct ExchangeConsumer<T: Payload> {
     state: Arc<State<T>>,
-    instance: usize,
+    task_index: usize,
 }
 
-/// An exchange between `sinks` and `sources` tasks.
+/// An exchange between `producers` and `consumers` tasks.
 ///
 /// # Panics
 /// If either is 0.
 pub fn new<T: Payload>(
     name: &str,
-    kind: ExchangeKind,
-    sinks: usize,
-    sources: usize,
-    budget: Budget,
-) -> (Vec<ExchangeSink<T>>, Vec<ExchangeSource<T>>) {
-    with_gates(name, kind, ManyToMany::new(name, sinks, sources), budget)
+    kind: LocalExchangeKind,
+    producers: usize,
+    consumers: usize,
+    limit: BufferLimit,
+) -> (Vec<ExchangeProducer<T>>, Vec<ExchangeConsumer<T>>) {
+    with_gates(name, kind, ManyToMany::new(name, producers, consumers), limit)
 }
 
 /// An exchange with these gates.
 pub(crate) fn with_gates<T: Payload>(
     name: &str,
-    kind: ExchangeKind,
+    kind: LocalExchangeKind,
     gates: ManyToMany,
-    budget: Budget,
-) -> (Vec<ExchangeSink<T>>, Vec<ExchangeSource<T>>) {
-    let (sinks, sources) = (gates.sinks().len(), gates.sources().len());
-    assert!(sinks > 0 && sources > 0, "an exchange has at least one sink and one source");
-    if kind == ExchangeKind::PassToOne {
+    limit: BufferLimit,
+) -> (Vec<ExchangeProducer<T>>, Vec<ExchangeConsumer<T>>) {
+    let (producers, consumers) = (gates.sinks().len(), gates.sources().len());
+    assert!(producers > 0 && consumers > 0, "an exchange has at least one sink and one source");
+    if kind == LocalExchangeKind::PassToOne {
         gates.sources()[1..].iter().for_each(|gate| gate.set_always_ready());
     }
-    let is_fed = |channel| kind != ExchangeKind::PassToOne || channel == 0;
-    let channels =
-        (0..sources).map(|channel| Channel { queue: Queue::default(), open: is_fed(channel) });
+    let is_fed = |channel| kind != LocalExchangeKind::PassToOne || channel == 0;
+    let channels = (0..consumers)
+        .map(|channel| Channel { queue: SizedQueue::default(), open: is_fed(channel) });
     let state = Arc::new(State {
         gates,
-        closed: Dependency::blocked(format!("{name} closed"), DependencyKind::Closed),
+        closed: Dependency::blocked(format!("{name} closed"), DependencyKind::ConsumersGone),
         kind,
-        budget,
+        limit,
         inner: Mutex::new(Inner {
             channels: channels.collect(),
             bytes: 0,
-            starved: if kind == ExchangeKind::PassToOne { 1 } else { sources },
+            starved: if kind == LocalExchangeKind::PassToOne { 1 } else { consumers },
             waiting: VecDeque::new(),
-            waits: vec![false; sinks].into(),
-            sinks_left: sinks,
-            sources_left: sources,
+            is_waiting: vec![false; producers].into(),
+            producers_left: producers,
+            consumers_left: consumers,
             aborted: false,
-            flow: Flow::default(),
+            stats: ExchangeStats::default(),
         }),
     });
     (
-        (0..sinks)
-            .map(|instance| ExchangeSink {
+        (0..producers)
+            .map(|task_index| ExchangeProducer {
                 state: state.clone(),
-                instance,
-                cursor: instance % sources,
+                task_index,
+                cursor: task_index % consumers,
                 finished: false,
             })
             .collect(),
-        (0..sources).map(|instance| ExchangeSource { state: state.clone(), instance }).collect(),
+        (0..consumers)
+            .map(|task_index| ExchangeConsumer { state: state.clone(), task_index })
+            .collect(),
     )
 }
 
@@ -178,71 +180,76 @@ impl<T: Payload> State<T> {
         wakeups: &mut Wakeups,
     ) -> Option<T> {
         let rows = item.rows() as u64;
-        inner.flow.rows_in += rows;
+        inner.stats.rows_in += rows;
         if !inner.channels[channel].open || inner.aborted {
-            inner.flow.rows_dropped += rows;
+            inner.stats.rows_dropped += rows;
             return Some(item);
         }
         inner.starved -= usize::from(inner.channels[channel].queue.is_empty());
         inner.bytes += inner.channels[channel].queue.push(item);
-        inner.flow.peak_bytes = inner.flow.peak_bytes.max(inner.bytes);
-        self.gates.source(channel).set_ready_alone(wakeups);
+        inner.stats.peak_bytes = inner.stats.peak_bytes.max(inner.bytes);
+        self.gates.source(channel).set_ready_exclusive(wakeups);
         None
     }
 
-    /// The answer to sink `instance` after it added something.
-    fn room(&self, inner: &mut Inner<T>, instance: usize, wakeups: &mut Wakeups) -> Give {
-        if inner.sources_left == 0 || inner.aborted {
-            return Give::Closed;
+    /// The answer to sink `task_index` after it added something.
+    fn poll_capacity(
+        &self,
+        inner: &mut Inner<T>,
+        task_index: usize,
+        wakeups: &mut Wakeups,
+    ) -> PushResult {
+        if inner.consumers_left == 0 || inner.aborted {
+            return PushResult::Closed;
         }
         if self.is_full(inner) {
-            let gate = self.gates.sink(instance);
+            let gate = self.gates.sink(task_index);
             gate.block();
-            if !std::mem::replace(&mut inner.waits[instance], true) {
-                inner.waiting.push_back(instance);
+            if !std::mem::replace(&mut inner.is_waiting[task_index], true) {
+                inner.waiting.push_back(task_index);
             }
-            return Give::Full(gate.clone());
+            return PushResult::Backpressure(gate.clone());
         }
         // It waits no longer, if it did: its place among those that do is passed over.
-        inner.waits[instance] = false;
-        self.wake_sink(inner, wakeups);
-        Give::Accepted
+        inner.is_waiting[task_index] = false;
+        self.wake_producer(inner, wakeups);
+        PushResult::Accepted
     }
 
     fn is_full(&self, inner: &Inner<T>) -> bool {
-        self.budget.must_wait_unless(inner.bytes, inner.starved > 0)
+        self.limit.is_exceeded_unless_starved(inner.bytes, inner.starved > 0)
     }
 
     /// Wakes the sink that has waited longest, if there is room. That one wakes the next when it has found room,
     /// or leaves: so all are woken while there is room, and few in vain, however many wait.
-    fn wake_sink(&self, inner: &mut Inner<T>, wakeups: &mut Wakeups) {
+    fn wake_producer(&self, inner: &mut Inner<T>, wakeups: &mut Wakeups) {
         while !self.is_full(inner)
-            && let Some(sink) = inner.waiting.pop_front()
+            && let Some(producer) = inner.waiting.pop_front()
         {
-            if std::mem::take(&mut inner.waits[sink]) {
-                self.gates.sink(sink).set_ready_alone(wakeups);
+            if std::mem::take(&mut inner.is_waiting[producer]) {
+                self.gates.sink(producer).set_ready_exclusive(wakeups);
                 return;
             }
         }
     }
 }
 
-impl<T: Payload> ExchangeSink<T> {
+impl<T: Payload> ExchangeProducer<T> {
     /// Pushes `item` to `channel`.
-    pub fn push(&mut self, channel: usize, item: T) -> Give {
+    pub fn push(&mut self, channel: usize, item: T) -> PushResult {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         let rejected = self.state.add(&mut inner, channel, item, &mut wakeups);
-        let answer = self.state.room(&mut inner, self.instance, &mut wakeups);
+        let result = self.state.poll_capacity(&mut inner, self.task_index, &mut wakeups);
         drop(inner);
         drop(rejected);
-        answer
+        result
     }
 
     /// Pushes `item` to the open channel that holds the fewest bytes (channel 0 if the exchange
     /// passes everything to one).
-    pub fn push_any(&mut self, item: T) -> Give {
-        if self.state.kind == ExchangeKind::PassToOne {
+    pub fn push_any(&mut self, item: T) -> PushResult {
+        if self.state.kind == LocalExchangeKind::PassToOne {
             return self.push(0, item);
         }
         let mut wakeups = Wakeups::new();
@@ -256,14 +263,14 @@ impl<T: Payload> ExchangeSink<T> {
             .unwrap_or(start);
         self.cursor = (channel + 1) % count;
         let rejected = self.state.add(&mut inner, channel, item, &mut wakeups);
-        let answer = self.state.room(&mut inner, self.instance, &mut wakeups);
+        let result = self.state.poll_capacity(&mut inner, self.task_index, &mut wakeups);
         drop(inner);
         drop(rejected);
-        answer
+        result
     }
 
     /// Pushes a clone of `item` to every channel. Each clone is charged.
-    pub fn push_all(&mut self, item: &T) -> Give
+    pub fn push_all(&mut self, item: &T) -> PushResult
     where
         T: Clone,
     {
@@ -273,30 +280,30 @@ impl<T: Payload> ExchangeSink<T> {
         for channel in 0..inner.channels.len() {
             rejected.extend(self.state.add(&mut inner, channel, item.clone(), &mut wakeups));
         }
-        let answer = self.state.room(&mut inner, self.instance, &mut wakeups);
+        let result = self.state.poll_capacity(&mut inner, self.task_index, &mut wakeups);
         drop(inner);
         drop(rejected);
-        answer
+        result
     }
 
     /// Whether there is room, without pushing: what a sink asks after it was woken.
-    pub fn room(&mut self) -> Give {
+    pub fn poll_capacity(&mut self) -> PushResult {
         let mut wakeups = Wakeups::new();
-        self.state.room(&mut self.state.inner.lock(), self.instance, &mut wakeups)
+        self.state.poll_capacity(&mut self.state.inner.lock(), self.task_index, &mut wakeups)
     }
 
     /// Says that this sink's input ended. After the last sink, sources finish once they read all.
     ///
     /// It takes the sink, so that it cannot be said twice:
     /// ```compile_fail
-    /// # use gatework_shared_state::{Budget, Payload, exchange::{self, ExchangeKind}};
+    /// # use gatework_shared_state::{BufferLimit, Payload, exchange::{self, LocalExchangeKind}};
     /// # struct Rows;
     /// # impl Payload for Rows {
     /// #     fn rows(&self) -> usize { 1 }
     /// #     fn bytes(&self) -> usize { 1 }
     /// # }
     /// let (mut sinks, _sources) =
-    ///     exchange::new::<Rows>("exchange", ExchangeKind::Hash, 1, 1, Budget::new(1));
+    ///     exchange::new::<Rows>("exchange", LocalExchangeKind::Hash, 1, 1, BufferLimit::new(1));
     /// let sink = sinks.remove(0);
     /// sink.finish();
     /// sink.finish();
@@ -311,16 +318,16 @@ impl<T: Payload> ExchangeSink<T> {
         }
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
-        inner.sinks_left -= 1;
+        inner.producers_left -= 1;
         let was_aborted = inner.aborted;
         inner.aborted |= !finished;
         // Once: of a cancelled query, all sinks leave.
-        if !was_aborted && (inner.aborted || inner.sinks_left == 0) {
-            self.state.gates.open_for_ever(&mut wakeups);
+        if !was_aborted && (inner.aborted || inner.producers_left == 0) {
+            self.state.gates.set_always_ready_all(&mut wakeups);
         }
         // It may have been woken for room that it does not need any more.
-        inner.waits[self.instance] = false;
-        self.state.wake_sink(&mut inner, &mut wakeups);
+        inner.is_waiting[self.task_index] = false;
+        self.state.wake_producer(&mut inner, &mut wakeups);
     }
 
     /// Ready once no source is left.
@@ -334,74 +341,74 @@ impl<T: Payload> ExchangeSink<T> {
     }
 
     /// How the exchange routes.
-    pub fn kind(&self) -> ExchangeKind {
+    pub fn kind(&self) -> LocalExchangeKind {
         self.state.kind
     }
 
     /// Rows so far.
-    pub fn flow(&self) -> Flow {
-        self.state.inner.lock().flow
+    pub fn stats(&self) -> ExchangeStats {
+        self.state.inner.lock().stats
     }
 }
 
-impl<T: Payload> Drop for ExchangeSink<T> {
+impl<T: Payload> Drop for ExchangeProducer<T> {
     fn drop(&mut self) {
         self.leave(false);
     }
 }
 
-impl<T: Payload> ExchangeSource<T> {
+impl<T: Payload> ExchangeConsumer<T> {
     /// The oldest item of this source's channel.
-    pub fn take(&mut self) -> Take<T> {
+    pub fn take(&mut self) -> PopResult<T> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         if inner.aborted {
-            return Take::Aborted;
+            return PopResult::Aborted;
         }
-        if let Some((item, bytes)) = inner.channels[self.instance].queue.pop() {
-            inner.flow.rows_out += item.rows() as u64;
+        if let Some((item, bytes)) = inner.channels[self.task_index].queue.pop() {
+            inner.stats.rows_out += item.rows() as u64;
             inner.bytes -= bytes;
-            inner.starved += usize::from(inner.channels[self.instance].queue.is_empty());
-            self.state.wake_sink(&mut inner, &mut wakeups);
-            return Take::Item(item);
+            inner.starved += usize::from(inner.channels[self.task_index].queue.is_empty());
+            self.state.wake_producer(&mut inner, &mut wakeups);
+            return PopResult::Item(item);
         }
-        let alone = self.state.kind == ExchangeKind::PassToOne && self.instance > 0;
-        if inner.sinks_left == 0 || alone {
-            return Take::Finished;
+        let unfed = self.state.kind == LocalExchangeKind::PassToOne && self.task_index > 0;
+        if inner.producers_left == 0 || unfed {
+            return PopResult::Finished;
         }
-        let gate = self.state.gates.source(self.instance);
+        let gate = self.state.gates.source(self.task_index);
         gate.block();
-        Take::Blocked(gate.clone())
+        PopResult::Blocked(gate.clone())
     }
 
     /// The gate that is ready when there is something to take, or nothing ever will be.
     pub fn gate(&self) -> &Gate {
-        self.state.gates.source(self.instance)
+        self.state.gates.source(self.task_index)
     }
 
     /// Rows so far.
-    pub fn flow(&self) -> Flow {
-        self.state.inner.lock().flow
+    pub fn stats(&self) -> ExchangeStats {
+        self.state.inner.lock().stats
     }
 }
 
-impl<T: Payload> Drop for ExchangeSource<T> {
+impl<T: Payload> Drop for ExchangeConsumer<T> {
     fn drop(&mut self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
-        inner.sources_left -= 1;
-        let channel = &mut inner.channels[self.instance];
+        inner.consumers_left -= 1;
+        let channel = &mut inner.channels[self.task_index];
         let was_open = std::mem::replace(&mut channel.open, false);
         let unread = channel.queue.take();
         inner.starved -= usize::from(was_open && unread.is_empty());
-        inner.flow.rows_dropped += unread.rows() as u64;
+        inner.stats.rows_dropped += unread.rows() as u64;
         inner.bytes -= unread.bytes();
-        self.state.wake_sink(&mut inner, &mut wakeups);
+        self.state.wake_producer(&mut inner, &mut wakeups);
         // Sinks that waited for room that a closed exchange will never make are let go as well.
-        if inner.sources_left == 0 {
-            self.state.closed.set_always_ready_later(&mut wakeups);
+        if inner.consumers_left == 0 {
+            self.state.closed.set_always_ready_deferred(&mut wakeups);
             for gate in self.state.gates.sinks() {
-                gate.set_always_ready_later(&mut wakeups);
+                gate.set_always_ready_deferred(&mut wakeups);
             }
         }
         drop(inner);

@@ -15,7 +15,7 @@
 //!    about data that is gone: whoever finds nothing blocks the gate under the lock under which the
 //!    next item would be added.
 //! 3. Wakers run after the lock is released ([`Wakeups`]), so a waker may do anything.
-//! 4. The right to produce and the right to consume are values ([`Producer`](aggregate::AggregateSink)-
+//! 4. The right to produce and the right to consume are values ([`Producer`](aggregate::AggregateProducer)-
 //!    and consumer tokens). Dropping one without finishing it says "aborted" to the other side, so
 //!    no way out of a task (error, cancel, panic) leaves a gate shut, and an aborted producer never
 //!    looks like a finished one.
@@ -24,15 +24,15 @@
 //!
 //! | module | cardinality | breaker |
 //! |---|---|---|
-//! | [`aggregate`] | N:N | pre-aggregated partitions, merged unit by unit |
-//! | [`join`] | N:N | one shared build side, probed, then drained |
-//! | [`sort`] | N:N | sorted runs, merged range by range |
-//! | [`analytic`] | 1:1 | window partitions of one instance |
+//! | [`aggregate`] | N:N | pre-aggregated partitions, merged partition by partition |
+//! | [`join_bridge`] | N:N | one shared build side, probed, then scanned for unmatched rows |
+//! | [`sort`] | N:N | sorted runs, merged key range by key range |
+//! | [`window`] | 1:1 | window partitions of one task |
 //! | [`multicast`] | 1:N | one producer, several readers with own positions |
 //! | [`union`] | N:1 | a queue per child, read in turn |
 //! | [`set`] | N:1 | a build side handed down a chain of probe sides |
 //! | [`exchange`] | N:N | local exchange: routed, shared or broadcast |
-//! | [`arrivals`] | N:N | streams from outside, read by whoever comes when they have rows |
+//! | [`stream_set`] | N:N | streams from outside, read by whoever comes when they have rows |
 //! | [`result`] | N:N | result partitions, read from outside |
 //! | [`output`] | N:N | what a task of a stage gives to tasks of other stages |
 //! | [`splits`] | 1:N | parts of a table, given out as they are read |
@@ -41,28 +41,28 @@
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
-pub mod analytic;
-pub mod arrivals;
-mod budget;
+mod breaker;
+mod buffer_limit;
 mod cardinality;
 mod dependency;
 pub mod exchange;
-pub mod join;
+pub mod join_bridge;
 pub mod memory;
 pub mod multicast;
 pub mod output;
 mod queue;
-mod rendezvous;
 pub mod result;
+mod results;
 pub mod set;
 pub mod sort;
 pub mod splits;
+pub mod stream_set;
 pub mod sync;
 pub mod union;
-mod verdict;
+pub mod window;
 
-pub use budget::{Budget, OnFull};
+pub use buffer_limit::{BufferLimit, OnFull};
 pub use cardinality::{ManyToMany, ManyToOne, OneToMany, OneToOne};
 pub use dependency::{Dependency, DependencyKind, Gate, Wakeups};
 pub use queue::Payload;
-pub use verdict::{Claim, Give, Take};
+pub use results::{ClaimResult, PopResult, PushResult};

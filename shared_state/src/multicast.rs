@@ -9,7 +9,8 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    Budget, Dependency, DependencyKind, Gate, Give, OneToMany, Payload, Take, Wakeups, sync::Mutex,
+    BufferLimit, Dependency, DependencyKind, Gate, OneToMany, Payload, PopResult, PushResult,
+    Wakeups, sync::Mutex,
 };
 
 /// An item, and how many sources have yet to read it. Sources read in order, so that is never less
@@ -30,7 +31,7 @@ struct Inner<T> {
     /// Where each source reads next.
     positions: Box<[u64]>,
     /// Sources that have not left.
-    open: usize,
+    consumers_left: usize,
     finished: bool,
     aborted: bool,
 }
@@ -39,51 +40,52 @@ struct Inner<T> {
 struct State<T> {
     gates: OneToMany,
     closed: Gate,
-    budget: Budget,
+    limit: BufferLimit,
     inner: Mutex<Inner<T>>,
 }
 
 /// The right to push. Dropping it unfinished aborts the multicast.
 #[derive(Debug)]
-pub struct MulticastSink<T: Payload + Clone> {
+pub struct MulticastProducer<T: Payload + Clone> {
     state: Arc<State<T>>,
     finished: bool,
 }
 
 /// The right of one source to read everything. Dropping it gives that up.
 #[derive(Debug)]
-pub struct MulticastSource<T: Payload + Clone> {
+pub struct MulticastConsumer<T: Payload + Clone> {
     state: Arc<State<T>>,
-    instance: usize,
+    task_index: usize,
 }
 
-/// A multicast to `sources` sources.
+/// A multicast to `consumers` consumers.
 ///
 /// # Panics
-/// If `sources` is 0.
+/// If `consumers` is 0.
 pub fn new<T: Payload + Clone>(
     name: &str,
-    sources: usize,
-    budget: Budget,
-) -> (MulticastSink<T>, Vec<MulticastSource<T>>) {
-    assert!(sources > 0, "a multicast has at least one source");
+    consumers: usize,
+    limit: BufferLimit,
+) -> (MulticastProducer<T>, Vec<MulticastConsumer<T>>) {
+    assert!(consumers > 0, "a multicast has at least one source");
     let state = Arc::new(State {
-        gates: OneToMany::new(name, sources),
-        closed: Dependency::blocked(format!("{name} closed"), DependencyKind::Closed),
-        budget,
+        gates: OneToMany::new(name, consumers),
+        closed: Dependency::blocked(format!("{name} closed"), DependencyKind::ConsumersGone),
+        limit,
         inner: Mutex::new(Inner {
             items: VecDeque::new(),
             bytes: 0,
             first: 0,
-            positions: vec![0; sources].into(),
-            open: sources,
+            positions: vec![0; consumers].into(),
+            consumers_left: consumers,
             finished: false,
             aborted: false,
         }),
     });
-    let readers =
-        (0..sources).map(|instance| MulticastSource { state: state.clone(), instance }).collect();
-    (MulticastSink { state, finished: false }, readers)
+    let readers = (0..consumers)
+        .map(|task_index| MulticastConsumer { state: state.clone(), task_index })
+        .collect();
+    (MulticastProducer { state, finished: false }, readers)
 }
 
 impl<T: Payload + Clone> State<T> {
@@ -97,42 +99,42 @@ impl<T: Payload + Clone> State<T> {
             inner.first += 1;
             released.push(shared.item);
         }
-        if !released.is_empty() && !self.budget.must_wait(inner.bytes) {
-            self.gates.sink().set_ready_alone(wakeups);
+        if !released.is_empty() && !self.limit.is_exceeded(inner.bytes) {
+            self.gates.sink().set_ready_exclusive(wakeups);
         }
         released
     }
 }
 
 impl<T> Inner<T> {
-    /// Where in `items` source `instance` reads next.
-    fn offset(&self, instance: usize) -> usize {
-        usize::try_from(self.positions[instance] - self.first).unwrap_or(usize::MAX)
+    /// Where in `items` source `task_index` reads next.
+    fn offset(&self, task_index: usize) -> usize {
+        usize::try_from(self.positions[task_index] - self.first).unwrap_or(usize::MAX)
     }
 }
 
-impl<T: Payload + Clone> MulticastSink<T> {
+impl<T: Payload + Clone> MulticastProducer<T> {
     /// Pushes `item` to all sources.
-    pub fn push(&mut self, item: T) -> Give {
+    pub fn push(&mut self, item: T) -> PushResult {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
-        if inner.open == 0 {
+        if inner.consumers_left == 0 {
             drop(inner);
-            return Give::Closed;
+            return PushResult::Closed;
         }
         let bytes = item.bytes();
-        let unread = inner.open;
+        let unread = inner.consumers_left;
         inner.items.push_back(Shared { item, bytes, unread });
         inner.bytes += bytes;
         for gate in self.state.gates.sources() {
-            gate.set_ready_alone(&mut wakeups);
+            gate.set_ready_exclusive(&mut wakeups);
         }
-        if self.state.budget.must_wait(inner.bytes) {
+        if self.state.limit.is_exceeded(inner.bytes) {
             let gate = self.state.gates.sink();
             gate.block();
-            return Give::Full(gate.clone());
+            return PushResult::Backpressure(gate.clone());
         }
-        Give::Accepted
+        PushResult::Accepted
     }
 
     /// Says that the input ended.
@@ -153,56 +155,56 @@ impl<T: Payload + Clone> MulticastSink<T> {
         let mut inner = self.state.inner.lock();
         inner.finished = finished;
         inner.aborted = !finished;
-        self.state.gates.open_for_ever(&mut wakeups);
+        self.state.gates.set_always_ready_all(&mut wakeups);
     }
 }
 
-impl<T: Payload + Clone> Drop for MulticastSink<T> {
+impl<T: Payload + Clone> Drop for MulticastProducer<T> {
     fn drop(&mut self) {
         self.leave(false);
     }
 }
 
-impl<T: Payload + Clone> MulticastSource<T> {
+impl<T: Payload + Clone> MulticastConsumer<T> {
     /// The next item at this source's position.
-    pub fn take(&mut self) -> Take<T> {
+    pub fn take(&mut self) -> PopResult<T> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         if inner.aborted {
-            return Take::Aborted;
+            return PopResult::Aborted;
         }
-        let offset = inner.offset(self.instance);
+        let offset = inner.offset(self.task_index);
         if let Some(shared) = inner.items.get_mut(offset) {
             shared.unread -= 1;
             let item = shared.item.clone();
-            inner.positions[self.instance] += 1;
+            inner.positions[self.task_index] += 1;
             let released = self.state.release(&mut inner, &mut wakeups);
             drop(inner);
             drop(released);
-            return Take::Item(item);
+            return PopResult::Item(item);
         }
         if inner.finished {
-            return Take::Finished;
+            return PopResult::Finished;
         }
-        let gate = self.state.gates.source(self.instance);
+        let gate = self.state.gates.source(self.task_index);
         gate.block();
-        Take::Blocked(gate.clone())
+        PopResult::Blocked(gate.clone())
     }
 }
 
-impl<T: Payload + Clone> Drop for MulticastSource<T> {
+impl<T: Payload + Clone> Drop for MulticastConsumer<T> {
     fn drop(&mut self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
-        inner.open -= 1;
-        let offset = inner.offset(self.instance);
+        inner.consumers_left -= 1;
+        let offset = inner.offset(self.task_index);
         for shared in inner.items.iter_mut().skip(offset) {
             shared.unread -= 1;
         }
         let released = self.state.release(&mut inner, &mut wakeups);
-        if inner.open == 0 {
-            self.state.closed.set_always_ready_later(&mut wakeups);
-            self.state.gates.sink().set_always_ready_later(&mut wakeups);
+        if inner.consumers_left == 0 {
+            self.state.closed.set_always_ready_deferred(&mut wakeups);
+            self.state.gates.sink().set_always_ready_deferred(&mut wakeups);
         }
         drop(inner);
         drop(released);

@@ -11,18 +11,18 @@ pub trait Payload: Send + 'static {
 }
 
 #[derive(Debug)]
-pub(crate) struct Queue<T> {
+pub(crate) struct SizedQueue<T> {
     items: VecDeque<(T, usize)>,
     bytes: usize,
 }
 
-impl<T> Default for Queue<T> {
+impl<T> Default for SizedQueue<T> {
     fn default() -> Self {
         Self { items: VecDeque::new(), bytes: 0 }
     }
 }
 
-impl<T: Payload> Queue<T> {
+impl<T: Payload> SizedQueue<T> {
     /// Appends `item` and answers the bytes it was charged with.
     pub(crate) fn push(&mut self, item: T) -> usize {
         let bytes = item.bytes();

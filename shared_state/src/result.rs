@@ -6,47 +6,50 @@
 //! partition, dropping the last one closes the result, which ends the query's producers.
 
 use crate::{
-    Budget, Gate, Give, ManyToMany, Payload, Take,
-    exchange::{self, ExchangeKind, ExchangeSink, ExchangeSource, Flow},
+    BufferLimit, Gate, ManyToMany, Payload, PopResult, PushResult,
+    exchange::{self, ExchangeConsumer, ExchangeProducer, ExchangeStats, LocalExchangeKind},
 };
 
 /// The right of one sink task to hand rows to the readers. Dropping it unfinished aborts the result.
 #[derive(Debug)]
-pub struct ResultSink<T: Payload>(ExchangeSink<T>);
+pub struct ResultProducer<T: Payload>(ExchangeProducer<T>);
 
 /// The right to read one partition of the result. Dropping it gives the partition up.
 #[derive(Debug)]
-pub struct ResultReader<T: Payload>(ExchangeSource<T>);
+pub struct ResultReader<T: Payload>(ExchangeConsumer<T>);
 
-/// A result of `partitions` partitions that `sinks` tasks write.
+/// A result of `partitions` partitions that `producers` tasks write.
 ///
 /// # Panics
 /// If either is 0.
 pub fn new<T: Payload>(
     name: &str,
-    sinks: usize,
+    producers: usize,
     partitions: usize,
-    budget: Budget,
-) -> (Vec<ResultSink<T>>, Vec<ResultReader<T>>) {
-    let gates = ManyToMany::read_outside(name, sinks, partitions);
-    let (sinks, sources) = exchange::with_gates(name, ExchangeKind::Hash, gates, budget);
-    (sinks.into_iter().map(ResultSink).collect(), sources.into_iter().map(ResultReader).collect())
+    limit: BufferLimit,
+) -> (Vec<ResultProducer<T>>, Vec<ResultReader<T>>) {
+    let gates = ManyToMany::with_external_readers(name, producers, partitions);
+    let (producers, consumers) = exchange::with_gates(name, LocalExchangeKind::Hash, gates, limit);
+    (
+        producers.into_iter().map(ResultProducer).collect(),
+        consumers.into_iter().map(ResultReader).collect(),
+    )
 }
 
-impl<T: Payload> ResultSink<T> {
+impl<T: Payload> ResultProducer<T> {
     /// Hands `item` to the reader of `partition`.
-    pub fn push(&mut self, partition: usize, item: T) -> Give {
+    pub fn push(&mut self, partition: usize, item: T) -> PushResult {
         self.0.push(partition, item)
     }
 
     /// Hands `item` to the reader that has least to take.
-    pub fn push_any(&mut self, item: T) -> Give {
+    pub fn push_any(&mut self, item: T) -> PushResult {
         self.0.push_any(item)
     }
 
     /// Whether there is room, without pushing.
-    pub fn room(&mut self) -> Give {
-        self.0.room()
+    pub fn poll_capacity(&mut self) -> PushResult {
+        self.0.poll_capacity()
     }
 
     /// Says that this sink's input ended.
@@ -67,7 +70,7 @@ impl<T: Payload> ResultSink<T> {
 
 impl<T: Payload> ResultReader<T> {
     /// The next item of this partition.
-    pub fn take(&mut self) -> Take<T> {
+    pub fn take(&mut self) -> PopResult<T> {
         self.0.take()
     }
 
@@ -77,7 +80,7 @@ impl<T: Payload> ResultReader<T> {
     }
 
     /// Rows so far.
-    pub fn flow(&self) -> Flow {
-        self.0.flow()
+    pub fn stats(&self) -> ExchangeStats {
+        self.0.stats()
     }
 }

@@ -9,78 +9,85 @@
 
 use std::sync::Arc;
 
-use crate::{Dependency, DependencyKind, Gate, ManyToOne, Take, Wakeups, sync::Mutex};
+use crate::{Dependency, DependencyKind, Gate, ManyToOne, PopResult, Wakeups, sync::Mutex};
 
 #[derive(Debug)]
-struct Inner<H> {
+struct Inner<T> {
     /// The table between two owners.
-    table: Option<H>,
+    table: Option<T>,
     /// The sink whose turn it is; `sinks` when it is the source's.
-    turn: usize,
+    current_child: usize,
     aborted: bool,
     /// The source has left, so nobody reads the table any more.
     closed: bool,
 }
 
 #[derive(Debug)]
-struct State<H> {
+struct State<T> {
     gates: ManyToOne,
     closed: Gate,
-    inner: Mutex<Inner<H>>,
+    inner: Mutex<Inner<T>>,
 }
 
 /// The right of child `i`'s task to work on the table. Dropping it without passing the table on
 /// aborts the state.
 #[derive(Debug)]
-pub struct SetSink<H> {
-    state: Arc<State<H>>,
+pub struct SetProducer<T> {
+    state: Arc<State<T>>,
     child: usize,
     passed: bool,
 }
 
 /// The right to read the final table.
 #[derive(Debug)]
-pub struct SetSource<H> {
-    state: Arc<State<H>>,
+pub struct SetConsumer<T> {
+    state: Arc<State<T>>,
 }
 
 /// A chain over `children` sinks that starts with `table`.
 ///
 /// # Panics
 /// If `children` is 0.
-pub fn new<H>(name: &str, children: usize, table: H) -> (Vec<SetSink<H>>, SetSource<H>) {
+pub fn new<T>(name: &str, children: usize, table: T) -> (Vec<SetProducer<T>>, SetConsumer<T>) {
     assert!(children > 0, "a set operation has at least one child");
     let gates = ManyToOne::new(name, children);
     gates.sinks()[1..].iter().for_each(|gate| gate.block());
     let state = Arc::new(State {
         gates,
-        closed: Dependency::blocked(format!("{name} closed"), DependencyKind::Closed),
-        inner: Mutex::new(Inner { table: Some(table), turn: 0, aborted: false, closed: false }),
+        closed: Dependency::blocked(format!("{name} closed"), DependencyKind::ConsumersGone),
+        inner: Mutex::new(Inner {
+            table: Some(table),
+            current_child: 0,
+            aborted: false,
+            closed: false,
+        }),
     });
     (
-        (0..children).map(|child| SetSink { state: state.clone(), child, passed: false }).collect(),
-        SetSource { state },
+        (0..children)
+            .map(|child| SetProducer { state: state.clone(), child, passed: false })
+            .collect(),
+        SetConsumer { state },
     )
 }
 
-impl<H> SetSink<H> {
-    /// The table, once it is this child's turn; [`Take::Finished`] if nobody reads it any more.
-    pub fn take(&mut self) -> Take<H> {
+impl<T> SetProducer<T> {
+    /// The table, once it is this child's turn; [`PopResult::Finished`] if nobody reads it any more.
+    pub fn take(&mut self) -> PopResult<T> {
         let mut inner = self.state.inner.lock();
         if inner.aborted {
-            return Take::Aborted;
+            return PopResult::Aborted;
         }
         if inner.closed {
-            return Take::Finished;
+            return PopResult::Finished;
         }
-        if inner.turn != self.child {
-            return Take::Blocked(self.state.gates.sink(self.child).clone());
+        if inner.current_child != self.child {
+            return PopResult::Blocked(self.state.gates.sink(self.child).clone());
         }
-        inner.table.take().map_or(Take::Finished, Take::Item)
+        inner.table.take().map_or(PopResult::Finished, PopResult::Item)
     }
 
     /// Passes the table on to the next child, or to the source after the last one.
-    pub fn pass(mut self, table: H) {
+    pub fn pass_to_next(mut self, table: T) {
         self.passed = true;
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
@@ -90,9 +97,10 @@ impl<H> SetSink<H> {
             return;
         }
         inner.table = Some(table);
-        inner.turn = self.child + 1;
-        let next = self.state.gates.sinks().get(inner.turn).unwrap_or(self.state.gates.source());
-        next.set_always_ready_later(&mut wakeups);
+        inner.current_child = self.child + 1;
+        let next =
+            self.state.gates.sinks().get(inner.current_child).unwrap_or(self.state.gates.source());
+        next.set_always_ready_deferred(&mut wakeups);
     }
 
     /// Ready once the source has left.
@@ -101,7 +109,7 @@ impl<H> SetSink<H> {
     }
 }
 
-impl<H> Drop for SetSink<H> {
+impl<T> Drop for SetProducer<T> {
     fn drop(&mut self) {
         if self.passed {
             return;
@@ -110,34 +118,34 @@ impl<H> Drop for SetSink<H> {
         let mut inner = self.state.inner.lock();
         inner.aborted = true;
         let table = inner.table.take();
-        self.state.gates.open_for_ever(&mut wakeups);
+        self.state.gates.set_always_ready_all(&mut wakeups);
         drop(inner);
         drop(table);
     }
 }
 
-impl<H> SetSource<H> {
-    /// The final table, once; then [`Take::Finished`].
-    pub fn take(&mut self) -> Take<H> {
+impl<T> SetConsumer<T> {
+    /// The final table, once; then [`PopResult::Finished`].
+    pub fn take(&mut self) -> PopResult<T> {
         let mut inner = self.state.inner.lock();
         if inner.aborted {
-            return Take::Aborted;
+            return PopResult::Aborted;
         }
-        if inner.turn < self.state.gates.sinks().len() {
-            return Take::Blocked(self.state.gates.source().clone());
+        if inner.current_child < self.state.gates.sinks().len() {
+            return PopResult::Blocked(self.state.gates.source().clone());
         }
-        inner.table.take().map_or(Take::Finished, Take::Item)
+        inner.table.take().map_or(PopResult::Finished, PopResult::Item)
     }
 }
 
-impl<H> Drop for SetSource<H> {
+impl<T> Drop for SetConsumer<T> {
     fn drop(&mut self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         inner.closed = true;
         let table = inner.table.take();
-        self.state.closed.set_always_ready_later(&mut wakeups);
-        self.state.gates.open_for_ever(&mut wakeups);
+        self.state.closed.set_always_ready_deferred(&mut wakeups);
+        self.state.gates.set_always_ready_all(&mut wakeups);
         drop(inner);
         drop(table);
     }

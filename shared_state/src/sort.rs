@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::{Claim, Gate, rendezvous::Rendezvous};
+use crate::{ClaimResult, Gate, breaker::BreakerState};
 
 #[derive(Debug)]
 struct Runs<R> {
@@ -14,49 +14,51 @@ struct Runs<R> {
     /// Made from `collecting` by the first claim.
     published: Option<Arc<[R]>>,
     next: usize,
-    ranges: usize,
+    key_ranges: usize,
 }
 
 impl<R> Default for Runs<R> {
     fn default() -> Self {
-        Self { collecting: Vec::new(), published: None, next: 0, ranges: 0 }
+        Self { collecting: Vec::new(), published: None, next: 0, key_ranges: 0 }
     }
 }
 
 /// The right of one sink task to publish its runs. Dropping it unpublished aborts the state.
 #[derive(Debug)]
-pub struct SortSink<R> {
-    state: Arc<Rendezvous<Runs<R>>>,
+pub struct SortProducer<R> {
+    state: Arc<BreakerState<Runs<R>>>,
     published: bool,
 }
 
 /// The right of one source task to claim ranges.
 #[derive(Debug)]
-pub struct SortSource<R> {
-    state: Arc<Rendezvous<Runs<R>>>,
-    instance: usize,
+pub struct SortConsumer<R> {
+    state: Arc<BreakerState<Runs<R>>>,
+    task_index: usize,
 }
 
-/// A state that `sinks` tasks publish runs to and `sources` tasks claim `ranges` from.
+/// A state that `producers` tasks publish runs to and `consumers` tasks claim `key_ranges` from.
 ///
 /// # Panics
 /// If any of the three is 0.
 pub fn new<R>(
     name: &str,
-    sinks: usize,
-    sources: usize,
-    ranges: usize,
-) -> (Vec<SortSink<R>>, Vec<SortSource<R>>) {
-    assert!(ranges > 0, "a sort has at least one range");
-    let runs = Runs { ranges, ..Runs::default() };
-    let state = Arc::new(Rendezvous::new(name, sinks, sources, runs));
+    producers: usize,
+    consumers: usize,
+    key_ranges: usize,
+) -> (Vec<SortProducer<R>>, Vec<SortConsumer<R>>) {
+    assert!(key_ranges > 0, "a sort has at least one key range");
+    let runs = Runs { key_ranges, ..Runs::default() };
+    let state = Arc::new(BreakerState::new(name, producers, consumers, runs));
     (
-        (0..sinks).map(|_| SortSink { state: state.clone(), published: false }).collect(),
-        (0..sources).map(|instance| SortSource { state: state.clone(), instance }).collect(),
+        (0..producers).map(|_| SortProducer { state: state.clone(), published: false }).collect(),
+        (0..consumers)
+            .map(|task_index| SortConsumer { state: state.clone(), task_index })
+            .collect(),
     )
 }
 
-impl<R> SortSink<R> {
+impl<R> SortProducer<R> {
     /// Publishes this task's runs, each of them sorted.
     pub fn publish(mut self, runs: Vec<R>) {
         self.published = true;
@@ -69,7 +71,7 @@ impl<R> SortSink<R> {
     }
 }
 
-impl<R> Drop for SortSink<R> {
+impl<R> Drop for SortProducer<R> {
     fn drop(&mut self) {
         if !self.published {
             self.state.abort();
@@ -77,11 +79,11 @@ impl<R> Drop for SortSink<R> {
     }
 }
 
-impl<R> SortSource<R> {
+impl<R> SortConsumer<R> {
     /// The next range (its number) and all runs.
-    pub fn claim(&self) -> Claim<(usize, Arc<[R]>)> {
-        self.state.claim(self.instance, |runs| {
-            if runs.next == runs.ranges {
+    pub fn claim(&self) -> ClaimResult<(usize, Arc<[R]>)> {
+        self.state.claim(self.task_index, |runs| {
+            if runs.next == runs.key_ranges {
                 return None;
             }
             let range = runs.next;
@@ -90,7 +92,7 @@ impl<R> SortSource<R> {
                 Some(all) => all,
                 None => std::mem::take(&mut runs.collecting).into(),
             };
-            if runs.next < runs.ranges {
+            if runs.next < runs.key_ranges {
                 runs.published = Some(all.clone());
             }
             Some((range, all))
@@ -98,8 +100,8 @@ impl<R> SortSource<R> {
     }
 }
 
-impl<R> Drop for SortSource<R> {
+impl<R> Drop for SortConsumer<R> {
     fn drop(&mut self) {
-        self.state.leave();
+        self.state.consumer_dropped();
     }
 }

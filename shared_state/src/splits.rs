@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, fmt, iter::Sum, ops::AddAssign, sync::Arc};
 
-use crate::{Dependency, DependencyKind, Gate, Take, Wakeups, sync::Mutex};
+use crate::{Dependency, DependencyKind, Gate, PopResult, Wakeups, sync::Mutex};
 
 struct Inner<S> {
     queued: VecDeque<(S, u64)>,
@@ -13,7 +13,7 @@ struct Inner<S> {
     reading: usize,
     /// The weight of those queued and read at the moment.
     weight: u64,
-    no_more: bool,
+    no_more_splits: bool,
     closed: bool,
 }
 
@@ -26,19 +26,19 @@ struct State<S> {
     /// For takers: open while there are splits, or will never be.
     splits: Gate,
     /// For the giver: open while so few are queued that more are welcome.
-    room: Gate,
+    capacity: Gate,
     /// From so many queued ones on there is no room.
-    most: usize,
+    max_queued: usize,
     inner: Mutex<Inner<S>>,
 }
 
 /// A split that is being read. Dropped when it was, or will not be.
-pub struct Reading<S> {
+pub struct SplitGuard<S> {
     state: Arc<State<S>>,
     weight: u64,
 }
 
-impl<S> Drop for Reading<S> {
+impl<S> Drop for SplitGuard<S> {
     fn drop(&mut self) {
         let mut inner = self.state.inner.lock();
         inner.reading -= 1;
@@ -46,7 +46,7 @@ impl<S> Drop for Reading<S> {
     }
 }
 
-impl<S> fmt::Debug for Reading<S> {
+impl<S> fmt::Debug for SplitGuard<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "a split of weight {}", self.weight)
     }
@@ -92,15 +92,20 @@ impl<S> fmt::Debug for SplitQueue<S> {
 }
 
 impl<S> SplitQueue<S> {
-    /// A queue in which there is room for `most` splits. (One who gives more is not refused.)
-    pub fn new(name: &str, most: usize) -> Self {
-        let inner =
-            Inner { queued: VecDeque::new(), reading: 0, weight: 0, no_more: false, closed: false };
+    /// A queue in which there is room for `max_queued` splits. (One who gives more is not refused.)
+    pub fn new(name: &str, max_queued: usize) -> Self {
+        let inner = Inner {
+            queued: VecDeque::new(),
+            reading: 0,
+            weight: 0,
+            no_more_splits: false,
+            closed: false,
+        };
         let state = State {
             // The scheduler is a task of another query context.
             splits: Dependency::blocked(format!("{name} splits"), DependencyKind::External),
-            room: Dependency::ready(format!("{name} split queue"), DependencyKind::External),
-            most: most.max(1),
+            capacity: Dependency::ready(format!("{name} split queue"), DependencyKind::External),
+            max_queued: max_queued.max(1),
             inner: Mutex::new(inner),
         };
         Self { state: Arc::new(state) }
@@ -111,7 +116,7 @@ impl<S> SplitQueue<S> {
         let mut wakeups = Wakeups::new();
         let mut late = Vec::new();
         let mut inner = self.state.inner.lock();
-        if inner.no_more || inner.closed {
+        if inner.no_more_splits || inner.closed {
             late.extend(splits);
             return;
         }
@@ -119,38 +124,38 @@ impl<S> SplitQueue<S> {
             inner.weight += weight;
             inner.queued.push_back((split, weight));
         }
-        if inner.queued.len() >= self.state.most {
-            self.state.room.block();
+        if inner.queued.len() >= self.state.max_queued {
+            self.state.capacity.block();
         }
         if !inner.queued.is_empty() {
-            self.state.splits.set_ready_later(&mut wakeups);
+            self.state.splits.set_ready_deferred(&mut wakeups);
         }
     }
 
     /// There will be no others.
-    pub fn no_more(&self) {
+    pub fn set_no_more_splits(&self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
-        inner.no_more = true;
-        self.state.splits.set_always_ready_later(&mut wakeups);
+        inner.no_more_splits = true;
+        self.state.splits.set_always_ready_deferred(&mut wakeups);
     }
 
     /// The next split, and what is dropped when it was read.
-    pub fn take(&self) -> Take<(S, Reading<S>)> {
+    pub fn take(&self) -> PopResult<(S, SplitGuard<S>)> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         if let Some((split, weight)) = inner.queued.pop_front() {
             inner.reading += 1;
-            if inner.queued.len() <= self.state.most / 2 {
-                self.state.room.set_ready_later(&mut wakeups);
+            if inner.queued.len() <= self.state.max_queued / 2 {
+                self.state.capacity.set_ready_deferred(&mut wakeups);
             }
-            return Take::Item((split, Reading { state: self.state.clone(), weight }));
+            return PopResult::Item((split, SplitGuard { state: self.state.clone(), weight }));
         }
-        if inner.no_more || inner.closed {
-            return Take::Finished;
+        if inner.no_more_splits || inner.closed {
+            return PopResult::Finished;
         }
         self.state.splits.block();
-        Take::Blocked(self.state.splits.clone())
+        PopResult::Blocked(self.state.splits.clone())
     }
 
     /// Nobody reads any more: what is queued is dropped.
@@ -160,8 +165,8 @@ impl<S> SplitQueue<S> {
         inner.closed = true;
         let unread = std::mem::take(&mut inner.queued);
         inner.weight -= unread.iter().map(|(_, weight)| weight).sum::<u64>();
-        self.state.splits.set_always_ready_later(&mut wakeups);
-        self.state.room.set_always_ready_later(&mut wakeups);
+        self.state.splits.set_always_ready_deferred(&mut wakeups);
+        self.state.capacity.set_always_ready_deferred(&mut wakeups);
         drop(inner);
         drop(unread);
     }
@@ -173,8 +178,8 @@ impl<S> SplitQueue<S> {
     }
 
     /// Open while more splits are welcome: it shuts when the queue is full, and opens when it is half empty.
-    pub fn room(&self) -> &Gate {
-        &self.state.room
+    pub fn capacity(&self) -> &Gate {
+        &self.state.capacity
     }
 }
 
@@ -182,9 +187,9 @@ impl<S> SplitQueue<S> {
 mod tests {
     use super::*;
 
-    fn next(queue: &SplitQueue<usize>) -> (usize, Reading<usize>) {
+    fn next(queue: &SplitQueue<usize>) -> (usize, SplitGuard<usize>) {
         match queue.take() {
-            Take::Item(split) => split,
+            PopResult::Item(split) => split,
             other => panic!("{other:?}"),
         }
     }
@@ -193,13 +198,13 @@ mod tests {
     fn j8_room_comes_back_when_half_is_taken() {
         let queue = SplitQueue::new("test", 4);
         queue.add((0..3).map(|split| (split, 10)));
-        assert!(queue.room().is_ready());
+        assert!(queue.capacity().is_ready());
         queue.add([(3, 10)]);
-        assert!(!queue.room().is_ready());
+        assert!(!queue.capacity().is_ready());
         let (first, reading) = next(&queue);
-        assert!(first == 0 && !queue.room().is_ready());
+        assert!(first == 0 && !queue.capacity().is_ready());
         let (second, _also_reading) = next(&queue);
-        assert!(second == 1 && queue.room().is_ready());
+        assert!(second == 1 && queue.capacity().is_ready());
         assert_eq!(queue.load(), SplitLoad { queued: 2, reading: 2, weight: 40 });
         drop(reading);
         assert_eq!(queue.load(), SplitLoad { queued: 2, reading: 1, weight: 30 });
@@ -208,26 +213,26 @@ mod tests {
     #[test]
     fn takers_wait_for_splits_and_for_their_end() {
         let queue = SplitQueue::new("test", 4);
-        let Take::Blocked(gate) = queue.take() else { panic!("there is nothing") };
+        let PopResult::Blocked(gate) = queue.take() else { panic!("there is nothing") };
         queue.add([(7, 1)]);
         assert!(gate.is_ready());
         assert_eq!(next(&queue).0, 7);
-        assert!(matches!(queue.take(), Take::Blocked(_)));
-        queue.no_more();
-        assert!(gate.is_ready() && matches!(queue.take(), Take::Finished));
+        assert!(matches!(queue.take(), PopResult::Blocked(_)));
+        queue.set_no_more_splits();
+        assert!(gate.is_ready() && matches!(queue.take(), PopResult::Finished));
         // Too late.
         queue.add([(8, 1)]);
-        assert!(matches!(queue.take(), Take::Finished));
+        assert!(matches!(queue.take(), PopResult::Finished));
     }
 
     #[test]
     fn a_closed_queue_lets_everybody_go() {
         let queue = SplitQueue::new("test", 1);
         queue.add([(1, 5)]);
-        assert!(!queue.room().is_ready());
+        assert!(!queue.capacity().is_ready());
         queue.close();
-        assert!(queue.room().is_ready());
-        assert!(matches!(queue.take(), Take::Finished));
+        assert!(queue.capacity().is_ready());
+        assert!(matches!(queue.take(), PopResult::Finished));
         assert_eq!(queue.load(), SplitLoad::default());
     }
 }

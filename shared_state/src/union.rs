@@ -8,16 +8,16 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    Budget, Dependency, DependencyKind, Gate, Give, ManyToOne, Payload, Take, Wakeups,
-    queue::Queue, sync::Mutex,
+    BufferLimit, Dependency, DependencyKind, Gate, ManyToOne, Payload, PopResult, PushResult,
+    Wakeups, queue::SizedQueue, sync::Mutex,
 };
 
 #[derive(Debug)]
 struct Inner<T> {
-    children: Box<[Queue<T>]>,
+    children: Box<[SizedQueue<T>]>,
     /// The children that have something, each once, in the order of their turns.
     ready: VecDeque<usize>,
-    sinks_left: usize,
+    producers_left: usize,
     aborted: bool,
     open: bool,
 }
@@ -26,13 +26,13 @@ struct Inner<T> {
 struct State<T> {
     gates: ManyToOne,
     closed: Gate,
-    share: Budget,
+    share: BufferLimit,
     inner: Mutex<Inner<T>>,
 }
 
 /// The right of one child task to push. Dropping it unfinished aborts the union.
 #[derive(Debug)]
-pub struct UnionSink<T: Payload> {
+pub struct UnionProducer<T: Payload> {
     state: Arc<State<T>>,
     child: usize,
     finished: bool,
@@ -40,7 +40,7 @@ pub struct UnionSink<T: Payload> {
 
 /// The right to read all children. Dropping it closes the union.
 #[derive(Debug)]
-pub struct UnionSource<T: Payload> {
+pub struct UnionConsumer<T: Payload> {
     state: Arc<State<T>>,
 }
 
@@ -52,36 +52,36 @@ pub fn new<T: Payload>(
     name: &str,
     children: usize,
     limit_bytes: usize,
-) -> (Vec<UnionSink<T>>, UnionSource<T>) {
+) -> (Vec<UnionProducer<T>>, UnionConsumer<T>) {
     assert!(children > 0, "a union has at least one child");
     let state = Arc::new(State {
         gates: ManyToOne::new(name, children),
-        closed: Dependency::blocked(format!("{name} closed"), DependencyKind::Closed),
-        share: Budget::new(limit_bytes.div_ceil(children)),
+        closed: Dependency::blocked(format!("{name} closed"), DependencyKind::ConsumersGone),
+        share: BufferLimit::new(limit_bytes.div_ceil(children)),
         inner: Mutex::new(Inner {
-            children: (0..children).map(|_| Queue::default()).collect(),
+            children: (0..children).map(|_| SizedQueue::default()).collect(),
             ready: VecDeque::new(),
-            sinks_left: children,
+            producers_left: children,
             aborted: false,
             open: true,
         }),
     });
     (
         (0..children)
-            .map(|child| UnionSink { state: state.clone(), child, finished: false })
+            .map(|child| UnionProducer { state: state.clone(), child, finished: false })
             .collect(),
-        UnionSource { state },
+        UnionConsumer { state },
     )
 }
 
-impl<T: Payload> UnionSink<T> {
+impl<T: Payload> UnionProducer<T> {
     /// Pushes `item` to this child's queue.
-    pub fn push(&mut self, item: T) -> Give {
+    pub fn push(&mut self, item: T) -> PushResult {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         if !inner.open || inner.aborted {
             drop(inner);
-            return Give::Closed;
+            return PushResult::Closed;
         }
         let queue = &mut inner.children[self.child];
         let was_empty = queue.is_empty();
@@ -90,13 +90,13 @@ impl<T: Payload> UnionSink<T> {
         if was_empty {
             inner.ready.push_back(self.child);
         }
-        self.state.gates.source().set_ready_alone(&mut wakeups);
-        if self.state.share.must_wait(bytes) {
+        self.state.gates.source().set_ready_exclusive(&mut wakeups);
+        if self.state.share.is_exceeded(bytes) {
             let gate = self.state.gates.sink(self.child);
             gate.block();
-            return Give::Full(gate.clone());
+            return PushResult::Backpressure(gate.clone());
         }
-        Give::Accepted
+        PushResult::Accepted
     }
 
     /// Says that this child's input ended.
@@ -115,29 +115,29 @@ impl<T: Payload> UnionSink<T> {
         }
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
-        inner.sinks_left -= 1;
+        inner.producers_left -= 1;
         let was_aborted = inner.aborted;
         inner.aborted |= !finished;
         // Once: of a cancelled query, all sinks leave.
-        if !was_aborted && (inner.aborted || inner.sinks_left == 0) {
-            self.state.gates.open_for_ever(&mut wakeups);
+        if !was_aborted && (inner.aborted || inner.producers_left == 0) {
+            self.state.gates.set_always_ready_all(&mut wakeups);
         }
     }
 }
 
-impl<T: Payload> Drop for UnionSink<T> {
+impl<T: Payload> Drop for UnionProducer<T> {
     fn drop(&mut self) {
         self.leave(false);
     }
 }
 
-impl<T: Payload> UnionSource<T> {
+impl<T: Payload> UnionConsumer<T> {
     /// The next item, from the children in turn.
-    pub fn take(&mut self) -> Take<T> {
+    pub fn take(&mut self) -> PopResult<T> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         if inner.aborted {
-            return Take::Aborted;
+            return PopResult::Aborted;
         }
         if let Some(child) = inner.ready.pop_front()
             && let Some((item, _)) = inner.children[child].pop()
@@ -147,29 +147,29 @@ impl<T: Payload> UnionSource<T> {
             if !is_empty {
                 inner.ready.push_back(child);
             }
-            if !self.state.share.must_wait(bytes) {
-                self.state.gates.sink(child).set_ready_alone(&mut wakeups);
+            if !self.state.share.is_exceeded(bytes) {
+                self.state.gates.sink(child).set_ready_exclusive(&mut wakeups);
             }
-            return Take::Item(item);
+            return PopResult::Item(item);
         }
-        if inner.sinks_left == 0 {
-            return Take::Finished;
+        if inner.producers_left == 0 {
+            return PopResult::Finished;
         }
         let gate = self.state.gates.source();
         gate.block();
-        Take::Blocked(gate.clone())
+        PopResult::Blocked(gate.clone())
     }
 }
 
-impl<T: Payload> Drop for UnionSource<T> {
+impl<T: Payload> Drop for UnionConsumer<T> {
     fn drop(&mut self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         inner.open = false;
         inner.ready.clear();
-        let unread: Vec<_> = inner.children.iter_mut().map(Queue::take).collect();
-        self.state.closed.set_always_ready_later(&mut wakeups);
-        self.state.gates.open_for_ever(&mut wakeups);
+        let unread: Vec<_> = inner.children.iter_mut().map(SizedQueue::take).collect();
+        self.state.closed.set_always_ready_deferred(&mut wakeups);
+        self.state.gates.set_always_ready_all(&mut wakeups);
         drop(inner);
         drop(unread);
     }

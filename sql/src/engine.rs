@@ -26,22 +26,22 @@ const IO_BLOCKING_THREADS: usize = 512;
 /// Starts when the first plan needs it, unless one is given.
 #[derive(Default)]
 pub(crate) struct IoRuntime {
-    given: OnceLock<Handle>,
-    own: OnceLock<Runtime>,
+    external: OnceLock<Handle>,
+    owned: OnceLock<Runtime>,
 }
 
 /// Lets the queries of `executor` that begin from now on read files, and be woken by streams, on a runtime of tokio's
 /// that is there anyway, such as a server's, in place of threads of the executor's own. It has to last as long as they do.
 /// Once there is one, it stays.
-pub fn io_on(executor: &Executor, runtime: Handle) {
+pub fn set_io_runtime(executor: &Executor, runtime: Handle) {
     // The first one stays.
-    let _second = executor.companion(IoRuntime::default).given.set(runtime);
+    let _second = executor.extension(IoRuntime::default).external.set(runtime);
 }
 
 impl Drop for IoRuntime {
     fn drop(&mut self) {
         // Waiting for its threads is forbidden in async code, where an executor may well be dropped.
-        if let Some(runtime) = self.own.take() {
+        if let Some(runtime) = self.owned.take() {
             runtime.shutdown_background();
         }
     }
@@ -49,10 +49,10 @@ impl Drop for IoRuntime {
 
 impl IoRuntime {
     pub(crate) fn handle(&self) -> Result<Handle> {
-        if let Some(given) = self.given.get() {
-            return Ok(given.clone());
+        if let Some(external) = self.external.get() {
+            return Ok(external.clone());
         }
-        if self.own.get().is_none() {
+        if self.owned.get().is_none() {
             let runtime = Builder::new_multi_thread()
                 .worker_threads(IO_THREADS)
                 .max_blocking_threads(IO_BLOCKING_THREADS)
@@ -60,12 +60,12 @@ impl IoRuntime {
                 .enable_all()
                 .build()
                 .map_err(|error| DataFusionError::IoError(error).context("starting I/O threads"))?;
-            if let Err(second) = self.own.set(runtime) {
+            if let Err(second) = self.owned.set(runtime) {
                 // Another thread was first.
                 second.shutdown_background();
             }
         }
-        match self.own.get() {
+        match self.owned.get() {
             Some(runtime) => Ok(runtime.handle().clone()),
             None => Err(DataFusionError::Internal("the I/O runtime is gone".into())),
         }
@@ -75,9 +75,9 @@ impl IoRuntime {
 /// Runs the slices of a query's tasks in a runtime of tokio's, so that functions which ask for the current
 /// one find it on our workers, as they do in DataFusion.
 #[derive(Debug)]
-pub(crate) struct InRuntime(Handle);
+pub(crate) struct TokioSliceScope(Handle);
 
-impl InRuntime {
+impl TokioSliceScope {
     /// In the runtime that starts the query; where there is none, in the I/O runtime.
     pub(crate) fn of(engine: &Engine) -> Result<Arc<dyn SliceScope>> {
         let current = Handle::try_current().map_or_else(|_| engine.io(), Ok)?;
@@ -85,7 +85,7 @@ impl InRuntime {
     }
 }
 
-impl SliceScope for InRuntime {
+impl SliceScope for TokioSliceScope {
     fn run(&self, slice: &mut dyn FnMut()) {
         let _entered = self.0.enter();
         slice();
@@ -100,7 +100,7 @@ impl fmt::Debug for Engine {
 
 impl Engine {
     pub(crate) fn new(executor: Executor) -> Self {
-        let io = executor.companion(IoRuntime::default);
+        let io = executor.extension(IoRuntime::default);
         Self { executor, io }
     }
 

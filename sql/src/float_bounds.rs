@@ -44,8 +44,8 @@ fn estimated(config: &FileScanConfig) -> Option<FileScanConfig> {
     let mut statistics = config.statistics();
     let mut groups = config.file_groups.clone();
     let mut found = estimate(&mut statistics);
-    for of_group in groups.iter_mut().filter_map(FileGroup::statistics_mut) {
-        found |= estimate(of_group);
+    for group_statistics in groups.iter_mut().filter_map(FileGroup::statistics_mut) {
+        found |= estimate(group_statistics);
     }
     let builder = FileScanConfigBuilder::from(config.clone());
     found.then(|| builder.with_statistics(statistics).with_file_groups(groups).build())

@@ -2,7 +2,7 @@
 //!
 //! An application keeps DataFusion's SQL, DataFrames, tables and functions; its plans run as
 //! pipelines of our operators ([`SessionStateBuilderExt::with_gatework`], [`session`]). Every node
-//! that we cover is wrapped in a [`shell`](Shell) that looks like the original to everybody else; the
+//! that we cover is wrapped in a [`GateworkExec`] that looks like the original to everybody else; the
 //! topmost shell that is executed turns its subtree into pipelines. A node that we do not cover runs
 //! as DataFusion's own, as a source of our pipeline, and is named as a fallback.
 
@@ -10,8 +10,10 @@
 
 pub mod buckets;
 mod engine;
+mod exec;
 mod file_order;
 mod float_bounds;
+mod join_selection;
 mod lower;
 mod memory;
 mod planner;
@@ -21,8 +23,6 @@ mod scan;
 mod scope;
 mod session;
 mod settings;
-mod shell;
-mod sides;
 mod source;
 mod spill;
 mod split_table;
@@ -30,17 +30,17 @@ pub mod splits;
 pub mod verify;
 mod write;
 
-pub use engine::io_on;
-pub use lower::{FilterTargets, RowsOf, UniqueNamePushdown, window_expressions};
-pub use planner::{GateworkPlanner, ShellRule, forget_file_lists};
-pub use region::{Deadline, profile, query, run_into, with_config};
-pub use remote_filters::RemoteFilters;
-pub use scope::QueryScope;
+pub use engine::set_io_runtime;
+pub use exec::{GateworkExec, as_gatework_exec, fallbacks, is_supported, wrap_until};
+pub use join_selection::BuildSideSelection;
+pub use lower::{FilterTargets, PassThroughInputs, UniqueNamePushdown, window_expressions};
+pub use planner::{GateworkPlanner, GateworkRule, clear_file_list_cache};
+pub use region::{QueryTimeout, profile, query, run_plan_into_sink, task_context_with};
+pub use remote_filters::RemoteRuntimeFilters;
+pub use scope::CancellationScope;
 pub use session::{
     RUNTIME_FILTER_RULE, SessionStateBuilderExt, add_planning_rules, session, session_with,
 };
 pub use settings::Settings;
-pub use shell::{Shell, as_shell, cover_above, fallbacks, is_covered};
-pub use sides::JoinSides;
 pub use source::SourceExec;
 pub use write::{WriteExec, WriteProgress, WriteTarget};

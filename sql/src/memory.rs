@@ -5,16 +5,16 @@ use std::sync::Arc;
 use datafusion::execution::memory_pool::{
     MemoryConsumer, MemoryPool as DataFusionPool, MemoryReservation,
 };
-use gatework_runtime::pipeline::{MemoryPool, MemoryRefused};
+use gatework_runtime::pipeline::{MemoryPool, ReservationDenied};
 
 /// One query's share of a session's pool. What it holds is given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct PoolShare {
+pub(crate) struct QueryMemoryPool {
     reservation: MemoryReservation,
     pool: Arc<dyn DataFusionPool>,
 }
 
-impl PoolShare {
+impl QueryMemoryPool {
     /// The share of the query called `name`, which gives memory back by writing rows to files if it
     /// `can_spill`: a pool that shares its memory among such consumers counts it among them.
     pub(crate) fn new(name: &str, pool: &Arc<dyn DataFusionPool>, can_spill: bool) -> Arc<Self> {
@@ -24,18 +24,18 @@ impl PoolShare {
     }
 }
 
-impl MemoryPool for PoolShare {
-    fn try_grow(&self, _holder: &str, bytes: usize) -> Result<(), MemoryRefused> {
+impl MemoryPool for QueryMemoryPool {
+    fn try_grow(&self, _consumer: &str, bytes: usize) -> Result<(), ReservationDenied> {
         self.reservation
             .try_grow(bytes)
-            .map_err(|error| MemoryRefused { reason: error.strip_backtrace() })
+            .map_err(|error| ReservationDenied { reason: error.strip_backtrace() })
     }
 
     fn shrink(&self, bytes: usize) {
         self.reservation.shrink(bytes);
     }
 
-    fn shares_with(&self) -> usize {
+    fn pool_id(&self) -> usize {
         Arc::as_ptr(&self.pool).cast::<()>() as usize
     }
 }
@@ -49,8 +49,8 @@ mod tests {
     #[test]
     fn a_fair_pool_shares_its_memory_among_queries() {
         let pool: Arc<dyn DataFusionPool> = Arc::new(FairSpillPool::new(1000));
-        let one = PoolShare::new("one", &pool, true);
-        let other = PoolShare::new("other", &pool, true);
+        let one = QueryMemoryPool::new("one", &pool, true);
+        let other = QueryMemoryPool::new("other", &pool, true);
         assert!(one.try_grow("sort", 600).is_err(), "more than a half");
         one.try_grow("sort", 500).unwrap();
         other.try_grow("sort", 500).unwrap();

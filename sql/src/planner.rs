@@ -31,7 +31,7 @@ use datafusion::{
     prelude::SessionConfig,
 };
 
-use crate::{buckets::copies_into_buckets, engine::Engine, shell};
+use crate::{buckets::copies_into_buckets, engine::Engine, exec};
 
 /// Plans as DataFusion's users do, for the session's number of partitions, and for two where that is one.
 ///
@@ -57,8 +57,8 @@ impl GateworkPlanner {
 
 impl GateworkPlanner {
     /// Reports once that nodes are DataFusion's although they could run here.
-    fn report_lost(&self, plan: &Arc<dyn ExecutionPlan>) {
-        let lost = shell::lost(plan.as_ref());
+    fn report_unwrapped(&self, plan: &Arc<dyn ExecutionPlan>) {
+        let lost = exec::count_unwrapped(plan.as_ref());
         if lost > 0 && !self.reported.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "{lost} nodes of a plan are not gatework's: a physical optimizer rule behind its own \
@@ -71,7 +71,7 @@ impl GateworkPlanner {
 impl GateworkPlanner {
     /// Drops the lists of files that the session keeps if its statements write: whenever such a
     /// statement has ended, there may be other files.
-    fn refresh_lists(&self, plan: &LogicalPlan, session: &dyn Session) {
+    fn refresh_file_list_cache(&self, plan: &LogicalPlan, session: &dyn Session) {
         let statement = match plan {
             LogicalPlan::Analyze(analyze) => &analyze.input,
             plan => plan,
@@ -81,14 +81,14 @@ impl GateworkPlanner {
             self.writes.store(true, Ordering::Relaxed);
         }
         if self.writes.load(Ordering::Relaxed) {
-            forget_file_lists(session.runtime_env());
+            clear_file_list_cache(session.runtime_env());
         }
     }
 }
 
 /// Drops the lists of files that sessions with `runtime` keep, so that the next query finds which
 /// files there are.
-pub fn forget_file_lists(runtime: &RuntimeEnv) {
+pub fn clear_file_list_cache(runtime: &RuntimeEnv) {
     if let Some(lists) = runtime.cache_manager.get_list_files_cache() {
         lists.clear();
     }
@@ -112,7 +112,7 @@ impl QueryPlanner for GateworkPlanner {
                 "COPY into buckets is run as stages: by gatework::stages::execute, or with --nodes"
             );
         }
-        self.refresh_lists(plan, session);
+        self.refresh_file_list_cache(plan, session);
         let parallel;
         let session = if session.config().target_partitions() > 1 {
             session
@@ -125,8 +125,8 @@ impl QueryPlanner for GateworkPlanner {
             None => DefaultPhysicalPlanner::default().create_physical_plan(plan, session).await,
         };
         let plan = plan?;
-        self.report_lost(&plan);
-        Ok(shell::coalesced(plan))
+        self.report_unwrapped(&plan);
+        Ok(exec::coalesce_partitions(plan))
     }
 }
 
@@ -242,26 +242,26 @@ impl Session for ParallelPlanning<'_> {
 /// The last physical rule: wraps every node that we cover in a shell. Being a rule, and not a step
 /// after planning, it is seen by EXPLAIN as well.
 #[derive(Debug)]
-pub struct ShellRule {
+pub struct GateworkRule {
     engine: Engine,
 }
 
-impl ShellRule {
+impl GateworkRule {
     /// Its name among the rules of a session.
-    pub const NAME: &str = "gatework_shells";
+    pub const NAME: &str = "gatework_exec";
 
     pub(crate) fn new(engine: Engine) -> Self {
         Self { engine }
     }
 }
 
-impl PhysicalOptimizerRule for ShellRule {
+impl PhysicalOptimizerRule for GateworkRule {
     fn optimize(
         &self,
         plan: Arc<dyn ExecutionPlan>,
         _config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        shell::cover(plan, &self.engine)
+        exec::wrap(plan, &self.engine)
     }
 
     fn name(&self) -> &str {

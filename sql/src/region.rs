@@ -27,22 +27,22 @@ use datafusion::{
     prelude::SessionConfig,
 };
 use futures::{Stream, StreamExt};
-use gatework_operators::{Failure, stream_scan::is_polling};
+use gatework_operators::{SharedDataFusionError, stream_scan::is_polling};
 use gatework_runtime::{
     Error, Executor,
-    pipeline::{Held, Profile, QueryContext, QueryOptions, RowStream, Running, Sink},
+    pipeline::{BufferedBatch, GraphHandle, Profile, QueryContext, QueryOptions, RowStream, Sink},
 };
-use gatework_shared_state::{Budget, result::ResultReader};
+use gatework_shared_state::{BufferLimit, result::ResultReader};
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use crate::{
-    engine::{Engine, InRuntime},
+    engine::{Engine, TokioSliceScope},
+    exec::{GateworkExec, as_gatework_exec, wrap},
     lower::{self, Bindings, Lowered, is_ordered},
-    memory::PoolShare,
-    scope::QueryScope,
+    memory::QueryMemoryPool,
+    scope::CancellationScope,
     settings::Settings,
-    shell::{Shell, as_shell, cover},
     spill::TempFiles,
 };
 
@@ -54,14 +54,14 @@ pub(crate) struct Region {
     /// The query of the latest execution.
     latest: Mutex<Weak<QueryContext>>,
     /// It runs as soon as it is asked for, as a part of what another region has been admitted for.
-    admitted: AtomicBool,
+    bypass_admission: AtomicBool,
 }
 
 /// One execution of a region, as long as there are partitions that nobody has asked for.
 #[derive(Debug)]
 struct Execution {
     key: ExecutionKey,
-    partitions: Arc<Mutex<Unclaimed>>,
+    partitions: Arc<Mutex<UnclaimedStreams>>,
 }
 
 /// What the calls have in common that ask for the partitions of one execution.
@@ -70,7 +70,7 @@ enum ExecutionKey {
     /// They are part of this query.
     Query(u64),
     /// They run on behalf of one request.
-    Scope(Weak<QueryScope>),
+    Scope(Weak<CancellationScope>),
     /// They have one context.
     Context(Weak<TaskContext>),
 }
@@ -81,14 +81,14 @@ impl ExecutionKey {
         if let Some(current) = config.get_extension::<CurrentQuery>() {
             return Self::Query(current.query.id());
         }
-        match config.get_extension::<QueryScope>() {
+        match config.get_extension::<CancellationScope>() {
             Some(scope) => Self::Scope(Arc::downgrade(&scope)),
             None => Self::Context(Arc::downgrade(context)),
         }
     }
 
     /// Whether there is nothing left that could ask.
-    fn is_over(&self) -> bool {
+    fn is_expired(&self) -> bool {
         match self {
             Self::Query(_) => false,
             Self::Scope(scope) => scope.strong_count() == 0,
@@ -109,7 +109,7 @@ impl PartialEq for ExecutionKey {
 }
 
 /// The streams that nobody has asked for yet, by partition.
-type Unclaimed = Vec<Option<Waiting>>;
+type UnclaimedStreams = Vec<Option<PendingStream>>;
 
 /// The query that the regions of a plan belong to, handed down through nodes that DataFusion executes,
 /// and what the plan's expressions refer to there.
@@ -122,7 +122,8 @@ struct CurrentQuery {
 /// The query of the latest execution of `plan`, as long as somebody holds its stream: who has it can
 /// cancel it, and see what its tasks wait for. Above a foreign root, that of the first region below.
 pub fn query(plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<QueryContext>> {
-    let own = as_shell(plan.as_ref()).and_then(|shell| shell.region().latest.lock().upgrade());
+    let own =
+        as_gatework_exec(plan.as_ref()).and_then(|exec| exec.region().latest.lock().upgrade());
     own.or_else(|| plan.children().into_iter().find_map(query))
 }
 
@@ -133,88 +134,87 @@ pub fn profile(plan: &Arc<dyn ExecutionPlan>) -> Option<Profile> {
 
 impl Region {
     /// Lets its queries begin without waiting for their turn.
-    pub(crate) fn admit(&self) {
-        self.admitted.store(true, Ordering::Relaxed);
+    pub(crate) fn set_bypass_admission(&self) {
+        self.bypass_admission.store(true, Ordering::Relaxed);
     }
 
     /// The stream of `partition`. Calls that belong together ([`ExecutionKey`]) get the partitions of one
     /// execution, each once; the first of them starts it.
     pub(crate) fn execute(
         &self,
-        shell: &Shell,
+        exec: &GateworkExec,
         partition: usize,
         context: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
-        let (schema, count) = (shell.schema(), shell.properties().partitioning.partition_count());
+        let (schema, count) = (exec.schema(), exec.properties().partitioning.partition_count());
         if partition >= count {
-            return internal_err!("partition {partition} of {} does not exist", shell.name());
+            return internal_err!("partition {partition} of {} does not exist", exec.name());
         }
         let mut executions = self.executions.lock();
-        executions.retain(|execution| !execution.is_over());
+        executions.retain(|execution| !execution.is_exhausted());
         let key = ExecutionKey::of(&context);
         let known = executions.iter().find_map(|execution| execution.claim(partition, &key));
-        let (waiting, rest) = match known {
+        let (pending, unclaimed) = match known {
             Some(claimed) => claimed,
             None => {
-                let mut streams: Unclaimed =
-                    self.start(shell, &context)?.into_iter().map(Some).collect();
-                let Some(waiting) = streams.get_mut(partition).and_then(Option::take) else {
-                    return internal_err!(
-                        "partition {partition} of {} has no stream",
-                        shell.name()
-                    );
+                let mut streams: UnclaimedStreams =
+                    self.start(exec, &context)?.into_iter().map(Some).collect();
+                let Some(pending) = streams.get_mut(partition).and_then(Option::take) else {
+                    return internal_err!("partition {partition} of {} has no stream", exec.name());
                 };
                 let partitions = Arc::new(Mutex::new(streams));
                 if count > 1 {
                     executions.push(Execution { key, partitions: partitions.clone() });
                 }
-                (waiting, partitions)
+                (pending, partitions)
             }
         };
-        let (rows, metrics) = waiting;
-        let (metrics, rest) = (Some(metrics), Some(rest));
-        let engine = shell.engine().clone();
-        Ok(Box::pin(RegionStream { rows, schema, metrics, rest, engine }))
+        let (rows, metrics) = pending;
+        let (metrics, unclaimed) = (Some(metrics), Some(unclaimed));
+        let engine = exec.engine().clone();
+        Ok(Box::pin(RegionStream { rows, schema, metrics, unclaimed, engine }))
     }
 
-    fn start(&self, shell: &Shell, context: &Arc<TaskContext>) -> Result<Vec<Waiting>> {
+    fn start(&self, exec: &GateworkExec, context: &Arc<TaskContext>) -> Result<Vec<PendingStream>> {
         let inherited = context.session_config().get_extension::<CurrentQuery>();
         let settings = Settings::of(context);
         let query = match &inherited {
             Some(current) => current.query.clone(),
             None => {
-                let admitted = settings.admitted || self.admitted.load(Ordering::Relaxed);
-                new_query(shell.engine(), context, admitted, None)?
+                let bypass_admission =
+                    settings.bypass_admission || self.bypass_admission.load(Ordering::Relaxed);
+                new_query(exec.engine(), context, bypass_admission, None)?
             }
         };
         *self.latest.lock() = Arc::downgrade(&query);
-        let contract = Contract::of(shell);
+        let requirement = OutputRequirement::of(exec);
         let bindings = inherited.as_ref().map(|current| current.bindings.clone());
-        let inner = ForeignContext::new(context, &query, bindings.unwrap_or_default());
-        let (lowered, readers) = lower::lower(shell, inner, &contract)?;
+        let fallback_context = FallbackContext::new(context, &query, bindings.unwrap_or_default());
+        let (lowered, readers) = lower::lower(exec, fallback_context, &requirement)?;
         let Lowered { graph, fallbacks, nodes } = lowered;
         for fallback in fallbacks {
-            query.note_fallback(fallback);
+            query.record_fallback(fallback);
         }
-        let running = graph.start(&query).map_err(|error| Failure::to_datafusion(&error))?;
+        let graph_handle =
+            graph.start(&query).map_err(|error| SharedDataFusionError::to_datafusion(&error))?;
         let streams = match inherited {
-            Some(_) => RowStream::of_region(&running, readers),
-            None => RowStream::of_query(&running, readers),
+            Some(_) => RowStream::of_region(&graph_handle, readers),
+            None => RowStream::of_query(&graph_handle, readers),
         };
-        let limit = settings.timeout.filter(|_| inherited.is_none());
-        let _deadline = limit
-            .map(|limit| Deadline::new(&shell.engine().executor, &query, limit))
+        let timeout = settings.timeout.filter(|_| inherited.is_none());
+        let _timeout = timeout
+            .map(|timeout| QueryTimeout::new(&exec.engine().executor, &query, timeout))
             .transpose()?;
-        let root = inherited.is_none().then(|| shell.own_metrics().clone());
-        let metrics = Arc::new(NodeMetrics { running, root, nodes, _deadline });
+        let root = inherited.is_none().then(|| exec.own_metrics().clone());
+        let metrics = Arc::new(NodeMetrics { graph_handle, root, nodes, _timeout });
         Ok(streams.into_iter().map(|stream| (stream, metrics.clone())).collect())
     }
 }
 
 impl Execution {
     /// Whether there is no partition left that could be asked for.
-    fn is_over(&self) -> bool {
-        self.key.is_over() || self.partitions.lock().iter().all(Option::is_none)
+    fn is_exhausted(&self) -> bool {
+        self.key.is_expired() || self.partitions.lock().iter().all(Option::is_none)
     }
 
     /// The stream of `partition`, if it is one of this execution and has not been asked for.
@@ -222,12 +222,12 @@ impl Execution {
         &self,
         partition: usize,
         key: &ExecutionKey,
-    ) -> Option<(Waiting, Arc<Mutex<Unclaimed>>)> {
+    ) -> Option<(PendingStream, Arc<Mutex<UnclaimedStreams>>)> {
         if self.key != *key {
             return None;
         }
-        let waiting = self.partitions.lock().get_mut(partition)?.take()?;
-        Some((waiting, self.partitions.clone()))
+        let pending = self.partitions.lock().get_mut(partition)?.take()?;
+        Some((pending, self.partitions.clone()))
     }
 }
 
@@ -235,28 +235,28 @@ impl Execution {
 fn new_query(
     engine: &Engine,
     context: &Arc<TaskContext>,
-    admitted: bool,
+    bypass_admission: bool,
     name: Option<String>,
 ) -> Result<Arc<QueryContext>> {
     let settings = Settings::of(context);
     let disk = &context.runtime_env().disk_manager;
-    let group = settings.group.as_ref().map(|name| engine.executor.group(name));
+    let resource_group = settings.resource_group.as_ref().map(|name| engine.executor.group(name));
     let options = QueryOptions {
-        admitted,
+        bypass_admission,
         name: name.map_or_else(|| QueryOptions::default().name, Into::into),
-        memory: PoolShare::new(
+        memory: QueryMemoryPool::new(
             &context.session_id(),
             context.memory_pool(),
             disk.tmp_files_enabled(),
         ),
         spill: TempFiles::of(disk, engine),
         time_slice: settings.time_slice,
-        around: Some(InRuntime::of(engine)?),
-        group,
+        slice_scope: Some(TokioSliceScope::of(engine)?),
+        group: resource_group,
         chaos: settings.chaos.clone(),
     };
     let query = QueryContext::new(&engine.executor, options);
-    QueryScope::enter(context, &query);
+    CancellationScope::register(context, &query);
     Ok(query)
 }
 
@@ -268,9 +268,9 @@ fn new_query(
 /// ```
 /// # use std::sync::Arc;
 /// use datafusion::prelude::*;
-/// use gatework_operators::result::ResultOutput;
+/// use gatework_operators::result::ResultSink;
 /// use gatework_runtime::{Executor, pipeline::RowStream};
-/// use gatework_shared_state::Budget;
+/// use gatework_shared_state::BufferLimit;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let session = SessionContext::new();
@@ -278,57 +278,58 @@ fn new_query(
 /// let (context, plan) = (Arc::new(query.task_ctx()), query.create_physical_plan().await?);
 /// let executor = Executor::builder().threads(2).build()?;
 /// let mut readers = Vec::new();
-/// let running = gatework_sql::run_into(plan, &executor, &context, "demo", false, |tasks| {
-///     let (sink, ends) = ResultOutput::new(tasks, 1, vec![], Budget::new(1 << 20));
+/// let running = gatework_sql::run_plan_into_sink(plan, &executor, &context, "demo", false, |tasks| {
+///     let (sink, ends) = ResultSink::new(tasks, 1, vec![], BufferLimit::new(1 << 20));
 ///     readers = ends;
 ///     Ok(Arc::new(sink))
 /// })?;
-/// let rows = RowStream::of_query(&running, readers).remove(0).into_blocking();
-/// assert_eq!(rows.map(|batch| Ok::<_, gatework_runtime::Error>(batch?.rows())).next().unwrap()?, 1);
+/// let rows = RowStream::of_query(&running, readers).remove(0).into_blocking_iter();
+/// assert_eq!(rows.map(|batch| Ok::<_, gatework_runtime::Error>(batch?.num_rows())).next().unwrap()?, 1);
 /// # Ok(())
 /// # }
 /// ```
 ///
 /// # Errors
 /// If the plan cannot be turned into pipelines, or the executor is shut down.
-pub fn run_into(
+pub fn run_plan_into_sink(
     plan: Arc<dyn ExecutionPlan>,
     executor: &Executor,
     context: &Arc<TaskContext>,
     name: &str,
     ordered: bool,
     sink: impl FnOnce(usize) -> Result<Arc<dyn Sink>>,
-) -> Result<Running> {
+) -> Result<GraphHandle> {
     let engine = Engine::new(executor.clone());
     let query = new_query(&engine, context, true, Some(name.to_owned()))?;
-    let plan = cover(plan, &engine)?;
-    let inner = ForeignContext::new(context, &query, Bindings::default());
-    let Lowered { graph, fallbacks, .. } = lower::lower_into(&plan, &engine, inner, ordered, sink)?;
+    let plan = wrap(plan, &engine)?;
+    let fallback_context = FallbackContext::new(context, &query, Bindings::default());
+    let Lowered { graph, fallbacks, .. } =
+        lower::lower_into(&plan, &engine, fallback_context, ordered, sink)?;
     for fallback in fallbacks {
-        query.note_fallback(fallback);
+        query.record_fallback(fallback);
     }
-    graph.start(&query).map_err(|error| Failure::to_datafusion(&error))
+    graph.start(&query).map_err(|error| SharedDataFusionError::to_datafusion(&error))
 }
 
 /// A stream of the result, and where its region's counters go.
-type Waiting = (RowStream, Arc<NodeMetrics>);
+type PendingStream = (RowStream, Arc<NodeMetrics>);
 
 /// The metric sets of a region's nodes, by the tags of their operators. The counters of a finished
 /// region are written there when its last stream ends.
 #[derive(Debug)]
 struct NodeMetrics {
-    running: Running,
+    graph_handle: GraphHandle,
     /// Of the topmost node of the query: what its tasks waited for.
     root: Option<ExecutionPlanMetricsSet>,
     nodes: HashMap<usize, ExecutionPlanMetricsSet>,
-    _deadline: Option<Deadline>,
+    _timeout: Option<QueryTimeout>,
 }
 
 /// Ends a query when its time is over, unless this is dropped before.
 #[derive(Debug)]
-pub struct Deadline(AbortHandle);
+pub struct QueryTimeout(AbortHandle);
 
-impl Deadline {
+impl QueryTimeout {
     /// Gives `query`, which runs on `executor`, so much time from now on.
     ///
     /// # Errors
@@ -346,7 +347,7 @@ impl Deadline {
     }
 }
 
-impl Drop for Deadline {
+impl Drop for QueryTimeout {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -354,7 +355,7 @@ impl Drop for Deadline {
 
 impl Drop for NodeMetrics {
     fn drop(&mut self) {
-        for operator in &self.running.operators() {
+        for operator in &self.graph_handle.operators() {
             let Some(metrics) = operator.tag.and_then(|tag| self.nodes.get(&tag)) else { continue };
             let builder = || MetricBuilder::new(metrics);
             // Sinks give no rows; what a node puts out is what its last part gave.
@@ -362,20 +363,23 @@ impl Drop for NodeMetrics {
             let time = Time::new();
             time.add_duration(operator.busy);
             builder().elapsed_compute(0).add(&time);
-            for (name, amount) in &operator.named {
+            for (name, amount) in &operator.counters {
                 builder().counter(*name, 0).add(*amount as usize);
             }
         }
         let Some(root) = &self.root else { return };
         let waited = self
-            .running
+            .graph_handle
             .query()
             .profile()
-            .dependencies
+            .gates
             .into_iter()
-            .filter(|gate| gate.blocked >= LEAST_WAIT);
-        for gate in waited.take(MOST_WAITS) {
-            let (name, time) = (Cow::Owned(format!("waited for {}", gate.name)), Time::new());
+            .filter(|gate| gate.blocked >= MIN_REPORTED_WAIT);
+        for gate in waited.take(MAX_REPORTED_WAITS) {
+            let (name, time) = (
+                Cow::Owned(format!("blocked_on_{}_time", gate.name.replace(' ', "_"))),
+                Time::new(),
+            );
             time.add_duration(gate.blocked);
             MetricBuilder::new(root).build(MetricValue::Time { name, time });
         }
@@ -383,8 +387,8 @@ impl Drop for NodeMetrics {
 }
 
 /// Which waits the topmost node of a query tells of: so many, the longest first, and none shorter than that.
-const MOST_WAITS: usize = 8;
-const LEAST_WAIT: Duration = Duration::from_millis(1);
+const MAX_REPORTED_WAITS: usize = 8;
+const MIN_REPORTED_WAIT: Duration = Duration::from_millis(1);
 
 /// One partition of a region's result.
 struct RegionStream {
@@ -394,7 +398,7 @@ struct RegionStream {
     metrics: Option<Arc<NodeMetrics>>,
     /// The partitions of its execution that nobody has asked for. A reader that leaves before the end
     /// takes them along: nothing else would ever end them.
-    rest: Option<Arc<Mutex<Unclaimed>>>,
+    unclaimed: Option<Arc<Mutex<UnclaimedStreams>>>,
     /// Its threads last as long as the stream, whatever else holds the executor. Dropped last.
     engine: Engine,
 }
@@ -408,10 +412,10 @@ impl RegionStream {
 
 impl Drop for RegionStream {
     fn drop(&mut self) {
-        if let Some(rest) = self.rest.take() {
+        if let Some(unclaimed) = self.unclaimed.take() {
             // Not under the lock: streams cancel what is behind them.
-            let unclaimed = std::mem::take(&mut *rest.lock());
-            drop(unclaimed);
+            let streams = std::mem::take(&mut *unclaimed.lock());
+            drop(streams);
         }
     }
 }
@@ -431,9 +435,9 @@ impl Stream for RegionStream {
         }
         let batch = match ready!(polled) {
             Some(Ok(batch)) => with_schema(batch.into_parts().0, &self.schema),
-            Some(Err(error)) => Err(Failure::to_datafusion(&error)),
+            Some(Err(error)) => Err(SharedDataFusionError::to_datafusion(&error)),
             None => {
-                (self.metrics, self.rest) = (None, None);
+                (self.metrics, self.unclaimed) = (None, None);
                 return Poll::Ready(None);
             }
         };
@@ -449,38 +453,38 @@ impl RecordBatchStream for RegionStream {
 
 /// What the readers of a region were promised.
 #[derive(Debug)]
-pub(crate) struct Contract {
+pub(crate) struct OutputRequirement {
     pub(crate) partitioning: Partitioning,
     pub(crate) ordered: bool,
 }
 
-impl Contract {
-    fn of(shell: &Shell) -> Self {
-        let original = shell.original();
-        Self { partitioning: original.output_partitioning().clone(), ordered: is_ordered(original) }
+impl OutputRequirement {
+    fn of(exec: &GateworkExec) -> Self {
+        let inner = exec.inner();
+        Self { partitioning: inner.output_partitioning().clone(), ordered: is_ordered(inner) }
     }
 
     /// The budget of the result: partitions that are read one after another do not block each other, as
     /// in DataFusion, where a repartition goes on while one of its outputs is empty.
-    pub(crate) fn budget(&self, settings: &Settings) -> Budget {
-        let budget = Budget::new(settings.result_bytes);
-        if self.partitioning.partition_count() > 1 { budget.unless_starved() } else { budget }
+    pub(crate) fn buffer_limit(&self, settings: &Settings) -> BufferLimit {
+        let limit = BufferLimit::new(settings.result_buffer_bytes);
+        if self.partitioning.partition_count() > 1 { limit.unless_starved() } else { limit }
     }
 }
 
 /// The contexts of a region: its own, and that of the nodes below it which DataFusion executes. That one
 /// tells regions below which query they belong to.
 #[derive(Debug)]
-pub(crate) struct ForeignContext {
-    outer: Arc<TaskContext>,
+pub(crate) struct FallbackContext {
+    task_context: Arc<TaskContext>,
     query: Arc<QueryContext>,
     /// Those of the regions above.
     bindings: Bindings,
 }
 
-impl ForeignContext {
-    fn new(outer: &Arc<TaskContext>, query: &Arc<QueryContext>, bindings: Bindings) -> Self {
-        Self { outer: outer.clone(), query: query.clone(), bindings }
+impl FallbackContext {
+    fn new(task_context: &Arc<TaskContext>, query: &Arc<QueryContext>, bindings: Bindings) -> Self {
+        Self { task_context: task_context.clone(), query: query.clone(), bindings }
     }
 
     /// What expressions refer to in the regions above.
@@ -494,20 +498,20 @@ impl ForeignContext {
     }
 
     /// The context the region itself was executed with.
-    pub(crate) fn outer(&self) -> &Arc<TaskContext> {
-        &self.outer
+    pub(crate) fn task_context(&self) -> &Arc<TaskContext> {
+        &self.task_context
     }
 
     /// The context for a node that DataFusion executes, below which expressions refer to `bindings`.
-    pub(crate) fn inner(&self, bindings: &Bindings) -> Arc<TaskContext> {
+    pub(crate) fn fallback_task_context(&self, bindings: &Bindings) -> Arc<TaskContext> {
         let (query, bindings) = (self.query.clone(), bindings.clone());
         let current = Arc::new(CurrentQuery { query, bindings });
-        with_config(&self.outer, |config| config.with_extension(current))
+        task_context_with(&self.task_context, |config| config.with_extension(current))
     }
 }
 
 /// `context` with the configuration that `change` makes of its own: to hand something down to whoever runs with it.
-pub fn with_config(
+pub fn task_context_with(
     context: &TaskContext,
     change: impl FnOnce(SessionConfig) -> SessionConfig,
 ) -> Arc<TaskContext> {
@@ -534,4 +538,4 @@ fn with_schema(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
 }
 
 /// The readers of a region's result, by partition.
-pub(crate) type Readers = Vec<ResultReader<Held>>;
+pub(crate) type Readers = Vec<ResultReader<BufferedBatch>>;

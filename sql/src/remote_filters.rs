@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 /// The filters of a query that go from one stage to another, by DataFusion's numbers. To be put into the
 /// configuration of the stages' tasks.
 #[derive(Debug, Default)]
-pub struct RemoteFilters(HashMap<u64, Arc<RemoteFilter>>);
+pub struct RemoteRuntimeFilters(HashMap<u64, Arc<RemoteFilter>>);
 
 #[derive(Debug)]
 pub(crate) struct RemoteFilter {
@@ -29,34 +29,34 @@ pub(crate) struct RemoteFilter {
     stage: usize,
     filter: Arc<DynamicFilterPhysicalExpr>,
     gate: Gate,
-    parts: Mutex<Parts>,
+    parts: Mutex<FilterParts>,
 }
 
 #[derive(Debug)]
-struct Parts {
+struct FilterParts {
     /// Tasks that are to say what they know.
     tasks: usize,
     /// What they said, by their queries.
     known: HashMap<u64, Arc<dyn PhysicalExpr>>,
-    over: bool,
+    finished: bool,
 }
 
-impl RemoteFilters {
+impl RemoteRuntimeFilters {
     /// A filter that is made of what so many tasks of `stage` know.
     pub fn add(&mut self, filter: Arc<DynamicFilterPhysicalExpr>, stage: usize, tasks: usize) {
         let Some(id) = filter.expression_id() else { return };
         // The tasks that open it are those of other query contexts.
         let gate = Dependency::blocked("remote runtime filter", DependencyKind::External);
-        let parts = Mutex::new(Parts { tasks, known: HashMap::new(), over: false });
+        let parts = Mutex::new(FilterParts { tasks, known: HashMap::new(), finished: false });
         self.0.insert(id, Arc::new(RemoteFilter { stage, filter, gate, parts }));
     }
 
     /// A task of `stage`, which ran as the query of this number, has ended: what it has not said, nobody will say.
-    pub fn ended(&self, stage: usize, query: u64) {
+    pub fn task_ended(&self, stage: usize, query: u64) {
         for filter in self.0.values().filter(|filter| filter.stage == stage) {
-            let silent = !filter.parts.lock().known.contains_key(&query);
+            let unpublished = !filter.parts.lock().known.contains_key(&query);
             // An error would be one of the expression, which there is none of.
-            let _published = silent.then(|| filter.publish(query, None));
+            let _published = unpublished.then(|| filter.publish(query, None));
         }
     }
 
@@ -84,7 +84,7 @@ impl RemoteFilter {
     fn publish(&self, query: u64, part: Option<Arc<dyn PhysicalExpr>>) -> Result<()> {
         let whole = {
             let mut parts = self.parts.lock();
-            if parts.over {
+            if parts.finished {
                 return Ok(());
             }
             let disabled = part.is_none();
@@ -92,7 +92,7 @@ impl RemoteFilter {
             if !disabled && parts.known.len() < parts.tasks {
                 return Ok(());
             }
-            parts.over = true;
+            parts.finished = true;
             let known = std::mem::take(&mut parts.known);
             known.into_values().filter(|_| !disabled).reduce(|one, other| {
                 Arc::new(BinaryExpr::new(one, Operator::Or, other)) as Arc<dyn PhysicalExpr>
@@ -128,10 +128,12 @@ mod tests {
 
     use super::*;
 
-    fn filter(tasks: usize) -> (Arc<DynamicFilterPhysicalExpr>, Arc<RemoteFilter>, RemoteFilters) {
+    fn filter(
+        tasks: usize,
+    ) -> (Arc<DynamicFilterPhysicalExpr>, Arc<RemoteFilter>, RemoteRuntimeFilters) {
         let keys: Vec<Arc<dyn PhysicalExpr>> = vec![Arc::new(Column::new("k", 0))];
         let dynamic = Arc::new(DynamicFilterPhysicalExpr::new(keys, lit(true)));
-        let mut all = RemoteFilters::default();
+        let mut all = RemoteRuntimeFilters::default();
         all.add(dynamic.clone(), 3, tasks);
         let id = dynamic.expression_id().unwrap();
         (dynamic, all.get(id).unwrap().clone(), all)
@@ -148,8 +150,8 @@ mod tests {
         remote.publish(7, is(1)).unwrap();
         // Its second part, of a join that it has run again.
         remote.publish(7, is(1)).unwrap();
-        all.ended(3, 7);
-        all.ended(2, 8);
+        all.task_ended(3, 7);
+        all.task_ended(2, 8);
         assert!(!remote.gate().is_ready());
         remote.publish(8, is(1)).unwrap();
         assert!(remote.gate().is_ready());
@@ -167,10 +169,10 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_ends_in_silence_disables_it() {
+    fn a_task_that_ends_without_publishing_disables_it() {
         let (dynamic, remote, all) = filter(2);
         remote.publish(7, is(1)).unwrap();
-        all.ended(3, 8);
+        all.task_ended(3, 8);
         assert!(remote.gate().is_ready());
         assert_eq!(dynamic.current().unwrap().to_string(), "true");
     }

@@ -15,9 +15,9 @@ use parking_lot::Mutex;
 /// # use std::sync::Arc;
 /// use datafusion::{execution::session_state::SessionStateBuilder, prelude::*};
 /// use gatework_runtime::Executor;
-/// use gatework_sql::{QueryScope, SessionStateBuilderExt};
+/// use gatework_sql::{CancellationScope, SessionStateBuilderExt};
 /// let executor = Executor::builder().threads(1).build()?;
-/// let scope = Arc::new(QueryScope::default());
+/// let scope = Arc::new(CancellationScope::default());
 /// let state = SessionStateBuilder::new()
 ///     .with_default_features()
 ///     .with_config(scope.clone().into_config(SessionConfig::new()))
@@ -31,7 +31,7 @@ use parking_lot::Mutex;
 /// # }
 /// ```
 #[derive(Debug, Default)]
-pub struct QueryScope {
+pub struct CancellationScope {
     state: Mutex<State>,
 }
 
@@ -43,7 +43,7 @@ struct State {
     queries: Vec<Weak<QueryContext>>,
 }
 
-impl QueryScope {
+impl CancellationScope {
     /// `config` of a session whose queries are of this scope.
     pub fn into_config(self: Arc<Self>, config: SessionConfig) -> SessionConfig {
         config.with_extension(self)
@@ -63,7 +63,7 @@ impl QueryScope {
     }
 
     /// Adds `query` to the scope of `context`, if that has one.
-    pub(crate) fn enter(context: &TaskContext, query: &Arc<QueryContext>) {
+    pub(crate) fn register(context: &TaskContext, query: &Arc<QueryContext>) {
         let Some(scope) = context.session_config().get_extension::<Self>() else { return };
         let mut state = scope.state.lock();
         if let Some(reason) = state.cancelled {

@@ -9,14 +9,14 @@ use datafusion::{
 use gatework_runtime::Executor;
 
 use crate::{
-    buckets::BucketedTables,
+    buckets::BucketedTableFactory,
     engine::Engine,
     file_order::ProvenFileOrder,
     float_bounds::FloatBounds,
+    join_selection::BuildSideSelection,
     lower::UniqueNamePushdown,
-    planner::{GateworkPlanner, ShellRule},
-    scan::FiltersForMemory,
-    sides::JoinSides,
+    planner::{GateworkPlanner, GateworkRule},
+    scan::MemoryFilterPushdown,
 };
 
 /// DataFusion's rule that brings runtime filters to scans.
@@ -49,34 +49,37 @@ impl SessionStateBuilderExt for SessionStateBuilder {
     fn with_gatework(mut self, executor: &Executor) -> Self {
         let engine = Engine::new(executor.clone());
         let planner = GateworkPlanner::new(self.query_planner().take());
-        add_planning_rules(&mut self, JoinSides::of_one_process());
+        add_planning_rules(&mut self, BuildSideSelection::single_process());
         let rules = &mut self.physical_optimizers().get_or_insert_default().rules;
         // Tables in memory take runtime filters, too.
-        if let Some(place) = rules.iter().position(|rule| rule.name() == RUNTIME_FILTER_RULE) {
-            rules[place] = Arc::new(FiltersForMemory::new(rules[place].clone()));
+        if let Some(index) = rules.iter().position(|rule| rule.name() == RUNTIME_FILTER_RULE) {
+            rules[index] = Arc::new(MemoryFilterPushdown::new(rules[index].clone()));
         }
         // Tables may be declared to be in buckets.
         for factory in self.table_factories().iter_mut().flat_map(HashMap::values_mut) {
-            *factory = Arc::new(BucketedTables::new(factory.clone()));
+            *factory = Arc::new(BucketedTableFactory::new(factory.clone()));
         }
         self.with_query_planner(Arc::new(planner))
-            .with_physical_optimizer_rule(Arc::new(ShellRule::new(engine)))
+            .with_physical_optimizer_rule(Arc::new(GateworkRule::new(engine)))
     }
 }
 
 /// Adds gatework's rules for plans to the sessions of `builder`, whose plans are otherwise DataFusion's: hash
 /// joins build the side with fewer rows by estimates that know more of filters and joins, an order of several
 /// files is believed only where the files' bounds prove it, and bounds of floats are estimates.
-pub fn add_planning_rules(builder: &mut SessionStateBuilder, sides: JoinSides) {
+pub fn add_planning_rules(
+    builder: &mut SessionStateBuilder,
+    build_side_selection: BuildSideSelection,
+) {
     let rules = &mut builder.physical_optimizers().get_or_insert_default().rules;
     // Behind the rule that pushes filters down: a swapped join has a projection above it, through which that
     // rule looks columns up by name. Before exchanges and runtime filters, which know the sides.
-    let place = |name| rules.iter().position(|rule| rule.name() == name);
-    let pushes = place(UniqueNamePushdown::NAME);
-    if let Some(index) = pushes.or_else(|| place("join_selection")) {
-        rules.insert(index + 1, Arc::new(sides));
+    let position_of = |name| rules.iter().position(|rule| rule.name() == name);
+    let pushdown = position_of(UniqueNamePushdown::NAME);
+    if let Some(index) = pushdown.or_else(|| position_of("join_selection")) {
+        rules.insert(index + 1, Arc::new(build_side_selection));
     }
-    if let Some(index) = pushes {
+    if let Some(index) = pushdown {
         rules[index] = Arc::new(UniqueNamePushdown::new(rules[index].clone()));
     }
     // Before any rule that leaves out a sort, or answers from statistics.

@@ -20,16 +20,16 @@ pub struct Settings {
     /// How long a task runs before others get their turn; 10 ms.
     pub time_slice: Duration,
     /// Bytes of rows that wait for the reader of a result; 8 MiB.
-    pub result_bytes: usize,
+    pub result_buffer_bytes: usize,
     /// Bytes that wait in an exchange, a union or between window partitions; 16 MiB each.
-    pub exchange_bytes: usize,
+    pub exchange_buffer_bytes: usize,
     /// Instances of a parallel pipeline, at most; by default as many as the executor has threads.
-    pub instances: Option<NonZeroUsize>,
+    pub max_tasks_per_pipeline: Option<NonZeroUsize>,
     /// The resource group of the executor whose limits hold for the queries; by default that of all others.
-    pub group: Option<Arc<str>>,
+    pub resource_group: Option<Arc<str>>,
     /// The queries are parts of others, which wait for each other's rows and were admitted as a whole, somewhere else: they
     /// do not count against the limits of the group and of the executor. So it is with what a worker runs.
-    pub admitted: bool,
+    pub bypass_admission: bool,
     /// How long a query may take, from its start until its result has been read; by default for ever.
     pub timeout: Option<Duration>,
     /// What a test does to the queries' tasks; by default nothing.
@@ -40,11 +40,11 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             time_slice: Duration::from_millis(10),
-            result_bytes: 8 << 20,
-            exchange_bytes: 16 << 20,
-            instances: None,
-            group: None,
-            admitted: false,
+            result_buffer_bytes: 8 << 20,
+            exchange_buffer_bytes: 16 << 20,
+            max_tasks_per_pipeline: None,
+            resource_group: None,
+            bypass_admission: false,
             timeout: None,
             chaos: None,
         }

@@ -25,10 +25,12 @@ use datafusion::{
     error::Result,
     execution::{SpillFile, disk_manager::DiskManager},
 };
-use gatework_operators::OrFail;
+use gatework_operators::ResultExt;
 use gatework_runtime::{
     Result as RuntimeResult,
-    pipeline::{Completion, Outside, Presence, SpillSpace, Spilled, ToSpill},
+    pipeline::{
+        Completion, ExternalWork, ExternalWorkHandle, SpillInput, SpillSpace, SpilledBatches,
+    },
 };
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -39,13 +41,14 @@ use crate::engine::{Engine, IoRuntime};
 pub(crate) struct TempFiles {
     disk: Arc<DiskManager>,
     io: Arc<IoRuntime>,
-    trash: Arc<Trash>,
+    deletions: Arc<DeletionQueue>,
 }
 
 impl TempFiles {
     /// Files of `disk`; `None` if it makes none.
     pub(crate) fn of(disk: &Arc<DiskManager>, engine: &Engine) -> Option<Arc<dyn SpillSpace>> {
-        let files = || Self { disk: disk.clone(), io: engine.io.clone(), trash: Arc::default() };
+        let files =
+            || Self { disk: disk.clone(), io: engine.io.clone(), deletions: Arc::default() };
         disk.tmp_files_enabled().then(|| Arc::new(files()) as _)
     }
 }
@@ -57,24 +60,30 @@ impl fmt::Debug for TempFiles {
 }
 
 impl SpillSpace for TempFiles {
-    fn write(&self, batches: ToSpill, done: Completion<Arc<dyn Spilled>>) {
+    fn write(&self, batches: SpillInput, done: Completion<Arc<dyn SpilledBatches>>) {
         let disk = self.disk.clone();
         let io = match self.io.handle() {
             Ok(io) => io,
             Err(error) => {
                 drop(batches);
-                return done.complete(Err(error).or_fail());
+                return done.complete(Err(error).query_err());
             }
         };
-        let trash = self.trash.clone();
+        let deletions = self.deletions.clone();
         io.clone().spawn_blocking(move || {
-            trash.empty();
-            let written = write(&disk, batches, || done.is_wanted());
+            deletions.delete_all();
+            let written = write(&disk, batches, || done.has_receiver());
             // Before the query learns that it is over: the session's folder goes with its last user.
             drop(disk);
             let segments = written.map(|(file, ends)| {
                 let file = Some(file);
-                Arc::new(Segments { file, ends, io, trash, presence: done.presence() }) as _
+                Arc::new(SegmentedSpill {
+                    file,
+                    ends,
+                    io,
+                    deletions,
+                    work_handle: done.work_handle(),
+                }) as _
             });
             done.complete(segments);
         });
@@ -84,118 +93,118 @@ impl SpillSpace for TempFiles {
 /// Files of a query to be removed, a few at a time: the system takes tens of milliseconds for a gigabyte, and whoever
 /// wants to read should not have to wait for all of them.
 #[derive(Default)]
-struct Trash(Mutex<Removals>);
+struct DeletionQueue(Mutex<DeletionState>);
 
 #[derive(Default)]
-struct Removals {
-    files: VecDeque<Removal>,
-    under_way: usize,
+struct DeletionState {
+    files: VecDeque<PendingDeletion>,
+    active_threads: usize,
 }
 
 /// A file that nobody reads any more; until it is gone, its query has not ended.
-struct Removal {
+struct PendingDeletion {
     file: Arc<dyn SpillFile>,
-    _until: Outside,
+    _external_work: ExternalWork,
 }
 
 /// How many threads remove files at a time.
-const REMOVERS: usize = 2;
+const DELETE_THREADS: usize = 2;
 
-impl Trash {
-    fn remove(self: &Arc<Self>, removal: Removal, io: &Handle) {
-        let mut removals = self.0.lock();
-        removals.files.push_back(removal);
-        if removals.under_way < REMOVERS {
-            removals.under_way += 1;
-            drop(removals);
-            Remover { trash: self.clone(), io: io.clone(), is_over: false }.go_on();
+impl DeletionQueue {
+    fn push(self: &Arc<Self>, deletion: PendingDeletion, io: &Handle) {
+        let mut state = self.0.lock();
+        state.files.push_back(deletion);
+        if state.active_threads < DELETE_THREADS {
+            state.active_threads += 1;
+            drop(state);
+            DeletionWorker { deletions: self.clone(), io: io.clone(), finished: false }.schedule();
         }
     }
 
     /// Removes all that is there, since their bytes count against the quota.
-    fn empty(&self) {
+    fn delete_all(&self) {
         loop {
             // Not while it is locked.
-            let Some(removal) = self.0.lock().files.pop_front() else { return };
-            removal.remove();
+            let Some(deletion) = self.0.lock().files.pop_front() else { return };
+            deletion.delete();
         }
     }
 
     /// The next file of one that removes them, which is over if there is none: under the lock, so that whoever puts a file
     /// there later begins another.
-    fn next(&self) -> Option<Removal> {
-        let mut removals = self.0.lock();
-        let next = removals.files.pop_front();
-        removals.under_way -= usize::from(next.is_none());
+    fn pop(&self) -> Option<PendingDeletion> {
+        let mut state = self.0.lock();
+        let next = state.files.pop_front();
+        state.active_threads -= usize::from(next.is_none());
         next
     }
 }
 
-impl Removal {
-    fn remove(self) {
+impl PendingDeletion {
+    fn delete(self) {
         // Before the query learns that it is over.
         drop(self.file);
-        drop(self._until);
+        drop(self._external_work);
     }
 }
 
 /// One that removes files, each in a turn of its own, so that others can read in between.
-struct Remover {
-    trash: Arc<Trash>,
+struct DeletionWorker {
+    deletions: Arc<DeletionQueue>,
     io: Handle,
-    is_over: bool,
+    finished: bool,
 }
 
-impl Remover {
-    fn go_on(self) {
+impl DeletionWorker {
+    fn schedule(self) {
         let io = self.io.clone();
-        io.spawn_blocking(move || self.take_turn());
+        io.spawn_blocking(move || self.delete_next());
     }
 
-    fn take_turn(mut self) {
-        match self.trash.next() {
-            Some(removal) => {
-                removal.remove();
-                self.go_on();
+    fn delete_next(mut self) {
+        match self.deletions.pop() {
+            Some(deletion) => {
+                deletion.delete();
+                self.schedule();
             }
-            None => self.is_over = true,
+            None => self.finished = true,
         }
     }
 }
 
 /// It gets no turn any more where the I/O runtime has been shut down.
-impl Drop for Remover {
+impl Drop for DeletionWorker {
     fn drop(&mut self) {
-        while !self.is_over {
-            match self.trash.next() {
-                Some(removal) => removal.remove(),
-                None => self.is_over = true,
+        while !self.finished {
+            match self.deletions.pop() {
+                Some(deletion) => deletion.delete(),
+                None => self.finished = true,
             }
         }
     }
 }
 
 /// A file of segments.
-struct Segments {
+struct SegmentedSpill {
     /// Until it is dropped.
     file: Option<Arc<dyn SpillFile>>,
     /// Where each segment ends; the first begins at 0.
     ends: Vec<u64>,
     io: Handle,
-    trash: Arc<Trash>,
-    presence: Presence,
+    deletions: Arc<DeletionQueue>,
+    work_handle: ExternalWorkHandle,
 }
 
-impl Drop for Segments {
+impl Drop for SegmentedSpill {
     fn drop(&mut self) {
         if let Some(file) = self.file.take() {
-            let removal = Removal { file, _until: self.presence.begin() };
-            self.trash.remove(removal, &self.io);
+            let deletion = PendingDeletion { file, _external_work: self.work_handle.enter() };
+            self.deletions.push(deletion, &self.io);
         }
     }
 }
 
-impl fmt::Debug for Segments {
+impl fmt::Debug for SegmentedSpill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.file.as_ref().and_then(|file| file.path());
         write!(f, "{} batches in {path:?}", self.ends.len())
@@ -203,12 +212,12 @@ impl fmt::Debug for Segments {
 }
 
 /// Counts what goes through.
-struct Counted<W> {
+struct CountingWriter<W> {
     inner: W,
     bytes: u64,
 }
 
-impl<W: Write> Write for Counted<W> {
+impl<W: Write> Write for CountingWriter<W> {
     fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
         let written = self.inner.write(buffer)?;
         self.bytes += written as u64;
@@ -223,26 +232,26 @@ impl<W: Write> Write for Counted<W> {
 /// A file of `batches`, and where each of them ends.
 fn write(
     disk: &Arc<DiskManager>,
-    mut batches: ToSpill,
-    is_wanted: impl Fn() -> bool,
+    mut batches: SpillInput,
+    has_receiver: impl Fn() -> bool,
 ) -> RuntimeResult<(Arc<dyn SpillFile>, Vec<u64>)> {
-    let file = disk.create_tmp_file("gatework spill").or_fail()?;
+    let file = disk.create_tmp_file("gatework spill").query_err()?;
     if file.path().is_none() {
-        return exec_err!("spilling needs temporary files that have a path").or_fail();
+        return exec_err!("spilling needs temporary files that have a path").query_err();
     }
-    let mut file_writer = file.open_writer().or_fail()?;
-    let mut counted = Counted { inner: &mut file_writer, bytes: 0 };
+    let mut file_writer = file.open_writer().query_err()?;
+    let mut counted = CountingWriter { inner: &mut file_writer, bytes: 0 };
     let mut ends = Vec::new();
     loop {
         // Before a batch is made.
-        if !is_wanted() {
-            return exec_err!("a spill that nobody waits for").or_fail();
+        if !has_receiver() {
+            return exec_err!("a spill that nobody waits for").query_err();
         }
         let Some(batch) = batches.next() else { break };
-        write_segment(&mut counted, &batch?).or_fail()?;
+        write_segment(&mut counted, &batch?).query_err()?;
         ends.push(counted.bytes);
     }
-    file_writer.finish().or_fail()?;
+    file_writer.finish().query_err()?;
     Ok((file, ends))
 }
 
@@ -254,13 +263,13 @@ fn write_segment(to: impl Write, batch: &RecordBatch) -> Result<()> {
     Ok(segment.finish()?)
 }
 
-impl Segments {
-    fn segment(&self, number: usize) -> Result<RecordBatch> {
+impl SegmentedSpill {
+    fn segment(&self, index: usize) -> Result<RecordBatch> {
         let path = self.file.as_ref().and_then(|file| file.path());
-        let (Some(end), Some(path)) = (self.ends.get(number), path) else {
-            return internal_err!("{self:?} has no batch {number}");
+        let (Some(end), Some(path)) = (self.ends.get(index), path) else {
+            return internal_err!("{self:?} has no batch {index}");
         };
-        let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
         let mut file = File::open(path)?;
         file.seek(SeekFrom::Start(start))?;
         let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(usize::MAX)];
@@ -275,21 +284,21 @@ impl Segments {
     }
 }
 
-impl Spilled for Segments {
-    fn bytes(&self) -> u64 {
+impl SpilledBatches for SegmentedSpill {
+    fn size_bytes(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }
 
     fn read(self: Arc<Self>, batch: usize, done: Completion<RecordBatch>) {
         self.io.clone().spawn_blocking(move || {
-            let read = if done.is_wanted() {
+            let read = if done.has_receiver() {
                 self.segment(batch)
             } else {
                 exec_err!("a batch that nobody waits for")
             };
             // Before the query learns that it is over.
             drop(self);
-            done.complete(read.or_fail());
+            done.complete(read.query_err());
         });
     }
 }

@@ -20,19 +20,19 @@ use datafusion::{
     },
 };
 use futures::{Stream, StreamExt, TryStreamExt};
-use gatework_operators::{OrFail, stream_scan::PollGate};
+use gatework_operators::{ResultExt, stream_scan::PollGate};
 use gatework_runtime::{
     Result as RuntimeResult,
-    pipeline::{Batch, LocalSource, Setup, Source, SourceResult, TaskContext as Task},
+    pipeline::{Batch, DriverContext as Task, LocalSource, OperatorContext, Source, SourceResult},
 };
 use gatework_shared_state::{
-    Take,
-    splits::{Reading, SplitQueue},
+    PopResult,
+    splits::{SplitGuard, SplitQueue},
 };
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use crate::splits::{Part, Split, SplitSource, Splits};
+use crate::splits::{Split, SplitData, SplitSource, Splits};
 
 /// A table that is cut into splits, each of which can be read by itself.
 ///
@@ -57,11 +57,11 @@ use crate::splits::{Part, Split, SplitSource, Splits};
 /// struct NumberSplits(i64, i64);
 ///
 /// impl SplitSource for NumberSplits {
-///     fn next(&mut self, most: usize) -> Result<Splits> {
-///         let end = self.1.min(self.0 + 100 * most as i64);
-///         let splits = (self.0..end).step_by(100).map(|first| Split::of(first, 800)).collect();
+///     fn next(&mut self, max_splits: usize) -> Result<Splits> {
+///         let end = self.1.min(self.0 + 100 * max_splits as i64);
+///         let splits = (self.0..end).step_by(100).map(|first| Split::new(first, 800)).collect();
 ///         self.0 = end;
-///         Ok(Splits::Some(splits, end == self.1))
+///         Ok(Splits::Batch(splits, end == self.1))
 ///     }
 /// }
 ///
@@ -91,13 +91,13 @@ pub trait SplitTable: fmt::Debug + Send + Sync + 'static {
     /// The columns that [`read`](Self::read) gives.
     fn schema(&self) -> SchemaRef;
 
-    /// Its splits, made by [`Split::of`]. Nothing is to be read yet.
+    /// Its splits, made by [`Split::new`]. Nothing is to be read yet.
     ///
     /// # Errors
     /// If the table is gone.
     fn splits(&self) -> Result<Box<dyn SplitSource>>;
 
-    /// The rows of a split: what was given to [`Split::of`]. It is called, and its stream polled, on a worker, where
+    /// The rows of a split: what was given to [`Split::new`]. It is called, and its stream polled, on a worker, where
     /// tokio's I/O and timers are at hand.
     ///
     /// # Errors
@@ -121,10 +121,10 @@ pub struct SplitTableExec {
 impl SplitTableExec {
     /// A scan of `table`. DataFusion plans for so many partitions of it: give it those of the session.
     pub fn new(table: Arc<dyn SplitTable>, partitions: usize) -> Self {
-        Self::reading(table, partitions, None)
+        Self::from_parts(table, partitions, None)
     }
 
-    fn reading(
+    fn from_parts(
         table: Arc<dyn SplitTable>,
         partitions: usize,
         queue: Option<SplitQueue<Split>>,
@@ -143,15 +143,15 @@ impl SplitTableExec {
     }
 
     /// The same, of which the splits in `queue` are read.
-    pub(crate) fn of_queue(&self, queue: SplitQueue<Split>) -> Self {
-        Self::reading(self.table.clone(), 1, Some(queue))
+    pub(crate) fn with_queue(&self, queue: SplitQueue<Split>) -> Self {
+        Self::from_parts(self.table.clone(), 1, Some(queue))
     }
 
     /// The scan on gatework.
     pub(crate) fn source(&self, context: &Arc<TaskContext>, io: Handle) -> Result<SplitTableScan> {
         let feed = match &self.queue {
             Some(queue) => Feed::Queue(queue.clone()),
-            None => Feed::Table(Arc::new(Mutex::new(Found::of(self.table.as_ref())?))),
+            None => Feed::Table(Arc::new(Mutex::new(SplitStream::try_new(self.table.as_ref())?))),
         };
         let (table, context) = (self.table.clone(), context.clone());
         Ok(SplitTableScan { table, context, io, feed })
@@ -202,15 +202,15 @@ impl ExecutionPlan for SplitTableExec {
         }
         let table = self.table.clone();
         let partitions = self.properties.partitioning.partition_count();
-        let own = Found::of(table.as_ref())?;
-        let own = own
+        let splits = SplitStream::try_new(table.as_ref())?;
+        let splits = splits
             .enumerate()
-            .filter(move |(place, _)| std::future::ready(place % partitions == partition));
+            .filter(move |(index, _)| std::future::ready(index % partitions == partition));
         let read = move |(_, split): (usize, Result<Split>)| {
             let rows = split.and_then(|split| split.read_by(table.as_ref(), &context));
             std::future::ready(rows)
         };
-        let rows = own.then(read).try_flatten();
+        let rows = splits.then(read).try_flatten();
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.table.schema(), rows)))
     }
 }
@@ -221,24 +221,24 @@ impl Split {
         table: &dyn SplitTable,
         context: &Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
-        match self.part {
-            Part::OfUser(split) => table.read(split, context),
+        match self.data {
+            SplitData::UserDefined(split) => table.read(split, context),
             // An empty one, which gives a stage a task.
-            Part::Batches(batches) => {
+            SplitData::Batches(batches) => {
                 let batches = futures::stream::iter(batches.into_iter().map(Ok));
                 Ok(Box::pin(RecordBatchStreamAdapter::new(table.schema(), batches)))
             }
-            Part::Piece(_) => {
-                internal_err!("a file's split in a table that has none: use Split::of")
+            SplitData::Morsel(_) => {
+                internal_err!("a file's split in a table that has none: use Split::new")
             }
         }
     }
 }
 
-const SPLITS_AT_A_TIME: usize = 16;
+const SPLIT_BATCH_SIZE: usize = 16;
 
 /// The splits of a table, one after the other.
-struct Found {
+struct SplitStream {
     source: Box<dyn SplitSource>,
     /// The next one last.
     splits: Vec<Split>,
@@ -246,37 +246,37 @@ struct Found {
     last: bool,
 }
 
-impl Found {
-    fn of(table: &dyn SplitTable) -> Result<Self> {
+impl SplitStream {
+    fn try_new(table: &dyn SplitTable) -> Result<Self> {
         Ok(Self { source: table.splits()?, splits: Vec::new(), last: false })
     }
 
-    fn next_split(&mut self) -> Result<Take<Split>> {
+    fn next_split(&mut self) -> Result<PopResult<Split>> {
         loop {
             if let Some(split) = self.splits.pop() {
-                return Ok(Take::Item(split));
+                return Ok(PopResult::Item(split));
             }
             if self.last {
-                return Ok(Take::Finished);
+                return Ok(PopResult::Finished);
             }
-            match self.source.next(SPLITS_AT_A_TIME)? {
-                Splits::Some(mut splits, last) => {
+            match self.source.next(SPLIT_BATCH_SIZE)? {
+                Splits::Batch(mut splits, last) => {
                     splits.reverse();
                     (self.splits, self.last) = (splits, last);
                 }
-                Splits::Blocked(gate) => return Ok(Take::Blocked(gate)),
+                Splits::Blocked(gate) => return Ok(PopResult::Blocked(gate)),
             }
         }
     }
 }
 
-impl Drop for Found {
+impl Drop for SplitStream {
     fn drop(&mut self) {
         self.source.close();
     }
 }
 
-impl Stream for Found {
+impl Stream for SplitStream {
     type Item = Result<Split>;
 
     fn poll_next(
@@ -285,9 +285,9 @@ impl Stream for Found {
     ) -> Poll<Option<Self::Item>> {
         loop {
             match self.next_split()? {
-                Take::Item(split) => return Poll::Ready(Some(Ok(split))),
-                Take::Finished | Take::Aborted => return Poll::Ready(None),
-                Take::Blocked(gate) => {
+                PopResult::Item(split) => return Poll::Ready(Some(Ok(split))),
+                PopResult::Finished | PopResult::Aborted => return Poll::Ready(None),
+                PopResult::Blocked(gate) => {
                     if !gate.poll_ready(context.waker()) {
                         return Poll::Pending;
                     }
@@ -310,7 +310,7 @@ pub(crate) struct SplitTableScan {
 #[derive(Clone)]
 enum Feed {
     Queue(SplitQueue<Split>),
-    Table(Arc<Mutex<Found>>),
+    Table(Arc<Mutex<SplitStream>>),
 }
 
 impl fmt::Debug for Feed {
@@ -323,19 +323,19 @@ impl fmt::Debug for Feed {
 }
 
 impl Feed {
-    fn take(&self) -> RuntimeResult<Take<(Split, Option<Reading<Split>>)>> {
+    fn take(&self) -> RuntimeResult<PopResult<(Split, Option<SplitGuard<Split>>)>> {
         match self {
             Self::Queue(queue) => Ok(match queue.take() {
-                Take::Item((split, reading)) => Take::Item((split, Some(reading))),
-                Take::Blocked(gate) => Take::Blocked(gate),
-                Take::Finished => Take::Finished,
-                Take::Aborted => Take::Aborted,
+                PopResult::Item((split, guard)) => PopResult::Item((split, Some(guard))),
+                PopResult::Blocked(gate) => PopResult::Blocked(gate),
+                PopResult::Finished => PopResult::Finished,
+                PopResult::Aborted => PopResult::Aborted,
             }),
-            Self::Table(found) => Ok(match found.lock().next_split().or_fail()? {
-                Take::Item(split) => Take::Item((split, None)),
-                Take::Blocked(gate) => Take::Blocked(gate),
-                Take::Finished => Take::Finished,
-                Take::Aborted => Take::Aborted,
+            Self::Table(stream) => Ok(match stream.lock().next_split().query_err()? {
+                PopResult::Item(split) => PopResult::Item((split, None)),
+                PopResult::Blocked(gate) => PopResult::Blocked(gate),
+                PopResult::Finished => PopResult::Finished,
+                PopResult::Aborted => PopResult::Aborted,
             }),
         }
     }
@@ -346,7 +346,7 @@ impl Source for SplitTableScan {
         "split scan"
     }
 
-    fn local(&self, _: Setup) -> RuntimeResult<Box<dyn LocalSource>> {
+    fn local(&self, _: OperatorContext) -> RuntimeResult<Box<dyn LocalSource>> {
         Ok(Box::new(LocalScan {
             table: self.table.clone(),
             context: self.context.clone(),
@@ -363,7 +363,7 @@ struct LocalScan {
     context: Arc<TaskContext>,
     io: Handle,
     feed: Feed,
-    current: Option<(SendableRecordBatchStream, Option<Reading<Split>>)>,
+    current: Option<(SendableRecordBatchStream, Option<SplitGuard<Split>>)>,
     gate: PollGate,
 }
 
@@ -379,21 +379,21 @@ impl LocalSource for LocalScan {
         let io = self.io.clone();
         let _entered = io.enter();
         loop {
-            task.check()?;
+            task.check_cancelled()?;
             match self.poll() {
                 Poll::Pending => return Ok(SourceResult::Blocked(self.gate.gate().into())),
                 Poll::Ready(Some(rows)) => {
-                    return Ok(SourceResult::Batch(Batch::new(rows.or_fail()?)));
+                    return Ok(SourceResult::Batch(Batch::new(rows.query_err()?)));
                 }
                 Poll::Ready(None) => self.current = None,
             }
             match self.feed.take()? {
-                Take::Item((split, reading)) => {
-                    let stream = split.read_by(self.table.as_ref(), &self.context).or_fail()?;
-                    self.current = Some((stream, reading));
+                PopResult::Item((split, guard)) => {
+                    let stream = split.read_by(self.table.as_ref(), &self.context).query_err()?;
+                    self.current = Some((stream, guard));
                 }
-                Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
-                Take::Finished | Take::Aborted => return Ok(SourceResult::Finished),
+                PopResult::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                PopResult::Finished | PopResult::Aborted => return Ok(SourceResult::Finished),
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A [`SplitSource`] cuts a table into [`Split`]s, as late as they are wanted: row groups of Parquet files, byte
 //! ranges of text, ranges of rows of a table in memory. Footers are read when the splits of their file are asked
-//! for. A task's plan has the table [with a queue](table_of_splits) in place of the files: what is put into the
+//! for. A task's plan has the table [with a queue](with_split_queue) in place of the files: what is put into the
 //! queue is read.
 
 use std::{any::Any, collections::VecDeque, fmt, sync::Arc, task::Poll};
@@ -34,37 +34,37 @@ use tokio::runtime::Handle;
 pub use crate::split_table::{SplitTable, SplitTableExec};
 use crate::{
     engine::Engine,
-    scan::{MemoryTable, Piece, pieces},
+    scan::{FileMorsel, FilteredMemorySource, morsels},
 };
 
 /// A part of a table that one task reads.
 pub struct Split {
-    pub(crate) part: Part,
+    pub(crate) data: SplitData,
     weight: u64,
 }
 
-pub(crate) enum Part {
-    Piece(Box<Piece>),
+pub(crate) enum SplitData {
+    Morsel(Box<FileMorsel>),
     Batches(Vec<RecordBatch>),
     /// Of a [`SplitTable`].
-    OfUser(Box<dyn Any + Send>),
+    UserDefined(Box<dyn Any + Send>),
 }
 
 impl Split {
     /// Rows that are in memory.
-    pub fn of_batches(batches: Vec<RecordBatch>) -> Self {
+    pub fn from_batches(batches: Vec<RecordBatch>) -> Self {
         let weight = batches.iter().map(|batch| batch.get_array_memory_size() as u64).sum();
-        Self { part: Part::Batches(batches), weight }
+        Self { data: SplitData::Batches(batches), weight }
     }
 
     /// A split of a [`SplitTable`], for which about `weight` bytes are read: what its `read` gets.
-    pub fn of(split: impl Any + Send, weight: u64) -> Self {
-        Self { part: Part::OfUser(Box::new(split)), weight }
+    pub fn new(split: impl Any + Send, weight: u64) -> Self {
+        Self { data: SplitData::UserDefined(Box::new(split)), weight }
     }
 
     /// A split without rows: it gives a stage a task that finds its table empty.
     pub fn empty() -> Self {
-        Self::of_batches(Vec::new())
+        Self::from_batches(Vec::new())
     }
 
     /// About how many bytes are read for it.
@@ -78,27 +78,27 @@ impl Split {
         Self { weight, ..self }
     }
 
-    fn of_piece(piece: Piece) -> Self {
-        let weight = match &piece.group {
+    fn from_morsel(morsel: FileMorsel) -> Self {
+        let weight = match &morsel.group {
             Some(group) => group.metadata().compressed_size().unsigned_abs(),
-            None => match &piece.file.range {
+            None => match &morsel.file.range {
                 Some(range) => (range.end - range.start).unsigned_abs(),
-                None => piece.file.object_meta.size,
+                None => morsel.file.object_meta.size,
             },
         };
-        Self { part: Part::Piece(Box::new(piece)), weight }
+        Self { data: SplitData::Morsel(Box::new(morsel)), weight }
     }
 }
 
 impl fmt::Debug for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.part {
-            Part::Piece(piece) => write!(f, "{}", piece.file.object_meta.location)?,
-            Part::Batches(batches) => {
+        match &self.data {
+            SplitData::Morsel(morsel) => write!(f, "{}", morsel.file.object_meta.location)?,
+            SplitData::Batches(batches) => {
                 let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
                 write!(f, "{rows} rows")?;
             }
-            Part::OfUser(_) => write!(f, "split of a table")?,
+            SplitData::UserDefined(_) => write!(f, "split of a table")?,
         }
         write!(f, ", {} bytes", self.weight)
     }
@@ -108,18 +108,18 @@ impl fmt::Debug for Split {
 #[derive(Debug)]
 pub enum Splits {
     /// Some, and whether they are the last.
-    Some(Vec<Split>, bool),
+    Batch(Vec<Split>, bool),
     /// They are not known yet: ask again when this is open.
     Blocked(Gate),
 }
 
 /// The splits of one table, found when they are asked for.
 pub trait SplitSource: Send {
-    /// The next splits, about as many as `most`. Not called again after the last ones.
+    /// The next splits, about as many as `max_splits`. Not called again after the last ones.
     ///
     /// # Errors
     /// If the table cannot be cut: a file is gone or damaged.
-    fn next(&mut self, most: usize) -> Result<Splits>;
+    fn next(&mut self, max_splits: usize) -> Result<Splits>;
 
     /// No more are wanted.
     fn close(&mut self) {}
@@ -130,11 +130,11 @@ pub fn has_splits(table: &Arc<dyn ExecutionPlan>) -> bool {
     if table.is::<SplitTableExec>() {
         return true;
     }
-    let table = filterable(table.clone());
+    let table = with_filter_support(table.clone());
     let scan = table.downcast_ref::<DataSourceExec>();
     scan.is_some_and(|scan| {
         let source = scan.data_source();
-        source.is::<FileScanConfig>() || source.is::<MemoryTable>()
+        source.is::<FileScanConfig>() || source.is::<FilteredMemorySource>()
     })
 }
 
@@ -150,14 +150,14 @@ pub fn split_source(
     if let Some(scan) = table.downcast_ref::<SplitTableExec>() {
         return scan.table().splits();
     }
-    let table = filterable(table.clone());
+    let table = with_filter_support(table.clone());
     let Some(scan) = table.downcast_ref::<DataSourceExec>() else {
         return internal_err!("{} has no splits", table.name());
     };
     let source = scan.data_source();
     if let Some(config) = source.downcast_ref::<FileScanConfig>() {
         let mut config = config.clone();
-        pieces::prepare(&mut config, context)?;
+        morsels::prepare(&mut config, context)?;
         let files = config.file_groups.iter().flat_map(|group| group.files().iter().cloned());
         let files = files.collect();
         return Ok(Box::new(FileSplits {
@@ -165,11 +165,11 @@ pub fn split_source(
             config: Arc::new(config),
             io: Engine::new(executor.clone()).io()?,
             workers: executor.threads(),
-            cutting: None,
+            planning: None,
             gate: PollGate::new("splits of a file"),
         }));
     }
-    if let Some(memory) = source.downcast_ref::<MemoryTable>() {
+    if let Some(memory) = source.downcast_ref::<FilteredMemorySource>() {
         let batches = memory.table().partitions().iter().flatten().cloned().collect();
         return Ok(Box::new(MemorySplits { batches, first_row: 0 }));
     }
@@ -182,45 +182,45 @@ struct FileSplits {
     io: Handle,
     workers: usize,
     /// The footer that is being read.
-    cutting: Option<BoxFuture<'static, Result<Vec<Piece>>>>,
+    planning: Option<BoxFuture<'static, Result<Vec<FileMorsel>>>>,
     gate: PollGate,
 }
 
 impl SplitSource for FileSplits {
-    fn next(&mut self, most: usize) -> Result<Splits> {
+    fn next(&mut self, max_splits: usize) -> Result<Splits> {
         let mut splits = Vec::new();
-        while splits.len() < most {
-            if self.cutting.is_none() {
+        while splits.len() < max_splits {
+            if self.planning.is_none() {
                 let Some(file) = self.files.pop_front() else { break };
-                if !pieces::has_row_groups(&self.config) {
-                    let ranges = pieces::byte_ranges(file, self.workers);
-                    splits.extend(ranges.into_iter().map(Piece::from).map(Split::of_piece));
+                if !morsels::has_row_groups(&self.config) {
+                    let ranges = morsels::byte_ranges(file, self.workers);
+                    splits.extend(ranges.into_iter().map(FileMorsel::from).map(Split::from_morsel));
                     continue;
                 }
                 let config = self.config.clone();
-                let cut = async move { pieces::row_groups(&config, file, 0).await };
-                self.cutting = Some(cut.boxed());
+                let planning = async move { morsels::row_groups(&config, file, 0).await };
+                self.planning = Some(planning.boxed());
             }
-            let Some(cutting) = &mut self.cutting else { break };
+            let Some(planning) = &mut self.planning else { break };
             // Readers find the I/O runtime through the thread they are polled on.
             let _entered = self.io.enter();
-            match self.gate.poll(|context| cutting.poll_unpin(context)) {
+            match self.gate.poll(|context| planning.poll_unpin(context)) {
                 Poll::Pending if splits.is_empty() => return Ok(Splits::Blocked(self.gate.gate())),
-                Poll::Pending => return Ok(Splits::Some(splits, false)),
-                Poll::Ready(pieces) => {
-                    self.cutting = None;
-                    splits.extend(pieces?.into_iter().map(Split::of_piece));
+                Poll::Pending => return Ok(Splits::Batch(splits, false)),
+                Poll::Ready(morsels) => {
+                    self.planning = None;
+                    splits.extend(morsels?.into_iter().map(Split::from_morsel));
                 }
             }
         }
-        let last = self.files.is_empty() && self.cutting.is_none();
-        Ok(Splits::Some(splits, last))
+        let last = self.files.is_empty() && self.planning.is_none();
+        Ok(Splits::Batch(splits, last))
     }
 
     fn close(&mut self) {
         let _entered = self.io.enter();
         self.files.clear();
-        self.cutting = None;
+        self.planning = None;
     }
 }
 
@@ -234,7 +234,7 @@ struct MemorySplits {
 }
 
 impl MemorySplits {
-    fn split(&mut self) -> Split {
+    fn next_split(&mut self) -> Split {
         let (mut batches, mut rows) = (Vec::new(), 0);
         while rows < MEMORY_SPLIT_ROWS {
             let Some(batch) = self.batches.front() else { break };
@@ -251,17 +251,17 @@ impl MemorySplits {
         let weight = batches.iter().flat_map(|batch| batch.columns());
         let weight = weight.map(|column| gatework_runtime::pipeline::column_bytes(column.as_ref()));
         let weight = weight.sum::<usize>() as u64;
-        Split { part: Part::Batches(batches), weight }
+        Split { data: SplitData::Batches(batches), weight }
     }
 }
 
 impl SplitSource for MemorySplits {
-    fn next(&mut self, most: usize) -> Result<Splits> {
+    fn next(&mut self, max_splits: usize) -> Result<Splits> {
         let mut splits = Vec::new();
-        while splits.len() < most && !self.batches.is_empty() {
-            splits.push(self.split());
+        while splits.len() < max_splits && !self.batches.is_empty() {
+            splits.push(self.next_split());
         }
-        Ok(Splits::Some(splits, self.batches.is_empty()))
+        Ok(Splits::Batch(splits, self.batches.is_empty()))
     }
 
     fn close(&mut self) {
@@ -270,9 +270,9 @@ impl SplitSource for MemorySplits {
 }
 
 /// `table`, if it can be read in splits, as one that takes runtime filters.
-pub fn filterable(table: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+pub fn with_filter_support(table: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
     let scan = table.downcast_ref::<DataSourceExec>();
-    match scan.and_then(|scan| MemoryTable::around(scan.data_source(), &[])) {
+    match scan.and_then(|scan| FilteredMemorySource::wrap(scan.data_source(), &[])) {
         Some(memory) => Arc::new(DataSourceExec::new(Arc::new(memory))),
         None => table,
     }
@@ -282,29 +282,29 @@ pub fn filterable(table: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
 ///
 /// # Errors
 /// If it is no table that has splits.
-pub fn table_of_splits(
+pub fn with_split_queue(
     table: &Arc<dyn ExecutionPlan>,
     queue: SplitQueue<Split>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     if let Some(scan) = table.downcast_ref::<SplitTableExec>() {
-        return Ok(Arc::new(scan.of_queue(queue)));
+        return Ok(Arc::new(scan.with_queue(queue)));
     }
-    let table = filterable(table.clone());
+    let table = with_filter_support(table.clone());
     let Some(scan) = table.downcast_ref::<DataSourceExec>() else {
         return internal_err!("{} has no splits", table.name());
     };
     let table = scan.data_source().clone();
-    Ok(Arc::new(DataSourceExec::new(Arc::new(QueuedTable { table, queue }))))
+    Ok(Arc::new(DataSourceExec::new(Arc::new(SplitQueueSource { table, queue }))))
 }
 
 /// A table, and the queue of those of its splits that are read.
 #[derive(Debug, Clone)]
-pub(crate) struct QueuedTable {
+pub(crate) struct SplitQueueSource {
     table: Arc<dyn DataSource>,
     queue: SplitQueue<Split>,
 }
 
-impl QueuedTable {
+impl SplitQueueSource {
     pub(crate) fn table(&self) -> &Arc<dyn DataSource> {
         &self.table
     }
@@ -314,7 +314,7 @@ impl QueuedTable {
     }
 }
 
-impl DataSource for QueuedTable {
+impl DataSource for SplitQueueSource {
     fn open(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         internal_err!("splits are read by the tasks of a stage only")
     }

@@ -9,26 +9,33 @@ use datafusion::{
 };
 
 use crate::{
+    add_exchanges::PlanWithDistribution,
     exchange::{ExchangeExec, ExchangeKind, PartitioningHandle as Handle},
-    place::Placed,
     scan::SplitScanExec,
 };
 
 /// Whether two expressions over `rows` have the same values.
-fn same(rows: &Placed, one: &Arc<dyn PhysicalExpr>, other: &Arc<dyn PhysicalExpr>) -> bool {
+fn same(
+    rows: &PlanWithDistribution,
+    one: &Arc<dyn PhysicalExpr>,
+    other: &Arc<dyn PhysicalExpr>,
+) -> bool {
     let classes = rows.plan.equivalence_properties().eq_group();
     classes.normalize_expr(one.clone()).eq(&classes.normalize_expr(other.clone()))
 }
 
 /// Whether rows of tables in buckets that have the same `keys` are in one bucket: it is by some of these.
-pub(crate) fn is_divided_by(rows: &Placed, keys: &[Arc<dyn PhysicalExpr>]) -> bool {
-    let Partitioning::Hash(divided_by, _) = rows.plan.output_partitioning() else { return false };
+pub(crate) fn is_partitioned_by(
+    rows: &PlanWithDistribution,
+    keys: &[Arc<dyn PhysicalExpr>],
+) -> bool {
+    let Partitioning::Hash(hash_keys, _) = rows.plan.output_partitioning() else { return false };
     let is_key = |by: &Arc<dyn PhysicalExpr>| keys.iter().any(|key| same(rows, by, key));
-    rows.handle == Handle::Buckets && divided_by.iter().all(is_key)
+    rows.handle == Handle::Buckets && hash_keys.iter().all(is_key)
 }
 
 /// Whether rows of both sides that may meet are in the same bucket, of as many.
-pub(crate) fn meet_in_buckets(join: &HashJoinExec, children: &[Placed]) -> bool {
+pub(crate) fn is_colocated_join(join: &HashJoinExec, children: &[PlanWithDistribution]) -> bool {
     let [left, right] = children else { return false };
     if left.handle != Handle::Buckets || right.handle != Handle::Buckets || join.null_aware {
         return false;
@@ -49,22 +56,22 @@ pub(crate) fn meet_in_buckets(join: &HashJoinExec, children: &[Placed]) -> bool 
 
 /// The sides of a join that was to collect one of them, where they need not: rows that may meet are in the same
 /// buckets.
-pub(crate) fn in_the_same_buckets(
+pub(crate) fn colocated_sides(
     join: &HashJoinExec,
-    children: &mut Vec<Placed>,
-) -> Option<Vec<Placed>> {
+    children: &mut Vec<PlanWithDistribution>,
+) -> Option<Vec<PlanWithDistribution>> {
     let right = children.pop()?;
     let left = children.pop()?;
     let gathered = left.plan.downcast_ref::<ExchangeExec>();
     let gathered = gathered.filter(|exchange| exchange.kind() == ExchangeKind::Gather);
-    let divided = match gathered.map(ExchangeExec::sources) {
+    let bucketed = match gathered.map(ExchangeExec::sources) {
         Some([source]) if in_buckets(source) => {
-            Placed { plan: source.clone(), handle: Handle::Buckets }
+            PlanWithDistribution { plan: source.clone(), handle: Handle::Buckets }
         }
-        _ => Placed { plan: left.plan.clone(), handle: left.handle },
+        _ => PlanWithDistribution { plan: left.plan.clone(), handle: left.handle },
     };
-    let sides = [divided, right];
-    if meet_in_buckets(join, &sides) {
+    let sides = [bucketed, right];
+    if is_colocated_join(join, &sides) {
         return Some(sides.into());
     }
     let [_, right] = sides;
@@ -76,11 +83,11 @@ pub(crate) fn in_the_same_buckets(
 pub(crate) fn uses_buckets(node: &Arc<dyn ExecutionPlan>) -> bool {
     let requirements = node.input_distribution_requirements();
     let children = node.children();
-    let by_key = |place: usize| {
-        let required = requirements.child_distribution(place);
+    let by_key = |child_index: usize| {
+        let required = requirements.child_distribution(child_index);
         matches!(required, Some(Distribution::KeyPartitioned(keys)) if !keys.is_empty())
     };
-    children.iter().enumerate().any(|(place, child)| by_key(place) && in_buckets(child))
+    children.iter().enumerate().any(|(child_index, child)| by_key(child_index) && in_buckets(child))
         || children.into_iter().any(uses_buckets)
 }
 
@@ -94,8 +101,8 @@ pub(crate) fn bucket_count(node: &Arc<dyn ExecutionPlan>) -> Option<usize> {
 
 /// Whether tables in buckets are behind `node` in its fragment.
 fn in_buckets(node: &Arc<dyn ExecutionPlan>) -> bool {
-    let ends = node.downcast_ref::<ExchangeExec>().is_some();
-    !ends
+    let is_exchange = node.downcast_ref::<ExchangeExec>().is_some();
+    !is_exchange
         && match node.downcast_ref::<SplitScanExec>() {
             Some(scan) => scan.buckets().is_some(),
             None => node.children().into_iter().any(in_buckets),

@@ -105,8 +105,8 @@ impl PartitioningScheme {
 impl fmt::Display for PartitioningScheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.handle)?;
-        for (place, key) in self.keys.iter().enumerate() {
-            write!(f, "{}{key}", if place == 0 { " of " } else { ", " })?;
+        for (index, key) in self.keys.iter().enumerate() {
+            write!(f, "{}{key}", if index == 0 { " of " } else { ", " })?;
         }
         if let Some(ordering) = &self.ordering {
             write!(f, ", merged by {ordering}")?;
@@ -272,12 +272,12 @@ impl ExecutionPlan for ExchangeExec {
         // DataFusion finds columns by their names. Those that are there twice, or come out under other names, are
         // not meant.
         let (own, below) = (self.schema(), source.schema());
-        let name_of = |schema: &SchemaRef, place: usize| schema.field(place).name().clone();
+        let name_of = |schema: &SchemaRef, index: usize| schema.field(index).name().clone();
         let named =
             |name: &String| below.fields().iter().filter(|field| field.name() == name).count();
-        let known = (0..own.fields().len()).filter(|place| {
-            let name = name_of(&own, *place);
-            name == name_of(&below, *place) && named(&name) == 1
+        let known = (0..own.fields().len()).filter(|index| {
+            let name = name_of(&own, *index);
+            name == name_of(&below, *index) && named(&name) == 1
         });
         let known = known.collect();
         let child =

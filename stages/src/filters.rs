@@ -18,7 +18,7 @@ use datafusion::{
         joins::{HashJoinExec, PartitionMode},
     },
 };
-use gatework_sql::{FilterTargets, RUNTIME_FILTER_RULE, RemoteFilters};
+use gatework_sql::{FilterTargets, RUNTIME_FILTER_RULE, RemoteRuntimeFilters};
 
 use crate::{ExchangeExec, FragmentId, SplitScanExec, SubPlan};
 
@@ -84,22 +84,22 @@ fn without_strays(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>
 
 /// The filters of `plan` that are made in one stage and used in another one, or made of what several tasks know:
 /// the tasks of a stage share its plan, and what one of them knows is not true for the rows of another.
-pub(crate) fn between_stages(plan: &SubPlan, nodes: usize) -> Result<RemoteFilters> {
+pub(crate) fn between_stages(plan: &SubPlan, nodes: usize) -> Result<RemoteRuntimeFilters> {
     let (mut made, mut used) = (Vec::new(), Vec::new());
     for fragment in plan.fragments() {
         // Each group makes its own.
-        if fragment.grouped {
+        if fragment.grouped_execution {
             find(&fragment.root, fragment.id, 1, &mut Vec::new(), &mut used)?;
             continue;
         }
         let tasks = fragment.tasks(nodes);
         find(&fragment.root, fragment.id, tasks, &mut made, &mut used)?;
     }
-    let mut filters = RemoteFilters::default();
+    let mut filters = RemoteRuntimeFilters::default();
     for Made { filter, stage, tasks } in made {
         let Some(id) = filter.expression_id() else { continue };
-        let elsewhere = used.iter().any(|(wanted, reader)| *wanted == id && *reader != stage);
-        if tasks > 1 || elsewhere {
+        let used_remotely = used.iter().any(|(wanted, reader)| *wanted == id && *reader != stage);
+        if tasks > 1 || used_remotely {
             filters.add(filter, stage, tasks);
         }
     }
@@ -124,8 +124,8 @@ fn find(
         for expression in join.dynamic_expressions_produced() {
             if let Ok(filter) = Arc::downcast::<DynamicFilterPhysicalExpr>(expression) {
                 // A side that was sent to all is known whole to the first.
-                let parts = *join.partition_mode() == PartitionMode::Partitioned;
-                made.push(Made { filter, stage, tasks: if parts { tasks } else { 1 } });
+                let partitioned = *join.partition_mode() == PartitionMode::Partitioned;
+                made.push(Made { filter, stage, tasks: if partitioned { tasks } else { 1 } });
             }
         }
     }

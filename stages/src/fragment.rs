@@ -41,7 +41,7 @@ pub struct PlanFragment {
     /// How many buckets its tables have, if its tasks share these.
     pub buckets: Option<usize>,
     /// Whether a task reads one bucket after the other, and forgets each before the next (rule F-9).
-    pub grouped: bool,
+    pub grouped_execution: bool,
 }
 
 impl PlanFragment {
@@ -101,18 +101,18 @@ pub(crate) fn remote_sources<'a>(
     plan.children().into_iter().for_each(|child| remote_sources(child, found));
 }
 
-/// Cuts `plan` into fragments; `most` of them are allowed.
+/// Cuts `plan` into fragments; `max_stages` of them are allowed.
 ///
 /// # Errors
 /// If there are more, or the parts of one fragment do not go together.
-pub fn fragment_plan(plan: &Arc<dyn ExecutionPlan>, most: usize) -> Result<SubPlan> {
+pub fn fragment_plan(plan: &Arc<dyn ExecutionPlan>, max_stages: usize) -> Result<SubPlan> {
     let mut fragmenter = Fragmenter { next: 0 };
-    let whole = fragmenter.cut(plan, PartitioningScheme::single())?;
+    let whole = fragmenter.fragment(plan, PartitioningScheme::single())?;
     whole.check()?;
-    if fragmenter.next > most {
+    if fragmenter.next > max_stages {
         let found = fragmenter.next;
         return plan_err!(
-            "the query has {found} stages, of at most {most}: simplify it, or allow more (StageOptions::most_stages)"
+            "the query has {found} stages, of at most {max_stages}: simplify it, or allow more (StageOptions::max_stages)"
         );
     }
     Ok(whole)
@@ -124,15 +124,15 @@ struct Fragmenter {
 
 /// What is known of a fragment while it is made.
 #[derive(Default)]
-struct Parts {
+struct FragmentProperties {
     partitioning: Option<Handle>,
     tables: Vec<Arc<dyn ExecutionPlan>>,
     children: Vec<SubPlan>,
 }
 
-impl Parts {
+impl FragmentProperties {
     /// Notes that rows are shared like this (rule F-5).
-    fn set(&mut self, handle: Handle) -> Result<()> {
+    fn set_partitioning(&mut self, handle: Handle) -> Result<()> {
         self.partitioning = Some(match (self.partitioning, handle) {
             (None, handle) => handle,
             (Some(known), handle) if known == handle => known,
@@ -151,19 +151,19 @@ impl Parts {
 
 impl Fragmenter {
     /// A fragment of `plan`, whose output goes where `output` says. It is numbered when it is entered.
-    fn cut(
+    fn fragment(
         &mut self,
         plan: &Arc<dyn ExecutionPlan>,
         output: PartitioningScheme,
     ) -> Result<SubPlan> {
         let id = self.next;
         self.next += 1;
-        let mut parts = Parts::default();
+        let mut properties = FragmentProperties::default();
         if output.handle == Handle::Single && id == 0 {
-            parts.set(Handle::Single)?;
+            properties.set_partitioning(Handle::Single)?;
         }
-        let root = self.within(plan, &mut parts)?;
-        let mut partitioning = parts.partitioning.unwrap_or(Handle::Single);
+        let root = self.rewrite(plan, &mut properties)?;
+        let mut partitioning = properties.partitioning.unwrap_or(Handle::Single);
         let useful = partitioning == Handle::Buckets && uses_buckets(&root);
         if partitioning == Handle::Buckets && !useful {
             // Its rows may as well be anywhere, and then go to whoever has least to do.
@@ -173,59 +173,61 @@ impl Fragmenter {
             id,
             partitioning,
             output,
-            tables: parts.tables,
+            tables: properties.tables,
             buckets: if useful { bucket_count(&root) } else { None },
             // Rows of other stages come once, for all groups.
-            grouped: useful && parts.children.is_empty(),
+            grouped_execution: useful && properties.children.is_empty(),
             root,
         };
-        Ok(SubPlan { fragment, children: parts.children })
+        Ok(SubPlan { fragment, children: properties.children })
     }
 
     /// `plan` with remote sources in place of remote exchanges.
-    fn within(
+    fn rewrite(
         &mut self,
         plan: &Arc<dyn ExecutionPlan>,
-        parts: &mut Parts,
+        properties: &mut FragmentProperties,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         if let Some(exchange) = plan.downcast_ref::<ExchangeExec>()
             && exchange.scope() == Scope::Remote
         {
-            return self.cut_at(exchange, parts);
+            return self.fragment_at(exchange, properties);
         }
         if let Some(scan) = plan.downcast_ref::<SplitScanExec>() {
-            parts.tables.push(scan.table().clone());
+            properties.tables.push(scan.table().clone());
             let buckets = scan.buckets().is_some();
-            parts.set(if buckets { Handle::Buckets } else { Handle::Source })?;
+            properties.set_partitioning(if buckets { Handle::Buckets } else { Handle::Source })?;
             return Ok(plan.clone());
         }
         if plan.children().is_empty() {
-            parts.set(Handle::Single)?;
+            properties.set_partitioning(Handle::Single)?;
             return Ok(plan.clone());
         }
-        let children = plan.children().into_iter().map(|child| self.within(child, parts));
+        let children = plan.children().into_iter().map(|child| self.rewrite(child, properties));
         with_children(plan.clone(), children.collect::<Result<_>>()?)
     }
 
-    fn cut_at(
+    fn fragment_at(
         &mut self,
         exchange: &ExchangeExec,
-        parts: &mut Parts,
+        properties: &mut FragmentProperties,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         match exchange.kind() {
-            ExchangeKind::Gather | ExchangeKind::Merge => parts.set(Handle::Single)?,
-            ExchangeKind::Repartition => parts.set(exchange.scheme().handle)?,
+            ExchangeKind::Gather | ExchangeKind::Merge => {
+                properties.set_partitioning(Handle::Single)?
+            }
+            ExchangeKind::Repartition => properties.set_partitioning(exchange.scheme().handle)?,
             // Who has all rows of one side keeps its share of the other.
             ExchangeKind::Replicate => {}
         }
         let mut fragments = Vec::new();
         let mut merged = exchange.scheme().is_merged();
         for source in exchange.sources() {
-            let child = self.cut(source, exchange.scheme().clone())?;
+            let child = self.fragment(source, exchange.scheme().clone())?;
             fragments.push(child.fragment.id);
             // What a task gives is in order for each group, and begins anew with the next.
-            merged &= !child.fragment.grouped;
-            parts.children.push(child);
+            merged &= !child.fragment.grouped_execution;
+            properties.children.push(child);
         }
         Ok(Arc::new(RemoteSourceExec {
             fragments,

@@ -1,7 +1,7 @@
 //! Who reads whom: tells a stage's parent of its tasks, and its children of their readers. (Presto's
 //! `StageLinkage` and output buffer managers; rules C and H-4 to H-7.)
 
-use gatework_runtime::{Error, Result, pipeline::Held};
+use gatework_runtime::{Error, Result, pipeline::BufferedBatch};
 use gatework_shared_state::output::{ExchangeClient, OutputBuffers, OutputKind};
 
 use crate::{
@@ -23,7 +23,7 @@ impl BufferManager {
                 OutputBuffers::new(OutputKind::Arbitrary)
             }
             Handle::Single | Handle::Source | Handle::Buckets | Handle::FixedHash => {
-                OutputBuffers::of_partitions(scheme.partitions.max(1))
+                OutputBuffers::with_partitions(scheme.partitions.max(1))
             }
         };
         Self { buffers }
@@ -43,17 +43,19 @@ impl BufferManager {
         for id in readers {
             if self.buffers.kind() == OutputKind::Partitioned {
                 if !self.buffers.contains(id) {
-                    let most = self.buffers.len();
-                    return Err(Error::Setup(format!("reader {id} of {most} partitions")));
+                    let num_partitions = self.buffers.len();
+                    return Err(Error::InvalidConfiguration(format!(
+                        "reader {id} of {num_partitions} partitions"
+                    )));
                 }
-            } else if !self.buffers.no_more() {
+            } else if !self.buffers.no_more_buffers() {
                 let partition = if self.buffers.kind() == OutputKind::Arbitrary { id } else { 0 };
                 let more = self.buffers.with_buffer(id, partition);
                 self.buffers = more.map_err(Error::operator)?;
             }
         }
         if last {
-            self.buffers = self.buffers.with_no_more();
+            self.buffers = self.buffers.with_no_more_buffers();
         }
         Ok(self.buffers.version() != known)
     }
@@ -91,7 +93,7 @@ impl StageLinkage {
         &mut self,
         stages: &mut [StageExecution],
         new: &Tasks,
-        result: &ExchangeClient<Held>,
+        result: &ExchangeClient<BufferedBatch>,
     ) -> Result<()> {
         let last = stages[self.stage].state().has_all_tasks();
         match self.parent {
@@ -99,16 +101,16 @@ impl StageLinkage {
             None => {
                 for task in new {
                     let location = task.id().location();
-                    let added = result.add(location, task.output().clone(), 0);
+                    let added = result.add_location(location, task.output().clone(), 0);
                     added.map_err(Error::operator)?;
                 }
                 if last {
-                    result.no_more();
+                    result.set_no_more_locations();
                 }
             }
         }
         for (child, manager) in &mut self.children {
-            if manager.add(new.iter().map(|task| task.id().number), last)? {
+            if manager.add(new.iter().map(|task| task.id().index), last)? {
                 stages[*child].set_buffers(manager.buffers())?;
             }
         }

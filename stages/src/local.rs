@@ -19,66 +19,69 @@ use datafusion::{
     physical_plan::{ExecutionPlan, sorts::sort::SortExec},
 };
 use gatework_operators::{
-    Failure, OrFail,
-    exchange_source::ExchangeSource,
+    ResultExt, SharedDataFusionError,
+    exchange_source::RemoteExchangeSource,
     local_exchange::Routing,
-    sort::{OrderedExchange, SortConfig},
-    task_output::TaskOutput,
+    sort::{MergeExchangeSource, SortConfig},
+    task_output::TaskOutputSink,
 };
 use gatework_runtime::{
     Error, Executor, Result,
-    pipeline::{Held, Outside, QueryContext},
+    pipeline::{BufferedBatch, ExternalWork, QueryContext},
 };
 use gatework_shared_state::{
-    Budget, Gate,
-    output::{ExchangeClient, LocationId, Output, OutputKind, OutputWriter},
+    BufferLimit, Gate,
+    output::{ExchangeClient, LocationId, OutputBuffer, OutputKind, OutputWriter},
     splits::{SplitLoad, SplitQueue},
 };
 use gatework_sql::{
-    RemoteFilters, SourceExec, run_into,
-    splits::{Split, table_of_splits},
+    RemoteRuntimeFilters, SourceExec, run_plan_into_sink,
+    splits::{Split, with_split_queue},
 };
 use parking_lot::Mutex;
 
 use crate::{
-    Inbox, Lifespan, NodeId, PartitioningHandle as Handle, PartitioningScheme, PlanFragment,
-    RemoteSourceExec, SplitScanExec, StageTask, StateMachine, TaskFactory, TaskId, TaskSpec,
-    TaskState, filters::JoinFilters, fragment::remote_sources,
+    Lifespan, NodeId, PartitioningHandle as Handle, PartitioningScheme, PlanFragment,
+    RemoteSourceExec, SplitScanExec, StageTask, StateMachine, TaskEvents, TaskFactory, TaskId,
+    TaskSpec, TaskState, filters::JoinFilters, fragment::remote_sources,
 };
 
 /// The tasks of a query, for those who look on.
-pub(crate) type Roster = Arc<Mutex<Vec<Arc<dyn StageTask>>>>;
+pub(crate) type TaskList = Arc<Mutex<Vec<Arc<dyn StageTask>>>>;
 
 /// Makes tasks on executors.
-pub(crate) struct LocalTasks {
+pub(crate) struct LocalTaskFactory {
     pub(crate) nodes: Vec<Executor>,
     /// What tasks of all nodes have in common.
-    pub(crate) setting: Arc<Setting>,
+    pub(crate) environment: Arc<TaskEnvironment>,
     /// All that were made.
-    pub(crate) roster: Roster,
+    pub(crate) tasks: TaskList,
     /// As long as a task runs, the query that it is of, if it is of one, has not ended.
-    pub(crate) presence: Box<dyn Fn() -> Option<Outside> + Send + Sync>,
+    pub(crate) external_work: Box<dyn Fn() -> Option<ExternalWork> + Send + Sync>,
 }
 
 /// What all tasks of a query know.
 #[derive(Debug)]
-pub(crate) struct Setting {
+pub(crate) struct TaskEnvironment {
     pub(crate) context: Arc<TaskContext>,
-    pub(crate) buffer_bytes: usize,
-    pub(crate) queued_splits: usize,
+    pub(crate) output_buffer_bytes: usize,
+    pub(crate) max_queued_splits: usize,
     /// Brings runtime filters to the tables of a group.
     pub(crate) filters: Option<JoinFilters>,
 }
 
-impl TaskFactory for LocalTasks {
-    fn create(&self, spec: &TaskSpec<'_>, inbox: &Arc<Inbox>) -> Result<Arc<dyn StageTask>> {
+impl TaskFactory for LocalTaskFactory {
+    fn create(&self, spec: &TaskSpec<'_>, events: &Arc<TaskEvents>) -> Result<Arc<dyn StageTask>> {
         let Some(executor) = self.nodes.get(spec.node) else {
-            let most = self.nodes.len();
-            return Err(Error::Setup(format!("a task on node {} of {most}", spec.node)));
+            let num_nodes = self.nodes.len();
+            return Err(Error::InvalidConfiguration(format!(
+                "a task on node {} of {num_nodes}",
+                spec.node
+            )));
         };
-        let name = format!("stage {} task {}", spec.id.stage, spec.id.number);
-        let budget = Budget::new(self.setting.buffer_bytes);
-        let output = Output::new(&name, spec.buffers.clone(), budget, 1);
+        let name = format!("stage {} task {}", spec.id.stage, spec.id.index);
+        let budget = BufferLimit::new(self.environment.output_buffer_bytes);
+        let output = OutputBuffer::new(&name, spec.buffers.clone(), budget, 1);
         let (output, mut writers) = output.map_err(Error::operator)?;
         let task = Arc::new_cyclic(|this| LocalTask {
             this: this.clone(),
@@ -88,26 +91,26 @@ impl TaskFactory for LocalTasks {
             fragment: spec.fragment.clone(),
             kind: spec.buffers.kind(),
             executor: executor.clone(),
-            setting: self.setting.clone(),
+            environment: self.environment.clone(),
             output,
-            lives: Mutex::new(Lives { writer: writers.pop(), ..Lives::default() }),
+            lifespans: Mutex::new(Lifespans { writer: writers.pop(), ..Lifespans::default() }),
             state: StateMachine::new("task", TaskState::Running),
-            presence: Mutex::new((self.presence)()),
-            told: AtomicBool::new(false),
-            inbox: inbox.clone(),
+            external_work: Mutex::new((self.external_work)()),
+            end_notified: AtomicBool::new(false),
+            events: events.clone(),
         });
-        if !spec.fragment.grouped {
+        if !spec.fragment.grouped_execution {
             // Nobody else knows of it yet, and would end it.
-            task.begin(Lifespan::Task).inspect_err(|_| task.abort())?;
-            task.no_more_groups();
+            task.start_query(Lifespan::Task).inspect_err(|_| task.abort())?;
+            task.set_no_more_lifespans();
         }
-        self.roster.lock().push(task.clone());
+        self.tasks.lock().push(task.clone());
         Ok(task)
     }
 }
 
 /// What a task runs: its fragment, with sources for the rows of other stages and queues of splits for tables.
-fn plan_of(
+fn task_plan(
     fragment: &PlanFragment,
     inputs: &Inputs,
     batch_rows: usize,
@@ -144,13 +147,13 @@ fn partitions(scheme: &PartitioningScheme, kind: OutputKind) -> usize {
 #[derive(Debug)]
 struct Inputs {
     /// One for each remote source, in the order of the plan.
-    exchanges: Vec<(Vec<usize>, ExchangeClient<Held>)>,
+    exchanges: Vec<(Vec<usize>, ExchangeClient<BufferedBatch>)>,
     /// One for each table of the fragment.
     tables: Vec<SplitQueue<Split>>,
 }
 
 impl Inputs {
-    fn new(name: &str, fragment: &PlanFragment, queued_splits: usize) -> Self {
+    fn new(name: &str, fragment: &PlanFragment, max_queued_splits: usize) -> Self {
         let mut sources = Vec::new();
         remote_sources(&fragment.root, &mut sources);
         let exchange =
@@ -158,7 +161,7 @@ impl Inputs {
         let tables = fragment.tables.iter();
         Self {
             exchanges: sources.into_iter().map(exchange).collect(),
-            tables: tables.map(|_| SplitQueue::new(name, queued_splits)).collect(),
+            tables: tables.map(|_| SplitQueue::new(name, max_queued_splits)).collect(),
         }
     }
 
@@ -182,12 +185,12 @@ impl Inputs {
                 schema: exec.schema(),
                 batch_rows,
             };
-            let source = OrderedExchange::new(client.clone(), config);
-            let source = source.map_err(|error| Failure::to_datafusion(&error))?;
+            let source = MergeExchangeSource::new(client.clone(), config);
+            let source = source.map_err(|error| SharedDataFusionError::to_datafusion(&error))?;
             let rows = SourceExec::in_order(Arc::new(source), exec.schema(), &ordering);
             return Ok(Arc::new(rows));
         }
-        let source = ExchangeSource::new(client.clone(), exec.schema());
+        let source = RemoteExchangeSource::new(client.clone(), exec.schema());
         let rows: Arc<dyn ExecutionPlan> =
             Arc::new(SourceExec::new(Arc::new(source), exec.schema()));
         Ok(match &scheme.ordering {
@@ -203,7 +206,7 @@ impl Inputs {
     ) -> PlanResult<Arc<dyn ExecutionPlan>> {
         let mut tables = fragment.tables.iter().zip(&self.tables);
         match tables.find(|(table, _)| Arc::ptr_eq(table, scan.table())) {
-            Some((table, queue)) => table_of_splits(table, queue.clone()),
+            Some((table, queue)) => with_split_queue(table, queue.clone()),
             None => Err(internal_datafusion_err!("a table that its fragment does not know")),
         }
     }
@@ -219,28 +222,28 @@ struct LocalTask {
     fragment: PlanFragment,
     kind: OutputKind,
     executor: Executor,
-    setting: Arc<Setting>,
-    output: Output<Held>,
-    lives: Mutex<Lives>,
+    environment: Arc<TaskEnvironment>,
+    output: OutputBuffer<BufferedBatch>,
+    lifespans: Mutex<Lifespans>,
     state: StateMachine<TaskState>,
-    presence: Mutex<Option<Outside>>,
-    told: AtomicBool,
-    inbox: Arc<Inbox>,
+    external_work: Mutex<Option<ExternalWork>>,
+    end_notified: AtomicBool,
+    events: Arc<TaskEvents>,
 }
 
 /// A query of a task.
 #[derive(Debug)]
-struct Life {
+struct LifespanQuery {
     span: Lifespan,
     inputs: Inputs,
     query: Arc<QueryContext>,
 }
 
 #[derive(Debug, Default)]
-struct Lives {
-    running: Vec<Life>,
+struct Lifespans {
+    running: Vec<LifespanQuery>,
     /// The right to let others write; none, if there will be no others.
-    writer: Option<OutputWriter<Held>>,
+    writer: Option<OutputWriter<BufferedBatch>>,
     /// Why one of them failed, the first.
     failure: Option<Error>,
     fallbacks: BTreeSet<String>,
@@ -248,107 +251,119 @@ struct Lives {
 
 impl LocalTask {
     /// Starts the query of a lifespan.
-    fn begin(&self, span: Lifespan) -> Result<()> {
+    fn start_query(&self, span: Lifespan) -> Result<()> {
         let name = match span {
             Lifespan::Task => self.name.clone(),
             Lifespan::Group(group) => format!("{} group {group}", self.name),
         };
-        let inputs = Inputs::new(&name, &self.fragment, self.setting.queued_splits);
-        let context = &self.setting.context;
+        let inputs = Inputs::new(&name, &self.fragment, self.environment.max_queued_splits);
+        let context = &self.environment.context;
         let batch_rows = context.session_config().batch_size();
-        let mut plan = plan_of(&self.fragment, &inputs, batch_rows).or_fail()?;
-        if let (Lifespan::Group(_), Some(filters)) = (span, &self.setting.filters) {
-            plan = filters.renew(plan).or_fail()?;
+        let mut plan = task_plan(&self.fragment, &inputs, batch_rows).query_err()?;
+        if let (Lifespan::Group(_), Some(filters)) = (span, &self.environment.filters) {
+            plan = filters.renew(plan).query_err()?;
         }
         let scheme = &self.fragment.output;
         // What readers of other stages get has an order only if they merge it; the result has the plan's.
         let ordered = self.id.stage == 0 || scheme.is_merged();
-        let running = run_into(plan, &self.executor, context, &name, ordered, |tasks| {
-            let writers = match &self.lives.lock().writer {
-                Some(writer) => (0..tasks).map(|_| writer.another()).collect(),
+        let running = run_plan_into_sink(plan, &self.executor, context, &name, ordered, |tasks| {
+            let writers = match &self.lifespans.lock().writer {
+                Some(writer) => (0..tasks).map(|_| writer.add_writer()).collect(),
                 None => return internal_err!("{name} begins after the end"),
             };
-            let sink =
-                TaskOutput::new(writers, self.kind, routing(scheme), partitions(scheme, self.kind));
+            let sink = TaskOutputSink::new(
+                writers,
+                self.kind,
+                routing(scheme),
+                partitions(scheme, self.kind),
+            );
             Ok(Arc::new(sink.map_err(|error| internal_datafusion_err!("{error}"))?))
         });
-        let mut lives = self.lives.lock();
-        let over = lives.writer.is_none();
+        let mut lifespans = self.lifespans.lock();
+        let ended = lifespans.writer.is_none();
         let query = match running {
             Ok(running) => running.query().clone(),
             // It has an end already, and that has a cause.
-            Err(_) if over => return Ok(()),
-            Err(error) => return Err(error).or_fail(),
+            Err(_) if ended => return Ok(()),
+            Err(error) => return Err(error).query_err(),
         };
-        lives.running.push(Life { span, inputs, query: query.clone() });
-        drop(lives);
-        if over {
+        lifespans.running.push(LifespanQuery { span, inputs, query: query.clone() });
+        drop(lifespans);
+        if ended {
             query.cancel();
         }
         if let Some(task) = self.this.upgrade() {
-            Arc::new(Watch { task, query: Some(query) }).look();
+            Arc::new(EndWatcher { task, query: Some(query) }).check_finished();
         }
         Ok(())
     }
 
-    /// What `ask` answers for the inputs of a lifespan that is not over.
-    fn of<R>(&self, span: Lifespan, ask: impl FnOnce(&Inputs) -> R) -> Option<R> {
-        let lives = self.lives.lock();
-        lives.running.iter().find(|life| life.span == span).map(|life| ask(&life.inputs))
+    /// What `f` answers for the inputs of a lifespan that is not over.
+    fn with_inputs<R>(&self, span: Lifespan, f: impl FnOnce(&Inputs) -> R) -> Option<R> {
+        let lifespans = self.lifespans.lock();
+        lifespans
+            .running
+            .iter()
+            .find(|lifespan| lifespan.span == span)
+            .map(|lifespan| f(&lifespan.inputs))
     }
 
     /// `query` has ended.
-    fn ended(&self, query: &Arc<QueryContext>) {
-        let mut lives = self.lives.lock();
-        let found = lives.running.iter().position(|life| Arc::ptr_eq(&life.query, query));
-        let Some(life) = found.map(|place| lives.running.swap_remove(place)) else { return };
-        lives.fallbacks.extend(query.profile().fallbacks);
+    fn query_ended(&self, query: &Arc<QueryContext>) {
+        let mut lifespans = self.lifespans.lock();
+        let found =
+            lifespans.running.iter().position(|lifespan| Arc::ptr_eq(&lifespan.query, query));
+        let Some(lifespan) = found.map(|index| lifespans.running.swap_remove(index)) else {
+            return;
+        };
+        lifespans.fallbacks.extend(query.profile().fallbacks);
         let failure = query.error();
         let failed = failure.is_some();
-        lives.failure = lives.failure.take().or(failure);
+        lifespans.failure = lifespans.failure.take().or(failure);
         // From here on nothing begins.
-        let writer = if failed { lives.writer.take() } else { None };
-        drop(lives);
+        let writer = if failed { lifespans.writer.take() } else { None };
+        drop(lifespans);
         drop(writer);
-        life.inputs.tables.iter().for_each(SplitQueue::close);
-        let filters = self.setting.context.session_config().get_extension::<RemoteFilters>();
+        lifespan.inputs.tables.iter().for_each(SplitQueue::close);
+        let filters =
+            self.environment.context.session_config().get_extension::<RemoteRuntimeFilters>();
         if let Some(filters) = filters {
-            filters.ended(self.id.stage, query.id());
+            filters.task_ended(self.id.stage, query.id());
         }
         if failed {
-            self.end_all();
+            self.cancel_all();
         }
-        self.inbox.stirred();
+        self.events.task_progressed();
     }
 
     /// Nothing else begins, and what runs is cancelled.
-    fn end_all(&self) {
-        let mut lives = self.lives.lock();
-        let (writer, queries) = (lives.writer.take(), lives.queries());
-        drop(lives);
+    fn cancel_all(&self) {
+        let mut lifespans = self.lifespans.lock();
+        let (writer, queries) = (lifespans.writer.take(), lifespans.queries());
+        drop(lifespans);
         // Dropped like this, it fails the output, unless that has another end.
         drop(writer);
         queries.iter().for_each(|query| query.cancel());
     }
 
     /// Looks whether all is over.
-    fn look(&self) {
+    fn check_finished(&self) {
         if let Some(task) = self.this.upgrade() {
-            Arc::new(Watch { task, query: None }).look();
+            Arc::new(EndWatcher { task, query: None }).check_finished();
         }
     }
 
     /// Whether nothing of it runs any more or ever will; and, if so, whether it has failed.
-    fn is_over(&self) -> Option<bool> {
-        let lives = self.lives.lock();
-        let over = lives.running.is_empty() && lives.writer.is_none();
-        over.then(|| lives.failure.is_some())
+    fn final_outcome(&self) -> Option<bool> {
+        let lifespans = self.lifespans.lock();
+        let finished = lifespans.running.is_empty() && lifespans.writer.is_none();
+        finished.then(|| lifespans.failure.is_some())
     }
 }
 
-impl Lives {
+impl Lifespans {
     fn queries(&self) -> Vec<Arc<QueryContext>> {
-        self.running.iter().map(|life| life.query.clone()).collect()
+        self.running.iter().map(|lifespan| lifespan.query.clone()).collect()
     }
 }
 
@@ -366,9 +381,9 @@ impl StageTask for LocalTask {
     }
 
     fn error(&self) -> Option<Error> {
-        let lives = self.lives.lock();
-        let of_running = || lives.running.iter().find_map(|life| life.query.error());
-        let error = lives.failure.clone().or_else(of_running)?;
+        let lifespans = self.lifespans.lock();
+        let of_running = || lifespans.running.iter().find_map(|lifespan| lifespan.query.error());
+        let error = lifespans.failure.clone().or_else(of_running)?;
         let cancelled = matches!(error, Error::Cancelled { .. });
         match self.state.get() {
             // Not by its scheduler: it is a failure like others.
@@ -380,19 +395,21 @@ impl StageTask for LocalTask {
     }
 
     fn dump(&self) -> String {
-        let queries = self.lives.lock().queries();
+        let queries = self.lifespans.lock().queries();
         let queries: String = queries.iter().map(|query| query.dump()).collect();
         format!("task {} on node {}, {:?}: {queries}", self.id, self.node, self.output)
     }
 
     fn fallbacks(&self) -> Vec<String> {
-        let lives = self.lives.lock();
-        let mut all = lives.fallbacks.clone();
-        all.extend(lives.running.iter().flat_map(|life| life.query.profile().fallbacks));
+        let lifespans = self.lifespans.lock();
+        let mut all = lifespans.fallbacks.clone();
+        all.extend(
+            lifespans.running.iter().flat_map(|lifespan| lifespan.query.profile().fallbacks),
+        );
         all.into_iter().collect()
     }
 
-    fn output(&self) -> &Output<Held> {
+    fn output(&self) -> &OutputBuffer<BufferedBatch> {
         &self.output
     }
 
@@ -401,112 +418,126 @@ impl StageTask for LocalTask {
             let weight = split.weight();
             (split, weight)
         });
-        self.of(lifespan, |inputs| inputs.tables[table].add(weighed));
+        self.with_inputs(lifespan, |inputs| inputs.tables[table].add(weighed));
     }
 
-    fn no_more_splits(&self, lifespan: Lifespan, table: usize) {
-        self.of(lifespan, |inputs| inputs.tables[table].no_more());
+    fn set_no_more_splits(&self, lifespan: Lifespan, table: usize) {
+        self.with_inputs(lifespan, |inputs| inputs.tables[table].set_no_more_splits());
     }
 
     fn load(&self) -> SplitLoad {
-        let lives = self.lives.lock();
-        lives.running.iter().flat_map(|life| &life.inputs.tables).map(SplitQueue::load).sum()
+        let lifespans = self.lifespans.lock();
+        lifespans
+            .running
+            .iter()
+            .flat_map(|lifespan| &lifespan.inputs.tables)
+            .map(SplitQueue::load)
+            .sum()
     }
 
-    fn room(&self, lifespan: Lifespan, table: usize) -> Option<Gate> {
-        self.of(lifespan, |inputs| inputs.tables.get(table).map(|queue| queue.room().clone()))?
+    fn capacity_gate(&self, lifespan: Lifespan, table: usize) -> Option<Gate> {
+        self.with_inputs(lifespan, |inputs| {
+            inputs.tables.get(table).map(|queue| queue.capacity().clone())
+        })?
     }
 
-    fn begin_group(&self, group: usize) -> Result<()> {
+    fn start_lifespan(&self, group: usize) -> Result<()> {
         match self.state.get() {
             TaskState::Running if !self.output.state().is_final() => {
-                self.begin(Lifespan::Group(group))
+                self.start_query(Lifespan::Group(group))
             }
             // Nobody wants it.
             _ => Ok(()),
         }
     }
 
-    fn running_groups(&self) -> usize {
-        self.lives.lock().running.len()
+    fn running_lifespans(&self) -> usize {
+        self.lifespans.lock().running.len()
     }
 
-    fn no_more_groups(&self) {
-        let writer = self.lives.lock().writer.take();
+    fn set_no_more_lifespans(&self) {
+        let writer = self.lifespans.lock().writer.take();
         if let Some(writer) = writer {
             writer.finish();
         }
-        self.look();
+        self.check_finished();
     }
 
-    fn add_location(&self, source: usize, id: LocationId, output: &Output<Held>) -> Result<()> {
-        let buffer = self.id.number;
-        let client = self.of(Lifespan::Task, |inputs| inputs.exchanges[source].1.clone());
+    fn add_location(
+        &self,
+        source: usize,
+        id: LocationId,
+        output: &OutputBuffer<BufferedBatch>,
+    ) -> Result<()> {
+        let buffer = self.id.index;
+        let client = self.with_inputs(Lifespan::Task, |inputs| inputs.exchanges[source].1.clone());
         let Some(client) = client else {
             // One that has ended reads nothing, and who writes for it is not to wait for that.
             output.abort(buffer);
             return Ok(());
         };
-        client.add(id, output.clone(), buffer).map_err(Error::operator)
+        client.add_location(id, output.clone(), buffer).map_err(Error::operator)
     }
 
-    fn no_more_locations(&self, source: usize) {
-        if let Some(client) = self.of(Lifespan::Task, |inputs| inputs.exchanges[source].1.clone()) {
-            client.no_more();
+    fn set_no_more_locations(&self, source: usize) {
+        if let Some(client) =
+            self.with_inputs(Lifespan::Task, |inputs| inputs.exchanges[source].1.clone())
+        {
+            client.set_no_more_locations();
         }
     }
 
     fn cancel(&self) {
-        if self.state.set_if(TaskState::Cancelled, |_| true) {
+        if self.state.compare_and_set(TaskState::Cancelled, |_| true) {
             self.output.destroy();
-            self.end_all();
-            self.look();
+            self.cancel_all();
+            self.check_finished();
         }
     }
 
     fn abort(&self) {
-        if self.state.set_if(TaskState::Aborted, |_| true) {
+        if self.state.compare_and_set(TaskState::Aborted, |_| true) {
             self.output.fail();
-            self.end_all();
-            self.look();
+            self.cancel_all();
+            self.check_finished();
         }
     }
 }
 
 /// Woken when a query of a task has ended, and again when the task's output has.
-struct Watch {
+struct EndWatcher {
     task: Arc<LocalTask>,
     query: Option<Arc<QueryContext>>,
 }
 
-impl Watch {
-    fn look(self: Arc<Self>) {
+impl EndWatcher {
+    fn check_finished(self: Arc<Self>) {
         let waker = Waker::from(self.clone());
         let task = &self.task;
         if let Some(query) = &self.query {
             if !query.idle().poll_ready(&waker) {
                 return;
             }
-            task.ended(query);
+            task.query_ended(query);
         }
-        let Some(failed) = task.is_over() else { return };
-        drop(task.presence.lock().take());
+        let Some(failed) = task.final_outcome() else { return };
+        drop(task.external_work.lock().take());
         // What failed is not read to its end.
-        if !failed && !task.output.ended().poll_ready(&waker) {
+        if !failed && !task.output.finished_gate().poll_ready(&waker) {
             return;
         }
         let end = if failed { TaskState::Failed } else { TaskState::Finished };
         // One that was ended by its scheduler has its end.
-        task.state.set_if(end, |_| true);
+        task.state.compare_and_set(end, |_| true);
         // Relaxed: the swap alone decides who tells.
-        if !task.told.swap(true, Ordering::Relaxed) {
-            task.inbox.ended(task.id);
+        if !task.end_notified.swap(true, Ordering::Relaxed) {
+            task.events.task_ended(task.id);
         }
     }
 }
 
-impl Wake for Watch {
+impl Wake for EndWatcher {
     fn wake(self: Arc<Self>) {
-        self.look();
+        self.check_finished();
     }
 }

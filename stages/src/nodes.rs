@@ -9,14 +9,14 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// One node per executor. Those that share memory should stand
-    /// [beside](gatework_runtime::ExecutorBuilder::beside) each other.
+    /// One node per executor. Those that share memory should
+    /// [share an arbitrator](gatework_runtime::ExecutorBuilder::share_arbitrator_with).
     ///
     /// # Errors
     /// If there is none.
     pub fn new(executors: Vec<Executor>) -> Result<Self> {
         match executors.is_empty() {
-            true => Err(Error::Setup("stages need at least one node".into())),
+            true => Err(Error::InvalidConfiguration("stages need at least one node".into())),
             false => Ok(Self { executors }),
         }
     }
@@ -29,11 +29,11 @@ impl Nodes {
         let mut executors: Vec<Executor> = Vec::new();
         for _ in 0..nodes {
             let builder = Executor::builder().threads(threads);
-            let beside = match executors.first() {
-                Some(first) => builder.beside(first),
+            let builder = match executors.first() {
+                Some(first) => builder.share_arbitrator_with(first),
                 None => builder,
             };
-            executors.push(beside.build()?);
+            executors.push(builder.build()?);
         }
         Self::new(executors)
     }
@@ -42,7 +42,7 @@ impl Nodes {
     ///
     /// # Errors
     /// If there are to be none.
-    pub fn shares_of(executor: &Executor, nodes: usize) -> Result<Self> {
+    pub fn sharing_executor(executor: &Executor, nodes: usize) -> Result<Self> {
         Self::new(vec![executor.clone(); nodes])
     }
 

@@ -12,11 +12,12 @@ use datafusion::{
 };
 
 use gatework_sql::{
-    JoinSides, ShellRule, UniqueNamePushdown, buckets::copy_into_buckets, forget_file_lists,
+    BuildSideSelection, GateworkRule, UniqueNamePushdown, buckets::copy_into_buckets,
+    clear_file_list_cache,
 };
 
 use crate::{
-    ExecutionPolicy, SplitLimits, SubPlan, filters::JoinFilters, fragment_plan, place_exchanges,
+    ExecutionPolicy, SplitLimits, SubPlan, add_exchanges, filters::JoinFilters, fragment_plan,
 };
 
 /// How a query is cut.
@@ -25,39 +26,39 @@ pub struct StageOptions {
     /// On how many nodes it is to run.
     pub nodes: usize,
     /// How many stages are allowed; 100.
-    pub most_stages: usize,
+    pub max_stages: usize,
     /// The side of a join that is sent to all nodes has, by DataFusion's estimate, at most so many bytes; 16 MiB.
     /// Each node has a table of its own of it.
-    pub broadcast_bytes: usize,
+    pub max_broadcast_bytes: usize,
     /// The same in rows, where bytes cannot be estimated; a million.
-    pub broadcast_rows: usize,
+    pub max_broadcast_rows: usize,
     /// When stages start; all at once.
     pub policy: ExecutionPolicy,
     /// How many splits nodes are given at a time.
     pub splits: SplitLimits,
     /// Another writer of files is added when those there are have written so many bytes of rows each; 32 MiB, as in
     /// Presto.
-    pub writer_bytes: u64,
+    pub writer_min_bytes: u64,
     /// How many buckets a node reads at a time where a stage reads them one after the other; one, so that a query
     /// takes the memory of one bucket a node.
-    pub groups_at_a_time: usize,
+    pub concurrent_lifespans_per_task: usize,
     /// Bytes that wait in a task's output for the tasks that read it; 16 MiB.
-    pub buffer_bytes: usize,
+    pub output_buffer_bytes: usize,
 }
 
 impl StageOptions {
     /// For so many nodes.
-    pub fn of_nodes(nodes: usize) -> Self {
+    pub fn with_nodes(nodes: usize) -> Self {
         Self {
             nodes,
-            most_stages: 100,
-            broadcast_bytes: 16 << 20,
-            broadcast_rows: 1_000_000,
+            max_stages: 100,
+            max_broadcast_bytes: 16 << 20,
+            max_broadcast_rows: 1_000_000,
             policy: ExecutionPolicy::default(),
             splits: SplitLimits::default(),
-            writer_bytes: 32 << 20,
-            groups_at_a_time: 1,
-            buffer_bytes: 16 << 20,
+            writer_min_bytes: 32 << 20,
+            concurrent_lifespans_per_task: 1,
+            output_buffer_bytes: 16 << 20,
         }
     }
 }
@@ -65,9 +66,9 @@ impl StageOptions {
 type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
 
 /// `rule` of a session on one executor, for plans whose partitions run on several nodes.
-fn of_many_nodes(rule: &Rule) -> Rule {
+fn distributed_rule(rule: &Rule) -> Rule {
     match rule.name() {
-        JoinSides::NAME => Arc::new(JoinSides::of_many_machines()),
+        BuildSideSelection::NAME => Arc::new(BuildSideSelection::distributed()),
         UniqueNamePushdown::NAME => Arc::new(UniqueNamePushdown::new(rule.clone())),
         _ => rule.clone(),
     }
@@ -86,7 +87,7 @@ fn of_many_nodes(rule: &Rule) -> Rule {
 /// let session = SessionContext::new();
 /// let query = session.sql("SELECT 6 * 7 AS answer").await?;
 /// let (state, plan) = query.into_parts();
-/// let stages = plan_stages(&state, &plan, &StageOptions::of_nodes(4)).await?;
+/// let stages = plan_stages(&state, &plan, &StageOptions::with_nodes(4)).await?;
 /// assert_eq!(stages.fragment.partitioning, PartitioningHandle::Single);
 /// println!("{}", stages.tree(4).text());
 /// # Ok(())
@@ -101,22 +102,23 @@ pub async fn plan_stages(
     options: &StageOptions,
 ) -> Result<SubPlan> {
     // Statements that write as stages are not noted by the session's planner.
-    forget_file_lists(session.runtime_env());
+    clear_file_list_cache(session.runtime_env());
     let mut config = session.config().clone().with_target_partitions(options.nodes.max(1));
     let optimizer = &mut config.options_mut().optimizer;
     optimizer.enable_dynamic_filter_pushdown = false;
     optimizer.enable_join_dynamic_filter_pushdown = false;
     optimizer.enable_topk_dynamic_filter_pushdown = false;
     optimizer.enable_aggregate_dynamic_filter_pushdown = false;
-    optimizer.hash_join_single_partition_threshold = options.broadcast_bytes;
-    optimizer.hash_join_single_partition_threshold_rows = options.broadcast_rows;
+    optimizer.hash_join_single_partition_threshold = options.max_broadcast_bytes;
+    optimizer.hash_join_single_partition_threshold_rows = options.max_broadcast_rows;
     // The value would be known in one stage only.
     config.options_mut().optimizer.enable_physical_uncorrelated_scalar_subquery = false;
     // The copy shares the session's catalog; a new one would take the place of its tables.
     config.options_mut().catalog.create_default_catalog_and_schema = false;
     // The parts of a plan are hosted later, each on its node.
-    let rules = session.physical_optimizers().iter().filter(|rule| rule.name() != ShellRule::NAME);
-    let rules = rules.map(of_many_nodes).collect();
+    let rules =
+        session.physical_optimizers().iter().filter(|rule| rule.name() != GateworkRule::NAME);
+    let rules = rules.map(distributed_rule).collect();
     let state = SessionStateBuilder::new_from_existing(session.clone())
         .with_config(config)
         .with_physical_optimizer_rules(rules)
@@ -125,9 +127,9 @@ pub async fn plan_stages(
     let logical = state.optimize(&query)?;
     let planner = DefaultPhysicalPlanner::default();
     let plan: Arc<dyn ExecutionPlan> = planner.create_physical_plan(&logical, &state).await?;
-    let mut placed = place_exchanges(plan, options.nodes, copy_into.map(Arc::new).as_ref())?;
+    let mut planned = add_exchanges(plan, options.nodes, copy_into.map(Arc::new).as_ref())?;
     if let Some(filters) = JoinFilters::of(session) {
-        placed = filters.push_down(placed)?;
+        planned = filters.push_down(planned)?;
     }
-    fragment_plan(&placed, options.most_stages)
+    fragment_plan(&planned, options.max_stages)
 }

@@ -39,21 +39,24 @@ impl ExecutionSchedule {
         };
         phases.reverse();
         let fragments = plan.fragments().into_iter();
-        let scans = fragments.filter(|part| reads_table(&part.root)).map(|part| part.id).collect();
+        let scans = fragments
+            .filter(|fragment| reads_table(&fragment.root))
+            .map(|fragment| fragment.id)
+            .collect();
         Self { phases, active: Vec::new(), scans }
     }
 
     /// Stages that are not scheduled to their end, as far as their turn has come; `state` is what each is in
     /// (L-1, L-5).
     pub fn stages(&mut self, state: impl Fn(FragmentId) -> StageState) -> &[FragmentId] {
-        let left = |stage: &FragmentId| {
+        let unscheduled = |stage: &FragmentId| {
             let state = state(*stage);
             !(matches!(state, StageState::Scheduled | StageState::Running) || state.is_final())
         };
-        self.active.retain(left);
+        self.active.retain(unscheduled);
         while !self.active.iter().any(|stage| self.scans.contains(stage)) {
             let Some(phase) = self.phases.pop() else { break };
-            self.active.extend(phase.into_iter().filter(left));
+            self.active.extend(phase.into_iter().filter(unscheduled));
         }
         &self.active
     }
@@ -131,12 +134,12 @@ type Edges = BTreeSet<(FragmentId, FragmentId)>;
 
 fn connect(plan: &SubPlan, edges: &mut Edges) {
     plan.children.iter().for_each(|child| connect(child, edges));
-    within(&plan.fragment.root, plan, edges);
+    connect_node(&plan.fragment.root, plan, edges);
 }
 
 /// Connects what is below `node` of the fragment of `plan`, and answers the stages whose rows come up there; a
 /// table of the fragment's own stands for the fragment.
-fn within(
+fn connect_node(
     node: &Arc<dyn ExecutionPlan>,
     plan: &SubPlan,
     edges: &mut Edges,
@@ -161,7 +164,7 @@ fn within(
         return BTreeSet::from([own]);
     }
     let sides: Vec<_> =
-        node.children().into_iter().map(|child| within(child, plan, edges)).collect();
+        node.children().into_iter().map(|child| connect_node(child, plan, edges)).collect();
     // The left side of a join, which is collected, before the right one; inputs of a union one by one.
     for pair in sides.windows(2) {
         chain(&pair[0], &pair[1], edges);

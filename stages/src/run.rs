@@ -15,29 +15,31 @@ use datafusion::{
 };
 use futures::{Stream, StreamExt};
 use gatework_operators::{
-    Failure, OrFail, compact, exchange_source::ExchangeSource, result::ResultOutput,
+    ResultExt, SharedDataFusionError, apply_selection, exchange_source::RemoteExchangeSource,
+    result::ResultSink,
 };
 use gatework_runtime::{
     Error, Executor, Result,
     pipeline::{
-        Batch, FinishResult, Graph, Held, LocalSink, LocalSource, QueryContext, QueryOptions,
-        RowStream, Setup, Sink, SinkResult, Source, SourceResult, TaskContext as Task,
+        Batch, BufferedBatch, DriverContext as Task, FinishResult, Graph, LocalSink, LocalSource,
+        OperatorContext, QueryContext, QueryOptions, RowStream, Sink, SinkResult, Source,
+        SourceResult,
     },
 };
-use gatework_shared_state::{Budget, output::ExchangeClient};
+use gatework_shared_state::{BufferLimit, output::ExchangeClient};
 use gatework_sql::{
-    Deadline, RemoteFilters, Settings, WriteProgress,
-    buckets::TableInBuckets,
+    QueryTimeout, RemoteRuntimeFilters, Settings, WriteProgress,
+    buckets::BucketedScan,
     splits::{SplitSource, split_source},
-    with_config,
+    task_context_with,
 };
 
 use crate::{
     BucketSplits, FixedCountScheduler, FixedSourceScheduler, Nodes, PartitioningHandle as Handle,
     QueryScheduler, ScaledWriterScheduler, SourcePartitionedScheduler, StageExecution,
-    StageOptions, StageScheduler, StageTask, Step, SubPlan, TaskFactory, TaskId, TaskState,
+    StageOptions, StageScheduler, StageTask, StepResult, SubPlan, TaskFactory, TaskId, TaskState,
     filters::{JoinFilters, between_stages},
-    local::{LocalTasks, Roster, Setting},
+    local::{LocalTaskFactory, TaskEnvironment, TaskList},
     plan_stages,
 };
 
@@ -52,7 +54,7 @@ use crate::{
 /// let session = SessionContext::new();
 /// let query = session.sql("SELECT 6 * 7 AS answer").await?;
 /// let nodes = Nodes::in_process(2, 1)?;
-/// let rows = execute(query, &nodes, &StageOptions::of_nodes(2)).await?;
+/// let rows = execute(query, &nodes, &StageOptions::with_nodes(2)).await?;
 /// let batches: Vec<_> = rows.try_collect().await?;
 /// assert_eq!(batches[0].num_rows(), 1);
 /// # Ok(())
@@ -71,14 +73,15 @@ pub async fn execute(
     let options = StageOptions { nodes: nodes.count(), ..options.clone() };
     let plan = plan_stages(&state, &plan, &options).await?;
     let filters = JoinFilters::of(&state);
-    run(plan, &context, filters, nodes, &options).map_err(|error| Failure::to_datafusion(&error))
+    run(plan, &context, filters, nodes, &options)
+        .map_err(|error| SharedDataFusionError::to_datafusion(&error))
 }
 
 /// Runs the stages of a query that was planned for as many nodes.
 fn run(
     plan: SubPlan,
     context: &TaskContext,
-    of_groups: Option<JoinFilters>,
+    group_filters: Option<JoinFilters>,
     nodes: &Nodes,
     options: &StageOptions,
 ) -> Result<StageStream> {
@@ -88,58 +91,61 @@ fn run(
     let query_options = QueryOptions {
         name: "stages".into(),
         time_slice: settings.time_slice,
-        group: settings.group.as_ref().map(|name| executor.group(name)),
+        group: settings.resource_group.as_ref().map(|name| executor.group(name)),
         ..QueryOptions::default()
     };
     let query = QueryContext::new(executor, query_options);
     let schema = plan.fragment.root.schema();
     let result = ExchangeClient::new("result of the stages");
-    let (roster, progress) = (Roster::default(), Arc::<WriteProgress>::default());
-    let filters = between_stages(&plan, nodes.count()).or_fail()?;
-    let start = Start {
+    let (tasks, progress) = (TaskList::default(), Arc::<WriteProgress>::default());
+    let filters = between_stages(&plan, nodes.count()).query_err()?;
+    let spec = SchedulerSpec {
         plan: Arc::new(plan),
         nodes: nodes.clone(),
         options: options.clone(),
-        setting: Arc::new(Setting {
-            context: of_tasks(context, filters, progress.clone()),
-            buffer_bytes: options.buffer_bytes,
-            queued_splits: options.splits.most_queued,
-            filters: of_groups,
+        environment: Arc::new(TaskEnvironment {
+            context: task_context(context, filters, progress.clone()),
+            output_buffer_bytes: options.output_buffer_bytes,
+            max_queued_splits: options.splits.max_pending_splits_per_task,
+            filters: group_filters,
         }),
         progress,
         result: result.clone(),
-        roster: roster.clone(),
+        tasks: tasks.clone(),
     };
     let mut graph = Graph::new();
-    let scheduler = Arc::new(SchedulerSource(start));
-    graph.add("stage scheduler", 1, scheduler, vec![], Arc::new(Nothing))?;
-    let (output, readers) = ResultOutput::new(1, 1, Vec::new(), Budget::new(settings.result_bytes));
-    let rows = Arc::new(ExchangeSource::new(result, schema.clone()));
-    graph.add("result of the stages", 1, rows, vec![], Arc::new(output))?;
+    let scheduler = Arc::new(SchedulerSource(spec));
+    graph.add_pipeline("stage scheduler", 1, scheduler, vec![], Arc::new(EmptySink))?;
+    let (output, readers) =
+        ResultSink::new(1, 1, Vec::new(), BufferLimit::new(settings.result_buffer_bytes));
+    let rows = Arc::new(RemoteExchangeSource::new(result, schema.clone()));
+    graph.add_pipeline("result of the stages", 1, rows, vec![], Arc::new(output))?;
     let running = graph.start(&query)?;
     // Dropped for want of a timer, they cancel the query.
     let mut streams = RowStream::of_query(&running, readers);
-    let limit = |limit| Deadline::new(executor, &query, limit);
-    let deadline = settings.timeout.map(limit).transpose().or_fail()?;
+    let limit = |limit| QueryTimeout::new(executor, &query, limit);
+    let deadline = settings.timeout.map(limit).transpose().query_err()?;
     match streams.pop() {
-        Some(rows) => Ok(StageStream { rows, schema, roster, _deadline: deadline }),
-        None => Err(Error::Setup("a result without a reader".into())),
+        Some(rows) => Ok(StageStream { rows, schema, tasks, _deadline: deadline }),
+        None => Err(Error::InvalidConfiguration("a result without a reader".into())),
     }
 }
 
 /// The context of a query's tasks: it has the runtime filters that go from one to another, and what all writers
 /// together have written.
-fn of_tasks(
+fn task_context(
     context: &TaskContext,
-    filters: RemoteFilters,
+    filters: RemoteRuntimeFilters,
     progress: Arc<WriteProgress>,
 ) -> Arc<TaskContext> {
-    with_config(context, |config| config.with_extension(Arc::new(filters)).with_extension(progress))
+    task_context_with(context, |config| {
+        config.with_extension(Arc::new(filters)).with_extension(progress)
+    })
 }
 
 /// What a task came to.
 #[derive(Debug, Clone)]
-pub struct TaskReport {
+pub struct TaskStats {
     /// Which task.
     pub id: TaskId,
     /// Where it ran.
@@ -158,17 +164,17 @@ pub struct TaskReport {
     pub fallbacks: Vec<String>,
 }
 
-impl TaskReport {
+impl TaskStats {
     fn of(task: &dyn StageTask) -> Self {
-        let flow = task.output().flow();
+        let stats = task.output().stats();
         Self {
             id: task.id(),
             node: task.node(),
             state: task.state(),
-            rows_written: flow.rows_in,
-            rows_read: flow.rows_out,
-            rows_dropped: flow.rows_dropped,
-            peak_output_bytes: flow.peak_bytes,
+            rows_written: stats.rows_in,
+            rows_read: stats.rows_out,
+            rows_dropped: stats.rows_dropped,
+            peak_output_bytes: stats.peak_bytes,
             fallbacks: task.fallbacks(),
         }
     }
@@ -178,8 +184,8 @@ impl TaskReport {
 pub struct StageStream {
     rows: RowStream,
     schema: SchemaRef,
-    roster: Roster,
-    _deadline: Option<Deadline>,
+    tasks: TaskList,
+    _deadline: Option<QueryTimeout>,
 }
 
 impl StageStream {
@@ -189,13 +195,13 @@ impl StageStream {
     }
 
     /// What its tasks have come to.
-    pub fn report(&self) -> Vec<TaskReport> {
-        self.roster.lock().iter().map(|task| TaskReport::of(task.as_ref())).collect()
+    pub fn task_stats(&self) -> Vec<TaskStats> {
+        self.tasks.lock().iter().map(|task| TaskStats::of(task.as_ref())).collect()
     }
 
     /// Tells what the query does, as long as anybody wants to know.
     pub fn watch(&self) -> StageWatch {
-        StageWatch { query: self.query().clone(), roster: self.roster.clone() }
+        StageWatch { query: self.query().clone(), tasks: self.tasks.clone() }
     }
 }
 
@@ -203,14 +209,14 @@ impl StageStream {
 #[derive(Debug, Clone)]
 pub struct StageWatch {
     query: Arc<QueryContext>,
-    roster: Roster,
+    tasks: TaskList,
 }
 
 impl StageWatch {
     /// What every task does at this moment, and what those that are blocked wait for.
     pub fn dump(&self) -> String {
         let mut text = self.query.dump();
-        self.roster.lock().iter().for_each(|task| text.push_str(&task.dump()));
+        self.tasks.lock().iter().for_each(|task| text.push_str(&task.dump()));
         text
     }
 }
@@ -225,11 +231,11 @@ impl Stream for StageStream {
     type Item = PlanResult<RecordBatch>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(
-            ready!(self.rows.poll_next_unpin(context)).map(|batch| {
-                batch.and_then(compact).map_err(|error| Failure::to_datafusion(&error))
-            }),
-        )
+        Poll::Ready(ready!(self.rows.poll_next_unpin(context)).map(|batch| {
+            batch
+                .and_then(apply_selection)
+                .map_err(|error| SharedDataFusionError::to_datafusion(&error))
+        }))
     }
 }
 
@@ -241,24 +247,24 @@ impl RecordBatchStream for StageStream {
 
 /// What a scheduler is made of.
 #[derive(Clone)]
-struct Start {
+struct SchedulerSpec {
     plan: Arc<SubPlan>,
     nodes: Nodes,
     options: StageOptions,
-    setting: Arc<Setting>,
-    result: ExchangeClient<Held>,
+    environment: Arc<TaskEnvironment>,
+    result: ExchangeClient<BufferedBatch>,
     progress: Arc<WriteProgress>,
-    roster: Roster,
+    tasks: TaskList,
 }
 
-impl Start {
-    fn scheduler(&self, setup: &Setup) -> Result<QueryScheduler> {
-        let presence = setup.clone();
-        let tasks: Arc<dyn TaskFactory> = Arc::new(LocalTasks {
+impl SchedulerSpec {
+    fn scheduler(&self, setup: &OperatorContext) -> Result<QueryScheduler> {
+        let operator_context = setup.clone();
+        let tasks: Arc<dyn TaskFactory> = Arc::new(LocalTaskFactory {
             nodes: self.nodes.executors().to_vec(),
-            setting: self.setting.clone(),
-            roster: self.roster.clone(),
-            presence: Box::new(move || Some(presence.outside())),
+            environment: self.environment.clone(),
+            tasks: self.tasks.clone(),
+            external_work: Box::new(move || Some(operator_context.external_work())),
         });
         let (count, policy) = (self.nodes.count(), self.options.policy);
         let scheduler = |stage: &StageExecution| self.scheduler_of(stage);
@@ -272,17 +278,20 @@ impl Start {
         match (fragment.partitioning, fragment.tables.as_slice()) {
             (Handle::Source, [table]) => {
                 let executor = &self.nodes.executors()[0];
-                let splits = split_source(table, executor, &self.setting.context).or_fail()?;
+                let splits =
+                    split_source(table, executor, &self.environment.context).query_err()?;
                 Ok(Box::new(SourcePartitionedScheduler::new(splits, self.options.splits)))
             }
             (Handle::Buckets, tables) => {
                 let splits = Box::new(Buckets {
                     tables: tables.to_vec(),
                     executor: self.nodes.executors()[0].clone(),
-                    context: self.setting.context.clone(),
+                    context: self.environment.context.clone(),
                 });
                 let buckets = fragment.buckets.unwrap_or(1);
-                let groups = fragment.grouped.then_some(self.options.groups_at_a_time);
+                let groups = fragment
+                    .grouped_execution
+                    .then_some(self.options.concurrent_lifespans_per_task);
                 Ok(Box::new(FixedSourceScheduler::new(
                     splits,
                     self.options.splits,
@@ -295,7 +304,7 @@ impl Start {
                 Ok(Box::new(FixedCountScheduler::new((0..count).collect())))
             }
             (Handle::ScaledWriter, []) => {
-                let (progress, bytes) = (self.progress.clone(), self.options.writer_bytes);
+                let (progress, bytes) = (self.progress.clone(), self.options.writer_min_bytes);
                 Ok(Box::new(ScaledWriterScheduler::new((0..count).collect(), progress, bytes)))
             }
             // Single stages are not all on one node.
@@ -304,7 +313,9 @@ impl Start {
             }
             (handle, tables) => {
                 let (id, tables) = (fragment.id, tables.len());
-                Err(Error::Setup(format!("stage {id} is {handle} and reads {tables} tables")))
+                Err(Error::InvalidConfiguration(format!(
+                    "stage {id} is {handle} and reads {tables} tables"
+                )))
             }
         }
     }
@@ -319,16 +330,19 @@ struct Buckets {
 
 impl BucketSplits for Buckets {
     fn open(&mut self, bucket: usize, table: usize) -> Result<Box<dyn SplitSource>> {
-        let table = self.tables.get(table).and_then(|table| TableInBuckets::only(table, bucket));
+        let table = self
+            .tables
+            .get(table)
+            .and_then(|table| BucketedScan::restrict_to_bucket(table, bucket));
         let Some(table) = table else {
-            return Err(Error::Setup("buckets of a table that has none".into()));
+            return Err(Error::InvalidConfiguration("buckets of a table that has none".into()));
         };
-        split_source(&table, &self.executor, &self.context).or_fail()
+        split_source(&table, &self.executor, &self.context).query_err()
     }
 }
 
 /// The scheduler as a source without rows: it ends when the stages have.
-struct SchedulerSource(Start);
+struct SchedulerSource(SchedulerSpec);
 
 impl std::fmt::Debug for SchedulerSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -341,7 +355,7 @@ impl Source for SchedulerSource {
         "stage scheduler"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
         let scheduler = self.0.scheduler(&setup)?;
         Ok(Box::new(LocalScheduler { scheduler, setup }))
     }
@@ -349,19 +363,19 @@ impl Source for SchedulerSource {
 
 struct LocalScheduler {
     scheduler: QueryScheduler,
-    setup: Setup,
+    setup: OperatorContext,
 }
 
 impl LocalSource for LocalScheduler {
     fn next(&mut self, task: &Task) -> Result<SourceResult> {
         loop {
-            task.check()?;
+            task.check_cancelled()?;
             match self.scheduler.step()? {
-                Step::Finished => return Ok(SourceResult::Finished),
-                Step::Blocked(gates) => return Ok(SourceResult::Blocked(gates)),
-                Step::Again => {
-                    if let Some(breath) = task.breath() {
-                        return Ok(SourceResult::Blocked(breath.into()));
+                StepResult::Finished => return Ok(SourceResult::Finished),
+                StepResult::Blocked(gates) => return Ok(SourceResult::Blocked(gates)),
+                StepResult::Again => {
+                    if let Some(yield_gate) = task.yield_gate() {
+                        return Ok(SourceResult::Blocked(yield_gate.into()));
                     }
                 }
             }
@@ -378,19 +392,19 @@ impl LocalSource for LocalScheduler {
 
 /// A sink that gets no rows.
 #[derive(Debug)]
-struct Nothing;
+struct EmptySink;
 
-impl Sink for Nothing {
+impl Sink for EmptySink {
     fn name(&self) -> &str {
-        "nothing"
+        "empty sink"
     }
 
-    fn local(&self, _: Setup) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, _: OperatorContext) -> Result<Box<dyn LocalSink>> {
         Ok(Box::new(Self))
     }
 }
 
-impl LocalSink for Nothing {
+impl LocalSink for EmptySink {
     fn sink(&mut self, _: Option<Batch>, _: &Task) -> Result<SinkResult> {
         Ok(SinkResult::NeedInput)
     }

@@ -13,23 +13,23 @@ use datafusion::{
     },
 };
 use gatework_sql::{
-    buckets::{Bucketing, TableInBuckets},
-    splits::filterable,
+    buckets::{BucketedScan, Bucketing},
+    splits::with_filter_support,
 };
 
 /// A scan of a table, of which each task of a stage reads the splits that it is given.
 #[derive(Debug)]
 pub struct SplitScanExec {
     table: Arc<dyn ExecutionPlan>,
-    buckets: Option<TableInBuckets>,
+    buckets: Option<BucketedScan>,
     properties: Arc<PlanProperties>,
 }
 
 impl SplitScanExec {
     /// A scan of `table` by tasks on so many nodes. Its order, if it has one, is lost.
     pub fn new(table: Arc<dyn ExecutionPlan>, nodes: usize) -> Self {
-        let table = filterable(table);
-        let buckets = TableInBuckets::of(&table);
+        let table = with_filter_support(table);
+        let buckets = BucketedScan::of(&table);
         let partitioning = match &buckets {
             Some(known) => Partitioning::Hash(known.keys.clone(), known.bucketing.count()),
             None => Partitioning::UnknownPartitioning(nodes),
@@ -102,10 +102,10 @@ impl ExecutionPlan for SplitScanExec {
         pushed: ChildPushdownResult,
         config: &ConfigOptions,
     ) -> Result<FilterPushdownPropagation<Arc<dyn ExecutionPlan>>> {
-        let mut taken = self.table.handle_child_pushdown_result(phase, pushed, config)?;
-        let around = |table| Arc::new(self.with_table(table)) as Arc<dyn ExecutionPlan>;
-        taken.updated_node = taken.updated_node.map(around);
-        Ok(taken)
+        let mut result = self.table.handle_child_pushdown_result(phase, pushed, config)?;
+        let wrap = |table| Arc::new(self.with_table(table)) as Arc<dyn ExecutionPlan>;
+        result.updated_node = result.updated_node.map(wrap);
+        Ok(result)
     }
 
     fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

@@ -8,18 +8,18 @@ use std::sync::Arc;
 
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Gates, Held},
+    pipeline::{BufferedBatch, Gates},
 };
 use gatework_shared_state::{Gate, output::ExchangeClient, splits::SplitLoad};
 
 use crate::{
-    ExecutionPolicy, ExecutionSchedule, Inbox, StageExecution, StageScheduler, StageState, SubPlan,
-    TaskFactory, linkage::StageLinkage, state::State,
+    ExecutionPolicy, ExecutionSchedule, StageExecution, StageScheduler, StageState, SubPlan,
+    TaskEvents, TaskFactory, linkage::StageLinkage, state::State,
 };
 
 /// What a step came to.
 #[derive(Debug)]
-pub enum Step {
+pub enum StepResult {
     /// There is more to do.
     Again,
     /// Nothing can be done before one of these opens.
@@ -37,10 +37,10 @@ pub struct QueryScheduler {
     schedulers: Vec<Box<dyn StageScheduler>>,
     schedule: ExecutionSchedule,
     nodes: usize,
-    inbox: Arc<Inbox>,
-    result: ExchangeClient<Held>,
+    events: Arc<TaskEvents>,
+    result: ExchangeClient<BufferedBatch>,
     /// Stages whose end has been told.
-    told: Vec<bool>,
+    notified: Vec<bool>,
     closed: bool,
 }
 
@@ -56,12 +56,12 @@ impl QueryScheduler {
         nodes: usize,
         factory: Arc<dyn TaskFactory>,
         scheduler_of: impl FnMut(&StageExecution) -> Result<Box<dyn StageScheduler>>,
-        result: ExchangeClient<Held>,
+        result: ExchangeClient<BufferedBatch>,
     ) -> Result<Self> {
-        let inbox = Arc::<Inbox>::default();
+        let events = Arc::<TaskEvents>::default();
         let fragments = plan.fragments();
         let stage = |fragment: &&crate::PlanFragment| {
-            StageExecution::new((*fragment).clone(), factory.clone(), inbox.clone())
+            StageExecution::new((*fragment).clone(), factory.clone(), events.clone())
         };
         let mut stages: Vec<_> = fragments.iter().map(stage).collect();
         let mut links = Vec::new();
@@ -80,14 +80,14 @@ impl QueryScheduler {
         }
         let schedulers = schedulers(&stages, scheduler_of)?;
         Ok(Self {
-            told: vec![false; stages.len()],
+            notified: vec![false; stages.len()],
             schedule: ExecutionSchedule::new(policy, plan),
             stages,
             children,
             linkages,
             schedulers,
             nodes,
-            inbox,
+            events,
             result,
             closed: false,
         })
@@ -102,35 +102,35 @@ impl QueryScheduler {
     ///
     /// # Errors
     /// The first cause for which a stage failed; [`abort`](Self::abort) is to follow.
-    pub fn step(&mut self) -> Result<Step> {
-        while let Some(task) = self.inbox.take() {
-            self.stages[task.stage].task_ended(task.number);
+    pub fn step(&mut self) -> Result<StepResult> {
+        while let Some(task) = self.events.take() {
+            self.stages[task.stage].task_ended(task.index);
         }
-        self.tell_of_ends()?;
+        self.propagate_ends()?;
         let (blocked, again) = self.schedule_stages()?;
-        self.tell_of_ends()?;
+        self.propagate_ends()?;
         if self.schedule.is_finished() {
             self.close();
             self.check_scheduled()?;
             if self.stages.iter().all(|stage| stage.state().is_final() && stage.is_idle()) {
-                return Ok(Step::Finished);
+                return Ok(StepResult::Finished);
             }
-            return Ok(Step::Blocked(self.inbox.gate().clone().into()));
+            return Ok(StepResult::Blocked(self.events.gate().clone().into()));
         }
         if again {
-            return Ok(Step::Again);
+            return Ok(StepResult::Again);
         }
-        let ended = Gates::one(self.inbox.gate().clone());
-        Ok(Step::Blocked(blocked.into_iter().fold(ended, Gates::or)))
+        let ended = Gates::single(self.events.gate().clone());
+        Ok(StepResult::Blocked(blocked.into_iter().fold(ended, Gates::or)))
     }
 
     /// One pass over the stages whose turn it is; the answer is what they wait for, and whether one does not
     /// (D-6).
     fn schedule_stages(&mut self) -> Result<(Vec<Gate>, bool)> {
         let Self { stages, schedule, .. } = self;
-        let turn = schedule.stages(|stage| stages[stage].state()).to_vec();
+        let active = schedule.stages(|stage| stages[stage].state()).to_vec();
         let (mut gates, mut again) = (Vec::new(), false);
-        for id in turn {
+        for id in active {
             // One that ended meanwhile has been told of.
             if self.stages[id].state().is_final() {
                 continue;
@@ -164,14 +164,14 @@ impl QueryScheduler {
 
     /// Draws the consequences of stages that ended: who reads them knows, and nobody is to write for them
     /// (C-5, D-5, D-9).
-    fn tell_of_ends(&mut self) -> Result<()> {
+    fn propagate_ends(&mut self) -> Result<()> {
         // A parent comes before its children, which its end may end.
         for id in 0..self.stages.len() {
             let state = self.stages[id].state();
-            if self.told[id] || !state.is_final() {
+            if self.notified[id] || !state.is_final() {
                 continue;
             }
-            self.told[id] = true;
+            self.notified[id] = true;
             if state == StageState::Failed {
                 let cause = self.stages[id].failure().cloned();
                 return Err(cause.unwrap_or(Error::ProducerAborted));
@@ -190,7 +190,7 @@ impl QueryScheduler {
             let state = stage.state();
             if !matches!(state, StageState::Scheduled | StageState::Running) && !state.is_final() {
                 let what = format!("scheduling is complete, but {stage:?}");
-                return Err(Error::Setup(what));
+                return Err(Error::InvalidConfiguration(what));
             }
         }
         Ok(())
@@ -207,7 +207,7 @@ impl QueryScheduler {
     pub fn abort(&mut self) -> Option<Error> {
         self.close();
         let tasks = self.stages.iter().flat_map(StageExecution::tasks);
-        let cause = tasks.filter_map(|task| task.error()).find(|error| !error.is_echo());
+        let cause = tasks.filter_map(|task| task.error()).find(|error| !error.is_secondary());
         self.stages.iter_mut().for_each(StageExecution::abort);
         cause
     }

@@ -6,12 +6,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use gatework_runtime::{Error, Result, pipeline::Held};
-use gatework_shared_state::output::{LocationId, Output, OutputBuffers};
+use gatework_runtime::{Error, Result, pipeline::BufferedBatch};
+use gatework_shared_state::output::{LocationId, OutputBuffer, OutputBuffers};
 use gatework_sql::splits::Split;
 
 use crate::{
-    FragmentId, Inbox, Lifespan, NodeId, PlanFragment, StageState, StageTask, StateMachine,
+    FragmentId, Lifespan, NodeId, PlanFragment, StageState, StageTask, StateMachine, TaskEvents,
     TaskFactory, TaskId, TaskSpec, TaskState, fragment::remote_sources, state::State,
 };
 
@@ -25,7 +25,7 @@ struct RemoteSource {
     /// Those of them that have told of all their tasks.
     complete: Vec<FragmentId>,
     /// Outputs that are known.
-    outputs: Vec<(LocationId, Output<Held>)>,
+    outputs: Vec<(LocationId, OutputBuffer<BufferedBatch>)>,
 }
 
 impl RemoteSource {
@@ -40,25 +40,29 @@ pub struct StageExecution {
     state: Arc<StateMachine<StageState>>,
     failure: Option<Error>,
     factory: Arc<dyn TaskFactory>,
-    inbox: Arc<Inbox>,
+    events: Arc<TaskEvents>,
     tasks: BTreeMap<usize, Arc<dyn StageTask>>,
     /// The task that gets the splits for a node.
-    on_node: BTreeMap<NodeId, usize>,
+    task_by_node: BTreeMap<NodeId, usize>,
     finished: usize,
     buffers: Option<OutputBuffers>,
     sources: Vec<RemoteSource>,
     /// Tables all splits of which are given out.
     complete_tables: Vec<usize>,
-    gives_splits: bool,
+    assigns_splits: bool,
 }
 
-fn misuse(what: String) -> Error {
-    Error::Setup(what)
+fn usage_error(what: String) -> Error {
+    Error::InvalidConfiguration(what)
 }
 
 impl StageExecution {
-    /// A stage of `fragment`, whose tasks `factory` makes and which tell `inbox` of their ends.
-    pub fn new(fragment: PlanFragment, factory: Arc<dyn TaskFactory>, inbox: Arc<Inbox>) -> Self {
+    /// A stage of `fragment`, whose tasks `factory` makes and which tell `events` of their ends.
+    pub fn new(
+        fragment: PlanFragment,
+        factory: Arc<dyn TaskFactory>,
+        events: Arc<TaskEvents>,
+    ) -> Self {
         let mut found = Vec::new();
         remote_sources(&fragment.root, &mut found);
         let source = |fragments: &[FragmentId]| RemoteSource {
@@ -72,14 +76,14 @@ impl StageExecution {
             state: Arc::new(StateMachine::new("stage", StageState::Planned)),
             failure: None,
             factory,
-            inbox,
+            events,
             tasks: BTreeMap::new(),
-            on_node: BTreeMap::new(),
+            task_by_node: BTreeMap::new(),
             finished: 0,
             buffers: None,
             sources,
             complete_tables: Vec::new(),
-            gives_splits: false,
+            assigns_splits: false,
         }
     }
 
@@ -115,11 +119,11 @@ impl StageExecution {
 
     /// The task on `node` that gets splits.
     pub fn task_on(&self, node: NodeId) -> Option<&Arc<dyn StageTask>> {
-        self.on_node.get(&node).and_then(|number| self.tasks.get(number))
+        self.task_by_node.get(&node).and_then(|index| self.tasks.get(index))
     }
 
     /// The outputs that it reads, as far as they are known.
-    pub fn sources(&self) -> impl Iterator<Item = &Output<Held>> {
+    pub fn sources(&self) -> impl Iterator<Item = &OutputBuffer<BufferedBatch>> {
         self.sources.iter().flat_map(|source| source.outputs.iter().map(|(_, output)| output))
     }
 
@@ -135,7 +139,7 @@ impl StageExecution {
 
     /// Goes to `next` if it may (rules B).
     pub fn transition(&mut self, next: StageState) -> bool {
-        self.state.set_if(next, |known| known.allows(next))
+        self.state.compare_and_set(next, |known| known.can_transition_to(next))
     }
 
     /// Fails with `error`; a later failure is not its cause.
@@ -172,39 +176,41 @@ impl StageExecution {
     pub fn add_locations(&mut self, from: FragmentId, tasks: &Tasks, last: bool) -> Result<()> {
         let mut sources = self.sources.iter_mut().enumerate();
         let found = sources.find(|(_, source)| source.fragments.contains(&from));
-        let Some((place, source)) = found else {
+        let Some((source_index, source)) = found else {
             let id = self.fragment.id;
-            return Err(misuse(format!("stage {id} does not read stage {from}")));
+            return Err(usage_error(format!("stage {id} does not read stage {from}")));
         };
         for task in tasks {
             let output = (task.id().location(), task.output().clone());
             for reader in self.tasks.values() {
-                reader.add_location(place, output.0, &output.1)?;
+                reader.add_location(source_index, output.0, &output.1)?;
             }
             source.outputs.push(output);
         }
         if last && !source.complete.contains(&from) {
             source.complete.push(from);
             if source.is_complete() {
-                self.tasks.values().for_each(|reader| reader.no_more_locations(place));
+                self.tasks.values().for_each(|reader| reader.set_no_more_locations(source_index));
             }
         }
         Ok(())
     }
 
-    /// Makes task number `number` on `node` (E-4).
+    /// Makes task number `index` on `node` (E-4).
     ///
     /// # Errors
     /// If it is there, or tasks are made for splits, or nobody has said who reads it.
     pub fn schedule_task(
         &mut self,
         node: NodeId,
-        number: usize,
+        index: usize,
     ) -> Result<Option<Arc<dyn StageTask>>> {
-        if self.gives_splits {
-            return Err(misuse("a task by number in a stage that makes tasks for splits".into()));
+        if self.assigns_splits {
+            return Err(usage_error(
+                "a task by number in a stage that makes tasks for splits".into(),
+            ));
         }
-        self.make(node, number)
+        self.create_task(node, index)
     }
 
     /// Gives splits to the task on `node`, which is made if there is none; the answer is a new task (E-4).
@@ -217,43 +223,45 @@ impl StageExecution {
         table: usize,
         splits: Vec<Split>,
     ) -> Result<Option<Arc<dyn StageTask>>> {
-        self.gives_splits = true;
-        let made = match self.on_node.contains_key(&node) {
+        self.assigns_splits = true;
+        let created = match self.task_by_node.contains_key(&node) {
             true => None,
             // Who reads its output counts its tasks from 0, one after the other.
-            false => self.make(node, self.tasks.len())?,
+            false => self.create_task(node, self.tasks.len())?,
         };
         if let Some(task) = self.task_on(node) {
             task.add_splits(Lifespan::Task, table, splits);
         }
-        Ok(made)
+        Ok(created)
     }
 
-    fn make(&mut self, node: NodeId, number: usize) -> Result<Option<Arc<dyn StageTask>>> {
-        let id = TaskId { stage: self.fragment.id, number };
-        if self.tasks.contains_key(&number) {
-            return Err(misuse(format!("task {id} is made twice")));
+    fn create_task(&mut self, node: NodeId, index: usize) -> Result<Option<Arc<dyn StageTask>>> {
+        let id = TaskId { stage: self.fragment.id, index };
+        if self.tasks.contains_key(&index) {
+            return Err(usage_error(format!("task {id} is made twice")));
         }
         let Some(buffers) = &self.buffers else {
-            return Err(misuse(format!("task {id} is made before anybody said who reads it")));
+            return Err(usage_error(format!("task {id} is made before anybody said who reads it")));
         };
         // What would be aborted at once is not made (E-5).
         if self.state().is_final() {
             return Ok(None);
         }
         let spec = TaskSpec { id, node, fragment: &self.fragment, buffers };
-        let task = self.factory.create(&spec, &self.inbox)?;
-        for (place, source) in self.sources.iter().enumerate() {
+        let task = self.factory.create(&spec, &self.events)?;
+        for (source_index, source) in self.sources.iter().enumerate() {
             for (location, output) in &source.outputs {
-                task.add_location(place, *location, output)?;
+                task.add_location(source_index, *location, output)?;
             }
             if source.is_complete() {
-                task.no_more_locations(place);
+                task.set_no_more_locations(source_index);
             }
         }
-        self.complete_tables.iter().for_each(|table| task.no_more_splits(Lifespan::Task, *table));
-        self.tasks.insert(number, task.clone());
-        self.on_node.entry(node).or_insert(number);
+        self.complete_tables
+            .iter()
+            .for_each(|table| task.set_no_more_splits(Lifespan::Task, *table));
+        self.tasks.insert(index, task.clone());
+        self.task_by_node.entry(node).or_insert(index);
         Ok(Some(task))
     }
 
@@ -261,7 +269,7 @@ impl StageExecution {
     pub fn table_complete(&mut self, table: usize) {
         if !self.complete_tables.contains(&table) {
             self.complete_tables.push(table);
-            self.tasks.values().for_each(|task| task.no_more_splits(Lifespan::Task, table));
+            self.tasks.values().for_each(|task| task.set_no_more_splits(Lifespan::Task, table));
         }
     }
 
@@ -269,13 +277,13 @@ impl StageExecution {
     pub fn scheduling_complete(&mut self) {
         (0..self.fragment.tables.len()).for_each(|table| self.table_complete(table));
         if self.transition(StageState::Scheduled) {
-            self.look_around();
+            self.update_state();
         }
     }
 
-    /// Task `number` has ended (E-8).
-    pub fn task_ended(&mut self, number: usize) {
-        let Some(task) = self.tasks.get(&number) else { return };
+    /// Task `index` has ended (E-8).
+    pub fn task_ended(&mut self, index: usize) {
+        let Some(task) = self.tasks.get(&index) else { return };
         match task.state() {
             TaskState::Running => return,
             TaskState::Failed => {
@@ -287,10 +295,10 @@ impl StageExecution {
             }
             TaskState::Finished | TaskState::Cancelled => self.finished += 1,
         }
-        self.look_around();
+        self.update_state();
     }
 
-    fn look_around(&mut self) {
+    fn update_state(&mut self) {
         // A task that ends early does not end a stage that makes others.
         if !matches!(self.state(), StageState::Scheduled | StageState::Running) {
             return;

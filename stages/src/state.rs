@@ -42,7 +42,7 @@ impl State for StageState {
 
 impl StageState {
     /// Whether it may become `next` (rules B).
-    pub fn allows(self, next: Self) -> bool {
+    pub fn can_transition_to(self, next: Self) -> bool {
         use StageState::*;
         match next {
             Planned => false,
@@ -102,9 +102,9 @@ impl State for TaskState {
 /// let state = StateMachine::new("task", TaskState::Running);
 /// let change = state.changed(TaskState::Running);
 /// assert!(!change.is_ready());
-/// assert!(state.set_if(TaskState::Finished, |known| known == TaskState::Running));
+/// assert!(state.compare_and_set(TaskState::Finished, |known| known == TaskState::Running));
 /// assert!(change.is_ready());
-/// assert!(!state.set_if(TaskState::Failed, |_| true));
+/// assert!(!state.compare_and_set(TaskState::Failed, |_| true));
 /// ```
 #[derive(Debug)]
 pub struct StateMachine<S> {
@@ -116,13 +116,13 @@ pub struct StateMachine<S> {
 struct Inner<S> {
     state: S,
     /// Those who wait for the next change.
-    waiting: Vec<Gate>,
+    waiters: Vec<Gate>,
 }
 
 impl<S: State> StateMachine<S> {
     /// A machine in `state`.
     pub fn new(name: &'static str, state: S) -> Self {
-        Self { name, inner: Mutex::new(Inner { state, waiting: Vec::new() }) }
+        Self { name, inner: Mutex::new(Inner { state, waiters: Vec::new() }) }
     }
 
     /// The state.
@@ -130,24 +130,24 @@ impl<S: State> StateMachine<S> {
         self.inner.lock().state
     }
 
-    /// Goes to `next` if `may` says so of the state it is in, and that is no end. `true` if it went; to stay is
-    /// not to go. `may` is asked without a lock, and again if the state has changed meanwhile.
-    pub fn set_if(&self, next: S, may: impl Fn(S) -> bool) -> bool {
+    /// Goes to `next` if `predicate` says so of the state it is in, and that is no end. `true` if it went; to stay is
+    /// not to go. `predicate` is asked without a lock, and again if the state has changed meanwhile.
+    pub fn compare_and_set(&self, next: S, predicate: impl Fn(S) -> bool) -> bool {
         loop {
             let known = self.get();
-            if known == next || known.is_final() || !may(known) {
+            if known == next || known.is_final() || !predicate(known) {
                 return false;
             }
-            let told = {
+            let notified = {
                 let mut inner = self.inner.lock();
                 if inner.state != known {
                     continue;
                 }
                 inner.state = next;
-                std::mem::take(&mut inner.waiting)
+                std::mem::take(&mut inner.waiters)
             };
             // Who waits is woken on his own executor, whatever the others do.
-            told.iter().for_each(|gate| gate.set_always_ready());
+            notified.iter().for_each(|gate| gate.set_always_ready());
             return true;
         }
     }
@@ -159,7 +159,7 @@ impl<S: State> StateMachine<S> {
         if inner.state != known || inner.state.is_final() {
             gate.set_always_ready();
         } else {
-            inner.waiting.push(gate.clone());
+            inner.waiters.push(gate.clone());
         }
         gate
     }

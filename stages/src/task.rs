@@ -2,10 +2,10 @@
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
-use gatework_runtime::{Error, Result, pipeline::Held};
+use gatework_runtime::{Error, Result, pipeline::BufferedBatch};
 use gatework_shared_state::{
     Dependency, DependencyKind, Gate, Wakeups,
-    output::{LocationId, Output, OutputBuffers},
+    output::{LocationId, OutputBuffer, OutputBuffers},
     splits::SplitLoad,
 };
 use gatework_sql::splits::Split;
@@ -22,19 +22,19 @@ pub struct TaskId {
     /// The stage, by its fragment.
     pub stage: FragmentId,
     /// Its number in the stage: it reads the buffers of that number.
-    pub number: usize,
+    pub index: usize,
 }
 
 impl TaskId {
     /// Its output, for those who read it.
     pub(crate) fn location(self) -> LocationId {
-        (self.stage as u64) << 32 | self.number as u64
+        (self.stage as u64) << 32 | self.index as u64
     }
 }
 
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.stage, self.number)
+        write!(f, "{}.{}", self.stage, self.index)
     }
 }
 
@@ -67,31 +67,36 @@ pub trait StageTask: Send + Sync + fmt::Debug {
         format!("{self:?}")
     }
     /// What it writes.
-    fn output(&self) -> &Output<Held>;
+    fn output(&self) -> &OutputBuffer<BufferedBatch>;
     /// Gives it splits of table number `table` of its fragment. What is for a lifespan that is over is dropped.
     fn add_splits(&self, lifespan: Lifespan, table: usize, splits: Vec<Split>);
     /// That table has no others for it.
-    fn no_more_splits(&self, lifespan: Lifespan, table: usize);
+    fn set_no_more_splits(&self, lifespan: Lifespan, table: usize);
     /// What it has of all its tables and not read.
     fn load(&self) -> SplitLoad;
     /// Open when more splits of that table are welcome; none if they never will be.
-    fn room(&self, lifespan: Lifespan, table: usize) -> Option<Gate>;
+    fn capacity_gate(&self, lifespan: Lifespan, table: usize) -> Option<Gate>;
     /// Begins a group of a task that has groups.
     ///
     /// # Errors
     /// If it cannot be started.
-    fn begin_group(&self, group: usize) -> Result<()>;
-    /// How many groups have begun and not ended. The [`Inbox`] is told when there are less.
-    fn running_groups(&self) -> usize;
+    fn start_lifespan(&self, group: usize) -> Result<()>;
+    /// How many groups have begun and not ended. The [`TaskEvents`] is told when there are less.
+    fn running_lifespans(&self) -> usize;
     /// Those that have begun are all.
-    fn no_more_groups(&self);
+    fn set_no_more_lifespans(&self);
     /// Gives remote source number `source` of its fragment one more output to read.
     ///
     /// # Errors
     /// If there were to be no others.
-    fn add_location(&self, source: usize, id: LocationId, output: &Output<Held>) -> Result<()>;
+    fn add_location(
+        &self,
+        source: usize,
+        id: LocationId,
+        output: &OutputBuffer<BufferedBatch>,
+    ) -> Result<()>;
     /// That remote source will get no others.
-    fn no_more_locations(&self, source: usize);
+    fn set_no_more_locations(&self, source: usize);
     /// Nobody wants the rest: it ends at once, and well.
     fn cancel(&self);
     /// The query has failed: it ends at once, and those who read it do not take it for finished.
@@ -113,38 +118,38 @@ pub struct TaskSpec<'a> {
 
 /// Makes tasks. They run from the start, and wait for what they need.
 pub trait TaskFactory: Send + Sync {
-    /// A task, which says in `inbox` that it has ended, once.
+    /// A task, which says in `events` that it has ended, once.
     ///
     /// # Errors
     /// If it cannot be made.
-    fn create(&self, spec: &TaskSpec<'_>, inbox: &Arc<Inbox>) -> Result<Arc<dyn StageTask>>;
+    fn create(&self, spec: &TaskSpec<'_>, events: &Arc<TaskEvents>) -> Result<Arc<dyn StageTask>>;
 }
 
 /// What happens to a query's tasks, for its scheduler. Nobody is called back: the scheduler is woken, and sees.
 #[derive(Debug)]
-pub struct Inbox {
+pub struct TaskEvents {
     ended: Mutex<VecDeque<TaskId>>,
     gate: Gate,
 }
 
-impl Default for Inbox {
+impl Default for TaskEvents {
     fn default() -> Self {
         let gate = Dependency::blocked("tasks of stages", DependencyKind::External);
         Self { ended: Mutex::default(), gate }
     }
 }
 
-impl Inbox {
+impl TaskEvents {
     /// `task` has ended, in whatever way.
-    pub fn ended(&self, task: TaskId) {
+    pub fn task_ended(&self, task: TaskId) {
         let mut wakeups = Wakeups::new();
         let mut ended = self.ended.lock();
         ended.push_back(task);
-        self.gate.set_ready_later(&mut wakeups);
+        self.gate.set_ready_deferred(&mut wakeups);
     }
 
     /// A task has room for something new: look at it.
-    pub fn stirred(&self) {
+    pub fn task_progressed(&self) {
         self.gate.set_ready();
     }
 

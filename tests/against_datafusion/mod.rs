@@ -211,7 +211,7 @@ impl<'a> Sessions<'a> {
     }
 
     /// All sessions must give the same rows; only nodes with these names are not ours.
-    pub(crate) fn equal_beside(&self, foreign: &[&str], sql: &str) {
+    pub(crate) fn equal_beside(&self, expected_fallbacks: &[&str], sql: &str) {
         self.watch.doing(sql);
         let frame = |context: &SessionContext, folder| {
             self.runtime.block_on(context.sql(&self.fill_in(sql, folder)))
@@ -221,16 +221,16 @@ impl<'a> Sessions<'a> {
             Err(error) => return self.fail(format!("{sql}\n    reference: {error}")),
         };
         let frames = self.tested.iter().map(|tested| frame(&tested.context, &tested.folder));
-        self.compare(sql, expected, frames.collect(), Some(foreign));
+        self.compare(sql, expected, frames.collect(), Some(expected_fallbacks));
     }
 
-    /// The frames must have equal rows; beside `foreign` every node must be ours, if it is given.
+    /// The frames must have equal rows; beside `expected_fallbacks` every node must be ours, if it is given.
     pub(crate) fn compare(
         &self,
         what: &str,
         expected: DataFrame,
         frames: Vec<Result<DataFrame>>,
-        foreign: Option<&[&str]>,
+        expected_fallbacks: Option<&[&str]>,
     ) {
         *self.statements.borrow_mut() += 1;
         self.watch.doing(what);
@@ -249,12 +249,15 @@ impl<'a> Sessions<'a> {
             if let Err(difference) = self.difference(&actual, &expected) {
                 self.fail(format!("{what}\n    {}: {difference}", tested.name));
             }
-            let Some(foreign) = foreign else { continue };
+            let Some(expected_fallbacks) = expected_fallbacks else { continue };
             let fallbacks = gatework::fallbacks(&actual.physical);
-            if !fallbacks.iter().all(|name| foreign.contains(&name.as_str())) {
+            if !fallbacks.iter().all(|name| expected_fallbacks.contains(&name.as_str())) {
                 self.fail(format!("{what}\n    {}: fell back to {fallbacks:?}", tested.name));
             }
-            if !foreign.iter().all(|name| fallbacks.iter().any(|fallback| fallback == name)) {
+            if !expected_fallbacks
+                .iter()
+                .all(|name| fallbacks.iter().any(|fallback| fallback == name))
+            {
                 self.fail(format!("{what}\n    {}: only {fallbacks:?} fell back", tested.name));
             }
         }
@@ -329,9 +332,9 @@ impl<'a> Sessions<'a> {
             // Ends when the last task has; a task that lives on is seen by the hang guard.
             tested.executor.shutdown();
             let live = tested.executor.live_tasks();
-            let held = tested.context.runtime_env().memory_pool.reserved();
-            if live != 0 || held != 0 {
-                self.fail(format!("{}: {live} live tasks, {held} bytes held", tested.name));
+            let reserved = tested.context.runtime_env().memory_pool.reserved();
+            if live != 0 || reserved != 0 {
+                self.fail(format!("{}: {live} live tasks, {reserved} bytes held", tested.name));
             }
         }
         let failures = self.failures.into_inner();

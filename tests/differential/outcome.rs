@@ -32,7 +32,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const TOLERANCE: Tolerance = Tolerance { relative: 1e-9, absolute: 1e-6 };
 
 /// Words of errors that depend on which rows are looked at, and in what order.
-const OF_SOME_ROWS: &[&str] =
+const ROW_DEPENDENT: &[&str] =
     &["Divide by zero", "overflow", "Overflow", "Cast error", "too large"];
 
 /// Words of errors with which DataFusion refuses what it should answer: of its checks on itself, and of its windows
@@ -159,7 +159,7 @@ impl Runner {
             }
             (Outcome::Rows(_), Outcome::Refused(text)) => {
                 let text = format!("only gatework refuses: {text}");
-                self.unless_open(reference, sql, false, text)
+                self.unless_undetermined(reference, sql, false, text)
             }
             (Outcome::Refused(text), Outcome::Rows(_))
                 if OWN_REFUSALS.iter().any(|words| text.contains(words)) =>
@@ -168,23 +168,23 @@ impl Runner {
             }
             (Outcome::Refused(text), Outcome::Rows(_)) => {
                 let text = format!("only DataFusion refuses: {text}");
-                self.unless_open(reference, sql, true, text)
+                self.unless_undetermined(reference, sql, true, text)
             }
         }
     }
 
     /// Whether one side only refuses `sql` says something only if the reference is always of one
     /// mind about it.
-    fn unless_open(
+    fn unless_undetermined(
         &self,
         reference: &SessionContext,
         sql: &str,
         refused: bool,
         text: String,
     ) -> Verdict {
-        let of_some_rows = OF_SOME_ROWS.iter().any(|words| text.contains(words));
+        let row_dependent = ROW_DEPENDENT.iter().any(|words| text.contains(words));
         let mut others = variants(reference).map(|session| self.sql(&session, sql));
-        if of_some_rows || others.any(|other| matches!(other, Outcome::Refused(_)) != refused) {
+        if row_dependent || others.any(|other| matches!(other, Outcome::Refused(_)) != refused) {
             return Verdict::Undetermined;
         }
         Verdict::Different(Severity::OnlyOneRefuses, text)
@@ -200,11 +200,11 @@ impl Runner {
         let Err(difference) = self.difference(reference, expected, actual) else {
             return Verdict::Equal;
         };
-        let open = variants(reference).any(|session| match self.sql(&session, sql) {
+        let undetermined = variants(reference).any(|session| match self.sql(&session, sql) {
             Outcome::Rows(other) => self.difference(reference, expected, &other).is_err(),
             _ => true,
         });
-        match open {
+        match undetermined {
             true => Verdict::Undetermined,
             false => Verdict::Different(Severity::WrongRows, difference),
         }

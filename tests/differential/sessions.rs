@@ -64,9 +64,9 @@ impl Mode {
             Self::Tiny | Self::TinySerial => config.with_batch_size(3),
             Self::Chaos => Settings {
                 time_slice: Duration::ZERO,
-                instances: NonZeroUsize::new(3),
+                max_tasks_per_pipeline: NonZeroUsize::new(3),
                 chaos: Some(Arc::new(
-                    Chaos::new(seed).block_every(5).recall_every(4).cut_batches(17),
+                    Chaos::new(seed).block_every(5).spurious_wakeups_every(4).split_batches(17),
                 )),
                 ..Settings::default()
             }

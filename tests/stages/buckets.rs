@@ -19,9 +19,9 @@ use super::runs::{
     POLICIES, cancel, check_tasks, read, run, says, session_of, start, start_planned,
 };
 use crate::{
-    endings::bench::files_below,
+    fixture::TpchFixture,
+    query_end::fixture::files_below,
     support::{Case, Expected, QUERIES, Storage, frame, guarded, reference_session},
-    world::World,
 };
 
 const COUNT: usize = 5;
@@ -51,16 +51,19 @@ const OTHERS: [&str; 8] = [
 #[test]
 fn others_in_buckets_are_datafusions() {
     guarded(|case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         let folder = TempDir::new().unwrap();
-        write(&case, &world, folder.path(), "PARQUET").await;
+        write(&case, &tpch, folder.path(), "PARQUET").await;
         let reference = reference_session();
-        world.data.register(&reference, Storage::Parquet).await;
+        tpch.data.register(&reference, Storage::Parquet).await;
         for count in [1, 2, 3] {
             let nodes = Nodes::in_process(count, 2).unwrap();
-            let session = session_in(&world, folder.path(), None).await;
+            let session = session_in(&tpch, folder.path(), None).await;
             for groups_at_a_time in [1, 3] {
-                let options = StageOptions { groups_at_a_time, ..StageOptions::of_nodes(count) };
+                let options = StageOptions {
+                    concurrent_lifespans_per_task: groups_at_a_time,
+                    ..StageOptions::with_nodes(count)
+                };
                 for sql in OTHERS {
                     case.begin(format!("{sql}, {count} nodes"));
                     let expected = Expected::of(&reference, sql).await.unwrap();
@@ -68,7 +71,7 @@ fn others_in_buckets_are_datafusions() {
                     expected.check(&format!("{sql}, {count} nodes"), &batches);
                 }
             }
-            world.assert_clean(nodes.executors(), "others");
+            tpch.assert_clean(nodes.executors(), "others");
         }
     });
 }
@@ -78,11 +81,14 @@ fn bucketing(key: &str) -> Bucketing {
 }
 
 /// The tables, each as a folder in `folder`, written by several writers.
-async fn write(case: &Case, world: &World, folder: &Path, format: &str) {
-    let session = session_of(world, Storage::Parquet, None).await;
+async fn write(case: &Case, tpch: &TpchFixture, folder: &Path, format: &str) {
+    let session = session_of(tpch, Storage::Parquet, None).await;
     let nodes = Nodes::in_process(2, 1).unwrap();
-    let options =
-        StageOptions { writer_bytes: 10_000, buffer_bytes: 10_000, ..StageOptions::of_nodes(2) };
+    let options = StageOptions {
+        writer_min_bytes: 10_000,
+        output_buffer_bytes: 10_000,
+        ..StageOptions::with_nodes(2)
+    };
     for (table, key) in TABLES {
         case.begin(format!("writing {table} as {format}"));
         let sql = format!(
@@ -93,12 +99,16 @@ async fn write(case: &Case, world: &World, folder: &Path, format: &str) {
         run(case, &session, &sql, &nodes, &options).await.unwrap();
         assert!(files_below(&folder.join(table)) >= COUNT);
     }
-    world.assert_clean(nodes.executors(), "writing");
+    tpch.assert_clean(nodes.executors(), "writing");
 }
 
 /// A session whose tables are those in `folder`, as far as they are there.
-async fn session_in(world: &World, folder: &Path, chaos: Option<Arc<Chaos>>) -> SessionContext {
-    let session = session_of(world, Storage::Parquet, chaos).await;
+async fn session_in(
+    tpch: &TpchFixture,
+    folder: &Path,
+    chaos: Option<Arc<Chaos>>,
+) -> SessionContext {
+    let session = session_of(tpch, Storage::Parquet, chaos).await;
     for (table, key) in TABLES {
         let schema = session.table_provider(table).await.unwrap().schema();
         session.deregister_table(table).unwrap();
@@ -115,9 +125,9 @@ async fn session_in(world: &World, folder: &Path, chaos: Option<Arc<Chaos>>) -> 
 #[test]
 fn tpch_in_buckets_is_datafusions() {
     guarded(|case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         let folder = TempDir::new().unwrap();
-        write(&case, &world, folder.path(), "PARQUET").await;
+        write(&case, &tpch, folder.path(), "PARQUET").await;
         for count in [1, 2, 3, 7] {
             let nodes = Nodes::in_process(count, 1).unwrap();
             let (mut grouped, mut in_buckets) = (0, 0);
@@ -125,12 +135,12 @@ fn tpch_in_buckets_is_datafusions() {
                 for broadcast_bytes in [0, 16 << 20] {
                     let options = StageOptions {
                         policy,
-                        broadcast_bytes,
-                        broadcast_rows: broadcast_bytes,
-                        groups_at_a_time,
-                        ..StageOptions::of_nodes(count)
+                        max_broadcast_bytes: broadcast_bytes,
+                        max_broadcast_rows: broadcast_bytes,
+                        concurrent_lifespans_per_task: groups_at_a_time,
+                        ..StageOptions::with_nodes(count)
                     };
-                    let session = session_in(&world, folder.path(), None).await;
+                    let session = session_in(&tpch, folder.path(), None).await;
                     for (number, sql) in (1..).zip(QUERIES) {
                         let name =
                             format!("q{number}, {count} nodes, {policy:?}, {broadcast_bytes}");
@@ -140,10 +150,10 @@ fn tpch_in_buckets_is_datafusions() {
                         let plan = plan_stages(&state, &plan, &options).await.unwrap();
                         let stream = start_planned(&case, query, &nodes, &options).await;
                         let (batches, tasks) = read(stream.unwrap()).await.unwrap();
-                        world.expected[number - 1].check(&name, &batches);
+                        tpch.expected[number - 1].check(&name, &batches);
                         check_tasks(&name, &plan, &tasks, &options);
                         for fragment in plan.fragments() {
-                            grouped += usize::from(fragment.grouped);
+                            grouped += usize::from(fragment.grouped_execution);
                             in_buckets +=
                                 usize::from(fragment.partitioning == PartitioningHandle::Buckets);
                         }
@@ -154,7 +164,7 @@ fn tpch_in_buckets_is_datafusions() {
                 grouped >= 12 && in_buckets > grouped,
                 "{count} nodes: {grouped}, {in_buckets}"
             );
-            world.assert_clean(nodes.executors(), &format!("{count} nodes"));
+            tpch.assert_clean(nodes.executors(), &format!("{count} nodes"));
         }
     });
 }
@@ -162,31 +172,33 @@ fn tpch_in_buckets_is_datafusions() {
 #[test]
 fn tpch_in_buckets_with_tiny_buffers_and_blocks() {
     guarded(|case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         let folder = TempDir::new().unwrap();
-        write(&case, &world, folder.path(), "PARQUET").await;
+        write(&case, &tpch, folder.path(), "PARQUET").await;
         for seed in 0..4 {
-            let chaos = Arc::new(Chaos::new(seed).block_every(5).recall_every(7).cut_batches(500));
-            let session = session_in(&world, folder.path(), Some(chaos.clone())).await;
+            let chaos = Arc::new(
+                Chaos::new(seed).block_every(5).spurious_wakeups_every(7).split_batches(500),
+            );
+            let session = session_in(&tpch, folder.path(), Some(chaos.clone())).await;
             let count = [2, 3][seed as usize % 2];
             let nodes = Nodes::in_process(count, 1).unwrap();
             let options = StageOptions {
                 policy: POLICIES[seed as usize / 2 % 2],
-                broadcast_bytes: if seed % 3 == 0 { 0 } else { 16 << 20 },
-                buffer_bytes: 100,
-                splits: SplitLimits { most_on_node: 1, most_queued: 1 },
-                groups_at_a_time: 1 + seed as usize % 2,
-                ..StageOptions::of_nodes(count)
+                max_broadcast_bytes: if seed % 3 == 0 { 0 } else { 16 << 20 },
+                output_buffer_bytes: 100,
+                splits: SplitLimits { max_splits_per_node: 1, max_pending_splits_per_task: 1 },
+                concurrent_lifespans_per_task: 1 + seed as usize % 2,
+                ..StageOptions::with_nodes(count)
             };
             for (number, sql) in (1..).zip(QUERIES) {
                 let name = format!("q{number}, {count} nodes, seed {seed}");
                 case.begin(&name);
                 let (batches, _) = run(&case, &session, sql, &nodes, &options).await.unwrap();
-                world.expected[number - 1].check(&name, &batches);
+                tpch.expected[number - 1].check(&name, &batches);
             }
-            world.assert_clean(nodes.executors(), &format!("seed {seed}"));
+            tpch.assert_clean(nodes.executors(), &format!("seed {seed}"));
             let counts = chaos.counts();
-            assert!(counts.blocks() > 1000 && counts.cuts > 200, "{counts:?}");
+            assert!(counts.blocks() > 1000 && counts.splits > 200, "{counts:?}");
         }
     });
 }
@@ -199,15 +211,18 @@ const JOINED: &str =
 #[test]
 fn a_group_that_ends_badly_ends_all() {
     guarded(|case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         let folder = TempDir::new().unwrap();
-        write(&case, &world, folder.path(), "PARQUET").await;
+        write(&case, &tpch, folder.path(), "PARQUET").await;
         let nodes = Nodes::in_process(2, 1).unwrap();
         for (number, groups_at_a_time) in [(4, 1), (12, 3), (18, 2)] {
-            let options = StageOptions { groups_at_a_time, ..StageOptions::of_nodes(2) };
+            let options = StageOptions {
+                concurrent_lifespans_per_task: groups_at_a_time,
+                ..StageOptions::with_nodes(2)
+            };
             let sql = QUERIES[number - 1];
             let chaos = Arc::new(Chaos::new(0));
-            let session = session_in(&world, folder.path(), Some(chaos.clone())).await;
+            let session = session_in(&tpch, folder.path(), Some(chaos.clone())).await;
             run(&case, &session, sql, &nodes, &options).await.unwrap();
             let steps = chaos.counts().steps;
             let mut hits = 0;
@@ -216,15 +231,15 @@ fn a_group_that_ends_badly_ends_all() {
                     let name = format!("q{number}, {fault:?} at step {step} of {steps}");
                     case.begin(&name);
                     let chaos = Arc::new(Chaos::new(step).fault_at(fault, step));
-                    let session = session_in(&world, folder.path(), Some(chaos.clone())).await;
+                    let session = session_in(&tpch, folder.path(), Some(chaos.clone())).await;
                     let result = run(&case, &session, sql, &nodes, &options).await;
                     let hit = chaos.counts().fault;
                     hits += usize::from(hit);
                     match result {
                         Err(error) => assert!(hit && says(&error, fault), "{name}: {error}"),
-                        Ok((batches, _)) => world.expected[number - 1].check(&name, &batches),
+                        Ok((batches, _)) => tpch.expected[number - 1].check(&name, &batches),
                     }
-                    world.assert_clean(nodes.executors(), &name);
+                    tpch.assert_clean(nodes.executors(), &name);
                 }
             }
             assert!(hits > 20, "q{number}: {hits} faults");
@@ -235,13 +250,14 @@ fn a_group_that_ends_badly_ends_all() {
 #[test]
 fn groups_end_with_their_reader() {
     guarded(|case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         let folder = TempDir::new().unwrap();
-        write(&case, &world, folder.path(), "PARQUET").await;
+        write(&case, &tpch, folder.path(), "PARQUET").await;
         let nodes = Nodes::in_process(2, 1).unwrap();
-        let session = session_in(&world, folder.path(), None).await;
+        let session = session_in(&tpch, folder.path(), None).await;
         for policy in POLICIES {
-            let options = StageOptions { policy, buffer_bytes: 100, ..StageOptions::of_nodes(2) };
+            let options =
+                StageOptions { policy, output_buffer_bytes: 100, ..StageOptions::with_nodes(2) };
             for batches in [0, 1, 9] {
                 let name = format!("after {batches} batches, {policy:?}");
                 case.begin(&name);
@@ -250,14 +266,14 @@ fn groups_end_with_their_reader() {
                     stream.next().await.unwrap().unwrap();
                 }
                 drop(stream);
-                world.assert_clean(nodes.executors(), &name);
+                tpch.assert_clean(nodes.executors(), &name);
 
                 let mut stream = start(&case, &session, JOINED, &nodes, &options).await.unwrap();
                 for _ in 0..batches {
                     stream.next().await.unwrap().unwrap();
                 }
                 cancel(&mut stream, &name).await;
-                world.assert_clean(nodes.executors(), &name);
+                tpch.assert_clean(nodes.executors(), &name);
             }
             let name = format!("a limit, {policy:?}");
             case.begin(&name);
@@ -267,7 +283,7 @@ fn groups_end_with_their_reader() {
             let joined = tasks.iter().filter(|task| task.id.stage == 1);
             let written: u64 = joined.map(|task| task.rows_written).sum();
             assert!(written < 60_000, "{name}: {written} rows were joined for 10");
-            world.assert_clean(nodes.executors(), &name);
+            tpch.assert_clean(nodes.executors(), &name);
         }
     });
 }
@@ -276,10 +292,10 @@ fn groups_end_with_their_reader() {
 #[test]
 fn buckets_may_be_text() {
     guarded(|case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         let folder = TempDir::new().unwrap();
-        write(&case, &world, folder.path(), "CSV").await;
-        let session = session_of(&world, Storage::Parquet, None).await;
+        write(&case, &tpch, folder.path(), "CSV").await;
+        let session = session_of(&tpch, Storage::Parquet, None).await;
         let schema = session.table_provider("orders").await.unwrap().schema();
         let path = folder.path().join("orders");
         let csv = datafusion::prelude::CsvReadOptions::new().schema(&schema);
@@ -288,7 +304,7 @@ fn buckets_may_be_text() {
         let text = BucketedTable::try_new(files, bucketing("o_orderkey")).unwrap();
         session.register_table("text", Arc::new(text)).unwrap();
         let nodes = Nodes::in_process(2, 1).unwrap();
-        let options = StageOptions::of_nodes(2);
+        let options = StageOptions::with_nodes(2);
         let copy = format!(
             "COPY orders TO '{}/x/' STORED AS CSV OPTIONS ('gatework.bucket_by' 'o_orderstatus', 'gatework.buckets' '3')",
             folder.path().display()
@@ -309,7 +325,7 @@ fn buckets_may_be_text() {
         let (state, plan) = session.sql(sql).await.unwrap().into_parts();
         let plan = plan_stages(&state, &plan, &options).await.unwrap();
         assert!(
-            plan.fragments().iter().any(|fragment| fragment.grouped),
+            plan.fragments().iter().any(|fragment| fragment.grouped_execution),
             "{}",
             plan.tree(2).text()
         );
@@ -323,11 +339,11 @@ fn buckets_may_be_text() {
 #[test]
 fn declarations_are_checked() {
     guarded(|case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         let folder = TempDir::new().unwrap();
-        write(&case, &world, folder.path(), "PARQUET").await;
+        write(&case, &tpch, folder.path(), "PARQUET").await;
         let nodes = Nodes::in_process(2, 1).unwrap();
-        let options = StageOptions::of_nodes(2);
+        let options = StageOptions::with_nodes(2);
         let path = folder.path().join("orders");
         for (columns, count, says) in [
             (vec!["o_orderkey"], COUNT + 1, "is declared to have 6 by o_orderkey"),
@@ -339,7 +355,7 @@ fn declarations_are_checked() {
             ),
         ] {
             case.begin(says);
-            let session = session_of(&world, Storage::Parquet, None).await;
+            let session = session_of(&tpch, Storage::Parquet, None).await;
             let files = |name: &'static str| {
                 let (session, path) = (session.clone(), path.clone());
                 async move {
@@ -358,9 +374,9 @@ fn declarations_are_checked() {
                 Ok(_) => panic!("{says}: it was read"),
             };
             assert!(error.contains(says), "{error}");
-            world.assert_clean(nodes.executors(), says);
+            tpch.assert_clean(nodes.executors(), says);
         }
-        let session = session_of(&world, Storage::Parquet, None).await;
+        let session = session_of(&tpch, Storage::Parquet, None).await;
         let plain = session.table_provider("orders").await.unwrap();
         let plain = BucketedTable::try_new(plain, bucketing("o_orderkey")).unwrap();
         session.register_table("plain", Arc::new(plain)).unwrap();

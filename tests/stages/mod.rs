@@ -44,9 +44,9 @@ fn check(fragment: &PlanFragment, text: &str) {
 }
 
 /// How many tables the stages of a query read in splits.
-async fn cut(query: DataFrame, nodes: usize) -> usize {
+async fn count_split_tables(query: DataFrame, nodes: usize) -> usize {
     let (state, plan) = query.into_parts();
-    let stages = plan_stages(&state, &plan, &StageOptions::of_nodes(nodes)).await.unwrap();
+    let stages = plan_stages(&state, &plan, &StageOptions::with_nodes(nodes)).await.unwrap();
     let text = stages.tree(nodes).text();
     stages.check().unwrap();
     let fragments = stages.fragments();
@@ -66,7 +66,7 @@ fn tpch_queries_are_cut() {
         // Small as they are, tables are worth to be cut.
         let set = "SET datafusion.optimizer.repartition_file_min_size = 0";
         session.sql(set).await.unwrap();
-        let mut of_splits = 0;
+        let mut split_scans = 0;
         for nodes in [1, 2, 4, 7] {
             for sql in QUERIES {
                 case.begin(sql);
@@ -77,11 +77,11 @@ fn tpch_queries_are_cut() {
                     let query = session.sql(statement).await.unwrap();
                     // A view is made, or goes.
                     if !query.schema().fields().is_empty() {
-                        of_splits += cut(query, nodes).await;
+                        split_scans += count_split_tables(query, nodes).await;
                     }
                 }
             }
         }
-        assert!(of_splits > 100, "{of_splits} tables are read in splits");
+        assert!(split_scans > 100, "{split_scans} tables are read in splits");
     });
 }

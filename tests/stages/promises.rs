@@ -57,7 +57,7 @@ fn a_promised_order_is_kept() {
                 let name = format!("{sql}, {nodes} nodes");
                 case.begin(&name);
                 let nodes = Nodes::in_process(nodes, 2).unwrap();
-                let options = StageOptions::of_nodes(nodes.count());
+                let options = StageOptions::with_nodes(nodes.count());
                 let (batches, _) = run(&case, &session, sql, &nodes, &options).await.unwrap();
                 let mut last = -1;
                 for batch in &batches {
@@ -97,9 +97,9 @@ fn a_filter_finds_its_column() {
         for nodes in [1, 2, 4] {
             let nodes = Nodes::in_process(nodes, 1).unwrap();
             let options = StageOptions {
-                broadcast_bytes: 0,
-                broadcast_rows: 0,
-                ..StageOptions::of_nodes(nodes.count())
+                max_broadcast_bytes: 0,
+                max_broadcast_rows: 0,
+                ..StageOptions::with_nodes(nodes.count())
             };
             let (batches, _) = run(&case, &session, sql, &nodes, &options).await.unwrap();
             assert_eq!(rows(&batches), 300, "{} nodes", nodes.count());
@@ -114,13 +114,13 @@ fn a_group_of_one_query_at_a_time_runs_stages() {
         let data = Tpch::new(10);
         let nodes = Nodes::in_process(2, 1).unwrap();
         for node in nodes.executors() {
-            let limits = GroupLimits { queries: 1.try_into().ok(), ..GroupLimits::default() };
+            let limits = GroupLimits { max_running: 1.try_into().ok(), ..GroupLimits::default() };
             node.group("reports").set_limits(limits);
         }
-        let settings = Settings { group: Some("reports".into()), ..Settings::default() };
+        let settings = Settings { resource_group: Some("reports".into()), ..Settings::default() };
         let session = SessionContext::new_with_config(settings.into_config(SessionConfig::new()));
         data.register(&session, Storage::Memory).await;
-        let options = StageOptions::of_nodes(2);
+        let options = StageOptions::with_nodes(2);
         case.begin("one after the other");
         let mut streams = Vec::new();
         for _ in 0..2 {
@@ -172,8 +172,11 @@ fn little_memory_is_enough() {
         let nodes = Nodes::in_process(2, 1).unwrap();
         let mut refused = 0;
         for policy in [ExecutionPolicy::AllAtOnce, ExecutionPolicy::Phased] {
-            let options =
-                StageOptions { policy, buffer_bytes: 100_000, ..StageOptions::of_nodes(2) };
+            let options = StageOptions {
+                policy,
+                output_buffer_bytes: 100_000,
+                ..StageOptions::with_nodes(2)
+            };
             for number in [3, 9, 10, 13, 18, 21] {
                 let (sql, name) = (QUERIES[number - 1], format!("q{number}, {policy:?}"));
                 case.begin(&name);
@@ -190,7 +193,7 @@ fn little_memory_is_enough() {
             }
         }
         assert!(refused > 2, "{refused} queries had too little memory");
-        assert_eq!(crate::endings::bench::files_below(folder.path()), 0);
+        assert_eq!(crate::query_end::fixture::files_below(folder.path()), 0);
     });
 }
 
@@ -205,20 +208,20 @@ fn nodes_of_all_kinds() {
         data.register(&reference, Storage::Parquet).await;
         let lent = || {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-            Executor::builder().hosted_on(Arc::new(pool)).build().unwrap()
+            Executor::builder().on_rayon_pool(Arc::new(pool)).build().unwrap()
         };
         let pinned = || Executor::builder().threads(1).pin_to_cores(true).build().unwrap();
         let kinds = [
-            ("shares", Nodes::shares_of(&executor(1), 3).unwrap()),
+            ("shares", Nodes::sharing_executor(&executor(1), 3).unwrap()),
             ("lent", Nodes::new(vec![lent(), lent()]).unwrap()),
             ("pinned", Nodes::new(vec![pinned(), pinned()]).unwrap()),
         ];
         for (kind, nodes) in &kinds {
             let options = StageOptions {
-                buffer_bytes: 100,
-                broadcast_bytes: 0,
-                broadcast_rows: 0,
-                ..StageOptions::of_nodes(nodes.count())
+                output_buffer_bytes: 100,
+                max_broadcast_bytes: 0,
+                max_broadcast_rows: 0,
+                ..StageOptions::with_nodes(nodes.count())
             };
             for number in [3, 5, 13, 18] {
                 let (sql, name) = (QUERIES[number - 1], format!("q{number}, {kind}"));
@@ -242,7 +245,7 @@ fn a_node_that_is_gone_fails_the_query() {
             let session = SessionContext::new();
             data.register(&session, Storage::Memory).await;
             nodes.executors()[gone].shutdown();
-            let options = StageOptions::of_nodes(2);
+            let options = StageOptions::with_nodes(2);
             let sql = "SELECT l_orderkey, count(*) FROM lineitem GROUP BY l_orderkey";
             let error = run(&case, &session, sql, &nodes, &options).await.unwrap_err().to_string();
             assert!(error.contains("shut down"), "{error}");

@@ -19,15 +19,15 @@ use gatework::{
     runtime::pipeline::{Chaos, Fault},
     stages::{
         ExecutionPolicy, Nodes, PartitioningHandle, SplitLimits, StageOptions, StageStream,
-        SubPlan, TaskReport, TaskState, execute, plan_stages,
+        SubPlan, TaskState, TaskStats, execute, plan_stages,
     },
 };
 use tempfile::TempDir;
 
 use crate::{
-    endings::bench::files_below,
+    fixture::TpchFixture,
+    query_end::fixture::files_below,
     support::{Case, QUERIES, Storage, frame, guarded},
-    world::World,
 };
 
 pub(super) const POLICIES: [ExecutionPolicy; 2] =
@@ -35,22 +35,22 @@ pub(super) const POLICIES: [ExecutionPolicy; 2] =
 
 /// A session of DataFusion's, whose queries are given to nodes.
 pub(super) async fn session_of(
-    world: &World,
+    tpch: &TpchFixture,
     storage: Storage,
     chaos: Option<Arc<Chaos>>,
 ) -> SessionContext {
     let instances = NonZeroUsize::new(2);
-    let settings = Settings { instances, chaos, ..Settings::default() };
+    let settings = Settings { max_tasks_per_pipeline: instances, chaos, ..Settings::default() };
     let mut config = settings.into_config(SessionConfig::new());
     // Small as they are, tables are worth to be cut, and sides of joins to be sent round.
     config.options_mut().optimizer.repartition_file_min_size = 0;
     let state = SessionStateBuilder::new()
         .with_config(config)
-        .with_runtime_env(world.runtime())
+        .with_runtime_env(tpch.runtime())
         .with_default_features()
         .build();
     let session = SessionContext::new_with_state(state);
-    world.data.register(&session, storage).await;
+    tpch.data.register(&session, storage).await;
     session
 }
 
@@ -84,16 +84,16 @@ pub(super) async fn run(
     sql: &str,
     nodes: &Nodes,
     options: &StageOptions,
-) -> Result<(Vec<RecordBatch>, Vec<TaskReport>)> {
+) -> Result<(Vec<RecordBatch>, Vec<TaskStats>)> {
     read(start(case, session, sql, nodes, options).await?).await
 }
 
-pub(super) async fn read(mut stream: StageStream) -> Result<(Vec<RecordBatch>, Vec<TaskReport>)> {
+pub(super) async fn read(mut stream: StageStream) -> Result<(Vec<RecordBatch>, Vec<TaskStats>)> {
     let mut batches = Vec::new();
     while let Some(batch) = stream.try_next().await? {
         batches.push(batch);
     }
-    Ok((batches, stream.report()))
+    Ok((batches, stream.task_stats()))
 }
 
 /// Cancels a query, and sees it end by that.
@@ -125,41 +125,42 @@ pub(super) fn says(error: &DataFusionError, fault: Fault) -> bool {
 pub(super) fn check_tasks(
     name: &str,
     plan: &SubPlan,
-    tasks: &[TaskReport],
+    tasks: &[TaskStats],
     options: &StageOptions,
 ) -> u64 {
     let nodes = options.nodes;
-    let mut left = 0;
+    let mut dropped = 0;
     for fragment in plan.fragments() {
-        let of_stage: Vec<_> = tasks.iter().filter(|task| task.id.stage == fragment.id).collect();
-        let what = format!("{name}: stage {}: {of_stage:#?}", fragment.id);
-        let most = fragment.tasks(nodes);
-        assert!(of_stage.len() <= most, "{what}");
-        if of_stage.is_empty() {
+        let stage_tasks: Vec<_> =
+            tasks.iter().filter(|task| task.id.stage == fragment.id).collect();
+        let what = format!("{name}: stage {}: {stage_tasks:#?}", fragment.id);
+        let max_tasks = fragment.tasks(nodes);
+        assert!(stage_tasks.len() <= max_tasks, "{what}");
+        if stage_tasks.is_empty() {
             // What probes the empty side of a join is not started when its turn has not come.
             assert_eq!(options.policy, ExecutionPolicy::Phased, "{what}");
         } else if fragment.tables.is_empty() {
-            assert_eq!(of_stage.len(), most, "{what}");
+            assert_eq!(stage_tasks.len(), max_tasks, "{what}");
         }
-        let places: BTreeSet<_> = of_stage.iter().map(|task| task.node).collect();
-        assert_eq!(places.len(), of_stage.len(), "two tasks on one node, {what}");
-        for task in of_stage {
+        let used_nodes: BTreeSet<_> = stage_tasks.iter().map(|task| task.node).collect();
+        assert_eq!(used_nodes.len(), stage_tasks.len(), "two tasks on one node, {what}");
+        for task in stage_tasks {
             assert!(matches!(task.state, TaskState::Finished | TaskState::Cancelled), "{what}");
             assert!(task.fallbacks.is_empty(), "{what}");
             let broadcast = fragment.output.handle == PartitioningHandle::FixedBroadcast;
             if !broadcast {
                 assert_eq!(task.rows_written, task.rows_read + task.rows_dropped, "{what}");
             }
-            left += task.rows_dropped;
+            dropped += task.rows_dropped;
         }
     }
-    left
+    dropped
 }
 
 #[test]
 fn tpch_on_nodes_is_datafusions() {
     guarded(|case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         for storage in [Storage::Parquet, Storage::Memory] {
             for count in [1, 2, 4, 7] {
                 let nodes = Nodes::in_process(count, 1).unwrap();
@@ -169,11 +170,11 @@ fn tpch_on_nodes_is_datafusions() {
                     for broadcast_bytes in [0, 16 << 20] {
                         let options = StageOptions {
                             policy,
-                            broadcast_bytes,
-                            broadcast_rows: broadcast_bytes,
-                            ..StageOptions::of_nodes(count)
+                            max_broadcast_bytes: broadcast_bytes,
+                            max_broadcast_rows: broadcast_bytes,
+                            ..StageOptions::with_nodes(count)
                         };
-                        let session = session_of(&world, storage, None).await;
+                        let session = session_of(&tpch, storage, None).await;
                         for (number, sql) in (1..).zip(QUERIES) {
                             let name = format!(
                                 "q{number}, {storage:?}, {count} nodes, {policy:?}, {broadcast_bytes}"
@@ -184,7 +185,7 @@ fn tpch_on_nodes_is_datafusions() {
                             let plan = plan_stages(&state, &plan, &options).await.unwrap();
                             let stream = start_planned(&case, query, &nodes, &options).await;
                             let (batches, tasks) = read(stream.unwrap()).await.unwrap();
-                            world.expected[number - 1].check(&name, &batches);
+                            tpch.expected[number - 1].check(&name, &batches);
                             left += check_tasks(&name, &plan, &tasks, &options);
                             read_rows += tasks.iter().map(|task| task.rows_read).sum::<u64>();
                             used.extend(tasks.iter().map(|task| task.node));
@@ -196,7 +197,7 @@ fn tpch_on_nodes_is_datafusions() {
                     left < read_rows / 10,
                     "{left} rows are written for nobody, {read_rows} read"
                 );
-                world.assert_clean(nodes.executors(), &format!("{count} nodes"));
+                tpch.assert_clean(nodes.executors(), &format!("{count} nodes"));
             }
         }
     });
@@ -207,29 +208,31 @@ fn tpch_on_nodes_is_datafusions() {
 #[test]
 fn tpch_on_nodes_with_tiny_buffers_and_blocks() {
     guarded(|case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         for seed in 0..8 {
             let storage = if seed % 2 == 0 { Storage::Memory } else { Storage::Parquet };
-            let chaos = Arc::new(Chaos::new(seed).block_every(5).recall_every(7).cut_batches(500));
-            let session = session_of(&world, storage, Some(chaos.clone())).await;
+            let chaos = Arc::new(
+                Chaos::new(seed).block_every(5).spurious_wakeups_every(7).split_batches(500),
+            );
+            let session = session_of(&tpch, storage, Some(chaos.clone())).await;
             let count = [2, 3][seed as usize / 2 % 2];
             let nodes = Nodes::in_process(count, 1).unwrap();
             let options = StageOptions {
                 policy: POLICIES[seed as usize / 4 % 2],
-                broadcast_bytes: if seed % 3 == 0 { 0 } else { 16 << 20 },
-                buffer_bytes: 100,
-                splits: SplitLimits { most_on_node: 1, most_queued: 1 },
-                ..StageOptions::of_nodes(count)
+                max_broadcast_bytes: if seed % 3 == 0 { 0 } else { 16 << 20 },
+                output_buffer_bytes: 100,
+                splits: SplitLimits { max_splits_per_node: 1, max_pending_splits_per_task: 1 },
+                ..StageOptions::with_nodes(count)
             };
             for (number, sql) in (1..).zip(QUERIES) {
                 let name = format!("q{number}, {storage:?}, {count} nodes, seed {seed}");
                 case.begin(&name);
                 let (batches, _) = run(&case, &session, sql, &nodes, &options).await.unwrap();
-                world.expected[number - 1].check(&name, &batches);
+                tpch.expected[number - 1].check(&name, &batches);
             }
-            world.assert_clean(nodes.executors(), &format!("seed {seed}"));
+            tpch.assert_clean(nodes.executors(), &format!("seed {seed}"));
             let counts = chaos.counts();
-            assert!(counts.blocks() > 1000 && counts.cuts > 200, "{counts:?}");
+            assert!(counts.blocks() > 1000 && counts.splits > 200, "{counts:?}");
         }
     });
 }
@@ -239,17 +242,17 @@ fn tpch_on_nodes_with_tiny_buffers_and_blocks() {
 #[test]
 fn a_task_that_ends_badly_ends_all() {
     guarded(|case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         let nodes = Nodes::in_process(3, 1).unwrap();
         for (place, number) in [1, 3, 5, 11, 13, 18, 21].into_iter().enumerate() {
             let options = StageOptions {
                 policy: POLICIES[place % 2],
-                broadcast_bytes: if place % 2 == 0 { 0 } else { 16 << 20 },
-                ..StageOptions::of_nodes(3)
+                max_broadcast_bytes: if place % 2 == 0 { 0 } else { 16 << 20 },
+                ..StageOptions::with_nodes(3)
             };
             let sql = QUERIES[number - 1];
             let chaos = Arc::new(Chaos::new(0));
-            let session = session_of(&world, Storage::Memory, Some(chaos.clone())).await;
+            let session = session_of(&tpch, Storage::Memory, Some(chaos.clone())).await;
             run(&case, &session, sql, &nodes, &options).await.unwrap();
             let steps = chaos.counts().steps;
             let mut hits = 0;
@@ -258,16 +261,16 @@ fn a_task_that_ends_badly_ends_all() {
                     let name = format!("q{number}, {fault:?} at step {step} of {steps}");
                     case.begin(&name);
                     let chaos = Arc::new(Chaos::new(step).fault_at(fault, step));
-                    let session = session_of(&world, Storage::Memory, Some(chaos.clone())).await;
+                    let session = session_of(&tpch, Storage::Memory, Some(chaos.clone())).await;
                     let result = run(&case, &session, sql, &nodes, &options).await;
                     let hit = chaos.counts().fault;
                     hits += usize::from(hit);
                     match result {
                         Err(error) => assert!(hit && says(&error, fault), "{name}: {error}"),
                         // Nobody may have wanted what it was about to write.
-                        Ok((batches, _)) => world.expected[number - 1].check(&name, &batches),
+                        Ok((batches, _)) => tpch.expected[number - 1].check(&name, &batches),
                     }
-                    world.assert_clean(nodes.executors(), &name);
+                    tpch.assert_clean(nodes.executors(), &name);
                 }
             }
             assert!(hits > 30, "q{number}: {hits} faults");
@@ -279,18 +282,18 @@ fn a_task_that_ends_badly_ends_all() {
 #[test]
 fn all_tasks_end_with_their_reader() {
     guarded(|case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         let nodes = Nodes::in_process(3, 1).unwrap();
-        let session = session_of(&world, Storage::Parquet, None).await;
+        let session = session_of(&tpch, Storage::Parquet, None).await;
         let sql =
             "SELECT l_orderkey, o_custkey FROM lineitem JOIN orders ON l_orderkey = o_orderkey";
         for policy in POLICIES {
             let options = StageOptions {
                 policy,
-                buffer_bytes: 100,
-                broadcast_bytes: 0,
-                broadcast_rows: 0,
-                ..StageOptions::of_nodes(3)
+                output_buffer_bytes: 100,
+                max_broadcast_bytes: 0,
+                max_broadcast_rows: 0,
+                ..StageOptions::with_nodes(3)
             };
             for batches in [0, 1, 5] {
                 let name = format!("dropped after {batches} batches, {policy:?}");
@@ -300,7 +303,7 @@ fn all_tasks_end_with_their_reader() {
                     stream.next().await.unwrap().unwrap();
                 }
                 drop(stream);
-                world.assert_clean(nodes.executors(), &name);
+                tpch.assert_clean(nodes.executors(), &name);
 
                 let name = format!("cancelled after {batches} batches, {policy:?}");
                 case.begin(&name);
@@ -312,7 +315,7 @@ fn all_tasks_end_with_their_reader() {
                 // Whoever has seen the error finds nothing of the query.
                 let live: usize = nodes.executors().iter().map(|node| node.live_tasks()).sum();
                 assert_eq!(live, 0, "{name}");
-                world.assert_clean(nodes.executors(), &name);
+                tpch.assert_clean(nodes.executors(), &name);
             }
             let name = format!("a limit, {policy:?}");
             case.begin(&name);
@@ -323,18 +326,18 @@ fn all_tasks_end_with_their_reader() {
             let joined = tasks.iter().filter(|task| task.id.stage == 1);
             let written: u64 = joined.map(|task| task.rows_written).sum();
             assert!(written < 60_000, "{name}: {written} rows were joined for 10");
-            world.assert_clean(nodes.executors(), &name);
+            tpch.assert_clean(nodes.executors(), &name);
         }
         let settings = Settings { timeout: Some(Duration::from_millis(1)), ..Settings::default() };
         let config = settings.into_config(SessionConfig::new());
         let session = SessionContext::new_with_config(config);
-        world.data.register(&session, Storage::Parquet).await;
+        tpch.data.register(&session, Storage::Parquet).await;
         let crossed = "SELECT count(*) FROM lineitem a, lineitem b WHERE a.l_comment < b.l_comment";
         case.begin("out of time");
-        let ended = run(&case, &session, crossed, &nodes, &StageOptions::of_nodes(3)).await;
+        let ended = run(&case, &session, crossed, &nodes, &StageOptions::with_nodes(3)).await;
         let error = ended.unwrap_err().to_string();
         assert!(error.contains("its time limit"), "{error}");
-        world.assert_clean(nodes.executors(), "out of time");
+        tpch.assert_clean(nodes.executors(), "out of time");
     });
 }
 
@@ -342,20 +345,20 @@ fn all_tasks_end_with_their_reader() {
 #[test]
 fn copies_are_written_by_several() {
     guarded(|case| async move {
-        let world = World::new().await;
+        let tpch = TpchFixture::new().await;
         for format in ["PARQUET", "CSV"] {
             for (count, least) in [(1, 1), (3, 2)] {
                 let name = format!("{format} on {count} nodes");
                 case.begin(&name);
-                let session = session_of(&world, Storage::Parquet, None).await;
+                let session = session_of(&tpch, Storage::Parquet, None).await;
                 let nodes = Nodes::in_process(count, 1).unwrap();
                 let folder = TempDir::new().unwrap();
                 let path = folder.path().display();
                 let rows = "SELECT l_orderkey, l_comment, l_shipdate FROM lineitem";
                 let options = StageOptions {
-                    writer_bytes: 10_000,
-                    buffer_bytes: 10_000,
-                    ..StageOptions::of_nodes(count)
+                    writer_min_bytes: 10_000,
+                    output_buffer_bytes: 10_000,
+                    ..StageOptions::with_nodes(count)
                 };
                 let sql = format!("COPY ({rows}) TO '{path}/' STORED AS {format}");
                 let (counts, tasks) = run(&case, &session, &sql, &nodes, &options).await.unwrap();
@@ -392,7 +395,7 @@ fn copies_are_written_by_several() {
                 let both = "SELECT * FROM sum_again UNION SELECT * FROM sum_lineitem";
                 let both = session.sql(both).await.unwrap().collect().await.unwrap();
                 assert_eq!(crate::support::rows(&both), 1, "{name}: {both:?}");
-                world.assert_clean(nodes.executors(), &name);
+                tpch.assert_clean(nodes.executors(), &name);
             }
         }
     });
@@ -402,8 +405,8 @@ fn copies_are_written_by_several() {
 #[test]
 fn copies_keep_to_their_options() {
     guarded(|case| async move {
-        let world = World::new().await;
-        let session = session_of(&world, Storage::Parquet, None).await;
+        let tpch = TpchFixture::new().await;
+        let session = session_of(&tpch, Storage::Parquet, None).await;
         let set = "SET datafusion.execution.soft_max_rows_per_output_file = 10000";
         session.sql(set).await.unwrap();
         let nodes = Nodes::in_process(2, 1).unwrap();
@@ -419,9 +422,9 @@ fn copies_keep_to_their_options() {
             let rows = format!("SELECT l_orderkey FROM lineitem {order}");
             let sql = format!("COPY ({rows}) TO '{path}/{name}' STORED AS CSV {options}");
             let (counts, tasks) =
-                run(&case, &session, &sql, &nodes, &StageOptions::of_nodes(2)).await.unwrap();
-            let foreign = tasks.iter().map(|task| task.fallbacks.len()).sum::<usize>();
-            assert_eq!(foreign, fallbacks, "{tasks:#?}");
+                run(&case, &session, &sql, &nodes, &StageOptions::with_nodes(2)).await.unwrap();
+            let num_fallbacks = tasks.iter().map(|task| task.fallbacks.len()).sum::<usize>();
+            assert_eq!(num_fallbacks, fallbacks, "{tasks:#?}");
             assert_eq!(counts[0].column(0).as_primitive::<UInt64Type>().value(0), 60_175);
             assert!(files_below(folder.path()) >= least, "{sql}");
             if !options.is_empty() {
@@ -437,7 +440,7 @@ fn copies_keep_to_their_options() {
                 all += keys.len();
             }
             assert_eq!(all, 60_175, "{sql}");
-            world.assert_clean(nodes.executors(), &sql);
+            tpch.assert_clean(nodes.executors(), &sql);
         }
     });
 }
@@ -446,8 +449,8 @@ fn copies_keep_to_their_options() {
 #[test]
 fn a_copy_that_fails_leaves_nothing() {
     guarded(|case| async move {
-        let world = World::new().await;
-        let session = session_of(&world, Storage::Parquet, None).await;
+        let tpch = TpchFixture::new().await;
+        let session = session_of(&tpch, Storage::Parquet, None).await;
         let nodes = Nodes::in_process(2, 1).unwrap();
         let folder = TempDir::new().unwrap();
         let path = folder.path().display();
@@ -457,10 +460,10 @@ fn a_copy_that_fails_leaves_nothing() {
              TO '{path}/' STORED AS PARQUET"
         );
         case.begin("a division by zero");
-        let error = run(&case, &session, &sql, &nodes, &StageOptions::of_nodes(2)).await;
+        let error = run(&case, &session, &sql, &nodes, &StageOptions::with_nodes(2)).await;
         let error = error.unwrap_err().to_string();
         assert!(error.contains("Divide by zero"), "{error}");
-        world.assert_clean(nodes.executors(), "a division by zero");
+        tpch.assert_clean(nodes.executors(), "a division by zero");
         assert_eq!(files_below(folder.path()), 0);
     });
 }
@@ -469,8 +472,8 @@ fn a_copy_that_fails_leaves_nothing() {
 #[test]
 fn a_copy_that_is_cancelled_leaves_nothing() {
     guarded(|case| async move {
-        let world = World::new().await;
-        let session = session_of(&world, Storage::Parquet, None).await;
+        let tpch = TpchFixture::new().await;
+        let session = session_of(&tpch, Storage::Parquet, None).await;
         // Every chunk is a part of its own.
         let set = "SET datafusion.execution.objectstore_writer_buffer_size = 4096";
         session.sql(set).await.unwrap();
@@ -483,7 +486,7 @@ fn a_copy_that_is_cancelled_leaves_nothing() {
                 "COPY (SELECT a.l_comment, b.l_orderkey FROM lineitem a, lineitem b) TO '{path}/' \
                  STORED AS {format}"
             );
-            let options = StageOptions::of_nodes(2);
+            let options = StageOptions::with_nodes(2);
             let mut stream = start(&case, &session, &sql, &nodes, &options).await.unwrap();
             while files_below(folder.path()) == 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -492,7 +495,7 @@ fn a_copy_that_is_cancelled_leaves_nothing() {
             let error = stream.next().await.unwrap().unwrap_err().to_string();
             assert!(error.contains("cancelled"), "{error}");
             assert_eq!(files_below(folder.path()), 0, "{format}");
-            world.assert_clean(nodes.executors(), format);
+            tpch.assert_clean(nodes.executors(), format);
         }
     });
 }

@@ -60,7 +60,7 @@ struct NumberSplits {
 }
 
 impl SplitSource for NumberSplits {
-    fn next(&mut self, most: usize) -> Result<Splits> {
+    fn next(&mut self, max: usize) -> Result<Splits> {
         self.later = !self.later;
         if self.later {
             let gate = Dependency::blocked("numbers", DependencyKind::External);
@@ -68,12 +68,12 @@ impl SplitSource for NumberSplits {
             std::thread::spawn(move || opened.set_ready());
             return Ok(Splits::Blocked(gate));
         }
-        let end = self.rows.min(self.next + 10 * most.min(7) as i64);
+        let end = self.rows.min(self.next + 10 * max.min(7) as i64);
         let splits: Vec<_> =
-            (self.next..end).step_by(10).map(|first| Split::of(first, 80)).collect();
+            (self.next..end).step_by(10).map(|first| Split::new(first, 80)).collect();
         self.seen.splits.fetch_add(splits.len(), Ordering::Relaxed);
         self.next = end;
-        Ok(Splits::Some(splits, end == self.rows))
+        Ok(Splits::Batch(splits, end == self.rows))
     }
 
     fn close(&mut self) {
@@ -197,7 +197,7 @@ fn a_table_of_a_users_own_is_read_in_splits() {
                 let session = SessionContext::new();
                 session.register_table("numbers", Arc::new(table.clone())).unwrap();
                 let nodes = Nodes::in_process(count, 1).unwrap();
-                let options = StageOptions::of_nodes(count);
+                let options = StageOptions::with_nodes(count);
                 let (batches, tasks) = run(&case, &session, SQL, &nodes, &options).await.unwrap();
                 assert_eq!(answer(&batches), expected(rows));
                 assert!(tasks.iter().all(|task| task.fallbacks.is_empty()), "{tasks:#?}");
@@ -224,7 +224,7 @@ fn a_split_that_cannot_be_read_fails_the_query() {
             let sql = SQL.replace("numbers", &name);
             case.begin(format!("split {first}"));
             let local = session.sql(&sql).await.unwrap().collect().await.unwrap_err();
-            let on_nodes = run(&case, &session, &sql, &nodes, &StageOptions::of_nodes(2)).await;
+            let on_nodes = run(&case, &session, &sql, &nodes, &StageOptions::with_nodes(2)).await;
             for error in [local, on_nodes.unwrap_err()] {
                 let says = format!("the numbers from {first} on are lost");
                 assert!(error.to_string().contains(&says), "{error}");

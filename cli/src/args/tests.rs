@@ -51,12 +51,15 @@ fn sql_reads_its_flags() {
 
 #[test]
 fn limits_have_units() {
-    let line = "sql a --memory-limit 512MiB --timeout 1min --temp-dir d --temp-limit 1GB";
+    let line = "sql a --memory-limit 512MiB --timeout 1min --temp-dir d --max-temp-size 1GB";
     let Ok(Args { command: Command::Sql(args) }) = parse(line) else { panic!("not understood") };
     assert_eq!(args.engine.resources.memory_limit.map(|limit| limit.as_u64()), Some(512 << 20));
     assert_eq!(args.engine.timeout, Some(Duration::from_secs(60)));
     assert_eq!(args.engine.resources.temp_dir, Some("d".into()));
-    assert_eq!(args.engine.resources.temp_limit.map(|limit| limit.as_u64()), Some(1_000_000_000));
+    assert_eq!(
+        args.engine.resources.max_temp_size.map(|limit| limit.as_u64()),
+        Some(1_000_000_000)
+    );
 }
 
 #[test]
@@ -90,8 +93,8 @@ fn sql_may_begin_with_a_comment() {
         "t=my file.csv",
         "--table=u=a b.csv",
     ];
-    let readable = super::readable(arguments.map(Into::into));
-    let args = Args::try_parse_from(readable).unwrap();
+    let protected = super::protect_sql_comments(arguments.map(Into::into));
+    let args = Args::try_parse_from(protected).unwrap();
     let Command::Sql(sql) = args.command else { panic!("another command") };
     assert_eq!(sql.statements, ["\n-- TPC-H query 1\nselect 1"]);
     assert_eq!(sql.tables.len(), 2);

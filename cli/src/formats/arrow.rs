@@ -47,11 +47,13 @@ impl Sample for ArrowFormat {
 /// Refuses a file whose footer, or a stream whose first message, cannot be as long as it says.
 async fn check(store: &Arc<dyn ObjectStore>, object: &ObjectMeta) -> Result<()> {
     let begin = store.get_range(&object.location, 0..object.size.min(8)).await?;
-    let (what, length, most) = if begin.starts_with(MAGIC) {
-        let Some(start) = object.size.checked_sub(END_BYTES) else { return cut_off(object) };
+    let (what, length, max_length) = if begin.starts_with(MAGIC) {
+        let Some(start) = object.size.checked_sub(END_BYTES) else {
+            return truncated_error(object);
+        };
         let end = store.get_range(&object.location, start..object.size).await?;
         if !end.ends_with(MAGIC) {
-            return cut_off(object);
+            return truncated_error(object);
         }
         ("footer", length(&end), start)
     } else {
@@ -59,12 +61,12 @@ async fn check(store: &Arc<dyn ObjectStore>, object: &ObjectMeta) -> Result<()> 
         ("first message", length(&message), object.size)
     };
     match length {
-        Some(length) if (0..=most.cast_signed()).contains(&length) => Ok(()),
+        Some(length) if (0..=max_length.cast_signed()).contains(&length) => Ok(()),
         Some(length) => damaged(
             object,
             &format!("its {what} has a length of {length} bytes, in a file of {}", object.size),
         ),
-        None => cut_off(object),
+        None => truncated_error(object),
     }
 }
 
@@ -74,7 +76,7 @@ fn length(bytes: &Bytes) -> Option<i64> {
     Some(i64::from(i32::from_le_bytes(*bytes)))
 }
 
-fn cut_off(object: &ObjectMeta) -> Result<()> {
+fn truncated_error(object: &ObjectMeta) -> Result<()> {
     damaged(object, "it is cut off, or no Arrow file")
 }
 

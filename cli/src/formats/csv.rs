@@ -27,7 +27,7 @@ const BLOCK_BYTES: usize = 64 << 10;
 /// Bytes of a record that are looked through for its end.
 const MAX_RECORD_BYTES: usize = 64 << 20;
 /// Files of fewer bytes are never cut, here and by `gatework_sql`.
-const MIN_CUT_BYTES: u64 = 8 << 20;
+const MIN_MORSEL_BYTES: u64 = 8 << 20;
 /// Bytes of a file that are looked through for line ends within quotes.
 const SAMPLE_BYTES: u64 = 4 << 20;
 /// Values of a batch, or one row.
@@ -90,7 +90,7 @@ async fn has_quoted_line_ends(
     }
     let store = state.runtime_env().object_store(&scan.object_store_url)?;
     let files = scan.file_groups.iter().flat_map(|group| group.iter());
-    let large = files.filter(|file| file.object_meta.size >= MIN_CUT_BYTES);
+    let large = files.filter(|file| file.object_meta.size >= MIN_MORSEL_BYTES);
     for file in large.take(MAX_SAMPLED_FILES) {
         let head = GetOptions {
             range: Some(GetRange::Bounded(0..SAMPLE_BYTES.min(file.object_meta.size))),
@@ -110,8 +110,8 @@ fn in_small_batches(state: &dyn Session, scan: FileScanConfig) -> FileScanConfig
     let columns = scan.file_schema().fields().len().max(1);
     let rows = scan.batch_size.unwrap_or_else(|| state.config().batch_size());
     match (MAX_BATCH_VALUES / columns).max(1) {
-        most if most < rows => {
-            FileScanConfigBuilder::from(scan).with_batch_size(Some(most)).build()
+        max_rows if max_rows < rows => {
+            FileScanConfigBuilder::from(scan).with_batch_size(Some(max_rows)).build()
         }
         _ => scan,
     }
@@ -132,12 +132,12 @@ struct Records {
     escape: Option<u8>,
     comment: Option<u8>,
     line_end: u8,
-    at: At,
+    state: CsvState,
 }
 
 /// Where the next byte is.
 #[derive(Clone, Copy, PartialEq)]
-enum At {
+enum CsvState {
     RecordStart,
     ValueStart,
     Value,
@@ -156,31 +156,31 @@ impl Records {
             escape: options.escape,
             comment: options.comment,
             line_end: options.terminator.unwrap_or(b'\n'),
-            at: At::RecordStart,
+            state: CsvState::RecordStart,
         }
     }
 
     /// Takes the next byte. Returns whether it ends a record.
-    fn take(&mut self, byte: u8) -> bool {
-        self.at = match self.at {
-            At::RecordStart if Some(byte) == self.comment => At::Comment,
-            At::RecordStart | At::ValueStart if byte == self.quote => At::Quoted,
-            At::Quoted if Some(byte) == self.escape => At::Escaped,
-            At::Quoted if byte == self.quote => At::Quote,
-            At::Quoted | At::Escaped => At::Quoted,
-            At::Quote if byte == self.quote => At::Quoted,
-            _ if byte == self.line_end => At::RecordStart,
-            At::Comment => At::Comment,
-            _ if byte == self.delimiter => At::ValueStart,
-            _ => At::Value,
+    fn advance(&mut self, byte: u8) -> bool {
+        self.state = match self.state {
+            CsvState::RecordStart if Some(byte) == self.comment => CsvState::Comment,
+            CsvState::RecordStart | CsvState::ValueStart if byte == self.quote => CsvState::Quoted,
+            CsvState::Quoted if Some(byte) == self.escape => CsvState::Escaped,
+            CsvState::Quoted if byte == self.quote => CsvState::Quote,
+            CsvState::Quoted | CsvState::Escaped => CsvState::Quoted,
+            CsvState::Quote if byte == self.quote => CsvState::Quoted,
+            _ if byte == self.line_end => CsvState::RecordStart,
+            CsvState::Comment => CsvState::Comment,
+            _ if byte == self.delimiter => CsvState::ValueStart,
+            _ => CsvState::Value,
         };
-        self.at == At::RecordStart
+        self.state == CsvState::RecordStart
     }
 
     fn has_quoted_line_end(&mut self, bytes: &[u8]) -> bool {
         bytes.iter().any(|&byte| {
-            self.take(byte);
-            byte == self.line_end && self.at == At::Quoted
+            self.advance(byte);
+            byte == self.line_end && self.state == CsvState::Quoted
         })
     }
 }
@@ -190,41 +190,41 @@ struct Chunks {
     content: Box<dyn Read + Send>,
     records: Records,
     /// Bytes of a record that has not ended.
-    rest: Vec<u8>,
+    remainder: Vec<u8>,
     ended: bool,
 }
 
 impl Chunks {
     fn new(content: Box<dyn Read + Send>, options: &CsvOptions) -> Self {
-        Self { content, records: Records::new(options), rest: Vec::new(), ended: false }
+        Self { content, records: Records::new(options), remainder: Vec::new(), ended: false }
     }
 
     /// Reads on until a record ends. `None`: the file has ended.
     fn read(&mut self) -> Result<Option<Bytes>> {
         while !self.ended {
-            let begin = self.rest.len();
+            let begin = self.remainder.len();
             let block = self.content.by_ref().take(BLOCK_BYTES as u64);
-            let read = { block }.read_to_end(&mut self.rest)?;
+            let read = { block }.read_to_end(&mut self.remainder)?;
             self.ended = read < BLOCK_BYTES;
             let mut end = None;
-            for (index, &byte) in self.rest.iter().enumerate().skip(begin) {
-                if self.records.take(byte) {
+            for (index, &byte) in self.remainder.iter().enumerate().skip(begin) {
+                if self.records.advance(byte) {
                     end = Some(index + 1);
                 }
             }
             if let Some(end) = end.filter(|_| !self.ended) {
-                let rest = self.rest.split_off(end);
-                return Ok(Some(std::mem::replace(&mut self.rest, rest).into()));
+                let remainder = self.remainder.split_off(end);
+                return Ok(Some(std::mem::replace(&mut self.remainder, remainder).into()));
             }
-            if self.rest.len() > MAX_RECORD_BYTES {
+            if self.remainder.len() > MAX_RECORD_BYTES {
                 return Err(DataFusionError::Execution(format!(
                     "a record of a CSV file has more than {} MiB; a quote may be missing",
                     MAX_RECORD_BYTES >> 20
                 )));
             }
         }
-        let rest = std::mem::take(&mut self.rest);
-        Ok((!rest.is_empty()).then(|| rest.into()))
+        let remainder = std::mem::take(&mut self.remainder);
+        Ok((!remainder.is_empty()).then(|| remainder.into()))
     }
 }
 

@@ -34,11 +34,11 @@ impl Sample for JsonFormat {
             return Ok(schema);
         }
         let options = self.options();
-        let mut left = options.schema_infer_max_rec.unwrap_or(DEFAULT_SCHEMA_INFER_MAX_RECORD);
+        let mut remaining = options.schema_infer_max_rec.unwrap_or(DEFAULT_SCHEMA_INFER_MAX_RECORD);
         let mut keys = Keys::default();
         for object in objects {
             let content = content(store, object, options.compression.into()).await?;
-            left -= keys.read(content, left);
+            remaining -= keys.read(content, remaining);
         }
         let fields = keys.sort(schema.fields());
         Ok(Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone())))
@@ -61,12 +61,12 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Reads the keys of at most `most` objects, one a line. Returns how many it has read: it stops
+    /// Reads the keys of at most `max` objects, one a line. Returns how many it has read: it stops
     /// at what is no JSON.
-    pub(super) fn read(&mut self, content: impl Read, most: usize) -> usize {
+    pub(super) fn read(&mut self, content: impl Read, max: usize) -> usize {
         let mut lines = BufReader::new(content);
         let (mut line, mut read) = (String::new(), 0);
-        while read < most && lines.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+        while read < max && lines.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
             if !line.trim().is_empty() {
                 read += 1;
                 let mut json = serde_json::Deserializer::from_str(&line);
@@ -81,10 +81,10 @@ impl Keys {
 
     /// Brings fields into the order of their keys, nested ones as well.
     pub(super) fn sort(&self, fields: &Fields) -> Fields {
-        let place =
+        let position =
             |field: &Field| self.known.get(field.name()).map_or(usize::MAX, |known| known.0);
         let mut sorted: Vec<_> = fields.iter().map(|field| self.sort_within(field)).collect();
-        sorted.sort_by_key(|field| place(field));
+        sorted.sort_by_key(|field| position(field));
         sorted.into()
     }
 
@@ -105,9 +105,9 @@ impl Keys {
         Arc::new(field.as_ref().clone().with_data_type(data_type))
     }
 
-    fn of(&mut self, key: String) -> &mut Self {
-        let place = self.known.len();
-        &mut self.known.entry(key).or_insert_with(|| (place, Self::default())).1
+    fn entry(&mut self, key: String) -> &mut Self {
+        let position = self.known.len();
+        &mut self.known.entry(key).or_insert_with(|| (position, Self::default())).1
     }
 }
 
@@ -129,7 +129,7 @@ impl<'de> Visitor<'de> for &mut Keys {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key()? {
-            map.next_value_seed(self.of(key))?;
+            map.next_value_seed(self.entry(key))?;
         }
         Ok(())
     }

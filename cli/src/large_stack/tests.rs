@@ -54,17 +54,17 @@ async fn a_thread_that_is_kept_busy_does_not_outlast_the_limit() {
 
 #[tokio::test]
 async fn work_that_is_dropped_ends() {
-    struct Told(Option<tokio::sync::oneshot::Sender<()>>);
-    impl Drop for Told {
+    struct DropNotifier(Option<tokio::sync::oneshot::Sender<()>>);
+    impl Drop for DropNotifier {
         fn drop(&mut self) {
             let _gone = self.0.take().unwrap().send(());
         }
     }
     let (sender, dropped) = tokio::sync::oneshot::channel();
     let (begin, begun) = tokio::sync::oneshot::channel();
-    let told = Told(Some(sender));
+    let notifier = DropNotifier(Some(sender));
     let work = async move {
-        let _told = told;
+        let _notifier = notifier;
         begin.send(()).unwrap();
         pending::<Result<(), Error>>().await
     };

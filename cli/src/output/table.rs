@@ -37,7 +37,7 @@ impl<W: Write> TableWriter<W> {
                 columns.iter().map(|column| on_one_line(&column.value(row).to_string())).collect();
             match &self.widths {
                 Some(widths) => Self::write_row(&mut self.out, &self.schema, widths, &cells)?,
-                None => self.hold_back(cells)?,
+                None => self.sample_row(cells)?,
             }
         }
         Ok(())
@@ -50,7 +50,7 @@ impl<W: Write> TableWriter<W> {
         self.write_rule()
     }
 
-    fn hold_back(&mut self, cells: Vec<String>) -> Result<(), ArrowError> {
+    fn sample_row(&mut self, cells: Vec<String>) -> Result<(), ArrowError> {
         self.sample.push(cells);
         match self.sample.len() == SAMPLE {
             true => self.write_sample(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use arrow::ipc::reader::StreamReader;
 
-use super::{Output, Sink};
+use super::{LineWriter, Output};
 use crate::args::Format;
 use crate::error::Error;
 
@@ -46,7 +46,8 @@ fn batch(rows: &[(Option<i64>, &str)]) -> RecordBatch {
 
 fn bytes(format: Format, batches: &[RecordBatch]) -> Vec<u8> {
     let memory = Memory::default();
-    let mut output = Output::new(format, batch(&[]).schema(), Sink::new(memory.clone())).unwrap();
+    let mut output =
+        Output::new(format, batch(&[]).schema(), LineWriter::new(memory.clone())).unwrap();
     batches.iter().for_each(|batch| output.write(batch).unwrap());
     output.finish().unwrap();
     memory.0.take()
@@ -107,7 +108,7 @@ fn a_reader_that_has_gone_is_no_failure() {
     for format in [Format::Table, Format::Csv, Format::Json, Format::Arrow] {
         let rows = batch(&[(Some(1), "a")]);
         let attempt = || -> Result<(), Error> {
-            let mut output = Output::new(format, rows.schema(), Sink::new(Closed))?;
+            let mut output = Output::new(format, rows.schema(), LineWriter::new(Closed))?;
             output.write(&rows)?;
             output.finish()
         };

@@ -42,9 +42,9 @@ pub(super) fn check_plan(plan: &LogicalPlan) -> Result<()> {
     }
 }
 
-fn too_deep(has: &str, depth: usize, of_what: &str, most: usize) -> DataFusionError {
+fn too_deep(has: &str, depth: usize, of_what: &str, max: usize) -> DataFusionError {
     DataFusionError::Plan(format!(
-        "the statement is nested too deeply: {has} {depth} {of_what}, and {most} are possible; \
+        "the statement is nested too deeply: {has} {depth} {of_what}, and {max} are possible; \
          use IN (…) or a join with VALUES, or split the statement with CREATE TABLE … AS"
     ))
 }
@@ -52,7 +52,7 @@ fn too_deep(has: &str, depth: usize, of_what: &str, most: usize) -> DataFusionEr
 /// An upper bound for the depth of the syntax tree: operators between two commas of the same
 /// brackets, and those around the brackets.
 fn text_depth(tokens: &[Token]) -> usize {
-    let (mut open, mut sum, mut most) = (vec![0], 0, 0);
+    let (mut open, mut sum, mut deepest) = (vec![0], 0, 0);
     for token in tokens {
         match step(token) {
             Step::Open => open.push(0),
@@ -66,12 +66,12 @@ fn text_depth(tokens: &[Token]) -> usize {
             Step::Operator => {
                 *open.last_mut().unwrap_or(&mut 0) += 1;
                 sum += 1;
-                most = most.max(sum);
+                deepest = deepest.max(sum);
             }
             Step::Other => {}
         }
     }
-    most
+    deepest
 }
 
 enum Step {
@@ -111,25 +111,25 @@ fn step(token: &Token) -> Step {
 /// The number of nodes from the root of a plan to its deepest table, those of subqueries included,
 /// and the depth of its deepest expression. It does not recurse itself.
 fn plan_depth(plan: &LogicalPlan) -> Result<(usize, usize)> {
-    let (mut most, mut levels) = (0, 0);
-    let mut left = vec![(plan.clone(), 1)];
-    while let Some((plan, depth)) = left.pop() {
-        most = most.max(depth);
-        left.extend(plan.inputs().into_iter().map(|input| (input.clone(), depth + 1)));
+    let (mut deepest, mut levels) = (0, 0);
+    let mut pending = vec![(plan.clone(), 1)];
+    while let Some((plan, depth)) = pending.pop() {
+        deepest = deepest.max(depth);
+        pending.extend(plan.inputs().into_iter().map(|input| (input.clone(), depth + 1)));
         plan.apply_expressions(|expr| {
-            levels = levels.max(expr_depth(expr, depth, &mut left)?);
+            levels = levels.max(expr_depth(expr, depth, &mut pending)?);
             Ok(TreeNodeRecursion::Continue)
         })?;
     }
-    Ok((most, levels))
+    Ok((deepest, levels))
 }
 
 /// The depth of an expression. The plans of its subqueries are added to `plans`.
 fn expr_depth(expr: &Expr, depth: usize, plans: &mut Vec<(LogicalPlan, usize)>) -> Result<usize> {
-    let mut most = 0;
-    let mut left = vec![(expr, 1)];
-    while let Some((expr, level)) = left.pop() {
-        most = most.max(level);
+    let mut deepest = 0;
+    let mut pending = vec![(expr, 1)];
+    while let Some((expr, level)) = pending.pop() {
+        deepest = deepest.max(level);
         let subquery = match expr {
             Expr::ScalarSubquery(subquery) => Some(subquery),
             Expr::Exists(exists) => Some(&exists.subquery),
@@ -138,11 +138,11 @@ fn expr_depth(expr: &Expr, depth: usize, plans: &mut Vec<(LogicalPlan, usize)>) 
         };
         plans.extend(subquery.map(|subquery| (subquery.subquery.as_ref().clone(), depth + 1)));
         expr.apply_children(|child| {
-            left.push((child, level + 1));
+            pending.push((child, level + 1));
             Ok(TreeNodeRecursion::Continue)
         })?;
     }
-    Ok(most)
+    Ok(deepest)
 }
 
 #[cfg(test)]

@@ -204,8 +204,8 @@ fn is_left_out(pattern: &Path, path: &Path) -> bool {
         .filter(|name| name.starts_with(['.', '_']))
         .filter_map(|name| Pattern::new(name).ok())
         .collect();
-    names.iter().enumerate().skip(literal).any(|(place, name)| {
-        let is_file = place + 1 == names.len();
+    names.iter().enumerate().skip(literal).any(|(index, name)| {
+        let is_file = index + 1 == names.len();
         let hidden = is_hidden(name) || (is_file && name.starts_with('_') && !path.is_dir());
         hidden && !asked_for.iter().any(|asked_for| asked_for.matches(name))
     })
@@ -308,11 +308,12 @@ fn url(path: &Path) -> Result<ListingTableUrl, Error> {
 /// as the system does: behind a symbolic link, `..` is not the folder that has the link.
 fn without_parents(path: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(path).map_err(|error| unreadable(path, &error))?;
-    let parts: Vec<_> = absolute.components().collect();
-    let Some(last) = parts.iter().rposition(|part| *part == Component::ParentDir) else {
+    let components: Vec<_> = absolute.components().collect();
+    let Some(last) = components.iter().rposition(|component| *component == Component::ParentDir)
+    else {
         return Ok(absolute);
     };
-    let (above, below) = parts.split_at(last + 1);
+    let (above, below) = components.split_at(last + 1);
     let above: PathBuf = above.iter().collect();
     let mut path = above.canonicalize().map_err(|error| unreadable(&above, &error))?;
     path.extend(below);

@@ -6,7 +6,7 @@
 //!   that is how exact a rounded answer is;
 //! * strings lose trailing blanks on both sides, because padding cannot be told from blanks;
 //! * names of columns do not count, since the answers abbreviate them;
-//! * two answers are known to be flawed, and [`CUT_KEYS`] and [`RATIO`] say how much of them still counts.
+//! * two answers are known to be flawed, and [`TRUNCATED_KEYS`] and [`RATIO`] say how much of them still counts.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ const ROUNDED: Tolerance = Tolerance { relative: 1e-12, absolute: 0.005 + 1e-9 }
 
 /// The query whose part keys the shipped answer cuts: of six places, right-justified, it has the first four. The keys of
 /// the result are cut likewise; their values, and the comparison with DataFusion, leave no doubt about the rest.
-const CUT_KEYS: u32 = 11;
+const TRUNCATED_KEYS: u32 = 11;
 
 /// The query whose answer, 348406.02, is not the exact ratio, 2438842.38 / 7 = 348406.054…, which all systems return that
 /// calculate in decimals. The specification (clause 2.1.3.5) lets a ratio differ by a hundredth; a millionth is enough.
@@ -56,7 +56,7 @@ pub(super) fn check(
 fn schema(number: u32, result: &Schema) -> SchemaRef {
     let plain = |(column, field): (usize, &Arc<Field>)| {
         let data_type = match field.data_type() {
-            _ if number == CUT_KEYS && column == 0 => DataType::Utf8,
+            _ if number == TRUNCATED_KEYS && column == 0 => DataType::Utf8,
             data_type if data_type.is_decimal() || data_type.is_floating() => DataType::Float64,
             data_type if data_type.is_integer() => DataType::Int64,
             data_type if data_type.is_string() => DataType::Utf8,
@@ -73,7 +73,7 @@ fn plain(number: u32, batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordB
         |(position, (column, field))| {
             let column = cast(column, field.data_type())?;
             Ok(match field.data_type() {
-                _ if number == CUT_KEYS && position == 0 => cut(&column),
+                _ if number == TRUNCATED_KEYS && position == 0 => truncate_keys(&column),
                 DataType::Utf8 => trimmed(&column),
                 _ => column,
             })
@@ -87,8 +87,8 @@ fn trimmed(column: &ArrayRef) -> ArrayRef {
     Arc::new(values.collect::<StringArray>())
 }
 
-/// The first four of six places, as in the answer with [`CUT_KEYS`].
-fn cut(column: &ArrayRef) -> ArrayRef {
+/// The first four of six places, as in the answer with [`TRUNCATED_KEYS`].
+fn truncate_keys(column: &ArrayRef) -> ArrayRef {
     let cut = |key: &str| format!("{key:>6}").chars().take(4).collect::<String>();
     let keys = column.as_string::<i32>().iter().map(|key| key.map(cut));
     Arc::new(keys.collect::<StringArray>())

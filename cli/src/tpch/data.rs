@@ -89,10 +89,10 @@ impl Drop for StopOnDrop {
 
 /// The number of rows of the tables that are there and tell the scale.
 fn sizes(folder: &Path) -> Result<Vec<(Table, i64)>, Error> {
-    let there = Table::ALL
+    let present = Table::ALL
         .into_iter()
         .filter(|&table| table.tells_scale() && path(folder, table).is_file());
-    there.map(|table| rows(&path(folder, table)).map(|rows| (table, rows))).collect()
+    present.map(|table| rows(&path(folder, table)).map(|rows| (table, rows))).collect()
 }
 
 fn rows(path: &Path) -> Result<i64, Error> {

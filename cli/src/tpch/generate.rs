@@ -123,12 +123,12 @@ struct TableFile {
     parts: i32,
     factory: ArrowRowGroupWriterFactory,
     writer: Mutex<Writer>,
-    turn: Condvar,
+    part_appended: Condvar,
 }
 
 struct Writer {
     /// The part whose turn it is, from 1.
-    turn: i32,
+    next_part: i32,
     out: SerializedFileWriter<File>,
     file: NamedTempFile,
 }
@@ -150,8 +150,8 @@ impl TableFile {
             table,
             parts,
             factory,
-            writer: Mutex::new(Writer { turn: 1, out, file }),
-            turn: Condvar::new(),
+            writer: Mutex::new(Writer { next_part: 1, out, file }),
+            part_appended: Condvar::new(),
         })
     }
 
@@ -167,15 +167,18 @@ impl TableFile {
         chunks: Vec<ArrowColumnChunk>,
         stop: &AtomicBool,
     ) -> Result<(), Error> {
-        let others = |writer: &mut Writer| writer.turn != part && !stop.load(Ordering::Relaxed);
-        let mut writer =
-            self.turn.wait_while(self.lock(), others).unwrap_or_else(PoisonError::into_inner);
+        let others =
+            |writer: &mut Writer| writer.next_part != part && !stop.load(Ordering::Relaxed);
+        let mut writer = self
+            .part_appended
+            .wait_while(self.lock(), others)
+            .unwrap_or_else(PoisonError::into_inner);
         if stop.load(Ordering::Relaxed) {
             return Err(stopped());
         }
         append_row_group(&mut writer.out, chunks).map_err(unwritten)?;
-        writer.turn += 1;
-        self.turn.notify_all();
+        writer.next_part += 1;
+        self.part_appended.notify_all();
         Ok(())
     }
 
@@ -183,7 +186,7 @@ impl TableFile {
     /// thread that has just read the flag is asleep before it is woken.
     fn wake_all(&self) {
         drop(self.lock());
-        self.turn.notify_all();
+        self.part_appended.notify_all();
     }
 
     /// Completes the file and gives it its name.

@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::output::Sink;
+use crate::output::LineWriter;
 
 use super::data::Data;
 
@@ -83,7 +83,7 @@ impl Outcome {
 
 /// A report that is printed while queries run.
 pub(super) struct Report {
-    sink: Sink,
+    out: LineWriter,
     oracles: Oracles,
     outcomes: Vec<Outcome>,
 }
@@ -91,17 +91,17 @@ pub(super) struct Report {
 impl Report {
     /// Prints the head.
     pub(super) fn begin(
-        sink: Sink,
+        out: LineWriter,
         data: &Data,
         threads: NonZeroUsize,
         oracles: Oracles,
     ) -> Result<Self, Error> {
         let scale = data.scale.map_or("unknown".to_owned(), |scale| scale.to_string());
         let folder = data.folder().display();
-        sink.line(&format!("TPC-H at scale factor {scale}, data in {folder}, {threads} threads"))?;
-        sink.line("")?;
-        sink.line(&line(["query", "rows", "best", "median", "verified", "fallbacks"]))?;
-        Ok(Self { sink, oracles, outcomes: Vec::new() })
+        out.line(&format!("TPC-H at scale factor {scale}, data in {folder}, {threads} threads"))?;
+        out.line("")?;
+        out.line(&line(["query", "rows", "best", "median", "verified", "fallbacks"]))?;
+        Ok(Self { out, oracles, outcomes: Vec::new() })
     }
 
     /// Prints the line of one query.
@@ -115,7 +115,7 @@ impl Report {
             true => "none".to_owned(),
             false => outcome.fallbacks.join(", "),
         };
-        self.sink.line(&line([
+        self.out.line(&line([
             &format!("q{}", outcome.query),
             &outcome.rows.to_string(),
             &seconds(outcome.best()),
@@ -124,7 +124,7 @@ impl Report {
             &fallbacks,
         ]))?;
         if let Some(error) = &outcome.error {
-            self.sink.line(&format!("       {error}"))?;
+            self.out.line(&format!("       {error}"))?;
         }
         self.outcomes.push(outcome);
         Ok(())
@@ -144,7 +144,7 @@ impl Report {
             self.outcomes.iter().filter(|&outcome| wanted(outcome)).count()
         };
         let all = self.outcomes.len();
-        self.sink.line(&line([
+        self.out.line(&line([
             "total",
             &rows.to_string(),
             &seconds(Some(total(Outcome::best))),

@@ -13,7 +13,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use crate::world::{Data, Worker, gatework, on_workers, urls};
+use crate::fixture::{Data, Worker, gatework, on_workers, urls};
 
 /// One alone would get nothing to do.
 fn two(data: &Data, more: &[&str]) -> [Worker; 2] {
@@ -188,7 +188,12 @@ impl Decoder for Raw {
 }
 
 /// Asks a worker for something, with a message of these bytes.
-async fn ask(worker: &Worker, method: &str, version: Option<&str>, message: Bytes) -> Status {
+async fn send_request(
+    worker: &Worker,
+    method: &str,
+    version: Option<&str>,
+    message: Bytes,
+) -> Status {
     let channel = Channel::from_shared(worker.url.clone()).unwrap().connect().await.unwrap();
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.unwrap();
@@ -215,18 +220,21 @@ async fn nonsense() {
         datafusion::DATAFUSION_VERSION
     );
     let own = Some(own.as_str());
-    assert_eq!(ask(worker, "GetWorkerInfo", own, Bytes::new()).await.code(), tonic::Code::Ok);
-    let old = ask(worker, "GetWorkerInfo", Some("gatework 0.0.1"), Bytes::new()).await;
+    assert_eq!(
+        send_request(worker, "GetWorkerInfo", own, Bytes::new()).await.code(),
+        tonic::Code::Ok
+    );
+    let old = send_request(worker, "GetWorkerInfo", Some("gatework 0.0.1"), Bytes::new()).await;
     assert_eq!(old.code(), tonic::Code::FailedPrecondition);
     assert!(old.message().contains("the query comes from gatework 0.0.1"), "{old}");
-    let none = ask(worker, "GetWorkerInfo", None, Bytes::new()).await;
+    let none = send_request(worker, "GetWorkerInfo", None, Bytes::new()).await;
     assert!(none.message().contains("the query comes from something else"), "{none}");
     for method in ["CoordinatorChannel", "ExecuteTask"] {
-        let garbage = ask(worker, method, own, Bytes::from_static(&[0xff; 1000])).await;
+        let garbage = send_request(worker, method, own, Bytes::from_static(&[0xff; 1000])).await;
         assert_ne!(garbage.code(), tonic::Code::Ok, "{method}");
-        let empty = ask(worker, method, own, Bytes::new()).await;
+        let empty = send_request(worker, method, own, Bytes::new()).await;
         assert_eq!(empty.code(), tonic::Code::InvalidArgument, "{method}: {empty}");
-        let large = ask(worker, method, own, vec![0; 65 << 20].into()).await;
+        let large = send_request(worker, method, own, vec![0; 65 << 20].into()).await;
         assert_eq!(large.code(), tonic::Code::OutOfRange, "{method}: {large}");
     }
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::tempdir;
 
-use crate::world::{
+use crate::fixture::{
     Data, Disk, Host, Network, Running, Worker, distinct_of, distinct_of_triples, gatework,
     join_of, on_workers, signal, urls,
 };
@@ -49,7 +49,7 @@ fn struck_by(data: &Data, sql: &str, fault: Fault, after: Duration) -> Took {
     let at = network.as_ref().map_or(&struck.url, |network| &network.url);
     let (list, table) = (format!("{at},{}", other.url), data.table());
     let query = Running::start(&on_workers(sql, &table, &list));
-    query.reaches(&other);
+    query.wait_until_reached(&other);
     thread::sleep(after);
     match (fault, &network, &host, &disk) {
         (Fault::Stopped, ..) => struck.signal("STOP"),
@@ -59,14 +59,14 @@ fn struck_by(data: &Data, sql: &str, fault: Fault, after: Duration) -> Took {
         (Fault::DiskFull, .., Some(disk)) => disk.fill(),
         _ => struck.signal("KILL"),
     }
-    let (code, said, ended) = query.ends();
+    let (code, said, ended) = query.wait_for_exit();
     assert_eq!(code, 1, "{fault:?}: {said}");
     let why = if disk.is_some() { "No space left" } else { "is lost (stage " };
     let names = [why, "stage ", ", task ", at];
     assert!(names.iter().all(|name| said.contains(name)), "{fault:?}: {said}");
-    let rested = other.rests().expect("the other worker goes on");
+    let rested = other.wait_until_idle().expect("the other worker goes on");
     if matches!(fault, Fault::Cut | Fault::Unplugged | Fault::DiskFull) {
-        struck.rests().expect("the worker that was struck goes on");
+        struck.wait_until_idle().expect("the worker that was struck goes on");
     }
     // It takes the next query, with somebody else.
     let third = Worker::start(data, &[]);
@@ -84,20 +84,20 @@ fn left_by(data: &Data, sql: &str, name: &str, after: Duration) -> Took {
     let network = Network::to(&workers[0]);
     let (list, table) = (format!("{},{}", network.url, workers[1].url), data.table());
     let mut query = Running::start(&on_workers(sql, &table, &list));
-    query.reaches(&workers[1]);
+    query.wait_until_reached(&workers[1]);
     network.slow(20);
     thread::sleep(after);
-    if !query.goes_on() {
-        panic!("a slow network is no fault: {:?}", query.ends());
+    if !query.is_running() {
+        panic!("a slow network is no fault: {:?}", query.wait_for_exit());
     }
     let begun = Instant::now();
     signal(query.id(), name);
     thread::scope(|scope| {
-        let rests = |worker: &Worker| {
-            worker.rests().unwrap_or_else(|| panic!("SIG{name}: a worker goes on"));
-            begun.elapsed().saturating_sub(Worker::LOOK)
+        let idle_after = |worker: &Worker| {
+            worker.wait_until_idle().unwrap_or_else(|| panic!("SIG{name}: a worker goes on"));
+            begun.elapsed().saturating_sub(Worker::IDLE_PROBE)
         };
-        let waits = workers.each_ref().map(|worker| scope.spawn(move || rests(worker)));
+        let waits = workers.each_ref().map(|worker| scope.spawn(move || idle_after(worker)));
         let took = waits.map(|wait| wait.join().unwrap());
         [took[0], took[0].max(took[1])]
     })
@@ -185,10 +185,10 @@ fn workers_whose_client_is_gone_come_to_rest() {
     let (list, table) = (urls(&workers), data.table());
     for name in ["KILL", "STOP", "INT"] {
         let query = Running::start(&on_workers(&join_of(40), &table, &list));
-        query.reaches(&workers[0]);
+        query.wait_until_reached(&workers[0]);
         signal(query.id(), name);
         for worker in &workers {
-            worker.rests().unwrap_or_else(|| panic!("SIG{name}: a worker goes on"));
+            worker.wait_until_idle().unwrap_or_else(|| panic!("SIG{name}: a worker goes on"));
         }
     }
 }
@@ -202,9 +202,9 @@ fn a_query_runs_again_without_the_worker_that_was_lost() {
     let sql = &join_of(400);
     let arguments = on_workers(sql, &table, &list);
     let query = Running::start(&[&arguments[..], &["--retries", "1"]].concat());
-    query.reaches(&workers[1]);
+    query.wait_until_reached(&workers[1]);
     drop(workers.remove(1));
-    let (code, said, _) = query.ends();
+    let (code, said, _) = query.wait_for_exit();
     assert_eq!(code, 0, "{said}");
     assert_eq!(said, gatework(&["sql", sql, "--table", &table]).1);
     // What writes is not run again.
@@ -236,9 +236,9 @@ fn a_query_runs_again_with_nobody_to_share_it() {
     let arguments = on_workers(sql, &table, &list);
     let more = ["--retries", "1", "--format", "csv"];
     let query = Running::start(&[&arguments[..], &more].concat());
-    query.reaches(&workers[1]);
+    query.wait_until_reached(&workers[1]);
     workers[1].signal("KILL");
-    let (code, said, _) = query.ends();
+    let (code, said, _) = query.wait_for_exit();
     assert_eq!(code, 0, "{said}");
     let alone = gatework(&["sql", sql, "--table", &table, "--format", "csv"]).1;
     assert!(alone.lines().count() > 100, "{alone}");
@@ -286,7 +286,7 @@ fn a_worker_without_room() {
     let data = Data::make();
     let temporary = tempdir().unwrap();
     let folder = temporary.path().to_str().unwrap();
-    let small = ["--memory-limit", "1MB", "--temp-dir", folder, "--temp-limit", "100KB"];
+    let small = ["--memory-limit", "1MB", "--temp-dir", folder, "--max-temp-size", "100KB"];
     let poor = [Worker::start(&data, &small), Worker::start(&data, &small)];
     let (list, table) = (urls(&poor), data.table());
     let sorted = "SELECT l_comment, l_orderkey FROM lineitem ORDER BY 1, 2 LIMIT 60000";
@@ -299,7 +299,7 @@ fn a_worker_without_room() {
         let says = [", stage ", ", task ", "max_temp_directory_size"];
         assert!(says.iter().all(|word| stderr.contains(*word)), "{stderr}");
         for worker in &poor {
-            worker.rests().expect("it goes on");
+            worker.wait_until_idle().expect("it goes on");
         }
         assert_eq!(
             temporary
@@ -338,10 +338,10 @@ fn a_worker_drains() {
         let (list, table) = (urls([&worker, &other]), data.table());
         let sql = &format!("{setting}{}", join_of(400));
         let query = Running::start(&on_workers(sql, &table, &list));
-        query.reaches(&worker);
+        query.wait_until_reached(&worker);
         worker.signal("TERM");
-        let (code, said, _) = query.ends();
-        assert_eq!((code, worker.ends()), (0, Some(0)), "{said}");
+        let (code, said, _) = query.wait_for_exit();
+        assert_eq!((code, worker.wait_for_exit()), (0, Some(0)), "{said}");
         assert_eq!(said, gatework(&["sql", &join_of(400), "--table", &table]).1);
     }
 }
@@ -356,15 +356,15 @@ fn a_worker_is_interrupted() {
     let workers = [Worker::start(&data, &small), Worker::start(&data, &small)];
     let (list, table) = (urls(&workers), data.table());
     let query = Running::start(&on_workers(&join_of(40), &table, &list));
-    query.reaches(&workers[0]);
+    query.wait_until_reached(&workers[0]);
     let spilled = temporary.path().read_dir().unwrap().count();
     assert!(spilled > 0, "nothing was spilled");
     for worker in workers {
         worker.signal("INT");
         let begun = Instant::now();
-        assert_eq!(worker.ends(), Some(130));
+        assert_eq!(worker.wait_for_exit(), Some(130));
         println!("it ended after {:?}", begun.elapsed());
     }
-    assert_eq!(query.ends().0, 1);
+    assert_eq!(query.wait_for_exit().0, 1);
     assert_eq!(temporary.path().read_dir().unwrap().count(), 0);
 }

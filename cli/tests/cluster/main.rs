@@ -4,9 +4,9 @@
 
 mod access;
 mod faults;
-mod world;
+mod fixture;
 
-use world::{Data, Worker, gatework, on_workers, urls};
+use fixture::{Data, Worker, gatework, on_workers, urls};
 use yaml_rust2::YamlLoader;
 
 /// TPC-H on three workers: the results are verified, and nothing but what lies between stages is DataFusion's.
@@ -25,7 +25,7 @@ fn tpch_on_three_workers() {
         "2",
         "--workers",
         &list,
-        "--part-size",
+        "--bytes-per-partition",
         "1KB",
     ]);
     assert_eq!(code, 0, "{stdout}{stderr}");

@@ -53,9 +53,9 @@ fn values_in_other_values_count() {
 fn long_views_are_seen_wherever_they_are() {
     // One value of a thousand; the sample misses it.
     let mut lengths = vec![1; 1000];
-    lengths[17] = 2 * EXACT_FROM;
+    lengths[17] = 2 * MIN_EXACT_BYTES;
     let views: ArrayRef = Arc::new(StringViewArray::from_iter_values(texts(&lengths)));
-    assert_eq!(value_bytes(&views), 2 * EXACT_FROM + 999);
+    assert_eq!(value_bytes(&views), 2 * MIN_EXACT_BYTES + 999);
     // A small buffer that all rows refer to.
     let short: ArrayRef = Arc::new(StringViewArray::from_iter_values(texts(&[4000])));
     let rows = arrow::array::UInt32Array::from(vec![0; 1000]);
@@ -66,8 +66,8 @@ fn long_views_are_seen_wherever_they_are() {
 #[test]
 fn rows_are_cut_where_they_pass_the_bound() {
     let column: ArrayRef = Arc::new(StringArray::from(texts(&[10, 10, 500, 10, 10, 10, 10, 10])));
-    assert_eq!(slices(std::slice::from_ref(&column), 8, 600), None);
-    let ranges = slices(std::slice::from_ref(&column), 8, 20).unwrap();
+    assert_eq!(slice_ranges(std::slice::from_ref(&column), 8, 600), None);
+    let ranges = slice_ranges(std::slice::from_ref(&column), 8, 20).unwrap();
     assert_eq!(ranges, [0..2, 2..3, 3..4, 4..6, 6..8]);
     let lengths = [10, 10, 500, 10];
     assert_eq!(rows_within(20, 4, |row| lengths[row]), 2);
@@ -75,7 +75,7 @@ fn rows_are_cut_where_they_pass_the_bound() {
     assert_eq!(rows_within(530, 4, |row| lengths[row]), 4);
     assert_eq!(rows_within(530, 0, |row| lengths[row]), 0);
     let batch = RecordBatch::try_from_iter([("s", column)]).unwrap();
-    let rows: Vec<usize> = parts(&batch, 20).iter().map(RecordBatch::num_rows).collect();
+    let rows: Vec<usize> = split_by_bytes(&batch, 20).iter().map(RecordBatch::num_rows).collect();
     assert_eq!(rows, [2, 1, 1, 2, 2]);
 }
 

@@ -8,19 +8,19 @@ use arrow::datatypes::Int32Type;
 
 use super::*;
 
-fn whole(pieces: &[ArrayRef]) -> ArrayRef {
-    let pieces: Vec<&dyn Array> = pieces.iter().map(AsRef::as_ref).collect();
-    concat(&pieces).unwrap()
+fn whole(chunks: &[ArrayRef]) -> ArrayRef {
+    let chunks: Vec<&dyn Array> = chunks.iter().map(AsRef::as_ref).collect();
+    concat(&chunks).unwrap()
 }
 
-fn pieces() -> [Vec<ArrayRef>; 2] {
-    let text = |piece: usize| -> ArrayRef {
-        let text = |row| (row % 3 > 0).then(|| format!("{piece}:{}", "x".repeat(row)));
-        Arc::new(StringArray::from_iter((0..10 * (piece % 3)).map(text)))
+fn chunks() -> [Vec<ArrayRef>; 2] {
+    let text = |index: usize| -> ArrayRef {
+        let text = |row| (row % 3 > 0).then(|| format!("{index}:{}", "x".repeat(row)));
+        Arc::new(StringArray::from_iter((0..10 * (index % 3)).map(text)))
     };
-    let list = |piece: usize| -> ArrayRef {
-        let list = |row| (row % 3 > 0).then(|| vec![Some(piece as i32); row]);
-        let lists = (0..10 * (piece % 3)).map(list);
+    let list = |index: usize| -> ArrayRef {
+        let list = |row| (row % 3 > 0).then(|| vec![Some(index as i32); row]);
+        let lists = (0..10 * (index % 3)).map(list);
         Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(lists))
     };
     [(0..9).map(text).collect(), (0..9).map(list).collect()]
@@ -28,18 +28,18 @@ fn pieces() -> [Vec<ArrayRef>; 2] {
 
 #[test]
 fn arrays_are_within_the_bound_and_give_the_same_rows() {
-    for pieces in pieces() {
-        let whole = whole(&pieces);
+    for chunks in chunks() {
+        let whole = whole(&chunks);
         let rows = UInt32Array::from_iter_values((0..whole.len() as u32).rev().step_by(2));
         let expected = take(&whole, &rows, None).unwrap();
         for bound in [1, 100, 300, 1 << 20] {
-            let column = Column::concat(&pieces, bound, || Ok(())).unwrap();
+            let column = Column::concat(&chunks, bound, || Ok(())).unwrap();
             let count = column.arrays().len();
             assert_eq!(count == 1, bound == 1 << 20, "{count} arrays for {bound}");
             if let Column::Several { arrays, .. } = &column {
                 // No piece is cut.
-                let most = pieces.iter().map(|piece| value_bytes(piece)).max().unwrap();
-                assert!(arrays.iter().all(|array| value_bytes(array) <= bound.max(most)));
+                let longest = chunks.iter().map(|piece| value_bytes(piece)).max().unwrap();
+                assert!(arrays.iter().all(|array| value_bytes(array) <= bound.max(longest)));
             }
             assert_eq!(&column.take(&rows).unwrap(), &expected);
         }
@@ -52,8 +52,8 @@ fn dictionaries_with_more_values_than_keys_stay_apart() {
         let values = StringArray::from_iter_values((0..100).map(|n| format!("{piece}-{n}")));
         Arc::new(DictionaryArray::new(Int8Array::from_iter_values(0..100), Arc::new(values)))
     };
-    let pieces = [piece(0), piece(1)];
-    let column = Column::concat(&pieces, usize::MAX, || Ok(())).unwrap();
+    let chunks = [piece(0), piece(1)];
+    let column = Column::concat(&chunks, usize::MAX, || Ok(())).unwrap();
     let rows = UInt32Array::from(vec![199, 0, 100, 3]);
     let taken = column.take(&rows).unwrap();
     let values = taken.as_any().downcast_ref::<DictionaryArray<arrow::datatypes::Int8Type>>();
@@ -64,7 +64,7 @@ fn dictionaries_with_more_values_than_keys_stay_apart() {
 
 #[test]
 fn pairs_are_cut_by_what_both_sides_have() {
-    let [texts, _] = pieces();
+    let [texts, _] = chunks();
     let columns = Columns::new(vec![Column::concat(&texts, 100, || Ok(())).unwrap()]);
     let whole = whole(&texts);
     let one: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(50)]));

@@ -12,25 +12,25 @@ use datafusion_physical_expr::{
     PhysicalExpr,
     expressions::{BinaryExpr, Column, Literal},
 };
-use gatework_runtime::scheduler::Dice;
+use gatework_runtime::scheduler::SplitMix64;
 
-use super::{Narrow, narrow_decimals};
+use super::{Decimal64Expr, specialize_decimals};
 
 const ROWS: usize = 3000;
 
 /// A decimal column of values up to `limit`, of which one in seven is NULL.
-fn decimals(dice: &mut Dice, limit: i128, precision: u8, scale: i8) -> ArrayRef {
+fn decimals(rng: &mut SplitMix64, limit: i128, precision: u8, scale: i8) -> ArrayRef {
     let mut draw = || {
-        let value = (dice.below(usize::MAX) as i128) * (dice.below(usize::MAX) as i128 + 1);
-        let value = value % (limit + 1) * if dice.below(2) == 0 { 1 } else { -1 };
-        (dice.below(7) > 0).then_some(value)
+        let value = (rng.next_below(usize::MAX) as i128) * (rng.next_below(usize::MAX) as i128 + 1);
+        let value = value % (limit + 1) * if rng.next_below(2) == 0 { 1 } else { -1 };
+        (rng.next_below(7) > 0).then_some(value)
     };
     let column: Decimal128Array = (0..ROWS).map(|_| draw()).collect();
     Arc::new(column.with_precision_and_scale(precision, scale).unwrap())
 }
 
-fn column(place: usize) -> Arc<dyn PhysicalExpr> {
-    Arc::new(Column::new("column", place))
+fn column(index: usize) -> Arc<dyn PhysicalExpr> {
+    Arc::new(Column::new("column", index))
 }
 
 fn literal(value: Option<i128>, precision: u8, scale: i8) -> Arc<dyn PhysicalExpr> {
@@ -39,13 +39,13 @@ fn literal(value: Option<i128>, precision: u8, scale: i8) -> Arc<dyn PhysicalExp
 
 fn check(expr: BinaryExpr, batch: &RecordBatch) {
     let expr: Arc<dyn PhysicalExpr> = Arc::new(expr);
-    let narrow = narrow_decimals(expr.clone(), &batch.schema()).unwrap();
-    assert!(narrow.is::<Narrow>(), "{expr}");
+    let specialized = specialize_decimals(expr.clone(), &batch.schema()).unwrap();
+    assert!(specialized.is::<Decimal64Expr>(), "{expr}");
     let evaluate = |expr: &Arc<dyn PhysicalExpr>| {
         let answer = expr.evaluate(batch)?;
         answer.into_array(batch.num_rows())
     };
-    match (evaluate(&expr), evaluate(&narrow)) {
+    match (evaluate(&expr), evaluate(&specialized)) {
         (Ok(expected), Ok(answer)) => assert_eq!(&expected, &answer, "{expr}"),
         (Err(expected), Err(error)) => assert_eq!(expected.to_string(), error.to_string()),
         (expected, answer) => panic!("{expr}: {answer:?} instead of {expected:?}"),
@@ -54,11 +54,11 @@ fn check(expr: BinaryExpr, batch: &RecordBatch) {
 
 #[test]
 fn results_are_those_of_arrow() {
-    let mut dice = Dice::new(5);
+    let mut rng = SplitMix64::new(5);
     let (small, large) = (i128::from(i64::MAX), 10_i128.pow(37));
     for limits in [[1000, 1000], [small, small], [large, 9], [9, large], [large, large]] {
         for scales in [[2, 2], [0, 4], [6, 1]] {
-            let columns = [0, 1].map(|n| decimals(&mut dice, limits[n], 38, scales[n]));
+            let columns = [0, 1].map(|n| decimals(&mut rng, limits[n], 38, scales[n]));
             let [one, other] = columns;
             let batch = RecordBatch::try_from_iter([("one", one), ("other", other)]).unwrap();
             for operator in [Operator::Plus, Operator::Minus, Operator::Multiply] {
@@ -100,15 +100,15 @@ fn other_operations_stay() {
     let number = |kind| Field::new("number", kind, true);
     let fields = [number(DataType::Int64), number(DataType::Decimal128(38, 30))];
     let schema = arrow::datatypes::Schema::new(fields.to_vec());
-    for (operator, place) in [
+    for (operator, index) in [
         (Operator::Plus, 0),
         (Operator::Divide, 1),
         (Operator::Lt, 1),
         // The result would have more than 38 digits behind the point.
         (Operator::Multiply, 1),
     ] {
-        let expr = Arc::new(BinaryExpr::new(column(place), operator, column(place)));
-        let same = narrow_decimals(expr, &schema).unwrap();
+        let expr = Arc::new(BinaryExpr::new(column(index), operator, column(index)));
+        let same = specialize_decimals(expr, &schema).unwrap();
         assert!(same.is::<BinaryExpr>(), "{same}");
     }
 }

@@ -25,7 +25,7 @@ use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{Result, pipeline::Batch};
 
 use super::evaluate_predicate;
-use crate::{OrFail, over_columns, selection::narrow, worth::Worth};
+use crate::{ResultExt, adaptive_filter::AdaptiveFilter, remap_columns, selection::refine};
 
 /// The conjuncts of a predicate.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ struct Conjunct {
     /// Of the filter's input.
     columns: Vec<usize>,
     /// It has a value for every row.
-    total: bool,
+    infallible: bool,
 }
 
 impl Conjuncts {
@@ -65,8 +65,8 @@ impl Conjunct {
         let mut columns: Vec<usize> =
             collect_columns(expr).into_iter().map(|column| column.index()).collect();
         columns.sort_unstable();
-        let total = is_total(expr);
-        Ok(Self { expr: over_columns(expr.clone(), &columns)?, columns, total })
+        let infallible = is_infallible(expr);
+        Ok(Self { expr: remap_columns(expr.clone(), &columns)?, columns, infallible })
     }
 
     /// About what it takes per row.
@@ -83,7 +83,7 @@ impl Conjunct {
 }
 
 /// Whether `expr` has a value, or NULL, for every row.
-fn is_total(expr: &Arc<dyn PhysicalExpr>) -> bool {
+fn is_infallible(expr: &Arc<dyn PhysicalExpr>) -> bool {
     use Operator::{And, Eq, Gt, GtEq, IsDistinctFrom, IsNotDistinctFrom, Lt, LtEq, NotEq, Or};
     let comparison = |binary: &BinaryExpr| {
         let compares = matches!(binary.op(), Eq | NotEq | Lt | LtEq | Gt | GtEq);
@@ -97,7 +97,7 @@ fn is_total(expr: &Arc<dyn PhysicalExpr>) -> bool {
         || expr.is::<InListExpr>()
         || expr.is::<LikeExpr>()
         || expr.downcast_ref::<BinaryExpr>().is_some_and(comparison);
-    known && expr.children().into_iter().all(is_total)
+    known && expr.children().into_iter().all(is_infallible)
 }
 
 /// The conjuncts as one task evaluates them.
@@ -105,14 +105,15 @@ fn is_total(expr: &Arc<dyn PhysicalExpr>) -> bool {
 pub(super) struct LocalConjuncts {
     shared: Arc<Conjuncts>,
     /// Places of the conjuncts, and what they have been worth.
-    order: Vec<(usize, Worth)>,
+    order: Vec<(usize, AdaptiveFilter)>,
     /// What each conjunct takes per row, by place; empty before the first batch.
     costs: Vec<f64>,
 }
 
 impl LocalConjuncts {
     pub(super) fn new(shared: Arc<Conjuncts>) -> Self {
-        let order = (0..shared.parts.len()).map(|place| (place, Worth::default())).collect();
+        let order =
+            (0..shared.parts.len()).map(|index| (index, AdaptiveFilter::default())).collect();
         Self { shared, order, costs: Vec::new() }
     }
 
@@ -129,23 +130,23 @@ impl LocalConjuncts {
             self.reorder();
         }
         let mut selection = batch.selection().cloned();
-        let mut left = batch.rows();
-        for (place, worth) in &mut self.order {
-            if left == 0 {
+        let mut remaining = batch.num_rows();
+        for (index, adaptive) in &mut self.order {
+            if remaining == 0 {
                 break;
             }
-            let part = &self.shared.parts[*place];
-            let asked = left;
+            let part = &self.shared.parts[*index];
+            let input_rows = remaining;
             let keep = match &selection {
-                None => part.evaluate(&data.project(&part.columns).or_fail()?)?,
+                None => part.evaluate(&data.project(&part.columns).query_err()?)?,
                 // Looking at all rows of a column is cheaper than gathering many of them.
-                Some(rows) if part.total && 4 * left > data.num_rows() => {
-                    rows & &part.evaluate(&data.project(&part.columns).or_fail()?)?
+                Some(rows) if part.infallible && 4 * remaining > data.num_rows() => {
+                    rows & &part.evaluate(&data.project(&part.columns).query_err()?)?
                 }
-                Some(rows) => narrow(rows, &part.evaluate(&gather(data, &part.columns, rows)?)?),
+                Some(rows) => refine(rows, &part.evaluate(&gather(data, &part.columns, rows)?)?),
             };
-            left = keep.count_set_bits();
-            worth.note(asked, asked - left);
+            remaining = keep.count_set_bits();
+            adaptive.record(input_rows, input_rows - remaining);
             selection = Some(keep);
         }
         self.reorder();
@@ -154,11 +155,13 @@ impl LocalConjuncts {
 
     fn reorder(&mut self) {
         let Self { shared, order, costs } = self;
-        let price = |(place, worth): &(usize, Worth)| costs[*place] / worth.drops().max(0.001);
+        let rank = |(index, adaptive): &(usize, AdaptiveFilter)| {
+            costs[*index] / adaptive.drop_ratio().max(0.001)
+        };
         order.sort_by(|one, other| {
-            let parts = [one.0, other.0].map(|place| &shared.parts[place]);
-            match parts.map(|part| part.total) {
-                [true, true] => price(one).partial_cmp(&price(other)).unwrap_or(Ordering::Equal),
+            let parts = [one.0, other.0].map(|index| &shared.parts[index]);
+            match parts.map(|part| part.infallible) {
+                [true, true] => rank(one).partial_cmp(&rank(other)).unwrap_or(Ordering::Equal),
                 [false, false] => one.0.cmp(&other.0),
                 [one, other] => other.cmp(&one),
             }
@@ -171,8 +174,8 @@ fn gather(data: &RecordBatch, columns: &[usize], selected: &BooleanBuffer) -> Re
     if columns.is_empty() {
         let options = RecordBatchOptions::new().with_row_count(Some(selected.count_set_bits()));
         let schema = Arc::new(arrow::datatypes::Schema::empty());
-        return RecordBatch::try_new_with_options(schema, Vec::new(), &options).or_fail();
+        return RecordBatch::try_new_with_options(schema, Vec::new(), &options).query_err();
     }
-    let columns = data.project(columns).or_fail()?;
-    filter_record_batch(&columns, &BooleanArray::new(selected.clone(), None)).or_fail()
+    let columns = data.project(columns).query_err()?;
+    filter_record_batch(&columns, &BooleanArray::new(selected.clone(), None)).query_err()
 }

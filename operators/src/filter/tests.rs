@@ -8,17 +8,17 @@ use datafusion_physical_expr::{
     PhysicalExpr,
     expressions::{BinaryExpr, Column, lit},
 };
-use gatework_runtime::{Result, pipeline::Operator, scheduler::Dice};
+use gatework_runtime::{Result, pipeline::Operator, scheduler::SplitMix64};
 
 use super::Filter;
-use crate::rig::{ints, result_of, rows, run, scan, table};
+use crate::test_support::{ints, result_of, rows, run, scan, table};
 
 fn filtered(table: &RecordBatch, filters: Vec<Arc<dyn Operator>>) -> Result<Vec<RecordBatch>> {
     run(|graph| result_of(graph, 1, 1, scan(table, 3), filters))
 }
 
-fn column(place: usize) -> Arc<dyn PhysicalExpr> {
-    Arc::new(Column::new("column", place))
+fn column(index: usize) -> Arc<dyn PhysicalExpr> {
+    Arc::new(Column::new("column", index))
 }
 
 fn compare(
@@ -86,18 +86,18 @@ fn a_conjunct_is_asked_about_the_rows_that_are_left() {
 /// Whatever the conjuncts drop, and however often they change places: the rows of a naive filter.
 #[test]
 fn conjuncts_in_any_order_leave_the_same_rows() {
-    let mut dice = Dice::new(11);
+    let mut rng = SplitMix64::new(11);
     let count = 100_000;
     let mut some = |below: i32| {
         ints((0..count).map(|_| {
-            let value = dice.below(below as usize) as i32;
+            let value = rng.next_below(below as usize) as i32;
             (value % 17 != 3).then_some(value)
         }))
     };
     let table = table([("a", some(1000)), ("b", some(1000)), ("c", some(1000))]);
     let lines = rows(std::slice::from_ref(&table));
     for (a, b, c) in [(990, 10, 500), (10, 990, 990), (500, 500, 500), (999, 999, 999), (0, 5, 5)] {
-        let below = |place, limit: i32| compare(column(place), BinaryOperator::Lt, lit(limit));
+        let below = |index, limit: i32| compare(column(index), BinaryOperator::Lt, lit(limit));
         // A sum may overflow, so it comes last.
         let sum = compare(column(0), BinaryOperator::Plus, column(1));
         let sum = compare(sum, BinaryOperator::Lt, lit(1200));

@@ -4,28 +4,28 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use datafusion_physical_expr::PhysicalExpr;
-use gatework_runtime::pipeline::{Held, Sink, Source};
-use gatework_shared_state::{Budget, result::ResultReader};
+use gatework_runtime::pipeline::{BufferedBatch, Sink, Source};
+use gatework_shared_state::{BufferLimit, result::ResultReader};
 use parking_lot::Mutex;
 
 use super::Trial;
-use crate::{memory_scan::MemoryScan, result::ResultOutput};
+use crate::{memory_scan::MemoryScan, result::ResultSink};
 
 /// Inputs, instances and the result of the graph to be built.
 #[derive(Debug)]
 pub struct Case {
     inputs: Arc<[Vec<RecordBatch>]>,
-    instances: usize,
+    num_tasks: usize,
     morsel_rows: usize,
     result_bytes: usize,
-    readers: Mutex<Option<Vec<ResultReader<Held>>>>,
+    readers: Mutex<Option<Vec<ResultReader<BufferedBatch>>>>,
 }
 
 impl Case {
-    pub(super) fn new(trial: &Trial, inputs: Arc<[Vec<RecordBatch>]>, instances: usize) -> Self {
+    pub(super) fn new(trial: &Trial, inputs: Arc<[Vec<RecordBatch>]>, num_tasks: usize) -> Self {
         Self {
             inputs,
-            instances,
+            num_tasks,
             morsel_rows: trial.morsel_rows,
             result_bytes: trial.result_bytes,
             readers: Mutex::new(None),
@@ -33,8 +33,8 @@ impl Case {
     }
 
     /// How many tasks the pipelines under test are to have.
-    pub fn instances(&self) -> usize {
-        self.instances
+    pub fn num_tasks(&self) -> usize {
+        self.num_tasks
     }
 
     /// The batches of input `input`, as they were given.
@@ -57,16 +57,16 @@ impl Case {
 
     /// A byte budget for the buffers of the graph: 1 byte, so that they are always full, wherever
     /// the trial allows.
-    pub fn budget(&self) -> Budget {
-        Budget::new(self.result_bytes)
+    pub fn budget(&self) -> BufferLimit {
+        BufferLimit::new(self.result_bytes)
     }
 
-    /// The sink of the last pipeline, which has `instances` tasks. To be asked for once.
+    /// The sink of the last pipeline, which has `num_tasks` tasks. To be asked for once.
     ///
     /// # Panics
     /// If it is asked for twice.
-    pub fn result(&self, instances: usize) -> Arc<dyn Sink> {
-        self.partitioned_result(instances, 1, Vec::new())
+    pub fn result(&self, num_tasks: usize) -> Arc<dyn Sink> {
+        self.partitioned_result(num_tasks, 1, Vec::new())
     }
 
     /// The same with several partitions, by the hash of `keys`. All are read at the same time.
@@ -75,17 +75,17 @@ impl Case {
     /// If a result is asked for twice.
     pub fn partitioned_result(
         &self,
-        instances: usize,
+        num_tasks: usize,
         partitions: usize,
         keys: Vec<Arc<dyn PhysicalExpr>>,
     ) -> Arc<dyn Sink> {
-        let (sink, readers) = ResultOutput::new(instances, partitions, keys, self.budget());
+        let (sink, readers) = ResultSink::new(num_tasks, partitions, keys, self.budget());
         let before = self.readers.lock().replace(readers);
         assert!(before.is_none(), "a case has one result");
         Arc::new(sink)
     }
 
-    pub(super) fn take_readers(&self) -> Option<Vec<ResultReader<Held>>> {
+    pub(super) fn take_readers(&self) -> Option<Vec<ResultReader<BufferedBatch>>> {
         self.readers.lock().take()
     }
 }

@@ -18,14 +18,14 @@
 //! ```
 
 mod case;
+mod fault_memory;
+mod instance_sweep;
 mod mode;
-mod patience;
 mod report;
 mod rows;
 mod run;
-mod series;
-mod shortage;
 mod trial;
+mod wait;
 
 #[cfg(test)]
 mod tests;
@@ -43,17 +43,17 @@ use arrow::{
 };
 use gatework_runtime::{
     Result,
-    pipeline::{Edge, Graph, Operator, Sink, Source},
+    pipeline::{Graph, Operator, Sink, Source, WaitEdge},
 };
 
-use self::{run::Build, series::Series};
+use self::{instance_sweep::InstanceSweep, run::Build};
 
 pub use case::Case;
-pub use mode::Mode;
-pub use report::{Finding, ModeReport, Report};
-pub use rows::{Row, rows_of, same_rows, same_sequence};
 #[cfg(test)]
-pub(crate) use shortage::{KeptElsewhere, Moody};
+pub(crate) use fault_memory::{InMemorySpill, RandomDenialPool};
+pub use mode::Mode;
+pub use report::{HarnessFailure, ModeReport, Report};
+pub use rows::{Row, rows_of, same_rows, same_sequence};
 pub use trial::Trial;
 
 /// Judges the rows of a run.
@@ -63,7 +63,7 @@ type Check = dyn Fn(&[RecordBatch]) -> Result<(), String>;
 pub struct Harness {
     build: Box<Build>,
     inputs: Vec<Vec<RecordBatch>>,
-    instances: Vec<usize>,
+    num_tasks: Vec<usize>,
     expected: Option<Box<Check>>,
     seeds: Range<u64>,
     stride: u64,
@@ -74,7 +74,7 @@ impl fmt::Debug for Harness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Harness")
             .field("inputs", &self.inputs.len())
-            .field("instances", &self.instances)
+            .field("num_tasks", &self.num_tasks)
             .field("seeds", &self.seeds)
             .finish_non_exhaustive()
     }
@@ -85,9 +85,9 @@ impl Harness {
     pub fn operator<O: Operator + 'static>(make: impl Fn(&Case) -> O + 'static) -> Self {
         Self::graph(move |case| {
             let mut graph = Graph::new();
-            let (source, result) = (case.source(0), case.result(case.instances()));
+            let (source, result) = (case.source(0), case.result(case.num_tasks()));
             let operators: Vec<Arc<dyn Operator>> = vec![Arc::new(make(case))];
-            graph.add("harness", case.instances(), source, operators, result)?;
+            graph.add_pipeline("harness", case.num_tasks(), source, operators, result)?;
             Ok(graph)
         })
     }
@@ -96,8 +96,14 @@ impl Harness {
     pub fn source<S: Source + 'static>(make: impl Fn(&Case) -> S + 'static) -> Self {
         Self::graph(move |case| {
             let mut graph = Graph::new();
-            let result = case.result(case.instances());
-            graph.add("harness", case.instances(), Arc::new(make(case)), vec![], result)?;
+            let result = case.result(case.num_tasks());
+            graph.add_pipeline(
+                "harness",
+                case.num_tasks(),
+                Arc::new(make(case)),
+                vec![],
+                result,
+            )?;
             Ok(graph)
         })
     }
@@ -109,13 +115,24 @@ impl Harness {
     ) -> Self {
         Self::graph(move |case| {
             let mut graph = Graph::new();
-            let (sink, source, sources) = make(case);
+            let (sink, source, source_tasks) = make(case);
             let input = case.source(0);
-            let producer =
-                graph.add("harness in", case.instances(), input, vec![], Arc::new(sink))?;
-            let result = case.result(sources);
-            let consumer = graph.add("harness out", sources, Arc::new(source), vec![], result)?;
-            graph.wait(Edge::Breaker { producer, consumer });
+            let producer = graph.add_pipeline(
+                "harness in",
+                case.num_tasks(),
+                input,
+                vec![],
+                Arc::new(sink),
+            )?;
+            let result = case.result(source_tasks);
+            let consumer = graph.add_pipeline(
+                "harness out",
+                source_tasks,
+                Arc::new(source),
+                vec![],
+                result,
+            )?;
+            graph.add_edge(WaitEdge::Breaker { producer, consumer });
             Ok(graph)
         })
     }
@@ -126,7 +143,7 @@ impl Harness {
         Self {
             build: Box::new(build),
             inputs: Vec::new(),
-            instances: vec![1, 2, 3],
+            num_tasks: vec![1, 2, 3],
             expected: None,
             seeds: 0..10,
             stride: 1,
@@ -143,8 +160,8 @@ impl Harness {
 
     /// Runs on each of these numbers of tasks; by default on 1, 2 and 3.
     #[must_use]
-    pub fn instances(mut self, instances: RangeInclusive<usize>) -> Self {
-        self.instances = instances.collect();
+    pub fn num_tasks(mut self, range: RangeInclusive<usize>) -> Self {
+        self.num_tasks = range.collect();
         self
     }
 
@@ -212,8 +229,8 @@ impl Harness {
 
     /// How long nothing may come before that is called a hang; by default 30 seconds.
     #[must_use]
-    pub fn hang_after(mut self, longest: Duration) -> Self {
-        self.hang_after = longest;
+    pub fn hang_after(mut self, timeout: Duration) -> Self {
+        self.hang_after = timeout;
         self
     }
 
@@ -223,7 +240,7 @@ impl Harness {
     /// With what was found wrong.
     pub fn check(self, modes: &[Mode]) -> Report {
         match self.run(modes) {
-            Err(finding) => panic!("{finding}"),
+            Err(failure) => panic!("{failure}"),
             Ok(report) if report.not_run().is_empty() => report,
             Ok(report) => panic!("some modes did nothing, so they showed nothing:\n{report}"),
         }
@@ -233,15 +250,15 @@ impl Harness {
     ///
     /// # Errors
     /// What was found wrong.
-    pub fn run(self, modes: &[Mode]) -> Result<Report, Finding> {
+    pub fn run(self, modes: &[Mode]) -> Result<Report, HarnessFailure> {
         let inputs: Arc<[Vec<RecordBatch>]> = self.inputs.as_slice().into();
         let mut report = Report::default();
         for &mode in modes {
-            let mut series = Series::new(&self, &inputs, mode);
-            for &instances in &self.instances {
-                series.run(instances)?;
+            let mut sweep = InstanceSweep::new(&self, &inputs, mode);
+            for &num_tasks in &self.num_tasks {
+                sweep.run(num_tasks)?;
             }
-            report.modes.push(series.report());
+            report.modes.push(sweep.report());
         }
         Ok(report)
     }

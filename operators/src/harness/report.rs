@@ -11,9 +11,9 @@ pub struct ModeReport {
     pub mode: Mode,
     /// Queries that were run.
     pub trials: u64,
-    /// How often the mode did something; see [`Trial::acts`](super::Trial::acts). For seeded runs,
+    /// How often the mode did something; see [`Trial::injections`](super::Trial::injections). For seeded runs,
     /// how many different schedules there were, where seeds were to differ.
-    pub acts: u64,
+    pub injections: u64,
 }
 
 /// What all modes did.
@@ -26,21 +26,25 @@ pub struct Report {
 impl Report {
     /// Modes that did nothing, so that they say nothing about the operator.
     pub fn not_run(&self) -> Vec<Mode> {
-        self.modes.iter().filter(|report| report.acts == 0).map(|report| report.mode).collect()
+        self.modes
+            .iter()
+            .filter(|report| report.injections == 0)
+            .map(|report| report.mode)
+            .collect()
     }
 
     /// How often `mode` did something.
-    pub fn acts(&self, mode: Mode) -> u64 {
-        self.modes.iter().filter(|report| report.mode == mode).map(|report| report.acts).sum()
+    pub fn injections(&self, mode: Mode) -> u64 {
+        self.modes.iter().filter(|report| report.mode == mode).map(|report| report.injections).sum()
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for ModeReport { mode, trials, acts } in &self.modes {
-            match acts {
+        for ModeReport { mode, trials, injections } in &self.modes {
+            match injections {
                 0 => writeln!(f, "{mode}: not run (it did nothing in {trials} trials)")?,
-                _ => writeln!(f, "{mode}: {trials} trials, {acts} acts")?,
+                _ => writeln!(f, "{mode}: {trials} trials, {injections} injections")?,
             }
         }
         Ok(())
@@ -49,21 +53,21 @@ impl fmt::Display for Report {
 
 /// What is wrong with an operator, and how to see it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct HarnessFailure {
     /// The mode it was found in.
     pub mode: Mode,
     /// The mode with its numbers: seed, step, limit.
     pub trial: String,
     /// How many tasks the pipelines had.
-    pub instances: usize,
+    pub num_tasks: usize,
     /// What was wrong.
-    pub what: String,
+    pub message: String,
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for HarnessFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} on {} instances: {}", self.trial, self.instances, self.what)
+        write!(f, "{} with {} tasks: {}", self.trial, self.num_tasks, self.message)
     }
 }
 
-impl std::error::Error for Finding {}
+impl std::error::Error for HarnessFailure {}

@@ -65,10 +65,10 @@ pub fn same_rows(expected: &[Row], actual: &[Row]) -> Result<(), String> {
         "{} of {} rows are missing{}; {} of {} are too many{}",
         missing.len(),
         expected.len(),
-        some(&missing),
+        preview(&missing),
         surplus.len(),
         actual.len(),
-        some(&surplus),
+        preview(&surplus),
     ))
 }
 
@@ -78,11 +78,11 @@ pub fn same_rows(expected: &[Row], actual: &[Row]) -> Result<(), String> {
 /// Where they differ first.
 pub fn same_sequence(expected: &[Row], actual: &[Row]) -> Result<(), String> {
     let differ = |(one, other): (&Row, &Row)| !close(one, other);
-    if let Some(place) = expected.iter().zip(actual).position(differ) {
+    if let Some(index) = expected.iter().zip(actual).position(differ) {
         return Err(format!(
-            "row {place} is {} instead of {}",
-            text(&actual[place]),
-            text(&expected[place])
+            "row {index} is {} instead of {}",
+            text(&actual[index]),
+            text(&expected[index])
         ));
     }
     if expected.len() == actual.len() {
@@ -98,8 +98,8 @@ fn pair_off(missing: &mut Vec<&Row>, surplus: &mut Vec<&Row>) {
         return;
     }
     missing.retain(|row| match surplus.iter().position(|other| close(row, other)) {
-        Some(place) => {
-            surplus.swap_remove(place);
+        Some(index) => {
+            surplus.swap_remove(index);
             false
         }
         None => true,
@@ -137,7 +137,7 @@ fn text(row: &Row) -> String {
 }
 
 /// The first few of `rows`, to be shown.
-fn some(rows: &[&Row]) -> String {
+fn preview(rows: &[&Row]) -> String {
     const SHOWN: usize = 3;
     let mut shown: Vec<String> = rows.iter().map(|row| text(row)).collect();
     shown.sort();

@@ -9,15 +9,15 @@ use gatework_runtime::{
     pipeline::{Graph, QueryContext, RowStream},
 };
 
-use super::{Case, Trial, patience::wait};
-use crate::compact;
+use super::{Case, Trial, wait::block_on_timeout};
+use crate::apply_selection;
 
 /// Builds the graph of a case.
 pub(super) type Build = dyn Fn(&Case) -> Result<Graph>;
 
 /// How a run ended.
 #[derive(Debug)]
-pub(super) struct Ended {
+pub(super) struct RunOutcome {
     /// What was read before the end.
     pub(super) rows: Vec<RecordBatch>,
     /// The error that the reader was told.
@@ -31,23 +31,24 @@ pub(super) fn run(
     case: &Case,
     build: &Build,
     hang_after: Duration,
-) -> Result<Ended, String> {
+) -> Result<RunOutcome, String> {
     let query = QueryContext::new(trial.executor(), trial.options());
     let graph = build(case).map_err(|error| format!("the graph could not be built: {error}"))?;
     let Some(readers) = case.take_readers() else {
         return Err("the graph has no result: end its last pipeline in `case.result(…)`".into());
     };
-    let ended = match graph.start(&query) {
+    let outcome = match graph.start(&query) {
         Ok(running) => {
             let mut streams = RowStream::of_query(&running, readers);
             // Dropping the streams cancels the query, so not before a hang has been described.
-            read(&mut streams, hang_after).ok_or_else(|| hang(trial, &query, hang_after))?
+            read(&mut streams, hang_after)
+                .ok_or_else(|| describe_hang(trial, &query, hang_after))?
         }
         Err(error) => (Vec::new(), Some(error)),
     };
-    trial.settle(&query, hang_after)?;
+    trial.assert_clean(&query, hang_after)?;
     let peak_memory_bytes = query.profile().peak_memory_bytes;
-    Ok(Ended { rows: ended.0, error: ended.1, peak_memory_bytes })
+    Ok(RunOutcome { rows: outcome.0, error: outcome.1, peak_memory_bytes })
 }
 
 /// All rows of all streams, up to the first error; `None` if none comes for too long.
@@ -57,31 +58,31 @@ fn read(
 ) -> Option<(Vec<RecordBatch>, Option<Error>)> {
     let mut rows = Vec::new();
     while !streams.is_empty() {
-        let next = wait(hang_after, |context| {
-            for (place, stream) in streams.iter_mut().enumerate() {
+        let next = block_on_timeout(hang_after, |context| {
+            for (index, stream) in streams.iter_mut().enumerate() {
                 if let Poll::Ready(item) = Pin::new(stream).poll_next(context) {
-                    return Poll::Ready((place, item));
+                    return Poll::Ready((index, item));
                 }
             }
             Poll::Pending
         });
         match next? {
-            (_, Some(Ok(batch))) => match compact(batch) {
+            (_, Some(Ok(batch))) => match apply_selection(batch) {
                 Ok(batch) => rows.push(batch),
                 Err(error) => return Some((rows, Some(error))),
             },
             (_, Some(Err(error))) => return Some((rows, Some(error))),
-            (place, None) => drop(streams.remove(place)),
+            (index, None) => drop(streams.remove(index)),
         }
     }
     Some((rows, None))
 }
 
 /// Describes a hang, after the query has been given the chance to end by a cancel.
-fn hang(trial: &Trial, query: &Arc<QueryContext>, hang_after: Duration) -> String {
+fn describe_hang(trial: &Trial, query: &Arc<QueryContext>, hang_after: Duration) -> String {
     let dump = query.dump();
     query.cancel();
-    let ended = wait(hang_after, |context| {
+    let ended = block_on_timeout(hang_after, |context| {
         if query.idle().poll_ready(context.waker()) { Poll::Ready(()) } else { Poll::Pending }
     });
     let after = match ended {

@@ -2,7 +2,7 @@
 //!
 //! The harness runs its cases as trials; tests of whole queries take the trials themselves: run a
 //! query with [`Trial::executor`] and [`Trial::options`], judge its error by [`Trial::allows`], and
-//! what it leaves behind by [`Trial::settle`].
+//! what it leaves behind by [`Trial::assert_clean`].
 
 use std::{
     fmt,
@@ -17,22 +17,22 @@ use std::{
 use gatework_runtime::{
     Error, Executor, Result,
     pipeline::{
-        Chaos, ChaosCounts, Fault, MemoryLimit, MemoryPool, MemoryRefused, QueryContext,
-        QueryOptions,
+        Chaos, ChaosCounts, Fault, GreedyPool, MemoryPool, QueryContext, QueryOptions,
+        ReservationDenied,
     },
 };
 use gatework_shared_state::DependencyKind;
 
 use super::{
     Mode,
-    patience::wait,
-    shortage::{KeptElsewhere, Moody},
+    fault_memory::{InMemorySpill, RandomDenialPool},
+    wait::block_on_timeout,
 };
 
 /// Enough for pipelines to overlap, and for the foreign thread to be a third.
 const THREADS: usize = 2;
 /// One in so many waits is cut short by a spurious wake-up.
-const RECALL_EVERY: usize = 3;
+const SPURIOUS_WAKEUPS_EVERY: usize = 3;
 
 /// One mode, with its numbers, ready to run one query.
 ///
@@ -42,8 +42,8 @@ const RECALL_EVERY: usize = 3;
 /// let trial = Trial::blocking(2, 42)?;
 /// let query = QueryContext::new(trial.executor(), trial.options());
 /// // … start a graph, read its rows …
-/// trial.settle(&query, std::time::Duration::from_secs(30)).expect("nothing is left behind");
-/// assert_eq!(trial.acts(), 0, "nothing has run, so nothing was blocked");
+/// trial.assert_clean(&query, std::time::Duration::from_secs(30)).expect("nothing is left behind");
+/// assert_eq!(trial.injections(), 0, "nothing has run, so nothing was blocked");
 /// assert_eq!(trial.to_string(), "blocking (one in 2 calls, seed 42)");
 /// # Ok::<(), gatework_runtime::Error>(())
 /// ```
@@ -54,9 +54,9 @@ pub struct Trial {
     executor: Executor,
     options: QueryOptions,
     chaos: Arc<Chaos>,
-    pool: Arc<CountingLimit>,
+    pool: Arc<CountingPool>,
     /// Instead of the pool, and with it a place for what is spilled.
-    shortage: Option<(Arc<Moody>, Arc<KeptElsewhere>)>,
+    fault_memory: Option<(Arc<RandomDenialPool>, Arc<InMemorySpill>)>,
     /// The rows of a morsel of harness sources.
     pub(super) morsel_rows: usize,
     /// The byte budget of harness results.
@@ -82,7 +82,7 @@ impl Trial {
     /// # Errors
     /// If the system refuses a thread.
     pub fn tiny_batches(rows: usize) -> Result<Self> {
-        let chaos = Chaos::new(0).cut_batches(rows);
+        let chaos = Chaos::new(0).split_batches(rows);
         let mut trial = Self::new(Mode::TinyBatches, format!("{rows} rows"), chaos, usize::MAX)?;
         // Morsels of two batches: several tasks get some, and there is something to cut.
         trial.morsel_rows = 2 * rows;
@@ -94,7 +94,8 @@ impl Trial {
     /// # Errors
     /// If the system refuses a thread.
     pub fn blocking(calls: usize, seed: u64) -> Result<Self> {
-        let chaos = Chaos::new(seed).block_every(calls).recall_every(RECALL_EVERY);
+        let chaos =
+            Chaos::new(seed).block_every(calls).spurious_wakeups_every(SPURIOUS_WAKEUPS_EVERY);
         let label = format!("one in {calls} calls, seed {seed}");
         Self::new(Mode::Blocking, label, chaos, usize::MAX)
     }
@@ -104,7 +105,7 @@ impl Trial {
     /// # Errors
     /// If the system refuses a thread.
     pub fn seeded(seed: u64) -> Result<Self> {
-        let chaos = Chaos::new(seed).recall_every(RECALL_EVERY);
+        let chaos = Chaos::new(seed).spurious_wakeups_every(SPURIOUS_WAKEUPS_EVERY);
         let mut trial = Self::new(Mode::Seeded, format!("seed {seed}"), chaos, usize::MAX)?;
         // A reader that makes room would wake tasks when it likes, and not as the seed says.
         trial.result_bytes = usize::MAX;
@@ -129,11 +130,11 @@ impl Trial {
     pub fn spill(seed: u64) -> Result<Self> {
         let chaos = Chaos::new(seed);
         let mut trial = Self::new(Mode::Spill, format!("seed {seed}"), chaos, usize::MAX)?;
-        let elsewhere = Arc::new(KeptElsewhere { eager: true, ..KeptElsewhere::default() });
-        let moody = Arc::new(Moody::new(seed));
-        trial.options.memory = moody.clone();
-        trial.options.spill = Some(elsewhere.clone());
-        trial.shortage = Some((moody, elsewhere));
+        let spill_space = Arc::new(InMemorySpill { eager: true, ..InMemorySpill::default() });
+        let pool = Arc::new(RandomDenialPool::new(seed));
+        trial.options.memory = pool.clone();
+        trial.options.spill = Some(spill_space.clone());
+        trial.fault_memory = Some((pool, spill_space));
         Ok(trial)
     }
 
@@ -153,12 +154,12 @@ impl Trial {
 
     fn new(mode: Mode, label: String, chaos: Chaos, limit_bytes: usize) -> Result<Self> {
         let chaos = Arc::new(chaos);
-        let pool = Arc::new(CountingLimit::new(limit_bytes));
+        let pool = Arc::new(CountingPool::new(limit_bytes));
         let options = QueryOptions {
             spill: None,
             group: None,
-            admitted: false,
-            around: None,
+            bypass_admission: false,
+            slice_scope: None,
             name: mode.to_string().into(),
             memory: pool.clone(),
             chaos: Some(chaos.clone()),
@@ -167,11 +168,11 @@ impl Trial {
         };
         let executor = Executor::builder();
         let executor = match mode {
-            Mode::Seeded => executor.seeded(chaos.seed()),
+            Mode::Seeded => executor.deterministic(chaos.seed()),
             _ => executor.threads(THREADS),
         };
         let executor = executor.build()?;
-        let (shortage, morsel_rows, result_bytes) = (None, 5, 1);
+        let (fault_memory, morsel_rows, result_bytes) = (None, 5, 1);
         Ok(Self {
             mode,
             label,
@@ -179,7 +180,7 @@ impl Trial {
             options,
             chaos,
             pool,
-            shortage,
+            fault_memory,
             morsel_rows,
             result_bytes,
         })
@@ -202,23 +203,23 @@ impl Trial {
 
     /// How often the mode did something: batches cut, calls blocked, tasks picked among several,
     /// reservations refused, batches spilled, faults thrown. 0: it has not run.
-    pub fn acts(&self) -> u64 {
+    pub fn injections(&self) -> u64 {
         let counts = self.chaos.counts();
         match self.mode {
             Mode::Plain => 1,
-            Mode::TinyBatches => counts.cuts,
+            Mode::TinyBatches => counts.splits,
             Mode::Blocking => counts.blocks(),
             Mode::Seeded => self.executor.schedule().map_or(0, |schedule| schedule.choices),
-            Mode::Memory => self.pool.refused.load(Ordering::Relaxed),
+            Mode::Memory => self.pool.denied.load(Ordering::Relaxed),
             Mode::Spill => self
-                .shortage
+                .fault_memory
                 .as_ref()
-                .map_or(0, |(_, elsewhere)| elsewhere.writes.load(Ordering::Relaxed) as u64),
+                .map_or(0, |(_, spill_space)| spill_space.writes.load(Ordering::Relaxed) as u64),
             Mode::Cancel | Mode::Error | Mode::Panic => u64::from(counts.fault),
         }
     }
 
-    /// What was done to the query's calls, for tests that ask for more than [`acts`](Self::acts).
+    /// What was done to the query's calls, for tests that ask for more than [`injections`](Self::injections).
     pub fn counts(&self) -> ChaosCounts {
         self.chaos.counts()
     }
@@ -227,9 +228,9 @@ impl Trial {
     pub fn allows(&self, error: &Error) -> bool {
         match self.mode {
             Mode::Memory => matches!(error, Error::OutOfMemory { .. }),
-            Mode::Cancel => self.acts() > 0 && matches!(error, Error::Cancelled { .. }),
-            Mode::Error => matches!(error, Error::Operator { .. }) && is_ours(error),
-            Mode::Panic => matches!(error, Error::Panic { .. }) && is_ours(error),
+            Mode::Cancel => self.injections() > 0 && matches!(error, Error::Cancelled { .. }),
+            Mode::Error => matches!(error, Error::Operator { .. }) && is_injected(error),
+            Mode::Panic => matches!(error, Error::Panic { .. }) && is_injected(error),
             Mode::Plain | Mode::TinyBatches | Mode::Blocking | Mode::Seeded | Mode::Spill => false,
         }
     }
@@ -239,22 +240,22 @@ impl Trial {
     /// # Errors
     /// Says what is still there: tasks, reserved bytes, or a gate of a shared state that is shut,
     /// on which somebody could wait for ever.
-    pub fn settle(&self, query: &QueryContext, hang_after: Duration) -> Result<(), String> {
-        let idle = wait(hang_after, |context| {
+    pub fn assert_clean(&self, query: &QueryContext, hang_after: Duration) -> Result<(), String> {
+        let idle = block_on_timeout(hang_after, |context| {
             if query.idle().poll_ready(context.waker()) { Poll::Ready(()) } else { Poll::Pending }
         });
         if idle.is_none() {
             return Err(format!("tasks live on after the end:\n{}", query.dump()));
         }
         let (tasks, bytes) = (query.live_tasks(), query.reserved_bytes());
-        let moody = self.shortage.as_ref().map_or(0, |(moody, _)| moody.reserved());
-        let pooled = self.pool.limit.reserved() + moody;
+        let denial_pool_bytes = self.fault_memory.as_ref().map_or(0, |(pool, _)| pool.reserved());
+        let pooled = self.pool.limit.reserved() + denial_pool_bytes;
         if tasks > 0 || bytes > 0 || pooled > 0 {
             return Err(format!(
                 "{tasks} tasks live and {bytes} bytes are reserved after the end ({pooled} in the pool)"
             ));
         }
-        for gate in query.profile().dependencies {
+        for gate in query.profile().gates {
             let of_a_state = matches!(
                 gate.kind,
                 DependencyKind::Source
@@ -262,19 +263,19 @@ impl Trial {
                     | DependencyKind::Finish
                     | DependencyKind::RuntimeFilter
             );
-            if of_a_state && !gate.open {
+            if of_a_state && !gate.is_ready {
                 return Err(format!(
                     "gate '{}' ({:?}) is still shut after the end",
                     gate.name, gate.kind
                 ));
             }
         }
-        self.fault_was_told(query)
+        self.check_fault_reported(query)
     }
 
     /// An error that was thrown must be the query's, even if all rows had been read before.
-    fn fault_was_told(&self, query: &QueryContext) -> Result<(), String> {
-        let thrown = matches!(self.mode, Mode::Error | Mode::Panic) && self.acts() > 0;
+    fn check_fault_reported(&self, query: &QueryContext) -> Result<(), String> {
+        let thrown = matches!(self.mode, Mode::Error | Mode::Panic) && self.injections() > 0;
         match query.error() {
             Some(error) if thrown && !self.allows(&error) => {
                 Err(format!("another error took the place of the one that was thrown: {error}"))
@@ -292,27 +293,27 @@ impl fmt::Display for Trial {
     }
 }
 
-fn is_ours(error: &Error) -> bool {
+fn is_injected(error: &Error) -> bool {
     error.to_string().contains("chaos: ")
 }
 
 /// A limit that counts what it refuses.
 #[derive(Debug)]
-struct CountingLimit {
-    limit: MemoryLimit,
-    refused: AtomicU64,
+struct CountingPool {
+    limit: GreedyPool,
+    denied: AtomicU64,
 }
 
-impl CountingLimit {
+impl CountingPool {
     fn new(limit_bytes: usize) -> Self {
-        Self { limit: MemoryLimit::new(limit_bytes), refused: AtomicU64::new(0) }
+        Self { limit: GreedyPool::new(limit_bytes), denied: AtomicU64::new(0) }
     }
 }
 
-impl MemoryPool for CountingLimit {
-    fn try_grow(&self, holder: &str, bytes: usize) -> Result<(), MemoryRefused> {
-        self.limit.try_grow(holder, bytes).inspect_err(|_refused| {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+impl MemoryPool for CountingPool {
+    fn try_grow(&self, consumer: &str, bytes: usize) -> Result<(), ReservationDenied> {
+        self.limit.try_grow(consumer, bytes).inspect_err(|_denied| {
+            self.denied.fetch_add(1, Ordering::Relaxed);
         })
     }
 

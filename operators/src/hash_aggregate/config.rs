@@ -11,8 +11,8 @@ use datafusion_physical_expr::{PhysicalExpr, aggregate::AggregateFunctionExpr};
 use gatework_runtime::Result;
 
 use crate::{
-    OrFail,
-    keys::{KeyEncoder, NullKeys},
+    ResultExt,
+    keys::{KeyEncoder, KeyNulls},
     slices::computed_from,
 };
 
@@ -29,20 +29,20 @@ pub struct AggregateCall {
 
 /// What the input holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InputRows {
+pub enum AggregateInput {
     /// Rows to aggregate.
     Raw,
     /// Partial states to merge.
-    States,
+    Partial,
 }
 
 /// What the output holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutputRows {
+pub enum AggregateResult {
     /// Final values.
-    Values,
+    Final,
     /// Partial states.
-    States,
+    Partial,
 }
 
 /// The group keys, possibly several sets of them.
@@ -65,11 +65,11 @@ pub struct AggregateConfig {
     /// The group keys.
     pub group_by: GroupBy,
     /// The functions.
-    pub calls: Vec<AggregateCall>,
+    pub aggregates: Vec<AggregateCall>,
     /// What comes in.
-    pub input: InputRows,
+    pub input: AggregateInput,
     /// What goes out.
-    pub output: OutputRows,
+    pub output: AggregateResult,
     /// The input's columns.
     pub input_schema: SchemaRef,
     /// The output: keys, grouping id if any, then values (or states) by function.
@@ -80,11 +80,11 @@ pub struct AggregateConfig {
 
 /// What all tasks of an aggregate share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct AggregatePlan {
     pub(super) config: AggregateConfig,
     pub(super) encoder: KeyEncoder,
     /// Hash partitions.
-    pub(super) units: usize,
+    pub(super) partitions: usize,
     pub(super) sinks: usize,
     /// Columns that keys, arguments or filters are computed from.
     pub(super) inputs: Vec<usize>,
@@ -94,42 +94,43 @@ pub(super) struct Shared {
 
 /// Partitions per sink task, so that skewed ones even out over source tasks, and that one of what has
 /// been spilled fits into memory.
-const UNITS_PER_SINK: usize = 16;
+const PARTITIONS_PER_SINK: usize = 16;
 
 impl AggregateConfig {
     /// Whether its groups may go on in part, and again, as a [`PartialAggregate`](super::PartialAggregate) has them: whoever
     /// reads states merges them, and no function depends on the order of its input.
-    pub fn may_go_on_in_part(&self) -> bool {
+    pub fn can_flush_partial(&self) -> bool {
         let ordered = |call: &AggregateCall| !call.function.order_bys().is_empty();
-        self.output == OutputRows::States
+        self.output == AggregateResult::Partial
             && !self.group_by.is_ungrouped()
             && self.group_by.set_ids.is_none()
-            && !self.calls.iter().any(ordered)
+            && !self.aggregates.iter().any(ordered)
     }
 
     /// All that is evaluated over the input.
     fn expressions(&self) -> impl Iterator<Item = &Arc<dyn PhysicalExpr>> {
-        let of_calls = self.calls.iter().flat_map(|call| call.arguments.iter().chain(&call.filter));
+        let of_calls =
+            self.aggregates.iter().flat_map(|call| call.arguments.iter().chain(&call.filter));
         self.group_by.keys.iter().chain(of_calls)
     }
 
-    pub(super) fn prepare(mut self, sinks: usize) -> Result<Shared> {
-        if self.input == InputRows::States {
+    pub(super) fn prepare(mut self, sinks: usize) -> Result<AggregatePlan> {
+        if self.input == AggregateInput::Partial {
             // They were applied when the states were made, over columns that are gone.
-            self.calls.iter_mut().for_each(|call| call.filter = None);
+            self.aggregates.iter_mut().for_each(|call| call.filter = None);
         }
         let key_count = self.group_by.keys.len() + usize::from(self.group_by.set_ids.is_some());
         let fields = self.schema.fields().iter().take(key_count);
         let types: Vec<_> =
             fields.map(|field| (field.data_type().clone(), field.is_nullable())).collect();
-        let encoder = KeyEncoder::new(&types, NullKeys::AreValues).or_fail()?;
-        let units = match sinks {
+        let encoder = KeyEncoder::new(&types, KeyNulls::Equal).query_err()?;
+        let partitions = match sinks {
             _ if key_count == 0 => 1,
-            _ => (UNITS_PER_SINK * sinks).next_power_of_two(),
+            _ => (PARTITIONS_PER_SINK * sinks).next_power_of_two(),
         };
         let inputs = computed_from(self.expressions());
         let saw_rows = AtomicBool::new(false);
-        Ok(Shared { config: self, encoder, units, sinks, inputs, saw_rows })
+        Ok(AggregatePlan { config: self, encoder, partitions, sinks, inputs, saw_rows })
     }
 }
 
@@ -156,8 +157,8 @@ impl GroupBy {
             .iter()
             .zip(ids)
             .map(|(set, id)| {
-                let pick = |(place, left_out): (usize, &bool)| {
-                    if *left_out { nulls[place].clone() } else { keys[place].clone() }
+                let pick = |(index, left_out): (usize, &bool)| {
+                    if *left_out { nulls[index].clone() } else { keys[index].clone() }
                 };
                 let mut columns: Vec<_> = set.iter().enumerate().map(pick).collect();
                 columns.push(repeat_id(id_type, *id, rows)?);
@@ -169,7 +170,7 @@ impl GroupBy {
     /// The sets that leave out every key.
     pub(super) fn empty_sets(&self) -> impl Iterator<Item = usize> {
         let sets = self.sets.iter().enumerate();
-        sets.filter(|(_, set)| set.iter().all(|out| *out)).map(|(place, _)| place)
+        sets.filter(|(_, set)| set.iter().all(|out| *out)).map(|(index, _)| index)
     }
 }
 

@@ -14,36 +14,36 @@ use datafusion_physical_expr::{
 };
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Reservation, Setup, Spilled, TaskContext},
+    pipeline::{DriverContext, OperatorContext, Reservation, SpilledBatches},
 };
 
 use super::{
-    config::{AggregateCall, InputRows, OutputRows, Shared},
-    emitted::Emitted,
-    recent::Recent,
+    config::{AggregateCall, AggregateInput, AggregatePlan, AggregateResult},
+    group_cache::GroupCache,
+    group_emitter::GroupEmitter,
 };
 use crate::{
-    OrFail,
+    ResultExt,
     batch_bytes::{MAX_BATCH_BYTES, rows_within},
-    keys::{GroupTable, Keys},
+    keys::{EncodedKeys, GroupValues},
     slices::for_each_slice,
-    spilling::{own_buffers, resize},
+    spill::{gc_batch_views, try_resize_above},
 };
 
 /// Groups of one hash partition, on their way from a sink to a source.
-pub(super) enum Part {
+pub(super) enum AggregatePart {
     /// A whole table: its sink was the only one.
-    Table(Box<Groups>),
+    Table(Box<AggregateHashTable>),
     /// Keys with partial states, per aggregate.
-    States(States),
+    States(PartialStates),
     /// Keys with partial states that were spilled: where, and which batches.
-    Spilled(Arc<dyn Spilled>, Range<usize>),
+    Spilled(Arc<dyn SpilledBatches>, Range<usize>),
     /// The accumulators of the only group, and their bytes.
     Single(super::ungrouped::Accumulators, Reservation),
 }
 
-pub(super) struct States {
-    keys: Keys,
+pub(super) struct PartialStates {
+    keys: EncodedKeys,
     hashes: Vec<u64>,
     states: Vec<Vec<ArrayRef>>,
     /// The bytes of the above, given back when they have been merged.
@@ -51,24 +51,24 @@ pub(super) struct States {
 }
 
 /// Groups that room is made for before they come: a table that stays within a core's own cache.
-const MOST_EXPECTED: usize = 1 << 16;
+const MAX_PRESIZED_GROUPS: usize = 1 << 16;
 
 /// A table of groups. Every group below its length has had a row in every accumulator.
-pub(super) struct Groups {
-    shared: Arc<Shared>,
-    table: GroupTable,
+pub(super) struct AggregateHashTable {
+    shared: Arc<AggregatePlan>,
+    table: GroupValues,
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
     reservation: Reservation,
     can_spill: bool,
     /// What goes out of it is not put elsewhere, which would take a copy.
-    in_passing: bool,
+    without_spilling: bool,
     /// So many bytes need not be reserved.
-    overdraft: usize,
+    min_spill_bytes: usize,
     hashes: Vec<u64>,
     /// The group of each row at hand.
     groups: Vec<usize>,
     /// A shorter way to groups whose keys are costly to encode, while it pays.
-    recent: Option<Recent>,
+    group_cache: Option<GroupCache>,
     misses: Vec<u32>,
 }
 
@@ -106,15 +106,15 @@ fn arguments(
     calls.iter().map(of_call).collect()
 }
 
-impl Groups {
-    pub(super) fn new(shared: Arc<Shared>, setup: &Setup) -> Result<Self> {
+impl AggregateHashTable {
+    pub(super) fn new(shared: Arc<AggregatePlan>, setup: &OperatorContext) -> Result<Self> {
         let reservation = setup.reservation();
-        let table = GroupTable::new(&shared.encoder);
-        let functions = shared.config.calls.iter().map(|call| accumulator(&call.function));
-        let accumulators = functions.collect::<Result<_, _>>().or_fail()?;
+        let table = GroupValues::new(&shared.encoder);
+        let functions = shared.config.aggregates.iter().map(|call| accumulator(&call.function));
+        let accumulators = functions.collect::<Result<_, _>>().query_err()?;
         let (hashes, groups, misses) = (Vec::new(), Vec::new(), Vec::new());
-        let recent = match shared.encoder.no_keys().are_costly() {
-            true => Recent::new(shared.encoder.types()),
+        let group_cache = match shared.encoder.empty_keys().is_variable_length() {
+            true => GroupCache::new(shared.encoder.types()),
             false => None,
         };
         Ok(Self {
@@ -123,18 +123,18 @@ impl Groups {
             accumulators,
             reservation,
             can_spill: setup.can_spill(),
-            in_passing: false,
-            overdraft: setup.overdraft(),
+            without_spilling: false,
+            min_spill_bytes: setup.min_spill_bytes(),
             hashes,
             groups,
-            recent,
+            group_cache,
             misses,
         })
     }
 
     /// The same; it is never spilled.
-    pub(super) fn in_passing(self) -> Self {
-        Self { in_passing: true, ..self }
+    pub(super) fn without_spilling(self) -> Self {
+        Self { without_spilling: true, ..self }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -147,25 +147,25 @@ impl Groups {
     }
 
     /// Aggregates the rows of `batch`, of which there is at least one.
-    pub(super) fn update(&mut self, batch: &RecordBatch, task: &TaskContext) -> Result<()> {
+    pub(super) fn update(&mut self, batch: &RecordBatch, task: &DriverContext) -> Result<()> {
         let shared = self.shared.clone();
         for_each_slice(batch, &shared.inputs, task, |slice| {
             self.update_slice(&shared, slice, task)
         })?;
-        self.account()
+        self.update_reservation()
     }
 
     fn update_slice(
         &mut self,
-        shared: &Shared,
+        shared: &AggregatePlan,
         rows: &RecordBatch,
-        task: &TaskContext,
+        task: &DriverContext,
     ) -> Result<()> {
-        let arguments = arguments(&shared.config.calls, rows).or_fail()?;
-        for keys in shared.config.group_by.evaluate(rows).or_fail()? {
-            self.table.reserve(rows.num_rows(), || task.check())?;
-            self.assign(&keys).or_fail()?;
-            self.update_groups(&arguments).or_fail()?;
+        let arguments = arguments(&shared.config.aggregates, rows).query_err()?;
+        for keys in shared.config.group_by.evaluate(rows).query_err()? {
+            self.table.reserve(rows.num_rows(), || task.check_cancelled())?;
+            self.assign(&keys).query_err()?;
+            self.update_groups(&arguments).query_err()?;
         }
         Ok(())
     }
@@ -175,11 +175,11 @@ impl Groups {
         let total = self.table.len();
         for (accumulator, (values, filter)) in self.accumulators.iter_mut().zip(arguments) {
             match self.shared.config.input {
-                InputRows::Raw => {
+                AggregateInput::Raw => {
                     let filter = filter.as_ref().map(|f| as_boolean_array(f)).transpose()?;
                     accumulator.update_batch(values, &self.groups, filter, total)?;
                 }
-                InputRows::States => accumulator.merge_batch(values, &self.groups, total)?,
+                AggregateInput::Partial => accumulator.merge_batch(values, &self.groups, total)?,
             }
         }
         Ok(())
@@ -187,56 +187,58 @@ impl Groups {
 
     /// Fills `groups` with the group of each row of `keys`.
     fn assign(&mut self, keys: &[ArrayRef]) -> Result<(), DataFusionError> {
-        let Some(recent) = self.recent.as_mut().filter(|recent| recent.pays()) else {
-            self.recent = None;
+        let Some(group_cache) =
+            self.group_cache.as_mut().filter(|group_cache| group_cache.is_effective())
+        else {
+            self.group_cache = None;
             let keys = self.shared.encoder.encode(keys)?;
             keys.hash_into(&mut self.hashes);
             self.table.intern(&keys, &self.hashes, &mut self.groups);
             return Ok(());
         };
-        recent.find(keys, &mut self.groups, &mut self.misses);
+        group_cache.lookup(keys, &mut self.groups, &mut self.misses);
         if self.misses.is_empty() {
             return Ok(());
         }
         let rows = UInt32Array::from(std::mem::take(&mut self.misses));
-        let taken = keys.iter().map(|column| take(column, &rows, None));
-        let taken = taken.collect::<Result<Vec<ArrayRef>, _>>()?;
-        let encoded = self.shared.encoder.encode(&taken)?;
+        let missed_keys = keys.iter().map(|column| take(column, &rows, None));
+        let missed_keys = missed_keys.collect::<Result<Vec<ArrayRef>, _>>()?;
+        let encoded = self.shared.encoder.encode(&missed_keys)?;
         encoded.hash_into(&mut self.hashes);
         let mut groups = Vec::new();
         self.table.intern(&encoded, &self.hashes, &mut groups);
         for (row, group) in rows.values().iter().zip(groups) {
             self.groups[*row as usize] = group;
-            recent.note(*row, group);
+            group_cache.insert(*row, group);
         }
         Ok(())
     }
 
     /// Makes room for groups that are about to be merged, from parts of so many `rows`, if there is memory: many groups may
     /// be in each of the parts.
-    pub(super) fn expect(
+    pub(super) fn reserve_groups(
         &mut self,
         rows: impl Iterator<Item = usize> + Clone,
-        task: &TaskContext,
+        task: &DriverContext,
     ) -> Result<()> {
-        let most = MOST_EXPECTED.min(4 * rows.clone().max().unwrap_or(0));
-        self.table.reserve(most.min(rows.sum()), || task.check())?;
-        if self.account().is_err() {
-            self.table = GroupTable::new(&self.shared.encoder);
+        let max_groups = MAX_PRESIZED_GROUPS.min(4 * rows.clone().max().unwrap_or(0));
+        self.table.reserve(max_groups.min(rows.sum()), || task.check_cancelled())?;
+        if self.update_reservation().is_err() {
+            self.table = GroupValues::new(&self.shared.encoder);
         }
         Ok(())
     }
 
     /// Merges the partial states of another table.
-    pub(super) fn merge(&mut self, states: States, task: &TaskContext) -> Result<()> {
-        self.table.reserve(states.len(), || task.check())?;
+    pub(super) fn merge(&mut self, states: PartialStates, task: &DriverContext) -> Result<()> {
+        self.table.reserve(states.len(), || task.check_cancelled())?;
         self.table.intern(&states.keys, &states.hashes, &mut self.groups);
         let total = self.table.len();
         for (accumulator, values) in self.accumulators.iter_mut().zip(&states.states) {
-            accumulator.merge_batch(values, &self.groups, total).or_fail()?;
+            accumulator.merge_batch(values, &self.groups, total).query_err()?;
         }
         drop(states);
-        self.account()
+        self.update_reservation()
     }
 
     /// Gives the empty grouping sets their row, although no row came in.
@@ -250,19 +252,19 @@ impl Groups {
             let mut columns: Vec<ArrayRef> =
                 fields.iter().take(key_count).map(|f| new_null_array(f.data_type(), 1)).collect();
             let id = datafusion_common::ScalarValue::UInt64(Some(ids[set]));
-            let id = id.cast_to(fields[key_count].data_type()).or_fail()?;
-            columns.push(id.to_array().or_fail()?);
-            let keys = shared.encoder.encode(&columns).or_fail()?;
+            let id = id.cast_to(fields[key_count].data_type()).query_err()?;
+            columns.push(id.to_array().query_err()?);
+            let keys = shared.encoder.encode(&columns).query_err()?;
             keys.hash_into(&mut self.hashes);
             self.table.intern(&keys, &self.hashes, &mut self.groups);
             let total = self.table.len();
-            for (accumulator, call) in self.accumulators.iter_mut().zip(&config.calls) {
+            for (accumulator, call) in self.accumulators.iter_mut().zip(&config.aggregates) {
                 // A row that the filter takes out: the group exists, and has seen nothing.
                 let types = call.arguments.iter().map(|e| e.data_type(&config.input_schema));
-                let types = types.collect::<Result<Vec<_>, _>>().or_fail()?;
+                let types = types.collect::<Result<Vec<_>, _>>().query_err()?;
                 let nulls: Vec<_> = types.iter().map(|kind| new_null_array(kind, 1)).collect();
                 let none = BooleanArray::from(vec![false]);
-                accumulator.update_batch(&nulls, &self.groups, Some(&none), total).or_fail()?;
+                accumulator.update_batch(&nulls, &self.groups, Some(&none), total).query_err()?;
             }
         }
         Ok(())
@@ -273,16 +275,16 @@ impl Groups {
     fn bytes(&self) -> usize {
         let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
         let table = self.table.bytes();
-        match self.can_spill && !self.in_passing {
+        match self.can_spill && !self.without_spilling {
             true => table + table / 4 + 2 * accumulators,
             false => table + accumulators,
         }
     }
 
     /// Reserves what the table takes.
-    pub(super) fn account(&mut self) -> Result<()> {
+    pub(super) fn update_reservation(&mut self) -> Result<()> {
         let bytes = self.bytes();
-        resize(&mut self.reservation, bytes, self.overdraft)
+        try_resize_above(&mut self.reservation, bytes, self.min_spill_bytes)
     }
 
     /// Empties the table into partial states, one part per unit that has groups: a hash partition, by
@@ -294,106 +296,113 @@ impl Groups {
     pub(super) fn partition(
         &mut self,
         level: u32,
-        parts: &mut [Vec<Part>],
+        parts: &mut [Vec<AggregatePart>],
         more: bool,
     ) -> Result<()> {
-        let Some((mut uncut, mut reservation)) = self.take_uncut(level)? else { return Ok(()) };
+        let Some((mut unpartitioned, mut reservation)) = self.take_unpartitioned(level)? else {
+            return Ok(());
+        };
         let mut bytes = 0;
-        for (unit, indices) in uncut.indices().into_iter().enumerate() {
+        for (partition, indices) in unpartitioned.indices().into_iter().enumerate() {
             if indices.is_empty() {
                 continue;
             }
-            let part = uncut.cut(indices)?;
+            let part = unpartitioned.take_partition(indices)?;
             bytes += part.bytes();
-            parts[unit].push(Part::States(part));
+            parts[partition].push(AggregatePart::States(part));
         }
         // Before what the table took is given back.
         if more {
-            uncut.table.clear();
-            let small = std::mem::replace(&mut self.table, uncut.table);
+            unpartitioned.table.clear();
+            let small = std::mem::replace(&mut self.table, unpartitioned.table);
             let bytes = self.bytes().saturating_sub(self.reservation.bytes());
-            self.reservation.absorb(reservation.split_some(bytes));
-            if self.account().is_err() {
+            self.reservation.merge(reservation.split(bytes));
+            if self.update_reservation().is_err() {
                 self.table = small;
             }
         }
         let resized = reservation.resize(bytes);
-        self.share(reservation, parts);
-        self.account().and(resized)
+        self.split_reservation(reservation, parts);
+        self.update_reservation().and(resized)
     }
 
     /// Has no more memory than it needs if there are no groups.
-    pub(super) fn let_go(&mut self) -> Result<()> {
+    pub(super) fn release_unused(&mut self) -> Result<()> {
         if self.len() == 0 {
-            self.table = GroupTable::new(&self.shared.encoder);
+            self.table = GroupValues::new(&self.shared.encoder);
         }
-        self.account()
+        self.update_reservation()
     }
 
     /// Empties the table: its groups, to be cut into units at `level`, and the bytes they take. Nothing if there are none.
-    pub(super) fn take_uncut(&mut self, level: u32) -> Result<Option<(Uncut, Reservation)>> {
+    pub(super) fn take_unpartitioned(
+        &mut self,
+        level: u32,
+    ) -> Result<Option<(UnpartitionedStates, Reservation)>> {
         // A task that got no rows; some accumulators cannot give the states of no group at all.
         if self.len() == 0 {
             return Ok(None);
         }
         let mut states = Vec::with_capacity(self.accumulators.len());
         for accumulator in &mut self.accumulators {
-            states.push(accumulator.state(EmitTo::All).or_fail()?);
+            states.push(accumulator.state(EmitTo::All).query_err()?);
         }
-        let table = self.reset()?;
-        let uncut = Uncut { shared: self.shared.clone(), table, states, level };
+        let table = self.take_table()?;
+        let unpartitioned =
+            UnpartitionedStates { shared: self.shared.clone(), table, states, level };
         // What the empty table takes stays.
         let bytes = self.reservation.bytes().saturating_sub(self.bytes());
-        Ok(Some((uncut, self.reservation.split_some(bytes))))
+        Ok(Some((unpartitioned, self.reservation.split(bytes))))
     }
 
     /// Has no groups any more, as in the beginning; the table they were in.
-    fn reset(&mut self) -> Result<GroupTable> {
-        if let Some(recent) = &mut self.recent {
-            recent.clear();
+    fn take_table(&mut self) -> Result<GroupValues> {
+        if let Some(group_cache) = &mut self.group_cache {
+            group_cache.clear();
         }
-        for (accumulator, call) in self.accumulators.iter_mut().zip(&self.shared.config.calls) {
-            *accumulator = self::accumulator(&call.function).or_fail()?;
+        for (accumulator, call) in self.accumulators.iter_mut().zip(&self.shared.config.aggregates)
+        {
+            *accumulator = self::accumulator(&call.function).query_err()?;
         }
-        Ok(std::mem::replace(&mut self.table, GroupTable::new(&self.shared.encoder)))
+        Ok(std::mem::replace(&mut self.table, GroupValues::new(&self.shared.encoder)))
     }
 
     /// Hands each new part its share of the reservation.
-    fn share(&self, mut reservation: Reservation, parts: &mut [Vec<Part>]) {
+    fn split_reservation(&self, mut reservation: Reservation, parts: &mut [Vec<AggregatePart>]) {
         for part in parts.iter_mut().filter_map(|parts| parts.last_mut()) {
-            if let Part::States(states) = part
+            if let AggregatePart::States(states) = part
                 && states.memory.is_none()
             {
-                states.memory = Some(reservation.split_some(states.bytes()));
+                states.memory = Some(reservation.split(states.bytes()));
             }
         }
     }
 
     /// Each row of `batch` as the states of a group that has only this one.
-    pub(super) fn convert(&self, batch: &RecordBatch) -> Result<RecordBatch> {
-        let columns = self.convert_inner(batch).or_fail()?;
-        super::output::assemble(&self.shared.config.schema, columns, batch.num_rows())
+    pub(super) fn convert_to_state(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let columns = self.convert_inner(batch).query_err()?;
+        super::source::build_output_batch(&self.shared.config.schema, columns, batch.num_rows())
     }
 
     fn convert_inner(&self, batch: &RecordBatch) -> Result<Vec<ArrayRef>, DataFusionError> {
         let config = &self.shared.config;
         let mut columns = config.group_by.evaluate(batch)?.concat();
         for (accumulator, (values, filter)) in
-            self.accumulators.iter().zip(arguments(&config.calls, batch)?)
+            self.accumulators.iter().zip(arguments(&config.aggregates, batch)?)
         {
             columns.extend(match config.input {
-                InputRows::Raw => {
+                AggregateInput::Raw => {
                     let filter = filter.as_ref().map(|f| as_boolean_array(f)).transpose()?;
                     accumulator.convert_to_state(&values, filter)?
                 }
-                InputRows::States => values,
+                AggregateInput::Partial => values,
             });
         }
         Ok(columns)
     }
 
     /// Empties the table: its groups as output rows. Nothing if there are none.
-    pub(super) fn drain(&mut self) -> Result<Option<Emitted>> {
+    pub(super) fn drain(&mut self) -> Result<Option<GroupEmitter>> {
         // Some accumulators cannot give the values of no group at all.
         if self.len() == 0 {
             return Ok(None);
@@ -402,67 +411,72 @@ impl Groups {
         let mut values = Vec::with_capacity(self.accumulators.len());
         for accumulator in &mut self.accumulators {
             match config.output {
-                OutputRows::Values => values.push(accumulator.evaluate(EmitTo::All).or_fail()?),
-                OutputRows::States => values.extend(accumulator.state(EmitTo::All).or_fail()?),
+                AggregateResult::Final => {
+                    values.push(accumulator.evaluate(EmitTo::All).query_err()?)
+                }
+                AggregateResult::Partial => {
+                    values.extend(accumulator.state(EmitTo::All).query_err()?)
+                }
             }
         }
-        let keys = self.reset()?.into_keys();
-        let mut memory = self.reservation.split_off();
+        let keys = self.take_table()?.into_keys();
+        let mut memory = self.reservation.take();
         let bytes = keys.bytes() + values.iter().map(|v| v.get_array_memory_size()).sum::<usize>();
         match memory.resize(bytes) {
             // About as much as the table took, whose reservation it keeps.
-            Err(Error::OutOfMemory { .. }) if self.can_spill || self.in_passing => {}
+            Err(Error::OutOfMemory { .. }) if self.can_spill || self.without_spilling => {}
             other => other?,
         }
         let shared = self.shared.clone();
-        Ok(Some(Emitted::new(shared, keys, values, memory)))
+        Ok(Some(GroupEmitter::new(shared, keys, values, memory)))
     }
 }
 
 /// The groups of a table with their states, to be cut into units.
-pub(super) struct Uncut {
-    shared: Arc<Shared>,
-    table: GroupTable,
+pub(super) struct UnpartitionedStates {
+    shared: Arc<AggregatePlan>,
+    table: GroupValues,
     states: Vec<Vec<ArrayRef>>,
     level: u32,
 }
 
-impl Uncut {
+impl UnpartitionedStates {
     /// The unit of each group.
-    fn units(&self) -> impl Iterator<Item = usize> {
+    fn group_partitions(&self) -> impl Iterator<Item = usize> {
         // The top bits decide, since the table used the low ones for its slots.
-        let units = self.shared.units;
-        let shift = 64 - units.trailing_zeros() * (self.level + 1);
-        let unit_of = move |hash: &u64| hash.checked_shr(shift).unwrap_or(0) as usize & (units - 1);
-        self.table.hashes().iter().map(unit_of)
+        let partitions = self.shared.partitions;
+        let shift = 64 - partitions.trailing_zeros() * (self.level + 1);
+        let partition_of =
+            move |hash: &u64| hash.checked_shr(shift).unwrap_or(0) as usize & (partitions - 1);
+        self.table.hashes().iter().map(partition_of)
     }
 
     /// How many groups each unit has.
     pub(super) fn counts(&self) -> Vec<usize> {
-        let mut counts = vec![0; self.shared.units];
-        self.units().for_each(|unit| counts[unit] += 1);
+        let mut counts = vec![0; self.shared.partitions];
+        self.group_partitions().for_each(|partition| counts[partition] += 1);
         counts
     }
 
     /// The groups of each unit.
     pub(super) fn indices(&self) -> Vec<Vec<u32>> {
         let mut indices: Vec<_> = self.counts().into_iter().map(Vec::with_capacity).collect();
-        for (group, unit) in (0..).zip(self.units()) {
-            indices[unit].push(group);
+        for (group, partition) in (0..).zip(self.group_partitions()) {
+            indices[partition].push(group);
         }
         indices
     }
 
     /// Some of them.
-    fn cut(&self, indices: Vec<u32>) -> Result<States> {
-        let mut keys = self.shared.encoder.no_keys();
+    fn take_partition(&self, indices: Vec<u32>) -> Result<PartialStates> {
+        let mut keys = self.shared.encoder.empty_keys();
         let mut hashes = Vec::with_capacity(indices.len());
         for &index in &indices {
             keys.push_from(self.table.keys(), index as usize);
             hashes.push(self.table.hashes()[index as usize]);
         }
         let states = self.states_of(indices)?;
-        Ok(States { keys, hashes, states, memory: None })
+        Ok(PartialStates { keys, hashes, states, memory: None })
     }
 
     fn states_of(&self, indices: Vec<u32>) -> Result<Vec<Vec<ArrayRef>>> {
@@ -470,12 +484,12 @@ impl Uncut {
         let gather = |columns: &Vec<ArrayRef>| {
             columns.iter().map(|column| take(column, &indices, None)).collect::<Result<_, _>>()
         };
-        self.states.iter().map(gather).collect::<Result<_, _>>().or_fail()
+        self.states.iter().map(gather).collect::<Result<_, _>>().query_err()
     }
 
     /// Some of them as a batch to be spilled.
-    pub(super) fn cut_batch(&self, indices: &[u32]) -> Result<RecordBatch> {
-        let keys = self.shared.encoder.decode_some(self.table.keys(), indices).or_fail()?;
+    pub(super) fn partition_batch(&self, indices: &[u32]) -> Result<RecordBatch> {
+        let keys = self.shared.encoder.decode_indices(self.table.keys(), indices).query_err()?;
         spilled_batch(keys, self.states_of(indices.to_vec())?)
     }
 }
@@ -483,47 +497,49 @@ impl Uncut {
 /// A batch to be spilled: keys first.
 fn spilled_batch(mut columns: Vec<ArrayRef>, states: Vec<Vec<ArrayRef>>) -> Result<RecordBatch> {
     columns.extend(states.into_iter().flatten());
-    let field = |(place, column): (usize, &ArrayRef)| {
-        Field::new(format!("column {place}"), column.data_type().clone(), true)
+    let field = |(index, column): (usize, &ArrayRef)| {
+        Field::new(format!("column {index}"), column.data_type().clone(), true)
     };
     let fields: Vec<_> = columns.iter().enumerate().map(field).collect();
-    let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).or_fail()?;
+    let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).query_err()?;
     // States keep all of the buffers that they were gathered from.
-    own_buffers(&batch)
+    gc_batch_views(&batch)
 }
 
-impl States {
+impl PartialStates {
     /// The groups of each batch in which they are spilled.
-    pub(super) fn cuts(&self) -> Vec<Range<usize>> {
-        let (mut cuts, mut first) = (Vec::new(), 0);
-        let whole = self.keys.text_bytes() <= MAX_BATCH_BYTES;
+    pub(super) fn batch_ranges(&self) -> Vec<Range<usize>> {
+        let (mut ranges, mut first) = (Vec::new(), 0);
+        let fits_one_batch = self.keys.text_bytes() <= MAX_BATCH_BYTES;
         while first < self.len() {
-            let left = self.len() - first;
-            let rows = match whole {
-                true => left,
-                false => rows_within(MAX_BATCH_BYTES, left, |row| self.keys.length(first + row)),
+            let remaining = self.len() - first;
+            let rows = match fits_one_batch {
+                true => remaining,
+                false => {
+                    rows_within(MAX_BATCH_BYTES, remaining, |row| self.keys.length(first + row))
+                }
             };
-            cuts.push(first..first + rows);
+            ranges.push(first..first + rows);
             first += rows;
         }
-        cuts
+        ranges
     }
 
     /// Some of the groups as a batch to be spilled.
-    fn batch(&self, range: Range<usize>, shared: &Shared) -> Result<RecordBatch> {
-        let keys = shared.encoder.decode_range(&self.keys, range.clone()).or_fail()?;
+    fn batch(&self, range: Range<usize>, shared: &AggregatePlan) -> Result<RecordBatch> {
+        let keys = shared.encoder.decode_range(&self.keys, range.clone()).query_err()?;
         let slice = |column: &ArrayRef| column.slice(range.start, range.len());
-        let states = self.states.iter().map(|of| of.iter().map(slice).collect());
+        let states = self.states.iter().map(|columns| columns.iter().map(slice).collect());
         spilled_batch(keys, states.collect())
     }
 
     /// As batches to be spilled.
     pub(super) fn into_batches(
         self,
-        cuts: Vec<Range<usize>>,
-        shared: Arc<Shared>,
+        ranges: Vec<Range<usize>>,
+        shared: Arc<AggregatePlan>,
     ) -> impl Iterator<Item = Result<RecordBatch>> {
-        cuts.into_iter().map(move |range| self.batch(range, &shared))
+        ranges.into_iter().map(move |range| self.batch(range, &shared))
     }
 
     /// Its reservation, which is no longer its own.
@@ -532,19 +548,19 @@ impl States {
     }
 
     /// A batch that was spilled.
-    pub(super) fn from_batch(batch: &RecordBatch, shared: &Shared) -> Result<Self> {
+    pub(super) fn from_batch(batch: &RecordBatch, shared: &AggregatePlan) -> Result<Self> {
         let (keys, mut states) = batch.columns().split_at(shared.encoder.types().len());
-        let keys = shared.encoder.encode(keys).or_fail()?;
+        let keys = shared.encoder.encode(keys).query_err()?;
         let mut hashes = Vec::new();
         keys.hash_into(&mut hashes);
-        let mut of_calls = Vec::with_capacity(shared.config.calls.len());
-        for call in &shared.config.calls {
-            let count = call.function.state_fields().or_fail()?.len();
+        let mut states_by_aggregate = Vec::with_capacity(shared.config.aggregates.len());
+        for call in &shared.config.aggregates {
+            let count = call.function.state_fields().query_err()?.len();
             let (own, rest) = states.split_at(count.min(states.len()));
-            of_calls.push(own.to_vec());
+            states_by_aggregate.push(own.to_vec());
             states = rest;
         }
-        Ok(Self { keys, hashes, states: of_calls, memory: None })
+        Ok(Self { keys, hashes, states: states_by_aggregate, memory: None })
     }
 
     /// How many groups.

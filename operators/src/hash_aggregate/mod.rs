@@ -4,34 +4,34 @@
 //! Local tables are bounded: one that holds too many groups is emptied into partial states, which
 //! are partitioned at once and merged later with everything else. With one sink task there is
 //! nothing to merge, and its table goes to the source as it is. What does not fit into memory goes to
-//! files (`overflow.rs`). Without grouping there is one group,
+//! files (`spiller.rs`). Without grouping there is one group,
 //! and DataFusion's row accumulators are used (`ungrouped.rs`).
 //!
 //! A partial aggregate needs none of that (`partial.rs`).
 //!
 //! Aggregate semantics are DataFusion's: its accumulators update, merge and evaluate.
 
-mod build;
 mod config;
-mod emitted;
+mod group_cache;
+mod group_emitter;
 mod groups;
-mod output;
-mod overflow;
 mod partial;
-mod recent;
+mod sink;
+mod source;
+mod spiller;
 mod ungrouped;
 
 #[cfg(test)]
 mod tests;
 
-pub use build::AggregateBuild;
-pub use config::{AggregateCall, AggregateConfig, GroupBy, InputRows, OutputRows};
-pub use output::AggregateOutput;
+pub use config::{AggregateCall, AggregateConfig, AggregateInput, AggregateResult, GroupBy};
 pub use partial::PartialAggregate;
+pub use sink::AggregateSink;
+pub use source::AggregateSource;
 
 use std::sync::Arc;
 
-use gatework_runtime::{Result, pipeline::Slots};
+use gatework_runtime::{Result, pipeline::PerTask};
 use gatework_shared_state::aggregate;
 
 /// Sink and source of an aggregate between `sinks` and `sources` tasks.
@@ -42,11 +42,11 @@ pub fn new(
     config: AggregateConfig,
     sinks: usize,
     sources: usize,
-) -> Result<(AggregateBuild, AggregateOutput)> {
+) -> Result<(AggregateSink, AggregateSource)> {
     let shared = Arc::new(config.prepare(sinks)?);
-    let (sink_tokens, source_tokens) = aggregate::new("aggregate", sinks, sources, shared.units);
+    let (producers, consumers) = aggregate::new("aggregate", sinks, sources, shared.partitions);
     Ok((
-        AggregateBuild::new(shared.clone(), Slots::new(sink_tokens)),
-        AggregateOutput::new(shared, Slots::new(source_tokens)),
+        AggregateSink::new(shared.clone(), PerTask::new(producers)),
+        AggregateSource::new(shared, PerTask::new(consumers)),
     ))
 }

@@ -9,37 +9,37 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, LocalOperator, Operator, OperatorResult, Setup, TaskContext},
+    pipeline::{Batch, DriverContext, LocalOperator, Operator, OperatorContext, OperatorResult},
 };
 
 use super::{
-    config::{AggregateConfig, Shared},
-    emitted::Emitted,
-    groups::Groups,
+    config::{AggregateConfig, AggregatePlan},
+    group_emitter::GroupEmitter,
+    groups::AggregateHashTable,
 };
-use crate::compact;
+use crate::apply_selection;
 
 /// Groups at which a table is emptied.
-const MOST_GROUPS: usize = 1 << 18;
-/// Groups at which it is emptied if they have [`MANY_ROWS`] each already, since rows come in some order of their keys: at
+const MAX_GROUPS: usize = 1 << 18;
+/// Groups at which it is emptied if they have [`FLUSH_ROWS_PER_GROUP`] each already, since rows come in some order of their keys: at
 /// some ten bytes a slot and a key and state each, the table stays within a core's own cache.
-const FEW_GROUPS: usize = 1 << 16;
-const MANY_ROWS: usize = 3;
+const FLUSH_GROUPS: usize = 1 << 16;
+const FLUSH_ROWS_PER_GROUP: usize = 3;
 /// Bytes at which it is emptied.
-const MOST_BYTES: usize = 16 << 20;
-/// Rows after which it is looked at for the first time. Of so many random rows of [`MOST_GROUPS`] keys, one in sixteen has
+const MAX_BYTES: usize = 16 << 20;
+/// Rows after which it is looked at for the first time. Of so many random rows of [`MAX_GROUPS`] keys, one in sixteen has
 /// a key that was there before.
 const SAMPLE_ROWS: usize = 1 << 15;
 const REPEATS_ONE_IN: usize = 16;
 /// A full table with fewer rows than five for four groups did not pay either.
-const PAYS: [usize; 2] = [5, 4];
+const MIN_REDUCTION: [usize; 2] = [5, 4];
 /// Rows that go on as they are before a table is tried again; each time four times as many.
-const FIRST_PAUSE: usize = 1 << 17;
+const FIRST_BYPASS_ROWS: usize = 1 << 17;
 
 /// Aggregates rows, or states, to partial states, as far as that makes them fewer.
 #[derive(Debug)]
 pub struct PartialAggregate {
-    shared: Arc<Shared>,
+    shared: Arc<AggregatePlan>,
 }
 
 impl PartialAggregate {
@@ -48,8 +48,10 @@ impl PartialAggregate {
     /// # Errors
     /// If it has no keys, or sets of them, or its output is something else, or a key cannot be compared.
     pub fn new(config: AggregateConfig) -> Result<Self> {
-        if !config.may_go_on_in_part() {
-            return Err(Error::Setup("only states of groups can go on in part".into()));
+        if !config.can_flush_partial() {
+            return Err(Error::InvalidConfiguration(
+                "a partial aggregate needs group keys and partial states as its output".into(),
+            ));
         }
         Ok(Self { shared: Arc::new(config.prepare(1)?) })
     }
@@ -60,14 +62,14 @@ impl Operator for PartialAggregate {
         "partial aggregate"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalPartial {
-            groups: Groups::new(self.shared.clone(), &setup)?.in_passing(),
+            groups: AggregateHashTable::new(self.shared.clone(), &setup)?.without_spilling(),
             rows: 0,
-            seen: 0,
-            next_look: SAMPLE_ROWS,
-            pause: FIRST_PAUSE,
-            paused: 0,
+            groups_at_check: 0,
+            next_check: SAMPLE_ROWS,
+            bypass_rows: FIRST_BYPASS_ROWS,
+            bypass_remaining: 0,
             emitting: None,
             setup,
         }))
@@ -75,61 +77,62 @@ impl Operator for PartialAggregate {
 }
 
 struct LocalPartial {
-    groups: Groups,
+    groups: AggregateHashTable,
     /// Rows in the table, and groups when it was looked at last.
     rows: usize,
-    seen: usize,
-    next_look: usize,
+    groups_at_check: usize,
+    next_check: usize,
     /// How long the next pause is.
-    pause: usize,
+    bypass_rows: usize,
     /// Rows that go on as they are before the table is tried again.
-    paused: usize,
+    bypass_remaining: usize,
     /// Groups that go on.
-    emitting: Option<Emitted>,
-    setup: Setup,
+    emitting: Option<GroupEmitter>,
+    setup: OperatorContext,
 }
 
 impl LocalPartial {
-    fn update(&mut self, rows: &RecordBatch, task: &TaskContext) -> Result<()> {
+    fn update(&mut self, rows: &RecordBatch, task: &DriverContext) -> Result<()> {
         self.rows += rows.num_rows();
         match self.groups.update(rows, task) {
             // What did not fit is in the table all the same. Rows as they are need no memory.
             Err(Error::OutOfMemory { .. }) => {
-                self.paused = SAMPLE_ROWS;
-                self.empty()
+                self.bypass_remaining = SAMPLE_ROWS;
+                self.flush()
             }
             other => {
                 other?;
-                self.look()
+                self.check_effectiveness()
             }
         }
     }
 
     /// Empties the table if it is full, or does not pay.
-    fn look(&mut self) -> Result<()> {
+    fn check_effectiveness(&mut self) -> Result<()> {
         let groups = self.groups.len();
-        let grew = std::mem::replace(&mut self.seen, groups) < FEW_GROUPS && groups >= FEW_GROUPS;
-        let full = groups >= MOST_GROUPS
-            || grew && self.rows >= groups * MANY_ROWS
-            || self.groups.reserved() >= MOST_BYTES;
-        let idle = if full {
-            self.rows * PAYS[1] < groups * PAYS[0]
-        } else if self.rows >= self.next_look {
-            self.next_look = usize::MAX;
+        let grew = std::mem::replace(&mut self.groups_at_check, groups) < FLUSH_GROUPS
+            && groups >= FLUSH_GROUPS;
+        let full = groups >= MAX_GROUPS
+            || grew && self.rows >= groups * FLUSH_ROWS_PER_GROUP
+            || self.groups.reserved() >= MAX_BYTES;
+        let ineffective = if full {
+            self.rows * MIN_REDUCTION[1] < groups * MIN_REDUCTION[0]
+        } else if self.rows >= self.next_check {
+            self.next_check = usize::MAX;
             (self.rows - groups) * REPEATS_ONE_IN < self.rows
         } else {
             false
         };
-        if idle {
-            self.paused = self.pause;
-            self.pause = self.pause.saturating_mul(4);
+        if ineffective {
+            self.bypass_remaining = self.bypass_rows;
+            self.bypass_rows = self.bypass_rows.saturating_mul(4);
         }
-        if full || self.paused > 0 { self.empty() } else { Ok(()) }
+        if full || self.bypass_remaining > 0 { self.flush() } else { Ok(()) }
     }
 
     /// Groups go on.
-    fn empty(&mut self) -> Result<()> {
-        (self.rows, self.seen, self.next_look) = (0, 0, SAMPLE_ROWS);
+    fn flush(&mut self) -> Result<()> {
+        (self.rows, self.groups_at_check, self.next_check) = (0, 0, SAMPLE_ROWS);
         self.emitting = self.groups.drain()?;
         Ok(())
     }
@@ -138,7 +141,7 @@ impl LocalPartial {
     fn next(&mut self) -> Result<Option<Batch>> {
         let Some(emitting) = &mut self.emitting else { return Ok(None) };
         let next = emitting.next()?;
-        if emitting.left() == 0 {
+        if emitting.remaining() == 0 {
             self.emitting = None;
         }
         Ok(next.map(Batch::new))
@@ -146,30 +149,30 @@ impl LocalPartial {
 }
 
 impl LocalOperator for LocalPartial {
-    fn execute(&mut self, input: Option<Batch>, task: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, task: &DriverContext) -> Result<OperatorResult> {
         if let Some(input) = input {
-            let rows = compact(input)?;
-            if self.paused > 0 {
-                self.paused = self.paused.saturating_sub(rows.num_rows());
-                let states = self.groups.convert(&rows)?;
-                self.setup.metrics().add("rows not aggregated", rows.num_rows() as u64);
+            let rows = apply_selection(input)?;
+            if self.bypass_remaining > 0 {
+                self.bypass_remaining = self.bypass_remaining.saturating_sub(rows.num_rows());
+                let states = self.groups.convert_to_state(&rows)?;
+                self.setup.metrics().add("skipped_aggregation_rows", rows.num_rows() as u64);
                 return Ok(OperatorResult::Batch(Batch::new(states)));
             }
             self.update(&rows, task)?;
         }
         Ok(match self.next()? {
-            Some(batch) if self.emitting.is_some() => OperatorResult::HaveMore(batch),
+            Some(batch) if self.emitting.is_some() => OperatorResult::HaveMoreOutput(batch),
             Some(batch) => OperatorResult::Batch(batch),
             None => OperatorResult::NeedInput,
         })
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<OperatorResult> {
+    fn finish(&mut self, _task: &DriverContext) -> Result<OperatorResult> {
         if self.emitting.is_none() {
-            self.empty()?;
+            self.flush()?;
         }
         Ok(match self.next()? {
-            Some(batch) => OperatorResult::HaveMore(batch),
+            Some(batch) => OperatorResult::HaveMoreOutput(batch),
             None => OperatorResult::Finished,
         })
     }

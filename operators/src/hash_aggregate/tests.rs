@@ -25,18 +25,18 @@ use datafusion_physical_expr::{
 };
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, Graph, MemoryLimit, QueryContext, QueryOptions, RowStream, Source},
+    pipeline::{Batch, Graph, GreedyPool, QueryContext, QueryOptions, RowStream, Source},
 };
 use proptest::prelude::*;
 
 use self::model::{Input, texts};
 use super::{
-    AggregateCall, AggregateConfig, AggregateOutput, GroupBy, InputRows, OutputRows,
+    AggregateCall, AggregateConfig, AggregateInput, AggregateResult, AggregateSource, GroupBy,
     PartialAggregate, new,
 };
-use crate::rig::{
-    EXECUTOR, FailingScan, KeptElsewhere, moody, result_of, roomy, run, run_asked, run_with, scan,
-    sorted_rows, table, wait_idle,
+use crate::test_support::{
+    EXECUTOR, FailingScan, InMemorySpill, random_refusals, result_of, run, run_with,
+    run_with_reclaim_requests, scan, sorted_rows, table, unlimited, wait_idle,
 };
 
 /// Whether there is a partial aggregate first, and then one that merges its states.
@@ -45,10 +45,10 @@ enum Phases {
     One,
     Two,
     /// The partial one is no breaker, where that is possible.
-    InPassing,
+    Streaming,
 }
 
-use Phases::{InPassing, One, Two};
+use Phases::{One, Streaming, Two};
 
 /// What is aggregated, and how it is run.
 #[derive(Debug, Clone)]
@@ -64,8 +64,8 @@ struct Case {
     sources: usize,
 }
 
-fn column(schema: &Schema, place: usize) -> Arc<dyn PhysicalExpr> {
-    Arc::new(Column::new(schema.field(place).name(), place))
+fn column(schema: &Schema, index: usize) -> Arc<dyn PhysicalExpr> {
+    Arc::new(Column::new(schema.field(index).name(), index))
 }
 
 fn named(schema: &Schema, name: &str) -> Arc<dyn PhysicalExpr> {
@@ -127,39 +127,40 @@ fn output_schema(input: &Schema, group_by: &GroupBy, values: Vec<FieldRef>) -> S
 fn config(
     input_schema: SchemaRef,
     group_by: GroupBy,
-    calls: Vec<AggregateCall>,
-    phase: (InputRows, OutputRows),
+    aggregates: Vec<AggregateCall>,
+    phase: (AggregateInput, AggregateResult),
     batch_rows: usize,
 ) -> AggregateConfig {
     let values = match phase.1 {
-        OutputRows::Values => calls.iter().map(|call| call.function.field()).collect(),
-        OutputRows::States => states(&calls).concat(),
+        AggregateResult::Final => aggregates.iter().map(|call| call.function.field()).collect(),
+        AggregateResult::Partial => states(&aggregates).concat(),
     };
     let schema = output_schema(&input_schema, &group_by, values);
     let (input, output) = phase;
-    AggregateConfig { group_by, calls, input, output, input_schema, schema, batch_rows }
+    AggregateConfig { group_by, aggregates, input, output, input_schema, schema, batch_rows }
 }
 
 /// The config that merges the states which `partial` puts out. Filters stay, to be left unused.
 fn merging(partial: &AggregateConfig) -> AggregateConfig {
     let input = partial.schema.clone();
     let key_count = partial.group_by.keys.len() + usize::from(partial.group_by.set_ids.is_some());
-    let keys: Vec<_> = (0..key_count).map(|place| column(&input, place)).collect();
+    let keys: Vec<_> = (0..key_count).map(|index| column(&input, index)).collect();
     let sets = if keys.is_empty() { vec![] } else { vec![vec![false; key_count]] };
     let group_by = GroupBy { keys, sets, ..GroupBy::default() };
-    let mut place = key_count;
-    let mut calls = partial.calls.clone();
-    for (call, fields) in calls.iter_mut().zip(states(&partial.calls)) {
-        call.arguments = (place..place + fields.len()).map(|at| column(&input, at)).collect();
-        place += fields.len();
+    let mut next_column = key_count;
+    let mut calls = partial.aggregates.clone();
+    for (call, fields) in calls.iter_mut().zip(states(&partial.aggregates)) {
+        call.arguments =
+            (next_column..next_column + fields.len()).map(|index| column(&input, index)).collect();
+        next_column += fields.len();
     }
-    let phase = (InputRows::States, OutputRows::Values);
+    let phase = (AggregateInput::Partial, AggregateResult::Final);
     config(input, group_by, calls, phase, partial.batch_rows)
 }
 
 impl Case {
     fn group_by(&self, schema: &Schema) -> GroupBy {
-        let keys: Vec<_> = self.keys.iter().map(|place| column(schema, *place)).collect();
+        let keys: Vec<_> = self.keys.iter().map(|index| column(schema, *index)).collect();
         let Some(sets) = self.sets.clone() else {
             let sets = if keys.is_empty() { vec![] } else { vec![vec![false; keys.len()]] };
             return GroupBy { keys, sets, ..GroupBy::default() };
@@ -180,25 +181,28 @@ impl Case {
         schema: &SchemaRef,
         source: Arc<dyn Source>,
         calls: Vec<AggregateCall>,
-    ) -> AggregateOutput {
+    ) -> AggregateSource {
         let group_by = self.group_by(schema);
         let ungrouped = group_by.keys.is_empty() && group_by.set_ids.is_none();
         let sources = if ungrouped { 1 } else { self.sources };
-        let out = if self.phases == One { OutputRows::Values } else { OutputRows::States };
-        let phase = (InputRows::Raw, out);
+        let out =
+            if self.phases == One { AggregateResult::Final } else { AggregateResult::Partial };
+        let phase = (AggregateInput::Raw, out);
         let config = config(schema.clone(), group_by, calls, phase, self.batch_rows);
         let second = (self.phases != One).then(|| merging(&config));
-        if self.phases == InPassing && config.may_go_on_in_part() {
+        if self.phases == Streaming && config.can_flush_partial() {
             let first = Arc::new(PartialAggregate::new(config).unwrap());
             let (build, merged) = new(second.unwrap(), self.sinks, sources).unwrap();
-            graph.add("aggregate", self.sinks, source, vec![first], Arc::new(build)).unwrap();
+            graph
+                .add_pipeline("aggregate", self.sinks, source, vec![first], Arc::new(build))
+                .unwrap();
             return merged;
         }
         let (build, output) = new(config, self.sinks, sources).unwrap();
-        graph.add("aggregate", self.sinks, source, vec![], Arc::new(build)).unwrap();
+        graph.add_pipeline("aggregate", self.sinks, source, vec![], Arc::new(build)).unwrap();
         let Some(second) = second else { return output };
         let (build, merged) = new(second, sources, sources).unwrap();
-        graph.add("merge", sources, Arc::new(output), vec![], Arc::new(build)).unwrap();
+        graph.add_pipeline("merge", sources, Arc::new(output), vec![], Arc::new(build)).unwrap();
         merged
     }
 
@@ -238,7 +242,7 @@ fn size() -> impl Strategy<Value = usize> {
 prop_compose! {
     fn any_case()(
         keys in prop::sample::subsequence((0..model::KEYS).collect::<Vec<_>>(), 0..4).prop_shuffle(),
-        phases in prop::sample::select(vec![One, Two, InPassing]),
+        phases in prop::sample::select(vec![One, Two, Streaming]),
         morsel in size(),
         batch_rows in size(),
         sinks in 1..4_usize,
@@ -274,14 +278,14 @@ proptest! {
     }
 
     #[test]
-    fn refused_memory_changes_no_group(
+    fn denied_memory_changes_no_group(
         case in any_case(),
         key in 0..model::KEYS,
         rows in rows(),
         seed in any::<u64>(),
     ) {
         let keys = if case.keys.is_empty() { vec![key] } else { case.keys.clone() };
-        let (pool, _, options) = moody(seed);
+        let (pool, _, options) = random_refusals(seed);
         Case { keys, ..case }.check_with(options, &Input::new(&rows));
         assert_eq!(pool.reserved(), 0);
     }
@@ -302,7 +306,7 @@ fn plain(keys: &[usize]) -> Case {
 fn no_rows_are_one_group_only_where_there_is_no_key() {
     let nothing = Input::new(&[]);
     let all = vec![vec![true, true], vec![false, true]];
-    for phases in [One, Two, InPassing] {
+    for phases in [One, Two, Streaming] {
         for sinks in [1, 3] {
             for (keys, sets, groups) in
                 [(vec![], None, 1), (vec![0], None, 0), (vec![0, 1], Some(all.clone()), 1)]
@@ -326,7 +330,7 @@ fn all_task_counts_agree_on_all_keys() {
     let input = Input::new(&(0..=255).map(row).collect::<Vec<_>>());
     for sinks in 1..4 {
         for sources in 1..4 {
-            for phases in [One, Two, InPassing] {
+            for phases in [One, Two, Streaming] {
                 let keys: Vec<usize> = (0..model::KEYS).collect();
                 let (morsel, batch_rows) = (7, 5);
                 let (sets, case) = (None, plain(&[]));
@@ -359,12 +363,12 @@ fn more_groups_than_a_local_table_holds() {
     let input = numbers(400_000, GROUPS);
     let mut model = vec![(0_i64, i64::MAX); GROUPS as usize];
     for row in 0..400_000_i64 {
-        let (sum, least) = &mut model[(row * 7919 % GROUPS) as usize];
+        let (sum, min) = &mut model[(row * 7919 % GROUPS) as usize];
         *sum += row;
-        *least = row.min(*least);
+        *min = row.min(*min);
     }
     for (sinks, sources, phases) in
-        [(1, 2, One), (2, 1, One), (3, 3, One), (2, 3, Two), (2, 3, InPassing)]
+        [(1, 2, One), (2, 1, One), (3, 3, One), (2, 3, Two), (2, 3, Streaming)]
     {
         let case = Case { sinks, sources, phases, morsel: 8192, ..plain(&[0]) };
         let (schema, options) = (input.schema(), QueryOptions::default());
@@ -372,7 +376,7 @@ fn more_groups_than_a_local_table_holds() {
         let batches = case.run(options, &schema, source, sum_of_value(&schema)).unwrap();
         let mut seen = vec![None; GROUPS as usize];
         for batch in &batches {
-            let column = |place| batch.column(place).as_primitive::<Int64Type>().values();
+            let column = |index| batch.column(index).as_primitive::<Int64Type>().values();
             for row in 0..batch.num_rows() {
                 let group = &mut seen[column(0)[row] as usize];
                 assert!(group.is_none(), "a group has one row");
@@ -386,15 +390,15 @@ fn more_groups_than_a_local_table_holds() {
 /// What goes on in passing is little where groups have many rows, and as much as came where they have one; then most rows
 /// are not aggregated at all.
 #[test]
-fn groups_of_one_row_go_on_as_they_are() {
-    for (groups, most) in [(500_000, 500_000), (1000, 2000), (50_001, 150_000)] {
+fn unreduced_rows_bypass_aggregation() {
+    for (groups, max_rows) in [(500_000, 500_000), (1000, 2000), (50_001, 150_000)] {
         let random = |row: u64| (row.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as i64 % groups;
         let keys = Int64Array::from_iter_values((0..500_000).map(random));
         let values = Int64Array::from_iter_values(0..500_000);
         let input = table([("key", Arc::new(keys)), ("value", Arc::new(values))]);
         let schema = input.schema();
         let group_by = plain(&[0]).group_by(&schema);
-        let phase = (InputRows::Raw, OutputRows::States);
+        let phase = (AggregateInput::Raw, AggregateResult::Partial);
         let config = config(schema.clone(), group_by, sum_of_value(&schema), phase, 8192);
         let query = QueryContext::new(&EXECUTOR, QueryOptions::default());
         let mut graph = Graph::new();
@@ -402,25 +406,25 @@ fn groups_of_one_row_go_on_as_they_are() {
         let readers = result_of(&mut graph, 2, 1, scan(&input, 8192), vec![partial]);
         let running = graph.start(&query).unwrap();
         let stream = RowStream::of_query(&running, readers).into_iter().next().unwrap();
-        let batches: Vec<_> = stream.into_blocking().map(Result::unwrap).collect();
-        let rows: usize = batches.iter().map(Batch::rows).sum();
-        assert!(rows <= most, "{rows} of {groups} groups");
+        let batches: Vec<_> = stream.into_blocking_iter().map(Result::unwrap).collect();
+        let rows: usize = batches.iter().map(Batch::num_rows).sum();
+        assert!(rows <= max_rows, "{rows} of {groups} groups");
         let sums = batches.iter().map(|batch| {
             let sums = batch.data().column(1).as_primitive::<Int64Type>();
             sums.values().iter().sum::<i64>()
         });
         assert_eq!(sums.sum::<i64>(), (0..500_000).sum::<i64>());
         let passed = query.profile().to_string();
-        assert_eq!(passed.contains("rows not aggregated"), groups == 500_000, "{passed}");
+        assert_eq!(passed.contains("skipped_aggregation_rows"), groups == 500_000, "{passed}");
     }
 }
 
 #[test]
-fn groups_are_charged_to_the_query() {
+fn groups_reserve_query_memory() {
     let input = numbers(200_000, 100_000);
     for (limit, fits) in [(1 << 20, false), (64 << 20, true)] {
-        for (sinks, phases) in [(1, One), (2, One), (2, Two), (2, InPassing)] {
-            let memory = Arc::new(MemoryLimit::new(limit));
+        for (sinks, phases) in [(1, One), (2, One), (2, Two), (2, Streaming)] {
+            let memory = Arc::new(GreedyPool::new(limit));
             let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
             let case = Case { sinks, phases, ..plain(&[0]) };
             let schema = input.schema();
@@ -432,7 +436,7 @@ fn groups_are_charged_to_the_query() {
                 }
                 Err(error) => {
                     assert!(!fits && matches!(error, Error::OutOfMemory { .. }), "{error}");
-                    assert!(error.to_string().contains("aggregate build"), "{error}");
+                    assert!(error.to_string().contains("aggregate sink"), "{error}");
                 }
             }
             assert_eq!(memory.reserved(), 0);
@@ -441,23 +445,23 @@ fn groups_are_charged_to_the_query() {
 }
 
 #[test]
-fn groups_that_do_not_fit_are_kept_elsewhere() {
+fn groups_that_do_not_fit_are_spilled() {
     let input = numbers(200_000, 100_000);
     let schema = input.schema();
     let run = |limit: usize, case: &Case| {
-        let (memory, space) =
-            (Arc::new(MemoryLimit::new(limit)), Arc::new(KeptElsewhere::default()));
+        let (memory, spill) =
+            (Arc::new(GreedyPool::new(limit)), Arc::new(InMemorySpill::default()));
         let options = QueryOptions {
             memory: memory.clone(),
-            spill: Some(space.clone()),
+            spill: Some(spill.clone()),
             ..QueryOptions::default()
         };
         let source = scan(&input, 1000);
         let batches = case.run(options, &schema, source, sum_of_value(&schema)).unwrap();
         assert_eq!(memory.reserved(), 0);
-        (sorted_rows(&batches), space.writes.load(Ordering::Relaxed))
+        (sorted_rows(&batches), spill.writes.load(Ordering::Relaxed))
     };
-    for (sinks, phases) in [(1, One), (2, One), (3, One), (2, Two), (2, InPassing)] {
+    for (sinks, phases) in [(1, One), (2, One), (3, One), (2, Two), (2, Streaming)] {
         let case = Case { sinks, sources: 2, phases, ..plain(&[0]) };
         let (expected, nothing) = run(1 << 30, &case);
         assert_eq!(nothing, 0);
@@ -471,17 +475,17 @@ fn groups_that_do_not_fit_are_kept_elsewhere() {
 
 /// One group can be large as well, and is charged until it has been put out.
 #[test]
-fn distinct_values_of_the_only_group_are_charged() {
+fn distinct_values_of_the_only_group_reserve_memory() {
     let input = numbers(200_000, 100_000);
     let schema = input.schema();
     let calls = vec![call(&schema, count_udaf(), named(&schema, "key"), true, None)];
     for (limit, fits) in [(1 << 18, false), (64 << 20, true)] {
-        let memory = Arc::new(MemoryLimit::new(limit));
+        let memory = Arc::new(GreedyPool::new(limit));
         let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
         match plain(&[]).run(options, &schema, scan(&input, 1000), calls.clone()) {
             Ok(batches) => assert!(fits && texts(&batches) == ["100000"]),
             Err(error) => {
-                assert!(!fits && error.to_string().contains("aggregate build"), "{error}")
+                assert!(!fits && error.to_string().contains("aggregate sink"), "{error}")
             }
         }
         assert_eq!(memory.reserved(), 0);
@@ -502,7 +506,7 @@ fn a_failed_input_is_not_an_empty_one() {
 #[test]
 fn a_dropped_result_ends_an_aggregate() {
     let input = numbers(200_000, 100_000);
-    for phases in [One, Two, InPassing] {
+    for phases in [One, Two, Streaming] {
         let case = Case { phases, ..plain(&[0]) };
         let query = QueryContext::new(&EXECUTOR, QueryOptions::default());
         let mut graph = Graph::new();
@@ -511,8 +515,8 @@ fn a_dropped_result_ends_an_aggregate() {
         let readers = result_of(&mut graph, 2, 1, Arc::new(output), vec![]);
         let running = graph.start(&query).unwrap();
         let mut stream =
-            RowStream::of_query(&running, readers).into_iter().next().unwrap().into_blocking();
-        assert!(stream.next().unwrap().unwrap().rows() > 0);
+            RowStream::of_query(&running, readers).into_iter().next().unwrap().into_blocking_iter();
+        assert!(stream.next().unwrap().unwrap().num_rows() > 0);
         drop(stream);
         wait_idle(&query);
     }
@@ -524,7 +528,7 @@ fn states_are_not_filtered_again() {
     let rows: Vec<model::Row> =
         (0..10).map(|n| (Some(1), None, None, Some(n), Some(n < 4))).collect();
     let input = Input::new(&rows);
-    for (keys, phases) in [(vec![], Two), (vec![0], Two), (vec![0], InPassing)] {
+    for (keys, phases) in [(vec![], Two), (vec![0], Two), (vec![0], Streaming)] {
         let case = Case { phases, keys, ..plain(&[]) };
         let schema = input.batch.schema();
         let filtered =
@@ -539,7 +543,7 @@ fn states_are_not_filtered_again() {
 }
 
 #[test]
-fn groups_that_others_ask_for_are_kept_elsewhere() {
+fn groups_are_spilled_on_reclaim_requests() {
     let input = numbers(200_000, 100_000);
     let schema = input.schema();
     let case = Case { sinks: 2, sources: 2, ..plain(&[0]) };
@@ -548,15 +552,15 @@ fn groups_that_others_ask_for_are_kept_elsewhere() {
         case.run(QueryOptions::default(), &schema, scan(&input, 1000), calls.clone()).unwrap();
     // On a busy machine the questions may come when all is grouped.
     for _ in 0..50 {
-        let (elsewhere, options) = roomy();
-        let answer = run_asked(options, |graph| {
+        let (spill, options) = unlimited();
+        let answer = run_with_reclaim_requests(options, |graph| {
             let output = case.add(graph, &schema, scan(&input, 1000), calls.clone());
             result_of(graph, 2, 1, Arc::new(output), vec![])
         });
         assert!(sorted_rows(&answer.unwrap()[0]) == sorted_rows(&expected));
-        if elsewhere.writes.load(Ordering::Relaxed) > 0 {
+        if spill.writes.load(Ordering::Relaxed) > 0 {
             return;
         }
     }
-    panic!("nothing was given back");
+    panic!("nothing was reclaimed");
 }

@@ -6,29 +6,29 @@ use datafusion_common::{DataFusionError, ScalarValue, cast::as_boolean_array};
 use datafusion_expr::Accumulator;
 use gatework_runtime::Result;
 
-use super::config::{InputRows, OutputRows, Shared};
-use crate::OrFail;
+use super::config::{AggregateInput, AggregatePlan, AggregateResult};
+use crate::ResultExt;
 
 /// One accumulator per aggregate call.
 pub(super) struct Accumulators(Vec<Box<dyn Accumulator>>);
 
 impl Accumulators {
-    pub(super) fn new(shared: &Shared) -> Result<Self> {
-        let create = shared.config.calls.iter().map(|call| call.function.create_accumulator());
-        Ok(Self(create.collect::<Result<_, _>>().or_fail()?))
+    pub(super) fn new(shared: &AggregatePlan) -> Result<Self> {
+        let create = shared.config.aggregates.iter().map(|call| call.function.create_accumulator());
+        Ok(Self(create.collect::<Result<_, _>>().query_err()?))
     }
 
     /// Aggregates the rows of `batch`.
-    pub(super) fn update(&mut self, shared: &Shared, batch: &RecordBatch) -> Result<()> {
-        self.update_inner(shared, batch).or_fail()
+    pub(super) fn update(&mut self, shared: &AggregatePlan, batch: &RecordBatch) -> Result<()> {
+        self.update_inner(shared, batch).query_err()
     }
 
     fn update_inner(
         &mut self,
-        shared: &Shared,
+        shared: &AggregatePlan,
         batch: &RecordBatch,
     ) -> Result<(), DataFusionError> {
-        for (accumulator, call) in self.0.iter_mut().zip(&shared.config.calls) {
+        for (accumulator, call) in self.0.iter_mut().zip(&shared.config.aggregates) {
             // Arguments are computed for rows that pass the filter only: they may fail on others.
             let filtered;
             let batch = match &call.filter {
@@ -45,8 +45,8 @@ impl Accumulators {
                 .map(|argument| argument.evaluate(batch)?.into_array_of_size(rows))
                 .collect::<Result<Vec<ArrayRef>, _>>()?;
             match shared.config.input {
-                InputRows::Raw => accumulator.update_batch(&values)?,
-                InputRows::States => accumulator.merge_batch(&values)?,
+                AggregateInput::Raw => accumulator.update_batch(&values)?,
+                AggregateInput::Partial => accumulator.merge_batch(&values)?,
             }
         }
         Ok(())
@@ -55,26 +55,26 @@ impl Accumulators {
     /// Merges another task's accumulators into these.
     pub(super) fn merge(&mut self, other: Self) -> Result<()> {
         for (accumulator, mut other) in self.0.iter_mut().zip(other.0) {
-            let state = other.state().or_fail()?;
+            let state = other.state().query_err()?;
             let columns = state.iter().map(|value| value.to_array_of_size(1));
-            let columns = columns.collect::<Result<Vec<_>, _>>().or_fail()?;
-            accumulator.merge_batch(&columns).or_fail()?;
+            let columns = columns.collect::<Result<Vec<_>, _>>().query_err()?;
+            accumulator.merge_batch(&columns).query_err()?;
         }
         Ok(())
     }
 
     /// The one row of output.
-    pub(super) fn emit(mut self, shared: &Shared) -> Result<RecordBatch> {
+    pub(super) fn emit(mut self, shared: &AggregatePlan) -> Result<RecordBatch> {
         let mut values: Vec<ScalarValue> = Vec::new();
         for accumulator in &mut self.0 {
             match shared.config.output {
-                OutputRows::Values => values.push(accumulator.evaluate().or_fail()?),
-                OutputRows::States => values.extend(accumulator.state().or_fail()?),
+                AggregateResult::Final => values.push(accumulator.evaluate().query_err()?),
+                AggregateResult::Partial => values.extend(accumulator.state().query_err()?),
             }
         }
         let columns = values.iter().map(|value| value.to_array_of_size(1));
-        let columns = columns.collect::<Result<Vec<_>, _>>().or_fail()?;
-        super::output::assemble(&shared.config.schema, columns, 1)
+        let columns = columns.collect::<Result<Vec<_>, _>>().query_err()?;
+        super::source::build_output_batch(&shared.config.schema, columns, 1)
     }
 
     /// The bytes they take.

@@ -11,29 +11,35 @@ use datafusion_functions_aggregate_common::min_max::{max_batch, min_batch};
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, GiveBack, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext,
+        Batch, DriverContext, FinishResult, LocalSink, OperatorContext, PerTask, ReclaimResult,
+        Sink, SinkResult,
     },
 };
-use gatework_shared_state::{Gate, join::BuildSink};
+use gatework_shared_state::{Gate, join_bridge::BuildProducer};
 
 use super::{
-    collected::Collected,
-    config::Shared,
-    divide::{Divider, Offered, Part},
-    table::{Bounds, Joined, merge_bounds},
+    build_rows::BuildRows,
+    build_spill::{BuildInput, BuildPart, BuildSpiller},
+    config::HashJoinPlan,
+    table::{Bounds, BuildSide, merge_bounds},
 };
-use crate::{OrFail, compact, compact::to_keep, keys::KeyEncoder, spilling::UnitSet};
+use crate::{
+    ResultExt, apply_selection, compact::compact_views, keys::KeyEncoder, spill::PartitionSet,
+};
 
 /// The sink of a join's left side.
 #[derive(Debug)]
 pub struct HashJoinBuild {
-    shared: Arc<Shared>,
-    slots: Slots<BuildSink<Offered, Joined>>,
+    shared: Arc<HashJoinPlan>,
+    producers: PerTask<BuildProducer<BuildInput, BuildSide>>,
 }
 
 impl HashJoinBuild {
-    pub(super) fn new(shared: Arc<Shared>, slots: Slots<BuildSink<Offered, Joined>>) -> Self {
-        Self { shared, slots }
+    pub(super) fn new(
+        shared: Arc<HashJoinPlan>,
+        producers: PerTask<BuildProducer<BuildInput, BuildSide>>,
+    ) -> Self {
+        Self { shared, producers }
     }
 }
 
@@ -42,22 +48,25 @@ impl Sink for HashJoinBuild {
         "hash join build"
     }
 
-    fn holds_memory(&self) -> bool {
+    fn can_reclaim(&self) -> bool {
         true
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(&setup)?;
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let producer = self.producers.take(&setup)?;
         let no_bounds = (ScalarValue::Null, ScalarValue::Null);
         let keys = self.shared.config.on.len();
         Ok(Box::new(LocalBuild {
-            closed: sink.closed().clone(),
-            sink: Some(sink),
-            bounds: self.shared.note_bounds.then(|| vec![no_bounds; keys]),
+            closed: producer.closed().clone(),
+            producer: Some(producer),
+            bounds: self.shared.record_bounds.then(|| vec![no_bounds; keys]),
             has_null: false,
-            rows: Rows::All(Box::new(Collected::new(&self.shared, setup.reservation()))),
-            refused: false,
-            giving: false,
+            state: BuildState::InMemory(Box::new(BuildRows::new(
+                &self.shared,
+                setup.reservation(),
+            ))),
+            denied: false,
+            reclaiming: false,
             shared: self.shared.clone(),
             setup,
         }))
@@ -65,44 +74,44 @@ impl Sink for HashJoinBuild {
 }
 
 /// The rows that came.
-enum Rows {
-    All(Box<Collected>),
+enum BuildState {
+    InMemory(Box<BuildRows>),
     /// They do not fit.
-    Divided(Box<Divider>),
+    Spilling(Box<BuildSpiller>),
     /// They are published.
-    Gone,
+    Published,
 }
 
 struct LocalBuild {
-    shared: Arc<Shared>,
-    sink: Option<BuildSink<Offered, Joined>>,
+    shared: Arc<HashJoinPlan>,
+    producer: Option<BuildProducer<BuildInput, BuildSide>>,
     closed: Gate,
     bounds: Option<Bounds>,
     has_null: bool,
-    rows: Rows,
+    state: BuildState,
     /// What is there has not been reserved.
-    refused: bool,
+    denied: bool,
     /// More units are being sent away because somebody asked for memory.
-    giving: bool,
-    setup: Setup,
+    reclaiming: bool,
+    setup: OperatorContext,
 }
 
 impl LocalBuild {
     fn add(&mut self, batch: Batch) -> Result<()> {
         let shared = &self.shared;
-        let data = compact(batch)?;
-        let keys = shared.left_keys(&data)?;
+        let data = apply_selection(batch)?;
+        let keys = shared.build_keys(&data)?;
         self.has_null |= KeyEncoder::without_nulls(&keys).is_some();
         self.bounds = merge_bounds(self.bounds.take(), bounds_of(&keys));
-        let kept = to_keep(data.project(&shared.kept).or_fail()?)?;
-        match &mut self.rows {
-            Rows::All(rows) => rows.push(shared, kept, &keys)?,
-            Rows::Divided(divider) => divider.add(&kept, keys)?,
-            Rows::Gone => {}
+        let payload = compact_views(data.project(&shared.payload_columns).query_err()?)?;
+        match &mut self.state {
+            BuildState::InMemory(rows) => rows.push(shared, payload, &keys)?,
+            BuildState::Spilling(spiller) => spiller.add(&payload, keys)?,
+            BuildState::Published => {}
         }
         match self.reserve() {
             // What did not fit has been collected all the same.
-            Err(Error::OutOfMemory { .. }) => self.refused = true,
+            Err(Error::OutOfMemory { .. }) => self.denied = true,
             other => other?,
         }
         Ok(())
@@ -111,119 +120,130 @@ impl LocalBuild {
     /// Reserves what the table of the rows takes, if they are not divided, which is done by need.
     fn reserve(&mut self) -> Result<()> {
         let can_spill = self.shared.can_spill(&self.setup);
-        let Rows::All(rows) = &mut self.rows else { return Ok(()) };
-        rows.reserve(&self.shared, if can_spill { self.setup.overdraft() } else { 0 })
+        let BuildState::InMemory(rows) = &mut self.state else { return Ok(()) };
+        rows.reserve(&self.shared, if can_spill { self.setup.min_spill_bytes() } else { 0 })
     }
 
     /// If memory was refused: has another one give some back, and answers where to wait for that, or sends
     /// units away.
-    fn relieve(&mut self) -> Result<Option<Gate>> {
-        if !mem::take(&mut self.refused) {
+    fn resolve_denial(&mut self) -> Result<Option<Gate>> {
+        if !mem::take(&mut self.denied) {
             return Ok(None);
         }
         let error = match self.reserve() {
             Err(error @ Error::OutOfMemory { .. }) => error,
             other => return other.map(|()| None),
         };
-        let held = if let Rows::All(rows) = &self.rows { rows.reservation.bytes() } else { 0 };
-        if let Some(gate) = self.setup.ask_for_memory(held) {
-            self.refused = true;
+        let reserved =
+            if let BuildState::InMemory(rows) = &self.state { rows.reservation.bytes() } else { 0 };
+        if let Some(gate) = self.setup.request_reclaim(reserved) {
+            self.denied = true;
             return Ok(Some(gate));
         }
         if !self.shared.can_spill(&self.setup) {
             return Err(error);
         }
-        self.shared.send_more_away(UnitSet::default());
+        self.shared.spill_more_partitions(PartitionSet::default());
         Ok(None)
     }
 
     /// The gate to wait at before more rows are taken.
-    fn waits(&mut self) -> Result<Option<Gate>> {
-        if let Some(gate) = self.relieve()? {
+    fn poll_memory(&mut self) -> Result<Option<Gate>> {
+        if let Some(gate) = self.resolve_denial()? {
             return Ok(Some(gate));
         }
-        self.follow();
-        let gate = match &mut self.rows {
-            Rows::Divided(divider) => divider.settle(false)?,
+        self.spill_if_needed();
+        let gate = match &mut self.state {
+            BuildState::Spilling(spiller) => spiller.poll(false)?,
             _ => None,
         };
         if self.shared.can_spill(&self.setup) {
-            self.setup.could_give_back(match &mut self.rows {
-                Rows::All(rows) => rows.reservation.bytes(),
-                Rows::Divided(divider) => divider.units().reserved(),
-                Rows::Gone => 0,
+            self.setup.set_reclaimable_bytes(match &mut self.state {
+                BuildState::InMemory(rows) => rows.reservation.bytes(),
+                BuildState::Spilling(spiller) => spiller.partitions().reserved_bytes(),
+                BuildState::Published => 0,
             });
         }
         Ok(gate)
     }
 
     /// Divides the rows once any task had to.
-    fn follow(&mut self) {
-        if self.shared.away().is_empty() || !matches!(self.rows, Rows::All(_)) {
+    fn spill_if_needed(&mut self) {
+        if self.shared.spilled_partitions().is_empty()
+            || !matches!(self.state, BuildState::InMemory(_))
+        {
             return;
         }
-        if let Rows::All(rows) = mem::replace(&mut self.rows, Rows::Gone) {
+        if let BuildState::InMemory(rows) = mem::replace(&mut self.state, BuildState::Published) {
             let (shared, setup) = (self.shared.clone(), self.setup.clone());
-            self.rows = Rows::Divided(Box::new(Divider::new(shared, setup, *rows, Vec::new())));
+            self.state =
+                BuildState::Spilling(Box::new(BuildSpiller::new(shared, setup, *rows, Vec::new())));
         }
     }
 }
 
 impl LocalSink for LocalBuild {
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
         if let Some(batch) = batch {
             self.add(batch)?;
         }
-        Ok(match self.waits()? {
+        Ok(match self.poll_memory()? {
             Some(gate) => SinkResult::Blocked(gate.into()),
             None => SinkResult::NeedInput,
         })
     }
 
-    fn give_back(&mut self, _task: &TaskContext) -> Result<GiveBack> {
+    fn reclaim(&mut self, _task: &DriverContext) -> Result<ReclaimResult> {
         if !self.shared.can_spill(&self.setup) {
-            return Ok(GiveBack::Nothing);
+            return Ok(ReclaimResult::NothingToReclaim);
         }
-        if !mem::replace(&mut self.giving, true) {
-            self.shared.send_more_away(self.shared.away());
-            self.follow();
+        if !mem::replace(&mut self.reclaiming, true) {
+            self.shared.spill_more_partitions(self.shared.spilled_partitions());
+            self.spill_if_needed();
         }
-        let Rows::Divided(divider) = &mut self.rows else { return Ok(GiveBack::Nothing) };
-        if let Some(gate) = divider.settle(false)? {
-            return Ok(GiveBack::Blocked(gate.into()));
+        let BuildState::Spilling(spiller) = &mut self.state else {
+            return Ok(ReclaimResult::NothingToReclaim);
+        };
+        if let Some(gate) = spiller.poll(false)? {
+            return Ok(ReclaimResult::Blocked(gate.into()));
         }
-        self.giving = false;
-        let units = divider.units();
-        self.setup.could_give_back(units.reserved());
-        Ok(if units.is_writing()? { GiveBack::Begun } else { GiveBack::Nothing })
+        self.reclaiming = false;
+        let partitions = spiller.partitions();
+        self.setup.set_reclaimable_bytes(partitions.reserved_bytes());
+        Ok(if partitions.is_writing()? {
+            ReclaimResult::Started
+        } else {
+            ReclaimResult::NothingToReclaim
+        })
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
         if self.closed.is_ready() {
-            self.refused = false;
+            self.denied = false;
         }
-        if let Some(gate) = self.relieve()? {
+        if let Some(gate) = self.resolve_denial()? {
             return Ok(FinishResult::Blocked(gate.into()));
         }
-        self.follow();
-        let away_set = self.shared.away();
-        if let Rows::Divided(divider) = &mut self.rows
-            && let Some(gate) = divider.settle(true)?
+        self.spill_if_needed();
+        let spilled_partitions = self.shared.spilled_partitions();
+        if let BuildState::Spilling(spiller) = &mut self.state
+            && let Some(gate) = spiller.poll(true)?
         {
             return Ok(FinishResult::Blocked(gate.into()));
         }
-        let (rows, away, away_set) = match mem::replace(&mut self.rows, Rows::Gone) {
-            Rows::All(rows) => (*rows, Vec::new(), UnitSet::default()),
-            Rows::Divided(divider) => {
-                let (rows, away) = divider.take()?;
-                (rows, away, away_set)
-            }
-            Rows::Gone => return Ok(FinishResult::Done),
-        };
-        if let Some(sink) = self.sink.take() {
+        let (rows, spilled, spilled_partitions) =
+            match mem::replace(&mut self.state, BuildState::Published) {
+                BuildState::InMemory(rows) => (*rows, Vec::new(), PartitionSet::default()),
+                BuildState::Spilling(spiller) => {
+                    let (rows, spilled) = spiller.take()?;
+                    (rows, spilled, spilled_partitions)
+                }
+                BuildState::Published => return Ok(FinishResult::Done),
+            };
+        if let Some(producer) = self.producer.take() {
             let (bounds, has_null) = (self.bounds.take(), self.has_null);
-            let part = Part { rows, away, away_set, bounds, has_null };
-            sink.publish(Offered::Part(Box::new(part)));
+            let part = BuildPart { rows, spilled, spilled_partitions, bounds, has_null };
+            producer.publish(BuildInput::Part(Box::new(part)));
         }
         Ok(FinishResult::Done)
     }

@@ -9,12 +9,12 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion_common::{JoinSide, JoinType, NullEquality};
 use datafusion_physical_expr::PhysicalExpr;
 use datafusion_physical_expr_common::physical_expr::is_volatile;
-use gatework_runtime::{Result, pipeline::Setup};
+use gatework_runtime::{Result, pipeline::OperatorContext};
 
 use crate::{
-    JoinFilter, OrFail,
-    keys::{KeyEncoder, NullKeys},
-    spilling::UnitSet,
+    JoinFilter, ResultExt,
+    keys::{KeyEncoder, KeyNulls},
+    spill::PartitionSet,
 };
 
 /// A hash join.
@@ -48,36 +48,36 @@ pub struct HashJoinConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OutputColumn {
     /// A column that the table keeps, by its place there.
-    Left(usize),
+    Build(usize),
     /// A column of the probe side.
-    Right(usize),
+    Probe(usize),
     /// Whether the row found a match.
     Mark,
 }
 
 /// What all tasks of a join share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct HashJoinPlan {
     pub(super) config: HashJoinConfig,
     pub(super) encoder: KeyEncoder,
-    pub(super) null_keys: NullKeys,
+    pub(super) null_keys: KeyNulls,
     /// Columns of the left side that the table keeps: those of the output and of the filter.
-    pub(super) kept: Vec<usize>,
+    pub(super) payload_columns: Vec<usize>,
     pub(super) output: Vec<OutputColumn>,
     /// Columns of the output that are gathered: of the table, and of the probe side.
     pub(super) gathered: [Vec<usize>; 2],
     /// The filter, with left columns by their place in the table.
     pub(super) filter: Option<JoinFilter>,
     /// Whether build tasks note the bounds of their keys.
-    pub(super) note_bounds: bool,
+    pub(super) record_bounds: bool,
     pub(super) probe_tasks: usize,
     /// Rows that are cut into units: the columns that the table keeps, then the keys.
-    pub(super) divided_schema: SchemaRef,
+    pub(super) spill_schema: SchemaRef,
     /// If a key of the probe side is volatile: probe rows that go to files, with their keys behind
     /// them.
     pub(super) keyed_schema: Option<SchemaRef>,
     /// The units whose rows do not fit into memory.
-    away: AtomicU32,
+    spilled_partitions: AtomicU32,
     /// For `NOT IN`: what the probe side has had.
     pub(super) probe_saw_null: AtomicBool,
     pub(super) probe_saw_rows: AtomicBool,
@@ -85,17 +85,17 @@ pub(super) struct Shared {
 
 /// The columns of a join's own output: left and right by place, then the mark.
 pub(crate) fn output_columns(join_type: JoinType, left: usize, right: usize) -> Vec<OutputColumn> {
-    use OutputColumn::{Left, Mark, Right};
-    let lefts = (0..left).map(Left);
-    let rights = (0..right).map(Right);
+    use OutputColumn::{Build, Mark, Probe};
+    let left_columns = (0..left).map(Build);
+    let right_columns = (0..right).map(Probe);
     match join_type {
         JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full => {
-            lefts.chain(rights).collect()
+            left_columns.chain(right_columns).collect()
         }
-        JoinType::LeftSemi | JoinType::LeftAnti => lefts.collect(),
-        JoinType::RightSemi | JoinType::RightAnti => rights.collect(),
-        JoinType::LeftMark => lefts.chain([Mark]).collect(),
-        JoinType::RightMark => rights.chain([Mark]).collect(),
+        JoinType::LeftSemi | JoinType::LeftAnti => left_columns.collect(),
+        JoinType::RightSemi | JoinType::RightAnti => right_columns.collect(),
+        JoinType::LeftMark => left_columns.chain([Mark]).collect(),
+        JoinType::RightMark => right_columns.chain([Mark]).collect(),
     }
 }
 
@@ -113,18 +113,18 @@ impl HashJoinConfig {
         Ok(Some(Arc::new(Schema::new(columns.chain(keys).collect::<Vec<_>>()))))
     }
 
-    pub(super) fn prepare(self, note_bounds: bool, probe_tasks: usize) -> Result<Shared> {
+    pub(super) fn prepare(self, record_bounds: bool, probe_tasks: usize) -> Result<HashJoinPlan> {
         let null_keys = match self.null_equality {
-            NullEquality::NullEqualsNull => NullKeys::AreValues,
-            NullEquality::NullEqualsNothing => NullKeys::AreSkipped,
+            NullEquality::NullEqualsNull => KeyNulls::Equal,
+            NullEquality::NullEqualsNothing => KeyNulls::NeverMatch,
         };
         let types = self
             .on
             .iter()
             .map(|(left, _)| Ok((left.data_type(&self.left_schema)?, true)))
             .collect::<Result<Vec<(DataType, bool)>, datafusion_common::DataFusionError>>()
-            .or_fail()?;
-        let encoder = KeyEncoder::new(&types, null_keys).or_fail()?;
+            .query_err()?;
+        let encoder = KeyEncoder::new(&types, null_keys).query_err()?;
 
         let all = output_columns(
             self.join_type,
@@ -135,43 +135,45 @@ impl HashJoinConfig {
             Some(projection) => projection.iter().map(|&column| all[column]).collect(),
             None => all,
         };
-        let mut kept: Vec<usize> = Vec::new();
-        let mut place_of = |column: usize| match kept.iter().position(|&known| known == column) {
-            Some(place) => place,
-            None => {
-                kept.push(column);
-                kept.len() - 1
-            }
-        };
+        let mut payload_columns: Vec<usize> = Vec::new();
+        let mut index_of =
+            |column: usize| match payload_columns.iter().position(|&known| known == column) {
+                Some(index) => index,
+                None => {
+                    payload_columns.push(column);
+                    payload_columns.len() - 1
+                }
+            };
         for column in &mut output {
-            if let OutputColumn::Left(left) = column {
-                *left = place_of(*left);
+            if let OutputColumn::Build(index) = column {
+                *index = index_of(*index);
             }
         }
         let mut filter = self.filter.clone();
         for (side, column) in filter.iter_mut().flat_map(|filter| &mut filter.columns) {
             if *side == JoinSide::Left {
-                *column = place_of(*column);
+                *column = index_of(*column);
             }
         }
-        let kept_fields = kept.iter().map(|column| self.left_schema.field(*column).clone());
+        let payload_fields =
+            payload_columns.iter().map(|column| self.left_schema.field(*column).clone());
         let key_fields = types.iter().map(|(kind, _)| Field::new("key", kind.clone(), true));
-        let divided_schema =
-            Arc::new(Schema::new(kept_fields.chain(key_fields).collect::<Vec<_>>()));
-        let keyed_schema = self.keyed_schema().or_fail()?;
-        Ok(Shared {
+        let spill_schema =
+            Arc::new(Schema::new(payload_fields.chain(key_fields).collect::<Vec<_>>()));
+        let keyed_schema = self.keyed_schema().query_err()?;
+        Ok(HashJoinPlan {
             gathered: gathered(&output),
             keyed_schema,
             config: self,
             encoder,
             null_keys,
-            kept,
+            payload_columns,
             output,
             filter,
-            note_bounds,
+            record_bounds,
             probe_tasks,
-            divided_schema,
-            away: AtomicU32::new(0),
+            spill_schema,
+            spilled_partitions: AtomicU32::new(0),
             probe_saw_null: AtomicBool::new(false),
             probe_saw_rows: AtomicBool::new(false),
         })
@@ -180,33 +182,37 @@ impl HashJoinConfig {
 
 /// The table's columns of `output`, and the probe side's.
 fn gathered(output: &[OutputColumn]) -> [Vec<usize>; 2] {
-    let left = output.iter().filter_map(|column| match column {
-        OutputColumn::Left(column) => Some(*column),
+    let build = output.iter().filter_map(|column| match column {
+        OutputColumn::Build(column) => Some(*column),
         _ => None,
     });
-    let right = output.iter().filter_map(|column| match column {
-        OutputColumn::Right(column) => Some(*column),
+    let probe = output.iter().filter_map(|column| match column {
+        OutputColumn::Probe(column) => Some(*column),
         _ => None,
     });
-    [left.collect(), right.collect()]
+    [build.collect(), probe.collect()]
 }
 
-impl Shared {
+impl HashJoinPlan {
     /// Whether the join goes on if it gets no memory.
-    pub(super) fn can_spill(&self, setup: &Setup) -> bool {
+    pub(super) fn can_spill(&self, setup: &OperatorContext) -> bool {
         setup.can_spill() && !self.config.in_order
     }
 
     /// The units whose rows do not fit.
-    pub(super) fn away(&self) -> UnitSet {
-        UnitSet(self.away.load(Ordering::Acquire))
+    pub(super) fn spilled_partitions(&self) -> PartitionSet {
+        PartitionSet(self.spilled_partitions.load(Ordering::Acquire))
     }
 
     /// Adds to these units, if they are still those that were `seen`.
-    pub(super) fn send_more_away(&self, seen: UnitSet) {
+    pub(super) fn spill_more_partitions(&self, seen: PartitionSet) {
         let more = seen.extended().0;
-        let _others_did =
-            self.away.compare_exchange(seen.0, more, Ordering::AcqRel, Ordering::Acquire);
+        let _lost_race = self.spilled_partitions.compare_exchange(
+            seen.0,
+            more,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
     }
 
     /// Whether pairs are output rows.
@@ -218,7 +224,7 @@ impl Shared {
     }
 
     /// Whether the table notes which of its rows found a match.
-    pub(super) fn marks_left(&self) -> bool {
+    pub(super) fn tracks_build_matches(&self) -> bool {
         matches!(
             self.config.join_type,
             JoinType::Left
@@ -230,7 +236,7 @@ impl Shared {
     }
 
     /// Whether a probe batch notes which of its rows found a match.
-    pub(super) fn marks_right(&self) -> bool {
+    pub(super) fn tracks_probe_matches(&self) -> bool {
         matches!(
             self.config.join_type,
             JoinType::Right
@@ -242,8 +248,8 @@ impl Shared {
     }
 
     /// Whether probe rows without a match are output rows, so that no scan may drop them.
-    pub(super) fn preserves_right(&self) -> bool {
-        self.marks_right() && self.config.join_type != JoinType::RightSemi
+    pub(super) fn preserves_probe_rows(&self) -> bool {
+        self.tracks_probe_matches() && self.config.join_type != JoinType::RightSemi
     }
 
     /// Whether one match of a probe row tells all that is asked of it.
@@ -256,8 +262,8 @@ impl Shared {
     }
 
     /// Whether pairs do nothing but mark the table's rows, each of which they mark for its key alone.
-    pub(super) fn only_marks(&self) -> bool {
-        self.filter.is_none() && self.marks_left() && !self.emits_pairs()
+    pub(super) fn only_tracks_build_matches(&self) -> bool {
+        self.filter.is_none() && self.tracks_build_matches() && !self.emits_pairs()
     }
 
     /// Whether an empty left side means an empty result.

@@ -2,7 +2,7 @@
 //!
 //! Rows with equal keys, or in one slot, are chained: the index leads to the first row, `next[row]`
 //! to the next. Keys that are integers from a small range have an index of their own
-//! ([`Dense`]). For others, `heads[slot]` is a 16-bit filter of the hashes of the slot's chain above
+//! ([`RankIndex`]). For others, `heads[slot]` is a 16-bit filter of the hashes of the slot's chain above
 //! the first row's number plus one, so most probes that find nothing touch one word.
 //!
 //! Ordering: units write relaxed. Probers read after they got the table out of the join's shared
@@ -16,25 +16,25 @@ use std::{
 use arrow::buffer::NullBuffer;
 use parking_lot::RwLock;
 
-use super::dense::Dense;
-use crate::keys::Keys;
+use super::rank_index::RankIndex;
+use crate::keys::EncodedKeys;
 
 #[derive(Debug)]
-pub(super) struct Index {
-    kind: Kind,
+pub(super) struct JoinIndex {
+    kind: IndexKind,
     /// Empty if no two rows share a chain.
     next: Box<[AtomicU32]>,
 }
 
 #[derive(Debug)]
-pub(super) enum Kind {
+pub(super) enum IndexKind {
     Dense {
-        dense: Dense,
+        dense: RankIndex,
         /// For the units; empty when they are done.
         keys: RwLock<Vec<u64>>,
     },
     Hashed {
-        keys: Keys,
+        keys: EncodedKeys,
         /// Of keys of variable length, which are costly to compare; empty for others.
         hashes: Vec<u64>,
         heads: Box<[AtomicU64]>,
@@ -48,24 +48,27 @@ fn filter_bit(hash: u64) -> u64 {
     1 << (48 + (hash >> 60))
 }
 
-impl Index {
+impl JoinIndex {
     /// An index for `keys`, with nothing in it yet. `hashes`: of keys of variable length.
-    pub(super) fn new(keys: Keys, hashes: Vec<u64>, invalid: Option<&[bool]>) -> Self {
+    pub(super) fn new(keys: EncodedKeys, hashes: Vec<u64>, invalid: Option<&[bool]>) -> Self {
         let rows = keys.len();
         let chains = || (0..rows).map(|_| AtomicU32::new(0)).collect();
         let keys = match keys {
-            Keys::Word(words) => match Dense::new(&words, invalid) {
+            EncodedKeys::U64(words) => match RankIndex::new(&words, invalid) {
                 Some(dense) => {
                     let next = if dense.is_unique() { Box::default() } else { chains() };
-                    return Self { kind: Kind::Dense { dense, keys: RwLock::new(words) }, next };
+                    return Self {
+                        kind: IndexKind::Dense { dense, keys: RwLock::new(words) },
+                        next,
+                    };
                 }
-                None => Keys::Word(words),
+                None => EncodedKeys::U64(words),
             },
             keys => keys,
         };
         let slots = Self::slots(rows);
         let heads = (0..slots).map(|_| AtomicU64::new(0)).collect();
-        Self { kind: Kind::Hashed { keys, hashes, heads }, next: chains() }
+        Self { kind: IndexKind::Hashed { keys, hashes, heads }, next: chains() }
     }
 
     fn slots(rows: usize) -> usize {
@@ -73,20 +76,20 @@ impl Index {
     }
 
     /// The most that an index takes per row, beside keys and hashes: four slots and a link.
-    pub(super) const MOST_ROW_BYTES: usize = 4 * 8 + 4;
+    pub(super) const MAX_ROW_BYTES: usize = 4 * 8 + 4;
 
     /// The bytes that an index over `rows` keys takes at most, beside them and hashes; `range`: the least
     /// and the greatest key, if they are words.
     pub(super) fn bytes_for(rows: usize, range: Option<(u64, u64)>) -> usize {
-        let dense = range.and_then(|(low, high)| Dense::bytes_for(rows, high - low));
-        dense.map_or(Self::MOST_ROW_BYTES * rows, |dense| dense + 4 * rows)
+        let dense = range.and_then(|(low, high)| RankIndex::bytes_for(rows, high - low));
+        dense.map_or(Self::MAX_ROW_BYTES * rows, |dense| dense + 4 * rows)
     }
 
     /// The bytes it takes, keys included.
     pub(super) fn bytes(&self) -> usize {
         let kind = match &self.kind {
-            Kind::Dense { dense, keys } => dense.bytes() + 8 * keys.read().capacity(),
-            Kind::Hashed { keys, hashes, heads } => {
+            IndexKind::Dense { dense, keys } => dense.bytes() + 8 * keys.read().capacity(),
+            IndexKind::Hashed { keys, hashes, heads } => {
                 keys.bytes() + 8 * (hashes.capacity() + heads.len())
             }
         };
@@ -97,7 +100,7 @@ impl Index {
     pub(super) fn insert(&self, rows: Range<usize>, invalid: Option<&[bool]>) {
         let is_valid = |row: usize| invalid.is_none_or(|invalid| !invalid[row]);
         match &self.kind {
-            Kind::Dense { dense, keys } => {
+            IndexKind::Dense { dense, keys } => {
                 let keys = keys.read();
                 for row in rows.filter(|row| is_valid(*row)) {
                     let after = dense.insert(keys[row], row as u32);
@@ -106,7 +109,7 @@ impl Index {
                     }
                 }
             }
-            Kind::Hashed { keys, hashes, heads } => {
+            IndexKind::Hashed { keys, hashes, heads } => {
                 let mut scratch = Vec::new();
                 let (first, mask) = (rows.start, heads.len() - 1);
                 let hashes = match hashes.get(rows.clone()) {
@@ -133,12 +136,12 @@ impl Index {
 
     /// After the last unit: lets go of what only units need.
     pub(super) fn finish(&self) {
-        if let Kind::Dense { keys, .. } = &self.kind {
+        if let IndexKind::Dense { keys, .. } = &self.kind {
             *keys.write() = Vec::new();
         }
     }
 
-    pub(super) fn kind(&self) -> &Kind {
+    pub(super) fn kind(&self) -> &IndexKind {
         &self.kind
     }
 
@@ -149,20 +152,20 @@ impl Index {
 
     /// Replaces `entries` by the first row of each key's chain plus one, or 0. The loads are
     /// independent of each other, so that memory serves many at a time.
-    pub(super) fn first_into(
+    pub(super) fn lookup_chains(
         &self,
-        keys: &Keys,
+        keys: &EncodedKeys,
         valid: Option<&NullBuffer>,
         hashes: &mut Vec<u64>,
         entries: &mut Vec<u32>,
     ) {
         entries.clear();
         match (&self.kind, keys) {
-            (Kind::Dense { dense, .. }, Keys::Word(keys)) => {
+            (IndexKind::Dense { dense, .. }, EncodedKeys::U64(keys)) => {
                 entries.extend(keys.iter().map(|key| dense.first(*key)));
             }
-            (Kind::Dense { .. }, _) => entries.resize(keys.len(), 0),
-            (Kind::Hashed { heads, .. }, keys) => {
+            (IndexKind::Dense { .. }, _) => entries.resize(keys.len(), 0),
+            (IndexKind::Hashed { heads, .. }, keys) => {
                 keys.hash_into(hashes);
                 let mask = heads.len() - 1;
                 entries.extend(hashes.iter().map(|hash| {
@@ -181,7 +184,7 @@ impl Index {
 
     /// The row after `row` in its chain, plus one; 0 at the end.
     #[inline]
-    pub(super) fn next(&self, row: u32) -> u32 {
+    pub(super) fn next_in_chain(&self, row: u32) -> u32 {
         self.next.get(row as usize).map_or(0, |next| next.load(Ordering::Relaxed))
     }
 }

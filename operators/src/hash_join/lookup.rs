@@ -16,36 +16,36 @@ use datafusion_expr::{ColumnarValue, Operator as BinaryOperator};
 use datafusion_physical_expr::{PhysicalExpr, expressions::BinaryExpr, split_conjunction};
 
 use super::{
-    index::{Index, Kind},
-    table::Table,
+    index::{IndexKind, JoinIndex},
+    table::JoinHashTable,
 };
 use crate::{
-    keys::{KeyEncoder, Keys},
-    spilling::{UnitSet, unit_of},
+    keys::{EncodedKeys, KeyEncoder},
+    spill::{PartitionSet, partition_of},
 };
 
 /// Pairs of a table's row and a probe batch's row, in the order of the probe rows.
 #[derive(Debug, Default)]
-pub(super) struct Pairs {
-    pub(super) left: Vec<u32>,
-    pub(super) right: Vec<u32>,
+pub(super) struct RowPairs {
+    pub(super) build_rows: Vec<u32>,
+    pub(super) probe_rows: Vec<u32>,
 }
 
 /// Which matches of a probe row are asked for.
 #[derive(Clone, Copy)]
-pub(super) enum Wanted<'a> {
+pub(super) enum MatchMode<'a> {
     All,
     /// Any one of them.
-    One,
+    First,
     /// All that the table has not marked. Where pairs do nothing but mark, whoever marks one row of a key
     /// marks all of them, so one that is marked says enough: else a key of many rows on both sides would
     /// cost their product.
-    Unmarked(&'a Table),
+    UnmatchedBuildRows(&'a JoinHashTable),
 }
 
 /// Where the search in a probe batch goes on.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Cursor {
+pub(super) struct ProbeCursor {
     row: usize,
     /// The chain entry to look at next, plus one; 0 for the head of the row's chain.
     entry: u32,
@@ -53,7 +53,7 @@ pub(super) struct Cursor {
 
 /// The keys of a probe batch, and where their chains begin.
 pub(super) struct ProbeKeys {
-    keys: Keys,
+    keys: EncodedKeys,
     /// Of keys that are costly to compare; else empty or not wanted any more.
     hashes: Vec<u64>,
     /// Per row: the first row of its chain plus one, or 0.
@@ -65,41 +65,55 @@ impl ProbeKeys {
         encoder: &KeyEncoder,
         columns: &[ArrayRef],
         skip_nulls: bool,
-        index: &Index,
+        index: &JoinIndex,
     ) -> Result<Self> {
         let valid = if skip_nulls { KeyEncoder::without_nulls(columns) } else { None };
         let keys = encoder.encode(columns)?;
         let (mut hashes, mut entries) = (Vec::new(), Vec::new());
-        index.first_into(&keys, valid.as_ref(), &mut hashes, &mut entries);
+        index.lookup_chains(&keys, valid.as_ref(), &mut hashes, &mut entries);
         Ok(Self { keys, hashes, entries })
     }
 
     /// Adds pairs from `cursor` on until there are about `limit`. `true`: the batch is done.
     pub(super) fn find(
         &self,
-        index: &Index,
-        cursor: &mut Cursor,
-        wanted: Wanted<'_>,
+        index: &JoinIndex,
+        cursor: &mut ProbeCursor,
+        mode: MatchMode<'_>,
         limit: usize,
-        pairs: &mut Pairs,
+        pairs: &mut RowPairs,
     ) -> bool {
         match (index.kind(), &self.keys) {
-            (Kind::Dense { .. }, _) if index.is_exact() => self.all(cursor, limit, pairs),
-            (Kind::Dense { .. }, _) => self.walk(index, cursor, wanted, limit, pairs, |_, _| true),
-            (Kind::Hashed { keys: Keys::Word(build), .. }, Keys::Word(probe)) => {
-                let equal = |left: u32, right: usize| build[left as usize] == probe[right];
-                self.walk(index, cursor, wanted, limit, pairs, equal)
+            (IndexKind::Dense { .. }, _) if index.is_exact() => {
+                self.probe_unique(cursor, limit, pairs)
             }
-            (Kind::Hashed { keys: Keys::Pair(build), .. }, Keys::Pair(probe)) => {
-                let equal = |left: u32, right: usize| build[left as usize] == probe[right];
-                self.walk(index, cursor, wanted, limit, pairs, equal)
+            (IndexKind::Dense { .. }, _) => {
+                self.probe_chains(index, cursor, mode, limit, pairs, |_, _| true)
             }
-            (Kind::Hashed { keys: Keys::Rows(build), hashes, .. }, Keys::Rows(probe)) => {
-                let equal = |left: u32, right: usize| {
-                    hashes[left as usize] == self.hashes[right]
-                        && build.row(left as usize) == probe.row(right)
+            (IndexKind::Hashed { keys: EncodedKeys::U64(build), .. }, EncodedKeys::U64(probe)) => {
+                let equal = |build_row: u32, probe_row: usize| {
+                    build[build_row as usize] == probe[probe_row]
                 };
-                self.walk(index, cursor, wanted, limit, pairs, equal)
+                self.probe_chains(index, cursor, mode, limit, pairs, equal)
+            }
+            (
+                IndexKind::Hashed { keys: EncodedKeys::U128(build), .. },
+                EncodedKeys::U128(probe),
+            ) => {
+                let equal = |build_row: u32, probe_row: usize| {
+                    build[build_row as usize] == probe[probe_row]
+                };
+                self.probe_chains(index, cursor, mode, limit, pairs, equal)
+            }
+            (
+                IndexKind::Hashed { keys: EncodedKeys::Rows(build), hashes, .. },
+                EncodedKeys::Rows(probe),
+            ) => {
+                let equal = |build_row: u32, probe_row: usize| {
+                    hashes[build_row as usize] == self.hashes[probe_row]
+                        && build.row(build_row as usize) == probe.row(probe_row)
+                };
+                self.probe_chains(index, cursor, mode, limit, pairs, equal)
             }
             // Both sides come from the join's one encoder.
             _ => true,
@@ -108,31 +122,31 @@ impl ProbeKeys {
 
     /// Every entry is a match, and the only one of its row, so `limit` rows give at most as many
     /// pairs.
-    fn all(&self, cursor: &mut Cursor, limit: usize, pairs: &mut Pairs) -> bool {
+    fn probe_unique(&self, cursor: &mut ProbeCursor, limit: usize, pairs: &mut RowPairs) -> bool {
         let first = cursor.row;
         cursor.row = first.saturating_add(limit).min(self.entries.len());
         let rows = first..cursor.row;
-        pairs.left.resize(rows.len(), 0);
-        pairs.right.resize(rows.len(), 0);
+        pairs.build_rows.resize(rows.len(), 0);
+        pairs.probe_rows.resize(rows.len(), 0);
         let mut found = 0;
         // Without branches: what finds nothing is written over.
         for (row, entry) in rows.clone().zip(&self.entries[rows]) {
-            pairs.left[found] = entry.wrapping_sub(1);
-            pairs.right[found] = row as u32;
+            pairs.build_rows[found] = entry.wrapping_sub(1);
+            pairs.probe_rows[found] = row as u32;
             found += usize::from(*entry != 0);
         }
-        pairs.left.truncate(found);
-        pairs.right.truncate(found);
+        pairs.build_rows.truncate(found);
+        pairs.probe_rows.truncate(found);
         cursor.row == self.entries.len()
     }
 
-    fn walk(
+    fn probe_chains(
         &self,
-        index: &Index,
-        cursor: &mut Cursor,
-        wanted: Wanted<'_>,
+        index: &JoinIndex,
+        cursor: &mut ProbeCursor,
+        mode: MatchMode<'_>,
         limit: usize,
-        pairs: &mut Pairs,
+        pairs: &mut RowPairs,
         equal: impl Fn(u32, usize) -> bool,
     ) -> bool {
         let rows = self.entries.len();
@@ -144,28 +158,28 @@ impl ProbeKeys {
                 entry => entry,
             };
             while entry != 0 {
-                let left = entry - 1;
-                entry = index.next(left);
-                if equal(left, row) {
+                let build_row = entry - 1;
+                entry = index.next_in_chain(build_row);
+                if equal(build_row, row) {
                     if std::mem::take(&mut first)
-                        && let Wanted::Unmarked(table) = wanted
-                        && table.is_marked(left as usize)
+                        && let MatchMode::UnmatchedBuildRows(table) = mode
+                        && table.is_matched(build_row as usize)
                     {
                         break;
                     }
-                    pairs.left.push(left);
-                    pairs.right.push(row as u32);
-                    if let Wanted::One = wanted {
+                    pairs.build_rows.push(build_row);
+                    pairs.probe_rows.push(row as u32);
+                    if let MatchMode::First = mode {
                         break;
                     }
-                    if pairs.left.len() >= limit && entry != 0 {
+                    if pairs.build_rows.len() >= limit && entry != 0 {
                         cursor.entry = entry;
                         return false;
                     }
                 }
             }
             cursor.row += 1;
-            if pairs.left.len() >= limit {
+            if pairs.build_rows.len() >= limit {
                 return cursor.row == rows;
             }
         }
@@ -173,12 +187,12 @@ impl ProbeKeys {
     }
 
     /// One bit per row: whether its key is in the table.
-    fn contained(&self, index: &Index) -> BooleanBuffer {
-        let mut found = Pairs::default();
-        self.find(index, &mut Cursor::default(), Wanted::One, usize::MAX, &mut found);
+    fn contains_keys(&self, index: &JoinIndex) -> BooleanBuffer {
+        let mut found = RowPairs::default();
+        self.find(index, &mut ProbeCursor::default(), MatchMode::First, usize::MAX, &mut found);
         let mut bits = BooleanBufferBuilder::new(self.entries.len());
         bits.append_n(self.entries.len(), false);
-        for row in found.right {
+        for row in found.probe_rows {
             bits.set_bit(row as usize, true);
         }
         bits.finish()
@@ -186,20 +200,20 @@ impl ProbeKeys {
 }
 
 /// One bit per row of `columns`: whether its key is in `index`.
-fn contained(
+fn contains_keys(
     encoder: &KeyEncoder,
     columns: &[ArrayRef],
     skip_nulls: bool,
-    index: &Index,
+    index: &JoinIndex,
 ) -> Result<BooleanBuffer> {
-    let Kind::Dense { dense, .. } = index.kind() else {
-        return Ok(ProbeKeys::new(encoder, columns, skip_nulls, index)?.contained(index));
+    let IndexKind::Dense { dense, .. } = index.kind() else {
+        return Ok(ProbeKeys::new(encoder, columns, skip_nulls, index)?.contains_keys(index));
     };
     let valid = if skip_nulls { KeyEncoder::without_nulls(columns) } else { None };
-    let Keys::Word(keys) = encoder.encode(columns)? else {
+    let EncodedKeys::U64(keys) = encoder.encode(columns)? else {
         return internal_err!("a dense index over keys that are no words");
     };
-    let found = dense.contained(&keys);
+    let found = dense.contains_keys(&keys);
     Ok(match valid {
         Some(valid) => &found & valid.inner(),
         None => found,
@@ -209,69 +223,77 @@ fn contained(
 /// A predicate for scans: whether the keys are in a join's table. True for all once the table is
 /// gone, and for NULL keys if they must reach the join.
 #[derive(Debug, Clone)]
-pub(super) struct InTable {
+pub(super) struct HashTableLookupExpr {
     keys: Vec<Arc<dyn PhysicalExpr>>,
     encoder: KeyEncoder,
-    table: Weak<Table>,
+    table: Weak<JoinHashTable>,
     /// Units of rows that are not in the table, but in files.
-    away: UnitSet,
+    spilled_partitions: PartitionSet,
     keep_nulls: bool,
     skip_nulls: bool,
 }
 
-impl InTable {
+impl HashTableLookupExpr {
     pub(super) fn new(
         keys: Vec<Arc<dyn PhysicalExpr>>,
         encoder: KeyEncoder,
-        table: &Arc<Table>,
-        away: UnitSet,
+        table: &Arc<JoinHashTable>,
+        spilled_partitions: PartitionSet,
         keep_nulls: bool,
         skip_nulls: bool,
     ) -> Self {
-        Self { keys, encoder, table: Arc::downgrade(table), away, keep_nulls, skip_nulls }
+        Self {
+            keys,
+            encoder,
+            table: Arc::downgrade(table),
+            spilled_partitions,
+            keep_nulls,
+            skip_nulls,
+        }
     }
 }
 
 /// What of a published runtime filter decides about a row: membership in the table, if it is a part.
 /// Bounds, which are there for whoever cannot ask the table, say no more. Of several filters of which one must
 /// hold, each is asked so.
-pub fn row_test(filter: &Arc<dyn PhysicalExpr>) -> Arc<dyn PhysicalExpr> {
+pub fn membership_predicate(filter: &Arc<dyn PhysicalExpr>) -> Arc<dyn PhysicalExpr> {
     if let Some(either) = filter.downcast_ref::<BinaryExpr>()
         && *either.op() == BinaryOperator::Or
     {
-        let (left, right) = (row_test(either.left()), row_test(either.right()));
+        let (left, right) =
+            (membership_predicate(either.left()), membership_predicate(either.right()));
         return Arc::new(BinaryExpr::new(left, BinaryOperator::Or, right));
     }
-    let mut parts = split_conjunction(filter).into_iter();
-    parts.find(|part| part.is::<InTable>()).unwrap_or(filter).clone()
+    let mut conjuncts = split_conjunction(filter).into_iter();
+    conjuncts.find(|conjunct| conjunct.is::<HashTableLookupExpr>()).unwrap_or(filter).clone()
 }
 
-impl fmt::Display for InTable {
+impl fmt::Display for HashTableLookupExpr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "(")?;
-        for (place, key) in self.keys.iter().enumerate() {
-            write!(f, "{}{key}", if place > 0 { ", " } else { "" })?;
+        for (index, key) in self.keys.iter().enumerate() {
+            write!(f, "{}{key}", if index > 0 { ", " } else { "" })?;
         }
         write!(f, ") in join table")
     }
 }
 
-impl PartialEq for InTable {
+impl PartialEq for HashTableLookupExpr {
     fn eq(&self, other: &Self) -> bool {
         self.table.ptr_eq(&other.table) && self.keys == other.keys
     }
 }
 
-impl Eq for InTable {}
+impl Eq for HashTableLookupExpr {}
 
-impl Hash for InTable {
+impl Hash for HashTableLookupExpr {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.table.as_ptr().hash(state);
         self.keys.hash(state);
     }
 }
 
-impl PhysicalExpr for InTable {
+impl PhysicalExpr for HashTableLookupExpr {
     fn data_type(&self, _input: &Schema) -> Result<DataType> {
         Ok(DataType::Boolean)
     }
@@ -287,12 +309,13 @@ impl PhysicalExpr for InTable {
         };
         let key = |key: &Arc<dyn PhysicalExpr>| key.evaluate(batch)?.into_array_of_size(rows);
         let columns = self.keys.iter().map(key).collect::<Result<Vec<_>>>()?;
-        let mut found = contained(&self.encoder, &columns, self.skip_nulls, table.index())?;
-        if !self.away.is_empty() {
+        let mut found = contains_keys(&self.encoder, &columns, self.skip_nulls, table.index())?;
+        if !self.spilled_partitions.is_empty() {
             let mut hashes = Vec::new();
             self.encoder.encode(&columns)?.hash_into(&mut hashes);
-            let away = |row: usize| self.away.contains(unit_of(hashes[row], 0));
-            found = &found | &BooleanBuffer::collect_bool(rows, away);
+            let is_spilled =
+                |row: usize| self.spilled_partitions.contains(partition_of(hashes[row], 0));
+            found = &found | &BooleanBuffer::collect_bool(rows, is_spilled);
         }
         if self.keep_nulls
             && let Some(valid) = KeyEncoder::without_nulls(&columns)

@@ -6,40 +6,40 @@
 //! and, after its input, helps to drain what only the table knows: unmatched (or matched) left rows.
 //!
 //! A left side that does not fit is cut into units, some of which go to files together with the probe
-//! rows that may match them (`divide.rs`). They are joined one by one afterwards, where a unit that does
-//! not fit either is cut again, or joined in pieces if it is one key (`unit.rs`).
+//! rows that may match them (`build_spill.rs`). They are joined one by one afterwards, where a unit that does
+//! not fit either is cut again, or joined in pieces if it is one key (`spilled_partition.rs`).
 //!
 //! All ten join types, residual filters, both NULL equalities and the null-aware anti join follow
 //! DataFusion 55, whose joins these must equal. A finished table is published as a runtime filter:
 //! key bounds, and membership in the table itself.
 
 mod build;
-mod collected;
+mod build_rows;
+mod build_spill;
 mod config;
-mod dense;
-mod divide;
-mod drain;
 mod index;
 mod lookup;
 mod output;
 mod probe;
-mod probing;
-mod publish;
+mod probe_batch;
+mod rank_index;
+mod runtime_filter;
+mod spilled_partition;
 mod table;
-mod unit;
+mod unmatched_scan;
 
 #[cfg(test)]
 mod tests;
 
 pub use build::HashJoinBuild;
 pub use config::HashJoinConfig;
-pub use lookup::row_test;
+pub use lookup::membership_predicate;
 pub use probe::HashJoinProbe;
 
 use std::sync::Arc;
 
-use gatework_runtime::{Result, pipeline::Slots};
-use gatework_shared_state::join;
+use gatework_runtime::{Result, pipeline::PerTask};
+use gatework_shared_state::join_bridge;
 use parking_lot::Mutex;
 
 use crate::runtime_filter::FilterProducer;
@@ -56,9 +56,9 @@ pub fn new(
     filter: Option<FilterProducer>,
 ) -> Result<(HashJoinBuild, HashJoinProbe)> {
     let shared = Arc::new(config.prepare(filter.is_some(), probe_tasks)?);
-    let (sinks, sources) = join::new("join", build_tasks, probe_tasks);
+    let (producers, consumers) = join_bridge::new("join", build_tasks, probe_tasks);
     Ok((
-        HashJoinBuild::new(shared.clone(), Slots::new(sinks)),
-        HashJoinProbe::new(shared, Slots::new(sources), Arc::new(Mutex::new(filter))),
+        HashJoinBuild::new(shared.clone(), PerTask::new(producers)),
+        HashJoinProbe::new(shared, PerTask::new(consumers), Arc::new(Mutex::new(filter))),
     ))
 }

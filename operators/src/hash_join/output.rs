@@ -9,55 +9,55 @@ use arrow::{
 use gatework_runtime::Result;
 
 use super::config::OutputColumn;
-use crate::{OrFail, chunked::Gather};
+use crate::{ResultExt, chunked::Gather};
 
 /// One side's rows of an output batch.
-pub(crate) enum Rows<'a> {
+pub(crate) enum RowSource<'a> {
     /// The rows with these numbers.
-    At(&'a dyn Gather, &'a UInt32Array),
+    Take(&'a dyn Gather, &'a UInt32Array),
     /// All rows, as they are.
     All(&'a RecordBatch),
     /// NULL in every column.
-    Null,
+    Nulls,
 }
 
-impl Rows<'_> {
+impl RowSource<'_> {
     fn column(
         &self,
         column: usize,
         schema: &SchemaRef,
-        place: usize,
+        index: usize,
         rows: usize,
     ) -> Result<ArrayRef> {
         match self {
-            Self::At(data, numbers) => data.gather(column, numbers),
+            Self::Take(data, indices) => data.gather(column, indices),
             Self::All(data) => Ok(data.column(column).clone()),
-            Self::Null => Ok(new_null_array(schema.field(place).data_type(), rows)),
+            Self::Nulls => Ok(new_null_array(schema.field(index).data_type(), rows)),
         }
     }
 }
 
 /// A batch of `rows` rows of `schema`, whose columns come from `columns`.
-pub(crate) fn assemble(
+pub(crate) fn build_output_batch(
     schema: &SchemaRef,
     columns: &[OutputColumn],
-    left: &Rows<'_>,
-    right: &Rows<'_>,
+    build: &RowSource<'_>,
+    probe: &RowSource<'_>,
     mark: Option<&BooleanArray>,
     rows: usize,
 ) -> Result<RecordBatch> {
     let arrays = columns
         .iter()
         .enumerate()
-        .map(|(place, column)| match column {
-            OutputColumn::Left(column) => left.column(*column, schema, place, rows),
-            OutputColumn::Right(column) => right.column(*column, schema, place, rows),
+        .map(|(index, column)| match column {
+            OutputColumn::Build(column) => build.column(*column, schema, index, rows),
+            OutputColumn::Probe(column) => probe.column(*column, schema, index, rows),
             OutputColumn::Mark => Ok(match mark {
                 Some(mark) => Arc::new(mark.clone()),
-                None => new_null_array(schema.field(place).data_type(), rows),
+                None => new_null_array(schema.field(index).data_type(), rows),
             }),
         })
         .collect::<Result<Vec<ArrayRef>>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    RecordBatch::try_new_with_options(schema.clone(), arrays, &options).or_fail()
+    RecordBatch::try_new_with_options(schema.clone(), arrays, &options).query_err()
 }

@@ -10,44 +10,47 @@ use arrow::{
 };
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, LocalOperator, Operator, OperatorResult, Setup, Slots, Start, TaskContext},
+    pipeline::{
+        Batch, DriverContext, LocalOperator, Operator, OperatorContext, OperatorResult, PerTask,
+        StartResult,
+    },
 };
 use gatework_shared_state::{
     Gate,
-    join::{Build, Drain, ProbeSource},
+    join_bridge::{BuildStep, ProbeConsumer, UnmatchedScan},
 };
 use parking_lot::Mutex;
 
 use super::{
-    config::Shared,
-    divide::{Offered, Prepared, Preparing},
-    drain::Drained,
-    probing::{NextPairs, Probing},
-    table::{Joined, Table},
-    unit::{Next, UnitJoin},
+    build_spill::{BuildInput, FinalizeResult, TableFinalizer},
+    config::HashJoinPlan,
+    probe_batch::{NextMatches, ProbeBatch},
+    spilled_partition::{JoinOutput, SpilledPartitionJoin},
+    table::{BuildSide, JoinHashTable},
+    unmatched_scan::BuildSideOutput,
 };
 use crate::{
-    OrFail, compact,
-    keys::{KeyEncoder, NullKeys},
+    ResultExt, apply_selection,
+    keys::{KeyEncoder, KeyNulls},
     runtime_filter::FilterProducer,
-    spilling::{Units, unit_of},
+    spill::{PartitionedSpill, partition_of},
 };
 
 /// The operator on a join's right side.
 #[derive(Debug)]
 pub struct HashJoinProbe {
-    shared: Arc<Shared>,
-    slots: Slots<ProbeSource<Offered, Joined>>,
+    shared: Arc<HashJoinPlan>,
+    consumers: PerTask<ProbeConsumer<BuildInput, BuildSide>>,
     filter: Arc<Mutex<Option<FilterProducer>>>,
 }
 
 impl HashJoinProbe {
     pub(super) fn new(
-        shared: Arc<Shared>,
-        slots: Slots<ProbeSource<Offered, Joined>>,
+        shared: Arc<HashJoinPlan>,
+        consumers: PerTask<ProbeConsumer<BuildInput, BuildSide>>,
         filter: Arc<Mutex<Option<FilterProducer>>>,
     ) -> Self {
-        Self { shared, slots, filter }
+        Self { shared, consumers, filter }
     }
 }
 
@@ -56,177 +59,183 @@ impl Operator for HashJoinProbe {
         "hash join probe"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalProbe {
             shared: self.shared.clone(),
-            source: self.slots.take(&setup)?,
+            consumer: self.consumers.take(&setup)?,
             filter: self.filter.clone(),
             setup,
-            preparing: None,
-            joined: None,
+            finalizer: None,
+            build_side: None,
             table: None,
-            probing: None,
-            away: None,
-            drain_units: None,
-            draining: None,
-            unit: None,
+            probe_batch: None,
+            spill: None,
+            num_unmatched_morsels: None,
+            unmatched_scan: None,
+            partition_join: None,
         }))
     }
 }
 
 struct LocalProbe {
-    shared: Arc<Shared>,
-    source: ProbeSource<Offered, Joined>,
+    shared: Arc<HashJoinPlan>,
+    consumer: ProbeConsumer<BuildInput, BuildSide>,
     filter: Arc<Mutex<Option<FilterProducer>>>,
-    setup: Setup,
-    preparing: Option<Box<Preparing>>,
-    joined: Option<Arc<Joined>>,
-    /// Of `joined`, until the probe has ended.
-    table: Option<Arc<Table>>,
-    probing: Option<Probing>,
+    setup: OperatorContext,
+    finalizer: Option<Box<TableFinalizer>>,
+    build_side: Option<Arc<BuildSide>>,
+    /// Of `build_side`, until the probe has ended.
+    table: Option<Arc<JoinHashTable>>,
+    probe_batch: Option<ProbeBatch>,
     /// Rows whose matches are in files, if any are.
-    away: Option<Units>,
+    spill: Option<PartitionedSpill>,
     /// After the probe: how many units there are to drain.
-    drain_units: Option<usize>,
+    num_unmatched_morsels: Option<usize>,
     /// The table's one that is being drained.
-    draining: Option<(Arc<Table>, Drained)>,
+    unmatched_scan: Option<(Arc<JoinHashTable>, BuildSideOutput)>,
     /// The one in files that is being joined.
-    unit: Option<UnitJoin>,
+    partition_join: Option<SpilledPartitionJoin>,
 }
 
 impl LocalProbe {
     /// Makes the table that was asked for; the gate of what is not in its file yet.
-    fn prepare(&mut self) -> Result<Option<Gate>> {
-        let Some(preparing) = &mut self.preparing else { return Ok(None) };
-        match preparing.go_on()? {
-            Prepared::Blocked(gate) => return Ok(Some(gate)),
-            Prepared::Table(joined, units) => {
-                self.setup.metrics().add("build rows", joined.rows() as u64);
-                self.source.prepared(joined, units);
+    fn finalize(&mut self) -> Result<Option<Gate>> {
+        let Some(finalizer) = &mut self.finalizer else { return Ok(None) };
+        match finalizer.poll()? {
+            FinalizeResult::Blocked(gate) => return Ok(Some(gate)),
+            FinalizeResult::Table(build_side, morsels) => {
+                self.setup.metrics().add("build_input_rows", build_side.rows() as u64);
+                self.consumer.finish_finalize(build_side, morsels);
             }
         }
-        self.preparing = None;
+        self.finalizer = None;
         Ok(None)
     }
 
-    fn build(&mut self, joined: &Joined, unit: usize, task: &TaskContext) -> Result<()> {
-        let table = joined.table()?;
-        table.build(unit, task)?;
-        if self.source.built() {
+    fn build(&mut self, build_side: &BuildSide, morsel: usize, task: &DriverContext) -> Result<()> {
+        let table = build_side.table()?;
+        table.build(morsel, task)?;
+        if self.consumer.finish_build_morsel() {
             table.finish()?;
             if let Some(producer) = self.filter.lock().take() {
-                self.shared.publish(joined, producer)?;
+                self.shared.publish(build_side, producer)?;
             }
-            self.source.publish();
+            self.consumer.publish_table();
         }
         Ok(())
     }
 
-    fn begin(&mut self, batch: Batch) -> Result<()> {
+    fn start_batch(&mut self, batch: Batch) -> Result<()> {
         let sequence = batch.sequence();
-        let mut data = compact(batch)?;
-        let mut columns = self.shared.right_keys(&data)?;
+        let mut data = apply_selection(batch)?;
+        let mut columns = self.shared.probe_keys(&data)?;
         if self.shared.config.null_aware {
             self.shared.probe_saw_rows.store(true, Ordering::Relaxed);
             if columns.iter().any(|column| column.logical_null_count() > 0) {
                 self.shared.probe_saw_null.store(true, Ordering::Relaxed);
             }
         }
-        if let Some(stays) = self.send_away(&data, &columns)? {
-            if stays.true_count() == 0 {
+        if let Some(in_memory) = self.spill_rows(&data, &columns)? {
+            if in_memory.true_count() == 0 {
                 return Ok(());
             }
-            data = filter_record_batch(&data, &stays).or_fail()?;
+            data = filter_record_batch(&data, &in_memory).query_err()?;
             for column in &mut columns {
-                *column = filter(column, &stays).or_fail()?;
+                *column = filter(column, &in_memory).query_err()?;
             }
         }
         let Some(table) = &self.table else {
-            return Err(Error::Setup("a batch came before the join's table".into()));
+            return Err(Error::InvalidConfiguration("a batch came before the join's table".into()));
         };
-        self.probing = Some(self.shared.probe(table, data, sequence, &columns)?);
+        self.probe_batch = Some(self.shared.probe(table, data, sequence, &columns)?);
         Ok(())
     }
 
     /// Puts the rows aside whose matches are in files; which ones are left, if not all.
-    fn send_away(&mut self, data: &RecordBatch, keys: &[ArrayRef]) -> Result<Option<BooleanArray>> {
-        let (Some(away), Some(joined)) = (&mut self.away, &self.joined) else { return Ok(None) };
+    fn spill_rows(
+        &mut self,
+        data: &RecordBatch,
+        keys: &[ArrayRef],
+    ) -> Result<Option<BooleanArray>> {
+        let (Some(spill), Some(build_side)) = (&mut self.spill, &self.build_side) else {
+            return Ok(None);
+        };
         let mut hashes = Vec::new();
-        self.shared.encoder.encode(keys).or_fail()?.hash_into(&mut hashes);
-        let mut goes = BooleanBuffer::collect_bool(hashes.len(), |row| {
-            joined.away.contains(unit_of(hashes[row], 0))
+        self.shared.encoder.encode(keys).query_err()?.hash_into(&mut hashes);
+        let mut spilled = BooleanBuffer::collect_bool(hashes.len(), |row| {
+            build_side.spilled_partitions.contains(partition_of(hashes[row], 0))
         });
-        if self.shared.null_keys == NullKeys::AreSkipped
+        if self.shared.null_keys == KeyNulls::NeverMatch
             && let Some(valid) = KeyEncoder::without_nulls(keys)
         {
-            goes = &goes & valid.inner();
+            spilled = &spilled & valid.inner();
         }
-        if goes.count_set_bits() == 0 {
+        if spilled.count_set_bits() == 0 {
             return Ok(None);
         }
-        let stays = BooleanArray::new(!&goes, None);
-        let goes = BooleanArray::new(goes, None);
-        let mut bits = goes.values().iter();
+        let in_memory = BooleanArray::new(!&spilled, None);
+        let spilled = BooleanArray::new(spilled, None);
+        let mut bits = spilled.values().iter();
         hashes.retain(|_| bits.next() == Some(true));
-        let goes = filter_record_batch(&self.shared.keyed(data, keys)?, &goes).or_fail()?;
-        away.add(goes, &hashes, None)?;
-        Ok(Some(stays))
+        let spilled = filter_record_batch(&self.shared.keyed(data, keys)?, &spilled).query_err()?;
+        spill.add(spilled, &hashes, None)?;
+        Ok(Some(in_memory))
     }
 
     /// The next output of the batch at hand.
-    fn advance(&mut self, task: &TaskContext) -> Result<OperatorResult> {
-        let (Some(table), Some(probing)) = (&self.table, &mut self.probing) else {
+    fn advance(&mut self, task: &DriverContext) -> Result<OperatorResult> {
+        let (Some(table), Some(probe_batch)) = (&self.table, &mut self.probe_batch) else {
             return Ok(OperatorResult::NeedInput);
         };
-        match self.shared.next_pairs(table, probing, task)? {
-            NextPairs::Batch(pairs) => return Ok(OperatorResult::HaveMore(pairs)),
-            NextPairs::Breath(gate) => return Ok(OperatorResult::Blocked(gate.into())),
-            NextPairs::End => {}
+        match self.shared.next_matches(table, probe_batch, task)? {
+            NextMatches::Batch(pairs) => return Ok(OperatorResult::HaveMoreOutput(pairs)),
+            NextMatches::Yield(gate) => return Ok(OperatorResult::Blocked(gate.into())),
+            NextMatches::End => {}
         }
-        match self.probing.take() {
-            Some(probing) => self.shared.rest(probing),
+        match self.probe_batch.take() {
+            Some(probe_batch) => self.shared.unmatched_probe_rows(probe_batch),
             None => Ok(OperatorResult::NeedInput),
         }
     }
 
     /// Says that this task's input has ended, once; the gate of what is not in its file yet.
-    fn end_probe(&mut self) -> Result<Option<Gate>> {
-        let Some(joined) = &self.joined else { return Ok(None) };
-        if self.drain_units.is_some() {
+    fn finish_probe(&mut self) -> Result<Option<Gate>> {
+        let Some(build_side) = &self.build_side else { return Ok(None) };
+        if self.num_unmatched_morsels.is_some() {
             return Ok(None);
         }
-        let mut parts = Vec::new();
-        if let Some(away) = &mut self.away {
-            if let Some(gate) = away.settle_all(true)? {
+        let mut segments = Vec::new();
+        if let Some(spill) = &mut self.spill {
+            if let Some(gate) = spill.poll_all(true)? {
                 return Ok(Some(gate));
             }
-            parts = self.away.take().map(|away| away.take().1).unwrap_or_default();
+            segments = self.spill.take().map(|spill| spill.into_parts().1).unwrap_or_default();
         }
         self.table = None;
-        let units = joined.end_probe(parts);
-        self.drain_units = Some(units);
-        self.source.end_probe(units);
+        let morsels = build_side.finish_probe(segments);
+        self.num_unmatched_morsels = Some(morsels);
+        self.consumer.finish_probe(morsels);
         Ok(None)
     }
 
     /// Begins with the next unit to drain.
-    fn drain(&mut self, joined: &Joined, unit: usize) -> Result<()> {
-        if let Some(table) = joined.drained_table(unit)? {
-            let drained = self.shared.drain_unit(&table, unit);
-            self.draining = Some((table, drained));
-        } else if let Some((build, probe)) = joined.take_unit(unit) {
+    fn start_unmatched_morsel(&mut self, build_side: &BuildSide, morsel: usize) -> Result<()> {
+        if let Some(table) = build_side.table_of_morsel(morsel)? {
+            let output = self.shared.build_side_output(&table, morsel);
+            self.unmatched_scan = Some((table, output));
+        } else if let Some((build, probe)) = build_side.take_partition(morsel) {
             let (shared, setup) = (self.shared.clone(), self.setup.clone());
-            self.unit = Some(UnitJoin::new(shared, setup, build, probe));
+            self.partition_join = Some(SpilledPartitionJoin::new(shared, setup, build, probe));
         }
         Ok(())
     }
 
     /// The next rows of the unit of the table that is being drained.
-    fn drained(&mut self) -> Result<Option<Batch>> {
-        let Some((table, drained)) = &mut self.draining else { return Ok(None) };
-        let batch = self.shared.next_drained(table, drained)?;
+    fn next_unmatched_batch(&mut self) -> Result<Option<Batch>> {
+        let Some((table, output)) = &mut self.unmatched_scan else { return Ok(None) };
+        let batch = self.shared.next_build_side_batch(table, output)?;
         if batch.is_none() {
-            self.draining = None;
+            self.unmatched_scan = None;
         }
         Ok(batch.map(Batch::new))
     }
@@ -235,84 +244,91 @@ impl LocalProbe {
 impl Drop for LocalProbe {
     fn drop(&mut self) {
         // Nobody wants this task's rows any more, but perhaps those of others.
-        if let Some(preparing) = self.preparing.take() {
-            self.source.pass_on(vec![Offered::Begun(preparing)]);
+        if let Some(finalizer) = self.finalizer.take() {
+            self.consumer.hand_over_finalize(vec![BuildInput::Unfinished(finalizer)]);
         }
     }
 }
 
 impl LocalOperator for LocalProbe {
     fn abort(&mut self) {
-        self.preparing = None;
+        self.finalizer = None;
     }
 
-    fn start(&mut self, task: &TaskContext) -> Result<Start> {
+    fn start(&mut self, task: &DriverContext) -> Result<StartResult> {
         loop {
-            task.check()?;
-            if let Some(gate) = self.prepare()? {
-                return Ok(Start::Blocked(gate.into()));
+            task.check_cancelled()?;
+            if let Some(gate) = self.finalize()? {
+                return Ok(StartResult::Blocked(gate.into()));
             }
-            match self.source.build() {
-                Build::Prepare(offered) => {
+            match self.consumer.next_build_step() {
+                BuildStep::Finalize(inputs) => {
                     let (shared, setup) = (self.shared.clone(), self.setup.clone());
-                    self.preparing = Some(Preparing::new(shared, setup, offered));
+                    self.finalizer = Some(TableFinalizer::new(shared, setup, inputs));
                 }
-                Build::Unit(joined, unit) => {
-                    self.build(&joined, unit, task)?;
-                    if let Some(gate) = task.breath() {
-                        return Ok(Start::Blocked(gate.into()));
+                BuildStep::Morsel(build_side, morsel) => {
+                    self.build(&build_side, morsel, task)?;
+                    if let Some(gate) = task.yield_gate() {
+                        return Ok(StartResult::Blocked(gate.into()));
                     }
                 }
-                Build::Blocked(gate) => return Ok(Start::Blocked(gate.into())),
-                Build::Aborted => return Err(Error::ProducerAborted),
-                Build::Ready(joined) => {
-                    let nothing = joined.rows() == 0 && self.shared.empty_build_is_empty_result();
-                    self.table = Some(joined.table()?);
-                    if !joined.away.is_empty() {
-                        self.away = Some(Units::new(self.setup.clone(), 0, 0));
+                BuildStep::Blocked(gate) => return Ok(StartResult::Blocked(gate.into())),
+                BuildStep::Aborted => return Err(Error::ProducerAborted),
+                BuildStep::Ready(build_side) => {
+                    let empty_result =
+                        build_side.rows() == 0 && self.shared.empty_build_is_empty_result();
+                    self.table = Some(build_side.table()?);
+                    if !build_side.spilled_partitions.is_empty() {
+                        self.spill = Some(PartitionedSpill::new(self.setup.clone(), 0, 0));
                     }
-                    self.joined = Some(joined);
-                    return Ok(if nothing { Start::Finished } else { Start::Ready });
+                    self.build_side = Some(build_side);
+                    return Ok(if empty_result {
+                        StartResult::Finished
+                    } else {
+                        StartResult::Ready
+                    });
                 }
             }
         }
     }
 
-    fn execute(&mut self, input: Option<Batch>, task: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, task: &DriverContext) -> Result<OperatorResult> {
         if let Some(batch) = input {
-            self.begin(batch)?;
+            self.start_batch(batch)?;
         }
-        if let Some(away) = &mut self.away
-            && let Some(gate) = away.settle_all(false)?
+        if let Some(spill) = &mut self.spill
+            && let Some(gate) = spill.poll_all(false)?
         {
             return Ok(OperatorResult::Blocked(gate.into()));
         }
         self.advance(task)
     }
 
-    fn finish(&mut self, task: &TaskContext) -> Result<OperatorResult> {
-        if let Some(gate) = self.end_probe()? {
+    fn finish(&mut self, task: &DriverContext) -> Result<OperatorResult> {
+        if let Some(gate) = self.finish_probe()? {
             return Ok(OperatorResult::Blocked(gate.into()));
         }
-        if self.drain_units.is_none_or(|units| units == 0) {
+        if self.num_unmatched_morsels.is_none_or(|morsels| morsels == 0) {
             return Ok(OperatorResult::Finished);
         }
         loop {
-            if let Some(batch) = self.drained()? {
-                return Ok(OperatorResult::HaveMore(batch));
+            if let Some(batch) = self.next_unmatched_batch()? {
+                return Ok(OperatorResult::HaveMoreOutput(batch));
             }
-            if let Some(unit) = &mut self.unit {
-                match unit.next(task)? {
-                    Next::Batch(batch) => return Ok(OperatorResult::HaveMore(batch)),
-                    Next::Blocked(gate) => return Ok(OperatorResult::Blocked(gate.into())),
-                    Next::End => self.unit = None,
+            if let Some(partition_join) = &mut self.partition_join {
+                match partition_join.next(task)? {
+                    JoinOutput::Batch(batch) => return Ok(OperatorResult::HaveMoreOutput(batch)),
+                    JoinOutput::Blocked(gate) => return Ok(OperatorResult::Blocked(gate.into())),
+                    JoinOutput::End => self.partition_join = None,
                 }
             }
-            match self.source.drain() {
-                Drain::Unit(joined, unit) => self.drain(&joined, unit)?,
-                Drain::Blocked(gate) => return Ok(OperatorResult::Blocked(gate.into())),
-                Drain::Finished => return Ok(OperatorResult::Finished),
-                Drain::Aborted => return Err(Error::ProducerAborted),
+            match self.consumer.next_unmatched_scan() {
+                UnmatchedScan::Morsel(build_side, morsel) => {
+                    self.start_unmatched_morsel(&build_side, morsel)?
+                }
+                UnmatchedScan::Blocked(gate) => return Ok(OperatorResult::Blocked(gate.into())),
+                UnmatchedScan::Finished => return Ok(OperatorResult::Finished),
+                UnmatchedScan::Aborted => return Err(Error::ProducerAborted),
             }
         }
     }

@@ -15,74 +15,74 @@ use arrow::{array::ArrayRef, buffer::NullBuffer, datatypes::SchemaRef};
 use datafusion_common::ScalarValue;
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Reservation, TaskContext},
+    pipeline::{DriverContext, Reservation},
 };
 use parking_lot::Mutex;
 
-use super::{collected::Collected, config::Shared, index::Index};
+use super::{build_rows::BuildRows, config::HashJoinPlan, index::JoinIndex};
 use crate::{
-    OrFail,
+    ResultExt,
     batch_bytes::MAX_ARRAY_BYTES,
     chunked::{Column, Columns},
-    spilling::{SpilledPart, UnitSet},
+    spill::{PartitionSet, SpillSegment},
 };
 
 /// Rows per build unit.
-const UNIT_ROWS: usize = 1 << 14;
+const BUILD_MORSEL_ROWS: usize = 1 << 14;
 
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct JoinHashTable {
     rows: usize,
-    index: Index,
+    index: JoinIndex,
     /// Rows with a NULL key that matches nothing; `None` if there are none.
     invalid: Option<Box<[bool]>>,
     schema: SchemaRef,
     columns: Box<[OnceLock<Column>]>,
     payload: OnceLock<Columns>,
     /// By column, what the build tasks had of it, until it is copied together.
-    pieces: Box<[Mutex<Vec<ArrayRef>>]>,
+    column_chunks: Box<[Mutex<Vec<ArrayRef>>]>,
     matched: Box<[AtomicU64]>,
     reservation: Mutex<Reservation>,
     can_spill: bool,
 }
 
-impl Table {
-    /// Allocates a table for `collected`, whose reservation covers it, and says how many units fill it.
-    pub(super) fn prepare(
-        shared: &Shared,
-        collected: Collected,
+impl JoinHashTable {
+    /// Allocates a table for `build_rows`, whose reservation covers it, and says how many units fill it.
+    pub(super) fn allocate(
+        shared: &HashJoinPlan,
+        build_rows: BuildRows,
         can_spill: bool,
     ) -> Result<(Self, usize)> {
-        let rows = collected.rows();
+        let rows = build_rows.rows();
         if rows >= u32::MAX as usize {
-            return Err(Error::Setup(format!(
+            return Err(Error::InvalidConfiguration(format!(
                 "the build side of a join has {rows} rows; at most 2^32 - 2 fit one table"
             )));
         }
-        let Collected { keys, hashes, valid, batches, reservation, .. } = collected;
-        let matched = if shared.marks_left() { rows.div_ceil(64) } else { 0 };
+        let BuildRows { keys, hashes, valid, batches, reservation, .. } = build_rows;
+        let matched = if shared.tracks_build_matches() { rows.div_ceil(64) } else { 0 };
         let invalid = valid.iter().any(|(_, valid)| valid.is_some()).then(|| flags(&valid, rows));
         let left = &shared.config.left_schema;
-        let schema = Arc::new(left.project(&shared.kept).or_fail()?);
+        let schema = Arc::new(left.project(&shared.payload_columns).query_err()?);
         let columns = schema.fields().len();
         let column =
-            |place: usize| batches.iter().map(|batch| batch.column(place).clone()).collect();
-        let pieces = (0..columns).map(|place| Mutex::new(column(place))).collect();
+            |index: usize| batches.iter().map(|batch| batch.column(index).clone()).collect();
+        let column_chunks = (0..columns).map(|index| Mutex::new(column(index))).collect();
         let table = Self {
             rows,
-            index: Index::new(keys, hashes, invalid.as_deref()),
+            index: JoinIndex::new(keys, hashes, invalid.as_deref()),
             invalid,
             schema,
             columns: (0..columns).map(|_| OnceLock::new()).collect(),
             payload: OnceLock::new(),
-            pieces,
+            column_chunks,
             matched: (0..matched).map(|_| AtomicU64::new(0)).collect(),
             reservation: Mutex::new(reservation),
             can_spill,
         };
         // One unit per range of rows, one per column, and at least one to finish the table.
-        let units = (rows.div_ceil(UNIT_ROWS) + columns).max(1);
-        Ok((table, units))
+        let morsels = (rows.div_ceil(BUILD_MORSEL_ROWS) + columns).max(1);
+        Ok((table, morsels))
     }
 
     /// Rows in the table, NULL keys included.
@@ -91,32 +91,32 @@ impl Table {
     }
 
     /// Units in which the rows are drained.
-    pub(super) fn drain_units(&self) -> usize {
-        self.rows.div_ceil(DRAIN_ROWS)
+    pub(super) fn num_unmatched_morsels(&self) -> usize {
+        self.rows.div_ceil(UNMATCHED_SCAN_ROWS)
     }
 
-    /// Does build unit `unit`.
-    pub(super) fn build(&self, unit: usize, task: &TaskContext) -> Result<()> {
-        if let Some(column) = self.columns.get(unit) {
-            return self.copy_column(unit, column, task);
+    /// Does build morsel `morsel`.
+    pub(super) fn build(&self, morsel: usize, task: &DriverContext) -> Result<()> {
+        if let Some(column) = self.columns.get(morsel) {
+            return self.concat_column(morsel, column, task);
         }
-        let first = (unit - self.columns.len()) * UNIT_ROWS;
-        let last = (first + UNIT_ROWS).min(self.rows());
+        let first = (morsel - self.columns.len()) * BUILD_MORSEL_ROWS;
+        let last = (first + BUILD_MORSEL_ROWS).min(self.rows());
         self.index.insert(first..last, self.invalid.as_deref());
         Ok(())
     }
 
-    fn copy_column(
+    fn concat_column(
         &self,
-        place: usize,
+        index: usize,
         column: &OnceLock<Column>,
-        task: &TaskContext,
+        task: &DriverContext,
     ) -> Result<()> {
-        let pieces = std::mem::take(&mut *self.pieces[place].lock());
-        let whole = if pieces.is_empty() {
-            Column::One(arrow::array::new_empty_array(self.schema.field(place).data_type()))
+        let chunks = std::mem::take(&mut *self.column_chunks[index].lock());
+        let whole = if chunks.is_empty() {
+            Column::One(arrow::array::new_empty_array(self.schema.field(index).data_type()))
         } else {
-            Column::concat(&pieces, MAX_ARRAY_BYTES, || task.check())?
+            Column::concat(&chunks, MAX_ARRAY_BYTES, || task.check_cancelled())?
         };
         let _first = column.set(whole);
         Ok(())
@@ -139,17 +139,19 @@ impl Table {
 
     /// The kept columns of all rows.
     pub(super) fn payload(&self) -> Result<&Columns> {
-        self.payload.get().ok_or_else(|| Error::Setup("the join's table is not finished".into()))
+        self.payload
+            .get()
+            .ok_or_else(|| Error::InvalidConfiguration("the join's table is not finished".into()))
     }
 
     /// From keys to rows.
-    pub(super) fn index(&self) -> &Index {
+    pub(super) fn index(&self) -> &JoinIndex {
         &self.index
     }
 
     /// Notes that `row` found a match.
     #[inline]
-    pub(super) fn mark(&self, row: u32) {
+    pub(super) fn mark_matched(&self, row: u32) {
         let (word, bit) = (&self.matched[row as usize / 64], 1_u64 << (row % 64));
         // Most marks are repeated, and a load does not take the line from other cores.
         if word.load(Ordering::Relaxed) & bit == 0 {
@@ -158,7 +160,7 @@ impl Table {
     }
 
     /// Whether `row` found a match.
-    pub(super) fn is_marked(&self, row: usize) -> bool {
+    pub(super) fn is_matched(&self, row: usize) -> bool {
         self.matched[row / 64].load(Ordering::Relaxed) & (1 << (row % 64)) != 0
     }
 
@@ -170,49 +172,50 @@ impl Table {
 
 /// What is known of a join's left side: the table of the rows that fit, and rows in files.
 #[derive(Debug)]
-pub(super) struct Joined {
+pub(super) struct BuildSide {
     /// Until nobody needs it.
-    table: Mutex<Option<Arc<Table>>>,
+    table: Mutex<Option<Arc<JoinHashTable>>>,
     rows: usize,
     pub(super) bounds: Option<Bounds>,
     pub(super) has_null: bool,
     /// The units whose rows are in files.
-    pub(super) away: UnitSet,
-    build: Mutex<Vec<Vec<SpilledPart>>>,
-    probe: Mutex<Vec<Vec<SpilledPart>>>,
+    pub(super) spilled_partitions: PartitionSet,
+    spilled_build: Mutex<Vec<Vec<SpillSegment>>>,
+    spilled_probe: Mutex<Vec<Vec<SpillSegment>>>,
     /// Tasks that have not ended their probe.
-    probing: AtomicUsize,
-    drain_units: usize,
-    drained: AtomicUsize,
+    probing_tasks: AtomicUsize,
+    num_unmatched_morsels: usize,
+    claimed_morsels: AtomicUsize,
 }
 
 /// Left rows per drain unit.
-pub(super) const DRAIN_ROWS: usize = 8192;
+pub(super) const UNMATCHED_SCAN_ROWS: usize = 8192;
 
 /// Both sides of a unit that is in files.
-pub(super) type UnitParts = (Vec<SpilledPart>, Vec<SpilledPart>);
+pub(super) type PartitionSegments = (Vec<SpillSegment>, Vec<SpillSegment>);
 
-impl Joined {
+impl BuildSide {
     pub(super) fn new(
-        shared: &Shared,
-        table: Table,
+        shared: &HashJoinPlan,
+        table: JoinHashTable,
         bounds: Option<Bounds>,
         has_null: bool,
-        build: Vec<Vec<SpilledPart>>,
+        spilled_build: Vec<Vec<SpillSegment>>,
     ) -> Self {
-        let in_files: usize = build.iter().flatten().map(|part| part.rows).sum();
-        let drain_units = if shared.marks_left() { table.drain_units() } else { 0 };
+        let spilled_rows: usize = spilled_build.iter().flatten().map(|segment| segment.rows).sum();
+        let num_unmatched_morsels =
+            if shared.tracks_build_matches() { table.num_unmatched_morsels() } else { 0 };
         Self {
-            rows: table.rows() + in_files,
+            rows: table.rows() + spilled_rows,
             table: Mutex::new(Some(Arc::new(table))),
             bounds,
             has_null,
-            away: shared.away(),
-            build: Mutex::new(build),
-            probe: Mutex::default(),
-            probing: AtomicUsize::new(shared.probe_tasks),
-            drain_units,
-            drained: AtomicUsize::new(0),
+            spilled_partitions: shared.spilled_partitions(),
+            spilled_build: Mutex::new(spilled_build),
+            spilled_probe: Mutex::default(),
+            probing_tasks: AtomicUsize::new(shared.probe_tasks),
+            num_unmatched_morsels,
+            claimed_morsels: AtomicUsize::new(0),
         }
     }
 
@@ -222,47 +225,53 @@ impl Joined {
     }
 
     /// The table of the rows that fit.
-    pub(super) fn table(&self) -> Result<Arc<Table>> {
+    pub(super) fn table(&self) -> Result<Arc<JoinHashTable>> {
         let table = self.table.lock().clone();
-        table.ok_or_else(|| Error::Setup("the join's table is no longer needed".into()))
+        table.ok_or_else(|| {
+            Error::InvalidConfiguration("the join's table is no longer needed".into())
+        })
     }
 
-    /// A probe task has had all of its input, and put `parts` of each unit into files. Answers how many
+    /// A probe task has had all of its input, and put `segments` of each unit into files. Answers how many
     /// units there are to drain: those of the table, then those in files.
-    pub(super) fn end_probe(&self, parts: Vec<Vec<SpilledPart>>) -> usize {
+    pub(super) fn finish_probe(&self, segments: Vec<Vec<SpillSegment>>) -> usize {
         {
-            let mut probe = self.probe.lock();
-            let units = probe.len().max(parts.len());
-            probe.resize_with(units, Vec::new);
-            for (all, parts) in probe.iter_mut().zip(parts) {
-                all.extend(parts);
+            let mut spilled_probe = self.spilled_probe.lock();
+            let partitions = spilled_probe.len().max(segments.len());
+            spilled_probe.resize_with(partitions, Vec::new);
+            for (all, segments) in spilled_probe.iter_mut().zip(segments) {
+                all.extend(segments);
             }
         }
-        if self.probing.fetch_sub(1, Ordering::AcqRel) == 1 && self.drain_units == 0 {
+        if self.probing_tasks.fetch_sub(1, Ordering::AcqRel) == 1 && self.num_unmatched_morsels == 0
+        {
             *self.table.lock() = None;
         }
-        self.drain_units + self.away.units().count()
+        self.num_unmatched_morsels + self.spilled_partitions.partitions().count()
     }
 
-    /// The table, if `unit` is one of its.
-    pub(super) fn drained_table(&self, unit: usize) -> Result<Option<Arc<Table>>> {
-        if unit >= self.drain_units {
+    /// The table, if `morsel` is one of its.
+    pub(super) fn table_of_morsel(&self, morsel: usize) -> Result<Option<Arc<JoinHashTable>>> {
+        if morsel >= self.num_unmatched_morsels {
             return Ok(None);
         }
         let table = self.table()?;
-        if self.drained.fetch_add(1, Ordering::AcqRel) + 1 == self.drain_units {
+        if self.claimed_morsels.fetch_add(1, Ordering::AcqRel) + 1 == self.num_unmatched_morsels {
             *self.table.lock() = None;
         }
         Ok(Some(table))
     }
 
     /// The rows of a unit to drain that is in files.
-    pub(super) fn take_unit(&self, unit: usize) -> Option<UnitParts> {
-        let unit = self.away.units().nth(unit.checked_sub(self.drain_units)?)?;
-        let take = |side: &Mutex<Vec<Vec<SpilledPart>>>| {
-            side.lock().get_mut(unit).map(std::mem::take).unwrap_or_default()
+    pub(super) fn take_partition(&self, morsel: usize) -> Option<PartitionSegments> {
+        let partition = self
+            .spilled_partitions
+            .partitions()
+            .nth(morsel.checked_sub(self.num_unmatched_morsels)?)?;
+        let take = |side: &Mutex<Vec<Vec<SpillSegment>>>| {
+            side.lock().get_mut(partition).map(std::mem::take).unwrap_or_default()
         };
-        Some((take(&self.build), take(&self.probe)))
+        Some((take(&self.spilled_build), take(&self.spilled_probe)))
     }
 }
 

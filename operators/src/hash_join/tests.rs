@@ -29,8 +29,8 @@ use self::model::{KeyKind, Side};
 use super::{HashJoinConfig, new};
 use crate::{
     JoinFilter,
-    rig::{FailingScan, Readers, result_of, run, scan, sorted_rows},
     runtime_filter::FilterProducer,
+    test_support::{FailingScan, Readers, result_of, run, scan, sorted_rows},
 };
 
 const TYPES: [JoinType; 10] = [
@@ -92,13 +92,16 @@ impl Case {
 
     /// `left.value < right.value`.
     fn residual(left: &RecordBatch, right: &RecordBatch) -> JoinFilter {
-        let value = |name, place| Arc::new(Column::new(name, place)) as Arc<dyn PhysicalExpr>;
+        let value = |name, index| Arc::new(Column::new(name, index)) as Arc<dyn PhysicalExpr>;
         // The predicate sees the right column first, so that places and sides differ.
         let expression = BinaryExpr::new(value("l", 1), BinaryOperator::Lt, value("r", 0));
-        let place = |batch: &RecordBatch| batch.schema().index_of("value").unwrap();
+        let value_index = |batch: &RecordBatch| batch.schema().index_of("value").unwrap();
         JoinFilter {
             expression: Arc::new(expression),
-            columns: vec![(JoinSide::Right, place(right)), (JoinSide::Left, place(left))],
+            columns: vec![
+                (JoinSide::Right, value_index(right)),
+                (JoinSide::Left, value_index(left)),
+            ],
             schema: Arc::new(Schema::new(vec![
                 Field::new("r", DataType::Int32, true),
                 Field::new("l", DataType::Int32, true),
@@ -117,9 +120,9 @@ impl Case {
             Some(columns) => whole.project(columns).unwrap(),
             None => whole,
         };
-        let key = |place| Arc::new(Column::new("key", place)) as Arc<dyn PhysicalExpr>;
+        let key = |index| Arc::new(Column::new("key", index)) as Arc<dyn PhysicalExpr>;
         HashJoinConfig {
-            on: (0..self.key.columns()).map(|place| (key(place), key(place))).collect(),
+            on: (0..self.key.columns()).map(|index| (key(index), key(index))).collect(),
             join_type: self.kind,
             filter: self.residual.then(|| Self::residual(left, right)),
             null_equality: match self.nulls_equal {
@@ -146,7 +149,7 @@ impl Case {
         filter: Option<FilterProducer>,
     ) -> Readers {
         let (build, probe) = new(config, self.builds, self.probes, filter).unwrap();
-        graph.add("build", self.builds, left, vec![], Arc::new(build)).unwrap();
+        graph.add_pipeline("build", self.builds, left, vec![], Arc::new(build)).unwrap();
         result_of(graph, self.probes, 1, right, vec![Arc::new(probe)])
     }
 
@@ -297,7 +300,7 @@ fn probe_rows_stay_in_order() {
         let number = schema.fields().iter().rposition(|field| field.name() == "row").unwrap();
         let batches = case.run(&left.batch, &right.batch, Some(&[number])).unwrap();
         let numbers: Vec<i32> =
-            crate::rig::rows(&batches).iter().map(|row| row.parse().unwrap()).collect();
+            crate::test_support::rows(&batches).iter().map(|row| row.parse().unwrap()).collect();
         assert!(!numbers.is_empty() && numbers.is_sorted(), "{kind}: {numbers:?}");
     }
 }

@@ -13,22 +13,22 @@ use datafusion_common::{Result, hash_utils::RandomState, utils::normalize_float_
 
 use super::{
     KeyRows,
-    fixed::{self, Field},
+    fixed::{self, PackedField},
 };
 
 /// What NULL means in a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NullKeys {
+pub enum KeyNulls {
     /// A value like others, equal to itself: groups, set operations, `IS NOT DISTINCT FROM`.
-    AreValues,
+    Equal,
     /// No row with one is looked at, so it needs no code: joins.
-    AreSkipped,
+    NeverMatch,
 }
 
 #[derive(Debug)]
-enum Shape {
-    Word(Vec<Field>),
-    Pair(Vec<Field>),
+enum KeyLayout {
+    U64(Vec<PackedField>),
+    U128(Vec<PackedField>),
     Rows(RowConverter),
 }
 
@@ -36,16 +36,16 @@ enum Shape {
 #[derive(Debug, Clone)]
 pub struct KeyEncoder {
     types: Arc<[DataType]>,
-    shape: Arc<Shape>,
+    layout: Arc<KeyLayout>,
 }
 
 /// Encoded keys, one per row.
 #[derive(Debug)]
-pub enum Keys {
+pub enum EncodedKeys {
     /// Keys of at most 64 bits.
-    Word(Vec<u64>),
+    U64(Vec<u64>),
     /// Keys of at most 128 bits.
-    Pair(Vec<u128>),
+    U128(Vec<u128>),
     /// All other keys.
     Rows(KeyRows),
 }
@@ -59,52 +59,52 @@ impl KeyEncoder {
     ///
     /// # Errors
     /// If a type cannot be compared.
-    pub fn new(types: &[(DataType, bool)], nulls: NullKeys) -> Result<Self> {
+    pub fn new(types: &[(DataType, bool)], nulls: KeyNulls) -> Result<Self> {
         let with_nulls: Vec<_> = types
             .iter()
             .map(|(kind, nullable)| {
-                (plain(kind).clone(), *nullable && nulls == NullKeys::AreValues)
+                (value_type(kind).clone(), *nullable && nulls == KeyNulls::Equal)
             })
             .collect();
-        let shape = match fixed::fields(&with_nulls) {
-            Some((fields, 0..=64)) => Shape::Word(fields),
-            Some((fields, 65..=128)) => Shape::Pair(fields),
+        let layout = match fixed::fields(&with_nulls) {
+            Some((fields, 0..=64)) => KeyLayout::U64(fields),
+            Some((fields, 65..=128)) => KeyLayout::U128(fields),
             _ => {
-                let fields = types.iter().map(|(kind, _)| SortField::new(plain(kind).clone()));
+                let fields = types.iter().map(|(kind, _)| SortField::new(value_type(kind).clone()));
                 let fields = fields.collect();
-                Shape::Rows(RowConverter::new(fields)?)
+                KeyLayout::Rows(RowConverter::new(fields)?)
             }
         };
         let types = types.iter().map(|(kind, _)| kind.clone()).collect();
-        Ok(Self { types, shape: Arc::new(shape) })
+        Ok(Self { types, layout: Arc::new(layout) })
     }
 
     /// The keys of the rows of `columns`.
     ///
     /// # Errors
     /// If a column is not of its type.
-    pub fn encode(&self, columns: &[ArrayRef]) -> Result<Keys> {
+    pub fn encode(&self, columns: &[ArrayRef]) -> Result<EncodedKeys> {
         let rows = columns.first().map_or(0, Array::len);
         let normalize = |column: &ArrayRef| Ok(normalize_float_zero(&expand_runs(column)?));
         let columns: Vec<ArrayRef> = columns.iter().map(normalize).collect::<Result<_>>()?;
-        Ok(match self.shape.as_ref() {
-            Shape::Word(fields) => {
+        Ok(match self.layout.as_ref() {
+            KeyLayout::U64(fields) => {
                 let mut keys = vec![0_u64; rows];
                 for (column, field) in columns.iter().zip(fields) {
                     fixed::pack(column, *field, &mut keys);
                 }
-                Keys::Word(keys)
+                EncodedKeys::U64(keys)
             }
-            Shape::Pair(fields) => {
+            KeyLayout::U128(fields) => {
                 let mut keys = vec![0_u128; rows];
                 for (column, field) in columns.iter().zip(fields) {
                     fixed::pack(column, *field, &mut keys);
                 }
-                Keys::Pair(keys)
+                EncodedKeys::U128(keys)
             }
-            Shape::Rows(converter) => {
+            KeyLayout::Rows(converter) => {
                 let rows = converter.convert_columns(&columns)?;
-                Keys::Rows(KeyRows::new(rows, converter.empty_rows(0, 0)))
+                EncodedKeys::Rows(KeyRows::new(rows, converter.empty_rows(0, 0)))
             }
         })
     }
@@ -113,7 +113,7 @@ impl KeyEncoder {
     ///
     /// # Errors
     /// If a value cannot be rebuilt.
-    pub fn decode(&self, keys: &Keys) -> Result<Vec<ArrayRef>> {
+    pub fn decode(&self, keys: &EncodedKeys) -> Result<Vec<ArrayRef>> {
         self.decode_range(keys, 0..keys.len())
     }
 
@@ -121,42 +121,44 @@ impl KeyEncoder {
     ///
     /// # Errors
     /// If a value cannot be rebuilt.
-    pub fn decode_range(&self, keys: &Keys, range: Range<usize>) -> Result<Vec<ArrayRef>> {
-        match (self.shape.as_ref(), keys) {
-            (Shape::Word(fields), Keys::Word(keys)) => {
+    pub fn decode_range(&self, keys: &EncodedKeys, range: Range<usize>) -> Result<Vec<ArrayRef>> {
+        match (self.layout.as_ref(), keys) {
+            (KeyLayout::U64(fields), EncodedKeys::U64(keys)) => {
                 let keys = &keys[range];
-                let unpack =
-                    |(field, kind): (&Field, &DataType)| fixed::unpack(keys, *field, plain(kind));
+                let unpack = |(field, kind): (&PackedField, &DataType)| {
+                    fixed::unpack(keys, *field, value_type(kind))
+                };
                 let columns = fields.iter().zip(self.types.iter()).map(unpack);
-                self.restore(columns.collect::<Result<_>>()?)
+                self.cast_to_key_types(columns.collect::<Result<_>>()?)
             }
-            (Shape::Pair(fields), Keys::Pair(keys)) => {
+            (KeyLayout::U128(fields), EncodedKeys::U128(keys)) => {
                 let keys = &keys[range];
-                let unpack =
-                    |(field, kind): (&Field, &DataType)| fixed::unpack(keys, *field, plain(kind));
+                let unpack = |(field, kind): (&PackedField, &DataType)| {
+                    fixed::unpack(keys, *field, value_type(kind))
+                };
                 let columns = fields.iter().zip(self.types.iter()).map(unpack);
-                self.restore(columns.collect::<Result<_>>()?)
+                self.cast_to_key_types(columns.collect::<Result<_>>()?)
             }
-            (Shape::Rows(converter), Keys::Rows(rows)) => {
-                self.restore(converter.convert_rows(rows.range(range))?)
+            (KeyLayout::Rows(converter), EncodedKeys::Rows(rows)) => {
+                self.cast_to_key_types(converter.convert_rows(rows.range(range))?)
             }
             _ => datafusion_common::internal_err!("keys of another encoder"),
         }
     }
 
-    /// The columns that the keys at `places` were made of.
+    /// The columns that the keys at `indices` were made of.
     ///
     /// # Errors
     /// If a value cannot be rebuilt.
-    pub fn decode_some(&self, keys: &Keys, places: &[u32]) -> Result<Vec<ArrayRef>> {
-        match (self.shape.as_ref(), keys) {
-            (Shape::Rows(converter), Keys::Rows(rows)) => {
-                let rows = places.iter().map(|place| rows.row(*place as usize));
-                self.restore(converter.convert_rows(rows)?)
+    pub fn decode_indices(&self, keys: &EncodedKeys, indices: &[u32]) -> Result<Vec<ArrayRef>> {
+        match (self.layout.as_ref(), keys) {
+            (KeyLayout::Rows(converter), EncodedKeys::Rows(rows)) => {
+                let rows = indices.iter().map(|index| rows.row(*index as usize));
+                self.cast_to_key_types(converter.convert_rows(rows)?)
             }
             _ => {
-                let mut some = self.no_keys();
-                places.iter().for_each(|place| some.push_from(keys, *place as usize));
+                let mut some = self.empty_keys();
+                indices.iter().for_each(|index| some.push_from(keys, *index as usize));
                 self.decode(&some)
             }
         }
@@ -164,21 +166,21 @@ impl KeyEncoder {
 
     /// Rows forget dictionaries, and keys have no runs; the types that were promised come back
     /// here.
-    fn restore(&self, columns: Vec<ArrayRef>) -> Result<Vec<ArrayRef>> {
-        let restore = |(column, kind): (ArrayRef, &DataType)| {
+    fn cast_to_key_types(&self, columns: Vec<ArrayRef>) -> Result<Vec<ArrayRef>> {
+        let cast_column = |(column, kind): (ArrayRef, &DataType)| {
             if column.data_type() == kind { Ok(column) } else { Ok(cast(&column, kind)?) }
         };
-        columns.into_iter().zip(self.types.iter()).map(restore).collect()
+        columns.into_iter().zip(self.types.iter()).map(cast_column).collect()
     }
 
     /// No keys yet, of this encoder's form.
-    pub fn no_keys(&self) -> Keys {
-        match self.shape.as_ref() {
-            Shape::Word(_) => Keys::Word(Vec::new()),
-            Shape::Pair(_) => Keys::Pair(Vec::new()),
-            Shape::Rows(converter) => {
-                let none = converter.empty_rows(0, 0);
-                Keys::Rows(KeyRows::new(none.clone(), none))
+    pub fn empty_keys(&self) -> EncodedKeys {
+        match self.layout.as_ref() {
+            KeyLayout::U64(_) => EncodedKeys::U64(Vec::new()),
+            KeyLayout::U128(_) => EncodedKeys::U128(Vec::new()),
+            KeyLayout::Rows(converter) => {
+                let empty = converter.empty_rows(0, 0);
+                EncodedKeys::Rows(KeyRows::new(empty.clone(), empty))
             }
         }
     }
@@ -198,9 +200,9 @@ impl KeyEncoder {
 }
 
 /// The type of what a column of type `kind` has, in runs or not.
-fn plain(kind: &DataType) -> &DataType {
+fn value_type(kind: &DataType) -> &DataType {
     match kind {
-        DataType::RunEndEncoded(_, values) => plain(values.data_type()),
+        DataType::RunEndEncoded(_, values) => value_type(values.data_type()),
         kind => kind,
     }
 }
@@ -208,7 +210,7 @@ fn plain(kind: &DataType) -> &DataType {
 /// `column` with a value for each row, if it is of runs. Such a column has no NULLs of its own.
 fn expand_runs(column: &ArrayRef) -> Result<ArrayRef> {
     match column.data_type() {
-        kind @ DataType::RunEndEncoded(..) => Ok(cast(column, plain(kind))?),
+        kind @ DataType::RunEndEncoded(..) => Ok(cast(column, value_type(kind))?),
         _ => Ok(column.clone()),
     }
 }
@@ -225,12 +227,12 @@ fn hash_row(state: &RandomState, row: Row<'_>) -> u64 {
     state.hash_one(row.data())
 }
 
-impl Keys {
+impl EncodedKeys {
     /// How many there are.
     pub fn len(&self) -> usize {
         match self {
-            Self::Word(keys) => keys.len(),
-            Self::Pair(keys) => keys.len(),
+            Self::U64(keys) => keys.len(),
+            Self::U128(keys) => keys.len(),
             Self::Rows(rows) => rows.len(),
         }
     }
@@ -243,8 +245,8 @@ impl Keys {
     /// Makes room for `more`.
     pub fn reserve(&mut self, more: usize) {
         match self {
-            Self::Word(keys) => keys.reserve(more),
-            Self::Pair(keys) => keys.reserve(more),
+            Self::U64(keys) => keys.reserve(more),
+            Self::U128(keys) => keys.reserve(more),
             // These do not move.
             Self::Rows(_) => {}
         }
@@ -253,8 +255,8 @@ impl Keys {
     /// Has none any more.
     pub fn clear(&mut self) {
         match self {
-            Self::Word(keys) => keys.clear(),
-            Self::Pair(keys) => keys.clear(),
+            Self::U64(keys) => keys.clear(),
+            Self::U128(keys) => keys.clear(),
             Self::Rows(rows) => rows.clear(),
         }
     }
@@ -262,14 +264,14 @@ impl Keys {
     /// The bytes they take.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Word(keys) => 8 * keys.capacity(),
-            Self::Pair(keys) => 16 * keys.capacity(),
+            Self::U64(keys) => 8 * keys.capacity(),
+            Self::U128(keys) => 16 * keys.capacity(),
             Self::Rows(rows) => rows.bytes(),
         }
     }
 
     /// Whether comparing two of them costs more than a hash that is kept for each.
-    pub fn are_costly(&self) -> bool {
+    pub fn is_variable_length(&self) -> bool {
         matches!(self, Self::Rows(_))
     }
 
@@ -282,8 +284,8 @@ impl Keys {
     pub fn hash_range_into(&self, range: Range<usize>, hashes: &mut Vec<u64>) {
         hashes.clear();
         match self {
-            Self::Word(keys) => hashes.extend(keys[range].iter().map(|key| hash_u64(*key))),
-            Self::Pair(keys) => hashes.extend(keys[range].iter().map(|key| {
+            Self::U64(keys) => hashes.extend(keys[range].iter().map(|key| hash_u64(*key))),
+            Self::U128(keys) => hashes.extend(keys[range].iter().map(|key| {
                 hash_u64((*key as u64).rotate_left(29) ^ hash_u64((*key >> 64) as u64))
             })),
             Self::Rows(rows) => {
@@ -297,7 +299,7 @@ impl Keys {
     pub(crate) fn text_bytes(&self) -> usize {
         match self {
             Self::Rows(rows) => rows.bytes(),
-            Self::Word(_) | Self::Pair(_) => 0,
+            Self::U64(_) | Self::U128(_) => 0,
         }
     }
 
@@ -305,15 +307,15 @@ impl Keys {
     pub(crate) fn length(&self, index: usize) -> usize {
         match self {
             Self::Rows(rows) => rows.row(index).data().len(),
-            Self::Word(_) | Self::Pair(_) => 0,
+            Self::U64(_) | Self::U128(_) => 0,
         }
     }
 
     /// Appends all keys of `other`, which come from the same encoder.
     pub fn append(&mut self, other: &Self) {
         match (self, other) {
-            (Self::Word(keys), Self::Word(more)) => keys.extend_from_slice(more),
-            (Self::Pair(keys), Self::Pair(more)) => keys.extend_from_slice(more),
+            (Self::U64(keys), Self::U64(more)) => keys.extend_from_slice(more),
+            (Self::U128(keys), Self::U128(more)) => keys.extend_from_slice(more),
             (Self::Rows(rows), Self::Rows(more)) => more.iter().for_each(|row| rows.push(row)),
             _ => debug_assert!(false, "keys of another encoder"),
         }
@@ -322,8 +324,8 @@ impl Keys {
     /// Appends key `index` of `other`, which comes from the same encoder.
     pub fn push_from(&mut self, other: &Self, index: usize) {
         match (self, other) {
-            (Self::Word(keys), Self::Word(more)) => keys.push(more[index]),
-            (Self::Pair(keys), Self::Pair(more)) => keys.push(more[index]),
+            (Self::U64(keys), Self::U64(more)) => keys.push(more[index]),
+            (Self::U128(keys), Self::U128(more)) => keys.push(more[index]),
             (Self::Rows(rows), Self::Rows(more)) => rows.push(more.row(index)),
             _ => debug_assert!(false, "keys of another encoder"),
         }
@@ -332,8 +334,8 @@ impl Keys {
     /// Whether key `index` equals key `other_index` of `other`.
     pub fn equals(&self, index: usize, other: &Self, other_index: usize) -> bool {
         match (self, other) {
-            (Self::Word(keys), Self::Word(others)) => keys[index] == others[other_index],
-            (Self::Pair(keys), Self::Pair(others)) => keys[index] == others[other_index],
+            (Self::U64(keys), Self::U64(others)) => keys[index] == others[other_index],
+            (Self::U128(keys), Self::U128(others)) => keys[index] == others[other_index],
             (Self::Rows(rows), Self::Rows(others)) => rows.row(index) == others.row(other_index),
             _ => false,
         }

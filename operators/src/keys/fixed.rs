@@ -9,7 +9,7 @@ use datafusion_common::{cast::as_boolean_array, internal_err};
 
 /// Where a column's value and null bit lie in a packed key.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Field {
+pub(super) struct PackedField {
     /// 1, 2, 4, 8 or 16.
     width: usize,
     shift: u32,
@@ -18,7 +18,7 @@ pub(super) struct Field {
 }
 
 /// The fields of a packed key and the bits they take; `None` if a type has no fixed width.
-pub(super) fn fields(types: &[(DataType, bool)]) -> Option<(Vec<Field>, u32)> {
+pub(super) fn fields(types: &[(DataType, bool)]) -> Option<(Vec<PackedField>, u32)> {
     let mut bits = 0;
     let mut fields = Vec::with_capacity(types.len());
     for (kind, null_bit) in types {
@@ -27,7 +27,7 @@ pub(super) fn fields(types: &[(DataType, bool)]) -> Option<(Vec<Field>, u32)> {
         bits += 8 * width as u32;
         let null_shift = null_bit.then_some(bits);
         bits += u32::from(*null_bit);
-        fields.push(Field { width, shift, null_shift });
+        fields.push(PackedField { width, shift, null_shift });
     }
     Some((fields, bits))
 }
@@ -41,12 +41,12 @@ fn width(kind: &DataType) -> Option<usize> {
 }
 
 /// An integer that packed keys are made of.
-pub(super) trait Word: Copy + Default {
+pub(super) trait KeyWord: Copy + Default {
     fn or_shifted(&mut self, value: u128, shift: u32);
     fn field(self, shift: u32) -> u128;
 }
 
-impl Word for u64 {
+impl KeyWord for u64 {
     fn or_shifted(&mut self, value: u128, shift: u32) {
         *self |= (value as u64) << shift;
     }
@@ -56,7 +56,7 @@ impl Word for u64 {
     }
 }
 
-impl Word for u128 {
+impl KeyWord for u128 {
     fn or_shifted(&mut self, value: u128, shift: u32) {
         *self |= value << shift;
     }
@@ -67,7 +67,7 @@ impl Word for u128 {
 }
 
 /// Ors `column`'s values into `keys`; a NULL leaves the value bits zero.
-pub(super) fn pack<W: Word>(column: &dyn Array, field: Field, keys: &mut [W]) {
+pub(super) fn pack<W: KeyWord>(column: &dyn Array, field: PackedField, keys: &mut [W]) {
     if let Ok(booleans) = as_boolean_array(column) {
         for (key, bit) in keys.iter_mut().zip(booleans.values()) {
             key.or_shifted(u128::from(bit), field.shift);
@@ -104,16 +104,16 @@ pub(crate) fn is_narrow(kind: &DataType) -> bool {
 }
 
 /// Replaces `values` by the values of a column of at most 8 bytes each, as unsigned integers.
-pub(crate) fn pack_narrow(column: &dyn Array, values: &mut Vec<u128>) {
+pub(crate) fn pack_to_u128(column: &dyn Array, values: &mut Vec<u128>) {
     values.clear();
     values.resize(column.len(), 0);
     if let Some(width) = width(column.data_type()) {
-        pack(column, Field { width, shift: 0, null_shift: None }, values);
+        pack(column, PackedField { width, shift: 0, null_shift: None }, values);
     }
 }
 
 /// Zeroes the value bits, which hold whatever lies under a NULL.
-fn clear<W: Word>(key: &mut W, field: Field) {
+fn clear<W: KeyWord>(key: &mut W, field: PackedField) {
     let value = key.field(0);
     let mask = low_bits(8 * field.width as u32) << field.shift;
     let mut cleared = W::default();
@@ -128,7 +128,7 @@ fn low_bits(bits: u32) -> u128 {
 fn pack_values<T, W>(data: &ArrayData, shift: u32, keys: &mut [W])
 where
     T: arrow::datatypes::ArrowNativeType + Into<u128>,
-    W: Word,
+    W: KeyWord,
 {
     let values = &data.buffer::<T>(0)[..keys.len()];
     for (key, value) in keys.iter_mut().zip(values) {
@@ -137,9 +137,9 @@ where
 }
 
 /// The column of type `kind` that was packed at `field`.
-pub(super) fn unpack<W: Word>(
+pub(super) fn unpack<W: KeyWord>(
     keys: &[W],
-    field: Field,
+    field: PackedField,
     kind: &DataType,
 ) -> datafusion_common::Result<ArrayRef> {
     let value = |key: &W| key.field(field.shift);

@@ -14,9 +14,9 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use encoder::{KeyEncoder, Keys, NullKeys};
-pub(crate) use fixed::{is_narrow, pack_narrow};
-pub(crate) use partition::partition_rows_again;
-pub use partition::{partition_indices, partition_rows, split};
+pub use encoder::{EncodedKeys, KeyEncoder, KeyNulls};
+pub(crate) use fixed::{is_narrow, pack_to_u128};
+pub(crate) use partition::partition_rows_reseeded;
+pub use partition::{partition_indices, partition_rows, split_by_partition};
 pub use rows::KeyRows;
-pub use table::GroupTable;
+pub use table::GroupValues;

@@ -10,7 +10,7 @@ use datafusion_common::hash_utils::{RandomState, create_hashes};
 use datafusion_physical_expr::PhysicalExpr;
 use gatework_runtime::Result;
 
-use crate::OrFail;
+use crate::ResultExt;
 
 /// The rows of `batch` by partition of their keys; partitions without rows are left out.
 ///
@@ -32,7 +32,7 @@ pub fn partition_rows(
 ///
 /// # Errors
 /// If a key expression fails.
-pub(crate) fn partition_rows_again(
+pub(crate) fn partition_rows_reseeded(
     batch: &RecordBatch,
     keys: &[Arc<dyn PhysicalExpr>],
     partitions: usize,
@@ -51,15 +51,19 @@ fn partition_by_seed(
         .iter()
         .map(|key| key.evaluate(batch)?.into_array_of_size(rows))
         .collect::<Result<Vec<ArrayRef>, _>>()
-        .or_fail()?;
+        .query_err()?;
     let mut hashes = vec![0; rows];
-    create_hashes(&columns, &RandomState::with_seed(seed), &mut hashes).or_fail()?;
+    create_hashes(&columns, &RandomState::with_seed(seed), &mut hashes).query_err()?;
     let count = partitions as u64;
     // A division takes as long as all the rest of a row.
     if count.is_power_of_two() {
-        split(batch, hashes.iter().map(|hash| (hash & (count - 1)) as usize), partitions)
+        split_by_partition(
+            batch,
+            hashes.iter().map(|hash| (hash & (count - 1)) as usize),
+            partitions,
+        )
     } else {
-        split(batch, hashes.iter().map(|hash| (hash % count) as usize), partitions)
+        split_by_partition(batch, hashes.iter().map(|hash| (hash % count) as usize), partitions)
     }
 }
 
@@ -71,7 +75,7 @@ fn partition_by_seed(
 ///
 /// # Panics
 /// If a row has no partition, or one that does not exist.
-pub fn split(
+pub fn split_by_partition(
     batch: &RecordBatch,
     partition_of_row: impl Iterator<Item = usize>,
     partitions: usize,
@@ -81,18 +85,18 @@ pub fn split(
         let only = partition_of_row.first().map(|partition| *partition as usize);
         return Ok(only.map(|only| (only, batch.clone())).into_iter().collect());
     };
-    let gathered = take_record_batch(batch, &UInt32Array::from(order.rows)).or_fail()?;
+    let gathered = take_record_batch(batch, &UInt32Array::from(order.rows)).query_err()?;
     let mut start = 0;
-    let parts = order.ends.into_iter().enumerate().map(|(partition, end)| {
-        let part = gathered.slice(start, end - start);
+    let batches = order.ends.into_iter().enumerate().map(|(partition, end)| {
+        let slice = gathered.slice(start, end - start);
         start = end;
-        (partition, part)
+        (partition, slice)
     });
-    Ok(parts.filter(|(_, part)| part.num_rows() > 0).collect())
+    Ok(batches.filter(|(_, batch)| batch.num_rows() > 0).collect())
 }
 
 /// Row numbers, partition by partition, and where each partition ends.
-struct Order {
+struct PartitionOrder {
     rows: Vec<u32>,
     ends: Vec<usize>,
 }
@@ -102,7 +106,7 @@ struct Order {
 const RUNS: usize = 4;
 
 /// The rows in the order of their partitions; `None` if there is not more than one partition.
-fn order(partition_of_row: &[u32], partitions: usize) -> Option<Order> {
+fn order(partition_of_row: &[u32], partitions: usize) -> Option<PartitionOrder> {
     let rows = partition_of_row.len();
     let run = rows / RUNS;
     let (runs, rest) = partition_of_row.split_at(run * RUNS);
@@ -114,21 +118,21 @@ fn order(partition_of_row: &[u32], partitions: usize) -> Option<Order> {
         numbers.zip(partitions.map(|((a, b), (c, d))| [*a, *b, *c, *d]))
     };
     // The last run goes on with the rest. A partition's counters lie together.
-    let mut places = vec![[0_u32; RUNS]; partitions];
+    let mut offsets = vec![[0_u32; RUNS]; partitions];
     for (_, of_runs) in side_by_side() {
-        for (place, partition) in of_runs.into_iter().enumerate() {
-            places[partition as usize][place] += 1;
+        for (run_index, partition) in of_runs.into_iter().enumerate() {
+            offsets[partition as usize][run_index] += 1;
         }
     }
     for partition in rest {
-        places[*partition as usize][RUNS - 1] += 1;
+        offsets[*partition as usize][RUNS - 1] += 1;
     }
-    if places.iter().any(|counts| counts.iter().sum::<u32>() as usize == rows) {
+    if offsets.iter().any(|counts| counts.iter().sum::<u32>() as usize == rows) {
         return None;
     }
     let mut end = 0;
     let mut ends = Vec::with_capacity(partitions);
-    for counts in &mut places {
+    for counts in &mut offsets {
         // From how many there are to where they begin.
         for count in counts {
             end += std::mem::replace(count, end);
@@ -137,18 +141,18 @@ fn order(partition_of_row: &[u32], partitions: usize) -> Option<Order> {
     }
     let mut ordered = vec![0; rows];
     for (numbers, of_runs) in side_by_side() {
-        for (place, (row, partition)) in numbers.into_iter().zip(of_runs).enumerate() {
-            let next = &mut places[partition as usize][place];
+        for (run_index, (row, partition)) in numbers.into_iter().zip(of_runs).enumerate() {
+            let next = &mut offsets[partition as usize][run_index];
             ordered[*next as usize] = row;
             *next += 1;
         }
     }
     for (row, partition) in (RUNS * run..).zip(rest) {
-        let next = &mut places[*partition as usize][RUNS - 1];
+        let next = &mut offsets[*partition as usize][RUNS - 1];
         ordered[*next as usize] = row as u32;
         *next += 1;
     }
-    Some(Order { rows: ordered, ends })
+    Some(PartitionOrder { rows: ordered, ends })
 }
 
 /// Row numbers by partition, in order.
@@ -165,16 +169,17 @@ pub fn partition_indices(
 
 #[cfg(test)]
 mod tests {
-    use gatework_runtime::scheduler::Dice;
+    use gatework_runtime::scheduler::SplitMix64;
 
     use super::*;
 
     #[test]
     fn rows_stay_in_order_within_their_partition() {
-        let mut dice = Dice::new(9);
+        let mut rng = SplitMix64::new(9);
         for rows in [0, 1, 2, 3, 4, 5, 7, 8, 9, 100, 1001] {
             for partitions in [1, 2, 3, 5, 300] {
-                let of_rows: Vec<u32> = (0..rows).map(|_| dice.below(partitions) as u32).collect();
+                let of_rows: Vec<u32> =
+                    (0..rows).map(|_| rng.next_below(partitions) as u32).collect();
                 let expected = partition_indices(of_rows.iter().map(|p| *p as usize), partitions);
                 let filled = expected.iter().filter(|rows| !rows.is_empty()).count();
                 match order(&of_rows, partitions) {

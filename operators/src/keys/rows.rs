@@ -15,26 +15,26 @@ pub struct KeyRows {
     /// All full but the last; at least one.
     chunks: Vec<Rows>,
     /// What the full ones take.
-    full: usize,
+    full_bytes: usize,
     /// None, as which a chunk begins.
-    none: Rows,
+    empty: Rows,
 }
 
 impl KeyRows {
-    /// These `rows`; `none` is of no rows, and of the same converter.
-    pub(super) fn new(rows: Rows, none: Rows) -> Self {
+    /// These `rows`; `empty` is of no rows, and of the same converter.
+    pub(super) fn new(rows: Rows, empty: Rows) -> Self {
         if rows.num_rows() <= CHUNK {
-            return Self { chunks: vec![rows], full: 0, none };
+            return Self { chunks: vec![rows], full_bytes: 0, empty };
         }
-        let mut keys = Self { chunks: vec![none.clone()], full: 0, none };
+        let mut keys = Self { chunks: vec![empty.clone()], full_bytes: 0, empty };
         rows.iter().for_each(|row| keys.push(row));
         keys
     }
 
-    /// Row `at`.
+    /// Row `index`.
     #[inline]
-    pub fn row(&self, at: usize) -> Row<'_> {
-        self.chunks[at >> CHUNK_BITS].row(at & (CHUNK - 1))
+    pub fn row(&self, index: usize) -> Row<'_> {
+        self.chunks[index >> CHUNK_BITS].row(index & (CHUNK - 1))
     }
 
     /// How many there are.
@@ -52,12 +52,12 @@ impl KeyRows {
     pub fn clear(&mut self) {
         self.chunks.truncate(1);
         self.chunks.iter_mut().for_each(Rows::clear);
-        self.full = 0;
+        self.full_bytes = 0;
     }
 
     /// The bytes they take.
     pub fn bytes(&self) -> usize {
-        self.full + self.chunks.last().map_or(0, Rows::size)
+        self.full_bytes + self.chunks.last().map_or(0, Rows::size)
     }
 
     /// All of them.
@@ -67,7 +67,7 @@ impl KeyRows {
 
     /// Those of `range`.
     pub fn range(&self, range: Range<usize>) -> impl Iterator<Item = Row<'_>> {
-        range.map(|at| self.row(at))
+        range.map(|index| self.row(index))
     }
 
     /// Appends a row of the same converter.
@@ -83,9 +83,9 @@ impl KeyRows {
 
     #[cold]
     fn push_to_next(&mut self, row: Row<'_>) {
-        let mut next = self.none.clone();
+        let mut next = self.empty.clone();
         if let Some(last) = self.chunks.last() {
-            self.full += last.size();
+            self.full_bytes += last.size();
             next.reserve(CHUNK, last.lengths().sum());
         }
         next.push(row);

@@ -8,14 +8,14 @@
 
 use std::convert::Infallible;
 
-use super::{KeyEncoder, Keys};
+use super::{EncodedKeys, KeyEncoder};
 
 /// Groups in the order in which their keys were first seen.
 #[derive(Debug)]
-pub struct GroupTable {
+pub struct GroupValues {
     slots: Vec<u64>,
     hashes: Vec<u64>,
-    keys: Keys,
+    keys: EncodedKeys,
 }
 
 const FIRST_SLOTS: usize = 1024;
@@ -27,10 +27,10 @@ const CACHED_SLOTS: usize = 1 << 17;
 /// Slots after which a table that grows asks whether to go on: a millisecond or two.
 const STEP_SLOTS: usize = 1 << 18;
 
-impl GroupTable {
+impl GroupValues {
     /// A table for keys of `encoder`.
     pub fn new(encoder: &KeyEncoder) -> Self {
-        Self { slots: vec![0; FIRST_SLOTS], hashes: Vec::new(), keys: encoder.no_keys() }
+        Self { slots: vec![0; FIRST_SLOTS], hashes: Vec::new(), keys: encoder.empty_keys() }
     }
 
     /// The number of groups.
@@ -49,7 +49,7 @@ impl GroupTable {
     }
 
     /// The groups' keys.
-    pub fn keys(&self) -> &Keys {
+    pub fn keys(&self) -> &EncodedKeys {
         &self.keys
     }
 
@@ -62,22 +62,22 @@ impl GroupTable {
     ///
     /// # Panics
     /// If there are more than 2³² groups, or the keys are of another encoder.
-    pub fn intern(&mut self, keys: &Keys, hashes: &[u64], groups: &mut Vec<usize>) {
+    pub fn intern(&mut self, keys: &EncodedKeys, hashes: &[u64], groups: &mut Vec<usize>) {
         groups.clear();
         groups.reserve(keys.len());
         let Ok(()) = self.reserve(keys.len(), || Ok::<_, Infallible>(()));
         let Self { slots, hashes: known, keys: store } = self;
         match (store, keys) {
-            (Keys::Word(store), Keys::Word(keys)) => {
+            (EncodedKeys::U64(store), EncodedKeys::U64(keys)) => {
                 intern_values((slots, known, store), (keys, hashes), groups);
             }
-            (Keys::Pair(store), Keys::Pair(keys)) => {
+            (EncodedKeys::U128(store), EncodedKeys::U128(keys)) => {
                 intern_values((slots, known, store), (keys, hashes), groups);
             }
-            (Keys::Rows(store), Keys::Rows(keys)) => {
+            (EncodedKeys::Rows(store), EncodedKeys::Rows(keys)) => {
                 for (key, hash) in keys.iter().zip(hashes) {
                     let next = known.len();
-                    let group = find_or_insert(slots, *hash, next, |at| store.row(at) == key);
+                    let group = find_or_insert(slots, *hash, next, |index| store.row(index) == key);
                     if group == next {
                         store.push(key);
                         known.push(*hash);
@@ -136,7 +136,7 @@ impl GroupTable {
     }
 
     /// The groups' keys, without the table.
-    pub fn into_keys(self) -> Keys {
+    pub fn into_keys(self) -> EncodedKeys {
         self.keys
     }
 }
@@ -153,7 +153,7 @@ fn intern_values<K: Copy + PartialEq>(
             Some((last, group)) if last == *key => group,
             _ => {
                 let next = store.len();
-                let group = find_or_insert(slots, *hash, next, |at| store[at] == *key);
+                let group = find_or_insert(slots, *hash, next, |index| store[index] == *key);
                 if group == next {
                     store.push(*key);
                     known.push(*hash);

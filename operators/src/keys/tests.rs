@@ -11,14 +11,14 @@ use arrow::{
     datatypes::DataType,
 };
 
-use super::{GroupTable, KeyEncoder, Keys, NullKeys};
+use super::{EncodedKeys, GroupValues, KeyEncoder, KeyNulls};
 
 fn encoder(columns: &[ArrayRef]) -> KeyEncoder {
     let types: Vec<_> = columns.iter().map(|column| (column.data_type().clone(), true)).collect();
-    KeyEncoder::new(&types, NullKeys::AreValues).unwrap()
+    KeyEncoder::new(&types, KeyNulls::Equal).unwrap()
 }
 
-fn round_trip(columns: &[ArrayRef]) -> Keys {
+fn round_trip(columns: &[ArrayRef]) -> EncodedKeys {
     let encoder = encoder(columns);
     let keys = encoder.encode(columns).unwrap();
     let decoded = encoder.decode(&keys).unwrap();
@@ -38,10 +38,10 @@ fn columns_survive_encoding() {
             .with_data_type(DataType::Decimal128(38, 2)),
     );
     let strings: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), None, Some(""), Some("b")]));
-    assert!(matches!(round_trip(&[ints.clone(), bools.clone()]), Keys::Word(_)));
-    assert!(matches!(round_trip(&[longs.clone(), dates]), Keys::Pair(_)));
-    assert!(matches!(round_trip(&[decimals]), Keys::Rows(_)));
-    assert!(matches!(round_trip(&[strings, longs, ints, bools]), Keys::Rows(_)));
+    assert!(matches!(round_trip(&[ints.clone(), bools.clone()]), EncodedKeys::U64(_)));
+    assert!(matches!(round_trip(&[longs.clone(), dates]), EncodedKeys::U128(_)));
+    assert!(matches!(round_trip(&[decimals]), EncodedKeys::Rows(_)));
+    assert!(matches!(round_trip(&[strings, longs, ints, bools]), EncodedKeys::Rows(_)));
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn zeros_are_equal_and_nans_are_by_their_bits() {
     let mut hashes = Vec::new();
     keys.hash_into(&mut hashes);
     let mut groups = Vec::new();
-    GroupTable::new(&encoder).intern(&keys, &hashes, &mut groups);
+    GroupValues::new(&encoder).intern(&keys, &hashes, &mut groups);
     assert_eq!(groups, [0, 0, 1, 1, 2]);
 }
 
@@ -73,7 +73,7 @@ fn a_null_equals_only_a_null() {
     let mut hashes = Vec::new();
     keys.hash_into(&mut hashes);
     let mut groups = Vec::new();
-    GroupTable::new(&encoder).intern(&keys, &hashes, &mut groups);
+    GroupValues::new(&encoder).intern(&keys, &hashes, &mut groups);
     assert_eq!(groups, [0, 1, 0, 2]);
 }
 
@@ -87,7 +87,7 @@ fn texts(range: Range<i64>) -> ArrayRef {
 
 /// Enters `rows` in batches, which are to be groups of these numbers.
 fn enter(
-    table: &mut GroupTable,
+    table: &mut GroupValues,
     encoder: &KeyEncoder,
     column: fn(Range<i64>) -> ArrayRef,
     rows: i64,
@@ -110,7 +110,7 @@ const MANY: i64 = 300_000;
 fn a_table_grows_and_keeps_its_groups() {
     for column in [longs, texts] {
         let encoder = encoder(&[column(0..0)]);
-        let mut table = GroupTable::new(&encoder);
+        let mut table = GroupValues::new(&encoder);
         for rows in [MANY, MANY, 50_000] {
             if rows < MANY {
                 let bytes = table.bytes();
@@ -127,14 +127,14 @@ fn a_table_grows_and_keeps_its_groups() {
 #[test]
 fn a_table_whose_growth_is_stopped_is_as_it_was() {
     let encoder = encoder(&[longs(0..0)]);
-    let mut table = GroupTable::new(&encoder);
+    let mut table = GroupValues::new(&encoder);
     enter(&mut table, &encoder, longs, MANY);
     for steps in 0..7 {
-        let left = std::cell::Cell::new(steps);
-        let check = || match left.get() {
+        let remaining = std::cell::Cell::new(steps);
+        let check = || match remaining.get() {
             0 => Err("stop"),
             more => {
-                left.set(more - 1);
+                remaining.set(more - 1);
                 Ok(())
             }
         };
@@ -149,10 +149,10 @@ fn some_keys_are_decoded() {
     for columns in [&columns[..], &columns[1..]] {
         let encoder = encoder(columns);
         let keys = encoder.encode(columns).unwrap();
-        let decoded = encoder.decode_some(&keys, &[39_999, 0, 20_000, 0]).unwrap();
-        let places = UInt32Array::from(vec![39_999, 0, 20_000, 0]);
-        let taken: Vec<_> = columns.iter().map(|c| take(c, &places, None).unwrap()).collect();
-        assert_eq!(decoded, taken);
+        let decoded = encoder.decode_indices(&keys, &[39_999, 0, 20_000, 0]).unwrap();
+        let indices = UInt32Array::from(vec![39_999, 0, 20_000, 0]);
+        let expected: Vec<_> = columns.iter().map(|c| take(c, &indices, None).unwrap()).collect();
+        assert_eq!(decoded, expected);
     }
 }
 
@@ -164,7 +164,7 @@ fn more_rows_than_a_chunk() {
         let keys = encoder.encode(&columns).unwrap();
         assert_eq!(keys.len(), rows as usize);
         assert_eq!(encoder.decode(&keys).unwrap(), columns);
-        let mut copy = encoder.no_keys();
+        let mut copy = encoder.empty_keys();
         copy.append(&keys);
         copy.push_from(&keys, 7);
         assert!(copy.equals(16_382, &keys, 16_382) && copy.equals(rows as usize, &keys, 7));

@@ -6,7 +6,7 @@ use arrow::array::RecordBatch;
 use proptest::prelude::*;
 
 use super::Limit;
-use crate::rig::{FailingScan, ints, result_of, rows, run, scan, table};
+use crate::test_support::{FailingScan, ints, result_of, rows, run, scan, table};
 
 fn limited(table: &RecordBatch, limit: Limit, morsel: usize, tasks: usize) -> Vec<String> {
     let source = scan(table, morsel);

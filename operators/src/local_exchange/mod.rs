@@ -11,33 +11,33 @@ use arrow::datatypes::SchemaRef;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, Fetch, FinishResult, Held, LocalSink, LocalSource, Setup, Sink, SinkResult, Slots,
-        Source, SourceResult, TaskContext,
+        Batch, BufferReader, BufferedBatch, DriverContext, FinishResult, LocalSink, LocalSource,
+        OperatorContext, PerTask, Sink, SinkResult, Source, SourceResult,
     },
 };
-use gatework_shared_state::{Budget, Gate, exchange as state};
+use gatework_shared_state::{BufferLimit, Gate, exchange as state};
 
 pub use routing::Routing;
 pub(crate) use routing::{Routed, Router};
 
 use crate::{
-    compact,
-    held::{self, Holding},
-    union::rename,
+    apply_selection,
+    buffer::{self, BufferWriter},
+    union::with_schema,
 };
 
 /// Takes the rows of one producing pipeline.
 #[derive(Debug)]
 pub struct LocalExchangeSink {
-    slots: Slots<state::ExchangeSink<Held>>,
+    slots: PerTask<state::ExchangeProducer<BufferedBatch>>,
     router: Arc<Router>,
-    budget: Budget,
+    budget: BufferLimit,
 }
 
 /// Gives each task of the consuming pipeline the rows of its channel.
 #[derive(Debug)]
 pub struct LocalExchangeSource {
-    slots: Slots<state::ExchangeSource<Held>>,
+    slots: PerTask<state::ExchangeConsumer<BufferedBatch>>,
     schema: Option<SchemaRef>,
 }
 
@@ -61,22 +61,24 @@ pub fn new(
     routing: Routing,
     producers: &[usize],
     consumers: usize,
-    budget: Budget,
+    budget: BufferLimit,
 ) -> Result<(Vec<LocalExchangeSink>, LocalExchangeSource)> {
     let tasks = producers.iter().sum();
     if tasks == 0 || consumers == 0 {
-        return Err(Error::Setup("a local exchange needs producers and consumers".into()));
+        return Err(Error::InvalidConfiguration(
+            "a local exchange needs producers and consumers".into(),
+        ));
     }
     let router = Arc::new(Router::new(routing, consumers)?);
     let (sinks, sources) =
         state::new("local exchange", router.kind(), tasks, consumers, budget.clone());
     let mut sinks = sinks.into_iter();
     let sinks = producers.iter().map(|tasks| LocalExchangeSink {
-        slots: Slots::new(sinks.by_ref().take(*tasks)),
+        slots: PerTask::new(sinks.by_ref().take(*tasks)),
         router: router.clone(),
         budget: budget.clone(),
     });
-    Ok((sinks.collect(), LocalExchangeSource { slots: Slots::new(sources), schema: None }))
+    Ok((sinks.collect(), LocalExchangeSource { slots: PerTask::new(sources), schema: None }))
 }
 
 impl Sink for LocalExchangeSink {
@@ -84,57 +86,58 @@ impl Sink for LocalExchangeSink {
         self.router.name()
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         let sink = self.slots.take(&setup)?;
         Ok(Box::new(LocalExchange {
             closed: sink.closed().clone(),
             sink: Some(sink),
             router: self.router.clone(),
-            holding: Holding::new(self.budget.clone(), setup),
+            writer: BufferWriter::new(self.budget.clone(), setup),
         }))
     }
 }
 
 struct LocalExchange {
-    sink: Option<state::ExchangeSink<Held>>,
+    sink: Option<state::ExchangeProducer<BufferedBatch>>,
     closed: Gate,
     router: Arc<Router>,
-    holding: Holding<To>,
+    writer: BufferWriter<Target>,
 }
 
 /// The channels a batch goes to.
-enum To {
-    Any,
-    All,
+enum Target {
+    AnyChannel,
+    EveryChannel,
     Channel(usize),
 }
 
 impl LocalSink for LocalExchange {
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
         let Some(sink) = &mut self.sink else { return Ok(SinkResult::Finished) };
-        let settled = match batch {
+        let write = match batch {
             Some(batch) => {
                 let sequence = batch.sequence();
-                let parts = match self.router.route(compact(batch)?)? {
-                    Routed::Any(data) => vec![(To::Any, data)],
-                    Routed::All(data) => vec![(To::All, data)],
-                    Routed::Parts(parts) => {
-                        parts.into_iter().map(|(to, part)| (To::Channel(to), part)).collect()
-                    }
+                let batches = match self.router.route(apply_selection(batch)?)? {
+                    Routed::AnyChannel(data) => vec![(Target::AnyChannel, data)],
+                    Routed::EveryChannel(data) => vec![(Target::EveryChannel, data)],
+                    Routed::Partitions(partitions) => partitions
+                        .into_iter()
+                        .map(|(channel, rows)| (Target::Channel(channel), rows))
+                        .collect(),
                 };
-                self.holding.hold(parts, sequence)?
+                self.writer.write(batches, sequence)?
             }
-            None => self.holding.settle()?,
+            None => self.writer.poll()?,
         };
-        Ok(settled.answer(|next| match next {
-            Some((To::Any, held)) => sink.push_any(held),
-            Some((To::All, held)) => sink.push_all(&held),
-            Some((To::Channel(channel), held)) => sink.push(channel, held),
-            None => sink.room(),
+        Ok(write.into_sink_result(|next| match next {
+            Some((Target::AnyChannel, batch)) => sink.push_any(batch),
+            Some((Target::EveryChannel, batch)) => sink.push_all(&batch),
+            Some((Target::Channel(channel), batch)) => sink.push(channel, batch),
+            None => sink.poll_capacity(),
         }))
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
         if let Some(sink) = self.sink.take() {
             sink.finish();
         }
@@ -148,30 +151,30 @@ impl LocalSink for LocalExchange {
 
 impl Source for LocalExchangeSource {
     fn name(&self) -> &str {
-        "local exchange"
+        "local exchange source"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalChannel {
             source: self.slots.take(&setup)?,
             schema: self.schema.clone(),
-            fetch: Fetch::new(&setup),
+            reader: BufferReader::new(&setup),
         }))
     }
 }
 
 struct LocalChannel {
-    source: state::ExchangeSource<Held>,
+    source: state::ExchangeConsumer<BufferedBatch>,
     schema: Option<SchemaRef>,
-    fetch: Fetch,
+    reader: BufferReader,
 }
 
 impl LocalSource for LocalChannel {
-    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
-        let next = held::next(&mut self.fetch, || self.source.take())?;
+    fn next(&mut self, _task: &DriverContext) -> Result<SourceResult> {
+        let next = buffer::next_batch(&mut self.reader, || self.source.take())?;
         Ok(match (next, &self.schema) {
             (SourceResult::Batch(batch), Some(schema)) => {
-                SourceResult::Batch(rename(batch, schema)?)
+                SourceResult::Batch(with_schema(batch, schema)?)
             }
             (next, _) => next,
         })

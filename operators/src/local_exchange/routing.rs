@@ -13,11 +13,11 @@ use arrow::{
 use datafusion_common::{cast::as_int64_array, exec_err};
 use datafusion_physical_expr::PhysicalExpr;
 use gatework_runtime::{Error, Result};
-use gatework_shared_state::exchange::ExchangeKind;
+use gatework_shared_state::exchange::LocalExchangeKind;
 
 use crate::{
-    OrFail,
-    keys::{partition_rows, partition_rows_again, split},
+    ResultExt,
+    keys::{partition_rows, partition_rows_reseeded, split_by_partition},
 };
 
 /// How a local exchange routes.
@@ -26,7 +26,7 @@ pub enum Routing {
     /// Rows by the hash of these keys, as DataFusion's repartitioning hashes them.
     Hash(Vec<Arc<dyn PhysicalExpr>>),
     /// Rows by another hash of these keys: for rows that may have been chosen by the first, by a bucket or a node.
-    Rehash(Vec<Arc<dyn PhysicalExpr>>),
+    HashReseeded(Vec<Arc<dyn PhysicalExpr>>),
     /// Rows by the bucket their storage put them into.
     BucketHash {
         /// The number of a row's bucket: an integer that is not NULL.
@@ -50,14 +50,14 @@ pub(crate) struct Router {
     routing: Routing,
     channels: usize,
     /// Batches routed by all producers, as far as that matters.
-    routed: AtomicUsize,
+    routed_batches: AtomicUsize,
 }
 
 /// Where a batch goes.
 pub(crate) enum Routed {
-    Any(RecordBatch),
-    All(RecordBatch),
-    Parts(Vec<(usize, RecordBatch)>),
+    AnyChannel(RecordBatch),
+    EveryChannel(RecordBatch),
+    Partitions(Vec<(usize, RecordBatch)>),
 }
 
 impl Router {
@@ -65,27 +65,27 @@ impl Router {
         if let Routing::BucketHash { channels: map, .. } = &routing
             && let Some(wrong) = map.iter().find(|channel| **channel >= channels)
         {
-            return Err(Error::Setup(format!(
+            return Err(Error::InvalidConfiguration(format!(
                 "a bucket goes to channel {wrong} of a local exchange that has {channels}"
             )));
         }
-        Ok(Self { routing, channels, routed: AtomicUsize::new(0) })
+        Ok(Self { routing, channels, routed_batches: AtomicUsize::new(0) })
     }
 
-    pub(super) fn kind(&self) -> ExchangeKind {
+    pub(super) fn kind(&self) -> LocalExchangeKind {
         match self.routing {
-            Routing::Hash(_) | Routing::Rehash(_) => ExchangeKind::Hash,
-            Routing::BucketHash { .. } => ExchangeKind::BucketHash,
-            Routing::PassThrough => ExchangeKind::PassThrough,
-            Routing::Broadcast => ExchangeKind::Broadcast,
-            Routing::PassToOne => ExchangeKind::PassToOne,
-            Routing::AdaptivePassThrough => ExchangeKind::AdaptivePassThrough,
+            Routing::Hash(_) | Routing::HashReseeded(_) => LocalExchangeKind::Hash,
+            Routing::BucketHash { .. } => LocalExchangeKind::BucketHash,
+            Routing::PassThrough => LocalExchangeKind::PassThrough,
+            Routing::Broadcast => LocalExchangeKind::Broadcast,
+            Routing::PassToOne => LocalExchangeKind::PassToOne,
+            Routing::AdaptivePassThrough => LocalExchangeKind::AdaptivePassThrough,
         }
     }
 
     pub(super) fn name(&self) -> &'static str {
         match self.routing {
-            Routing::Hash(_) | Routing::Rehash(_) => "local exchange sink (hash)",
+            Routing::Hash(_) | Routing::HashReseeded(_) => "local exchange sink (hash)",
             Routing::BucketHash { .. } => "local exchange sink (bucket hash)",
             Routing::PassThrough => "local exchange sink (pass-through)",
             Routing::Broadcast => "local exchange sink (broadcast)",
@@ -97,32 +97,34 @@ impl Router {
     pub(crate) fn route(&self, batch: RecordBatch) -> Result<Routed> {
         Ok(match &self.routing {
             Routing::Hash(_)
-            | Routing::Rehash(_)
+            | Routing::HashReseeded(_)
             | Routing::BucketHash { .. }
             | Routing::AdaptivePassThrough
                 if self.channels == 1 =>
             {
-                Routed::Any(batch)
+                Routed::AnyChannel(batch)
             }
-            Routing::Hash(keys) => Routed::Parts(partition_rows(&batch, keys, self.channels)?),
-            Routing::Rehash(keys) => {
-                Routed::Parts(partition_rows_again(&batch, keys, self.channels)?)
+            Routing::Hash(keys) => Routed::Partitions(partition_rows(&batch, keys, self.channels)?),
+            Routing::HashReseeded(keys) => {
+                Routed::Partitions(partition_rows_reseeded(&batch, keys, self.channels)?)
             }
             Routing::BucketHash { bucket, channels } => {
-                Routed::Parts(self.by_bucket(&batch, bucket, channels)?)
+                Routed::Partitions(self.by_bucket(&batch, bucket, channels)?)
             }
-            Routing::PassThrough | Routing::PassToOne => Routed::Any(batch),
-            Routing::Broadcast => Routed::All(batch),
+            Routing::PassThrough | Routing::PassToOne => Routed::AnyChannel(batch),
+            Routing::Broadcast => Routed::EveryChannel(batch),
             Routing::AdaptivePassThrough => {
                 // Relaxed: the number says how much was routed, nothing else depends on it.
-                let number = match self.routed.load(Ordering::Relaxed) {
-                    number if number < self.channels => self.routed.fetch_add(1, Ordering::Relaxed),
-                    number => number,
+                let batch_index = match self.routed_batches.load(Ordering::Relaxed) {
+                    batch_index if batch_index < self.channels => {
+                        self.routed_batches.fetch_add(1, Ordering::Relaxed)
+                    }
+                    batch_index => batch_index,
                 };
-                if number < self.channels {
-                    Routed::Parts(self.split(&batch, number))
+                if batch_index < self.channels {
+                    Routed::Partitions(self.split(&batch, batch_index))
                 } else {
-                    Routed::Any(batch)
+                    Routed::AnyChannel(batch)
                 }
             }
         })
@@ -134,10 +136,10 @@ impl Router {
         bucket: &Arc<dyn PhysicalExpr>,
         channels: &[usize],
     ) -> Result<Vec<(usize, RecordBatch)>> {
-        let buckets = bucket.evaluate(batch).or_fail()?;
-        let buckets = buckets.into_array_of_size(batch.num_rows()).or_fail()?;
-        let buckets = cast(&buckets, &DataType::Int64).or_fail()?;
-        let buckets = as_int64_array(&buckets).or_fail()?;
+        let buckets = bucket.evaluate(batch).query_err()?;
+        let buckets = buckets.into_array_of_size(batch.num_rows()).query_err()?;
+        let buckets = cast(&buckets, &DataType::Int64).query_err()?;
+        let buckets = as_int64_array(&buckets).query_err()?;
         let channel = |row: usize| {
             let bucket = buckets.is_valid(row).then(|| buckets.value(row));
             let known = bucket.and_then(|bucket| channels.get(usize::try_from(bucket).ok()?));
@@ -149,17 +151,18 @@ impl Router {
                 ),
             }
         };
-        let of_rows = (0..buckets.len()).map(channel).collect::<Result<Vec<_>, _>>().or_fail()?;
-        split(batch, of_rows.iter().copied(), self.channels)
+        let row_channels =
+            (0..buckets.len()).map(channel).collect::<Result<Vec<_>, _>>().query_err()?;
+        split_by_partition(batch, row_channels.iter().copied(), self.channels)
     }
 
     /// Cuts batch number `number` into about equal slices, one a channel. Batches of fewer rows
     /// than channels begin at different channels.
-    fn split(&self, batch: &RecordBatch, number: usize) -> Vec<(usize, RecordBatch)> {
+    fn split(&self, batch: &RecordBatch, batch_index: usize) -> Vec<(usize, RecordBatch)> {
         let rows = batch.num_rows();
         let edge = |slice: usize| slice * rows / self.channels;
         (0..self.channels)
-            .map(|slice| ((slice + number) % self.channels, edge(slice), edge(slice + 1)))
+            .map(|slice| ((slice + batch_index) % self.channels, edge(slice), edge(slice + 1)))
             .filter(|(_, start, end)| start < end)
             .map(|(channel, start, end)| (channel, batch.slice(start, end - start)))
             .collect()

@@ -11,14 +11,17 @@ use arrow::{
 };
 use datafusion_physical_expr::{PhysicalExpr, expressions::Column};
 use gatework_runtime::{Result, pipeline::QueryOptions};
-use gatework_shared_state::Budget;
+use gatework_shared_state::BufferLimit;
 use proptest::prelude::*;
 
 use super::{Routing, new};
 use crate::{
     keys::partition_rows,
     limit::Limit,
-    rig::{FailingScan, ints, moody, result_of, rows, run_all, run_with, scan, sorted_rows, table},
+    test_support::{
+        FailingScan, ints, random_refusals, result_of, rows, run_all, run_with, scan, sorted_rows,
+        table,
+    },
 };
 
 fn key() -> Arc<dyn PhysicalExpr> {
@@ -36,7 +39,7 @@ struct Case {
     producers: usize,
     consumers: usize,
     morsel: usize,
-    budget: Budget,
+    budget: BufferLimit,
 }
 
 impl Case {
@@ -55,7 +58,9 @@ impl Case {
             let (mut sinks, source) =
                 new(routing, &[self.producers], self.consumers, budget).unwrap();
             let scan = scan(input, self.morsel);
-            graph.add("producer", self.producers, scan, vec![], Arc::new(sinks.remove(0))).unwrap();
+            graph
+                .add_pipeline("producer", self.producers, scan, vec![], Arc::new(sinks.remove(0)))
+                .unwrap();
             result_of(graph, self.consumers, self.consumers, Arc::new(source), vec![])
         })
     }
@@ -68,7 +73,7 @@ fn all_rows(channels: &[Vec<RecordBatch>]) -> Vec<String> {
 fn routings() -> Vec<Routing> {
     vec![
         Routing::Hash(vec![key()]),
-        Routing::Rehash(vec![key()]),
+        Routing::HashReseeded(vec![key()]),
         Routing::PassThrough,
         Routing::PassToOne,
         Routing::AdaptivePassThrough,
@@ -89,9 +94,9 @@ proptest! {
         overflow in any::<bool>(),
         count in 0..60,
     ) {
-        let budget = Budget::new(limit);
+        let budget = BufferLimit::new(limit);
         if overflow {
-            budget.overflow();
+            budget.allow_overflow();
         }
         let input = numbers(count);
         let case = Case { routing, producers, consumers, morsel, budget };
@@ -108,7 +113,7 @@ proptest! {
 }
 
 fn case(routing: Routing, consumers: usize) -> Case {
-    Case { routing, producers: 2, consumers, morsel: 10, budget: Budget::new(200) }
+    Case { routing, producers: 2, consumers, morsel: 10, budget: BufferLimit::new(200) }
 }
 
 #[test]
@@ -134,7 +139,7 @@ fn rows_of_a_partition_are_spread_again() {
     let keys = |batches: &[RecordBatch]| -> BTreeSet<String> {
         batches.iter().flat_map(|rows_of| rows(&[rows_of.project(&[0]).unwrap()])).collect()
     };
-    let channels = case(Routing::Rehash(vec![key()]), 2).run(&share).unwrap();
+    let channels = case(Routing::HashReseeded(vec![key()]), 2).run(&share).unwrap();
     let of: Vec<_> = channels.iter().map(|batches| keys(batches)).collect();
     assert!(of.iter().all(|keys| !keys.is_empty()), "{of:?}");
     assert!(of[0].is_disjoint(&of[1]), "{of:?}");
@@ -170,9 +175,9 @@ fn a_bucket_without_a_channel_is_an_error() {
         assert!(route(&[0, 1], &[Some(1), bucket]).contains("but buckets are 0 to 1"));
     }
     let routing = Routing::BucketHash { bucket: key(), channels: [0, 2].into() };
-    let error = new(routing, &[1], 2, Budget::new(1)).unwrap_err();
+    let error = new(routing, &[1], 2, BufferLimit::new(1)).unwrap_err();
     assert_eq!(error.to_string(), "a bucket goes to channel 2 of a local exchange that has 2");
-    assert!(new(Routing::PassThrough, &[0], 2, Budget::new(1)).is_err());
+    assert!(new(Routing::PassThrough, &[0], 2, BufferLimit::new(1)).is_err());
 }
 
 #[test]
@@ -202,10 +207,10 @@ fn several_pipelines_share_an_exchange_and_its_names() {
     let schema = ["a", "b"].map(|name| Field::new(name, DataType::Int32, true)).to_vec();
     let schema = Arc::new(Schema::new(schema));
     let channels = run_all(|graph| {
-        let (sinks, source) = new(Routing::PassThrough, &[2, 1], 2, Budget::new(1)).unwrap();
+        let (sinks, source) = new(Routing::PassThrough, &[2, 1], 2, BufferLimit::new(1)).unwrap();
         for (sink, tasks) in sinks.into_iter().zip([2, 1]) {
             let scan = scan(&numbers(50), 3);
-            graph.add("producer", tasks, scan, vec![], Arc::new(sink)).unwrap();
+            graph.add_pipeline("producer", tasks, scan, vec![], Arc::new(sink)).unwrap();
         }
         result_of(graph, 2, 2, Arc::new(source.with_schema(schema.clone())), vec![])
     })
@@ -218,9 +223,9 @@ fn several_pipelines_share_an_exchange_and_its_names() {
 fn an_early_end_reaches_all_producers() {
     for routing in routings() {
         let channels = run_all(|graph| {
-            let (mut sinks, source) = new(routing.clone(), &[2], 2, Budget::new(1)).unwrap();
+            let (mut sinks, source) = new(routing.clone(), &[2], 2, BufferLimit::new(1)).unwrap();
             let scan = scan(&numbers(10_000), 1);
-            graph.add("producer", 2, scan, vec![], Arc::new(sinks.remove(0))).unwrap();
+            graph.add_pipeline("producer", 2, scan, vec![], Arc::new(sinks.remove(0))).unwrap();
             let limit = Arc::new(Limit::new(0, Some(3)));
             result_of(graph, 2, 2, Arc::new(source), vec![limit])
         })
@@ -232,10 +237,12 @@ fn an_early_end_reaches_all_producers() {
 #[test]
 fn a_failed_producer_fails_the_query() {
     let error = run_all(|graph| {
-        let (sinks, source) = new(Routing::Broadcast, &[1, 1], 2, Budget::new(100)).unwrap();
+        let (sinks, source) = new(Routing::Broadcast, &[1, 1], 2, BufferLimit::new(100)).unwrap();
         let mut sinks = sinks.into_iter().map(Arc::new);
-        graph.add("good", 1, scan(&numbers(10), 1), vec![], sinks.next().unwrap()).unwrap();
-        graph.add("bad", 1, Arc::new(FailingScan), vec![], sinks.next().unwrap()).unwrap();
+        graph
+            .add_pipeline("good", 1, scan(&numbers(10), 1), vec![], sinks.next().unwrap())
+            .unwrap();
+        graph.add_pipeline("bad", 1, Arc::new(FailingScan), vec![], sinks.next().unwrap()).unwrap();
         result_of(graph, 2, 2, Arc::new(source), vec![])
     })
     .unwrap_err();
@@ -243,18 +250,18 @@ fn a_failed_producer_fails_the_query() {
 }
 
 #[test]
-fn what_gets_no_memory_is_put_away_and_reaches_its_channel() {
+fn spilled_rows_reach_their_channel() {
     for seed in 0..10 {
         for routing in routings() {
-            let budget = Budget::new(1);
-            budget.overflow();
+            let budget = BufferLimit::new(1);
+            budget.allow_overflow();
             let copies = if matches!(routing, Routing::Broadcast) { 3 } else { 1 };
             let what = format!("{routing:?}, seed {seed}");
             let case = Case { routing, producers: 2, consumers: 3, morsel: 7, budget };
-            let (pool, elsewhere, options) = moody(seed);
+            let (pool, spill_space, options) = random_refusals(seed);
             let rows = all_rows(&case.run_with(options, &numbers(100)).unwrap());
             assert_eq!(rows, sorted_rows(&vec![numbers(100); copies]), "{what}");
-            assert!(elsewhere.writes.load(Ordering::Relaxed) > 0, "{what}");
+            assert!(spill_space.writes.load(Ordering::Relaxed) > 0, "{what}");
             assert_eq!(pool.reserved(), 0);
         }
     }

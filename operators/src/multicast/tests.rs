@@ -5,14 +5,16 @@ use std::sync::{Arc, atomic::Ordering};
 use arrow::array::RecordBatch;
 use gatework_runtime::{
     Error,
-    pipeline::{MemoryLimit, Operator, QueryOptions},
+    pipeline::{GreedyPool, Operator, QueryOptions},
 };
-use gatework_shared_state::Budget;
+use gatework_shared_state::BufferLimit;
 
 use super::new;
 use crate::{
     limit::Limit,
-    rig::{FailingScan, ints, moody, result_of, rows, run_all, run_with, scan, table},
+    test_support::{
+        FailingScan, ints, random_refusals, result_of, rows, run_all, run_with, scan, table,
+    },
 };
 
 fn numbers(count: i32) -> RecordBatch {
@@ -24,12 +26,12 @@ fn every_reader_reads_everything_in_order() {
     let expected: Vec<String> = (0..200).map(|n: i32| n.to_string()).collect();
     for (limit, overflow) in [(1, false), (1, true), (500, false), (1 << 20, false)] {
         let readers = run_all(|graph| {
-            let budget = Budget::new(limit);
+            let budget = BufferLimit::new(limit);
             if overflow {
-                budget.overflow();
+                budget.allow_overflow();
             }
             let (sink, sources) = new(3, budget);
-            graph.add("sink", 1, scan(&numbers(200), 3), vec![], Arc::new(sink)).unwrap();
+            graph.add_pipeline("sink", 1, scan(&numbers(200), 3), vec![], Arc::new(sink)).unwrap();
             let readers = sources.into_iter();
             readers.flat_map(|source| result_of(graph, 1, 1, Arc::new(source), vec![])).collect()
         })
@@ -45,8 +47,8 @@ fn every_reader_reads_everything_in_order() {
 fn readers_that_leave_do_not_stall_the_rest() {
     for (fetches, left) in [([Some(1), None, Some(0)], 200), ([Some(1), Some(7), Some(0)], 7)] {
         let readers = run_all(|graph| {
-            let (sink, sources) = new(3, Budget::new(1));
-            graph.add("sink", 1, scan(&numbers(200), 1), vec![], Arc::new(sink)).unwrap();
+            let (sink, sources) = new(3, BufferLimit::new(1));
+            graph.add_pipeline("sink", 1, scan(&numbers(200), 1), vec![], Arc::new(sink)).unwrap();
             let mut readers = Vec::new();
             for (source, fetch) in sources.into_iter().zip(fetches) {
                 let limit: Arc<dyn Operator> = Arc::new(Limit::new(0, fetch));
@@ -65,13 +67,15 @@ fn readers_that_leave_do_not_stall_the_rest() {
 fn what_overflows_is_charged_to_the_query() {
     // Both readers' 20 kB are held at the same time: one's in the join, the other's on the way.
     for (limit, fits) in [(30_000, false), (60_000, true)] {
-        let memory = Arc::new(MemoryLimit::new(limit));
+        let memory = Arc::new(GreedyPool::new(limit));
         let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
         let answer = run_with(options, |graph| {
-            let budget = Budget::new(1);
-            budget.overflow();
+            let budget = BufferLimit::new(1);
+            budget.allow_overflow();
             let (sink, sources) = new(2, budget);
-            graph.add("sink", 1, scan(&numbers(5000), 100), vec![], Arc::new(sink)).unwrap();
+            graph
+                .add_pipeline("sink", 1, scan(&numbers(5000), 100), vec![], Arc::new(sink))
+                .unwrap();
             let mut sources = sources.into_iter().map(Arc::new);
             let (first, second) = (sources.next().unwrap(), sources.next().unwrap());
             let after = crate::nested_loop_join::NestedLoopJoin {
@@ -85,7 +89,7 @@ fn what_overflows_is_charged_to_the_query() {
             };
             // The probe side of a join is not read before its build side, which has ended by then.
             let (build, probe) = after.operators(1, 1);
-            graph.add("build", 1, first, vec![], Arc::new(build)).unwrap();
+            graph.add_pipeline("build", 1, first, vec![], Arc::new(build)).unwrap();
             result_of(graph, 1, 1, second, vec![Arc::new(probe)])
         });
         match answer {
@@ -99,8 +103,8 @@ fn what_overflows_is_charged_to_the_query() {
 #[test]
 fn a_failed_producer_fails_the_query() {
     let error = run_all(|graph| {
-        let (sink, sources) = new(2, Budget::new(1));
-        graph.add("sink", 1, Arc::new(FailingScan), vec![], Arc::new(sink)).unwrap();
+        let (sink, sources) = new(2, BufferLimit::new(1));
+        graph.add_pipeline("sink", 1, Arc::new(FailingScan), vec![], Arc::new(sink)).unwrap();
         let readers = sources.into_iter();
         readers.flat_map(|source| result_of(graph, 1, 1, Arc::new(source), vec![])).collect()
     })
@@ -109,15 +113,15 @@ fn a_failed_producer_fails_the_query() {
 }
 
 #[test]
-fn what_gets_no_memory_is_put_away_and_comes_back_in_its_place() {
+fn spilled_rows_come_back_in_order() {
     let expected: Vec<String> = (0..200).map(|n: i32| n.to_string()).collect();
     for seed in 0..30 {
-        let (pool, elsewhere, options) = moody(seed);
+        let (pool, spill_space, options) = random_refusals(seed);
         let readers = run_with(options, |graph| {
-            let budget = Budget::new(1);
-            budget.overflow();
+            let budget = BufferLimit::new(1);
+            budget.allow_overflow();
             let (sink, sources) = new(2, budget);
-            graph.add("sink", 1, scan(&numbers(200), 3), vec![], Arc::new(sink)).unwrap();
+            graph.add_pipeline("sink", 1, scan(&numbers(200), 3), vec![], Arc::new(sink)).unwrap();
             let readers = sources.into_iter();
             readers.flat_map(|source| result_of(graph, 1, 1, Arc::new(source), vec![])).collect()
         })
@@ -125,7 +129,7 @@ fn what_gets_no_memory_is_put_away_and_comes_back_in_its_place() {
         for batches in readers {
             assert_eq!(rows(&batches), expected, "seed {seed}");
         }
-        assert!(elsewhere.writes.load(Ordering::Relaxed) > 0);
+        assert!(spill_space.writes.load(Ordering::Relaxed) > 0);
         assert_eq!(pool.reserved(), 0);
     }
 }

@@ -3,29 +3,31 @@
 use arrow::array::RecordBatch;
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, FinishResult, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext},
+    pipeline::{
+        Batch, DriverContext, FinishResult, LocalSink, OperatorContext, PerTask, Sink, SinkResult,
+    },
 };
-use gatework_shared_state::{Gate, join::BuildSink};
+use gatework_shared_state::{Gate, join_bridge::BuildProducer};
 
-use super::table::{Part, Table};
+use super::table::{BuildPart, Table};
 use crate::{
-    batch_bytes::{MAX_BATCH_BYTES, parts, sum_of},
-    compact,
-    compact::to_keep,
-    concat::concat_rows,
-    spilling::Debt,
+    apply_selection,
+    batch_bytes::{MAX_BATCH_BYTES, split_by_bytes, sum_of},
+    compact::compact_views,
+    concat::concat_batches,
+    spill::DeferredReservation,
 };
 
 /// Collects the left side.
 #[derive(Debug)]
 pub struct NestedLoopBuild {
-    slots: Slots<BuildSink<Part, Table>>,
+    producers: PerTask<BuildProducer<BuildPart, Table>>,
     chunk_rows: usize,
 }
 
 impl NestedLoopBuild {
-    pub(super) fn new(sinks: Vec<BuildSink<Part, Table>>, chunk_rows: usize) -> Self {
-        Self { slots: Slots::new(sinks), chunk_rows }
+    pub(super) fn new(producers: Vec<BuildProducer<BuildPart, Table>>, chunk_rows: usize) -> Self {
+        Self { producers: PerTask::new(producers), chunk_rows }
     }
 }
 
@@ -34,27 +36,27 @@ impl Sink for NestedLoopBuild {
         "nested-loop join build"
     }
 
-    fn holds_memory(&self) -> bool {
+    fn can_reclaim(&self) -> bool {
         true
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(&setup)?;
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let producer = self.producers.take(&setup)?;
         Ok(Box::new(LocalBuild {
-            closed: sink.closed().clone(),
-            sink: Some(sink),
+            closed: producer.closed().clone(),
+            producer: Some(producer),
             chunk_rows: self.chunk_rows,
             small: Vec::new(),
             small_rows: 0,
             small_bytes: 0,
             chunks: Vec::new(),
-            memory: Debt::new(setup),
+            memory: DeferredReservation::new(setup),
         }))
     }
 }
 
 struct LocalBuild {
-    sink: Option<BuildSink<Part, Table>>,
+    producer: Option<BuildProducer<BuildPart, Table>>,
     closed: Gate,
     chunk_rows: usize,
     /// Batches that together do not fill a chunk.
@@ -62,27 +64,27 @@ struct LocalBuild {
     small_rows: usize,
     small_bytes: usize,
     chunks: Vec<RecordBatch>,
-    memory: Debt,
+    memory: DeferredReservation,
 }
 
 impl LocalSink for LocalBuild {
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
         if let Some(batch) = batch {
-            let batch = Batch::new(to_keep(compact(batch)?)?);
-            self.memory.add(batch.bytes())?;
+            let batch = Batch::new(compact_views(apply_selection(batch)?)?);
+            self.memory.grow(batch.bytes())?;
             self.add(batch.into_parts().0)?;
         }
-        Ok(match self.memory.settle()? {
+        Ok(match self.memory.poll()? {
             Some(gate) => SinkResult::Blocked(gate.into()),
             None => SinkResult::NeedInput,
         })
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
-        self.cut(1)?;
-        if let Some(sink) = self.sink.take() {
+    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
+        self.flush_chunks(1)?;
+        if let Some(producer) = self.producer.take() {
             let chunks = std::mem::take(&mut self.chunks);
-            sink.publish(Part { chunks, memory: self.memory.reservation().split_off() });
+            producer.publish(BuildPart { chunks, memory: self.memory.reservation().take() });
         }
         Ok(FinishResult::Done)
     }
@@ -97,24 +99,24 @@ impl LocalBuild {
         let bytes = sum_of(rows.columns());
         // Together they might not fit one array.
         if !self.small.is_empty() && self.small_bytes + bytes > MAX_BATCH_BYTES {
-            self.cut(1)?;
+            self.flush_chunks(1)?;
         }
         self.small_rows += rows.num_rows();
         self.small_bytes += bytes;
         self.small.push(rows);
         match self.small_rows >= self.chunk_rows {
-            true => self.cut(self.chunk_rows),
+            true => self.flush_chunks(self.chunk_rows),
             false => Ok(()),
         }
     }
 
-    /// Makes chunks of the small batches until fewer than `least` rows are left.
-    fn cut(&mut self, least: usize) -> Result<()> {
-        let rows = concat_rows(&std::mem::take(&mut self.small))?;
+    /// Makes chunks of the small batches until fewer than `min_rows` rows are left.
+    fn flush_chunks(&mut self, min_rows: usize) -> Result<()> {
+        let rows = concat_batches(&std::mem::take(&mut self.small))?;
         let mut offset = 0;
-        while rows.num_rows() - offset >= least {
+        while rows.num_rows() - offset >= min_rows {
             let length = self.chunk_rows.min(rows.num_rows() - offset);
-            self.chunks.extend(parts(&rows.slice(offset, length), MAX_BATCH_BYTES));
+            self.chunks.extend(split_by_bytes(&rows.slice(offset, length), MAX_BATCH_BYTES));
             offset += length;
         }
         self.small_rows = rows.num_rows() - offset;

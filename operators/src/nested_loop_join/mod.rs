@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use datafusion_common::JoinType;
-use gatework_shared_state::join;
+use gatework_shared_state::join_bridge;
 
 pub use build::NestedLoopBuild;
 pub use probe::NestedLoopProbe;
@@ -54,12 +54,12 @@ impl NestedLoopJoin {
     /// If there are no tasks or the batch size is 0.
     pub fn operators(
         self,
-        build_instances: usize,
-        probe_instances: usize,
+        build_tasks: usize,
+        probe_tasks: usize,
     ) -> (NestedLoopBuild, NestedLoopProbe) {
         assert!(self.batch_size > 0, "a batch has at least one row");
-        let plan = Arc::new(plan::Plan::new(self));
-        let (sinks, sources) = join::new("nested-loop join", build_instances, probe_instances);
-        (NestedLoopBuild::new(sinks, plan.batch_size), NestedLoopProbe::new(sources, plan))
+        let plan = Arc::new(plan::NestedLoopJoinPlan::new(self));
+        let (producers, consumers) = join_bridge::new("nested-loop join", build_tasks, probe_tasks);
+        (NestedLoopBuild::new(producers, plan.batch_size), NestedLoopProbe::new(consumers, plan))
     }
 }

@@ -3,59 +3,59 @@
 /// Where the enumeration of pairs stands: left rows in turn, each with all right rows.
 #[derive(Debug)]
 pub(super) struct Pairs {
-    left: u32,
-    left_rows: u32,
+    build_row: u32,
+    num_build_rows: u32,
     /// The right rows to be paired.
-    right: Vec<u32>,
+    probe_rows: Vec<u32>,
     /// The next of them, for the left row whose turn it is.
     next: usize,
 }
 
 impl Pairs {
-    /// All pairs of `left_rows` left rows and the right rows `right`.
-    pub(super) fn new(left_rows: usize, right: Vec<u32>) -> Self {
-        Self { left: 0, left_rows: left_rows as u32, right, next: 0 }
+    /// All pairs of `num_build_rows` build rows and `probe_rows`.
+    pub(super) fn new(num_build_rows: usize, probe_rows: Vec<u32>) -> Self {
+        Self { build_row: 0, num_build_rows: num_build_rows as u32, probe_rows, next: 0 }
     }
 
     /// Whether no pair is left.
     pub(super) fn is_done(&self) -> bool {
-        self.left == self.left_rows || self.right.is_empty()
+        self.build_row == self.num_build_rows || self.probe_rows.is_empty()
     }
 
     /// Forgets right rows, if this is between two left rows.
-    pub(super) fn retain_right(&mut self, keep: impl Fn(u32) -> bool) {
+    pub(super) fn retain_probe_rows(&mut self, keep: impl Fn(u32) -> bool) {
         if self.next == 0 {
-            self.right.retain(|row| keep(*row));
+            self.probe_rows.retain(|row| keep(*row));
         }
     }
 
-    /// Appends up to `most` pairs to `left` and `right`, leaving out left rows that `skip` names. It
+    /// Appends up to `max_pairs` pairs to `build_rows` and `probe_rows`, leaving out rows that `skip` names. It
     /// stops between two left rows if it can, so that right rows can be forgotten there.
     pub(super) fn fill(
         &mut self,
-        most: usize,
+        max_pairs: usize,
         skip: impl Fn(u32) -> bool,
-        left: &mut Vec<u32>,
-        right: &mut Vec<u32>,
+        build_rows: &mut Vec<u32>,
+        probe_rows: &mut Vec<u32>,
     ) {
-        let end = left.len() + most;
-        while !self.is_done() && left.len() < end {
-            if skip(self.left) {
-                self.left += 1;
+        let end = build_rows.len() + max_pairs;
+        while !self.is_done() && build_rows.len() < end {
+            if skip(self.build_row) {
+                self.build_row += 1;
                 self.next = 0;
                 continue;
             }
-            let rest = &self.right[self.next..];
-            let room = end - left.len();
-            if rest.len() > room && room < most {
+            let remaining = &self.probe_rows[self.next..];
+            let capacity = end - build_rows.len();
+            if remaining.len() > capacity && capacity < max_pairs {
                 return;
             }
-            let count = rest.len().min(room);
-            left.resize(left.len() + count, self.left);
-            right.extend_from_slice(&rest[..count]);
+            let count = remaining.len().min(capacity);
+            build_rows.resize(build_rows.len() + count, self.build_row);
+            probe_rows.extend_from_slice(&remaining[..count]);
             self.next += count;
-            if self.next == self.right.len() {
-                self.left += 1;
+            if self.next == self.probe_rows.len() {
+                self.build_row += 1;
                 self.next = 0;
             }
         }

@@ -12,7 +12,7 @@ use gatework_runtime::{Result, pipeline::Batch};
 
 use super::NestedLoopJoin;
 use crate::{
-    OrFail,
+    ResultExt,
     batch_bytes::MAX_BATCH_BYTES,
     chunked::{Gather, Side, longest_row, pairs_within},
     join_filter::JoinFilter,
@@ -20,116 +20,116 @@ use crate::{
 
 /// Where an output column comes from.
 #[derive(Debug, Clone, Copy)]
-enum Place {
-    Left(usize),
-    Right(usize),
+enum OutputColumn {
+    Build(usize),
+    Probe(usize),
     Mark,
 }
 
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct NestedLoopJoinPlan {
     pub(super) filter: Option<JoinFilter>,
     pub(super) batch_size: usize,
     join_type: JoinType,
-    places: Vec<Place>,
+    output: Vec<OutputColumn>,
     /// The columns that pairs take of each side.
     gathered: [Vec<usize>; 2],
     schema: SchemaRef,
 }
 
-impl Plan {
+impl NestedLoopJoinPlan {
     pub(super) fn new(join: NestedLoopJoin) -> Self {
-        let left = (0..join.left_columns).map(Place::Left);
-        let right = (0..join.right_columns).map(Place::Right);
-        let whole: Vec<Place> = match join.join_type {
+        let left = (0..join.left_columns).map(OutputColumn::Build);
+        let right = (0..join.right_columns).map(OutputColumn::Probe);
+        let whole: Vec<OutputColumn> = match join.join_type {
             JoinType::LeftSemi | JoinType::LeftAnti => left.collect(),
             JoinType::RightSemi | JoinType::RightAnti => right.collect(),
-            JoinType::LeftMark => left.chain([Place::Mark]).collect(),
-            JoinType::RightMark => right.chain([Place::Mark]).collect(),
+            JoinType::LeftMark => left.chain([OutputColumn::Mark]).collect(),
+            JoinType::RightMark => right.chain([OutputColumn::Mark]).collect(),
             JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full => {
                 left.chain(right).collect()
             }
         };
-        let places = match &join.projection {
+        let output = match &join.projection {
             Some(columns) => columns.iter().map(|column| whole[*column]).collect(),
             None => whole,
         };
-        let left = places.iter().filter_map(|place| match place {
-            Place::Left(column) => Some(*column),
+        let build = output.iter().filter_map(|output_column| match output_column {
+            OutputColumn::Build(column) => Some(*column),
             _ => None,
         });
-        let right = places.iter().filter_map(|place| match place {
-            Place::Right(column) => Some(*column),
+        let probe = output.iter().filter_map(|output_column| match output_column {
+            OutputColumn::Probe(column) => Some(*column),
             _ => None,
         });
         Self {
-            gathered: [left.collect(), right.collect()],
+            gathered: [build.collect(), probe.collect()],
             filter: join.filter,
             batch_size: join.batch_size,
             join_type: join.join_type,
-            places,
+            output,
             schema: join.schema,
         }
     }
 
     /// Whether matching pairs are output, not only which rows have a match.
-    pub(super) fn gives_pairs(&self) -> bool {
+    pub(super) fn emits_pairs(&self) -> bool {
         use JoinType::{Full, Inner, Left, Right};
         matches!(self.join_type, Inner | Left | Right | Full)
     }
 
     /// Whether left rows are output by what is known of them in the end.
-    pub(super) fn gives_left(&self) -> bool {
+    pub(super) fn tracks_build_matches(&self) -> bool {
         use JoinType::{Full, Left, LeftAnti, LeftMark, LeftSemi};
         matches!(self.join_type, Left | Full | LeftSemi | LeftAnti | LeftMark)
     }
 
     /// Whether right rows are output by what is known of them after all of the left side.
-    pub(super) fn gives_right(&self) -> bool {
+    pub(super) fn tracks_probe_matches(&self) -> bool {
         use JoinType::{Full, Right, RightAnti, RightMark, RightSemi};
         matches!(self.join_type, Right | Full | RightSemi | RightAnti | RightMark)
     }
 
     /// Whether there is no output at all if the left side is empty.
-    pub(super) fn needs_left(&self) -> bool {
-        !self.gives_right() || self.join_type == JoinType::RightSemi
+    pub(super) fn empty_build_is_empty_result(&self) -> bool {
+        !self.tracks_probe_matches() || self.join_type == JoinType::RightSemi
     }
 
     /// No rows: what an operator answers that only wants to be called again.
-    pub(super) fn nothing(&self) -> Batch {
+    pub(super) fn empty_batch(&self) -> Batch {
         Batch::new(RecordBatch::new_empty(self.schema.clone()))
     }
 
     /// How many of these pairs, from the first on, a batch may hold.
     pub(super) fn pairs_within(
         &self,
-        left: &RecordBatch,
-        right: &RecordBatch,
-        left_rows: &[u32],
-        right_rows: &[u32],
+        build: &RecordBatch,
+        probe: &RecordBatch,
+        build_rows: &[u32],
+        probe_rows: &[u32],
     ) -> usize {
-        let [left_columns, right_columns] = &self.gathered;
-        let longest = longest_row(left, left_columns) + longest_row(right, right_columns);
+        let [build_columns, probe_columns] = &self.gathered;
+        let longest = longest_row(build, build_columns) + longest_row(probe, probe_columns);
         let sides: [Side<'_>; 2] =
-            [(left, left_columns, left_rows), (right, right_columns, right_rows)];
+            [(build, build_columns, build_rows), (probe, probe_columns, probe_rows)];
         pairs_within(MAX_BATCH_BYTES, longest, sides)
     }
 
-    /// The pairs of `left_rows[i]` and `right_rows[i]`.
-    pub(super) fn pairs(
+    /// The pairs of `build_rows[i]` and `probe_rows[i]`.
+    pub(super) fn pairs_batch(
         &self,
-        left: &RecordBatch,
-        right: &RecordBatch,
-        left_rows: &UInt32Array,
-        right_rows: &UInt32Array,
+        build: &RecordBatch,
+        probe: &RecordBatch,
+        build_rows: &UInt32Array,
+        probe_rows: &UInt32Array,
     ) -> Result<Batch> {
-        let column = |place: &Place| match place {
-            Place::Left(column) => left.gather(*column, left_rows),
-            Place::Right(column) => right.gather(*column, right_rows),
-            Place::Mark => internal_err!("a join with a mark gives no pairs").or_fail(),
+        let column = |output_column: &OutputColumn| match output_column {
+            OutputColumn::Build(column) => build.gather(*column, build_rows),
+            OutputColumn::Probe(column) => probe.gather(*column, probe_rows),
+            OutputColumn::Mark => internal_err!("a mark join emits no pairs").query_err(),
         };
-        let columns = self.places.iter().map(column).collect::<Result<Vec<_>>>()?;
-        Ok(Batch::new(self.assemble(columns, left_rows.len())?))
+        let columns = self.output.iter().map(column).collect::<Result<Vec<_>>>()?;
+        Ok(Batch::new(self.build_output_batch(columns, build_rows.len())?))
     }
 
     /// The rows of one side that its `matched` bits let through.
@@ -140,17 +140,16 @@ impl Plan {
         matched: BooleanBuffer,
     ) -> Result<Batch> {
         let count = rows.num_rows();
-        let column = |(at, place): (usize, &Place)| -> ArrayRef {
-            match (place, side) {
-                (Place::Left(column), JoinSide::Left) | (Place::Right(column), JoinSide::Right) => {
-                    rows.column(*column).clone()
-                }
-                (Place::Mark, _) => Arc::new(BooleanArray::new(matched.clone(), None)),
-                _ => new_null_array(self.schema.field(at).data_type(), count),
+        let column = |(index, output_column): (usize, &OutputColumn)| -> ArrayRef {
+            match (output_column, side) {
+                (OutputColumn::Build(column), JoinSide::Left)
+                | (OutputColumn::Probe(column), JoinSide::Right) => rows.column(*column).clone(),
+                (OutputColumn::Mark, _) => Arc::new(BooleanArray::new(matched.clone(), None)),
+                _ => new_null_array(self.schema.field(index).data_type(), count),
             }
         };
-        let columns = self.places.iter().enumerate().map(column).collect();
-        let data = self.assemble(columns, count)?;
+        let columns = self.output.iter().enumerate().map(column).collect();
+        let data = self.build_output_batch(columns, count)?;
         Ok(match self.join_type {
             JoinType::LeftSemi | JoinType::RightSemi => Batch::with_selection(data, matched),
             JoinType::LeftMark | JoinType::RightMark => Batch::new(data),
@@ -158,8 +157,8 @@ impl Plan {
         })
     }
 
-    fn assemble(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
+    fn build_output_batch(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        RecordBatch::try_new_with_options(self.schema.clone(), columns, &options).or_fail()
+        RecordBatch::try_new_with_options(self.schema.clone(), columns, &options).query_err()
     }
 }

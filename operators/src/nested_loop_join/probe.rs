@@ -9,16 +9,19 @@ use arrow::{
 use datafusion_common::JoinSide;
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, LocalOperator, Operator, OperatorResult, Setup, Slots, Start, TaskContext},
+    pipeline::{
+        Batch, DriverContext, LocalOperator, Operator, OperatorContext, OperatorResult, PerTask,
+        StartResult,
+    },
 };
-use gatework_shared_state::join::{Build, Drain, ProbeSource};
+use gatework_shared_state::join_bridge::{BuildStep, ProbeConsumer, UnmatchedScan};
 
 use super::{
     pairs::Pairs,
-    plan::Plan,
-    table::{Chunk, Part, Table},
+    plan::NestedLoopJoinPlan,
+    table::{BuildPart, Chunk, Table},
 };
-use crate::compact;
+use crate::apply_selection;
 
 /// The most pairs that are tested at a time.
 const BLOCK_PAIRS: usize = 8192;
@@ -26,42 +29,45 @@ const BLOCK_PAIRS: usize = 8192;
 /// Tests the right side's rows against the collected left side.
 #[derive(Debug)]
 pub struct NestedLoopProbe {
-    slots: Slots<ProbeSource<Part, Table>>,
-    plan: Arc<Plan>,
+    consumers: PerTask<ProbeConsumer<BuildPart, Table>>,
+    plan: Arc<NestedLoopJoinPlan>,
 }
 
 impl NestedLoopProbe {
-    pub(super) fn new(sources: Vec<ProbeSource<Part, Table>>, plan: Arc<Plan>) -> Self {
-        Self { slots: Slots::new(sources), plan }
+    pub(super) fn new(
+        consumers: Vec<ProbeConsumer<BuildPart, Table>>,
+        plan: Arc<NestedLoopJoinPlan>,
+    ) -> Self {
+        Self { consumers: PerTask::new(consumers), plan }
     }
 }
 
 impl Operator for NestedLoopProbe {
     fn name(&self) -> &str {
-        "nested-loop join"
+        "nested-loop join probe"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalProbe {
-            source: self.slots.take(&setup)?,
+            consumer: self.consumers.take(&setup)?,
             plan: self.plan.clone(),
             setup,
             table: None,
-            right: None,
+            probe_batch: None,
         }))
     }
 }
 
 struct LocalProbe {
-    source: ProbeSource<Part, Table>,
-    plan: Arc<Plan>,
-    setup: Setup,
+    consumer: ProbeConsumer<BuildPart, Table>,
+    plan: Arc<NestedLoopJoinPlan>,
+    setup: OperatorContext,
     table: Option<Arc<Table>>,
-    right: Option<Right>,
+    probe_batch: Option<ProbeBatch>,
 }
 
 /// A right batch on its way past the chunks.
-struct Right {
+struct ProbeBatch {
     rows: RecordBatch,
     sequence: u64,
     /// A bit per row that met a match; empty if nobody asks.
@@ -70,82 +76,91 @@ struct Right {
     /// What is left of the current chunk; `None` before it is begun.
     pairs: Option<Pairs>,
     /// Matching pairs of the current chunk that have not been given.
-    left_matches: Vec<u32>,
-    right_matches: Vec<u32>,
+    build_matches: Vec<u32>,
+    probe_matches: Vec<u32>,
 }
 
 impl LocalOperator for LocalProbe {
-    fn start(&mut self, _task: &TaskContext) -> Result<Start> {
+    fn start(&mut self, _task: &DriverContext) -> Result<StartResult> {
         loop {
-            match self.source.build() {
-                Build::Prepare(parts) => {
+            match self.consumer.next_build_step() {
+                BuildStep::Finalize(parts) => {
                     let memory = self.setup.reservation();
-                    let table = Table::new(parts, self.plan.gives_left(), memory)?;
-                    self.source.prepared(table, 0);
+                    let table = Table::new(parts, self.plan.tracks_build_matches(), memory)?;
+                    self.consumer.finish_finalize(table, 0);
                 }
                 // A table of no units is ready when it is prepared; this keeps to the protocol.
-                Build::Unit(..) => {
-                    if self.source.built() {
-                        self.source.publish();
+                BuildStep::Morsel(..) => {
+                    if self.consumer.finish_build_morsel() {
+                        self.consumer.publish_table();
                     }
                 }
-                Build::Blocked(gate) => return Ok(Start::Blocked(gate.into())),
-                Build::Ready(table) => {
-                    let idle = table.chunks.is_empty() && self.plan.needs_left();
+                BuildStep::Blocked(gate) => return Ok(StartResult::Blocked(gate.into())),
+                BuildStep::Ready(table) => {
+                    let empty_result =
+                        table.chunks.is_empty() && self.plan.empty_build_is_empty_result();
                     self.table = Some(table);
-                    return Ok(if idle { Start::Finished } else { Start::Ready });
+                    return Ok(if empty_result {
+                        StartResult::Finished
+                    } else {
+                        StartResult::Ready
+                    });
                 }
-                Build::Aborted => return Err(Error::ProducerAborted),
+                BuildStep::Aborted => return Err(Error::ProducerAborted),
             }
         }
     }
 
-    fn execute(&mut self, input: Option<Batch>, task: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, task: &DriverContext) -> Result<OperatorResult> {
         if let Some(batch) = input {
             let sequence = batch.sequence();
-            self.right = Some(Right::new(compact(batch)?, sequence, &self.plan));
+            self.probe_batch = Some(ProbeBatch::new(apply_selection(batch)?, sequence, &self.plan));
         }
-        let (Some(table), Some(right)) = (&self.table, &mut self.right) else {
+        let (Some(table), Some(probe_batch)) = (&self.table, &mut self.probe_batch) else {
             return Ok(OperatorResult::NeedInput);
         };
-        if let Some(chunk) = table.chunks.get(right.chunk) {
+        if let Some(chunk) = table.chunks.get(probe_batch.chunk) {
             // Called again even without rows: between two blocks the task may yield.
-            let batch = right.advance(chunk, &self.plan, task)?;
-            return Ok(OperatorResult::HaveMore(batch.unwrap_or_else(|| self.plan.nothing())));
+            let batch = probe_batch.advance(chunk, &self.plan, task)?;
+            return Ok(OperatorResult::HaveMoreOutput(
+                batch.unwrap_or_else(|| self.plan.empty_batch()),
+            ));
         }
-        let Some(mut right) = self.right.take().filter(|_| self.plan.gives_right()) else {
+        let Some(mut probe_batch) =
+            self.probe_batch.take().filter(|_| self.plan.tracks_probe_matches())
+        else {
             return Ok(OperatorResult::NeedInput);
         };
-        let matched = right.matched.finish();
-        let batch = self.plan.one_side(JoinSide::Right, &right.rows, matched)?;
-        Ok(OperatorResult::Batch(batch.at(right.sequence)))
+        let matched = probe_batch.matched.finish();
+        let batch = self.plan.one_side(JoinSide::Right, &probe_batch.rows, matched)?;
+        Ok(OperatorResult::Batch(batch.with_sequence(probe_batch.sequence)))
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<OperatorResult> {
-        let units = match &self.table {
-            Some(table) if self.plan.gives_left() => table.chunks.len(),
+    fn finish(&mut self, _task: &DriverContext) -> Result<OperatorResult> {
+        let morsels = match &self.table {
+            Some(table) if self.plan.tracks_build_matches() => table.chunks.len(),
             _ => 0,
         };
-        self.source.end_probe(units);
-        if units == 0 {
+        self.consumer.finish_probe(morsels);
+        if morsels == 0 {
             return Ok(OperatorResult::Finished);
         }
-        match self.source.drain() {
-            Drain::Unit(table, unit) => {
-                let chunk = &table.chunks[unit];
+        match self.consumer.next_unmatched_scan() {
+            UnmatchedScan::Morsel(table, morsel) => {
+                let chunk = &table.chunks[morsel];
                 let batch = self.plan.one_side(JoinSide::Left, &chunk.rows, chunk.matched())?;
-                Ok(OperatorResult::HaveMore(batch))
+                Ok(OperatorResult::HaveMoreOutput(batch))
             }
-            Drain::Blocked(gate) => Ok(OperatorResult::Blocked(gate.into())),
-            Drain::Finished => Ok(OperatorResult::Finished),
-            Drain::Aborted => Err(Error::ProducerAborted),
+            UnmatchedScan::Blocked(gate) => Ok(OperatorResult::Blocked(gate.into())),
+            UnmatchedScan::Finished => Ok(OperatorResult::Finished),
+            UnmatchedScan::Aborted => Err(Error::ProducerAborted),
         }
     }
 }
 
-impl Right {
-    fn new(rows: RecordBatch, sequence: u64, plan: &Plan) -> Self {
-        let bits = if plan.gives_right() { rows.num_rows() } else { 0 };
+impl ProbeBatch {
+    fn new(rows: RecordBatch, sequence: u64, plan: &NestedLoopJoinPlan) -> Self {
+        let bits = if plan.tracks_probe_matches() { rows.num_rows() } else { 0 };
         let mut matched = BooleanBufferBuilder::new(bits);
         matched.append_n(bits, false);
         Self {
@@ -154,28 +169,33 @@ impl Right {
             matched,
             chunk: 0,
             pairs: None,
-            left_matches: Vec::new(),
-            right_matches: Vec::new(),
+            build_matches: Vec::new(),
+            probe_matches: Vec::new(),
         }
     }
 
     /// Does the next block of `chunk`, and goes on to the next chunk after its last one.
-    fn advance(&mut self, chunk: &Chunk, plan: &Plan, task: &TaskContext) -> Result<Option<Batch>> {
+    fn advance(
+        &mut self,
+        chunk: &Chunk,
+        plan: &NestedLoopJoinPlan,
+        task: &DriverContext,
+    ) -> Result<Option<Batch>> {
         let mut pairs = match self.pairs.take() {
             Some(pairs) => pairs,
             None => self.begin(chunk, plan),
         };
         // Matches may be left that a batch had no room for.
-        if !pairs.is_done() && self.left_matches.len() < plan.batch_size {
-            self.block(&mut pairs, chunk, plan, task)?;
+        if !pairs.is_done() && self.build_matches.len() < plan.batch_size {
+            self.test_block(&mut pairs, chunk, plan, task)?;
         }
-        let whole = self.left_matches.len() >= plan.batch_size;
+        let full_batch = self.build_matches.len() >= plan.batch_size;
         if !pairs.is_done() {
             self.pairs = Some(pairs);
-            return if whole { self.give(chunk, plan) } else { Ok(None) };
+            return if full_batch { self.emit(chunk, plan) } else { Ok(None) };
         }
-        let batch = self.give(chunk, plan)?;
-        if self.left_matches.is_empty() {
+        let batch = self.emit(chunk, plan)?;
+        if self.build_matches.is_empty() {
             self.chunk += 1;
         } else {
             self.pairs = Some(pairs);
@@ -184,83 +204,90 @@ impl Right {
     }
 
     /// The pairs of `chunk` that are to be looked at.
-    fn begin(&mut self, chunk: &Chunk, plan: &Plan) -> Pairs {
-        let mut left_rows = chunk.rows.num_rows();
+    fn begin(&mut self, chunk: &Chunk, plan: &NestedLoopJoinPlan) -> Pairs {
+        let mut num_build_rows = chunk.rows.num_rows();
         if plan.filter.is_none() {
             // Every row has a match, which needs no pairs to be known.
-            if plan.gives_left() {
-                chunk.set_all_matched();
+            if plan.tracks_build_matches() {
+                chunk.mark_all_matched();
             }
             (0..self.matched.len()).for_each(|row| self.matched.set_bit(row, true));
-            if !plan.gives_pairs() {
-                left_rows = 0;
+            if !plan.emits_pairs() {
+                num_build_rows = 0;
             }
         }
-        Pairs::new(left_rows, (0..self.rows.num_rows() as u32).collect())
+        Pairs::new(num_build_rows, (0..self.rows.num_rows() as u32).collect())
     }
 
     /// Tests the next block of pairs and notes what matches.
-    fn block(
+    fn test_block(
         &mut self,
         pairs: &mut Pairs,
         chunk: &Chunk,
-        plan: &Plan,
-        task: &TaskContext,
+        plan: &NestedLoopJoinPlan,
+        task: &DriverContext,
     ) -> Result<()> {
-        let most = plan.batch_size.min(BLOCK_PAIRS);
+        let max_pairs = plan.batch_size.min(BLOCK_PAIRS);
         let Some(filter) = &plan.filter else {
-            pairs.fill(most, |_| false, &mut self.left_matches, &mut self.right_matches);
+            pairs.fill(max_pairs, |_| false, &mut self.build_matches, &mut self.probe_matches);
             return Ok(());
         };
-        if !plan.gives_pairs() && plan.gives_right() {
+        if !plan.emits_pairs() && plan.tracks_probe_matches() {
             // One match is all there is to know of a row.
-            pairs.retain_right(|row| !self.matched.get_bit(row as usize));
+            pairs.retain_probe_rows(|row| !self.matched.get_bit(row as usize));
         }
-        let known = !plan.gives_pairs() && plan.gives_left();
-        let (mut left, mut right) = (Vec::with_capacity(most), Vec::with_capacity(most));
-        pairs.fill(most, |row| known && chunk.is_matched(row), &mut left, &mut right);
-        if left.is_empty() {
+        let known = !plan.emits_pairs() && plan.tracks_build_matches();
+        let (mut build_rows, mut probe_rows) =
+            (Vec::with_capacity(max_pairs), Vec::with_capacity(max_pairs));
+        pairs.fill(
+            max_pairs,
+            |row| known && chunk.is_matched(row),
+            &mut build_rows,
+            &mut probe_rows,
+        );
+        if build_rows.is_empty() {
             return Ok(());
         }
-        let (left, right) = (UInt32Array::from(left), UInt32Array::from(right));
-        let answer = filter.evaluate(&chunk.rows, &self.rows, &left, &right, task)?;
-        self.note(&answer, left.values(), right.values(), chunk, plan);
+        let (build_rows, probe_rows) =
+            (UInt32Array::from(build_rows), UInt32Array::from(probe_rows));
+        let passes = filter.evaluate(&chunk.rows, &self.rows, &build_rows, &probe_rows, task)?;
+        self.record_matches(&passes, build_rows.values(), probe_rows.values(), chunk, plan);
         Ok(())
     }
 
-    fn note(
+    fn record_matches(
         &mut self,
-        answer: &BooleanBuffer,
-        left: &[u32],
-        right: &[u32],
+        passes: &BooleanBuffer,
+        build_rows: &[u32],
+        probe_rows: &[u32],
         chunk: &Chunk,
-        plan: &Plan,
+        plan: &NestedLoopJoinPlan,
     ) {
-        for pair in answer.set_indices() {
-            if plan.gives_left() {
-                chunk.set_matched(left[pair]);
+        for pair in passes.set_indices() {
+            if plan.tracks_build_matches() {
+                chunk.mark_matched(build_rows[pair]);
             }
-            if plan.gives_right() {
-                self.matched.set_bit(right[pair] as usize, true);
+            if plan.tracks_probe_matches() {
+                self.matched.set_bit(probe_rows[pair] as usize, true);
             }
-            if plan.gives_pairs() {
-                self.left_matches.push(left[pair]);
-                self.right_matches.push(right[pair]);
+            if plan.emits_pairs() {
+                self.build_matches.push(build_rows[pair]);
+                self.probe_matches.push(probe_rows[pair]);
             }
         }
     }
 
     /// Gives up to a batch of the pairs that matched.
-    fn give(&mut self, chunk: &Chunk, plan: &Plan) -> Result<Option<Batch>> {
-        let count = self.left_matches.len().min(plan.batch_size);
+    fn emit(&mut self, chunk: &Chunk, plan: &NestedLoopJoinPlan) -> Result<Option<Batch>> {
+        let count = self.build_matches.len().min(plan.batch_size);
         if count == 0 {
             return Ok(None);
         }
-        let matches = (&self.left_matches[..count], &self.right_matches[..count]);
+        let matches = (&self.build_matches[..count], &self.probe_matches[..count]);
         let count = plan.pairs_within(&chunk.rows, &self.rows, matches.0, matches.1);
-        let left: UInt32Array = self.left_matches.drain(..count).collect::<Vec<_>>().into();
-        let right: UInt32Array = self.right_matches.drain(..count).collect::<Vec<_>>().into();
-        let batch = plan.pairs(&chunk.rows, &self.rows, &left, &right)?;
-        Ok(Some(batch.at(self.sequence)))
+        let build_rows: UInt32Array = self.build_matches.drain(..count).collect::<Vec<_>>().into();
+        let probe_rows: UInt32Array = self.probe_matches.drain(..count).collect::<Vec<_>>().into();
+        let batch = plan.pairs_batch(&chunk.rows, &self.rows, &build_rows, &probe_rows)?;
+        Ok(Some(batch.with_sequence(self.sequence)))
     }
 }

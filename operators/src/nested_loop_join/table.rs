@@ -7,7 +7,7 @@ use gatework_runtime::{Result, pipeline::Reservation};
 
 /// What one build task collected.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct BuildPart {
     pub(super) chunks: Vec<RecordBatch>,
     pub(super) memory: Reservation,
 }
@@ -30,11 +30,11 @@ pub(super) struct Table {
 impl Table {
     /// A table of `parts`, with bits for matched rows if `track` says so; they are charged to
     /// `memory`.
-    pub(super) fn new(parts: Vec<Part>, track: bool, mut memory: Reservation) -> Result<Self> {
+    pub(super) fn new(parts: Vec<BuildPart>, track: bool, mut memory: Reservation) -> Result<Self> {
         let mut chunks = Vec::new();
-        let mut held = Vec::with_capacity(parts.len() + 1);
+        let mut reservations = Vec::with_capacity(parts.len() + 1);
         for part in parts {
-            held.push(part.memory);
+            reservations.push(part.memory);
             for rows in part.chunks {
                 let words = if track { rows.num_rows().div_ceil(64) } else { 0 };
                 memory.grow(8 * words)?;
@@ -42,13 +42,13 @@ impl Table {
                 chunks.push(Chunk { rows, matched });
             }
         }
-        held.push(memory);
-        Ok(Self { chunks, _memory: held })
+        reservations.push(memory);
+        Ok(Self { chunks, _memory: reservations })
     }
 }
 
 // All accesses are relaxed: bits only ever become set, a prober that misses another's bit tests a
-// pair too many, and who reads them for good does so after `end_probe` of every prober, whose lock
+// pair too many, and who reads them for good does so after `finish_probe` of every prober, whose lock
 // orders all that was written before it.
 impl Chunk {
     /// Whether `row` is known to have a match.
@@ -58,7 +58,7 @@ impl Chunk {
     }
 
     /// Notes a match of `row`.
-    pub(super) fn set_matched(&self, row: u32) {
+    pub(super) fn mark_matched(&self, row: u32) {
         // The test keeps the cache line shared when a row has many matches.
         if !self.is_matched(row) {
             self.matched[row as usize / 64].fetch_or(1 << (row % 64), Ordering::Relaxed);
@@ -66,7 +66,7 @@ impl Chunk {
     }
 
     /// Notes a match of all rows.
-    pub(super) fn set_all_matched(&self) {
+    pub(super) fn mark_all_matched(&self) {
         for word in &self.matched {
             if word.load(Ordering::Relaxed) != u64::MAX {
                 word.store(u64::MAX, Ordering::Relaxed);

@@ -14,14 +14,14 @@ use datafusion_physical_expr::{
 };
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Graph, MemoryLimit, QueryContext, QueryOptions, RowStream, Source},
+    pipeline::{Graph, GreedyPool, QueryContext, QueryOptions, RowStream, Source},
 };
 use proptest::prelude::*;
 
 use super::NestedLoopJoin;
 use crate::{
     JoinFilter,
-    rig::{
+    test_support::{
         EXECUTOR, FailingScan, ints, result_of, run, run_with, scan, sorted_rows, table, wait_idle,
     },
 };
@@ -97,7 +97,7 @@ fn side(name: &str, keys: &[Option<i32>]) -> RecordBatch {
 
 fn model(kind: JoinType, on: On, left: &[Option<i32>], right: &[Option<i32>]) -> Vec<String> {
     let one = |(row, key): (usize, &Option<i32>)| format!("{}|{row}", text(*key));
-    let (lefts, rights): (Vec<_>, Vec<_>) =
+    let (left_rows, right_rows): (Vec<_>, Vec<_>) =
         (left.iter().enumerate().map(one).collect(), right.iter().enumerate().map(one).collect());
     let left_match: Vec<bool> =
         left.iter().map(|l| right.iter().any(|r| on.holds(*l, *r))).collect();
@@ -108,7 +108,7 @@ fn model(kind: JoinType, on: On, left: &[Option<i32>], right: &[Option<i32>]) ->
         for (l, l_key) in left.iter().enumerate() {
             for (r, r_key) in right.iter().enumerate() {
                 if on.holds(*l_key, *r_key) {
-                    rows.push(format!("{}|{}", lefts[l], rights[r]));
+                    rows.push(format!("{}|{}", left_rows[l], right_rows[r]));
                 }
             }
         }
@@ -124,18 +124,18 @@ fn model(kind: JoinType, on: On, left: &[Option<i32>], right: &[Option<i32>]) ->
         rows.into_iter().map(|row| format!("{before}{row}{after}")).collect()
     };
     if let JoinType::Left | JoinType::Full = kind {
-        rows.extend(padded(pick(&lefts, &left_match, false), "", "|NULL|NULL"));
+        rows.extend(padded(pick(&left_rows, &left_match, false), "", "|NULL|NULL"));
     }
     if let JoinType::Right | JoinType::Full = kind {
-        rows.extend(padded(pick(&rights, &right_match, false), "NULL|NULL|", ""));
+        rows.extend(padded(pick(&right_rows, &right_match, false), "NULL|NULL|", ""));
     }
     rows.extend(match kind {
-        JoinType::LeftSemi => pick(&lefts, &left_match, true),
-        JoinType::LeftAnti => pick(&lefts, &left_match, false),
-        JoinType::LeftMark => mark(&lefts, &left_match),
-        JoinType::RightSemi => pick(&rights, &right_match, true),
-        JoinType::RightAnti => pick(&rights, &right_match, false),
-        JoinType::RightMark => mark(&rights, &right_match),
+        JoinType::LeftSemi => pick(&left_rows, &left_match, true),
+        JoinType::LeftAnti => pick(&left_rows, &left_match, false),
+        JoinType::LeftMark => mark(&left_rows, &left_match),
+        JoinType::RightSemi => pick(&right_rows, &right_match, true),
+        JoinType::RightAnti => pick(&right_rows, &right_match, false),
+        JoinType::RightMark => mark(&right_rows, &right_match),
         _ => vec![],
     });
     rows.sort_unstable();
@@ -196,14 +196,14 @@ impl Case {
     ) -> Result<Vec<RecordBatch>> {
         run(|graph| {
             let (build, probe) = join.operators(self.builds, self.probes);
-            graph.add("build", self.builds, left, vec![], Arc::new(build)).unwrap();
+            graph.add_pipeline("build", self.builds, left, vec![], Arc::new(build)).unwrap();
             result_of(graph, self.probes, 1, right, vec![Arc::new(probe)])
         })
     }
 
     fn check(&self, left: &[Option<i32>], right: &[Option<i32>]) {
-        let (lefts, rights) = (side("l", left), side("r", right));
-        let sources = || (scan(&lefts, self.morsel), scan(&rights, self.morsel));
+        let (left_batch, right_batch) = (side("l", left), side("r", right));
+        let sources = || (scan(&left_batch, self.morsel), scan(&right_batch, self.morsel));
         let (l, r) = sources();
         let batches = self.run(self.join(None), l, r).unwrap();
         assert_eq!(sorted_rows(&batches), model(self.kind, self.on, left, right), "{self:?}");
@@ -338,7 +338,7 @@ fn sides_without_columns_keep_their_rows() {
 }
 
 #[test]
-fn the_left_side_is_charged_to_the_query() {
+fn the_left_side_reserves_query_memory() {
     let rows = side("l", &vec![Some(1); 10_000]);
     let right = side("r", &[Some(1)]);
     let case = Case {
@@ -351,11 +351,11 @@ fn the_left_side_is_charged_to_the_query() {
     };
     // 8 bytes a row and their validity, a bit for each match.
     for (limit, fits) in [(70_000, false), (90_000, true)] {
-        let memory = Arc::new(MemoryLimit::new(limit));
+        let memory = Arc::new(GreedyPool::new(limit));
         let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
         let answer = run_with(options, |graph| {
             let (build, probe) = case.join(None).operators(2, 2);
-            graph.add("build", 2, scan(&rows, 1000), vec![], Arc::new(build)).unwrap();
+            graph.add_pipeline("build", 2, scan(&rows, 1000), vec![], Arc::new(build)).unwrap();
             result_of(graph, 2, 1, scan(&right, 1), vec![Arc::new(probe)])
         });
         match answer {
@@ -384,12 +384,12 @@ fn a_long_probe_is_cancelled_between_blocks() {
     let query = QueryContext::new(&EXECUTOR, QueryOptions::default());
     let mut graph = Graph::new();
     let (build, probe) = case.join(None).operators(1, 2);
-    graph.add("build", 1, scan(&rows, 8192), vec![], Arc::new(build)).unwrap();
+    graph.add_pipeline("build", 1, scan(&rows, 8192), vec![], Arc::new(build)).unwrap();
     let readers = result_of(&mut graph, 2, 1, scan(&right, 8192), vec![Arc::new(probe)]);
     let running = graph.start(&query).unwrap();
     let stream = RowStream::of_query(&running, readers).remove(0);
-    let mut batches = stream.into_blocking();
-    assert_eq!(batches.next().unwrap().unwrap().rows(), 8192);
+    let mut batches = stream.into_blocking_iter();
+    assert_eq!(batches.next().unwrap().unwrap().num_rows(), 8192);
     query.cancel();
     wait_idle(&query);
     assert!(batches.any(|batch| matches!(batch, Err(Error::Cancelled { .. }))));

@@ -15,11 +15,11 @@ use datafusion_physical_expr::{
 use super::Projection;
 use crate::{
     filter::Filter,
-    rig::{ints, result_of, rows, run, scan, table},
+    test_support::{ints, result_of, rows, run, scan, table},
 };
 
-fn column(place: usize) -> Arc<dyn PhysicalExpr> {
-    Arc::new(Column::new("column", place))
+fn column(index: usize) -> Arc<dyn PhysicalExpr> {
+    Arc::new(Column::new("column", index))
 }
 
 /// Projects the rows of two columns whose second is not 0.
@@ -29,7 +29,7 @@ fn projected(expressions: Vec<Arc<dyn PhysicalExpr>>) -> Vec<RecordBatch> {
         ("b", ints([Some(2), Some(0), Some(1), Some(4)])),
     ]);
     let fields: Vec<_> = (0..expressions.len())
-        .map(|place| Field::new(format!("out{place}"), DataType::Int32, true))
+        .map(|index| Field::new(format!("out{index}"), DataType::Int32, true))
         .collect();
     let projection = Projection::new(expressions, Arc::new(Schema::new(fields)));
     let not_zero = BinaryExpr::new(column(1), BinaryOperator::NotEq, lit(0));

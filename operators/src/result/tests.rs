@@ -4,10 +4,12 @@ use std::sync::{Arc, atomic::Ordering};
 
 use arrow::array::RecordBatch;
 use datafusion_physical_expr::{PhysicalExpr, expressions::Column};
-use gatework_shared_state::Budget;
+use gatework_shared_state::BufferLimit;
 
-use super::ResultOutput;
-use crate::rig::{ints, moody, rows, run_all, run_with, scan, sorted_rows, table};
+use super::ResultSink;
+use crate::test_support::{
+    ints, random_refusals, rows, run_all, run_with, scan, sorted_rows, table,
+};
 
 fn input() -> RecordBatch {
     let keys = (0..100).map(|row| (row % 9 != 0).then_some(row % 7));
@@ -20,8 +22,8 @@ fn partitions(
     readers: usize,
 ) -> Vec<Vec<RecordBatch>> {
     run_all(|graph| {
-        let (output, readers) = ResultOutput::new(tasks, readers, keys, Budget::new(50));
-        graph.add("result", tasks, scan(&input(), 3), vec![], Arc::new(output)).unwrap();
+        let (output, readers) = ResultSink::new(tasks, readers, keys, BufferLimit::new(50));
+        graph.add_pipeline("result", tasks, scan(&input(), 3), vec![], Arc::new(output)).unwrap();
         readers
     })
     .unwrap()
@@ -60,20 +62,20 @@ fn equal_keys_meet_in_one_partition() {
 }
 
 #[test]
-fn rows_that_get_no_memory_are_put_away_and_reach_their_reader() {
+fn spilled_rows_reach_their_reader() {
     for seed in 0..30 {
-        let (pool, elsewhere, options) = moody(seed);
+        let (pool, spill_space, options) = random_refusals(seed);
         let readers = run_with(options, |graph| {
             let key = Arc::new(Column::new("key", 0)) as Arc<dyn PhysicalExpr>;
-            let budget = Budget::new(1);
-            budget.overflow();
-            let (output, readers) = ResultOutput::new(2, 3, vec![key], budget);
-            graph.add("result", 2, scan(&input(), 3), vec![], Arc::new(output)).unwrap();
+            let budget = BufferLimit::new(1);
+            budget.allow_overflow();
+            let (output, readers) = ResultSink::new(2, 3, vec![key], budget);
+            graph.add_pipeline("result", 2, scan(&input(), 3), vec![], Arc::new(output)).unwrap();
             readers
         })
         .unwrap();
         assert_eq!(sorted_rows(&readers.concat()), sorted_rows(&[input()]), "seed {seed}");
-        assert!(elsewhere.writes.load(Ordering::Relaxed) > 0);
+        assert!(spill_space.writes.load(Ordering::Relaxed) > 0);
         assert_eq!(pool.reserved(), 0);
     }
 }

@@ -16,15 +16,15 @@ use datafusion_common::internal_err;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, LocalSink, LocalSource, Setup, Sink, SinkResult, Slots, Source,
-        SourceResult, Start, TaskContext,
+        Batch, DriverContext, FinishResult, LocalSink, LocalSource, OperatorContext, PerTask, Sink,
+        SinkResult, Source, SourceResult, StartResult,
     },
 };
-use gatework_shared_state::{Gate, Take, set as state};
+use gatework_shared_state::{Gate, PopResult, set as state};
 
 use crate::{
-    OrFail, compact,
-    keys::{KeyEncoder, NullKeys},
+    ResultExt, apply_selection,
+    keys::{KeyEncoder, KeyNulls},
 };
 use table::CountTable;
 
@@ -44,7 +44,7 @@ pub enum SetKind {
 /// Takes the rows of one child. Its pipeline has one task.
 #[derive(Debug)]
 pub struct SetSink {
-    slots: Slots<state::SetSink<CountTable>>,
+    producers: PerTask<state::SetProducer<CountTable>>,
     child: usize,
     kind: SetKind,
     encoder: KeyEncoder,
@@ -53,7 +53,7 @@ pub struct SetSink {
 /// Gives the rows that remain. Its pipeline has one task.
 #[derive(Debug)]
 pub struct SetSource {
-    slots: Slots<state::SetSource<CountTable>>,
+    consumers: PerTask<state::SetConsumer<CountTable>>,
     schema: SchemaRef,
     encoder: KeyEncoder,
     batch_size: usize,
@@ -74,37 +74,37 @@ pub fn new(
 ) -> Result<(Vec<SetSink>, SetSource)> {
     if children == 0 || schema.fields().is_empty() || batch_size == 0 {
         let needs = "a set operation needs a child, a column and a batch size";
-        return Err(Error::Setup(needs.into()));
+        return Err(Error::InvalidConfiguration(needs.into()));
     }
     // Nullable, whatever the output is: another child may have NULLs where the output has none.
     let types: Vec<(DataType, bool)> =
         schema.fields().iter().map(|field| (field.data_type().clone(), true)).collect();
-    let encoder = KeyEncoder::new(&types, NullKeys::AreValues).or_fail()?;
-    let (sinks, source) = state::new("set operation", children, CountTable::new(&encoder));
-    let sink = |(child, sink)| SetSink {
-        slots: Slots::new([sink]),
+    let encoder = KeyEncoder::new(&types, KeyNulls::Equal).query_err()?;
+    let (producers, consumer) = state::new("set operation", children, CountTable::new(&encoder));
+    let sink = |(child, producer)| SetSink {
+        producers: PerTask::new([producer]),
         child,
         kind,
         encoder: encoder.clone(),
     };
-    let sinks = sinks.into_iter().enumerate().map(sink).collect();
-    Ok((sinks, SetSource { slots: Slots::new([source]), schema, encoder, batch_size }))
+    let sinks = producers.into_iter().enumerate().map(sink).collect();
+    Ok((sinks, SetSource { consumers: PerTask::new([consumer]), schema, encoder, batch_size }))
 }
 
 impl Sink for SetSink {
     fn name(&self) -> &str {
         match (self.child, self.kind) {
-            (0, _) => "set build",
+            (0, _) => "set operation build",
             (_, SetKind::Intersect | SetKind::IntersectAll) => "intersect probe",
             (_, SetKind::Except | SetKind::ExceptAll) => "except probe",
         }
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(&setup)?;
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let producer = self.producers.take(&setup)?;
         Ok(Box::new(LocalSetSink {
-            closed: sink.closed().clone(),
-            sink: Some(sink),
+            closed: producer.closed().clone(),
+            producer: Some(producer),
             table: None,
             child: self.child,
             kind: self.kind,
@@ -116,60 +116,60 @@ impl Sink for SetSink {
 }
 
 struct LocalSetSink {
-    sink: Option<state::SetSink<CountTable>>,
+    producer: Option<state::SetProducer<CountTable>>,
     closed: Gate,
     /// The table, from this child's turn on.
     table: Option<CountTable>,
     child: usize,
     kind: SetKind,
     encoder: KeyEncoder,
-    setup: Setup,
+    setup: OperatorContext,
     hashes: Vec<u64>,
 }
 
 impl LocalSink for LocalSetSink {
-    fn start(&mut self, _task: &TaskContext) -> Result<Start> {
-        let Some(sink) = &mut self.sink else { return Ok(Start::Finished) };
-        match sink.take() {
-            Take::Item(mut table) => {
+    fn start(&mut self, _task: &DriverContext) -> Result<StartResult> {
+        let Some(producer) = &mut self.producer else { return Ok(StartResult::Finished) };
+        match producer.take() {
+            PopResult::Item(mut table) => {
                 if self.child == 0 {
-                    table.charge_to(self.setup.reservation())?;
+                    table.reserve_in(self.setup.reservation())?;
                 }
-                let idle = self.child > 0 && table.is_settled(self.kind);
+                let skip = self.child > 0 && table.cannot_change(self.kind);
                 self.table = Some(table);
-                Ok(if idle { Start::Finished } else { Start::Ready })
+                Ok(if skip { StartResult::Finished } else { StartResult::Ready })
             }
-            Take::Blocked(gate) => Ok(Start::Blocked(gate.into())),
-            Take::Finished => Ok(Start::Finished),
+            PopResult::Blocked(gate) => Ok(StartResult::Blocked(gate.into())),
+            PopResult::Finished => Ok(StartResult::Finished),
             // When the source has left, sinks end one by one, which is no failure.
-            Take::Aborted if self.closed.is_ready() => Ok(Start::Finished),
-            Take::Aborted => Err(Error::ProducerAborted),
+            PopResult::Aborted if self.closed.is_ready() => Ok(StartResult::Finished),
+            PopResult::Aborted => Err(Error::ProducerAborted),
         }
     }
 
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
         let (Some(batch), Some(table)) = (batch, &mut self.table) else {
             return Ok(SinkResult::NeedInput);
         };
-        let rows = compact(batch)?;
-        check_types(&rows, &self.encoder).or_fail()?;
-        let keys = self.encoder.encode(rows.columns()).or_fail()?;
+        let rows = apply_selection(batch)?;
+        check_types(&rows, &self.encoder).query_err()?;
+        let keys = self.encoder.encode(rows.columns()).query_err()?;
         keys.hash_into(&mut self.hashes);
         if self.child == 0 {
             table.insert(&keys, &self.hashes, self.kind)?;
             return Ok(SinkResult::NeedInput);
         }
         table.probe(&keys, &self.hashes, self.kind);
-        let settled = table.is_settled(self.kind);
-        Ok(if settled { SinkResult::Finished } else { SinkResult::NeedInput })
+        let cannot_change = table.cannot_change(self.kind);
+        Ok(if cannot_change { SinkResult::Finished } else { SinkResult::NeedInput })
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> Result<FinishResult> {
-        if let (Some(sink), Some(mut table)) = (self.sink.take(), self.table.take()) {
+    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
+        if let (Some(producer), Some(mut table)) = (self.producer.take(), self.table.take()) {
             if self.child > 0 {
                 table.end_child(self.kind);
             }
-            sink.pass(table);
+            producer.pass_to_next(table);
         }
         Ok(FinishResult::Done)
     }
@@ -194,12 +194,12 @@ fn check_types(rows: &RecordBatch, encoder: &KeyEncoder) -> datafusion_common::R
 
 impl Source for SetSource {
     fn name(&self) -> &str {
-        "set operation"
+        "set operation source"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalSetSource {
-            source: self.slots.take(&setup)?,
+            consumer: self.consumers.take(&setup)?,
             schema: self.schema.clone(),
             encoder: self.encoder.clone(),
             batch_size: self.batch_size,
@@ -210,7 +210,7 @@ impl Source for SetSource {
 }
 
 struct LocalSetSource {
-    source: state::SetSource<CountTable>,
+    consumer: state::SetConsumer<CountTable>,
     schema: SchemaRef,
     encoder: KeyEncoder,
     batch_size: usize,
@@ -220,24 +220,24 @@ struct LocalSetSource {
 }
 
 impl LocalSource for LocalSetSource {
-    fn next(&mut self, _task: &TaskContext) -> Result<SourceResult> {
+    fn next(&mut self, _task: &DriverContext) -> Result<SourceResult> {
         let table = match &self.table {
             Some(table) => table,
-            None => match self.source.take() {
-                Take::Item(table) => self.table.insert(table),
-                Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
-                Take::Finished => return Ok(SourceResult::Finished),
-                Take::Aborted => return Err(Error::ProducerAborted),
+            None => match self.consumer.take() {
+                PopResult::Item(table) => self.table.insert(table),
+                PopResult::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                PopResult::Finished => return Ok(SourceResult::Finished),
+                PopResult::Aborted => return Err(Error::ProducerAborted),
             },
         };
-        let keys = table.rows_from(&mut self.next, self.batch_size, self.encoder.no_keys());
+        let keys = table.rows_from(&mut self.next, self.batch_size, self.encoder.empty_keys());
         if keys.is_empty() {
             // The shared state has no second table, so the next call would end as well.
             self.table = None;
             return Ok(SourceResult::Finished);
         }
-        let columns = self.encoder.decode(&keys).or_fail()?;
-        let rows = RecordBatch::try_new(self.schema.clone(), columns).or_fail()?;
+        let columns = self.encoder.decode(&keys).query_err()?;
+        let rows = RecordBatch::try_new(self.schema.clone(), columns).query_err()?;
         Ok(SourceResult::Batch(Batch::new(rows)))
     }
 }

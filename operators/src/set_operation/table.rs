@@ -1,6 +1,6 @@
 //! The table of a set operation: how often each distinct row is still to be given.
 //!
-//! Like [`GroupTable`](crate::keys::GroupTable), with a look-up that enters nothing: rows that only
+//! Like [`GroupValues`](crate::keys::GroupValues), with a look-up that enters nothing: rows that only
 //! the other children have take no memory.
 
 use gatework_runtime::{Result, pipeline::Reservation};
@@ -8,7 +8,7 @@ use gatework_runtime::{Result, pipeline::Reservation};
 use super::SetKind;
 use crate::{
     batch_bytes::MAX_BATCH_BYTES,
-    keys::{KeyEncoder, Keys},
+    keys::{EncodedKeys, KeyEncoder},
 };
 
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(super) struct CountTable {
     /// The number of a key plus one; 0 is free. Linear probing.
     slots: Vec<u32>,
     hashes: Vec<u64>,
-    keys: Keys,
+    keys: EncodedKeys,
     /// How often each key is to be given.
     counts: Vec<u64>,
     /// How often the child at hand had each key, at most its count: intersections only.
@@ -33,7 +33,7 @@ impl CountTable {
         Self {
             slots: Vec::new(),
             hashes: Vec::new(),
-            keys: encoder.no_keys(),
+            keys: encoder.empty_keys(),
             counts: Vec::new(),
             hits: Vec::new(),
             count_total: 0,
@@ -43,12 +43,12 @@ impl CountTable {
     }
 
     /// Reserves what the table takes, now and as it grows, in `memory`.
-    pub(super) fn charge_to(&mut self, memory: Reservation) -> Result<()> {
+    pub(super) fn reserve_in(&mut self, memory: Reservation) -> Result<()> {
         self.memory = Some(memory);
-        self.charge()
+        self.update_reservation()
     }
 
-    fn charge(&mut self) -> Result<()> {
+    fn update_reservation(&mut self) -> Result<()> {
         let bytes = 4 * self.slots.capacity()
             + 8 * (self.hashes.capacity() + self.counts.capacity() + self.hits.capacity())
             + self.keys.bytes();
@@ -56,8 +56,13 @@ impl CountTable {
     }
 
     /// Counts the first child's rows.
-    pub(super) fn insert(&mut self, keys: &Keys, hashes: &[u64], kind: SetKind) -> Result<()> {
-        self.make_room(keys.len());
+    pub(super) fn insert(
+        &mut self,
+        keys: &EncodedKeys,
+        hashes: &[u64],
+        kind: SetKind,
+    ) -> Result<()> {
+        self.reserve_slots(keys.len());
         for (row, hash) in hashes.iter().enumerate() {
             match self.find(keys, row, *hash) {
                 Ok(known) if matches!(kind, SetKind::IntersectAll | SetKind::ExceptAll) => {
@@ -75,24 +80,24 @@ impl CountTable {
             self.count_total += 1;
         }
         assert!(self.counts.len() < u32::MAX as usize, "more than 2^32 distinct rows in one set");
-        self.charge()
+        self.update_reservation()
     }
 
     /// Counts rows of another child.
-    pub(super) fn probe(&mut self, keys: &Keys, hashes: &[u64], kind: SetKind) {
-        self.make_room(0);
+    pub(super) fn probe(&mut self, keys: &EncodedKeys, hashes: &[u64], kind: SetKind) {
+        self.reserve_slots(0);
         for (row, hash) in hashes.iter().enumerate() {
             let Ok(known) = self.find(keys, row, *hash) else { continue };
-            let left = self.counts[known];
+            let remaining = self.counts[known];
             match kind {
                 SetKind::Intersect | SetKind::IntersectAll => {
-                    let more = u64::from(self.hits[known] < left);
+                    let more = u64::from(self.hits[known] < remaining);
                     self.hits[known] += more;
                     self.hit_total += more;
                 }
                 SetKind::Except | SetKind::ExceptAll => {
-                    self.counts[known] = left.saturating_sub(1);
-                    self.count_total -= left.min(1);
+                    self.counts[known] = remaining.saturating_sub(1);
+                    self.count_total -= remaining.min(1);
                 }
             }
         }
@@ -108,23 +113,28 @@ impl CountTable {
     }
 
     /// Whether no further row of the child at hand can change anything.
-    pub(super) fn is_settled(&self, kind: SetKind) -> bool {
+    pub(super) fn cannot_change(&self, kind: SetKind) -> bool {
         match kind {
             SetKind::Intersect | SetKind::IntersectAll => self.hit_total == self.count_total,
             SetKind::Except | SetKind::ExceptAll => self.count_total == 0,
         }
     }
 
-    /// Appends up to `most` of the rows to be given to `keys`, from key and repetition `next` on;
+    /// Appends up to `max_rows` of the rows to be given to `keys`, from key and repetition `next` on;
     /// fewer if their texts are long.
-    pub(super) fn rows_from(&self, next: &mut (usize, u64), most: usize, mut keys: Keys) -> Keys {
-        let (mut room, mut bytes) = (most as u64, MAX_BATCH_BYTES);
-        while room > 0 && bytes > 0 && next.0 < self.counts.len() {
+    pub(super) fn rows_from(
+        &self,
+        next: &mut (usize, u64),
+        max_rows: usize,
+        mut keys: EncodedKeys,
+    ) -> EncodedKeys {
+        let (mut capacity, mut bytes) = (max_rows as u64, MAX_BATCH_BYTES);
+        while capacity > 0 && bytes > 0 && next.0 < self.counts.len() {
             let length = self.keys.length(next.0);
             let within = (bytes / length.max(1)).max(1) as u64;
-            let count = (self.counts[next.0] - next.1).min(room).min(within);
+            let count = (self.counts[next.0] - next.1).min(capacity).min(within);
             (0..count).for_each(|_| keys.push_from(&self.keys, next.0));
-            room -= count;
+            capacity -= count;
             bytes = bytes.saturating_sub(length * count as usize);
             next.1 += count;
             if next.1 == self.counts[next.0] {
@@ -135,11 +145,11 @@ impl CountTable {
     }
 
     /// The number of key `row` of `keys`, or the slot it would go to.
-    fn find(&self, keys: &Keys, row: usize, hash: u64) -> Result<usize, usize> {
+    fn find(&self, keys: &EncodedKeys, row: usize, hash: u64) -> Result<usize, usize> {
         let mask = self.slots.len() - 1;
         let mut slot = hash as usize & mask;
         loop {
-            match self.slots[slot].checked_sub(1).map(|number| number as usize) {
+            match self.slots[slot].checked_sub(1).map(|index| index as usize) {
                 None => return Err(slot),
                 Some(known) if self.hashes[known] == hash && self.keys.equals(known, keys, row) => {
                     return Ok(known);
@@ -150,19 +160,19 @@ impl CountTable {
     }
 
     /// Makes room for `more` keys at a load of at most one half.
-    fn make_room(&mut self, more: usize) {
+    fn reserve_slots(&mut self, more: usize) {
         let wanted = (2 * (self.hashes.len() + more)).max(FIRST_SLOTS);
         if wanted <= self.slots.len() {
             return;
         }
         let mut slots = vec![0; wanted.next_power_of_two()];
         let mask = slots.len() - 1;
-        for (number, hash) in (1_u32..).zip(&self.hashes) {
+        for (entry, hash) in (1_u32..).zip(&self.hashes) {
             let mut slot = *hash as usize & mask;
             while slots[slot] != 0 {
                 slot = (slot + 1) & mask;
             }
-            slots[slot] = number;
+            slots[slot] = entry;
         }
         self.slots = slots;
     }

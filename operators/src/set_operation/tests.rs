@@ -8,14 +8,14 @@ use arrow::{
 };
 use gatework_runtime::{
     Error, Result,
-    pipeline::{MemoryLimit, QueryOptions, Source},
+    pipeline::{GreedyPool, QueryOptions, Source},
 };
 use proptest::prelude::*;
 
 use super::{SetKind, new};
 use crate::{
     limit::Limit,
-    rig::{FailingScan, ints, result_of, run, run_with, scan, sorted_rows, table},
+    test_support::{FailingScan, ints, result_of, run, run_with, scan, sorted_rows, table},
 };
 
 type Row = (Option<i32>, Option<f64>);
@@ -25,19 +25,19 @@ const KINDS: [SetKind; 4] =
 
 /// A key that fits 64 bits, 128 bits, or neither.
 #[derive(Debug, Clone, Copy)]
-enum Form {
-    Word,
-    Pair,
+enum KeyLayout {
+    U64,
+    U128,
     Rows,
 }
 
-fn batch(rows: &[Row], form: Form) -> RecordBatch {
+fn batch(rows: &[Row], layout: KeyLayout) -> RecordBatch {
     let keys = ints(rows.iter().map(|row| row.0));
     let floats: ArrayRef = Arc::new(rows.iter().map(|row| row.1).collect::<Float64Array>());
-    match form {
-        Form::Word => table([("k", keys)]),
-        Form::Pair => table([("k", keys), ("f", floats)]),
-        Form::Rows => {
+    match layout {
+        KeyLayout::U64 => table([("k", keys)]),
+        KeyLayout::U128 => table([("k", keys), ("f", floats)]),
+        KeyLayout::Rows => {
             let text = rows.iter().map(|row| row.0.map(|key| format!("key {key}")));
             let text: ArrayRef = Arc::new(text.collect::<StringArray>());
             table([("k", keys), ("f", floats), ("t", text)])
@@ -77,7 +77,7 @@ fn run_set(
     run(|graph| {
         let (sinks, source) = new(kind, children.len(), schema, batch_size).unwrap();
         for (child, sink) in children.into_iter().zip(sinks) {
-            graph.add("child", 1, child, vec![], Arc::new(sink)).unwrap();
+            graph.add_pipeline("child", 1, child, vec![], Arc::new(sink)).unwrap();
         }
         result_of(graph, 1, 1, Arc::new(source), vec![])
     })
@@ -94,7 +94,7 @@ proptest! {
     #[test]
     fn every_kind_gives_the_rows_of_the_model(
         kind in prop::sample::select(KINDS.to_vec()),
-        form in prop::sample::select(vec![Form::Word, Form::Pair, Form::Rows]),
+        form in prop::sample::select(vec![KeyLayout::U64, KeyLayout::U128, KeyLayout::Rows]),
         children in prop::collection::vec(prop::collection::vec(row(), 0..24), 1..4),
         morsel in prop::sample::select(vec![1_usize, 3, 8192]),
         batch_size in prop::sample::select(vec![1_usize, 3, 8192]),
@@ -111,7 +111,7 @@ proptest! {
 fn tables_grow() {
     let numbers = |from: i32, to: i32| -> RecordBatch {
         let rows: Vec<Row> = (from..to).map(|key| (Some(key), None)).collect();
-        batch(&rows, Form::Rows)
+        batch(&rows, KeyLayout::Rows)
     };
     let children = [numbers(0, 20_000), numbers(15_000, 40_000), numbers(16_000, 16_500)];
     for kind in KINDS {
@@ -123,8 +123,8 @@ fn tables_grow() {
 
 #[test]
 fn children_are_not_read_when_nothing_can_change() {
-    let none = batch(&[], Form::Pair);
-    let some = batch(&[(Some(1), None)], Form::Pair);
+    let none = batch(&[], KeyLayout::U128);
+    let some = batch(&[(Some(1), None)], KeyLayout::U128);
     for kind in KINDS {
         let children: Vec<Arc<dyn Source>> = vec![scan(&none, 1), Arc::new(FailingScan)];
         assert!(run_set(kind, none.schema(), children, 3).unwrap().is_empty());
@@ -137,7 +137,7 @@ fn children_are_not_read_when_nothing_can_change() {
 
 #[test]
 fn a_failed_child_fails_the_query() {
-    let some = batch(&[(Some(1), None)], Form::Word);
+    let some = batch(&[(Some(1), None)], KeyLayout::U64);
     for failing in 0..2 {
         let mut children: Vec<Arc<dyn Source>> = vec![scan(&some, 1)];
         children.insert(failing, Arc::new(FailingScan));
@@ -148,8 +148,8 @@ fn a_failed_child_fails_the_query() {
 
 #[test]
 fn a_child_of_another_type_is_an_error() {
-    let some = batch(&[(Some(1), None)], Form::Pair);
-    let other = batch(&[(Some(1), None)], Form::Word);
+    let some = batch(&[(Some(1), None)], KeyLayout::U128);
+    let other = batch(&[(Some(1), None)], KeyLayout::U64);
     let children: Vec<Arc<dyn Source>> = vec![scan(&some, 1), scan(&other, 1)];
     let error = run_set(SetKind::Except, some.schema(), children, 3).unwrap_err();
     assert!(error.to_string().contains("a child of a set operation gives"), "{error}");
@@ -157,12 +157,12 @@ fn a_child_of_another_type_is_an_error() {
 
 #[test]
 fn an_early_end_reaches_all_children() {
-    let some = batch(&vec![(Some(1), None); 100], Form::Word);
+    let some = batch(&vec![(Some(1), None); 100], KeyLayout::U64);
     for fetch in [0, 1] {
         let batches = run(|graph| {
             let (sinks, source) = new(SetKind::IntersectAll, 3, some.schema(), 1).unwrap();
             for sink in sinks {
-                graph.add("child", 1, scan(&some, 1), vec![], Arc::new(sink)).unwrap();
+                graph.add_pipeline("child", 1, scan(&some, 1), vec![], Arc::new(sink)).unwrap();
             }
             let limit = Arc::new(Limit::new(0, Some(fetch)));
             result_of(graph, 1, 1, Arc::new(source), vec![limit])
@@ -173,14 +173,16 @@ fn an_early_end_reaches_all_children() {
 }
 
 #[test]
-fn the_table_is_charged_to_the_query() {
+fn the_table_reserves_query_memory() {
     let rows: Vec<Row> = (0..10_000).map(|key| (Some(key), None)).collect();
-    let rows = batch(&rows, Form::Rows);
-    let memory = Arc::new(MemoryLimit::new(100_000));
+    let rows = batch(&rows, KeyLayout::Rows);
+    let memory = Arc::new(GreedyPool::new(100_000));
     let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
     let error = run_with(options, |graph| {
         let (mut sinks, source) = new(SetKind::Except, 1, rows.schema(), 8192).unwrap();
-        graph.add("child", 1, scan(&rows, 100), vec![], Arc::new(sinks.remove(0))).unwrap();
+        graph
+            .add_pipeline("child", 1, scan(&rows, 100), vec![], Arc::new(sinks.remove(0)))
+            .unwrap();
         result_of(graph, 1, 1, Arc::new(source), vec![])
     })
     .unwrap_err();

@@ -12,39 +12,39 @@ use arrow::{
     compute::interleave,
     datatypes::SchemaRef,
 };
-use gatework_runtime::{Result, pipeline::TaskContext};
+use gatework_runtime::{Result, pipeline::DriverContext};
 
 use crate::{
-    OrFail,
+    ResultExt,
     batch_bytes::{Lengths, MAX_ARRAY_BYTES, MAX_BATCH_BYTES, rows_within, sum_of},
     chunked::Column,
-    spilling::own_buffers,
+    spill::gc_batch_views,
 };
 
 /// Returns the ranges of `order` that become chunks: of `most` rows, or fewer if the
 /// variable-length values of `batches`' rows have more than `bound` bytes together.
-pub(super) fn cuts(
+pub(super) fn chunk_ranges(
     batches: &[RecordBatch],
     order: &[u32],
-    most: usize,
+    max_rows: usize,
     bound: usize,
 ) -> Vec<Range<usize>> {
-    let even = |first: usize| first..order.len().min(first + most);
+    let even = |first: usize| first..order.len().min(first + max_rows);
     let longest = || batches.iter().map(longest_row).max().unwrap_or(0);
     let bytes: usize = batches.iter().map(|batch| sum_of(batch.columns())).sum();
-    if bytes <= bound || longest().saturating_mul(most) <= bound {
-        return (0..order.len()).step_by(most).map(even).collect();
+    if bytes <= bound || longest().saturating_mul(max_rows) <= bound {
+        return (0..order.len()).step_by(max_rows).map(even).collect();
     }
     let lengths: Vec<usize> = batches.iter().flat_map(row_lengths).collect();
-    let (mut cuts, mut first) = (Vec::new(), 0);
+    let (mut ranges, mut first) = (Vec::new(), 0);
     while first < order.len() {
         let rows = even(first).len();
         let length = |row: usize| lengths[order[first + row] as usize];
         let end = first + rows_within(bound, rows, length);
-        cuts.push(first..end);
+        ranges.push(first..end);
         first = end;
     }
-    cuts
+    ranges
 }
 
 fn longest_row(batch: &RecordBatch) -> usize {
@@ -62,55 +62,55 @@ fn row_lengths(batch: &RecordBatch) -> Vec<usize> {
 
 /// Returns the rows of `batches` in `order`, in chunks. Column by column, so that there are never
 /// two copies of all.
-pub(super) fn in_chunks(
+pub(super) fn gather_chunks(
     schema: &SchemaRef,
     batches: Vec<RecordBatch>,
     order: &ScalarBuffer<u32>,
-    most: usize,
-    task: &TaskContext,
+    max_rows: usize,
+    task: &DriverContext,
 ) -> Result<Vec<RecordBatch>> {
-    let rows: Vec<_> = cuts(&batches, order, most, MAX_BATCH_BYTES)
+    let rows: Vec<_> = chunk_ranges(&batches, order, max_rows, MAX_BATCH_BYTES)
         .into_iter()
         .map(|range| UInt32Array::new(order.slice(range.start, range.len()), None))
         .collect();
-    let mut left: Vec<_> =
+    let mut remaining: Vec<_> =
         batches.into_iter().map(|batch| batch.into_parts().1.into_iter()).collect();
     let mut sorted = vec![Vec::with_capacity(schema.fields().len()); rows.len()];
     for _column in schema.fields() {
-        task.check()?;
-        let pieces: Vec<ArrayRef> = left.iter_mut().filter_map(Iterator::next).collect();
-        let all = Column::concat(&pieces, MAX_ARRAY_BYTES, || task.check())?;
-        drop(pieces);
+        task.check_cancelled()?;
+        let arrays: Vec<ArrayRef> = remaining.iter_mut().filter_map(Iterator::next).collect();
+        let all = Column::concat(&arrays, MAX_ARRAY_BYTES, || task.check_cancelled())?;
+        drop(arrays);
         for (chunk, rows) in sorted.iter_mut().zip(&rows) {
-            task.check()?;
+            task.check_cancelled()?;
             chunk.push(all.take(rows)?);
         }
     }
     let chunks = sorted.into_iter().zip(&rows).map(|(columns, rows)| {
         let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
-        RecordBatch::try_new_with_options(schema.clone(), columns, &options).or_fail()
+        RecordBatch::try_new_with_options(schema.clone(), columns, &options).query_err()
     });
     chunks.collect()
 }
 
 /// Rows in order, made batch by batch.
-pub(super) struct InOrder {
+pub(super) struct SortedBatches {
     schema: SchemaRef,
     batches: Vec<RecordBatch>,
     /// The number of each batch's first row.
     starts: Vec<u32>,
     order: Vec<u32>,
     /// The ranges of `order` that have not been given.
-    cuts: vec::IntoIter<Range<usize>>,
+    remaining: vec::IntoIter<Range<usize>>,
 }
 
-impl InOrder {
+impl SortedBatches {
     /// The rows of `batches` in `order`, at most `most` at a time.
     pub(super) fn new(
         schema: SchemaRef,
         batches: Vec<RecordBatch>,
         order: Vec<u32>,
-        most: usize,
+        max_rows: usize,
     ) -> Self {
         let mut starts = Vec::with_capacity(batches.len());
         let mut rows = 0;
@@ -118,40 +118,40 @@ impl InOrder {
             starts.push(rows);
             rows += batch.num_rows() as u32;
         }
-        let cuts = cuts(&batches, &order, most, MAX_BATCH_BYTES).into_iter();
-        Self { schema, batches, starts, order, cuts }
+        let remaining = chunk_ranges(&batches, &order, max_rows, MAX_BATCH_BYTES).into_iter();
+        Self { schema, batches, starts, order, remaining }
     }
 
     /// Returns how many batches are left.
-    pub(super) fn left(&self) -> usize {
-        self.cuts.len()
+    pub(super) fn remaining_batches(&self) -> usize {
+        self.remaining.len()
     }
 
     fn batch(&self, rows: &[u32]) -> Result<RecordBatch> {
-        let place = |row: &u32| {
+        let position = |row: &u32| {
             let batch = self.starts.partition_point(|start| start <= row) - 1;
             (batch, (row - self.starts[batch]) as usize)
         };
-        let places: Vec<_> = rows.iter().map(place).collect();
+        let indices: Vec<_> = rows.iter().map(position).collect();
         // Column by column: batches may differ in which columns they say have no NULLs.
-        let column = |place: usize| {
+        let column = |index: usize| {
             let columns: Vec<&dyn Array> =
-                self.batches.iter().map(|batch| batch.column(place).as_ref()).collect();
-            interleave(&columns, &places)
+                self.batches.iter().map(|batch| batch.column(index).as_ref()).collect();
+            interleave(&columns, &indices)
         };
         let columns = (0..self.schema.fields().len()).map(column);
-        let columns = columns.collect::<Result<Vec<_>, _>>().or_fail()?;
+        let columns = columns.collect::<Result<Vec<_>, _>>().query_err()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
         let rows = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
-        own_buffers(&rows.or_fail()?)
+        gc_batch_views(&rows.query_err()?)
     }
 }
 
-impl Iterator for InOrder {
+impl Iterator for SortedBatches {
     type Item = Result<RecordBatch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let range = self.cuts.next()?;
+        let range = self.remaining.next()?;
         Some(self.batch(&self.order[range]))
     }
 }

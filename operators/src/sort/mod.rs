@@ -11,18 +11,18 @@
 //! holds a batch each, and one that is read ahead.
 
 mod chunks;
-mod merge;
-mod order;
-mod ordered_exchange;
+mod merge_exchange;
 mod run;
+mod sample_sort;
+mod source;
 
 #[cfg(test)]
 mod tests;
 
-pub use merge::SortMerge;
-pub use ordered_exchange::OrderedExchange;
-use run::Boundary;
-pub use run::SortRuns;
+pub use merge_exchange::MergeExchangeSource;
+pub use run::SortSink;
+use run::TopNThreshold;
+pub use source::SortSource;
 
 use std::sync::Arc;
 
@@ -33,11 +33,11 @@ use arrow::{
 use arrow_row::{RowConverter, SortField};
 use datafusion_physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr, expressions::Column};
 use datafusion_physical_expr_common::physical_expr::is_volatile;
-use gatework_runtime::{Error, Result, pipeline::Slots};
+use gatework_runtime::{Error, Result, pipeline::PerTask};
 use gatework_shared_state::sort;
 use parking_lot::RwLock;
 
-use crate::OrFail;
+use crate::ResultExt;
 
 /// A sort.
 #[derive(Debug, Clone)]
@@ -54,13 +54,13 @@ pub struct SortConfig {
 
 /// What all tasks of a sort share.
 #[derive(Debug)]
-struct Shared {
+struct SortPlan {
     /// If keys are carried along, of the rows with them.
     config: SortConfig,
     carried: Option<Carried>,
     converter: RowConverter,
     /// With a `fetch`: the lowest key known to have that many rows at or before it.
-    boundary: RwLock<Option<Arc<Boundary>>>,
+    threshold: RwLock<Option<Arc<TopNThreshold>>>,
 }
 
 /// Sort keys that cannot be evaluated again, as columns behind the others.
@@ -81,8 +81,8 @@ impl Carried {
         let mut fields: Vec<Field> =
             schema.fields().iter().map(|field| field.as_ref().clone()).collect();
         let mut columns = Vec::new();
-        for (number, key) in ordering.iter().enumerate() {
-            let name = format!("sort key {number}");
+        for (index, key) in ordering.iter().enumerate() {
+            let name = format!("sort key {index}");
             let column = Arc::new(Column::new(&name, fields.len()));
             columns.push(PhysicalSortExpr::new(column, key.options));
             fields.push(Field::new(name, key.expr.data_type(&schema)?, true));
@@ -96,31 +96,32 @@ impl Carried {
     }
 }
 
-impl Shared {
+impl SortPlan {
     fn new(mut config: SortConfig) -> Result<Self> {
-        let carried = Carried::take_from(&mut config).or_fail()?;
-        Ok(Self { carried, ..Self::of_sorted(config)? })
+        let carried = Carried::take_from(&mut config).query_err()?;
+        Ok(Self { carried, ..Self::for_presorted(config)? })
     }
 
     /// Of rows that come in order, whose keys nobody carried along.
-    fn of_sorted(config: SortConfig) -> Result<Self> {
+    fn for_presorted(config: SortConfig) -> Result<Self> {
         let fields = config.ordering.iter().map(|key| {
             Ok(SortField::new_with_options(key.expr.data_type(&config.schema)?, key.options))
         });
-        let fields = fields.collect::<Result<_, datafusion_common::DataFusionError>>().or_fail()?;
-        let converter = RowConverter::new(fields).or_fail()?;
-        Ok(Self { config, carried: None, converter, boundary: RwLock::new(None) })
+        let fields =
+            fields.collect::<Result<_, datafusion_common::DataFusionError>>().query_err()?;
+        let converter = RowConverter::new(fields).query_err()?;
+        Ok(Self { config, carried: None, converter, threshold: RwLock::new(None) })
     }
 
     /// `rows` with the keys that are carried along, if any are.
-    fn carry(&self, rows: RecordBatch) -> Result<RecordBatch> {
+    fn with_carried(&self, rows: RecordBatch) -> Result<RecordBatch> {
         let Some(carried) = &self.carried else { return Ok(rows) };
         let count = rows.num_rows();
         let evaluate = |key: &Arc<dyn PhysicalExpr>| key.evaluate(&rows)?.into_array_of_size(count);
         let keys = carried.keys.iter().map(evaluate);
-        let keys = keys.collect::<datafusion_common::Result<Vec<ArrayRef>>>().or_fail()?;
+        let keys = keys.collect::<datafusion_common::Result<Vec<ArrayRef>>>().query_err()?;
         let columns = rows.columns().iter().cloned().chain(keys).collect();
-        RecordBatch::try_new(self.config.schema.clone(), columns).or_fail()
+        RecordBatch::try_new(self.config.schema.clone(), columns).query_err()
     }
 
     /// `rows` without these.
@@ -128,7 +129,7 @@ impl Shared {
         let Some(carried) = &self.carried else { return Ok(rows) };
         let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
         let columns = rows.columns()[..carried.schema.fields().len()].to_vec();
-        RecordBatch::try_new_with_options(carried.schema.clone(), columns, &options).or_fail()
+        RecordBatch::try_new_with_options(carried.schema.clone(), columns, &options).query_err()
     }
 
     /// The sort keys of `rows`.
@@ -136,7 +137,7 @@ impl Shared {
         let keys = self.config.ordering.iter();
         keys.map(|key| key.expr.evaluate(rows)?.into_array_of_size(rows.num_rows()))
             .collect::<Result<_, _>>()
-            .or_fail()
+            .query_err()
     }
 }
 
@@ -144,12 +145,12 @@ impl Shared {
 ///
 /// # Errors
 /// If a sort key cannot be compared.
-pub fn new(config: SortConfig, sinks: usize) -> Result<(SortRuns, SortMerge)> {
-    let shared = Arc::new(Shared::new(config)?);
+pub fn new(config: SortConfig, sinks: usize) -> Result<(SortSink, SortSource)> {
+    let shared = Arc::new(SortPlan::new(config)?);
     let (sink_tokens, source_tokens) = sort::new("sort", sinks, 1, 1);
     Ok((
-        SortRuns::new(shared.clone(), Slots::new(sink_tokens)),
-        SortMerge::new(shared, Slots::new(source_tokens)),
+        SortSink::new(shared.clone(), PerTask::new(sink_tokens)),
+        SortSource::new(shared, PerTask::new(source_tokens)),
     ))
 }
 
@@ -157,11 +158,13 @@ pub fn new(config: SortConfig, sinks: usize) -> Result<(SortRuns, SortMerge)> {
 ///
 /// # Errors
 /// If a sort key cannot be compared, or only the first rows are wanted: tasks share what they know of those.
-pub fn each(config: SortConfig, tasks: usize) -> Result<(SortRuns, SortMerge)> {
+pub fn new_per_task(config: SortConfig, tasks: usize) -> Result<(SortSink, SortSource)> {
     if config.fetch.is_some() {
-        return Err(Error::Setup("the first rows of each task cannot be sorted apart".into()));
+        return Err(Error::InvalidConfiguration(
+            "a sort per task cannot have a fetch limit".into(),
+        ));
     }
-    let shared = Arc::new(Shared::new(config)?);
+    let shared = Arc::new(SortPlan::new(config)?);
     let (mut sinks, mut sources) = (Vec::new(), Vec::new());
     for _ in 0..tasks {
         let (mut sink, mut source) = sort::new("sort", 1, 1, 1);
@@ -169,7 +172,7 @@ pub fn each(config: SortConfig, tasks: usize) -> Result<(SortRuns, SortMerge)> {
         sources.append(&mut source);
     }
     Ok((
-        SortRuns::new(shared.clone(), Slots::new(sinks)),
-        SortMerge::new(shared, Slots::new(sources)),
+        SortSink::new(shared.clone(), PerTask::new(sinks)),
+        SortSource::new(shared, PerTask::new(sources)),
     ))
 }

@@ -11,21 +11,22 @@ use datafusion_physical_expr::{LexOrdering, PhysicalSortExpr, expressions::Colum
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Chaos, Graph, Held, MemoryLimit, QueryContext, QueryOptions, RowStream, Running, Source,
+        BufferedBatch, Chaos, Graph, GraphHandle, GreedyPool, QueryContext, QueryOptions,
+        RowStream, Source,
     },
 };
 use gatework_shared_state::{
-    Budget,
-    output::{ExchangeClient, Output, OutputBuffers, OutputKind, OutputState},
+    BufferLimit,
+    output::{ExchangeClient, OutputBuffer, OutputBuffers, OutputKind, OutputState},
 };
 use proptest::prelude::*;
 
-use super::{OrderedExchange, SortConfig, new};
-use crate::rig::{
-    EXECUTOR, FailingScan, ints, moody, result_of, roomy, rows, run_asked, run_with, scan, table,
-    wait_idle,
+use super::{MergeExchangeSource, SortConfig, new};
+use crate::test_support::{
+    EXECUTOR, FailingScan, ints, random_refusals, result_of, rows, run_with,
+    run_with_reclaim_requests, scan, table, unlimited, wait_idle,
 };
-use crate::{local_exchange::Routing, task_output::TaskOutput};
+use crate::{local_exchange::Routing, task_output::TaskOutputSink};
 
 const FLOATS: [f64; 6] = [0.0, -0.0, f64::NAN, 1.5, f64::NEG_INFINITY, -1.5];
 const TEXTS: [&str; 6] = ["", "a", "ab", "b", "a rather long text, not inline", "a\0"];
@@ -82,17 +83,17 @@ impl Case {
         graph: &mut Graph,
         input: &RecordBatch,
         source: Arc<dyn Source>,
-    ) -> crate::rig::Readers {
+    ) -> crate::test_support::Readers {
         let schema = input.schema();
-        let key = |(place, options): &(usize, SortOptions)| {
-            let column = Column::new(schema.field(*place).name(), *place);
+        let key = |(index, options): &(usize, SortOptions)| {
+            let column = Column::new(schema.field(*index).name(), *index);
             PhysicalSortExpr::new(Arc::new(column), *options)
         };
         let ordering = LexOrdering::new(self.keys.iter().map(key)).unwrap();
         let (fetch, batch_rows) = (self.fetch, self.batch_rows);
         let config = SortConfig { ordering, fetch, schema: schema.clone(), batch_rows };
         let (runs, merge) = new(config, self.sinks).unwrap();
-        graph.add("runs", self.sinks, source, vec![], Arc::new(runs)).unwrap();
+        graph.add_pipeline("runs", self.sinks, source, vec![], Arc::new(runs)).unwrap();
         result_of(graph, 1, 1, Arc::new(merge), vec![])
     }
 
@@ -161,7 +162,7 @@ proptest! {
         rows in prop::collection::vec(prop::array::uniform3(prop::option::weighted(0.8, 0..6_u8)), 0..40),
         seed in any::<u64>(),
     ) {
-        let (pool, _, options) = moody(seed);
+        let (pool, _, options) = random_refusals(seed);
         case.check(options, &rows);
         assert_eq!(pool.reserved(), 0);
     }
@@ -249,13 +250,16 @@ fn a_top_n_needs_less_memory_than_a_sort() {
     // A row takes 8 bytes and its key 5 and an offset of 8.
     for (fetch, fits) in [(None, false), (Some(100), true)] {
         for sinks in [1, 2] {
-            let memory = Arc::new(MemoryLimit::new(5 << 20));
+            let memory = Arc::new(GreedyPool::new(5 << 20));
             let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
             match Case::plain(fetch, sinks).run(options, &input) {
                 Ok(batches) => assert!(fits && values(&batches) == (0..100).collect::<Vec<_>>()),
                 Err(error) => {
                     assert!(!fits && matches!(error, Error::OutOfMemory { .. }), "{error}");
-                    assert!(error.to_string().contains("not enough memory for sort:"), "{error}");
+                    assert!(
+                        error.to_string().contains("not enough memory for sort sink:"),
+                        "{error}"
+                    );
                 }
             }
             assert_eq!(memory.reserved(), 0);
@@ -287,22 +291,23 @@ fn a_dropped_result_ends_a_sort() {
     let readers = case.add(&mut graph, &input, scan(&input, 1000));
     let running = graph.start(&query).unwrap();
     let mut stream =
-        RowStream::of_query(&running, readers).into_iter().next().unwrap().into_blocking();
-    assert_eq!(stream.next().unwrap().unwrap().rows(), 10);
+        RowStream::of_query(&running, readers).into_iter().next().unwrap().into_blocking_iter();
+    assert_eq!(stream.next().unwrap().unwrap().num_rows(), 10);
     drop(stream);
     wait_idle(&query);
 }
 
 #[test]
-fn rows_that_others_ask_for_are_kept_elsewhere() {
+fn rows_are_spilled_on_a_reclaim_request() {
     let input = shuffled(400_000, 1);
     // On a busy machine the questions may come when all is sorted.
     for _ in 0..50 {
-        let (elsewhere, options) = roomy();
-        let answer =
-            run_asked(options, |graph| Case::plain(None, 2).add(graph, &input, scan(&input, 1000)));
+        let (spill_space, options) = unlimited();
+        let answer = run_with_reclaim_requests(options, |graph| {
+            Case::plain(None, 2).add(graph, &input, scan(&input, 1000))
+        });
         assert!(values(&answer.unwrap()[0]) == (0..400_000).collect::<Vec<_>>());
-        if elsewhere.writes.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+        if spill_space.writes.load(std::sync::atomic::Ordering::Relaxed) > 0 {
             return;
         }
     }
@@ -319,21 +324,22 @@ fn a_failed_input_is_not_an_empty_one() {
 }
 
 /// A query that sorts `rows` and writes them into an output with room for little.
-fn sorted_elsewhere(
+fn sorted_by_another_query(
     rows: &RecordBatch,
     fails: bool,
     chaos: &Arc<Chaos>,
-) -> (Output<Held>, Running) {
+) -> (OutputBuffer<BufferedBatch>, GraphHandle) {
     let options = QueryOptions { chaos: Some(chaos.clone()), ..QueryOptions::default() };
     let query = QueryContext::new(&EXECUTOR, options);
-    let buffers = OutputBuffers::of_partitions(1);
-    let (output, writers) = Output::new("test", buffers, Budget::new(100), 1).unwrap();
-    let sink = TaskOutput::new(writers, OutputKind::Partitioned, Routing::PassToOne, 1).unwrap();
+    let buffers = OutputBuffers::with_partitions(1);
+    let (output, writers) = OutputBuffer::new("test", buffers, BufferLimit::new(100), 1).unwrap();
+    let sink =
+        TaskOutputSink::new(writers, OutputKind::Partitioned, Routing::PassToOne, 1).unwrap();
     let mut graph = Graph::new();
     let (runs, merge) = new(by_int(rows, 7), 2).unwrap();
     let source: Arc<dyn Source> = if fails { Arc::new(FailingScan) } else { scan(rows, 5) };
-    graph.add("sort", 2, source, vec![], Arc::new(runs)).unwrap();
-    graph.add("write", 1, Arc::new(merge), vec![], Arc::new(sink)).unwrap();
+    graph.add_pipeline("sort", 2, source, vec![], Arc::new(runs)).unwrap();
+    graph.add_pipeline("write", 1, Arc::new(merge), vec![], Arc::new(sink)).unwrap();
     (output, graph.start(&query).unwrap())
 }
 
@@ -345,17 +351,17 @@ fn by_int(rows: &RecordBatch, batch_rows: usize) -> SortConfig {
 }
 
 fn merged(
-    outputs: &[Output<Held>],
+    outputs: &[OutputBuffer<BufferedBatch>],
     schema: &RecordBatch,
     chaos: &Arc<Chaos>,
 ) -> Result<Vec<RecordBatch>> {
     let client = ExchangeClient::new("test");
-    for (place, output) in (0..).zip(outputs) {
-        client.add(place, output.clone(), 0).unwrap();
+    for (location, output) in (0..).zip(outputs) {
+        client.add_location(location, output.clone(), 0).unwrap();
     }
-    client.no_more();
+    client.set_no_more_locations();
     let options = QueryOptions { chaos: Some(chaos.clone()), ..QueryOptions::default() };
-    let source = Arc::new(OrderedExchange::new(client, by_int(schema, 6)).unwrap());
+    let source = Arc::new(MergeExchangeSource::new(client, by_int(schema, 6)).unwrap());
     Ok(run_with(options, |graph| result_of(graph, 1, 1, source, vec![]))?.concat())
 }
 
@@ -363,7 +369,9 @@ fn merged(
 #[test]
 fn streams_are_merged() {
     for seed in 0..30_usize {
-        let chaos = Arc::new(Chaos::new(seed as u64).block_every(3).recall_every(4).cut_batches(5));
+        let chaos = Arc::new(
+            Chaos::new(seed as u64).block_every(3).spurious_wakeups_every(4).split_batches(5),
+        );
         let sizes = [[0, 0, 0], [40, 0, 0], [40, 1, 90], [60, 60, 60]][seed % 4];
         let code = |row: usize| Some(((row * 7 + seed) % 5) as u8).filter(|code| *code != 4);
         let inputs: Vec<RecordBatch> = sizes
@@ -371,7 +379,7 @@ fn streams_are_merged() {
             .map(|size| input(&(0..*size).map(|row| [code(row), None, None]).collect::<Vec<_>>()))
             .collect();
         let writers: Vec<_> =
-            inputs.iter().map(|rows| sorted_elsewhere(rows, false, &chaos)).collect();
+            inputs.iter().map(|rows| sorted_by_another_query(rows, false, &chaos)).collect();
         let outputs: Vec<_> = writers.iter().map(|(output, _)| output.clone()).collect();
         let batches = merged(&outputs, &inputs[0], &chaos).unwrap();
         let mut keys = Vec::new();
@@ -386,7 +394,11 @@ fn streams_are_merged() {
             (Some(one), Some(next)) => one >= next,
         };
         assert!(keys.is_sorted_by(in_order), "{seed}: {keys:?}");
-        assert_eq!(crate::rig::sorted_rows(&batches), crate::rig::sorted_rows(&inputs), "{seed}");
+        assert_eq!(
+            crate::test_support::sorted_rows(&batches),
+            crate::test_support::sorted_rows(&inputs),
+            "{seed}"
+        );
         for (output, running) in writers {
             wait_idle(running.query());
             assert_eq!((output.state(), output.bytes()), (OutputState::Finished, 0));
@@ -398,8 +410,10 @@ fn streams_are_merged() {
 fn a_stream_that_fails_is_no_end_of_rows() {
     let chaos = Arc::new(Chaos::new(1));
     let rows = input(&[[Some(1), None, None]; 100]);
-    let (good, bad) =
-        (sorted_elsewhere(&rows, false, &chaos), sorted_elsewhere(&rows, true, &chaos));
+    let (good, bad) = (
+        sorted_by_another_query(&rows, false, &chaos),
+        sorted_by_another_query(&rows, true, &chaos),
+    );
     let error = merged(&[good.0.clone(), bad.0.clone()], &rows, &chaos).unwrap_err();
     assert_eq!(error.to_string(), "a producer ended without finishing");
     wait_idle(good.1.query());

@@ -13,7 +13,7 @@ use datafusion_common::{DataFusionError, exec_datafusion_err};
 use futures_core::Stream;
 
 use super::{BatchStream, StreamScan};
-use crate::rig::{ints, result_of, run, sorted_rows, table};
+use crate::test_support::{ints, result_of, run, sorted_rows, table};
 
 type Item = Result<RecordBatch, DataFusionError>;
 
@@ -44,9 +44,10 @@ fn stream(items: impl IntoIterator<Item = Item>) -> BatchStream {
 
 #[test]
 fn all_streams_are_read_whole_by_any_number_of_tasks() {
-    for (tasks, most) in (1..4).flat_map(|tasks| [1, 2, 5, 9].map(|most| (tasks, most))) {
+    for (tasks, max_open) in (1..4).flat_map(|tasks| [1, 2, 5, 9].map(|max_open| (tasks, max_open)))
+    {
         let streams = (0..5).map(|n| stream((10 * n..10 * n + n).map(|row| Ok(batch(row)))));
-        let source = StreamScan::new("test", streams.collect(), most);
+        let source = StreamScan::new("test", streams.collect(), max_open);
         let batches = run(|graph| result_of(graph, tasks, 1, Arc::new(source), vec![])).unwrap();
         let rows = ["10", "20", "21", "30", "31", "32", "40", "41", "42", "43"];
         assert_eq!(sorted_rows(&batches), rows);

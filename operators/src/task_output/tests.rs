@@ -6,18 +6,20 @@ use arrow::array::RecordBatch;
 use datafusion_physical_expr::expressions::Column;
 use gatework_runtime::{
     Result,
-    pipeline::{Chaos, Graph, Held, QueryContext, QueryOptions, Running},
+    pipeline::{BufferedBatch, Chaos, Graph, GraphHandle, QueryContext, QueryOptions},
 };
 use gatework_shared_state::{
-    Budget,
-    output::{ExchangeClient, Output, OutputBuffers, OutputKind, OutputState},
+    BufferLimit,
+    output::{ExchangeClient, OutputBuffer, OutputBuffers, OutputKind, OutputState},
 };
 
-use super::TaskOutput;
+use super::TaskOutputSink;
 use crate::{
-    exchange_source::ExchangeSource,
+    exchange_source::RemoteExchangeSource,
     local_exchange::Routing,
-    rig::{EXECUTOR, FailingScan, ints, result_of, run_with, scan, sorted_rows, table, wait_idle},
+    test_support::{
+        EXECUTOR, FailingScan, ints, result_of, run_with, scan, sorted_rows, table, wait_idle,
+    },
 };
 
 const READERS: usize = 3;
@@ -29,11 +31,11 @@ fn input() -> RecordBatch {
 
 fn buffers(kind: OutputKind) -> OutputBuffers {
     if kind == OutputKind::Partitioned {
-        return OutputBuffers::of_partitions(READERS);
+        return OutputBuffers::with_partitions(READERS);
     }
     let none = OutputBuffers::new(kind);
     let all = (0..READERS).fold(none, |known, id| known.with_buffer(id, 0).unwrap());
-    all.with_no_more()
+    all.with_no_more_buffers()
 }
 
 fn routing(kind: OutputKind) -> (Routing, usize) {
@@ -50,30 +52,35 @@ fn written(
     tasks: usize,
     fails: bool,
     chaos: &Arc<Chaos>,
-) -> (Output<Held>, Running) {
+) -> (OutputBuffer<BufferedBatch>, GraphHandle) {
     let options = QueryOptions { chaos: Some(chaos.clone()), ..QueryOptions::default() };
     let query = QueryContext::new(&EXECUTOR, options);
-    let (output, writers) = Output::new("test", buffers(kind), Budget::new(100), tasks).unwrap();
+    let (output, writers) =
+        OutputBuffer::new("test", buffers(kind), BufferLimit::new(100), tasks).unwrap();
     let (routing, partitions) = routing(kind);
-    let sink = Arc::new(TaskOutput::new(writers, kind, routing, partitions).unwrap());
+    let sink = Arc::new(TaskOutputSink::new(writers, kind, routing, partitions).unwrap());
     let mut graph = Graph::new();
     if fails {
-        graph.add("writer", tasks, Arc::new(FailingScan), vec![], sink).unwrap();
+        graph.add_pipeline("writer", tasks, Arc::new(FailingScan), vec![], sink).unwrap();
     } else {
-        graph.add("writer", tasks, scan(&input(), 7), vec![], sink).unwrap();
+        graph.add_pipeline("writer", tasks, scan(&input(), 7), vec![], sink).unwrap();
     }
     (output, graph.start(&query).unwrap())
 }
 
 /// What reader `id` of each of `outputs` reads, with two tasks.
-fn read(outputs: &[Output<Held>], id: usize, chaos: &Arc<Chaos>) -> Result<Vec<RecordBatch>> {
+fn read(
+    outputs: &[OutputBuffer<BufferedBatch>],
+    id: usize,
+    chaos: &Arc<Chaos>,
+) -> Result<Vec<RecordBatch>> {
     let client = ExchangeClient::new("test");
-    for (place, output) in (0..).zip(outputs) {
-        client.add(place, output.clone(), id).unwrap();
+    for (location, output) in (0..).zip(outputs) {
+        client.add_location(location, output.clone(), id).unwrap();
     }
-    client.no_more();
+    client.set_no_more_locations();
     let options = QueryOptions { chaos: Some(chaos.clone()), ..QueryOptions::default() };
-    let source = Arc::new(ExchangeSource::new(client, input().schema()));
+    let source = Arc::new(RemoteExchangeSource::new(client, input().schema()));
     Ok(run_with(options, |graph| result_of(graph, 2, 2, source, vec![]))?.concat())
 }
 
@@ -81,7 +88,9 @@ fn read(outputs: &[Output<Held>], id: usize, chaos: &Arc<Chaos>) -> Result<Vec<R
 fn rows_written_are_rows_read() {
     for seed in 0..20 {
         for kind in [OutputKind::Partitioned, OutputKind::Broadcast, OutputKind::Arbitrary] {
-            let chaos = Arc::new(Chaos::new(seed).block_every(3).recall_every(4).cut_batches(5));
+            let chaos = Arc::new(
+                Chaos::new(seed).block_every(3).spurious_wakeups_every(4).split_batches(5),
+            );
             let writers: Vec<_> = (1..3).map(|tasks| written(kind, tasks, false, &chaos)).collect();
             let outputs: Vec<_> = writers.iter().map(|(output, _)| output.clone()).collect();
             let readers: Vec<_> = (0..READERS)

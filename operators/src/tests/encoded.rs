@@ -21,8 +21,8 @@ use gatework_runtime::pipeline::QueryOptions;
 
 use super::graphs::{Join, MORSEL, column, grouped, keyed, sorted};
 use crate::{
-    rig::{moody, result_of, roomy, rows, run, run_with, scan, sorted_rows},
     set_operation::{self, SetKind},
+    test_support::{random_refusals, result_of, rows, run, run_with, scan, sorted_rows, unlimited},
     window,
 };
 
@@ -118,9 +118,9 @@ fn encoded_keys_are_joined_as_plain_ones() {
             compare(|left, right| join.run(QueryOptions::default(), left, right), false, &what);
             // Keys are decoded when rows are spilled.
             for seed in 0..5 {
-                compare(|left, right| join.run(moody(seed).2, left, right), false, &what);
+                compare(|left, right| join.run(random_refusals(seed).2, left, right), false, &what);
             }
-            compare(|left, right| join.run(roomy().1, left, right), false, &what);
+            compare(|left, right| join.run(unlimited().1, left, right), false, &what);
         }
     }
 }
@@ -153,10 +153,10 @@ fn encoded_keys_are_grouped_as_plain_ones() {
         };
         compare(plain, false, "groups");
         for seed in 0..10 {
-            let moody = |left: &RecordBatch, _: &RecordBatch| {
-                grouped(moody(seed).2, left, column(0), sinks)
+            let limited = |left: &RecordBatch, _: &RecordBatch| {
+                grouped(random_refusals(seed).2, left, column(0), sinks)
             };
-            compare(moody, false, "groups in little memory");
+            compare(limited, false, "groups in little memory");
         }
     }
 }
@@ -169,7 +169,9 @@ fn encoded_rows_are_compared_as_plain_ones_by_set_operations() {
             run(|graph| {
                 let (sinks, source) = set_operation::new(kind, 2, left.schema(), 3).unwrap();
                 for (child, sink) in [&left, &right].into_iter().zip(sinks) {
-                    graph.add("child", 1, scan(child, MORSEL), vec![], Arc::new(sink)).unwrap();
+                    graph
+                        .add_pipeline("child", 1, scan(child, MORSEL), vec![], Arc::new(sink))
+                        .unwrap();
                 }
                 result_of(graph, 1, 1, Arc::new(source), vec![])
             })
@@ -191,7 +193,7 @@ fn encoded_keys_are_sorted_as_plain_ones() {
             let what = format!("{fetch:?} {order:?}");
             compare(|left, _| keys(QueryOptions::default(), left), true, &what);
             for seed in 0..5 {
-                compare(|left, _| keys(moody(seed).2, left), true, &what);
+                compare(|left, _| keys(random_refusals(seed).2, left), true, &what);
             }
         }
     }
@@ -212,7 +214,7 @@ fn counted(rows: &RecordBatch) -> Vec<RecordBatch> {
     let count: Arc<dyn WindowExpr> = Arc::new(count);
     let (sink, source) = window::new(vec![count], schema, 3, 1, 100).unwrap();
     run_with(QueryOptions::default(), |graph| {
-        graph.add("window", 1, scan(rows, MORSEL), vec![], Arc::new(sink)).unwrap();
+        graph.add_pipeline("window", 1, scan(rows, MORSEL), vec![], Arc::new(sink)).unwrap();
         result_of(graph, 1, 1, Arc::new(source), vec![])
     })
     .unwrap()
@@ -242,9 +244,9 @@ fn groups_are_more_than_a_dictionary_can_have() {
     for sinks in [1, 2] {
         let config = crate::hash_aggregate::AggregateConfig {
             group_by: group_by.clone(),
-            calls: vec![],
-            input: crate::hash_aggregate::InputRows::Raw,
-            output: crate::hash_aggregate::OutputRows::Values,
+            aggregates: vec![],
+            input: crate::hash_aggregate::AggregateInput::Raw,
+            output: crate::hash_aggregate::AggregateResult::Final,
             input_schema: schema.clone(),
             schema: Arc::new(schema.project(&[0]).unwrap()),
             batch_rows: 1000,
@@ -252,7 +254,9 @@ fn groups_are_more_than_a_dictionary_can_have() {
         let (build, output) = crate::hash_aggregate::new(config, sinks, sinks).unwrap();
         let source = crate::memory_scan::MemoryScan::new(pieces.clone(), None, 1000);
         let batches = run(|graph| {
-            graph.add("aggregate", sinks, Arc::new(source), vec![], Arc::new(build)).unwrap();
+            graph
+                .add_pipeline("aggregate", sinks, Arc::new(source), vec![], Arc::new(build))
+                .unwrap();
             result_of(graph, sinks, 1, Arc::new(output), vec![])
         })
         .unwrap();

@@ -12,10 +12,10 @@ use datafusion_physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr, expr
 use gatework_runtime::pipeline::{Operator, QueryOptions};
 
 use crate::{
-    hash_aggregate::{self, AggregateConfig, GroupBy, InputRows, OutputRows},
+    hash_aggregate::{self, AggregateConfig, AggregateInput, AggregateResult, GroupBy},
     hash_join::{self, HashJoinConfig},
-    rig::{ints, result_of, run_with, scan, table},
     sort::{self, SortConfig},
+    test_support::{ints, result_of, run_with, scan, table},
 };
 
 /// Rows of a scan's morsel, unless a test says otherwise.
@@ -27,8 +27,8 @@ pub(super) fn keyed(key: ArrayRef) -> RecordBatch {
     table([("key", key), ("row", ints((0..rows).map(Some)))])
 }
 
-pub(super) fn column(place: usize) -> Arc<dyn PhysicalExpr> {
-    Arc::new(Column::new("c", place))
+pub(super) fn column(index: usize) -> Arc<dyn PhysicalExpr> {
+    Arc::new(Column::new("c", index))
 }
 
 /// The output of `operators` behind a scan of `input`.
@@ -57,7 +57,7 @@ pub(super) fn sorted(
     let config = SortConfig { ordering, fetch, schema: input.schema(), batch_rows: 1000 };
     let (runs, merge) = sort::new(config, sinks).unwrap();
     run_with(options, |graph| {
-        graph.add("runs", sinks, scan(input, 100), vec![], Arc::new(runs)).unwrap();
+        graph.add_pipeline("runs", sinks, scan(input, 100), vec![], Arc::new(runs)).unwrap();
         result_of(graph, 1, 1, Arc::new(merge), vec![])
     })
     .unwrap()
@@ -75,16 +75,16 @@ pub(super) fn grouped(
     let group_by = GroupBy { keys: vec![key], sets: vec![vec![false]], ..GroupBy::default() };
     let config = AggregateConfig {
         group_by,
-        calls: vec![],
-        input: InputRows::Raw,
-        output: OutputRows::Values,
+        aggregates: vec![],
+        input: AggregateInput::Raw,
+        output: AggregateResult::Final,
         input_schema: input.schema(),
         schema: Arc::new(Schema::new(vec![Field::new("key", kind, true)])),
         batch_rows: 1000,
     };
     let (build, output) = hash_aggregate::new(config, sinks, sinks).unwrap();
     run_with(options, |graph| {
-        graph.add("aggregate", sinks, scan(input, 100), vec![], Arc::new(build)).unwrap();
+        graph.add_pipeline("aggregate", sinks, scan(input, 100), vec![], Arc::new(build)).unwrap();
         result_of(graph, sinks, 1, Arc::new(output), vec![])
     })
     .unwrap()
@@ -144,7 +144,7 @@ impl Join {
         };
         let (build, probe) = hash_join::new(config, 2, 2, None).unwrap();
         run_with(options, |graph| {
-            graph.add("build", 2, scan(left, MORSEL), vec![], Arc::new(build)).unwrap();
+            graph.add_pipeline("build", 2, scan(left, MORSEL), vec![], Arc::new(build)).unwrap();
             result_of(graph, 2, 1, scan(right, MORSEL), vec![Arc::new(probe)])
         })
         .unwrap()

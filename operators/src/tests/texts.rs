@@ -30,8 +30,10 @@ use crate::{
     filter::Filter,
     nested_loop_join::NestedLoopJoin,
     projection::Projection,
-    rig::{EXECUTOR, ints, moody, result_of, rows, run, scan, sorted_rows, table, wait_idle},
     set_operation::{self, SetKind},
+    test_support::{
+        EXECUTOR, ints, random_refusals, result_of, rows, run, scan, sorted_rows, table, wait_idle,
+    },
 };
 
 const LENGTH: usize = 10_000;
@@ -71,7 +73,7 @@ fn long_texts_are_sorted() {
         for sinks in [1, 3] {
             for fetch in [None, Some(50)] {
                 let plain = [QueryOptions::default()];
-                for options in plain.into_iter().chain((0..5).map(|seed| moody(seed).2)) {
+                for options in plain.into_iter().chain((0..5).map(|seed| random_refusals(seed).2)) {
                     let sorted = sorted(options, &input, column(0), order, fetch, sinks);
                     assert_bounded(&sorted, "sorted");
                     let keys = rows(&sorted).iter().map(key).collect::<Vec<_>>();
@@ -96,7 +98,7 @@ fn long_texts_are_joined() {
                 let whole = Join { batch_rows: 1, ..Join::plain(kind) };
                 let whole = whole.run(QueryOptions::default(), left, right);
                 let join = Join::plain(kind);
-                for options in [QueryOptions::default(), moody(3).2] {
+                for options in [QueryOptions::default(), random_refusals(3).2] {
                     let joined = join.run(options, left, right);
                     // Rows without a match are those of the input's batch.
                     if kind == JoinType::Inner || kind == JoinType::Left {
@@ -155,7 +157,9 @@ fn long_texts_are_paired() {
                 let some = filter.is_some();
                 let (build, probe) = nested(kind, filter, left, right).operators(2, 2);
                 let batches = run(|graph| {
-                    graph.add("build", 2, scan(left, 100), vec![], Arc::new(build)).unwrap();
+                    graph
+                        .add_pipeline("build", 2, scan(left, 100), vec![], Arc::new(build))
+                        .unwrap();
                     result_of(graph, 2, 1, scan(right, 100), vec![Arc::new(probe)])
                 })
                 .unwrap();
@@ -180,7 +184,7 @@ fn long_texts_are_grouped() {
         expected.dedup();
         for sinks in [1, 3] {
             let plain = [QueryOptions::default()];
-            for options in plain.into_iter().chain((0..5).map(|seed| moody(seed).2)) {
+            for options in plain.into_iter().chain((0..5).map(|seed| random_refusals(seed).2)) {
                 let groups = grouped(options, &input, column(0), sinks);
                 assert_bounded(&groups, "grouped");
                 assert!(sorted_rows(&groups) == expected, "{sinks}");
@@ -197,7 +201,7 @@ fn long_texts_are_rows_of_sets() {
             let (sinks, source) =
                 set_operation::new(SetKind::IntersectAll, 2, rows.schema(), 1000).unwrap();
             for sink in sinks {
-                graph.add("child", 1, scan(&rows, 50), vec![], Arc::new(sink)).unwrap();
+                graph.add_pipeline("child", 1, scan(&rows, 50), vec![], Arc::new(sink)).unwrap();
             }
             result_of(graph, 1, 1, Arc::new(source), vec![])
         })
@@ -208,11 +212,11 @@ fn long_texts_are_rows_of_sets() {
 }
 
 /// A projection of a text of column 0, whose calls `seen` gets the bytes of.
-fn upper(seen: &Arc<Mutex<Vec<usize>>>, most_rows: usize) -> Projection {
+fn upper(seen: &Arc<Mutex<Vec<usize>>>, max_rows: usize) -> Projection {
     let seen = seen.clone();
     let expression = watched(DataType::Utf8, &[0], move |rows| {
         seen.lock().unwrap().push(sum_of(&rows.columns()[..1]));
-        if rows.num_rows() > most_rows {
+        if rows.num_rows() > max_rows {
             return Err(ArrowError::OffsetOverflowError(usize::MAX).into());
         }
         let texts = arrow::compute::cast(rows.column(0), &DataType::Utf8)?;
@@ -230,9 +234,9 @@ fn projections_are_computed_in_slices() {
         let input = keyed(texts);
         let expected: Vec<_> =
             rows(std::slice::from_ref(&input)).iter().map(|row| row.replace('x', "X")).collect();
-        for most_rows in [1, 3, ROWS] {
+        for max_rows in [1, 3, ROWS] {
             let seen = Arc::new(Mutex::new(Vec::new()));
-            let batches = streamed(&input, ROWS, vec![Arc::new(upper(&seen, most_rows))]);
+            let batches = streamed(&input, ROWS, vec![Arc::new(upper(&seen, max_rows))]);
             assert!(rows(&batches) == expected);
             let seen = seen.lock().unwrap();
             assert!(seen.len() > 1 && seen.iter().all(|bytes| *bytes <= SLICE_BYTES));
@@ -244,8 +248,8 @@ fn projections_are_computed_in_slices() {
 fn an_overflow_of_one_row_is_an_error() {
     let input = keyed(texts()[0].slice(0, 10));
     let upper = Arc::new(upper(&Arc::default(), 0));
-    let answer = run(|graph| result_of(graph, 1, 1, scan(&input, 10), vec![upper]));
-    assert!(answer.unwrap_err().to_string().contains("overflow"));
+    let result = run(|graph| result_of(graph, 1, 1, scan(&input, 10), vec![upper]));
+    assert!(result.unwrap_err().to_string().contains("overflow"));
 }
 
 /// A filter by a predicate over column 0 that is `value` for all rows; `on_call` sees the bytes of
@@ -298,7 +302,7 @@ fn a_cancel_is_heard_between_two_slices() {
     let running = graph.start(&query).unwrap();
     let streams = RowStream::of_query(&running, readers);
     wait_idle(&query);
-    let answer = streams.into_iter().next().unwrap().into_blocking().next();
+    let answer = streams.into_iter().next().unwrap().into_blocking_iter().next();
     assert!(matches!(answer, Some(Err(Error::Cancelled { .. }))));
     assert_eq!(calls.load(Ordering::Relaxed), 1);
 }

@@ -13,7 +13,7 @@ use datafusion_physical_expr::{
     PhysicalExpr,
     expressions::{BinaryExpr, lit},
 };
-use gatework_runtime::pipeline::{MemoryLimit, QueryOptions};
+use gatework_runtime::pipeline::{GreedyPool, QueryOptions};
 
 use super::{
     expression::draws,
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     filter::Filter,
     projection::Projection,
-    rig::{KeptElsewhere, ints, moody, rows},
+    test_support::{InMemorySpill, ints, random_refusals, rows},
 };
 
 /// In no order, and each once, up to a prime.
@@ -39,11 +39,11 @@ fn input(rows: i64) -> RecordBatch {
 const ASCENDING: SortOptions = SortOptions { descending: false, nulls_first: false };
 
 /// A place for what does not fit into `bytes`.
-fn little(bytes: usize) -> (Arc<KeptElsewhere>, QueryOptions) {
-    let elsewhere = Arc::new(KeptElsewhere::default());
-    let memory = Arc::new(MemoryLimit::new(bytes));
-    let spill = Some(elsewhere.clone() as _);
-    (elsewhere, QueryOptions { memory, spill, ..QueryOptions::default() })
+fn limited_memory(bytes: usize) -> (Arc<InMemorySpill>, QueryOptions) {
+    let spill_space = Arc::new(InMemorySpill::default());
+    let memory = Arc::new(GreedyPool::new(bytes));
+    let spill = Some(spill_space.clone() as _);
+    (spill_space, QueryOptions { memory, spill, ..QueryOptions::default() })
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_sort_key_is_drawn_once() {
     let input = input(ROWS);
     for fetch in [None, Some(1), Some(100), Some(20_000)] {
         for (sinks, short) in [(1, false), (2, false), (1, true)] {
-            let (elsewhere, options) = little(if short { 1 << 20 } else { 1 << 30 });
+            let (spill_space, options) = limited_memory(if short { 1 << 20 } else { 1 << 30 });
             let (drawn, key) = draws(scattered);
             let batches = sorted(options, &input, key, ASCENDING, fetch, sinks);
             assert_eq!(drawn.load(Ordering::Relaxed), ROWS, "{fetch:?} {sinks} {short}");
@@ -68,7 +68,7 @@ fn a_sort_key_is_drawn_once() {
                 expected.sort_by_key(|row| scattered(*row));
                 assert!(rows == expected[..wanted], "{fetch:?} {short}");
             }
-            let spilled = elsewhere.writes.load(Ordering::Relaxed) > 0;
+            let spilled = spill_space.writes.load(Ordering::Relaxed) > 0;
             assert!(spilled || !short || fetch.is_some(), "{fetch:?}");
         }
     }
@@ -83,7 +83,7 @@ fn a_key_of_a_join_is_drawn_once() {
     for drawn_left in [false, true] {
         let mut spilled = 0;
         for limit in [1 << 30, 1 << 18, 1 << 17] {
-            let (elsewhere, options) = little(limit);
+            let (spill_space, options) = limited_memory(limit);
             let (drawn, key) = draws(values);
             let plain = Join::plain(JoinType::Inner);
             let keys = if drawn_left { (key, column(0)) } else { (column(0), key) };
@@ -93,7 +93,7 @@ fn a_key_of_a_join_is_drawn_once() {
             assert_eq!(drawn.load(Ordering::Relaxed), 60_000, "{drawn_left} {limit}");
             let found: usize = batches.iter().map(RecordBatch::num_rows).sum();
             assert_eq!(found, 60_000, "{drawn_left} {limit}");
-            spilled += elsewhere.writes.load(Ordering::Relaxed);
+            spilled += spill_space.writes.load(Ordering::Relaxed);
         }
         assert!(spilled > 0);
     }
@@ -105,7 +105,7 @@ fn a_group_key_is_drawn_once() {
     for sinks in [1, 3] {
         for seed in 0..5 {
             let (drawn, key) = draws(|number| number % 100);
-            let groups = grouped(moody(seed).2, &input, key, sinks);
+            let groups = grouped(random_refusals(seed).2, &input, key, sinks);
             assert_eq!(drawn.load(Ordering::Relaxed), 5000);
             assert_eq!(rows(&groups).len(), 100);
         }

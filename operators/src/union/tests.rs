@@ -10,7 +10,7 @@ use arrow::{
 use super::new;
 use crate::{
     limit::Limit,
-    rig::{FailingScan, ints, result_of, run, scan, sorted_rows, table},
+    test_support::{FailingScan, ints, result_of, run, scan, sorted_rows, table},
 };
 
 fn child(name: &str, first: i32, rows: i32) -> RecordBatch {
@@ -33,7 +33,7 @@ fn rows_of_all_children_come_out_once() {
                 let (sinks, source) = new(&tasks, schema(), limit);
                 for ((sink, child), tasks) in sinks.into_iter().zip(&children).zip(tasks) {
                     let scan = scan(child, morsel);
-                    graph.add("child", tasks, scan, vec![], Arc::new(sink)).unwrap();
+                    graph.add_pipeline("child", tasks, scan, vec![], Arc::new(sink)).unwrap();
                 }
                 result_of(graph, 1, 1, Arc::new(source), vec![])
             })
@@ -50,7 +50,7 @@ fn an_early_end_reaches_all_children() {
         let (sinks, source) = new(&[1, 2], schema(), 1);
         for (tasks, sink) in (1..).zip(sinks) {
             let scan = scan(&child("a", 0, 10_000), 1);
-            graph.add("child", tasks, scan, vec![], Arc::new(sink)).unwrap();
+            graph.add_pipeline("child", tasks, scan, vec![], Arc::new(sink)).unwrap();
         }
         result_of(graph, 1, 1, Arc::new(source), vec![Arc::new(Limit::new(2, Some(5)))])
     })
@@ -63,8 +63,10 @@ fn a_failed_child_fails_the_query() {
     let error = run(|graph| {
         let (mut sinks, source) = new(&[1, 1], schema(), 100);
         let (failing, sink) = (sinks.remove(1), sinks.remove(0));
-        graph.add("child", 1, scan(&child("a", 0, 10), 1), vec![], Arc::new(sink)).unwrap();
-        graph.add("child", 1, Arc::new(FailingScan), vec![], Arc::new(failing)).unwrap();
+        graph
+            .add_pipeline("child", 1, scan(&child("a", 0, 10), 1), vec![], Arc::new(sink))
+            .unwrap();
+        graph.add_pipeline("child", 1, Arc::new(FailingScan), vec![], Arc::new(failing)).unwrap();
         result_of(graph, 1, 1, Arc::new(source), vec![])
     })
     .unwrap_err();
@@ -77,7 +79,7 @@ fn a_child_of_another_type_is_an_error() {
     let error = run(|graph| {
         let (mut sinks, source) = new(&[1], schema(), 100);
         let scan = scan(&table([("a", strings)]), 1);
-        graph.add("child", 1, scan, vec![], Arc::new(sinks.remove(0))).unwrap();
+        graph.add_pipeline("child", 1, scan, vec![], Arc::new(sinks.remove(0))).unwrap();
         result_of(graph, 1, 1, Arc::new(source), vec![])
     })
     .unwrap_err();

@@ -18,10 +18,10 @@ use datafusion_physical_expr::{
         PlainAggregateWindowExpr, SlidingAggregateWindowExpr, StandardWindowExpr, WindowExpr,
     },
 };
-use gatework_runtime::{Result, pipeline::TaskContext};
+use gatework_runtime::{Result, pipeline::DriverContext};
 
-use super::{STEP_ROWS, way::is_unfiltered_aggregate};
-use crate::{OrFail, concat::concat_arrays};
+use super::{STEP_ROWS, eval_strategy::is_unfiltered_aggregate};
+use crate::{ResultExt, concat::concat_arrays};
 
 /// Rows between two checks.
 const CHECK_ROWS: usize = 256;
@@ -33,18 +33,18 @@ const CHECK_ROWS: usize = 256;
 pub(super) fn evaluate(
     expression: &Arc<dyn WindowExpr>,
     rows: &RecordBatch,
-    task: &TaskContext,
+    task: &DriverContext,
 ) -> Result<ArrayRef> {
-    match Function::of(expression).or_fail()? {
+    match FrameFunction::of(expression).query_err()? {
         Some(function) if rows.num_rows() > CHECK_ROWS => {
             row_by_row(expression, function, rows, task)
         }
-        _ => expression.evaluate(rows).or_fail(),
+        _ => expression.evaluate(rows).query_err(),
     }
 }
 
 /// What makes a result of a frame.
-enum Function {
+enum FrameFunction {
     Standard(Box<dyn PartitionEvaluator>),
     /// An aggregate, and its value over no rows.
     Aggregate(Box<dyn Accumulator>, ScalarValue),
@@ -52,7 +52,7 @@ enum Function {
     Sliding(Box<dyn Accumulator>, ScalarValue),
 }
 
-impl Function {
+impl FrameFunction {
     /// That of `expression`; `None` if it needs no frames, or has a filter, which only itself
     /// knows.
     fn of(expression: &Arc<dyn WindowExpr>) -> DataFusionResult<Option<Self>> {
@@ -118,15 +118,15 @@ impl Function {
 
 fn row_by_row(
     expression: &Arc<dyn WindowExpr>,
-    mut function: Function,
+    mut function: FrameFunction,
     rows: &RecordBatch,
-    task: &TaskContext,
+    task: &DriverContext,
 ) -> Result<ArrayRef> {
     let count = rows.num_rows();
-    let mut values = expression.evaluate_args(rows).or_fail()?;
-    let order_by = expression.order_by_columns(rows).or_fail()?.into_iter();
+    let mut values = expression.evaluate_args(rows).query_err()?;
+    let order_by = expression.order_by_columns(rows).query_err()?.into_iter();
     let order_by: Vec<ArrayRef> = order_by.map(|SortColumn { values, .. }| values).collect();
-    if let Function::Standard(_) = function {
+    if let FrameFunction::Standard(_) = function {
         values.extend(order_by.iter().cloned());
     }
     let options = expression.order_by().iter().map(|key| key.options).collect();
@@ -134,13 +134,13 @@ fn row_by_row(
     let (mut arrays, mut results, mut last) = (Vec::new(), Vec::new(), 0..0);
     for row in 0..count {
         if row % CHECK_ROWS == 0 {
-            task.check()?;
+            task.check_cancelled()?;
         }
-        let now = frames.calculate_range(&order_by, &last, count, row).or_fail()?;
-        results.push(function.result(&values, &last, &now).or_fail()?);
+        let now = frames.calculate_range(&order_by, &last, count, row).query_err()?;
+        results.push(function.result(&values, &last, &now).query_err()?);
         last = now;
         if results.len() == STEP_ROWS || row + 1 == count {
-            arrays.push(ScalarValue::iter_to_array(results.drain(..)).or_fail()?);
+            arrays.push(ScalarValue::iter_to_array(results.drain(..)).query_err()?);
         }
     }
     concat_arrays(&arrays)

@@ -10,29 +10,32 @@ use arrow_row::{OwnedRow, RowConverter, SortField};
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, GiveBack, LocalSink, Setup, Sink, SinkResult, Slots, TaskContext,
+        Batch, DriverContext, FinishResult, LocalSink, OperatorContext, PerTask, ReclaimResult,
+        Sink, SinkResult,
     },
 };
-use gatework_shared_state::{Dependency, DependencyKind, Gate, analytic::AnalyticSink};
+use gatework_shared_state::{Dependency, DependencyKind, Gate, window::WindowProducer};
 
-use super::{Content, Large, OpensGate, Partitions, Plan, STATE_BYTES, bytes};
+use super::{
+    BufferedPartition, PartitionData, ReadyOnDrop, STATE_BYTES, WindowItem, WindowPlan, bytes,
+};
 use crate::{
-    OrFail, compact,
-    compact::to_keep,
-    result::answer,
-    spilling::{Debt, Writing, Written},
+    ResultExt, apply_selection,
+    compact::compact_views,
+    result::to_sink_result,
+    spill::{DeferredReservation, SpillWriter, WriteState},
 };
 
 /// Cuts sorted input into window partitions.
 #[derive(Debug)]
 pub struct WindowSink {
-    slots: Slots<AnalyticSink<Partitions>>,
-    plan: Arc<Plan>,
+    slots: PerTask<WindowProducer<WindowItem>>,
+    plan: Arc<WindowPlan>,
 }
 
 impl WindowSink {
-    pub(super) fn new(sinks: Vec<AnalyticSink<Partitions>>, plan: Arc<Plan>) -> Self {
-        Self { slots: Slots::new(sinks), plan }
+    pub(super) fn new(sinks: Vec<WindowProducer<WindowItem>>, plan: Arc<WindowPlan>) -> Self {
+        Self { slots: PerTask::new(sinks), plan }
     }
 }
 
@@ -41,63 +44,63 @@ impl Sink for WindowSink {
         "window sink"
     }
 
-    fn holds_memory(&self) -> bool {
+    fn can_reclaim(&self) -> bool {
         true
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         let sink = self.slots.take(&setup)?;
         Ok(Box::new(LocalWindowSink {
             closed: sink.closed().clone(),
             sink: Some(sink),
             plan: self.plan.clone(),
-            edges: Edges::default(),
-            whole: Pieces::default(),
-            open: Pieces::default(),
-            begun: Begun::No,
-            writing: Writing::new(setup.clone()),
-            given: None,
-            memory: Debt::new(setup.clone()),
+            boundaries: PartitionBoundaries::default(),
+            complete_rows: BatchBuffer::default(),
+            open_rows: BatchBuffer::default(),
+            open_partition: OpenPartition::Small,
+            writer: SpillWriter::new(setup.clone()),
+            previous_emitted: None,
+            memory: DeferredReservation::new(setup.clone()),
             setup,
         }))
     }
 }
 
 struct LocalWindowSink {
-    sink: Option<AnalyticSink<Partitions>>,
+    sink: Option<WindowProducer<WindowItem>>,
     closed: Gate,
-    plan: Arc<Plan>,
-    edges: Edges,
+    plan: Arc<WindowPlan>,
+    boundaries: PartitionBoundaries,
     /// Window partitions that have ended, none of them large.
-    whole: Pieces,
+    complete_rows: BatchBuffer,
     /// The last rows of the window partition that has not.
-    open: Pieces,
+    open_rows: BatchBuffer,
     /// What has become of those before them.
-    begun: Begun,
+    open_partition: OpenPartition,
     /// Rows of it that are on their way to a file, and how many there are in each batch.
-    writing: Writing<Vec<usize>>,
+    writer: SpillWriter<Vec<usize>>,
     /// Opens when the large window partition before has been given, and with it its memory.
-    given: Option<Gate>,
-    memory: Debt,
-    setup: Setup,
+    previous_emitted: Option<Gate>,
+    memory: DeferredReservation,
+    setup: OperatorContext,
 }
 
 /// What a row counts at least for whether its window partition is large: a number.
-const LEAST_ROW_BYTES: usize = 8;
+const MIN_ROW_BYTES: usize = 8;
 
 /// Whether the open window partition is large.
-enum Begun {
+enum OpenPartition {
     /// It is not.
-    No,
+    Small,
     /// Pieces of it have been handed over.
-    Piecewise,
+    Streaming,
     /// It is collected.
-    Large(Box<Large>),
+    Buffered(Box<BufferedPartition>),
 }
 
 /// Batches in order, none of which is copied before the partitions in them are whole.
 #[derive(Default)]
-struct Pieces {
+struct BatchBuffer {
     batches: Vec<RecordBatch>,
     rows: usize,
     bytes: usize,
@@ -105,7 +108,7 @@ struct Pieces {
 
 /// Compares partition keys across batches.
 #[derive(Default)]
-struct Edges {
+struct PartitionBoundaries {
     /// Made for the types of the first batch.
     converter: Option<RowConverter>,
     /// The keys of the last row so far.
@@ -113,7 +116,7 @@ struct Edges {
 }
 
 /// Where window partitions end among rows.
-struct Found {
+struct BoundaryScan {
     /// The first row begins a new one after those before.
     begins_new: bool,
     /// Where the first ends, if it does.
@@ -123,26 +126,30 @@ struct Found {
 }
 
 impl LocalSink for LocalWindowSink {
-    fn sink(&mut self, batch: Option<Batch>, task: &TaskContext) -> Result<SinkResult> {
-        let mut room = SinkResult::NeedInput;
-        if let Some(batch) = batch.filter(|batch| batch.rows() > 0) {
-            room = self.add(to_keep(compact(batch)?)?, task)?;
+    fn sink(&mut self, batch: Option<Batch>, task: &DriverContext) -> Result<SinkResult> {
+        let mut result = SinkResult::NeedInput;
+        if let Some(batch) = batch.filter(|batch| batch.num_rows() > 0) {
+            result = self.add(compact_views(apply_selection(batch)?)?, task)?;
         }
         // Woken: there is room or memory, or nobody reads any more, which the next push would tell.
-        if self.plan.is_piecewise() {
+        if self.plan.is_streaming() {
             // What is handed over comes back soon.
-            return Ok(if self.memory.forgive() { self.hand_over_piece(false) } else { room });
+            return Ok(if self.memory.clear_deficit() {
+                self.push_streaming(false)
+            } else {
+                result
+            });
         }
         // Full first: it is asked for memory again when there is room.
-        if !matches!(room, SinkResult::NeedInput) {
-            return Ok(room);
+        if !matches!(result, SinkResult::NeedInput) {
+            return Ok(result);
         }
-        let gate = self.settle(task)?;
-        if let Begun::Large(large) = &self.begun
+        let gate = self.poll_memory(task)?;
+        if let OpenPartition::Buffered(buffered) = &self.open_partition
             && self.setup.can_spill()
-            && !self.writing.is_busy()
+            && !self.writer.is_writing()
         {
-            self.setup.could_give_back(large.could_give_back());
+            self.setup.set_reclaimable_bytes(buffered.reclaimable_bytes());
         }
         Ok(match gate {
             Some(gate) => SinkResult::Blocked(gate.into()),
@@ -150,32 +157,32 @@ impl LocalSink for LocalWindowSink {
         })
     }
 
-    fn give_back(&mut self, _task: &TaskContext) -> Result<GiveBack> {
+    fn reclaim(&mut self, _task: &DriverContext) -> Result<ReclaimResult> {
         // It goes on when the file is written, so that no rows are on their way when the partition ends.
-        if let Some(gate) = self.written()? {
-            return Ok(GiveBack::Blocked(gate.into()));
+        if let Some(gate) = self.poll_spill()? {
+            return Ok(ReclaimResult::Blocked(gate.into()));
         }
-        if !self.put_away()? {
-            return Ok(GiveBack::Nothing);
+        if !self.spill()? {
+            return Ok(ReclaimResult::NothingToReclaim);
         }
-        Ok(match self.written()? {
-            Some(gate) => GiveBack::Blocked(gate.into()),
-            None => GiveBack::Begun,
+        Ok(match self.poll_spill()? {
+            Some(gate) => ReclaimResult::Blocked(gate.into()),
+            None => ReclaimResult::Started,
         })
     }
 
-    fn finish(&mut self, task: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, task: &DriverContext) -> Result<FinishResult> {
         if self.closed.is_ready() {
             // Nobody reads any more.
-            self.begun = Begun::No;
-            (self.whole, self.open) = Default::default();
-        } else if let Some(gate) = self.written()? {
+            self.open_partition = OpenPartition::Small;
+            (self.complete_rows, self.open_rows) = Default::default();
+        } else if let Some(gate) = self.poll_spill()? {
             return Ok(FinishResult::Blocked(gate.into()));
         }
         // The last items are in, whether there is room for more or not.
-        self.end_open(task)?;
-        if self.whole.rows > 0 {
-            self.hand_over();
+        self.finish_open_partition(task)?;
+        if self.complete_rows.rows > 0 {
+            self.push_complete();
         }
         if let Some(sink) = self.sink.take() {
             sink.finish();
@@ -190,185 +197,192 @@ impl LocalSink for LocalWindowSink {
 
 impl LocalWindowSink {
     /// Takes rows, and hands over what is to be evaluated. Answers whether there is room for more.
-    fn add(&mut self, rows: RecordBatch, task: &TaskContext) -> Result<SinkResult> {
+    fn add(&mut self, rows: RecordBatch, task: &DriverContext) -> Result<SinkResult> {
         let keys = self.plan.keys(&rows)?;
-        let found = self.edges.find(&keys)?;
-        let mut room = None;
-        if found.begins_new {
-            room = self.end_open(task)?;
+        let scan = self.boundaries.find(&keys)?;
+        let mut result = None;
+        if scan.begins_new {
+            result = self.finish_open_partition(task)?;
         }
-        if found.last_start > 0 {
-            self.open.push(rows.slice(0, found.first_end));
-            room = self.end_open(task)?.or(room);
-            let between = found.last_start - found.first_end;
+        if scan.last_start > 0 {
+            self.open_rows.push(rows.slice(0, scan.first_end));
+            result = self.finish_open_partition(task)?.or(result);
+            let between = scan.last_start - scan.first_end;
             if between > 0 {
-                self.whole.push(rows.slice(found.first_end, between));
+                self.complete_rows.push(rows.slice(scan.first_end, between));
             }
         }
-        self.open.push(rows.slice(found.last_start, rows.num_rows() - found.last_start));
+        self.open_rows.push(rows.slice(scan.last_start, rows.num_rows() - scan.last_start));
         // Rows without columns get results all the same.
-        let weight = self.open.bytes.max(LEAST_ROW_BYTES * self.open.rows);
-        let large = weight >= self.plan.large_bytes;
-        if large && self.plan.is_piecewise() {
-            room = Some(self.hand_over_piece(false));
-        } else if large && self.open.rows >= self.plan.batch_size {
-            self.collect(task)?;
+        let weight = self.open_rows.bytes.max(MIN_ROW_BYTES * self.open_rows.rows);
+        let is_large = weight >= self.plan.large_bytes;
+        if is_large && self.plan.is_streaming() {
+            result = Some(self.push_streaming(false));
+        } else if is_large && self.open_rows.rows >= self.plan.batch_size {
+            self.buffer_open_rows(task)?;
         }
-        let full = self.whole.rows >= self.plan.batch_size;
-        if full || self.whole.bytes >= self.plan.large_bytes {
-            room = Some(self.hand_over());
+        let full = self.complete_rows.rows >= self.plan.batch_size;
+        if full || self.complete_rows.bytes >= self.plan.large_bytes {
+            result = Some(self.push_complete());
         }
-        self.charge()?;
-        Ok(room.unwrap_or(SinkResult::NeedInput))
+        self.reserve()?;
+        Ok(result.unwrap_or(SinkResult::NeedInput))
     }
 
     /// The open window partition has ended. Answers whether there is room for more, if anything was handed over.
-    fn end_open(&mut self, task: &TaskContext) -> Result<Option<SinkResult>> {
-        match &self.begun {
-            Begun::No => {
-                self.whole.append(&mut self.open);
+    fn finish_open_partition(&mut self, task: &DriverContext) -> Result<Option<SinkResult>> {
+        match &self.open_partition {
+            OpenPartition::Small => {
+                self.complete_rows.append(&mut self.open_rows);
                 return Ok(None);
             }
-            Begun::Piecewise => return Ok(Some(self.hand_over_piece(true))),
-            Begun::Large(_) => self.collect(task)?,
+            OpenPartition::Streaming => return Ok(Some(self.push_streaming(true))),
+            OpenPartition::Buffered(_) => self.buffer_open_rows(task)?,
         }
-        if self.whole.rows > 0 {
-            self.hand_over();
+        if self.complete_rows.rows > 0 {
+            self.push_complete();
         }
-        let Begun::Large(large) = std::mem::replace(&mut self.begun, Begun::No) else {
+        let OpenPartition::Buffered(buffered) =
+            std::mem::replace(&mut self.open_partition, OpenPartition::Small)
+        else {
             return Ok(None);
         };
-        self.setup.could_give_back(0);
-        let reserved = large.bytes();
-        self.memory.set(reserved + self.whole.bytes + self.open.bytes)?;
-        let memory = self.memory.reservation().split_some(reserved);
-        let (rows, bytes) = (large.rows(), large.row_bytes());
-        let gate = Dependency::blocked("window partition given", DependencyKind::Sink);
-        self.given = Some(gate.clone());
-        let content = Content::Large(large, OpensGate(gate));
-        Ok(Some(self.push(Partitions { content, rows, bytes, memory })))
+        self.setup.set_reclaimable_bytes(0);
+        let reserved = buffered.bytes();
+        self.memory.resize(reserved + self.complete_rows.bytes + self.open_rows.bytes)?;
+        let memory = self.memory.reservation().split(reserved);
+        let (rows, bytes) = (buffered.rows(), buffered.row_bytes());
+        let gate = Dependency::blocked("window partition emitted", DependencyKind::Sink);
+        self.previous_emitted = Some(gate.clone());
+        let content = PartitionData::Buffered(buffered, ReadyOnDrop(gate));
+        Ok(Some(self.push(WindowItem { content, rows, bytes, memory })))
     }
 
     /// Adds what there is of the open window partition to what is collected of it.
-    fn collect(&mut self, task: &TaskContext) -> Result<()> {
-        let Pieces { batches, .. } = std::mem::take(&mut self.open);
+    fn buffer_open_rows(&mut self, task: &DriverContext) -> Result<()> {
+        let BatchBuffer { batches, .. } = std::mem::take(&mut self.open_rows);
         let Some(first) = batches.first() else { return Ok(()) };
-        if !matches!(self.begun, Begun::Large(_)) {
-            self.begun = Begun::Large(Box::new(Large::new(&self.plan, &first.schema())?));
+        if !matches!(self.open_partition, OpenPartition::Buffered(_)) {
+            self.open_partition = OpenPartition::Buffered(Box::new(BufferedPartition::new(
+                &self.plan,
+                &first.schema(),
+            )?));
         }
-        match &mut self.begun {
-            Begun::Large(large) => large.add(&batches, task),
-            Begun::No | Begun::Piecewise => Ok(()),
+        match &mut self.open_partition {
+            OpenPartition::Buffered(buffered) => buffered.add(&batches, task),
+            OpenPartition::Small | OpenPartition::Streaming => Ok(()),
         }
     }
 
     /// Begins to write the collected rows that are in memory. Whether there are any; none may be on their way.
-    fn put_away(&mut self) -> Result<bool> {
-        let Begun::Large(large) = &mut self.begun else { return Ok(false) };
-        let bytes = large.could_give_back();
+    fn spill(&mut self) -> Result<bool> {
+        let OpenPartition::Buffered(buffered) = &mut self.open_partition else { return Ok(false) };
+        let bytes = buffered.reclaimable_bytes();
         if bytes == 0 || !self.setup.can_spill() {
             return Ok(false);
         }
-        let (batches, rows) = large.take_here();
-        let held = self.memory.reservation().split_some(bytes);
-        self.writing.begin_each(rows.iter().sum(), batches, vec![held], rows)?;
-        self.setup.could_give_back(0);
+        let (batches, rows) = buffered.take_in_memory();
+        let reservation = self.memory.reservation().split(bytes);
+        self.writer.write_iter(rows.iter().sum(), batches, vec![reservation], rows)?;
+        self.setup.set_reclaimable_bytes(0);
         Ok(true)
     }
 
     /// The gate of rows that are on their way to a file.
-    fn written(&mut self) -> Result<Option<Gate>> {
-        match self.writing.poll()? {
-            Written::Nothing => {}
-            Written::Blocked(gate) => return Ok(Some(gate)),
-            Written::File(file, rows) => {
-                if let Begun::Large(large) = &mut self.begun {
-                    large.was_put_away(&file, rows);
+    fn poll_spill(&mut self) -> Result<Option<Gate>> {
+        match self.writer.poll()? {
+            WriteState::Idle => {}
+            WriteState::Blocked(gate) => return Ok(Some(gate)),
+            WriteState::Finished(file, rows) => {
+                if let OpenPartition::Buffered(buffered) = &mut self.open_partition {
+                    buffered.add_spilled(&file, rows);
                 }
             }
         }
         Ok(None)
     }
 
-    fn collected_bytes(&self) -> usize {
-        match &self.begun {
-            Begun::Large(large) => large.bytes(),
-            Begun::No | Begun::Piecewise => 0,
+    fn buffered_bytes(&self) -> usize {
+        match &self.open_partition {
+            OpenPartition::Buffered(buffered) => buffered.bytes(),
+            OpenPartition::Small | OpenPartition::Streaming => 0,
         }
     }
 
     /// Reserves what there is, or notes what is owed.
-    fn charge(&mut self) -> Result<()> {
-        self.memory.set(self.collected_bytes() + self.whole.bytes + self.open.bytes)
+    fn reserve(&mut self) -> Result<()> {
+        self.memory.resize(self.buffered_bytes() + self.complete_rows.bytes + self.open_rows.bytes)
     }
 
     /// Waits for the memory that is owed, and for rows that are put away because there is none.
-    fn settle(&mut self, task: &TaskContext) -> Result<Option<Gate>> {
+    fn poll_memory(&mut self, task: &DriverContext) -> Result<Option<Gate>> {
         loop {
-            if let Some(gate) = self.written()? {
+            if let Some(gate) = self.poll_spill()? {
                 return Ok(Some(gate));
             }
-            let error = match self.memory.settle() {
+            let error = match self.memory.poll() {
                 Err(error @ Error::OutOfMemory { .. }) => error,
                 other => return other,
             };
-            if let Some(given) = self.given.as_ref().filter(|given| !given.is_ready()) {
-                return Ok(Some(given.clone()));
+            if let Some(emitted) =
+                self.previous_emitted.as_ref().filter(|emitted| !emitted.is_ready())
+            {
+                return Ok(Some(emitted.clone()));
             }
             if !self.setup.can_spill() {
                 return Err(error);
             }
-            if self.open.bytes >= self.setup.overdraft() {
-                self.collect(task)?;
+            if self.open_rows.bytes >= self.setup.min_spill_bytes() {
+                self.buffer_open_rows(task)?;
             }
-            if self.put_away()? {
-                self.charge()?;
+            if self.spill()? {
+                self.reserve()?;
                 continue;
             }
             // What is not collected is less than makes a window partition large, and soon handed over; what is will
             // be needed at the end.
-            let collected = self.collected_bytes();
-            self.memory.set(collected)?;
-            if collected < self.setup.overdraft().max(STATE_BYTES) {
-                self.memory.forgive();
+            let buffered_bytes = self.buffered_bytes();
+            self.memory.resize(buffered_bytes)?;
+            if buffered_bytes < self.setup.min_spill_bytes().max(STATE_BYTES) {
+                self.memory.clear_deficit();
             }
-            return self.memory.settle();
+            return self.memory.poll();
         }
     }
 
-    fn hand_over(&mut self) -> SinkResult {
-        let whole = std::mem::take(&mut self.whole);
-        self.push_pieces(whole, Content::Whole)
+    fn push_complete(&mut self) -> SinkResult {
+        let complete = std::mem::take(&mut self.complete_rows);
+        self.push_buffer(complete, PartitionData::Complete)
     }
 
     /// Hands over what there is of the open window partition, behind those before it.
-    fn hand_over_piece(&mut self, last: bool) -> SinkResult {
-        if self.whole.rows > 0 {
-            self.hand_over();
+    fn push_streaming(&mut self, last: bool) -> SinkResult {
+        if self.complete_rows.rows > 0 {
+            self.push_complete();
         }
-        self.begun = if last { Begun::No } else { Begun::Piecewise };
-        let open = std::mem::take(&mut self.open);
-        self.push_pieces(open, |batches| Content::Piece(batches, last))
+        self.open_partition = if last { OpenPartition::Small } else { OpenPartition::Streaming };
+        let open_rows = std::mem::take(&mut self.open_rows);
+        self.push_buffer(open_rows, |batches| PartitionData::Streaming(batches, last))
     }
 
-    fn push_pieces(
+    fn push_buffer(
         &mut self,
-        Pieces { batches, rows, bytes }: Pieces,
-        content: impl FnOnce(Vec<RecordBatch>) -> Content,
+        BatchBuffer { batches, rows, bytes }: BatchBuffer,
+        content: impl FnOnce(Vec<RecordBatch>) -> PartitionData,
     ) -> SinkResult {
-        let memory = self.memory.reservation().split_some(bytes);
-        self.push(Partitions { content: content(batches), rows, bytes, memory })
+        let memory = self.memory.reservation().split(bytes);
+        self.push(WindowItem { content: content(batches), rows, bytes, memory })
     }
 
-    fn push(&mut self, partitions: Partitions) -> SinkResult {
+    fn push(&mut self, partitions: WindowItem) -> SinkResult {
         match &mut self.sink {
-            Some(sink) => answer(sink.push(partitions)),
+            Some(sink) => to_sink_result(sink.push(partitions)),
             None => SinkResult::Finished,
         }
     }
 }
 
-impl Pieces {
+impl BatchBuffer {
     fn push(&mut self, rows: RecordBatch) {
         self.rows += rows.num_rows();
         self.bytes += bytes(&rows);
@@ -383,32 +397,32 @@ impl Pieces {
     }
 }
 
-impl Edges {
+impl PartitionBoundaries {
     /// Looks for edges in the next rows.
-    fn find(&mut self, keys: &[ArrayRef]) -> Result<Found> {
-        let none = Found { begins_new: false, first_end: 0, last_start: 0 };
+    fn find(&mut self, keys: &[ArrayRef]) -> Result<BoundaryScan> {
+        let none = BoundaryScan { begins_new: false, first_end: 0, last_start: 0 };
         let Some(column) = keys.first() else { return Ok(none) };
         let converter = match &mut self.converter {
             Some(converter) => converter,
             none => {
                 let fields = keys.iter().map(|key| SortField::new(key.data_type().clone()));
-                none.insert(RowConverter::new(fields.collect()).or_fail()?)
+                none.insert(RowConverter::new(fields.collect()).query_err()?)
             }
         };
-        let edge = |row| {
+        let row_key = |row| {
             let columns: Vec<_> = keys.iter().map(|key| key.slice(row, 1)).collect();
-            Ok(converter.convert_columns(&columns).or_fail()?.row(0).owned())
+            Ok(converter.convert_columns(&columns).query_err()?.row(0).owned())
         };
-        let (first, last) = (edge(0)?, edge(column.len() - 1)?);
+        let (first, last) = (row_key(0)?, row_key(column.len() - 1)?);
         let begins_new = self.last.as_ref().is_some_and(|before| *before != first);
         self.last = Some(last.clone());
         if first == last {
             // Equal rows are neighbours, so all between are equal as well.
-            return Ok(Found { begins_new, ..none });
+            return Ok(BoundaryScan { begins_new, ..none });
         }
-        let ranges = partition(keys).or_fail()?.ranges();
+        let ranges = partition(keys).query_err()?.ranges();
         let first_end = ranges.first().map_or(0, |range| range.end);
         let last_start = ranges.last().map_or(0, |range| range.start);
-        Ok(Found { begins_new, first_end, last_start })
+        Ok(BoundaryScan { begins_new, first_end, last_start })
     }
 }

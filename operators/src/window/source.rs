@@ -10,48 +10,52 @@ use datafusion_common::utils::evaluate_partition_ranges;
 use datafusion_physical_expr::window::WindowExpr;
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, LocalSource, Reservation, Setup, Slots, Source, SourceResult, TaskContext},
+    pipeline::{
+        Batch, DriverContext, LocalSource, OperatorContext, PerTask, Reservation, Source,
+        SourceResult,
+    },
 };
-use gatework_shared_state::{Take, analytic::AnalyticSource};
+use gatework_shared_state::{PopResult, window::WindowConsumer};
 
 use super::{
-    Content, OpensGate, Partitions, Plan, Steps, bytes,
-    large::{Giving, Next},
-    long::Long,
+    PartitionData, ReadyOnDrop, Steps, WindowItem, WindowPlan,
+    buffered::{EmitterOutput, PartitionEmitter},
+    bytes,
+    streaming::StreamingPartition,
 };
 use crate::{
-    OrFail,
-    concat::{concat_arrays, concat_rows},
-    spilling::resize,
+    ResultExt,
+    concat::{concat_arrays, concat_batches},
+    spill::try_resize_above,
 };
 
 /// Gives the rows with the window expressions' columns.
 #[derive(Debug)]
 pub struct WindowSource {
-    slots: Slots<AnalyticSource<Partitions>>,
-    plan: Arc<Plan>,
+    slots: PerTask<WindowConsumer<WindowItem>>,
+    plan: Arc<WindowPlan>,
 }
 
 impl WindowSource {
-    pub(super) fn new(sources: Vec<AnalyticSource<Partitions>>, plan: Arc<Plan>) -> Self {
-        Self { slots: Slots::new(sources), plan }
+    pub(super) fn new(sources: Vec<WindowConsumer<WindowItem>>, plan: Arc<WindowPlan>) -> Self {
+        Self { slots: PerTask::new(sources), plan }
     }
 }
 
 impl Source for WindowSource {
     fn name(&self) -> &str {
-        "window"
+        "window source"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalWindowSource {
             source: self.slots.take(&setup)?,
             plan: self.plan.clone(),
             memory: setup.reservation(),
             setup,
-            long: None,
-            piece: None,
-            giving: None,
+            streaming: None,
+            chunk: None,
+            emitter: None,
             ready: None,
             sequence: 0,
         }))
@@ -59,7 +63,7 @@ impl Source for WindowSource {
 }
 
 /// Rows of a long window partition that have not been evaluated.
-struct Piece {
+struct StreamingChunk {
     rows: Steps,
     /// The partition ends with them.
     last: bool,
@@ -67,61 +71,69 @@ struct Piece {
 }
 
 struct LocalWindowSource {
-    source: AnalyticSource<Partitions>,
-    plan: Arc<Plan>,
+    source: WindowConsumer<WindowItem>,
+    plan: Arc<WindowPlan>,
     memory: Reservation,
-    setup: Setup,
+    setup: OperatorContext,
     /// A window partition of which not all pieces have come.
-    long: Option<Long>,
+    streaming: Option<StreamingPartition>,
     /// The piece of it that is being evaluated.
-    piece: Option<Piece>,
+    chunk: Option<StreamingChunk>,
     /// A large one of which not all rows have been given.
-    giving: Option<(Giving, OpensGate)>,
+    emitter: Option<(PartitionEmitter, ReadyOnDrop)>,
     /// Evaluated rows, and how many of them have been given.
     ready: Option<(RecordBatch, usize)>,
     sequence: u64,
 }
 
 impl LocalSource for LocalWindowSource {
-    fn next(&mut self, task: &TaskContext) -> Result<SourceResult> {
+    fn next(&mut self, task: &DriverContext) -> Result<SourceResult> {
         loop {
-            if let Some((giving, _)) = &mut self.giving {
-                match giving.next(task)? {
-                    Next::Rows(rows) => return Ok(SourceResult::Batch(self.in_turn(rows))),
-                    Next::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
-                    Next::End => self.giving = None,
+            if let Some((emitter, _)) = &mut self.emitter {
+                match emitter.next(task)? {
+                    EmitterOutput::Rows(rows) => {
+                        return Ok(SourceResult::Batch(self.with_next_sequence(rows)));
+                    }
+                    EmitterOutput::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                    EmitterOutput::End => self.emitter = None,
                 }
             }
             if let Some(batch) = self.next_ready()? {
                 return Ok(SourceResult::Batch(batch));
             }
-            if let Some(piece) = self.piece.take() {
-                task.check()?;
-                let rows = self.evaluate_step(piece)?;
-                let nothing = rows.num_rows() == 0;
+            if let Some(chunk) = self.chunk.take() {
+                task.check_cancelled()?;
+                let rows = self.evaluate_step(chunk)?;
+                let is_empty = rows.num_rows() == 0;
                 self.ready = Some((rows, 0));
-                if let Some(gate) = task.breath().filter(|_| nothing) {
+                if let Some(gate) = task.yield_gate().filter(|_| is_empty) {
                     return Ok(SourceResult::Blocked(gate.into()));
                 }
                 continue;
             }
             match self.source.take() {
-                Take::Item(Partitions { content, bytes, memory, .. }) => match content {
-                    Content::Whole(batches) => {
+                PopResult::Item(WindowItem { content, bytes, memory, .. }) => match content {
+                    PartitionData::Complete(batches) => {
                         let rows = self.evaluate(batches, bytes, memory, task)?;
                         self.ready = Some((rows, 0));
                     }
-                    Content::Piece(batches, last) => {
-                        self.piece =
-                            Some(Piece { rows: Steps(batches.into()), last, _memory: memory });
+                    PartitionData::Streaming(batches, last) => {
+                        self.chunk = Some(StreamingChunk {
+                            rows: Steps(batches.into()),
+                            last,
+                            _memory: memory,
+                        });
                     }
-                    Content::Large(large, opens) => {
-                        self.giving = Some((large.give(memory, &self.setup, task)?, opens));
+                    PartitionData::Buffered(partition, ready_on_drop) => {
+                        self.emitter = Some((
+                            partition.into_emitter(memory, &self.setup, task)?,
+                            ready_on_drop,
+                        ));
                     }
                 },
-                Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
-                Take::Finished => return Ok(SourceResult::Finished),
-                Take::Aborted => return Err(Error::ProducerAborted),
+                PopResult::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                PopResult::Finished => return Ok(SourceResult::Finished),
+                PopResult::Aborted => return Err(Error::ProducerAborted),
             }
         }
     }
@@ -130,22 +142,22 @@ impl LocalSource for LocalWindowSource {
 impl LocalWindowSource {
     /// The next batch of the rows that are evaluated.
     fn next_ready(&mut self) -> Result<Option<Batch>> {
-        let Some((rows, given)) = self.ready.take() else { return Ok(None) };
-        let count = self.plan.batch_size.min(rows.num_rows() - given);
-        let batch = rows.slice(given, count);
-        if given + count < rows.num_rows() {
-            self.ready = Some((rows, given + count));
+        let Some((rows, emitted)) = self.ready.take() else { return Ok(None) };
+        let count = self.plan.batch_size.min(rows.num_rows() - emitted);
+        let batch = rows.slice(emitted, count);
+        if emitted + count < rows.num_rows() {
+            self.ready = Some((rows, emitted + count));
         } else {
             drop(rows);
-            let kept = self.long.as_ref().map_or(0, Long::bytes);
-            resize(&mut self.memory, kept, self.setup.overdraft())?;
+            let buffered_bytes = self.streaming.as_ref().map_or(0, StreamingPartition::bytes);
+            try_resize_above(&mut self.memory, buffered_bytes, self.setup.min_spill_bytes())?;
         }
-        Ok((count > 0).then(|| self.in_turn(batch)))
+        Ok((count > 0).then(|| self.with_next_sequence(batch)))
     }
 
-    fn in_turn(&mut self, rows: RecordBatch) -> Batch {
+    fn with_next_sequence(&mut self, rows: RecordBatch) -> Batch {
         self.sequence += 1;
-        Batch::new(rows).at(self.sequence - 1)
+        Batch::new(rows).with_sequence(self.sequence - 1)
     }
 
     /// Reserves `bytes`, or goes on without: so little is evaluated at a time that waiting would not help.
@@ -158,37 +170,45 @@ impl LocalWindowSource {
 
     /// How many rows the next step has at least.
     fn step_rows(&self) -> usize {
-        self.long.as_ref().map_or(0, Long::kept_rows).max(self.plan.batch_size)
+        self.streaming
+            .as_ref()
+            .map_or(0, StreamingPartition::buffered_rows)
+            .max(self.plan.batch_size)
     }
 
     /// The rows that get their results from the next step of a piece of a long window partition.
-    fn evaluate_step(&mut self, mut piece: Piece) -> Result<RecordBatch> {
-        let batches = piece.rows.next(self.step_rows());
-        let done = piece.rows.is_empty();
-        let last = piece.last && done;
-        let long = match &mut self.long {
-            Some(long) => long,
+    fn evaluate_step(&mut self, mut chunk: StreamingChunk) -> Result<RecordBatch> {
+        let batches = chunk.rows.next(self.step_rows());
+        let done = chunk.rows.is_empty();
+        let last = chunk.last && done;
+        let streaming = match &mut self.streaming {
+            Some(streaming) => streaming,
             none => {
                 let Some(rows) = batches.first() else {
-                    return Err(Error::Setup("a window partition without rows".into()));
+                    return Err(Error::InvalidConfiguration(
+                        "a window partition without rows".into(),
+                    ));
                 };
-                none.insert(Long::new(self.plan.piecewise(), &rows.schema()))
+                none.insert(StreamingPartition::new(
+                    self.plan.streaming_expressions(),
+                    &rows.schema(),
+                ))
             }
         };
-        let (rows, results) = long.add(&batches, last)?;
+        let (rows, results) = streaming.push(&batches, last)?;
         let output = self.plan.output(&rows, results)?;
-        let kept = long.bytes();
+        let buffered_bytes = streaming.bytes();
         if last {
-            self.long = None;
+            self.streaming = None;
         }
         drop(batches);
         if !done {
-            self.piece = Some(piece);
+            self.chunk = Some(chunk);
         }
         // The output is on its way out; only what is kept can grow.
-        match self.memory.resize(kept + bytes(&output)) {
+        match self.memory.resize(buffered_bytes + bytes(&output)) {
             Err(Error::OutOfMemory { .. }) => {
-                resize(&mut self.memory, kept, self.setup.overdraft())?;
+                try_resize_above(&mut self.memory, buffered_bytes, self.setup.min_spill_bytes())?;
             }
             other => other?,
         }
@@ -201,20 +221,20 @@ impl LocalWindowSource {
         batches: Vec<RecordBatch>,
         size: usize,
         memory: Reservation,
-        task: &TaskContext,
+        task: &DriverContext,
     ) -> Result<RecordBatch> {
         if batches.len() > 1 {
             self.reserve(size)?;
         }
-        let rows = concat_rows(&batches)?;
+        let rows = concat_batches(&batches)?;
         let sort_column = |values| SortColumn { values, options: None };
         let keys: Vec<_> = self.plan.keys(&rows)?.into_iter().map(sort_column).collect();
-        let ranges = evaluate_partition_ranges(rows.num_rows(), &keys).or_fail()?;
+        let ranges = evaluate_partition_ranges(rows.num_rows(), &keys).query_err()?;
         let slices: Vec<_> =
             ranges.iter().map(|range| rows.slice(range.start, range.len())).collect();
         let mut results = Vec::with_capacity(self.plan.expressions.len());
         for expression in &self.plan.expressions {
-            results.push(over_partitions(expression.as_ref(), &slices, task)?);
+            results.push(evaluate_partitions(expression.as_ref(), &slices, task)?);
         }
         let output = self.plan.output(&rows, results)?;
         // From here on the input lives in the output only.
@@ -224,15 +244,15 @@ impl LocalWindowSource {
     }
 }
 
-fn over_partitions(
+fn evaluate_partitions(
     expression: &dyn WindowExpr,
     partitions: &[RecordBatch],
-    task: &TaskContext,
+    task: &DriverContext,
 ) -> Result<ArrayRef> {
-    let mut parts = Vec::with_capacity(partitions.len());
+    let mut results = Vec::with_capacity(partitions.len());
     for partition in partitions {
-        task.check()?;
-        parts.push(expression.evaluate(partition).or_fail()?);
+        task.check_cancelled()?;
+        results.push(expression.evaluate(partition).query_err()?);
     }
-    concat_arrays(&parts)
+    concat_arrays(&results)
 }

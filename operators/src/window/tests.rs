@@ -16,16 +16,18 @@ use datafusion_physical_expr::{
 };
 use gatework_runtime::{
     Error,
-    pipeline::{MemoryLimit, Operator, QueryOptions},
+    pipeline::{GreedyPool, Operator, QueryOptions},
 };
-use gatework_shared_state::Budget;
+use gatework_shared_state::BufferLimit;
 use proptest::prelude::*;
 
 use super::new;
 use crate::{
     limit::Limit,
     local_exchange::{self, Routing},
-    rig::{FailingScan, Readers, ints, result_of, rows, run, run_with, scan, sorted_rows, table},
+    test_support::{
+        FailingScan, Readers, ints, result_of, rows, run, run_with, scan, sorted_rows, table,
+    },
 };
 
 /// 1000 × the rows of the partition + the row's number in it.
@@ -130,7 +132,7 @@ proptest! {
             let schema = output_schema(&input, 1);
             let (sink, source) =
                 new(vec![Position::by(&columns)], schema, batch_size, 1, limit).unwrap();
-            graph.add("sort", 1, scan(&input, morsel), vec![], Arc::new(sink)).unwrap();
+            graph.add_pipeline("sort", 1, scan(&input, morsel), vec![], Arc::new(sink)).unwrap();
             result_of(graph, 1, 1, Arc::new(source), vec![])
         }).unwrap();
         prop_assert!(batches.iter().all(|batch| (1..=batch_size).contains(&batch.num_rows())));
@@ -151,12 +153,14 @@ fn instances_keep_their_own_partitions() {
             let key = Arc::new(Column::new("a", 0));
             let routing = Routing::Hash(vec![key]);
             let (mut sinks, channels) =
-                local_exchange::new(routing, &[1], 3, Budget::new(100)).unwrap();
-            graph.add("scan", 1, scan(&input, 7), vec![], Arc::new(sinks.remove(0))).unwrap();
+                local_exchange::new(routing, &[1], 3, BufferLimit::new(100)).unwrap();
+            graph
+                .add_pipeline("scan", 1, scan(&input, 7), vec![], Arc::new(sinks.remove(0)))
+                .unwrap();
             let expressions = vec![Position::by(&[0]), Position::by(&[0])];
             let schema = output_schema(&input, 2);
             let (sink, source) = new(expressions, schema, batch_size, 3, 100).unwrap();
-            graph.add("window", 3, Arc::new(channels), vec![], Arc::new(sink)).unwrap();
+            graph.add_pipeline("window", 3, Arc::new(channels), vec![], Arc::new(sink)).unwrap();
             result_of(graph, 3, 1, Arc::new(source), vec![])
         })
         .unwrap();
@@ -179,7 +183,7 @@ fn zeros_of_different_signs_and_nans_are_partitions_of_their_own() {
         let batches = run(|graph| {
             let schema = output_schema(&input, 1);
             let (sink, source) = new(vec![Position::by(&[0])], schema, 3, 1, 100).unwrap();
-            graph.add("sort", 1, scan(&input, morsel), vec![], Arc::new(sink)).unwrap();
+            graph.add_pipeline("sort", 1, scan(&input, morsel), vec![], Arc::new(sink)).unwrap();
             result_of(graph, 1, 1, Arc::new(source), vec![])
         })
         .unwrap();
@@ -197,7 +201,7 @@ fn a_large_partition_of_tiny_batches_is_copied_once() {
     let batches = run(|graph| {
         let schema = output_schema(&input, 1);
         let (sink, source) = new(vec![Position::by(&[0])], schema, 8192, 1, 100).unwrap();
-        graph.add("sort", 1, scan(&input, 1), vec![], Arc::new(sink)).unwrap();
+        graph.add_pipeline("sort", 1, scan(&input, 1), vec![], Arc::new(sink)).unwrap();
         result_of(graph, 1, 1, Arc::new(source), vec![])
     })
     .unwrap();
@@ -210,12 +214,12 @@ fn an_open_partition_is_charged_to_the_query() {
     let mut keys = vec![(Some(1), Some(1)); 10_000];
     let input = input(&mut keys);
     for (limit, fits) in [(100_000, false), (1_000_000, true)] {
-        let memory = Arc::new(MemoryLimit::new(limit));
+        let memory = Arc::new(GreedyPool::new(limit));
         let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
         let answer = run_with(options, |graph| {
             let schema = output_schema(&input, 1);
             let (sink, source) = new(vec![Position::by(&[0])], schema, 100, 1, 100).unwrap();
-            graph.add("sort", 1, scan(&input, 100), vec![], Arc::new(sink)).unwrap();
+            graph.add_pipeline("sort", 1, scan(&input, 100), vec![], Arc::new(sink)).unwrap();
             result_of(graph, 1, 1, Arc::new(source), vec![])
         });
         match answer {
@@ -233,11 +237,11 @@ fn ended_partitions_do_not_wait_for_the_end_of_the_input() {
     // Batches that end with partitions, and batches that do not. All rows take 240 kB.
     for morsel in [100, 30] {
         let options =
-            QueryOptions { memory: Arc::new(MemoryLimit::new(30_000)), ..QueryOptions::default() };
+            QueryOptions { memory: Arc::new(GreedyPool::new(30_000)), ..QueryOptions::default() };
         let readers = run_with(options, |graph| {
             let schema = output_schema(&input, 1);
             let (sink, source) = new(vec![Position::by(&[0])], schema, 100, 1, 1).unwrap();
-            graph.add("sort", 1, scan(&input, morsel), vec![], Arc::new(sink)).unwrap();
+            graph.add_pipeline("sort", 1, scan(&input, morsel), vec![], Arc::new(sink)).unwrap();
             result_of(graph, 1, 1, Arc::new(source), vec![])
         })
         .unwrap();
@@ -254,9 +258,9 @@ fn ends_travel_both_ways() {
         let (sink, source) = new(vec![Position::by(&[0])], schema, 1, 1, 1).unwrap();
         let sink = Arc::new(sink);
         if failing {
-            graph.add("sort", 1, Arc::new(FailingScan), vec![], sink).unwrap();
+            graph.add_pipeline("sort", 1, Arc::new(FailingScan), vec![], sink).unwrap();
         } else {
-            graph.add("sort", 1, scan(&input, 1), vec![], sink).unwrap();
+            graph.add_pipeline("sort", 1, scan(&input, 1), vec![], sink).unwrap();
         }
         let limit: Arc<dyn Operator> = Arc::new(Limit::new(0, Some(2)));
         result_of(graph, 1, 1, Arc::new(source), vec![limit])

@@ -7,8 +7,8 @@ use gatework_shared_state::Payload;
 
 /// A `RecordBatch`, the rows of it that count, and its place in the order of its morsel.
 ///
-/// Shapes: every column has [`physical_rows`](Self::physical_rows) values; the selection, if there
-/// is one, has as many bits; [`rows`](Self::rows) is the number of set bits. A filter only narrows
+/// Shapes: every column has [`num_physical_rows`](Self::num_physical_rows) values; the selection, if there
+/// is one, has as many bits; [`num_rows`](Self::num_rows) is the number of set bits. A filter only narrows
 /// the selection; whoever needs contiguous columns gathers them once.
 #[derive(Debug, Clone)]
 pub struct Batch {
@@ -37,7 +37,7 @@ impl Batch {
 
     /// The same batch at place `sequence` of its morsel's order.
     #[must_use]
-    pub fn at(mut self, sequence: u64) -> Self {
+    pub fn with_sequence(mut self, sequence: u64) -> Self {
         self.sequence = sequence;
         self
     }
@@ -48,12 +48,12 @@ impl Batch {
     }
 
     /// Rows that count.
-    pub fn rows(&self) -> usize {
+    pub fn num_rows(&self) -> usize {
         self.rows
     }
 
     /// Values per column, selected or not.
-    pub fn physical_rows(&self) -> usize {
+    pub fn num_physical_rows(&self) -> usize {
         self.data.num_rows()
     }
 

@@ -22,19 +22,19 @@ use smallvec::SmallVec;
 use tracing::trace;
 
 use super::{
-    Batch, FinishResult, GiveBack, LocalOperator, LocalSink, LocalSource, OperatorMetrics,
-    OperatorResult, Setup, SinkResult, SourceResult, Start, TaskContext, chaos,
-    graph::{Pipeline, TaskRecord},
-    live::LiveTask,
-    relief::Place,
+    Batch, DriverContext, FinishResult, LocalOperator, LocalSink, LocalSource, OperatorContext,
+    OperatorMetrics, OperatorResult, ReclaimResult, SinkResult, SourceResult, StartResult, chaos,
+    graph::{Pipeline, TaskStats},
+    live::TaskGuard,
+    reclaim::ReclaimHandle,
 };
 use crate::{
     Error, Result,
-    scheduler::{Gates, Outcome, Runnable},
+    scheduler::{Gates, RunResult, Runnable},
 };
 
 #[derive(Debug)]
-enum Position {
+enum DriverState {
     /// Nothing has been created yet.
     Create,
     /// Waiting for all parts to be ready.
@@ -48,28 +48,28 @@ enum Position {
     /// Operator `.0` is to give what it has left.
     Flush(usize),
     /// The sink is to give memory back; then the task goes on there.
-    GiveBack(Box<Position>),
+    Reclaim(Box<DriverState>),
     /// The sink is to finish.
     Finish,
 }
 
 /// What one step came to.
 enum Step {
-    Next(Position),
-    Blocked(Position, Gates),
+    Next(DriverState),
+    Blocked(DriverState, Gates),
     Done,
 }
 
 /// The local states of a task; parts that are over are `None`.
 #[derive(Default)]
-struct Parts {
+struct LocalStates {
     source: Option<Box<dyn LocalSource>>,
     operators: Vec<Option<Box<dyn LocalOperator>>>,
     sink: Option<Box<dyn LocalSink>>,
     /// Which operators (and, last, the sink) have started.
     started: Vec<bool>,
     /// Operators with more output for the input they hold, nearest to the source first.
-    more: SmallVec<[usize; 4]>,
+    has_more_stack: SmallVec<[usize; 4]>,
     /// The operator whose rest is being flushed.
     flushing: Option<usize>,
     /// Gates that open when operator `.0` (or the sink, behind the last) wants no more input.
@@ -77,286 +77,296 @@ struct Parts {
 }
 
 pub(super) struct TaskDriver {
-    parts: Parts,
-    position: Position,
+    local_states: LocalStates,
+    state: DriverState,
     pipeline: Arc<Pipeline>,
-    record: Arc<TaskRecord>,
-    task: TaskContext,
-    place: Option<Arc<Place>>,
+    stats: Arc<TaskStats>,
+    task: DriverContext,
+    reclaim_handle: Option<Arc<ReclaimHandle>>,
     /// Last, so that the query learns of the end when everything else is gone.
-    live: LiveTask,
+    guard: TaskGuard,
 }
 
 impl TaskDriver {
-    pub(super) fn new(pipeline: Arc<Pipeline>, record: Arc<TaskRecord>, live: LiveTask) -> Self {
-        let task = TaskContext { query: live.query().clone(), worker: 0, since: Instant::now() };
+    pub(super) fn new(pipeline: Arc<Pipeline>, stats: Arc<TaskStats>, guard: TaskGuard) -> Self {
+        let task = DriverContext { query: guard.query().clone(), worker: 0, since: Instant::now() };
         Self {
-            place: pipeline.sink.holds_memory().then(Arc::default),
-            parts: Parts::default(),
-            position: Position::Create,
+            reclaim_handle: pipeline.sink.can_reclaim().then(Arc::default),
+            local_states: LocalStates::default(),
+            state: DriverState::Create,
             pipeline,
-            record,
+            stats,
             task,
-            live,
+            guard,
         }
     }
 
     /// The number that stands for the sink where operators are numbered.
-    fn sink_place(&self) -> usize {
+    fn sink_index(&self) -> usize {
         self.pipeline.operators.len()
     }
 
-    fn metrics(&self, place: usize) -> &Arc<OperatorMetrics> {
-        &self.record.metrics[place]
+    fn metrics(&self, index: usize) -> &Arc<OperatorMetrics> {
+        &self.stats.metrics[index]
     }
 
-    fn setup(&self, place: usize, name: &str) -> Setup {
-        Setup {
+    fn setup(&self, index: usize, name: &str) -> OperatorContext {
+        OperatorContext {
             query: self.task.query.clone(),
-            instance: self.record.instance,
-            instances: self.pipeline.info.instances,
-            metrics: self.metrics(place).clone(),
+            task_index: self.stats.task_index,
+            num_tasks: self.pipeline.info.num_tasks,
+            metrics: self.metrics(index).clone(),
             operator: name.into(),
-            place: self.place.clone(),
-            region: self.live.region().clone(),
+            reclaim_handle: self.reclaim_handle.clone(),
+            graph_tasks: self.guard.graph_tasks().clone(),
         }
     }
 
     /// Makes the local states: sink first, then the operators back to the source.
     fn create(&mut self) -> Result<Step> {
         let pipeline = self.pipeline.clone();
-        let sink_place = self.sink_place();
-        let setup = self.setup(sink_place + 1, pipeline.sink.name());
+        let sink_index = self.sink_index();
+        let setup = self.setup(sink_index + 1, pipeline.sink.name());
         let sink = chaos::local_sink(pipeline.sink.as_ref(), setup)?;
-        self.parts.closed.extend(sink.closed().map(|gate| (sink_place, gate)));
-        self.parts.sink = Some(sink);
-        self.parts.operators = (0..sink_place).map(|_| None).collect();
-        for (place, operator) in pipeline.operators.iter().enumerate().rev() {
-            let setup = self.setup(place + 1, operator.name());
+        self.local_states.closed.extend(sink.closed().map(|gate| (sink_index, gate)));
+        self.local_states.sink = Some(sink);
+        self.local_states.operators = (0..sink_index).map(|_| None).collect();
+        for (index, operator) in pipeline.operators.iter().enumerate().rev() {
+            let setup = self.setup(index + 1, operator.name());
             let local = chaos::local_operator(operator.as_ref(), setup)?;
-            self.parts.closed.extend(local.closed().map(|gate| (place, gate)));
-            self.parts.operators[place] = Some(local);
+            self.local_states.closed.extend(local.closed().map(|gate| (index, gate)));
+            self.local_states.operators[index] = Some(local);
         }
         let setup = self.setup(0, pipeline.source.name());
         let source = chaos::local_source(pipeline.source.as_ref(), setup)?;
-        self.parts.source = Some(source);
-        self.parts.started = vec![false; sink_place + 1];
-        Ok(Step::Next(Position::Start))
+        self.local_states.source = Some(source);
+        self.local_states.started = vec![false; sink_index + 1];
+        Ok(Step::Next(DriverState::Start))
     }
 
     /// Starts what has not started; all parts are asked, so that none keeps another from working.
     fn start(&mut self) -> Result<Step> {
         let mut gates: Option<Gates> = None;
-        for place in (0..self.parts.started.len()).rev() {
-            if self.parts.started[place] {
+        for index in (0..self.local_states.started.len()).rev() {
+            if self.local_states.started[index] {
                 continue;
             }
-            let answer = match self.parts.operators.get_mut(place) {
+            let answer = match self.local_states.operators.get_mut(index) {
                 Some(Some(operator)) => operator.start(&self.task)?,
-                Some(None) => Start::Ready,
-                None => match &mut self.parts.sink {
+                Some(None) => StartResult::Ready,
+                None => match &mut self.local_states.sink {
                     Some(sink) => sink.start(&self.task)?,
-                    None => Start::Ready,
+                    None => StartResult::Ready,
                 },
             };
             match answer {
-                Start::Ready => self.parts.started[place] = true,
+                StartResult::Ready => self.local_states.started[index] = true,
                 // What is behind it still starts before it is finished.
-                Start::Finished => self.drop_up_to(place),
-                Start::Blocked(more) => {
+                StartResult::Finished => self.drop_through(index),
+                StartResult::Blocked(more) => {
                     gates = Some(match gates {
-                        Some(gates) => gates.or_any(more),
+                        Some(gates) => gates.union(more),
                         None => more,
                     });
                 }
             }
         }
         if let Some(gates) = gates {
-            return Ok(Step::Blocked(Position::Start, gates));
+            return Ok(Step::Blocked(DriverState::Start, gates));
         }
-        match self.parts.source.as_mut().map(|source| source.start(&self.task)).transpose()? {
-            Some(Start::Blocked(gates)) => Ok(Step::Blocked(Position::Start, gates)),
-            Some(Start::Finished) => Ok(Step::Next(self.flush_from(0))),
-            Some(Start::Ready) | None => Ok(Step::Next(Position::Source)),
+        match self
+            .local_states
+            .source
+            .as_mut()
+            .map(|source| source.start(&self.task))
+            .transpose()?
+        {
+            Some(StartResult::Blocked(gates)) => Ok(Step::Blocked(DriverState::Start, gates)),
+            Some(StartResult::Finished) => Ok(Step::Next(self.flush_from(0))),
+            Some(StartResult::Ready) | None => Ok(Step::Next(DriverState::Source)),
         }
     }
 
     /// Drops everything up to `place`, which wants no more, and goes on with what lies behind.
-    fn end_at(&mut self, place: usize) -> Position {
-        self.drop_up_to(place);
-        self.flush_from(place + 1)
+    fn finish_early_at(&mut self, index: usize) -> DriverState {
+        self.drop_through(index);
+        self.flush_from(index + 1)
     }
 
     /// Drops the source and the operators up to `place`, the sink excepted: it is yet to finish.
-    fn drop_up_to(&mut self, place: usize) {
-        self.parts.source = None;
-        self.parts.closed.retain(|(closed, _)| *closed > place);
-        self.parts.more.retain(|more| *more > place);
-        for operator in self.parts.operators.iter_mut().take(place + 1) {
+    fn drop_through(&mut self, index: usize) {
+        self.local_states.source = None;
+        self.local_states.closed.retain(|(closed, _)| *closed > index);
+        self.local_states.has_more_stack.retain(|more| *more > index);
+        for operator in self.local_states.operators.iter_mut().take(index + 1) {
             *operator = None;
         }
-        for started in self.parts.started.iter_mut().take(place + 1) {
+        for started in self.local_states.started.iter_mut().take(index + 1) {
             *started = true;
         }
     }
 
-    fn flush_from(&mut self, place: usize) -> Position {
-        if place == 0 {
-            self.parts.source = None;
+    fn flush_from(&mut self, index: usize) -> DriverState {
+        if index == 0 {
+            self.local_states.source = None;
         }
-        if place < self.sink_place() {
-            self.parts.flushing = Some(place);
-            Position::Flush(place)
+        if index < self.sink_index() {
+            self.local_states.flushing = Some(index);
+            DriverState::Flush(index)
         } else {
-            Position::Finish
+            DriverState::Finish
         }
     }
 
     /// Where the next batch for `place` comes from.
-    fn upstream(&mut self) -> Position {
-        if let Some(place) = self.parts.more.pop() {
-            return Position::Operator(place, None);
+    fn upstream(&mut self) -> DriverState {
+        if let Some(index) = self.local_states.has_more_stack.pop() {
+            return DriverState::Operator(index, None);
         }
-        match self.parts.flushing {
-            Some(place) => Position::Flush(place),
-            None => Position::Source,
+        match self.local_states.flushing {
+            Some(index) => DriverState::Flush(index),
+            None => DriverState::Source,
         }
     }
 
-    fn downstream(&self, place: usize, batch: Batch) -> Position {
-        if place < self.sink_place() {
-            Position::Operator(place, Some(batch))
+    fn downstream(&self, index: usize, batch: Batch) -> DriverState {
+        if index < self.sink_index() {
+            DriverState::Operator(index, Some(batch))
         } else {
-            Position::Sink(Some(batch))
+            DriverState::Sink(Some(batch))
         }
     }
 
-    fn step(&mut self, position: Position) -> Result<Step> {
-        match position {
-            Position::Create => self.create(),
-            Position::Start => self.start(),
-            Position::Source => self.pull(),
-            Position::Operator(place, input) => self.execute(place, input),
-            Position::Sink(batch) => self.sink(batch),
-            Position::Flush(place) => self.flush(place),
-            Position::GiveBack(next) => self.give_back(next),
-            Position::Finish => self.finish(),
+    fn step(&mut self, state: DriverState) -> Result<Step> {
+        match state {
+            DriverState::Create => self.create(),
+            DriverState::Start => self.start(),
+            DriverState::Source => self.pull(),
+            DriverState::Operator(index, input) => self.execute(index, input),
+            DriverState::Sink(batch) => self.sink(batch),
+            DriverState::Flush(index) => self.flush(index),
+            DriverState::Reclaim(next) => self.reclaim(next),
+            DriverState::Finish => self.finish(),
         }
     }
 
     fn pull(&mut self) -> Result<Step> {
-        let Some(source) = &mut self.parts.source else {
+        let Some(source) = &mut self.local_states.source else {
             return Ok(Step::Next(self.flush_from(0)));
         };
         Ok(match source.next(&self.task)? {
             SourceResult::Batch(batch) => {
-                self.metrics(0).add_output(batch.rows());
-                self.record.note_worker(self.task.worker, batch.rows());
-                if batch.rows() == 0 {
-                    return Ok(Step::Next(Position::Source));
+                self.metrics(0).add_output(batch.num_rows());
+                self.stats.record_worker(self.task.worker, batch.num_rows());
+                if batch.num_rows() == 0 {
+                    return Ok(Step::Next(DriverState::Source));
                 }
                 Step::Next(self.downstream(0, batch))
             }
-            SourceResult::Blocked(gates) => Step::Blocked(Position::Source, gates),
+            SourceResult::Blocked(gates) => Step::Blocked(DriverState::Source, gates),
             SourceResult::Finished => Step::Next(self.flush_from(0)),
         })
     }
 
-    fn execute(&mut self, place: usize, input: Option<Batch>) -> Result<Step> {
+    fn execute(&mut self, index: usize, input: Option<Batch>) -> Result<Step> {
         if let Some(batch) = &input {
-            self.metrics(place + 1).add_input(batch.rows());
+            self.metrics(index + 1).add_input(batch.num_rows());
         }
-        let Some(operator) = &mut self.parts.operators[place] else {
-            return Ok(Step::Next(Position::Finish));
+        let Some(operator) = &mut self.local_states.operators[index] else {
+            return Ok(Step::Next(DriverState::Finish));
         };
         let result = operator.execute(input, &self.task)?;
-        Ok(self.after_operator(place, result, false))
+        Ok(self.after_operator(index, result, false))
     }
 
-    fn flush(&mut self, place: usize) -> Result<Step> {
-        let Some(operator) = &mut self.parts.operators[place] else {
-            return Ok(Step::Next(self.flush_from(place + 1)));
+    fn flush(&mut self, index: usize) -> Result<Step> {
+        let Some(operator) = &mut self.local_states.operators[index] else {
+            return Ok(Step::Next(self.flush_from(index + 1)));
         };
         let result = operator.finish(&self.task)?;
-        Ok(self.after_operator(place, result, true))
+        Ok(self.after_operator(index, result, true))
     }
 
-    fn after_operator(&mut self, place: usize, result: OperatorResult, flushing: bool) -> Step {
+    fn after_operator(&mut self, index: usize, result: OperatorResult, flushing: bool) -> Step {
         match result {
             // Nobody behind needs to see an empty batch.
-            OperatorResult::Batch(batch) if batch.rows() == 0 => Step::Next(self.upstream()),
-            OperatorResult::HaveMore(batch) if batch.rows() == 0 && !flushing => {
-                Step::Next(Position::Operator(place, None))
+            OperatorResult::Batch(batch) if batch.num_rows() == 0 => Step::Next(self.upstream()),
+            OperatorResult::HaveMoreOutput(batch) if batch.num_rows() == 0 && !flushing => {
+                Step::Next(DriverState::Operator(index, None))
             }
-            OperatorResult::HaveMore(batch) if batch.rows() == 0 => {
-                Step::Next(Position::Flush(place))
+            OperatorResult::HaveMoreOutput(batch) if batch.num_rows() == 0 => {
+                Step::Next(DriverState::Flush(index))
             }
             OperatorResult::Batch(batch) => {
-                self.metrics(place + 1).add_output(batch.rows());
-                Step::Next(self.downstream(place + 1, batch))
+                self.metrics(index + 1).add_output(batch.num_rows());
+                Step::Next(self.downstream(index + 1, batch))
             }
-            OperatorResult::HaveMore(batch) => {
-                self.metrics(place + 1).add_output(batch.rows());
+            OperatorResult::HaveMoreOutput(batch) => {
+                self.metrics(index + 1).add_output(batch.num_rows());
                 if !flushing {
-                    self.parts.more.push(place);
+                    self.local_states.has_more_stack.push(index);
                 }
-                Step::Next(self.downstream(place + 1, batch))
+                Step::Next(self.downstream(index + 1, batch))
             }
             OperatorResult::Blocked(gates) if flushing => {
-                Step::Blocked(Position::Flush(place), gates)
+                Step::Blocked(DriverState::Flush(index), gates)
             }
-            OperatorResult::Blocked(gates) => Step::Blocked(Position::Operator(place, None), gates),
+            OperatorResult::Blocked(gates) => {
+                Step::Blocked(DriverState::Operator(index, None), gates)
+            }
             OperatorResult::NeedInput if !flushing => Step::Next(self.upstream()),
-            OperatorResult::NeedInput | OperatorResult::Finished => Step::Next(self.end_at(place)),
+            OperatorResult::NeedInput | OperatorResult::Finished => {
+                Step::Next(self.finish_early_at(index))
+            }
         }
     }
 
     fn sink(&mut self, batch: Option<Batch>) -> Result<Step> {
         if let Some(batch) = &batch {
-            self.metrics(self.sink_place() + 1).add_input(batch.rows());
+            self.metrics(self.sink_index() + 1).add_input(batch.num_rows());
         }
-        let Some(sink) = &mut self.parts.sink else { return Ok(Step::Done) };
+        let Some(sink) = &mut self.local_states.sink else { return Ok(Step::Done) };
         Ok(match sink.sink(batch, &self.task)? {
             SinkResult::NeedInput => Step::Next(self.upstream()),
-            SinkResult::Blocked(gates) => Step::Blocked(Position::Sink(None), gates),
-            SinkResult::Finished => Step::Next(self.end_at(self.sink_place())),
+            SinkResult::Blocked(gates) => Step::Blocked(DriverState::Sink(None), gates),
+            SinkResult::Finished => Step::Next(self.finish_early_at(self.sink_index())),
         })
     }
 
-    fn give_back(&mut self, next: Box<Position>) -> Result<Step> {
-        let Some(sink) = &mut self.parts.sink else { return Ok(Step::Next(*next)) };
-        Ok(match sink.give_back(&self.task)? {
-            GiveBack::Begun => Step::Next(*next),
-            GiveBack::Nothing => {
-                self.place.as_ref().inspect(|place| place.gave_nothing());
+    fn reclaim(&mut self, next: Box<DriverState>) -> Result<Step> {
+        let Some(sink) = &mut self.local_states.sink else { return Ok(Step::Next(*next)) };
+        Ok(match sink.reclaim(&self.task)? {
+            ReclaimResult::Started => Step::Next(*next),
+            ReclaimResult::NothingToReclaim => {
+                self.reclaim_handle.as_ref().inspect(|handle| handle.decline());
                 Step::Next(*next)
             }
-            GiveBack::Blocked(gates) => Step::Blocked(Position::GiveBack(next), gates),
+            ReclaimResult::Blocked(gates) => Step::Blocked(DriverState::Reclaim(next), gates),
         })
     }
 
     /// Has the sink give memory back if somebody asks for it, unless it is about to hand over what it has.
-    fn heed_question(&self, position: Position) -> Position {
-        let Some(place) = &self.place else { return position };
-        match position {
-            Position::Create | Position::Start | Position::GiveBack(_) => position,
-            Position::Finish => {
-                if place.asked().is_some() {
-                    place.gave_nothing();
+    fn handle_reclaim_request(&self, state: DriverState) -> DriverState {
+        let Some(handle) = &self.reclaim_handle else { return state };
+        match state {
+            DriverState::Create | DriverState::Start | DriverState::Reclaim(_) => state,
+            DriverState::Finish => {
+                if handle.requested().is_some() {
+                    handle.decline();
                 }
-                position
+                state
             }
-            _ if place.take_question() => Position::GiveBack(Box::new(position)),
-            _ => position,
+            _ if handle.take_request() => DriverState::Reclaim(Box::new(state)),
+            _ => state,
         }
     }
 
     fn finish(&mut self) -> Result<Step> {
-        let Some(sink) = &mut self.parts.sink else { return Ok(Step::Done) };
+        let Some(sink) = &mut self.local_states.sink else { return Ok(Step::Done) };
         Ok(match sink.finish(&self.task)? {
-            FinishResult::Blocked(gates) => Step::Blocked(Position::Finish, gates),
+            FinishResult::Blocked(gates) => Step::Blocked(DriverState::Finish, gates),
             FinishResult::Done => {
-                self.parts.sink = None;
+                self.local_states.sink = None;
                 Step::Done
             }
         })
@@ -364,120 +374,123 @@ impl TaskDriver {
 
     /// Ends whoever wants no more input although the task has not been told yet, and what lies
     /// before it, wherever the task stands. A gate that is open is not asked again.
-    fn heed_closed(&mut self, position: Position) -> Position {
-        if let Position::GiveBack(next) = position {
-            return Position::GiveBack(Box::new(self.heed_closed(*next)));
+    fn handle_early_finish(&mut self, state: DriverState) -> DriverState {
+        if let DriverState::Reclaim(next) = state {
+            return DriverState::Reclaim(Box::new(self.handle_early_finish(*next)));
         }
-        let open = self.parts.closed.iter().filter(|(_, gate)| gate.is_ready());
-        let Some(place) = open.map(|(place, _)| *place).max() else { return position };
-        let stands_at = match &position {
-            Position::Source => Some(0),
-            Position::Operator(at, _) | Position::Flush(at) => Some(*at),
-            Position::Sink(_) => Some(self.sink_place()),
+        let ready = self.local_states.closed.iter().filter(|(_, gate)| gate.is_ready());
+        let Some(index) = ready.map(|(index, _)| *index).max() else { return state };
+        let current_index = match &state {
+            DriverState::Source => Some(0),
+            DriverState::Operator(at, _) | DriverState::Flush(at) => Some(*at),
+            DriverState::Sink(_) => Some(self.sink_index()),
             // What lies behind still starts; what finishes is finished.
-            Position::Create | Position::Start | Position::Finish | Position::GiveBack(_) => None,
+            DriverState::Create
+            | DriverState::Start
+            | DriverState::Finish
+            | DriverState::Reclaim(_) => None,
         };
-        if stands_at.is_some_and(|at| at <= place) {
-            return self.end_at(place);
+        if current_index.is_some_and(|at| at <= index) {
+            return self.finish_early_at(index);
         }
-        self.drop_up_to(place);
-        position
+        self.drop_through(index);
+        state
     }
 
     /// Adds the gates by which a blocked task learns that its output is not wanted any more, or that it is
     /// asked for memory.
-    fn or_closed(&self, position: &Position, mut gates: Gates) -> Gates {
-        if let Position::Create | Position::Finish = position {
+    fn with_control_gates(&self, state: &DriverState, mut gates: Gates) -> Gates {
+        if let DriverState::Create | DriverState::Finish = state {
             return gates;
         }
-        let asked = self.place.as_ref().and_then(|place| place.asked());
-        if let (Some(asked), false) =
-            (asked, matches!(position, Position::Start | Position::GiveBack(_)))
+        let reclaim_requested = self.reclaim_handle.as_ref().and_then(|handle| handle.requested());
+        if let (Some(reclaim_requested), false) =
+            (reclaim_requested, matches!(state, DriverState::Start | DriverState::Reclaim(_)))
         {
-            gates = gates.or(asked.clone());
+            gates = gates.or(reclaim_requested.clone());
         }
-        self.parts.closed.iter().fold(gates, |gates, (_, gate)| gates.or(gate.clone()))
+        self.local_states.closed.iter().fold(gates, |gates, (_, gate)| gates.or(gate.clone()))
     }
 
-    fn place_of(position: &Position, sink_place: usize) -> usize {
-        match position {
-            Position::Create | Position::Start | Position::Source => 0,
-            Position::Operator(place, _) | Position::Flush(place) => place + 1,
-            Position::Sink(_) | Position::GiveBack(_) | Position::Finish => sink_place + 1,
+    fn metrics_index(state: &DriverState, sink_index: usize) -> usize {
+        match state {
+            DriverState::Create | DriverState::Start | DriverState::Source => 0,
+            DriverState::Operator(index, _) | DriverState::Flush(index) => index + 1,
+            DriverState::Sink(_) | DriverState::Reclaim(_) | DriverState::Finish => sink_index + 1,
         }
     }
 
-    fn run_slice(&mut self) -> Result<Outcome> {
+    fn run_slice(&mut self) -> Result<RunResult> {
         let started = Instant::now();
         self.task.since = started;
         let slice = self.task.query.time_slice();
         let mut before = started;
         loop {
-            self.task.check()?;
-            let position = std::mem::replace(&mut self.position, Position::Finish);
-            let position = self.heed_closed(position);
-            let position = self.heed_question(position);
-            let place = Self::place_of(&position, self.sink_place());
-            let step = self.step(position)?;
+            self.task.check_cancelled()?;
+            let state = std::mem::replace(&mut self.state, DriverState::Finish);
+            let state = self.handle_early_finish(state);
+            let state = self.handle_reclaim_request(state);
+            let index = Self::metrics_index(&state, self.sink_index());
+            let step = self.step(state)?;
             let now = Instant::now();
-            self.metrics(place).add_busy(now - before);
+            self.metrics(index).add_busy(now - before);
             before = now;
             match step {
-                Step::Next(next) => self.position = next,
+                Step::Next(next) => self.state = next,
                 // It only lets others go first.
-                Step::Blocked(next, gates) if self.task.query.is_breath(&gates) => {
-                    self.position = next;
-                    return Ok(Outcome::Yield);
+                Step::Blocked(next, gates) if self.task.query.is_yield_gate(&gates) => {
+                    self.state = next;
+                    return Ok(RunResult::Yield);
                 }
                 Step::Blocked(next, gates) => {
                     // The others are no reason to wait, only one to stop waiting.
-                    self.record.note_gates(&gates);
-                    let gates = self.or_closed(&next, gates);
-                    self.position = next;
-                    trace!(pipeline = %self.pipeline.info.name, instance = self.record.instance, ?gates, "blocked");
-                    return Ok(Outcome::Blocked(gates));
+                    self.stats.record_gates(&gates);
+                    let gates = self.with_control_gates(&next, gates);
+                    self.state = next;
+                    trace!(pipeline = %self.pipeline.info.name, task_index = self.stats.task_index, ?gates, "blocked");
+                    return Ok(RunResult::Blocked(gates));
                 }
-                Step::Done => return Ok(Outcome::Done),
+                Step::Done => return Ok(RunResult::Done),
             }
             let ran = now - started;
-            if ran >= slice || self.task.query.gives_way(ran) {
-                return Ok(Outcome::Yield);
+            if ran >= slice || self.task.query.should_yield(ran) {
+                return Ok(RunResult::Yield);
             }
         }
     }
 
     /// Ends the query, and this task at once.
-    fn end_with(&mut self, error: Error) -> Outcome {
+    fn end_with(&mut self, error: Error) -> RunResult {
         self.task.query.fail(error);
         self.abort();
-        Outcome::Done
+        RunResult::Done
     }
 
     /// The same for a fault of what runs the task.
-    pub(super) fn fail(&mut self, what: &str) -> Outcome {
-        self.end_with(Error::Setup(what.into()))
+    pub(super) fn fail(&mut self, what: &str) -> RunResult {
+        self.end_with(Error::InvalidConfiguration(what.into()))
     }
 
     /// Aborts and drops all parts, each on its own, so that one that panics spares the others.
     pub(super) fn abort(&mut self) {
-        let parts = std::mem::take(&mut self.parts);
+        let local_states = std::mem::take(&mut self.local_states);
         let contained = |abort: &mut dyn FnMut()| {
             let _ = catch_unwind(AssertUnwindSafe(abort));
         };
-        let mut sink = parts.sink;
+        let mut sink = local_states.sink;
         contained(&mut || {
             if let Some(mut sink) = sink.take() {
                 sink.abort();
             }
         });
-        for mut operator in parts.operators.into_iter().rev() {
+        for mut operator in local_states.operators.into_iter().rev() {
             contained(&mut || {
                 if let Some(mut operator) = operator.take() {
                     operator.abort();
                 }
             });
         }
-        let mut source = parts.source;
+        let mut source = local_states.source;
         contained(&mut || {
             if let Some(mut source) = source.take() {
                 source.abort();
@@ -487,12 +500,12 @@ impl TaskDriver {
 }
 
 impl Runnable for TaskDriver {
-    fn run(&mut self, worker: usize) -> Outcome {
+    fn run(&mut self, worker: usize) -> RunResult {
         let span = tracing::trace_span!(
             parent: self.task.query.span(),
             "task",
             pipeline = %self.pipeline.info.name,
-            instance = self.record.instance,
+            task_index = self.stats.task_index,
             worker
         );
         let _entered = span.enter();
@@ -501,14 +514,14 @@ impl Runnable for TaskDriver {
     }
 
     fn panicked(&mut self, payload: Box<dyn Any + Send>) {
-        self.note_panic(payload.as_ref());
+        self.record_panic(payload.as_ref());
         self.abort();
     }
 }
 
 impl TaskDriver {
     /// Ends the query with a panic of this task.
-    pub(super) fn note_panic(&self, payload: &(dyn Any + Send)) {
+    pub(super) fn record_panic(&self, payload: &(dyn Any + Send)) {
         let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
             (Some(message), _) => (*message).to_owned(),
             (None, Some(message)) => message.clone(),
@@ -518,8 +531,8 @@ impl TaskDriver {
     }
 }
 
-impl TaskRecord {
-    fn note_worker(&self, worker: usize, rows: usize) {
+impl TaskStats {
+    fn record_worker(&self, worker: usize, rows: usize) {
         if rows > 0 {
             self.workers.fetch_or(1 << (worker % 64), Ordering::Relaxed);
         }

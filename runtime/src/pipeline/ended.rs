@@ -28,14 +28,14 @@ pub(super) struct PipelineProfile {
 
 impl PipelineProfile {
     /// Adds the counters of a pipeline of the same shape.
-    fn absorb(&mut self, other: Self) {
+    fn merge(&mut self, other: Self) {
         for (all, operator) in self.operators.iter_mut().zip(other.operators) {
-            all.absorb(operator);
+            all.merge(operator);
         }
         let known = self.tasks.len().min(other.tasks.len());
         let mut tasks = other.tasks.into_iter();
         for (all, task) in self.tasks.iter_mut().zip(tasks.by_ref().take(known)) {
-            all.absorb(task);
+            all.merge(task);
         }
         self.tasks.extend(tasks);
     }
@@ -44,7 +44,7 @@ impl PipelineProfile {
 /// What makes two pipelines alike.
 #[derive(Debug)]
 struct Shape {
-    place: usize,
+    index: usize,
     pipeline: Arc<PipelineInfo>,
 }
 
@@ -56,7 +56,7 @@ impl Shape {
 
 impl PartialEq for Shape {
     fn eq(&self, other: &Self) -> bool {
-        self.place == other.place
+        self.index == other.index
             && self.pipeline.name == other.pipeline.name
             && self.names().eq(other.names())
     }
@@ -66,7 +66,7 @@ impl Eq for Shape {}
 
 impl Hash for Shape {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.place, &self.pipeline.name).hash(state);
+        (self.index, &self.pipeline.name).hash(state);
         self.names().for_each(|name| name.hash(state));
     }
 }
@@ -95,8 +95,8 @@ impl GateSet {
             name: gate.name().to_owned(),
             kind: gate.kind(),
             blocked: gate.blocked_time(),
-            count: gate.blocked_count(),
-            open: gate.is_ready(),
+            blocked_count: gate.blocked_count(),
+            is_ready: gate.is_ready(),
         })
     }
 }
@@ -108,19 +108,19 @@ struct EndedGate {
     latest: Gate,
     /// What those before came to.
     blocked: Duration,
-    count: u64,
-    open: bool,
+    blocked_count: u64,
+    is_ready: bool,
 }
 
 impl EndedGate {
     fn new(gate: &Gate) -> Self {
-        Self { latest: gate.clone(), blocked: Duration::ZERO, count: 0, open: true }
+        Self { latest: gate.clone(), blocked: Duration::ZERO, blocked_count: 0, is_ready: true }
     }
 
     fn replace(&mut self, gate: &Gate) {
         self.blocked += self.latest.blocked_time();
-        self.count += self.latest.blocked_count();
-        self.open &= self.latest.is_ready();
+        self.blocked_count += self.latest.blocked_count();
+        self.is_ready &= self.latest.is_ready();
         self.latest = gate.clone();
     }
 
@@ -129,8 +129,8 @@ impl EndedGate {
             name: self.latest.name().to_owned(),
             kind: self.latest.kind(),
             blocked: self.blocked + self.latest.blocked_time(),
-            count: self.count + self.latest.blocked_count(),
-            open: self.open && self.latest.is_ready(),
+            blocked_count: self.blocked_count + self.latest.blocked_count(),
+            is_ready: self.is_ready && self.latest.is_ready(),
         }
     }
 }
@@ -140,7 +140,7 @@ type GateKey = (String, DependencyKind, usize);
 
 /// Counters of graphs that have ended.
 #[derive(Debug, Default)]
-pub(super) struct Ended {
+pub(super) struct EndedGraphs {
     graphs: u64,
     pipelines: Vec<PipelineProfile>,
     by_shape: HashMap<Shape, usize>,
@@ -150,7 +150,7 @@ pub(super) struct Ended {
     known: HashSet<usize>,
 }
 
-impl Ended {
+impl EndedGraphs {
     /// How many graphs have ended.
     pub(super) fn graphs(&self) -> u64 {
         self.graphs
@@ -158,11 +158,11 @@ impl Ended {
 
     pub(super) fn add(&mut self, graph: &StartedGraph) {
         self.graphs += 1;
-        for (place, (profile, (pipeline, _))) in graph.profiles().zip(graph.pipelines()).enumerate()
+        for (index, (profile, (pipeline, _))) in graph.profiles().zip(graph.pipelines()).enumerate()
         {
-            let shape = Shape { place, pipeline: pipeline.clone() };
+            let shape = Shape { index, pipeline: pipeline.clone() };
             match self.by_shape.get(&shape) {
-                Some(known) => self.pipelines[*known].absorb(profile),
+                Some(known) => self.pipelines[*known].merge(profile),
                 None => {
                     self.by_shape.insert(shape, self.pipelines.len());
                     self.pipelines.push(profile);

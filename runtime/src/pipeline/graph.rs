@@ -17,10 +17,10 @@ use super::{
     Operator, OperatorMetrics, OperatorProfile, Profile, QueryContext, Sink, Source, TaskProfile,
     driver::TaskDriver,
     ended::GateSet,
-    live::LiveTask,
+    live::TaskGuard,
     scope::ScopedDriver,
     started::StartedGraph,
-    wait_graph::{Edge, WaitGraph},
+    wait_graph::{WaitEdge, WaitGraph},
 };
 use crate::{
     Error, Result,
@@ -46,16 +46,16 @@ pub(super) struct Pipeline {
 /// What is kept of a pipeline for dumps and the profile.
 pub(super) struct PipelineInfo {
     pub(super) name: String,
-    pub(super) instances: usize,
+    pub(super) num_tasks: usize,
     /// The name of each part, and what it belongs to outside: source first, sink last.
     parts: Vec<(String, Option<usize>)>,
 }
 
 impl fmt::Debug for PipelineInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} × {}:", self.name, self.instances)?;
-        for (place, (part, _)) in self.parts.iter().enumerate() {
-            write!(f, "{} {part}", if place > 0 { " →" } else { "" })?;
+        write!(f, "{} × {}:", self.name, self.num_tasks)?;
+        for (index, (part, _)) in self.parts.iter().enumerate() {
+            write!(f, "{} {part}", if index > 0 { " →" } else { "" })?;
         }
         Ok(())
     }
@@ -74,92 +74,94 @@ impl Graph {
         Self::default()
     }
 
-    /// Adds a pipeline of `instances` tasks.
+    /// Adds a pipeline of `num_tasks` tasks.
     ///
     /// # Errors
-    /// If `instances` is 0.
-    pub fn add(
+    /// If `num_tasks` is 0.
+    pub fn add_pipeline(
         &mut self,
         name: impl Into<String>,
-        instances: usize,
+        num_tasks: usize,
         source: Arc<dyn Source>,
         operators: Vec<Arc<dyn Operator>>,
         sink: Arc<dyn Sink>,
     ) -> Result<PipelineId> {
         let tags = vec![None; operators.len() + 2];
-        self.add_tagged(name, instances, source, operators, sink, tags)
+        self.add_pipeline_with_tags(name, num_tasks, source, operators, sink, tags)
     }
 
     /// Adds a pipeline whose parts carry tags (source first, sink last) into the profile.
     ///
     /// # Errors
-    /// If `instances` is 0 or the tags are not one per part.
-    pub fn add_tagged(
+    /// If `num_tasks` is 0 or the tags are not one per part.
+    pub fn add_pipeline_with_tags(
         &mut self,
         name: impl Into<String>,
-        instances: usize,
+        num_tasks: usize,
         source: Arc<dyn Source>,
         operators: Vec<Arc<dyn Operator>>,
         sink: Arc<dyn Sink>,
         tags: Vec<Option<usize>>,
     ) -> Result<PipelineId> {
         let name = name.into();
-        if instances == 0 || tags.len() != operators.len() + 2 {
-            return Err(Error::Setup(format!(
+        if num_tasks == 0 || tags.len() != operators.len() + 2 {
+            return Err(Error::InvalidConfiguration(format!(
                 "pipeline '{name}' needs at least 1 task and one tag per part"
             )));
         }
-        self.waits.add_pipeline(instances);
+        self.waits.add_pipeline(num_tasks);
         let names = std::iter::once(source.name())
             .chain(operators.iter().map(|operator| operator.name()))
             .chain(std::iter::once(sink.name()));
         let parts = names.map(str::to_owned).zip(tags).collect();
-        let info = Arc::new(PipelineInfo { name, instances, parts });
+        let info = Arc::new(PipelineInfo { name, num_tasks, parts });
         self.pipelines.push(Arc::new(Pipeline { info, source, operators, sink }));
         Ok(self.pipelines.len() - 1)
     }
 
-    /// Declares that pipelines wait for each other; see [`Edge`].
-    pub fn wait(&mut self, edge: Edge) {
-        self.waits.add(edge);
+    /// Declares that pipelines wait for each other; see [`WaitEdge`].
+    pub fn add_edge(&mut self, edge: WaitEdge) {
+        self.waits.add_edge(edge);
     }
 
     /// Resolves the waits that would close a cycle, then starts all tasks under `query`.
     ///
     /// # Errors
     /// If the query was cancelled or its executor shut down.
-    pub fn start(self, query: &Arc<QueryContext>) -> Result<Running> {
-        self.waits.resolve();
-        let records: Vec<Vec<Arc<TaskRecord>>> = self
+    pub fn start(self, query: &Arc<QueryContext>) -> Result<GraphHandle> {
+        self.waits.break_cycles();
+        let task_stats: Vec<Vec<Arc<TaskStats>>> = self
             .pipelines
             .iter()
             .map(|pipeline| {
-                let instances = 0..pipeline.info.instances;
-                instances.map(|instance| Arc::new(TaskRecord::new(pipeline, instance))).collect()
+                let task_indices = 0..pipeline.info.num_tasks;
+                task_indices
+                    .map(|task_index| Arc::new(TaskStats::new(pipeline, task_index)))
+                    .collect()
             })
             .collect();
-        let (graph, idle) = query.admit(&self.pipelines, records)?;
-        Ok(Running { query: query.clone(), graph, idle })
+        let (graph, finished) = query.start_graph(&self.pipelines, task_stats)?;
+        Ok(GraphHandle { query: query.clone(), graph, finished })
     }
 }
 
 /// A graph that has been started. It keeps the counters of its tasks, also when these have ended.
 #[derive(Debug, Clone)]
-pub struct Running {
+pub struct GraphHandle {
     query: Arc<QueryContext>,
     graph: Arc<StartedGraph>,
-    idle: Gate,
+    finished: Gate,
 }
 
-impl Running {
+impl GraphHandle {
     /// The query whose tasks these are.
     pub fn query(&self) -> &Arc<QueryContext> {
         &self.query
     }
 
     /// Ready when no task of this graph lives any more.
-    pub fn idle(&self) -> &Gate {
-        &self.idle
+    pub fn finished(&self) -> &Gate {
+        &self.finished
     }
 
     /// The operators of this graph's pipelines, sources first in each. It costs as much as the
@@ -240,8 +242,8 @@ impl MoreGates {
 
 /// What is kept of a task: its counters, and what it waited for.
 #[derive(Debug)]
-pub(super) struct TaskRecord {
-    pub(super) instance: usize,
+pub(super) struct TaskStats {
+    pub(super) task_index: usize,
     /// Counters, source first, sink last.
     pub(super) metrics: Box<[Arc<OperatorMetrics>]>,
     pub(super) workers: AtomicU64,
@@ -249,10 +251,10 @@ pub(super) struct TaskRecord {
     pub(super) handle: std::sync::OnceLock<TaskHandle>,
 }
 
-impl TaskRecord {
-    fn new(pipeline: &Pipeline, instance: usize) -> Self {
+impl TaskStats {
+    fn new(pipeline: &Pipeline, task_index: usize) -> Self {
         Self {
-            instance,
+            task_index,
             metrics: (0..pipeline.operators.len() + 2).map(|_| Arc::default()).collect(),
             workers: AtomicU64::new(0),
             gates: Mutex::default(),
@@ -261,22 +263,22 @@ impl TaskRecord {
     }
 
     /// Remembers the gates the task met, for the profile.
-    pub(super) fn note_gates(&self, met: &Gates) {
+    pub(super) fn record_gates(&self, met: &Gates) {
         let mut gates = self.gates.lock();
         met.iter().for_each(|gate| gates.add(gate));
     }
 
-    pub(super) fn for_each_gate(&self, mut look: impl FnMut(&Gate)) {
-        self.gates.lock().iter().for_each(&mut look);
+    pub(super) fn for_each_gate(&self, mut visit: impl FnMut(&Gate)) {
+        self.gates.lock().iter().for_each(&mut visit);
     }
 
     pub(super) fn driver(
         self: &Arc<Self>,
         pipeline: &Arc<Pipeline>,
-        live: LiveTask,
+        guard: TaskGuard,
     ) -> Box<dyn Runnable> {
-        let scope = live.query().around().cloned();
-        let driver = Box::new(TaskDriver::new(pipeline.clone(), self.clone(), live));
+        let scope = guard.query().slice_scope().cloned();
+        let driver = Box::new(TaskDriver::new(pipeline.clone(), self.clone(), guard));
         match scope {
             Some(scope) => Box::new(ScopedDriver::new(scope, driver)),
             None => driver,
@@ -294,7 +296,7 @@ impl TaskRecord {
         TaskProfile {
             pipeline: pipeline.name.clone(),
             pipeline_index: 0,
-            instance: self.instance,
+            task_index: self.task_index,
             runs: read(|c| &c.runs),
             yields: read(|c| &c.yields),
             blocks: read(|c| &c.blocks),
@@ -313,16 +315,16 @@ impl PipelineInfo {
         self.parts.iter().map(|(name, _)| name.as_str())
     }
 
-    /// Profiles of its parts, summed up over `records`.
-    pub(super) fn profile(&self, records: &[Arc<TaskRecord>]) -> Vec<OperatorProfile> {
+    /// Profiles of its parts, summed up over `task_stats`.
+    pub(super) fn profile(&self, task_stats: &[Arc<TaskStats>]) -> Vec<OperatorProfile> {
         self.parts
             .iter()
             .enumerate()
-            .map(|(place, (name, tag))| {
+            .map(|(index, (name, tag))| {
                 let mut profile =
                     OperatorProfile { name: name.clone(), tag: *tag, ..Default::default() };
-                for record in records {
-                    record.metrics[place].add_to(&mut profile);
+                for stats in task_stats {
+                    stats.metrics[index].add_to(&mut profile);
                 }
                 profile
             })

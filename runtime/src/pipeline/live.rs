@@ -11,14 +11,14 @@ use super::QueryContext;
 
 /// Counts tasks alive, and what is done for them elsewhere; its gate is open while there are none.
 #[derive(Debug)]
-pub(super) struct LiveCount {
+pub(super) struct TaskCounter {
     /// The number of the graph whose tasks are counted.
     graph: Option<u64>,
     count: Mutex<usize>,
     idle: Gate,
 }
 
-impl LiveCount {
+impl TaskCounter {
     /// For a whole query.
     pub(super) fn of_query() -> Self {
         Self::new("query idle", None)
@@ -55,29 +55,32 @@ impl LiveCount {
         let mut count = self.count.lock();
         *count -= 1;
         if *count == 0 {
-            self.idle.set_ready_later(&mut wakeups);
+            self.idle.set_ready_deferred(&mut wakeups);
         }
         *count == 0
     }
 }
 
 impl QueryContext {
-    /// Counts as live until the answer is dropped, as one of the tasks of `region` if that is
+    /// Counts as live until the answer is dropped, as one of the tasks of `graph_tasks` if that is
     /// given.
-    pub(super) fn outside(self: &Arc<Self>, region: Option<&Arc<LiveCount>>) -> Outside {
-        self.live().enter();
-        region.inspect(|region| region.enter());
-        Outside(Presence { query: self.clone(), region: region.cloned() })
+    pub(super) fn external_work(
+        self: &Arc<Self>,
+        graph_tasks: Option<&Arc<TaskCounter>>,
+    ) -> ExternalWork {
+        self.task_counter().enter();
+        graph_tasks.inspect(|graph_tasks| graph_tasks.enter());
+        ExternalWork(ExternalWorkHandle { query: self.clone(), graph_tasks: graph_tasks.cloned() })
     }
 
     /// Something of the query, and of one of its graphs, has ended.
-    fn leave(&self, region: Option<&Arc<LiveCount>>) {
-        if self.live().leave() {
-            self.has_ended();
+    fn leave(&self, graph_tasks: Option<&Arc<TaskCounter>>) {
+        if self.task_counter().leave() {
+            self.query_ended();
         }
-        if let Some(region) = region
-            && region.leave()
-            && let Some(graph) = region.graph
+        if let Some(graph_tasks) = graph_tasks
+            && graph_tasks.leave()
+            && let Some(graph) = graph_tasks.graph
         {
             self.graph_ended(graph);
         }
@@ -87,47 +90,47 @@ impl QueryContext {
 /// The presence of something that is done for a query outside its tasks: until it is dropped, the
 /// query, and the graph it belongs to, count as alive.
 #[derive(Debug)]
-pub struct Outside(Presence);
+pub struct ExternalWork(ExternalWorkHandle);
 
-impl Outside {
+impl ExternalWork {
     /// To begin something else later.
-    pub(super) fn presence(&self) -> &Presence {
+    pub(super) fn handle(&self) -> &ExternalWorkHandle {
         &self.0
     }
 }
 
-impl Drop for Outside {
+impl Drop for ExternalWork {
     fn drop(&mut self) {
-        self.0.query.leave(self.0.region.as_ref());
+        self.0.query.leave(self.0.graph_tasks.as_ref());
     }
 }
 
 /// What can do something for a query outside its tasks. If it begins when no task lives any more,
 /// the query counts as alive again until that is done.
 #[derive(Debug, Clone)]
-pub struct Presence {
+pub struct ExternalWorkHandle {
     query: Arc<QueryContext>,
-    region: Option<Arc<LiveCount>>,
+    graph_tasks: Option<Arc<TaskCounter>>,
 }
 
-impl Presence {
+impl ExternalWorkHandle {
     /// Begins it.
-    pub fn begin(&self) -> Outside {
-        self.query.outside(self.region.as_ref())
+    pub fn enter(&self) -> ExternalWork {
+        self.query.external_work(self.graph_tasks.as_ref())
     }
 }
 
 /// A task's presence in its query; dropped when everything else of the task is gone.
-pub(super) struct LiveTask {
+pub(super) struct TaskGuard {
     query: Arc<QueryContext>,
-    region: Arc<LiveCount>,
+    graph_tasks: Arc<TaskCounter>,
 }
 
-impl LiveTask {
-    pub(super) fn new(query: Arc<QueryContext>, region: Arc<LiveCount>) -> Self {
-        query.live().enter();
-        region.enter();
-        Self { query, region }
+impl TaskGuard {
+    pub(super) fn new(query: Arc<QueryContext>, graph_tasks: Arc<TaskCounter>) -> Self {
+        query.task_counter().enter();
+        graph_tasks.enter();
+        Self { query, graph_tasks }
     }
 
     pub(super) fn query(&self) -> &Arc<QueryContext> {
@@ -135,13 +138,13 @@ impl LiveTask {
     }
 
     /// The graph it was started in.
-    pub(super) fn region(&self) -> &Arc<LiveCount> {
-        &self.region
+    pub(super) fn graph_tasks(&self) -> &Arc<TaskCounter> {
+        &self.graph_tasks
     }
 }
 
-impl Drop for LiveTask {
+impl Drop for TaskGuard {
     fn drop(&mut self) {
-        self.query.leave(Some(&self.region));
+        self.query.leave(Some(&self.graph_tasks));
     }
 }

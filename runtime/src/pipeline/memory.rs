@@ -13,7 +13,7 @@ use crate::{Error, Result};
 
 /// A reservation that did not fit, and why.
 #[derive(Debug, Clone)]
-pub struct MemoryRefused {
+pub struct ReservationDenied {
     /// The pool's own words, with its largest holders if it knows them.
     pub reason: String,
 }
@@ -21,32 +21,32 @@ pub struct MemoryRefused {
 /// Where memory is reserved.
 ///
 /// What the pool refuses is not held, with one exception: of a query that can spill, each task of
-/// each breaker may hold up to 256 KiB ([`SpillSpace::overdraft`](super::SpillSpace::overdraft))
+/// each breaker may hold up to 256 KiB ([`SpillSpace::min_spill_bytes`](super::SpillSpace::min_spill_bytes))
 /// without a reservation, since spilling less would not help. A limit below that times the number
 /// of such tasks is exceeded by as much.
 pub trait MemoryPool: Send + Sync + fmt::Debug {
-    /// Reserves `bytes` more for `holder`.
+    /// Reserves `bytes` more for `consumer`.
     ///
     /// # Errors
     /// If they do not fit.
-    fn try_grow(&self, holder: &str, bytes: usize) -> Result<(), MemoryRefused>;
+    fn try_grow(&self, consumer: &str, bytes: usize) -> Result<(), ReservationDenied>;
 
     /// Gives `bytes` back.
     fn shrink(&self, bytes: usize);
 
     /// What it shares its bytes with: of pools that answer the same, one's holders can make room for
     /// another's. By default it is alone.
-    fn shares_with(&self) -> usize {
+    fn pool_id(&self) -> usize {
         std::ptr::from_ref(self).cast::<()>() as usize
     }
 }
 
 /// A pool without a limit.
 #[derive(Debug, Default)]
-pub struct Unlimited;
+pub struct UnboundedPool;
 
-impl MemoryPool for Unlimited {
-    fn try_grow(&self, _holder: &str, _bytes: usize) -> Result<(), MemoryRefused> {
+impl MemoryPool for UnboundedPool {
+    fn try_grow(&self, _consumer: &str, _bytes: usize) -> Result<(), ReservationDenied> {
         Ok(())
     }
 
@@ -56,20 +56,20 @@ impl MemoryPool for Unlimited {
 /// A pool with one limit, first come, first served.
 ///
 /// ```
-/// use gatework_runtime::pipeline::{MemoryLimit, MemoryPool};
-/// let pool = MemoryLimit::new(100);
+/// use gatework_runtime::pipeline::{GreedyPool, MemoryPool};
+/// let pool = GreedyPool::new(100);
 /// assert!(pool.try_grow("sort", 60).is_ok());
 /// assert!(pool.try_grow("join", 60).is_err());
 /// pool.shrink(60);
 /// assert_eq!(pool.reserved(), 0);
 /// ```
 #[derive(Debug)]
-pub struct MemoryLimit {
+pub struct GreedyPool {
     limit: usize,
     reserved: AtomicUsize,
 }
 
-impl MemoryLimit {
+impl GreedyPool {
     /// A pool of `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self { limit, reserved: AtomicUsize::new(0) }
@@ -81,12 +81,12 @@ impl MemoryLimit {
     }
 }
 
-impl MemoryPool for MemoryLimit {
-    fn try_grow(&self, _holder: &str, bytes: usize) -> Result<(), MemoryRefused> {
+impl MemoryPool for GreedyPool {
+    fn try_grow(&self, _consumer: &str, bytes: usize) -> Result<(), ReservationDenied> {
         let fits = |reserved: usize| reserved.checked_add(bytes).filter(|sum| *sum <= self.limit);
         match self.reserved.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits) {
             Ok(_) => Ok(()),
-            Err(reserved) => Err(MemoryRefused {
+            Err(reserved) => Err(ReservationDenied {
                 reason: format!("{reserved} of {} bytes are reserved", self.limit),
             }),
         }
@@ -101,13 +101,13 @@ impl MemoryPool for MemoryLimit {
 #[derive(Debug)]
 pub struct Reservation {
     query: Arc<QueryContext>,
-    holder: Arc<str>,
+    consumer: Arc<str>,
     bytes: usize,
 }
 
 impl Reservation {
-    pub(crate) fn new(query: Arc<QueryContext>, holder: Arc<str>) -> Self {
-        Self { query, holder, bytes: 0 }
+    pub(crate) fn new(query: Arc<QueryContext>, consumer: Arc<str>) -> Self {
+        Self { query, consumer, bytes: 0 }
     }
 
     /// Bytes reserved.
@@ -123,10 +123,10 @@ impl Reservation {
         if bytes == 0 {
             return Ok(());
         }
-        self.query.grow_memory(&self.holder, bytes).map_err(|refused| Error::OutOfMemory {
-            operator: self.holder.to_string(),
+        self.query.grow_memory(&self.consumer, bytes).map_err(|denied| Error::OutOfMemory {
+            operator: self.consumer.to_string(),
             requested: bytes,
-            reason: refused.reason,
+            reason: denied.reason,
         })?;
         self.bytes += bytes;
         Ok(())
@@ -140,7 +140,7 @@ impl Reservation {
         match bytes.checked_sub(self.bytes) {
             Some(more) => self.grow(more),
             None => {
-                self.query.shrink_memory(&self.holder, self.bytes - bytes);
+                self.query.shrink_memory(&self.consumer, self.bytes - bytes);
                 self.bytes = bytes;
                 Ok(())
             }
@@ -148,31 +148,31 @@ impl Reservation {
     }
 
     /// Takes over what `other`, of the same query, holds.
-    pub fn absorb(&mut self, mut other: Self) {
+    pub fn merge(&mut self, mut other: Self) {
         let bytes = std::mem::take(&mut other.bytes);
-        self.query.rename_memory(&other.holder, &self.holder, bytes);
+        self.query.transfer_memory(&other.consumer, &self.consumer, bytes);
         self.bytes += bytes;
     }
 
     /// Moves all bytes out into a reservation that travels with the data.
     #[must_use]
-    pub fn split_off(&mut self) -> Self {
-        self.split_some(self.bytes)
+    pub fn take(&mut self) -> Self {
+        self.split(self.bytes)
     }
 
     /// Moves up to `bytes` out into a reservation that travels with the data.
     #[must_use]
-    pub fn split_some(&mut self, bytes: usize) -> Self {
+    pub fn split(&mut self, bytes: usize) -> Self {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
-        Self { query: self.query.clone(), holder: self.holder.clone(), bytes }
+        Self { query: self.query.clone(), consumer: self.consumer.clone(), bytes }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            self.query.shrink_memory(&self.holder, self.bytes);
+            self.query.shrink_memory(&self.consumer, self.bytes);
         }
     }
 }

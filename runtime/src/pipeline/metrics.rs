@@ -19,13 +19,13 @@ pub struct OperatorMetrics {
     rows_out: AtomicU64,
     batches_out: AtomicU64,
     busy_nanos: AtomicU64,
-    named: Mutex<Option<Box<Named>>>,
+    counters: Mutex<Option<Box<OperatorCounters>>>,
 }
 
 /// Counters that only some operators have, by name.
 #[derive(Debug, Default)]
-struct Named {
-    counters: BTreeMap<&'static str, u64>,
+struct OperatorCounters {
+    by_name: BTreeMap<&'static str, u64>,
 }
 
 impl OperatorMetrics {
@@ -44,8 +44,8 @@ impl OperatorMetrics {
 
     /// Adds to a counter of the operator's own.
     pub fn add(&self, name: &'static str, amount: u64) {
-        let mut named = self.named.lock();
-        *named.get_or_insert_default().counters.entry(name).or_default() += amount;
+        let mut counters = self.counters.lock();
+        *counters.get_or_insert_default().by_name.entry(name).or_default() += amount;
     }
 
     pub(crate) fn add_to(&self, profile: &mut OperatorProfile) {
@@ -53,8 +53,8 @@ impl OperatorMetrics {
         profile.rows_out += self.rows_out.load(Ordering::Relaxed);
         profile.batches_out += self.batches_out.load(Ordering::Relaxed);
         profile.busy += Duration::from_nanos(self.busy_nanos.load(Ordering::Relaxed));
-        for (name, amount) in self.named.lock().iter().flat_map(|named| &named.counters) {
-            *profile.named.entry(name).or_default() += amount;
+        for (name, amount) in self.counters.lock().iter().flat_map(|counters| &counters.by_name) {
+            *profile.counters.entry(name).or_default() += amount;
         }
     }
 }
@@ -75,18 +75,18 @@ pub struct OperatorProfile {
     /// Time in its calls, summed up over tasks.
     pub busy: Duration,
     /// Its own counters.
-    pub named: BTreeMap<&'static str, u64>,
+    pub counters: BTreeMap<&'static str, u64>,
 }
 
 impl OperatorProfile {
     /// Adds the counters of the same operator elsewhere.
-    pub(super) fn absorb(&mut self, other: Self) {
+    pub(super) fn merge(&mut self, other: Self) {
         self.rows_in += other.rows_in;
         self.rows_out += other.rows_out;
         self.batches_out += other.batches_out;
         self.busy += other.busy;
-        for (name, amount) in other.named {
-            *self.named.entry(name).or_default() += amount;
+        for (name, amount) in other.counters {
+            *self.counters.entry(name).or_default() += amount;
         }
     }
 }
@@ -99,7 +99,7 @@ pub struct TaskProfile {
     /// The pipeline's number among those of the profile.
     pub pipeline_index: usize,
     /// The task's instance.
-    pub instance: usize,
+    pub task_index: usize,
     /// How often it was on a worker.
     pub runs: u64,
     /// How often its time slice ended.
@@ -120,7 +120,7 @@ pub struct TaskProfile {
 
 impl TaskProfile {
     /// Adds the counters of the task with this number of a later pipeline of the same shape.
-    pub(super) fn absorb(&mut self, other: Self) {
+    pub(super) fn merge(&mut self, other: Self) {
         self.runs += other.runs;
         self.yields += other.yields;
         self.blocks += other.blocks;
@@ -142,9 +142,9 @@ pub struct DependencyProfile {
     /// How long it was shut with someone waiting.
     pub blocked: Duration,
     /// How often someone found it shut.
-    pub count: u64,
+    pub blocked_count: u64,
     /// Whether it is open now. After the end of a query no gate of a shared state is shut.
-    pub open: bool,
+    pub is_ready: bool,
 }
 
 /// What a query did, so far or in the end.
@@ -158,7 +158,7 @@ pub struct Profile {
     /// Tasks of all pipelines.
     pub tasks: Vec<TaskProfile>,
     /// Gates that were waited on, the longest first.
-    pub dependencies: Vec<DependencyProfile>,
+    pub gates: Vec<DependencyProfile>,
     /// What ran as another engine's operator, by name.
     pub fallbacks: Vec<String>,
     /// The most bytes the query had reserved at a time.
@@ -167,18 +167,14 @@ pub struct Profile {
 
 impl Profile {
     /// Sets what is told of pipelines, which are in order, and of the gates that they met.
-    pub(super) fn set(
-        &mut self,
-        pipelines: Vec<PipelineProfile>,
-        dependencies: Vec<DependencyProfile>,
-    ) {
+    pub(super) fn set(&mut self, pipelines: Vec<PipelineProfile>, gates: Vec<DependencyProfile>) {
         for (pipeline_index, mut pipeline) in pipelines.into_iter().enumerate() {
             pipeline.tasks.iter_mut().for_each(|task| task.pipeline_index = pipeline_index);
             self.operators.extend(pipeline.operators);
             self.tasks.extend(pipeline.tasks);
         }
-        self.dependencies = dependencies;
-        self.dependencies.sort_by_key(|gate| std::cmp::Reverse(gate.blocked));
+        self.gates = gates;
+        self.gates.sort_by_key(|gate| std::cmp::Reverse(gate.blocked));
     }
 }
 
@@ -191,7 +187,7 @@ impl fmt::Display for Profile {
                 "  {}: {} rows in, {} rows out, {:?} busy",
                 operator.name, operator.rows_in, operator.rows_out, operator.busy
             )?;
-            for (name, amount) in &operator.named {
+            for (name, amount) in &operator.counters {
                 write!(f, ", {name} {amount}")?;
             }
             writeln!(f)?;
@@ -202,7 +198,7 @@ impl fmt::Display for Profile {
                 f,
                 "  {} [{}]: {} rows, {} runs, {} blocks, {} yields, {:?} busy",
                 task.pipeline,
-                task.instance,
+                task.task_index,
                 task.source_rows,
                 task.runs,
                 task.blocks,
@@ -210,12 +206,12 @@ impl fmt::Display for Profile {
                 task.busy
             )?;
         }
-        writeln!(f, "waited for:")?;
-        for gate in &self.dependencies {
+        writeln!(f, "blocked on:")?;
+        for gate in &self.gates {
             writeln!(
                 f,
                 "  {} ({:?}): {:?} in {} waits",
-                gate.name, gate.kind, gate.blocked, gate.count
+                gate.name, gate.kind, gate.blocked, gate.blocked_count
             )?;
         }
         for fallback in &self.fallbacks {

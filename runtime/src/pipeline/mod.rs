@@ -6,19 +6,19 @@
 //! error, cancellation, memory, counters.
 
 mod batch;
+mod buffered_batch;
 mod chaos;
-mod contract;
 mod driver;
 mod ended;
 mod graph;
-mod held;
 mod live;
 mod memory;
 mod metrics;
+mod operator;
+mod per_task;
 mod query;
-mod relief;
+mod reclaim;
 mod scope;
-mod slots;
 mod spill;
 mod started;
 mod stream;
@@ -28,21 +28,21 @@ mod wait_graph;
 mod tests;
 
 pub use batch::{Batch, column_bytes};
+pub use buffered_batch::{BufferRead, BufferReader, BufferedBatch};
 pub use chaos::{Chaos, ChaosCounts, Fault};
-pub use contract::{
-    FinishResult, GiveBack, LocalOperator, LocalSink, LocalSource, Operator, OperatorResult, Setup,
-    Sink, SinkResult, Source, SourceResult, Start, TaskContext,
-};
-pub use graph::{Graph, PipelineId, Running};
-pub use held::{Fetch, Held, Taken};
-pub use live::{Outside, Presence};
-pub use memory::{MemoryLimit, MemoryPool, MemoryRefused, Reservation, Unlimited};
+pub use graph::{Graph, GraphHandle, PipelineId};
+pub use live::{ExternalWork, ExternalWorkHandle};
+pub use memory::{GreedyPool, MemoryPool, Reservation, ReservationDenied, UnboundedPool};
 pub use metrics::{DependencyProfile, OperatorMetrics, OperatorProfile, Profile, TaskProfile};
+pub use operator::{
+    DriverContext, FinishResult, LocalOperator, LocalSink, LocalSource, Operator, OperatorContext,
+    OperatorResult, ReclaimResult, Sink, SinkResult, Source, SourceResult, StartResult,
+};
+pub use per_task::PerTask;
 pub use query::{QueryContext, QueryOptions};
 pub use scope::SliceScope;
-pub use slots::Slots;
-pub use spill::{Completion, Pending, SpillSpace, Spilled, ToSpill};
+pub use spill::{Completion, PendingIo, SpillInput, SpillSpace, SpilledBatches};
 pub use stream::{RowIterator, RowStream};
-pub use wait_graph::{Edge, WaitGraph};
+pub use wait_graph::{WaitEdge, WaitGraph};
 
 pub use crate::scheduler::Gates;

@@ -20,19 +20,22 @@ use std::{
 use arrow_array::RecordBatch;
 use gatework_shared_state::{
     Dependency, DependencyKind, Gate,
-    memory::{Giving, Holder},
+    memory::{ArbitrationParticipant, PendingRelease},
 };
 use parking_lot::Mutex;
 
 use super::{
-    Chaos, MemoryPool, MemoryRefused, Pending, Profile, SliceScope, SpillSpace, Spilled, Unlimited,
-    graph::{Pipeline, TaskRecord},
-    live::{LiveCount, LiveTask},
+    Chaos, MemoryPool, PendingIo, Profile, ReservationDenied, SliceScope, SpillSpace,
+    SpilledBatches, UnboundedPool,
+    graph::{Pipeline, TaskStats},
+    live::{TaskCounter, TaskGuard},
     started::{StartedGraph, StartedGraphs},
 };
 use crate::{
     Error, Executor, Result,
-    scheduler::{Core, Gates, OnIdle, ResourceGroup, Shutdown, TaskGroup, TaskHandle, TaskState},
+    scheduler::{
+        Gates, OnIdle, Registry, ResourceGroup, ShutdownTarget, TaskGroup, TaskHandle, TaskState,
+    },
 };
 
 /// How a query is set up.
@@ -42,7 +45,7 @@ pub struct QueryOptions {
     pub name: Cow<'static, str>,
     /// Where its breakers reserve memory; by default there is no limit. A limit is kept but for
     /// small tables: where there is a place to spill to, each task of each breaker may hold up to
-    /// [`SpillSpace::overdraft`] bytes (256 KiB) that it was refused.
+    /// [`SpillSpace::min_spill_bytes`] bytes (256 KiB) that it was refused.
     pub memory: Arc<dyn MemoryPool>,
     /// Where its breakers put what does not fit; without, a query that does not fit fails.
     pub spill: Option<Arc<dyn SpillSpace>>,
@@ -53,9 +56,9 @@ pub struct QueryOptions {
     pub group: Option<Arc<ResourceGroup>>,
     /// It is a part of a query that was admitted as a whole: it has a share of its group's time, and does not count
     /// against the group's limits. (A part that waited for others to end might be what they wait for.)
-    pub admitted: bool,
+    pub bypass_admission: bool,
     /// What is set up around each time slice of its tasks, on the worker; by default nothing.
-    pub around: Option<Arc<dyn SliceScope>>,
+    pub slice_scope: Option<Arc<dyn SliceScope>>,
     /// What a test does to the query's tasks; by default nothing.
     pub chaos: Option<Arc<Chaos>>,
 }
@@ -64,12 +67,12 @@ impl Default for QueryOptions {
     fn default() -> Self {
         Self {
             name: "query".into(),
-            memory: Arc::new(Unlimited),
+            memory: Arc::new(UnboundedPool),
             spill: None,
             time_slice: Duration::from_millis(10),
             group: None,
-            admitted: false,
-            around: None,
+            bypass_admission: false,
+            slice_scope: None,
             chaos: None,
         }
     }
@@ -89,7 +92,7 @@ struct State {
 pub struct QueryContext {
     id: u64,
     options: QueryOptions,
-    core: Arc<Core>,
+    registry: Arc<Registry>,
     group: Arc<TaskGroup>,
     resources: Arc<ResourceGroup>,
     /// Whether it is counted among the queries of its resource group, as running or waiting. Locked while
@@ -100,10 +103,10 @@ pub struct QueryContext {
     reserved: AtomicUsize,
     peak: AtomicUsize,
     /// Who holds how much of what is reserved.
-    holders: Mutex<Holders>,
-    live: LiveCount,
+    memory_by_consumer: Mutex<MemoryByConsumer>,
+    task_counter: TaskCounter,
     /// Open, for tasks that let others go first.
-    breath: Gate,
+    yield_gate: Gate,
     state: Mutex<State>,
 }
 
@@ -117,23 +120,23 @@ impl QueryContext {
         let query = Arc::new(Self {
             id,
             options,
-            core: executor.core().clone(),
-            group: TaskGroup::within(resources.clone()),
+            registry: executor.registry().clone(),
+            group: TaskGroup::in_resource_group(resources.clone()),
             resources,
             admitted: Mutex::new(false),
             span,
             cancelled: AtomicBool::new(false),
             reserved: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
-            holders: Mutex::default(),
-            live: LiveCount::of_query(),
-            breath: Dependency::ready("its turn", DependencyKind::Execution),
+            memory_by_consumer: Mutex::default(),
+            task_counter: TaskCounter::of_query(),
+            yield_gate: Dependency::ready("yield", DependencyKind::Start),
             state: Mutex::default(),
         });
-        let resident: Arc<dyn Shutdown> = query.clone();
-        query.core.add_resident(Arc::downgrade(&resident));
+        let shutdown_target: Arc<dyn ShutdownTarget> = query.clone();
+        query.registry.register(Arc::downgrade(&shutdown_target));
         let on_idle: Arc<dyn OnIdle> = query.clone();
-        query.group.watch(Arc::downgrade(&on_idle));
+        query.group.set_on_idle(Arc::downgrade(&on_idle));
         query
     }
 
@@ -151,22 +154,22 @@ impl QueryContext {
     }
 
     /// Whether a task of another query is to run before one of this, which has run for so long.
-    pub(super) fn gives_way(&self, ran: Duration) -> bool {
-        self.core.queue.is_wanted(&self.group, ran)
+    pub(super) fn should_yield(&self, ran: Duration) -> bool {
+        self.registry.queue.should_preempt(&self.group, ran)
     }
 
     /// A gate that is open.
-    pub(super) fn breath(&self) -> &Gate {
-        &self.breath
+    pub(super) fn yield_gate(&self) -> &Gate {
+        &self.yield_gate
     }
 
-    pub(super) fn is_breath(&self, gates: &Gates) -> bool {
-        gates.iter().any(|gate| Arc::ptr_eq(gate, &self.breath))
+    pub(super) fn is_yield_gate(&self, gates: &Gates) -> bool {
+        gates.iter().any(|gate| Arc::ptr_eq(gate, &self.yield_gate))
     }
 
     /// What is around each time slice of its tasks.
-    pub(super) fn around(&self) -> Option<&Arc<dyn SliceScope>> {
-        self.options.around.as_ref()
+    pub(super) fn slice_scope(&self) -> Option<&Arc<dyn SliceScope>> {
+        self.options.slice_scope.as_ref()
     }
 
     pub(super) fn chaos(&self) -> Option<&Arc<Chaos>> {
@@ -175,18 +178,18 @@ impl QueryContext {
 
     /// The number of workers its tasks can run on.
     pub fn workers(&self) -> usize {
-        self.core.workers()
+        self.registry.workers()
     }
 
     /// Whether this thread is one of its executor's workers, so that the wait for the query may
     /// never end; see [`Executor::is_worker_thread`].
     pub fn is_worker_thread(&self) -> bool {
-        self.core.is_worker_thread()
+        self.registry.is_worker_thread()
     }
 
     /// Tasks that have been started and have not ended.
     pub fn live_tasks(&self) -> usize {
-        self.live.count()
+        self.task_counter.count()
     }
 
     /// Bytes its breakers have reserved at the moment.
@@ -196,7 +199,7 @@ impl QueryContext {
 
     /// Ready when no task of the query lives.
     pub fn idle(&self) -> &Gate {
-        self.live.idle()
+        self.task_counter.idle()
     }
 
     /// The error that ended the query, if one did.
@@ -205,7 +208,7 @@ impl QueryContext {
     }
 
     /// Names an operator that another engine runs on this query's behalf.
-    pub fn note_fallback(&self, name: impl Into<String>) {
+    pub fn record_fallback(&self, name: impl Into<String>) {
         let name = name.into();
         let fallbacks = &mut self.state.lock().fallbacks;
         // A query that plans round by round names the same ones without end.
@@ -220,7 +223,7 @@ impl QueryContext {
         self.fail(Error::Cancelled { reason: "by its handle" });
     }
 
-    pub(super) fn cancel_because(&self, reason: &'static str) {
+    pub(super) fn cancel_with_reason(&self, reason: &'static str) {
         self.fail(Error::Cancelled { reason });
     }
 
@@ -230,11 +233,12 @@ impl QueryContext {
             let mut state = self.state.lock();
             match &state.first_error {
                 // An echo says less than what it echoes, which may come later.
-                Some(first) if !matches!(first, Error::ProducerAborted) || error.is_echo() => {}
+                Some(first) if !matches!(first, Error::ProducerAborted) || error.is_secondary() => {
+                }
                 _ => state.first_error = Some(error),
             }
             // SeqCst with the lock around it: a graph is either started before and woken below, or
-            // sees the flag in `admit`.
+            // sees the flag in `start_graph`.
             if self.cancelled.swap(true, Ordering::SeqCst) {
                 return;
             }
@@ -249,7 +253,7 @@ impl QueryContext {
     ///
     /// # Errors
     /// [`Error::Cancelled`].
-    pub fn check(&self) -> Result<()> {
+    pub fn check_cancelled(&self) -> Result<()> {
         if self.cancelled.load(Ordering::Acquire) {
             return Err(Error::Cancelled { reason: "another task ended the query" });
         }
@@ -257,10 +261,10 @@ impl QueryContext {
     }
 
     /// Spawns and wakes the tasks of a graph. The gate opens when all have ended.
-    pub(super) fn admit(
+    pub(super) fn start_graph(
         self: &Arc<Self>,
         pipelines: &[Arc<Pipeline>],
-        records: Vec<Vec<Arc<TaskRecord>>>,
+        task_stats: Vec<Vec<Arc<TaskStats>>>,
     ) -> Result<(Arc<StartedGraph>, Gate)> {
         let mut handles = Vec::new();
         let (graph, idle) = {
@@ -269,30 +273,30 @@ impl QueryContext {
                 let error = state.first_error.clone();
                 return Err(error.unwrap_or(Error::Cancelled { reason: "before it started" }));
             }
-            if !self.core.queue.owns(&self.resources) {
+            if !self.registry.queue.owns(&self.resources) {
                 let group = self.resources.name();
                 let what = format!("the resource group '{group}' is one of another executor");
-                return Err(Error::Setup(what));
+                return Err(Error::InvalidConfiguration(what));
             }
-            self.core.enter(records.iter().map(Vec::len).sum())?;
+            self.registry.add_live_tasks(task_stats.iter().map(Vec::len).sum())?;
             let id = state.graphs.next_id();
-            let region = LiveCount::of_graph(id);
-            for (pipeline, records) in pipelines.iter().zip(&records) {
-                for record in records {
-                    let live = LiveTask::new(self.clone(), region.clone());
-                    let handle = self.core.spawn(&self.group, record.driver(pipeline, live));
-                    let _first = record.handle.set(handle.clone());
+            let graph_tasks = TaskCounter::of_graph(id);
+            for (pipeline, task_stats) in pipelines.iter().zip(&task_stats) {
+                for stats in task_stats {
+                    let guard = TaskGuard::new(self.clone(), graph_tasks.clone());
+                    let handle = self.registry.spawn(&self.group, stats.driver(pipeline, guard));
+                    let _first = stats.handle.set(handle.clone());
                     handles.push(handle);
                 }
             }
             // Only what a profile tells of the pipelines: their parts belong to the tasks alone.
             let infos = pipelines.iter().map(|pipeline| pipeline.info.clone()).collect();
-            let records = records.into_iter().flatten().collect();
-            let graph = Arc::new(StartedGraph::new(id, infos, records));
+            let task_stats = task_stats.into_iter().flatten().collect();
+            let graph = Arc::new(StartedGraph::new(id, infos, task_stats));
             state.graphs.add(&graph);
-            (graph, region.idle().clone())
+            (graph, graph_tasks.idle().clone())
         };
-        if let Err(error) = self.start_in_turn(&handles) {
+        if let Err(error) = self.start_when_admitted(&handles) {
             self.fail(error.clone());
             return Err(error);
         }
@@ -300,28 +304,29 @@ impl QueryContext {
     }
 
     /// Wakes tasks that have been spawned, when the query's resource group lets it run.
-    fn start_in_turn(&self, handles: &[TaskHandle]) -> Result<()> {
+    fn start_when_admitted(&self, handles: &[TaskHandle]) -> Result<()> {
         let mut admitted = self.admitted.lock();
-        if *admitted || self.options.admitted {
-            self.core.wake_together(handles);
+        if *admitted || self.options.bypass_admission {
+            self.registry.wake_together(handles);
             return Ok(());
         }
-        let (core, handles) = (self.core.clone(), handles.to_vec());
-        self.resources.enter(self.id, Box::new(move || core.wake_together(&handles)))?;
+        let (registry, handles) = (self.registry.clone(), handles.to_vec());
+        self.resources
+            .admit_or_queue(self.id, Box::new(move || registry.wake_together(&handles)))?;
         *admitted = true;
         // They may have been cancelled before, and have ended.
-        self.leave_group(&mut admitted);
+        self.release_admission(&mut admitted);
         Ok(())
     }
 
     /// What of it is alive.
-    pub(super) fn live(&self) -> &LiveCount {
-        &self.live
+    pub(super) fn task_counter(&self) -> &TaskCounter {
+        &self.task_counter
     }
 
     /// The last task of the query, or what was done for it, has ended.
-    pub(super) fn has_ended(&self) {
-        self.leave_group(&mut self.admitted.lock());
+    pub(super) fn query_ended(&self) {
+        self.release_admission(&mut self.admitted.lock());
     }
 
     /// The last task of one of its graphs has ended: only counters are kept of it.
@@ -331,21 +336,21 @@ impl QueryContext {
     }
 
     /// Gives its turn to others if nothing of the query is left.
-    fn leave_group(&self, admitted: &mut bool) {
-        if *admitted && self.live.count() == 0 {
+    fn release_admission(&self, admitted: &mut bool) {
+        if *admitted && self.task_counter.count() == 0 {
             *admitted = false;
-            self.resources.leave(self.id);
+            self.resources.release_admission(self.id);
         }
     }
 
     /// A place for a task among those that hold memory.
-    pub(super) fn memory_holder(&self) -> Holder {
-        self.core.arbiter.holder(self.options.memory.shares_with(), self.id)
+    pub(super) fn register_for_reclaim(&self) -> ArbitrationParticipant {
+        self.registry.arbitrator.register(self.options.memory.pool_id(), self.id)
     }
 
     /// Memory that is held for work done elsewhere is about to come back.
-    pub(super) fn memory_giving(&self) -> Giving {
-        self.core.arbiter.giving(self.options.memory.shares_with())
+    pub(super) fn announce_release(&self) -> PendingRelease {
+        self.registry.arbitrator.announce_release(self.options.memory.pool_id())
     }
 
     /// Where its breakers put what does not fit.
@@ -354,53 +359,60 @@ impl QueryContext {
     }
 
     /// Gets batch number `batch` of `spilled` back.
-    pub(super) fn unspill(
+    pub(super) fn restore(
         self: &Arc<Self>,
-        spilled: &Arc<dyn Spilled>,
+        spilled: &Arc<dyn SpilledBatches>,
         batch: usize,
-        region: Option<&Arc<LiveCount>>,
-    ) -> Pending<RecordBatch> {
-        let (pending, done) = Pending::within("spill read", self, region, Vec::new());
+        graph_tasks: Option<&Arc<TaskCounter>>,
+    ) -> PendingIo<RecordBatch> {
+        let (pending, done) = PendingIo::for_graph("spill read", self, graph_tasks, Vec::new());
         spilled.clone().read(batch, done);
         pending
     }
 
-    pub(super) fn grow_memory(&self, holder: &Arc<str>, bytes: usize) -> Result<(), MemoryRefused> {
-        self.options.memory.try_grow(holder, bytes).map_err(|refused| MemoryRefused {
-            reason: format!("{}; {}", refused.reason, self.largest_holders()),
+    pub(super) fn grow_memory(
+        &self,
+        consumer: &Arc<str>,
+        bytes: usize,
+    ) -> Result<(), ReservationDenied> {
+        self.options.memory.try_grow(consumer, bytes).map_err(|denied| ReservationDenied {
+            reason: format!("{}; {}", denied.reason, self.largest_consumers()),
         })?;
         let reserved = self.reserved.fetch_add(bytes, Ordering::AcqRel) + bytes;
         self.peak.fetch_max(reserved, Ordering::Relaxed);
-        self.holders.lock().add(holder, bytes);
+        self.memory_by_consumer.lock().add(consumer, bytes);
         Ok(())
     }
 
-    pub(super) fn shrink_memory(&self, holder: &Arc<str>, bytes: usize) {
-        self.holders.lock().take(holder, bytes);
+    pub(super) fn shrink_memory(&self, consumer: &Arc<str>, bytes: usize) {
+        self.memory_by_consumer.lock().subtract(consumer, bytes);
         self.reserved.fetch_sub(bytes, Ordering::AcqRel);
         self.options.memory.shrink(bytes);
-        self.core.arbiter.released();
+        self.registry.arbitrator.notify_released();
     }
 
     /// What was reserved for `from` is held by `to` now.
-    pub(super) fn rename_memory(&self, from: &Arc<str>, to: &Arc<str>, bytes: usize) {
+    pub(super) fn transfer_memory(&self, from: &Arc<str>, to: &Arc<str>, bytes: usize) {
         if from != to && bytes > 0 {
-            let mut holders = self.holders.lock();
-            holders.take(from, bytes);
-            holders.add(to, bytes);
+            let mut by_consumer = self.memory_by_consumer.lock();
+            by_consumer.subtract(from, bytes);
+            by_consumer.add(to, bytes);
         }
     }
 
     /// The operators of this query that hold most, in words.
-    fn largest_holders(&self) -> String {
-        let mut holders = self.holders.lock().0.clone();
-        holders.retain(|(_, held)| *held > 0);
-        holders.sort_by_key(|(_, held)| std::cmp::Reverse(*held));
-        let named: Vec<_> =
-            holders.iter().take(3).map(|(name, held)| format!("{name} {held}")).collect();
+    fn largest_consumers(&self) -> String {
+        let mut by_consumer = self.memory_by_consumer.lock().0.clone();
+        by_consumer.retain(|(_, reserved)| *reserved > 0);
+        by_consumer.sort_by_key(|(_, reserved)| std::cmp::Reverse(*reserved));
+        let named: Vec<_> = by_consumer
+            .iter()
+            .take(3)
+            .map(|(name, reserved)| format!("{name} {reserved}"))
+            .collect();
         match named.is_empty() {
-            true => "this query holds nothing yet".to_owned(),
-            false => format!("this query holds most in: {}", named.join(", ")),
+            true => "this query has reserved nothing yet".to_owned(),
+            false => format!("largest reservations of this query: {}", named.join(", ")),
         }
     }
 
@@ -445,19 +457,19 @@ impl QueryContext {
 
     /// The graphs it has started.
     #[cfg(test)]
-    pub(super) fn look_at_graphs<T>(&self, look: impl FnOnce(&StartedGraphs) -> T) -> T {
-        look(&self.state.lock().graphs)
+    pub(super) fn with_graphs<T>(&self, read: impl FnOnce(&StartedGraphs) -> T) -> T {
+        read(&self.state.lock().graphs)
     }
 }
 
-impl Shutdown for QueryContext {
+impl ShutdownTarget for QueryContext {
     fn shut_down(&self) {
         let running = {
             let state = self.state.lock();
             state.graphs.handles().any(|handle| handle.state() != TaskState::Finished)
         };
         if running {
-            self.cancel_because("its executor is shut down");
+            self.cancel_with_reason("its executor is shut down");
         }
     }
 }
@@ -465,8 +477,8 @@ impl Shutdown for QueryContext {
 impl OnIdle for QueryContext {
     /// Fails the query if it has not ended, and nothing can be expected to wake a task of it.
     fn idle(&self) {
-        let over = self.cancelled.load(Ordering::Acquire) || self.live_tasks() == 0;
-        if !over && self.has_stalled() {
+        let ended = self.cancelled.load(Ordering::Acquire) || self.live_tasks() == 0;
+        if !ended && self.has_stalled() {
             self.fail(Error::Stalled { dump: self.dump() });
         }
     }
@@ -483,19 +495,19 @@ impl fmt::Debug for QueryContext {
 
 /// Bytes by the name of who reserved them.
 #[derive(Default)]
-struct Holders(Vec<(Arc<str>, usize)>);
+struct MemoryByConsumer(Vec<(Arc<str>, usize)>);
 
-impl Holders {
-    fn add(&mut self, holder: &Arc<str>, bytes: usize) {
-        match self.0.iter_mut().find(|(name, _)| name == holder) {
-            Some((_, held)) => *held += bytes,
-            None => self.0.push((holder.clone(), bytes)),
+impl MemoryByConsumer {
+    fn add(&mut self, consumer: &Arc<str>, bytes: usize) {
+        match self.0.iter_mut().find(|(name, _)| name == consumer) {
+            Some((_, reserved)) => *reserved += bytes,
+            None => self.0.push((consumer.clone(), bytes)),
         }
     }
 
-    fn take(&mut self, holder: &Arc<str>, bytes: usize) {
-        if let Some((_, held)) = self.0.iter_mut().find(|(name, _)| name == holder) {
-            *held -= bytes;
+    fn subtract(&mut self, consumer: &Arc<str>, bytes: usize) {
+        if let Some((_, reserved)) = self.0.iter_mut().find(|(name, _)| name == consumer) {
+            *reserved -= bytes;
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::driver::TaskDriver;
-use crate::scheduler::{Outcome, Runnable};
+use crate::scheduler::{RunResult, Runnable};
 
 /// A scope that the tasks of a query run in: set up on the worker's thread before each time slice
 /// and taken down after it, for code of the query that looks for something in its thread (a
@@ -57,8 +57,8 @@ impl ScopedDriver {
 }
 
 impl Runnable for ScopedDriver {
-    fn run(&mut self, worker: usize) -> Outcome {
-        let Some(driver) = &mut self.driver else { return Outcome::Done };
+    fn run(&mut self, worker: usize) -> RunResult {
+        let Some(driver) = &mut self.driver else { return RunResult::Done };
         let mut outcome = None;
         // A scope that calls its slice twice gets one slice; what one came to would be lost
         // otherwise.
@@ -70,7 +70,7 @@ impl Runnable for ScopedDriver {
     fn panicked(&mut self, payload: Box<dyn Any + Send>) {
         let Some(driver) = &mut self.driver else { return };
         // Told first: the panic may be the scope's own, and so come again.
-        driver.note_panic(payload.as_ref());
+        driver.record_panic(payload.as_ref());
         let mut aborted = false;
         contain(|| {
             self.scope.run(&mut || {

@@ -10,7 +10,7 @@ use std::{
 use futures_core::Stream;
 use gatework_shared_state::{Gate, result::ResultReader};
 
-use super::{Batch, Fetch, Held, QueryContext, Running, Taken};
+use super::{Batch, BufferRead, BufferReader, BufferedBatch, GraphHandle, QueryContext};
 use crate::{Error, Result};
 
 /// What dropping the last stream of a set does.
@@ -20,13 +20,13 @@ use crate::{Error, Result};
 #[derive(Debug)]
 struct CancelOnDrop {
     query: Arc<QueryContext>,
-    idle: Gate,
+    graph_finished: Gate,
 }
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        if !self.idle.is_ready() {
-            self.query.cancel_because("its result was dropped");
+        if !self.graph_finished.is_ready() {
+            self.query.cancel_with_reason("its result was dropped");
         }
     }
 }
@@ -42,44 +42,45 @@ pub struct RowStream {
     /// Shared by the partitions of the query's final result; `None` for an inner region's. Before
     /// `reader`, so that a query whose result is dropped is always cancelled, never just ended early.
     _cancel: Option<Arc<CancelOnDrop>>,
-    reader: Option<ResultReader<Held>>,
-    fetch: Fetch,
+    reader: Option<ResultReader<BufferedBatch>>,
+    buffer_reader: BufferReader,
     query: Arc<QueryContext>,
-    idle: Gate,
+    graph_finished: Gate,
     /// The last thing to be said before the end: the error, once the tasks are gone.
-    last_word: Option<Error>,
+    final_error: Option<Error>,
     /// The last word has been said.
-    over: bool,
+    finished: bool,
 }
 
 impl RowStream {
-    /// The partitions of the final result of `running`'s query.
-    pub fn of_query(running: &Running, readers: Vec<ResultReader<Held>>) -> Vec<Self> {
-        let cancel = CancelOnDrop { query: running.query().clone(), idle: running.idle().clone() };
-        Self::of(running, readers, Some(Arc::new(cancel)))
+    /// The partitions of the final result of `graph`'s query.
+    pub fn of_query(graph: &GraphHandle, readers: Vec<ResultReader<BufferedBatch>>) -> Vec<Self> {
+        let cancel =
+            CancelOnDrop { query: graph.query().clone(), graph_finished: graph.finished().clone() };
+        Self::of(graph, readers, Some(Arc::new(cancel)))
     }
 
     /// The partitions of an inner region, whose reader is part of the same query: dropping them ends
     /// the region's producers, not the query.
-    pub fn of_region(running: &Running, readers: Vec<ResultReader<Held>>) -> Vec<Self> {
-        Self::of(running, readers, None)
+    pub fn of_region(graph: &GraphHandle, readers: Vec<ResultReader<BufferedBatch>>) -> Vec<Self> {
+        Self::of(graph, readers, None)
     }
 
     fn of(
-        running: &Running,
-        readers: Vec<ResultReader<Held>>,
+        graph: &GraphHandle,
+        readers: Vec<ResultReader<BufferedBatch>>,
         cancel: Option<Arc<CancelOnDrop>>,
     ) -> Vec<Self> {
         let stream = |reader| Self {
             reader: Some(reader),
-            fetch: Fetch::outside(running.query()),
-            query: running.query().clone(),
+            buffer_reader: BufferReader::external(graph.query()),
+            query: graph.query().clone(),
             // A partition ends when all sinks have finished, so the tasks that are left do not wait
             // for the readers of other partitions.
-            idle: running.idle().clone(),
+            graph_finished: graph.finished().clone(),
             _cancel: cancel.clone(),
-            last_word: None,
-            over: false,
+            final_error: None,
+            finished: false,
         };
         readers.into_iter().map(stream).collect()
     }
@@ -92,44 +93,44 @@ impl RowStream {
     /// The same rows as a blocking iterator. Not for async tasks: it blocks its thread. Nor for
     /// code that runs on a worker of the query's executor, such as a user's function: there, all it
     /// gives is an error.
-    pub fn into_blocking(self) -> RowIterator {
-        RowIterator { stream: self, refused: false }
+    pub fn into_blocking_iter(self) -> RowIterator {
+        RowIterator { stream: self, error_reported: false }
     }
 
     fn poll_batch(&mut self, waker: &Waker) -> Poll<Option<Result<Batch>>> {
         while let Some(reader) = &mut self.reader {
-            match self.fetch.next(|| reader.take()) {
-                Ok(Taken::Batch(batch)) => return Poll::Ready(Some(Ok(batch))),
-                Ok(Taken::Blocked(gate)) => {
+            match self.buffer_reader.next(|| reader.take()) {
+                Ok(BufferRead::Batch(batch)) => return Poll::Ready(Some(Ok(batch))),
+                Ok(BufferRead::Blocked(gate)) => {
                     if !gate.poll_ready(waker) {
                         return Poll::Pending;
                     }
                 }
-                Ok(Taken::Finished) => self.reader = None,
-                Ok(Taken::Aborted) => {
-                    self.last_word = Some(self.query.error().unwrap_or(Error::ProducerAborted));
+                Ok(BufferRead::Finished) => self.reader = None,
+                Ok(BufferRead::Aborted) => {
+                    self.final_error = Some(self.query.error().unwrap_or(Error::ProducerAborted));
                     self.reader = None;
                 }
                 Err(error) => {
                     self.query.fail(error.clone());
-                    self.last_word = Some(error);
+                    self.final_error = Some(error);
                     self.reader = None;
                 }
             }
         }
-        if !self.idle.poll_ready(waker) {
+        if !self.graph_finished.poll_ready(waker) {
             return Poll::Pending;
         }
-        if std::mem::replace(&mut self.over, true) {
+        if std::mem::replace(&mut self.finished, true) {
             return Poll::Ready(None);
         }
         let first_error = self.query.error();
-        Poll::Ready(match self.last_word.take() {
+        Poll::Ready(match self.final_error.take() {
             // The first error may have come after the echo that ended this reader.
-            Some(echo) => Some(Err(first_error.unwrap_or(echo))),
+            Some(error) => Some(Err(first_error.unwrap_or(error))),
             // A task that failed after the last row was in has failed all the same. A cancel that
             // came too late to keep a row back is none.
-            None => first_error.filter(|error| !error.is_echo()).map(Err),
+            None => first_error.filter(|error| !error.is_secondary()).map(Err),
         })
     }
 }
@@ -150,7 +151,7 @@ const WAITED_FOR_ITSELF: &str = "a query of this executor was waited for on one 
 pub struct RowIterator {
     stream: RowStream,
     /// It was asked on a worker, and has said so.
-    refused: bool,
+    error_reported: bool,
 }
 
 impl RowIterator {
@@ -175,8 +176,8 @@ impl Iterator for RowIterator {
     fn next(&mut self) -> Option<Self::Item> {
         // Whether or not it would have to wait now: it will, some day.
         if self.stream.query.is_worker_thread() {
-            let first = !std::mem::replace(&mut self.refused, true);
-            return first.then(|| Err(Error::Setup(WAITED_FOR_ITSELF.into())));
+            let first = !std::mem::replace(&mut self.error_reported, true);
+            return first.then(|| Err(Error::InvalidConfiguration(WAITED_FOR_ITSELF.into())));
         }
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         loop {

@@ -14,7 +14,9 @@ mod streams;
 
 use std::sync::Arc;
 
-use gatework_shared_state::{Budget, aggregate, exchange, exchange::ExchangeKind, result};
+use gatework_shared_state::{
+    BufferLimit, aggregate, exchange, exchange::LocalExchangeKind, result,
+};
 
 use self::{
     checked::{Checks, Fault},
@@ -23,7 +25,9 @@ use self::{
         values,
     },
 };
-use super::{Edge, Graph, Operator, QueryContext, QueryOptions, RowStream, Running, Sink, Source};
+use super::{
+    Graph, GraphHandle, Operator, QueryContext, QueryOptions, RowStream, Sink, Source, WaitEdge,
+};
 use crate::{Error, Executor, Result, hang_guard::Guard};
 
 fn executor(threads: usize) -> Executor {
@@ -46,16 +50,16 @@ fn query_with(guard: &Guard, executor: &Executor, options: QueryOptions) -> Arc<
 fn start_one(
     query: &Arc<QueryContext>,
     checks: &Arc<Checks>,
-    instances: usize,
+    num_tasks: usize,
     source: Arc<dyn Source>,
     operators: Vec<Arc<dyn Operator>>,
     partitions: usize,
 ) -> Vec<RowStream> {
-    let (sinks, readers) = result::new("result", instances, partitions, Budget::new(1));
+    let (producers, readers) = result::new("result", num_tasks, partitions, BufferLimit::new(1));
     let mut graph = Graph::new();
     let operators = operators.into_iter().map(|operator| checks.operator(operator)).collect();
-    let (source, sink) = (checks.source(source), checks.sink(to_result(sinks)));
-    graph.add("only", instances, source, operators, sink).unwrap();
+    let (source, sink) = (checks.source(source), checks.sink(to_result(producers)));
+    graph.add_pipeline("only", num_tasks, source, operators, sink).unwrap();
     RowStream::of_query(&graph.start(query).unwrap(), readers)
 }
 
@@ -65,16 +69,16 @@ fn start_into(
     source: Arc<dyn Source>,
     operators: Vec<Arc<dyn Operator>>,
     sink: Arc<dyn Sink>,
-) -> Running {
+) -> GraphHandle {
     let mut graph = Graph::new();
-    graph.add("only", 1, source, operators, sink).unwrap();
+    graph.add_pipeline("only", 1, source, operators, sink).unwrap();
     graph.start(query).unwrap()
 }
 
 /// All rows of a stream, sorted.
 fn rows(stream: RowStream) -> Result<Vec<i64>> {
     let mut all = Vec::new();
-    for batch in stream.into_blocking() {
+    for batch in stream.into_blocking_iter() {
         all.extend(values(&batch?));
     }
     all.sort_unstable();
@@ -91,35 +95,35 @@ fn assert_gone(query: &QueryContext, checks: &Checks) {
 /// Three pipelines of two tasks each: numbers, repeated, through an exchange, filtered, summed up by
 /// an aggregate, hoarded, into a result of one partition. Buffers hold one byte.
 fn start_three(query: &Arc<QueryContext>, checks: &Arc<Checks>) -> Result<RowStream> {
-    let budget = Budget::new(1);
-    let (exchange_sinks, exchange_sources) =
-        exchange::new("shuffle", ExchangeKind::Hash, 2, 2, budget.clone());
-    let (sum_sinks, sum_sources) = aggregate::new("sum", 2, 2, 2);
-    let (result_sinks, readers) = result::new("result", 2, 1, Budget::new(1));
+    let budget = BufferLimit::new(1);
+    let (exchange_producers, exchange_consumers) =
+        exchange::new("shuffle", LocalExchangeKind::Hash, 2, 2, budget.clone());
+    let (sum_producers, sum_consumers) = aggregate::new("sum", 2, 2, 2);
+    let (result_producers, readers) = result::new("result", 2, 1, BufferLimit::new(1));
     let mut graph = Graph::new();
-    let scan = graph.add(
+    let scan = graph.add_pipeline(
         "scan",
         2,
         checks.source(numbers(6, 2)),
         vec![checks.operator(repeat(2))],
-        checks.sink(to_exchange(exchange_sinks)),
+        checks.sink(to_exchange(exchange_producers)),
     )?;
-    let sum = graph.add(
+    let sum = graph.add_pipeline(
         "sum",
         2,
-        checks.source(from_exchange(exchange_sources)),
+        checks.source(from_exchange(exchange_consumers)),
         vec![checks.operator(multiples(3)), checks.closable()],
-        checks.sink(to_sum(sum_sinks)),
+        checks.sink(to_sum(sum_producers)),
     )?;
-    let emit = graph.add(
+    let emit = graph.add_pipeline(
         "emit",
         2,
-        checks.source(from_sum(sum_sources)),
+        checks.source(from_sum(sum_consumers)),
         vec![checks.operator(hoard()), checks.operator(repeat(1))],
-        checks.sink(to_result(result_sinks)),
+        checks.sink(to_result(result_producers)),
     )?;
-    graph.wait(Edge::Buffer { producer: scan, consumer: sum, budget, ordered: false });
-    graph.wait(Edge::Breaker { producer: sum, consumer: emit });
+    graph.add_edge(WaitEdge::Buffer { producer: scan, consumer: sum, budget, ordered: false });
+    graph.add_edge(WaitEdge::Breaker { producer: sum, consumer: emit });
     let running = graph.start(query)?;
     Ok(RowStream::of_query(&running, readers).remove(0))
 }

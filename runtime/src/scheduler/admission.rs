@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::resource_group::GroupLimits;
 
 /// Begins a query.
-pub(crate) type Start = Box<dyn FnOnce() + Send>;
+pub(crate) type StartFn = Box<dyn FnOnce() + Send>;
 
 /// The queries of all groups of an executor.
 #[derive(Default)]
@@ -24,7 +24,7 @@ pub(crate) struct Admission {
 #[derive(Default)]
 struct Inner {
     /// How many queries run at a time, of all groups.
-    most: Option<NonZeroUsize>,
+    max_running: Option<NonZeroUsize>,
     running: usize,
     groups: Vec<Group>,
     /// Places in `groups` of those that are gone.
@@ -44,36 +44,40 @@ struct Group {
     limits: GroupLimits,
     running: usize,
     /// Those that wait, in the order in which they came, and where there each is.
-    waiting: BTreeMap<u64, (u64, Start)>,
-    places: HashMap<u64, u64>,
+    queued: BTreeMap<u64, (u64, StartFn)>,
+    queue_keys: HashMap<u64, u64>,
     /// When one was last admitted.
-    admitted: u64,
+    last_admitted: u64,
     /// Under which it is among those that are ready.
     key: Option<Key>,
 }
 
 impl Group {
-    fn has_room(&self) -> bool {
-        self.limits.queries.is_none_or(|most| self.running < most.get())
+    fn has_capacity(&self) -> bool {
+        self.limits.max_running.is_none_or(|max| self.running < max.get())
     }
 
     /// The group with the fewest that run, by weight, comes first; of those that have as many, the
     /// one whose turn was longest ago. `None` if none of its queries could run.
-    fn key_at(&self, place: usize) -> Option<Key> {
+    fn key_at(&self, index: usize) -> Option<Key> {
         let share = ((self.running as u64) << 32) / u64::from(self.limits.weight.get());
-        (self.has_room() && !self.waiting.is_empty()).then_some((share, self.admitted, place))
+        (self.has_capacity() && !self.queued.is_empty()).then_some((
+            share,
+            self.last_admitted,
+            index,
+        ))
     }
 }
 
 impl Inner {
-    fn has_room(&self) -> bool {
-        self.most.is_none_or(|most| self.running < most.get())
+    fn has_capacity(&self) -> bool {
+        self.max_running.is_none_or(|max| self.running < max.get())
     }
 
     /// A group has changed.
-    fn update(&mut self, place: usize) {
-        let group = &mut self.groups[place];
-        let key = group.key_at(place);
+    fn update(&mut self, index: usize) {
+        let group = &mut self.groups[index];
+        let key = group.key_at(index);
         if let Some(before) = std::mem::replace(&mut group.key, key) {
             self.ready.remove(&before);
         }
@@ -81,32 +85,32 @@ impl Inner {
     }
 
     /// A query of the group runs from now on.
-    fn runs(&mut self, place: usize) {
+    fn mark_running(&mut self, index: usize) {
         self.count += 1;
         self.running += 1;
-        let group = &mut self.groups[place];
+        let group = &mut self.groups[index];
         group.running += 1;
-        group.admitted = self.count;
-        self.update(place);
+        group.last_admitted = self.count;
+        self.update(index);
     }
 
-    fn waits(&mut self, place: usize, id: u64, start: Start) {
+    fn enqueue(&mut self, index: usize, id: u64, start: StartFn) {
         self.count += 1;
-        let group = &mut self.groups[place];
-        group.waiting.insert(self.count, (id, start));
-        group.places.insert(id, self.count);
-        self.update(place);
+        let group = &mut self.groups[index];
+        group.queued.insert(self.count, (id, start));
+        group.queue_keys.insert(id, self.count);
+        self.update(index);
     }
 
     /// Takes those out that may run now.
-    fn admit(&mut self) -> Vec<Start> {
+    fn admit(&mut self) -> Vec<StartFn> {
         let mut starts = Vec::new();
-        while self.has_room()
-            && let Some(&(.., place)) = self.ready.first()
-            && let Some((_, (id, start))) = self.groups[place].waiting.pop_first()
+        while self.has_capacity()
+            && let Some(&(.., index)) = self.ready.first()
+            && let Some((_, (id, start))) = self.groups[index].queued.pop_first()
         {
-            self.groups[place].places.remove(&id);
-            self.runs(place);
+            self.groups[index].queue_keys.remove(&id);
+            self.mark_running(index);
             starts.push(start);
         }
         starts
@@ -114,16 +118,19 @@ impl Inner {
 }
 
 /// Why a query was refused: so many run, and so many wait.
-pub(super) struct Full {
+pub(super) struct QueueFull {
     pub(super) running: usize,
-    pub(super) waiting: usize,
+    pub(super) queued: usize,
 }
 
 impl fmt::Debug for Admission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = self.inner.lock();
-        let (most, running) = (inner.most, inner.running);
-        f.debug_struct("Admission").field("most", &most).field("running", &running).finish()
+        let (max_running, running) = (inner.max_running, inner.running);
+        f.debug_struct("Admission")
+            .field("max_running", &max_running)
+            .field("running", &running)
+            .finish()
     }
 }
 
@@ -155,12 +162,12 @@ impl Admission {
         });
     }
 
-    pub(super) fn most(&self) -> Option<NonZeroUsize> {
-        self.inner.lock().most
+    pub(super) fn max_running(&self) -> Option<NonZeroUsize> {
+        self.inner.lock().max_running
     }
 
-    pub(super) fn set_most(&self, queries: Option<NonZeroUsize>) {
-        self.change(|inner| inner.most = queries);
+    pub(super) fn set_max_running(&self, max_running: Option<NonZeroUsize>) {
+        self.change(|inner| inner.max_running = max_running);
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
@@ -176,34 +183,40 @@ impl Admission {
     pub(super) fn queries(&self, group: usize) -> (usize, usize) {
         let inner = self.inner.lock();
         let group = &inner.groups[group];
-        (group.running, group.waiting.len())
+        (group.running, group.queued.len())
     }
 
     /// Calls `start` when query `id` of a group may run, perhaps at once.
-    pub(super) fn enter(&self, group: usize, id: u64, start: Start) -> Result<(), Full> {
+    pub(super) fn admit_or_queue(
+        &self,
+        group: usize,
+        id: u64,
+        start: StartFn,
+    ) -> Result<(), QueueFull> {
         {
             let mut inner = self.inner.lock();
-            if !inner.has_room() || !inner.groups[group].has_room() {
-                let Group { running, waiting, limits, .. } = &inner.groups[group];
+            if !inner.has_capacity() || !inner.groups[group].has_capacity() {
+                let Group { running, queued: waiting, limits, .. } = &inner.groups[group];
                 let (running, waiting) = (*running, waiting.len());
-                if limits.waiting.is_some_and(|most| waiting >= most) {
-                    return Err(Full { running, waiting });
+                if limits.max_queued.is_some_and(|max| waiting >= max) {
+                    return Err(QueueFull { running, queued: waiting });
                 }
-                inner.waits(group, id, start);
+                inner.enqueue(group, id, start);
                 return Ok(());
             }
-            inner.runs(group);
+            inner.mark_running(group);
         }
         start();
         Ok(())
     }
 
     /// Query `id` of a group has ended, or waits no longer.
-    pub(super) fn leave(&self, group: usize, id: u64) {
+    pub(super) fn release(&self, group: usize, id: u64) {
         // Dropped behind the lock.
         let _given_up = self.change(|inner| {
-            let Group { waiting, places, running, .. } = &mut inner.groups[group];
-            let given_up = places.remove(&id).and_then(|place| waiting.remove(&place));
+            let Group { queued: waiting, queue_keys: places, running, .. } =
+                &mut inner.groups[group];
+            let given_up = places.remove(&id).and_then(|key| waiting.remove(&key));
             if given_up.is_none() {
                 *running -= 1;
                 inner.running -= 1;

@@ -11,16 +11,16 @@ use std::{
 
 use crossbeam::sync::{Parker, Unparker};
 use gatework_shared_state::{
-    memory::Arbiter,
+    memory::MemoryArbitrator,
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 use parking_lot::{Condvar, Mutex};
 
 use super::{
     host::Host,
-    queue::Queue,
+    queue::TaskQueue,
     resource_group::ResourceGroup,
-    seeded::Schedule,
+    seeded::ScheduleTrace,
     sleep::Sleep,
     task::{Runnable, Task, TaskGroup, TaskHandle},
     worker,
@@ -35,38 +35,38 @@ type Spawner =
     Arc<dyn Fn(thread::Builder, ThreadBody) -> io::Result<thread::JoinHandle<()>> + Send + Sync>;
 
 /// Something that lives on an executor and must end before the executor does: a query.
-pub(crate) trait Shutdown: Send + Sync {
+pub(crate) trait ShutdownTarget: Send + Sync {
     /// Ends it soon.
     fn shut_down(&self);
 }
 
 enum Threads {
     Own(Box<[Unparker]>),
-    Borrowed(Host),
+    Hosted(Host),
 }
 
 /// Queries that live, and some that lived.
-struct Residents {
-    all: Vec<Weak<dyn Shutdown>>,
+struct RegisteredQueries {
+    queries: Vec<Weak<dyn ShutdownTarget>>,
     /// At this length, residents that are gone are taken out.
-    most: usize,
+    sweep_threshold: usize,
 }
 
-const FEW_RESIDENTS: usize = 64;
+const MIN_SWEEP_THRESHOLD: usize = 64;
 
-impl Residents {
-    fn add(&mut self, resident: Weak<dyn Shutdown>) {
-        if self.all.len() >= self.most {
-            self.all.retain(|known| known.strong_count() > 0);
-            self.most = FEW_RESIDENTS.max(2 * self.all.len());
+impl RegisteredQueries {
+    fn add(&mut self, query: Weak<dyn ShutdownTarget>) {
+        if self.queries.len() >= self.sweep_threshold {
+            self.queries.retain(|known| known.strong_count() > 0);
+            self.sweep_threshold = MIN_SWEEP_THRESHOLD.max(2 * self.queries.len());
         }
-        self.all.push(resident);
+        self.queries.push(query);
     }
 }
 
 /// What workers, tasks and handles share. It outlives the `Executor` as long as a task lives.
-pub(crate) struct Core {
-    pub(crate) queue: Queue,
+pub(crate) struct Registry {
+    pub(crate) queue: TaskQueue,
     pub(super) sleep: Sleep,
     threads: Threads,
     /// Workers with numbers below run; those above have retired, or were never started.
@@ -74,22 +74,22 @@ pub(crate) struct Core {
     live_tasks: AtomicUsize,
     pub(super) steals: AtomicU64,
     stopping: AtomicBool,
-    residents: Mutex<Residents>,
+    registered_queries: Mutex<RegisteredQueries>,
     /// Those who hold memory, and those who wait for some, in all queries.
-    pub(crate) arbiter: Arc<Arbiter>,
-    /// Borrowed threads at work, and the signal that the last one left.
-    borrowed: Mutex<usize>,
-    borrowed_left: Condvar,
-    this: Weak<Core>,
+    pub(crate) arbitrator: Arc<MemoryArbitrator>,
+    /// Hosted threads at work, and the signal that the last one left.
+    hosted_threads: Mutex<usize>,
+    hosted_left: Condvar,
+    this: Weak<Registry>,
 }
 
-impl Core {
+impl Registry {
     /// Queues a task that was woken, wherever that was.
     pub(super) fn push_woken(task: Arc<Task>) {
-        if let Some(task) = Queue::push_here(task)
-            && let Some(core) = task.core().upgrade()
+        if let Some(task) = TaskQueue::push_local(task)
+            && let Some(registry) = task.registry().upgrade()
         {
-            core.push(task);
+            registry.push(task);
         }
     }
 
@@ -112,54 +112,54 @@ impl Core {
     fn unpark(&self, worker: usize) {
         match &self.threads {
             Threads::Own(unparkers) => unparkers[worker].unpark(),
-            Threads::Borrowed(host) => {
-                let Some(core) = self.this.upgrade() else { return };
-                *self.borrowed.lock() += 1;
-                host.spawn(move || worker::run_borrowed(&core, worker, true));
+            Threads::Hosted(host) => {
+                let Some(registry) = self.this.upgrade() else { return };
+                *self.hosted_threads.lock() += 1;
+                host.spawn(move || worker::run_hosted(&registry, worker, true));
             }
         }
     }
 
-    /// Gives a borrowed thread back whose worker has not come to the end of its work, and asks for
+    /// Gives a hosted thread back whose worker has not come to the end of its work, and asks for
     /// one again.
-    pub(super) fn borrow_again(self: &Arc<Self>, worker: usize) {
-        if let Threads::Borrowed(host) = &self.threads {
-            let core = self.clone();
-            host.spawn_behind(move || worker::run_borrowed(&core, worker, false));
+    pub(super) fn reschedule_hosted(self: &Arc<Self>, worker: usize) {
+        if let Threads::Hosted(host) = &self.threads {
+            let registry = self.clone();
+            host.spawn_at_back(move || worker::run_hosted(&registry, worker, false));
         }
     }
 
     /// Whether a wait on this thread would keep a worker from running: it is one, or the only
     /// thread of the pool that lends them.
     pub(crate) fn is_worker_thread(&self) -> bool {
-        self.queue.is_here()
-            || matches!(&self.threads, Threads::Borrowed(host) if host.is_only_thread())
+        self.queue.is_worker_thread()
+            || matches!(&self.threads, Threads::Hosted(host) if host.is_only_thread())
     }
 
-    pub(super) fn borrowed_thread_left(&self) {
-        let mut borrowed = self.borrowed.lock();
-        *borrowed -= 1;
-        self.borrowed_left.notify_all();
+    pub(super) fn hosted_thread_left(&self) {
+        let mut hosted_threads = self.hosted_threads.lock();
+        *hosted_threads -= 1;
+        self.hosted_left.notify_all();
     }
 
     /// Makes room for `tasks` more tasks, all or none.
     ///
     /// SeqCst here, in `shutdown` and in `is_stopped`: either this sees that the executor stops, or
     /// the workers see the tasks and stay until these have ended.
-    pub(crate) fn enter(&self, tasks: usize) -> Result<()> {
+    pub(crate) fn add_live_tasks(&self, tasks: usize) -> Result<()> {
         self.live_tasks.fetch_add(tasks, Ordering::SeqCst);
         if self.stopping.load(Ordering::SeqCst) {
-            self.leave(tasks);
-            return Err(Error::Setup("the executor has been shut down".into()));
+            self.remove_live_tasks(tasks);
+            return Err(Error::InvalidConfiguration("the executor has been shut down".into()));
         }
         Ok(())
     }
 
     pub(super) fn task_ended(&self) {
-        self.leave(1);
+        self.remove_live_tasks(1);
     }
 
-    fn leave(&self, tasks: usize) {
+    fn remove_live_tasks(&self, tasks: usize) {
         // Who sees 0 sees all tasks' effects.
         let before = self.live_tasks.fetch_sub(tasks, Ordering::SeqCst);
         if before == tasks && self.stopping.load(Ordering::SeqCst) {
@@ -167,7 +167,7 @@ impl Core {
         }
     }
 
-    /// Wakes the threads that sleep, so that they see that the executor stops. Borrowed threads that
+    /// Wakes the threads that sleep, so that they see that the executor stops. Hosted threads that
     /// have left need not come back for that; the thread that waits for the last task looks again.
     fn wake_all(&self) {
         match &self.threads {
@@ -179,19 +179,19 @@ impl Core {
                     self.unpark(worker);
                 }
             }
-            Threads::Borrowed(_) => {
+            Threads::Hosted(_) => {
                 // Under the lock, so that it is not missed between a look and the wait behind it.
-                let _borrowed = self.borrowed.lock();
-                self.borrowed_left.notify_all();
+                let _hosted_threads = self.hosted_threads.lock();
+                self.hosted_left.notify_all();
             }
         }
     }
 
-    /// Waits until no task lives, and no borrowed thread works for this executor.
-    fn wait_for_borrowed(&self) {
-        let mut borrowed = self.borrowed.lock();
-        while *borrowed > 0 || self.live_tasks.load(Ordering::SeqCst) > 0 {
-            self.borrowed_left.wait(&mut borrowed);
+    /// Waits until no task lives, and no hosted thread works for this executor.
+    fn wait_for_hosted(&self) {
+        let mut hosted_threads = self.hosted_threads.lock();
+        while *hosted_threads > 0 || self.live_tasks.load(Ordering::SeqCst) > 0 {
+            self.hosted_left.wait(&mut hosted_threads);
         }
     }
 
@@ -200,7 +200,7 @@ impl Core {
         self.stopping.load(Ordering::SeqCst) && self.live_tasks.load(Ordering::SeqCst) == 0
     }
 
-    /// Spawns one of the tasks for which [`enter`](Self::enter) made room.
+    /// Spawns one of the tasks for which [`add_live_tasks`](Self::add_live_tasks) made room.
     pub(crate) fn spawn(
         self: &Arc<Self>,
         group: &Arc<TaskGroup>,
@@ -209,22 +209,22 @@ impl Core {
         TaskHandle(Task::new(self, group.clone(), body))
     }
 
-    /// Makes several tasks runnable. A seeded queue sees them all before it picks the first.
+    /// Makes several tasks runnable. A deterministic queue sees them all before it picks the first.
     pub(crate) fn wake_together(&self, tasks: &[TaskHandle]) {
-        if let Some(seeded) = self.queue.seeded() {
-            seeded.hold();
+        if let Some(deterministic) = self.queue.deterministic() {
+            deterministic.pause_picks();
         }
         for task in tasks {
             task.wake();
         }
-        if let Some(seeded) = self.queue.seeded() {
-            seeded.release();
+        if let Some(deterministic) = self.queue.deterministic() {
+            deterministic.resume_picks();
             self.wake_one();
         }
     }
 
-    pub(crate) fn add_resident(&self, resident: Weak<dyn Shutdown>) {
-        self.residents.lock().add(resident);
+    pub(crate) fn register(&self, query: Weak<dyn ShutdownTarget>) {
+        self.registered_queries.lock().add(query);
     }
 
     pub(crate) fn workers(&self) -> usize {
@@ -238,17 +238,17 @@ impl Core {
 
     /// Hands the tasks of a worker that retires to others. Whoever pushed while it searched has woken nobody,
     /// so it looks once more.
-    pub(super) fn give_away(&self, worker: usize) {
-        self.queue.give_away(worker);
+    pub(super) fn hand_off_tasks(&self, worker: usize) {
+        self.queue.hand_off_tasks(worker);
         if !self.queue.is_empty() {
             self.wake_one();
         }
     }
 }
 
-impl fmt::Debug for Core {
+impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Core")
+        f.debug_struct("Registry")
             .field("workers", &self.workers())
             .field("asleep", &self.sleep.count())
             .field("live_tasks", &self.live_tasks.load(Ordering::Relaxed))
@@ -268,7 +268,7 @@ pub struct ExecutorBuilder {
     pin_to_cores: bool,
     pool: Option<Arc<rayon::ThreadPool>>,
     seed: Option<u64>,
-    arbiter: Option<Arc<Arbiter>>,
+    arbitrator: Option<Arc<MemoryArbitrator>>,
     max_queries: Option<NonZeroUsize>,
 }
 
@@ -303,7 +303,7 @@ impl ExecutorBuilder {
     ///
     /// ```
     /// let executor = gatework_runtime::Executor::builder().max_queries(16.try_into()?).build()?;
-    /// assert_eq!(executor.max_queries().map(|most| most.get()), Some(16));
+    /// assert_eq!(executor.max_queries().map(|max| max.get()), Some(16));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn max_queries(mut self, queries: NonZeroUsize) -> Self {
@@ -333,14 +333,14 @@ impl ExecutorBuilder {
     /// its thread back after a time slice (10 ms, or the task's own slice if that is longer), and
     /// asks for one again behind the jobs that the pool has got meanwhile. (One more thread does
     /// the asking; it sleeps otherwise.)
-    pub fn hosted_on(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
+    pub fn on_rayon_pool(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
         self.pool = Some(pool);
         self
     }
 
     /// Stands beside `other`: tasks of both that share a memory pool give memory back for each other.
-    pub fn beside(mut self, other: &Executor) -> Self {
-        self.arbiter = Some(other.core().arbiter.clone());
+    pub fn share_arbitrator_with(mut self, other: &Executor) -> Self {
+        self.arbitrator = Some(other.registry().arbitrator.clone());
         self
     }
 
@@ -350,12 +350,12 @@ impl ExecutorBuilder {
     /// [`Executor::schedule`] says what the seed came to.
     ///
     /// ```
-    /// let executor = gatework_runtime::Executor::builder().seeded(42).build()?;
+    /// let executor = gatework_runtime::Executor::builder().deterministic(42).build()?;
     /// assert_eq!(executor.threads(), 1);
     /// assert_eq!(executor.schedule().map(|schedule| schedule.choices), Some(0));
     /// # Ok::<(), gatework_runtime::Error>(())
     /// ```
-    pub fn seeded(mut self, seed: u64) -> Self {
+    pub fn deterministic(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
@@ -377,16 +377,16 @@ impl ExecutorBuilder {
     ///
     /// # Errors
     /// If `threads` is 0, if thread names, hooks or pinning are asked of a hosted executor, if a
-    /// seeded executor is hosted or has several threads, or if the system refuses a thread. Threads
+    /// deterministic executor is hosted or has several threads, or if the system refuses a thread. Threads
     /// that have been started by then have ended when this returns.
     pub fn build(self) -> Result<Executor> {
         let max_queries = self.max_queries;
-        let executor = self.build_any()?;
+        let executor = self.build_inner()?;
         executor.set_max_queries(max_queries);
         Ok(executor)
     }
 
-    fn build_any(self) -> Result<Executor> {
+    fn build_inner(self) -> Result<Executor> {
         let default = || match &self.pool {
             Some(pool) => pool.current_num_threads(),
             None if self.seed.is_some() => 1,
@@ -394,42 +394,43 @@ impl ExecutorBuilder {
         };
         let workers = self.threads.unwrap_or_else(default);
         if workers == 0 {
-            return Err(Error::Setup(
+            return Err(Error::InvalidConfiguration(
                 "an executor needs at least 1 thread: ask for 1 or more, or for none to get one \
                  per core"
                     .into(),
             ));
         }
         if self.seed.is_some() && (workers > 1 || self.pool.is_some()) {
-            return Err(Error::Setup(
-                "a seeded executor has one thread of its own: several would race each other".into(),
+            return Err(Error::InvalidConfiguration(
+                "a deterministic executor has one thread of its own: several would race each other"
+                    .into(),
             ));
         }
         match self.pool {
             Some(_) if self.name.is_some() || self.start_hook.is_some() || self.pin_to_cores => {
-                Err(Error::Setup(
-                    "a hosted executor borrows its threads: name, hook and pin them in the pool"
+                Err(Error::InvalidConfiguration(
+                    "a hosted executor runs on the pool's threads: name, hook and pin them in the pool"
                         .into(),
                 ))
             }
             Some(pool) => {
-                let threads = Threads::Borrowed(Host::new(pool));
-                let arbiter = self.arbiter.unwrap_or_default();
-                let core = Executor::core_of(workers, workers, threads, 0..workers, None, arbiter);
-                Ok(Executor::of(core, Vec::new(), None))
+                let threads = Threads::Hosted(Host::new(pool));
+                let arbitrator = self.arbitrator.unwrap_or_default();
+                let registry = Executor::new_registry(workers, workers, threads, 0..workers, None, arbitrator);
+                Ok(Executor::from_parts(registry, Vec::new(), None))
             }
-            None => self.build_own(workers),
+            None => self.build_own_threads(workers),
         }
     }
 
-    fn build_own(self, workers: usize) -> Result<Executor> {
+    fn build_own_threads(self, workers: usize) -> Result<Executor> {
         let cores = || thread::available_parallelism().map_or(1, usize::from);
-        let most = match (self.seed, self.max_threads) {
+        let max_workers = match (self.seed, self.max_threads) {
             (Some(_), _) => 1,
-            (None, Some(most)) => most.max(workers),
+            (None, Some(max_threads)) => max_threads.max(workers),
             (None, None) => cores().max(workers),
         };
-        let parkers: Vec<Parker> = (0..most).map(|_| Parker::new()).collect();
+        let parkers: Vec<Parker> = (0..max_workers).map(|_| Parker::new()).collect();
         let unparkers = parkers.iter().map(|parker| parker.unparker().clone()).collect();
         let pinned = self.pin_to_cores.then(core_affinity::get_core_ids).flatten();
         let spec = ThreadSpec {
@@ -442,17 +443,18 @@ impl ExecutorBuilder {
         };
         let resizable = self.seed.is_none();
         let threads = Threads::Own(unparkers);
-        let arbiter = self.arbiter.unwrap_or_default();
-        let core = Executor::core_of(workers, most, threads, 0..0, self.seed, arbiter);
+        let arbitrator = self.arbitrator.unwrap_or_default();
+        let registry =
+            Executor::new_registry(workers, max_workers, threads, 0..0, self.seed, arbitrator);
         let mut handles = Vec::new();
-        let refused = (0..workers).find_map(|worker| match spec.spawn(&core, worker) {
+        let refused = (0..workers).find_map(|worker| match spec.spawn(&registry, worker) {
             Ok(handle) => {
                 handles.extend(handle);
                 None
             }
             Err(error) => Some(error),
         });
-        let executor = Executor::of(core, handles, resizable.then_some(spec));
+        let executor = Executor::from_parts(registry, handles, resizable.then_some(spec));
         match refused {
             None => Ok(executor),
             Some(error) => {
@@ -483,12 +485,16 @@ impl fmt::Debug for ThreadSpec {
 
 impl ThreadSpec {
     /// Starts the thread of `worker`, unless it runs.
-    fn spawn(&self, core: &Arc<Core>, worker: usize) -> Result<Option<thread::JoinHandle<()>>> {
+    fn spawn(
+        &self,
+        registry: &Arc<Registry>,
+        worker: usize,
+    ) -> Result<Option<thread::JoinHandle<()>>> {
         let Some(parker) = self.parkers.lock()[worker].take() else { return Ok(None) };
         // Back again if there is no thread for it.
         let parker = Arc::new(Mutex::new(Some(parker)));
         let mine = parker.clone();
-        let (core, hook) = (core.clone(), self.start_hook.clone());
+        let (registry, hook) = (registry.clone(), self.start_hook.clone());
         let pin_to = self.cores.get(worker % self.cores.len().max(1)).copied();
         let name = match &self.name {
             Some(name) => name(worker),
@@ -505,13 +511,15 @@ impl ThreadSpec {
             }
             let parker = mine.lock().take();
             if let Some(parker) = parker {
-                worker::run_thread(&core, worker, &parker);
+                worker::run_thread(&registry, worker, &parker);
             }
         };
         let builder = thread::Builder::new().name(name).stack_size(STACK_BYTES);
         let handle = (self.spawner)(builder, Box::new(body)).map_err(|error| {
             self.parkers.lock()[worker] = parker.lock().take();
-            Error::Setup(format!("the system refused worker thread {worker}: {error}"))
+            Error::InvalidConfiguration(format!(
+                "the system refused worker thread {worker}: {error}"
+            ))
         })?;
         Ok(Some(handle))
     }
@@ -523,11 +531,11 @@ const STACK_BYTES: usize = 16 << 20;
 
 #[derive(Debug)]
 struct Inner {
-    core: Arc<Core>,
+    registry: Arc<Registry>,
     /// How to start more threads of our own.
     spec: Option<ThreadSpec>,
     handles: Mutex<Vec<thread::JoinHandle<()>>>,
-    companions: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
+    extensions: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
 
 /// Workers over one task queue. Clones share them; the last clone dropped shuts them down.
@@ -548,39 +556,46 @@ impl Executor {
         ExecutorBuilder::default()
     }
 
-    /// `workers` of `most` that there may be.
-    fn core_of(
+    /// `workers` of `max_workers` that there may be.
+    fn new_registry(
         workers: usize,
-        most: usize,
+        max_workers: usize,
         threads: Threads,
         asleep: std::ops::Range<usize>,
         seed: Option<u64>,
-        arbiter: Arc<Arbiter>,
-    ) -> Arc<Core> {
-        Arc::new_cyclic(|this| Core {
-            queue: Queue::new(most, seed),
+        arbiter: Arc<MemoryArbitrator>,
+    ) -> Arc<Registry> {
+        Arc::new_cyclic(|this| Registry {
+            queue: TaskQueue::new(max_workers, seed),
             sleep: Sleep::new(asleep),
             threads,
             workers: AtomicUsize::new(workers),
             live_tasks: AtomicUsize::new(0),
             steals: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
-            residents: Mutex::new(Residents { all: Vec::new(), most: FEW_RESIDENTS }),
-            arbiter,
-            borrowed: Mutex::new(0),
-            borrowed_left: Condvar::new(),
+            registered_queries: Mutex::new(RegisteredQueries {
+                queries: Vec::new(),
+                sweep_threshold: MIN_SWEEP_THRESHOLD,
+            }),
+            arbitrator: arbiter,
+            hosted_threads: Mutex::new(0),
+            hosted_left: Condvar::new(),
             this: this.clone(),
         })
     }
 
-    fn of(core: Arc<Core>, handles: Vec<thread::JoinHandle<()>>, spec: Option<ThreadSpec>) -> Self {
+    fn from_parts(
+        core: Arc<Registry>,
+        handles: Vec<thread::JoinHandle<()>>,
+        spec: Option<ThreadSpec>,
+    ) -> Self {
         let (handles, companions) = (Mutex::new(handles), Mutex::default());
-        Self { inner: Arc::new(Inner { core, spec, handles, companions }) }
+        Self { inner: Arc::new(Inner { registry: core, spec, handles, extensions: companions }) }
     }
 
     /// The number of workers.
     pub fn threads(&self) -> usize {
-        self.inner.core.workers()
+        self.inner.registry.workers()
     }
 
     /// Changes the number of workers, while queries run. Queries that start from now on are planned for it;
@@ -596,61 +611,61 @@ impl Executor {
     /// ```
     ///
     /// # Errors
-    /// If `threads` is 0 or more than the builder's `max_threads`, if the executor is hosted or seeded, or if
+    /// If `threads` is 0 or more than the builder's `max_threads`, if the executor is hosted or deterministic, or if
     /// the system refuses a thread.
     pub fn set_threads(&self, threads: usize) -> Result<()> {
         let Some(spec) = &self.inner.spec else {
-            return Err(Error::Setup(
-                "a hosted or seeded executor has the threads it was made with".into(),
+            return Err(Error::InvalidConfiguration(
+                "a hosted or deterministic executor has the threads it was made with".into(),
             ));
         };
-        let most = spec.parkers.lock().len();
-        if threads == 0 || threads > most {
-            return Err(Error::Setup(format!(
-                "{threads} threads were asked for, of 1 to {most}: `max_threads` of the builder sets the most"
+        let max_threads = spec.parkers.lock().len();
+        if threads == 0 || threads > max_threads {
+            return Err(Error::InvalidConfiguration(format!(
+                "{threads} threads were asked for, of 1 to {max_threads}: `max_threads` of the builder sets the most"
             )));
         }
-        let core = &self.inner.core;
-        if core.stopping.load(Ordering::SeqCst) {
-            return Err(Error::Setup("the executor has been shut down".into()));
+        let registry = &self.inner.registry;
+        if registry.stopping.load(Ordering::SeqCst) {
+            return Err(Error::InvalidConfiguration("the executor has been shut down".into()));
         }
         // One at a time, so that whoever is last decides.
         let _resizing = spec.resizing.lock();
         // Whoever shuts down holds these while the threads end, of which this may be one.
         let Some(mut handles) = self.inner.handles.try_lock() else {
-            return Err(Error::Setup("the executor has been shut down".into()));
+            return Err(Error::InvalidConfiguration("the executor has been shut down".into()));
         };
-        let before = core.workers();
+        let before = registry.workers();
         for worker in before..threads {
-            handles.extend(spec.spawn(core, worker)?);
+            handles.extend(spec.spawn(registry, worker)?);
         }
-        core.workers.store(threads, Ordering::SeqCst);
+        registry.workers.store(threads, Ordering::SeqCst);
         for worker in threads..before {
             // Asleep, it would not learn of it; awake, it looks before it sleeps.
-            if core.sleep.notify_this(worker) {
-                core.unpark(worker);
+            if registry.sleep.notify_worker(worker) {
+                registry.unpark(worker);
             }
         }
         for worker in before..threads {
-            core.unpark(worker);
+            registry.unpark(worker);
         }
         Ok(())
     }
 
     /// How many queries run at a time.
     pub fn max_queries(&self) -> Option<NonZeroUsize> {
-        self.inner.core.queue.admission.most()
+        self.inner.registry.queue.admission.max_running()
     }
 
     /// Changes how many queries run at a time, from now on. Those that run go on.
     pub fn set_max_queries(&self, queries: Option<NonZeroUsize>) {
-        self.inner.core.queue.admission.set_most(queries);
+        self.inner.registry.queue.admission.set_max_running(queries);
     }
 
     /// The group of that name, made when it is first asked for. Queries of no group are in the one whose name
     /// is empty. A group that no handle and no query names may be forgotten; its limits are not.
     pub fn group(&self, name: &str) -> Arc<ResourceGroup> {
-        self.inner.core.queue.group(name)
+        self.inner.registry.queue.group(name)
     }
 
     /// Whether this thread is one of the executor's workers at the moment, or the only thread of
@@ -663,22 +678,22 @@ impl Executor {
     /// # Ok::<(), gatework_runtime::Error>(())
     /// ```
     pub fn is_worker_thread(&self) -> bool {
-        self.inner.core.is_worker_thread()
+        self.inner.registry.is_worker_thread()
     }
 
     /// Tasks that have been spawned and have not ended.
     pub fn live_tasks(&self) -> usize {
-        self.inner.core.live_tasks.load(Ordering::Acquire)
+        self.inner.registry.live_tasks.load(Ordering::Acquire)
     }
 
     /// Tasks that ran on another worker than the one that queued them or ran them last.
     pub fn steals(&self) -> u64 {
-        self.inner.core.steals.load(Ordering::Relaxed)
+        self.inner.registry.steals.load(Ordering::Relaxed)
     }
 
-    /// What the picks of a seeded executor came to so far; `None` if it has no seed.
-    pub fn schedule(&self) -> Option<Schedule> {
-        self.inner.core.queue.seeded().map(|seeded| seeded.schedule())
+    /// What the picks of a deterministic executor came to so far; `None` if it has no seed.
+    pub fn schedule(&self) -> Option<ScheduleTrace> {
+        self.inner.registry.queue.deterministic().map(|deterministic| deterministic.schedule())
     }
 
     /// Spawns a runnable; it starts when its handle is woken.
@@ -686,8 +701,8 @@ impl Executor {
     /// # Errors
     /// If the executor has been shut down.
     pub fn spawn(&self, group: &Arc<TaskGroup>, body: Box<dyn Runnable>) -> Result<TaskHandle> {
-        self.inner.core.enter(1)?;
-        Ok(self.inner.core.spawn(group, body))
+        self.inner.registry.add_live_tasks(1)?;
+        Ok(self.inner.registry.spawn(group, body))
     }
 
     /// Cancels what runs, waits until every task has ended, and joins the threads.
@@ -705,35 +720,35 @@ impl Executor {
     /// ```
     /// # use std::sync::atomic::{AtomicU32, Ordering};
     /// let executor = gatework_runtime::Executor::builder().threads(1).build()?;
-    /// executor.companion(|| AtomicU32::new(7)).fetch_add(1, Ordering::Relaxed);
-    /// assert_eq!(executor.clone().companion(AtomicU32::default).load(Ordering::Relaxed), 8);
+    /// executor.extension(|| AtomicU32::new(7)).fetch_add(1, Ordering::Relaxed);
+    /// assert_eq!(executor.clone().extension(AtomicU32::default).load(Ordering::Relaxed), 8);
     /// # Ok::<(), gatework_runtime::Error>(())
     /// ```
-    pub fn companion<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
-        let mut companions = self.inner.companions.lock();
-        let known = companions.iter().find_map(|companion| companion.clone().downcast().ok());
+    pub fn extension<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut extensions = self.inner.extensions.lock();
+        let known = extensions.iter().find_map(|extension| extension.clone().downcast().ok());
         known.unwrap_or_else(|| {
-            let companion = Arc::new(make());
-            companions.push(companion.clone());
-            companion
+            let extension = Arc::new(make());
+            extensions.push(extension.clone());
+            extension
         })
     }
 
-    pub(crate) fn core(&self) -> &Arc<Core> {
-        &self.inner.core
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.inner.registry
     }
 }
 
 impl Inner {
     fn shutdown(&self) {
-        let core = &self.core;
-        core.stopping.store(true, Ordering::SeqCst);
-        let residents = std::mem::take(&mut core.residents.lock().all);
-        for resident in residents.iter().filter_map(Weak::upgrade) {
-            resident.shut_down();
+        let registry = &self.registry;
+        registry.stopping.store(true, Ordering::SeqCst);
+        let queries = std::mem::take(&mut registry.registered_queries.lock().queries);
+        for query in queries.iter().filter_map(Weak::upgrade) {
+            query.shut_down();
         }
-        core.wake_all();
-        if core.queue.is_here() {
+        registry.wake_all();
+        if registry.queue.is_worker_thread() {
             return;
         }
         // Joined under the lock, so that a second caller comes back when the first one does.
@@ -741,10 +756,10 @@ impl Inner {
             // A worker contains the panics of its tasks; there is nothing to pass on.
             let _ended = handle.join();
         }
-        if let Threads::Borrowed(host) = &core.threads
-            && !host.is_here()
+        if let Threads::Hosted(host) = &registry.threads
+            && !host.is_pool_thread()
         {
-            core.wait_for_borrowed();
+            registry.wait_for_hosted();
             host.close();
         }
     }

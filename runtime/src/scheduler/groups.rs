@@ -32,7 +32,7 @@ use super::{
 };
 
 /// The number of groups up to which none is forgotten.
-const FEW_GROUPS: usize = 64;
+const MIN_FORGET_THRESHOLD: usize = 64;
 
 /// The groups that have a name.
 #[derive(Debug)]
@@ -44,13 +44,13 @@ struct Known {
     /// The limits of groups that were forgotten.
     limits: HashMap<Box<str>, GroupLimits>,
     /// At this number of groups, those without a handle, query or task are forgotten.
-    most: usize,
+    forget_threshold: usize,
 }
 
 impl Default for KnownGroups {
     fn default() -> Self {
         let (groups, limits) = Default::default();
-        Self(Mutex::new(Known { groups, limits, most: FEW_GROUPS }))
+        Self(Mutex::new(Known { groups, limits, forget_threshold: MIN_FORGET_THRESHOLD }))
     }
 }
 
@@ -61,7 +61,8 @@ impl KnownGroups {
         if let Some(group) = known.groups.get(name) {
             return group.clone();
         }
-        let forgotten = if known.groups.len() < known.most { Vec::new() } else { known.forget() };
+        let forgotten =
+            if known.groups.len() < known.forget_threshold { Vec::new() } else { known.forget() };
         let group = ResourceGroup::new(name, admission);
         if let Some(limits) = known.limits.remove(name) {
             group.set_limits(limits);
@@ -92,7 +93,7 @@ impl Known {
                 self.limits.insert(name.clone(), group.limits());
             }
         }
-        self.most = FEW_GROUPS.max(2 * self.groups.len());
+        self.forget_threshold = MIN_FORGET_THRESHOLD.max(2 * self.groups.len());
         forgotten.into_values().collect()
     }
 }
@@ -139,9 +140,9 @@ pub(super) struct ActiveGroups {
     /// How many there are, written under the lock.
     count: AtomicUsize,
     /// The least that any of them has used, written under the lock: a hint.
-    least: AtomicU64,
+    min_vruntime: AtomicU64,
     /// The most that any group has used.
-    furthest: AtomicU64,
+    max_vruntime: AtomicU64,
     order: Mutex<Order>,
 }
 
@@ -149,8 +150,8 @@ impl Default for ActiveGroups {
     fn default() -> Self {
         Self {
             count: AtomicUsize::new(0),
-            least: AtomicU64::new(u64::MAX),
-            furthest: AtomicU64::new(0),
+            min_vruntime: AtomicU64::new(u64::MAX),
+            max_vruntime: AtomicU64::new(0),
             order: Mutex::default(),
         }
     }
@@ -170,57 +171,59 @@ impl ActiveGroups {
         }
         let mut order = self.order.lock();
         order.entered += 1;
-        let key = Reverse((group.used(), order.entered));
+        let key = Reverse((group.vruntime(), order.entered));
         order.heap.push(Entry { key, group: group.clone() });
         self.publish(&order);
     }
 
     fn publish(&self, order: &Order) {
         self.count.store(order.heap.len(), Ordering::SeqCst);
-        let least = order.heap.peek().map_or(u64::MAX, |entry| entry.key.0.0);
+        let min_vruntime = order.heap.peek().map_or(u64::MAX, |entry| entry.key.0.0);
         // Relaxed: before it is acted on, it is looked at under the lock.
-        self.least.store(least, Ordering::Relaxed);
+        self.min_vruntime.store(min_vruntime, Ordering::Relaxed);
     }
 
     /// Records the time that a group has used.
-    pub(super) fn note_used(&self, used: u64) {
+    pub(super) fn record_vruntime(&self, vruntime: u64) {
         // Relaxed: it only says how far behind the others one that was idle starts.
-        if self.furthest.load(Ordering::Relaxed) < used {
-            self.furthest.fetch_max(used, Ordering::Relaxed);
+        if self.max_vruntime.load(Ordering::Relaxed) < vruntime {
+            self.max_vruntime.fetch_max(vruntime, Ordering::Relaxed);
         }
     }
 
     /// Whether a group with tasks has used less.
-    pub(super) fn has_before(&self, used: u64) -> bool {
-        if self.is_empty() || self.least.load(Ordering::Relaxed) >= used {
+    pub(super) fn has_vruntime_below(&self, vruntime: u64) -> bool {
+        if self.is_empty() || self.min_vruntime.load(Ordering::Relaxed) >= vruntime {
             return false;
         }
         let mut order = self.order.lock();
         let first = order.first();
         self.publish(&order);
-        first.is_some_and(|(least, _)| least < used)
+        first.is_some_and(|(min_vruntime, _)| min_vruntime < vruntime)
     }
 
-    /// The next task of the group that has had least of its share; `others` is the group that is
+    /// The next task of the group that has had least of its share; `default_group` is the group that is
     /// not listed.
-    pub(super) fn take(&self, others: &ResourceGroup) -> Option<Arc<Task>> {
+    pub(super) fn take(&self, default_group: &ResourceGroup) -> Option<Arc<Task>> {
         if self.is_empty() {
-            return others.take();
+            return default_group.take();
         }
-        let furthest = self.furthest.load(Ordering::Relaxed);
+        let max_vruntime = self.max_vruntime.load(Ordering::Relaxed);
         let mut order = self.order.lock();
         let task = loop {
             let first = order.first();
-            let comes_first = |used: u64| first.as_ref().is_none_or(|(least, _)| used <= *least);
-            if comes_first(others.used())
-                && let Some(task) = others.take()
+            let comes_first = |vruntime: u64| {
+                first.as_ref().is_none_or(|(min_vruntime, _)| vruntime <= *min_vruntime)
+            };
+            if comes_first(default_group.vruntime())
+                && let Some(task) = default_group.take()
             {
-                others.catch_up(furthest);
+                default_group.clamp_vruntime(max_vruntime);
                 break Some(task);
             }
             let Some((_, group)) = first else { break None };
             if let Some(task) = group.take() {
-                group.catch_up(furthest);
+                group.clamp_vruntime(max_vruntime);
                 order.drop_if_empty(&group);
                 break Some(task);
             }
@@ -245,14 +248,14 @@ impl Order {
             {
                 self.looked_at += 1;
             }
-            let used = entry.group.used();
+            let vruntime = entry.group.vruntime();
             let Reverse((known, entered)) = entry.key;
             if entry.group.is_empty() {
                 if entry.group.unlist() {
                     PeekMut::pop(entry);
                 }
-            } else if used > known {
-                entry.key = Reverse((used, entered));
+            } else if vruntime > known {
+                entry.key = Reverse((vruntime, entered));
             } else {
                 return Some((known, entry.group.clone()));
             }

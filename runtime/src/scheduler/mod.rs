@@ -21,9 +21,9 @@ mod tests;
 
 pub use executor::{Executor, ExecutorBuilder};
 pub use resource_group::{GroupLimits, ResourceGroup};
-pub use seeded::{Dice, Schedule};
+pub use seeded::{ScheduleTrace, SplitMix64};
 pub use sleep::{ParkToken, Sleep};
-pub use task::{Gates, Outcome, Runnable, TaskGroup, TaskHandle, TaskState, WakeState};
+pub use task::{Gates, RunResult, Runnable, TaskGroup, TaskHandle, TaskState, WakeState};
 
-pub(crate) use executor::{Core, Shutdown};
+pub(crate) use executor::{Registry, ShutdownTarget};
 pub(crate) use task::{OnIdle, TaskCounters};

@@ -18,7 +18,7 @@ use crossbeam::{
 use gatework_shared_state::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::{
-    admission::{Admission, Full, Start},
+    admission::{Admission, QueueFull, StartFn},
     task::Task,
 };
 use crate::{Error, Result};
@@ -39,16 +39,16 @@ pub struct GroupLimits {
     /// Its part of the workers' time when others want it as well, in proportion to theirs; 100.
     pub weight: NonZeroU32,
     /// How many of its queries run at a time; the others wait for their turn, in order. No limit.
-    pub queries: Option<NonZeroUsize>,
+    pub max_running: Option<NonZeroUsize>,
     /// How many may wait; more are refused. No limit.
-    pub waiting: Option<usize>,
+    pub max_queued: Option<usize>,
 }
 
 const DEFAULT_WEIGHT: NonZeroU32 = NonZeroU32::MIN.saturating_add(99);
 
 impl Default for GroupLimits {
     fn default() -> Self {
-        Self { weight: DEFAULT_WEIGHT, queries: None, waiting: None }
+        Self { weight: DEFAULT_WEIGHT, max_running: None, max_queued: None }
     }
 }
 
@@ -56,7 +56,7 @@ impl Default for GroupLimits {
 pub(super) struct Level {
     pub(super) injector: Injector<Arc<Task>>,
     /// Worker time given to this level, divided by its weight.
-    virtual_nanos: CachePadded<AtomicU64>,
+    vruntime: CachePadded<AtomicU64>,
 }
 
 /// Queries that share limits, on one executor: those of a tenant, or of a kind. Made by
@@ -69,7 +69,7 @@ pub(super) struct Level {
 /// use gatework_runtime::{Executor, scheduler::GroupLimits};
 /// let executor = Executor::builder().threads(2).build()?;
 /// let reports = executor.group("reports");
-/// let one_at_a_time = GroupLimits { queries: 1.try_into().ok(), ..GroupLimits::default() };
+/// let one_at_a_time = GroupLimits { max_running: 1.try_into().ok(), ..GroupLimits::default() };
 /// reports.set_limits(one_at_a_time);
 /// assert_eq!(executor.group("reports").limits(), one_at_a_time);
 /// # Ok::<(), gatework_runtime::Error>(())
@@ -79,34 +79,34 @@ pub struct ResourceGroup {
     weight: AtomicU32,
     pub(super) levels: [Level; LEVELS],
     /// Worker time given to this group, divided by its weight.
-    virtual_nanos: CachePadded<AtomicU64>,
+    vruntime: CachePadded<AtomicU64>,
     /// Whether it is among the groups with tasks, or is about to be; see `groups.rs`.
     listed: AtomicBool,
     admission: Arc<Admission>,
     /// Its number there.
-    place: usize,
+    index: usize,
 }
 
 impl Drop for ResourceGroup {
     fn drop(&mut self) {
-        self.admission.remove_group(self.place);
+        self.admission.remove_group(self.index);
     }
 }
 
 impl fmt::Debug for ResourceGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (running, waiting) = self.queries();
+        let (running, queued) = self.queries();
         f.debug_struct("ResourceGroup")
             .field("name", &self.name)
             .field("limits", &self.limits())
             .field("running", &running)
-            .field("waiting", &waiting)
+            .field("queued", &queued)
             .finish_non_exhaustive()
     }
 }
 
 /// What was idle may not save its share up: it starts this close to the busiest.
-const HEAD_START_NANOS: u64 = 100_000_000;
+const MAX_VRUNTIME_LAG: u64 = 100_000_000;
 
 impl ResourceGroup {
     pub(super) fn new(name: &str, admission: &Arc<Admission>) -> Arc<Self> {
@@ -115,12 +115,12 @@ impl ResourceGroup {
             weight: AtomicU32::new(DEFAULT_WEIGHT.get()),
             levels: std::array::from_fn(|_| Level {
                 injector: Injector::new(),
-                virtual_nanos: CachePadded::default(),
+                vruntime: CachePadded::default(),
             }),
-            virtual_nanos: CachePadded::default(),
+            vruntime: CachePadded::default(),
             listed: AtomicBool::new(false),
             admission: admission.clone(),
-            place: admission.add_group(),
+            index: admission.add_group(),
         })
     }
 
@@ -131,34 +131,38 @@ impl ResourceGroup {
 
     /// What it may use.
     pub fn limits(&self) -> GroupLimits {
-        self.admission.limits(self.place)
+        self.admission.limits(self.index)
     }
 
     /// Changes what it may use, from now on. Queries that run go on.
     pub fn set_limits(&self, limits: GroupLimits) {
         self.weight.store(limits.weight.get(), Ordering::Relaxed);
-        self.admission.set_limits(self.place, limits);
+        self.admission.set_limits(self.index, limits);
     }
 
     /// Queries that run, and queries that wait for their turn.
     pub fn queries(&self) -> (usize, usize) {
-        self.admission.queries(self.place)
+        self.admission.queries(self.index)
     }
 
-    /// Calls `start` when query `id` may run, perhaps at once. [`leave`](Self::leave) is to be called for it.
-    pub(crate) fn enter(&self, id: u64, start: Start) -> Result<()> {
-        self.admission.enter(self.place, id, start).map_err(|Full { running, waiting }| {
-            Error::Busy { group: self.name.to_string(), running, waiting }
-        })
+    /// Calls `start` when query `id` may run, perhaps at once. [`release_admission`](Self::release_admission) is to be called for it.
+    pub(crate) fn admit_or_queue(&self, id: u64, start: StartFn) -> Result<()> {
+        self.admission.admit_or_queue(self.index, id, start).map_err(
+            |QueueFull { running, queued: waiting }| Error::QueueFull {
+                group: self.name.to_string(),
+                running,
+                queued: waiting,
+            },
+        )
     }
 
     /// Query `id` has ended, or waits no longer.
-    pub(crate) fn leave(&self, id: u64) {
-        self.admission.leave(self.place, id);
+    pub(crate) fn release_admission(&self, id: u64) {
+        self.admission.release(self.index, id);
     }
 
     /// Whether a task of a level above `level` waits for a worker.
-    pub(super) fn waits_above(&self, level: usize) -> bool {
+    pub(super) fn has_tasks_above(&self, level: usize) -> bool {
         self.levels[..level].iter().any(|level| !level.injector.is_empty())
     }
 
@@ -167,7 +171,7 @@ impl ResourceGroup {
     }
 
     /// Whether it is one of the executor with this admission.
-    pub(super) fn is_of(&self, admission: &Arc<Admission>) -> bool {
+    pub(super) fn belongs_to(&self, admission: &Arc<Admission>) -> bool {
         Arc::ptr_eq(&self.admission, admission)
     }
 
@@ -186,37 +190,37 @@ impl ResourceGroup {
         self.is_empty() || self.list()
     }
 
-    pub(super) fn used(&self) -> u64 {
-        self.virtual_nanos.load(Ordering::Relaxed)
+    pub(super) fn vruntime(&self) -> u64 {
+        self.vruntime.load(Ordering::Relaxed)
     }
 
     /// Notes worker time given to a level, which has been divided by the level's weight. Answers
     /// how much the group has used.
-    pub(super) fn bill(&self, level: usize, nanos: u64) -> u64 {
-        self.levels[level].virtual_nanos.fetch_add(nanos, Ordering::Relaxed);
+    pub(super) fn charge(&self, level: usize, nanos: u64) -> u64 {
+        self.levels[level].vruntime.fetch_add(nanos, Ordering::Relaxed);
         // Level l has paid 2^l times as much.
         let weight = u64::from(self.weight.load(Ordering::Relaxed));
         let nanos = (nanos >> level) * u64::from(DEFAULT_WEIGHT.get()) / weight;
         let nanos = nanos.max(1);
-        self.virtual_nanos.fetch_add(nanos, Ordering::Relaxed) + nanos
+        self.vruntime.fetch_add(nanos, Ordering::Relaxed) + nanos
     }
 
-    /// Starts close to a group that has `used` so much.
-    pub(super) fn catch_up(&self, used: u64) {
-        let floor = used.saturating_sub(HEAD_START_NANOS);
-        self.virtual_nanos.fetch_max(floor, Ordering::Relaxed);
+    /// Starts close to a group that has used `max_vruntime`.
+    pub(super) fn clamp_vruntime(&self, max_vruntime: u64) {
+        let floor = max_vruntime.saturating_sub(MAX_VRUNTIME_LAG);
+        self.vruntime.fetch_max(floor, Ordering::Relaxed);
     }
 
     /// The oldest task of the level that has had least of its share.
     pub(super) fn take(&self) -> Option<Arc<Task>> {
-        let used = |level: &usize| self.levels[*level].virtual_nanos.load(Ordering::Relaxed);
+        let vruntime = |level: &usize| self.levels[*level].vruntime.load(Ordering::Relaxed);
         let mut order: [usize; LEVELS] = std::array::from_fn(|level| level);
-        order.sort_by_key(used);
-        let furthest = used(&order[LEVELS - 1]);
+        order.sort_by_key(vruntime);
+        let max_vruntime = vruntime(&order[LEVELS - 1]);
         for level in order {
             if let Some(task) = steal(|| self.levels[level].injector.steal()) {
-                let floor = furthest.saturating_sub(HEAD_START_NANOS);
-                self.levels[level].virtual_nanos.fetch_max(floor, Ordering::Relaxed);
+                let floor = max_vruntime.saturating_sub(MAX_VRUNTIME_LAG);
+                self.levels[level].vruntime.fetch_max(floor, Ordering::Relaxed);
                 return Some(task);
             }
         }

@@ -1,7 +1,7 @@
-//! The seeded queue: one list of runnable tasks, from which a seed picks the next at random.
+//! The deterministic queue: one list of runnable tasks, from which a seed picks the next at random.
 //!
 //! It takes the place of the deques and injectors for tests: with one worker, and tasks that only
-//! each other wake, the schedule is a function of the seed. The list and the state of the dice lie
+//! each other wake, the schedule is a function of the seed. The list and the generator's state lie
 //! under one lock. Nobody is preferred, not even cancelled tasks: every order of the runnable tasks
 //! is possible, and no task waits for ever, because each has the same chance each time.
 
@@ -14,22 +14,22 @@ use super::task::Task;
 /// A random sequence fixed by its seed (SplitMix64, by Steele, Lea and Flood).
 ///
 /// ```
-/// use gatework_runtime::scheduler::Dice;
-/// let (mut one, mut same) = (Dice::new(7), Dice::new(7));
-/// assert_eq!(one.roll(), same.roll());
-/// assert!(one.below(3) < 3);
+/// use gatework_runtime::scheduler::SplitMix64;
+/// let (mut one, mut same) = (SplitMix64::new(7), SplitMix64::new(7));
+/// assert_eq!(one.next_u64(), same.next_u64());
+/// assert!(one.next_below(3) < 3);
 /// ```
 #[derive(Debug, Clone)]
-pub struct Dice(u64);
+pub struct SplitMix64(u64);
 
-impl Dice {
+impl SplitMix64 {
     /// The sequence of `seed`.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// The next number.
-    pub fn roll(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -40,14 +40,14 @@ impl Dice {
     ///
     /// # Panics
     /// If `end` is 0.
-    pub fn below(&mut self, end: usize) -> usize {
-        (self.roll() % end as u64) as usize
+    pub fn next_below(&mut self, end: usize) -> usize {
+        (self.next_u64() % end as u64) as usize
     }
 }
 
-/// What a seeded executor did so far.
+/// What a deterministic executor did so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Schedule {
+pub struct ScheduleTrace {
     /// Picks between two tasks or more. With none, the seed had no say.
     pub choices: u64,
     /// A hash of these picks. Equal for equal schedules, different for nearly all others.
@@ -57,22 +57,22 @@ pub struct Schedule {
 #[derive(Debug)]
 struct Inner {
     runnable: Vec<Arc<Task>>,
-    dice: Dice,
-    schedule: Schedule,
+    rng: SplitMix64,
+    schedule: ScheduleTrace,
     /// How many callers are adding several tasks, which must all be there before one is picked.
-    holds: usize,
+    pauses: usize,
 }
 
 #[derive(Debug)]
-pub(super) struct SeededQueue(Mutex<Inner>);
+pub(super) struct DeterministicQueue(Mutex<Inner>);
 
-impl SeededQueue {
+impl DeterministicQueue {
     pub(super) fn new(seed: u64) -> Self {
         Self(Mutex::new(Inner {
             runnable: Vec::new(),
-            dice: Dice::new(seed),
-            schedule: Schedule::default(),
-            holds: 0,
+            rng: SplitMix64::new(seed),
+            schedule: ScheduleTrace::default(),
+            pauses: 0,
         }))
     }
 
@@ -83,13 +83,13 @@ impl SeededQueue {
     pub(super) fn take(&self) -> Option<Arc<Task>> {
         let mut inner = self.0.lock();
         let count = inner.runnable.len();
-        if count == 0 || inner.holds > 0 {
+        if count == 0 || inner.pauses > 0 {
             return None;
         }
         if count == 1 {
             return inner.runnable.pop();
         }
-        let pick = inner.dice.below(count);
+        let pick = inner.rng.next_below(count);
         inner.schedule.choices += 1;
         // FNV-1a over what was picked out of how many.
         for value in [pick as u64, count as u64] {
@@ -101,19 +101,19 @@ impl SeededQueue {
 
     pub(super) fn is_empty(&self) -> bool {
         let inner = self.0.lock();
-        inner.runnable.is_empty() || inner.holds > 0
+        inner.runnable.is_empty() || inner.pauses > 0
     }
 
-    /// Lets nobody pick until [`release`](Self::release).
-    pub(super) fn hold(&self) {
-        self.0.lock().holds += 1;
+    /// Lets nobody pick until [`resume_picks`](Self::resume_picks).
+    pub(super) fn pause_picks(&self) {
+        self.0.lock().pauses += 1;
     }
 
-    pub(super) fn release(&self) {
-        self.0.lock().holds -= 1;
+    pub(super) fn resume_picks(&self) {
+        self.0.lock().pauses -= 1;
     }
 
-    pub(super) fn schedule(&self) -> Schedule {
+    pub(super) fn schedule(&self) -> ScheduleTrace {
         self.0.lock().schedule
     }
 }

@@ -59,7 +59,7 @@ impl Sleep {
     }
 
     /// Enters `worker`, looks for work again, and says whether it may park.
-    pub fn prepare(&self, worker: usize, has_work: impl FnOnce() -> bool) -> ParkToken {
+    pub fn announce_sleep(&self, worker: usize, has_work: impl FnOnce() -> bool) -> ParkToken {
         {
             let mut sleepers = self.sleepers.lock();
             sleepers.push(worker);
@@ -70,7 +70,7 @@ impl Sleep {
         if !has_work() {
             return ParkToken::Park;
         }
-        if !self.leave(worker) {
+        if !self.remove_sleeper(worker) {
             return ParkToken::Unparked;
         }
         ParkToken::Awake
@@ -79,7 +79,7 @@ impl Sleep {
     /// Takes all sleepers out, for the caller to unpark.
     #[must_use]
     pub fn notify_all(&self) -> Vec<usize> {
-        // Pairs with the fence in `prepare`, see above.
+        // Pairs with the fence in `announce_sleep`, see above.
         fence(Ordering::SeqCst);
         let mut sleepers = self.sleepers.lock();
         self.count.store(0, Ordering::SeqCst);
@@ -93,17 +93,17 @@ impl Sleep {
     /// When this returns, `worker` is not entered: a worker that is entered while it works would be
     /// picked by notifiers in place of one that sleeps.
     #[must_use]
-    pub fn rest(
+    pub fn park_unless_work(
         &self,
         worker: usize,
         has_work: impl FnOnce() -> bool,
         park: impl FnOnce(),
     ) -> bool {
-        match self.prepare(worker, has_work) {
+        match self.announce_sleep(worker, has_work) {
             ParkToken::Park => {
                 park();
                 // Nobody may have meant it: parking can end for no reason.
-                !self.leave(worker)
+                !self.remove_sleeper(worker)
             }
             // The unpark comes at once; left untaken, it would cut the next sleep short.
             ParkToken::Unparked => {
@@ -115,8 +115,8 @@ impl Sleep {
     }
 
     /// The calling worker searches no longer. Whoever found work looks for more then, and passes that on
-    /// with [`notify_one`](Self::notify_one); whoever found none goes to [`rest`](Self::rest), which looks.
-    pub fn end_search(&self) {
+    /// with [`notify_one`](Self::notify_one); whoever found none goes to [`park_unless_work`](Self::park_unless_work), which looks.
+    pub fn stop_searching(&self) {
         self.searching.fetch_sub(1, Ordering::SeqCst);
         // Pairs with the fence in `notify_one`, see above.
         fence(Ordering::SeqCst);
@@ -125,7 +125,7 @@ impl Sleep {
     /// After a push: takes one sleeper out, for the caller to unpark, unless someone searches.
     #[must_use]
     pub fn notify_one(&self) -> Option<usize> {
-        // Pairs with the fence in `prepare`, see above.
+        // Pairs with the fence in `announce_sleep`, see above.
         fence(Ordering::SeqCst);
         if self.count.load(Ordering::SeqCst) == 0 || self.searching.load(Ordering::SeqCst) > 0 {
             return None;
@@ -139,12 +139,12 @@ impl Sleep {
 
     /// Takes `worker` out if it is entered, for the caller to unpark.
     #[must_use]
-    pub fn notify_this(&self, worker: usize) -> bool {
+    pub fn notify_worker(&self, worker: usize) -> bool {
         let mut sleepers = self.sleepers.lock();
-        let Some(place) = sleepers.iter().position(|&entered| entered == worker) else {
+        let Some(index) = sleepers.iter().position(|&entered| entered == worker) else {
             return false;
         };
-        sleepers.swap_remove(place);
+        sleepers.swap_remove(index);
         self.count.store(sleepers.len(), Ordering::SeqCst);
         self.searching.fetch_add(1, Ordering::SeqCst);
         true
@@ -156,12 +156,12 @@ impl Sleep {
     }
 
     /// Takes `worker` out; `false` if it is not entered any more.
-    fn leave(&self, worker: usize) -> bool {
+    fn remove_sleeper(&self, worker: usize) -> bool {
         let mut sleepers = self.sleepers.lock();
-        let Some(place) = sleepers.iter().position(|&entered| entered == worker) else {
+        let Some(index) = sleepers.iter().position(|&entered| entered == worker) else {
             return false;
         };
-        sleepers.swap_remove(place);
+        sleepers.swap_remove(index);
         self.count.store(sleepers.len(), Ordering::SeqCst);
         true
     }

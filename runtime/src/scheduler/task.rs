@@ -36,7 +36,7 @@ use gatework_shared_state::{
 };
 use smallvec::{SmallVec, smallvec};
 
-use super::{executor::Core, resource_group::ResourceGroup};
+use super::{executor::Registry, resource_group::ResourceGroup};
 
 /// One gate or any of a few: what a blocked runnable waits for. Never empty.
 #[derive(Debug, Clone)]
@@ -44,7 +44,7 @@ pub struct Gates(SmallVec<[Gate; 2]>);
 
 impl Gates {
     /// Waits for `gate`.
-    pub fn one(gate: Gate) -> Self {
+    pub fn single(gate: Gate) -> Self {
         Self(smallvec![gate])
     }
 
@@ -57,7 +57,7 @@ impl Gates {
 
     /// Waits for any gate of both.
     #[must_use]
-    pub fn or_any(mut self, other: Self) -> Self {
+    pub fn union(mut self, other: Self) -> Self {
         self.0.extend(other.0);
         self
     }
@@ -84,13 +84,13 @@ impl Gates {
 
 impl From<Gate> for Gates {
     fn from(gate: Gate) -> Self {
-        Self::one(gate)
+        Self::single(gate)
     }
 }
 
 /// Why a runnable came back.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum RunResult {
     /// Its time slice ended; it wants to go on.
     Yield,
     /// It can go on when one of the gates is open.
@@ -102,7 +102,7 @@ pub enum Outcome {
 /// What a worker runs.
 pub trait Runnable: Send {
     /// Runs until it yields, is blocked or is done, on worker number `worker`.
-    fn run(&mut self, worker: usize) -> Outcome;
+    fn run(&mut self, worker: usize) -> RunResult;
 
     /// Takes a panic of [`run`](Self::run). The runnable is dropped afterwards.
     fn panicked(&mut self, payload: Box<dyn Any + Send>);
@@ -115,7 +115,7 @@ pub(crate) trait OnIdle: Send + Sync {
 }
 
 const ONE_WAKE_UP: u64 = 1 << 32;
-const ONE_TASK_EACH: u64 = ONE_WAKE_UP - 1;
+const ACTIVE_MASK: u64 = ONE_WAKE_UP - 1;
 
 /// Tasks that share their place in the queue's order: those of one query.
 #[derive(Default)]
@@ -125,14 +125,14 @@ pub struct TaskGroup {
     /// yet, one that has just left may still be. In the upper half, how often one was woken.
     active: AtomicU64,
     on_idle: OnceLock<Weak<dyn OnIdle>>,
-    resources: Option<Arc<ResourceGroup>>,
+    resource_group: Option<Arc<ResourceGroup>>,
 }
 
 impl fmt::Debug for TaskGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TaskGroup")
             .field("consumed", &self.consumed())
-            .field("active", &(self.active.load(Ordering::Relaxed) & ONE_TASK_EACH))
+            .field("active", &(self.active.load(Ordering::Relaxed) & ACTIVE_MASK))
             .finish_non_exhaustive()
     }
 }
@@ -144,12 +144,12 @@ impl TaskGroup {
     }
 
     /// A group that has consumed nothing, of queries that share limits.
-    pub fn within(resources: Arc<ResourceGroup>) -> Arc<Self> {
-        Arc::new(Self { resources: Some(resources), ..Self::default() })
+    pub fn in_resource_group(resource_group: Arc<ResourceGroup>) -> Arc<Self> {
+        Arc::new(Self { resource_group: Some(resource_group), ..Self::default() })
     }
 
     pub(super) fn resource_group(&self) -> Option<&Arc<ResourceGroup>> {
-        self.resources.as_ref()
+        self.resource_group.as_ref()
     }
 
     /// Worker time that the group's tasks have used.
@@ -163,11 +163,11 @@ impl TaskGroup {
     }
 
     /// Has `on_idle` told when none of its tasks can run.
-    pub(crate) fn watch(&self, on_idle: Weak<dyn OnIdle>) {
+    pub(crate) fn set_on_idle(&self, on_idle: Weak<dyn OnIdle>) {
         let _first = self.on_idle.set(on_idle);
     }
 
-    fn enter(&self) {
+    fn task_runnable(&self) {
         // Relaxed: the task's state says whether it can run; this only says when to look.
         self.active.fetch_add(ONE_WAKE_UP + 1, Ordering::Relaxed);
     }
@@ -177,9 +177,9 @@ impl TaskGroup {
         self.active.load(Ordering::Acquire) / ONE_WAKE_UP
     }
 
-    fn leave(&self) {
+    fn task_blocked(&self) {
         // Whoever takes the last one out has seen how all others left.
-        if self.active.fetch_sub(1, Ordering::AcqRel) & ONE_TASK_EACH == 1
+        if self.active.fetch_sub(1, Ordering::AcqRel) & ACTIVE_MASK == 1
             && let Some(on_idle) = self.on_idle.get().and_then(Weak::upgrade)
         {
             on_idle.idle();
@@ -298,7 +298,7 @@ pub(crate) struct Task {
     pub(super) counters: TaskCounters,
     /// The worker that ran it last, plus one; 0 before the first run.
     pub(super) last_worker: AtomicUsize,
-    core: Weak<Core>,
+    registry: Weak<Registry>,
 }
 
 struct Body {
@@ -321,7 +321,7 @@ impl fmt::Debug for Task {
 
 impl Task {
     pub(super) fn new(
-        core: &Arc<Core>,
+        registry: &Arc<Registry>,
         group: Arc<TaskGroup>,
         body: Box<dyn Runnable>,
     ) -> Arc<Self> {
@@ -332,7 +332,7 @@ impl Task {
             group,
             counters: TaskCounters::default(),
             last_worker: AtomicUsize::new(0),
-            core: Arc::downgrade(core),
+            registry: Arc::downgrade(registry),
         })
     }
 
@@ -340,15 +340,15 @@ impl Task {
         self.urgent.load(Ordering::Relaxed)
     }
 
-    pub(super) fn core(&self) -> &Weak<Core> {
-        &self.core
+    pub(super) fn registry(&self) -> &Weak<Registry> {
+        &self.registry
     }
 
     /// Runs a task taken from the queue, once. The worker's time has been spent on it since `started`;
     /// answers until when.
     pub(super) fn run(
         self: Arc<Self>,
-        core: &Arc<Core>,
+        registry: &Arc<Registry>,
         worker: usize,
         started: Instant,
     ) -> Instant {
@@ -356,17 +356,17 @@ impl Task {
             return started;
         }
         let mut body = self.body.lock();
-        let outcome = self.run_body(&mut body, worker);
+        let result = self.run_body(&mut body, worker);
         let now = Instant::now();
-        self.charge(core, now.duration_since(started));
-        match outcome {
-            Outcome::Yield => {
+        self.charge(registry, now.duration_since(started));
+        match result {
+            RunResult::Yield => {
                 drop(body);
                 add(&self.counters.yields, 1);
                 self.wake_state.requeue();
-                core.push_yielded(self);
+                registry.push_yielded(self);
             }
-            Outcome::Blocked(gates) => {
+            RunResult::Blocked(gates) => {
                 add(&self.counters.blocks, 1);
                 // Registers on the gates while still `Running`, then leaves.
                 let waker = Waker::from(self.clone());
@@ -374,14 +374,14 @@ impl Task {
                 drop(body);
                 if ready {
                     self.wake_state.requeue();
-                    core.push(self);
+                    registry.push(self);
                 } else if self.wake_state.suspend() {
-                    self.group.leave();
+                    self.group.task_blocked();
                 } else {
-                    core.push(self);
+                    registry.push(self);
                 }
             }
-            Outcome::Done => {
+            RunResult::Done => {
                 // A gate that never opens keeps its wakers, and so this task, for as long as it
                 // lives: the task must not keep the gate in turn.
                 let left = (body.runnable.take(), body.waits.take());
@@ -389,46 +389,46 @@ impl Task {
                 self.wake_state.finish();
                 // Counted as ended before the body goes, so that whoever learns of the end from the
                 // body's destructor finds no task alive.
-                core.task_ended();
+                registry.task_ended();
                 // A destructor that panics must not take the worker with it.
                 let _contained = catch_unwind(AssertUnwindSafe(|| drop(left)));
-                self.group.leave();
+                self.group.task_blocked();
             }
         }
         now
     }
 
-    fn run_body(&self, body: &mut Body, worker: usize) -> Outcome {
+    fn run_body(&self, body: &mut Body, worker: usize) -> RunResult {
         add(&self.counters.runs, 1);
-        let Some(runnable) = body.runnable.as_mut() else { return Outcome::Done };
+        let Some(runnable) = body.runnable.as_mut() else { return RunResult::Done };
         match catch_unwind(AssertUnwindSafe(|| runnable.run(worker))) {
-            Ok(outcome) => outcome,
+            Ok(result) => result,
             Err(payload) => {
                 let _contained = catch_unwind(AssertUnwindSafe(|| runnable.panicked(payload)));
-                Outcome::Done
+                RunResult::Done
             }
         }
     }
 
-    fn charge(&self, core: &Core, spent: Duration) {
+    fn charge(&self, registry: &Registry, spent: Duration) {
         self.group.charge(spent);
         add(&self.counters.busy_nanos, spent.as_nanos() as u64);
-        core.queue.charge(&self.group, spent);
+        registry.queue.charge(&self.group, spent);
     }
 }
 
 impl Wake for Task {
     fn wake(self: Arc<Self>) {
         if self.wake_state.wake() {
-            self.group.enter();
-            Core::push_woken(self);
+            self.group.task_runnable();
+            Registry::push_woken(self);
         }
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
         if self.wake_state.wake() {
-            self.group.enter();
-            Core::push_woken(self.clone());
+            self.group.task_runnable();
+            Registry::push_woken(self.clone());
         }
     }
 }
@@ -446,13 +446,13 @@ impl TaskHandle {
     /// Makes the task runnable in front of all others: it was cancelled.
     pub fn wake_urgently(&self) {
         self.0.urgent.store(true, Ordering::Relaxed);
-        let Some(core) = self.0.core.upgrade() else { return };
+        let Some(registry) = self.0.registry.upgrade() else { return };
         // An entry in front for a task that waits in a long queue; the old entry goes stale.
         if self.0.wake_state.wake() {
-            self.0.group.enter();
-            core.push(self.0.clone());
+            self.0.group.task_runnable();
+            registry.push(self.0.clone());
         } else if self.0.wake_state.state() == TaskState::Runnable {
-            core.push(self.0.clone());
+            registry.push(self.0.clone());
         }
     }
 

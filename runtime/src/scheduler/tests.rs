@@ -19,14 +19,14 @@ use std::{
 
 use gatework_shared_state::{Dependency, DependencyKind, Gate};
 
-use super::{Executor, Gates, Outcome, Runnable, TaskGroup, TaskHandle, TaskState};
+use super::{Executor, Gates, RunResult, Runnable, TaskGroup, TaskHandle, TaskState};
 use crate::hang_guard::guarded;
 
 /// A runnable made of a closure.
 struct Body<F>(F);
 
-impl<F: FnMut(usize) -> Outcome + Send> Runnable for Body<F> {
-    fn run(&mut self, worker: usize) -> Outcome {
+impl<F: FnMut(usize) -> RunResult + Send> Runnable for Body<F> {
+    fn run(&mut self, worker: usize) -> RunResult {
         (self.0)(worker)
     }
 
@@ -48,7 +48,7 @@ fn pool(threads: usize) -> Arc<rayon::ThreadPool> {
 fn spawn(
     executor: &Executor,
     group: &Arc<TaskGroup>,
-    body: impl FnMut(usize) -> Outcome + Send + 'static,
+    body: impl FnMut(usize) -> RunResult + Send + 'static,
 ) -> TaskHandle {
     executor.spawn(group, Box::new(Body(body))).unwrap()
 }
@@ -60,7 +60,7 @@ fn once(executor: &Executor, body: impl FnOnce(usize) + Send + 'static) -> TaskH
         if let Some(body) = body.take() {
             body(worker);
         }
-        Outcome::Done
+        RunResult::Done
     });
     handle.wake();
     handle
@@ -91,9 +91,9 @@ fn states_are_those_of_the_protocol() {
                 report.send(()).unwrap();
                 going.recv().unwrap();
                 if waits.is_ready() {
-                    Outcome::Done
+                    RunResult::Done
                 } else {
-                    Outcome::Blocked(waits.clone().into())
+                    RunResult::Blocked(waits.clone().into())
                 }
             }
         });
@@ -131,14 +131,14 @@ fn a_task_woken_while_it_runs_is_run_once_more() {
         let executor = own(2);
         let (go, going) = mpsc::channel::<()>();
         let (report, reports) = mpsc::channel();
-        let shut = gate();
+        let blocked_gate = gate();
         let handle = spawn(&executor, &TaskGroup::new(), {
-            let shut = shut.clone();
+            let blocked_gate = blocked_gate.clone();
             move |_| {
                 report.send(()).unwrap();
                 match going.recv() {
-                    Ok(()) => Outcome::Blocked(shut.clone().into()),
-                    Err(_) => Outcome::Done,
+                    Ok(()) => RunResult::Blocked(blocked_gate.clone().into()),
+                    Err(_) => RunResult::Done,
                 }
             }
         });
@@ -156,7 +156,7 @@ fn a_task_woken_while_it_runs_is_run_once_more() {
         assert!(reports.try_recv().is_err(), "six wake-ups made one run");
         assert_eq!(handle.state(), TaskState::Blocked);
         drop((one, other, go));
-        shut.set_ready();
+        blocked_gate.set_ready();
         reports.recv().unwrap();
     });
 }
@@ -174,12 +174,12 @@ fn a_hundred_thousand_tasks_are_each_woken_by_a_gate() {
                 let waits = mine.clone();
                 let handle = spawn(&executor, &group, move |_| {
                     if !waits.is_ready() {
-                        return Outcome::Blocked(waits.clone().into());
+                        return RunResult::Blocked(waits.clone().into());
                     }
                     if runs.fetch_add(1, Ordering::SeqCst) + 1 == TASKS {
                         all_done.set_ready();
                     }
-                    Outcome::Done
+                    RunResult::Done
                 });
                 handle.wake();
                 mine
@@ -191,10 +191,10 @@ fn a_hundred_thousand_tasks_are_each_woken_by_a_gate() {
         let (report, reports) = mpsc::channel();
         let handle = spawn(&executor, &group, move |_| {
             if !all_done.is_ready() {
-                return Outcome::Blocked(all_done.clone().into());
+                return RunResult::Blocked(all_done.clone().into());
             }
             report.send(()).unwrap();
-            Outcome::Done
+            RunResult::Done
         });
         handle.wake();
         reports.recv().unwrap();
@@ -209,17 +209,17 @@ fn any_of_a_few_gates_wakes() {
         let executor = own(2);
         for opened in 0..3 {
             let gates = [gate(), gate(), gate()];
-            let waits = Gates::one(gates[0].clone())
-                .or_any(Gates::from(gates[1].clone()).or(gates[2].clone()));
+            let waits = Gates::single(gates[0].clone())
+                .union(Gates::from(gates[1].clone()).or(gates[2].clone()));
             assert_eq!(waits.iter().count(), 3);
             let (report, reports) = mpsc::channel();
             let seen = gates.clone();
             let handle = spawn(&executor, &TaskGroup::new(), move |_| {
                 match seen.iter().position(|gate| gate.is_ready()) {
-                    None => Outcome::Blocked(waits.clone()),
-                    Some(place) => {
-                        report.send(place).unwrap();
-                        Outcome::Done
+                    None => RunResult::Blocked(waits.clone()),
+                    Some(index) => {
+                        report.send(index).unwrap();
+                        RunResult::Done
                     }
                 }
             });

@@ -1,7 +1,7 @@
 //! Workers that park and pushes that wake them: no push is left lying while a worker sleeps, and a
 //! worker that is awake is not entered as a sleeper.
 //!
-//! [`House`] does what workers and pushes do, over [`Sleep`] as it ships. The queue is a number that
+//! [`WorkerPool`] does what workers and pushes do, over [`Sleep`] as it ships. The queue is a number that
 //! is read and written `Relaxed`, so that only the fences of the protocol order it.
 
 use std::sync::Arc;
@@ -19,20 +19,30 @@ use crate::support::{Parker, check, join_all, must_fail};
 
 /// The protocol of sleepers and notifiers, for the one that ships and for broken ones.
 trait Sleepers: Send + Sync + 'static {
-    fn rest(&self, worker: usize, has_work: impl Fn() -> bool, park: impl FnOnce()) -> bool;
-    fn end_search(&self);
+    fn park_unless_work(
+        &self,
+        worker: usize,
+        has_work: impl Fn() -> bool,
+        park: impl FnOnce(),
+    ) -> bool;
+    fn stop_searching(&self);
     fn notify_one(&self) -> Option<usize>;
     fn notify_all(&self) -> Vec<usize>;
     fn count(&self) -> usize;
 }
 
 impl Sleepers for Sleep {
-    fn rest(&self, worker: usize, has_work: impl Fn() -> bool, park: impl FnOnce()) -> bool {
-        self.rest(worker, has_work, park)
+    fn park_unless_work(
+        &self,
+        worker: usize,
+        has_work: impl Fn() -> bool,
+        park: impl FnOnce(),
+    ) -> bool {
+        self.park_unless_work(worker, has_work, park)
     }
 
-    fn end_search(&self) {
-        self.end_search();
+    fn stop_searching(&self) {
+        self.stop_searching();
     }
 
     fn notify_one(&self) -> Option<usize> {
@@ -48,7 +58,7 @@ impl Sleepers for Sleep {
     }
 }
 
-struct House<S> {
+struct WorkerPool<S> {
     sleep: S,
     parkers: Vec<Parker>,
     /// What was pushed and not taken.
@@ -61,7 +71,7 @@ struct House<S> {
     items: usize,
 }
 
-impl<S: Sleepers> House<S> {
+impl<S: Sleepers> WorkerPool<S> {
     fn new(sleep: S, workers: usize, items: usize) -> Arc<Self> {
         Arc::new(Self {
             sleep,
@@ -83,12 +93,12 @@ impl<S: Sleepers> House<S> {
         workers.into_iter().for_each(|worker| self.parkers[worker].unpark());
     }
 
-    fn drain(&self, mut searches: bool) {
+    fn drain(&self, mut searching: bool) {
         let take = |items: usize| items.checked_sub(1);
         while self.queue.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
-            if searches {
-                searches = false;
-                self.sleep.end_search();
+            if searching {
+                searching = false;
+                self.sleep.stop_searching();
                 if self.queue.load(Ordering::Relaxed) > 0 {
                     self.unpark(self.sleep.notify_one());
                 }
@@ -98,8 +108,8 @@ impl<S: Sleepers> House<S> {
                 self.unpark(self.sleep.notify_all());
             }
         }
-        if searches {
-            self.sleep.end_search();
+        if searching {
+            self.sleep.stop_searching();
         }
     }
 
@@ -115,13 +125,14 @@ impl<S: Sleepers> House<S> {
 
     /// A worker's loop, until all items were taken.
     fn work(&self, worker: usize) {
-        let mut searches = false;
+        let mut searching = false;
         loop {
-            self.drain(searches);
+            self.drain(searching);
             if self.stopped.load(Ordering::Relaxed) {
                 return;
             }
-            searches = self.sleep.rest(worker, || self.has_work(), || self.park(worker));
+            searching =
+                self.sleep.park_unless_work(worker, || self.has_work(), || self.park(worker));
             if self.parkers.len() == 1 {
                 assert_eq!(self.sleep.count(), 0, "awake, and entered as a sleeper");
             }
@@ -131,93 +142,94 @@ impl<S: Sleepers> House<S> {
 
 /// Two pushes from outside, one worker.
 fn one_worker<S: Sleepers>(sleep: impl Fn() -> S) {
-    let house = House::new(sleep(), 1, 2);
+    let pool = WorkerPool::new(sleep(), 1, 2);
     let pusher = thread::spawn({
-        let house = house.clone();
+        let pool = pool.clone();
         move || {
-            house.push();
-            house.push();
+            pool.push();
+            pool.push();
         }
     });
-    house.work(0);
+    pool.work(0);
     pusher.join().unwrap();
-    assert!(!house.parkers[0].has_token(), "an unpark was left over");
+    assert!(!pool.parkers[0].has_token(), "an unpark was left over");
 }
 
 /// The same, when the worker's first park ends for no reason.
 fn spurious_unpark<S: Sleepers>(sleep: impl Fn() -> S) {
-    let house = House::new(sleep(), 1, 1);
-    house.spurious.store(true, Ordering::Relaxed);
+    let pool = WorkerPool::new(sleep(), 1, 1);
+    pool.spurious.store(true, Ordering::Relaxed);
     let pusher = thread::spawn({
-        let house = house.clone();
-        move || house.push()
+        let pool = pool.clone();
+        move || pool.push()
     });
-    house.work(0);
+    pool.work(0);
     pusher.join().unwrap();
 }
 
 /// A push from outside and one from a worker, two workers, and the stop that wakes all.
 fn two_workers<S: Sleepers>(sleep: impl Fn() -> S) {
-    let house = House::new(sleep(), 2, 2);
+    let pool = WorkerPool::new(sleep(), 2, 2);
     let others = [
         thread::spawn({
-            let house = house.clone();
-            move || house.work(1)
+            let pool = pool.clone();
+            move || pool.work(1)
         }),
         thread::spawn({
-            let house = house.clone();
-            move || house.push()
+            let pool = pool.clone();
+            move || pool.push()
         }),
     ];
-    house.push();
-    house.work(0);
+    pool.push();
+    pool.work(0);
     join_all(others);
-    assert_eq!(house.taken.load(Ordering::Relaxed), 2);
+    assert_eq!(pool.taken.load(Ordering::Relaxed), 2);
 }
 
-impl House<Sleep> {
-    /// The loop of a worker that may retire, and then `looks` whether it leaves work behind.
-    fn work_until_retired(&self, worker: usize, retired: &AtomicBool, looks: bool) {
-        let mut searches = false;
+impl WorkerPool<Sleep> {
+    /// The loop of a worker that may retire, and then `rechecks` whether it leaves work behind.
+    fn work_until_retired(&self, worker: usize, retired: &AtomicBool, rechecks: bool) {
+        let mut searching = false;
         loop {
-            self.drain(searches);
-            let is_over = || self.stopped.load(Ordering::Relaxed) || retired.load(Ordering::SeqCst);
-            if is_over() {
-                if looks && self.queue.load(Ordering::Relaxed) > 0 {
+            self.drain(searching);
+            let is_finished =
+                || self.stopped.load(Ordering::Relaxed) || retired.load(Ordering::SeqCst);
+            if is_finished() {
+                if rechecks && self.queue.load(Ordering::Relaxed) > 0 {
                     self.unpark(self.sleep.notify_one());
                 }
                 return;
             }
-            let has_work = || self.has_work() || is_over();
-            searches = self.sleep.rest(worker, has_work, || self.park(worker));
+            let has_work = || self.has_work() || is_finished();
+            searching = self.sleep.park_unless_work(worker, has_work, || self.park(worker));
         }
     }
 }
 
 /// A push from outside while worker 1 retires: the other one takes it, or worker 1 does before it leaves.
-fn a_worker_retires(looks: bool) {
-    let house = House::new(Sleep::new([]), 2, 1);
+fn a_worker_retires(rechecks: bool) {
+    let pool = WorkerPool::new(Sleep::new([]), 2, 1);
     let retired = Arc::new(AtomicBool::new(false));
     let others = [
         thread::spawn({
-            let (house, retired) = (house.clone(), retired.clone());
-            move || house.work_until_retired(1, &retired, looks)
+            let (pool, retired) = (pool.clone(), retired.clone());
+            move || pool.work_until_retired(1, &retired, rechecks)
         }),
         thread::spawn({
-            let house = house.clone();
-            move || house.push()
+            let pool = pool.clone();
+            move || pool.push()
         }),
     ];
     retired.store(true, Ordering::SeqCst);
-    if house.sleep.notify_this(1) {
-        house.unpark([1]);
+    if pool.sleep.notify_worker(1) {
+        pool.unpark([1]);
     }
-    house.work(0);
+    pool.work(0);
     join_all(others);
-    assert_eq!(house.taken.load(Ordering::Relaxed), 1);
+    assert_eq!(pool.taken.load(Ordering::Relaxed), 1);
 }
 
-/// Workers that are all entered at the start, as those on borrowed threads are: of two pushes one wakes
+/// Workers that are all entered at the start, as those on hosted threads are: of two pushes one wakes
 /// a worker, which then looks and wakes the other.
 fn one_push_one_worker<S: Sleepers>(sleep: impl Fn() -> S) {
     let sleep = Arc::new(sleep());
@@ -230,7 +242,7 @@ fn one_push_one_worker<S: Sleepers>(sleep: impl Fn() -> S) {
     // Both, if neither saw the other search.
     if woken.len() == 1 {
         assert_eq!(sleep.notify_one(), None);
-        sleep.end_search();
+        sleep.stop_searching();
         woken.extend(sleep.notify_one());
     }
     woken.sort_unstable();
@@ -277,9 +289,9 @@ mod broken {
         /// No fence between entering and looking, nor between pushing and looking.
         NoFence,
         /// Parks without looking for work once more after entering.
-        NoSecondLook,
+        NoRecheck,
         /// Looks for work, then enters.
-        LooksThenEnters,
+        ChecksThenEnters,
         /// Leaves the unpark of a worker that found work for its next park.
         TokenLeftOver,
         /// Takes a sleeper out without unparking it: here, forgets whom it took.
@@ -305,11 +317,11 @@ mod broken {
         /// Takes `worker` out, or the last one.
         fn take_out(&self, worker: Option<usize>) -> Option<usize> {
             let mut sleepers = self.sleepers.lock().unwrap();
-            let place = match worker {
+            let index = match worker {
                 Some(worker) => sleepers.iter().position(|entered| *entered == worker)?,
                 None => sleepers.len().checked_sub(1)?,
             };
-            let taken = sleepers.swap_remove(place);
+            let taken = sleepers.swap_remove(index);
             self.count.store(sleepers.len(), Ordering::SeqCst);
             Some(taken)
         }
@@ -322,8 +334,13 @@ mod broken {
     }
 
     impl Sleepers for Broken {
-        fn rest(&self, worker: usize, has_work: impl Fn() -> bool, park: impl FnOnce()) -> bool {
-            if self.fault == Fault::LooksThenEnters {
+        fn park_unless_work(
+            &self,
+            worker: usize,
+            has_work: impl Fn() -> bool,
+            park: impl FnOnce(),
+        ) -> bool {
+            if self.fault == Fault::ChecksThenEnters {
                 let found = has_work();
                 self.enter(worker);
                 self.fence();
@@ -335,7 +352,7 @@ mod broken {
             }
             self.enter(worker);
             self.fence();
-            if self.fault == Fault::NoSecondLook || !has_work() {
+            if self.fault == Fault::NoRecheck || !has_work() {
                 if self.fault == Fault::SearchesInItsSleep {
                     self.searching.store(0, Ordering::SeqCst);
                 }
@@ -349,7 +366,7 @@ mod broken {
             unparked
         }
 
-        fn end_search(&self) {
+        fn stop_searching(&self) {
             if self.fault != Fault::SearchesInItsSleep {
                 self.searching.fetch_sub(1, Ordering::SeqCst);
                 self.fence();
@@ -402,13 +419,13 @@ mod broken {
     }
 
     #[test]
-    fn no_second_look() {
-        must_fail(ASLEEP, || one_worker(with(Fault::NoSecondLook)));
+    fn no_recheck() {
+        must_fail(ASLEEP, || one_worker(with(Fault::NoRecheck)));
     }
 
     #[test]
-    fn looks_then_enters() {
-        must_fail(ASLEEP, || one_worker(with(Fault::LooksThenEnters)));
+    fn checks_then_enters() {
+        must_fail(ASLEEP, || one_worker(with(Fault::ChecksThenEnters)));
     }
 
     #[test]
@@ -422,7 +439,7 @@ mod broken {
     }
 
     #[test]
-    fn retires_without_a_look() {
+    fn retires_without_a_recheck() {
         must_fail(ASLEEP, || a_worker_retires(false));
     }
 

@@ -52,7 +52,7 @@ impl States for WakeState {
 }
 
 /// What one run of a task's body answers.
-enum Answer {
+enum RunResult {
     Yield,
     Blocked(Gates),
     /// Blocked without a gate: only a direct wake-up (start, cancel) runs it again.
@@ -60,7 +60,7 @@ enum Answer {
     Done,
 }
 
-type Body<S> = Box<dyn Fn(&Task<S>) -> Answer + Send + Sync>;
+type Body<S> = Box<dyn Fn(&Task<S>) -> RunResult + Send + Sync>;
 
 struct Task<S> {
     states: S,
@@ -76,7 +76,7 @@ struct Task<S> {
 }
 
 impl<S: States> Task<S> {
-    fn new(states: S, body: impl Fn(&Self) -> Answer + Send + Sync + 'static) -> Arc<Self> {
+    fn new(states: S, body: impl Fn(&Self) -> RunResult + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self {
             states,
             body: Box::new(body),
@@ -117,19 +117,19 @@ impl<S: States> Task<S> {
         assert!(!self.inside.swap(true, Ordering::Relaxed), "two runs at once");
         assert!(!self.done.load(Ordering::Relaxed), "a run after the last");
         let runs = self.runs.load(Ordering::Relaxed);
-        let answer = (self.body)(self);
+        let result = (self.body)(self);
         assert_eq!(self.runs.load(Ordering::Relaxed), runs, "another run came in between");
         self.runs.store(runs + 1, Ordering::Relaxed);
-        if let Answer::Done = answer {
+        if let RunResult::Done = result {
             self.done.store(true, Ordering::Relaxed);
         }
         self.inside.store(false, Ordering::Relaxed);
-        match answer {
-            Answer::Yield => {
+        match result {
+            RunResult::Yield => {
                 self.states.requeue();
                 self.push();
             }
-            Answer::Blocked(gates) => {
+            RunResult::Blocked(gates) => {
                 if gates.poll_any_ready(&Waker::from(self.clone())) {
                     self.states.requeue();
                     self.push();
@@ -137,12 +137,12 @@ impl<S: States> Task<S> {
                     self.push();
                 }
             }
-            Answer::Suspended => {
+            RunResult::Suspended => {
                 if !self.states.suspend() {
                     self.push();
                 }
             }
-            Answer::Done => self.states.finish(),
+            RunResult::Done => self.states.finish(),
         }
         true
     }
@@ -171,8 +171,8 @@ fn gate() -> Gate {
 }
 
 /// Done when cancelled, else suspended until someone wakes it.
-fn until_cancelled<S: States>(task: &Task<S>) -> Answer {
-    if task.cancelled.load(Ordering::Relaxed) { Answer::Done } else { Answer::Suspended }
+fn until_cancelled<S: States>(task: &Task<S>) -> RunResult {
+    if task.cancelled.load(Ordering::Relaxed) { RunResult::Done } else { RunResult::Suspended }
 }
 
 /// A gate opens while the task finds it shut and leaves.
@@ -181,7 +181,11 @@ fn gate_opens<S: States>(states: impl Fn() -> S) {
     let task = Task::new(states(), {
         let gate = gate.clone();
         move |_: &Task<S>| {
-            if gate.is_ready() { Answer::Done } else { Answer::Blocked(Gates::one(gate.clone())) }
+            if gate.is_ready() {
+                RunResult::Done
+            } else {
+                RunResult::Blocked(Gates::single(gate.clone()))
+            }
         }
     });
     task.schedule();
@@ -198,12 +202,12 @@ fn two_gates_two_workers<S: States>(states: impl Fn() -> S) {
         let gates = gates.clone();
         move |_: &Task<S>| {
             if gates.iter().all(|gate| gate.is_ready()) {
-                return Answer::Done;
+                return RunResult::Done;
             }
-            let shut: Vec<_> = gates.iter().filter(|gate| !gate.is_ready()).cloned().collect();
-            let Some((first, rest)) = shut.split_first() else { return Answer::Yield };
-            let one = Gates::one(first.clone());
-            Answer::Blocked(rest.iter().fold(one, |gates, gate| gates.or(gate.clone())))
+            let blocked: Vec<_> = gates.iter().filter(|gate| !gate.is_ready()).cloned().collect();
+            let Some((first, rest)) = blocked.split_first() else { return RunResult::Yield };
+            let one = Gates::single(first.clone());
+            RunResult::Blocked(rest.iter().fold(one, |gates, gate| gates.or(gate.clone())))
         }
     });
     task.schedule();
@@ -240,7 +244,11 @@ fn cancelled_meanwhile<S: States>(states: impl Fn() -> S) {
 /// The same, when the task's time slice ends in between: the wake-up meets the requeue.
 fn cancelled_around_a_yield<S: States>(states: impl Fn() -> S) {
     let task = Task::new(states(), |task: &Task<S>| {
-        if task.runs.load(Ordering::Relaxed) == 0 { Answer::Yield } else { until_cancelled(task) }
+        if task.runs.load(Ordering::Relaxed) == 0 {
+            RunResult::Yield
+        } else {
+            until_cancelled(task)
+        }
     });
     task.schedule();
     let canceller = thread::spawn({

@@ -1,6 +1,6 @@
 //! Shuttle model of an executor whose number of threads changes while workers push and steal.
 //!
-//! Run by `.ci/models`; without `--cfg shuttle` this file is empty. [`House`] does what the workers of
+//! Run by `.ci/models`; without `--cfg shuttle` this file is empty. [`WorkerPool`] does what the workers of
 //! `scheduler/worker.rs` and `Executor::set_threads` do, over [`Sleep`] as it ships: deques that others steal
 //! from, an injector, workers that retire between two tasks and hand on what they have, and come back.
 //! Shuttle finds the deadlock that a task which nobody looks at becomes; each fault is one that it must find.
@@ -39,7 +39,7 @@ const SEED: u64 = 0x6761_7465;
 enum Fault {
     None,
     /// A worker that retires hands its tasks on and wakes nobody for them.
-    GivesSilently,
+    HandsOffSilently,
     /// A worker that retires takes what it had with it.
     KeepsItsTasks,
 }
@@ -64,7 +64,7 @@ impl Parker {
     }
 }
 
-struct House {
+struct WorkerPool {
     sleep: Sleep,
     parkers: Vec<Parker>,
     deques: Vec<Mutex<VecDeque<usize>>>,
@@ -76,7 +76,7 @@ struct House {
     fault: Fault,
 }
 
-impl House {
+impl WorkerPool {
     fn new(fault: Fault) -> Arc<Self> {
         Arc::new(Self {
             sleep: Sleep::new([]),
@@ -94,7 +94,7 @@ impl House {
         worker >= self.workers.load(Ordering::SeqCst)
     }
 
-    fn is_over(&self) -> bool {
+    fn is_finished(&self) -> bool {
         self.ran.load(Ordering::SeqCst) == TASKS
     }
 
@@ -149,10 +149,10 @@ impl House {
         self.parkers.iter().for_each(Parker::unpark);
     }
 
-    fn drain(&self, worker: usize, mut searches: bool) {
+    fn drain(&self, worker: usize, mut searching: bool) {
         while let Some(task) = self.take(worker) {
-            if std::mem::take(&mut searches) {
-                self.sleep.end_search();
+            if std::mem::take(&mut searching) {
+                self.sleep.stop_searching();
                 if !self.is_empty() {
                     self.wake_one();
                 }
@@ -162,41 +162,42 @@ impl House {
                 break;
             }
         }
-        if searches {
-            self.sleep.end_search();
+        if searching {
+            self.sleep.stop_searching();
         }
     }
 
-    fn give_away(&self, worker: usize) {
+    fn hand_off_tasks(&self, worker: usize) {
         if self.fault == Fault::KeepsItsTasks {
             return;
         }
         loop {
             let Some(task) = self.deques[worker].lock().unwrap().pop_back() else { break };
             match self.fault {
-                Fault::GivesSilently => self.injector.lock().unwrap().push_back(task),
+                Fault::HandsOffSilently => self.injector.lock().unwrap().push_back(task),
                 _ => self.inject(task),
             }
         }
-        if self.fault != Fault::GivesSilently && !self.is_empty() {
+        if self.fault != Fault::HandsOffSilently && !self.is_empty() {
             self.wake_one();
         }
     }
 
     /// The loop of a worker's thread, which parks while the worker is retired.
     fn work(&self, worker: usize) {
-        while !self.is_over() {
-            let mut searches = false;
+        while !self.is_finished() {
+            let mut searching = false;
             loop {
-                self.drain(worker, searches);
-                if self.is_over() || self.is_retired(worker) {
+                self.drain(worker, searching);
+                if self.is_finished() || self.is_retired(worker) {
                     break;
                 }
-                let has_work = || !self.is_empty() || self.is_over() || self.is_retired(worker);
-                searches = self.sleep.rest(worker, has_work, || self.parkers[worker].park());
+                let has_work = || !self.is_empty() || self.is_finished() || self.is_retired(worker);
+                searching =
+                    self.sleep.park_unless_work(worker, has_work, || self.parkers[worker].park());
             }
-            self.give_away(worker);
-            while self.is_retired(worker) && !self.is_over() {
+            self.hand_off_tasks(worker);
+            while self.is_retired(worker) && !self.is_finished() {
                 self.parkers[worker].park();
             }
         }
@@ -205,7 +206,7 @@ impl House {
     fn resize(&self, to: usize) {
         let before = self.workers.swap(to, Ordering::SeqCst);
         for worker in to..before {
-            if self.sleep.notify_this(worker) {
+            if self.sleep.notify_worker(worker) {
                 self.parkers[worker].unpark();
             }
         }
@@ -216,23 +217,23 @@ impl House {
 }
 
 fn model(fault: Fault) {
-    let house = House::new(fault);
+    let pool = WorkerPool::new(fault);
     let mut threads: Vec<_> = (0..WORKERS)
         .map(|worker| {
-            let house = house.clone();
-            thread::spawn(move || house.work(worker))
+            let pool = pool.clone();
+            thread::spawn(move || pool.work(worker))
         })
         .collect();
     threads.push(thread::spawn({
-        let house = house.clone();
-        move || (0..SEEDS).for_each(|task| house.inject(task))
+        let pool = pool.clone();
+        move || (0..SEEDS).for_each(|task| pool.inject(task))
     }));
     for _ in 0..RESIZES {
-        house.resize(thread_rng().gen_range(1..=WORKERS));
+        pool.resize(thread_rng().gen_range(1..=WORKERS));
     }
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     let once = |runs: &AtomicUsize| runs.load(Ordering::SeqCst) == 1;
-    assert!(house.runs.iter().all(once), "a task was lost");
+    assert!(pool.runs.iter().all(once), "a task was lost");
 }
 
 #[test]
@@ -255,7 +256,7 @@ fn caught(fault: Fault) {
 
 #[test]
 fn tasks_handed_on_silently_are_seen() {
-    caught(Fault::GivesSilently);
+    caught(Fault::HandsOffSilently);
 }
 
 #[test]

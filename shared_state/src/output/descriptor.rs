@@ -19,23 +19,23 @@ pub enum OutputKind {
 
 /// What cannot be done with an output: a fault of whoever links stages, not of a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Misuse(pub(super) String);
+pub struct ProtocolError(pub(super) String);
 
-impl fmt::Display for Misuse {
+impl fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Misuse {}
+impl std::error::Error for ProtocolError {}
 
 /// The buffers that are known of, each with its partition, and whether there will be others.
 ///
 /// ```
 /// use gatework_shared_state::output::{OutputBuffers, OutputKind};
-/// # fn main() -> Result<(), gatework_shared_state::output::Misuse> {
+/// # fn main() -> Result<(), gatework_shared_state::output::ProtocolError> {
 /// let none = OutputBuffers::new(OutputKind::Broadcast);
-/// let two = none.with_buffer(0, 0)?.with_buffer(1, 0)?.with_no_more();
+/// let two = none.with_buffer(0, 0)?.with_buffer(1, 0)?.with_no_more_buffers();
 /// assert_eq!((two.version(), two.len()), (3, 2));
 /// assert!(none.check_transition(&two).is_ok());
 /// assert!(two.with_buffer(2, 0).is_err());
@@ -46,20 +46,20 @@ impl std::error::Error for Misuse {}
 pub struct OutputBuffers {
     kind: OutputKind,
     version: u64,
-    no_more: bool,
+    no_more_buffers: bool,
     partitions: BTreeMap<BufferId, usize>,
 }
 
 impl OutputBuffers {
     /// No buffers, and there will be some.
     pub fn new(kind: OutputKind) -> Self {
-        Self { kind, version: 0, no_more: false, partitions: BTreeMap::new() }
+        Self { kind, version: 0, no_more_buffers: false, partitions: BTreeMap::new() }
     }
 
     /// All buffers of a partitioned output: as many as there are partitions.
-    pub fn of_partitions(count: usize) -> Self {
+    pub fn with_partitions(count: usize) -> Self {
         let partitions = (0..count).map(|partition| (partition, partition)).collect();
-        Self { kind: OutputKind::Partitioned, version: 1, no_more: true, partitions }
+        Self { kind: OutputKind::Partitioned, version: 1, no_more_buffers: true, partitions }
     }
 
     /// How pages are given to buffers.
@@ -73,8 +73,8 @@ impl OutputBuffers {
     }
 
     /// Whether there will be no others.
-    pub fn no_more(&self) -> bool {
-        self.no_more
+    pub fn no_more_buffers(&self) -> bool {
+        self.no_more_buffers
     }
 
     /// How many there are.
@@ -101,16 +101,16 @@ impl OutputBuffers {
     ///
     /// # Errors
     /// If it is there for another partition, or there are to be no more.
-    pub fn with_buffer(&self, id: BufferId, partition: usize) -> Result<Self, Misuse> {
+    pub fn with_buffer(&self, id: BufferId, partition: usize) -> Result<Self, ProtocolError> {
         match self.partitions.get(&id) {
             Some(known) if *known == partition => return Ok(self.clone()),
             Some(known) => {
-                return Err(Misuse(format!(
+                return Err(ProtocolError(format!(
                     "buffer {id} is for partition {known}, not {partition}"
                 )));
             }
-            None if self.no_more => {
-                return Err(Misuse(format!("buffer {id} comes after the last one")));
+            None if self.no_more_buffers => {
+                return Err(ProtocolError(format!("buffer {id} comes after the last one")));
             }
             None => {}
         }
@@ -122,10 +122,10 @@ impl OutputBuffers {
 
     /// The same, and there will be no others.
     #[must_use]
-    pub fn with_no_more(&self) -> Self {
-        match self.no_more {
+    pub fn with_no_more_buffers(&self) -> Self {
+        match self.no_more_buffers {
             true => self.clone(),
-            false => Self { no_more: true, version: self.version + 1, ..self.clone() },
+            false => Self { no_more_buffers: true, version: self.version + 1, ..self.clone() },
         }
     }
 
@@ -133,15 +133,15 @@ impl OutputBuffers {
     ///
     /// # Errors
     /// If it may not.
-    pub fn check_transition(&self, newer: &Self) -> Result<(), Misuse> {
-        let fault = |what: &str| Err(Misuse(format!("{what}: {self:?} and then {newer:?}")));
+    pub fn check_transition(&self, newer: &Self) -> Result<(), ProtocolError> {
+        let fault = |what: &str| Err(ProtocolError(format!("{what}: {self:?} and then {newer:?}")));
         if self.kind != newer.kind {
             return fault("an output changes its kind");
         }
         if newer.version < self.version {
             return fault("an output goes back to an older version");
         }
-        if (self.no_more || newer.version == self.version) && self != newer {
+        if (self.no_more_buffers || newer.version == self.version) && self != newer {
             return fault("a version of an output says two things");
         }
         let kept = |(id, partition)| newer.partitions.get(id) == Some(partition);

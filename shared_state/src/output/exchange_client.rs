@@ -9,17 +9,17 @@
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
-use super::{After, BufferId, Misuse, Output, Read};
-use crate::{Dependency, DependencyKind, Gate, Payload, Take, Wakeups, sync::Mutex};
+use super::{BufferId, Deferred, OutputBuffer, PageRead, ProtocolError};
+use crate::{Dependency, DependencyKind, Gate, Payload, PopResult, Wakeups, sync::Mutex};
 
 /// Whose output it is.
 pub type LocationId = u64;
 
 /// What one answer of an output is at most, but for a page that is larger.
-const MOST_BYTES: usize = 1 << 20;
+const MAX_READ_BYTES: usize = 1 << 20;
 
 struct Location<T> {
-    output: Output<T>,
+    output: OutputBuffer<T>,
     buffer: BufferId,
     token: u64,
 }
@@ -28,7 +28,7 @@ struct Inner<T> {
     /// Those that are not complete; the next to ask is the first.
     locations: VecDeque<Location<T>>,
     known: Vec<LocationId>,
-    no_more: bool,
+    no_more_locations: bool,
     pages: VecDeque<T>,
     failed: bool,
     closed: bool,
@@ -60,7 +60,7 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         let inner = Inner {
             locations: VecDeque::new(),
             known: Vec::new(),
-            no_more: false,
+            no_more_locations: false,
             pages: VecDeque::new(),
             failed: false,
             closed: false,
@@ -76,105 +76,116 @@ impl<T: Payload + Clone> ExchangeClient<T> {
     ///
     /// # Errors
     /// If there were to be no more.
-    pub fn add(&self, id: LocationId, output: Output<T>, buffer: BufferId) -> Result<(), Misuse> {
-        let mut after = After::default();
+    pub fn add_location(
+        &self,
+        id: LocationId,
+        output: OutputBuffer<T>,
+        buffer: BufferId,
+    ) -> Result<(), ProtocolError> {
+        let mut deferred = Deferred::default();
         let mut inner = self.inner.lock();
         if inner.known.contains(&id) {
             return Ok(());
         }
         if inner.closed {
-            output.abort_later(buffer, &mut after);
+            output.abort_deferred(buffer, &mut deferred);
             return Ok(());
         }
-        if inner.no_more {
-            return Err(Misuse(format!("output {id} comes after the last one")));
+        if inner.no_more_locations {
+            return Err(ProtocolError(format!("output {id} comes after the last one")));
         }
         inner.known.push(id);
         inner.locations.push_back(Location { output, buffer, token: 0 });
-        self.gate.set_ready_later(&mut after.wakeups);
+        self.gate.set_ready_deferred(&mut deferred.wakeups);
         drop(inner);
         Ok(())
     }
 
     /// There will be no other outputs.
-    pub fn no_more(&self) {
+    pub fn set_no_more_locations(&self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();
-        inner.no_more = true;
-        self.gate.set_ready_later(&mut wakeups);
+        inner.no_more_locations = true;
+        self.gate.set_ready_deferred(&mut wakeups);
     }
 
     /// The next page of any of the outputs.
-    pub fn take(&self) -> Take<T> {
-        let mut after = After::default();
+    pub fn take(&self) -> PopResult<T> {
+        let mut deferred = Deferred::default();
         let mut inner = self.inner.lock();
         if inner.failed {
-            return Take::Aborted;
+            return PopResult::Aborted;
         }
         if inner.pages.is_empty() {
             self.gate.block();
-            if self.ask(&mut inner, &mut after).is_err() || inner.failed {
+            if self.poll_locations(&mut inner, &mut deferred).is_err() || inner.failed {
                 inner.failed = true;
-                self.gate.set_always_ready_later(&mut after.wakeups);
-                return Take::Aborted;
+                self.gate.set_always_ready_deferred(&mut deferred.wakeups);
+                return PopResult::Aborted;
             }
         }
         if let Some(page) = inner.pages.pop_front() {
             inner.rows += page.rows() as u64;
             // Others who wait have something to ask for as well.
-            self.gate.set_ready_later(&mut after.wakeups);
-            return Take::Item(page);
+            self.gate.set_ready_deferred(&mut deferred.wakeups);
+            return PopResult::Item(page);
         }
-        if inner.closed || inner.no_more && inner.locations.is_empty() {
-            self.gate.set_always_ready_later(&mut after.wakeups);
-            return Take::Finished;
+        if inner.closed || inner.no_more_locations && inner.locations.is_empty() {
+            self.gate.set_always_ready_deferred(&mut deferred.wakeups);
+            return PopResult::Finished;
         }
-        Take::Blocked(self.gate.clone())
+        PopResult::Blocked(self.gate.clone())
     }
 
     /// Each of the outputs with a client of its own, for one who reads them side by side; this one has none left.
     /// They are given when all are known.
-    pub fn apart(&self, name: &str) -> Take<Vec<Self>> {
+    pub fn split_by_location(&self, name: &str) -> PopResult<Vec<Self>> {
         let mut inner = self.inner.lock();
         if inner.failed {
-            return Take::Aborted;
+            return PopResult::Aborted;
         }
         if inner.closed {
-            return Take::Finished;
+            return PopResult::Finished;
         }
-        if !inner.no_more {
+        if !inner.no_more_locations {
             self.gate.block();
-            return Take::Blocked(self.gate.clone());
+            return PopResult::Blocked(self.gate.clone());
         }
         let known = std::mem::take(&mut inner.known);
-        let alone = |(id, location): (LocationId, Location<T>)| {
+        let single = |(id, location): (LocationId, Location<T>)| {
             let client = Self::new(name);
             let mut inner = client.inner.lock();
             inner.known.push(id);
             inner.locations.push_back(location);
-            inner.no_more = true;
+            inner.no_more_locations = true;
             drop(inner);
             client
         };
-        Take::Item(known.into_iter().zip(inner.locations.drain(..)).map(alone).collect())
+        PopResult::Item(known.into_iter().zip(inner.locations.drain(..)).map(single).collect())
     }
 
     /// Asks each output once, until one has pages.
-    fn ask(&self, inner: &mut Inner<T>, after: &mut After<T>) -> Result<(), Misuse> {
+    fn poll_locations(
+        &self,
+        inner: &mut Inner<T>,
+        deferred: &mut Deferred<T>,
+    ) -> Result<(), ProtocolError> {
         for _ in 0..inner.locations.len() {
             let Some(mut location) = inner.locations.pop_front() else { break };
             let Location { output, buffer, token, .. } = &mut location;
-            match output.read_later((*buffer, *token), MOST_BYTES, &self.gate, after)? {
-                Read::Pages { pages, next } => {
+            match output.read_deferred((*buffer, *token), MAX_READ_BYTES, &self.gate, deferred)? {
+                PageRead::Pages { pages, next } => {
                     *token = next;
                     inner.pages.extend(pages);
                     inner.locations.push_back(location);
                     break;
                 }
-                Read::Pending => inner.locations.push_back(location),
-                Read::Stale => return Err(Misuse(format!("buffer {buffer} has another reader"))),
-                Read::Complete => output.abort_later(*buffer, after),
-                Read::Failed => {
+                PageRead::Pending => inner.locations.push_back(location),
+                PageRead::TokenTooOld => {
+                    return Err(ProtocolError(format!("buffer {buffer} has another reader")));
+                }
+                PageRead::Complete => output.abort_deferred(*buffer, deferred),
+                PageRead::Failed => {
                     inner.failed = true;
                     break;
                 }
@@ -190,7 +201,7 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         inner.closed = true;
         let unread = std::mem::take(&mut inner.pages);
         let locations = std::mem::take(&mut inner.locations);
-        self.gate.set_always_ready_later(&mut wakeups);
+        self.gate.set_always_ready_deferred(&mut wakeups);
         drop(inner);
         drop(unread);
         locations.iter().for_each(|location| location.output.abort(location.buffer));

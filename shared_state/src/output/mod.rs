@@ -19,7 +19,7 @@
 //! this end.
 //!
 //! Who may do what: [`OutputWriter`]s are the right to add pages, one a task; one that is dropped unfinished
-//! fails the output. [`Output`] is the handle of everybody else; it is shared.
+//! fails the output. [`OutputBuffer`] is the handle of everybody else; it is shared.
 //!
 //! Lock: `inner`. Gates flip under it; wakers run, and dropped pages are freed, after it. A reader gives a gate
 //! of its own with its question, and shuts it *before* it asks: what comes between the answer and the wait opens
@@ -38,14 +38,15 @@ use std::{
     sync::Arc,
 };
 
-pub use descriptor::{BufferId, Misuse, OutputBuffers, OutputKind};
+pub use descriptor::{BufferId, OutputBuffers, OutputKind, ProtocolError};
 pub use exchange_client::{ExchangeClient, LocationId};
 pub use writer::OutputWriter;
 
-use client::{Client, Page};
+use client::{ClientBuffer, Page};
 
 use crate::{
-    Budget, Dependency, DependencyKind, Gate, Payload, Wakeups, exchange::Flow, sync::Mutex,
+    BufferLimit, Dependency, DependencyKind, Gate, Payload, Wakeups, exchange::ExchangeStats,
+    sync::Mutex,
 };
 
 /// How far an output has come.
@@ -71,18 +72,18 @@ impl OutputState {
         matches!(self, Self::Finished | Self::Failed)
     }
 
-    fn takes_pages(self) -> bool {
+    fn can_add_pages(self) -> bool {
         matches!(self, Self::Open | Self::NoMoreBuffers)
     }
 
-    fn takes_buffers(self) -> bool {
+    fn can_add_buffers(self) -> bool {
         matches!(self, Self::Open | Self::NoMorePages)
     }
 }
 
 /// What a reader is told.
 #[derive(Debug)]
-pub enum Read<T> {
+pub enum PageRead<T> {
     /// Pages from the place that was asked for on.
     Pages {
         /// At least one.
@@ -93,8 +94,8 @@ pub enum Read<T> {
     /// None yet: the gate that was given with the question opens when there may be some.
     Pending,
     /// The reader has acknowledged this place before: an answer to a question asked twice.
-    Stale,
-    /// There is none, and will be none. The reader is still to leave ([`Output::abort`]).
+    TokenTooOld,
+    /// There is none, and will be none. The reader is still to leave ([`OutputBuffer::abort`]).
     Complete,
     /// The output has failed.
     Failed,
@@ -103,39 +104,39 @@ pub enum Read<T> {
 struct Inner<T> {
     state: OutputState,
     descriptor: OutputBuffers,
-    clients: BTreeMap<BufferId, Client<T>>,
+    clients: BTreeMap<BufferId, ClientBuffer<T>>,
     /// Of a broadcast output: all pages, for buffers that come later, as long as such may come. Of an arbitrary
     /// one: those nobody has taken.
     master: VecDeque<Arc<Page<T>>>,
     /// Of all pages that are held, each once.
     bytes: usize,
     writers_left: usize,
-    flow: Flow,
+    stats: ExchangeStats,
 }
 
 struct State<T> {
-    budget: Budget,
+    limit: BufferLimit,
     /// Open while there is room for pages.
-    room: Gate,
+    capacity: Gate,
     /// Open while readers are slower than writers.
     overutilized: Gate,
     /// Open when no page is wanted any more.
     closed: Gate,
     /// Open at the end.
-    ended: Gate,
+    finished: Gate,
     inner: Mutex<Inner<T>>,
 }
 
 /// An output, for those who link it, read it and watch it. Clones are the same output.
-pub struct Output<T>(Arc<State<T>>);
+pub struct OutputBuffer<T>(Arc<State<T>>);
 
-impl<T> Clone for Output<T> {
+impl<T> Clone for OutputBuffer<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<T> std::fmt::Debug for Output<T> {
+impl<T> std::fmt::Debug for OutputBuffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let inner = self.0.inner.lock();
         write!(f, "output {:?}, {} bytes in {}", inner.state, inner.bytes, inner.clients.len())
@@ -143,21 +144,21 @@ impl<T> std::fmt::Debug for Output<T> {
 }
 
 /// What is freed after the lock.
-type Dropped<T> = Vec<T>;
+type DroppedPages<T> = Vec<T>;
 
 /// What is done after the locks of the caller, too.
-struct After<T> {
-    dropped: Dropped<T>,
+struct Deferred<T> {
+    dropped: DroppedPages<T>,
     wakeups: Wakeups,
 }
 
-impl<T> Default for After<T> {
+impl<T> Default for Deferred<T> {
     fn default() -> Self {
-        Self { dropped: Dropped::new(), wakeups: Wakeups::new() }
+        Self { dropped: DroppedPages::new(), wakeups: Wakeups::new() }
     }
 }
 
-impl<T: Payload + Clone> Output<T> {
+impl<T: Payload + Clone> OutputBuffer<T> {
     /// An output of the kind and with the buffers of `descriptor`, which `writers` tasks write.
     ///
     /// # Errors
@@ -165,18 +166,18 @@ impl<T: Payload + Clone> Output<T> {
     pub fn new(
         name: &str,
         descriptor: OutputBuffers,
-        budget: Budget,
+        limit: BufferLimit,
         writers: usize,
-    ) -> Result<(Self, Vec<OutputWriter<T>>), Misuse> {
-        if descriptor.kind() == OutputKind::Partitioned && !descriptor.no_more() {
-            return Err(Misuse("a partitioned output does not know all its buffers".into()));
+    ) -> Result<(Self, Vec<OutputWriter<T>>), ProtocolError> {
+        if descriptor.kind() == OutputKind::Partitioned && !descriptor.no_more_buffers() {
+            return Err(ProtocolError("a partitioned output does not know all its buffers".into()));
         }
         if writers == 0 {
-            return Err(Misuse("nobody writes an output".into()));
+            return Err(ProtocolError("nobody writes an output".into()));
         }
         let gate = |what: &str, kind| Dependency::blocked(format!("{name} {what}"), kind);
         // Who reads is a task of another query context, as a reader of the result is.
-        let room = Dependency::ready(format!("{name} room"), DependencyKind::External);
+        let capacity = Dependency::ready(format!("{name} capacity"), DependencyKind::External);
         let inner = Inner {
             state: OutputState::Open,
             descriptor: OutputBuffers::new(descriptor.kind()),
@@ -184,14 +185,14 @@ impl<T: Payload + Clone> Output<T> {
             master: VecDeque::new(),
             bytes: 0,
             writers_left: writers,
-            flow: Flow::default(),
+            stats: ExchangeStats::default(),
         };
         let output = Self(Arc::new(State {
-            budget,
-            room,
+            limit,
+            capacity,
             overutilized: gate("overutilized", DependencyKind::External),
-            closed: gate("closed", DependencyKind::Closed),
-            ended: gate("ended", DependencyKind::External),
+            closed: gate("closed", DependencyKind::ConsumersGone),
+            finished: gate("finished", DependencyKind::External),
             inner: Mutex::new(inner),
         }));
         output.set_buffers(&descriptor)?;
@@ -203,23 +204,25 @@ impl<T: Payload + Clone> Output<T> {
     ///
     /// # Errors
     /// If a newer version takes back what was said, or a buffer was read that is none.
-    pub fn set_buffers(&self, newer: &OutputBuffers) -> Result<(), Misuse> {
-        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+    pub fn set_buffers(&self, newer: &OutputBuffers) -> Result<(), ProtocolError> {
+        let (mut dropped, mut wakeups) = (DroppedPages::new(), Wakeups::new());
         let mut inner = self.0.inner.lock();
         if inner.state.is_final() || newer.version() < inner.descriptor.version() {
             return Ok(());
         }
         inner.descriptor.check_transition(newer)?;
-        if newer.no_more()
+        if newer.no_more_buffers()
             && let Some(unknown) = inner.clients.keys().find(|id| !newer.contains(**id))
         {
-            return Err(Misuse(format!("buffer {unknown} is read, and no buffer of the output")));
+            return Err(ProtocolError(format!(
+                "buffer {unknown} is read, and no buffer of the output"
+            )));
         }
         for id in newer.ids() {
             inner.client(id);
         }
         inner.descriptor = newer.clone();
-        if newer.no_more() && inner.state.takes_buffers() {
+        if newer.no_more_buffers() && inner.state.can_add_buffers() {
             inner.state = match inner.state {
                 OutputState::NoMorePages => OutputState::Flushing,
                 _ => OutputState::NoMoreBuffers,
@@ -228,14 +231,14 @@ impl<T: Payload + Clone> Output<T> {
                 let all = std::mem::take(&mut inner.master);
                 inner.release(all, &mut dropped);
             }
-            self.0.look_around(&mut inner, &mut dropped, &mut wakeups);
+            self.0.update_state(&mut inner, &mut dropped, &mut wakeups);
         }
         drop(inner);
         Ok(())
     }
 
     /// Acknowledges the pages of buffer `id` before `token`, and reads from there on: at least one page if there
-    /// is one, and more while they take no more than `most_bytes` together. `gate`, which the caller has shut,
+    /// is one, and more while they take no more than `max_bytes` together. `gate`, which the caller has shut,
     /// opens when a pending question is worth asking again; a newer question answers an older one.
     ///
     /// # Errors
@@ -244,64 +247,64 @@ impl<T: Payload + Clone> Output<T> {
         &self,
         id: BufferId,
         token: u64,
-        most_bytes: usize,
+        max_bytes: usize,
         gate: &Gate,
-    ) -> Result<Read<T>, Misuse> {
-        self.read_later((id, token), most_bytes, gate, &mut After::default())
+    ) -> Result<PageRead<T>, ProtocolError> {
+        self.read_deferred((id, token), max_bytes, gate, &mut Deferred::default())
     }
 
     /// [`read`](Self::read) under a lock.
-    fn read_later(
+    fn read_deferred(
         &self,
         (id, token): (BufferId, u64),
-        most_bytes: usize,
+        max_bytes: usize,
         gate: &Gate,
-        after: &mut After<T>,
-    ) -> Result<Read<T>, Misuse> {
-        let After { dropped, wakeups } = after;
+        deferred: &mut Deferred<T>,
+    ) -> Result<PageRead<T>, ProtocolError> {
+        let Deferred { dropped, wakeups } = deferred;
         let mut guard = self.0.inner.lock();
         let inner = &mut *guard;
         if inner.state == OutputState::Failed {
-            return Ok(Read::Failed);
+            return Ok(PageRead::Failed);
         }
-        if !inner.clients.contains_key(&id) && inner.descriptor.no_more() {
-            return Err(Misuse(format!("there is no buffer {id}, and there will be none")));
+        if !inner.clients.contains_key(&id) && inner.descriptor.no_more_buffers() {
+            return Err(ProtocolError(format!("there is no buffer {id}, and there will be none")));
         }
         if inner.state == OutputState::Finished {
-            return Ok(Read::Complete);
+            return Ok(PageRead::Complete);
         }
         inner.client(id);
         let Inner { clients, master, descriptor, state, .. } = inner;
-        let Some(client) = clients.get_mut(&id) else { return Ok(Read::Complete) };
+        let Some(client) = clients.get_mut(&id) else { return Ok(PageRead::Complete) };
         if let Some(older) = client.listener.take()
             && !Arc::ptr_eq(&older, gate)
         {
-            older.set_ready_later(wakeups);
+            older.set_ready_deferred(wakeups);
         }
-        if client.gone {
-            return Ok(Read::Complete);
+        if client.aborted {
+            return Ok(PageRead::Complete);
         }
         if token < client.token {
-            return Ok(Read::Stale);
+            return Ok(PageRead::TokenTooOld);
         }
         let (acknowledged, skipped) = client.acknowledge(token)?;
         if descriptor.kind() == OutputKind::Arbitrary {
-            client.take_from(master, most_bytes);
+            client.load_from(master, max_bytes);
         }
-        let (pages, next, rows) = client.pages(most_bytes);
-        let answer = if !pages.is_empty() {
-            Read::Pages { pages, next }
-        } else if state.takes_pages() || !master_is_spent(descriptor.kind(), master) {
+        let (pages, next, rows) = client.pages(max_bytes);
+        let result = if !pages.is_empty() {
+            PageRead::Pages { pages, next }
+        } else if state.can_add_pages() || !master_is_drained(descriptor.kind(), master) {
             client.listener = Some(gate.clone());
-            Read::Pending
+            PageRead::Pending
         } else {
-            Read::Complete
+            PageRead::Complete
         };
-        inner.flow.rows_out += rows;
-        inner.flow.rows_dropped += skipped;
+        inner.stats.rows_out += rows;
+        inner.stats.rows_dropped += skipped;
         inner.release(acknowledged, dropped);
-        self.0.look_around(inner, dropped, wakeups);
-        Ok(answer)
+        self.0.update_state(inner, dropped, wakeups);
+        Ok(result)
     }
 
     /// Frees the pages of buffer `id` before `token`, as the next read from there on would. Older places, and
@@ -309,42 +312,43 @@ impl<T: Payload + Clone> Output<T> {
     ///
     /// # Errors
     /// If there is no such place in the buffer.
-    pub fn acknowledge(&self, id: BufferId, token: u64) -> Result<(), Misuse> {
-        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+    pub fn acknowledge(&self, id: BufferId, token: u64) -> Result<(), ProtocolError> {
+        let (mut dropped, mut wakeups) = (DroppedPages::new(), Wakeups::new());
         let mut inner = self.0.inner.lock();
         let Some(client) = inner.clients.get_mut(&id) else { return Ok(()) };
-        if client.gone || token < client.token {
+        if client.aborted || token < client.token {
             return Ok(());
         }
         let (acknowledged, skipped) = client.acknowledge(token)?;
-        inner.flow.rows_dropped += skipped;
+        inner.stats.rows_dropped += skipped;
         inner.release(acknowledged, &mut dropped);
-        self.0.look_around(&mut inner, &mut dropped, &mut wakeups);
+        self.0.update_state(&mut inner, &mut dropped, &mut wakeups);
         drop(inner);
         Ok(())
     }
 
     /// The reader of buffer `id` leaves, with all it wanted or before. What it has not read is dropped.
     pub fn abort(&self, id: BufferId) {
-        self.abort_later(id, &mut After::default());
+        self.abort_deferred(id, &mut Deferred::default());
     }
 
     /// [`abort`](Self::abort) under a lock.
-    fn abort_later(&self, id: BufferId, after: &mut After<T>) {
-        let After { dropped, wakeups } = after;
+    fn abort_deferred(&self, id: BufferId, deferred: &mut Deferred<T>) {
+        let Deferred { dropped, wakeups } = deferred;
         let mut inner = self.0.inner.lock();
-        if inner.state.is_final() || !inner.clients.contains_key(&id) && inner.descriptor.no_more()
+        if inner.state.is_final()
+            || !inner.clients.contains_key(&id) && inner.descriptor.no_more_buffers()
         {
             return;
         }
         let client = inner.client(id);
-        let (unread, rows) = client.leave();
+        let (unread, rows) = client.abort();
         if let Some(listener) = client.listener.take() {
-            listener.set_ready_later(wakeups);
+            listener.set_ready_deferred(wakeups);
         }
-        inner.flow.rows_dropped += rows;
+        inner.stats.rows_dropped += rows;
         inner.release(unread, dropped);
-        self.0.look_around(&mut inner, dropped, wakeups);
+        self.0.update_state(&mut inner, dropped, wakeups);
     }
 
     /// Nobody wants any of it: a clean end, at whatever point it has come to.
@@ -358,7 +362,7 @@ impl<T: Payload + Clone> Output<T> {
     }
 
     fn end(&self, state: OutputState) {
-        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+        let (mut dropped, mut wakeups) = (DroppedPages::new(), Wakeups::new());
         let mut inner = self.0.inner.lock();
         self.0.end(&mut inner, state, &mut dropped, &mut wakeups);
     }
@@ -369,8 +373,8 @@ impl<T: Payload + Clone> Output<T> {
     }
 
     /// Open at the end, whichever it is.
-    pub fn ended(&self) -> &Gate {
-        &self.0.ended
+    pub fn finished_gate(&self) -> &Gate {
+        &self.0.finished
     }
 
     /// Bytes that are held.
@@ -385,32 +389,36 @@ impl<T: Payload + Clone> Output<T> {
     }
 
     /// Open while that is so, and at the end.
-    pub fn overutilized(&self) -> &Gate {
+    pub fn overutilized_gate(&self) -> &Gate {
         &self.0.overutilized
     }
 
     /// Rows so far: into the output (once, however many buffers hold them), out to readers (once a buffer), and
     /// those that no reader wanted: they came too late, or were left (once a buffer). Unless it is a broadcast, all
     /// that came in is either out or dropped at the end.
-    pub fn flow(&self) -> Flow {
-        self.0.inner.lock().flow
+    pub fn stats(&self) -> ExchangeStats {
+        self.0.inner.lock().stats
     }
 }
 
-fn master_is_spent<T>(kind: OutputKind, master: &VecDeque<Arc<Page<T>>>) -> bool {
+fn master_is_drained<T>(kind: OutputKind, master: &VecDeque<Arc<Page<T>>>) -> bool {
     kind != OutputKind::Arbitrary || master.is_empty()
 }
 
 impl<T: Payload + Clone> Inner<T> {
     /// Buffer `id`, which is made if it is not there. Of a broadcast output it begins with all pages so far.
-    fn client(&mut self, id: BufferId) -> &mut Client<T> {
+    fn client(&mut self, id: BufferId) -> &mut ClientBuffer<T> {
         let broadcast = self.descriptor.kind() == OutputKind::Broadcast;
         let earlier = || self.master.iter().filter(|_| broadcast).cloned().collect();
-        self.clients.entry(id).or_insert_with(|| Client::new(earlier()))
+        self.clients.entry(id).or_insert_with(|| ClientBuffer::new(earlier()))
     }
 
     /// Lets go of `pages`: one that no other buffer holds no longer counts.
-    fn release(&mut self, pages: impl IntoIterator<Item = Arc<Page<T>>>, dropped: &mut Dropped<T>) {
+    fn release(
+        &mut self,
+        pages: impl IntoIterator<Item = Arc<Page<T>>>,
+        dropped: &mut DroppedPages<T>,
+    ) {
         // Only buffers hold pages, all under this lock: readers have copies of what is in them.
         for page in pages.into_iter().filter_map(Arc::into_inner) {
             self.bytes -= page.bytes;
@@ -419,42 +427,48 @@ impl<T: Payload + Clone> Inner<T> {
     }
 
     /// Whether no page that is there, or may come, will be read.
-    fn nobody_reads(&self) -> bool {
-        let all_gone = self.clients.values().all(|client| client.gone);
-        let no_others = matches!(self.state, OutputState::NoMoreBuffers | OutputState::Flushing);
+    fn no_readers_left(&self) -> bool {
+        let all_aborted = self.clients.values().all(|client| client.aborted);
+        let no_more_buffers =
+            matches!(self.state, OutputState::NoMoreBuffers | OutputState::Flushing);
         let all_taken = self.state == OutputState::NoMorePages
             && self.descriptor.kind() == OutputKind::Arbitrary
             && self.master.is_empty();
-        all_gone && (no_others || all_taken)
+        all_aborted && (no_more_buffers || all_taken)
     }
 }
 
 impl<T: Payload + Clone> State<T> {
     /// Draws the consequences of a change.
-    fn look_around(&self, inner: &mut Inner<T>, dropped: &mut Dropped<T>, wakeups: &mut Wakeups) {
-        if !inner.state.is_final() && inner.nobody_reads() {
+    fn update_state(
+        &self,
+        inner: &mut Inner<T>,
+        dropped: &mut DroppedPages<T>,
+        wakeups: &mut Wakeups,
+    ) {
+        if !inner.state.is_final() && inner.no_readers_left() {
             self.end(inner, OutputState::Finished, dropped, wakeups);
         }
-        if !self.budget.must_wait(inner.bytes) {
-            self.room.set_ready_later(wakeups);
+        if !self.limit.is_exceeded(inner.bytes) {
+            self.capacity.set_ready_deferred(wakeups);
         }
-        self.look_at_readers(inner, wakeups);
+        self.update_utilization(inner, wakeups);
     }
 
     fn is_overutilized(&self, inner: &Inner<T>) -> bool {
         match inner.descriptor.kind() {
             OutputKind::Arbitrary => {
-                inner.bytes >= self.budget.limit_bytes().div_ceil(2) || !inner.state.takes_pages()
+                inner.bytes >= self.limit.limit_bytes().div_ceil(2) || !inner.state.can_add_pages()
             }
-            _ => inner.bytes >= self.budget.limit_bytes(),
+            _ => inner.bytes >= self.limit.limit_bytes(),
         }
     }
 
     /// The gate says what it stands for.
-    fn look_at_readers(&self, inner: &Inner<T>, wakeups: &mut Wakeups) {
+    fn update_utilization(&self, inner: &Inner<T>, wakeups: &mut Wakeups) {
         let open = self.overutilized.is_ready();
         match self.is_overutilized(inner) {
-            true if !open => self.overutilized.set_ready_later(wakeups),
+            true if !open => self.overutilized.set_ready_deferred(wakeups),
             false if open => self.overutilized.block(),
             _ => {}
         }
@@ -464,7 +478,7 @@ impl<T: Payload + Clone> State<T> {
         &self,
         inner: &mut Inner<T>,
         state: OutputState,
-        dropped: &mut Dropped<T>,
+        dropped: &mut DroppedPages<T>,
         wakeups: &mut Wakeups,
     ) {
         if inner.state.is_final() {
@@ -474,21 +488,21 @@ impl<T: Payload + Clone> State<T> {
         let master = std::mem::take(&mut inner.master);
         if inner.descriptor.kind() == OutputKind::Arbitrary {
             let untaken = master.iter().map(|page| page.item.rows() as u64);
-            inner.flow.rows_dropped += untaken.sum::<u64>();
+            inner.stats.rows_dropped += untaken.sum::<u64>();
         }
         inner.release(master, dropped);
         let mut clients = std::mem::take(&mut inner.clients);
         for client in clients.values_mut() {
-            let (unread, rows) = client.leave();
-            inner.flow.rows_dropped += rows;
+            let (unread, rows) = client.abort();
+            inner.stats.rows_dropped += rows;
             inner.release(unread, dropped);
             if let Some(listener) = client.listener.take() {
-                listener.set_ready_later(wakeups);
+                listener.set_ready_deferred(wakeups);
             }
         }
         inner.clients = clients;
-        for gate in [&self.room, &self.overutilized, &self.closed, &self.ended] {
-            gate.set_always_ready_later(wakeups);
+        for gate in [&self.capacity, &self.overutilized, &self.closed, &self.finished] {
+            gate.set_always_ready_deferred(wakeups);
         }
     }
 }

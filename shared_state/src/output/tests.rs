@@ -7,8 +7,10 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use super::{ExchangeClient, Output, OutputBuffers, OutputKind, OutputState, OutputWriter, Read};
-use crate::{Budget, Dependency, DependencyKind, Gate, Give, Payload, Take};
+use super::{
+    ExchangeClient, OutputBuffer, OutputBuffers, OutputKind, OutputState, OutputWriter, PageRead,
+};
+use crate::{BufferLimit, Dependency, DependencyKind, Gate, Payload, PopResult, PushResult};
 
 /// A page of so many bytes, which counts its copies while they live.
 #[derive(Debug)]
@@ -41,8 +43,8 @@ impl Payload for Item {
     }
 }
 
-struct Bench {
-    output: Output<Item>,
+struct Fixture {
+    output: OutputBuffer<Item>,
     writer: Option<OutputWriter<Item>>,
     alive: Arc<AtomicUsize>,
     next: usize,
@@ -53,22 +55,22 @@ fn gate() -> Gate {
     Dependency::blocked("reader", DependencyKind::Source)
 }
 
-impl Bench {
+impl Fixture {
     fn new(descriptor: &OutputBuffers, limit: usize) -> Self {
         let (output, mut writers) =
-            Output::new("test", descriptor.clone(), Budget::new(limit), 1).unwrap();
+            OutputBuffer::new("test", descriptor.clone(), BufferLimit::new(limit), 1).unwrap();
         let (writer, alive) = (writers.pop(), Arc::default());
         Self { output, writer, alive, next: 0, gate: gate() }
     }
 
-    fn push(&mut self, partition: usize, bytes: usize) -> Give {
+    fn push(&mut self, partition: usize, bytes: usize) -> PushResult {
         self.alive.fetch_add(1, Ordering::Relaxed);
         let item = Item { number: self.next, bytes, alive: self.alive.clone() };
         self.next += 1;
         self.writer.as_mut().unwrap().push(partition, item)
     }
 
-    fn pages(&mut self, partition: usize, count: usize) {
+    fn push_pages(&mut self, partition: usize, count: usize) {
         for _ in 0..count {
             self.push(partition, 10);
         }
@@ -78,25 +80,27 @@ impl Bench {
         self.writer.take().unwrap().finish();
     }
 
-    fn ask(&self, id: usize, token: u64, most: usize) -> Read<Item> {
+    fn request(&self, id: usize, token: u64, max_bytes: usize) -> PageRead<Item> {
         self.gate.block();
-        self.output.read(id, token, most, &self.gate).unwrap()
+        self.output.read(id, token, max_bytes, &self.gate).unwrap()
     }
 
     /// The numbers of the pages from `token` on, and the next token.
-    fn read(&self, id: usize, token: u64, most: usize) -> (Vec<usize>, u64) {
-        match self.ask(id, token, most) {
-            Read::Pages { pages, next } => (pages.iter().map(|page| page.number).collect(), next),
+    fn read(&self, id: usize, token: u64, max_bytes: usize) -> (Vec<usize>, u64) {
+        match self.request(id, token, max_bytes) {
+            PageRead::Pages { pages, next } => {
+                (pages.iter().map(|page| page.number).collect(), next)
+            }
             other => panic!("{other:?}"),
         }
     }
 
     fn is_pending(&self, id: usize, token: u64) -> bool {
-        matches!(self.ask(id, token, 100), Read::Pending)
+        matches!(self.request(id, token, 100), PageRead::Pending)
     }
 
     fn is_complete(&self, id: usize, token: u64) -> bool {
-        matches!(self.ask(id, token, 100), Read::Complete)
+        matches!(self.request(id, token, 100), PageRead::Complete)
     }
 
     fn alive(&self) -> usize {
@@ -105,7 +109,7 @@ impl Bench {
 }
 
 fn partitioned(count: usize) -> OutputBuffers {
-    OutputBuffers::of_partitions(count)
+    OutputBuffers::with_partitions(count)
 }
 
 fn readers(kind: OutputKind, count: usize) -> OutputBuffers {
@@ -122,8 +126,8 @@ fn h2_what_is_said_twice_is_said_once() {
     assert_eq!(one.with_buffer(0, 0).unwrap(), one);
     assert!(one.with_buffer(0, 1).is_err());
     assert_eq!(one.with_buffer(1, 0).unwrap().version(), one.version() + 1);
-    let all = one.with_no_more();
-    assert_eq!((all.version(), all.with_no_more()), (one.version() + 1, all.clone()));
+    let all = one.with_no_more_buffers();
+    assert_eq!((all.version(), all.with_no_more_buffers()), (one.version() + 1, all.clone()));
     assert!(all.with_buffer(1, 0).is_err());
     assert_eq!(all.with_buffer(0, 0).unwrap(), all);
 }
@@ -138,7 +142,7 @@ fn h3_nothing_is_taken_back() {
     assert!(one.check_transition(&none).is_err());
     assert!(one.check_transition(&other).is_err());
     assert!(one.check_transition(&other.with_buffer(2, 0).unwrap()).is_err());
-    let last = one.with_no_more();
+    let last = one.with_no_more_buffers();
     assert!(last.check_transition(&last).is_ok());
     let late = one.with_buffer(1, 0).unwrap().with_buffer(2, 0).unwrap();
     assert!(last.check_transition(&late).is_err());
@@ -146,196 +150,200 @@ fn h3_nothing_is_taken_back() {
 
 #[test]
 fn i1_a_read_acknowledges_what_comes_before() {
-    let mut bench = Bench::new(&partitioned(1), 1000);
-    bench.pages(0, 3);
-    assert_eq!(bench.read(0, 0, 1000), (vec![0, 1, 2], 3));
+    let mut fixture = Fixture::new(&partitioned(1), 1000);
+    fixture.push_pages(0, 3);
+    assert_eq!(fixture.read(0, 0, 1000), (vec![0, 1, 2], 3));
     // Read is not acknowledged.
-    assert_eq!((bench.output.bytes(), bench.alive()), (30, 3));
-    assert_eq!(bench.read(0, 0, 1000), (vec![0, 1, 2], 3));
-    assert_eq!(bench.read(0, 1, 1000), (vec![1, 2], 3));
-    assert_eq!((bench.output.bytes(), bench.alive()), (20, 2));
-    assert!(bench.is_pending(0, 3));
-    assert_eq!((bench.output.bytes(), bench.alive()), (0, 0));
-    assert_eq!(bench.output.flow().rows_out, 3, "a page that is read again is not more rows");
+    assert_eq!((fixture.output.bytes(), fixture.alive()), (30, 3));
+    assert_eq!(fixture.read(0, 0, 1000), (vec![0, 1, 2], 3));
+    assert_eq!(fixture.read(0, 1, 1000), (vec![1, 2], 3));
+    assert_eq!((fixture.output.bytes(), fixture.alive()), (20, 2));
+    assert!(fixture.is_pending(0, 3));
+    assert_eq!((fixture.output.bytes(), fixture.alive()), (0, 0));
+    assert_eq!(fixture.output.stats().rows_out, 3, "a page that is read again is not more rows");
 }
 
 #[test]
 fn i2_at_least_one_page_and_no_more_than_fit() {
-    let mut bench = Bench::new(&partitioned(1), 1000);
-    bench.pages(0, 3);
-    assert_eq!(bench.read(0, 0, 1), (vec![0], 1));
-    assert_eq!(bench.read(0, 0, 20), (vec![0, 1], 2));
-    assert_eq!(bench.read(0, 0, 29), (vec![0, 1], 2));
+    let mut fixture = Fixture::new(&partitioned(1), 1000);
+    fixture.push_pages(0, 3);
+    assert_eq!(fixture.read(0, 0, 1), (vec![0], 1));
+    assert_eq!(fixture.read(0, 0, 20), (vec![0, 1], 2));
+    assert_eq!(fixture.read(0, 0, 29), (vec![0, 1], 2));
 }
 
 /// A gate stands for the pending question, so the older of two is told that it was answered by opening its own.
 #[test]
 fn i3_a_newer_question_answers_an_older_one() {
-    let mut bench = Bench::new(&partitioned(1), 1000);
+    let mut fixture = Fixture::new(&partitioned(1), 1000);
     let (older, newer) = (gate(), gate());
-    assert!(matches!(bench.output.read(0, 0, 100, &older), Ok(Read::Pending)));
+    assert!(matches!(fixture.output.read(0, 0, 100, &older), Ok(PageRead::Pending)));
     assert!(!older.is_ready());
-    assert!(matches!(bench.output.read(0, 0, 100, &newer), Ok(Read::Pending)));
+    assert!(matches!(fixture.output.read(0, 0, 100, &newer), Ok(PageRead::Pending)));
     assert!(older.is_ready() && !newer.is_ready());
-    bench.pages(0, 1);
+    fixture.push_pages(0, 1);
     assert!(newer.is_ready());
 }
 
 #[test]
 fn i4_an_old_place_is_answered_with_nothing_and_a_wrong_one_refused() {
-    let mut bench = Bench::new(&partitioned(1), 1000);
-    bench.pages(0, 2);
-    assert_eq!(bench.read(0, 1, 1000), (vec![1], 2));
-    assert!(matches!(bench.ask(0, 0, 100), Read::Stale));
-    assert!(bench.output.read(0, 3, 100, &bench.gate).is_err());
-    assert_eq!(bench.read(0, 1, 1000), (vec![1], 2), "a refused question changes nothing");
+    let mut fixture = Fixture::new(&partitioned(1), 1000);
+    fixture.push_pages(0, 2);
+    assert_eq!(fixture.read(0, 1, 1000), (vec![1], 2));
+    assert!(matches!(fixture.request(0, 0, 100), PageRead::TokenTooOld));
+    assert!(fixture.output.read(0, 3, 100, &fixture.gate).is_err());
+    assert_eq!(fixture.read(0, 1, 1000), (vec![1], 2), "a refused question changes nothing");
 }
 
 #[test]
 fn i5_complete_does_not_close() {
-    let mut bench = Bench::new(&partitioned(1), 1000);
-    bench.pages(0, 1);
-    bench.no_more_pages();
-    assert_eq!(bench.read(0, 0, 100), (vec![0], 1));
-    assert!(bench.is_complete(0, 1) && bench.is_complete(0, 1));
-    assert_eq!(bench.output.state(), OutputState::Flushing);
-    bench.output.abort(0);
-    assert_eq!(bench.output.state(), OutputState::Finished);
-    assert!(bench.output.ended().is_ready());
+    let mut fixture = Fixture::new(&partitioned(1), 1000);
+    fixture.push_pages(0, 1);
+    fixture.no_more_pages();
+    assert_eq!(fixture.read(0, 0, 100), (vec![0], 1));
+    assert!(fixture.is_complete(0, 1) && fixture.is_complete(0, 1));
+    assert_eq!(fixture.output.state(), OutputState::Flushing);
+    fixture.output.abort(0);
+    assert_eq!(fixture.output.state(), OutputState::Finished);
+    assert!(fixture.output.finished_gate().is_ready());
 }
 
 #[test]
 fn i6_after_the_end_there_is_nothing() {
-    let mut bench = Bench::new(&partitioned(2), 1000);
+    let mut fixture = Fixture::new(&partitioned(2), 1000);
     let pending = gate();
-    assert!(matches!(bench.output.read(0, 0, 100, &pending), Ok(Read::Pending)));
-    bench.pages(1, 2);
-    bench.output.abort(0);
+    assert!(matches!(fixture.output.read(0, 0, 100, &pending), Ok(PageRead::Pending)));
+    fixture.push_pages(1, 2);
+    fixture.output.abort(0);
     assert!(pending.is_ready());
-    assert!(bench.is_complete(0, 0));
-    bench.output.destroy();
-    assert!(bench.is_complete(1, 0));
-    assert_eq!((bench.output.bytes(), bench.alive()), (0, 0));
-    assert_eq!(bench.output.flow().rows_dropped, 2);
+    assert!(fixture.is_complete(0, 0));
+    fixture.output.destroy();
+    assert!(fixture.is_complete(1, 0));
+    assert_eq!((fixture.output.bytes(), fixture.alive()), (0, 0));
+    assert_eq!(fixture.output.stats().rows_dropped, 2);
 }
 
 #[test]
 fn i7_pages_are_acknowledged_early() {
-    let mut bench = Bench::new(&partitioned(1), 1000);
-    bench.pages(0, 2);
-    bench.output.acknowledge(0, 1).unwrap();
-    assert_eq!(bench.output.bytes(), 10);
-    bench.output.acknowledge(0, 1).unwrap();
-    bench.output.acknowledge(0, 0).unwrap();
-    assert_eq!(bench.output.bytes(), 10);
-    assert!(bench.output.acknowledge(0, 3).is_err());
-    assert_eq!(bench.read(0, 1, 100), (vec![1], 2));
+    let mut fixture = Fixture::new(&partitioned(1), 1000);
+    fixture.push_pages(0, 2);
+    fixture.output.acknowledge(0, 1).unwrap();
+    assert_eq!(fixture.output.bytes(), 10);
+    fixture.output.acknowledge(0, 1).unwrap();
+    fixture.output.acknowledge(0, 0).unwrap();
+    assert_eq!(fixture.output.bytes(), 10);
+    assert!(fixture.output.acknowledge(0, 3).is_err());
+    assert_eq!(fixture.read(0, 1, 100), (vec![1], 2));
 }
 
 #[test]
 fn i8_what_comes_too_late_is_dropped() {
-    let mut bench = Bench::new(&partitioned(2), 1000);
-    bench.output.abort(0);
-    assert!(matches!(bench.push(0, 10), Give::Accepted), "the other reader is there");
-    assert_eq!((bench.output.bytes(), bench.alive()), (0, 0));
-    bench.output.abort(1);
-    assert!(matches!(bench.push(1, 10), Give::Closed));
-    assert_eq!((bench.output.flow().rows_dropped, bench.alive()), (2, 0));
+    let mut fixture = Fixture::new(&partitioned(2), 1000);
+    fixture.output.abort(0);
+    assert!(matches!(fixture.push(0, 10), PushResult::Accepted), "the other reader is there");
+    assert_eq!((fixture.output.bytes(), fixture.alive()), (0, 0));
+    fixture.output.abort(1);
+    assert!(matches!(fixture.push(1, 10), PushResult::Closed));
+    assert_eq!((fixture.output.stats().rows_dropped, fixture.alive()), (2, 0));
 }
 
 /// I-9, and memory of the broadcast table: a page of several buffers counts once, until the last lets go.
 #[test]
 fn i9_a_page_is_counted_once_and_freed_by_the_last() {
-    let mut bench = Bench::new(&readers(OutputKind::Broadcast, 3).with_no_more(), 1000);
-    bench.pages(0, 1);
-    assert_eq!((bench.output.bytes(), bench.alive()), (10, 1));
+    let mut fixture = Fixture::new(&readers(OutputKind::Broadcast, 3).with_no_more_buffers(), 1000);
+    fixture.push_pages(0, 1);
+    assert_eq!((fixture.output.bytes(), fixture.alive()), (10, 1));
     for id in 0..3 {
-        assert_eq!(bench.output.bytes(), 10, "before reader {id}");
-        assert_eq!(bench.read(id, 0, 100), (vec![0], 1));
-        bench.output.acknowledge(id, 1).unwrap();
+        assert_eq!(fixture.output.bytes(), 10, "before reader {id}");
+        assert_eq!(fixture.read(id, 0, 100), (vec![0], 1));
+        fixture.output.acknowledge(id, 1).unwrap();
     }
-    assert_eq!((bench.output.bytes(), bench.alive()), (0, 0));
+    assert_eq!((fixture.output.bytes(), fixture.alive()), (0, 0));
 }
 
 /// As in Velox, not in Presto: an output of exactly its budget is full, and has room as soon as it is below.
 #[test]
 fn a_full_output_asks_its_writers_to_wait() {
-    let mut bench = Bench::new(&partitioned(2), 20);
-    assert!(matches!(bench.push(0, 19), Give::Accepted));
-    let Give::Full(room) = bench.push(1, 1) else { panic!("there is room") };
-    assert!(bench.output.is_overutilized() && !room.is_ready());
-    assert_eq!(bench.read(1, 0, 100), (vec![1], 1));
-    assert!(!room.is_ready(), "a page that is not acknowledged counts");
-    bench.output.acknowledge(1, 1).unwrap();
-    assert!(room.is_ready() && !bench.output.is_overutilized());
+    let mut fixture = Fixture::new(&partitioned(2), 20);
+    assert!(matches!(fixture.push(0, 19), PushResult::Accepted));
+    let PushResult::Backpressure(capacity) = fixture.push(1, 1) else { panic!("there is room") };
+    assert!(fixture.output.is_overutilized() && !capacity.is_ready());
+    assert_eq!(fixture.read(1, 0, 100), (vec![1], 1));
+    assert!(!capacity.is_ready(), "a page that is not acknowledged counts");
+    fixture.output.acknowledge(1, 1).unwrap();
+    assert!(capacity.is_ready() && !fixture.output.is_overutilized());
     // A page beyond the budget is taken; what ends lets the writer go.
-    let Give::Full(room) = bench.push(0, 1000) else { panic!("there is room") };
-    bench.output.destroy();
-    assert!(room.is_ready());
-    assert!(matches!(bench.writer.as_mut().unwrap().room(), Give::Closed));
+    let PushResult::Backpressure(capacity) = fixture.push(0, 1000) else { panic!("there is room") };
+    fixture.output.destroy();
+    assert!(capacity.is_ready());
+    assert!(matches!(fixture.writer.as_mut().unwrap().poll_capacity(), PushResult::Closed));
 }
 
 #[test]
 fn table_a_partitioned_output_is_given_all_buffers() {
     let unknown = OutputBuffers::new(OutputKind::Partitioned);
-    assert!(Output::<Item>::new("test", unknown, Budget::new(1), 1).is_err());
-    let bench = Bench::new(&partitioned(2), 100);
-    assert!(bench.output.read(2, 0, 100, &bench.gate).is_err());
-    assert_eq!(bench.output.state(), OutputState::NoMoreBuffers);
+    assert!(OutputBuffer::<Item>::new("test", unknown, BufferLimit::new(1), 1).is_err());
+    let fixture = Fixture::new(&partitioned(2), 100);
+    assert!(fixture.output.read(2, 0, 100, &fixture.gate).is_err());
+    assert_eq!(fixture.output.state(), OutputState::NoMoreBuffers);
 }
 
 #[test]
 fn table_a_late_reader_of_a_broadcast_gets_all_pages() {
-    let mut bench = Bench::new(&readers(OutputKind::Broadcast, 1), 1000);
-    bench.pages(0, 2);
-    assert_eq!(bench.read(0, 0, 100).0, [0, 1]);
-    bench.output.acknowledge(0, 2).unwrap();
+    let mut fixture = Fixture::new(&readers(OutputKind::Broadcast, 1), 1000);
+    fixture.push_pages(0, 2);
+    assert_eq!(fixture.read(0, 0, 100).0, [0, 1]);
+    fixture.output.acknowledge(0, 2).unwrap();
     // I-14: pages are kept for readers that may come.
-    assert_eq!(bench.output.bytes(), 20);
-    bench.output.set_buffers(&readers(OutputKind::Broadcast, 2).with_no_more()).unwrap();
-    assert_eq!(bench.read(1, 0, 100), (vec![0, 1], 2));
-    bench.output.acknowledge(1, 2).unwrap();
-    assert_eq!(bench.output.bytes(), 0);
+    assert_eq!(fixture.output.bytes(), 20);
+    fixture.output.set_buffers(&readers(OutputKind::Broadcast, 2).with_no_more_buffers()).unwrap();
+    assert_eq!(fixture.read(1, 0, 100), (vec![0, 1], 2));
+    fixture.output.acknowledge(1, 2).unwrap();
+    assert_eq!(fixture.output.bytes(), 0);
 }
 
 #[test]
 fn table_readers_of_an_arbitrary_output_share_its_pages() {
-    let mut bench = Bench::new(&readers(OutputKind::Arbitrary, 1), 1000);
-    bench.pages(0, 2);
-    assert_eq!(bench.read(0, 0, 10), (vec![0], 1));
-    bench.output.set_buffers(&readers(OutputKind::Arbitrary, 2)).unwrap();
-    assert_eq!(bench.read(1, 0, 10), (vec![1], 1));
-    assert!(bench.is_pending(0, 1) && bench.is_pending(1, 1));
-    assert!(!bench.output.is_overutilized() && !bench.output.overutilized().is_ready());
-    bench.push(0, 500);
-    assert!(bench.output.is_overutilized() && bench.output.overutilized().is_ready(), "half full");
-    assert_eq!(bench.read(0, 1, 1000).0, [2]);
-    bench.output.acknowledge(0, 2).unwrap();
-    assert!(!bench.output.is_overutilized() && !bench.output.overutilized().is_ready());
-    bench.no_more_pages();
-    assert!(bench.output.is_overutilized() && bench.output.overutilized().is_ready());
+    let mut fixture = Fixture::new(&readers(OutputKind::Arbitrary, 1), 1000);
+    fixture.push_pages(0, 2);
+    assert_eq!(fixture.read(0, 0, 10), (vec![0], 1));
+    fixture.output.set_buffers(&readers(OutputKind::Arbitrary, 2)).unwrap();
+    assert_eq!(fixture.read(1, 0, 10), (vec![1], 1));
+    assert!(fixture.is_pending(0, 1) && fixture.is_pending(1, 1));
+    assert!(!fixture.output.is_overutilized() && !fixture.output.overutilized_gate().is_ready());
+    fixture.push(0, 500);
+    assert!(
+        fixture.output.is_overutilized() && fixture.output.overutilized_gate().is_ready(),
+        "half full"
+    );
+    assert_eq!(fixture.read(0, 1, 1000).0, [2]);
+    fixture.output.acknowledge(0, 2).unwrap();
+    assert!(!fixture.output.is_overutilized() && !fixture.output.overutilized_gate().is_ready());
+    fixture.no_more_pages();
+    assert!(fixture.output.is_overutilized() && fixture.output.overutilized_gate().is_ready());
 }
 
 #[test]
 fn table_a_reader_may_come_before_it_is_declared() {
-    let mut bench = Bench::new(&readers(OutputKind::Broadcast, 1), 1000);
-    bench.pages(0, 1);
-    assert_eq!(bench.read(7, 0, 100).0, [0]);
-    let without = readers(OutputKind::Broadcast, 1).with_no_more();
-    let error = bench.output.set_buffers(&without).unwrap_err().to_string();
+    let mut fixture = Fixture::new(&readers(OutputKind::Broadcast, 1), 1000);
+    fixture.push_pages(0, 1);
+    assert_eq!(fixture.read(7, 0, 100).0, [0]);
+    let without = readers(OutputKind::Broadcast, 1).with_no_more_buffers();
+    let error = fixture.output.set_buffers(&without).unwrap_err().to_string();
     assert!(error.contains("buffer 7 is read"), "{error}");
-    let known = readers(OutputKind::Broadcast, 1).with_buffer(7, 0).unwrap().with_no_more();
-    bench.output.set_buffers(&known).unwrap();
-    assert!(bench.output.read(8, 0, 100, &bench.gate).is_err());
+    let known = readers(OutputKind::Broadcast, 1).with_buffer(7, 0).unwrap().with_no_more_buffers();
+    fixture.output.set_buffers(&known).unwrap();
+    assert!(fixture.output.read(8, 0, 100, &fixture.gate).is_err());
 }
 
 #[test]
 fn table_without_readers_only_an_arbitrary_output_goes_on() {
-    let broadcast = Bench::new(&OutputBuffers::new(OutputKind::Broadcast).with_no_more(), 100);
+    let broadcast =
+        Fixture::new(&OutputBuffers::new(OutputKind::Broadcast).with_no_more_buffers(), 100);
     assert_eq!(broadcast.output.state(), OutputState::Finished);
     // Who decides on another reader may wait for the end of this one: pages that were all taken end it.
-    let mut arbitrary = Bench::new(&readers(OutputKind::Arbitrary, 1), 100);
-    arbitrary.pages(0, 1);
+    let mut arbitrary = Fixture::new(&readers(OutputKind::Arbitrary, 1), 100);
+    arbitrary.push_pages(0, 1);
     arbitrary.no_more_pages();
     assert_eq!(arbitrary.read(0, 0, 100), (vec![0], 1));
     assert!(arbitrary.is_complete(0, 1));
@@ -346,28 +354,29 @@ fn table_without_readers_only_an_arbitrary_output_goes_on() {
 #[test]
 fn table_all_readers_gone_ends_it_early() {
     for kind in [OutputKind::Broadcast, OutputKind::Arbitrary] {
-        let mut bench = Bench::new(&readers(kind, 2), 1000);
-        bench.pages(0, 2);
-        bench.output.abort(0);
-        bench.output.abort(1);
-        assert_eq!(bench.output.state(), OutputState::Open, "there may be others");
-        assert!(!bench.writer.as_ref().unwrap().closed().is_ready());
-        bench.output.set_buffers(&readers(kind, 2).with_no_more()).unwrap();
-        assert_eq!(bench.output.state(), OutputState::Finished);
-        assert!(bench.writer.as_ref().unwrap().closed().is_ready());
-        assert_eq!((bench.output.bytes(), bench.alive()), (0, 0));
+        let mut fixture = Fixture::new(&readers(kind, 2), 1000);
+        fixture.push_pages(0, 2);
+        fixture.output.abort(0);
+        fixture.output.abort(1);
+        assert_eq!(fixture.output.state(), OutputState::Open, "there may be others");
+        assert!(!fixture.writer.as_ref().unwrap().closed().is_ready());
+        fixture.output.set_buffers(&readers(kind, 2).with_no_more_buffers()).unwrap();
+        assert_eq!(fixture.output.state(), OutputState::Finished);
+        assert!(fixture.writer.as_ref().unwrap().closed().is_ready());
+        assert_eq!((fixture.output.bytes(), fixture.alive()), (0, 0));
     }
 }
 
 #[test]
 fn table_what_a_reader_leaves_is_lost_to_others_or_not() {
-    let mut shared = Bench::new(&readers(OutputKind::Arbitrary, 2).with_no_more(), 1000);
-    shared.pages(0, 2);
+    let mut shared = Fixture::new(&readers(OutputKind::Arbitrary, 2).with_no_more_buffers(), 1000);
+    shared.push_pages(0, 2);
     assert_eq!(shared.read(0, 0, 1000).0, [0, 1]);
     shared.output.abort(0);
     assert!(shared.is_pending(1, 0));
-    let mut broadcast = Bench::new(&readers(OutputKind::Broadcast, 2).with_no_more(), 1000);
-    broadcast.pages(0, 1);
+    let mut broadcast =
+        Fixture::new(&readers(OutputKind::Broadcast, 2).with_no_more_buffers(), 1000);
+    broadcast.push_pages(0, 1);
     broadcast.output.abort(0);
     assert_eq!(broadcast.read(1, 0, 100).0, [0]);
 }
@@ -375,20 +384,20 @@ fn table_what_a_reader_leaves_is_lost_to_others_or_not() {
 /// Unlike in Presto, whose readers stay blocked, an error reaches them; it is never a clean end.
 #[test]
 fn i10_a_failed_output_is_no_finished_one() {
-    let mut bench = Bench::new(&partitioned(2), 10);
+    let mut fixture = Fixture::new(&partitioned(2), 10);
     let pending = gate();
-    assert!(matches!(bench.output.read(1, 0, 100, &pending), Ok(Read::Pending)));
-    let Give::Full(room) = bench.push(0, 10) else { panic!("there is room") };
-    drop(bench.writer.take());
-    assert_eq!(bench.output.state(), OutputState::Failed);
-    assert!(pending.is_ready() && room.is_ready() && bench.output.ended().is_ready());
+    assert!(matches!(fixture.output.read(1, 0, 100, &pending), Ok(PageRead::Pending)));
+    let PushResult::Backpressure(capacity) = fixture.push(0, 10) else { panic!("there is room") };
+    drop(fixture.writer.take());
+    assert_eq!(fixture.output.state(), OutputState::Failed);
+    assert!(pending.is_ready() && capacity.is_ready() && fixture.output.finished_gate().is_ready());
     for id in 0..3 {
-        assert!(matches!(bench.ask(id, 0, 100), Read::Failed), "buffer {id}");
+        assert!(matches!(fixture.request(id, 0, 100), PageRead::Failed), "buffer {id}");
     }
-    assert_eq!((bench.output.bytes(), bench.alive()), (0, 0));
-    bench.output.destroy();
-    assert_eq!(bench.output.state(), OutputState::Failed, "the first end is the end");
-    let finished = Bench::new(&partitioned(1), 10);
+    assert_eq!((fixture.output.bytes(), fixture.alive()), (0, 0));
+    fixture.output.destroy();
+    assert_eq!(fixture.output.state(), OutputState::Failed, "the first end is the end");
+    let finished = Fixture::new(&partitioned(1), 10);
     finished.output.destroy();
     finished.output.fail();
     assert_eq!(finished.output.state(), OutputState::Finished);
@@ -396,98 +405,105 @@ fn i10_a_failed_output_is_no_finished_one() {
 
 #[test]
 fn i11_old_versions_and_late_ones_are_ignored() {
-    let bench = Bench::new(&readers(OutputKind::Broadcast, 2), 100);
-    bench.output.set_buffers(&readers(OutputKind::Broadcast, 1)).unwrap();
-    bench.output.destroy();
-    bench.output.set_buffers(&OutputBuffers::new(OutputKind::Arbitrary)).unwrap();
-    assert_eq!(bench.output.state(), OutputState::Finished);
+    let fixture = Fixture::new(&readers(OutputKind::Broadcast, 2), 100);
+    fixture.output.set_buffers(&readers(OutputKind::Broadcast, 1)).unwrap();
+    fixture.output.destroy();
+    fixture.output.set_buffers(&OutputBuffers::new(OutputKind::Arbitrary)).unwrap();
+    assert_eq!(fixture.output.state(), OutputState::Finished);
 }
 
 fn take(client: &ExchangeClient<Item>) -> usize {
     match client.take() {
-        Take::Item(item) => item.number,
+        PopResult::Item(item) => item.number,
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
 fn m11_a_client_reads_all_outputs_and_ends_with_the_last() {
-    let mut benches = [Bench::new(&partitioned(1), 100), Bench::new(&partitioned(1), 100)];
+    let mut fixtures = [Fixture::new(&partitioned(1), 100), Fixture::new(&partitioned(1), 100)];
     let client = ExchangeClient::new("test");
-    let Take::Blocked(gate) = client.take() else { panic!("there is nothing") };
-    client.add(0, benches[0].output.clone(), 0).unwrap();
+    let PopResult::Blocked(gate) = client.take() else { panic!("there is nothing") };
+    client.add_location(0, fixtures[0].output.clone(), 0).unwrap();
     assert!(gate.is_ready(), "there is somebody to ask");
-    assert!(matches!(client.take(), Take::Blocked(_)));
-    client.add(0, benches[1].output.clone(), 0).unwrap();
+    assert!(matches!(client.take(), PopResult::Blocked(_)));
+    client.add_location(0, fixtures[1].output.clone(), 0).unwrap();
     assert_eq!(client.locations(), [0], "one that is known is ignored");
-    client.add(1, benches[1].output.clone(), 0).unwrap();
-    client.no_more();
-    assert!(client.add(2, benches[0].output.clone(), 0).is_err());
-    assert!(matches!(client.take(), Take::Blocked(_)));
-    benches[1].next = 100;
-    benches[1].pages(0, 2);
+    client.add_location(1, fixtures[1].output.clone(), 0).unwrap();
+    client.set_no_more_locations();
+    assert!(client.add_location(2, fixtures[0].output.clone(), 0).is_err());
+    assert!(matches!(client.take(), PopResult::Blocked(_)));
+    fixtures[1].next = 100;
+    fixtures[1].push_pages(0, 2);
     assert!(gate.is_ready());
-    benches[0].pages(0, 1);
+    fixtures[0].push_pages(0, 1);
     let mut numbers = [take(&client), take(&client), take(&client)];
     numbers.sort_unstable();
     assert_eq!(numbers, [0, 100, 101]);
-    assert!(matches!(client.take(), Take::Blocked(_)));
-    benches[0].no_more_pages();
-    assert!(gate.is_ready() && matches!(client.take(), Take::Blocked(_)));
+    assert!(matches!(client.take(), PopResult::Blocked(_)));
+    fixtures[0].no_more_pages();
+    assert!(gate.is_ready() && matches!(client.take(), PopResult::Blocked(_)));
     // M-12: a client leaves an output that is complete.
-    assert_eq!(benches[0].output.state(), OutputState::Finished);
-    benches[1].no_more_pages();
-    assert!(matches!(client.take(), Take::Finished));
+    assert_eq!(fixtures[0].output.state(), OutputState::Finished);
+    fixtures[1].no_more_pages();
+    assert!(matches!(client.take(), PopResult::Finished));
     assert_eq!(client.rows(), 3);
 }
 
 #[test]
 fn m11_a_failure_stays() {
-    let mut bench = Bench::new(&partitioned(1), 100);
+    let mut fixture = Fixture::new(&partitioned(1), 100);
     let client = ExchangeClient::new("test");
-    client.add(0, bench.output.clone(), 0).unwrap();
-    let Take::Blocked(gate) = client.take() else { panic!("there is nothing") };
-    drop(bench.writer.take());
+    client.add_location(0, fixture.output.clone(), 0).unwrap();
+    let PopResult::Blocked(gate) = client.take() else { panic!("there is nothing") };
+    drop(fixture.writer.take());
     assert!(gate.is_ready());
     for _ in 0..2 {
-        assert!(matches!(client.take(), Take::Aborted));
+        assert!(matches!(client.take(), PopResult::Aborted));
     }
 }
 
 #[test]
 fn m11_a_closed_client_leaves_all_outputs() {
-    let mut bench = Bench::new(&partitioned(1), 100);
+    let mut fixture = Fixture::new(&partitioned(1), 100);
     let client = ExchangeClient::new("test");
-    client.add(0, bench.output.clone(), 0).unwrap();
-    bench.pages(0, 1);
+    client.add_location(0, fixture.output.clone(), 0).unwrap();
+    fixture.push_pages(0, 1);
     client.close();
-    assert_eq!(bench.output.state(), OutputState::Finished);
-    let late = Bench::new(&partitioned(1), 100);
-    client.add(1, late.output.clone(), 0).unwrap();
+    assert_eq!(fixture.output.state(), OutputState::Finished);
+    let late = Fixture::new(&partitioned(1), 100);
+    client.add_location(1, late.output.clone(), 0).unwrap();
     assert_eq!(late.output.state(), OutputState::Finished);
-    assert!(matches!(client.take(), Take::Finished));
+    assert!(matches!(client.take(), PopResult::Finished));
 }
 
 /// One who reads outputs side by side gets a client for each, when all are known.
 #[test]
-fn a_client_comes_apart() {
-    let mut benches = [Bench::new(&partitioned(1), 100), Bench::new(&partitioned(1), 100)];
+fn a_client_is_split_by_location() {
+    let mut fixtures = [Fixture::new(&partitioned(1), 100), Fixture::new(&partitioned(1), 100)];
     let client = ExchangeClient::new("test");
-    let Take::Blocked(gate) = client.apart("part") else { panic!("there is nothing") };
-    for (id, bench) in (0..).zip(&benches) {
-        client.add(id, bench.output.clone(), 0).unwrap();
+    let PopResult::Blocked(gate) = client.split_by_location("part") else {
+        panic!("there is nothing")
+    };
+    for (id, fixture) in (0..).zip(&fixtures) {
+        client.add_location(id, fixture.output.clone(), 0).unwrap();
     }
-    assert!(gate.is_ready() && matches!(client.apart("part"), Take::Blocked(_)), "others may come");
-    client.no_more();
-    let Take::Item(parts) = client.apart("part") else { panic!("all are known") };
-    benches[1].pages(0, 2);
-    benches[0].no_more_pages();
-    assert!(matches!(parts[0].take(), Take::Finished));
-    assert_eq!((take(&parts[1]), take(&parts[1])), (0, 1));
-    assert!(matches!(parts[1].take(), Take::Blocked(_)));
-    parts[1].close();
-    assert_eq!(benches[1].output.state(), OutputState::Finished);
-    assert!(matches!(client.take(), Take::Finished), "it has none left");
+    assert!(
+        gate.is_ready() && matches!(client.split_by_location("part"), PopResult::Blocked(_)),
+        "others may come"
+    );
+    client.set_no_more_locations();
+    let PopResult::Item(clients) = client.split_by_location("part") else {
+        panic!("all are known")
+    };
+    fixtures[1].push_pages(0, 2);
+    fixtures[0].no_more_pages();
+    assert!(matches!(clients[0].take(), PopResult::Finished));
+    assert_eq!((take(&clients[1]), take(&clients[1])), (0, 1));
+    assert!(matches!(clients[1].take(), PopResult::Blocked(_)));
+    clients[1].close();
+    assert_eq!(fixtures[1].output.state(), OutputState::Finished);
+    assert!(matches!(client.take(), PopResult::Finished), "it has none left");
     client.close();
-    assert!(matches!(client.apart("part"), Take::Finished));
+    assert!(matches!(client.split_by_location("part"), PopResult::Finished));
 }

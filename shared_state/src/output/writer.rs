@@ -2,50 +2,50 @@
 
 use std::sync::Arc;
 
-use super::{Dropped, Inner, Output, OutputKind, OutputState, State, client::Page};
-use crate::{Gate, Give, Payload, Wakeups};
+use super::{DroppedPages, Inner, OutputBuffer, OutputKind, OutputState, State, client::Page};
+use crate::{Gate, Payload, PushResult, Wakeups};
 
 /// The right of one task to add pages. Dropping it unfinished fails the output.
 #[derive(Debug)]
 pub struct OutputWriter<T: Payload + Clone> {
-    output: Output<T>,
+    output: OutputBuffer<T>,
     finished: bool,
 }
 
 impl<T: Payload + Clone> OutputWriter<T> {
-    pub(super) fn new(output: Output<T>) -> Self {
+    pub(super) fn new(output: OutputBuffer<T>) -> Self {
         Self { output, finished: false }
     }
 
     /// Adds a page: to the buffer of `partition`; a broadcast or arbitrary output has partition 0 only.
-    pub fn push(&mut self, partition: usize, item: T) -> Give {
-        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+    pub fn push(&mut self, partition: usize, item: T) -> PushResult {
+        let (mut dropped, mut wakeups) = (DroppedPages::new(), Wakeups::new());
         let state = &self.output.0;
         let mut guard = state.inner.lock();
         let inner = &mut *guard;
-        if !inner.state.takes_pages() {
-            inner.flow.rows_dropped += item.rows() as u64;
+        if !inner.state.can_add_pages() {
+            inner.stats.rows_dropped += item.rows() as u64;
             dropped.push(item);
-            return Give::Closed;
+            return PushResult::Closed;
         }
         let page = Arc::new(Page { bytes: item.bytes(), item });
         let rows = page.item.rows() as u64;
         inner.bytes += page.bytes;
-        inner.flow.rows_in += rows;
-        inner.flow.peak_bytes = inner.flow.peak_bytes.max(inner.bytes);
-        let more_buffers = inner.state.takes_buffers();
+        inner.stats.rows_in += rows;
+        inner.stats.peak_bytes = inner.stats.peak_bytes.max(inner.bytes);
+        let more_buffers = inner.state.can_add_buffers();
         let mut wanted = false;
         match inner.descriptor.kind() {
             OutputKind::Partitioned => {
-                let client = inner.clients.get_mut(&partition).filter(|client| !client.gone);
+                let client = inner.clients.get_mut(&partition).filter(|client| !client.aborted);
                 if let Some(client) = client {
-                    client.give(page.clone(), &mut wakeups);
+                    client.push(page.clone(), &mut wakeups);
                     wanted = true;
                 }
             }
             OutputKind::Broadcast => {
-                for client in inner.clients.values_mut().filter(|client| !client.gone) {
-                    client.give(page.clone(), &mut wakeups);
+                for client in inner.clients.values_mut().filter(|client| !client.aborted) {
+                    client.push(page.clone(), &mut wakeups);
                     wanted = true;
                 }
                 if more_buffers {
@@ -59,27 +59,27 @@ impl<T: Payload + Clone> OutputWriter<T> {
                 // Who comes first gets it; the others ask in vain.
                 for client in inner.clients.values_mut() {
                     if let Some(listener) = client.listener.take() {
-                        listener.set_ready_later(&mut wakeups);
+                        listener.set_ready_deferred(&mut wakeups);
                     }
                 }
             }
         }
         if !wanted {
-            inner.flow.rows_dropped += rows;
+            inner.stats.rows_dropped += rows;
         }
         inner.release([page], &mut dropped);
-        state.look_at_readers(inner, &mut wakeups);
-        state.room(inner)
+        state.update_utilization(inner, &mut wakeups);
+        state.poll_capacity(inner)
     }
 
     /// Whether there is room, without a page.
-    pub fn room(&mut self) -> Give {
-        self.output.0.room(&self.output.0.inner.lock())
+    pub fn poll_capacity(&mut self) -> PushResult {
+        self.output.0.poll_capacity(&self.output.0.inner.lock())
     }
 
     /// Another one, for another task. The output waits for both.
     #[must_use]
-    pub fn another(&self) -> Self {
+    pub fn add_writer(&self) -> Self {
         self.output.0.inner.lock().writers_left += 1;
         Self::new(self.output.clone())
     }
@@ -101,7 +101,7 @@ impl<T: Payload + Clone> OutputWriter<T> {
         if !finished {
             return self.output.fail();
         }
-        let (mut dropped, mut wakeups) = (Dropped::new(), Wakeups::new());
+        let (mut dropped, mut wakeups) = (DroppedPages::new(), Wakeups::new());
         let state = &self.output.0;
         let mut inner = state.inner.lock();
         inner.writers_left -= 1;
@@ -114,23 +114,23 @@ impl<T: Payload + Clone> OutputWriter<T> {
         };
         for client in inner.clients.values_mut() {
             if let Some(listener) = client.listener.take() {
-                listener.set_ready_later(&mut wakeups);
+                listener.set_ready_deferred(&mut wakeups);
             }
         }
-        state.look_around(&mut inner, &mut dropped, &mut wakeups);
+        state.update_state(&mut inner, &mut dropped, &mut wakeups);
     }
 }
 
 impl<T: Payload + Clone> State<T> {
-    fn room(&self, inner: &Inner<T>) -> Give {
-        if !inner.state.takes_pages() {
-            return Give::Closed;
+    fn poll_capacity(&self, inner: &Inner<T>) -> PushResult {
+        if !inner.state.can_add_pages() {
+            return PushResult::Closed;
         }
-        if self.budget.must_wait(inner.bytes) {
-            self.room.block();
-            return Give::Full(self.room.clone());
+        if self.limit.is_exceeded(inner.bytes) {
+            self.capacity.block();
+            return PushResult::Backpressure(self.capacity.clone());
         }
-        Give::Accepted
+        PushResult::Accepted
     }
 }
 

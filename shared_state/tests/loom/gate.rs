@@ -135,7 +135,7 @@ fn data_and_gate_under_one_lock() {
                     let mut wakeups = Wakeups::new();
                     let mut items = items.lock();
                     items.push(item);
-                    gate.set_ready_later(&mut wakeups);
+                    gate.set_ready_deferred(&mut wakeups);
                 }
             }
         });

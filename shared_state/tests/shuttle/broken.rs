@@ -1,7 +1,7 @@
 //! Shared states with one fault each. `cardinality` shows that the same state without a fault
 //! passes, so that each failure is the fault's.
 
-use gatework_shared_state::{Budget, ManyToMany};
+use gatework_shared_state::{BufferLimit, ManyToMany};
 
 use crate::{
     mailbox::{self, Fault},
@@ -84,5 +84,5 @@ fn an_ignored_budget_is_seen() {
 /// What a budget with `unless_starved` is for.
 #[test]
 fn a_full_channel_beside_a_starved_one_closes_a_cycle() {
-    must_fail(DEADLOCK, || one_channel_after_the_other(Budget::new(1)));
+    must_fail(DEADLOCK, || one_channel_after_the_other(BufferLimit::new(1)));
 }

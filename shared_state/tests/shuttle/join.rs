@@ -7,25 +7,25 @@ use std::sync::{
 
 use gatework_shared_state::{
     Gate,
-    join::{self, Build, BuildSink, Drain, ProbeSource},
+    join_bridge::{self, BuildProducer, BuildStep, ProbeConsumer, UnmatchedScan},
 };
 use shuttle::thread;
 
 use crate::support::{Ending, Item, Ledger, Query, Task, below, check, check_all};
 
-const BUILD_UNITS: usize = 2;
-const DRAIN_UNITS: usize = 3;
+const BUILD_MORSELS: usize = 2;
+const SCAN_MORSELS: usize = 3;
 
 /// A table: the parts, and how often each build unit was done.
 struct Table {
     parts: Vec<Item>,
-    built: [AtomicUsize; BUILD_UNITS],
+    built: [AtomicUsize; BUILD_MORSELS],
     probing: AtomicUsize,
-    drained: [AtomicUsize; DRAIN_UNITS],
+    scanned: [AtomicUsize; SCAN_MORSELS],
 }
 
-type Sink = BuildSink<Item, Table>;
-type Source = ProbeSource<Item, Table>;
+type Producer = BuildProducer<Item, Table>;
+type Consumer = ProbeConsumer<Item, Table>;
 
 /// At which step a source leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,13 +34,13 @@ enum Leave {
     /// Before it asks what to do.
     First,
     /// With a step of the build in hand.
-    OwingAStep,
+    WithOutstandingStep,
     /// While it prepares the table, which it leaves to others.
-    PassingOn,
+    HandingOverFinalize,
     /// When the table is ready, before its probe ends.
     WhileProbing,
     /// After its probe, before it drains.
-    BeforeDrain,
+    BeforeUnmatchedScan,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,7 @@ enum End {
     Finished,
     SawAbort,
     /// It left with a step of the build in hand, so the join cannot go on.
-    LeftOwing,
+    LeftOutstandingStep,
     /// It left before its probe ended, so nobody knows what it would have matched.
     LeftEarly,
     LeftAfterProbe,
@@ -57,12 +57,12 @@ enum End {
 /// What the sources count outside of the state.
 #[derive(Default)]
 struct Seen {
-    prepared: AtomicUsize,
+    finalized: AtomicUsize,
 }
 
 /// `false`: it left without publishing.
 fn publish(
-    sink: Sink,
+    sink: Producer,
     number: usize,
     aborts: bool,
     query: &Arc<Query>,
@@ -77,9 +77,9 @@ fn publish(
 
 /// Builds until the table is ready.
 fn build(
-    source: &mut Source,
+    source: &mut Consumer,
     leave: Leave,
-    units: usize,
+    morsels: usize,
     seen: &Seen,
     task: &mut Task,
 ) -> Result<Arc<Table>, End> {
@@ -87,49 +87,51 @@ fn build(
         if task.is_cancelled() {
             return Err(End::LeftEarly);
         }
-        match source.build() {
-            Build::Prepare(_) | Build::Unit(..) if leave == Leave::OwingAStep => {
-                return Err(End::LeftOwing);
+        match source.next_build_step() {
+            BuildStep::Finalize(_) | BuildStep::Morsel(..)
+                if leave == Leave::WithOutstandingStep =>
+            {
+                return Err(End::LeftOutstandingStep);
             }
-            Build::Prepare(parts) if leave == Leave::PassingOn => {
-                source.pass_on(parts);
+            BuildStep::Finalize(parts) if leave == Leave::HandingOverFinalize => {
+                source.hand_over_finalize(parts);
                 return Err(End::LeftEarly);
             }
-            Build::Prepare(mut parts) => {
+            BuildStep::Finalize(mut parts) => {
                 parts.sort_by_key(Item::id);
-                seen.prepared.fetch_add(1, Ordering::SeqCst);
+                seen.finalized.fetch_add(1, Ordering::SeqCst);
                 let table = Table {
                     parts,
                     built: Default::default(),
                     probing: AtomicUsize::new(0),
-                    drained: Default::default(),
+                    scanned: Default::default(),
                 };
-                source.prepared(table, units);
+                source.finish_finalize(table, morsels);
                 task.progress();
             }
-            Build::Unit(table, unit) => {
-                table.built[unit].fetch_add(1, Ordering::SeqCst);
-                if source.built() {
+            BuildStep::Morsel(table, morsel) => {
+                table.built[morsel].fetch_add(1, Ordering::SeqCst);
+                if source.finish_build_morsel() {
                     assert!(!source.built_gate().is_ready(), "published before it was built");
-                    source.publish();
+                    source.publish_table();
                 }
                 task.progress();
             }
-            Build::Blocked(gate) => task.wait(&gate),
-            Build::Ready(table) => {
+            BuildStep::Blocked(gate) => task.wait(&gate),
+            BuildStep::Ready(table) => {
                 let built = table.built.iter().map(|times| times.load(Ordering::SeqCst));
-                assert!(built.take(units).all(|times| times == 1), "a unit was not built once");
+                assert!(built.take(morsels).all(|times| times == 1), "a morsel was not built once");
                 return Ok(table);
             }
-            Build::Aborted => return Err(End::SawAbort),
+            BuildStep::Aborted => return Err(End::SawAbort),
         }
     }
 }
 
 fn probe(
-    mut source: Source,
+    mut source: Consumer,
     leave: Leave,
-    units: usize,
+    morsels: usize,
     seen: &Seen,
     query: &Arc<Query>,
 ) -> (End, Option<Arc<Table>>) {
@@ -137,7 +139,7 @@ fn probe(
     if leave == Leave::First {
         return (End::LeftEarly, None);
     }
-    let table = match build(&mut source, leave, units, seen, &mut task) {
+    let table = match build(&mut source, leave, morsels, seen, &mut task) {
         Ok(table) => table,
         Err(end) => return (end, None),
     };
@@ -150,23 +152,23 @@ fn probe(
     }
     thread::yield_now();
     table.probing.fetch_sub(1, Ordering::SeqCst);
-    source.end_probe(DRAIN_UNITS);
-    if leave == Leave::BeforeDrain {
+    source.finish_probe(SCAN_MORSELS);
+    if leave == Leave::BeforeUnmatchedScan {
         return (End::LeftAfterProbe, Some(table));
     }
     loop {
         if task.is_cancelled() {
             return (End::LeftAfterProbe, Some(table));
         }
-        match source.drain() {
-            Drain::Unit(table, unit) => {
-                assert_eq!(table.probing.load(Ordering::SeqCst), 0, "drained while others probe");
-                table.drained[unit].fetch_add(1, Ordering::SeqCst);
+        match source.next_unmatched_scan() {
+            UnmatchedScan::Morsel(table, morsel) => {
+                assert_eq!(table.probing.load(Ordering::SeqCst), 0, "scanned while others probe");
+                table.scanned[morsel].fetch_add(1, Ordering::SeqCst);
                 task.progress();
             }
-            Drain::Blocked(gate) => task.wait(&gate),
-            Drain::Finished => return (End::Finished, Some(table)),
-            Drain::Aborted => return (End::SawAbort, Some(table)),
+            UnmatchedScan::Blocked(gate) => task.wait(&gate),
+            UnmatchedScan::Finished => return (End::Finished, Some(table)),
+            UnmatchedScan::Aborted => return (End::SawAbort, Some(table)),
         }
     }
 }
@@ -174,8 +176,13 @@ fn probe(
 /// How each of the sources leaves.
 fn leaves(ending: Ending, sources: usize) -> Vec<Leave> {
     let any = || {
-        [Leave::First, Leave::OwingAStep, Leave::PassingOn, Leave::WhileProbing, Leave::BeforeDrain]
-            [below(5)]
+        [
+            Leave::First,
+            Leave::WithOutstandingStep,
+            Leave::HandingOverFinalize,
+            Leave::WhileProbing,
+            Leave::BeforeUnmatchedScan,
+        ][below(5)]
     };
     let leaver = below(sources);
     (0..sources)
@@ -196,8 +203,8 @@ fn run(ending: Ending) {
     let query = Query::new();
     let ledger = Arc::<Ledger>::default();
     let seen = Arc::<Seen>::default();
-    let units = below(BUILD_UNITS + 1);
-    let (sinks, sources) = join::new::<Item, Table>("join", 2, 2);
+    let morsels = below(BUILD_MORSELS + 1);
+    let (sinks, sources) = join_bridge::new::<Item, Table>("join", 2, 2);
     // Whoever waits for what is known of the build side is told on every way out.
     let filter = watch(sources[0].built_gate().clone(), &query);
     let closed = watch(sinks[0].closed().clone(), &query);
@@ -215,7 +222,7 @@ fn run(ending: Ending) {
         .zip(sources)
         .map(|(leave, source)| {
             let (query, seen) = (query.clone(), seen.clone());
-            thread::spawn(move || probe(source, leave, units, &seen, &query))
+            thread::spawn(move || probe(source, leave, morsels, &seen, &query))
         })
         .collect();
     if ending.cancels() {
@@ -226,31 +233,31 @@ fn run(ending: Ending) {
     filter.join().unwrap();
     closed.join().unwrap();
     check_ends(ending, &published, &read);
-    assert!(seen.prepared.load(Ordering::SeqCst) <= 1, "prepared twice");
+    assert!(seen.finalized.load(Ordering::SeqCst) <= 1, "finalized twice");
     drop(read);
     assert_eq!(ledger.live_bytes(), 0, "items were left over");
 }
 
 fn check_ends(ending: Ending, published: &[bool], read: &[(End, Option<Arc<Table>>)]) {
     let whole = published.iter().all(|published| *published);
-    let owed = read.iter().any(|(end, _)| *end == End::LeftOwing);
+    let outstanding = read.iter().any(|(end, _)| *end == End::LeftOutstandingStep);
     let finished = read.iter().filter(|(end, _)| *end == End::Finished).count();
     if finished > 0 {
-        assert!(whole && !owed, "an aborted producer looks finished");
+        assert!(whole && !outstanding, "an aborted producer looks finished");
     }
-    if whole && !owed && !ending.cancels() {
+    if whole && !outstanding && !ending.cancels() {
         let aborts = read.iter().filter(|(end, _)| *end == End::SawAbort).count();
         assert_eq!(aborts, 0, "a finished producer looks aborted");
     }
     for table in read.iter().filter_map(|(_, table)| table.as_ref()) {
         let parts: Vec<_> = table.parts.iter().map(|item| item.id().0).collect();
         assert_eq!(parts, [0, 1], "rows of the build side were lost");
-        let drained = table.drained.each_ref().map(|times| times.load(Ordering::SeqCst));
-        assert!(drained.iter().all(|times| *times <= 1), "a unit was drained twice");
+        let scanned = table.scanned.each_ref().map(|times| times.load(Ordering::SeqCst));
+        assert!(scanned.iter().all(|times| *times <= 1), "a morsel was scanned twice");
         if read.iter().any(|(end, _)| *end == End::LeftEarly) {
-            assert_eq!(drained, [0; DRAIN_UNITS], "drained what a prober may have matched");
+            assert_eq!(scanned, [0; SCAN_MORSELS], "scanned what a prober may have matched");
         } else if finished > 0 {
-            assert_eq!(drained, [1; DRAIN_UNITS], "unmatched rows were lost");
+            assert_eq!(scanned, [1; SCAN_MORSELS], "unmatched rows were lost");
         }
     }
     if ending == Ending::Finish {
@@ -269,7 +276,7 @@ fn leaving_early_does_not_make_others_spin() {
     check(|| {
         let query = Query::new();
         let ledger = Arc::<Ledger>::default();
-        let (mut sinks, mut sources) = join::new::<Item, Table>("join", 1, 2);
+        let (mut sinks, mut sources) = join_bridge::new::<Item, Table>("join", 1, 2);
         drop(sources.pop());
         let mut source = sources.remove(0);
         let prober = thread::spawn({

@@ -5,7 +5,8 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use gatework_shared_state::{
-    Gate, Give, ManyToMany, ManyToOne, OneToMany, OneToOne, Payload, Take, Wakeups, sync::Mutex,
+    Gate, ManyToMany, ManyToOne, OneToMany, OneToOne, Payload, PopResult, PushResult, Wakeups,
+    sync::Mutex,
 };
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
 pub(crate) trait Gates: Send + Sync + 'static {
     fn sinks(&self) -> &[Gate];
     fn sources(&self) -> &[Gate];
-    fn open_for_ever(&self, wakeups: &mut Wakeups);
+    fn set_always_ready_all(&self, wakeups: &mut Wakeups);
 }
 
 macro_rules! gates {
@@ -29,8 +30,8 @@ macro_rules! gates {
             fn sources(&self) -> &[Gate] {
                 self.sources()
             }
-            fn open_for_ever(&self, wakeups: &mut Wakeups) {
-                self.open_for_ever(wakeups);
+            fn set_always_ready_all(&self, wakeups: &mut Wakeups) {
+                self.set_always_ready_all(wakeups);
             }
         }
     )*};
@@ -84,13 +85,13 @@ struct Mailbox<G> {
 
 pub(crate) struct MailSink<G: Gates> {
     state: Arc<Mailbox<G>>,
-    instance: usize,
+    task_index: usize,
     finished: bool,
 }
 
 pub(crate) struct MailSource<G: Gates> {
     state: Arc<Mailbox<G>>,
-    instance: usize,
+    task_index: usize,
 }
 
 /// A mailbox that holds `limit_bytes` and the item that passes the limit.
@@ -108,8 +109,8 @@ pub(crate) fn new<G: Gates>(
         aborted: false,
     };
     let state = Arc::new(Mailbox { gates, reach, limit_bytes, fault, inner: Mutex::new(inner) });
-    let sink = |instance| MailSink { state: state.clone(), instance, finished: false };
-    let source = |instance| MailSource { state: state.clone(), instance };
+    let sink = |task_index| MailSink { state: state.clone(), task_index, finished: false };
+    let source = |task_index| MailSource { state: state.clone(), task_index };
     ((0..sinks).map(sink).collect(), (0..sources).map(source).collect())
 }
 
@@ -118,16 +119,16 @@ impl<G: Gates> Mailbox<G> {
         self.fault == fault
     }
 
-    fn give_back(&self, inner: &mut Inner, bytes: usize, wakeups: &mut Wakeups) {
+    fn release(&self, inner: &mut Inner, bytes: usize, wakeups: &mut Wakeups) {
         inner.bytes -= bytes;
         if inner.bytes < self.limit_bytes {
-            self.gates.sinks().iter().for_each(|gate| gate.set_ready_later(wakeups));
+            self.gates.sinks().iter().for_each(|gate| gate.set_ready_deferred(wakeups));
         }
     }
 }
 
 impl<G: Gates> SinkEnd for MailSink<G> {
-    fn push(&mut self, item: Item) -> Give {
+    fn push(&mut self, item: Item) -> PushResult {
         let state = self.state.clone();
         let sources = state.gates.sources();
         let targets: Vec<_> = match state.reach {
@@ -141,23 +142,23 @@ impl<G: Gates> SinkEnd for MailSink<G> {
         let mut wakeups = Wakeups::new();
         let mut inner = state.inner.lock();
         if inner.aborted || inner.queues.iter().all(Option::is_none) {
-            return Give::Closed;
+            return PushResult::Closed;
         }
         for target in targets {
             if let Some(queue) = &mut inner.queues[target] {
                 queue.push_back(item.clone());
                 inner.bytes += item.bytes();
                 if !early {
-                    sources[target].set_ready_later(&mut wakeups);
+                    sources[target].set_ready_deferred(&mut wakeups);
                 }
             }
         }
         if inner.bytes < state.limit_bytes || state.has(Fault::BudgetIgnored) {
-            return Give::Accepted;
+            return PushResult::Accepted;
         }
-        let gate = &state.gates.sinks()[self.instance];
+        let gate = &state.gates.sinks()[self.task_index];
         gate.block();
-        Give::Full(gate.clone())
+        PushResult::Backpressure(gate.clone())
     }
 
     fn finish(mut self) {
@@ -184,7 +185,7 @@ impl<G: Gates> MailSink<G> {
             self.state.has(Fault::AbortOpensNothing)
         };
         if (last || inner.aborted) && !silent {
-            self.state.gates.open_for_ever(&mut wakeups);
+            self.state.gates.set_always_ready_all(&mut wakeups);
         }
     }
 }
@@ -196,31 +197,31 @@ impl<G: Gates> Drop for MailSink<G> {
 }
 
 impl<G: Gates> SourceEnd for MailSource<G> {
-    fn take(&mut self) -> Take<Item> {
+    fn take(&mut self) -> PopResult<Item> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         if inner.aborted {
-            return Take::Aborted;
+            return PopResult::Aborted;
         }
-        if let Some(item) = inner.queues[self.instance].as_mut().and_then(VecDeque::pop_front) {
+        if let Some(item) = inner.queues[self.task_index].as_mut().and_then(VecDeque::pop_front) {
             if self.state.has(Fault::RoomFreesNobody) {
                 inner.bytes -= item.bytes();
             } else {
-                self.state.give_back(&mut inner, item.bytes(), &mut wakeups);
+                self.state.release(&mut inner, item.bytes(), &mut wakeups);
             }
-            return Take::Item(item);
+            return PopResult::Item(item);
         }
         if inner.sinks_left == 0 {
-            return Take::Finished;
+            return PopResult::Finished;
         }
-        let gate = &self.state.gates.sources()[self.instance];
+        let gate = &self.state.gates.sources()[self.task_index];
         if self.state.has(Fault::BlocksOutsideTheLock) {
             drop(inner);
         }
         if !self.state.has(Fault::LeavesTheGateOpen) {
             gate.block();
         }
-        Take::Blocked(gate.clone())
+        PopResult::Blocked(gate.clone())
     }
 }
 
@@ -228,18 +229,18 @@ impl<G: Gates> Drop for MailSource<G> {
     fn drop(&mut self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
-        let unread = inner.queues[self.instance].take().unwrap_or_default();
+        let unread = inner.queues[self.task_index].take().unwrap_or_default();
         let bytes = unread.iter().map(Payload::bytes).sum();
         if self.state.has(Fault::LeavingFreesNobody) {
             inner.bytes -= bytes;
             return;
         }
         if !self.state.has(Fault::LeavingKeepsBytes) {
-            self.state.give_back(&mut inner, bytes, &mut wakeups);
+            self.state.release(&mut inner, bytes, &mut wakeups);
         }
         if inner.queues.iter().all(Option::is_none) {
             let sinks = self.state.gates.sinks();
-            sinks.iter().for_each(|gate| gate.set_always_ready_later(&mut wakeups));
+            sinks.iter().for_each(|gate| gate.set_always_ready_deferred(&mut wakeups));
         }
     }
 }

@@ -11,15 +11,15 @@
 #![cfg(shuttle)]
 #![allow(clippy::unwrap_used, reason = "tests may unwrap")]
 
-mod arrivals;
+mod breaker;
 mod broken;
 mod cardinality;
 mod join;
 mod mailbox;
 mod memory;
 mod output;
-mod rendezvous;
 mod set;
 mod stream;
+mod stream_set;
 mod streams;
 mod support;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use gatework_shared_state::{
     Dependency, DependencyKind, Gate,
-    memory::{Arbiter, Holder},
+    memory::{ArbitrationParticipant, MemoryArbitrator},
 };
 use shuttle::{sync::Mutex, thread};
 
@@ -18,22 +18,22 @@ const ROUNDS: usize = 4;
 enum Fault {
     None,
     /// It takes the question after it has begun to give back.
-    TakesLate,
+    TakesRequestLate,
     /// It has nothing, and does not say so.
-    SaysNothing,
+    DoesNotDecline,
     /// It answers that it is giving back because it was, and that is over.
-    CountsWhatIsOver,
+    CountsFinishedWrite,
     /// What it gives back wakes nobody.
     ReleasesSilently,
     /// It is asked while it waits, and does not look.
-    WaitsForReliefOnly,
+    WaitsForMemoryOnly,
     /// What is written gives its memory back before it counts as written.
     ReleasesEarly,
 }
 
 struct Pool {
     used: Mutex<usize>,
-    arbiter: Arc<Arbiter>,
+    arbitrator: Arc<MemoryArbitrator>,
     fault: Fault,
     /// Opens when nobody needs memory any more: the input of the others.
     satisfied: Gate,
@@ -50,7 +50,7 @@ impl Pool {
     fn release(&self, bytes: usize) {
         *self.used.lock().unwrap() -= bytes;
         if self.fault != Fault::ReleasesSilently {
-            self.arbiter.released();
+            self.arbitrator.notify_released();
         }
     }
 }
@@ -58,18 +58,18 @@ impl Pool {
 /// A task that writes what it holds when it is asked to, or when nobody else holds more.
 struct Spiller {
     pool: Arc<Pool>,
-    holder: Holder,
-    held: usize,
+    participant: ArbitrationParticipant,
+    reserved: usize,
     /// It cannot give back what it says it could.
-    boasts: bool,
+    overstates: bool,
     /// The gate of a write, and whether that is done.
     writing: Option<(Gate, Arc<Mutex<bool>>)>,
 }
 
 impl Spiller {
-    fn new(pool: &Arc<Pool>, boasts: bool) -> Self {
-        let holder = pool.arbiter.holder(1, 1);
-        Self { pool: pool.clone(), holder, held: 0, boasts, writing: None }
+    fn new(pool: &Arc<Pool>, overstates: bool) -> Self {
+        let participant = pool.arbitrator.register(1, 1);
+        Self { pool: pool.clone(), participant, reserved: 0, overstates, writing: None }
     }
 
     fn is_writing(&mut self) -> bool {
@@ -81,17 +81,17 @@ impl Spiller {
 
     /// Begins to write half of it, elsewhere, if there is anything that can be written.
     fn write(&mut self) -> bool {
-        let bytes = self.held.div_ceil(2);
-        if bytes == 0 || self.boasts {
+        let bytes = self.reserved.div_ceil(2);
+        if bytes == 0 || self.overstates {
             return false;
         }
-        self.held -= bytes;
-        self.holder.set_bytes(self.held);
+        self.reserved -= bytes;
+        self.participant.set_reclaimable_bytes(self.reserved);
         let gate = Dependency::blocked("write", DependencyKind::External);
         let done = Arc::<Mutex<bool>>::default();
         self.writing = Some((gate.clone(), done.clone()));
         let pool = self.pool.clone();
-        let giving = pool.arbiter.giving(1);
+        let pending_release = pool.arbitrator.announce_release(1);
         // Whoever finds it not done knows that its memory is yet to come back.
         thread::spawn(move || {
             if pool.fault == Fault::ReleasesEarly {
@@ -102,49 +102,53 @@ impl Spiller {
                 pool.release(bytes);
             }
             match pool.fault {
-                Fault::ReleasesEarly | Fault::ReleasesSilently => std::mem::forget(giving),
-                _ => drop(giving),
+                Fault::ReleasesEarly | Fault::ReleasesSilently => std::mem::forget(pending_release),
+                _ => drop(pending_release),
             }
             gate.set_always_ready();
         });
         true
     }
 
-    fn heed_questions(&mut self) {
-        let late = self.pool.fault == Fault::TakesLate;
-        let asked = if late { self.holder.asked().is_ready() } else { self.holder.take_question() };
-        if !asked {
+    fn handle_reclaim_requests(&mut self) {
+        let late = self.pool.fault == Fault::TakesRequestLate;
+        let requested = if late {
+            self.participant.reclaim_requested().is_ready()
+        } else {
+            self.participant.take_reclaim_request()
+        };
+        if !requested {
             return;
         }
-        let was_writing = self.pool.fault == Fault::CountsWhatIsOver && self.writing.is_some();
-        let gives = was_writing || self.is_writing() || self.write();
+        let was_writing = self.pool.fault == Fault::CountsFinishedWrite && self.writing.is_some();
+        let releases = was_writing || self.is_writing() || self.write();
         if late {
-            let _asked = self.holder.take_question();
+            let _requested = self.participant.take_reclaim_request();
         }
-        if !gives && self.pool.fault != Fault::SaysNothing {
-            self.holder.gave_nothing();
+        if !releases && self.pool.fault != Fault::DoesNotDecline {
+            self.participant.decline_reclaim();
         }
     }
 
     /// One more byte; `false` if the query ended meanwhile.
     fn grow(&mut self, task: &mut Task) -> bool {
         while !task.is_cancelled() {
-            self.heed_questions();
+            self.handle_reclaim_requests();
             if self.pool.try_grow() {
-                self.held += 1;
-                self.holder.set_bytes(self.held);
+                self.reserved += 1;
+                self.participant.set_reclaimable_bytes(self.reserved);
                 task.progress();
                 return true;
             }
-            if let Some(relief) = self.holder.ask(1) {
+            if let Some(memory_available) = self.participant.request_reclaim(1) {
                 match self.pool.fault {
-                    Fault::WaitsForReliefOnly => task.wait(&relief),
-                    _ => task.wait_any(&[&relief, self.holder.asked()]),
+                    Fault::WaitsForMemoryOnly => task.wait(&memory_available),
+                    _ => task.wait_any(&[&memory_available, self.participant.reclaim_requested()]),
                 }
             } else if self.is_writing() || self.write() {
                 if let Some((gate, _)) = &self.writing {
                     let gate = gate.clone();
-                    task.wait_any(&[&gate, self.holder.asked()]);
+                    task.wait_any(&[&gate, self.participant.reclaim_requested()]);
                 }
             } else {
                 // The others hold less than would be asked for. It goes on with what it has.
@@ -165,44 +169,44 @@ impl Spiller {
         }
         let satisfied = self.pool.satisfied.clone();
         while !leaves && !task.is_cancelled() && !satisfied.is_ready() {
-            self.heed_questions();
+            self.handle_reclaim_requests();
             match self.pool.fault {
-                Fault::WaitsForReliefOnly => task.wait(&satisfied),
-                _ => task.wait_any(&[&satisfied, self.holder.asked()]),
+                Fault::WaitsForMemoryOnly => task.wait(&satisfied),
+                _ => task.wait_any(&[&satisfied, self.participant.reclaim_requested()]),
             }
             task.progress();
         }
         if !aborts && !task.is_cancelled() {
-            self.holder.gave_nothing();
+            self.participant.decline_reclaim();
         }
-        let Self { pool, holder, held, .. } = self;
+        let Self { pool, participant, reserved, .. } = self;
         // What it holds goes first, as a reservation does in a task that is dropped.
-        pool.release(held);
-        drop(holder);
+        pool.release(reserved);
+        drop(participant);
     }
 }
 
 /// Wants memory that it does not give back before its end, and gives up if nobody holds any.
 fn need(pool: &Arc<Pool>, mut task: Task) {
-    let holder = pool.arbiter.holder(1, 1);
-    let mut held = 0;
-    while held < 2 && !task.is_cancelled() {
+    let participant = pool.arbitrator.register(1, 1);
+    let mut reserved = 0;
+    while reserved < 2 && !task.is_cancelled() {
         if pool.try_grow() {
-            held += 1;
+            reserved += 1;
             task.progress();
-        } else if let Some(relief) = holder.ask(1) {
-            task.wait(&relief);
+        } else if let Some(memory_available) = participant.request_reclaim(1) {
+            task.wait(&memory_available);
         } else {
             break;
         }
     }
-    pool.release(held);
+    pool.release(reserved);
     pool.satisfied.set_always_ready();
 }
 
 fn model(ending: Ending, fault: Fault) {
     let satisfied = Dependency::blocked("input", DependencyKind::Source);
-    let pool = Pool { used: Mutex::new(0), arbiter: Arbiter::new(), fault, satisfied };
+    let pool = Pool { used: Mutex::new(0), arbitrator: MemoryArbitrator::new(), fault, satisfied };
     let pool = Arc::new(pool);
     let query = Query::new();
     let mut threads = Vec::new();
@@ -226,7 +230,7 @@ fn model(ending: Ending, fault: Fault) {
 }
 
 #[test]
-fn whoever_waits_for_memory_gets_it_or_an_answer() {
+fn a_task_that_waits_for_memory_gets_it_or_an_answer() {
     check_all(|ending| model(ending, Fault::None));
 }
 
@@ -235,18 +239,18 @@ fn caught(fault: Fault) {
 }
 
 #[test]
-fn a_question_taken_late_is_lost() {
-    caught(Fault::TakesLate);
+fn a_request_taken_late_is_lost() {
+    caught(Fault::TakesRequestLate);
 }
 
 #[test]
 fn silence_about_nothing_is_seen() {
-    caught(Fault::SaysNothing);
+    caught(Fault::DoesNotDecline);
 }
 
 #[test]
 fn an_answer_for_what_is_over_is_seen() {
-    caught(Fault::CountsWhatIsOver);
+    caught(Fault::CountsFinishedWrite);
 }
 
 #[test]
@@ -261,5 +265,5 @@ fn memory_that_comes_back_before_it_counts_is_seen() {
 
 #[test]
 fn one_that_waits_and_does_not_look_is_seen() {
-    caught(Fault::WaitsForReliefOnly);
+    caught(Fault::WaitsForMemoryOnly);
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use gatework_shared_state::{
-    Budget, Give, Payload, Take,
-    output::{ExchangeClient, Output, OutputBuffers, OutputKind, OutputWriter},
+    BufferLimit, Payload, PopResult, PushResult,
+    output::{ExchangeClient, OutputBuffer, OutputBuffers, OutputKind, OutputWriter},
 };
 use shuttle::thread;
 
@@ -34,7 +34,7 @@ struct Writer {
 }
 
 impl SinkEnd for Writer {
-    fn push(&mut self, item: Item) -> Give {
+    fn push(&mut self, item: Item) -> PushResult {
         let partition = match self.kind {
             OutputKind::Partitioned => item.id().1 % self.readers,
             OutputKind::Broadcast | OutputKind::Arbitrary => 0,
@@ -42,8 +42,8 @@ impl SinkEnd for Writer {
         self.writer.push(partition, Page(Arc::new(item)))
     }
 
-    fn room(&mut self) -> Option<Give> {
-        Some(self.writer.room())
+    fn poll_capacity(&mut self) -> Option<PushResult> {
+        Some(self.writer.poll_capacity())
     }
 
     fn finish(self) {
@@ -55,12 +55,12 @@ impl SinkEnd for Writer {
 struct Reader(ExchangeClient<Page>);
 
 impl SourceEnd for Reader {
-    fn take(&mut self) -> Take<Item> {
+    fn take(&mut self) -> PopResult<Item> {
         match self.0.take() {
-            Take::Item(Page(item)) => Take::Item(Item::clone(&item)),
-            Take::Blocked(gate) => Take::Blocked(gate),
-            Take::Finished => Take::Finished,
-            Take::Aborted => Take::Aborted,
+            PopResult::Item(Page(item)) => PopResult::Item(Item::clone(&item)),
+            PopResult::Blocked(gate) => PopResult::Blocked(gate),
+            PopResult::Finished => PopResult::Finished,
+            PopResult::Aborted => PopResult::Aborted,
         }
     }
 }
@@ -72,9 +72,9 @@ impl Drop for Reader {
 }
 
 /// Tells the output of its readers, and the readers of the output, one by one.
-fn link(output: Output<Page>, kind: OutputKind, clients: Vec<ExchangeClient<Page>>) {
+fn link(output: OutputBuffer<Page>, kind: OutputKind, clients: Vec<ExchangeClient<Page>>) {
     let mut known = match kind {
-        OutputKind::Partitioned => OutputBuffers::of_partitions(clients.len()),
+        OutputKind::Partitioned => OutputBuffers::with_partitions(clients.len()),
         OutputKind::Broadcast | OutputKind::Arbitrary => OutputBuffers::new(kind),
     };
     for (id, client) in clients.iter().enumerate() {
@@ -83,21 +83,21 @@ fn link(output: Output<Page>, kind: OutputKind, clients: Vec<ExchangeClient<Page
             known = known.with_buffer(id, partition).unwrap();
             output.set_buffers(&known).unwrap();
         }
-        client.add(0, output.clone(), id).unwrap();
-        client.no_more();
+        client.add_location(0, output.clone(), id).unwrap();
+        client.set_no_more_locations();
     }
-    output.set_buffers(&known.with_no_more()).unwrap();
+    output.set_buffers(&known.with_no_more_buffers()).unwrap();
 }
 
 fn model(ending: Ending, kind: OutputKind, reach: Reach) {
     let (writers, readers) = (1 + below(2), 1 + below(2));
     let mut plan = Plan::new(ending, reach, writers, readers);
     let first = match kind {
-        OutputKind::Partitioned => OutputBuffers::of_partitions(readers),
+        OutputKind::Partitioned => OutputBuffers::with_partitions(readers),
         OutputKind::Broadcast | OutputKind::Arbitrary => OutputBuffers::new(kind),
     };
-    let budget = Budget::new(plan.limit_bytes);
-    let (output, ends) = Output::new("output", first, budget, writers).unwrap();
+    let limit = BufferLimit::new(plan.limit_bytes);
+    let (output, ends) = OutputBuffer::new("output", first, limit, writers).unwrap();
     // What a reader has in its hands is a copy.
     plan.limit_bytes += readers * plan.item_bytes;
     let clients: Vec<_> = (0..readers).map(|_| ExchangeClient::new("client")).collect();

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use gatework_shared_state::{
-    Take,
-    set::{self, SetSink, SetSource},
+    PopResult,
+    set::{self, SetConsumer, SetProducer},
 };
 use shuttle::thread;
 
@@ -24,7 +24,7 @@ enum End {
 }
 
 fn work(
-    mut sink: SetSink<Table>,
+    mut sink: SetProducer<Table>,
     child: usize,
     aborts: bool,
     query: &Arc<Query>,
@@ -36,40 +36,40 @@ fn work(
             return End::Left;
         }
         match sink.take() {
-            Take::Item(mut table) => {
+            PopResult::Item(mut table) => {
                 if aborts {
                     return End::Left;
                 }
                 assert_eq!(table.len(), child, "the table skipped a child");
                 table.push(Item::new(ledger, child, child, 1));
-                sink.pass(table);
+                sink.pass_to_next(table);
                 return End::Finished;
             }
-            Take::Blocked(gate) => task.wait(&gate),
+            PopResult::Blocked(gate) => task.wait(&gate),
             // Nobody reads any more.
-            Take::Finished => return End::Left,
-            Take::Aborted => return End::SawAbort,
+            PopResult::Finished => return End::Left,
+            PopResult::Aborted => return End::SawAbort,
         }
     }
 }
 
-fn read(mut source: SetSource<Table>, leaves: bool, query: &Arc<Query>) -> (End, usize) {
+fn read(mut source: SetConsumer<Table>, leaves: bool, query: &Arc<Query>) -> (End, usize) {
     let mut task = Task::new(query);
     let mut rows = 0;
-    let patience = below(3);
-    for turn in 0.. {
-        if task.is_cancelled() || (leaves && turn >= patience) {
+    let max_attempts = below(3);
+    for attempt in 0.. {
+        if task.is_cancelled() || (leaves && attempt >= max_attempts) {
             return (End::Left, rows);
         }
         match source.take() {
-            Take::Item(table) => {
+            PopResult::Item(table) => {
                 rows += table.len();
                 task.progress();
             }
-            Take::Blocked(_) if leaves => {}
-            Take::Blocked(gate) => task.wait(&gate),
-            Take::Finished => return (End::Finished, rows),
-            Take::Aborted => return (End::SawAbort, rows),
+            PopResult::Blocked(_) if leaves => {}
+            PopResult::Blocked(gate) => task.wait(&gate),
+            PopResult::Finished => return (End::Finished, rows),
+            PopResult::Aborted => return (End::SawAbort, rows),
         }
     }
     unreachable!("the loop above has no end of its own")

@@ -2,16 +2,16 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use gatework_shared_state::{Give, Take, exchange::Flow};
+use gatework_shared_state::{PopResult, PushResult, exchange::ExchangeStats};
 use shuttle::thread;
 
 use crate::support::{Ending, Item, Ledger, Query, Task, below};
 
 /// The sink side of a state under test.
 pub(crate) trait SinkEnd: Send + 'static {
-    fn push(&mut self, item: Item) -> Give;
+    fn push(&mut self, item: Item) -> PushResult;
     /// Whether there is room, for states that can be asked.
-    fn room(&mut self) -> Option<Give> {
+    fn poll_capacity(&mut self) -> Option<PushResult> {
         None
     }
     fn finish(self);
@@ -19,9 +19,9 @@ pub(crate) trait SinkEnd: Send + 'static {
 
 /// The source side of a state under test.
 pub(crate) trait SourceEnd: Send + 'static {
-    fn take(&mut self) -> Take<Item>;
+    fn take(&mut self) -> PopResult<Item>;
     /// Rows so far, for states that count them.
-    fn flow(&self) -> Option<Flow> {
+    fn stats(&self) -> Option<ExchangeStats> {
         None
     }
 }
@@ -117,7 +117,7 @@ fn produce(
         let asks = below(2) == 0;
         // Who finishes need not wait for the room it will not use.
         let last = number + 1 == plan.items && asks;
-        while let Give::Full(gate) = &answer {
+        while let PushResult::Backpressure(gate) = &answer {
             if last {
                 break;
             }
@@ -125,9 +125,13 @@ fn produce(
             if task.is_cancelled() {
                 return Sunk::Aborted;
             }
-            answer = if asks { end.room().unwrap_or(Give::Accepted) } else { Give::Accepted };
+            answer = if asks {
+                end.poll_capacity().unwrap_or(PushResult::Accepted)
+            } else {
+                PushResult::Accepted
+            };
         }
-        if let Give::Closed = answer {
+        if let PushResult::Closed = answer {
             end.finish();
             return Sunk::Early;
         }
@@ -151,13 +155,13 @@ fn consume<S: SourceEnd>(
             return (Read::Left, taken, None);
         }
         match end.take() {
-            Take::Item(item) => {
+            PopResult::Item(item) => {
                 taken.push(item.id());
                 task.progress();
             }
-            Take::Blocked(gate) => task.wait(&gate),
-            Take::Finished => return (Read::Finished, taken, Some(end)),
-            Take::Aborted => return (Read::SawAbort, taken, Some(end)),
+            PopResult::Blocked(gate) => task.wait(&gate),
+            PopResult::Finished => return (Read::Finished, taken, Some(end)),
+            PopResult::Aborted => return (Read::SawAbort, taken, Some(end)),
         }
     }
 }
@@ -238,8 +242,8 @@ fn check_items<S>(plan: &Plan, sunk: &[Sunk], read: &Reads<S>) {
     let whole = sunk.iter().all(|end| *end == Sunk::Finished);
     for (source, (end, taken, _)) in read.iter().enumerate() {
         if whole && *end == Read::Finished {
-            let owed = all().filter(|(_, number)| plan.reaches(*number, source));
-            for id in owed {
+            let expected = all().filter(|(_, number)| plan.reaches(*number, source));
+            for id in expected {
                 assert!(taken.contains(&id), "an item was lost");
             }
         }
@@ -259,11 +263,11 @@ fn check_bytes<S: SourceEnd>(plan: &Plan, read: &Reads<S>, ledger: &Ledger) {
     let in_hand = (plan.sinks + plan.sources) * plan.item_bytes;
     assert!(ledger.peak_bytes() <= plan.bound_bytes() + in_hand, "more bytes than the budget");
     for (end, _, source) in read {
-        let Some(flow) = source.as_ref().and_then(SourceEnd::flow) else { continue };
-        assert!(flow.peak_bytes <= plan.bound_bytes(), "more bytes than the budget");
+        let Some(stats) = source.as_ref().and_then(SourceEnd::stats) else { continue };
+        assert!(stats.peak_bytes <= plan.bound_bytes(), "more bytes than the budget");
         if read.iter().all(|(end, ..)| *end != Read::SawAbort) && *end == Read::Finished {
-            let out = flow.rows_out + flow.rows_dropped;
-            assert_eq!(flow.rows_in, out, "rows in are not rows out and rows dropped");
+            let out = stats.rows_out + stats.rows_dropped;
+            assert_eq!(stats.rows_in, out, "rows in are not rows out and rows dropped");
         }
     }
 }

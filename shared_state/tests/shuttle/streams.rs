@@ -2,12 +2,12 @@
 //! analytic.
 
 use gatework_shared_state::{
-    Budget, Give, Take,
-    analytic::{self, AnalyticSink, AnalyticSource},
-    exchange::{self, ExchangeKind, ExchangeSink, ExchangeSource, Flow},
-    multicast::{self, MulticastSink, MulticastSource},
-    result::{self, ResultReader, ResultSink},
-    union::{self, UnionSink, UnionSource},
+    BufferLimit, PopResult, PushResult,
+    exchange::{self, ExchangeConsumer, ExchangeProducer, ExchangeStats, LocalExchangeKind},
+    multicast::{self, MulticastConsumer, MulticastProducer},
+    result::{self, ResultProducer, ResultReader},
+    union::{self, UnionConsumer, UnionProducer},
+    window::{self, WindowConsumer, WindowProducer},
 };
 use shuttle::thread;
 
@@ -16,22 +16,22 @@ use crate::{
     support::{Item, Ledger, Query, Task, check, check_all},
 };
 
-impl SinkEnd for ExchangeSink<Item> {
-    fn push(&mut self, item: Item) -> Give {
+impl SinkEnd for ExchangeProducer<Item> {
+    fn push(&mut self, item: Item) -> PushResult {
         let (_, number) = item.id();
         let channel = number % self.channels();
         match self.kind() {
-            ExchangeKind::Hash | ExchangeKind::BucketHash => self.push(channel, item),
-            ExchangeKind::PassThrough | ExchangeKind::PassToOne => self.push_any(item),
-            ExchangeKind::Broadcast => self.push_all(&item),
+            LocalExchangeKind::Hash | LocalExchangeKind::BucketHash => self.push(channel, item),
+            LocalExchangeKind::PassThrough | LocalExchangeKind::PassToOne => self.push_any(item),
+            LocalExchangeKind::Broadcast => self.push_all(&item),
             // The first item is split, here into one part; later ones are passed whole.
-            ExchangeKind::AdaptivePassThrough if number == 0 => self.push(channel, item),
-            ExchangeKind::AdaptivePassThrough => self.push_any(item),
+            LocalExchangeKind::AdaptivePassThrough if number == 0 => self.push(channel, item),
+            LocalExchangeKind::AdaptivePassThrough => self.push_any(item),
         }
     }
 
-    fn room(&mut self) -> Option<Give> {
-        Some(self.room())
+    fn poll_capacity(&mut self) -> Option<PushResult> {
+        Some(self.poll_capacity())
     }
 
     fn finish(self) {
@@ -39,24 +39,24 @@ impl SinkEnd for ExchangeSink<Item> {
     }
 }
 
-impl SourceEnd for ExchangeSource<Item> {
-    fn take(&mut self) -> Take<Item> {
+impl SourceEnd for ExchangeConsumer<Item> {
+    fn take(&mut self) -> PopResult<Item> {
         self.take()
     }
 
-    fn flow(&self) -> Option<Flow> {
-        Some(self.flow())
+    fn stats(&self) -> Option<ExchangeStats> {
+        Some(self.stats())
     }
 }
 
-impl SinkEnd for ResultSink<Item> {
-    fn push(&mut self, item: Item) -> Give {
+impl SinkEnd for ResultProducer<Item> {
+    fn push(&mut self, item: Item) -> PushResult {
         let partition = item.id().1 % self.partitions();
         self.push(partition, item)
     }
 
-    fn room(&mut self) -> Option<Give> {
-        Some(self.room())
+    fn poll_capacity(&mut self) -> Option<PushResult> {
+        Some(self.poll_capacity())
     }
 
     fn finish(self) {
@@ -65,19 +65,19 @@ impl SinkEnd for ResultSink<Item> {
 }
 
 impl SourceEnd for ResultReader<Item> {
-    fn take(&mut self) -> Take<Item> {
+    fn take(&mut self) -> PopResult<Item> {
         self.take()
     }
 
-    fn flow(&self) -> Option<Flow> {
-        Some(self.flow())
+    fn stats(&self) -> Option<ExchangeStats> {
+        Some(self.stats())
     }
 }
 
 macro_rules! plain_ends {
     ($($sink:ty, $source:ty;)*) => {$(
         impl SinkEnd for $sink {
-            fn push(&mut self, item: Item) -> Give {
+            fn push(&mut self, item: Item) -> PushResult {
                 self.push(item)
             }
 
@@ -87,7 +87,7 @@ macro_rules! plain_ends {
         }
 
         impl SourceEnd for $source {
-            fn take(&mut self) -> Take<Item> {
+            fn take(&mut self) -> PopResult<Item> {
                 self.take()
             }
         }
@@ -95,56 +95,56 @@ macro_rules! plain_ends {
 }
 
 plain_ends! {
-    MulticastSink<Item>, MulticastSource<Item>;
-    UnionSink<Item>, UnionSource<Item>;
-    AnalyticSink<Item>, AnalyticSource<Item>;
+    MulticastProducer<Item>, MulticastConsumer<Item>;
+    UnionProducer<Item>, UnionConsumer<Item>;
+    WindowProducer<Item>, WindowConsumer<Item>;
 }
 
-fn exchange(kind: ExchangeKind, reach: Reach) {
+fn exchange(kind: LocalExchangeKind, reach: Reach) {
     check_all(move |ending| {
         let plan = Plan::new(ending, reach, 2, 2);
-        let budget = Budget::new(plan.limit_bytes);
-        let (sinks, sources) = exchange::new("exchange", kind, plan.sinks, plan.sources, budget);
+        let limit = BufferLimit::new(plan.limit_bytes);
+        let (sinks, sources) = exchange::new("exchange", kind, plan.sinks, plan.sources, limit);
         run(plan, sinks, sources);
     });
 }
 
 #[test]
 fn hash_exchange() {
-    exchange(ExchangeKind::Hash, Reach::Routed);
+    exchange(LocalExchangeKind::Hash, Reach::Routed);
 }
 
 #[test]
 fn bucket_hash_exchange() {
-    exchange(ExchangeKind::BucketHash, Reach::Routed);
+    exchange(LocalExchangeKind::BucketHash, Reach::Routed);
 }
 
 #[test]
 fn pass_through_exchange() {
-    exchange(ExchangeKind::PassThrough, Reach::Any);
+    exchange(LocalExchangeKind::PassThrough, Reach::Any);
 }
 
 #[test]
 fn broadcast_exchange() {
-    exchange(ExchangeKind::Broadcast, Reach::Copied);
+    exchange(LocalExchangeKind::Broadcast, Reach::Copied);
 }
 
 #[test]
 fn pass_to_one_exchange() {
-    exchange(ExchangeKind::PassToOne, Reach::First);
+    exchange(LocalExchangeKind::PassToOne, Reach::First);
 }
 
 #[test]
 fn adaptive_pass_through_exchange() {
-    exchange(ExchangeKind::AdaptivePassThrough, Reach::Any);
+    exchange(LocalExchangeKind::AdaptivePassThrough, Reach::Any);
 }
 
 #[test]
 fn result() {
     check_all(|ending| {
         let plan = Plan::new(ending, Reach::Routed, 2, 2);
-        let budget = Budget::new(plan.limit_bytes);
-        let (sinks, readers) = result::new("result", plan.sinks, plan.sources, budget);
+        let limit = BufferLimit::new(plan.limit_bytes);
+        let (sinks, readers) = result::new("result", plan.sinks, plan.sources, limit);
         run(plan, sinks, readers);
     });
 }
@@ -153,7 +153,8 @@ fn result() {
 fn multicast() {
     check_all(|ending| {
         let plan = Plan::new(ending, Reach::All, 1, 3);
-        let (sink, sources) = multicast::new("cte", plan.sources, Budget::new(plan.limit_bytes));
+        let (sink, sources) =
+            multicast::new("cte", plan.sources, BufferLimit::new(plan.limit_bytes));
         run(plan, vec![sink], sources);
     });
 }
@@ -170,20 +171,20 @@ fn union() {
 }
 
 #[test]
-fn analytic() {
+fn window() {
     check_all(|ending| {
         let plan = Plan::new(ending, Reach::First, 1, 1);
-        let (sink, source) = analytic::new("window", plan.limit_bytes);
+        let (sink, source) = window::new("window", plan.limit_bytes);
         run(plan, vec![sink], vec![source]);
     });
 }
 
 /// A reader that reads one channel to its end before it looks at the other, while a sink writes to both in
 /// turn: a cycle, if a full channel blocks the sink.
-pub(crate) fn one_channel_after_the_other(budget: Budget) {
+pub(crate) fn one_channel_after_the_other(limit: BufferLimit) {
     let query = Query::new();
     let ledger = std::sync::Arc::<Ledger>::default();
-    let (mut sinks, mut sources) = exchange::new("exchange", ExchangeKind::Hash, 1, 2, budget);
+    let (mut sinks, mut sources) = exchange::new("exchange", LocalExchangeKind::Hash, 1, 2, limit);
     let mut sink = sinks.remove(0);
     let producer = thread::spawn({
         let query = query.clone();
@@ -191,7 +192,7 @@ pub(crate) fn one_channel_after_the_other(budget: Budget) {
             let mut task = Task::new(&query);
             for number in 0..4 {
                 let item = Item::new(&ledger, 0, number, 5);
-                if let Give::Full(gate) = SinkEnd::push(&mut sink, item) {
+                if let PushResult::Backpressure(gate) = SinkEnd::push(&mut sink, item) {
                     task.wait(&gate);
                 }
                 task.progress();
@@ -204,13 +205,13 @@ pub(crate) fn one_channel_after_the_other(budget: Budget) {
     for source in &mut sources {
         loop {
             match source.take() {
-                Take::Item(item) => {
+                PopResult::Item(item) => {
                     taken.push(item.id().1);
                     task.progress();
                 }
-                Take::Blocked(gate) => task.wait(&gate),
-                Take::Finished => break,
-                Take::Aborted => panic!("nobody aborted"),
+                PopResult::Blocked(gate) => task.wait(&gate),
+                PopResult::Finished => break,
+                PopResult::Aborted => panic!("nobody aborted"),
             }
         }
     }
@@ -222,16 +223,16 @@ pub(crate) fn one_channel_after_the_other(budget: Budget) {
 #[test]
 fn overflow_breaks_a_cycle() {
     check(|| {
-        let budget = Budget::new(1);
-        budget.overflow();
-        one_channel_after_the_other(budget);
+        let limit = BufferLimit::new(1);
+        limit.allow_overflow();
+        one_channel_after_the_other(limit);
     });
 }
 
 /// So does one that lets sinks go on while a reader has nothing to take.
 #[test]
 fn a_starved_reader_breaks_a_cycle() {
-    check(|| one_channel_after_the_other(Budget::new(1).unless_starved()));
+    check(|| one_channel_after_the_other(BufferLimit::new(1).unless_starved()));
 }
 
 /// A sink that may go on while a reader is starved waits as soon as none is, and is woken by the reader
@@ -241,17 +242,20 @@ fn a_sink_waits_while_no_reader_is_starved() {
     check(|| {
         let query = Query::new();
         let ledger = std::sync::Arc::<Ledger>::default();
-        let budget = Budget::new(1).unless_starved();
-        let (mut sinks, mut sources) = exchange::new("exchange", ExchangeKind::Hash, 1, 2, budget);
+        let limit = BufferLimit::new(1).unless_starved();
+        let (mut sinks, mut sources) =
+            exchange::new("exchange", LocalExchangeKind::Hash, 1, 2, limit);
         let mut push = |number| SinkEnd::push(&mut sinks[0], Item::new(&ledger, 0, number, 5));
-        assert!(matches!(push(0), Give::Accepted));
-        let Give::Full(gate) = push(1) else { panic!("both readers have something to take") };
+        assert!(matches!(push(0), PushResult::Accepted));
+        let PushResult::Backpressure(gate) = push(1) else {
+            panic!("both readers have something to take")
+        };
         let reader = thread::spawn(move || {
-            assert!(matches!(sources[0].take(), Take::Item(_)));
+            assert!(matches!(sources[0].take(), PopResult::Item(_)));
             sources
         });
         Task::new(&query).wait(&gate);
-        assert!(matches!(sinks[0].room(), Give::Accepted));
+        assert!(matches!(sinks[0].poll_capacity(), PushResult::Accepted));
         let _sources = reader.join().unwrap();
     });
 }
@@ -262,7 +266,7 @@ fn closed_opens_when_nobody_reads() {
     check(|| {
         let query = Query::new();
         let (sinks, sources) =
-            exchange::new::<Item>("exchange", ExchangeKind::Hash, 1, 2, Budget::new(1));
+            exchange::new::<Item>("exchange", LocalExchangeKind::Hash, 1, 2, BufferLimit::new(1));
         let watcher = thread::spawn({
             let query = query.clone();
             move || {
@@ -278,7 +282,7 @@ fn closed_opens_when_nobody_reads() {
     });
     check(|| {
         let (sinks, mut sources) =
-            exchange::new::<Item>("exchange", ExchangeKind::Hash, 1, 2, Budget::new(1));
+            exchange::new::<Item>("exchange", LocalExchangeKind::Hash, 1, 2, BufferLimit::new(1));
         let kept = sources.pop();
         let leaver = thread::spawn(move || drop(sources));
         assert!(!sinks[0].closed().is_ready());

@@ -26,7 +26,7 @@ const PCT_DEPTH: usize = 3;
 const SCHEDULES_TO_FAIL: usize = 2000;
 /// More often in a row, no task finds a gate open that it was told is shut: each time, others must
 /// have opened it meanwhile.
-const MAX_TURNS: usize = 20;
+const MAX_SPINS: usize = 20;
 const SEED: u64 = 0x6761_7465;
 
 /// How a model ends. Which task does it, and when, is chosen by the schedule's random numbers.
@@ -165,7 +165,7 @@ pub(crate) struct Task {
     parker: Arc<Parker>,
     waker: Waker,
     /// Waits in a row that found a gate open.
-    turns: usize,
+    spins: usize,
 }
 
 impl Task {
@@ -175,7 +175,7 @@ impl Task {
         if let Some(tasks) = &mut *query.tasks.lock().unwrap() {
             tasks.push(waker.clone());
         }
-        Self { query: query.clone(), parker, waker, turns: 0 }
+        Self { query: query.clone(), parker, waker, spins: 0 }
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -193,10 +193,10 @@ impl Task {
 
     /// The same, for any of `gates`.
     pub(crate) fn wait_any(&mut self, gates: &[&Gate]) {
-        self.turns += 1;
-        assert!(self.turns < MAX_TURNS, "spins on an open gate: {gates:?}");
+        self.spins += 1;
+        assert!(self.spins < MAX_SPINS, "spins on an open gate: {gates:?}");
         while !self.is_cancelled() && !gates.iter().any(|gate| gate.poll_ready(&self.waker)) {
-            self.turns = 0;
+            self.spins = 0;
             PARKS.set(PARKS.get() + 1);
             let mut woken = self.parker.woken.lock().unwrap();
             while !std::mem::take(&mut *woken) {
@@ -207,7 +207,7 @@ impl Task {
 
     /// Says that something was done since the last wait.
     pub(crate) fn progress(&mut self) {
-        self.turns = 0;
+        self.spins = 0;
     }
 }
 

@@ -15,9 +15,9 @@ mod options;
 mod table;
 
 pub use options::copy_into_buckets;
-pub use table::{BucketedTable, TableInBuckets};
+pub use table::{BucketedScan, BucketedTable};
 
-pub(crate) use options::{BucketedTables, copies_into_buckets};
+pub(crate) use options::{BucketedTableFactory, copies_into_buckets};
 pub(crate) use table::check_footer;
 
 use std::{fmt, sync::Arc};
@@ -32,7 +32,7 @@ use datafusion::{common::plan_err, error::Result};
 use twox_hash::XxHash64;
 
 /// More files than that are no good to anybody.
-const MOST_BUCKETS: usize = 4096;
+const MAX_BUCKETS: usize = 4096;
 
 /// By which columns rows are divided, and into how many buckets.
 ///
@@ -64,8 +64,8 @@ impl Bucketing {
         if columns.is_empty() || columns.iter().any(String::is_empty) {
             return plan_err!("buckets are by the values of at least one column: name it");
         }
-        if !(1..=MOST_BUCKETS).contains(&count) {
-            return plan_err!("{count} buckets: have from 1 to {MOST_BUCKETS}");
+        if !(1..=MAX_BUCKETS).contains(&count) {
+            return plan_err!("{count} buckets: have from 1 to {MAX_BUCKETS}");
         }
         Ok(Self { columns, count })
     }
@@ -84,27 +84,27 @@ impl Bucketing {
     ///
     /// # Errors
     /// If there is no such column, or it has a type whose values are not hashed.
-    pub fn places(&self, schema: &Schema) -> Result<Vec<usize>> {
-        let place = |name: &String| {
-            let Some((place, field)) = schema.column_with_name(name) else {
+    pub fn column_indices(&self, schema: &Schema) -> Result<Vec<usize>> {
+        let index_of = |name: &String| {
+            let Some((index, field)) = schema.column_with_name(name) else {
                 let known: Vec<_> = schema.fields().iter().map(|field| field.name()).collect();
                 return plan_err!("buckets by {name}, which is none of the columns {known:?}");
             };
-            match Kind::of(field.data_type()) {
-                Some(_) => Ok(place),
+            match KeyType::of(field.data_type()) {
+                Some(_) => Ok(index),
                 None => plan_err!(
                     "buckets by {name}, which is {}: have integers, days, strings or binary",
                     field.data_type()
                 ),
             }
         };
-        self.columns.iter().map(place).collect()
+        self.columns.iter().map(index_of).collect()
     }
 
     /// What is hashed, a letter for each column of `schema` that is: `i` for integers, `d` for days, `b` for bytes.
-    pub(crate) fn kinds(&self, schema: &Schema) -> Result<String> {
-        let kind = |place: usize| Kind::of(schema.field(place).data_type()).map(Kind::letter);
-        Ok(self.places(schema)?.into_iter().filter_map(kind).collect())
+    pub(crate) fn type_codes(&self, schema: &Schema) -> Result<String> {
+        let code = |index: usize| KeyType::of(schema.field(index).data_type()).map(KeyType::code);
+        Ok(self.column_indices(schema)?.into_iter().filter_map(code).collect())
     }
 
     /// The bucket of each row.
@@ -113,22 +113,22 @@ impl Bucketing {
     /// If a column is missing, or is not to be hashed.
     pub fn buckets_of(&self, rows: &RecordBatch) -> Result<Vec<u32>> {
         let mut hashes = vec![0; rows.num_rows()];
-        for place in self.places(rows.schema_ref())? {
-            hash_column(rows.column(place), &mut hashes)?;
+        for index in self.column_indices(rows.schema_ref())? {
+            hash_column(rows.column(index), &mut hashes)?;
         }
         let count = self.count as u64;
         Ok(hashes.into_iter().map(|hash| (hash % count) as u32).collect())
     }
 
     /// The rows of each bucket that has some, in the order that they have.
-    pub(crate) fn divide(&self, rows: &RecordBatch) -> Result<Vec<(usize, RecordBatch)>> {
+    pub(crate) fn partition(&self, rows: &RecordBatch) -> Result<Vec<(usize, RecordBatch)>> {
         let mut rows_of = vec![Vec::new(); self.count];
         for (row, bucket) in (0..).zip(self.buckets_of(rows)?) {
             rows_of[bucket as usize].push(row);
         }
         let some = rows_of.into_iter().enumerate().filter(|(_, of)| !of.is_empty());
         let part = |(bucket, of)| {
-            Ok((bucket, own_views(take_record_batch(rows, &UInt32Array::from(of))?)?))
+            Ok((bucket, gc_views(take_record_batch(rows, &UInt32Array::from(of))?)?))
         };
         some.map(part).collect()
     }
@@ -144,20 +144,20 @@ impl fmt::Display for Bucketing {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Bucket {
     pub(crate) number: usize,
-    pub(crate) of: Arc<Bucketing>,
+    pub(crate) bucketing: Arc<Bucketing>,
     /// Of its columns.
-    pub(crate) kinds: String,
+    pub(crate) type_codes: String,
 }
 
 impl Bucket {
     /// What the name of a file begins with.
     pub(crate) fn prefix(&self) -> String {
-        format!("bucket-{}-of-{}-by-{}-", self.number, self.of.count, self.kinds)
+        format!("bucket-{}-of-{}-by-{}-", self.number, self.bucketing.count, self.type_codes)
     }
 
     /// What Parquet files have under [`FOOTER_KEY`].
     pub(crate) fn in_footer(&self) -> String {
-        format!("{} of {}, xxh64", self.number, self.of)
+        format!("{} of {}, xxh64", self.number, self.bucketing)
     }
 }
 
@@ -166,13 +166,13 @@ pub(crate) const FOOTER_KEY: &str = "gatework.bucket";
 
 /// What is hashed of values of a type.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum KeyType {
     Integer,
     Day,
     Bytes,
 }
 
-impl Kind {
+impl KeyType {
     fn of(data_type: &DataType) -> Option<Self> {
         use DataType::{
             Binary, BinaryView, Date32, Int8, Int16, Int32, Int64, LargeBinary, LargeUtf8, UInt8,
@@ -187,7 +187,7 @@ impl Kind {
     }
 
     /// In the names of files.
-    pub(crate) fn letter(self) -> char {
+    pub(crate) fn code(self) -> char {
         match self {
             Self::Integer => 'i',
             Self::Day => 'd',
@@ -197,7 +197,7 @@ impl Kind {
 }
 
 /// `rows`, whose strings have buffers of their own: those that they are taken from go with all of them.
-fn own_views(rows: RecordBatch) -> Result<RecordBatch> {
+fn gc_views(rows: RecordBatch) -> Result<RecordBatch> {
     let own = |column: &ArrayRef| match column.data_type() {
         DataType::Utf8View => Arc::new(column.as_string_view().gc()) as ArrayRef,
         DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
@@ -215,12 +215,12 @@ fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
             }
         }
     };
-    match Kind::of(column.data_type()) {
-        Some(Kind::Integer) if column.data_type() == &DataType::UInt64 => {
+    match KeyType::of(column.data_type()) {
+        Some(KeyType::Integer) if column.data_type() == &DataType::UInt64 => {
             let values = column.as_primitive::<UInt64Type>().values();
             numbers(hashes, column, &mut values.iter().copied());
         }
-        Some(Kind::Integer | Kind::Day) => {
+        Some(KeyType::Integer | KeyType::Day) => {
             // Arrow makes 64 bits of a day by way of 32.
             let whole = match column.data_type() {
                 DataType::Date32 => cast(&cast(column, &DataType::Int32)?, &DataType::Int64)?,
@@ -229,7 +229,7 @@ fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
             let values = whole.as_primitive::<Int64Type>().values();
             numbers(hashes, &whole, &mut values.iter().map(|value| value.cast_unsigned()));
         }
-        Some(Kind::Bytes) => {
+        Some(KeyType::Bytes) => {
             let views = cast(column, &DataType::BinaryView)?;
             for (hash, value) in hashes.iter_mut().zip(views.as_binary_view()) {
                 if let Some(value) = value {

@@ -20,7 +20,7 @@ const BY: &str = "gatework.bucket_by";
 const COUNT: &str = "gatework.buckets";
 
 /// Takes what is said of buckets out of `options`.
-fn take(options: &mut HashMap<String, String>) -> Result<Option<Bucketing>> {
+fn take_bucketing(options: &mut HashMap<String, String>) -> Result<Option<Bucketing>> {
     let (by, count) = (options.remove(BY), options.remove(COUNT));
     if let Some(unknown) = options.keys().find(|name| name.starts_with(NAMESPACE)) {
         return plan_err!("there is no option {unknown}: {BY} and {COUNT} are those for buckets");
@@ -60,7 +60,7 @@ pub fn copy_into_buckets(plan: &LogicalPlan) -> Result<(LogicalPlan, Option<Buck
     let mut found = None;
     let plain = plan.clone().transform_down(|node| match node {
         LogicalPlan::Copy(mut copy) => {
-            found = take(&mut copy.options)?;
+            found = take_bucketing(&mut copy.options)?;
             let stop = TreeNodeRecursion::Stop;
             Ok(Transformed::new(LogicalPlan::Copy(copy), found.is_some(), stop))
         }
@@ -79,23 +79,23 @@ pub(crate) fn copies_into_buckets(plan: &LogicalPlan) -> Result<bool> {
 
 /// Makes tables that may be declared to be in buckets.
 #[derive(Debug)]
-pub(crate) struct BucketedTables(Arc<dyn TableProviderFactory>);
+pub(crate) struct BucketedTableFactory(Arc<dyn TableProviderFactory>);
 
-impl BucketedTables {
+impl BucketedTableFactory {
     pub(crate) fn new(plain: Arc<dyn TableProviderFactory>) -> Self {
         Self(plain)
     }
 }
 
 #[async_trait]
-impl TableProviderFactory for BucketedTables {
+impl TableProviderFactory for BucketedTableFactory {
     async fn create(
         &self,
         session: &dyn Session,
         command: &CreateExternalTable,
     ) -> Result<Arc<dyn TableProvider>> {
         let mut command = command.clone();
-        let bucketing = take(&mut command.options)?;
+        let bucketing = take_bucketing(&mut command.options)?;
         let table = self.0.create(session, &command).await?;
         Ok(match bucketing {
             Some(bucketing) => Arc::new(BucketedTable::try_new(table, bucketing)?),

@@ -32,7 +32,7 @@ pub struct BucketedTable {
     table: Arc<dyn TableProvider>,
     bucketing: Arc<Bucketing>,
     /// Of its columns.
-    kinds: String,
+    type_codes: String,
 }
 
 impl BucketedTable {
@@ -41,8 +41,8 @@ impl BucketedTable {
     /// # Errors
     /// If the table does not have its columns.
     pub fn try_new(table: Arc<dyn TableProvider>, bucketing: Bucketing) -> Result<Self> {
-        let kinds = bucketing.kinds(&table.schema())?;
-        Ok(Self { table, bucketing: Arc::new(bucketing), kinds })
+        let type_codes = bucketing.type_codes(&table.schema())?;
+        Ok(Self { table, bucketing: Arc::new(bucketing), type_codes })
     }
 
     /// How its rows are divided.
@@ -73,7 +73,7 @@ impl BucketedTable {
     fn with_bucket(&self, file: &PartitionedFile) -> Result<PartitionedFile> {
         let location = &file.object_meta.location;
         let of = &self.bucketing;
-        let Some((number, count, kinds)) = location.filename().and_then(named_bucket) else {
+        let Some((number, count, type_codes)) = location.filename().and_then(named_bucket) else {
             return plan_err!(
                 "{location} is in a table of {of} buckets and does not say which it is: write such files by COPY with the options of buckets"
             );
@@ -83,22 +83,26 @@ impl BucketedTable {
                 "{location} is bucket {number} of {count}, in a table that is declared to have {of}"
             );
         }
-        if kinds != self.kinds {
+        if type_codes != self.type_codes {
             return plan_err!(
-                "{location} is in buckets by '{kinds}', in a table whose columns are '{}' (i: integers, d: days, b: strings or binary): declare the columns as they were written",
-                self.kinds
+                "{location} is in buckets by '{type_codes}', in a table whose columns are '{}' (i: integers, d: days, b: strings or binary): declare the columns as they were written",
+                self.type_codes
             );
         }
-        Ok(file.clone().with_extension(Bucket { number, of: of.clone(), kinds: kinds.into() }))
+        Ok(file.clone().with_extension(Bucket {
+            number,
+            bucketing: of.clone(),
+            type_codes: type_codes.into(),
+        }))
     }
 }
 
-/// `bucket-<number>-of-<count>-by-<kinds>-…`
+/// `bucket-<number>-of-<count>-by-<type codes>-…`
 fn named_bucket(name: &str) -> Option<(usize, usize, &str)> {
     let (number, rest) = name.strip_prefix("bucket-")?.split_once("-of-")?;
     let (count, rest) = rest.split_once("-by-")?;
-    let (kinds, _) = rest.split_once('-')?;
-    Some((number.parse().ok()?, count.parse().ok()?, kinds))
+    let (type_codes, _) = rest.split_once('-')?;
+    Some((number.parse().ok()?, count.parse().ok()?, type_codes))
 }
 
 /// Checks that a Parquet file is of the bucket that its table takes it for, by what its footer says, if it does.
@@ -121,45 +125,48 @@ pub(crate) fn check_footer(file: &PartitionedFile, footer: &ParquetMetaData) -> 
 
 /// What is known of a scan of a [`BucketedTable`].
 #[derive(Debug, Clone)]
-pub struct TableInBuckets {
+pub struct BucketedScan {
     /// The key, in the columns of the scan.
     pub keys: Vec<Arc<dyn PhysicalExpr>>,
     /// How its rows are divided.
     pub bucketing: Arc<Bucketing>,
 }
 
-impl TableInBuckets {
+impl BucketedScan {
     /// If `scan` reads a table in buckets, and gives the columns of their key.
     pub fn of(scan: &Arc<dyn ExecutionPlan>) -> Option<Self> {
         let config = file_scan(scan)?;
         let mut files = config.file_groups.iter().flat_map(FileGroup::iter);
-        let bucketing = files.next()?.extension::<Bucket>()?.of.clone();
+        let bucketing = files.next()?.extension::<Bucket>()?.bucketing.clone();
         let is_of = |file: &PartitionedFile| {
-            file.extension::<Bucket>().is_some_and(|bucket| bucket.of == bucketing)
+            file.extension::<Bucket>().is_some_and(|bucket| bucket.bucketing == bucketing)
         };
         if !files.all(is_of) {
             return None;
         }
         let table = config.file_source.table_schema().table_schema();
-        let given = scan.schema();
+        let schema = scan.schema();
         let key = |name: &String| {
-            let place = match config.file_source.projection() {
-                None => given.index_of(name).ok()?,
-                Some(exprs) => exprs.iter().position(|given| {
-                    let column = given.expr.downcast_ref::<Column>();
+            let index = match config.file_source.projection() {
+                None => schema.index_of(name).ok()?,
+                Some(exprs) => exprs.iter().position(|output| {
+                    let column = output.expr.downcast_ref::<Column>();
                     column.is_some_and(|column| {
                         table.fields().get(column.index()).is_some_and(|field| field.name() == name)
                     })
                 })?,
             };
-            Some(Arc::new(Column::new(given.field(place).name(), place)) as _)
+            Some(Arc::new(Column::new(schema.field(index).name(), index)) as _)
         };
         let keys = bucketing.columns().iter().map(key).collect::<Option<_>>()?;
         Some(Self { keys, bucketing })
     }
 
     /// The files of bucket `number` of `scan`, which is one of a table in buckets.
-    pub fn only(scan: &Arc<dyn ExecutionPlan>, number: usize) -> Option<Arc<dyn ExecutionPlan>> {
+    pub fn restrict_to_bucket(
+        scan: &Arc<dyn ExecutionPlan>,
+        number: usize,
+    ) -> Option<Arc<dyn ExecutionPlan>> {
         let mut config = file_scan(scan)?.clone();
         let is_it = |file: &&PartitionedFile| {
             file.extension::<Bucket>().is_some_and(|bucket| bucket.number == number)

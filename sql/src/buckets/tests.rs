@@ -12,13 +12,13 @@ use proptest::prelude::*;
 use super::*;
 
 fn rows(columns: &[ArrayRef]) -> RecordBatch {
-    let name = |place: usize| format!("c{place}");
-    let named = columns.iter().enumerate().map(|(place, array)| (name(place), array.clone(), true));
+    let name = |index: usize| format!("c{index}");
+    let named = columns.iter().enumerate().map(|(index, array)| (name(index), array.clone(), true));
     RecordBatch::try_from_iter_with_nullable(named).unwrap()
 }
 
 fn buckets_of(columns: &[ArrayRef], count: usize) -> Vec<u32> {
-    let names = (0..columns.len()).map(|place| format!("c{place}")).collect();
+    let names = (0..columns.len()).map(|index| format!("c{index}")).collect();
     Bucketing::new(names, count).unwrap().buckets_of(&rows(columns)).unwrap()
 }
 
@@ -78,19 +78,19 @@ fn what_makes_no_buckets_is_refused() {
 proptest! {
     /// Each row is in one part, that of its bucket, and parts keep the order of the rows.
     #[test]
-    fn rows_are_divided(keys in prop::collection::vec(prop::option::of(0i64..50), 0..200), count in 1usize..20) {
-        let places: ArrayRef = Arc::new(Int64Array::from_iter_values(0..keys.len() as i64));
+    fn rows_are_partitioned(keys in prop::collection::vec(prop::option::of(0i64..50), 0..200), count in 1usize..20) {
+        let row_indices: ArrayRef = Arc::new(Int64Array::from_iter_values(0..keys.len() as i64));
         let keys: ArrayRef = Arc::new(Int64Array::from(keys));
         let by = Bucketing::new(vec!["c0".into()], count).unwrap();
-        let batch = rows(&[keys, places]);
+        let batch = rows(&[keys, row_indices]);
         let whole = by.buckets_of(&batch).unwrap();
         let mut seen = 0;
-        for (bucket, part) in by.divide(&batch).unwrap() {
+        for (bucket, part) in by.partition(&batch).unwrap() {
             prop_assert!(part.num_rows() > 0);
-            let places = part.column(1).as_primitive::<Int64Type>().values();
-            prop_assert!(places.is_sorted());
-            for place in places {
-                prop_assert_eq!(whole[*place as usize] as usize, bucket);
+            let row_indices = part.column(1).as_primitive::<Int64Type>().values();
+            prop_assert!(row_indices.is_sorted());
+            for row in row_indices {
+                prop_assert_eq!(whole[*row as usize] as usize, bucket);
             }
             seen += part.num_rows();
         }

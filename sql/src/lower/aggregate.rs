@@ -15,39 +15,40 @@ use datafusion::{
     },
 };
 use gatework_operators::hash_aggregate::{
-    self, AggregateCall, AggregateConfig, GroupBy, InputRows, OutputRows, PartialAggregate,
+    self, AggregateCall, AggregateConfig, AggregateInput, AggregateResult, GroupBy,
+    PartialAggregate,
 };
 
-use super::{Lowering, cover::is_folded, failed, flow::Flow};
-use crate::shell::{Shell, as_shell};
+use super::{Lowering, pipeline_builder::PipelineBuilder, supported::is_elided, to_datafusion};
+use crate::exec::{GateworkExec, as_gatework_exec};
 
 impl Lowering {
     pub(super) fn aggregate(
         &mut self,
-        shell: &Shell,
+        exec: &GateworkExec,
         aggregate: &AggregateExec,
         ordered: bool,
         tag: Option<usize>,
-    ) -> Result<Flow> {
-        let schema = shell.schema();
-        let node = shell.original().as_ref();
+    ) -> Result<PipelineBuilder> {
+        let schema = exec.schema();
+        let node = exec.inner().as_ref();
         // The raw half of a pair has the arguments; the final half has the output.
-        let (raw_shell, raw) = match partial_below(shell, aggregate) {
+        let (raw_exec, raw) = match partial_below(exec, aggregate) {
             Some((below, partial)) => (below, partial),
-            None => (shell, aggregate),
+            None => (exec, aggregate),
         };
         let input = match raw.mode().input_mode() {
-            AggregateInputMode::Raw => InputRows::Raw,
-            AggregateInputMode::Partial => InputRows::States,
+            AggregateInputMode::Raw => AggregateInput::Raw,
+            AggregateInputMode::Partial => AggregateInput::Partial,
         };
         let output = match aggregate.mode().output_mode() {
-            AggregateOutputMode::Final => OutputRows::Values,
-            AggregateOutputMode::Partial => OutputRows::States,
+            AggregateOutputMode::Final => AggregateResult::Final,
+            AggregateOutputMode::Partial => AggregateResult::Partial,
         };
         let group_by = self.group_by(raw, &schema)?;
         let keys = group_by.keys.len() + usize::from(group_by.set_ids.is_some());
         let mut arguments = aggregate_expressions(raw.aggr_expr(), raw.mode(), keys)?;
-        let input_schema = raw_shell.children()[0].schema();
+        let input_schema = raw_exec.children()[0].schema();
         for argument in arguments.iter_mut().flatten() {
             *argument = self.expression(argument, &input_schema)?;
         }
@@ -56,11 +57,11 @@ impl Lowering {
         let functions = raw.aggr_expr().iter().zip(aggregate.aggr_expr());
         let functions =
             functions.map(|(raw, last)| if raw.order_bys().is_empty() { raw } else { last });
-        let calls = functions
+        let aggregates = functions
             .zip(arguments)
             .zip(raw.filter_expr())
             .map(|((function, arguments), filter)| {
-                let filter = filter.as_ref().filter(|_| input == InputRows::Raw);
+                let filter = filter.as_ref().filter(|_| input == AggregateInput::Raw);
                 Ok(AggregateCall {
                     function: self.bindings.bind_aggregate(function)?,
                     arguments,
@@ -71,28 +72,31 @@ impl Lowering {
             })
             .collect::<Result<_>>()?;
         // A function that depends on the order of its input needs it promised and kept.
-        let child = &raw_shell.children()[0];
+        let child = &raw_exec.children()[0];
         let needs_order = raw.aggr_expr().iter().any(|call| !call.order_bys().is_empty());
-        let flow = self.child(child, needs_order)?;
+        let pipeline = self.child(child, needs_order)?;
         let config = AggregateConfig {
             group_by,
-            calls,
+            aggregates,
             input,
             output,
             input_schema,
             schema,
             batch_rows: self.batch_rows,
         };
-        if !ordered && config.may_go_on_in_part() {
-            return Ok(flow.then(PartialAggregate::new(config).map_err(failed)?, tag));
+        if !ordered && config.can_flush_partial() {
+            return Ok(
+                pipeline.push_operator(PartialAggregate::new(config).map_err(to_datafusion)?, tag)
+            );
         }
-        let sources = if keys == 0 { 1 } else { flow.instances };
-        let (build, merge) =
-            hash_aggregate::new(config, flow.instances, sources).map_err(failed)?;
-        let name = format!("{} aggregated", flow.name);
-        let producer = self.close(flow, Arc::new(build), tag)?;
-        let flow = Flow::new(name, sources, Arc::new(merge), tag).after(producer);
-        self.in_order_if(ordered, flow, node, tag)
+        let num_source_tasks = if keys == 0 { 1 } else { pipeline.num_tasks };
+        let (sink, source) = hash_aggregate::new(config, pipeline.num_tasks, num_source_tasks)
+            .map_err(to_datafusion)?;
+        let name = format!("{} aggregated", pipeline.name);
+        let producer = self.add_pipeline(pipeline, Arc::new(sink), tag)?;
+        let pipeline = PipelineBuilder::new(name, num_source_tasks, Arc::new(source), tag)
+            .depends_on(producer);
+        self.sort_if(ordered, pipeline, node, tag)
     }
 
     fn group_by(&self, aggregate: &AggregateExec, schema: &SchemaRef) -> Result<GroupBy> {
@@ -109,30 +113,30 @@ impl Lowering {
             return Ok(GroupBy { keys, ..GroupBy::default() });
         }
         let sets = group.groups().to_vec();
-        let kind = schema.field(keys.len()).data_type().clone();
-        let set_ids = Some((kind, set_ids(&sets)));
+        let data_type = schema.field(keys.len()).data_type().clone();
+        let set_ids = Some((data_type, set_ids(&sets)));
         Ok(GroupBy { keys, nulls: expressions(group.null_expr())?, sets, set_ids })
     }
 }
 
 /// Whether a node only brings the rows of several partitions together, or divides them.
-fn moves_rows(node: &dyn ExecutionPlan) -> bool {
-    is_folded(node) || node.is::<SortPreservingMergeExec>()
+fn is_repartitioning(node: &dyn ExecutionPlan) -> bool {
+    is_elided(node) || node.is::<SortPreservingMergeExec>()
 }
 
 /// The partial aggregate that a final one finishes, past nodes that move its rows.
 fn partial_below<'a>(
-    shell: &'a Shell,
+    exec: &'a GateworkExec,
     aggregate: &AggregateExec,
-) -> Option<(&'a Shell, &'a AggregateExec)> {
+) -> Option<(&'a GateworkExec, &'a AggregateExec)> {
     if aggregate.mode().input_mode() != AggregateInputMode::Partial {
         return None;
     }
-    let mut below = as_shell(shell.children().first()?.as_ref())?;
-    while moves_rows(below.original().as_ref()) && below.original().fetch().is_none() {
-        below = as_shell(below.children().first()?.as_ref())?;
+    let mut below = as_gatework_exec(exec.children().first()?.as_ref())?;
+    while is_repartitioning(below.inner().as_ref()) && below.inner().fetch().is_none() {
+        below = as_gatework_exec(below.children().first()?.as_ref())?;
     }
-    let partial = below.original().downcast_ref::<AggregateExec>()?;
+    let partial = below.inner().downcast_ref::<AggregateExec>()?;
     (partial.mode().input_mode() == AggregateInputMode::Raw).then_some((below, partial))
 }
 
@@ -142,8 +146,8 @@ fn set_ids(sets: &[Vec<bool>]) -> Vec<u64> {
     let mask = |set: &[bool]| set.iter().fold(0, |mask, out| mask << 1 | u64::from(*out));
     sets.iter()
         .enumerate()
-        .map(|(place, set)| {
-            let repeats = sets[..place].iter().filter(|earlier| *earlier == set).count() as u64;
+        .map(|(index, set)| {
+            let repeats = sets[..index].iter().filter(|earlier| *earlier == set).count() as u64;
             mask(set) | (repeats << set.len())
         })
         .collect()

@@ -24,7 +24,7 @@ use datafusion::{
     physical_plan::ExecutionPlan,
 };
 
-use super::targets::{ScanPlace, Targets};
+use super::targets::{ScanTarget, Targets};
 
 /// The values that belong to one execution of a plan.
 #[derive(Debug, Clone, Default)]
@@ -90,14 +90,14 @@ impl Bindings {
         scan: usize,
         output: Option<&ProjectionExprs>,
     ) -> Result<Arc<dyn PhysicalExpr>> {
-        let place = ScanPlace { scan, output };
-        predicate.clone().transform_up(|node| self.bind_node(node, Some(&place))).data()
+        let target = ScanTarget { scan, output };
+        predicate.clone().transform_up(|node| self.bind_node(node, Some(&target))).data()
     }
 
     fn bind_node(
         &self,
         node: Arc<dyn PhysicalExpr>,
-        place: Option<&ScanPlace>,
+        target: Option<&ScanTarget>,
     ) -> Result<Transformed<Arc<dyn PhysicalExpr>>> {
         if let Some(subquery) = node.downcast_ref::<ScalarSubqueryExpr>() {
             return Ok(match self.bind_subquery(subquery)? {
@@ -111,8 +111,8 @@ impl Bindings {
             return Ok(Transformed::no(node));
         };
         let columns: Vec<_> = node.children().into_iter().cloned().collect();
-        if let Some(place) = place
-            && !filter.targets.are_at(place, &columns)?
+        if let Some(target) = target
+            && !filter.targets.matches(target, &columns)?
         {
             return Ok(Transformed::yes(lit(true)));
         }
@@ -128,8 +128,8 @@ impl Bindings {
         let mut known = self.subqueries.iter().rev();
         let Some((_, own)) = known.find(|(planned, _)| planned == results) else { return Ok(None) };
         let field = subquery.return_field(&Schema::empty())?;
-        let (kind, nullable) = (field.data_type().clone(), field.is_nullable());
-        let bound = ScalarSubqueryExpr::new(kind, nullable, subquery.index(), own.clone());
+        let (data_type, nullable) = (field.data_type().clone(), field.is_nullable());
+        let bound = ScalarSubqueryExpr::new(data_type, nullable, subquery.index(), own.clone());
         Ok(Some(Arc::new(bound)))
     }
 

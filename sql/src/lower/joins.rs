@@ -25,12 +25,13 @@ use gatework_operators::{
 };
 
 use super::{
-    FilterLink, Lowering, failed,
-    flow::Flow,
-    nodes::{limited, total_fetch},
+    FilterLink, Lowering,
+    operators::{limited, total_fetch},
     order::has_ordered_fetch,
+    pipeline_builder::PipelineBuilder,
+    to_datafusion,
 };
-use crate::{remote_filters::RemoteTarget, shell::Shell};
+use crate::{exec::GateworkExec, remote_filters::RemoteTarget};
 
 /// DataFusion's dynamic filter as the target of a join's runtime filter.
 struct DynamicTarget {
@@ -82,12 +83,12 @@ impl Lowering {
 
     pub(super) fn hash_join(
         &mut self,
-        shell: &Shell,
+        exec: &GateworkExec,
         join: &HashJoinExec,
         ordered: bool,
         tag: Option<usize>,
-    ) -> Result<Flow> {
-        let node = shell.original();
+    ) -> Result<PipelineBuilder> {
+        let node = exec.inner();
         let ordered = ordered || has_ordered_fetch(node);
         // Our right join gives the unmatched rows of a batch after its pairs. And a join that spills keeps
         // no order, so where memory has a limit, it is made afterwards.
@@ -99,20 +100,21 @@ impl Lowering {
         let projection = join.projection.as_ref().map(|columns| columns.to_vec());
         let (schema, columns) = match &sorted_by {
             Some(_) => (joined_schema(join), None),
-            None => (shell.schema(), projection.as_deref()),
+            None => (exec.schema(), projection.as_deref()),
         };
         let in_order = ordered && keeps_order;
-        let flow = self.build_and_probe(shell, join, (schema.clone(), columns), in_order, tag)?;
+        let pipeline =
+            self.build_and_probe(exec, join, (schema.clone(), columns), in_order, tag)?;
         let fetch = total_fetch(node);
         match sorted_by {
             Some(ordering) => {
-                let flow = self.sort(flow, ordering, fetch, schema.clone(), tag)?;
-                let Some(columns) = projection else { return Ok(flow) };
-                Ok(flow.then(selected(&columns, &schema, shell.schema()), tag))
+                let pipeline = self.sort(pipeline, ordering, fetch, schema.clone(), tag)?;
+                let Some(columns) = projection else { return Ok(pipeline) };
+                Ok(pipeline.push_operator(selected(&columns, &schema, exec.schema()), tag))
             }
-            None => self.in_order_if(
+            None => self.sort_if(
                 ordered && !keeps_order,
-                limited(flow, fetch, tag),
+                limited(pipeline, fetch, tag),
                 node.as_ref(),
                 tag,
             ),
@@ -122,14 +124,14 @@ impl Lowering {
     /// The two pipelines of a hash join that gives `columns` of both sides, with this schema.
     fn build_and_probe(
         &mut self,
-        shell: &Shell,
+        exec: &GateworkExec,
         join: &HashJoinExec,
         (schema, columns): (SchemaRef, Option<&[usize]>),
         in_order: bool,
         tag: Option<usize>,
-    ) -> Result<Flow> {
-        let [left, right] = shell.children() else {
-            return internal_err!("a join with {} children", shell.children().len());
+    ) -> Result<PipelineBuilder> {
+        let [left, right] = exec.children() else {
+            return internal_err!("a join with {} children", exec.children().len());
         };
         let (id, producer) = self.filter_producer(join, right)?;
         let build = self.child(left, false)?;
@@ -147,15 +149,15 @@ impl Lowering {
             batch_rows: self.batch_rows,
             in_order,
         };
-        let (sink, operator) =
-            hash_join::new(config, build.instances, probe.instances, producer).map_err(failed)?;
-        let collected = self.close(build, Arc::new(sink), tag)?;
+        let (sink, operator) = hash_join::new(config, build.num_tasks, probe.num_tasks, producer)
+            .map_err(to_datafusion)?;
+        let build_pipeline = self.add_pipeline(build, Arc::new(sink), tag)?;
         if let Some(link) = id.and_then(|id| self.filters.get_mut(&id)) {
-            link.build = Some(collected);
+            link.build = Some(build_pipeline);
         }
-        let mut flow = probe.then(operator, tag).after(collected);
-        flow.publishes.extend(id);
-        Ok(flow)
+        let mut pipeline = probe.push_operator(operator, tag).depends_on(build_pipeline);
+        pipeline.published_filters.extend(id);
+        Ok(pipeline)
     }
 
     /// The producer of the join's dynamic filter, if it has one, registered under its id.
@@ -191,17 +193,21 @@ impl Lowering {
 
     pub(super) fn nested_loop_join(
         &mut self,
-        shell: &Shell,
+        exec: &GateworkExec,
         join: &NestedLoopJoinExec,
         tag: Option<usize>,
-    ) -> Result<Flow> {
+    ) -> Result<PipelineBuilder> {
         let filter = self.join_filter(join.filter())?;
         let projection = join.projection().as_ref().map(|columns| columns.to_vec().into());
-        self.loop_join(shell, *join.join_type(), filter, projection, tag)
+        self.loop_join(exec, *join.join_type(), filter, projection, tag)
     }
 
-    pub(super) fn cross_join(&mut self, shell: &Shell, tag: Option<usize>) -> Result<Flow> {
-        self.loop_join(shell, JoinType::Inner, None, None, tag)
+    pub(super) fn cross_join(
+        &mut self,
+        exec: &GateworkExec,
+        tag: Option<usize>,
+    ) -> Result<PipelineBuilder> {
+        self.loop_join(exec, JoinType::Inner, None, None, tag)
     }
 }
 

@@ -28,48 +28,53 @@ use datafusion::{
     },
 };
 
-use super::{cover::is_folded, windows::window_expressions};
-use crate::shell::as_shell;
+use super::{supported::is_elided, windows::window_expressions};
+use crate::exec::as_gatework_exec;
 
 type Exprs = Vec<Arc<dyn PhysicalExpr>>;
 
 /// The keys over the output of each scan that gives them, by [`scan_id`].
-pub(super) type KeysOfScans = HashMap<usize, Exprs>;
+pub(super) type KeysByScan = HashMap<usize, Exprs>;
 
 /// Identifies a scan among those of a plan.
 pub(super) fn scan_id(scan: &Arc<dyn ExecutionPlan>) -> usize {
-    let original = as_shell(scan.as_ref()).map_or(scan, |shell| shell.original());
-    Arc::as_ptr(original).cast::<()>().addr()
+    let inner = as_gatework_exec(scan.as_ref()).map_or(scan, |exec| exec.inner());
+    Arc::as_ptr(inner).cast::<()>().addr()
 }
 
 /// The inputs of a node that is not DataFusion's, if it gives their rows as they are.
-pub type RowsOf = dyn Fn(&Arc<dyn ExecutionPlan>) -> Option<Vec<&Arc<dyn ExecutionPlan>>>;
+pub type PassThroughInputs =
+    dyn Fn(&Arc<dyn ExecutionPlan>) -> Option<Vec<&Arc<dyn ExecutionPlan>>>;
 
 /// Follows `keys`, which are over the output of `plan`, to the scans below it. Ends without one where a
 /// node computes them, or is known neither here nor to `rows_of`.
 pub(super) fn trace(
     plan: &Arc<dyn ExecutionPlan>,
     keys: &Exprs,
-    rows_of: &RowsOf,
-    found: &mut KeysOfScans,
+    pass_through_inputs: &PassThroughInputs,
+    found: &mut KeysByScan,
 ) -> Result<()> {
-    if let Some(inputs) = rows_of(plan) {
-        return inputs.into_iter().try_for_each(|input| trace(input, keys, rows_of, found));
+    if let Some(inputs) = pass_through_inputs(plan) {
+        return inputs
+            .into_iter()
+            .try_for_each(|input| trace(input, keys, pass_through_inputs, found));
     }
     if plan.is::<DataSourceExec>() {
         found.insert(scan_id(plan), keys.clone());
         return Ok(());
     }
     let children = plan.children();
-    if let Some(sides) = join_sides(plan.as_ref()) {
-        return trace_join(&children, &sides, keys, rows_of, found);
+    if let Some(origins) = join_column_origins(plan.as_ref()) {
+        return trace_join(&children, &origins, keys, pass_through_inputs, found);
     }
     if plan.is::<UnionExec>() || plan.is::<InterleaveExec>() {
-        return children.into_iter().try_for_each(|child| trace(child, keys, rows_of, found));
+        return children
+            .into_iter()
+            .try_for_each(|child| trace(child, keys, pass_through_inputs, found));
     }
     let Some(input) = children.first() else { return Ok(()) };
     match over_input(plan.as_ref(), keys, &input.schema())? {
-        Some(keys) => trace(input, &keys, rows_of, found),
+        Some(keys) => trace(input, &keys, pass_through_inputs, found),
         None => Ok(()),
     }
 }
@@ -95,7 +100,7 @@ fn over_input(plan: &dyn ExecutionPlan, keys: &Exprs, input: &SchemaRef) -> Resu
     {
         return replace(keys, &|index| column(*columns.get(index)?));
     }
-    let same = is_folded(plan)
+    let same = is_elided(plan)
         || window_expressions(plan).is_some()
         || plan.is::<FilterExec>()
         || plan.is::<SortExec>()
@@ -107,9 +112,9 @@ fn over_input(plan: &dyn ExecutionPlan, keys: &Exprs, input: &SchemaRef) -> Resu
 }
 
 /// Which input's column each output column of a join is: of the left (0) or the right (1), at an index.
-type Sides = Vec<Option<(usize, usize)>>;
+type ColumnOrigins = Vec<Option<(usize, usize)>>;
 
-fn join_sides(plan: &dyn ExecutionPlan) -> Option<Sides> {
+fn join_column_origins(plan: &dyn ExecutionPlan) -> Option<ColumnOrigins> {
     let (join_type, projection): (JoinType, Option<Vec<usize>>) =
         if let Some(join) = plan.downcast_ref::<HashJoinExec>() {
             (*join.join_type(), join.projection.as_ref().map(|columns| columns.to_vec()))
@@ -120,36 +125,38 @@ fn join_sides(plan: &dyn ExecutionPlan) -> Option<Sides> {
         } else {
             return None;
         };
-    let columns = |side: usize| plan.children()[side].schema().fields().len();
-    let of = move |side: usize| (0..columns(side)).map(move |index| Some((side, index)));
-    let mut all: Sides = match join_type {
-        JoinType::LeftSemi | JoinType::LeftAnti => of(0).collect(),
-        JoinType::RightSemi | JoinType::RightAnti => of(1).collect(),
-        JoinType::LeftMark => of(0).chain([None]).collect(),
-        JoinType::RightMark => of(1).chain([None]).collect(),
-        _ => of(0).chain(of(1)).collect(),
+    let num_columns = |side: usize| plan.children()[side].schema().fields().len();
+    let columns_of =
+        move |side: usize| (0..num_columns(side)).map(move |index| Some((side, index)));
+    let mut origins: ColumnOrigins = match join_type {
+        JoinType::LeftSemi | JoinType::LeftAnti => columns_of(0).collect(),
+        JoinType::RightSemi | JoinType::RightAnti => columns_of(1).collect(),
+        JoinType::LeftMark => columns_of(0).chain([None]).collect(),
+        JoinType::RightMark => columns_of(1).chain([None]).collect(),
+        _ => columns_of(0).chain(columns_of(1)).collect(),
     };
     if let Some(projection) = projection {
-        all = projection.into_iter().map(|index| all.get(index).copied().flatten()).collect();
+        origins =
+            projection.into_iter().map(|index| origins.get(index).copied().flatten()).collect();
     }
-    Some(all)
+    Some(origins)
 }
 
 fn trace_join(
     children: &[&Arc<dyn ExecutionPlan>],
-    sides: &Sides,
+    origins: &ColumnOrigins,
     keys: &Exprs,
-    rows_of: &RowsOf,
-    found: &mut KeysOfScans,
+    pass_through_inputs: &PassThroughInputs,
+    found: &mut KeysByScan,
 ) -> Result<()> {
     for (side, child) in children.iter().enumerate() {
         let schema = child.schema();
         let column = |index: usize| -> Option<Arc<dyn PhysicalExpr>> {
-            let (of, index) = sides.get(index).copied().flatten()?;
-            (of == side).then(|| Arc::new(Column::new(schema.field(index).name(), index)) as _)
+            let (origin, index) = origins.get(index).copied().flatten()?;
+            (origin == side).then(|| Arc::new(Column::new(schema.field(index).name(), index)) as _)
         };
         if let Some(keys) = replace(keys, &column)? {
-            trace(child, &keys, rows_of, found)?;
+            trace(child, &keys, pass_through_inputs, found)?;
         }
     }
     Ok(())

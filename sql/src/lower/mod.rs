@@ -11,26 +11,26 @@
 
 mod aggregate;
 mod bindings;
-mod cover;
-mod flow;
+mod filter_pushdown;
 mod joins;
-mod leaves;
+mod kernel_workarounds;
 mod lineage;
-mod mended;
-mod nodes;
+mod operators;
 mod order;
-mod pushed;
+mod pipeline_builder;
 mod scalar;
+mod sources;
+mod supported;
 mod targets;
-mod unite;
+mod union;
 mod windows;
 
 pub(crate) use bindings::Bindings;
-pub(crate) use cover::{covers, is_folded, is_statement};
-use flow::Flow;
-pub use lineage::RowsOf;
+pub use filter_pushdown::UniqueNamePushdown;
+pub use lineage::PassThroughInputs;
 pub(crate) use order::is_ordered;
-pub use pushed::UniqueNamePushdown;
+use pipeline_builder::PipelineBuilder;
+pub(crate) use supported::{is_elided, is_explain, supports};
 pub use targets::FilterTargets;
 pub use windows::window_expressions;
 
@@ -50,17 +50,17 @@ use datafusion::{
     physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr, expressions::UnKnownColumn},
     physical_plan::{ExecutionPlan, Partitioning, metrics::ExecutionPlanMetricsSet},
 };
-use gatework_operators::{Failure, narrow_decimals, result::ResultOutput};
-use gatework_runtime::pipeline::{Edge, Graph, PipelineId, Sink};
+use gatework_operators::{SharedDataFusionError, result::ResultSink, specialize_decimals};
+use gatework_runtime::pipeline::{Graph, PipelineId, Sink, WaitEdge};
 use gatework_shared_state::Gate;
 
 use crate::{
     engine::Engine,
-    region::{Contract, ForeignContext, Readers},
-    remote_filters::{RemoteFilter, RemoteFilters},
+    exec::{GateworkExec, as_gatework_exec},
+    region::{FallbackContext, OutputRequirement, Readers},
+    remote_filters::{RemoteFilter, RemoteRuntimeFilters},
     scan::ScanFilter,
     settings::Settings,
-    shell::{Shell, as_shell},
 };
 
 /// A region as pipelines.
@@ -74,23 +74,27 @@ pub(crate) struct Lowered {
 
 /// Lowers the region below `shell`; what it gives, its readers get.
 pub(crate) fn lower(
-    shell: &Shell,
-    context: ForeignContext,
-    contract: &Contract,
+    exec: &GateworkExec,
+    context: FallbackContext,
+    requirement: &OutputRequirement,
 ) -> Result<(Lowered, Readers)> {
-    let mut lowering = Lowering::new(shell.engine(), context);
-    let flow = lowering.shell(shell, contract.ordered)?;
-    let keys = match &contract.partitioning {
+    let mut lowering = Lowering::new(exec.engine(), context);
+    let pipeline = lowering.lower_node(exec, requirement.ordered)?;
+    let keys = match &requirement.partitioning {
         // A key that was projected away cannot be evaluated, and nobody above can name it.
         Partitioning::Hash(keys, _) if !keys.iter().any(|key| key.is::<UnKnownColumn>()) => {
             lowering.bindings.bind_all(keys)?
         }
         _ => Vec::new(),
     };
-    let partitions = contract.partitioning.partition_count();
-    let (output, readers) =
-        ResultOutput::new(flow.instances, partitions, keys, contract.budget(&lowering.settings));
-    Ok((lowering.end(flow, Arc::new(output))?, readers))
+    let partitions = requirement.partitioning.partition_count();
+    let (sink, readers) = ResultSink::new(
+        pipeline.num_tasks,
+        partitions,
+        keys,
+        requirement.buffer_limit(&lowering.settings),
+    );
+    Ok((lowering.finish(pipeline, Arc::new(sink))?, readers))
 }
 
 /// Lowers the regions below `plan`, which may be a foreign node itself. What it gives goes, in the order that it
@@ -98,14 +102,14 @@ pub(crate) fn lower(
 pub(crate) fn lower_into(
     plan: &Arc<dyn ExecutionPlan>,
     engine: &Engine,
-    context: ForeignContext,
+    context: FallbackContext,
     ordered: bool,
     sink: impl FnOnce(usize) -> Result<Arc<dyn Sink>>,
 ) -> Result<Lowered> {
     let mut lowering = Lowering::new(engine, context);
-    let flow = lowering.child(plan, ordered && is_ordered(plan))?;
-    let sink = sink(flow.instances)?;
-    lowering.end(flow, sink)
+    let pipeline = lowering.child(plan, ordered && is_ordered(plan))?;
+    let sink = sink(pipeline.num_tasks)?;
+    lowering.finish(pipeline, sink)
 }
 
 /// A runtime filter of this region: what it is made of, and its gate.
@@ -121,9 +125,9 @@ struct Lowering {
     settings: Arc<Settings>,
     engine: Engine,
     /// Instances of a parallel pipeline, at most.
-    instances: usize,
+    max_tasks: usize,
     batch_rows: usize,
-    context: ForeignContext,
+    context: FallbackContext,
     /// What expressions of the plan refer to in this execution.
     bindings: Bindings,
     graph: Graph,
@@ -138,14 +142,14 @@ struct Lowering {
 }
 
 impl Lowering {
-    fn new(engine: &Engine, context: ForeignContext) -> Self {
-        let settings = Settings::of(context.outer());
+    fn new(engine: &Engine, context: FallbackContext) -> Self {
+        let settings = Settings::of(context.task_context());
         let threads = engine.executor.threads();
         Self {
-            instances: settings.instances.map_or(threads, NonZeroUsize::get),
+            max_tasks: settings.max_tasks_per_pipeline.map_or(threads, NonZeroUsize::get),
             settings,
             engine: engine.clone(),
-            batch_rows: context.outer().session_config().batch_size().max(1),
+            batch_rows: context.task_context().session_config().batch_size().max(1),
             bindings: context.bindings(),
             context,
             graph: Graph::new(),
@@ -158,8 +162,8 @@ impl Lowering {
     }
 
     /// The whole, whose last flow ends in `sink`.
-    fn end(mut self, last: Flow, sink: Arc<dyn Sink>) -> Result<Lowered> {
-        self.close(last, sink, None)?;
+    fn finish(mut self, last: PipelineBuilder, sink: Arc<dyn Sink>) -> Result<Lowered> {
+        self.add_pipeline(last, sink, None)?;
         self.declare_filter_waits();
         let Self { graph, fallbacks, nodes, .. } = self;
         Ok(Lowered { graph, fallbacks, nodes })
@@ -171,12 +175,12 @@ impl Lowering {
         expr: &Arc<dyn PhysicalExpr>,
         schema: &Schema,
     ) -> Result<Arc<dyn PhysicalExpr>> {
-        narrow_decimals(self.key(expr, schema)?, schema)
+        specialize_decimals(self.key(expr, schema)?, schema)
     }
 
     /// The same for a key, whose type others agree with.
     fn key(&self, expr: &Arc<dyn PhysicalExpr>, schema: &Schema) -> Result<Arc<dyn PhysicalExpr>> {
-        mended::mended(self.bindings.bind(expr)?, schema)
+        kernel_workarounds::with_kernel_workarounds(self.bindings.bind(expr)?, schema)
     }
 
     /// The same for the keys of an order.
@@ -190,65 +194,78 @@ impl Lowering {
 
     /// Whether what does not fit has to spill.
     fn memory_is_limited(&self) -> bool {
-        !matches!(self.context.outer().memory_pool().memory_limit(), MemoryLimit::Infinite)
+        !matches!(self.context.task_context().memory_pool().memory_limit(), MemoryLimit::Infinite)
     }
 
     /// A runtime filter that goes from one stage to another.
     fn remote_filter(&self, id: u64) -> Option<Arc<RemoteFilter>> {
-        let filters = self.context.outer().session_config().get_extension::<RemoteFilters>()?;
+        let filters =
+            self.context.task_context().session_config().get_extension::<RemoteRuntimeFilters>()?;
         filters.get(id).cloned()
     }
 
     /// The flow of any child: a shell's, or a foreign node's stream.
-    fn child(&mut self, plan: &Arc<dyn ExecutionPlan>, ordered: bool) -> Result<Flow> {
-        match as_shell(plan.as_ref()) {
-            Some(shell) => self.shell(shell, ordered),
-            None => self.foreign(plan, ordered),
+    fn child(&mut self, plan: &Arc<dyn ExecutionPlan>, ordered: bool) -> Result<PipelineBuilder> {
+        match as_gatework_exec(plan.as_ref()) {
+            Some(exec) => self.lower_node(exec, ordered),
+            None => self.fallback(plan, ordered),
         }
     }
 
     /// Gives a node's operators a tag under which its counters are found.
-    fn tag(&mut self, shell: &Shell) -> usize {
+    fn tag(&mut self, exec: &GateworkExec) -> usize {
         static NEXT_TAG: AtomicUsize = AtomicUsize::new(0);
         let tag = NEXT_TAG.fetch_add(1, Ordering::Relaxed);
-        self.nodes.insert(tag, shell.own_metrics().clone());
+        self.nodes.insert(tag, exec.own_metrics().clone());
         tag
     }
 
     /// Ends `flow` in `sink`.
-    fn close(&mut self, flow: Flow, sink: Arc<dyn Sink>, tag: Option<usize>) -> Result<PipelineId> {
-        let mut tags = vec![flow.source.1];
-        tags.extend(flow.operators.iter().map(|(_, tag)| *tag));
+    fn add_pipeline(
+        &mut self,
+        pipeline: PipelineBuilder,
+        sink: Arc<dyn Sink>,
+        tag: Option<usize>,
+    ) -> Result<PipelineId> {
+        let mut tags = vec![pipeline.source.1];
+        tags.extend(pipeline.operators.iter().map(|(_, tag)| *tag));
         tags.push(tag);
-        let operators = flow.operators.into_iter().map(|(operator, _)| operator).collect();
-        let pipeline = self
+        let operators = pipeline.operators.into_iter().map(|(operator, _)| operator).collect();
+        let pipeline_id = self
             .graph
-            .add_tagged(flow.name, flow.instances, flow.source.0, operators, sink, tags)
-            .map_err(|error| Failure::to_datafusion(&error))?;
-        for producer in flow.after {
-            self.graph.wait(Edge::Breaker { producer, consumer: pipeline });
+            .add_pipeline_with_tags(
+                pipeline.name,
+                pipeline.num_tasks,
+                pipeline.source.0,
+                operators,
+                sink,
+                tags,
+            )
+            .map_err(|error| SharedDataFusionError::to_datafusion(&error))?;
+        for producer in pipeline.dependencies {
+            self.graph.add_edge(WaitEdge::Breaker { producer, consumer: pipeline_id });
         }
-        for buffer in flow.buffers {
-            self.graph.wait(Edge::Buffer {
+        for buffer in pipeline.buffers {
+            self.graph.add_edge(WaitEdge::Buffer {
                 producer: buffer.producer,
-                consumer: pipeline,
-                budget: buffer.budget,
+                consumer: pipeline_id,
+                budget: buffer.limit,
                 ordered: false,
             });
         }
-        for (id, scan) in flow.filter_waits {
+        for (id, scan) in pipeline.filter_waits {
             // The first probe of the scan's own pipeline asks the same table the same question.
-            if flow.publishes.first() == Some(&id) {
-                scan.do_not_drop_rows();
+            if pipeline.published_filters.first() == Some(&id) {
+                scan.disable_row_filter();
             }
             // A join's own probe pipeline starts after its build anyway.
-            if flow.publishes.contains(&id) {
-                scan.do_not_wait();
+            if pipeline.published_filters.contains(&id) {
+                scan.disable_wait();
             } else {
-                self.filter_waits.push((id, pipeline, scan));
+                self.filter_waits.push((id, pipeline_id, scan));
             }
         }
-        Ok(pipeline)
+        Ok(pipeline_id)
     }
 
     /// Tells the wait-for graph which scans wait for which filters.
@@ -260,16 +277,16 @@ impl Lowering {
             }
             match self.filters.get(&id).and_then(|link| link.build) {
                 Some(build) => {
-                    let drop_wait = Arc::new(move || filter.do_not_wait());
-                    self.graph.wait(Edge::RuntimeFilter { build, scan, drop_wait });
+                    let on_dropped = Arc::new(move || filter.disable_wait());
+                    self.graph.add_edge(WaitEdge::RuntimeFilter { build, scan, on_dropped });
                 }
-                None => filter.do_not_wait(),
+                None => filter.disable_wait(),
             }
         }
     }
 }
 
 /// A runtime's error as DataFusion's.
-fn failed(error: gatework_runtime::Error) -> datafusion::error::DataFusionError {
-    Failure::to_datafusion(&error)
+fn to_datafusion(error: gatework_runtime::Error) -> datafusion::error::DataFusionError {
+    SharedDataFusionError::to_datafusion(&error)
 }

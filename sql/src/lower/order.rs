@@ -14,7 +14,7 @@ use datafusion::{
     physical_plan::{ExecutionPlan, ExecutionPlanProperties},
 };
 
-use crate::scan::MemoryTable;
+use crate::scan::FilteredMemorySource;
 
 /// Whether the rows of `plan` come in an order that was declared or made below, whether or not its
 /// columns are still there.
@@ -44,7 +44,7 @@ fn is_ordered_scan(scan: &DataSourceExec) -> bool {
     if let Some(files) = source.downcast_ref::<FileScanConfig>() {
         return files.preserve_order || !files.output_ordering.is_empty();
     }
-    let table = source.downcast_ref::<MemoryTable>().map(MemoryTable::table);
+    let table = source.downcast_ref::<FilteredMemorySource>().map(FilteredMemorySource::table);
     let memory = table.or_else(|| source.downcast_ref::<MemorySourceConfig>());
     memory.is_some_and(|memory| !memory.sort_information().is_empty())
 }

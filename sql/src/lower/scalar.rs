@@ -1,6 +1,6 @@
 //! Scalar subqueries: their one value is known before anything that uses it starts.
 //!
-//! Each subquery is a flow that ends in a [`ScalarResult`]. Every leaf of the main input waits for
+//! Each subquery is a flow that ends in a [`ScalarSubquerySink`]. Every leaf of the main input waits for
 //! its gate, so no expression of the main input is evaluated before. The gate opens on every way out;
 //! after a failed subquery the query has failed as well, and nobody looks at the value.
 
@@ -13,46 +13,47 @@ use datafusion::{
     logical_expr::physical_planning_context::{ScalarSubqueryResults, SubqueryIndex},
     physical_plan::scalar_subquery::ScalarSubqueryExec,
 };
-use gatework_operators::{OrFail, compact};
+use gatework_operators::{ResultExt, apply_selection};
 use gatework_runtime::{
     Result as RuntimeResult,
     pipeline::{
-        Batch, FinishResult, LocalSink, LocalSource, Setup, Sink, SinkResult, Source, SourceResult,
-        Start, TaskContext,
+        Batch, DriverContext, FinishResult, LocalSink, LocalSource, OperatorContext, Sink,
+        SinkResult, Source, SourceResult, StartResult,
     },
 };
 use gatework_shared_state::{Dependency, DependencyKind, Gate};
 use parking_lot::Mutex;
 
-use super::{Lowering, flow::Flow};
-use crate::shell::Shell;
+use super::{Lowering, pipeline_builder::PipelineBuilder};
+use crate::exec::GateworkExec;
 
 impl Lowering {
     pub(super) fn scalar_subqueries(
         &mut self,
-        shell: &Shell,
+        exec: &GateworkExec,
         node: &ScalarSubqueryExec,
         ordered: bool,
-    ) -> Result<Flow> {
-        let [main, subqueries @ ..] = shell.children() else {
+    ) -> Result<PipelineBuilder> {
+        let [main, subqueries @ ..] = exec.children() else {
             return internal_err!("scalar subqueries without a main input");
         };
         let own = self.bindings.add_subqueries(node.results(), node.subqueries().len());
         let mut gates = Vec::new();
         for (link, subquery) in node.subqueries().iter().zip(subqueries) {
-            let flow = self.child(subquery, false)?;
-            let kind = subquery.schema().field(0).data_type().clone();
+            let pipeline = self.child(subquery, false)?;
+            let data_type = subquery.schema().field(0).data_type().clone();
             let results = Results { own: own.clone(), planned: node.results().clone() };
-            let place = (link.index, node.subqueries().len());
-            let (result, gate) = ScalarResult::new(results, place, kind, flow.instances);
-            self.close(flow, Arc::new(result), None)?;
+            let index_and_count = (link.index, node.subqueries().len());
+            let (result, gate) =
+                ScalarSubquerySink::new(results, index_and_count, data_type, pipeline.num_tasks);
+            self.add_pipeline(pipeline, Arc::new(result), None)?;
             gates.push(gate);
         }
         let outer = self.start_after.len();
         self.start_after.extend(gates);
-        let flow = self.child(main, ordered);
+        let pipeline = self.child(main, ordered);
         self.start_after.truncate(outer);
-        flow
+        pipeline
     }
 }
 
@@ -72,7 +73,7 @@ impl Results {
         match self.planned.get(index) {
             Some(known) if known == value => return Ok(()),
             None => {}
-            Some(_) => self.forget(index, count),
+            Some(_) => self.clear_planned(index, count),
         }
         // Another execution may set it first: to its own value, which is as good.
         let _set_by_another = self.planned.set(index, value);
@@ -80,7 +81,7 @@ impl Results {
     }
 
     /// Takes the plan's value of one subquery away.
-    fn forget(&self, index: SubqueryIndex, count: usize) {
+    fn clear_planned(&self, index: SubqueryIndex, count: usize) {
         let others = (0..count).map(SubqueryIndex::new).filter(|other| *other != index);
         let kept: Vec<_> = others.filter_map(|i| Some((i, self.planned.get(i)?))).collect();
         self.planned.clear();
@@ -92,44 +93,51 @@ impl Results {
 
 /// Takes the one value of a scalar subquery.
 #[derive(Debug)]
-struct ScalarResult {
-    shared: Arc<Shared>,
+struct ScalarSubquerySink {
+    shared: Arc<ScalarSubqueryState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ScalarSubqueryState {
     results: Results,
     index: SubqueryIndex,
     /// Subqueries of the same plan level.
     count: usize,
-    kind: DataType,
+    data_type: DataType,
     /// Tasks that have not finished, and the value if one came.
     state: Mutex<(usize, Option<ScalarValue>)>,
-    known: Gate,
+    value_ready: Gate,
 }
 
-impl ScalarResult {
+impl ScalarSubquerySink {
     fn new(
         results: Results,
         (index, count): (SubqueryIndex, usize),
-        kind: DataType,
-        tasks: usize,
+        data_type: DataType,
+        num_tasks: usize,
     ) -> (Self, Gate) {
-        let known = Dependency::blocked("scalar subquery", DependencyKind::Execution);
-        let state = Mutex::new((tasks, None));
-        let shared = Arc::new(Shared { results, index, count, kind, state, known: known.clone() });
-        (Self { shared }, known)
+        let value_ready = Dependency::blocked("scalar subquery", DependencyKind::Start);
+        let state = Mutex::new((num_tasks, None));
+        let shared = Arc::new(ScalarSubqueryState {
+            results,
+            index,
+            count,
+            data_type,
+            state,
+            value_ready: value_ready.clone(),
+        });
+        (Self { shared }, value_ready)
     }
 }
 
-impl Drop for Shared {
+impl Drop for ScalarSubqueryState {
     fn drop(&mut self) {
-        self.known.set_always_ready();
+        self.value_ready.set_always_ready();
     }
 }
 
-impl Shared {
-    fn take(&self, rows: &RecordBatch) -> Result<()> {
+impl ScalarSubqueryState {
+    fn push(&self, rows: &RecordBatch) -> Result<()> {
         let mut state = self.state.lock();
         if rows.num_rows() > 1 || rows.num_rows() == 1 && state.1.is_some() {
             return exec_err!("Scalar subquery returned more than one row");
@@ -149,38 +157,38 @@ impl Shared {
         }
         let value = match state.1.take() {
             Some(value) => value,
-            None => ScalarValue::try_from(&self.kind)?,
+            None => ScalarValue::try_from(&self.data_type)?,
         };
         self.results.set(self.index, self.count, value)?;
-        self.known.set_always_ready();
+        self.value_ready.set_always_ready();
         Ok(())
     }
 }
 
-impl Sink for ScalarResult {
+impl Sink for ScalarSubquerySink {
     fn name(&self) -> &str {
-        "scalar subquery"
+        "scalar subquery sink"
     }
 
-    fn local(&self, _setup: Setup) -> RuntimeResult<Box<dyn LocalSink>> {
-        Ok(Box::new(LocalScalar { shared: self.shared.clone() }))
+    fn local(&self, _context: OperatorContext) -> RuntimeResult<Box<dyn LocalSink>> {
+        Ok(Box::new(LocalScalarSubquerySink { shared: self.shared.clone() }))
     }
 }
 
-struct LocalScalar {
-    shared: Arc<Shared>,
+struct LocalScalarSubquerySink {
+    shared: Arc<ScalarSubqueryState>,
 }
 
-impl LocalSink for LocalScalar {
-    fn sink(&mut self, batch: Option<Batch>, _task: &TaskContext) -> RuntimeResult<SinkResult> {
+impl LocalSink for LocalScalarSubquerySink {
+    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> RuntimeResult<SinkResult> {
         if let Some(batch) = batch {
-            self.shared.take(&compact(batch)?).or_fail()?;
+            self.shared.push(&apply_selection(batch)?).query_err()?;
         }
         Ok(SinkResult::NeedInput)
     }
 
-    fn finish(&mut self, _task: &TaskContext) -> RuntimeResult<FinishResult> {
-        self.shared.finish().or_fail()?;
+    fn finish(&mut self, _task: &DriverContext) -> RuntimeResult<FinishResult> {
+        self.shared.finish().query_err()?;
         Ok(FinishResult::Done)
     }
 }
@@ -203,9 +211,9 @@ impl Source for StartAfter {
         self.source.name()
     }
 
-    fn local(&self, setup: Setup) -> RuntimeResult<Box<dyn LocalSource>> {
+    fn local(&self, context: OperatorContext) -> RuntimeResult<Box<dyn LocalSource>> {
         Ok(Box::new(LocalStartAfter {
-            source: self.source.local(setup)?,
+            source: self.source.local(context)?,
             gates: self.gates.clone(),
         }))
     }
@@ -217,14 +225,14 @@ struct LocalStartAfter {
 }
 
 impl LocalSource for LocalStartAfter {
-    fn start(&mut self, task: &TaskContext) -> RuntimeResult<Start> {
+    fn start(&mut self, task: &DriverContext) -> RuntimeResult<StartResult> {
         match self.gates.iter().find(|gate| !gate.is_ready()) {
-            Some(gate) => Ok(Start::Blocked(gate.clone().into())),
+            Some(gate) => Ok(StartResult::Blocked(gate.clone().into())),
             None => self.source.start(task),
         }
     }
 
-    fn next(&mut self, task: &TaskContext) -> RuntimeResult<SourceResult> {
+    fn next(&mut self, task: &DriverContext) -> RuntimeResult<SourceResult> {
         self.source.next(task)
     }
 

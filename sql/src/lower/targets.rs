@@ -19,15 +19,15 @@ use datafusion::{
     physical_plan::{ExecutionPlan, joins::HashJoinExec},
 };
 
-use super::lineage::{KeysOfScans, RowsOf, are_same, replace, scan_id, trace};
-use crate::scan::MemoryTable;
+use super::lineage::{KeysByScan, PassThroughInputs, are_same, replace, scan_id, trace};
+use crate::scan::FilteredMemorySource;
 
 /// Where one runtime filter belongs.
 #[derive(Debug, Clone)]
-pub(super) struct Targets(Arc<KeysOfScans>);
+pub(super) struct Targets(Arc<KeysByScan>);
 
 /// A scan, and its columns over those that its predicate is over; `None` if these are the same.
-pub(super) struct ScanPlace<'a> {
+pub(super) struct ScanTarget<'a> {
     pub(super) scan: usize,
     pub(super) output: Option<&'a ProjectionExprs>,
 }
@@ -37,22 +37,22 @@ impl Targets {
     pub(super) fn of(
         filter: &DynamicFilterPhysicalExpr,
         probe: &Arc<dyn ExecutionPlan>,
-        rows_of: &RowsOf,
+        pass_through_inputs: &PassThroughInputs,
     ) -> Result<Self> {
         let keys = filter.children().into_iter().cloned().collect();
-        let mut of_scans = KeysOfScans::new();
-        trace(probe, &keys, rows_of, &mut of_scans)?;
-        Ok(Self(Arc::new(of_scans)))
+        let mut keys_by_scan = KeysByScan::new();
+        trace(probe, &keys, pass_through_inputs, &mut keys_by_scan)?;
+        Ok(Self(Arc::new(keys_by_scan)))
     }
 
     /// Whether `columns`, which a scan's predicate gives the filter, are the keys of its join.
-    pub(super) fn are_at(
+    pub(super) fn matches(
         &self,
-        place: &ScanPlace,
+        target: &ScanTarget,
         columns: &Vec<Arc<dyn PhysicalExpr>>,
     ) -> Result<bool> {
-        let Some(keys) = self.0.get(&place.scan) else { return Ok(false) };
-        let Some(output) = place.output else { return are_same(columns, keys) };
+        let Some(keys) = self.0.get(&target.scan) else { return Ok(false) };
+        let Some(output) = target.output else { return are_same(columns, keys) };
         let column = |index: usize| Some(output.iter().nth(index)?.expr.clone());
         match replace(keys, &column)? {
             Some(keys) => are_same(columns, &keys),
@@ -85,24 +85,31 @@ impl FilterTargets {
     ///
     /// # Errors
     /// If an expression of the plan is not one over its input.
-    pub fn of(plan: &Arc<dyn ExecutionPlan>, rows_of: &RowsOf) -> Result<Self> {
+    pub fn of(
+        plan: &Arc<dyn ExecutionPlan>,
+        pass_through_inputs: &PassThroughInputs,
+    ) -> Result<Self> {
         let mut all = Self::default();
-        all.add(plan, rows_of)?;
+        all.add(plan, pass_through_inputs)?;
         Ok(all)
     }
 
-    fn add(&mut self, plan: &Arc<dyn ExecutionPlan>, rows_of: &RowsOf) -> Result<()> {
+    fn add(
+        &mut self,
+        plan: &Arc<dyn ExecutionPlan>,
+        pass_through_inputs: &PassThroughInputs,
+    ) -> Result<()> {
         if let Some(join) = plan.downcast_ref::<HashJoinExec>() {
             for expression in join.dynamic_expressions_produced() {
                 let Ok(filter) = Arc::downcast::<DynamicFilterPhysicalExpr>(expression) else {
                     continue;
                 };
                 if let Some(id) = filter.expression_id() {
-                    self.0.insert(id, Targets::of(&filter, join.right(), rows_of)?);
+                    self.0.insert(id, Targets::of(&filter, join.right(), pass_through_inputs)?);
                 }
             }
         }
-        plan.children().into_iter().try_for_each(|child| self.add(child, rows_of))
+        plan.children().into_iter().try_for_each(|child| self.add(child, pass_through_inputs))
     }
 
     /// `scan` without the filters of these joins that are not for it; `None` if it has none such.
@@ -113,7 +120,7 @@ impl FilterTargets {
         let Some(exec) = scan.downcast_ref::<DataSourceExec>() else { return Ok(None) };
         let (source, id) = (exec.data_source(), scan_id(scan));
         let cleaned: Option<Arc<dyn DataSource>> =
-            if let Some(memory) = source.downcast_ref::<MemoryTable>() {
+            if let Some(memory) = source.downcast_ref::<FilteredMemorySource>() {
                 self.clean_memory(memory, id)?.map(|table| Arc::new(table) as _)
             } else if let Some(config) = source.downcast_ref::<FileScanConfig>() {
                 self.clean_files(config, id)?.map(|config| Arc::new(config) as _)
@@ -123,9 +130,13 @@ impl FilterTargets {
         Ok(cleaned.map(|source| Arc::new(DataSourceExec::new(source)) as _))
     }
 
-    fn clean_memory(&self, memory: &MemoryTable, scan: usize) -> Result<Option<MemoryTable>> {
+    fn clean_memory(
+        &self,
+        memory: &FilteredMemorySource,
+        scan: usize,
+    ) -> Result<Option<FilteredMemorySource>> {
         let Some(predicate) = memory.predicate() else { return Ok(None) };
-        let cleaned = self.clean_predicate(predicate, &ScanPlace { scan, output: None })?;
+        let cleaned = self.clean_predicate(predicate, &ScanTarget { scan, output: None })?;
         Ok(cleaned.transformed.then(|| memory.with_filters(vec![cleaned.data])))
     }
 
@@ -135,7 +146,7 @@ impl FilterTargets {
             return Ok(None);
         };
         let output = config.file_source.projection();
-        let cleaned = self.clean_predicate(predicate, &ScanPlace { scan, output })?;
+        let cleaned = self.clean_predicate(predicate, &ScanTarget { scan, output })?;
         Ok(cleaned.transformed.then(|| {
             let mut config = config.clone();
             config.file_source = Arc::new(source.with_predicate(cleaned.data));
@@ -146,7 +157,7 @@ impl FilterTargets {
     fn clean_predicate(
         &self,
         predicate: Arc<dyn PhysicalExpr>,
-        place: &ScanPlace,
+        target: &ScanTarget,
     ) -> Result<Transformed<Arc<dyn PhysicalExpr>>> {
         predicate.transform_up(|node| {
             let id = node.expression_id().filter(|_| node.is::<DynamicFilterPhysicalExpr>());
@@ -154,7 +165,7 @@ impl FilterTargets {
                 return Ok(Transformed::no(node));
             };
             let columns = node.children().into_iter().cloned().collect();
-            Ok(match targets.are_at(place, &columns)? {
+            Ok(match targets.matches(target, &columns)? {
                 true => Transformed::no(node),
                 false => Transformed::yes(lit(true)),
             })
@@ -175,33 +186,36 @@ mod tests {
 
     use super::*;
 
-    fn column(place: usize) -> Arc<dyn PhysicalExpr> {
-        Arc::new(Column::new("k", place))
+    fn column(index: usize) -> Arc<dyn PhysicalExpr> {
+        Arc::new(Column::new("k", index))
     }
 
     /// A table of two columns of one name, with a filter of the join over column `place`.
-    fn table(filter: &Arc<DynamicFilterPhysicalExpr>, place: usize) -> Result<MemoryTable> {
+    fn table(
+        filter: &Arc<DynamicFilterPhysicalExpr>,
+        index: usize,
+    ) -> Result<FilteredMemorySource> {
         let values = || Arc::new(Int64Array::from(vec![1, 2])) as _;
         let batch = RecordBatch::try_from_iter([("k", values()), ("k", values())])?;
         let schema: SchemaRef = batch.schema();
         let rows: Arc<dyn DataSource> =
             Arc::new(MemorySourceConfig::try_new(&[vec![batch]], schema.clone(), None)?);
         assert_eq!(&col("k", &schema)?, &column(0), "by its name, the first is found");
-        let filter = filter.clone().with_new_children(vec![column(place)])?;
-        let table = MemoryTable::around(&rows, &[filter]);
+        let filter = filter.clone().with_new_children(vec![column(index)])?;
+        let table = FilteredMemorySource::wrap(&rows, &[filter]);
         table.ok_or_else(|| datafusion::common::internal_datafusion_err!("no table in memory"))
     }
 
     #[test]
-    fn filters_of_another_column_are_taken_off() -> Result<()> {
+    fn filters_of_another_column_are_removed() -> Result<()> {
         let filter = Arc::new(DynamicFilterPhysicalExpr::new(vec![column(1)], lit(false)));
-        for (place, stays) in [(1, true), (0, false)] {
-            let table = table(&filter, place)?;
+        for (index, stays) in [(1, true), (0, false)] {
+            let table = table(&filter, index)?;
             let scan: Arc<dyn ExecutionPlan> = Arc::new(DataSourceExec::new(Arc::new(table)));
             let mut targets = FilterTargets::default();
             let id = filter.expression_id().unwrap_or_default();
             targets.0.insert(id, Targets::of(&filter, &scan, &|_| None)?);
-            assert_eq!(targets.clean(&scan)?.is_none(), stays, "a filter on column {place}");
+            assert_eq!(targets.clean(&scan)?.is_none(), stays, "a filter on column {index}");
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use datafusion::{
     physical_expr::{conjunction, split_conjunction},
 };
 
-use super::columns::without_nan;
+use super::row_group::without_nan;
 
 /// The source of `config` for DataFusion's reader: without conjuncts of its predicate that a NaN
 /// may pass. If the reader is to filter rows by them, it prunes nothing.

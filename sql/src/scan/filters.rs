@@ -16,7 +16,9 @@ use datafusion::{
         split_conjunction,
     },
 };
-use gatework_operators::{filter::evaluate_predicate, hash_join::row_test, worth::Worth};
+use gatework_operators::{
+    adaptive_filter::AdaptiveFilter, filter::evaluate_predicate, hash_join::membership_predicate,
+};
 use gatework_runtime::{Result as RuntimeResult, pipeline::OperatorMetrics};
 use gatework_shared_state::Gate;
 
@@ -29,7 +31,7 @@ pub(crate) struct ScanFilter {
     gate: Gate,
     waits: AtomicBool,
     /// The filter over the scan's output, if all of its columns are there.
-    rows: Option<Arc<dyn PhysicalExpr>>,
+    output_filter: Option<Arc<dyn PhysicalExpr>>,
     /// Whether rows are dropped by it here; the first probe of the scan's own pipeline asks the same
     /// table the same question anyway.
     drops_rows: AtomicBool,
@@ -43,15 +45,15 @@ impl ScanFilter {
         gate_of: impl Fn(u64) -> Option<Gate>,
     ) -> Result<Vec<Arc<Self>>> {
         let mut filters = Vec::new();
-        for part in predicate.iter().flat_map(split_conjunction) {
-            let dynamic = part.is::<DynamicFilterPhysicalExpr>();
-            let Some(id) = part.expression_id().filter(|_| dynamic) else { continue };
+        for conjunct in predicate.iter().flat_map(split_conjunction) {
+            let dynamic = conjunct.is::<DynamicFilterPhysicalExpr>();
+            let Some(id) = conjunct.expression_id().filter(|_| dynamic) else { continue };
             let Some(gate) = gate_of(id) else { continue };
             filters.push(Arc::new(Self {
                 id,
                 gate,
                 waits: AtomicBool::new(true),
-                rows: over_output(part, projection)?,
+                output_filter: remap_to_output(conjunct, projection)?,
                 drops_rows: AtomicBool::new(true),
             }));
         }
@@ -64,19 +66,19 @@ impl ScanFilter {
     }
 
     /// The scan starts without it; what comes late is used from then on.
-    pub(crate) fn do_not_wait(&self) {
+    pub(crate) fn disable_wait(&self) {
         self.waits.store(false, Ordering::Relaxed);
     }
 
     /// Leaves the rows to the join.
-    pub(crate) fn do_not_drop_rows(&self) {
+    pub(crate) fn disable_row_filter(&self) {
         self.drops_rows.store(false, Ordering::Relaxed);
     }
 }
 
 /// `filter`, which is over a table's columns, over the columns of a scan with `projection`; `None`
 /// if one of them is not there.
-fn over_output(
+fn remap_to_output(
     filter: &Arc<dyn PhysicalExpr>,
     projection: Option<&ProjectionExprs>,
 ) -> Result<Option<Arc<dyn PhysicalExpr>>> {
@@ -84,8 +86,8 @@ fn over_output(
     let mut complete = true;
     let rebound = filter.clone().transform_down(|node| {
         let mut outputs = projection.iter().enumerate();
-        if let Some((place, output)) = outputs.find(|(_, o)| o.expr.as_ref() == node.as_ref()) {
-            let column: Arc<dyn PhysicalExpr> = Arc::new(Column::new(&output.alias, place));
+        if let Some((index, output)) = outputs.find(|(_, o)| o.expr.as_ref() == node.as_ref()) {
+            let column: Arc<dyn PhysicalExpr> = Arc::new(Column::new(&output.alias, index));
             return Ok(Transformed::new(column, true, TreeNodeRecursion::Jump));
         }
         if node.is::<Column>() {
@@ -98,10 +100,10 @@ fn over_output(
 }
 
 /// A published filter without what only prunes.
-pub(super) fn published(filter: &Arc<dyn PhysicalExpr>) -> Arc<dyn PhysicalExpr> {
+pub(super) fn membership_only(filter: &Arc<dyn PhysicalExpr>) -> Arc<dyn PhysicalExpr> {
     let current = filter.downcast_ref::<DynamicFilterPhysicalExpr>().map(|it| it.current());
     match current {
-        Some(Ok(current)) => row_test(&current),
+        Some(Ok(current)) => membership_predicate(&current),
         _ => filter.clone(),
     }
 }
@@ -110,8 +112,8 @@ pub(super) fn published(filter: &Arc<dyn PhysicalExpr>) -> Arc<dyn PhysicalExpr>
 struct LocalFilter {
     filter: Arc<ScanFilter>,
     /// What is evaluated; `None` until it is published.
-    test: Option<Arc<dyn PhysicalExpr>>,
-    worth: Worth,
+    predicate: Option<Arc<dyn PhysicalExpr>>,
+    adaptive: AdaptiveFilter,
 }
 
 /// The filters of one task of a scan.
@@ -125,8 +127,8 @@ impl LocalFilters {
     pub(super) fn new(filters: &[Arc<ScanFilter>], metrics: Arc<OperatorMetrics>) -> Self {
         let local = |filter: &Arc<ScanFilter>| LocalFilter {
             filter: filter.clone(),
-            test: None,
-            worth: Worth::default(),
+            predicate: None,
+            adaptive: AdaptiveFilter::default(),
         };
         Self { filters: filters.iter().map(local).collect(), metrics, waited: false }
     }
@@ -140,7 +142,7 @@ impl LocalFilters {
             .find(|filter| filter.waits.load(Ordering::Relaxed) && !filter.gate.is_ready())?;
         if !self.waited {
             self.waited = true;
-            self.metrics.add("runtime filter waits", 1);
+            self.metrics.add("runtime_filter_waits", 1);
         }
         Some(waited_for.gate.clone())
     }
@@ -150,19 +152,19 @@ impl LocalFilters {
         let mut selected: Option<BooleanBuffer> = None;
         for local in &mut self.filters {
             let filter = &local.filter;
-            let Some(rows) = &filter.rows else { continue };
+            let Some(output_filter) = &filter.output_filter else { continue };
             if !filter.drops_rows.load(Ordering::Relaxed) || !filter.gate.is_ready() {
                 continue;
             }
-            if local.worth.pauses(batch.num_rows()) {
+            if local.adaptive.should_skip(batch.num_rows()) {
                 continue;
             }
-            let test = local.test.get_or_insert_with(|| published(rows));
-            let keep = evaluate_predicate(test.as_ref(), batch)?;
+            let predicate = local.predicate.get_or_insert_with(|| membership_only(output_filter));
+            let keep = evaluate_predicate(predicate.as_ref(), batch)?;
             let dropped = batch.num_rows() - keep.count_set_bits();
-            local.worth.note(batch.num_rows(), dropped);
+            local.adaptive.record(batch.num_rows(), dropped);
             if dropped > 0 {
-                self.metrics.add("rows dropped by runtime filters", dropped as u64);
+                self.metrics.add("runtime_filter_pruned_rows", dropped as u64);
                 selected = Some(match selected {
                     Some(selected) => &selected & &keep,
                     None => keep,

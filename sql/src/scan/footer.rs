@@ -68,8 +68,8 @@ fn check_rows(chunk: &ColumnChunkMetaData, rows: i64) -> Option<String> {
     if values < rows || flat && values != rows {
         return Some(format!("has {values} values, and the row group has {rows} rows"));
     }
-    let most = (bytes / MIN_PAGE_BYTES).saturating_mul(i64::from(i32::MAX));
-    (values > most).then(|| format!("has {values} values in {bytes} bytes"))
+    let max_values = (bytes / MIN_PAGE_BYTES).saturating_mul(i64::from(i32::MAX));
+    (values > max_values).then(|| format!("has {values} values in {bytes} bytes"))
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ impl<'a> IpcFile<'a> {
 
     /// The `length` bytes at `start`, which the file must have.
     async fn bytes(&mut self, start: u64, length: u64) -> Result<Bytes> {
-        self.within(start, length)?;
+        self.checked_end(start, length)?;
         let known = start.checked_sub(self.window_start);
         let known = known.filter(|at| at + length <= self.window.len() as u64);
         if known.is_none() {
@@ -108,7 +108,7 @@ impl<'a> IpcFile<'a> {
     }
 
     /// The end of `length` bytes at `start`, if the file has them.
-    fn within(&self, start: u64, length: u64) -> Result<u64> {
+    fn checked_end(&self, start: u64, length: u64) -> Result<u64> {
         match start.checked_add(length).filter(|end| *end <= self.object.size) {
             Some(end) => Ok(end),
             None => exec_err!(
@@ -141,8 +141,8 @@ impl<'a> IpcFile<'a> {
         let start = u64::try_from(block.offset()).map_err(|_| negative())?;
         let length = u64::try_from(block.metaDataLength()).map_err(|_| negative())?;
         let body = u64::try_from(block.bodyLength()).map_err(|_| negative())?;
-        let body_start = self.within(start, length)?;
-        self.within(body_start, body)?;
+        let body_start = self.checked_end(start, length)?;
+        self.checked_end(body_start, body)?;
         let bytes = self.bytes(start, length).await?;
         let prefix = if bytes.starts_with(CONTINUATION) { 8 } else { 4 };
         let header = Header::read(bytes.get(prefix..).unwrap_or_default())?;
@@ -165,9 +165,9 @@ impl<'a> IpcFile<'a> {
             }
             let length = u64::try_from(length);
             let length = length.map_err(|_| exec_datafusion_err!("it is damaged or no stream"))?;
-            let body_start = self.within(at, length)?;
+            let body_start = self.checked_end(at, length)?;
             let header = Header::read(&self.bytes(at, length).await?)?;
-            at = self.within(body_start, header.body)?;
+            at = self.checked_end(body_start, header.body)?;
             self.check_buffers(body_start, header.body, &header).await?;
             if matches!(part, Part::Schema) {
                 return Ok(());
@@ -192,7 +192,7 @@ impl<'a> IpcFile<'a> {
             let said = said.first_chunk().map_or(0, |said| i64::from_le_bytes(*said));
             let compressed = buffer.end - buffer.start;
             // -1 is for a buffer that is not compressed.
-            if said > largest(header.codec, compressed) {
+            if said > max_uncompressed_bytes(header.codec, compressed) {
                 return exec_err!("it is damaged: {compressed} bytes that become {said}");
             }
         }
@@ -248,7 +248,7 @@ fn blocks(footer: &[u8], part: &Part) -> Result<Vec<Block>> {
 }
 
 /// The most bytes that `compressed` bytes can become.
-fn largest(codec: CompressionType, compressed: u64) -> i64 {
+fn max_uncompressed_bytes(codec: CompressionType, compressed: u64) -> i64 {
     let ratio = match codec {
         CompressionType::LZ4_FRAME => 256,
         // A block that repeats one byte takes four bytes and stands for 128 KiB.

@@ -1,7 +1,7 @@
 //! Runtime filters for tables in memory.
 //!
 //! DataFusion's [`MemorySourceConfig`] takes no filters, so those of joins end above it. Around the
-//! rule that pushes them down, tables in memory stand as [`MemoryTable`], which keeps them.
+//! rule that pushes them down, tables in memory stand as [`FilteredMemorySource`], which keeps them.
 
 use std::{fmt, sync::Arc};
 
@@ -23,7 +23,10 @@ use datafusion::{
 };
 use gatework_runtime::{
     Result as RuntimeResult,
-    pipeline::{Batch, LocalSource, Setup, Source, SourceResult, Start, TaskContext as Task},
+    pipeline::{
+        Batch, DriverContext as Task, LocalSource, OperatorContext, Source, SourceResult,
+        StartResult,
+    },
 };
 use gatework_shared_state::Gate;
 
@@ -34,13 +37,13 @@ use super::{
 
 /// A table in memory, and the runtime filters that reach it.
 #[derive(Debug, Clone)]
-pub(crate) struct MemoryTable {
+pub(crate) struct FilteredMemorySource {
     table: MemorySourceConfig,
     /// Over the table's output. They are hints: whoever pushed them checks the rows himself.
     filters: Vec<Arc<dyn PhysicalExpr>>,
 }
 
-impl MemoryTable {
+impl FilteredMemorySource {
     pub(crate) fn table(&self) -> &MemorySourceConfig {
         &self.table
     }
@@ -55,7 +58,7 @@ impl MemoryTable {
         Self { table: self.table.clone(), filters }
     }
 
-    pub(crate) fn around(
+    pub(crate) fn wrap(
         source: &Arc<dyn DataSource>,
         filters: &[Arc<dyn PhysicalExpr>],
     ) -> Option<Self> {
@@ -64,7 +67,7 @@ impl MemoryTable {
     }
 }
 
-impl DataSource for MemoryTable {
+impl DataSource for FilteredMemorySource {
     fn open(
         &self,
         partition: usize,
@@ -91,8 +94,8 @@ impl DataSource for MemoryTable {
         ordering: Option<LexOrdering>,
     ) -> Result<Option<Arc<dyn DataSource>>> {
         let table = self.table.repartitioned(target_partitions, min_size, ordering)?;
-        let around = |table| Self::around(&table, &self.filters);
-        Ok(table.and_then(around).map(|table| Arc::new(table) as _))
+        let wrap = |table| Self::wrap(&table, &self.filters);
+        Ok(table.and_then(wrap).map(|table| Arc::new(table) as _))
     }
 
     fn output_partitioning(&self) -> Partitioning {
@@ -113,7 +116,7 @@ impl DataSource for MemoryTable {
 
     fn with_fetch(&self, limit: Option<usize>) -> Option<Arc<dyn DataSource>> {
         let table = self.table.with_fetch(limit)?;
-        Some(Arc::new(Self::around(&table, &self.filters)?))
+        Some(Arc::new(Self::wrap(&table, &self.filters)?))
     }
 
     fn fetch(&self) -> Option<usize> {
@@ -129,7 +132,7 @@ impl DataSource for MemoryTable {
             return Ok(None);
         }
         let table = self.table.try_swapping_with_projection(projection)?;
-        Ok(table.and_then(|table| Self::around(&table, &[])).map(|table| Arc::new(table) as _))
+        Ok(table.and_then(|table| Self::wrap(&table, &[])).map(|table| Arc::new(table) as _))
     }
 
     fn try_pushdown_filters(
@@ -137,16 +140,16 @@ impl DataSource for MemoryTable {
         filters: Vec<Arc<dyn PhysicalExpr>>,
         _config: &ConfigOptions,
     ) -> Result<FilterPushdownPropagation<Arc<dyn DataSource>>> {
-        let answers = vec![PushedDown::No; filters.len()];
+        let results = vec![PushedDown::No; filters.len()];
         let dynamic = |filter: &Arc<dyn PhysicalExpr>| filter.is::<DynamicFilterPhysicalExpr>();
         let filters: Vec<_> = filters.into_iter().filter(dynamic).collect();
-        let answer = FilterPushdownPropagation::with_parent_pushdown_result(answers);
+        let propagation = FilterPushdownPropagation::with_parent_pushdown_result(results);
         if filters.is_empty() {
-            return Ok(answer);
+            return Ok(propagation);
         }
         let mut table = self.clone();
         table.filters.extend(filters);
-        Ok(answer.with_updated_node(Arc::new(table)))
+        Ok(propagation.with_updated_node(Arc::new(table)))
     }
 
     fn apply_expressions(
@@ -166,29 +169,29 @@ impl DataSource for MemoryTable {
 
 /// The rule that pushes filters down, with tables in memory that take them.
 #[derive(Debug)]
-pub(crate) struct FiltersForMemory {
+pub(crate) struct MemoryFilterPushdown {
     rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>,
 }
 
-impl FiltersForMemory {
+impl MemoryFilterPushdown {
     /// Around DataFusion's rule for runtime filters.
     pub(crate) fn new(rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>) -> Self {
         Self { rule }
     }
 }
 
-impl PhysicalOptimizerRule for FiltersForMemory {
+impl PhysicalOptimizerRule for MemoryFilterPushdown {
     fn optimize(
         &self,
         plan: Arc<dyn ExecutionPlan>,
         config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let taking = with_sources(plan, &|source| {
-            MemoryTable::around(source, &[]).map(|table| Arc::new(table) as _)
+        let wrapped = with_sources(plan, &|source| {
+            FilteredMemorySource::wrap(source, &[]).map(|table| Arc::new(table) as _)
         })?;
-        let pushed = self.rule.optimize(taking, config)?;
+        let pushed = self.rule.optimize(wrapped, config)?;
         with_sources(pushed, &|source| {
-            let table = source.downcast_ref::<MemoryTable>()?;
+            let table = source.downcast_ref::<FilteredMemorySource>()?;
             table.filters.is_empty().then(|| Arc::new(table.table.clone()) as _)
         })
     }
@@ -226,7 +229,7 @@ impl Source for FilteredScan {
         self.source.name()
     }
 
-    fn local(&self, setup: Setup) -> RuntimeResult<Box<dyn LocalSource>> {
+    fn local(&self, setup: OperatorContext) -> RuntimeResult<Box<dyn LocalSource>> {
         let filters = LocalFilters::new(&self.filters, setup.metrics().clone());
         let start_after = self.start_after.clone();
         Ok(Box::new(LocalFilteredScan { source: self.source.local(setup)?, filters, start_after }))
@@ -240,17 +243,17 @@ struct LocalFilteredScan {
 }
 
 impl LocalSource for LocalFilteredScan {
-    fn start(&mut self, task: &Task) -> RuntimeResult<Start> {
-        let shut = self.start_after.iter().find(|gate| !gate.is_ready()).cloned();
-        match shut.or_else(|| self.filters.gate()) {
-            Some(gate) => Ok(Start::Blocked(gate.into())),
+    fn start(&mut self, task: &Task) -> RuntimeResult<StartResult> {
+        let blocked = self.start_after.iter().find(|gate| !gate.is_ready()).cloned();
+        match blocked.or_else(|| self.filters.gate()) {
+            Some(gate) => Ok(StartResult::Blocked(gate.into())),
             None => self.source.start(task),
         }
     }
 
     fn next(&mut self, task: &Task) -> RuntimeResult<SourceResult> {
         loop {
-            task.check()?;
+            task.check_cancelled()?;
             let batch = match self.source.next(task)? {
                 SourceResult::Batch(batch) => batch,
                 other => return Ok(other),
@@ -260,12 +263,12 @@ impl LocalSource for LocalFilteredScan {
             };
             let sequence = batch.sequence();
             let batch = Batch::with_selection(batch.into_parts().0, selection);
-            if batch.rows() > 0 {
-                return Ok(SourceResult::Batch(batch.at(sequence)));
+            if batch.num_rows() > 0 {
+                return Ok(SourceResult::Batch(batch.with_sequence(sequence)));
             }
             // Rows may all be dropped for a long time.
-            if let Some(breath) = task.breath() {
-                return Ok(SourceResult::Blocked(breath.into()));
+            if let Some(yield_gate) = task.yield_gate() {
+                return Ok(SourceResult::Blocked(yield_gate.into()));
             }
         }
     }

@@ -1,12 +1,11 @@
 //! Scans of files, through DataFusion's file sources, on our workers.
 //!
-//! A scan's files are cut into pieces ([`pieces`]): row groups of Parquet, byte ranges of CSV and
+//! A scan's files are cut into pieces ([`morsels`]): row groups of Parquet, byte ranges of CSV and
 //! JSON. Tasks take pieces from one queue, so a skewed file idles nobody. A piece is planned late,
 //! when a task takes it, so that statistics, page index and bloom filters are asked about whatever
 //! runtime filters know by then. Decoding happens on the task's worker; a read that is not done yet
 //! shuts the task's gate, and the I/O runtime opens it.
 
-mod columns;
 mod damage;
 mod decode;
 mod fallback;
@@ -14,16 +13,17 @@ mod filters;
 mod footer;
 mod ipc;
 mod memory;
-pub(crate) mod pieces;
+pub(crate) mod morsels;
 mod queue;
 mod reader;
+mod row_group;
 mod sources;
 mod splits;
 mod version;
 
 pub(crate) use filters::ScanFilter;
-pub(crate) use memory::{FilteredScan, FiltersForMemory, MemoryTable};
-pub(crate) use pieces::Piece;
+pub(crate) use memory::{FilteredMemorySource, FilteredScan, MemoryFilterPushdown};
+pub(crate) use morsels::FileMorsel;
 pub(crate) use sources::with_file_scans;
 pub(crate) use splits::SplitScan;
 
@@ -36,35 +36,35 @@ use datafusion::{
 use datafusion_datasource::morsel::Morselizer;
 use gatework_runtime::{
     Result as RuntimeResult,
-    pipeline::{LocalSource, Setup, Source},
+    pipeline::{LocalSource, OperatorContext, Source},
 };
 use gatework_shared_state::{Gate, splits::SplitQueue};
 use tokio::runtime::Handle;
 
 use self::{
-    columns::{ColumnPlan, LocalConjuncts},
     filters::LocalFilters,
-    queue::PieceQueue,
+    queue::MorselQueue,
     reader::LocalFileScan,
+    row_group::{LocalConjuncts, RowGroupPlan},
     version::{ListedVersions, Listing},
 };
 use crate::{engine::Engine, splits::Split};
 
 /// A scan of files.
 pub(crate) struct FileScan {
-    shared: Arc<Shared>,
+    shared: Arc<FileScanPlan>,
 }
 
 /// What the tasks of a scan share.
-struct Shared {
+struct FileScanPlan {
     config: FileScanConfig,
     store: Arc<dyn ObjectStore>,
     /// DataFusion's reader.
     morselizer: Box<dyn Morselizer>,
     io: Handle,
-    queue: PieceQueue,
+    queue: MorselQueue,
     /// How row groups are read here; `None`: all by DataFusion's reader.
-    columns: Option<Arc<ColumnPlan>>,
+    row_group_plan: Option<Arc<RowGroupPlan>>,
     filters: Vec<Arc<ScanFilter>>,
     /// Gates that must be open before the scan starts: scalar subqueries in its predicate.
     start_after: Vec<Gate>,
@@ -87,19 +87,19 @@ impl FileScan {
         config.file_source = config.file_source.with_batch_size(batch_rows);
         let listing = Listing::of(&config, context)?;
         let store: Arc<dyn ObjectStore> = Arc::new(ListedVersions::new(listing, &config));
-        pieces::prepare(&mut config, context)?;
+        morsels::prepare(&mut config, context)?;
         let fallback = fallback::source(&config);
         let morselizer = fallback.create_morselizer(store.clone(), &config, 0)?;
-        let queue = PieceQueue::new(&config, engine.executor.threads(), splits)?;
+        let queue = MorselQueue::new(&config, engine.executor.threads(), splits)?;
         let io = engine.io()?;
-        let columns = ColumnPlan::new(&config, &filters)?.map(Arc::new);
-        let shared = Shared {
+        let row_group_plan = RowGroupPlan::new(&config, &filters)?.map(Arc::new);
+        let shared = FileScanPlan {
             config,
             store,
             morselizer,
             io,
             queue,
-            columns,
+            row_group_plan,
             filters,
             start_after,
             batch_rows,
@@ -119,15 +119,15 @@ impl Source for FileScan {
         "file scan"
     }
 
-    fn local(&self, setup: Setup) -> RuntimeResult<Box<dyn LocalSource>> {
+    fn local(&self, setup: OperatorContext) -> RuntimeResult<Box<dyn LocalSource>> {
         let shared = self.shared.clone();
         let metrics = shared.config.file_source.metrics();
-        let baseline = BaselineMetrics::new(metrics, setup.instance());
+        let baseline = BaselineMetrics::new(metrics, setup.task_index());
         let filters = LocalFilters::new(&shared.filters, setup.metrics().clone());
         let conjuncts = shared
-            .columns
+            .row_group_plan
             .clone()
-            .map(|columns| LocalConjuncts::new(columns, setup.metrics().clone()));
-        Ok(Box::new(LocalFileScan::new(shared, setup.instance(), baseline, filters, conjuncts)))
+            .map(|plan| LocalConjuncts::new(plan, setup.metrics().clone()));
+        Ok(Box::new(LocalFileScan::new(shared, setup.task_index(), baseline, filters, conjuncts)))
     }
 }

@@ -13,38 +13,38 @@ use datafusion::{
     error::Result,
 };
 use gatework_shared_state::{
-    Dependency, DependencyKind, Gate, Take, Wakeups,
-    splits::{Reading, SplitQueue},
+    Dependency, DependencyKind, Gate, PopResult, Wakeups,
+    splits::{SplitGuard, SplitQueue},
 };
 use parking_lot::Mutex;
 
-use super::pieces::{self, Piece};
-use crate::splits::{Part, Split};
+use super::morsels::{self, FileMorsel};
+use crate::splits::{Split, SplitData};
 
-pub(super) struct PieceQueue {
+pub(super) struct MorselQueue {
     inner: Mutex<Inner>,
     /// Where a stage's pieces come from.
     splits: Option<SplitQueue<Split>>,
     /// Shut while files are being cut and there is nothing else to take.
-    cut: Gate,
+    files_planned: Gate,
 }
 
 struct Inner {
-    pieces: VecDeque<Piece>,
+    morsels: VecDeque<FileMorsel>,
     /// Files to be cut.
     files: VecDeque<PartitionedFile>,
-    cutting: usize,
+    planning: usize,
 }
 
 /// What a task is to do next.
-pub(super) enum Work {
-    Read(Box<Piece>),
-    Cut(Box<PartitionedFile>),
-    Wait(Gate),
+pub(super) enum ScanWork {
+    Read(Box<FileMorsel>),
+    PlanFile(Box<PartitionedFile>),
+    Blocked(Gate),
     Done,
 }
 
-impl PieceQueue {
+impl MorselQueue {
     /// The pieces of all files, or those that come as `splits`.
     pub(super) fn new(
         config: &FileScanConfig,
@@ -53,66 +53,66 @@ impl PieceQueue {
     ) -> Result<Self> {
         let groups = if splits.is_some() { &[][..] } else { config.file_groups.as_slice() };
         let all = groups.iter().flat_map(|group| group.files().iter().cloned());
-        let mut inner = Inner { pieces: VecDeque::new(), files: VecDeque::new(), cutting: 0 };
-        if pieces::has_row_groups(config) {
+        let mut inner = Inner { morsels: VecDeque::new(), files: VecDeque::new(), planning: 0 };
+        if morsels::has_row_groups(config) {
             inner.files.extend(all);
         } else {
-            let ranges = all.flat_map(|file| pieces::byte_ranges(file, workers));
-            inner.pieces.extend(ranges.map(Piece::from));
+            let ranges = all.flat_map(|file| morsels::byte_ranges(file, workers));
+            inner.morsels.extend(ranges.map(FileMorsel::from));
         }
-        let cut = Dependency::ready("file footers", DependencyKind::External);
-        Ok(Self { inner: Mutex::new(inner), splits, cut })
+        let files_planned = Dependency::ready("file footers", DependencyKind::External);
+        Ok(Self { inner: Mutex::new(inner), splits, files_planned })
     }
 
-    /// What is next for a task that has read all of `reading`, which becomes what it reads then.
-    pub(super) fn take(&self, reading: &mut Option<Reading<Split>>) -> Work {
+    /// What is next for a task that has read all of `guard`, which becomes what it reads then.
+    pub(super) fn take(&self, guard: &mut Option<SplitGuard<Split>>) -> ScanWork {
         let Some(splits) = &self.splits else { return self.take_own() };
         loop {
-            *reading = None;
+            *guard = None;
             match splits.take() {
-                Take::Item((split, taken)) => {
-                    *reading = Some(taken);
+                PopResult::Item((split, next_guard)) => {
+                    *guard = Some(next_guard);
                     // A split of rows in memory is the one that an empty table has.
-                    if let Part::Piece(piece) = split.part {
-                        return Work::Read(piece);
+                    if let SplitData::Morsel(morsel) = split.data {
+                        return ScanWork::Read(morsel);
                     }
                 }
-                Take::Blocked(gate) => return Work::Wait(gate),
-                Take::Finished | Take::Aborted => return Work::Done,
+                PopResult::Blocked(gate) => return ScanWork::Blocked(gate),
+                PopResult::Finished | PopResult::Aborted => return ScanWork::Done,
             }
         }
     }
 
     /// A row group for a task that still reads another one; none of a stage's splits, which count as read
     /// when the next is taken.
-    pub(super) fn take_row_group(&self) -> Option<Box<Piece>> {
+    pub(super) fn take_row_group(&self) -> Option<Box<FileMorsel>> {
         let mut inner = self.inner.lock();
-        inner.pieces.front().filter(|piece| piece.group.is_some())?;
-        inner.pieces.pop_front().map(Box::new)
+        inner.morsels.front().filter(|morsel| morsel.group.is_some())?;
+        inner.morsels.pop_front().map(Box::new)
     }
 
-    fn take_own(&self) -> Work {
+    fn take_own(&self) -> ScanWork {
         let mut inner = self.inner.lock();
-        if let Some(piece) = inner.pieces.pop_front() {
-            return Work::Read(Box::new(piece));
+        if let Some(morsel) = inner.morsels.pop_front() {
+            return ScanWork::Read(Box::new(morsel));
         }
         if let Some(file) = inner.files.pop_front() {
-            inner.cutting += 1;
-            return Work::Cut(Box::new(file));
+            inner.planning += 1;
+            return ScanWork::PlanFile(Box::new(file));
         }
-        if inner.cutting == 0 {
-            return Work::Done;
+        if inner.planning == 0 {
+            return ScanWork::Done;
         }
-        self.cut.block();
-        Work::Wait(self.cut.clone())
+        self.files_planned.block();
+        ScanWork::Blocked(self.files_planned.clone())
     }
 
     /// Hands in the pieces of a file that was to be cut.
-    pub(super) fn add(&self, pieces: Vec<Piece>) {
+    pub(super) fn finish_planning(&self, morsels: Vec<FileMorsel>) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();
-        inner.cutting -= 1;
-        inner.pieces.extend(pieces);
-        self.cut.set_ready_later(&mut wakeups);
+        inner.planning -= 1;
+        inner.morsels.extend(morsels);
+        self.files_planned.set_ready_deferred(&mut wakeups);
     }
 }

@@ -19,51 +19,50 @@ use futures::{
     future::{BoxFuture, MaybeDone, maybe_done},
     stream::BoxStream,
 };
-use gatework_operators::{OrFail, stream_scan::PollGate};
+use gatework_operators::{ResultExt, stream_scan::PollGate};
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, LocalSource, SourceResult, Start, TaskContext},
+    pipeline::{Batch, DriverContext, LocalSource, SourceResult, StartResult},
 };
-use gatework_shared_state::splits::Reading;
+use gatework_shared_state::splits::SplitGuard;
 
 use super::{
-    Shared,
-    columns::{self, LocalConjuncts, Opened, RowGroupRows},
-    damage, fallback,
+    FileScanPlan, damage, fallback,
     filters::LocalFilters,
     ipc,
-    pieces::{self, Piece, RowGroup},
-    queue::Work,
+    morsels::{self, FileMorsel, RowGroup},
+    queue::ScanWork,
+    row_group::{self, LocalConjuncts, OpenedRowGroup, RowGroupReader},
 };
 use crate::splits::Split;
 
 pub(super) struct LocalFileScan {
-    shared: Arc<Shared>,
+    shared: Arc<FileScanPlan>,
     /// The number of the task, for metrics.
-    worker: usize,
+    task_index: usize,
     /// The name of the file at hand, for errors.
     file: Arc<str>,
     baseline: BaselineMetrics,
     filters: LocalFilters,
     gate: PollGate,
     /// A file's footer that is being read, to cut the file.
-    cutting: Option<BoxFuture<'static, DataFusionResult<Vec<Piece>>>>,
+    planning_file: Option<BoxFuture<'static, DataFusionResult<Vec<FileMorsel>>>>,
     /// A row group that is being opened or a file that is being checked.
-    opening: Option<Opening>,
+    opening_row_group: Option<Opening>,
     /// The row group that comes next, which is opened while the last rows of the one at hand are decoded.
-    ahead: Option<Opening>,
+    prefetched: Option<Opening>,
     /// The row group at hand, and its predicate.
-    rows: Option<Box<RowGroupRows>>,
+    row_group: Option<Box<RowGroupReader>>,
     conjuncts: Option<LocalConjuncts>,
     /// The piece at hand of DataFusion's reader: planners, a planner that waits for I/O, morsels, the stream of one.
     planners: VecDeque<Box<dyn MorselPlanner>>,
-    planning: Option<BoxFuture<'static, DataFusionResult<Box<dyn MorselPlanner>>>>,
+    planning_morsel: Option<BoxFuture<'static, DataFusionResult<Box<dyn MorselPlanner>>>>,
     morsels: VecDeque<Box<dyn Morsel>>,
     stream: Option<BoxStream<'static, DataFusionResult<RecordBatch>>>,
     /// What is left of a batch that was larger than asked for.
-    rest: Option<Decoded>,
+    remainder: Option<Decoded>,
     /// The split at hand, of a stage's table.
-    reading: Option<Reading<Split>>,
+    split_guard: Option<SplitGuard<Split>>,
 }
 
 /// A piece on its way from the disk.
@@ -72,12 +71,12 @@ struct Opening {
     file: PartitionedFile,
     /// For errors.
     name: Arc<str>,
-    opened: MaybeDone<BoxFuture<'static, DataFusionResult<Opened>>>,
+    opened: MaybeDone<BoxFuture<'static, DataFusionResult<OpenedRowGroup>>>,
 }
 
 impl Opening {
     /// What became of it; `None` while it is under way.
-    fn poll(&mut self, gate: &PollGate) -> Option<DataFusionResult<Opened>> {
+    fn poll(&mut self, gate: &PollGate) -> Option<DataFusionResult<OpenedRowGroup>> {
         self.advance(gate);
         Pin::new(&mut self.opened).take_output()
     }
@@ -100,35 +99,35 @@ struct Decoded {
 enum Progress {
     Batch(Decoded),
     Pending,
-    UsedUp,
+    Exhausted,
 }
 
 impl LocalFileScan {
     pub(super) fn new(
-        shared: Arc<Shared>,
-        worker: usize,
+        shared: Arc<FileScanPlan>,
+        task_index: usize,
         baseline: BaselineMetrics,
         filters: LocalFilters,
         conjuncts: Option<LocalConjuncts>,
     ) -> Self {
         Self {
             shared,
-            worker,
+            task_index,
             file: "".into(),
             baseline,
             filters,
             gate: PollGate::new("file read"),
-            cutting: None,
-            opening: None,
-            ahead: None,
-            rows: None,
+            planning_file: None,
+            opening_row_group: None,
+            prefetched: None,
+            row_group: None,
             conjuncts,
             planners: VecDeque::new(),
-            planning: None,
+            planning_morsel: None,
             morsels: VecDeque::new(),
             stream: None,
-            rest: None,
-            reading: None,
+            remainder: None,
+            split_guard: None,
         }
     }
 
@@ -143,28 +142,30 @@ impl LocalFileScan {
                     }
                     Poll::Ready(None) => self.stream = None,
                 }
-            } else if self.rows.is_some() {
-                self.read_ahead()?;
+            } else if self.row_group.is_some() {
+                self.prefetch()?;
                 if let Some(batch) = self.decode()? {
                     return Ok(Progress::Batch(Decoded { batch, filtered: true }));
                 }
-                self.rows = None;
-            } else if let Some(mut opening) = self.opening.take().or_else(|| self.ahead.take()) {
+                self.row_group = None;
+            } else if let Some(mut opening) =
+                self.opening_row_group.take().or_else(|| self.prefetched.take())
+            {
                 self.file = opening.name.clone();
                 let Some(opened) = opening.poll(&self.gate) else {
-                    self.opening = Some(opening);
+                    self.opening_row_group = Some(opening);
                     return Ok(Progress::Pending);
                 };
                 match opened? {
-                    Opened::Rows(rows) => self.rows = Some(rows),
-                    Opened::Foreign => self.plan(opening.file)?,
-                    Opened::Nothing => {}
+                    OpenedRowGroup::Reader(reader) => self.row_group = Some(reader),
+                    OpenedRowGroup::Unsupported => self.plan_fallback(opening.file)?,
+                    OpenedRowGroup::Pruned => {}
                 }
-            } else if let Some(planning) = &mut self.planning {
+            } else if let Some(planning) = &mut self.planning_morsel {
                 match self.gate.poll(|context| planning.poll_unpin(context)) {
                     Poll::Pending => return Ok(Progress::Pending),
                     Poll::Ready(planner) => {
-                        self.planning = None;
+                        self.planning_morsel = None;
                         self.planners.push_front(planner?);
                     }
                 }
@@ -174,80 +175,88 @@ impl LocalFileScan {
                 if let Some(mut plan) = planner.plan()? {
                     self.morsels.extend(plan.take_morsels());
                     self.planners.extend(plan.take_ready_planners());
-                    self.planning =
+                    self.planning_morsel =
                         plan.take_pending_planner().map(|planning| planning.into_future());
                 }
             } else {
-                return Ok(Progress::UsedUp);
+                return Ok(Progress::Exhausted);
             }
         }
     }
 
     /// The next rows of the row group at hand.
     fn decode(&mut self) -> DataFusionResult<Option<RecordBatch>> {
-        match (&mut self.rows, &mut self.conjuncts) {
-            (Some(rows), Some(conjuncts)) => rows.next(conjuncts),
+        match (&mut self.row_group, &mut self.conjuncts) {
+            (Some(reader), Some(conjuncts)) => reader.next(conjuncts),
             _ => Ok(None),
         }
     }
 
     /// Goes on with opening the next row group, from the last quarter of the one at hand on: before,
     /// another task may be free for it sooner. Does not wait.
-    fn read_ahead(&mut self) -> DataFusionResult<()> {
-        if self.ahead.is_none()
-            && self.rows.as_ref().is_some_and(|rows| rows.is_near_end())
-            && let Some(piece) = self.shared.queue.take_row_group()
+    fn prefetch(&mut self) -> DataFusionResult<()> {
+        if self.prefetched.is_none()
+            && self.row_group.as_ref().is_some_and(|reader| reader.is_near_end())
+            && let Some(morsel) = self.shared.queue.take_row_group()
         {
-            self.ahead = self.open(&piece.file, piece.group);
-            if self.ahead.is_none() {
-                self.plan(piece.file)?;
+            self.prefetched = self.open(&morsel.file, morsel.group);
+            if self.prefetched.is_none() {
+                self.plan_fallback(morsel.file)?;
             }
         }
-        if let Some(ahead) = &mut self.ahead {
-            ahead.advance(&self.gate);
+        if let Some(prefetched) = &mut self.prefetched {
+            prefetched.advance(&self.gate);
         }
         Ok(())
     }
 
     /// Goes on with the footer at hand. `true`: it is read, and its file cut.
-    fn cut(&mut self) -> DataFusionResult<bool> {
-        let Some(cutting) = &mut self.cutting else { return Ok(true) };
-        match self.gate.poll(|context| cutting.poll_unpin(context)) {
+    fn poll_file_plan(&mut self) -> DataFusionResult<bool> {
+        let Some(planning) = &mut self.planning_file else { return Ok(true) };
+        match self.gate.poll(|context| planning.poll_unpin(context)) {
             Poll::Pending => Ok(false),
-            Poll::Ready(pieces) => {
-                self.cutting = None;
-                self.shared.queue.add(pieces?);
+            Poll::Ready(morsels) => {
+                self.planning_file = None;
+                self.shared.queue.finish_planning(morsels?);
                 Ok(true)
             }
         }
     }
 
-    fn begin(&mut self, piece: Piece) -> DataFusionResult<()> {
-        match self.open(&piece.file, piece.group) {
-            Some(opening) => self.opening = Some(opening),
-            None => self.plan(piece.file)?,
+    fn start_morsel(&mut self, morsel: FileMorsel) -> DataFusionResult<()> {
+        match self.open(&morsel.file, morsel.group) {
+            Some(opening) => self.opening_row_group = Some(opening),
+            None => self.plan_fallback(morsel.file)?,
         }
         Ok(())
     }
 
     /// Begins to open a piece of `file`, unless all of it is for DataFusion's reader.
     fn open(&self, file: &PartitionedFile, group: Option<RowGroup>) -> Option<Opening> {
-        let (shared, worker) = (self.shared.clone(), self.worker);
-        let (name, piece) = (Arc::<str>::from(damage::name(&shared.config, file)), file.clone());
-        let opened = match (group, &self.shared.columns) {
+        let (shared, task_index) = (self.shared.clone(), self.task_index);
+        let (name, opened_file) =
+            (Arc::<str>::from(damage::name(&shared.config, file)), file.clone());
+        let opened = match (group, &self.shared.row_group_plan) {
             (Some(group), Some(plan)) => {
                 let plan = plan.clone();
                 async move {
-                    columns::open(plan, &shared.config, piece, group, worker, shared.batch_rows)
-                        .await
+                    row_group::open(
+                        plan,
+                        &shared.config,
+                        opened_file,
+                        group,
+                        task_index,
+                        shared.batch_rows,
+                    )
+                    .await
                 }
                 .boxed()
             }
             _ if shared.config.file_source.file_type().starts_with("arrow") => async move {
                 let is_file = shared.config.file_source.file_type() == "arrow";
-                let part = piece.range.clone().map_or(ipc::Part::All, ipc::Part::Range);
-                ipc::check(&*shared.store, &piece.object_meta, is_file, &part).await?;
-                Ok(Opened::Foreign)
+                let part = opened_file.range.clone().map_or(ipc::Part::All, ipc::Part::Range);
+                ipc::check(&*shared.store, &opened_file.object_meta, is_file, &part).await?;
+                Ok(OpenedRowGroup::Unsupported)
             }
             .boxed(),
             _ => return None,
@@ -258,38 +267,38 @@ impl LocalFileScan {
     }
 
     /// Gives a file to DataFusion's reader.
-    fn plan(&mut self, file: PartitionedFile) -> DataFusionResult<()> {
+    fn plan_fallback(&mut self, file: PartitionedFile) -> DataFusionResult<()> {
         let file = fallback::without_float_bounds(file);
         self.planners.push_back(self.shared.morselizer.plan_file(file)?);
         Ok(())
     }
 
     /// Cuts a file into row groups.
-    fn begin_to_cut(&mut self, file: PartitionedFile) {
-        let (shared, worker) = (self.shared.clone(), self.worker);
-        let cutting = async move { pieces::row_groups(&shared.config, file, worker).await };
-        self.cutting = Some(cutting.boxed());
+    fn plan_file(&mut self, file: PartitionedFile) {
+        let (shared, task_index) = (self.shared.clone(), self.task_index);
+        let planning = async move { morsels::row_groups(&shared.config, file, task_index).await };
+        self.planning_file = Some(planning.boxed());
     }
 
     /// Takes a step in the file at hand, whose errors name it. The step may go on to the next file.
     fn in_file<T>(&mut self, step: impl FnOnce(&mut Self) -> DataFusionResult<T>) -> Result<T> {
         let done = catch_unwind(AssertUnwindSafe(|| step(self)));
-        damage::outcome(&self.file, done).or_fail()
+        damage::outcome(&self.file, done).query_err()
     }
 
     /// Takes up a file for which [`Self::in_file`] is called next.
-    fn take_up(&mut self, file: &PartitionedFile) {
+    fn set_file(&mut self, file: &PartitionedFile) {
         self.file = damage::name(&self.shared.config, file).into();
     }
 
     /// A batch of at most the size asked for, and what the filters left of it.
     fn emit(&mut self, decoded: Decoded) -> Result<Option<Batch>> {
-        let wanted = self.shared.batch_rows;
+        let max_rows = self.shared.batch_rows;
         let Decoded { batch, filtered } = decoded;
-        let batch = if batch.num_rows() > wanted {
-            let rest = batch.slice(wanted, batch.num_rows() - wanted);
-            self.rest = Some(Decoded { batch: rest, filtered });
-            batch.slice(0, wanted)
+        let batch = if batch.num_rows() > max_rows {
+            let remainder = batch.slice(max_rows, batch.num_rows() - max_rows);
+            self.remainder = Some(Decoded { batch: remainder, filtered });
+            batch.slice(0, max_rows)
         } else {
             batch
         };
@@ -306,34 +315,34 @@ impl LocalFileScan {
 }
 
 impl LocalSource for LocalFileScan {
-    fn start(&mut self, _task: &TaskContext) -> Result<Start> {
-        let shut = self.shared.start_after.iter().find(|gate| !gate.is_ready());
-        if let Some(gate) = shut {
-            return Ok(Start::Blocked(gate.clone().into()));
+    fn start(&mut self, _task: &DriverContext) -> Result<StartResult> {
+        let blocked = self.shared.start_after.iter().find(|gate| !gate.is_ready());
+        if let Some(gate) = blocked {
+            return Ok(StartResult::Blocked(gate.clone().into()));
         }
         Ok(match self.filters.gate() {
-            Some(gate) => Start::Blocked(gate.into()),
-            None => Start::Ready,
+            Some(gate) => StartResult::Blocked(gate.into()),
+            None => StartResult::Ready,
         })
     }
 
-    fn next(&mut self, task: &TaskContext) -> Result<SourceResult> {
+    fn next(&mut self, task: &DriverContext) -> Result<SourceResult> {
         let shared = self.shared.clone();
         // Readers find the I/O runtime through the thread they are polled on.
         let _entered = shared.io.enter();
         loop {
-            task.check()?;
-            if let Some(rest) = self.rest.take() {
-                if let Some(batch) = self.emit(rest)? {
+            task.check_cancelled()?;
+            if let Some(remainder) = self.remainder.take() {
+                if let Some(batch) = self.emit(remainder)? {
                     return Ok(SourceResult::Batch(batch));
                 }
                 // Rows may all be dropped for a long time.
-                if let Some(breath) = task.breath() {
-                    return Ok(SourceResult::Blocked(breath.into()));
+                if let Some(yield_gate) = task.yield_gate() {
+                    return Ok(SourceResult::Blocked(yield_gate.into()));
                 }
                 continue;
             }
-            if !self.in_file(Self::cut)? {
+            if !self.in_file(Self::poll_file_plan)? {
                 return Ok(SourceResult::Blocked(self.gate.gate().into()));
             }
             match self.in_file(Self::advance)? {
@@ -342,20 +351,20 @@ impl LocalSource for LocalFileScan {
                     if let Some(batch) = self.emit(batch)? {
                         return Ok(SourceResult::Batch(batch));
                     }
-                    if let Some(breath) = task.breath() {
-                        return Ok(SourceResult::Blocked(breath.into()));
+                    if let Some(yield_gate) = task.yield_gate() {
+                        return Ok(SourceResult::Blocked(yield_gate.into()));
                     }
                 }
-                Progress::UsedUp => match shared.queue.take(&mut self.reading) {
-                    Work::Done => return Ok(SourceResult::Finished),
-                    Work::Wait(gate) => return Ok(SourceResult::Blocked(gate.into())),
-                    Work::Read(piece) => {
-                        self.take_up(&piece.file);
-                        self.in_file(|scan| scan.begin(*piece))?;
+                Progress::Exhausted => match shared.queue.take(&mut self.split_guard) {
+                    ScanWork::Done => return Ok(SourceResult::Finished),
+                    ScanWork::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                    ScanWork::Read(morsel) => {
+                        self.set_file(&morsel.file);
+                        self.in_file(|scan| scan.start_morsel(*morsel))?;
                     }
-                    Work::Cut(file) => {
-                        self.take_up(&file);
-                        self.begin_to_cut(*file);
+                    ScanWork::PlanFile(file) => {
+                        self.set_file(&file);
+                        self.plan_file(*file);
                     }
                 },
             }

@@ -3,17 +3,17 @@
 use std::collections::VecDeque;
 
 use arrow::array::RecordBatch;
-use gatework_operators::OrFail;
+use gatework_operators::ResultExt;
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, LocalSource, Setup, Source, SourceResult, TaskContext},
+    pipeline::{Batch, DriverContext, LocalSource, OperatorContext, Source, SourceResult},
 };
 use gatework_shared_state::{
-    Take,
-    splits::{Reading, SplitQueue},
+    PopResult,
+    splits::{SplitGuard, SplitQueue},
 };
 
-use crate::splits::{Part, Split};
+use crate::splits::{Split, SplitData};
 
 /// Gives the rows of the splits in a queue, of which `projection` names the columns.
 #[derive(Debug)]
@@ -38,13 +38,13 @@ impl Source for SplitScan {
         "memory scan"
     }
 
-    fn local(&self, _setup: Setup) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalSplitScan {
             queue: self.queue.clone(),
             projection: self.projection.clone(),
             batch_rows: self.batch_rows,
             batches: VecDeque::new(),
-            reading: None,
+            guard: None,
         }))
     }
 }
@@ -55,7 +55,7 @@ struct LocalSplitScan {
     batch_rows: usize,
     /// What is left of the split at hand.
     batches: VecDeque<RecordBatch>,
-    reading: Option<Reading<Split>>,
+    guard: Option<SplitGuard<Split>>,
 }
 
 impl LocalSplitScan {
@@ -68,29 +68,29 @@ impl LocalSplitScan {
         }
         let slice = batch.slice(0, rows);
         Ok(Some(match &self.projection {
-            Some(columns) => slice.project(columns).or_fail()?,
+            Some(columns) => slice.project(columns).query_err()?,
             None => slice,
         }))
     }
 }
 
 impl LocalSource for LocalSplitScan {
-    fn next(&mut self, task: &TaskContext) -> Result<SourceResult> {
+    fn next(&mut self, task: &DriverContext) -> Result<SourceResult> {
         loop {
-            task.check()?;
+            task.check_cancelled()?;
             if let Some(rows) = self.rows()? {
                 return Ok(SourceResult::Batch(Batch::new(rows)));
             }
-            self.reading = None;
+            self.guard = None;
             match self.queue.take() {
-                Take::Item((split, reading)) => {
-                    self.reading = Some(reading);
-                    if let Part::Batches(batches) = split.part {
+                PopResult::Item((split, guard)) => {
+                    self.guard = Some(guard);
+                    if let SplitData::Batches(batches) = split.data {
                         self.batches.extend(batches);
                     }
                 }
-                Take::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
-                Take::Finished | Take::Aborted => return Ok(SourceResult::Finished),
+                PopResult::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                PopResult::Finished | PopResult::Aborted => return Ok(SourceResult::Finished),
             }
         }
     }

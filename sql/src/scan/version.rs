@@ -66,18 +66,18 @@ impl Listing {
     /// Fails if the version of the file that was listed is gone. To be asked after bytes were read, so that
     /// no change before them goes unseen.
     async fn check(&self, meta: &ObjectMeta) -> object_store::Result<()> {
-        let look = listed(meta, GetOptions::new().with_head(true));
-        match self.store.get_opts(&meta.location, look).await {
-            Err(error @ Error::Precondition { .. }) => Err(self.changed(&meta.location, error)),
+        let head_options = listed(meta, GetOptions::new().with_head(true));
+        match self.store.get_opts(&meta.location, head_options).await {
+            Err(error @ Error::Precondition { .. }) => Err(self.map_error(&meta.location, error)),
             // A reader of an application's own may read elsewhere.
             _ => Ok(()),
         }
     }
 
     /// An error that says what to do, if `error` says that the listed version, or the file, is gone.
-    fn changed(&self, location: &Path, error: Error) -> Error {
+    fn map_error(&self, location: &Path, error: Error) -> Error {
         match error {
-            Error::Precondition { .. } | Error::NotFound { .. } => self.has_changed(location),
+            Error::Precondition { .. } | Error::NotFound { .. } => self.changed_error(location),
             error => error,
         }
     }
@@ -89,7 +89,7 @@ impl Listing {
         }
     }
 
-    fn has_changed(&self, location: &Path) -> Error {
+    fn changed_error(&self, location: &Path) -> Error {
         self.forget_lists();
         let source = format!("/{location} has changed since the query began: run it again").into();
         Error::Generic { store: "gatework", source }
@@ -125,7 +125,7 @@ impl ListedVersions {
 /// A local file that is read from one place to another.
 struct LocalRange {
     file: Arc<File>,
-    at: u64,
+    offset: u64,
     end: u64,
     listing: Listing,
     meta: ObjectMeta,
@@ -134,12 +134,12 @@ struct LocalRange {
 impl LocalRange {
     fn into_stream(self) -> BoxStream<'static, object_store::Result<Bytes>> {
         let next = |mut range: Self| async move {
-            if range.at >= range.end {
+            if range.offset >= range.end {
                 return Ok(None);
             }
             let bytes = range.chunk().await?;
-            range.at += bytes.len() as u64;
-            if range.at >= range.end {
+            range.offset += bytes.len() as u64;
+            if range.offset >= range.end {
                 range.listing.check(&range.meta).await?;
             }
             Ok(Some((bytes, range)))
@@ -148,12 +148,12 @@ impl LocalRange {
     }
 
     async fn chunk(&self) -> object_store::Result<Bytes> {
-        let (file, at) = (self.file.clone(), self.at);
-        let wanted = (self.end - at).min(CHUNK_BYTES);
+        let (file, offset) = (self.file.clone(), self.offset);
+        let wanted = (self.end - offset).min(CHUNK_BYTES);
         let read = move || {
             let mut bytes = Vec::with_capacity(wanted as usize);
             let mut file = file.as_ref();
-            file.seek(SeekFrom::Start(at))?;
+            file.seek(SeekFrom::Start(offset))?;
             file.take(wanted).read_to_end(&mut bytes)?;
             Ok::<_, io::Error>(bytes)
         };
@@ -161,7 +161,7 @@ impl LocalRange {
         let read = tokio::task::spawn_blocking(read).await.map_err(|error| failed(error.into()))?;
         match read {
             Ok(bytes) if bytes.len() as u64 == wanted => Ok(bytes.into()),
-            Ok(_) => Err(self.listing.has_changed(&self.meta.location)),
+            Ok(_) => Err(self.listing.changed_error(&self.meta.location)),
             Err(error) => Err(failed(error.into())),
         }
     }
@@ -211,15 +211,15 @@ impl ObjectStore for ListedVersions {
         };
         let head = options.head;
         let result = self.listing.store.get_opts(location, options).await;
-        let mut result = result.map_err(|error| self.listing.changed(location, error))?;
+        let mut result = result.map_err(|error| self.listing.map_error(location, error))?;
         let meta = self.files.get(location).filter(|_| self.text && !head);
         if let (GetResultPayload::File(file, _), Some(meta)) = (&result.payload, meta) {
             let file = file
                 .try_clone()
                 .map_err(|error| Error::Generic { store: "gatework", source: error.into() })?;
-            let (at, end) = (result.range.start, result.range.end);
+            let (offset, end) = (result.range.start, result.range.end);
             let (listing, meta) = (self.listing.clone(), meta.clone());
-            let range = LocalRange { file: Arc::new(file), at, end, listing, meta };
+            let range = LocalRange { file: Arc::new(file), offset, end, listing, meta };
             result.payload = GetResultPayload::Stream(range.into_stream());
         }
         Ok(result)
@@ -303,7 +303,7 @@ async fn checked<T>(
 /// Checks a page that `bytes`, ranges of a column chunk, begin with.
 fn check_dictionary(bytes: &Bytes) -> ParquetResult<()> {
     match PageHeader::read(bytes) {
-        Ok((header, _)) if header.is_boundless() => Err(ParquetError::General(format!(
+        Ok((header, _)) if header.is_oversized_dictionary() => Err(ParquetError::General(format!(
             "a dictionary of {} values has {} bytes",
             header.values, header.uncompressed_len
         ))),

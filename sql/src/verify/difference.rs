@@ -6,14 +6,14 @@ use std::fmt;
 
 /// A row that has no partner on the other side.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Example {
+pub struct MismatchExample {
     /// Position in its own result, from 0.
     pub row: usize,
     /// The row as text, `(1, a, NULL)`.
     pub text: String,
 }
 
-impl fmt::Display for Example {
+impl fmt::Display for MismatchExample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // People count rows from one.
         write!(f, "row {} {}", self.row + 1, self.text)
@@ -32,18 +32,18 @@ pub enum Difference {
         /// Rows of the expected result.
         expected: usize,
         /// The first actual row that was not expected, if one was found.
-        surplus: Option<Example>,
+        surplus: Option<MismatchExample>,
         /// The first expected row that is not there, if one was found.
-        missing: Option<Example>,
+        missing: Option<MismatchExample>,
     },
     /// At this position the results have different order keys.
     OrderKey {
         /// The order key that differs.
         key: String,
         /// The actual row.
-        actual: Example,
+        actual: MismatchExample,
         /// The expected row at the same position.
-        expected: Example,
+        expected: MismatchExample,
     },
     /// As many rows, but not the same ones.
     Rows {
@@ -52,9 +52,9 @@ pub enum Difference {
         /// Whether `within` is a tie of an ordered result.
         tie: bool,
         /// The first actual row without a partner.
-        surplus: Option<Example>,
+        surplus: Option<MismatchExample>,
         /// The first expected row without a partner.
-        missing: Option<Example>,
+        missing: Option<MismatchExample>,
     },
     /// A limit cuts through rows that tie, and other rows of the tie were chosen. Whether they are right cannot be said
     /// without the reference's result without that limit.
@@ -63,7 +63,7 @@ pub enum Difference {
         within: (usize, usize),
     },
     /// A limit cuts through rows that tie, and the actual result shows a row that the unlimited reference lacks.
-    NotInUnlimited(Example),
+    NotInUnlimited(MismatchExample),
     /// One of the results cannot be brought into a comparable form.
     Incomparable(String),
 }
@@ -119,8 +119,8 @@ impl fmt::Display for Difference {
 /// Appends the rows without a partner, whichever are known.
 fn write_examples(
     f: &mut fmt::Formatter<'_>,
-    surplus: Option<&Example>,
-    missing: Option<&Example>,
+    surplus: Option<&MismatchExample>,
+    missing: Option<&MismatchExample>,
 ) -> fmt::Result {
     if let Some(example) = surplus {
         write!(f, "; {example} is not expected")?;

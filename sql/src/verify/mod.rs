@@ -16,7 +16,7 @@
 //! sides into one layout, `sequence` walks the order keys, `multiset` matches unordered rows.
 
 mod difference;
-mod hidden;
+mod hidden_keys;
 mod multiset;
 mod order;
 mod sequence;
@@ -24,11 +24,11 @@ mod table;
 
 use arrow::array::RecordBatch;
 
-pub use difference::{Difference, Example};
-pub use hidden::with_hidden_keys;
+pub use difference::{Difference, MismatchExample};
+pub use hidden_keys::with_hidden_keys;
 pub use order::{KeyExpression, ResultOrder, SortKey, without_limit};
 
-use sequence::Sequence;
+use sequence::OrderedMatch;
 use table::Layout;
 
 /// How far two floats may lie apart and still be the same result.
@@ -103,13 +103,13 @@ pub struct Comparison<'a> {
     order: &'a ResultOrder,
     tolerance: Tolerance,
     unlimited: Option<&'a [RecordBatch]>,
-    hidden_keys: usize,
+    num_hidden_keys: usize,
 }
 
 impl<'a> Comparison<'a> {
     /// A comparison of results that have this order.
     pub fn new(order: &'a ResultOrder) -> Self {
-        Self { order, tolerance: Tolerance::default(), unlimited: None, hidden_keys: 0 }
+        Self { order, tolerance: Tolerance::default(), unlimited: None, num_hidden_keys: 0 }
     }
 
     /// Replaces the tolerance for floats.
@@ -130,7 +130,7 @@ impl<'a> Comparison<'a> {
     /// show, as [`with_hidden_keys`] makes them: rows are ties only where these are equal, too.
     #[must_use]
     pub fn hidden_keys(mut self, count: usize) -> Self {
-        self.hidden_keys = count;
+        self.num_hidden_keys = count;
         self
     }
 
@@ -144,7 +144,7 @@ impl<'a> Comparison<'a> {
         actual: &[RecordBatch],
         expected: &[RecordBatch],
     ) -> Result<(), Difference> {
-        let (expected, hidden) = &self.split(expected)?;
+        let (expected, hidden_keys) = &self.split(expected)?;
         // A result without any batch has no schema to compare, only the fact that it has no rows.
         let Some(schema) = expected.first().or(actual.first()).map(RecordBatch::schema) else {
             return Ok(());
@@ -158,13 +158,13 @@ impl<'a> Comparison<'a> {
             .transpose()?;
         let (order, tolerance) = (self.order, self.tolerance);
         let unordered = ResultOrder::unordered();
-        let hidden = match hidden.first() {
+        let hidden_keys = match hidden_keys.first() {
             Some(first) => {
-                Some(Layout::new(&first.schema(), &unordered)?.table("order keys", hidden)?)
+                Some(Layout::new(&first.schema(), &unordered)?.table("order keys", hidden_keys)?)
             }
             None => None,
         };
-        Sequence { actual, expected, unlimited, hidden, order, tolerance }.check()
+        OrderedMatch { actual, expected, unlimited, hidden_keys, order, tolerance }.check()
     }
 
     /// The expected rows, and their hidden keys.
@@ -172,15 +172,15 @@ impl<'a> Comparison<'a> {
         &self,
         expected: &[RecordBatch],
     ) -> Result<(Vec<RecordBatch>, Vec<RecordBatch>), Difference> {
-        if self.hidden_keys == 0 {
+        if self.num_hidden_keys == 0 {
             return Ok((expected.to_vec(), Vec::new()));
         }
         let split = |batch: &RecordBatch| {
             let columns = batch.num_columns();
-            let shown = columns.checked_sub(self.hidden_keys).ok_or_else(|| {
+            let shown = columns.checked_sub(self.num_hidden_keys).ok_or_else(|| {
                 Difference::Schema(format!(
                     "{columns} columns cannot have {} keys",
-                    self.hidden_keys
+                    self.num_hidden_keys
                 ))
             })?;
             let part = |columns: Vec<usize>| {

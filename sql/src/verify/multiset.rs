@@ -19,7 +19,7 @@ const MAX_PROBES: usize = 50_000_000;
 
 /// Two tables whose rows are to be matched.
 #[derive(Clone, Copy)]
-pub(super) struct Match<'a> {
+pub(super) struct MultisetMatch<'a> {
     pub(super) left: &'a Table,
     pub(super) right: &'a Table,
     pub(super) tolerance: Tolerance,
@@ -43,7 +43,7 @@ impl Unmatched {
     }
 }
 
-impl Match<'_> {
+impl MultisetMatch<'_> {
     /// Whether the two selections are equal as multisets; if not, rows that have no partner.
     pub(super) fn equal(&self, left: Vec<usize>, right: Vec<usize>) -> Option<Unmatched> {
         let unmatched = self.unmatched(left, right);
@@ -151,24 +151,31 @@ impl Match<'_> {
 
 /// A bipartite matching within one cluster; positions are into `left` and `right`.
 struct Pairing<'a> {
-    tables: &'a Match<'a>,
+    tables: &'a MultisetMatch<'a>,
     left: Vec<usize>,
     right: Vec<usize>,
     partner_of_left: Vec<Option<usize>>,
     partner_of_right: Vec<Option<usize>>,
-    probes_left: usize,
+    remaining_probes: usize,
 }
 
 impl<'a> Pairing<'a> {
-    fn new(tables: &'a Match<'a>, mut left: Vec<usize>, mut right: Vec<usize>) -> Self {
-        Match::sort_by_floats(tables.left, &mut left);
-        Match::sort_by_floats(tables.right, &mut right);
+    fn new(tables: &'a MultisetMatch<'a>, mut left: Vec<usize>, mut right: Vec<usize>) -> Self {
+        MultisetMatch::sort_by_floats(tables.left, &mut left);
+        MultisetMatch::sort_by_floats(tables.right, &mut right);
         let (partner_of_left, partner_of_right) = (vec![None; left.len()], vec![None; right.len()]);
-        Self { tables, left, right, partner_of_left, partner_of_right, probes_left: MAX_PROBES }
+        Self {
+            tables,
+            left,
+            right,
+            partner_of_left,
+            partner_of_right,
+            remaining_probes: MAX_PROBES,
+        }
     }
 
     fn near(&mut self, left: usize, right: usize) -> bool {
-        self.probes_left = self.probes_left.saturating_sub(1);
+        self.remaining_probes = self.remaining_probes.saturating_sub(1);
         let tables = self.tables;
         tables.left.near_floats(self.left[left], tables.right, self.right[right], tables.tolerance)
     }
@@ -194,7 +201,7 @@ impl<'a> Pairing<'a> {
                 continue;
             }
             let all_right_paired = self.partner_of_right.iter().all(Option::is_some);
-            if all_right_paired || self.probes_left == 0 {
+            if all_right_paired || self.remaining_probes == 0 {
                 return;
             }
             self.augment(left);
@@ -207,7 +214,7 @@ impl<'a> Pairing<'a> {
         let mut queue = VecDeque::from([start]);
         while let Some(left) = queue.pop_front() {
             for right in 0..self.right.len() {
-                if self.probes_left == 0 {
+                if self.remaining_probes == 0 {
                     return;
                 }
                 if reached_from[right].is_some() || !self.near(left, right) {

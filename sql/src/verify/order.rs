@@ -3,7 +3,7 @@
 //! Only the top of a plan is looked at: `Sort` below any projections, limits and subquery aliases. A key is followed
 //! upwards through the projections to the output. If it arrives as a column or as an expression over output columns it
 //! can be compared; if not (`SELECT a FROM t ORDER BY b`) it is *hidden*: then only the keys before it are compared, rows
-//! that agree on those count as ties, and [`ResultOrder::hidden`] says so. A limit *below* the sort is part of the
+//! that agree on those count as ties, and [`ResultOrder::hidden_keys`] says so. A limit *below* the sort is part of the
 //! question, not of its presentation, and is not looked at; `DISTINCT ON` counts as unordered.
 
 use std::fmt;
@@ -31,7 +31,7 @@ use super::table::cast_batch;
 pub struct ResultOrder {
     pub(super) keys: Vec<SortKey>,
     names: Vec<String>,
-    hidden: Vec<String>,
+    hidden_keys: Vec<String>,
     pub(super) cut_start: bool,
     pub(super) cut_end: bool,
 }
@@ -68,14 +68,14 @@ impl ResultOrder {
 
     /// Says that rows may have been cut off behind the last one, as by `LIMIT`.
     #[must_use]
-    pub fn limited(mut self) -> Self {
+    pub fn with_limit(mut self) -> Self {
         self.cut_end = true;
         self
     }
 
     /// Says that rows may have been cut off before the first one, as by `OFFSET`.
     #[must_use]
-    pub fn skipped(mut self) -> Self {
+    pub fn with_offset(mut self) -> Self {
         self.cut_start = true;
         self
     }
@@ -111,8 +111,8 @@ impl ResultOrder {
     }
 
     /// The keys that cannot be seen in the result, and the ones behind them, which therefore cannot be compared either.
-    pub fn hidden(&self) -> &[String] {
-        &self.hidden
+    pub fn hidden_keys(&self) -> &[String] {
+        &self.hidden_keys
     }
 
     /// The keys that are compared.
@@ -152,14 +152,17 @@ impl ResultOrder {
         for key in keys {
             let name = key.to_string();
             // Behind a hidden key the sequence of the later ones depends on what cannot be seen.
-            let found =
-                self.hidden.is_empty().then(|| visible_key(key.clone(), above, output)).flatten();
+            let found = self
+                .hidden_keys
+                .is_empty()
+                .then(|| visible_key(key.clone(), above, output))
+                .flatten();
             match found {
                 Some(key) => {
                     self.keys.push(key);
                     self.names.push(name);
                 }
-                None => self.hidden.push(name),
+                None => self.hidden_keys.push(name),
             }
         }
     }

@@ -7,27 +7,27 @@
 
 use std::ops::Range;
 
-use super::difference::{Difference, Example};
+use super::difference::{Difference, MismatchExample};
 use super::multiset::{self, Unmatched};
 use super::order::ResultOrder;
 use super::table::Table;
-use super::{Tolerance, multiset::Match};
+use super::{Tolerance, multiset::MultisetMatch};
 
 /// Equality of order keys down to the last bit, used to tell real ties from near ones.
 const BITWISE: Tolerance = Tolerance { relative: 0.0, absolute: 0.0 };
 
 /// Both sides of a comparison, ready to be walked.
-pub(super) struct Sequence<'a> {
+pub(super) struct OrderedMatch<'a> {
     pub(super) actual: Table,
     pub(super) expected: Table,
     pub(super) unlimited: Option<Table>,
     /// The keys of the expected rows that no column of theirs shows.
-    pub(super) hidden: Option<Table>,
+    pub(super) hidden_keys: Option<Table>,
     pub(super) order: &'a ResultOrder,
     pub(super) tolerance: Tolerance,
 }
 
-impl Sequence<'_> {
+impl OrderedMatch<'_> {
     /// Compares the whole.
     pub(super) fn check(&self) -> Result<(), Difference> {
         let (actual, expected) = (self.actual.num_rows(), self.expected.num_rows());
@@ -64,7 +64,7 @@ impl Sequence<'_> {
 
     /// Compares the runs of rows that tie on the hidden keys, if those are known.
     fn check_hidden(&self, range: Range<usize>) -> Result<(), Difference> {
-        let Some(keys) = &self.hidden else { return self.check_multiset(range) };
+        let Some(keys) = &self.hidden_keys else { return self.check_multiset(range) };
         let mut start = range.start;
         for row in range.start + 1..=range.end {
             if row == range.end || !keys.same_row(row - 1, keys, row, self.tolerance) {
@@ -127,7 +127,8 @@ impl Sequence<'_> {
         let Some(unlimited) = &self.unlimited else {
             return Err(Difference::Undecided { within: (run.start, run.end) });
         };
-        let found = Match { left: &self.actual, right: unlimited, tolerance: self.tolerance };
+        let found =
+            MultisetMatch { left: &self.actual, right: unlimited, tolerance: self.tolerance };
         match found.subset(run.collect(), (0..unlimited.num_rows()).collect()) {
             Some(row) => Err(Difference::NotInUnlimited(self.actual.example(row))),
             None => Ok(()),
@@ -135,7 +136,7 @@ impl Sequence<'_> {
     }
 
     fn unmatched(&self, actual: Range<usize>, expected: Range<usize>) -> Option<Unmatched> {
-        let pair = multiset::Match {
+        let pair = multiset::MultisetMatch {
             left: &self.actual,
             right: &self.expected,
             tolerance: self.tolerance,
@@ -143,7 +144,10 @@ impl Sequence<'_> {
         pair.equal(actual.collect(), expected.collect())
     }
 
-    fn examples(&self, unmatched: Option<Unmatched>) -> (Option<Example>, Option<Example>) {
+    fn examples(
+        &self,
+        unmatched: Option<Unmatched>,
+    ) -> (Option<MismatchExample>, Option<MismatchExample>) {
         let Some(Unmatched { left, right }) = unmatched else {
             return (None, None);
         };

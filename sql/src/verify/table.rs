@@ -14,7 +14,7 @@ use arrow::row::{RowConverter, Rows, SortField};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
 use super::Tolerance;
-use super::difference::{Difference, Example};
+use super::difference::{Difference, MismatchExample};
 use super::order::{ResultOrder, SortKey};
 
 /// How the tables of one comparison are laid out.
@@ -160,17 +160,17 @@ impl Table {
         row: usize,
         other: &Self,
         other_row: usize,
-        near: Tolerance,
+        tolerance: Tolerance,
     ) -> bool {
         match (&self.keys[key], &other.keys[key]) {
             (Key::Exact(a), Key::Exact(b)) => a.row(row) == b.row(other_row),
-            (Key::Float(a), Key::Float(b)) => near.near(a[row], b[other_row]),
+            (Key::Float(a), Key::Float(b)) => tolerance.near(a[row], b[other_row]),
             _ => false,
         }
     }
 
     /// The row for a message.
-    pub(super) fn example(&self, row: usize) -> Example {
+    pub(super) fn example(&self, row: usize) -> MismatchExample {
         let options = FormatOptions::default().with_null("NULL");
         let value = |column: &ArrayRef| {
             ArrayFormatter::try_new(column.as_ref(), &options).map_or_else(
@@ -179,7 +179,7 @@ impl Table {
             )
         };
         let values: Vec<_> = self.batch.columns().iter().map(value).collect();
-        Example { row, text: format!("({})", values.join(", ")) }
+        MismatchExample { row, text: format!("({})", values.join(", ")) }
     }
 }
 

@@ -251,7 +251,7 @@ fn nested_values_are_compared_exactly() {
 
 #[test]
 fn the_last_tie_under_a_limit_is_a_choice_from_the_unlimited_result() {
-    let order = ResultOrder::by_columns([0]).limited();
+    let order = ResultOrder::by_columns([0]).with_limit();
     let unlimited = [pairs(&[(1, "a"), (2, "b"), (2, "c"), (2, "d"), (3, "e")])];
     let expected = [pairs(&[(1, "a"), (2, "b"), (2, "c")])];
     let check = |actual: &[(i64, &str)], order: &ResultOrder| {
@@ -278,7 +278,7 @@ fn the_last_tie_under_a_limit_is_a_choice_from_the_unlimited_result() {
 
 #[test]
 fn the_first_tie_under_an_offset_is_a_choice_too() {
-    let order = ResultOrder::by_columns([0]).skipped();
+    let order = ResultOrder::by_columns([0]).with_offset();
     let unlimited = [pairs(&[(1, "a"), (1, "b"), (2, "c")])];
     let (actual, expected) = ([pairs(&[(1, "a"), (2, "c")])], [pairs(&[(1, "b"), (2, "c")])]);
     let difference = compare(&actual, &expected, &order).unwrap_err();
@@ -399,7 +399,7 @@ proptest! {
     #[test]
     fn any_choice_at_the_limit_is_accepted_and_a_foreign_row_is_not((rows, other, _) in variants(), cut in 1..40usize) {
         let cut = cut.min(rows.len());
-        let order = ResultOrder::by_columns([0]).limited();
+        let order = ResultOrder::by_columns([0]).with_limit();
         let (expected, unlimited) = ([table(&rows[..cut])], [table(&rows)]);
         let decide = |actual: &[RecordBatch]| Comparison::new(&order).unlimited(&unlimited).check(actual, &expected);
         let chosen = decide(&[table(&other[..cut])]);

@@ -67,7 +67,7 @@ impl Encoder {
     }
 
     /// Bytes that it holds.
-    pub(super) fn memory(&self) -> usize {
+    pub(super) fn memory_size(&self) -> usize {
         match self {
             Self::Parquet(writer, bytes) => writer.memory_size() + bytes.0.lock().len(),
             Self::Csv(_, bytes) => bytes.0.lock().len(),
@@ -82,11 +82,11 @@ impl Encoder {
         }
     }
 
-    /// What can be sent, if that is `least` bytes.
-    pub(super) fn take(&self, least: usize) -> Option<Bytes> {
+    /// What can be sent, if that is `min_bytes` bytes.
+    pub(super) fn take(&self, min_bytes: usize) -> Option<Bytes> {
         let (Self::Parquet(_, bytes) | Self::Csv(_, bytes)) = self;
         let mut bytes = bytes.0.lock();
-        (bytes.len() >= least.max(1)).then(|| std::mem::take(&mut *bytes).into())
+        (bytes.len() >= min_bytes.max(1)).then(|| std::mem::take(&mut *bytes).into())
     }
 
     /// The last bytes.

@@ -47,7 +47,7 @@ use gatework_shared_state::{Dependency, DependencyKind, Gate};
 
 pub(crate) use operator::FileWriter;
 
-use crate::buckets::{Bucket, Bucketing, Kind};
+use crate::buckets::{Bucket, Bucketing, KeyType};
 
 /// Where files go, and what they are like.
 #[derive(Clone)]
@@ -145,21 +145,23 @@ impl WriteTarget {
     /// # Errors
     /// If the rows have no such columns.
     pub fn in_buckets(self, buckets: Arc<Bucketing>) -> Result<Self> {
-        let kinds = buckets.kinds(&self.schema)?;
-        if matches!(self.format, Format::Csv(_)) && kinds.contains(Kind::Bytes.letter()) {
+        let type_codes = buckets.type_codes(&self.schema)?;
+        if matches!(self.format, Format::Csv(_)) && type_codes.contains(KeyType::Bytes.code()) {
             return plan_err!(
                 "buckets by strings in CSV, where NULL and the empty string are one: write Parquet"
             );
         }
-        Ok(Self { buckets: Some((buckets, kinds)), ..self })
+        Ok(Self { buckets: Some((buckets, type_codes)), ..self })
     }
 
     /// The buckets that each writer has a file for; one, of all rows, if there are none.
-    fn parts(&self) -> Vec<Option<Bucket>> {
+    fn file_buckets(&self) -> Vec<Option<Bucket>> {
         match &self.buckets {
             None => vec![None],
-            Some((of, kinds)) => {
-                let bucket = |number| Some(Bucket { number, of: of.clone(), kinds: kinds.clone() });
+            Some((of, type_codes)) => {
+                let bucket = |number| {
+                    Some(Bucket { number, bucketing: of.clone(), type_codes: type_codes.clone() })
+                };
                 (0..of.count()).map(bucket).collect()
             }
         }
@@ -187,14 +189,14 @@ fn properties(options: &TableParquetOptions, schema: &SchemaRef) -> Result<Write
 pub struct WriteProgress {
     bytes: AtomicU64,
     /// From so many bytes on the gate is open.
-    due: AtomicU64,
+    threshold_bytes: AtomicU64,
     gate: Gate,
 }
 
 impl Default for WriteProgress {
     fn default() -> Self {
         let gate = Dependency::ready("bytes written", DependencyKind::External);
-        Self { bytes: AtomicU64::new(0), due: AtomicU64::new(0), gate }
+        Self { bytes: AtomicU64::new(0), threshold_bytes: AtomicU64::new(0), gate }
     }
 }
 
@@ -205,9 +207,9 @@ impl WriteProgress {
     }
 
     /// A gate that is open once `bytes` have been written. One asks at a time.
-    pub fn when(&self, bytes: u64) -> Gate {
+    pub fn reached(&self, bytes: u64) -> Gate {
         self.gate.block();
-        self.due.store(bytes, Ordering::SeqCst);
+        self.threshold_bytes.store(bytes, Ordering::SeqCst);
         // SeqCst: either this sees what was added, or who adds sees what is due.
         if self.bytes() >= bytes {
             self.gate.set_ready();
@@ -218,7 +220,7 @@ impl WriteProgress {
     /// `bytes` more are written.
     pub fn add(&self, bytes: u64) {
         let all = self.bytes.fetch_add(bytes, Ordering::SeqCst) + bytes;
-        if all >= self.due.load(Ordering::SeqCst) {
+        if all >= self.threshold_bytes.load(Ordering::SeqCst) {
             self.gate.set_ready();
         }
     }

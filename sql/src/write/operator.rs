@@ -12,10 +12,12 @@ use datafusion::{
     execution::TaskContext as PlanContext,
     object_store::{ObjectStore, path::Path},
 };
-use gatework_operators::{OrFail, compact, stream_scan::PollGate};
+use gatework_operators::{ResultExt, apply_selection, stream_scan::PollGate};
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, LocalOperator, Operator, OperatorResult, Reservation, Setup, TaskContext},
+    pipeline::{
+        Batch, DriverContext, LocalOperator, Operator, OperatorContext, OperatorResult, Reservation,
+    },
 };
 use gatework_shared_state::Gate;
 use tokio::runtime::Handle;
@@ -30,7 +32,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 const BUCKET_ROWS: usize = 8192;
 
 /// What a task's files in the making may take together. When it is passed, the largest of them ends its row group.
-const OPEN_BYTES: usize = 256 << 20;
+const MAX_OPEN_BYTES: usize = 256 << 20;
 
 /// Writes the rows of each of its tasks into a file of its own, or into one for each bucket.
 pub(crate) struct FileWriter {
@@ -39,7 +41,7 @@ pub(crate) struct FileWriter {
     /// What is sent at a time.
     part_bytes: usize,
     /// A file ends with the batch in which it comes to so many.
-    file_rows: u64,
+    max_rows_per_file: u64,
     io: Handle,
     progress: Option<Arc<WriteProgress>>,
     /// Says which writer of the query this is.
@@ -59,8 +61,8 @@ impl FileWriter {
         let progress = context.session_config().get_extension::<WriteProgress>();
         let options = &context.session_config().options().execution;
         let part_bytes = options.objectstore_writer_buffer_size;
-        let file_rows = options.soft_max_rows_per_output_file.get() as u64;
-        Ok(Self { target, store, part_bytes, file_rows, io, progress, name, counts })
+        let max_rows_per_file = options.soft_max_rows_per_output_file.get() as u64;
+        Ok(Self { target, store, part_bytes, max_rows_per_file, io, progress, name, counts })
     }
 }
 
@@ -75,14 +77,14 @@ impl Operator for FileWriter {
         "write"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>> {
-        let name = format!("{}-{}", self.name, setup.instance());
-        let parts = self.target.parts().into_iter();
-        let files = parts.map(|bucket| self.file(bucket, &name, &setup)).collect();
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
+        let name = format!("{}-{}", self.name, setup.task_index());
+        let buckets = self.target.file_buckets().into_iter();
+        let files = buckets.map(|bucket| self.file(bucket, &name, &setup)).collect();
         Ok(Box::new(LocalWriter {
             target: self.target.clone(),
             files,
-            memory: setup.reservation(),
+            reservation: setup.reservation(),
             progress: self.progress.clone(),
             counts: self.counts.clone(),
             rows: 0,
@@ -93,16 +95,16 @@ impl Operator for FileWriter {
 
 impl FileWriter {
     /// The files of one bucket, or of all rows, that the writer called `name` writes one after the other.
-    fn file(&self, bucket: Option<Bucket>, name: &str, setup: &Setup) -> Files {
+    fn file(&self, bucket: Option<Bucket>, name: &str, setup: &OperatorContext) -> Files {
         Files {
             encoder: None,
-            few: Default::default(),
+            unencoded: Default::default(),
             upload: Upload {
                 writer: None,
                 store: self.store.clone(),
                 part_bytes: self.part_bytes,
                 path: self.target.path(bucket.as_ref(), name, 0),
-                sent: Path::default(),
+                sent_path: Path::default(),
                 setup: setup.clone(),
                 io: self.io.clone(),
                 sending: None,
@@ -112,7 +114,7 @@ impl FileWriter {
             bucket,
             complete: 0,
             rows: 0,
-            most_rows: self.file_rows,
+            max_rows: self.max_rows_per_file,
         }
     }
 }
@@ -129,7 +131,7 @@ enum State {
 struct Files {
     encoder: Option<Encoder>,
     /// Rows that are not encoded, how many they are, and how many bytes.
-    few: (Vec<RecordBatch>, usize, usize),
+    unencoded: (Vec<RecordBatch>, usize, usize),
     upload: Upload,
     /// Of the writer.
     name: String,
@@ -138,28 +140,28 @@ struct Files {
     complete: usize,
     /// Of the file at hand, and at most.
     rows: u64,
-    most_rows: u64,
+    max_rows: u64,
 }
 
 impl Files {
     /// Takes `rows`, and encodes them if they are enough.
-    fn take(&mut self, rows: RecordBatch, target: &WriteTarget) -> PlanResult<()> {
+    fn push(&mut self, rows: RecordBatch, target: &WriteTarget) -> PlanResult<()> {
         if self.bucket.is_none() {
             return self.write(&rows, target);
         }
-        let (few, count, bytes) = &mut self.few;
+        let (batches, count, bytes) = &mut self.unencoded;
         *count += rows.num_rows();
         *bytes += rows.get_array_memory_size();
-        few.push(rows);
-        if *count >= BUCKET_ROWS { self.write_few(target) } else { Ok(()) }
+        batches.push(rows);
+        if *count >= BUCKET_ROWS { self.write_unencoded(target) } else { Ok(()) }
     }
 
-    fn write_few(&mut self, target: &WriteTarget) -> PlanResult<()> {
-        let (few, ..) = std::mem::take(&mut self.few);
-        match few.as_slice() {
+    fn write_unencoded(&mut self, target: &WriteTarget) -> PlanResult<()> {
+        let (batches, ..) = std::mem::take(&mut self.unencoded);
+        match batches.as_slice() {
             [] => Ok(()),
             [rows] => self.write(rows, target),
-            _ => self.write(&concat_batches(&target.schema, &few)?, target),
+            _ => self.write(&concat_batches(&target.schema, &batches)?, target),
         }
     }
 
@@ -171,7 +173,7 @@ impl Files {
         };
         encoder.write(rows)?;
         self.rows += rows.num_rows() as u64;
-        if self.rows >= self.most_rows {
+        if self.rows >= self.max_rows {
             return self.end_file(encoder, target);
         }
         if let Some(bytes) = encoder.take(CHUNK_BYTES) {
@@ -200,7 +202,7 @@ impl Files {
 
     /// Makes what it has come to a row group of its own, and sends it.
     fn flush(&mut self, target: &WriteTarget) -> PlanResult<()> {
-        self.write_few(target)?;
+        self.write_unencoded(target)?;
         if self.upload.sending.is_some() {
             return Ok(());
         }
@@ -214,8 +216,8 @@ impl Files {
     }
 
     /// Bytes that it holds.
-    fn memory(&self) -> usize {
-        self.encoder.as_ref().map_or(0, Encoder::memory) + self.few.2
+    fn memory_size(&self) -> usize {
+        self.encoder.as_ref().map_or(0, Encoder::memory_size) + self.unencoded.2
     }
 }
 
@@ -223,7 +225,7 @@ struct LocalWriter {
     target: WriteTarget,
     /// By buckets.
     files: Vec<Files>,
-    memory: Reservation,
+    reservation: Reservation,
     progress: Option<Arc<WriteProgress>>,
     counts: SchemaRef,
     /// Of all files.
@@ -232,20 +234,20 @@ struct LocalWriter {
 }
 
 impl LocalWriter {
-    fn take(&mut self, batch: Batch) -> Result<()> {
+    fn write_batch(&mut self, batch: Batch) -> Result<()> {
         let bytes = batch.bytes() as u64;
-        let data = compact(batch)?;
+        let data = apply_selection(batch)?;
         self.rows += data.num_rows() as u64;
         let options = RecordBatchOptions::new().with_row_count(Some(data.num_rows()));
         let columns = data.columns().to_vec();
         let schema = self.target.schema.clone();
-        let data = RecordBatch::try_new_with_options(schema, columns, &options).or_fail()?;
-        let parts = match &self.target.buckets {
-            Some((buckets, _)) => buckets.divide(&data).or_fail()?,
+        let data = RecordBatch::try_new_with_options(schema, columns, &options).query_err()?;
+        let partitions = match &self.target.buckets {
+            Some((buckets, _)) => buckets.partition(&data).query_err()?,
             None => vec![(0, data)],
         };
-        for (bucket, rows) in parts {
-            self.files[bucket].take(rows, &self.target).or_fail()?;
+        for (bucket, rows) in partitions {
+            self.files[bucket].push(rows, &self.target).query_err()?;
         }
         self.reserve()?;
         if let Some(progress) = &self.progress {
@@ -257,30 +259,33 @@ impl LocalWriter {
     /// Reserves what the files hold. If that is too much, the largest ones are made smaller.
     fn reserve(&mut self) -> Result<()> {
         loop {
-            let held = self.files.iter().map(Files::memory).sum();
-            if held <= OPEN_BYTES && self.memory.resize(held).is_ok() {
+            let total_bytes = self.files.iter().map(Files::memory_size).sum();
+            if total_bytes <= MAX_OPEN_BYTES && self.reservation.resize(total_bytes).is_ok() {
                 return Ok(());
             }
             let idle = self.files.iter_mut().filter(|files| files.upload.sending.is_none());
-            match idle.max_by_key(|files| files.memory()).filter(|files| files.memory() > 0) {
+            match idle
+                .max_by_key(|files| files.memory_size())
+                .filter(|files| files.memory_size() > 0)
+            {
                 Some(largest) => {
-                    let before = largest.memory();
-                    largest.flush(&self.target).or_fail()?;
-                    if largest.memory() >= before && largest.upload.sending.is_none() {
-                        return self.memory.resize(held);
+                    let before = largest.memory_size();
+                    largest.flush(&self.target).query_err()?;
+                    if largest.memory_size() >= before && largest.upload.sending.is_none() {
+                        return self.reservation.resize(total_bytes);
                     }
                 }
-                None => return self.memory.resize(held),
+                None => return self.reservation.resize(total_bytes),
             }
         }
     }
 
     /// Whether all is sent that was begun; otherwise, a gate to ask again behind.
-    fn sent(&mut self) -> Result<Option<Gate>> {
+    fn poll_uploads(&mut self) -> Result<Option<Gate>> {
         let mut pending = None;
         // All of them are asked, so that all of them get on.
         for files in &mut self.files {
-            if !files.upload.poll().or_fail()? {
+            if !files.upload.poll().query_err()? {
                 pending = Some(files.upload.gate.gate());
             }
         }
@@ -289,19 +294,19 @@ impl LocalWriter {
 }
 
 impl LocalOperator for LocalWriter {
-    fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
         if let Some(batch) = input {
-            self.take(batch)?;
+            self.write_batch(batch)?;
         }
-        Ok(match self.sent()? {
+        Ok(match self.poll_uploads()? {
             None => OperatorResult::NeedInput,
             Some(gate) => OperatorResult::Blocked(gate.into()),
         })
     }
 
-    fn finish(&mut self, _: &TaskContext) -> Result<OperatorResult> {
+    fn finish(&mut self, _: &DriverContext) -> Result<OperatorResult> {
         loop {
-            if let Some(gate) = self.sent()? {
+            if let Some(gate) = self.poll_uploads()? {
                 return Ok(OperatorResult::Blocked(gate.into()));
             }
             match self.state {
@@ -309,20 +314,20 @@ impl LocalOperator for LocalWriter {
                     self.state = State::Ending;
                     let target = &self.target;
                     let mut files = self.files.iter_mut();
-                    files.try_for_each(|files| files.write_few(target)).or_fail()?;
+                    files.try_for_each(|files| files.write_unencoded(target)).query_err()?;
                 }
                 State::Ending => {
                     self.state = State::Closing;
                     let target = &self.target;
                     let mut files = self.files.iter_mut();
-                    files.try_for_each(|files| files.close(target)).or_fail()?;
-                    self.memory.resize(0)?;
+                    files.try_for_each(|files| files.close(target)).query_err()?;
+                    self.reservation.resize(0)?;
                 }
                 State::Closing => {
                     self.state = State::Counted;
                     let count: ArrayRef = Arc::new(UInt64Array::from(vec![self.rows]));
                     let counts = RecordBatch::try_new(self.counts.clone(), vec![count]);
-                    return Ok(OperatorResult::Batch(Batch::new(counts.or_fail()?)));
+                    return Ok(OperatorResult::Batch(Batch::new(counts.query_err()?)));
                 }
                 State::Counted => return Ok(OperatorResult::Finished),
             }

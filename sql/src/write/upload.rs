@@ -9,35 +9,35 @@ use datafusion::{
 };
 use futures::{FutureExt, future::BoxFuture};
 use gatework_operators::stream_scan::PollGate;
-use gatework_runtime::pipeline::Setup;
+use gatework_runtime::pipeline::OperatorContext;
 use tokio::{io::AsyncWriteExt, runtime::Handle};
 
 /// A file on its way into the store. Dropped before it is known to be whole, it is given up there, and its query ends
 /// when it has been.
 pub(super) struct Upload {
-    pub(super) setup: Setup,
+    pub(super) setup: OperatorContext,
     pub(super) writer: Option<BufWriter>,
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) part_bytes: usize,
     /// Of the file that is begun next, and of the last one that was.
     pub(super) path: Path,
-    pub(super) sent: Path,
+    pub(super) sent_path: Path,
     pub(super) io: Handle,
-    pub(super) sending: Option<BoxFuture<'static, (BufWriter, PlanResult<Sent>)>>,
+    pub(super) sending: Option<BoxFuture<'static, (BufWriter, PlanResult<SendState>)>>,
     pub(super) gate: PollGate,
 }
 
 /// What has been sent.
-pub(super) enum Sent {
+pub(super) enum SendState {
     Part,
     /// The file is there.
-    Whole,
+    Complete,
 }
 
 impl Upload {
     /// Begins to send `bytes`, the last ones or not.
     pub(super) fn send(&mut self, bytes: Bytes, last: bool) {
-        self.sent = self.path.clone();
+        self.sent_path = self.path.clone();
         let (store, path) = (&self.store, &self.path);
         let fresh = || BufWriter::with_capacity(store.clone(), path.clone(), self.part_bytes);
         let mut writer = self.writer.take().unwrap_or_else(fresh);
@@ -56,7 +56,7 @@ impl Upload {
             Poll::Pending => Ok(false),
             Poll::Ready((writer, sent)) => {
                 self.sending = None;
-                if !matches!(sent, Ok(Sent::Whole)) {
+                if !matches!(sent, Ok(SendState::Complete)) {
                     self.writer = Some(writer);
                 }
                 sent.map(|_| true)
@@ -71,11 +71,12 @@ impl Drop for Upload {
         if writer.is_none() && sending.is_none() {
             return;
         }
-        let (store, path, presence) = (self.store.clone(), self.sent.clone(), self.setup.outside());
+        let (store, path, external_work) =
+            (self.store.clone(), self.sent_path.clone(), self.setup.external_work());
         self.io.spawn(async move {
             let writer = match sending {
                 Some(sending) => match sending.await {
-                    (_, Ok(Sent::Whole)) => {
+                    (_, Ok(SendState::Complete)) => {
                         let _removed = store.delete(&path).await;
                         None
                     }
@@ -87,16 +88,16 @@ impl Drop for Upload {
                 // Nobody is left to be told.
                 let _given_up = writer.abort().await;
             }
-            drop(presence);
+            drop(external_work);
         });
     }
 }
 
-async fn send(writer: &mut BufWriter, bytes: Bytes, last: bool) -> PlanResult<Sent> {
+async fn send(writer: &mut BufWriter, bytes: Bytes, last: bool) -> PlanResult<SendState> {
     writer.put(bytes).await?;
     if !last {
-        return Ok(Sent::Part);
+        return Ok(SendState::Part);
     }
     writer.shutdown().await.map_err(DataFusionError::IoError)?;
-    Ok(Sent::Whole)
+    Ok(SendState::Complete)
 }

@@ -32,9 +32,9 @@ use tonic::{
 use tower::{ServiceExt, service_fn};
 use url::Url;
 
-use super::access::{Access, CONNECTED_WITHIN, SILENCE, cause, external, version};
-use super::execution::Watch;
-use super::watched::Watched;
+use super::auth::{CONNECT_TIMEOUT, ClusterAuth, FAILURE_DETECTION, cause, external, version};
+use super::execution::FailureListener;
+use super::liveness::LivenessStream;
 
 /// Connections of this process to workers: one to each, made when it is needed, and made again when it was lost.
 ///
@@ -46,7 +46,7 @@ pub struct Connections {
 }
 
 struct Inner {
-    access: Access,
+    auth: ClusterAuth,
     dial: Option<Box<Dial>>,
     /// Who comes while one is being made waits for that one.
     attempts: Mutex<Attempts>,
@@ -65,36 +65,36 @@ type Dial = dyn Fn(&Url) -> io::Result<DuplexStream> + Send + Sync;
 
 impl fmt::Debug for Connections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connections").field("access", &self.inner.access).finish_non_exhaustive()
+        f.debug_struct("Connections").field("auth", &self.inner.auth).finish_non_exhaustive()
     }
 }
 
 impl Default for Connections {
     fn default() -> Self {
-        Self::new(Access::default())
+        Self::new(ClusterAuth::default())
     }
 }
 
 impl Connections {
     /// Connections over the network, by members that show this.
-    pub fn new(access: Access) -> Self {
-        Self::with_dial(access, None)
+    pub fn new(auth: ClusterAuth) -> Self {
+        Self::with_dial(auth, None)
     }
 
     /// Connections to workers of this process: `dial` gives the caller's end of one to the worker at this address.
     pub(super) fn in_process(
         dial: impl Fn(&Url) -> io::Result<DuplexStream> + Send + Sync + 'static,
     ) -> Self {
-        Self::with_dial(Access::in_process(), Some(Box::new(dial)))
+        Self::with_dial(ClusterAuth::in_process(), Some(Box::new(dial)))
     }
 
-    fn with_dial(access: Access, dial: Option<Box<Dial>>) -> Self {
-        Self { inner: Arc::new(Inner { access, dial, attempts: Mutex::default() }) }
+    fn with_dial(auth: ClusterAuth, dial: Option<Box<Dial>>) -> Self {
+        Self { inner: Arc::new(Inner { auth, dial, attempts: Mutex::default() }) }
     }
 
     /// What members show each other.
-    pub fn access(&self) -> &Access {
-        &self.inner.access
+    pub fn auth(&self) -> &ClusterAuth {
+        &self.inner.auth
     }
 
     /// Whether there is a worker of this version at this address, and it answers.
@@ -103,8 +103,8 @@ impl Connections {
     /// With what is wrong with it.
     pub async fn check(&self, worker: &Url) -> Result<()> {
         let checked = async { identify(self.channel(worker).await?.0).await };
-        let checked = timeout(CONNECTED_WITHIN, checked).await;
-        checked.unwrap_or_else(|_elapsed| Err(unreachable("it does not answer"))).map_err(|error| {
+        let checked = timeout(CONNECT_TIMEOUT, checked).await;
+        checked.unwrap_or_else(|_elapsed| Err(unreachable("connect timeout"))).map_err(|error| {
             match status(&error) {
                 Some(status) => {
                     DataFusionError::Execution(format!("worker {worker}: {}", cause(status)))
@@ -121,7 +121,7 @@ impl Connections {
             let mut channel = match attempt.await {
                 Ok(channel) => channel,
                 Err(status) => {
-                    self.forget(url, number);
+                    self.drop_connection(url, number);
                     return Err(external(status));
                 }
             };
@@ -129,7 +129,7 @@ impl Connections {
             if last || channel.ready().await.is_ok() {
                 return Ok((channel, number));
             }
-            self.forget(url, number);
+            self.drop_connection(url, number);
         }
         Err(unreachable("it was closed"))
     }
@@ -142,10 +142,11 @@ impl Connections {
         }
         let (this, to) = (self.clone(), url.clone());
         let made = tokio::spawn(async move {
-            let within = if this.inner.dial.is_some() { Duration::MAX } else { CONNECTED_WITHIN };
-            let connected = timeout(within, this.connect(&to)).await;
+            let connect_timeout =
+                if this.inner.dial.is_some() { Duration::MAX } else { CONNECT_TIMEOUT };
+            let connected = timeout(connect_timeout, this.connect(&to)).await;
             connected.unwrap_or_else(|_elapsed| {
-                Err(Status::unavailable("it cannot be reached: it does not answer"))
+                Err(Status::unavailable("it cannot be reached: connect timeout"))
             })
         });
         let made = made.map(|made| {
@@ -161,20 +162,20 @@ impl Connections {
 
     /// The error of a request on the connection of this number, with who it is from. A worker that is lost is connected
     /// to anew.
-    fn named(
+    fn with_task_name(
         &self,
         (url, number): (&Url, u64),
         key: TaskKey,
         error: DataFusionError,
     ) -> DataFusionError {
-        if status(&error).is_some_and(|status| blame(status) == LOST) {
-            self.forget(url, number);
+        if status(&error).is_some_and(|status| failure_phrase(status) == LOST) {
+            self.drop_connection(url, number);
         }
-        named(url, key, error)
+        with_task_name(url, key, error)
     }
 
     /// The next request connects anew, unless one has already.
-    fn forget(&self, url: &Url, number: u64) {
+    fn drop_connection(&self, url: &Url, number: u64) {
         let mut attempts = self.inner.attempts.lock();
         let old = match attempts.made.get(url) {
             Some((known, _)) if *known == number => attempts.made.remove(url),
@@ -194,30 +195,30 @@ impl Connections {
         let unreachable = |error: &(dyn std::error::Error + 'static)| {
             Status::unavailable(format!("it cannot be reached: {}", cause(error)))
         };
-        let endpoint = self.inner.access.endpoint(url);
+        let endpoint = self.inner.auth.endpoint(url);
         let endpoint = endpoint.map_err(|error| Status::failed_precondition(error.message()))?;
         let channel = match self.inner.dial {
-            None => endpoint.connect_with_connector(caller()).await,
-            Some(_) => endpoint.connect_with_connector(self.dialler(url)).await,
+            None => endpoint.connect_with_connector(connector()).await,
+            Some(_) => endpoint.connect_with_connector(self.in_process_connector(url)).await,
         };
         let channel = channel.map_err(|error| unreachable(&error))?;
-        let access = self.inner.access.clone();
+        let auth = self.inner.auth.clone();
         let channel = channel.map_request(move |mut request: http::Request<_>| {
-            access.sign(request.headers_mut());
+            auth.add_credentials(request.headers_mut());
             request
         });
         let channel = BoxCloneSyncChannel::new(channel);
         match identify(channel.clone()).await {
             Ok(()) => Ok(channel),
             Err(error) => Err(match status(&error) {
-                Some(refusal) if blame(refusal) != LOST => refusal.clone(),
+                Some(refusal) if failure_phrase(refusal) != LOST => refusal.clone(),
                 _ => unreachable(&error),
             }),
         }
     }
 
     /// Each time it is asked it dials anew.
-    fn dialler(
+    fn in_process_connector(
         &self,
         url: &Url,
     ) -> impl Service<http::Uri, Response = TokioIo<DuplexStream>, Error = io::Error, Future: Send>
@@ -236,9 +237,9 @@ impl Connections {
 }
 
 /// Connects to workers on the network.
-fn caller() -> impl Service<
+fn connector() -> impl Service<
     http::Uri,
-    Response = TokioIo<Watched<TcpStream>>,
+    Response = TokioIo<LivenessStream<TcpStream>>,
     Error = impl std::error::Error + Send + Sync + 'static,
     Future: Send,
 > + Send
@@ -246,8 +247,10 @@ fn caller() -> impl Service<
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECTED_WITHIN));
-    connector.map_response(|stream| TokioIo::new(Watched::new(stream.into_inner(), SILENCE)))
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    connector.map_response(|stream| {
+        TokioIo::new(LivenessStream::new(stream.into_inner(), FAILURE_DETECTION))
+    })
 }
 
 /// Asks a worker who it is.
@@ -296,18 +299,18 @@ impl WorkerChannel for NamedChannel {
         context: &Arc<TaskContext>,
     ) -> Result<BoxStream<'static, Result<WorkerToCoordinatorMsg>>> {
         let (url, key) = (self.url.clone(), request.task_key);
-        let (watch, connections) = (Watch::of(context), self.connections.clone());
-        watch.iter().for_each(|watch| watch.placed(key, &url));
+        let (listener, connections) = (FailureListener::of(context), self.connections.clone());
+        listener.iter().for_each(|listener| listener.task_assigned(key, &url));
         let lost = move |error: DataFusionError| {
             let error = Arc::new(error);
-            watch.iter().for_each(|watch| watch.lost(error.clone()));
+            listener.iter().for_each(|listener| listener.worker_lost(error.clone()));
             DataFusionError::Shared(error)
         };
-        let client = self.client().await.map_err(|error| named(&url, key, error));
+        let client = self.client().await.map_err(|error| with_task_name(&url, key, error));
         let (mut client, number) = client.map_err(&lost)?;
-        let named = move |error| lost(connections.named((&url, number), key, error));
+        let with_name = move |error| lost(connections.with_task_name((&url, number), key, error));
         let answers = client.coordinator_channel(headers, request, messages, metrics, context);
-        Ok(answers.await.map_err(&named)?.map_err(named).boxed())
+        Ok(answers.await.map_err(&with_name)?.map_err(with_name).boxed())
     }
 
     async fn execute_task(
@@ -318,13 +321,14 @@ impl WorkerChannel for NamedChannel {
         context: &Arc<TaskContext>,
     ) -> Result<Vec<BoxStream<'static, Result<RecordBatch>>>> {
         let (connections, url, key) = (&self.connections, &self.url, request.task_key);
-        let client = self.client().await.map_err(|error| named(url, key, error));
+        let client = self.client().await.map_err(|error| with_task_name(url, key, error));
         let (mut client, number) = client?;
         let rows = client.execute_task(headers, request, metrics, context).await;
-        let rows = rows.map_err(|error| connections.named((url, number), key, error))?;
+        let rows = rows.map_err(|error| connections.with_task_name((url, number), key, error))?;
         let with_names = |rows: BoxStream<'static, Result<RecordBatch>>| {
             let (connections, url) = (connections.clone(), url.clone());
-            rows.map_err(move |error| connections.named((&url, number), key, error)).boxed()
+            rows.map_err(move |error| connections.with_task_name((&url, number), key, error))
+                .boxed()
         };
         Ok(rows.into_iter().map(with_names).collect())
     }
@@ -347,12 +351,12 @@ const CANNOT: &str = " cannot take its part (stage ";
 
 /// Whether a query failed because of a worker, here or further down, not because of what it is: another may do better.
 /// Of an error of a query that only quotes such words this is not so.
-pub(super) fn is_loss(error: &DataFusionError) -> bool {
-    blamed(error).is_some()
+pub(super) fn is_worker_failure(error: &DataFusionError) -> bool {
+    failed_worker_url(error).is_some()
 }
 
 /// The address of the worker because of which a query failed.
-pub(super) fn blamed(error: &DataFusionError) -> Option<String> {
+pub(super) fn failed_worker_url(error: &DataFusionError) -> Option<String> {
     let message = error.find_root().message().into_owned();
     let mut text = message.as_str();
     // What a worker passes on has become text, with the names of types before it.
@@ -369,27 +373,27 @@ pub(super) fn blamed(error: &DataFusionError) -> Option<String> {
 }
 
 /// The same error, with who it is from, unless it says so already: what a worker read from another is the other's.
-fn named(url: &Url, key: TaskKey, error: DataFusionError) -> DataFusionError {
+fn with_task_name(url: &Url, key: TaskKey, error: DataFusionError) -> DataFusionError {
     let TaskKey { stage_id, task_number, .. } = key;
     if let Some(status) = status(&error) {
-        let (what, reason) = (blame(status), cause(status));
+        let (what, reason) = (failure_phrase(status), cause(status));
         let what = format!("{WORKER}{url}{what}{stage_id}, task {task_number}): {reason}");
         return DataFusionError::Execution(what);
     }
-    match worker_of(&error) {
+    match failed_worker(&error) {
         Some(_) => error,
         None => error.context(format!("{WORKER}{url}, stage {stage_id}, task {task_number}")),
     }
 }
 
 /// Which worker, stage and task an error is from, if it is from one, as text.
-pub fn worker_of(error: &DataFusionError) -> Option<&str> {
+pub fn failed_worker(error: &DataFusionError) -> Option<&str> {
     match error {
         DataFusionError::Context(context, _) if context.starts_with(WORKER) => Some(context),
         DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => {
-            worker_of(inner)
+            failed_worker(inner)
         }
-        DataFusionError::Shared(inner) => worker_of(inner),
+        DataFusionError::Shared(inner) => failed_worker(inner),
         DataFusionError::Execution(message) if message.starts_with(WORKER) => Some(message),
         _ => None,
     }
@@ -406,7 +410,7 @@ fn status(error: &DataFusionError) -> Option<&Status> {
 }
 
 /// What a status says of a worker.
-fn blame(status: &Status) -> &'static str {
+fn failure_phrase(status: &Status) -> &'static str {
     match status.code() {
         Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition => REFUSES,
         Code::OutOfRange | Code::InvalidArgument | Code::Unimplemented => CANNOT,

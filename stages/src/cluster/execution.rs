@@ -25,54 +25,54 @@ use datafusion_distributed::{
     DistributedExec, DistributedExt, TaskKey, get_distributed_worker_resolver,
 };
 use futures::{TryStreamExt, future::join_all};
-use gatework_sql::{Settings, with_config};
+use gatework_sql::{Settings, task_context_with};
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, time::timeout};
 use url::Url;
 
 use super::{
-    access::SILENCE,
-    connections::{Connections, blamed, is_loss},
-    parts::UNWANTED,
+    active_tasks::CANCELLED_BY_COORDINATOR,
+    auth::FAILURE_DETECTION,
+    connections::{Connections, failed_worker_url, is_worker_failure},
     session::{HeadPlanner, WorkerList},
 };
 
 /// So much of a result is held back until it is whole, as long as the query may run again; when there is more, its
 /// rows go out, and then it does not run again.
-const HELD_BACK: usize = 16 << 20;
+const RETRY_BUFFER_BYTES: usize = 16 << 20;
 
 /// The worker of each task: of which stage, and which of its tasks.
-pub(super) type Placed = BTreeMap<(usize, usize), Url>;
+pub(super) type TaskAssignments = BTreeMap<(usize, usize), Url>;
 
 /// Where connections tell a query what becomes of its tasks.
 #[derive(Debug)]
-pub(super) struct Watch {
-    lost: mpsc::UnboundedSender<Arc<DataFusionError>>,
+pub(super) struct FailureListener {
+    failures: mpsc::UnboundedSender<Arc<DataFusionError>>,
     progress: Arc<Mutex<Progress>>,
 }
 
-impl Watch {
+impl FailureListener {
     /// That of the query that a context is of; on workers, there is none.
     pub(super) fn of(context: &TaskContext) -> Option<Arc<Self>> {
         context.session_config().get_extension()
     }
 
     /// A task is sent to this worker.
-    pub(super) fn placed(&self, task: TaskKey, worker: &Url) {
+    pub(super) fn task_assigned(&self, task: TaskKey, worker: &Url) {
         let task = (task.stage_id, task.task_number);
-        self.progress.lock().placed.insert(task, worker.clone());
+        self.progress.lock().assignments.insert(task, worker.clone());
     }
 
     /// A worker is lost.
-    pub(super) fn lost(&self, error: Arc<DataFusionError>) {
+    pub(super) fn worker_lost(&self, error: Arc<DataFusionError>) {
         // Nobody listens to what is said of a query that has ended.
-        let _ended = self.lost.send(error);
+        let _ended = self.failures.send(error);
     }
 }
 
 /// How a query is run again.
 #[derive(Debug, Clone)]
-pub(super) struct Again {
+pub(super) struct RetryPlan {
     pub(super) query: LogicalPlan,
     pub(super) session: Arc<SessionState>,
     pub(super) planner: HeadPlanner,
@@ -82,13 +82,13 @@ pub(super) struct Again {
 #[derive(Debug)]
 pub(super) struct ClusterExec {
     distributed: Arc<dyn ExecutionPlan>,
-    again: Option<Again>,
+    retry: Option<RetryPlan>,
     progress: Arc<Mutex<Progress>>,
 }
 
 impl ClusterExec {
-    fn new(distributed: Arc<dyn ExecutionPlan>, again: Option<Again>) -> Self {
-        Self { distributed, again, progress: Arc::default() }
+    fn new(distributed: Arc<dyn ExecutionPlan>, retry: Option<RetryPlan>) -> Self {
+        Self { distributed, retry, progress: Arc::default() }
     }
 
     /// `plan`, if it is one.
@@ -99,19 +99,19 @@ impl ClusterExec {
     }
 
     /// What it runs, or ran last, and where its tasks are, or were.
-    pub(super) fn progress(&self) -> (Arc<dyn ExecutionPlan>, Placed) {
+    pub(super) fn progress(&self) -> (Arc<dyn ExecutionPlan>, TaskAssignments) {
         let progress = self.progress.lock();
         let plan = progress.plan.as_ref().unwrap_or(&self.distributed);
-        (plan.clone(), progress.placed.clone())
+        (plan.clone(), progress.assignments.clone())
     }
 
-    /// Puts one around every [`DistributedExec`] of a plan. If the plan is one, `again` says how it is run again.
-    pub(super) fn around(
+    /// Puts one around every [`DistributedExec`] of a plan. If the plan is one, `retry` says how it is run again.
+    pub(super) fn wrap(
         plan: Arc<dyn ExecutionPlan>,
-        again: impl FnOnce() -> Result<Option<Again>>,
+        retry: impl FnOnce() -> Result<Option<RetryPlan>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         if plan.is::<DistributedExec>() {
-            return Ok(Arc::new(Self::new(plan, again()?)));
+            return Ok(Arc::new(Self::new(plan, retry()?)));
         }
         let wrapped = plan.transform_down(|node| {
             if !node.is::<DistributedExec>() {
@@ -188,13 +188,15 @@ impl ExecutionPlan for ClusterExec {
         }
         let mut builder = RecordBatchReceiverStreamBuilder::new(self.schema(), 1);
         let rows = builder.tx();
-        let (plan, again) = (self.distributed.clone(), self.again.clone());
+        let (plan, retry) = (self.distributed.clone(), self.retry.clone());
         let progress = self.progress.clone();
         progress.lock().plan = None;
         builder.spawn(async move {
-            match again {
-                Some(again) => attempts(plan, again, context, progress, &rows).await,
-                None => attempt(&plan, &context, &progress, &mut Held::none(), &rows).await,
+            match retry {
+                Some(retry) => run_with_retries(plan, retry, context, progress, &rows).await,
+                None => {
+                    attempt(&plan, &context, &progress, &mut RetryBuffer::disabled(), &rows).await
+                }
             }
         });
         Ok(builder.build())
@@ -206,24 +208,24 @@ type Rows = mpsc::Sender<Result<RecordBatch>>;
 /// What is known of a query that runs.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    placed: Placed,
+    assignments: TaskAssignments,
     /// What it runs, if that is not what was planned first.
     plan: Option<Arc<dyn ExecutionPlan>>,
 }
 
 /// Runs a query, and runs it again on the workers that answer when some were lost; all of it within its time limit.
-async fn attempts(
+async fn run_with_retries(
     plan: Arc<dyn ExecutionPlan>,
-    again: Again,
+    retry: RetryPlan,
     context: Arc<TaskContext>,
     progress: Arc<Mutex<Progress>>,
     rows: &Rows,
 ) -> Result<()> {
     let settings = context.session_config().get_extension::<Settings>();
     let Some(limit) = settings.and_then(|settings| settings.timeout) else {
-        return attempts_in_time(plan, again, &context, &progress, rows).await;
+        return run_attempts(plan, retry, &context, &progress, rows).await;
     };
-    match timeout(limit, attempts_in_time(plan, again, &context, &progress, rows)).await {
+    match timeout(limit, run_attempts(plan, retry, &context, &progress, rows)).await {
         Ok(done) => done,
         Err(_elapsed) => {
             let what = format!("the query was ended after {limit:?}, its time limit");
@@ -232,40 +234,41 @@ async fn attempts(
     }
 }
 
-async fn attempts_in_time(
+async fn run_attempts(
     mut plan: Arc<dyn ExecutionPlan>,
-    again: Again,
+    retry: RetryPlan,
     first: &Arc<TaskContext>,
     progress: &Arc<Mutex<Progress>>,
     rows: &Rows,
 ) -> Result<()> {
     let mut context = first.clone();
-    let mut left = again.planner.retries;
-    let mut to_blame = Vec::new();
+    let mut retries_left = retry.planner.retries;
+    let mut failed_workers = Vec::new();
     loop {
-        let mut held = match left {
-            0 => Held::none(),
-            _ => Held::up_to(HELD_BACK, &context),
+        let mut buffer = match retries_left {
+            0 => RetryBuffer::disabled(),
+            _ => RetryBuffer::with_limit(RETRY_BUFFER_BYTES, &context),
         };
-        let error = match attempt(&plan, &context, progress, &mut held, rows).await {
+        let error = match attempt(&plan, &context, progress, &mut buffer, rows).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        if left == 0 || !held.is_all() || !is_loss(&error) {
+        if retries_left == 0 || !buffer.is_complete() || !is_worker_failure(&error) {
             return Err(error);
         }
-        drop(held);
-        left -= 1;
-        to_blame.extend(blamed(&error));
-        let workers = answering(first, &again.planner.connections, &to_blame).await?;
+        drop(buffer);
+        retries_left -= 1;
+        failed_workers.extend(failed_worker_url(&error));
+        let workers = reachable_workers(first, &retry.planner.connections, &failed_workers).await?;
         if workers.is_empty() {
             return Err(error.context("no other worker answers"));
         }
-        let mut session = again.session.as_ref().clone();
+        let mut session = retry.session.as_ref().clone();
         session.config_mut().set_distributed_worker_resolver(workers.clone());
-        plan = again.planner.plan(&again.query, &session).await?;
+        plan = retry.planner.plan(&retry.query, &session).await?;
         progress.lock().plan = Some(plan.clone());
-        context = with_config(first, |config| config.with_distributed_worker_resolver(workers));
+        context =
+            task_context_with(first, |config| config.with_distributed_worker_resolver(workers));
     }
 }
 
@@ -274,13 +277,13 @@ async fn attempt(
     plan: &Arc<dyn ExecutionPlan>,
     context: &TaskContext,
     progress: &Arc<Mutex<Progress>>,
-    held: &mut Held,
+    buffer: &mut RetryBuffer,
     rows: &Rows,
 ) -> Result<()> {
     let (loss, mut lost) = mpsc::unbounded_channel();
-    progress.lock().placed.clear();
-    let watch = Arc::new(Watch { lost: loss, progress: progress.clone() });
-    let context = with_config(context, |config| config.with_extension(watch));
+    progress.lock().assignments.clear();
+    let listener = Arc::new(FailureListener { failures: loss, progress: progress.clone() });
+    let context = task_context_with(context, |config| config.with_extension(listener));
     // One that is left to this process may have several partitions.
     let mut batches = execute_stream(plan.clone(), context)?;
     loop {
@@ -288,21 +291,21 @@ async fn attempt(
             biased;
             Some(error) = lost.recv() => return Err(DataFusionError::Shared(error)),
             next = batches.try_next() => match next {
-                Err(error) if is_echo(&error) => {
-                    let loss = timeout(2 * SILENCE, lost.recv()).await.ok().flatten();
+                Err(error) if is_secondary(&error) => {
+                    let loss = timeout(2 * FAILURE_DETECTION, lost.recv()).await.ok().flatten();
                     return Err(loss.map_or(error, DataFusionError::Shared));
                 }
                 next => next?,
             },
         };
         let Some(batch) = next else { break };
-        for batch in held.push(batch) {
+        for batch in buffer.push(batch) {
             if rows.send(Ok(batch)).await.is_err() {
                 return Ok(());
             }
         }
     }
-    for batch in held.take() {
+    for batch in buffer.take() {
         if rows.send(Ok(batch)).await.is_err() {
             return Ok(());
         }
@@ -311,30 +314,30 @@ async fn attempt(
 }
 
 /// Whether a worker has lost its connection to us, and another has heard that of it: so we shall lose it as well.
-fn is_echo(error: &DataFusionError) -> bool {
-    error.to_string().contains(UNWANTED)
+fn is_secondary(error: &DataFusionError) -> bool {
+    error.to_string().contains(CANCELLED_BY_COORDINATOR)
 }
 
 /// Rows that nobody has seen yet.
-struct Held {
+struct RetryBuffer {
     batches: Vec<RecordBatch>,
     bytes: usize,
     limit: usize,
     reservation: Option<MemoryReservation>,
 }
 
-impl Held {
-    fn none() -> Self {
+impl RetryBuffer {
+    fn disabled() -> Self {
         Self { batches: Vec::new(), bytes: 0, limit: 0, reservation: None }
     }
 
-    fn up_to(limit: usize, context: &TaskContext) -> Self {
-        let reservation = MemoryConsumer::new("rows held back").register(context.memory_pool());
-        Self { limit, reservation: Some(reservation), ..Self::none() }
+    fn with_limit(limit: usize, context: &TaskContext) -> Self {
+        let reservation = MemoryConsumer::new("retry buffer").register(context.memory_pool());
+        Self { limit, reservation: Some(reservation), ..Self::disabled() }
     }
 
     /// Whether nothing went out.
-    fn is_all(&self) -> bool {
+    fn is_complete(&self) -> bool {
         self.reservation.is_some()
     }
 
@@ -358,14 +361,14 @@ impl Held {
 }
 
 /// The workers of a query that answer now, but for those because of which it failed.
-async fn answering(
+async fn reachable_workers(
     context: &TaskContext,
     connections: &Connections,
-    to_blame: &[String],
+    failed_workers: &[String],
 ) -> Result<WorkerList> {
     let mut urls = get_distributed_worker_resolver(context.session_config())?.get_urls()?;
-    urls.retain(|url| !to_blame.iter().any(|blamed| blamed == url.as_str()));
+    urls.retain(|url| !failed_workers.iter().any(|failed| failed == url.as_str()));
     let answers = join_all(urls.iter().map(|url| connections.check(url))).await;
-    let answering = urls.iter().zip(answers).filter(|(_, answer)| answer.is_ok());
-    Ok(WorkerList::from(answering.map(|(url, _)| url.clone()).collect::<Vec<_>>()))
+    let reachable = urls.iter().zip(answers).filter(|(_, answer)| answer.is_ok());
+    Ok(WorkerList::from(reachable.map(|(url, _)| url.clone()).collect::<Vec<_>>()))
 }

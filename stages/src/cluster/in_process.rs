@@ -13,15 +13,15 @@ use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
 use url::Url;
 
 use super::{
-    access::{Access, external},
+    auth::{ClusterAuth, external},
     connections::Connections,
-    locations::Locations,
+    locations::AllowedLocations,
     session::WorkerList,
     worker::{WorkerOptions, service, worker},
 };
 
 /// What a connection holds between its two ends.
-const ON_ITS_WAY: usize = 1 << 20;
+const PIPE_BYTES: usize = 1 << 20;
 
 /// Workers of this process, which are reached through its memory and otherwise are as those of other machines: plans
 /// and rows are written and read. For tests, and to look at how a query is divided. They end when this is dropped.
@@ -29,11 +29,11 @@ const ON_ITS_WAY: usize = 1 << 20;
 /// ```
 /// use std::sync::Arc;
 /// use datafusion::{execution::session_state::SessionStateBuilder, prelude::SessionContext};
-/// use gatework_stages::cluster::{ClusterOptions, ClusterSession, InProcess};
+/// use gatework_stages::cluster::{ClusterOptions, ClusterSession, InProcessCluster};
 /// # #[tokio::main]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let executor = gatework_runtime::Executor::builder().threads(1).build()?;
-/// let cluster = InProcess::start(vec![executor.clone(); 3], Arc::default())?;
+/// let cluster = InProcessCluster::start(vec![executor.clone(); 3], Arc::default())?;
 /// let options = ClusterOptions { connections: cluster.connections(), ..ClusterOptions::default() };
 /// let state = SessionStateBuilder::new()
 ///     .with_default_features()
@@ -44,48 +44,48 @@ const ON_ITS_WAY: usize = 1 << 20;
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct InProcess {
+pub struct InProcessCluster {
     workers: WorkerList,
     connections: Connections,
     /// The servers end when it is gone.
-    _open: watch::Sender<()>,
+    _shutdown: watch::Sender<()>,
 }
 
 /// Connections hold the servers that they lead to.
-impl Drop for InProcess {
+impl Drop for InProcessCluster {
     fn drop(&mut self) {
         self.connections.clear();
     }
 }
 
-impl InProcess {
+impl InProcessCluster {
     /// One worker for each executor, all with the memory, the disk and the object stores of `runtime`. Their servers run
     /// on the current runtime of tokio.
     ///
     /// # Errors
     /// If the servers cannot be made.
     pub fn start(executors: Vec<Executor>, runtime: Arc<RuntimeEnv>) -> Result<Self> {
-        let (mut doors, mut callers) = (Vec::new(), Vec::new());
+        let (mut listeners, mut incoming) = (Vec::new(), Vec::new());
         for number in 0..executors.len() {
-            let (door, called) = mpsc::unbounded_channel();
+            let (listener, called) = mpsc::unbounded_channel();
             let url = Url::parse(&format!("http://worker-{number}")).map_err(external)?;
-            doors.push((url, door));
-            callers.push(called);
+            listeners.push((url, listener));
+            incoming.push(called);
         }
         let workers =
-            WorkerList::from(doors.iter().map(|(url, _)| url.clone()).collect::<Vec<_>>());
-        let connections = Connections::in_process(move |url| dial(&doors, url));
-        let (open, closed) = watch::channel(());
-        for (executor, called) in executors.iter().zip(callers) {
+            WorkerList::from(listeners.iter().map(|(url, _)| url.clone()).collect::<Vec<_>>());
+        let connections = Connections::in_process(move |url| dial(&listeners, url));
+        let (shutdown, closed) = watch::channel(());
+        for (executor, called) in executors.iter().zip(incoming) {
             let options = WorkerOptions {
                 runtime: runtime.clone(),
                 settings: Settings::default(),
                 connections: connections.clone(),
-                locations: Locations::everything(),
+                locations: AllowedLocations::allow_all(),
                 io: None,
             };
-            let access = Access::in_process();
-            let server = access.server()?.add_service(service(worker(executor, options)?, &access));
+            let auth = ClusterAuth::in_process();
+            let server = auth.server()?.add_service(service(worker(executor, options)?, &auth));
             let calls = UnboundedReceiverStream::new(called).map(Ok::<_, io::Error>);
             let mut closed = closed.clone();
             tokio::spawn(async move {
@@ -97,7 +97,7 @@ impl InProcess {
                 let _ended = server.serve_with_incoming_shutdown(calls, end).await;
             });
         }
-        Ok(Self { workers, connections, _open: open })
+        Ok(Self { workers, connections, _shutdown: shutdown })
     }
 
     /// The workers.
@@ -112,12 +112,12 @@ impl InProcess {
 }
 
 fn dial(
-    doors: &[(Url, mpsc::UnboundedSender<DuplexStream>)],
+    listeners: &[(Url, mpsc::UnboundedSender<DuplexStream>)],
     url: &Url,
 ) -> io::Result<DuplexStream> {
-    let door = doors.iter().find(|(known, _)| known == url);
-    let Some((_, door)) = door else { return Err(io::ErrorKind::NotFound.into()) };
-    let (near, far) = tokio::io::duplex(ON_ITS_WAY);
-    door.send(far).map_err(|_gone| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+    let listener = listeners.iter().find(|(known, _)| known == url);
+    let Some((_, listener)) = listener else { return Err(io::ErrorKind::NotFound.into()) };
+    let (near, far) = tokio::io::duplex(PIPE_BYTES);
+    listener.send(far).map_err(|_gone| io::Error::from(io::ErrorKind::ConnectionRefused))?;
     Ok(near)
 }

@@ -23,9 +23,9 @@ use datafusion::{
 
 /// Puts limits of the collected sides of joins into nodes of their own.
 #[derive(Debug)]
-pub(super) struct LimitsOfBuilds;
+pub(super) struct IsolateBuildLimits;
 
-impl PhysicalOptimizerRule for LimitsOfBuilds {
+impl PhysicalOptimizerRule for IsolateBuildLimits {
     fn optimize(
         &self,
         plan: Arc<dyn ExecutionPlan>,
@@ -36,7 +36,7 @@ impl PhysicalOptimizerRule for LimitsOfBuilds {
                 || node.is::<NestedLoopJoinExec>()
                 || node.is::<CrossJoinExec>();
             let mut children: Vec<_> = node.children().into_iter().cloned().collect();
-            let limited = children.first().filter(|_| collects).and_then(on_its_own);
+            let limited = children.first().filter(|_| collects).and_then(isolate);
             let Some(limited) = limited else { return Ok(Transformed::no(node)) };
             children[0] = limited;
             let keep = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute);
@@ -46,7 +46,7 @@ impl PhysicalOptimizerRule for LimitsOfBuilds {
     }
 
     fn name(&self) -> &str {
-        "gatework_limits_of_builds"
+        "gatework_isolate_build_limits"
     }
 
     fn schema_check(&self) -> bool {
@@ -54,7 +54,7 @@ impl PhysicalOptimizerRule for LimitsOfBuilds {
     }
 }
 
-fn on_its_own(side: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn ExecutionPlan>> {
+fn isolate(side: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn ExecutionPlan>> {
     let one = side.downcast_ref::<CoalescePartitionsExec>()?;
     let fetch = one.fetch()?;
     let all = one.with_fetch(None)?;

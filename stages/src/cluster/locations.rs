@@ -26,31 +26,31 @@ use url::Url;
 /// nothing is written.
 ///
 /// ```
-/// use gatework_stages::cluster::Locations;
+/// use gatework_stages::cluster::AllowedLocations;
 ///
 /// let here = std::env::temp_dir();
-/// let locations = Locations::none().with_path(&here)?.with_url("s3://sales/2026/")?;
+/// let locations = AllowedLocations::deny_all().with_path(&here)?.with_url("s3://sales/2026/")?;
 /// assert!(locations.to_string().contains("s3://sales/2026/"));
-/// assert!(Locations::none().with_path("/no/such/folder").is_err());
+/// assert!(AllowedLocations::deny_all().with_path("/no/such/folder").is_err());
 /// # Ok::<_, datafusion::error::DataFusionError>(())
 /// ```
 #[derive(Debug, Clone, Default)]
-pub struct Locations {
+pub struct AllowedLocations {
     /// Absolute, and free of symbolic links.
     paths: Vec<PathBuf>,
     urls: Vec<Url>,
-    everything: bool,
+    allow_all: bool,
 }
 
-impl Locations {
+impl AllowedLocations {
     /// None at all: for workers whose queries read what others send them.
-    pub fn none() -> Self {
+    pub fn deny_all() -> Self {
         Self::default()
     }
 
     /// Whatever the process may read. For workers whose callers are trusted with that.
-    pub fn everything() -> Self {
-        Self { everything: true, ..Self::default() }
+    pub fn allow_all() -> Self {
+        Self { allow_all: true, ..Self::default() }
     }
 
     /// A file, or a folder with all below it. Links that lead elsewhere are not followed.
@@ -81,11 +81,11 @@ impl Locations {
     }
 
     /// `runtime` as far as plans of others may use it.
-    pub(super) fn guard(&self, runtime: &RuntimeEnv) -> Result<Arc<RuntimeEnv>> {
-        if self.everything {
+    pub(super) fn wrap_runtime(&self, runtime: &RuntimeEnv) -> Result<Arc<RuntimeEnv>> {
+        if self.allow_all {
             return RuntimeEnvBuilder::from_runtime_env(runtime).build_arc();
         }
-        let registry = Registry {
+        let registry = GuardedRegistry {
             inner: runtime.object_store_registry.clone(),
             locations: Arc::new(self.clone()),
         };
@@ -106,7 +106,7 @@ impl Locations {
                 scan.iter().flat_map(|scan| &scan.file_groups).flat_map(|group| group.iter())
             {
                 let Some(scan) = scan else { continue };
-                self.admit(scan.object_store_url.as_ref(), &file.object_meta.location)
+                self.check_object(scan.object_store_url.as_ref(), &file.object_meta.location)
                     .map_err(DataFusionError::Plan)?;
             }
             Ok(TreeNodeRecursion::Continue)
@@ -115,14 +115,14 @@ impl Locations {
     }
 
     /// Whether this object of this store may be read; the reason if not.
-    fn admit(&self, store: &Url, object: &Path) -> std::result::Result<(), String> {
-        if self.everything {
+    fn check_object(&self, store: &Url, object: &Path) -> std::result::Result<(), String> {
+        if self.allow_all {
             return Ok(());
         }
         let refused =
             |what: &str| Err(format!("this worker may not read {what}; it may read {self}"));
         if store.scheme() != "file" {
-            let allowed = self.urls.iter().any(|allowed| lies_in(store, object, allowed));
+            let allowed = self.urls.iter().any(|allowed| contains(store, object, allowed));
             let store = store.as_str().trim_end_matches('/');
             return if allowed { Ok(()) } else { refused(&format!("{store}/{object}")) };
         }
@@ -143,8 +143,8 @@ impl Locations {
     }
 
     /// Whether an open file may be read: its name may lead elsewhere now than when it was checked.
-    fn admit_open(&self, file: &fs::File, object: &Path) -> std::result::Result<(), String> {
-        if self.everything
+    fn check_open_file(&self, file: &fs::File, object: &Path) -> std::result::Result<(), String> {
+        if self.allow_all
             || opened_path(file, &local_path(object)).is_some_and(|path| self.allows(&path))
         {
             return Ok(());
@@ -175,12 +175,12 @@ fn opened_path(file: &fs::File, named: &std::path::Path) -> Option<PathBuf> {
 }
 
 /// What an operator of the worker is told: names, separated by commas.
-impl fmt::Display for Locations {
+impl fmt::Display for AllowedLocations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let paths = self.paths.iter().map(|path| path.display().to_string());
         let names: Vec<_> = paths.chain(self.urls.iter().map(Url::to_string)).collect();
         match names.is_empty() {
-            true if self.everything => f.write_str("everything"),
+            true if self.allow_all => f.write_str("everything"),
             true => f.write_str("nothing (no location was allowed)"),
             false => f.write_str(&names.join(", ")),
         }
@@ -189,7 +189,7 @@ impl fmt::Display for Locations {
 
 /// Whether an object of a store is the one that `allowed` names, or lies below it. Paths are compared part by part, as the
 /// store itself reads them.
-fn lies_in(store: &Url, object: &Path, allowed: &Url) -> bool {
+fn contains(store: &Url, object: &Path, allowed: &Url) -> bool {
     let same_store = store.scheme() == allowed.scheme()
         && store.username() == allowed.username()
         && store.host() == allowed.host()
@@ -200,12 +200,12 @@ fn lies_in(store: &Url, object: &Path, allowed: &Url) -> bool {
 
 /// Object stores, each with a guard.
 #[derive(Debug)]
-struct Registry {
+struct GuardedRegistry {
     inner: Arc<dyn ObjectStoreRegistry>,
-    locations: Arc<Locations>,
+    locations: Arc<AllowedLocations>,
 }
 
-impl ObjectStoreRegistry for Registry {
+impl ObjectStoreRegistry for GuardedRegistry {
     fn register_store(
         &self,
         url: &Url,
@@ -220,30 +220,30 @@ impl ObjectStoreRegistry for Registry {
 
     fn get_store(&self, url: &Url) -> Result<Arc<dyn ObjectStore>> {
         let (inner, locations) = (self.inner.get_store(url)?, self.locations.clone());
-        Ok(Arc::new(Guarded { inner, url: url.clone(), locations }))
+        Ok(Arc::new(GuardedStore { inner, url: url.clone(), locations }))
     }
 }
 
 /// An object store of which only what is allowed is read.
 #[derive(Debug)]
-struct Guarded {
+struct GuardedStore {
     inner: Arc<dyn ObjectStore>,
     url: Url,
-    locations: Arc<Locations>,
+    locations: Arc<AllowedLocations>,
 }
 
-impl Guarded {
-    fn admit(&self, object: &Path) -> object_store::Result<()> {
-        self.locations.admit(&self.url, object).map_err(|reason| denied(object, reason))
+impl GuardedStore {
+    fn check_object(&self, object: &Path) -> object_store::Result<()> {
+        self.locations.check_object(&self.url, object).map_err(|reason| denied(object, reason))
     }
 
-    fn no_writing<T>(&self, object: &Path) -> object_store::Result<T> {
+    fn deny_write<T>(&self, object: &Path) -> object_store::Result<T> {
         Err(denied(object, "a worker does not write".into()))
     }
 }
 
 /// Plans name files; nobody has to look for some.
-fn no_listing(folder: Option<&Path>) -> object_store::Error {
+fn deny_listing(folder: Option<&Path>) -> object_store::Error {
     denied(folder.unwrap_or(&Path::default()), "a worker lists no folders".into())
 }
 
@@ -251,21 +251,21 @@ fn denied(object: &Path, reason: String) -> object_store::Error {
     object_store::Error::PermissionDenied { path: object.to_string(), source: reason.into() }
 }
 
-impl fmt::Display for Guarded {
+impl fmt::Display for GuardedStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
     }
 }
 
 #[async_trait]
-impl ObjectStore for Guarded {
+impl ObjectStore for GuardedStore {
     async fn put_opts(
         &self,
         location: &Path,
         _payload: PutPayload,
         _options: PutOptions,
     ) -> object_store::Result<PutResult> {
-        self.no_writing(location)
+        self.deny_write(location)
     }
 
     async fn put_multipart_opts(
@@ -273,7 +273,7 @@ impl ObjectStore for Guarded {
         location: &Path,
         _options: PutMultipartOptions,
     ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        self.no_writing(location)
+        self.deny_write(location)
     }
 
     async fn get_opts(
@@ -281,11 +281,11 @@ impl ObjectStore for Guarded {
         location: &Path,
         options: GetOptions,
     ) -> object_store::Result<GetResult> {
-        self.admit(location)?;
+        self.check_object(location)?;
         let result = self.inner.get_opts(location, options).await?;
         if let GetResultPayload::File(file, _) = &result.payload {
-            let admitted = self.locations.admit_open(file, location);
-            admitted.map_err(|reason| denied(location, reason))?;
+            let checked = self.locations.check_open_file(file, location);
+            checked.map_err(|reason| denied(location, reason))?;
         }
         Ok(result)
     }
@@ -295,8 +295,8 @@ impl ObjectStore for Guarded {
         location: &Path,
         ranges: &[Range<u64>],
     ) -> object_store::Result<Vec<Bytes>> {
-        if self.locations.everything || self.url.scheme() != "file" {
-            self.admit(location)?;
+        if self.locations.allow_all || self.url.scheme() != "file" {
+            self.check_object(location)?;
             return self.inner.get_ranges(location, ranges).await;
         }
         // Each opened by itself, so that what is open can be looked at.
@@ -319,11 +319,11 @@ impl ObjectStore for Guarded {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
-        stream::iter([Err(no_listing(prefix))]).boxed()
+        stream::iter([Err(deny_listing(prefix))]).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
-        Err(no_listing(prefix))
+        Err(deny_listing(prefix))
     }
 
     async fn copy_opts(
@@ -332,7 +332,7 @@ impl ObjectStore for Guarded {
         to: &Path,
         _options: CopyOptions,
     ) -> object_store::Result<()> {
-        self.no_writing(to)
+        self.deny_write(to)
     }
 }
 
@@ -347,18 +347,18 @@ mod tests {
         for folder in [&open, &closed] {
             fs::write(folder.path().join("x"), "1").unwrap();
         }
-        let locations = Locations::none().with_path(open.path()).unwrap();
+        let locations = AllowedLocations::deny_all().with_path(open.path()).unwrap();
         let link = open.path().join("link");
         std::os::unix::fs::symlink(open.path().join("x"), &link).unwrap();
         let (store, object) = (Url::parse("file:///").unwrap(), Path::from(link.to_str().unwrap()));
-        locations.admit(&store, &object).unwrap();
-        locations.admit_open(&fs::File::open(&link).unwrap(), &object).unwrap();
+        locations.check_object(&store, &object).unwrap();
+        locations.check_open_file(&fs::File::open(&link).unwrap(), &object).unwrap();
 
         fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink(closed.path().join("x"), &link).unwrap();
         let target = closed.path().display().to_string();
-        let opened = locations.admit_open(&fs::File::open(&link).unwrap(), &object);
-        for refusal in [opened.unwrap_err(), locations.admit(&store, &object).unwrap_err()] {
+        let opened = locations.check_open_file(&fs::File::open(&link).unwrap(), &object);
+        for refusal in [opened.unwrap_err(), locations.check_object(&store, &object).unwrap_err()] {
             assert!(refusal.contains("may not read"), "{refusal}");
             assert!(!refusal.contains(&target), "it tells where a link leads: {refusal}");
         }

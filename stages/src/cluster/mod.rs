@@ -6,26 +6,26 @@
 //! ([`ClusterSession`]). Only what divides a stage's rows among those that read it stays DataFusion's
 //! (`RepartitionExec`, `BroadcastExec`), since the worker puts it there when it is asked for rows.
 //!
-//! Who may ask whom is [`Access`], what a worker may read [`Locations`]. [`Connections`] notice when a worker is lost,
+//! Who may ask whom is [`ClusterAuth`], what a worker may read [`AllowedLocations`]. [`Connections`] notice when a worker is lost,
 //! and say which; a session that may ([`ClusterOptions::retries`]) then runs the query again on the others.
 
-mod access;
+mod active_tasks;
+mod auth;
 mod connections;
 mod execution;
 mod in_process;
 mod limits;
+mod liveness;
 mod locations;
-mod parts;
 mod plan;
 mod session;
-mod watched;
 mod worker;
 
-pub use access::Access;
-pub use connections::{Connections, worker_of};
+pub use auth::ClusterAuth;
+pub use connections::{Connections, failed_worker};
 pub use datafusion_distributed::{Worker, WorkerResolver};
-pub use in_process::InProcess;
-pub use locations::Locations;
-pub use plan::{fallbacks, is_distributed, plan_text, stage_tree, why_local};
+pub use in_process::InProcessCluster;
+pub use locations::AllowedLocations;
+pub use plan::{fallbacks, is_distributed, local_execution_reason, plan_text, stage_tree};
 pub use session::{ClusterOptions, ClusterSession, Compression, WorkerList};
 pub use worker::{WorkerOptions, serve, service, worker};

@@ -12,13 +12,13 @@ use datafusion_distributed::{
     BroadcastExec, DistributedConfig, DistributedExec, DistributedLeafExec, NetworkBoundaryExt,
     NetworkBroadcastExec, display_plan_ascii, get_distributed_worker_resolver,
 };
-use gatework_sql::{is_covered, window_expressions};
+use gatework_sql::{is_supported, window_expressions};
 
 use super::{
-    execution::{ClusterExec, Placed},
+    execution::{ClusterExec, TaskAssignments},
     session::GETS_LOST,
 };
-use crate::{StagePlace, StageTree, StageView, text::count_of_tasks};
+use crate::{StageLocation, StageTree, StageView, explain::count_of_tasks};
 
 /// Whether parts of `plan` run on workers.
 pub fn is_distributed(plan: &Arc<dyn ExecutionPlan>) -> bool {
@@ -26,13 +26,17 @@ pub fn is_distributed(plan: &Arc<dyn ExecutionPlan>) -> bool {
 }
 
 /// Why all of `plan`, which a session of this configuration made, runs in this process; nothing if workers run parts.
-pub fn why_local(plan: &Arc<dyn ExecutionPlan>, config: &SessionConfig) -> Option<String> {
+pub fn local_execution_reason(
+    plan: &Arc<dyn ExecutionPlan>,
+    config: &SessionConfig,
+) -> Option<String> {
     if is_distributed(plan) {
         return None;
     }
     let workers = get_distributed_worker_resolver(config).and_then(|workers| workers.get_urls());
-    let part = DistributedConfig::from_session_config(config);
-    let part = part.map(|config| config.file_scan_config_bytes_per_partition as u64);
+    let distributed = DistributedConfig::from_session_config(config);
+    let partition_bytes =
+        distributed.map(|config| config.file_scan_config_bytes_per_partition as u64);
     let (mut bytes, mut gets_lost) = (0, false);
     // The walk has no errors of its own.
     let _walked = plan.apply(|node| {
@@ -49,14 +53,18 @@ pub fn why_local(plan: &Arc<dyn ExecutionPlan>, config: &SessionConfig) -> Optio
         bytes += sizes.sum::<u64>();
         Ok(TreeNodeRecursion::Continue)
     });
-    Some(match (workers.map(|urls| urls.len()), part) {
+    Some(match (workers.map(|urls| urls.len()), partition_bytes) {
         (Ok(0) | Err(_), _) => "there are no workers".into(),
         (Ok(1), _) => "there is one worker, and this process is no worse".into(),
         _ if gets_lost => GETS_LOST.into(),
         _ if bytes == 0 => "no files are read".into(),
-        (Ok(_), Ok(part)) if bytes <= part.saturating_mul(config.target_partitions() as u64) => {
+        (Ok(_), Ok(partition_bytes))
+            if bytes <= partition_bytes.saturating_mul(config.target_partitions() as u64) =>
+        {
             let threads = config.target_partitions();
-            format!("the files have {bytes} bytes, at most {part} for each of {threads} partitions")
+            format!(
+                "the files have {bytes} bytes, at most {partition_bytes} for each of {threads} partitions"
+            )
         }
         _ => "it has no part that is worth being divided".into(),
     })
@@ -70,41 +78,42 @@ pub fn plan_text(plan: &Arc<dyn ExecutionPlan>) -> String {
 /// The stages of a plan, as those of this process are shown: the one above the workers is local, all others run on
 /// workers, which are known once the query has begun. A plan that stays here is one stage.
 pub fn stage_tree(plan: &Arc<dyn ExecutionPlan>) -> StageTree {
-    let (plan, placed) = progress(plan).unwrap_or_else(|| (plan.clone(), Placed::new()));
+    let (plan, assignments) =
+        progress(plan).unwrap_or_else(|| (plan.clone(), TaskAssignments::new()));
     let mut found = vec![StageView {
         id: 0,
-        place: StagePlace::Local,
-        sharing: format!("SINGLE, {}", count_of_tasks(1)),
+        location: StageLocation::Local,
+        distribution: format!("SINGLE, {}", count_of_tasks(1)),
         output: "the result".into(),
         root: plan.clone(),
         parent: None,
     }];
-    collect_stages(&plan, 0, &placed, &mut found);
+    collect_stages(&plan, 0, &assignments, &mut found);
     StageTree::new(found, |node| node.is_network_boundary())
 }
 
 fn collect_stages(
     node: &Arc<dyn ExecutionPlan>,
     parent: usize,
-    placed: &Placed,
+    assignments: &TaskAssignments,
     found: &mut Vec<StageView>,
 ) {
     let Some(boundary) = node.as_network_boundary() else {
         let children = node.children().into_iter();
-        return children.for_each(|child| collect_stages(child, parent, placed, found));
+        return children.for_each(|child| collect_stages(child, parent, assignments, found));
     };
     let (stage, id) = (boundary.input_stage(), boundary.input_stage().num());
     let Some(root) = stage.local_plan() else { return };
-    let workers = placed.range((id, 0)..=(id, usize::MAX)).map(|(_, url)| url.to_string());
+    let workers = assignments.range((id, 0)..=(id, usize::MAX)).map(|(_, url)| url.to_string());
     found.push(StageView {
         id,
-        place: StagePlace::Remote(workers.collect()),
-        sharing: count_of_tasks(stage.task_count()),
+        location: StageLocation::Remote(workers.collect()),
+        distribution: count_of_tasks(stage.task_count()),
         output: output(root, node.as_ref()),
         root: root.clone(),
         parent: Some(parent),
     });
-    collect_stages(root, id, placed, found);
+    collect_stages(root, id, assignments, found);
 }
 
 /// Where the rows of a stage go that a boundary reads.
@@ -117,7 +126,7 @@ fn output(root: &Arc<dyn ExecutionPlan>, boundary: &dyn ExecutionPlan) -> String
 }
 
 /// What runs, or ran last, and where.
-fn progress(plan: &Arc<dyn ExecutionPlan>) -> Option<(Arc<dyn ExecutionPlan>, Placed)> {
+fn progress(plan: &Arc<dyn ExecutionPlan>) -> Option<(Arc<dyn ExecutionPlan>, TaskAssignments)> {
     match ClusterExec::of(plan.as_ref()) {
         Some(query) => Some(query.progress()),
         None => plan.children().into_iter().find_map(progress),
@@ -139,8 +148,10 @@ fn collect_fallbacks(plan: &Arc<dyn ExecutionPlan>, is_head: bool, names: &mut V
         Some(leaf) => {
             leaf.variants().iter().take(1).for_each(|one| collect_fallbacks(one, false, names));
         }
-        None if between || divides || plan.is::<DistributedExec>() || is_covered(plan.as_ref()) => {
-        }
+        None if between
+            || divides
+            || plan.is::<DistributedExec>()
+            || is_supported(plan.as_ref()) => {}
         None => names.push(plan.name().to_owned()),
     }
     for child in plan.children() {

@@ -23,14 +23,14 @@ use datafusion_distributed::{
     DistributedConfig, DistributedExt, NetworkBoundaryExt, SessionStateBuilderExt, WorkerResolver,
 };
 use gatework_runtime::Executor;
-use gatework_sql::{JoinSides, add_planning_rules, cover_above};
+use gatework_sql::{BuildSideSelection, add_planning_rules, wrap_until};
 use parking_lot::RwLock;
 use url::Url;
 
 use super::{
     connections::Connections,
-    execution::{Again, ClusterExec},
-    limits::LimitsOfBuilds,
+    execution::{ClusterExec, RetryPlan},
+    limits::IsolateBuildLimits,
 };
 use crate::StageOptions;
 
@@ -175,14 +175,14 @@ impl ClusterSession for SessionStateBuilder {
             own.worker_connection_buffer_budget_bytes = bytes;
         }
         own.compression = options.compression.name().into();
-        add_planning_rules(&mut self, JoinSides::of_many_machines());
-        send_to_all(&mut config);
+        add_planning_rules(&mut self, BuildSideSelection::distributed());
+        set_broadcast_limits(&mut config);
         let mut builder = self
             .with_config(config)
             .with_distributed_option_extension(own)
             .with_distributed_worker_resolver(resolver)
             .with_distributed_channel_resolver(options.connections.clone())
-            .with_physical_optimizer_rule(Arc::new(LimitsOfBuilds))
+            .with_physical_optimizer_rule(Arc::new(IsolateBuildLimits))
             .with_distributed_planner();
         let inner = std::mem::take(builder.query_planner());
         let planner = HeadPlanner {
@@ -198,16 +198,16 @@ impl ClusterSession for SessionStateBuilder {
 /// Sides of joins are sent to all workers up to the size at which stages of one process do it, unless the session has
 /// limits of its own: it costs less than to send both sides somewhere, and lets the other side be filtered where it is
 /// read.
-fn send_to_all(config: &mut SessionConfig) {
-    let (usual, stages) = (OptimizerOptions::default(), StageOptions::of_nodes(1));
+fn set_broadcast_limits(config: &mut SessionConfig) {
+    let (usual, stages) = (OptimizerOptions::default(), StageOptions::with_nodes(1));
     let own = &mut config.options_mut().optimizer;
     let bytes = &mut own.hash_join_single_partition_threshold;
     if *bytes == usual.hash_join_single_partition_threshold {
-        *bytes = stages.broadcast_bytes;
+        *bytes = stages.max_broadcast_bytes;
     }
     let rows = &mut own.hash_join_single_partition_threshold_rows;
     if *rows == usual.hash_join_single_partition_threshold_rows {
-        *rows = stages.broadcast_rows;
+        *rows = stages.max_broadcast_rows;
     }
 }
 
@@ -229,7 +229,7 @@ impl fmt::Debug for HeadPlanner {
 
 impl HeadPlanner {
     /// How a query is run again, if it may be.
-    fn again(&self, query: &LogicalPlan, session: &dyn Session) -> Result<Option<Again>> {
+    fn retry_plan(&self, query: &LogicalPlan, session: &dyn Session) -> Result<Option<RetryPlan>> {
         let session = session.as_any().downcast_ref::<SessionState>();
         let Some(session) = session.filter(|_| self.retries > 0) else { return Ok(None) };
         let writes = query.exists(|node| {
@@ -237,7 +237,7 @@ impl HeadPlanner {
                 matches!(node, LogicalPlan::Dml(_) | LogicalPlan::Copy(_) | LogicalPlan::Ddl(_));
             Ok(writes)
         })?;
-        Ok((!writes).then(|| Again {
+        Ok((!writes).then(|| RetryPlan {
             query: query.clone(),
             session: Arc::new(session.clone()),
             planner: self.clone(),
@@ -257,14 +257,14 @@ impl HeadPlanner {
             let Some(state) = session.as_any().downcast_ref::<SessionState>() else {
                 return not_impl_err!("{GETS_LOST}, and a session of an unknown kind");
             };
-            let mut here = state.clone();
-            here.set_distributed_worker_resolver(WorkerList(Arc::default()));
-            inner.create_physical_plan(query, &here).await?
+            let mut local = state.clone();
+            local.set_distributed_worker_resolver(WorkerList(Arc::default()));
+            inner.create_physical_plan(query, &local).await?
         } else {
             inner.create_physical_plan(query, session).await?
         };
         // The stages that workers run are left as they are.
-        cover_above(plan, &self.executor, &|node| node.is_network_boundary())
+        wrap_until(plan, &self.executor, &|node| node.is_network_boundary())
     }
 }
 
@@ -303,6 +303,6 @@ impl QueryPlanner for HeadPlanner {
         session: &dyn Session,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let plan = self.plan(query, session).await?;
-        ClusterExec::around(plan, || self.again(query, session))
+        ClusterExec::wrap(plan, || self.retry_plan(query, session))
     }
 }

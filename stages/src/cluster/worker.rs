@@ -15,7 +15,7 @@ use datafusion_distributed::{
 };
 use futures::TryStreamExt;
 use gatework_runtime::Executor;
-use gatework_sql::{Settings, cover_above, io_on};
+use gatework_sql::{Settings, set_io_runtime, wrap_until};
 use tokio::{net::TcpListener, runtime::Handle};
 use tonic::{
     body::Body,
@@ -25,15 +25,15 @@ use tonic::{
 };
 
 use super::{
-    access::{Access, SILENCE, external, version},
+    active_tasks::{ActiveTasks, TaskTrackingService, current_task_queries},
+    auth::{ClusterAuth, FAILURE_DETECTION, external, version},
     connections::Connections,
-    locations::Locations,
-    parts::{Parts, PartsService, queries_of_part},
-    watched::Watched,
+    liveness::LivenessStream,
+    locations::AllowedLocations,
 };
 
 /// The largest request that a worker takes: a part of a plan, with the rows of tables that are in memory.
-const LARGEST_REQUEST: usize = 64 << 20;
+const MAX_REQUEST_BYTES: usize = 64 << 20;
 
 /// What a worker runs with.
 #[derive(Debug, Clone)]
@@ -45,7 +45,7 @@ pub struct WorkerOptions {
     /// How it reaches other workers.
     pub connections: Connections,
     /// What it may read.
-    pub locations: Locations,
+    pub locations: AllowedLocations,
     /// The server's runtime, if it shall read files and be woken by streams too: rows need not be handed from thread to
     /// thread then. It has to last as long as the executor has queries. By default the executor has two threads of its own
     /// for that.
@@ -62,13 +62,14 @@ pub struct WorkerOptions {
 pub fn worker(executor: &Executor, options: WorkerOptions) -> Result<Worker> {
     let WorkerOptions { runtime, settings, connections, locations, io } = options;
     if let Some(io) = io {
-        io_on(executor, io);
+        set_io_runtime(executor, io);
     }
-    let runtime = locations.guard(&runtime)?;
-    let part = Part { executor: executor.clone(), settings, connections, locations };
+    let runtime = locations.wrap_runtime(&runtime)?;
+    let builder =
+        TaskSessionBuilder { executor: executor.clone(), settings, connections, locations };
     let session = move |query: WorkerQueryContext| {
-        let part = part.clone();
-        async move { Ok(part.session(query)) }
+        let builder = builder.clone();
+        async move { Ok(builder.session(query)) }
     };
     let worker = Worker::from_session_builder(session);
     Ok(worker.with_runtime_env(runtime).with_version(version()))
@@ -76,24 +77,24 @@ pub fn worker(executor: &Executor, options: WorkerOptions) -> Result<Worker> {
 
 /// What a part of a query meets on its worker.
 #[derive(Clone)]
-struct Part {
+struct TaskSessionBuilder {
     executor: Executor,
     settings: Settings,
     connections: Connections,
-    locations: Locations,
+    locations: AllowedLocations,
 }
 
-impl Part {
+impl TaskSessionBuilder {
     fn session(self, query: WorkerQueryContext) -> SessionState {
         let mut builder = query.builder;
         let config = builder.config().take().unwrap_or_default();
         let Self { executor, settings, connections, locations } = self;
         let rewrite = move |event: WorkerPlanRewriteEvent<'_>| {
             locations.check(&event.plan)?;
-            Ok(WorkerPlanRewriteEventResponse::new(hosted(event.plan, &executor)?))
+            Ok(WorkerPlanRewriteEventResponse::new(wrap_stage(event.plan, &executor)?))
         };
-        let mut config = Settings { admitted: true, ..settings }.into_config(config);
-        if let Some(queries) = queries_of_part() {
+        let mut config = Settings { bypass_admission: true, ..settings }.into_config(config);
+        if let Some(queries) = current_task_queries() {
             config = queries.into_config(config);
         }
         builder
@@ -105,23 +106,23 @@ impl Part {
 }
 
 /// A stage's plan on `executor`. Its head is taken off and put on again by the worker, and so stays what it is.
-fn hosted(plan: Arc<dyn ExecutionPlan>, executor: &Executor) -> Result<Arc<dyn ExecutionPlan>> {
+fn wrap_stage(plan: Arc<dyn ExecutionPlan>, executor: &Executor) -> Result<Arc<dyn ExecutionPlan>> {
     let divides = plan.is::<RepartitionExec>() || plan.is::<BroadcastExec>();
     if !divides {
-        return cover_above(plan, executor, &|_| false);
+        return wrap_until(plan, executor, &|_| false);
     }
     let children = plan.children().into_iter().cloned();
-    let children = children.map(|child| cover_above(child, executor, &|_| false));
+    let children = children.map(|child| wrap_until(child, executor, &|_| false));
     let keep = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Keep);
     let children = children.collect::<Result<_>>()?;
     plan.replace_children(children, keep)
 }
 
-/// `worker` as a service of a tonic server. Requests that do not show what `access` asks for, or come from another
+/// `worker` as a service of a tonic server. Requests that do not show what `auth` asks for, or come from another
 /// version, are refused, and so are those above 64 MiB.
 pub fn service(
     worker: Worker,
-    access: &Access,
+    auth: &ClusterAuth,
 ) -> impl Service<
     http::Request<Body>,
     Response = http::Response<Body>,
@@ -134,14 +135,14 @@ pub fn service(
 + Sync
 + 'static
 + use<> {
-    counted(worker, access, Parts::new(|| {}))
+    tracked_service(worker, auth, ActiveTasks::new(|| {}))
 }
 
-fn counted(
+fn tracked_service(
     worker: Worker,
-    access: &Access,
-    parts: Arc<Parts>,
-) -> PartsService<
+    auth: &ClusterAuth,
+    tasks: Arc<ActiveTasks>,
+) -> TaskTrackingService<
     impl Service<
         http::Request<Body>,
         Response = http::Response<Body>,
@@ -155,33 +156,32 @@ fn counted(
     + 'static
     + use<>,
 > {
-    let service = worker.into_worker_server().max_decoding_message_size(LARGEST_REQUEST);
-    PartsService { service, parts, access: access.clone() }
+    let service = worker.into_worker_server().max_decoding_message_size(MAX_REQUEST_BYTES);
+    TaskTrackingService { service, tasks, auth: auth.clone() }
 }
 
 /// Serves `worker` at `listener` until `end` comes. Then it takes no more parts of queries; those that it has get on, and
-/// when they are done, it ends. Whenever it has none any more, `idle` is called, which must not take long: what its queries
+/// when they are done, it ends. Whenever it has none any more, `on_idle` is called, which must not take long: what its queries
 /// took is free then, or will soon be.
 ///
 /// # Errors
 /// If the server fails.
 pub async fn serve(
     worker: Worker,
-    access: &Access,
+    auth: &ClusterAuth,
     listener: TcpListener,
     end: impl Future<Output = ()>,
-    idle: impl Fn() + Send + Sync + 'static,
+    on_idle: impl Fn() + Send + Sync + 'static,
 ) -> Result<()> {
-    let parts = Parts::new(idle);
+    let tasks = ActiveTasks::new(on_idle);
     let calls = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let calls = calls.map_ok(|call| Watched::new(call, SILENCE));
+    let calls = calls.map_ok(|call| LivenessStream::new(call, FAILURE_DETECTION));
     let end = async {
         end.await;
-        parts.drain().await;
+        tasks.drain().await;
     };
-    access
-        .server()?
-        .add_service(counted(worker, access, parts.clone()))
+    auth.server()?
+        .add_service(tracked_service(worker, auth, tasks.clone()))
         .serve_with_incoming_shutdown(calls, end)
         .await
         .map_err(external)

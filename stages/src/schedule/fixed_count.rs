@@ -22,8 +22,8 @@ impl FixedCountScheduler {
 impl StageScheduler for FixedCountScheduler {
     fn schedule(&mut self, stage: &mut StageExecution, _: &[SplitLoad]) -> Result<Scheduled> {
         let mut new = Vec::new();
-        for (number, node) in self.nodes.iter().enumerate() {
-            new.extend(stage.schedule_task(*node, number)?);
+        for (index, node) in self.nodes.iter().enumerate() {
+            new.extend(stage.schedule_task(*node, index)?);
         }
         Ok(Scheduled { finished: true, new, blocked: None })
     }

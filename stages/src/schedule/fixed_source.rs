@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use gatework_operators::OrFail;
+use gatework_operators::ResultExt;
 use gatework_runtime::Result;
 use gatework_shared_state::{Gate, splits::SplitLoad};
 use gatework_sql::splits::{Split, SplitSource, Splits};
@@ -27,7 +27,7 @@ pub struct FixedSourceScheduler {
     splits: Box<dyn BucketSplits>,
     limits: SplitLimits,
     /// At most so many groups at a time, if there are groups.
-    groups: Option<usize>,
+    concurrent_lifespans: Option<usize>,
     /// Of each node.
     lanes: Vec<Lane>,
     begun: bool,
@@ -36,7 +36,7 @@ pub struct FixedSourceScheduler {
 /// What one node has to read.
 struct Lane {
     /// Buckets and tables, in the order in which they are begun.
-    left: VecDeque<(usize, usize)>,
+    remaining: VecDeque<(usize, usize)>,
     current: Option<Current>,
     complete: bool,
 }
@@ -59,11 +59,11 @@ impl FixedSourceScheduler {
         limits: SplitLimits,
         (tables, buckets): (usize, usize),
         nodes: usize,
-        groups: Option<usize>,
+        concurrent_lifespans: Option<usize>,
     ) -> Self {
         let lane = |node: NodeId| {
             let own = || (node..buckets).step_by(nodes);
-            let left = match groups {
+            let remaining = match concurrent_lifespans {
                 Some(_) => {
                     own().flat_map(|bucket| (0..tables).map(move |table| (bucket, table))).collect()
                 }
@@ -71,10 +71,16 @@ impl FixedSourceScheduler {
                     (0..tables).flat_map(|table| own().map(move |bucket| (bucket, table))).collect()
                 }
             };
-            Lane { left, current: None, complete: false }
+            Lane { remaining, current: None, complete: false }
         };
         let lanes = (0..nodes).map(lane).collect();
-        Self { splits, limits, groups: groups.map(|most| most.max(1)), lanes, begun: false }
+        Self {
+            splits,
+            limits,
+            concurrent_lifespans: concurrent_lifespans.map(|count| count.max(1)),
+            lanes,
+            begun: false,
+        }
     }
 }
 
@@ -83,7 +89,7 @@ type Blocked = (BlockedReason, Option<Gate>);
 
 impl Lane {
     fn close(&mut self) {
-        self.left.clear();
+        self.remaining.clear();
         if let Some(mut current) = self.current.take() {
             current.source.close();
         }
@@ -95,41 +101,44 @@ impl Lane {
         task: &dyn StageTask,
         splits: &mut dyn BucketSplits,
         batch: usize,
-        groups: Option<usize>,
-        mut has_room: impl FnMut() -> bool,
+        concurrent_lifespans: Option<usize>,
+        mut has_capacity: impl FnMut() -> bool,
     ) -> Result<Option<Blocked>> {
         loop {
             let current = match &mut self.current {
                 Some(current) => current,
                 None => {
-                    let Some((bucket, table)) = self.left.front().copied() else { break };
-                    if let (Some(most), 0) = (groups, table) {
+                    let Some((bucket, table)) = self.remaining.front().copied() else { break };
+                    if let (Some(max_running), 0) = (concurrent_lifespans, table) {
                         // The inbox is told when one of them ends.
-                        if task.running_groups() >= most {
-                            return Ok(Some((BlockedReason::GroupsRunning, None)));
+                        if task.running_lifespans() >= max_running {
+                            return Ok(Some((BlockedReason::LifespansRunning, None)));
                         }
-                        task.begin_group(bucket)?;
+                        task.start_lifespan(bucket)?;
                     }
-                    self.left.pop_front();
+                    self.remaining.pop_front();
                     let source = splits.open(bucket, table)?;
                     let pending = VecDeque::new();
                     self.current.insert(Current { bucket, table, source, pending, last: false })
                 }
             };
-            let lifespan = groups.map_or(Lifespan::Task, |_| Lifespan::Group(current.bucket));
-            if let Some(blocked) = current.give_out(task, lifespan, batch, &mut has_room)? {
+            let lifespan =
+                concurrent_lifespans.map_or(Lifespan::Task, |_| Lifespan::Group(current.bucket));
+            if let Some(blocked) =
+                current.assign_splits(task, lifespan, batch, &mut has_capacity)?
+            {
                 return Ok(Some(blocked));
             }
             let table = current.table;
             self.current = None;
             // In groups each table's end is that of the bucket.
-            let others = self.left.front().is_some_and(|(_, next)| *next == table);
-            if groups.is_some() || !others {
-                task.no_more_splits(lifespan, table);
+            let others = self.remaining.front().is_some_and(|(_, next)| *next == table);
+            if concurrent_lifespans.is_some() || !others {
+                task.set_no_more_splits(lifespan, table);
             }
         }
-        if !std::mem::replace(&mut self.complete, true) && groups.is_some() {
-            task.no_more_groups();
+        if !std::mem::replace(&mut self.complete, true) && concurrent_lifespans.is_some() {
+            task.set_no_more_lifespans();
         }
         Ok(None)
     }
@@ -137,16 +146,16 @@ impl Lane {
 
 impl Current {
     /// Gives all of them out.
-    fn give_out(
+    fn assign_splits(
         &mut self,
         task: &dyn StageTask,
         lifespan: Lifespan,
         batch: usize,
-        has_room: &mut impl FnMut() -> bool,
+        has_capacity: &mut impl FnMut() -> bool,
     ) -> Result<Option<Blocked>> {
         loop {
             // What nobody wants is not looked for.
-            let Some(room) = task.room(lifespan, self.table) else {
+            let Some(capacity) = task.capacity_gate(lifespan, self.table) else {
                 self.source.close();
                 return Ok(None);
             };
@@ -155,8 +164,8 @@ impl Current {
                     self.source.close();
                     return Ok(None);
                 }
-                match self.source.next(batch).or_fail()? {
-                    Splits::Some(splits, last) => {
+                match self.source.next(batch).query_err()? {
+                    Splits::Batch(splits, last) => {
                         self.pending.extend(splits);
                         self.last = last;
                     }
@@ -166,9 +175,9 @@ impl Current {
                 }
             }
             while let Some(split) = self.pending.pop_front() {
-                if !has_room() && !room.is_ready() {
+                if !has_capacity() && !capacity.is_ready() {
                     self.pending.push_front(split);
-                    return Ok(Some((BlockedReason::SplitQueuesFull, Some(room))));
+                    return Ok(Some((BlockedReason::SplitQueuesFull, Some(capacity))));
                 }
                 task.add_splits(lifespan, self.table, vec![split]);
             }
@@ -192,15 +201,21 @@ impl StageScheduler for FixedSourceScheduler {
             let Some(task) = stage.task_on(node) else { continue };
             let mut free = self
                 .limits
-                .most_on_node
+                .max_splits_per_node
                 .saturating_sub(nodes.get(node).map_or(0, |load| load.queued + load.reading));
-            let has_room = || {
-                let room = free > 0;
+            let has_capacity = || {
+                let has_free = free > 0;
                 free = free.saturating_sub(1);
-                room
+                has_free
             };
             let splits = self.splits.as_mut();
-            let blocked = lane.advance(task.as_ref(), splits, batch, self.groups, has_room)?;
+            let blocked = lane.advance(
+                task.as_ref(),
+                splits,
+                batch,
+                self.concurrent_lifespans,
+                has_capacity,
+            )?;
             if let Some((reason, gate)) = blocked {
                 why = Some(reason);
                 gates.extend(gate);

@@ -27,7 +27,7 @@ pub enum BlockedReason {
     /// Tasks have more splits than they can read soon.
     SplitQueuesFull,
     /// As many groups run as may at a time.
-    GroupsRunning,
+    LifespansRunning,
     /// There is not enough to be written for one more writer.
     WriterScaling,
 }

@@ -35,24 +35,24 @@ impl StageScheduler for ScaledWriterScheduler {
     fn schedule(&mut self, stage: &mut StageExecution, _: &[SplitLoad]) -> Result<Scheduled> {
         let mut new = Vec::new();
         let writers = stage.task_count();
-        let written_enough = self.bytes_per_writer.saturating_mul(writers as u64);
+        let scale_up_bytes = self.bytes_per_writer.saturating_mul(writers as u64);
         let mut open = stage.sources().filter(|output| !output.state().is_final()).peekable();
         let all_known = stage.knows_all_sources();
         if writers > 0 && all_known && open.peek().is_none() {
             return Ok(Scheduled { finished: true, new, blocked: None });
         }
-        let (mut sources, mut held_up, mut gates) = (0, 0, Vec::new());
+        let (mut sources, mut blocked_sources, mut gates) = (0, 0, Vec::new());
         for output in open {
             sources += 1;
-            let crowded = output.is_overutilized();
-            held_up += usize::from(crowded);
-            if !crowded {
-                gates.push(output.overutilized().clone());
+            let overutilized = output.is_overutilized();
+            blocked_sources += usize::from(overutilized);
+            if !overutilized {
+                gates.push(output.overutilized_gate().clone());
             }
         }
-        let enough = self.progress.when(written_enough);
-        let pays = self.progress.bytes() >= written_enough;
-        let grow = writers == 0 || held_up * 2 >= sources.max(1) && pays;
+        let enough_gate = self.progress.reached(scale_up_bytes);
+        let enough_written = self.progress.bytes() >= scale_up_bytes;
+        let grow = writers == 0 || blocked_sources * 2 >= sources.max(1) && enough_written;
         if grow && let Some(node) = self.free.pop() {
             new.extend(stage.schedule_task(node, writers)?);
             return Ok(Scheduled { finished: false, new, blocked: None });
@@ -60,8 +60,8 @@ impl StageScheduler for ScaledWriterScheduler {
         if self.free.is_empty() {
             // Only the ends of those that feed it are of interest, which the scheduler hears of anyway.
             gates = Vec::new();
-        } else if held_up * 2 >= sources.max(1) {
-            gates = vec![enough];
+        } else if blocked_sources * 2 >= sources.max(1) {
+            gates = vec![enough_gate];
         }
         Ok(Scheduled { finished: false, new, blocked: Some((BlockedReason::WriterScaling, gates)) })
     }

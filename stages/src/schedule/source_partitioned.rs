@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use gatework_operators::OrFail;
+use gatework_operators::ResultExt;
 use gatework_runtime::Result;
 use gatework_shared_state::{Gate, splits::SplitLoad};
 use gatework_sql::splits::{Split, SplitSource, Splits};
 
 use super::{BlockedReason, SPLIT_BATCH, Scheduled, StageScheduler};
-use crate::{NodeId, SplitLimits, StageExecution, StageState, placement::Placement, stage::Tasks};
+use crate::{
+    NodeId, SplitLimits, StageExecution, StageState, split_placement::NodeSelector, stage::Tasks,
+};
 
 /// Gives the splits of one table to the nodes that have least to do, as fast as they read them.
 pub struct SourcePartitionedScheduler {
@@ -19,30 +21,30 @@ pub struct SourcePartitionedScheduler {
     last: bool,
     closed: bool,
     /// Some node has a split.
-    placed: bool,
+    has_assigned: bool,
 }
 
 impl SourcePartitionedScheduler {
     /// For the splits of `source`.
     pub fn new(source: Box<dyn SplitSource>, limits: SplitLimits) -> Self {
         let pending = VecDeque::new();
-        Self { source, limits, pending, last: false, closed: false, placed: false }
+        Self { source, limits, pending, last: false, closed: false, has_assigned: false }
     }
 
     /// Gives pending splits away until no node wants one.
-    fn place(&mut self, stage: &mut StageExecution, nodes: &[SplitLoad]) -> Result<Tasks> {
-        let mut placement = Placement::new(self.limits, nodes, stage);
-        let mut of_nodes: BTreeMap<NodeId, Vec<Split>> = BTreeMap::new();
+    fn assign_splits(&mut self, stage: &mut StageExecution, nodes: &[SplitLoad]) -> Result<Tasks> {
+        let mut selector = NodeSelector::new(self.limits, nodes, stage);
+        let mut by_node: BTreeMap<NodeId, Vec<Split>> = BTreeMap::new();
         while let Some(split) = self.pending.pop_front() {
-            let Some(node) = placement.place(split.weight()) else {
+            let Some(node) = selector.select_node(split.weight()) else {
                 self.pending.push_front(split);
                 break;
             };
-            of_nodes.entry(node).or_default().push(split);
+            by_node.entry(node).or_default().push(split);
         }
         let mut new = Vec::new();
-        for (node, splits) in of_nodes {
-            self.placed = true;
+        for (node, splits) in by_node {
+            self.has_assigned = true;
             new.extend(stage.schedule_splits(node, 0, splits)?);
         }
         Ok(new)
@@ -73,8 +75,8 @@ fn blocked(
 impl StageScheduler for SourcePartitionedScheduler {
     fn schedule(&mut self, stage: &mut StageExecution, nodes: &[SplitLoad]) -> Result<Scheduled> {
         if self.pending.is_empty() && !self.last {
-            match self.source.next(SPLIT_BATCH).or_fail()? {
-                Splits::Some(splits, last) => {
+            match self.source.next(SPLIT_BATCH).query_err()? {
+                Splits::Batch(splits, last) => {
                     self.pending.extend(splits);
                     self.last = last;
                 }
@@ -85,13 +87,13 @@ impl StageScheduler for SourcePartitionedScheduler {
             }
         }
         // Of an empty table one task finds that it is (J-4).
-        if self.last && self.pending.is_empty() && !self.placed {
+        if self.last && self.pending.is_empty() && !self.has_assigned {
             self.pending.push_back(Split::empty());
         }
-        let new = self.place(stage, nodes)?;
+        let new = self.assign_splits(stage, nodes)?;
         if !self.pending.is_empty() {
             let reason = BlockedReason::SplitQueuesFull;
-            return blocked(stage, nodes.len(), reason, new, Placement::room);
+            return blocked(stage, nodes.len(), reason, new, NodeSelector::capacity_gates);
         }
         if self.last {
             self.close();

@@ -26,8 +26,8 @@ use tempfile::TempDir;
 
 use super::mock::{LIMITS, MockFactory, MockSplits, MockTask, chain};
 use crate::{
-    BucketSplits, FixedSourceScheduler, Inbox, PartitioningHandle as Handle, Scheduled,
-    StageExecution, StageOptions, StageScheduler, StageState, StageTask, SubPlan,
+    BucketSplits, FixedSourceScheduler, PartitioningHandle as Handle, Scheduled, StageExecution,
+    StageOptions, StageScheduler, StageState, StageTask, SubPlan, TaskEvents,
     linkage::BufferManager, plan_stages,
 };
 
@@ -69,15 +69,18 @@ async fn session(folder: &TempDir) -> SessionContext {
 
 async fn stages(session: &SessionContext, sql: &str, nodes: usize) -> SubPlan {
     let (state, plan) = session.sql(sql).await.unwrap().into_parts();
-    let options =
-        StageOptions { broadcast_bytes: 0, broadcast_rows: 0, ..StageOptions::of_nodes(nodes) };
+    let options = StageOptions {
+        max_broadcast_bytes: 0,
+        max_broadcast_rows: 0,
+        ..StageOptions::with_nodes(nodes)
+    };
     plan_stages(&state, &plan, &options).await.unwrap()
 }
 
 /// Each stage that reads tables: how its tasks share them, and whether in groups.
 fn tables(plan: &SubPlan) -> Vec<(Handle, bool)> {
     let fragments = plan.fragments().into_iter().filter(|fragment| !fragment.tables.is_empty());
-    fragments.map(|fragment| (fragment.partitioning, fragment.grouped)).collect()
+    fragments.map(|fragment| (fragment.partitioning, fragment.grouped_execution)).collect()
 }
 
 const GROUPED: (Handle, bool) = (Handle::Buckets, true);
@@ -159,7 +162,7 @@ async fn f9_what_reads_others_is_done_together() {
     let session = session(&folder).await;
     let sql = "SELECT a.k, count(*) FROM a JOIN plain ON a.v = plain.v GROUP BY a.k";
     let (state, plan) = session.sql(sql).await.unwrap().into_parts();
-    let plan = plan_stages(&state, &plan, &StageOptions::of_nodes(3)).await.unwrap();
+    let plan = plan_stages(&state, &plan, &StageOptions::with_nodes(3)).await.unwrap();
     let mut all = tables(&plan);
     all.sort_by_key(|(handle, _)| *handle == Handle::Source);
     assert_eq!(all, [(Handle::Buckets, false), ANYWHERE], "{}", plan.tree(3).text());
@@ -207,7 +210,7 @@ struct Table {
     scheduler: FixedSourceScheduler,
     stage: StageExecution,
     factory: Arc<MockFactory>,
-    inbox: Arc<Inbox>,
+    events: Arc<TaskEvents>,
     opened: Opened,
 }
 
@@ -216,15 +219,16 @@ impl Table {
     fn new(splits: usize, buckets: usize, nodes: usize, groups: Option<usize>) -> Self {
         let source = MockBuckets { splits, ..MockBuckets::default() };
         let opened = source.opened.clone();
-        let (factory, inbox) = (MockFactory::new(LIMITS.most_queued), Arc::<Inbox>::default());
+        let (factory, events) =
+            (MockFactory::new(LIMITS.max_pending_splits_per_task), Arc::<TaskEvents>::default());
         let plan = chain(nodes);
         let fragment = plan.fragments()[2].clone();
         let manager = BufferManager::new(&fragment.output);
-        let mut stage = StageExecution::new(fragment, factory.clone(), inbox.clone());
+        let mut stage = StageExecution::new(fragment, factory.clone(), events.clone());
         stage.set_buffers(manager.buffers()).unwrap();
         let scheduler =
             FixedSourceScheduler::new(Box::new(source), LIMITS, (2, buckets), nodes, groups);
-        Self { scheduler, stage, factory, inbox, opened }
+        Self { scheduler, stage, factory, events, opened }
     }
 
     fn schedule(&mut self) -> Scheduled {
@@ -322,9 +326,9 @@ fn k4_m5_groups_follow_each_other() {
     assert!(!waits.finished && table.task(0).log().len() == 5, "M-6: it has been read, and runs");
     let (_, gates) = waits.blocked.unwrap();
     assert!(gates.is_empty(), "only the inbox tells");
-    assert!(table.inbox.take().is_none() && !table.inbox.gate().is_ready());
+    assert!(table.events.take().is_none() && !table.events.gate().is_ready());
     table.task(0).end_group(0);
-    assert!(table.inbox.gate().is_ready());
+    assert!(table.events.gate().is_ready());
     assert!(table.schedule().finished);
     let log = [group(0), group(2), vec!["no more groups".into()]].concat();
     assert_eq!(table.task(0).log(), log);
@@ -335,10 +339,10 @@ fn k4_m5_groups_follow_each_other() {
 fn k4_several_groups_at_a_time() {
     let mut table = Table::new(1, 5, 1, Some(2));
     table.schedule();
-    assert_eq!(table.task(0).running_groups(), 2);
+    assert_eq!(table.task(0).running_lifespans(), 2);
     table.task(0).end_group(1);
     table.schedule();
-    assert_eq!(table.task(0).running_groups(), 2);
+    assert_eq!(table.task(0).running_lifespans(), 2);
     for group in [0, 2] {
         table.task(0).end_group(group);
     }
@@ -352,7 +356,7 @@ fn k4_several_groups_at_a_time() {
 fn a_group_that_has_enough_does_not_stop_the_others() {
     let mut table = Table::new(20, 2, 1, Some(1));
     table.schedule();
-    assert!(table.task(0).running_groups() == 1 && !table.schedule().finished);
+    assert!(table.task(0).running_lifespans() == 1 && !table.schedule().finished);
     table.task(0).end_group(0);
     assert!(!table.schedule().finished);
     assert!(table.task(0).log().contains(&"group 1".to_owned()));

@@ -19,22 +19,22 @@ use datafusion::{
 };
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Batch, Held},
+    pipeline::{Batch, BufferedBatch},
 };
 use gatework_shared_state::{
-    Budget, Gate, Take,
-    output::{ExchangeClient, LocationId, Output, OutputWriter},
+    BufferLimit, Gate, PopResult,
+    output::{ExchangeClient, LocationId, OutputBuffer, OutputWriter},
     splits::{SplitLoad, SplitQueue},
 };
 use gatework_sql::splits::{Split, SplitSource, Splits};
 use parking_lot::Mutex;
 
 use crate::{
-    ExchangeExec, ExchangeKind, ExecutionPolicy, FixedCountScheduler, Inbox, Lifespan, NodeId,
+    ExchangeExec, ExchangeKind, ExecutionPolicy, FixedCountScheduler, Lifespan, NodeId,
     PartitioningHandle as Handle, PartitioningScheme, QueryScheduler, Scope,
     SourcePartitionedScheduler, SplitLimits, SplitScanExec, StageExecution, StageScheduler,
-    StageTask, StateMachine, Step, SubPlan, TaskFactory, TaskId, TaskSpec, TaskState,
-    fragment_plan,
+    StageTask, StateMachine, StepResult, SubPlan, TaskEvents, TaskFactory, TaskId, TaskSpec,
+    TaskState, fragment_plan,
 };
 
 #[derive(Debug)]
@@ -43,13 +43,13 @@ pub(super) struct MockTask {
     node: NodeId,
     state: StateMachine<TaskState>,
     error: Mutex<Option<Error>>,
-    output: Output<Held>,
-    writer: Mutex<Option<OutputWriter<Held>>>,
+    output: OutputBuffer<BufferedBatch>,
+    writer: Mutex<Option<OutputWriter<BufferedBatch>>>,
     pub(super) queue: SplitQueue<Split>,
     groups: Mutex<BTreeMap<usize, SplitQueue<Split>>>,
     /// What it was told, in order.
     log: Mutex<Vec<String>>,
-    inbox: Arc<Inbox>,
+    events: Arc<TaskEvents>,
 }
 
 impl MockTask {
@@ -57,13 +57,13 @@ impl MockTask {
         self.log.lock().clone()
     }
 
-    fn note(&self, what: impl Into<String>) {
+    fn record(&self, what: impl Into<String>) {
         self.log.lock().push(what.into());
     }
 
     fn end(&self, state: TaskState) {
-        if self.state.set_if(state, |_| true) {
-            self.inbox.ended(self.id);
+        if self.state.compare_and_set(state, |_| true) {
+            self.events.task_ended(self.id);
         }
     }
 
@@ -94,21 +94,21 @@ impl MockTask {
         if let Some(queue) = self.groups.lock().remove(&group) {
             queue.close();
         }
-        self.inbox.stirred();
+        self.events.task_progressed();
     }
 
     /// Reads all that the group has.
     pub(super) fn read_group(&self, group: usize) {
         if let Some(queue) = self.queue_of(Lifespan::Group(group)) {
-            while let Take::Item(_) = queue.take() {}
+            while let PopResult::Item(_) = queue.take() {}
         }
     }
 
     /// Reads so many of its splits; how many there were.
-    pub(super) fn read_splits(&self, most: usize) -> usize {
+    pub(super) fn read_splits(&self, max: usize) -> usize {
         let mut read = 0;
-        while read < most
-            && let Take::Item(_) = self.queue.take()
+        while read < max
+            && let PopResult::Item(_) = self.queue.take()
         {
             read += 1;
         }
@@ -116,7 +116,7 @@ impl MockTask {
     }
 }
 
-fn of(lifespan: Lifespan) -> String {
+fn in_lifespan(lifespan: Lifespan) -> String {
     match lifespan {
         Lifespan::Task => String::new(),
         Lifespan::Group(group) => format!(" in group {group}"),
@@ -136,11 +136,11 @@ impl StageTask for MockTask {
     fn error(&self) -> Option<Error> {
         self.error.lock().clone()
     }
-    fn output(&self) -> &Output<Held> {
+    fn output(&self) -> &OutputBuffer<BufferedBatch> {
         &self.output
     }
     fn add_splits(&self, lifespan: Lifespan, table: usize, splits: Vec<Split>) {
-        self.note(format!("{} splits of {table}{}", splits.len(), of(lifespan)));
+        self.record(format!("{} splits of {table}{}", splits.len(), in_lifespan(lifespan)));
         let weighed = splits.into_iter().map(|split| {
             let weight = split.weight();
             (split, weight)
@@ -149,36 +149,43 @@ impl StageTask for MockTask {
             queue.add(weighed);
         }
     }
-    fn no_more_splits(&self, lifespan: Lifespan, table: usize) {
-        self.note(format!("no more splits of {table}{}", of(lifespan)));
+    fn set_no_more_splits(&self, lifespan: Lifespan, table: usize) {
+        self.record(format!("no more splits of {table}{}", in_lifespan(lifespan)));
         if lifespan == Lifespan::Task {
-            self.queue.no_more();
+            self.queue.set_no_more_splits();
         }
     }
     fn load(&self) -> SplitLoad {
         let groups = self.groups.lock();
         groups.values().chain([&self.queue]).map(SplitQueue::load).sum()
     }
-    fn room(&self, lifespan: Lifespan, _: usize) -> Option<Gate> {
-        self.queue_of(lifespan).map(|queue| queue.room().clone())
+    fn capacity_gate(&self, lifespan: Lifespan, _: usize) -> Option<Gate> {
+        self.queue_of(lifespan).map(|queue| queue.capacity().clone())
     }
-    fn begin_group(&self, group: usize) -> Result<()> {
-        self.note(format!("group {group}"));
-        self.groups.lock().insert(group, SplitQueue::new("mock group", LIMITS.most_queued));
+    fn start_lifespan(&self, group: usize) -> Result<()> {
+        self.record(format!("group {group}"));
+        self.groups
+            .lock()
+            .insert(group, SplitQueue::new("mock group", LIMITS.max_pending_splits_per_task));
         Ok(())
     }
-    fn running_groups(&self) -> usize {
+    fn running_lifespans(&self) -> usize {
         self.groups.lock().len()
     }
-    fn no_more_groups(&self) {
-        self.note("no more groups");
+    fn set_no_more_lifespans(&self) {
+        self.record("no more groups");
     }
-    fn add_location(&self, source: usize, id: LocationId, _: &Output<Held>) -> Result<()> {
-        self.note(format!("source {source} reads {}.{}", id >> 32, id & 0xffff));
+    fn add_location(
+        &self,
+        source: usize,
+        id: LocationId,
+        _: &OutputBuffer<BufferedBatch>,
+    ) -> Result<()> {
+        self.record(format!("source {source} reads {}.{}", id >> 32, id & 0xffff));
         Ok(())
     }
-    fn no_more_locations(&self, source: usize) {
-        self.note(format!("source {source} is complete"));
+    fn set_no_more_locations(&self, source: usize) {
+        self.record(format!("source {source} is complete"));
     }
     fn cancel(&self) {
         self.output.destroy();
@@ -193,28 +200,28 @@ impl StageTask for MockTask {
 #[derive(Debug)]
 pub(super) struct MockFactory {
     tasks: Mutex<Vec<Arc<MockTask>>>,
-    most_queued: usize,
+    max_queued: usize,
 }
 
 impl MockFactory {
-    pub(super) fn new(most_queued: usize) -> Arc<Self> {
-        Arc::new(Self { tasks: Mutex::default(), most_queued })
+    pub(super) fn new(max_queued: usize) -> Arc<Self> {
+        Arc::new(Self { tasks: Mutex::default(), max_queued })
     }
 
     pub(super) fn tasks(&self) -> Vec<Arc<MockTask>> {
         self.tasks.lock().clone()
     }
 
-    pub(super) fn of(&self, stage: usize) -> Vec<Arc<MockTask>> {
+    pub(super) fn tasks_of(&self, stage: usize) -> Vec<Arc<MockTask>> {
         self.tasks().into_iter().filter(|task| task.id.stage == stage).collect()
     }
 }
 
 impl TaskFactory for MockFactory {
-    fn create(&self, spec: &TaskSpec<'_>, inbox: &Arc<Inbox>) -> Result<Arc<dyn StageTask>> {
-        let budget = Budget::new(1000);
+    fn create(&self, spec: &TaskSpec<'_>, events: &Arc<TaskEvents>) -> Result<Arc<dyn StageTask>> {
+        let budget = BufferLimit::new(1000);
         let (output, mut writers) =
-            Output::new("mock", spec.buffers.clone(), budget, 1).map_err(Error::operator)?;
+            OutputBuffer::new("mock", spec.buffers.clone(), budget, 1).map_err(Error::operator)?;
         let task = Arc::new(MockTask {
             id: spec.id,
             node: spec.node,
@@ -222,10 +229,10 @@ impl TaskFactory for MockFactory {
             error: Mutex::default(),
             output,
             writer: Mutex::new(writers.pop()),
-            queue: SplitQueue::new("mock", self.most_queued),
+            queue: SplitQueue::new("mock", self.max_queued),
             groups: Mutex::default(),
             log: Mutex::default(),
-            inbox: inbox.clone(),
+            events: events.clone(),
         });
         self.tasks.lock().push(task.clone());
         Ok(task)
@@ -238,7 +245,7 @@ pub(super) struct MockSplits {
     /// Opened by the test.
     pub(super) unknown: Option<Gate>,
     /// How often it was asked, and for how many.
-    pub(super) asked: Arc<Mutex<Vec<usize>>>,
+    pub(super) requests: Arc<Mutex<Vec<usize>>>,
     pub(super) closed: Arc<AtomicBool>,
     pub(super) fails: bool,
 }
@@ -248,7 +255,7 @@ impl MockSplits {
         Self {
             weights: weights.into_iter().collect(),
             unknown: None,
-            asked: Arc::default(),
+            requests: Arc::default(),
             closed: Arc::default(),
             fails: false,
         }
@@ -256,20 +263,20 @@ impl MockSplits {
 }
 
 impl SplitSource for MockSplits {
-    fn next(&mut self, most: usize) -> PlanResult<Splits> {
+    fn next(&mut self, max: usize) -> PlanResult<Splits> {
         assert!(!self.closed.load(Ordering::Relaxed), "asked after its end");
         if self.fails {
             return datafusion::common::exec_err!("the table is gone");
         }
-        self.asked.lock().push(most);
+        self.requests.lock().push(max);
         if let Some(gate) = self.unknown.take_if(|gate| !gate.is_ready()) {
             self.unknown = Some(gate.clone());
             return Ok(Splits::Blocked(gate));
         }
-        let count = most.min(self.weights.len());
+        let count = max.min(self.weights.len());
         let splits = self.weights.drain(..count);
         let splits = splits.map(|weight| Split::empty().with_weight(weight)).collect();
-        Ok(Splits::Some(splits, self.weights.is_empty()))
+        Ok(Splits::Batch(splits, self.weights.is_empty()))
     }
 
     fn close(&mut self) {
@@ -314,16 +321,16 @@ pub(super) fn together(inputs: Vec<Arc<dyn ExecutionPlan>>) -> Arc<dyn Execution
 /// `0: gathers, 1: by hash, 2: a table`.
 pub(super) fn chain(nodes: usize) -> SubPlan {
     let hashed = send(Handle::FixedHash, nodes, vec![scan(nodes)]);
-    cut(&send(Handle::Single, 1, vec![hashed]))
+    fragmented(&send(Handle::Single, 1, vec![hashed]))
 }
 
 /// `0: gathers, 1: a table and what is sent to all of 2: another table`.
 pub(super) fn broadcast(nodes: usize) -> SubPlan {
-    let sent = send(Handle::FixedBroadcast, nodes, vec![scan(nodes)]);
-    cut(&send(Handle::Single, 1, vec![together(vec![sent, scan(nodes)])]))
+    let replicated = send(Handle::FixedBroadcast, nodes, vec![scan(nodes)]);
+    fragmented(&send(Handle::Single, 1, vec![together(vec![replicated, scan(nodes)])]))
 }
 
-pub(super) fn cut(plan: &Arc<dyn ExecutionPlan>) -> SubPlan {
+pub(super) fn fragmented(plan: &Arc<dyn ExecutionPlan>) -> SubPlan {
     fragment_plan(plan, 100).unwrap()
 }
 
@@ -331,10 +338,11 @@ pub(super) fn cut(plan: &Arc<dyn ExecutionPlan>) -> SubPlan {
 pub(super) struct Query {
     pub(super) scheduler: QueryScheduler,
     pub(super) factory: Arc<MockFactory>,
-    pub(super) result: ExchangeClient<Held>,
+    pub(super) result: ExchangeClient<BufferedBatch>,
 }
 
-pub(super) const LIMITS: SplitLimits = SplitLimits { most_on_node: 4, most_queued: 2 };
+pub(super) const LIMITS: SplitLimits =
+    SplitLimits { max_splits_per_node: 4, max_pending_splits_per_task: 2 };
 
 impl Query {
     pub(super) fn new(
@@ -344,7 +352,7 @@ impl Query {
         mut splits_of: impl FnMut(usize) -> MockSplits,
     ) -> Self {
         let (factory, result) =
-            (MockFactory::new(LIMITS.most_queued), ExchangeClient::new("result"));
+            (MockFactory::new(LIMITS.max_pending_splits_per_task), ExchangeClient::new("result"));
         let scheduler_of = |stage: &StageExecution| -> Result<Box<dyn StageScheduler>> {
             let fragment = stage.fragment();
             Ok(if !fragment.tables.is_empty() {
@@ -363,12 +371,12 @@ impl Query {
     }
 
     /// Steps until it waits or has ended.
-    pub(super) fn settle(&mut self) -> Result<bool> {
+    pub(super) fn run_until_blocked(&mut self) -> Result<bool> {
         loop {
             match self.scheduler.step()? {
-                Step::Again => {}
-                Step::Finished => return Ok(true),
-                Step::Blocked(gates) => {
+                StepResult::Again => {}
+                StepResult::Finished => return Ok(true),
+                StepResult::Blocked(gates) => {
                     if !gates.iter().any(|gate| gate.is_ready()) {
                         return Ok(false);
                     }
@@ -383,7 +391,7 @@ impl Query {
 }
 
 /// A page of so many rows of eight bytes.
-fn page(rows: usize) -> Held {
+fn page(rows: usize) -> BufferedBatch {
     let schema = Arc::new(Schema::new(vec![Field::new("k", DataType::Int64, true)]));
     let column = Arc::new(Int64Array::from(vec![1; rows]));
     Batch::new(RecordBatch::try_new(schema, vec![column]).unwrap()).into()

@@ -48,7 +48,7 @@ fn session() -> SessionContext {
 
 async fn stages(sql: &str) -> Result<SubPlan> {
     let (state, plan) = session().sql(sql).await?.into_parts();
-    plan_stages(&state, &plan, &StageOptions::of_nodes(NODES)).await
+    plan_stages(&state, &plan, &StageOptions::with_nodes(NODES)).await
 }
 
 /// Each stage as its partitioning, where its output goes, and the stages that it reads.
@@ -76,7 +76,7 @@ async fn planning_changes_no_session() {
     for _ in 0..2 {
         let query = session.sql("SELECT count(*) FROM large").await.unwrap();
         let (state, plan) = query.into_parts();
-        plan_stages(&state, &plan, &StageOptions::of_nodes(NODES)).await.unwrap();
+        plan_stages(&state, &plan, &StageOptions::with_nodes(NODES)).await.unwrap();
         assert!(session.state().config().options().optimizer.enable_dynamic_filter_pushdown);
     }
 }
@@ -94,7 +94,7 @@ async fn a_scalar_subquery_is_a_join() {
 #[tokio::test]
 async fn a_limit_is_not_spread() {
     let sql = "SELECT k, count(*) FROM (SELECT k FROM small LIMIT 3) GROUP BY k";
-    let (session, nodes) = (session(), StageOptions::of_nodes(NODES));
+    let (session, nodes) = (session(), StageOptions::with_nodes(NODES));
     session.sql("SET datafusion.execution.batch_size = 2").await.unwrap();
     let (state, plan) = session.sql(sql).await.unwrap().into_parts();
     let plan = plan_stages(&state, &plan, &nodes).await.unwrap();
@@ -190,7 +190,7 @@ async fn f1_a_union_is_one_exchange_of_several_stages() {
 async fn on_one_node_there_is_one_stage() {
     let sql = "SELECT k, count(*) AS n FROM large JOIN small USING (k) GROUP BY k ORDER BY n";
     let (state, plan) = session().sql(sql).await.unwrap().into_parts();
-    let plan = plan_stages(&state, &plan, &StageOptions::of_nodes(1)).await.unwrap();
+    let plan = plan_stages(&state, &plan, &StageOptions::with_nodes(1)).await.unwrap();
     assert_eq!(shape(&plan), ["0: SINGLE to SINGLE, reads []"], "{}", plan.tree(1).text());
 }
 

@@ -4,7 +4,7 @@ use datafusion::{arrow::util::pretty::pretty_format_batches, prelude::SessionCon
 use futures::TryStreamExt;
 
 use super::session;
-use crate::{ExecutionPolicy, Nodes, StageOptions, StageStream, TaskReport, TaskState, execute};
+use crate::{ExecutionPolicy, Nodes, StageOptions, StageStream, TaskState, TaskStats, execute};
 
 async fn start(
     session: &SessionContext,
@@ -20,13 +20,13 @@ async fn rows_on(
     nodes: &Nodes,
     options: &StageOptions,
     sql: &str,
-) -> (Vec<String>, Vec<TaskReport>) {
+) -> (Vec<String>, Vec<TaskStats>) {
     let mut stream = start(&session(), sql, nodes, options).await;
     let mut batches = Vec::new();
     while let Some(batch) = stream.try_next().await.unwrap() {
         batches.push(batch);
     }
-    (lines(&batches), stream.report())
+    (lines(&batches), stream.task_stats())
 }
 
 fn lines(batches: &[datafusion::arrow::array::RecordBatch]) -> Vec<String> {
@@ -56,8 +56,11 @@ async fn queries_give_the_rows_of_datafusion() {
             let nodes = Nodes::in_process(count, 2).unwrap();
             for policy in [ExecutionPolicy::AllAtOnce, ExecutionPolicy::Phased] {
                 for buffer_bytes in [100, 16 << 20] {
-                    let options =
-                        StageOptions { policy, buffer_bytes, ..StageOptions::of_nodes(count) };
+                    let options = StageOptions {
+                        policy,
+                        output_buffer_bytes: buffer_bytes,
+                        ..StageOptions::with_nodes(count)
+                    };
                     let (rows, tasks) = rows_on(&nodes, &options, sql).await;
                     assert_eq!(rows, expected, "{sql} on {count} nodes, {policy:?}");
                     assert!(!tasks.is_empty());

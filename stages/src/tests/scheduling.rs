@@ -7,19 +7,19 @@ use std::{
 
 use gatework_runtime::Error;
 use gatework_shared_state::{
-    Dependency, DependencyKind, Take,
+    Dependency, DependencyKind, PopResult,
     output::{ExchangeClient, OutputBuffers, OutputKind, OutputState},
 };
 use gatework_sql::WriteProgress;
 
 use super::mock::{
-    LIMITS, MockFactory, MockSplits, Query, broadcast, chain, cut, scan, send, together,
+    LIMITS, MockFactory, MockSplits, Query, broadcast, chain, fragmented, scan, send, together,
 };
 use crate::{
-    BufferManager, ExecutionPolicy, ExecutionSchedule, FixedCountScheduler, Inbox,
+    BufferManager, ExecutionPolicy, ExecutionSchedule, FixedCountScheduler,
     PartitioningHandle as Handle, PartitioningScheme, QueryScheduler, ScaledWriterScheduler,
-    SourcePartitionedScheduler, StageExecution, StageScheduler, StageState, StageTask, TaskFactory,
-    TaskState, policy::phases,
+    SourcePartitionedScheduler, StageExecution, StageScheduler, StageState, StageTask, TaskEvents,
+    TaskFactory, TaskState, policy::phases,
 };
 
 const AT_ONCE: ExecutionPolicy = ExecutionPolicy::AllAtOnce;
@@ -31,30 +31,30 @@ fn ones(count: usize) -> MockSplits {
 #[test]
 fn c_d_e_a_query_from_its_plan_to_its_end() {
     let mut query = Query::new(&chain(2), AT_ONCE, 2, |_| ones(4));
-    assert!(!query.settle().unwrap());
+    assert!(!query.run_until_blocked().unwrap());
     use StageState::Running;
     assert_eq!(query.states(), [Running, Running, Running]);
     // K-1, E-4: tasks of a fixed count on their nodes; one a node for splits, numbered from 0.
-    let places = |stage| -> Vec<_> {
-        query.factory.of(stage).iter().map(|task| (task.id().number, task.node())).collect()
+    let tasks_on = |stage| -> Vec<_> {
+        query.factory.tasks_of(stage).iter().map(|task| (task.id().index, task.node())).collect()
     };
-    assert_eq!(places(0), [(0, 0)]);
-    assert_eq!(places(1), [(0, 0), (1, 1)]);
-    assert_eq!(places(2).len(), 2);
+    assert_eq!(tasks_on(0), [(0, 0)]);
+    assert_eq!(tasks_on(1), [(0, 0), (1, 1)]);
+    assert_eq!(tasks_on(2).len(), 2);
     // E-1, E-7: all were told of all that they read, and that it is complete.
-    for task in query.factory.of(1) {
+    for task in query.factory.tasks_of(1) {
         let mut log = task.log();
         log.sort();
         assert_eq!(log, ["source 0 is complete", "source 0 reads 2.0", "source 0 reads 2.1"]);
     }
-    for task in query.factory.of(2) {
+    for task in query.factory.tasks_of(2) {
         assert!(task.log().contains(&"no more splits of 0".to_owned()));
     }
     // C-6: who reads the result reads the root.
     assert_eq!(query.result.locations().len(), 1);
     for stage in [2, 1, 0] {
-        query.factory.of(stage).iter().for_each(|task| task.finish());
-        let ended = query.settle().unwrap();
+        query.factory.tasks_of(stage).iter().for_each(|task| task.finish());
+        let ended = query.run_until_blocked().unwrap();
         assert_eq!(query.states()[stage], StageState::Finished);
         assert_eq!(ended, stage == 0);
     }
@@ -65,36 +65,36 @@ fn c_d_e_a_query_from_its_plan_to_its_end() {
 fn c3_a_stage_that_fails_is_never_complete() {
     // Not all splits are given out.
     let mut query = Query::new(&chain(2), AT_ONCE, 2, |_| ones(100));
-    query.settle().unwrap();
-    let tables = query.factory.of(2);
+    query.run_until_blocked().unwrap();
+    let tables = query.factory.tasks_of(2);
     tables[0].fail("first");
     tables[1].fail("second");
-    let error = query.settle().unwrap_err();
+    let error = query.run_until_blocked().unwrap_err();
     assert_eq!(error.to_string(), "first");
     assert_eq!(query.scheduler.stages()[2].failure().unwrap().to_string(), "first");
     query.scheduler.abort();
     assert_eq!(query.states(), [StageState::Aborted, StageState::Aborted, StageState::Failed]);
-    for task in query.factory.of(1) {
+    for task in query.factory.tasks_of(1) {
         let log = task.log();
         assert!(log.len() == 2 && log.iter().all(|what| !what.contains("complete")), "{log:?}");
         // M-2: what is aborted fails those that read it.
         assert_eq!(task.output().state(), OutputState::Failed);
     }
     // And the result never ends well.
-    assert!(matches!(query.result.take(), Take::Aborted));
+    assert!(matches!(query.result.take(), PopResult::Aborted));
 }
 
 /// D-5, C-4: what a stage that has ended was reading is cancelled, down to the tables, and ends well.
 #[test]
 fn d5_the_end_of_a_reader_is_the_end_of_what_it_reads() {
     let mut query = Query::new(&chain(2), AT_ONCE, 2, |_| ones(100));
-    query.settle().unwrap();
+    query.run_until_blocked().unwrap();
     assert_eq!(query.states()[2], StageState::Scheduling, "it waits for room");
-    query.factory.of(0)[0].finish();
-    assert!(query.settle().unwrap());
+    query.factory.tasks_of(0)[0].finish();
+    assert!(query.run_until_blocked().unwrap());
     use StageState::{Cancelled, Finished};
     assert_eq!(query.states(), [Finished, Cancelled, Cancelled]);
-    for task in [query.factory.of(1), query.factory.of(2)].concat() {
+    for task in [query.factory.tasks_of(1), query.factory.tasks_of(2)].concat() {
         assert_eq!(task.state(), TaskState::Cancelled);
         assert_eq!(task.output().state(), OutputState::Finished);
     }
@@ -104,9 +104,9 @@ fn d5_the_end_of_a_reader_is_the_end_of_what_it_reads() {
 #[test]
 fn d9_an_abort_from_outside_is_a_failure() {
     let mut query = Query::new(&chain(1), AT_ONCE, 1, |_| ones(1));
-    query.settle().unwrap();
-    query.factory.of(2)[0].abort();
-    assert!(matches!(query.settle(), Err(Error::ProducerAborted)));
+    query.run_until_blocked().unwrap();
+    query.factory.tasks_of(2)[0].abort();
+    assert!(matches!(query.run_until_blocked(), Err(Error::ProducerAborted)));
     assert_eq!(query.states()[2], StageState::Failed);
 }
 
@@ -119,9 +119,9 @@ fn d8_g4_tables_are_closed() {
         closed.push(splits.closed.clone());
         splits
     });
-    query.settle().unwrap();
+    query.run_until_blocked().unwrap();
     query.factory.tasks()[0].fail("it ends");
-    query.settle().unwrap_err();
+    query.run_until_blocked().unwrap_err();
     query.scheduler.abort();
     assert!(closed.len() == 2 && closed.iter().all(|closed| closed.load(Ordering::Relaxed)));
 
@@ -142,7 +142,7 @@ fn d8_g4_tables_are_closed() {
                 Some(splits) => {
                     Ok(Box::new(SourcePartitionedScheduler::new(Box::new(splits), LIMITS)))
                 }
-                None => Err(Error::Setup("no such table".into())),
+                None => Err(Error::InvalidConfiguration("no such table".into())),
             }
         },
         ExchangeClient::new("result"),
@@ -153,17 +153,17 @@ fn d8_g4_tables_are_closed() {
 
 fn stage(plan: &crate::SubPlan, id: usize, factory: &Arc<MockFactory>) -> StageExecution {
     let fragment = plan.fragments()[id].clone();
-    StageExecution::new(fragment, factory.clone(), Arc::<Inbox>::default())
+    StageExecution::new(fragment, factory.clone(), Arc::<TaskEvents>::default())
 }
 
 /// E-2: a source of several stages is complete when all of them are. E-3: a task that is made late is told all.
 #[test]
 fn e2_e3_late_tasks_and_sources_of_several_stages() {
     let union = send(Handle::FixedArbitrary, 2, vec![scan(2), scan(2)]);
-    let plan = cut(&send(Handle::Single, 1, vec![union]));
+    let plan = fragmented(&send(Handle::Single, 1, vec![union]));
     let factory = MockFactory::new(10);
     let mut reader = stage(&plan, 1, &factory);
-    reader.set_buffers(&OutputBuffers::of_partitions(1)).unwrap();
+    reader.set_buffers(&OutputBuffers::with_partitions(1)).unwrap();
     let early = reader.schedule_task(0, 0).unwrap().unwrap();
     let mut from = [stage(&plan, 2, &factory), stage(&plan, 3, &factory)];
     let mut made = Vec::new();
@@ -173,14 +173,14 @@ fn e2_e3_late_tasks_and_sources_of_several_stages() {
     }
     reader.add_locations(2, &vec![made[0].clone()], true).unwrap();
     reader.add_locations(3, &Vec::new(), false).unwrap();
-    let logs = |number: usize| factory.of(1)[number].log();
+    let logs = |number: usize| factory.tasks_of(1)[number].log();
     assert_eq!(logs(0), ["source 0 reads 2.0"]);
     let late = reader.schedule_task(1, 1).unwrap().unwrap();
     assert_eq!(logs(1), ["source 0 reads 2.0"]);
     reader.add_locations(3, &vec![made[1].clone()], true).unwrap();
     let all = ["source 0 reads 2.0", "source 0 reads 3.0", "source 0 is complete"];
     assert_eq!((logs(0), logs(1)), (all.map(str::to_owned).into(), all.map(str::to_owned).into()));
-    assert_eq!((early.id().number, late.id().number), (0, 1));
+    assert_eq!((early.id().index, late.id().index), (0, 1));
     // E-1: it reads no other stage.
     assert!(reader.add_locations(7, &Vec::new(), true).is_err());
 }
@@ -191,13 +191,13 @@ fn e3_e4_e5_what_cannot_be_made() {
     let mut table = stage(&plan, 2, &factory);
     let error = table.schedule_task(0, 0).unwrap_err().to_string();
     assert!(error.contains("before anybody said who reads it"), "{error}");
-    table.set_buffers(&OutputBuffers::of_partitions(2)).unwrap();
+    table.set_buffers(&OutputBuffers::with_partitions(2)).unwrap();
     assert!(table.schedule_splits(5, 0, Vec::new()).unwrap().is_some());
     assert!(table.schedule_splits(5, 0, Vec::new()).unwrap().is_none(), "one a node");
-    assert_eq!(table.schedule_splits(3, 0, Vec::new()).unwrap().unwrap().id().number, 1);
+    assert_eq!(table.schedule_splits(3, 0, Vec::new()).unwrap().unwrap().id().index, 1);
     assert!(table.schedule_task(0, 2).is_err(), "tasks are made for splits");
     let mut reader = stage(&plan, 1, &factory);
-    reader.set_buffers(&OutputBuffers::of_partitions(1)).unwrap();
+    reader.set_buffers(&OutputBuffers::with_partitions(1)).unwrap();
     reader.schedule_task(0, 0).unwrap();
     assert!(reader.schedule_task(1, 0).is_err(), "made twice");
     reader.cancel();
@@ -214,9 +214,9 @@ fn e6_versions_of_buffers() {
     table.set_buffers(&one).unwrap();
     let task = table.schedule_splits(0, 0, Vec::new()).unwrap().unwrap();
     table.set_buffers(&none).unwrap();
-    table.set_buffers(&one.with_no_more()).unwrap();
+    table.set_buffers(&one.with_no_more_buffers()).unwrap();
     assert_eq!(task.output().state(), OutputState::NoMoreBuffers);
-    let other = none.with_buffer(1, 0).unwrap().with_buffer(2, 0).unwrap().with_no_more();
+    let other = none.with_buffer(1, 0).unwrap().with_buffer(2, 0).unwrap().with_no_more_buffers();
     assert!(table.set_buffers(&other).is_err(), "buffer 0 is gone");
 }
 
@@ -225,7 +225,7 @@ fn e6_versions_of_buffers() {
 fn e8_a_stage_ends_with_its_last_task() {
     let (plan, factory) = (chain(2), MockFactory::new(10));
     let mut table = stage(&plan, 2, &factory);
-    table.set_buffers(&OutputBuffers::of_partitions(2)).unwrap();
+    table.set_buffers(&OutputBuffers::with_partitions(2)).unwrap();
     table.transition(StageState::Scheduling);
     table.schedule_splits(0, 0, Vec::new()).unwrap();
     factory.tasks()[0].finish();
@@ -239,9 +239,9 @@ fn e8_a_stage_ends_with_its_last_task() {
     assert_eq!(table.state(), StageState::Finished);
     // E-7, E-10: all had finished when scheduling was complete.
     let mut early = stage(&plan, 1, &factory);
-    early.set_buffers(&OutputBuffers::of_partitions(1)).unwrap();
+    early.set_buffers(&OutputBuffers::with_partitions(1)).unwrap();
     early.schedule_task(0, 0).unwrap();
-    factory.of(1)[0].finish();
+    factory.tasks_of(1)[0].finish();
     early.task_ended(0);
     early.scheduling_complete();
     assert_eq!(early.state(), StageState::Finished);
@@ -255,7 +255,7 @@ fn h1_h4_h5_h6_managers_of_buffers() {
     };
     // H-6: all is known from the start, and readers are only checked.
     let mut partitioned = manager(Handle::FixedHash, 3);
-    assert_eq!(partitioned.buffers(), &OutputBuffers::of_partitions(3));
+    assert_eq!(partitioned.buffers(), &OutputBuffers::with_partitions(3));
     assert!(!partitioned.add([0, 2], true).unwrap());
     assert!(partitioned.add([3], false).is_err());
     for (handle, kind) in [
@@ -269,7 +269,7 @@ fn h1_h4_h5_h6_managers_of_buffers() {
         assert!(manager.add([], true).unwrap());
         // H-4: what comes later is not heard.
         assert!(!manager.add([2], true).unwrap());
-        assert_eq!((manager.buffers().len(), manager.buffers().no_more()), (2, true));
+        assert_eq!((manager.buffers().len(), manager.buffers().no_more_buffers()), (2, true));
     }
 }
 
@@ -283,9 +283,9 @@ struct Table {
 
 impl Table {
     fn new(nodes: usize, splits: MockSplits) -> Self {
-        let factory = MockFactory::new(LIMITS.most_queued);
+        let factory = MockFactory::new(LIMITS.max_pending_splits_per_task);
         let mut stage = stage(&chain(nodes), 2, &factory);
-        stage.set_buffers(&OutputBuffers::of_partitions(nodes)).unwrap();
+        stage.set_buffers(&OutputBuffers::with_partitions(nodes)).unwrap();
         let scheduler = SourcePartitionedScheduler::new(Box::new(splits), LIMITS);
         Self { stage, scheduler, factory, nodes }
     }
@@ -298,7 +298,7 @@ impl Table {
         self.scheduler.schedule(&mut self.stage, &loads).unwrap()
     }
 
-    fn of_nodes(&self) -> Vec<usize> {
+    fn splits_by_node(&self) -> Vec<usize> {
         let mut counts = vec![0; self.nodes];
         for task in self.factory.tasks() {
             let load = task.load();
@@ -311,7 +311,7 @@ impl Table {
 #[test]
 fn j1_splits_are_asked_for_when_none_are_left() {
     let splits = ones(2500);
-    let (asked, closed) = (splits.asked.clone(), splits.closed.clone());
+    let (requests, closed) = (splits.requests.clone(), splits.closed.clone());
     let mut table = Table::new(1, splits);
     let mut read = 0;
     loop {
@@ -323,7 +323,7 @@ fn j1_splits_are_asked_for_when_none_are_left() {
         }
         assert!(!closed.load(Ordering::Relaxed), "J-5: not before the last one is placed");
     }
-    assert_eq!((read, asked.lock().as_slice()), (2500, [1000, 1000, 1000].as_slice()));
+    assert_eq!((read, requests.lock().as_slice()), (2500, [1000, 1000, 1000].as_slice()));
     assert!(closed.load(Ordering::Relaxed));
 }
 
@@ -332,14 +332,14 @@ fn j2_j6_j8_splits_wait_for_room() {
     let mut table = Table::new(2, ones(20));
     let scheduled = table.schedule();
     // J-8: four a node whatever is queued, and no more, since more than two are queued.
-    assert_eq!(table.of_nodes(), [4, 4]);
+    assert_eq!(table.splits_by_node(), [4, 4]);
     let (reason, gates) = scheduled.blocked.unwrap();
     assert_eq!(reason, crate::BlockedReason::SplitQueuesFull);
     assert!(!scheduled.finished && gates.len() == 2 && !gates.iter().any(|gate| gate.is_ready()));
     // A task that has begun with all but one of them may have another.
     let task = table.factory.tasks()[0].clone();
     let reading: Vec<_> = (0..3).map(|_| task.queue.take()).collect();
-    assert!(reading.iter().all(|taken| matches!(taken, Take::Item(_))));
+    assert!(reading.iter().all(|taken| matches!(taken, PopResult::Item(_))));
     assert!(gates.iter().any(|gate| gate.is_ready()));
     assert!(table.schedule().blocked.is_some());
     let queued: BTreeMap<_, _> =
@@ -381,15 +381,15 @@ fn j7_who_waits_and_reads_others_has_all_its_tasks() {
         1 => MockSplits { unknown: Some(gate.clone()), ..ones(1) },
         _ => ones(1),
     });
-    query.settle().unwrap();
-    assert_eq!(query.factory.of(1).len(), 3);
+    query.run_until_blocked().unwrap();
+    assert_eq!(query.factory.tasks_of(1).len(), 3);
     assert_eq!(query.states()[1], StageState::SchedulingSplits);
     // So those that it reads know all their readers, and need not keep what these have read.
-    for task in query.factory.of(2) {
+    for task in query.factory.tasks_of(2) {
         assert_eq!(task.output().state(), OutputState::NoMoreBuffers);
     }
     gate.set_ready();
-    query.settle().unwrap();
+    query.run_until_blocked().unwrap();
     assert_eq!(query.states()[1], StageState::Running);
 }
 
@@ -406,7 +406,7 @@ fn j8_the_node_with_least_to_read_gets_the_next() {
 #[test]
 fn a_table_that_cannot_be_cut_fails_the_query() {
     let mut query = Query::new(&chain(2), AT_ONCE, 2, |_| MockSplits { fails: true, ..ones(1) });
-    let error = query.settle().unwrap_err().to_string();
+    let error = query.run_until_blocked().unwrap_err().to_string();
     assert!(error.contains("the table is gone"), "{error}");
 }
 
@@ -431,15 +431,15 @@ fn l3_l4_phases() {
     assert_eq!(phases(&broadcast(2)), [vec![0], vec![2, 1]]);
     // Sources of a union one after the other.
     let union = send(Handle::Single, 1, vec![scan(2), scan(2), scan(2)]);
-    assert_eq!(phases(&cut(&union)), [[0], [1], [2], [3]]);
+    assert_eq!(phases(&fragmented(&union)), [[0], [1], [2], [3]]);
     // A partitioned join: the left side with all that it reads before the right one.
     let side = || send(Handle::FixedHash, 2, vec![scan(2)]);
     let joined = together(vec![side(), side()]);
-    assert_eq!(phases(&cut(&send(Handle::Single, 1, vec![joined]))), [[0], [1], [2], [3]]);
+    assert_eq!(phases(&fragmented(&send(Handle::Single, 1, vec![joined]))), [[0], [1], [2], [3]]);
     // What is sent to all is itself a join of two: all start together.
     let small = send(Handle::FixedBroadcast, 2, vec![together(vec![side(), side()])]);
     let probe = together(vec![small, scan(2)]);
-    let all = phases(&cut(&send(Handle::Single, 1, vec![probe])));
+    let all = phases(&fragmented(&send(Handle::Single, 1, vec![probe])));
     assert_eq!(all, [vec![0], vec![4, 3, 2, 1]]);
 }
 
@@ -447,12 +447,12 @@ fn l3_l4_phases() {
 #[test]
 fn l5_one_table_after_the_other() {
     let union = send(Handle::Single, 1, vec![scan(1), scan(1)]);
-    let mut query = Query::new(&cut(&union), ExecutionPolicy::Phased, 1, |_| ones(10));
-    query.settle().unwrap();
-    assert!(query.factory.of(2).is_empty() && !query.factory.of(1).is_empty());
-    while query.factory.of(2).is_empty() {
+    let mut query = Query::new(&fragmented(&union), ExecutionPolicy::Phased, 1, |_| ones(10));
+    query.run_until_blocked().unwrap();
+    assert!(query.factory.tasks_of(2).is_empty() && !query.factory.tasks_of(1).is_empty());
+    while query.factory.tasks_of(2).is_empty() {
         query.factory.tasks().iter().for_each(|task| _ = task.read_splits(1));
-        query.settle().unwrap();
+        query.run_until_blocked().unwrap();
     }
     assert_eq!(query.states()[1], StageState::Running, "it runs on, but has all its splits");
 }
@@ -461,8 +461,9 @@ fn l5_one_table_after_the_other() {
 #[test]
 fn m2_cancelled_is_finished_and_aborted_is_not() {
     let mut query = Query::new(&chain(1), AT_ONCE, 1, |_| ones(1));
-    query.settle().unwrap();
-    let (cancelled, aborted) = (query.factory.of(1)[0].clone(), query.factory.of(2)[0].clone());
+    query.run_until_blocked().unwrap();
+    let (cancelled, aborted) =
+        (query.factory.tasks_of(1)[0].clone(), query.factory.tasks_of(2)[0].clone());
     aborted.write(0, 1);
     cancelled.cancel();
     aborted.abort();
@@ -483,20 +484,23 @@ struct Writers {
 
 impl Writers {
     fn new(nodes: usize) -> Self {
-        let plan =
-            cut(&send(Handle::Single, 1, vec![send(Handle::ScaledWriter, 3, vec![scan(2)])]));
+        let plan = fragmented(&send(
+            Handle::Single,
+            1,
+            vec![send(Handle::ScaledWriter, 3, vec![scan(2)])],
+        ));
         let factory = MockFactory::new(10);
         let mut source = stage(&plan, 2, &factory);
         source.set_buffers(&OutputBuffers::new(OutputKind::Arbitrary)).unwrap();
         let made = (0..2).map(|node| source.schedule_splits(node, 0, Vec::new()).unwrap().unwrap());
         let made: Vec<_> = made.collect();
         let mut stage = stage(&plan, 1, &factory);
-        stage.set_buffers(&OutputBuffers::of_partitions(1)).unwrap();
+        stage.set_buffers(&OutputBuffers::with_partitions(1)).unwrap();
         stage.add_locations(2, &made, true).unwrap();
         let progress = Arc::<WriteProgress>::default();
         let nodes = (0..nodes).collect();
         let scheduler = ScaledWriterScheduler::new(nodes, progress.clone(), 100);
-        Self { stage, sources: factory.of(2), progress, scheduler }
+        Self { stage, sources: factory.tasks_of(2), progress, scheduler }
     }
 
     fn schedule(&mut self) -> crate::Scheduled {
@@ -504,7 +508,7 @@ impl Writers {
     }
 
     /// The gates of one that waits.
-    fn waits(&mut self) -> Vec<gatework_shared_state::Gate> {
+    fn expect_blocked(&mut self) -> Vec<gatework_shared_state::Gate> {
         let scheduled = self.schedule();
         assert!(!scheduled.finished && scheduled.new.is_empty());
         let (reason, gates) = scheduled.blocked.unwrap();
@@ -520,18 +524,18 @@ fn k3_writers_are_added_when_there_is_more_to_write() {
     assert_eq!(writers.schedule().new.len(), 1, "the first, whatever there is to write");
     // Much is written, but nobody is held up.
     writers.progress.add(250);
-    let gates = writers.waits();
+    let gates = writers.expect_blocked();
     assert_eq!(gates.len(), 2);
     // One of two is: half of them.
     writers.sources[0].write(0, 100);
     assert!(gates.iter().any(|gate| gate.is_ready()));
     let second = writers.schedule().new;
-    assert_eq!((second.len(), second[0].id().number, second[0].node()), (1, 1, 1));
+    assert_eq!((second.len(), second[0].id().index, second[0].node()), (1, 1, 1));
     let third = writers.schedule().new;
-    assert_eq!((third.len(), third[0].id().number, third[0].node()), (1, 2, 2));
+    assert_eq!((third.len(), third[0].id().index, third[0].node()), (1, 2, 2));
     // There is no node for another one, which is no error.
     writers.progress.add(1000);
-    assert!(writers.waits().is_empty());
+    assert!(writers.expect_blocked().is_empty());
     writers.sources.iter().for_each(|source| source.finish());
     assert!(writers.schedule().finished);
 }
@@ -541,11 +545,11 @@ fn k3_a_writer_is_worth_its_while() {
     let mut writers = Writers::new(3);
     writers.schedule();
     writers.sources.iter().for_each(|source| source.write(0, 100));
-    let gates = writers.waits();
+    let gates = writers.expect_blocked();
     writers.progress.add(99);
     assert!(!gates[0].is_ready());
     writers.progress.add(1);
     assert!(gates[0].is_ready());
     assert_eq!(writers.schedule().new.len(), 1);
-    assert_eq!(writers.waits().len(), 1);
+    assert_eq!(writers.expect_blocked().len(), 1);
 }

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::mock::{MockFactory, MockSplits, chain};
 use crate::{
-    Inbox, SourcePartitionedScheduler, SplitLimits, StageExecution, StageScheduler, StageState,
-    StageTask,
+    SourcePartitionedScheduler, SplitLimits, StageExecution, StageScheduler, StageState, StageTask,
+    TaskEvents,
 };
 use gatework_shared_state::{output::OutputBuffers, splits::SplitLoad};
 use std::sync::Arc;
@@ -25,13 +25,13 @@ fn simulate(nodes: usize, splits: usize) -> Outcome {
     let weights: Vec<u64> = (0..splits).map(weight).collect();
     let all: u64 = weights.iter().sum();
     let limits = SplitLimits::default();
-    let factory = MockFactory::new(limits.most_queued);
+    let factory = MockFactory::new(limits.max_pending_splits_per_task);
     let fragment = chain(nodes).fragments()[2].clone();
-    let mut stage = StageExecution::new(fragment, factory.clone(), Arc::<Inbox>::default());
-    stage.set_buffers(&OutputBuffers::of_partitions(1)).unwrap();
+    let mut stage = StageExecution::new(fragment, factory.clone(), Arc::<TaskEvents>::default());
+    stage.set_buffers(&OutputBuffers::with_partitions(1)).unwrap();
     let splits = Box::new(MockSplits::new(weights));
     let mut scheduler = SourcePartitionedScheduler::new(splits, limits);
-    let (mut given, mut calls, mut spent) = (vec![0_u64; nodes], 0, 0.0);
+    let (mut assigned, mut calls, mut spent) = (vec![0_u64; nodes], 0, 0.0);
     loop {
         let tasks = factory.tasks();
         let mut loads = vec![SplitLoad::default(); nodes];
@@ -45,7 +45,7 @@ fn simulate(nodes: usize, splits: usize) -> Outcome {
         calls += 1;
         for task in factory.tasks() {
             let node = task.node();
-            given[node] += task.load().weight - before[node];
+            assigned[node] += task.load().weight - before[node];
         }
         if scheduled.finished {
             break;
@@ -58,8 +58,8 @@ fn simulate(nodes: usize, splits: usize) -> Outcome {
         }
     }
     let fair = all as f64 / nodes as f64;
-    let most = given.into_iter().max().unwrap_or(0) as f64;
-    Outcome { skew: most / fair, seconds: spent, calls }
+    let max = assigned.into_iter().max().unwrap_or(0) as f64;
+    Outcome { skew: max / fair, seconds: spent, calls }
 }
 
 /// What must hold whatever the machine: all splits are placed, evenly, in few calls. How long that took is printed.

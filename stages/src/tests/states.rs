@@ -18,11 +18,11 @@ const ALL: [StageState; 10] = [
 #[test]
 fn a1_a2_no_change_is_none_and_an_end_is_for_ever() {
     let state = StateMachine::new("task", TaskState::Running);
-    assert!(!state.set_if(TaskState::Running, |_| true), "to stay is not to go");
-    assert!(!state.set_if(TaskState::Failed, |_| false), "the predicate says no");
-    assert!(state.set_if(TaskState::Finished, |known| known == TaskState::Running));
+    assert!(!state.compare_and_set(TaskState::Running, |_| true), "to stay is not to go");
+    assert!(!state.compare_and_set(TaskState::Failed, |_| false), "the predicate says no");
+    assert!(state.compare_and_set(TaskState::Finished, |known| known == TaskState::Running));
     for next in [TaskState::Running, TaskState::Failed, TaskState::Cancelled] {
-        assert!(!state.set_if(next, |_| true), "{next:?}");
+        assert!(!state.compare_and_set(next, |_| true), "{next:?}");
         assert_eq!(state.get(), TaskState::Finished);
     }
 }
@@ -31,17 +31,17 @@ fn a1_a2_no_change_is_none_and_an_end_is_for_ever() {
 #[test]
 fn a3_the_predicate_is_asked_without_a_lock() {
     let state = StateMachine::new("stage", StageState::Planned);
-    let asked = std::cell::Cell::new(0);
-    let went = state.set_if(StageState::Running, |known| {
-        asked.set(asked.get() + 1);
+    let calls = std::cell::Cell::new(0);
+    let went = state.compare_and_set(StageState::Running, |known| {
+        calls.set(calls.get() + 1);
         assert_eq!(state.get(), known);
-        if asked.get() == 1 {
+        if calls.get() == 1 {
             // Somebody else is faster.
-            assert!(state.set_if(StageState::Scheduling, |_| true));
+            assert!(state.compare_and_set(StageState::Scheduling, |_| true));
         }
         true
     });
-    assert!(went && asked.get() == 2);
+    assert!(went && calls.get() == 2);
 }
 
 #[test]
@@ -50,9 +50,9 @@ fn a5_a6_each_waits_at_a_gate_of_his_own() {
     let (one, other) = (state.changed(StageState::Planned), state.changed(StageState::Planned));
     assert!(!std::sync::Arc::ptr_eq(&one, &other));
     assert!(state.changed(StageState::Running).is_ready(), "it is another one already");
-    state.set_if(StageState::Scheduling, |_| true);
+    state.compare_and_set(StageState::Scheduling, |_| true);
     assert!(one.is_ready() && other.is_ready());
-    state.set_if(StageState::Failed, |_| true);
+    state.compare_and_set(StageState::Failed, |_| true);
     assert!(state.changed(StageState::Failed).is_ready(), "there will be no other");
 }
 
@@ -72,7 +72,7 @@ fn b_who_may_go_where() {
                 Running => !from.is_final() && from != Running,
                 Finished | Cancelled | Aborted | Failed => !from.is_final(),
             };
-            assert_eq!(from.allows(to), allowed, "{from:?} to {to:?}");
+            assert_eq!(from.can_transition_to(to), allowed, "{from:?} to {to:?}");
         }
     }
 }
@@ -83,7 +83,10 @@ fn b1_ends_are_for_ever() {
     for end in ALL.into_iter().filter(|state| state.is_final()) {
         let state = StateMachine::new("stage", end);
         for next in ALL {
-            assert!(!state.set_if(next, |known| known.allows(next)), "{end:?} to {next:?}");
+            assert!(
+                !state.compare_and_set(next, |known| known.can_transition_to(next)),
+                "{end:?} to {next:?}"
+            );
         }
     }
 }

@@ -62,11 +62,11 @@ pub(crate) fn child(args: &Args) -> ExitCode {
     (first..first + count).for_each(|number| reader.read(number));
     fs::remove_dir_all(&reader.mutants).unwrap();
     reader.executor.shutdown();
-    tell("done", "");
+    send("done", "");
     ExitCode::SUCCESS
 }
 
-fn tell(what: &str, text: &str) {
+fn send(what: &str, text: &str) {
     let text = text.replace('\n', "\u{1f}");
     let mut out = stdout().lock();
     writeln!(out, "{what} {text}").unwrap();
@@ -101,12 +101,12 @@ impl Reader {
         let seed = (*random.one(&seeds)).clone();
         let (bytes, done) = mutant(format, &seed.bytes, &mut random);
         let name = seed.path.file_name().unwrap().to_string_lossy();
-        tell(&format!("begin {number}"), &format!("{name}: {done}"));
+        send(&format!("begin {number}"), &format!("{name}: {done}"));
         let path = self.mutants.join(format!("{number}.{}", format.word()));
         fs::write(&path, bytes).unwrap();
         self.compare(&seed, &path, number == self.skip);
         fs::remove_file(&path).unwrap();
-        tell(&format!("end {number}"), "");
+        send(&format!("end {number}"), "");
     }
 
     fn compare(&mut self, seed: &Seed, path: &Path, skip: bool) {
@@ -159,14 +159,14 @@ impl Side {
     /// Makes the table. Looking for a schema is DataFusion's on both sides. Answers why it is
     /// refused, if it is.
     fn create(&self, runner: &Runner, seed: &Seed, path: &Path) -> Option<String> {
-        tell("side", "DataFusion");
+        send("side", "DataFusion");
         let sql = format!(
             "CREATE EXTERNAL TABLE t STORED AS {} LOCATION '{}'",
             seed.format.word(),
             path.display()
         );
         let outcome = runner.sql(&self.session, &sql);
-        tell("side", "neither");
+        send("side", "neither");
         match outcome {
             Outcome::Rows(_) => None,
             Outcome::Refused(text) => Some(text),
@@ -184,11 +184,11 @@ impl Side {
         if let Some(text) = refuses {
             return Outcome::Refused(text.to_owned());
         }
-        tell("side", self.name);
+        send("side", self.name);
         forget_peak_memory();
         let before = memory("VmRSS:");
         let outcome = runner.sql(&self.session, sql);
-        tell("side", "neither");
+        send("side", "neither");
         if memory("VmHWM:").saturating_sub(before) > MEMORY {
             let severity = match self.name {
                 "gatework" => Severity::Fatal,
@@ -201,7 +201,7 @@ impl Side {
 }
 
 fn finding(severity: Severity, text: &str) {
-    tell(&format!("finding {severity:?}"), text);
+    send(&format!("finding {severity:?}"), text);
 }
 
 fn same(actual: &[RecordBatch], expected: &[RecordBatch]) -> Result<(), String> {
@@ -221,12 +221,12 @@ fn judge(sql: &str, expected: &Outcome, actual: &Outcome, right: Option<&[Record
             };
             finding(Severity::Panic, &format!("{sql}: gatework panics{theirs}: {text}"));
         }
-        (Outcome::Panicked(_) | Outcome::Hung, _) => tell("count", "only DataFusion panics"),
-        (Outcome::Refused(_), Outcome::Refused(_)) => tell("count", "both refuse"),
+        (Outcome::Panicked(_) | Outcome::Hung, _) => send("count", "only DataFusion panics"),
+        (Outcome::Refused(_), Outcome::Refused(_)) => send("count", "both refuse"),
         (Outcome::Rows(expected), Outcome::Rows(actual)) => {
             match same(&actual.rows, &expected.rows) {
-                Ok(()) => tell("count", "equal rows"),
-                Err(_) if is_right(&actual.rows) => tell("count", "only gatework's rows are right"),
+                Ok(()) => send("count", "equal rows"),
+                Err(_) if is_right(&actual.rows) => send("count", "only gatework's rows are right"),
                 Err(text) if is_right(&expected.rows) => {
                     finding(Severity::WrongRows, &format!("{sql}: {text}"));
                 }
@@ -234,7 +234,7 @@ fn judge(sql: &str, expected: &Outcome, actual: &Outcome, right: Option<&[Record
             }
         }
         (Outcome::Refused(_), Outcome::Rows(actual)) if is_right(&actual.rows) => {
-            tell("count", "right rows, where DataFusion refuses");
+            send("count", "right rows, where DataFusion refuses");
         }
         (Outcome::Refused(text), Outcome::Rows(_)) => {
             let text = format!("{sql}: gatework gives wrong rows, DataFusion refuses: {text}");
@@ -245,7 +245,7 @@ fn judge(sql: &str, expected: &Outcome, actual: &Outcome, right: Option<&[Record
             finding(Severity::Open, &text);
         }
         (Outcome::Rows(_), Outcome::Refused(_)) => {
-            tell("count", "refused, where DataFusion gives wrong rows");
+            send("count", "refused, where DataFusion gives wrong rows");
         }
     }
 }

@@ -153,25 +153,25 @@ impl Fuzzer<'_> {
                 count_nodes(self.report, &ran.physical);
             }
             let hung = matches!(outcome, Outcome::Hung);
-            self.tell(&place, case, mode, verdict);
+            self.report_verdict(&place, case, mode, verdict);
             if hung {
                 let fresh = Sessions::new(&tables, mode, group);
                 std::mem::replace(&mut sessions, fresh).end(true);
             }
         }
-        self.check_rest(&sessions, group);
+        self.check_leftovers(&sessions, group);
         sessions.end(false);
     }
 
-    fn check_rest(&self, sessions: &Sessions, group: u64) {
-        let held = sessions.tested.runtime_env().memory_pool.reserved();
-        if held != 0 {
-            let text = format!("{held} bytes are still reserved");
+    fn check_leftovers(&self, sessions: &Sessions, group: u64) {
+        let reserved = sessions.tested.runtime_env().memory_pool.reserved();
+        if reserved != 0 {
+            let text = format!("{reserved} bytes are still reserved");
             self.report.find(Severity::OnlyOneRefuses, format!("tables {group}"), text);
         }
     }
 
-    fn tell(&self, place: &str, case: Case, mode: Mode, verdict: Verdict) {
+    fn report_verdict(&self, place: &str, case: Case, mode: Mode, verdict: Verdict) {
         let (severity, text) = match verdict {
             Verdict::Equal => return self.report.count("equal rows"),
             Verdict::BothRefuse => return self.report.count("both refuse"),

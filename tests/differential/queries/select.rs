@@ -26,7 +26,7 @@ const JOINS: [&str; 12] = [
 ];
 const SETS: [&str; 6] = ["UNION ALL", "UNION ALL", "UNION", "INTERSECT", "EXCEPT", "EXCEPT ALL"];
 /// No join may give more rows by far.
-const MOST_ROWS: usize = 60_000;
+const MAX_ROWS: usize = 60_000;
 
 /// Makes queries.
 pub(crate) struct Queries<'a> {
@@ -147,7 +147,7 @@ impl<'a> Queries<'a> {
         for place in 0..count {
             let table = &self.tables[self.random.below(self.tables.len())];
             let more = rows * table.rows.num_rows().max(1);
-            if place > 0 && more > MOST_ROWS {
+            if place > 0 && more > MAX_ROWS {
                 break;
             }
             rows = more;

@@ -4,7 +4,7 @@
 //! rules. Each file has two sessions of its own; files run in threads of their own, which take them
 //! from a queue. One lock, around that queue.
 //!
-//! Options: `--files PART` of a path, `--every N`th file only, `--mode NAME` or `all`, `--findings
+//! Options: `--files PAUSE` of a path, `--every N`th file only, `--mode NAME` or `all`, `--findings
 //! FILE`, `--threads N`.
 
 mod crate_files;
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Report {
     let files = chosen(&root.join("test_files"), args, &report);
     let jobs = files.iter().flat_map(|file| modes.iter().map(move |mode| (file, *mode)));
     let jobs = Mutex::new(jobs.collect::<Vec<_>>().into_iter());
-    let place = Place { root: &root, data: data.path() };
+    let place = SuiteFolders { root: &root, data: data.path() };
     thread::scope(|scope| {
         for _ in 0..args.number("threads", 2) {
             scope.spawn(|| {
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Report {
 }
 
 /// A panic outside of the sessions' own tasks, as in planning a comparison, costs one file.
-fn run_guarded(file: &Path, mode: Mode, place: Place, report: &Report) {
+fn run_guarded(file: &Path, mode: Mode, place: SuiteFolders, report: &Report) {
     let run = || run_file(file, mode, place, report);
     if catch_unwind(AssertUnwindSafe(run)).is_err() {
         let text = "the test itself panicked".to_owned();
@@ -69,7 +69,7 @@ fn run_guarded(file: &Path, mode: Mode, place: Place, report: &Report) {
 
 /// Where things are.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct SuiteFolders<'a> {
     /// The folder of the crate.
     root: &'a Path,
     /// The folder of stand-ins for files that are not published.
@@ -127,7 +127,7 @@ impl Side {
     }
 
     /// Puts in where the files are.
-    fn fill_in(&self, sql: &str, place: Place) -> String {
+    fn fill_in(&self, sql: &str, place: SuiteFolders) -> String {
         let mut sql =
             sql.replace("test_files/scratch", &format!("{}/scratch", self.folder.path().display()));
         for (folder, name) in data::FOLDERS {
@@ -165,7 +165,7 @@ impl Sides {
     }
 }
 
-fn run_file(file: &Path, mode: Mode, place: Place, report: &Report) {
+fn run_file(file: &Path, mode: Mode, place: SuiteFolders, report: &Report) {
     let records = parse::records(&place.root.join("test_files").join(file));
     let relative = file.to_string_lossy();
     let sides = Sides::new(file, mode);
@@ -186,7 +186,7 @@ fn run_file(file: &Path, mode: Mode, place: Place, report: &Report) {
             },
         }
     }
-    check_rest(&relative, &sides, report);
+    check_leftovers(&relative, &sides, report);
 }
 
 /// What is run after a statement.
@@ -199,7 +199,7 @@ enum Next {
 const HANGS: &str = "hangs";
 
 /// Runs a statement on both sides.
-fn run_record(record: &Record, sides: &Sides, place: Place, report: &Report) -> Next {
+fn run_record(record: &Record, sides: &Sides, place: SuiteFolders, report: &Report) -> Next {
     report.count("statements run");
     let Sides { runner, reference, tested, .. } = sides;
     let sql = reference.fill_in(&record.sql, place);
@@ -222,7 +222,7 @@ fn run_record(record: &Record, sides: &Sides, place: Place, report: &Report) -> 
         }
         _ => Next::Statement,
     };
-    tell(record, verdict, sides, report);
+    report_verdict(record, verdict, sides, report);
     next
 }
 
@@ -231,7 +231,7 @@ fn changes_tables(sql: &str) -> bool {
     matches!(first.as_str(), "copy" | "create" | "insert" | "update" | "delete" | "truncate")
 }
 
-fn tell(record: &Record, verdict: Verdict, sides: &Sides, report: &Report) {
+fn report_verdict(record: &Record, verdict: Verdict, sides: &Sides, report: &Report) {
     let (severity, text) = match verdict {
         Verdict::Equal => return report.count("equal rows"),
         Verdict::BothRefuse if record.expected == Expected::Error => {
@@ -262,11 +262,15 @@ fn tell(record: &Record, verdict: Verdict, sides: &Sides, report: &Report) {
 }
 
 /// Nothing of a file's queries may be left.
-fn check_rest(file: &str, sides: &Sides, report: &Report) {
+fn check_leftovers(file: &str, sides: &Sides, report: &Report) {
     let place = format!("{file}, {:?}", sides.mode);
-    let held = sides.tested.session.runtime_env().memory_pool.reserved();
-    if held != 0 {
-        report.find(Severity::OnlyOneRefuses, place, format!("{held} bytes are still reserved"));
+    let reserved = sides.tested.session.runtime_env().memory_pool.reserved();
+    if reserved != 0 {
+        report.find(
+            Severity::OnlyOneRefuses,
+            place,
+            format!("{reserved} bytes are still reserved"),
+        );
     }
     sides.executor.shutdown();
 }

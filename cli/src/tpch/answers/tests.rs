@@ -64,5 +64,5 @@ fn a_ratio_is_right_to_a_millionth() {
 fn keys_are_cut_as_in_the_answer() {
     let keys: ArrayRef = Arc::new(StringArray::from(vec!["129760", "34452", "51"]));
     let expected: ArrayRef = Arc::new(StringArray::from(vec!["1297", " 344", "    "]));
-    assert_eq!(&super::cut(&keys), &expected);
+    assert_eq!(&super::truncate_keys(&keys), &expected);
 }

@@ -5,10 +5,10 @@ use std::fs::{self, File};
 use tempfile::tempdir;
 
 use super::{Oracles, Outcome, Report};
-use crate::output::Sink;
+use crate::output::LineWriter;
 
 fn report(outcomes: Vec<Outcome>) -> Report {
-    Report { sink: Sink::stdout(), oracles: Oracles::Reference, outcomes }
+    Report { out: LineWriter::stdout(), oracles: Oracles::Reference, outcomes }
 }
 
 #[test]

@@ -19,7 +19,9 @@ use datafusion_physical_expr::{
 
 use crate::{
     harness::{Case, Harness, Mode, numbers},
-    hash_aggregate::{self, AggregateConfig, GroupBy, InputRows, OutputRows, PartialAggregate},
+    hash_aggregate::{
+        self, AggregateConfig, AggregateInput, AggregateResult, GroupBy, PartialAggregate,
+    },
     sort::{self, SortConfig},
     window,
 };
@@ -49,7 +51,7 @@ fn ascending(fetch: Option<usize>) -> SortConfig {
 fn sort_and_top_n() {
     for (fetch, rows) in [(None, 50), (Some(9), 9)] {
         Harness::breaker(move |case: &Case| {
-            let (runs, merge) = sort::new(ascending(fetch), case.instances()).unwrap();
+            let (runs, merge) = sort::new(ascending(fetch), case.num_tasks()).unwrap();
             (runs, merge, 1)
         })
         .input(shuffled())
@@ -68,9 +70,9 @@ fn distinct() -> AggregateConfig {
             sets: vec![vec![false]],
             ..Default::default()
         },
-        calls: vec![],
-        input: InputRows::Raw,
-        output: OutputRows::Values,
+        aggregates: vec![],
+        input: AggregateInput::Raw,
+        output: AggregateResult::Final,
         input_schema: shuffled()[0].schema(),
         schema: Arc::new(Schema::new(vec![Field::new("n % 7", DataType::Int64, true)])),
         batch_rows: 8,
@@ -83,7 +85,8 @@ fn partial_aggregate() {
     let n: Arc<dyn PhysicalExpr> = Arc::new(Column::new("n", 0));
     let group_by = GroupBy { keys: vec![n], sets: vec![vec![false]], ..Default::default() };
     let schema = shuffled()[0].schema();
-    let config = AggregateConfig { group_by, output: OutputRows::States, schema, ..distinct() };
+    let config =
+        AggregateConfig { group_by, output: AggregateResult::Partial, schema, ..distinct() };
     Harness::operator(move |_| PartialAggregate::new(config.clone()).unwrap())
         .input(shuffled())
         .expect_rows(&shuffled())
@@ -93,7 +96,7 @@ fn partial_aggregate() {
 #[test]
 fn hash_aggregate() {
     Harness::breaker(|case: &Case| {
-        let tasks = case.instances();
+        let tasks = case.num_tasks();
         let (build, output) = hash_aggregate::new(distinct(), tasks, tasks).unwrap();
         (build, output, tasks)
     })
@@ -139,7 +142,7 @@ fn window_of_totals() {
         (sink, source, 1)
     })
     .input(numbers(0..50, 7))
-    .instances(1..=1)
+    .num_tasks(1..=1)
     .expect_sequence(&[sums()])
     .check(Mode::all());
 }

@@ -1,25 +1,25 @@
 //! The harness itself: wrong operators are caught, idle modes are reported, seeds are reproducible.
 
 mod breakers;
-mod meetings;
+mod buggy_finish;
+mod buggy_operators;
+mod fault_memory;
+mod multi_pipeline;
 mod rows;
-mod shortage;
 mod streaming;
-mod wrong;
-mod wrong_ends;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use gatework_runtime::{
     Executor, Result,
     pipeline::{
-        Batch, Graph, LocalOperator, Operator, OperatorResult, QueryContext, RowStream, Setup,
-        TaskContext,
+        Batch, DriverContext, Graph, LocalOperator, Operator, OperatorContext, OperatorResult,
+        QueryContext, RowStream,
     },
 };
 
 use super::{Case, Harness, Mode, Row, Trial, numbers, rows_of};
-use crate::compact;
+use crate::apply_selection;
 
 /// An operator made of a function that makes its local states.
 struct Made<F>(F);
@@ -30,12 +30,12 @@ impl<F> fmt::Debug for Made<F> {
     }
 }
 
-impl<F: Fn(Setup) -> Box<dyn LocalOperator> + Send + Sync> Operator for Made<F> {
+impl<F: Fn(OperatorContext) -> Box<dyn LocalOperator> + Send + Sync> Operator for Made<F> {
     fn name(&self) -> &str {
         "made"
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok((self.0)(setup))
     }
 }
@@ -44,7 +44,7 @@ impl<F: Fn(Setup) -> Box<dyn LocalOperator> + Send + Sync> Operator for Made<F> 
 struct Pass;
 
 impl LocalOperator for Pass {
-    fn execute(&mut self, input: Option<Batch>, _task: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, _task: &DriverContext) -> Result<OperatorResult> {
         Ok(input.map_or(OperatorResult::NeedInput, OperatorResult::Batch))
     }
 }
@@ -63,18 +63,18 @@ fn a_right_operator_passes_and_every_mode_says_what_it_did() {
         .check(Mode::without_memory());
     assert!(report.not_run().is_empty(), "{report}");
     for &mode in Mode::without_memory() {
-        assert!(report.acts(mode) > 0, "{mode} did nothing:\n{report}");
+        assert!(report.injections(mode) > 0, "{mode} did nothing:\n{report}");
     }
     // One act a trial, but for the last step of each sweep, which was not reached.
     let sweep = report.modes.iter().find(|report| report.mode == Mode::Error).unwrap();
-    assert_eq!(sweep.acts, sweep.trials - 3, "{report}");
+    assert_eq!(sweep.injections, sweep.trials - 3, "{report}");
 }
 
 #[test]
 fn modes_that_did_nothing_are_reported() {
     let rows = numbers(0..4, 4);
     let harness =
-        || Harness::operator(pass).input(rows.clone()).expect_rows(&rows).instances(1..=1);
+        || Harness::operator(pass).input(rows.clone()).expect_rows(&rows).num_tasks(1..=1);
     let report = harness().run(&[Mode::Seeded, Mode::Memory, Mode::Plain]).unwrap();
     assert_eq!(report.not_run(), [Mode::Seeded, Mode::Memory], "one task, no reservation");
     assert!(report.to_string().contains("seeded: not run"), "{report}");
@@ -82,8 +82,8 @@ fn modes_that_did_nothing_are_reported() {
 
 #[test]
 fn the_rows_to_expect_must_be_stated() {
-    let finding = Harness::operator(pass).input(numbers(0..4, 4)).run(Mode::with_rows());
-    assert!(finding.unwrap_err().what.contains("state the rows"));
+    let failure = Harness::operator(pass).input(numbers(0..4, 4)).run(Mode::with_rows());
+    assert!(failure.unwrap_err().message.contains("state the rows"));
 }
 
 /// The rows of one trial on three tasks, in the order of arrival.
@@ -91,13 +91,13 @@ fn rows_in(trial: &Trial) -> Vec<Row> {
     let case = Case::new(trial, vec![numbers(0..60, 10)].into(), 3);
     let mut graph = Graph::new();
     let operators: Vec<Arc<dyn Operator>> = vec![Arc::new(pass(&case))];
-    graph.add("three tasks", 3, case.source(0), operators, case.result(3)).unwrap();
+    graph.add_pipeline("three tasks", 3, case.source(0), operators, case.result(3)).unwrap();
     let query = QueryContext::new(trial.executor(), trial.options());
     let running = graph.start(&query).unwrap();
     let stream = RowStream::of_query(&running, case.take_readers().unwrap()).remove(0);
     let batches: Vec<_> =
-        stream.into_blocking().map(|batch| compact(batch.unwrap()).unwrap()).collect();
-    trial.settle(&query, Duration::from_secs(30)).unwrap();
+        stream.into_blocking_iter().map(|batch| apply_selection(batch.unwrap()).unwrap()).collect();
+    trial.assert_clean(&query, Duration::from_secs(30)).unwrap();
     rows_of(&batches).unwrap()
 }
 
@@ -121,8 +121,8 @@ fn a_seed_gives_its_schedule_again_and_other_seeds_give_others() {
 
 #[test]
 fn a_seeded_executor_has_one_thread() {
-    assert_eq!(Executor::builder().seeded(1).build().unwrap().threads(), 1);
-    let error = Executor::builder().seeded(1).threads(2).build().unwrap_err();
+    assert_eq!(Executor::builder().deterministic(1).build().unwrap().threads(), 1);
+    let error = Executor::builder().deterministic(1).threads(2).build().unwrap_err();
     assert!(error.to_string().contains("one thread of its own"), "{error}");
 }
 
@@ -142,5 +142,5 @@ fn blocking_blocks_every_kind_of_call_of_every_task() {
 fn tiny_batches_are_tiny() {
     let trial = Trial::tiny_batches(1).unwrap();
     assert_eq!(rows_in(&trial).len(), 60);
-    assert_eq!(trial.counts().cuts, 30, "each morsel of 2 rows is cut once");
+    assert_eq!(trial.counts().splits, 30, "each morsel of 2 rows is cut once");
 }

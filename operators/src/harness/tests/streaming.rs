@@ -89,9 +89,9 @@ fn a_filter_behind_a_filter_never_sees_the_rows_taken_out() {
         let mut graph = Graph::new();
         let first = Arc::new(Filter::new(even(), None));
         let second = Arc::new(Filter::new(fails.clone(), None));
-        let instances = case.instances();
+        let instances = case.num_tasks();
         let result = case.result(instances);
-        graph.add("filters", instances, case.source(0), vec![first, second], result)?;
+        graph.add_pipeline("filters", instances, case.source(0), vec![first, second], result)?;
         Ok(graph)
     })
     .input(numbers(0..60, 9))
@@ -114,9 +114,9 @@ fn projection_of_selected_rows() {
         let mut graph = Graph::new();
         let filter = Arc::new(Filter::new(even(), None));
         let project = Arc::new(Projection::new(vec![n(), double.clone()], schema.clone()));
-        let instances = case.instances();
+        let instances = case.num_tasks();
         let result = case.result(instances);
-        graph.add("project", instances, case.source(0), vec![filter, project], result)?;
+        graph.add_pipeline("project", instances, case.source(0), vec![filter, project], result)?;
         Ok(graph)
     })
     .input(numbers(0..40, 7))
@@ -157,7 +157,7 @@ fn limit_of_one_task_keeps_the_order() {
     Harness::operator(|_| Limit::new(7, Some(12)))
         .input(numbers(0..50, 6))
         .expect_sequence(&table(7..19))
-        .instances(1..=1)
+        .num_tasks(1..=1)
         .run(Mode::without_memory())
         .unwrap();
 }
@@ -231,7 +231,7 @@ fn stream_scan_passes_an_error_on() {
     .expect_rows(&[])
     .run(&[Mode::Plain])
     .unwrap_err();
-    assert!(finding.what.contains("the disk is gone"), "{finding}");
+    assert!(finding.message.contains("the disk is gone"), "{finding}");
 }
 
 /// A stream that is always ready.
@@ -253,8 +253,8 @@ fn result_by_the_hash_of_a_key() {
     let rows = numbers(0..60, 9);
     Harness::graph(|case| {
         let mut graph = Graph::new();
-        let result = case.partitioned_result(case.instances(), 3, vec![n()]);
-        graph.add("partitions", case.instances(), case.source(0), vec![], result)?;
+        let result = case.partitioned_result(case.num_tasks(), 3, vec![n()]);
+        graph.add_pipeline("partitions", case.num_tasks(), case.source(0), vec![], result)?;
         Ok(graph)
     })
     .input(rows.clone())

@@ -11,7 +11,7 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Int64Type};
 
-use crate::rig::{rows, table};
+use crate::test_support::{rows, table};
 
 /// How many key columns there are, and how many key codes.
 pub(super) const KEYS: usize = 5;
@@ -63,8 +63,8 @@ impl Input {
         let mut answer = Vec::new();
         for set in sets.unwrap_or(&plain) {
             let mut groups: BTreeMap<String, Vec<&Row>> = BTreeMap::new();
-            for (number, row) in self.rows.iter().enumerate() {
-                groups.entry(self.key(number, keys, set)).or_default().push(row);
+            for (index, row) in self.rows.iter().enumerate() {
+                groups.entry(self.key(index, keys, set)).or_default().push(row);
             }
             if self.rows.is_empty() && set.iter().all(|out| *out) {
                 groups.insert("NULL|".repeat(keys.len()), vec![]);
@@ -78,8 +78,8 @@ impl Input {
 
     fn key(&self, row: usize, keys: &[usize], set: &[bool]) -> String {
         let row = self.batch.slice(row, 1);
-        let key = |(place, out): (&usize, &bool)| {
-            let text = rows(&[row.project(&[*place]).unwrap()]).remove(0);
+        let key = |(column, out): (&usize, &bool)| {
+            let text = rows(&[row.project(&[*column]).unwrap()]).remove(0);
             match out {
                 true => "NULL|".to_owned(),
                 false if text == "-0.0" => "0.0|".to_owned(),

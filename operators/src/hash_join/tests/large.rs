@@ -9,11 +9,11 @@ use arrow::{
 use datafusion_common::JoinType;
 use gatework_runtime::{
     Error,
-    pipeline::{Graph, MemoryLimit, QueryContext, QueryOptions, RowStream},
+    pipeline::{Graph, GreedyPool, QueryContext, QueryOptions, RowStream},
 };
 
 use super::{Case, KeyKind, TYPES};
-use crate::rig::{EXECUTOR, ints, run_with, scan, table, wait_idle};
+use crate::test_support::{EXECUTOR, ints, run_with, scan, table, wait_idle};
 
 pub(super) const LEFT_ROWS: i32 = 150_000;
 const RIGHT_ROWS: i32 = 40_000;
@@ -91,7 +91,7 @@ pub(super) fn expected(kind: JoinType) -> Vec<Row> {
 pub(super) fn numbers(kind: JoinType, batches: &[RecordBatch]) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for batch in batches {
-        let column = |place: usize| batch.column(place).as_primitive::<Int32Type>().iter();
+        let column = |index: usize| batch.column(index).as_primitive::<Int32Type>().iter();
         let mark = || batch.column(1).as_boolean().iter();
         match kind {
             JoinType::LeftSemi | JoinType::LeftAnti => {
@@ -130,11 +130,11 @@ pub(super) fn numbers_and_mark(case: &Case, left: &RecordBatch, right: &RecordBa
     let wanted = |(_, field): &(usize, &Arc<arrow::datatypes::Field>)| {
         matches!(field.name().as_str(), "row" | "mark")
     };
-    fields.fields().iter().enumerate().filter(wanted).map(|(place, _)| place).collect()
+    fields.fields().iter().enumerate().filter(wanted).map(|(index, _)| index).collect()
 }
 
 #[test]
-fn many_build_and_drain_units_are_one_table() {
+fn many_morsels_fill_one_table() {
     for (case, left, right) in cases() {
         let kind = case.kind;
         let columns = numbers_and_mark(&case, &left, &right);
@@ -157,7 +157,7 @@ fn many_to_many_pairs_come_in_chunks() {
 
 /// 10^10 pairs, if each were looked at.
 #[test]
-fn one_key_on_both_sides_is_marked_once() {
+fn one_key_on_both_sides_is_matched_once() {
     let one_key = rows_of(KeyKind::Text, 100_000, |_| Some(1));
     let kinds = [JoinType::LeftSemi, JoinType::LeftAnti, JoinType::LeftMark];
     for (kind, rows) in kinds.into_iter().zip([100_000, 0, 100_000]) {
@@ -186,7 +186,7 @@ fn a_long_chain_of_matches_is_cancelled() {
         // Whenever the cancel comes, it must end the query.
         query.cancel();
         wait_idle(&query);
-        let answer = streams.into_iter().next().unwrap().into_blocking().next();
+        let answer = streams.into_iter().next().unwrap().into_blocking_iter().next();
         assert!(matches!(answer, Some(Err(Error::Cancelled { .. }))), "{kind}");
     }
 }
@@ -201,9 +201,9 @@ fn a_dropped_result_ends_a_join_in_the_middle() {
     let readers = case.add(&mut graph, config, scan(&rows, 1000), scan(&rows, 1000), None);
     let running = graph.start(&query).unwrap();
     let mut stream =
-        RowStream::of_query(&running, readers).into_iter().next().unwrap().into_blocking();
+        RowStream::of_query(&running, readers).into_iter().next().unwrap().into_blocking_iter();
     // One batch is out, so the probe is at work: 4 * 10^8 pairs would follow.
-    assert_eq!(stream.next().unwrap().unwrap().rows(), 100);
+    assert_eq!(stream.next().unwrap().unwrap().num_rows(), 100);
     assert!(query.reserved_bytes() > 0);
     drop(stream);
     wait_idle(&query);
@@ -211,14 +211,14 @@ fn a_dropped_result_ends_a_join_in_the_middle() {
 
 /// The build side is charged by its rows, however small the slices it comes in, and given back.
 #[test]
-fn the_build_side_is_charged_to_the_query() {
+fn the_build_side_reserves_query_memory() {
     let left = rows_of(KeyKind::Int, 50_000, Some);
     let right = rows_of(KeyKind::Int, 10, Some);
     // 12 bytes of columns and 16 of key and hash each row, 2^17 slots of 8 bytes, chains of 4 bytes
     // a row, and while columns are copied together 12 more.
     for (limit, fits) in [(1 << 20, false), (6 << 20, true)] {
         for kind in [JoinType::Inner, JoinType::Full] {
-            let memory = Arc::new(MemoryLimit::new(limit));
+            let memory = Arc::new(GreedyPool::new(limit));
             let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
             let case = Case { batch_rows: 8192, morsel: 100, ..Case::plain(kind) };
             let config = case.config(&left, &right, None);

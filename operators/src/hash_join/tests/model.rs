@@ -9,7 +9,7 @@ use arrow::array::{
 use datafusion_common::JoinType;
 
 use super::Case;
-use crate::rig::{ints, rows, table};
+use crate::test_support::{ints, rows, table};
 
 /// How many key codes there are.
 pub(super) const CODES: u8 = 6;
@@ -48,11 +48,11 @@ impl KeyKind {
         }
     }
 
-    /// The column of `codes` at `place`. Codes of flags fold, so fewer values are more duplicates.
-    fn column(self, place: usize, codes: &[Option<u8>]) -> ArrayRef {
+    /// The column of `codes` at `index`. Codes of flags fold, so fewer values are more duplicates.
+    fn column(self, index: usize, codes: &[Option<u8>]) -> ArrayRef {
         let codes = || codes.iter().copied();
         let text = |code: Option<u8>| code.map(|code| TEXTS[usize::from(code)]);
-        match (self, place) {
+        match (self, index) {
             (Self::Int, _) | (Self::Mixed, 1) => {
                 let value = |code: Option<u8>| code.map(|code| i32::from(code) * 1_000_003 - 7);
                 Arc::new(codes().map(value).collect::<Int32Array>())
@@ -75,8 +75,8 @@ impl KeyKind {
     }
 
     /// Codes of equal values have equal classes.
-    fn class(self, place: usize, code: u8) -> u8 {
-        match (self, place) {
+    fn class(self, index: usize, code: u8) -> u8 {
+        match (self, index) {
             (Self::Float, _) => code.max(1),
             (Self::Flags, 0) => code % 2,
             _ => code,
@@ -94,10 +94,10 @@ pub(super) struct Side {
 
 impl Side {
     pub(super) fn new(kind: KeyKind, rows: &[Row]) -> Self {
-        let codes = |place| -> Vec<Option<u8>> {
-            rows.iter().map(|row| if place == 0 { row.0 } else { row.1 }).collect()
+        let codes = |index| -> Vec<Option<u8>> {
+            rows.iter().map(|row| if index == 0 { row.0 } else { row.1 }).collect()
         };
-        let column = |place| kind.column(place, &codes(place));
+        let column = |index| kind.column(index, &codes(index));
         let values: Vec<_> = rows.iter().map(|row| row.2).collect();
         let value = ("value", ints(values.iter().copied()));
         let row = ("row", ints((0..rows.len() as i32).map(Some)));
@@ -105,7 +105,7 @@ impl Side {
             1 => table([("key", column(0)), value, row]),
             _ => table([("key", column(0)), ("key2", column(1)), value, row]),
         };
-        let class = |(place, code): (usize, &Option<u8>)| code.map(|code| kind.class(place, code));
+        let class = |(index, code): (usize, &Option<u8>)| code.map(|code| kind.class(index, code));
         let key =
             |row: &Row| [row.0, row.1][..kind.columns()].iter().enumerate().map(class).collect();
         Self { batch, keys: rows.iter().map(key).collect(), values }
@@ -134,8 +134,8 @@ impl Case {
 
     /// Sorted rows, as text.
     pub(super) fn model(&self, left: &Side, right: &Side) -> Vec<String> {
-        let lefts = rows(std::slice::from_ref(&left.batch));
-        let rights = rows(std::slice::from_ref(&right.batch));
+        let left_rows = rows(std::slice::from_ref(&left.batch));
+        let right_rows = rows(std::slice::from_ref(&right.batch));
         let left_match: Vec<bool> = (0..left.rows())
             .map(|l| (0..right.rows()).any(|r| self.matches(left, l, right, r)))
             .collect();
@@ -144,36 +144,44 @@ impl Case {
             .collect();
         let nulls = vec!["NULL"; left.batch.num_columns()].join("|");
         let mut rows: Vec<String> = match self.kind {
-            JoinType::LeftSemi => pick(&lefts, &left_match, true),
-            JoinType::LeftAnti if self.null_aware => self.not_in(left, right, &lefts, &left_match),
-            JoinType::LeftAnti => pick(&lefts, &left_match, false),
-            JoinType::LeftMark => marked(&lefts, &left_match),
-            JoinType::RightSemi => pick(&rights, &right_match, true),
-            JoinType::RightAnti => pick(&rights, &right_match, false),
-            JoinType::RightMark => marked(&rights, &right_match),
+            JoinType::LeftSemi => pick(&left_rows, &left_match, true),
+            JoinType::LeftAnti if self.null_aware => {
+                self.not_in(left, right, &left_rows, &left_match)
+            }
+            JoinType::LeftAnti => pick(&left_rows, &left_match, false),
+            JoinType::LeftMark => marked(&left_rows, &left_match),
+            JoinType::RightSemi => pick(&right_rows, &right_match, true),
+            JoinType::RightAnti => pick(&right_rows, &right_match, false),
+            JoinType::RightMark => marked(&right_rows, &right_match),
             _ => (0..left.rows())
                 .flat_map(|l| (0..right.rows()).map(move |r| (l, r)))
                 .filter(|(l, r)| self.matches(left, *l, right, *r))
-                .map(|(l, r)| format!("{}|{}", lefts[l], rights[r]))
+                .map(|(l, r)| format!("{}|{}", left_rows[l], right_rows[r]))
                 .collect(),
         };
         if let JoinType::Left | JoinType::Full = self.kind {
-            let rest = pick(&lefts, &left_match, false);
-            rows.extend(rest.iter().map(|row| format!("{row}|{nulls}")));
+            let unmatched = pick(&left_rows, &left_match, false);
+            rows.extend(unmatched.iter().map(|row| format!("{row}|{nulls}")));
         }
         if let JoinType::Right | JoinType::Full = self.kind {
-            let rest = pick(&rights, &right_match, false);
-            rows.extend(rest.iter().map(|row| format!("{nulls}|{row}")));
+            let unmatched = pick(&right_rows, &right_match, false);
+            rows.extend(unmatched.iter().map(|row| format!("{nulls}|{row}")));
         }
         rows.sort_unstable();
         rows
     }
 
     /// `left.key NOT IN right`: true, not NULL.
-    fn not_in(&self, left: &Side, right: &Side, lefts: &[String], found: &[bool]) -> Vec<String> {
+    fn not_in(
+        &self,
+        left: &Side,
+        right: &Side,
+        left_rows: &[String],
+        found: &[bool],
+    ) -> Vec<String> {
         let unknown = (0..right.rows()).any(|r| right.has_null(r));
         let holds = |l: &usize| right.rows() == 0 || (!unknown && !found[*l] && !left.has_null(*l));
-        (0..left.rows()).filter(holds).map(|l| lefts[l].clone()).collect()
+        (0..left.rows()).filter(holds).map(|l| left_rows[l].clone()).collect()
     }
 }
 

@@ -19,8 +19,10 @@ use super::{Case, KeyKind, Side, any_case, not_in_case, rows, side};
 use crate::{
     hash_join::new,
     limit::Limit,
-    rig::{EXECUTOR, FailingScan, result_of, run, run_with, scan, sorted_rows, table, wait_idle},
     runtime_filter::{FilterProducer, FilterTarget},
+    test_support::{
+        EXECUTOR, FailingScan, result_of, run, run_with, scan, sorted_rows, table, wait_idle,
+    },
 };
 
 /// Applies a filter to `probe` as soon as it is published: it knows no more once the join is over.
@@ -52,7 +54,7 @@ impl FilterTarget for Recorder {
 
 impl Recorder {
     pub(super) fn new(key: KeyKind, probe: &RecordBatch) -> Arc<Self> {
-        let column = |place| Arc::new(Column::new("key", place)) as Arc<dyn PhysicalExpr>;
+        let column = |index| Arc::new(Column::new("key", index)) as Arc<dyn PhysicalExpr>;
         Arc::new(Self {
             keys: (0..key.columns()).map(column).collect(),
             probe: probe.clone(),
@@ -156,7 +158,7 @@ fn a_preserved_probe_side_is_not_filtered() {
 }
 
 #[test]
-fn bounds_and_membership_are_both_told() {
+fn bounds_and_membership_are_both_published() {
     /// Keeps the filter itself, as text.
     struct Text(Vec<Arc<dyn PhysicalExpr>>, Mutex<String>);
     impl FilterTarget for Text {
@@ -170,9 +172,9 @@ fn bounds_and_membership_are_both_told() {
     }
     let key = Arc::new(Column::new("probe_key", 0)) as Arc<dyn PhysicalExpr>;
     let left = table([
-        ("key", crate::rig::ints([Some(5), None, Some(9), Some(7)])),
-        ("value", crate::rig::ints([None; 4])),
-        ("row", crate::rig::ints([None; 4])),
+        ("key", crate::test_support::ints([Some(5), None, Some(9), Some(7)])),
+        ("value", crate::test_support::ints([None; 4])),
+        ("row", crate::test_support::ints([None; 4])),
     ]);
     let case = Case::plain(JoinType::Inner);
     let target = Arc::new(Text(vec![key], Mutex::default()));
@@ -234,7 +236,7 @@ fn a_join_that_never_runs_publishes_nothing_and_opens_the_gate() {
     let mut graph = Graph::new();
     let (build, probe) =
         new(case.config(&rows.batch, &rows.batch, None), 1, 1, Some(producer)).unwrap();
-    graph.add("build", 1, scan(&rows.batch, 1), vec![], Arc::new(build)).unwrap();
+    graph.add_pipeline("build", 1, scan(&rows.batch, 1), vec![], Arc::new(build)).unwrap();
     let readers = result_of(&mut graph, 1, 1, scan(&rows.batch, 1), vec![Arc::new(probe)]);
     assert!(matches!(graph.start(&query), Err(Error::Cancelled { .. })));
     drop(readers);
@@ -277,7 +279,7 @@ fn a_probe_that_ends_before_the_build_publishes_nothing_and_opens_the_gate() {
     let (build, probe) =
         new(case.config(&rows.batch, &rows.batch, None), 1, 1, Some(producer)).unwrap();
     let batches = run(|graph| {
-        graph.add("build", 1, scan(&rows.batch, 1), vec![], Arc::new(build)).unwrap();
+        graph.add_pipeline("build", 1, scan(&rows.batch, 1), vec![], Arc::new(build)).unwrap();
         let nothing = Arc::new(Limit::new(0, Some(0)));
         result_of(graph, 1, 1, scan(&rows.batch, 1), vec![Arc::new(probe), nothing])
     });

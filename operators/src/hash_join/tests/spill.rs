@@ -9,7 +9,7 @@ use arrow::array::RecordBatch;
 use datafusion_common::JoinType;
 use gatework_runtime::{
     Error, Result,
-    pipeline::{Graph, MemoryLimit, MemoryPool, QueryOptions, Unlimited},
+    pipeline::{Graph, GreedyPool, MemoryPool, QueryOptions, UnboundedPool},
 };
 use proptest::prelude::*;
 
@@ -20,8 +20,11 @@ use super::{
     runtime_filter::{Recorder, expected as expected_mask},
 };
 use crate::{
-    rig::{KeptElsewhere, Moody, moody, run_asked, run_with, scan, sorted_rows},
     runtime_filter::FilterProducer,
+    test_support::{
+        InMemorySpill, RandomDenialPool, random_refusals, run_with, run_with_reclaim_requests,
+        scan, sorted_rows,
+    },
 };
 
 /// Runs the join with `memory`, and with a place for what does not fit.
@@ -30,13 +33,14 @@ fn run_short(
     [left, right]: [&RecordBatch; 2],
     projection: Option<&[usize]>,
     memory: Arc<dyn MemoryPool>,
-    space: &Arc<KeptElsewhere>,
+    spill: &Arc<InMemorySpill>,
 ) -> Result<Vec<RecordBatch>> {
-    let options = QueryOptions { memory, spill: Some(space.clone()), ..QueryOptions::default() };
+    let options = QueryOptions { memory, spill: Some(spill.clone()), ..QueryOptions::default() };
     let config = case.config(left, right, projection);
     let (left, right) = (scan(left, case.morsel), scan(right, case.morsel));
     let add = |graph: &mut Graph| case.add(graph, config, left, right, None);
-    let answer = if space.eager { run_asked(options, add) } else { run_with(options, add) };
+    let answer =
+        if spill.eager { run_with_reclaim_requests(options, add) } else { run_with(options, add) };
     Ok(answer?.concat())
 }
 
@@ -47,11 +51,11 @@ fn every_join_type_spills() {
         let columns = numbers_and_mark(&case, &left, &right);
         // At the lowest limit, what is read back does not fit either.
         for limit in [4 << 20, 1 << 20, 1 << 17] {
-            let memory = Arc::new(MemoryLimit::new(limit));
-            let space = Arc::new(KeptElsewhere::default());
+            let memory = Arc::new(GreedyPool::new(limit));
+            let spill = Arc::new(InMemorySpill::default());
             let both = [&left, &right];
-            let batches = run_short(&case, both, Some(&columns), memory.clone(), &space).unwrap();
-            let spilled = space.writes.load(Ordering::Relaxed) > 0;
+            let batches = run_short(&case, both, Some(&columns), memory.clone(), &spill).unwrap();
+            let spilled = spill.writes.load(Ordering::Relaxed) > 0;
             assert!(spilled || limit > 1 << 20, "{case:?} with {limit} bytes");
             assert!(numbers(kind, &batches) == expected(kind), "{case:?} with {limit} bytes");
             assert_eq!(memory.reserved(), 0);
@@ -60,34 +64,35 @@ fn every_join_type_spills() {
 }
 
 #[test]
-fn every_join_type_gives_back_what_others_ask_for() {
+fn every_join_type_spills_on_reclaim_requests() {
     let mut spilled = 0;
     for (case, left, right) in cases() {
         let kind = case.kind;
         let columns = numbers_and_mark(&case, &left, &right);
-        let space = Arc::new(KeptElsewhere { eager: true, ..KeptElsewhere::default() });
+        let spill = Arc::new(InMemorySpill { eager: true, ..InMemorySpill::default() });
         let batches =
-            run_short(&case, [&left, &right], Some(&columns), Arc::new(Unlimited), &space).unwrap();
+            run_short(&case, [&left, &right], Some(&columns), Arc::new(UnboundedPool), &spill)
+                .unwrap();
         assert!(numbers(kind, &batches) == expected(kind), "{case:?}");
-        spilled += space.writes.load(Ordering::Relaxed).min(1);
+        spilled += spill.writes.load(Ordering::Relaxed).min(1);
     }
     assert!(spilled > 0);
 }
 
 /// Half of both sides is one key, of which the residual filter lets few pairs through.
 #[test]
-fn one_key_that_does_not_fit_is_joined_in_pieces() {
+fn one_key_that_does_not_fit_is_joined_in_chunks() {
     let key = |row: i32| Some(if row % 2 == 0 { 7 } else { row });
     let both = |rows: i32| rows_of(KeyKind::Int, rows, key);
     let (left, right) = (both(60_000), both(300));
     for kind in TYPES {
         let case = Case { residual: true, morsel: 1000, batch_rows: 8192, ..Case::plain(kind) };
         let whole = case.run(&left, &right, None).unwrap();
-        let memory = Arc::new(MemoryLimit::new(1 << 17));
-        let space = Arc::new(KeptElsewhere::default());
-        let pieces = run_short(&case, [&left, &right], None, memory.clone(), &space).unwrap();
-        assert!(sorted_rows(&pieces) == sorted_rows(&whole), "{kind}");
-        assert!(space.writes.load(Ordering::Relaxed) > 0);
+        let memory = Arc::new(GreedyPool::new(1 << 17));
+        let spill = Arc::new(InMemorySpill::default());
+        let chunked = run_short(&case, [&left, &right], None, memory.clone(), &spill).unwrap();
+        assert!(sorted_rows(&chunked) == sorted_rows(&whole), "{kind}");
+        assert!(spill.writes.load(Ordering::Relaxed) > 0);
         assert_eq!(memory.reserved(), 0);
     }
 }
@@ -98,8 +103,8 @@ fn a_join_in_order_fails_instead() {
     let rows = rows_of(KeyKind::Int, LEFT_ROWS, left_key);
     let case = Case { morsel: 7001, probes: 1, ..Case::plain(JoinType::Inner) };
     let options = QueryOptions {
-        memory: Arc::new(MemoryLimit::new(1 << 20)),
-        spill: Some(Arc::new(KeptElsewhere::default())),
+        memory: Arc::new(GreedyPool::new(1 << 20)),
+        spill: Some(Arc::new(InMemorySpill::default())),
         ..QueryOptions::default()
     };
     let config = super::HashJoinConfig { in_order: true, ..case.config(&rows, &rows, None) };
@@ -113,7 +118,7 @@ static SPILLED: AtomicUsize = AtomicUsize::new(0);
 
 /// The filter of a build of which a part is in files lets all rows pass that have a match.
 fn check_filter(case: &Case, left: &Side, right: &Side, seed: u64) {
-    let (_, _, options) = moody(seed);
+    let (_, _, options) = random_refusals(seed);
     let target = Recorder::new(case.key, &right.batch);
     let (producer, gate) = FilterProducer::new("join", target.clone());
     let config = case.config(&left.batch, &right.batch, None);
@@ -141,21 +146,21 @@ fn filters(case: &Case) -> bool {
 
 /// Whatever is refused, whenever: with nothing too small to be spilled, few rows take all of the ways.
 fn check(case: &Case, left: &Side, right: &Side, seed: u64) {
-    let memory = Arc::new(Moody::new(seed));
-    let space = Arc::new(KeptElsewhere { eager: true, ..KeptElsewhere::default() });
+    let memory = Arc::new(RandomDenialPool::new(seed));
+    let spill = Arc::new(InMemorySpill { eager: true, ..InMemorySpill::default() });
     let both = [&left.batch, &right.batch];
-    let batches = run_short(case, both, None, memory.clone(), &space).unwrap();
+    let batches = run_short(case, both, None, memory.clone(), &spill).unwrap();
     assert_eq!(sorted_rows(&batches), case.model(left, right), "{case:?}");
     assert_eq!(memory.reserved(), 0);
     check_filter(case, left, right, seed);
-    SPILLED.fetch_add(space.writes.load(Ordering::Relaxed).min(1), Ordering::Relaxed);
+    SPILLED.fetch_add(spill.writes.load(Ordering::Relaxed).min(1), Ordering::Relaxed);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn refused_memory_changes_no_row(
+    fn denied_memory_changes_no_row(
         case in any_case(),
         left in rows(0.2),
         right in rows(0.2),
@@ -169,7 +174,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn refused_memory_changes_no_row_of_not_in(
+    fn denied_memory_changes_no_row_of_not_in(
         case in not_in_case(),
         left in rows(0.2),
         right in prop_oneof![rows(0.01), rows(0.1)],
@@ -180,7 +185,7 @@ proptest! {
 }
 
 #[test]
-fn refused_memory_makes_small_joins_spill() {
+fn denied_memory_makes_small_joins_spill() {
     let rows: Vec<_> = (0..12).map(|row| (Some(row % 6), None, Some(0))).collect();
     let side = Side::new(KeyKind::Int, &rows);
     for seed in 0..40 {

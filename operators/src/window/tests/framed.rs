@@ -16,7 +16,7 @@ use datafusion_physical_expr::{
 use gatework_runtime::pipeline::{Graph, QueryContext, RowStream};
 
 use super::*;
-use crate::rig::{EXECUTOR, wait_idle};
+use crate::test_support::{EXECUTOR, wait_idle};
 
 /// The rows of each frame, as `1000 * start + end`, after `on_call`.
 #[derive(Clone)]
@@ -105,7 +105,7 @@ fn results_by_frames_are_those_of_datafusion() {
             let expressions = expressions(&input);
             let schema = output_schema(&input, expressions.len());
             let (sink, source) = new(expressions, schema, 100, 1, limit).unwrap();
-            graph.add("sort", 1, scan(&input, 50), vec![], Arc::new(sink)).unwrap();
+            graph.add_pipeline("sort", 1, scan(&input, 50), vec![], Arc::new(sink)).unwrap();
             result_of(graph, 1, 1, Arc::new(source), vec![])
         });
         rows(&batches.unwrap())
@@ -129,12 +129,12 @@ fn a_cancel_is_heard_among_the_results_of_a_partition() {
     let schema = output_schema(&input, 1);
     let (sink, source) = new(vec![Arc::new(frames)], schema, 100, 1, 1).unwrap();
     let mut graph = Graph::new();
-    graph.add("sort", 1, scan(&input, 1000), vec![], Arc::new(sink)).unwrap();
+    graph.add_pipeline("sort", 1, scan(&input, 1000), vec![], Arc::new(sink)).unwrap();
     let readers = result_of(&mut graph, 1, 1, Arc::new(source), vec![]);
     let running = graph.start(&query).unwrap();
     let streams = RowStream::of_query(&running, readers);
     wait_idle(&query);
-    let answer = streams.into_iter().next().unwrap().into_blocking().next();
+    let answer = streams.into_iter().next().unwrap().into_blocking_iter().next();
     assert!(matches!(answer, Some(Err(Error::Cancelled { .. }))));
     let calls = calls.load(Ordering::Relaxed);
     assert!((1..1000).contains(&calls), "{calls} results were made");

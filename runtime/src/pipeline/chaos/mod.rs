@@ -11,10 +11,10 @@
 //! * At step *k*, counted over all calls of all tasks, the query is cancelled, or the call fails, or
 //!   it panics.
 
-mod opener;
-mod part;
-mod pieces;
-mod wrappers;
+mod batch_splitter;
+mod gate_opener;
+mod local_states;
+mod wrapper;
 
 use std::{
     panic::resume_unwind,
@@ -23,11 +23,11 @@ use std::{
 
 use gatework_shared_state::Gate;
 
-use self::opener::Opener;
-use super::{QueryContext, TaskContext};
+use self::gate_opener::GateOpener;
+use super::{DriverContext, QueryContext};
 use crate::{Error, Result};
 
-pub(super) use wrappers::{local_operator, local_sink, local_source};
+pub(super) use local_states::{local_operator, local_sink, local_source};
 
 /// How a query is made to end at a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,7 +45,7 @@ pub enum Fault {
 /// ```
 /// use std::sync::Arc;
 /// use gatework_runtime::pipeline::{Chaos, QueryOptions};
-/// let chaos = Arc::new(Chaos::new(7).cut_batches(3).block_every(2));
+/// let chaos = Arc::new(Chaos::new(7).split_batches(3).block_every(2));
 /// let options = QueryOptions { chaos: Some(chaos.clone()), ..Default::default() };
 /// // … run a query with `options` …
 /// assert_eq!(chaos.counts().blocks(), 0, "no query has run");
@@ -56,9 +56,9 @@ pub struct Chaos {
     seed: u64,
     batch_rows: Option<usize>,
     block_every: Option<usize>,
-    recall_every: Option<usize>,
+    spurious_wakeups_every: Option<usize>,
     fault: Option<(Fault, u64)>,
-    opener: Opener,
+    opener: GateOpener,
     tally: Tally,
 }
 
@@ -87,8 +87,8 @@ struct Tally {
     operators: AtomicU64,
     sinks: AtomicU64,
     finishes: AtomicU64,
-    recalls: AtomicU64,
-    cuts: AtomicU64,
+    spurious_wakeups: AtomicU64,
+    splits: AtomicU64,
     fault: AtomicBool,
 }
 
@@ -108,9 +108,9 @@ pub struct ChaosCounts {
     /// Finishes, of operators and sinks, that were made to block.
     pub finish_blocks: u64,
     /// Calls that were made although the gate they waited for was not open.
-    pub recalls: u64,
+    pub spurious_wakeups: u64,
     /// Batches that were cut off larger ones.
-    pub cuts: u64,
+    pub splits: u64,
     /// Whether the fault's step was reached.
     pub fault: bool,
 }
@@ -133,9 +133,9 @@ impl Chaos {
             seed,
             batch_rows: None,
             block_every: None,
-            recall_every: None,
+            spurious_wakeups_every: None,
             fault: None,
-            opener: Opener::new(seed),
+            opener: GateOpener::new(seed),
             tally: Tally::default(),
         }
     }
@@ -146,7 +146,7 @@ impl Chaos {
     /// # Panics
     /// If `rows` is 0.
     #[must_use]
-    pub fn cut_batches(mut self, rows: usize) -> Self {
+    pub fn split_batches(mut self, rows: usize) -> Self {
         assert!(rows > 0, "a batch has at least one row");
         self.batch_rows = Some(rows);
         self
@@ -170,9 +170,9 @@ impl Chaos {
     /// # Panics
     /// If `waits` is below 2: a wait that is always cut short never ends.
     #[must_use]
-    pub fn recall_every(mut self, waits: usize) -> Self {
+    pub fn spurious_wakeups_every(mut self, waits: usize) -> Self {
         assert!(waits > 1, "a wait that is always cut short never ends");
-        self.recall_every = Some(waits);
+        self.spurious_wakeups_every = Some(waits);
         self
     }
 
@@ -199,8 +199,8 @@ impl Chaos {
             operator_blocks: read(&tally.operators),
             sink_blocks: read(&tally.sinks),
             finish_blocks: read(&tally.finishes),
-            recalls: read(&tally.recalls),
-            cuts: read(&tally.cuts),
+            spurious_wakeups: read(&tally.spurious_wakeups),
+            splits: read(&tally.splits),
             fault: tally.fault.load(Ordering::Relaxed),
         }
     }
@@ -234,7 +234,7 @@ impl Chaos {
     }
 
     /// A shut gate that a foreign thread will open.
-    fn shut_gate(&self, name: String) -> Gate {
-        self.opener.shut_gate(name)
+    fn blocked_gate(&self, name: String) -> Gate {
+        self.opener.blocked_gate(name)
     }
 }

@@ -19,8 +19,8 @@ use super::operators::until;
 use crate::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, Gates, LocalOperator, LocalSink, LocalSource, Operator,
-        OperatorResult, Setup, Sink, SinkResult, Source, SourceResult, Start, TaskContext,
+        Batch, DriverContext, FinishResult, Gates, LocalOperator, LocalSink, LocalSource, Operator,
+        OperatorContext, OperatorResult, Sink, SinkResult, Source, SourceResult, StartResult,
     },
 };
 
@@ -71,7 +71,7 @@ impl Checks {
             finished: AtomicUsize::new(0),
             aborted: AtomicUsize::new(0),
             broken: Mutex::default(),
-            close: Dependency::blocked("closed by a test", DependencyKind::Closed),
+            close: Dependency::blocked("closed by a test", DependencyKind::ConsumersGone),
             opener,
         })
     }
@@ -154,7 +154,7 @@ impl<P: ?Sized> Checked<P> {
             inner: Some(local),
             phase: Phase::Starting,
             blocked_once: false,
-            held: None,
+            blocked_input: None,
             checks: self.checks.clone(),
         }
     }
@@ -165,7 +165,7 @@ impl Source for Checked<dyn Source> {
         self.inner.name()
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
         self.checks.step(setup.query())?;
         Ok(Box::new(self.local(self.inner.local(setup)?)))
     }
@@ -176,7 +176,7 @@ impl Operator for Checked<dyn Operator> {
         self.inner.name()
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         self.checks.step(setup.query())?;
         Ok(Box::new(self.local(self.inner.local(setup)?)))
     }
@@ -187,11 +187,11 @@ impl Sink for Checked<dyn Sink> {
         self.inner.name()
     }
 
-    fn holds_memory(&self) -> bool {
-        self.inner.holds_memory()
+    fn can_reclaim(&self) -> bool {
+        self.inner.can_reclaim()
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         self.checks.step(setup.query())?;
         Ok(Box::new(self.local(self.inner.local(setup)?)))
     }
@@ -202,20 +202,20 @@ impl Sink for Checked<dyn Sink> {
 enum Phase {
     Starting,
     /// It wants input.
-    Hungry,
+    NeedsInput,
     /// It has more to give or is blocked: to be called without input.
-    Owing,
+    HasMoreOrBlocked,
     /// It wants no more input.
     Full,
     Finishing,
-    Over,
+    Ended,
 }
 
 struct Local<L: ?Sized> {
     phase: Phase,
     blocked_once: bool,
     /// Input that came with a call that was made to block.
-    held: Option<Batch>,
+    blocked_input: Option<Batch>,
     checks: Arc<Checks>,
     /// `None` only in the destructor.
     inner: Option<Box<L>>,
@@ -227,7 +227,7 @@ impl<L: ?Sized> Local<L> {
     }
 
     /// Counts the step; answers gates if this call is to block first.
-    fn enter(&mut self, task: &TaskContext) -> Result<Option<Gates>> {
+    fn enter(&mut self, task: &DriverContext) -> Result<Option<Gates>> {
         self.checks.step(task.query())?;
         if self.checks.fault != Fault::BlockEveryCall {
             return Ok(None);
@@ -248,15 +248,16 @@ impl<L: ?Sized> Local<L> {
     }
 
     fn expect_input(&self, given: bool, call: &str) {
-        let (phase, wanted) = (self.phase, if given { Phase::Hungry } else { Phase::Owing });
+        let (phase, wanted) =
+            (self.phase, if given { Phase::NeedsInput } else { Phase::HasMoreOrBlocked });
         self.checks.expect(phase == wanted, || format!("{call}, given: {given}, while {phase:?}"));
     }
 
-    fn started(&mut self, start: &Start) {
+    fn started(&mut self, start: &StartResult) {
         match start {
-            Start::Ready => self.phase = Phase::Hungry,
-            Start::Finished => self.phase = Phase::Full,
-            Start::Blocked(_) => {}
+            StartResult::Ready => self.phase = Phase::NeedsInput,
+            StartResult::Finished => self.phase = Phase::Full,
+            StartResult::Blocked(_) => {}
         }
     }
 }
@@ -269,74 +270,76 @@ impl<L: ?Sized> Drop for Local<L> {
 }
 
 impl LocalSource for Local<dyn LocalSource> {
-    fn start(&mut self, task: &TaskContext) -> Result<Start> {
+    fn start(&mut self, task: &DriverContext) -> Result<StartResult> {
         self.expect(&[Phase::Starting], "start of a source");
         if let Some(gates) = self.enter(task)? {
-            return Ok(Start::Blocked(gates));
+            return Ok(StartResult::Blocked(gates));
         }
         let start = self.inner().start(task)?;
         self.started(&start);
         Ok(start)
     }
 
-    fn next(&mut self, task: &TaskContext) -> Result<SourceResult> {
-        self.expect(&[Phase::Hungry], "next");
+    fn next(&mut self, task: &DriverContext) -> Result<SourceResult> {
+        self.expect(&[Phase::NeedsInput], "next");
         if let Some(gates) = self.enter(task)? {
             return Ok(SourceResult::Blocked(gates));
         }
         let result = self.inner().next(task)?;
         if let SourceResult::Finished = result {
-            self.phase = Phase::Over;
+            self.phase = Phase::Ended;
         }
         Ok(result)
     }
 
     fn abort(&mut self) {
-        self.phase = Phase::Over;
+        self.phase = Phase::Ended;
         self.inner().abort();
     }
 }
 
 impl LocalOperator for Local<dyn LocalOperator> {
-    fn start(&mut self, task: &TaskContext) -> Result<Start> {
+    fn start(&mut self, task: &DriverContext) -> Result<StartResult> {
         self.expect(&[Phase::Starting], "start of an operator");
         if let Some(gates) = self.enter(task)? {
-            return Ok(Start::Blocked(gates));
+            return Ok(StartResult::Blocked(gates));
         }
         let start = self.inner().start(task)?;
         self.started(&start);
         Ok(start)
     }
 
-    fn execute(&mut self, input: Option<Batch>, task: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, task: &DriverContext) -> Result<OperatorResult> {
         self.expect_input(input.is_some(), "execute");
-        self.checks.expect(input.as_ref().is_none_or(|batch| batch.rows() > 0), || {
+        self.checks.expect(input.as_ref().is_none_or(|batch| batch.num_rows() > 0), || {
             "execute with an empty batch".into()
         });
-        self.phase = Phase::Owing;
-        let input = input.or_else(|| self.held.take());
+        self.phase = Phase::HasMoreOrBlocked;
+        let input = input.or_else(|| self.blocked_input.take());
         if let Some(gates) = self.enter(task)? {
-            self.held = input;
+            self.blocked_input = input;
             return Ok(OperatorResult::Blocked(gates));
         }
         let result = self.inner().execute(input, task)?;
         self.phase = match result {
-            OperatorResult::NeedInput | OperatorResult::Batch(_) => Phase::Hungry,
-            OperatorResult::HaveMore(_) | OperatorResult::Blocked(_) => Phase::Owing,
-            OperatorResult::Finished => Phase::Over,
+            OperatorResult::NeedInput | OperatorResult::Batch(_) => Phase::NeedsInput,
+            OperatorResult::HaveMoreOutput(_) | OperatorResult::Blocked(_) => {
+                Phase::HasMoreOrBlocked
+            }
+            OperatorResult::Finished => Phase::Ended,
         };
         Ok(result)
     }
 
-    fn finish(&mut self, task: &TaskContext) -> Result<OperatorResult> {
-        self.expect(&[Phase::Hungry, Phase::Finishing], "finish of an operator");
+    fn finish(&mut self, task: &DriverContext) -> Result<OperatorResult> {
+        self.expect(&[Phase::NeedsInput, Phase::Finishing], "finish of an operator");
         self.phase = Phase::Finishing;
         if let Some(gates) = self.enter(task)? {
             return Ok(OperatorResult::Blocked(gates));
         }
         let result = self.inner().finish(task)?;
         if let OperatorResult::Finished | OperatorResult::NeedInput = result {
-            self.phase = Phase::Over;
+            self.phase = Phase::Ended;
         }
         Ok(result)
     }
@@ -346,49 +349,52 @@ impl LocalOperator for Local<dyn LocalOperator> {
     }
 
     fn abort(&mut self) {
-        self.expect(&[Phase::Starting, Phase::Hungry, Phase::Owing, Phase::Finishing], "abort");
-        self.phase = Phase::Over;
+        self.expect(
+            &[Phase::Starting, Phase::NeedsInput, Phase::HasMoreOrBlocked, Phase::Finishing],
+            "abort",
+        );
+        self.phase = Phase::Ended;
         self.inner().abort();
     }
 }
 
 impl LocalSink for Local<dyn LocalSink> {
-    fn start(&mut self, task: &TaskContext) -> Result<Start> {
+    fn start(&mut self, task: &DriverContext) -> Result<StartResult> {
         self.expect(&[Phase::Starting], "start of a sink");
         if let Some(gates) = self.enter(task)? {
-            return Ok(Start::Blocked(gates));
+            return Ok(StartResult::Blocked(gates));
         }
         let start = self.inner().start(task)?;
         self.started(&start);
         Ok(start)
     }
 
-    fn sink(&mut self, batch: Option<Batch>, task: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, task: &DriverContext) -> Result<SinkResult> {
         self.expect_input(batch.is_some(), "sink");
-        self.checks.expect(batch.as_ref().is_none_or(|batch| batch.rows() > 0), || {
+        self.checks.expect(batch.as_ref().is_none_or(|batch| batch.num_rows() > 0), || {
             "sink with an empty batch".into()
         });
-        self.phase = Phase::Owing;
-        let batch = batch.or_else(|| self.held.take());
+        self.phase = Phase::HasMoreOrBlocked;
+        let batch = batch.or_else(|| self.blocked_input.take());
         if let Some(gates) = self.enter(task)? {
-            self.held = batch;
+            self.blocked_input = batch;
             return Ok(SinkResult::Blocked(gates));
         }
         let result = self.inner().sink(batch, task)?;
         self.phase = match result {
-            SinkResult::NeedInput => Phase::Hungry,
-            SinkResult::Blocked(_) => Phase::Owing,
+            SinkResult::NeedInput => Phase::NeedsInput,
+            SinkResult::Blocked(_) => Phase::HasMoreOrBlocked,
             SinkResult::Finished => Phase::Full,
         };
         Ok(result)
     }
 
-    fn finish(&mut self, task: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, task: &DriverContext) -> Result<FinishResult> {
         // A sink that is blocked is finished only because nobody wants what it makes.
         let unwanted = self.closed().is_some_and(|gate| gate.is_ready());
-        let early = unwanted && matches!(self.phase, Phase::Starting | Phase::Owing);
+        let early = unwanted && matches!(self.phase, Phase::Starting | Phase::HasMoreOrBlocked);
         if !early {
-            self.expect(&[Phase::Hungry, Phase::Full, Phase::Finishing], "finish of a sink");
+            self.expect(&[Phase::NeedsInput, Phase::Full, Phase::Finishing], "finish of a sink");
         }
         self.phase = Phase::Finishing;
         if let Some(gates) = self.enter(task)? {
@@ -396,7 +402,7 @@ impl LocalSink for Local<dyn LocalSink> {
         }
         let result = self.inner().finish(task)?;
         if let FinishResult::Done = result {
-            self.phase = Phase::Over;
+            self.phase = Phase::Ended;
             self.checks.finished.fetch_add(1, Ordering::SeqCst);
         }
         Ok(result)
@@ -407,9 +413,15 @@ impl LocalSink for Local<dyn LocalSink> {
     }
 
     fn abort(&mut self) {
-        let alive = [Phase::Starting, Phase::Hungry, Phase::Owing, Phase::Full, Phase::Finishing];
+        let alive = [
+            Phase::Starting,
+            Phase::NeedsInput,
+            Phase::HasMoreOrBlocked,
+            Phase::Full,
+            Phase::Finishing,
+        ];
         self.expect(&alive, "abort of a sink");
-        self.phase = Phase::Over;
+        self.phase = Phase::Ended;
         self.checks.aborted.fetch_add(1, Ordering::SeqCst);
         self.inner().abort();
     }

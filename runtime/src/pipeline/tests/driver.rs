@@ -6,7 +6,7 @@ use std::sync::{
     mpsc,
 };
 
-use gatework_shared_state::{Budget, Gate, exchange, exchange::ExchangeKind, result};
+use gatework_shared_state::{BufferLimit, Gate, exchange, exchange::LocalExchangeKind, result};
 
 use super::{
     checked::{Checks, Fault},
@@ -19,8 +19,8 @@ use super::{
 use crate::{
     hang_guard::guarded,
     pipeline::{
-        Batch, FinishResult, LocalOperator, LocalSink, OperatorResult, SinkResult, SourceResult,
-        Start, TaskContext,
+        Batch, DriverContext, FinishResult, LocalOperator, LocalSink, OperatorResult, SinkResult,
+        SourceResult, StartResult,
     },
 };
 
@@ -68,19 +68,23 @@ fn empty_batches_go_nowhere() {
         // Of every kind: from the source, as the last and as not the last of an operator, in a flush.
         struct Empties(usize);
         impl LocalOperator for Empties {
-            fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+            fn execute(
+                &mut self,
+                input: Option<Batch>,
+                _: &DriverContext,
+            ) -> Result<OperatorResult> {
                 self.0 = if input.is_some() { 3 } else { self.0 - 1 };
                 Ok(match self.0 {
-                    3 => OperatorResult::HaveMore(batch([])),
-                    2 => OperatorResult::HaveMore(batch([2])),
+                    3 => OperatorResult::HaveMoreOutput(batch([])),
+                    2 => OperatorResult::HaveMoreOutput(batch([2])),
                     _ => OperatorResult::Batch(batch([])),
                 })
             }
 
-            fn finish(&mut self, _: &TaskContext) -> Result<OperatorResult> {
+            fn finish(&mut self, _: &DriverContext) -> Result<OperatorResult> {
                 self.0 += 1;
                 Ok(match self.0 {
-                    2 => OperatorResult::HaveMore(batch([])),
+                    2 => OperatorResult::HaveMoreOutput(batch([])),
                     3 => OperatorResult::Batch(batch([])),
                     4 => OperatorResult::Batch(batch([4])),
                     _ => OperatorResult::NeedInput,
@@ -91,7 +95,7 @@ fn empty_batches_go_nowhere() {
             Made::<dyn LocalOperator>::new("empties", |_| Ok(Box::new(Empties(0))));
         let gappy = source("gappy", |_| {
             let mut left = 6;
-            move |_: &TaskContext| {
+            move |_: &DriverContext| {
                 left -= 1;
                 Ok(match left {
                     0 => SourceResult::Finished,
@@ -114,15 +118,18 @@ fn an_operator_that_wants_no_more_ends_what_is_before_it() {
         // Endless producers in another pipeline, an exchange between, a limit behind.
         let (executor, checks) = (executor(2), no_fault());
         let query = query(guard, &executor);
-        let (sinks, sources) = exchange::new("x", ExchangeKind::Hash, 2, 1, Budget::new(1));
-        let (result_sinks, readers) = result::new("result", 1, 1, Budget::new(1));
+        let (producers, consumers) =
+            exchange::new("x", LocalExchangeKind::Hash, 2, 1, BufferLimit::new(1));
+        let (result_producers, readers) = result::new("result", 1, 1, BufferLimit::new(1));
         let mut graph = Graph::new();
-        let sink = checks.sink(to_exchange(sinks));
-        graph.add("endless", 2, checks.source(endless()), vec![], sink).unwrap();
+        let sink = checks.sink(to_exchange(producers));
+        graph.add_pipeline("endless", 2, checks.source(endless()), vec![], sink).unwrap();
         let operators = vec![repeat(2), limit(5), hoard(), repeat(1)];
         let operators = operators.into_iter().map(|operator| checks.operator(operator)).collect();
-        let source = checks.source(from_exchange(sources));
-        graph.add("limited", 1, source, operators, checks.sink(to_result(result_sinks))).unwrap();
+        let source = checks.source(from_exchange(consumers));
+        graph
+            .add_pipeline("limited", 1, source, operators, checks.sink(to_result(result_producers)))
+            .unwrap();
         let running = graph.start(&query).unwrap();
         let stream = RowStream::of_query(&running, readers).remove(0);
         assert_eq!(rows(stream).unwrap(), [1; 5]);
@@ -139,7 +146,7 @@ struct Picky {
 }
 
 impl LocalSink for Picky {
-    fn sink(&mut self, batch: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, _: &DriverContext) -> Result<SinkResult> {
         self.left -= usize::from(batch.is_some());
         Ok(match self.left {
             _ if !self.gate.is_ready() => SinkResult::Blocked(self.gate.clone().into()),
@@ -148,7 +155,7 @@ impl LocalSink for Picky {
         })
     }
 
-    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _: &DriverContext) -> Result<FinishResult> {
         self.finishes.fetch_add(1, Ordering::SeqCst);
         Ok(FinishResult::Done)
     }
@@ -164,7 +171,7 @@ fn picky(left: usize, gate: &Gate) -> (Arc<dyn Sink>, Arc<AtomicUsize>) {
 }
 
 /// Waits without a reader.
-fn wait_idle(running: &Running) {
+fn wait_idle(running: &GraphHandle) {
     struct Unpark(std::thread::Thread);
     impl std::task::Wake for Unpark {
         fn wake(self: Arc<Self>) {
@@ -172,7 +179,7 @@ fn wait_idle(running: &Running) {
         }
     }
     let waker = Arc::new(Unpark(std::thread::current())).into();
-    while !running.idle().poll_ready(&waker) {
+    while !running.finished().poll_ready(&waker) {
         std::thread::park();
     }
 }
@@ -199,11 +206,11 @@ fn a_sink_that_wants_no_more_ends_the_task() {
 fn hoard_nothing() -> Arc<dyn Operator> {
     struct Pass;
     impl LocalOperator for Pass {
-        fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+        fn execute(&mut self, input: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
             Ok(input.map_or(OperatorResult::NeedInput, OperatorResult::Batch))
         }
 
-        fn finish(&mut self, _: &TaskContext) -> Result<OperatorResult> {
+        fn finish(&mut self, _: &DriverContext) -> Result<OperatorResult> {
             panic!("flushed although nobody wants more");
         }
     }
@@ -219,9 +226,9 @@ fn a_limit_that_another_task_used_up_ends_a_blocked_task_and_its_producers() {
         let mixed = source("mixed", {
             let never = never.clone();
             move |setup| {
-                let (instance, never) = (setup.instance(), never.clone());
-                move |_: &TaskContext| {
-                    Ok(match instance {
+                let (task_index, never) = (setup.task_index(), never.clone());
+                move |_: &DriverContext| {
+                    Ok(match task_index {
                         0 => SourceResult::Batch(batch([1, 1])),
                         _ => SourceResult::Blocked(never.clone().into()),
                     })
@@ -250,7 +257,7 @@ fn a_task_blocked_behind_a_closed_operator_drops_what_is_before_it_and_sleeps() 
         let report = Mutex::new(report);
         let noted = source("noted", move |_| {
             let noted = Noted(report.lock().unwrap().clone());
-            move |_: &TaskContext| {
+            move |_: &DriverContext| {
                 let _kept = &noted;
                 Ok(SourceResult::Batch(batch([1])))
             }
@@ -282,19 +289,20 @@ fn an_empty_build_side_ends_its_pipeline_before_it_begins() {
             let (executor, checks) = (executor(2), no_fault());
             let query = query(guard, &executor);
             let (never, built) = (gate("never"), gate("built"));
-            let (sinks, sources) = exchange::new("x", ExchangeKind::Hash, 1, 1, Budget::new(1));
-            let (result_sinks, readers) = result::new("result", 1, 1, Budget::new(1));
+            let (producers, consumers) =
+                exchange::new("x", LocalExchangeKind::Hash, 1, 1, BufferLimit::new(1));
+            let (result_producers, readers) = result::new("result", 1, 1, BufferLimit::new(1));
             let mut graph = Graph::new();
-            let sink = checks.sink(to_exchange(sinks));
-            graph.add("probe side", 1, checks.source(endless()), vec![], sink).unwrap();
+            let sink = checks.sink(to_exchange(producers));
+            graph.add_pipeline("probe side", 1, checks.source(endless()), vec![], sink).unwrap();
             let operators = vec![
                 checks.operator(waits_at_start(&never)),
                 checks.operator(empty_build(waits.then(|| built.clone()))),
                 checks.operator(gives_in_finish()),
             ];
-            let source = checks.source(from_exchange(sources));
-            let sink = checks.sink(to_result(result_sinks));
-            graph.add("probe", 1, source, operators, sink).unwrap();
+            let source = checks.source(from_exchange(consumers));
+            let sink = checks.sink(to_result(result_producers));
+            graph.add_pipeline("probe", 1, source, operators, sink).unwrap();
             let running = graph.start(&query).unwrap();
             built.set_ready();
             // What lies behind the probe still gives what it has.
@@ -309,11 +317,11 @@ fn an_empty_build_side_ends_its_pipeline_before_it_begins() {
 fn waits_at_start(never: &Gate) -> Arc<dyn Operator> {
     struct Waits(Gate);
     impl LocalOperator for Waits {
-        fn start(&mut self, _: &TaskContext) -> Result<Start> {
-            Ok(Start::Blocked(self.0.clone().into()))
+        fn start(&mut self, _: &DriverContext) -> Result<StartResult> {
+            Ok(StartResult::Blocked(self.0.clone().into()))
         }
 
-        fn execute(&mut self, _: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+        fn execute(&mut self, _: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
             panic!("it never starts");
         }
     }
@@ -325,11 +333,11 @@ fn waits_at_start(never: &Gate) -> Arc<dyn Operator> {
 fn gives_in_finish() -> Arc<dyn Operator> {
     struct Gives(bool);
     impl LocalOperator for Gives {
-        fn execute(&mut self, _: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+        fn execute(&mut self, _: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
             Ok(OperatorResult::NeedInput)
         }
 
-        fn finish(&mut self, _: &TaskContext) -> Result<OperatorResult> {
+        fn finish(&mut self, _: &DriverContext) -> Result<OperatorResult> {
             Ok(match std::mem::replace(&mut self.0, true) {
                 false => OperatorResult::Batch(batch([77])),
                 true => OperatorResult::Finished,
@@ -347,16 +355,20 @@ struct SlowStart {
 }
 
 impl LocalSink for SlowStart {
-    fn start(&mut self, _: &TaskContext) -> Result<Start> {
+    fn start(&mut self, _: &DriverContext) -> Result<StartResult> {
         self.ready = self.gate.is_ready();
-        Ok(if self.ready { Start::Ready } else { Start::Blocked(self.gate.clone().into()) })
+        Ok(if self.ready {
+            StartResult::Ready
+        } else {
+            StartResult::Blocked(self.gate.clone().into())
+        })
     }
 
-    fn sink(&mut self, _: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, _: Option<Batch>, _: &DriverContext) -> Result<SinkResult> {
         Ok(SinkResult::NeedInput)
     }
 
-    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _: &DriverContext) -> Result<FinishResult> {
         self.in_order.store(self.ready, Ordering::SeqCst);
         Ok(FinishResult::Done)
     }
@@ -401,15 +413,19 @@ fn all_parts_start_at_the_same_time() {
             others: Gate,
         }
         impl LocalOperator for Opens {
-            fn start(&mut self, _: &TaskContext) -> Result<Start> {
+            fn start(&mut self, _: &DriverContext) -> Result<StartResult> {
                 self.others.set_ready();
                 Ok(match self.mine.is_ready() {
-                    true => Start::Ready,
-                    false => Start::Blocked(self.mine.clone().into()),
+                    true => StartResult::Ready,
+                    false => StartResult::Blocked(self.mine.clone().into()),
                 })
             }
 
-            fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+            fn execute(
+                &mut self,
+                input: Option<Batch>,
+                _: &DriverContext,
+            ) -> Result<OperatorResult> {
                 Ok(input.map_or(OperatorResult::NeedInput, OperatorResult::Batch))
             }
         }
@@ -467,7 +483,7 @@ fn a_task_whose_rows_are_all_dropped_yields() {
         // Multiples of 1000 of the numbers from 1 on: batches without rows.
         let from_one = source("from one", |_| {
             let mut next = 1;
-            move |_: &TaskContext| {
+            move |_: &DriverContext| {
                 next += 1;
                 Ok(if next > 51 {
                     SourceResult::Finished

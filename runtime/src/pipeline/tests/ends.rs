@@ -6,7 +6,7 @@ use std::sync::{
     mpsc,
 };
 
-use gatework_shared_state::{Budget, DependencyKind, result};
+use gatework_shared_state::{BufferLimit, DependencyKind, result};
 
 use super::{
     checked::{Checks, Fault},
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     hang_guard::guarded,
-    pipeline::{LocalSink, LocalSource, MemoryLimit, SourceResult, TaskContext},
+    pipeline::{DriverContext, GreedyPool, LocalSink, LocalSource, SourceResult},
 };
 
 #[test]
@@ -124,7 +124,7 @@ fn a_cancel_of_many_tasks_is_told_to_each_once() {
         let (shut, count) = (never.clone(), asked.clone());
         let waits = source("waits", move |_| {
             let (shut, count) = (shut.clone(), count.clone());
-            move |_: &TaskContext| {
+            move |_: &DriverContext| {
                 count.fetch_add(1, Ordering::SeqCst);
                 Ok(SourceResult::Blocked(shut.clone().into()))
             }
@@ -200,7 +200,7 @@ fn occupy(guard: &Guard, executor: &Executor) -> (mpsc::Sender<()>, RowStream) {
     let ends = Mutex::new(Some((report, released)));
     let blocking = source("occupies", move |_| {
         let (report, released) = ends.lock().unwrap().take().unwrap();
-        move |_: &TaskContext| {
+        move |_: &DriverContext| {
             report.send(()).unwrap();
             let _released = released.recv();
             Ok(SourceResult::Finished)
@@ -292,7 +292,7 @@ fn the_first_error_wins() {
         query.fail(Error::operator("a later one"));
         query.cancel();
         assert_eq!(query.error().unwrap().to_string(), "the cause");
-        assert!(query.check().is_err());
+        assert!(query.check_cancelled().is_err());
     });
 }
 
@@ -315,7 +315,7 @@ fn parts_that_cannot_be_made_fail_the_query() {
 
         let other = query(guard, &executor);
         let running = start_into(&other, numbers(1, 1), vec![], broken_sink());
-        streams::wait(running.idle());
+        streams::wait(running.finished());
         assert!(other.error().unwrap().to_string().contains("no such sink"));
     });
 }
@@ -333,7 +333,7 @@ fn a_destructor_that_panics_is_contained() {
             source("bombs", |_| {
                 let bomb = Bomb;
                 let mut left = 2;
-                move |_: &TaskContext| {
+                move |_: &DriverContext| {
                     let _kept = &bomb;
                     left -= 1;
                     match left {
@@ -357,7 +357,7 @@ fn a_destructor_that_panics_is_contained() {
 fn memory_that_does_not_fit_is_an_error_that_helps_and_is_given_back() {
     guarded(|guard| {
         let executor = executor(2);
-        let pool = Arc::new(MemoryLimit::new(100));
+        let pool = Arc::new(GreedyPool::new(100));
         let options = || QueryOptions { memory: pool.clone(), ..QueryOptions::default() };
         let (fits, checks) = (query_with(guard, &executor, options()), no_fault());
         let mut streams = start_one(&fits, &checks, 1, numbers(12, 5), vec![hoard()], 1);
@@ -453,13 +453,13 @@ fn a_dump_names_the_gates_of_blocked_tasks() {
         let (executor, checks, never) = (executor(2), no_fault(), gate("the missing signal"));
         let options = QueryOptions { name: "demo".into(), ..QueryOptions::default() };
         let query = query_with(guard, &executor, options);
-        let (sinks, readers) = result::new("result", 2, 1, Budget::new(1));
+        let (producers, readers) = result::new("result", 2, 1, BufferLimit::new(1));
         let mut graph = Graph::new();
         let operators = vec![checks.operator(repeat(2)), checks.operator(empty_build(None))];
-        let sink = checks.sink(to_result(sinks));
-        graph.add("early", 2, checks.source(endless()), operators, sink).unwrap();
-        let (sinks, _other_readers) = result::new("other", 1, 1, Budget::new(1));
-        graph.add("late", 1, waiting(&never), vec![], to_result(sinks)).unwrap();
+        let sink = checks.sink(to_result(producers));
+        graph.add_pipeline("early", 2, checks.source(endless()), operators, sink).unwrap();
+        let (producers, _other_readers) = result::new("other", 1, 1, BufferLimit::new(1));
+        graph.add_pipeline("late", 1, waiting(&never), vec![], to_result(producers)).unwrap();
         let running = graph.start(&query).unwrap();
         let stream = RowStream::of_query(&running, readers).remove(0);
         let dump = loop {
@@ -481,7 +481,7 @@ fn a_dump_names_the_gates_of_blocked_tasks() {
         }
         never.set_ready();
         assert_eq!(rows(stream).unwrap(), Vec::<i64>::new());
-        assert_eq!(query.profile().dependencies[0].kind, DependencyKind::External);
-        assert_eq!(query.profile().dependencies.len(), 1, "closed gates are not waited for");
+        assert_eq!(query.profile().gates[0].kind, DependencyKind::External);
+        assert_eq!(query.profile().gates.len(), 1, "closed gates are not waited for");
     });
 }

@@ -12,7 +12,11 @@ use crate::{
 };
 
 fn limits(queries: usize, waiting: Option<usize>) -> GroupLimits {
-    GroupLimits { queries: queries.try_into().ok(), waiting, ..GroupLimits::default() }
+    GroupLimits {
+        max_running: queries.try_into().ok(),
+        max_queued: waiting,
+        ..GroupLimits::default()
+    }
 }
 
 /// A query of `group` that ends when its gate opens.
@@ -23,9 +27,9 @@ fn begin(
 ) -> Result<(Arc<QueryContext>, Gate, RowStream)> {
     let options = QueryOptions { group: Some(group.clone()), ..QueryOptions::default() };
     let (query, gate) = (query_with(guard, executor, options), gate("its turn to end"));
-    let (sinks, readers) = result::new("result", 2, 1, Budget::new(1));
+    let (producers, readers) = result::new("result", 2, 1, BufferLimit::new(1));
     let mut graph = Graph::new();
-    graph.add("only", 2, waiting(&gate), vec![], to_result(sinks))?;
+    graph.add_pipeline("only", 2, waiting(&gate), vec![], to_result(producers))?;
     let running = graph.start(&query)?;
     Ok((query, gate, RowStream::of_query(&running, readers).remove(0)))
 }
@@ -50,8 +54,8 @@ fn queries_wait_for_their_turn() {
         begun[1].0.cancel();
         streams::wait(begun[1].0.idle());
         assert!(!has_begun(&begun[2].0));
-        for (turn, (query, gate, stream)) in begun.into_iter().enumerate() {
-            if turn == 1 {
+        for (index, (query, gate, stream)) in begun.into_iter().enumerate() {
+            if index == 1 {
                 assert!(is_cancelled(&rows(stream).unwrap_err()));
                 continue;
             }
@@ -83,7 +87,7 @@ fn groups_wait_for_the_executor() {
         let mut few: Vec<_> = (0..5).map(|_| begin(&groups[1]).unwrap()).collect();
         assert_eq!(groups.each_ref().map(|group| group.queries()), [(4, 2), (0, 5)]);
         let refused = begin(&groups[1]).map(|_| ()).unwrap_err();
-        assert!(matches!(&refused, Error::Busy { .. }), "{refused}");
+        assert!(matches!(&refused, Error::QueueFull { .. }), "{refused}");
         let end = |queries: &mut Vec<(_, Gate, RowStream)>| {
             let (query, gate, stream): (Arc<QueryContext>, _, _) = queries.remove(0);
             gate.set_always_ready();
@@ -181,9 +185,9 @@ fn cancels_race_turns() {
         for _ in 0..300 {
             let options = QueryOptions { group: Some(group.clone()), ..QueryOptions::default() };
             let (query, never) = (query_with(guard, &executor, options), gate("never"));
-            let (sinks, readers) = result::new("result", 2, 1, Budget::new(1));
+            let (producers, readers) = result::new("result", 2, 1, BufferLimit::new(1));
             let mut graph = Graph::new();
-            graph.add("only", 2, waiting(&never), vec![], to_result(sinks)).unwrap();
+            graph.add_pipeline("only", 2, waiting(&never), vec![], to_result(producers)).unwrap();
             let canceller = std::thread::spawn({
                 let query = query.clone();
                 move || query.cancel()

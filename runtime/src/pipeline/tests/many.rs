@@ -9,26 +9,28 @@ use super::{
 };
 use crate::{
     hang_guard::guarded,
-    pipeline::{SourceResult, TaskContext},
+    pipeline::{DriverContext, SourceResult},
 };
 
 /// `branches` pipelines of two tasks into one exchange, which two tasks read into a result.
 fn start_union(query: &Arc<QueryContext>, branches: usize, batches: i64) -> RowStream {
-    let budget = Budget::new(1 << 10);
-    let (sinks, sources) =
-        exchange::new("union", ExchangeKind::PassThrough, 2 * branches, 2, budget.clone());
-    let mut sinks = sinks.into_iter();
+    let budget = BufferLimit::new(1 << 10);
+    let (producers, consumers) =
+        exchange::new("union", LocalExchangeKind::PassThrough, 2 * branches, 2, budget.clone());
+    let mut producers = producers.into_iter();
     let mut graph = Graph::new();
     let ids: Vec<_> = (0..branches)
         .map(|_| {
-            let sink = to_exchange(sinks.by_ref().take(2).collect());
-            graph.add("branch", 2, numbers(batches, 1), vec![], sink).unwrap()
+            let sink = to_exchange(producers.by_ref().take(2).collect());
+            graph.add_pipeline("branch", 2, numbers(batches, 1), vec![], sink).unwrap()
         })
         .collect();
-    let (sinks, readers) = result::new("result", 2, 1, Budget::new(1 << 10));
-    let all = graph.add("all", 2, from_exchange(sources), vec![], to_result(sinks)).unwrap();
+    let (producers, readers) = result::new("result", 2, 1, BufferLimit::new(1 << 10));
+    let all = graph
+        .add_pipeline("all", 2, from_exchange(consumers), vec![], to_result(producers))
+        .unwrap();
     for producer in ids {
-        graph.wait(Edge::Buffer {
+        graph.add_edge(WaitEdge::Buffer {
             producer,
             consumer: all,
             budget: budget.clone(),
@@ -54,7 +56,7 @@ fn ticking(gate: &Gate, ticks: usize, end: &Gate) -> Arc<dyn Source> {
     let (gate, end) = (gate.clone(), end.clone());
     source("ticking", move |_| {
         let (gate, end, mut left) = (gate.clone(), end.clone(), ticks);
-        move |_: &TaskContext| {
+        move |_: &DriverContext| {
             if !gate.is_ready() {
                 return Ok(SourceResult::Blocked(gate.clone().into()));
             }
@@ -79,35 +81,35 @@ fn a_query_that_waits_looks_at_one_of_its_tasks() {
         let executor = executor(1);
         let query = query(guard, &executor);
         let (tick, inside) = (gate("tick"), Dependency::blocked("inside", DependencyKind::Source));
-        let (sinks, readers) = result::new("result", TASKS + 1, 1, Budget::new(1));
-        let mut sinks = sinks.into_iter();
+        let (producers, readers) = result::new("result", TASKS + 1, 1, BufferLimit::new(1));
+        let mut producers = producers.into_iter();
         let mut graph = Graph::new();
-        let sink = to_result(sinks.by_ref().take(TASKS).collect());
-        graph.add("waits", TASKS, waiting(&inside), vec![], sink).unwrap();
-        let sink = to_result(sinks.collect());
-        graph.add("ticks", 1, ticking(&tick, TICKS, &inside), vec![], sink).unwrap();
+        let sink = to_result(producers.by_ref().take(TASKS).collect());
+        graph.add_pipeline("waits", TASKS, waiting(&inside), vec![], sink).unwrap();
+        let sink = to_result(producers.collect());
+        graph.add_pipeline("ticks", 1, ticking(&tick, TICKS, &inside), vec![], sink).unwrap();
         let stream = RowStream::of_query(&graph.start(&query).unwrap(), readers).remove(0);
-        let looked_at = || query.look_at_graphs(|graphs| graphs.looked_at);
+        let tasks_checked = || query.with_graphs(|graphs| graphs.tasks_checked);
         while query.live_tasks() > TASKS {
-            let before = looked_at();
+            let before = tasks_checked();
             tick.set_ready();
             // Until it has ticked and all wait again, most times.
-            while looked_at() == before && tick.is_ready() && query.live_tasks() > TASKS {
+            while tasks_checked() == before && tick.is_ready() && query.live_tasks() > TASKS {
                 std::thread::yield_now();
             }
         }
         assert_eq!(rows(stream).unwrap(), [0_i64; 0]);
-        assert!(looked_at() < 10 * (TASKS + TICKS), "{}", looked_at());
+        assert!(tasks_checked() < 10 * (TASKS + TICKS), "{}", tasks_checked());
     });
 }
 
 /// A graph of two tasks, read to its end.
-fn one_round(query: &Arc<QueryContext>, round: usize) -> Running {
-    let (sinks, readers) = result::new("round", 2, 1, Budget::new(1));
+fn one_round(query: &Arc<QueryContext>, round: usize) -> GraphHandle {
+    let (producers, readers) = result::new("round", 2, 1, BufferLimit::new(1));
     let mut graph = Graph::new();
     let tags = vec![Some(2 * round), Some(2 * round + 1)];
-    let parts = (numbers(6, 2), to_result(sinks));
-    graph.add_tagged("round", 2, parts.0, vec![], parts.1, tags).unwrap();
+    let parts = (numbers(6, 2), to_result(producers));
+    graph.add_pipeline_with_tags("round", 2, parts.0, vec![], parts.1, tags).unwrap();
     let running = graph.start(query).unwrap();
     let stream = RowStream::of_region(&running, readers).remove(0);
     assert_eq!(rows(stream).unwrap().len(), 12);
@@ -122,7 +124,7 @@ fn graphs_that_have_ended_cost_nothing_afterwards() {
         let query = query(guard, &executor);
         let outer = gate("the rounds are over");
         let stream = start_one(&query, &no_fault(), 1, waiting(&outer), vec![], 1).remove(0);
-        let kept = || query.look_at_graphs(|graphs| graphs.kept());
+        let kept = || query.with_graphs(|graphs| graphs.kept());
         for rounds in 1..=300 {
             let running = one_round(&query, rounds);
             // The last task leaves a moment after the reader has seen the end.
@@ -158,9 +160,9 @@ fn fallbacks_that_are_named_round_by_round_are_kept_once() {
         let executor = executor(1);
         let query = query(guard, &executor);
         for round in 0..3000 {
-            query.note_fallback(if round % 2 == 0 { "SomeExec" } else { "OtherExec" });
+            query.record_fallback(if round % 2 == 0 { "SomeExec" } else { "OtherExec" });
         }
-        query.note_fallback("LateExec");
+        query.record_fallback("LateExec");
         let fallbacks = query.profile().fallbacks;
         assert_eq!((fallbacks.len(), fallbacks.last().unwrap().as_str()), (1001, "LateExec"));
     });

@@ -15,8 +15,9 @@ use super::{
 use crate::{
     hang_guard::guarded,
     pipeline::{
-        Batch, Completion, FinishResult, GiveBack, LocalSink, MemoryLimit, Pending, Reservation,
-        Setup, SinkResult, SourceResult, SpillSpace, Spilled, TaskContext, ToSpill,
+        Batch, Completion, DriverContext, FinishResult, GreedyPool, LocalSink, OperatorContext,
+        PendingIo, ReclaimResult, Reservation, SinkResult, SourceResult, SpillInput, SpillSpace,
+        SpilledBatches,
     },
 };
 
@@ -24,13 +25,13 @@ const LIMIT: usize = 1000;
 
 /// Hands what it is to write to a test.
 #[derive(Debug)]
-struct ByHand(Sender<Completion<Arc<dyn Spilled>>>);
+struct ByHand(Sender<Completion<Arc<dyn SpilledBatches>>>);
 
 #[derive(Debug)]
 struct Nothing;
 
-impl Spilled for Nothing {
-    fn bytes(&self) -> u64 {
+impl SpilledBatches for Nothing {
+    fn size_bytes(&self) -> u64 {
         1
     }
 
@@ -40,27 +41,27 @@ impl Spilled for Nothing {
 }
 
 impl SpillSpace for ByHand {
-    fn write(&self, batches: ToSpill, done: Completion<Arc<dyn Spilled>>) {
+    fn write(&self, batches: SpillInput, done: Completion<Arc<dyn SpilledBatches>>) {
         assert!(batches.map(Result::unwrap).count() > 0);
         self.0.send(done).unwrap();
     }
 
-    fn overdraft(&self) -> usize {
+    fn min_spill_bytes(&self) -> usize {
         0
     }
 }
 
-fn by_hand() -> (Arc<ByHand>, Receiver<Completion<Arc<dyn Spilled>>>) {
+fn by_hand() -> (Arc<ByHand>, Receiver<Completion<Arc<dyn SpilledBatches>>>) {
     let (sender, receiver) = mpsc::channel();
     (Arc::new(ByHand(sender)), receiver)
 }
 
-fn one_batch() -> ToSpill {
+fn one_batch() -> SpillInput {
     Box::new(std::iter::once(Ok(batch([1]).into_parts().0)))
 }
 
 /// Completes what is to be written, as it comes.
-fn complete(writes: Receiver<Completion<Arc<dyn Spilled>>>) {
+fn complete(writes: Receiver<Completion<Arc<dyn SpilledBatches>>>) {
     std::thread::spawn(move || {
         writes.into_iter().for_each(|done| done.complete(Ok(Arc::new(Nothing))));
     });
@@ -68,54 +69,54 @@ fn complete(writes: Receiver<Completion<Arc<dyn Spilled>>>) {
 
 /// Reserves 100 bytes a row, and gives all back when it is asked to.
 struct Hoarder {
-    setup: Setup,
+    setup: OperatorContext,
     reservation: Reservation,
-    writing: Option<Pending<Arc<dyn Spilled>>>,
-    gave: Arc<Mutex<usize>>,
+    writing: Option<PendingIo<Arc<dyn SpilledBatches>>>,
+    reclaimed_bytes: Arc<Mutex<usize>>,
 }
 
 impl LocalSink for Hoarder {
-    fn sink(&mut self, batch: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
-        self.reservation.grow(100 * batch.map_or(0, |batch| batch.rows()))?;
-        self.setup.could_give_back(self.reservation.bytes());
+    fn sink(&mut self, batch: Option<Batch>, _: &DriverContext) -> Result<SinkResult> {
+        self.reservation.grow(100 * batch.map_or(0, |batch| batch.num_rows()))?;
+        self.setup.set_reclaimable_bytes(self.reservation.bytes());
         Ok(SinkResult::NeedInput)
     }
 
-    fn give_back(&mut self, _: &TaskContext) -> Result<GiveBack> {
-        *self.gave.lock() += self.reservation.bytes();
-        let held = vec![self.reservation.split_off()];
-        self.writing = Some(self.setup.spill(one_batch(), held)?);
-        self.setup.could_give_back(0);
-        Ok(GiveBack::Begun)
+    fn reclaim(&mut self, _: &DriverContext) -> Result<ReclaimResult> {
+        *self.reclaimed_bytes.lock() += self.reservation.bytes();
+        let reservations = vec![self.reservation.take()];
+        self.writing = Some(self.setup.spill(one_batch(), reservations)?);
+        self.setup.set_reclaimable_bytes(0);
+        Ok(ReclaimResult::Started)
     }
 
-    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _: &DriverContext) -> Result<FinishResult> {
         Ok(FinishResult::Done)
     }
 }
 
 /// Reserves 100 bytes a row, and waits for others where it gets none.
 struct Needy {
-    setup: Setup,
+    setup: OperatorContext,
     reservation: Reservation,
-    owed: usize,
+    pending_bytes: usize,
     done: Gate,
 }
 
 impl LocalSink for Needy {
-    fn sink(&mut self, batch: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
-        self.owed += 100 * batch.map_or(0, |batch| batch.rows());
-        match self.reservation.grow(self.owed) {
-            Ok(()) => self.owed = 0,
+    fn sink(&mut self, batch: Option<Batch>, _: &DriverContext) -> Result<SinkResult> {
+        self.pending_bytes += 100 * batch.map_or(0, |batch| batch.num_rows());
+        match self.reservation.grow(self.pending_bytes) {
+            Ok(()) => self.pending_bytes = 0,
             Err(error) => {
-                let relief = self.setup.ask_for_memory(self.owed).ok_or(error)?;
-                return Ok(SinkResult::Blocked(relief.into()));
+                let memory_gate = self.setup.request_reclaim(self.pending_bytes).ok_or(error)?;
+                return Ok(SinkResult::Blocked(memory_gate.into()));
             }
         }
         Ok(SinkResult::NeedInput)
     }
 
-    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _: &DriverContext) -> Result<FinishResult> {
         self.done.set_always_ready();
         Ok(FinishResult::Done)
     }
@@ -125,21 +126,22 @@ impl LocalSink for Needy {
 struct Scene {
     full: Gate,
     done: Gate,
-    gave: Arc<Mutex<usize>>,
+    reclaimed_bytes: Arc<Mutex<usize>>,
 }
 
 impl Scene {
     fn new() -> Self {
-        Self { full: gate("full"), done: gate("done"), gave: Arc::default() }
+        Self { full: gate("full"), done: gate("done"), reclaimed_bytes: Arc::default() }
     }
 
     /// A task that hoards `rows` rows, and then waits for `until`.
     fn hoard(&self, graph: &mut Graph, rows: i64, until: &Gate) {
-        let (full, until, gave) = (self.full.clone(), until.clone(), self.gave.clone());
+        let (full, until, reclaimed_bytes) =
+            (self.full.clone(), until.clone(), self.reclaimed_bytes.clone());
         let from = source("rows, then a wait", move |_| {
             let (full, until) = (full.clone(), until.clone());
             let mut first = Some(batch(0..rows));
-            move |_: &TaskContext| {
+            move |_: &DriverContext| {
                 if let Some(first) = first.take() {
                     return Ok(SourceResult::Batch(first));
                 }
@@ -151,10 +153,10 @@ impl Scene {
             }
         });
         let sink = Made::<dyn LocalSink>::new("hoarder", move |setup| {
-            let (reservation, gave) = (setup.reservation(), gave.clone());
-            Ok(Box::new(Hoarder { setup, reservation, writing: None, gave }))
+            let (reservation, reclaimed_bytes) = (setup.reservation(), reclaimed_bytes.clone());
+            Ok(Box::new(Hoarder { setup, reservation, writing: None, reclaimed_bytes }))
         });
-        graph.add("hoards", 1, from, vec![], sink).unwrap();
+        graph.add_pipeline("hoards", 1, from, vec![], sink).unwrap();
     }
 
     /// A task that needs `rows` rows' memory once the others are full.
@@ -163,7 +165,7 @@ impl Scene {
         let from = source("rows after a wait", move |_| {
             let full = full.clone();
             let mut batches: VecDeque<_> = (0..rows).map(|row| batch([row])).collect();
-            move |_: &TaskContext| {
+            move |_: &DriverContext| {
                 if !full.is_ready() {
                     return Ok(SourceResult::Blocked(full.clone().into()));
                 }
@@ -172,13 +174,13 @@ impl Scene {
         });
         let sink = Made::<dyn LocalSink>::new("needy", move |setup| {
             let reservation = setup.reservation();
-            Ok(Box::new(Needy { setup, reservation, owed: 0, done: done.clone() }))
+            Ok(Box::new(Needy { setup, reservation, pending_bytes: 0, done: done.clone() }))
         });
-        graph.add("needs", 1, from, vec![], sink).unwrap();
+        graph.add_pipeline("needs", 1, from, vec![], sink).unwrap();
     }
 }
 
-fn options(pool: &Arc<MemoryLimit>, space: Arc<ByHand>) -> QueryOptions {
+fn options(pool: &Arc<GreedyPool>, space: Arc<ByHand>) -> QueryOptions {
     QueryOptions { memory: pool.clone(), spill: Some(space), ..QueryOptions::default() }
 }
 
@@ -187,7 +189,7 @@ fn a_task_that_waits_for_others_gives_back_what_they_need() {
     guarded(|guard| {
         let executor = executor(2);
         for in_one_query in [true, false] {
-            let pool = Arc::new(MemoryLimit::new(LIMIT));
+            let pool = Arc::new(GreedyPool::new(LIMIT));
             let (space, writes) = by_hand();
             complete(writes);
             let scene = Scene::new();
@@ -203,7 +205,7 @@ fn a_task_that_waits_for_others_gives_back_what_they_need() {
                 streams::wait(query.idle());
                 assert_eq!(query.error().map(|error| error.to_string()), None);
             }
-            assert_eq!((*scene.gave.lock(), pool.reserved()), (900, 0));
+            assert_eq!((*scene.reclaimed_bytes.lock(), pool.reserved()), (900, 0));
         }
     });
 }
@@ -212,7 +214,7 @@ fn a_task_that_waits_for_others_gives_back_what_they_need() {
 fn who_could_give_back_little_is_not_asked() {
     guarded(|guard| {
         let executor = executor(2);
-        let pool = Arc::new(MemoryLimit::new(LIMIT));
+        let pool = Arc::new(GreedyPool::new(LIMIT));
         let (space, writes) = by_hand();
         complete(writes);
         let query = query_with(guard, &executor, options(&pool, space));
@@ -223,7 +225,7 @@ fn who_could_give_back_little_is_not_asked() {
         let full = scene.full.clone();
         let all_at_once = source("all at once", move |_| {
             let (full, mut rows) = (full.clone(), Some(batch(0..10)));
-            move |_: &TaskContext| {
+            move |_: &DriverContext| {
                 if !full.is_ready() {
                     return Ok(SourceResult::Blocked(full.clone().into()));
                 }
@@ -233,15 +235,18 @@ fn who_could_give_back_little_is_not_asked() {
         let done = scene.done.clone();
         let sink = Made::<dyn LocalSink>::new("needy", move |setup| {
             let reservation = setup.reservation();
-            Ok(Box::new(Needy { setup, reservation, owed: 0, done: done.clone() }))
+            Ok(Box::new(Needy { setup, reservation, pending_bytes: 0, done: done.clone() }))
         });
-        graph.add("needs", 1, all_at_once, vec![], sink).unwrap();
+        graph.add_pipeline("needs", 1, all_at_once, vec![], sink).unwrap();
         graph.start(&query).unwrap();
         streams::wait(query.idle());
         let error = query.error().unwrap();
         assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
-        assert!(error.to_string().contains("this query holds most in: hoarder 100"), "{error}");
-        assert_eq!((*scene.gave.lock(), pool.reserved()), (0, 0));
+        assert!(
+            error.to_string().contains("largest reservations of this query: hoarder 100"),
+            "{error}"
+        );
+        assert_eq!((*scene.reclaimed_bytes.lock(), pool.reserved()), (0, 0));
     });
 }
 
@@ -251,7 +256,7 @@ fn who_could_give_back_little_is_not_asked() {
 fn who_waits_for_memory_is_woken_by_no_clock_and_gives_up_when_nobody_is_left() {
     guarded(|guard| {
         let executor = executor(2);
-        let pool = Arc::new(MemoryLimit::new(LIMIT));
+        let pool = Arc::new(GreedyPool::new(LIMIT));
         let (space, writes) = by_hand();
         let scene = Scene::new();
         let leave = gate("leave");
@@ -286,16 +291,16 @@ fn a_cancelled_query_ends_after_what_is_written_for_it() {
     guarded(|guard| {
         let executor = executor(2);
         let checks = no_fault();
-        let pool = Arc::new(MemoryLimit::new(LIMIT));
+        let pool = Arc::new(GreedyPool::new(LIMIT));
         let (space, writes) = by_hand();
         let query = query_with(guard, &executor, options(&pool, space));
-        let spills = source("spills", |setup: Setup| {
-            let mut pending: Option<Pending<_>> = None;
-            move |_: &TaskContext| {
+        let spills = source("spills", |setup: OperatorContext| {
+            let mut pending: Option<PendingIo<_>> = None;
+            move |_: &DriverContext| {
                 if pending.is_none() {
-                    let mut held = setup.reservation();
-                    held.grow(100)?;
-                    pending = Some(setup.spill(one_batch(), vec![held])?);
+                    let mut reservation = setup.reservation();
+                    reservation.grow(100)?;
+                    pending = Some(setup.spill(one_batch(), vec![reservation])?);
                 }
                 let gate = pending.as_ref().expect("it was begun").gate().clone();
                 Ok(match gate.is_ready() {

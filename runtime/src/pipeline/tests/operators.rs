@@ -13,17 +13,18 @@ use arrow_array::{Array, Int64Array, RecordBatch};
 use arrow_buffer::BooleanBuffer;
 use arrow_schema::{DataType, Field, Schema};
 use gatework_shared_state::{
-    Claim, Dependency, DependencyKind, Gate, Give, Take,
-    aggregate::{AggregateSink, AggregateSource},
-    exchange::{ExchangeSink, ExchangeSource},
-    result::ResultSink,
+    ClaimResult, Dependency, DependencyKind, Gate, PopResult, PushResult,
+    aggregate::{AggregateConsumer, AggregateProducer},
+    exchange::{ExchangeConsumer, ExchangeProducer},
+    result::ResultProducer,
 };
 
 use crate::{
     Error, Result,
     pipeline::{
-        Batch, FinishResult, Held, LocalOperator, LocalSink, LocalSource, Operator, OperatorResult,
-        Reservation, Setup, Sink, SinkResult, Slots, Source, SourceResult, Start, TaskContext,
+        Batch, BufferedBatch, DriverContext, FinishResult, LocalOperator, LocalSink, LocalSource,
+        Operator, OperatorContext, OperatorResult, PerTask, Reservation, Sink, SinkResult, Source,
+        SourceResult, StartResult,
     },
 };
 
@@ -47,7 +48,7 @@ pub(super) fn gate(name: &'static str) -> Gate {
     Dependency::blocked(name, DependencyKind::External)
 }
 
-type Make<L> = Box<dyn Fn(Setup) -> Result<Box<L>> + Send + Sync>;
+type Make<L> = Box<dyn Fn(OperatorContext) -> Result<Box<L>> + Send + Sync>;
 
 /// A source, operator or sink that is made by a closure.
 pub(super) struct Made<L: ?Sized> {
@@ -58,7 +59,7 @@ pub(super) struct Made<L: ?Sized> {
 impl<L: ?Sized> Made<L> {
     pub(super) fn new(
         name: &'static str,
-        make: impl Fn(Setup) -> Result<Box<L>> + Send + Sync + 'static,
+        make: impl Fn(OperatorContext) -> Result<Box<L>> + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self { name, make: Box::new(make) })
     }
@@ -75,7 +76,7 @@ impl Source for Made<dyn LocalSource> {
         self.name
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
         (self.make)(setup)
     }
 }
@@ -85,7 +86,7 @@ impl Operator for Made<dyn LocalOperator> {
         self.name
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         (self.make)(setup)
     }
 }
@@ -95,17 +96,17 @@ impl Sink for Made<dyn LocalSink> {
         self.name
     }
 
-    fn holds_memory(&self) -> bool {
+    fn can_reclaim(&self) -> bool {
         true
     }
 
-    fn local(&self, setup: Setup) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         (self.make)(setup)
     }
 }
 
-impl<F: FnMut(&TaskContext) -> Result<SourceResult> + Send> LocalSource for F {
-    fn next(&mut self, task: &TaskContext) -> Result<SourceResult> {
+impl<F: FnMut(&DriverContext) -> Result<SourceResult> + Send> LocalSource for F {
+    fn next(&mut self, task: &DriverContext) -> Result<SourceResult> {
         self(task)
     }
 }
@@ -113,10 +114,10 @@ impl<F: FnMut(&TaskContext) -> Result<SourceResult> + Send> LocalSource for F {
 /// A source whose tasks are closures that are made by `make`.
 pub(super) fn source<F>(
     name: &'static str,
-    make: impl Fn(Setup) -> F + Send + Sync + 'static,
+    make: impl Fn(OperatorContext) -> F + Send + Sync + 'static,
 ) -> Arc<dyn Source>
 where
-    F: FnMut(&TaskContext) -> Result<SourceResult> + Send + 'static,
+    F: FnMut(&DriverContext) -> Result<SourceResult> + Send + 'static,
 {
     Made::<dyn LocalSource>::new(name, move |setup| Ok(Box::new(make(setup))))
 }
@@ -125,7 +126,7 @@ where
 pub(super) fn numbers(end: i64, step: i64) -> Arc<dyn Source> {
     source("numbers", move |_| {
         let mut next = 0;
-        move |_: &TaskContext| {
+        move |_: &DriverContext| {
             if next == end {
                 return Ok(SourceResult::Finished);
             }
@@ -138,7 +139,7 @@ pub(super) fn numbers(end: i64, step: i64) -> Arc<dyn Source> {
 
 /// Ones for ever.
 pub(super) fn endless() -> Arc<dyn Source> {
-    source("endless", |_| |_: &TaskContext| Ok(SourceResult::Batch(batch([1]))))
+    source("endless", |_| |_: &DriverContext| Ok(SourceResult::Batch(batch([1]))))
 }
 
 /// Nothing until `gate` opens, and then the end.
@@ -146,7 +147,7 @@ pub(super) fn waiting(gate: &Gate) -> Arc<dyn Source> {
     let gate = gate.clone();
     source("waiting", move |_| {
         let gate = gate.clone();
-        move |_: &TaskContext| {
+        move |_: &DriverContext| {
             Ok(match gate.is_ready() {
                 true => SourceResult::Finished,
                 false => SourceResult::Blocked(gate.clone().into()),
@@ -158,36 +159,36 @@ pub(super) fn waiting(gate: &Gate) -> Arc<dyn Source> {
 struct Repeat {
     times: usize,
     left: usize,
-    held: Option<Batch>,
+    input: Option<Batch>,
 }
 
 impl LocalOperator for Repeat {
-    fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
         if let Some(input) = input {
             self.left = self.times;
-            self.held = Some(input);
+            self.input = Some(input);
         }
-        let Some(held) = self.held.clone() else { return Ok(OperatorResult::NeedInput) };
+        let Some(input) = self.input.clone() else { return Ok(OperatorResult::NeedInput) };
         self.left -= 1;
         if self.left == 0 {
-            self.held = None;
-            return Ok(OperatorResult::Batch(held));
+            self.input = None;
+            return Ok(OperatorResult::Batch(input));
         }
-        Ok(OperatorResult::HaveMore(held))
+        Ok(OperatorResult::HaveMoreOutput(input))
     }
 }
 
 /// Every batch so many times.
 pub(super) fn repeat(times: usize) -> Arc<dyn Operator> {
     Made::<dyn LocalOperator>::new("repeat", move |_| {
-        Ok(Box::new(Repeat { times, left: 0, held: None }))
+        Ok(Box::new(Repeat { times, left: 0, input: None }))
     })
 }
 
 struct Multiples(i64);
 
 impl LocalOperator for Multiples {
-    fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
         let (data, selection) = input.expect("a filter holds nothing back").into_parts();
         assert!(selection.is_none());
         let all = values(&Batch::new(data.clone()));
@@ -207,20 +208,20 @@ struct Hoard {
 }
 
 impl LocalOperator for Hoard {
-    fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
         let input = input.expect("asks for input only");
-        self.memory.grow(8 * input.rows())?;
+        self.memory.grow(8 * input.num_rows())?;
         self.rows.extend(values(&input));
         Ok(OperatorResult::NeedInput)
     }
 
-    fn finish(&mut self, _: &TaskContext) -> Result<OperatorResult> {
+    fn finish(&mut self, _: &DriverContext) -> Result<OperatorResult> {
         let two: Vec<i64> = self.rows.drain(..self.rows.len().min(2)).collect();
         if two.is_empty() {
             return Ok(OperatorResult::Finished);
         }
         self.memory.resize(8 * self.rows.len())?;
-        Ok(OperatorResult::HaveMore(batch(two)))
+        Ok(OperatorResult::HaveMoreOutput(batch(two)))
     }
 }
 
@@ -237,7 +238,7 @@ struct Limit {
 }
 
 impl LocalOperator for Limit {
-    fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
         let rows = values(&input.expect("holds nothing back"));
         let before = self.left.fetch_sub(rows.len() as i64, Ordering::SeqCst).max(0) as usize;
         if before <= rows.len() {
@@ -268,7 +269,7 @@ pub(super) fn limit(rows: i64) -> Arc<dyn Operator> {
 struct Until(Gate);
 
 impl LocalOperator for Until {
-    fn execute(&mut self, input: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, input: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
         Ok(match input {
             _ if self.0.is_ready() => OperatorResult::Finished,
             Some(batch) => OperatorResult::Batch(batch),
@@ -290,17 +291,17 @@ pub(super) fn until(gate: &Gate) -> Arc<dyn Operator> {
 struct EmptyBuild(Option<Gate>);
 
 impl LocalOperator for EmptyBuild {
-    fn start(&mut self, _: &TaskContext) -> Result<Start> {
+    fn start(&mut self, _: &DriverContext) -> Result<StartResult> {
         Ok(match self.0.take() {
             Some(gate) if !gate.is_ready() => {
                 self.0 = Some(gate.clone());
-                Start::Blocked(gate.into())
+                StartResult::Blocked(gate.into())
             }
-            _ => Start::Finished,
+            _ => StartResult::Finished,
         })
     }
 
-    fn execute(&mut self, _: Option<Batch>, _: &TaskContext) -> Result<OperatorResult> {
+    fn execute(&mut self, _: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
         panic!("it needs no input");
     }
 }
@@ -310,135 +311,136 @@ pub(super) fn empty_build(gate: Option<Gate>) -> Arc<dyn Operator> {
     Made::<dyn LocalOperator>::new("empty build", move |_| Ok(Box::new(EmptyBuild(gate.clone()))))
 }
 
-fn to_sink_result(give: Give) -> SinkResult {
-    match give {
-        Give::Accepted => SinkResult::NeedInput,
-        Give::Full(gate) => SinkResult::Blocked(gate.into()),
-        Give::Closed => SinkResult::Finished,
+fn to_sink_result(result: PushResult) -> SinkResult {
+    match result {
+        PushResult::Accepted => SinkResult::NeedInput,
+        PushResult::Backpressure(gate) => SinkResult::Blocked(gate.into()),
+        PushResult::Closed => SinkResult::Finished,
     }
 }
 
-struct ToExchange(Option<ExchangeSink<Batch>>);
+struct ToExchange(Option<ExchangeProducer<Batch>>);
 
 impl LocalSink for ToExchange {
-    fn sink(&mut self, batch_in: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
-        let sink = self.0.as_mut().expect("not finished");
-        let channels = sink.channels() as i64;
+    fn sink(&mut self, batch_in: Option<Batch>, _: &DriverContext) -> Result<SinkResult> {
+        let producer = self.0.as_mut().expect("not finished");
+        let channels = producer.channels() as i64;
         if let Some(batch_in) = batch_in {
             let rows = values(&batch_in);
             for channel in 0..channels {
-                let mut part = rows.iter().filter(|row| *row % channels == channel).peekable();
-                if part.peek().is_some() {
-                    sink.push(channel as usize, batch(part.copied()));
+                let mut channel_rows =
+                    rows.iter().filter(|row| *row % channels == channel).peekable();
+                if channel_rows.peek().is_some() {
+                    producer.push(channel as usize, batch(channel_rows.copied()));
                 }
             }
         }
-        Ok(to_sink_result(sink.room()))
+        Ok(to_sink_result(producer.poll_capacity()))
     }
 
-    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _: &DriverContext) -> Result<FinishResult> {
         self.0.take().expect("finished once").finish();
         Ok(FinishResult::Done)
     }
 
     fn closed(&self) -> Option<Gate> {
-        self.0.as_ref().map(|sink| sink.closed().clone())
+        self.0.as_ref().map(|producer| producer.closed().clone())
     }
 }
 
 /// Rows by hash.
-pub(super) fn to_exchange(sinks: Vec<ExchangeSink<Batch>>) -> Arc<dyn Sink> {
-    let slots = Slots::new(sinks);
+pub(super) fn to_exchange(producers: Vec<ExchangeProducer<Batch>>) -> Arc<dyn Sink> {
+    let per_task = PerTask::new(producers);
     Made::<dyn LocalSink>::new("to exchange", move |setup| {
-        Ok(Box::new(ToExchange(Some(slots.take(&setup)?))))
+        Ok(Box::new(ToExchange(Some(per_task.take(&setup)?))))
     })
 }
 
-fn to_source_result(take: Take<Batch>) -> Result<SourceResult> {
-    match take {
-        Take::Item(batch) => Ok(SourceResult::Batch(batch)),
-        Take::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
-        Take::Finished => Ok(SourceResult::Finished),
-        Take::Aborted => Err(Error::ProducerAborted),
+fn to_source_result(result: PopResult<Batch>) -> Result<SourceResult> {
+    match result {
+        PopResult::Item(batch) => Ok(SourceResult::Batch(batch)),
+        PopResult::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
+        PopResult::Finished => Ok(SourceResult::Finished),
+        PopResult::Aborted => Err(Error::ProducerAborted),
     }
 }
 
-pub(super) fn from_exchange(sources: Vec<ExchangeSource<Batch>>) -> Arc<dyn Source> {
-    let slots = Slots::new(sources);
+pub(super) fn from_exchange(consumers: Vec<ExchangeConsumer<Batch>>) -> Arc<dyn Source> {
+    let per_task = PerTask::new(consumers);
     Made::<dyn LocalSource>::new("from exchange", move |setup| {
-        let mut source = slots.take(&setup)?;
-        Ok(Box::new(move |_: &TaskContext| to_source_result(source.take())))
+        let mut consumer = per_task.take(&setup)?;
+        Ok(Box::new(move |_: &DriverContext| to_source_result(consumer.take())))
     })
 }
 
-struct ToSum(Option<AggregateSink<i64>>, i64);
+struct ToSum(Option<AggregateProducer<i64>>, i64);
 
 impl LocalSink for ToSum {
-    fn sink(&mut self, batch: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
+    fn sink(&mut self, batch: Option<Batch>, _: &DriverContext) -> Result<SinkResult> {
         self.1 += batch.iter().flat_map(values).sum::<i64>();
         Ok(SinkResult::NeedInput)
     }
 
-    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _: &DriverContext) -> Result<FinishResult> {
         // One unit for even sums, one for odd ones: both sources have work.
-        let mut parts = vec![Vec::new(), Vec::new()];
-        parts[(self.1 % 2) as usize].push(self.1);
-        self.0.take().expect("finished once").publish(parts);
+        let mut partitions = vec![Vec::new(), Vec::new()];
+        partitions[(self.1 % 2) as usize].push(self.1);
+        self.0.take().expect("finished once").publish(partitions);
         Ok(FinishResult::Done)
     }
 
     fn closed(&self) -> Option<Gate> {
-        self.0.as_ref().map(|sink| sink.closed().clone())
+        self.0.as_ref().map(|producer| producer.closed().clone())
     }
 }
 
 /// Sums in two units.
-pub(super) fn to_sum(sinks: Vec<AggregateSink<i64>>) -> Arc<dyn Sink> {
-    let slots = Slots::new(sinks);
+pub(super) fn to_sum(producers: Vec<AggregateProducer<i64>>) -> Arc<dyn Sink> {
+    let per_task = PerTask::new(producers);
     Made::<dyn LocalSink>::new("to sum", move |setup| {
-        Ok(Box::new(ToSum(Some(slots.take(&setup)?), 0)))
+        Ok(Box::new(ToSum(Some(per_task.take(&setup)?), 0)))
     })
 }
 
-pub(super) fn from_sum(sources: Vec<AggregateSource<i64>>) -> Arc<dyn Source> {
-    let slots = Slots::new(sources);
+pub(super) fn from_sum(consumers: Vec<AggregateConsumer<i64>>) -> Arc<dyn Source> {
+    let per_task = PerTask::new(consumers);
     Made::<dyn LocalSource>::new("from sum", move |setup| {
-        let source = slots.take(&setup)?;
-        Ok(Box::new(move |_: &TaskContext| match source.claim() {
-            Claim::Unit((_, parts)) => Ok(SourceResult::Batch(batch(parts))),
-            Claim::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
-            Claim::Finished => Ok(SourceResult::Finished),
-            Claim::Aborted => Err(Error::ProducerAborted),
+        let consumer = per_task.take(&setup)?;
+        Ok(Box::new(move |_: &DriverContext| match consumer.claim() {
+            ClaimResult::Work((_, chunks)) => Ok(SourceResult::Batch(batch(chunks))),
+            ClaimResult::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
+            ClaimResult::Finished => Ok(SourceResult::Finished),
+            ClaimResult::Aborted => Err(Error::ProducerAborted),
         }))
     })
 }
 
-struct ToResult(Option<ResultSink<Held>>);
+struct ToResult(Option<ResultProducer<BufferedBatch>>);
 
 impl LocalSink for ToResult {
-    fn sink(&mut self, batch_in: Option<Batch>, _: &TaskContext) -> Result<SinkResult> {
-        let sink = self.0.as_mut().expect("not finished");
-        let partitions = sink.partitions() as i64;
+    fn sink(&mut self, batch_in: Option<Batch>, _: &DriverContext) -> Result<SinkResult> {
+        let producer = self.0.as_mut().expect("not finished");
+        let partitions = producer.partitions() as i64;
         for row in batch_in.iter().flat_map(values) {
-            sink.push((row % partitions) as usize, batch([row]).into());
+            producer.push((row % partitions) as usize, batch([row]).into());
         }
-        Ok(to_sink_result(sink.room()))
+        Ok(to_sink_result(producer.poll_capacity()))
     }
 
-    fn finish(&mut self, _: &TaskContext) -> Result<FinishResult> {
+    fn finish(&mut self, _: &DriverContext) -> Result<FinishResult> {
         self.0.take().expect("finished once").finish();
         Ok(FinishResult::Done)
     }
 
     fn closed(&self) -> Option<Gate> {
-        self.0.as_ref().map(|sink| sink.closed().clone())
+        self.0.as_ref().map(|producer| producer.closed().clone())
     }
 }
 
 /// A row a batch, by remainder of the number of partitions.
-pub(super) fn to_result(sinks: Vec<ResultSink<Held>>) -> Arc<dyn Sink> {
-    let slots = Slots::new(sinks);
+pub(super) fn to_result(producers: Vec<ResultProducer<BufferedBatch>>) -> Arc<dyn Sink> {
+    let per_task = PerTask::new(producers);
     Made::<dyn LocalSink>::new("to result", move |setup| {
-        Ok(Box::new(ToResult(Some(slots.take(&setup)?))))
+        Ok(Box::new(ToResult(Some(per_task.take(&setup)?))))
     })
 }

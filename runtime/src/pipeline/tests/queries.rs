@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     hang_guard::guarded,
-    pipeline::{Fetch, Held, SourceResult, Taken, TaskContext},
+    pipeline::{BufferRead, BufferReader, BufferedBatch, DriverContext, SourceResult},
 };
 
 /// Two graphs under one query: the second reads the result of the first.
@@ -23,22 +23,23 @@ fn start_two(
     source: Arc<dyn Source>,
     outer: Vec<Arc<dyn Operator>>,
 ) -> RowStream {
-    let (sinks, inner_readers) = result::new("inner", 2, 1, Budget::new(1));
+    let (producers, inner_readers) = result::new("inner", 2, 1, BufferLimit::new(1));
     let mut graph = Graph::new();
-    let sink = checks.sink(to_result(sinks));
-    graph.add("inner", 2, checks.source(source), vec![], sink).unwrap();
+    let sink = checks.sink(to_result(producers));
+    graph.add_pipeline("inner", 2, checks.source(source), vec![], sink).unwrap();
     let inner = graph.start(query).unwrap();
     assert_eq!(inner.query().id(), query.id());
 
     let reader = Mutex::new(Some(inner_readers));
     let relay = operators::source("relay", move |setup| {
-        let mut reader: ResultReader<Held> = reader.lock().unwrap().take().unwrap().remove(0);
-        let mut fetch = Fetch::new(&setup);
-        move |_: &TaskContext| match fetch.next(|| reader.take())? {
-            Taken::Batch(batch) => Ok(SourceResult::Batch(batch)),
-            Taken::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
-            Taken::Finished => Ok(SourceResult::Finished),
-            Taken::Aborted => Err(Error::ProducerAborted),
+        let mut reader: ResultReader<BufferedBatch> =
+            reader.lock().unwrap().take().unwrap().remove(0);
+        let mut buffer_reader = BufferReader::new(&setup);
+        move |_: &DriverContext| match buffer_reader.next(|| reader.take())? {
+            BufferRead::Batch(batch) => Ok(SourceResult::Batch(batch)),
+            BufferRead::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
+            BufferRead::Finished => Ok(SourceResult::Finished),
+            BufferRead::Aborted => Err(Error::ProducerAborted),
         }
     });
     start_one(query, checks, 1, relay, outer, 1).remove(0)
@@ -82,10 +83,10 @@ fn an_error_in_one_graph_is_the_error_of_both() {
         for step in 0..30 {
             let (query, checks) = (query(guard, &executor), Checks::new(Fault::Error(step)));
             // The second graph may be refused: then the first has failed before.
-            let (sinks, readers) = result::new("inner", 2, 1, Budget::new(1));
+            let (producers, readers) = result::new("inner", 2, 1, BufferLimit::new(1));
             let mut graph = Graph::new();
-            let sink = checks.sink(to_result(sinks));
-            graph.add("inner", 2, checks.source(numbers(9, 1)), vec![], sink).unwrap();
+            let sink = checks.sink(to_result(producers));
+            graph.add_pipeline("inner", 2, checks.source(numbers(9, 1)), vec![], sink).unwrap();
             let running = graph.start(&query).unwrap();
             let inner = RowStream::of_region(&running, readers).remove(0);
             let error = rows(inner).unwrap_err().to_string();
@@ -103,13 +104,13 @@ fn dropping_the_stream_of_an_inner_graph_ends_that_graph_only() {
     guarded(|guard| {
         let (executor, checks) = (executor(2), no_fault());
         let query = query(guard, &executor);
-        let (sinks, readers) = result::new("inner", 2, 1, Budget::new(1));
+        let (producers, readers) = result::new("inner", 2, 1, BufferLimit::new(1));
         let mut graph = Graph::new();
-        let sink = checks.sink(to_result(sinks));
-        graph.add("inner", 2, checks.source(endless()), vec![], sink).unwrap();
+        let sink = checks.sink(to_result(producers));
+        graph.add_pipeline("inner", 2, checks.source(endless()), vec![], sink).unwrap();
         let running = graph.start(&query).unwrap();
         drop(RowStream::of_region(&running, readers));
-        streams::wait(running.idle());
+        streams::wait(running.finished());
         assert!(query.error().is_none());
         assert_eq!(rows(start_three(&query, &checks).unwrap()).unwrap(), OF_THREE);
         assert_gone(&query, &checks);
@@ -127,7 +128,7 @@ fn a_profile_counts_what_was_done() {
             move |setup| {
                 setup.metrics().add("made", 1);
                 let (wait, mut left) = (wait.clone(), 4);
-                move |_: &TaskContext| {
+                move |_: &DriverContext| {
                     if !wait.is_ready() {
                         return Ok(SourceResult::Blocked(wait.clone().into()));
                     }
@@ -139,18 +140,18 @@ fn a_profile_counts_what_was_done() {
                 }
             }
         });
-        let (sinks, readers) = result::new("result", 2, 1, Budget::new(1 << 20));
+        let (producers, readers) = result::new("result", 2, 1, BufferLimit::new(1 << 20));
         let mut graph = Graph::new();
         let tags = vec![Some(7), None, Some(8)];
         let operators = vec![multiples(5)];
-        graph.add_tagged("p", 2, gated, operators, to_result(sinks), tags).unwrap();
+        graph.add_pipeline_with_tags("p", 2, gated, operators, to_result(producers), tags).unwrap();
         let stream = RowStream::of_query(&graph.start(&query).unwrap(), readers).remove(0);
         while query.dump().matches("waits for first row").count() < 2 {
             std::thread::yield_now();
         }
         wait.set_ready();
         assert_eq!(rows(stream).unwrap().len(), 12);
-        query.note_fallback("SomeExec");
+        query.record_fallback("SomeExec");
 
         let profile = query.profile();
         let counts: Vec<_> = profile
@@ -166,15 +167,15 @@ fn a_profile_counts_what_was_done() {
                 ("to result", Some(8), 12, 0, 0)
             ]
         );
-        assert_eq!(profile.operators[0].named["made"], 2);
+        assert_eq!(profile.operators[0].counters["made"], 2);
         for task in &profile.tasks {
             assert_eq!((task.pipeline.as_str(), task.source_rows), ("p", 30));
             assert!(task.runs >= 2 && task.blocks >= 1 && task.workers != 0);
             assert!(task.last_worker.is_some_and(|worker| worker < 2));
         }
-        let gate = &profile.dependencies[0];
+        let gate = &profile.gates[0];
         assert_eq!((gate.name.as_str(), gate.kind), ("first row", DependencyKind::External));
-        assert!(gate.count >= 1 && !gate.blocked.is_zero());
+        assert!(gate.blocked_count >= 1 && !gate.blocked.is_zero());
         assert_eq!(profile.fallbacks, ["SomeExec"]);
         let text = profile.to_string();
         for expected in ["gated: 0 rows in, 60 rows out", "made 2", "p [1]: 30 rows", "SomeExec"] {
@@ -191,7 +192,7 @@ fn a_query_without_tasks_is_idle() {
         assert!(query.idle().is_ready());
         assert_eq!((query.live_tasks(), query.workers()), (0, 1));
         let running = Graph::new().start(&query).unwrap();
-        assert!(running.idle().is_ready());
+        assert!(running.finished().is_ready());
         assert!(query.profile().tasks.is_empty() && query.error().is_none());
     });
 }
@@ -201,39 +202,41 @@ fn graphs_that_cannot_work_are_refused() {
     guarded(|guard| {
         let executor = executor(2);
         let mut graph = Graph::new();
-        let (sinks, _readers) = result::new("result", 1, 1, Budget::new(1));
-        let sink = to_result(sinks);
-        let none = graph.add("none", 0, numbers(1, 1), vec![], sink.clone());
+        let (producers, _readers) = result::new("result", 1, 1, BufferLimit::new(1));
+        let sink = to_result(producers);
+        let none = graph.add_pipeline("none", 0, numbers(1, 1), vec![], sink.clone());
         assert!(none.unwrap_err().to_string().contains("'none' needs at least 1 task"));
-        let tags = graph.add_tagged("tags", 1, numbers(1, 1), vec![], sink, vec![None]);
+        let tags = graph.add_pipeline_with_tags("tags", 1, numbers(1, 1), vec![], sink, vec![None]);
         assert!(tags.unwrap_err().to_string().contains("one tag per part"));
 
         // A shared state for one task in a pipeline of two, and one for two in a pipeline of one, whose
         // other task would count as aborted.
         for (made, tasks) in [(1, 2), (2, 1)] {
             let (query, checks) = (query(guard, &executor), no_fault());
-            let (sinks, readers) = result::new("result", made, 1, Budget::new(1));
-            let sink = checks.sink(to_result(sinks));
+            let (producers, readers) = result::new("result", made, 1, BufferLimit::new(1));
+            let sink = checks.sink(to_result(producers));
             let mut graph = Graph::new();
-            graph.add("some", tasks, checks.source(numbers(1, 1)), vec![], sink).unwrap();
+            graph.add_pipeline("some", tasks, checks.source(numbers(1, 1)), vec![], sink).unwrap();
             let running = graph.start(&query).unwrap();
             let stream = RowStream::of_query(&running, readers).remove(0);
             let error = rows(stream).unwrap_err();
-            let told = format!("made for {made} tasks in a pipeline of {tasks}");
-            assert!(error.to_string().contains(&told), "{error}");
+            let expected = format!("made for {made} tasks in a pipeline of {tasks}");
+            assert!(error.to_string().contains(&expected), "{error}");
             streams::wait(query.idle());
             assert_gone(&query, &checks);
         }
         // Rows for a source that does not exist would be lost.
         let (query, checks) = (query(guard, &executor), no_fault());
-        let (sinks, sources) =
-            exchange::new("exchange", ExchangeKind::Hash, 1, 2, Budget::new(1 << 20));
-        let (result_sinks, readers) = result::new("result", 1, 1, Budget::new(1));
+        let (producers, consumers) =
+            exchange::new("exchange", LocalExchangeKind::Hash, 1, 2, BufferLimit::new(1 << 20));
+        let (result_producers, readers) = result::new("result", 1, 1, BufferLimit::new(1));
         let mut graph = Graph::new();
-        let sink = checks.sink(to_exchange(sinks));
-        graph.add("into", 1, checks.source(numbers(6, 2)), vec![], sink).unwrap();
-        let sink = checks.sink(to_result(result_sinks));
-        graph.add("out of", 1, checks.source(from_exchange(sources)), vec![], sink).unwrap();
+        let sink = checks.sink(to_exchange(producers));
+        graph.add_pipeline("into", 1, checks.source(numbers(6, 2)), vec![], sink).unwrap();
+        let sink = checks.sink(to_result(result_producers));
+        graph
+            .add_pipeline("out of", 1, checks.source(from_exchange(consumers)), vec![], sink)
+            .unwrap();
         let running = graph.start(&query).unwrap();
         let error = rows(RowStream::of_query(&running, readers).remove(0)).unwrap_err();
         assert!(error.to_string().contains("made for 2 tasks in a pipeline of 1"), "{error}");

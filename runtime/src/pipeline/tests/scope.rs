@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     hang_guard::guarded,
-    pipeline::{LocalSource, Setup, SliceScope, SourceResult, TaskContext},
+    pipeline::{DriverContext, LocalSource, OperatorContext, SliceScope, SourceResult},
 };
 
 thread_local! {
@@ -70,7 +70,7 @@ struct Looking {
 }
 
 impl LocalSource for Looking {
-    fn next(&mut self, _: &TaskContext) -> Result<SourceResult> {
+    fn next(&mut self, _: &DriverContext) -> Result<SourceResult> {
         self.seen.look();
         self.left -= 1;
         match self.end {
@@ -104,7 +104,7 @@ impl Drop for Kept {
 
 fn looking(seen: &Arc<Seen>, end: End) -> Arc<dyn Source> {
     let kept = Kept(seen.clone());
-    Made::<dyn LocalSource>::new("looking", move |_: Setup| {
+    Made::<dyn LocalSource>::new("looking", move |_: OperatorContext| {
         kept.0.look();
         Ok(Box::new(Looking { seen: kept.0.clone(), left: 5, end }))
     })
@@ -112,7 +112,7 @@ fn looking(seen: &Arc<Seen>, end: End) -> Arc<dyn Source> {
 
 fn scoped(scope: Arc<dyn SliceScope>) -> QueryOptions {
     QueryOptions {
-        around: Some(scope),
+        slice_scope: Some(scope),
         time_slice: std::time::Duration::ZERO,
         ..Default::default()
     }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     hang_guard::guarded,
-    pipeline::{SourceResult, TaskContext},
+    pipeline::{DriverContext, SourceResult},
 };
 
 fn stalled(answer: Result<Vec<i64>>) -> String {
@@ -24,7 +24,7 @@ fn stalled(answer: Result<Vec<i64>>) -> String {
 fn tasks_that_wait_for_nobody_fail_with_what_they_wait_for() {
     guarded(|guard| {
         let (executor, checks) = (executor(2), no_fault());
-        for kind in [DependencyKind::Source, DependencyKind::Finish, DependencyKind::Execution] {
+        for kind in [DependencyKind::Source, DependencyKind::Finish, DependencyKind::Start] {
             let query = query(guard, &executor);
             let never = Dependency::blocked("what nobody does", kind);
             let streams = start_one(&query, &checks, 3, waiting(&never), vec![], 1);
@@ -45,12 +45,14 @@ fn the_last_task_that_ran_may_be_the_reason() {
         for end in [1, 1000] {
             let query = query(guard, &executor);
             let never = Dependency::blocked("a word", DependencyKind::Source);
-            let (sinks, readers) = result::new("result", 2, 1, Budget::new(1 << 20));
-            let mut sinks = sinks.into_iter();
+            let (producers, readers) = result::new("result", 2, 1, BufferLimit::new(1 << 20));
+            let mut producers = producers.into_iter();
             let mut graph = Graph::new();
             let mut add = |name, source: Arc<dyn Source>| {
-                let sink = to_result(vec![sinks.next().unwrap()]);
-                graph.add(name, 1, checks.source(source), vec![], checks.sink(sink)).unwrap();
+                let sink = to_result(vec![producers.next().unwrap()]);
+                graph
+                    .add_pipeline(name, 1, checks.source(source), vec![], checks.sink(sink))
+                    .unwrap();
             };
             add("silent", numbers(end, 1));
             add("waiting", waiting(&never));
@@ -72,13 +74,13 @@ fn what_comes_from_outside_is_waited_for() {
             let query = query(guard, &executor);
             let outside = gate("outside");
             let inside = Dependency::blocked("inside", DependencyKind::Source);
-            let (sinks, readers) = result::new("result", 2, 1, Budget::new(1));
-            let mut sinks = sinks.into_iter();
+            let (producers, readers) = result::new("result", 2, 1, BufferLimit::new(1));
+            let mut producers = producers.into_iter();
             let opened = inside.clone();
             let (outer, gate) = (outside.clone(), outside.clone());
             let opens = source("opens", move |_| {
                 let (gate, opened) = (gate.clone(), opened.clone());
-                move |_: &TaskContext| {
+                move |_: &DriverContext| {
                     if !gate.is_ready() {
                         return Ok(SourceResult::Blocked(gate.clone().into()));
                     }
@@ -88,10 +90,10 @@ fn what_comes_from_outside_is_waited_for() {
             });
             let both = [opens, waiting(&inside)];
             let mut graph = Graph::new();
-            for place in order {
-                let sink = checks.sink(to_result(vec![sinks.next().unwrap()]));
-                let source = checks.source(both[place].clone());
-                graph.add("one of two", 1, source, vec![], sink).unwrap();
+            for index in order {
+                let sink = checks.sink(to_result(vec![producers.next().unwrap()]));
+                let source = checks.source(both[index].clone());
+                graph.add_pipeline("one of two", 1, source, vec![], sink).unwrap();
             }
             let running = graph.start(&query).unwrap();
             let late = std::thread::spawn(move || {
@@ -121,7 +123,7 @@ fn a_slow_reader_is_no_stall() {
         }
         std::thread::sleep(Duration::from_millis(20));
         assert!(query.error().is_none());
-        let mut stream = stream.into_blocking();
+        let mut stream = stream.into_blocking_iter();
         assert_eq!(values(&stream.next().unwrap().unwrap()), [1]);
         drop(stream);
         streams::wait(query.idle());

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     hang_guard::guarded,
-    pipeline::{SourceResult, TaskContext},
+    pipeline::{DriverContext, SourceResult},
 };
 
 struct Unpark(Thread);
@@ -43,9 +43,9 @@ fn poll(stream: &mut RowStream, waker: &Waker) -> Poll<Option<Result<Vec<i64>>>>
 }
 
 /// Sends a token for each wake-up.
-struct Tell(Mutex<mpsc::Sender<()>>);
+struct WakeSender(Mutex<mpsc::Sender<()>>);
 
-impl Wake for Tell {
+impl Wake for WakeSender {
     fn wake(self: Arc<Self>) {
         let _ended = self.0.lock().unwrap().send(());
     }
@@ -57,14 +57,14 @@ fn a_stream_wakes_its_reader() {
         let (executor, checks) = (executor(2), Checks::new(Fault::BlockEveryCall));
         let query = query(guard, &executor);
         let mut stream = start_three(&query, &checks).unwrap();
-        let (teller, told) = mpsc::channel();
-        let waker = Waker::from(Arc::new(Tell(Mutex::new(teller))));
+        let (sender, wakeups) = mpsc::channel();
+        let waker = Waker::from(Arc::new(WakeSender(Mutex::new(sender))));
         let mut all = Vec::new();
         loop {
             match poll(&mut stream, &waker) {
                 Poll::Ready(Some(rows)) => all.extend(rows.unwrap()),
                 Poll::Ready(None) => break,
-                Poll::Pending => told.recv().unwrap(),
+                Poll::Pending => wakeups.recv().unwrap(),
             }
         }
         assert_gone(&query, &checks);
@@ -82,7 +82,7 @@ fn a_stream_ends_with_its_error_once() {
     guarded(|guard| {
         let (executor, checks) = (executor(2), Checks::new(Fault::Error(40)));
         let query = query(guard, &executor);
-        let mut iterator = start_three(&query, &checks).unwrap().into_blocking();
+        let mut iterator = start_three(&query, &checks).unwrap().into_blocking_iter();
         let error = iterator.find_map(Result::err).unwrap();
         assert_eq!(error.to_string(), "fault at 40");
         assert_gone(&query, &checks);
@@ -101,7 +101,7 @@ fn a_blocking_reader_waits_for_rows_that_come_from_outside() {
             let gates = gates.clone();
             move |_| {
                 let (gates, mut next) = (gates.clone(), 0);
-                move |_: &TaskContext| {
+                move |_: &DriverContext| {
                     let Some(gate) = gates.get(next) else { return Ok(SourceResult::Finished) };
                     if !gate.is_ready() {
                         return Ok(SourceResult::Blocked(gate.clone().into()));
@@ -119,7 +119,7 @@ fn a_blocking_reader_waits_for_rows_that_come_from_outside() {
                 gate.set_ready();
             }
         });
-        let mut iterator = stream.into_blocking();
+        let mut iterator = stream.into_blocking_iter();
         for expected in 1..=20 {
             // The reader asks for the row, and no row is there before it asks.
             ask.send(()).unwrap();
@@ -138,7 +138,7 @@ fn dropping_the_stream_cancels_the_query() {
         for read in 0..4 {
             let (query, checks) = (query(guard, &executor), no_fault());
             let stream = start_one(&query, &checks, 2, endless(), vec![repeat(3)], 1).remove(0);
-            let mut iterator = stream.into_blocking();
+            let mut iterator = stream.into_blocking_iter();
             for _ in 0..read {
                 iterator.next().unwrap().unwrap();
             }
@@ -212,10 +212,11 @@ fn a_partition_that_has_ended_finds_no_task_although_others_have_rows_left() {
     guarded(|guard| {
         let (executor, checks) = (executor(2), no_fault());
         let query = query(guard, &executor);
-        let (sinks, readers) = gatework_shared_state::result::new("r", 2, 2, Budget::new(1 << 20));
-        let sink = checks.sink(operators::to_result(sinks));
+        let (producers, readers) =
+            gatework_shared_state::result::new("r", 2, 2, BufferLimit::new(1 << 20));
+        let sink = checks.sink(operators::to_result(producers));
         let mut graph = Graph::new();
-        graph.add("only", 2, checks.source(numbers(9, 2)), vec![], sink).unwrap();
+        graph.add_pipeline("only", 2, checks.source(numbers(9, 2)), vec![], sink).unwrap();
         let running = graph.start(&query).unwrap();
         let mut streams = RowStream::of_query(&running, readers);
         let (second, first) = (streams.remove(1), streams.remove(0));
@@ -253,12 +254,14 @@ fn partitions_may_be_read_one_after_the_other_with_a_budget_of_a_byte() {
     guarded(|guard| {
         let (executor, checks) = (executor(2), no_fault());
         let query = query(guard, &executor);
-        let budget = Budget::new(1);
-        let (sinks, readers) = gatework_shared_state::result::new("result", 2, 4, budget.clone());
+        let budget = BufferLimit::new(1);
+        let (producers, readers) =
+            gatework_shared_state::result::new("result", 2, 4, budget.clone());
         let mut graph = Graph::new();
-        let sink = checks.sink(operators::to_result(sinks));
-        let only = graph.add("only", 2, checks.source(numbers(40, 3)), vec![], sink).unwrap();
-        graph.wait(Edge::Partitions { producer: only, partitions: 4, budget });
+        let sink = checks.sink(operators::to_result(producers));
+        let only =
+            graph.add_pipeline("only", 2, checks.source(numbers(40, 3)), vec![], sink).unwrap();
+        graph.add_edge(WaitEdge::Partitions { producer: only, partitions: 4, budget });
         let running = graph.start(&query).unwrap();
         for (partition, stream) in (0..).zip(RowStream::of_query(&running, readers)) {
             let all = rows(stream).unwrap();
@@ -274,19 +277,19 @@ fn partitions_may_be_read_one_after_the_other_with_a_budget_of_a_byte() {
 fn a_query_that_is_waited_for_on_its_own_worker_says_so() {
     guarded(|guard| {
         let pool = || Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
-        let hosted = || Executor::builder().hosted_on(pool()).build().unwrap();
+        let hosted = || Executor::builder().on_rayon_pool(pool()).build().unwrap();
         for executor in [executor(1), executor(2), hosted()] {
             let (inner, other) = (executor.clone(), super::executor(1));
             assert!(!inner.is_worker_thread());
             let (report, reports) = mpsc::channel();
             let reads = source("reads", move |_| {
                 let (inner, other, report) = (inner.clone(), other.clone(), report.clone());
-                move |_: &TaskContext| {
+                move |_: &DriverContext| {
                     assert!(inner.is_worker_thread() && !other.is_worker_thread());
                     let run = |executor: &Executor| {
                         let query = QueryContext::new(executor, QueryOptions::default());
                         let stream = start_one(&query, &no_fault(), 1, numbers(2, 1), vec![], 1);
-                        let mut rows = stream.into_iter().next().unwrap().into_blocking();
+                        let mut rows = stream.into_iter().next().unwrap().into_blocking_iter();
                         let first = rows.next().unwrap();
                         if first.is_err() {
                             assert!(rows.next().is_none(), "it says so once");
@@ -300,8 +303,8 @@ fn a_query_that_is_waited_for_on_its_own_worker_says_so() {
             let query = query(guard, &executor);
             rows(start_one(&query, &no_fault(), 1, reads, vec![], 1).remove(0)).unwrap();
             let (own, others) = reports.recv().unwrap();
-            let told = own.unwrap_err().to_string();
-            assert!(told.contains("on one of its own workers"), "{told}");
+            let message = own.unwrap_err().to_string();
+            assert!(message.contains("on one of its own workers"), "{message}");
             assert_eq!(others.unwrap(), [0], "another executor's worker is none of its own");
         }
     });
@@ -314,7 +317,7 @@ fn the_only_thread_of_a_pool_does_not_wait_for_what_the_pool_hosts() {
         for threads in [1, 2] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let pool = Arc::new(pool);
-            let executor = Executor::builder().hosted_on(pool.clone()).build().unwrap();
+            let executor = Executor::builder().on_rayon_pool(pool.clone()).build().unwrap();
             let query = query(guard, &executor);
             let stream = start_one(&query, &no_fault(), 1, numbers(2, 1), vec![], 1).remove(0);
             let answer = pool.install(|| rows(stream));

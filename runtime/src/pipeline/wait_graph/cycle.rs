@@ -21,40 +21,40 @@
 
 use std::{cell::Cell, collections::HashSet};
 
-use gatework_shared_state::{Budget, OnFull};
+use gatework_shared_state::{BufferLimit, OnFull};
 
-use super::Edge;
+use super::WaitEdge;
 
 const MAX_FORKS: usize = 64;
 const MAX_STATES: usize = 1 << 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Why {
+enum WaitReason {
     /// For the end of a producer.
     End,
     /// For data of a buffer.
     Data(usize),
     /// For room in a buffer.
-    Room(usize),
+    Capacity(usize),
     /// For a runtime filter.
     Filter(usize),
     /// For the readers of earlier partitions.
-    Turn,
+    PartitionOrder,
 }
 
 #[derive(Debug)]
 struct Wait {
     from: usize,
     to: usize,
-    why: Why,
+    reason: WaitReason,
     ordered: bool,
 }
 
 impl Wait {
     /// Whether whoever is waited for in `self` may be stuck in `next`.
     fn allows(&self, next: &Self) -> bool {
-        match (self.why, next.why) {
-            (Why::Room(full), Why::Data(empty)) if full == empty => {
+        match (self.reason, next.reason) {
+            (WaitReason::Capacity(full), WaitReason::Data(empty)) if full == empty => {
                 next.ordered && next.to != self.from
             }
             _ => true,
@@ -64,19 +64,19 @@ impl Wait {
 
 /// Which waits have not been taken back.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
+pub(super) struct KeptWaits {
     /// Buffers that block.
     pub(super) buffers: Vec<bool>,
     /// Filters that are waited for.
     pub(super) filters: Vec<bool>,
 }
 
-impl Kept {
+impl KeptWaits {
     fn has(&self, wait: &Wait) -> bool {
-        match wait.why {
-            Why::Room(buffer) => self.buffers[buffer],
-            Why::Filter(filter) => self.filters[filter],
-            Why::End | Why::Data(_) | Why::Turn => true,
+        match wait.reason {
+            WaitReason::Capacity(buffer) => self.buffers[buffer],
+            WaitReason::Filter(filter) => self.filters[filter],
+            WaitReason::End | WaitReason::Data(_) | WaitReason::PartitionOrder => true,
         }
     }
 }
@@ -86,7 +86,7 @@ impl Kept {
 pub(super) struct Waits {
     waits: Vec<Wait>,
     /// The waits of each instance, in rows of those that are passed over together.
-    of: Vec<Vec<Row>>,
+    by_task: Vec<Vec<WaitRun>>,
     /// The bit of each instance that is a fork; 0 for others.
     forks: Vec<u64>,
     has_forks: bool,
@@ -100,7 +100,7 @@ pub(super) struct Waits {
 /// Waits of one instance that were entered one after the other: for data of one buffer in any
 /// order, or others.
 #[derive(Debug)]
-struct Row {
+struct WaitRun {
     /// The buffer, if it is read in any order.
     data: Option<usize>,
     waits: Vec<usize>,
@@ -108,28 +108,28 @@ struct Row {
 
 #[derive(Debug)]
 struct Buffer {
-    budget: Budget,
+    budget: BufferLimit,
     /// The waits for room in it.
-    rooms: Vec<usize>,
+    capacity_waits: Vec<usize>,
     /// The instances at its ends, where one byte count is for all of them.
-    producers: Ends,
-    consumers: Ends,
+    producers: TaskSet,
+    consumers: TaskSet,
 }
 
 /// Instances at one end of a buffer, each once.
 #[derive(Debug, Default)]
-struct Ends {
-    instances: Vec<usize>,
+struct TaskSet {
+    tasks: Vec<usize>,
     known: HashSet<usize>,
 }
 
-impl Ends {
+impl TaskSet {
     /// Adds those of `instances` that are new, and answers how many were there before.
-    fn add(&mut self, instances: &[usize]) -> usize {
-        let before = self.instances.len();
-        for &instance in instances {
-            if self.known.insert(instance) {
-                self.instances.push(instance);
+    fn add(&mut self, tasks: &[usize]) -> usize {
+        let before = self.tasks.len();
+        for &task in tasks {
+            if self.known.insert(task) {
+                self.tasks.push(task);
             }
         }
         before
@@ -137,40 +137,50 @@ impl Ends {
 }
 
 /// The search left its bounds.
-struct TooFar;
+struct SearchLimitExceeded;
 
 impl Waits {
-    /// The waits of `edges` between pipelines, each expanded to at most `most` instances.
-    pub(super) fn expand(instances: &[usize], edges: &[Edge], most: usize) -> Self {
+    /// The waits of `edges` between pipelines, each expanded to at most `max_tasks` instances.
+    pub(super) fn expand(num_tasks: &[usize], edges: &[WaitEdge], max_tasks: usize) -> Self {
         let mut this = Self::default();
         let pipelines: Vec<Vec<usize>> =
-            instances.iter().map(|&count| this.add_instances(count.min(most))).collect();
-        let of = |pipeline: usize| -> &[usize] {
+            num_tasks.iter().map(|&count| this.add_tasks(count.min(max_tasks))).collect();
+        let tasks_of = |pipeline: usize| -> &[usize] {
             assert!(pipeline < pipelines.len(), "a wait names pipeline {pipeline}, which is none");
             &pipelines[pipeline]
         };
         for edge in edges {
             match edge {
-                Edge::Breaker { producer, consumer } => {
-                    this.add_all(of(*consumer), of(*producer), Why::End, false);
+                WaitEdge::Breaker { producer, consumer } => {
+                    this.add_all(tasks_of(*consumer), tasks_of(*producer), WaitReason::End, false);
                 }
-                Edge::Buffer { producer, consumer, budget, ordered } => {
-                    this.add_buffer(of(*producer), of(*consumer), budget, *ordered);
+                WaitEdge::Buffer { producer, consumer, budget, ordered } => {
+                    this.add_buffer(tasks_of(*producer), tasks_of(*consumer), budget, *ordered);
                 }
-                Edge::Partitions { producer, partitions, budget } => {
-                    let readers = this.add_instances((*partitions).min(most));
-                    this.add_buffer(of(*producer), &readers, budget, false);
+                WaitEdge::Partitions { producer, partitions, budget } => {
+                    let readers = this.add_tasks((*partitions).min(max_tasks));
+                    this.add_buffer(tasks_of(*producer), &readers, budget, false);
                     // Producers do not wait while a reader has nothing, so no reader waits for
                     // others.
-                    let in_turn = budget.on_full() == OnFull::Block;
-                    for (place, &reader) in readers.iter().enumerate().filter(|_| in_turn) {
-                        this.add_all(&[reader], &readers[..place], Why::Turn, false);
+                    let in_order = budget.on_full() == OnFull::Block;
+                    for (index, &reader) in readers.iter().enumerate().filter(|_| in_order) {
+                        this.add_all(
+                            &[reader],
+                            &readers[..index],
+                            WaitReason::PartitionOrder,
+                            false,
+                        );
                     }
                 }
-                Edge::RuntimeFilter { build, scan, .. } => {
+                WaitEdge::RuntimeFilter { build, scan, .. } => {
                     let filter = this.filters.len();
                     this.filters.push(Vec::new());
-                    this.add_all(of(*scan), of(*build), Why::Filter(filter), false);
+                    this.add_all(
+                        tasks_of(*scan),
+                        tasks_of(*build),
+                        WaitReason::Filter(filter),
+                        false,
+                    );
                 }
             }
         }
@@ -178,9 +188,9 @@ impl Waits {
         this
     }
 
-    fn add_instances(&mut self, count: usize) -> Vec<usize> {
-        let first = self.of.len();
-        self.of.resize_with(first + count, Vec::new);
+    fn add_tasks(&mut self, count: usize) -> Vec<usize> {
+        let first = self.by_task.len();
+        self.by_task.resize_with(first + count, Vec::new);
         (first..first + count).collect()
     }
 
@@ -188,89 +198,91 @@ impl Waits {
         &mut self,
         producers: &[usize],
         consumers: &[usize],
-        budget: &Budget,
+        budget: &BufferLimit,
         ordered: bool,
     ) {
-        let buffer = self.buffer(budget);
-        self.add_all(consumers, producers, Why::Data(buffer), ordered);
+        let buffer = self.buffer_index(budget);
+        self.add_all(consumers, producers, WaitReason::Data(buffer), ordered);
         if ordered {
-            self.add_all(producers, consumers, Why::Room(buffer), ordered);
+            self.add_all(producers, consumers, WaitReason::Capacity(buffer), ordered);
         } else {
-            self.share_room(buffer, producers, consumers);
+            self.add_capacity_waits(buffer, producers, consumers);
         }
     }
 
     /// The number of the buffer with this budget. Edges of one buffer are declared one after the
     /// other, mostly.
-    fn buffer(&mut self, budget: &Budget) -> usize {
+    fn buffer_index(&mut self, budget: &BufferLimit) -> usize {
         let known = self.buffers.iter().rposition(|known| known.budget.is_same(budget));
         known.unwrap_or_else(|| {
             let (producers, consumers) = Default::default();
             let budget = budget.clone();
-            self.buffers.push(Buffer { budget, rooms: Vec::new(), producers, consumers });
+            self.buffers.push(Buffer { budget, capacity_waits: Vec::new(), producers, consumers });
             self.buffers.len() - 1
         })
     }
 
     /// One byte count for all edges of a buffer: producers wait for the readers of other edges too.
-    fn share_room(&mut self, buffer: usize, producers: &[usize], consumers: &[usize]) {
+    fn add_capacity_waits(&mut self, buffer: usize, producers: &[usize], consumers: &[usize]) {
         let Buffer { producers: all_producers, consumers: all_consumers, .. } =
             &mut self.buffers[buffer];
         let old_producers = all_producers.add(producers);
         let old_consumers = all_consumers.add(consumers);
-        let all_producers = std::mem::take(&mut all_producers.instances);
-        let all_consumers = std::mem::take(&mut all_consumers.instances);
+        let all_producers = std::mem::take(&mut all_producers.tasks);
+        let all_consumers = std::mem::take(&mut all_consumers.tasks);
         // Pairs of old ones are there.
         let (old, new) = all_producers.split_at(old_producers);
-        self.add_all(new, &all_consumers, Why::Room(buffer), false);
-        self.add_all(old, &all_consumers[old_consumers..], Why::Room(buffer), false);
-        self.buffers[buffer].producers.instances = all_producers;
-        self.buffers[buffer].consumers.instances = all_consumers;
+        self.add_all(new, &all_consumers, WaitReason::Capacity(buffer), false);
+        self.add_all(old, &all_consumers[old_consumers..], WaitReason::Capacity(buffer), false);
+        self.buffers[buffer].producers.tasks = all_producers;
+        self.buffers[buffer].consumers.tasks = all_consumers;
     }
 
-    fn add_all(&mut self, from: &[usize], to: &[usize], why: Why, ordered: bool) {
-        let data = match why {
-            Why::Data(buffer) if !ordered => Some(buffer),
+    fn add_all(&mut self, from: &[usize], to: &[usize], reason: WaitReason, ordered: bool) {
+        let data = match reason {
+            WaitReason::Data(buffer) if !ordered => Some(buffer),
             _ => None,
         };
         for &from in from {
             for &to in to {
                 let wait = self.waits.len();
-                self.waits.push(Wait { from, to, why, ordered });
-                match why {
-                    Why::Room(buffer) => self.buffers[buffer].rooms.push(wait),
-                    Why::Filter(filter) => self.filters[filter].push(wait),
+                self.waits.push(Wait { from, to, reason, ordered });
+                match reason {
+                    WaitReason::Capacity(buffer) => self.buffers[buffer].capacity_waits.push(wait),
+                    WaitReason::Filter(filter) => self.filters[filter].push(wait),
                     _ => {}
                 }
-                match self.of[from].last_mut() {
-                    Some(row) if row.data == data => row.waits.push(wait),
-                    _ => self.of[from].push(Row { data, waits: vec![wait] }),
+                match self.by_task[from].last_mut() {
+                    Some(run) if run.data == data => run.waits.push(wait),
+                    _ => self.by_task[from].push(WaitRun { data, waits: vec![wait] }),
                 }
             }
         }
     }
 
     fn find_forks(&mut self) {
-        let is_fork = |rows: &Vec<Row>| {
-            let waits = rows.iter().flat_map(|row| &row.waits);
+        let is_fork = |runs: &Vec<WaitRun>| {
+            let waits = runs.iter().flat_map(|run| &run.waits);
             let mut data = waits.filter_map(|&wait| match &self.waits[wait] {
-                Wait { why: Why::Data(buffer), ordered: true, to, .. } => Some((buffer, Some(to))),
-                Wait { why: Why::Data(buffer), .. } => Some((buffer, None)),
+                Wait { reason: WaitReason::Data(buffer), ordered: true, to, .. } => {
+                    Some((buffer, Some(to)))
+                }
+                Wait { reason: WaitReason::Data(buffer), .. } => Some((buffer, None)),
                 _ => None,
             });
             data.next().is_some_and(|first| data.any(|other| other != first))
         };
-        let forks: Vec<bool> = self.of.iter().map(is_fork).collect();
+        let forks: Vec<bool> = self.by_task.iter().map(is_fork).collect();
         let mut bits = (0..MAX_FORKS).map(|bit| 1 << bit);
         self.forks = vec![0; forks.len()];
-        for (instance, _) in forks.iter().enumerate().filter(|(_, is_fork)| **is_fork) {
-            self.forks[instance] = bits.next().unwrap_or(0);
+        for (task, _) in forks.iter().enumerate().filter(|(_, is_fork)| **is_fork) {
+            self.forks[task] = bits.next().unwrap_or(0);
         }
         self.has_forks = forks.contains(&true);
     }
 
     /// The budgets of the buffers, by number.
-    pub(super) fn budgets(&self) -> impl Iterator<Item = &Budget> {
+    pub(super) fn budgets(&self) -> impl Iterator<Item = &BufferLimit> {
         self.buffers.iter().map(|buffer| &buffer.budget)
     }
 
@@ -281,26 +293,26 @@ impl Waits {
     }
 
     /// Where the decision starts: what does not overflow already blocks, no filter is waited for.
-    pub(super) fn all_buffers_no_filters(&self) -> Kept {
-        let blocks = |budget: &Budget| budget.on_full() != OnFull::Overflow;
-        Kept {
+    pub(super) fn all_buffers_no_filters(&self) -> KeptWaits {
+        let blocks = |budget: &BufferLimit| budget.on_full() != OnFull::Overflow;
+        KeptWaits {
             buffers: self.budgets().map(blocks).collect(),
             filters: vec![false; self.filters.len()],
         }
     }
 
     /// A cycle through a room wait of `buffer`.
-    pub(super) fn cycle_at_buffer(&self, buffer: usize, kept: &Kept) -> Option<Vec<usize>> {
-        self.cycle_at(&self.buffers[buffer].rooms, kept)
+    pub(super) fn cycle_at_buffer(&self, buffer: usize, kept: &KeptWaits) -> Option<Vec<usize>> {
+        self.cycle_at(&self.buffers[buffer].capacity_waits, kept)
     }
 
     /// A cycle through the wait for `filter`.
-    pub(super) fn cycle_at_filter(&self, filter: usize, kept: &Kept) -> Option<Vec<usize>> {
+    pub(super) fn cycle_at_filter(&self, filter: usize, kept: &KeptWaits) -> Option<Vec<usize>> {
         self.cycle_at(&self.filters[filter], kept)
     }
 
     /// The shortest cycle through one of `starts`; a short one, if the search for it is long.
-    fn cycle_at(&self, starts: &[usize], kept: &Kept) -> Option<Vec<usize>> {
+    fn cycle_at(&self, starts: &[usize], kept: &KeptWaits) -> Option<Vec<usize>> {
         let until = self.steps.get() + MAX_STATES;
         let mut shortest: Option<Vec<usize>> = None;
         for &start in starts {
@@ -318,9 +330,9 @@ impl Waits {
     }
 
     /// Whether there is a cycle through any wait that can be taken back.
-    pub(super) fn has_cycle(&self, kept: &Kept) -> bool {
-        let rooms = self.buffers.iter().flat_map(|buffer| &buffer.rooms);
-        let mut starts = rooms.chain(self.filters.iter().flatten());
+    pub(super) fn has_cycle(&self, kept: &KeptWaits) -> bool {
+        let capacity_waits = self.buffers.iter().flat_map(|buffer| &buffer.capacity_waits);
+        let mut starts = capacity_waits.chain(self.filters.iter().flatten());
         starts.any(|&start| self.cycle_from(start, kept).is_some())
     }
 
@@ -328,36 +340,41 @@ impl Waits {
     pub(super) fn fan_out(&self, cycle: &[usize]) -> Option<usize> {
         let after = cycle.iter().cycle().skip(1);
         cycle.iter().zip(after).find_map(|(&before, &after)| {
-            match (self.waits[before].why, self.waits[after].why) {
-                (Why::Room(_), _) => None,
-                (_, Why::Room(buffer)) => Some(buffer),
+            match (self.waits[before].reason, self.waits[after].reason) {
+                (WaitReason::Capacity(_), _) => None,
+                (_, WaitReason::Capacity(buffer)) => Some(buffer),
                 _ => None,
             }
         })
     }
 
-    fn cycle_from(&self, start: usize, kept: &Kept) -> Option<Vec<usize>> {
+    fn cycle_from(&self, start: usize, kept: &KeptWaits) -> Option<Vec<usize>> {
         if !kept.has(&self.waits[start]) {
             return None;
         }
         let exact = self.search(start, kept, self.has_forks);
-        exact.or_else(|TooFar| self.search(start, kept, false)).ok().flatten()
+        exact.or_else(|SearchLimitExceeded| self.search(start, kept, false)).ok().flatten()
     }
 
     /// Breadth first from `start`, over waits and, if it is to be `exact`, the forks passed on the
     /// way to them.
-    fn search(&self, start: usize, kept: &Kept, exact: bool) -> Result<Option<Vec<usize>>, TooFar> {
+    fn search(
+        &self,
+        start: usize,
+        kept: &KeptWaits,
+        exact: bool,
+    ) -> Result<Option<Vec<usize>>, SearchLimitExceeded> {
         let first = &self.waits[start];
-        let fork = |instance: usize| if exact { self.forks[instance] } else { 0 };
+        let fork = |task: usize| if exact { self.forks[task] } else { 0 };
         // A walk's last wait, the place of the walk before it, the forks on it.
         let mut walks = vec![(start, usize::MAX, fork(first.from) | fork(first.to))];
         let mut seen = HashSet::new();
-        let mut place = 0;
-        while place < walks.len() {
-            let (last, _, passed) = walks[place];
+        let mut index = 0;
+        while index < walks.len() {
+            let (last, _, passed) = walks[index];
             let wait = &self.waits[last];
             if wait.to == first.from && wait.allows(first) {
-                return Ok(Some(path(&walks, place)));
+                return Ok(Some(path(&walks, index)));
             }
             for next in self.after(wait) {
                 let after = &self.waits[next];
@@ -371,13 +388,13 @@ impl Waits {
                     continue;
                 }
                 if seen.insert((next, passed | bit)) {
-                    walks.push((next, place, passed | bit));
+                    walks.push((next, index, passed | bit));
                 }
             }
             if exact && walks.len() > MAX_STATES {
-                return Err(TooFar);
+                return Err(SearchLimitExceeded);
             }
-            place += 1;
+            index += 1;
         }
         Ok(None)
     }
@@ -386,23 +403,23 @@ impl Waits {
 impl Waits {
     /// The waits in which the instance that is waited for in `wait` may be stuck, and a few more.
     fn after(&self, wait: &Wait) -> impl Iterator<Item = usize> {
-        let full = match wait.why {
-            Why::Room(buffer) => Some(buffer),
+        let full = match wait.reason {
+            WaitReason::Capacity(buffer) => Some(buffer),
             _ => None,
         };
-        let rows = self.of[wait.to].iter().inspect(|_| self.steps.set(self.steps.get() + 1));
-        let rows = rows.filter(move |row| row.data.is_none() || row.data != full);
-        let waits = rows.flat_map(|row| row.waits.iter().copied());
+        let runs = self.by_task[wait.to].iter().inspect(|_| self.steps.set(self.steps.get() + 1));
+        let runs = runs.filter(move |run| run.data.is_none() || run.data != full);
+        let waits = runs.flat_map(|run| run.waits.iter().copied());
         waits.inspect(|_| self.steps.set(self.steps.get() + 1))
     }
 }
 
-/// The waits of the walk at `place`, in order.
-fn path(walks: &[(usize, usize, u64)], mut place: usize) -> Vec<usize> {
+/// The waits of the walk at `index`, in order.
+fn path(walks: &[(usize, usize, u64)], mut index: usize) -> Vec<usize> {
     let mut waits = Vec::new();
-    while let Some(&(wait, before, _)) = walks.get(place) {
+    while let Some(&(wait, before, _)) = walks.get(index) {
         waits.push(wait);
-        place = before;
+        index = before;
     }
     waits.reverse();
     waits

@@ -1,7 +1,7 @@
 //! The wait-for graph: which pipelines wait for which, known when a query is built.
 //!
 //! Two kinds of wait can be taken back: a full buffer may overflow instead of blocking its
-//! producers, and a scan may start without its runtime filter. [`WaitGraph::resolve`] takes back
+//! producers, and a scan may start without its runtime filter. [`WaitGraph::break_cycles`] takes back
 //! waits that would close a cycle, so that no plan stalls, and no more of them than needed.
 //!
 //! # When a plan can stall
@@ -52,14 +52,14 @@ mod tests;
 
 use std::{fmt, sync::Arc};
 
-use gatework_shared_state::{Budget, OnFull};
+use gatework_shared_state::{BufferLimit, OnFull};
 use tracing::debug;
 
-use self::cycle::{Kept, Waits};
+use self::cycle::{KeptWaits, Waits};
 use super::PipelineId;
 
 /// A wait between two pipelines.
-pub enum Edge {
+pub enum WaitEdge {
     /// `consumer` cannot start before `producer` has ended (a breaker).
     Breaker {
         /// The pipeline whose end is waited for.
@@ -69,7 +69,7 @@ pub enum Edge {
     },
     /// `consumer` reads a bounded buffer that `producer` fills: each waits for the other.
     ///
-    /// Edges whose budgets are clones of one [`Budget`] are one buffer: a multicast has an edge to
+    /// Edges whose budgets are clones of one [`BufferLimit`] are one buffer: a multicast has an edge to
     /// each of its readers, a union one from each of its children. A pipeline that reads several
     /// buffers is taken to read them in any order, one of them while others are full.
     Buffer {
@@ -78,12 +78,12 @@ pub enum Edge {
         /// The pipeline that reads.
         consumer: PipelineId,
         /// The buffer's budget, which overflows if blocking would close a cycle.
-        budget: Budget,
+        budget: BufferLimit,
         /// The consumer takes from one producer instance while others wait, as an order-preserving
         /// merge does. Each producer instance must have room of its own (a state of its own with a
         /// clone of the budget, which shares the policy, not the bytes); where they share one byte
         /// count, one could take the room of the very one that the consumer waits for, and only
-        /// [`Budget::overflow`] helps.
+        /// [`BufferLimit::allow_overflow`] helps.
         ordered: bool,
     },
     /// Somebody outside the graph reads the partitions of a bounded result, perhaps one after the
@@ -94,7 +94,7 @@ pub enum Edge {
         /// How many partitions there are.
         partitions: usize,
         /// The result's budget, which overflows if blocking would close a cycle.
-        budget: Budget,
+        budget: BufferLimit,
     },
     /// `scan` waits, before its first batch, for a runtime filter.
     RuntimeFilter {
@@ -104,11 +104,11 @@ pub enum Edge {
         /// The pipeline that waits.
         scan: PipelineId,
         /// Called if the wait would close a cycle: the scan then starts without the filter.
-        drop_wait: Arc<dyn Fn() + Send + Sync>,
+        on_dropped: Arc<dyn Fn() + Send + Sync>,
     },
 }
 
-impl fmt::Debug for Edge {
+impl fmt::Debug for WaitEdge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Breaker { producer, consumer } => write!(f, "{consumer} after {producer}"),
@@ -128,18 +128,18 @@ impl fmt::Debug for Edge {
 /// Pipelines and their waits.
 #[derive(Debug, Default)]
 pub struct WaitGraph {
-    instances: Vec<usize>,
-    edges: Vec<Edge>,
+    num_tasks: Vec<usize>,
+    edges: Vec<WaitEdge>,
 }
 
 impl WaitGraph {
     /// Adds the next pipeline.
-    pub fn add_pipeline(&mut self, instances: usize) {
-        self.instances.push(instances);
+    pub fn add_pipeline(&mut self, num_tasks: usize) {
+        self.num_tasks.push(num_tasks);
     }
 
     /// Adds a wait.
-    pub fn add(&mut self, edge: Edge) {
+    pub fn add_edge(&mut self, edge: WaitEdge) {
         self.edges.push(edge);
     }
 
@@ -147,42 +147,46 @@ impl WaitGraph {
     ///
     /// # Panics
     /// If a wait names a pipeline that was not added.
-    pub fn resolve(&self) -> usize {
-        let waits = Waits::expand(&self.instances, &self.edges, 2);
+    pub fn break_cycles(&self) -> usize {
+        let waits = Waits::expand(&self.num_tasks, &self.edges, 2);
         let kept = decide(&waits);
-        let mut taken_back = 0;
+        let mut dropped_waits = 0;
         for (buffer, budget) in waits.budgets().enumerate() {
             if !kept.buffers[buffer] && budget.on_full() != OnFull::Overflow {
                 debug!(edges = ?self.edges_of(budget), "overflows, since blocking would stall");
-                budget.overflow();
-                taken_back += 1;
+                budget.allow_overflow();
+                dropped_waits += 1;
             }
         }
         for (filter, edge) in self.filters().enumerate() {
-            if let (false, Edge::RuntimeFilter { drop_wait, .. }) = (kept.filters[filter], edge) {
+            if let (false, WaitEdge::RuntimeFilter { on_dropped: drop_wait, .. }) =
+                (kept.filters[filter], edge)
+            {
                 debug!(?edge, "not waited for, since waiting would stall");
                 drop_wait();
-                taken_back += 1;
+                dropped_waits += 1;
             }
         }
-        taken_back
+        dropped_waits
     }
 
-    fn filters(&self) -> impl Iterator<Item = &Edge> {
-        self.edges.iter().filter(|edge| matches!(edge, Edge::RuntimeFilter { .. }))
+    fn filters(&self) -> impl Iterator<Item = &WaitEdge> {
+        self.edges.iter().filter(|edge| matches!(edge, WaitEdge::RuntimeFilter { .. }))
     }
 
-    fn edges_of(&self, buffer: &Budget) -> Vec<&Edge> {
-        let is_of = |edge: &&Edge| match edge {
-            Edge::Buffer { budget, .. } | Edge::Partitions { budget, .. } => budget.is_same(buffer),
-            Edge::Breaker { .. } | Edge::RuntimeFilter { .. } => false,
+    fn edges_of(&self, buffer: &BufferLimit) -> Vec<&WaitEdge> {
+        let is_of = |edge: &&WaitEdge| match edge {
+            WaitEdge::Buffer { budget, .. } | WaitEdge::Partitions { budget, .. } => {
+                budget.is_same(buffer)
+            }
+            WaitEdge::Breaker { .. } | WaitEdge::RuntimeFilter { .. } => false,
         };
         self.edges.iter().filter(is_of).collect()
     }
 }
 
 /// Which buffers may block and which filters may be waited for: as many as possible.
-fn decide(waits: &Waits) -> Kept {
+fn decide(waits: &Waits) -> KeptWaits {
     let mut kept = waits.all_buffers_no_filters();
     let mut overflowed = Vec::new();
     for buffer in 0..kept.buffers.len() {

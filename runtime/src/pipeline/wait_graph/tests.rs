@@ -7,11 +7,11 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use gatework_shared_state::{Budget, OnFull};
+use gatework_shared_state::{BufferLimit, OnFull};
 use proptest::prelude::*;
 
 use self::simulation::simulate;
-use super::{Edge, WaitGraph, cycle::Waits, decide};
+use super::{WaitEdge, WaitGraph, cycle::Waits, decide};
 
 /// A wait of a plan; buffers are numbered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,27 +25,27 @@ enum Link {
 /// What a graph is made of, in a form that the simulation understands as well.
 #[derive(Debug, Clone, Default)]
 struct Plan {
-    instances: Vec<usize>,
+    num_tasks: Vec<usize>,
     links: Vec<Link>,
     buffers: usize,
 }
 
 /// Which buffers overflow and which filters are not waited for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct TakenBack {
+struct DroppedWaits {
     buffers: Vec<bool>,
     filters: Vec<bool>,
 }
 
-impl TakenBack {
+impl DroppedWaits {
     fn count(&self) -> usize {
-        self.buffers.iter().chain(&self.filters).filter(|taken| **taken).count()
+        self.buffers.iter().chain(&self.filters).filter(|dropped| **dropped).count()
     }
 }
 
 impl Plan {
-    fn new(instances: &[usize]) -> Self {
-        Self { instances: instances.to_vec(), ..Self::default() }
+    fn new(num_tasks: &[usize]) -> Self {
+        Self { num_tasks: num_tasks.to_vec(), ..Self::default() }
     }
 
     fn breaker(mut self, producer: usize, consumer: usize) -> Self {
@@ -82,64 +82,67 @@ impl Plan {
         self.links.iter().filter(|link| matches!(link, Link::Filter { .. })).count()
     }
 
-    fn nothing_taken_back(&self) -> TakenBack {
-        TakenBack { buffers: vec![false; self.buffers], filters: vec![false; self.filters()] }
+    fn none_dropped(&self) -> DroppedWaits {
+        DroppedWaits { buffers: vec![false; self.buffers], filters: vec![false; self.filters()] }
     }
 
-    fn graph(&self) -> (WaitGraph, Vec<Budget>, Vec<Arc<AtomicBool>>) {
+    fn graph(&self) -> (WaitGraph, Vec<BufferLimit>, Vec<Arc<AtomicBool>>) {
         let mut graph = WaitGraph::default();
-        let budgets: Vec<_> = (0..self.buffers).map(|_| Budget::new(1)).collect();
+        let budgets: Vec<_> = (0..self.buffers).map(|_| BufferLimit::new(1)).collect();
         let mut dropped = Vec::new();
-        self.instances.iter().for_each(|&instances| graph.add_pipeline(instances));
+        self.num_tasks.iter().for_each(|&num_tasks| graph.add_pipeline(num_tasks));
         for link in &self.links {
-            graph.add(match *link {
-                Link::Breaker { producer, consumer } => Edge::Breaker { producer, consumer },
-                Link::Buffer { producer, consumer, buffer, ordered } => {
-                    Edge::Buffer { producer, consumer, budget: budgets[buffer].clone(), ordered }
-                }
+            graph.add_edge(match *link {
+                Link::Breaker { producer, consumer } => WaitEdge::Breaker { producer, consumer },
+                Link::Buffer { producer, consumer, buffer, ordered } => WaitEdge::Buffer {
+                    producer,
+                    consumer,
+                    budget: budgets[buffer].clone(),
+                    ordered,
+                },
                 Link::Partitions { producer, partitions, buffer } => {
-                    Edge::Partitions { producer, partitions, budget: budgets[buffer].clone() }
+                    WaitEdge::Partitions { producer, partitions, budget: budgets[buffer].clone() }
                 }
                 Link::Filter { build, scan } => {
                     let flag = Arc::new(AtomicBool::new(false));
                     dropped.push(flag.clone());
-                    let drop_wait = Arc::new(move || {
+                    let on_dropped = Arc::new(move || {
                         assert!(!flag.swap(true, Ordering::SeqCst), "dropped once");
                     });
-                    Edge::RuntimeFilter { build, scan, drop_wait }
+                    WaitEdge::RuntimeFilter { build, scan, on_dropped }
                 }
             });
         }
         (graph, budgets, dropped)
     }
 
-    fn resolve(&self) -> TakenBack {
+    fn break_cycles(&self) -> DroppedWaits {
         let (graph, budgets, dropped) = self.graph();
-        let count = graph.resolve();
-        let taken = TakenBack {
+        let count = graph.break_cycles();
+        let dropped_waits = DroppedWaits {
             buffers: budgets.iter().map(|budget| budget.on_full() == OnFull::Overflow).collect(),
             filters: dropped.iter().map(|flag| flag.load(Ordering::SeqCst)).collect(),
         };
-        assert_eq!(count, taken.count());
-        taken
+        assert_eq!(count, dropped_waits.count());
+        dropped_waits
     }
 
-    fn stalls(&self, taken: &TakenBack, seeds: u64) -> Option<String> {
-        (0..seeds).find_map(|seed| simulate(self, taken, seed).err())
+    fn stalls(&self, dropped_waits: &DroppedWaits, seeds: u64) -> Option<String> {
+        (0..seeds).find_map(|seed| simulate(self, dropped_waits, seed).err())
     }
 }
 
 /// `plan` must come to an end with just `buffers` overflowing and `filters` dropped; and the
 /// simulation must find a stall without, or it would prove nothing.
 fn check(plan: &Plan, buffers: &[usize], filters: &[usize]) {
-    let taken = plan.resolve();
+    let dropped_waits = plan.break_cycles();
     let chosen =
-        |taken: &[bool]| -> Vec<usize> { (0..taken.len()).filter(|&i| taken[i]).collect() };
-    assert_eq!(chosen(&taken.buffers), buffers, "buffers that overflow");
-    assert_eq!(chosen(&taken.filters), filters, "filters that are dropped");
-    assert_eq!(plan.stalls(&taken, 300), None, "after resolve");
-    let before = plan.stalls(&plan.nothing_taken_back(), 3000);
-    assert_eq!(before.is_some(), taken.count() > 0, "before resolve: {before:?}");
+        |dropped: &[bool]| -> Vec<usize> { (0..dropped.len()).filter(|&i| dropped[i]).collect() };
+    assert_eq!(chosen(&dropped_waits.buffers), buffers, "buffers that overflow");
+    assert_eq!(chosen(&dropped_waits.filters), filters, "filters that are dropped");
+    assert_eq!(plan.stalls(&dropped_waits, 300), None, "after resolve");
+    let before = plan.stalls(&plan.none_dropped(), 3000);
+    assert_eq!(before.is_some(), dropped_waits.count() > 0, "before resolve: {before:?}");
 }
 
 #[test]
@@ -282,15 +285,15 @@ fn a_filter_is_dropped_rather_than_that_a_buffer_overflows() {
 fn what_overflows_already_is_not_counted() {
     let (graph, budgets, _) =
         Plan::new(&[1, 1, 1]).buffer(0, 1, 0).buffer(0, 2, 0).breaker(1, 2).graph();
-    budgets[0].overflow();
-    assert_eq!(graph.resolve(), 0);
+    budgets[0].allow_overflow();
+    assert_eq!(graph.break_cycles(), 0);
 }
 
 #[test]
 fn a_cycle_of_breakers_is_left_alone() {
     let (graph, budgets, _) =
         Plan::new(&[1, 1, 1]).breaker(0, 1).breaker(1, 0).buffer(1, 2, 0).graph();
-    assert_eq!(graph.resolve(), 0);
+    assert_eq!(graph.break_cycles(), 0);
     assert_eq!(budgets[0].on_full(), OnFull::Block);
 }
 
@@ -308,9 +311,9 @@ fn a_large_plan_is_resolved_quickly() {
         }
     }
     let started = std::time::Instant::now();
-    let taken = plan.resolve();
-    assert!(taken.filters.iter().all(|dropped| *dropped));
-    assert!((0..ctes).all(|cte| taken.buffers[3 * cte]), "every multicast overflows");
+    let dropped_waits = plan.break_cycles();
+    assert!(dropped_waits.filters.iter().all(|dropped| *dropped));
+    assert!((0..ctes).all(|cte| dropped_waits.buffers[3 * cte]), "every multicast overflows");
     assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
 }
 
@@ -318,9 +321,9 @@ fn a_large_plan_is_resolved_quickly() {
 fn plans() -> impl Strategy<Value = Plan> {
     let link = (0..10_u8, any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..4_usize);
     let links = prop::collection::vec(link, 1..9);
-    (prop::collection::vec(1..4_usize, 2..6), links).prop_map(|(instances, links)| {
-        let pipelines = instances.len();
-        let mut plan = Plan::new(&instances);
+    (prop::collection::vec(1..4_usize, 2..6), links).prop_map(|(num_tasks, links)| {
+        let pipelines = num_tasks.len();
+        let mut plan = Plan::new(&num_tasks);
         for (kind, one, other, share) in links {
             let producer = one.index(pipelines - 1);
             let consumer = producer + 1 + other.index(pipelines - 1 - producer);
@@ -355,16 +358,16 @@ proptest! {
 
     #[test]
     fn no_random_plan_stalls_after_resolve(plan in plans()) {
-        let taken = plan.resolve();
-        prop_assert_eq!(plan.stalls(&taken, 60), None, "{:?}", taken);
+        let dropped_waits = plan.break_cycles();
+        prop_assert_eq!(plan.stalls(&dropped_waits, 60), None, "{:?}", dropped_waits);
     }
 
     #[test]
     fn nothing_is_taken_back_needlessly(plan in plans()) {
         let (graph, ..) = plan.graph();
-        let waits = Waits::expand(&graph.instances, &graph.edges, 2);
+        let waits = Waits::expand(&graph.num_tasks, &graph.edges, 2);
         let kept = decide(&waits);
-        let bare = super::cycle::Kept { filters: vec![false; kept.filters.len()], ..kept.clone() };
+        let bare = super::cycle::KeptWaits { filters: vec![false; kept.filters.len()], ..kept.clone() };
         for buffer in (0..kept.buffers.len()).filter(|&buffer| !kept.buffers[buffer]) {
             let mut again = bare.clone();
             again.buffers[buffer] = true;
@@ -380,8 +383,8 @@ proptest! {
     #[test]
     fn two_instances_stand_for_all(plan in plans()) {
         let (graph, ..) = plan.graph();
-        let kept = decide(&Waits::expand(&graph.instances, &graph.edges, 2));
-        let more = Waits::expand(&graph.instances, &graph.edges, 3);
+        let kept = decide(&Waits::expand(&graph.num_tasks, &graph.edges, 2));
+        let more = Waits::expand(&graph.num_tasks, &graph.edges, 3);
         prop_assert!(!more.has_cycle(&kept));
     }
 }
@@ -393,10 +396,10 @@ fn a_taken_back_wait_of_a_random_plan_is_a_stall_in_the_simulation() {
     let mut found = 0;
     for _ in 0..300 {
         let plan = plans().new_tree(&mut runner).unwrap().current();
-        if plan.resolve().count() > 0 {
+        if plan.break_cycles().count() > 0 {
             // The simulation picks inputs at random; this many runs find them all.
-            let stall = plan.stalls(&plan.nothing_taken_back(), 3000);
-            assert!(stall.is_some(), "{plan:?} would not have stalled: {:?}", plan.resolve());
+            let stall = plan.stalls(&plan.none_dropped(), 3000);
+            assert!(stall.is_some(), "{plan:?} would not have stalled: {:?}", plan.break_cycles());
             found += 1;
         }
     }
@@ -406,7 +409,7 @@ fn a_taken_back_wait_of_a_random_plan_is_a_stall_in_the_simulation() {
 /// The waits of a plan, and how many the searches for cycles looked at.
 fn work(plan: &Plan) -> (usize, usize) {
     let (graph, ..) = plan.graph();
-    let waits = Waits::expand(&graph.instances, &graph.edges, 2);
+    let waits = Waits::expand(&graph.num_tasks, &graph.edges, 2);
     decide(&waits);
     waits.work()
 }

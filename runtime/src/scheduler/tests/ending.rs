@@ -13,22 +13,22 @@ use std::{
 };
 
 use super::{
-    super::{Executor, Gates, Outcome, Runnable, TaskGroup, TaskState},
+    super::{Executor, Gates, RunResult, Runnable, TaskGroup, TaskState},
     Body, gate, occupy, once, own, pool, spawn,
 };
 use crate::hang_guard::guarded;
 
 #[test]
-fn a_finished_task_lets_go_of_gates_that_never_open() {
+fn a_finished_task_drops_gates_that_never_become_ready() {
     guarded(|_| {
         let executor = own(1);
         let (opens, never) = (gate(), gate());
         let weak = Arc::downgrade(&never);
-        let waits = Gates::one(never).or(opens.clone());
+        let waits = Gates::single(never).or(opens.clone());
         let mut waits = Some(waits);
         let handle = spawn(&executor, &TaskGroup::new(), move |_| match waits.take() {
-            Some(gates) => Outcome::Blocked(gates),
-            None => Outcome::Done,
+            Some(gates) => RunResult::Blocked(gates),
+            None => RunResult::Done,
         });
         handle.wake();
         drop(occupy(&executor));
@@ -83,10 +83,10 @@ fn shutdown_waits_for_tasks_and_joins_threads() {
             let (waits, done) = (waits.clone(), done.clone());
             move |_| {
                 if !waits.is_ready() {
-                    return Outcome::Blocked(waits.clone().into());
+                    return RunResult::Blocked(waits.clone().into());
                 }
                 done.store(true, Ordering::SeqCst);
-                Outcome::Done
+                RunResult::Done
             }
         });
         handle.wake();
@@ -102,7 +102,8 @@ fn shutdown_waits_for_tasks_and_joins_threads() {
             })
             .collect();
         // Refused as soon as the shutdown has begun, which is before it ends.
-        while let Ok(handle) = executor.spawn(&TaskGroup::new(), Box::new(Body(|_| Outcome::Done)))
+        while let Ok(handle) =
+            executor.spawn(&TaskGroup::new(), Box::new(Body(|_| RunResult::Done)))
         {
             handle.wake();
         }
@@ -130,7 +131,7 @@ fn the_last_executor_may_be_dropped_by_a_task() {
                     moved = None;
                 }
                 let _keep = &moved;
-                Outcome::Done
+                RunResult::Done
             });
             handle.wake();
             drop(executor);
@@ -174,7 +175,7 @@ fn spawning_and_shutting_down_at_once_strands_no_task() {
                     let counter = counter.clone();
                     let body = Body(move |_| {
                         counter.fetch_add(1, Ordering::SeqCst);
-                        Outcome::Done
+                        RunResult::Done
                     });
                     let Ok(handle) = inner.spawn(&TaskGroup::new(), Box::new(body)) else {
                         return spawned;
@@ -195,7 +196,7 @@ fn spawning_and_shutting_down_at_once_strands_no_task() {
 struct Grenade(Sender<&'static str>);
 
 impl Runnable for Grenade {
-    fn run(&mut self, _worker: usize) -> Outcome {
+    fn run(&mut self, _worker: usize) -> RunResult {
         panic!("in run");
     }
 
@@ -215,7 +216,7 @@ impl Drop for Grenade {
 #[test]
 fn a_panicking_runnable_costs_no_worker() {
     guarded(|_| {
-        let hosted = Executor::builder().hosted_on(pool(1)).build().unwrap();
+        let hosted = Executor::builder().on_rayon_pool(pool(1)).build().unwrap();
         for executor in [own(1), hosted] {
             let (report, reports) = mpsc::channel();
             for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! How executors are set up, side by side and on borrowed threads.
+//! How executors are set up, side by side and on hosted threads.
 
 use std::{
     collections::HashSet,
@@ -12,32 +12,33 @@ use std::{
 };
 
 use super::{
-    super::{Dice, Executor, Gates, Outcome, TaskGroup, TaskHandle},
+    super::{Executor, Gates, RunResult, SplitMix64, TaskGroup, TaskHandle},
     Body, gate, once, own, pool, spawn,
 };
 use crate::{Error, hang_guard::guarded};
 
-fn setup_error(result: crate::Result<Executor>) -> String {
+fn configuration_error(result: crate::Result<Executor>) -> String {
     match result {
-        Err(Error::Setup(message)) => message,
-        other => panic!("expected a setup error, got {other:?}"),
+        Err(Error::InvalidConfiguration(message)) => message,
+        other => panic!("expected a configuration error, got {other:?}"),
     }
 }
 
 #[test]
 fn builder_refuses_what_cannot_work() {
     guarded(|_| {
-        let message = setup_error(Executor::builder().threads(0).build());
+        let message = configuration_error(Executor::builder().threads(0).build());
         assert!(message.contains("at least 1 thread"), "{message}");
-        let message = setup_error(Executor::builder().threads(0).hosted_on(pool(1)).build());
+        let message =
+            configuration_error(Executor::builder().threads(0).on_rayon_pool(pool(1)).build());
         assert!(message.contains("at least 1 thread"), "{message}");
-        let hosted = || Executor::builder().hosted_on(pool(1));
+        let hosted = || Executor::builder().on_rayon_pool(pool(1));
         for builder in [
             hosted().thread_name(|_| String::new()),
             hosted().on_thread_start(|_| {}),
             hosted().pin_to_cores(true),
         ] {
-            let message = setup_error(builder.build());
+            let message = configuration_error(builder.build());
             assert!(message.contains("in the pool"), "{message}");
         }
     });
@@ -48,7 +49,7 @@ fn defaults_follow_the_machine_and_the_pool() {
     guarded(|_| {
         let cores = thread::available_parallelism().unwrap().get();
         assert_eq!(Executor::builder().build().unwrap().threads(), cores);
-        let hosted = Executor::builder().hosted_on(pool(3)).build().unwrap();
+        let hosted = Executor::builder().on_rayon_pool(pool(3)).build().unwrap();
         assert_eq!(hosted.threads(), 3);
     });
 }
@@ -100,19 +101,19 @@ fn several_executors_wake_each_other() {
         let executors: Vec<_> = (0..3).map(|_| own(2)).collect();
         let gates: Vec<_> = (0..=3 * ROUNDS).map(|_| gate()).collect();
         let (report, reports) = mpsc::channel();
-        for (place, executor) in executors.iter().enumerate() {
+        for (index, executor) in executors.iter().enumerate() {
             let (gates, report) = (gates.clone(), report.clone());
-            let mut next = place;
+            let mut next = index;
             let handle = spawn(executor, &TaskGroup::new(), move |_| {
                 while next < 3 * ROUNDS {
                     if !gates[next].is_ready() {
-                        return Outcome::Blocked(gates[next].clone().into());
+                        return RunResult::Blocked(gates[next].clone().into());
                     }
                     gates[next + 1].set_ready();
                     next += 3;
                 }
-                report.send(place).unwrap();
-                Outcome::Done
+                report.send(index).unwrap();
+                RunResult::Done
             });
             handle.wake();
         }
@@ -132,7 +133,7 @@ fn ring(executor: &Executor, tasks: usize, nested: bool) -> Receiver<usize> {
         let report = report.clone();
         let handle = spawn(executor, &TaskGroup::new(), move |_| {
             if !mine.is_ready() {
-                return Outcome::Blocked(mine.clone().into());
+                return RunResult::Blocked(mine.clone().into());
             }
             if nested {
                 let (left, right) = rayon::join(|| fibonacci(12), || fibonacci(12));
@@ -140,7 +141,7 @@ fn ring(executor: &Executor, tasks: usize, nested: bool) -> Receiver<usize> {
             }
             next.set_ready();
             report.send(task).unwrap();
-            Outcome::Done
+            RunResult::Done
         });
         handle.wake();
     }
@@ -162,7 +163,7 @@ fn hosted_executors_share_a_pool_that_nests_rayon() {
         for threads in [1, 2, 3] {
             let pool = pool(threads);
             let build = |workers| {
-                Executor::builder().threads(workers).hosted_on(pool.clone()).build().unwrap()
+                Executor::builder().threads(workers).on_rayon_pool(pool.clone()).build().unwrap()
             };
             let executors = [build(threads), build(1), build(4)];
             let reports: Vec<_> =
@@ -175,7 +176,8 @@ fn hosted_executors_share_a_pool_that_nests_rayon() {
             for executor in executors {
                 executor.shutdown();
                 assert_eq!(executor.live_tasks(), 0);
-                let refused = executor.spawn(&TaskGroup::new(), Box::new(Body(|_| Outcome::Done)));
+                let refused =
+                    executor.spawn(&TaskGroup::new(), Box::new(Body(|_| RunResult::Done)));
                 assert!(refused.is_err());
             }
             assert_eq!(pool.install(|| fibonacci(10)), 55);
@@ -184,10 +186,10 @@ fn hosted_executors_share_a_pool_that_nests_rayon() {
 }
 
 #[test]
-fn a_hosted_executor_gives_the_thread_back_when_there_is_nothing_to_do() {
+fn a_hosted_executor_returns_the_thread_when_it_is_idle() {
     guarded(|_| {
         let pool = pool(1);
-        let executor = Executor::builder().hosted_on(pool.clone()).build().unwrap();
+        let executor = Executor::builder().on_rayon_pool(pool.clone()).build().unwrap();
         let waits = gate();
         let (report, reports) = mpsc::channel();
         let handle = spawn(&executor, &TaskGroup::new(), {
@@ -195,9 +197,9 @@ fn a_hosted_executor_gives_the_thread_back_when_there_is_nothing_to_do() {
             move |_| {
                 report.send(()).unwrap();
                 if waits.is_ready() {
-                    Outcome::Done
+                    RunResult::Done
                 } else {
-                    Outcome::Blocked(waits.clone().into())
+                    RunResult::Blocked(waits.clone().into())
                 }
             }
         });
@@ -228,23 +230,23 @@ fn threads_come_and_go_while_tasks_run() {
                         seen.lock().unwrap().insert(worker);
                         left -= 1;
                         match left {
-                            0 => Outcome::Done,
+                            0 => RunResult::Done,
                             left if left % 3 == 0 => {
                                 opens.set_always_ready();
-                                Outcome::Blocked(Gates::one(mine.clone()).or(opens.clone()))
+                                RunResult::Blocked(Gates::single(mine.clone()).or(opens.clone()))
                             }
-                            _ => Outcome::Yield,
+                            _ => RunResult::Yield,
                         }
                     })
                 })
                 .collect();
             handles.iter().for_each(TaskHandle::wake);
-            let mut dice = Dice::new(seed);
+            let mut rng = SplitMix64::new(seed);
             for _ in 0..30 {
-                let threads = 1 + dice.below(4);
+                let threads = 1 + rng.next_below(4);
                 executor.set_threads(threads).unwrap();
                 assert_eq!(executor.threads(), threads);
-                for _ in 0..dice.below(2000) {
+                for _ in 0..rng.next_below(2000) {
                     std::hint::spin_loop();
                 }
             }
@@ -264,8 +266,8 @@ fn threads_come_and_go_while_tasks_run() {
 fn what_a_retired_worker_had_queued_is_run_by_others() {
     guarded(|_| {
         let executor = Executor::builder().threads(2).build().unwrap();
-        let most = thread::available_parallelism().map_or(1, usize::from).max(2);
-        assert!(executor.set_threads(most + 1).is_err() && executor.set_threads(0).is_err());
+        let max_threads = thread::available_parallelism().map_or(1, usize::from).max(2);
+        assert!(executor.set_threads(max_threads + 1).is_err() && executor.set_threads(0).is_err());
         for round in 0..50 {
             executor.set_threads(2).unwrap();
             // Both workers are busy, and each has something in its queue.
@@ -289,8 +291,10 @@ fn what_a_retired_worker_had_queued_is_run_by_others() {
             }
             assert_eq!(executor.threads(), 1, "{round}");
         }
-        let hosted = Executor::builder().hosted_on(pool(1)).build().unwrap();
-        assert!(hosted.set_threads(1).unwrap_err().to_string().starts_with("a hosted or seeded"));
+        let hosted = Executor::builder().on_rayon_pool(pool(1)).build().unwrap();
+        assert!(
+            hosted.set_threads(1).unwrap_err().to_string().starts_with("a hosted or deterministic")
+        );
     });
 }
 
@@ -315,7 +319,7 @@ fn threads_that_have_started_end_when_a_later_one_is_refused() {
                     })
                 })
                 .build();
-            let message = setup_error(built);
+            let message = configuration_error(built);
             assert!(message.contains(&format!("refused worker thread {refused}")), "{message}");
             assert_eq!(ended.load(Ordering::SeqCst), refused, "those that had started");
         }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    super::{Executor, GroupLimits, Outcome, ResourceGroup, TaskGroup},
+    super::{Executor, GroupLimits, ResourceGroup, RunResult, TaskGroup},
     gate, occupy, own, spawn,
 };
 use crate::hang_guard::guarded;
@@ -18,28 +18,28 @@ use crate::hang_guard::guarded;
 const MANY: usize = 20_000;
 
 fn known(executor: &Executor) -> (usize, usize) {
-    executor.core().queue.groups.count()
+    executor.registry().queue.groups.count()
 }
 
 /// Runs a task in a group, once.
 fn run_in(executor: &Executor, group: &Arc<ResourceGroup>, body: impl FnOnce() + Send + 'static) {
     let mut body = Some(body);
-    let handle = spawn(executor, &TaskGroup::within(group.clone()), move |_| {
+    let handle = spawn(executor, &TaskGroup::in_resource_group(group.clone()), move |_| {
         if let Some(body) = body.take() {
             body();
         }
-        Outcome::Done
+        RunResult::Done
     });
     handle.wake();
 }
 
 #[test]
-fn groups_that_nobody_names_are_forgotten() {
+fn unreferenced_groups_are_forgotten() {
     guarded(|_| {
         let executor = own(1);
-        let held: Vec<_> =
+        let handles: Vec<_> =
             (0..100).map(|number| executor.group(&format!("held {number}"))).collect();
-        let few = GroupLimits { queries: 2.try_into().ok(), ..GroupLimits::default() };
+        let few = GroupLimits { max_running: 2.try_into().ok(), ..GroupLimits::default() };
         executor.group("limited").set_limits(few);
         for number in 0..MANY {
             let group = executor.group(&format!("tenant {number}"));
@@ -52,7 +52,7 @@ fn groups_that_nobody_names_are_forgotten() {
         let (groups, limits) = known(&executor);
         assert!(groups <= 400 && limits <= 1, "{groups} groups, limits of {limits}");
         assert_eq!(executor.group("limited").limits(), few, "its limits are kept");
-        for (number, group) in held.iter().enumerate() {
+        for (number, group) in handles.iter().enumerate() {
             assert!(Arc::ptr_eq(group, &executor.group(&format!("held {number}"))));
         }
     });
@@ -65,13 +65,13 @@ fn a_group_with_tasks_is_not_forgotten() {
         let opens = gate();
         let (report, reports) = mpsc::channel();
         let waits = opens.clone();
-        let tasks = TaskGroup::within(executor.group("waits"));
+        let tasks = TaskGroup::in_resource_group(executor.group("waits"));
         let handle = spawn(&executor, &tasks, move |_| {
             if !waits.is_ready() {
-                return Outcome::Blocked(waits.clone().into());
+                return RunResult::Blocked(waits.clone().into());
             }
             report.send(()).unwrap();
-            Outcome::Done
+            RunResult::Done
         });
         handle.wake();
         drop(occupy(&executor));
@@ -93,7 +93,7 @@ fn a_task_that_is_taken_costs_the_same_beside_many_groups() {
         let executor = own(1);
         let groups: Vec<_> =
             (0..MANY).map(|number| executor.group(&format!("tenant {number}"))).collect();
-        let work = || executor.core().queue.active.work();
+        let work = || executor.registry().queue.active.work();
         let release = occupy(&executor);
         let (report, reports) = mpsc::channel();
         for task in 0..TASKS {
@@ -152,39 +152,41 @@ fn groups_with_as_many_queries_take_turns() {
     let groups = ["one", "two", "three"].map(|name| executor.group(name));
     let (report, order) = mpsc::channel();
     let mut id = 0;
-    for (place, group) in groups.iter().enumerate() {
+    for (index, group) in groups.iter().enumerate() {
         for _ in 0..3 {
             let report = report.clone();
             let query = id;
             id += 1;
-            group.enter(query, Box::new(move || report.send((place, query)).unwrap())).unwrap();
+            group
+                .admit_or_queue(query, Box::new(move || report.send((index, query)).unwrap()))
+                .unwrap();
         }
     }
     drop(report);
-    let mut places = Vec::new();
-    for (place, query) in order {
-        places.push(place);
-        groups[place].leave(query);
+    let mut indices = Vec::new();
+    for (index, query) in order {
+        indices.push(index);
+        groups[index].release_admission(query);
     }
-    assert_eq!(places, [0, 1, 2, 0, 1, 2, 0, 1, 2]);
+    assert_eq!(indices, [0, 1, 2, 0, 1, 2, 0, 1, 2]);
     assert!(groups.iter().all(|group| group.queries() == (0, 0)));
 }
 
 #[test]
-fn one_that_gives_up_waiting_is_found_at_once_and_the_place_of_a_group_is_used_again() {
+fn a_cancelled_queued_query_is_removed_at_once_and_a_group_index_is_reused() {
     let executor = own(1);
     let group = executor.group("waits");
-    group.set_limits(GroupLimits { queries: 1.try_into().ok(), ..GroupLimits::default() });
+    group.set_limits(GroupLimits { max_running: 1.try_into().ok(), ..GroupLimits::default() });
     let started = Arc::new(AtomicUsize::new(0));
     for id in 0..MANY as u64 {
         let started = started.clone();
         let start = Box::new(move || _ = started.fetch_add(1, Ordering::SeqCst));
-        group.enter(id, start).unwrap();
+        group.admit_or_queue(id, start).unwrap();
     }
     assert_eq!(group.queries(), (1, MANY - 1));
     // In the order that would be the slowest in a list.
-    (1..MANY as u64).rev().for_each(|id| group.leave(id));
+    (1..MANY as u64).rev().for_each(|id| group.release_admission(id));
     assert_eq!((group.queries(), started.load(Ordering::SeqCst)), ((1, 0), 1));
-    group.leave(0);
+    group.release_admission(0);
     assert_eq!(group.queries(), (0, 0));
 }

@@ -10,13 +10,13 @@ use std::{
 };
 
 use super::{
-    super::{Executor, Outcome, TaskGroup},
+    super::{Executor, RunResult, TaskGroup},
     once, pool, spawn,
 };
 use crate::hang_guard::guarded;
 
 fn hosted(pool: &Arc<rayon::ThreadPool>, threads: usize) -> Executor {
-    Executor::builder().threads(threads).hosted_on(pool.clone()).build().unwrap()
+    Executor::builder().threads(threads).on_rayon_pool(pool.clone()).build().unwrap()
 }
 
 /// Tasks that go on until the flag is set.
@@ -26,7 +26,7 @@ fn endless(executor: &Executor, tasks: usize, stop: &Arc<AtomicBool>) -> Arc<Ato
         let (stop, runs) = (stop.clone(), runs.clone());
         let handle = spawn(executor, &TaskGroup::new(), move |_| {
             runs.fetch_add(1, Ordering::SeqCst);
-            if stop.load(Ordering::SeqCst) { Outcome::Done } else { Outcome::Yield }
+            if stop.load(Ordering::SeqCst) { RunResult::Done } else { RunResult::Yield }
         });
         handle.wake();
     }
@@ -35,7 +35,7 @@ fn endless(executor: &Executor, tasks: usize, stop: &Arc<AtomicBool>) -> Arc<Ato
 
 /// The pool's own job is what ends the tasks, so that it must have got a thread while they ran.
 #[test]
-fn a_hosted_executor_gives_threads_back_while_it_has_work() {
+fn a_hosted_executor_returns_threads_while_it_has_work() {
     guarded(|_| {
         for threads in [1, 2] {
             let pool = pool(threads);
@@ -51,9 +51,9 @@ fn a_hosted_executor_gives_threads_back_while_it_has_work() {
             let (from_task, inner) = (report.clone(), pool.clone());
             pool.spawn(move || rayon::spawn(move || report.send("job").unwrap()));
             once(&executor, move |_| inner.spawn(move || from_task.send("task").unwrap()));
-            let mut told = [reports.recv().unwrap(), reports.recv().unwrap()];
-            told.sort_unstable();
-            assert_eq!(told, ["job", "task"]);
+            let mut received = [reports.recv().unwrap(), reports.recv().unwrap()];
+            received.sort_unstable();
+            assert_eq!(received, ["job", "task"]);
             pool.install(|| stop.store(true, Ordering::SeqCst));
             executor.shutdown();
             assert_eq!(executor.live_tasks(), 0);
@@ -96,17 +96,17 @@ fn a_shutdown_sees_the_end_of_a_task_that_ends_elsewhere() {
         let pool = pool(1);
         for round in 0..200 {
             let executor = hosted(&pool, 1);
-            executor.core().enter(1).unwrap();
+            executor.registry().add_live_tasks(1).unwrap();
             let caller = thread::spawn({
                 let executor = executor.clone();
                 move || executor.shutdown()
             });
             // From here on it waits for the task, or is about to.
-            while executor.core().enter(0).is_ok() {
+            while executor.registry().add_live_tasks(0).is_ok() {
                 thread::yield_now();
             }
             (0..round).for_each(|_| thread::yield_now());
-            executor.core().task_ended();
+            executor.registry().task_ended();
             caller.join().unwrap();
         }
     });

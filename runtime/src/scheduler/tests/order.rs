@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    super::{Executor, GroupLimits, Outcome, ParkToken, ResourceGroup, Sleep, TaskGroup},
+    super::{Executor, GroupLimits, ParkToken, ResourceGroup, RunResult, Sleep, TaskGroup},
     gate, occupy, once, own, spawn,
 };
 use crate::hang_guard::guarded;
@@ -56,7 +56,7 @@ fn an_urgent_wake_reaches_a_blocked_task() {
         let handle = spawn(&executor, &TaskGroup::new(), move |_| {
             runs += 1;
             report.send(runs).unwrap();
-            if runs == 2 { Outcome::Done } else { Outcome::Blocked(never.clone().into()) }
+            if runs == 2 { RunResult::Done } else { RunResult::Blocked(never.clone().into()) }
         });
         handle.wake();
         assert_eq!(reports.recv().unwrap(), 1);
@@ -77,7 +77,7 @@ fn tasks_of_one_worker_are_stolen_by_another() {
             spawn(&executor, &TaskGroup::new(), move |worker| {
                 meet.wait();
                 report.send(worker).unwrap();
-                Outcome::Done
+                RunResult::Done
             })
         };
         // It is in the deque of the worker that woke it, which goes on only side by side with it.
@@ -117,18 +117,18 @@ fn a_push_wakes_every_worker_that_is_needed() {
 fn a_sleeper_is_entered_once_and_only_while_it_sleeps() {
     let sleep = Sleep::new([]);
     // There is work: it does not park.
-    assert!(!sleep.rest(0, || true, || panic!("parked")));
+    assert!(!sleep.park_unless_work(0, || true, || panic!("parked")));
     // A notifier takes it out between its entry and its second look: it takes the unpark.
     let parked = AtomicBool::new(false);
     let taken_out = || sleep.notify_one() == Some(0);
-    assert!(sleep.rest(0, taken_out, || parked.store(true, Ordering::SeqCst)));
+    assert!(sleep.park_unless_work(0, taken_out, || parked.store(true, Ordering::SeqCst)));
     assert!(parked.load(Ordering::SeqCst));
-    sleep.end_search();
+    sleep.stop_searching();
     // It wakes up for no reason.
-    assert!(!sleep.rest(0, || false, || assert_eq!(sleep.count(), 1)));
+    assert!(!sleep.park_unless_work(0, || false, || assert_eq!(sleep.count(), 1)));
     assert_eq!((sleep.count(), sleep.notify_one()), (0, None));
-    assert_eq!(sleep.prepare(0, || false), ParkToken::Park);
-    assert_eq!(sleep.prepare(1, || true), ParkToken::Awake);
+    assert_eq!(sleep.announce_sleep(0, || false), ParkToken::Park);
+    assert_eq!(sleep.announce_sleep(1, || true), ParkToken::Awake);
     assert_eq!((sleep.count(), sleep.notify_one()), (1, Some(0)));
     let sleep = Sleep::new(0..3);
     assert_eq!(sleep.notify_all(), [0, 1, 2]);
@@ -139,9 +139,9 @@ fn a_sleeper_is_entered_once_and_only_while_it_sleeps() {
 fn while_one_searches_pushes_wake_nobody() {
     let sleep = Sleep::new(0..3);
     assert_eq!([sleep.notify_one(), sleep.notify_one()], [Some(2), None]);
-    sleep.end_search();
+    sleep.stop_searching();
     assert_eq!([sleep.notify_one(), sleep.notify_one()], [Some(1), None]);
-    sleep.end_search();
+    sleep.stop_searching();
     assert_eq!(sleep.notify_one(), Some(0));
 }
 
@@ -158,7 +158,7 @@ fn endless_in(
         let handle = spawn(executor, group, move |_| {
             burn(Duration::from_micros(200));
             runs.fetch_add(1, Ordering::SeqCst);
-            if stop.load(Ordering::SeqCst) { Outcome::Done } else { Outcome::Yield }
+            if stop.load(Ordering::SeqCst) { RunResult::Done } else { RunResult::Yield }
         });
         handle.wake();
     }
@@ -187,10 +187,10 @@ fn a_short_group_overtakes_endless_ones() {
             burn(Duration::from_micros(100));
             left -= 1;
             if left > 0 {
-                return Outcome::Yield;
+                return RunResult::Yield;
             }
             report.send(()).unwrap();
-            Outcome::Done
+            RunResult::Done
         });
         handle.wake();
         reports.recv().unwrap();
@@ -223,8 +223,8 @@ fn an_old_group_gets_its_share_beside_ever_new_ones() {
 
 /// A task of a group of its own that has a successor in another one.
 fn next_young(executor: Executor, stop: Arc<AtomicBool>, count: Arc<AtomicUsize>) {
-    let core = executor.clone();
-    once(&core, move |_| {
+    let outer = executor.clone();
+    once(&outer, move |_| {
         burn(Duration::from_micros(200));
         count.fetch_add(1, Ordering::SeqCst);
         if !stop.load(Ordering::SeqCst) {
@@ -244,11 +244,11 @@ fn tasks_that_wake_each_other_do_not_lock_out_those_from_outside() {
             let handle = spawn(&executor, &TaskGroup::new(), move |_| {
                 if stop.load(Ordering::SeqCst) {
                     other.set_always_ready();
-                    return Outcome::Done;
+                    return RunResult::Done;
                 }
                 mine.block();
                 other.set_ready();
-                Outcome::Blocked(mine.clone().into())
+                RunResult::Blocked(mine.clone().into())
             });
             handle.wake();
         }
@@ -273,7 +273,7 @@ fn groups_share_the_workers_by_weight() {
         };
         let (much, little) = (executor.group("much"), executor.group("little"));
         much.set_limits(limits(300));
-        let tasks = |group: &Arc<ResourceGroup>| TaskGroup::within(group.clone());
+        let tasks = |group: &Arc<ResourceGroup>| TaskGroup::in_resource_group(group.clone());
         let little_runs = endless_in(&executor, &tasks(&little), 6, &stop);
         let much_runs = endless_in(&executor, &tasks(&much), 1, &stop);
         // Whoever is late may not make up for it, but for a head start that is over by then.

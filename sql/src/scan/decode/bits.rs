@@ -13,7 +13,7 @@ const MAX_WIDTH: u32 = 32;
 /// Unpacks 32 values; does nothing if the input is shorter than their bytes and 8 more.
 type Unpack = fn(&[u8], &mut [u32; BLOCK]);
 
-/// What the values at the head of a [`Hybrid`] are.
+/// What the values at the head of a [`RleBitPackedReader`] are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Run {
     /// The same value again and again.
@@ -23,47 +23,47 @@ pub(crate) enum Run {
 }
 
 /// A sequence of unsigned integers in the RLE / bit-packing hybrid encoding.
-pub(crate) struct Hybrid {
+pub(crate) struct RleBitPackedReader {
     data: Bytes,
     /// Where the next run begins.
     next: usize,
     width: u32,
     run: Run,
     /// The values left of `run`.
-    left: usize,
+    remaining: usize,
     unpack: Unpack,
 }
 
-impl Hybrid {
+impl RleBitPackedReader {
     /// Values of `width` bits, run after run.
     pub(crate) fn new(data: Bytes, width: u32) -> Result<Self> {
         if width > MAX_WIDTH {
             return Err(corrupt(format!("values of {width} bits in a hybrid encoding")));
         }
         let unpack = UNPACK[width as usize];
-        Ok(Self { data, next: 0, width, run: Run::Repeated(0), left: 0, unpack })
+        Ok(Self { data, next: 0, width, run: Run::Repeated(0), remaining: 0, unpack })
     }
 
     /// As many single bits as `data` holds, without any run's header.
-    pub(crate) fn single_bits(data: Bytes) -> Self {
-        let (next, left) = (data.len(), data.len().saturating_mul(8));
+    pub(crate) fn bit_width_one(data: Bytes) -> Self {
+        let (next, remaining) = (data.len(), data.len().saturating_mul(8));
         let run = Run::Packed { start: 0, index: 0 };
-        Self { data, next, width: 1, run, left, unpack: UNPACK[1] }
+        Self { data, next, width: 1, run, remaining, unpack: UNPACK[1] }
     }
 
     /// The run at the head, and how many values it has left: at least one.
     #[inline]
     pub(crate) fn run(&mut self) -> Result<(Run, usize)> {
-        while self.left == 0 {
+        while self.remaining == 0 {
             self.next_run()?;
         }
-        Ok((self.run, self.left))
+        Ok((self.run, self.remaining))
     }
 
     /// Passes over `count` values of the run at the head, which has as many.
     #[inline]
     pub(crate) fn advance(&mut self, count: usize) {
-        self.left = self.left.saturating_sub(count);
+        self.remaining = self.remaining.saturating_sub(count);
         if let Run::Packed { index, .. } = &mut self.run {
             *index += count;
         }
@@ -72,8 +72,8 @@ impl Hybrid {
     /// Passes over `count` values, a run at a time.
     pub(crate) fn skip(&mut self, mut count: usize) -> Result<()> {
         while count > 0 {
-            let (_, left) = self.run()?;
-            let passed = left.min(count);
+            let (_, remaining) = self.run()?;
+            let passed = remaining.min(count);
             self.advance(passed);
             count -= passed;
         }
@@ -140,19 +140,19 @@ impl Hybrid {
     /// Begins a run of `groups` times eight packed values.
     #[inline]
     fn packed_run(&mut self, groups: usize) -> Result<()> {
-        let rest = self.data.len() - self.next;
+        let available = self.data.len() - self.next;
         let width = self.width as usize;
         let len = groups.saturating_mul(width);
-        self.left = groups.saturating_mul(8);
-        if len > rest {
+        self.remaining = groups.saturating_mul(8);
+        if len > available {
             // Writers may leave out the padding of the last group: the run ends with the data.
-            self.left = rest.saturating_mul(8) / width;
-            if self.left == 0 {
+            self.remaining = available.saturating_mul(8) / width;
+            if self.remaining == 0 {
                 return Err(corrupt("a bit-packed run without values"));
             }
         }
         self.run = Run::Packed { start: self.next, index: 0 };
-        self.next += len.min(rest);
+        self.next += len.min(available);
         Ok(())
     }
 
@@ -167,7 +167,7 @@ impl Hybrid {
         let value = value.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte));
         self.run = Run::Repeated(value);
         self.next += bytes;
-        self.left = count;
+        self.remaining = count;
         Ok(())
     }
 

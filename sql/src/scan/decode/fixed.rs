@@ -2,7 +2,7 @@
 
 use super::corrupt;
 use super::mask::Mask;
-use super::values::Kind;
+use super::values::ValueEncoding;
 use arrow_array::types::ArrowPrimitiveType;
 use arrow_array::{ArrayRef, BooleanArray, PrimitiveArray};
 use arrow_buffer::{ArrowNativeType, BooleanBuffer, NullBuffer, ScalarBuffer};
@@ -134,29 +134,29 @@ pub(crate) struct Primitive<L, T> {
     /// The type of the arrays, with its time zone or its precision and scale.
     target: DataType,
     page: Bytes,
-    at: usize,
+    offset: usize,
     array: PhantomData<T>,
 }
 
 impl<L: Layout, T: ArrowPrimitiveType<Native = L::Native>> Primitive<L, T> {
     /// Arrays of type `target`, which must be one of `T`'s.
     pub(crate) fn new(layout: L, target: DataType) -> Self {
-        Self { layout, target, page: Bytes::new(), at: 0, array: PhantomData }
+        Self { layout, target, page: Bytes::new(), offset: 0, array: PhantomData }
     }
 
     /// Moves past `count` values; their bytes, and all that follow.
     fn take(&mut self, count: usize) -> Result<usize> {
-        let from = self.at;
+        let from = self.offset;
         let len = count.saturating_mul(self.layout.width());
         if len > self.page.len() - from {
             return Err(corrupt("a page has fewer values than its header says"));
         }
-        self.at += len;
+        self.offset += len;
         Ok(from)
     }
 }
 
-impl<L: Layout, T> Kind for Primitive<L, T>
+impl<L: Layout, T> ValueEncoding for Primitive<L, T>
 where
     T: ArrowPrimitiveType<Native = L::Native> + Send,
 {
@@ -173,7 +173,7 @@ where
 
     fn open(&mut self, data: Bytes) {
         self.page = data;
-        self.at = 0;
+        self.offset = 0;
     }
 
     fn close(&mut self) {
@@ -226,7 +226,7 @@ where
 /// The decoding of booleans: indices of one bit into the dictionary of false and true.
 pub(crate) struct Booleans;
 
-impl Kind for Booleans {
+impl ValueEncoding for Booleans {
     type Native = u8;
 
     const BITS: bool = true;

@@ -1,6 +1,6 @@
 //! Dictionary values looked up by the indices of a hybrid run, straight into the output.
 
-use super::bits::{BLOCK, Hybrid, Run};
+use super::bits::{BLOCK, RleBitPackedReader, Run};
 use super::corrupt;
 use super::mask::Mask;
 use parquet::errors::{ParquetError, Result};
@@ -10,7 +10,7 @@ const UNPACK_FROM: u32 = 6;
 
 /// Appends the values of the next `count` indices, of those that `mask` (as long) selects.
 pub(crate) fn gather<T: Copy + Default>(
-    indices: &mut Hybrid,
+    indices: &mut RleBitPackedReader,
     count: usize,
     mask: Option<Mask<'_>>,
     dictionary: &[T],
@@ -18,8 +18,8 @@ pub(crate) fn gather<T: Copy + Default>(
 ) -> Result<()> {
     let mut at = 0;
     while at < count {
-        let (run, left) = indices.run()?;
-        let taken = left.min(count - at);
+        let (run, remaining) = indices.run()?;
+        let taken = remaining.min(count - at);
         let mask = mask.map(|mask| mask.slice(at, taken));
         match (run, mask) {
             (Run::Repeated(index), mask) => {
@@ -44,7 +44,7 @@ pub(crate) fn gather<T: Copy + Default>(
 
 /// Appends the values of `count` packed indices.
 fn gather_all<T: Copy + Default>(
-    indices: &Hybrid,
+    indices: &RleBitPackedReader,
     start: usize,
     mut index: usize,
     count: usize,
@@ -75,7 +75,7 @@ fn gather_all<T: Copy + Default>(
 
 /// Appends the values of the packed indices that `mask` selects.
 fn gather_selected<T: Copy + Default>(
-    indices: &Hybrid,
+    indices: &RleBitPackedReader,
     start: usize,
     first: usize,
     mask: Mask<'_>,

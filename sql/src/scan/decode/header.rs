@@ -31,26 +31,26 @@ pub(crate) struct PageHeader {
 impl PageHeader {
     /// Reads the header at the beginning of `bytes`; also returns its length.
     pub(crate) fn read(bytes: &[u8]) -> Result<(Self, usize)> {
-        let mut input = Compact { bytes, at: 0 };
+        let mut input = Compact { bytes, offset: 0 };
         let mut header = Self::default();
         let mut field = 0;
         while let Some(kind) = input.field(&mut field)? {
             match (field, kind) {
-                (1, Kind::INTEGER) => header.kind = input.integer()?,
-                (2, Kind::INTEGER) => header.uncompressed_len = input.integer()?,
-                (3, Kind::INTEGER) => header.compressed_len = input.integer()?,
+                (1, ThriftType::INTEGER) => header.kind = input.integer()?,
+                (2, ThriftType::INTEGER) => header.uncompressed_len = input.integer()?,
+                (3, ThriftType::INTEGER) => header.compressed_len = input.integer()?,
                 // Thrift has no unsigned integers.
-                (4, Kind::INTEGER) => header.crc = Some(input.integer()? as u32),
-                (5 | 7 | 8, Kind::STRUCT) => header.read_details(&mut input, field)?,
+                (4, ThriftType::INTEGER) => header.crc = Some(input.integer()? as u32),
+                (5 | 7 | 8, ThriftType::STRUCT) => header.read_details(&mut input, field)?,
                 _ => input.skip(kind, 0)?,
             }
         }
-        Ok((header, input.at))
+        Ok((header, input.offset))
     }
 
     /// Whether it announces a dictionary of more entries than its bytes can hold. The parquet crate makes room for so
     /// many.
-    pub(crate) fn is_boundless(&self) -> bool {
+    pub(crate) fn is_oversized_dictionary(&self) -> bool {
         self.kind == 2 && !(0..=self.uncompressed_len).contains(&self.values)
     }
 
@@ -59,10 +59,10 @@ impl PageHeader {
         let mut field = 0;
         while let Some(kind) = input.field(&mut field)? {
             match (outer, field, kind) {
-                (_, 1, Kind::INTEGER) => self.values = input.integer()?,
-                (8, 3, Kind::INTEGER) => self.rows = Some(input.integer()?),
-                (8, 5, Kind::INTEGER) => self.levels_len[0] = input.integer()?,
-                (8, 6, Kind::INTEGER) => self.levels_len[1] = input.integer()?,
+                (_, 1, ThriftType::INTEGER) => self.values = input.integer()?,
+                (8, 3, ThriftType::INTEGER) => self.rows = Some(input.integer()?),
+                (8, 5, ThriftType::INTEGER) => self.levels_len[0] = input.integer()?,
+                (8, 6, ThriftType::INTEGER) => self.levels_len[1] = input.integer()?,
                 _ => input.skip(kind, 0)?,
             }
         }
@@ -71,9 +71,9 @@ impl PageHeader {
 }
 
 /// A type in Thrift's compact protocol.
-struct Kind;
+struct ThriftType;
 
-impl Kind {
+impl ThriftType {
     const TRUE: u8 = 1;
     const FALSE: u8 = 2;
     const BYTE: u8 = 3;
@@ -90,14 +90,15 @@ impl Kind {
 /// A reader of Thrift's compact protocol.
 struct Compact<'a> {
     bytes: &'a [u8],
-    at: usize,
+    offset: usize,
 }
 
 impl Compact<'_> {
     /// The next byte.
     fn byte(&mut self) -> Result<u8> {
-        let byte = self.bytes.get(self.at).ok_or_else(|| corrupt("a page header is cut off"))?;
-        self.at += 1;
+        let byte =
+            self.bytes.get(self.offset).ok_or_else(|| corrupt("a page header is cut off"))?;
+        self.offset += 1;
         Ok(*byte)
     }
 
@@ -139,27 +140,29 @@ impl Compact<'_> {
             return Err(corrupt("a page header is nested too deeply"));
         }
         match kind {
-            Kind::TRUE | Kind::FALSE => {}
-            Kind::BYTE => self.advance(1)?,
-            Kind::SHORT | Kind::INTEGER | Kind::LONG => self.unsigned().map(drop)?,
-            Kind::DOUBLE => self.advance(8)?,
-            Kind::BINARY => {
+            ThriftType::TRUE | ThriftType::FALSE => {}
+            ThriftType::BYTE => self.advance(1)?,
+            ThriftType::SHORT | ThriftType::INTEGER | ThriftType::LONG => {
+                self.unsigned().map(drop)?
+            }
+            ThriftType::DOUBLE => self.advance(8)?,
+            ThriftType::BINARY => {
                 let len = self.unsigned()?;
                 self.advance(usize::try_from(len).unwrap_or(usize::MAX))?;
             }
-            Kind::LIST | Kind::SET => {
+            ThriftType::LIST | ThriftType::SET => {
                 let head = self.byte()?;
                 let count = if head >> 4 == 15 { self.unsigned()? } else { u64::from(head >> 4) };
                 for _ in 0..count {
                     match head & 0x0f {
                         // In a list, unlike in a field, a boolean takes a byte: so every element
                         // uses up input, and a wrong count ends with it.
-                        Kind::TRUE | Kind::FALSE => self.advance(1)?,
+                        ThriftType::TRUE | ThriftType::FALSE => self.advance(1)?,
                         kind => self.skip(kind, depth + 1)?,
                     }
                 }
             }
-            Kind::STRUCT => {
+            ThriftType::STRUCT => {
                 let mut field = 0;
                 while let Some(kind) = self.field(&mut field)? {
                     self.skip(kind, depth + 1)?;
@@ -172,10 +175,10 @@ impl Compact<'_> {
 
     /// Passes over bytes.
     fn advance(&mut self, len: usize) -> Result<()> {
-        if len > self.bytes.len() - self.at {
+        if len > self.bytes.len() - self.offset {
             return Err(corrupt("a page header is cut off"));
         }
-        self.at += len;
+        self.offset += len;
         Ok(())
     }
 }

@@ -1,13 +1,13 @@
 //! Definition levels of flat nullable columns, as bits, and the nulls of an output.
 
-use super::bits::{Hybrid, Run};
+use super::bits::{RleBitPackedReader, Run};
 use super::corrupt;
 use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder, NullBuffer};
 use bytes::Bytes;
 use parquet::errors::Result;
 
 /// Which of some rows have a value.
-pub(crate) enum Present {
+pub(crate) enum Presence {
     /// All of them.
     All,
     /// Those whose bit is set, and how many these are.
@@ -15,12 +15,12 @@ pub(crate) enum Present {
 }
 
 /// The definition levels of a page whose highest level is 1.
-pub(crate) struct Levels {
+pub(crate) struct DefinitionLevels {
     /// None if every row has a value.
-    levels: Option<Hybrid>,
+    levels: Option<RleBitPackedReader>,
 }
 
-impl Levels {
+impl DefinitionLevels {
     /// Every row has a value.
     pub(crate) fn required() -> Self {
         Self { levels: None }
@@ -28,21 +28,21 @@ impl Levels {
 
     /// Levels in the hybrid encoding.
     pub(crate) fn new(data: Bytes) -> Result<Self> {
-        Ok(Self { levels: Some(Hybrid::new(data, 1)?) })
+        Ok(Self { levels: Some(RleBitPackedReader::new(data, 1)?) })
     }
 
     /// Which of the next `rows` rows have a value.
-    pub(crate) fn read(&mut self, rows: usize) -> Result<Present> {
-        let Some(levels) = &mut self.levels else { return Ok(Present::All) };
-        let (run, left) = levels.run()?;
-        if left >= rows && is_present(run)? == Some(true) {
+    pub(crate) fn read(&mut self, rows: usize) -> Result<Presence> {
+        let Some(levels) = &mut self.levels else { return Ok(Presence::All) };
+        let (run, remaining) = levels.run()?;
+        if remaining >= rows && is_present(run)? == Some(true) {
             levels.advance(rows);
-            return Ok(Present::All);
+            return Ok(Presence::All);
         }
         let mut bits = BooleanBufferBuilder::new(rows);
         while bits.len() < rows {
-            let (run, left) = levels.run()?;
-            let taken = left.min(rows - bits.len());
+            let (run, remaining) = levels.run()?;
+            let taken = remaining.min(rows - bits.len());
             match (is_present(run)?, run) {
                 (Some(present), _) => bits.append_n(taken, present),
                 (None, Run::Packed { start, index }) => {
@@ -55,7 +55,7 @@ impl Levels {
         }
         let bits = bits.build();
         let present = bits.count_set_bits();
-        Ok(if present == rows { Present::All } else { Present::Some(bits, present) })
+        Ok(if present == rows { Presence::All } else { Presence::Some(bits, present) })
     }
 
     /// Passes over `rows` rows: how many of them have a value.
@@ -63,8 +63,8 @@ impl Levels {
         let Some(levels) = &mut self.levels else { return Ok(rows) };
         let (mut passed, mut present) = (0, 0);
         while passed < rows {
-            let (run, left) = levels.run()?;
-            let taken = left.min(rows - passed);
+            let (run, remaining) = levels.run()?;
+            let taken = remaining.min(rows - passed);
             present += match (is_present(run)?, run) {
                 (Some(all), _) => usize::from(all) * taken,
                 (None, Run::Packed { start, index }) => {
@@ -96,12 +96,12 @@ fn is_present(run: Run) -> Result<Option<bool>> {
 
 /// The nulls of an output under construction; costs nothing until the first.
 #[derive(Default)]
-pub(crate) struct Nulls {
+pub(crate) struct ValidityBuilder {
     bits: Option<BooleanBufferBuilder>,
     len: usize,
 }
 
-impl Nulls {
+impl ValidityBuilder {
     /// Appends rows with values.
     pub(crate) fn append_present(&mut self, rows: usize) {
         self.len += rows;

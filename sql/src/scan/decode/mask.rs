@@ -30,7 +30,7 @@ impl<'a> Mask<'a> {
     /// The 64 bits from `at`; those past the end are zero.
     #[inline]
     pub(crate) fn word(&self, at: usize) -> u64 {
-        let Some(left) = self.len.checked_sub(at) else { return 0 };
+        let Some(remaining) = self.len.checked_sub(at) else { return 0 };
         let bit = self.offset + at;
         let (byte, shift) = (bit / 8, bit % 8);
         let bytes = self.bytes.get(byte..).unwrap_or_default();
@@ -47,7 +47,7 @@ impl<'a> Mask<'a> {
             let high = next.map_or(0, |byte| u64::from(*byte) << (64 - shift));
             word = word >> shift | high;
         }
-        if left < 64 { word & ((1 << left) - 1) } else { word }
+        if remaining < 64 { word & ((1 << remaining) - 1) } else { word }
     }
 
     /// How many bits are set.

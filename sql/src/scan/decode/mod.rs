@@ -26,12 +26,12 @@ use arrow_array::{Array, ArrayRef, new_empty_array};
 use arrow_buffer::BooleanBuffer;
 use arrow_schema::DataType;
 use bytes::Bytes;
-use levels::{Levels, Nulls, Present};
+use levels::{DefinitionLevels, Presence, ValidityBuilder};
 use mask::{Mask, compress};
-use pages::{Next, Opened, Pages};
+use pages::{DecodedPage, PageKind, Pages};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::ColumnChunkMetaData;
-use values::Values;
+use values::ValueDecoder;
 
 /// The error for data that are not as the format wants them.
 #[cold]
@@ -54,7 +54,7 @@ fn too_many_rows() -> ParquetError {
 /// A decoder of one column chunk, from its first row to its last.
 pub(super) struct ColumnDecoder {
     pages: Pages,
-    values: Box<dyn Values>,
+    values: Box<dyn ValueDecoder>,
     target: DataType,
     /// The rows of the chunk that were neither read nor skipped.
     rows_left: usize,
@@ -62,7 +62,7 @@ pub(super) struct ColumnDecoder {
     pending: usize,
     /// The rows of the current page from the next one on; the pending ones come first.
     page_rows: usize,
-    levels: Levels,
+    levels: DefinitionLevels,
     /// Whether a read has failed, which leaves the position unknown.
     failed: bool,
 }
@@ -81,7 +81,7 @@ impl ColumnDecoder {
             let column = chunk.column_path().string();
             return Err(ParquetError::NYI(format!("decoding column {column} as {target}")));
         }
-        let values = target::values(chunk.column_descr(), &target)
+        let values = target::value_decoder(chunk.column_descr(), &target)
             .ok_or_else(|| ParquetError::NYI(format!("decoding as {target}")))?;
         Ok(Self {
             pages: Pages::new(chunk, rows_in_group, data, start)?,
@@ -90,7 +90,7 @@ impl ColumnDecoder {
             rows_left: rows_in_group,
             pending: 0,
             page_rows: 0,
-            levels: Levels::required(),
+            levels: DefinitionLevels::required(),
             failed: false,
         })
     }
@@ -148,9 +148,9 @@ impl ColumnDecoder {
             match self.pages.peek()? {
                 None if self.pending == 0 => return Ok(()),
                 None => return Err(too_few_rows()),
-                Some(Next::Data(rows)) if rows > self.pending => return Err(too_many_rows()),
-                Some(Next::Data(rows)) => self.pending -= rows,
-                Some(Next::Dictionary) => {}
+                Some(PageKind::Data(rows)) if rows > self.pending => return Err(too_many_rows()),
+                Some(PageKind::Data(rows)) => self.pending -= rows,
+                Some(PageKind::Dictionary) => {}
             }
             self.pages.skip()?;
         }
@@ -166,7 +166,7 @@ impl ColumnDecoder {
 
     /// Decodes the next rows, page by page.
     fn decode(&mut self, rows: usize, mask: Option<Mask<'_>>, selected: usize) -> Result<ArrayRef> {
-        let mut nulls = Nulls::default();
+        let mut nulls = ValidityBuilder::default();
         self.values.begin(selected);
         let mut at = 0;
         while at < rows {
@@ -179,7 +179,7 @@ impl ColumnDecoder {
                     break;
                 }
             }
-            self.settle()?;
+            self.skip_pending()?;
             let taken = self.page_rows.min(rows - at);
             self.decode_rows(taken, mask.map(|mask| mask.slice(at, taken)), &mut nulls)?;
             self.page_rows -= taken;
@@ -193,7 +193,7 @@ impl ColumnDecoder {
     }
 
     /// Passes over the pending rows, to a page that has the row after them.
-    fn settle(&mut self) -> Result<()> {
+    fn skip_pending(&mut self) -> Result<()> {
         loop {
             let passed = self.pending.min(self.page_rows);
             if passed > 0 {
@@ -210,13 +210,13 @@ impl ColumnDecoder {
             }
             match self.pages.peek()? {
                 None => return Err(too_few_rows()),
-                Some(Next::Data(rows)) if rows <= self.pending => {
+                Some(PageKind::Data(rows)) if rows <= self.pending => {
                     self.pages.skip()?;
                     self.pending -= rows;
                 }
                 Some(next) => {
                     self.values.close();
-                    self.levels = Levels::required();
+                    self.levels = DefinitionLevels::required();
                     self.open(next)?;
                 }
             }
@@ -224,12 +224,12 @@ impl ColumnDecoder {
     }
 
     /// Opens the next page, which is `next`.
-    fn open(&mut self, next: Next) -> Result<()> {
+    fn open(&mut self, next: PageKind) -> Result<()> {
         match (next, self.pages.open()?) {
-            (Next::Dictionary, Opened::Dictionary(data, count)) => {
+            (PageKind::Dictionary, DecodedPage::Dictionary(data, count)) => {
                 self.values.dictionary(data, count)
             }
-            (Next::Data(rows), Opened::Data(page)) => {
+            (PageKind::Data(rows), DecodedPage::Data(page)) => {
                 self.values.open(page.encoding, page.values)?;
                 self.levels = page.levels;
                 self.page_rows = rows;
@@ -244,19 +244,19 @@ impl ColumnDecoder {
         &mut self,
         rows: usize,
         mask: Option<Mask<'_>>,
-        nulls: &mut Nulls,
+        nulls: &mut ValidityBuilder,
     ) -> Result<()> {
         match (self.levels.read(rows)?, mask) {
-            (Present::All, mask) => {
+            (Presence::All, mask) => {
                 self.values.read(rows, mask)?;
                 nulls.append_present(mask.map_or(rows, |mask| mask.count()));
             }
-            (Present::Some(present, count), None) => {
+            (Presence::Some(present, count), None) => {
                 self.values.read(count, None)?;
                 self.values.spread(&present, count);
                 nulls.append(&present);
             }
-            (Present::Some(present, count), Some(mask)) => {
+            (Presence::Some(present, count), Some(mask)) => {
                 // The mask of the values, and which of the selected rows have one.
                 let values = compress(mask, Mask::new(&present));
                 let present = compress(Mask::new(&present), mask);

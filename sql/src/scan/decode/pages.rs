@@ -2,7 +2,7 @@
 
 use super::corrupt;
 use super::header::PageHeader;
-use super::levels::Levels;
+use super::levels::DefinitionLevels;
 use bytes::{Buf, Bytes};
 use parquet::basic::{Compression, Encoding};
 use parquet::column::page::{Page, PageReader};
@@ -54,7 +54,7 @@ impl ChunkReader for ChunkBytes {
 
 /// The next page of a chunk that matters to rows, as its header tells.
 #[derive(Clone, Copy)]
-pub(crate) enum Next {
+pub(crate) enum PageKind {
     /// A dictionary page.
     Dictionary,
     /// A data page with so many rows.
@@ -65,7 +65,7 @@ pub(crate) enum Next {
 #[derive(Clone, Copy)]
 struct Peeked {
     /// What the page is; none for a page that has no rows and no dictionary.
-    next: Option<Next>,
+    kind: Option<PageKind>,
     header_len: usize,
     /// The bytes after the header.
     body_len: usize,
@@ -73,7 +73,7 @@ struct Peeked {
 }
 
 /// A page, decompressed.
-pub(crate) enum Opened {
+pub(crate) enum DecodedPage {
     /// A dictionary: its plain values and how many there are.
     Dictionary(Bytes, usize),
     /// A data page.
@@ -83,7 +83,7 @@ pub(crate) enum Opened {
 /// A data page, its levels and its values told apart.
 pub(crate) struct DataPage {
     /// Which rows have values.
-    pub(crate) levels: Levels,
+    pub(crate) levels: DefinitionLevels,
     /// The encoding of the values.
     pub(crate) encoding: Encoding,
     /// The values that are not null.
@@ -127,11 +127,11 @@ impl Pages {
     }
 
     /// Looks at the next page; none after the last. Index pages are passed over.
-    pub(crate) fn peek(&mut self) -> Result<Option<Next>> {
+    pub(crate) fn peek(&mut self) -> Result<Option<PageKind>> {
         loop {
             let Some(peeked) = self.read_header()? else { return Ok(None) };
-            if peeked.next.is_some() {
-                return Ok(peeked.next);
+            if peeked.kind.is_some() {
+                return Ok(peeked.kind);
             }
             self.advance();
             self.reader.skip_next_page()?;
@@ -148,7 +148,7 @@ impl Pages {
     }
 
     /// Decompresses the next page.
-    pub(crate) fn open(&mut self) -> Result<Opened> {
+    pub(crate) fn open(&mut self) -> Result<DecodedPage> {
         self.peek()?;
         self.verify_checksum()?;
         self.advance();
@@ -158,10 +158,10 @@ impl Pages {
                 num_values,
                 encoding: Encoding::PLAIN | Encoding::PLAIN_DICTIONARY,
                 ..
-            }) => Ok(Opened::Dictionary(buf, num_values as usize)),
+            }) => Ok(DecodedPage::Dictionary(buf, num_values as usize)),
             Some(Page::DataPage { buf, encoding, def_level_encoding, .. }) => {
-                let (levels, values) = self.split(buf, def_level_encoding)?;
-                Ok(Opened::Data(DataPage { levels, encoding, values }))
+                let (levels, values) = self.split_levels(buf, def_level_encoding)?;
+                Ok(DecodedPage::Data(DataPage { levels, encoding, values }))
             }
             Some(Page::DataPageV2 {
                 buf,
@@ -178,28 +178,32 @@ impl Pages {
                 }
                 // The levels say which rows are null; the header only repeats how many.
                 let levels = match (self.nullable, levels < values) {
-                    (true, true) => Levels::new(buf.slice(levels..values))?,
+                    (true, true) => DefinitionLevels::new(buf.slice(levels..values))?,
                     (true, false) if num_nulls > 0 => {
                         return Err(corrupt("a page with nulls has no definition levels"));
                     }
-                    _ => Levels::required(),
+                    _ => DefinitionLevels::required(),
                 };
-                Ok(Opened::Data(DataPage { levels, encoding, values: buf.slice(values..) }))
+                Ok(DecodedPage::Data(DataPage { levels, encoding, values: buf.slice(values..) }))
             }
             _ => Err(corrupt("a page of an unknown kind")),
         }
     }
 
     /// Splits the levels of a data page of version 1 from its values.
-    fn split(&self, mut buf: Bytes, encoding: Encoding) -> Result<(Levels, Bytes)> {
+    fn split_levels(
+        &self,
+        mut buf: Bytes,
+        encoding: Encoding,
+    ) -> Result<(DefinitionLevels, Bytes)> {
         if !self.nullable {
-            return Ok((Levels::required(), buf));
+            return Ok((DefinitionLevels::required(), buf));
         }
         if encoding != Encoding::RLE {
             return Err(corrupt(format!("definition levels in the encoding {encoding}")));
         }
-        let levels = split_prefixed(&mut buf)?;
-        Ok((Levels::new(levels)?, buf))
+        let levels = take_length_prefixed(&mut buf)?;
+        Ok((DefinitionLevels::new(levels)?, buf))
     }
 
     /// The header of the next page; none after the last.
@@ -207,9 +211,9 @@ impl Pages {
         if self.peeked.is_none() && self.remaining > 0 {
             let bytes = self.chunk.bytes_from(self.offset)?;
             let (header, header_len) = PageHeader::read(&bytes)?;
-            let next = self.check(&header, header_len)?;
+            let kind = self.check(&header, header_len)?;
             let body_len = usize::try_from(header.compressed_len)?;
-            self.peeked = Some(Peeked { next, header_len, body_len, crc: header.crc });
+            self.peeked = Some(Peeked { kind, header_len, body_len, crc: header.crc });
         }
         Ok(self.peeked)
     }
@@ -235,7 +239,7 @@ impl Pages {
     }
 
     /// What page a header announces, if what it says is plausible; none for an index page.
-    fn check(&self, header: &PageHeader, header_len: usize) -> Result<Option<Next>> {
+    fn check(&self, header: &PageHeader, header_len: usize) -> Result<Option<PageKind>> {
         let implausible = || corrupt("the header of a page is implausible");
         let sizes = [header.compressed_len, header.uncompressed_len, header.values];
         let [levels, repetitions] = header.levels_len;
@@ -244,23 +248,23 @@ impl Pages {
             || !header.levels_len.iter().all(within)
             || levels + repetitions > header.uncompressed_len
             || header_len as u64 + header.compressed_len.unsigned_abs() > self.remaining
-            || header.uncompressed_len > self.largest(header.compressed_len)
+            || header.uncompressed_len > self.max_uncompressed_len(header.compressed_len)
         {
             return Err(implausible());
         }
         let values = usize::try_from(header.values)?;
         match header.kind {
-            2 => Ok(Some(Next::Dictionary)),
+            2 => Ok(Some(PageKind::Dictionary)),
             1 => Ok(None),
             // The columns read here are flat, so that a row is a value.
-            0 => Ok(Some(Next::Data(values))),
-            3 if header.rows == Some(header.values) => Ok(Some(Next::Data(values))),
+            0 => Ok(Some(PageKind::Data(values))),
+            3 if header.rows == Some(header.values) => Ok(Some(PageKind::Data(values))),
             _ => Err(implausible()),
         }
     }
 
     /// The most bytes that `compressed` bytes can become: no more are allocated for a page.
-    fn largest(&self, compressed: i64) -> i64 {
+    fn max_uncompressed_len(&self, compressed: i64) -> i64 {
         match self.compression {
             // Such pages are not copied, so their size does not matter.
             Compression::UNCOMPRESSED => i64::MAX,
@@ -276,7 +280,7 @@ impl Pages {
 }
 
 /// Splits off bytes that begin with their length in four bytes.
-pub(crate) fn split_prefixed(buf: &mut Bytes) -> Result<Bytes> {
+pub(crate) fn take_length_prefixed(buf: &mut Bytes) -> Result<Bytes> {
     let len = buf.first_chunk::<4>().map(|len| u32::from_le_bytes(*len) as usize);
     match len {
         Some(len) if len <= buf.len() - 4 => {

@@ -6,8 +6,11 @@
 
 use super::corrupt;
 use super::mask::Mask;
-use super::values::Kind;
-use super::views::{INLINE, cut_off, is_utf8, next_value, not_utf8, to_offsets, to_views, view};
+use super::values::ValueEncoding;
+use super::views::{
+    MAX_INLINE_LEN, invalid_utf8_error, is_utf8, next_value, to_offsets, to_views, truncated_error,
+    view,
+};
 use arrow_array::ArrayRef;
 use arrow_array::types::{BinaryType, Utf8Type};
 use arrow_buffer::{Buffer, NullBuffer};
@@ -22,7 +25,7 @@ const SHARE_FROM: usize = 4;
 const CHECK_WHOLE_FROM: usize = 32;
 
 /// The most bytes in a buffer, whose offsets other implementations may take for signed.
-const MAX_BUFFER: usize = i32::MAX as usize;
+const MAX_BUFFER_BYTES: usize = i32::MAX as usize;
 
 /// The arrays to make.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,27 +53,27 @@ pub(crate) enum Utf8 {
 
 /// A buffer that the output of a read refers to by its position among the output's buffers.
 #[derive(Default)]
-struct Shared {
+struct SharedBuffer {
     buffer: Buffer,
     /// The position, once this read has used it.
-    slot: Option<usize>,
+    buffer_index: Option<usize>,
 }
 
 /// The decoding of strings and binary values.
 pub(crate) struct Strings {
     output: Output,
     page: Bytes,
-    at: usize,
+    offset: usize,
     /// Whether the current page as a whole is UTF-8, once that is known.
     page_is_utf8: Option<bool>,
-    shared_page: Shared,
+    shared_page: SharedBuffer,
     /// The dictionary page, whose views have slot 0; none if all its values are inline.
-    dictionary: Option<Shared>,
+    dictionary: Option<SharedBuffer>,
     /// The buffers of this read's output.
     buffers: Vec<Buffer>,
     /// Copied values, and their slot, whose buffer takes its place when this read is finished.
     copied: Vec<u8>,
-    copied_slot: Option<usize>,
+    copied_index: Option<usize>,
 }
 
 impl Strings {
@@ -79,22 +82,22 @@ impl Strings {
         Self {
             output,
             page: Bytes::new(),
-            at: 0,
+            offset: 0,
             page_is_utf8: None,
-            shared_page: Shared::default(),
+            shared_page: SharedBuffer::default(),
             dictionary: None,
             buffers: Vec::new(),
             copied: Vec::new(),
-            copied_slot: None,
+            copied_index: None,
         }
     }
 
     /// How to check values of the page, much of which or little is wanted.
-    fn utf8(&mut self, much: bool) -> Utf8 {
+    fn utf8(&mut self, dense: bool) -> Utf8 {
         if self.output != Output::StringView {
             return Utf8::Any; // Offset arrays check their values when they are made.
         }
-        if much && self.page_is_utf8.is_none() {
+        if dense && self.page_is_utf8.is_none() {
             self.page_is_utf8 = Some(std::str::from_utf8(&self.page).is_ok());
         }
         if self.page_is_utf8 == Some(true) { Utf8::Whole } else { Utf8::Each }
@@ -108,28 +111,28 @@ impl Strings {
         utf8: Utf8,
         out: &mut Vec<u128>,
     ) -> Result<()> {
-        let slot = self.shared_page.slot.unwrap_or(self.buffers.len());
-        let (page, mut at, mut longest) = (&self.page[..], self.at, 0);
+        let buffer_index = self.shared_page.buffer_index.unwrap_or(self.buffers.len());
+        let (page, mut at, mut longest) = (&self.page[..], self.offset, 0);
         match mask {
             None => {
                 for _ in 0..count {
-                    let (start, len) = next_value(page, &mut at).ok_or_else(cut_off)?;
+                    let (start, len) = next_value(page, &mut at).ok_or_else(truncated_error)?;
                     if !is_utf8(page, start, len, utf8) {
-                        return Err(not_utf8());
+                        return Err(invalid_utf8_error());
                     }
                     longest = longest.max(len);
-                    out.push(view(page, start, len, slot, start));
+                    out.push(view(page, start, len, buffer_index, start));
                 }
             }
-            Some(mask) => each_selected(count, mask, page, &mut at, utf8, |start, len| {
+            Some(mask) => for_each_selected(count, mask, page, &mut at, utf8, |start, len| {
                 longest = longest.max(len);
-                out.push(view(page, start, len, slot, start));
+                out.push(view(page, start, len, buffer_index, start));
             })?,
         }
-        self.at = at;
-        if longest > INLINE && self.shared_page.slot.is_none() {
+        self.offset = at;
+        if longest > MAX_INLINE_LEN && self.shared_page.buffer_index.is_none() {
             self.buffers.push(self.shared_page.buffer.clone());
-            self.shared_page.slot = Some(slot);
+            self.shared_page.buffer_index = Some(buffer_index);
         }
         Ok(())
     }
@@ -143,49 +146,53 @@ impl Strings {
         out: &mut Vec<u128>,
     ) -> Result<()> {
         let page = self.page.clone();
-        let mut at = self.at;
-        each_selected(count, mask, &page, &mut at, utf8, |start, len| {
-            let (slot, offset) =
-                if len > INLINE { self.append_copy(&page[start..start + len]) } else { (0, 0) };
-            out.push(view(&page, start, len, slot, offset));
+        let mut at = self.offset;
+        for_each_selected(count, mask, &page, &mut at, utf8, |start, len| {
+            let (buffer_index, offset) = if len > MAX_INLINE_LEN {
+                self.append_copy(&page[start..start + len])
+            } else {
+                (0, 0)
+            };
+            out.push(view(&page, start, len, buffer_index, offset));
         })?;
-        self.at = at;
+        self.offset = at;
         Ok(())
     }
 
     /// Copies a value; its slot and its offset there.
     fn append_copy(&mut self, value: &[u8]) -> (usize, usize) {
-        if self.copied.len() + value.len() > MAX_BUFFER {
+        if self.copied.len() + value.len() > MAX_BUFFER_BYTES {
             self.seal_copied();
         }
-        let slot = *self.copied_slot.get_or_insert_with(|| {
+        let buffer_index = *self.copied_index.get_or_insert_with(|| {
             self.buffers.push(Buffer::default());
             self.buffers.len() - 1
         });
         let offset = self.copied.len();
         self.copied.extend_from_slice(value);
-        (slot, offset)
+        (buffer_index, offset)
     }
 
     /// Puts the buffer of copied values in its place.
     fn seal_copied(&mut self) {
         let copied = std::mem::take(&mut self.copied);
-        if let Some(buffer) = self.copied_slot.take().and_then(|slot| self.buffers.get_mut(slot)) {
+        if let Some(buffer) = self.copied_index.take().and_then(|index| self.buffers.get_mut(index))
+        {
             *buffer = Buffer::from_vec(copied);
         }
     }
 }
 
-/// Calls `take` with start and length of every selected value, and passes over the others; `at`
+/// Calls `visit` with start and length of every selected value, and passes over the others; `at`
 /// is where they lie.
 #[inline]
-fn each_selected(
+fn for_each_selected(
     count: usize,
     mask: Mask<'_>,
     page: &[u8],
     at: &mut usize,
     utf8: Utf8,
-    mut take: impl FnMut(usize, usize),
+    mut visit: impl FnMut(usize, usize),
 ) -> Result<()> {
     let mut row = 0;
     while row < count {
@@ -193,16 +200,16 @@ fn each_selected(
         let end = (row + 64).min(count);
         while word != 0 {
             let gap = word.trailing_zeros();
-            pass(page, at, gap as usize)?;
-            let (start, len) = next_value(page, at).ok_or_else(cut_off)?;
+            skip_values(page, at, gap as usize)?;
+            let (start, len) = next_value(page, at).ok_or_else(truncated_error)?;
             if !is_utf8(page, start, len, utf8) {
-                return Err(not_utf8());
+                return Err(invalid_utf8_error());
             }
-            take(start, len);
+            visit(start, len);
             row += gap as usize + 1;
             word = word.checked_shr(gap + 1).unwrap_or(0);
         }
-        pass(page, at, end - row)?;
+        skip_values(page, at, end - row)?;
         row = end;
     }
     Ok(())
@@ -210,16 +217,16 @@ fn each_selected(
 
 /// Passes over values.
 #[inline]
-fn pass(page: &[u8], at: &mut usize, count: usize) -> Result<()> {
+fn skip_values(page: &[u8], at: &mut usize, count: usize) -> Result<()> {
     let mut next = *at;
     for _ in 0..count {
-        next_value(page, &mut next).ok_or_else(cut_off)?;
+        next_value(page, &mut next).ok_or_else(truncated_error)?;
     }
     *at = next;
     Ok(())
 }
 
-impl Kind for Strings {
+impl ValueEncoding for Strings {
     type Native = u128;
 
     fn dictionary(&mut self, data: Bytes, count: usize) -> Result<Vec<u128>> {
@@ -235,38 +242,39 @@ impl Kind for Strings {
         let (mut at, mut longest) = (0, 0);
         let mut views = Vec::with_capacity(count);
         for _ in 0..count {
-            let (start, len) = next_value(&data, &mut at).ok_or_else(cut_off)?;
+            let (start, len) = next_value(&data, &mut at).ok_or_else(truncated_error)?;
             if !is_utf8(&data, start, len, utf8) {
-                return Err(not_utf8());
+                return Err(invalid_utf8_error());
             }
             longest = longest.max(len);
             views.push(view(&data, start, len, 0, start));
         }
-        let shared = (longest > INLINE).then(|| Shared { buffer: data.into(), slot: None });
+        let shared = (longest > MAX_INLINE_LEN)
+            .then(|| SharedBuffer { buffer: data.into(), buffer_index: None });
         self.dictionary = shared;
         Ok(views)
     }
 
     fn adopt(&mut self, appended: &mut [u128]) {
         let Some(shared) = &mut self.dictionary else { return };
-        let slot = *shared.slot.get_or_insert_with(|| {
+        let buffer_index = *shared.buffer_index.get_or_insert_with(|| {
             self.buffers.push(shared.buffer.clone());
             self.buffers.len() - 1
         });
-        if slot == 0 {
+        if buffer_index == 0 {
             return; // As the dictionary's views say already.
         }
         for view in appended {
-            if *view as u32 as usize > INLINE {
-                *view |= (slot as u128) << 64;
+            if *view as u32 as usize > MAX_INLINE_LEN {
+                *view |= (buffer_index as u128) << 64;
             }
         }
     }
 
     fn open(&mut self, data: Bytes) {
-        self.shared_page = Shared { buffer: data.clone().into(), slot: None };
+        self.shared_page = SharedBuffer { buffer: data.clone().into(), buffer_index: None };
         self.page = data;
-        self.at = 0;
+        self.offset = 0;
         self.page_is_utf8 = None;
     }
 
@@ -276,25 +284,25 @@ impl Kind for Strings {
 
     fn read(&mut self, count: usize, mask: Option<Mask<'_>>, out: &mut Vec<u128>) -> Result<()> {
         let selected = mask.map_or(count, |mask| mask.count());
-        let much = selected.saturating_mul(SHARE_FROM) >= count;
+        let dense = selected.saturating_mul(SHARE_FROM) >= count;
         let utf8 = self.utf8(selected.saturating_mul(CHECK_WHOLE_FROM) >= count);
         let views = matches!(self.output, Output::StringView | Output::BinaryView);
         match mask {
             // Offset arrays copy the values anyway.
-            Some(mask) if views && !much => self.copy(count, mask, utf8, out),
+            Some(mask) if views && !dense => self.copy(count, mask, utf8, out),
             mask => self.share(count, mask, utf8, out),
         }
     }
 
     fn skip(&mut self, count: usize) -> Result<()> {
-        pass(&self.page, &mut self.at, count)
+        skip_values(&self.page, &mut self.offset, count)
     }
 
     fn finish(&mut self, views: Vec<u128>, nulls: Option<NullBuffer>) -> Result<ArrayRef> {
         self.seal_copied();
-        self.shared_page.slot = None;
+        self.shared_page.buffer_index = None;
         if let Some(shared) = &mut self.dictionary {
-            shared.slot = None;
+            shared.buffer_index = None;
         }
         let buffers = std::mem::take(&mut self.buffers);
         match self.output {

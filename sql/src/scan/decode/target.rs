@@ -2,7 +2,7 @@
 
 use super::fixed::{BigEndian, Booleans, FromStored, LittleEndian, Primitive, Stored};
 use super::strings::{Output, Strings};
-use super::values::{Typed, Values};
+use super::values::{TypedDecoder, ValueDecoder};
 use arrow_array::types::*;
 use arrow_schema::{DataType, TimeUnit};
 use parquet::basic::{
@@ -37,16 +37,19 @@ pub(in super::super) fn supports(chunk: &ColumnChunkMetaData, target: &DataType)
             | Compression::LZ4
             | Compression::LZ4_RAW
     );
-    let here = chunk.file_path().is_none();
-    flat && decodable && compression && here && values(column, target).is_some()
+    let in_same_file = chunk.file_path().is_none();
+    flat && decodable && compression && in_same_file && value_decoder(column, target).is_some()
 }
 
 /// The decoding of a column's values to arrays of type `target`, if it is known here.
-pub(crate) fn values(column: &ColumnDescriptor, target: &DataType) -> Option<Box<dyn Values>> {
+pub(crate) fn value_decoder(
+    column: &ColumnDescriptor,
+    target: &DataType,
+) -> Option<Box<dyn ValueDecoder>> {
     let logical = logical_type(column);
     match column.physical_type() {
         Type::BOOLEAN => (*target == DataType::Boolean && logical.is_none())
-            .then(|| Box::new(Typed::new(Booleans)) as Box<dyn Values>),
+            .then(|| Box::new(TypedDecoder::new(Booleans)) as Box<dyn ValueDecoder>),
         Type::INT32 => from_i32(logical, target),
         Type::INT64 => from_i64(logical, target),
         Type::FLOAT => {
@@ -60,9 +63,9 @@ pub(crate) fn values(column: &ColumnDescriptor, target: &DataType) -> Option<Box
             let width = usize::try_from(column.type_length()).ok()?;
             let known = (1..=16).contains(&width) && is_decimal(logical.as_ref(), target);
             known.then(|| {
-                let kind =
+                let encoding =
                     Primitive::<_, Decimal128Type>::new(BigEndian::new(width), target.clone());
-                Box::new(Typed::new(kind)) as Box<dyn Values>
+                Box::new(TypedDecoder::new(encoding)) as Box<dyn ValueDecoder>
             })
         }
         Type::INT96 => None,
@@ -70,18 +73,18 @@ pub(crate) fn values(column: &ColumnDescriptor, target: &DataType) -> Option<Box
 }
 
 /// The decoding of little-endian values stored as `S` to arrays of type `T`.
-fn primitive<S, N, T>(target: &DataType) -> Box<dyn Values>
+fn primitive<S, N, T>(target: &DataType) -> Box<dyn ValueDecoder>
 where
     S: Stored + 'static,
     N: FromStored<S> + 'static,
     T: ArrowPrimitiveType<Native = N> + Send,
 {
-    let kind = Primitive::<_, T>::new(LittleEndian::<S, N>::new(), target.clone());
-    Box::new(Typed::new(kind))
+    let encoding = Primitive::<_, T>::new(LittleEndian::<S, N>::new(), target.clone());
+    Box::new(TypedDecoder::new(encoding))
 }
 
 /// The decoding of 32-bit integers.
-fn from_i32(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn Values>> {
+fn from_i32(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn ValueDecoder>> {
     let logical = logical.unwrap_or(LogicalType::integer(32, true));
     Some(match (target, &logical) {
         (DataType::Decimal128(_, _), _) if is_decimal(Some(&logical), target) => {
@@ -107,7 +110,7 @@ fn from_i32(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn V
 }
 
 /// The decoding of 64-bit integers.
-fn from_i64(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn Values>> {
+fn from_i64(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn ValueDecoder>> {
     let logical = logical.unwrap_or(LogicalType::integer(64, true));
     Some(match (target, &logical) {
         (DataType::Decimal128(_, _), _) if is_decimal(Some(&logical), target) => {
@@ -146,7 +149,7 @@ fn from_i64(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn V
 }
 
 /// The decoding of byte arrays.
-fn strings(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn Values>> {
+fn strings(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn ValueDecoder>> {
     use LogicalType::{Bson, Enum, Json, String};
     let output = match (target, logical) {
         (DataType::Utf8View, None | Some(String | Enum | Json)) => Output::StringView,
@@ -155,7 +158,7 @@ fn strings(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn Va
         (DataType::Binary, None | Some(String | Enum | Json | Bson)) => Output::Binary,
         _ => return None,
     };
-    Some(Box::new(Typed::new(Strings::new(output))))
+    Some(Box::new(TypedDecoder::new(Strings::new(output))))
 }
 
 /// Whether both are decimals of the same precision and scale.

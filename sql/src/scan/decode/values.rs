@@ -1,10 +1,10 @@
 //! The values of a column, whatever their type: dictionary, pages, output.
 
-use super::bits::Hybrid;
+use super::bits::RleBitPackedReader;
 use super::corrupt;
 use super::gather::gather;
 use super::mask::Mask;
-use super::pages::split_prefixed;
+use super::pages::take_length_prefixed;
 use arrow_array::ArrayRef;
 use arrow_buffer::{BooleanBuffer, NullBuffer};
 use bytes::{Buf, Bytes};
@@ -12,7 +12,7 @@ use parquet::basic::Encoding;
 use parquet::errors::Result;
 
 /// The decoding of one type: what of it does not depend on dictionaries, nulls and encodings.
-pub(crate) trait Kind: Send {
+pub(crate) trait ValueEncoding: Send {
     /// A value in the output under construction.
     type Native: Copy + Default + Send;
 
@@ -54,7 +54,7 @@ pub(crate) trait Kind: Send {
 }
 
 /// The values of a column, of any type.
-pub(crate) trait Values: Send {
+pub(crate) trait ValueDecoder: Send {
     /// Takes the dictionary of the pages to come.
     fn dictionary(&mut self, data: Bytes, count: usize) -> Result<()>;
 
@@ -81,53 +81,62 @@ pub(crate) trait Values: Send {
 }
 
 /// Where the values of the current page come from.
-enum Source {
+enum ValueSource {
     /// There is no page.
     None,
     /// The page is plain.
     Plain,
     /// The page has indices of the dictionary.
-    Indices(Hybrid),
+    Indices(RleBitPackedReader),
     /// The page has an index width of 0, so that all its values are the first of the dictionary.
     First,
 }
 
 /// The values of a column of type `K`.
-pub(crate) struct Typed<K: Kind> {
-    kind: K,
+pub(crate) struct TypedDecoder<K: ValueEncoding> {
+    encoding: K,
     dictionary: Vec<K::Native>,
-    source: Source,
+    source: ValueSource,
     out: Vec<K::Native>,
 }
 
-impl<K: Kind> Typed<K> {
+impl<K: ValueEncoding> TypedDecoder<K> {
     /// No values so far.
-    pub(crate) fn new(kind: K) -> Self {
-        Self { dictionary: kind.constants(), kind, source: Source::None, out: Vec::new() }
+    pub(crate) fn new(encoding: K) -> Self {
+        Self {
+            dictionary: encoding.constants(),
+            encoding,
+            source: ValueSource::None,
+            out: Vec::new(),
+        }
     }
 }
 
-impl<K: Kind> Values for Typed<K> {
+impl<K: ValueEncoding> ValueDecoder for TypedDecoder<K> {
     fn dictionary(&mut self, data: Bytes, count: usize) -> Result<()> {
-        self.dictionary = self.kind.dictionary(data, count)?;
+        self.dictionary = self.encoding.dictionary(data, count)?;
         Ok(())
     }
 
     fn open(&mut self, encoding: Encoding, mut data: Bytes) -> Result<()> {
         self.source = match encoding {
-            Encoding::PLAIN if K::BITS => Source::Indices(Hybrid::single_bits(data)),
+            Encoding::PLAIN if K::BITS => {
+                ValueSource::Indices(RleBitPackedReader::bit_width_one(data))
+            }
             Encoding::RLE if K::BITS => {
-                Source::Indices(Hybrid::new(split_prefixed(&mut data)?, 1)?)
+                ValueSource::Indices(RleBitPackedReader::new(take_length_prefixed(&mut data)?, 1)?)
             }
             Encoding::PLAIN => {
-                self.kind.open(data);
-                Source::Plain
+                self.encoding.open(data);
+                ValueSource::Plain
             }
             Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY if !K::BITS => {
                 match data.try_get_u8() {
                     // A page of nulls only may be empty: no value will be asked of it.
-                    Err(_) | Ok(0) => Source::First,
-                    Ok(width) => Source::Indices(Hybrid::new(data, u32::from(width))?),
+                    Err(_) | Ok(0) => ValueSource::First,
+                    Ok(width) => {
+                        ValueSource::Indices(RleBitPackedReader::new(data, u32::from(width))?)
+                    }
                 }
             }
             encoding => return Err(corrupt(format!("values in the encoding {encoding}"))),
@@ -136,8 +145,8 @@ impl<K: Kind> Values for Typed<K> {
     }
 
     fn close(&mut self) {
-        self.source = Source::None;
-        self.kind.close();
+        self.source = ValueSource::None;
+        self.encoding.close();
     }
 
     fn begin(&mut self, rows: usize) {
@@ -147,12 +156,12 @@ impl<K: Kind> Values for Typed<K> {
     fn read(&mut self, count: usize, mask: Option<Mask<'_>>) -> Result<()> {
         let before = self.out.len();
         match &mut self.source {
-            Source::None => return Err(corrupt("values without a page")),
-            Source::Plain => return self.kind.read(count, mask, &mut self.out),
-            Source::Indices(indices) => {
+            ValueSource::None => return Err(corrupt("values without a page")),
+            ValueSource::Plain => return self.encoding.read(count, mask, &mut self.out),
+            ValueSource::Indices(indices) => {
                 gather(indices, count, mask, &self.dictionary, &mut self.out)?;
             }
-            Source::First => {
+            ValueSource::First => {
                 let selected = mask.map_or(count, |mask| mask.count());
                 if selected > 0 {
                     let first = self.dictionary.first();
@@ -161,16 +170,16 @@ impl<K: Kind> Values for Typed<K> {
                 }
             }
         }
-        self.kind.adopt(&mut self.out[before..]);
+        self.encoding.adopt(&mut self.out[before..]);
         Ok(())
     }
 
     fn skip(&mut self, count: usize) -> Result<()> {
         match &mut self.source {
-            Source::None => Err(corrupt("values without a page")),
-            Source::Plain => self.kind.skip(count),
-            Source::Indices(indices) => indices.skip(count),
-            Source::First => Ok(()),
+            ValueSource::None => Err(corrupt("values without a page")),
+            ValueSource::Plain => self.encoding.skip(count),
+            ValueSource::Indices(indices) => indices.skip(count),
+            ValueSource::First => Ok(()),
         }
     }
 
@@ -194,6 +203,6 @@ impl<K: Kind> Values for Typed<K> {
     }
 
     fn finish(&mut self, nulls: Option<NullBuffer>) -> Result<ArrayRef> {
-        self.kind.finish(std::mem::take(&mut self.out), nulls)
+        self.encoding.finish(std::mem::take(&mut self.out), nulls)
     }
 }

@@ -9,7 +9,7 @@ use parquet::errors::{ParquetError, Result};
 use std::sync::Arc;
 
 /// The longest value that lies in its view.
-pub(crate) const INLINE: usize = 12;
+pub(crate) const MAX_INLINE_LEN: usize = 12;
 
 /// The start and the length of the value whose length prefix is at `at`, which moves past it;
 /// none if it goes past the end of the page.
@@ -27,13 +27,13 @@ pub(crate) fn next_value(page: &[u8], at: &mut usize) -> Option<(usize, usize)> 
 
 /// The error for a value that goes past the end of its page.
 #[cold]
-pub(crate) fn cut_off() -> ParquetError {
+pub(crate) fn truncated_error() -> ParquetError {
     corrupt("a string lies past the end of its page")
 }
 
 /// The error for a string that is not UTF-8.
 #[cold]
-pub(crate) fn not_utf8() -> ParquetError {
+pub(crate) fn invalid_utf8_error() -> ParquetError {
     corrupt("a string is not valid UTF-8")
 }
 
@@ -52,14 +52,20 @@ pub(crate) fn is_utf8(page: &[u8], start: usize, len: usize, utf8: Utf8) -> bool
     }
 }
 
-/// The view of the value at `start`, which the buffer in `slot` has at `offset`.
+/// The view of the value at `start`, which the buffer in position `buffer_index` has at `offset`.
 #[inline(always)]
-pub(crate) fn view(page: &[u8], start: usize, len: usize, slot: usize, offset: usize) -> u128 {
+pub(crate) fn view(
+    page: &[u8],
+    start: usize,
+    len: usize,
+    buffer_index: usize,
+    offset: usize,
+) -> u128 {
     let value = page.get(start..).unwrap_or_default();
-    if len > INLINE {
+    if len > MAX_INLINE_LEN {
         let prefix = value.first_chunk::<4>().map_or(0, |prefix| u32::from_le_bytes(*prefix));
-        let place = (slot as u32 as u128) << 64 | (offset as u32 as u128) << 96;
-        return len as u32 as u128 | (prefix as u128) << 32 | place;
+        let location = (buffer_index as u32 as u128) << 64 | (offset as u32 as u128) << 96;
+        return len as u32 as u128 | (prefix as u128) << 32 | location;
     }
     let bytes = match value.first_chunk::<16>() {
         Some(chunk) => u128::from_le_bytes(*chunk),
@@ -114,11 +120,11 @@ pub(crate) fn to_offsets<T: ByteArrayType<Offset = i32>>(
     offsets.push(0);
     for view in views {
         let len = *view as u32 as usize;
-        if len <= INLINE {
+        if len <= MAX_INLINE_LEN {
             values.extend_from_slice(&view.to_le_bytes()[4..4 + len]);
         } else {
-            let (slot, at) = ((*view >> 64) as u32 as usize, (*view >> 96) as usize);
-            let value = buffers.get(slot).and_then(|buffer| buffer.get(at..at + len));
+            let (buffer_index, at) = ((*view >> 64) as u32 as usize, (*view >> 96) as usize);
+            let value = buffers.get(buffer_index).and_then(|buffer| buffer.get(at..at + len));
             values.extend_from_slice(value.ok_or_else(|| corrupt("a string is lost"))?);
         }
         offsets.push(values.len() as i32);

@@ -59,11 +59,11 @@ fn checked(bytes: Vec<u8>, is_file: bool, part: Part) -> Result<()> {
 
 /// `bytes` with the `nth` of the numbers that are `length` replaced.
 fn replaced(bytes: &[u8], length: i64, nth: usize, with: i64) -> Option<Vec<u8>> {
-    let places = bytes.windows(8).enumerate();
-    let mut places = places.filter(|(_, window)| **window == length.to_le_bytes());
-    let (place, _) = places.nth(nth)?;
+    let offsets = bytes.windows(8).enumerate();
+    let mut offsets = offsets.filter(|(_, window)| **window == length.to_le_bytes());
+    let (offset, _) = offsets.nth(nth)?;
     let mut bytes = bytes.to_vec();
-    bytes[place..place + 8].copy_from_slice(&with.to_le_bytes());
+    bytes[offset..offset + 8].copy_from_slice(&with.to_le_bytes());
     Some(bytes)
 }
 

@@ -29,8 +29,8 @@ impl Folder {
 
     /// The store, with the file as it is now.
     async fn listed(&self, text: bool) -> ListedVersions {
-        let look = GetOptions::new().with_head(true);
-        let meta = self.store.get_opts(&Path::from("x"), look).await.unwrap().meta;
+        let head_options = GetOptions::new().with_head(true);
+        let meta = self.store.get_opts(&Path::from("x"), head_options).await.unwrap().meta;
         let files = HashMap::from([(meta.location.clone(), meta)]);
         let listing = Listing { store: self.store.clone(), lists: None };
         ListedVersions { listing, files, text }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch};
 use proptest::prelude::*;
 
-use super::{Match, Tolerance};
+use super::{MultisetMatch, Tolerance};
 use crate::verify::ResultOrder;
 use crate::verify::table::{Layout, Table};
 
@@ -34,8 +34,8 @@ fn naive(left: &[Row], right: &[Row]) -> bool {
     let Some((first, rest)) = left.split_first() else { return true };
     (0..right.len()).any(|partner| {
         let mut others = right.to_vec();
-        let taken = others.swap_remove(partner);
-        near(first, &taken) && naive(rest, &others)
+        let candidate = others.swap_remove(partner);
+        near(first, &candidate) && naive(rest, &others)
     })
 }
 
@@ -63,7 +63,7 @@ proptest! {
     #[test]
     fn finds_a_complete_pairing_exactly_when_there_is_one(left in rows(), right in rows()) {
         let (left_table, right_table) = (table(&left), table(&right));
-        let pair = Match { left: &left_table, right: &right_table, tolerance: COARSE };
+        let pair = MultisetMatch { left: &left_table, right: &right_table, tolerance: COARSE };
         prop_assert_eq!(pair.subset(all(&left), all(&right)).is_none(), naive(&left, &right));
         let equal = left.len() == right.len() && naive(&left, &right);
         prop_assert_eq!(pair.equal(all(&left), all(&right)).is_none(), equal);
@@ -72,7 +72,7 @@ proptest! {
     #[test]
     fn finds_the_pairing_of_moved_rows((left, right) in moved()) {
         let (left_table, right_table) = (table(&left), table(&right));
-        let pair = Match { left: &left_table, right: &right_table, tolerance: COARSE };
+        let pair = MultisetMatch { left: &left_table, right: &right_table, tolerance: COARSE };
         prop_assert_eq!(pair.equal(all(&left), all(&right)), None);
     }
 }
@@ -81,8 +81,8 @@ proptest! {
 fn a_large_cluster_of_equal_rows_is_matched_at_once() {
     let rows = vec![(1, 2, 3); 200_000];
     let (left, right) = (table(&rows), table(&rows[1..]));
-    let pair = Match { left: &left, right: &right, tolerance: COARSE };
+    let pair = MultisetMatch { left: &left, right: &right, tolerance: COARSE };
     assert_eq!(pair.equal(all(&rows), all(&rows[1..])).unwrap().left, Some(199_999));
-    let back = Match { left: &right, right: &left, tolerance: COARSE };
+    let back = MultisetMatch { left: &right, right: &left, tolerance: COARSE };
     assert_eq!(back.subset(all(&rows[1..]), all(&rows)), None);
 }

@@ -19,11 +19,11 @@ async fn order_of(sql: &str) -> (Vec<String>, usize, bool, bool) {
     let plan = context.sql(sql).await.unwrap().into_unoptimized_plan();
     let seen = ResultOrder::of(&plan);
     let optimized = ResultOrder::of(&context.state().optimize(&plan).unwrap());
-    assert_eq!(seen.hidden().len(), optimized.hidden().len(), "{sql}");
+    assert_eq!(seen.hidden_keys().len(), optimized.hidden_keys().len(), "{sql}");
     let keys =
         |order: &ResultOrder| order.keys().iter().map(SortKey::to_string).collect::<Vec<_>>();
     assert_eq!(keys(&seen).len(), keys(&optimized).len(), "{sql}");
-    (keys(&seen), seen.hidden().len(), seen.cut_start, seen.cut_end)
+    (keys(&seen), seen.hidden_keys().len(), seen.cut_start, seen.cut_end)
 }
 
 #[tokio::test]
@@ -101,7 +101,7 @@ async fn expressions_over_the_output_are_compared() {
 }
 
 #[tokio::test]
-async fn the_limit_at_the_top_is_taken_off() {
+async fn the_limit_at_the_top_is_removed() {
     let context = context().await;
     for (sql, rows) in [
         ("SELECT * FROM t LIMIT 2", 4),
@@ -132,7 +132,7 @@ async fn a_hidden_key_leaves_the_rest_comparable() {
         .await
         .unwrap();
     let order = ResultOrder::of(frame.logical_plan());
-    assert_eq!(order.hidden().len(), 1);
+    assert_eq!(order.hidden_keys().len(), 1);
     let unlimited = run("SELECT column1, column2 FROM t ORDER BY column1, column3").await;
     let expected = frame.collect().await.unwrap();
     let decide =

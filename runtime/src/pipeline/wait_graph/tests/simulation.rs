@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::{Link, Plan, TakenBack};
+use super::{DroppedWaits, Link, Plan};
 
 /// xorshift: the runs must be the same everywhere.
 struct Random(u64);
@@ -35,7 +35,7 @@ struct Output {
 }
 
 #[derive(Default)]
-struct Instance {
+struct Task {
     /// Those that must have ended before it starts.
     after: Vec<usize>,
     /// Those that must have ended before it reads: they collect what its filters are made of.
@@ -51,14 +51,14 @@ struct Instance {
     /// Outputs it has yet to push the current row to.
     to_push: Vec<usize>,
     /// The buffer it waits for room in.
-    wants_room: Option<usize>,
+    awaited_buffer: Option<usize>,
     /// Where most of its rows go.
     favourite: usize,
 }
 
 struct Simulation<'a> {
-    instances: Vec<Instance>,
-    taken: &'a TakenBack,
+    tasks: Vec<Task>,
+    dropped_waits: &'a DroppedWaits,
     ordered: Vec<bool>,
     /// Rows in buffers, by buffer, producer and consumer.
     rows: HashMap<(usize, usize, usize), usize>,
@@ -66,18 +66,18 @@ struct Simulation<'a> {
 }
 
 /// Runs `plan` until all instances ended, or tells who is stuck.
-pub(super) fn simulate(plan: &Plan, taken: &TakenBack, seed: u64) -> Result<(), String> {
-    let mut run = Simulation::new(plan, taken, seed);
+pub(super) fn simulate(plan: &Plan, dropped_waits: &DroppedWaits, seed: u64) -> Result<(), String> {
+    let mut run = Simulation::new(plan, dropped_waits, seed);
     loop {
-        let count = run.instances.len();
+        let count = run.tasks.len();
         let first = run.random.below(count);
         // Some run far ahead, others hardly at all.
         let moved = (0..count).any(|offset| {
-            let who = (first + offset) % count;
+            let task = (first + offset) % count;
             let steps = 1 + run.random.below(8);
-            (0..steps).filter(|_| run.step(who)).count() > 0
+            (0..steps).filter(|_| run.step(task)).count() > 0
         });
-        if run.instances.iter().all(|instance| instance.ended) {
+        if run.tasks.iter().all(|task| task.ended) {
             return Ok(());
         }
         if !moved {
@@ -87,16 +87,16 @@ pub(super) fn simulate(plan: &Plan, taken: &TakenBack, seed: u64) -> Result<(), 
 }
 
 impl<'a> Simulation<'a> {
-    fn new(plan: &Plan, taken: &'a TakenBack, seed: u64) -> Self {
+    fn new(plan: &Plan, dropped_waits: &'a DroppedWaits, seed: u64) -> Self {
         let mut this = Self {
-            instances: Vec::new(),
-            taken,
+            tasks: Vec::new(),
+            dropped_waits,
             ordered: vec![false; plan.buffers],
             rows: HashMap::new(),
             random: Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
         };
         let pipelines: Vec<Vec<usize>> =
-            plan.instances.iter().map(|&count| this.add(count)).collect();
+            plan.num_tasks.iter().map(|&count| this.add(count)).collect();
         let mut filters = 0;
         for link in &plan.links {
             match *link {
@@ -109,50 +109,50 @@ impl<'a> Simulation<'a> {
                 Link::Partitions { producer, partitions, buffer } => {
                     let readers = this.add(partitions);
                     this.connect(&pipelines[producer], &readers, buffer, false);
-                    for (place, reader) in readers.iter().enumerate() {
-                        this.start_after(&[*reader], &readers[..place]);
+                    for (index, reader) in readers.iter().enumerate() {
+                        this.start_after(&[*reader], &readers[..index]);
                     }
                 }
                 Link::Filter { build, scan } => {
-                    if !taken.filters[filters] {
-                        for &instance in &pipelines[scan] {
-                            this.instances[instance].filters.extend(&pipelines[build]);
+                    if !dropped_waits.filters[filters] {
+                        for &task in &pipelines[scan] {
+                            this.tasks[task].filters.extend(&pipelines[build]);
                         }
                     }
                     filters += 1;
                 }
             }
         }
-        for instance in &mut this.instances {
-            instance.favourite = this.random.below(6);
-            instance.rows_left = 8;
+        for task in &mut this.tasks {
+            task.favourite = this.random.below(6);
+            task.rows_left = 8;
         }
         this
     }
 
     fn add(&mut self, count: usize) -> Vec<usize> {
-        let first = self.instances.len();
-        self.instances.resize_with(first + count, Instance::default);
+        let first = self.tasks.len();
+        self.tasks.resize_with(first + count, Task::default);
         (first..first + count).collect()
     }
 
     fn start_after(&mut self, later: &[usize], earlier: &[usize]) {
-        for &instance in later {
-            self.instances[instance].after.extend(earlier);
+        for &task in later {
+            self.tasks[task].after.extend(earlier);
         }
     }
 
     fn connect(&mut self, producers: &[usize], consumers: &[usize], buffer: usize, ordered: bool) {
         self.ordered[buffer] = ordered;
         for &producer in producers {
-            let outputs = &mut self.instances[producer].outputs;
+            let outputs = &mut self.tasks[producer].outputs;
             match outputs.iter_mut().find(|output| output.buffer == buffer) {
                 Some(output) => output.readers.push(consumers.to_vec()),
                 None => outputs.push(Output { buffer, readers: vec![consumers.to_vec()] }),
             }
         }
         for &consumer in consumers {
-            let inputs = &mut self.instances[consumer].inputs;
+            let inputs = &mut self.tasks[consumer].inputs;
             match inputs.iter_mut().find(|input| input.buffer == buffer) {
                 Some(input) => input.producers.extend(producers),
                 None => inputs.push(Input { buffer, ordered, producers: producers.to_vec() }),
@@ -164,128 +164,131 @@ impl<'a> Simulation<'a> {
         let counts = |&(at, from, _): &(usize, usize, usize)| {
             at == buffer && (!self.ordered[buffer] || from == producer)
         };
-        let held = self.rows.iter().any(|(key, &rows)| rows > 0 && counts(key));
-        held && !self.taken.buffers[buffer]
+        let has_rows = self.rows.iter().any(|(key, &rows)| rows > 0 && counts(key));
+        has_rows && !self.dropped_waits.buffers[buffer]
     }
 
     /// Lets instance `who` do one thing. `false` if it cannot.
-    fn step(&mut self, who: usize) -> bool {
-        let instance = &self.instances[who];
-        if instance.ended {
+    fn step(&mut self, task_index: usize) -> bool {
+        let task = &self.tasks[task_index];
+        if task.ended {
             return false;
         }
-        if !instance.started {
-            let may = instance.after.iter().all(|&other| self.instances[other].ended);
-            self.instances[who].started = may;
-            return may;
+        if !task.started {
+            let can_start = task.after.iter().all(|&other| self.tasks[other].ended);
+            self.tasks[task_index].started = can_start;
+            return can_start;
         }
-        if !instance.filters.iter().all(|&other| self.instances[other].ended) {
+        if !task.filters.iter().all(|&other| self.tasks[other].ended) {
             return false;
         }
-        if let Some(buffer) = instance.wants_room {
-            if self.is_full(buffer, who) {
+        if let Some(buffer) = task.awaited_buffer {
+            if self.is_full(buffer, task_index) {
                 return false;
             }
-            self.instances[who].wants_room = None;
+            self.tasks[task_index].awaited_buffer = None;
             return true;
         }
-        if let Some(output) = self.instances[who].to_push.pop() {
-            self.push(who, output);
+        if let Some(output) = self.tasks[task_index].to_push.pop() {
+            self.push(task_index, output);
             return true;
         }
-        if self.instances[who].inputs.is_empty() {
-            let left = &mut self.instances[who].rows_left;
+        if self.tasks[task_index].inputs.is_empty() {
+            let left = &mut self.tasks[task_index].rows_left;
             if *left == 0 {
-                self.instances[who].ended = true;
+                self.tasks[task_index].ended = true;
             } else {
                 *left -= 1;
-                self.emit(who);
+                self.emit(task_index);
             }
             return true;
         }
-        self.read(who)
+        self.read(task_index)
     }
 
     /// Takes a row from the input it insists on; picks one if it does not yet.
-    fn read(&mut self, who: usize) -> bool {
-        let Some((input, producer)) = self.instances[who].insists_on else {
-            let open = self.open_inputs(who);
+    fn read(&mut self, task_index: usize) -> bool {
+        let Some((input, producer)) = self.tasks[task_index].insists_on else {
+            let open = self.open_inputs(task_index);
             if open.is_empty() {
-                self.instances[who].ended = true;
+                self.tasks[task_index].ended = true;
             } else {
                 let chosen = open[self.random.below(open.len())];
-                self.instances[who].insists_on = Some(chosen);
+                self.tasks[task_index].insists_on = Some(chosen);
             }
             return true;
         };
-        let Input { buffer, ref producers, .. } = self.instances[who].inputs[input];
+        let Input { buffer, ref producers, .. } = self.tasks[task_index].inputs[input];
         let froms = producers.iter().copied().filter(|&from| producer.is_none_or(|p| p == from));
         let with_rows: Vec<usize> = froms
-            .filter(|&from| self.rows.get(&(buffer, from, who)).is_some_and(|&n| n > 0))
+            .filter(|&from| self.rows.get(&(buffer, from, task_index)).is_some_and(|&n| n > 0))
             .collect();
         if with_rows.is_empty() {
-            let over = !self.open_inputs(who).contains(&(input, producer));
-            if over {
-                self.instances[who].insists_on = None;
+            let ended = !self.open_inputs(task_index).contains(&(input, producer));
+            if ended {
+                self.tasks[task_index].insists_on = None;
             }
-            return over;
+            return ended;
         }
         let from = with_rows[self.random.below(with_rows.len())];
-        *self.rows.entry((buffer, from, who)).or_default() -= 1;
-        self.instances[who].insists_on = None;
-        self.emit(who);
+        *self.rows.entry((buffer, from, task_index)).or_default() -= 1;
+        self.tasks[task_index].insists_on = None;
+        self.emit(task_index);
         true
     }
 
     /// What an instance may still wait for.
-    fn open_inputs(&self, who: usize) -> Vec<(usize, Option<usize>)> {
+    fn open_inputs(&self, task_index: usize) -> Vec<(usize, Option<usize>)> {
         let mut open = Vec::new();
-        for (place, input) in self.instances[who].inputs.iter().enumerate() {
+        for (index, input) in self.tasks[task_index].inputs.iter().enumerate() {
             let is_open = |&&from: &&usize| {
-                !self.instances[from].ended
-                    || self.rows.get(&(input.buffer, from, who)).is_some_and(|&rows| rows > 0)
+                !self.tasks[from].ended
+                    || self
+                        .rows
+                        .get(&(input.buffer, from, task_index))
+                        .is_some_and(|&rows| rows > 0)
             };
             let producers: Vec<usize> = input.producers.iter().filter(is_open).copied().collect();
             if input.ordered {
-                open.extend(producers.iter().map(|&producer| (place, Some(producer))));
+                open.extend(producers.iter().map(|&producer| (index, Some(producer))));
             } else if !producers.is_empty() {
-                open.push((place, None));
+                open.push((index, None));
             }
         }
         open
     }
 
     /// Decides to which outputs the current row goes.
-    fn emit(&mut self, who: usize) {
-        let outputs = self.instances[who].outputs.len();
+    fn emit(&mut self, task_index: usize) {
+        let outputs = self.tasks[task_index].outputs.len();
         let chosen = (0..outputs).filter(|_| !self.random.one_in(5)).collect();
-        self.instances[who].to_push = chosen;
+        self.tasks[task_index].to_push = chosen;
     }
 
-    fn push(&mut self, who: usize, output: usize) {
-        let Output { buffer, ref readers } = self.instances[who].outputs[output];
+    fn push(&mut self, task_index: usize, output: usize) {
+        let Output { buffer, ref readers } = self.tasks[task_index].outputs[output];
         let mut to = Vec::new();
         for readers in readers {
             let favourite = !self.random.one_in(4);
-            let place =
-                if favourite { self.instances[who].favourite } else { self.random.below(6) };
-            to.push(readers[place % readers.len()]);
+            let index =
+                if favourite { self.tasks[task_index].favourite } else { self.random.below(6) };
+            to.push(readers[index % readers.len()]);
         }
         for reader in to {
-            *self.rows.entry((buffer, who, reader)).or_default() += 1;
+            *self.rows.entry((buffer, task_index, reader)).or_default() += 1;
         }
-        if self.is_full(buffer, who) {
-            self.instances[who].wants_room = Some(buffer);
+        if self.is_full(buffer, task_index) {
+            self.tasks[task_index].awaited_buffer = Some(buffer);
         }
     }
 
     fn stuck(&self) -> String {
-        let stuck = self.instances.iter().enumerate().filter(|(_, instance)| !instance.ended);
-        let say = |(who, instance): (usize, &Instance)| match (instance, instance.wants_room) {
-            (Instance { started: false, after, .. }, _) => format!("{who} starts after {after:?}"),
+        let stuck = self.tasks.iter().enumerate().filter(|(_, task)| !task.ended);
+        let say = |(who, task): (usize, &Task)| match (task, task.awaited_buffer) {
+            (Task { started: false, after, .. }, _) => format!("{who} starts after {after:?}"),
             (_, Some(buffer)) => format!("{who} wants room in {buffer}"),
-            (Instance { insists_on: None, filters, .. }, _) => format!("{who} after {filters:?}"),
-            _ => format!("{who} wants data of {:?}", instance.insists_on),
+            (Task { insists_on: None, filters, .. }, _) => format!("{who} after {filters:?}"),
+            _ => format!("{who} wants data of {:?}", task.insists_on),
         };
         stuck.map(say).collect::<Vec<_>>().join(", ")
     }

@@ -1,0 +1,82 @@
+//! The groups of a table on their way out, batch by batch.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use gatework_runtime::{Result, pipeline::Reservation};
+
+use super::config::AggregatePlan;
+use crate::{
+    ResultExt,
+    batch_bytes::{Lengths, MAX_BATCH_BYTES, rows_within, sum_of},
+    error::is_overflow,
+    keys::EncodedKeys,
+};
+
+/// The groups of a table on their way out.
+pub(super) struct GroupEmitter {
+    shared: Arc<AggregatePlan>,
+    keys: EncodedKeys,
+    values: Vec<ArrayRef>,
+    /// A batch may hold the texts of any of them.
+    fits_one_batch: bool,
+    /// How many have been given.
+    emitted: usize,
+    _memory: Reservation,
+}
+
+impl GroupEmitter {
+    pub(super) fn new(
+        shared: Arc<AggregatePlan>,
+        keys: EncodedKeys,
+        values: Vec<ArrayRef>,
+        memory: Reservation,
+    ) -> Self {
+        let fits_one_batch = keys.text_bytes() + sum_of(&values) <= MAX_BATCH_BYTES;
+        Self { shared, keys, values, fits_one_batch, emitted: 0, _memory: memory }
+    }
+
+    /// Returns the next of them as output rows: a batch at a time, since to decode the keys of
+    /// millions takes seconds.
+    pub(super) fn next(&mut self) -> Result<Option<RecordBatch>> {
+        let mut rows = self.within(self.shared.config.batch_rows.min(self.remaining()));
+        if rows == 0 {
+            return Ok(None);
+        }
+        loop {
+            match self.batch(rows) {
+                // A dictionary's keys may count fewer values.
+                Err(error) if rows > 1 && is_overflow(&error) => rows = rows.div_ceil(2),
+                batch => {
+                    self.emitted += rows;
+                    return batch.map(Some);
+                }
+            }
+        }
+    }
+
+    fn batch(&self, rows: usize) -> Result<RecordBatch> {
+        let range = self.emitted..self.emitted + rows;
+        let mut columns = self.shared.encoder.decode_range(&self.keys, range).query_err()?;
+        columns.extend(self.values.iter().map(|values| values.slice(self.emitted, rows)));
+        super::source::build_output_batch(&self.shared.config.schema, columns, rows)
+    }
+
+    /// Returns how many of the next `max_rows` a batch may hold.
+    fn within(&self, max_rows: usize) -> usize {
+        if self.fits_one_batch {
+            return max_rows;
+        }
+        let values: Vec<Lengths<'_>> =
+            self.values.iter().map(|values| Lengths::of(values)).collect();
+        rows_within(MAX_BATCH_BYTES, max_rows, |row| {
+            let row = self.emitted + row;
+            self.keys.length(row) + values.iter().map(|values| values.at(row)).sum::<usize>()
+        })
+    }
+
+    /// Returns how many there are to come.
+    pub(super) fn remaining(&self) -> usize {
+        self.keys.len() - self.emitted
+    }
+}

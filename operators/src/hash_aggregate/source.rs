@@ -1,0 +1,266 @@
+//! The source of an aggregate: claims partitions, merges what all sinks had, and emits the groups.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+};
+
+use arrow::{
+    array::{ArrayRef, RecordBatch, RecordBatchOptions},
+    compute::cast,
+    datatypes::SchemaRef,
+};
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{
+        Batch, DriverContext, LocalSource, OperatorContext, PerTask, Reservation, Source,
+        SourceResult,
+    },
+};
+use gatework_shared_state::{ClaimResult, Gate, aggregate::AggregateConsumer};
+
+use super::{
+    config::AggregatePlan,
+    group_emitter::GroupEmitter,
+    groups::{AggregateHashTable, AggregatePart, PartialStates},
+    spiller::AggregateSpiller,
+    ungrouped::Accumulators,
+};
+use crate::{
+    ResultExt,
+    spill::{ReadState, SpillReader, nothing_to_spill_error},
+};
+
+/// The source of an aggregate.
+#[derive(Debug)]
+pub struct AggregateSource {
+    shared: Arc<AggregatePlan>,
+    consumers: PerTask<AggregateConsumer<AggregatePart>>,
+}
+
+impl AggregateSource {
+    pub(super) fn new(
+        shared: Arc<AggregatePlan>,
+        consumers: PerTask<AggregateConsumer<AggregatePart>>,
+    ) -> Self {
+        Self { shared, consumers }
+    }
+}
+
+impl Source for AggregateSource {
+    fn name(&self) -> &str {
+        "aggregate source"
+    }
+
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+        Ok(Box::new(LocalAggregateSource {
+            shared: self.shared.clone(),
+            consumer: self.consumers.take(&setup)?,
+            setup,
+            subpartitions: Vec::new(),
+            merging: None,
+            emitting: None,
+        }))
+    }
+}
+
+struct LocalAggregateSource {
+    shared: Arc<AggregatePlan>,
+    consumer: AggregateConsumer<AggregatePart>,
+    setup: OperatorContext,
+    /// Units of a unit that did not fit.
+    subpartitions: Vec<AggregatePartition>,
+    merging: Option<PartitionMerge>,
+    /// Merged groups that have not been emitted.
+    emitting: Option<GroupEmitter>,
+}
+
+/// A unit to be merged.
+struct AggregatePartition {
+    index: usize,
+    /// How often it is a part of a unit itself.
+    level: u32,
+    parts: Vec<AggregatePart>,
+}
+
+/// A unit whose parts are being merged.
+struct PartitionMerge {
+    partition: AggregatePartition,
+    groups: Option<AggregateHashTable>,
+    single: Option<(Accumulators, Reservation)>,
+    states: VecDeque<PartialStates>,
+    spilled: SpillReader,
+    /// If its groups do not fit.
+    spiller: Option<AggregateSpiller>,
+}
+
+impl PartitionMerge {
+    fn new(mut partition: AggregatePartition, setup: &OperatorContext) -> Result<Self> {
+        let (mut groups, mut single) = (None, None::<(Accumulators, Reservation)>);
+        let (mut states, mut spilled) = (VecDeque::new(), SpillReader::new(setup.clone()));
+        for part in std::mem::take(&mut partition.parts) {
+            match part {
+                AggregatePart::Table(table) => groups = Some(*table),
+                AggregatePart::States(part) => states.push_back(part),
+                AggregatePart::Spilled(file, batches) => spilled.push(&file, batches),
+                AggregatePart::Single(accumulators, bytes) => match &mut single {
+                    Some((single, reservation)) => {
+                        single.merge(accumulators)?;
+                        reservation.resize(single.bytes())?;
+                    }
+                    None => single = Some((accumulators, bytes)),
+                },
+            }
+        }
+        Ok(Self { partition, groups, single, states, spilled, spiller: None })
+    }
+
+    fn add(
+        &mut self,
+        shared: &Arc<AggregatePlan>,
+        setup: &OperatorContext,
+        states: PartialStates,
+        task: &DriverContext,
+    ) -> Result<()> {
+        if self.groups.is_none() {
+            let mut groups = AggregateHashTable::new(shared.clone(), setup)?;
+            let more = self.states.iter().map(PartialStates::len);
+            groups.reserve_groups(more.chain([states.len()]), task)?;
+            self.groups = Some(groups);
+        }
+        let Some(groups) = &mut self.groups else { return Ok(()) };
+        match groups.merge(states, task) {
+            // What did not fit is in the table all the same.
+            Err(error @ Error::OutOfMemory { .. }) => {
+                let level = self.partition.level + 1;
+                let new_spiller = || AggregateSpiller::new(shared.clone(), setup.clone(), level);
+                self.spiller.get_or_insert_with(new_spiller).spill(groups, error)
+            }
+            other => other,
+        }
+    }
+
+    /// The gate of a file that is being written.
+    fn poll_write(&mut self) -> Result<Option<Gate>> {
+        self.spiller.as_mut().map_or(Ok(None), AggregateSpiller::poll_write)
+    }
+}
+
+impl LocalAggregateSource {
+    /// Merges all parts; the gate of what is not there yet.
+    fn poll_merge(
+        &self,
+        merging: &mut PartitionMerge,
+        task: &DriverContext,
+    ) -> Result<Option<Gate>> {
+        let (shared, setup) = (&self.shared, &self.setup);
+        loop {
+            task.check_cancelled()?;
+            if let Some(gate) = merging.poll_write()? {
+                return Ok(Some(gate));
+            }
+            if let Some(states) = merging.states.pop_front() {
+                merging.add(shared, setup, states, task)?;
+                match task.yield_gate() {
+                    Some(gate) => return Ok(Some(gate)),
+                    None => continue,
+                }
+            }
+            match merging.spilled.next()? {
+                ReadState::Batch(batch) => {
+                    merging.add(shared, setup, PartialStates::from_batch(&batch, shared)?, task)?;
+                    continue;
+                }
+                ReadState::Blocked(gate) => return Ok(Some(gate)),
+                ReadState::End => {}
+            }
+            let remaining = merging.groups.as_mut().filter(|groups| groups.len() > 0);
+            let (Some(spiller), Some(groups)) = (&mut merging.spiller, remaining) else {
+                return Ok(None);
+            };
+            spiller.spill(groups, nothing_to_spill_error())?;
+        }
+    }
+
+    /// The groups of a merged unit; if they did not fit, its own units come next.
+    fn emit(&mut self, merging: PartitionMerge) -> Result<Option<GroupEmitter>> {
+        let PartitionMerge { partition, mut groups, spiller, .. } = merging;
+        if let Some(mut spiller) = spiller {
+            let level = partition.level + 1;
+            let parts = spiller.take().into_iter().filter(|parts| !parts.is_empty());
+            self.subpartitions.extend(parts.map(|parts| AggregatePartition {
+                index: partition.index,
+                level,
+                parts,
+            }));
+            return Ok(None);
+        }
+        let has_sets = self.shared.config.group_by.set_ids.is_some();
+        if partition.index == 0 && has_sets && !self.shared.saw_rows.load(Ordering::Relaxed) {
+            let mut empty = AggregateHashTable::new(self.shared.clone(), &self.setup)?;
+            empty.add_empty_sets()?;
+            groups = Some(empty);
+        }
+        groups.map_or(Ok(None), |mut groups| groups.drain())
+    }
+}
+
+impl LocalSource for LocalAggregateSource {
+    fn next(&mut self, task: &DriverContext) -> Result<SourceResult> {
+        loop {
+            if let Some(emitting) = &mut self.emitting {
+                if let Some(batch) = emitting.next()? {
+                    return Ok(SourceResult::Batch(Batch::new(batch)));
+                }
+                self.emitting = None;
+            }
+            if let Some(mut merging) = self.merging.take() {
+                if let Some(gate) = self.poll_merge(&mut merging, task)? {
+                    self.merging = Some(merging);
+                    return Ok(SourceResult::Blocked(gate.into()));
+                }
+                if let Some((single, _reservation)) = merging.single.take() {
+                    return Ok(SourceResult::Batch(Batch::new(single.emit(&self.shared)?)));
+                }
+                self.emitting = self.emit(merging)?;
+                continue;
+            }
+            if let Some(partition) = self.subpartitions.pop() {
+                self.merging = Some(PartitionMerge::new(partition, &self.setup)?);
+                continue;
+            }
+            match self.consumer.claim() {
+                ClaimResult::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                ClaimResult::Finished => return Ok(SourceResult::Finished),
+                ClaimResult::Aborted => return Err(Error::ProducerAborted),
+                ClaimResult::Work((index, parts)) => {
+                    let partition = AggregatePartition { index, level: 0, parts };
+                    self.merging = Some(PartitionMerge::new(partition, &self.setup)?);
+                }
+            }
+        }
+    }
+}
+
+/// Columns as a batch of `schema`. An accumulator may answer another encoding of the same values
+/// than it promised (a plain array for a dictionary), which is cast.
+pub(super) fn build_output_batch(
+    schema: &SchemaRef,
+    columns: Vec<ArrayRef>,
+    rows: usize,
+) -> Result<RecordBatch> {
+    let columns = columns
+        .into_iter()
+        .zip(schema.fields())
+        .map(|(column, field)| {
+            if column.data_type() == field.data_type() {
+                Ok(column)
+            } else {
+                cast(&column, field.data_type())
+            }
+        })
+        .collect::<Result<Vec<_>, _>>()
+        .query_err()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    RecordBatch::try_new_with_options(schema.clone(), columns, &options).query_err()
+}

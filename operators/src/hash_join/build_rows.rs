@@ -1,0 +1,205 @@
+//! Rows of a join's left side on their way into a table.
+
+use std::collections::VecDeque;
+
+use arrow::{
+    array::{ArrayRef, BooleanArray, RecordBatch},
+    buffer::NullBuffer,
+    compute::{cast, nullif},
+    datatypes::DataType,
+    error::ArrowError,
+};
+use gatework_runtime::{
+    Result,
+    pipeline::{Batch, Reservation, column_bytes},
+};
+
+use super::{config::HashJoinPlan, index::JoinIndex, probe_batch::evaluate};
+use crate::{
+    ResultExt,
+    keys::{EncodedKeys, KeyEncoder, KeyNulls},
+    spill::try_resize_above,
+};
+
+/// Rows of the left side, with their encoded keys.
+#[derive(Debug)]
+pub(super) struct BuildRows {
+    pub(super) keys: EncodedKeys,
+    /// Of keys that are costly to compare.
+    pub(super) hashes: Vec<u64>,
+    /// Which rows of each batch have no NULL key; only where NULL keys never match, and if there are any.
+    pub(super) valid: VecDeque<(usize, Option<NullBuffer>)>,
+    pub(super) batches: VecDeque<RecordBatch>,
+    pub(super) reservation: Reservation,
+    /// The least and the greatest key that is one word.
+    range: Option<(u64, u64)>,
+    /// The bytes of the batches, column by column.
+    column_bytes: Vec<usize>,
+    /// Rows whose batches were taken out.
+    taken_rows: usize,
+}
+
+/// Rows that are taken out to be cut into units: with their key columns, their hashes and what they hold.
+pub(super) type SpillBatch = (RecordBatch, Vec<u64>, Reservation);
+
+impl BuildRows {
+    pub(super) fn new(shared: &HashJoinPlan, reservation: Reservation) -> Self {
+        Self {
+            keys: shared.encoder.empty_keys(),
+            hashes: Vec::new(),
+            valid: VecDeque::new(),
+            batches: VecDeque::new(),
+            reservation,
+            range: None,
+            column_bytes: vec![0; shared.payload_columns.len()],
+            taken_rows: 0,
+        }
+    }
+
+    /// Rows that were added.
+    pub(super) fn rows(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Adds rows by the columns that the table keeps, and by their keys.
+    pub(super) fn push(
+        &mut self,
+        shared: &HashJoinPlan,
+        payload: RecordBatch,
+        keys: &[ArrayRef],
+    ) -> Result<()> {
+        let skips_nulls = shared.null_keys == KeyNulls::NeverMatch;
+        let valid = if skips_nulls { KeyEncoder::without_nulls(keys) } else { None };
+        let encoded = shared.encoder.encode(keys).query_err()?;
+        if encoded.is_variable_length() {
+            let mut hashes = Vec::new();
+            encoded.hash_into(&mut hashes);
+            self.hashes.append(&mut hashes);
+        }
+        if let EncodedKeys::U64(words) = &encoded {
+            self.update_range(words, valid.as_ref());
+        }
+        self.keys.append(&encoded);
+        self.valid.push_back((encoded.len(), valid));
+        self.count(&payload);
+        self.batches.push_back(payload);
+        Ok(())
+    }
+
+    fn update_range(&mut self, words: &[u64], valid: Option<&NullBuffer>) {
+        let words = words.iter().enumerate();
+        let words = words.filter(|(row, _)| valid.is_none_or(|valid| valid.is_valid(*row)));
+        for (_, word) in words {
+            let (low, high) = self.range.get_or_insert((*word, *word));
+            (*low, *high) = ((*low).min(*word), (*high).max(*word));
+        }
+    }
+
+    fn count(&mut self, payload: &RecordBatch) {
+        for (bytes, column) in self.column_bytes.iter_mut().zip(payload.columns()) {
+            *bytes += column_bytes(column.as_ref());
+        }
+    }
+
+    /// The bytes that a table of these rows takes while it is made: what is here, its index, and a copy of
+    /// as many columns as there are tasks that may copy one.
+    fn bytes(&self, shared: &HashJoinPlan) -> usize {
+        let batches: usize = self.column_bytes.iter().sum();
+        let widest = self.column_bytes.iter().max().copied().unwrap_or(0);
+        let copies = widest.saturating_mul(shared.probe_tasks).min(batches);
+        let match_bits = if shared.tracks_build_matches() { self.rows().div_ceil(8) } else { 0 };
+        let index = JoinIndex::bytes_for(self.rows(), self.range);
+        batches + copies + match_bits + index + self.keys.bytes() + 8 * self.hashes.capacity()
+    }
+
+    /// Reserves what a table of these rows takes.
+    ///
+    /// # Errors
+    /// If there is not so much. The rows are here all the same.
+    pub(super) fn reserve(&mut self, shared: &HashJoinPlan, min_spill_bytes: usize) -> Result<()> {
+        let bytes = self.bytes(shared);
+        try_resize_above(&mut self.reservation, bytes, min_spill_bytes)
+    }
+
+    /// Adds all that another task collected.
+    pub(super) fn append(&mut self, mut other: Self) {
+        self.range = match (self.range, other.range) {
+            (Some((low, high)), Some((low2, high2))) => Some((low.min(low2), high.max(high2))),
+            (ours, theirs) => ours.or(theirs),
+        };
+        for (bytes, more) in self.column_bytes.iter_mut().zip(&other.column_bytes) {
+            *bytes += more;
+        }
+        self.keys.append(&other.keys);
+        self.hashes.append(&mut other.hashes);
+        self.valid.append(&mut other.valid);
+        self.batches.append(&mut other.batches);
+        self.reservation.merge(other.reservation);
+    }
+
+    /// Takes a batch out again.
+    pub(super) fn take(&mut self, shared: &HashJoinPlan) -> Result<Option<SpillBatch>> {
+        let (Some(payload), Some((rows, valid))) =
+            (self.batches.pop_front(), self.valid.pop_front())
+        else {
+            return Ok(None);
+        };
+        let range = self.taken_rows..self.taken_rows + rows;
+        self.taken_rows = range.end;
+        let mut hashes = Vec::new();
+        self.keys.hash_range_into(range.clone(), &mut hashes);
+        let mut keys = shared.encoder.decode_range(&self.keys, range).query_err()?;
+        if let (Some(valid), Some(key)) = (valid, keys.first_mut()) {
+            // One key that is NULL is enough to match nothing.
+            let null = BooleanArray::new(!valid.inner(), None);
+            *key = nulled(key, &null).query_err()?;
+        }
+        let reservation = self.reservation.split(Batch::new(payload.clone()).bytes());
+        let columns = payload.columns().iter().cloned().chain(keys).collect();
+        let rows = RecordBatch::try_new(shared.spill_schema.clone(), columns).query_err()?;
+        Ok(Some((rows, hashes, reservation)))
+    }
+
+    /// Adds rows that were taken out, or cut, before.
+    pub(super) fn push_restored(
+        &mut self,
+        shared: &HashJoinPlan,
+        rows: &RecordBatch,
+    ) -> Result<()> {
+        let indices: Vec<usize> = (0..shared.payload_columns.len()).collect();
+        let payload = rows.project(&indices).query_err()?;
+        self.push(shared, payload, &rows.columns()[shared.payload_columns.len()..])
+    }
+}
+
+/// `key`, with NULLs where `null` says so.
+fn nulled(key: &ArrayRef, null: &BooleanArray) -> Result<ArrayRef, ArrowError> {
+    let DataType::RunEndEncoded(_, values) = key.data_type() else { return nullif(key, null) };
+    // Runs have their NULLs among the values.
+    cast(&nullif(&cast(key, values.data_type())?, null)?, key.data_type())
+}
+
+impl HashJoinPlan {
+    /// The keys of `rows` of the left side.
+    pub(super) fn build_keys(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {
+        evaluate(self.config.on.iter().map(|(left, _)| left), rows)
+    }
+
+    /// The hashes that rows with these keys are cut by.
+    pub(super) fn hashes(&self, keys: &[ArrayRef]) -> Result<Vec<u64>> {
+        let mut hashes = Vec::new();
+        self.encoder.encode(keys).query_err()?.hash_into(&mut hashes);
+        Ok(hashes)
+    }
+
+    /// The columns that the table keeps and `keys`, as rows to be cut, and their hashes.
+    pub(super) fn to_spill_rows(
+        &self,
+        payload: &RecordBatch,
+        keys: Vec<ArrayRef>,
+    ) -> Result<(RecordBatch, Vec<u64>)> {
+        let hashes = self.hashes(&keys)?;
+        let columns = payload.columns().iter().cloned().chain(keys).collect();
+        Ok((RecordBatch::try_new(self.spill_schema.clone(), columns).query_err()?, hashes))
+    }
+}

@@ -1,0 +1,287 @@
+//! A batch of the right side on its way through a table.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array},
+    buffer::BooleanBuffer,
+    compute::filter,
+};
+use datafusion_common::JoinType;
+use datafusion_physical_expr::PhysicalExpr;
+use gatework_runtime::{
+    Result,
+    pipeline::{Batch, DriverContext, OperatorResult},
+};
+
+use gatework_shared_state::Gate;
+
+use super::{
+    config::HashJoinPlan,
+    lookup::{MatchMode, ProbeCursor, ProbeKeys, RowPairs},
+    output::{RowSource, build_output_batch},
+    table::JoinHashTable,
+};
+use crate::{
+    ResultExt,
+    batch_bytes::MAX_BATCH_BYTES,
+    chunked::{Side, longest_row, pairs_within},
+    error::is_overflow,
+    keys::KeyNulls,
+};
+
+/// A batch of the right side that is being looked up.
+pub(super) struct ProbeBatch {
+    data: RecordBatch,
+    sequence: u64,
+    keys: ProbeKeys,
+    cursor: ProbeCursor,
+    /// All pairs of the batch have been seen.
+    done: bool,
+    /// Pairs that have not been given.
+    pairs: Option<Matches>,
+    /// Bytes of the longest row of those columns that are output, once it is known.
+    longest: Option<usize>,
+    /// Rows that found a match, where that is asked for.
+    pub(super) matched: Option<Vec<bool>>,
+}
+
+/// The columns that `keys` make of `rows`.
+pub(super) fn evaluate<'a>(
+    keys: impl Iterator<Item = &'a Arc<dyn PhysicalExpr>>,
+    rows: &RecordBatch,
+) -> Result<Vec<ArrayRef>> {
+    let count = rows.num_rows();
+    keys.map(|key| key.evaluate(rows)?.into_array_of_size(count))
+        .collect::<Result<_, _>>()
+        .query_err()
+}
+
+/// What comes next of a batch.
+pub(super) enum NextMatches {
+    /// Pairs.
+    Batch(Batch),
+    /// Others are to have their turn first.
+    Yield(Gate),
+    /// It has had all.
+    End,
+}
+
+impl HashJoinPlan {
+    /// The keys of `rows` of the right side.
+    pub(super) fn probe_keys(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {
+        let columns = self.config.right_schema.fields().len();
+        if self.keyed_schema.is_some() && rows.num_columns() > columns {
+            return Ok(rows.columns()[columns..].to_vec());
+        }
+        evaluate(self.config.on.iter().map(|(_, right)| right), rows)
+    }
+
+    /// `rows` of the right side as they go to a file: with their `keys`, if these are volatile.
+    pub(super) fn keyed(&self, rows: &RecordBatch, keys: &[ArrayRef]) -> Result<RecordBatch> {
+        let Some(schema) = self.keyed_schema.as_ref().filter(|schema| {
+            // Those that come from a file have them.
+            schema.fields().len() > rows.num_columns()
+        }) else {
+            return Ok(rows.clone());
+        };
+        let columns = rows.columns().iter().chain(keys).cloned().collect();
+        RecordBatch::try_new(schema.clone(), columns).query_err()
+    }
+
+    /// Begins to look `data` up, whose keys are `columns`.
+    pub(super) fn probe(
+        &self,
+        table: &JoinHashTable,
+        data: RecordBatch,
+        sequence: u64,
+        columns: &[ArrayRef],
+    ) -> Result<ProbeBatch> {
+        let skip_nulls = self.null_keys == KeyNulls::NeverMatch;
+        let keys = ProbeKeys::new(&self.encoder, columns, skip_nulls, table.index()).query_err()?;
+        let matched = self.tracks_probe_matches().then(|| vec![false; data.num_rows()]);
+        let (cursor, done) = (ProbeCursor::default(), false);
+        let (pairs, longest) = (None, None);
+        Ok(ProbeBatch { data, sequence, keys, cursor, done, pairs, longest, matched })
+    }
+
+    /// The next pairs of a batch that are output.
+    pub(super) fn next_matches(
+        &self,
+        table: &JoinHashTable,
+        probe_batch: &mut ProbeBatch,
+        task: &DriverContext,
+    ) -> Result<NextMatches> {
+        let mut first = true;
+        loop {
+            if let Some(batch) = self.next_batch(table, probe_batch)? {
+                return Ok(NextMatches::Batch(batch));
+            }
+            if probe_batch.done {
+                return Ok(NextMatches::End);
+            }
+            task.check_cancelled()?;
+            if !std::mem::take(&mut first)
+                && let Some(gate) = task.yield_gate()
+            {
+                return Ok(NextMatches::Yield(gate));
+            }
+            let mut pairs = RowPairs::default();
+            let limit = self.config.batch_rows;
+            let mode = if self.first_match_suffices() {
+                MatchMode::First
+            } else if self.only_tracks_build_matches() {
+                MatchMode::UnmatchedBuildRows(table)
+            } else {
+                MatchMode::All
+            };
+            let cursor = &mut probe_batch.cursor;
+            probe_batch.done =
+                probe_batch.keys.find(table.index(), cursor, mode, limit, &mut pairs);
+            let pairs = self.keep_matches(table, &probe_batch.data, pairs, task)?;
+            if self.tracks_build_matches() {
+                pairs.build_rows.values().iter().for_each(|row| table.mark_matched(*row));
+            }
+            if let Some(matched) = &mut probe_batch.matched {
+                pairs.probe_rows.values().iter().for_each(|row| matched[*row as usize] = true);
+            }
+            if self.emits_pairs() && !pairs.build_rows.is_empty() {
+                probe_batch.pairs = Some(pairs);
+            }
+        }
+    }
+
+    /// A batch of the pairs that have not been given: as many as it may hold.
+    fn next_batch(
+        &self,
+        table: &JoinHashTable,
+        probe_batch: &mut ProbeBatch,
+    ) -> Result<Option<Batch>> {
+        let Some(pairs) = probe_batch.pairs.take() else { return Ok(None) };
+        let count = pairs.build_rows.len();
+        let mut rows = self.within(table, probe_batch, &pairs)?;
+        loop {
+            match self.pairs_batch(table, &probe_batch.data, &pairs.slice(0, rows)) {
+                Err(error) if rows > 1 && is_overflow(&error) => rows = rows.div_ceil(2),
+                batch => {
+                    probe_batch.pairs = (rows < count).then(|| pairs.slice(rows, count - rows));
+                    return Ok(Some(Batch::new(batch?).with_sequence(probe_batch.sequence)));
+                }
+            }
+        }
+    }
+
+    /// How many of `pairs` a batch may hold.
+    fn within(
+        &self,
+        table: &JoinHashTable,
+        probe_batch: &mut ProbeBatch,
+        pairs: &Matches,
+    ) -> Result<usize> {
+        let (build, [build_columns, probe_columns]) = (table.payload()?, &self.gathered);
+        let data = &probe_batch.data;
+        let longest = *probe_batch.longest.get_or_insert_with(|| longest_row(data, probe_columns));
+        let longest = longest + longest_row(build, build_columns);
+        let sides: [Side<'_>; 2] = [
+            (build, build_columns, pairs.build_rows.values()),
+            (data, probe_columns, pairs.probe_rows.values()),
+        ];
+        Ok(pairs_within(MAX_BATCH_BYTES, longest, sides))
+    }
+
+    /// What a batch gives after all its pairs, by which of its rows found a match.
+    pub(super) fn unmatched_probe_rows(&self, probe_batch: ProbeBatch) -> Result<OperatorResult> {
+        match probe_batch.matched {
+            None => Ok(OperatorResult::NeedInput),
+            Some(matched) => {
+                self.unmatched_probe_output(&probe_batch.data, matched, probe_batch.sequence)
+            }
+        }
+    }
+}
+
+/// Pairs that passed the residual filter.
+struct Matches {
+    build_rows: UInt32Array,
+    probe_rows: UInt32Array,
+}
+
+impl Matches {
+    fn slice(&self, first: usize, count: usize) -> Self {
+        Self {
+            build_rows: self.build_rows.slice(first, count),
+            probe_rows: self.probe_rows.slice(first, count),
+        }
+    }
+}
+
+impl HashJoinPlan {
+    fn keep_matches(
+        &self,
+        table: &JoinHashTable,
+        data: &RecordBatch,
+        pairs: RowPairs,
+        task: &DriverContext,
+    ) -> Result<Matches> {
+        let build_rows = UInt32Array::from(pairs.build_rows);
+        let probe_rows = UInt32Array::from(pairs.probe_rows);
+        let Some(residual) = &self.filter else { return Ok(Matches { build_rows, probe_rows }) };
+        if build_rows.is_empty() {
+            return Ok(Matches { build_rows, probe_rows });
+        }
+        let keep = residual.evaluate(table.payload()?, data, &build_rows, &probe_rows, task)?;
+        let keep = BooleanArray::new(keep, None);
+        Ok(Matches {
+            build_rows: filter(&build_rows, &keep).query_err()?.as_primitive().clone(),
+            probe_rows: filter(&probe_rows, &keep).query_err()?.as_primitive().clone(),
+        })
+    }
+
+    fn pairs_batch(
+        &self,
+        table: &JoinHashTable,
+        data: &RecordBatch,
+        pairs: &Matches,
+    ) -> Result<RecordBatch> {
+        let rows = pairs.build_rows.len();
+        let indices = pairs.probe_rows.values();
+        // Every probe row matched exactly once, as with a foreign key: nothing to gather.
+        let whole = rows == data.num_rows() && indices.iter().zip(0_u32..).all(|(n, i)| *n == i);
+        let probe =
+            if whole { RowSource::All(data) } else { RowSource::Take(data, &pairs.probe_rows) };
+        let build = RowSource::Take(table.payload()?, &pairs.build_rows);
+        build_output_batch(&self.config.schema, &self.output, &build, &probe, None, rows)
+    }
+
+    /// What a probe batch gives after all its pairs: by which of its rows found a match.
+    fn unmatched_probe_output(
+        &self,
+        data: &RecordBatch,
+        matched: Vec<bool>,
+        sequence: u64,
+    ) -> Result<OperatorResult> {
+        let matched = BooleanBuffer::from(matched);
+        let selection = match self.config.join_type {
+            JoinType::RightSemi => matched,
+            JoinType::RightMark => {
+                let mark = BooleanArray::new(matched, None);
+                let (build, probe) = (RowSource::Nulls, RowSource::All(data));
+                let (schema, rows) = (&self.config.schema, data.num_rows());
+                let batch =
+                    build_output_batch(schema, &self.output, &build, &probe, Some(&mark), rows)?;
+                return Ok(OperatorResult::Batch(Batch::new(batch).with_sequence(sequence)));
+            }
+            _ => !&matched,
+        };
+        let rows = selection.count_set_bits();
+        if rows == 0 {
+            return Ok(OperatorResult::NeedInput);
+        }
+        let (schema, build) = (&self.config.schema, RowSource::Nulls);
+        // Rows are selected, not gathered: all columns of the batch, and NULLs for the left side.
+        let rows = data.num_rows();
+        let batch =
+            build_output_batch(schema, &self.output, &build, &RowSource::All(data), None, rows)?;
+        Ok(OperatorResult::Batch(Batch::with_selection(batch, selection).with_sequence(sequence)))
+    }
+}

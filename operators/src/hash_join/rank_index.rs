@@ -1,0 +1,160 @@
+//! A key index for integers from a small range: no hashes, no comparisons.
+//!
+//! One bit per value of the range says whether a row has it; the bits before it, counted per word,
+//! number the distinct keys, and `heads` leads from a key's number to its rows. Keys that are close
+//! to each other lie close to each other here, so probes in key order run through memory, and a
+//! range of a million values takes 256 KiB. (Rank over a bit vector: Jacobson, "Space-efficient
+//! static trees and graphs", 1989.)
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use arrow::buffer::BooleanBuffer;
+
+/// 64 values of the range.
+#[derive(Debug, Clone, Copy, Default)]
+struct Word {
+    bits: u64,
+    /// Distinct keys in the words before this one.
+    before: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct RankIndex {
+    low: u64,
+    words: Box<[Word]>,
+    /// By number of the key: its first row plus one.
+    heads: Box<[AtomicU32]>,
+    unique: bool,
+}
+
+/// Values of the range per row: 32 bytes of words each, about what a hash table and its keys take.
+const VALUES_PER_ROW: u64 = 128;
+/// A range of this size is always small enough: 16 KiB.
+const SMALL_RANGE: u64 = 1 << 16;
+
+impl RankIndex {
+    /// An index for `keys`, without those that `invalid` marks; `None` if their range is too large.
+    pub(super) fn new(keys: &[u64], invalid: Option<&[bool]>) -> Option<Self> {
+        let is_valid = |row: usize| invalid.is_none_or(|invalid| !invalid[row]);
+        let (mut low, mut high, mut count) = (u64::MAX, 0, 0_usize);
+        for (row, &key) in keys.iter().enumerate() {
+            if is_valid(row) {
+                low = low.min(key);
+                high = high.max(key);
+                count += 1;
+            }
+        }
+        let last = high.checked_sub(low)?;
+        Self::bytes_for(keys.len(), last)?;
+        let mut words = vec![Word::default(); (last / 64 + 1) as usize];
+        for (row, key) in keys.iter().enumerate() {
+            if is_valid(row) {
+                let offset = key - low;
+                words[(offset / 64) as usize].bits |= 1 << (offset % 64);
+            }
+        }
+        let mut distinct = 0;
+        for word in &mut words {
+            word.before = distinct;
+            distinct += word.bits.count_ones();
+        }
+        let heads = (0..distinct).map(|_| AtomicU32::new(0)).collect();
+        Some(Self { low, words: words.into(), heads, unique: distinct as usize == count })
+    }
+
+    /// Whether no two rows have the same key.
+    pub(super) fn is_unique(&self) -> bool {
+        self.unique
+    }
+
+    /// The bytes that an index over `rows` keys takes at most whose greatest is `last` more than the
+    /// least; `None` if there is none for these.
+    pub(super) fn bytes_for(rows: usize, last: u64) -> Option<usize> {
+        let max_range = (rows as u64).saturating_mul(VALUES_PER_ROW).max(SMALL_RANGE);
+        (last < max_range).then(|| size_of::<Word>() * (last / 64 + 1) as usize + 4 * rows)
+    }
+
+    /// The bytes it takes.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val::<[Word]>(&self.words) + 4 * self.heads.len()
+    }
+
+    /// Puts `row` at the head of its key's chain; the row after it, plus one, or 0.
+    pub(super) fn insert(&self, key: u64, row: u32) -> u32 {
+        match self.rank(key) {
+            Some(rank) => self.heads[rank].swap(row + 1, Ordering::Relaxed),
+            None => 0,
+        }
+    }
+
+    #[inline]
+    fn rank(&self, key: u64) -> Option<usize> {
+        let offset = key.wrapping_sub(self.low);
+        let word = self.words.get((offset / 64) as usize)?;
+        let bit = 1_u64 << (offset % 64);
+        let rank = word.before + (word.bits & (bit - 1)).count_ones();
+        (word.bits & bit != 0).then_some(rank as usize)
+    }
+
+    /// The first row with `key`, plus one; 0 if there is none.
+    #[inline]
+    pub(super) fn first(&self, key: u64) -> u32 {
+        self.rank(key).map_or(0, |rank| self.heads[rank].load(Ordering::Relaxed))
+    }
+
+    /// Which of `keys` there are.
+    pub(super) fn contains_keys(&self, keys: &[u64]) -> BooleanBuffer {
+        BooleanBuffer::collect_bool(keys.len(), |row| {
+            let offset = keys[row].wrapping_sub(self.low);
+            let word = self.words.get((offset / 64) as usize);
+            word.is_some_and(|word| word.bits >> (offset % 64) & 1 == 1)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(keys: &[u64], invalid: Option<&[bool]>) -> Option<RankIndex> {
+        let dense = RankIndex::new(keys, invalid)?;
+        for (row, key) in keys.iter().enumerate() {
+            if invalid.is_none_or(|invalid| !invalid[row]) {
+                dense.insert(*key, row as u32);
+            }
+        }
+        Some(dense)
+    }
+
+    #[test]
+    fn finds_what_was_inserted() {
+        let keys: Vec<u64> = (0..5000).map(|n| 1_000_000 + 7 * n).collect();
+        let dense = filled(&keys, None).unwrap();
+        assert!(dense.is_unique());
+        let probes: Vec<u64> = (999_990..1_035_100).collect();
+        let contained = dense.contains_keys(&probes);
+        for (index, probe) in probes.iter().enumerate() {
+            let row = keys.binary_search(probe).map_or(0, |row| row as u32 + 1);
+            assert_eq!(dense.first(*probe), row, "{probe}");
+            assert_eq!(contained.value(index), row > 0, "{probe}");
+        }
+        assert_eq!((dense.first(0), dense.first(u64::MAX)), (0, 0));
+    }
+
+    #[test]
+    fn chains_equal_keys() {
+        let dense = RankIndex::new(&[5, 9, 5], None).unwrap();
+        assert!(!dense.is_unique());
+        assert_eq!([dense.insert(5, 0), dense.insert(9, 1), dense.insert(5, 2)], [0, 0, 1]);
+        assert_eq!([dense.first(5), dense.first(9)], [3, 2]);
+    }
+
+    #[test]
+    fn ignores_invalid_rows_and_refuses_wide_ranges() {
+        let dense = filled(&[0, 5, u64::MAX], Some(&[false, false, true])).unwrap();
+        assert_eq!(dense.first(u64::MAX), 0);
+        assert!(RankIndex::new(&[0, 5, u64::MAX], None).is_none());
+        assert!(RankIndex::new(&[1], Some(&[true])).is_none());
+        assert!(RankIndex::new(&[], None).is_none());
+    }
+}

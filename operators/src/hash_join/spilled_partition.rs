@@ -1,0 +1,361 @@
+//! Joins of units that are in files, one by one.
+//!
+//! The left rows of a unit are read into a table, the right rows are looked up, then the table is drained.
+//! If the left rows do not fit, both sides are cut by other bits of the hash, and what comes of that is
+//! joined in turn. If that does not help, because most rows have one key, the left rows are joined in
+//! pieces that fit, each with all right rows; which of these found a match is kept from piece to piece.
+
+use std::sync::Arc;
+
+use arrow::buffer::BooleanBuffer;
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{Batch, DriverContext, OperatorContext, OperatorResult},
+};
+use gatework_shared_state::Gate;
+
+use super::{
+    build_rows::BuildRows,
+    config::HashJoinPlan,
+    probe_batch::{NextMatches, ProbeBatch},
+    table::JoinHashTable,
+    unmatched_scan::BuildSideOutput,
+};
+use crate::spill::{MAX_SPILL_LEVELS, PartitionedSpill, ReadState, SpillReader, SpillSegment};
+
+/// Rows of both sides that match nothing elsewhere.
+struct SpilledPartition {
+    build: Vec<SpillSegment>,
+    probe: Vec<SpillSegment>,
+    /// By which bits they have been cut.
+    level: u32,
+    /// Whether cutting them again may help.
+    can_repartition: bool,
+}
+
+/// What comes next of units.
+pub(super) enum JoinOutput {
+    /// Rows.
+    Batch(Batch),
+    /// Nothing before this opens.
+    Blocked(Gate),
+    /// Nothing.
+    End,
+}
+
+/// What is being done.
+enum Phase {
+    /// The left rows are read.
+    Load(BuildRows),
+    /// They did not fit: they are cut.
+    PartitionBuild(PartitionedSpill, Option<BuildRows>),
+    /// So are the right rows.
+    PartitionProbe(PartitionedSpill, Vec<Vec<SpillSegment>>),
+    /// The right rows are looked up in a table, with the one at hand and the number of the next.
+    Probe(JoinHashTable, SpillReader, Option<Box<ProbeBatch>>, usize),
+    /// Left rows are given: those at hand, and from this drain unit on.
+    UnmatchedScan(JoinHashTable, BuildSideOutput, usize),
+    /// Nothing any more.
+    Done,
+}
+
+/// A unit that is being joined.
+struct PartitionJoinState {
+    partition: SpilledPartition,
+    /// What is being read: left rows, or right rows that are to be cut.
+    reader: SpillReader,
+    phase: Phase,
+    /// Which right rows have found a match so far, batch by batch, if there are several pieces.
+    matched: Vec<BooleanBuffer>,
+    /// No left rows are left behind those at hand.
+    last: bool,
+}
+
+/// Joins a unit, and the units that come of it.
+pub(super) struct SpilledPartitionJoin {
+    shared: Arc<HashJoinPlan>,
+    setup: OperatorContext,
+    partitions: Vec<SpilledPartition>,
+    current: Option<Box<PartitionJoinState>>,
+}
+
+fn open_reader(setup: &OperatorContext, segments: &[SpillSegment]) -> SpillReader {
+    let mut reader = SpillReader::new(setup.clone());
+    for segment in segments {
+        reader.push(&segment.file, segment.batches.clone());
+    }
+    reader
+}
+
+fn rows(segments: &[SpillSegment]) -> usize {
+    segments.iter().map(|segment| segment.rows).sum()
+}
+
+impl SpilledPartitionJoin {
+    pub(super) fn new(
+        shared: Arc<HashJoinPlan>,
+        setup: OperatorContext,
+        build: Vec<SpillSegment>,
+        probe: Vec<SpillSegment>,
+    ) -> Self {
+        let partition = SpilledPartition { build, probe, level: 0, can_repartition: true };
+        Self { shared, setup, partitions: vec![partition], current: None }
+    }
+
+    pub(super) fn next(&mut self, task: &DriverContext) -> Result<JoinOutput> {
+        loop {
+            task.check_cancelled()?;
+            if let Some(current) = &mut self.current {
+                match current.poll(&self.shared, &self.setup, &mut self.partitions, task)? {
+                    Some(output) => return Ok(output),
+                    None => self.current = None,
+                }
+            }
+            let Some(partition) = self.partitions.pop() else { return Ok(JoinOutput::End) };
+            if self.shared.has_output(rows(&partition.build), rows(&partition.probe)) {
+                self.current =
+                    Some(Box::new(PartitionJoinState::new(partition, &self.shared, &self.setup)));
+            }
+        }
+    }
+}
+
+impl HashJoinPlan {
+    /// Whether there may be output for so many left and right rows.
+    fn has_output(&self, build_rows: usize, probe_rows: usize) -> bool {
+        match (build_rows, probe_rows) {
+            (0, 0) => false,
+            (0, _) => !self.empty_build_is_empty_result(),
+            (_, 0) => self.tracks_build_matches(),
+            _ => true,
+        }
+    }
+}
+
+impl PartitionJoinState {
+    fn new(partition: SpilledPartition, shared: &HashJoinPlan, setup: &OperatorContext) -> Self {
+        let reader = open_reader(setup, &partition.build);
+        let phase = Phase::Load(BuildRows::new(shared, setup.reservation()));
+        Self { partition, reader, phase, matched: Vec::new(), last: false }
+    }
+
+    /// The next output; `None` when this unit has had all. Units that come of it are added to `partitions`.
+    fn poll(
+        &mut self,
+        shared: &HashJoinPlan,
+        setup: &OperatorContext,
+        partitions: &mut Vec<SpilledPartition>,
+        task: &DriverContext,
+    ) -> Result<Option<JoinOutput>> {
+        loop {
+            task.check_cancelled()?;
+            let gate = match &mut self.phase {
+                Phase::Load(_) => self.load(shared, setup, task)?,
+                Phase::PartitionBuild(..) => self.partition_build(shared, setup)?,
+                Phase::PartitionProbe(..) => match self.partition_probe(shared)? {
+                    Some(gate) => Some(gate),
+                    None => {
+                        self.add_partitions(partitions);
+                        return Ok(None);
+                    }
+                },
+                Phase::Probe(..) => match self.probe(shared, task)? {
+                    Some(next) => return Ok(Some(next)),
+                    None => None,
+                },
+                Phase::UnmatchedScan(table, output, morsel)
+                    if shared.tracks_build_matches()
+                        && (!output.is_done() || *morsel < table.num_unmatched_morsels()) =>
+                {
+                    if output.is_done() {
+                        *output = shared.build_side_output(table, *morsel);
+                        *morsel += 1;
+                    }
+                    match shared.next_build_side_batch(table, output)? {
+                        Some(rows) => return Ok(Some(JoinOutput::Batch(Batch::new(rows)))),
+                        None => None,
+                    }
+                }
+                Phase::UnmatchedScan(..) if self.last => return Ok(None),
+                Phase::Done => return Ok(None),
+                Phase::UnmatchedScan(..) => {
+                    self.phase = Phase::Load(BuildRows::new(shared, setup.reservation()));
+                    None
+                }
+            };
+            if let Some(gate) = gate.or_else(|| task.yield_gate()) {
+                return Ok(Some(JoinOutput::Blocked(gate)));
+            }
+        }
+    }
+
+    /// Reads left rows until there are no more, or no more fit.
+    fn load(
+        &mut self,
+        shared: &HashJoinPlan,
+        setup: &OperatorContext,
+        task: &DriverContext,
+    ) -> Result<Option<Gate>> {
+        let Phase::Load(rows) = &mut self.phase else { return Ok(None) };
+        let full = loop {
+            task.check_cancelled()?;
+            match self.reader.next()? {
+                ReadState::Blocked(gate) => return Ok(Some(gate)),
+                ReadState::End => {
+                    self.last = true;
+                    break false;
+                }
+                ReadState::Batch(batch) => rows.push_restored(shared, &batch)?,
+            }
+            match rows.reserve(shared, setup.min_spill_bytes()) {
+                Ok(()) => {}
+                // Those that did not fit are here all the same.
+                Err(Error::OutOfMemory { .. }) => break true,
+                Err(error) => return Err(error),
+            }
+        };
+        let Phase::Load(rows) = std::mem::replace(&mut self.phase, Phase::Done) else {
+            return Ok(None);
+        };
+        self.phase = if full
+            && self.partition.can_repartition
+            && self.partition.level + 1 < MAX_SPILL_LEVELS
+        {
+            let partitions = PartitionedSpill::new(setup.clone(), self.partition.level + 1, 0);
+            Phase::PartitionBuild(partitions, Some(rows))
+        } else {
+            let (table, morsels) = JoinHashTable::allocate(shared, rows, true)?;
+            (0..morsels).try_for_each(|morsel| {
+                task.check_cancelled().and_then(|()| table.build(morsel, task))
+            })?;
+            table.finish()?;
+            Phase::Probe(table, open_reader(setup, &self.partition.probe), None, 0)
+        };
+        Ok(None)
+    }
+
+    fn partition_build(
+        &mut self,
+        shared: &HashJoinPlan,
+        setup: &OperatorContext,
+    ) -> Result<Option<Gate>> {
+        let Phase::PartitionBuild(partitions, unpartitioned) = &mut self.phase else {
+            return Ok(None);
+        };
+        loop {
+            if let Some(gate) = partitions.poll_all(false)? {
+                return Ok(Some(gate));
+            }
+            if let Some(rows) = unpartitioned {
+                match rows.take(shared)? {
+                    Some((rows, hashes, reservation)) => {
+                        partitions.add(rows, &hashes, Some(reservation))?
+                    }
+                    None => *unpartitioned = None,
+                }
+                continue;
+            }
+            match self.reader.next()? {
+                ReadState::Blocked(gate) => return Ok(Some(gate)),
+                ReadState::End => break,
+                ReadState::Batch(rows) => {
+                    let hashes = shared.hashes(&rows.columns()[shared.payload_columns.len()..])?;
+                    partitions.add(rows, &hashes, None)?;
+                }
+            }
+        }
+        if let Some(gate) = partitions.poll_all(true)? {
+            return Ok(Some(gate));
+        }
+        if let Phase::PartitionBuild(partitions, _) =
+            std::mem::replace(&mut self.phase, Phase::Done)
+        {
+            let (_, build) = partitions.into_parts();
+            self.reader = open_reader(setup, &self.partition.probe);
+            let partitions = PartitionedSpill::new(setup.clone(), self.partition.level + 1, 0);
+            self.phase = Phase::PartitionProbe(partitions, build);
+        }
+        Ok(None)
+    }
+
+    fn partition_probe(&mut self, shared: &HashJoinPlan) -> Result<Option<Gate>> {
+        let Phase::PartitionProbe(partitions, _) = &mut self.phase else { return Ok(None) };
+        loop {
+            if let Some(gate) = partitions.poll_all(false)? {
+                return Ok(Some(gate));
+            }
+            match self.reader.next()? {
+                ReadState::Blocked(gate) => return Ok(Some(gate)),
+                ReadState::End => return partitions.poll_all(true),
+                ReadState::Batch(rows) => {
+                    let hashes = shared.hashes(&shared.probe_keys(&rows)?)?;
+                    partitions.add(rows, &hashes, None)?;
+                }
+            }
+        }
+    }
+
+    /// What came of a unit that was cut.
+    fn add_partitions(&mut self, partitions: &mut Vec<SpilledPartition>) {
+        let phase = std::mem::replace(&mut self.phase, Phase::Done);
+        let Phase::PartitionProbe(probe, build) = phase else { return };
+        let (_, probe) = probe.into_parts();
+        let all = rows(&self.partition.build);
+        partitions.extend(build.into_iter().zip(probe).map(|(build, probe)| {
+            // One that is nearly the whole is one key, or few.
+            let can_repartition = rows(&build) < all / 8 * 7;
+            SpilledPartition { build, probe, level: self.partition.level + 1, can_repartition }
+        }));
+    }
+
+    /// The next output of the right rows; `None` when they have had all.
+    fn probe(&mut self, shared: &HashJoinPlan, task: &DriverContext) -> Result<Option<JoinOutput>> {
+        let Phase::Probe(table, probe_reader, probe_batch, batch_index) = &mut self.phase else {
+            return Ok(None);
+        };
+        loop {
+            if let Some(batch) = probe_batch {
+                match shared.next_matches(table, batch, task)? {
+                    NextMatches::Batch(pairs) => return Ok(Some(JoinOutput::Batch(pairs))),
+                    NextMatches::Yield(gate) => return Ok(Some(JoinOutput::Blocked(gate))),
+                    NextMatches::End => {}
+                }
+            }
+            if let Some(probed) = probe_batch.take() {
+                *batch_index += 1;
+                if self.last {
+                    if let OperatorResult::Batch(unmatched) =
+                        shared.unmatched_probe_rows(*probed)?
+                    {
+                        return Ok(Some(JoinOutput::Batch(unmatched)));
+                    }
+                } else if let Some(matched) = probed.matched {
+                    let matched = BooleanBuffer::from(matched);
+                    match self.matched.get_mut(*batch_index - 1) {
+                        Some(known) => *known = matched,
+                        None => self.matched.push(matched),
+                    }
+                }
+            }
+            match probe_reader.next()? {
+                ReadState::Blocked(gate) => return Ok(Some(JoinOutput::Blocked(gate))),
+                ReadState::End => break,
+                ReadState::Batch(rows) => {
+                    let keys = shared.probe_keys(&rows)?;
+                    let mut next = shared.probe(table, rows, 0, &keys)?;
+                    if let Some(known) = self.matched.get(*batch_index) {
+                        next.matched = Some(known.iter().collect());
+                    }
+                    *probe_batch = Some(Box::new(next));
+                    if let Some(gate) = task.yield_gate() {
+                        return Ok(Some(JoinOutput::Blocked(gate)));
+                    }
+                }
+            }
+        }
+        if let Phase::Probe(table, ..) = std::mem::replace(&mut self.phase, Phase::Done) {
+            self.phase = Phase::UnmatchedScan(table, BuildSideOutput::default(), 0);
+        }
+        Ok(None)
+    }
+}

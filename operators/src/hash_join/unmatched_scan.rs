@@ -1,0 +1,91 @@
+//! Left rows that are given after the probe, by which of them found a match.
+
+use std::sync::atomic::Ordering;
+
+use arrow::array::{BooleanArray, RecordBatch, UInt32Array};
+use datafusion_common::JoinType;
+use gatework_runtime::Result;
+
+use super::{
+    config::HashJoinPlan,
+    output::{RowSource, build_output_batch},
+    table::{JoinHashTable, UNMATCHED_SCAN_ROWS},
+};
+use crate::{
+    batch_bytes::MAX_BATCH_BYTES,
+    chunked::{Side, longest_row, pairs_within},
+    error::is_overflow,
+};
+
+impl HashJoinPlan {
+    /// The left rows of unmatched-scan morsel `morsel` that are output.
+    pub(super) fn build_side_output(
+        &self,
+        table: &JoinHashTable,
+        morsel: usize,
+    ) -> BuildSideOutput {
+        let first = morsel * UNMATCHED_SCAN_ROWS;
+        let last = (first + UNMATCHED_SCAN_ROWS).min(table.rows());
+        let null_aware = self.config.null_aware;
+        if null_aware && self.probe_saw_null.load(Ordering::Relaxed) {
+            return BuildSideOutput::default();
+        }
+        let no_null_keys = null_aware && self.probe_saw_rows.load(Ordering::Relaxed);
+        let wanted = |row: &usize| match self.config.join_type {
+            JoinType::LeftSemi => table.is_matched(*row),
+            JoinType::LeftMark => true,
+            _ => !(table.is_matched(*row) || no_null_keys && table.has_null_key(*row)),
+        };
+        let rows = (first..last).filter(wanted).map(|row| row as u32);
+        BuildSideOutput { rows: rows.collect(), emitted: 0 }
+    }
+
+    /// The next rows of a unit that is drained: as many as a batch may hold.
+    pub(super) fn next_build_side_batch(
+        &self,
+        table: &JoinHashTable,
+        output: &mut BuildSideOutput,
+    ) -> Result<Option<RecordBatch>> {
+        if output.is_done() {
+            return Ok(None);
+        }
+        let (payload, [columns, _]) = (table.payload()?, &self.gathered);
+        let remaining = &output.rows[output.emitted..];
+        let longest = longest_row(payload, columns);
+        let sides: [Side<'_>; 2] = [(payload, columns, remaining), (payload, &[], remaining)];
+        let mut rows = pairs_within(MAX_BATCH_BYTES, longest, sides);
+        loop {
+            match self.build_side_batch(table, &remaining[..rows]) {
+                Err(error) if rows > 1 && is_overflow(&error) => rows = rows.div_ceil(2),
+                batch => {
+                    output.emitted += rows;
+                    return batch.map(Some);
+                }
+            }
+        }
+    }
+
+    /// These rows of the left side, and whether they found a match.
+    fn build_side_batch(&self, table: &JoinHashTable, rows: &[u32]) -> Result<RecordBatch> {
+        let matched = rows.iter().map(|row| Some(table.is_matched(*row as usize)));
+        let mark = BooleanArray::from_iter(matched);
+        let indices = UInt32Array::from(rows.to_vec());
+        let build = RowSource::Take(table.payload()?, &indices);
+        let (schema, columns) = (&self.config.schema, &self.output);
+        build_output_batch(schema, columns, &build, &RowSource::Nulls, Some(&mark), rows.len())
+    }
+}
+
+/// Rows of a drain unit, and how many of them have been given.
+#[derive(Debug, Default)]
+pub(super) struct BuildSideOutput {
+    rows: Vec<u32>,
+    emitted: usize,
+}
+
+impl BuildSideOutput {
+    /// Whether all have been given.
+    pub(super) fn is_done(&self) -> bool {
+        self.emitted == self.rows.len()
+    }
+}

@@ -1,0 +1,71 @@
+//! Ordered exchange: the rows that tasks of other stages wrote for this one, each in order, merged.
+
+use std::sync::Arc;
+
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{BufferedBatch, DriverContext, LocalSource, OperatorContext, Source, SourceResult},
+};
+use gatework_shared_state::{PopResult, output::ExchangeClient};
+
+use super::{SortConfig, SortPlan, run::SortedRun, source::RunMerger};
+use crate::exchange_source::CloseOnDrop;
+
+/// Merges a client's outputs, with one task. It begins when all outputs are known, and holds a page of each.
+///
+/// Whoever writes must not wait for another of them: the merge reads none further while one has nothing to read.
+#[derive(Debug)]
+pub struct MergeExchangeSource {
+    client: CloseOnDrop,
+    shared: Arc<SortPlan>,
+}
+
+impl MergeExchangeSource {
+    /// Merges the outputs of `client`, which are in the order of `config`; columns come out under the names of its
+    /// schema.
+    ///
+    /// # Errors
+    /// If a sort key cannot be compared.
+    pub fn new(client: ExchangeClient<BufferedBatch>, config: SortConfig) -> Result<Self> {
+        Ok(Self { client: CloseOnDrop(client), shared: Arc::new(SortPlan::for_presorted(config)?) })
+    }
+}
+
+impl Source for MergeExchangeSource {
+    fn name(&self) -> &str {
+        "merge exchange source"
+    }
+
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+        let client = self.client.0.clone();
+        Ok(Box::new(LocalMergeExchangeSource {
+            client,
+            merger: RunMerger::new(self.shared.clone(), setup),
+        }))
+    }
+}
+
+struct LocalMergeExchangeSource {
+    client: ExchangeClient<BufferedBatch>,
+    merger: RunMerger,
+}
+
+impl LocalSource for LocalMergeExchangeSource {
+    fn next(&mut self, _: &DriverContext) -> Result<SourceResult> {
+        if self.merger.is_idle() {
+            match self.client.split_by_location("merge exchange") {
+                PopResult::Item(streams) if streams.is_empty() => {
+                    return Ok(SourceResult::Finished);
+                }
+                PopResult::Item(streams) => {
+                    let runs = streams.into_iter().map(CloseOnDrop).map(SortedRun::Remote);
+                    self.merger.start(runs.collect());
+                }
+                PopResult::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                PopResult::Finished => return Ok(SourceResult::Finished),
+                PopResult::Aborted => return Err(Error::ProducerAborted),
+            }
+        }
+        self.merger.next()
+    }
+}

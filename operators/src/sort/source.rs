@@ -1,0 +1,393 @@
+//! The source of a sort: merges the runs.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, binary_heap::PeekMut},
+    sync::Arc,
+};
+
+use arrow::{array::RecordBatch, compute::interleave_record_batch};
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{
+        Batch, BufferRead, BufferReader, BufferedBatch, DriverContext, LocalSource,
+        OperatorContext, PendingIo, PerTask, Source, SourceResult,
+    },
+};
+use gatework_shared_state::{ClaimResult, Gate, output::ExchangeClient, sort::SortConsumer};
+
+use super::{
+    SortPlan,
+    run::{RowKey, Run, SortedRun},
+};
+use crate::{
+    ResultExt, apply_selection,
+    batch_bytes::{Lengths, MAX_BATCH_BYTES, rows_within},
+    error::is_overflow,
+    union::with_schema,
+};
+
+/// The source of a sort.
+#[derive(Debug)]
+pub struct SortSource {
+    shared: Arc<SortPlan>,
+    slots: PerTask<SortConsumer<SortedRun>>,
+}
+
+impl SortSource {
+    pub(super) fn new(shared: Arc<SortPlan>, slots: PerTask<SortConsumer<SortedRun>>) -> Self {
+        Self { shared, slots }
+    }
+}
+
+impl Source for SortSource {
+    fn name(&self) -> &str {
+        "sort source"
+    }
+
+    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+        Ok(Box::new(LocalSortSource {
+            source: self.slots.take(&setup)?,
+            merger: RunMerger::new(self.shared.clone(), setup),
+        }))
+    }
+}
+
+struct LocalSortSource {
+    source: SortConsumer<SortedRun>,
+    merger: RunMerger,
+}
+
+/// The chunk in which a run is.
+#[derive(Debug, Clone, Copy, Default)]
+struct CurrentChunk {
+    chunk: usize,
+    first: usize,
+    /// Where the one behind it begins, and where that ends.
+    next: usize,
+    end: usize,
+}
+
+/// Merges runs.
+pub(super) struct RunMerger {
+    shared: Arc<SortPlan>,
+    setup: OperatorContext,
+    /// Rows still wanted.
+    remaining: usize,
+    runs: Arc<[SortedRun]>,
+    /// Where the merge is, by run.
+    cursors: Vec<Cursor>,
+    /// A batch without rows.
+    empty_batch: RecordBatch,
+    sequence: u64,
+}
+
+/// A place in a run.
+#[derive(Default)]
+struct Cursor {
+    /// The next row of the run, or of its block.
+    row: usize,
+    /// Of a spilled run: the rows at hand, what is being read, and the batch that is read next.
+    block: Option<Run>,
+    pending_read: Option<PendingIo<RecordBatch>>,
+    next_batch: usize,
+    /// Of a stream: what fetches its pages.
+    reader: Option<BufferReader>,
+}
+
+impl Cursor {
+    /// The rows at hand.
+    fn rows<'a>(&'a self, run: &'a SortedRun) -> Option<&'a Run> {
+        match run {
+            SortedRun::InMemory(run) => Some(run),
+            SortedRun::Spilled(..) | SortedRun::Remote(_) => self.block.as_ref(),
+        }
+    }
+
+    fn row_key<'a>(&'a self, run: &'a SortedRun, row: usize) -> Option<RowKey<'a>> {
+        let rows = self.rows(run)?;
+        (row < rows.len()).then(|| rows.row_key(row))
+    }
+
+    /// Sees to it that there are rows at hand, if any are left; the gate of those that are not there yet.
+    fn fill(
+        &mut self,
+        run: &SortedRun,
+        shared: &SortPlan,
+        setup: &OperatorContext,
+    ) -> Result<Option<Gate>> {
+        let (file, batches) = match run {
+            SortedRun::InMemory(_) => return Ok(None),
+            SortedRun::Spilled(file, batches) => (file, batches),
+            SortedRun::Remote(client) => return self.receive(&client.0, shared, setup),
+        };
+        loop {
+            if self.pending_read.is_none() && self.next_batch < *batches {
+                self.pending_read = Some(setup.restore(file, self.next_batch));
+                self.next_batch += 1;
+            }
+            if self.block.as_ref().is_some_and(|block| self.row < block.len()) {
+                return Ok(None);
+            }
+            self.block = None;
+            let Some(pending) = &self.pending_read else { return Ok(None) };
+            let Some(rows) = pending.take() else { return Ok(Some(pending.gate().clone())) };
+            self.block = Some(Run::from_sorted_batch(rows?, shared)?);
+            (self.row, self.pending_read) = (0, None);
+        }
+    }
+}
+
+impl Cursor {
+    /// The next page of a stream, if the last one is used up.
+    fn receive(
+        &mut self,
+        client: &ExchangeClient<BufferedBatch>,
+        shared: &SortPlan,
+        setup: &OperatorContext,
+    ) -> Result<Option<Gate>> {
+        let reader = self.reader.get_or_insert_with(|| BufferReader::new(setup));
+        loop {
+            if self.block.as_ref().is_some_and(|block| self.row < block.len()) {
+                return Ok(None);
+            }
+            self.block = None;
+            match reader.next(|| client.take())? {
+                BufferRead::Batch(batch) => {
+                    let rows = apply_selection(with_schema(batch, &shared.config.schema)?)?;
+                    self.block = Some(Run::from_sorted_batch(rows, shared)?);
+                    self.row = 0;
+                }
+                BufferRead::Blocked(gate) => return Ok(Some(gate)),
+                BufferRead::Finished => return Ok(None),
+                BufferRead::Aborted => return Err(Error::ProducerAborted),
+            }
+        }
+    }
+}
+
+impl RunMerger {
+    pub(super) fn new(shared: Arc<SortPlan>, setup: OperatorContext) -> Self {
+        Self {
+            remaining: shared.config.fetch.unwrap_or(usize::MAX),
+            empty_batch: RecordBatch::new_empty(shared.config.schema.clone()),
+            shared,
+            runs: Arc::new([]),
+            cursors: Vec::new(),
+            setup,
+            sequence: 0,
+        }
+    }
+
+    /// Whether it has no runs yet.
+    pub(super) fn is_idle(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    pub(super) fn start(&mut self, runs: Arc<[SortedRun]>) {
+        self.cursors = runs.iter().map(|_| Cursor::default()).collect();
+        self.runs = runs;
+    }
+
+    /// The next batch of the order.
+    pub(super) fn next(&mut self) -> Result<SourceResult> {
+        if let Some(gate) = self.fill()? {
+            return Ok(SourceResult::Blocked(gate.into()));
+        }
+        Ok(match self.merge()? {
+            Some(batch) => {
+                self.remaining -= batch.num_rows();
+                self.sequence += 1;
+                let batch = self.shared.without_carried(batch)?;
+                SourceResult::Batch(Batch::new(batch).with_sequence(self.sequence))
+            }
+            None => SourceResult::Finished,
+        })
+    }
+
+    /// The gate of rows without which the merge cannot go on.
+    fn fill(&mut self) -> Result<Option<Gate>> {
+        let mut missing = None;
+        for (cursor, run) in self.cursors.iter_mut().zip(self.runs.iter()) {
+            missing = cursor.fill(run, &self.shared, &self.setup)?.or(missing);
+        }
+        Ok(missing)
+    }
+
+    /// The next rows of the order; `None` when the runs are used up. It ends where the rows at hand of a
+    /// run do.
+    fn merge(&mut self) -> Result<Option<RecordBatch>> {
+        let max_rows = self.shared.config.batch_rows.min(self.remaining);
+        let row_key = |run: usize, row: usize| self.cursors[run].row_key(&self.runs[run], row);
+        let nexts = (0..self.cursors.len())
+            .filter_map(|run| Some((row_key(run, self.cursors[run].row)?, run)));
+        let heads: Vec<HeapEntry<'_>> = nexts.collect();
+        if let [(_, run)] = heads[..] {
+            drop(heads);
+            return Ok(self.take_last_run(run, max_rows));
+        }
+        if max_rows == 0 {
+            return Ok(None);
+        }
+        let mut positions: Vec<_> = self.cursors.iter().map(|cursor| cursor.row).collect();
+        let chunks = self.chunks();
+        let mut order = Vec::with_capacity(max_rows);
+        let mut take = |run: usize| {
+            let position = positions[run];
+            let CurrentChunk { first, next, end, .. } = chunks[run];
+            order.push(if position < next {
+                (2 * run, position - first)
+            } else {
+                (2 * run + 1, position - next)
+            });
+            positions[run] += 1;
+            (row_key(run, positions[run]), order.len() == max_rows || positions[run] == end)
+        };
+        let is_in_memory = |run: usize| matches!(self.runs[run], SortedRun::InMemory(_));
+        match heads[..] {
+            [one, other] => merge_two(one, other, is_in_memory, &mut take),
+            _ => merge_several(heads.into_iter().map(Reverse).collect(), is_in_memory, &mut take),
+        }
+        if order.is_empty() {
+            return Ok(None);
+        }
+        let chunks = self.rows_of(&chunks);
+        let mut num_rows = self.rows_that_fit(&chunks, &order);
+        let merged = loop {
+            match interleave_record_batch(&chunks, &order[..num_rows]).query_err() {
+                // The keys of a dictionary may count fewer values.
+                Err(error) if num_rows > 1 && is_overflow(&error) => {
+                    num_rows = num_rows.div_ceil(2)
+                }
+                merged => break merged?,
+            }
+        };
+        drop(chunks);
+        for (chunk, _) in &order[..num_rows] {
+            self.cursors[chunk / 2].row += 1;
+        }
+        Ok(Some(merged))
+    }
+
+    /// The chunk in which each run is, and the one behind it.
+    fn chunks(&self) -> Vec<CurrentChunk> {
+        let cursors = self.cursors.iter().zip(self.runs.iter());
+        let chunks = cursors.map(|(cursor, run)| match cursor.rows(run) {
+            Some(rows) => {
+                let (chunk, range) = rows.chunk(cursor.row);
+                let (first, next, end) = (range.start, range.end, rows.end(chunk + 1));
+                CurrentChunk { chunk, first, next, end }
+            }
+            None => CurrentChunk::default(),
+        });
+        chunks.collect()
+    }
+
+    /// The rows of the chunks in which the runs are, and those behind them.
+    fn rows_of<'a>(&'a self, chunks: &[CurrentChunk]) -> Vec<&'a RecordBatch> {
+        let cursors = self.cursors.iter().zip(self.runs.iter()).zip(chunks);
+        let rows = cursors.flat_map(|((cursor, run), current)| {
+            [0, 1].map(|more| cursor.rows(run)?.chunks.get(current.chunk + more))
+        });
+        rows.map(|rows| rows.unwrap_or(&self.empty_batch)).collect()
+    }
+
+    /// How many of the rows of `order`, by their numbers in `chunks`, a batch may hold.
+    fn rows_that_fit(&self, chunks: &[&RecordBatch], order: &[(usize, usize)]) -> usize {
+        let cursors = self.cursors.iter().zip(self.runs.iter());
+        let bytes = cursors.filter_map(|(cursor, run)| {
+            let rows = cursor.rows(run)?;
+            let (chunk, _) = rows.chunk(cursor.row);
+            Some(rows.text_bytes(chunk) + rows.text_bytes(chunk + 1))
+        });
+        if bytes.sum::<usize>() <= MAX_BATCH_BYTES {
+            return order.len();
+        }
+        let lengths: Vec<Vec<Lengths<'_>>> = chunks
+            .iter()
+            .map(|rows| rows.columns().iter().map(|column| Lengths::of(column)).collect())
+            .collect();
+        rows_within(MAX_BATCH_BYTES, order.len(), |row| {
+            let (chunk, row) = order[row];
+            lengths[chunk].iter().map(|column| column.at(row)).sum()
+        })
+    }
+
+    /// So many rows of the only run that has some.
+    fn take_last_run(&mut self, run: usize, wanted: usize) -> Option<RecordBatch> {
+        let cursor = &mut self.cursors[run];
+        let rows = cursor.rows(&self.runs[run])?;
+        if wanted == 0 || cursor.row >= rows.len() {
+            return None;
+        }
+        let slice = rows.slice(cursor.row, wanted);
+        cursor.row += slice.num_rows();
+        Some(slice)
+    }
+}
+
+/// The next row of a run, and which run that is.
+type HeapEntry<'a> = (RowKey<'a>, usize);
+
+/// Takes rows of two runs in order until `take` has enough, or what comes next of one is not at hand.
+fn merge_two<'a>(
+    mut one: HeapEntry<'a>,
+    mut other: HeapEntry<'a>,
+    is_in_memory: impl Fn(usize) -> bool,
+    take: &mut impl FnMut(usize) -> (Option<RowKey<'a>>, bool),
+) {
+    loop {
+        let first = if one.cmp(&other).is_le() { &mut one } else { &mut other };
+        let run = first.1;
+        let (next, enough) = take(run);
+        match next {
+            Some(next) if !enough => first.0 = next,
+            Some(_) => return,
+            None if enough || !is_in_memory(run) => return,
+            None => break,
+        }
+    }
+    // All of one run has been taken; the next call gives the other's rows as they are.
+}
+
+/// The same of several.
+fn merge_several<'a>(
+    mut heads: BinaryHeap<Reverse<HeapEntry<'a>>>,
+    is_in_memory: impl Fn(usize) -> bool,
+    take: &mut impl FnMut(usize) -> (Option<RowKey<'a>>, bool),
+) {
+    while let Some(mut first) = heads.peek_mut() {
+        let run = first.0.1;
+        let (next, enough) = take(run);
+        match next {
+            Some(next) => *first = Reverse((next, run)),
+            None => {
+                PeekMut::pop(first);
+                // What comes next of this run is not known.
+                if !is_in_memory(run) {
+                    return;
+                }
+            }
+        }
+        if enough {
+            return;
+        }
+    }
+}
+
+impl LocalSource for LocalSortSource {
+    fn next(&mut self, task: &DriverContext) -> Result<SourceResult> {
+        loop {
+            task.check_cancelled()?;
+            if !self.merger.is_idle() {
+                return self.merger.next();
+            }
+            match self.source.claim() {
+                ClaimResult::Work((_, runs)) => self.merger.start(runs),
+                ClaimResult::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                ClaimResult::Finished => return Ok(SourceResult::Finished),
+                ClaimResult::Aborted => return Err(Error::ProducerAborted),
+            }
+        }
+    }
+}

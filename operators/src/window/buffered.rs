@@ -1,0 +1,554 @@
+//! A large window partition whose end some expression looks at: collected as it comes, given once it has ended.
+//!
+//! While rows come, each expression takes from them what it needs of all of them ([`EvalStrategy`]). The rows themselves are
+//! looked at again only when they are given, one batch after the other, so they may be in files meanwhile.
+
+use std::{collections::VecDeque, fmt, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array},
+    datatypes::{DataType, Field, Schema, SchemaRef},
+};
+use datafusion_common::{ScalarValue, internal_err};
+use datafusion_expr::{
+    Accumulator,
+    window_state::{PartitionBatchState, WindowAggState},
+};
+use datafusion_physical_expr::window::{
+    PartitionBatches, PartitionWindowAggStates, PlainAggregateWindowExpr, WindowEvalContext,
+    WindowExpr,
+};
+use datafusion_physical_expr_common::physical_expr::is_volatile;
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{
+        Batch, BufferRead, BufferReader, BufferedBatch, DriverContext, OperatorContext,
+        Reservation, SpillInput, SpilledBatches,
+    },
+};
+use gatework_shared_state::{Gate, Payload, PopResult};
+
+use super::{
+    EvalStrategy, RESULT_BYTES, STATE_BYTES, Steps, WindowPlan, bytes,
+    eval_strategy::is_unfiltered_aggregate,
+    framed,
+    streaming::{KEY, StreamingPartition},
+};
+use crate::{
+    ResultExt,
+    compact::compact_views,
+    concat::concat_batches,
+    spill::{gc_batch_views, try_resize_above},
+};
+
+/// The rows of a window partition, and what expressions know of them.
+pub(super) struct BufferedPartition {
+    plan: Arc<WindowPlan>,
+    /// Of the rows, whatever a batch says of its NULLs.
+    schema: SchemaRef,
+    rows: usize,
+    /// The first rows, in files, and what they took in memory.
+    spilled: Vec<BufferedBatch>,
+    spilled_bytes: usize,
+    /// Those that follow, but for some that may be on their way to a file.
+    in_memory: Vec<RecordBatch>,
+    in_memory_bytes: usize,
+    /// Of each expression that has one, and what they take: to ask may be to go through all that they keep.
+    totals: Vec<Option<Total>>,
+    total_bytes: usize,
+    columns: BufferedColumns,
+}
+
+/// An aggregate over all rows so far.
+enum Total {
+    Unfiltered(Arc<dyn WindowExpr>, Box<dyn Accumulator>),
+    Filtered(Filtered),
+}
+
+/// An aggregate with a filter that only its expression knows.
+struct Filtered {
+    expression: Arc<dyn WindowExpr>,
+    partition: PartitionBatches,
+    states: PartitionWindowAggStates,
+    /// Its accumulator keeps values, whose bytes so far are an estimate of its size, which cannot be seen.
+    keeps_values: bool,
+    value_bytes: usize,
+}
+
+/// What expressions look at that look at all rows at once.
+struct BufferedColumns {
+    /// Where these columns are; `None`: the rows are needed as they are.
+    needed: Option<Vec<usize>>,
+    /// Rows with nothing but NULLs in all other columns.
+    rows: Vec<RecordBatch>,
+    bytes: usize,
+    /// What results take for a row, and one while it is made.
+    row_bytes: usize,
+}
+
+/// Bytes of a result for a row while results are made one by one: a `ScalarValue`.
+const SCALAR_BYTES: usize = size_of::<ScalarValue>();
+
+impl BufferedPartition {
+    /// A window partition without rows.
+    pub(super) fn new(plan: &Arc<WindowPlan>, rows: &Schema) -> Result<Self> {
+        let nullable = |field: &Arc<Field>| field.as_ref().clone().with_nullable(true);
+        let fields: Vec<Field> = rows.fields().iter().map(nullable).collect();
+        let schema = Arc::new(Schema::new(fields));
+        let total = |(expression, strategy): (&Arc<dyn WindowExpr>, &EvalStrategy)| {
+            matches!(strategy, EvalStrategy::PartitionTotal)
+                .then(|| Total::new(expression, &schema))
+                .transpose()
+        };
+        Ok(Self {
+            totals: plan
+                .expressions
+                .iter()
+                .zip(&plan.strategies)
+                .map(total)
+                .collect::<Result<_>>()?,
+            total_bytes: 0,
+            schema,
+            rows: 0,
+            spilled: Vec::new(),
+            spilled_bytes: 0,
+            in_memory: Vec::new(),
+            in_memory_bytes: 0,
+            columns: BufferedColumns::new(&plan.strategies),
+            plan: plan.clone(),
+        })
+    }
+
+    /// Adds the next rows.
+    pub(super) fn add(&mut self, batches: &[RecordBatch], task: &DriverContext) -> Result<()> {
+        if batches.is_empty() {
+            return Ok(());
+        }
+        let rows = compact_views(concat_batches(batches)?)?;
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+        let columns = rows.columns().to_vec();
+        let rows = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
+        let rows = rows.query_err()?;
+        for total in self.totals.iter_mut().flatten() {
+            let mut steps = Steps(VecDeque::from([rows.clone()]));
+            while !steps.is_empty() {
+                task.check_cancelled()?;
+                steps.next(0).iter().try_for_each(|rows| total.add(rows))?;
+            }
+        }
+        self.total_bytes = self.totals.iter().flatten().map(Total::bytes).sum();
+        self.columns.add(&rows)?;
+        self.rows += rows.num_rows();
+        self.in_memory_bytes += bytes(&rows);
+        self.in_memory.push(rows);
+        Ok(())
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes of all rows, wherever they are.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.spilled_bytes + self.in_memory_bytes
+    }
+
+    /// Bytes that are to be reserved: for rows in memory, and for results, as if they were there.
+    pub(super) fn bytes(&self) -> usize {
+        let columns = self.columns.bytes_with_results(self.rows, self.in_memory_bytes);
+        self.in_memory_bytes + self.total_bytes + columns
+    }
+
+    /// Bytes of rows that could go to a file.
+    pub(super) fn reclaimable_bytes(&self) -> usize {
+        if self.columns.needed.is_some() { self.in_memory_bytes } else { 0 }
+    }
+
+    /// The rows in memory, in batches to be written, with how many rows there are in each.
+    pub(super) fn take_in_memory(&mut self) -> (SpillInput, Vec<usize>) {
+        let in_memory = std::mem::take(&mut self.in_memory);
+        self.spilled_bytes += std::mem::take(&mut self.in_memory_bytes);
+        let max_rows = self.plan.batch_size;
+        let slices = move |rows: RecordBatch| {
+            let starts = (0..rows.num_rows()).step_by(max_rows);
+            starts.map(move |start| rows.slice(start, max_rows.min(rows.num_rows() - start)))
+        };
+        let rows =
+            in_memory.iter().cloned().flat_map(slices).map(|slice| slice.num_rows()).collect();
+        (Box::new(in_memory.into_iter().flat_map(slices).map(|slice| gc_batch_views(&slice))), rows)
+    }
+
+    /// Those are in `file`.
+    pub(super) fn add_spilled(&mut self, file: &Arc<dyn SpilledBatches>, rows: Vec<usize>) {
+        let batch = |(index, rows)| BufferedBatch::spilled(file.clone(), index, rows, 0);
+        self.spilled.extend(rows.into_iter().enumerate().map(batch));
+    }
+
+    /// After its end: gives the rows with their results, for which `memory` is reserved.
+    pub(super) fn into_emitter(
+        mut self,
+        memory: Reservation,
+        setup: &OperatorContext,
+        task: &DriverContext,
+    ) -> Result<PartitionEmitter> {
+        let whole = self.columns.whole(&self.in_memory)?;
+        let mut results = Vec::with_capacity(self.totals.len());
+        for ((expression, strategy), total) in
+            self.plan.expressions.iter().zip(&self.plan.strategies).zip(&mut self.totals)
+        {
+            task.check_cancelled()?;
+            results.push(match (strategy, total) {
+                (EvalStrategy::Streaming, _) => ExprResult::Streaming,
+                (EvalStrategy::PartitionTotal, Some(total)) => ExprResult::Total(total.value()?),
+                (EvalStrategy::PartitionColumns { .. }, _) => {
+                    ExprResult::Column(framed::evaluate(expression, &whole, task)?)
+                }
+                (EvalStrategy::PartitionTotal, None) => {
+                    return internal_err!("a total without a state").query_err();
+                }
+            });
+        }
+        let in_memory =
+            self.in_memory.into_iter().map(|rows| BufferedBatch::from(Batch::new(rows)));
+        let mut emitter = PartitionEmitter {
+            batches: self.spilled.into_iter().chain(in_memory).collect(),
+            in_memory_bytes: self.in_memory_bytes,
+            reader: BufferReader::new(setup),
+            fetched: Steps::default(),
+            streaming: None,
+            result_bytes: results.iter().map(ExprResult::bytes).sum(),
+            results,
+            current: None,
+            emitted_rows: 0,
+            plan: self.plan,
+            memory,
+            min_spill_bytes: setup.min_spill_bytes().max(STATE_BYTES),
+        };
+        emitter.reserve()?;
+        Ok(emitter)
+    }
+}
+
+impl fmt::Debug for BufferedPartition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BufferedPartition").field("rows", &self.rows).finish_non_exhaustive()
+    }
+}
+
+impl Total {
+    fn new(expression: &Arc<dyn WindowExpr>, schema: &SchemaRef) -> Result<Self> {
+        let plain = expression.as_any().downcast_ref::<PlainAggregateWindowExpr>();
+        let Some(aggregate) = plain.map(PlainAggregateWindowExpr::get_aggregate_expr) else {
+            return internal_err!("{} is no aggregate", expression.name()).query_err();
+        };
+        if is_unfiltered_aggregate(expression) {
+            let accumulator = aggregate.create_accumulator().query_err()?;
+            return Ok(Self::Unfiltered(expression.clone(), accumulator));
+        }
+        let mut partition = PartitionBatches::default();
+        partition.insert(KEY, PartitionBatchState::new(schema.clone()));
+        let state = aggregate.state_fields().query_err()?;
+        Ok(Self::Filtered(Filtered {
+            expression: expression.clone(),
+            partition,
+            states: PartitionWindowAggStates::default(),
+            keeps_values: state.iter().any(|field| field.data_type().is_nested()),
+            value_bytes: 0,
+        }))
+    }
+
+    fn add(&mut self, rows: &RecordBatch) -> Result<()> {
+        match self {
+            Self::Unfiltered(expression, accumulator) => {
+                let values = expression.evaluate_args(rows).query_err()?;
+                accumulator.update_batch(&values).query_err()
+            }
+            Self::Filtered(filtered) => filtered.add(rows),
+        }
+    }
+
+    fn value(&mut self) -> Result<ScalarValue> {
+        match self {
+            Self::Unfiltered(_, accumulator) => accumulator.evaluate().query_err(),
+            Self::Filtered(filtered) => filtered.value(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Unfiltered(_, accumulator) => accumulator.size(),
+            Self::Filtered(filtered) => filtered.bytes(),
+        }
+    }
+}
+
+impl Filtered {
+    /// Adds rows as if they were the last ones, and forgets that they were: of what DataFusion keeps, only the
+    /// accumulator goes on.
+    fn add(&mut self, rows: &RecordBatch) -> Result<()> {
+        for of in self.states.values_mut() {
+            of.state = WindowAggState::new(of.state.out_col.data_type()).query_err()?;
+        }
+        for part in self.partition.values_mut() {
+            part.record_batch = rows.clone();
+            part.is_end = true;
+        }
+        let context = WindowEvalContext::default();
+        self.expression
+            .evaluate_stateful(&self.partition, &mut self.states, &context)
+            .query_err()?;
+        for part in self.partition.values_mut() {
+            part.record_batch = RecordBatch::new_empty(rows.schema());
+        }
+        // The same for each row.
+        for of in self.states.values_mut() {
+            let result = ScalarValue::try_from_array(&of.state.out_col, 0).query_err()?;
+            of.state.out_col = result.to_array().query_err()?;
+        }
+        if self.keeps_values {
+            self.value_bytes += self.argument_bytes(rows)?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of the arguments; of all of `rows`, if those cannot be evaluated again.
+    fn argument_bytes(&self, rows: &RecordBatch) -> Result<usize> {
+        if self.expression.expressions().iter().any(is_volatile) {
+            return Ok(bytes(rows));
+        }
+        let values = self.expression.evaluate_args(rows).query_err()?;
+        Ok(values.iter().map(|of| of.get_array_memory_size()).sum())
+    }
+
+    fn value(&self) -> Result<ScalarValue> {
+        let mut results = self.states.values().map(|of| &of.state.out_col);
+        match results.next() {
+            Some(result) => ScalarValue::try_from_array(result, 0).query_err(),
+            None => internal_err!("a window partition without rows").query_err(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let results = self.states.values().map(|of| of.state.out_col.get_array_memory_size());
+        results.sum::<usize>() + self.value_bytes
+    }
+}
+
+impl BufferedColumns {
+    fn new(strategies: &[EvalStrategy]) -> Self {
+        let mut needed = Some(Vec::new());
+        let (mut row_bytes, mut scalar_bytes) = (0, 0);
+        for strategy in strategies {
+            let EvalStrategy::PartitionColumns { columns, by_frame } = strategy else { continue };
+            row_bytes += RESULT_BYTES;
+            if *by_frame {
+                scalar_bytes = SCALAR_BYTES;
+            }
+            match (columns, &mut needed) {
+                (Some(columns), Some(needed)) => needed.extend(columns),
+                _ => needed = None,
+            }
+        }
+        Self { needed, rows: Vec::new(), bytes: 0, row_bytes: row_bytes + scalar_bytes }
+    }
+
+    /// Whether no expression looks at all rows at once.
+    fn is_empty(&self) -> bool {
+        self.row_bytes == 0
+    }
+
+    fn add(&mut self, rows: &RecordBatch) -> Result<()> {
+        let Some(needed) = self.needed.as_ref().filter(|_| !self.is_empty()) else {
+            return Ok(());
+        };
+        let schema = rows.schema();
+        let (mut fields, mut columns) = (Vec::new(), Vec::new());
+        for (index, field) in schema.fields().iter().enumerate() {
+            if needed.contains(&index) {
+                fields.push(field.clone());
+                columns.push(rows.column(index).clone());
+                self.bytes += rows.column(index).get_array_memory_size();
+            } else {
+                fields.push(Arc::new(Field::new(field.name(), DataType::Null, true)));
+                columns.push(new_null_array(&DataType::Null, rows.num_rows()));
+            }
+        }
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+        let schema = Arc::new(Schema::new(fields));
+        self.rows.push(RecordBatch::try_new_with_options(schema, columns, &options).query_err()?);
+        Ok(())
+    }
+
+    /// Bytes of what is looked at of `rows` rows, of one copy of it, and of results that are numbers or values of it.
+    fn bytes_with_results(&self, rows: usize, in_memory_bytes: usize) -> usize {
+        if self.is_empty() {
+            return 0;
+        }
+        let looked_at = if self.needed.is_some() { self.bytes } else { in_memory_bytes };
+        2 * looked_at + rows * self.row_bytes
+    }
+
+    /// All that is looked at, as one.
+    fn whole(&mut self, in_memory: &[RecordBatch]) -> Result<RecordBatch> {
+        let rows = std::mem::take(&mut self.rows);
+        let rows = if self.needed.is_some() { &rows } else { in_memory };
+        if rows.is_empty() {
+            return Ok(RecordBatch::new_empty(Arc::new(Schema::empty())));
+        }
+        concat_batches(rows)
+    }
+}
+
+/// A window partition that has ended, on its way out.
+pub(super) struct PartitionEmitter {
+    plan: Arc<WindowPlan>,
+    batches: VecDeque<BufferedBatch>,
+    in_memory_bytes: usize,
+    reader: BufferReader,
+    /// Rows of a batch that have not been passed.
+    fetched: Steps,
+    results: Vec<ExprResult>,
+    result_bytes: usize,
+    /// Of the expressions that are evaluated while the rows pass.
+    streaming: Option<StreamingPartition>,
+    /// Rows that are being given, and results of those expressions; how many of them have been.
+    current: Option<(RecordBatch, Vec<ArrayRef>, usize)>,
+    /// Of all rows.
+    emitted_rows: usize,
+    memory: Reservation,
+    min_spill_bytes: usize,
+}
+
+/// An expression's results.
+enum ExprResult {
+    /// They come as the rows pass.
+    Streaming,
+    /// For each row.
+    Total(ScalarValue),
+    /// In the order of the rows.
+    Column(ArrayRef),
+}
+
+impl ExprResult {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Streaming => 0,
+            Self::Total(value) => value.size(),
+            Self::Column(column) => column.get_array_memory_size(),
+        }
+    }
+}
+
+/// What comes next of a window partition on its way out.
+pub(super) enum EmitterOutput {
+    /// Rows with their results, a batch at the most.
+    Rows(RecordBatch),
+    /// A batch is being fetched.
+    Blocked(Gate),
+    /// All rows have been given.
+    End,
+}
+
+impl PartitionEmitter {
+    pub(super) fn next(&mut self, task: &DriverContext) -> Result<EmitterOutput> {
+        loop {
+            task.check_cancelled()?;
+            if let Some((rows, streaming_results, offset)) = self.current.take() {
+                let count = self.plan.batch_size.min(rows.num_rows() - offset);
+                if count > 0 {
+                    let output =
+                        self.output(&rows.slice(offset, count), &streaming_results, offset)?;
+                    self.current = Some((rows, streaming_results, offset + count));
+                    return Ok(EmitterOutput::Rows(output));
+                }
+            }
+            if !self.fetched.is_empty() {
+                let buffered_rows =
+                    self.streaming.as_ref().map_or(0, StreamingPartition::buffered_rows);
+                let rows = self.fetched.next(buffered_rows.max(self.plan.batch_size));
+                self.current = Some(self.evaluate_streaming(concat_batches(&rows)?)?);
+                self.reserve()?;
+                if let Some(gate) = task.yield_gate().filter(|_| self.has_no_rows()) {
+                    return Ok(EmitterOutput::Blocked(gate));
+                }
+                continue;
+            }
+            let mut batch_bytes = 0;
+            let batches = &mut self.batches;
+            let pop = || match batches.pop_front() {
+                Some(batch) => {
+                    batch_bytes = batch.bytes();
+                    PopResult::Item(batch)
+                }
+                None => PopResult::Finished,
+            };
+            match self.reader.next(pop)? {
+                BufferRead::Batch(batch) => {
+                    self.in_memory_bytes = self.in_memory_bytes.saturating_sub(batch_bytes);
+                    self.fetched = Steps(VecDeque::from([batch.into_parts().0]));
+                }
+                BufferRead::Blocked(gate) => return Ok(EmitterOutput::Blocked(gate)),
+                BufferRead::Finished | BufferRead::Aborted => return Ok(EmitterOutput::End),
+            }
+        }
+    }
+
+    /// Whether no rows are at hand.
+    fn has_no_rows(&self) -> bool {
+        self.current.as_ref().is_none_or(|(rows, _, offset)| *offset == rows.num_rows())
+    }
+
+    /// The rows that all piecewise expressions have results for, after these.
+    fn evaluate_streaming(
+        &mut self,
+        rows: RecordBatch,
+    ) -> Result<(RecordBatch, Vec<ArrayRef>, usize)> {
+        if !self.results.iter().any(|result| matches!(result, ExprResult::Streaming)) {
+            return Ok((rows, Vec::new(), 0));
+        }
+        let last = self.batches.is_empty() && self.fetched.is_empty();
+        let plan = &self.plan;
+        let streaming = self.streaming.get_or_insert_with(|| {
+            StreamingPartition::new(plan.streaming_expressions(), &rows.schema())
+        });
+        let (rows, results) = streaming.push(&[rows], last)?;
+        Ok((rows, results, 0))
+    }
+
+    /// `rows`, with the results that passed, from place `from` of those on.
+    fn output(
+        &mut self,
+        rows: &RecordBatch,
+        streaming_results: &[ArrayRef],
+        offset: usize,
+    ) -> Result<RecordBatch> {
+        let count = rows.num_rows();
+        let mut streaming_results = streaming_results.iter();
+        let mut columns = Vec::with_capacity(self.results.len());
+        for result in &self.results {
+            columns.push(match result {
+                ExprResult::Streaming => match streaming_results.next() {
+                    Some(column) => column.slice(offset, count),
+                    None => return internal_err!("a window expression has no result").query_err(),
+                },
+                ExprResult::Total(value) => value.to_array_of_size(count).query_err()?,
+                ExprResult::Column(column) => column.slice(self.emitted_rows, count),
+            });
+        }
+        self.emitted_rows += count;
+        self.plan.output(rows, columns)
+    }
+
+    /// Gives back what has been given. The last rows of the partition may not have been reserved, since it had ended.
+    fn reserve(&mut self) -> Result<()> {
+        let retained_bytes =
+            self.result_bytes + self.streaming.as_ref().map_or(0, StreamingPartition::bytes);
+        match self.memory.resize(self.in_memory_bytes + retained_bytes) {
+            Err(Error::OutOfMemory { .. }) if self.memory.bytes() >= retained_bytes => Ok(()),
+            Err(Error::OutOfMemory { .. }) => {
+                try_resize_above(&mut self.memory, retained_bytes, self.min_spill_bytes)
+            }
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! A batch cut into tiny ones.
+
+use super::wrapper::WrapperState;
+use crate::pipeline::Batch;
+
+/// Pieces that have not been handed out, the next one last.
+#[derive(Debug, Default)]
+pub(super) struct BatchSplitter(Vec<Batch>);
+
+impl BatchSplitter {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn next(&mut self) -> Option<Batch> {
+        self.0.pop()
+    }
+
+    /// Cuts `batch` and answers the first piece; the others are kept.
+    pub(super) fn split(&mut self, batch: Batch, state: &WrapperState) -> Batch {
+        let Some(rows) = state.batch_rows() else { return batch };
+        if batch.num_physical_rows() <= rows {
+            return batch;
+        }
+        let sequence = batch.sequence();
+        let (data, selection) = batch.clone().into_parts();
+        let mut offset = 0;
+        let mut chunks = Vec::new();
+        while offset < data.num_rows() {
+            let length = rows.min(data.num_rows() - offset);
+            let slice = data.slice(offset, length);
+            let chunk = match &selection {
+                Some(selection) => Batch::with_selection(slice, selection.slice(offset, length)),
+                None => Batch::new(slice),
+            };
+            // A piece of which nothing is selected would only be skipped by the driver.
+            if chunk.num_rows() > 0 {
+                chunks.push(chunk.with_sequence(sequence));
+            }
+            offset += length;
+        }
+        state.count_splits(chunks.len().saturating_sub(1));
+        chunks.reverse();
+        let Some(first) = chunks.pop() else { return batch };
+        self.0 = chunks;
+        first
+    }
+}

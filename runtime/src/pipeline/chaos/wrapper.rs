@@ -1,0 +1,84 @@
+//! What the wrappers of the three roles have in common: when to block, when to ask again.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, atomic::Ordering},
+};
+
+use gatework_shared_state::{Dependency, DependencyKind};
+
+use super::{Call, Chaos, DriverContext, Role};
+use crate::{
+    Result,
+    pipeline::OperatorContext,
+    scheduler::{Gates, SplitMix64},
+};
+
+/// One wrapped local state.
+pub(super) struct WrapperState {
+    chaos: Arc<Chaos>,
+    role: Role,
+    name: String,
+    /// Of its own, so that its choices do not depend on the order in which tasks run.
+    rng: SplitMix64,
+    /// Kinds of call that have been blocked already.
+    blocked_before: [bool; 3],
+    /// It has been called too soon already.
+    woken_before: bool,
+    /// The call that is blocked by us, to be made when it comes again.
+    waiting: Option<Call>,
+}
+
+impl WrapperState {
+    pub(super) fn new(chaos: Arc<Chaos>, role: Role, setup: &OperatorContext) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (chaos.seed, role as u8, setup.operator.as_ref(), setup.task_index).hash(&mut hasher);
+        Self {
+            rng: SplitMix64::new(hasher.finish()),
+            name: format!("chaos before {} [{}]", setup.operator, setup.task_index),
+            chaos,
+            role,
+            blocked_before: [false; 3],
+            woken_before: false,
+            waiting: None,
+        }
+    }
+
+    /// Before `call` is made: the gates to wait for first, or the fault of this step.
+    pub(super) fn before(&mut self, call: Call, task: &DriverContext) -> Result<Option<Gates>> {
+        self.chaos.step(task.query())?;
+        let Some(every) = self.chaos.block_every else { return Ok(None) };
+        // Another call may come than the one that was blocked: its input was not wanted any more.
+        if self.waiting.take() == Some(call) {
+            return Ok(None);
+        }
+        let first = !std::mem::replace(&mut self.blocked_before[call as usize], true);
+        if !first && self.rng.next_below(every) > 0 {
+            return Ok(None);
+        }
+        self.waiting = Some(call);
+        self.chaos.count_block(self.role, call);
+        Ok(Some(self.chaos.blocked_gate(self.name.clone()).into()))
+    }
+
+    /// The gates that the local state waits for, and at times one that is open already.
+    pub(super) fn with_spurious_wakeup(&mut self, gates: Gates) -> Gates {
+        let Some(every) = self.chaos.spurious_wakeups_every else { return gates };
+        let first = !std::mem::replace(&mut self.woken_before, true);
+        match first || self.rng.next_below(every) == 0 {
+            true => {
+                self.chaos.tally.spurious_wakeups.fetch_add(1, Ordering::Relaxed);
+                gates.or(Dependency::ready("chaos wakes too soon", DependencyKind::External))
+            }
+            false => gates,
+        }
+    }
+
+    pub(super) fn batch_rows(&self) -> Option<usize> {
+        self.chaos.batch_rows
+    }
+
+    pub(super) fn count_splits(&self, splits: usize) {
+        self.chaos.tally.splits.fetch_add(splits as u64, Ordering::Relaxed);
+    }
+}

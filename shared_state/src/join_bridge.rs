@@ -1,0 +1,373 @@
+//! Join build, N:N: build tasks publish what they collected, probe tasks build the shared table out
+//! of it in morsels, probe it, and scan what only the table knows (unmatched build rows).
+//!
+//! ```text
+//! Collecting ──last sink──▶ Finalize ──finish_finalize──▶ Build ──last morsel──▶ Probe ──last prober──▶ UnmatchedScan
+//!      └────────── a sink or a builder leaves without finishing: Aborted ──────────┘
+//! ```
+//!
+//! *Finalize* is the one serial step: a single source turns the collected parts into a table with a
+//! number of build morsels. One that leaves before it is done passes what there is on to another. *Build* morsels and *unmatched-scan* morsels are claimed by any source. Every source
+//! gate is shut while its task has nothing to claim and is opened by whoever moves the phase on.
+//!
+//! A prober that leaves before its input ended (its consumers are gone) has not marked the rows it
+//! would have matched, so nobody may drain: the unmatched scan is then empty. That is right because
+//! early finish is a property of the consumers of all probers.
+//!
+//! Lock: `inner`. All gates flip under it; wakers run after it.
+
+use std::sync::Arc;
+
+use crate::{Dependency, DependencyKind, Gate, ManyToMany, Wakeups, sync::Mutex};
+
+#[derive(Debug)]
+enum Phase<P, T> {
+    Collecting(Vec<P>),
+    /// Someone prepares the table.
+    Finalizing,
+    Build {
+        table: Arc<T>,
+        next: usize,
+        morsels: usize,
+        done: usize,
+    },
+    Probe {
+        table: Arc<T>,
+    },
+    UnmatchedScan {
+        table: Arc<T>,
+        next: usize,
+        morsels: usize,
+    },
+    Aborted,
+}
+
+#[derive(Debug)]
+struct Inner<P, T> {
+    phase: Phase<P, T>,
+    producers_left: usize,
+    consumers_left: usize,
+    /// Sources that have not ended their probe.
+    probing: usize,
+    /// A source left before its probe side ended.
+    probe_dropped: bool,
+}
+
+#[derive(Debug)]
+struct JoinBridge<P, T> {
+    gates: ManyToMany,
+    /// Ready when the table is built, or when it never will be.
+    built: Gate,
+    closed: Gate,
+    inner: Mutex<Inner<P, T>>,
+}
+
+/// The right of one build task to publish its part. Dropping it unpublished aborts the join.
+#[derive(Debug)]
+pub struct BuildProducer<P, T> {
+    state: Arc<JoinBridge<P, T>>,
+    published: bool,
+}
+
+/// The right of one probe task to build, probe and scan for unmatched rows.
+#[derive(Debug)]
+pub struct ProbeConsumer<P, T> {
+    state: Arc<JoinBridge<P, T>>,
+    task_index: usize,
+    /// It took on a step (finalize, build morsel) that it has not completed.
+    outstanding_step: bool,
+    probe_finished: bool,
+}
+
+/// What a probe task is asked to do before it may probe.
+#[derive(Debug)]
+pub enum BuildStep<P, T> {
+    /// Make a table of these parts and call [`ProbeConsumer::finish_finalize`].
+    Finalize(Vec<P>),
+    /// Do this build morsel and call [`ProbeConsumer::finish_build_morsel`].
+    Morsel(Arc<T>, usize),
+    /// Others are at work: wait for the gate.
+    Blocked(Gate),
+    /// The table is ready.
+    Ready(Arc<T>),
+    /// The build side will never be whole.
+    Aborted,
+}
+
+/// What a probe task that has ended its probe is asked to do.
+#[derive(Debug)]
+pub enum UnmatchedScan<T> {
+    /// Emit the unmatched rows of this morsel.
+    Morsel(Arc<T>, usize),
+    /// Others still probe: wait for the gate.
+    Blocked(Gate),
+    /// Nothing is left.
+    Finished,
+    /// The join was aborted.
+    Aborted,
+}
+
+/// The tokens of a join's build tasks and of its probe tasks.
+pub type Tokens<P, T> = (Vec<BuildProducer<P, T>>, Vec<ProbeConsumer<P, T>>);
+
+/// A join that `producers` build tasks publish to and `consumers` probe tasks read.
+///
+/// # Panics
+/// If either is 0.
+pub fn new<P, T>(name: &str, producers: usize, consumers: usize) -> Tokens<P, T> {
+    assert!(producers > 0 && consumers > 0, "a join has at least one build and one probe task");
+    let state = Arc::new(JoinBridge {
+        gates: ManyToMany::new(name, producers, consumers),
+        built: Dependency::blocked(format!("{name} built"), DependencyKind::RuntimeFilter),
+        closed: Dependency::blocked(format!("{name} closed"), DependencyKind::ConsumersGone),
+        inner: Mutex::new(Inner {
+            phase: Phase::Collecting(Vec::new()),
+            producers_left: producers,
+            consumers_left: consumers,
+            probing: consumers,
+            probe_dropped: false,
+        }),
+    });
+    (
+        (0..producers).map(|_| BuildProducer { state: state.clone(), published: false }).collect(),
+        (0..consumers)
+            .map(|task_index| ProbeConsumer {
+                state: state.clone(),
+                task_index,
+                outstanding_step: false,
+                probe_finished: false,
+            })
+            .collect(),
+    )
+}
+
+impl<P, T> JoinBridge<P, T> {
+    fn abort(&self, inner: &mut Inner<P, T>, wakeups: &mut Wakeups) -> Phase<P, T> {
+        // Once: of a cancelled query, all sinks leave.
+        if !matches!(inner.phase, Phase::Aborted) {
+            self.gates.set_always_ready_all(wakeups);
+            self.built.set_always_ready_deferred(wakeups);
+        }
+        std::mem::replace(&mut inner.phase, Phase::Aborted)
+    }
+
+    /// Opens the source gates for the step that has just become possible.
+    fn set_consumers_ready(&self, wakeups: &mut Wakeups) {
+        for gate in self.gates.sources() {
+            gate.set_ready_deferred(wakeups);
+        }
+    }
+
+    fn block_consumers(&self) {
+        for gate in self.gates.sources() {
+            gate.block();
+        }
+    }
+}
+
+impl<P, T> BuildProducer<P, T> {
+    /// Publishes this task's part of the build side.
+    pub fn publish(mut self, part: P) {
+        self.published = true;
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        inner.producers_left -= 1;
+        let last = inner.producers_left == 0;
+        if let Phase::Collecting(parts) = &mut inner.phase {
+            parts.push(part);
+            if last {
+                self.state.set_consumers_ready(&mut wakeups);
+            }
+        }
+    }
+
+    /// Ready once no probe task is left.
+    pub fn closed(&self) -> &Gate {
+        &self.state.closed
+    }
+}
+
+impl<P, T> Drop for BuildProducer<P, T> {
+    fn drop(&mut self) {
+        if self.published {
+            return;
+        }
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        inner.producers_left -= 1;
+        let dropped = self.state.abort(&mut inner, &mut wakeups);
+        drop(inner);
+        drop(dropped);
+    }
+}
+
+impl<P, T> ProbeConsumer<P, T> {
+    /// What to do next on the way to a finished table.
+    ///
+    /// # Panics
+    /// If this source has not completed the step it took on before.
+    pub fn next_build_step(&mut self) -> BuildStep<P, T> {
+        assert!(!self.outstanding_step, "complete the step you have before you ask for another");
+        let mut inner = self.state.inner.lock();
+        let all_published = inner.producers_left == 0;
+        match &mut inner.phase {
+            Phase::Aborted => BuildStep::Aborted,
+            Phase::Collecting(parts) if all_published => {
+                let parts = std::mem::take(parts);
+                inner.phase = Phase::Finalizing;
+                self.state.block_consumers();
+                self.outstanding_step = true;
+                BuildStep::Finalize(parts)
+            }
+            Phase::Build { table, next, morsels, .. } if *next < *morsels => {
+                *next += 1;
+                self.outstanding_step = true;
+                BuildStep::Morsel(table.clone(), *next - 1)
+            }
+            Phase::Collecting(_) | Phase::Finalizing | Phase::Build { .. } => {
+                // A source that left may have opened the gate for nothing: shut, or the task spins.
+                let gate = self.state.gates.source(self.task_index);
+                gate.block();
+                BuildStep::Blocked(gate.clone())
+            }
+            Phase::Probe { table } | Phase::UnmatchedScan { table, .. } => {
+                BuildStep::Ready(table.clone())
+            }
+        }
+    }
+
+    /// Leaves [`BuildStep::Finalize`] to another source, which gets these parts. To be dropped next.
+    pub fn hand_over_finalize(&mut self, parts: Vec<P>) {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        self.outstanding_step = false;
+        if let Phase::Finalizing = inner.phase {
+            inner.phase = Phase::Collecting(parts);
+            self.state.set_consumers_ready(&mut wakeups);
+        }
+    }
+
+    /// Hands in the table made by [`BuildStep::Finalize`], with the number of its build morsels.
+    pub fn finish_finalize(&mut self, table: T, morsels: usize) {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        self.outstanding_step = false;
+        if let Phase::Finalizing = inner.phase {
+            let table = Arc::new(table);
+            if morsels == 0 {
+                inner.phase = Phase::Probe { table };
+                self.state.built.set_always_ready_deferred(&mut wakeups);
+            } else {
+                inner.phase = Phase::Build { table, next: 0, morsels, done: 0 };
+            }
+            self.state.set_consumers_ready(&mut wakeups);
+        }
+    }
+
+    /// Completes a build morsel. `true` for the morsel that completes the table: the caller may publish
+    /// what is known of it (a runtime filter) and then calls [`publish_table`](Self::publish_table).
+    pub fn finish_build_morsel(&mut self) -> bool {
+        let mut inner = self.state.inner.lock();
+        if let Phase::Build { morsels, done, .. } = &mut inner.phase {
+            *done += 1;
+            if done == morsels {
+                return true;
+            }
+        }
+        self.outstanding_step = false;
+        false
+    }
+
+    /// Opens the finished table to all probers. Called once, after [`finish_build_morsel`](Self::finish_build_morsel) said so.
+    pub fn publish_table(&mut self) {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        self.outstanding_step = false;
+        if let Phase::Build { table, .. } = &inner.phase {
+            let table = table.clone();
+            inner.phase = Phase::Probe { table };
+            self.state.built.set_always_ready_deferred(&mut wakeups);
+            self.state.set_consumers_ready(&mut wakeups);
+        }
+    }
+
+    /// Says that this task has probed all of its input. The last one opens the unmatched scan of `morsels`.
+    pub fn finish_probe(&mut self, morsels: usize) {
+        if self.probe_finished {
+            return;
+        }
+        self.probe_finished = true;
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        inner.probing -= 1;
+        self.advance_to_unmatched_scan(&mut inner, morsels, &mut wakeups);
+    }
+
+    fn advance_to_unmatched_scan(
+        &self,
+        inner: &mut Inner<P, T>,
+        morsels: usize,
+        wakeups: &mut Wakeups,
+    ) {
+        if inner.probing > 0 {
+            return;
+        }
+        let morsels = if inner.probe_dropped { 0 } else { morsels };
+        if let Phase::Probe { table } = &inner.phase {
+            let table = table.clone();
+            inner.phase = Phase::UnmatchedScan { table, next: 0, morsels };
+            self.state.set_consumers_ready(wakeups);
+        }
+    }
+
+    /// The next unmatched-scan morsel, once every task has ended its probe.
+    pub fn next_unmatched_scan(&mut self) -> UnmatchedScan<T> {
+        let mut inner = self.state.inner.lock();
+        match &mut inner.phase {
+            Phase::Aborted => UnmatchedScan::Aborted,
+            Phase::UnmatchedScan { table, next, morsels } => {
+                if next < morsels {
+                    *next += 1;
+                    UnmatchedScan::Morsel(table.clone(), *next - 1)
+                } else {
+                    UnmatchedScan::Finished
+                }
+            }
+            _ => {
+                let gate = self.state.gates.source(self.task_index);
+                gate.block();
+                UnmatchedScan::Blocked(gate.clone())
+            }
+        }
+    }
+
+    /// Ready when the table is built or never will be; for those who watch from elsewhere.
+    pub fn built_gate(&self) -> &Gate {
+        &self.state.built
+    }
+}
+
+impl<P, T> Drop for ProbeConsumer<P, T> {
+    fn drop(&mut self) {
+        let mut wakeups = Wakeups::new();
+        let mut inner = self.state.inner.lock();
+        inner.consumers_left -= 1;
+        let mut dropped = None;
+        if self.outstanding_step {
+            dropped = Some(self.state.abort(&mut inner, &mut wakeups));
+        } else if !self.probe_finished {
+            inner.probing -= 1;
+            inner.probe_dropped = true;
+            self.advance_to_unmatched_scan(&mut inner, 0, &mut wakeups);
+        }
+        if inner.consumers_left == 0 {
+            self.state.closed.set_always_ready_deferred(&mut wakeups);
+            dropped.get_or_insert_with(|| self.state.abort(&mut inner, &mut wakeups));
+        } else if let Phase::Collecting(_) | Phase::Build { .. } = inner.phase {
+            // Another source may have been woken for a step that this one left to it.
+            self.state.set_consumers_ready(&mut wakeups);
+        }
+        drop(inner);
+        drop(dropped);
+    }
+}

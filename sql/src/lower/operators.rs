@@ -1,0 +1,296 @@
+//! Nodes that stream, sort, limit and unite.
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::{
+    common::internal_err,
+    datasource::source::DataSourceExec,
+    error::Result,
+    physical_expr::{AcrossPartitions, LexOrdering},
+    physical_plan::{
+        ExecutionPlan, ExecutionPlanProperties,
+        aggregates::AggregateExec,
+        empty::EmptyExec,
+        filter::FilterExec,
+        joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec},
+        limit::{GlobalLimitExec, LocalLimitExec},
+        placeholder_row::PlaceholderRowExec,
+        projection::ProjectionExec,
+        scalar_subquery::ScalarSubqueryExec,
+        sorts::{sort::SortExec, sort_preserving_merge::SortPreservingMergeExec},
+        union::{InterleaveExec, UnionExec},
+    },
+};
+use gatework_operators::{
+    filter::Filter,
+    limit::Limit,
+    projection::Projection,
+    sort::{self, SortConfig},
+};
+
+use super::{
+    Lowering,
+    order::{has_ordered_fetch, is_ordered},
+    pipeline_builder::PipelineBuilder,
+    supported::is_elided,
+    to_datafusion,
+    windows::window_expressions,
+};
+use crate::{
+    exec::{GateworkExec, as_gatework_exec},
+    source::SourceExec,
+    splits::SplitTableExec,
+    write::{FileWriter, WriteExec},
+};
+
+impl Lowering {
+    /// The flow of a covered node.
+    pub(super) fn lower_node(
+        &mut self,
+        exec: &GateworkExec,
+        ordered: bool,
+    ) -> Result<PipelineBuilder> {
+        let node = exec.inner().as_ref();
+        let tag = Some(self.tag(exec));
+        if is_elided(node) {
+            return self.elided(exec, ordered, tag);
+        }
+        if let Some(filter) = node.downcast_ref::<FilterExec>() {
+            return self.filter(exec, filter, ordered, tag);
+        }
+        if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
+            let input = projection.input().schema();
+            let columns = projection.expr().iter();
+            let expressions = columns.map(|column| self.expression(&column.expr, &input));
+            let expressions = expressions.collect::<Result<_>>()?;
+            let ordered = ordered || has_ordered_fetch(exec.inner());
+            let pipeline = self.child(&exec.children()[0], ordered)?;
+            return Ok(pipeline.push_operator(Projection::new(expressions, exec.schema()), tag));
+        }
+        if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
+            return self.aggregate(exec, aggregate, ordered, tag);
+        }
+        if let Some(join) = node.downcast_ref::<HashJoinExec>() {
+            return self.hash_join(exec, join, ordered, tag);
+        }
+        if let Some(join) = node.downcast_ref::<NestedLoopJoinExec>() {
+            return self.nested_loop_join(exec, join, tag);
+        }
+        if node.is::<CrossJoinExec>() {
+            return self.cross_join(exec, tag);
+        }
+        if let Some(sort) = node.downcast_ref::<SortExec>() {
+            return self.sort_node(exec, sort, ordered, tag);
+        }
+        if let Some(merge) = node.downcast_ref::<SortPreservingMergeExec>() {
+            return self.merge(exec, merge, tag);
+        }
+        if let Some(limit) = node.downcast_ref::<GlobalLimitExec>() {
+            return self.limit(exec, limit.skip(), limit.fetch(), tag);
+        }
+        if node.is::<LocalLimitExec>() {
+            return self.limit(exec, 0, total_fetch(exec.inner()), tag);
+        }
+        if node.is::<UnionExec>() || node.is::<InterleaveExec>() {
+            let pipeline = self.union(exec, tag)?;
+            return self.sort_if(ordered, pipeline, node, tag);
+        }
+        if window_expressions(node).is_some() {
+            return self.window(exec, ordered, tag);
+        }
+        if let Some(subqueries) = node.downcast_ref::<ScalarSubqueryExec>() {
+            return self.scalar_subqueries(exec, subqueries, ordered);
+        }
+        if let Some(scan) = node.downcast_ref::<DataSourceExec>() {
+            return self.scan(exec, scan, ordered, tag);
+        }
+        if let Some(write) = node.downcast_ref::<WriteExec>() {
+            return self.write(exec, write, tag);
+        }
+        self.source_node(node, tag)
+    }
+
+    /// A leaf that is no scan of DataFusion's.
+    fn source_node(
+        &mut self,
+        node: &dyn ExecutionPlan,
+        tag: Option<usize>,
+    ) -> Result<PipelineBuilder> {
+        if let Some(source) = node.downcast_ref::<SourceExec>() {
+            return Ok(self.source_exec(source, tag));
+        }
+        if let Some(table) = node.downcast_ref::<SplitTableExec>() {
+            return self.split_table(table, tag);
+        }
+        if node.is::<EmptyExec>() || node.is::<PlaceholderRowExec>() {
+            return self.constant(node, tag);
+        }
+        internal_err!("{} is supported, but has no lowering", node.name())
+    }
+
+    /// A file for each task.
+    fn write(
+        &mut self,
+        exec: &GateworkExec,
+        write: &WriteExec,
+        tag: Option<usize>,
+    ) -> Result<PipelineBuilder> {
+        let pipeline = self.child(&exec.children()[0], false)?;
+        let (target, name) = (write.target().clone(), self.context.query_id().to_string());
+        let (context, io) = (self.context.task_context(), self.engine.io()?);
+        let writer = FileWriter::new(target, name, exec.schema(), context, io)?;
+        Ok(pipeline.push_operator(writer, tag))
+    }
+
+    /// A node that passes rows through; only its `fetch` counts.
+    fn elided(
+        &mut self,
+        exec: &GateworkExec,
+        ordered: bool,
+        tag: Option<usize>,
+    ) -> Result<PipelineBuilder> {
+        let node = exec.inner();
+        let pipeline = self.child(&exec.children()[0], ordered || has_ordered_fetch(node))?;
+        Ok(limited(pipeline, total_fetch(node), tag))
+    }
+
+    fn filter(
+        &mut self,
+        exec: &GateworkExec,
+        filter: &FilterExec,
+        ordered: bool,
+        tag: Option<usize>,
+    ) -> Result<PipelineBuilder> {
+        let node = exec.inner();
+        let pipeline = self.child(&exec.children()[0], ordered || has_ordered_fetch(node))?;
+        let projection = filter.projection().as_ref().map(|columns| columns.to_vec().into());
+        let predicate = self.expression(filter.predicate(), &filter.input().schema())?;
+        Ok(limited(
+            pipeline.push_operator(Filter::new(predicate, projection), tag),
+            total_fetch(node),
+            tag,
+        ))
+    }
+
+    fn sort_node(
+        &mut self,
+        exec: &GateworkExec,
+        sort: &SortExec,
+        ordered: bool,
+        tag: Option<usize>,
+    ) -> Result<PipelineBuilder> {
+        let node = exec.inner().as_ref();
+        let pipeline = self.child(&exec.children()[0], false)?;
+        // Keys that are constant in each partition are no keys of a sort of partitions, so its first rows
+        // are not the first ones of all.
+        let is_partitioned = partitions(node) > 1;
+        let fetch =
+            sort.fetch().filter(|_| !(is_partitioned && has_partition_constants(sort.input())));
+        if is_partitioned && !ordered && fetch.is_none() {
+            // The merge of the partitions sorts all rows.
+            return Ok(pipeline);
+        }
+        self.sort(pipeline, sort.expr().clone(), fetch, exec.schema(), tag)
+    }
+
+    /// Sorts what `flow` gives.
+    pub(super) fn sort(
+        &mut self,
+        pipeline: PipelineBuilder,
+        ordering: LexOrdering,
+        fetch: Option<usize>,
+        schema: SchemaRef,
+        tag: Option<usize>,
+    ) -> Result<PipelineBuilder> {
+        let ordering = self.ordering(ordering, &schema)?;
+        let config = SortConfig { ordering, fetch, schema, batch_rows: self.batch_rows };
+        let (sink, source) = sort::new(config, pipeline.num_tasks).map_err(to_datafusion)?;
+        let name = format!("{} sorted", pipeline.name);
+        let producer = self.add_pipeline(pipeline, Arc::new(sink), tag)?;
+        Ok(PipelineBuilder::new(name, 1, Arc::new(source), tag).depends_on(producer))
+    }
+
+    /// `flow`, sorted as `node` promised if that is `wanted` and does not hold by itself.
+    pub(super) fn sort_if(
+        &mut self,
+        wanted: bool,
+        pipeline: PipelineBuilder,
+        node: &dyn ExecutionPlan,
+        tag: Option<usize>,
+    ) -> Result<PipelineBuilder> {
+        match node.output_ordering() {
+            Some(ordering) if wanted => {
+                self.sort(pipeline, ordering.clone(), None, node.schema(), tag)
+            }
+            _ => Ok(pipeline),
+        }
+    }
+
+    fn merge(
+        &mut self,
+        exec: &GateworkExec,
+        merge: &SortPreservingMergeExec,
+        tag: Option<usize>,
+    ) -> Result<PipelineBuilder> {
+        let child = &exec.children()[0];
+        if child.output_partitioning().partition_count() == 1 {
+            let pipeline = self.child(child, true)?;
+            return Ok(limited(pipeline, merge.fetch(), tag));
+        }
+        // A sort of each partition needs no keys that are constant there, the merge does. So one sort of
+        // all rows has the keys of the merge.
+        let sort = as_gatework_exec(child.as_ref()).filter(|child| child.inner().is::<SortExec>());
+        let (input, tag) = match sort {
+            Some(sort) => (&sort.children()[0], Some(self.tag(sort))),
+            None => (child, tag),
+        };
+        let pipeline = self.child(input, false)?;
+        self.sort(pipeline, merge.expr().clone(), merge.fetch(), exec.schema(), tag)
+    }
+
+    fn limit(
+        &mut self,
+        exec: &GateworkExec,
+        skip: usize,
+        fetch: Option<usize>,
+        tag: Option<usize>,
+    ) -> Result<PipelineBuilder> {
+        let child = &exec.children()[0];
+        let pipeline = self.child(child, is_ordered(child))?;
+        Ok(pipeline.push_operator(Limit::new(skip, fetch), tag))
+    }
+}
+
+/// Whether a column of `plan` has one value in each partition, and several in all.
+fn has_partition_constants(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    let constants = plan.equivalence_properties().constants();
+    constants.iter().any(|constant| constant.across_partitions == AcrossPartitions::Heterogeneous)
+}
+
+/// Output partitions of `node`.
+fn partitions(node: &dyn ExecutionPlan) -> usize {
+    node.output_partitioning().partition_count()
+}
+
+/// Returns how many rows `node` gives at most, where each of its partitions gives at most its
+/// `fetch`. There is no such limit if a column has one value in each partition: an order by that
+/// column may make the last partition's rows the first ones, and the merge that puts the rows in
+/// order has a limit of its own.
+pub(super) fn total_fetch(node: &Arc<dyn ExecutionPlan>) -> Option<usize> {
+    let (fetch, partitions) = (node.fetch()?, partitions(node.as_ref()).max(1));
+    let any_rows = partitions == 1 || !has_partition_constants(node);
+    any_rows.then(|| fetch.saturating_mul(partitions))
+}
+
+/// The first `fetch` rows of `flow`.
+pub(super) fn limited(
+    pipeline: PipelineBuilder,
+    fetch: Option<usize>,
+    tag: Option<usize>,
+) -> PipelineBuilder {
+    match fetch {
+        Some(fetch) => pipeline.push_operator(Limit::new(0, Some(fetch)), tag),
+        None => pipeline,
+    }
+}

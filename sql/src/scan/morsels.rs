@@ -1,0 +1,159 @@
+//! Cutting files into pieces that tasks take one by one.
+
+use std::{collections::HashSet, sync::Arc};
+
+use datafusion::{
+    datasource::{
+        listing::PartitionedFile,
+        physical_plan::{
+            FileScanConfig, ParquetSource,
+            parquet::{CachedParquetFileReaderFactory, ParquetAccessPlan},
+        },
+    },
+    error::Result,
+    execution::TaskContext,
+    parquet::{
+        arrow::arrow_reader::ArrowReaderOptions,
+        file::metadata::{PageIndexPolicy, ParquetMetaData, RowGroupMetaData},
+    },
+};
+
+use super::{
+    damage, footer,
+    version::{ListedReaders, Listing},
+};
+use crate::buckets::check_footer;
+
+/// What a task of a scan reads at a time.
+pub(crate) struct FileMorsel {
+    /// With a range, unless it is all of the file.
+    pub(crate) file: PartitionedFile,
+    /// If the piece is a row group.
+    pub(crate) group: Option<RowGroup>,
+}
+
+impl From<PartitionedFile> for FileMorsel {
+    fn from(file: PartitionedFile) -> Self {
+        Self { file, group: None }
+    }
+}
+
+/// A row group of a Parquet file.
+pub(crate) struct RowGroup {
+    pub(super) footer: Arc<ParquetMetaData>,
+    pub(super) index: usize,
+}
+
+impl RowGroup {
+    pub(crate) fn metadata(&self) -> &RowGroupMetaData {
+        self.footer.row_group(self.index)
+    }
+}
+
+/// Bytes of a text file that make a piece worth its start.
+const MIN_MORSEL_BYTES: i64 = 4 << 20;
+/// Pieces per worker that a range of a text file is cut into at most.
+const MAX_MORSELS_PER_WORKER: u64 = 8;
+
+/// Makes a Parquet source read footers through the runtime's cache, since each piece asks for its file's
+/// footer, and files in the version that was listed.
+pub(crate) fn prepare(config: &mut FileScanConfig, context: &TaskContext) -> Result<()> {
+    let Some(source) = config.file_source.downcast_ref::<ParquetSource>() else { return Ok(()) };
+    let listing = Listing::of(config, context)?;
+    let inner = source.parquet_file_reader_factory().cloned().unwrap_or_else(|| {
+        let cache = context.runtime_env().cache_manager.get_file_metadata_cache();
+        Arc::new(CachedParquetFileReaderFactory::new(listing.store().clone(), cache))
+    });
+    let factory = Arc::new(ListedReaders { inner, listing });
+    config.file_source = Arc::new(source.clone().with_parquet_file_reader_factory(factory));
+    Ok(())
+}
+
+/// Whether the files have row groups, which only their footers tell.
+pub(crate) fn has_row_groups(config: &FileScanConfig) -> bool {
+    config.file_source.downcast_ref::<ParquetSource>().is_some()
+}
+
+/// `file` as one piece per row group that may have rows for us.
+///
+/// A piece is a byte range that holds the first byte of one row group: DataFusion's reader takes the
+/// row groups that start in its range. Files whose offsets are not distinct stay whole.
+pub(crate) async fn row_groups(
+    config: &FileScanConfig,
+    file: PartitionedFile,
+    task_index: usize,
+) -> Result<Vec<FileMorsel>> {
+    let name = damage::name(config, &file);
+    damage::named_future(&name, plan_file(config, file, task_index)).await
+}
+
+async fn plan_file(
+    config: &FileScanConfig,
+    file: PartitionedFile,
+    task_index: usize,
+) -> Result<Vec<FileMorsel>> {
+    let source = config.file_source.downcast_ref::<ParquetSource>();
+    let Some((source, factory)) =
+        source.and_then(|source| Some((source, source.parquet_file_reader_factory()?)))
+    else {
+        return Ok(vec![file.into()]);
+    };
+    let options = &source.table_parquet_options().global;
+    let hint = file.metadata_size_hint.or(options.metadata_size_hint);
+    // Pieces use the page index if there is a predicate; asked for here, it is cached with the footer.
+    let pages = config.file_source.filter().is_some() && options.enable_page_index;
+    let with_pages = |policy| ArrowReaderOptions::new().with_page_index_policy(policy);
+    let metrics = config.file_source.metrics();
+    let mut reader = factory.create_reader(task_index, file.clone(), hint, metrics)?;
+    let mut footer = reader.get_metadata(Some(&with_pages(PageIndexPolicy::Skip))).await?;
+    // The footer says where the page index is, so it is checked first.
+    footer::check(&footer, file.object_meta.size)?;
+    if pages && has_page_index(&footer) && footer.column_index().is_none() {
+        footer = reader.get_metadata(Some(&with_pages(PageIndexPolicy::Optional))).await?;
+    }
+    check_footer(&file, &footer)?;
+
+    let (low, high) =
+        file.range.as_ref().map_or((i64::MIN, i64::MAX), |range| (range.start, range.end));
+    let chosen = file.extension::<ParquetAccessPlan>();
+    let (mut seen, mut morsels) = (HashSet::new(), Vec::new());
+    for (index, group) in footer.row_groups().iter().enumerate() {
+        if group.num_columns() == 0 {
+            return Ok(vec![file.into()]);
+        }
+        let first = group.column(0);
+        let start = first.dictionary_page_offset().unwrap_or_else(|| first.data_page_offset());
+        let skipped = chosen.is_some_and(|plan| index < plan.len() && !plan.should_scan(index));
+        // An empty row group may share the next one's offset.
+        if group.num_rows() == 0 || start < low || start >= high || skipped {
+            continue;
+        }
+        if !seen.insert(start) {
+            return Ok(vec![file.into()]);
+        }
+        let group = RowGroup { footer: footer.clone(), index };
+        morsels.push(FileMorsel {
+            file: file.clone().with_range(start, start + 1),
+            group: Some(group),
+        });
+    }
+    Ok(morsels)
+}
+
+fn has_page_index(footer: &ParquetMetaData) -> bool {
+    let mut chunks = footer.row_groups().iter().flat_map(RowGroupMetaData::columns);
+    chunks.any(|chunk| chunk.column_index_offset().is_some())
+}
+
+/// `file` as byte ranges that tasks take one by one. Only a range is cut: DataFusion gives a file ranges
+/// where its format, its options and the session let it be read from the middle.
+pub(crate) fn byte_ranges(file: PartitionedFile, workers: usize) -> Vec<PartitionedFile> {
+    let Some(range) = file.range.clone() else { return vec![file] };
+    let bytes = range.end.saturating_sub(range.start);
+    let max_count = MAX_MORSELS_PER_WORKER.saturating_mul(workers as u64).max(1) as i64;
+    let count = (bytes / MIN_MORSEL_BYTES).clamp(1, max_count);
+    let start = |morsel: i64| {
+        range.start + (i128::from(bytes) * i128::from(morsel) / i128::from(count)) as i64
+    };
+    (0..count).map(|morsel| file.clone().with_range(start(morsel), start(morsel + 1))).collect()
+}

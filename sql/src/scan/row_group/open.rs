@@ -1,0 +1,164 @@
+//! Opening a row group: is it worth reading, can it be read here, and its bytes.
+
+use std::{ops::Range, sync::Arc};
+
+use arrow::datatypes::{DataType, Field, SchemaRef};
+use datafusion::{
+    common::{exec_err, internal_datafusion_err},
+    datasource::{
+        listing::PartitionedFile,
+        physical_plan::{
+            FileScanConfig, ParquetFileMetrics, ParquetSource,
+            parquet::{
+                ParquetAccessPlan, ParquetRowSelection, RowGroupAccess,
+                apply_file_schema_type_coercions,
+            },
+        },
+    },
+    error::Result,
+    parquet::{
+        arrow::parquet_to_arrow_schema,
+        basic::Encoding,
+        file::metadata::{ColumnChunkMetaData, ParquetMetaData},
+        schema::types::SchemaDescriptor,
+    },
+};
+
+use super::{
+    RowGroupPlan, RowGroupReader, pages::PageRows, prune::PruningTarget, rows::column_error,
+};
+use crate::scan::{
+    decode::{self, ColumnDecoder},
+    morsels::RowGroup,
+};
+
+/// What became of a row group.
+pub(in super::super) enum OpenedRowGroup {
+    /// No row can match.
+    Pruned,
+    Reader(Box<RowGroupReader>),
+    /// For DataFusion's reader.
+    Unsupported,
+}
+
+/// Opens row group `group` of `file`, for task number `task_index`.
+pub(in super::super) async fn open(
+    plan: Arc<RowGroupPlan>,
+    config: &FileScanConfig,
+    file: PartitionedFile,
+    group: RowGroup,
+    task_index: usize,
+    batch_rows: usize,
+) -> Result<OpenedRowGroup> {
+    let source = config.file_source.downcast_ref::<ParquetSource>();
+    let source = source.ok_or_else(|| internal_datafusion_err!("row groups of another format"))?;
+    let special = file.extension::<ParquetAccessPlan>().is_some()
+        || file.extension::<ParquetRowSelection>().is_some();
+    let Some((schema, chunks)) = plan.chunks_in_file(&group).filter(|_| !special) else {
+        return Ok(OpenedRowGroup::Unsupported);
+    };
+    let blooms = source.table_parquet_options().global.bloom_filter_on_read;
+    if blooms && chunks.iter().any(|chunk| chunk.bloom_filter_offset().is_some()) {
+        return Ok(OpenedRowGroup::Unsupported);
+    }
+    let name = file.object_meta.location.as_ref();
+    let metrics = ParquetFileMetrics::new(task_index, name, config.file_source.metrics());
+    let target = PruningTarget { source, file: &file, group: &group, schema: &schema };
+    let access = plan.prune(&target, &metrics);
+    let Ok(rows) = usize::try_from(group.metadata().num_rows()) else {
+        return exec_err!("a row group has {} rows", group.metadata().num_rows());
+    };
+    let pages = match access {
+        RowGroupAccess::Skip => return Ok(OpenedRowGroup::Pruned),
+        RowGroupAccess::Scan => None,
+        RowGroupAccess::Selection(selection) => Some(PageRows::new(&selection)),
+    };
+    let ranges: Vec<Range<u64>> = chunks
+        .iter()
+        .map(|chunk| {
+            let (start, length) = chunk.byte_range();
+            start..start + length
+        })
+        .collect();
+    let factory = source.parquet_file_reader_factory();
+    let factory = factory.ok_or_else(|| internal_datafusion_err!("a scan without a reader"))?;
+    let options = &source.table_parquet_options().global;
+    let hint = file.metadata_size_hint.or(options.metadata_size_hint);
+    let mut reader =
+        factory.create_reader(task_index, file.clone(), hint, config.file_source.metrics())?;
+    let bytes = reader.get_byte_ranges(ranges.clone()).await?;
+    let mut decoders = Vec::with_capacity(chunks.len());
+    for (((chunk, range), bytes), field) in chunks.iter().zip(ranges).zip(bytes).zip(&plan.columns)
+    {
+        let data_type = field.data_type().clone();
+        let decoder = ColumnDecoder::new(chunk, rows, bytes, range.start, data_type);
+        decoders.push(decoder.map_err(|error| column_error(field.name(), error))?);
+    }
+    let rows = RowGroupReader::new(plan.clone(), decoders, rows, pages, batch_rows);
+    Ok(OpenedRowGroup::Reader(Box::new(rows)))
+}
+
+impl RowGroupPlan {
+    /// The schema of a row group's file, and the chunks of the columns that are read; `None` if a
+    /// column is not there, has another type than the table says, or cannot be decoded here.
+    fn chunks_in_file<'a>(
+        &self,
+        group: &'a RowGroup,
+    ) -> Option<(SchemaRef, Vec<&'a ColumnChunkMetaData>)> {
+        let schema = file_schema(&group.footer)?;
+        let columns = self.columns.iter();
+        let chunks = columns.map(|field| chunk(group, &schema, field)).collect::<Option<_>>()?;
+        // Strings are views, as in the table, where statistics are asked.
+        let schema = match apply_file_schema_type_coercions(&self.table, &schema) {
+            Some(coerced) => Arc::new(coerced),
+            None => schema,
+        };
+        Some((schema, chunks))
+    }
+}
+
+fn file_schema(footer: &ParquetMetaData) -> Option<SchemaRef> {
+    let file = footer.file_metadata();
+    parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata()).ok().map(Arc::new)
+}
+
+/// The chunk of a row group, whose file has `schema`, for the table's column `field`.
+fn chunk<'a>(
+    group: &'a RowGroup,
+    schema: &SchemaRef,
+    field: &Field,
+) -> Option<&'a ColumnChunkMetaData> {
+    let in_file = schema.field_with_name(field.name()).ok()?;
+    let leaf = leaf(group.footer.file_metadata().schema_descr(), field.name())?;
+    let chunk = group.metadata().columns().get(leaf)?;
+    let same = field.data_type() == &as_read(in_file.data_type());
+    let same = same || field.data_type() == in_file.data_type();
+    // Levels that nobody writes any more.
+    let nullable = chunk.column_descr().max_def_level() > 0;
+    let old = nullable && has_old_levels(chunk);
+    (same && !old && decode::supports(chunk, field.data_type())).then_some(chunk)
+}
+
+#[expect(deprecated, reason = "the question is whether a file has what is deprecated")]
+fn has_old_levels(chunk: &ColumnChunkMetaData) -> bool {
+    chunk.encodings().any(|encoding| encoding == Encoding::BIT_PACKED)
+}
+
+/// The leaf of a column that is no structure.
+pub(super) fn leaf(descriptor: &SchemaDescriptor, name: &str) -> Option<usize> {
+    let mut indices = descriptor.columns().iter().enumerate().filter_map(|(index, column)| {
+        let path = column.path().parts();
+        (path.len() == 1 && path[0] == name).then_some(index)
+    });
+    // With a name that is there twice, DataFusion knows which is meant.
+    indices.next().filter(|_| indices.next().is_none())
+}
+
+/// The type as which DataFusion reads a column of type `kind`.
+fn as_read(kind: &DataType) -> DataType {
+    match kind {
+        DataType::Utf8 => DataType::Utf8View,
+        DataType::Binary => DataType::BinaryView,
+        kind => kind.clone(),
+    }
+}
