@@ -1,11 +1,13 @@
-//! How long after a cancel a query has no task, no reserved byte and no temporary file, at random moments of
-//! the TPC-H queries at scale factor 1 and of queries that spill. Only moments at which the query ran count.
+//! The time from a cancel until a query has no task, no reserved byte and no temporary file.
+//! Cancels come at random moments of the TPC-H queries at scale factor 1 and of queries that spill.
+//! Only moments at which the query ran count.
 //!
-//! `cargo bench --bench cancel` needs the data that `gatework tpch` makes in `tpch-data/sf1`, and takes a few
-//! minutes. It prints the median, the 99th percentile and the longest. With `-- --heavy FOLDER` it cancels
-//! queries far larger than their 512 MiB, over the tables in that folder (scale factor 10).
+//! `cargo bench --bench cancel` needs the data that `gatework tpch` creates in `tpch-data/sf1`, and
+//! takes a few minutes. It prints the median, the 99th percentile and the maximum. With `-- --heavy
+//! FOLDER` it cancels queries over the tables in FOLDER (scale factor 10). These queries need far
+//! more than their limit of 512 MiB.
 
-#![allow(clippy::print_stdout, reason = "the figures are what it is for")]
+#![allow(clippy::print_stdout, reason = "the bench prints a table")]
 
 use std::{
     error::Error,
@@ -28,7 +30,7 @@ use datafusion::{
 use futures::StreamExt;
 use gatework::{Executor, SessionStateBuilderExt, runtime::scheduler::SplitMix64};
 
-#[allow(dead_code, reason = "of what benches share, only the allocator is needed here")]
+#[allow(dead_code, reason = "this bench uses only the allocator of the shared support")]
 mod support;
 
 const DATA: &str = "tpch-data/sf1";
@@ -37,40 +39,54 @@ const TABLES: [&str; 8] =
 const MEMORY_BYTES: usize = 64 << 20;
 const MOMENTS: usize = 1000;
 
-/// Queries that do not fit into that memory by far.
+/// Queries that need far more than `MEMORY_BYTES`.
 const LARGE: [&str; 5] = [
     "SELECT l_comment, count(*) FROM lineitem GROUP BY l_comment",
     "SELECT l_orderkey, l_comment FROM lineitem ORDER BY l_comment, l_orderkey",
-    "SELECT count(*) FROM lineitem a JOIN lineitem b ON a.l_comment = b.l_comment AND a.l_partkey < b.l_partkey",
-    "SELECT l_orderkey FROM lineitem WHERE l_comment IN (SELECT l_comment FROM lineitem WHERE l_tax > 0.04)",
+    "SELECT count(*) FROM lineitem a
+        JOIN lineitem b ON a.l_comment = b.l_comment AND a.l_partkey < b.l_partkey",
+    "SELECT l_orderkey FROM lineitem
+        WHERE l_comment IN (SELECT l_comment FROM lineitem WHERE l_tax > 0.04)",
     "SELECT l_extendedprice / sum(l_extendedprice) OVER () AS share, l_comment FROM lineitem",
 ];
 
 const HEAVY_MEMORY_BYTES: usize = 512 << 20;
 const HEAVY_MOMENTS: usize = 10;
 
-/// Queries that do not fit into that at scale factor 10: groups, joins (one with half of all rows in one
-/// key), sort, distinct values, window.
+/// Queries that need more than `HEAVY_MEMORY_BYTES` at scale factor 10. One of the joins has half
+/// of all rows in one key.
 const HEAVY: [(&str, &str); 7] = [
-    ("100 M groups",
- "SELECT count(*), max(n) FROM (SELECT value, count(*) AS n FROM generate_series(1, 100000000) GROUP BY value)"),
-    ("lineitem joined with itself",
- "SELECT count(*), max(a.l_comment), max(b.l_comment) FROM lineitem a
-        JOIN lineitem b ON a.l_orderkey = b.l_orderkey AND a.l_linenumber = b.l_linenumber"),
-    ("a join, half of both sides one key",
- "SELECT count(*), max(a.l_comment), max(b.l_comment) FROM
-        (SELECT *, CASE WHEN l_orderkey % 2 = 0 THEN 0 ELSE l_orderkey END AS k FROM lineitem) a
-        JOIN (SELECT *, CASE WHEN l_orderkey % 2 = 0 THEN 0 ELSE l_orderkey END AS k FROM lineitem) b
-        ON a.k = b.k AND a.l_partkey = b.l_suppkey"),
-    ("sort of lineitem",
- "SELECT max(n), max(l_shipinstruct) FROM (SELECT *, row_number() OVER (ORDER BY l_comment) AS n FROM lineitem)"),
-    ("distinct comments",
- "SELECT count(DISTINCT l_comment) FROM lineitem"),
-    ("distinct rows of lineitem",
- "SELECT count(*) FROM (SELECT DISTINCT * FROM lineitem)"),
-    ("a window over lineitem",
- "SELECT count(*), max(x), max(c) FROM
-        (SELECT l_extendedprice / sum(l_extendedprice) OVER () AS x, l_comment AS c FROM lineitem)"),
+    (
+        "100 M groups",
+        "SELECT count(*), max(n) FROM
+            (SELECT value, count(*) AS n FROM generate_series(1, 100000000) GROUP BY value)",
+    ),
+    (
+        "lineitem joined with itself",
+        "SELECT count(*), max(a.l_comment), max(b.l_comment) FROM lineitem a
+            JOIN lineitem b ON a.l_orderkey = b.l_orderkey AND a.l_linenumber = b.l_linenumber",
+    ),
+    (
+        "a join, half of both sides one key",
+        "SELECT count(*), max(a.l_comment), max(b.l_comment) FROM
+            (SELECT *, CASE WHEN l_orderkey % 2 = 0 THEN 0 ELSE l_orderkey END AS k
+                FROM lineitem) a
+            JOIN (SELECT *, CASE WHEN l_orderkey % 2 = 0 THEN 0 ELSE l_orderkey END AS k
+                FROM lineitem) b
+            ON a.k = b.k AND a.l_partkey = b.l_suppkey",
+    ),
+    (
+        "sort of lineitem",
+        "SELECT max(n), max(l_shipinstruct) FROM
+            (SELECT *, row_number() OVER (ORDER BY l_comment) AS n FROM lineitem)",
+    ),
+    ("distinct comments", "SELECT count(DISTINCT l_comment) FROM lineitem"),
+    ("distinct rows of lineitem", "SELECT count(*) FROM (SELECT DISTINCT * FROM lineitem)"),
+    (
+        "a window over lineitem",
+        "SELECT count(*), max(x), max(c) FROM (SELECT
+            l_extendedprice / sum(l_extendedprice) OVER () AS x, l_comment AS c FROM lineitem)",
+    ),
 ];
 
 struct Bench {
@@ -100,7 +116,8 @@ impl Bench {
         Ok(Self { session, shared, folder })
     }
 
-    /// How long it took until nothing of the query was left; `None` if it had ended by itself.
+    /// Cancels a query at `moment`. Returns the time until all its resources were released; `None`
+    /// if it had ended before.
     async fn cancel(
         &self,
         sql: &str,
@@ -143,7 +160,7 @@ fn quantiles(name: &str, mut times: Vec<Duration>) {
     println!("| {name} | {} | {median:.2?} | {p99:.2?} | {longest:.2?} |", times.len());
 }
 
-/// `count` cancels of any of `queries`, each within `longest` of its start.
+/// Cancels random ones of `queries` `count` times, each within `longest` of its start.
 async fn sweep(
     bench: &Bench,
     queries: &[&str],
@@ -164,13 +181,13 @@ async fn run(moments: usize) -> Result<(), Box<dyn Error>> {
     let queries: Vec<String> = (1..=22)
         .map(|number| fs::read_to_string(format!("cli/queries/q{number}.sql")))
         .collect::<Result<_, _>>()?;
-    // One of them makes a view first.
+    // Query 15 creates a view first.
     let queries: Vec<&str> = queries
         .iter()
         .map(String::as_str)
         .filter(|sql| !sql.to_lowercase().contains("create view"))
         .collect();
-    // Of the slow ones fewer, at later moments.
+    // Fewer cancels of the slow queries, at later moments.
     let (few, late) = (moments * 3 / 20, Duration::from_millis(1500));
     let times = sweep(&bench, &queries, moments - few, late / 10).await?;
     quantiles("TPC-H", times);
@@ -196,9 +213,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let Some(data) = arguments.get(heavy + 1) else { return Err("--heavy FOLDER".into()) };
         return runtime.block_on(run_heavy(data));
     }
-    // Cargo runs benches in their package's folder.
+    // Cargo runs benches in the folder of their package.
     if !Path::new(DATA).is_dir() {
-        println!("there is no {DATA}: `cargo run --release -p gatework-cli -- tpch` makes it");
+        println!("{DATA} does not exist: `cargo run --release -p gatework-cli -- tpch` creates it");
         return Ok(());
     }
     let once = arguments.iter().any(|argument| argument == "--test");

@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
-"""TPC-H on gatework, DataFusion, DuckDB and Polars: the same files, the same number of threads, in turn.
+"""TPC-H on gatework, DataFusion, DuckDB and Polars, on the same files and threads.
 
     python3 benches/compare.py [--scale-factor 1] [--threads 2] [--rounds 3] [--in-memory]
 
-Needs Python 3.10, cargo and the network once: the peers are wheels from PyPI, pinned in peers.txt and
-installed into an environment of their own under `tpch-data/`. Each round runs each query twice on each
-peer, one engine after the other, and counts the second run; a figure is the median of the rounds. The
-peers' processes live through all rounds and gatework's for one query, so it has two runs more to warm up.
-Results are checked: gatework's by its own command line against DataFusion and the answers of the
-specification, the peers' against each other. Writes `docs/tpch-sf<F>.md` and `.svg`.
+Needs Python 3.10, cargo and, for the first run, the network. The peers are wheels from PyPI, pinned
+in peers.txt and installed into a virtual environment under `tpch-data/`. Each round runs each query
+twice on each peer, one engine after the other, and counts the second run. A figure is the median of
+the rounds. A peer's process runs for all rounds. gatework's process runs for one query, so it has
+two more warm-up runs. Results are checked: gatework's by its own command line against DataFusion
+and the answers of the specification, the peers' against DataFusion's. Writes `docs/tpch-sf<F>.md`
+and `.svg`.
 
-Polars speaks less SQL than the others; queries that it refuses have no figure and are left out of its
-ratio. With `--in-memory` gatework and DataFusion query Arrow batches, DuckDB tables of its own.
+Polars supports less SQL than the other engines. Queries that it rejects have no figure and do not
+count in its ratio. With `--in-memory`, gatework and DataFusion query Arrow batches, and DuckDB its
+own tables.
 """
 
 import argparse
@@ -88,7 +90,7 @@ class Polars:
 
 
 def plain(value):
-    """A value as all engines would write it."""
+    """Formats a value in the same way for all engines."""
     if value is None or isinstance(value, str):
         return str(value).strip()
     if hasattr(value, "isoformat"):
@@ -97,7 +99,7 @@ def plain(value):
 
 
 def worker(arguments):
-    """Runs the queries whose numbers come in, and says how long each took."""
+    """Reads query numbers from stdin, runs the queries and prints the time of each as JSON."""
     kinds = {"datafusion": DataFusion, "duckdb": DuckDb, "polars": Polars}
     engine = kinds[arguments.worker](arguments.data, arguments.threads, arguments.in_memory)
     print("ready", flush=True)
@@ -111,7 +113,7 @@ def worker(arguments):
             results = [rows() for rows in rows]
             result = max(results, key=len)
             answer["rows"] = sorted([plain(value) for value in row] for row in result)
-        except Exception as error:  # Whatever a peer refuses with.
+        except Exception as error:  # A peer may raise any exception.
             answer = {"error": str(error).splitlines()[0][:120]}
         print(json.dumps(answer), flush=True)
 
@@ -121,7 +123,7 @@ class Peer:
         command = [sys.executable, __file__, "--worker", name, "--data", str(arguments.data)]
         command += ["--threads", str(arguments.threads)]
         command += ["--in-memory"] if arguments.in_memory else []
-        # The only way to tell Polars.
+        # Polars has no other setting for it.
         environment = {**os.environ, "POLARS_MAX_THREADS": str(arguments.threads)}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -134,7 +136,7 @@ class Peer:
         return json.loads(self.process.stdout.readline())
 
     def end(self):
-        """Its peak memory in bytes."""
+        """Ends the process and returns its peak memory in bytes."""
         self.process.stdin.close()
         return os.wait4(self.process.pid, 0)[2].ru_maxrss * 1024
 
@@ -168,7 +170,7 @@ class Gatework:
 
 
 def close(ours, theirs):
-    """Whether two values are the same but for their last digits."""
+    """Returns whether two values are equal up to rounding."""
     try:
         return math.isclose(float(ours), float(theirs), rel_tol=2e-3, abs_tol=1e-2)
     except ValueError:
@@ -269,7 +271,7 @@ def chart(medians, arguments, path):
 
     figure, axes = pyplot.subplots(figsize=(10, 4))
     queries = sorted(medians["gatework"])
-    # An engine that refuses a query has no total.
+    # An engine that rejects a query has no total.
     totals = {
         name: {**medians[name], 23: sum(medians[name].values())}
         if len(medians[name]) == len(queries)

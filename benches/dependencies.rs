@@ -1,8 +1,9 @@
-//! Gates by themselves, and the four ways in which tasks meet, beside what async Rust has for them.
+//! Gates alone, and the four cardinalities of shared states, compared with their peers in async
+//! Rust.
 //!
-//! `gate`: one thread, nobody else. `1:1`, `1:N`, `N:1`, `N:N`: items move from sink tasks to source tasks on two
-//! workers, 64 of them at a time, so that both sides block and are woken again and again. The peer is tokio's bounded
-//! channel, one for each reader.
+//! `gate`: one thread. `1:1`, `1:N`, `N:1`, `N:N`: items move from producer tasks to consumer tasks
+//! on two workers. At most 64 of them are buffered, so that both sides block and wake repeatedly.
+//! The peer is tokio's bounded channel, one per consumer.
 
 use std::{
     any::Any,
@@ -26,14 +27,14 @@ use gatework::{
 };
 use support::Countdown;
 
-#[allow(dead_code, reason = "of what benches share, only some is needed here")]
+#[allow(dead_code, reason = "this bench uses only a part of the shared support")]
 mod support;
 
 const THREADS: usize = 2;
 const FAN_OUT: usize = 4;
-/// Items that each reader gets in all.
+/// Number of items that each consumer receives.
 const ITEMS: usize = 100_000;
-/// Items that wait for a reader at a time.
+/// Maximum number of buffered items per consumer.
 const WAITING: usize = 64;
 
 #[derive(Debug, Clone)]
@@ -49,12 +50,13 @@ impl Payload for Item {
     }
 }
 
-/// The two ends of a shared state.
+/// The producer token of a shared state.
 trait ProducerEnd: Send + 'static {
     fn produce(&mut self, item: Item) -> PushResult;
     fn finish(self);
 }
 
+/// The consumer token of a shared state.
 trait ConsumerEnd: Send + 'static {
     fn consume(&mut self) -> PopResult<Item>;
 }
@@ -149,10 +151,10 @@ impl<S: ConsumerEnd> Runnable for ConsumerTask<S> {
                 }
                 PopResult::Blocked(gate) => return RunResult::Blocked(gate.into()),
                 PopResult::Finished => break,
-                PopResult::Aborted => panic!("a giver left"),
+                PopResult::Aborted => panic!("a producer was dropped unfinished"),
             }
         }
-        assert_eq!(self.received, ITEMS, "items are lost");
+        assert_eq!(self.received, ITEMS, "items were lost");
         self.countdown.one();
         RunResult::Done
     }
@@ -160,7 +162,7 @@ impl<S: ConsumerEnd> Runnable for ConsumerTask<S> {
     fn panicked(&mut self, _payload: Box<dyn Any + Send>) {}
 }
 
-/// Moves so many items from each sink to the sources.
+/// Moves `each` items from each producer to the consumers.
 fn hand_over<S: ProducerEnd, T: ConsumerEnd>(
     executor: &Executor,
     sinks: Vec<S>,
@@ -180,10 +182,10 @@ fn hand_over<S: ProducerEnd, T: ConsumerEnd>(
             countdown: countdown.clone(),
         }));
     }
-    done.recv().expect("the last task tells");
+    done.recv().expect("the last task notifies");
 }
 
-/// The same by tokio: giver `n` sends each item to the readers that `to` names.
+/// The same with tokio: each producer sends each item to the consumers that `to` returns.
 async fn hand_over_in_tokio(
     producers: usize,
     readers: usize,
@@ -201,7 +203,7 @@ async fn hand_over_in_tokio(
                     black_box(item);
                     received += 1;
                 }
-                assert_eq!(received, ITEMS, "items are lost");
+                assert_eq!(received, ITEMS, "items were lost");
             })
         })
         .collect();
@@ -244,7 +246,7 @@ fn compare_with_tokio<S: ProducerEnd, T: ConsumerEnd>(
     let tokio = tokio.expect("threads");
     group.bench_function("tokio", |bencher| {
         bencher.iter(|| {
-            // On a worker, as ours are.
+            // On a worker, like gatework's tasks.
             let all = tokio.spawn(hand_over_in_tokio(producers, readers, each, to));
             tokio.block_on(all).expect("no panic");
         });
@@ -296,7 +298,7 @@ fn gates(criterion: &mut Criterion) {
     group.bench_function("block, wait, set ready", |bencher| {
         bencher.iter(|| {
             gate.block();
-            assert!(!gate.poll_ready(&waker), "it was shut");
+            assert!(!gate.poll_ready(&waker), "the gate must be blocked");
             gate.set_ready();
         });
     });
@@ -308,7 +310,7 @@ fn gates(criterion: &mut Criterion) {
         });
     });
     group.finish();
-    assert!(count.0.load(Ordering::Relaxed) > 0, "nobody was woken");
+    assert!(count.0.load(Ordering::Relaxed) > 0, "no waker was called");
 }
 
 criterion_group!(benches, gates, handovers);

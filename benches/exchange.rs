@@ -1,7 +1,9 @@
-//! Exchange 4 → 4, beside DataFusion's `RepartitionExec` and threads with crossbeam channels.
+//! A hash exchange from 4 to 4 tasks, compared with DataFusion's `RepartitionExec` and with threads
+//! over crossbeam channels.
 //!
-//! Four producers, four consumers that count rows, two workers. `narrow`: two integers a row; `wide`:
-//! eight columns, half of them strings; `one key`: every row goes to the same consumer.
+//! Four producers and four consumers, which count rows, on two workers. `narrow`: two integers per
+//! row; `wide`: eight columns, three of them strings; `one key`: every row goes to the same
+//! consumer.
 
 use std::{hint::black_box, sync::Arc, thread};
 
@@ -29,13 +31,14 @@ use gatework::{
 };
 use support::{Count, CountSink, finish};
 
-#[allow(dead_code, reason = "of what benches share, only some is needed here")]
+#[allow(dead_code, reason = "this bench uses only a part of the shared support")]
 mod support;
 
 const THREADS: usize = 2;
 const TASKS: usize = 4;
 const BATCH_ROWS: usize = 8192;
-/// DataFusion's repartitioning has no limit of its own but a gate over all channels.
+/// Limit of gatework's exchange. DataFusion's repartitioning has no byte limit, only a gate over
+/// all channels.
 const BUDGET_BYTES: usize = 64 << 20;
 
 fn mix(row: usize) -> i64 {

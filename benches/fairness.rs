@@ -1,10 +1,10 @@
-//! A short query beside two heavy ones, on two threads: how much longer it takes than alone, and how much of
-//! their throughput the heavy ones keep. DataFusion does the same in the same run, on a tokio runtime of two
-//! threads; `benches/fairness_duckdb.py` does it with DuckDB.
+//! Fairness on two threads: the latency of a short query beside two heavy ones, relative to its
+//! latency alone. Also the throughput that the heavy queries keep. DataFusion does the same in the
+//! same run, on a tokio runtime of two threads; `benches/fairness_duckdb.py` does it with DuckDB.
 //!
 //! `cargo bench --bench fairness` takes a minute and prints a table; with `--test`, a second.
 
-#![allow(clippy::print_stdout, reason = "the table is what it is for")]
+#![allow(clippy::print_stdout, reason = "the bench prints a table")]
 
 use std::{
     error::Error,
@@ -26,7 +26,7 @@ use tokio::{
     task::JoinSet,
 };
 
-#[allow(dead_code, reason = "of what benches share, only the allocator is needed here")]
+#[allow(dead_code, reason = "this bench uses only the allocator of the shared support")]
 mod support;
 
 const THREADS: usize = 2;
@@ -38,7 +38,7 @@ const HEAVY: [&str; 2] = [
     "SELECT sum(a.id) FROM large a JOIN large b ON a.random = b.random WHERE b.few < 50",
 ];
 
-/// How long, and how large.
+/// The duration of a phase, and the size of the large table.
 struct Scale {
     rows: usize,
     phase: Duration,
@@ -64,7 +64,7 @@ fn table(rows: usize) -> Result<Table, Box<dyn Error>> {
     Ok((batches[0].schema(), batches))
 }
 
-/// A session with both tables, in as many partitions as there are threads.
+/// Registers both tables, each with one partition per thread.
 fn with_tables(session: SessionContext, scale: &Scale) -> Result<SessionContext, Box<dyn Error>> {
     for (name, rows) in [("small", 100_000), ("large", scale.rows)] {
         let (schema, batches) = table(rows)?;
@@ -82,9 +82,9 @@ async fn run(
     Ok(session.sql(sql).await?.collect().await?.len())
 }
 
-/// What one phase came to.
+/// The result of one phase.
 struct Phase {
-    /// Of the short query, in order.
+    /// Latencies of the short query, sorted.
     latencies: Vec<Duration>,
     heavy_per_second: f64,
 }
@@ -100,7 +100,7 @@ impl Phase {
     }
 }
 
-/// Runs the short query every now and then, the heavy ones all the time, or both.
+/// Runs the short query after each `scale.pause`, the heavy ones in a loop, or both.
 fn phase(
     runtime: &Runtime,
     session: &SessionContext,
@@ -122,7 +122,7 @@ fn phase(
                 Ok::<_, datafusion::error::DataFusionError>(())
             });
         }
-        // Heavy queries have consumed more than short ones ever do.
+        // By now the heavy queries have used more CPU time than a short one ever does.
         tokio::time::sleep(scale.phase / 10).await;
         let (started, before) = (Instant::now(), done.load(Ordering::Relaxed));
         let mut latencies = Vec::new();
@@ -131,13 +131,13 @@ fn phase(
             if short {
                 let session = session.clone();
                 let asked = Instant::now();
-                // On the runtime's threads, as a server would.
+                // On the runtime's threads, as in a server.
                 tokio::spawn(async move { run(&session, SHORT).await }).await??;
                 latencies.push(asked.elapsed());
             }
         }
         stop.store(true, Ordering::Relaxed);
-        // Whole queries only would count in steps of seconds.
+        // Counted before the running queries end, which can take seconds.
         let finished = done.load(Ordering::Relaxed) - before;
         let elapsed = started.elapsed();
         while let Some(heavy) = heavies.join_next().await {

@@ -3,8 +3,9 @@
 
     python3 benches/fairness_duckdb.py
 
-Needs `pip install duckdb` (compare.py keeps it in `tpch-data/peers`). Prints a row for the same table; run it
-right before or after `cargo bench --bench fairness`, since only ratios within one run count.
+Needs `pip install duckdb` (compare.py installs it in `tpch-data/peers`). Prints a row for the same
+table. Run it right before or after `cargo bench --bench fairness`: only ratios within one run are
+comparable.
 """
 
 import threading
@@ -25,7 +26,7 @@ HEAVY = [
 def connect():
     database = duckdb.connect()
     database.execute(f"SET threads = {THREADS}")
-    # The same multiplicative mix as in fairness.rs: in no order, without repetition.
+    # The same multiplicative mix as in fairness.rs: unordered, without duplicates.
     mix = "((range::HUGEINT * 11400714819323198485 % 18446744073709551616) // 4)::BIGINT"
     for table, rows in [("small", 100_000), ("large", 1_000_000)]:
         database.execute(
@@ -36,7 +37,7 @@ def connect():
 
 
 def phase(database, short, heavy):
-    """Latencies of the short query in order, and heavy queries a second."""
+    """Returns the sorted latencies of the short query, and the heavy queries per second."""
     stop, done, lock = threading.Event(), [0], threading.Lock()
 
     def loop(sql):

@@ -1,5 +1,6 @@
-//! Operators under adversity, beside DataFusion's: the same SQL over the same tables in memory, two
-//! threads each. A name says what makes it hard. Planning is part of each figure, about a millisecond.
+//! Operators on adversarial inputs, compared with DataFusion's: the same SQL over the same tables
+//! in memory, on two threads. Each name says what makes the input hard. Each figure includes
+//! planning, about 1 ms.
 
 use std::sync::Arc;
 
@@ -11,14 +12,14 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use datafusion::{datasource::MemTable, prelude::*};
 use gatework::{Executor, session_with};
 
-#[allow(dead_code, reason = "of what benches share, only the allocator is needed here")]
+#[allow(dead_code, reason = "this bench uses only the allocator of the shared support")]
 mod support;
 
 const THREADS: usize = 2;
 const ROWS: usize = 1_000_000;
 const BATCH_ROWS: usize = 8192;
 
-/// The adversity, and the query.
+/// Name of the adversarial input, and the query.
 const QUERIES: &[(&str, &str)] = &[
     ("filter/no row passes", "SELECT count(*) FROM t WHERE random < 0"),
     ("filter/every second row passes", "SELECT sum(id) FROM t WHERE random % 2 = 0"),
@@ -116,7 +117,7 @@ fn operators(criterion: &mut Criterion) {
     let run = |session: &SessionContext, sql: &str| {
         let session = session.clone();
         let sql = sql.to_owned();
-        // On a worker of the runtime, where its own tasks are cheapest to wake.
+        // On a worker of the runtime, where waking the runtime's own tasks is cheapest.
         let query = runtime.spawn(async move { session.sql(&sql).await?.collect().await });
         runtime.block_on(query).expect("no panic").expect("a result")
     };
@@ -128,7 +129,7 @@ fn operators(criterion: &mut Criterion) {
         }
         group.finish();
     }
-    // What it takes to get started.
+    // The fixed cost of a query.
     for (name, sql) in
         [("start/no table", "SELECT 1"), ("start/ten rows", "SELECT sum(n) FROM ten")]
     {

@@ -1,7 +1,8 @@
-//! The scheduler under adversity, beside tokio and rayon where they have the same thing.
+//! The scheduler under adversarial loads, compared with tokio and rayon where they have an
+//! equivalent.
 //!
-//! `empty-tasks`: many tasks that do nothing, each with its whole life cycle. `ping-pong`: two tasks
-//! that wake each other through gates, so nothing but the wake-up counts.
+//! `empty-tasks`: tasks that do nothing, each spawned, run and dropped. `ping-pong`: two tasks that
+//! wake each other through gates, so only the wake-up counts.
 
 use std::{any::Any, hint::black_box, sync::Arc};
 
@@ -13,7 +14,7 @@ use gatework::{
 };
 use support::Countdown;
 
-#[allow(dead_code, reason = "of what benches share, only some is needed here")]
+#[allow(dead_code, reason = "this bench uses only a part of the shared support")]
 mod support;
 
 const THREADS: usize = 2;
@@ -43,7 +44,7 @@ fn empty_tasks(criterion: &mut Criterion) {
                 let task = Box::new(Empty(countdown.clone()));
                 executor.spawn(&tasks, task).expect("a running executor").wake();
             }
-            done.recv().expect("the last task tells");
+            done.recv().expect("the last task notifies");
         });
     });
     let tokio = tokio::runtime::Builder::new_multi_thread()
@@ -75,7 +76,7 @@ fn empty_tasks(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Waits at its gate, opens the other's, and so on.
+/// Waits for its own gate and then sets the other's ready, repeatedly.
 struct Player {
     mine: Gate,
     other: Gate,
@@ -116,7 +117,7 @@ fn ping_pong(criterion: &mut Criterion) {
                     let player = Player { mine, other, remaining: ROUNDS, countdown };
                     executor.spawn(&tasks, Box::new(player)).expect("running").wake();
                 }
-                done.recv().expect("the last task tells");
+                done.recv().expect("the last task notifies");
             });
         });
         let tokio = tokio::runtime::Builder::new_multi_thread()
@@ -128,7 +129,8 @@ fn ping_pong(criterion: &mut Criterion) {
                 let ping = Arc::new(tokio::sync::Notify::new());
                 let pong = Arc::new(tokio::sync::Notify::new());
                 ping.notify_one();
-                let play = |mine: Arc<tokio::sync::Notify>, other: Arc<tokio::sync::Notify>| async move {
+                let play = |mine: Arc<tokio::sync::Notify>,
+                            other: Arc<tokio::sync::Notify>| async move {
                     for _ in 0..ROUNDS {
                         mine.notified().await;
                         other.notify_one();

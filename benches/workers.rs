@@ -1,11 +1,12 @@
-//! TPC-H on two worker processes of one thread each and a coordinator: gatework's workers, and in turn, in the same
-//! run, datafusion-distributed's own. Both read the same files, plan for as many workers and partitions, and send rows by
-//! the same protocol.
+//! TPC-H on two worker processes of one thread each and a coordinator. gatework's workers and
+//! datafusion-distributed's own alternate in the same run. Both read the same files, plan for the
+//! same number of workers and partitions, and send rows by the same protocol.
 //!
-//! `cargo bench --bench workers --features cluster -- FOLDER [ROUNDS [QUERY …]]`, with a folder of the command line's data
-//! (`gatework tpch` makes `tpch-data/sf1`), prints the medians of each query. Without a folder it does nothing.
+//! `cargo bench --bench workers --features cluster -- FOLDER [ROUNDS [QUERY …]]` prints the median
+//! times of each query. FOLDER has the data of `gatework tpch`, such as `tpch-data/sf1`. Without
+//! FOLDER the bench does nothing.
 
-#![allow(clippy::print_stdout, reason = "the table is what it is for")]
+#![allow(clippy::print_stdout, reason = "the bench prints a table")]
 
 use std::{
     error::Error,
@@ -35,7 +36,7 @@ use tokio::{
 };
 use tonic::transport::{Server, server::TcpIncoming};
 
-#[allow(dead_code, reason = "of what benches share, only the allocator is needed here")]
+#[allow(dead_code, reason = "this bench uses only the allocator of the shared support")]
 mod support;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -59,7 +60,7 @@ impl Kind {
     }
 }
 
-/// A worker: one thread for queries, and for ours one more that carries rows.
+/// Runs a worker: one thread for queries, and for gatework's one more that sends rows.
 fn work(kind: Kind) -> Outcome<()> {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
@@ -90,7 +91,7 @@ impl Process {
     fn start(kind: Kind) -> Outcome<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--worker", kind.name()])
-            // Free pages are kept for a second, as the program's workers do.
+            // Free pages are purged after one second, as in the command line's workers.
             .env("MIMALLOC_PURGE_DELAY", "1000")
             .stdout(Stdio::piped())
             .spawn()?;
@@ -122,7 +123,7 @@ fn session(kind: Kind, workers: &[Process], executor: &Executor) -> Outcome<Sess
     })
 }
 
-/// How long a query takes, and whether workers had a part of it.
+/// Returns the time of a query, and whether workers ran a part of it.
 async fn run(session: &SessionContext, sql: &str) -> Outcome<(Duration, bool)> {
     let begun = Instant::now();
     let mut distributed = false;
@@ -152,7 +153,7 @@ async fn measure(folder: &Path, rounds: usize, queries: &[usize]) -> Outcome<()>
         let session = SessionContext::new_with_state(session(kind, &workers, &executor)?);
         for table in TABLES {
             let path = folder.join(format!("{table}.parquet"));
-            let path = path.to_str().ok_or("a folder whose name is no text")?;
+            let path = path.to_str().ok_or("the name of the folder is not UTF-8")?;
             session.register_parquet(table, path, ParquetReadOptions::default()).await?;
         }
         sessions.push(session);
@@ -181,7 +182,7 @@ async fn measure(folder: &Path, rounds: usize, queries: &[usize]) -> Outcome<()>
 }
 
 fn main() -> Outcome<()> {
-    // Cargo says that it is a bench.
+    // Cargo passes `--bench`.
     let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let arguments: Vec<_> = arguments.collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {

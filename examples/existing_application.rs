@@ -1,7 +1,6 @@
-//! gatework under an application that already uses DataFusion.
+//! gatework in an application that already uses DataFusion.
 //!
-//! The application below registers a table, has a function of its own, and uses SQL and DataFrames.
-//! The only change is the line that says so.
+//! The application registers a table and uses SQL and DataFrames. Only the marked line is new.
 
 use std::sync::Arc;
 
@@ -40,7 +39,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let executor = Executor::builder().threads(2).build()?;
     let state = SessionStateBuilder::new()
         .with_default_features()
-        .with_gatework(&executor) // the line
+        .with_gatework(&executor) // the only new line
         .build();
     let context = SessionContext::new_with_state(state);
     context.register_batch("orders", orders()?)?;
@@ -58,7 +57,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .aggregate(vec![], vec![sum(col("price")).alias("total")])?;
     print_batches(&rome.clone().collect().await?)?;
 
-    // What runs where: every node of ours is marked, and nothing else is needed here.
+    // Every node of the plan runs on gatework: there are no fallbacks.
     let plan = rome.create_physical_plan().await?;
     assert!(gatework::fallbacks(&plan).is_empty());
     Ok(())

@@ -1,4 +1,4 @@
-//! One's own operator, its shared state and its unit test: a breaker, N:1, that adds up a column.
+//! A user-defined breaker (N:1) that sums a column: operators, shared state and unit test.
 //! `cargo run --release --example own_operator`; `cargo test --release --example own_operator`
 
 use arrow::{array::AsArray, compute::sum, datatypes::Int64Type};
@@ -7,7 +7,7 @@ use gatework::runtime::{Error, Result, pipeline::*};
 use gatework::shared_state::{ManyToOne, Wakeups, sync::Mutex};
 use std::{mem::replace, sync::Arc};
 
-/// The shared state: gates, the total (none once a sink left unfinished), how many sinks are left.
+/// The shared state: gates, the total (`None` after an aborted sink), the number of open sinks.
 #[derive(Debug)]
 struct Total(ManyToOne, Mutex<(Option<i64>, usize)>);
 
@@ -23,7 +23,7 @@ impl Total {
     }
 }
 
-/// One task's right to add to the total, and its own sum. Dropped unfinished, it aborts the total.
+/// One task's producer token and its sum. Aborts the total if it is dropped unfinished.
 #[derive(Debug)]
 struct Adder(Option<Arc<Total>>, i64);
 
@@ -46,7 +46,7 @@ impl Drop for Adder {
     }
 }
 
-/// The right to read the total, and whether it has been read.
+/// The consumer token of the total, and whether the total was read.
 #[derive(Debug)]
 struct Reader(Arc<Total>, bool);
 
@@ -61,7 +61,7 @@ impl LocalSource for Reader {
     }
 }
 
-/// What all tasks of a pipeline share of either: the local states that they come for.
+/// The sink or source of a pipeline; it hands each task its local state.
 #[derive(Debug)]
 struct SumOperator<T>(PerTask<T>);
 

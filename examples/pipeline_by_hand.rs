@@ -1,9 +1,9 @@
-//! An aggregation without SQL: two pipelines, built by hand, that meet in a shared state.
+//! An aggregation without SQL: two pipelines, built by hand, that share the state of a breaker.
 //!
 //! ```text
-//! memory scan → filter (n even) → aggregate sink      2 tasks, each into a table of its own
-//!                                       ║               gate: open when both have finished
-//!                             aggregate source → result 2 tasks, which merge partition by partition
+//! memory scan → filter (n even) → aggregate sink      2 tasks, each with its own hash table
+//!                                       ║             gate: ready when both have finished
+//!                             aggregate source → result 2 tasks, merging by aggregate partition
 //! ```
 //!
 //! `cargo run --release --example pipeline_by_hand`

@@ -1,6 +1,7 @@
-//! gatework: an embeddable query executor over Apache Arrow that blocks and wakes tasks by gates.
+//! gatework: an embeddable query executor over Apache Arrow in which gates block and wake tasks.
 //!
-//! A DataFusion application gets it in one line and keeps its SQL, DataFrames, tables and functions:
+//! A DataFusion application adds it in one line and keeps its SQL, DataFrames, tables and
+//! functions:
 //!
 //! ```
 //! use datafusion::{execution::session_state::SessionStateBuilder, prelude::*};
@@ -18,9 +19,9 @@
 //! # }
 //! ```
 //!
-//! Who has no session yet takes [`session`]. Who writes pipelines by hand finds the contracts in
-//! [`runtime`], the operators and their test harness in [`operators`], and the shared states in
-//! [`shared_state`].
+//! [`session`] creates a new session. For pipelines built by hand, [`runtime`] has the operator
+//! traits, [`operators`] has the operators and their test harness, and [`shared_state`] has the
+//! shared states.
 
 #![forbid(unsafe_code)]
 
@@ -35,7 +36,7 @@ pub use gatework_sql::{
 };
 pub use gatework_stages as stages;
 
-/// What most applications need in scope.
+/// The names that most applications need in scope.
 pub mod prelude {
     pub use crate::{Executor, SessionStateBuilderExt, session, session_with};
 }

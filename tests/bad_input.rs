@@ -1,5 +1,5 @@
-//! Bad input is answered with an error that helps, or with the right rows; nothing hangs, and the same
-//! sessions answer the next statement.
+//! Bad input gives a helpful error or the right rows; nothing hangs, and the same sessions run the
+//! next statement.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -14,7 +14,7 @@ use gatework::Executor;
 const ROWS: &str = "SELECT value AS id, value % 10 AS k, concat('text ', value) AS t,
     CAST(NULL AS BIGINT) AS none FROM generate_series(1, 5000)";
 
-/// Every statement of `body` may fail as it likes; afterwards all sessions must be as good as new.
+/// Statements of `body` may fail in any way; afterwards all sessions must work as before.
 fn with_table(body: impl FnOnce(&Sessions) + Send + 'static) {
     guarded(|watch| {
         let sessions = Sessions::new(watch);
@@ -36,7 +36,8 @@ fn parquet(sessions: &Sessions, name: &str) -> PathBuf {
 
 fn external(name: &str, file: &str) -> String {
     format!(
-        "CREATE EXTERNAL TABLE {name} (id BIGINT, k BIGINT, t VARCHAR, none BIGINT) STORED AS PARQUET
+        "CREATE EXTERNAL TABLE {name} (id BIGINT, k BIGINT, t VARCHAR, none BIGINT) STORED AS \
+         PARQUET
             LOCATION '{{shared}}/{file}'"
     )
 }
@@ -93,7 +94,7 @@ fn values_that_cannot_be_computed() {
             * 9223372036854775807 * 9223372036854775807 FROM t",
             &overflow,
         );
-        // As DataFusion computes them: integers wrap, floats go to infinity, NULLs stay NULL.
+        // Results as in DataFusion: integers wrap, floats become infinite, NULLs stay NULL.
         sessions.equal(&[
             "SELECT id * 9223372036854775807 + id FROM t WHERE id < 9",
             "SELECT id / CAST(0 AS DOUBLE), -id / CAST(0 AS DOUBLE) FROM t WHERE id < 9",
@@ -115,7 +116,8 @@ fn files_that_are_not_there() {
         sessions.everywhere(&external("vanishing", "vanishing.parquet"));
         sessions.equal(&["SELECT count(*) FROM vanishing WHERE k = 3"]);
         fs::remove_file(sessions.shared().join("vanishing.parquet")).unwrap();
-        // Whether that is seen as no file or as no rows is the listing's business; it must be the same.
+        // Whether an empty folder has no files or no rows depends on the listing; it must be the
+        // same.
         sessions.everywhere(&external("nobody", "empty/"));
         sessions.equal(&[
             "SELECT * FROM nobody",
@@ -141,7 +143,7 @@ fn a_file_that_vanishes_between_planning_and_running() {
                 datafusion::physical_plan::collect(plan, task).await
             });
             match outcome {
-                // The footer may be cached, and then the data is still missing.
+                // The footer may be cached, but the data is missing.
                 Ok(_) => sessions.fail(format!("{}: answers without its file", tested.name)),
                 Err(error) if error.to_string().contains("brief.parquet") => {}
                 Err(error) => sessions.fail(format!("{}: says '{error}'", tested.name)),
@@ -169,7 +171,7 @@ fn truncated_files() {
                 );
             }
         }
-        // The footer only: the magic at the end is gone, everything else is there.
+        // Removes the end of the magic only; everything else is intact.
         let path = parquet(sessions, "footless");
         let bytes = fs::metadata(&path).unwrap().len();
         OpenOptions::new().write(true).open(&path).unwrap().set_len(bytes - 2).unwrap();
@@ -181,8 +183,8 @@ fn truncated_files() {
 #[test]
 fn flipped_bytes() {
     with_table(|sessions| {
-        // The first page's header, and pages of other row groups, well before the footer. A page has no
-        // checksum: what decompresses nonetheless is read by everybody alike.
+        // Flips bytes of the first page's header, and of pages of other row groups before the
+        // footer. Pages have no checksum: if they can be decompressed, both engines read the same.
         let mut refused = 0;
         for (place, percent) in [0_usize, 1, 25, 50, 70].into_iter().enumerate() {
             let name = format!("flipped{place}");
@@ -230,7 +232,8 @@ fn text_files_that_do_not_fit() {
             let table = file.replace('.', "_");
             let options = if format == "CSV" { "OPTIONS ('format.has_header' 'true')" } else { "" };
             sessions.everywhere(&format!(
-                "CREATE EXTERNAL TABLE {table} (id BIGINT, k BIGINT) STORED AS {format} LOCATION '{{shared}}/{file}' {options}"
+                "CREATE EXTERNAL TABLE {table} (id BIGINT, k BIGINT) STORED AS {format} LOCATION \
+                 '{{shared}}/{file}' {options}"
             ));
             sessions.refused(
                 &format!("SELECT sum(id), sum(k) FROM {table}"),
@@ -241,7 +244,8 @@ fn text_files_that_do_not_fit() {
         fs::write(sessions.shared().join("no_bytes.csv"), "").unwrap();
         for name in ["no_rows", "no_bytes"] {
             sessions.everywhere(&format!(
-                "CREATE EXTERNAL TABLE {name} (id BIGINT, k BIGINT) STORED AS CSV LOCATION '{{shared}}/{name}.csv'
+                "CREATE EXTERNAL TABLE {name} (id BIGINT, k BIGINT) STORED AS CSV LOCATION \
+                 '{{shared}}/{name}.csv'
                     OPTIONS ('format.has_header' 'true')"
             ));
             sessions.equal_beside(&[], &format!("SELECT * FROM {name}"));
@@ -255,7 +259,8 @@ fn empty_tables_and_columns_of_nulls() {
     with_table(|sessions| {
         parquet(sessions, "full");
         sessions.on_reference(
-            "COPY (SELECT id, k, t, none FROM t WHERE false) TO '{shared}/bare.parquet' STORED AS PARQUET",
+            "COPY (SELECT id, k, t, none FROM t WHERE false) TO '{shared}/bare.parquet' STORED AS \
+             PARQUET",
         );
         sessions.everywhere(&external("full", "full.parquet"));
         sessions.everywhere(&external("bare", "bare.parquet"));

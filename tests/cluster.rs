@@ -1,4 +1,4 @@
-//! Queries on workers of this process, which are reached as those of other machines are.
+//! Queries on workers of this process, which are reached like workers on other machines.
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
@@ -21,7 +21,8 @@ use crate::support::{
     Expected, QUERIES, Storage, Tpch, executor, guarded, plan, reference_session,
 };
 
-/// So many workers, and a session on them with the tables, for which every file is worth being read by all.
+/// Starts `count` workers, and a session on them with the tables, each of whose files all workers
+/// share.
 async fn started(count: usize) -> (Arc<Tpch>, InProcessCluster, SessionContext) {
     let workers = (0..count).map(|_| executor(1)).collect();
     let cluster = InProcessCluster::start(workers, Arc::new(RuntimeEnv::default())).unwrap();
@@ -41,7 +42,7 @@ async fn started(count: usize) -> (Arc<Tpch>, InProcessCluster, SessionContext) 
     (data, cluster, session)
 }
 
-/// TPC-H on fifty workers: the results are right, all have work, and all of it runs on ours.
+/// TPC-H on fifty workers: right results, work for all workers, and no fallbacks.
 #[test]
 fn tpch_on_fifty_workers() {
     guarded(|case| async move {
@@ -69,15 +70,18 @@ fn tpch_on_fifty_workers() {
     });
 }
 
-/// What DataFusion's serialised plans do not carry is not sent: a window's filter, and that NULLs are ignored.
+/// Windows with a filter or ignored NULLs, which DataFusion's serialized plans cannot carry, stay
+/// in this process.
 #[test]
 fn what_would_get_lost_stays_here() {
     guarded(|case| async move {
         let (data, _cluster, session) = started(3).await;
         let reference = reference_session();
         data.register(&reference, Storage::Memory).await;
-        let per_supplier = "FROM (SELECT l_orderkey, l_linenumber, l_suppkey, sum(l_quantity) AS q FROM lineitem \
-                            GROUP BY 1, 2, 3) WINDOW w AS (PARTITION BY l_suppkey ORDER BY l_orderkey, l_linenumber)";
+        let per_supplier = "FROM (SELECT l_orderkey, l_linenumber, l_suppkey, sum(l_quantity) AS \
+                            q FROM lineitem \
+                            GROUP BY 1, 2, 3) WINDOW w AS (PARTITION BY l_suppkey ORDER BY \
+                            l_orderkey, l_linenumber)";
         for (function, stays) in [
             ("sum(q) FILTER (WHERE l_linenumber > 3) OVER w", true),
             ("lag(CASE WHEN l_linenumber > 2 THEN q END, 2) IGNORE NULLS OVER w", true),
@@ -89,13 +93,13 @@ fn what_would_get_lost_stays_here() {
             let planned = plan(&case, &session, &sql).await.unwrap();
             assert_eq!(is_distributed(&planned.plan), !stays, "{function}");
             let why = local_execution_reason(&planned.plan, session.state().config());
-            assert_eq!(why.is_some_and(|why| why.contains("get lost")), stays, "{function}");
+            assert_eq!(why.is_some_and(|why| why.contains("cannot carry")), stays, "{function}");
             expected.check(function, &planned.collect().await.unwrap());
         }
     });
 }
 
-/// Every worker ran tasks, sent rows and received some: the profile says so, operator by operator and task by task.
+/// Every worker ran tasks, sent and received rows: the profile shows it per operator and task.
 #[test]
 fn a_profile_of_all_workers() {
     guarded(|case| async move {
@@ -131,7 +135,7 @@ fn a_profile_of_all_workers() {
     });
 }
 
-/// Parts whose counters nobody asks for answer before they have run; they run nevertheless.
+/// Tasks without metrics collection answer before they have run, and run nevertheless.
 #[test]
 fn parts_without_counters() {
     guarded(|case| async move {
@@ -149,7 +153,7 @@ fn parts_without_counters() {
     });
 }
 
-/// A list of workers is one for all that have it, and may change between queries.
+/// Copies of a worker list share it, and it may change between queries.
 #[test]
 fn workers_come_and_go() {
     guarded(|case| async move {
@@ -170,24 +174,26 @@ fn workers_come_and_go() {
             let (used, listed) = (used.collect::<BTreeSet<_>>(), urls.into_iter().collect());
             assert_eq!(used, listed);
         }
-        // One is no better than none.
+        // A single worker is not used.
         cluster.workers().set(["http://worker-0"]).unwrap();
         let planned = plan(&case, &session, sql).await.unwrap();
         assert!(!is_distributed(&planned.plan));
         let why = local_execution_reason(&planned.plan, session.state().config()).unwrap();
-        assert!(why.contains("there is one worker"), "{why}");
+        assert!(why.contains("there is only one worker"), "{why}");
         expected.check("sum", &planned.collect().await.unwrap());
     });
 }
 
-/// Limits below joins and aggregates: all workers see the same rows, and as many as were asked for.
+/// Limits below joins and aggregates: all workers see the same rows, and the requested number of
+/// them.
 #[test]
 fn limits_are_of_all_workers_together() {
     guarded(|case| async move {
         let (_data, _cluster, session) = started(3).await;
         let limited = "(SELECT l_orderkey AS k, l_linenumber AS n FROM lineitem LIMIT 20000)";
-        let filtered = "(SELECT l_orderkey AS k, l_linenumber AS n FROM lineitem WHERE l_linenumber < 5 LIMIT 20000)";
-        // A row of lineitem has one of its key and number.
+        let filtered = "(SELECT l_orderkey AS k, l_linenumber AS n FROM lineitem WHERE \
+                        l_linenumber < 5 LIMIT 20000)";
+        // Key and number identify a row of lineitem.
         let join = "JOIN lineitem b ON x.k = b.l_orderkey AND x.n = b.l_linenumber";
         let plain = |rows: &str| rows.replace(" AS k", "").replace(" AS n", "");
         for rows in [limited, filtered] {
@@ -198,7 +204,8 @@ fn limits_are_of_all_workers_together() {
                     plain(rows)
                 ),
                 format!(
-                    "SELECT count(*) FROM lineitem b LEFT SEMI JOIN {rows} x ON x.k = b.l_orderkey AND x.n = b.l_linenumber"
+                    "SELECT count(*) FROM lineitem b LEFT SEMI JOIN {rows} x ON x.k = \
+                     b.l_orderkey AND x.n = b.l_linenumber"
                 ),
                 format!("SELECT count(*) FROM {rows} x LEFT {join}"),
                 format!("SELECT count(*) FROM {rows} x"),
@@ -213,7 +220,7 @@ fn limits_are_of_all_workers_together() {
                 let count = array_value_to_string(batches[0].column(0), 0).unwrap();
                 let text = plan_text(&planned.plan);
                 assert_eq!(count, "20000", "{sql}\n{text}");
-                // Else each worker would take its own rows of what is sent to all.
+                // Otherwise each worker would take other rows of the broadcast side.
                 assert!(!sql.contains("USING") || text.contains("GlobalLimitExec"), "{text}");
             }
         }

@@ -1,7 +1,7 @@
 //! Joins of tables whose columns have the same names.
 //!
-//! Rules of DataFusion's that bring filters down look columns up by their names, and take the first of that
-//! name: a filter must be asked of the column that is meant, or of none.
+//! DataFusion's pushdown rules look columns up by name and take the first match. A filter must
+//! apply to the intended column, or to none.
 
 use crate::support::shapes::in_all_shapes;
 
@@ -12,7 +12,8 @@ fn runtime_filters_through_joins() {
             "CREATE TABLE t0 AS SELECT arrow_cast(column1, 'Int64') AS id,
                 arrow_cast(column2, 'Utf8View') AS c1 FROM (VALUES (0, 'x'))",
             "CREATE TABLE t1 AS SELECT arrow_cast(column1, 'Int64') AS id,
-                arrow_cast(column2, 'Dictionary(Int32, Utf8)') AS c1 FROM (VALUES (6, 'x'), (9, 'b'))",
+                arrow_cast(column2, 'Dictionary(Int32, Utf8)') AS c1 FROM (VALUES (6, 'x'), (9, \
+                'b'))",
             "COPY t0 TO '{dir}/f0.parquet'",
             "COPY t1 TO '{dir}/f1.parquet'",
             "CREATE EXTERNAL TABLE f0 STORED AS PARQUET LOCATION '{dir}/f0.parquet'",

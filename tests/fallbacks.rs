@@ -1,8 +1,8 @@
-//! Our operators run the queries, and whatever they do not run is named.
+//! Native operators run the queries, and all fallbacks are named.
 //!
-//! A physical rule before ours puts a trap around every node of DataFusion's plan: to our rule it
-//! looks like the node (`downcast_delegate`), but it panics when it is executed. What runs through
-//! originals that the trap does not cover shows in their metrics, which must stay empty.
+//! A physical rule before gatework's wraps every node of DataFusion's plan in a trap. gatework's
+//! rule sees the node itself (`downcast_delegate`), but the trap panics when executed. Originals
+//! that run despite the traps show in their metrics, which must stay empty.
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
@@ -33,7 +33,7 @@ use datafusion::{
 use futures::StreamExt;
 use gatework::{SessionStateBuilderExt, sql::as_gatework_exec};
 
-/// How often a trapped node was executed.
+/// Number of executions of trapped nodes.
 type Executed = Arc<AtomicUsize>;
 
 /// A node that must not be executed.
@@ -126,11 +126,11 @@ impl PhysicalOptimizerRule for TrapRule {
     }
 }
 
-/// Every node is a shell around a trap, and no original has counted anything. Leaves of files are
-/// left out: there our scan drives the file source, which counts.
+/// Asserts that every node wraps a trap, and that no original has metrics. File leaves are skipped:
+/// the native scan drives the file source, which counts.
 fn assert_untouched(name: &str, node: &Arc<dyn ExecutionPlan>) {
     let exec = as_gatework_exec(node.as_ref());
-    let Some(exec) = exec else { panic!("{name}: {} is not covered", node.name()) };
+    let Some(exec) = exec else { panic!("{name}: {} is a fallback", node.name()) };
     let trapped = (exec.inner().as_ref() as &dyn Any).downcast_ref::<Trapped>();
     let inner = &trapped.unwrap_or_else(|| panic!("{name}: {} has no trap", node.name())).inner;
     if !inner.children().is_empty() {
@@ -153,7 +153,7 @@ fn run_trapped(storage: Storage, partitions: Option<usize>) {
             .with_physical_optimizer_rule(Arc::new(TrapRule(executed.clone())))
             .with_gatework(&executor);
         if partitions.is_some() {
-            // DataFusion's own planner, which plans for partitions.
+            // DataFusion's own planner plans for partitions.
             *builder.query_planner() = None;
         }
         let session = SessionContext::new_with_state(builder.build());
@@ -165,7 +165,7 @@ fn run_trapped(storage: Storage, partitions: Option<usize>) {
             case.begin(&name);
             let expected = Expected::of(&reference, sql).await.unwrap();
             let planned = plan(&case, &session, sql).await.unwrap();
-            // Each partition by itself: merging them would be the caller's node, not ours.
+            // Reads each partition by itself: a merge would be a node of the caller.
             let mut batches = Vec::new();
             for partition in 0..planned.partitions() {
                 batches.extend(planned.collect_partition(partition).await.unwrap());
@@ -194,7 +194,7 @@ fn no_original_runs_in_plans_made_for_four_partitions() {
     run_trapped(Storage::Parquet, Some(4));
 }
 
-/// A trap that catches nothing would let everything above pass.
+/// Checks that a trap works: otherwise the tests above would always pass.
 #[test]
 fn a_trap_catches_who_executes_an_original() {
     guarded(|case| async move {
@@ -212,7 +212,7 @@ fn a_trap_catches_who_executes_an_original() {
     });
 }
 
-/// A node that nobody knows: passes its input on.
+/// A node of unknown type that passes its input on.
 #[derive(Debug)]
 struct Unknown(Arc<dyn ExecutionPlan>);
 
@@ -295,7 +295,7 @@ impl PhysicalOptimizerRule for UnknownRule {
     }
 }
 
-/// The lines of the physical plan in EXPLAIN's answer.
+/// The lines of the physical plan in EXPLAIN's result.
 fn physical_plan(explained: &[RecordBatch]) -> Vec<String> {
     let mut lines = Vec::new();
     for batch in explained {
@@ -309,7 +309,8 @@ fn physical_plan(explained: &[RecordBatch]) -> Vec<String> {
     lines
 }
 
-/// The query returns what DataFusion returns, and `fallback` is named wherever it must be.
+/// Asserts that the query returns DataFusion's rows, and that `fallback` is named wherever it must
+/// be.
 async fn check_fallback(case: &Case, session: &SessionContext, sql: &str, fallback: &str) {
     case.begin(sql);
     let reference = Expected::of(&crate::support::reference_session(), sql).await.unwrap();

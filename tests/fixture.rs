@@ -1,4 +1,5 @@
-//! TPC-H, what its queries must return, and a pool and a folder in which nothing may be left.
+//! TPC-H, the expected results of its queries, and a pool and a folder that must be empty
+//! afterwards.
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
@@ -21,7 +22,7 @@ const SCALE: usize = 10;
 
 pub(crate) struct TpchFixture {
     pub(crate) data: Arc<Tpch>,
-    /// By query.
+    /// Expected results by query.
     pub(crate) expected: Vec<Expected>,
     pool: Arc<dyn MemoryPool>,
     folder: TempDir,
@@ -40,7 +41,7 @@ impl TpchFixture {
         Self { data, expected, pool, folder: TempDir::new().unwrap() }
     }
 
-    /// What its sessions run with.
+    /// The runtime environment of its sessions.
     pub(crate) fn runtime(&self) -> Arc<RuntimeEnv> {
         RuntimeEnvBuilder::new()
             .with_memory_pool(self.pool.clone())
@@ -49,7 +50,7 @@ impl TpchFixture {
             .unwrap()
     }
 
-    /// Nothing of a query is left on `executors`.
+    /// Asserts that nothing of a query is left on `executors`.
     pub(crate) fn assert_clean(&self, executors: &[Executor], name: &str) {
         executors.iter().for_each(settle);
         assert_eq!(self.pool.reserved(), 0, "{name}: reserved bytes");

@@ -1,9 +1,9 @@
-//! Joins of every type over every kind of sides, and the runtime filters between them: equal results
-//! with 1, 2 and 4 threads, and counters that show that scans waited and dropped rows.
+//! Joins of every type over sides of every kind, and the runtime filters between them: equal
+//! results with 1, 2 and 4 threads. Counters show that scans waited and dropped rows.
 //!
-//! Sides are Parquet files of several row groups, so that filters can prune; joins are built as
-//! logical plans, so that join type, NULL equality and residual filter are combined freely, and are
-//! not reordered, so that either side builds.
+//! Sides are Parquet files of several row groups, so that filters can prune. Joins are built as
+//! logical plans: join type, NULL equality and residual filter combine freely, and joins are not
+//! reordered, so either side can build.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -35,7 +35,7 @@ use tpchgen_arrow::{CustomerArrow, LineItemArrow, NationArrow, OrderArrow, Suppl
 
 const THREADS: [(usize, usize); 3] = [(1, 8192), (2, 64), (4, 256)];
 
-/// The sides: name, rows, key, value. Keys are skewed, doubled, NULL or not there at all.
+/// The sides: name, rows, key. Keys are skewed, duplicated, NULL or missing.
 const SIDES: [(&str, usize, &str); 5] = [
     (
         "skewed",
@@ -54,7 +54,8 @@ fn unordered_joins() -> SessionConfig {
     config
 }
 
-/// Writes the sides, with keys as `kind`, and registers them everywhere: columns k, j (a second key), v.
+/// Writes the sides, with keys of type `kind`, and registers them in all sessions: columns k, j (a
+/// second key), v.
 fn register_sides(sessions: &Sessions, kind: &str) {
     for (name, rows, key) in SIDES {
         let numbers = match rows {
@@ -62,11 +63,14 @@ fn register_sides(sessions: &Sessions, kind: &str) {
             rows => format!("generate_series(1, {rows})"),
         };
         sessions.on_reference(&format!(
-            "COPY (SELECT arrow_cast(CAST({key} AS BIGINT), '{kind}') AS k, value % 3 AS j, value AS v FROM {numbers})
-                TO '{{shared}}/{name}.parquet' STORED AS PARQUET OPTIONS ('format.max_row_group_size' '100')"
+            "COPY (SELECT arrow_cast(CAST({key} AS BIGINT), '{kind}') AS k, value % 3 AS j, value \
+             AS v FROM {numbers})
+                TO '{{shared}}/{name}.parquet' STORED AS PARQUET OPTIONS \
+                ('format.max_row_group_size' '100')"
         ));
         sessions.everywhere(&format!(
-            "CREATE EXTERNAL TABLE {name} (k {}, j BIGINT, v BIGINT) STORED AS PARQUET LOCATION '{{shared}}/{name}.parquet'",
+            "CREATE EXTERNAL TABLE {name} (k {}, j BIGINT, v BIGINT) STORED AS PARQUET LOCATION \
+             '{{shared}}/{name}.parquet'",
             match kind {
                 "Utf8" => "VARCHAR",
                 "Float64" => "DOUBLE",
@@ -113,7 +117,7 @@ fn check_type(kind: JoinType, keys: &'static str) {
         for (left, _, _) in SIDES {
             for (right, _, _) in SIDES {
                 for variant in 0..8 {
-                    // Two keys are asked of a part of the sides only.
+                    // Two keys are tested on some of the sides only.
                     let two_keys = variant & 4 != 0;
                     if two_keys && (left == "only_null" || right == "only_null") {
                         continue;
@@ -198,7 +202,7 @@ fn right_mark_joins() {
     check_type(JoinType::RightMark, "Int64");
 }
 
-/// The counters named `name` of a query, summed up over its operators.
+/// The sum of the counters named `name` over a query's operators.
 fn total(profile: &Profile, name: &str) -> u64 {
     profile.operators.iter().filter_map(|operator| operator.counters.get(name)).sum()
 }
@@ -206,7 +210,7 @@ fn total(profile: &Profile, name: &str) -> u64 {
 const WAITS: &str = "runtime_filter_waits";
 const DROPPED: &str = "runtime_filter_pruned_rows";
 
-/// Runs `sql` on every tested session; the counters of each.
+/// Runs `sql` on every tested session, and returns the profile of each.
 fn profiles(sessions: &Sessions, sql: &str) -> Vec<(String, Profile)> {
     let run_profiled = |context: &SessionContext| {
         sessions.block_on(async {
@@ -217,7 +221,7 @@ fn profiles(sessions: &Sessions, sql: &str) -> Vec<(String, Profile)> {
             while let Some(batch) = rows.next().await {
                 batch?;
             }
-            // The profile is there as long as the stream is.
+            // The profile exists as long as the stream.
             let shown = displayable(plan.as_ref()).indent(true).to_string();
             Ok((shown, gatework::profile(&plan).unwrap()))
         })
@@ -232,8 +236,8 @@ fn profiles(sessions: &Sessions, sql: &str) -> Vec<(String, Profile)> {
         .collect()
 }
 
-/// Joins one of whose scans can be made to wait for a filter of another join: equal results, whatever
-/// the types are, and over all of them scans that waited and rows that were dropped.
+/// Joins with a scan that can wait for a filter of another join. Results are equal for all types,
+/// and over all of them some scans wait and some rows are dropped.
 #[test]
 fn chains_of_joins_wait_for_filters() {
     guarded(|watch| {
@@ -250,12 +254,16 @@ fn chains_of_joins_wait_for_filters() {
                     ("only_null", "few", "skewed"),
                 ] {
                     let inner = format!(
-                        "SELECT b.k, b.v AS bv, c.v AS cv FROM {b} b {inner} {c} c ON b.k = c.k AND b.v < c.v + 900"
+                        "SELECT b.k, b.v AS bv, c.v AS cv FROM {b} b {inner} {c} c ON b.k = c.k \
+                         AND b.v < c.v + 900"
                     );
                     for sql in [
-                        format!("SELECT a.v, x.bv, x.cv FROM {a} a {outer} ({inner}) x ON a.k = x.k"),
                         format!(
-                            "SELECT a.v, x.n FROM {a} a {outer} (SELECT k, count(*) AS n FROM ({inner}) GROUP BY k) x
+                            "SELECT a.v, x.bv, x.cv FROM {a} a {outer} ({inner}) x ON a.k = x.k"
+                        ),
+                        format!(
+                            "SELECT a.v, x.n FROM {a} a {outer} (SELECT k, count(*) AS n FROM \
+                             ({inner}) GROUP BY k) x
                                 ON a.k = x.k"
                         ),
                     ] {
@@ -300,7 +308,8 @@ fn scans_wait_and_drop_rows(in_memory: bool) {
         for table in ["lineitem", "orders", "customer", "supplier", "nation"] {
             let name = if in_memory { format!("{table}_file") } else { table.to_owned() };
             sessions.everywhere(&format!(
-                "CREATE EXTERNAL TABLE {name} STORED AS PARQUET LOCATION '{{shared}}/{table}.parquet'"
+                "CREATE EXTERNAL TABLE {name} STORED AS PARQUET LOCATION \
+                 '{{shared}}/{table}.parquet'"
             ));
             if in_memory {
                 sessions.everywhere(&format!("CREATE TABLE {table} AS SELECT * FROM {name}"));
@@ -319,8 +328,8 @@ fn scans_wait_and_drop_rows(in_memory: bool) {
                 }
             }
         }
-        // Builds may be done before a scan that would wait for them begins: those over memory always, those
-        // over files now and then, as the threads are scheduled.
+        // Builds may finish before a scan that would wait for them starts: always over memory, and
+        // over files depending on the threads.
         if waits == 0 && !in_memory {
             sessions.fail("no scan waited for a filter".into());
         }
@@ -342,16 +351,23 @@ fn one_byte() -> Settings {
     Settings { result_buffer_bytes: 1, exchange_buffer_bytes: 1, ..Settings::default() }
 }
 
-const NUMBERS: &str = "SELECT value AS id, CASE WHEN value % 9 = 0 THEN NULL ELSE value % 13 END AS k FROM generate_series(1, 700)";
+const NUMBERS: &str = "SELECT value AS id, CASE WHEN value % 9 = 0 THEN NULL ELSE value % 13 END \
+                       AS k FROM generate_series(1, 700)";
 
-/// What a plan with waits in a circle looks like in SQL.
+/// Plans whose waits form a cycle, as SQL.
 const CIRCLES: [&str; 6] = [
-    "WITH x AS (SELECT k, count(*) AS n FROM t GROUP BY k) SELECT a.k, a.n, b.n FROM x a JOIN x b ON a.n = b.n",
-    "WITH x AS (SELECT id, k FROM t UNION ALL SELECT id + 700, k FROM t) SELECT count(*) FROM x a JOIN x b ON a.id = b.id",
-    "SELECT a.id, b.n FROM t a JOIN (SELECT k, count(*) AS n FROM t GROUP BY k) b ON a.k = b.k ORDER BY a.id",
-    "SELECT id, sum(id) OVER (PARTITION BY k ORDER BY id) AS s FROM (SELECT * FROM t UNION ALL SELECT id + 700, k FROM t) ORDER BY id",
-    "SELECT k, sum(s) FROM (SELECT k, id, sum(id) OVER (PARTITION BY k ORDER BY id) AS s FROM t) GROUP BY k ORDER BY k",
-    "SELECT * FROM (SELECT id FROM t UNION ALL SELECT k FROM t) u JOIN (SELECT id AS x FROM t UNION SELECT k FROM t) v ON u.id = v.x",
+    "WITH x AS (SELECT k, count(*) AS n FROM t GROUP BY k) SELECT a.k, a.n, b.n FROM x a JOIN x b \
+     ON a.n = b.n",
+    "WITH x AS (SELECT id, k FROM t UNION ALL SELECT id + 700, k FROM t) SELECT count(*) FROM x a \
+     JOIN x b ON a.id = b.id",
+    "SELECT a.id, b.n FROM t a JOIN (SELECT k, count(*) AS n FROM t GROUP BY k) b ON a.k = b.k \
+     ORDER BY a.id",
+    "SELECT id, sum(id) OVER (PARTITION BY k ORDER BY id) AS s FROM (SELECT * FROM t UNION ALL \
+     SELECT id + 700, k FROM t) ORDER BY id",
+    "SELECT k, sum(s) FROM (SELECT k, id, sum(id) OVER (PARTITION BY k ORDER BY id) AS s FROM t) \
+     GROUP BY k ORDER BY k",
+    "SELECT * FROM (SELECT id FROM t UNION ALL SELECT k FROM t) u JOIN (SELECT id AS x FROM t \
+     UNION SELECT k FROM t) v ON u.id = v.x",
 ];
 
 #[test]
@@ -365,7 +381,7 @@ fn circles_of_waits_end_with_budgets_of_one_byte() {
     });
 }
 
-/// DataFusion's own planner: plans with as many partitions as the session says.
+/// DataFusion's own planner: plans with the session's number of partitions.
 #[derive(Debug)]
 struct PlainPlanner;
 
@@ -386,19 +402,19 @@ impl QueryPlanner for PlainPlanner {
     }
 }
 
-/// In which order the partitions of a result are read.
+/// Order in which the partitions of a result are read.
 #[derive(Debug, Clone, Copy)]
 enum Reading {
-    /// Each is asked for when the one before it has ended.
+    /// Each partition is polled when the one before it has ended.
     OneAfterAnother,
-    /// All are asked for, then read from the last to the first.
+    /// All are polled, then read from the last to the first.
     Backwards,
-    /// Of all but the last nothing is read.
+    /// Only the last partition is read.
     OnlyTheLast,
 }
 
 /// Plans made for four partitions (exchanges, merges that keep an order, partial and final
-/// aggregates) under our shells, their partitions read in every order.
+/// aggregates) under native operators, with their partitions read in every order.
 #[test]
 fn plans_of_several_partitions_end_with_budgets_of_one_byte() {
     guarded(|watch| {
@@ -445,7 +461,8 @@ fn plans_of_several_partitions_end_with_budgets_of_one_byte() {
     });
 }
 
-/// The partitions of `sql`, without the merge that DataFusion's `collect` would put above them.
+/// Reads the partitions of `sql`, without the merge that DataFusion's `collect` would add above
+/// them.
 async fn read(
     context: &SessionContext,
     sql: &str,

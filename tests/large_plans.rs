@@ -1,7 +1,8 @@
-//! Plans of many files, joins and branches: eight times as many take about eight times as many steps, not 64.
+//! Plans of many files, joins and branches: eight times as many take about eight times as many
+//! steps, not 64.
 //!
-//! Steps are runs of tasks, not seconds. Columns have none of their own; in planning, which is DataFusion's, time
-//! grows with the square of their number.
+//! Steps are runs of tasks, not seconds. Columns are not tested, because they have no steps of
+//! their own; DataFusion's planning time grows with the square of their number.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -10,7 +11,7 @@ use futures::TryStreamExt;
 
 use crate::support::{Case, executor, guarded, leaf::session, plan};
 
-/// Runs `sql`, and answers how often its tasks were on a worker.
+/// Runs `sql`, and returns how often its tasks ran on a worker.
 async fn steps(case: &Case, session: &SessionContext, sql: &str) -> u64 {
     let planned = plan(case, session, sql).await.unwrap();
     let mut stream = planned.stream().unwrap();
@@ -19,11 +20,12 @@ async fn steps(case: &Case, session: &SessionContext, sql: &str) -> u64 {
     profile.tasks.iter().map(|task| task.runs).sum()
 }
 
-/// More than linear, and less than the square, of eight times as many. How often a task waits is chance, and may be
-/// never where there are few.
+/// Maximum growth of the steps for eight times the size: more than linear, and less than quadratic.
+/// The number of waits depends on chance, and may be zero for small sizes.
 const MAX_GROWTH: u64 = 24;
 
-/// Fails if the steps of `sql` for `large` things are far more than eight times those for an eighth of them.
+/// Fails if the steps of `sql` for `large` things are far more than eight times those for an eighth
+/// of them.
 fn check(
     what: &'static str,
     large: usize,
@@ -101,7 +103,7 @@ fn files() {
             case.begin(sql.clone());
             counts.push(steps(&case, &session, &sql).await);
         }
-        // A file is opened, its footer read, and its row group: each may wait once.
+        // Opening a file, and reading its footer and its row group, may each wait once.
         assert!(counts[1] <= MAX_GROWTH * counts[0].max(2000), "{counts:?} steps");
     });
     drop(folder);

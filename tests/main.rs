@@ -1,4 +1,4 @@
-//! What crosses crates, in one binary: linking DataFusion into many takes longer than running them.
+//! Tests across crates, in one binary: linking DataFusion into many takes longer than running them.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,10 +1,10 @@
-//! What is said of DataFusion's options (`docs/options.md`) is said of each of them.
+//! `docs/options.md` describes every option of DataFusion, and no others.
 
 use std::collections::BTreeSet;
 
 use datafusion::config::ConfigOptions;
 
-/// The options of the document's tables; each may be there once.
+/// The options of the document's tables; each may occur once.
 fn documented() -> BTreeSet<String> {
     let text = include_str!("../docs/options.md");
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
@@ -12,7 +12,7 @@ fn documented() -> BTreeSet<String> {
     for (option, rest) in rows {
         let cells: Vec<_> = rest.split('|').map(str::trim).collect();
         assert!(cells.len() == 4 && cells[1..3].iter().all(|cell| !cell.is_empty()), "{option}");
-        assert!(all.insert(option.to_owned()), "{option} is there twice");
+        assert!(all.insert(option.to_owned()), "{option} is listed twice");
     }
     all
 }
@@ -24,6 +24,6 @@ fn every_option_is_documented() {
     let documented = documented();
     let missing: Vec<_> = known.difference(&documented).collect();
     let gone: Vec<_> = documented.difference(&known).collect();
-    assert!(missing.is_empty(), "docs/options.md says nothing of {missing:?}");
-    assert!(gone.is_empty(), "DataFusion has no {gone:?} any more");
+    assert!(missing.is_empty(), "docs/options.md does not describe {missing:?}");
+    assert!(gone.is_empty(), "DataFusion has no option {gone:?}: remove it from docs/options.md");
 }

@@ -1,7 +1,8 @@
-//! The order of results, where DataFusion leaves the sort out because the rows are in order already: with
-//! keys that are not in the result, over unions of constants, over tables of several files.
+//! Order of results where DataFusion omits the sort because the rows are ordered already: keys that
+//! are not in the result, unions of constants, tables of several files.
 //!
-//! Rows are compared one by one with the right ones; plain DataFusion is wrong in some of these cases.
+//! Rows are compared one by one with the right ones; plain DataFusion is wrong in some of these
+//! cases.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -38,7 +39,8 @@ fn keys_that_are_not_in_the_result() {
                 "11 23 36 21 43 66 31 63",
             ),
             (
-                "SELECT s FROM (SELECT grp, ts, sum(val) OVER (PARTITION BY grp ORDER BY ts) s FROM u)
+                "SELECT s FROM (SELECT grp, ts, sum(val) OVER (PARTITION BY grp ORDER BY ts) s \
+                 FROM u)
                     WHERE s % 2 = 0 ORDER BY grp, ts LIMIT 3",
                 "700 1100 1200",
             ),
@@ -60,7 +62,8 @@ fn keys_that_are_not_in_the_result() {
 fn files_that_are_declared_in_order() {
     in_all_shapes(
         &[
-            "COPY (SELECT value AS k, value*10 AS v FROM generate_series(1,50000)) TO '{dir}/o.parquet'
+            "COPY (SELECT value AS k, value*10 AS v FROM generate_series(1,50000)) TO \
+             '{dir}/o.parquet'
                 STORED AS PARQUET OPTIONS ('format.max_row_group_size' '1000')",
             "CREATE EXTERNAL TABLE o(k BIGINT, v BIGINT) STORED AS PARQUET WITH ORDER (k ASC)
                 LOCATION '{dir}/o.parquet'",
@@ -73,13 +76,15 @@ fn files_that_are_declared_in_order() {
     );
 }
 
-/// A file whose column has another type than the table's has bounds of NULL, which are no bounds.
+/// A file whose column has another type than the table's has NULL bounds, which are no bounds.
 #[test]
 fn files_of_other_types_in_the_wrong_sequence() {
     in_all_shapes(
         &[
-            "COPY (SELECT column1 FROM (VALUES (1), (2), (3))) TO '{dir}/t/2.parquet' STORED AS PARQUET",
-            "COPY (SELECT column1 FROM (VALUES (100), (200))) TO '{dir}/t/1.parquet' STORED AS PARQUET",
+            "COPY (SELECT column1 FROM (VALUES (1), (2), (3))) TO '{dir}/t/2.parquet' STORED AS \
+             PARQUET",
+            "COPY (SELECT column1 FROM (VALUES (100), (200))) TO '{dir}/t/1.parquet' STORED AS \
+             PARQUET",
             "CREATE EXTERNAL TABLE t(column1 INT) STORED AS PARQUET WITH ORDER (column1 ASC)
                 LOCATION '{dir}/t/'",
         ],
@@ -91,13 +96,15 @@ fn files_of_other_types_in_the_wrong_sequence() {
     );
 }
 
-/// NULLs have no place in a file's bounds.
+/// NULLs are not part of a file's bounds.
 #[test]
 fn files_in_order_with_nulls() {
     in_all_shapes(
         &[
-            "COPY (SELECT * FROM (VALUES (1), (2), (NULL)) AS t(k)) TO '{dir}/t/1.parquet' STORED AS PARQUET",
-            "COPY (SELECT * FROM (VALUES (3), (4)) AS t(k)) TO '{dir}/t/2.parquet' STORED AS PARQUET",
+            "COPY (SELECT * FROM (VALUES (1), (2), (NULL)) AS t(k)) TO '{dir}/t/1.parquet' STORED \
+             AS PARQUET",
+            "COPY (SELECT * FROM (VALUES (3), (4)) AS t(k)) TO '{dir}/t/2.parquet' STORED AS \
+             PARQUET",
             "CREATE EXTERNAL TABLE t(k BIGINT) STORED AS PARQUET WITH ORDER (k ASC NULLS LAST)
                 LOCATION '{dir}/t/'",
         ],
@@ -116,8 +123,10 @@ fn unions_of_constants() {
                 "0,4 1,4 2,4 0,3",
             ),
             (
-                "SELECT b, x, rank() OVER (PARTITION BY b ORDER BY x) AS r FROM (SELECT 2 AS b, x FROM t
-                    UNION ALL SELECT 0, x FROM t UNION ALL SELECT 1, x FROM t) ORDER BY x, b LIMIT 4",
+                "SELECT b, x, rank() OVER (PARTITION BY b ORDER BY x) AS r FROM (SELECT 2 AS b, x \
+                 FROM t
+                    UNION ALL SELECT 0, x FROM t UNION ALL SELECT 1, x FROM t) ORDER BY x, b \
+                    LIMIT 4",
                 "0,1,1 1,1,1 2,1,1 0,2,2",
             ),
             (
@@ -129,13 +138,12 @@ fn unions_of_constants() {
     );
 }
 
-/// A limit that was pushed below the merge is one for each partition.
+/// A limit that was pushed below the merge applies to each partition.
 #[test]
 fn limits_of_unions_of_constants() {
     in_all_shapes(
-        &[
-            "CREATE TABLE t(x INT) AS VALUES (1), (2), (3), (4), (5), (6), (7), (8), (9), (10), (11)",
-        ],
+        &["CREATE TABLE t(x INT) AS VALUES (1), (2), (3), (4), (5), (6), (7), (8), (9), (10), \
+             (11)"],
         &[
             (
                 "(SELECT 9 AS s FROM t UNION ALL SELECT 5 FROM t) EXCEPT ALL SELECT x FROM t
@@ -156,7 +164,8 @@ fn limits_of_unions_of_constants() {
     );
 }
 
-/// DataFusion tells an aggregate that its input is in order, which holds within the largest grouping set.
+/// DataFusion declares an aggregate's input as ordered, which holds within the largest grouping
+/// set.
 #[test]
 fn ordered_aggregates_of_grouping_sets() {
     in_all_shapes(
@@ -181,7 +190,7 @@ fn ordered_aggregates_of_grouping_sets() {
     );
 }
 
-/// A table in memory of several partitions, each of which is in order.
+/// A table in memory of several partitions, each of which is ordered.
 #[test]
 fn partitions_in_order() {
     guarded(|case| async move {
@@ -201,7 +210,7 @@ fn partitions_in_order() {
             let actual = session.sql(query).await.unwrap().collect().await.unwrap();
             assert_eq!(text(&actual), "2 3 4 5");
 
-            // Each of its partitions, as a caller of DataFusion's reads them.
+            // Each of its partitions, as a caller of DataFusion reads them.
             let key = PhysicalSortExpr::new(col("k", &schema).unwrap(), SortOptions::default());
             let order = LexOrdering::new([key]).unwrap();
             let source = MemorySourceConfig::try_new(&data, schema.clone(), None).unwrap();

@@ -1,10 +1,10 @@
 //! Queries run in parallel, and the counters show it.
 //!
-//! That two workers *can* work at the same time is asserted without looking at the clock: a
-//! user-defined function, called in the scan's own pipeline, lets a worker that is ahead wait for the
-//! other one. If the work could not be shared evenly, the one ahead would wait for ever; it gives up
-//! after a time that no healthy run comes near, and the test fails. What the counters say of runs
-//! that nobody holds depends on what else the machine does, so those have some attempts.
+//! Two workers *can* work at the same time; the assertion does not depend on the clock. A
+//! user-defined function in the scan's own pipeline makes a worker that is ahead wait for the other
+//! one. If the work could not be shared evenly, the worker ahead would never be released; it gives
+//! up after a generous timeout, and the test fails. Counters of undisturbed runs depend on the
+//! machine's load, so those tests have several attempts.
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
@@ -44,10 +44,10 @@ use tempfile::TempDir;
 
 const THREADS: usize = 2;
 const ATTEMPTS: usize = 5;
-/// For the other worker to catch up.
+/// Time for the other worker to catch up.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Rows that each worker has seen; who is ahead waits until the other has its share.
+/// Rows that each worker has seen; a worker that is ahead waits until the other has its share.
 #[derive(Default)]
 struct Lockstep {
     rows: Mutex<HashMap<ThreadId, usize>>,
@@ -55,7 +55,7 @@ struct Lockstep {
 }
 
 impl Lockstep {
-    /// Up to `share` rows, no worker gets ahead of the other by more than a batch.
+    /// Up to `share` rows, no worker gets more than one batch ahead of the other.
     fn step(&self, rows: usize, share: usize) -> Result<()> {
         let mut seen = self.rows.lock().unwrap();
         let own = {
@@ -64,7 +64,7 @@ impl Lockstep {
             (*own).min(share)
         };
         self.moved.notify_all();
-        // Behind by this batch, which the other may be holding back for.
+        // The other worker may be waiting for this one with its next batch.
         let is_ahead = |seen: &mut HashMap<ThreadId, usize>| {
             let level = seen.values().filter(|other| **other + rows >= own).count();
             level < THREADS
@@ -84,7 +84,7 @@ impl Lockstep {
         shares
     }
 
-    /// The function `lockstep`, true for every row.
+    /// Registers the function `lockstep`, which is true for every row.
     fn register(self: &Arc<Self>, session: &SessionContext, share: usize) {
         let lockstep = self.clone();
         let call = move |arguments: &[ColumnarValue]| {
@@ -105,7 +105,7 @@ impl Lockstep {
     }
 }
 
-/// Runs a query to its end; its rows and its profile.
+/// Runs a query to its end, and returns its rows and its profile.
 async fn run(case: &Case, session: &SessionContext, sql: &str) -> (Vec<RecordBatch>, Profile) {
     let planned = plan(case, session, sql).await.unwrap();
     let (mut stream, mut batches) = (planned.stream().unwrap(), Vec::new());
@@ -134,7 +134,7 @@ fn ran_in_parallel(tasks: &[&TaskProfile]) -> bool {
     with_rows.len() >= 2 && workers >= 2
 }
 
-/// Many row groups, more than half of all rows in reach of each worker.
+/// Many row groups; each worker can reach more than half of all rows.
 #[test]
 fn two_workers_scan_at_the_same_time() {
     guarded(|case| async move {
@@ -149,7 +149,7 @@ fn two_workers_scan_at_the_same_time() {
         let (_, profile) = run(&case, &session, sql).await;
         let shares = lockstep.shares();
         assert_eq!(shares.iter().sum::<usize>(), total, "{shares:?}");
-        // 45 of 100, less the row group at which the other one ran out of rows.
+        // 45 of 100, less the row group at which the other worker ran out of rows.
         assert!(shares[0] * 10 >= shares[1] * 7, "{shares:?}");
         let scan = &pipelines(&profile)[0];
         assert!(ran_in_parallel(scan), "{profile}");
@@ -157,7 +157,7 @@ fn two_workers_scan_at_the_same_time() {
     });
 }
 
-/// One file with all of lineitem, and many with one row each, all names before and behind it.
+/// One file with all of lineitem, and many with one row each, whose names sort before and after it.
 async fn skewed(session: &SessionContext, data: &Tpch) -> (TempDir, usize) {
     const TINY: usize = 30;
     let folder = TempDir::new().unwrap();
@@ -190,9 +190,9 @@ fn a_skewed_set_of_files_idles_nobody() {
         let (_, profile) = run(&case, &session, sql).await;
         let shares = lockstep.shares();
         assert_eq!(shares.iter().sum::<usize>(), total, "{shares:?}");
-        // Each worker had 45 of 100 rows, so 80 of 100 of what the other had, and nearly all of
-        // them are in one file.
-        // 45 of 100, less the row group at which the other one ran out of rows.
+        // Each worker had 45 of 100 rows, so at least 80 % of the other's rows, and nearly all of
+        // them are in one file. The row group at which the other worker ran out of rows is
+        // deducted.
         assert!(shares[0] * 10 >= shares[1] * 7, "{shares:?}");
         let scan = &pipelines(&profile)[0];
         assert!(ran_in_parallel(scan), "{profile}");
@@ -202,7 +202,7 @@ fn a_skewed_set_of_files_idles_nobody() {
     });
 }
 
-/// Nobody is held here: both tasks are on a worker nearly all the time until the files are read.
+/// Without lockstep, both tasks are on a worker nearly all the time until the files are read.
 #[test]
 fn the_slower_worker_is_busy_nearly_as_long() {
     guarded(|case| async move {
@@ -245,7 +245,7 @@ fn tpch_scans_are_parallel() {
                 assert!(scans.clone().count() > 0, "q{number} does not read lineitem: {profile}");
                 assert!(scans.clone().all(|tasks| tasks.len() >= 2), "{profile}");
                 serial = scans
-                    // What runtime filters leave of query 18 is a handful of rows of one order.
+                    // Runtime filters leave query 18 a handful of rows of one order.
                     .filter(|tasks| tasks.iter().map(|task| task.source_rows).sum::<u64>() > 1000)
                     .filter(|tasks| !ran_in_parallel(tasks))
                     .map(|tasks| format!("{tasks:#?}"))
@@ -260,7 +260,8 @@ fn tpch_scans_are_parallel() {
     });
 }
 
-/// Doris' scans with a very selective filter did not, and kept all others from their worker.
+/// Doris' scans with a very selective filter did not yield, and blocked all other tasks of their
+/// worker.
 #[test]
 fn scans_whose_rows_are_all_dropped_give_way() {
     guarded(|case| async move {
@@ -273,7 +274,7 @@ fn scans_whose_rows_are_all_dropped_give_way() {
             .with_gatework(&executor)
             .build();
         let session = SessionContext::new_with_state(state);
-        // Even keys: the odd one that is wanted lies within the bounds of every row group.
+        // Even keys: the odd key that is searched for lies within the bounds of every row group.
         let schema = Arc::new(Schema::new(vec![Field::new("k", DataType::Int64, false)]));
         let batch = |_| {
             let keys = Arc::new(Int64Array::from_iter_values((0..100).map(|key| 2 * key)));
@@ -294,7 +295,8 @@ fn scans_whose_rows_are_all_dropped_give_way() {
         session.register_table("memory", Arc::new(memory)).unwrap();
         for table in ["files", "memory"] {
             let sql = format!(
-                "SELECT count(*) AS n FROM (SELECT 2 * value + 1 AS k FROM generate_series(50, 50)) d
+                "SELECT count(*) AS n FROM (SELECT 2 * value + 1 AS k FROM generate_series(50, \
+                 50)) d
                 JOIN {table} f ON f.k = d.k"
             );
             case.begin(&sql);

@@ -1,5 +1,5 @@
-//! Parquet files in many layouts: whoever reads a column, and whichever rows of it, the results are
-//! those of plain DataFusion.
+//! Parquet files in many layouts: whichever columns and rows are read, the results are those of
+//! plain DataFusion.
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
@@ -91,7 +91,7 @@ fn in_every_layout() {
     });
 }
 
-/// Files of one table whose columns differ in order and type, and of which one has no `short`.
+/// Files of one table whose columns differ in order and type; one lacks `short`.
 #[test]
 fn files_that_differ() {
     with_sessions(|sessions| {
@@ -121,8 +121,8 @@ fn files_that_differ() {
     });
 }
 
-/// Row groups and pages are pruned by the statistics of the file's own columns: in another order, with
-/// one more before, with other types, and where the table is declared to have some of them only.
+/// The statistics of the file's own columns prune row groups and pages: in another order, with an
+/// extra first column, with other types, and if the table declares only some columns.
 #[test]
 fn statistics_of_columns_in_another_order() {
     with_sessions(|sessions| {
@@ -177,8 +177,8 @@ fn statistics_of_columns_in_another_order() {
     });
 }
 
-/// Statistics leave NaN out, and it is greater than all numbers, or less if its sign is negative.
-/// The expected rows are those of a table in memory, since DataFusion loses them, too.
+/// Statistics leave NaN out. NaN is greater than all numbers, or less if its sign is negative. The
+/// expected rows are those of a table in memory, since DataFusion loses them, too.
 #[test]
 fn floats_that_are_no_numbers() {
     with_sessions(|sessions| {
@@ -233,7 +233,8 @@ fn floats_that_are_no_numbers() {
     });
 }
 
-/// The first rows of a file in order are those, whoever reads them and whatever is joined with them.
+/// The first rows of an ordered file are the same, whichever operator reads them and whatever is
+/// joined with them.
 #[test]
 fn limits_of_ordered_files() {
     with_sessions(|sessions| {
@@ -262,7 +263,7 @@ fn limits_of_ordered_files() {
     });
 }
 
-/// Where nobody checks the predicate above the scan, the scan must.
+/// If no filter above the scan checks the predicate, the scan must.
 #[test]
 fn with_pushed_filters() {
     guarded(|watch| {

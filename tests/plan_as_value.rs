@@ -1,6 +1,6 @@
-//! A plan is a value: it may be executed again, twice at once, partition by partition in any order, and one
-//! execution knows nothing of another. What runs on gatework finds the surroundings that it has in
-//! DataFusion: the session's partitions, a current runtime, all streams of a node open at once.
+//! A plan is a value: it may be executed again, twice at once, and partition by partition in any
+//! order, and executions are independent. Code on gatework finds DataFusion's environment: the
+//! session's partitions, a current runtime, and all streams of a node open at once.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -42,7 +42,7 @@ async fn partitions(planned: &Planned, context: &Arc<TaskContext>) -> Vec<Record
     try_join_all(streams).await.unwrap().concat()
 }
 
-/// Partitions of two executions asked for in turn, the others in the opposite order.
+/// Polls the partitions of two executions alternately, those of the second in the opposite order.
 async fn interleaved(planned: &Planned, contexts: [Arc<TaskContext>; 2]) -> [Vec<RecordBatch>; 2] {
     let count = planned.partitions();
     let (mut one, mut other) = (Vec::new(), Vec::new());
@@ -80,7 +80,7 @@ fn a_plan_runs_again_and_twice_at_once() {
                 let [one, other] = interleaved(&planned, [context(), context()]).await;
                 expected.check("one of two at once", &one);
                 expected.check("the other of two at once", &other);
-                // In turn, with one context.
+                // One after the other, with one context.
                 let shared = context();
                 for time in ["first", "second"] {
                     let rows = partitions(&planned, &shared).await;
@@ -93,7 +93,8 @@ fn a_plan_runs_again_and_twice_at_once() {
     });
 }
 
-/// The build side has another key each time, so a runtime filter of the execution before would drop all.
+/// The build side has another key each time, so a runtime filter of an earlier execution would drop
+/// all rows.
 #[test]
 fn runtime_filters_and_subqueries_belong_to_an_execution() {
     static TIME: AtomicI64 = AtomicI64::new(0);
@@ -134,7 +135,7 @@ fn runtime_filters_and_subqueries_belong_to_an_execution() {
     });
 }
 
-/// As a shuffle, or a tee: no partition gives a row before all of them have been polled.
+/// Like a shuffle or a tee: no partition returns a row before all of them have been polled.
 #[test]
 fn streams_of_a_node_that_need_each_other() {
     guarded(|case| async move {
@@ -179,7 +180,7 @@ fn table_providers_see_the_sessions_partitions() {
     });
 }
 
-/// A function that asks for the current runtime, spawns on it, and waits.
+/// A function that uses the current runtime, spawns on it, and waits.
 #[test]
 fn functions_find_a_runtime() {
     guarded(|case| async move {

@@ -1,5 +1,5 @@
-//! Functions that wait for a service, nodes that block their threads, readers that stop: none waits
-//! for another longer than in plain DataFusion, and none makes a query hold more memory.
+//! Functions that wait for a service, nodes that block their threads, and slow readers. None waits
+//! longer for another than in plain DataFusion, and none makes a query reserve more memory.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -27,12 +27,12 @@ use crate::support::{
     leaf::{self, Leaf, number, numbers, register, schema, session, stream_of},
 };
 
-/// Calls of [`Together`] that have begun.
+/// Started calls of [`Together`].
 static CALLS: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
-/// The number of calls that are under way before one of them ends.
+/// Number of calls in progress before one of them ends.
 const AT_ONCE: usize = 4;
 
-/// A function of a service that answers when [`AT_ONCE`] calls have come.
+/// A service's function that answers once [`AT_ONCE`] calls are in progress.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Together(Signature);
 
@@ -50,7 +50,7 @@ impl ScalarUDFImpl for Together {
     }
 
     fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        datafusion::common::internal_err!("it is asynchronous")
+        datafusion::common::internal_err!("the function is asynchronous")
     }
 }
 
@@ -63,7 +63,7 @@ impl AsyncScalarUDFImpl for Together {
     }
 }
 
-/// The service would be waited for as long as there are batches if only one of them was under way.
+/// With one call in progress at a time, the query would wait for the service once per batch.
 #[test]
 fn async_functions_have_as_many_calls_under_way_as_there_are_partitions() {
     guarded(|case| async move {
@@ -104,10 +104,10 @@ fn nodes_that_block_threads_do_not_starve_each_other() {
     });
 }
 
-/// The most bytes that a result has in flight, read or not.
+/// Maximum bytes of a result in flight, read or not.
 const IN_FLIGHT: usize = 48 << 20;
 
-/// Waits until `query` takes no step any more while others do.
+/// Waits until `query` takes no more steps while other queries do.
 async fn wait_until_blocked(case: &Case, query: &Arc<dyn ExecutionPlan>, session: &SessionContext) {
     let (mut before, mut still) = (0, 0);
     while still < 3 {
@@ -140,7 +140,7 @@ async fn session_of_large_join(executor: &Executor) -> SessionContext {
 const LARGE_JOIN: &str = "SELECT a.k, concat(repeat('x', 190), a.k::varchar) AS s
     FROM t a JOIN (VALUES (0), (1), (2), (3), (4), (5), (6)) AS b(m) ON a.k % 7 = b.m";
 
-/// A client that looks at the first rows, and then at something else.
+/// A client that reads the first rows and then pauses.
 #[test]
 fn a_result_that_is_not_read_waits() {
     guarded(|case| async move {
@@ -159,7 +159,7 @@ fn a_result_that_is_not_read_waits() {
     });
 }
 
-/// The same for a caller that has a stream for each partition, as DataFusion's nodes do.
+/// The same for a caller with one stream per partition, as DataFusion's nodes have.
 #[test]
 fn partitions_that_are_not_read_wait() {
     guarded(|case| async move {
@@ -182,7 +182,7 @@ fn partitions_that_are_not_read_wait() {
     });
 }
 
-/// A session keeps lists of files, which its own statements and others make out of date.
+/// A session caches lists of files, which its own statements and other processes invalidate.
 #[test]
 fn files_that_were_written_between_two_queries_are_seen() {
     guarded(|case| async move {
@@ -202,7 +202,8 @@ fn files_that_were_written_between_two_queries_are_seen() {
         copy("300", "a.parquet").await;
         assert_eq!(number(&case, &session, sum).await, 320, "a file that was replaced");
 
-        // By another process: the first query of a session that reads fails, the next one sees it.
+        // After a write of another process, the first query of a reading session fails, and the
+        // next one sees the file.
         let reader = leaf::session(&executor, 2);
         reader.sql(&table).await.unwrap().collect().await.unwrap();
         assert_eq!(number(&case, &reader, sum).await, 320);
@@ -214,12 +215,12 @@ fn files_that_were_written_between_two_queries_are_seen() {
         refused().await;
         assert_eq!(number(&case, &reader, sum).await, 4020);
         std::fs::remove_file(folder.path().join("t/b.parquet")).unwrap();
-        assert!(reader.sql(sum).await.unwrap().collect().await.is_err(), "a file is gone");
+        assert!(reader.sql(sum).await.unwrap().collect().await.is_err(), "a file was removed");
         assert_eq!(number(&case, &reader, sum).await, 4000);
     });
 }
 
-/// Replaces `a.parquet` as another process would, whose session knows nothing of ours.
+/// Replaces `a.parquet` as another process would, in a separate session.
 async fn replaced_elsewhere(path: &str) {
     let rows = "SELECT k FROM (VALUES (4000), (0)) AS v(k)";
     let sql = format!("COPY ({rows}) TO '{path}/t/a.parquet' STORED AS PARQUET");

@@ -1,7 +1,7 @@
-//! Everything at once for a while: mixed queries of several tenants on several executors, with little memory,
-//! small disks, cancels, dropped streams, errors, panics, and threads that come and go. Every result that
-//! comes is right, every error is one that was to be expected, nothing is left of any query, and the process
-//! does not grow.
+//! Everything at once for a while: mixed queries of several tenants on several executors. Memory is
+//! short, disks are small; there are cancellations, dropped streams, errors, panics, and
+//! short-lived threads. Every result is right, every error is expected, nothing is left of any
+//! query, and the process does not grow.
 //!
 //! `cargo test --release --test queries -- --ignored soak::for_two_minutes`
 
@@ -87,7 +87,7 @@ impl Tenant {
         Self { executor, session, shared, fault_udf, folder, is_limited: limit.is_some() }
     }
 
-    /// Nothing is left of its last query, or soon will not be.
+    /// Asserts that nothing is left of the last query, or that leftovers vanish soon.
     async fn assert_clean(&self, what: &str) {
         let leftovers = || (self.shared.memory_pool.reserved(), files_below(self.folder.path()));
         for _ in 0..2000 {
@@ -96,7 +96,7 @@ impl Tenant {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("{what}: reserved bytes and files that are left: {:?}", leftovers());
+        panic!("{what}: reserved bytes and remaining files: {:?}", leftovers());
     }
 }
 
@@ -106,11 +106,11 @@ async fn register_all(data: &Tpch, session: &SessionContext, fault_udf: &Arc<Fau
     register_fault_udf(session, fault_udf);
 }
 
-/// A window partition that must be seen whole does not spill, and runs out of memory where that is short.
+/// A window partition that must be seen whole does not spill; it fails if memory is short.
 const TOO_LARGE: &str = "SELECT value AS v, sum(value) OVER (ORDER BY value
         ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS s FROM generate_series(1, 100000)";
 
-/// A query, what it returns, and how often it calls the fuse: never, or about this often.
+/// A query, its result, and the approximate number of calls of `fuse`; 0 for none.
 struct Query {
     sql: &'static str,
     expected: Expected,
@@ -167,7 +167,7 @@ async fn run_one(
         _ => Fault::None,
     };
     tenant.fault_udf.set(FaultKind::Error, 0);
-    // The view that one of the queries makes, and drops behind its result.
+    // One of the queries creates a view, and drops it after its result.
     let _view = tenant.session.deregister_table("revenue0").unwrap();
     let planned = plan(case, &tenant.session, query.sql).await.unwrap();
     if let Fault::Udf(kind) = fault {
@@ -175,7 +175,7 @@ async fn run_one(
     }
     let mut stream = match planned.stream() {
         Ok(stream) => stream,
-        // The groups here refuse nobody.
+        // The resource groups of this test refuse no query.
         Err(error) => panic!("{}: {error}", query.sql),
     };
     let handle = gatework::query(&planned.plan).unwrap();
@@ -303,19 +303,21 @@ fn soak(seed: u64, time: Duration) {
         let counts =
             [&tally.right, &tally.cancelled, &tally.blown, &tally.out_of_memory, &tally.disk_full];
         println!(
-            "seed {seed}: right, cancelled, blown, out of memory, disk full: {:?}; {} MiB spilled; {footprints:?}",
+            "seed {seed}: right, cancelled, blown, out of memory, disk full: {:?}; {} MiB \
+             spilled; {footprints:?}",
             counts.map(of),
             spilled >> 20,
         );
         assert!(counts.map(of).iter().all(|count| *count > 0) && spilled > 0);
         assert_flat(&footprints);
-        // How many files are open while queries spill differs by hundreds; without queries there are none.
+        // The number of open files varies by hundreds while queries spill; without queries it is
+        // constant.
         let (first, last) = (footprints[0][0], footprint()[0]);
         assert!(last <= first + 10, "{first} open files before, {last} afterwards");
     });
 }
 
-/// No growth from the second quarter to the last one, beyond what differs from moment to moment.
+/// Asserts no growth from the second quarter to the last one beyond normal variation.
 fn assert_flat(footprints: &[[usize; 3]]) {
     let quarter = footprints.len() / 4;
     let max = |range: &[[usize; 3]]| {

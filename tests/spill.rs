@@ -1,5 +1,5 @@
-//! Queries that do not fit into memory: right all the same, and nothing is left of them, however they
-//! end and whatever the disk does.
+//! Queries that exceed memory: right results, and nothing left of them, however they end and
+//! whatever fails on the disk.
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
@@ -27,13 +27,15 @@ use crate::{
     support::{Case, Expected, executor, guarded, plan, reference_session},
 };
 
-/// Far below what the groups take; and so little that units of units must be cut as well.
+/// Memory limits in bytes: one far below the size of the groups, and one so small that spill
+/// partitions are repartitioned.
 const LIMITS: [usize; 2] = [LIMIT, 1 << 20];
 const LIMIT: usize = 6 << 20;
 
 /// Aggregates with far more groups than fit.
 const GROUPS: &[&str] = &[
-    "SELECT value % 399999 AS k, count(*) AS n, sum(value) AS s, avg(value) AS a, min(value * 2) AS m
+    "SELECT value % 399999 AS k, count(*) AS n, sum(value) AS s, avg(value) AS a, min(value * 2) \
+     AS m
         FROM generate_series(1, 400000) GROUP BY 1",
     "SELECT k, count(*) AS n, max(t) AS longest, min(t) AS shortest, count(DISTINCT n) AS d
         FROM (SELECT value % 150000 AS k, value % 7 AS n, 'a text of row ' || value AS t
@@ -49,22 +51,25 @@ const GROUPS: &[&str] = &[
 /// Sorts of far more rows than fit.
 const SORTS: &[&str] = &[
     "SELECT value * 7 % 400009 AS k, value AS v FROM generate_series(1, 400000) ORDER BY k",
-    "SELECT 'row ' || (value * 31 % 300007) AS t, CASE WHEN value % 9 = 0 THEN NULL ELSE value % 5 END AS k
+    "SELECT 'row ' || (value * 31 % 300007) AS t, CASE WHEN value % 9 = 0 THEN NULL ELSE value % \
+     5 END AS k
         FROM generate_series(1, 300000) ORDER BY k DESC NULLS LAST, t",
     "SELECT value % 1000 AS k, value * 3 % 300007 AS v FROM generate_series(1, 300000)
         ORDER BY k, v DESC LIMIT 200000",
 ];
 
-/// Joins whose left side does not fit: it is the smaller one, and the first.
+/// Joins whose left side does not fit; it is the smaller side, and so the build side.
 const JOINS: &[&str] = &[
     "SELECT l.k, l.t, r.v FROM
         (SELECT value * 7 % 200003 AS k, 'left ' || value AS t FROM generate_series(1, 200000)) l
-        JOIN (SELECT value * 3 % 260000 AS k, value AS v FROM generate_series(1, 300000)) r ON l.k = r.k",
+        JOIN (SELECT value * 3 % 260000 AS k, value AS v FROM generate_series(1, 300000)) r ON \
+        l.k = r.k",
     "SELECT l.k, l.t, r.t AS u, r.v FROM
         (SELECT 'key ' || (value % 150000) AS k, value AS t FROM generate_series(1, 200000)) l
         FULL JOIN (SELECT 'key ' || (value * 3) AS k, value % 9 AS v, 'right ' || value AS t
             FROM generate_series(1, 250000)) r ON l.k = r.k AND l.t > r.v",
-    "SELECT count(*) AS n, sum(k) AS s FROM (SELECT value * 5 AS k FROM generate_series(1, 400000)) l
+    "SELECT count(*) AS n, sum(k) AS s FROM (SELECT value * 5 AS k FROM generate_series(1, \
+     400000)) l
         WHERE NOT EXISTS (SELECT 1 FROM (SELECT value * 3 AS k, value % 5 AS v
             FROM generate_series(1, 500000)) r WHERE r.k = l.k AND r.v < l.k % 7)",
     "SELECT k FROM (SELECT CASE WHEN value % 1000 = 0 THEN NULL ELSE value END AS k
@@ -73,36 +78,43 @@ const JOINS: &[&str] = &[
     "SELECT r.k, count(*) AS n FROM
         (SELECT CASE WHEN value % 2 = 0 THEN 7 ELSE value END AS k, value AS v
             FROM generate_series(1, 250000)) l
-        RIGHT JOIN (SELECT CASE WHEN value % 30000 = 0 THEN 7 ELSE value * 2 + 1 END AS k, value AS v
+        RIGHT JOIN (SELECT CASE WHEN value % 30000 = 0 THEN 7 ELSE value * 2 + 1 END AS k, value \
+        AS v
             FROM generate_series(1, 300000)) r
         ON l.k = r.k AND l.v % 5000 = r.v % 5000 GROUP BY r.k",
 ];
 
-/// Windows over a partition that does not fit, of which functions need a part at a time, or a total.
+/// Windows over a partition that does not fit; their functions need a chunk at a time, or a total.
 const WINDOWS: &[&str] = &[
     "SELECT v, t, sum(v) OVER (ORDER BY k) AS s, rank() OVER (ORDER BY k) AS r FROM
-        (SELECT value * 7 % 100003 AS k, value AS v, 'text ' || value AS t FROM generate_series(1, 200000))",
-    "SELECT k, v, lag(v) OVER w AS l, avg(v) OVER (PARTITION BY k ORDER BY v ROWS BETWEEN 3 PRECEDING AND 2 FOLLOWING) AS a
+        (SELECT value * 7 % 100003 AS k, value AS v, 'text ' || value AS t FROM \
+        generate_series(1, 200000))",
+    "SELECT k, v, lag(v) OVER w AS l, avg(v) OVER (PARTITION BY k ORDER BY v ROWS BETWEEN 3 \
+     PRECEDING AND 2 FOLLOWING) AS a
         FROM (SELECT value % 2 AS k, value * 31 % 200003 AS v FROM generate_series(1, 200000))
         WINDOW w AS (PARTITION BY k ORDER BY v)",
     "SELECT v, t, sum(v) OVER () AS s, count(*) FILTER (WHERE v % 3 = 0) OVER () AS c FROM
         (SELECT value AS v, 'text ' || value AS t FROM generate_series(1, 400000))",
     "SELECT k, v, t, avg(v) OVER w AS a, max(t) OVER w AS m, row_number() OVER w AS n FROM
         (SELECT value % 3 AS k, value AS v, 'text ' || value AS t FROM generate_series(1, 200000))
-        WINDOW w AS (PARTITION BY k ORDER BY v ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)",
-    // Nobody wants the order, so several tasks share the partitions.
-    "SELECT count(*) AS n, sum(v - a) AS d, max(t) AS t FROM (SELECT v, t, avg(v) OVER (PARTITION BY k) AS a FROM
-        (SELECT value % 5 AS k, value AS v, 'text ' || value AS t FROM generate_series(1, 400000)))",
+        WINDOW w AS (PARTITION BY k ORDER BY v ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED \
+        FOLLOWING)",
+    // Nothing needs the order, so several tasks share the partitions.
+    "SELECT count(*) AS n, sum(v - a) AS d, max(t) AS t FROM (SELECT v, t, avg(v) OVER (PARTITION \
+     BY k) AS a FROM
+        (SELECT value % 5 AS k, value AS v, 'text ' || value AS t FROM generate_series(1, \
+        400000)))",
 ];
 
-/// A window whose functions need a column of the whole partition, which fits, where the rows do not.
+/// A window whose functions need one column of the whole partition: the column fits, the rows do
+/// not.
 const COLUMNS: &str =
     "SELECT v, t, ntile(7) OVER w AS n, percent_rank() OVER w AS p, cume_dist() OVER w AS c,
         lead(v) OVER w AS l, row_number() OVER w AS r, count(*) OVER w AS a FROM
         (SELECT value AS v, repeat('text ', 40) || value AS t FROM generate_series(1, 40000))
         WINDOW w AS (ORDER BY v DESC ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)";
 
-/// All of them.
+/// All queries that spill.
 pub(crate) fn heavy() -> impl Iterator<Item = &'static str> {
     GROUPS.iter().chain(SORTS).chain(JOINS).chain(WINDOWS).copied()
 }
@@ -136,8 +148,8 @@ impl SpillFixture {
         Self { executor, session: SessionContext::new_with_state(state), shared, folder: None }
     }
 
-    /// The bytes that `sql` spilled, after its rows were compared with `expected`.
-    /// Nothing is left of the query however it ended.
+    /// Returns the bytes that `sql` spilled, after comparing its rows with `expected`. Asserts that
+    /// nothing is left of the query however it ended.
     async fn spilled(&self, case: &Case, sql: &str, expected: &Expected) -> Result<u64> {
         let planned = plan(case, &self.session, sql).await?;
         let stream = planned.stream()?;
@@ -152,7 +164,7 @@ impl SpillFixture {
         Ok(of("spilled_bytes"))
     }
 
-    /// Nothing is left of any query that is idle.
+    /// Asserts that nothing is left of any idle query.
     fn assert_clean(&self) {
         assert_eq!(self.shared.memory_pool.reserved(), 0, "reserved bytes");
         assert_eq!(self.shared.disk_manager.used_disk_space(), 0, "bytes on disk");
@@ -187,21 +199,21 @@ fn columns_of_a_window_that_does_not_fit() {
             let expected = Expected::of(&reference_session(), COLUMNS).await.unwrap();
             assert!(fixture.spilled(&case, COLUMNS, &expected).await.unwrap() > 0);
         }
-        // Two of them do not fit at once: the second waits until the first has been given.
+        // Two partitions do not fit at once: the second waits until the first has been emitted.
         let twice = COLUMNS.replace("ORDER BY v DESC", "PARTITION BY v % 2 ORDER BY v DESC");
         let twice = twice.replace("40000))", "80000))");
         case.begin(&twice);
         let expected = Expected::of(&reference_session(), &twice).await.unwrap();
         let fixture = SpillFixture::new(1, LIMIT, folder.path(), 1 << 30);
         assert!(fixture.spilled(&case, &twice, &expected).await.unwrap() > 0);
-        // The same with more threads, where nobody wants the order: one of them does it.
+        // The same with more threads and no required order: one task processes the partitions.
         let unordered =
             format!("SELECT count(*) AS n, sum(n) AS s, sum(p) AS p, max(t) AS t FROM ({twice})");
         case.begin(&unordered);
         let expected = Expected::of(&reference_session(), &unordered).await.unwrap();
         let fixture = SpillFixture::new(3, LIMIT, folder.path(), 1 << 30);
         assert!(fixture.spilled(&case, &unordered, &expected).await.unwrap() > 0);
-        // Where the columns do not fit, the error says who wanted how much.
+        // If the columns do not fit, the error names the consumer and the size.
         let fixture = SpillFixture::new(2, 1 << 20, folder.path(), 1 << 30);
         let expected = Expected::of(&reference_session(), COLUMNS).await.unwrap();
         let error = fixture.spilled(&case, COLUMNS, &expected).await.unwrap_err().to_string();
@@ -209,10 +221,12 @@ fn columns_of_a_window_that_does_not_fit() {
     });
 }
 
-/// Orders that a join would keep, which it does not where it may spill.
+/// Orders that a join keeps, unless it may spill.
 const ORDERS: &[&str] = &[
-    "SELECT r.v, l.t FROM (SELECT value * 3 AS k, 'left ' || value AS t FROM generate_series(1, 100000)) l
-        JOIN (SELECT value AS v FROM generate_series(1, 200000)) r ON l.k = r.v ORDER BY r.v LIMIT 7",
+    "SELECT r.v, l.t FROM (SELECT value * 3 AS k, 'left ' || value AS t FROM generate_series(1, \
+     100000)) l
+        JOIN (SELECT value AS v FROM generate_series(1, 200000)) r ON l.k = r.v ORDER BY r.v \
+        LIMIT 7",
     "SELECT r.v FROM (SELECT value * 3 AS k FROM generate_series(1, 100000)) l
         JOIN (SELECT value AS v FROM generate_series(1, 200000)) r ON l.k = r.v ORDER BY r.v",
 ];
@@ -245,7 +259,7 @@ fn a_full_disk_and_a_folder_that_is_gone() {
             let expected = Expected::of(&reference_session(), sql).await.unwrap();
             let error = full.spilled(&case, sql, &expected).await.unwrap_err().to_string();
             assert!(error.contains("max_temp_directory_size") || error.contains("disk"), "{error}");
-            // Others notice nothing.
+            // Other queries are not affected.
             assert_eq!(full.spilled(&case, small, &fits).await.unwrap(), 0);
         }
         let gone = SpillFixture::new(2, LIMIT, folder.path(), 1 << 30);
@@ -257,7 +271,7 @@ fn a_full_disk_and_a_folder_that_is_gone() {
     });
 }
 
-/// Whoever is asked for memory has none to give back without a disk, and goes on.
+/// Without a disk, a consumer has nothing to reclaim, and continues.
 #[test]
 fn no_disk_at_all() {
     guarded(|case| async move {
@@ -301,7 +315,7 @@ fn cancelled_while_it_spills() {
                 }
             }
             drop(stream);
-            // What is being written goes on to its next batch; the query is not idle before.
+            // A pending write completes its batch; only then is the query idle.
             idle(&query).await;
             fixture.assert_clean();
         }
@@ -309,7 +323,7 @@ fn cancelled_while_it_spills() {
     });
 }
 
-/// Whoever takes the I/O runtime away loses the query, and nothing of it stays.
+/// Without its I/O runtime a query fails, and leaves nothing behind.
 #[test]
 fn the_io_runtime_is_gone() {
     guarded(|case| async move {

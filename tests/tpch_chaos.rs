@@ -1,5 +1,5 @@
-//! The 22 queries of TPC-H in every chaos mode: rows stay those of plain DataFusion, and a query that
-//! is made to end at a step leaves nothing behind.
+//! The 22 queries of TPC-H in every chaos mode: plain DataFusion's rows, and nothing left of a
+//! query that is ended at a step.
 //!
 //! Each mode has a short run, which is part of the tests, and a long one with 200 seeds:
 //! `cargo test --release --test queries -- --ignored tpch_chaos`.
@@ -24,17 +24,17 @@ use crate::{
 
 const SHORT: u64 = 20;
 const LONG: u64 = 200;
-/// Of a fault sweep over one query: the first and last steps, and some between.
+/// Number of steps in a fault sweep over one query: the first, the last, and some between.
 const FAULT_STEPS: u64 = 24;
 
 /// How a query is disturbed.
 #[derive(Debug, Clone, Copy)]
 enum Mode {
-    /// Calls block once and are woken by a foreign thread; some waits end before their time.
+    /// Calls block once and are woken by another thread; some waits end spuriously.
     Blocks,
-    /// A seed picks the next of the runnable tasks, and each runs for one step only.
+    /// A seed picks the next runnable task, which runs for one step.
     Seeded,
-    /// Batches of a few rows, and some blocks.
+    /// Batches of a few rows, and some blocked calls.
     Tiny,
 }
 
@@ -44,8 +44,8 @@ async fn session(
     storage: Storage,
     chaos: Chaos,
 ) -> SessionContext {
-    // Steps of a deterministic executor shall interleave. More instances than threads: the schedule
-    // has more to choose from.
+    // Steps of a deterministic executor must interleave. More tasks than threads give the schedule
+    // more choices.
     let settings = Settings {
         time_slice: Duration::ZERO,
         max_tasks_per_pipeline: NonZeroUsize::new(3),
@@ -71,7 +71,8 @@ fn counts(session: &SessionContext) -> ChaosCounts {
 }
 
 async fn run_queries(case: &Case, tpch: &TpchFixture, executor: &Executor, mode: Mode, seed: u64) {
-    // Every other seed reads files: their reads end on threads of their own, so a seed fixes less.
+    // Every other seed reads files: threads outside the executor finish these reads, so a seed
+    // determines less.
     let storage = if seed.is_multiple_of(2) { Storage::Memory } else { Storage::Parquet };
     let chaos = match mode {
         Mode::Blocks => Chaos::new(seed).block_every(3).spurious_wakeups_every(4),
@@ -149,7 +150,8 @@ fn tiny_batches_of_200_seeds() {
     equal_rows(Mode::Tiny, LONG);
 }
 
-/// `query` in a session of its own, to be ended by `fault` at `step`. Whether it was.
+/// Runs `query` in a session of its own, with `fault` at `step`. Returns whether the fault ended
+/// it.
 async fn fault_once(
     case: &Case,
     tpch: &TpchFixture,
@@ -172,7 +174,7 @@ async fn fault_once(
             };
             assert!(error.contains(says), "{name}: {error}");
         }
-        // The rows may have left before the last tasks were called for the last time.
+        // The rows may have been emitted before the last calls of tasks.
         (Ok(batches), _, Fault::Cancel) | (Ok(batches), false, _) => {
             tpch.expected[number - 1].check(&name, &batches);
         }
@@ -184,7 +186,7 @@ async fn fault_once(
     hit
 }
 
-/// Steps to try of a query that has `steps`.
+/// The steps to try of a query with `steps` steps.
 fn chosen(steps: u64, all: bool) -> Vec<u64> {
     if all || steps <= FAULT_STEPS {
         return (0..steps).collect();

@@ -1,5 +1,5 @@
-//! The 22 queries of TPC-H return what plain DataFusion returns, whatever the number of threads, the
-//! batch size and the storage of the tables. At scale factor 1 the command line asks the same.
+//! The 22 queries of TPC-H return plain DataFusion's results for all numbers of threads, batch
+//! sizes and storages. The command line checks the same at scale factor 1.
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
@@ -11,7 +11,7 @@ use gatework::{Executor, session_with};
 
 const THREADS: [usize; 4] = [1, 2, 3, 7];
 
-/// What the queries return over `data`; made once for all sessions that are compared.
+/// The expected results over `data`; computed once for all compared sessions.
 async fn expected(data: &Tpch) -> Vec<Expected> {
     let session = crate::support::reference_session();
     data.register(&session, Storage::Memory).await;

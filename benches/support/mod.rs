@@ -1,4 +1,4 @@
-//! What benches share: running a graph to its end, and a sink that counts.
+//! Shared support of the benches: running a graph to its end, a countdown, and a counting sink.
 
 use std::{
     hint::black_box,
@@ -22,7 +22,7 @@ use gatework::{
     },
 };
 
-/// As in the command line: everybody here allocates and frees on different threads.
+/// The allocator of the command line: all benches allocate and free on different threads.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -34,7 +34,7 @@ impl Wake for Unpark {
     }
 }
 
-/// Runs `graph` until none of its tasks is left.
+/// Runs `graph` until all its tasks have ended.
 pub(crate) fn finish(executor: &Executor, graph: Graph) {
     let query = QueryContext::new(executor, QueryOptions::default());
     let _running = graph.start(&query).expect("a graph that can run");
@@ -45,7 +45,7 @@ pub(crate) fn finish(executor: &Executor, graph: Graph) {
     assert!(query.error().is_none(), "{:?}", query.error());
 }
 
-/// Says when the last of several tasks is done.
+/// Notifies a receiver when the last of `count` tasks is done.
 pub(crate) struct Countdown(AtomicUsize, mpsc::SyncSender<()>);
 
 impl Countdown {
@@ -78,7 +78,7 @@ impl Count {
 /// One task's count.
 struct LocalCount(Arc<Count>, usize);
 
-/// The sink of a pipeline that counts.
+/// A sink that counts rows.
 #[derive(Debug)]
 pub(crate) struct CountSink(pub(crate) Arc<Count>);
 

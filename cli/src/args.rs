@@ -1,4 +1,4 @@
-//! The arguments of the command line, as clap reads them.
+//! The command line's arguments.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::tables::TableArg;
 
-/// SQL over files through gates, tasks and pipelines.
+/// SQL over files, run by the gatework engine.
 #[derive(Debug, Parser)]
 #[command(name = "gatework", version)]
 pub(crate) struct Args {
@@ -27,7 +27,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// What its queries may use.
+    /// Resources of its queries.
     pub(crate) fn resources(&self) -> &ResourceArgs {
         match self {
             Self::Tpch(args) => &args.engine.resources,
@@ -39,15 +39,16 @@ impl Command {
 
 /// Run the TPC-H queries and verify their results.
 ///
-/// Makes the data if it is not there, runs each query several times, and compares every result with a plain DataFusion
-/// session over the same files; at scale factor 1 also with the answers of the specification. Fails if a query failed,
-/// differed, or ran in part on operators that are not gatework's own.
+/// Generates missing data and runs each query several times. Compares every result with that of
+/// plain DataFusion over the same files, and at scale factor 1 also with the answers of the
+/// specification. Fails if a query fails, differs, or has fallback operators.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TpchArgs {
-    /// Size of the data; 1 is about a gigabyte of text. Default: that of the data in DIR, or 1
+    /// Scale factor of the data; 1 is about 1 GB of text. Default: that of the data in DIR, or 1
     #[arg(long, value_name = "F", value_parser = scale_factor)]
     pub(crate) scale_factor: Option<f64>,
-    /// Folder with `<table>.parquet`; missing tables are made. Default: `tpch-data/sf<F>`
+    /// Folder with `<table>.parquet` files; missing tables are generated. Default:
+    /// `tpch-data/sf<F>`
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Folder with `q1.sql`, `q2.sql`, … to run instead of the queries of the specification
@@ -56,7 +57,7 @@ pub(crate) struct TpchArgs {
     /// Numbers of the queries to run. Default: all
     #[arg(long, value_name = "1,6,…", value_delimiter = ',', value_parser = query_number)]
     pub(crate) queries: Vec<u32>,
-    /// How often to run each query
+    /// Number of runs of each query
     #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one)]
     pub(crate) iterations: NonZeroUsize,
     #[command(flatten)]
@@ -64,32 +65,33 @@ pub(crate) struct TpchArgs {
     /// Load the tables into memory before the queries run
     #[arg(long)]
     pub(crate) in_memory: bool,
-    /// Do not compare results
+    /// Do not verify results
     #[arg(long)]
     pub(crate) no_verify: bool,
-    /// Write the measurements to this file
+    /// Write the measurements to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
 }
 
 /// Run SQL over Parquet, CSV, JSON and Arrow files.
 ///
-/// Several strings, and several statements in one string, run one after the other in one session.
+/// Strings, and the statements within a string, run one after the other in one session.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SqlArgs {
-    /// What to run
+    /// SQL statements to run
     #[arg(value_name = "SQL", required = true)]
     pub(crate) statements: Vec<String>,
-    /// A table: a file, a folder, or a quoted glob. The extension names the format: .parquet, .csv, .tsv, .json (one
-    /// object a line), .arrow; CSV and JSON also as .gz, .bz2, .xz, .zst
+    /// Table over a file, a folder or a quoted glob; may be repeated. The extension is the format:
+    /// .parquet, .csv, .tsv, .json (one object per line), .arrow; CSV and JSON also as .gz, .bz2,
+    /// .xz, .zst
     #[arg(long = "table", value_name = "NAME=PATH")]
     pub(crate) tables: Vec<TableArg>,
-    /// How to print results
+    /// Output format of results
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub(crate) format: Format,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
-    /// Print how each query would run, instead of running it. To be given behind the SQL
+    /// Print how each query would run instead of running it. Place it after the SQL
     #[arg(
         long,
         value_enum,
@@ -100,21 +102,23 @@ pub(crate) struct SqlArgs {
     pub(crate) explain: Option<Explain>,
 }
 
-/// Run parts of the queries of others.
+/// Run tasks of queries of other processes.
 ///
-/// Prints its address when it is ready, and then nothing until it is told to end: by SIGTERM, after which it finishes
-/// what it has begun, or by Ctrl-C. It reads what --allow-path names, as the user that it runs as, and writes nothing but
-/// temporary files.
+/// Prints its address once it is ready. Ends on SIGTERM, after its active tasks, or at once on
+/// Ctrl-C. Reads only paths of --allow-path, with the rights of its user, and writes only temporary
+/// files.
 #[derive(Debug, clap::Args)]
 pub(crate) struct WorkerArgs {
-    /// Where to listen; port 0 is any that is free. Without certificates, this machine only
+    /// Address to listen on; port 0 selects a free port. Other machines need --tls-cert or
+    /// --insecure
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
     pub(crate) listen: SocketAddr,
-    /// A file, or a folder with all below it, that queries may read. May be given several times. Default: nothing
+    /// File, or folder with everything below it, that queries may read; may be repeated. Default:
+    /// none
     #[arg(long = "allow-path", value_name = "PATH")]
     pub(crate) allowed_paths: Vec<PathBuf>,
-    /// Listen to other machines without encryption. Who can reach the address can read what is sent and, unless there is
-    /// a token, send queries
+    /// Accept connections of other machines without encryption. Anyone on the network can read the
+    /// traffic and, without a token, send queries
     #[arg(long)]
     pub(crate) insecure: bool,
     #[command(flatten)]
@@ -123,20 +127,20 @@ pub(crate) struct WorkerArgs {
     pub(crate) resources: ResourceArgs,
 }
 
-/// What the members of a cluster show each other.
+/// Credentials of a cluster's members.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct AuthArgs {
-    /// File with the token that every request to a worker carries; all members have the same
+    /// File with the token of the cluster, which every request carries; all members need the same
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Certificate of this member, in PEM format, for the name by which others call it. Connections are encrypted then, and
-    /// both sides show a certificate
+    /// PEM file with the certificate of this member, for the host name in its address. Encrypts
+    /// connections; both sides must present a certificate
     #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
     pub(crate) tls_cert: Option<PathBuf>,
-    /// Key of that certificate
+    /// PEM file with the key of --tls-cert
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
-    /// Certificate of the authority that the certificates of all members are from
+    /// PEM file with the certificate of the authority that signed all members' certificates
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_ca: Option<PathBuf>,
 }
@@ -146,20 +150,23 @@ pub(crate) struct AuthArgs {
 pub(crate) struct EngineArgs {
     #[command(flatten)]
     pub(crate) resources: ResourceArgs,
-    /// Run each query as stages on so many nodes of this process, which have a share of the threads each, and at least
-    /// one. Default: no stages
+    /// Run each query as stages on N nodes of this process, which share the threads (at least one
+    /// each). Default: no stages
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) nodes: Option<NonZeroUsize>,
-    /// When stages start, if there are nodes
+    /// When stages start; needs --nodes
     #[arg(long, value_enum, value_name = "WHEN", default_value_t, requires = "nodes")]
     pub(crate) execution_policy: ExecutionPolicyArg,
-    /// Run queries on these workers, such as http://127.0.0.1:8080, as far as they are worth it. See `gatework worker`
+    /// Run queries on these workers (see `gatework worker`), such as http://127.0.0.1:8080. Queries
+    /// that are too small run in this process
     #[arg(long, value_name = "URL,…", value_delimiter = ',', conflicts_with = "nodes")]
     pub(crate) workers: Vec<String>,
-    /// How many bytes of a table's files are worth a part of their own for workers, such as 1MB. Default: 16 MiB
+    /// Minimum bytes of a table's files per partition of a worker's task, such as 1MB. Default: 16
+    /// MiB
     #[arg(long, value_name = "SIZE", requires = "workers")]
     pub(crate) bytes_per_partition: Option<ByteSize>,
-    /// How often a query whose workers are lost runs again, on those that answer; queries that write do not. Default: 0
+    /// Maximum number of retries of a query whose worker is lost, on the remaining workers. Queries
+    /// that write are not retried. Default: 0
     #[arg(
         long,
         value_name = "N",
@@ -170,58 +177,59 @@ pub(crate) struct EngineArgs {
     pub(crate) retries: usize,
     #[command(flatten)]
     pub(crate) auth: AuthArgs,
-    /// How long a query may take, such as 90s or 5min. Default: for ever
+    /// Maximum run time of a query, such as 90s or 5min; a longer one fails. Default: unlimited
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Option<Duration>,
 }
 
-/// What queries may use.
+/// Resources of queries.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ResourceArgs {
-    /// Threads that run queries. Default: one per core
+    /// Number of threads that run queries. Default: one per core
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Memory that queries may hold, such as 512MiB or 2GB. Joins, aggregates, sorts and windows spill what does not fit
-    /// to temporary files; other queries that need more fail. Default: no limit
+    /// Maximum memory of queries, such as 512MiB or 2GB. Joins, aggregates, sorts and windows spill
+    /// to temporary files at the limit; other operators fail. Default: unlimited
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_limit: Option<ByteSize>,
-    /// Folder for temporary files, which are gone when the query is. Default: the system's
+    /// Folder for temporary files, which are removed when their query ends. Default: the system's
     #[arg(long, value_name = "DIR")]
     pub(crate) temp_dir: Option<PathBuf>,
-    /// What temporary files may take, such as 20GB. Default: 100 GiB
+    /// Maximum total size of spill files, such as 20GB; a query that exceeds it fails. Default: 100
+    /// GiB
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_temp_size: Option<ByteSize>,
 }
 
-/// What is told of a query instead of its result.
+/// What to print of a query instead of its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Explain {
-    /// The plan, and which of its nodes are not gatework's own
+    /// The physical plan and its fallback nodes
     Plan,
-    /// The stages in which it runs on so many nodes as `--nodes` says, or on 4
+    /// The stages on --nodes nodes. Default: 4 nodes
     Stages,
-    /// The same as a picture, in Mermaid's language
+    /// The stages as a Mermaid flow chart
     Mermaid,
 }
 
 /// When the stages of a query start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ExecutionPolicyArg {
-    /// All of them at once
+    /// All stages at once
     #[default]
     AllAtOnce,
-    /// What joins collect first, then what probes it: less memory at a time
+    /// Build sides of joins before their probe sides, which needs less memory at a time
     Phased,
 }
 
-/// How results are printed. Each result is printed whole before the next one begins.
+/// Output format of results. A result is printed completely before the next one starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// Columns for people
+    /// Aligned columns
     Table,
     /// Comma-separated values with a header line
     Csv,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
     /// An Arrow IPC stream
     Arrow,
@@ -229,27 +237,28 @@ pub(crate) enum Format {
 
 fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
     let number: usize = text.parse().map_err(|_| "not a whole number".to_owned())?;
-    NonZeroUsize::new(number).ok_or_else(|| "at least 1 is needed".to_owned())
+    NonZeroUsize::new(number).ok_or_else(|| "it must be at least 1".to_owned())
 }
 
-/// Below a thousandth the generator runs out of suppliers for its parts.
+/// Parses a scale factor. Below 0.001 the generator has too few suppliers for its parts.
 fn scale_factor(text: &str) -> Result<f64, String> {
     let scale: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     match (0.001..=100_000.0).contains(&scale) {
         true => Ok(scale),
-        false => Err("a scale factor lies between 0.001 and 100000".to_owned()),
+        false => Err("a scale factor must be between 0.001 and 100000".to_owned()),
     }
 }
 
-/// `6`, and `q6` for those who think of the file.
+/// Parses `6` or `q6`.
 fn query_number(text: &str) -> Result<u32, String> {
     let text = text.trim();
     let number: Option<u32> = text.strip_prefix(['q', 'Q']).unwrap_or(text).parse().ok();
     number.filter(|&number| number > 0).ok_or_else(|| "not the number of a query".to_owned())
 }
 
-/// The arguments, with SQL that begins with a comment kept from being taken for a flag: `--` and what follows, up to
-/// the first blank, names no option of ours if there is a blank in the argument at all and no `=` before it.
+/// Returns the arguments, with SQL that begins with a comment protected from being parsed as an
+/// option. An argument with a blank but no `=` before the blank, and with `--` at its beginning, is
+/// never an option.
 pub(crate) fn protect_sql_comments(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> impl Iterator<Item = OsString> {

@@ -1,4 +1,5 @@
-//! The only place that calls the library: an executor, its sessions, and plain DataFusion sessions to compare with.
+//! The only module that calls the library: an executor, its sessions, and plain DataFusion sessions
+//! as reference.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -40,7 +41,7 @@ use crate::store;
 /// An executor of this process. Its threads end when it is dropped.
 pub(crate) struct Engine {
     executor: gatework::Executor,
-    /// What sessions share: caches of footers, object stores, memory.
+    /// Shared by all sessions: footer caches, object stores, memory.
     shared: Arc<RuntimeEnv>,
     settings: Settings,
     nodes: Option<Arc<StageConfig>>,
@@ -53,7 +54,7 @@ struct Cluster {
     options: ClusterOptions,
 }
 
-/// Nodes of this process that queries run on as stages.
+/// Nodes of this process that run queries as stages.
 pub(crate) struct StageConfig {
     nodes: Nodes,
     options: StageOptions,
@@ -72,7 +73,7 @@ impl StageConfig {
 }
 
 impl Engine {
-    /// Starts an executor for queries that may use so much.
+    /// Starts an executor with these resources.
     pub(crate) fn start(engine: &EngineArgs) -> Result<Self, Error> {
         let args = &engine.resources;
         let failed =
@@ -95,7 +96,8 @@ impl Engine {
         if let Some(limit) = args.max_temp_size {
             shared = shared.with_max_temp_directory_size(limit.as_u64());
         }
-        // Lists of files are made anew for each query: files change between statements, by ours as well.
+        // File lists are not cached: files change between statements, also by statements of this
+        // process.
         let caches = CacheManagerConfig::default().with_list_files_cache_limit(0);
         let shared = shared.with_cache_manager(caches).build_arc();
         let shared = shared.map_err(|error| failed(&error))?;
@@ -106,7 +108,7 @@ impl Engine {
         let nodes = nodes.map_err(|error| failed(&error))?.map(Arc::new);
         let cluster = match engine.workers.is_empty() {
             true if engine.auth != AuthArgs::default() => {
-                return Err(Error::failed("a token and certificates are shown to --workers"));
+                return Err(Error::failed("--token-file and --tls-* need --workers"));
             }
             true => None,
             false => Some(Cluster::of(engine)?),
@@ -114,7 +116,7 @@ impl Engine {
         Ok(Self { executor, shared, settings, nodes, cluster })
     }
 
-    /// A worker for the queries of others, whose files are read by the runtime that this is called on.
+    /// Creates a worker for queries of other processes. The runtime of the caller reads its files.
     pub(crate) fn worker(&self, auth: ClusterAuth, locations: AllowedLocations) -> Result<Worker> {
         let options = WorkerOptions {
             runtime: self.shared.clone(),
@@ -126,17 +128,17 @@ impl Engine {
         cluster::worker(&self.executor, options)
     }
 
-    /// What queries run on as stages, if they do.
+    /// The nodes that run queries as stages, if there are any.
     pub(crate) fn nodes(&self) -> Option<Arc<StageConfig>> {
         self.nodes.clone()
     }
 
-    /// How long a query may take, and what comes before it.
+    /// Time limit of a query, including opening tables and planning.
     pub(crate) fn limit(&self) -> Option<Duration> {
         self.settings.timeout
     }
 
-    /// Why a query does not run on workers, if there are some and it does not.
+    /// Why a query does not run on workers; none if it does, or if there are no workers.
     pub(crate) fn local_execution_reason(
         &self,
         plan: &Arc<dyn ExecutionPlan>,
@@ -146,7 +148,7 @@ impl Engine {
         cluster::local_execution_reason(plan, session.state().config())
     }
 
-    /// A new, empty session whose queries run on this executor.
+    /// Creates an empty session whose queries run on this executor.
     pub(crate) fn session(&self) -> SessionContext {
         let builder = SessionStateBuilder::new()
             .with_config(self.settings.clone().into_config(SessionConfig::new()))
@@ -179,7 +181,7 @@ impl Cluster {
     }
 }
 
-/// What this member shows others, and asks of them.
+/// The credentials of this member of a cluster.
 pub(crate) fn cluster_auth(args: &AuthArgs) -> Result<ClusterAuth, Error> {
     let read = |option: &str, path: &Path| {
         let failed = |error| Error::failed(format!("{option} {}: {error}", path.display()));
@@ -201,24 +203,24 @@ pub(crate) fn cluster_auth(args: &AuthArgs) -> Result<ClusterAuth, Error> {
     Ok(auth)
 }
 
-/// What is wrong with an argument.
+/// The error of an invalid argument.
 pub(crate) fn usage_error(error: &DataFusionError) -> Error {
     Error::failed(one_line(&error.message()))
 }
 
-/// Where the process has its temporary files. They go with whoever has it last, which is to be [`wait_for_temp_files`]: what
-/// another thread is about to remove when the process ends would stay.
+/// The process's temporary files. The last owner removes them, and that must be
+/// [`wait_for_temp_files`]: files that another thread is removing when the process ends would stay.
 static TEMPORARY: Mutex<Option<Arc<DiskManager>>> = Mutex::new(None);
 
 fn temporary() -> MutexGuard<'static, Option<Arc<DiskManager>>> {
     TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long somebody may still be about to make a temporary file when there is none.
+/// How long a thread may still be about to create a temporary file after the last one was seen.
 const NEXT_FILE: Duration = Duration::from_millis(200);
 
-/// Waits until nobody writes temporary files any more: one that is being written when the process ends would stay. Those
-/// that are still there after `max_wait` are removed.
+/// Waits until no thread writes temporary files: a file that is being written when the process ends
+/// would stay. Removes the files that still exist after `max_wait`.
 pub(crate) fn wait_for_temp_files(max_wait: Duration) {
     let Some(disk) = temporary().take() else { return };
     let begun = Instant::now();
@@ -233,7 +235,7 @@ pub(crate) fn wait_for_temp_files(max_wait: Duration) {
     let folders = disk.temp_dir_paths();
     drop(disk);
     for folder in folders {
-        // Others may remove the same. What cannot be removed stays: the process ends.
+        // Another thread may remove the same folder. A folder that cannot be removed stays.
         while folder.exists() && fs::remove_dir_all(&folder).is_err() && begun.elapsed() < max_wait
         {
             thread::sleep(Duration::from_millis(1));
@@ -246,13 +248,13 @@ pub(crate) fn threads(wanted: Option<NonZeroUsize>) -> NonZeroUsize {
     wanted.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
 }
 
-/// A new, empty session of plain DataFusion, which knows nothing of gatework.
+/// Creates an empty session of plain DataFusion.
 pub(crate) fn reference_session(wanted: Option<NonZeroUsize>) -> SessionContext {
     let config = SessionConfig::new().with_target_partitions(threads(wanted).get());
     with_information_schema(SessionContext::new_with_config(config))
 }
 
-/// The nodes of a planned query that do not run on gatework's own operators.
+/// The fallback nodes of a physical plan.
 pub(crate) fn fallbacks(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
     match cluster::is_distributed(plan) {
         true => cluster::fallbacks(plan),
@@ -260,7 +262,7 @@ pub(crate) fn fallbacks(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
     }
 }
 
-/// A plan, with its stages if workers run some.
+/// The text of a plan, with its stages if workers run some.
 pub(crate) fn plan_text(plan: &Arc<dyn ExecutionPlan>) -> String {
     match cluster::is_distributed(plan) {
         true => cluster::plan_text(plan),
@@ -268,14 +270,14 @@ pub(crate) fn plan_text(plan: &Arc<dyn ExecutionPlan>) -> String {
     }
 }
 
-/// A query that runs. Dropping it cancels the query.
+/// A running query. Dropping it cancels the query.
 pub(crate) enum ResultStream {
     Unstaged(SendableRecordBatchStream, Arc<dyn ExecutionPlan>),
     Stages(Box<StageStream>),
 }
 
 impl ResultStream {
-    /// Plans a query and starts it, as stages if there are nodes.
+    /// Plans and starts a query, as stages if there are nodes.
     pub(crate) async fn start(frame: DataFrame, nodes: Option<&StageConfig>) -> Result<Self> {
         if let Some(StageConfig { nodes, options }) = nodes {
             let stream = gatework::stages::execute(frame, nodes, options).await?;
@@ -294,7 +296,8 @@ impl ResultStream {
         }
     }
 
-    /// The next rows. A stream that always has rows ready would otherwise never let Ctrl-C be heard.
+    /// Returns the next rows. The yield lets Ctrl-C take effect between the batches of a stream
+    /// that is always ready.
     pub(crate) async fn next(&mut self) -> Result<Option<RecordBatch>> {
         yield_now().await;
         match self {
@@ -303,7 +306,7 @@ impl ResultStream {
         }
     }
 
-    /// The nodes of its plan that ran as DataFusion's own; of stages, once the rows have ended.
+    /// The fallback nodes of the plan. With stages, complete once the rows have ended.
     pub(crate) fn fallbacks(&self) -> Vec<String> {
         match self {
             Self::Unstaged(_, plan) => fallbacks(plan),
@@ -315,7 +318,7 @@ impl ResultStream {
     }
 }
 
-/// Lets `SHOW TABLES` and `information_schema` work, which a person at a prompt asks for first.
+/// Enables `SHOW TABLES` and `information_schema`.
 fn with_information_schema(session: SessionContext) -> SessionContext {
     session.state_ref().write().config_mut().options_mut().catalog.information_schema = true;
     session

@@ -1,4 +1,4 @@
-//! How a command can end badly, and what the user is told: one sentence that says what to do.
+//! Errors of commands, each with one sentence for the user that says what to change.
 
 use datafusion::arrow::error::ArrowError;
 use datafusion::common::{DataFusionError, SchemaError};
@@ -7,19 +7,19 @@ use gatework::stages::cluster::failed_worker;
 
 use crate::signals::Signal;
 
-/// The end of a command that did not do what it was asked.
+/// The unsuccessful end of a command.
 #[derive(Debug)]
 pub(crate) enum Error {
-    /// It failed for the reason that the sentence gives.
+    /// The command failed; the sentence says why.
     Failed(String),
-    /// A signal ended it, such as that of Ctrl-C.
+    /// A signal ended the command, such as Ctrl-C.
     Ended(Signal),
-    /// Whoever reads our output has closed it, as `head` does. Not an error to anybody.
+    /// The reader of standard output has closed it, as `head` does. Not reported as an error.
     OutputClosed,
 }
 
 impl Error {
-    /// A failure with its sentence.
+    /// A failure with this sentence.
     pub(crate) fn failed(sentence: impl Into<String>) -> Self {
         Self::Failed(sentence.into())
     }
@@ -29,7 +29,7 @@ impl Error {
         Self::Failed(explain(error, session))
     }
 
-    /// The same failure with something more to say about it.
+    /// Appends `more` to the sentence of a failure.
     pub(crate) fn and(self, more: &str) -> Self {
         match self {
             Self::Failed(sentence) => Self::Failed(format!("{sentence}; {more}")),
@@ -37,7 +37,7 @@ impl Error {
         }
     }
 
-    /// What to tell the user, if anything.
+    /// The message to the user, if there is one.
     pub(crate) fn sentence(&self) -> Option<String> {
         match self {
             Self::Failed(sentence) => Some(format!("error: {sentence}")),
@@ -50,14 +50,14 @@ impl Error {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Failed(_) => 1,
-            // What shells use for a process that a signal ended.
+            // The shells' code for a process that a signal ended.
             Self::Ended(signal) => 128 + signal.number(),
             Self::OutputClosed => 0,
         }
     }
 }
 
-/// Says in one line what went wrong in a query, and where, if that was on a worker.
+/// Describes in one line what failed in a query, and on which worker.
 fn explain(error: &DataFusionError, session: &SessionContext) -> String {
     let reason = reason(error, session);
     match failed_worker(error) {
@@ -86,7 +86,7 @@ fn reason(error: &DataFusionError, session: &SessionContext) -> String {
         },
         DataFusionError::ArrowError(arrow_error, _) => explain_arrow(arrow_error),
         DataFusionError::ParquetError(_) => {
-            format!("a Parquet file cannot be read, it is corrupt or truncated: {message}")
+            format!("a Parquet file cannot be read; it is corrupt or truncated: {message}")
         }
         DataFusionError::ResourcesExhausted(_) => format!("out of resources: {message}"),
         DataFusionError::Internal(_) => format!("this is a bug in the query engine: {message}"),
@@ -110,7 +110,7 @@ fn explain_arrow(error: &ArrowError) -> String {
             format!("a value cannot be converted; TRY_CAST gives NULL instead: {}", one_line(what))
         }
         ArrowError::ParquetError(what) => {
-            format!("a Parquet file cannot be read, it is corrupt or truncated: {}", one_line(what))
+            format!("a Parquet file cannot be read; it is corrupt or truncated: {}", one_line(what))
         }
         other => one_line(&other.to_string()),
     }
@@ -129,13 +129,13 @@ fn no_table(name: &str, session: &SessionContext) -> String {
     match known.is_empty() {
         true => format!("there is no table '{name}'; name one with --table {name}=PATH"),
         false => format!(
-            "there is no table '{name}'; known are {}; add one with --table {name}=PATH",
+            "there is no table '{name}'; known tables: {}; add one with --table {name}=PATH",
             known.join(", ")
         ),
     }
 }
 
-/// Messages of several lines are for terminals of their own; ours is one sentence.
+/// Joins the lines of a message, and removes its backtrace.
 pub(crate) fn one_line(message: &str) -> String {
     let message = message.split("\n\nbacktrace:").next().unwrap_or(message);
     message.split_whitespace().collect::<Vec<_>>().join(" ")

@@ -1,9 +1,9 @@
-//! Arrow, CSV and JSON as DataFusion reads them, but for how the columns of a table are found.
+//! Arrow, CSV and JSON as DataFusion reads them, except for schema inference.
 //!
-//! DataFusion samples a CSV file in chunks that may end within quotes (object_store's line
-//! delimiter looks for the end of a chunk from behind), and reads the keys of JSON objects in
-//! alphabetical order. `csv` cuts chunks between records, and `json` brings columns into the order
-//! of the file. Everything else is DataFusion's.
+//! DataFusion samples a CSV file in chunks that may end within quotes: object_store's line
+//! delimiter looks for the last line end of a chunk. It also returns the keys of JSON objects in
+//! alphabetical order. `csv` cuts chunks between records, and `json` restores the order of the
+//! file. Everything else is DataFusion's.
 
 mod arrow;
 mod csv;
@@ -30,14 +30,13 @@ use datafusion::physical_expr::LexRequirement;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionContext;
 
-/// Lets a session read files as described above: in `--table`, `CREATE EXTERNAL TABLE` and
-/// `COPY`.
+/// Registers these formats in a session: for `--table`, `CREATE EXTERNAL TABLE` and `COPY`.
 pub(crate) fn register(session: &SessionContext) {
     let state = session.state_ref();
     let mut state = state.write();
     for (name, wrap) in [("arrow", arrow as Wrap), ("csv", csv), ("json", json)] {
         if let Some(inner) = state.get_file_format_factory(name) {
-            // An error says that there is such a format, which is to be replaced.
+            // The returned error only reports that the format existed; it is replaced.
             let _replaced = state.register_file_format(Arc::new(Factory { inner, wrap }), true);
         }
     }
@@ -66,13 +65,13 @@ fn json(format: Arc<dyn FileFormat>) -> Arc<dyn FileFormat> {
     }
 }
 
-/// DataFusion's factory, whose formats are wrapped.
+/// DataFusion's factory, with wrapped formats.
 struct Factory {
     inner: Arc<dyn FileFormatFactory>,
     wrap: Wrap,
 }
 
-/// As DataFusion's: plans show it.
+/// Same output as DataFusion's, since plans print it.
 impl fmt::Debug for Factory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
@@ -99,10 +98,10 @@ impl FileFormatFactory for Factory {
     }
 }
 
-/// How a format looks at files before they are read.
+/// How a format inspects files before they are read.
 #[async_trait]
 trait Sample: FileFormat {
-    /// Finds the columns of `objects` together.
+    /// Infers the common schema of `objects`.
     async fn columns(
         &self,
         state: &dyn Session,
@@ -110,8 +109,7 @@ trait Sample: FileFormat {
         objects: &[ObjectMeta],
     ) -> Result<SchemaRef>;
 
-    /// The format with which the files of `scan` are to be read, if it is not this one, and the
-    /// scan.
+    /// Returns the scan, and the format to read its files with if it differs from `self`.
     async fn for_scan(
         &self,
         state: &dyn Session,
@@ -121,7 +119,7 @@ trait Sample: FileFormat {
         Self: Sized;
 }
 
-/// A format that looks at files in its own way.
+/// A format with its own schema inference.
 #[derive(Debug)]
 struct Sampled<F>(F);
 
@@ -182,7 +180,7 @@ impl<F: Sample> FileFormat for Sampled<F> {
     }
 }
 
-/// The content of an object, without its compression.
+/// The decompressed content of an object.
 async fn content(
     store: &Arc<dyn ObjectStore>,
     object: &ObjectMeta,

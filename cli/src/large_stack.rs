@@ -1,8 +1,8 @@
-//! Threads for work that recurses deeply, and that may keep its thread busy for long.
+//! Threads for work that recurses deeply, and may keep its thread busy for long.
 //!
-//! DataFusion's planner recurses as deep as a statement is nested, and so does dropping its plans.
-//! Such work runs on threads of its own: their stacks are large, and a time limit or a signal is
-//! heard while they are busy. Only the pages of a stack that were reached take memory.
+//! DataFusion's planner recurses once per nesting level of a statement, and so does dropping its
+//! plans. Such work runs on threads of its own with large stacks. A time limit or a signal takes
+//! effect while they are busy. Only the touched pages of a stack take memory.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -19,22 +19,22 @@ use tokio::time::timeout;
 
 use crate::error::{Error, one_line};
 
-/// Sizes of stacks, in bytes, of which the first is taken that the system has address space for.
-/// `statements::depth` refuses what needs more than the largest.
+/// Stack sizes in bytes; the first that the system has address space for is used.
+/// `statements::depth` refuses statements that need more than the largest.
 const STACK_BYTES: [usize; 3] = [1 << 30, 128 << 20, 8 << 20];
 
-/// The name of the threads, by which their panics are told from others.
+/// Name of the threads, which identifies their panics.
 const NAME: &str = "statement";
 
-/// What became of work: its result, or what its panic said.
+/// Result of the work, or the message of its panic.
 pub(crate) type Done<T> = oneshot::Receiver<Result<T, String>>;
 
 thread_local! {
-    /// Where this thread has panicked.
+    /// Location of this thread's last panic.
     static PLACE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Keeps panics of these threads from standard error: they become the one sentence of an error.
+/// Keeps panics of these threads from standard error; they become one sentence of an error.
 pub(crate) fn capture_panics() {
     let others = panic::take_hook();
     panic::set_hook(Box::new(move |panic| match thread::current().name() {
@@ -46,8 +46,8 @@ pub(crate) fn capture_panics() {
     }));
 }
 
-/// Starts a future on a thread of its own, in the context of the current runtime. `make` makes it
-/// there, so it need not be `Send`.
+/// Starts a future on a thread of its own, in the context of the current runtime. `make` creates
+/// the future there, so it need not be `Send`.
 pub(crate) fn spawn<T, F>(make: impl FnOnce() -> F + Send + 'static) -> Result<Done<T>, Error>
 where
     T: Send + 'static,
@@ -58,14 +58,14 @@ where
     let work = move || {
         let result = catch_unwind(AssertUnwindSafe(|| runtime.block_on(make())));
         let result = result.map_err(|panic| said(panic.as_ref()));
-        // Nobody waits for it any more if it was late.
+        // The receiver is dropped if the time limit has passed.
         let _late = sender.send(result);
     };
     start(work).map(|()| done)
 }
 
 fn start(work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
-    // A thread that does not start takes what it was given with it.
+    // A thread that fails to start drops its closure, so the work stays in a shared slot.
     let work = Arc::new(Mutex::new(Some(work)));
     let mut failed = None;
     for bytes in STACK_BYTES {
@@ -88,8 +88,8 @@ fn start(work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
     )))
 }
 
-/// Runs `work` on a thread of its own, for at most `limit`. Dropping what this returns ends the
-/// work at its next await; what keeps its thread busy is left alone. `what` names it in the error.
+/// Runs `work` on a thread of its own, for at most `limit`. Dropping the returned future ends the
+/// work at its next await; a busy thread is detached. `what` names the work in errors.
 pub(crate) async fn run<T: Send + 'static>(
     what: &str,
     limit: Option<Duration>,
@@ -118,17 +118,16 @@ pub(crate) async fn run<T: Send + 'static>(
     }
 }
 
-/// What a panic says, and where it was.
+/// The message and the location of a panic.
 fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
     format!("{} ({})", one_line(text), PLACE.take())
 }
 
-/// The error for work that panicked: a library did, by a fault of its own or for a file that it
-/// does not expect.
+/// The error of work that panicked: a library has a bug, or does not expect a file's contents.
 pub(crate) fn panicked(what: &str, said: &str) -> Error {
-    Error::failed(format!("{what} failed by a bug, or since a file is damaged: {said}"))
+    Error::failed(format!("{what} failed because of a bug or a damaged file: {said}"))
 }
 
 #[cfg(test)]

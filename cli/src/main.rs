@@ -1,15 +1,15 @@
-//! The command line: parses the arguments, runs the command, turns its end into an exit code.
+//! The command line: parses arguments, runs the command, and returns its exit code.
 //!
 //! | code | meaning |
 //! |---|---|
-//! | 0 | done; also when whoever reads our output has had enough |
+//! | 0 | done, or the reader of standard output has closed it |
 //! | 1 | the command failed; one sentence on standard error says why |
-//! | 2 | the arguments make no sense |
+//! | 2 | the arguments are invalid |
 //! | 129, 130, 143 | ended by SIGHUP, by Ctrl-C, by SIGTERM |
 //!
-//! The main thread listens for signals, and the command runs on another. A signal drops the future of
-//! the command, and with it the stream of the running query, which is how a query is cancelled everywhere
-//! in gatework. A command that keeps its thread busy has [`CLEAN_UP`] to hear of it.
+//! The main thread listens for signals, and the command runs on another thread. A signal drops the
+//! future of the command and with it the stream of the running query, which cancels the query. A
+//! busy command has [`CLEAN_UP`] to notice it.
 
 #![deny(unsafe_code)]
 
@@ -42,11 +42,10 @@ use args::{Args, Command};
 use error::Error;
 use signals::{Signal, Signals};
 
-/// How long a cancelled command may take to remove its temporary files before the process ends without it.
+/// Maximum time for a cancelled command to remove its temporary files before the process ends.
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
-/// Stack of the runtime's threads, in bytes: they drop plans, and read the streams of nodes that are
-/// DataFusion's own.
+/// Stack bytes of the runtime's threads: they drop plans, and read the streams of fallback nodes.
 const RUNTIME_STACK_BYTES: usize = 16 << 20;
 
 fn main() -> ExitCode {
@@ -66,13 +65,14 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     if let Some(sentence) = error.sentence() {
-        // Nobody can be told if standard error is closed.
+        // The message is lost if standard error is closed.
         let _ = writeln!(std::io::stderr(), "{sentence}");
     }
     ExitCode::from(error.exit_code())
 }
 
-/// Runs the command until it ends or a signal ends it. Tells its result, and whether its thread has ended.
+/// Runs the command until it or a signal ends it. Returns its result, and whether its thread has
+/// ended.
 async fn supervise(command: Command) -> (Result<(), Error>, bool) {
     let mut signals = match Signals::listen(signals(&command)) {
         Ok(signals) => signals,
@@ -93,7 +93,7 @@ async fn supervise(command: Command) -> (Result<(), Error>, bool) {
     select! {
         biased;
         signal = signals.next() => {
-            // The command may have ended by itself at this moment.
+            // The command may have ended by itself at the same time.
             let _ended = cancel.send(());
             let ended = select! {
                 ended = time::timeout(CLEAN_UP, done) => ended.is_ok(),
@@ -109,7 +109,8 @@ async fn supervise(command: Command) -> (Result<(), Error>, bool) {
     }
 }
 
-/// What ends the command. A worker hears SIGTERM itself, and finishes what it has begun.
+/// The signals that end the command. A worker handles SIGTERM itself, and finishes its active
+/// tasks.
 fn signals(command: &Command) -> &'static [Signal] {
     match command {
         Command::Worker(_) => &[Signal::Interrupt, Signal::HangUp],
@@ -125,8 +126,9 @@ async fn run(command: Command) -> Result<(), Error> {
     }
 }
 
-/// The runtime that plans, reads files, talks to other machines, and runs the plain DataFusion session that results are
-/// compared with. It has two threads at least: while one divides rows among workers, the other says that we are there.
+/// The runtime that plans, reads files, talks to other machines, and runs the plain DataFusion
+/// reference. It has at least two threads: one may be busy partitioning rows for workers while the
+/// other answers keep-alives.
 fn runtime(command: &Command) -> Result<Runtime, Error> {
     let threads = command.resources().threads;
     Builder::new_multi_thread()

@@ -1,4 +1,4 @@
-//! Results on standard output, in the format that was asked for, as they come.
+//! Results on standard output, in the requested format, as they arrive.
 
 mod table;
 
@@ -17,7 +17,8 @@ use crate::args::Format;
 use crate::error::{Error, one_line};
 use table::TableWriter;
 
-/// Buffered output that remembers that its reader has gone, whatever the layers above make of the error.
+/// Buffered output that records that its reader has closed it, whatever the layers above make of
+/// the error.
 #[derive(Clone)]
 pub(crate) struct LineWriter {
     out: Rc<RefCell<dyn Write>>,
@@ -25,7 +26,7 @@ pub(crate) struct LineWriter {
 }
 
 impl LineWriter {
-    /// Standard output.
+    /// Writes to standard output.
     pub(crate) fn stdout() -> Self {
         Self::new(BufWriter::new(io::stdout()))
     }
@@ -34,7 +35,7 @@ impl LineWriter {
         Self { out: Rc::new(RefCell::new(out)), closed: Rc::default() }
     }
 
-    /// Writes a line and passes it on at once.
+    /// Writes a line and flushes it.
     pub(crate) fn line(&self, line: &str) -> Result<(), Error> {
         let mut writer = self.clone();
         let written = writeln!(writer, "{line}");
@@ -42,7 +43,7 @@ impl LineWriter {
         self.flush()
     }
 
-    /// Passes on what is buffered.
+    /// Flushes the buffer.
     pub(crate) fn flush(&self) -> Result<(), Error> {
         let flushed = self.clone().flush_all();
         flushed.map_err(|error| self.error(&error))
@@ -77,13 +78,13 @@ impl Write for LineWriter {
         self.detect_closed(result)
     }
 
-    /// Writers of formats flush at places of their own choice; ours is [`LineWriter::flush`].
+    /// Does nothing: format writers flush after each batch. [`LineWriter::flush`] flushes instead.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// One result on its way out.
+/// The output of one result.
 pub(crate) struct Output {
     writer: Writer,
     out: LineWriter,
@@ -97,19 +98,20 @@ enum Writer {
 }
 
 impl Output {
-    /// Begins a result.
+    /// Starts a result.
     pub(crate) fn new(format: Format, schema: SchemaRef, out: LineWriter) -> Result<Self, Error> {
         let to = out.clone();
         let writer = match format {
             Format::Table => Ok(Writer::Table(TableWriter::new(schema, to))),
             Format::Csv => {
                 let mut writer = csv::Writer::new(to);
-                // The header belongs to a result without rows as well, and is written with the first batch.
+                // Writes the header, also of a result without rows; CSV writers add it to the first
+                // batch.
                 writer
                     .write(&RecordBatch::new_empty(schema))
                     .map(|()| Writer::Csv(Box::new(writer)))
             }
-            // A NULL is written out, so that every line has the same keys.
+            // Writes NULLs explicitly, so that every line has the same keys.
             Format::Json => Ok(Writer::Json(
                 json::WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(to),
             )),

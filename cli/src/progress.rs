@@ -1,14 +1,14 @@
-//! Progress on standard error, drawn only if that is a terminal.
+//! Progress on standard error, drawn only on a terminal.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-/// How often a spinner moves.
+/// Interval of a spinner's animation.
 const TICK: Duration = Duration::from_millis(120);
 
-/// A line that shows that something is going on, and for how long.
+/// A line with a spinner and the elapsed time.
 pub(crate) fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::new_spinner()
         .with_style(style("{spinner} {msg} {elapsed}"))
@@ -17,7 +17,7 @@ pub(crate) fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
     bar
 }
 
-/// A bar that fills up to `parts`.
+/// A progress bar of `parts` parts.
 pub(crate) fn bar(parts: u64, message: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::new(parts)
         .with_style(style("{msg} [{bar:40}] {percent}% {elapsed}"))
@@ -26,12 +26,13 @@ pub(crate) fn bar(parts: u64, message: impl Into<Cow<'static, str>>) -> Progress
     bar
 }
 
-/// `1,234 rows`.
+/// Such as `1,234 rows`.
 pub(crate) fn rows(count: u64) -> String {
     format!("{} row{}", HumanCount(count), if count == 1 { "" } else { "s" })
 }
 
-/// A template with a mistake falls back to indicatif's own; a test sees to it that ours have none.
+/// Falls back to indicatif's default for an invalid template; a test checks that all templates are
+/// valid.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

@@ -1,7 +1,7 @@
 //! Signals that end the command.
 //!
-//! The main thread listens to them while the command runs on another, so a command that is busy is
-//! interrupted as well.
+//! The main thread listens for signals while the command runs on another thread, so a busy command
+//! is interrupted as well.
 
 use std::fs;
 use std::future::poll_fn;
@@ -14,16 +14,16 @@ use crate::error::Error;
 /// A signal that ends the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Signal {
-    /// SIGHUP: the terminal is gone.
+    /// SIGHUP: the terminal was closed.
     HangUp,
-    /// SIGINT, which Ctrl-C sends.
+    /// SIGINT, sent by Ctrl-C.
     Interrupt,
     /// SIGTERM.
     Terminate,
 }
 
 impl Signal {
-    /// Its number, the same on every Unix.
+    /// Its number, which is the same on every Unix.
     pub(crate) fn number(self) -> u8 {
         match self {
             Self::HangUp => 1,
@@ -32,7 +32,7 @@ impl Signal {
         }
     }
 
-    /// What the user is told.
+    /// The message to the user.
     pub(crate) fn sentence(self) -> &'static str {
         match self {
             Self::HangUp => "ended by SIGHUP",
@@ -45,30 +45,30 @@ impl Signal {
         SignalKind::from_raw(i32::from(self.number()))
     }
 
-    /// Whether the process was started to ignore it, as `nohup` does with SIGHUP. A shell without
-    /// job control starts what it puts into the background deaf to SIGINT, which is to be heard
-    /// anyway.
+    /// Whether the process was started to ignore the signal, as `nohup` does with SIGHUP. SIGINT is
+    /// never ignored, although a shell without job control starts background processes with SIGINT
+    /// ignored.
     fn is_ignored(self) -> bool {
         let status = || fs::read_to_string("/proc/self/status");
         self == Self::HangUp && status().is_ok_and(|status| ignores(&status, self.number()))
     }
 }
 
-/// Reads the set of ignored signals in a `/proc/PID/status`.
+/// Whether the set of ignored signals of a `/proc/PID/status` has the signal.
 fn ignores(status: &str, number: u8) -> bool {
     let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
     set.is_some_and(|set| set >> (number - 1) & 1 == 1)
 }
 
-/// A listener to some signals.
+/// A listener for some signals.
 pub(crate) struct Signals {
     streams: Vec<(Signal, unix::Signal)>,
 }
 
 impl Signals {
-    /// Listens to `wanted` from now on, but for those that the process is to ignore. To be called
-    /// in the context of a runtime.
+    /// Listens to `wanted` from now on, without ignored signals. Called in the context of a
+    /// runtime.
     pub(crate) fn listen(wanted: &[Signal]) -> Result<Self, Error> {
         let heard = wanted.iter().copied().filter(|signal| !signal.is_ignored());
         let streams = heard.map(|signal| Ok((signal, unix::signal(signal.kind())?)));

@@ -1,4 +1,4 @@
-//! `gatework sql`: statements over files, results to standard output as they come.
+//! `gatework sql`: statements over files, with results on standard output as they arrive.
 
 use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
@@ -18,7 +18,7 @@ use crate::progress;
 use crate::statements;
 use crate::tables;
 
-/// Nodes that stages are explained for, if nobody says how many.
+/// Number of nodes for `--explain stages` without `--nodes`.
 const EXPLAINED_NODES: usize = 4;
 
 /// Runs the command.
@@ -51,7 +51,7 @@ pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
     out.flush()
 }
 
-/// Prints the result of one query while it is made.
+/// Prints the result of one query while it runs.
 async fn print(
     frame: DataFrame,
     session: &SessionContext,
@@ -68,7 +68,7 @@ async fn print(
         rows += batch.num_rows() as u64;
         show_progress(&spinner, rows);
         output.write(&batch)?;
-        // A slow query shows what it has; within a batch the writes are buffered.
+        // Rows of a slow query appear as they arrive; writes are buffered within a batch.
         out.flush()?;
     }
     spinner.finish_and_clear();
@@ -76,7 +76,7 @@ async fn print(
     out.flush()
 }
 
-/// A spinner between the rows of a result would spoil both.
+/// Hides the spinner if results go to a terminal too, since both would overlap.
 fn show_progress(spinner: &ProgressBar, rows: u64) {
     match io::stdout().is_terminal() {
         true => spinner.finish_and_clear(),
@@ -102,7 +102,7 @@ async fn stages(
     explained(session, args.timeout, planning).await
 }
 
-/// What a query's plan tells, within `limit`.
+/// Runs `planning` of a query within `limit`.
 async fn explained<T: Send + 'static>(
     session: &SessionContext,
     limit: Option<Duration>,

@@ -1,7 +1,7 @@
-//! SQL text into statements, and statements into results, for both commands.
+//! Parses SQL text into statements, and runs statements, for both commands.
 //!
-//! Statements are told apart by DataFusion's own parser: a semicolon in a string or a comment is
-//! just a character.
+//! DataFusion's parser separates statements, so a semicolon in a string or a comment is no
+//! separator.
 
 mod depth;
 
@@ -26,16 +26,16 @@ pub(crate) fn parse(sql: &str) -> Result<VecDeque<Statement>> {
     DFParser::parse_sql(sql)
 }
 
-/// What became of a statement once it was planned.
+/// A planned statement.
 pub(crate) struct Planned {
-    /// The plan as it was written, before the optimizer.
+    /// The logical plan before optimization.
     pub(crate) logical: LogicalPlan,
-    /// The query to run, or the empty result of a statement that has already done its work (`CREATE
-    /// VIEW`, `SET`).
+    /// The query to run, or the empty result of a statement that has already run (`CREATE VIEW`,
+    /// `SET`).
     pub(crate) frame: DataFrame,
 }
 
-/// Plans one statement within `limit`; those that change the session do so at once.
+/// Plans one statement within `limit`. A statement that changes the session takes effect at once.
 pub(crate) async fn plan(
     session: &SessionContext,
     statement: Statement,
@@ -57,19 +57,19 @@ async fn plan_here(session: &SessionContext, statement: Statement) -> Result<Pla
 }
 
 impl Planned {
-    /// Whether there is a result to show or compare.
+    /// Whether there is a result to print or compare.
     pub(crate) fn has_result(&self) -> bool {
         !self.frame.schema().fields().is_empty()
     }
 }
 
-/// The whole result of a query, and the nodes that ran as DataFusion's own.
+/// The whole result of a query, and its fallback nodes.
 pub(crate) struct Collected {
     pub(crate) batches: Vec<RecordBatch>,
     pub(crate) fallbacks: Vec<String>,
 }
 
-/// Starts a query within `limit`, as stages if there are nodes: DataFusion optimizes it now.
+/// Starts a query within `limit`, as stages if there are nodes. Includes optimization.
 pub(crate) async fn start(
     session: &SessionContext,
     frame: DataFrame,

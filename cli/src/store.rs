@@ -1,10 +1,10 @@
-//! The files of this machine as DataFusion lists and reads them: without hidden ones, and with an
-//! error where a file becomes shorter while it is read.
+//! The local file system as DataFusion lists and reads it: without hidden files, and with an error
+//! if a file shrinks while it is read.
 //!
-//! A name that begins with `.` or `_` belongs to the system that wrote the folder: files of Spark
-//! that are not finished, checksums, logs. Such a name is left out of whatever is listed, at every
-//! level below the folder of the table. A folder `_column=value` is no such name, since columns may
-//! be called so. A hidden file or folder that a path names is read as any other.
+//! A name that begins with `.` or `_` belongs to the system that wrote the folder: unfinished files
+//! of Spark, checksums, logs. Such names are skipped in listings, at every level below the table's
+//! folder. A folder `_column=value` is not hidden, since columns may have such names. A hidden file
+//! or folder that a path names is read like any other.
 
 mod whole_files;
 
@@ -28,19 +28,19 @@ use futures::{StreamExt, TryStreamExt};
 
 use whole_files::WholeFiles;
 
-/// Whether a file or folder of this name is left out where its folder is listed.
+/// Whether listings skip a file or folder of this name.
 pub(crate) fn is_hidden(name: &str) -> bool {
     name.starts_with('.') || (name.starts_with('_') && !name.contains('='))
 }
 
-/// Lets sessions with this runtime list files so.
+/// Registers this store in a runtime.
 pub(crate) fn register(runtime: &RuntimeEnv) {
     let url = ObjectStoreUrl::local_filesystem();
     let files = WholeFiles::new(Arc::new(LocalFileSystem::new()));
     runtime.register_object_store(url.as_ref(), Arc::new(VisibleFiles { files }));
 }
 
-/// The file system, without hidden files in its lists.
+/// The file system, with listings that skip hidden files.
 #[derive(Debug)]
 struct VisibleFiles {
     files: WholeFiles,
@@ -52,8 +52,8 @@ impl fmt::Display for VisibleFiles {
     }
 }
 
-/// Whether no name below `folder` on the way to `object` is hidden. `_column=value` is the name of
-/// a folder only.
+/// Whether no name of `object` below `folder` is hidden. `_column=value` counts as visible for
+/// folders only.
 fn is_visible(folder: Option<&Path>, object: &Path) -> bool {
     let above = folder.map_or(0, Path::parts_count);
     let hidden_file = object.filename().is_some_and(|name| name.starts_with('_'));

@@ -1,8 +1,8 @@
 //! Files, folders and globs as tables of a session.
 //!
-//! What a path means is settled here, before DataFusion sees it, because only here can the user be told which file is
-//! missing, empty, corrupt or of another format than its neighbours. `files` finds the files, this module reads their
-//! schema and makes the table.
+//! Paths are resolved before DataFusion sees them. Only then can an error name the file that is
+//! missing, empty, corrupt or of another format. `files` finds the files; this module infers their
+//! schema and creates the table.
 
 mod files;
 
@@ -46,7 +46,7 @@ impl FromStr for TableArg {
     }
 }
 
-/// Makes these tables known to a session, each within `limit`.
+/// Registers tables in a session, each within `limit`.
 pub(crate) async fn register_all(
     session: &SessionContext,
     tables: &[TableArg],
@@ -55,13 +55,13 @@ pub(crate) async fn register_all(
     for TableArg { name, path } in tables {
         let TableReference::Bare { table } = TableReference::parse_str(name) else {
             return Err(Error::failed(format!(
-                "'{name}' is no name for a table; use letters, digits and '_'"
+                "'{name}' is not a valid table name; use letters, digits and '_'"
             )));
         };
         let reference = TableReference::Bare { table };
         if session.table_exist(reference.clone()).unwrap_or(false) {
             return Err(Error::failed(format!(
-                "two tables are called '{name}'; give one of them another name"
+                "two tables are named '{name}'; rename one of them"
             )));
         }
         let table = open(session, path, limit).await?;
@@ -70,8 +70,7 @@ pub(crate) async fn register_all(
     Ok(())
 }
 
-/// A table over the files that a path stands for. Files are looked at on a thread of its own, which the
-/// caller does not wait for longer than `limit`.
+/// Opens a table over the files of a path, on a thread of its own, within `limit`.
 pub(crate) async fn open(
     session: &SessionContext,
     path: &str,
@@ -105,7 +104,7 @@ async fn find(session: &SessionContext, path: &str) -> Result<Arc<dyn TableProvi
     Ok(Arc::new(table))
 }
 
-/// The schema of all files together. If they have none, the message names the first file that is to blame.
+/// The common schema of all files. The error names the first unreadable file.
 async fn schema(
     state: &SessionState,
     source: &Source,
@@ -120,14 +119,14 @@ async fn schema(
         if let Err(error) = infer(state, format, std::slice::from_ref(url)).await {
             let error = unreadable(&file.display().to_string(), &error);
             return Err(if source.format.kind == Kind::Json {
-                error.and("JSON is read as one object a line")
+                error.and("JSON files must have one object per line")
             } else {
                 error
             });
         }
     }
     Err(Error::failed(format!(
-        "the files of '{}' do not fit together: {}",
+        "the files of '{}' have incompatible schemas: {}",
         source.path,
         one_line(&error.message())
     )))
@@ -146,7 +145,7 @@ async fn infer(
     for url in urls {
         let mut found: Vec<_> =
             url.list_all_files(state, store.as_ref(), "").await?.try_collect().await?;
-        // Files of no bytes are found in folders that other systems write, and say nothing about the schema.
+        // Other systems write empty files into folders; they have no schema.
         found.retain(|object| object.size > 0);
         objects.append(&mut found);
     }
@@ -174,7 +173,7 @@ fn file_format(
 fn unreadable(path: &str, error: &DataFusionError) -> Error {
     let reason = one_line(&error.find_root().message());
     Error::failed(format!(
-        "'{path}' cannot be read, it may be corrupt or of another format: {reason}"
+        "'{path}' cannot be read; it may be corrupt or of another format: {reason}"
     ))
 }
 

@@ -1,6 +1,7 @@
-//! `gatework tpch`: makes the data, runs the queries, verifies every result twice over, reports.
+//! `gatework tpch`: generates the data, runs the queries, verifies every result against two
+//! oracles, reports.
 //!
-//! One failing query does not stop the others; the exit code tells whether all of them were right.
+//! A failing query does not stop the others; the exit code tells whether all succeeded.
 
 mod answers;
 mod data;
@@ -41,7 +42,7 @@ pub(crate) async fn run(args: TpchArgs) -> Result<(), Error> {
     .await?;
     let engine = Engine::start(&args.engine)?;
     let catalog = Catalog::open(&engine, &data, args.in_memory).await?;
-    // The answers belong to the queries of the specification, at the size the specification gives them for.
+    // The answers are for the queries of the specification at scale factor 1.
     let answers = args.query_dir.is_none() && data.has_answers;
     let measure = Measure {
         engine: &engine,
@@ -91,7 +92,7 @@ impl Catalog {
         Ok(Self { tables })
     }
 
-    /// Makes the tables known to a session.
+    /// Registers the tables in a session.
     fn register(&self, session: &SessionContext) -> Result<(), Error> {
         for (table, provider) in &self.tables {
             let registered = session.register_table(table.name(), Arc::clone(provider));
@@ -101,7 +102,7 @@ impl Catalog {
     }
 }
 
-/// The rows of a table as one in memory.
+/// Loads a table into memory.
 async fn load(
     session: &SessionContext,
     table: Arc<dyn TableProvider>,
@@ -111,7 +112,7 @@ async fn load(
     Ok(Arc::new(MemTable::try_new(schema, vec![batches])?))
 }
 
-/// Opened before the queries run, so that a wrong path is not found out afterwards.
+/// Creates the file before the queries run, so that a wrong path fails at once.
 fn create_json(path: PathBuf) -> Result<(PathBuf, File), Error> {
     match File::create(&path) {
         Ok(file) => Ok((path, file)),

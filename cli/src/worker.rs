@@ -1,4 +1,4 @@
-//! `gatework worker`: runs parts of the queries of others.
+//! `gatework worker`: runs tasks of queries of other processes.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -15,12 +15,13 @@ use crate::engine::{Engine, cluster_auth, usage_error};
 use crate::error::Error;
 use crate::output::LineWriter;
 
-/// Runs the command, until it is told to end.
+/// Runs the command until SIGTERM.
 pub(crate) async fn run(args: WorkerArgs) -> Result<(), Error> {
     let (address, auth) = (args.listen, cluster_auth(&args.auth)?);
     if !(address.ip().is_loopback() || auth.is_encrypted() || args.insecure) {
         return Err(Error::failed(format!(
-            "--listen: whoever reaches {} could read what is sent; encrypt it with --tls-cert, --tls-key and --tls-ca, \
+            "--listen: whoever reaches {} could read what is sent; encrypt it with --tls-cert, \
+             --tls-key and --tls-ca, \
              or say --insecure",
             address.ip()
         )));
@@ -44,18 +45,19 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Error> {
     let idle = Arc::new(Notify::new());
     tokio::spawn(purge_when_idle(idle.clone()));
     let served = cluster::serve(worker, &auth, listener, end, move || idle.notify_one()).await;
-    served.map_err(|error| Error::failed(format!("the worker has failed: {error}")))
+    served.map_err(|error| Error::failed(format!("the worker failed: {error}")))
 }
 
-/// How long threads may still be about to free what queries had.
+/// How long threads may still be freeing memory of ended queries.
 const PURGE_AFTER: Duration = Duration::from_millis(250);
 
-/// Gives free pages back to the system whenever the worker is `idle`: the allocator does so only while it is used.
+/// Returns free pages to the system whenever the worker becomes `idle`: by itself, the allocator
+/// does so only while it is used.
 async fn purge_when_idle(idle: Arc<Notify>) {
     loop {
         idle.notified().await;
         tokio::time::sleep(PURGE_AFTER).await;
-        // It cannot fail, and if it did, the worker would only be larger.
+        // A failed purge only leaves the worker larger.
         let _purged = tokio::task::spawn_blocking(allocator::purge).await;
     }
 }
@@ -65,11 +67,11 @@ fn locations(args: &WorkerArgs) -> Result<AllowedLocations, Error> {
     for path in &args.allowed_paths {
         locations = locations
             .with_path(path)
-            .map_err(|error| usage_error(&error).and("--allow-path names what queries may read"))?;
+            .map_err(|error| usage_error(&error).and("--allow-path needs an existing path"))?;
     }
     if args.allowed_paths.is_empty() {
-        let what = "this worker may read no files: --allow-path names those that it may";
-        // Nobody can be told if standard error is closed.
+        let what = "this worker may read no files: allow some with --allow-path";
+        // The message is lost if standard error is closed.
         let _ = writeln!(std::io::stderr(), "{what}");
     }
     Ok(locations)

@@ -1,4 +1,4 @@
-//! The binary as a user meets it: what it prints, what it says about bad input, and its exit codes.
+//! The binary as a user runs it: its output, its errors, and its exit codes.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test that fails fails the test")]
 
@@ -31,7 +31,7 @@ fn fails(arguments: &[&str], code: i32, sentence: &str) {
     }
 }
 
-/// What a command prints that is run in `folder`.
+/// Runs a command in `folder`. Returns its exit code and output.
 fn run_in(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
     let Output { status, stdout, stderr } =
         gatework(arguments).current_dir(folder).output().unwrap();
@@ -96,7 +96,7 @@ fn bad_sql_is_answered_with_a_sentence() {
     let (_folder, table) = csv();
     for (sql, sentence) in [
         ("SELEC 1", "the SQL cannot be parsed"),
-        ("SELECT * FROM u", "there is no table 'u'; known are t; add one with --table u=PATH"),
+        ("SELECT * FROM u", "there is no table 'u'; known tables: t; add one with --table u=PATH"),
         ("SELECT nam FROM t", "there is no column nam. Did you mean 't.name'?"),
         ("SELECT id / 0 FROM t", "the query divides by zero"),
         (
@@ -124,7 +124,7 @@ fn bad_files_are_answered_with_a_sentence() {
         ("text.parquet", "is not a whole Parquet file"),
         ("empty.csv", "is empty"),
         ("notes.txt", "the format of"),
-        ("folder", "holds no files to read"),
+        ("folder", "has no files to read"),
         ("*.gone", "no file matches"),
     ] {
         fails(&["sql", "SELECT 1", "--table", &format!("t={}", at(path))], 1, sentence);
@@ -138,7 +138,7 @@ fn an_unreadable_file_is_named() {
     let (folder, table) = csv();
     let path = folder.path().join("t.csv");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
-    // The superuser may read everything, and then there is nothing to test.
+    // The superuser may read everything, so there is nothing to test.
     if fs::File::open(&path).is_err() {
         fails(&["sql", "SELECT 1", "--table", &table], 1, "cannot be read: Permission denied");
     }
@@ -238,8 +238,8 @@ fn a_pipe_is_no_table() {
     }
 }
 
-/// A text file that is cut while its rows wait for a reader: what had been read is printed, then an
-/// error.
+/// Truncates a text file while its rows wait for a reader. The rows read so far are printed, then
+/// an error.
 #[test]
 fn a_file_that_becomes_shorter_is_an_error() {
     for (extension, head, row) in
@@ -291,7 +291,7 @@ fn deep_statements_run_or_are_refused() {
 fn arguments_without_sense_are_usage_errors() {
     fails(&[], 2, "Usage");
     fails(&["sql"], 2, "required");
-    fails(&["sql", "SELECT 1", "--threads", "0"], 2, "at least 1 is needed");
+    fails(&["sql", "SELECT 1", "--threads", "0"], 2, "it must be at least 1");
     fails(&["sql", "SELECT 1", "--table", "nothing"], 2, "NAME=PATH");
     fails(&["tpch", "--queries", "one"], 2, "not the number of a query");
     fails(&["tpch", "--scale-factor", "0"], 2, "between 0.001 and 100000");
@@ -318,7 +318,7 @@ fn signal(child: &Child, name: &str) {
     assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
 }
 
-/// How a child ends, and what it says.
+/// Exit code and standard error of a child.
 fn end(mut child: Child) -> (Option<i32>, String) {
     let mut stderr = String::new();
     child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
@@ -332,7 +332,7 @@ fn start(mut command: Command) -> Child {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_cancels_the_query_and_says_so() {
-    // Endless for our purposes; the first rows say that it runs.
+    // Endless in practice; the first rows show that the query runs.
     let sql = "SELECT * FROM generate_series(1, 1000000000000)";
     let mut child = start(gatework(&["sql", sql, "--format", "csv"]));
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -353,7 +353,7 @@ fn has_files(folder: &Path) -> bool {
     entries.map(|entry| entry.path()).any(|path| path.is_file() || has_files(&path))
 }
 
-/// Ends a command that spills into `folder` by a signal, once it does.
+/// Ends a command by a signal once it spills into `folder`.
 fn ends_clean(arguments: &[&str], folder: &Path, name: &str, expected: (i32, &str)) {
     let temp = folder.display().to_string();
     let limits = ["--memory-limit", "4MiB", "--temp-dir", &temp];
@@ -417,7 +417,7 @@ fn limits_end_a_query_or_make_it_spill() {
     let endless =
         "SELECT count(*) FROM generate_series(1, 100000000) a, generate_series(1, 100000000) b";
     fails(&["sql", endless, "--timeout", "100ms"], 1, "ended after 100ms, its time limit");
-    // Nothing is late.
+    // A query within its limit succeeds.
     assert_eq!(run(&["sql", "SELECT 1 AS n", "--timeout", "1h", "--format", "csv"]).1, "n\n1\n");
 
     let folder = tempdir().unwrap();
@@ -476,7 +476,7 @@ fn tpch_makes_data_runs_verifies_and_reports() {
     assert!(outcomes.iter().all(|outcome| outcome["seconds"].as_array().unwrap().len() == 2));
     assert_eq!((&outcomes[0]["query"], &outcomes[0]["rows"]), (&1.into(), &4.into()));
 
-    // One failing query does not stop the others, and the exit code tells of it.
+    // One failing query does not stop the others, and the exit code reports it.
     let queries = folder.path().join("queries");
     fs::create_dir(&queries).unwrap();
     fs::write(queries.join("q1.sql"), "SELECT nothing FROM region").unwrap();
@@ -499,7 +499,7 @@ fn tpch_makes_data_runs_verifies_and_reports() {
         1,
         "there is no query 23; TPC-H has 1 to 22",
     );
-    fails(&["tpch", "--data", &data, "--scale-factor", "1"], 1, "holds other data");
+    fails(&["tpch", "--data", &data, "--scale-factor", "1"], 1, "has other data");
     fails(
         &["tpch", "--data", &data, "--json", "/nowhere/out.json"],
         1,

@@ -1,20 +1,20 @@
-//! Whether a test of rows is worth its while.
+//! Adaptive decision whether a row filter is worth its cost.
 
-/// Rows after which it is decided whether a test pays.
+/// Number of rows after which the filter's effect is evaluated.
 const SAMPLE_ROWS: usize = 1 << 15;
-/// A test that drops less than one row in this many does not pay.
+/// A filter that drops fewer than 1 in this number of rows is ineffective.
 const MIN_DROP_ONE_IN: usize = 8;
 
-/// How much a test drops, as seen by one task; one that drops next to nothing pauses for longer and
-/// longer.
+/// Drop statistics of a filter, as seen by one task. An ineffective filter is skipped for
+/// exponentially growing numbers of rows (DuckDB `AdaptiveFilter`).
 #[derive(Debug, Clone)]
 pub struct AdaptiveFilter {
     rows: usize,
     dropped: usize,
     drop_ratio: f64,
-    /// Rows to pass before it is tried again.
+    /// Rows to pass before the filter is tried again.
     rows_to_skip: usize,
-    /// How long the next pause is, in rows.
+    /// Rows that the next pause skips.
     next_skip: usize,
 }
 
@@ -25,14 +25,14 @@ impl Default for AdaptiveFilter {
 }
 
 impl AdaptiveFilter {
-    /// Whether the test pauses for the next `rows` rows.
+    /// Returns true if the filter is skipped for the next `rows` rows.
     pub fn should_skip(&mut self, rows: usize) -> bool {
         let skip = self.rows_to_skip > 0;
         self.rows_to_skip = self.rows_to_skip.saturating_sub(rows);
         skip
     }
 
-    /// Takes note that `dropped` of `rows` rows were dropped.
+    /// Records that the filter dropped `dropped` of `rows` rows.
     pub fn record(&mut self, rows: usize, dropped: usize) {
         self.rows += rows;
         self.dropped += dropped;
@@ -48,13 +48,13 @@ impl AdaptiveFilter {
         self.dropped = 0;
     }
 
-    /// The test is not tried again.
+    /// Disables the filter permanently.
     pub fn disable(&mut self) {
         self.rows_to_skip = usize::MAX;
         self.next_skip = usize::MAX;
     }
 
-    /// Which part of the rows the test drops, as far as known.
+    /// Returns the fraction of rows that the filter drops; 0.5 before the first sample is complete.
     pub fn drop_ratio(&self) -> f64 {
         self.drop_ratio
     }

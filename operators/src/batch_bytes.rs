@@ -1,9 +1,9 @@
-//! Bytes of variable-length values: how large a batch is, and where it is cut.
+//! Bytes of variable-length values: the size of a batch, and the rows at which it is split.
 //!
-//! Batches are bounded in rows, and a row may hold a text of megabytes. Arrow's offsets of 32 bits
-//! reach 2 GiB, and evaluating a batch of gigabytes delays a cancel by seconds. Operators that
-//! gather rows therefore cut their output by [`MAX_BATCH_BYTES`], and operators that evaluate
-//! expressions do so in slices of [`SLICE_BYTES`].
+//! Batches are bounded in rows, and a row may hold a text of megabytes. Arrow's 32-bit offsets
+//! reach 2 GiB, and evaluating a batch of gigabytes delays a cancellation by seconds. Operators
+//! that gather rows therefore split their output at [`MAX_BATCH_BYTES`]. Operators that evaluate
+//! expressions do so on slices of [`SLICE_BYTES`].
 
 use std::ops::Range;
 
@@ -16,32 +16,32 @@ use arrow::{
 use datafusion_common::DataFusionError;
 use gatework_runtime::pipeline::column_bytes;
 
-/// Bounds, in bytes, the variable-length values of a batch whose rows an operator gathers: output
-/// of joins, sorts and aggregates. A batch that would exceed it is cut; a single row may exceed it.
+/// Upper bound, in bytes, for the variable-length values of a gathered batch: output of joins,
+/// sorts and aggregates. A larger batch is split; a single row may exceed the bound.
 pub(crate) const MAX_BATCH_BYTES: usize = if cfg!(test) { 256 << 10 } else { 64 << 20 };
 
-/// Bounds, in bytes, the variable-length values of an array that is concatenated from several. A
-/// column that exceeds it is kept in several arrays ([`Column`](crate::chunked::Column)). Offsets
-/// of 32 bits reach twice as far.
+/// Upper bound, in bytes, for the variable-length values of a concatenated array. A larger column
+/// is kept in several arrays ([`Column`](crate::chunked::Column)). 32-bit offsets reach twice as
+/// far.
 pub(crate) const MAX_ARRAY_BYTES: usize = if cfg!(test) { 512 << 10 } else { 1 << 30 };
 
-/// Bounds, in bytes, the variable-length values that an expression is evaluated on at a time.
+/// Upper bound, in bytes, for the variable-length values that one expression evaluation reads.
 /// Between two slices a task checks whether its query was cancelled. A regular expression that
-/// reads 100 MB a second takes 40 ms for a slice.
+/// reads 100 MB/s takes 40 ms for a slice.
 pub(crate) const SLICE_BYTES: usize = if cfg!(test) { 64 << 10 } else { 4 << 20 };
 
-/// The longest value that an inline view holds.
+/// Length, in bytes, of the longest value that an inline view stores.
 const INLINE_BYTES: usize = 12;
 
-/// Number of views that are sampled to estimate the bytes of all.
+/// Number of views sampled to estimate the bytes of all views.
 const SAMPLE_VIEWS: usize = 64;
 
-/// Estimates from this size on are replaced by the sum of all lengths.
+/// Estimates of at least this number of bytes are replaced by the exact sum of all lengths.
 const MIN_EXACT_BYTES: usize = SLICE_BYTES / 4;
 
-/// Returns the bytes of `column`'s variable-length values, in time that does not depend on its
-/// rows: exactly for texts with offsets, by a sample for views of short texts and for encoded
-/// values.
+/// Returns the bytes of `column`'s variable-length values, in time independent of its row count.
+/// The result is exact for texts with offsets. Views of short texts and encoded values are
+/// estimated from a sample.
 pub(crate) fn value_bytes(column: &dyn Array) -> usize {
     match column.data_type() {
         DataType::Utf8 => span(column.as_string::<i32>().value_offsets()),
@@ -76,7 +76,7 @@ fn span<O: OffsetSizeTrait>(offsets: &[O]) -> usize {
     }
 }
 
-/// Estimates the bytes of `rows` rows that each have one of `values`.
+/// Estimates the bytes of `rows` rows, each of which has one of `values`.
 fn expanded(values: &dyn Array, rows: usize) -> usize {
     let average = value_bytes(values).div_ceil(values.len().max(1));
     average.saturating_mul(rows)
@@ -101,21 +101,21 @@ fn view_length(view: &u128) -> usize {
     *view as u32 as usize
 }
 
-/// Tells the lengths of a column's values.
+/// Lengths of a column's values.
 #[derive(Debug)]
 pub(crate) enum Lengths<'a> {
-    /// Values between these offsets.
+    /// 32-bit offsets of the values.
     Offsets(&'a [i32]),
-    /// Values between these offsets.
+    /// 64-bit offsets of the values.
     LargeOffsets(&'a [i64]),
-    /// Values of these views.
+    /// Views of the values.
     Views(&'a [u128]),
-    /// The average of all rows.
+    /// Average length, used for every row.
     Even(usize),
 }
 
 impl<'a> Lengths<'a> {
-    /// Returns the lengths of `column`'s values. Those of encoded values are 0: gathered rows share
+    /// Returns the lengths of `column`'s values. Encoded values count 0, since gathered rows share
     /// them.
     pub(crate) fn of(column: &'a dyn Array) -> Self {
         match column.data_type() {
@@ -130,7 +130,7 @@ impl<'a> Lengths<'a> {
         }
     }
 
-    /// Returns the length of row `row`'s value.
+    /// Returns the length of the value in row `row`.
     #[inline]
     pub(crate) fn at(&self, row: usize) -> usize {
         match self {
@@ -141,7 +141,7 @@ impl<'a> Lengths<'a> {
         }
     }
 
-    /// Returns the greatest of the lengths.
+    /// Returns the maximum length.
     pub(crate) fn longest(&self) -> usize {
         let longest = match self {
             Self::Offsets(offsets) => {
@@ -157,8 +157,8 @@ impl<'a> Lengths<'a> {
     }
 }
 
-/// Returns how many of `rows` rows, from the first on, have at most `bound` bytes together; 1 if
-/// the first row alone has more.
+/// Returns the length of the longest prefix of `rows` rows that has at most `bound` bytes; 1 if the
+/// first row alone exceeds the bound.
 pub(crate) fn rows_within(bound: usize, rows: usize, bytes: impl Fn(usize) -> usize) -> usize {
     let mut sum = 0_usize;
     for row in 0..rows {
@@ -170,8 +170,8 @@ pub(crate) fn rows_within(bound: usize, rows: usize, bytes: impl Fn(usize) -> us
     rows
 }
 
-/// Returns ranges of the `rows` rows of `columns` whose values have at most `bound` bytes each, or
-/// that are one row; `None` if all rows are within the bound.
+/// Returns row ranges of `columns` whose values have at most `bound` bytes each, or that are a
+/// single row. Returns `None` if all `rows` rows are within the bound.
 pub(crate) fn slice_ranges(
     columns: &[ArrayRef],
     rows: usize,
@@ -195,7 +195,7 @@ pub(crate) fn slice_ranges(
     Some(ranges)
 }
 
-/// Returns `rows` in slices whose values have at most `bound` bytes each, or that are one row.
+/// Returns `rows` in slices whose values have at most `bound` bytes each, or that are a single row.
 pub(crate) fn split_by_bytes(rows: &RecordBatch, bound: usize) -> Vec<RecordBatch> {
     match slice_ranges(rows.columns(), rows.num_rows(), bound) {
         Some(ranges) => ranges.iter().map(|range| rows.slice(range.start, range.len())).collect(),
@@ -203,14 +203,14 @@ pub(crate) fn split_by_bytes(rows: &RecordBatch, bound: usize) -> Vec<RecordBatc
     }
 }
 
-/// Tells whether `error` says that a result does not fit one array; that of half the rows may fit.
+/// Returns true if `error` says that a result does not fit one array. Half of the rows may fit.
 pub(crate) fn is_overflow(error: &DataFusionError) -> bool {
     match error.find_root() {
         DataFusionError::ArrowError(error, _) => matches!(
             error.as_ref(),
             ArrowError::OffsetOverflowError(_) | ArrowError::DictionaryKeyOverflowError
         ),
-        // DataFusion's functions have no variant of their own for it.
+        // DataFusion's functions have no error variant for overflow.
         DataFusionError::Execution(message) => {
             message.contains("offset overflow") || message.contains("size overflow")
         }

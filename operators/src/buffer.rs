@@ -1,4 +1,4 @@
-//! The producer's end of a buffer between pipelines: batches on their way into it.
+//! Producer's end of a buffer between pipelines.
 
 use gatework_runtime::{
     Error, Result,
@@ -15,35 +15,35 @@ use crate::{
     spill::{SpillWriter, WriteState, gc_batch_views},
 };
 
-/// Charges what goes into a buffer that overflows, and puts away what gets no memory. A `T` says where in
-/// the buffer a batch goes.
+/// Writer that reserves memory for batches of an overflowing buffer, and spills batches whose
+/// reservation is denied. A `T` names the target of a batch in the buffer.
 pub(crate) struct BufferWriter<T> {
     budget: BufferLimit,
     setup: OperatorContext,
-    /// With the batches, and their place in the order.
+    /// Writer tagged with the pending batches and their sequence number.
     writer: SpillWriter<(Vec<PendingBatch<T>>, u64)>,
 }
 
-/// A batch that is being written: where it goes in the buffer, its rows and its bytes.
+/// Batch that is being written: its target in the buffer, its row count and its bytes.
 struct PendingBatch<T>(T, usize, usize);
 
-/// What is to be done with batches.
+/// Result of a write.
 pub(crate) enum BufferWrite<T> {
-    /// They go into the buffer.
+    /// The batches can be pushed into the buffer.
     Ready(Vec<(T, BufferedBatch)>),
-    /// They are being put away until this opens.
+    /// The batches are being spilled; the gate becomes ready when they are written.
     Blocked(Gate),
-    /// There are none.
+    /// No batch is pending.
     Empty,
 }
 
 impl<T> BufferWriter<T> {
-    /// For a buffer with this budget, on behalf of the operator of `setup`.
+    /// Creates a writer for a buffer with this limit, on behalf of the operator of `setup`.
     pub(crate) fn new(budget: BufferLimit, setup: OperatorContext) -> Self {
         Self { budget, writer: SpillWriter::new(setup.clone()), setup }
     }
 
-    /// Holds the parts of a batch that has place `sequence` in its order.
+    /// Buffers the partitions of the batch with sequence number `sequence`.
     pub(crate) fn write(
         &mut self,
         partitions: Vec<(T, RecordBatch)>,
@@ -80,7 +80,7 @@ impl<T> BufferWriter<T> {
         }
     }
 
-    /// What has become of batches that were being put away.
+    /// Polls the batches that are being spilled.
     pub(crate) fn poll(&mut self) -> Result<BufferWrite<T>> {
         Ok(match self.writer.poll()? {
             WriteState::Idle => BufferWrite::Empty,
@@ -100,8 +100,8 @@ impl<T> BufferWriter<T> {
 }
 
 impl<T> BufferWrite<T> {
-    /// Hands what goes into the buffer to `push`, one after the other, and gives the sink's answer: what the
-    /// last push said; without one, what `push` says of the room there is.
+    /// Hands the ready batches to `push` one by one, and returns the sink result of the last push.
+    /// Without batches, `push(None)` reports the buffer's capacity.
     pub(crate) fn into_sink_result(
         self,
         mut push: impl FnMut(Option<(T, BufferedBatch)>) -> PushResult,
@@ -117,7 +117,7 @@ impl<T> BufferWrite<T> {
     }
 }
 
-/// The next batch out of a buffer, as a source answers it.
+/// Reads the next batch from a buffer as a source result.
 pub(crate) fn next_batch(
     reader: &mut BufferReader,
     pop: impl FnOnce() -> PopResult<BufferedBatch>,

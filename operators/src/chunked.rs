@@ -1,7 +1,7 @@
-//! Columns that are kept in several arrays where one array could not hold their values.
+//! Columns stored in several arrays where one array cannot contain their values.
 //!
-//! A breaker that collects more text than offsets of 32 bits reach cannot concatenate it. It keeps
-//! a few large arrays instead, and gathers the rows of each output batch from them.
+//! A breaker that collects more text than 32-bit offsets reach cannot concatenate it. It keeps a
+//! few large arrays instead, and gathers the rows of each output batch from them.
 
 use arrow::{
     array::{Array, ArrayRef, RecordBatch, UInt32Array},
@@ -17,21 +17,21 @@ use crate::{
     error::is_overflow,
 };
 
-/// A column of a table that rows are gathered from.
+/// Column of a table from which rows are gathered.
 #[derive(Debug, Clone)]
 pub(crate) enum Column {
     /// All values in one array.
     One(ArrayRef),
     /// Values in several arrays, none of which is empty.
     Several {
-        /// The arrays, in order.
+        /// Arrays, in order.
         arrays: Vec<ArrayRef>,
-        /// The number of each array's first row.
+        /// Row index of each array's first row.
         starts: Vec<usize>,
     },
 }
 
-/// Tells whether offsets of 32 bits say where values of type `kind` are.
+/// Returns true if values of type `kind` are located by 32-bit offsets.
 fn has_short_offsets(kind: &DataType) -> bool {
     match kind {
         DataType::Utf8 | DataType::Binary | DataType::List(_) | DataType::Map(..) => true,
@@ -44,11 +44,11 @@ fn has_short_offsets(kind: &DataType) -> bool {
 }
 
 impl Column {
-    /// Returns the values of `pieces` in order: in one array if its variable-length values have at
-    /// most `bound` bytes. Calls `check` now and then.
+    /// Concatenates `chunks` in order, into one array if its variable-length values have at most
+    /// `bound` bytes. Calls `check` once per concatenated array or step.
     ///
     /// # Errors
-    /// If the pieces differ in type, or there are none, and that of `check`.
+    /// If the chunks differ in type, if there are none, or if `check` fails.
     pub(crate) fn concat(
         chunks: &[ArrayRef],
         bound: usize,
@@ -57,7 +57,7 @@ impl Column {
         let kind = chunks.first().map(|chunk| chunk.data_type());
         if let Some(DataType::Dictionary(..)) = kind {
             return match concat_arrays(chunks) {
-                // Their values are more than the keys can count.
+                // The chunks have more distinct values than the key type can count.
                 Err(error) if is_overflow(&error) => Ok(Self::several(chunks.to_vec())),
                 whole => whole.map(Self::One),
             };
@@ -94,10 +94,10 @@ impl Column {
         }
     }
 
-    /// Returns the values of `rows`, none of which is NULL.
+    /// Returns the values of `rows`, an index array without NULLs.
     ///
     /// # Errors
-    /// If they do not fit one array.
+    /// If the values do not fit one array.
     pub(crate) fn take(&self, rows: &UInt32Array) -> Result<ArrayRef> {
         match self {
             Self::One(array) => take(array, rows, None).query_err(),
@@ -116,7 +116,7 @@ impl Column {
         longest.max().unwrap_or(0)
     }
 
-    /// Adds the length of each of `rows` to its place in `lengths`.
+    /// Adds the length of the value of each of `rows` to the same index of `lengths`.
     fn add_lengths(&self, rows: &[u32], lengths: &mut [usize]) {
         let known: Vec<Lengths<'_>> =
             self.arrays().iter().map(|array| Lengths::of(array)).collect();
@@ -132,7 +132,7 @@ impl Column {
     }
 }
 
-/// Returns the array that has row `row`, and the row's number there.
+/// Returns the index of the array that contains row `row`, and the row's index in that array.
 fn locate(starts: &[usize], row: usize) -> (usize, usize) {
     let array = starts.partition_point(|start| *start <= row) - 1;
     (array, row - starts[array])
@@ -142,18 +142,18 @@ fn bytes(chunks: &[ArrayRef]) -> usize {
     chunks.iter().map(|piece| value_bytes(piece)).sum()
 }
 
-/// Rows that others are gathered from.
+/// Rows from which output rows are gathered.
 pub(crate) trait Gather {
-    /// Returns column `column` of `rows`, none of which is NULL.
+    /// Returns column `column` of `rows`, an index array without NULLs.
     ///
     /// # Errors
-    /// If its values do not fit one array.
+    /// If the values do not fit one array.
     fn gather(&self, column: usize, rows: &UInt32Array) -> Result<ArrayRef>;
 
     /// Returns the length of the longest value of `column`.
     fn longest(&self, column: usize) -> usize;
 
-    /// Adds the length of the value of each of `rows` to its place in `lengths`.
+    /// Adds the length of the value of each of `rows` to the same index of `lengths`.
     fn add_lengths(&self, column: usize, rows: &[u32], lengths: &mut [usize]);
 }
 
@@ -174,7 +174,7 @@ impl Gather for RecordBatch {
     }
 }
 
-/// The columns of a table that rows are gathered from.
+/// Columns of a table from which rows are gathered.
 #[derive(Debug)]
 pub(crate) struct Columns {
     columns: Vec<Column>,
@@ -208,16 +208,16 @@ impl Gather for Columns {
     }
 }
 
-/// Rows of one side of pairs, and the columns of them that are gathered.
+/// One side of row pairs: the source, the gathered columns, and the row index of each pair.
 pub(crate) type Side<'a> = (&'a dyn Gather, &'a [usize], &'a [u32]);
 
-/// Returns the length of the longest row of `columns` that `rows` may have.
+/// Returns an upper bound for the bytes of a row of `columns`.
 pub(crate) fn longest_row(rows: &dyn Gather, columns: &[usize]) -> usize {
     columns.iter().map(|column| rows.longest(*column)).sum()
 }
 
-/// Returns how many of the pairs of `sides`, from the first on, have at most `bound` bytes of
-/// variable-length values together, and at least 1. No pair has more than `longest` bytes.
+/// Returns the length of the longest prefix of the pairs of `sides` that has at most `bound` bytes
+/// of variable-length values, at least 1. No pair has more than `longest` bytes.
 pub(crate) fn pairs_within(bound: usize, longest: usize, sides: [Side<'_>; 2]) -> usize {
     let pairs = sides[0].2.len();
     if longest.saturating_mul(pairs) <= bound {

@@ -1,4 +1,4 @@
-//! From a batch with a selection to contiguous columns, and to columns that can be kept.
+//! From a batch with a selection to contiguous columns, and to columns that a breaker can buffer.
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions},
@@ -10,14 +10,15 @@ use gatework_runtime::{Result, pipeline::Batch};
 
 use crate::{ResultExt, concat::gc_views};
 
-/// A column of views that refers to less than this part of its buffers is copied before it is kept.
+/// A view column that refers to less than 1 in this number of its buffers' bytes is copied before
+/// it is buffered.
 const MAX_BUFFER_RATIO: usize = 4;
 
-/// `rows` as a breaker may keep them: views that would keep much alive that nobody else refers to any more,
-/// as those of a join's output do, get buffers of their own.
+/// Returns `rows` for buffering in a breaker. Sparse views, such as those of a join's output, get
+/// buffers of their own, since they would keep otherwise unreferenced buffers alive.
 ///
 /// # Errors
-/// If Arrow refuses the columns, which have not changed in type.
+/// If Arrow rejects the columns, whose types are unchanged.
 pub(crate) fn compact_views(rows: RecordBatch) -> Result<RecordBatch> {
     let buffer_bytes = |buffers: &[Buffer]| buffers.iter().map(Buffer::len).sum::<usize>();
     let is_sparse = |column: &ArrayRef| match column.data_type() {
@@ -42,7 +43,7 @@ pub(crate) fn compact_views(rows: RecordBatch) -> Result<RecordBatch> {
     RecordBatch::try_new_with_options(rows.schema(), columns.collect(), &options).query_err()
 }
 
-/// The selected rows of `batch` as contiguous columns; free if all rows are selected.
+/// Returns the selected rows of `batch` as contiguous columns; no copy if all rows are selected.
 ///
 /// # Errors
 /// If Arrow cannot gather a column.

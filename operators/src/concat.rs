@@ -1,4 +1,4 @@
-//! From several batches to one.
+//! Concatenation of several arrays or batches.
 
 use std::sync::Arc;
 
@@ -11,33 +11,35 @@ use gatework_runtime::Result;
 
 use crate::ResultExt;
 
-/// Buffers a piece of a view column may bring along before its strings are copied together.
+/// Average number of buffers per view array above which the strings of each array are copied first.
 const BUFFERS_PER_ARRAY: usize = 4;
 
-/// Rows per buffer of a view column below which its strings are copied together: whoever takes rows
-/// of it copies the list of its buffers.
+/// A concatenated view column with fewer rows per buffer than this is copied into one buffer. A
+/// take from such a column copies the list of its buffers.
 const ROWS_PER_BUFFER: usize = 1024;
 
-/// Rows of views that are copied at a time, about; into one buffer if they have many small ones.
+/// Approximate number of view rows that are concatenated in one step, into one buffer if they have
+/// many small ones.
 const ROWS_PER_STEP: usize = 1 << 16;
 
-/// The values of `pieces` in order; free if there is one.
+/// Concatenates `arrays` in order; no copy if there is one.
 ///
 /// # Errors
-/// If the pieces differ in type, or there are none.
+/// If the arrays differ in type, or there are none.
 pub(crate) fn concat_arrays(arrays: &[ArrayRef]) -> Result<ArrayRef> {
     concat_arrays_cancellable(arrays, || Ok(()))
 }
 
-/// The same of as many as there may be, which takes time if they are views of strings. Asks `check` now and then.
+/// Concatenates `arrays` like [`concat_arrays`], and calls `check` once per step. The views of many
+/// strings take long.
 ///
-/// Every slice of a view column refers to all buffers of the whole, and Arrow strings those lists
-/// together: a thousand slices of a column with a thousand buffers would make a million. Pieces that
-/// bring many buffers are therefore copied into one buffer each first, and so are some pieces together that
-/// have many small ones.
+/// Every slice of a view column refers to all buffers of the whole, and Arrow concatenates these
+/// lists. A thousand slices of a column with a thousand buffers would make a million. Arrays with
+/// many buffers are therefore first copied into one buffer each. A step whose result still has many
+/// small buffers is copied into one buffer.
 ///
 /// # Errors
-/// If the pieces differ in type, or there are none, and that of `check`.
+/// If the arrays differ in type, if there are none, or if `check` fails.
 pub(crate) fn concat_arrays_cancellable(
     arrays: &[ArrayRef],
     check: impl Fn() -> Result<()>,
@@ -67,7 +69,7 @@ pub(crate) fn concat_arrays_cancellable(
     }
 }
 
-/// Of views, some.
+/// Concatenates the view arrays of one step.
 fn concat_views(arrays: &[ArrayRef]) -> Result<ArrayRef> {
     let buffers: usize = arrays.iter().map(view_buffers).sum();
     let whole = if buffers > BUFFERS_PER_ARRAY * arrays.len() {
@@ -93,7 +95,7 @@ fn view_buffers(array: &ArrayRef) -> usize {
     }
 }
 
-/// `array`, if it is of views, with buffers that have nothing else in them.
+/// Returns `array`, if it has views, with buffers that contain only its own values.
 pub(crate) fn gc_views(array: &ArrayRef) -> ArrayRef {
     match array.data_type() {
         DataType::Utf8View => Arc::new(array.as_string_view().gc()),
@@ -102,10 +104,10 @@ pub(crate) fn gc_views(array: &ArrayRef) -> ArrayRef {
     }
 }
 
-/// The rows of `batches` in order, as rows of `schema`.
+/// Concatenates `batches` in order as rows of `schema`.
 ///
 /// # Errors
-/// If the batches' columns are not of `schema`'s types.
+/// If the columns of `batches` do not have `schema`'s types.
 pub(crate) fn concat_batches_as(
     schema: &SchemaRef,
     batches: &[RecordBatch],
@@ -123,11 +125,11 @@ pub(crate) fn concat_batches_as(
     RecordBatch::try_new_with_options(schema.clone(), columns, &options).query_err()
 }
 
-/// The rows of `batches` in order; free if there is one. The children of a union may differ in which
-/// columns can be NULL, so in what is concatenated all can.
+/// Concatenates `batches` in order; no copy if there is one. The children of a union may differ in
+/// the nullability of columns, so every column of the result is nullable.
 ///
 /// # Errors
-/// If the batches' columns differ in type.
+/// If the columns of `batches` differ in type.
 pub(crate) fn concat_batches(batches: &[RecordBatch]) -> Result<RecordBatch> {
     match batches {
         [] => Ok(RecordBatch::new_empty(Arc::new(Schema::empty()))),
@@ -180,7 +182,7 @@ mod tests {
             let rows = (0..rows).map(|row| text(1_000_000 * piece + row));
             Arc::new(StringViewArray::from_iter_values(rows))
         };
-        // Steps of several pieces, of one large one, and a last one that is short.
+        // The steps are several arrays, one large array, and a short last step.
         let sizes = [40_000, 40_000, 100_000, 1, 65_536, 7];
         let pieces: Vec<_> = sizes.iter().enumerate().map(|(at, rows)| piece(at, *rows)).collect();
         let steps = std::cell::Cell::new(0);

@@ -1,9 +1,10 @@
 //! Decimal arithmetic in 64 bits where the values allow it.
 //!
-//! Arrow adds and multiplies decimals in 128 bits and looks for an overflow after each step. Values of
-//! everyday size fit 64 bits, and neither their product nor a sum of two, each made wider by a power
-//! of ten below 2^60, leaves 128 bits: one machine instruction each, and nothing to look for. Whether
-//! all values of a batch fit is found out beforehand; if one does not, Arrow computes the batch.
+//! Arrow adds and multiplies decimals in 128 bits and checks each step for overflow. Typical values
+//! fit 64 bits. Their product fits 128 bits, and so does a sum of two values, each scaled by a
+//! power of ten below 2^60. Each operation is then one machine instruction without an overflow
+//! check. All values of a batch are checked beforehand; if one does not fit, Arrow computes the
+//! batch.
 
 use std::{fmt, sync::Arc};
 
@@ -21,7 +22,8 @@ use datafusion_common::{
 use datafusion_expr::{ColumnarValue, Operator};
 use datafusion_physical_expr::{PhysicalExpr, expressions::BinaryExpr};
 
-/// `expr`, over columns of `schema`, with sums, differences and products of decimals as above.
+/// Returns `expr`, over columns of `schema`, with decimal sums, differences and products
+/// specialized to 64 bits.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -43,7 +45,7 @@ use datafusion_physical_expr::{PhysicalExpr, expressions::BinaryExpr};
 /// ```
 ///
 /// # Errors
-/// If `expr` is not one over `schema`.
+/// If `expr` is not over `schema`.
 pub fn specialize_decimals(
     expr: Arc<dyn PhysicalExpr>,
     schema: &Schema,
@@ -59,13 +61,13 @@ pub fn specialize_decimals(
     .data()
 }
 
-/// One operation.
+/// Decimal operation that is computed in 64 bits where the values fit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Decimal64Expr {
     original: BinaryExpr,
-    /// What each side is multiplied by before they are added.
+    /// Factors by which the operands are multiplied before an addition.
     scales: [i64; 2],
-    /// Of the result.
+    /// Type of the result.
     kind: DataType,
 }
 
@@ -87,7 +89,7 @@ impl Decimal64Expr {
         Ok(agreed.then_some(specialized))
     }
 
-    /// The result in 64 bits; `None` if a value does not fit.
+    /// Computes the result in 64 bits; returns `None` if a value does not fit.
     fn compute(&self, left: Operand<'_>, right: Operand<'_>) -> Option<Vec<i128>> {
         let [left_scale, right_scale] = self.scales.map(i128::from);
         match self.original.op() {
@@ -109,7 +111,7 @@ impl Decimal64Expr {
 
 type Kernel = fn(&dyn Datum, &dyn Datum) -> std::result::Result<ArrayRef, ArrowError>;
 
-/// Arrow's kernel for `operator`, if it is one of ours as well.
+/// Returns Arrow's kernel for `operator`, if the 64-bit path supports it too.
 fn kernel(operator: Operator) -> Option<Kernel> {
     match operator {
         Operator::Plus => Some(numeric::add),
@@ -119,7 +121,7 @@ fn kernel(operator: Operator) -> Option<Kernel> {
     }
 }
 
-/// One side of an operation: a column, or one value for all rows.
+/// Operand of an operation: a column, or one value for all rows.
 #[derive(Clone, Copy)]
 enum Operand<'a> {
     Column(&'a [i128]),
@@ -127,7 +129,7 @@ enum Operand<'a> {
 }
 
 impl<'a> Operand<'a> {
-    /// `None` if it is NULL for all rows, or a value that does not fit.
+    /// Returns the operand and its NULLs; `None` for a NULL scalar or a value that does not fit.
     fn of(operand: &'a ColumnarValue) -> Option<(Self, Option<&'a NullBuffer>)> {
         match operand {
             ColumnarValue::Array(column) => {
@@ -142,11 +144,11 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// Rows that are looked at, and then computed while they are in the cache.
+/// Number of rows that are checked, then computed while they are in the cache.
 const CHUNK: usize = 1024;
 
-/// `combine` for each row; `None` if a value does not fit 64 bits. Values of both sides have at most
-/// 64 bits when they are combined.
+/// Returns `combine` of each row; `None` if a value does not fit 64 bits. Both arguments of
+/// `combine` fit 64 bits.
 #[inline(always)]
 fn zip(
     left: Operand<'_>,
@@ -177,7 +179,7 @@ fn zip(
     }
 }
 
-/// `each` of all `values`; `None` if one of these does not fit 64 bits.
+/// Returns `each` of all `values`; `None` if a value does not fit 64 bits.
 #[inline(always)]
 fn map(values: &[i128], each: impl Fn(i128) -> i128) -> Option<Vec<i128>> {
     let mut result = Vec::with_capacity(values.len());
@@ -192,8 +194,9 @@ fn map(values: &[i128], each: impl Fn(i128) -> i128) -> Option<Vec<i128>> {
     Some(result)
 }
 
-/// Appends `values` to `result`, where they are then changed: whether an iterator that changes them on their
-/// way is compiled into a loop of vectors depends on what else is compiled beside it.
+/// Appends `values` to `result` and returns the appended slice, which the caller then changes in
+/// place. An iterator that changed the values while appending is vectorized only sometimes,
+/// depending on the code compiled beside it.
 #[inline(always)]
 fn append<'a>(result: &'a mut Vec<i128>, values: &[i128]) -> &'a mut [i128] {
     let first = result.len();
@@ -201,7 +204,7 @@ fn append<'a>(result: &'a mut Vec<i128>, values: &[i128]) -> &'a mut [i128] {
     &mut result[first..]
 }
 
-/// Whether all `values` fit 64 bits.
+/// Returns true if all `values` fit 64 bits.
 fn fit(values: &[i128]) -> bool {
     let excess = |value: &i128| (value >> 64) as u64 ^ ((*value as i64) >> 63) as u64;
     values.iter().fold(0, |all, value| all | excess(value)) == 0

@@ -1,4 +1,4 @@
-//! From the errors of Arrow and DataFusion to the runtime's, and back.
+//! Conversions between the errors of Arrow and DataFusion and those of the runtime.
 
 use std::{error::Error as StdError, fmt, sync::Arc};
 
@@ -8,9 +8,9 @@ use gatework_runtime::{Error, Result};
 
 use crate::batch_bytes;
 
-/// Turns a kernel's or an expression's error into the query's.
+/// Conversion of a kernel's or an expression's error into the query's error.
 pub trait ResultExt<T> {
-    /// The value, or the error that ends the query.
+    /// Returns the value, or the error that ends the query.
     ///
     /// # Errors
     /// The same error, as [`Error::Operator`] around a [`SharedDataFusionError`].
@@ -21,7 +21,7 @@ impl<T, E: Into<DataFusionError>> ResultExt<T> for std::result::Result<T, E> {
     fn query_err(self) -> Result<T> {
         self.map_err(|error| {
             let error = error.into();
-            // What comes back from a foreign node may be the runtime's own.
+            // The error of a fallback node may wrap a runtime error.
             if let DataFusionError::External(inner) = error.find_root()
                 && let Some(own) = inner.downcast_ref::<Error>()
             {
@@ -32,12 +32,13 @@ impl<T, E: Into<DataFusionError>> ResultExt<T> for std::result::Result<T, E> {
     }
 }
 
-/// A DataFusion error that every reader of a result can be given.
+/// DataFusion error that can be cloned for every reader of a result.
 #[derive(Debug, Clone)]
 pub struct SharedDataFusionError(Arc<DataFusionError>);
 
 impl SharedDataFusionError {
-    /// DataFusion's error for the error that ended a query: its own where it came from there.
+    /// Converts the error that ended a query to DataFusion's error. An error that came from
+    /// DataFusion is returned in its original variant.
     pub fn to_datafusion(error: &Error) -> DataFusionError {
         match error {
             Error::Operator { source } => match source.downcast_ref::<Self>() {
@@ -52,8 +53,8 @@ impl SharedDataFusionError {
     }
 }
 
-/// The same error once more, so that it arrives in the variant that it has in DataFusion; `None` where it
-/// owns what cannot be copied. (The query keeps the error as well, for its other readers.)
+/// Copies the error, so that it keeps its DataFusion variant. Returns `None` where the error owns
+/// values that cannot be copied. (The query keeps the original for its other readers.)
 fn copy(error: &DataFusionError) -> Option<DataFusionError> {
     use DataFusionError as E;
     Some(match error {
@@ -93,7 +94,7 @@ fn copy_arrow(error: &ArrowError) -> Option<ArrowError> {
     })
 }
 
-/// Tells whether `error` says that a result does not fit one array; that of half the rows may fit.
+/// Returns true if `error` says that a result does not fit one array. Half of the rows may fit.
 pub(crate) fn is_overflow(error: &Error) -> bool {
     let Error::Operator { source } = error else { return false };
     source
@@ -117,7 +118,7 @@ impl StdError for SharedDataFusionError {
 mod tests {
     use super::*;
 
-    /// Callers match on the variants that they know from DataFusion.
+    /// Callers match on DataFusion's own variants.
     #[test]
     fn an_error_arrives_in_its_own_variant() {
         let arrive = |error: DataFusionError| {

@@ -1,4 +1,4 @@
-//! Exchange source: the rows that tasks of other stages wrote for this one.
+//! Exchange source: the rows that tasks of other stages wrote for this task.
 
 use arrow::datatypes::SchemaRef;
 use gatework_runtime::{
@@ -12,16 +12,16 @@ use gatework_shared_state::output::ExchangeClient;
 
 use crate::{buffer, union::with_schema};
 
-/// Reads a client's outputs, with as many tasks as there are.
+/// Source that reads a client's outputs, with any number of tasks.
 ///
-/// Once its tasks have left, finished or not, the client is closed and the outputs are told.
+/// When its last task is dropped, finished or not, the client is closed and notifies the outputs.
 #[derive(Debug)]
 pub struct RemoteExchangeSource {
     client: CloseOnDrop,
     schema: SchemaRef,
 }
 
-/// Held by who reads; when that goes, so has the last of its tasks.
+/// Guard that closes the client when its owner, and with it the last task, is dropped.
 #[derive(Debug)]
 pub(crate) struct CloseOnDrop(pub(crate) ExchangeClient<BufferedBatch>);
 
@@ -32,7 +32,7 @@ impl Drop for CloseOnDrop {
 }
 
 impl RemoteExchangeSource {
-    /// Reads `client`; columns come out under the names of `schema`.
+    /// Creates a source that reads `client`; columns take the names of `schema`.
     pub fn new(client: ExchangeClient<BufferedBatch>, schema: SchemaRef) -> Self {
         Self { client: CloseOnDrop(client), schema }
     }

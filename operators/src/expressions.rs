@@ -1,4 +1,4 @@
-//! Expressions over other columns than they were written for.
+//! Expressions over other columns than those they were written for.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use datafusion_common::{
 };
 use datafusion_physical_expr::{PhysicalExpr, expressions::Column};
 
-/// `expr`, which is over a table's columns, over `columns` of these: column `columns[n]` of the table
-/// becomes column `n`.
+/// Returns `expr`, written over a table's columns, rewritten over the subset `columns`: column
+/// `columns[n]` of the table becomes column `n`.
 ///
 /// # Errors
-/// If it names a column that is not one of `columns`.
+/// If `expr` refers to a column that is not in `columns`.
 pub fn remap_columns(
     expr: Arc<dyn PhysicalExpr>,
     columns: &[usize],
@@ -23,7 +23,7 @@ pub fn remap_columns(
         };
         let index = columns.iter().position(|known| *known == column.index());
         let index = index
-            .ok_or_else(|| internal_datafusion_err!("column {column} is not one that is read"))?;
+            .ok_or_else(|| internal_datafusion_err!("column {column} is not among those read"))?;
         Ok(Transformed::yes(Arc::new(Column::new(column.name(), index)) as _))
     })
     .data()

@@ -1,4 +1,4 @@
-//! Filter: narrows the selection of a batch by a predicate; NULL counts as false.
+//! Filter: refines the selection of a batch by a predicate; NULL counts as false.
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,17 +20,17 @@ mod conjuncts;
 #[cfg(test)]
 mod tests;
 
-/// Keeps the rows for which `predicate` is true, and of them the columns of `projection`.
+/// Operator that keeps the rows for which `predicate` is true, and the columns of `projection`.
 #[derive(Debug)]
 pub struct Filter {
     predicate: Arc<dyn PhysicalExpr>,
     projection: Option<Arc<[usize]>>,
-    /// Of the predicate; taken apart by the first task.
+    /// Conjuncts of the predicate; split by the first task.
     conjuncts: OnceLock<Arc<Conjuncts>>,
 }
 
 impl Filter {
-    /// A filter over the input's columns; `projection` names the columns of its output.
+    /// Creates a filter on the input's columns; `projection` lists its output columns.
     pub fn new(predicate: Arc<dyn PhysicalExpr>, projection: Option<Arc<[usize]>>) -> Self {
         Self { predicate, projection, conjuncts: OnceLock::new() }
     }
@@ -66,7 +66,7 @@ impl LocalFilter {
         Self { conjuncts, projection, slices: Slices::default() }
     }
 
-    /// The rows of `batch` that pass.
+    /// Returns the rows of `batch` that pass.
     fn pass(&mut self, batch: Batch) -> Result<Batch> {
         let sequence = batch.sequence();
         let selection = self.conjuncts.select(&batch)?;
@@ -101,7 +101,7 @@ impl LocalOperator for LocalFilter {
     }
 }
 
-/// One bit per row of `data`: whether `predicate` is true there.
+/// Returns one bit per row of `data`: set where `predicate` is true.
 ///
 /// # Errors
 /// If the predicate fails or is not boolean.
@@ -114,7 +114,7 @@ pub fn evaluate_predicate(
     Ok(true_bits(as_boolean_array(&result).query_err()?))
 }
 
-/// The bits that are true and not NULL.
+/// Returns the bits of the values that are true and not NULL.
 pub(crate) fn true_bits(mask: &BooleanArray) -> BooleanBuffer {
     match mask.nulls() {
         Some(nulls) => mask.values() & nulls.inner(),

@@ -23,21 +23,22 @@ use crate::{
 pub struct JoinFilter {
     /// The predicate, over the columns of `schema`.
     pub expression: Arc<dyn PhysicalExpr>,
-    /// Where each column of `schema` comes from: the side, and the column there.
+    /// Source of each column of `schema`: the side, and the column index on that side.
     pub columns: Vec<(JoinSide, usize)>,
-    /// The columns the predicate sees.
+    /// The columns over which the predicate is evaluated.
     pub schema: SchemaRef,
 }
 
 impl JoinFilter {
-    /// One bit per pair `(left_rows[i], right_rows[i])`: whether the predicate is true. Pairs of
-    /// long values are tested in slices, between which `task` is asked whether the query goes on.
+    /// Returns one bit per pair `(left_rows[i], right_rows[i])`: whether the predicate is true.
+    /// Pairs of long values are tested in slices; `task` checks for cancellation between two
+    /// slices.
     ///
     /// # Errors
     /// If the predicate fails, or the query was cancelled.
     ///
     /// # Panics
-    /// If a row number is out of range.
+    /// If a row index is out of range.
     pub(crate) fn evaluate(
         &self,
         left: &dyn Gather,

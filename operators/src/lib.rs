@@ -1,9 +1,10 @@
 //! Operators over Arrow batches: sources, streaming operators, sinks.
 //!
-//! One operator, one file: its configuration, its local state, its implementation of the runtime's
-//! contracts ([`gatework_runtime::pipeline`]). Expressions are DataFusion's [`PhysicalExpr`],
-//! aggregates its `GroupsAccumulator`; hash tables, joins, aggregation, sort and exchange are ours.
-//! `README.md` beside this crate says how to add an operator.
+//! Each operator has one file: its configuration, its local state and its implementation of the
+//! runtime's operator traits ([`gatework_runtime::pipeline`]). Expressions are DataFusion's
+//! [`PhysicalExpr`], aggregates its `GroupsAccumulator`. Hash tables, joins, aggregation, sort and
+//! exchange are implemented in this crate.
+//! `README.md` of this crate explains how to add an operator.
 //!
 //! [`PhysicalExpr`]: datafusion_physical_expr::PhysicalExpr
 

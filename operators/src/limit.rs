@@ -1,8 +1,8 @@
 //! Limit: skips and counts rows over all tasks of its pipeline.
 //!
-//! Tasks draw from one budget, so which rows are taken depends on who comes first. Where the order
-//! counts, the planner gives the pipeline one task. When the budget is used up, `closed` opens and
-//! tasks that wait for their sources end as well.
+//! Tasks draw from one shared row count, so the rows taken depend on the order of the draws. Where
+//! the order matters, the planner gives the pipeline one task. When the count is used up, `closed`
+//! becomes ready, and tasks that wait for their sources finish as well.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::apply_selection;
 #[cfg(test)]
 mod tests;
 
-/// Skips the first rows, then passes a number of rows.
+/// Operator that skips the first rows, then passes a number of rows.
 #[derive(Debug)]
 pub struct Limit {
     state: Arc<LimitState>,
@@ -28,13 +28,14 @@ pub struct Limit {
 
 #[derive(Debug)]
 struct LimitState {
-    /// Rows still to skip and rows still to pass.
+    /// Remaining rows to skip, and remaining rows to pass.
     remaining: Mutex<(usize, usize)>,
     used_up: Gate,
 }
 
 impl Limit {
-    /// Skips `skip` rows and passes `fetch` rows; all others if `fetch` is `None`.
+    /// Creates a limit that skips `skip` rows and passes `fetch` rows; all others if `fetch` is
+    /// `None`.
     pub fn new(skip: usize, fetch: Option<usize>) -> Self {
         let used_up = Dependency::blocked("limit reached", DependencyKind::ConsumersGone);
         if fetch == Some(0) {
@@ -60,7 +61,7 @@ struct LocalLimit {
 }
 
 impl LimitState {
-    /// The part of `rows` rows to pass: its offset and length.
+    /// Returns the offset and length of the slice of `rows` rows to pass.
     fn draw(&self, rows: usize) -> (usize, usize) {
         let mut remaining = self.remaining.lock();
         let skipped = rows.min(remaining.0);
@@ -105,7 +106,8 @@ impl LocalOperator for LocalLimit {
 }
 
 impl LocalLimit {
-    /// After the last batch the operator is called once more, to say that it has finished.
+    /// Returns the result for `batch`. After the last batch the operator is called once more, to
+    /// return `Finished`.
     fn output_result(&self, batch: Batch) -> OperatorResult {
         if self.state.used_up.is_ready() {
             OperatorResult::HaveMoreOutput(batch)

@@ -1,4 +1,4 @@
-//! Memory scan: hands the batches of a table in memory to whichever task comes for them.
+//! Memory scan: hands the batches of an in-memory table to its tasks.
 
 use std::sync::{
     Arc,
@@ -13,7 +13,7 @@ use gatework_runtime::{
 
 use crate::ResultExt;
 
-/// Batches in memory, cut into morsels that tasks take in order.
+/// Source over in-memory batches, divided into morsels that tasks take in order.
 #[derive(Debug)]
 pub struct MemoryScan {
     table: Arc<Table>,
@@ -21,15 +21,15 @@ pub struct MemoryScan {
 
 #[derive(Debug)]
 struct Table {
-    /// Batch, offset, length of each morsel.
+    /// Batch, offset and length of each morsel.
     morsels: Vec<(RecordBatch, usize, usize)>,
     projection: Option<Vec<usize>>,
     next: AtomicUsize,
 }
 
 impl MemoryScan {
-    /// Scans `batches`, of which `projection` names the columns to read, in morsels of at most
-    /// `morsel_rows` rows. Morsels are slices, so nothing is copied.
+    /// Creates a scan of `batches` in morsels of at most `morsel_rows` rows. `projection` lists the
+    /// columns to read. Morsels are slices, so nothing is copied.
     ///
     /// # Panics
     /// If `morsel_rows` is 0.
@@ -38,7 +38,7 @@ impl MemoryScan {
         projection: Option<Vec<usize>>,
         morsel_rows: usize,
     ) -> Self {
-        assert!(morsel_rows > 0, "a morsel has at least one row");
+        assert!(morsel_rows > 0, "morsel_rows must be at least 1");
         let mut morsels = Vec::new();
         for batch in batches {
             let mut offset = 0;
@@ -51,7 +51,7 @@ impl MemoryScan {
         Self { table: Arc::new(Table { morsels, projection, next: AtomicUsize::new(0) }) }
     }
 
-    /// How many morsels there are: more tasks than that have nothing to do.
+    /// Returns the number of morsels, the upper bound for useful tasks.
     pub fn num_morsels(&self) -> usize {
         self.table.morsels.len()
     }
@@ -73,7 +73,7 @@ struct LocalMemoryScan {
 
 impl LocalSource for LocalMemoryScan {
     fn next(&mut self, _task: &DriverContext) -> Result<SourceResult> {
-        // Relaxed: the counter only hands out numbers, the table is immutable.
+        // Relaxed: the counter only hands out indices; the table is immutable.
         let morsel = self.table.next.fetch_add(1, Ordering::Relaxed);
         let Some((batch, offset, rows)) = self.table.morsels.get(morsel) else {
             return Ok(SourceResult::Finished);

@@ -1,4 +1,4 @@
-//! Multicast: the rows of one task for several pipelines, each of which reads them all.
+//! Multicast: the rows of one task for several pipelines, each of which reads all rows.
 
 #[cfg(test)]
 mod tests;
@@ -17,21 +17,21 @@ use crate::{
     buffer::{self, BufferWriter},
 };
 
-/// Takes the rows. Its pipeline has one task.
+/// Sink of the rows. Its pipeline has one task.
 #[derive(Debug)]
 pub struct MulticastSink {
     slots: PerTask<state::MulticastProducer<BufferedBatch>>,
     budget: BufferLimit,
 }
 
-/// Gives all rows to one of the readers. Its pipeline has one task.
+/// Source of all rows for one reader. Its pipeline has one task.
 #[derive(Debug)]
 pub struct MulticastSource {
     slots: PerTask<state::MulticastConsumer<BufferedBatch>>,
 }
 
-/// A multicast to `readers` pipelines. `budget` is for the wait-for graph to overflow where waiting
-/// for the slowest reader would close a cycle.
+/// Creates a multicast to `readers` pipelines. The wait-for graph makes `budget` overflow where
+/// waiting for the slowest reader would close a cycle.
 ///
 /// # Panics
 /// If there are no readers.
@@ -69,14 +69,14 @@ impl LocalSink for LocalMulticastSink {
         let write = match batch {
             Some(batch) => {
                 let sequence = batch.sequence();
-                // Gathered once here instead of once a reader.
+                // Gathered once in the sink instead of once per reader.
                 self.writer.write(vec![((), apply_selection(batch)?)], sequence)?
             }
             None => self.writer.poll()?,
         };
         Ok(write.into_sink_result(|next| match next {
             Some(((), batch)) => sink.push(batch),
-            // Woken: there is room, or nobody reads any more, which the next push would tell.
+            // Woken: there is capacity, or all readers are gone, which the next push reports.
             None => PushResult::Accepted,
         }))
     }

@@ -22,7 +22,7 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// Computes one output column per expression.
+/// Operator that computes one output column per expression.
 #[derive(Debug)]
 pub struct Projection {
     plan: Arc<ProjectionPlan>,
@@ -32,16 +32,16 @@ pub struct Projection {
 struct ProjectionPlan {
     expressions: Vec<Arc<dyn PhysicalExpr>>,
     schema: SchemaRef,
-    /// The input columns, if no expression computes anything.
+    /// Input column indices, if every expression is a plain column.
     columns: Option<Vec<usize>>,
-    /// The input columns that something is computed from.
+    /// Input columns that computed expressions read.
     inputs: Vec<usize>,
-    /// A row may not be evaluated twice.
+    /// True if an expression is volatile: no row may then be evaluated twice.
     volatile: bool,
 }
 
 impl Projection {
-    /// `expressions` over the input's columns, one per field of `schema`.
+    /// Creates a projection of `expressions` over the input's columns, one per field of `schema`.
     pub fn new(expressions: Vec<Arc<dyn PhysicalExpr>>, schema: SchemaRef) -> Self {
         let column = |expression: &Arc<dyn PhysicalExpr>| {
             expression.downcast_ref::<Column>().map(Column::index)
@@ -97,7 +97,7 @@ impl LocalOperator for LocalProjection {
 }
 
 impl ProjectionPlan {
-    /// The input's columns, as they are.
+    /// Returns the input's columns unchanged.
     fn pick(&self, batch: Batch, columns: &[usize]) -> Result<Batch> {
         let sequence = batch.sequence();
         let (data, selection) = batch.into_parts();
@@ -110,7 +110,7 @@ impl ProjectionPlan {
         Ok(output.with_sequence(sequence))
     }
 
-    /// The expressions' values for all rows of `batch`, which has no selection.
+    /// Evaluates the expressions on all rows of `batch`, which has no selection.
     fn compute(&self, batch: &Batch) -> Result<Batch> {
         let (data, rows) = (batch.data(), batch.num_physical_rows());
         let evaluate = |expression: &Arc<dyn PhysicalExpr>| {
@@ -121,7 +121,7 @@ impl ProjectionPlan {
         Ok(Batch::new(self.assemble(computed, rows)?).with_sequence(batch.sequence()))
     }
 
-    /// Whether the halves of `batch` may be evaluated after all of it was.
+    /// Returns true if the halves of `batch` may be evaluated after all of it was.
     fn can_halve(&self, batch: &Batch) -> bool {
         batch.num_physical_rows() > 1 && !self.volatile
     }

@@ -20,7 +20,8 @@ use crate::{apply_selection, buffer::BufferWriter, keys::partition_rows};
 #[cfg(test)]
 mod tests;
 
-/// Hands rows to partitions: by the hash of keys, to whichever has least to read, or by task.
+/// Sink that hands rows to partitions: by key hash, to the partition with the fewest buffered
+/// bytes, or by task.
 #[derive(Debug)]
 pub struct ResultSink {
     slots: PerTask<ResultProducer<BufferedBatch>>,
@@ -30,8 +31,9 @@ pub struct ResultSink {
 }
 
 impl ResultSink {
-    /// A result that `num_tasks` tasks write, with one reader per partition. With several partitions
-    /// `keys` decide; without keys a batch goes to the partition that has least to read.
+    /// Creates a result that `num_tasks` tasks write, with one reader per partition. With several
+    /// partitions, `keys` select the partition. Without keys a batch goes to the partition with the
+    /// fewest buffered bytes.
     pub fn new(
         num_tasks: usize,
         partitions: usize,
@@ -43,7 +45,7 @@ impl ResultSink {
         (Self { slots, keys: keys.into(), by_task: false, budget }, readers)
     }
 
-    /// Without keys, the rows of each task go to the partition of its number.
+    /// Sends the rows of each task, if there are no keys, to partition `task_index % partitions`.
     #[must_use]
     pub fn by_task(self) -> Self {
         Self { by_task: true, ..self }
@@ -70,10 +72,10 @@ impl Sink for ResultSink {
 struct LocalResultSink {
     sink: Option<ResultProducer<BufferedBatch>>,
     closed: Gate,
-    /// Where rows go if there are no keys; `None`: to any partition.
+    /// Target partition if there are no keys; `None` for any partition.
     partition: Option<usize>,
     keys: Arc<[Arc<dyn PhysicalExpr>]>,
-    /// With the partition that a batch goes to; `None`: to any.
+    /// Writer tagged with the target partition of each batch; `None` for any.
     writer: BufferWriter<Option<usize>>,
 }
 
@@ -116,7 +118,7 @@ impl LocalSink for LocalResultSink {
     }
 }
 
-/// A sink's answer for what its shared state said.
+/// Converts the result of a push into a sink's result.
 pub(crate) fn to_sink_result(push: PushResult) -> SinkResult {
     match push {
         PushResult::Accepted => SinkResult::NeedInput,

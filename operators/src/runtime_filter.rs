@@ -1,28 +1,28 @@
-//! Runtime filters: what a finished build side tells the scans below its probe side.
+//! Runtime filters: predicates from a finished build side for the scans below its probe side.
 //!
-//! The producer publishes an expression, or leaves without; either way the gate opens, so nobody
-//! waits for a filter that will not come. Who holds the expression, and how scans see it, is the
-//! planner's business ([`FilterTarget`]).
+//! The producer publishes an expression or is dropped without one. Either way the gate becomes
+//! ready, so no scan waits for a filter that is never published. The planner decides where the
+//! expression is stored and how scans see it ([`FilterTarget`]).
 
 use std::{fmt, sync::Arc};
 
 use datafusion_physical_expr::PhysicalExpr;
 use gatework_shared_state::{Dependency, DependencyKind, Gate};
 
-/// Where a published filter goes: DataFusion's dynamic filter, or a test's list.
+/// Destination of a published filter: DataFusion's dynamic filter, or a test's list.
 pub trait FilterTarget: Send + Sync {
-    /// The expressions of the probe side's keys, over which the filter must be written.
+    /// Returns the probe side's key expressions, over which the filter must be written.
     fn keys(&self) -> &[Arc<dyn PhysicalExpr>];
 
-    /// Takes the filter: `Some` expression that is true for every row that may find a match, `None`
-    /// if the producer has nothing to say.
+    /// Takes the filter. `Some` expression is true for every row that may find a match; `None`
+    /// means that the producer has no filter.
     ///
     /// # Errors
-    /// If the expression cannot be used; the query goes on without.
+    /// If the expression cannot be used; the query continues without it.
     fn publish(&self, filter: Option<Arc<dyn PhysicalExpr>>) -> datafusion_common::Result<()>;
 }
 
-/// The duty to publish a filter once. Dropped without, it publishes "nothing to say".
+/// Producer of a filter, which it publishes once. A drop without `publish` publishes `None`.
 pub struct FilterProducer {
     target: Arc<dyn FilterTarget>,
     gate: Gate,
@@ -30,19 +30,19 @@ pub struct FilterProducer {
 }
 
 impl FilterProducer {
-    /// A producer for `target`, and the gate on which its readers wait.
+    /// Creates a producer for `target`, and the gate on which its readers wait.
     pub fn new(name: &str, target: Arc<dyn FilterTarget>) -> (Self, Gate) {
         let gate =
             Dependency::blocked(format!("{name} runtime filter"), DependencyKind::RuntimeFilter);
         (Self { target, gate: gate.clone(), published: false }, gate)
     }
 
-    /// The expressions of the probe side's keys.
+    /// Returns the probe side's key expressions.
     pub fn keys(&self) -> &[Arc<dyn PhysicalExpr>] {
         self.target.keys()
     }
 
-    /// Publishes `filter` and opens the gate.
+    /// Publishes `filter` and makes the gate ready.
     pub fn publish(mut self, filter: Option<Arc<dyn PhysicalExpr>>) {
         self.send(filter);
     }

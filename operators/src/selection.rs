@@ -1,8 +1,8 @@
-//! Selections: one bit per row of a batch, set for the rows that count.
+//! Selections: one bit per row of a batch, set for the selected rows.
 
 use arrow::buffer::{BooleanBuffer, Buffer};
 
-/// Those set bits of `selection` for which `keep`, one bit per set bit, is set.
+/// Returns the set bits of `selection` for which `keep`, with one bit per set bit, is set.
 ///
 /// ```
 /// use arrow::buffer::BooleanBuffer;
@@ -32,7 +32,7 @@ fn words_of(bits: &BooleanBuffer) -> Vec<u64> {
     bits.bit_chunks().iter_padded().collect()
 }
 
-/// `count` bits, up to 64, from bit `at` on; those behind them are 0.
+/// Returns `count` bits, up to 64, from bit `offset` on; the upper bits are 0.
 fn bits_at(words: &[u64], offset: usize, count: usize) -> u64 {
     if count == 0 {
         return 0;
@@ -44,7 +44,7 @@ fn bits_at(words: &[u64], offset: usize, count: usize) -> u64 {
     (low | high) & (u64::MAX >> (64 - count))
 }
 
-/// Bit *n* of `bits` in the place of the *n*th set bit of `mask`.
+/// Moves bit *n* of `bits` to the position of the *n*th set bit of `mask`.
 fn deposit(mut bits: u64, mask: u64) -> u64 {
     if mask == u64::MAX {
         return bits;

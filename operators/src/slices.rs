@@ -1,4 +1,4 @@
-//! Slices of a large batch, on which an operator evaluates its expressions one by one.
+//! Slices of a large batch, on which an operator evaluates its expressions one at a time.
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
@@ -12,7 +12,7 @@ use gatework_shared_state::Gate;
 
 use crate::batch_bytes::{SLICE_BYTES, slice_ranges, value_bytes};
 
-/// The input of an operator in slices of bounded bytes. A batch within the bound is one slice.
+/// Input batch of an operator in slices of bounded bytes. A batch within the bound is one slice.
 #[derive(Debug)]
 pub(crate) struct Slices {
     remaining: VecDeque<Batch>,
@@ -26,12 +26,13 @@ impl Default for Slices {
 }
 
 impl Slices {
-    /// Slices whose variable-length values have at most `bound` bytes, or that are one row.
+    /// Creates slices whose variable-length values have at most `bound` bytes, or that are a single
+    /// row.
     pub(crate) fn within(bound: usize) -> Self {
         Self { remaining: VecDeque::new(), bound }
     }
 
-    /// Takes `batch`, of which expressions over `columns` are to be evaluated.
+    /// Takes `batch`, on which expressions over `columns` are evaluated.
     pub(crate) fn begin(&mut self, batch: Batch, columns: &[usize]) {
         match ranges(batch.data(), columns, self.bound) {
             Some(ranges) => {
@@ -46,14 +47,14 @@ impl Slices {
         self.remaining.pop_front()
     }
 
-    /// Takes the halves of `batch`, which are the next slices.
+    /// Takes the halves of `batch` as the next slices.
     pub(crate) fn halve(&mut self, batch: &Batch) {
         let (rows, middle) = (batch.num_physical_rows(), batch.num_physical_rows() / 2);
         self.remaining.push_front(slice(batch, middle..rows));
         self.remaining.push_front(slice(batch, 0..middle));
     }
 
-    /// Returns the answer of an operator that made `output` of a slice.
+    /// Returns the result of an operator that produced `output` from a slice.
     pub(crate) fn operator_result(&self, output: Batch) -> OperatorResult {
         match self.remaining.is_empty() {
             true => OperatorResult::Batch(output),
@@ -61,7 +62,7 @@ impl Slices {
         }
     }
 
-    /// Checks between two slices whether the query goes on; the gate if the task should yield.
+    /// Checks between two slices for cancellation, and returns a gate if the task should yield.
     ///
     /// # Errors
     /// If the query was cancelled.
@@ -74,7 +75,7 @@ impl Slices {
     }
 }
 
-/// Returns the columns that any of `expressions` computes something from.
+/// Returns the columns that the computed `expressions` read.
 pub(crate) fn computed_from<'a>(
     expressions: impl Iterator<Item = &'a Arc<dyn PhysicalExpr>>,
 ) -> Vec<usize> {
@@ -86,8 +87,8 @@ pub(crate) fn computed_from<'a>(
     columns
 }
 
-/// Returns ranges of the rows of `data` whose values in `columns` have at most `bound` bytes each,
-/// or that are one row; `None` if all rows are within the bound.
+/// Returns row ranges of `data` whose values in `columns` have at most `bound` bytes each, or that
+/// are a single row. Returns `None` if all rows are within the bound.
 fn ranges(data: &RecordBatch, columns: &[usize], bound: usize) -> Option<Vec<Range<usize>>> {
     let bytes = |column: &usize| value_bytes(data.column(*column));
     if columns.iter().map(bytes).sum::<usize>() <= bound {
@@ -98,10 +99,10 @@ fn ranges(data: &RecordBatch, columns: &[usize], bound: usize) -> Option<Vec<Ran
 }
 
 /// Calls `each` with `data`, or with slices of it whose values in `columns` are within
-/// [`SLICE_BYTES`], between which `task` is asked whether the query goes on.
+/// [`SLICE_BYTES`]. Between slices it checks whether `task` was cancelled.
 ///
 /// # Errors
-/// That of `each`, or if the query was cancelled.
+/// The error of `each`, or if the query was cancelled.
 pub(crate) fn for_each_slice(
     data: &RecordBatch,
     columns: &[usize],

@@ -1,5 +1,5 @@
-//! Stream scan: async streams of batches as a source. While all of them are pending a gate of kind *external* is shut,
-//! which the waker of any of them opens.
+//! Stream scan: async streams of batches as a source. While all streams are pending, a gate of kind
+//! *external* is blocked; the waker of any stream makes it ready.
 
 use std::{
     cell::Cell,
@@ -24,23 +24,25 @@ use crate::ResultExt;
 #[cfg(test)]
 mod tests;
 
-/// A boxed stream of batches.
+/// Boxed stream of batches.
 pub type BatchStream = Pin<Box<dyn Stream<Item = Result<RecordBatch, DataFusionError>> + Send>>;
 
-/// Streams that tasks read side by side: each takes the next batch of whichever has one. So those that are open are all
-/// polled from the start, however many more there are than tasks, and order is kept only where there is one stream and one
-/// task. Where not all are open at a time, the next opens when one has ended.
+/// Source that reads streams concurrently: each task takes the next batch of any stream that has
+/// one. All open streams are polled from the start, even if they outnumber the tasks. Row order is
+/// preserved only with one stream and one task. If the number of open streams is bounded, the next
+/// stream opens when an open one ends.
 pub struct StreamScan {
     name: String,
     open: StreamSet<BatchStream>,
     queued: Arc<Mutex<Vec<BatchStream>>>,
 }
 
-/// How many streams a task looks at in vain before it lets others have their turn.
+/// Number of consecutive pending streams that a task polls before it yields.
 const MAX_POLLS: usize = 64;
 
 impl StreamScan {
-    /// Reads all of `streams`, at most so many at a time; the name says where they come from.
+    /// Creates a scan of all `streams` with at most `max_open` open at a time. `name` names their
+    /// origin.
     pub fn new(name: impl Into<String>, streams: Vec<BatchStream>, max_open: usize) -> Self {
         let (name, mut open) = (name.into(), streams);
         let mut queued = open.split_off(max_open.max(1).min(open.len()));
@@ -53,7 +55,7 @@ impl StreamScan {
 impl fmt::Debug for StreamScan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let queued = self.queued.lock().len();
-        write!(f, "{}: streams, {:?}, {queued} to be opened", self.name, self.open)
+        write!(f, "{}: streams, {:?}, {queued} queued", self.name, self.open)
     }
 }
 
@@ -87,8 +89,8 @@ impl LocalSource for LocalStreamScan {
             match polled {
                 Poll::Pending => lease.return_pending(),
                 Poll::Ready(None) => {
-                    // In its place; the last ones end with their places. Not under the lock: one that ends may be long in
-                    // going.
+                    // The next stream takes the slot of the finished one. The finished stream is
+                    // dropped after the lock is released, because its drop may take long.
                     let next = self.queued.lock().pop();
                     if let Some(next) = next {
                         *stream = next;
@@ -107,7 +109,7 @@ impl LocalSource for LocalStreamScan {
 }
 
 thread_local! {
-    /// A task on this thread polls a future or a stream, and comes back when that wakes it.
+    /// True while a task on this thread polls a future or a stream that wakes the task.
     static POLLING: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -122,15 +124,15 @@ fn polling<T>(poll: impl FnOnce() -> T) -> T {
     poll()
 }
 
-/// Whether a task on this thread is polling a future or a stream. What is pending on a worker otherwise is
-/// waited for by a function that blocks the worker.
+/// Returns true while a task on this thread polls a future or a stream. In any other case a pending
+/// future blocks the worker that waits for it.
 pub fn is_polling() -> bool {
     POLLING.get()
 }
 
-/// A gate that stands for a pending future or stream: the seam from the async world to tasks.
+/// Gate of a pending future or stream: the bridge from async code to tasks.
 ///
-/// The gate is shut *before* the poll, and opened by the waker that the poll was given, so a wake-up
+/// The gate is blocked *before* the poll. The waker passed to the poll makes it ready, so a wake-up
 /// during the poll is never lost.
 #[derive(Debug)]
 pub struct PollGate {
@@ -151,20 +153,20 @@ impl Wake for GateWaker {
 }
 
 impl PollGate {
-    /// A gate of kind *external*.
+    /// Creates a gate of kind *external*.
     pub fn new(name: impl Into<String>) -> Self {
         let gate = Dependency::ready(name.into(), DependencyKind::External);
         let waker = Waker::from(Arc::new(GateWaker(gate.clone())));
         Self { gate, waker }
     }
 
-    /// Polls; after `Pending` the gate opens when polling again makes sense.
+    /// Polls. After `Pending`, the gate becomes ready when another poll can make progress.
     pub fn poll<T>(&self, poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         self.gate.block();
         polling(|| poll(&mut Context::from_waker(&self.waker)))
     }
 
-    /// The gate to wait for after `Pending`.
+    /// Returns the gate to wait for after `Pending`.
     pub fn gate(&self) -> Gate {
         self.gate.clone()
     }

@@ -1,4 +1,4 @@
-//! Task output: the sink that writes what a task of a stage gives to tasks of other stages.
+//! Task output: the sink that writes a stage task's rows for the tasks of other stages.
 
 use std::sync::Arc;
 
@@ -23,8 +23,9 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// Writes rows into an [output](gatework_shared_state::output::OutputBuffer): by the hash of their keys to the buffer of
-/// one task, or whole batches to all buffers or to any.
+/// Sink that writes rows into an [output buffer](gatework_shared_state::output::OutputBuffer). Rows
+/// go to one client buffer by the hash of their keys. Whole batches go to all client buffers or to
+/// any of them.
 #[derive(Debug)]
 pub struct TaskOutputSink {
     slots: PerTask<OutputWriter<BufferedBatch>>,
@@ -33,10 +34,10 @@ pub struct TaskOutputSink {
 }
 
 impl TaskOutputSink {
-    /// A sink of as many tasks as there are writers, for an output of `partitions` partitions.
+    /// Creates a sink of `writers.len()` tasks for an output of `partitions` partitions.
     ///
     /// # Errors
-    /// If the routing has buckets of partitions that do not exist.
+    /// If the routing maps a bucket to a partition that does not exist.
     pub fn new(
         writers: Vec<OutputWriter<BufferedBatch>>,
         kind: OutputKind,

@@ -1,4 +1,4 @@
-//! For unit tests: hand-built graphs on a real executor, and their rows in a form to compare.
+//! Support for unit tests: hand-built graphs on a real executor, and their rows in comparable form.
 
 use std::{
     sync::{Arc, LazyLock, mpsc},
@@ -24,7 +24,7 @@ use gatework_shared_state::{BufferLimit, Dependency, DependencyKind, result::Res
 pub(crate) use crate::harness::{InMemorySpill, RandomDenialPool};
 use crate::{apply_selection, memory_scan::MemoryScan, result::ResultSink};
 
-/// What must have happened by then hangs.
+/// Time after which an unfinished query counts as hanging.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) static EXECUTOR: LazyLock<Executor> =
@@ -32,7 +32,7 @@ pub(crate) static EXECUTOR: LazyLock<Executor> =
 
 pub(crate) type Readers = Vec<ResultReader<BufferedBatch>>;
 
-/// Runs the graph that `build` makes; answers the batches of each reader.
+/// Runs the graph that `build` creates; returns the batches of each reader.
 pub(crate) fn run_all(build: impl FnOnce(&mut Graph) -> Readers) -> Result<Vec<Vec<RecordBatch>>> {
     run_with(QueryOptions::default(), build)
 }
@@ -67,7 +67,7 @@ pub(crate) fn run_with(
     batches
 }
 
-/// Runs a graph with one reader; answers its batches.
+/// Runs a graph with one reader; returns its batches.
 pub(crate) fn run(build: impl FnOnce(&mut Graph) -> Readers) -> Result<Vec<RecordBatch>> {
     Ok(run_all(build)?.remove(0))
 }
@@ -80,7 +80,7 @@ impl Wake for ThreadWaker {
     }
 }
 
-/// Waits for the end of all tasks, after which nothing may be left of the query.
+/// Waits for the end of all tasks; afterwards the query must have no task and no reservation.
 pub(crate) fn wait_idle(query: &QueryContext) {
     let waker = Waker::from(Arc::new(ThreadWaker(thread::current())));
     let end = Instant::now() + TIMEOUT;
@@ -91,7 +91,7 @@ pub(crate) fn wait_idle(query: &QueryContext) {
     assert_eq!((query.live_tasks(), query.reserved_bytes()), (0, 0));
 }
 
-/// Adds a pipeline that ends in a result with a reader for each of its tasks.
+/// Adds a pipeline that ends in a result with `readers` readers.
 pub(crate) fn result_of(
     graph: &mut Graph,
     num_tasks: usize,
@@ -104,7 +104,7 @@ pub(crate) fn result_of(
     readers
 }
 
-/// A scan of `table` in morsels of `rows` rows.
+/// Creates a scan of `table` in morsels of `rows` rows.
 pub(crate) fn scan(table: &RecordBatch, rows: usize) -> Arc<MemoryScan> {
     Arc::new(MemoryScan::new([table.clone()], None, rows))
 }
@@ -113,13 +113,13 @@ pub(crate) fn ints(values: impl IntoIterator<Item = Option<i32>>) -> ArrayRef {
     Arc::new(values.into_iter().collect::<Int32Array>())
 }
 
-/// Nullable columns by name.
+/// Creates a table of nullable columns from name and column pairs.
 pub(crate) fn table<const N: usize>(columns: [(&str, ArrayRef); N]) -> RecordBatch {
     let columns = columns.into_iter().map(|(name, column)| (name, column, true));
     RecordBatch::try_from_iter_with_nullable(columns).unwrap()
 }
 
-/// Every row as text, in the order of the batches.
+/// Formats every row as text, in the order of the batches.
 pub(crate) fn rows(batches: &[RecordBatch]) -> Vec<String> {
     let options = FormatOptions::default().with_null("NULL");
     let mut rows = Vec::new();
@@ -138,21 +138,21 @@ pub(crate) fn rows(batches: &[RecordBatch]) -> Vec<String> {
     rows
 }
 
-/// Every row as text, in an order of their own.
+/// Formats every row as text, sorted.
 pub(crate) fn sorted_rows(batches: &[RecordBatch]) -> Vec<String> {
     let mut rows = rows(batches);
     rows.sort_unstable();
     rows
 }
 
-/// Asks the others for memory that it does not need, some times in between.
+/// Source and sink of a task that requests reclaim several times without needing memory.
 #[derive(Debug)]
 struct ReclaimRequester;
 
-/// How often it asks.
+/// Number of reclaim requests.
 const NUM_REQUESTS: usize = 20;
 
-/// Turns for as long as others of the query live.
+/// Source that yields as long as other tasks of the query live.
 struct LocalYieldingSource(OperatorContext, usize);
 
 struct LocalReclaimRequester {
@@ -215,7 +215,7 @@ impl LocalSink for LocalReclaimRequester {
     }
 }
 
-/// [`run_with`], beside a task that has the others give memory back.
+/// Runs like [`run_with`], beside a task that requests reclaim from the other tasks.
 pub(crate) fn run_with_reclaim_requests(
     options: QueryOptions,
     build: impl FnOnce(&mut Graph) -> Readers,
@@ -234,14 +234,14 @@ pub(crate) fn run_with_reclaim_requests(
     })
 }
 
-/// A query that may spill, with all the memory it wants.
+/// Returns the options of a query that may spill and gets all memory it requests.
 pub(crate) fn unlimited() -> (Arc<InMemorySpill>, QueryOptions) {
     let spill_space = Arc::new(InMemorySpill { eager: true, ..InMemorySpill::default() });
     let options = QueryOptions { spill: Some(spill_space.clone()), ..QueryOptions::default() };
     (spill_space, options)
 }
 
-/// A query that gets memory by a pool's mood, and may spill all the rest.
+/// Returns the options of a query whose pool denies reservations at random, and that may spill.
 pub(crate) fn random_refusals(
     seed: u64,
 ) -> (Arc<RandomDenialPool>, Arc<InMemorySpill>, QueryOptions) {
@@ -255,7 +255,7 @@ pub(crate) fn random_refusals(
     (pool, spill_space, options)
 }
 
-/// A source that fails once it is asked.
+/// Source that fails at the first call.
 #[derive(Debug)]
 pub(crate) struct FailingScan;
 

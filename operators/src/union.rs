@@ -1,4 +1,4 @@
-//! Union: the rows of several pipelines, read by one task in turn.
+//! Union: the rows of several pipelines, read by one task.
 
 #[cfg(test)]
 mod tests;
@@ -18,21 +18,21 @@ use gatework_shared_state::{Gate, PopResult, union as state};
 
 use crate::{ResultExt, apply_selection, result::to_sink_result};
 
-/// Takes the rows of one child pipeline.
+/// Sink of one child pipeline.
 #[derive(Debug)]
 pub struct UnionSink {
     slots: PerTask<state::UnionProducer<Batch>>,
 }
 
-/// Gives the rows of all children. Its pipeline has one task.
+/// Source of the rows of all children. Its pipeline has one task.
 #[derive(Debug)]
 pub struct UnionSource {
     slots: PerTask<state::UnionConsumer<Batch>>,
     schema: SchemaRef,
 }
 
-/// A union of child pipelines of as many tasks as `children` says, one sink each. Columns go by
-/// their place: they come out under the names of `schema`, whose types the children's columns have.
+/// Creates a union with one sink per child pipeline; `children` lists their task counts. Columns
+/// are matched by index. They take the names of `schema`, whose types match the children's columns.
 ///
 /// # Panics
 /// If there are no child tasks.
@@ -67,7 +67,7 @@ struct LocalUnionSink {
 impl LocalSink for LocalUnionSink {
     fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
         let Some(sink) = &mut self.sink else { return Ok(SinkResult::Finished) };
-        // Woken: there is room, or nobody reads any more, which the next push would tell.
+        // Woken: there is capacity, or the consumer is gone, which the next push reports.
         let Some(batch) = batch else { return Ok(SinkResult::NeedInput) };
         let sequence = batch.sequence();
         Ok(to_sink_result(sink.push(Batch::new(apply_selection(batch)?).with_sequence(sequence))))
@@ -112,7 +112,7 @@ impl LocalSource for LocalUnionSource {
     }
 }
 
-/// The same columns under `schema`.
+/// Returns `batch`'s columns under `schema`.
 pub(crate) fn with_schema(batch: Batch, schema: &SchemaRef) -> Result<Batch> {
     let sequence = batch.sequence();
     let data = apply_selection(batch)?;

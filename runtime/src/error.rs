@@ -1,11 +1,11 @@
-//! The one error type of the runtime: what ended a query, and where.
+//! The error type of the runtime: the reason why a query ended.
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 /// The result of runtime calls.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What ended a query. Cheap to clone, since every reader of a result is told.
+/// The reason why a query ended. Cheap to clone, since every reader of a result gets it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// An operator failed; `source` is its own error.
@@ -14,7 +14,7 @@ pub enum Error {
         /// The operator's error.
         source: Arc<dyn StdError + Send + Sync>,
     },
-    /// Code of an operator or an expression panicked. Other queries go on.
+    /// Code of an operator or an expression panicked. Other queries continue.
     #[error("a task of pipeline '{pipeline}' panicked: {message}")]
     Panic {
         /// The pipeline whose task panicked.
@@ -25,67 +25,71 @@ pub enum Error {
     /// The query was cancelled: by its handle, by a dropped result, or with its executor.
     #[error("the query was cancelled: {reason}")]
     Cancelled {
-        /// Who cancelled it.
+        /// The cause of the cancellation.
         reason: &'static str,
     },
-    /// The query took longer than it was allowed to.
-    #[error("the query was ended after {limit:?}, its time limit; raise the limit or ask for less")]
+    /// The query exceeded its time limit.
+    #[error(
+        "the query was ended after {limit:?}, its time limit; raise the limit or reduce the \
+         query's work"
+    )]
     TimedOut {
         /// The limit.
         limit: Duration,
     },
-    /// A reservation did not fit the memory limit.
+    /// A reservation was denied.
     #[error(
         "not enough memory for {operator}: {requested} bytes were requested ({reason}); \
-         raise the memory limit or let fewer queries run at a time"
+         raise the memory limit or run fewer queries at a time"
     )]
     OutOfMemory {
-        /// The operator that asked.
+        /// The operator that requested the memory.
         operator: String,
-        /// Bytes that were asked for.
+        /// The number of bytes requested.
         requested: usize,
-        /// What the pool said, with the largest holders where it knows them.
+        /// The pool's reason, with the largest consumers if it knows them.
         reason: String,
     },
-    /// No task of the query could run, none of them waited for anything outside, and still it had not ended.
+    /// The query had not ended, but no task could run and none waited for external work.
     #[error(
-        "the query has stalled: none of its tasks can run, and none waits for I/O or a reader; please report \
-         this with who waits for what:\n{dump}"
+        "the query has stalled: none of its tasks can run, and none waits for I/O or a reader; \
+         please report this with the gates that the tasks wait for:\n{dump}"
     )]
     Stalled {
-        /// What every task waits for.
+        /// The gates that every task waits for.
         dump: String,
     },
-    /// As many queries run and wait as may.
+    /// The resource group's numbers of running and queued queries are at their limits.
     #[error(
         "the resource group '{group}' runs {running} queries and {queued} more are queued; \
          try again later, or raise its limits"
     )]
     QueueFull {
-        /// The group's name.
+        /// The resource group's name.
         group: String,
-        /// Its queries that run.
+        /// The number of its running queries.
         running: usize,
-        /// Those that wait.
+        /// The number of its queued queries.
         queued: usize,
     },
-    /// A task met the end of a producer that had failed. The query's first error tells why.
+    /// The input of a task was aborted because its producer failed. The query's first error is the
+    /// cause.
     #[error("a producer ended without finishing")]
     ProducerAborted,
-    /// A pipeline, executor or graph was set up in a way that cannot work.
+    /// A pipeline, executor or graph has an invalid configuration.
     #[error("{0}")]
     InvalidConfiguration(String),
 }
 
 impl Error {
-    /// An operator's error.
+    /// Wraps an operator's error.
     pub fn operator(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Operator { source: Arc::from(source.into()) }
     }
 
-    /// The runtime's own error in `error` or below it, such as a time limit, a cancel or a full resource
-    /// group, whatever other libraries have wrapped around it. (What a query's expressions and files fail
-    /// with is theirs, and arrives as it is.)
+    /// Finds the runtime's own error in `error` or its sources, whatever other libraries have
+    /// wrapped around it. Examples are a time limit, a cancel or a full resource group. (Errors of
+    /// a query's expressions and files are other types and arrive unchanged.)
     ///
     /// ```
     /// use gatework_runtime::Error;
@@ -99,14 +103,15 @@ impl Error {
             if let Some(own) = error.downcast_ref() {
                 return Some(own);
             }
-            // An I/O error's source is that of the error in it.
+            // An I/O error's `source` is that of its inner error, so the inner error is visited
+            // first.
             let io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
             next = io.map_or_else(|| error.source(), |inner| Some(inner));
         }
         None
     }
 
-    /// Whether this only echoes another task's end, so that it never counts as the first error.
+    /// Returns whether this error only reports another task's end; it never replaces a first error.
     pub fn is_secondary(&self) -> bool {
         matches!(self, Self::ProducerAborted | Self::Cancelled { .. })
     }

@@ -1,4 +1,4 @@
-//! For tests: a body that does not end within a time limit fails, and says what it hangs on.
+//! For tests: fails a test body that exceeds a time limit and prints its registered reports.
 
 use std::{
     any::Any,
@@ -13,18 +13,18 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 type Report = Box<dyn Fn() -> String + Send>;
 
-/// What is printed of a test that hangs.
+/// The reports to print when a test hangs.
 #[derive(Clone, Default)]
 pub(crate) struct Guard(Arc<Mutex<Vec<Report>>>);
 
 impl Guard {
-    /// Has `report` printed if the test hangs.
+    /// Registers `report`, to be printed if the test hangs.
     pub(crate) fn watch(&self, report: impl Fn() -> String + Send + 'static) {
         self.0.lock().unwrap().push(Box::new(report));
     }
 }
 
-/// Runs `body` in a thread of its own; fails after 30 seconds with what was watched.
+/// Runs `body` on its own thread. Fails with the registered reports after 30 seconds.
 pub(crate) fn guarded(body: impl FnOnce(&Guard) + Send + 'static) {
     let guard = Guard::default();
     let inner = guard.clone();

@@ -1,4 +1,4 @@
-//! What a blocked task takes, and that a million of them wake up and finish.
+//! The size of a blocked task, and the wake-up of a million of them.
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
@@ -25,10 +25,10 @@ use peak_alloc::PeakAlloc;
 static ALLOCATED: PeakAlloc = PeakAlloc;
 
 const TASKS: usize = 1_000_000;
-/// A blocked task, the local states of its source and sink not counted.
+/// The size limit of a blocked task in bytes, without the local states of its source and sink.
 const BYTES: usize = 768;
 
-/// Waits for the gate, then ends; counts those that were told to wait.
+/// Waits for the gate, then finishes. Counts the tasks that were blocked.
 #[derive(Debug)]
 struct Waits(Gate, Arc<AtomicUsize>);
 

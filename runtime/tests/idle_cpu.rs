@@ -1,4 +1,4 @@
-//! An executor with nothing to do uses no processor time: no worker spins or ticks.
+//! An executor without work uses no CPU time: no worker spins or ticks.
 #![cfg(all(target_os = "linux", not(any(loom, shuttle))))]
 #![allow(clippy::unwrap_used, reason = "helpers of tests count as no tests for clippy")]
 
@@ -22,9 +22,9 @@ use gatework_runtime::{
 const WATCHED: Duration = Duration::from_secs(5);
 const ALLOWED: Duration = Duration::from_millis(20);
 
-/// Processor time that each thread of this process has used, to the nanosecond.
+/// Returns the CPU time that each thread of this process has used, in nanoseconds.
 ///
-/// `/proc/self/stat` counts in ticks of 10 ms, and it would count the test runner's threads as well.
+/// `/proc/self/stat` counts in ticks of 10 ms and includes the test runner's threads.
 fn used_by_threads() -> HashMap<String, Duration> {
     let mut used = HashMap::new();
     for thread in fs::read_dir("/proc/self/task").unwrap() {
@@ -40,14 +40,14 @@ fn used_by_threads() -> HashMap<String, Duration> {
     used
 }
 
-/// Asserts that the threads whose names begin with `prefix` use next to no processor time.
+/// Asserts that the threads whose names begin with `prefix` use at most `ALLOWED` CPU time.
 fn assert_idle(prefix: &str, threads: usize) {
     let before = used_by_threads();
     thread::sleep(WATCHED);
     let after = used_by_threads();
     let workers: Vec<_> = after.iter().filter(|(name, _)| name.starts_with(prefix)).collect();
     assert_eq!(workers.len(), threads, "{after:?}");
-    // A thread that a busy machine has only just named was not idle before that either.
+    // A thread that got its name only after `before` counts with all its CPU time.
     let of_before = |name: &str| before.get(name).copied().unwrap_or_default();
     let used: Duration = workers.iter().map(|(name, used)| **used - of_before(name)).sum();
     assert!(used < ALLOWED, "idle workers used {used:?}: {workers:?}");
@@ -102,7 +102,7 @@ impl LocalSink for Nowhere {
     }
 }
 
-/// Three tasks that wait for `gate`.
+/// Starts a query of three tasks that wait for `gate`.
 fn blocked_query(executor: &Executor, gate: &Gate) -> Arc<QueryContext> {
     let query = QueryContext::new(executor, QueryOptions::default());
     let mut graph = Graph::new();
@@ -188,7 +188,7 @@ fn a_hosted_executor_whose_query_waits_outside_is_idle() {
     let executor = Executor::builder().on_rayon_pool(Arc::new(pool)).build().unwrap();
     let gate = Dependency::blocked("outside", DependencyKind::External);
     let query = blocked_query(&executor, &gate);
-    // Rayon's own threads spin for a moment before they sleep; that is over within the budget.
+    // Rayon's own threads spin briefly before they sleep; `ALLOWED` covers that.
     assert_idle("hosting", 2);
     gate.set_ready();
     wait_idle(&query);

@@ -1,8 +1,9 @@
-//! Aggregate, N:N: every sink publishes its pre-aggregated groups cut into the same units (hash
-//! partitions), sources claim a unit and merge what all sinks had for it. No exchange in front.
+//! Aggregate, N:N: every producer publishes its pre-aggregated groups, in the same hash partitions.
+//! Consumers claim a partition and merge the chunks of all producers for it. No exchange in front.
 //!
-//! The parts are moved to whoever claims them, so memory is given back unit by unit. Their bytes are
-//! charged to the query's memory by the sinks that build them; the state itself holds only a list.
+//! A claim moves the chunks to the consumer, so memory is released partition by partition. The
+//! producers that build the chunks reserve their memory in the query's pool; the state itself owns
+//! only a list.
 //!
 //! ```
 //! use gatework_shared_state::{ClaimResult, aggregate};
@@ -30,21 +31,22 @@ impl<P> Default for Partitions<P> {
     }
 }
 
-/// The right of one sink task to publish its parts. Dropping it unpublished aborts the state.
+/// The right of one producer task to publish its chunks. Dropping it unpublished aborts the state.
 #[derive(Debug)]
 pub struct AggregateProducer<P> {
     state: Arc<BreakerState<Partitions<P>>>,
     published: bool,
 }
 
-/// The right of one source task to claim units.
+/// The right of one consumer task to claim partitions.
 #[derive(Debug)]
 pub struct AggregateConsumer<P> {
     state: Arc<BreakerState<Partitions<P>>>,
     task_index: usize,
 }
 
-/// A state that `producers` tasks publish to and `consumers` tasks claim `partitions` from.
+/// Creates a state for `producers` tasks that publish and `consumers` tasks that claim `partitions`
+/// partitions.
 ///
 /// # Panics
 /// If any of the three is 0.
@@ -83,7 +85,7 @@ impl<P> AggregateProducer<P> {
         });
     }
 
-    /// Ready once no source is left.
+    /// Returns the gate that is ready once no consumer is left.
     pub fn closed(&self) -> &Gate {
         self.state.closed()
     }
@@ -98,7 +100,7 @@ impl<P> Drop for AggregateProducer<P> {
 }
 
 impl<P> AggregateConsumer<P> {
-    /// The next unit, with the parts of all sinks.
+    /// Claims the next partition, with the chunks of all producers.
     pub fn claim(&self) -> ClaimResult<(usize, Vec<P>)> {
         self.state.claim(self.task_index, |partitions| {
             let partition = partitions.next;
@@ -108,7 +110,7 @@ impl<P> AggregateConsumer<P> {
         })
     }
 
-    /// The gate that opens when there is something to claim.
+    /// Returns the gate that is ready when there is a partition to claim.
     pub fn gate(&self) -> &Gate {
         self.state.gates().source(self.task_index)
     }

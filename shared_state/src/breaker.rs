@@ -1,12 +1,12 @@
-//! The core of every breaker that must see all of its input first: N sinks publish into a
-//! collection, then M sources claim units of work out of it.
+//! The core of every full breaker, which sees all of its input first: N producers publish into a
+//! collection, then M consumers claim work from it.
 //!
-//! States: `Building` until the last sink published, then `Ready` until the last unit is claimed;
-//! `Aborted` from `Building` once a sink leaves without publishing; `Closed` once the last source
-//! has left: what is published then is dropped. The last sink only changes the state and opens the
-//! source gates: whatever is heavy is done by those who claim.
+//! Phases: `Building` until the last producer published, then `Ready`. `Aborted` from `Building` if
+//! a producer is dropped without publishing. `Closed` once the last consumer was dropped: later
+//! publications are dropped. The last producer only changes the phase and the gates; the consumers
+//! do the expensive work in their claims.
 //!
-//! Lock: `inner`. All gates flip under it; wakers run after it.
+//! Lock: `inner`. All gates change under it; wakers run after it.
 
 use crate::{ClaimResult, Dependency, DependencyKind, Gate, ManyToMany, Wakeups, sync::Mutex};
 
@@ -29,14 +29,14 @@ struct Inner<C> {
 #[derive(Debug)]
 pub(crate) struct BreakerState<C> {
     gates: ManyToMany,
-    /// Ready once the last source has left: sinks may end early.
+    /// Ready once the last consumer was dropped: producers may end early.
     closed: Gate,
     inner: Mutex<Inner<C>>,
 }
 
 impl<C: Default> BreakerState<C> {
     pub(crate) fn new(name: &str, producers: usize, consumers: usize, contents: C) -> Self {
-        assert!(producers > 0 && consumers > 0, "a breaker has at least one sink and one source");
+        assert!(producers > 0 && consumers > 0, "a breaker needs a producer and a consumer");
         Self {
             gates: ManyToMany::new(name, producers, consumers),
             closed: Dependency::blocked(format!("{name} closed"), DependencyKind::ConsumersGone),
@@ -57,12 +57,12 @@ impl<C: Default> BreakerState<C> {
         &self.gates
     }
 
-    /// A sink adds what it has and leaves.
+    /// Adds a producer's contribution and ends the producer.
     pub(crate) fn publish(&self, add: impl FnOnce(&mut C)) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();
         inner.producers_left -= 1;
-        // After an abort or when nobody reads, what is published is dropped with the state.
+        // After an abort or a close, the contribution is dropped with the closure.
         if inner.phase != Phase::Building {
             return;
         }
@@ -73,7 +73,7 @@ impl<C: Default> BreakerState<C> {
         }
     }
 
-    /// A sink leaves without publishing.
+    /// Ends a producer that did not publish.
     pub(crate) fn abort(&self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();
@@ -84,7 +84,7 @@ impl<C: Default> BreakerState<C> {
         }
     }
 
-    /// A source claims with `next`, which answers `None` when all units are taken.
+    /// Claims work for a consumer with `next`, which returns `None` when all work was claimed.
     pub(crate) fn claim<T>(
         &self,
         consumer: usize,
@@ -94,7 +94,7 @@ impl<C: Default> BreakerState<C> {
         match inner.phase {
             Phase::Building => ClaimResult::Blocked(self.gates.source(consumer).clone()),
             Phase::Aborted => ClaimResult::Aborted,
-            // Without a source nobody claims; whoever came late would have nothing to claim.
+            // All consumers were dropped; a late claim gets no work.
             Phase::Closed => ClaimResult::Finished,
             Phase::Ready => {
                 next(&mut inner.contents).map_or(ClaimResult::Finished, ClaimResult::Work)
@@ -102,7 +102,7 @@ impl<C: Default> BreakerState<C> {
         }
     }
 
-    /// A source leaves; after the last one nobody reads any more.
+    /// Ends a consumer; the last one closes the state.
     pub(crate) fn consumer_dropped(&self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();

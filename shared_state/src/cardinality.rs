@@ -1,6 +1,6 @@
-//! The four ways in which sink tasks and source tasks can meet, as typed sets of gates.
+//! The four cardinalities of producer and consumer tasks, as typed sets of gates.
 //!
-//! Source gates start shut (there is nothing to read), sink gates start open (there is room).
+//! Source gates start blocked (no item to read), sink gates start ready (there is capacity).
 
 use crate::{Dependency, DependencyKind, Gate, Wakeups};
 
@@ -29,22 +29,22 @@ macro_rules! cardinality {
         }
 
         impl $name {
-            /// Gates named after `name`, the breaker they belong to.
+            /// Creates gates named after `name`, the breaker to which they belong.
             pub fn new(name: &str $(, $arg: usize)*) -> Self {
                 Self { sinks: gates($sinks, sink, name), sources: gates($sources, source, name) }
             }
 
-            /// All sink gates, by sink instance.
+            /// Returns all sink gates, by task index.
             pub fn sinks(&self) -> &[Gate] {
                 &self.sinks
             }
 
-            /// All source gates, by source instance.
+            /// Returns all source gates, by task index.
             pub fn sources(&self) -> &[Gate] {
                 &self.sources
             }
 
-            /// Opens every gate for ever: the protocol is over.
+            /// Marks all gates always ready. Called once, when the state finishes or aborts.
             pub fn set_always_ready_all(&self, wakeups: &mut Wakeups) {
                 for gate in self.sinks.iter().chain(self.sources.iter()) {
                     gate.set_always_ready_deferred(wakeups);
@@ -55,11 +55,11 @@ macro_rules! cardinality {
 }
 
 cardinality!(
-    /// One sink task, one source task: a breaker that stays within an instance.
+    /// One sink task and one source task of the same task index.
     OneToOne(), 1, 1
 );
 cardinality!(
-    /// One sink task, several source tasks, each with a gate and a position of its own.
+    /// One sink task and several source tasks, each with its own gate and position.
     OneToMany(sources), 1, sources
 );
 cardinality!(
@@ -72,56 +72,56 @@ cardinality!(
 );
 
 impl OneToOne {
-    /// The sink's gate.
+    /// Returns the sink's gate.
     pub fn sink(&self) -> &Gate {
         &self.sinks[0]
     }
 
-    /// The source's gate.
+    /// Returns the source's gate.
     pub fn source(&self) -> &Gate {
         &self.sources[0]
     }
 }
 
 impl OneToMany {
-    /// The sink's gate.
+    /// Returns the sink's gate.
     pub fn sink(&self) -> &Gate {
         &self.sinks[0]
     }
 
-    /// The gate of source `task_index`.
+    /// Returns the gate of source `task_index`.
     pub fn source(&self, task_index: usize) -> &Gate {
         &self.sources[task_index]
     }
 }
 
 impl ManyToOne {
-    /// The gate of sink `task_index`.
+    /// Returns the gate of sink `task_index`.
     pub fn sink(&self, task_index: usize) -> &Gate {
         &self.sinks[task_index]
     }
 
-    /// The source's gate.
+    /// Returns the source's gate.
     pub fn source(&self) -> &Gate {
         &self.sources[0]
     }
 }
 
 impl ManyToMany {
-    /// Several sink tasks whose sources are read outside the executor: its tasks wait for those as they wait
-    /// for I/O.
+    /// Creates gates for several sink tasks whose sources are read outside the executor. The sink
+    /// tasks wait at gates of kind `External`, as they do for I/O.
     pub fn with_external_readers(name: &str, sinks: usize, sources: usize) -> Self {
         let reader =
             |name: &str| Dependency::ready(format!("{name} reader"), DependencyKind::External);
         Self { sinks: gates(sinks, reader, name), sources: gates(sources, source, name) }
     }
 
-    /// The gate of sink `task_index`.
+    /// Returns the gate of sink `task_index`.
     pub fn sink(&self, task_index: usize) -> &Gate {
         &self.sinks[task_index]
     }
 
-    /// The gate of source `task_index`.
+    /// Returns the gate of source `task_index`.
     pub fn source(&self, task_index: usize) -> &Gate {
         &self.sources[task_index]
     }

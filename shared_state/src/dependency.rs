@@ -1,8 +1,8 @@
-//! The gate: what a task is blocked on, and what wakes it.
+//! The gate: what a task blocks on, and what wakes it.
 //!
-//! A [`Dependency`] is `Blocked`, `Ready` or `AlwaysReady`. Tests and registrations, and the change
-//! to ready, happen under one lock (`waiting`); `state` mirrors the flag so that the common test of
-//! an open gate takes no lock.
+//! A [`Dependency`] is `Blocked`, `Ready` or `AlwaysReady`. Tests with registration, and the change
+//! to ready, happen under one lock (`waiting`). `state` mirrors the flag, so that testing a ready
+//! gate, the common case, takes no lock.
 
 use std::{
     borrow::Cow,
@@ -27,14 +27,14 @@ const BLOCKED: u8 = 0;
 const READY: u8 = 1;
 const ALWAYS_READY: u8 = 2;
 
-/// What a gate stands for: the reason a task waits.
+/// The reason why a task waits at a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DependencyKind {
     /// A source waits for its producers.
     Source,
-    /// A sink waits for room.
+    /// A sink waits for capacity.
     Sink,
-    /// A finished task waits for work it started elsewhere.
+    /// A finished task waits for asynchronous work that it started.
     Finish,
     /// A task waits for its start.
     Start,
@@ -42,24 +42,25 @@ pub enum DependencyKind {
     ConsumersGone,
     /// A scan waits for a runtime filter.
     RuntimeFilter,
-    /// A breaker waits for memory that another task gives back, perhaps one of another query.
+    /// A breaker waits for memory that another task, possibly of another query, is asked to
+    /// release.
     Memory,
-    /// Something outside the executor: I/O, a foreign stream, the reader of the result. All other kinds, but
-    /// for memory, are opened by tasks of the same query: one whose tasks all wait for such has stalled, and
-    /// fails.
+    /// A task waits for work outside the executor: I/O, the stream of a fallback node, the reader
+    /// of the result. Gates of all other kinds, except `Memory`, are made ready by tasks of the
+    /// same query. A query whose tasks all wait at such gates has stalled, and fails.
     External,
 }
 
-/// Wakers to be run, at the latest when this value is dropped.
+/// Collects wakers and runs them when this value is dropped, at the latest.
 ///
-/// A shared state declares it *before* it takes its lock, so that wakers run after the lock is
+/// A shared state declares it *before* taking its lock. The wakers then run after the lock is
 /// released, even if the code in between panics.
 #[derive(Debug, Default)]
 #[must_use = "dropping it runs the wakers, so keep it alive until the lock is released"]
 pub struct Wakeups(SmallVec<[Waker; 2]>);
 
 impl Wakeups {
-    /// Nobody to wake yet.
+    /// Creates an empty list.
     pub fn new() -> Self {
         Self::default()
     }
@@ -73,20 +74,21 @@ impl Drop for Wakeups {
     }
 }
 
-/// From so many wakers on, new ones are entered as they come, and those that were known already are taken
-/// out when the list has twice as many as were left the last time, and before it is woken. So each
-/// that is entered costs the same, however many tasks wait at a gate, and how often.
+/// From this number of wakers on, a registration appends its waker without looking for a duplicate.
+/// Duplicates are removed when the list is twice as long as after the last removal, and before the
+/// list is woken. A registration's amortized cost is therefore constant, however many tasks wait at
+/// a gate and however often.
 const DEDUP_THRESHOLD: usize = 16;
 
 #[derive(Debug)]
 struct Waiting {
-    /// Those to wake at the next change to ready. Up to [`DEDUP_THRESHOLD`], none is in here twice.
+    /// Wakers for the next change to ready. Up to [`DEDUP_THRESHOLD`], the list has no duplicates.
     wakers: SmallVec<[Waker; 1]>,
-    /// When the gate was blocked while someone waits, for the blocked time.
+    /// When the first waker was registered since the gate was blocked; for the blocked time.
     waited_since: Option<Instant>,
     blocked: Duration,
     blocks: u64,
-    /// How many wakers were looked at for those that come more than once.
+    /// Number of wakers examined for duplicates.
     #[cfg(test)]
     examined: usize,
 }
@@ -102,14 +104,14 @@ impl Waiting {
         }
         if wakers.len() == wakers.capacity() {
             self.dedup();
-            // As many again may come before the next look at all of them.
+            // The list doubles before its next deduplication.
             self.wakers.reserve(self.wakers.len().max(DEDUP_THRESHOLD));
         }
         self.wakers.push(waker);
     }
 
     fn dedup(&mut self) {
-        // Wakers with the same data and functions wake the same.
+        // Wakers with the same data and vtable wake the same task.
         let id = |waker: &Waker| (waker.data(), std::ptr::from_ref(waker.vtable()));
         #[cfg(test)]
         {
@@ -119,7 +121,7 @@ impl Waiting {
         self.wakers.retain(|waker| known.insert(id(waker)));
     }
 
-    /// Those to wake, each once.
+    /// Takes the wakers out, each once.
     fn take(&mut self) -> impl Iterator<Item = Waker> {
         if self.wakers.len() > DEDUP_THRESHOLD {
             self.dedup();
@@ -138,7 +140,7 @@ impl Waiting {
 /// gate.set_ready();
 /// assert!(gate.poll_ready(Waker::noop()));
 /// gate.set_always_ready();
-/// gate.block(); // no effect any more
+/// gate.block(); // no effect on a gate that is always ready
 /// assert!(gate.is_ready());
 /// ```
 pub struct Dependency {
@@ -150,12 +152,12 @@ pub struct Dependency {
 }
 
 impl Dependency {
-    /// A gate that is shut.
+    /// Creates a blocked gate.
     pub fn blocked(name: impl Into<Cow<'static, str>>, kind: DependencyKind) -> Gate {
         Self::with_state(name.into(), kind, BLOCKED)
     }
 
-    /// A gate that is open.
+    /// Creates a ready gate.
     pub fn ready(name: impl Into<Cow<'static, str>>, kind: DependencyKind) -> Gate {
         Self::with_state(name.into(), kind, READY)
     }
@@ -176,56 +178,62 @@ impl Dependency {
         })
     }
 
-    /// The gate's name, for profiles and dumps.
+    /// Returns the gate's name, for profiles and dumps.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The gate's kind.
+    /// Returns the gate's kind.
     pub fn kind(&self) -> DependencyKind {
         self.kind
     }
 
-    /// Whether the gate is open at this moment. To act on "no", use [`poll_ready`](Self::poll_ready).
+    /// Returns whether the gate is ready at this moment. To wait for a blocked gate, use
+    /// [`poll_ready`](Self::poll_ready).
     pub fn is_ready(&self) -> bool {
-        // Acquire pairs with the Release stores in `transition`: who sees the gate open sees what was
-        // done before it was opened.
+        // Acquire pairs with the Release store in `transition`: a thread that sees the gate ready
+        // sees everything that was done before it became ready.
         self.state.load(Ordering::Acquire) != BLOCKED
     }
 
-    /// Shuts the gate, unless it is always ready.
+    /// Blocks the gate, unless it is always ready.
     pub fn block(&self) {
         let _waiting = self.waiting.lock();
         if self.state.load(Ordering::Relaxed) == READY {
-            // Relaxed: readers that still see READY act as if they had come before.
+            // Relaxed: a reader that still sees READY acts as if it had come before.
             self.state.store(BLOCKED, Ordering::Relaxed);
         }
     }
 
-    /// Opens the gate and wakes all who wait.
+    /// Makes the gate ready and wakes all waiters.
     pub fn set_ready(&self) {
         self.make_ready_and_wake(READY);
     }
 
-    /// Opens the gate for ever and wakes all who wait.
+    /// Makes the gate ready permanently and wakes all waiters.
     pub fn set_always_ready(&self) {
         self.make_ready_and_wake(ALWAYS_READY);
     }
 
-    /// [`set_ready`](Self::set_ready) under a lock: the wakers go to `wakeups`.
+    /// Does what [`set_ready`](Self::set_ready) does, for a caller under a lock: the wakers are
+    /// added to `wakeups`.
     pub fn set_ready_deferred(&self, wakeups: &mut Wakeups) {
         self.make_ready(READY, wakeups);
     }
 
-    /// The same under the one lock under which this gate is shut: free if it is open, since nobody can shut it now.
+    /// Does what [`set_ready_deferred`](Self::set_ready_deferred) does, for a caller under the only
+    /// lock under which this gate is blocked. Takes no lock if the gate is ready, since no other
+    /// thread can block it now.
     pub(crate) fn set_ready_exclusive(&self, wakeups: &mut Wakeups) {
-        // Relaxed: the last to shut it did so under the caller's lock. One that is open has nobody waiting.
+        // Relaxed: the last `block` happened under the caller's lock, and a ready gate has no
+        // waiters.
         if self.state.load(Ordering::Relaxed) == BLOCKED {
             self.make_ready(READY, wakeups);
         }
     }
 
-    /// [`set_always_ready`](Self::set_always_ready) under a lock: the wakers go to `wakeups`.
+    /// Does what [`set_always_ready`](Self::set_always_ready) does, for a caller under a lock: the
+    /// wakers are added to `wakeups`.
     pub fn set_always_ready_deferred(&self, wakeups: &mut Wakeups) {
         self.make_ready(ALWAYS_READY, wakeups);
     }
@@ -265,15 +273,16 @@ impl Dependency {
         }
     }
 
-    /// Tests the gate and, if it is shut, registers `waker`, in one atomic step.
+    /// Tests the gate and, if it is blocked, registers `waker`, in one atomic step.
     ///
-    /// `true`: the gate is open, nothing was registered. `false`: `waker` will be woken when the
-    /// gate opens. A waker that is registered already is not woken twice.
+    /// Returns `true` if the gate is ready; then nothing was registered. Returns `false` if `waker`
+    /// will be woken when the gate becomes ready. A waker that is registered twice is woken once.
     pub fn poll_ready(&self, waker: &Waker) -> bool {
         self.is_ready() || self.register(waker.clone(), Instant::now)
     }
 
-    /// [`poll_ready`](Self::poll_ready) for a caller that gives its waker away and knows the time.
+    /// Does what [`poll_ready`](Self::poll_ready) does, for a caller that passes its waker by value
+    /// and knows the time.
     pub fn poll_ready_at(&self, waker: Waker, now: Instant) -> bool {
         self.is_ready() || self.register(waker, || now)
     }
@@ -291,13 +300,13 @@ impl Dependency {
         false
     }
 
-    /// How long the gate was shut with someone waiting, so far.
+    /// Returns the time for which tasks have waited at the gate so far.
     pub fn blocked_time(&self) -> Duration {
         let waiting = self.waiting.lock();
         waiting.blocked + waiting.waited_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// How often someone found the gate shut and waited.
+    /// Returns the number of times that the gate changed from having no waiter to having one.
     pub fn blocked_count(&self) -> u64 {
         self.waiting.lock().blocks
     }

@@ -1,15 +1,17 @@
-//! Local exchange, N:N: sinks route items to the channels of sources.
+//! Local exchange, N:N: producers route items to the channels of consumers.
 //!
-//! One byte budget covers all channels. A sink that passes it waits on its own gate until sources
-//! have read the total below the budget again, or, if the budget says so, until an open channel is empty.
-//! A source that leaves closes its channel: what was routed there is dropped and its bytes are given
-//! back, so one ended reader never stalls the rest. When the last source leaves, sinks are told that
-//! they may end. Only sinks that wait are woken, one after the other.
+//! One byte limit covers all channels. A producer that exceeds it waits at its own gate until
+//! consumers have read the total below the limit. With [`BufferLimit::unless_starved`], an empty
+//! open channel ends the wait as well. A consumer that is dropped closes its channel: the items in
+//! it are dropped and their bytes no longer count, so an ended consumer never stalls the others.
+//! When the last consumer is dropped, producers are told that they may end early. Waiting producers
+//! are woken one after the other.
 //!
-//! Lock: `inner`. All gates flip under it; wakers run, and dropped items are freed, after it.
+//! Lock: `inner`. All gates change under it; wakers run, and dropped items are freed, after it.
 //!
 //! ```
-//! use gatework_shared_state::{BufferLimit, Payload, PopResult, PushResult, exchange::{self, LocalExchangeKind}};
+//! use gatework_shared_state::exchange::{self, LocalExchangeKind};
+//! use gatework_shared_state::{BufferLimit, Payload, PopResult, PushResult};
 //! struct Rows(usize);
 //! impl Payload for Rows {
 //!     fn rows(&self) -> usize { self.0 }
@@ -32,20 +34,20 @@ use crate::{
     Wakeups, queue::SizedQueue, sync::Mutex,
 };
 
-/// How an exchange routes. Which rows go where is the operator's work; the kind fixes the protocol.
+/// How an exchange routes. The operator routes the rows; the kind fixes the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LocalExchangeKind {
     /// Rows by hash of their keys: [`ExchangeProducer::push`] with the channel.
     Hash,
-    /// Rows by the bucket their storage put them into: [`ExchangeProducer::push`] with the channel.
+    /// Rows by the bucket of their storage: [`ExchangeProducer::push`] with the channel.
     BucketHash,
-    /// Whole items to the open channel that holds least: [`ExchangeProducer::push_any`].
+    /// Whole items to the open channel with the fewest bytes: [`ExchangeProducer::push_any`].
     PassThrough,
     /// Every item to every channel: [`ExchangeProducer::push_all`].
     Broadcast,
-    /// Everything to channel 0; the other sources finish at once.
+    /// All items to channel 0; the other consumers finish at once.
     PassToOne,
-    /// The first items are split over all channels, later ones are passed whole.
+    /// The first items are partitioned over all channels, later ones are passed whole.
     AdaptivePassThrough,
 }
 
@@ -59,9 +61,10 @@ struct Channel<T> {
 struct Inner<T> {
     channels: Box<[Channel<T>]>,
     bytes: usize,
-    /// Open channels that have nothing to take.
+    /// Number of open channels without items.
     starved: usize,
-    /// Sinks that wait for room, and for each sink whether it is among them.
+    /// Producers that wait for capacity, oldest first; and for each producer whether it still
+    /// waits.
     waiting: VecDeque<usize>,
     is_waiting: Box<[bool]>,
     producers_left: usize,
@@ -70,16 +73,16 @@ struct Inner<T> {
     stats: ExchangeStats,
 }
 
-/// Rows that went through an exchange.
+/// Row counts and peak bytes of an exchange.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ExchangeStats {
-    /// Rows that sinks pushed (a broadcast counts once a channel).
+    /// Rows that producers pushed (a broadcast counts once per channel).
     pub rows_in: u64,
-    /// Rows that sources took.
+    /// Rows that consumers took.
     pub rows_out: u64,
-    /// Rows dropped because their source had left.
+    /// Rows dropped because their consumer was dropped.
     pub rows_dropped: u64,
-    /// The most bytes that were held at a time.
+    /// Maximum number of bytes buffered at a time.
     pub peak_bytes: usize,
 }
 
@@ -92,24 +95,24 @@ struct State<T> {
     inner: Mutex<Inner<T>>,
 }
 
-/// The right of one sink task to push. Dropping it unfinished aborts the exchange.
+/// The right of one producer task to push. Dropping it unfinished aborts the exchange.
 #[derive(Debug)]
 pub struct ExchangeProducer<T: Payload> {
     state: Arc<State<T>>,
     task_index: usize,
-    /// Where the next search for a channel starts.
+    /// The channel at which the next search starts.
     cursor: usize,
     finished: bool,
 }
 
-/// The right of one source task to read its channel. Dropping it closes the channel.
+/// The right of one consumer task to read its channel. Dropping it closes the channel.
 #[derive(Debug)]
 pub struct ExchangeConsumer<T: Payload> {
     state: Arc<State<T>>,
     task_index: usize,
 }
 
-/// An exchange between `producers` and `consumers` tasks.
+/// Creates an exchange between `producers` and `consumers` tasks.
 ///
 /// # Panics
 /// If either is 0.
@@ -123,7 +126,7 @@ pub fn new<T: Payload>(
     with_gates(name, kind, ManyToMany::new(name, producers, consumers), limit)
 }
 
-/// An exchange with these gates.
+/// Creates an exchange with these gates.
 pub(crate) fn with_gates<T: Payload>(
     name: &str,
     kind: LocalExchangeKind,
@@ -131,7 +134,7 @@ pub(crate) fn with_gates<T: Payload>(
     limit: BufferLimit,
 ) -> (Vec<ExchangeProducer<T>>, Vec<ExchangeConsumer<T>>) {
     let (producers, consumers) = (gates.sinks().len(), gates.sources().len());
-    assert!(producers > 0 && consumers > 0, "an exchange has at least one sink and one source");
+    assert!(producers > 0 && consumers > 0, "an exchange needs a producer and a consumer");
     if kind == LocalExchangeKind::PassToOne {
         gates.sources()[1..].iter().for_each(|gate| gate.set_always_ready());
     }
@@ -171,7 +174,7 @@ pub(crate) fn with_gates<T: Payload>(
 }
 
 impl<T: Payload> State<T> {
-    /// Adds `item` to `channel`, or gives it back to be dropped outside the lock.
+    /// Adds `item` to `channel`, or returns it to be dropped after the lock is released.
     fn add(
         &self,
         inner: &mut Inner<T>,
@@ -192,7 +195,7 @@ impl<T: Payload> State<T> {
         None
     }
 
-    /// The answer to sink `task_index` after it added something.
+    /// Answers producer `task_index` after it added an item.
     fn poll_capacity(
         &self,
         inner: &mut Inner<T>,
@@ -210,7 +213,7 @@ impl<T: Payload> State<T> {
             }
             return PushResult::Backpressure(gate.clone());
         }
-        // It waits no longer, if it did: its place among those that do is passed over.
+        // This producer waits no longer: `wake_producer` skips its entry in `waiting`.
         inner.is_waiting[task_index] = false;
         self.wake_producer(inner, wakeups);
         PushResult::Accepted
@@ -220,8 +223,9 @@ impl<T: Payload> State<T> {
         self.limit.is_exceeded_unless_starved(inner.bytes, inner.starved > 0)
     }
 
-    /// Wakes the sink that has waited longest, if there is room. That one wakes the next when it has found room,
-    /// or leaves: so all are woken while there is room, and few in vain, however many wait.
+    /// Wakes the longest-waiting producer if the exchange is below its limit. That producer wakes
+    /// the next when it has found capacity or is dropped. So all are woken while there is capacity,
+    /// and few in vain, however many wait.
     fn wake_producer(&self, inner: &mut Inner<T>, wakeups: &mut Wakeups) {
         while !self.is_full(inner)
             && let Some(producer) = inner.waiting.pop_front()
@@ -246,8 +250,8 @@ impl<T: Payload> ExchangeProducer<T> {
         result
     }
 
-    /// Pushes `item` to the open channel that holds the fewest bytes (channel 0 if the exchange
-    /// passes everything to one).
+    /// Pushes `item` to the open channel with the fewest bytes (channel 0 for
+    /// [`LocalExchangeKind::PassToOne`]).
     pub fn push_any(&mut self, item: T) -> PushResult {
         if self.state.kind == LocalExchangeKind::PassToOne {
             return self.push(0, item);
@@ -269,7 +273,7 @@ impl<T: Payload> ExchangeProducer<T> {
         result
     }
 
-    /// Pushes a clone of `item` to every channel. Each clone is charged.
+    /// Pushes a clone of `item` to every channel. Each clone counts towards the limit.
     pub fn push_all(&mut self, item: &T) -> PushResult
     where
         T: Clone,
@@ -286,15 +290,16 @@ impl<T: Payload> ExchangeProducer<T> {
         result
     }
 
-    /// Whether there is room, without pushing: what a sink asks after it was woken.
+    /// Returns whether there is capacity, without pushing. A producer calls it after it was woken.
     pub fn poll_capacity(&mut self) -> PushResult {
         let mut wakeups = Wakeups::new();
         self.state.poll_capacity(&mut self.state.inner.lock(), self.task_index, &mut wakeups)
     }
 
-    /// Says that this sink's input ended. After the last sink, sources finish once they read all.
+    /// Ends this producer's input. After the last producer, consumers finish once they have read
+    /// all items.
     ///
-    /// It takes the sink, so that it cannot be said twice:
+    /// It consumes the producer, so that it cannot be called twice:
     /// ```compile_fail
     /// # use gatework_shared_state::{BufferLimit, Payload, exchange::{self, LocalExchangeKind}};
     /// # struct Rows;
@@ -321,31 +326,31 @@ impl<T: Payload> ExchangeProducer<T> {
         inner.producers_left -= 1;
         let was_aborted = inner.aborted;
         inner.aborted |= !finished;
-        // Once: of a cancelled query, all sinks leave.
+        // Only once: in a cancelled query, all producers are dropped.
         if !was_aborted && (inner.aborted || inner.producers_left == 0) {
             self.state.gates.set_always_ready_all(&mut wakeups);
         }
-        // It may have been woken for room that it does not need any more.
+        // This producer may have been woken for capacity that it no longer needs.
         inner.is_waiting[self.task_index] = false;
         self.state.wake_producer(&mut inner, &mut wakeups);
     }
 
-    /// Ready once no source is left.
+    /// Returns the gate that is ready once no consumer is left.
     pub fn closed(&self) -> &Gate {
         &self.state.closed
     }
 
-    /// The number of channels.
+    /// Returns the number of channels.
     pub fn channels(&self) -> usize {
         self.state.gates.sources().len()
     }
 
-    /// How the exchange routes.
+    /// Returns how the exchange routes.
     pub fn kind(&self) -> LocalExchangeKind {
         self.state.kind
     }
 
-    /// Rows so far.
+    /// Returns the statistics so far.
     pub fn stats(&self) -> ExchangeStats {
         self.state.inner.lock().stats
     }
@@ -358,7 +363,7 @@ impl<T: Payload> Drop for ExchangeProducer<T> {
 }
 
 impl<T: Payload> ExchangeConsumer<T> {
-    /// The oldest item of this source's channel.
+    /// Takes the oldest item of this consumer's channel.
     pub fn take(&mut self) -> PopResult<T> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
@@ -381,12 +386,12 @@ impl<T: Payload> ExchangeConsumer<T> {
         PopResult::Blocked(gate.clone())
     }
 
-    /// The gate that is ready when there is something to take, or nothing ever will be.
+    /// Returns the gate that is ready when there is an item, or when there will be no more.
     pub fn gate(&self) -> &Gate {
         self.state.gates.source(self.task_index)
     }
 
-    /// Rows so far.
+    /// Returns the statistics so far.
     pub fn stats(&self) -> ExchangeStats {
         self.state.inner.lock().stats
     }
@@ -404,7 +409,7 @@ impl<T: Payload> Drop for ExchangeConsumer<T> {
         inner.stats.rows_dropped += unread.rows() as u64;
         inner.bytes -= unread.bytes();
         self.state.wake_producer(&mut inner, &mut wakeups);
-        // Sinks that waited for room that a closed exchange will never make are let go as well.
+        // Also releases producers that wait for capacity in a closed exchange.
         if inner.consumers_left == 0 {
             self.state.closed.set_always_ready_deferred(&mut wakeups);
             for gate in self.state.gates.sinks() {

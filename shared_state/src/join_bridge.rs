@@ -1,20 +1,23 @@
-//! Join build, N:N: build tasks publish what they collected, probe tasks build the shared table out
-//! of it in morsels, probe it, and scan what only the table knows (unmatched build rows).
+//! Hash join bridge, N:N: build tasks publish their parts of the build side, and probe tasks build
+//! the shared table from them in morsels. Probe tasks then probe the table and scan it for
+//! unmatched build rows. (Velox and Presto: `HashJoinBridge`.)
 //!
 //! ```text
-//! Collecting ──last sink──▶ Finalize ──finish_finalize──▶ Build ──last morsel──▶ Probe ──last prober──▶ UnmatchedScan
-//!      └────────── a sink or a builder leaves without finishing: Aborted ──────────┘
+//! Collecting ─last producer─▶ Finalize ─finish_finalize─▶ Build ─last─▶ Probe ─▶ UnmatchedScan
+//!      └──── a producer or a consumer with a step in hand is dropped: Aborted ────┘
 //! ```
 //!
-//! *Finalize* is the one serial step: a single source turns the collected parts into a table with a
-//! number of build morsels. One that leaves before it is done passes what there is on to another. *Build* morsels and *unmatched-scan* morsels are claimed by any source. Every source
-//! gate is shut while its task has nothing to claim and is opened by whoever moves the phase on.
+//! *Finalize* is the one serial step: a single consumer turns the collected parts into a table with
+//! a number of build morsels. A consumer that leaves before it is done hands its parts over to
+//! another. Any consumer claims *build* morsels and *unmatched-scan* morsels. A consumer's gate is
+//! blocked while there is nothing to claim, and becomes ready with the next phase. `UnmatchedScan`
+//! starts when the last probe has finished.
 //!
-//! A prober that leaves before its input ended (its consumers are gone) has not marked the rows it
-//! would have matched, so nobody may drain: the unmatched scan is then empty. That is right because
-//! early finish is a property of the consumers of all probers.
+//! A consumer that is dropped before its probe finished (its own consumers have ended) has not
+//! marked the rows that it would have matched. The unmatched scan is then empty. That is correct,
+//! because early finish applies to the consumers of all probe tasks.
 //!
-//! Lock: `inner`. All gates flip under it; wakers run after it.
+//! Lock: `inner`. All gates change under it; wakers run after it.
 
 use std::sync::Arc;
 
@@ -23,7 +26,7 @@ use crate::{Dependency, DependencyKind, Gate, ManyToMany, Wakeups, sync::Mutex};
 #[derive(Debug)]
 enum Phase<P, T> {
     Collecting(Vec<P>),
-    /// Someone prepares the table.
+    /// One consumer builds the table from the parts.
     Finalizing,
     Build {
         table: Arc<T>,
@@ -47,9 +50,9 @@ struct Inner<P, T> {
     phase: Phase<P, T>,
     producers_left: usize,
     consumers_left: usize,
-    /// Sources that have not ended their probe.
+    /// Consumers that have not finished their probe.
     probing: usize,
-    /// A source left before its probe side ended.
+    /// Whether a consumer was dropped before its probe finished.
     probe_dropped: bool,
 }
 
@@ -74,34 +77,34 @@ pub struct BuildProducer<P, T> {
 pub struct ProbeConsumer<P, T> {
     state: Arc<JoinBridge<P, T>>,
     task_index: usize,
-    /// It took on a step (finalize, build morsel) that it has not completed.
+    /// Whether this consumer took a step (finalize, build morsel) that it has not completed.
     outstanding_step: bool,
     probe_finished: bool,
 }
 
-/// What a probe task is asked to do before it may probe.
+/// The next step of a probe task before it may probe.
 #[derive(Debug)]
 pub enum BuildStep<P, T> {
-    /// Make a table of these parts and call [`ProbeConsumer::finish_finalize`].
+    /// Build a table from these parts and call [`ProbeConsumer::finish_finalize`].
     Finalize(Vec<P>),
-    /// Do this build morsel and call [`ProbeConsumer::finish_build_morsel`].
+    /// Build this morsel and call [`ProbeConsumer::finish_build_morsel`].
     Morsel(Arc<T>, usize),
-    /// Others are at work: wait for the gate.
+    /// Other consumers build: wait for the gate.
     Blocked(Gate),
-    /// The table is ready.
+    /// The table is complete: probe it.
     Ready(Arc<T>),
-    /// The build side will never be whole.
+    /// The build side will never be complete.
     Aborted,
 }
 
-/// What a probe task that has ended its probe is asked to do.
+/// The next step of a probe task whose probe has finished.
 #[derive(Debug)]
 pub enum UnmatchedScan<T> {
     /// Emit the unmatched rows of this morsel.
     Morsel(Arc<T>, usize),
-    /// Others still probe: wait for the gate.
+    /// Other consumers still probe: wait for the gate.
     Blocked(Gate),
-    /// Nothing is left.
+    /// All morsels are claimed.
     Finished,
     /// The join was aborted.
     Aborted,
@@ -110,7 +113,7 @@ pub enum UnmatchedScan<T> {
 /// The tokens of a join's build tasks and of its probe tasks.
 pub type Tokens<P, T> = (Vec<BuildProducer<P, T>>, Vec<ProbeConsumer<P, T>>);
 
-/// A join that `producers` build tasks publish to and `consumers` probe tasks read.
+/// Creates a join bridge for `producers` build tasks and `consumers` probe tasks.
 ///
 /// # Panics
 /// If either is 0.
@@ -143,7 +146,7 @@ pub fn new<P, T>(name: &str, producers: usize, consumers: usize) -> Tokens<P, T>
 
 impl<P, T> JoinBridge<P, T> {
     fn abort(&self, inner: &mut Inner<P, T>, wakeups: &mut Wakeups) -> Phase<P, T> {
-        // Once: of a cancelled query, all sinks leave.
+        // Only once: in a cancelled query, all producers are dropped.
         if !matches!(inner.phase, Phase::Aborted) {
             self.gates.set_always_ready_all(wakeups);
             self.built.set_always_ready_deferred(wakeups);
@@ -151,7 +154,7 @@ impl<P, T> JoinBridge<P, T> {
         std::mem::replace(&mut inner.phase, Phase::Aborted)
     }
 
-    /// Opens the source gates for the step that has just become possible.
+    /// Makes all consumer gates ready for the step that has become possible.
     fn set_consumers_ready(&self, wakeups: &mut Wakeups) {
         for gate in self.gates.sources() {
             gate.set_ready_deferred(wakeups);
@@ -181,7 +184,7 @@ impl<P, T> BuildProducer<P, T> {
         }
     }
 
-    /// Ready once no probe task is left.
+    /// Returns the gate that is ready once no probe task is left.
     pub fn closed(&self) -> &Gate {
         &self.state.closed
     }
@@ -202,12 +205,12 @@ impl<P, T> Drop for BuildProducer<P, T> {
 }
 
 impl<P, T> ProbeConsumer<P, T> {
-    /// What to do next on the way to a finished table.
+    /// Returns the next step towards a complete table.
     ///
     /// # Panics
-    /// If this source has not completed the step it took on before.
+    /// If this consumer has not completed its previous step.
     pub fn next_build_step(&mut self) -> BuildStep<P, T> {
-        assert!(!self.outstanding_step, "complete the step you have before you ask for another");
+        assert!(!self.outstanding_step, "the previous build step is not complete");
         let mut inner = self.state.inner.lock();
         let all_published = inner.producers_left == 0;
         match &mut inner.phase {
@@ -225,7 +228,8 @@ impl<P, T> ProbeConsumer<P, T> {
                 BuildStep::Morsel(table.clone(), *next - 1)
             }
             Phase::Collecting(_) | Phase::Finalizing | Phase::Build { .. } => {
-                // A source that left may have opened the gate for nothing: shut, or the task spins.
+                // A consumer that was dropped may have made the gate ready without new work.
+                // Without blocking it, the task would spin.
                 let gate = self.state.gates.source(self.task_index);
                 gate.block();
                 BuildStep::Blocked(gate.clone())
@@ -236,7 +240,8 @@ impl<P, T> ProbeConsumer<P, T> {
         }
     }
 
-    /// Leaves [`BuildStep::Finalize`] to another source, which gets these parts. To be dropped next.
+    /// Hands [`BuildStep::Finalize`] and its parts over to another consumer. The caller drops this
+    /// token next.
     pub fn hand_over_finalize(&mut self, parts: Vec<P>) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
@@ -247,7 +252,7 @@ impl<P, T> ProbeConsumer<P, T> {
         }
     }
 
-    /// Hands in the table made by [`BuildStep::Finalize`], with the number of its build morsels.
+    /// Stores the table made by [`BuildStep::Finalize`], with the number of its build morsels.
     pub fn finish_finalize(&mut self, table: T, morsels: usize) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
@@ -264,8 +269,9 @@ impl<P, T> ProbeConsumer<P, T> {
         }
     }
 
-    /// Completes a build morsel. `true` for the morsel that completes the table: the caller may publish
-    /// what is known of it (a runtime filter) and then calls [`publish_table`](Self::publish_table).
+    /// Completes a build morsel. Returns `true` for the last one: the caller may then publish facts
+    /// about the build side (a runtime filter), and must call
+    /// [`publish_table`](Self::publish_table).
     pub fn finish_build_morsel(&mut self) -> bool {
         let mut inner = self.state.inner.lock();
         if let Phase::Build { morsels, done, .. } = &mut inner.phase {
@@ -278,7 +284,8 @@ impl<P, T> ProbeConsumer<P, T> {
         false
     }
 
-    /// Opens the finished table to all probers. Called once, after [`finish_build_morsel`](Self::finish_build_morsel) said so.
+    /// Publishes the complete table to all consumers. Called once, after
+    /// [`finish_build_morsel`](Self::finish_build_morsel) returned `true`.
     pub fn publish_table(&mut self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
@@ -291,7 +298,8 @@ impl<P, T> ProbeConsumer<P, T> {
         }
     }
 
-    /// Says that this task has probed all of its input. The last one opens the unmatched scan of `morsels`.
+    /// Records that this task has probed all of its input. The last call starts the unmatched scan
+    /// of `morsels` morsels.
     pub fn finish_probe(&mut self, morsels: usize) {
         if self.probe_finished {
             return;
@@ -320,7 +328,7 @@ impl<P, T> ProbeConsumer<P, T> {
         }
     }
 
-    /// The next unmatched-scan morsel, once every task has ended its probe.
+    /// Returns the next unmatched-scan morsel, once every task has finished its probe.
     pub fn next_unmatched_scan(&mut self) -> UnmatchedScan<T> {
         let mut inner = self.state.inner.lock();
         match &mut inner.phase {
@@ -341,7 +349,8 @@ impl<P, T> ProbeConsumer<P, T> {
         }
     }
 
-    /// Ready when the table is built or never will be; for those who watch from elsewhere.
+    /// Returns the gate that is ready when the table is built or never will be; for observers of
+    /// the build.
     pub fn built_gate(&self) -> &Gate {
         &self.state.built
     }
@@ -364,7 +373,7 @@ impl<P, T> Drop for ProbeConsumer<P, T> {
             self.state.closed.set_always_ready_deferred(&mut wakeups);
             dropped.get_or_insert_with(|| self.state.abort(&mut inner, &mut wakeups));
         } else if let Phase::Collecting(_) | Phase::Build { .. } = inner.phase {
-            // Another source may have been woken for a step that this one left to it.
+            // Another consumer may have been woken for a step that this one did not take.
             self.state.set_consumers_ready(&mut wakeups);
         }
         drop(inner);

@@ -1,24 +1,24 @@
-//! Gates and shared states: what tasks of different pipelines meet in.
+//! Gates and shared states, through which tasks of different pipelines exchange data.
 //!
 //! A pipeline breaker is the sink of one pipeline and the source of another. Between them lies a
-//! *shared state*: data, a protocol, and the [`Dependency`] gates on which tasks of either side are
-//! blocked and woken. This crate holds those three things and nothing else: it knows no thread, no
-//! queue, no kernel and no query. Every state is generic over what it carries.
+//! *shared state* (Doris): data, a protocol, and the [`Dependency`] gates on which tasks of either
+//! side block and are woken. This crate holds only these three things. It knows no thread, queue,
+//! kernel or query. Every state is generic over its items.
 //!
-//! # The argument that no wake-up is lost
+//! # Why no wake-up is lost
 //!
-//! 1. [`Dependency::poll_ready`] tests the gate and registers the waker under one lock, the same
-//!    lock under which the gate becomes ready. So a waker is either told "ready", or it is in the
-//!    list that the next `set_ready` takes.
-//! 2. A shared state changes its data *and* flips the gate that speaks of that data while it holds
-//!    its own lock. So a gate never says "blocked" about data that is there, or "ready" for ever
-//!    about data that is gone: whoever finds nothing blocks the gate under the lock under which the
-//!    next item would be added.
-//! 3. Wakers run after the lock is released ([`Wakeups`]), so a waker may do anything.
-//! 4. The right to produce and the right to consume are values ([`Producer`](aggregate::AggregateProducer)-
-//!    and consumer tokens). Dropping one without finishing it says "aborted" to the other side, so
-//!    no way out of a task (error, cancel, panic) leaves a gate shut, and an aborted producer never
-//!    looks like a finished one.
+//! 1. [`Dependency::poll_ready`] tests the gate and registers the waker under one lock. The gate
+//!    becomes ready under the same lock. A waker is therefore either told "ready", or in the list
+//!    that the next `set_ready` takes.
+//! 2. A shared state changes its data *and* the gate that reports on this data under its own lock.
+//!    A consumer that finds no item blocks the gate under the lock under which the next item is
+//!    added. A blocked gate therefore never hides an item, and a ready gate never stays ready over
+//!    an empty state.
+//! 3. Wakers run after the lock is released ([`Wakeups`]), so a waker may call anything.
+//! 4. The rights to produce and to consume are values: producer and consumer tokens, such as
+//!    [`AggregateProducer`](aggregate::AggregateProducer). Dropping an unfinished token aborts the
+//!    state for the other side. Therefore no exit of a task (error, cancel, panic) leaves a gate
+//!    blocked, and an aborted producer never looks like a finished one.
 //!
 //! # Which state for which breaker
 //!
@@ -28,15 +28,15 @@
 //! | [`join_bridge`] | N:N | one shared build side, probed, then scanned for unmatched rows |
 //! | [`sort`] | N:N | sorted runs, merged key range by key range |
 //! | [`window`] | 1:1 | window partitions of one task |
-//! | [`multicast`] | 1:N | one producer, several readers with own positions |
-//! | [`union`] | N:1 | a queue per child, read in turn |
-//! | [`set`] | N:1 | a build side handed down a chain of probe sides |
+//! | [`multicast`] | 1:N | one producer, several consumers with independent positions |
+//! | [`union`] | N:1 | a queue per child, read round-robin |
+//! | [`set`] | N:1 | a table of the first child, passed along the other children |
 //! | [`exchange`] | N:N | local exchange: routed, shared or broadcast |
-//! | [`stream_set`] | N:N | streams from outside, read by whoever comes when they have rows |
-//! | [`result`] | N:N | result partitions, read from outside |
-//! | [`output`] | N:N | what a task of a stage gives to tasks of other stages |
-//! | [`splits`] | 1:N | parts of a table, given out as they are read |
-//! | [`memory`] | N:N | what one is refused and others hold |
+//! | [`stream_set`] | N:N | streams of external producers, each leased to a task when it has rows |
+//! | [`result`] | N:N | result partitions, read outside the executor |
+//! | [`output`] | N:N | output pages of a stage's task, read by tasks of other stages |
+//! | [`splits`] | 1:N | splits of a table, queued by a scheduler for the tasks of a scan |
+//! | [`memory`] | N:N | memory arbitration: reclaim requests between tasks |
 
 #![forbid(unsafe_code)]
 

@@ -1,19 +1,24 @@
-//! Memory, N:N: who is refused some asks who holds most to give some back, and waits for that.
+//! Memory arbitration, N:N: a task whose reservation is denied requests reclaim from the task with
+//! the most reclaimable memory. (Velox calls this memory arbitration.)
 //!
-//! A *participant* says how many bytes it could give back ([`ArbitrationParticipant::set_reclaimable_bytes`]). One that is refused memory
-//! ([`ArbitrationParticipant::request_reclaim`]) asks another that holds much more, and waits at its own gate. Who is asked finds its
-//! gate open, also while it waits for something else; it takes the request ([`ArbitrationParticipant::take_reclaim_request`]) and
-//! begins to give back, or says that it has nothing ([`ArbitrationParticipant::decline_reclaim`]). Whoever gives memory back
-//! calls [`MemoryArbitrator::notify_released`], which lets all who wait try again. (Presto revokes the memory of operators
-//! that can spill in this way, but by a timer.)
+//! A *participant* announces the number of bytes that it can release
+//! ([`ArbitrationParticipant::set_reclaimable_bytes`]). A participant whose reservation is denied
+//! (the *requester*) calls [`ArbitrationParticipant::request_reclaim`], which selects a *target*
+//! with much more reclaimable memory. The requester then waits at its own gate. The target's gate
+//! becomes ready, even while the target waits at other gates. The target takes the request
+//! ([`ArbitrationParticipant::take_reclaim_request`]) and starts to spill, or declines it
+//! ([`ArbitrationParticipant::decline_reclaim`]). A task that has released memory calls
+//! [`MemoryArbitrator::notify_released`], which wakes all requesters; each retries its reservation.
+//! (Presto revokes the memory of operators that can spill in this way, but by a timer.)
 //!
-//! Nobody waits for ever. Who waits has asked under the lock, so the question is there to be found until it
-//! is taken; from then on either something is released, or the holder has nothing, or it leaves, and each of
-//! these wakes all who wait. A second one that asks in between asks anew, since the question was taken
-//! *before* anything was given back. And nobody is asked who gave nothing, until it holds something again.
-//! What is on its way back ([`PendingRelease`]) is no holder's any more; it counts until it is there, and wakes all.
+//! No requester waits forever. It makes its request under the lock, so the request stays visible
+//! until the target takes it. After that the target releases memory, declines, or is dropped. Each
+//! of these wakes all requesters. A second requester in between makes a new request, because the
+//! target takes the request *before* it releases memory. A target that declined gets no request
+//! until it announces reclaimable bytes again. Memory of a [`PendingRelease`] counts for no
+//! participant. Requesters may wait for it, and its drop wakes all of them.
 //!
-//! Lock: `inner`. Gates flip under it; wakers run after it.
+//! Lock: `inner`. Gates change under it; wakers run after it.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -30,44 +35,44 @@ use crate::{
 
 #[derive(Debug)]
 struct State {
-    /// Its number among all holders.
+    /// Id among all participants.
     id: u64,
-    /// Holders of one pool compete for the same bytes.
+    /// Participants of one pool compete for the same bytes.
     pool: usize,
     owner: u64,
     reclaimable_bytes: AtomicUsize,
-    /// Open while a question waits for this holder.
+    /// Ready while a reclaim request is pending for this participant.
     reclaim_requested: Gate,
-    /// Shut while this one waits for others.
+    /// Blocked while this participant waits for memory of others.
     memory_available: Gate,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     next_id: u64,
-    /// By number, so that one comes and goes without a look at the others.
+    /// By id, so that registering and dropping a participant needs no scan of the others.
     participants: BTreeMap<u64, Arc<State>>,
     waiting: BTreeMap<u64, Arc<State>>,
-    /// The pools of what is on its way back, which no holder counts any more, and how much is.
+    /// Number of pending releases by pool. No participant counts their bytes.
     pending_releases: HashMap<usize, usize>,
 }
 
-/// Those who hold memory that they could give back, and those who wait for some.
+/// The participants that have reclaimable memory, and the requesters that wait for memory.
 #[derive(Debug, Default)]
 pub struct MemoryArbitrator {
     inner: Mutex<Inner>,
-    /// The length of `waiting`, so that a release looks no further if there is nobody.
+    /// Length of `inner.waiting`, so that a release without waiting requesters takes no lock.
     waiting: AtomicUsize,
 }
 
-/// Memory on its way back to a pool. To be dropped when it is there.
+/// A release of memory to a pool that has started. Its owner drops it when the memory is released.
 #[derive(Debug)]
 pub struct PendingRelease {
     arbitrator: Arc<MemoryArbitrator>,
     pool: usize,
 }
 
-/// A place among the holders. Dropping it gives it up.
+/// A registration at a [`MemoryArbitrator`]. Dropping it removes the registration.
 #[derive(Debug)]
 pub struct ArbitrationParticipant {
     arbitrator: Arc<MemoryArbitrator>,
@@ -75,12 +80,12 @@ pub struct ArbitrationParticipant {
 }
 
 impl MemoryArbitrator {
-    /// Nobody holds anything.
+    /// Creates an arbitrator without participants.
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    /// A holder of memory of `pool`, on behalf of `owner`.
+    /// Registers a participant that reserves memory of `pool` on behalf of `owner`.
     pub fn register(self: &Arc<Self>, pool: usize, owner: u64) -> ArbitrationParticipant {
         let mut inner = self.inner.lock();
         let id = inner.next_id;
@@ -98,16 +103,16 @@ impl MemoryArbitrator {
         ArbitrationParticipant { arbitrator: self.clone(), state }
     }
 
-    /// Says that memory of `pool` is about to come back: whoever finds no holder to ask waits for it.
+    /// Announces a release of memory of `pool`. A requester that finds no target waits for it.
     pub fn announce_release(self: &Arc<Self>, pool: usize) -> PendingRelease {
         *self.inner.lock().pending_releases.entry(pool).or_default() += 1;
         PendingRelease { arbitrator: self.clone(), pool }
     }
 
-    /// Somebody has given memory back: all who wait try again.
+    /// Wakes all requesters to retry. Called after memory was released.
     pub fn notify_released(&self) {
-        // SeqCst, as in `request_reclaim`: who does not see the one that waits was before its question, and the answer
-        // to that is yet to come.
+        // SeqCst, as in `request_reclaim`: a release that sees no waiting requester came before the
+        // requester's request, whose answer is still to come.
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
@@ -124,24 +129,27 @@ impl MemoryArbitrator {
 }
 
 impl ArbitrationParticipant {
-    /// Says that this one could give `bytes` back.
+    /// Announces the number of bytes that this participant can release.
     pub fn set_reclaimable_bytes(&self, bytes: usize) {
-        // Nobody asks one that has nothing: afterwards, either its gate is open, or it stays shut.
+        // Under the lock, for 0: a participant without reclaimable bytes gets no request.
+        // Afterwards its gate is either ready already, or stays blocked.
         let _inner =
             (bytes == 0 && self.reclaimable_bytes() > 0).then(|| self.arbitrator.inner.lock());
-        // Relaxed: a hint otherwise. Who is asked looks at what it has.
+        // Relaxed: otherwise this is only a hint; the target checks what it can release.
         self.state.reclaimable_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// The bytes it could give back.
+    /// Returns the number of bytes that this participant can release.
     pub fn reclaimable_bytes(&self) -> usize {
         self.state.reclaimable_bytes.load(Ordering::Relaxed)
     }
 
-    /// Asks another holder of the same pool, one of the same owner rather than others, that could give at
-    /// least `min_bytes` bytes back, and twice as many as this one. The gate to wait at before memory is tried
-    /// for again; `None` if there is no such holder, and nothing is on its way back, or this one could give
-    /// `min_bytes` bytes itself.
+    /// Requests reclaim from another participant of the same pool, preferably of the same owner.
+    /// The target must have at least `min_bytes` reclaimable bytes, and twice this participant's.
+    ///
+    /// Returns the gate at which to wait before retrying the reservation. Returns `None` if there
+    /// is no such target and either no release is pending or this participant can release
+    /// `min_bytes` itself.
     pub fn request_reclaim(&self, min_bytes: usize) -> Option<Gate> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.arbitrator.inner.lock();
@@ -173,24 +181,26 @@ impl ArbitrationParticipant {
         Some(self.state.memory_available.clone())
     }
 
-    /// Open while this one is asked to give memory back.
+    /// Returns the gate that is ready while a reclaim request is pending for this participant.
     pub fn reclaim_requested(&self) -> &Gate {
         &self.state.reclaim_requested
     }
 
-    /// Whether it was asked. Then it is to give back what it can, or to say that this is nothing.
+    /// Takes a pending reclaim request; `false` if there is none. After `true`, the caller must
+    /// start to release memory, or call [`decline_reclaim`](Self::decline_reclaim).
     #[must_use = "the requester waits for the answer"]
     pub fn take_reclaim_request(&self) -> bool {
         if !self.state.reclaim_requested.is_ready() {
             return false;
         }
-        // Under the lock, so that who asks later opens it again.
+        // Under the lock, so that a later request makes the gate ready again.
         let _inner = self.arbitrator.inner.lock();
         self.state.reclaim_requested.block();
         true
     }
 
-    /// Says that there is nothing to give back, before [`set_reclaimable_bytes`](Self::set_reclaimable_bytes) says otherwise.
+    /// Declines a reclaim request. This participant gets no other until
+    /// [`set_reclaimable_bytes`](Self::set_reclaimable_bytes) announces bytes again.
     pub fn decline_reclaim(&self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.arbitrator.inner.lock();

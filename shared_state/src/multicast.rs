@@ -1,10 +1,10 @@
-//! Multicast, 1:N: one sink, several sources that each read everything at their own pace.
+//! Multicast, 1:N: one producer, and several consumers that each read all items at their own pace.
 //!
-//! An item stays until the slowest open source has read it. The byte budget covers what is held; on
-//! an edge where waiting for the slowest reader would close a cycle (one multicast feeding both sides
-//! of a join) the wait-for graph lets the budget overflow.
+//! An item stays until the slowest open consumer has read it. The byte limit covers the buffered
+//! items. If waiting for the slowest consumer would close a cycle (one multicast feeds both sides
+//! of a join), the wait-for graph lets the buffer overflow.
 //!
-//! Lock: `inner`. All gates flip under it; wakers run after it.
+//! Lock: `inner`. All gates change under it; wakers run after it.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -13,8 +13,8 @@ use crate::{
     Wakeups, sync::Mutex,
 };
 
-/// An item, and how many sources have yet to read it. Sources read in order, so that is never less
-/// for a later item.
+/// An item, and the number of consumers that have not read it. Consumers read in order, so a later
+/// item has at least this number.
 #[derive(Debug)]
 struct Shared<T> {
     item: T,
@@ -28,9 +28,9 @@ struct Inner<T> {
     bytes: usize,
     /// Position of `items[0]` in the whole sequence.
     first: u64,
-    /// Where each source reads next.
+    /// Position of each consumer's next item.
     positions: Box<[u64]>,
-    /// Sources that have not left.
+    /// Number of consumers that were not dropped.
     consumers_left: usize,
     finished: bool,
     aborted: bool,
@@ -51,14 +51,14 @@ pub struct MulticastProducer<T: Payload + Clone> {
     finished: bool,
 }
 
-/// The right of one source to read everything. Dropping it gives that up.
+/// The right of one consumer to read all items. Dropping it ends its reading.
 #[derive(Debug)]
 pub struct MulticastConsumer<T: Payload + Clone> {
     state: Arc<State<T>>,
     task_index: usize,
 }
 
-/// A multicast to `consumers` consumers.
+/// Creates a multicast to `consumers` consumers.
 ///
 /// # Panics
 /// If `consumers` is 0.
@@ -67,7 +67,7 @@ pub fn new<T: Payload + Clone>(
     consumers: usize,
     limit: BufferLimit,
 ) -> (MulticastProducer<T>, Vec<MulticastConsumer<T>>) {
-    assert!(consumers > 0, "a multicast has at least one source");
+    assert!(consumers > 0, "a multicast has at least one consumer");
     let state = Arc::new(State {
         gates: OneToMany::new(name, consumers),
         closed: Dependency::blocked(format!("{name} closed"), DependencyKind::ConsumersGone),
@@ -89,7 +89,7 @@ pub fn new<T: Payload + Clone>(
 }
 
 impl<T: Payload + Clone> State<T> {
-    /// Lets go of what every open source has read.
+    /// Removes the items that every open consumer has read.
     fn release(&self, inner: &mut Inner<T>, wakeups: &mut Wakeups) -> Vec<T> {
         let mut released = Vec::new();
         while inner.items.front().is_some_and(|shared| shared.unread == 0)
@@ -107,14 +107,14 @@ impl<T: Payload + Clone> State<T> {
 }
 
 impl<T> Inner<T> {
-    /// Where in `items` source `task_index` reads next.
+    /// Returns the index in `items` of consumer `task_index`'s next item.
     fn offset(&self, task_index: usize) -> usize {
         usize::try_from(self.positions[task_index] - self.first).unwrap_or(usize::MAX)
     }
 }
 
 impl<T: Payload + Clone> MulticastProducer<T> {
-    /// Pushes `item` to all sources.
+    /// Pushes `item` to all consumers.
     pub fn push(&mut self, item: T) -> PushResult {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
@@ -137,12 +137,12 @@ impl<T: Payload + Clone> MulticastProducer<T> {
         PushResult::Accepted
     }
 
-    /// Says that the input ended.
+    /// Ends the input.
     pub fn finish(mut self) {
         self.leave(true);
     }
 
-    /// Ready once no source is left.
+    /// Returns the gate that is ready once no consumer is left.
     pub fn closed(&self) -> &Gate {
         &self.state.closed
     }
@@ -166,7 +166,7 @@ impl<T: Payload + Clone> Drop for MulticastProducer<T> {
 }
 
 impl<T: Payload + Clone> MulticastConsumer<T> {
-    /// The next item at this source's position.
+    /// Takes the next item at this consumer's position.
     pub fn take(&mut self) -> PopResult<T> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();

@@ -1,12 +1,12 @@
-//! A queue that knows how many rows and bytes it holds. It has no lock: its owner has one.
+//! A queue that counts its rows and bytes. It has no lock of its own: its owner locks.
 
 use std::collections::VecDeque;
 
-/// What shared states carry: something with rows and bytes.
+/// An item of a shared state: it has rows and bytes.
 pub trait Payload: Send + 'static {
-    /// Rows in it, for the check that no exchange loses any.
+    /// Returns the number of rows, for the check that no exchange loses any.
     fn rows(&self) -> usize;
-    /// Bytes it holds on to, for budgets.
+    /// Returns the number of bytes in memory, for limits.
     fn bytes(&self) -> usize;
 }
 
@@ -23,7 +23,7 @@ impl<T> Default for SizedQueue<T> {
 }
 
 impl<T: Payload> SizedQueue<T> {
-    /// Appends `item` and answers the bytes it was charged with.
+    /// Appends `item` and returns the bytes counted for it.
     pub(crate) fn push(&mut self, item: T) -> usize {
         let bytes = item.bytes();
         self.items.push_back((item, bytes));
@@ -31,14 +31,14 @@ impl<T: Payload> SizedQueue<T> {
         bytes
     }
 
-    /// Takes the oldest item, with the bytes it was charged with.
+    /// Takes the oldest item, with the bytes counted for it.
     pub(crate) fn pop(&mut self) -> Option<(T, usize)> {
         let (item, bytes) = self.items.pop_front()?;
         self.bytes -= bytes;
         Some((item, bytes))
     }
 
-    /// Takes everything out; the caller drops it after its lock is released.
+    /// Takes all items; the caller drops them after its lock is released.
     pub(crate) fn take(&mut self) -> Self {
         std::mem::take(self)
     }
@@ -51,7 +51,8 @@ impl<T: Payload> SizedQueue<T> {
         self.bytes
     }
 
-    /// Rows of all items. Counts them one by one, so it is for ends, not for every push.
+    /// Returns the rows of all items. Counts them one by one: call it at the end, not for every
+    /// push.
     pub(crate) fn rows(&self) -> usize {
         self.items.iter().map(|(item, _)| item.rows()).sum()
     }

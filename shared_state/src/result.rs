@@ -1,24 +1,25 @@
-//! Result, N:N: the last sinks of a query hand rows to readers outside the executor, one reader a
+//! Result, N:N: the last sinks of a query push rows to readers outside the executor, one reader per
 //! partition.
 //!
-//! The protocol is that of a local exchange ([`crate::exchange`]); a reader awaits its gate from an
-//! async task or a plain thread, since gates take standard wakers. Dropping one reader ends its
-//! partition, dropping the last one closes the result, which ends the query's producers.
+//! The protocol is that of a local exchange ([`crate::exchange`]). A reader awaits its gate from an
+//! async task or a plain thread, since gates take standard wakers. Dropping a reader ends its
+//! partition. Dropping the last one closes the result, which ends the query's producers.
 
 use crate::{
     BufferLimit, Gate, ManyToMany, Payload, PopResult, PushResult,
     exchange::{self, ExchangeConsumer, ExchangeProducer, ExchangeStats, LocalExchangeKind},
 };
 
-/// The right of one sink task to hand rows to the readers. Dropping it unfinished aborts the result.
+/// The right of one sink task to push rows to the readers. Dropping it unfinished aborts the
+/// result.
 #[derive(Debug)]
 pub struct ResultProducer<T: Payload>(ExchangeProducer<T>);
 
-/// The right to read one partition of the result. Dropping it gives the partition up.
+/// The right to read one partition of the result. Dropping it ends the partition.
 #[derive(Debug)]
 pub struct ResultReader<T: Payload>(ExchangeConsumer<T>);
 
-/// A result of `partitions` partitions that `producers` tasks write.
+/// Creates a result of `partitions` partitions that `producers` tasks write.
 ///
 /// # Panics
 /// If either is 0.
@@ -37,49 +38,49 @@ pub fn new<T: Payload>(
 }
 
 impl<T: Payload> ResultProducer<T> {
-    /// Hands `item` to the reader of `partition`.
+    /// Pushes `item` to the reader of `partition`.
     pub fn push(&mut self, partition: usize, item: T) -> PushResult {
         self.0.push(partition, item)
     }
 
-    /// Hands `item` to the reader that has least to take.
+    /// Pushes `item` to the reader with the fewest buffered bytes.
     pub fn push_any(&mut self, item: T) -> PushResult {
         self.0.push_any(item)
     }
 
-    /// Whether there is room, without pushing.
+    /// Returns whether there is capacity, without pushing.
     pub fn poll_capacity(&mut self) -> PushResult {
         self.0.poll_capacity()
     }
 
-    /// Says that this sink's input ended.
+    /// Ends this producer's input.
     pub fn finish(self) {
         self.0.finish();
     }
 
-    /// Ready once no reader is left.
+    /// Returns the gate that is ready once no reader is left.
     pub fn closed(&self) -> &Gate {
         self.0.closed()
     }
 
-    /// The number of partitions.
+    /// Returns the number of partitions.
     pub fn partitions(&self) -> usize {
         self.0.channels()
     }
 }
 
 impl<T: Payload> ResultReader<T> {
-    /// The next item of this partition.
+    /// Takes the next item of this partition.
     pub fn take(&mut self) -> PopResult<T> {
         self.0.take()
     }
 
-    /// The gate to await when there is nothing to take.
+    /// Returns the gate to await when there is no item to take.
     pub fn gate(&self) -> &Gate {
         self.0.gate()
     }
 
-    /// Rows so far.
+    /// Returns the statistics so far.
     pub fn stats(&self) -> ExchangeStats {
         self.0.stats()
     }

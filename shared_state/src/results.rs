@@ -1,40 +1,40 @@
-//! What a shared state answers to those who give, take and claim.
+//! Results of push, pop and claim on a shared state.
 
 use crate::Gate;
 
-/// The answer to a producer that offered an item.
+/// The result of a push by a producer.
 #[derive(Debug, Clone)]
 pub enum PushResult {
-    /// The item is in and there is room for more.
+    /// The item was added and there is capacity for more.
     Accepted,
-    /// The item is in, and the budget is used up: wait for the gate before the next one.
+    /// The item was added and the limit is reached: wait for the gate before the next push.
     Backpressure(Gate),
-    /// Nobody will read any more; the item was dropped and the producer may end early.
+    /// No consumer is left; the item was dropped and the producer may end early.
     Closed,
 }
 
-/// The answer to a consumer that asked for an item.
+/// The result of a pop by a consumer.
 #[derive(Debug)]
 pub enum PopResult<T> {
     /// An item.
     Item(T),
-    /// Nothing yet: wait for the gate.
+    /// No item yet: wait for the gate.
     Blocked(Gate),
-    /// Every producer finished and everything was read.
+    /// Every producer finished and all items were read.
     Finished,
-    /// A producer left without finishing: what was read so far is not the whole.
+    /// A producer was dropped unfinished: the items read so far are incomplete.
     Aborted,
 }
 
-/// The answer to a consumer that asked for a unit of work.
+/// The result of a claim by a consumer.
 #[derive(Debug)]
 pub enum ClaimResult<T> {
-    /// A unit that nobody else will get.
+    /// Work that no other consumer gets.
     Work(T),
-    /// No unit yet: wait for the gate.
+    /// No work yet: wait for the gate.
     Blocked(Gate),
-    /// All units are taken.
+    /// All work was claimed.
     Finished,
-    /// A producer left without publishing.
+    /// A producer was dropped without publishing.
     Aborted,
 }

@@ -1,11 +1,12 @@
-//! Intersect and except, N:1: the build sink makes a table of the first child, the probe sinks of
-//! the other children get it handed down one after the other, and one source reads what is left.
+//! Intersect and except, N:1: the build producer makes a table of the first child. The probe
+//! producers of the other children receive it one after the other, and one consumer reads the
+//! remaining rows.
 //!
-//! Only one task owns the table at a time, so it needs no lock of its own. The gate of sink `i` is
-//! shut until sink `i - 1` has passed the table on. The table's bytes are charged to the query's
-//! memory by the sink that builds it.
+//! Only one task owns the table at a time, so the table needs no lock of its own. The gate of
+//! producer `i` is blocked until producer `i - 1` has passed the table on. The producer that builds
+//! the table reserves its memory in the query's pool.
 //!
-//! Lock: `inner`. All gates flip under it; wakers run after it.
+//! Lock: `inner`. All gates change under it; wakers run after it.
 
 use std::sync::Arc;
 
@@ -13,12 +14,12 @@ use crate::{Dependency, DependencyKind, Gate, ManyToOne, PopResult, Wakeups, syn
 
 #[derive(Debug)]
 struct Inner<T> {
-    /// The table between two owners.
+    /// The table while no task owns it.
     table: Option<T>,
-    /// The sink whose turn it is; `sinks` when it is the source's.
+    /// Index of the producer that may take the table; the number of children for the consumer.
     current_child: usize,
     aborted: bool,
-    /// The source has left, so nobody reads the table any more.
+    /// Whether the consumer was dropped, so that the table is no longer read.
     closed: bool,
 }
 
@@ -44,7 +45,7 @@ pub struct SetConsumer<T> {
     state: Arc<State<T>>,
 }
 
-/// A chain over `children` sinks that starts with `table`.
+/// Creates a chain of `children` producers that starts with `table`.
 ///
 /// # Panics
 /// If `children` is 0.
@@ -71,7 +72,8 @@ pub fn new<T>(name: &str, children: usize, table: T) -> (Vec<SetProducer<T>>, Se
 }
 
 impl<T> SetProducer<T> {
-    /// The table, once it is this child's turn; [`PopResult::Finished`] if nobody reads it any more.
+    /// Takes the table when the children before have passed it on; [`PopResult::Finished`] if the
+    /// consumer was dropped.
     pub fn take(&mut self) -> PopResult<T> {
         let mut inner = self.state.inner.lock();
         if inner.aborted {
@@ -86,13 +88,13 @@ impl<T> SetProducer<T> {
         inner.table.take().map_or(PopResult::Finished, PopResult::Item)
     }
 
-    /// Passes the table on to the next child, or to the source after the last one.
+    /// Passes the table on to the next child, or to the consumer after the last child.
     pub fn pass_to_next(mut self, table: T) {
         self.passed = true;
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         if inner.closed {
-            // Nobody would take it out again; it goes when the lock is released.
+            // The table has no reader any more: it is dropped after the lock is released.
             drop(inner);
             return;
         }
@@ -103,7 +105,7 @@ impl<T> SetProducer<T> {
         next.set_always_ready_deferred(&mut wakeups);
     }
 
-    /// Ready once the source has left.
+    /// Returns the gate that is ready once the consumer was dropped.
     pub fn closed(&self) -> &Gate {
         &self.state.closed
     }
@@ -125,7 +127,7 @@ impl<T> Drop for SetProducer<T> {
 }
 
 impl<T> SetConsumer<T> {
-    /// The final table, once; then [`PopResult::Finished`].
+    /// Takes the final table, once; then returns [`PopResult::Finished`].
     pub fn take(&mut self) -> PopResult<T> {
         let mut inner = self.state.inner.lock();
         if inner.aborted {

@@ -1,8 +1,8 @@
-//! Sort, N:N: every sink publishes its sorted runs, sources claim key ranges and merge all runs
-//! within theirs. With one range the merge is one source's work and the order is total.
+//! Sort, N:N: every producer publishes its sorted runs, consumers claim key ranges and merge all
+//! runs within theirs. With one key range, a single consumer merges and the order is total.
 //!
-//! Runs are charged to the query's memory by the sinks that sort them. They stay until the last
-//! claimed range has been merged, because every range reads every run.
+//! The producers that sort the runs reserve their memory in the query's pool. Runs stay until the
+//! last claimed range has been merged, because every range reads every run.
 
 use std::sync::Arc;
 
@@ -23,21 +23,22 @@ impl<R> Default for Runs<R> {
     }
 }
 
-/// The right of one sink task to publish its runs. Dropping it unpublished aborts the state.
+/// The right of one producer task to publish its runs. Dropping it unpublished aborts the state.
 #[derive(Debug)]
 pub struct SortProducer<R> {
     state: Arc<BreakerState<Runs<R>>>,
     published: bool,
 }
 
-/// The right of one source task to claim ranges.
+/// The right of one consumer task to claim key ranges.
 #[derive(Debug)]
 pub struct SortConsumer<R> {
     state: Arc<BreakerState<Runs<R>>>,
     task_index: usize,
 }
 
-/// A state that `producers` tasks publish runs to and `consumers` tasks claim `key_ranges` from.
+/// Creates a state for `producers` tasks that publish runs and `consumers` tasks that claim
+/// `key_ranges` key ranges.
 ///
 /// # Panics
 /// If any of the three is 0.
@@ -65,7 +66,7 @@ impl<R> SortProducer<R> {
         self.state.publish(|all| all.collecting.extend(runs));
     }
 
-    /// Ready once no source is left.
+    /// Returns the gate that is ready once no consumer is left.
     pub fn closed(&self) -> &Gate {
         self.state.closed()
     }
@@ -80,7 +81,7 @@ impl<R> Drop for SortProducer<R> {
 }
 
 impl<R> SortConsumer<R> {
-    /// The next range (its number) and all runs.
+    /// Claims the next key range: its index and all runs.
     pub fn claim(&self) -> ClaimResult<(usize, Arc<[R]>)> {
         self.state.claim(self.task_index, |runs| {
             if runs.next == runs.key_ranges {

@@ -1,7 +1,7 @@
-//! Splits of a table that one task of a stage is to read, 1:N: a scheduler gives them out as the task gets on, and
-//! the tasks of its scan take them one by one.
+//! Splits of a table for one task of a stage, 1:N: a scheduler adds splits as the task makes
+//! progress, and the tasks of its scan take them one by one.
 //!
-//! Lock: `inner`. Both gates flip under it.
+//! Lock: `inner`. Both gates change under it.
 
 use std::{collections::VecDeque, fmt, iter::Sum, ops::AddAssign, sync::Arc};
 
@@ -9,9 +9,9 @@ use crate::{Dependency, DependencyKind, Gate, PopResult, Wakeups, sync::Mutex};
 
 struct Inner<S> {
     queued: VecDeque<(S, u64)>,
-    /// Taken and not yet read.
+    /// Number of splits taken and not yet read.
     reading: usize,
-    /// The weight of those queued and read at the moment.
+    /// Total weight of the splits that are queued or being read.
     weight: u64,
     no_more_splits: bool,
     closed: bool,
@@ -23,16 +23,16 @@ pub struct SplitQueue<S> {
 }
 
 struct State<S> {
-    /// For takers: open while there are splits, or will never be.
+    /// For the scan tasks: ready while there are splits, or when there will be no more.
     splits: Gate,
-    /// For the giver: open while so few are queued that more are welcome.
+    /// For the scheduler: ready while the queue has capacity.
     capacity: Gate,
-    /// From so many queued ones on there is no room.
+    /// Upper bound: the queue has no capacity from this number of queued splits on.
     max_queued: usize,
     inner: Mutex<Inner<S>>,
 }
 
-/// A split that is being read. Dropped when it was, or will not be.
+/// Guard of a split that is being read. Dropped when the split was read, or will not be.
 pub struct SplitGuard<S> {
     state: Arc<State<S>>,
     weight: u64,
@@ -52,14 +52,14 @@ impl<S> fmt::Debug for SplitGuard<S> {
     }
 }
 
-/// What a queue holds.
+/// Counts and weight of a queue's splits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SplitLoad {
-    /// Splits nobody has taken.
+    /// Splits that no task has taken.
     pub queued: usize,
     /// Splits that are being read.
     pub reading: usize,
-    /// The weight of both.
+    /// Total weight of the queued splits and of those being read.
     pub weight: u64,
 }
 
@@ -92,7 +92,7 @@ impl<S> fmt::Debug for SplitQueue<S> {
 }
 
 impl<S> SplitQueue<S> {
-    /// A queue in which there is room for `max_queued` splits. (One who gives more is not refused.)
+    /// Creates a queue with capacity for `max_queued` splits. (It accepts more splits than that.)
     pub fn new(name: &str, max_queued: usize) -> Self {
         let inner = Inner {
             queued: VecDeque::new(),
@@ -111,7 +111,7 @@ impl<S> SplitQueue<S> {
         Self { state: Arc::new(state) }
     }
 
-    /// Adds splits, each with its weight. What comes after the end is dropped.
+    /// Adds splits, each with its weight. Splits added after the end are dropped.
     pub fn add(&self, splits: impl IntoIterator<Item = (S, u64)>) {
         let mut wakeups = Wakeups::new();
         let mut late = Vec::new();
@@ -132,7 +132,7 @@ impl<S> SplitQueue<S> {
         }
     }
 
-    /// There will be no others.
+    /// Records that there will be no more splits.
     pub fn set_no_more_splits(&self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
@@ -140,7 +140,7 @@ impl<S> SplitQueue<S> {
         self.state.splits.set_always_ready_deferred(&mut wakeups);
     }
 
-    /// The next split, and what is dropped when it was read.
+    /// Takes the next split, with a guard to drop when the split was read.
     pub fn take(&self) -> PopResult<(S, SplitGuard<S>)> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
@@ -158,7 +158,7 @@ impl<S> SplitQueue<S> {
         PopResult::Blocked(self.state.splits.clone())
     }
 
-    /// Nobody reads any more: what is queued is dropped.
+    /// Closes the queue, because no task reads it any more. Drops the queued splits.
     pub fn close(&self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
@@ -171,13 +171,14 @@ impl<S> SplitQueue<S> {
         drop(unread);
     }
 
-    /// What it holds.
+    /// Returns the queue's counts and weight.
     pub fn load(&self) -> SplitLoad {
         let inner = self.state.inner.lock();
         SplitLoad { queued: inner.queued.len(), reading: inner.reading, weight: inner.weight }
     }
 
-    /// Open while more splits are welcome: it shuts when the queue is full, and opens when it is half empty.
+    /// Returns the gate that is ready while the scheduler may add splits. It is blocked when the
+    /// queue is full, and becomes ready when the queue is half empty.
     pub fn capacity(&self) -> &Gate {
         &self.state.capacity
     }
@@ -213,14 +214,14 @@ mod tests {
     #[test]
     fn takers_wait_for_splits_and_for_their_end() {
         let queue = SplitQueue::new("test", 4);
-        let PopResult::Blocked(gate) = queue.take() else { panic!("there is nothing") };
+        let PopResult::Blocked(gate) = queue.take() else { panic!("the queue is empty") };
         queue.add([(7, 1)]);
         assert!(gate.is_ready());
         assert_eq!(next(&queue).0, 7);
         assert!(matches!(queue.take(), PopResult::Blocked(_)));
         queue.set_no_more_splits();
         assert!(gate.is_ready() && matches!(queue.take(), PopResult::Finished));
-        // Too late.
+        // Too late: dropped.
         queue.add([(8, 1)]);
         assert!(matches!(queue.take(), PopResult::Finished));
     }

@@ -1,10 +1,12 @@
-//! Things that are ready now and then, such as streams from other machines, N:N: whichever is ready is taken by
-//! whichever task comes, looked at, and given back. So none waits for another to end, and one task can serve all.
+//! Streams that become ready independently, such as streams from other machines, N:N: any task
+//! leases any ready stream, polls it, and returns it. So no stream waits for the end of another,
+//! and one task can serve all of them.
 //!
-//! Each thing has a waker. It is to be polled with that: a wake-up makes the thing ready, or, if it comes while a task
-//! looks at it, is kept until the thing is given back.
+//! Each stream has a waker, and must be polled with it. A wake-up makes the stream ready. If it
+//! comes while the stream is leased, it takes effect when the stream is returned.
 //!
-//! Locks: `inner`, and that of a thing under it. The gate flips under `inner`; the things themselves are dropped after it.
+//! Locks: `inner`, and a stream's lock under it. The gate changes under `inner`; streams are
+//! dropped outside the locks.
 
 use std::{
     collections::VecDeque,
@@ -15,27 +17,28 @@ use std::{
 
 use crate::{Dependency, DependencyKind, Gate, PopResult, Wakeups, sync::Mutex};
 
-/// Things of which some are ready. Clones are the same.
+/// A set of streams, some of which are ready. Clones are the same set.
 pub struct StreamSet<T> {
     state: Arc<State<T>>,
 }
 
 struct State<T> {
     signals: Arc<Signals>,
-    /// Each is taken while a task looks at it, and when it has ended.
+    /// Each stream; `None` while it is leased and after its end.
     streams: Vec<Mutex<Option<T>>>,
 }
 
-/// What wakers know. They hold none of the things: one that goes may wait for whoever is waking.
+/// The state that wakers share. It owns no stream: dropping a stream may wait for the thread that
+/// calls its waker.
 struct Signals {
-    /// Open while one is ready, and when all have ended.
+    /// Ready while a stream is ready, and when all have ended.
     gate: Gate,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     slots: Vec<SlotState>,
-    /// In the order in which they became so.
+    /// Ready streams, oldest first.
     ready: VecDeque<usize>,
     unfinished: usize,
 }
@@ -45,12 +48,12 @@ enum SlotState {
     Ready,
     Waiting,
     Leased,
-    /// It was woken while a task looks at it.
+    /// Leased, and woken since.
     LeasedAndWoken,
     Finished,
 }
 
-/// One that a task looks at. Dropped without having been given back, it has ended.
+/// A stream leased to a task. Dropping the lease without returning the stream ends the stream.
 pub struct StreamLease<T> {
     state: Arc<State<T>>,
     index: usize,
@@ -77,7 +80,7 @@ impl<T> fmt::Debug for StreamLease<T> {
 }
 
 impl<T> StreamSet<T> {
-    /// All of these are ready to be looked at.
+    /// Creates a set of streams, all of them ready.
     pub fn new(name: &str, streams: impl IntoIterator<Item = T>) -> Self {
         let streams: Vec<_> = streams.into_iter().map(|stream| Mutex::new(Some(stream))).collect();
         let count = streams.len();
@@ -91,7 +94,7 @@ impl<T> StreamSet<T> {
         Self { state: Arc::new(State { signals, streams }) }
     }
 
-    /// One that is ready.
+    /// Leases a ready stream.
     pub fn take(&self) -> PopResult<StreamLease<T>> {
         let mut wakeups = Wakeups::new();
         let State { signals, streams } = self.state.as_ref();
@@ -109,7 +112,8 @@ impl<T> StreamSet<T> {
         PopResult::Item(StreamLease { state: self.state.clone(), index, stream })
     }
 
-    /// Open while there may be one that is ready: for a task that has looked at many and gives way.
+    /// Returns the gate that is ready while there may be a ready stream; for a task that has polled
+    /// many streams and yields.
     pub fn gate(&self) -> Gate {
         self.state.signals.gate.clone()
     }
@@ -132,23 +136,23 @@ impl Signals {
 }
 
 impl<T> StreamLease<T> {
-    /// What it is polled with.
+    /// Returns the waker with which to poll the stream.
     pub fn waker(&self) -> Waker {
         let signals = Arc::downgrade(&self.state.signals);
         Waker::from(Arc::new(StreamWaker { signals, index: self.index }))
     }
 
-    /// The thing.
+    /// Returns the stream.
     pub fn get_mut(&mut self) -> Option<&mut T> {
         self.stream.as_mut()
     }
 
-    /// Gives it back: there is more to be had at once.
+    /// Returns the stream as ready: it has more rows at once.
     pub fn return_ready(self) {
         self.put_back(true);
     }
 
-    /// Gives it back: its waker will say when it is worth looking again.
+    /// Returns the stream as pending: its waker makes it ready again.
     pub fn return_pending(self) {
         self.put_back(false);
     }
@@ -171,7 +175,7 @@ impl<T> StreamLease<T> {
 
 impl<T> Drop for StreamLease<T> {
     fn drop(&mut self) {
-        // Not under the lock: it may be long in going.
+        // Not under the lock: dropping the stream may take long.
         let Some(stream) = self.stream.take() else { return };
         drop(stream);
         let mut wakeups = Wakeups::new();

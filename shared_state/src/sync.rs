@@ -1,4 +1,4 @@
-//! The one place synchronisation comes from, so that loom and shuttle can replace it.
+//! The single source of synchronisation types, so that loom and shuttle can replace them.
 //!
 //! Under `--cfg loom` and `--cfg shuttle` the lock and the atomics are the model checker's; in a
 //! normal build they are `parking_lot` and `std`. `Arc` stays `std`'s because `std::task::Waker`
@@ -36,12 +36,12 @@ mod model {
             Self(imp::Mutex::new(value))
         }
 
-        /// Locks; a poisoned lock is entered, as `parking_lot` would.
+        /// Locks; enters a poisoned lock, as `parking_lot` does.
         pub fn lock(&self) -> MutexGuard<'_, T> {
             self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
         }
 
-        /// Locks unless someone else does.
+        /// Locks unless the lock is taken.
         pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
             self.0.try_lock().ok()
         }

@@ -1,9 +1,9 @@
-//! Union, N:1: a queue per child, read by one source in turn.
+//! Union, N:1: a queue per child, read round-robin by one consumer.
 //!
-//! Every child has the same share of the byte budget and a gate of its own, so a fast child never
-//! takes the room of a slow one.
+//! Every child has an equal share of the byte limit and a gate of its own. So a fast child never
+//! uses the capacity of a slow one.
 //!
-//! Lock: `inner`. All gates flip under it; wakers run after it.
+//! Lock: `inner`. All gates change under it; wakers run after it.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug)]
 struct Inner<T> {
     children: Box<[SizedQueue<T>]>,
-    /// The children that have something, each once, in the order of their turns.
+    /// The children with items, each once, in round-robin order.
     ready: VecDeque<usize>,
     producers_left: usize,
     aborted: bool,
@@ -44,7 +44,7 @@ pub struct UnionConsumer<T: Payload> {
     state: Arc<State<T>>,
 }
 
-/// A union of `children` sink tasks whose queues share `limit_bytes`.
+/// Creates a union of `children` producer tasks whose queues share `limit_bytes`.
 ///
 /// # Panics
 /// If `children` is 0.
@@ -99,12 +99,12 @@ impl<T: Payload> UnionProducer<T> {
         PushResult::Accepted
     }
 
-    /// Says that this child's input ended.
+    /// Ends this child's input.
     pub fn finish(mut self) {
         self.leave(true);
     }
 
-    /// Ready once the source has left.
+    /// Returns the gate that is ready once the consumer was dropped.
     pub fn closed(&self) -> &Gate {
         &self.state.closed
     }
@@ -118,7 +118,7 @@ impl<T: Payload> UnionProducer<T> {
         inner.producers_left -= 1;
         let was_aborted = inner.aborted;
         inner.aborted |= !finished;
-        // Once: of a cancelled query, all sinks leave.
+        // Only once: in a cancelled query, all producers are dropped.
         if !was_aborted && (inner.aborted || inner.producers_left == 0) {
             self.state.gates.set_always_ready_all(&mut wakeups);
         }
@@ -132,7 +132,7 @@ impl<T: Payload> Drop for UnionProducer<T> {
 }
 
 impl<T: Payload> UnionConsumer<T> {
-    /// The next item, from the children in turn.
+    /// Takes the next item, from the children in round-robin order.
     pub fn take(&mut self) -> PopResult<T> {
         let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();

@@ -1,8 +1,8 @@
-//! Analytic (window), 1:1: the sink cuts its sorted input into whole window partitions, the source
-//! of the same instance evaluates them one after the other.
+//! Window, 1:1: the producer cuts its sorted input into whole window partitions, and the consumer
+//! of the same task index evaluates them one after the other. (Doris: "analytic".)
 //!
-//! A bounded queue between the two lets partitions be evaluated while later ones still arrive. It is
-//! a [`crate::union`] of one child, under the name the dump should show.
+//! A bounded queue between the two lets partitions be evaluated while later ones are produced. It
+//! is a [`crate::union`] of one child, under the name that a dump shows.
 
 use crate::{
     Gate, Payload, PopResult, PushResult,
@@ -17,31 +17,32 @@ pub struct WindowProducer<T: Payload>(UnionProducer<T>);
 #[derive(Debug)]
 pub struct WindowConsumer<T: Payload>(UnionConsumer<T>);
 
-/// A hand-over of window partitions that holds `limit_bytes`, plus the item that passes the limit.
+/// Creates a queue of window partitions with a limit of `limit_bytes`, plus the item that exceeds
+/// it.
 pub fn new<T: Payload>(name: &str, limit_bytes: usize) -> (WindowProducer<T>, WindowConsumer<T>) {
     let (mut producers, consumer) = union::new(name, 1, limit_bytes);
     (WindowProducer(producers.remove(0)), WindowConsumer(consumer))
 }
 
 impl<T: Payload> WindowProducer<T> {
-    /// Hands over one item: one or several whole window partitions.
+    /// Pushes one item: one or several whole window partitions.
     pub fn push(&mut self, partition: T) -> PushResult {
         self.0.push(partition)
     }
 
-    /// Says that the input ended.
+    /// Ends the input.
     pub fn finish(self) {
         self.0.finish();
     }
 
-    /// Ready once the source has left.
+    /// Returns the gate that is ready once the consumer was dropped.
     pub fn closed(&self) -> &Gate {
         self.0.closed()
     }
 }
 
 impl<T: Payload> WindowConsumer<T> {
-    /// The next item.
+    /// Takes the next item.
     pub fn take(&mut self) -> PopResult<T> {
         self.0.take()
     }

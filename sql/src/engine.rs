@@ -1,4 +1,4 @@
-//! What plans run on: an executor for compute, and one small runtime for I/O.
+//! The engine that plans run on: an executor for compute, and one small tokio runtime for I/O.
 
 use std::{
     fmt,
@@ -16,31 +16,31 @@ pub(crate) struct Engine {
     pub(crate) io: Arc<IoRuntime>,
 }
 
-/// Two threads: one to drive sockets and timers, one more so that a task that another one waits for
-/// can run beside it. File reads go to the runtime's own pool of blocking threads.
+/// Two threads: one drives sockets and timers, the other runs a task that the first one waits for.
+/// File reads go to the runtime's pool of blocking threads.
 const IO_THREADS: usize = 2;
-/// Threads for what blocks, at most: tokio's own default. Reads of local files are as many as tasks, so
-/// they need few; nodes that DataFusion executes may block as they like, and wait for each other.
+/// Maximum number of blocking threads: tokio's default. Reads of local files need at most one
+/// thread per task. Fallback nodes may block without limit and wait for each other.
 const IO_BLOCKING_THREADS: usize = 512;
 
-/// Starts when the first plan needs it, unless one is given.
+/// The I/O runtime: an external one, or an own one that starts with the first plan that needs it.
 #[derive(Default)]
 pub(crate) struct IoRuntime {
     external: OnceLock<Handle>,
     owned: OnceLock<Runtime>,
 }
 
-/// Lets the queries of `executor` that begin from now on read files, and be woken by streams, on a runtime of tokio's
-/// that is there anyway, such as a server's, in place of threads of the executor's own. It has to last as long as they do.
-/// Once there is one, it stays.
+/// Sets the tokio runtime for the I/O of all queries of `executor` that start later, in place of
+/// threads of the executor's own. Use it where a runtime exists anyway, such as in a server. The
+/// runtime must outlive those queries. Only the first call has an effect.
 pub fn set_io_runtime(executor: &Executor, runtime: Handle) {
-    // The first one stays.
+    // Only the first call sets it.
     let _second = executor.extension(IoRuntime::default).external.set(runtime);
 }
 
 impl Drop for IoRuntime {
     fn drop(&mut self) {
-        // Waiting for its threads is forbidden in async code, where an executor may well be dropped.
+        // Async code may drop an executor, and must not block on the runtime's threads.
         if let Some(runtime) = self.owned.take() {
             runtime.shutdown_background();
         }
@@ -61,24 +61,24 @@ impl IoRuntime {
                 .build()
                 .map_err(|error| DataFusionError::IoError(error).context("starting I/O threads"))?;
             if let Err(second) = self.owned.set(runtime) {
-                // Another thread was first.
+                // Another thread set its runtime first.
                 second.shutdown_background();
             }
         }
         match self.owned.get() {
             Some(runtime) => Ok(runtime.handle().clone()),
-            None => Err(DataFusionError::Internal("the I/O runtime is gone".into())),
+            None => Err(DataFusionError::Internal("the I/O runtime was not created".into())),
         }
     }
 }
 
-/// Runs the slices of a query's tasks in a runtime of tokio's, so that functions which ask for the current
-/// one find it on our workers, as they do in DataFusion.
+/// Runs the time slices of a query's tasks inside a tokio runtime. Functions that ask for the
+/// current runtime find it on gatework's workers, as they do in DataFusion.
 #[derive(Debug)]
 pub(crate) struct TokioSliceScope(Handle);
 
 impl TokioSliceScope {
-    /// In the runtime that starts the query; where there is none, in the I/O runtime.
+    /// Uses the runtime of the calling thread, or the I/O runtime if there is none.
     pub(crate) fn of(engine: &Engine) -> Result<Arc<dyn SliceScope>> {
         let current = Handle::try_current().map_or_else(|_| engine.io(), Ok)?;
         Ok(Arc::new(Self(current)))
@@ -104,7 +104,7 @@ impl Engine {
         Self { executor, io }
     }
 
-    /// The I/O runtime.
+    /// Returns the I/O runtime, and starts it on first use.
     pub(crate) fn io(&self) -> Result<Handle> {
         self.io.handle()
     }

@@ -1,10 +1,10 @@
-//! Shells: our nodes in DataFusion's plans, one per original node.
+//! [`GateworkExec`]: the wrapper around each supported node of a DataFusion plan.
 //!
-//! A shell looks like its original to rules, EXPLAIN and foreign operators (`downcast_delegate`,
-//! properties, expressions), but its children are the shells of the original's children, and its
-//! metrics are ours. Only the topmost shell is executed: it turns the shells below it, down to the
-//! first foreign nodes, into pipelines. Any shell can be the topmost one, so a foreign parent, a
-//! rewritten plan or a worker's subplan need no special case.
+//! A wrapper looks like its inner node to rules, EXPLAIN and fallback operators
+//! (`downcast_delegate`, properties, expressions). Its children are the wrapped children of the
+//! inner node, and its metrics are gatework's. Only the topmost wrapper is executed: it turns the
+//! wrappers below it, down to the first fallback nodes, into pipelines. Any wrapper can be the
+//! topmost one, so a fallback parent, a rewritten plan or a worker's subplan need no special case.
 
 use std::{any::Any, fmt, sync::Arc};
 
@@ -26,27 +26,27 @@ use gatework_runtime::Executor;
 
 use crate::{engine::Engine, lower, region::Region};
 
-/// A covered node of a plan.
+/// A supported node of a plan.
 #[derive(Debug)]
 pub struct GateworkExec {
-    /// The original, with its original children.
+    /// The wrapped node, with its own unwrapped children.
     inner: Arc<dyn ExecutionPlan>,
-    /// Shells of the original's children, or foreign nodes.
+    /// Wrapped children of the inner node; fallback nodes are not wrapped.
     children: Vec<Arc<dyn ExecutionPlan>>,
     metrics: ExecutionPlanMetricsSet,
     engine: Engine,
     region: Region,
 }
 
-/// The plan as a shell, if it is one. `ExecutionPlan::downcast_ref` cannot be used for this, because
-/// it follows the delegate to the original.
+/// Returns the plan as a `GateworkExec` if it is one. `ExecutionPlan::downcast_ref` cannot do this:
+/// it follows the delegate to the inner node.
 pub fn as_gatework_exec(plan: &dyn ExecutionPlan) -> Option<&GateworkExec> {
     (plan as &dyn Any).downcast_ref::<GateworkExec>()
 }
 
-/// Names of the nodes of a planned query that run as DataFusion's own.
+/// Returns the names of the nodes of a planned query that DataFusion executes.
 ///
-/// `EXPLAIN` and `EXPLAIN ANALYZE` themselves are not operators and not named.
+/// `EXPLAIN` and `EXPLAIN ANALYZE` themselves are not operators and are not listed.
 pub fn fallbacks(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
     let mut names = Vec::new();
     collect_fallbacks(plan, &mut names);
@@ -62,12 +62,12 @@ fn collect_fallbacks(plan: &Arc<dyn ExecutionPlan>, names: &mut Vec<String>) {
     }
 }
 
-/// Whether the node itself, whatever is below it, runs on gatework.
+/// Returns whether the node itself runs on gatework, independent of its inputs.
 pub fn is_supported(plan: &dyn ExecutionPlan) -> bool {
     as_gatework_exec(plan).is_some() || lower::supports(plan)
 }
 
-/// `plan` with a shell around every node that we cover.
+/// Wraps every supported node of `plan` in a [`GateworkExec`].
 pub(crate) fn wrap(
     plan: Arc<dyn ExecutionPlan>,
     engine: &Engine,
@@ -75,12 +75,12 @@ pub(crate) fn wrap(
     Ok(bypass_admission_after_first(wrap_nodes(plan, engine, &|_| false)?))
 }
 
-/// `plan`, for `executor`, with a shell around every node that runs on gatework, but for those at which `is_end` says
-/// that somebody else's part begins, and all behind them. For planners that put nodes of their own into plans of
-/// DataFusion's; the settings are those of the context that it is executed with.
+/// Wraps every supported node of `plan` for `executor`. Nodes at which `is_boundary` returns true
+/// stay unwrapped, and so do all nodes below them. Planners that put nodes of their own into
+/// DataFusion's plans call this. The settings are those of the context that the plan is executed
+/// with.
 ///
-/// # Errors
-/// If a node refuses its children.
+/// If a node rejects its wrapped children.
 pub fn wrap_until(
     plan: Arc<dyn ExecutionPlan>,
     executor: &Executor,
@@ -89,13 +89,14 @@ pub fn wrap_until(
     Ok(bypass_admission_after_first(wrap_nodes(plan, &Engine::new(executor.clone()), is_boundary)?))
 }
 
-/// How many nodes of `plan` could run on gatework and have no shell.
+/// Counts the supported nodes of `plan` that are not wrapped.
 pub(crate) fn count_unwrapped(plan: &dyn ExecutionPlan) -> usize {
     let own = usize::from(as_gatework_exec(plan).is_none() && lower::supports(plan));
     own + plan.children().into_iter().map(|child| count_unwrapped(child.as_ref())).sum::<usize>()
 }
 
-/// `plan` with one output partition, if its root is a shell: the result of a query has one reader as a rule.
+/// Coalesces `plan` to one output partition if its root is a [`GateworkExec`]: the result of a
+/// query usually has one reader.
 pub(crate) fn coalesce_partitions(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
     let Some(exec) = as_gatework_exec(plan.as_ref()) else { return plan };
     if plan.properties().partitioning.partition_count() <= 1 {
@@ -106,8 +107,8 @@ pub(crate) fn coalesce_partitions(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn Execu
     Arc::new(GateworkExec::new(inner, vec![plan], engine))
 }
 
-/// Where several regions lie below a foreign root, which may need the rows of all of them to get on, only the first waits
-/// for its turn.
+/// Lets all regions of `plan` but the first bypass admission. A fallback root may need rows of all
+/// regions below it to make progress.
 fn bypass_admission_after_first(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
     fn visit(plan: &dyn ExecutionPlan, seen: &mut bool) {
         match as_gatework_exec(plan) {
@@ -153,7 +154,7 @@ impl GateworkExec {
         Self { inner, children, metrics, engine, region: Region::default() }
     }
 
-    /// The node that this shell stands for.
+    /// Returns the wrapped node.
     pub fn inner(&self) -> &Arc<dyn ExecutionPlan> {
         &self.inner
     }
@@ -270,7 +271,7 @@ impl ExecutionPlan for GateworkExec {
 
     fn metrics(&self) -> Option<MetricsSet> {
         let ours = self.metrics.clone_inner();
-        // A scan's own metrics are those of its file source, which we drive.
+        // The file source of a scan has metrics of its own, which the native scan updates.
         match self.inner.metrics().filter(|_| self.children.is_empty()) {
             Some(mut scan) => {
                 ours.iter().for_each(|metric| scan.push(metric.clone()));

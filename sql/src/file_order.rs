@@ -1,9 +1,10 @@
 //! Orders of tables that consist of several files.
 //!
-//! A table that is declared `WITH ORDER` has its order within each file. Whether files that are read
-//! one after the other keep it, DataFusion asks the files' bounds, and takes bounds of NULL, which a
-//! file has whose column has another type than the table's, for bounds. This rule comes first and takes
-//! the order from a scan unless bounds prove it, so that the sort stays in the plan.
+//! A table that is declared `WITH ORDER` is sorted within each file. DataFusion decides by the
+//! files' bounds whether files that are read one after the other preserve the order. It accepts
+//! bounds of NULL, which a file has if its column's type differs from the table's. This rule runs
+//! first and removes the order from a scan unless bounds prove it, so that the sort stays in the
+//! plan.
 
 use std::{cmp::Ordering, sync::Arc};
 
@@ -21,7 +22,7 @@ use datafusion::{
 
 use crate::scan::with_file_scans;
 
-/// Takes orders from scans of several files in turn whose bounds do not prove them.
+/// Removes the orders of scans that read several files in sequence, unless the bounds prove them.
 #[derive(Debug)]
 pub(crate) struct ProvenFileOrder;
 
@@ -49,7 +50,7 @@ impl PhysicalOptimizerRule for ProvenFileOrder {
     }
 }
 
-/// Whether the files of each group, read one after the other, have `order`.
+/// Returns whether the files of each group, read one after the other, are in `order`.
 fn is_proven(config: &FileScanConfig, order: &LexOrdering) -> bool {
     config.file_groups.iter().all(|group| group.len() < 2 || is_ordered(group, order))
 }
@@ -63,8 +64,8 @@ fn is_ordered(group: &FileGroup, order: &LexOrdering) -> bool {
     })
 }
 
-/// No row of `file` comes before the first or after the last of these in `order`; `None` if the file's
-/// statistics do not say so. NULLs have no place in bounds, and NaN none in statistics.
+/// Returns keys between which all rows of `file` lie in `order`; `None` if the file's statistics do
+/// not prove them. Bounds do not cover NULLs, and statistics do not cover NaN.
 fn bounds(
     file: &PartitionedFile,
     order: &LexOrdering,
@@ -99,7 +100,7 @@ fn bounds(
     Some(bounds)
 }
 
-/// Whether `one` does not come after `other` in `order`.
+/// Returns whether `one` does not come after `other` in `order`.
 fn is_before(order: &LexOrdering, one: &[ScalarValue], other: &[ScalarValue]) -> bool {
     let compare = |(key, (one, other)): (&PhysicalSortExpr, (&ScalarValue, &ScalarValue))| {
         let ordering = one.partial_cmp(other)?;

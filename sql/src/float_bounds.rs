@@ -1,8 +1,8 @@
 //! Bounds of float columns, which leave NaN out.
 //!
-//! The statistics of Parquet files are over the numbers only, and DataFusion takes them for those of
-//! all values: a `max` is answered from them although a NaN is greater. The rule runs before any
-//! rule that does so.
+//! The statistics of Parquet files cover only the numbers, but DataFusion treats them as bounds of
+//! all values. It answers a `max` from them although a NaN is greater. This rule runs before any
+//! rule that relies on such bounds.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use datafusion::{
 
 use crate::scan::with_file_scans;
 
-/// Makes estimates of the bounds that scans of Parquet files have of their float columns.
+/// Marks the bounds of float columns in scans of Parquet files as estimates.
 #[derive(Debug)]
 pub(crate) struct FloatBounds;
 
@@ -38,7 +38,7 @@ impl PhysicalOptimizerRule for FloatBounds {
     }
 }
 
-/// `config` with estimates for bounds; `None` if it has none of floats.
+/// Returns `config` with estimated bounds; `None` if no bounds are of float columns.
 fn estimated(config: &FileScanConfig) -> Option<FileScanConfig> {
     config.file_source.downcast_ref::<ParquetSource>()?;
     let mut statistics = config.statistics();
@@ -51,7 +51,7 @@ fn estimated(config: &FileScanConfig) -> Option<FileScanConfig> {
     found.then(|| builder.with_statistics(statistics).with_file_groups(groups).build())
 }
 
-/// Makes estimates of the bounds of float columns; returns whether there are any.
+/// Marks the bounds of float columns as estimates; returns whether there are any.
 fn estimate(statistics: &mut Statistics) -> bool {
     let mut found = false;
     for ColumnStatistics { min_value, max_value, .. } in &mut statistics.column_statistics {

@@ -1,17 +1,18 @@
-//! Which side of a hash join is built.
+//! Selection of the build side of hash joins.
 //!
 //! DataFusion builds the side with fewer rows by its own statistics. These know little of filters
-//! (one row in five, whatever is asked) and nothing of what a join or a semi join leaves over, so the
-//! larger side is built where it matters most: query 21 of TPC-H builds a table of half of lineitem
-//! to find the few rows of one nation's suppliers. This rule asks again, with estimates of its own:
+//! (one row in five, for every predicate) and nothing of the selectivity of joins and semi joins.
+//! So the larger side is built where it matters most. Query 21 of TPC-H builds a table of half of
+//! lineitem to find the few rows of one nation's suppliers. This rule decides again, with estimates
+//! of its own:
 //!
-//! * A predicate keeps a part of the rows that depends on what it compares.
-//! * A join follows a foreign key: each row of the larger table finds one row of the smaller, and
-//!   survives as likely as that one did (containment: Swami and Schiefer, "On the Estimation of Join
-//!   Result Sizes", 1994).
+//! * A predicate keeps a fraction of the rows that depends on what it compares.
+//! * A join follows a foreign key. Each row of the larger table matches one row of the smaller, and
+//!   survives with the same probability. (Containment: Swami and Schiefer, "On the Estimation of
+//!   Join Result Sizes", 1994.)
 //!
-//! Estimates only choose sides; results do not depend on them. Where the rows of a table are not
-//! known, the plan stays as it is.
+//! Estimates only choose sides; results do not depend on them. Where the row count of a table is
+//! unknown, the plan does not change.
 
 use std::sync::Arc;
 
@@ -38,28 +39,28 @@ use datafusion::{
     },
 };
 
-/// A side must be this many times larger than the other for them to be swapped: DataFusion's choice
-/// also looks at widths.
+/// Minimum ratio of build rows to probe rows for a swap. It is above 1 because DataFusion's choice
+/// also considers row widths.
 const MIN_SWAP_RATIO: f64 = 1.5;
 
 /// A rule that swaps the sides of hash joins; see the module.
 #[derive(Debug)]
 pub struct BuildSideSelection {
-    /// Partitions run in one process: a collected side is collected once.
+    /// Whether all partitions run in one process, where a collected side is collected once.
     single_process: bool,
 }
 
 impl BuildSideSelection {
-    /// Its name among the rules of a session.
+    /// Name of the rule among those of a session.
     pub const NAME: &str = "gatework_build_side_selection";
 
-    /// For plans that run on one executor.
+    /// Creates the rule for plans that run on one executor.
     pub(crate) fn single_process() -> Self {
         Self { single_process: true }
     }
 
-    /// For plans whose partitions may run on several machines. A side that is collected for all of
-    /// them is chosen by what is known of it, not by an estimate.
+    /// Creates the rule for plans whose partitions may run on several machines. A broadcast build
+    /// side is not swapped: DataFusion chose it by known sizes, not by an estimate.
     pub fn distributed() -> Self {
         Self { single_process: false }
     }
@@ -96,11 +97,11 @@ impl PhysicalOptimizerRule for BuildSideSelection {
     }
 }
 
-/// About how many rows a node gives.
+/// Estimated number of rows of a node.
 #[derive(Debug, Clone, Copy)]
 struct Estimate {
     rows: f64,
-    /// How many it would give if no predicate dropped any.
+    /// Estimated number of rows if no predicate dropped any.
     unfiltered_rows: f64,
 }
 
@@ -171,10 +172,10 @@ impl Estimate {
     }
 }
 
-/// Rows that one group is made of.
+/// Estimated number of rows per group.
 const ROWS_PER_GROUP: f64 = 4.0;
 
-/// Which part of the rows `predicate` keeps.
+/// Estimates the fraction of rows that `predicate` keeps.
 fn selectivity(predicate: &Arc<dyn PhysicalExpr>) -> f64 {
     split_conjunction(predicate).into_iter().map(conjunct_selectivity).product()
 }
@@ -187,7 +188,7 @@ fn conjunct_selectivity(conjunct: &Arc<dyn PhysicalExpr>) -> f64 {
             Operator::Eq if with_value => 0.05,
             Operator::Eq => 0.1,
             Operator::NotEq => 0.9,
-            // Half of a range is open: two such make a range.
+            // A comparison bounds a range on one side; two of them make a range.
             _ => 0.5,
         };
     }

@@ -1,10 +1,10 @@
 //! DataFusion plans on gatework.
 //!
 //! An application keeps DataFusion's SQL, DataFrames, tables and functions; its plans run as
-//! pipelines of our operators ([`SessionStateBuilderExt::with_gatework`], [`session`]). Every node
-//! that we cover is wrapped in a [`GateworkExec`] that looks like the original to everybody else; the
-//! topmost shell that is executed turns its subtree into pipelines. A node that we do not cover runs
-//! as DataFusion's own, as a source of our pipeline, and is named as a fallback.
+//! pipelines of gatework's operators ([`SessionStateBuilderExt::with_gatework`], [`session`]).
+//! Every supported node is wrapped in a [`GateworkExec`] that looks like the inner node to all
+//! other code. The topmost wrapper is executed and turns its subtree into pipelines. Any other node
+//! is a fallback: DataFusion executes it, and its streams are a source of a pipeline.
 
 #![deny(unsafe_code)]
 

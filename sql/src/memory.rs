@@ -1,4 +1,4 @@
-//! A query's memory in DataFusion's pool.
+//! A query's memory pool, backed by DataFusion's.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use datafusion::execution::memory_pool::{
 };
 use gatework_runtime::pipeline::{MemoryPool, ReservationDenied};
 
-/// One query's share of a session's pool. What it holds is given back when it is dropped.
+/// One query's reservation in a session's pool; released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct QueryMemoryPool {
     reservation: MemoryReservation,
@@ -15,8 +15,8 @@ pub(crate) struct QueryMemoryPool {
 }
 
 impl QueryMemoryPool {
-    /// The share of the query called `name`, which gives memory back by writing rows to files if it
-    /// `can_spill`: a pool that shares its memory among such consumers counts it among them.
+    /// Registers the query called `name` with `pool`. `can_spill` tells whether the query reclaims
+    /// memory by spilling: a pool such as `FairSpillPool` divides its memory among those consumers.
     pub(crate) fn new(name: &str, pool: &Arc<dyn DataFusionPool>, can_spill: bool) -> Arc<Self> {
         let consumer = MemoryConsumer::new(format!("gatework {name}")).with_can_spill(can_spill);
         let reservation = consumer.register(pool);
@@ -51,7 +51,7 @@ mod tests {
         let pool: Arc<dyn DataFusionPool> = Arc::new(FairSpillPool::new(1000));
         let one = QueryMemoryPool::new("one", &pool, true);
         let other = QueryMemoryPool::new("other", &pool, true);
-        assert!(one.try_grow("sort", 600).is_err(), "more than a half");
+        assert!(one.try_grow("sort", 600).is_err(), "more than half of the pool");
         one.try_grow("sort", 500).unwrap();
         other.try_grow("sort", 500).unwrap();
     }

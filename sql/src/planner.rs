@@ -1,4 +1,4 @@
-//! The query planner and the physical rule that put shells over DataFusion's plans.
+//! The query planner and the physical rule that wrap the nodes of DataFusion's plans.
 
 use std::{
     any::Any,
@@ -33,51 +33,52 @@ use datafusion::{
 
 use crate::{buckets::copies_into_buckets, engine::Engine, exec};
 
-/// Plans as DataFusion's users do, for the session's number of partitions, and for two where that is one.
+/// Plans for the session's number of partitions, but for at least two.
 ///
-/// Planning for one partition is a path of DataFusion's that its users do not walk. Constants that
-/// hold within each partition only are taken there for constants of the whole, so sorts and limits
-/// vanish. With two or more, every place where partitions meet is a node of the plan, which lowering
-/// folds; and table providers and nodes that DataFusion executes have the parallelism that they have
-/// without gatework. How many tasks a pipeline has is decided when it is lowered.
+/// DataFusion's users hardly ever plan for one partition, and that path has faults. It treats
+/// constants that hold within each partition as constants of all rows, so sorts and limits vanish.
+/// With two or more partitions, every point where partitions meet is a node of the plan, which
+/// lowering elides. Table providers and fallback nodes have the parallelism that they have without
+/// gatework. Lowering decides how many tasks a pipeline has.
 pub struct GateworkPlanner {
     inner: Option<Arc<dyn QueryPlanner + Send + Sync>>,
-    /// Lost nodes were reported.
+    /// Whether unwrapped nodes have been reported.
     reported: AtomicBool,
-    /// There was a statement that writes.
+    /// Whether a statement that writes has been planned.
     writes: AtomicBool,
 }
 
 impl GateworkPlanner {
-    /// A planner around `inner`, or around DataFusion's own.
+    /// Creates a planner around `inner`, or around DataFusion's own.
     pub fn new(inner: Option<Arc<dyn QueryPlanner + Send + Sync>>) -> Self {
         Self { inner, reported: AtomicBool::new(false), writes: AtomicBool::new(false) }
     }
 }
 
 impl GateworkPlanner {
-    /// Reports once that nodes are DataFusion's although they could run here.
+    /// Logs a warning, once per planner, if supported nodes of a plan are not wrapped.
     fn report_unwrapped(&self, plan: &Arc<dyn ExecutionPlan>) {
         let lost = exec::count_unwrapped(plan.as_ref());
         if lost > 0 && !self.reported.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "{lost} nodes of a plan are not gatework's: a physical optimizer rule behind its own \
-                 has replaced them; call with_gatework last"
+                "{lost} supported nodes of a plan run on DataFusion: a physical optimizer rule \
+                 after gatework's replaced them; call with_gatework last"
             );
         }
     }
 }
 
 impl GateworkPlanner {
-    /// Drops the lists of files that the session keeps if its statements write: whenever such a
-    /// statement has ended, there may be other files.
+    /// Clears the session's file list cache once a statement that writes has been planned: such a
+    /// statement may add files.
     fn refresh_file_list_cache(&self, plan: &LogicalPlan, session: &dyn Session) {
         let statement = match plan {
             LogicalPlan::Analyze(analyze) => &analyze.input,
             plan => plan,
         };
         if matches!(statement, LogicalPlan::Copy(_) | LogicalPlan::Dml(_)) {
-            // Relaxed: a hint to later statements, which come after this one by other means.
+            // Relaxed: the flag is read by later statements only, which are ordered after this one
+            // by other means.
             self.writes.store(true, Ordering::Relaxed);
         }
         if self.writes.load(Ordering::Relaxed) {
@@ -86,8 +87,7 @@ impl GateworkPlanner {
     }
 }
 
-/// Drops the lists of files that sessions with `runtime` keep, so that the next query finds which
-/// files there are.
+/// Clears the file list cache of all sessions with `runtime`. The next query lists the files again.
 pub fn clear_file_list_cache(runtime: &RuntimeEnv) {
     if let Some(lists) = runtime.cache_manager.get_list_files_cache() {
         lists.clear();
@@ -109,7 +109,7 @@ impl QueryPlanner for GateworkPlanner {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         if copies_into_buckets(plan)? {
             return not_impl_err!(
-                "COPY into buckets is run as stages: by gatework::stages::execute, or with --nodes"
+                "COPY into buckets runs as stages only: use gatework::stages::execute or --nodes"
             );
         }
         self.refresh_file_list_cache(plan, session);
@@ -130,16 +130,17 @@ impl QueryPlanner for GateworkPlanner {
     }
 }
 
-/// A session that plans for [`MIN_PARTITIONS`], and is the wrapped one in all else. (A copy of a session's
-/// state copies all its functions, which takes as long as planning a small query.)
+/// A session that plans for [`MIN_PARTITIONS`] and otherwise delegates to the wrapped one. A copy
+/// of a session's state would copy all its functions, which takes as long as planning a small
+/// query.
 struct ParallelPlanning<'a> {
     session: &'a dyn Session,
     config: SessionConfig,
-    /// If they were changed.
+    /// The changed table options; `None` until they are changed.
     table_options: Option<TableOptions>,
 }
 
-/// The least number of partitions that plans are made for.
+/// Minimum number of partitions that plans are made for.
 const MIN_PARTITIONS: usize = 2;
 
 impl<'a> ParallelPlanning<'a> {
@@ -216,7 +217,7 @@ impl Session for ParallelPlanning<'_> {
         self.session.execution_props()
     }
 
-    /// The wrapped session, whose type callers may look for.
+    /// Returns the wrapped session: callers may downcast to its type.
     fn as_any(&self) -> &dyn Any {
         self.session.as_any()
     }
@@ -239,15 +240,15 @@ impl Session for ParallelPlanning<'_> {
     }
 }
 
-/// The last physical rule: wraps every node that we cover in a shell. Being a rule, and not a step
-/// after planning, it is seen by EXPLAIN as well.
+/// The last physical rule: wraps every supported node. It is a rule, not a step after planning, so
+/// that EXPLAIN shows the wrappers.
 #[derive(Debug)]
 pub struct GateworkRule {
     engine: Engine,
 }
 
 impl GateworkRule {
-    /// Its name among the rules of a session.
+    /// Name of the rule among those of a session.
     pub const NAME: &str = "gatework_exec";
 
     pub(crate) fn new(engine: Engine) -> Self {

@@ -1,4 +1,5 @@
-//! A region: the shells that one execution turns into pipelines, and its result as streams.
+//! A region: the wrapped nodes that one execution turns into pipelines, and the streams of its
+//! result.
 
 use std::{
     borrow::Cow,
@@ -46,32 +47,33 @@ use crate::{
     spill::TempFiles,
 };
 
-/// The executions of a topmost shell.
+/// The executions of a topmost [`GateworkExec`].
 #[derive(Debug, Default)]
 pub(crate) struct Region {
-    /// Executions with partitions that have not been asked for yet.
+    /// Executions with unclaimed partitions.
     executions: Mutex<Vec<Execution>>,
     /// The query of the latest execution.
     latest: Mutex<Weak<QueryContext>>,
-    /// It runs as soon as it is asked for, as a part of what another region has been admitted for.
+    /// Whether the region starts without admission, because another region of the same plan is
+    /// admitted for all of them.
     bypass_admission: AtomicBool,
 }
 
-/// One execution of a region, as long as there are partitions that nobody has asked for.
+/// One execution of a region; kept while it has unclaimed partitions.
 #[derive(Debug)]
 struct Execution {
     key: ExecutionKey,
     partitions: Arc<Mutex<UnclaimedStreams>>,
 }
 
-/// What the calls have in common that ask for the partitions of one execution.
+/// What the `execute` calls for the partitions of one execution have in common.
 #[derive(Debug)]
 enum ExecutionKey {
-    /// They are part of this query.
+    /// The calls belong to the query with this id.
     Query(u64),
-    /// They run on behalf of one request.
+    /// The calls share a cancellation scope.
     Scope(Weak<CancellationScope>),
-    /// They have one context.
+    /// The calls share a task context.
     Context(Weak<TaskContext>),
 }
 
@@ -87,7 +89,7 @@ impl ExecutionKey {
         }
     }
 
-    /// Whether there is nothing left that could ask.
+    /// Returns whether no further call with this key is possible.
     fn is_expired(&self) -> bool {
         match self {
             Self::Query(_) => false,
@@ -108,38 +110,39 @@ impl PartialEq for ExecutionKey {
     }
 }
 
-/// The streams that nobody has asked for yet, by partition.
+/// The unclaimed streams, by partition.
 type UnclaimedStreams = Vec<Option<PendingStream>>;
 
-/// The query that the regions of a plan belong to, handed down through nodes that DataFusion executes,
-/// and what the plan's expressions refer to there.
+/// The query that the regions of a plan belong to, and the bindings of the plan's expressions.
+/// Passed down through fallback nodes as a session extension.
 #[derive(Debug)]
 struct CurrentQuery {
     query: Arc<QueryContext>,
     bindings: Bindings,
 }
 
-/// The query of the latest execution of `plan`, as long as somebody holds its stream: who has it can
-/// cancel it, and see what its tasks wait for. Above a foreign root, that of the first region below.
+/// Returns the query of the latest execution of `plan` while one of its streams exists. Callers use
+/// it to cancel the query and to inspect what its tasks wait for. If the root is a fallback node,
+/// the query is that of the first region below.
 pub fn query(plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<QueryContext>> {
     let own =
         as_gatework_exec(plan.as_ref()).and_then(|exec| exec.region().latest.lock().upgrade());
     own.or_else(|| plan.children().into_iter().find_map(query))
 }
 
-/// The profile of the latest execution of `plan`, as long as somebody holds its stream.
+/// Returns the profile of the latest execution of `plan` while one of its streams exists.
 pub fn profile(plan: &Arc<dyn ExecutionPlan>) -> Option<Profile> {
     Some(query(plan)?.profile())
 }
 
 impl Region {
-    /// Lets its queries begin without waiting for their turn.
+    /// Lets the queries of this region start without admission.
     pub(crate) fn set_bypass_admission(&self) {
         self.bypass_admission.store(true, Ordering::Relaxed);
     }
 
-    /// The stream of `partition`. Calls that belong together ([`ExecutionKey`]) get the partitions of one
-    /// execution, each once; the first of them starts it.
+    /// Returns the stream of `partition`. Calls with equal [`ExecutionKey`]s claim the partitions
+    /// of one execution, each once; the first call starts it.
     pub(crate) fn execute(
         &self,
         exec: &GateworkExec,
@@ -212,12 +215,12 @@ impl Region {
 }
 
 impl Execution {
-    /// Whether there is no partition left that could be asked for.
+    /// Returns whether no partition can be claimed any more.
     fn is_exhausted(&self) -> bool {
         self.key.is_expired() || self.partitions.lock().iter().all(Option::is_none)
     }
 
-    /// The stream of `partition`, if it is one of this execution and has not been asked for.
+    /// Claims the stream of `partition` if it belongs to this execution and is unclaimed.
     fn claim(
         &self,
         partition: usize,
@@ -231,7 +234,8 @@ impl Execution {
     }
 }
 
-/// A query on `engine` with the memory, the disk and the settings of `context`.
+/// Creates a query on `engine` with the memory pool, the disk manager and the settings of
+/// `context`.
 fn new_query(
     engine: &Engine,
     context: &Arc<TaskContext>,
@@ -260,10 +264,12 @@ fn new_query(
     Ok(query)
 }
 
-/// Runs `plan` on `executor` as a part of a query, called `name`; what it gives goes, in the order that the plan
-/// promises if that is wanted, to the sink that `sink` makes for so many tasks. The plan has no shells yet. The
-/// settings' time limit is the caller's to keep, and so are the limits of their resource group: a part does not
-/// count against them.
+/// Runs `plan` on `executor` as a task of a query, called `name`, and sends the output to a sink.
+/// `sink` is called once with the number of tasks. If `ordered`, the plan's output ordering is
+/// preserved.
+///
+/// The plan must not be wrapped yet. The caller enforces the settings' timeout and the limits of
+/// their resource group: the task bypasses admission.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -278,13 +284,13 @@ fn new_query(
 /// let (context, plan) = (Arc::new(query.task_ctx()), query.create_physical_plan().await?);
 /// let executor = Executor::builder().threads(2).build()?;
 /// let mut readers = Vec::new();
-/// let running = gatework_sql::run_plan_into_sink(plan, &executor, &context, "demo", false, |tasks| {
+/// let graph = gatework_sql::run_plan_into_sink(plan, &executor, &context, "demo", false, |tasks| {
 ///     let (sink, ends) = ResultSink::new(tasks, 1, vec![], BufferLimit::new(1 << 20));
 ///     readers = ends;
 ///     Ok(Arc::new(sink))
 /// })?;
-/// let rows = RowStream::of_query(&running, readers).remove(0).into_blocking_iter();
-/// assert_eq!(rows.map(|batch| Ok::<_, gatework_runtime::Error>(batch?.num_rows())).next().unwrap()?, 1);
+/// let mut rows = RowStream::of_query(&graph, readers).remove(0).into_blocking_iter();
+/// assert_eq!(rows.next().expect("one batch")?.num_rows(), 1);
 /// # Ok(())
 /// # }
 /// ```
@@ -311,29 +317,28 @@ pub fn run_plan_into_sink(
     graph.start(&query).map_err(|error| SharedDataFusionError::to_datafusion(&error))
 }
 
-/// A stream of the result, and where its region's counters go.
+/// A stream of the result, and the metric sets of its region.
 type PendingStream = (RowStream, Arc<NodeMetrics>);
 
-/// The metric sets of a region's nodes, by the tags of their operators. The counters of a finished
-/// region are written there when its last stream ends.
+/// The metric sets of a region's nodes, by the tags of their operators. Dropped with the region's
+/// last stream, which writes the counters of the finished region there.
 #[derive(Debug)]
 struct NodeMetrics {
     graph_handle: GraphHandle,
-    /// Of the topmost node of the query: what its tasks waited for.
+    /// Metric set of the query's topmost node, for the blocked times of its tasks.
     root: Option<ExecutionPlanMetricsSet>,
     nodes: HashMap<usize, ExecutionPlanMetricsSet>,
     _timeout: Option<QueryTimeout>,
 }
 
-/// Ends a query when its time is over, unless this is dropped before.
+/// Fails a query when its timeout expires; dropping this value cancels the timer.
 #[derive(Debug)]
 pub struct QueryTimeout(AbortHandle);
 
 impl QueryTimeout {
-    /// Gives `query`, which runs on `executor`, so much time from now on.
+    /// Starts a timer that fails `query`, which runs on `executor`, after `limit`.
     ///
-    /// # Errors
-    /// If the I/O runtime, which has the timer, does not start.
+    /// If the I/O runtime, which runs the timer, does not start.
     pub fn new(executor: &Executor, query: &Arc<QueryContext>, limit: Duration) -> Result<Self> {
         let engine = Engine::new(executor.clone());
         let query = Arc::downgrade(query);
@@ -358,7 +363,7 @@ impl Drop for NodeMetrics {
         for operator in &self.graph_handle.operators() {
             let Some(metrics) = operator.tag.and_then(|tag| self.nodes.get(&tag)) else { continue };
             let builder = || MetricBuilder::new(metrics);
-            // Sinks give no rows; what a node puts out is what its last part gave.
+            // Sinks emit no rows: a node's output rows are those of its last operator.
             builder().output_rows(0).add(operator.rows_out as usize);
             let time = Time::new();
             time.add_duration(operator.busy);
@@ -386,25 +391,28 @@ impl Drop for NodeMetrics {
     }
 }
 
-/// Which waits the topmost node of a query tells of: so many, the longest first, and none shorter than that.
+/// Maximum number of blocked times in the metrics of a query's topmost node; the longest come
+/// first.
 const MAX_REPORTED_WAITS: usize = 8;
+/// Minimum blocked time that is reported.
 const MIN_REPORTED_WAIT: Duration = Duration::from_millis(1);
 
 /// One partition of a region's result.
 struct RegionStream {
     rows: RowStream,
     schema: SchemaRef,
-    /// Dropped at the end, so that the counters are there when the end is seen.
+    /// Dropped at the end of the stream, so that the counters are written before the reader sees
+    /// the end.
     metrics: Option<Arc<NodeMetrics>>,
-    /// The partitions of its execution that nobody has asked for. A reader that leaves before the end
-    /// takes them along: nothing else would ever end them.
+    /// The unclaimed partitions of the execution. A stream dropped before its end drops them too:
+    /// nothing else would end them.
     unclaimed: Option<Arc<Mutex<UnclaimedStreams>>>,
-    /// Its threads last as long as the stream, whatever else holds the executor. Dropped last.
+    /// Keeps the executor's threads alive as long as the stream. Dropped last.
     engine: Engine,
 }
 
 impl RegionStream {
-    /// Whether a function that a worker of the same executor runs blocks until there are rows.
+    /// Returns whether a blocking function on a worker of the same executor polls this stream.
     fn blocks_its_own_worker(&self) -> bool {
         self.engine.executor.is_worker_thread() && !is_polling()
     }
@@ -413,7 +421,7 @@ impl RegionStream {
 impl Drop for RegionStream {
     fn drop(&mut self) {
         if let Some(unclaimed) = self.unclaimed.take() {
-            // Not under the lock: streams cancel what is behind them.
+            // Outside the lock: dropping a stream cancels the pipelines that feed it.
             let streams = std::mem::take(&mut *unclaimed.lock());
             drop(streams);
         }
@@ -426,11 +434,11 @@ impl Stream for RegionStream {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let polled = self.rows.poll_next_unpin(context);
         if polled.is_pending() && self.blocks_its_own_worker() {
-            let reason = "it was waited for on a worker of its executor";
+            let reason = "its result was waited for on a worker of its own executor";
             self.rows.query().fail(Error::Cancelled { reason });
             return Poll::Ready(Some(exec_err!(
-                "a query of this executor was waited for on one of its own workers, which it may need: \
-                 wait for it on another thread, or start it with another executor"
+                "a query's result was awaited on one of its own workers, which can deadlock: \
+                 read it on another thread, or run the query on another executor"
             )));
         }
         let batch = match ready!(polled) {
@@ -451,7 +459,7 @@ impl RecordBatchStream for RegionStream {
     }
 }
 
-/// What the readers of a region were promised.
+/// The partitioning and ordering that the readers of a region rely on.
 #[derive(Debug)]
 pub(crate) struct OutputRequirement {
     pub(crate) partitioning: Partitioning,
@@ -464,21 +472,22 @@ impl OutputRequirement {
         Self { partitioning: inner.output_partitioning().clone(), ordered: is_ordered(inner) }
     }
 
-    /// The budget of the result: partitions that are read one after another do not block each other, as
-    /// in DataFusion, where a repartition goes on while one of its outputs is empty.
+    /// Returns the buffer limit of the result. A reader may read partitions one after another: a
+    /// full partition does not block an empty one. DataFusion's repartition likewise continues
+    /// while one of its outputs is empty.
     pub(crate) fn buffer_limit(&self, settings: &Settings) -> BufferLimit {
         let limit = BufferLimit::new(settings.result_buffer_bytes);
         if self.partitioning.partition_count() > 1 { limit.unless_starved() } else { limit }
     }
 }
 
-/// The contexts of a region: its own, and that of the nodes below it which DataFusion executes. That one
-/// tells regions below which query they belong to.
+/// The contexts of a region: its own, and that of the fallback nodes below it. The second one names
+/// the query to the regions below those nodes.
 #[derive(Debug)]
 pub(crate) struct FallbackContext {
     task_context: Arc<TaskContext>,
     query: Arc<QueryContext>,
-    /// Those of the regions above.
+    /// The bindings of the regions above.
     bindings: Bindings,
 }
 
@@ -487,22 +496,22 @@ impl FallbackContext {
         Self { task_context: task_context.clone(), query: query.clone(), bindings }
     }
 
-    /// What expressions refer to in the regions above.
+    /// Returns the bindings of expressions in the regions above.
     pub(crate) fn bindings(&self) -> Bindings {
         self.bindings.clone()
     }
 
-    /// The number of the query, which no other of the process has.
+    /// Returns the id of the query, unique in the process.
     pub(crate) fn query_id(&self) -> u64 {
         self.query.id()
     }
 
-    /// The context the region itself was executed with.
+    /// Returns the context that the region itself was executed with.
     pub(crate) fn task_context(&self) -> &Arc<TaskContext> {
         &self.task_context
     }
 
-    /// The context for a node that DataFusion executes, below which expressions refer to `bindings`.
+    /// Returns the context for a fallback node, below which expressions refer to `bindings`.
     pub(crate) fn fallback_task_context(&self, bindings: &Bindings) -> Arc<TaskContext> {
         let (query, bindings) = (self.query.clone(), bindings.clone());
         let current = Arc::new(CurrentQuery { query, bindings });
@@ -510,7 +519,8 @@ impl FallbackContext {
     }
 }
 
-/// `context` with the configuration that `change` makes of its own: to hand something down to whoever runs with it.
+/// Returns a copy of `context` with the configuration that `change` derives from its own. Used to
+/// pass extensions down to the nodes that run with the copy.
 pub fn task_context_with(
     context: &TaskContext,
     change: impl FnOnce(SessionConfig) -> SessionConfig,
@@ -527,7 +537,7 @@ pub fn task_context_with(
     ))
 }
 
-/// `batch` under the schema that the plan promised (its metadata, nullability and names).
+/// Returns `batch` with the schema of the plan (its metadata, nullability and names).
 fn with_schema(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     if batch.schema_ref() == schema {
         return Ok(batch);

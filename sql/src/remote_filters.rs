@@ -1,8 +1,9 @@
-//! Runtime filters between stages: what joins of one stage know, for tables of another.
+//! Runtime filters between stages: joins of one stage publish them for tables of another.
 //!
-//! A join that is spread over tasks knows its keys in parts, one a task: the filter is published when all parts are
-//! there, or disabled when one will not come, since its task has ended, on whatever way, before it knew its part. One
-//! of which each task has all is published by the first. Lock: `parts`; the gate opens after the filter is in place.
+//! Each task of a distributed join knows only the keys of its own part. The filter is published
+//! when the parts of all tasks are known. It is disabled when a task ends, for any reason, before
+//! its part was known. If every task knows all keys, the first one publishes the filter. Lock:
+//! `parts`; the gate becomes ready after the filter is updated.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -18,14 +19,14 @@ use gatework_operators::runtime_filter::FilterTarget;
 use gatework_shared_state::{Dependency, DependencyKind, Gate};
 use parking_lot::Mutex;
 
-/// The filters of a query that go from one stage to another, by DataFusion's numbers. To be put into the
-/// configuration of the stages' tasks.
+/// A query's filters that one stage publishes for another, by DataFusion's filter id. Passed in the
+/// session configuration of the stages' tasks.
 #[derive(Debug, Default)]
 pub struct RemoteRuntimeFilters(HashMap<u64, Arc<RemoteFilter>>);
 
 #[derive(Debug)]
 pub(crate) struct RemoteFilter {
-    /// The stage that makes it.
+    /// The stage that publishes the filter.
     stage: usize,
     filter: Arc<DynamicFilterPhysicalExpr>,
     gate: Gate,
@@ -34,38 +35,39 @@ pub(crate) struct RemoteFilter {
 
 #[derive(Debug)]
 struct FilterParts {
-    /// Tasks that are to say what they know.
+    /// Number of tasks that publish a part.
     tasks: usize,
-    /// What they said, by their queries.
+    /// The published parts, by query id of their task.
     known: HashMap<u64, Arc<dyn PhysicalExpr>>,
     finished: bool,
 }
 
 impl RemoteRuntimeFilters {
-    /// A filter that is made of what so many tasks of `stage` know.
+    /// Adds a filter that is combined from the parts of `tasks` tasks of `stage`.
     pub fn add(&mut self, filter: Arc<DynamicFilterPhysicalExpr>, stage: usize, tasks: usize) {
         let Some(id) = filter.expression_id() else { return };
-        // The tasks that open it are those of other query contexts.
+        // The gate is made ready by tasks of other query contexts.
         let gate = Dependency::blocked("remote runtime filter", DependencyKind::External);
         let parts = Mutex::new(FilterParts { tasks, known: HashMap::new(), finished: false });
         self.0.insert(id, Arc::new(RemoteFilter { stage, filter, gate, parts }));
     }
 
-    /// A task of `stage`, which ran as the query of this number, has ended: what it has not said, nobody will say.
+    /// Records the end of a task of `stage`, which ran as the query with id `query`. Filters whose
+    /// part it has not published are disabled.
     pub fn task_ended(&self, stage: usize, query: u64) {
         for filter in self.0.values().filter(|filter| filter.stage == stage) {
             let unpublished = !filter.parts.lock().known.contains_key(&query);
-            // An error would be one of the expression, which there is none of.
+            // Updating the filter is the only step that can fail, and there is no update.
             let _published = unpublished.then(|| filter.publish(query, None));
         }
     }
 
-    /// How many there are.
+    /// Returns the number of filters.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no filters.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -76,7 +78,7 @@ impl RemoteRuntimeFilters {
 }
 
 impl RemoteFilter {
-    /// Open when it is known, or will not be.
+    /// Returns the gate that is ready once the filter is published or disabled.
     pub(crate) fn gate(&self) -> &Gate {
         &self.gate
     }
@@ -148,7 +150,7 @@ mod tests {
     fn parts_are_published_together() {
         let (dynamic, remote, all) = filter(2);
         remote.publish(7, is(1)).unwrap();
-        // Its second part, of a join that it has run again.
+        // The task's part again, from a join that was rerun.
         remote.publish(7, is(1)).unwrap();
         all.task_ended(3, 7);
         all.task_ended(2, 8);

@@ -1,4 +1,4 @@
-//! Queries that end together.
+//! Scopes of queries that are cancelled together.
 
 use std::sync::{Arc, Weak};
 
@@ -6,8 +6,9 @@ use datafusion::{execution::TaskContext, prelude::SessionConfig};
 use gatework_runtime::{Error, pipeline::QueryContext};
 use parking_lot::Mutex;
 
-/// Cancels all queries of the sessions that have it in their configuration: those that run, and those that would begin
-/// later. For whoever runs plans on behalf of somebody who may go, while parts of the plan are held elsewhere.
+/// Cancels all queries of the sessions that have this scope in their configuration: running
+/// queries, and queries started later. A server that runs plans for a client puts one into the
+/// session, and cancels it when the client disconnects.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -23,10 +24,11 @@ use parking_lot::Mutex;
 ///     .with_config(scope.clone().into_config(SessionConfig::new()))
 ///     .with_gatework(&executor)
 ///     .build();
-/// let query = SessionContext::new_with_state(state).sql("SELECT count(*) FROM range(1, 9)").await?;
-/// scope.cancel("nobody wants it any more");
+/// let context = SessionContext::new_with_state(state);
+/// let query = context.sql("SELECT count(*) FROM range(1, 9)").await?;
+/// scope.cancel("the client disconnected");
 /// let error = query.collect().await.map(|_| ()).unwrap_err().to_string();
-/// assert!(error.contains("the query was cancelled: nobody wants it any more"), "{error}");
+/// assert!(error.contains("the query was cancelled: the client disconnected"), "{error}");
 /// # Ok(())
 /// # }
 /// ```
@@ -37,20 +39,20 @@ pub struct CancellationScope {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Why, if they are cancelled.
+    /// The reason, once the scope is cancelled.
     cancelled: Option<&'static str>,
-    /// Those that may run.
+    /// Queries that may still run.
     queries: Vec<Weak<QueryContext>>,
 }
 
 impl CancellationScope {
-    /// `config` of a session whose queries are of this scope.
+    /// Returns `config` with this scope, for a session whose queries belong to it.
     pub fn into_config(self: Arc<Self>, config: SessionConfig) -> SessionConfig {
         config.with_extension(self)
     }
 
-    /// Cancels its queries, whose error says the `reason`: "the query was cancelled: nobody wants it any more". By
-    /// anybody, any number of times, of which the first counts.
+    /// Cancels all queries of the scope. Their error contains `reason`, such as "the query was
+    /// cancelled: the client disconnected". Only the first call has an effect.
     pub fn cancel(&self, reason: &'static str) {
         let queries = {
             let mut state = self.state.lock();
@@ -62,7 +64,8 @@ impl CancellationScope {
         }
     }
 
-    /// Adds `query` to the scope of `context`, if that has one.
+    /// Adds `query` to the scope of `context`, if `context` has one. Called for every new query;
+    /// fails the query if the scope is cancelled.
     pub(crate) fn register(context: &TaskContext, query: &Arc<QueryContext>) {
         let Some(scope) = context.session_config().get_extension::<Self>() else { return };
         let mut state = scope.state.lock();

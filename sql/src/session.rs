@@ -1,4 +1,4 @@
-//! Setting up sessions whose queries run on gatework.
+//! Sessions whose queries run on gatework.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -19,15 +19,15 @@ use crate::{
     scan::MemoryFilterPushdown,
 };
 
-/// DataFusion's rule that brings runtime filters to scans.
+/// Name of DataFusion's rule that pushes runtime filters down to scans.
 pub const RUNTIME_FILTER_RULE: &str = "FilterPushdown(Post)";
 
-/// One line for an application that builds its own session state.
+/// Adds gatework to an application's own session state in one line.
 pub trait SessionStateBuilderExt: Sized {
-    /// Lets this session's queries run on `executor`.
+    /// Runs this session's queries on `executor`.
     ///
-    /// To be called last: it wraps the query planner that is set, and its rule must come behind all
-    /// other physical rules.
+    /// Must be called last: it wraps the query planner that is set, and its rule must come after
+    /// all other physical rules.
     ///
     /// ```
     /// use datafusion::{execution::session_state::SessionStateBuilder, prelude::*};
@@ -51,11 +51,11 @@ impl SessionStateBuilderExt for SessionStateBuilder {
         let planner = GateworkPlanner::new(self.query_planner().take());
         add_planning_rules(&mut self, BuildSideSelection::single_process());
         let rules = &mut self.physical_optimizers().get_or_insert_default().rules;
-        // Tables in memory take runtime filters, too.
+        // Tables in memory accept runtime filters too.
         if let Some(index) = rules.iter().position(|rule| rule.name() == RUNTIME_FILTER_RULE) {
             rules[index] = Arc::new(MemoryFilterPushdown::new(rules[index].clone()));
         }
-        // Tables may be declared to be in buckets.
+        // Tables may be declared as bucketed.
         for factory in self.table_factories().iter_mut().flat_map(HashMap::values_mut) {
             *factory = Arc::new(BucketedTableFactory::new(factory.clone()));
         }
@@ -64,16 +64,20 @@ impl SessionStateBuilderExt for SessionStateBuilder {
     }
 }
 
-/// Adds gatework's rules for plans to the sessions of `builder`, whose plans are otherwise DataFusion's: hash
-/// joins build the side with fewer rows by estimates that know more of filters and joins, an order of several
-/// files is believed only where the files' bounds prove it, and bounds of floats are estimates.
+/// Adds gatework's planning rules to the sessions of `builder`; their plans are otherwise
+/// DataFusion's.
+///
+/// * Hash joins build the smaller side, by estimates that account for filters and joins.
+/// * An ordering of several files is used only where the bounds of the files prove it.
+/// * Bounds of float columns are treated as estimates.
 pub fn add_planning_rules(
     builder: &mut SessionStateBuilder,
     build_side_selection: BuildSideSelection,
 ) {
     let rules = &mut builder.physical_optimizers().get_or_insert_default().rules;
-    // Behind the rule that pushes filters down: a swapped join has a projection above it, through which that
-    // rule looks columns up by name. Before exchanges and runtime filters, which know the sides.
+    // After filter pushdown: a swapped join has a projection above it, and filter pushdown looks
+    // columns up by name through projections. Before the rules for exchanges and runtime filters,
+    // which depend on the build side.
     let position_of = |name| rules.iter().position(|rule| rule.name() == name);
     let pushdown = position_of(UniqueNamePushdown::NAME);
     if let Some(index) = pushdown.or_else(|| position_of("join_selection")) {
@@ -82,17 +86,17 @@ pub fn add_planning_rules(
     if let Some(index) = pushdown {
         rules[index] = Arc::new(UniqueNamePushdown::new(rules[index].clone()));
     }
-    // Before any rule that leaves out a sort, or answers from statistics.
+    // Before any rule that removes a sort or answers from statistics.
     rules.insert(0, Arc::new(ProvenFileOrder));
     rules.insert(0, Arc::new(FloatBounds));
 }
 
-/// A session with DataFusion's defaults whose queries run on `executor`.
+/// Returns a session with DataFusion's defaults whose queries run on `executor`.
 pub fn session(executor: &Executor) -> SessionContext {
     session_with(executor, SessionConfig::new())
 }
 
-/// A session with `config` whose queries run on `executor`.
+/// Returns a session with `config` whose queries run on `executor`.
 pub fn session_with(executor: &Executor, config: SessionConfig) -> SessionContext {
     let builder = SessionStateBuilder::new().with_config(config).with_default_features();
     SessionContext::new_with_state(builder.with_gatework(executor).build())

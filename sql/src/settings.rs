@@ -5,7 +5,7 @@ use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 use datafusion::{execution::TaskContext, prelude::SessionConfig};
 use gatework_runtime::pipeline::Chaos;
 
-/// How a session's queries run. Put into a session's configuration as an extension:
+/// Settings for the queries of a session, put into its configuration as an extension:
 ///
 /// ```
 /// use std::time::Duration;
@@ -17,22 +17,27 @@ use gatework_runtime::pipeline::Chaos;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How long a task runs before others get their turn; 10 ms.
+    /// Time a task runs before it yields to other tasks. Default: 10 ms.
     pub time_slice: Duration,
-    /// Bytes of rows that wait for the reader of a result; 8 MiB.
+    /// Upper bound, in bytes, for buffered result rows. Producers block at the bound. Default: 8
+    /// MiB.
     pub result_buffer_bytes: usize,
-    /// Bytes that wait in an exchange, a union or between window partitions; 16 MiB each.
+    /// Upper bound, in bytes, for each buffer of an exchange, of a union or between window
+    /// partitions. Producers block at the bound. Default: 16 MiB.
     pub exchange_buffer_bytes: usize,
-    /// Instances of a parallel pipeline, at most; by default as many as the executor has threads.
+    /// Maximum number of tasks of a pipeline. Default: the number of the executor's threads.
     pub max_tasks_per_pipeline: Option<NonZeroUsize>,
-    /// The resource group of the executor whose limits hold for the queries; by default that of all others.
+    /// Resource group of the executor whose limits apply to the queries. Default: the executor's
+    /// default group.
     pub resource_group: Option<Arc<str>>,
-    /// The queries are parts of others, which wait for each other's rows and were admitted as a whole, somewhere else: they
-    /// do not count against the limits of the group and of the executor. So it is with what a worker runs.
+    /// Starts the queries without admission, so that they do not count against the limits of the
+    /// group and of the executor. For queries that are tasks of another query, which is admitted as
+    /// a whole elsewhere, such as those on a worker. Default: false.
     pub bypass_admission: bool,
-    /// How long a query may take, from its start until its result has been read; by default for ever.
+    /// Maximum time from a query's start until its result has been read; a query that exceeds it
+    /// fails. Default: no limit.
     pub timeout: Option<Duration>,
-    /// What a test does to the queries' tasks; by default nothing.
+    /// Faults and delays that tests inject into the queries' tasks. Default: none.
     pub chaos: Option<Arc<Chaos>>,
 }
 
@@ -52,7 +57,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// `config` with these settings.
+    /// Returns `config` with these settings.
     pub fn into_config(self, config: SessionConfig) -> SessionConfig {
         config.with_extension(Arc::new(self))
     }

@@ -1,4 +1,4 @@
-//! A leaf of a plan whose rows come from a source of ours, of whatever kind.
+//! A leaf of a plan that reads a gatework [`Source`].
 
 use std::{fmt, sync::Arc};
 
@@ -15,9 +15,10 @@ use datafusion::{
 };
 use gatework_runtime::pipeline::Source;
 
-/// Rows of a [`Source`], for plans that run on gatework: one partition, which as many tasks read as there are.
+/// A plan node that reads a [`Source`]; for plans that run on gatework. It has one partition, read
+/// by up to the executor's number of tasks.
 ///
-/// What a source gives, it gives once: such a plan is executed once.
+/// A source emits each row once, so such a plan can be executed once.
 #[derive(Debug)]
 pub struct SourceExec {
     source: Arc<dyn Source>,
@@ -25,7 +26,7 @@ pub struct SourceExec {
 }
 
 impl SourceExec {
-    /// The rows of `source`, which have `schema`.
+    /// Creates a node that reads `source`, whose rows have `schema`.
     pub fn new(source: Arc<dyn Source>, schema: SchemaRef) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema),
@@ -36,7 +37,8 @@ impl SourceExec {
         Self { source, properties: Arc::new(properties) }
     }
 
-    /// The rows of `source` in the order that they have: one task reads them.
+    /// Creates a node that reads `source` with one task and declares its rows ordered by
+    /// `ordering`.
     pub fn in_order(source: Arc<dyn Source>, schema: SchemaRef, ordering: &LexOrdering) -> Self {
         let ordered =
             EquivalenceProperties::new_with_orderings(schema.clone(), [ordering.iter().cloned()]);

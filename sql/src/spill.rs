@@ -1,8 +1,9 @@
-//! Spilled batches in the temporary files of DataFusion's disk manager, whose quota and folders hold.
+//! Spill files from DataFusion's disk manager, whose quota and folders apply.
 //!
-//! A file is a row of segments, one a batch, each an Arrow IPC stream of its own with LZ4 compression, so
-//! that batches are read back one by one in any order. Files are written and read by the I/O runtime's pool, which also
-//! removes them when nobody refers to them any more; a query has not ended before they are gone.
+//! A file is a sequence of segments, one per batch. Each segment is a complete Arrow IPC stream
+//! with LZ4 compression, so batches can be restored one by one in any order. The I/O runtime's
+//! blocking pool writes, reads and deletes the files. A file is deleted when its last reference is
+//! dropped. A query ends only after its files are deleted.
 
 use std::{
     collections::VecDeque,
@@ -45,7 +46,7 @@ pub(crate) struct TempFiles {
 }
 
 impl TempFiles {
-    /// Files of `disk`; `None` if it makes none.
+    /// Returns spill space on `disk`; `None` if temporary files are disabled.
     pub(crate) fn of(disk: &Arc<DiskManager>, engine: &Engine) -> Option<Arc<dyn SpillSpace>> {
         let files =
             || Self { disk: disk.clone(), io: engine.io.clone(), deletions: Arc::default() };
@@ -73,7 +74,8 @@ impl SpillSpace for TempFiles {
         io.clone().spawn_blocking(move || {
             deletions.delete_all();
             let written = write(&disk, batches, || done.has_receiver());
-            // Before the query learns that it is over: the session's folder goes with its last user.
+            // Dropped before the query can end: the session's folder is deleted with its last
+            // reference.
             drop(disk);
             let segments = written.map(|(file, ends)| {
                 let file = Some(file);
@@ -90,8 +92,8 @@ impl SpillSpace for TempFiles {
     }
 }
 
-/// Files of a query to be removed, a few at a time: the system takes tens of milliseconds for a gigabyte, and whoever
-/// wants to read should not have to wait for all of them.
+/// Files of a query to be deleted by at most [`DELETE_THREADS`] threads. Deleting a gigabyte takes
+/// the system tens of milliseconds, and reads must not wait for all deletions.
 #[derive(Default)]
 struct DeletionQueue(Mutex<DeletionState>);
 
@@ -101,13 +103,14 @@ struct DeletionState {
     active_threads: usize,
 }
 
-/// A file that nobody reads any more; until it is gone, its query has not ended.
+/// A file without readers. The query has external work, and so has not ended, until the file is
+/// deleted.
 struct PendingDeletion {
     file: Arc<dyn SpillFile>,
     _external_work: ExternalWork,
 }
 
-/// How many threads remove files at a time.
+/// Maximum number of threads of a query that delete files at a time.
 const DELETE_THREADS: usize = 2;
 
 impl DeletionQueue {
@@ -121,17 +124,18 @@ impl DeletionQueue {
         }
     }
 
-    /// Removes all that is there, since their bytes count against the quota.
+    /// Deletes all queued files, since their bytes count against the quota. Called before each
+    /// write.
     fn delete_all(&self) {
         loop {
-            // Not while it is locked.
+            // `pop_front` only: the lock must not be held during a deletion.
             let Some(deletion) = self.0.lock().files.pop_front() else { return };
             deletion.delete();
         }
     }
 
-    /// The next file of one that removes them, which is over if there is none: under the lock, so that whoever puts a file
-    /// there later begins another.
+    /// Returns the next file for a deletion worker, or `None` and ends the worker. Both happen
+    /// under the lock, so a later `push` starts another worker.
     fn pop(&self) -> Option<PendingDeletion> {
         let mut state = self.0.lock();
         let next = state.files.pop_front();
@@ -142,13 +146,14 @@ impl DeletionQueue {
 
 impl PendingDeletion {
     fn delete(self) {
-        // Before the query learns that it is over.
+        // Deleted before the external work ends: the query may end with it.
         drop(self.file);
         drop(self._external_work);
     }
 }
 
-/// One that removes files, each in a turn of its own, so that others can read in between.
+/// A worker that deletes files. It schedules itself anew for each file, so that reads run in
+/// between.
 struct DeletionWorker {
     deletions: Arc<DeletionQueue>,
     io: Handle,
@@ -172,7 +177,8 @@ impl DeletionWorker {
     }
 }
 
-/// It gets no turn any more where the I/O runtime has been shut down.
+/// A shutdown of the I/O runtime drops the worker instead of running it; the drop deletes the
+/// queued files.
 impl Drop for DeletionWorker {
     fn drop(&mut self) {
         while !self.finished {
@@ -186,9 +192,9 @@ impl Drop for DeletionWorker {
 
 /// A file of segments.
 struct SegmentedSpill {
-    /// Until it is dropped.
+    /// `None` only during drop.
     file: Option<Arc<dyn SpillFile>>,
-    /// Where each segment ends; the first begins at 0.
+    /// End offset of each segment in bytes; the first segment starts at 0.
     ends: Vec<u64>,
     io: Handle,
     deletions: Arc<DeletionQueue>,
@@ -211,7 +217,7 @@ impl fmt::Debug for SegmentedSpill {
     }
 }
 
-/// Counts what goes through.
+/// Counts the bytes written to `inner`.
 struct CountingWriter<W> {
     inner: W,
     bytes: u64,
@@ -229,7 +235,7 @@ impl<W: Write> Write for CountingWriter<W> {
     }
 }
 
-/// A file of `batches`, and where each of them ends.
+/// Writes `batches` to a new file. Returns it with the end offset of each segment.
 fn write(
     disk: &Arc<DiskManager>,
     mut batches: SpillInput,
@@ -237,15 +243,15 @@ fn write(
 ) -> RuntimeResult<(Arc<dyn SpillFile>, Vec<u64>)> {
     let file = disk.create_tmp_file("gatework spill").query_err()?;
     if file.path().is_none() {
-        return exec_err!("spilling needs temporary files that have a path").query_err();
+        return exec_err!("spilling requires temporary files on a local path").query_err();
     }
     let mut file_writer = file.open_writer().query_err()?;
     let mut counted = CountingWriter { inner: &mut file_writer, bytes: 0 };
     let mut ends = Vec::new();
     loop {
-        // Before a batch is made.
+        // Checked before the next batch is computed.
         if !has_receiver() {
-            return exec_err!("a spill that nobody waits for").query_err();
+            return exec_err!("spill cancelled: its receiver was dropped").query_err();
         }
         let Some(batch) = batches.next() else { break };
         write_segment(&mut counted, &batch?).query_err()?;
@@ -274,12 +280,12 @@ impl SegmentedSpill {
         file.seek(SeekFrom::Start(start))?;
         let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(usize::MAX)];
         file.read_exact(&mut bytes).map_err(|error| {
-            let what = format!("reading {} back, which was cut or removed", path.display());
+            let what = format!("restoring from {}, which was truncated or removed", path.display());
             DataFusionError::IoError(error).context(what)
         })?;
         match StreamReader::try_new(bytes.as_slice(), None)?.next() {
             Some(batch) => Ok(batch?),
-            None => exec_err!("the temporary file {} was damaged", path.display()),
+            None => exec_err!("the spill file {} has a segment without rows", path.display()),
         }
     }
 }
@@ -294,9 +300,9 @@ impl SpilledBatches for SegmentedSpill {
             let read = if done.has_receiver() {
                 self.segment(batch)
             } else {
-                exec_err!("a batch that nobody waits for")
+                exec_err!("restore cancelled: its receiver was dropped")
             };
-            // Before the query learns that it is over.
+            // Dropped before the read completes: the query may end with it.
             drop(self);
             done.complete(read.query_err());
         });

@@ -1,4 +1,5 @@
-//! Tables of a user's own that are read in splits: by all tasks of a scan, and by tasks on several nodes.
+//! User-defined tables that are read in splits: by all tasks of a scan, and by tasks on several
+//! nodes.
 
 use std::{
     any::Any,
@@ -34,14 +35,19 @@ use tokio::runtime::Handle;
 
 use crate::splits::{Split, SplitData, SplitSource, Splits};
 
-/// A table that is cut into splits, each of which can be read by itself.
+/// A table that is divided into splits, each of which can be read independently.
 ///
-/// A `TableProvider` gives a [`SplitTableExec`] of it for a scan, with the columns that are wanted. Then any query
-/// reads it by as many tasks as there are, and one that runs as stages by tasks on all nodes.
+/// A `TableProvider` returns a [`SplitTableExec`] of it for a scan, with the requested columns.
+/// Then all tasks of a query read it in parallel; if the query runs as stages, tasks on all nodes
+/// do.
 ///
 /// ```
 /// use std::sync::Arc;
-/// use arrow::{array::{ArrayRef, Int64Array}, datatypes::{DataType, Field, Schema, SchemaRef}, record_batch::RecordBatch};
+/// use arrow::{
+///     array::{ArrayRef, Int64Array},
+///     datatypes::{DataType, Field, Schema, SchemaRef},
+///     record_batch::RecordBatch,
+/// };
 /// use datafusion::{
 ///     error::Result,
 ///     execution::{SendableRecordBatchStream, TaskContext},
@@ -49,11 +55,11 @@ use crate::splits::{Split, SplitData, SplitSource, Splits};
 /// };
 /// use gatework_sql::splits::{Split, SplitSource, SplitTable, Splits};
 ///
-/// /// The numbers below `0`, a hundred a split.
+/// /// The numbers from 0 to below the field's value, 100 per split.
 /// #[derive(Debug)]
 /// struct Numbers(i64);
 ///
-/// /// Where the next split begins, and where the last one ends.
+/// /// The first number of the next split, and the end of the last one.
 /// struct NumberSplits(i64, i64);
 ///
 /// impl SplitSource for NumberSplits {
@@ -80,7 +86,8 @@ use crate::splits::{Split, SplitData, SplitSource, Splits};
 ///         _: &Arc<TaskContext>,
 ///     ) -> Result<SendableRecordBatchStream> {
 ///         let first = split.downcast::<i64>().map_or(0, |first| *first);
-///         let rows: ArrayRef = Arc::new(Int64Array::from_iter_values(first..self.0.min(first + 100)));
+///         let numbers = first..self.0.min(first + 100);
+///         let rows: ArrayRef = Arc::new(Int64Array::from_iter_values(numbers));
 ///         let batch = RecordBatch::try_new(self.schema(), vec![rows])?;
 ///         let stream = futures::stream::iter([Ok(batch)]);
 ///         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), stream)))
@@ -88,17 +95,17 @@ use crate::splits::{Split, SplitData, SplitSource, Splits};
 /// }
 /// ```
 pub trait SplitTable: fmt::Debug + Send + Sync + 'static {
-    /// The columns that [`read`](Self::read) gives.
+    /// Returns the schema of the rows that [`read`](Self::read) returns.
     fn schema(&self) -> SchemaRef;
 
-    /// Its splits, made by [`Split::new`]. Nothing is to be read yet.
+    /// Returns the table's splits, made by [`Split::new`]. Must not read data yet.
     ///
     /// # Errors
-    /// If the table is gone.
+    /// If the table does not exist any more.
     fn splits(&self) -> Result<Box<dyn SplitSource>>;
 
-    /// The rows of a split: what was given to [`Split::new`]. It is called, and its stream polled, on a worker, where
-    /// tokio's I/O and timers are at hand.
+    /// Returns the rows of `split`, the value passed to [`Split::new`]. A worker calls it and polls
+    /// its stream, within the context of a tokio runtime with I/O and timers.
     ///
     /// # Errors
     /// If the split cannot be read.
@@ -113,13 +120,14 @@ pub trait SplitTable: fmt::Debug + Send + Sync + 'static {
 #[derive(Debug)]
 pub struct SplitTableExec {
     table: Arc<dyn SplitTable>,
-    /// The splits that are read, if these are not all.
+    /// The queue of the splits to read; `None` reads all splits.
     queue: Option<SplitQueue<Split>>,
     properties: Arc<PlanProperties>,
 }
 
 impl SplitTableExec {
-    /// A scan of `table`. DataFusion plans for so many partitions of it: give it those of the session.
+    /// Creates a scan of `table`. `partitions` is the number of partitions for which DataFusion
+    /// plans; pass the session's target partitions.
     pub fn new(table: Arc<dyn SplitTable>, partitions: usize) -> Self {
         Self::from_parts(table, partitions, None)
     }
@@ -142,12 +150,12 @@ impl SplitTableExec {
         &self.table
     }
 
-    /// The same, of which the splits in `queue` are read.
+    /// Returns the same scan, restricted to the splits in `queue`.
     pub(crate) fn with_queue(&self, queue: SplitQueue<Split>) -> Self {
         Self::from_parts(self.table.clone(), 1, Some(queue))
     }
 
-    /// The scan on gatework.
+    /// Returns the scan as a native source.
     pub(crate) fn source(&self, context: &Arc<TaskContext>, io: Handle) -> Result<SplitTableScan> {
         let feed = match &self.queue {
             Some(queue) => Feed::Queue(queue.clone()),
@@ -191,14 +199,14 @@ impl ExecutionPlan for SplitTableExec {
         Ok(self)
     }
 
-    /// On DataFusion each partition reads every so manieth split.
+    /// Executes on DataFusion: of n partitions, each reads every n-th split.
     fn execute(
         &self,
         partition: usize,
         context: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
         if self.queue.is_some() {
-            return internal_err!("splits are read by the tasks of a stage only");
+            return internal_err!("a split queue is read by the tasks of a stage only");
         }
         let table = self.table.clone();
         let partitions = self.properties.partitioning.partition_count();
@@ -223,13 +231,13 @@ impl Split {
     ) -> Result<SendableRecordBatchStream> {
         match self.data {
             SplitData::UserDefined(split) => table.read(split, context),
-            // An empty one, which gives a stage a task.
+            // An empty split, which makes a stage start a task.
             SplitData::Batches(batches) => {
                 let batches = futures::stream::iter(batches.into_iter().map(Ok));
                 Ok(Box::pin(RecordBatchStreamAdapter::new(table.schema(), batches)))
             }
             SplitData::Morsel(_) => {
-                internal_err!("a file's split in a table that has none: use Split::new")
+                internal_err!("a SplitTable returned the split of a file: use Split::new")
             }
         }
     }
@@ -240,9 +248,9 @@ const SPLIT_BATCH_SIZE: usize = 16;
 /// The splits of a table, one after the other.
 struct SplitStream {
     source: Box<dyn SplitSource>,
-    /// The next one last.
+    /// Fetched splits, in reverse order.
     splits: Vec<Split>,
-    /// There are no others than those.
+    /// Whether `source` has no splits besides the fetched ones.
     last: bool,
 }
 
@@ -297,7 +305,7 @@ impl Stream for SplitStream {
     }
 }
 
-/// Reads a [`SplitTable`] on gatework.
+/// The native source that reads a [`SplitTable`].
 #[derive(Debug)]
 pub(crate) struct SplitTableScan {
     table: Arc<dyn SplitTable>,
@@ -306,7 +314,7 @@ pub(crate) struct SplitTableScan {
     feed: Feed,
 }
 
-/// Where the tasks of a scan get their splits.
+/// The source of the splits for a scan's tasks.
 #[derive(Clone)]
 enum Feed {
     Queue(SplitQueue<Split>),
@@ -401,7 +409,7 @@ impl LocalSource for LocalScan {
 
 impl Drop for LocalScan {
     fn drop(&mut self) {
-        // What a stream has spawned is aborted in the runtime that has it.
+        // Work that a stream has spawned is aborted within the runtime that runs it.
         let io = self.io.clone();
         let _entered = io.enter();
         self.current = None;

@@ -1,9 +1,10 @@
-//! Tables in splits: how a stage scheduler has a table read by tasks on several nodes.
+//! Tables in splits: the interface by which a stage scheduler distributes a table over tasks on
+//! several nodes.
 //!
-//! A [`SplitSource`] cuts a table into [`Split`]s, as late as they are wanted: row groups of Parquet files, byte
-//! ranges of text, ranges of rows of a table in memory. Footers are read when the splits of their file are asked
-//! for. A task's plan has the table [with a queue](with_split_queue) in place of the files: what is put into the
-//! queue is read.
+//! A [`SplitSource`] divides a table lazily into [`Split`]s: row groups of Parquet files, byte
+//! ranges of text, row ranges of in-memory tables. Footers are read when the splits of their file
+//! are requested. A task's plan has the table [with a queue](with_split_queue) in place of the
+//! files: the task reads the splits that are put into the queue.
 
 use std::{any::Any, collections::VecDeque, fmt, sync::Arc, task::Poll};
 
@@ -46,33 +47,34 @@ pub struct Split {
 pub(crate) enum SplitData {
     Morsel(Box<FileMorsel>),
     Batches(Vec<RecordBatch>),
-    /// Of a [`SplitTable`].
+    /// A split of a [`SplitTable`].
     UserDefined(Box<dyn Any + Send>),
 }
 
 impl Split {
-    /// Rows that are in memory.
+    /// Creates a split of in-memory rows.
     pub fn from_batches(batches: Vec<RecordBatch>) -> Self {
         let weight = batches.iter().map(|batch| batch.get_array_memory_size() as u64).sum();
         Self { data: SplitData::Batches(batches), weight }
     }
 
-    /// A split of a [`SplitTable`], for which about `weight` bytes are read: what its `read` gets.
+    /// Creates a split of a [`SplitTable`], whose `read` gets `split`. `weight` is the approximate
+    /// number of bytes that are read.
     pub fn new(split: impl Any + Send, weight: u64) -> Self {
         Self { data: SplitData::UserDefined(Box::new(split)), weight }
     }
 
-    /// A split without rows: it gives a stage a task that finds its table empty.
+    /// Creates a split without rows: it makes a stage start a task that finds its table empty.
     pub fn empty() -> Self {
         Self::from_batches(Vec::new())
     }
 
-    /// About how many bytes are read for it.
+    /// Returns the approximate number of bytes that are read for the split.
     pub fn weight(&self) -> u64 {
         self.weight
     }
 
-    /// The same, with another weight.
+    /// Returns the same split with another weight.
     #[must_use]
     pub fn with_weight(self, weight: u64) -> Self {
         Self { weight, ..self }
@@ -104,28 +106,28 @@ impl fmt::Debug for Split {
     }
 }
 
-/// An answer to the question for more splits.
+/// The result of a request for more splits.
 #[derive(Debug)]
 pub enum Splits {
-    /// Some, and whether they are the last.
+    /// Some splits, and whether they are the last.
     Batch(Vec<Split>, bool),
-    /// They are not known yet: ask again when this is open.
+    /// No splits are known yet: request again when the gate is ready.
     Blocked(Gate),
 }
 
-/// The splits of one table, found when they are asked for.
+/// A lazy source of the splits of one table.
 pub trait SplitSource: Send {
-    /// The next splits, about as many as `max_splits`. Not called again after the last ones.
+    /// Returns the next splits, about `max_splits`. Not called again after the last ones.
     ///
     /// # Errors
-    /// If the table cannot be cut: a file is gone or damaged.
+    /// If the table cannot be divided: a file is missing or damaged.
     fn next(&mut self, max_splits: usize) -> Result<Splits>;
 
-    /// No more are wanted.
+    /// Releases resources; called when no more splits are needed.
     fn close(&mut self) {}
 }
 
-/// Whether `table` is a leaf that can be read in splits.
+/// Returns whether `table` is a leaf that can be read in splits.
 pub fn has_splits(table: &Arc<dyn ExecutionPlan>) -> bool {
     if table.is::<SplitTableExec>() {
         return true;
@@ -138,10 +140,11 @@ pub fn has_splits(table: &Arc<dyn ExecutionPlan>) -> bool {
     })
 }
 
-/// The splits of `table`, a scan of files, of a table in memory or of a [`SplitTable`]. Nothing is read yet.
+/// Returns the splits of `table`: a scan of files, of an in-memory table or of a [`SplitTable`].
+/// Reads nothing yet.
 ///
 /// # Errors
-/// If it is another kind of node.
+/// If `table` is another kind of node.
 pub fn split_source(
     table: &Arc<dyn ExecutionPlan>,
     executor: &Executor,
@@ -152,7 +155,7 @@ pub fn split_source(
     }
     let table = with_filter_support(table.clone());
     let Some(scan) = table.downcast_ref::<DataSourceExec>() else {
-        return internal_err!("{} has no splits", table.name());
+        return internal_err!("{} cannot be read in splits", table.name());
     };
     let source = scan.data_source();
     if let Some(config) = source.downcast_ref::<FileScanConfig>() {
@@ -173,7 +176,7 @@ pub fn split_source(
         let batches = memory.table().partitions().iter().flatten().cloned().collect();
         return Ok(Box::new(MemorySplits { batches, first_row: 0 }));
     }
-    internal_err!("a table of an unknown kind has no splits")
+    internal_err!("a source of an unknown kind cannot be read in splits")
 }
 
 struct FileSplits {
@@ -181,7 +184,7 @@ struct FileSplits {
     config: Arc<FileScanConfig>,
     io: Handle,
     workers: usize,
-    /// The footer that is being read.
+    /// The planning of the current file, which reads its footer.
     planning: Option<BoxFuture<'static, Result<Vec<FileMorsel>>>>,
     gate: PollGate,
 }
@@ -202,7 +205,7 @@ impl SplitSource for FileSplits {
                 self.planning = Some(planning.boxed());
             }
             let Some(planning) = &mut self.planning else { break };
-            // Readers find the I/O runtime through the thread they are polled on.
+            // Readers find the I/O runtime through the thread that polls them.
             let _entered = self.io.enter();
             match self.gate.poll(|context| planning.poll_unpin(context)) {
                 Poll::Pending if splits.is_empty() => return Ok(Splits::Blocked(self.gate.gate())),
@@ -224,12 +227,12 @@ impl SplitSource for FileSplits {
     }
 }
 
-/// Rows of a table in memory that make a split.
+/// Number of rows in a split of an in-memory table.
 const MEMORY_SPLIT_ROWS: usize = 1 << 16;
 
 struct MemorySplits {
     batches: VecDeque<RecordBatch>,
-    /// Of the first batch: what is not given out.
+    /// First row of the first batch that has not been emitted.
     first_row: usize,
 }
 
@@ -247,7 +250,7 @@ impl MemorySplits {
                 self.first_row = 0;
             }
         }
-        // Slices share their buffers: what counts is their part.
+        // Slices share their buffers: only the sliced part counts.
         let weight = batches.iter().flat_map(|batch| batch.columns());
         let weight = weight.map(|column| gatework_runtime::pipeline::column_bytes(column.as_ref()));
         let weight = weight.sum::<usize>() as u64;
@@ -269,7 +272,7 @@ impl SplitSource for MemorySplits {
     }
 }
 
-/// `table`, if it can be read in splits, as one that takes runtime filters.
+/// Wraps an in-memory `table` so that it accepts runtime filters; returns other tables unchanged.
 pub fn with_filter_support(table: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
     let scan = table.downcast_ref::<DataSourceExec>();
     match scan.and_then(|scan| FilteredMemorySource::wrap(scan.data_source(), &[])) {
@@ -278,10 +281,10 @@ pub fn with_filter_support(table: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPl
     }
 }
 
-/// `table`, of which the splits in `queue` are read, and nothing else.
+/// Returns `table` restricted to the splits in `queue`.
 ///
 /// # Errors
-/// If it is no table that has splits.
+/// If the table has no splits.
 pub fn with_split_queue(
     table: &Arc<dyn ExecutionPlan>,
     queue: SplitQueue<Split>,
@@ -291,13 +294,13 @@ pub fn with_split_queue(
     }
     let table = with_filter_support(table.clone());
     let Some(scan) = table.downcast_ref::<DataSourceExec>() else {
-        return internal_err!("{} has no splits", table.name());
+        return internal_err!("{} cannot be read in splits", table.name());
     };
     let table = scan.data_source().clone();
     Ok(Arc::new(DataSourceExec::new(Arc::new(SplitQueueSource { table, queue }))))
 }
 
-/// A table, and the queue of those of its splits that are read.
+/// A table, and the queue of its splits that are read.
 #[derive(Debug, Clone)]
 pub(crate) struct SplitQueueSource {
     table: Arc<dyn DataSource>,
@@ -316,7 +319,7 @@ impl SplitQueueSource {
 
 impl DataSource for SplitQueueSource {
     fn open(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        internal_err!("splits are read by the tasks of a stage only")
+        internal_err!("a split queue is read by the tasks of a stage only")
     }
 
     fn fmt_as(&self, kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -324,7 +327,7 @@ impl DataSource for SplitQueueSource {
         self.table.fmt_as(kind, f)
     }
 
-    /// What a task has is one partition, however the whole is partitioned.
+    /// A task reads one partition, however the whole table is partitioned.
     fn output_partitioning(&self) -> Partitioning {
         Partitioning::UnknownPartitioning(1)
     }

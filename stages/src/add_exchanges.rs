@@ -1,15 +1,15 @@
-//! Where a plan's rows change nodes: remote exchanges for a plan that DataFusion made for several partitions.
+//! Adds remote exchanges to a plan that DataFusion made for several partitions.
 //!
-//! DataFusion decides what is aggregated twice, which joins are partitioned and which side is small enough to
-//! be sent to all, what is sorted apart and merged. It says so with repartitionings and merges between
-//! *partitions*, which become exchanges between *nodes* here. Two things differ between partitions of one
-//! process and nodes, and are mended:
+//! DataFusion decides which aggregates have two phases, which joins are partitioned and which build
+//! side is broadcast. It also decides what is sorted per partition and merged. It expresses this
+//! with repartitionings and merges between *partitions*, which become exchanges between *nodes*.
+//! Partitions of one process and nodes differ in two points, which are corrected:
 //!
-//! * A scan of one file is one partition to DataFusion, whose rows are all in one place. Here its splits go to
-//!   all nodes, so a parent that needs rows of one key, or all, in one place gets an exchange where it had none.
-//! * Partitions of a join share the table of a side that was collected once, with marks for the rows that
-//!   found a match. Nodes do not: a join that gives rows of that side by these marks is partitioned by its
-//!   keys, or done by one task.
+//! * A scan of one file is one partition to DataFusion, with all its rows in one place. The splits
+//!   of that scan go to all nodes. A parent that needs the rows of a key, or all rows, in one place
+//!   therefore gets an exchange.
+//! * Partitions of a join share the table of a build side and its match marks; nodes do not. A join
+//!   that emits build rows by these marks is partitioned by its keys, or runs as one task.
 
 use std::sync::Arc;
 
@@ -53,11 +53,12 @@ use crate::{
     scan::SplitScanExec,
 };
 
-/// `plan`, which was made for as many partitions as there are `nodes`, with remote exchanges in place of what
-/// moves rows between partitions. What it writes goes into the buckets of `copy_into`, if there are any.
+/// Returns `plan` with remote exchanges in place of its repartitionings and merges. `plan` was made
+/// for `nodes` partitions. With `copy_into`, its writes go into those buckets.
 ///
 /// # Errors
-/// If a node of the plan refuses its new children, or buckets are wanted where it writes none.
+/// If a node of the plan rejects its new children, or `copy_into` is given and the plan's sink
+/// cannot write buckets.
 pub fn add_exchanges(
     plan: Arc<dyn ExecutionPlan>,
     nodes: usize,
@@ -74,7 +75,7 @@ struct AddExchanges<'a> {
     copy_into: Option<&'a Arc<Bucketing>>,
 }
 
-/// A plan, and which of its rows each task has.
+/// A plan and the distribution of its rows over tasks.
 pub(crate) struct PlanWithDistribution {
     pub(crate) plan: Arc<dyn ExecutionPlan>,
     pub(crate) handle: Handle,
@@ -88,7 +89,7 @@ impl PlanWithDistribution {
 
 impl AddExchanges<'_> {
     fn rewrite(&self, plan: Arc<dyn ExecutionPlan>) -> Result<PlanWithDistribution> {
-        // A limit of one partition is one for all: DataFusion puts no other above it.
+        // The fetch of a single partition is global: DataFusion puts no other limit above it.
         let whole = plan.output_partitioning().partition_count() == 1;
         let limits = !plan.is::<AggregateExec>() && !plan.is::<SortExec>();
         let fetch = plan.fetch().filter(|_| whole && limits);
@@ -104,7 +105,7 @@ impl AddExchanges<'_> {
     }
 
     fn rewrite_node(&self, plan: Arc<dyn ExecutionPlan>) -> Result<PlanWithDistribution> {
-        // What its steps hand to each other stays in one place.
+        // The steps of a recursive query exchange rows within one task.
         if plan.downcast_ref::<RecursiveQueryExec>().is_some() {
             return Ok(PlanWithDistribution { plan, handle: Handle::Single });
         }
@@ -124,7 +125,8 @@ impl AddExchanges<'_> {
                 (None, None) => {}
                 (None, Some(_)) => {
                     return plan_err!(
-                        "buckets are written as Parquet or as CSV without compression, into a folder, in no order and without PARTITIONED BY"
+                        "buckets are written as Parquet or as CSV without compression, into a \
+                         folder, in no order and without PARTITIONED BY"
                     );
                 }
             }
@@ -155,9 +157,9 @@ impl AddExchanges<'_> {
         }
     }
 
-    /// Splits of a table that is worth it go to all nodes.
+    /// A leaf: its splits go to all nodes if it can be spread and has several partitions.
     fn leaf(&self, plan: Arc<dyn ExecutionPlan>) -> PlanWithDistribution {
-        // One node, too, reads buckets one after the other.
+        // A single node, too, reads buckets one after the other.
         if is_spreadable(&plan) && BucketedScan::of(&plan).is_some() {
             return PlanWithDistribution { handle: Handle::Buckets, ..self.in_splits(plan) };
         }
@@ -183,11 +185,12 @@ impl AddExchanges<'_> {
     ) -> Result<PlanWithDistribution> {
         let (handle, schema) = (scheme.handle, from.plan.schema());
         let is_superseded = |before: &&ExchangeExec| match before.kind() {
-            // What was gathered to be collected goes to all at once, and what was to be written to the writers.
+            // A gathered build side is broadcast instead, and gathered rows to be written go to the
+            // writers instead.
             ExchangeKind::Gather => {
                 kind == ExchangeKind::Replicate || scheme.handle == Handle::ScaledWriter
             }
-            // So do rows that were on their way anywhere, wherever they are wanted.
+            // An exchange to arbitrary tasks is superseded by every other one.
             _ => before.scheme().handle == Handle::FixedArbitrary,
         };
         let sources = match from.plan.downcast_ref::<ExchangeExec>().filter(is_superseded) {
@@ -237,7 +240,8 @@ impl AddExchanges<'_> {
                 };
                 self.exchange(ExchangeKind::Repartition, scheme, child)
             }
-            // DataFusion sends round what it thinks is much; we give the splits of the table to all nodes.
+            // DataFusion repartitions large inputs round-robin; here the table's splits go to all
+            // nodes instead.
             Partitioning::RoundRobinBatch(_) if self.nodes > 1 && is_spreadable(&child.plan) => {
                 let with_splits = child.plan.transform_up(|node| {
                     Ok(match node.children().is_empty() {
@@ -247,12 +251,12 @@ impl AddExchanges<'_> {
                 })?;
                 Ok(PlanWithDistribution { plan: with_splits.data, handle: Handle::Source })
             }
-            // What one task has made is not worth to be sent round.
+            // Repartitioning the output of one task does not pay off.
             _ => Ok(child),
         }
     }
 
-    /// As many writers as there is enough to be written for, and the sum of what they have written.
+    /// Adds a stage of scaled writers and the sum of their row counts.
     fn write(
         &self,
         sink: &Arc<dyn ExecutionPlan>,
@@ -310,7 +314,7 @@ impl AddExchanges<'_> {
         mut children: Vec<PlanWithDistribution>,
     ) -> Result<PlanWithDistribution> {
         let child = children.remove(0);
-        // For one partition it was planned so that all rows would have to be in one place.
+        // DataFusion planned a single-partition aggregate, which requires all rows in one place.
         if let Some(aggregate) = plan.downcast_ref::<AggregateExec>()
             && *aggregate.mode() == AggregateMode::Single
             && is_partitioned_by(&child, &aggregate.group_expr().input_exprs())
@@ -328,7 +332,7 @@ impl AddExchanges<'_> {
         }
         let child = self.as_required(&plan, 0, child)?;
         let aggregate = plan.downcast_ref::<AggregateExec>();
-        // Groups of NULL in place of the key are made in every bucket.
+        // Grouping sets put NULL in place of keys, so every bucket has those groups.
         let spreads = aggregate.is_some_and(|aggregate| !aggregate.group_expr().is_single());
         let planned = Self::with_children(plan, vec![child])?;
         Ok(match planned.handle {
@@ -339,7 +343,7 @@ impl AddExchanges<'_> {
         })
     }
 
-    /// Child number `child_index` with its rows where `plan` needs them.
+    /// Adds the exchange that `plan` requires for child number `child_index`.
     fn as_required(
         &self,
         plan: &Arc<dyn ExecutionPlan>,
@@ -360,7 +364,8 @@ impl AddExchanges<'_> {
         }
     }
 
-    /// `plan` over children whose rows are where it needs them, which share them as the first does.
+    /// Returns `plan` over children that are distributed as required. The result has the first
+    /// child's distribution.
     fn with_children(
         plan: Arc<dyn ExecutionPlan>,
         children: Vec<PlanWithDistribution>,
@@ -376,7 +381,7 @@ impl AddExchanges<'_> {
         Ok(PlanWithDistribution { plan: with_children(plan, children)?, handle })
     }
 
-    /// Rows of children that are not all in one place meet anywhere.
+    /// A union of children that are not all single reads them through one arbitrary exchange.
     fn union(
         &self,
         plan: Arc<dyn ExecutionPlan>,
@@ -399,12 +404,12 @@ impl AddExchanges<'_> {
         let sources = children.into_iter().map(|child| child.plan).collect();
         let kind = ExchangeKind::Repartition;
         let exchange = ExchangeExec::try_new(Scope::Remote, kind, scheme, sources)?;
-        // The union may call columns, or allow NULLs, unlike its first child.
+        // Column names and nullability of the union may differ from its first child's.
         let plan: Arc<dyn ExecutionPlan> = Arc::new(exchange.with_schema(schema));
         Ok(PlanWithDistribution { plan, handle: Handle::FixedArbitrary })
     }
 
-    /// Either all children's rows lie by the same keys' hash, or all are in one place.
+    /// Hashes all children by their keys, or gathers all of them.
     fn several_children(
         &self,
         plan: Arc<dyn ExecutionPlan>,
@@ -443,7 +448,7 @@ impl AddExchanges<'_> {
         Self::with_children(plan, children)
     }
 
-    /// Whether it is a join without keys that gives no row of its left side by itself.
+    /// Whether `plan` is a join without keys that emits no left row without a match.
     fn can_replicate_left(plan: &Arc<dyn ExecutionPlan>) -> bool {
         use datafusion::physical_plan::joins::{CrossJoinExec, NestedLoopJoinExec};
         if plan.downcast_ref::<CrossJoinExec>().is_some() {
@@ -453,7 +458,7 @@ impl AddExchanges<'_> {
         join.is_some_and(|join| !tracks_left_matches(*join.join_type()))
     }
 
-    /// A join of which each task has all of the left side, and some of the right.
+    /// A join whose tasks each read all left rows and a share of the right rows.
     fn with_replicated_left(
         &self,
         plan: Arc<dyn ExecutionPlan>,
@@ -479,7 +484,7 @@ impl AddExchanges<'_> {
         self.exchange(ExchangeKind::Replicate, scheme, from)
     }
 
-    /// A hash join that collects its left side.
+    /// A hash join with a collected build side (`CollectLeft`).
     fn collect_left_join(
         &self,
         join: &HashJoinExec,
@@ -506,7 +511,7 @@ impl AddExchanges<'_> {
         Self::partitioned(join, vec![left, right])
     }
 
-    /// `join` of sides that are divided alike.
+    /// `join` with both sides partitioned alike.
     fn partitioned(
         join: &HashJoinExec,
         children: Vec<PlanWithDistribution>,
@@ -522,9 +527,9 @@ impl AddExchanges<'_> {
     }
 }
 
-/// Whether it is a table, with nothing behind it that needs rows in one place or in order.
+/// Whether `plan` is a table, possibly below nodes that need no distribution and no order.
 fn is_spreadable(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    // A limit is one for all splits together.
+    // A fetch applies to all splits together.
     if plan.fetch().is_some() {
         return false;
     }
@@ -540,7 +545,8 @@ fn is_spreadable(plan: &Arc<dyn ExecutionPlan>) -> bool {
     }
 }
 
-/// The same rows, in each task in this order: exchanges do not keep the one that they may have had.
+/// Sorts each task's rows by `ordering`, unless they are sorted: an exchange does not keep an
+/// order.
 fn in_order(from: PlanWithDistribution, ordering: &LexOrdering) -> Result<PlanWithDistribution> {
     if from.plan.equivalence_properties().ordering_satisfy(ordering.iter().cloned())? {
         return Ok(from);
@@ -550,8 +556,8 @@ fn in_order(from: PlanWithDistribution, ordering: &LexOrdering) -> Result<PlanWi
     Ok(PlanWithDistribution { plan: Arc::new(sort), ..from })
 }
 
-/// The same, sorted behind all other exchanges: its tasks, which wait for one another while they are merged, have
-/// read what they want before.
+/// Sorts above all other exchanges. Tasks of a merge wait for each other, so each of them must have
+/// read its input before.
 fn sorted_locally(
     from: PlanWithDistribution,
     ordering: &LexOrdering,
@@ -571,7 +577,7 @@ fn sorted_locally(
     Ok(PlanWithDistribution { plan: Arc::new(sort), ..from })
 }
 
-/// What was gathered, where it was.
+/// Undoes a gather of one source.
 fn ungathered(from: PlanWithDistribution) -> PlanWithDistribution {
     let exchange = from.plan.downcast_ref::<ExchangeExec>();
     match exchange.filter(|exchange| exchange.kind() == ExchangeKind::Gather) {
@@ -583,7 +589,7 @@ fn ungathered(from: PlanWithDistribution) -> PlanWithDistribution {
     }
 }
 
-/// Whether left rows come out, or are left out, for what was found of them in all of the right side.
+/// Whether a join of this type emits or drops left rows by their matches in the whole right side.
 fn tracks_left_matches(join_type: JoinType) -> bool {
     match join_type {
         JoinType::Left

@@ -1,5 +1,5 @@
-//! Where tables in buckets need no exchange: rows that meet, in a join or in a group, are in the same bucket.
-//! (Presto's rules of grouped execution; F-9 of `RULES.md`.)
+//! Decides where bucketed tables need no exchange: rows that meet in a join or in a group are in
+//! the same bucket. (Presto's rules of grouped execution; F-9 of `RULES.md`.)
 
 use std::sync::Arc;
 
@@ -24,7 +24,8 @@ fn same(
     classes.normalize_expr(one.clone()).eq(&classes.normalize_expr(other.clone()))
 }
 
-/// Whether rows of tables in buckets that have the same `keys` are in one bucket: it is by some of these.
+/// Whether rows of bucketed tables with equal `keys` are in one bucket. True if the bucket columns
+/// are among the keys.
 pub(crate) fn is_partitioned_by(
     rows: &PlanWithDistribution,
     keys: &[Arc<dyn PhysicalExpr>],
@@ -34,7 +35,8 @@ pub(crate) fn is_partitioned_by(
     rows.handle == Handle::Buckets && hash_keys.iter().all(is_key)
 }
 
-/// Whether rows of both sides that may meet are in the same bucket, of as many.
+/// Whether both sides have the same bucketing over the join keys, so that matching rows are in the
+/// same bucket.
 pub(crate) fn is_colocated_join(join: &HashJoinExec, children: &[PlanWithDistribution]) -> bool {
     let [left, right] = children else { return false };
     if left.handle != Handle::Buckets || right.handle != Handle::Buckets || join.null_aware {
@@ -54,8 +56,8 @@ pub(crate) fn is_colocated_join(join: &HashJoinExec, children: &[PlanWithDistrib
     count == other && of_left.len() == of_right.len() && of_left.iter().zip(of_right).all(joined)
 }
 
-/// The sides of a join that was to collect one of them, where they need not: rows that may meet are in the same
-/// buckets.
+/// Returns the sides of a `CollectLeft` join that is a colocated join, without the gather of its
+/// build side. Otherwise puts both sides back into `children`.
 pub(crate) fn colocated_sides(
     join: &HashJoinExec,
     children: &mut Vec<PlanWithDistribution>,
@@ -79,7 +81,8 @@ pub(crate) fn colocated_sides(
     None
 }
 
-/// Whether `node`, or what is behind it in its fragment, relies on rows being divided as tables in buckets are.
+/// Whether `node`, or a node below it in its fragment, relies on the distribution of bucketed
+/// tables.
 pub(crate) fn uses_buckets(node: &Arc<dyn ExecutionPlan>) -> bool {
     let requirements = node.input_distribution_requirements();
     let children = node.children();
@@ -91,7 +94,7 @@ pub(crate) fn uses_buckets(node: &Arc<dyn ExecutionPlan>) -> bool {
         || children.into_iter().any(uses_buckets)
 }
 
-/// How many buckets the tables behind `node` in its fragment have.
+/// Number of buckets of the tables below `node` in its fragment.
 pub(crate) fn bucket_count(node: &Arc<dyn ExecutionPlan>) -> Option<usize> {
     match node.downcast_ref::<SplitScanExec>() {
         Some(scan) => scan.buckets().map(|buckets| buckets.count()),
@@ -99,7 +102,7 @@ pub(crate) fn bucket_count(node: &Arc<dyn ExecutionPlan>) -> Option<usize> {
     }
 }
 
-/// Whether tables in buckets are behind `node` in its fragment.
+/// Whether bucketed tables are below `node` in its fragment.
 fn in_buckets(node: &Arc<dyn ExecutionPlan>) -> bool {
     let is_exchange = node.downcast_ref::<ExchangeExec>().is_some();
     !is_exchange

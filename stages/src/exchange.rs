@@ -1,4 +1,4 @@
-//! The node of a plan at which rows change tasks.
+//! The plan node at which rows change tasks.
 
 use std::{fmt, sync::Arc};
 
@@ -19,44 +19,44 @@ use datafusion::{
     },
 };
 
-/// How far rows go.
+/// Scope of an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// To other tasks of the same node: nothing is cut here.
+    /// Between tasks of one node: the fragmenter does not cut at it.
     Local,
-    /// To other nodes.
+    /// Between nodes.
     Remote,
 }
 
 /// What an exchange does with rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExchangeKind {
-    /// All to one task.
+    /// Sends all rows to one task.
     Gather,
-    /// Each to one of several tasks.
+    /// Sends each row to one of several tasks.
     Repartition,
-    /// Each to all tasks.
+    /// Sends each row to all tasks.
     Replicate,
-    /// All to one task, in the order that all sources have.
+    /// Sends all rows to one task, in the order that all sources have.
     Merge,
 }
 
-/// Which rows are where: how the tasks of a stage share them.
+/// Distribution of rows over the tasks of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PartitioningHandle {
-    /// One task has all.
+    /// One task has all rows.
     Single,
-    /// Each task has those of the splits it is given.
+    /// Each task has the rows of its splits.
     Source,
-    /// Each task has those whose keys' hash is its own.
+    /// Each task has the rows whose keys' hash selects it.
     FixedHash,
-    /// Each task has those of some buckets of tables that were written so.
+    /// Each task has the rows of some buckets of bucketed tables.
     Buckets,
-    /// Each task has some.
+    /// Each task has arbitrary rows.
     FixedArbitrary,
-    /// Each task has all.
+    /// Each task has all rows.
     FixedBroadcast,
-    /// Each task has some, and there are more tasks as there is more.
+    /// Each task has arbitrary rows, and the number of tasks grows with the written bytes.
     ScaledWriter,
 }
 
@@ -74,21 +74,21 @@ impl fmt::Display for PartitioningHandle {
     }
 }
 
-/// How the output of a stage is shared out among the tasks that read it.
+/// Distribution of a stage's output over the tasks that read it.
 #[derive(Debug, Clone)]
 pub struct PartitioningScheme {
-    /// By what.
+    /// Kind of the distribution.
     pub handle: PartitioningHandle,
-    /// The keys whose hash decides, in the columns of the output; none otherwise.
+    /// Hash keys, in columns of the output; empty for other kinds.
     pub keys: Vec<Arc<dyn PhysicalExpr>>,
-    /// How many tasks read it.
+    /// Number of tasks that read the output.
     pub partitions: usize,
-    /// The order that the output of each task has, and that is kept.
+    /// Order of each task's output that readers preserve.
     pub ordering: Option<LexOrdering>,
 }
 
 impl PartitioningScheme {
-    /// All rows to one task.
+    /// Sends all rows to one task.
     pub fn single() -> Self {
         let (keys, ordering) = (Vec::new(), None);
         Self { handle: PartitioningHandle::Single, keys, partitions: 1, ordering }
@@ -96,7 +96,7 @@ impl PartitioningScheme {
 }
 
 impl PartitioningScheme {
-    /// Whether its one reader merges what the tasks give, each in order, as it comes.
+    /// Whether one reader merges the ordered outputs of the tasks as they arrive.
     pub(crate) fn is_merged(&self) -> bool {
         self.handle == PartitioningHandle::Single && self.ordering.is_some()
     }
@@ -115,10 +115,11 @@ impl fmt::Display for PartitioningScheme {
     }
 }
 
-/// Rows of one or several sources, which have the same columns by place, on their way to other tasks.
+/// Moves rows of one or several sources to other tasks. All sources have the same column types by
+/// index.
 ///
-/// It is a mark in a plan, and cannot be executed: the fragmenter puts a
-/// [`RemoteSourceExec`](crate::RemoteSourceExec) in its place.
+/// It marks a place in a plan and cannot be executed: the fragmenter replaces it by a
+/// [`RemoteSourceExec`](crate::RemoteSourceExec).
 #[derive(Debug)]
 pub struct ExchangeExec {
     scope: Scope,
@@ -129,17 +130,17 @@ pub struct ExchangeExec {
 }
 
 impl ExchangeExec {
-    /// An exchange.
+    /// Creates an exchange.
     ///
     /// # Errors
-    /// If there are no sources, or they differ in the types of their columns.
+    /// If there are no sources, or the types of their columns differ.
     pub fn try_new(
         scope: Scope,
         kind: ExchangeKind,
         scheme: PartitioningScheme,
         sources: Vec<Arc<dyn ExecutionPlan>>,
     ) -> Result<Self> {
-        let Some(first) = sources.first() else { return internal_err!("an exchange of nothing") };
+        let Some(first) = sources.first() else { return internal_err!("exchange without sources") };
         let schema = first.schema();
         for other in &sources {
             let other = other.schema();
@@ -147,41 +148,43 @@ impl ExchangeExec {
                 schema.fields().iter().map(|field| field.data_type().clone()).collect()
             };
             if types(&schema) != types(&other) {
-                return internal_err!("sources of one exchange with {schema} and {other}");
+                return internal_err!(
+                    "sources of one exchange have different types: {schema} and {other}"
+                );
             }
         }
         let properties = Arc::new(properties(schema, &scheme));
         Ok(Self { scope, kind, scheme, sources, properties })
     }
 
-    /// The same, whose columns come out under the names of `schema`.
+    /// Replaces the names and nullability of the output columns by those of `schema`.
     pub(crate) fn with_schema(mut self, schema: SchemaRef) -> Self {
         self.properties = Arc::new(properties(schema, &self.scheme));
         self
     }
 
-    /// How far rows go.
+    /// Scope of the exchange.
     pub fn scope(&self) -> Scope {
         self.scope
     }
 
-    /// What it does with them.
+    /// What the exchange does with rows.
     pub fn kind(&self) -> ExchangeKind {
         self.kind
     }
 
-    /// Where they go.
+    /// Distribution of the output.
     pub fn scheme(&self) -> &PartitioningScheme {
         &self.scheme
     }
 
-    /// Where they come from.
+    /// Plans whose rows it moves.
     pub fn sources(&self) -> &[Arc<dyn ExecutionPlan>] {
         &self.sources
     }
 }
 
-/// `plan` with other children.
+/// Returns `plan` with other children.
 pub(crate) fn with_children(
     plan: Arc<dyn ExecutionPlan>,
     children: Vec<Arc<dyn ExecutionPlan>>,
@@ -189,7 +192,7 @@ pub(crate) fn with_children(
     plan.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
 }
 
-/// What a reader of rows that are shared out like this may rely on.
+/// Plan properties of rows with this distribution.
 pub(crate) fn properties(schema: SchemaRef, scheme: &PartitioningScheme) -> PlanProperties {
     let equivalences = match &scheme.ordering {
         Some(ordering) => {
@@ -199,7 +202,7 @@ pub(crate) fn properties(schema: SchemaRef, scheme: &PartitioningScheme) -> Plan
     };
     let partitioning = match scheme.handle {
         PartitioningHandle::FixedHash => Partitioning::Hash(scheme.keys.clone(), scheme.partitions),
-        // Each reader has all there is.
+        // Each reader has all rows.
         PartitioningHandle::Single | PartitioningHandle::FixedBroadcast => {
             Partitioning::UnknownPartitioning(1)
         }
@@ -265,12 +268,12 @@ impl ExecutionPlan for ExchangeExec {
         _: &ConfigOptions,
     ) -> Result<FilterDescription> {
         let [source] = self.sources.as_slice() else {
-            // Several sources have different names for their columns.
+            // Column names may differ between sources.
             let sources = self.sources.iter().collect::<Vec<_>>();
             return Ok(FilterDescription::all_unsupported(&filters, &sources));
         };
-        // DataFusion finds columns by their names. Those that are there twice, or come out under other names, are
-        // not meant.
+        // DataFusion finds columns by name, so columns with ambiguous or changed names do not take
+        // part.
         let (own, below) = (self.schema(), source.schema());
         let name_of = |schema: &SchemaRef, index: usize| schema.field(index).name().clone();
         let named =
@@ -295,6 +298,6 @@ impl ExecutionPlan for ExchangeExec {
     }
 
     fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        internal_err!("an exchange to {} is cut before it runs", self.scheme)
+        internal_err!("an exchange to {} cannot be executed: fragment the plan first", self.scheme)
     }
 }

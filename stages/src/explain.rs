@@ -1,4 +1,4 @@
-//! A query's stages as text, and as a picture, wherever they run.
+//! A query's stages as text and as a diagram, whether nodes or workers run them.
 
 use std::{fmt::Write, sync::Arc};
 
@@ -11,28 +11,28 @@ use crate::{PartitioningHandle as Handle, PlanFragment, RemoteSourceExec, SubPla
 pub enum StageLocation {
     /// On nodes of this process.
     Local,
-    /// On workers: the address of that of each task, in their order, as far as it was sent to one.
+    /// On workers: the addresses by task, for the tasks that have been sent.
     Remote(Vec<String>),
 }
 
-/// A stage, for those who look at it.
+/// Description of a stage.
 #[derive(Debug, Clone)]
 pub struct StageView {
-    /// Its number; 0 is the one that gives the result.
+    /// Number of the stage; the stage with the result is 0.
     pub id: usize,
     /// Where its tasks run.
     pub location: StageLocation,
-    /// How its tasks share what they read, and how many there are: `HASH, 3 tasks`.
+    /// Distribution and number of its tasks, such as `HASH, 3 tasks`.
     pub distribution: String,
-    /// Where its output goes.
+    /// Destination of its output.
     pub output: String,
-    /// What each of its tasks runs, down to where it reads other stages.
+    /// Plan of each of its tasks, down to its inputs from other stages.
     pub root: Arc<dyn ExecutionPlan>,
     /// The stage that reads it.
     pub parent: Option<usize>,
 }
 
-/// A query as stages, whether nodes of this process or workers run them: a parent before those it reads.
+/// A query's stages, on nodes of this process or on workers. A parent comes before its children.
 #[derive(Debug, Clone)]
 pub struct StageTree {
     /// The stages.
@@ -41,7 +41,7 @@ pub struct StageTree {
 }
 
 impl StageTree {
-    /// Of stages whose plans end where `reads_others` says so.
+    /// `reads_others` tells the nodes at which a stage's plan ends.
     pub(crate) fn new(
         stages: Vec<StageView>,
         reads_others: fn(&dyn ExecutionPlan) -> bool,
@@ -49,8 +49,8 @@ impl StageTree {
         Self { stages, reads_others }
     }
 
-    /// For each stage how many tasks it has and how these share what they read, where they run, where its output
-    /// goes, and what each of them runs.
+    /// Describes each stage: distribution and number of its tasks, where they run, destination of
+    /// the output, and plan.
     pub fn text(&self) -> String {
         let mut text = String::new();
         for stage in &self.stages {
@@ -69,8 +69,8 @@ impl StageTree {
         }
     }
 
-    /// The same as a flow chart in [Mermaid](https://mermaid.js.org)'s language, with the names of the operators
-    /// only.
+    /// Returns the same as a flow chart in [Mermaid](https://mermaid.js.org)'s language, with
+    /// operator names only.
     ///
     /// ```
     /// # use datafusion::prelude::SessionContext;
@@ -99,7 +99,7 @@ impl StageTree {
         text
     }
 
-    /// Names of what a task runs, the last first.
+    /// Appends the operator names below `node`, top down.
     fn operators(&self, node: &Arc<dyn ExecutionPlan>, names: &mut Vec<String>) {
         if (self.reads_others)(node.as_ref()) {
             return;
@@ -125,7 +125,7 @@ impl StageView {
 }
 
 impl SubPlan {
-    /// The tree of stages on so many nodes.
+    /// The stages of this plan on `nodes` nodes.
     pub fn tree(&self, nodes: usize) -> StageTree {
         let mut stages = Vec::new();
         self.views(nodes, None, &mut stages);
@@ -157,7 +157,7 @@ fn distribution(fragment: &PlanFragment, nodes: usize) -> String {
     format!("{}, {min_tasks}{tasks}{groups}", fragment.partitioning)
 }
 
-/// `1 task`, `2 tasks`.
+/// Such as `1 task` or `2 tasks`.
 pub(crate) fn count_of_tasks(tasks: usize) -> String {
     format!("{tasks} task{}", if tasks == 1 { "" } else { "s" })
 }
@@ -169,7 +169,7 @@ fn output_target(fragment: &PlanFragment) -> String {
     }
 }
 
-/// Text within quotation marks, where Mermaid takes names of characters.
+/// Escapes text for a quoted Mermaid label.
 fn quoted(text: &str) -> String {
     text.replace('#', "#35;").replace('"', "#quot;").replace('<', "#lt;").replace('>', "#gt;")
 }

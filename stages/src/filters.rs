@@ -1,8 +1,8 @@
-//! Which runtime filters go from one stage to another.
+//! Runtime filters between stages.
 //!
-//! They are put into the plan before it is cut, so that they go down through exchanges as through any node that
-//! gives its input's rows. Stages are a tree: the collected side of a join is fed by other stages than the side that
-//! probes it, so a table that waits for a filter keeps nobody from making it.
+//! Filters are pushed down before the plan is cut, so they pass exchanges like any node that keeps
+//! its input's rows. Stages form a tree, and a join's build side is fed by other stages than its
+//! probe side. A scan that waits for a filter therefore cannot block the stages that build it.
 
 use std::sync::Arc;
 
@@ -22,16 +22,16 @@ use gatework_sql::{FilterTargets, RUNTIME_FILTER_RULE, RemoteRuntimeFilters};
 
 use crate::{ExchangeExec, FragmentId, SplitScanExec, SubPlan};
 
-/// Brings what joins will know to the tables below them.
+/// Pushes runtime filters of joins down to the tables below them.
 #[derive(Debug, Clone)]
 pub(crate) struct JoinFilters {
-    /// DataFusion's.
+    /// DataFusion's rule.
     rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>,
     options: Arc<ConfigOptions>,
 }
 
 impl JoinFilters {
-    /// If the session wants them.
+    /// Returns the rule of `session`, if its options enable join filters.
     pub(crate) fn of(session: &SessionState) -> Option<Self> {
         let rules = session.physical_optimizers();
         let rule = rules.iter().rfind(|rule| rule.name() == RUNTIME_FILTER_RULE)?.clone();
@@ -39,7 +39,7 @@ impl JoinFilters {
         let optimizer = &mut options.optimizer;
         let wanted = optimizer.enable_dynamic_filter_pushdown
             && optimizer.enable_join_dynamic_filter_pushdown;
-        // What a limit or a minimum has come to is known to its own task only.
+        // A limit or an aggregate of one task says nothing about the other tasks.
         optimizer.enable_topk_dynamic_filter_pushdown = false;
         optimizer.enable_aggregate_dynamic_filter_pushdown = false;
         wanted.then(|| Self { rule, options: Arc::new(options) })
@@ -49,8 +49,8 @@ impl JoinFilters {
         without_strays(self.rule.optimize(plan, &self.options)?)
     }
 
-    /// Gives the joins of `plan` filters of their own in place of those that others have, too. Tables keep the latter
-    /// as well, and may never hear of them.
+    /// Gives each join of `plan` a filter of its own in place of a shared one. Tables also keep the
+    /// shared filters, which may never be published.
     pub(crate) fn renew(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
         let without = plan.transform_up(|node| {
             let join = node.downcast_ref::<HashJoinExec>();
@@ -63,7 +63,7 @@ impl JoinFilters {
     }
 }
 
-/// `plan` without filters at tables that they are not for.
+/// Removes filters from tables that are not their targets.
 fn without_strays(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
     let targets = FilterTargets::of(&plan, &|node| {
         if let Some(scan) = node.downcast_ref::<SplitScanExec>() {
@@ -82,12 +82,12 @@ fn without_strays(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>
     plan.transform_up(clean).data()
 }
 
-/// The filters of `plan` that are made in one stage and used in another one, or made of what several tasks know:
-/// the tasks of a stage share its plan, and what one of them knows is not true for the rows of another.
+/// Returns the filters of `plan` that another stage uses, or that several tasks build. The tasks of
+/// a stage share its plan, and the filter of one task does not hold for the rows of another.
 pub(crate) fn between_stages(plan: &SubPlan, nodes: usize) -> Result<RemoteRuntimeFilters> {
     let (mut made, mut used) = (Vec::new(), Vec::new());
     for fragment in plan.fragments() {
-        // Each group makes its own.
+        // Each lifespan of a group builds its own filters.
         if fragment.grouped_execution {
             find(&fragment.root, fragment.id, 1, &mut Vec::new(), &mut used)?;
             continue;
@@ -109,7 +109,7 @@ pub(crate) fn between_stages(plan: &SubPlan, nodes: usize) -> Result<RemoteRunti
 struct Made {
     filter: Arc<DynamicFilterPhysicalExpr>,
     stage: FragmentId,
-    /// Those that know a part of it each.
+    /// Number of tasks that each build a part of the filter.
     tasks: usize,
 }
 
@@ -123,7 +123,7 @@ fn find(
     if let Some(join) = node.downcast_ref::<HashJoinExec>() {
         for expression in join.dynamic_expressions_produced() {
             if let Ok(filter) = Arc::downcast::<DynamicFilterPhysicalExpr>(expression) {
-                // A side that was sent to all is known whole to the first.
+                // The first task knows a broadcast build side completely.
                 let partitioned = *join.partition_mode() == PartitionMode::Partitioned;
                 made.push(Made { filter, stage, tasks: if partitioned { tasks } else { 1 } });
             }

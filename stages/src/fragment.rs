@@ -1,7 +1,7 @@
 //! Cuts a plan at its remote exchanges.
 //!
-//! Each source of an exchange becomes a fragment of its own, and the exchange a [`RemoteSourceExec`] that names
-//! them. (Presto's `PlanFragmenter`; rules F of `RULES.md`.)
+//! Each source of an exchange becomes a fragment, and the exchange a [`RemoteSourceExec`] that
+//! names the fragments. (Presto's `PlanFragmenter`; rules F of `RULES.md`.)
 
 use std::{fmt, sync::Arc};
 
@@ -22,30 +22,31 @@ use crate::{
     scan::SplitScanExec,
 };
 
-/// The number of a fragment in its plan; the root's is 0.
+/// Number of a fragment in its plan; the root's is 0.
 pub type FragmentId = usize;
 
-/// What runs as one stage.
+/// The part of a plan that runs as one stage.
 #[derive(Debug, Clone)]
 pub struct PlanFragment {
-    /// Its number.
+    /// Number of the fragment.
     pub id: FragmentId,
-    /// What each of its tasks runs.
+    /// Plan of each of its tasks.
     pub root: Arc<dyn ExecutionPlan>,
-    /// How its tasks share what they read.
+    /// Distribution of its input over its tasks.
     pub partitioning: Handle,
-    /// How its output is shared out.
+    /// Distribution of its output.
     pub output: PartitioningScheme,
-    /// Its tables in the order in which their splits are wanted: the collected side of a join first.
+    /// Its tables in the order in which their splits are needed: build side first.
     pub tables: Vec<Arc<dyn ExecutionPlan>>,
-    /// How many buckets its tables have, if its tasks share these.
+    /// Number of buckets of its tables; none if its tasks do not rely on buckets.
     pub buckets: Option<usize>,
-    /// Whether a task reads one bucket after the other, and forgets each before the next (rule F-9).
+    /// Whether a task reads its buckets one after the other and frees each before the next (rule
+    /// F-9).
     pub grouped_execution: bool,
 }
 
 impl PlanFragment {
-    /// How many tasks it has on so many nodes.
+    /// Number of its tasks on `nodes` nodes.
     pub fn tasks(&self, nodes: usize) -> usize {
         match self.partitioning {
             Handle::Single => 1,
@@ -54,27 +55,27 @@ impl PlanFragment {
     }
 }
 
-/// A fragment, and those whose output it reads.
+/// A fragment, and the fragments that it reads.
 #[derive(Debug, Clone)]
 pub struct SubPlan {
     /// The fragment.
     pub fragment: PlanFragment,
-    /// Those that it reads, in the order of their numbers.
+    /// The fragments that it reads, by number.
     pub children: Vec<SubPlan>,
 }
 
 impl SubPlan {
-    /// All fragments, a parent before its children.
+    /// Returns all fragments, a parent before its children.
     pub fn fragments(&self) -> Vec<&PlanFragment> {
         let mut all = vec![&self.fragment];
         all.extend(self.children.iter().flat_map(Self::fragments));
         all
     }
 
-    /// Checks that each fragment reads its children, all of them and nothing else (rule F-8).
+    /// Checks that each fragment reads all of its children and nothing else (rule F-8).
     ///
     /// # Errors
-    /// If it does not: a fault of ours.
+    /// An internal error, if it does not.
     pub fn check(&self) -> Result<()> {
         let mut read = Vec::new();
         remote_sources(&self.fragment.root, &mut read);
@@ -86,7 +87,7 @@ impl SubPlan {
         if read != children {
             let id = self.fragment.id;
             return internal_err!(
-                "fragment {id} reads {read:?}, and its children are {children:?}"
+                "fragment {id} reads {read:?}, but its children are {children:?}"
             );
         }
         self.children.iter().try_for_each(Self::check)
@@ -101,10 +102,10 @@ pub(crate) fn remote_sources<'a>(
     plan.children().into_iter().for_each(|child| remote_sources(child, found));
 }
 
-/// Cuts `plan` into fragments; `max_stages` of them are allowed.
+/// Cuts `plan` into at most `max_stages` fragments.
 ///
 /// # Errors
-/// If there are more, or the parts of one fragment do not go together.
+/// If there are more fragments, or distributions within one fragment are incompatible.
 pub fn fragment_plan(plan: &Arc<dyn ExecutionPlan>, max_stages: usize) -> Result<SubPlan> {
     let mut fragmenter = Fragmenter { next: 0 };
     let whole = fragmenter.fragment(plan, PartitioningScheme::single())?;
@@ -112,7 +113,8 @@ pub fn fragment_plan(plan: &Arc<dyn ExecutionPlan>, max_stages: usize) -> Result
     if fragmenter.next > max_stages {
         let found = fragmenter.next;
         return plan_err!(
-            "the query has {found} stages, of at most {max_stages}: simplify it, or allow more (StageOptions::max_stages)"
+            "the query has {found} stages, of at most {max_stages}: simplify it, or allow more \
+             (StageOptions::max_stages)"
         );
     }
     Ok(whole)
@@ -122,7 +124,7 @@ struct Fragmenter {
     next: FragmentId,
 }
 
-/// What is known of a fragment while it is made.
+/// Properties that a fragment collects while it is built.
 #[derive(Default)]
 struct FragmentProperties {
     partitioning: Option<Handle>,
@@ -131,18 +133,20 @@ struct FragmentProperties {
 }
 
 impl FragmentProperties {
-    /// Notes that rows are shared like this (rule F-5).
+    /// Records the distribution of an input (rule F-5).
     fn set_partitioning(&mut self, handle: Handle) -> Result<()> {
         self.partitioning = Some(match (self.partitioning, handle) {
             (None, handle) => handle,
             (Some(known), handle) if known == handle => known,
-            // One task has all of each.
+            // A single task has all rows of each input.
             (Some(Handle::Single), _) => Handle::Single,
-            // Splits go to the tasks that the rows of the other side are sent to.
+            // Splits go to the tasks that receive the rows of the other input.
             (Some(Handle::Source), Handle::FixedArbitrary)
             | (Some(Handle::FixedArbitrary), Handle::Source) => Handle::Source,
             (Some(known), handle) => {
-                return internal_err!("one fragment reads rows by {known} and by {handle}");
+                return internal_err!(
+                    "one fragment reads rows distributed by {known} and by {handle}"
+                );
             }
         });
         Ok(())
@@ -150,7 +154,7 @@ impl FragmentProperties {
 }
 
 impl Fragmenter {
-    /// A fragment of `plan`, whose output goes where `output` says. It is numbered when it is entered.
+    /// Returns a fragment of `plan` with this output. It is numbered before its children.
     fn fragment(
         &mut self,
         plan: &Arc<dyn ExecutionPlan>,
@@ -166,7 +170,7 @@ impl Fragmenter {
         let mut partitioning = properties.partitioning.unwrap_or(Handle::Single);
         let useful = partitioning == Handle::Buckets && uses_buckets(&root);
         if partitioning == Handle::Buckets && !useful {
-            // Its rows may as well be anywhere, and then go to whoever has least to do.
+            // No node relies on the buckets, so splits may go to the least loaded task.
             partitioning = Handle::Source;
         }
         let fragment = PlanFragment {
@@ -175,14 +179,14 @@ impl Fragmenter {
             output,
             tables: properties.tables,
             buckets: if useful { bucket_count(&root) } else { None },
-            // Rows of other stages come once, for all groups.
+            // Rows of other stages arrive once for all groups.
             grouped_execution: useful && properties.children.is_empty(),
             root,
         };
         Ok(SubPlan { fragment, children: properties.children })
     }
 
-    /// `plan` with remote sources in place of remote exchanges.
+    /// Returns `plan` with remote sources in place of remote exchanges.
     fn rewrite(
         &mut self,
         plan: &Arc<dyn ExecutionPlan>,
@@ -217,7 +221,7 @@ impl Fragmenter {
                 properties.set_partitioning(Handle::Single)?
             }
             ExchangeKind::Repartition => properties.set_partitioning(exchange.scheme().handle)?,
-            // Who has all rows of one side keeps its share of the other.
+            // A broadcast input does not restrict the distribution of the other input.
             ExchangeKind::Replicate => {}
         }
         let mut fragments = Vec::new();
@@ -225,7 +229,7 @@ impl Fragmenter {
         for source in exchange.sources() {
             let child = self.fragment(source, exchange.scheme().clone())?;
             fragments.push(child.fragment.id);
-            // What a task gives is in order for each group, and begins anew with the next.
+            // In grouped execution a task's output is ordered within each group only.
             merged &= !child.fragment.grouped_execution;
             properties.children.push(child);
         }
@@ -238,7 +242,7 @@ impl Fragmenter {
     }
 }
 
-/// The rows of other stages, in place of an exchange (rule F-1).
+/// Rows of other stages, in place of an exchange (rule F-1).
 #[derive(Debug)]
 pub struct RemoteSourceExec {
     fragments: Vec<FragmentId>,
@@ -248,17 +252,17 @@ pub struct RemoteSourceExec {
 }
 
 impl RemoteSourceExec {
-    /// Whose rows these are, in the order of the exchange's sources.
+    /// The fragments that it reads, in the order of the exchange's sources.
     pub fn fragments(&self) -> &[FragmentId] {
         &self.fragments
     }
 
-    /// Whether each task's rows are in order, and are merged as they come.
+    /// Whether the ordered outputs of the tasks are merged as they arrive.
     pub fn is_merged(&self) -> bool {
         self.merged
     }
 
-    /// How they were shared out.
+    /// Distribution of the rows.
     pub fn scheme(&self) -> &PartitioningScheme {
         &self.scheme
     }
@@ -298,6 +302,6 @@ impl ExecutionPlan for RemoteSourceExec {
     }
 
     fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        internal_err!("rows of stages {:?} are read by a task of a stage only", self.fragments)
+        internal_err!("rows of stages {:?} can only be read by a task of a stage", self.fragments)
     }
 }

@@ -1,14 +1,14 @@
-//! Plans as stages: where rows change nodes, and what runs between.
+//! Plans as stages: where rows change nodes, and what runs between exchanges.
 //!
-//! A plan for several nodes has *exchanges* ([`ExchangeExec`]) where rows go from one node to another.
-//! [`add_exchanges`] decides where, and [`fragment_plan`] cuts the plan there, and nowhere else, into a tree of
-//! [`PlanFragment`]s, each of which runs as a stage of one or more tasks. [`plan_stages`] does all of it for a
-//! query. (Presto's `AddExchanges` and `PlanFragmenter`; the rules, with the tests that show them, are listed
-//! in `RULES.md`.)
+//! A plan for several nodes has *exchanges* ([`ExchangeExec`]) where rows move between nodes.
+//! [`add_exchanges`] adds them, and [`fragment_plan`] cuts the plan exactly there into a tree of
+//! [`PlanFragment`]s. Each fragment runs as a stage of one or more tasks. [`plan_stages`] performs
+//! all steps for a query. (Presto's `AddExchanges` and `PlanFragmenter`; `RULES.md` lists the rules
+//! with their tests.)
 //!
-//! [`execute`] runs a query so on [`Nodes`] of this process: each stage's tasks run their fragment as queries of
-//! their executors, write into [outputs](gatework_shared_state::output), and are brought up, linked and ended by
-//! one scheduler a query ([`QueryScheduler`]), which is a task itself.
+//! [`execute`] runs a query as stages on [`Nodes`] of this process. Each task runs its fragment as
+//! a query of its executor and writes into an [output](gatework_shared_state::output). One
+//! [`QueryScheduler`] per query, itself a task, starts, links and ends the stages' tasks.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! Who reads whom: tells a stage's parent of its tasks, and its children of their readers. (Presto's
-//! `StageLinkage` and output buffer managers; rules C and H-4 to H-7.)
+//! Links between stages: gives a stage's tasks to its parent as inputs, and to its children as
+//! readers. (Presto's `StageLinkage` and output buffer managers; rules C and H-4 to H-7.)
 
 use gatework_runtime::{Error, Result, pipeline::BufferedBatch};
 use gatework_shared_state::output::{ExchangeClient, OutputBuffers, OutputKind};
@@ -8,14 +8,14 @@ use crate::{
     FragmentId, PartitioningHandle as Handle, PartitioningScheme, StageExecution, stage::Tasks,
 };
 
-/// The buffers of a stage's tasks, while its readers become known.
+/// The buffers of a stage's tasks, while readers are added.
 #[derive(Debug)]
 pub struct BufferManager {
     buffers: OutputBuffers,
 }
 
 impl BufferManager {
-    /// For an output that is shared out like this.
+    /// Creates the buffers of an output with this distribution.
     pub fn new(scheme: &PartitioningScheme) -> Self {
         let buffers = match scheme.handle {
             Handle::FixedBroadcast => OutputBuffers::new(OutputKind::Broadcast),
@@ -29,12 +29,13 @@ impl BufferManager {
         Self { buffers }
     }
 
-    /// What is known.
+    /// The current buffers.
     pub fn buffers(&self) -> &OutputBuffers {
         &self.buffers
     }
 
-    /// Readers of these numbers, and whether they are the last. `true` if that is news.
+    /// Adds readers with these numbers; `last` says that no more follow. Returns true if the
+    /// buffers changed.
     ///
     /// # Errors
     /// If the output is partitioned and has no such partition.
@@ -45,7 +46,7 @@ impl BufferManager {
                 if !self.buffers.contains(id) {
                     let num_partitions = self.buffers.len();
                     return Err(Error::InvalidConfiguration(format!(
-                        "reader {id} of {num_partitions} partitions"
+                        "reader {id} does not exist: the output has {num_partitions} partitions"
                     )));
                 }
             } else if !self.buffers.no_more_buffers() {
@@ -69,7 +70,7 @@ pub(crate) struct StageLinkage {
 }
 
 impl StageLinkage {
-    /// Links of `stage`, whose children's outputs are shared out as said.
+    /// Creates the links of `stage`, whose children have these output distributions.
     pub(crate) fn new<'a>(
         stage: FragmentId,
         parent: Option<FragmentId>,
@@ -79,7 +80,7 @@ impl StageLinkage {
         Self { stage, parent, children: children.into_iter().map(manager).collect() }
     }
 
-    /// Tells the children what is known of their readers before there are any.
+    /// Sets the initial buffers of the children. Called once, before any task is created.
     pub(crate) fn begin(&self, stages: &mut [StageExecution]) -> Result<()> {
         for (child, manager) in &self.children {
             stages[*child].set_buffers(manager.buffers())?;
@@ -87,8 +88,8 @@ impl StageLinkage {
         Ok(())
     }
 
-    /// Tells of new tasks of the stage, and, by its state, whether there will be others. The root's parent is
-    /// `result`.
+    /// Propagates new tasks of the stage, and whether its state allows more of them. The parent of
+    /// the root is `result`.
     pub(crate) fn process(
         &mut self,
         stages: &mut [StageExecution],

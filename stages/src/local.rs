@@ -1,4 +1,5 @@
-//! Tasks on executors of this process: each runs its fragment as a query of its own, whose rows go into its output.
+//! Tasks on executors of this process: each task runs its fragment as a query that writes into the
+//! task's output.
 
 use std::{
     collections::BTreeSet,
@@ -46,27 +47,28 @@ use crate::{
     TaskSpec, TaskState, filters::JoinFilters, fragment::remote_sources,
 };
 
-/// The tasks of a query, for those who look on.
+/// The tasks of a query, for observers.
 pub(crate) type TaskList = Arc<Mutex<Vec<Arc<dyn StageTask>>>>;
 
-/// Makes tasks on executors.
+/// Creates tasks on executors.
 pub(crate) struct LocalTaskFactory {
     pub(crate) nodes: Vec<Executor>,
-    /// What tasks of all nodes have in common.
+    /// Environment that tasks of all nodes share.
     pub(crate) environment: Arc<TaskEnvironment>,
-    /// All that were made.
+    /// All tasks created so far.
     pub(crate) tasks: TaskList,
-    /// As long as a task runs, the query that it is of, if it is of one, has not ended.
+    /// Returns a guard that keeps the surrounding query, if there is one, running as long as a task
+    /// runs.
     pub(crate) external_work: Box<dyn Fn() -> Option<ExternalWork> + Send + Sync>,
 }
 
-/// What all tasks of a query know.
+/// Environment of all tasks of a query.
 #[derive(Debug)]
 pub(crate) struct TaskEnvironment {
     pub(crate) context: Arc<TaskContext>,
     pub(crate) output_buffer_bytes: usize,
     pub(crate) max_queued_splits: usize,
-    /// Brings runtime filters to the tables of a group.
+    /// Pushes runtime filters to the tables of a group.
     pub(crate) filters: Option<JoinFilters>,
 }
 
@@ -75,7 +77,7 @@ impl TaskFactory for LocalTaskFactory {
         let Some(executor) = self.nodes.get(spec.node) else {
             let num_nodes = self.nodes.len();
             return Err(Error::InvalidConfiguration(format!(
-                "a task on node {} of {num_nodes}",
+                "a task is on node {}, but there are {num_nodes} nodes",
                 spec.node
             )));
         };
@@ -100,7 +102,7 @@ impl TaskFactory for LocalTaskFactory {
             events: events.clone(),
         });
         if !spec.fragment.grouped_execution {
-            // Nobody else knows of it yet, and would end it.
+            // The task is not registered yet, so only this code can end it.
             task.start_query(Lifespan::Task).inspect_err(|_| task.abort())?;
             task.set_no_more_lifespans();
         }
@@ -109,7 +111,8 @@ impl TaskFactory for LocalTaskFactory {
     }
 }
 
-/// What a task runs: its fragment, with sources for the rows of other stages and queues of splits for tables.
+/// Returns the plan of a task: its fragment, with exchange sources for remote sources and split
+/// queues for tables.
 fn task_plan(
     fragment: &PlanFragment,
     inputs: &Inputs,
@@ -143,12 +146,12 @@ fn partitions(scheme: &PartitioningScheme, kind: OutputKind) -> usize {
     if kind == OutputKind::Partitioned { scheme.partitions.max(1) } else { 1 }
 }
 
-/// Where a task's rows come from.
+/// Inputs of a query of a task.
 #[derive(Debug)]
 struct Inputs {
-    /// One for each remote source, in the order of the plan.
+    /// One client per remote source, in plan order.
     exchanges: Vec<(Vec<usize>, ExchangeClient<BufferedBatch>)>,
-    /// One for each table of the fragment.
+    /// One queue per table of the fragment.
     tables: Vec<SplitQueue<Split>>,
 }
 
@@ -173,7 +176,7 @@ impl Inputs {
         let found = self.exchanges.iter().find(|(fragments, _)| fragments == exec.fragments());
         let Some((_, client)) = found else {
             let fragments = exec.fragments();
-            return Err(internal_datafusion_err!("stages {fragments:?} are read by nobody"));
+            return Err(internal_datafusion_err!("stages {fragments:?} have no reader"));
         };
         let scheme = exec.scheme();
         if exec.is_merged()
@@ -207,12 +210,12 @@ impl Inputs {
         let mut tables = fragment.tables.iter().zip(&self.tables);
         match tables.find(|(table, _)| Arc::ptr_eq(table, scan.table())) {
             Some((table, queue)) => with_split_queue(table, queue.clone()),
-            None => Err(internal_datafusion_err!("a table that its fragment does not know")),
+            None => Err(internal_datafusion_err!("the fragment does not list a table of its plan")),
         }
     }
 }
 
-/// A task that runs: as one query, or as one after the other for its groups.
+/// A running task: one query, or in grouped execution one query per lifespan.
 #[derive(Debug)]
 struct LocalTask {
     this: Weak<Self>,
@@ -242,9 +245,9 @@ struct LifespanQuery {
 #[derive(Debug, Default)]
 struct Lifespans {
     running: Vec<LifespanQuery>,
-    /// The right to let others write; none, if there will be no others.
+    /// Creates the writers of new queries; none once no more queries can start.
     writer: Option<OutputWriter<BufferedBatch>>,
-    /// Why one of them failed, the first.
+    /// Error of the first failed query.
     failure: Option<Error>,
     fallbacks: BTreeSet<String>,
 }
@@ -264,12 +267,12 @@ impl LocalTask {
             plan = filters.renew(plan).query_err()?;
         }
         let scheme = &self.fragment.output;
-        // What readers of other stages get has an order only if they merge it; the result has the plan's.
+        // Readers see an order only if they merge it; the result has the plan's order.
         let ordered = self.id.stage == 0 || scheme.is_merged();
         let running = run_plan_into_sink(plan, &self.executor, context, &name, ordered, |tasks| {
             let writers = match &self.lifespans.lock().writer {
                 Some(writer) => (0..tasks).map(|_| writer.add_writer()).collect(),
-                None => return internal_err!("{name} begins after the end"),
+                None => return internal_err!("{name} starts after its task has ended"),
             };
             let sink = TaskOutputSink::new(
                 writers,
@@ -283,7 +286,7 @@ impl LocalTask {
         let ended = lifespans.writer.is_none();
         let query = match running {
             Ok(running) => running.query().clone(),
-            // It has an end already, and that has a cause.
+            // The task has ended already, with a cause of its own.
             Err(_) if ended => return Ok(()),
             Err(error) => return Err(error).query_err(),
         };
@@ -298,7 +301,7 @@ impl LocalTask {
         Ok(())
     }
 
-    /// What `f` answers for the inputs of a lifespan that is not over.
+    /// Calls `f` with the inputs of a lifespan; none if the lifespan has ended.
     fn with_inputs<R>(&self, span: Lifespan, f: impl FnOnce(&Inputs) -> R) -> Option<R> {
         let lifespans = self.lifespans.lock();
         lifespans
@@ -308,7 +311,7 @@ impl LocalTask {
             .map(|lifespan| f(&lifespan.inputs))
     }
 
-    /// `query` has ended.
+    /// Removes a query that has ended.
     fn query_ended(&self, query: &Arc<QueryContext>) {
         let mut lifespans = self.lifespans.lock();
         let found =
@@ -320,7 +323,7 @@ impl LocalTask {
         let failure = query.error();
         let failed = failure.is_some();
         lifespans.failure = lifespans.failure.take().or(failure);
-        // From here on nothing begins.
+        // After a failure no further query starts.
         let writer = if failed { lifespans.writer.take() } else { None };
         drop(lifespans);
         drop(writer);
@@ -336,24 +339,24 @@ impl LocalTask {
         self.events.task_progressed();
     }
 
-    /// Nothing else begins, and what runs is cancelled.
+    /// Starts no further query, and cancels the running ones.
     fn cancel_all(&self) {
         let mut lifespans = self.lifespans.lock();
         let (writer, queries) = (lifespans.writer.take(), lifespans.queries());
         drop(lifespans);
-        // Dropped like this, it fails the output, unless that has another end.
+        // Dropping the writer fails the output, unless the output has ended otherwise.
         drop(writer);
         queries.iter().for_each(|query| query.cancel());
     }
 
-    /// Looks whether all is over.
+    /// Checks whether the task has ended.
     fn check_finished(&self) {
         if let Some(task) = self.this.upgrade() {
             Arc::new(EndWatcher { task, query: None }).check_finished();
         }
     }
 
-    /// Whether nothing of it runs any more or ever will; and, if so, whether it has failed.
+    /// Whether the task has failed, once no query runs and none can start; none before.
     fn final_outcome(&self) -> Option<bool> {
         let lifespans = self.lifespans.lock();
         let finished = lifespans.running.is_empty() && lifespans.writer.is_none();
@@ -386,7 +389,7 @@ impl StageTask for LocalTask {
         let error = lifespans.failure.clone().or_else(of_running)?;
         let cancelled = matches!(error, Error::Cancelled { .. });
         match self.state.get() {
-            // Not by its scheduler: it is a failure like others.
+            // The task was not cancelled by its scheduler, so the cancellation is a failure.
             TaskState::Running | TaskState::Failed if cancelled => {
                 Some(Error::operator(format!("task {} of a stage: {error}", self.id)))
             }
@@ -446,7 +449,7 @@ impl StageTask for LocalTask {
             TaskState::Running if !self.output.state().is_final() => {
                 self.start_query(Lifespan::Group(group))
             }
-            // Nobody wants it.
+            // The output has no reader left.
             _ => Ok(()),
         }
     }
@@ -472,7 +475,7 @@ impl StageTask for LocalTask {
         let buffer = self.id.index;
         let client = self.with_inputs(Lifespan::Task, |inputs| inputs.exchanges[source].1.clone());
         let Some(client) = client else {
-            // One that has ended reads nothing, and who writes for it is not to wait for that.
+            // A lifespan that has ended reads nothing; its producer must not wait for it.
             output.abort(buffer);
             return Ok(());
         };
@@ -522,14 +525,14 @@ impl EndWatcher {
         }
         let Some(failed) = task.final_outcome() else { return };
         drop(task.external_work.lock().take());
-        // What failed is not read to its end.
+        // The output of a failed task is not read to its end.
         if !failed && !task.output.finished_gate().poll_ready(&waker) {
             return;
         }
         let end = if failed { TaskState::Failed } else { TaskState::Finished };
-        // One that was ended by its scheduler has its end.
+        // A task that its scheduler ended keeps that state.
         task.state.compare_and_set(end, |_| true);
-        // Relaxed: the swap alone decides who tells.
+        // Relaxed: only the swap's result decides which thread notifies.
         if !task.end_notified.swap(true, Ordering::Relaxed) {
             task.events.task_ended(task.id);
         }

@@ -2,18 +2,18 @@
 
 use gatework_runtime::{Error, Executor, Result};
 
-/// Nodes of this process: executors of their own, or shares of one.
+/// Nodes of this process: separate executors, or several nodes on one executor.
 #[derive(Debug, Clone)]
 pub struct Nodes {
     executors: Vec<Executor>,
 }
 
 impl Nodes {
-    /// One node per executor. Those that share memory should
-    /// [share an arbitrator](gatework_runtime::ExecutorBuilder::share_arbitrator_with).
+    /// Creates one node per executor. Executors that share memory should [share an
+    /// arbitrator](gatework_runtime::ExecutorBuilder::share_arbitrator_with).
     ///
     /// # Errors
-    /// If there is none.
+    /// If `executors` is empty.
     pub fn new(executors: Vec<Executor>) -> Result<Self> {
         match executors.is_empty() {
             true => Err(Error::InvalidConfiguration("stages need at least one node".into())),
@@ -21,10 +21,10 @@ impl Nodes {
         }
     }
 
-    /// So many nodes with so many threads each.
+    /// Creates `nodes` nodes with `threads` threads each.
     ///
     /// # Errors
-    /// If either is 0, or threads cannot be started.
+    /// If either number is 0, or threads cannot be started.
     pub fn in_process(nodes: usize, threads: usize) -> Result<Self> {
         let mut executors: Vec<Executor> = Vec::new();
         for _ in 0..nodes {
@@ -38,15 +38,15 @@ impl Nodes {
         Self::new(executors)
     }
 
-    /// So many nodes that share the threads of one executor.
+    /// Creates `nodes` nodes that share the threads of one executor.
     ///
     /// # Errors
-    /// If there are to be none.
+    /// If `nodes` is 0.
     pub fn sharing_executor(executor: &Executor, nodes: usize) -> Result<Self> {
         Self::new(vec![executor.clone(); nodes])
     }
 
-    /// How many there are.
+    /// Number of nodes.
     pub fn count(&self) -> usize {
         self.executors.len()
     }

@@ -1,4 +1,4 @@
-//! From a query to its stages.
+//! Plans a query as stages.
 
 use std::sync::Arc;
 
@@ -20,34 +20,36 @@ use crate::{
     ExecutionPolicy, SplitLimits, SubPlan, add_exchanges, filters::JoinFilters, fragment_plan,
 };
 
-/// How a query is cut.
+/// Options of planning and running stages.
 #[derive(Debug, Clone)]
 pub struct StageOptions {
-    /// On how many nodes it is to run.
+    /// Number of nodes.
     pub nodes: usize,
-    /// How many stages are allowed; 100.
+    /// Maximum number of stages; a query with more fails. Default: 100.
     pub max_stages: usize,
-    /// The side of a join that is sent to all nodes has, by DataFusion's estimate, at most so many bytes; 16 MiB.
-    /// Each node has a table of its own of it.
+    /// Upper bound, in bytes, for a broadcast build side (DataFusion's estimate). Every node builds
+    /// its own table of it. Default: 16 MiB.
     pub max_broadcast_bytes: usize,
-    /// The same in rows, where bytes cannot be estimated; a million.
+    /// Upper bound, in rows, for a broadcast build side without an estimate in bytes. Default: 1
+    /// million.
     pub max_broadcast_rows: usize,
-    /// When stages start; all at once.
+    /// When stages start. Default: all at once.
     pub policy: ExecutionPolicy,
-    /// How many splits nodes are given at a time.
+    /// Limits of splits per node and task.
     pub splits: SplitLimits,
-    /// Another writer of files is added when those there are have written so many bytes of rows each; 32 MiB, as in
-    /// Presto.
+    /// Minimum bytes of rows per writer of files; another writer is added beyond it. Default: 32
+    /// MiB, as in Presto.
     pub writer_min_bytes: u64,
-    /// How many buckets a node reads at a time where a stage reads them one after the other; one, so that a query
-    /// takes the memory of one bucket a node.
+    /// Maximum number of buckets that a node reads at a time in grouped execution. Default: 1, so
+    /// that a query needs the memory of one bucket per node.
     pub concurrent_lifespans_per_task: usize,
-    /// Bytes that wait in a task's output for the tasks that read it; 16 MiB.
+    /// Maximum bytes in a task's output that wait for readers; the task blocks at the limit.
+    /// Default: 16 MiB.
     pub output_buffer_bytes: usize,
 }
 
 impl StageOptions {
-    /// For so many nodes.
+    /// Default options for `nodes` nodes.
     pub fn with_nodes(nodes: usize) -> Self {
         Self {
             nodes,
@@ -65,7 +67,7 @@ impl StageOptions {
 
 type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
 
-/// `rule` of a session on one executor, for plans whose partitions run on several nodes.
+/// Returns the variant of a session's rule for plans whose partitions run on several nodes.
 fn distributed_rule(rule: &Rule) -> Rule {
     match rule.name() {
         BuildSideSelection::NAME => Arc::new(BuildSideSelection::distributed()),
@@ -74,10 +76,11 @@ fn distributed_rule(rule: &Rule) -> Rule {
     }
 }
 
-/// The stages of `query`: planned by DataFusion as for so many partitions, with exchanges between nodes where
-/// it has them between partitions.
+/// Plans `query` as stages. DataFusion plans it for one partition per node; exchanges between
+/// partitions become exchanges between nodes.
 ///
-/// Scalar subqueries are joins, since what one stage knows another does not. So a scalar subquery of several rows, which is an error elsewhere, is not noticed.
+/// Scalar subqueries become joins, since a stage cannot see a value of another stage. A scalar
+/// subquery with several rows is therefore not an error, unlike without stages.
 ///
 /// ```
 /// use datafusion::prelude::SessionContext;
@@ -101,7 +104,7 @@ pub async fn plan_stages(
     query: &LogicalPlan,
     options: &StageOptions,
 ) -> Result<SubPlan> {
-    // Statements that write as stages are not noted by the session's planner.
+    // The session's planner does not record statements that write as stages.
     clear_file_list_cache(session.runtime_env());
     let mut config = session.config().clone().with_target_partitions(options.nodes.max(1));
     let optimizer = &mut config.options_mut().optimizer;
@@ -111,11 +114,11 @@ pub async fn plan_stages(
     optimizer.enable_aggregate_dynamic_filter_pushdown = false;
     optimizer.hash_join_single_partition_threshold = options.max_broadcast_bytes;
     optimizer.hash_join_single_partition_threshold_rows = options.max_broadcast_rows;
-    // The value would be known in one stage only.
+    // Only one stage would know the value.
     config.options_mut().optimizer.enable_physical_uncorrelated_scalar_subquery = false;
-    // The copy shares the session's catalog; a new one would take the place of its tables.
+    // The copy shares the session's catalog; a new catalog would replace its tables.
     config.options_mut().catalog.create_default_catalog_and_schema = false;
-    // The parts of a plan are hosted later, each on its node.
+    // Plans of stages are wrapped later, each on its node.
     let rules =
         session.physical_optimizers().iter().filter(|rule| rule.name() != GateworkRule::NAME);
     let rules = rules.map(distributed_rule).collect();

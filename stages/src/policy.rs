@@ -1,4 +1,4 @@
-//! In which order stages are scheduled. (Presto's execution policies; rules L.)
+//! Order in which stages are scheduled. (Presto's execution policies; rules L.)
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -9,21 +9,21 @@ use petgraph::{algo::tarjan_scc, graph::DiGraph};
 
 use crate::{FragmentId, RemoteSourceExec, StageState, SubPlan, state::State};
 
-/// When a stage's tasks are made.
+/// When a stage's tasks are created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ExecutionPolicy {
-    /// All stages at once: nothing waits for a start.
+    /// All stages at once.
     #[default]
     AllAtOnce,
-    /// The collected sides of joins before what probes them, one source after the other: fewer stages hold
+    /// Build sides before their probe sides, one source after the other: fewer stages reserve
     /// memory at a time.
     Phased,
 }
 
-/// Which stages are to be scheduled at the moment.
+/// The stages to schedule next.
 #[derive(Debug)]
 pub struct ExecutionSchedule {
-    /// Stages that start together, in the order of their starts. The next to start is the last.
+    /// Stages that start together, in reverse order: the last phase starts next.
     phases: Vec<Vec<FragmentId>>,
     active: Vec<FragmentId>,
     /// Stages that read tables.
@@ -31,7 +31,7 @@ pub struct ExecutionSchedule {
 }
 
 impl ExecutionSchedule {
-    /// For the stages of `plan`.
+    /// The schedule of the stages of `plan`.
     pub fn new(policy: ExecutionPolicy, plan: &SubPlan) -> Self {
         let mut phases = match policy {
             ExecutionPolicy::AllAtOnce => vec![sources_first(plan)],
@@ -46,8 +46,8 @@ impl ExecutionSchedule {
         Self { phases, active: Vec::new(), scans }
     }
 
-    /// Stages that are not scheduled to their end, as far as their turn has come; `state` is what each is in
-    /// (L-1, L-5).
+    /// Returns the stages of the started phases that are not fully scheduled. `state` returns the
+    /// state of a stage (L-1, L-5).
     pub fn stages(&mut self, state: impl Fn(FragmentId) -> StageState) -> &[FragmentId] {
         let unscheduled = |stage: &FragmentId| {
             let state = state(*stage);
@@ -61,14 +61,14 @@ impl ExecutionSchedule {
         &self.active
     }
 
-    /// Whether nothing is left to be scheduled, as of the last question.
+    /// Whether all stages were scheduled at the last call of `stages`.
     pub fn is_finished(&self) -> bool {
         self.phases.is_empty() && self.active.is_empty()
     }
 }
 
-/// Children of a node in the order in which they are wanted: the collected side of a join is the left one, and so
-/// the first.
+/// Visits leaves in the order in which they are needed: the build side of a join is its left child,
+/// and so first.
 fn leaves(plan: &Arc<dyn ExecutionPlan>, visit: &mut dyn FnMut(&Arc<dyn ExecutionPlan>)) {
     if plan.children().is_empty() {
         visit(plan);
@@ -76,7 +76,8 @@ fn leaves(plan: &Arc<dyn ExecutionPlan>, visit: &mut dyn FnMut(&Arc<dyn Executio
     plan.children().into_iter().for_each(|child| leaves(child, visit));
 }
 
-/// Whether it has a table of its own, in splits or whole, and not only rows of other stages and constants.
+/// Whether `node` has a table below it, in splits or whole, rather than only remote sources and
+/// constants.
 fn reads_table(node: &Arc<dyn ExecutionPlan>) -> bool {
     let children = node.children();
     let constant = || {
@@ -90,7 +91,7 @@ fn reads_table(node: &Arc<dyn ExecutionPlan>) -> bool {
     }
 }
 
-/// All stages, each behind those that it reads, what is collected before what probes it (L-2).
+/// All stages, each after the stages that it reads, build sides before probe sides (L-2).
 fn sources_first(plan: &SubPlan) -> Vec<FragmentId> {
     let mut order = Vec::new();
     let mut read = Vec::new();
@@ -117,19 +118,20 @@ pub(crate) fn phases(plan: &SubPlan) -> Vec<Vec<FragmentId>> {
     for (from, to) in edges {
         graph.update_edge(nodes[from], nodes[to], ());
     }
-    // Components come in reverse topological order: what depends on nothing that is left is the last.
+    // Components come in reverse topological order: a component without remaining dependencies is
+    // the last.
     let mut phases = tarjan_scc(&graph);
     phases.reverse();
     let ids = |phase: Vec<_>| {
         let mut ids: Vec<FragmentId> = phase.into_iter().map(|node| graph[node]).collect();
-        // Sources before those that read them.
+        // Sources before their readers.
         ids.sort_unstable_by(|one, other| other.cmp(one));
         ids
     };
     phases.into_iter().map(ids).collect()
 }
 
-/// Edges from what starts first to what starts then.
+/// Edges from a stage to a stage that starts after it.
 type Edges = BTreeSet<(FragmentId, FragmentId)>;
 
 fn connect(plan: &SubPlan, edges: &mut Edges) {
@@ -137,8 +139,8 @@ fn connect(plan: &SubPlan, edges: &mut Edges) {
     connect_node(&plan.fragment.root, plan, edges);
 }
 
-/// Connects what is below `node` of the fragment of `plan`, and answers the stages whose rows come up there; a
-/// table of the fragment's own stands for the fragment.
+/// Connects the stages below `node` of the fragment of `plan`. Returns the stages whose rows reach
+/// `node`; a table of the fragment itself stands for the fragment.
 fn connect_node(
     node: &Arc<dyn ExecutionPlan>,
     plan: &SubPlan,
@@ -151,7 +153,7 @@ fn connect_node(
         for id in source.fragments() {
             edges.insert((own, *id));
             let below = everything_under(plan, *id);
-            // One source of a union after the other.
+            // The sources of a union start one after the other.
             if let Some(before) = &before {
                 chain(before, &below, edges);
             }
@@ -165,7 +167,7 @@ fn connect_node(
     }
     let sides: Vec<_> =
         node.children().into_iter().map(|child| connect_node(child, plan, edges)).collect();
-    // The left side of a join, which is collected, before the right one; inputs of a union one by one.
+    // The build side of a join before its probe side; inputs of a union one by one.
     for pair in sides.windows(2) {
         chain(&pair[0], &pair[1], edges);
     }
@@ -180,7 +182,7 @@ fn chain(first: &BTreeSet<FragmentId>, then: &BTreeSet<FragmentId>, edges: &mut 
     }
 }
 
-/// Stage `id` and all that it reads.
+/// Stage `id` and all stages that it reads, directly or not.
 fn everything_under(plan: &SubPlan, id: FragmentId) -> BTreeSet<FragmentId> {
     let child = plan.children.iter().find(|child| child.fragment.id == id);
     child.into_iter().flat_map(SubPlan::fragments).map(|fragment| fragment.id).collect()

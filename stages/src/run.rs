@@ -62,7 +62,7 @@ use crate::{
 /// ```
 ///
 /// # Errors
-/// If the query cannot be planned, or not be started.
+/// If the query cannot be planned or started.
 pub async fn execute(
     query: DataFrame,
     nodes: &Nodes,
@@ -77,7 +77,7 @@ pub async fn execute(
         .map_err(|error| SharedDataFusionError::to_datafusion(&error))
 }
 
-/// Runs the stages of a query that was planned for as many nodes.
+/// Runs the stages of a query that was planned for these nodes.
 fn run(
     plan: SubPlan,
     context: &TaskContext,
@@ -121,18 +121,18 @@ fn run(
     let rows = Arc::new(RemoteExchangeSource::new(result, schema.clone()));
     graph.add_pipeline("result of the stages", 1, rows, vec![], Arc::new(output))?;
     let running = graph.start(&query)?;
-    // Dropped for want of a timer, they cancel the query.
+    // If the timer cannot be created, dropping the streams cancels the query.
     let mut streams = RowStream::of_query(&running, readers);
     let limit = |limit| QueryTimeout::new(executor, &query, limit);
     let deadline = settings.timeout.map(limit).transpose().query_err()?;
     match streams.pop() {
         Some(rows) => Ok(StageStream { rows, schema, tasks, _deadline: deadline }),
-        None => Err(Error::InvalidConfiguration("a result without a reader".into())),
+        None => Err(Error::InvalidConfiguration("the result has no reader".into())),
     }
 }
 
-/// The context of a query's tasks: it has the runtime filters that go from one to another, and what all writers
-/// together have written.
+/// Returns the context of a query's tasks, with the remote runtime filters and the progress of all
+/// writers.
 fn task_context(
     context: &TaskContext,
     filters: RemoteRuntimeFilters,
@@ -143,24 +143,24 @@ fn task_context(
     })
 }
 
-/// What a task came to.
+/// Statistics of a task.
 #[derive(Debug, Clone)]
 pub struct TaskStats {
-    /// Which task.
+    /// The task.
     pub id: TaskId,
-    /// Where it ran.
+    /// Node of the task.
     pub node: usize,
-    /// How it ended.
+    /// State of the task.
     pub state: TaskState,
-    /// Rows that it wrote.
+    /// Rows written.
     pub rows_written: u64,
-    /// Rows of those that others read, once for each reader.
+    /// Rows read by other tasks, counted once per reader.
     pub rows_read: u64,
-    /// Rows that came when nobody wanted them any more.
+    /// Rows dropped because their reader had finished.
     pub rows_dropped: u64,
-    /// The most bytes that waited in its output.
+    /// Peak of the bytes buffered in the task's output.
     pub peak_output_bytes: usize,
-    /// Nodes of its plan that DataFusion ran.
+    /// Fallback nodes of the task's plan.
     pub fallbacks: Vec<String>,
 }
 
@@ -180,7 +180,7 @@ impl TaskStats {
     }
 }
 
-/// The rows of a query that runs as stages. Dropping it cancels the query.
+/// The rows of a query that runs as stages. Dropping the stream cancels the query.
 pub struct StageStream {
     rows: RowStream,
     schema: SchemaRef,
@@ -189,23 +189,23 @@ pub struct StageStream {
 }
 
 impl StageStream {
-    /// The query: to cancel it, or to see what it waits for.
+    /// The query, for cancelling it or inspecting it.
     pub fn query(&self) -> &Arc<QueryContext> {
         self.rows.query()
     }
 
-    /// What its tasks have come to.
+    /// Statistics of all tasks created so far.
     pub fn task_stats(&self) -> Vec<TaskStats> {
         self.tasks.lock().iter().map(|task| TaskStats::of(task.as_ref())).collect()
     }
 
-    /// Tells what the query does, as long as anybody wants to know.
+    /// Returns an observer of the query.
     pub fn watch(&self) -> StageWatch {
         StageWatch { query: self.query().clone(), tasks: self.tasks.clone() }
     }
 }
 
-/// Looks on while a query runs as stages, and does not keep it from ending.
+/// Observes a query that runs as stages, without keeping it alive.
 #[derive(Debug, Clone)]
 pub struct StageWatch {
     query: Arc<QueryContext>,
@@ -213,7 +213,7 @@ pub struct StageWatch {
 }
 
 impl StageWatch {
-    /// What every task does at this moment, and what those that are blocked wait for.
+    /// Describes what every task does now, and which gates blocked tasks wait for.
     pub fn dump(&self) -> String {
         let mut text = self.query.dump();
         self.tasks.lock().iter().for_each(|task| text.push_str(&task.dump()));
@@ -245,7 +245,7 @@ impl RecordBatchStream for StageStream {
     }
 }
 
-/// What a scheduler is made of.
+/// Everything a scheduler is created from.
 #[derive(Clone)]
 struct SchedulerSpec {
     plan: Arc<SubPlan>,
@@ -271,7 +271,7 @@ impl SchedulerSpec {
         QueryScheduler::new(&self.plan, policy, count, tasks, scheduler, self.result.clone())
     }
 
-    /// How a stage is scheduled, by what its tasks share (D-4).
+    /// Returns the scheduler of a stage, by the stage's distribution (D-4).
     fn scheduler_of(&self, stage: &StageExecution) -> Result<Box<dyn StageScheduler>> {
         let fragment = stage.fragment();
         let count = self.nodes.count();
@@ -307,14 +307,15 @@ impl SchedulerSpec {
                 let (progress, bytes) = (self.progress.clone(), self.options.writer_min_bytes);
                 Ok(Box::new(ScaledWriterScheduler::new((0..count).collect(), progress, bytes)))
             }
-            // Single stages are not all on one node.
+            // Single-task stages are spread over the nodes.
             (Handle::Single, []) => {
                 Ok(Box::new(FixedCountScheduler::new(vec![fragment.id % count])))
             }
             (handle, tables) => {
                 let (id, tables) = (fragment.id, tables.len());
                 Err(Error::InvalidConfiguration(format!(
-                    "stage {id} is {handle} and reads {tables} tables"
+                    "stage {id} cannot be scheduled: its distribution is {handle}, and it reads \
+                     {tables} tables"
                 )))
             }
         }
@@ -335,13 +336,13 @@ impl BucketSplits for Buckets {
             .get(table)
             .and_then(|table| BucketedScan::restrict_to_bucket(table, bucket));
         let Some(table) = table else {
-            return Err(Error::InvalidConfiguration("buckets of a table that has none".into()));
+            return Err(Error::InvalidConfiguration("the table has no buckets".into()));
         };
         split_source(&table, &self.executor, &self.context).query_err()
     }
 }
 
-/// The scheduler as a source without rows: it ends when the stages have.
+/// The scheduler as a source without rows; it finishes when all stages have ended.
 struct SchedulerSource(SchedulerSpec);
 
 impl std::fmt::Debug for SchedulerSource {
@@ -383,14 +384,14 @@ impl LocalSource for LocalScheduler {
     }
 
     fn abort(&mut self) {
-        // The end of a stage may have been heard of before its cause.
+        // The end of a stage may arrive before its cause.
         if let Some(cause) = self.scheduler.abort() {
             self.setup.query().fail(cause);
         }
     }
 }
 
-/// A sink that gets no rows.
+/// A sink without input.
 #[derive(Debug)]
 struct EmptySink;
 

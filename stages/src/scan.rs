@@ -1,4 +1,4 @@
-//! A table whose splits go to all nodes: anywhere, or each bucket to the node that has it.
+//! Tables whose splits go to all nodes: to any node, or each bucket to its own node.
 
 use std::{fmt, sync::Arc};
 
@@ -17,7 +17,7 @@ use gatework_sql::{
     splits::with_filter_support,
 };
 
-/// A scan of a table, of which each task of a stage reads the splits that it is given.
+/// A scan of a table; each task of a stage reads the splits that it is given.
 #[derive(Debug)]
 pub struct SplitScanExec {
     table: Arc<dyn ExecutionPlan>,
@@ -26,7 +26,7 @@ pub struct SplitScanExec {
 }
 
 impl SplitScanExec {
-    /// A scan of `table` by tasks on so many nodes. Its order, if it has one, is lost.
+    /// Creates a scan of `table` by tasks on `nodes` nodes. An order of `table` is lost.
     pub fn new(table: Arc<dyn ExecutionPlan>, nodes: usize) -> Self {
         let table = with_filter_support(table);
         let buckets = BucketedScan::of(&table);
@@ -43,17 +43,17 @@ impl SplitScanExec {
         Self { table, buckets, properties: Arc::new(properties) }
     }
 
-    /// How its rows are divided, if they were written so.
+    /// The buckets of the table, if it is bucketed.
     pub fn buckets(&self) -> Option<&Arc<Bucketing>> {
         self.buckets.as_ref().map(|known| &known.bucketing)
     }
 
-    /// The same with another scan of the whole.
+    /// Returns this scan over another scan of the whole table.
     pub(crate) fn with_table(&self, table: Arc<dyn ExecutionPlan>) -> Self {
         Self::new(table, self.properties.partitioning.partition_count())
     }
 
-    /// The scan of the whole.
+    /// The scan of the whole table.
     pub fn table(&self) -> &Arc<dyn ExecutionPlan> {
         &self.table
     }
@@ -109,6 +109,6 @@ impl ExecutionPlan for SplitScanExec {
     }
 
     fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        internal_err!("splits are read by a task of a stage only")
+        internal_err!("splits can only be read by a task of a stage")
     }
 }

@@ -1,8 +1,8 @@
-//! The scheduler of one query: brings its stages up, links them, and sees to their ends. (Presto's
+//! The scheduler of one query: starts its stages, links them, and propagates their ends. (Presto's
 //! `SqlQueryScheduler`; rules D.)
 //!
-//! It is stepped by one task. A step does what can be done at the moment and answers what it waits for: the end of
-//! a task, room in a queue of splits, splits of a table. No clock is involved.
+//! One task steps it. A step does what can be done now, and returns the gates it waits for: the end
+//! of a task, room in a split queue, splits of a table. It uses no clock.
 
 use std::sync::Arc;
 
@@ -17,20 +17,20 @@ use crate::{
     TaskEvents, TaskFactory, linkage::StageLinkage, state::State,
 };
 
-/// What a step came to.
+/// Result of a step.
 #[derive(Debug)]
 pub enum StepResult {
-    /// There is more to do.
+    /// More can be done now.
     Again,
-    /// Nothing can be done before one of these opens.
+    /// Nothing can be done before one of these gates is ready.
     Blocked(Gates),
-    /// All stages have ended, and well.
+    /// All stages have ended without an error.
     Finished,
 }
 
-/// The stages of a query while they are executed.
+/// The stages of a query while it runs.
 pub struct QueryScheduler {
-    /// By their fragments' numbers.
+    /// Stages by fragment number.
     stages: Vec<StageExecution>,
     children: Vec<Vec<usize>>,
     linkages: Vec<StageLinkage>,
@@ -39,14 +39,15 @@ pub struct QueryScheduler {
     nodes: usize,
     events: Arc<TaskEvents>,
     result: ExchangeClient<BufferedBatch>,
-    /// Stages whose end has been told.
+    /// Whether each stage's end has been propagated.
     notified: Vec<bool>,
     closed: bool,
 }
 
 impl QueryScheduler {
-    /// For the stages of `plan` on so many nodes, whose tasks `factory` makes. `scheduler_of` gives each stage
-    /// its scheduler; if that fails for one, all others are closed (G-4). What the query gives comes to `result`.
+    /// Creates the stages of `plan` on `nodes` nodes; `factory` creates their tasks. `scheduler_of`
+    /// returns each stage's scheduler. If it fails for one stage, all others are closed (G-4). The
+    /// query's rows arrive at `result`.
     ///
     /// # Errors
     /// If a stage cannot be scheduled.
@@ -93,15 +94,15 @@ impl QueryScheduler {
         })
     }
 
-    /// The stages, by their fragments' numbers.
+    /// The stages, by fragment number.
     pub fn stages(&self) -> &[StageExecution] {
         &self.stages
     }
 
-    /// Does what can be done.
+    /// Does what can be done now.
     ///
     /// # Errors
-    /// The first cause for which a stage failed; [`abort`](Self::abort) is to follow.
+    /// The first cause of a failed stage; the caller then calls [`abort`](Self::abort).
     pub fn step(&mut self) -> Result<StepResult> {
         while let Some(task) = self.events.take() {
             self.stages[task.stage].task_ended(task.index);
@@ -124,14 +125,14 @@ impl QueryScheduler {
         Ok(StepResult::Blocked(blocked.into_iter().fold(ended, Gates::or)))
     }
 
-    /// One pass over the stages whose turn it is; the answer is what they wait for, and whether one does not
-    /// (D-6).
+    /// Runs one pass over the active stages. Returns the gates that they wait for, and whether one
+    /// of them can continue now (D-6).
     fn schedule_stages(&mut self) -> Result<(Vec<Gate>, bool)> {
         let Self { stages, schedule, .. } = self;
         let active = schedule.stages(|stage| stages[stage].state()).to_vec();
         let (mut gates, mut again) = (Vec::new(), false);
         for id in active {
-            // One that ended meanwhile has been told of.
+            // The end of this stage has been propagated already.
             if self.stages[id].state().is_final() {
                 continue;
             }
@@ -150,7 +151,7 @@ impl QueryScheduler {
         Ok((gates, again))
     }
 
-    /// What each node has to read, of all stages.
+    /// The load of each node from all stages.
     fn loads(&self) -> Vec<SplitLoad> {
         let mut loads = vec![SplitLoad::default(); self.nodes];
         let running = self.stages.iter().filter(|stage| !stage.state().is_final());
@@ -162,10 +163,10 @@ impl QueryScheduler {
         loads
     }
 
-    /// Draws the consequences of stages that ended: who reads them knows, and nobody is to write for them
-    /// (C-5, D-5, D-9).
+    /// Propagates the ends of stages: their readers get no more outputs, and their inputs are
+    /// cancelled (C-5, D-5, D-9).
     fn propagate_ends(&mut self) -> Result<()> {
-        // A parent comes before its children, which its end may end.
+        // A parent comes before its children, which its end may cancel.
         for id in 0..self.stages.len() {
             let state = self.stages[id].state();
             if self.notified[id] || !state.is_final() {
@@ -184,7 +185,7 @@ impl QueryScheduler {
         Ok(())
     }
 
-    /// Nothing is left to be scheduled: then nothing is half scheduled (D-7).
+    /// Checks that every stage is fully scheduled once the schedule is finished (D-7).
     fn check_scheduled(&self) -> Result<()> {
         for stage in &self.stages {
             let state = stage.state();
@@ -202,8 +203,8 @@ impl QueryScheduler {
         }
     }
 
-    /// The query has failed or is cancelled: all that is left ends. The answer is why a task failed, if one did
-    /// by itself.
+    /// Ends all stages after a failure or cancellation. Returns the primary error of a task, if one
+    /// failed.
     pub fn abort(&mut self) -> Option<Error> {
         self.close();
         let tasks = self.stages.iter().flat_map(StageExecution::tasks);
@@ -225,7 +226,7 @@ impl std::fmt::Debug for QueryScheduler {
     }
 }
 
-/// Each stage with its parent and its children.
+/// Collects each stage with its parent and children.
 fn link(
     plan: &SubPlan,
     parent: Option<usize>,

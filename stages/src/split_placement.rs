@@ -1,16 +1,18 @@
-//! Which node gets which split. (Presto's node selector; rules J-8 and J-9.)
+//! Selects the node for a split. (Presto's node selector; rules J-8 and J-9.)
 
 use gatework_runtime::{Error, Result};
 use gatework_shared_state::{Gate, splits::SplitLoad};
 
 use crate::{Lifespan, NodeId, StageExecution};
 
-/// How many splits a node is given at a time.
+/// Limits of splits per node and task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SplitLimits {
-    /// Up to so many splits of all stages together a node gets whatever is in its queues; 100.
+    /// Maximum number of splits of all stages that a node gets regardless of its queues. Default:
+    /// 100.
     pub max_splits_per_node: usize,
-    /// Beyond, up to so many that a stage's task has not begun to read; 10.
+    /// Beyond `max_splits_per_node`, maximum number of splits that one task of a stage has queued.
+    /// Default: 10.
     pub max_pending_splits_per_task: usize,
 }
 
@@ -21,32 +23,32 @@ impl Default for SplitLimits {
 }
 
 impl SplitLimits {
-    /// Whether any split can be given to anybody.
+    /// Checks that any split can be assigned.
     ///
     /// # Errors
-    /// If none can.
+    /// If both limits, or one of them, are 0.
     pub(crate) fn check(self) -> Result<()> {
         match self.max_splits_per_node.min(self.max_pending_splits_per_task) {
             0 => Err(Error::InvalidConfiguration(
-                "nodes need at least one split at a time: see SplitLimits".into(),
+                "the limits of SplitLimits must be at least 1".into(),
             )),
             _ => Ok(()),
         }
     }
 }
 
-/// What a node has to do.
+/// Load of a node.
 #[derive(Debug, Clone, Copy, Default)]
 struct Load {
     /// Splits of all stages.
     total: usize,
-    /// Splits of this stage that are not begun.
+    /// Queued splits of this stage.
     queued: usize,
-    /// What they weigh.
+    /// Weight of all splits.
     weight: u64,
 }
 
-/// Places splits of one stage while it is asked.
+/// Places splits of one stage. Valid for one scheduling step.
 #[derive(Debug)]
 pub(crate) struct NodeSelector {
     limits: SplitLimits,
@@ -55,7 +57,7 @@ pub(crate) struct NodeSelector {
 }
 
 impl NodeSelector {
-    /// By what the nodes have to do at this moment: `totals` is what each has of all stages.
+    /// Starts from the nodes' current loads; `totals` is the load of each node from all stages.
     pub(crate) fn new(limits: SplitLimits, totals: &[SplitLoad], stage: &StageExecution) -> Self {
         let mut loads: Vec<Load> = totals
             .iter()
@@ -66,12 +68,12 @@ impl NodeSelector {
                 load.queued += task.load().queued;
             }
         }
-        // Equal nodes are not all taken from the first one on, by every stage.
+        // Ties are broken from a different node for each stage.
         let first = stage.fragment().id % loads.len().max(1);
         Self { limits, loads, first }
     }
 
-    /// The node for a split: the one that has least to do, if any may have more.
+    /// Returns the least loaded node with capacity for a split of this weight.
     pub(crate) fn select_node(&mut self, weight: u64) -> Option<NodeId> {
         let (count, first, limits) = (self.loads.len(), self.first, self.limits);
         let nodes = (0..count).map(|step| (first + step) % count);
@@ -90,7 +92,7 @@ impl NodeSelector {
         Some(chosen)
     }
 
-    /// Gates of which one opens when a split may be placed; none if nobody has any.
+    /// Gates of which one is ready when a split can be placed; empty if no task has a queue.
     pub(crate) fn capacity_gates(stage: &StageExecution) -> Vec<Gate> {
         stage.tasks().filter_map(|task| task.capacity_gate(Lifespan::Task, 0)).collect()
     }

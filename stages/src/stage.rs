@@ -1,8 +1,8 @@
-//! A stage while it is executed: its state, its tasks, and what they are told. (Presto's `SqlStageExecution`;
-//! rules B and E.)
+//! A stage while it runs: its state, its tasks, and the calls they receive. (Presto's
+//! `SqlStageExecution`; rules B and E.)
 //!
-//! It belongs to the scheduler of its query, which is one task: nothing here is called by two at a time. Others
-//! see its [state](StageState) through the machine that holds it.
+//! It belongs to the scheduler of its query, which is one task, so no method is called
+//! concurrently. Observers read its [state](StageState) through its state machine.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -22,9 +22,9 @@ pub(crate) type Tasks = Vec<Arc<dyn StageTask>>;
 #[derive(Debug)]
 struct RemoteSource {
     fragments: Vec<FragmentId>,
-    /// Those of them that have told of all their tasks.
+    /// Fragments whose tasks are all known.
     complete: Vec<FragmentId>,
-    /// Outputs that are known.
+    /// Known outputs.
     outputs: Vec<(LocationId, OutputBuffer<BufferedBatch>)>,
 }
 
@@ -42,12 +42,12 @@ pub struct StageExecution {
     factory: Arc<dyn TaskFactory>,
     events: Arc<TaskEvents>,
     tasks: BTreeMap<usize, Arc<dyn StageTask>>,
-    /// The task that gets the splits for a node.
+    /// The task that gets the splits of a node.
     task_by_node: BTreeMap<NodeId, usize>,
     finished: usize,
     buffers: Option<OutputBuffers>,
     sources: Vec<RemoteSource>,
-    /// Tables all splits of which are given out.
+    /// Tables whose splits are all assigned.
     complete_tables: Vec<usize>,
     assigns_splits: bool,
 }
@@ -57,7 +57,8 @@ fn usage_error(what: String) -> Error {
 }
 
 impl StageExecution {
-    /// A stage of `fragment`, whose tasks `factory` makes and which tell `events` of their ends.
+    /// Creates a stage of `fragment`. `factory` creates its tasks, which report their ends to
+    /// `events`.
     pub fn new(
         fragment: PlanFragment,
         factory: Arc<dyn TaskFactory>,
@@ -87,32 +88,32 @@ impl StageExecution {
         }
     }
 
-    /// What its tasks run.
+    /// The fragment that its tasks run.
     pub fn fragment(&self) -> &PlanFragment {
         &self.fragment
     }
 
-    /// How far it has come.
+    /// The current state.
     pub fn state(&self) -> StageState {
         self.state.get()
     }
 
-    /// The same, for those who look on.
+    /// The state machine, for observers.
     pub fn watch(&self) -> Arc<StateMachine<StageState>> {
         self.state.clone()
     }
 
-    /// Why it failed: the first cause.
+    /// The first cause of its failure.
     pub fn failure(&self) -> Option<&Error> {
         self.failure.as_ref()
     }
 
-    /// Its tasks by their numbers.
+    /// Its tasks, by number.
     pub fn tasks(&self) -> impl Iterator<Item = &Arc<dyn StageTask>> {
         self.tasks.values()
     }
 
-    /// How many it has.
+    /// Number of its tasks.
     pub fn task_count(&self) -> usize {
         self.tasks.len()
     }
@@ -122,12 +123,12 @@ impl StageExecution {
         self.task_by_node.get(&node).and_then(|index| self.tasks.get(index))
     }
 
-    /// The outputs that it reads, as far as they are known.
+    /// The known outputs that it reads.
     pub fn sources(&self) -> impl Iterator<Item = &OutputBuffer<BufferedBatch>> {
         self.sources.iter().flat_map(|source| source.outputs.iter().map(|(_, output)| output))
     }
 
-    /// Whether they are all known.
+    /// Whether all outputs that it reads are known.
     pub fn knows_all_sources(&self) -> bool {
         self.sources.iter().all(RemoteSource::is_complete)
     }
@@ -137,12 +138,13 @@ impl StageExecution {
         !self.sources.is_empty()
     }
 
-    /// Goes to `next` if it may (rules B).
+    /// Changes the state to `next` if allowed (rules B). Returns whether it changed.
     pub fn transition(&mut self, next: StageState) -> bool {
         self.state.compare_and_set(next, |known| known.can_transition_to(next))
     }
 
-    /// Fails with `error`; a later failure is not its cause.
+    /// Fails with `error`, unless the stage has ended; the first error is the cause. Returns
+    /// whether it failed.
     pub fn fail(&mut self, error: Error) -> bool {
         let failed = self.transition(StageState::Failed);
         if failed {
@@ -151,10 +153,10 @@ impl StageExecution {
         failed
     }
 
-    /// Which buffers its tasks have. Older versions are ignored (E-6).
+    /// Sets the buffers of its tasks. Older versions are ignored (E-6).
     ///
     /// # Errors
-    /// If what was said before is taken back.
+    /// If `newer` revokes an earlier buffer or end.
     pub fn set_buffers(&mut self, newer: &OutputBuffers) -> Result<()> {
         if let Some(known) = &self.buffers {
             if newer.version() <= known.version() {
@@ -169,7 +171,7 @@ impl StageExecution {
         Ok(())
     }
 
-    /// More tasks of a stage that it reads, and whether they are the last (E-1, E-2).
+    /// Adds tasks of a stage that it reads; `last` says that no more follow (E-1, E-2).
     ///
     /// # Errors
     /// If it does not read that stage.
@@ -196,10 +198,10 @@ impl StageExecution {
         Ok(())
     }
 
-    /// Makes task number `index` on `node` (E-4).
+    /// Creates task number `index` on `node` (E-4).
     ///
     /// # Errors
-    /// If it is there, or tasks are made for splits, or nobody has said who reads it.
+    /// If the task exists, the stage creates tasks by splits, or its readers are not set.
     pub fn schedule_task(
         &mut self,
         node: NodeId,
@@ -207,16 +209,16 @@ impl StageExecution {
     ) -> Result<Option<Arc<dyn StageTask>>> {
         if self.assigns_splits {
             return Err(usage_error(
-                "a task by number in a stage that makes tasks for splits".into(),
+                "a stage that creates tasks by splits cannot create one by number".into(),
             ));
         }
         self.create_task(node, index)
     }
 
-    /// Gives splits to the task on `node`, which is made if there is none; the answer is a new task (E-4).
+    /// Assigns splits to the task on `node`, and creates it if needed. Returns a new task (E-4).
     ///
     /// # Errors
-    /// If the task cannot be made.
+    /// If the task cannot be created.
     pub fn schedule_splits(
         &mut self,
         node: NodeId,
@@ -226,7 +228,7 @@ impl StageExecution {
         self.assigns_splits = true;
         let created = match self.task_by_node.contains_key(&node) {
             true => None,
-            // Who reads its output counts its tasks from 0, one after the other.
+            // Readers of its output number its tasks consecutively from 0.
             false => self.create_task(node, self.tasks.len())?,
         };
         if let Some(task) = self.task_on(node) {
@@ -238,12 +240,12 @@ impl StageExecution {
     fn create_task(&mut self, node: NodeId, index: usize) -> Result<Option<Arc<dyn StageTask>>> {
         let id = TaskId { stage: self.fragment.id, index };
         if self.tasks.contains_key(&index) {
-            return Err(usage_error(format!("task {id} is made twice")));
+            return Err(usage_error(format!("task {id} is created twice")));
         }
         let Some(buffers) = &self.buffers else {
-            return Err(usage_error(format!("task {id} is made before anybody said who reads it")));
+            return Err(usage_error(format!("task {id} is created before its readers are set")));
         };
-        // What would be aborted at once is not made (E-5).
+        // A stage that has ended creates no task, since it would be aborted at once (E-5).
         if self.state().is_final() {
             return Ok(None);
         }
@@ -265,7 +267,7 @@ impl StageExecution {
         Ok(Some(task))
     }
 
-    /// All splits of a table are given out.
+    /// Marks all splits of a table as assigned.
     pub fn table_complete(&mut self, table: usize) {
         if !self.complete_tables.contains(&table) {
             self.complete_tables.push(table);
@@ -273,7 +275,7 @@ impl StageExecution {
         }
     }
 
-    /// All tasks are made and all splits are given out (E-7).
+    /// Marks all tasks as created and all splits as assigned (E-7).
     pub fn scheduling_complete(&mut self) {
         (0..self.fragment.tables.len()).for_each(|table| self.table_complete(table));
         if self.transition(StageState::Scheduled) {
@@ -281,7 +283,7 @@ impl StageExecution {
         }
     }
 
-    /// Task `index` has ended (E-8).
+    /// Records the end of task `index` (E-8).
     pub fn task_ended(&mut self, index: usize) {
         let Some(task) = self.tasks.get(&index) else { return };
         match task.state() {
@@ -299,7 +301,7 @@ impl StageExecution {
     }
 
     fn update_state(&mut self) {
-        // A task that ends early does not end a stage that makes others.
+        // An early end of a task does not end a stage that still creates tasks.
         if !matches!(self.state(), StageState::Scheduled | StageState::Running) {
             return;
         }
@@ -309,19 +311,19 @@ impl StageExecution {
         };
     }
 
-    /// Nobody wants the rest (E-9).
+    /// Ends the stage because its rows have no reader any more (E-9).
     pub fn cancel(&mut self) {
         self.transition(StageState::Cancelled);
         self.tasks.values().for_each(|task| task.cancel());
     }
 
-    /// The query has failed (E-9).
+    /// Ends the stage because the query has failed (E-9).
     pub fn abort(&mut self) {
         self.transition(StageState::Aborted);
         self.tasks.values().for_each(|task| task.abort());
     }
 
-    /// Whether no task of it runs.
+    /// Whether no task of the stage runs.
     pub fn is_idle(&self) -> bool {
         self.tasks.values().all(|task| task.state().is_final())
     }

@@ -1,36 +1,36 @@
-//! States of stages and tasks: who may go where, and who is told.
+//! States of stages and tasks, their transitions, and the gates of observers.
 
 use gatework_shared_state::{Dependency, DependencyKind, Gate};
 use parking_lot::Mutex;
 
-/// A state of something that ends.
+/// A state with final values.
 pub trait State: Copy + PartialEq + std::fmt::Debug {
-    /// Whether it is an end.
+    /// Whether the state is final.
     fn is_final(self) -> bool;
 }
 
-/// How far a stage has come.
+/// State of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StageState {
-    /// Nothing has been done for it.
+    /// Nothing has started.
     Planned,
-    /// Tasks are being made.
+    /// Tasks are being created.
     Scheduling,
-    /// All tasks are there; their splits are not.
+    /// All tasks are created; their splits are not assigned.
     FinishedTaskScheduling,
-    /// Splits are given out, and there are no other tasks to come.
+    /// Splits are being assigned, and no more tasks will be created.
     SchedulingSplits,
-    /// All tasks and splits are given out.
+    /// All tasks are created and all splits assigned.
     Scheduled,
-    /// And some tasks run.
+    /// Scheduled, and some tasks run.
     Running,
-    /// All tasks have finished, and what they wrote was read.
+    /// All tasks have finished, and their output was read.
     Finished,
-    /// Nobody wants the rest.
+    /// The stage's rows have no reader any more.
     Cancelled,
-    /// The query failed elsewhere.
+    /// Another stage failed, or the query was cancelled.
     Aborted,
-    /// It failed.
+    /// The stage failed.
     Failed,
 }
 
@@ -57,8 +57,8 @@ impl StageState {
         }
     }
 
-    /// Whether there will be no other tasks. Never of a stage that failed or was aborted: who reads it would
-    /// take what it gave for the whole (rules C).
+    /// Whether no more tasks will be created. Never true of a stage that failed or was aborted: its
+    /// reader would take incomplete rows for the whole (rules C).
     pub fn has_all_tasks(self) -> bool {
         use StageState::*;
         match self {
@@ -73,18 +73,18 @@ impl StageState {
     }
 }
 
-/// How far a task has come.
+/// State of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TaskState {
-    /// It runs, or its output is being read.
+    /// The task runs, or its output is being read.
     Running,
-    /// It wrote all it had, and that was read.
+    /// The task wrote all its rows, and they were read.
     Finished,
-    /// Nobody wants the rest.
+    /// The task's rows have no reader any more.
     Cancelled,
-    /// The query failed elsewhere.
+    /// Another task failed, or the query was cancelled.
     Aborted,
-    /// It failed.
+    /// The task failed.
     Failed,
 }
 
@@ -94,8 +94,7 @@ impl State for TaskState {
     }
 }
 
-/// A state that others read, and are told of when it changes. The end is for ever. (Presto's `StateMachine`;
-/// rules A.)
+/// A state with observers. A final state never changes. (Presto's `StateMachine`; rules A.)
 ///
 /// ```
 /// use gatework_stages::{StateMachine, TaskState};
@@ -115,23 +114,24 @@ pub struct StateMachine<S> {
 #[derive(Debug)]
 struct Inner<S> {
     state: S,
-    /// Those who wait for the next change.
+    /// Gates of observers of the next change.
     waiters: Vec<Gate>,
 }
 
 impl<S: State> StateMachine<S> {
-    /// A machine in `state`.
+    /// Creates a machine in `state`.
     pub fn new(name: &'static str, state: S) -> Self {
         Self { name, inner: Mutex::new(Inner { state, waiters: Vec::new() }) }
     }
 
-    /// The state.
+    /// The current state.
     pub fn get(&self) -> S {
         self.inner.lock().state
     }
 
-    /// Goes to `next` if `predicate` says so of the state it is in, and that is no end. `true` if it went; to stay is
-    /// not to go. `predicate` is asked without a lock, and again if the state has changed meanwhile.
+    /// Changes the state to `next`, unless it is final, equals `next`, or `predicate` rejects it.
+    /// Returns whether it changed. `predicate` is called without a lock, and again if the state has
+    /// changed in between.
     pub fn compare_and_set(&self, next: S, predicate: impl Fn(S) -> bool) -> bool {
         loop {
             let known = self.get();
@@ -146,13 +146,13 @@ impl<S: State> StateMachine<S> {
                 inner.state = next;
                 std::mem::take(&mut inner.waiters)
             };
-            // Who waits is woken on his own executor, whatever the others do.
+            // Each waiter is woken on its own executor, independently of the others.
             notified.iter().for_each(|gate| gate.set_always_ready());
             return true;
         }
     }
 
-    /// A gate that opens when the state is another one than `known`: open at once if it is, and if it is an end.
+    /// Returns a gate that is ready once the state differs from `known` or is final.
     pub fn changed(&self, known: S) -> Gate {
         let mut inner = self.inner.lock();
         let gate = Dependency::blocked(format!("{} change", self.name), DependencyKind::External);

@@ -1,4 +1,4 @@
-//! What the scheduler knows of a stage's task, and asks of it.
+//! The scheduler's interface to a stage's tasks.
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
@@ -13,20 +13,20 @@ use parking_lot::Mutex;
 
 use crate::{FragmentId, PlanFragment, TaskState};
 
-/// The number of a node.
+/// Number of a node.
 pub type NodeId = usize;
 
-/// Which task of which stage.
+/// Identity of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId {
     /// The stage, by its fragment.
     pub stage: FragmentId,
-    /// Its number in the stage: it reads the buffers of that number.
+    /// Index in the stage: the task reads the buffers of this number.
     pub index: usize,
 }
 
 impl TaskId {
-    /// Its output, for those who read it.
+    /// Location of the task's output, for its readers.
     pub(crate) fn location(self) -> LocationId {
         (self.stage as u64) << 32 | self.index as u64
     }
@@ -38,94 +38,95 @@ impl fmt::Display for TaskId {
     }
 }
 
-/// How long splits are read together: as long as the task runs, or for one of its groups, which have pipelines and
-/// hash tables of their own. (Presto's term.)
+/// How long splits are read together: for the whole task, or for one of its groups. Each group has
+/// its own pipelines and hash tables. (Presto's term.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lifespan {
-    /// All of the task.
+    /// The whole task.
     Task,
-    /// What its tables have in the bucket of this number.
+    /// The bucket of this number, of all tables.
     Group(usize),
 }
 
-/// A task on a node: of this process, or of a test.
+/// A task on a node of this process or of a test.
 pub trait StageTask: Send + Sync + fmt::Debug {
-    /// Its name.
+    /// Identity of the task.
     fn id(&self) -> TaskId;
-    /// Where it runs.
+    /// Node of the task.
     fn node(&self) -> NodeId;
-    /// How far it has come.
+    /// State of the task.
     fn state(&self) -> TaskState;
-    /// Why it failed.
+    /// Error of the task, if it failed.
     fn error(&self) -> Option<Error>;
-    /// Nodes of its plan that another engine runs on its behalf.
+    /// Fallback nodes of the task's plan.
     fn fallbacks(&self) -> Vec<String> {
         Vec::new()
     }
-    /// What it does at the moment, in words.
+    /// Describes what the task does now.
     fn dump(&self) -> String {
         format!("{self:?}")
     }
-    /// What it writes.
+    /// Output of the task.
     fn output(&self) -> &OutputBuffer<BufferedBatch>;
-    /// Gives it splits of table number `table` of its fragment. What is for a lifespan that is over is dropped.
+    /// Adds splits of table number `table` of the fragment. Splits for a lifespan that has ended
+    /// are dropped.
     fn add_splits(&self, lifespan: Lifespan, table: usize, splits: Vec<Split>);
-    /// That table has no others for it.
+    /// Marks the end of the table's splits for this lifespan.
     fn set_no_more_splits(&self, lifespan: Lifespan, table: usize);
-    /// What it has of all its tables and not read.
+    /// Load of the task: splits queued and being read, of all tables.
     fn load(&self) -> SplitLoad;
-    /// Open when more splits of that table are welcome; none if they never will be.
+    /// A gate that is ready when the table's queue has room; none if it needs no more splits.
     fn capacity_gate(&self, lifespan: Lifespan, table: usize) -> Option<Gate>;
-    /// Begins a group of a task that has groups.
+    /// Starts a group of a task with grouped execution.
     ///
     /// # Errors
     /// If it cannot be started.
     fn start_lifespan(&self, group: usize) -> Result<()>;
-    /// How many groups have begun and not ended. The [`TaskEvents`] is told when there are less.
+    /// Number of groups that run. The task notifies [`TaskEvents`] when it decreases.
     fn running_lifespans(&self) -> usize;
-    /// Those that have begun are all.
+    /// Marks the end of the groups.
     fn set_no_more_lifespans(&self);
-    /// Gives remote source number `source` of its fragment one more output to read.
+    /// Adds an output to remote source number `source` of the fragment.
     ///
     /// # Errors
-    /// If there were to be no others.
+    /// If the source was marked complete.
     fn add_location(
         &self,
         source: usize,
         id: LocationId,
         output: &OutputBuffer<BufferedBatch>,
     ) -> Result<()>;
-    /// That remote source will get no others.
+    /// Marks the remote source complete.
     fn set_no_more_locations(&self, source: usize);
-    /// Nobody wants the rest: it ends at once, and well.
+    /// Ends the task at once without an error, because its rows have no reader any more.
     fn cancel(&self);
-    /// The query has failed: it ends at once, and those who read it do not take it for finished.
+    /// Ends the task at once because the query has failed; its readers do not take it for finished.
     fn abort(&self);
 }
 
-/// What a task is made of.
+/// What a task is created from.
 #[derive(Debug)]
 pub struct TaskSpec<'a> {
-    /// Its name.
+    /// Identity of the task.
     pub id: TaskId,
-    /// Where it is to run.
+    /// Node of the task.
     pub node: NodeId,
-    /// What it is to run.
+    /// Fragment that the task runs.
     pub fragment: &'a PlanFragment,
-    /// Who reads it, as far as that is known.
+    /// Buffers of its readers, as far as they are known.
     pub buffers: &'a OutputBuffers,
 }
 
-/// Makes tasks. They run from the start, and wait for what they need.
+/// Creates tasks. A task runs from the start, and waits for its inputs.
 pub trait TaskFactory: Send + Sync {
-    /// A task, which says in `events` that it has ended, once.
+    /// Creates a task that reports its end to `events` exactly once.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// If the task cannot be created.
     fn create(&self, spec: &TaskSpec<'_>, events: &Arc<TaskEvents>) -> Result<Arc<dyn StageTask>>;
 }
 
-/// What happens to a query's tasks, for its scheduler. Nobody is called back: the scheduler is woken, and sees.
+/// Events of a query's tasks. They make no callbacks: the scheduler is woken and reads them.
 #[derive(Debug)]
 pub struct TaskEvents {
     ended: Mutex<VecDeque<TaskId>>,
@@ -140,7 +141,7 @@ impl Default for TaskEvents {
 }
 
 impl TaskEvents {
-    /// `task` has ended, in whatever way.
+    /// Records that `task` has ended, with or without an error. Called by the task.
     pub fn task_ended(&self, task: TaskId) {
         let mut wakeups = Wakeups::new();
         let mut ended = self.ended.lock();
@@ -148,12 +149,12 @@ impl TaskEvents {
         self.gate.set_ready_deferred(&mut wakeups);
     }
 
-    /// A task has room for something new: look at it.
+    /// Wakes the scheduler because a task has capacity for a new lifespan.
     pub fn task_progressed(&self) {
         self.gate.set_ready();
     }
 
-    /// A task that has ended. Without one, the gate is shut until there is.
+    /// Returns a task that has ended. If there is none, blocks the gate until there is one.
     pub(crate) fn take(&self) -> Option<TaskId> {
         let mut ended = self.ended.lock();
         let next = ended.pop_front();

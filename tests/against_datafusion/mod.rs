@@ -1,8 +1,8 @@
-//! Runs statements on a plain DataFusion session and on gatework sessions over the same tables, and
-//! compares their results with the comparator of `gatework::verify`.
+//! Runs statements on a plain DataFusion session and on gatework sessions over the same tables.
+//! Compares their results with the comparator of `gatework::verify`.
 //!
-//! Failures are collected and told together at the end, so that one run shows all of them. The hang
-//! guard counts from one statement to the next.
+//! Failures are collected and reported together at the end. The hang guard is reset by each
+//! statement.
 
 #![allow(dead_code, reason = "each test file uses its own part of this module")]
 #![allow(clippy::unwrap_used, reason = "tests")]
@@ -34,10 +34,10 @@ use gatework::{
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
-/// A statement that takes longer than this hangs.
+/// Time after which a statement counts as hanging.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Tells the hang guard what is being done.
+/// Reports the current statement to the hang guard.
 pub(crate) struct Watch(mpsc::Sender<String>);
 
 impl Watch {
@@ -46,7 +46,7 @@ impl Watch {
     }
 }
 
-/// Runs `body` in a thread of its own; fails if it says nothing for 60 seconds.
+/// Runs `body` in a thread of its own; fails if it reports nothing for 60 seconds.
 pub(crate) fn guarded(body: impl FnOnce(&Watch) + Send + 'static) {
     let (sender, receiver) = mpsc::channel();
     let watch = Watch(sender);
@@ -71,7 +71,7 @@ pub(crate) struct Tested {
     pub(crate) name: String,
     pub(crate) context: SessionContext,
     pub(crate) executor: Executor,
-    /// A folder of its own, `{dir}` in statements.
+    /// The session's own folder, `{dir}` in statements.
     folder: TempDir,
 }
 
@@ -89,7 +89,7 @@ pub(crate) struct Sessions<'a> {
     statements: RefCell<usize>,
 }
 
-/// What a statement gave.
+/// The plans and rows of a statement.
 pub(crate) struct Ran {
     pub(crate) logical: LogicalPlan,
     pub(crate) physical: Arc<dyn ExecutionPlan>,
@@ -143,12 +143,12 @@ impl<'a> Sessions<'a> {
         self.shared.path()
     }
 
-    /// Tells the hang guard what is being done.
+    /// Reports the current statement to the hang guard.
     pub(crate) fn doing(&self, what: &str) {
         self.watch.doing(what);
     }
 
-    /// Notes what is wrong.
+    /// Records a failure.
     pub(crate) fn fail(&self, failure: String) {
         self.failures.borrow_mut().push(failure);
     }
@@ -158,7 +158,7 @@ impl<'a> Sessions<'a> {
         std::iter::once((&self.reference, &self.folder)).chain(tested)
     }
 
-    /// Registers the rows of `query`, which plain DataFusion computes, as a table in memory: small
+    /// Registers the rows of `query`, computed by plain DataFusion, as a table in memory: small
     /// batches in three partitions.
     pub(crate) fn table(&self, name: &str, query: &str) {
         let make = async {
@@ -205,12 +205,12 @@ impl<'a> Sessions<'a> {
         self.runtime.block_on(ran).unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
-    /// All sessions must give the same rows, and every node must be ours.
+    /// Asserts that all sessions return the same rows, without fallbacks.
     pub(crate) fn equal(&self, statements: &[&str]) {
         statements.iter().for_each(|sql| self.equal_beside(&[], sql));
     }
 
-    /// All sessions must give the same rows; only nodes with these names are not ours.
+    /// Asserts that all sessions return the same rows, with these fallbacks and no others.
     pub(crate) fn equal_beside(&self, expected_fallbacks: &[&str], sql: &str) {
         self.watch.doing(sql);
         let frame = |context: &SessionContext, folder| {
@@ -224,7 +224,8 @@ impl<'a> Sessions<'a> {
         self.compare(sql, expected, frames.collect(), Some(expected_fallbacks));
     }
 
-    /// The frames must have equal rows; beside `expected_fallbacks` every node must be ours, if it is given.
+    /// Asserts that the frames have equal rows, and these fallbacks if `expected_fallbacks` is
+    /// given.
     pub(crate) fn compare(
         &self,
         what: &str,
@@ -287,8 +288,8 @@ impl<'a> Sessions<'a> {
             .map_err(|difference| difference.to_string())
     }
 
-    /// Gatework sessions must refuse the statement, when it is planned or when it runs, and say one
-    /// of `words`. So must the reference, in whatever words.
+    /// Asserts that gatework sessions refuse the statement, in planning or execution, with one of
+    /// `words`. The reference must refuse it too, with any text.
     pub(crate) fn refused(&self, sql: &str, words: &[&str]) {
         *self.statements.borrow_mut() += 1;
         self.watch.doing(sql);
@@ -312,8 +313,8 @@ impl<'a> Sessions<'a> {
         }
     }
 
-    /// Gatework sessions must do as the reference does: give the same rows, or refuse the statement
-    /// with one of `words`. Answers whether it was refused.
+    /// Asserts that gatework sessions behave like the reference: the same rows, or an error with
+    /// one of `words`. Returns whether the statement was refused.
     pub(crate) fn alike(&self, sql: &str, words: &[&str]) -> bool {
         self.watch.doing(sql);
         let filled = self.fill_in(sql, &self.folder);
@@ -325,16 +326,18 @@ impl<'a> Sessions<'a> {
         ran.is_err()
     }
 
-    /// Tells all failures. Then every executor must be able to end, nothing alive and nothing held.
+    /// Reports all failures. Then checks that every executor shuts down without live tasks or
+    /// reserved bytes.
     pub(crate) fn finish(self) {
         self.watch.doing("shutting down");
         for tested in &self.tested {
-            // Ends when the last task has; a task that lives on is seen by the hang guard.
+            // Shutdown returns when the last task has ended; the hang guard reports a task that
+            // does not end.
             tested.executor.shutdown();
             let live = tested.executor.live_tasks();
             let reserved = tested.context.runtime_env().memory_pool.reserved();
             if live != 0 || reserved != 0 {
-                self.fail(format!("{}: {live} live tasks, {reserved} bytes held", tested.name));
+                self.fail(format!("{}: {live} live tasks, {reserved} bytes reserved", tested.name));
             }
         }
         let failures = self.failures.into_inner();
@@ -348,7 +351,7 @@ impl<'a> Sessions<'a> {
     }
 }
 
-/// Plans and runs; every batch must have the plan's schema.
+/// Plans and runs a frame; every batch must have the plan's schema.
 pub(crate) async fn run(frame: DataFrame) -> Result<Ran> {
     let logical = frame.logical_plan().clone();
     let task = Arc::new(frame.task_ctx());

@@ -16,7 +16,8 @@ impl Args {
         let mut words = env::args().skip(1);
         while let Some(word) = words.next() {
             match word.strip_prefix("--") {
-                // A flag of the standard harness, such as `--ignored`, is an unknown command.
+                // A flag of the standard harness, such as `--ignored`, counts as an unknown
+                // command.
                 _ if args.command.is_empty() => args.command = word,
                 Some(name) => {
                     args.options.insert(name.to_owned(), words.next().unwrap_or_default());
@@ -44,7 +45,7 @@ impl Args {
         self.options.get(name).map_or("", String::as_str)
     }
 
-    /// Returns the number of an option, or `default`. Panics if the value is no number.
+    /// Returns the number of an option, or `default`. Panics if the value is not a number.
     pub(crate) fn number<T: FromStr<Err: Display>>(&self, name: &str, default: T) -> T {
         match self.options.get(name).map(|value| value.parse()) {
             None => default,

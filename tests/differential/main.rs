@@ -1,4 +1,5 @@
-//! Differential tests: gatework beside plain DataFusion, on statements written for neither.
+//! Differential tests: gatework against plain DataFusion, on statements that were written for
+//! neither.
 //!
 //! * `suite`: DataFusion's own sqllogictest files, statement by statement;
 //! * `queries`: random tables and random queries;
@@ -10,8 +11,8 @@
 //! cargo test --release --test differential -- files --count 50000 --seed 7
 //! ```
 //!
-//! Without a command, as in a plain `cargo test`, each runs for some seconds. Other arguments are
-//! those of the standard test harness, whose filters select nothing here.
+//! Without a command, as in a plain `cargo test`, each runs for a few seconds. Other arguments are
+//! those of the standard test harness, whose filters have no effect.
 
 #![allow(
     clippy::unwrap_used,
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
             queries::run(&args.or("count", "60")),
             files::run(&args.or("count", "100")),
         ],
-        // A filter or a flag for the standard harness.
+        // A filter or a flag of the standard harness.
         _ => vec![],
     };
     reports.iter().for_each(Report::print);

@@ -1,4 +1,4 @@
-//! What a statement gives, under a time limit, and how two outcomes are held against each other.
+//! The outcome of a statement under a time limit, and the comparison of two outcomes.
 
 use std::{
     any::Any,
@@ -25,18 +25,18 @@ use crate::{
     sessions::variants,
 };
 
-/// A statement that takes longer than this hangs.
+/// Time after which a statement counts as hanging.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Sums of floats may cancel, so that a relative distance says nothing.
+/// Sums of floats may cancel, so a relative distance alone is meaningless.
 const TOLERANCE: Tolerance = Tolerance { relative: 1e-9, absolute: 1e-6 };
 
-/// Words of errors that depend on which rows are looked at, and in what order.
+/// Words of errors that depend on which rows are evaluated, and in what order.
 const ROW_DEPENDENT: &[&str] =
     &["Divide by zero", "overflow", "Overflow", "Cast error", "too large"];
 
-/// Words of errors with which DataFusion refuses what it should answer: of its checks on itself, and of its windows
-/// whose partition key a condition makes equal to something else.
+/// Words of errors with which DataFusion refuses valid statements: its internal checks, and windows
+/// whose partition key a condition makes equal to another value.
 const OWN_REFUSALS: &[&str] = &[
     "Internal error",
     "Expects PARTITION BY expression to be ordered",
@@ -51,7 +51,7 @@ pub(crate) struct Ran {
     pub(crate) rows: Vec<RecordBatch>,
 }
 
-/// What became of a statement.
+/// The outcome of a statement.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Rows(Ran),
@@ -60,12 +60,12 @@ pub(crate) enum Outcome {
     Hung,
 }
 
-/// How two outcomes lie to each other.
+/// The relation of two outcomes.
 #[derive(Debug)]
 pub(crate) enum Verdict {
     Equal,
     BothRefuse,
-    /// SQL leaves the answer open, as the reference shows.
+    /// SQL leaves the answer open, as variants of the reference show.
     Undetermined,
     /// One side, which is named, has too little memory.
     OutOfMemory(&'static str),
@@ -76,7 +76,7 @@ pub(crate) enum Verdict {
 pub(crate) struct Runner(Runtime);
 
 impl Runner {
-    /// Makes a runner with threads of its own.
+    /// Creates a runner with threads of its own.
     pub(crate) fn new() -> Self {
         let mut builder = Builder::new_multi_thread();
         // Plans of deep expressions are walked recursively.
@@ -89,7 +89,7 @@ impl Runner {
         self.0.block_on(future)
     }
 
-    /// Lets go of the threads, also of those that hang.
+    /// Detaches the threads, including those that hang.
     pub(crate) fn abandon(self) {
         self.0.shutdown_background();
     }
@@ -126,7 +126,7 @@ impl Runner {
         }
     }
 
-    /// Compares what gatework and the reference made of `sql`.
+    /// Compares the outcomes of `sql` on gatework and the reference.
     pub(crate) fn verdict(
         &self,
         reference: &SessionContext,
@@ -173,8 +173,8 @@ impl Runner {
         }
     }
 
-    /// Whether one side only refuses `sql` says something only if the reference is always of one
-    /// mind about it.
+    /// Returns `Undetermined` if variants of the reference disagree on whether `sql` is refused;
+    /// otherwise that only one side refuses it is a finding.
     fn unless_undetermined(
         &self,
         reference: &SessionContext,
@@ -232,7 +232,7 @@ impl Runner {
     }
 }
 
-/// Plans and runs; a result without rows has a schema as well.
+/// Plans and runs a frame; a result without rows has a schema as well.
 async fn ran(frame: DataFrame) -> Result<Ran> {
     let logical = frame.logical_plan().clone();
     let task = Arc::new(frame.task_ctx());
@@ -252,7 +252,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or_else(|| "a panic without a text".to_owned())
 }
 
-/// Counts the nodes of a plan that ran, natively or as fallbacks by their names.
+/// Counts the nodes of a plan: native ones, and fallbacks by name.
 pub(crate) fn count_nodes(report: &Report, plan: &Arc<dyn ExecutionPlan>) {
     let fallbacks = gatework::fallbacks(plan);
     report.count_nodes("native", nodes(plan) - fallbacks.len());

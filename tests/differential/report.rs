@@ -1,4 +1,4 @@
-//! What a run has found: counts by name, and findings with the smallest case at hand.
+//! The report of a run: counts by name, and findings with their smallest known case.
 //!
 //! One lock around each collection, held only to add to it; the threads of a run share a report.
 
@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-/// How bad a finding is; the worst first.
+/// Severity of a finding; the worst first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Severity {
     /// The process died, or a statement did not end.
@@ -22,17 +22,17 @@ pub(crate) enum Severity {
     Panic,
     /// One side answers, the other one refuses.
     OnlyOneRefuses,
-    /// DataFusion itself is at fault; the run passes all the same.
+    /// DataFusion itself is at fault; the run passes.
     NotOurs,
-    /// Rows that differ where the statement follows the order of rows; the run passes all the same.
+    /// Rows that differ where the result follows the order of rows; the run passes.
     Open,
 }
 
-/// One thing that is wrong.
+/// One difference.
 #[derive(Debug, Clone)]
 pub(crate) struct Finding {
     pub(crate) severity: Severity,
-    /// Where: a file and line, or a seed.
+    /// A file and line, or a seed.
     pub(crate) place: String,
     /// The case with both results.
     pub(crate) text: String,
@@ -43,7 +43,7 @@ pub(crate) struct Finding {
 pub(crate) struct Report {
     title: String,
     start: Instant,
-    /// Where findings are written as they come; empty for nowhere.
+    /// File to which findings are appended at once; empty for none.
     path: String,
     counts: Mutex<BTreeMap<String, usize>>,
     nodes: Mutex<BTreeMap<String, usize>>,
@@ -55,7 +55,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Report {
-    /// Starts a report; findings are appended to the file at `path` as well, unless it is empty.
+    /// Starts a report; findings are also appended to the file at `path`, unless it is empty.
     pub(crate) fn new(title: impl Into<String>, path: &str) -> Self {
         Self {
             title: title.into(),
@@ -72,7 +72,7 @@ impl Report {
         *lock(&self.counts).entry(name.to_owned()).or_default() += 1;
     }
 
-    /// Adds to the number of plan nodes that ran as DataFusion's own, or natively.
+    /// Adds to the number of fallback nodes of a name, or of native nodes.
     pub(crate) fn count_nodes(&self, name: &str, nodes: usize) {
         if nodes > 0 {
             *lock(&self.nodes).entry(name.to_owned()).or_default() += nodes;
@@ -87,7 +87,7 @@ impl Report {
         lock(&self.findings).push(finding);
     }
 
-    /// Writes a finding at once: it is not lost if the process dies later.
+    /// Writes a finding at once, so that it survives the process.
     fn append(&self, finding: &Finding) {
         if self.path.is_empty() {
             return;
@@ -106,7 +106,7 @@ impl Report {
             || lock(&self.findings).iter().any(|finding| finding.severity < Severity::NotOurs)
     }
 
-    /// Prints everything, the findings last and the worst of them first.
+    /// Prints everything: findings last, the worst of them first.
     pub(crate) fn print(&self) {
         println!("== {}, {} s", self.title, self.start.elapsed().as_secs());
         let mut text = String::new();

@@ -1,4 +1,4 @@
-//! Sessions of both kinds, and the modes that gatework sessions run in.
+//! Sessions of both engines, and the modes of gatework sessions.
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
@@ -24,8 +24,8 @@ pub(crate) enum Mode {
     TinySerial,
     /// Four threads and a memory pool of 1 MiB.
     Limited,
-    /// Calls block and are woken, waits end early, batches of 3 rows are made or batches are cut, all in a
-    /// memory pool of 2 MiB.
+    /// Blocked calls, spurious wake-ups, and batches of 3 rows or split batches, all in a memory
+    /// pool of 2 MiB.
     Chaos,
 }
 
@@ -34,7 +34,7 @@ pub(crate) const MODES: [Mode; 6] =
     [Mode::Plain, Mode::Serial, Mode::Tiny, Mode::TinySerial, Mode::Limited, Mode::Chaos];
 
 impl Mode {
-    /// Returns the modes that `name` stands for: one, or `all`. Panics if it stands for none.
+    /// Returns the modes named `name`: one, or `all`. Panics if there is none.
     pub(crate) fn named(name: &str, default: &[Self]) -> Vec<Self> {
         match name {
             "" => default.to_vec(),
@@ -42,12 +42,12 @@ impl Mode {
             _ => {
                 let same = |mode: &Self| format!("{mode:?}").eq_ignore_ascii_case(name);
                 let mode = MODES.into_iter().find(same);
-                vec![mode.unwrap_or_else(|| panic!("no mode is called {name}: {MODES:?}"))]
+                vec![mode.unwrap_or_else(|| panic!("there is no mode {name}; modes are {MODES:?}"))]
             }
         }
     }
 
-    /// Makes an executor for this mode.
+    /// Creates an executor for this mode.
     pub(crate) fn executor(self) -> Executor {
         let threads = match self {
             Self::Serial | Self::TinySerial => 1,
@@ -57,7 +57,7 @@ impl Mode {
         Executor::builder().threads(threads).build().unwrap()
     }
 
-    /// Adds what the mode asks of a session's configuration.
+    /// Adds the mode's settings to a session's configuration.
     fn config(self, config: SessionConfig, seed: u64) -> SessionConfig {
         match self {
             Self::Plain | Self::Serial | Self::Limited => config,
@@ -82,7 +82,7 @@ impl Mode {
         }
     }
 
-    /// Makes a session on `executor`.
+    /// Creates a session on `executor`.
     pub(crate) fn session(
         self,
         executor: &Executor,
@@ -103,8 +103,8 @@ fn limited(bytes: usize) -> Arc<RuntimeEnv> {
     RuntimeEnvBuilder::new().with_memory_limit(bytes, 1.0).build_arc().unwrap()
 }
 
-/// Sessions over the catalog of a reference that plan for other numbers of partitions and rows in a
-/// batch: what they answer differently is not determined.
+/// Sessions over the catalog of a reference, with other numbers of partitions and rows per batch.
+/// Where their answers differ, SQL leaves the result open.
 pub(crate) fn variants(reference: &SessionContext) -> impl Iterator<Item = SessionContext> {
     [(1, 8192), (3, 8192), (2, 2)].into_iter().map(|(partitions, rows)| {
         let mut state = reference.state();

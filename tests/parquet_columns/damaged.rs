@@ -1,4 +1,4 @@
-//! Files whose footers or pages say what is not so: an error that names the file, at once.
+//! Files with wrong footers or pages: an error that names the file, at once.
 
 use std::{fs, io::Write, path::PathBuf, sync::Arc};
 
@@ -17,7 +17,7 @@ use parquet::{
 use super::with_sessions;
 use crate::against_datafusion::{Sessions, run};
 
-/// The rows of a file, of which every page has ten.
+/// Rows of the file; each page has ten.
 const ROWS: i64 = 40;
 
 fn bytes() -> Vec<u8> {
@@ -26,7 +26,7 @@ fn bytes() -> Vec<u8> {
     let batch = RecordBatch::try_from_iter([("a", column(0)), ("b", column(1000))]).unwrap();
     let properties = WriterProperties::builder()
         .set_dictionary_enabled(false)
-        // The page index is read when a query is planned, and is not where the footer says then.
+        // The page index is read in planning, and would not be at the footer's offset.
         .set_statistics_enabled(EnabledStatistics::Chunk)
         .set_offset_index_disabled(true)
         .set_data_page_row_count_limit(10)
@@ -45,7 +45,7 @@ fn footer(bytes: &[u8]) -> ParquetMetaData {
     ParquetMetaDataReader::new().parse_and_finish(&file).unwrap()
 }
 
-/// `bytes` with another footer behind the pages, or what is to be there instead of them.
+/// `bytes` with another footer after the pages, or with other pages.
 fn with_footer(pages: &[u8], footer: ParquetMetaData, group: RowGroupMetaData) -> Vec<u8> {
     let mut bytes = pages.to_vec();
     let footer = footer.into_builder().set_row_groups(vec![group]).build();
@@ -53,7 +53,7 @@ fn with_footer(pages: &[u8], footer: ParquetMetaData, group: RowGroupMetaData) -
     bytes
 }
 
-/// The file with another chunk of its last column.
+/// The file with a changed chunk of its last column.
 fn with_chunk(change: impl Fn(ColumnChunkMetaData) -> ColumnChunkMetaData) -> Vec<u8> {
     let bytes = bytes();
     let footer = footer(&bytes);
@@ -79,14 +79,14 @@ fn pages_end(group: &RowGroupMetaData) -> usize {
     (start + length) as usize
 }
 
-/// The file with the last page of its last column twice.
+/// The file with the last page of its last column duplicated.
 fn with_a_page_twice() -> Vec<u8> {
     let bytes = bytes();
     let footer = footer(&bytes);
     let group = footer.row_group(0).clone();
     let (start, length) = group.columns().last().unwrap().byte_range();
     let (start, end) = (start as usize, (start + length) as usize);
-    // All pages are of one length: they have as many values.
+    // All pages have the same length, since they have the same number of values.
     let page = length as usize / 4;
     assert_eq!(length as usize % 4, 0);
     assert_eq!(bytes[start..start + 8], bytes[end - page..end - page + 8]);
@@ -110,7 +110,8 @@ fn place(sessions: &Sessions, name: &str, bytes: Vec<u8>) -> PathBuf {
     folder
 }
 
-/// All sessions refuse `sql`, with an error that names the bad file of three, and with one of `words`.
+/// Asserts that all sessions refuse `sql` with an error that names the bad file of three and has
+/// one of `words`.
 fn refused(sessions: &Sessions, name: &str, bytes: Vec<u8>, words: &[&str]) {
     let folder = place(sessions, name, bytes);
     for tested in &sessions.tested {

@@ -26,7 +26,8 @@ async fn numbers(session: &SessionContext) -> Arc<dyn ExecutionPlan> {
     rows.unwrap().create_physical_plan().await.unwrap()
 }
 
-/// DataFusion's merge join reads two regions in turn, and neither can wait until the other has ended.
+/// DataFusion's merge join reads two regions alternately, so neither can wait until the other has
+/// ended.
 #[test]
 fn regions_below_a_foreign_root_take_one_turn() {
     guarded(|case| async move {

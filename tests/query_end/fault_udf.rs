@@ -1,5 +1,5 @@
-//! The function `fuse`: it passes its argument on, and at a call of choice it fails, panics, or holds
-//! its task until the test has done something.
+//! The SQL function `fuse`: it returns its argument. At a chosen call it fails, panics, or blocks
+//! its task until the test resumes it.
 
 use std::{
     panic,
@@ -17,26 +17,26 @@ use datafusion::{
     prelude::SessionContext,
 };
 
-/// What a blown fuse says.
-pub(crate) const MESSAGE: &str = "the fuse has blown";
+/// Error text of the function.
+pub(crate) const MESSAGE: &str = "fault injected by `fuse`";
 
 /// What happens at the chosen call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FaultKind {
     Error,
     Panic,
-    /// The call waits until the test has done something.
+    /// The call blocks until the test resumes it.
     Hold,
 }
 
-/// The state of the function `fuse`.
+/// State of the function `fuse`.
 pub(crate) struct FaultUdf {
     calls: AtomicUsize,
-    /// At which call, counted from 1; 0 is never.
+    /// The chosen call, counted from 1; 0 for none.
     pub(crate) at: AtomicUsize,
     kind: Mutex<FaultKind>,
     triggered: AtomicBool,
-    /// Met by the call and the test: when the call is reached, and when it may go on.
+    /// Barriers of the call and the test: the call is reached, and the call is resumed.
     pub(crate) reached: Barrier,
     pub(crate) resumed: Barrier,
 }
@@ -53,7 +53,7 @@ impl FaultUdf {
         })
     }
 
-    /// Sets the fuse; counting starts anew.
+    /// Chooses the fault and its call; restarts counting.
     pub(crate) fn set(&self, kind: FaultKind, at: usize) {
         *self.kind.lock().unwrap() = kind;
         self.at.store(at, Ordering::SeqCst);
@@ -101,7 +101,7 @@ pub(crate) fn mute_expected_panics() {
     });
 }
 
-/// Makes `fuse` known to `session`.
+/// Registers `fuse` in `session`.
 pub(crate) fn register_fault_udf(session: &SessionContext, fault: &Arc<FaultUdf>) {
     let fault_udf = fault.clone();
     let call = move |arguments: &[ColumnarValue]| {

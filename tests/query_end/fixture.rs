@@ -27,10 +27,10 @@ use crate::{
     support::{Case, Expected, Planned, executor, plan, rows, settle},
 };
 
-/// Small, so that the tables are many batches.
+/// Rows per batch; small, so that the tables have many batches.
 const BATCH_ROWS: usize = 64;
 
-/// `t`: 2000 rows; `u`: 500; `texts`: numbers as text, one of which is none; `nothing`: no rows.
+/// `t`: 2000 rows; `u`: 500; `texts`: numbers as text, one of which is invalid; `nothing`: no rows.
 pub(crate) fn register_tables(session: &SessionContext) {
     let ints = |values: Vec<i64>| Arc::new(Int64Array::from(values)) as ArrayRef;
     let texts = (0..200).map(|n| if n == 77 { "seventy".to_owned() } else { n.to_string() });
@@ -61,7 +61,7 @@ pub(crate) fn register_tables(session: &SessionContext) {
 pub(crate) struct Fixture {
     pub(crate) executor: Executor,
     pub(crate) session: SessionContext,
-    /// The same tables and functions, with nothing of ours.
+    /// A plain DataFusion session with the same tables and functions.
     pub(crate) reference: SessionContext,
     pub(crate) pool: Arc<dyn MemoryPool>,
     pub(crate) folder: TempDir,
@@ -73,7 +73,7 @@ impl Fixture {
         Self::on(executor(2), 1)
     }
 
-    /// With more than one partition, DataFusion's own planner makes plans for as many.
+    /// With more than one partition, DataFusion's own planner plans for them.
     pub(crate) fn on(executor: Executor, partitions: usize) -> Self {
         mute_expected_panics();
         let pool: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(1 << 30));
@@ -110,21 +110,21 @@ impl Fixture {
         Expected::of(&self.reference, sql).await.unwrap()
     }
 
-    /// How often `sql` calls the fuse if nothing happens.
+    /// Number of calls of `fuse` in an undisturbed run of `sql`.
     pub(crate) async fn count_calls(&self, case: &Case, sql: &str) -> usize {
         self.fault_udf.set(FaultKind::Error, 0);
         self.plan(case, sql).await.collect().await.unwrap();
         self.fault_udf.calls()
     }
 
-    /// Nothing is left of the queries that have ended.
+    /// Asserts that nothing is left of the queries that have ended.
     pub(crate) fn assert_clean(&self, name: &str) {
         settle(&self.executor);
         assert_eq!(self.pool.reserved(), 0, "{name}: reserved bytes");
         assert_eq!(files_below(self.folder.path()), 0, "{name}: temporary files");
     }
 
-    /// Like `assert_clean`, where the last one to hold something is the guard's thread.
+    /// Like `assert_clean`, but waits for the guard's thread to drop its references.
     pub(crate) fn assert_clean_soon(&self, name: &str) {
         while self.executor.live_tasks() > 0 || self.pool.reserved() > 0 {
             std::thread::yield_now();
@@ -132,7 +132,7 @@ impl Fixture {
         self.assert_clean(name);
     }
 
-    /// The executor still does its work.
+    /// Asserts that the executor still runs queries.
     pub(crate) async fn assert_works(&self, case: &Case, name: &str) {
         let at = self.fault_udf.at.swap(0, Ordering::SeqCst);
         let sql = "SELECT b, count(*) AS n FROM t GROUP BY b";
@@ -146,7 +146,7 @@ pub(crate) fn files_below(folder: &Path) -> usize {
     entries.map(|e| if e.path().is_dir() { files_below(&e.path()) } else { 1 }).sum()
 }
 
-/// Waits until no task of the query lives.
+/// Waits until no task of the query is live.
 pub(crate) async fn idle(query: &QueryContext) {
     let gate = query.idle().clone();
     poll_fn(|context| match gate.poll_ready(context.waker()) {
@@ -156,8 +156,8 @@ pub(crate) async fn idle(query: &QueryContext) {
     .await;
 }
 
-/// Reads the rest of a stream: the rows, or the error. Whoever has seen the end finds nothing left
-/// of the query, although the stream is still there.
+/// Reads the rest of a stream: the rows or the error. Asserts that nothing is left of the query at
+/// its end, although the stream still exists.
 pub(crate) async fn read_to_end(
     fixture: &Fixture,
     name: &str,
@@ -173,7 +173,7 @@ pub(crate) async fn read_to_end(
             None => break Ok(batches),
         }
     };
-    // Regions below a foreign node may end a moment later.
+    // Regions below a fallback node may end a moment later.
     if !gatework::fallbacks(&planned.plan).is_empty() {
         idle(&query).await;
     }
@@ -181,7 +181,7 @@ pub(crate) async fn read_to_end(
     assert_eq!(query.reserved_bytes(), 0, "{name}");
     assert_eq!(fixture.pool.reserved(), 0, "{name}: reserved bytes at the end");
     if result.is_err() {
-        assert!(stream.next().await.is_none(), "{name}: something comes after the error");
+        assert!(stream.next().await.is_none(), "{name}: the stream goes on after the error");
     }
     result
 }

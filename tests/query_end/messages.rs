@@ -1,11 +1,11 @@
-//! Errors in expressions say what DataFusion says.
+//! Errors in expressions have DataFusion's texts.
 
 use crate::{
     query_end::fixture::Fixture,
     support::{guarded, plan},
 };
 
-/// One row of each table is at fault, so that it does not matter which is met first.
+/// One row of each table fails, so the order of evaluation does not matter.
 const FAULTS: [&str; 14] = [
     "SELECT 10 / (n - 77) AS q FROM texts",
     "SELECT 10 % (n - 77) AS q FROM texts",
@@ -35,7 +35,7 @@ fn errors_say_what_datafusion_says() {
                 (Err(expected), Err(actual)) => {
                     assert_eq!(actual.strip_backtrace(), expected.strip_backtrace(), "{sql}");
                 }
-                // What wraps around in DataFusion wraps around here.
+                // Values that wrap around in DataFusion wrap around in gatework.
                 (Ok(_), Ok(_)) => {}
                 (expected, actual) => panic!("{sql}: {actual:?} where {expected:?} is expected"),
             }

@@ -1,8 +1,8 @@
-//! Every way to end a query leaves nothing behind: no task, no reserved byte, no temporary file; the
-//! executor goes on, and other queries notice nothing.
+//! No way to end a query leaves anything behind: no task, no reserved byte, no temporary file. The
+//! executor keeps working, and other queries are not affected.
 //!
-//! Steps are the calls of a user-defined function, [`fault_udf`]; the tests sweep the call at which
-//! something happens over all there are.
+//! Steps are the calls of a user-defined function, [`fault_udf`]; the tests sweep the faulty call
+//! over all of them.
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
@@ -28,7 +28,7 @@ fn all_rows() {
             case.begin(name);
             let expected = fixture.expected(sql).await;
             let calls = fixture.count_calls(&case, sql).await;
-            assert!(calls > 0, "{name} never calls the fuse");
+            assert!(calls > 0, "{name} never calls `fuse`");
             let planned = fixture.plan(&case, sql).await;
             let batches = read_to_end(&fixture, name, &planned).await.unwrap();
             expected.check(name, &batches);
@@ -37,7 +37,7 @@ fn all_rows() {
     });
 }
 
-/// Without reservations, nothing above and below would say anything about memory.
+/// Without reservations, the checks of memory in the other tests would be void.
 #[test]
 fn breakers_reserve_what_is_given_back() {
     guarded(|case| async move {
@@ -62,7 +62,7 @@ async fn drain(mut stream: SendableRecordBatchStream) {
     }
 }
 
-/// Blows the fuse at every call of every shape.
+/// Injects a fault at every call of every shape.
 fn sweep_failures(how: FaultKind, says: &'static [&'static str]) {
     guarded(move |case| async move {
         let fixture = Fixture::new();
@@ -81,7 +81,7 @@ fn sweep_failures(how: FaultKind, says: &'static [&'static str]) {
                         assert!(fixture.fault_udf.was_triggered(), "{name}: {error}");
                         blown += 1;
                     }
-                    // How rows are cut into batches may differ, and with it the number of calls.
+                    // The number of calls may differ, since batches may be cut differently.
                     Ok(batches) => {
                         assert!(!fixture.fault_udf.was_triggered(), "{name}: the failure is lost");
                         expected.check(&name, &batches);
@@ -105,7 +105,7 @@ fn a_panic_at_every_step() {
     sweep_failures(FaultKind::Panic, &["panicked", MESSAGE]);
 }
 
-/// The ends that a query comes to before its inputs do.
+/// Queries that end before their inputs.
 #[test]
 fn ends_before_the_input() {
     guarded(|case| async move {
@@ -117,9 +117,10 @@ fn ends_before_the_input() {
             "SELECT a, d FROM t JOIN u ON b = c LIMIT 70",
             "SELECT a FROM (SELECT a FROM t UNION ALL SELECT c FROM u) LIMIT 65",
             "SELECT x FROM (SELECT unnest([a, b]) AS x FROM t) LIMIT 65",
-            // Which rows a LIMIT takes is open; how many is not.
+            // SQL leaves open which rows a LIMIT takes, but not how many.
             "SELECT count(*) AS n FROM ((SELECT a FROM t LIMIT 70) UNION ALL SELECT c FROM u)",
-            "SELECT count(*) AS n FROM t JOIN (SELECT c FROM u UNION ALL SELECT a FROM t LIMIT 70) x ON true",
+            "SELECT count(*) AS n FROM t JOIN (SELECT c FROM u UNION ALL SELECT a FROM t LIMIT \
+             70) x ON true",
             "SELECT count(*) AS n FROM (SELECT a FROM t LIMIT 70) x JOIN u ON true",
             "SELECT a FROM t JOIN nothing ON b = e",
             "SELECT a FROM nothing JOIN t ON b = e",
@@ -140,7 +141,7 @@ fn ends_before_the_input() {
     });
 }
 
-/// An error behind a LIMIT that has its rows may be lost, but nothing else may happen.
+/// An error below a satisfied LIMIT may be lost; any other failure is a bug.
 #[test]
 fn an_error_at_every_step_under_a_limit() {
     guarded(|case| async move {
@@ -160,7 +161,7 @@ fn an_error_at_every_step_under_a_limit() {
     });
 }
 
-/// Drops the stream after every number of batches, the first before anything was read.
+/// Drops the stream after each possible number of batches, including zero.
 #[test]
 fn a_dropped_stream() {
     guarded(|case| async move {
@@ -190,7 +191,7 @@ fn a_dropped_stream() {
     });
 }
 
-/// A query that is planned and never executed, and one whose plan goes before its stream.
+/// A query that is planned and never executed, and one whose plan is dropped before its stream.
 #[test]
 fn plans_that_are_dropped() {
     guarded(|case| async move {
@@ -206,14 +207,14 @@ fn plans_that_are_dropped() {
     });
 }
 
-/// Cancels before the first row is asked for, while a call is held, and after the end.
+/// Cancels before the first read, while a call is blocked, and after the end.
 #[test]
 fn cancelled_by_its_handle() {
     guarded(|case| async move {
         let fixture = Fixture::new();
         for (shape, sql) in END_QUERIES {
             let calls = fixture.count_calls(&case, sql).await;
-            // Below a join the number of calls depends on chance; the first half comes always.
+            // Below a join the number of calls varies; the first half is always reached.
             for step in steps(calls / 2 + 1) {
                 let name = format!("{shape}, cancelled at call {step}");
                 case.begin(&name);
@@ -221,7 +222,7 @@ fn cancelled_by_its_handle() {
                 let planned = fixture.plan(&case, sql).await;
                 let mut stream = planned.stream().unwrap();
                 let query = gatework::query(&planned.plan).unwrap();
-                // Rows that nobody reads fit the result's budget, so the call is reached.
+                // Unread rows fit the result buffer, so the call is reached.
                 fixture.fault_udf.reached.wait();
                 query.cancel();
                 fixture.fault_udf.resumed.wait();
@@ -264,7 +265,7 @@ fn cancelled_after_its_end() {
     });
 }
 
-/// The stream is dropped while a call is held: nobody is left to be told.
+/// Drops the stream while a call is blocked, so the error has no receiver.
 #[test]
 fn dropped_while_a_task_runs() {
     guarded(|case| async move {
@@ -290,7 +291,7 @@ fn dropped_while_a_task_runs() {
     });
 }
 
-/// An executor that is shut down ends its queries with an error, and takes no others.
+/// An executor that is shut down ends its queries with an error, and refuses new ones.
 #[test]
 fn an_executor_that_is_shut_down() {
     guarded(|case| async move {
@@ -304,7 +305,7 @@ fn an_executor_that_is_shut_down() {
         let executor = fixture.executor.clone();
         let shutdown = std::thread::spawn(move || executor.shutdown());
         let query = gatework::query(&planned.plan).unwrap();
-        // It cancels first, and then waits for the task that is held.
+        // Shutdown cancels first, and then waits for the blocked task.
         while query.error().is_none() {
             std::thread::yield_now();
         }
@@ -322,7 +323,7 @@ fn an_executor_that_is_shut_down() {
     });
 }
 
-/// One query fails again and again beside another one on the same workers.
+/// One query fails repeatedly while another one runs on the same workers.
 #[test]
 fn errors_of_one_query_do_not_touch_another() {
     guarded(|case| async move {

@@ -1,5 +1,5 @@
-//! Plans with several output partitions, made by DataFusion's own planner: what each partition has,
-//! in whatever order they are read, and what becomes of the others when one is dropped.
+//! Plans with several output partitions, made by DataFusion's own planner: the rows of each
+//! partition in any read order, and the other partitions after one is dropped.
 
 use arrow::array::RecordBatch;
 use futures::{StreamExt, TryStreamExt, future::try_join_all};
@@ -11,7 +11,7 @@ use crate::{
 };
 
 const PARTITIONS: usize = 4;
-/// Its rows are partitioned by hash: who has which row is part of the contract.
+/// Its rows are partitioned by hash, so the partition of each row is part of the contract.
 const HASHED: &str = "SELECT b, count(*) AS n, sum(a) AS s FROM t GROUP BY b";
 /// Any partition may have any row.
 const FREE: &str = "SELECT a, d FROM t JOIN u ON b = c";
@@ -76,7 +76,7 @@ fn partitions_read_one_after_another() {
     });
 }
 
-/// The others get their rows, all of them where it is fixed which are theirs.
+/// The other partitions return their rows: exactly their own where the partitioning is fixed.
 #[test]
 fn one_partition_is_dropped() {
     guarded(|case| async move {
@@ -119,7 +119,7 @@ fn one_partition_is_dropped() {
     });
 }
 
-/// Who asks for one partition only gets it, and the rest goes with the plan.
+/// A caller that reads one partition only gets its rows; the others are dropped with the plan.
 #[test]
 fn partitions_that_nobody_asks_for() {
     guarded(|case| async move {
@@ -133,7 +133,7 @@ fn partitions_that_nobody_asks_for() {
                     ours.collect_partition(partition).await.unwrap();
                 }
                 drop(ours);
-                // The guard holds plans for its report; a new case lets go of them.
+                // The guard keeps plans for its report; a new case drops them.
                 case.begin("next");
                 fixture.assert_clean_soon(&name);
             }

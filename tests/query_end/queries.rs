@@ -1,6 +1,6 @@
-//! What is ended: a query of every shape.
+//! The queries that are ended: one per shape of plan.
 
-/// Queries of every shape, each of which calls the fuse.
+/// Queries of every shape, each of which calls `fuse`.
 pub(crate) const END_QUERIES: [(&str, &str); 22] = [
     ("filter", "SELECT a FROM t WHERE fuse(a) % 3 = 0"),
     ("projection", "SELECT fuse(a) + 1 AS x FROM t"),
@@ -26,7 +26,7 @@ pub(crate) const END_QUERIES: [(&str, &str); 22] = [
     ("above a foreign node", "SELECT fuse(x) AS y FROM (SELECT unnest([a, b]) AS x FROM t)"),
 ];
 
-/// All steps if they are few, else a choice that has the first, the last and some between.
+/// All steps if they are few, else a sample with the first and the last.
 pub(crate) fn steps(last: usize) -> Vec<usize> {
     let stride = last.div_ceil(40).max(1);
     let mut steps: Vec<usize> = (1..=last).step_by(stride).collect();

@@ -1,4 +1,4 @@
-//! TPC-H over tables in buckets: what is joined or grouped by their key is done one bucket after the other.
+//! TPC-H over bucketed tables: joins and groups by their key run one bucket after the other.
 
 use std::{path::Path, sync::Arc};
 
@@ -32,19 +32,25 @@ const TABLES: [(&str, &str); 4] = [
     ("part", "p_partkey"),
 ];
 
-/// What is not in TPC-H: orders, limits and subtotals over what is done in groups.
+/// Cases beyond TPC-H: orders, limits and subtotals over grouped stages.
 const OTHERS: [&str; 8] = [
-    "SELECT l_orderkey, sum(l_quantity) AS s FROM lineitem GROUP BY l_orderkey ORDER BY s DESC, l_orderkey LIMIT 50",
-    "SELECT o_orderkey, count(*) FROM orders JOIN lineitem ON o_orderkey = l_orderkey GROUP BY o_orderkey ORDER BY o_orderkey",
+    "SELECT l_orderkey, sum(l_quantity) AS s FROM lineitem GROUP BY l_orderkey ORDER BY s DESC, \
+     l_orderkey LIMIT 50",
+    "SELECT o_orderkey, count(*) FROM orders JOIN lineitem ON o_orderkey = l_orderkey GROUP BY \
+     o_orderkey ORDER BY o_orderkey",
     "SELECT l_orderkey % 3, l_orderkey, sum(l_quantity) FROM lineitem WHERE l_orderkey < 500 \
      GROUP BY ROLLUP(l_orderkey % 3, l_orderkey)",
-    "SELECT o_orderkey, count(*) FROM orders JOIN lineitem ON o_orderkey = l_orderkey WHERE o_orderkey < 500 \
+    "SELECT o_orderkey, count(*) FROM orders JOIN lineitem ON o_orderkey = l_orderkey WHERE \
+     o_orderkey < 500 \
      GROUP BY CUBE(o_orderkey)",
-    "SELECT count(*) FROM (SELECT o_orderkey FROM orders JOIN lineitem ON o_orderkey = l_orderkey LIMIT 100)",
+    "SELECT count(*) FROM (SELECT o_orderkey FROM orders JOIN lineitem ON o_orderkey = l_orderkey \
+     LIMIT 100)",
     "SELECT count(*) FROM (SELECT l_orderkey FROM lineitem WHERE l_quantity > 10 LIMIT 100)",
-    "SELECT sum(n) FROM (SELECT l_orderkey, count(*) AS n FROM (SELECT l_orderkey FROM lineitem WHERE l_tax > 0.01 \
+    "SELECT sum(n) FROM (SELECT l_orderkey, count(*) AS n FROM (SELECT l_orderkey FROM lineitem \
+     WHERE l_tax > 0.01 \
      LIMIT 100) GROUP BY l_orderkey)",
-    "SELECT l_orderkey, l_linenumber, rank() OVER (PARTITION BY l_orderkey ORDER BY l_quantity, l_linenumber) AS r \
+    "SELECT l_orderkey, l_linenumber, rank() OVER (PARTITION BY l_orderkey ORDER BY l_quantity, \
+     l_linenumber) AS r \
      FROM lineitem ORDER BY r DESC, l_orderkey, l_linenumber LIMIT 70",
 ];
 
@@ -80,7 +86,7 @@ fn bucketing(key: &str) -> Bucketing {
     Bucketing::new(vec![key.into()], COUNT).unwrap()
 }
 
-/// The tables, each as a folder in `folder`, written by several writers.
+/// Writes the tables into `folder`, each as a folder with files of several writers.
 async fn write(case: &Case, tpch: &TpchFixture, folder: &Path, format: &str) {
     let session = session_of(tpch, Storage::Parquet, None).await;
     let nodes = Nodes::in_process(2, 1).unwrap();
@@ -102,7 +108,7 @@ async fn write(case: &Case, tpch: &TpchFixture, folder: &Path, format: &str) {
     tpch.assert_clean(nodes.executors(), "writing");
 }
 
-/// A session whose tables are those in `folder`, as far as they are there.
+/// A session over the tables in `folder` that exist.
 async fn session_in(
     tpch: &TpchFixture,
     folder: &Path,
@@ -206,8 +212,8 @@ fn tpch_in_buckets_with_tiny_buffers_and_blocks() {
 const JOINED: &str =
     "SELECT l_orderkey, o_custkey FROM lineitem JOIN orders ON l_orderkey = o_orderkey";
 
-/// Whichever step of whichever group ends badly, the query does, and all its groups; or, if it is not wanted, does
-/// not matter.
+/// A fault at any step of any group ends the query and all its groups, or has no effect if the
+/// group is not needed.
 #[test]
 fn a_group_that_ends_badly_ends_all() {
     guarded(|case| async move {
@@ -288,7 +294,7 @@ fn groups_end_with_their_reader() {
     });
 }
 
-/// Text has no footer: the names of its files say which bucket they are.
+/// Text files have no footer: their names tell their bucket.
 #[test]
 fn buckets_may_be_text() {
     guarded(|case| async move {
@@ -306,7 +312,8 @@ fn buckets_may_be_text() {
         let nodes = Nodes::in_process(2, 1).unwrap();
         let options = StageOptions::with_nodes(2);
         let copy = format!(
-            "COPY orders TO '{}/x/' STORED AS CSV OPTIONS ('gatework.bucket_by' 'o_orderstatus', 'gatework.buckets' '3')",
+            "COPY orders TO '{}/x/' STORED AS CSV OPTIONS ('gatework.bucket_by' 'o_orderstatus', \
+             'gatework.buckets' '3')",
             folder.path().display()
         );
         let refused = run(&case, &session, &copy, &nodes, &options).await.unwrap_err().to_string();
@@ -320,7 +327,8 @@ fn buckets_may_be_text() {
         let error = session.sql("SELECT * FROM strings").await.unwrap().collect().await;
         let error = error.unwrap_err().to_string();
         assert!(error.contains("in buckets by 'i', in a table whose columns are 'b'"), "{error}");
-        let sql = "SELECT count(*), sum(a.o_custkey - b.o_custkey) FROM text a JOIN text b USING (o_orderkey)";
+        let sql = "SELECT count(*), sum(a.o_custkey - b.o_custkey) FROM text a JOIN text b USING \
+                   (o_orderkey)";
         case.begin(sql);
         let (state, plan) = session.sql(sql).await.unwrap().into_parts();
         let plan = plan_stages(&state, &plan, &options).await.unwrap();
@@ -335,7 +343,7 @@ fn buckets_may_be_text() {
     });
 }
 
-/// Tables that are declared to be what they are not.
+/// Tables whose declaration does not match their files.
 #[test]
 fn declarations_are_checked() {
     guarded(|case| async move {
@@ -368,7 +376,8 @@ fn declarations_are_checked() {
             let wrong = Bucketing::new(columns, count).unwrap();
             let wrong = BucketedTable::try_new(files("wrong").await, wrong).unwrap();
             session.register_table("wrong", Arc::new(wrong)).unwrap();
-            let sql = "SELECT o_orderkey, o_custkey, count(o_comment) FROM wrong GROUP BY o_orderkey, o_custkey";
+            let sql = "SELECT o_orderkey, o_custkey, count(o_comment) FROM wrong GROUP BY \
+                       o_orderkey, o_custkey";
             let error = match run(&case, &session, sql, &nodes, &options).await {
                 Err(error) => error.to_string(),
                 Ok(_) => panic!("{says}: it was read"),
@@ -383,7 +392,7 @@ fn declarations_are_checked() {
         let error =
             session.sql("SELECT count(o_comment) FROM plain").await.unwrap().collect().await;
         let error = error.unwrap_err().to_string();
-        assert!(error.contains("does not say which it is"), "{error}");
+        assert!(error.contains("states no bucket"), "{error}");
         let plain = session.table_provider("orders").await.unwrap();
         let error = BucketedTable::try_new(plain, bucketing("l_orderkey")).unwrap_err().to_string();
         assert!(error.contains("none of the columns"), "{error}");

@@ -1,4 +1,5 @@
-//! The TPC-H queries as stages: every table is read once, and nothing within a stage moves rows between nodes.
+//! The TPC-H queries as stages: every table is read once, and nothing within a stage moves rows
+//! between nodes.
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
@@ -35,7 +36,7 @@ fn check(fragment: &PlanFragment, text: &str) {
         let single = fragment.partitioning == PartitioningHandle::Single;
         assert!(!gathers || single, "stage {}\n{text}", fragment.id);
         if let Some(source) = node.downcast_ref::<RemoteSourceExec>() {
-            // Who reads by keys is one of as many tasks as there are keys' hashes.
+            // A reader by keys has one task per hash partition.
             let by_keys = source.scheme().handle == PartitioningHandle::FixedHash;
             let agree = !by_keys || fragment.partitioning == PartitioningHandle::FixedHash;
             assert!(agree, "stage {}\n{text}", fragment.id);
@@ -43,7 +44,7 @@ fn check(fragment: &PlanFragment, text: &str) {
     });
 }
 
-/// How many tables the stages of a query read in splits.
+/// Number of tables that the stages of a query read in splits.
 async fn count_split_tables(query: DataFrame, nodes: usize) -> usize {
     let (state, plan) = query.into_parts();
     let stages = plan_stages(&state, &plan, &StageOptions::with_nodes(nodes)).await.unwrap();
@@ -52,7 +53,7 @@ async fn count_split_tables(query: DataFrame, nodes: usize) -> usize {
     let fragments = stages.fragments();
     assert!(nodes > 1 || fragments.len() == 1, "{text}");
     fragments.iter().for_each(|fragment| check(fragment, &text));
-    // In pre-order, as they are numbered.
+    // Stages are numbered in pre-order.
     assert!(fragments.iter().map(|fragment| fragment.id).eq(0..fragments.len()), "{text}");
     fragments.iter().map(|fragment| fragment.tables.len()).sum()
 }
@@ -63,7 +64,7 @@ fn tpch_queries_are_cut() {
         let data = Tpch::new(20);
         let session = reference_session();
         data.register(&session, Storage::Parquet).await;
-        // Small as they are, tables are worth to be cut.
+        // The tables are small, so the minimum size for splitting them is lowered.
         let set = "SET datafusion.optimizer.repartition_file_min_size = 0";
         session.sql(set).await.unwrap();
         let mut split_scans = 0;
@@ -75,7 +76,7 @@ fn tpch_queries_are_cut() {
                 let text = lines.join("\n");
                 for statement in text.split(';').filter(|part| !part.trim().is_empty()) {
                     let query = session.sql(statement).await.unwrap();
-                    // A view is made, or goes.
+                    // CREATE VIEW and DROP VIEW have no result.
                     if !query.schema().fields().is_empty() {
                         split_scans += count_split_tables(query, nodes).await;
                     }

@@ -1,4 +1,5 @@
-//! What a query on nodes keeps to, beyond its rows: orders, limits of groups, little memory.
+//! Guarantees of a query on nodes beyond its rows: orders, limits of resource groups, bounded
+//! memory.
 
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ fn columns(names: [&str; 2], columns: [Vec<i64>; 2]) -> RecordBatch {
     RecordBatch::try_from_iter(names.into_iter().zip(columns)).unwrap()
 }
 
-/// An order that DataFusion takes from a table, and has no sort for.
+/// An order that DataFusion takes from a table without a sort.
 #[test]
 fn a_promised_order_is_kept() {
     guarded(|case| async move {
@@ -50,8 +51,10 @@ fn a_promised_order_is_kept() {
             session.sql(&external).await.unwrap();
             for sql in [
                 "SELECT k FROM t ORDER BY k",
-                "SELECT k, count(*) FROM (SELECT k FROM t ORDER BY k LIMIT 5000) GROUP BY k ORDER BY k",
-                "SELECT f.k FROM (SELECT k, v FROM t ORDER BY k LIMIT 3000) f LEFT JOIN t d ON f.v = d.k \
+                "SELECT k, count(*) FROM (SELECT k FROM t ORDER BY k LIMIT 5000) GROUP BY k ORDER \
+                 BY k",
+                "SELECT f.k FROM (SELECT k, v FROM t ORDER BY k LIMIT 3000) f LEFT JOIN t d ON \
+                 f.v = d.k \
                  AND d.k % 3 = 0 ORDER BY f.k",
             ] {
                 let name = format!("{sql}, {nodes} nodes");
@@ -107,7 +110,7 @@ fn a_filter_finds_its_column() {
     });
 }
 
-/// A query counts once, however many tasks it has: one that is admitted is not kept by its own limit.
+/// An admitted query counts once, however many tasks it has, and its own limit does not block them.
 #[test]
 fn a_group_of_one_query_at_a_time_runs_stages() {
     guarded(|case| async move {
@@ -135,7 +138,7 @@ fn a_group_of_one_query_at_a_time_runs_stages() {
     });
 }
 
-/// A session of so little memory, with or without a disk to spill to.
+/// A session with a small memory pool, with or without a disk to spill to.
 async fn small(
     data: &Tpch,
     pool: &Arc<dyn MemoryPool>,
@@ -159,7 +162,7 @@ async fn small(
     session
 }
 
-/// Nodes share the session's memory, and give it back for each other.
+/// Nodes share the session's memory, and reclaim it from each other.
 #[test]
 fn little_memory_is_enough() {
     guarded(|case| async move {
@@ -183,7 +186,7 @@ fn little_memory_is_enough() {
                 let expected = Expected::of(&reference, sql).await.unwrap();
                 let found = run(&case, &session, sql, &nodes, &options).await;
                 expected.check(&name, &found.unwrap().0);
-                // That it was little is seen where nothing can be spilled.
+                // Without spilling, the query fails, which shows that memory was short.
                 if let Err(error) = run(&case, &diskless, sql, &nodes, &options).await {
                     let error = error.to_string();
                     assert!(error.contains("not enough memory for"), "{name}: {error}");
@@ -197,7 +200,7 @@ fn little_memory_is_enough() {
     });
 }
 
-/// Nodes with threads of their own, shares of one executor, and threads that somebody lends.
+/// Nodes with threads of their own, on a shared executor, and on threads lent by the caller.
 #[test]
 fn nodes_of_all_kinds() {
     guarded(|case| async move {
@@ -234,13 +237,13 @@ fn nodes_of_all_kinds() {
     });
 }
 
-/// A node that takes no tasks any more: the query fails, and does not wait for what never began.
+/// After the shutdown of a node the query fails, and does not wait for tasks that never started.
 #[test]
 fn a_node_that_is_gone_fails_the_query() {
     guarded(|case| async move {
         let data = Tpch::new(5);
         for gone in 0..2 {
-            case.begin(format!("node {gone} is gone"));
+            case.begin(format!("node {gone} is shut down"));
             let nodes = Nodes::in_process(2, 1).unwrap();
             let session = SessionContext::new();
             data.register(&session, Storage::Memory).await;

@@ -1,5 +1,5 @@
-//! TPC-H as stages on nodes of this process: the rows are DataFusion's, in every chaos mode, and a query that is
-//! made to end leaves nothing behind.
+//! TPC-H as stages on nodes of this process: DataFusion's rows in every chaos mode, and nothing
+//! left of a query that is ended.
 
 use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc, time::Duration};
 
@@ -33,7 +33,7 @@ use crate::{
 pub(super) const POLICIES: [ExecutionPolicy; 2] =
     [ExecutionPolicy::AllAtOnce, ExecutionPolicy::Phased];
 
-/// A session of DataFusion's, whose queries are given to nodes.
+/// A DataFusion session whose queries run on nodes.
 pub(super) async fn session_of(
     tpch: &TpchFixture,
     storage: Storage,
@@ -42,7 +42,7 @@ pub(super) async fn session_of(
     let instances = NonZeroUsize::new(2);
     let settings = Settings { max_tasks_per_pipeline: instances, chaos, ..Settings::default() };
     let mut config = settings.into_config(SessionConfig::new());
-    // Small as they are, tables are worth to be cut, and sides of joins to be sent round.
+    // The tables are small, so the minimum sizes for splitting and repartitioning are lowered.
     config.options_mut().optimizer.repartition_file_min_size = 0;
     let state = SessionStateBuilder::new()
         .with_config(config)
@@ -54,7 +54,7 @@ pub(super) async fn session_of(
     session
 }
 
-/// A query on nodes, made known to the guard.
+/// Starts a query on nodes, and reports it to the guard.
 pub(super) async fn start(
     case: &Case,
     session: &SessionContext,
@@ -96,7 +96,7 @@ pub(super) async fn read(mut stream: StageStream) -> Result<(Vec<RecordBatch>, V
     Ok((batches, stream.task_stats()))
 }
 
-/// Cancels a query, and sees it end by that.
+/// Cancels a query, and reads its stream to the resulting error.
 pub(super) async fn cancel(stream: &mut StageStream, name: &str) {
     stream.query().cancel();
     let error = loop {
@@ -118,10 +118,11 @@ pub(super) fn says(error: &DataFusionError, fault: Fault) -> bool {
     })
 }
 
-/// What was written was read, as often as there are readers that wanted it; each stage has the tasks that it is to
-/// have, on nodes of their own.
+/// Asserts that written rows were read, once per reader that needed them, and that each stage has
+/// its tasks, on separate nodes.
 ///
-/// Answers the rows that nobody wanted: of a side of a join, for instance, whose other side is empty on a node.
+/// Returns the number of dropped rows, for instance of a probe side whose build side is empty on a
+/// node.
 pub(super) fn check_tasks(
     name: &str,
     plan: &SubPlan,
@@ -137,7 +138,7 @@ pub(super) fn check_tasks(
         let max_tasks = fragment.tasks(nodes);
         assert!(stage_tasks.len() <= max_tasks, "{what}");
         if stage_tasks.is_empty() {
-            // What probes the empty side of a join is not started when its turn has not come.
+            // The probe side of an empty build side is never started if its phase has not come.
             assert_eq!(options.policy, ExecutionPolicy::Phased, "{what}");
         } else if fragment.tables.is_empty() {
             assert_eq!(stage_tasks.len(), max_tasks, "{what}");
@@ -166,7 +167,7 @@ fn tpch_on_nodes_is_datafusions() {
                 let nodes = Nodes::in_process(count, 1).unwrap();
                 let (mut used, mut left, mut read_rows) = (BTreeSet::new(), 0, 0);
                 for policy in POLICIES {
-                    // So small that sides of joins are shared out.
+                    // Zero makes every join partitioned.
                     for broadcast_bytes in [0, 16 << 20] {
                         let options = StageOptions {
                             policy,
@@ -177,7 +178,8 @@ fn tpch_on_nodes_is_datafusions() {
                         let session = session_of(&tpch, storage, None).await;
                         for (number, sql) in (1..).zip(QUERIES) {
                             let name = format!(
-                                "q{number}, {storage:?}, {count} nodes, {policy:?}, {broadcast_bytes}"
+                                "q{number}, {storage:?}, {count} nodes, {policy:?}, \
+                                 {broadcast_bytes}"
                             );
                             case.begin(&name);
                             let (_, query) = frame(&session, sql).await.unwrap();
@@ -193,18 +195,15 @@ fn tpch_on_nodes_is_datafusions() {
                     }
                 }
                 assert_eq!(used.len(), count, "nodes without any task");
-                assert!(
-                    left < read_rows / 10,
-                    "{left} rows are written for nobody, {read_rows} read"
-                );
+                assert!(left < read_rows / 10, "{left} rows were dropped, {read_rows} read");
                 tpch.assert_clean(nodes.executors(), &format!("{count} nodes"));
             }
         }
     });
 }
 
-/// Buffers of 100 bytes, queues of one split, nodes that take one split at a time, and tasks that block whenever
-/// they can.
+/// Buffers of 100 bytes, queues of one split, at most one split per node, and tasks that block
+/// whenever possible.
 #[test]
 fn tpch_on_nodes_with_tiny_buffers_and_blocks() {
     guarded(|case| async move {
@@ -237,8 +236,8 @@ fn tpch_on_nodes_with_tiny_buffers_and_blocks() {
     });
 }
 
-/// An error, a panic or a cancel of one task, at whatever step, is what the query ends with, and all other tasks of
-/// all stages end.
+/// An error, a panic or a cancellation of one task at any step ends the query with it, and all
+/// other tasks of all stages.
 #[test]
 fn a_task_that_ends_badly_ends_all() {
     guarded(|case| async move {
@@ -267,7 +266,7 @@ fn a_task_that_ends_badly_ends_all() {
                     hits += usize::from(hit);
                     match result {
                         Err(error) => assert!(hit && says(&error, fault), "{name}: {error}"),
-                        // Nobody may have wanted what it was about to write.
+                        // The rows of the faulty step may have had no reader.
                         Ok((batches, _)) => tpch.expected[number - 1].check(&name, &batches),
                     }
                     tpch.assert_clean(nodes.executors(), &name);
@@ -278,7 +277,7 @@ fn a_task_that_ends_badly_ends_all() {
     });
 }
 
-/// A query that is dropped, cancelled or runs out of time, before or in the middle of its rows.
+/// A query that is dropped, cancelled or times out, before or between its rows.
 #[test]
 fn all_tasks_end_with_their_reader() {
     guarded(|case| async move {
@@ -312,7 +311,7 @@ fn all_tasks_end_with_their_reader() {
                     stream.next().await.unwrap().unwrap();
                 }
                 cancel(&mut stream, &name).await;
-                // Whoever has seen the error finds nothing of the query.
+                // Once the error is returned, nothing of the query is left.
                 let live: usize = nodes.executors().iter().map(|node| node.live_tasks()).sum();
                 assert_eq!(live, 0, "{name}");
                 tpch.assert_clean(nodes.executors(), &name);
@@ -341,7 +340,7 @@ fn all_tasks_end_with_their_reader() {
     });
 }
 
-/// Files that writers have made, and the rows in them.
+/// The files of several writers, and their rows.
 #[test]
 fn copies_are_written_by_several() {
     guarded(|case| async move {
@@ -387,7 +386,8 @@ fn copies_are_written_by_several() {
                     [("again", columns), ("lineitem", "l_orderkey, l_comment, l_shipdate")]
                 {
                     let sum = format!(
-                        "CREATE TABLE sum_{from} AS SELECT count(*) AS n, count(DISTINCT h) AS d, min(h) AS l, \
+                        "CREATE TABLE sum_{from} AS SELECT count(*) AS n, count(DISTINCT h) AS d, \
+                         min(h) AS l, \
                          max(h) AS m FROM (SELECT concat_ws('|', {columns}) AS h FROM {from})"
                     );
                     session.sql(&sum).await.unwrap();
@@ -401,7 +401,8 @@ fn copies_are_written_by_several() {
     });
 }
 
-/// Files of so many rows; and what DataFusion writes: rows in order, one file, compressed text.
+/// Limits of rows per file, and what DataFusion writes: ordered rows, a single file, compressed
+/// text.
 #[test]
 fn copies_keep_to_their_options() {
     guarded(|case| async move {
@@ -445,7 +446,7 @@ fn copies_keep_to_their_options() {
     });
 }
 
-/// A copy that fails leaves no file that looks like a whole one.
+/// A failed copy leaves no file that looks complete.
 #[test]
 fn a_copy_that_fails_leaves_nothing() {
     guarded(|case| async move {
@@ -454,7 +455,7 @@ fn a_copy_that_fails_leaves_nothing() {
         let nodes = Nodes::in_process(2, 1).unwrap();
         let folder = TempDir::new().unwrap();
         let path = folder.path().display();
-        // The last order is not the first that is read.
+        // The last order is not the first one read.
         let sql = format!(
             "COPY (SELECT 1 / (l_orderkey - (SELECT max(o_orderkey) FROM orders)) FROM lineitem) \
              TO '{path}/' STORED AS PARQUET"
@@ -468,13 +469,13 @@ fn a_copy_that_fails_leaves_nothing() {
     });
 }
 
-/// A copy that is cancelled in the middle of its files: when its end is seen, they are gone.
+/// A copy that is cancelled within its files: when its end is reported, they are removed.
 #[test]
 fn a_copy_that_is_cancelled_leaves_nothing() {
     guarded(|case| async move {
         let tpch = TpchFixture::new().await;
         let session = session_of(&tpch, Storage::Parquet, None).await;
-        // Every chunk is a part of its own.
+        // Every chunk is a multipart upload's part.
         let set = "SET datafusion.execution.objectstore_writer_buffer_size = 4096";
         session.sql(set).await.unwrap();
         let nodes = Nodes::in_process(2, 1).unwrap();

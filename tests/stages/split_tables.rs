@@ -1,4 +1,4 @@
-//! A table of a user's own, in splits: on DataFusion, on one executor, on nodes.
+//! A user's own table, in splits: on DataFusion, on one executor, on nodes.
 
 use std::{
     any::Any,
@@ -33,12 +33,12 @@ use gatework::{
 use super::runs::run;
 use crate::support::{guarded, settle};
 
-/// The numbers from 0 to `rows`, ten a split, as squares or as they are.
+/// The numbers from 0 to `rows`, ten per split, squared or not.
 #[derive(Debug, Clone)]
 struct Numbers {
     rows: i64,
     projection: Option<Vec<usize>>,
-    /// The split that begins here cannot be read.
+    /// First number of a split that cannot be read.
     broken: Option<i64>,
     seen: Arc<Seen>,
 }
@@ -54,7 +54,7 @@ struct Seen {
 struct NumberSplits {
     next: i64,
     rows: i64,
-    /// Every second question is answered later.
+    /// Whether every second request is blocked first.
     later: bool,
     seen: Arc<Seen>,
 }
@@ -115,7 +115,7 @@ impl SplitTable for Numbers {
             batch = batch.project(columns)?;
         }
         let rows = async move {
-            // A runtime is at hand.
+            // A tokio runtime is available.
             tokio::time::sleep(Duration::from_micros(10)).await;
             Ok(batch)
         };
@@ -150,7 +150,7 @@ impl TableProvider for Numbers {
 
 const SQL: &str = "SELECT count(*), sum(square) FROM numbers WHERE n % 3 = 0";
 
-/// How many numbers below `rows` are asked for, and the sum of their squares.
+/// The count of the multiples of three below `rows`, and the sum of their squares.
 fn expected(rows: i64) -> (i64, i64) {
     let thirds = (0..rows).filter(|n| n % 3 == 0);
     (thirds.clone().count() as i64, thirds.map(|n| n * n).sum())

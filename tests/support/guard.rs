@@ -1,4 +1,4 @@
-//! A case that does not end within a time limit fails, and says what it hangs on.
+//! A case that exceeds a time limit fails, and reports what it hangs on.
 
 use std::{
     any::Any,
@@ -15,7 +15,7 @@ use std::{
 
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 
-/// For one case, not for a whole test: large enough for a busy machine.
+/// Limit of one case, not of a whole test: large enough for a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
 enum Message {
@@ -25,25 +25,25 @@ enum Message {
     Ended(Result<(), Box<dyn Any + Send>>),
 }
 
-/// Says what a query does.
+/// Describes what a query does.
 type Dump = Box<dyn Fn() -> String + Send>;
 
-/// Tells the guard what is being done.
+/// Reports the current case to the guard.
 #[derive(Clone)]
 pub(crate) struct Case(Sender<Message>);
 
 impl Case {
-    /// Another case begins.
+    /// Starts a case.
     pub(crate) fn begin(&self, name: impl Into<String>) {
         let _nobody_listens = self.0.send(Message::Case(name.into()));
     }
 
-    /// A query runs, of which `dump` tells.
+    /// Reports a running query that `dump` describes.
     pub(crate) fn watch_by(&self, dump: impl Fn() -> String + Send + 'static) {
         let _nobody_listens = self.0.send(Message::Dump(Box::new(dump)));
     }
 
-    /// `plan` is about to be executed.
+    /// Reports a plan that is about to be executed.
     pub(crate) fn watch(&self, plan: &Arc<dyn ExecutionPlan>) {
         let _nobody_listens = self.0.send(Message::Plan(plan.clone()));
     }
@@ -76,7 +76,7 @@ where
             }
             Ok(Message::Dump(newer)) => dump = Some(newer),
             Ok(Message::Plan(plan)) => {
-                // The latest are enough; a sweep executes hundreds in one case.
+                // The latest plans suffice; a sweep executes hundreds in one case.
                 plans.truncate(3);
                 plans.insert(0, plan);
             }

@@ -1,4 +1,4 @@
-//! Tables of nodes that are DataFusion's, whose streams a test makes.
+//! Tables of DataFusion leaf nodes, with streams that a test creates.
 
 use std::{
     fmt,
@@ -33,7 +33,7 @@ use gatework::Executor;
 
 use super::Case;
 
-/// A leaf node of DataFusion's kind with `count` partitions, each of which is made by a function.
+/// A DataFusion leaf node with `count` partitions, each created by a function.
 pub(crate) struct Leaf {
     properties: Arc<PlanProperties>,
     make: Arc<dyn Fn(usize) -> SendableRecordBatchStream + Send + Sync>,
@@ -59,12 +59,12 @@ pub(crate) fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![Field::new("k", DataType::Int64, false)]))
 }
 
-/// A batch of it.
+/// A batch of this schema.
 pub(crate) fn numbers(values: Vec<i64>) -> RecordBatch {
     RecordBatch::try_new(schema(), vec![Arc::new(Int64Array::from(values))]).unwrap()
 }
 
-/// A stream of them.
+/// A stream of these batches.
 pub(crate) fn stream_of(batches: Vec<RecordBatch>) -> SendableRecordBatchStream {
     let batches = stream::iter(batches.into_iter().map(Ok));
     Box::pin(RecordBatchStreamAdapter::new(schema(), batches))
@@ -122,7 +122,7 @@ impl ExecutionPlan for Leaf {
     }
 }
 
-/// A table that is one leaf, for the session's number of partitions, which it notes.
+/// A table of one leaf, created for the session's number of partitions, which it records.
 #[derive(Debug)]
 pub(crate) struct Table<F> {
     leaf: F,
@@ -155,10 +155,10 @@ where
     }
 }
 
-/// A table of such a node.
+/// A table of a [`Leaf`].
 pub(crate) type LeafTable = Table<fn(usize) -> Leaf>;
 
-/// Registers one.
+/// Registers a [`LeafTable`].
 pub(crate) fn register(
     session: &SessionContext,
     name: &str,
@@ -174,7 +174,7 @@ pub(crate) fn session(executor: &Executor, partitions: usize) -> SessionContext 
     gatework::session_with(executor, SessionConfig::new().with_target_partitions(partitions))
 }
 
-/// The number that a query gives.
+/// The number that a query returns.
 pub(crate) async fn number(case: &Case, session: &SessionContext, sql: &str) -> i64 {
     case.begin(sql);
     let rows = session.sql(sql).await.unwrap().collect().await.unwrap();

@@ -1,7 +1,7 @@
-//! What the integration tests share: TPC-H data and queries, sessions, the comparison with plain
+//! Shared by the integration tests: TPC-H data and queries, sessions, the comparison with plain
 //! DataFusion, and a guard against hangs.
 //!
-//! Locks: one around the data, held while it is made, so that it is made once.
+//! Locks: one around the data while it is generated, so that it is generated once.
 
 #![allow(dead_code, unused_imports, reason = "no test binary uses all of it")]
 #![allow(clippy::unwrap_used, reason = "tests may")]
@@ -37,21 +37,21 @@ pub(crate) fn executor(threads: usize) -> Executor {
     Executor::builder().threads(threads).build().unwrap()
 }
 
-/// A session without any rule of ours.
+/// A plain DataFusion session.
 pub(crate) fn reference_session() -> SessionContext {
     SessionContext::new_with_config(SessionConfig::new().with_target_partitions(2))
 }
 
-/// Waits until no task lives on `executor`. The tasks themselves end a query; this only gives the
-/// last of them the time to leave its worker.
+/// Waits until no task is live on `executor`. The query ends by itself; this only gives its last
+/// task the time to leave its worker.
 pub(crate) fn settle(executor: &Executor) {
     while executor.live_tasks() > 0 {
         std::thread::yield_now();
     }
 }
 
-/// The statement of `sql` that returns rows, planned; the others are executed. Those behind it are
-/// left out: they only clean up.
+/// Plans the statement of `sql` that returns rows, and executes the statements before it.
+/// Statements after it only clean up, and are skipped.
 pub(crate) async fn frame(session: &SessionContext, sql: &str) -> Result<(LogicalPlan, DataFrame)> {
     for statement in DFParser::parse_sql(sql)? {
         let logical = session.state().statement_to_plan(statement).await?;
@@ -69,7 +69,7 @@ pub(crate) struct Planned {
     pub(crate) context: Arc<TaskContext>,
 }
 
-/// The physical plan of a query, made known to the guard.
+/// Plans a query, and reports it to the guard.
 pub(crate) async fn plan(case: &Case, session: &SessionContext, sql: &str) -> Result<Planned> {
     let (_, frame) = frame(session, sql).await?;
     let context = Arc::new(frame.task_ctx());
@@ -87,7 +87,7 @@ impl Planned {
         self.stream()?.try_collect().await
     }
 
-    /// How many streams the plan has.
+    /// The number of streams of the plan.
     pub(crate) fn partitions(&self) -> usize {
         self.plan.properties().partitioning.partition_count()
     }
@@ -97,17 +97,17 @@ impl Planned {
     }
 }
 
-/// What a query must return.
+/// The expected result of a query.
 #[derive(Debug)]
 pub(crate) struct Expected {
     order: ResultOrder,
     pub(crate) batches: Vec<RecordBatch>,
-    /// Without its limit, if it has one.
+    /// The result without the query's limit, if it has one.
     unlimited: Option<Vec<RecordBatch>>,
 }
 
 impl Expected {
-    /// What `session`, a reference, returns.
+    /// The result of `session`, a reference.
     pub(crate) async fn of(session: &SessionContext, sql: &str) -> Result<Self> {
         let (logical, frame) = frame(session, sql).await?;
         let unlimited = match without_limit(&logical) {
@@ -121,7 +121,7 @@ impl Expected {
         rows(&self.batches)
     }
 
-    /// Fails with the difference, if there is one.
+    /// Panics with the difference, if there is one.
     pub(crate) fn check(&self, what: &str, actual: &[RecordBatch]) {
         let mut comparison = Comparison::new(&self.order);
         if let Some(unlimited) = &self.unlimited {

@@ -1,4 +1,4 @@
-//! Queries with the rows that are right, in sessions of many shapes.
+//! Queries with their expected rows, in sessions of many shapes.
 
 use arrow::{array::RecordBatch, util::display::array_value_to_string};
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -7,18 +7,18 @@ use tempfile::TempDir;
 
 use super::{executor, guarded};
 
-/// Sessions with these numbers of threads, partitions and rows in a batch.
+/// Threads, partitions and rows per batch of the sessions.
 pub(crate) const SHAPES: [(usize, usize, usize); 6] =
     [(1, 1, 8192), (1, 4, 3), (2, 1, 3), (2, 2, 8192), (4, 1, 8192), (4, 4, 3)];
 
-/// A session of one of them.
+/// A session of one shape.
 pub(crate) fn session(executor: &Executor, partitions: usize, batch_rows: usize) -> SessionContext {
     let config =
         SessionConfig::new().with_target_partitions(partitions).with_batch_size(batch_rows);
     gatework::session_with(executor, Settings::default().into_config(config))
 }
 
-/// Rows, separated by blanks; their values by commas.
+/// Rows separated by blanks; values separated by commas.
 pub(crate) fn text(batches: &[RecordBatch]) -> String {
     let row = |batch: &RecordBatch, row: usize| {
         let values = batch.columns().iter().map(|column| array_value_to_string(column, row));
@@ -28,8 +28,8 @@ pub(crate) fn text(batches: &[RecordBatch]) -> String {
     rows.collect::<Vec<_>>().join(" ")
 }
 
-/// Runs `setup`, then checks that each query gives these rows in this order, in all shapes. `{dir}` is a
-/// folder.
+/// Runs `setup`, then checks that each query returns these rows in this order, in all shapes.
+/// `{dir}` is a folder.
 pub(crate) fn in_all_shapes(
     setup: &'static [&'static str],
     queries: &'static [(&'static str, &'static str)],

@@ -1,4 +1,4 @@
-//! TPC-H: its data, made once per test binary and scale factor, and its queries.
+//! TPC-H: its data, generated once per test binary and scale factor, and its queries.
 
 use std::{
     collections::HashMap,
@@ -52,10 +52,10 @@ pub(crate) const QUERIES: [&str; 22] = [
     include_str!("../../cli/queries/q22.sql"),
 ];
 
-/// Small, so that small tables have several.
+/// Rows per row group; few, so that small tables have several groups.
 const ROW_GROUP_ROWS: usize = 8192;
 
-/// Where a session's tables are.
+/// Storage of a session's tables.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Storage {
     Parquet,
@@ -68,14 +68,14 @@ struct Table {
     batches: Vec<RecordBatch>,
 }
 
-/// The eight tables in memory and as Parquet files, which are removed when nobody uses them.
+/// The eight tables in memory and as Parquet files, which are removed with the last user.
 pub(crate) struct Tpch {
     tables: Vec<Table>,
     folder: TempDir,
 }
 
 impl Tpch {
-    /// The data at `thousandths` of scale factor 1; made unless another test is using it.
+    /// The data at `thousandths` of scale factor 1; generated unless another test is using it.
     pub(crate) fn new(thousandths: usize) -> Arc<Self> {
         static MADE: Mutex<Option<HashMap<usize, Weak<Tpch>>>> = Mutex::new(None);
         let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,7 +124,7 @@ impl Tpch {
         self.tables.iter().find(|table| table.name == name).unwrap()
     }
 
-    /// Makes the tables known to `session`.
+    /// Registers the tables in `session`.
     pub(crate) async fn register(&self, session: &SessionContext, storage: Storage) {
         for Table { name, schema, batches } in &self.tables {
             match storage {

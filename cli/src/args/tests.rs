@@ -1,4 +1,4 @@
-//! What the arguments accept, and what they say to the rest.
+//! Accepted arguments, and the errors of others.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ fn the_definition_is_consistent() {
 
 #[test]
 fn tpch_reads_its_flags() {
-    let line = "tpch --scale-factor 0.1 --data d --query-dir q --queries 1,q6,22 --iterations 5 --threads 3 \
+    let line = "tpch --scale-factor 0.1 --data d --query-dir q --queries 1,q6,22 --iterations 5 \
+                --threads 3 \
                 --no-verify --json out.json";
     let Ok(Args { command: Command::Tpch(args) }) = parse(line) else { panic!("not understood") };
     assert_eq!(args.scale_factor, Some(0.1));
@@ -65,10 +66,10 @@ fn limits_have_units() {
 #[test]
 fn nonsense_is_refused_with_a_reason() {
     for (arguments, reason) in [
-        ("tpch --threads 0", "at least 1 is needed"),
+        ("tpch --threads 0", "must be at least 1"),
         ("tpch --memory-limit much", "--memory-limit <SIZE>"),
         ("sql a --timeout soon", "--timeout <DURATION>"),
-        ("tpch --iterations 0", "at least 1 is needed"),
+        ("tpch --iterations 0", "must be at least 1"),
         ("tpch --threads many", "not a whole number"),
         ("tpch --scale-factor 0", "between 0.001 and 100000"),
         ("tpch --scale-factor NaN", "between 0.001 and 100000"),

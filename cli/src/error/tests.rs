@@ -1,4 +1,4 @@
-//! What users are told about their queries.
+//! Error sentences of queries.
 
 use datafusion::prelude::SessionContext;
 
@@ -20,7 +20,7 @@ async fn errors_of_queries_are_one_sentence_that_helps() {
         ("SELEC 1", "error: the SQL cannot be parsed: Expected: an SQL statement, found: SELEC"),
         (
             "SELECT * FROM u",
-            "error: there is no table 'u'; known are t; add one with --table u=PATH",
+            "error: there is no table 'u'; known tables: t; add one with --table u=PATH",
         ),
         ("SELECT nam FROM t", "error: there is no column nam. Did you mean 't.name'?"),
         ("SELECT id / 0 FROM t", "error: the query divides by zero; guard the divisor"),

@@ -1,4 +1,4 @@
-//! Arrow: lengths are checked before DataFusion allocates what a damaged file says.
+//! Arrow: checks lengths before DataFusion allocates what a damaged file declares.
 
 use std::sync::Arc;
 
@@ -14,9 +14,9 @@ use datafusion::object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
 use super::Sample;
 
-/// Both ends of a file; a stream has none.
+/// First and last bytes of a file; a stream has none.
 const MAGIC: &[u8] = b"ARROW1";
-/// The length of the footer and the magic at the end of a file.
+/// Bytes of the footer's length and the magic at the end of a file.
 const END_BYTES: u64 = 10;
 /// Precedes the length of a message.
 const CONTINUATION: [u8; 4] = [0xFF; 4];
@@ -44,7 +44,7 @@ impl Sample for ArrowFormat {
     }
 }
 
-/// Refuses a file whose footer, or a stream whose first message, cannot be as long as it says.
+/// Refuses a file or stream whose footer or first message declares an impossible length.
 async fn check(store: &Arc<dyn ObjectStore>, object: &ObjectMeta) -> Result<()> {
     let begin = store.get_range(&object.location, 0..object.size.min(8)).await?;
     let (what, length, max_length) = if begin.starts_with(MAGIC) {
@@ -70,14 +70,14 @@ async fn check(store: &Arc<dyn ObjectStore>, object: &ObjectMeta) -> Result<()> 
     }
 }
 
-/// The length that `bytes` begin with.
+/// The length in the first four bytes of `bytes`.
 fn length(bytes: &Bytes) -> Option<i64> {
     let bytes = bytes.first_chunk::<4>()?;
     Some(i64::from(i32::from_le_bytes(*bytes)))
 }
 
 fn truncated_error(object: &ObjectMeta) -> Result<()> {
-    damaged(object, "it is cut off, or no Arrow file")
+    damaged(object, "it is truncated or not an Arrow file")
 }
 
 fn damaged(object: &ObjectMeta, what: &str) -> Result<()> {

@@ -1,8 +1,8 @@
 //! CSV: samples that end between records, and line ends within quotes.
 //!
-//! A file whose values have line ends must not be cut into ranges, since a range begins behind the
-//! first line end that it has. DataFusion relies on the user to say so (`newlines_in_values`). Here
-//! the beginning of each file that could be cut is looked through before a scan is planned.
+//! A file with line ends in values must not be split into ranges, since a range begins after its
+//! first line end. DataFusion relies on the user to declare it (`newlines_in_values`). This module
+//! scans the beginning of each file that could be split before a scan is planned.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -22,17 +22,17 @@ use futures::stream;
 
 use super::{Sample, content};
 
-/// Bytes that are read at a time while columns are found.
+/// Bytes per read during schema inference.
 const BLOCK_BYTES: usize = 64 << 10;
-/// Bytes of a record that are looked through for its end.
+/// Maximum bytes of a record during schema inference.
 const MAX_RECORD_BYTES: usize = 64 << 20;
-/// Files of fewer bytes are never cut, here and by `gatework_sql`.
+/// Minimum bytes of a file that is split into morsels; the same value as in `gatework_sql`.
 const MIN_MORSEL_BYTES: u64 = 8 << 20;
-/// Bytes of a file that are looked through for line ends within quotes.
+/// Bytes of a file that are scanned for line ends within quotes.
 const SAMPLE_BYTES: u64 = 4 << 20;
-/// Values of a batch, or one row.
+/// Maximum values of a batch, unless one row has more.
 const MAX_BATCH_VALUES: usize = 4 << 20;
-/// Files of a scan that are looked through.
+/// Maximum number of files per scan that are scanned for line ends.
 const MAX_SAMPLED_FILES: usize = 16;
 
 #[async_trait]
@@ -75,8 +75,8 @@ impl Sample for CsvFormat {
     }
 }
 
-/// Whether values of the files of `scan` have line ends, as far as their beginnings tell. Where the
-/// user has told, or no file is ever cut, the answer is no.
+/// Whether values in the beginnings of the files of `scan` have line ends. False if the user has
+/// declared it, or no file is ever split.
 async fn has_quoted_line_ends(
     options: &CsvOptions,
     state: &dyn Session,
@@ -104,8 +104,8 @@ async fn has_quoted_line_ends(
     Ok(false)
 }
 
-/// Limits the rows of a batch where a row has many values: Arrow's reader has an offset for each
-/// value of a whole batch before it reads the first one.
+/// Limits the rows of a batch if a row has many values: Arrow's reader allocates an offset for each
+/// value of a batch up front.
 fn in_small_batches(state: &dyn Session, scan: FileScanConfig) -> FileScanConfig {
     let columns = scan.file_schema().fields().len().max(1);
     let rows = scan.batch_size.unwrap_or_else(|| state.config().batch_size());
@@ -117,7 +117,7 @@ fn in_small_batches(state: &dyn Session, scan: FileScanConfig) -> FileScanConfig
     }
 }
 
-/// One schema needs no merging, which takes quadratic time in the number of its columns.
+/// Merges schemas. A single schema skips the merge, which is quadratic in the number of columns.
 fn merged(mut schemas: Vec<Schema>) -> Result<SchemaRef> {
     Ok(Arc::new(match schemas.len() {
         1 => schemas.remove(0),
@@ -125,7 +125,7 @@ fn merged(mut schemas: Vec<Schema>) -> Result<SchemaRef> {
     }))
 }
 
-/// Follows the bytes of a CSV file from its beginning.
+/// A state machine over the bytes of a CSV file, from its beginning.
 struct Records {
     quote: u8,
     delimiter: u8,
@@ -135,14 +135,14 @@ struct Records {
     state: CsvState,
 }
 
-/// Where the next byte is.
+/// State before the next byte.
 #[derive(Clone, Copy, PartialEq)]
 enum CsvState {
     RecordStart,
     ValueStart,
     Value,
     Quoted,
-    /// Behind a quote within quotes: they end here, or it is half of a quote.
+    /// After a quote within quotes: either their end, or the first half of an escaped quote.
     Quote,
     Escaped,
     Comment,
@@ -160,7 +160,7 @@ impl Records {
         }
     }
 
-    /// Takes the next byte. Returns whether it ends a record.
+    /// Consumes the next byte. Returns whether it ends a record.
     fn advance(&mut self, byte: u8) -> bool {
         self.state = match self.state {
             CsvState::RecordStart if Some(byte) == self.comment => CsvState::Comment,
@@ -199,7 +199,7 @@ impl Chunks {
         Self { content, records: Records::new(options), remainder: Vec::new(), ended: false }
     }
 
-    /// Reads on until a record ends. `None`: the file has ended.
+    /// Reads until a record ends. Returns `None` at the end of the file.
     fn read(&mut self) -> Result<Option<Bytes>> {
         while !self.ended {
             let begin = self.remainder.len();
@@ -218,7 +218,7 @@ impl Chunks {
             }
             if self.remainder.len() > MAX_RECORD_BYTES {
                 return Err(DataFusionError::Execution(format!(
-                    "a record of a CSV file has more than {} MiB; a quote may be missing",
+                    "a record of a CSV file has more than {} MiB; a closing quote may be missing",
                     MAX_RECORD_BYTES >> 20
                 )));
             }

@@ -1,7 +1,7 @@
-//! JSON: columns in the order in which a file has them first.
+//! JSON: columns in the order of their first appearance.
 //!
-//! arrow-json reads each object into a map that is sorted by keys. The objects that it has looked
-//! at are read again for the order of their keys, those of nested objects as well.
+//! arrow-json reads each object into a map that is sorted by keys. The sampled objects are read
+//! again for the order of their keys, including those of nested objects.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,7 +29,7 @@ impl Sample for JsonFormat {
         objects: &[ObjectMeta],
     ) -> Result<SchemaRef> {
         let schema = self.infer_schema(state, store, objects).await?;
-        // An array would have to be read whole.
+        // An array would have to be read completely.
         if !self.is_newline_delimited() {
             return Ok(schema);
         }
@@ -56,13 +56,13 @@ impl Sample for JsonFormat {
 /// The keys of some objects in the order of their first appearance.
 #[derive(Default)]
 pub(super) struct Keys {
-    /// The place of each key, and the keys of what it has as values.
+    /// The position of each key, and the keys of its values.
     known: HashMap<String, (usize, Keys)>,
 }
 
 impl Keys {
-    /// Reads the keys of at most `max` objects, one a line. Returns how many it has read: it stops
-    /// at what is no JSON.
+    /// Reads the keys of at most `max` objects, one per line, and stops at a line that is not JSON.
+    /// Returns the number of objects read.
     pub(super) fn read(&mut self, content: impl Read, max: usize) -> usize {
         let mut lines = BufReader::new(content);
         let (mut line, mut read) = (String::new(), 0);
@@ -79,7 +79,7 @@ impl Keys {
         read
     }
 
-    /// Brings fields into the order of their keys, nested ones as well.
+    /// Sorts fields, also nested ones, by the positions of their keys.
     pub(super) fn sort(&self, fields: &Fields) -> Fields {
         let position =
             |field: &Field| self.known.get(field.name()).map_or(usize::MAX, |known| known.0);
@@ -119,7 +119,7 @@ impl<'de> DeserializeSeed<'de> for &mut Keys {
     }
 }
 
-/// Objects name keys, lists have objects, and all else has none.
+/// Collects keys of objects, also of objects in lists; other values have none.
 impl<'de> Visitor<'de> for &mut Keys {
     type Value = ();
 

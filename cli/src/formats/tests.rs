@@ -1,4 +1,4 @@
-//! How the columns of CSV and JSON are found.
+//! Schema inference of CSV and JSON.
 
 use std::fs;
 
@@ -21,7 +21,7 @@ fn file(name: &str, content: &str) -> (TempDir, String) {
     (folder, path)
 }
 
-/// The names of the columns of a file without declared ones, its rows, and the plan of its scan.
+/// The inferred column names of a file, its number of rows, and the plan of its scan.
 async fn table(path: &str, format: &str) -> (Vec<String>, usize, String) {
     let session = session();
     let sql = format!("CREATE EXTERNAL TABLE t STORED AS {format} LOCATION '{path}'");
@@ -94,8 +94,8 @@ async fn lengths_of_a_damaged_arrow_file_are_not_believed() {
     long_footer[end - 10..end - 6].copy_from_slice(&i32::MAX.to_le_bytes());
     let stream = [&[0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0x7F][..], &[0; 40]].concat();
     for (content, said) in [
-        (&whole[..end - 3], "it is cut off"),
-        (&whole[..7], "it is cut off"),
+        (&whole[..end - 3], "it is truncated"),
+        (&whole[..7], "it is truncated"),
         (&long_footer, "its footer has a length of 2147483647 bytes"),
         (&stream, "its first message has a length of 2130706432 bytes, in a file of 48"),
     ] {

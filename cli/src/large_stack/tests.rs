@@ -1,4 +1,4 @@
-//! Work on threads of its own: its result, its stack, its end.
+//! Work on a thread of its own: its result, its stack, its end.
 
 use std::future::{pending, ready};
 use std::sync::mpsc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::run;
 use crate::error::Error;
 
-/// Recurses so deep that a stack of the usual size does not do.
+/// Recurses too deeply for a stack of the default size.
 fn deep(levels: usize) -> usize {
     let frame = std::hint::black_box([levels; 128]);
     match levels {
@@ -36,14 +36,17 @@ async fn a_panic_is_an_error() {
         Ok(())
     };
     let said = run("opening 't'", None, work).await.unwrap_err().sentence().unwrap();
-    assert!(said.contains("opening 't' failed by a bug") && said.contains("on purpose"), "{said}");
+    assert!(
+        said.contains("opening 't' failed because of a bug") && said.contains("on purpose"),
+        "{said}"
+    );
 }
 
 #[tokio::test]
 async fn a_thread_that_is_kept_busy_does_not_outlast_the_limit() {
     let (_never, nothing) = mpsc::channel::<()>();
     let busy = async move {
-        // It blocks its thread until the test is over.
+        // Blocks its thread until the test ends.
         let _closed = nothing.recv();
         Ok(())
     };
@@ -69,7 +72,7 @@ async fn work_that_is_dropped_ends() {
         pending::<Result<(), Error>>().await
     };
     tokio::select! {
-        _ = run("it", None, work) => unreachable!("it has no end"),
+        _ = run("it", None, work) => unreachable!("the work has no end"),
         begun = begun => begun.unwrap(),
     }
     dropped.await.unwrap();

@@ -1,7 +1,8 @@
-//! A result as columns for people.
+//! A result as aligned columns.
 //!
-//! Columns are as wide as the widest of the first [`SAMPLE`] rows, which are held back for that; later rows are printed
-//! as they come, and a longer value among them sticks out instead of making the whole result wait in memory.
+//! The first [`SAMPLE`] rows are buffered and set the column widths. Later rows are printed as they
+//! arrive; a longer value among them exceeds its column, so that the result need not wait in
+//! memory.
 
 use std::io::Write;
 
@@ -10,7 +11,7 @@ use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
-/// How many rows decide the widths.
+/// Number of rows that set the widths.
 const SAMPLE: usize = 1000;
 
 /// Writes one result as a table.
@@ -18,7 +19,7 @@ pub(super) struct TableWriter<W> {
     schema: SchemaRef,
     out: W,
     sample: Vec<Vec<String>>,
-    /// Known once the header is written.
+    /// Set once the header is written.
     widths: Option<Vec<usize>>,
 }
 
@@ -107,7 +108,7 @@ fn is_number(data_type: &DataType) -> bool {
     data_type.is_numeric()
 }
 
-/// A line break within a value would break the table.
+/// Escapes a value with control characters, since a line break would break the table.
 fn on_one_line(value: &str) -> String {
     match value.contains(char::is_control) {
         true => value.escape_debug().to_string(),

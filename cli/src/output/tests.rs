@@ -1,4 +1,4 @@
-//! Every format, with and without rows, and a reader that goes away.
+//! Every format, with and without rows, and an output that its reader has closed.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -63,7 +63,8 @@ fn texts() {
     assert_eq!(text(Format::Csv, &batches), "n,name\n1,\"a,b\"\n,c\n23,\"line\nbreak\"\n");
     assert_eq!(
         text(Format::Json, &batches),
-        "{\"n\":1,\"name\":\"a,b\"}\n{\"n\":null,\"name\":\"c\"}\n{\"n\":23,\"name\":\"line\\nbreak\"}\n"
+        "{\"n\":1,\"name\":\"a,b\"}\n\
+         {\"n\":null,\"name\":\"c\"}\n{\"n\":23,\"name\":\"line\\nbreak\"}\n"
     );
     let table = "\
 +------+-------------+

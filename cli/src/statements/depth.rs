@@ -1,9 +1,9 @@
-//! How deep a statement is nested, and what is too deep to be planned and run.
+//! Nesting depth of statements, and its limits.
 //!
-//! Parser, planner and expressions recurse, so depth takes stack: `a OR b OR c` is nested as deep
-//! as it is long. A stack that overflows ends the process, so what is too deep is refused: text
-//! before it is parsed, and plans before they are optimized, since views and common table
-//! expressions make them deeper than their text.
+//! Parser, planner and expressions recurse, so depth takes stack: `a OR b OR c` is nested as deeply
+//! as it is long. A stack overflow ends the process, so statements that are too deep are refused.
+//! Text is checked before parsing, and plans before optimization, since views and common table
+//! expressions make plans deeper than their text.
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, Result};
@@ -12,15 +12,17 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
-/// Operators in a chain of text: an upper bound for the levels of an expression, and for what the
-/// parser's stack has to take.
+/// Maximum operators in a chain of text: an upper bound for the levels of an expression, and for
+/// the parser's stack.
 const MAX_OPERATORS: usize = 20_000;
-/// Levels of an expression. At 5,000 DataFusion plans for half a minute, at 10,000 memory runs out.
+/// Maximum levels of an expression. At 5,000 DataFusion plans for half a minute; at 10,000 memory
+/// runs out.
 const MAX_EXPRESSION_DEPTH: usize = 5_000;
-/// Nodes of a plan on the way from its root to a table. At 5,000 DataFusion plans for a minute.
+/// Maximum nodes of a plan between its root and a table. At 5,000 DataFusion plans for a minute.
 const MAX_PLAN_DEPTH: usize = 5_000;
 
-/// Refuses text with too long a chain of operators. Text that has no tokens is left to the parser.
+/// Refuses text with too long a chain of operators. Text that cannot be tokenized is left to the
+/// parser.
 pub(super) fn check_text(sql: &str) -> Result<()> {
     let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().unwrap_or_default();
     let depth = text_depth(&tokens);
@@ -34,7 +36,7 @@ pub(super) fn check_text(sql: &str) -> Result<()> {
 pub(super) fn check_plan(plan: &LogicalPlan) -> Result<()> {
     let (nodes, levels) = plan_depth(plan)?;
     if nodes > MAX_PLAN_DEPTH {
-        return Err(too_deep("its plan has", nodes, "steps one above the other", MAX_PLAN_DEPTH));
+        return Err(too_deep("its plan has", nodes, "levels", MAX_PLAN_DEPTH));
     }
     match levels > MAX_EXPRESSION_DEPTH {
         true => Err(too_deep("an expression has", levels, "levels", MAX_EXPRESSION_DEPTH)),
@@ -44,13 +46,13 @@ pub(super) fn check_plan(plan: &LogicalPlan) -> Result<()> {
 
 fn too_deep(has: &str, depth: usize, of_what: &str, max: usize) -> DataFusionError {
     DataFusionError::Plan(format!(
-        "the statement is nested too deeply: {has} {depth} {of_what}, and {max} are possible; \
+        "the statement is nested too deeply: {has} {depth} {of_what}, but at most {max} are possible; \
          use IN (…) or a join with VALUES, or split the statement with CREATE TABLE … AS"
     ))
 }
 
 /// An upper bound for the depth of the syntax tree: operators between two commas of the same
-/// brackets, and those around the brackets.
+/// brackets, plus those around the brackets.
 fn text_depth(tokens: &[Token]) -> usize {
     let (mut open, mut sum, mut deepest) = (vec![0], 0, 0);
     for token in tokens {
@@ -77,7 +79,7 @@ fn text_depth(tokens: &[Token]) -> usize {
 enum Step {
     Open,
     Close,
-    /// The next item of a list begins.
+    /// The next item of a list.
     Next,
     Operator,
     Other,
@@ -108,8 +110,8 @@ fn step(token: &Token) -> Step {
     }
 }
 
-/// The number of nodes from the root of a plan to its deepest table, those of subqueries included,
-/// and the depth of its deepest expression. It does not recurse itself.
+/// The number of nodes between the root of a plan and its deepest table, including subqueries, and
+/// the depth of its deepest expression. Not recursive.
 fn plan_depth(plan: &LogicalPlan) -> Result<(usize, usize)> {
     let (mut deepest, mut levels) = (0, 0);
     let mut pending = vec![(plan.clone(), 1)];
@@ -124,7 +126,7 @@ fn plan_depth(plan: &LogicalPlan) -> Result<(usize, usize)> {
     Ok((deepest, levels))
 }
 
-/// The depth of an expression. The plans of its subqueries are added to `plans`.
+/// The depth of an expression. Adds the plans of its subqueries to `plans`.
 fn expr_depth(expr: &Expr, depth: usize, plans: &mut Vec<(LogicalPlan, usize)>) -> Result<usize> {
     let mut deepest = 0;
     let mut pending = vec![(expr, 1)];

@@ -1,4 +1,4 @@
-//! Which names are listed.
+//! Visible and hidden names.
 
 use datafusion::object_store::path::Path;
 

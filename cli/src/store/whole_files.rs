@@ -1,10 +1,10 @@
-//! Text files that become shorter while they are read.
+//! Text files that shrink while they are read.
 //!
-//! DataFusion's readers of CSV and JSON take a byte range of a local file as a stream that ends
-//! when all of its bytes were read (`AlignedBoundaryStream`, and object_store's stream of a local
-//! file). Where the file has become shorter, these streams give empty chunks without end and are
-//! never pending, so neither a time limit nor a cancel is heard. This store reads ranges itself,
-//! and fails where bytes are missing.
+//! DataFusion's readers of CSV and JSON read a byte range of a local file as a stream that ends
+//! after all of its bytes (`AlignedBoundaryStream`, and object_store's stream of a local file). If
+//! the file has shrunk, these streams return empty chunks without end and are never pending.
+//! Neither a time limit nor a cancellation then takes effect. This store reads ranges itself, and
+//! fails if bytes are missing.
 
 use std::{
     fmt,
@@ -26,10 +26,10 @@ use futures::{
     stream::{self, BoxStream},
 };
 
-/// Bytes that are read at a time.
+/// Bytes per read.
 const CHUNK_BYTES: u64 = 64 << 10;
 
-/// A store of which only text files are read, by ranges or whole.
+/// A store for text files, which are read by ranges or as a whole.
 #[derive(Debug)]
 pub(crate) struct WholeFiles {
     store: Arc<dyn ObjectStore>,
@@ -47,19 +47,20 @@ impl fmt::Display for WholeFiles {
     }
 }
 
-/// The error for a file that ends at byte `size`, and had byte `end` when the query was planned.
+/// The error of a file that ends at byte `size`, but had at least `end` bytes when the query was
+/// planned.
 fn changed(location: &Path, end: u64, size: u64) -> object_store::Error {
     object_store::Error::Generic {
         store: "file",
         source: format!(
             "'/{location}' changed while it was read: it has {size} bytes, and {end} are expected; \
-             run the query again when nothing writes the file"
+             run the query again once nothing writes the file"
         )
         .into(),
     }
 }
 
-/// The bytes of `range`, read when they are asked for; an error if the file ends before.
+/// The bytes of `range`, read on demand. Fails if the file ends earlier.
 fn chunks(
     mut file: File,
     location: Path,

@@ -1,4 +1,4 @@
-//! From a path to the files it stands for and their one format.
+//! Resolves a path to files of one format.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -11,10 +11,10 @@ use url::Url;
 use crate::error::Error;
 use crate::store::is_hidden;
 
-/// The extensions that are understood, for messages.
+/// The supported extensions, for messages.
 const KNOWN: &str = ".parquet, .csv, .tsv, .json, .ndjson, .jsonl, .arrow, .ipc and .feather";
 
-/// Both ends of every Parquet file.
+/// First and last four bytes of every Parquet file.
 const PARQUET_MAGIC: &[u8; 4] = b"PAR1";
 
 /// How files are read.
@@ -35,7 +35,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// The name under which DataFusion knows it.
+    /// DataFusion's name of the format.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Parquet => "parquet",
@@ -47,7 +47,7 @@ impl Kind {
 }
 
 impl Format {
-    /// The format that the name of a file promises.
+    /// The format that a file's name promises.
     fn of(file: &Path) -> Option<Self> {
         let name = file.file_name()?.to_str()?.to_ascii_lowercase();
         let (name, compression) =
@@ -65,32 +65,33 @@ impl Format {
             "arrow" | "ipc" | "feather" => (Kind::Arrow, None),
             _ => return None,
         };
-        // Parquet and Arrow files compress within; around them it would take away the random access they live by.
+        // Parquet and Arrow files compress internally; compressing the whole file would prevent
+        // random access.
         let compressible = matches!(kind, Kind::Csv | Kind::Json);
         (compressible || compression.is_none()).then_some(Self { kind, compression, delimiter })
     }
 }
 
-/// What a path stands for.
+/// The files that a path stands for.
 #[derive(Debug)]
 pub(super) struct Source {
-    /// As the user wrote it.
+    /// The path as the user wrote it.
     pub(super) path: String,
-    /// In the order of their names; never empty.
+    /// The files, sorted by name; never empty.
     pub(super) files: Vec<PathBuf>,
     pub(super) format: Format,
-    /// The folder is cut into `column=value` folders.
+    /// Whether the folder has `column=value` folders.
     pub(super) partitioned: bool,
-    /// What the names of the files of a folder end in; `None` if the files are named one by one.
+    /// Common extension of a folder's files; `None` if the files are listed individually.
     pub(super) extension: Option<String>,
 }
 
 impl Source {
-    /// Finds the files and makes sure that they can be opened and are what their names promise.
+    /// Finds the files and checks that they can be opened and have the promised format.
     pub(super) fn find(path: &str) -> Result<Self, Error> {
         if path.contains("://") {
             return Err(Error::failed(format!(
-                "'{path}' is an address; tables are files and folders of this machine"
+                "'{path}' is a URL; tables must be files or folders of this machine"
             )));
         }
         let literal = Path::new(path);
@@ -106,7 +107,7 @@ impl Source {
         files.sort();
         let format = common_format(path, &files)?;
         if format.kind != Kind::Parquet && files.iter().any(|file| !is_empty(file)) {
-            // Systems that write a folder in parts leave parts without a byte; a Parquet file is never that short.
+            // Partitioned writers leave empty files; a Parquet file is never empty.
             files.retain(|file| !is_empty(file));
         }
         files.iter().try_for_each(|file| check(file, format))?;
@@ -116,14 +117,14 @@ impl Source {
         };
         if partitioned && extension.is_none() {
             return Err(Error::failed(format!(
-                "the files of the partitioned folder '{path}' must all end in the same letters"
+                "the files of the partitioned folder '{path}' must all have the same extension"
             )));
         }
         Ok(Self { path: path.to_owned(), files, format, partitioned, extension })
     }
 
-    /// What DataFusion is to list for each query: the folder, whose files may become others, or the
-    /// files themselves if their names have nothing in common that tells them from others.
+    /// The URLs that DataFusion lists for each query: the folder, whose files may change, or the
+    /// files themselves if they have no common extension.
     pub(super) fn urls(&self) -> Result<Vec<ListingTableUrl>, Error> {
         match self.extension {
             Some(_) => Ok(vec![url(Path::new(&self.path))?]),
@@ -131,14 +132,14 @@ impl Source {
         }
     }
 
-    /// One address per file, in the order of `files`.
+    /// One URL per file, in the order of `files`.
     pub(super) fn file_urls(&self) -> Result<Vec<ListingTableUrl>, Error> {
         self.files.iter().map(|file| url(file)).collect()
     }
 }
 
-/// Adds the files of a folder; tells whether any lies in a `column=value` folder. Other folders within are not looked
-/// into, and hidden files are left out.
+/// Adds the files of a folder, without hidden ones. Descends into `column=value` folders only, and
+/// returns whether there is one.
 fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<bool, Error> {
     let unreadable = |error| unreadable(folder, &error);
     let before = files.len();
@@ -158,13 +159,13 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<bool, Error> {
     }
     match files.len() == before {
         true => {
-            Err(Error::failed(format!("the folder '{}' holds no files to read", folder.display())))
+            Err(Error::failed(format!("the folder '{}' has no files to read", folder.display())))
         }
         false => Ok(partitioned),
     }
 }
 
-/// Adds the files that a pattern matches, and those of the folders it matches.
+/// Adds the files that a pattern matches, and the files of matching folders.
 fn expand(pattern: &str, files: &mut Vec<PathBuf>) -> Result<(), Error> {
     if !is_pattern(pattern) {
         return Err(Error::failed(format!("there is no file or folder '{pattern}'")));
@@ -191,7 +192,7 @@ fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '['])
 }
 
-/// Whether a path that a pattern matches has a hidden name where the pattern names none: `_*.csv` matches
+/// Whether a matching path has a hidden name that the pattern does not spell out: `_*.csv` matches
 /// `_a.csv`, and `*.csv` does not.
 fn is_left_out(pattern: &Path, path: &Path) -> bool {
     let names = |path: &Path| -> Vec<String> {
@@ -225,7 +226,9 @@ fn common_format(path: &str, files: &[PathBuf]) -> Result<Format, Error> {
             Some((other, expected)) if format != expected => {
                 let (a, b) = (other.display(), file.display());
                 return Err(Error::failed(format!(
-                    "'{path}' mixes formats, as in '{a}' and '{b}'; choose with a pattern such as '*.parquet'"
+                    "'{path}' mixes formats, as in '{a}' and '{b}'; select files with a pattern \
+                     such \
+                     as '*.parquet'"
                 )));
             }
             Some(_) => {}
@@ -236,7 +239,7 @@ fn common_format(path: &str, files: &[PathBuf]) -> Result<Format, Error> {
         .ok_or_else(|| Error::failed(format!("there are no files in '{path}'")))
 }
 
-/// DataFusion finds the files of a folder by what their names end in.
+/// The common extension of the files, by which DataFusion finds them in a folder.
 fn common_extension(files: &[PathBuf]) -> Option<String> {
     let extension =
         |file: &PathBuf| file.extension().unwrap_or_default().to_string_lossy().into_owned();
@@ -248,10 +251,10 @@ fn common_extension(files: &[PathBuf]) -> Option<String> {
     }
 }
 
-/// Opens a file, and looks at the ends of a Parquet file, where truncation shows.
+/// Opens a file. For Parquet, checks the magic bytes at both ends, where truncation shows.
 fn check(path: &Path, format: Format) -> Result<(), Error> {
     let io = |error| unreadable(path, &error);
-    // To open a pipe is to wait for its writer.
+    // Opening a pipe would block until it has a writer.
     let metadata = path.metadata().map_err(io)?;
     if !metadata.is_file() {
         return Err(Error::failed(format!(
@@ -288,7 +291,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     Error::failed(format!("'{}' cannot be read: {error}", path.display()))
 }
 
-/// The address of a path, taken literally: `[` in the name of a file is no pattern.
+/// The URL of a path, taken literally: `[` in a file name is no pattern.
 fn url(path: &Path) -> Result<ListingTableUrl, Error> {
     let path = without_parents(path)?;
     let address = match path.is_dir() {
@@ -298,14 +301,15 @@ fn url(path: &Path) -> Result<ListingTableUrl, Error> {
     let named = address.ok().and_then(|address| ListingTableUrl::try_new(address, None).ok());
     named.ok_or_else(|| {
         Error::failed(format!(
-            "'{}' cannot be named as a table: its name has control characters or is no UTF-8; rename it",
+            "'{}' cannot be a table: its name has control characters or is not UTF-8; rename \
+             the file",
             path.display()
         ))
     })
 }
 
-/// The absolute path without `..`, which addresses do not have. What is before the last `..` is resolved
-/// as the system does: behind a symbolic link, `..` is not the folder that has the link.
+/// The absolute path without `..`, which URLs do not support. The part up to the last `..` is
+/// resolved by the system: behind a symbolic link, `..` is not the folder of the link.
 fn without_parents(path: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(path).map_err(|error| unreadable(path, &error))?;
     let components: Vec<_> = absolute.components().collect();

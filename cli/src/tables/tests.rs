@@ -1,4 +1,4 @@
-//! Files of every format as tables, and what is said about those that are none.
+//! Files of every format as tables, and the errors for files that are none.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -34,7 +34,7 @@ fn session() -> SessionContext {
     session
 }
 
-/// The rows of table `t` and the sum of column `n`, or the sentence about why there is no such table.
+/// The number of rows of table `t` and the sum of column `n`, or the error's sentence.
 async fn rows_and_sum(path: &str) -> Result<(usize, i64), String> {
     let session = session();
     let table = TableArg { name: "t".to_owned(), path: path.to_owned() };
@@ -191,12 +191,12 @@ async fn what_is_no_table_is_named() {
         ("*.gone", "no file matches"),
         ("cut.parquet", "is not a whole Parquet file"),
         ("text.parquet", "is not a whole Parquet file"),
-        ("some", "some/broken.parquet' cannot be read, it may be corrupt"),
+        ("some", "some/broken.parquet' cannot be read; it may be corrupt"),
         ("nothing.csv", "is empty"),
         ("notes.txt", "the format of"),
-        ("broken.json", "JSON is read as one object a line"),
-        ("text.arrow", "cannot be read, it may be corrupt"),
-        ("empty", "holds no files to read"),
+        ("broken.json", "JSON files must have one object per line"),
+        ("text.arrow", "cannot be read; it may be corrupt"),
+        ("empty", "has no files to read"),
         ("mixed", "mixes formats, as in"),
     ] {
         let said = rows_and_sum(&at(&folder, name)).await.unwrap_err();
@@ -204,7 +204,7 @@ async fn what_is_no_table_is_named() {
         assert!(!said.contains('\n'), "{name}: {said}");
     }
     let said = rows_and_sum("s3://bucket/x.parquet").await.unwrap_err();
-    assert!(said.contains("is an address"), "{said}");
+    assert!(said.contains("is a URL"), "{said}");
 }
 
 #[tokio::test]
@@ -215,6 +215,6 @@ async fn names_are_names_and_used_once() {
     let said = async |tables: &[TableArg]| {
         register_all(&session(), tables, None).await.unwrap_err().sentence().unwrap()
     };
-    assert!(said(&[table("a.b")]).await.contains("is no name for a table"));
-    assert!(said(&[table("a"), table("A")]).await.contains("two tables are called 'A'"));
+    assert!(said(&[table("a.b")]).await.contains("is not a valid table name"));
+    assert!(said(&[table("a"), table("A")]).await.contains("two tables are named 'A'"));
 }

@@ -1,12 +1,13 @@
 //! The second oracle: the answers of the specification for scale factor 1, which tpchgen ships.
 //!
-//! They are text, `name |name` and then `value |value`, padded, with decimals rounded to two digits. They become Arrow
-//! batches of the types of the result and go through the same comparator as everything else, with these rules:
-//! * decimals and floats become floats on both sides and may lie half a unit of the answer's last digit apart, because
-//!   that is how exact a rounded answer is;
+//! The answers are padded text, `name |name` and then `value |value`, with decimals rounded to two
+//! digits. They become Arrow batches of the result's types and go through the same comparator as
+//! other results, with these rules:
+//! * decimals and floats become floats on both sides, and may differ by half a unit of the answer's
+//!   last digit, the precision of a rounded answer;
 //! * strings lose trailing blanks on both sides, because padding cannot be told from blanks;
-//! * names of columns do not count, since the answers abbreviate them;
-//! * two answers are known to be flawed, and [`TRUNCATED_KEYS`] and [`RATIO`] say how much of them still counts.
+//! * column names do not count, since the answers abbreviate them;
+//! * two answers are flawed; [`TRUNCATED_KEYS`] and [`RATIO`] define which parts of them count.
 
 use std::sync::Arc;
 
@@ -17,15 +18,17 @@ use arrow::error::ArrowError;
 use gatework::verify::{Comparison, ResultOrder, Tolerance};
 use tpchgen::q_and_a::answers_sf1;
 
-/// Half a unit of the second digit, and a little for the float that stands for it.
+/// Half a unit of the second digit, plus the rounding error of a float.
 const ROUNDED: Tolerance = Tolerance { relative: 1e-12, absolute: 0.005 + 1e-9 };
 
-/// The query whose part keys the shipped answer cuts: of six places, right-justified, it has the first four. The keys of
-/// the result are cut likewise; their values, and the comparison with DataFusion, leave no doubt about the rest.
+/// The query whose part keys the shipped answer truncates to the first four of six right-justified
+/// places. The keys of the result are truncated likewise. Their values, and the comparison with
+/// DataFusion, verify the rest.
 const TRUNCATED_KEYS: u32 = 11;
 
-/// The query whose answer, 348406.02, is not the exact ratio, 2438842.38 / 7 = 348406.054…, which all systems return that
-/// calculate in decimals. The specification (clause 2.1.3.5) lets a ratio differ by a hundredth; a millionth is enough.
+/// The query whose answer, 348406.02, is not the exact ratio, 2438842.38 / 7 = 348406.054…, which
+/// all systems with decimal arithmetic return. The specification (clause 2.1.3.5) allows a relative
+/// error of a hundredth; this check allows a millionth.
 const RATIO: u32 = 17;
 
 /// Compares a result with the answer to this query.
@@ -37,7 +40,7 @@ pub(super) fn check(
     let text = i32::try_from(number).ok().and_then(answers_sf1::answer);
     let text = text.ok_or_else(|| format!("tpchgen ships no answer to query {number}"))?;
     let Some(first) = actual.first() else {
-        return Err("the result has no rows, but the answer has".to_owned());
+        return Err("the result has no rows, but the answer has some".to_owned());
     };
     let schema = schema(number, &first.schema());
     let unreadable = |error: ArrowError| format!("the answer cannot be compared: {error}");
@@ -52,7 +55,7 @@ pub(super) fn check(
     comparison.check(&actual, &[expected]).map_err(|difference| difference.to_string())
 }
 
-/// The types in which result and answer are compared.
+/// The schema in which result and answer are compared.
 fn schema(number: u32, result: &Schema) -> SchemaRef {
     let plain = |(column, field): (usize, &Arc<Field>)| {
         let data_type = match field.data_type() {
@@ -67,7 +70,7 @@ fn schema(number: u32, result: &Schema) -> SchemaRef {
     Arc::new(Schema::new(result.fields().iter().enumerate().map(plain).collect::<Vec<_>>()))
 }
 
-/// A batch of the result in those types.
+/// Casts a batch of the result to that schema.
 fn plain(number: u32, batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     let columns = batch.columns().iter().zip(schema.fields()).enumerate().map(
         |(position, (column, field))| {
@@ -87,23 +90,26 @@ fn trimmed(column: &ArrayRef) -> ArrayRef {
     Arc::new(values.collect::<StringArray>())
 }
 
-/// The first four of six places, as in the answer with [`TRUNCATED_KEYS`].
+/// Truncates keys to the first four of six places, as the answer with [`TRUNCATED_KEYS`] does.
 fn truncate_keys(column: &ArrayRef) -> ArrayRef {
     let cut = |key: &str| format!("{key:>6}").chars().take(4).collect::<String>();
     let keys = column.as_string::<i32>().iter().map(|key| key.map(cut));
     Arc::new(keys.collect::<StringArray>())
 }
 
-/// The answer in those types.
+/// Parses the answer into that schema.
 fn parse(text: &str, schema: &SchemaRef) -> Result<RecordBatch, String> {
-    // The first line that is not empty names the columns.
+    // The first non-empty line has the column names.
     let lines = text.lines().filter(|line| !line.trim().is_empty()).skip(1);
     let width = schema.fields().len();
     let mut columns = vec![Vec::new(); width];
     for line in lines {
         let cells: Vec<_> = line.split('|').collect();
         if cells.len() != width {
-            return Err(format!("the result has {width} columns, the answer {}", cells.len()));
+            return Err(format!(
+                "the result has {width} columns, but the answer has {}",
+                cells.len()
+            ));
         }
         columns.iter_mut().zip(cells).for_each(|(column, cell)| column.push(cell));
     }
@@ -114,7 +120,8 @@ fn parse(text: &str, schema: &SchemaRef) -> Result<RecordBatch, String> {
     batch.map_err(|error| format!("the answer cannot be read: {error}"))
 }
 
-/// Strings are left-justified, so that blanks before them are theirs; around a number they never are.
+/// Parses a column. Strings are left-justified, so leading blanks belong to them; numbers have
+/// none.
 fn parse_column(cells: &[&str], field: &Field) -> Result<ArrayRef, ArrowError> {
     if *field.data_type() == DataType::Utf8 {
         return Ok(Arc::new(StringArray::from_iter_values(

@@ -1,4 +1,4 @@
-//! Where the data is, how large it is, and what is missing of it.
+//! Location and scale of the data, and its missing tables.
 
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
@@ -19,7 +19,7 @@ pub(super) struct Data {
     folder: PathBuf,
     /// Scale factor of the tables, if their sizes agree on one.
     pub(super) scale: Option<f64>,
-    /// Whether the specification gives the answers for data of this size.
+    /// Whether the specification has answers for data of this size.
     pub(super) has_answers: bool,
 }
 
@@ -34,10 +34,10 @@ impl Data {
     }
 }
 
-/// Finds the data, or makes what is missing of it.
+/// Finds the data, or generates its missing tables.
 ///
-/// Without a scale factor that of the tables already there is taken, and 1 if there are none. With one, tables of
-/// another size are an error: silently measuring something else than asked for would be worse.
+/// Without a scale factor, uses that of the existing tables, or 1. With one, tables of another size
+/// are an error, rather than a measurement of other data.
 pub(super) async fn find_or_make(
     folder: Option<PathBuf>,
     wanted: Option<f64>,
@@ -46,7 +46,7 @@ pub(super) async fn find_or_make(
     let folder =
         folder.unwrap_or_else(|| PathBuf::from(format!("tpch-data/sf{}", wanted.unwrap_or(1.0))));
     fs::create_dir_all(&folder).map_err(|error| {
-        Error::failed(format!("the folder '{}' cannot be made: {error}", folder.display()))
+        Error::failed(format!("the folder '{}' cannot be created: {error}", folder.display()))
     })?;
     let sizes = sizes(&folder)?;
     if let Some(scale) = wanted {
@@ -63,7 +63,7 @@ pub(super) async fn find_or_make(
     Ok(Data { folder, scale, has_answers: scale == Some(1.0) })
 }
 
-/// Generates tables on threads of their own and stops them if the caller goes away.
+/// Generates tables on threads of their own, and stops them if the future is dropped.
 async fn make(
     folder: PathBuf,
     tables: Vec<Table>,
@@ -74,20 +74,20 @@ async fn make(
     let _stop_on_drop = StopOnDrop(Arc::clone(&stop));
     let work = move || generate::generate(&folder, &tables, scale, threads, &stop);
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::failed(format!("making the data failed: {error}")))?
+    done.map_err(|error| Error::failed(format!("generating the data failed: {error}")))?
 }
 
-/// Dropping a blocking task does not stop it; this does.
+/// Stops the generator when dropped: dropping a blocking task does not stop it.
 struct StopOnDrop(Arc<AtomicBool>);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
-        // Relaxed: the flag carries no data with it.
+        // Relaxed: the flag publishes no other data.
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// The number of rows of the tables that are there and tell the scale.
+/// The row counts of the existing tables whose size determines the scale.
 fn sizes(folder: &Path) -> Result<Vec<(Table, i64)>, Error> {
     let present = Table::ALL
         .into_iter()
@@ -99,7 +99,7 @@ fn rows(path: &Path) -> Result<i64, Error> {
     let unreadable = |error: &dyn std::fmt::Display| {
         let path = path.display();
         Error::failed(format!(
-            "'{path}' cannot be read as Parquet: {error}; remove it to have it made again"
+            "'{path}' cannot be read as Parquet: {error}; remove it to generate it again"
         ))
     };
     let file = File::open(path).map_err(|error| unreadable(&error))?;
@@ -107,9 +107,10 @@ fn rows(path: &Path) -> Result<i64, Error> {
     Ok(reader.metadata().file_metadata().num_rows())
 }
 
-/// The scale at which every table has the size it has.
+/// The scale that matches the row counts of all tables.
 fn scale_of(sizes: &[(Table, i64)]) -> Option<f64> {
-    /// Tables scale in steps of one row of the smallest, so this base turns rows into a scale without a remainder.
+    /// Rows of the smallest table at scale factor 1. Tables scale in steps of its rows, so this
+    /// base converts rows to a scale without a remainder.
     const SUPPLIERS_AT_1: f64 = 10_000.0;
     let (table, rows) = sizes.iter().max_by_key(|(table, _)| *table == Table::Supplier)?;
     let base = table.rows(SUPPLIERS_AT_1) as f64 / SUPPLIERS_AT_1;
@@ -123,8 +124,9 @@ fn check_scale(folder: &Path, sizes: &[(Table, i64)], scale: f64) -> Result<(), 
     };
     let (name, folder, expected) = (table.name(), folder.display(), table.rows(scale));
     Err(Error::failed(format!(
-        "'{folder}' holds other data: {name} has {rows} rows, {expected} at scale factor {scale}; choose another --data, \
-         or leave --scale-factor out"
+        "'{folder}' has other data: {name} has {rows} rows, but {expected} at scale factor \
+         {scale}; choose another --data, \
+         or omit --scale-factor"
     )))
 }
 

@@ -1,17 +1,18 @@
 //! Generates tables and writes them as Parquet, with all threads and bounded memory.
 //!
-//! A table is cut into parts of [`ROWS_PER_GROUP`] rows, one row group each. Threads take parts in order, the parts of
-//! the largest table first, generate and encode them by themselves, and append the encoded row group to the file when
-//! its turn has come. A thread waits for its turn with at most one encoded row group in its hands, and the parts before
-//! its own are in the hands of other threads, never waiting to be taken: so memory is bounded by the number of threads,
-//! and there is always a thread that need not wait.
+//! A table is divided into parts of [`ROWS_PER_GROUP`] rows, one row group each. Threads take parts
+//! in order, the largest table first. A thread generates and encodes its part, waits for the
+//! previous part, and appends the encoded row group to the file. It waits with at most one encoded
+//! row group, and the earlier parts are always taken by other threads already. So the number of
+//! threads bounds memory, and some thread can always proceed.
 //!
-//! Locks: one mutex per table around its [`Writer`], with a condition variable that tells of a finished turn or of a
-//! failure. Files are written under temporary names and renamed when whole; an interrupted run leaves none that could be
-//! taken for a table.
+//! Locks: one mutex per table around its [`Writer`], with a condition variable that signals an
+//! appended part or a failure. Files are written under temporary names and renamed when complete,
+//! so an interrupted run leaves no partial table.
 //!
-//! Compression is Snappy: files are larger than with Zstandard, but decode several times faster, so that queries measure
-//! the engine and not the decompressor. Most published TPC-H files in Parquet are written so.
+//! Compression is Snappy: files are larger than with Zstandard, but decode several times faster, so
+//! that queries measure the engine and not the decompressor. Most published TPC-H Parquet files use
+//! it.
 
 use std::fs::File;
 use std::num::NonZeroUsize;
@@ -35,10 +36,11 @@ use crate::progress;
 
 use super::table::Table;
 
-/// Large enough for good encodings, small enough that scale factor 1 gives every core of a large machine its share.
+/// Rows per group: large enough for good encodings, small enough to occupy all cores of a large
+/// machine at scale factor 1.
 const ROWS_PER_GROUP: i64 = 262_144;
 
-/// Generates tables into a folder until done or told to stop.
+/// Generates tables into a folder until done or `stop` is set.
 pub(super) fn generate(
     folder: &Path,
     tables: &[Table],
@@ -52,12 +54,15 @@ pub(super) fn generate(
         .collect::<Result<Vec<_>, _>>()?;
     let parts: Vec<_> =
         files.iter().flat_map(|file| (1..=file.parts).map(move |part| (file, part))).collect();
-    let bar = progress::bar(parts.len() as u64, format!("making TPC-H data, scale factor {scale}"));
+    let bar =
+        progress::bar(parts.len() as u64, format!("generating TPC-H data, scale factor {scale}"));
     let job = Job { parts, next: AtomicUsize::new(0), scale, stop, bar };
     thread::scope(|scope| {
         let threads: Vec<_> = (0..threads.get()).map(|_| scope.spawn(|| job.run())).collect();
         threads.into_iter().try_for_each(|thread| {
-            thread.join().unwrap_or_else(|_| Err(Error::failed("a thread that made data panicked")))
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(Error::failed("a thread that generated data panicked")))
         })
     })?;
     job.bar.finish_and_clear();
@@ -65,10 +70,10 @@ pub(super) fn generate(
     files.into_iter().try_for_each(|file| file.finish(folder))
 }
 
-/// What the threads share.
+/// State that the threads share.
 struct Job<'a> {
     parts: Vec<(&'a TableFile, i32)>,
-    /// Position of the next part to take.
+    /// Index of the next part to take.
     next: AtomicUsize,
     scale: f64,
     stop: &'a AtomicBool,
@@ -76,16 +81,16 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Takes parts until none is left.
+    /// Takes parts until none remains.
     fn run(&self) -> Result<(), Error> {
         loop {
-            // Relaxed: the counter only hands out positions of a list that does not change.
+            // Relaxed: the counter only hands out indexes of a list that does not change.
             let Some(&(file, part)) = self.parts.get(self.next.fetch_add(1, Ordering::Relaxed))
             else {
                 return Ok(());
             };
             if let Err(error) = self.make_part(file, part) {
-                // The others wait for turns that will not come.
+                // Other threads wait for parts that will never be appended.
                 self.stop.store(true, Ordering::Relaxed);
                 self.parts.iter().for_each(|(file, _)| file.wake_all());
                 return Err(error);
@@ -117,7 +122,7 @@ impl Job<'_> {
     }
 }
 
-/// A table on its way to its file.
+/// A table that is being written.
 struct TableFile {
     table: Table,
     parts: i32,
@@ -127,7 +132,7 @@ struct TableFile {
 }
 
 struct Writer {
-    /// The part whose turn it is, from 1.
+    /// The part to append next, from 1.
     next_part: i32,
     out: SerializedFileWriter<File>,
     file: NamedTempFile,
@@ -156,11 +161,11 @@ impl TableFile {
     }
 
     fn lock(&self) -> MutexGuard<'_, Writer> {
-        // A panic while appending ends the run with an error before the file gets its name.
+        // A panic while appending fails the run before the file is renamed.
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends an encoded part when its turn has come.
+    /// Appends an encoded part after the previous one.
     fn append(
         &self,
         part: i32,
@@ -182,14 +187,14 @@ impl TableFile {
         Ok(())
     }
 
-    /// Wakes the threads that wait for their turn, to see that it will not come. Taking the lock makes sure that a
-    /// thread that has just read the flag is asleep before it is woken.
+    /// Wakes the threads that wait for an earlier part, after `stop` was set. Taking the lock
+    /// ensures that a thread that has just read the flag waits before it is woken.
     fn wake_all(&self) {
         drop(self.lock());
         self.part_appended.notify_all();
     }
 
-    /// Completes the file and gives it its name.
+    /// Completes the file and renames it.
     fn finish(self, folder: &Path) -> Result<(), Error> {
         let writer = self.writer.into_inner().unwrap_or_else(PoisonError::into_inner);
         writer.out.close().map_err(unwritten)?;
@@ -200,7 +205,7 @@ impl TableFile {
     }
 }
 
-/// Temporary files are for their owner only; tables are as readable as files usually are.
+/// Makes a file as readable as files usually are: temporary files are private to their owner.
 #[cfg(unix)]
 fn make_readable(file: &File) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -228,7 +233,7 @@ fn unwritten(error: impl std::fmt::Display) -> Error {
     Error::failed(format!("the data cannot be written: {error}"))
 }
 
-/// Said to nobody: the command is over.
+/// The error of an interrupted run, which is not reported.
 fn stopped() -> Error {
-    Error::failed("the data is not made, since the command has ended")
+    Error::failed("data generation was interrupted")
 }

@@ -1,4 +1,4 @@
-//! Runs one query as often as asked, takes the time, and holds every result against the oracles.
+//! Runs one query repeatedly, measures the time, and verifies every result with the oracles.
 
 use std::num::NonZeroUsize;
 use std::time::Instant;
@@ -27,7 +27,7 @@ pub(super) struct Measure<'a> {
     pub(super) answers: bool,
 }
 
-/// The results of the statements that return something, and the nodes that ran as DataFusion's own.
+/// The results of the statements that return rows, and the fallback nodes.
 #[derive(Default)]
 struct Results {
     results: Vec<Vec<RecordBatch>>,
@@ -35,7 +35,7 @@ struct Results {
 }
 
 impl Measure<'_> {
-    /// What results are compared with.
+    /// The oracles of the results.
     pub(super) fn oracles(&self) -> Oracles {
         match (self.verify, self.answers) {
             (false, _) => Oracles::None,
@@ -44,7 +44,7 @@ impl Measure<'_> {
         }
     }
 
-    /// Runs a query; whatever goes wrong is part of the outcome.
+    /// Runs a query; an error is part of the outcome.
     pub(super) async fn run(&self, query: &Query, spinner: &ProgressBar) -> Outcome {
         let mut outcome = Outcome::new(query.number);
         let result = self.fill(query, spinner, &mut outcome).await;
@@ -117,14 +117,15 @@ impl Measure<'_> {
         Ok(())
     }
 
-    /// Every run has a session of its own, so that what one leaves behind, a view for instance, is not in another's way.
+    /// Gives each run a session of its own, so that a leftover of one run, such as a view, does not
+    /// affect another.
     fn session(&self, session: SessionContext) -> Result<SessionContext, String> {
         self.catalog.register(&session).map_err(|error| failed("failed", &error))?;
         Ok(session)
     }
 }
 
-/// Runs all statements of a query, from text to the last row.
+/// Runs all statements of a query, from parsing to the last row.
 async fn run_query(
     query: &Query,
     session: &SessionContext,

@@ -1,4 +1,4 @@
-//! Which queries to run: those of the specification, or the files of a folder.
+//! The queries to run: those of the specification, or the files of a folder.
 
 use std::fs;
 use std::path::Path;
@@ -35,11 +35,12 @@ const SPECIFICATION: [&str; 22] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Query {
     pub(super) number: u32,
-    /// One statement or several.
+    /// One or several statements.
     pub(super) sql: String,
 }
 
-/// The queries with these numbers, in this order; all of them in the order of their numbers if none is given.
+/// Loads the queries with these numbers, in this order. Without numbers, loads all of them by
+/// number.
 pub(super) fn load(folder: Option<&Path>, numbers: &[u32]) -> Result<Vec<Query>, Error> {
     let known = match folder {
         Some(folder) => in_folder(folder)?,
@@ -85,7 +86,7 @@ fn in_folder(folder: &Path) -> Result<Vec<Query>, Error> {
     queries.sort_by_key(|query| query.number);
     match queries.is_empty() {
         true => Err(Error::failed(format!(
-            "'{}' holds no queries, which are called q1.sql, q2.sql, …",
+            "'{}' has no queries; name them q1.sql, q2.sql, …",
             folder.display()
         ))),
         false => Ok(queries),

@@ -1,4 +1,4 @@
-//! The first oracle: what a plain DataFusion session makes of the same statements over the same files.
+//! The first oracle: the results of plain DataFusion for the same statements over the same files.
 
 use arrow::array::RecordBatch;
 use datafusion::dataframe::DataFrame;
@@ -11,22 +11,22 @@ use crate::statements;
 
 use super::queries::Query;
 
-/// What one statement must return.
+/// The expected result of one statement.
 pub(super) struct Expected {
     pub(super) order: ResultOrder,
     batches: Vec<RecordBatch>,
-    /// The same query without its limit, for results that chose other rows of a tie.
+    /// The same query without its limit, for results with other rows of a tie.
     unlimited: Option<LogicalPlan>,
 }
 
-/// What the statements of a query must return, for those that return something.
+/// The expected results of a query's statements, for those that return rows.
 pub(super) struct Reference {
     session: SessionContext,
     pub(super) expected: Vec<Expected>,
 }
 
 impl Reference {
-    /// Runs a query in a session that has the tables and nothing of gatework.
+    /// Runs a query in a session of plain DataFusion that has the tables.
     pub(super) async fn run(query: &Query, session: SessionContext) -> Result<Self, Error> {
         let query_error = |error| Error::query(&error, &session);
         let mut expected = Vec::new();
@@ -53,7 +53,7 @@ impl Reference {
         actual: &[RecordBatch],
     ) -> Result<(), String> {
         let Some(expected) = self.expected.get(position) else {
-            return Err("the reference returns no such result".to_owned());
+            return Err("the reference has no result number {position}".to_owned());
         };
         let comparison = Comparison::new(&expected.order);
         let result = match (comparison.check(actual, &expected.batches), &expected.unlimited) {

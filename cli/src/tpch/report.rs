@@ -1,4 +1,4 @@
-//! What is printed and written about the queries that ran.
+//! The printed and written report of the queries.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -11,10 +11,10 @@ use crate::output::LineWriter;
 
 use super::data::Data;
 
-/// What results were compared with.
+/// The oracles of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Oracles {
-    /// Nothing: `--no-verify`.
+    /// None: `--no-verify`.
     None,
     /// Plain DataFusion.
     Reference,
@@ -32,19 +32,19 @@ impl Oracles {
     }
 }
 
-/// What became of one query. Its fields are those of the file that `--json` names.
+/// The outcome of one query. Its fields are those of the `--json` file.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Outcome {
     pub(super) query: u32,
-    /// Rows of the statement that returns some.
+    /// Rows of the statements that return some.
     pub(super) rows: usize,
-    /// One measurement per run.
+    /// Run time of each run, in seconds.
     pub(super) seconds: Vec<f64>,
-    /// Every run was compared with every oracle that applies, and was equal.
+    /// Whether every run equals every applicable oracle.
     pub(super) verified: bool,
-    /// Nodes of the plan that ran as DataFusion's own.
+    /// Fallback nodes of the plan.
     pub(super) fallbacks: Vec<String>,
-    /// Why the query failed or in what it differs; absent if all is well.
+    /// Why the query failed or how it differs; absent after success.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
 }

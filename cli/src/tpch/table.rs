@@ -1,4 +1,4 @@
-//! The eight tables: their names, their sizes, and who generates their rows.
+//! The eight tables: their names, sizes and generators.
 
 use arrow::record_batch::RecordBatchReader;
 use tpchgen::generators::{
@@ -10,10 +10,10 @@ use tpchgen_arrow::{
     SupplierArrow,
 };
 
-/// Suppliers of each part.
+/// Suppliers per part.
 const SUPPLIERS_PER_PART: i64 = 4;
 
-/// Line items of an order, on average; how many there are exactly is known only once they are generated.
+/// Average line items per order; the exact number is known only after generation.
 const LINES_PER_ORDER: i64 = 4;
 
 /// A table of TPC-H.
@@ -30,7 +30,7 @@ pub(super) enum Table {
 }
 
 impl Table {
-    /// All of them, the largest first.
+    /// All tables, the largest first.
     pub(super) const ALL: [Self; 8] = [
         Self::Lineitem,
         Self::Orders,
@@ -55,7 +55,7 @@ impl Table {
         }
     }
 
-    /// The number of rows, about.
+    /// The approximate number of rows.
     pub(super) fn rows(self, scale: f64) -> i64 {
         match self {
             Self::Lineitem => LINES_PER_ORDER * OrderGenerator::calculate_row_count(scale, 1, 1),
@@ -69,12 +69,13 @@ impl Table {
         }
     }
 
-    /// Whether [`rows`](Self::rows) is exact, and grows with the scale, so that it tells the scale of a file.
+    /// Whether [`rows`](Self::rows) is exact and grows with the scale, so that it determines the
+    /// scale of a file.
     pub(super) fn tells_scale(self) -> bool {
         matches!(self, Self::Orders | Self::Partsupp | Self::Customer | Self::Part | Self::Supplier)
     }
 
-    /// The rows of one of `parts` parts, from 1.
+    /// The rows of part number `part` of `parts`, from 1.
     pub(super) fn reader(self, scale: f64, part: i32, parts: i32) -> Box<dyn RecordBatchReader> {
         match self {
             Self::Lineitem => {

@@ -1,6 +1,7 @@
-//! What becomes of queries and of workers when one of them is gone, and how soon.
+//! Queries and workers after the loss of a worker, and how long they take to end.
 //!
-//! Bounds of time are measured by the sweeps, which are run by hand; tests only know that something ends.
+//! Time bounds are measured by the sweeps, which are run by hand; tests only check that queries and
+//! workers end.
 
 use std::hash::{BuildHasher, RandomState};
 use std::thread;
@@ -18,18 +19,19 @@ enum Fault {
     Killed,
     Stopped,
     Cut,
-    /// The cable of a host of its own, for which one has to be root.
+    /// The worker runs on a host of its own whose cable is unplugged. Needs root.
     Unplugged,
-    /// It gets no more.
+    /// The worker gets no more memory.
     OutOfMemory,
-    /// Of a file system of its own, for which one has to be root.
+    /// The worker spills to a file system of its own, which is full. Needs root.
     DiskFull,
 }
 
-/// How long it took until a query ended, and until a worker that is left was idle.
+/// Time until the query ended, and until the remaining workers were idle.
 type Took = [Duration; 2];
 
-/// Runs a query that would take minutes on two workers, and lets one of them have this fault after so long.
+/// Runs a query of several minutes on two workers, and injects this fault into one of them after
+/// `after`.
 fn struck_by(data: &Data, sql: &str, fault: Fault, after: Duration) -> Took {
     let host = (fault == Fault::Unplugged).then(Host::make);
     let disk = (fault == Fault::DiskFull).then(Disk::make);
@@ -64,11 +66,11 @@ fn struck_by(data: &Data, sql: &str, fault: Fault, after: Duration) -> Took {
     let why = if disk.is_some() { "No space left" } else { "is lost (stage " };
     let names = [why, "stage ", ", task ", at];
     assert!(names.iter().all(|name| said.contains(name)), "{fault:?}: {said}");
-    let rested = other.wait_until_idle().expect("the other worker goes on");
+    let rested = other.wait_until_idle().expect("the other worker does not become idle");
     if matches!(fault, Fault::Cut | Fault::Unplugged | Fault::DiskFull) {
-        struck.wait_until_idle().expect("the worker that was struck goes on");
+        struck.wait_until_idle().expect("the faulty worker does not become idle");
     }
-    // It takes the next query, with somebody else.
+    // The remaining worker runs the next query with a new one.
     let third = Worker::start(data, &[]);
     let (list, sql) = (urls([&other, &third]), "SELECT count(*), sum(l_orderkey) FROM lineitem");
     let (code, stdout, stderr) = gatework(&on_workers(sql, &table, &list));
@@ -77,8 +79,8 @@ fn struck_by(data: &Data, sql: &str, fault: Fault, after: Duration) -> Took {
     [ended, rested]
 }
 
-/// Lets one of the workers of a query have a slow network, and after so long sends the client a signal. How long it took
-/// until that worker was idle, and until both were.
+/// Slows the network of one of a query's two workers, and sends the client a signal after `after`.
+/// Returns the time until that worker was idle, and until both were.
 fn left_by(data: &Data, sql: &str, name: &str, after: Duration) -> Took {
     let workers = [Worker::start(data, &[]), Worker::start(data, &[])];
     let network = Network::to(&workers[0]);
@@ -88,13 +90,15 @@ fn left_by(data: &Data, sql: &str, name: &str, after: Duration) -> Took {
     network.slow(20);
     thread::sleep(after);
     if !query.is_running() {
-        panic!("a slow network is no fault: {:?}", query.wait_for_exit());
+        panic!("a slow network must not fail the query: {:?}", query.wait_for_exit());
     }
     let begun = Instant::now();
     signal(query.id(), name);
     thread::scope(|scope| {
         let idle_after = |worker: &Worker| {
-            worker.wait_until_idle().unwrap_or_else(|| panic!("SIG{name}: a worker goes on"));
+            worker
+                .wait_until_idle()
+                .unwrap_or_else(|| panic!("SIG{name}: a worker does not become idle"));
             begun.elapsed().saturating_sub(Worker::IDLE_PROBE)
         };
         let waits = workers.each_ref().map(|worker| scope.spawn(move || idle_after(worker)));
@@ -108,7 +112,7 @@ fn a_worker_is_killed() {
     struck_by(&Data::make(), &join_of(40), Fault::Killed, Duration::ZERO);
 }
 
-/// Where rows are made for readers of which some are gone, and some are never asked again.
+/// Rows are produced for readers of which some are lost and others are never polled again.
 #[test]
 fn a_worker_is_killed_while_rows_are_on_their_way() {
     struck_by(&Data::make(), &distinct_of_triples(), Fault::Killed, Duration::from_secs(2));
@@ -124,13 +128,14 @@ fn a_worker_is_cut_off() {
     struck_by(&Data::make(), &join_of(40), Fault::Cut, Duration::ZERO);
 }
 
-/// A tenth of them late, most of them soon.
+/// A tenth of the moments is late; most are early.
 fn moments() -> impl Iterator<Item = Duration> {
     let random = RandomState::new();
     (1..=10).map(move |moment: u64| Duration::from_millis(random.hash_one(moment) % (400 * moment)))
 }
 
-/// Prints the longest of ten times: until the query ended, or one worker was idle, and until all that are left were.
+/// Prints the maximum of ten runs: time until the query ended or one worker was idle, and until all
+/// remaining workers were.
 #[allow(clippy::print_stdout, reason = "the figures are what it is for")]
 fn sweep(what: &str, mut one: impl FnMut(Duration) -> Took) {
     let took: Vec<_> = moments().map(&mut one).collect();
@@ -138,12 +143,13 @@ fn sweep(what: &str, mut one: impl FnMut(Duration) -> Took) {
     println!("{what}: {:?}, {:?}", longest(0).unwrap(), longest(1).unwrap());
 }
 
-/// A query that joins for a minute, and one that makes very many rows of which it holds ever more.
+/// A query that joins for a minute, and one that builds an ever growing number of groups.
 fn heavy() -> [(&'static str, String); 2] {
     [("join", join_of(40)), ("distinct", distinct_of(40))]
 }
 
-// All sweeps: `cargo test --release -p gatework-cli --test cluster -- --ignored --nocapture --test-threads 1 sweep`, by root.
+// All sweeps, run as root: `cargo test --release -p gatework-cli --test cluster -- sweep`, with
+// `--ignored --nocapture --test-threads 1`.
 
 #[test]
 #[ignore = "takes a quarter of an hour; prints the bounds that docs/cluster.md states"]
@@ -177,7 +183,7 @@ fn sweep_of_workers_without_room() {
     }
 }
 
-/// The client is gone: nobody wants the rows any more.
+/// The client is lost, so the rows have no reader.
 #[test]
 fn workers_whose_client_is_gone_come_to_rest() {
     let data = Data::make();
@@ -188,12 +194,14 @@ fn workers_whose_client_is_gone_come_to_rest() {
         query.wait_until_reached(&workers[0]);
         signal(query.id(), name);
         for worker in &workers {
-            worker.wait_until_idle().unwrap_or_else(|| panic!("SIG{name}: a worker goes on"));
+            worker
+                .wait_until_idle()
+                .unwrap_or_else(|| panic!("SIG{name}: a worker does not become idle"));
         }
     }
 }
 
-/// One of three is gone; the query runs again on the two that are left, and its result is right.
+/// One of three workers is lost: the query is retried on the other two, and its result is right.
 #[test]
 fn a_query_runs_again_without_the_worker_that_was_lost() {
     let data = Data::make();
@@ -207,7 +215,7 @@ fn a_query_runs_again_without_the_worker_that_was_lost() {
     let (code, said, _) = query.wait_for_exit();
     assert_eq!(code, 0, "{said}");
     assert_eq!(said, gatework(&["sql", sql, "--table", &table]).1);
-    // What writes is not run again.
+    // A query that writes is not retried.
     drop(workers.remove(0));
     let target = data.path().join("copy");
     let copy = format!("COPY ({sql}) TO '{}/' STORED AS PARQUET", target.display());
@@ -216,7 +224,7 @@ fn a_query_runs_again_without_the_worker_that_was_lost() {
     assert!(code == 1 && stderr.contains("is lost (stage "), "{stderr}");
 }
 
-/// One of two is gone: what is left runs in this process, with all groups of the result.
+/// One of two workers is lost: the retry runs in this process, with all groups of the result.
 #[test]
 fn a_query_runs_again_with_nobody_to_share_it() {
     let data = Data::make();
@@ -245,7 +253,7 @@ fn a_query_runs_again_with_nobody_to_share_it() {
     assert_eq!(sorted(said), sorted(alone));
 }
 
-/// A value of 60 kB in the text of an error is no break.
+/// A value of 60 kB in the text of an error does not break the connection.
 #[test]
 fn an_error_with_a_long_text() {
     let data = Data::make();
@@ -261,7 +269,7 @@ fn an_error_with_a_long_text() {
     );
 }
 
-/// A worker comes back at the same address: whoever knew it connects anew.
+/// A worker restarts at the same address: clients that knew it reconnect.
 #[test]
 fn a_worker_comes_back() {
     let data = Data::make();
@@ -274,13 +282,13 @@ fn a_worker_comes_back() {
     assert_eq!(before.0, 0, "{}", before.2);
     drop(first);
     let _again = Worker::start(&data, &["--listen", &address]);
-    // The other one had a connection to it.
+    // The other worker had a connection to the old process.
     for _ in 0..3 {
         assert_eq!(gatework(&on_workers(sql, &table, &list)), before);
     }
 }
 
-/// No disk and no memory on workers: an error that says so, and whose.
+/// A worker without disk and memory: the error names the cause and the worker.
 #[test]
 fn a_worker_without_room() {
     let data = Data::make();
@@ -299,7 +307,7 @@ fn a_worker_without_room() {
         let says = [", stage ", ", task ", "max_temp_directory_size"];
         assert!(says.iter().all(|word| stderr.contains(*word)), "{stderr}");
         for worker in &poor {
-            worker.wait_until_idle().expect("it goes on");
+            worker.wait_until_idle().expect("the worker does not become idle");
         }
         assert_eq!(
             temporary
@@ -314,7 +322,7 @@ fn a_worker_without_room() {
     }
 }
 
-/// A network that takes its time delays a query, and nothing else.
+/// A slow network delays a query, but does not fail it.
 #[test]
 fn a_slow_network_is_no_break() {
     let data = Data::make();
@@ -322,17 +330,18 @@ fn a_slow_network_is_no_break() {
     let network = Network::to(&workers[0]);
     network.slow(5);
     let (list, table) = (format!("{},{}", network.url, workers[1].url), data.table());
-    let sql = "SELECT l_orderkey, sum(l_quantity) AS q FROM lineitem GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 10";
+    let sql = "SELECT l_orderkey, sum(l_quantity) AS q FROM lineitem GROUP BY 1 ORDER BY 2 DESC, \
+               1 LIMIT 10";
     let (code, stdout, stderr) = gatework(&on_workers(sql, &table, &list));
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(stdout, gatework(&["sql", sql, "--table", &table]).1);
 }
 
-/// A worker that is told to end finishes what it has, and ends.
+/// A worker that receives SIGTERM finishes its active tasks and exits.
 #[test]
 fn a_worker_drains() {
     let data = Data::make();
-    // Parts whose counters nobody asks for answer before they have run.
+    // Tasks without metrics collection answer before they have run.
     for setting in ["", "SET distributed.collect_metrics = false; "] {
         let (worker, other) = (Worker::start(&data, &[]), Worker::start(&data, &[]));
         let (list, table) = (urls([&worker, &other]), data.table());
@@ -346,7 +355,7 @@ fn a_worker_drains() {
     }
 }
 
-/// Ctrl-C ends a worker at once, whatever it has, and leaves no file. Prints how long it took.
+/// Ctrl-C ends a worker at once, whatever it runs, and leaves no file. Prints how long it took.
 #[test]
 #[allow(clippy::print_stdout, reason = "docs/cluster.md says how long it takes")]
 fn a_worker_is_interrupted() {
@@ -363,7 +372,7 @@ fn a_worker_is_interrupted() {
         worker.signal("INT");
         let begun = Instant::now();
         assert_eq!(worker.wait_for_exit(), Some(130));
-        println!("it ended after {:?}", begun.elapsed());
+        println!("the worker ended after {:?}", begun.elapsed());
     }
     assert_eq!(query.wait_for_exit().0, 1);
     assert_eq!(temporary.path().read_dir().unwrap().count(), 0);

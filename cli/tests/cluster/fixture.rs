@@ -1,4 +1,4 @@
-//! Worker processes, data, and what can go wrong between them.
+//! Worker processes, data, and faults between them.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::{TempDir, tempdir};
 
-/// A query whose work is a join, of which all workers have parts: the fewer keys, the more work. With 1000 it takes a
-/// second or two on one thread, with 40 about a minute.
+/// A query whose work is a join that all workers share: the fewer keys, the more work. With 1000
+/// keys it takes one or two seconds on one thread, with 40 about a minute.
 pub(crate) fn join_of(keys: usize) -> String {
     let grouped = grouped(keys);
     format!(
@@ -22,7 +22,8 @@ pub(crate) fn join_of(keys: usize) -> String {
     )
 }
 
-/// A query that needs ever more room, of which all workers have parts: it has more groups than anybody has memory for.
+/// A query whose memory grows without bound, shared by all workers: it has more groups than any
+/// worker has memory for.
 pub(crate) fn distinct_of(keys: usize) -> String {
     let grouped = grouped(keys);
     format!(
@@ -42,33 +43,34 @@ pub(crate) fn distinct_of_triples() -> String {
 
 fn grouped(keys: usize) -> String {
     format!(
-        "(SELECT l_orderkey, l_partkey % {keys} AS k, max(l_comment) AS c FROM lineitem GROUP BY 1, 2)"
+        "(SELECT l_orderkey, l_partkey % {keys} AS k, max(l_comment) AS c FROM lineitem GROUP BY \
+         1, 2)"
     )
 }
 
-/// A process that is killed when it is not needed any more.
+/// A worker process, killed when dropped.
 pub(crate) struct Worker {
     process: Child,
     pub(crate) url: String,
 }
 
 impl Worker {
-    /// So long it is looked at to know whether it is idle.
+    /// Time for which a worker is observed to decide whether it is idle.
     pub(crate) const IDLE_PROBE: Duration = Duration::from_millis(200);
 
-    /// One that may read the data, with more arguments.
+    /// Starts a worker that may read the data, with more arguments.
     pub(crate) fn start(data: &Data, more: &[&str]) -> Self {
         Self::run(Command::new(env!("CARGO_BIN_EXE_gatework")), data, more)
     }
 
-    /// One whose allocator asks the system for all that it needs when it needs it.
+    /// Starts a worker whose allocator requests memory from the system on demand.
     pub(crate) fn start_lean(data: &Data) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gatework"));
         command.env("MIMALLOC_DISALLOW_ARENA_ALLOC", "1");
         Self::run(command, data, &[])
     }
 
-    /// One on another host.
+    /// Starts a worker on another host.
     pub(crate) fn start_on(data: &Data, host: &Host) -> Self {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &host.name, env!("CARGO_BIN_EXE_gatework")]);
@@ -89,7 +91,7 @@ impl Worker {
         self.url.rsplit('/').next().unwrap().parse().unwrap()
     }
 
-    /// Time on processors, in ticks of 10 ms.
+    /// Processor time, in ticks of 10 ms.
     pub(crate) fn busy(&self) -> u64 {
         busy(self.process.id())
     }
@@ -98,18 +100,18 @@ impl Worker {
         signal(self.process.id(), name);
     }
 
-    /// Whatever it asks for from now on, it does not get.
+    /// Denies all further memory requests of the worker.
     pub(crate) fn has_no_more_memory(&self) {
         run("prlimit", &["--pid", &self.process.id().to_string(), "--as=1"]);
     }
 
-    /// Waits until it has come to rest: how long that took, or none within 30 s.
+    /// Waits until the worker is idle, at most 30 s. Returns how long that took.
     pub(crate) fn wait_until_idle(&self) -> Option<Duration> {
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(30) {
             let (before, at) = (self.busy(), begun.elapsed());
             thread::sleep(Self::IDLE_PROBE);
-            // It answers pings.
+            // One tick is allowed for answering pings.
             if self.busy() <= before + 1 {
                 return Some(at);
             }
@@ -117,7 +119,7 @@ impl Worker {
         None
     }
 
-    /// The code it ends with by itself.
+    /// Waits for the worker to exit by itself, and returns its exit code.
     pub(crate) fn wait_for_exit(mut self) -> Option<i32> {
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(30) {
@@ -157,7 +159,7 @@ pub(crate) fn urls<'a>(workers: impl IntoIterator<Item = &'a Worker>) -> String 
     workers.into_iter().map(|worker| worker.url.as_str()).collect::<Vec<_>>().join(",")
 }
 
-/// Tables of TPC-H, of a fiftieth of a gigabyte.
+/// TPC-H tables at scale factor 0.02.
 pub(crate) struct Data(TempDir);
 
 impl Data {
@@ -203,12 +205,12 @@ pub(crate) fn gatework(arguments: &[&str]) -> (i32, String, String) {
     (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
-/// A query of one table, in parts however small it is.
+/// Arguments of a query over one table, distributed however small the table is.
 pub(crate) fn on_workers<'a>(sql: &'a str, table: &'a str, list: &'a str) -> [&'a str; 8] {
     ["sql", sql, "--table", table, "--workers", list, "--bytes-per-partition", "1KB"]
 }
 
-/// A query that runs.
+/// A running query.
 pub(crate) struct Running(Child);
 
 impl Running {
@@ -220,12 +222,15 @@ impl Running {
         self.0.id()
     }
 
-    /// Waits until `worker` works for it.
+    /// Waits until `worker` works on the query.
     pub(crate) fn wait_until_reached(&self, worker: &Worker) {
         let begun = Instant::now();
         let before = worker.busy();
         while worker.busy() < before + 20 {
-            assert!(begun.elapsed() < Duration::from_secs(60), "the query does not come to it");
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "the query does not reach the worker"
+            );
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -234,11 +239,11 @@ impl Running {
         self.0.try_wait().unwrap().is_none()
     }
 
-    /// Its exit code, what it said, and how long that took; fails if it does not end.
+    /// Returns exit code, standard error and run time; fails if the query does not end within 60 s.
     pub(crate) fn wait_for_exit(mut self) -> (i32, String, Duration) {
         let begun = Instant::now();
         while self.0.try_wait().unwrap().is_none() {
-            assert!(begun.elapsed() < Duration::from_secs(60), "it hangs");
+            assert!(begun.elapsed() < Duration::from_secs(60), "the query hangs");
             thread::sleep(Duration::from_millis(5));
         }
         let took = begun.elapsed();
@@ -256,7 +261,7 @@ impl Drop for Running {
     }
 }
 
-/// A network between a worker and all others, which can be cut: what is sent is lost, and nobody is told.
+/// A network between a worker and its clients that can be cut: bytes are lost without an error.
 pub(crate) struct Network {
     pub(crate) url: String,
     state: Arc<AtomicU64>,
@@ -286,7 +291,7 @@ impl Network {
         self.state.store(CUT, Ordering::Relaxed);
     }
 
-    /// Each piece takes so long.
+    /// Delays each chunk by `millis` milliseconds.
     pub(crate) fn slow(&self, millis: u64) {
         self.state.store(millis, Ordering::Relaxed);
     }
@@ -307,7 +312,7 @@ fn carry(mut from: TcpStream, mut to: TcpStream, state: &AtomicU64) {
     let _closed = from.shutdown(Shutdown::Both);
 }
 
-/// Another host, at the end of a cable: a network namespace. For root only.
+/// Another host at the end of a cable: a network namespace. Needs root.
 pub(crate) struct Host {
     name: String,
     number: u32,
@@ -331,7 +336,7 @@ impl Host {
         host
     }
 
-    /// Where this host is reached from there.
+    /// The address of this host, as seen from the other one.
     pub(crate) fn near(&self) -> String {
         format!("10.77.{}.1:0", self.number)
     }
@@ -340,7 +345,7 @@ impl Host {
         format!("10.77.{}.2:0", self.number)
     }
 
-    /// Nothing arrives any more, and nobody is told.
+    /// Drops all packets from now on, without an error.
     pub(crate) fn unplug(&self) {
         run("ip", &["-n", &self.name, "link", "set", &format!("far{}", self.number), "down"]);
     }
@@ -352,7 +357,7 @@ impl Drop for Host {
     }
 }
 
-/// A file system of its own. For root only.
+/// A file system of its own. Needs root.
 pub(crate) struct Disk(TempDir);
 
 impl Disk {
@@ -366,7 +371,7 @@ impl Disk {
         self.0.path().to_str().unwrap()
     }
 
-    /// Leaves no room.
+    /// Fills the file system.
     pub(crate) fn fill(&self) {
         let mut file = File::create(self.0.path().join("full")).unwrap();
         let block = vec![1; 1 << 20];

@@ -9,7 +9,7 @@ mod fixture;
 use fixture::{Data, Worker, gatework, on_workers, urls};
 use yaml_rust2::YamlLoader;
 
-/// TPC-H on three workers: the results are verified, and nothing but what lies between stages is DataFusion's.
+/// TPC-H on three workers: verified results, with no fallback nodes but those between stages.
 #[test]
 fn tpch_on_three_workers() {
     let data = Data::make();
@@ -34,7 +34,8 @@ fn tpch_on_three_workers() {
         assert!(worker.busy() > 10, "a worker without work: {} ticks", worker.busy());
     }
     let table = data.table();
-    let sql = "SELECT l_orderkey, count(*) AS n FROM lineitem GROUP BY l_orderkey ORDER BY n DESC LIMIT 3";
+    let sql = "SELECT l_orderkey, count(*) AS n FROM lineitem GROUP BY l_orderkey ORDER BY n DESC \
+               LIMIT 3";
     let (code, stdout, stderr) =
         gatework(&[&on_workers(sql, &table, &list)[..], &["--explain"]].concat());
     assert_eq!(code, 0, "{stderr}");
@@ -47,10 +48,10 @@ fn tpch_on_three_workers() {
 fn what_a_cluster_refuses() {
     for (arguments, sentence) in [
         (vec!["worker", "--listen", "0.0.0.0:0"], "encrypt it with --tls-cert"),
-        (vec!["worker", "--allow-path", "/no/such"], "--allow-path names what queries may read"),
+        (vec!["worker", "--allow-path", "/no/such"], "--allow-path needs an existing path"),
         (vec!["worker", "--token-file", "/no/such"], "--token-file /no/such: No such file"),
-        (vec!["sql", "SELECT 1", "--workers", "nonsense"], "'nonsense' is no worker's address"),
-        (vec!["sql", "SELECT 1", "--workers", "http://a:1,http://a:1"], "is there twice"),
+        (vec!["sql", "SELECT 1", "--workers", "nonsense"], "'nonsense' is not a worker's address"),
+        (vec!["sql", "SELECT 1", "--workers", "http://a:1,http://a:1"], "is listed twice"),
     ] {
         let (code, _, stderr) = gatework(&arguments);
         assert!(code == 1 && stderr.contains(sentence), "{arguments:?}: {stderr}");
@@ -68,7 +69,7 @@ fn what_a_cluster_refuses() {
     }
 }
 
-/// The manifest of docs/cluster.md is YAML, and a worker knows all that it is given there.
+/// The manifest in docs/cluster.md is valid YAML, and the worker knows all its options.
 #[test]
 fn the_manifest_of_the_documentation() {
     let text = std::fs::read_to_string("../docs/cluster.md").unwrap();
@@ -85,9 +86,9 @@ fn the_manifest_of_the_documentation() {
     let help = gatework(&["worker", "--help"]).1;
     for argument in &arguments[1..] {
         let option = argument.split('=').next().unwrap();
-        assert!(help.contains(&format!("{option} <")), "{option} is none of {help}");
+        assert!(help.contains(&format!("{option} <")), "{option} is not in {help}");
     }
-    // What it mounts, it has.
+    // Every mount has a volume.
     let volumes: Vec<_> = pod["volumes"].as_vec().unwrap().iter().map(|one| &one["name"]).collect();
     for mount in container["volumeMounts"].as_vec().unwrap() {
         assert!(volumes.contains(&&mount["name"]), "{mount:?}");

@@ -1,4 +1,4 @@
-//! Bytes of every kind of text, and where batches are cut.
+//! Bytes of every kind of text, and the rows at which batches are split.
 
 use std::sync::Arc;
 
@@ -51,12 +51,12 @@ fn values_in_other_values_count() {
 
 #[test]
 fn long_views_are_seen_wherever_they_are() {
-    // One value of a thousand; the sample misses it.
+    // One long value in a thousand, which the sample misses.
     let mut lengths = vec![1; 1000];
     lengths[17] = 2 * MIN_EXACT_BYTES;
     let views: ArrayRef = Arc::new(StringViewArray::from_iter_values(texts(&lengths)));
     assert_eq!(value_bytes(&views), 2 * MIN_EXACT_BYTES + 999);
-    // A small buffer that all rows refer to.
+    // A small buffer to which all rows refer.
     let short: ArrayRef = Arc::new(StringViewArray::from_iter_values(texts(&[4000])));
     let rows = arrow::array::UInt32Array::from(vec![0; 1000]);
     let repeated = arrow::compute::take(&short, &rows, None).unwrap();

@@ -1,4 +1,4 @@
-//! Rows of columns in several arrays are those of columns in one.
+//! Rows of columns in several arrays equal rows of columns in one array.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ fn arrays_are_within_the_bound_and_give_the_same_rows() {
             let count = column.arrays().len();
             assert_eq!(count == 1, bound == 1 << 20, "{count} arrays for {bound}");
             if let Column::Several { arrays, .. } = &column {
-                // No piece is cut.
+                // No chunk is split.
                 let longest = chunks.iter().map(|piece| value_bytes(piece)).max().unwrap();
                 assert!(arrays.iter().all(|array| value_bytes(array) <= bound.max(longest)));
             }

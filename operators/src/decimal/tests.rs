@@ -1,4 +1,5 @@
-//! Equal to Arrow's results: values that fit and that do not, NULLs, literals on either side.
+//! Results equal Arrow's: values that fit 64 bits and values that do not, NULLs, literals on either
+//! side.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use super::{Decimal64Expr, specialize_decimals};
 
 const ROWS: usize = 3000;
 
-/// A decimal column of values up to `limit`, of which one in seven is NULL.
+/// Creates a decimal column of values up to `limit`, of which one in seven is NULL.
 fn decimals(rng: &mut SplitMix64, limit: i128, precision: u8, scale: i8) -> ArrayRef {
     let mut draw = || {
         let value = (rng.next_below(usize::MAX) as i128) * (rng.next_below(usize::MAX) as i128 + 1);
@@ -104,7 +105,7 @@ fn other_operations_stay() {
         (Operator::Plus, 0),
         (Operator::Divide, 1),
         (Operator::Lt, 1),
-        // The result would have more than 38 digits behind the point.
+        // The result would have more than 38 digits after the decimal point.
         (Operator::Multiply, 1),
     ] {
         let expr = Arc::new(BinaryExpr::new(column(index), operator, column(index)));

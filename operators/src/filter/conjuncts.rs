@@ -1,8 +1,8 @@
-//! The conjuncts of a predicate, one after the other, each on the rows that the ones before it left.
+//! Conjuncts of a predicate, evaluated in order, each on the rows that the earlier ones kept.
 //!
-//! Those that cannot fail go first, the ones that drop much for little in front, as measured by each
-//! task. The others follow in the order in which they were written, so none fails on a row that one
-//! before it took out.
+//! Infallible conjuncts go first, ordered by cost per dropped row, as measured by each task. The
+//! others follow in the order in which they were written, so none fails on a row that an earlier
+//! conjunct dropped.
 
 use std::{cmp::Ordering, sync::Arc};
 
@@ -27,26 +27,26 @@ use gatework_runtime::{Result, pipeline::Batch};
 use super::evaluate_predicate;
 use crate::{ResultExt, adaptive_filter::AdaptiveFilter, remap_columns, selection::refine};
 
-/// The conjuncts of a predicate.
+/// Conjuncts of a predicate.
 #[derive(Debug)]
 pub(super) struct Conjuncts {
     parts: Vec<Conjunct>,
-    /// The columns that any of them reads.
+    /// Columns that any conjunct reads.
     columns: Vec<usize>,
 }
 
 #[derive(Debug)]
 struct Conjunct {
-    /// Over `columns`.
+    /// Expression over `columns`.
     expr: Arc<dyn PhysicalExpr>,
-    /// Of the filter's input.
+    /// Columns of the filter's input.
     columns: Vec<usize>,
-    /// It has a value for every row.
+    /// True if the expression cannot fail on any row.
     infallible: bool,
 }
 
 impl Conjuncts {
-    /// Those of `predicate`; one that draws lots is not taken apart.
+    /// Splits `predicate` into its conjuncts; a volatile predicate stays whole.
     pub(super) fn new(predicate: &Arc<dyn PhysicalExpr>) -> DataFusionResult<Self> {
         let parts =
             if is_volatile(predicate) { vec![predicate] } else { split_conjunction(predicate) };
@@ -69,20 +69,20 @@ impl Conjunct {
         Ok(Self { expr: remap_columns(expr.clone(), &columns)?, columns, infallible })
     }
 
-    /// About what it takes per row.
+    /// Estimates the cost per row; a primitive column counts 1, any other 8.
     fn cost(&self, batch: &RecordBatch) -> f64 {
         let primitive = |column: &usize| batch.column(*column).data_type().is_primitive();
         let cost = |column| if primitive(column) { 1.0 } else { 8.0 };
         0.5 + self.columns.iter().map(cost).sum::<f64>()
     }
 
-    /// One bit per row of `batch`.
+    /// Evaluates the conjunct; returns one bit per row of `batch`.
     fn evaluate(&self, batch: &RecordBatch) -> Result<BooleanBuffer> {
         evaluate_predicate(self.expr.as_ref(), batch)
     }
 }
 
-/// Whether `expr` has a value, or NULL, for every row.
+/// Returns true if `expr` has a value, or NULL, for every row.
 fn is_infallible(expr: &Arc<dyn PhysicalExpr>) -> bool {
     use Operator::{And, Eq, Gt, GtEq, IsDistinctFrom, IsNotDistinctFrom, Lt, LtEq, NotEq, Or};
     let comparison = |binary: &BinaryExpr| {
@@ -100,13 +100,13 @@ fn is_infallible(expr: &Arc<dyn PhysicalExpr>) -> bool {
     known && expr.children().into_iter().all(is_infallible)
 }
 
-/// The conjuncts as one task evaluates them.
+/// Conjuncts as one task evaluates them.
 #[derive(Debug)]
 pub(super) struct LocalConjuncts {
     shared: Arc<Conjuncts>,
-    /// Places of the conjuncts, and what they have been worth.
+    /// Indices of the conjuncts in evaluation order, with their drop statistics.
     order: Vec<(usize, AdaptiveFilter)>,
-    /// What each conjunct takes per row, by place; empty before the first batch.
+    /// Cost per row of each conjunct, by index; empty before the first batch.
     costs: Vec<f64>,
 }
 
@@ -117,12 +117,12 @@ impl LocalConjuncts {
         Self { shared, order, costs: Vec::new() }
     }
 
-    /// The columns that the conjuncts read.
+    /// Returns the columns that the conjuncts read.
     pub(super) fn columns(&self) -> &[usize] {
         &self.shared.columns
     }
 
-    /// The rows of `batch` for which all conjuncts are true; `None` for all rows.
+    /// Returns the rows of `batch` for which all conjuncts are true; `None` for all rows.
     pub(super) fn select(&mut self, batch: &Batch) -> Result<Option<BooleanBuffer>> {
         let data = batch.data();
         if self.costs.is_empty() {
@@ -139,7 +139,7 @@ impl LocalConjuncts {
             let input_rows = remaining;
             let keep = match &selection {
                 None => part.evaluate(&data.project(&part.columns).query_err()?)?,
-                // Looking at all rows of a column is cheaper than gathering many of them.
+                // Evaluating all rows of a column is cheaper than gathering many of them.
                 Some(rows) if part.infallible && 4 * remaining > data.num_rows() => {
                     rows & &part.evaluate(&data.project(&part.columns).query_err()?)?
                 }
@@ -169,7 +169,7 @@ impl LocalConjuncts {
     }
 }
 
-/// The `selected` rows of `columns`.
+/// Gathers the `selected` rows of `columns`.
 fn gather(data: &RecordBatch, columns: &[usize], selected: &BooleanBuffer) -> Result<RecordBatch> {
     if columns.is_empty() {
         let options = RecordBatchOptions::new().with_row_count(Some(selected.count_set_bits()));

@@ -1,4 +1,4 @@
-//! NULL counts as false; predicates see only rows that earlier filters let through.
+//! NULL counts as false; predicates are evaluated only on rows that earlier filters kept.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ fn compare(
 
 #[test]
 fn null_is_false_and_columns_are_picked_after_the_test() {
-    // A value lies under the NULL, and it is true.
+    // The value under the NULL is true.
     let flags = BooleanArray::new(
         vec![true, true, false, true, true].into(),
         Some(vec![true, false, true, true, false].into()),
@@ -63,7 +63,8 @@ fn and(parts: impl IntoIterator<Item = Arc<dyn PhysicalExpr>>) -> Arc<dyn Physic
     parts.reduce(|left, right| compare(left, BinaryOperator::And, right)).unwrap()
 }
 
-/// A conjunct that can fail sees the rows of those before it, wherever the ones that cannot went.
+/// A fallible conjunct sees only rows that earlier conjuncts kept, whatever the order of infallible
+/// ones.
 #[test]
 fn a_conjunct_is_asked_about_the_rows_that_are_left() {
     let table = table([
@@ -83,7 +84,7 @@ fn a_conjunct_is_asked_about_the_rows_that_are_left() {
     assert!(error.to_string().contains("Divide by zero"), "{error}");
 }
 
-/// Whatever the conjuncts drop, and however often they change places: the rows of a naive filter.
+/// Conjuncts of any selectivity, reordered any number of times, keep the rows of a naive filter.
 #[test]
 fn conjuncts_in_any_order_leave_the_same_rows() {
     let mut rng = SplitMix64::new(11);
@@ -98,7 +99,7 @@ fn conjuncts_in_any_order_leave_the_same_rows() {
     let lines = rows(std::slice::from_ref(&table));
     for (a, b, c) in [(990, 10, 500), (10, 990, 990), (500, 500, 500), (999, 999, 999), (0, 5, 5)] {
         let below = |index, limit: i32| compare(column(index), BinaryOperator::Lt, lit(limit));
-        // A sum may overflow, so it comes last.
+        // A sum may overflow, so it is evaluated last.
         let sum = compare(column(0), BinaryOperator::Plus, column(1));
         let sum = compare(sum, BinaryOperator::Lt, lit(1200));
         let predicate = and([sum, below(0, a), below(1, b), below(2, c)]);

@@ -1,4 +1,4 @@
-//! A case: what one trial gives to whoever builds the graph.
+//! Case: the inputs, task count and result that a trial hands to the graph builder.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::Trial;
 use crate::{memory_scan::MemoryScan, result::ResultSink};
 
-/// Inputs, instances and the result of the graph to be built.
+/// Inputs, task count and result of the graph under test.
 #[derive(Debug)]
 pub struct Case {
     inputs: Arc<[Vec<RecordBatch>]>,
@@ -32,22 +32,22 @@ impl Case {
         }
     }
 
-    /// How many tasks the pipelines under test are to have.
+    /// Returns the number of tasks for the pipelines under test.
     pub fn num_tasks(&self) -> usize {
         self.num_tasks
     }
 
-    /// The batches of input `input`, as they were given.
+    /// Returns the batches of input `input`, unchanged.
     ///
     /// # Panics
     /// If there is no such input.
     pub fn batches(&self, input: usize) -> Vec<RecordBatch> {
         let count = self.inputs.len();
-        assert!(input < count, "there are {count} inputs: give input {input} to the harness");
+        assert!(input < count, "input {input} of {count} is missing: call `Harness::input`");
         self.inputs[input].clone()
     }
 
-    /// A scan of input `input`, in morsels small enough for all tasks to get some.
+    /// Creates a scan of input `input`, in morsels small enough for all tasks to get some.
     ///
     /// # Panics
     /// If there is no such input.
@@ -55,24 +55,26 @@ impl Case {
         Arc::new(MemoryScan::new(self.batches(input), None, self.morsel_rows))
     }
 
-    /// A byte budget for the buffers of the graph: 1 byte, so that they are always full, wherever
-    /// the trial allows.
+    /// Returns a byte limit for the graph's buffers. It is 1 byte, so that buffers are always full,
+    /// where the trial allows it.
     pub fn budget(&self) -> BufferLimit {
         BufferLimit::new(self.result_bytes)
     }
 
-    /// The sink of the last pipeline, which has `num_tasks` tasks. To be asked for once.
+    /// Creates the sink of the last pipeline, which has `num_tasks` tasks. The graph builder calls
+    /// it once.
     ///
     /// # Panics
-    /// If it is asked for twice.
+    /// If it is called twice.
     pub fn result(&self, num_tasks: usize) -> Arc<dyn Sink> {
         self.partitioned_result(num_tasks, 1, Vec::new())
     }
 
-    /// The same with several partitions, by the hash of `keys`. All are read at the same time.
+    /// Creates the sink with several partitions, by the hash of `keys`. All partitions are read
+    /// concurrently.
     ///
     /// # Panics
-    /// If a result is asked for twice.
+    /// If a result was created before.
     pub fn partitioned_result(
         &self,
         num_tasks: usize,
@@ -81,7 +83,7 @@ impl Case {
     ) -> Arc<dyn Sink> {
         let (sink, readers) = ResultSink::new(num_tasks, partitions, keys, self.budget());
         let before = self.readers.lock().replace(readers);
-        assert!(before.is_none(), "a case has one result");
+        assert!(before.is_none(), "a case can have only one result");
         Arc::new(sink)
     }
 

@@ -1,4 +1,4 @@
-//! Memory that is refused by a seed, and a place for what is spilled.
+//! Memory pool that denies reservations by a seed, and in-memory spill space.
 
 use std::{
     sync::{
@@ -16,12 +16,12 @@ use gatework_runtime::{
 };
 use parking_lot::Mutex;
 
-/// Keeps what is spilled, and answers on another thread.
+/// Spill space that keeps batches in memory, and completes requests on another thread.
 #[derive(Debug, Default)]
 pub(crate) struct InMemorySpill {
-    /// Times that anything was.
+    /// Number of writes.
     pub(crate) writes: AtomicUsize,
-    /// Whether whatever gets no memory is spilled, however little it is.
+    /// True if every denied reservation leads to a spill, however small.
     pub(crate) eager: bool,
 }
 
@@ -52,13 +52,13 @@ impl SpilledBatches for InMemoryBatches {
     }
 }
 
-/// Requests that a [`RandomDenialPool`] pool refuses at most of any sixteen in a row.
+/// Maximum number of denials by a [`RandomDenialPool`] in any 16 consecutive requests.
 ///
-/// Few enough that one hash partition is not refused at each of its levels (ten at least), after
-/// which it cannot be cut any further and the query is right to fail.
+/// It is low enough that no hash partition is denied at each of its levels (at least ten). Such a
+/// partition could not be repartitioned further, and its query would rightly fail.
 const MAX_DENIED: u32 = 4;
 
-/// A pool that refuses some of the requests, by a seed, but never all of a long row of them.
+/// Pool that denies some requests, by a seed, but never all of a long sequence.
 #[derive(Debug)]
 pub(crate) struct RandomDenialPool {
     denials: Mutex<DenialSequence>,
@@ -68,7 +68,7 @@ pub(crate) struct RandomDenialPool {
 #[derive(Debug)]
 struct DenialSequence {
     rng: SplitMix64,
-    /// A bit for each of the last requests: whether it was refused.
+    /// One bit for each of the last 16 requests: set if it was denied.
     recent_denials: u16,
 }
 

@@ -1,4 +1,4 @@
-//! The trials of one mode: which numbers (seeds, steps, limits) it is run with, and the verdict.
+//! Sweep over the trials of one mode: its seeds, steps and limits, and the check of each run.
 
 use std::{collections::HashSet, fmt, sync::Arc};
 
@@ -10,10 +10,10 @@ use super::{
     run::{self, RunOutcome},
 };
 
-/// A sweep over steps that has not come to an end by then never will.
+/// Number of steps after which a fault sweep counts as endless.
 const MAX_STEPS: u64 = 1_000_000;
 
-/// The trials of one mode.
+/// Trials of one mode.
 pub(super) struct InstanceSweep<'a> {
     harness: &'a Harness,
     inputs: &'a Arc<[Vec<RecordBatch>]>,
@@ -35,7 +35,7 @@ impl<'a> InstanceSweep<'a> {
         ModeReport { mode: self.mode, trials: self.trials, injections: self.injections }
     }
 
-    /// Runs the mode's trials on `instances` tasks.
+    /// Runs the mode's trials on `num_tasks` tasks.
     pub(super) fn run(&mut self, num_tasks: usize) -> Result<(), HarnessFailure> {
         match self.mode {
             Mode::Plain => {
@@ -48,7 +48,8 @@ impl<'a> InstanceSweep<'a> {
             }
             Mode::Blocking => {
                 for seed in self.harness.seeds.clone() {
-                    // All calls, or one in two or three, so that runs between blocks differ.
+                    // All calls block, or one in two or three, so that the calls between two blocks
+                    // differ.
                     let calls = 1 + (seed % 3) as usize;
                     self.try_once(Trial::blocking(calls, seed), num_tasks)?;
                 }
@@ -67,7 +68,7 @@ impl<'a> InstanceSweep<'a> {
         Ok(())
     }
 
-    /// Seeds that all lead to the same schedule have not run.
+    /// Runs the seeds. Seeds that all lead to the same schedule count as not run.
     fn try_seeds(&mut self, num_tasks: usize) -> Result<(), HarnessFailure> {
         let injections_before = self.injections;
         let mut fingerprints = HashSet::new();
@@ -82,7 +83,7 @@ impl<'a> InstanceSweep<'a> {
         Ok(())
     }
 
-    /// Limits from nothing to just below what the query reserves without a limit.
+    /// Runs memory limits from 0 to just below the peak reservation without a limit.
     fn try_limits(&mut self, num_tasks: usize) -> Result<(), HarnessFailure> {
         let trial = self.prepare(Trial::plain(), num_tasks)?;
         let peak = self.observe(&trial, num_tasks)?.peak_memory_bytes;
@@ -95,14 +96,14 @@ impl<'a> InstanceSweep<'a> {
         Ok(())
     }
 
-    /// Throws `fault` at step 0, 1, 2, … until a run ends before it reaches the step.
+    /// Injects `fault` at step 0, 1, 2, … until a run ends before it reaches the step.
     fn sweep(&mut self, fault: Fault, num_tasks: usize) -> Result<(), HarnessFailure> {
         for step in (0..MAX_STEPS).step_by(self.harness.stride as usize) {
             if self.try_once(Trial::fault(fault, step), num_tasks)?.injections() == 0 {
                 return Ok(());
             }
         }
-        Err(self.failure(self.mode, num_tasks, format!("it made {MAX_STEPS} steps without end")))
+        Err(self.failure(self.mode, num_tasks, format!("no end within {MAX_STEPS} steps")))
     }
 
     fn try_once(
@@ -121,7 +122,7 @@ impl<'a> InstanceSweep<'a> {
         trial.map_err(|error| self.failure(self.mode, num_tasks, error.to_string()))
     }
 
-    /// Runs a trial and judges how it ended.
+    /// Runs a trial and checks its error or its rows.
     fn observe(&self, trial: &Trial, num_tasks: usize) -> Result<RunOutcome, HarnessFailure> {
         let case = Case::new(trial, self.inputs.clone(), num_tasks);
         let failure = |what| self.failure(trial, num_tasks, what);
@@ -129,9 +130,9 @@ impl<'a> InstanceSweep<'a> {
             .map_err(failure)?;
         match (&outcome.error, &self.harness.expected) {
             (Some(error), _) if trial.allows(error) => {}
-            (Some(error), _) => return Err(failure(format!("it failed: {error}"))),
+            (Some(error), _) => return Err(failure(format!("the run failed: {error}"))),
             (None, Some(check)) => check(&outcome.rows).map_err(failure)?,
-            (None, None) => return Err(failure("state the rows to expect".into())),
+            (None, None) => return Err(failure("no expected rows: call `expect_rows`".into())),
         }
         Ok(outcome)
     }

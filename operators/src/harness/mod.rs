@@ -1,9 +1,9 @@
-//! The test harness: runs an operator, or a whole graph, under chaos and compares its rows.
+//! Test harness: runs an operator, or a whole graph, under chaos and compares its rows.
 //!
-//! Give batches, an operator and the rows to expect; choose [`Mode`]s. Each mode is run on 1, 2 and
-//! 3 tasks (or as told), and after each run nothing may be left: no task, no reserved byte, no gate
-//! shut. A mode that did nothing is not passed but "not run". What is found wrong names its mode,
-//! seed and number of tasks.
+//! A test supplies batches, an operator and the expected rows, and selects [`Mode`]s. Each mode
+//! runs on 1, 2 and 3 tasks by default. After each run no task, no reserved byte and no blocked
+//! gate may remain. A mode without an injection has not passed; it is reported as "not run". A
+//! failure names its mode, seed and number of tasks.
 //!
 //! ```
 //! use gatework_operators::{harness::{Harness, Mode, numbers}, limit::Limit};
@@ -56,10 +56,10 @@ pub use report::{HarnessFailure, ModeReport, Report};
 pub use rows::{Row, rows_of, same_rows, same_sequence};
 pub use trial::Trial;
 
-/// Judges the rows of a run.
+/// Check of the rows of a run.
 type Check = dyn Fn(&[RecordBatch]) -> Result<(), String>;
 
-/// Runs a graph in several modes and checks its rows. See the [module](self).
+/// Harness that runs a graph in several modes and checks its rows. See the [module](self).
 pub struct Harness {
     build: Box<Build>,
     inputs: Vec<Vec<RecordBatch>>,
@@ -81,7 +81,7 @@ impl fmt::Debug for Harness {
 }
 
 impl Harness {
-    /// Tests a streaming operator between a scan of the first input and a result.
+    /// Creates a test of a streaming operator between a scan of the first input and a result.
     pub fn operator<O: Operator + 'static>(make: impl Fn(&Case) -> O + 'static) -> Self {
         Self::graph(move |case| {
             let mut graph = Graph::new();
@@ -92,7 +92,7 @@ impl Harness {
         })
     }
 
-    /// Tests a source in front of a result.
+    /// Creates a test of a source in front of a result.
     pub fn source<S: Source + 'static>(make: impl Fn(&Case) -> S + 'static) -> Self {
         Self::graph(move |case| {
             let mut graph = Graph::new();
@@ -108,8 +108,8 @@ impl Harness {
         })
     }
 
-    /// Tests a breaker: a sink behind a scan of the first input, and a source, of the number of
-    /// tasks that `make` answers, in front of a result.
+    /// Creates a test of a breaker: a sink behind a scan of the first input, and a source in front
+    /// of a result. `make` returns both, and the number of source tasks.
     pub fn breaker<I: Sink + 'static, O: Source + 'static>(
         make: impl Fn(&Case) -> (I, O, usize) + 'static,
     ) -> Self {
@@ -137,7 +137,7 @@ impl Harness {
         })
     }
 
-    /// Tests any graph, built anew for each run, whose last pipeline ends in
+    /// Creates a test of any graph, built for each run, whose last pipeline ends in
     /// [`case.result(…)`](Case::result).
     pub fn graph(build: impl Fn(&Case) -> Result<Graph> + 'static) -> Self {
         Self {
@@ -151,31 +151,32 @@ impl Harness {
         }
     }
 
-    /// The next input.
+    /// Adds the next input.
     #[must_use]
     pub fn input(mut self, batches: impl IntoIterator<Item = RecordBatch>) -> Self {
         self.inputs.push(batches.into_iter().collect());
         self
     }
 
-    /// Runs on each of these numbers of tasks; by default on 1, 2 and 3.
+    /// Sets the numbers of tasks to run on. Default: 1, 2 and 3.
     #[must_use]
     pub fn num_tasks(mut self, range: RangeInclusive<usize>) -> Self {
         self.num_tasks = range.collect();
         self
     }
 
-    /// The rows to expect, in any order. Floats may differ by 1e-9 of their size.
+    /// Sets the expected rows, in any order. Floats may differ by a relative error of 1e-9.
     ///
     /// # Panics
-    /// As [`expect_sequence`](Self::expect_sequence): if a column has a type without scalar values.
+    /// If a column has a type without scalar values, as in
+    /// [`expect_sequence`](Self::expect_sequence).
     #[must_use]
     pub fn expect_rows(self, expected: &[RecordBatch]) -> Self {
         self.expect_compared(expected, same_rows)
     }
 
-    /// The rows to expect, in this order. Which task comes first is nobody's promise, so this asks
-    /// for one task in the last pipeline.
+    /// Sets the expected rows, in this order. The order of several tasks is undefined, so the last
+    /// pipeline must have one task.
     ///
     /// # Panics
     /// If a column has a type without scalar values.
@@ -199,7 +200,7 @@ impl Harness {
         })
     }
 
-    /// Judges the rows by `check`, where there is no one right answer.
+    /// Sets a check of the rows, for results that are not unique.
     #[must_use]
     pub fn expect_with(
         mut self,
@@ -209,47 +210,47 @@ impl Harness {
         self
     }
 
-    /// The seeds of blocking and seeded runs; by default 0 to 9. To see a finding again, its seed.
+    /// Sets the seeds of blocking and seeded runs. Default: 0 to 9. A failure's seed reproduces it.
     #[must_use]
     pub fn seeds(mut self, seeds: Range<u64>) -> Self {
         self.seeds = seeds;
         self
     }
 
-    /// Throws faults at every `stride`-th step only, for large inputs.
+    /// Injects faults only at every `stride`-th step, for large inputs.
     ///
     /// # Panics
     /// If `stride` is 0.
     #[must_use]
     pub fn every_steps(mut self, stride: u64) -> Self {
-        assert!(stride > 0, "a sweep that does not move never ends");
+        assert!(stride > 0, "stride must be at least 1");
         self.stride = stride;
         self
     }
 
-    /// How long nothing may come before that is called a hang; by default 30 seconds.
+    /// Sets the time without rows after which a run counts as hanging. Default: 30 seconds.
     #[must_use]
     pub fn hang_after(mut self, timeout: Duration) -> Self {
         self.hang_after = timeout;
         self
     }
 
-    /// Runs all `modes`; a mode that does nothing fails too.
+    /// Runs all `modes`; a mode without an injection fails too.
     ///
     /// # Panics
-    /// With what was found wrong.
+    /// If a check fails; the message is the failure.
     pub fn check(self, modes: &[Mode]) -> Report {
         match self.run(modes) {
             Err(failure) => panic!("{failure}"),
             Ok(report) if report.not_run().is_empty() => report,
-            Ok(report) => panic!("some modes did nothing, so they showed nothing:\n{report}"),
+            Ok(report) => panic!("some modes injected nothing, so they tested nothing:\n{report}"),
         }
     }
 
-    /// Runs all `modes` up to the first that finds something.
+    /// Runs all `modes` up to the first failure.
     ///
     /// # Errors
-    /// What was found wrong.
+    /// The first failure.
     pub fn run(self, modes: &[Mode]) -> Result<Report, HarnessFailure> {
         let inputs: Arc<[Vec<RecordBatch>]> = self.inputs.as_slice().into();
         let mut report = Report::default();
@@ -264,7 +265,7 @@ impl Harness {
     }
 }
 
-/// Batches of at most `rows` rows with one column, `n`: the numbers of `range`.
+/// Creates batches of at most `rows` rows with one column, `n`: the numbers of `range`.
 ///
 /// ```
 /// let batches = gatework_operators::harness::numbers(0..10, 4);

@@ -1,22 +1,23 @@
-//! The modes: what is done to an operator while it runs.
+//! Modes: the disturbances injected into an operator while it runs.
 
 use std::fmt;
 
-/// What is done to a query's tasks while they run.
+/// Disturbance of a query's tasks while they run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// Nothing: the control.
+    /// No disturbance: the control.
     Plain,
-    /// Batches of 1 and of 3 rows, between all operators.
+    /// Batches of 1 and of 3 rows between all operators.
     TinyBatches,
-    /// Every source, operator, sink and finish blocks and is woken by a foreign thread; those that
-    /// wait are also asked before their gate is open.
+    /// Every source, operator, sink and finish call blocks, and another thread wakes it. Waiting
+    /// tasks are also called before their gate is ready.
     Blocking,
     /// One thread picks the next task at random, after every step.
     Seeded,
-    /// Memory limits below what the operators reserve: right rows, or a clean out-of-memory error.
+    /// Memory limits below the operators' reservations: correct rows, or a clean out-of-memory
+    /// error.
     Memory,
-    /// One reservation in three is refused, and there is a place to spill to, however little it is.
+    /// One reservation in three is denied, and even the smallest can be spilled.
     Spill,
     /// The query is cancelled at step *k*, for each *k*.
     Cancel,
@@ -27,7 +28,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Every mode, for operators that spill what gets no memory.
+    /// Returns every mode, for operators that spill when a reservation is denied.
     pub fn all() -> &'static [Self] {
         &[
             Self::Plain,
@@ -42,7 +43,7 @@ impl Mode {
         ]
     }
 
-    /// Every mode that can do something to operators that reserve memory, and cannot spill.
+    /// Returns every mode that affects operators that reserve memory and cannot spill.
     pub fn without_spill() -> &'static [Self] {
         &[
             Self::Plain,
@@ -56,7 +57,7 @@ impl Mode {
         ]
     }
 
-    /// Every mode that can do something to operators that reserve no memory.
+    /// Returns every mode that affects operators that reserve no memory.
     pub fn without_memory() -> &'static [Self] {
         &[
             Self::Plain,
@@ -69,12 +70,12 @@ impl Mode {
         ]
     }
 
-    /// The modes that must end with rows.
+    /// Returns the modes that must end with rows.
     pub fn with_rows() -> &'static [Self] {
         &[Self::Plain, Self::TinyBatches, Self::Blocking, Self::Seeded]
     }
 
-    /// The modes that end queries.
+    /// Returns the modes that end queries.
     pub fn faults() -> &'static [Self] {
         &[Self::Cancel, Self::Error, Self::Panic]
     }

@@ -1,30 +1,30 @@
-//! What the harness says in the end.
+//! Reports and failures of the harness.
 
 use std::fmt;
 
 use super::Mode;
 
-/// What one mode did.
+/// Trials and injections of one mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModeReport {
-    /// The mode.
+    /// Mode of the trials.
     pub mode: Mode,
-    /// Queries that were run.
+    /// Number of queries run.
     pub trials: u64,
-    /// How often the mode did something; see [`Trial::injections`](super::Trial::injections). For seeded runs,
-    /// how many different schedules there were, where seeds were to differ.
+    /// Number of injections; see [`Trial::injections`](super::Trial::injections). For seeded runs:
+    /// the number of different schedules beyond the first, if there are several seeds.
     pub injections: u64,
 }
 
-/// What all modes did.
+/// Trials and injections of all modes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// The modes, in the order in which they were run.
+    /// Modes, in the order in which they were run.
     pub modes: Vec<ModeReport>,
 }
 
 impl Report {
-    /// Modes that did nothing, so that they say nothing about the operator.
+    /// Returns the modes without injections, which tested nothing.
     pub fn not_run(&self) -> Vec<Mode> {
         self.modes
             .iter()
@@ -33,7 +33,7 @@ impl Report {
             .collect()
     }
 
-    /// How often `mode` did something.
+    /// Returns the number of injections of `mode`.
     pub fn injections(&self, mode: Mode) -> u64 {
         self.modes.iter().filter(|report| report.mode == mode).map(|report| report.injections).sum()
     }
@@ -43,7 +43,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for ModeReport { mode, trials, injections } in &self.modes {
             match injections {
-                0 => writeln!(f, "{mode}: not run (it did nothing in {trials} trials)")?,
+                0 => writeln!(f, "{mode}: not run (no injection in {trials} trials)")?,
                 _ => writeln!(f, "{mode}: {trials} trials, {injections} injections")?,
             }
         }
@@ -51,16 +51,16 @@ impl fmt::Display for Report {
     }
 }
 
-/// What is wrong with an operator, and how to see it again.
+/// Failure of an operator, and how to reproduce it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HarnessFailure {
-    /// The mode it was found in.
+    /// Mode of the failure.
     pub mode: Mode,
-    /// The mode with its numbers: seed, step, limit.
+    /// Mode with its parameters: seed, step, limit.
     pub trial: String,
-    /// How many tasks the pipelines had.
+    /// Number of tasks of the pipelines.
     pub num_tasks: usize,
-    /// What was wrong.
+    /// Description of the failure.
     pub message: String,
 }
 

@@ -1,17 +1,17 @@
-//! Rows compared: as a multiset or as a sequence; exact, floats to 1e-9.
+//! Comparison of rows, as a multiset or as a sequence; values are exact, floats within 1e-9.
 //!
-//! Made for the harness's small inputs. Results of SQL are compared by the planner's own comparator,
-//! which knows about order keys and ties.
+//! It is made for the harness's small inputs. SQL results are compared by the planner's own
+//! comparator, which handles order keys and ties.
 
 use std::collections::HashMap;
 
 use arrow::array::RecordBatch;
 use datafusion_common::{DataFusionError, ScalarValue};
 
-/// A row, value by value.
+/// Row as a list of values.
 pub type Row = Vec<ScalarValue>;
 
-/// The rows of `batches`, in order.
+/// Returns the rows of `batches`, in order.
 ///
 /// # Errors
 /// If a column has a type without scalar values.
@@ -30,10 +30,10 @@ pub fn rows_of(batches: &[RecordBatch]) -> Result<Vec<Row>, DataFusionError> {
     Ok(rows)
 }
 
-/// Whether both have the same rows, each as often, in any order.
+/// Checks that both have the same rows, each with the same multiplicity, in any order.
 ///
 /// # Errors
-/// Which rows are missing and which are too many.
+/// The missing and the surplus rows.
 ///
 /// ```
 /// use gatework_operators::harness::{numbers, rows_of, same_rows};
@@ -62,7 +62,7 @@ pub fn same_rows(expected: &[Row], actual: &[Row]) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{} of {} rows are missing{}; {} of {} are too many{}",
+        "{} of {} rows are missing{}; {} of {} are unexpected{}",
         missing.len(),
         expected.len(),
         preview(&missing),
@@ -72,10 +72,10 @@ pub fn same_rows(expected: &[Row], actual: &[Row]) -> Result<(), String> {
     ))
 }
 
-/// Whether both have the same rows in the same order.
+/// Checks that both have the same rows in the same order.
 ///
 /// # Errors
-/// Where they differ first.
+/// The first difference.
 pub fn same_sequence(expected: &[Row], actual: &[Row]) -> Result<(), String> {
     let differ = |(one, other): (&Row, &Row)| !close(one, other);
     if let Some(index) = expected.iter().zip(actual).position(differ) {
@@ -91,7 +91,7 @@ pub fn same_sequence(expected: &[Row], actual: &[Row]) -> Result<(), String> {
     Err(format!("there are {} rows instead of {}", actual.len(), expected.len()))
 }
 
-/// Takes out rows that are equal but for the last digits of their floats.
+/// Removes pairs of rows that are equal up to the last digits of their floats.
 fn pair_off(missing: &mut Vec<&Row>, surplus: &mut Vec<&Row>) {
     let has_floats = |row: &Row| row.iter().any(|value| float(value).is_some());
     if !surplus.iter().any(|row| has_floats(row)) {
@@ -136,7 +136,7 @@ fn text(row: &Row) -> String {
     format!("({})", values.join(", "))
 }
 
-/// The first few of `rows`, to be shown.
+/// Formats up to three of `rows` for a message.
 fn preview(rows: &[&Row]) -> String {
     const SHOWN: usize = 3;
     let mut shown: Vec<String> = rows.iter().map(|row| text(row)).collect();

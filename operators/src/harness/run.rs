@@ -1,4 +1,4 @@
-//! Runs one case as one trial: starts the graph, reads its rows, notices a hang.
+//! Runs one case as one trial: starts the graph, reads its rows, detects a hang.
 
 use std::{pin::Pin, sync::Arc, task::Poll, time::Duration};
 
@@ -12,20 +12,20 @@ use gatework_runtime::{
 use super::{Case, Trial, wait::block_on_timeout};
 use crate::apply_selection;
 
-/// Builds the graph of a case.
+/// Builder of a case's graph.
 pub(super) type Build = dyn Fn(&Case) -> Result<Graph>;
 
-/// How a run ended.
+/// Outcome of a run.
 #[derive(Debug)]
 pub(super) struct RunOutcome {
-    /// What was read before the end.
+    /// Rows read before the end.
     pub(super) rows: Vec<RecordBatch>,
-    /// The error that the reader was told.
+    /// Error returned to the reader.
     pub(super) error: Option<Error>,
     pub(super) peak_memory_bytes: usize,
 }
 
-/// Runs `case` to its end and checks that nothing is left of it.
+/// Runs `case` to its end and checks that no task or memory remains.
 pub(super) fn run(
     trial: &Trial,
     case: &Case,
@@ -33,14 +33,15 @@ pub(super) fn run(
     hang_after: Duration,
 ) -> Result<RunOutcome, String> {
     let query = QueryContext::new(trial.executor(), trial.options());
-    let graph = build(case).map_err(|error| format!("the graph could not be built: {error}"))?;
+    let graph = build(case).map_err(|error| format!("building the graph failed: {error}"))?;
     let Some(readers) = case.take_readers() else {
         return Err("the graph has no result: end its last pipeline in `case.result(…)`".into());
     };
     let outcome = match graph.start(&query) {
         Ok(running) => {
             let mut streams = RowStream::of_query(&running, readers);
-            // Dropping the streams cancels the query, so not before a hang has been described.
+            // Dropping the streams cancels the query, so they are kept until a hang has been
+            // described.
             read(&mut streams, hang_after)
                 .ok_or_else(|| describe_hang(trial, &query, hang_after))?
         }
@@ -51,7 +52,7 @@ pub(super) fn run(
     Ok(RunOutcome { rows: outcome.0, error: outcome.1, peak_memory_bytes })
 }
 
-/// All rows of all streams, up to the first error; `None` if none comes for too long.
+/// Returns all rows of all streams, up to the first error; `None` if no row arrives in time.
 fn read(
     streams: &mut Vec<RowStream>,
     hang_after: Duration,
@@ -78,7 +79,7 @@ fn read(
     Some((rows, None))
 }
 
-/// Describes a hang, after the query has been given the chance to end by a cancel.
+/// Describes a hang, then cancels the query to test whether a cancellation ends it.
 fn describe_hang(trial: &Trial, query: &Arc<QueryContext>, hang_after: Duration) -> String {
     let dump = query.dump();
     query.cancel();
@@ -86,12 +87,13 @@ fn describe_hang(trial: &Trial, query: &Arc<QueryContext>, hang_after: Duration)
         if query.idle().poll_ready(context.waker()) { Poll::Ready(()) } else { Poll::Pending }
     });
     let after = match ended {
-        Some(()) => "a cancel ended it",
+        Some(()) => "a cancellation ended it",
         None => {
-            // Dropping the executor would wait for its tasks, and the report would never be seen.
+            // Dropping the executor would wait for its tasks, and the report would never be
+            // printed.
             std::mem::forget(trial.executor().clone());
-            "not even a cancel ended it"
+            "even a cancellation did not end it"
         }
     };
-    format!("it hangs ({after}): nothing came for {hang_after:?}\n{dump}")
+    format!("the run hangs ({after}): no rows for {hang_after:?}\n{dump}")
 }

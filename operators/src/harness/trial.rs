@@ -1,8 +1,8 @@
-//! A trial: one mode with its numbers, as an executor and query options, for any graph.
+//! Trial: one mode with its parameters, as an executor and query options, for any graph.
 //!
-//! The harness runs its cases as trials; tests of whole queries take the trials themselves: run a
-//! query with [`Trial::executor`] and [`Trial::options`], judge its error by [`Trial::allows`], and
-//! what it leaves behind by [`Trial::assert_clean`].
+//! The harness runs its cases as trials. Tests of whole queries use trials directly: they run a
+//! query with [`Trial::executor`] and [`Trial::options`]. They check its error with
+//! [`Trial::allows`], and the remaining tasks and memory with [`Trial::assert_clean`].
 
 use std::{
     fmt,
@@ -29,12 +29,12 @@ use super::{
     wait::block_on_timeout,
 };
 
-/// Enough for pipelines to overlap, and for the foreign thread to be a third.
+/// Enough for pipelines to overlap; the thread that unblocks calls is a third.
 const THREADS: usize = 2;
-/// One in so many waits is cut short by a spurious wake-up.
+/// One wait in this number is ended early by a spurious wake-up.
 const SPURIOUS_WAKEUPS_EVERY: usize = 3;
 
-/// One mode, with its numbers, ready to run one query.
+/// One mode with its parameters, ready to run one query.
 ///
 /// ```
 /// use gatework_operators::harness::Trial;
@@ -42,8 +42,8 @@ const SPURIOUS_WAKEUPS_EVERY: usize = 3;
 /// let trial = Trial::blocking(2, 42)?;
 /// let query = QueryContext::new(trial.executor(), trial.options());
 /// // … start a graph, read its rows …
-/// trial.assert_clean(&query, std::time::Duration::from_secs(30)).expect("nothing is left behind");
-/// assert_eq!(trial.injections(), 0, "nothing has run, so nothing was blocked");
+/// trial.assert_clean(&query, std::time::Duration::from_secs(30)).expect("no task or memory");
+/// assert_eq!(trial.injections(), 0, "no task has run, so no call was blocked");
 /// assert_eq!(trial.to_string(), "blocking (one in 2 calls, seed 42)");
 /// # Ok::<(), gatework_runtime::Error>(())
 /// ```
@@ -55,19 +55,19 @@ pub struct Trial {
     options: QueryOptions,
     chaos: Arc<Chaos>,
     pool: Arc<CountingPool>,
-    /// Instead of the pool, and with it a place for what is spilled.
+    /// Pool and spill space that replace `pool` in spill mode.
     fault_memory: Option<(Arc<RandomDenialPool>, Arc<InMemorySpill>)>,
-    /// The rows of a morsel of harness sources.
+    /// Rows per morsel of harness sources.
     pub(super) morsel_rows: usize,
-    /// The byte budget of harness results.
+    /// Byte limit of harness results.
     pub(super) result_bytes: usize,
 }
 
 impl Trial {
-    /// Nothing is done.
+    /// Creates a trial without injections.
     ///
     /// # Errors
-    /// As all of these: if the system refuses a thread.
+    /// If the system cannot create a thread; this applies to all constructors.
     pub fn plain() -> Result<Self> {
         let mut trial = Self::new(Mode::Plain, String::new(), Chaos::new(0), usize::MAX)?;
         trial.options.chaos = None;
@@ -77,22 +77,22 @@ impl Trial {
         Ok(trial)
     }
 
-    /// Batches are cut to `rows` rows.
+    /// Creates a trial that splits batches to `rows` rows.
     ///
     /// # Errors
-    /// If the system refuses a thread.
+    /// If the system cannot create a thread.
     pub fn tiny_batches(rows: usize) -> Result<Self> {
         let chaos = Chaos::new(0).split_batches(rows);
         let mut trial = Self::new(Mode::TinyBatches, format!("{rows} rows"), chaos, usize::MAX)?;
-        // Morsels of two batches: several tasks get some, and there is something to cut.
+        // Morsels of two batches: several tasks get some, and each can be split.
         trial.morsel_rows = 2 * rows;
         Ok(trial)
     }
 
-    /// One in `calls` calls blocks, the first of each kind always.
+    /// Creates a trial in which one in `calls` calls blocks, and always the first of each kind.
     ///
     /// # Errors
-    /// If the system refuses a thread.
+    /// If the system cannot create a thread.
     pub fn blocking(calls: usize, seed: u64) -> Result<Self> {
         let chaos =
             Chaos::new(seed).block_every(calls).spurious_wakeups_every(SPURIOUS_WAKEUPS_EVERY);
@@ -100,22 +100,22 @@ impl Trial {
         Self::new(Mode::Blocking, label, chaos, usize::MAX)
     }
 
-    /// One thread, which picks the next task at random after every step.
+    /// Creates a trial on one thread, which picks the next task at random after every step.
     ///
     /// # Errors
-    /// If the system refuses a thread.
+    /// If the system cannot create a thread.
     pub fn seeded(seed: u64) -> Result<Self> {
         let chaos = Chaos::new(seed).spurious_wakeups_every(SPURIOUS_WAKEUPS_EVERY);
         let mut trial = Self::new(Mode::Seeded, format!("seed {seed}"), chaos, usize::MAX)?;
-        // A reader that makes room would wake tasks when it likes, and not as the seed says.
+        // A reader that frees capacity would wake tasks independently of the seed.
         trial.result_bytes = usize::MAX;
         Ok(trial)
     }
 
-    /// Breakers can reserve `limit_bytes` at most.
+    /// Creates a trial in which breakers can reserve at most `limit_bytes`.
     ///
     /// # Errors
-    /// If the system refuses a thread.
+    /// If the system cannot create a thread.
     pub fn memory(limit_bytes: usize) -> Result<Self> {
         let label = format!("{limit_bytes} bytes");
         let mut trial = Self::new(Mode::Memory, label, Chaos::new(0), limit_bytes)?;
@@ -123,10 +123,10 @@ impl Trial {
         Ok(trial)
     }
 
-    /// One reservation in three is refused, as `seed` says, and what is refused memory can be spilled.
+    /// Creates a trial that denies one reservation in three, by `seed`, and allows spilling.
     ///
     /// # Errors
-    /// If the system refuses a thread.
+    /// If the system cannot create a thread.
     pub fn spill(seed: u64) -> Result<Self> {
         let chaos = Chaos::new(seed);
         let mut trial = Self::new(Mode::Spill, format!("seed {seed}"), chaos, usize::MAX)?;
@@ -138,10 +138,10 @@ impl Trial {
         Ok(trial)
     }
 
-    /// The query is ended by `fault` at step `step`.
+    /// Creates a trial that injects `fault` at step `step`.
     ///
     /// # Errors
-    /// If the system refuses a thread.
+    /// If the system cannot create a thread.
     pub fn fault(fault: Fault, step: u64) -> Result<Self> {
         let mode = match fault {
             Fault::Cancel => Mode::Cancel,
@@ -163,7 +163,7 @@ impl Trial {
             name: mode.to_string().into(),
             memory: pool.clone(),
             chaos: Some(chaos.clone()),
-            // One step at a time, so that tasks meet each other in the middle of their work.
+            // One step per time slice, so that tasks interleave in the middle of their work.
             time_slice: Duration::ZERO,
         };
         let executor = Executor::builder();
@@ -186,23 +186,23 @@ impl Trial {
         })
     }
 
-    /// Its mode.
+    /// Returns the mode.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Where the query is to run.
+    /// Returns the executor to run the query on.
     pub fn executor(&self) -> &Executor {
         &self.executor
     }
 
-    /// The options with which the query is to run.
+    /// Returns the options to run the query with.
     pub fn options(&self) -> QueryOptions {
         self.options.clone()
     }
 
-    /// How often the mode did something: batches cut, calls blocked, tasks picked among several,
-    /// reservations refused, batches spilled, faults thrown. 0: it has not run.
+    /// Returns the number of injections: batches split, calls blocked, tasks picked among several,
+    /// reservations denied, batches spilled, faults injected. 0 counts as not run.
     pub fn injections(&self) -> u64 {
         let counts = self.chaos.counts();
         match self.mode {
@@ -219,12 +219,13 @@ impl Trial {
         }
     }
 
-    /// What was done to the query's calls, for tests that ask for more than [`injections`](Self::injections).
+    /// Returns the counts by kind of call, for tests that need more detail than
+    /// [`injections`](Self::injections).
     pub fn counts(&self) -> ChaosCounts {
         self.chaos.counts()
     }
 
-    /// Whether `error` is one that this trial may end with.
+    /// Returns true if this trial may end with `error`.
     pub fn allows(&self, error: &Error) -> bool {
         match self.mode {
             Mode::Memory => matches!(error, Error::OutOfMemory { .. }),
@@ -235,24 +236,25 @@ impl Trial {
         }
     }
 
-    /// Waits until no task of `query` lives, then looks at what it left behind.
+    /// Waits until no task of `query` lives, then checks what remains.
     ///
     /// # Errors
-    /// Says what is still there: tasks, reserved bytes, or a gate of a shared state that is shut,
-    /// on which somebody could wait for ever.
+    /// Describes what remains: tasks, reserved bytes, or a blocked gate of a shared state, at which
+    /// a task could wait forever.
     pub fn assert_clean(&self, query: &QueryContext, hang_after: Duration) -> Result<(), String> {
         let idle = block_on_timeout(hang_after, |context| {
             if query.idle().poll_ready(context.waker()) { Poll::Ready(()) } else { Poll::Pending }
         });
         if idle.is_none() {
-            return Err(format!("tasks live on after the end:\n{}", query.dump()));
+            return Err(format!("tasks are alive after the end:\n{}", query.dump()));
         }
         let (tasks, bytes) = (query.live_tasks(), query.reserved_bytes());
         let denial_pool_bytes = self.fault_memory.as_ref().map_or(0, |(pool, _)| pool.reserved());
         let pooled = self.pool.limit.reserved() + denial_pool_bytes;
         if tasks > 0 || bytes > 0 || pooled > 0 {
             return Err(format!(
-                "{tasks} tasks live and {bytes} bytes are reserved after the end ({pooled} in the pool)"
+                "{tasks} tasks are alive and {bytes} bytes are reserved after the end \
+                 ({pooled} in the pool)"
             ));
         }
         for gate in query.profile().gates {
@@ -265,7 +267,7 @@ impl Trial {
             );
             if of_a_state && !gate.is_ready {
                 return Err(format!(
-                    "gate '{}' ({:?}) is still shut after the end",
+                    "gate '{}' ({:?}) is still blocked after the end",
                     gate.name, gate.kind
                 ));
             }
@@ -273,14 +275,14 @@ impl Trial {
         self.check_fault_reported(query)
     }
 
-    /// An error that was thrown must be the query's, even if all rows had been read before.
+    /// Checks that an injected error is the query's error, even if all rows were read before.
     fn check_fault_reported(&self, query: &QueryContext) -> Result<(), String> {
         let thrown = matches!(self.mode, Mode::Error | Mode::Panic) && self.injections() > 0;
         match query.error() {
             Some(error) if thrown && !self.allows(&error) => {
-                Err(format!("another error took the place of the one that was thrown: {error}"))
+                Err(format!("another error replaced the injected one: {error}"))
             }
-            None if thrown => Err("the error that was thrown was lost".into()),
+            None if thrown => Err("the injected error was lost".into()),
             _ => Ok(()),
         }
     }
@@ -297,7 +299,7 @@ fn is_injected(error: &Error) -> bool {
     error.to_string().contains("chaos: ")
 }
 
-/// A limit that counts what it refuses.
+/// Greedy pool that counts its denials.
 #[derive(Debug)]
 struct CountingPool {
     limit: GreedyPool,

@@ -1,4 +1,4 @@
-//! Waiting for something asynchronous on a plain thread, but not for ever.
+//! Blocking wait on an asynchronous condition, with a timeout.
 
 use std::{
     sync::Arc,
@@ -15,7 +15,7 @@ impl Wake for ThreadWaker {
     }
 }
 
-/// What `poll` comes to; `None` if that takes longer than `longest`.
+/// Polls until `poll` is ready and returns its value; `None` after `timeout`.
 pub(super) fn block_on_timeout<T>(
     timeout: Duration,
     mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
@@ -26,7 +26,7 @@ pub(super) fn block_on_timeout<T>(
         if let Poll::Ready(value) = poll(&mut Context::from_waker(&waker)) {
             return Some(value);
         }
-        // An unpark that comes before this leaves a token, so it is not lost.
+        // An unpark before this call leaves a token, so it is not lost.
         thread::park_timeout(timeout.checked_sub(started.elapsed())?);
     }
 }

@@ -1,4 +1,4 @@
-//! What is aggregated by what.
+//! Configuration of an aggregate: functions, group keys, input and output.
 
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -21,13 +21,13 @@ use crate::{
 pub struct AggregateCall {
     /// The function.
     pub function: Arc<AggregateFunctionExpr>,
-    /// Its arguments over the input (ordering expressions last), or its states' columns.
+    /// The arguments over the input (ordering expressions last), or the columns of its states.
     pub arguments: Vec<Arc<dyn PhysicalExpr>>,
-    /// Rows that count, for `FILTER (WHERE …)`; not used for partial states.
+    /// Predicate of the rows to aggregate, from `FILTER (WHERE …)`; unused for partial states.
     pub filter: Option<Arc<dyn PhysicalExpr>>,
 }
 
-/// What the input holds.
+/// Content of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AggregateInput {
     /// Rows to aggregate.
@@ -36,7 +36,7 @@ pub enum AggregateInput {
     Partial,
 }
 
-/// What the output holds.
+/// Content of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AggregateResult {
     /// Final values.
@@ -45,60 +45,61 @@ pub enum AggregateResult {
     Partial,
 }
 
-/// The group keys, possibly several sets of them.
+/// The group keys, possibly with grouping sets.
 #[derive(Debug, Clone, Default)]
 pub struct GroupBy {
     /// Key expressions.
     pub keys: Vec<Arc<dyn PhysicalExpr>>,
-    /// For grouping sets: what stands for a key that a set leaves out, one per key.
+    /// For grouping sets: a typed NULL per key, used in place of a key that a set leaves out.
     pub nulls: Vec<Arc<dyn PhysicalExpr>>,
-    /// Grouping sets: for each, which keys it leaves out. One set that leaves out none is a plain
-    /// `GROUP BY`.
+    /// For each grouping set, which keys it leaves out. A single set that leaves out none is a
+    /// plain `GROUP BY`.
     pub sets: Vec<Vec<bool>>,
     /// The grouping id of each set and its type, if the output has that column.
     pub set_ids: Option<(DataType, Vec<u64>)>,
 }
 
-/// An aggregate.
+/// Configuration of an aggregate.
 #[derive(Debug, Clone)]
 pub struct AggregateConfig {
     /// The group keys.
     pub group_by: GroupBy,
-    /// The functions.
+    /// The aggregate functions.
     pub aggregates: Vec<AggregateCall>,
-    /// What comes in.
+    /// Content of the input: rows or partial states.
     pub input: AggregateInput,
-    /// What goes out.
+    /// Content of the output: final values or partial states.
     pub output: AggregateResult,
-    /// The input's columns.
+    /// Schema of the input.
     pub input_schema: SchemaRef,
-    /// The output: keys, grouping id if any, then values (or states) by function.
+    /// Schema of the output: keys, grouping id if any, then values (or states) by function.
     pub schema: SchemaRef,
-    /// Rows per output batch.
+    /// Maximum rows of an output batch.
     pub batch_rows: usize,
 }
 
-/// What all tasks of an aggregate share.
+/// The prepared plan, shared by all tasks of an aggregate.
 #[derive(Debug)]
 pub(super) struct AggregatePlan {
     pub(super) config: AggregateConfig,
     pub(super) encoder: KeyEncoder,
-    /// Hash partitions.
+    /// Number of hash partitions; a power of two.
     pub(super) partitions: usize,
     pub(super) sinks: usize,
-    /// Columns that keys, arguments or filters are computed from.
+    /// Input columns that keys, arguments or filters read.
     pub(super) inputs: Vec<usize>,
-    /// Whether any row came in: without any, empty grouping sets still have a row.
+    /// Whether any input row arrived. Without input, empty grouping sets still output a row.
     pub(super) saw_rows: AtomicBool,
 }
 
-/// Partitions per sink task, so that skewed ones even out over source tasks, and that one of what has
-/// been spilled fits into memory.
+/// Hash partitions per sink task. Many partitions even out skew over source tasks, and let a
+/// spilled partition fit into memory.
 const PARTITIONS_PER_SINK: usize = 16;
 
 impl AggregateConfig {
-    /// Whether its groups may go on in part, and again, as a [`PartialAggregate`](super::PartialAggregate) has them: whoever
-    /// reads states merges them, and no function depends on the order of its input.
+    /// Returns whether groups may be emitted early and more than once, as
+    /// [`PartialAggregate`](super::PartialAggregate) does. The consumer must merge partial states,
+    /// and no function may depend on the order of its input.
     pub fn can_flush_partial(&self) -> bool {
         let ordered = |call: &AggregateCall| !call.function.order_bys().is_empty();
         self.output == AggregateResult::Partial
@@ -107,7 +108,7 @@ impl AggregateConfig {
             && !self.aggregates.iter().any(ordered)
     }
 
-    /// All that is evaluated over the input.
+    /// Returns all expressions that are evaluated over the input.
     fn expressions(&self) -> impl Iterator<Item = &Arc<dyn PhysicalExpr>> {
         let of_calls =
             self.aggregates.iter().flat_map(|call| call.arguments.iter().chain(&call.filter));
@@ -116,7 +117,7 @@ impl AggregateConfig {
 
     pub(super) fn prepare(mut self, sinks: usize) -> Result<AggregatePlan> {
         if self.input == AggregateInput::Partial {
-            // They were applied when the states were made, over columns that are gone.
+            // Filters were applied when the states were made, over columns that no longer exist.
             self.aggregates.iter_mut().for_each(|call| call.filter = None);
         }
         let key_count = self.group_by.keys.len() + usize::from(self.group_by.set_ids.is_some());
@@ -135,12 +136,12 @@ impl AggregateConfig {
 }
 
 impl GroupBy {
-    /// Whether there are no keys at all: one group.
+    /// Returns whether there are no keys at all: one group.
     pub(super) fn is_ungrouped(&self) -> bool {
         self.keys.is_empty() && self.set_ids.is_none()
     }
 
-    /// The key columns of `batch`, once per grouping set.
+    /// Returns the key columns of `batch`, once per grouping set.
     pub(super) fn evaluate(
         &self,
         batch: &RecordBatch,
@@ -167,7 +168,7 @@ impl GroupBy {
             .collect()
     }
 
-    /// The sets that leave out every key.
+    /// Returns the indices of the sets that leave out every key.
     pub(super) fn empty_sets(&self) -> impl Iterator<Item = usize> {
         let sets = self.sets.iter().enumerate();
         sets.filter(|(_, set)| set.iter().all(|out| *out)).map(|(index, _)| index)
@@ -180,6 +181,6 @@ fn repeat_id(kind: &DataType, id: u64, rows: usize) -> Result<ArrayRef, DataFusi
         DataType::UInt16 => Arc::new(UInt16Array::from_value(id as u16, rows)),
         DataType::UInt32 => Arc::new(UInt32Array::from_value(id as u32, rows)),
         DataType::UInt64 => Arc::new(UInt64Array::from_value(id, rows)),
-        kind => return internal_err!("a grouping id of type {kind}"),
+        kind => return internal_err!("unsupported type of a grouping id: {kind}"),
     })
 }

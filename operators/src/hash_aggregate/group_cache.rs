@@ -1,10 +1,10 @@
-//! Groups that were seen lately, found without encoding their keys.
+//! Cache of recent groups, found without encoding their keys.
 //!
-//! Keys with strings are encoded as rows of bytes before they are looked up, which takes longer than
-//! all the rest where there are few groups. A string of at most 12 bytes, as a view, and a value of
-//! at most 8 are one 128-bit integer each; rows whose integers are those of a row in this small
-//! direct-mapped table are in its group. The other rows take the long way. With many groups most
-//! rows would, so the table is given up then.
+//! Keys with strings are encoded as rows of bytes before the table lookup. With few groups,
+//! encoding takes longer than all other work. A string of at most 12 bytes, as a view, and a value
+//! of at most 8 bytes are one 128-bit integer each. A row whose integers are in this small
+//! direct-mapped table belongs to the cached group. All other rows are encoded and looked up. With
+//! many groups most rows would miss, so the cache is disabled then.
 
 use arrow::{
     array::{Array, ArrayRef, AsArray},
@@ -14,30 +14,30 @@ use arrow::{
 use crate::keys::{is_narrow, pack_to_u128};
 
 const SLOTS: usize = 1024;
-/// Stands for a string that does not fit.
+/// Marks a string of more than 12 bytes, which has no inline view.
 const NOT_INLINE: u128 = u128::MAX;
-/// Stands for NULL; no view of a short string has its last bytes set beyond its length.
+/// Marks a NULL. Views of short strings have zeros beyond their length, so none equals it.
 const NULL: u128 = (1 << 127) | 1;
-/// Rows after which it is decided whether the table pays.
+/// Number of rows after which the cache's effectiveness is checked.
 const SAMPLE_ROWS: usize = 1 << 15;
-/// It does not if more than one row in this many misses.
+/// The cache is ineffective if at least one row in this many misses.
 const MISSES_ONE_IN: usize = 4;
 
 #[derive(Debug)]
 pub(super) struct GroupCache {
     columns: usize,
-    /// The integers of each slot's row.
+    /// The integers of the row in each slot.
     values: Vec<u128>,
-    /// The group of each slot plus one; 0 if there is none.
+    /// The group of each slot plus one; 0 for an empty slot.
     groups: Vec<u32>,
-    /// Per column, the integers of the batch at hand.
+    /// Per column, the integers of the current batch.
     batch: Vec<Vec<u128>>,
     rows: usize,
     misses: usize,
 }
 
 impl GroupCache {
-    /// A table for keys of these types; `None` if they have no such integers.
+    /// Creates a cache for keys of these types; `None` if a type has no such integers.
     pub(super) fn new(types: &[DataType]) -> Option<Self> {
         let fits = |kind: &DataType| match kind {
             DataType::Utf8View | DataType::BinaryView | DataType::Utf8 => true,
@@ -53,18 +53,18 @@ impl GroupCache {
         })
     }
 
-    /// Forgets all groups.
+    /// Removes all groups. Called when the table of groups is emptied.
     pub(super) fn clear(&mut self) {
         self.groups.fill(0);
     }
 
-    /// Whether most rows are found.
+    /// Returns whether most lookups hit; true until enough rows were sampled.
     pub(super) fn is_effective(&self) -> bool {
         self.rows < SAMPLE_ROWS || self.misses < self.rows / MISSES_ONE_IN
     }
 
-    /// Replaces `groups` by the group of each row of `columns`, and `misses` by the rows whose group
-    /// is not known here.
+    /// Replaces `groups` by the cached group of each row of `columns`, and `misses` by the rows
+    /// that are not in the cache.
     pub(super) fn lookup(
         &mut self,
         columns: &[ArrayRef],
@@ -93,7 +93,7 @@ impl GroupCache {
         self.misses += misses.len();
     }
 
-    /// Notes that row `row` of the batch at hand is in `group`.
+    /// Records that row `row` of the current batch is in `group`.
     pub(super) fn insert(&mut self, row: u32, group: usize) {
         let row = row as usize;
         if self.batch.iter().any(|values| values[row] == NOT_INLINE) {
@@ -119,7 +119,7 @@ impl GroupCache {
     }
 }
 
-/// One integer per row.
+/// Replaces `values` by one integer per row of `column`.
 fn integers(column: &ArrayRef, values: &mut Vec<u128>) {
     values.clear();
     match column.data_type() {
@@ -148,7 +148,7 @@ fn of_views(views: &[u128], values: &mut Vec<u128>) {
     values.extend(views.iter().map(|view| if *view as u32 <= 12 { *view } else { NOT_INLINE }));
 }
 
-/// The view of a string of at most 12 bytes.
+/// Returns the view of a string of at most 12 bytes, else [`NOT_INLINE`].
 fn short_view(bytes: &[u8]) -> u128 {
     if bytes.len() > 12 {
         return NOT_INLINE;
@@ -198,7 +198,7 @@ mod tests {
             cache.lookup(&columns, &mut groups, &mut misses);
             assert_eq!(misses.len(), 60);
         }
-        // Types that have no such integers.
+        // Types without such integers.
         let wide = [DataType::Decimal128(10, 2), DataType::Interval(IntervalUnit::YearMonth)];
         assert!(wide.into_iter().all(|kind| GroupCache::new(&[kind]).is_none()));
     }

@@ -1,4 +1,4 @@
-//! The groups of a table on their way out, batch by batch.
+//! Emits the groups of a table, batch by batch.
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ use crate::{
     keys::EncodedKeys,
 };
 
-/// The groups of a table on their way out.
+/// Emitter of the groups of a table.
 pub(super) struct GroupEmitter {
     shared: Arc<AggregatePlan>,
     keys: EncodedKeys,
     values: Vec<ArrayRef>,
-    /// A batch may hold the texts of any of them.
+    /// Whether the keys and values of all groups together fit into one batch.
     fits_one_batch: bool,
-    /// How many have been given.
+    /// Number of groups emitted so far.
     emitted: usize,
     _memory: Reservation,
 }
@@ -36,8 +36,8 @@ impl GroupEmitter {
         Self { shared, keys, values, fits_one_batch, emitted: 0, _memory: memory }
     }
 
-    /// Returns the next of them as output rows: a batch at a time, since to decode the keys of
-    /// millions takes seconds.
+    /// Returns the next batch of output rows. Keys are decoded per batch, because to decode
+    /// millions of keys takes seconds.
     pub(super) fn next(&mut self) -> Result<Option<RecordBatch>> {
         let mut rows = self.within(self.shared.config.batch_rows.min(self.remaining()));
         if rows == 0 {
@@ -45,7 +45,7 @@ impl GroupEmitter {
         }
         loop {
             match self.batch(rows) {
-                // A dictionary's keys may count fewer values.
+                // A dictionary's key type may be too small for the values of all rows.
                 Err(error) if rows > 1 && is_overflow(&error) => rows = rows.div_ceil(2),
                 batch => {
                     self.emitted += rows;
@@ -62,7 +62,7 @@ impl GroupEmitter {
         super::source::build_output_batch(&self.shared.config.schema, columns, rows)
     }
 
-    /// Returns how many of the next `max_rows` a batch may hold.
+    /// Returns how many of the next `max_rows` groups fit into a batch.
     fn within(&self, max_rows: usize) -> usize {
         if self.fits_one_batch {
             return max_rows;
@@ -75,7 +75,7 @@ impl GroupEmitter {
         })
     }
 
-    /// Returns how many there are to come.
+    /// Returns the number of groups that are not emitted yet.
     pub(super) fn remaining(&self) -> usize {
         self.keys.len() - self.emitted
     }

@@ -1,4 +1,4 @@
-//! A table of groups with the accumulators' states, and parts cut out of it.
+//! Table of groups with the accumulators' states, and the parts made from it.
 
 use std::{ops::Range, sync::Arc};
 
@@ -30,15 +30,15 @@ use crate::{
     spill::{gc_batch_views, try_resize_above},
 };
 
-/// Groups of one hash partition, on their way from a sink to a source.
+/// Groups of one hash partition that a sink publishes to a source.
 pub(super) enum AggregatePart {
-    /// A whole table: its sink was the only one.
+    /// A whole table, of the only sink.
     Table(Box<AggregateHashTable>),
-    /// Keys with partial states, per aggregate.
+    /// Keys with the partial states of each aggregate.
     States(PartialStates),
-    /// Keys with partial states that were spilled: where, and which batches.
+    /// Spilled keys with partial states: the file, and the range of its batches.
     Spilled(Arc<dyn SpilledBatches>, Range<usize>),
-    /// The accumulators of the only group, and their bytes.
+    /// The accumulators of the only group, and their reservation.
     Single(super::ungrouped::Accumulators, Reservation),
 }
 
@@ -46,28 +46,32 @@ pub(super) struct PartialStates {
     keys: EncodedKeys,
     hashes: Vec<u64>,
     states: Vec<Vec<ArrayRef>>,
-    /// The bytes of the above, given back when they have been merged.
+    /// Reservation of the above; released once the states were merged.
     memory: Option<Reservation>,
 }
 
-/// Groups that room is made for before they come: a table that stays within a core's own cache.
+/// Maximum number of groups for which a table reserves capacity in advance. Such a table stays
+/// within a core's own cache.
 const MAX_PRESIZED_GROUPS: usize = 1 << 16;
 
-/// A table of groups. Every group below its length has had a row in every accumulator.
+/// Hash table of groups.
+///
+/// Invariant: every group below its length has had a row in every accumulator.
 pub(super) struct AggregateHashTable {
     shared: Arc<AggregatePlan>,
     table: GroupValues,
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
     reservation: Reservation,
     can_spill: bool,
-    /// What goes out of it is not put elsewhere, which would take a copy.
+    /// Its groups are never spilled, so the copy made for spilling is not reserved.
     without_spilling: bool,
-    /// So many bytes need not be reserved.
+    /// Bytes below which a denied reservation is ignored.
     min_spill_bytes: usize,
     hashes: Vec<u64>,
-    /// The group of each row at hand.
+    /// The group of each row of the current slice.
     groups: Vec<usize>,
-    /// A shorter way to groups whose keys are costly to encode, while it pays.
+    /// Finds recent groups without encoding their keys; `None` if keys have fixed width or the
+    /// cache was ineffective.
     group_cache: Option<GroupCache>,
     misses: Vec<u32>,
 }
@@ -90,7 +94,7 @@ fn evaluate(
     expressions.iter().map(|e| e.evaluate(batch)?.into_array_of_size(rows)).collect()
 }
 
-/// What an aggregate function is called with: its arguments, and which rows count.
+/// Input of an aggregate function: its arguments, and the filter of its rows.
 type Arguments = (Vec<ArrayRef>, Option<ArrayRef>);
 
 fn arguments(
@@ -132,7 +136,7 @@ impl AggregateHashTable {
         })
     }
 
-    /// The same; it is never spilled.
+    /// Returns the table, marked as never spilled.
     pub(super) fn without_spilling(self) -> Self {
         Self { without_spilling: true, ..self }
     }
@@ -141,12 +145,12 @@ impl AggregateHashTable {
         self.table.len()
     }
 
-    /// Bytes that are reserved for groups; those of an empty table it keeps.
+    /// Returns the bytes reserved for groups; 0 for an empty table, which keeps its reservation.
     pub(super) fn reserved(&self) -> usize {
         if self.len() > 0 { self.reservation.bytes() } else { 0 }
     }
 
-    /// Aggregates the rows of `batch`, of which there is at least one.
+    /// Aggregates the rows of `batch`, which is not empty.
     pub(super) fn update(&mut self, batch: &RecordBatch, task: &DriverContext) -> Result<()> {
         let shared = self.shared.clone();
         for_each_slice(batch, &shared.inputs, task, |slice| {
@@ -170,7 +174,7 @@ impl AggregateHashTable {
         Ok(())
     }
 
-    /// Gives the groups of the rows at hand what the functions are called with.
+    /// Updates the groups of the current rows with the functions' arguments.
     fn update_groups(&mut self, arguments: &[Arguments]) -> Result<(), DataFusionError> {
         let total = self.table.len();
         for (accumulator, (values, filter)) in self.accumulators.iter_mut().zip(arguments) {
@@ -185,7 +189,7 @@ impl AggregateHashTable {
         Ok(())
     }
 
-    /// Fills `groups` with the group of each row of `keys`.
+    /// Fills `self.groups` with the group of each row of `keys`.
     fn assign(&mut self, keys: &[ArrayRef]) -> Result<(), DataFusionError> {
         let Some(group_cache) =
             self.group_cache.as_mut().filter(|group_cache| group_cache.is_effective())
@@ -214,8 +218,8 @@ impl AggregateHashTable {
         Ok(())
     }
 
-    /// Makes room for groups that are about to be merged, from parts of so many `rows`, if there is memory: many groups may
-    /// be in each of the parts.
+    /// Reserves capacity for groups about to be merged from parts of `rows` rows each. Parts may
+    /// share many of their groups. Keeps an empty table if memory is denied.
     pub(super) fn reserve_groups(
         &mut self,
         rows: impl Iterator<Item = usize> + Clone,
@@ -241,7 +245,7 @@ impl AggregateHashTable {
         self.update_reservation()
     }
 
-    /// Gives the empty grouping sets their row, although no row came in.
+    /// Adds the row of each empty grouping set. Called when there was no input.
     pub(super) fn add_empty_sets(&mut self) -> Result<()> {
         let shared = self.shared.clone();
         let config = &shared.config;
@@ -259,7 +263,8 @@ impl AggregateHashTable {
             self.table.intern(&keys, &self.hashes, &mut self.groups);
             let total = self.table.len();
             for (accumulator, call) in self.accumulators.iter_mut().zip(&config.aggregates) {
-                // A row that the filter takes out: the group exists, and has seen nothing.
+                // A row that the filter drops: the group exists, but its accumulators have seen no
+                // row.
                 let types = call.arguments.iter().map(|e| e.data_type(&config.input_schema));
                 let types = types.collect::<Result<Vec<_>, _>>().query_err()?;
                 let nulls: Vec<_> = types.iter().map(|kind| new_null_array(kind, 1)).collect();
@@ -270,8 +275,8 @@ impl AggregateHashTable {
         Ok(())
     }
 
-    /// What the table takes, and what is taken to spill it: the accumulators' states, the groups of each unit, and a
-    /// batch of them at a time.
+    /// Returns the bytes of the table and of what spilling it adds: the accumulators' states, the
+    /// groups of each partition, and one batch of them at a time.
     fn bytes(&self) -> usize {
         let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
         let table = self.table.bytes();
@@ -281,18 +286,18 @@ impl AggregateHashTable {
         }
     }
 
-    /// Reserves what the table takes.
+    /// Adjusts the reservation to the table's bytes.
     pub(super) fn update_reservation(&mut self) -> Result<()> {
         let bytes = self.bytes();
         try_resize_above(&mut self.reservation, bytes, self.min_spill_bytes)
     }
 
-    /// Empties the table into partial states, one part per unit that has groups: a hash partition, by
-    /// other bits at each `level`. If `more` groups are to come it keeps its memory.
+    /// Empties the table into partial states: one part per hash partition that has groups. The hash
+    /// bits differ at each `level`. If `more` groups will follow, the table keeps its memory.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] if the parts take more than the table, which is empty
-    /// all the same.
+    /// [`Error::OutOfMemory`] if the parts need more than the table's reservation. The table is
+    /// empty all the same.
     pub(super) fn partition(
         &mut self,
         level: u32,
@@ -311,7 +316,7 @@ impl AggregateHashTable {
             bytes += part.bytes();
             parts[partition].push(AggregatePart::States(part));
         }
-        // Before what the table took is given back.
+        // Must come before the table's reservation is released.
         if more {
             unpartitioned.table.clear();
             let small = std::mem::replace(&mut self.table, unpartitioned.table);
@@ -326,7 +331,8 @@ impl AggregateHashTable {
         self.update_reservation().and(resized)
     }
 
-    /// Has no more memory than it needs if there are no groups.
+    /// Frees the empty table and shrinks the reservation. Called by `AggregateSpiller::spill` after
+    /// the groups were taken.
     pub(super) fn release_unused(&mut self) -> Result<()> {
         if self.len() == 0 {
             self.table = GroupValues::new(&self.shared.encoder);
@@ -334,12 +340,13 @@ impl AggregateHashTable {
         self.update_reservation()
     }
 
-    /// Empties the table: its groups, to be cut into units at `level`, and the bytes they take. Nothing if there are none.
+    /// Empties the table: returns its groups, to be partitioned at `level`, and their reservation.
+    /// Returns `None` if there are no groups.
     pub(super) fn take_unpartitioned(
         &mut self,
         level: u32,
     ) -> Result<Option<(UnpartitionedStates, Reservation)>> {
-        // A task that got no rows; some accumulators cannot give the states of no group at all.
+        // The task had no rows. Some accumulators cannot return the states of zero groups.
         if self.len() == 0 {
             return Ok(None);
         }
@@ -350,12 +357,12 @@ impl AggregateHashTable {
         let table = self.take_table()?;
         let unpartitioned =
             UnpartitionedStates { shared: self.shared.clone(), table, states, level };
-        // What the empty table takes stays.
+        // The reservation keeps the bytes of the empty table.
         let bytes = self.reservation.bytes().saturating_sub(self.bytes());
         Ok(Some((unpartitioned, self.reservation.split(bytes))))
     }
 
-    /// Has no groups any more, as in the beginning; the table they were in.
+    /// Resets accumulators and cache, and returns the table of the groups.
     fn take_table(&mut self) -> Result<GroupValues> {
         if let Some(group_cache) = &mut self.group_cache {
             group_cache.clear();
@@ -367,7 +374,7 @@ impl AggregateHashTable {
         Ok(std::mem::replace(&mut self.table, GroupValues::new(&self.shared.encoder)))
     }
 
-    /// Hands each new part its share of the reservation.
+    /// Splits the reservation among the new parts.
     fn split_reservation(&self, mut reservation: Reservation, parts: &mut [Vec<AggregatePart>]) {
         for part in parts.iter_mut().filter_map(|parts| parts.last_mut()) {
             if let AggregatePart::States(states) = part
@@ -378,7 +385,7 @@ impl AggregateHashTable {
         }
     }
 
-    /// Each row of `batch` as the states of a group that has only this one.
+    /// Returns each row of `batch` as the states of a group with that row only.
     pub(super) fn convert_to_state(&self, batch: &RecordBatch) -> Result<RecordBatch> {
         let columns = self.convert_inner(batch).query_err()?;
         super::source::build_output_batch(&self.shared.config.schema, columns, batch.num_rows())
@@ -401,9 +408,9 @@ impl AggregateHashTable {
         Ok(columns)
     }
 
-    /// Empties the table: its groups as output rows. Nothing if there are none.
+    /// Empties the table: returns its groups as output rows, or `None` if there are no groups.
     pub(super) fn drain(&mut self) -> Result<Option<GroupEmitter>> {
-        // Some accumulators cannot give the values of no group at all.
+        // Some accumulators cannot return the values of zero groups.
         if self.len() == 0 {
             return Ok(None);
         }
@@ -423,7 +430,7 @@ impl AggregateHashTable {
         let mut memory = self.reservation.take();
         let bytes = keys.bytes() + values.iter().map(|v| v.get_array_memory_size()).sum::<usize>();
         match memory.resize(bytes) {
-            // About as much as the table took, whose reservation it keeps.
+            // About the bytes of the table, whose reservation is kept.
             Err(Error::OutOfMemory { .. }) if self.can_spill || self.without_spilling => {}
             other => other?,
         }
@@ -432,7 +439,7 @@ impl AggregateHashTable {
     }
 }
 
-/// The groups of a table with their states, to be cut into units.
+/// The groups of a table with their states, before they are partitioned.
 pub(super) struct UnpartitionedStates {
     shared: Arc<AggregatePlan>,
     table: GroupValues,
@@ -441,9 +448,9 @@ pub(super) struct UnpartitionedStates {
 }
 
 impl UnpartitionedStates {
-    /// The unit of each group.
+    /// Returns the partition of each group.
     fn group_partitions(&self) -> impl Iterator<Item = usize> {
-        // The top bits decide, since the table used the low ones for its slots.
+        // The top bits decide, because the table uses the low bits for its slots.
         let partitions = self.shared.partitions;
         let shift = 64 - partitions.trailing_zeros() * (self.level + 1);
         let partition_of =
@@ -451,14 +458,14 @@ impl UnpartitionedStates {
         self.table.hashes().iter().map(partition_of)
     }
 
-    /// How many groups each unit has.
+    /// Returns the number of groups of each partition.
     pub(super) fn counts(&self) -> Vec<usize> {
         let mut counts = vec![0; self.shared.partitions];
         self.group_partitions().for_each(|partition| counts[partition] += 1);
         counts
     }
 
-    /// The groups of each unit.
+    /// Returns the groups of each partition.
     pub(super) fn indices(&self) -> Vec<Vec<u32>> {
         let mut indices: Vec<_> = self.counts().into_iter().map(Vec::with_capacity).collect();
         for (group, partition) in (0..).zip(self.group_partitions()) {
@@ -467,7 +474,7 @@ impl UnpartitionedStates {
         indices
     }
 
-    /// Some of them.
+    /// Returns the groups at `indices` as partial states.
     fn take_partition(&self, indices: Vec<u32>) -> Result<PartialStates> {
         let mut keys = self.shared.encoder.empty_keys();
         let mut hashes = Vec::with_capacity(indices.len());
@@ -487,14 +494,14 @@ impl UnpartitionedStates {
         self.states.iter().map(gather).collect::<Result<_, _>>().query_err()
     }
 
-    /// Some of them as a batch to be spilled.
+    /// Returns the groups at `indices` as a batch to spill.
     pub(super) fn partition_batch(&self, indices: &[u32]) -> Result<RecordBatch> {
         let keys = self.shared.encoder.decode_indices(self.table.keys(), indices).query_err()?;
         spilled_batch(keys, self.states_of(indices.to_vec())?)
     }
 }
 
-/// A batch to be spilled: keys first.
+/// Returns a batch to spill: keys first, then states.
 fn spilled_batch(mut columns: Vec<ArrayRef>, states: Vec<Vec<ArrayRef>>) -> Result<RecordBatch> {
     columns.extend(states.into_iter().flatten());
     let field = |(index, column): (usize, &ArrayRef)| {
@@ -502,12 +509,12 @@ fn spilled_batch(mut columns: Vec<ArrayRef>, states: Vec<Vec<ArrayRef>>) -> Resu
     };
     let fields: Vec<_> = columns.iter().enumerate().map(field).collect();
     let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).query_err()?;
-    // States keep all of the buffers that they were gathered from.
+    // Gathered view arrays keep all buffers of their source.
     gc_batch_views(&batch)
 }
 
 impl PartialStates {
-    /// The groups of each batch in which they are spilled.
+    /// Returns the range of groups of each batch to spill.
     pub(super) fn batch_ranges(&self) -> Vec<Range<usize>> {
         let (mut ranges, mut first) = (Vec::new(), 0);
         let fits_one_batch = self.keys.text_bytes() <= MAX_BATCH_BYTES;
@@ -525,7 +532,7 @@ impl PartialStates {
         ranges
     }
 
-    /// Some of the groups as a batch to be spilled.
+    /// Returns the groups of `range` as a batch to spill.
     fn batch(&self, range: Range<usize>, shared: &AggregatePlan) -> Result<RecordBatch> {
         let keys = shared.encoder.decode_range(&self.keys, range.clone()).query_err()?;
         let slice = |column: &ArrayRef| column.slice(range.start, range.len());
@@ -533,7 +540,7 @@ impl PartialStates {
         spilled_batch(keys, states.collect())
     }
 
-    /// As batches to be spilled.
+    /// Returns the groups of each of `ranges` as a batch to spill.
     pub(super) fn into_batches(
         self,
         ranges: Vec<Range<usize>>,
@@ -542,12 +549,12 @@ impl PartialStates {
         ranges.into_iter().map(move |range| self.batch(range, &shared))
     }
 
-    /// Its reservation, which is no longer its own.
+    /// Takes the reservation out of the states.
     pub(super) fn take_reservation(&mut self) -> Option<Reservation> {
         self.memory.take()
     }
 
-    /// A batch that was spilled.
+    /// Decodes a restored batch.
     pub(super) fn from_batch(batch: &RecordBatch, shared: &AggregatePlan) -> Result<Self> {
         let (keys, mut states) = batch.columns().split_at(shared.encoder.types().len());
         let keys = shared.encoder.encode(keys).query_err()?;
@@ -563,12 +570,12 @@ impl PartialStates {
         Ok(Self { keys, hashes, states: states_by_aggregate, memory: None })
     }
 
-    /// How many groups.
+    /// Returns the number of groups.
     pub(super) fn len(&self) -> usize {
         self.hashes.len()
     }
 
-    /// Bytes that are reserved for them.
+    /// Returns the bytes reserved for the groups.
     pub(super) fn reserved(&self) -> usize {
         self.memory.as_ref().map_or(0, Reservation::bytes)
     }

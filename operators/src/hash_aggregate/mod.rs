@@ -1,13 +1,14 @@
-//! Hash aggregate: every sink task aggregates into a table of its own, cut into hash partitions at
-//! the end; source tasks merge the partitions, one at a time each. N:N, no exchange in front.
+//! Hash aggregate: every sink task aggregates into its own table, which it partitions by hash at
+//! the end. Source tasks merge the partitions; each claims one at a time. N:N tasks, without an
+//! exchange in front.
 //!
-//! Local tables are bounded: one that holds too many groups is emptied into partial states, which
-//! are partitioned at once and merged later with everything else. With one sink task there is
-//! nothing to merge, and its table goes to the source as it is. What does not fit into memory goes to
-//! files (`spiller.rs`). Without grouping there is one group,
-//! and DataFusion's row accumulators are used (`ungrouped.rs`).
+//! Local tables are bounded: a table that reaches its maximum number of groups is emptied into
+//! partial states. These are partitioned at once and merged later with all others. With one sink
+//! task nothing needs merging, and its table goes to the source unchanged. Groups that do not fit
+//! into memory are spilled (`spiller.rs`). Without grouping there is one group, and DataFusion's
+//! row accumulators are used (`ungrouped.rs`).
 //!
-//! A partial aggregate needs none of that (`partial.rs`).
+//! A partial aggregate is a streaming operator, not a breaker (`partial.rs`).
 //!
 //! Aggregate semantics are DataFusion's: its accumulators update, merge and evaluate.
 
@@ -34,7 +35,7 @@ use std::sync::Arc;
 use gatework_runtime::{Result, pipeline::PerTask};
 use gatework_shared_state::aggregate;
 
-/// Sink and source of an aggregate between `sinks` and `sources` tasks.
+/// Creates sink and source of an aggregate for `sinks` and `sources` tasks.
 ///
 /// # Errors
 /// If a group key cannot be compared.

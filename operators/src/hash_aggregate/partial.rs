@@ -1,8 +1,9 @@
-//! Partial aggregate in passing: an operator, no breaker.
+//! Partial aggregate as a streaming operator, not a breaker.
 //!
-//! A table of bounded size whose groups go on as partial states when it is full, and at the end; whoever merges them sees
-//! some keys more than once. Where nearly every row begins a group of its own the table is left out, and rows go on as
-//! states of themselves. (Presto's adaptive partial aggregation.)
+//! The table has a bounded size. Its groups are emitted as partial states when it is full and at
+//! the end, so the merging aggregate sees some keys repeatedly. Where nearly every row starts a new
+//! group, rows bypass the table and become states of themselves. (Presto's adaptive partial
+//! aggregation.)
 
 use std::sync::Arc;
 
@@ -19,38 +20,41 @@ use super::{
 };
 use crate::apply_selection;
 
-/// Groups at which a table is emptied.
+/// Groups at which the table is flushed.
 const MAX_GROUPS: usize = 1 << 18;
-/// Groups at which it is emptied if they have [`FLUSH_ROWS_PER_GROUP`] each already, since rows come in some order of their keys: at
-/// some ten bytes a slot and a key and state each, the table stays within a core's own cache.
+/// Groups at which the table is flushed if they average [`FLUSH_ROWS_PER_GROUP`] rows, because rows
+/// then arrive roughly in key order. At about ten bytes per slot, plus a key and a state, the table
+/// stays within a core's own cache.
 const FLUSH_GROUPS: usize = 1 << 16;
 const FLUSH_ROWS_PER_GROUP: usize = 3;
-/// Bytes at which it is emptied.
+/// Reserved bytes at which the table is flushed: 16 MiB.
 const MAX_BYTES: usize = 16 << 20;
-/// Rows after which it is looked at for the first time. Of so many random rows of [`MAX_GROUPS`] keys, one in sixteen has
-/// a key that was there before.
+/// Rows after which the table's effectiveness is first checked. Among this many random rows of
+/// [`MAX_GROUPS`] keys, one in sixteen repeats a key.
 const SAMPLE_ROWS: usize = 1 << 15;
 const REPEATS_ONE_IN: usize = 16;
-/// A full table with fewer rows than five for four groups did not pay either.
+/// A full table is also ineffective if it has fewer than five rows per four groups.
 const MIN_REDUCTION: [usize; 2] = [5, 4];
-/// Rows that go on as they are before a table is tried again; each time four times as many.
+/// Rows that bypass the table before it is tried again. Each further bypass is four times as long.
 const FIRST_BYPASS_ROWS: usize = 1 << 17;
 
-/// Aggregates rows, or states, to partial states, as far as that makes them fewer.
+/// Aggregates rows, or states, to partial states as long as that reduces their number.
 #[derive(Debug)]
 pub struct PartialAggregate {
     shared: Arc<AggregatePlan>,
 }
 
 impl PartialAggregate {
-    /// An aggregate whose output is partial states.
+    /// Creates an aggregate whose output is partial states.
     ///
     /// # Errors
-    /// If it has no keys, or sets of them, or its output is something else, or a key cannot be compared.
+    /// If [`AggregateConfig::can_flush_partial`] is false, or a key cannot be compared.
     pub fn new(config: AggregateConfig) -> Result<Self> {
         if !config.can_flush_partial() {
             return Err(Error::InvalidConfiguration(
-                "a partial aggregate needs group keys and partial states as its output".into(),
+                "a streaming partial aggregate needs group keys without grouping sets, \
+                 functions without ORDER BY, and partial states as its output"
+                    .into(),
             ));
         }
         Ok(Self { shared: Arc::new(config.prepare(1)?) })
@@ -78,15 +82,15 @@ impl Operator for PartialAggregate {
 
 struct LocalPartial {
     groups: AggregateHashTable,
-    /// Rows in the table, and groups when it was looked at last.
+    /// Rows in the table, and the number of its groups at the last check.
     rows: usize,
     groups_at_check: usize,
     next_check: usize,
-    /// How long the next pause is.
+    /// Rows of the next bypass.
     bypass_rows: usize,
-    /// Rows that go on as they are before the table is tried again.
+    /// Rows that still bypass the table.
     bypass_remaining: usize,
-    /// Groups that go on.
+    /// Groups that are being emitted.
     emitting: Option<GroupEmitter>,
     setup: OperatorContext,
 }
@@ -95,7 +99,8 @@ impl LocalPartial {
     fn update(&mut self, rows: &RecordBatch, task: &DriverContext) -> Result<()> {
         self.rows += rows.num_rows();
         match self.groups.update(rows, task) {
-            // What did not fit is in the table all the same. Rows as they are need no memory.
+            // The groups are in the table, although their reservation was denied. Rows that bypass
+            // it need no memory.
             Err(Error::OutOfMemory { .. }) => {
                 self.bypass_remaining = SAMPLE_ROWS;
                 self.flush()
@@ -107,7 +112,7 @@ impl LocalPartial {
         }
     }
 
-    /// Empties the table if it is full, or does not pay.
+    /// Flushes the table if it is full or ineffective.
     fn check_effectiveness(&mut self) -> Result<()> {
         let groups = self.groups.len();
         let grew = std::mem::replace(&mut self.groups_at_check, groups) < FLUSH_GROUPS
@@ -130,14 +135,14 @@ impl LocalPartial {
         if full || self.bypass_remaining > 0 { self.flush() } else { Ok(()) }
     }
 
-    /// Groups go on.
+    /// Starts to emit all groups.
     fn flush(&mut self) -> Result<()> {
         (self.rows, self.groups_at_check, self.next_check) = (0, 0, SAMPLE_ROWS);
         self.emitting = self.groups.drain()?;
         Ok(())
     }
 
-    /// The next of the groups that go on.
+    /// Returns the next batch of emitted groups.
     fn next(&mut self) -> Result<Option<Batch>> {
         let Some(emitting) = &mut self.emitting else { return Ok(None) };
         let next = emitting.next()?;

@@ -1,4 +1,4 @@
-//! The sink of an aggregate: local tables, cut into partitions when they are full and at the end.
+//! Aggregate sink: local tables, partitioned when they are full and at the end.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -24,8 +24,8 @@ use crate::{
     spill::{DeferredReservation, nothing_to_spill_error},
 };
 
-/// Groups in a local table at which it is emptied, if there are other tables to be merged with: at
-/// some ten bytes a slot and a key and state each, the table stays within a core's own cache.
+/// Groups at which a local table is emptied if there are several sinks. At about ten bytes per
+/// slot, plus a key and a state, the table stays within a core's own cache.
 const FULL_TABLE_GROUPS: usize = 1 << 16;
 
 /// The sink of an aggregate.
@@ -84,11 +84,11 @@ struct GroupedSink {
     setup: OperatorContext,
     groups: Option<AggregateHashTable>,
     spiller: AggregateSpiller,
-    /// Bytes that are reserved for the parts in `spiller`.
+    /// Bytes reserved for the parts in `spiller`.
     parts_reserved: usize,
-    /// What is in the table has not been reserved.
+    /// The denial, if the table's memory is not fully reserved.
     denied: Option<Error>,
-    /// A batch that came while groups were being written.
+    /// A batch that arrived while groups were being written.
     next: Option<Batch>,
     producer: Option<AggregateProducer<AggregatePart>>,
     closed: Gate,
@@ -101,14 +101,14 @@ impl GroupedSink {
         let fits = groups.update(data, task);
         if fits.is_ok() && self.shared.sinks > 1 && groups.len() >= FULL_TABLE_GROUPS {
             match self.spiller.partition(groups, true) {
-                // The parts are made, and can only be written.
+                // The parts exist; only spilling them releases their memory.
                 Err(error @ Error::OutOfMemory { .. }) => return self.spill(error),
                 other => other?,
             }
             self.parts_reserved = self.spiller.reserved();
         }
         match fits {
-            // What did not fit is in the table all the same.
+            // The groups are in the table, although their reservation was denied.
             Err(error @ Error::OutOfMemory { .. }) => self.denied = Some(error),
             other => other?,
         }
@@ -118,8 +118,8 @@ impl GroupedSink {
         Ok(())
     }
 
-    /// If memory was refused: has another one give some back, and answers where to wait for that, or begins
-    /// to spill.
+    /// Resolves a denied reservation: requests reclaim from another task and returns the gate to
+    /// wait at. If no task can release memory, starts to spill.
     fn resolve_denial(&mut self) -> Result<Option<Gate>> {
         let (Some(groups), Some(error)) = (&mut self.groups, self.denied.take()) else {
             return Ok(None);
@@ -136,7 +136,7 @@ impl GroupedSink {
         Ok(None)
     }
 
-    /// Begins to spill all groups.
+    /// Starts to spill all groups.
     fn spill(&mut self, error: Error) -> Result<()> {
         let Some(groups) = &mut self.groups else { return Err(error) };
         self.spiller.spill(groups, error)?;
@@ -145,7 +145,7 @@ impl GroupedSink {
         Ok(())
     }
 
-    /// The gate to wait at before more rows are taken.
+    /// Returns the gate to wait at before the sink accepts more rows.
     fn poll_memory(&mut self) -> Result<Option<Gate>> {
         loop {
             if let Some(gate) = self.spiller.poll_write()? {
@@ -203,7 +203,8 @@ impl LocalSink for GroupedSink {
         let whole = self.shared.sinks == 1 && !self.spiller.is_spilled();
         if !whole && let Some(groups) = self.groups.as_mut().filter(|groups| groups.len() > 0) {
             let denied = match self.spiller.is_spilled() {
-                // Units are merged one by one; what is left of all would be in the way.
+                // Partitions are merged one at a time; groups of the others would occupy memory
+                // meanwhile.
                 true => Some(nothing_to_spill_error()),
                 false => match self.spiller.partition(groups, false) {
                     Err(error @ Error::OutOfMemory { .. }) => Some(error),

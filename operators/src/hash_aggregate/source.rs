@@ -1,4 +1,4 @@
-//! The source of an aggregate: claims partitions, merges what all sinks had, and emits the groups.
+//! Aggregate source: claims partitions, merges the parts of all sinks and emits the groups.
 
 use std::{
     collections::VecDeque,
@@ -68,29 +68,29 @@ struct LocalAggregateSource {
     shared: Arc<AggregatePlan>,
     consumer: AggregateConsumer<AggregatePart>,
     setup: OperatorContext,
-    /// Units of a unit that did not fit.
+    /// Sub-partitions of a partition that did not fit into memory.
     subpartitions: Vec<AggregatePartition>,
     merging: Option<PartitionMerge>,
     /// Merged groups that have not been emitted.
     emitting: Option<GroupEmitter>,
 }
 
-/// A unit to be merged.
+/// A partition to merge.
 struct AggregatePartition {
     index: usize,
-    /// How often it is a part of a unit itself.
+    /// Number of times it was repartitioned.
     level: u32,
     parts: Vec<AggregatePart>,
 }
 
-/// A unit whose parts are being merged.
+/// A partition whose parts are being merged.
 struct PartitionMerge {
     partition: AggregatePartition,
     groups: Option<AggregateHashTable>,
     single: Option<(Accumulators, Reservation)>,
     states: VecDeque<PartialStates>,
     spilled: SpillReader,
-    /// If its groups do not fit.
+    /// Set once the groups do not fit into memory.
     spiller: Option<AggregateSpiller>,
 }
 
@@ -130,7 +130,7 @@ impl PartitionMerge {
         }
         let Some(groups) = &mut self.groups else { return Ok(()) };
         match groups.merge(states, task) {
-            // What did not fit is in the table all the same.
+            // The groups are in the table, although their reservation was denied.
             Err(error @ Error::OutOfMemory { .. }) => {
                 let level = self.partition.level + 1;
                 let new_spiller = || AggregateSpiller::new(shared.clone(), setup.clone(), level);
@@ -140,14 +140,14 @@ impl PartitionMerge {
         }
     }
 
-    /// The gate of a file that is being written.
+    /// Returns the gate of a spill in progress.
     fn poll_write(&mut self) -> Result<Option<Gate>> {
         self.spiller.as_mut().map_or(Ok(None), AggregateSpiller::poll_write)
     }
 }
 
 impl LocalAggregateSource {
-    /// Merges all parts; the gate of what is not there yet.
+    /// Merges all parts. Returns the gate of a read or write in progress, or the gate to yield at.
     fn poll_merge(
         &self,
         merging: &mut PartitionMerge,
@@ -182,7 +182,8 @@ impl LocalAggregateSource {
         }
     }
 
-    /// The groups of a merged unit; if they did not fit, its own units come next.
+    /// Returns the groups of a merged partition. If they did not fit, queues its sub-partitions
+    /// instead.
     fn emit(&mut self, merging: PartitionMerge) -> Result<Option<GroupEmitter>> {
         let PartitionMerge { partition, mut groups, spiller, .. } = merging;
         if let Some(mut spiller) = spiller {
@@ -242,8 +243,8 @@ impl LocalSource for LocalAggregateSource {
     }
 }
 
-/// Columns as a batch of `schema`. An accumulator may answer another encoding of the same values
-/// than it promised (a plain array for a dictionary), which is cast.
+/// Returns `columns` as a batch of `schema`. An accumulator may return another encoding of the same
+/// values than it declared, such as a plain array for a dictionary. Such a column is cast.
 pub(super) fn build_output_batch(
     schema: &SchemaRef,
     columns: Vec<ArrayRef>,

@@ -1,9 +1,10 @@
-//! Groups that do not fit into memory: cut into units, and written to files.
+//! Spilling of groups that do not fit into memory.
 //!
-//! A sink that gets no memory for its table empties it into partial states, which are cut into batches of a unit each
-//! where they are written, and spills all parts it has. A source that gets none while it merges a unit does the same with the unit, cut by
-//! other bits of the hash, and merges the units of the unit after it. (Graefe, "Query Evaluation
-//! Techniques for Large Databases", 1993: hybrid hashing, with recursion.)
+//! A sink whose reservation is denied empties its table into partial states and spills all its
+//! parts. The states are partitioned while they are written, so that a batch belongs to one
+//! partition. A source that is denied memory while it merges a partition spills that partition by
+//! other bits of the hash. It then merges the sub-partitions. (Graefe, "Query Evaluation Techniques
+//! for Large Databases", 1993: hybrid hashing, with recursion.)
 
 use std::{ops::Range, sync::Arc};
 
@@ -22,14 +23,14 @@ use crate::{
     spill::{SpillWriter, WriteState, nothing_to_spill_error},
 };
 
-/// Parts of groups, by unit, that go to files when memory is short.
+/// Holds parts of groups by partition, and spills them when memory is short.
 pub(super) struct AggregateSpiller {
     shared: Arc<AggregatePlan>,
     setup: OperatorContext,
-    /// How often the groups have been cut into units before.
+    /// Number of times these groups were partitioned before; selects the hash bits.
     level: u32,
     parts: Vec<Vec<AggregatePart>>,
-    /// With the batches of each unit.
+    /// Writer of the spill file, with the batch range of each partition.
     writer: SpillWriter<Vec<Range<usize>>>,
     spilled: bool,
 }
@@ -41,12 +42,12 @@ impl AggregateSpiller {
         Self { shared, setup, level, parts, writer, spilled: false }
     }
 
-    /// Whether anything has been spilled.
+    /// Returns whether anything was spilled.
     pub(super) fn is_spilled(&self) -> bool {
         self.spilled
     }
 
-    /// Bytes that are reserved for parts in memory.
+    /// Returns the bytes reserved for parts in memory.
     pub(super) fn reserved(&self) -> usize {
         let states = |part: &AggregatePart| match part {
             AggregatePart::States(states) => states.reserved(),
@@ -55,24 +56,25 @@ impl AggregateSpiller {
         self.parts.iter().flatten().map(states).sum()
     }
 
-    /// Empties `groups` into parts; `more` may be to come.
+    /// Empties `groups` into parts. `more` says whether more groups will follow.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] if these take more memory than there is, although they are made.
+    /// [`Error::OutOfMemory`] if the parts' reservation is denied; the parts exist all the same.
     pub(super) fn partition(&mut self, groups: &mut AggregateHashTable, more: bool) -> Result<()> {
         groups.partition(self.level, &mut self.parts, more)
     }
 
-    /// Begins to write `groups` and all parts to a file because of `error`, unless that does not help.
+    /// Starts to spill `groups` and all parts after the denial `error`. Returns `error` if spilling
+    /// cannot help.
     pub(super) fn spill(&mut self, groups: &mut AggregateHashTable, error: Error) -> Result<()> {
         let bits = self.shared.partitions.trailing_zeros();
-        // Groups whose hashes are equal so far are few, and large.
+        // Groups that share this many hash bits are few and large.
         if !self.setup.can_spill() || bits * (self.level + 1) > 60 {
             return Err(error);
         }
         let unpartitioned = groups.take_unpartitioned(self.level)?;
         match groups.release_unused() {
-            // What is written next gives memory back.
+            // The write below releases memory.
             Ok(()) | Err(Error::OutOfMemory { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -127,7 +129,7 @@ impl AggregateSpiller {
         )
     }
 
-    /// The gate of a file that is still being written.
+    /// Returns the gate of a write in progress. Adds the file of a finished write to the parts.
     pub(super) fn poll_write(&mut self) -> Result<Option<Gate>> {
         let (file, ranges) = match self.writer.poll()? {
             WriteState::Idle => return Ok(None),
@@ -142,25 +144,26 @@ impl AggregateSpiller {
         Ok(None)
     }
 
-    /// The parts of each unit.
+    /// Takes the parts of each partition.
     pub(super) fn take(&mut self) -> Vec<Vec<AggregatePart>> {
         std::mem::replace(&mut self.parts, empty_parts(&self.shared))
     }
 }
 
-/// Bytes of groups that become one batch in a file, about: whoever writes it hears of a cancel between two.
+/// Approximate bytes of a spilled batch, 2 MiB. The writer checks for cancellation between batches.
 const SPILL_BATCH_BYTES: usize = if cfg!(test) { 512 } else { 2 << 20 };
 const MIN_BATCH_ROWS: usize = if cfg!(test) { 3 } else { 1024 };
 
-/// What becomes batches in a file.
+/// Groups that become batches of a spill file.
 enum SpillJob {
-    /// One for each range of the groups.
+    /// One batch per range of the groups.
     States(PartialStates, Vec<Range<usize>>),
-    /// Some of the groups of a unit that have not been cut.
+    /// A range of a partition's groups, from states that are not partitioned yet.
     Partition(usize, Range<usize>),
 }
 
-/// The batches, made where they are written: to cut millions of groups takes longer than a task may go on for.
+/// Returns the batches. The writer creates them lazily: to partition millions of groups takes
+/// longer than a time slice.
 fn spill_batches(
     shared: Arc<AggregatePlan>,
     jobs: Vec<SpillJob>,

@@ -1,5 +1,5 @@
-//! DataFusion's aggregates over our tables, against a model: keys of several types, NULLs, `FILTER`,
-//! partial and final phases, grouping sets, many groups, memory.
+//! DataFusion's aggregates over the hash aggregate's tables, against a model: keys of several
+//! types, NULLs, `FILTER`, partial and final phases, grouping sets, many groups, memory.
 
 mod model;
 
@@ -39,21 +39,21 @@ use crate::test_support::{
     run_with_reclaim_requests, scan, sorted_rows, table, unlimited, wait_idle,
 };
 
-/// Whether there is a partial aggregate first, and then one that merges its states.
+/// Phases of the aggregate: one final aggregate, or a partial one and one that merges its states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phases {
     One,
     Two,
-    /// The partial one is no breaker, where that is possible.
+    /// The partial aggregate is a streaming operator, where that is possible.
     Streaming,
 }
 
 use Phases::{One, Streaming, Two};
 
-/// What is aggregated, and how it is run.
+/// An aggregate and how it runs.
 #[derive(Debug, Clone)]
 struct Case {
-    /// The key columns, by place.
+    /// Indices of the key columns.
     keys: Vec<usize>,
     /// Grouping sets over these keys.
     sets: Option<Vec<Vec<bool>>>,
@@ -92,7 +92,7 @@ fn call(
     }
 }
 
-/// All functions of the model, in its order.
+/// Returns the calls of all functions of the model, in its order.
 fn calls(schema: &SchemaRef) -> Vec<AggregateCall> {
     let value = || named(schema, "value");
     vec![
@@ -113,7 +113,7 @@ fn states(calls: &[AggregateCall]) -> Vec<Vec<FieldRef>> {
     calls.iter().map(|call| call.function.state_fields().unwrap()).collect()
 }
 
-/// The output of a group-by: keys, grouping id, and `values`.
+/// Returns the output schema of a group-by: keys, grouping id, and `values`.
 fn output_schema(input: &Schema, group_by: &GroupBy, values: Vec<FieldRef>) -> SchemaRef {
     let key = |key: &Arc<dyn PhysicalExpr>| {
         Arc::new(Field::new(key.to_string(), key.data_type(input).unwrap(), true))
@@ -140,7 +140,7 @@ fn config(
     AggregateConfig { group_by, aggregates, input, output, input_schema, schema, batch_rows }
 }
 
-/// The config that merges the states which `partial` puts out. Filters stay, to be left unused.
+/// Returns the config that merges the states of `partial`. Filters stay, but must not be applied.
 fn merging(partial: &AggregateConfig) -> AggregateConfig {
     let input = partial.schema.clone();
     let key_count = partial.group_by.keys.len() + usize::from(partial.group_by.set_ids.is_some());
@@ -174,7 +174,7 @@ impl Case {
         GroupBy { keys, nulls, sets, set_ids: Some((DataType::UInt8, ids)) }
     }
 
-    /// Adds all phases but the last source's pipeline.
+    /// Adds all phases except the pipeline of the last source.
     fn add(
         &self,
         graph: &mut Graph,
@@ -241,7 +241,8 @@ fn size() -> impl Strategy<Value = usize> {
 
 prop_compose! {
     fn any_case()(
-        keys in prop::sample::subsequence((0..model::KEYS).collect::<Vec<_>>(), 0..4).prop_shuffle(),
+        keys in prop::sample::subsequence((0..model::KEYS).collect::<Vec<_>>(), 0..4)
+            .prop_shuffle(),
         phases in prop::sample::select(vec![One, Two, Streaming]),
         morsel in size(),
         batch_rows in size(),
@@ -256,7 +257,10 @@ prop_compose! {
     fn sets_case()(
         case in any_case(),
         keys in prop::sample::subsequence((0..model::KEYS).collect::<Vec<_>>(), 2),
-        sets in prop::sample::subsequence(vec![[true, true], [false, true], [true, false], [false, false]], 1..=4),
+        sets in prop::sample::subsequence(
+            vec![[true, true], [false, true], [true, false], [false, false]],
+            1..=4,
+        ),
     ) -> Case {
         Case { keys, sets: Some(sets.into_iter().map(Vec::from).collect()), ..case }
     }
@@ -270,7 +274,11 @@ fn rows() -> impl Strategy<Value = Vec<model::Row>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn groups_are_those_of_the_model(case in any_case(), rows in rows()) {
@@ -341,7 +349,7 @@ fn all_task_counts_agree_on_all_keys() {
     }
 }
 
-/// `rows` rows of `groups` groups, whose values are row numbers.
+/// Returns `rows` rows in `groups` groups; the values are row numbers.
 fn numbers(rows: i64, groups: i64) -> RecordBatch {
     let keys = Int64Array::from_iter_values((0..rows).map(|row| row * 7919 % groups));
     let values = Int64Array::from_iter_values(0..rows);
@@ -356,7 +364,7 @@ fn sum_of_value(schema: &SchemaRef) -> Vec<AggregateCall> {
     ]
 }
 
-/// More groups than a local table holds, so that tasks empty theirs several times.
+/// More groups than a local table holds, so that tasks empty their tables several times.
 #[test]
 fn more_groups_than_a_local_table_holds() {
     const GROUPS: i64 = 150_001;
@@ -387,8 +395,8 @@ fn more_groups_than_a_local_table_holds() {
     }
 }
 
-/// What goes on in passing is little where groups have many rows, and as much as came where they have one; then most rows
-/// are not aggregated at all.
+/// The streaming aggregate emits few rows where groups have many rows, and all rows where each is a
+/// group. In the latter case most rows bypass aggregation.
 #[test]
 fn unreduced_rows_bypass_aggregation() {
     for (groups, max_rows) in [(500_000, 500_000), (1000, 2000), (50_001, 150_000)] {
@@ -465,7 +473,7 @@ fn groups_that_do_not_fit_are_spilled() {
         let case = Case { sinks, sources: 2, phases, ..plain(&[0]) };
         let (expected, nothing) = run(1 << 30, &case);
         assert_eq!(nothing, 0);
-        // At the lowest limit, what is read back does not fit either.
+        // At the lowest limit, restored rows do not fit either.
         for limit in [4 << 20, 1 << 20, 1 << 18] {
             let (rows, batches) = run(limit, &case);
             assert!(batches > 0 && rows == expected, "{case:?} with {limit} bytes");
@@ -473,7 +481,7 @@ fn groups_that_do_not_fit_are_spilled() {
     }
 }
 
-/// One group can be large as well, and is charged until it has been put out.
+/// One group can be large as well; its reservation lasts until the group was emitted.
 #[test]
 fn distinct_values_of_the_only_group_reserve_memory() {
     let input = numbers(200_000, 100_000);
@@ -522,7 +530,7 @@ fn a_dropped_result_ends_an_aggregate() {
     }
 }
 
-/// A filter is applied where rows are aggregated; states have been filtered before.
+/// A filter is applied where rows are aggregated, and not to their states.
 #[test]
 fn states_are_not_filtered_again() {
     let rows: Vec<model::Row> =
@@ -550,7 +558,7 @@ fn groups_are_spilled_on_reclaim_requests() {
     let calls = sum_of_value(&schema);
     let expected =
         case.run(QueryOptions::default(), &schema, scan(&input, 1000), calls.clone()).unwrap();
-    // On a busy machine the questions may come when all is grouped.
+    // On a busy machine all rows may be grouped before reclaim is requested.
     for _ in 0..50 {
         let (spill, options) = unlimited();
         let answer = run_with_reclaim_requests(options, |graph| {

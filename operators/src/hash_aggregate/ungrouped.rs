@@ -1,4 +1,5 @@
-//! Aggregation without keys: one group, one accumulator per function and task, merged by one source.
+//! Aggregation without keys: one group, one accumulator per function and task. One source task
+//! merges them.
 
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::compute::filter_record_batch;
@@ -29,7 +30,8 @@ impl Accumulators {
         batch: &RecordBatch,
     ) -> Result<(), DataFusionError> {
         for (accumulator, call) in self.0.iter_mut().zip(&shared.config.aggregates) {
-            // Arguments are computed for rows that pass the filter only: they may fail on others.
+            // Arguments are computed only for rows that pass the filter, because they may fail on
+            // others.
             let filtered;
             let batch = match &call.filter {
                 Some(filter) => {
@@ -63,7 +65,7 @@ impl Accumulators {
         Ok(())
     }
 
-    /// The one row of output.
+    /// Returns the only output row.
     pub(super) fn emit(mut self, shared: &AggregatePlan) -> Result<RecordBatch> {
         let mut values: Vec<ScalarValue> = Vec::new();
         for accumulator in &mut self.0 {
@@ -77,7 +79,7 @@ impl Accumulators {
         super::source::build_output_batch(&shared.config.schema, columns, 1)
     }
 
-    /// The bytes they take.
+    /// Returns the memory of the accumulators, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.0.iter().map(|accumulator| accumulator.size()).sum()
     }

@@ -1,4 +1,4 @@
-//! The sink of a join's left side.
+//! Sink of a join's build side.
 
 use std::{mem, sync::Arc};
 
@@ -27,7 +27,7 @@ use crate::{
     ResultExt, apply_selection, compact::compact_views, keys::KeyEncoder, spill::PartitionSet,
 };
 
-/// The sink of a join's left side.
+/// Sink of a join's build side.
 #[derive(Debug)]
 pub struct HashJoinBuild {
     shared: Arc<HashJoinPlan>,
@@ -73,10 +73,10 @@ impl Sink for HashJoinBuild {
     }
 }
 
-/// The rows that came.
+/// State of the rows received.
 enum BuildState {
     InMemory(Box<BuildRows>),
-    /// They do not fit.
+    /// They do not fit into memory.
     Spilling(Box<BuildSpiller>),
     /// They are published.
     Published,
@@ -89,9 +89,9 @@ struct LocalBuild {
     bounds: Option<Bounds>,
     has_null: bool,
     state: BuildState,
-    /// What is there has not been reserved.
+    /// The reservation of the rows in memory was denied.
     denied: bool,
-    /// More units are being sent away because somebody asked for memory.
+    /// More partitions are being spilled after a reclaim request.
     reclaiming: bool,
     setup: OperatorContext,
 }
@@ -110,22 +110,23 @@ impl LocalBuild {
             BuildState::Published => {}
         }
         match self.reserve() {
-            // What did not fit has been collected all the same.
+            // The rows are kept, although their reservation was denied.
             Err(Error::OutOfMemory { .. }) => self.denied = true,
             other => other?,
         }
         Ok(())
     }
 
-    /// Reserves what the table of the rows takes, if they are not divided, which is done by need.
+    /// Reserves the bytes of the rows' table, unless they are being spilled: a spiller reserves for
+    /// itself.
     fn reserve(&mut self) -> Result<()> {
         let can_spill = self.shared.can_spill(&self.setup);
         let BuildState::InMemory(rows) = &mut self.state else { return Ok(()) };
         rows.reserve(&self.shared, if can_spill { self.setup.min_spill_bytes() } else { 0 })
     }
 
-    /// If memory was refused: has another one give some back, and answers where to wait for that, or sends
-    /// units away.
+    /// Resolves a denied reservation: requests reclaim from another task and returns the gate to
+    /// wait at. If no task can release memory, adds spilled partitions.
     fn resolve_denial(&mut self) -> Result<Option<Gate>> {
         if !mem::take(&mut self.denied) {
             return Ok(None);
@@ -147,7 +148,7 @@ impl LocalBuild {
         Ok(None)
     }
 
-    /// The gate to wait at before more rows are taken.
+    /// Returns the gate to wait at before the sink accepts more rows.
     fn poll_memory(&mut self) -> Result<Option<Gate>> {
         if let Some(gate) = self.resolve_denial()? {
             return Ok(Some(gate));
@@ -167,7 +168,7 @@ impl LocalBuild {
         Ok(gate)
     }
 
-    /// Divides the rows once any task had to.
+    /// Switches to spilling once any task has added spilled partitions.
     fn spill_if_needed(&mut self) {
         if self.shared.spilled_partitions().is_empty()
             || !matches!(self.state, BuildState::InMemory(_))
@@ -253,8 +254,8 @@ impl LocalSink for LocalBuild {
     }
 }
 
-/// The bounds of each key; `None` if one has no useful order. Floats have none here, because -0, +0
-/// and NaN compare in another way in predicates than in joins.
+/// Returns the bounds of each key; `None` if the type of a key has no useful order. Floats have no
+/// bounds, because predicates compare -0, +0 and NaN differently from joins.
 fn bounds_of(keys: &[ArrayRef]) -> Option<Vec<(ScalarValue, ScalarValue)>> {
     let bounds = |key: &ArrayRef| {
         let kind = key.data_type();

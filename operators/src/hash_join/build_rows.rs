@@ -1,4 +1,4 @@
-//! Rows of a join's left side on their way into a table.
+//! Rows of a join's build side before they are in a table.
 
 use std::collections::VecDeque;
 
@@ -21,25 +21,26 @@ use crate::{
     spill::try_resize_above,
 };
 
-/// Rows of the left side, with their encoded keys.
+/// Rows of the build side, with their encoded keys.
 #[derive(Debug)]
 pub(super) struct BuildRows {
     pub(super) keys: EncodedKeys,
-    /// Of keys that are costly to compare.
+    /// Hashes of variable-length keys, which are costly to compare; empty for others.
     pub(super) hashes: Vec<u64>,
-    /// Which rows of each batch have no NULL key; only where NULL keys never match, and if there are any.
+    /// Per batch, the number of its rows and which of them have no NULL key. `None` if the batch
+    /// has no NULL keys, or NULL keys match.
     pub(super) valid: VecDeque<(usize, Option<NullBuffer>)>,
     pub(super) batches: VecDeque<RecordBatch>,
     pub(super) reservation: Reservation,
-    /// The least and the greatest key that is one word.
+    /// The smallest and the greatest key, if keys are `u64`.
     range: Option<(u64, u64)>,
-    /// The bytes of the batches, column by column.
+    /// Bytes of the batches, per column.
     column_bytes: Vec<usize>,
-    /// Rows whose batches were taken out.
+    /// Number of rows whose batches were taken out.
     taken_rows: usize,
 }
 
-/// Rows that are taken out to be cut into units: with their key columns, their hashes and what they hold.
+/// Rows taken out to be partitioned: with their key columns, their hashes and their reservation.
 pub(super) type SpillBatch = (RecordBatch, Vec<u64>, Reservation);
 
 impl BuildRows {
@@ -56,7 +57,7 @@ impl BuildRows {
         }
     }
 
-    /// Rows that were added.
+    /// Returns the number of rows added.
     pub(super) fn rows(&self) -> usize {
         self.keys.len()
     }
@@ -101,8 +102,8 @@ impl BuildRows {
         }
     }
 
-    /// The bytes that a table of these rows takes while it is made: what is here, its index, and a copy of
-    /// as many columns as there are tasks that may copy one.
+    /// Returns the bytes of a table of these rows during its build. They are the rows, the index,
+    /// and one copied column for each probe task.
     fn bytes(&self, shared: &HashJoinPlan) -> usize {
         let batches: usize = self.column_bytes.iter().sum();
         let widest = self.column_bytes.iter().max().copied().unwrap_or(0);
@@ -112,16 +113,16 @@ impl BuildRows {
         batches + copies + match_bits + index + self.keys.bytes() + 8 * self.hashes.capacity()
     }
 
-    /// Reserves what a table of these rows takes.
+    /// Reserves the bytes of a table of these rows.
     ///
     /// # Errors
-    /// If there is not so much. The rows are here all the same.
+    /// If the reservation is denied. The rows are kept all the same.
     pub(super) fn reserve(&mut self, shared: &HashJoinPlan, min_spill_bytes: usize) -> Result<()> {
         let bytes = self.bytes(shared);
         try_resize_above(&mut self.reservation, bytes, min_spill_bytes)
     }
 
-    /// Adds all that another task collected.
+    /// Adds all rows of another build task.
     pub(super) fn append(&mut self, mut other: Self) {
         self.range = match (self.range, other.range) {
             (Some((low, high)), Some((low2, high2))) => Some((low.min(low2), high.max(high2))),
@@ -137,7 +138,7 @@ impl BuildRows {
         self.reservation.merge(other.reservation);
     }
 
-    /// Takes a batch out again.
+    /// Takes out the first batch that was not taken yet, for partitioning.
     pub(super) fn take(&mut self, shared: &HashJoinPlan) -> Result<Option<SpillBatch>> {
         let (Some(payload), Some((rows, valid))) =
             (self.batches.pop_front(), self.valid.pop_front())
@@ -150,7 +151,7 @@ impl BuildRows {
         self.keys.hash_range_into(range.clone(), &mut hashes);
         let mut keys = shared.encoder.decode_range(&self.keys, range).query_err()?;
         if let (Some(valid), Some(key)) = (valid, keys.first_mut()) {
-            // One key that is NULL is enough to match nothing.
+            // One NULL key is enough for a row to match nothing.
             let null = BooleanArray::new(!valid.inner(), None);
             *key = nulled(key, &null).query_err()?;
         }
@@ -160,7 +161,7 @@ impl BuildRows {
         Ok(Some((rows, hashes, reservation)))
     }
 
-    /// Adds rows that were taken out, or cut, before.
+    /// Adds rows that were taken out or spilled before.
     pub(super) fn push_restored(
         &mut self,
         shared: &HashJoinPlan,
@@ -172,27 +173,27 @@ impl BuildRows {
     }
 }
 
-/// `key`, with NULLs where `null` says so.
+/// Returns `key` with NULL where `null` is true.
 fn nulled(key: &ArrayRef, null: &BooleanArray) -> Result<ArrayRef, ArrowError> {
     let DataType::RunEndEncoded(_, values) = key.data_type() else { return nullif(key, null) };
-    // Runs have their NULLs among the values.
+    // Run-end encoded arrays have their NULLs in the values.
     cast(&nullif(&cast(key, values.data_type())?, null)?, key.data_type())
 }
 
 impl HashJoinPlan {
-    /// The keys of `rows` of the left side.
+    /// Returns the keys of `rows` of the build side.
     pub(super) fn build_keys(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {
         evaluate(self.config.on.iter().map(|(left, _)| left), rows)
     }
 
-    /// The hashes that rows with these keys are cut by.
+    /// Returns the hashes by which rows with these keys are partitioned.
     pub(super) fn hashes(&self, keys: &[ArrayRef]) -> Result<Vec<u64>> {
         let mut hashes = Vec::new();
         self.encoder.encode(keys).query_err()?.hash_into(&mut hashes);
         Ok(hashes)
     }
 
-    /// The columns that the table keeps and `keys`, as rows to be cut, and their hashes.
+    /// Returns rows of `spill_schema`, made from `payload` and `keys`, and their hashes.
     pub(super) fn to_spill_rows(
         &self,
         payload: &RecordBatch,

@@ -1,10 +1,11 @@
-//! The left side of a join that does not fit: rows are cut into units by bits of their keys' hashes, and
-//! some of the units go to files.
+//! Spilling of a build side that does not fit: rows are partitioned by bits of their keys' hashes,
+//! and some of the partitions are spilled.
 //!
-//! Which ones is the whole join's choice, so that a probe row knows where its matches are: whoever is
-//! short of memory adds units to the set, and every build task writes what it has of them. Rows of the
-//! others become the table. (Hybrid hash join: DeWitt et al., "Implementation Techniques for Main Memory
-//! Database Systems", 1984.)
+//! All tasks of the join share one set of spilled partitions, so that a probe row's partition tells
+//! where its matches are. A build task that is denied memory adds partitions to the set. Every
+//! build task then spills its rows of these partitions. Rows of the other partitions become the
+//! table. (Hybrid hash join: DeWitt et al., "Implementation Techniques for Main Memory Database
+//! Systems", 1984.)
 
 use std::{fmt, mem, sync::Arc};
 
@@ -20,36 +21,38 @@ use super::{
 };
 use crate::spill::{PartitionSet, PartitionedSpill, SpillSegment};
 
-/// What one build task has of the left side.
+/// The rows of one build task.
 #[derive(Debug)]
 pub(super) struct BuildPart {
     pub(super) rows: BuildRows,
-    /// Rows in files, by unit, and the units that all rows are in files of; empty if nothing was spilled.
+    /// Spilled rows, by partition; empty if none were spilled.
     pub(super) spilled: Vec<Vec<SpillSegment>>,
+    /// Partitions whose rows are all spilled.
     pub(super) spilled_partitions: PartitionSet,
-    /// Bounds per key, if they are noted and known.
+    /// Bounds per key, if they are recorded and known.
     pub(super) bounds: Option<Bounds>,
     pub(super) has_null: bool,
 }
 
-/// What a join's table is made of: parts, and a table that somebody began to make, who has left.
+/// Input of a join's table: the rows of a build task, or the unfinished work of a probe task that
+/// was dropped.
 #[derive(Debug)]
 pub(super) enum BuildInput {
     Part(Box<BuildPart>),
     Unfinished(Box<TableFinalizer>),
 }
 
-/// Cuts rows of the left side into units.
+/// Partitions and spills rows of the build side.
 pub(super) struct BuildSpiller {
     shared: Arc<HashJoinPlan>,
     partitions: PartitionedSpill,
-    /// Rows that were collected before.
+    /// Rows collected before spilling started, which are not partitioned yet.
     unpartitioned: Option<BuildRows>,
     spilled: Vec<Vec<SpillSegment>>,
 }
 
 impl BuildSpiller {
-    /// Cuts what was `rows`, and more; rows `spilled` are in files already.
+    /// Creates a spiller for `rows` and rows added later. `spilled` rows were spilled before.
     pub(super) fn new(
         shared: Arc<HashJoinPlan>,
         setup: OperatorContext,
@@ -60,18 +63,19 @@ impl BuildSpiller {
         Self { shared, partitions, unpartitioned: Some(rows), spilled }
     }
 
-    /// Adds rows of the left side. [`poll`](Self::poll) is to follow.
+    /// Adds rows of the build side. Call [`poll`](Self::poll) afterwards.
     pub(super) fn add(&mut self, payload: &RecordBatch, keys: Vec<ArrayRef>) -> Result<()> {
         let (rows, hashes) = self.shared.to_spill_rows(payload, keys)?;
         self.partitions.add(rows, &hashes, None)
     }
 
-    /// The rows, as they are cut.
+    /// Returns the partitioned rows.
     pub(super) fn partitions(&mut self) -> &mut PartitionedSpill {
         &mut self.partitions
     }
 
-    /// Goes on; a gate: to be called again. With `end`, all rows are where they belong afterwards.
+    /// Advances the spill. Returns the gate to wait at before the next call. With `end`, all rows
+    /// are in their place once no gate is returned.
     pub(super) fn poll(&mut self, end: bool) -> Result<Option<Gate>> {
         let shared = self.shared.clone();
         loop {
@@ -93,7 +97,8 @@ impl BuildSpiller {
         }
     }
 
-    /// After all is settled: the rows that stay, in `in_memory`, and those in files.
+    /// Returns the rows that stay in memory, and the spilled ones. Called after `poll(true)`
+    /// returned no gate.
     pub(super) fn take(self) -> Result<(BuildRows, Vec<Vec<SpillSegment>>)> {
         let setup = self.partitions.setup().clone();
         let mut in_memory = BuildRows::new(&self.shared, setup.reservation());
@@ -102,7 +107,7 @@ impl BuildSpiller {
             in_memory.push_restored(&self.shared, &rows)?;
             in_memory.reservation.merge(reservation);
         }
-        // It is reserved but for what is needed while columns are copied.
+        // The rows are reserved; the bytes to copy columns may be denied.
         match in_memory.reserve(&self.shared, 0) {
             Err(Error::OutOfMemory { .. }) => {}
             other => other?,
@@ -114,12 +119,13 @@ impl BuildSpiller {
     }
 }
 
-/// Makes one table of all parts, after rows of units that others sent away have been as well.
+/// Makes one table of all parts. First spills rows of partitions that other tasks added to the
+/// spilled set.
 pub(super) struct TableFinalizer {
     shared: Arc<HashJoinPlan>,
     setup: OperatorContext,
     parts: Vec<BuildPart>,
-    /// With the bounds of the part, and whether it has a NULL.
+    /// The part being spilled: its spiller, its bounds, and whether it has a NULL key.
     spilling: Option<(BuildSpiller, Option<Bounds>, bool)>,
 }
 
@@ -129,16 +135,16 @@ impl fmt::Debug for TableFinalizer {
     }
 }
 
-/// How the table is getting on.
+/// Progress of the table.
 pub(super) enum FinalizeResult {
-    /// Not before this opens.
+    /// Blocked on this gate.
     Blocked(Gate),
-    /// There it is, with the number of its build units.
+    /// The build side with its allocated table, and the number of its build morsels.
     Table(BuildSide, usize),
 }
 
 impl TableFinalizer {
-    /// What is to be made of these; what is begun already goes on.
+    /// Creates the finalizer of `inputs`; continues an unfinished one among them.
     pub(super) fn new(
         shared: Arc<HashJoinPlan>,
         setup: OperatorContext,
@@ -184,7 +190,8 @@ impl TableFinalizer {
             let can_spill = self.shared.can_spill(&self.setup);
             let min_spill_bytes = if can_spill { self.setup.min_spill_bytes() } else { 0 };
             match part.rows.reserve(&self.shared, min_spill_bytes) {
-                // One table may need more than its parts reserved: an index over keys that lie far apart.
+                // One table may need more than its parts reserved, because its keys may span a
+                // wider range.
                 Err(Error::OutOfMemory { .. })
                     if can_spill && spilled_partitions != PartitionSet::ALL =>
                 {
@@ -192,7 +199,7 @@ impl TableFinalizer {
                     self.parts.push(part);
                     continue;
                 }
-                // All rows are in files, and an empty table is small.
+                // All rows are spilled, and an empty table is small.
                 Err(Error::OutOfMemory { .. }) if can_spill => {}
                 other => other?,
             }
@@ -203,7 +210,7 @@ impl TableFinalizer {
         }
     }
 
-    /// All parts as one.
+    /// Merges all parts into one.
     fn merge(&mut self, spilled_partitions: PartitionSet) -> BuildPart {
         let mut rows = BuildRows::new(&self.shared, self.setup.reservation());
         let (mut spilled, mut bounds, mut has_null) = (Vec::new(), None, false);

@@ -1,4 +1,4 @@
-//! What is joined with what, and what follows from the join type.
+//! Configuration of a hash join, and what follows from its join type.
 
 use std::sync::{
     Arc,
@@ -17,37 +17,37 @@ use crate::{
     spill::PartitionSet,
 };
 
-/// A hash join.
+/// Configuration of a hash join.
 #[derive(Debug, Clone)]
 pub struct HashJoinConfig {
     /// Key expressions: over the left (build) side, over the right (probe) side.
     pub on: Vec<(Arc<dyn PhysicalExpr>, Arc<dyn PhysicalExpr>)>,
     /// The join type.
     pub join_type: JoinType,
-    /// A predicate that pairs must fulfil beside equal keys.
+    /// Residual predicate that pairs must pass in addition to equal keys.
     pub filter: Option<JoinFilter>,
     /// Whether NULL keys match each other.
     pub null_equality: NullEquality,
     /// `NOT IN` semantics: only for a left anti join on one key.
     pub null_aware: bool,
-    /// The columns of the join's own output that are wanted, in order; `None` for all.
+    /// Columns of the join's own output to return, in order; `None` for all.
     pub projection: Option<Arc<[usize]>>,
-    /// The left side's columns.
+    /// Schema of the left (build) side.
     pub left_schema: SchemaRef,
-    /// The right side's columns.
+    /// Schema of the right (probe) side.
     pub right_schema: SchemaRef,
-    /// The output's columns, after the projection.
+    /// Schema of the output, after the projection.
     pub schema: SchemaRef,
-    /// Rows per output batch, about.
+    /// Approximate rows of an output batch.
     pub batch_rows: usize,
     /// Whether output follows the order of the probe side. Such a join does not spill.
     pub in_order: bool,
 }
 
-/// Where an output column comes from.
+/// Source of an output column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OutputColumn {
-    /// A column that the table keeps, by its place there.
+    /// A payload column, by its index in the table.
     Build(usize),
     /// A column of the probe side.
     Probe(usize),
@@ -55,35 +55,35 @@ pub(crate) enum OutputColumn {
     Mark,
 }
 
-/// What all tasks of a join share.
+/// The prepared plan, shared by all tasks of a join.
 #[derive(Debug)]
 pub(super) struct HashJoinPlan {
     pub(super) config: HashJoinConfig,
     pub(super) encoder: KeyEncoder,
     pub(super) null_keys: KeyNulls,
-    /// Columns of the left side that the table keeps: those of the output and of the filter.
+    /// Columns of the build side that the table keeps: those of the output and of the filter.
     pub(super) payload_columns: Vec<usize>,
     pub(super) output: Vec<OutputColumn>,
-    /// Columns of the output that are gathered: of the table, and of the probe side.
+    /// Output columns that are gathered: of the table, and of the probe side.
     pub(super) gathered: [Vec<usize>; 2],
-    /// The filter, with left columns by their place in the table.
+    /// The filter, with build columns by their index in the table.
     pub(super) filter: Option<JoinFilter>,
-    /// Whether build tasks note the bounds of their keys.
+    /// Whether build tasks record the bounds of their keys.
     pub(super) record_bounds: bool,
     pub(super) probe_tasks: usize,
-    /// Rows that are cut into units: the columns that the table keeps, then the keys.
+    /// Schema of partitioned build rows: the columns that the table keeps, then the keys.
     pub(super) spill_schema: SchemaRef,
-    /// If a key of the probe side is volatile: probe rows that go to files, with their keys behind
-    /// them.
+    /// Schema of spilled probe rows, which end with their keys; `None` unless a probe key is
+    /// volatile.
     pub(super) keyed_schema: Option<SchemaRef>,
-    /// The units whose rows do not fit into memory.
+    /// Partitions whose rows are spilled.
     spilled_partitions: AtomicU32,
-    /// For `NOT IN`: what the probe side has had.
+    /// For `NOT IN`: whether the probe side had a NULL key, and whether it had rows.
     pub(super) probe_saw_null: AtomicBool,
     pub(super) probe_saw_rows: AtomicBool,
 }
 
-/// The columns of a join's own output: left and right by place, then the mark.
+/// Returns the columns of a join's own output: left and right by index, then the mark.
 pub(crate) fn output_columns(join_type: JoinType, left: usize, right: usize) -> Vec<OutputColumn> {
     use OutputColumn::{Build, Mark, Probe};
     let left_columns = (0..left).map(Build);
@@ -100,7 +100,7 @@ pub(crate) fn output_columns(join_type: JoinType, left: usize, right: usize) -> 
 }
 
 impl HashJoinConfig {
-    /// The probe side's columns and its keys, if one of them is volatile.
+    /// Returns the probe side's columns and its keys, if one of these is volatile.
     fn keyed_schema(&self) -> datafusion_common::Result<Option<SchemaRef>> {
         if !self.on.iter().any(|(_, right)| is_volatile(right)) {
             return Ok(None);
@@ -180,7 +180,7 @@ impl HashJoinConfig {
     }
 }
 
-/// The table's columns of `output`, and the probe side's.
+/// Returns the table columns and the probe columns of `output`.
 fn gathered(output: &[OutputColumn]) -> [Vec<usize>; 2] {
     let build = output.iter().filter_map(|column| match column {
         OutputColumn::Build(column) => Some(*column),
@@ -194,17 +194,17 @@ fn gathered(output: &[OutputColumn]) -> [Vec<usize>; 2] {
 }
 
 impl HashJoinPlan {
-    /// Whether the join goes on if it gets no memory.
+    /// Returns whether the join spills when memory is denied.
     pub(super) fn can_spill(&self, setup: &OperatorContext) -> bool {
         setup.can_spill() && !self.config.in_order
     }
 
-    /// The units whose rows do not fit.
+    /// Returns the partitions whose rows are spilled.
     pub(super) fn spilled_partitions(&self) -> PartitionSet {
         PartitionSet(self.spilled_partitions.load(Ordering::Acquire))
     }
 
-    /// Adds to these units, if they are still those that were `seen`.
+    /// Adds partitions to the spilled set, if it still equals `seen`.
     pub(super) fn spill_more_partitions(&self, seen: PartitionSet) {
         let more = seen.extended().0;
         let _lost_race = self.spilled_partitions.compare_exchange(
@@ -215,7 +215,7 @@ impl HashJoinPlan {
         );
     }
 
-    /// Whether pairs are output rows.
+    /// Returns whether pairs are output rows.
     pub(super) fn emits_pairs(&self) -> bool {
         matches!(
             self.config.join_type,
@@ -223,7 +223,7 @@ impl HashJoinPlan {
         )
     }
 
-    /// Whether the table notes which of its rows found a match.
+    /// Returns whether the table records which of its rows found a match.
     pub(super) fn tracks_build_matches(&self) -> bool {
         matches!(
             self.config.join_type,
@@ -235,7 +235,7 @@ impl HashJoinPlan {
         )
     }
 
-    /// Whether a probe batch notes which of its rows found a match.
+    /// Returns whether a probe batch records which of its rows found a match.
     pub(super) fn tracks_probe_matches(&self) -> bool {
         matches!(
             self.config.join_type,
@@ -247,12 +247,12 @@ impl HashJoinPlan {
         )
     }
 
-    /// Whether probe rows without a match are output rows, so that no scan may drop them.
+    /// Returns whether probe rows without a match are output rows, so that no scan may drop them.
     pub(super) fn preserves_probe_rows(&self) -> bool {
         self.tracks_probe_matches() && self.config.join_type != JoinType::RightSemi
     }
 
-    /// Whether one match of a probe row tells all that is asked of it.
+    /// Returns whether one match of a probe row decides its output.
     pub(super) fn first_match_suffices(&self) -> bool {
         self.filter.is_none()
             && matches!(
@@ -261,12 +261,12 @@ impl HashJoinPlan {
             )
     }
 
-    /// Whether pairs do nothing but mark the table's rows, each of which they mark for its key alone.
+    /// Returns whether pairs only mark rows of the table, and mark each for its key alone.
     pub(super) fn only_tracks_build_matches(&self) -> bool {
         self.filter.is_none() && self.tracks_build_matches() && !self.emits_pairs()
     }
 
-    /// Whether an empty left side means an empty result.
+    /// Returns whether an empty build side means an empty result.
     pub(super) fn empty_build_is_empty_result(&self) -> bool {
         !matches!(
             self.config.join_type,

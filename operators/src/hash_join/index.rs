@@ -1,12 +1,12 @@
-//! From keys to the rows of the table.
+//! Join index: maps keys to rows of the table.
 //!
 //! Rows with equal keys, or in one slot, are chained: the index leads to the first row, `next[row]`
-//! to the next. Keys that are integers from a small range have an index of their own
-//! ([`RankIndex`]). For others, `heads[slot]` is a 16-bit filter of the hashes of the slot's chain above
-//! the first row's number plus one, so most probes that find nothing touch one word.
+//! to the next. Integer keys of a small range have an index of their own ([`RankIndex`]). For other
+//! keys, `heads[slot]` combines a 16-bit filter of the chain's hashes with the first row's index
+//! plus one. Most probes without a match therefore touch one word.
 //!
-//! Ordering: units write relaxed. Probers read after they got the table out of the join's shared
-//! state, whose lock orders all units before them.
+//! Ordering: build morsels write relaxed. Probe tasks read after they take the table from the join
+//! bridge, whose lock orders all build morsels before them.
 
 use std::{
     ops::Range,
@@ -22,7 +22,7 @@ use crate::keys::EncodedKeys;
 #[derive(Debug)]
 pub(super) struct JoinIndex {
     kind: IndexKind,
-    /// Empty if no two rows share a chain.
+    /// Next row in each row's chain, plus one; empty if no two rows share a chain.
     next: Box<[AtomicU32]>,
 }
 
@@ -30,12 +30,12 @@ pub(super) struct JoinIndex {
 pub(super) enum IndexKind {
     Dense {
         dense: RankIndex,
-        /// For the units; empty when they are done.
+        /// Keys for the build morsels; empty once these are done.
         keys: RwLock<Vec<u64>>,
     },
     Hashed {
         keys: EncodedKeys,
-        /// Of keys of variable length, which are costly to compare; empty for others.
+        /// Hashes of variable-length keys, which are costly to compare; empty for others.
         hashes: Vec<u64>,
         heads: Box<[AtomicU64]>,
     },
@@ -43,13 +43,14 @@ pub(super) enum IndexKind {
 
 const ROW_BITS: u64 = 0xFFFF_FFFF;
 
-/// One of 16 filter bits in the upper end of a head, by bits of the hash that slots do not use.
+/// Returns one of 16 filter bits in the upper end of a head, chosen by hash bits that slots do not
+/// use.
 fn filter_bit(hash: u64) -> u64 {
     1 << (48 + (hash >> 60))
 }
 
 impl JoinIndex {
-    /// An index for `keys`, with nothing in it yet. `hashes`: of keys of variable length.
+    /// Creates an empty index for `keys`. `hashes` are those of variable-length keys, else empty.
     pub(super) fn new(keys: EncodedKeys, hashes: Vec<u64>, invalid: Option<&[bool]>) -> Self {
         let rows = keys.len();
         let chains = || (0..rows).map(|_| AtomicU32::new(0)).collect();
@@ -75,17 +76,17 @@ impl JoinIndex {
         (2 * rows).next_power_of_two().max(16)
     }
 
-    /// The most that an index takes per row, beside keys and hashes: four slots and a link.
+    /// Maximum bytes of an index per row, without keys and hashes: four slots and a link.
     pub(super) const MAX_ROW_BYTES: usize = 4 * 8 + 4;
 
-    /// The bytes that an index over `rows` keys takes at most, beside them and hashes; `range`: the least
-    /// and the greatest key, if they are words.
+    /// Returns the maximum bytes of an index over `rows` keys, without keys and hashes. `range` is
+    /// the smallest and the greatest key, if keys are `u64`.
     pub(super) fn bytes_for(rows: usize, range: Option<(u64, u64)>) -> usize {
         let dense = range.and_then(|(low, high)| RankIndex::bytes_for(rows, high - low));
         dense.map_or(Self::MAX_ROW_BYTES * rows, |dense| dense + 4 * rows)
     }
 
-    /// The bytes it takes, keys included.
+    /// Returns the memory of the index, in bytes, keys included.
     pub(super) fn bytes(&self) -> usize {
         let kind = match &self.kind {
             IndexKind::Dense { dense, keys } => dense.bytes() + 8 * keys.read().capacity(),
@@ -96,7 +97,7 @@ impl JoinIndex {
         kind + 4 * self.next.len()
     }
 
-    /// Adds `rows`, each of which one unit adds.
+    /// Adds `rows`. Each row is added by exactly one build morsel.
     pub(super) fn insert(&self, rows: Range<usize>, invalid: Option<&[bool]>) {
         let is_valid = |row: usize| invalid.is_none_or(|invalid| !invalid[row]);
         match &self.kind {
@@ -124,7 +125,7 @@ impl JoinIndex {
                     let head = &heads[hash as usize & mask];
                     let entry =
                         |old: u64| Some((old & !ROW_BITS) | filter_bit(hash) | (row as u64 + 1));
-                    // `fetch_update` with a closure that always answers cannot fail.
+                    // `fetch_update` with a closure that always returns `Some` cannot fail.
                     if let Ok(old) = head.fetch_update(Ordering::Relaxed, Ordering::Relaxed, entry)
                     {
                         self.next[row].store((old & ROW_BITS) as u32, Ordering::Relaxed);
@@ -134,7 +135,7 @@ impl JoinIndex {
         }
     }
 
-    /// After the last unit: lets go of what only units need.
+    /// Releases what only build morsels need. Called after the last build morsel.
     pub(super) fn finish(&self) {
         if let IndexKind::Dense { keys, .. } = &self.kind {
             *keys.write() = Vec::new();
@@ -145,13 +146,13 @@ impl JoinIndex {
         &self.kind
     }
 
-    /// Whether every chain is one row, which has the key that was looked for.
+    /// Returns whether every chain is one row with the key that was looked up.
     pub(super) fn is_exact(&self) -> bool {
         self.next.is_empty()
     }
 
     /// Replaces `entries` by the first row of each key's chain plus one, or 0. The loads are
-    /// independent of each other, so that memory serves many at a time.
+    /// independent of each other, so that the memory system overlaps them.
     pub(super) fn lookup_chains(
         &self,
         keys: &EncodedKeys,
@@ -182,7 +183,7 @@ impl JoinIndex {
         }
     }
 
-    /// The row after `row` in its chain, plus one; 0 at the end.
+    /// Returns the row after `row` in its chain, plus one; 0 at the end.
     #[inline]
     pub(super) fn next_in_chain(&self, row: u32) -> u32 {
         self.next.get(row as usize).map_or(0, |next| next.load(Ordering::Relaxed))

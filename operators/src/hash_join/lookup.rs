@@ -24,37 +24,37 @@ use crate::{
     spill::{PartitionSet, partition_of},
 };
 
-/// Pairs of a table's row and a probe batch's row, in the order of the probe rows.
+/// Pairs of a table row and a probe row, in the order of the probe rows.
 #[derive(Debug, Default)]
 pub(super) struct RowPairs {
     pub(super) build_rows: Vec<u32>,
     pub(super) probe_rows: Vec<u32>,
 }
 
-/// Which matches of a probe row are asked for.
+/// Matches of a probe row to return.
 #[derive(Clone, Copy)]
 pub(super) enum MatchMode<'a> {
     All,
-    /// Any one of them.
+    /// Any one match.
     First,
-    /// All that the table has not marked. Where pairs do nothing but mark, whoever marks one row of a key
-    /// marks all of them, so one that is marked says enough: else a key of many rows on both sides would
-    /// cost their product.
+    /// All matches that the table has not marked. Used where pairs do nothing but mark. A probe row
+    /// marks all rows of its key, so one marked row proves that all are marked. Without this rule,
+    /// a key with many rows on both sides would cost their product.
     UnmatchedBuildRows(&'a JoinHashTable),
 }
 
-/// Where the search in a probe batch goes on.
+/// Position at which the search in a probe batch continues.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct ProbeCursor {
     row: usize,
-    /// The chain entry to look at next, plus one; 0 for the head of the row's chain.
+    /// The next chain entry to test, plus one; 0 for the head of the row's chain.
     entry: u32,
 }
 
-/// The keys of a probe batch, and where their chains begin.
+/// The keys of a probe batch, and the heads of their chains.
 pub(super) struct ProbeKeys {
     keys: EncodedKeys,
-    /// Of keys that are costly to compare; else empty or not wanted any more.
+    /// Hashes of the keys; read only where variable-length keys are compared.
     hashes: Vec<u64>,
     /// Per row: the first row of its chain plus one, or 0.
     entries: Vec<u32>,
@@ -74,7 +74,8 @@ impl ProbeKeys {
         Ok(Self { keys, hashes, entries })
     }
 
-    /// Adds pairs from `cursor` on until there are about `limit`. `true`: the batch is done.
+    /// Appends pairs from `cursor` on until there are about `limit`. Returns true when the batch is
+    /// done.
     pub(super) fn find(
         &self,
         index: &JoinIndex,
@@ -120,8 +121,8 @@ impl ProbeKeys {
         }
     }
 
-    /// Every entry is a match, and the only one of its row, so `limit` rows give at most as many
-    /// pairs.
+    /// Probes an index without chains. Every entry is a match, and the only one of its row, so
+    /// `limit` rows yield at most `limit` pairs.
     fn probe_unique(&self, cursor: &mut ProbeCursor, limit: usize, pairs: &mut RowPairs) -> bool {
         let first = cursor.row;
         cursor.row = first.saturating_add(limit).min(self.entries.len());
@@ -129,7 +130,7 @@ impl ProbeKeys {
         pairs.build_rows.resize(rows.len(), 0);
         pairs.probe_rows.resize(rows.len(), 0);
         let mut found = 0;
-        // Without branches: what finds nothing is written over.
+        // Branch-free: an entry without a match is overwritten by the next one.
         for (row, entry) in rows.clone().zip(&self.entries[rows]) {
             pairs.build_rows[found] = entry.wrapping_sub(1);
             pairs.probe_rows[found] = row as u32;
@@ -186,7 +187,7 @@ impl ProbeKeys {
         true
     }
 
-    /// One bit per row: whether its key is in the table.
+    /// Returns one bit per row: whether its key is in the table.
     fn contains_keys(&self, index: &JoinIndex) -> BooleanBuffer {
         let mut found = RowPairs::default();
         self.find(index, &mut ProbeCursor::default(), MatchMode::First, usize::MAX, &mut found);
@@ -199,7 +200,7 @@ impl ProbeKeys {
     }
 }
 
-/// One bit per row of `columns`: whether its key is in `index`.
+/// Returns one bit per row of `columns`: whether its key is in `index`.
 fn contains_keys(
     encoder: &KeyEncoder,
     columns: &[ArrayRef],
@@ -211,7 +212,7 @@ fn contains_keys(
     };
     let valid = if skip_nulls { KeyEncoder::without_nulls(columns) } else { None };
     let EncodedKeys::U64(keys) = encoder.encode(columns)? else {
-        return internal_err!("a dense index over keys that are no words");
+        return internal_err!("a dense join index needs keys of 64 bits");
     };
     let found = dense.contains_keys(&keys);
     Ok(match valid {
@@ -220,14 +221,14 @@ fn contains_keys(
     })
 }
 
-/// A predicate for scans: whether the keys are in a join's table. True for all once the table is
-/// gone, and for NULL keys if they must reach the join.
+/// A scan predicate: whether the keys are in a join's table. True for all rows once the table is
+/// dropped, and for NULL keys if they must reach the join.
 #[derive(Debug, Clone)]
 pub(super) struct HashTableLookupExpr {
     keys: Vec<Arc<dyn PhysicalExpr>>,
     encoder: KeyEncoder,
     table: Weak<JoinHashTable>,
-    /// Units of rows that are not in the table, but in files.
+    /// Partitions whose rows are spilled, and so not in the table.
     spilled_partitions: PartitionSet,
     keep_nulls: bool,
     skip_nulls: bool,
@@ -253,9 +254,9 @@ impl HashTableLookupExpr {
     }
 }
 
-/// What of a published runtime filter decides about a row: membership in the table, if it is a part.
-/// Bounds, which are there for whoever cannot ask the table, say no more. Of several filters of which one must
-/// hold, each is asked so.
+/// Returns the conjunct of a published runtime filter that decides about a row: membership in the
+/// table, if there is one. Bounds, meant for scans that cannot look keys up in the table, are
+/// implied by it. Both operands of an OR are reduced in this way.
 pub fn membership_predicate(filter: &Arc<dyn PhysicalExpr>) -> Arc<dyn PhysicalExpr> {
     if let Some(either) = filter.downcast_ref::<BinaryExpr>()
         && *either.op() == BinaryOperator::Or

@@ -1,17 +1,19 @@
 //! Hash join: N build tasks, one shared table, M probe tasks.
 //!
-//! The left side is built, the right side probes. Build tasks encode their keys and keep the columns
-//! that are needed later. The last one only publishes; the table is allocated by one
-//! probe task and filled in units by all of them (`table.rs`). A probe task then looks up its batches
-//! and, after its input, helps to drain what only the table knows: unmatched (or matched) left rows.
+//! The left side is the build side, the right side the probe side. Build tasks encode their keys
+//! and keep the columns that are needed later. The last build task only publishes. One probe task
+//! allocates the table, and all probe tasks fill it in build morsels (`table.rs`). A probe task
+//! then looks up its batches. After its input it takes unmatched-scan morsels, which output build
+//! rows by whether they found a match.
 //!
-//! A left side that does not fit is cut into units, some of which go to files together with the probe
-//! rows that may match them (`build_spill.rs`). They are joined one by one afterwards, where a unit that does
-//! not fit either is cut again, or joined in pieces if it is one key (`spilled_partition.rs`).
+//! A build side that does not fit into memory is partitioned. Some partitions are spilled, together
+//! with the probe rows that may match them (`build_spill.rs`). Spilled partitions are joined one by
+//! one afterwards. A partition that does not fit either is repartitioned, or joined in chunks if it
+//! is one key (`spilled_partition.rs`).
 //!
 //! All ten join types, residual filters, both NULL equalities and the null-aware anti join follow
-//! DataFusion 55, whose joins these must equal. A finished table is published as a runtime filter:
-//! key bounds, and membership in the table itself.
+//! DataFusion 55; results must equal those of its joins. A finished table is published as a runtime
+//! filter: key bounds, and membership in the table itself.
 
 mod build;
 mod build_rows;
@@ -44,8 +46,8 @@ use parking_lot::Mutex;
 
 use crate::runtime_filter::FilterProducer;
 
-/// Sink and operator of a join between `build_tasks` and `probe_tasks`. `filter`, if given, gets
-/// what is known of the build keys once the table is finished.
+/// Creates sink and operator of a join with `build_tasks` and `probe_tasks` tasks. `filter`, if
+/// given, publishes a runtime filter of the build keys once the table is finished.
 ///
 /// # Errors
 /// If a key cannot be compared.

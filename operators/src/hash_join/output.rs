@@ -1,4 +1,4 @@
-//! Output rows of a join, gathered by row numbers.
+//! Output batches of a join, gathered by row indices.
 
 use std::sync::Arc;
 
@@ -13,9 +13,9 @@ use crate::{ResultExt, chunked::Gather};
 
 /// One side's rows of an output batch.
 pub(crate) enum RowSource<'a> {
-    /// The rows with these numbers.
+    /// The rows at these indices.
     Take(&'a dyn Gather, &'a UInt32Array),
-    /// All rows, as they are.
+    /// All rows, unchanged.
     All(&'a RecordBatch),
     /// NULL in every column.
     Nulls,
@@ -37,7 +37,7 @@ impl RowSource<'_> {
     }
 }
 
-/// A batch of `rows` rows of `schema`, whose columns come from `columns`.
+/// Returns a batch of `rows` rows of `schema`, whose columns come from `columns`.
 pub(crate) fn build_output_batch(
     schema: &SchemaRef,
     columns: &[OutputColumn],

@@ -1,5 +1,5 @@
-//! The operator on a join's right side: builds the table together with the other probe tasks, looks
-//! its batches up, and drains the table and what is in files.
+//! Operator on a join's probe side: builds the table together with the other probe tasks and looks
+//! its batches up. Afterwards it outputs unmatched build rows and joins spilled partitions.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -36,7 +36,7 @@ use crate::{
     spill::{PartitionedSpill, partition_of},
 };
 
-/// The operator on a join's right side.
+/// Operator on a join's probe side.
 #[derive(Debug)]
 pub struct HashJoinProbe {
     shared: Arc<HashJoinPlan>,
@@ -84,21 +84,21 @@ struct LocalProbe {
     setup: OperatorContext,
     finalizer: Option<Box<TableFinalizer>>,
     build_side: Option<Arc<BuildSide>>,
-    /// Of `build_side`, until the probe has ended.
+    /// The table of `build_side`, until the probe is finished.
     table: Option<Arc<JoinHashTable>>,
     probe_batch: Option<ProbeBatch>,
-    /// Rows whose matches are in files, if any are.
+    /// Rows whose matches are spilled; `None` if no build rows are.
     spill: Option<PartitionedSpill>,
-    /// After the probe: how many units there are to drain.
+    /// Number of unmatched-scan morsels, known after the probe.
     num_unmatched_morsels: Option<usize>,
-    /// The table's one that is being drained.
+    /// The current unmatched-scan morsel of the table.
     unmatched_scan: Option<(Arc<JoinHashTable>, BuildSideOutput)>,
-    /// The one in files that is being joined.
+    /// The spilled partition that is being joined.
     partition_join: Option<SpilledPartitionJoin>,
 }
 
 impl LocalProbe {
-    /// Makes the table that was asked for; the gate of what is not in its file yet.
+    /// Finalizes the table, if this task was assigned to. Returns the gate of a spill in progress.
     fn finalize(&mut self) -> Result<Option<Gate>> {
         let Some(finalizer) = &mut self.finalizer else { return Ok(None) };
         match finalizer.poll()? {
@@ -145,13 +145,15 @@ impl LocalProbe {
             }
         }
         let Some(table) = &self.table else {
-            return Err(Error::InvalidConfiguration("a batch came before the join's table".into()));
+            return Err(Error::InvalidConfiguration(
+                "the join probe received a batch before its hash table".into(),
+            ));
         };
         self.probe_batch = Some(self.shared.probe(table, data, sequence, &columns)?);
         Ok(())
     }
 
-    /// Puts the rows aside whose matches are in files; which ones are left, if not all.
+    /// Spills the rows whose matches are spilled. Returns which rows remain, `None` if all do.
     fn spill_rows(
         &mut self,
         data: &RecordBatch,
@@ -182,7 +184,7 @@ impl LocalProbe {
         Ok(Some(in_memory))
     }
 
-    /// The next output of the batch at hand.
+    /// Returns the next output of the current batch.
     fn advance(&mut self, task: &DriverContext) -> Result<OperatorResult> {
         let (Some(table), Some(probe_batch)) = (&self.table, &mut self.probe_batch) else {
             return Ok(OperatorResult::NeedInput);
@@ -198,7 +200,7 @@ impl LocalProbe {
         }
     }
 
-    /// Says that this task's input has ended, once; the gate of what is not in its file yet.
+    /// Reports, once, that this task's input has ended. Returns the gate of a spill in progress.
     fn finish_probe(&mut self) -> Result<Option<Gate>> {
         let Some(build_side) = &self.build_side else { return Ok(None) };
         if self.num_unmatched_morsels.is_some() {
@@ -218,7 +220,7 @@ impl LocalProbe {
         Ok(None)
     }
 
-    /// Begins with the next unit to drain.
+    /// Starts unmatched-scan morsel `morsel`: one of the table, or a spilled partition.
     fn start_unmatched_morsel(&mut self, build_side: &BuildSide, morsel: usize) -> Result<()> {
         if let Some(table) = build_side.table_of_morsel(morsel)? {
             let output = self.shared.build_side_output(&table, morsel);
@@ -230,7 +232,7 @@ impl LocalProbe {
         Ok(())
     }
 
-    /// The next rows of the unit of the table that is being drained.
+    /// Returns the next rows of the table's current unmatched-scan morsel.
     fn next_unmatched_batch(&mut self) -> Result<Option<Batch>> {
         let Some((table, output)) = &mut self.unmatched_scan else { return Ok(None) };
         let batch = self.shared.next_build_side_batch(table, output)?;
@@ -243,7 +245,8 @@ impl LocalProbe {
 
 impl Drop for LocalProbe {
     fn drop(&mut self) {
-        // Nobody wants this task's rows any more, but perhaps those of others.
+        // This task's output is not needed any more, but other probe tasks may still need the
+        // table.
         if let Some(finalizer) = self.finalizer.take() {
             self.consumer.hand_over_finalize(vec![BuildInput::Unfinished(finalizer)]);
         }

@@ -1,4 +1,4 @@
-//! A batch of the right side on its way through a table.
+//! Lookup of a probe batch in a table.
 
 use std::sync::Arc;
 
@@ -30,23 +30,23 @@ use crate::{
     keys::KeyNulls,
 };
 
-/// A batch of the right side that is being looked up.
+/// A probe batch that is being looked up.
 pub(super) struct ProbeBatch {
     data: RecordBatch,
     sequence: u64,
     keys: ProbeKeys,
     cursor: ProbeCursor,
-    /// All pairs of the batch have been seen.
+    /// Whether all pairs of the batch were found.
     done: bool,
-    /// Pairs that have not been given.
+    /// Pairs that are not emitted yet.
     pairs: Option<Matches>,
-    /// Bytes of the longest row of those columns that are output, once it is known.
+    /// Bytes of the longest row of the output columns, once computed.
     longest: Option<usize>,
-    /// Rows that found a match, where that is asked for.
+    /// Per row, whether it found a match; `None` if the join type does not need it.
     pub(super) matched: Option<Vec<bool>>,
 }
 
-/// The columns that `keys` make of `rows`.
+/// Returns the columns of `keys` evaluated over `rows`.
 pub(super) fn evaluate<'a>(
     keys: impl Iterator<Item = &'a Arc<dyn PhysicalExpr>>,
     rows: &RecordBatch,
@@ -57,18 +57,18 @@ pub(super) fn evaluate<'a>(
         .query_err()
 }
 
-/// What comes next of a batch.
+/// Next result of a probe batch.
 pub(super) enum NextMatches {
-    /// Pairs.
+    /// Output pairs.
     Batch(Batch),
-    /// Others are to have their turn first.
+    /// The task must yield at this gate.
     Yield(Gate),
-    /// It has had all.
+    /// The batch is done.
     End,
 }
 
 impl HashJoinPlan {
-    /// The keys of `rows` of the right side.
+    /// Returns the keys of `rows` of the probe side.
     pub(super) fn probe_keys(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {
         let columns = self.config.right_schema.fields().len();
         if self.keyed_schema.is_some() && rows.num_columns() > columns {
@@ -77,10 +77,10 @@ impl HashJoinPlan {
         evaluate(self.config.on.iter().map(|(_, right)| right), rows)
     }
 
-    /// `rows` of the right side as they go to a file: with their `keys`, if these are volatile.
+    /// Returns probe rows as they are spilled: with their `keys` if one of these is volatile.
     pub(super) fn keyed(&self, rows: &RecordBatch, keys: &[ArrayRef]) -> Result<RecordBatch> {
         let Some(schema) = self.keyed_schema.as_ref().filter(|schema| {
-            // Those that come from a file have them.
+            // Restored rows have their keys.
             schema.fields().len() > rows.num_columns()
         }) else {
             return Ok(rows.clone());
@@ -89,7 +89,7 @@ impl HashJoinPlan {
         RecordBatch::try_new(schema.clone(), columns).query_err()
     }
 
-    /// Begins to look `data` up, whose keys are `columns`.
+    /// Starts the lookup of `data`, whose keys are `columns`.
     pub(super) fn probe(
         &self,
         table: &JoinHashTable,
@@ -105,7 +105,7 @@ impl HashJoinPlan {
         Ok(ProbeBatch { data, sequence, keys, cursor, done, pairs, longest, matched })
     }
 
-    /// The next pairs of a batch that are output.
+    /// Returns the next output pairs of a batch.
     pub(super) fn next_matches(
         &self,
         table: &JoinHashTable,
@@ -151,7 +151,7 @@ impl HashJoinPlan {
         }
     }
 
-    /// A batch of the pairs that have not been given: as many as it may hold.
+    /// Returns a batch of the pending pairs: as many as fit into one.
     fn next_batch(
         &self,
         table: &JoinHashTable,
@@ -171,7 +171,7 @@ impl HashJoinPlan {
         }
     }
 
-    /// How many of `pairs` a batch may hold.
+    /// Returns how many of `pairs` fit into a batch.
     fn within(
         &self,
         table: &JoinHashTable,
@@ -189,7 +189,7 @@ impl HashJoinPlan {
         Ok(pairs_within(MAX_BATCH_BYTES, longest, sides))
     }
 
-    /// What a batch gives after all its pairs, by which of its rows found a match.
+    /// Returns the output of a batch after all its pairs, by which of its rows found a match.
     pub(super) fn unmatched_probe_rows(&self, probe_batch: ProbeBatch) -> Result<OperatorResult> {
         match probe_batch.matched {
             None => Ok(OperatorResult::NeedInput),
@@ -253,7 +253,7 @@ impl HashJoinPlan {
         build_output_batch(&self.config.schema, &self.output, &build, &probe, None, rows)
     }
 
-    /// What a probe batch gives after all its pairs: by which of its rows found a match.
+    /// Returns the output of a probe batch after all its pairs, by which of its rows found a match.
     fn unmatched_probe_output(
         &self,
         data: &RecordBatch,
@@ -278,7 +278,7 @@ impl HashJoinPlan {
             return Ok(OperatorResult::NeedInput);
         }
         let (schema, build) = (&self.config.schema, RowSource::Nulls);
-        // Rows are selected, not gathered: all columns of the batch, and NULLs for the left side.
+        // Rows are selected, not gathered: all columns of the batch, and NULLs for the build side.
         let rows = data.num_rows();
         let batch =
             build_output_batch(schema, &self.output, &build, &RowSource::All(data), None, rows)?;

@@ -1,10 +1,9 @@
 //! A key index for integers from a small range: no hashes, no comparisons.
 //!
-//! One bit per value of the range says whether a row has it; the bits before it, counted per word,
-//! number the distinct keys, and `heads` leads from a key's number to its rows. Keys that are close
-//! to each other lie close to each other here, so probes in key order run through memory, and a
-//! range of a million values takes 256 KiB. (Rank over a bit vector: Jacobson, "Space-efficient
-//! static trees and graphs", 1989.)
+//! One bit per value of the range says whether a row has it. The bits before it, counted per word,
+//! number the distinct keys. `heads` maps a key's number to its rows. Close keys are close in
+//! memory, so probes in key order read memory sequentially. A range of a million values takes 256
+//! KiB. (Rank over a bit vector: Jacobson, "Space-efficient static trees and graphs", 1989.)
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -22,18 +21,20 @@ struct Word {
 pub(super) struct RankIndex {
     low: u64,
     words: Box<[Word]>,
-    /// By number of the key: its first row plus one.
+    /// First row of each key, by the key's rank, plus one.
     heads: Box<[AtomicU32]>,
     unique: bool,
 }
 
-/// Values of the range per row: 32 bytes of words each, about what a hash table and its keys take.
+/// Maximum values of the range per row: 32 bytes of words, about the size of a hash table and its
+/// keys.
 const VALUES_PER_ROW: u64 = 128;
 /// A range of this size is always small enough: 16 KiB.
 const SMALL_RANGE: u64 = 1 << 16;
 
 impl RankIndex {
-    /// An index for `keys`, without those that `invalid` marks; `None` if their range is too large.
+    /// Creates an index for `keys`, without those that `invalid` marks; `None` if their range is
+    /// too large or there are none.
     pub(super) fn new(keys: &[u64], invalid: Option<&[bool]>) -> Option<Self> {
         let is_valid = |row: usize| invalid.is_none_or(|invalid| !invalid[row]);
         let (mut low, mut high, mut count) = (u64::MAX, 0, 0_usize);
@@ -62,24 +63,24 @@ impl RankIndex {
         Some(Self { low, words: words.into(), heads, unique: distinct as usize == count })
     }
 
-    /// Whether no two rows have the same key.
+    /// Returns whether no two rows have the same key.
     pub(super) fn is_unique(&self) -> bool {
         self.unique
     }
 
-    /// The bytes that an index over `rows` keys takes at most whose greatest is `last` more than the
-    /// least; `None` if there is none for these.
+    /// Returns the maximum bytes of an index over `rows` keys whose greatest exceeds the smallest
+    /// by `last`. `None` if that range is too large.
     pub(super) fn bytes_for(rows: usize, last: u64) -> Option<usize> {
         let max_range = (rows as u64).saturating_mul(VALUES_PER_ROW).max(SMALL_RANGE);
         (last < max_range).then(|| size_of::<Word>() * (last / 64 + 1) as usize + 4 * rows)
     }
 
-    /// The bytes it takes.
+    /// Returns the memory of the index, in bytes.
     pub(super) fn bytes(&self) -> usize {
         size_of_val::<[Word]>(&self.words) + 4 * self.heads.len()
     }
 
-    /// Puts `row` at the head of its key's chain; the row after it, plus one, or 0.
+    /// Puts `row` at the head of its key's chain. Returns the next row of the chain plus one, or 0.
     pub(super) fn insert(&self, key: u64, row: u32) -> u32 {
         match self.rank(key) {
             Some(rank) => self.heads[rank].swap(row + 1, Ordering::Relaxed),
@@ -96,13 +97,13 @@ impl RankIndex {
         (word.bits & bit != 0).then_some(rank as usize)
     }
 
-    /// The first row with `key`, plus one; 0 if there is none.
+    /// Returns the first row with `key`, plus one; 0 if there is none.
     #[inline]
     pub(super) fn first(&self, key: u64) -> u32 {
         self.rank(key).map_or(0, |rank| self.heads[rank].load(Ordering::Relaxed))
     }
 
-    /// Which of `keys` there are.
+    /// Returns which of `keys` are in the index.
     pub(super) fn contains_keys(&self, keys: &[u64]) -> BooleanBuffer {
         BooleanBuffer::collect_bool(keys.len(), |row| {
             let offset = keys[row].wrapping_sub(self.low);

@@ -1,4 +1,4 @@
-//! What a finished table tells the scans of the probe side.
+//! Runtime filter of a finished table, for the scans of the probe side.
 
 use std::sync::Arc;
 
@@ -14,14 +14,15 @@ use super::{config::HashJoinPlan, lookup::HashTableLookupExpr, table::BuildSide}
 use crate::{keys::KeyNulls, runtime_filter::FilterProducer};
 
 impl HashJoinPlan {
-    /// Publishes what is known of the finished table's keys.
+    /// Publishes a filter of the finished table's keys. Called once, after the last build morsel.
     pub(super) fn publish(&self, build_side: &BuildSide, producer: FilterProducer) -> Result<()> {
         let filter = self.runtime_filter(build_side, producer.keys())?;
         producer.publish(filter);
         Ok(())
     }
 
-    /// A predicate that is true for every probe row that may match, or that the join must see.
+    /// Returns a predicate that is true for every probe row that may match, or that the join must
+    /// see. `None` if no row may be dropped.
     fn runtime_filter(
         &self,
         build_side: &BuildSide,

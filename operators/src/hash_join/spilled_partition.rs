@@ -1,9 +1,10 @@
-//! Joins of units that are in files, one by one.
+//! Joins of spilled partitions, one by one.
 //!
-//! The left rows of a unit are read into a table, the right rows are looked up, then the table is drained.
-//! If the left rows do not fit, both sides are cut by other bits of the hash, and what comes of that is
-//! joined in turn. If that does not help, because most rows have one key, the left rows are joined in
-//! pieces that fit, each with all right rows; which of these found a match is kept from piece to piece.
+//! The build rows of a partition are restored into a table and the probe rows are looked up. Then
+//! the table's unmatched rows are output. If the build rows do not fit, both sides are
+//! repartitioned by other bits of the hash, and the results are joined in turn. Repartitioning does
+//! not help if most rows have one key. The build rows are then joined in chunks that fit, each with
+//! all probe rows. Which probe rows found a match is kept from chunk to chunk.
 
 use std::sync::Arc;
 
@@ -23,55 +24,55 @@ use super::{
 };
 use crate::spill::{MAX_SPILL_LEVELS, PartitionedSpill, ReadState, SpillReader, SpillSegment};
 
-/// Rows of both sides that match nothing elsewhere.
+/// Rows of both sides that match no rows of other partitions.
 struct SpilledPartition {
     build: Vec<SpillSegment>,
     probe: Vec<SpillSegment>,
-    /// By which bits they have been cut.
+    /// Spill level, which selects the hash bits by which they were partitioned.
     level: u32,
-    /// Whether cutting them again may help.
+    /// Whether repartitioning may help.
     can_repartition: bool,
 }
 
-/// What comes next of units.
+/// Next output of spilled partitions.
 pub(super) enum JoinOutput {
-    /// Rows.
+    /// Output rows.
     Batch(Batch),
-    /// Nothing before this opens.
+    /// Blocked on this gate.
     Blocked(Gate),
-    /// Nothing.
+    /// No more output.
     End,
 }
 
-/// What is being done.
+/// Phase of a partition's join.
 enum Phase {
-    /// The left rows are read.
+    /// Build rows are restored.
     Load(BuildRows),
-    /// They did not fit: they are cut.
+    /// The build rows did not fit and are repartitioned.
     PartitionBuild(PartitionedSpill, Option<BuildRows>),
-    /// So are the right rows.
+    /// Probe rows are repartitioned.
     PartitionProbe(PartitionedSpill, Vec<Vec<SpillSegment>>),
-    /// The right rows are looked up in a table, with the one at hand and the number of the next.
+    /// Probe rows are looked up in a table: with the current batch, and its index.
     Probe(JoinHashTable, SpillReader, Option<Box<ProbeBatch>>, usize),
-    /// Left rows are given: those at hand, and from this drain unit on.
+    /// Unmatched-scan rows are output: those of the current morsel, and the index of the next one.
     UnmatchedScan(JoinHashTable, BuildSideOutput, usize),
-    /// Nothing any more.
+    /// The phase is over.
     Done,
 }
 
-/// A unit that is being joined.
+/// A partition that is being joined.
 struct PartitionJoinState {
     partition: SpilledPartition,
-    /// What is being read: left rows, or right rows that are to be cut.
+    /// Reader of build rows, or of probe rows that are repartitioned.
     reader: SpillReader,
     phase: Phase,
-    /// Which right rows have found a match so far, batch by batch, if there are several pieces.
+    /// Per probe batch, which rows have found a match so far; used if there are several chunks.
     matched: Vec<BooleanBuffer>,
-    /// No left rows are left behind those at hand.
+    /// Whether the current chunk has the last build rows.
     last: bool,
 }
 
-/// Joins a unit, and the units that come of it.
+/// Joins a spilled partition and the partitions made from it.
 pub(super) struct SpilledPartitionJoin {
     shared: Arc<HashJoinPlan>,
     setup: OperatorContext,
@@ -121,7 +122,7 @@ impl SpilledPartitionJoin {
 }
 
 impl HashJoinPlan {
-    /// Whether there may be output for so many left and right rows.
+    /// Returns whether these numbers of build and probe rows may have output.
     fn has_output(&self, build_rows: usize, probe_rows: usize) -> bool {
         match (build_rows, probe_rows) {
             (0, 0) => false,
@@ -139,7 +140,8 @@ impl PartitionJoinState {
         Self { partition, reader, phase, matched: Vec::new(), last: false }
     }
 
-    /// The next output; `None` when this unit has had all. Units that come of it are added to `partitions`.
+    /// Returns the next output; `None` when this partition is done. Adds its sub-partitions to
+    /// `partitions`.
     fn poll(
         &mut self,
         shared: &HashJoinPlan,
@@ -189,7 +191,7 @@ impl PartitionJoinState {
         }
     }
 
-    /// Reads left rows until there are no more, or no more fit.
+    /// Restores build rows until all are in memory or no more fit.
     fn load(
         &mut self,
         shared: &HashJoinPlan,
@@ -209,7 +211,7 @@ impl PartitionJoinState {
             }
             match rows.reserve(shared, setup.min_spill_bytes()) {
                 Ok(()) => {}
-                // Those that did not fit are here all the same.
+                // The rows are in memory, although their reservation was denied.
                 Err(Error::OutOfMemory { .. }) => break true,
                 Err(error) => return Err(error),
             }
@@ -295,20 +297,20 @@ impl PartitionJoinState {
         }
     }
 
-    /// What came of a unit that was cut.
+    /// Adds the sub-partitions of a repartitioned partition.
     fn add_partitions(&mut self, partitions: &mut Vec<SpilledPartition>) {
         let phase = std::mem::replace(&mut self.phase, Phase::Done);
         let Phase::PartitionProbe(probe, build) = phase else { return };
         let (_, probe) = probe.into_parts();
         let all = rows(&self.partition.build);
         partitions.extend(build.into_iter().zip(probe).map(|(build, probe)| {
-            // One that is nearly the whole is one key, or few.
+            // A sub-partition with nearly all rows has one key, or few.
             let can_repartition = rows(&build) < all / 8 * 7;
             SpilledPartition { build, probe, level: self.partition.level + 1, can_repartition }
         }));
     }
 
-    /// The next output of the right rows; `None` when they have had all.
+    /// Returns the next output of the probe rows; `None` when they are done.
     fn probe(&mut self, shared: &HashJoinPlan, task: &DriverContext) -> Result<Option<JoinOutput>> {
         let Phase::Probe(table, probe_reader, probe_batch, batch_index) = &mut self.phase else {
             return Ok(None);

@@ -1,7 +1,7 @@
-//! The shared table of a join's left side.
+//! The shared hash table of a join's build side.
 //!
-//! Build units insert ranges of rows into its index (`index.rs`), and others copy a column each into
-//! one piece; units never share a row.
+//! A build morsel either inserts a range of rows into the index (`index.rs`) or concatenates one
+//! column. No two morsels share a row.
 
 use std::{
     collections::VecDeque,
@@ -27,19 +27,19 @@ use crate::{
     spill::{PartitionSet, SpillSegment},
 };
 
-/// Rows per build unit.
+/// Rows per build morsel.
 const BUILD_MORSEL_ROWS: usize = 1 << 14;
 
 #[derive(Debug)]
 pub(super) struct JoinHashTable {
     rows: usize,
     index: JoinIndex,
-    /// Rows with a NULL key that matches nothing; `None` if there are none.
+    /// Whether each row has a NULL key that matches nothing; `None` if no row has one.
     invalid: Option<Box<[bool]>>,
     schema: SchemaRef,
     columns: Box<[OnceLock<Column>]>,
     payload: OnceLock<Columns>,
-    /// By column, what the build tasks had of it, until it is copied together.
+    /// Per column, the chunks of the build tasks until they are concatenated.
     column_chunks: Box<[Mutex<Vec<ArrayRef>>]>,
     matched: Box<[AtomicU64]>,
     reservation: Mutex<Reservation>,
@@ -47,7 +47,8 @@ pub(super) struct JoinHashTable {
 }
 
 impl JoinHashTable {
-    /// Allocates a table for `build_rows`, whose reservation covers it, and says how many units fill it.
+    /// Allocates a table for `build_rows`, whose reservation covers it. Returns the table and the
+    /// number of build morsels that fill it.
     pub(super) fn allocate(
         shared: &HashJoinPlan,
         build_rows: BuildRows,
@@ -80,22 +81,22 @@ impl JoinHashTable {
             reservation: Mutex::new(reservation),
             can_spill,
         };
-        // One unit per range of rows, one per column, and at least one to finish the table.
+        // One morsel per range of rows, one per column, and at least one to finish the table.
         let morsels = (rows.div_ceil(BUILD_MORSEL_ROWS) + columns).max(1);
         Ok((table, morsels))
     }
 
-    /// Rows in the table, NULL keys included.
+    /// Returns the number of rows in the table, including those with NULL keys.
     pub(super) fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Units in which the rows are drained.
+    /// Returns the number of unmatched-scan morsels.
     pub(super) fn num_unmatched_morsels(&self) -> usize {
         self.rows.div_ceil(UNMATCHED_SCAN_ROWS)
     }
 
-    /// Does build morsel `morsel`.
+    /// Runs build morsel `morsel`.
     pub(super) fn build(&self, morsel: usize, task: &DriverContext) -> Result<()> {
         if let Some(column) = self.columns.get(morsel) {
             return self.concat_column(morsel, column, task);
@@ -122,7 +123,7 @@ impl JoinHashTable {
         Ok(())
     }
 
-    /// After the last unit: puts the columns together.
+    /// Assembles the payload and resizes the reservation. Called after the last build morsel.
     pub(super) fn finish(&self) -> Result<()> {
         let columns = self.columns.iter().filter_map(OnceLock::get).cloned().collect();
         let payload = Columns::new(columns);
@@ -131,67 +132,67 @@ impl JoinHashTable {
         self.index.finish();
         let bytes = self.index.bytes() + 8 * self.matched.len() + payload_bytes;
         match self.reservation.lock().resize(bytes) {
-            // It is less than was asked for, as far as that was granted.
+            // It is less than was requested, as far as the request was granted.
             Err(Error::OutOfMemory { .. }) if self.can_spill => Ok(()),
             other => other,
         }
     }
 
-    /// The kept columns of all rows.
+    /// Returns the payload columns of all rows.
     pub(super) fn payload(&self) -> Result<&Columns> {
         self.payload
             .get()
             .ok_or_else(|| Error::InvalidConfiguration("the join's table is not finished".into()))
     }
 
-    /// From keys to rows.
+    /// Returns the index from keys to rows.
     pub(super) fn index(&self) -> &JoinIndex {
         &self.index
     }
 
-    /// Notes that `row` found a match.
+    /// Records that `row` found a match.
     #[inline]
     pub(super) fn mark_matched(&self, row: u32) {
         let (word, bit) = (&self.matched[row as usize / 64], 1_u64 << (row % 64));
-        // Most marks are repeated, and a load does not take the line from other cores.
+        // Most marks are repeated, and a load does not invalidate the cache line of other cores.
         if word.load(Ordering::Relaxed) & bit == 0 {
             word.fetch_or(bit, Ordering::Relaxed);
         }
     }
 
-    /// Whether `row` found a match.
+    /// Returns whether `row` found a match.
     pub(super) fn is_matched(&self, row: usize) -> bool {
         self.matched[row / 64].load(Ordering::Relaxed) & (1 << (row % 64)) != 0
     }
 
-    /// Whether `row` has a NULL key that matches nothing.
+    /// Returns whether `row` has a NULL key that matches nothing.
     pub(super) fn has_null_key(&self, row: usize) -> bool {
         self.invalid.as_ref().is_some_and(|invalid| invalid[row])
     }
 }
 
-/// What is known of a join's left side: the table of the rows that fit, and rows in files.
+/// State of a join's build side: the table of the rows in memory, and the spilled rows.
 #[derive(Debug)]
 pub(super) struct BuildSide {
-    /// Until nobody needs it.
+    /// The table; `None` once neither the probe nor an unmatched-scan morsel needs it.
     table: Mutex<Option<Arc<JoinHashTable>>>,
     rows: usize,
     pub(super) bounds: Option<Bounds>,
     pub(super) has_null: bool,
-    /// The units whose rows are in files.
+    /// Partitions whose rows are spilled.
     pub(super) spilled_partitions: PartitionSet,
     spilled_build: Mutex<Vec<Vec<SpillSegment>>>,
     spilled_probe: Mutex<Vec<Vec<SpillSegment>>>,
-    /// Tasks that have not ended their probe.
+    /// Number of tasks that have not finished their probe.
     probing_tasks: AtomicUsize,
     num_unmatched_morsels: usize,
     claimed_morsels: AtomicUsize,
 }
 
-/// Left rows per drain unit.
+/// Build rows per unmatched-scan morsel.
 pub(super) const UNMATCHED_SCAN_ROWS: usize = 8192;
 
-/// Both sides of a unit that is in files.
+/// Both sides of a spilled partition.
 pub(super) type PartitionSegments = (Vec<SpillSegment>, Vec<SpillSegment>);
 
 impl BuildSide {
@@ -219,21 +220,22 @@ impl BuildSide {
         }
     }
 
-    /// Rows of the left side.
+    /// Returns the number of rows of the build side.
     pub(super) fn rows(&self) -> usize {
         self.rows
     }
 
-    /// The table of the rows that fit.
+    /// Returns the table of the rows in memory.
     pub(super) fn table(&self) -> Result<Arc<JoinHashTable>> {
         let table = self.table.lock().clone();
         table.ok_or_else(|| {
-            Error::InvalidConfiguration("the join's table is no longer needed".into())
+            Error::InvalidConfiguration("the join's hash table was read after its release".into())
         })
     }
 
-    /// A probe task has had all of its input, and put `segments` of each unit into files. Answers how many
-    /// units there are to drain: those of the table, then those in files.
+    /// Adds the spilled `segments` of each partition of a probe task, which calls this after its
+    /// input. Returns the number of unmatched-scan morsels: those of the table, then the spilled
+    /// partitions.
     pub(super) fn finish_probe(&self, segments: Vec<Vec<SpillSegment>>) -> usize {
         {
             let mut spilled_probe = self.spilled_probe.lock();
@@ -250,7 +252,8 @@ impl BuildSide {
         self.num_unmatched_morsels + self.spilled_partitions.partitions().count()
     }
 
-    /// The table, if `morsel` is one of its.
+    /// Returns the table if `morsel` is one of its morsels. The last claim drops the table from
+    /// this state.
     pub(super) fn table_of_morsel(&self, morsel: usize) -> Result<Option<Arc<JoinHashTable>>> {
         if morsel >= self.num_unmatched_morsels {
             return Ok(None);
@@ -262,7 +265,7 @@ impl BuildSide {
         Ok(Some(table))
     }
 
-    /// The rows of a unit to drain that is in files.
+    /// Takes the rows of the spilled partition of `morsel`.
     pub(super) fn take_partition(&self, morsel: usize) -> Option<PartitionSegments> {
         let partition = self
             .spilled_partitions
@@ -289,7 +292,7 @@ fn flags(valid: &VecDeque<(usize, Option<NullBuffer>)>, rows: usize) -> Box<[boo
 type Bound = (ScalarValue, ScalarValue);
 pub(super) type Bounds = Vec<Bound>;
 
-/// The bounds of both; unknown if either is.
+/// Merges two bounds; unknown if either is.
 pub(super) fn merge_bounds(ours: Option<Bounds>, theirs: Option<Bounds>) -> Option<Bounds> {
     let (ours, theirs) = (ours?, theirs?);
     // NULL stands for "no value yet", which any value replaces.

@@ -46,7 +46,7 @@ const TYPES: [JoinType; 10] = [
     JoinType::RightMark,
 ];
 
-/// What is joined, and how it is run.
+/// A join and how it runs.
 #[derive(Debug, Clone)]
 struct Case {
     kind: JoinType,
@@ -76,7 +76,7 @@ impl Case {
         }
     }
 
-    /// The join's output before a projection.
+    /// Returns the schema of the join's output before a projection.
     fn schema(&self, left: &RecordBatch, right: &RecordBatch) -> Schema {
         let (left, right) = (left.schema(), right.schema());
         let mark = Arc::new(Field::new("mark", DataType::Boolean, false));
@@ -93,7 +93,7 @@ impl Case {
     /// `left.value < right.value`.
     fn residual(left: &RecordBatch, right: &RecordBatch) -> JoinFilter {
         let value = |name, index| Arc::new(Column::new(name, index)) as Arc<dyn PhysicalExpr>;
-        // The predicate sees the right column first, so that places and sides differ.
+        // The filter's schema has the right column first, so that column order and sides differ.
         let expression = BinaryExpr::new(value("l", 1), BinaryOperator::Lt, value("r", 0));
         let value_index = |batch: &RecordBatch| batch.schema().index_of("value").unwrap();
         JoinFilter {
@@ -171,7 +171,7 @@ impl Case {
             assert!(batch.num_rows() <= self.batch_rows.max(self.morsel).max(8192));
             assert!(self.kind != JoinType::Inner || batch.num_rows() <= self.batch_rows);
         }
-        // Back to front, without the first column.
+        // All columns but the first, in reverse order.
         let columns: Vec<usize> =
             (1..self.schema(&left.batch, &right.batch).fields().len()).rev().collect();
         let projected = self.run(&left.batch, &right.batch, Some(&columns)).unwrap();
@@ -210,7 +210,7 @@ prop_compose! {
     }
 }
 
-/// Rows of one side: key codes, of which one is frequent, and values.
+/// Generates rows of one side: key codes, of which one is frequent, and values.
 fn rows(nulls: f64) -> impl Strategy<Value = Vec<model::Row>> {
     let code = move || {
         prop::option::weighted(1.0 - nulls, prop_oneof![3 => 0..model::CODES, 1 => Just(1)])
@@ -221,7 +221,11 @@ fn rows(nulls: f64) -> impl Strategy<Value = Vec<model::Row>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 600,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn every_join_type_gives_the_rows_of_the_model(
@@ -234,7 +238,11 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 300,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn not_in_gives_the_rows_of_the_model(
@@ -251,7 +259,7 @@ fn side(keys: &[Option<u8>]) -> Side {
     Side::new(KeyKind::Int, &rows)
 }
 
-/// The four rules of `NOT IN`, spelled out.
+/// The four rules of `NOT IN`, one by one.
 #[test]
 fn not_in_follows_three_valued_logic() {
     let numbers = |left: &[Option<u8>], right: &[Option<u8>]| -> Vec<String> {
@@ -287,8 +295,8 @@ fn no_column_may_be_wanted() {
     }
 }
 
-/// One probe task hands its rows on in their order, apart from those of a right or full join that
-/// find no match: they come at the end of their batch.
+/// One probe task outputs its rows in input order. Exceptions are rows of a right or full join
+/// without a match: they come at the end of their batch.
 #[test]
 fn probe_rows_stay_in_order() {
     let keys: Vec<Option<u8>> = (0..60).map(|row| Some(row % model::CODES)).collect();

@@ -1,4 +1,4 @@
-//! Left rows that are given after the probe, by which of them found a match.
+//! Build rows that are output after the probe, by which of them found a match.
 
 use std::sync::atomic::Ordering;
 
@@ -18,7 +18,7 @@ use crate::{
 };
 
 impl HashJoinPlan {
-    /// The left rows of unmatched-scan morsel `morsel` that are output.
+    /// Returns the build rows of unmatched-scan morsel `morsel` that are output.
     pub(super) fn build_side_output(
         &self,
         table: &JoinHashTable,
@@ -40,7 +40,7 @@ impl HashJoinPlan {
         BuildSideOutput { rows: rows.collect(), emitted: 0 }
     }
 
-    /// The next rows of a unit that is drained: as many as a batch may hold.
+    /// Returns the next rows of an unmatched-scan morsel: as many as fit into a batch.
     pub(super) fn next_build_side_batch(
         &self,
         table: &JoinHashTable,
@@ -65,7 +65,7 @@ impl HashJoinPlan {
         }
     }
 
-    /// These rows of the left side, and whether they found a match.
+    /// Returns a batch of these build rows, and whether they found a match.
     fn build_side_batch(&self, table: &JoinHashTable, rows: &[u32]) -> Result<RecordBatch> {
         let matched = rows.iter().map(|row| Some(table.is_matched(*row as usize)));
         let mark = BooleanArray::from_iter(matched);
@@ -76,7 +76,7 @@ impl HashJoinPlan {
     }
 }
 
-/// Rows of a drain unit, and how many of them have been given.
+/// Output rows of an unmatched-scan morsel, and how many of them were emitted.
 #[derive(Debug, Default)]
 pub(super) struct BuildSideOutput {
     rows: Vec<u32>,
@@ -84,7 +84,7 @@ pub(super) struct BuildSideOutput {
 }
 
 impl BuildSideOutput {
-    /// Whether all have been given.
+    /// Returns whether all rows were emitted.
     pub(super) fn is_done(&self) -> bool {
         self.emitted == self.rows.len()
     }

@@ -1,4 +1,4 @@
-//! The encoder: from key columns to encoded keys, their hashes, and back.
+//! The encoder: from key columns to encoded keys, their hashes, and back to columns.
 
 use std::{hash::BuildHasher, ops::Range, sync::Arc};
 
@@ -16,12 +16,12 @@ use super::{
     fixed::{self, PackedField},
 };
 
-/// What NULL means in a key.
+/// How NULL compares in a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyNulls {
-    /// A value like others, equal to itself: groups, set operations, `IS NOT DISTINCT FROM`.
+    /// NULL is a value, equal to itself: groups, set operations, `IS NOT DISTINCT FROM`.
     Equal,
-    /// No row with one is looked at, so it needs no code: joins.
+    /// Rows with a NULL key are skipped, so NULL needs no code: joins.
     NeverMatch,
 }
 
@@ -32,7 +32,7 @@ enum KeyLayout {
     Rows(RowConverter),
 }
 
-/// Encodes key columns of fixed types. Cheap to clone.
+/// Encoder of key columns of fixed types; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct KeyEncoder {
     types: Arc<[DataType]>,
@@ -50,12 +50,12 @@ pub enum EncodedKeys {
     Rows(KeyRows),
 }
 
-/// Fixed, so that equal keys hash alike in all tasks; different from DataFusion's repartition seed,
-/// so that partitions made by it do not fill only some of our slots.
+/// Seed of all key hashes. It is fixed, so that equal keys hash alike in all tasks. It differs from
+/// DataFusion's repartition seed: the rows of one DataFusion partition still spread over all slots.
 const SEED: u64 = 0x67_61_74_65;
 
 impl KeyEncoder {
-    /// An encoder for columns of these types, each nullable or not.
+    /// Creates an encoder for columns of these types; the flag says whether a column is nullable.
     ///
     /// # Errors
     /// If a type cannot be compared.
@@ -79,10 +79,10 @@ impl KeyEncoder {
         Ok(Self { types, layout: Arc::new(layout) })
     }
 
-    /// The keys of the rows of `columns`.
+    /// Returns the keys of the rows of `columns`.
     ///
     /// # Errors
-    /// If a column is not of its type.
+    /// If a column does not have its declared type.
     pub fn encode(&self, columns: &[ArrayRef]) -> Result<EncodedKeys> {
         let rows = columns.first().map_or(0, Array::len);
         let normalize = |column: &ArrayRef| Ok(normalize_float_zero(&expand_runs(column)?));
@@ -109,18 +109,18 @@ impl KeyEncoder {
         })
     }
 
-    /// The columns that `keys` were made of.
+    /// Returns the columns from which `keys` were encoded.
     ///
     /// # Errors
-    /// If a value cannot be rebuilt.
+    /// If a value cannot be decoded.
     pub fn decode(&self, keys: &EncodedKeys) -> Result<Vec<ArrayRef>> {
         self.decode_range(keys, 0..keys.len())
     }
 
-    /// The columns that the keys of `range` were made of.
+    /// Returns the columns from which the keys of `range` were encoded.
     ///
     /// # Errors
-    /// If a value cannot be rebuilt.
+    /// If a value cannot be decoded.
     pub fn decode_range(&self, keys: &EncodedKeys, range: Range<usize>) -> Result<Vec<ArrayRef>> {
         match (self.layout.as_ref(), keys) {
             (KeyLayout::U64(fields), EncodedKeys::U64(keys)) => {
@@ -142,14 +142,14 @@ impl KeyEncoder {
             (KeyLayout::Rows(converter), EncodedKeys::Rows(rows)) => {
                 self.cast_to_key_types(converter.convert_rows(rows.range(range))?)
             }
-            _ => datafusion_common::internal_err!("keys of another encoder"),
+            _ => datafusion_common::internal_err!("the keys come from another encoder"),
         }
     }
 
-    /// The columns that the keys at `indices` were made of.
+    /// Returns the columns from which the keys at `indices` were encoded.
     ///
     /// # Errors
-    /// If a value cannot be rebuilt.
+    /// If a value cannot be decoded.
     pub fn decode_indices(&self, keys: &EncodedKeys, indices: &[u32]) -> Result<Vec<ArrayRef>> {
         match (self.layout.as_ref(), keys) {
             (KeyLayout::Rows(converter), EncodedKeys::Rows(rows)) => {
@@ -164,8 +164,7 @@ impl KeyEncoder {
         }
     }
 
-    /// Rows forget dictionaries, and keys have no runs; the types that were promised come back
-    /// here.
+    /// Casts decoded columns to the key types: arrow rows lose dictionaries, and keys have no runs.
     fn cast_to_key_types(&self, columns: Vec<ArrayRef>) -> Result<Vec<ArrayRef>> {
         let cast_column = |(column, kind): (ArrayRef, &DataType)| {
             if column.data_type() == kind { Ok(column) } else { Ok(cast(&column, kind)?) }
@@ -173,7 +172,7 @@ impl KeyEncoder {
         columns.into_iter().zip(self.types.iter()).map(cast_column).collect()
     }
 
-    /// No keys yet, of this encoder's form.
+    /// Returns an empty list of keys in this encoder's layout.
     pub fn empty_keys(&self) -> EncodedKeys {
         match self.layout.as_ref() {
             KeyLayout::U64(_) => EncodedKeys::U64(Vec::new()),
@@ -185,12 +184,12 @@ impl KeyEncoder {
         }
     }
 
-    /// The key columns' types.
+    /// Returns the key columns' types.
     pub fn types(&self) -> &[DataType] {
         &self.types
     }
 
-    /// Which rows have no NULL in any of `columns`; `None` if all.
+    /// Returns which rows have no NULL in any of `columns`; `None` if no row has one.
     pub fn without_nulls(columns: &[ArrayRef]) -> Option<NullBuffer> {
         let nulls = columns.iter().fold(None, |nulls: Option<NullBuffer>, column| {
             NullBuffer::union(nulls.as_ref(), column.logical_nulls().as_ref())
@@ -199,7 +198,8 @@ impl KeyEncoder {
     }
 }
 
-/// The type of what a column of type `kind` has, in runs or not.
+/// Returns the value type of `kind`: that of the runs' values if it is run-end encoded, else
+/// `kind`.
 fn value_type(kind: &DataType) -> &DataType {
     match kind {
         DataType::RunEndEncoded(_, values) => value_type(values.data_type()),
@@ -207,7 +207,8 @@ fn value_type(kind: &DataType) -> &DataType {
     }
 }
 
-/// `column` with a value for each row, if it is of runs. Such a column has no NULLs of its own.
+/// Returns `column` with one value per row, expanded if it is run-end encoded. A run-end encoded
+/// array has no null buffer of its own.
 fn expand_runs(column: &ArrayRef) -> Result<ArrayRef> {
     match column.data_type() {
         kind @ DataType::RunEndEncoded(..) => Ok(cast(column, value_type(kind))?),
@@ -219,7 +220,7 @@ fn hash_u64(key: u64) -> u64 {
     const MULTIPLIER: u128 = 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835;
     let product = (u128::from(key) ^ u128::from(SEED)).wrapping_mul(MULTIPLIER);
     let folded = (product as u64) ^ ((product >> 64) as u64);
-    // A second round, since tables use the low bits and partitions the high ones.
+    // A second round: tables use the low bits, partitions the high bits.
     (folded ^ (folded >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93)
 }
 
@@ -228,7 +229,7 @@ fn hash_row(state: &RandomState, row: Row<'_>) -> u64 {
 }
 
 impl EncodedKeys {
-    /// How many there are.
+    /// Returns the number of keys.
     pub fn len(&self) -> usize {
         match self {
             Self::U64(keys) => keys.len(),
@@ -237,22 +238,22 @@ impl EncodedKeys {
         }
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Makes room for `more`.
+    /// Reserves capacity for `more` keys.
     pub fn reserve(&mut self, more: usize) {
         match self {
             Self::U64(keys) => keys.reserve(more),
             Self::U128(keys) => keys.reserve(more),
-            // These do not move.
+            // Rows grow in chunks and are never moved.
             Self::Rows(_) => {}
         }
     }
 
-    /// Has none any more.
+    /// Removes all keys.
     pub fn clear(&mut self) {
         match self {
             Self::U64(keys) => keys.clear(),
@@ -261,7 +262,7 @@ impl EncodedKeys {
         }
     }
 
-    /// The bytes they take.
+    /// Returns the memory of the keys, in bytes.
     pub fn bytes(&self) -> usize {
         match self {
             Self::U64(keys) => 8 * keys.capacity(),
@@ -270,7 +271,8 @@ impl EncodedKeys {
         }
     }
 
-    /// Whether comparing two of them costs more than a hash that is kept for each.
+    /// Returns whether the keys have variable length. Comparing two of these costs more than
+    /// keeping a hash per key.
     pub fn is_variable_length(&self) -> bool {
         matches!(self, Self::Rows(_))
     }
@@ -295,7 +297,7 @@ impl EncodedKeys {
         }
     }
 
-    /// The bytes of all of those whose length differs.
+    /// Returns the bytes of all keys if they have variable length, else 0.
     pub(crate) fn text_bytes(&self) -> usize {
         match self {
             Self::Rows(rows) => rows.bytes(),
@@ -303,7 +305,7 @@ impl EncodedKeys {
         }
     }
 
-    /// The bytes of key `index`, if the length of keys differs.
+    /// Returns the bytes of key `index` if keys have variable length, else 0.
     pub(crate) fn length(&self, index: usize) -> usize {
         match self {
             Self::Rows(rows) => rows.row(index).data().len(),
@@ -311,27 +313,27 @@ impl EncodedKeys {
         }
     }
 
-    /// Appends all keys of `other`, which come from the same encoder.
+    /// Appends all keys of `other`. Both must come from the same encoder.
     pub fn append(&mut self, other: &Self) {
         match (self, other) {
             (Self::U64(keys), Self::U64(more)) => keys.extend_from_slice(more),
             (Self::U128(keys), Self::U128(more)) => keys.extend_from_slice(more),
             (Self::Rows(rows), Self::Rows(more)) => more.iter().for_each(|row| rows.push(row)),
-            _ => debug_assert!(false, "keys of another encoder"),
+            _ => debug_assert!(false, "the keys come from another encoder"),
         }
     }
 
-    /// Appends key `index` of `other`, which comes from the same encoder.
+    /// Appends key `index` of `other`. Both must come from the same encoder.
     pub fn push_from(&mut self, other: &Self, index: usize) {
         match (self, other) {
             (Self::U64(keys), Self::U64(more)) => keys.push(more[index]),
             (Self::U128(keys), Self::U128(more)) => keys.push(more[index]),
             (Self::Rows(rows), Self::Rows(more)) => rows.push(more.row(index)),
-            _ => debug_assert!(false, "keys of another encoder"),
+            _ => debug_assert!(false, "the keys come from another encoder"),
         }
     }
 
-    /// Whether key `index` equals key `other_index` of `other`.
+    /// Returns whether key `index` equals key `other_index` of `other`.
     pub fn equals(&self, index: usize, other: &Self, other_index: usize) -> bool {
         match (self, other) {
             (Self::U64(keys), Self::U64(others)) => keys[index] == others[other_index],

@@ -1,4 +1,4 @@
-//! Fixed-width columns as unsigned integers of their own width, and back.
+//! Packing of fixed-width columns into unsigned integers, and unpacking.
 
 use arrow::{
     array::{Array, ArrayData, ArrayRef, BooleanArray, make_array},
@@ -7,17 +7,17 @@ use arrow::{
 };
 use datafusion_common::{cast::as_boolean_array, internal_err};
 
-/// Where a column's value and null bit lie in a packed key.
+/// Position of a column's value and null bit in a packed key.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PackedField {
-    /// 1, 2, 4, 8 or 16.
+    /// Bytes of the value: 1, 2, 4, 8 or 16.
     width: usize,
     shift: u32,
-    /// The null bit's place, if NULL is a value.
+    /// Bit of the null flag, if NULL is a value.
     null_shift: Option<u32>,
 }
 
-/// The fields of a packed key and the bits they take; `None` if a type has no fixed width.
+/// Returns the fields of a packed key and their total bits; `None` if a type has no fixed width.
 pub(super) fn fields(types: &[(DataType, bool)]) -> Option<(Vec<PackedField>, u32)> {
     let mut bits = 0;
     let mut fields = Vec::with_capacity(types.len());
@@ -40,7 +40,7 @@ fn width(kind: &DataType) -> Option<usize> {
     }
 }
 
-/// An integer that packed keys are made of.
+/// Integer type of a packed key.
 pub(super) trait KeyWord: Copy + Default {
     fn or_shifted(&mut self, value: u128, shift: u32);
     fn field(self, shift: u32) -> u128;
@@ -66,7 +66,7 @@ impl KeyWord for u128 {
     }
 }
 
-/// Ors `column`'s values into `keys`; a NULL leaves the value bits zero.
+/// Ors `column`'s values into `keys`; a NULL leaves its value bits zero.
 pub(super) fn pack<W: KeyWord>(column: &dyn Array, field: PackedField, keys: &mut [W]) {
     if let Ok(booleans) = as_boolean_array(column) {
         for (key, bit) in keys.iter_mut().zip(booleans.values()) {
@@ -98,12 +98,13 @@ pub(super) fn pack<W: KeyWord>(column: &dyn Array, field: PackedField, keys: &mu
     }
 }
 
-/// Whether values of this type have at most 8 bytes and can be packed.
+/// Returns whether values of this type have at most 8 bytes and can be packed.
 pub(crate) fn is_narrow(kind: &DataType) -> bool {
     width(kind).is_some_and(|width| width <= 8)
 }
 
-/// Replaces `values` by the values of a column of at most 8 bytes each, as unsigned integers.
+/// Replaces `values` by those of `column` as unsigned integers. The column's values have at most 8
+/// bytes.
 pub(crate) fn pack_to_u128(column: &dyn Array, values: &mut Vec<u128>) {
     values.clear();
     values.resize(column.len(), 0);
@@ -112,7 +113,7 @@ pub(crate) fn pack_to_u128(column: &dyn Array, values: &mut Vec<u128>) {
     }
 }
 
-/// Zeroes the value bits, which hold whatever lies under a NULL.
+/// Zeroes the value bits of a NULL, which are undefined in the column.
 fn clear<W: KeyWord>(key: &mut W, field: PackedField) {
     let value = key.field(0);
     let mask = low_bits(8 * field.width as u32) << field.shift;
@@ -136,7 +137,7 @@ where
     }
 }
 
-/// The column of type `kind` that was packed at `field`.
+/// Returns the column of type `kind` that was packed at `field`.
 pub(super) fn unpack<W: KeyWord>(
     keys: &[W],
     field: PackedField,
@@ -159,7 +160,7 @@ pub(super) fn unpack<W: KeyWord>(
         4 => Buffer::from_vec(keys.iter().map(|key| value(key) as u32).collect()),
         8 => Buffer::from_vec(keys.iter().map(|key| value(key) as u64).collect()),
         16 => Buffer::from_vec(keys.iter().map(|key| value(key) as i128).collect()),
-        width => return internal_err!("no packed key is {width} bytes wide"),
+        width => return internal_err!("unsupported width of a packed key field: {width} bytes"),
     };
     let data = ArrayData::builder(kind.clone()).len(keys.len()).add_buffer(buffer).nulls(nulls);
     Ok(make_array(data.build()?))

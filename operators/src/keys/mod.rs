@@ -1,9 +1,9 @@
 //! Keys of joins, groups and partitions in a form that compares and hashes fast.
 //!
-//! A [`KeyEncoder`] is chosen once from the key columns' types. Keys that fit 64 or 128 bits are
-//! packed into one integer (a null bit each where NULL is a value); all others become arrow rows.
-//! Equality of encoded keys is equality of keys: floats compare by their bits with -0 as +0, as
-//! DataFusion's joins and groups do.
+//! A [`KeyEncoder`] picks its layout once, from the key columns' types. Keys that fit 64 or 128
+//! bits are packed into one integer, with a null bit per column where NULL is a value. All others
+//! become arrow rows. Encoded keys are equal if and only if the keys are. Floats compare by their
+//! bits with -0 as +0, as in DataFusion's joins and groups.
 
 mod encoder;
 mod fixed;

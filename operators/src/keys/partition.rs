@@ -1,4 +1,4 @@
-//! Cutting rows into hash partitions.
+//! Partitioning of rows by the hash of their keys.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use gatework_runtime::Result;
 
 use crate::ResultExt;
 
-/// The rows of `batch` by partition of their keys; partitions without rows are left out.
+/// Returns the rows of `batch` by partition of their keys; partitions without rows are left out.
 ///
-/// Hash and seed are those of DataFusion's `RepartitionExec`, so that rows partitioned here meet rows
-/// partitioned there.
+/// Hash and seed are those of DataFusion's `RepartitionExec`: equal keys get the same partition
+/// number from both.
 ///
 /// # Errors
 /// If a key expression fails.
@@ -27,8 +27,8 @@ pub fn partition_rows(
     partition_by_seed(batch, keys, partitions, 0)
 }
 
-/// The same by a hash that has nothing to do with DataFusion's: of rows that are one of its partitions, each of these
-/// partitions gets its share.
+/// Partitions as [`partition_rows`] does, by a hash independent of DataFusion's. The rows of one
+/// DataFusion partition spread evenly over all these partitions.
 ///
 /// # Errors
 /// If a key expression fails.
@@ -55,7 +55,7 @@ fn partition_by_seed(
     let mut hashes = vec![0; rows];
     create_hashes(&columns, &RandomState::with_seed(seed), &mut hashes).query_err()?;
     let count = partitions as u64;
-    // A division takes as long as all the rest of a row.
+    // A division takes as long as the rest of a row's work.
     if count.is_power_of_two() {
         split_by_partition(
             batch,
@@ -67,14 +67,15 @@ fn partition_by_seed(
     }
 }
 
-/// The rows of `batch` by partition; partitions without rows are left out. The parts are slices of one
-/// gathered batch, or the batch itself if all of it is one part.
+/// Returns the rows of `batch` by partition; partitions without rows are left out. The results are
+/// slices of one gathered batch, or the batch itself if all its rows are in one partition.
+/// `partition_of_row` yields one number per row.
 ///
 /// # Errors
 /// If Arrow cannot gather a column.
 ///
 /// # Panics
-/// If a row has no partition, or one that does not exist.
+/// If a partition number is not below `partitions`.
 pub fn split_by_partition(
     batch: &RecordBatch,
     partition_of_row: impl Iterator<Item = usize>,
@@ -95,17 +96,17 @@ pub fn split_by_partition(
     Ok(batches.filter(|(_, batch)| batch.num_rows() > 0).collect())
 }
 
-/// Row numbers, partition by partition, and where each partition ends.
+/// Row indices in partition order, and the end offset of each partition.
 struct PartitionOrder {
     rows: Vec<u32>,
     ends: Vec<usize>,
 }
 
-/// Rows are counted and placed in so many runs side by side, so that one need not wait until the counter
-/// that another has just written can be read.
+/// Number of runs of rows that are counted and placed in an interleaved loop. No run waits until
+/// the counter that another run has just written can be read.
 const RUNS: usize = 4;
 
-/// The rows in the order of their partitions; `None` if there is not more than one partition.
+/// Returns the rows in the order of their partitions; `None` if at most one partition has rows.
 fn order(partition_of_row: &[u32], partitions: usize) -> Option<PartitionOrder> {
     let rows = partition_of_row.len();
     let run = rows / RUNS;
@@ -117,7 +118,7 @@ fn order(partition_of_row: &[u32], partitions: usize) -> Option<PartitionOrder> 
         let partitions = first.iter().zip(second).zip(third.iter().zip(fourth));
         numbers.zip(partitions.map(|((a, b), (c, d))| [*a, *b, *c, *d]))
     };
-    // The last run goes on with the rest. A partition's counters lie together.
+    // The last run includes `rest`. The counters of one partition are adjacent.
     let mut offsets = vec![[0_u32; RUNS]; partitions];
     for (_, of_runs) in side_by_side() {
         for (run_index, partition) in of_runs.into_iter().enumerate() {
@@ -133,7 +134,7 @@ fn order(partition_of_row: &[u32], partitions: usize) -> Option<PartitionOrder> 
     let mut end = 0;
     let mut ends = Vec::with_capacity(partitions);
     for counts in &mut offsets {
-        // From how many there are to where they begin.
+        // Turns counts into start offsets.
         for count in counts {
             end += std::mem::replace(count, end);
         }
@@ -155,7 +156,7 @@ fn order(partition_of_row: &[u32], partitions: usize) -> Option<PartitionOrder> 
     Some(PartitionOrder { rows: ordered, ends })
 }
 
-/// Row numbers by partition, in order.
+/// Returns the row indices of each partition, in row order.
 pub fn partition_indices(
     partition_of_row: impl Iterator<Item = usize>,
     partitions: usize,

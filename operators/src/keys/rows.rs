@@ -1,27 +1,27 @@
-//! Keys as rows of bytes, in chunks.
+//! Keys as arrow rows, stored in chunks.
 
 use std::ops::Range;
 
 use arrow_row::{Row, Rows};
 
-/// The rows of a chunk, as a power of two.
+/// Rows per chunk, as a power of two.
 const CHUNK_BITS: u32 = 14;
 const CHUNK: usize = 1 << CHUNK_BITS;
 
-/// Encoded rows of one converter, which do not move as they become more: to copy gigabytes takes seconds, in which a task
-/// neither yields nor hears of a cancel.
+/// Encoded rows of one converter, which growth never moves. Copying gigabytes would take seconds,
+/// in which a task neither yields nor checks for cancellation.
 #[derive(Debug)]
 pub struct KeyRows {
-    /// All full but the last; at least one.
+    /// Chunks, at least one; all but the last are full.
     chunks: Vec<Rows>,
-    /// What the full ones take.
+    /// Bytes of the full chunks.
     full_bytes: usize,
-    /// None, as which a chunk begins.
+    /// An empty chunk, cloned to start the next one.
     empty: Rows,
 }
 
 impl KeyRows {
-    /// These `rows`; `empty` is of no rows, and of the same converter.
+    /// Creates keys from `rows`. `empty` has no rows and comes from the same converter.
     pub(super) fn new(rows: Rows, empty: Rows) -> Self {
         if rows.num_rows() <= CHUNK {
             return Self { chunks: vec![rows], full_bytes: 0, empty };
@@ -31,46 +31,46 @@ impl KeyRows {
         keys
     }
 
-    /// Row `index`.
+    /// Returns row `index`.
     #[inline]
     pub fn row(&self, index: usize) -> Row<'_> {
         self.chunks[index >> CHUNK_BITS].row(index & (CHUNK - 1))
     }
 
-    /// How many there are.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         let last = self.chunks.last().map_or(0, Rows::num_rows);
         (self.chunks.len().saturating_sub(1) << CHUNK_BITS) + last
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Has none any more.
+    /// Removes all rows; keeps the memory of the first chunk.
     pub fn clear(&mut self) {
         self.chunks.truncate(1);
         self.chunks.iter_mut().for_each(Rows::clear);
         self.full_bytes = 0;
     }
 
-    /// The bytes they take.
+    /// Returns the memory of the rows, in bytes.
     pub fn bytes(&self) -> usize {
         self.full_bytes + self.chunks.last().map_or(0, Rows::size)
     }
 
-    /// All of them.
+    /// Iterates over all rows.
     pub fn iter(&self) -> impl Iterator<Item = Row<'_>> {
         self.chunks.iter().flat_map(Rows::iter)
     }
 
-    /// Those of `range`.
+    /// Iterates over the rows of `range`.
     pub fn range(&self, range: Range<usize>) -> impl Iterator<Item = Row<'_>> {
         range.map(|index| self.row(index))
     }
 
-    /// Appends a row of the same converter.
+    /// Appends a row from the same converter.
     #[inline]
     pub fn push(&mut self, row: Row<'_>) {
         if let Some(last) = self.chunks.last_mut()

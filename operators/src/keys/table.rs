@@ -1,16 +1,17 @@
 //! A hash table from keys to dense group numbers.
 //!
-//! Open addressing with linear probing. A slot is a *tag*, half of the key's hash, and the group's number plus
-//! one, so most probes are decided without touching the keys. A tag's upper bits say where its slot is: slots are
-//! in the order of their tags, nearly, and a table grows by one pass over them, from front to back, where it would
-//! touch both tables in random order if they were in that of the hashes' lower bits. Hashes are kept to cut the table
-//! into partitions without hashing again.
+//! Open addressing with linear probing. A slot combines a *tag*, half of the key's hash, with the
+//! group's number plus one. Most probes are decided without reading the keys. A tag's upper bits
+//! are its home slot, so slots are nearly sorted by tag. A table therefore grows in one
+//! front-to-back pass over its slots. Slots by the hash's lower bits would make growth touch both
+//! tables in random order. The hashes are kept, so that the table is partitioned without hashing
+//! again.
 
 use std::convert::Infallible;
 
 use super::{EncodedKeys, KeyEncoder};
 
-/// Groups in the order in which their keys were first seen.
+/// Groups, numbered in the order in which their keys were first seen.
 #[derive(Debug)]
 pub struct GroupValues {
     slots: Vec<u64>,
@@ -20,48 +21,48 @@ pub struct GroupValues {
 
 const FIRST_SLOTS: usize = 1024;
 
-/// Up to so many slots, which stay within a core's own cache, to find out which are taken costs more than to enter
-/// groups in their order.
+/// Maximum number of slots at which growth enters the groups again, in group order. Such a table
+/// stays within a core's own cache, where a scan for taken slots costs more.
 const CACHED_SLOTS: usize = 1 << 17;
 
-/// Slots after which a table that grows asks whether to go on: a millisecond or two.
+/// Slots that a growing table handles between two calls of `check`: one to two milliseconds.
 const STEP_SLOTS: usize = 1 << 18;
 
 impl GroupValues {
-    /// A table for keys of `encoder`.
+    /// Creates a table for keys of `encoder`.
     pub fn new(encoder: &KeyEncoder) -> Self {
         Self { slots: vec![0; FIRST_SLOTS], hashes: Vec::new(), keys: encoder.empty_keys() }
     }
 
-    /// The number of groups.
+    /// Returns the number of groups.
     pub fn len(&self) -> usize {
         self.hashes.len()
     }
 
-    /// Whether there are no groups.
+    /// Returns whether there are no groups.
     pub fn is_empty(&self) -> bool {
         self.hashes.is_empty()
     }
 
-    /// The bytes it takes.
+    /// Returns the memory of the table, in bytes.
     pub fn bytes(&self) -> usize {
         8 * (self.slots.capacity() + self.hashes.capacity()) + self.keys.bytes()
     }
 
-    /// The groups' keys.
+    /// Returns the groups' keys.
     pub fn keys(&self) -> &EncodedKeys {
         &self.keys
     }
 
-    /// The groups' hashes.
+    /// Returns the groups' hashes.
     pub fn hashes(&self) -> &[u64] {
         &self.hashes
     }
 
-    /// Replaces `groups` by the group of each of `keys`, with new groups for unknown keys.
+    /// Replaces `groups` by the group of each of `keys`. Unknown keys get new groups.
     ///
     /// # Panics
-    /// If there are more than 2³² groups, or the keys are of another encoder.
+    /// If there are more than 2³² groups, or the keys come from another encoder.
     pub fn intern(&mut self, keys: &EncodedKeys, hashes: &[u64], groups: &mut Vec<usize>) {
         groups.clear();
         groups.reserve(keys.len());
@@ -85,18 +86,19 @@ impl GroupValues {
                     groups.push(group);
                 }
             }
-            _ => panic!("keys of another encoder"),
+            _ => panic!("the keys come from another encoder"),
         }
         assert!(self.hashes.len() <= u32::MAX as usize, "more than 2^32 groups in one table");
     }
 
-    /// Makes room for `more` groups at a load of at most one half. Asks `check` now and then.
+    /// Reserves capacity for `more` groups at a load factor of at most one half. Calls `check`
+    /// periodically, so that growth can be cancelled.
     ///
     /// # Errors
-    /// That of `check`; the table has the groups it had.
+    /// Returns the error of `check`; the groups are unchanged.
     pub fn reserve<E>(&mut self, more: usize, check: impl Fn() -> Result<(), E>) -> Result<(), E> {
         if self.hashes.len() > CACHED_SLOTS {
-            // Each of them copies what there is when it is full, all at the same time.
+            // Both vectors copy their contents as they grow, and both grow at the same length.
             check()?;
             self.hashes.reserve(more);
             check()?;
@@ -128,20 +130,21 @@ impl GroupValues {
         Ok(())
     }
 
-    /// Has no groups any more, and keeps its memory; of rows only a part.
+    /// Removes all groups. Keeps the memory, except that of variable-length keys beyond one chunk.
     pub fn clear(&mut self) {
         self.slots.fill(0);
         self.hashes.clear();
         self.keys.clear();
     }
 
-    /// The groups' keys, without the table.
+    /// Returns the groups' keys and drops the table.
     pub fn into_keys(self) -> EncodedKeys {
         self.keys
     }
 }
 
-/// Keys that are values. Rows often come in the order of theirs, or nearly: the one before is looked at first.
+/// Interns fixed-width keys. Rows often arrive in key order, or nearly: each key is compared with
+/// the previous row's first.
 fn intern_values<K: Copy + PartialEq>(
     (slots, known, store): (&mut [u64], &mut Vec<u64>, &mut Vec<K>),
     (keys, hashes): (&[K], &[u64]),
@@ -168,20 +171,21 @@ fn intern_values<K: Copy + PartialEq>(
 
 const TAG: u64 = 0xFFFF_FFFF_0000_0000;
 
-/// The half of `hash` that slots have, in their upper half: its lower one, since partitions are cut by the first bits of
-/// the other, with its bytes in reverse.
+/// Returns the tag of `hash`: its lower half with the bytes reversed, in the upper 32 bits. The
+/// lower half is used because partitions are chosen by the top bits of the upper half.
 #[inline]
 fn tag_of(hash: u64) -> u64 {
     hash.swap_bytes() & TAG
 }
 
-/// What is left of a tag when it is shifted by so much is where the search for it begins. There is more than one slot,
-/// and a power of two.
+/// Returns the right shift that turns a tag into its home slot. The number of slots is a power of
+/// two greater than one.
 fn shift_of(slots: &[u64]) -> u32 {
     64 - slots.len().trailing_zeros()
 }
 
-/// The group with this hash for which `equal` holds, or `next`, entered.
+/// Returns the group with this hash for which `equal` holds; without one, enters and returns
+/// `next`.
 #[inline]
 fn find_or_insert(
     slots: &mut [u64],
@@ -208,7 +212,7 @@ fn find_or_insert(
     }
 }
 
-/// Enters what is in none of the slots.
+/// Enters `entry`, which is in none of the slots.
 fn enter(slots: &mut [u64], entry: u64) {
     let mask = slots.len() - 1;
     let mut slot = ((entry & TAG) >> shift_of(slots)) as usize;

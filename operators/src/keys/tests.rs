@@ -1,4 +1,4 @@
-//! Encoding and decoding give the same columns; equal keys and only they get one group.
+//! Encoding and decoding yield the same columns; only equal keys share a group.
 
 use std::{ops::Range, sync::Arc};
 
@@ -66,7 +66,7 @@ fn zeros_are_equal_and_nans_are_by_their_bits() {
 
 #[test]
 fn a_null_equals_only_a_null() {
-    // The value under the NULL is 0, which must not make it equal to 0.
+    // The value below the NULL is 0; the NULL must not become equal to 0.
     let ints: ArrayRef = Arc::new(Int64Array::from(vec![None, Some(0), None, Some(1)]));
     let encoder = encoder(std::slice::from_ref(&ints));
     let keys = encoder.encode(&[ints]).unwrap();
@@ -85,7 +85,7 @@ fn texts(range: Range<i64>) -> ArrayRef {
     Arc::new(StringArray::from_iter_values(range.map(|number| number.to_string())))
 }
 
-/// Enters `rows` in batches, which are to be groups of these numbers.
+/// Interns `rows` rows in batches and asserts that row n becomes group n.
 fn enter(
     table: &mut GroupValues,
     encoder: &KeyEncoder,
@@ -103,7 +103,7 @@ fn enter(
     assert_eq!(table.len(), rows as usize);
 }
 
-/// More than are entered in the order of their groups when a table grows.
+/// More groups than a table of `CACHED_SLOTS` slots has, so that growth scans slots.
 const MANY: i64 = 300_000;
 
 #[test]

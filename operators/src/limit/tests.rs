@@ -1,4 +1,4 @@
-//! Skips and counts over batches and tasks; whoever reads for a limit ends with it.
+//! Skips and counts over batches and tasks; sources end when their limit is reached.
 
 use std::sync::Arc;
 
@@ -16,7 +16,11 @@ fn limited(table: &RecordBatch, limit: Limit, morsel: usize, tasks: usize) -> Ve
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 200,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn one_task_passes_rows_in_order(

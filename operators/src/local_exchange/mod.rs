@@ -1,4 +1,4 @@
-//! Local exchange: moves rows between the tasks of pipelines, by one of seven routes.
+//! Local exchange: moves rows between the tasks of pipelines, by one of seven routings.
 
 mod routing;
 
@@ -26,7 +26,7 @@ use crate::{
     union::with_schema,
 };
 
-/// Takes the rows of one producing pipeline.
+/// Sink of one producing pipeline.
 #[derive(Debug)]
 pub struct LocalExchangeSink {
     slots: PerTask<state::ExchangeProducer<BufferedBatch>>,
@@ -34,7 +34,7 @@ pub struct LocalExchangeSink {
     budget: BufferLimit,
 }
 
-/// Gives each task of the consuming pipeline the rows of its channel.
+/// Source that returns to each task of the consuming pipeline the rows of its channel.
 #[derive(Debug)]
 pub struct LocalExchangeSource {
     slots: PerTask<state::ExchangeConsumer<BufferedBatch>>,
@@ -42,8 +42,8 @@ pub struct LocalExchangeSource {
 }
 
 impl LocalExchangeSource {
-    /// The same source, whose columns come out under the names of `schema`: for producers that
-    /// agree in the types of their columns only, such as the children of a union.
+    /// Returns the source with its columns named as in `schema`. It serves producers whose columns
+    /// agree in type only, such as the children of a union.
     #[must_use]
     pub fn with_schema(mut self, schema: SchemaRef) -> Self {
         self.schema = Some(schema);
@@ -51,12 +51,12 @@ impl LocalExchangeSource {
     }
 }
 
-/// An exchange from pipelines of as many tasks as `producers` says, one sink each, to a pipeline of
-/// `consumers` tasks. `budget` is for the wait-for graph to overflow where waiting for a consumer
-/// would close a cycle.
+/// Creates an exchange with one sink per producing pipeline and a source of `consumers` tasks.
+/// `producers` lists the pipelines' task counts. The wait-for graph makes `budget` overflow where
+/// waiting for a consumer would close a cycle.
 ///
 /// # Errors
-/// If there are no producers or no consumers, or a bucket goes to a channel that does not exist.
+/// If there are no producers or no consumers, or a bucket maps to a channel that does not exist.
 pub fn new(
     routing: Routing,
     producers: &[usize],
@@ -66,7 +66,7 @@ pub fn new(
     let tasks = producers.iter().sum();
     if tasks == 0 || consumers == 0 {
         return Err(Error::InvalidConfiguration(
-            "a local exchange needs producers and consumers".into(),
+            "a local exchange needs at least one producer and one consumer".into(),
         ));
     }
     let router = Arc::new(Router::new(routing, consumers)?);
@@ -104,7 +104,7 @@ struct LocalExchange {
     writer: BufferWriter<Target>,
 }
 
-/// The channels a batch goes to.
+/// Channels that receive a batch.
 enum Target {
     AnyChannel,
     EveryChannel,

@@ -1,4 +1,4 @@
-//! Which rows of a batch go to which channel of a local exchange.
+//! Routing of a batch's rows to the channels of a local exchange.
 
 use std::sync::{
     Arc,
@@ -20,28 +20,29 @@ use crate::{
     keys::{partition_rows, partition_rows_reseeded, split_by_partition},
 };
 
-/// How a local exchange routes.
+/// Routing strategy of a local exchange.
 #[derive(Debug, Clone)]
 pub enum Routing {
-    /// Rows by the hash of these keys, as DataFusion's repartitioning hashes them.
+    /// Routes rows by the hash of these keys, as DataFusion's repartitioning hashes them.
     Hash(Vec<Arc<dyn PhysicalExpr>>),
-    /// Rows by another hash of these keys: for rows that may have been chosen by the first, by a bucket or a node.
+    /// Routes rows by a hash of these keys with another seed. It is used for rows that a bucket or
+    /// a node may have selected by the first hash.
     HashReseeded(Vec<Arc<dyn PhysicalExpr>>),
-    /// Rows by the bucket their storage put them into.
+    /// Routes rows by the bucket their storage assigned.
     BucketHash {
-        /// The number of a row's bucket: an integer that is not NULL.
+        /// Bucket number of a row: an integer that is not NULL.
         bucket: Arc<dyn PhysicalExpr>,
-        /// The channel of each bucket.
+        /// Channel of each bucket.
         channels: Arc<[usize]>,
     },
-    /// Whole batches to the channel that holds least.
+    /// Routes whole batches to the channel with the fewest buffered bytes.
     PassThrough,
-    /// Every batch to every channel.
+    /// Routes every batch to every channel.
     Broadcast,
-    /// Everything to channel 0.
+    /// Routes all batches to channel 0.
     PassToOne,
-    /// The first batches, as many as there are channels, are split over all channels, so that
-    /// every consumer has work soon; later ones are passed whole.
+    /// Splits the first batches, one per channel, over all channels, so that every consumer has
+    /// work soon. Later batches are passed whole.
     AdaptivePassThrough,
 }
 
@@ -49,11 +50,11 @@ pub enum Routing {
 pub(crate) struct Router {
     routing: Routing,
     channels: usize,
-    /// Batches routed by all producers, as far as that matters.
+    /// Batches routed by all producers; counting stops at `channels`.
     routed_batches: AtomicUsize,
 }
 
-/// Where a batch goes.
+/// Result of routing a batch.
 pub(crate) enum Routed {
     AnyChannel(RecordBatch),
     EveryChannel(RecordBatch),
@@ -66,7 +67,7 @@ impl Router {
             && let Some(wrong) = map.iter().find(|channel| **channel >= channels)
         {
             return Err(Error::InvalidConfiguration(format!(
-                "a bucket goes to channel {wrong} of a local exchange that has {channels}"
+                "a bucket maps to channel {wrong}, but the exchange has {channels} channels"
             )));
         }
         Ok(Self { routing, channels, routed_batches: AtomicUsize::new(0) })
@@ -114,7 +115,8 @@ impl Router {
             Routing::PassThrough | Routing::PassToOne => Routed::AnyChannel(batch),
             Routing::Broadcast => Routed::EveryChannel(batch),
             Routing::AdaptivePassThrough => {
-                // Relaxed: the number says how much was routed, nothing else depends on it.
+                // Relaxed: the counter only limits the number of split batches; no other data
+                // depends on it.
                 let batch_index = match self.routed_batches.load(Ordering::Relaxed) {
                     batch_index if batch_index < self.channels => {
                         self.routed_batches.fetch_add(1, Ordering::Relaxed)
@@ -156,8 +158,8 @@ impl Router {
         split_by_partition(batch, row_channels.iter().copied(), self.channels)
     }
 
-    /// Cuts batch number `number` into about equal slices, one a channel. Batches of fewer rows
-    /// than channels begin at different channels.
+    /// Splits batch `batch_index` into slices of about equal size, one per channel. Batches with
+    /// fewer rows than channels start at different channels.
     fn split(&self, batch: &RecordBatch, batch_index: usize) -> Vec<(usize, RecordBatch)> {
         let rows = batch.num_rows();
         let edge = |slice: usize| slice * rows / self.channels;

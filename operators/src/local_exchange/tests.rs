@@ -1,4 +1,4 @@
-//! Rows in are rows out, each on the channel its route says.
+//! Local exchange against its input: every row arrives once, on the channel its routing selects.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,7 +43,7 @@ struct Case {
 }
 
 impl Case {
-    /// The rows of each channel.
+    /// Returns the rows of each channel.
     fn run(&self, input: &RecordBatch) -> Result<Vec<Vec<RecordBatch>>> {
         self.run_with(QueryOptions::default(), input)
     }
@@ -82,7 +82,11 @@ fn routings() -> Vec<Routing> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 200,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn rows_in_are_rows_out(
@@ -130,7 +134,7 @@ fn equal_keys_meet_where_datafusion_sends_them() {
     }
 }
 
-/// One partition of a hash exchange is spread over all channels of the next, by keys still.
+/// One partition of a hash exchange is spread over all channels of the next, still by keys.
 #[test]
 fn rows_of_a_partition_are_spread_again() {
     let keys = ints((0..400).map(|n| Some(n % 100)));
@@ -176,7 +180,7 @@ fn a_bucket_without_a_channel_is_an_error() {
     }
     let routing = Routing::BucketHash { bucket: key(), channels: [0, 2].into() };
     let error = new(routing, &[1], 2, BufferLimit::new(1)).unwrap_err();
-    assert_eq!(error.to_string(), "a bucket goes to channel 2 of a local exchange that has 2");
+    assert_eq!(error.to_string(), "a bucket maps to channel 2, but the exchange has 2 channels");
     assert!(new(Routing::PassThrough, &[0], 2, BufferLimit::new(1)).is_err());
 }
 
@@ -196,7 +200,7 @@ fn adaptive_pass_through_splits_the_first_batches() {
     };
     assert_eq!(whole(Routing::AdaptivePassThrough), [33, 33, 34]);
     assert_eq!(whole(Routing::PassThrough), [100, 0, 0]);
-    // Batches too small to be split begin at different channels.
+    // Batches too small to be split start at different channels.
     let case = Case { producers: 1, morsel: 1, ..case(Routing::AdaptivePassThrough, 3) };
     let channels = case.run(&numbers(3)).unwrap();
     assert_eq!(channels.iter().map(|batches| rows(batches).len()).collect::<Vec<_>>(), [1, 1, 1]);

@@ -1,4 +1,4 @@
-//! Every reader gets every row in order, whatever the others do.
+//! Every reader gets every row in order, independent of the other readers.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -65,7 +65,7 @@ fn readers_that_leave_do_not_stall_the_rest() {
 
 #[test]
 fn what_overflows_is_charged_to_the_query() {
-    // Both readers' 20 kB are held at the same time: one's in the join, the other's on the way.
+    // 20 kB are buffered for each reader at once: one's in the join, the other's in the multicast.
     for (limit, fits) in [(30_000, false), (60_000, true)] {
         let memory = Arc::new(GreedyPool::new(limit));
         let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
@@ -87,7 +87,7 @@ fn what_overflows_is_charged_to_the_query() {
                 schema: numbers(0).schema(),
                 batch_size: 8192,
             };
-            // The probe side of a join is not read before its build side, which has ended by then.
+            // The probe side of a join is not read before its build side has ended.
             let (build, probe) = after.operators(1, 1);
             graph.add_pipeline("build", 1, first, vec![], Arc::new(build)).unwrap();
             result_of(graph, 1, 1, second, vec![Arc::new(probe)])

@@ -1,4 +1,4 @@
-//! The build sink of a nested-loop join: collects the left side in chunks.
+//! Build sink of a nested-loop join: collects the left side in chunks.
 
 use arrow::array::RecordBatch;
 use gatework_runtime::{
@@ -18,7 +18,7 @@ use crate::{
     spill::DeferredReservation,
 };
 
-/// Collects the left side.
+/// Sink that collects the build side.
 #[derive(Debug)]
 pub struct NestedLoopBuild {
     producers: PerTask<BuildProducer<BuildPart, Table>>,
@@ -97,7 +97,7 @@ impl LocalSink for LocalBuild {
 impl LocalBuild {
     fn add(&mut self, rows: RecordBatch) -> Result<()> {
         let bytes = sum_of(rows.columns());
-        // Together they might not fit one array.
+        // Together the batches might not fit into one array.
         if !self.small.is_empty() && self.small_bytes + bytes > MAX_BATCH_BYTES {
             self.flush_chunks(1)?;
         }
@@ -110,7 +110,7 @@ impl LocalBuild {
         }
     }
 
-    /// Makes chunks of the small batches until fewer than `min_rows` rows are left.
+    /// Makes chunks of the small batches until fewer than `min_rows` rows remain.
     fn flush_chunks(&mut self, min_rows: usize) -> Result<()> {
         let rows = concat_batches(&std::mem::take(&mut self.small))?;
         let mut offset = 0;

@@ -1,10 +1,11 @@
 //! Nested-loop join: tests every pair of rows, for joins without equal keys, and cross joins.
 //!
-//! The left side is collected by the tasks of [`NestedLoopBuild`] into chunks of a batch each; no
-//! copy of the whole is ever made. The tasks of [`NestedLoopProbe`] take their own batches of the
-//! right side past all chunks, a block of pairs at a time, so that a task can yield and be cancelled
-//! between blocks. Which left rows met a match is one bit each, shared by all probers; rows that only
-//! those bits decide on (unmatched, semi, anti, mark) are given chunk by chunk after the last prober.
+//! The tasks of [`NestedLoopBuild`] collect the left side, the build side, in chunks of a batch
+//! each. No copy of the whole side is made. The tasks of [`NestedLoopProbe`] test their batches of
+//! the right side against all chunks, a block of pairs at a time. Between blocks a task can yield
+//! and be cancelled. Which build rows found a match is one bit each, shared by all probe tasks.
+//! Rows that only those bits decide on (unmatched, semi, anti, mark) are output chunk by chunk
+//! after the last probe.
 
 mod build;
 mod pairs;
@@ -29,26 +30,26 @@ use crate::join_filter::JoinFilter;
 /// A join of every left row with every right row that passes a filter.
 #[derive(Debug, Clone)]
 pub struct NestedLoopJoin {
-    /// Which rows it gives. The left side is the one that is collected.
+    /// The join type. The left side is the build side.
     pub join_type: JoinType,
-    /// Which pairs match; all of them if there is no filter. NULL is no match.
+    /// Predicate of matching pairs; all pairs match if there is none. NULL is no match.
     pub filter: Option<JoinFilter>,
-    /// Columns of the left side.
+    /// Number of columns of the left side.
     pub left_columns: usize,
-    /// Columns of the right side.
+    /// Number of columns of the right side.
     pub right_columns: usize,
-    /// Which columns of "left ++ right" (inner and outer joins), of one side (semi, anti) or of one
-    /// side and the mark are the output; all if `None`.
+    /// Output columns, as indices into the join's own columns; all if `None`. These are "left ++
+    /// right" (inner and outer joins), one side (semi, anti), or one side and the mark.
     pub projection: Option<Arc<[usize]>>,
-    /// The output after the projection.
+    /// Schema of the output, after the projection.
     pub schema: SchemaRef,
-    /// Rows of an output batch.
+    /// Maximum rows of an output batch.
     pub batch_size: usize,
 }
 
 impl NestedLoopJoin {
-    /// The sink of the left pipeline and the operator of the right one, for as many tasks as these
-    /// pipelines have.
+    /// Creates the sink of the build pipeline and the operator of the probe pipeline, for these
+    /// numbers of tasks.
     ///
     /// # Panics
     /// If there are no tasks or the batch size is 0.
@@ -57,7 +58,7 @@ impl NestedLoopJoin {
         build_tasks: usize,
         probe_tasks: usize,
     ) -> (NestedLoopBuild, NestedLoopProbe) {
-        assert!(self.batch_size > 0, "a batch has at least one row");
+        assert!(self.batch_size > 0, "the batch size of a nested-loop join must be at least 1");
         let plan = Arc::new(plan::NestedLoopJoinPlan::new(self));
         let (producers, consumers) = join_bridge::new("nested-loop join", build_tasks, probe_tasks);
         (NestedLoopBuild::new(producers, plan.batch_size), NestedLoopProbe::new(consumers, plan))

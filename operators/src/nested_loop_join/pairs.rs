@@ -1,36 +1,37 @@
-//! The pairs of one chunk of the left side and one batch of the right side, block by block.
+//! The pairs of one build chunk and one probe batch, block by block.
 
-/// Where the enumeration of pairs stands: left rows in turn, each with all right rows.
+/// Position in the enumeration of pairs: build rows in turn, each with all probe rows.
 #[derive(Debug)]
 pub(super) struct Pairs {
     build_row: u32,
     num_build_rows: u32,
-    /// The right rows to be paired.
+    /// The probe rows to be paired.
     probe_rows: Vec<u32>,
-    /// The next of them, for the left row whose turn it is.
+    /// Index of the next probe row for the current build row.
     next: usize,
 }
 
 impl Pairs {
-    /// All pairs of `num_build_rows` build rows and `probe_rows`.
+    /// Creates all pairs of `num_build_rows` build rows and `probe_rows`.
     pub(super) fn new(num_build_rows: usize, probe_rows: Vec<u32>) -> Self {
         Self { build_row: 0, num_build_rows: num_build_rows as u32, probe_rows, next: 0 }
     }
 
-    /// Whether no pair is left.
+    /// Returns whether all pairs were enumerated.
     pub(super) fn is_done(&self) -> bool {
         self.build_row == self.num_build_rows || self.probe_rows.is_empty()
     }
 
-    /// Forgets right rows, if this is between two left rows.
+    /// Drops probe rows, if the position is between two build rows.
     pub(super) fn retain_probe_rows(&mut self, keep: impl Fn(u32) -> bool) {
         if self.next == 0 {
             self.probe_rows.retain(|row| keep(*row));
         }
     }
 
-    /// Appends up to `max_pairs` pairs to `build_rows` and `probe_rows`, leaving out rows that `skip` names. It
-    /// stops between two left rows if it can, so that right rows can be forgotten there.
+    /// Appends up to `max_pairs` pairs to `build_rows` and `probe_rows`, without build rows for
+    /// which `skip` is true. It stops between two build rows where it can, so that probe rows can
+    /// be dropped there.
     pub(super) fn fill(
         &mut self,
         max_pairs: usize,

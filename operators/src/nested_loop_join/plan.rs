@@ -1,4 +1,4 @@
-//! What a nested-loop join gives for which rows, worked out once.
+//! The prepared plan of a nested-loop join: which rows are output.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::{
     join_filter::JoinFilter,
 };
 
-/// Where an output column comes from.
+/// Source of an output column.
 #[derive(Debug, Clone, Copy)]
 enum OutputColumn {
     Build(usize),
@@ -32,7 +32,7 @@ pub(super) struct NestedLoopJoinPlan {
     pub(super) batch_size: usize,
     join_type: JoinType,
     output: Vec<OutputColumn>,
-    /// The columns that pairs take of each side.
+    /// Columns gathered for pairs: of the build side, and of the probe side.
     gathered: [Vec<usize>; 2],
     schema: SchemaRef,
 }
@@ -72,35 +72,35 @@ impl NestedLoopJoinPlan {
         }
     }
 
-    /// Whether matching pairs are output, not only which rows have a match.
+    /// Returns whether matching pairs are output, not only which rows have a match.
     pub(super) fn emits_pairs(&self) -> bool {
         use JoinType::{Full, Inner, Left, Right};
         matches!(self.join_type, Inner | Left | Right | Full)
     }
 
-    /// Whether left rows are output by what is known of them in the end.
+    /// Returns whether build rows are output after the probe, by whether they found a match.
     pub(super) fn tracks_build_matches(&self) -> bool {
         use JoinType::{Full, Left, LeftAnti, LeftMark, LeftSemi};
         matches!(self.join_type, Left | Full | LeftSemi | LeftAnti | LeftMark)
     }
 
-    /// Whether right rows are output by what is known of them after all of the left side.
+    /// Returns whether probe rows are output after all build chunks, by whether they found a match.
     pub(super) fn tracks_probe_matches(&self) -> bool {
         use JoinType::{Full, Right, RightAnti, RightMark, RightSemi};
         matches!(self.join_type, Right | Full | RightSemi | RightAnti | RightMark)
     }
 
-    /// Whether there is no output at all if the left side is empty.
+    /// Returns whether an empty build side means an empty result.
     pub(super) fn empty_build_is_empty_result(&self) -> bool {
         !self.tracks_probe_matches() || self.join_type == JoinType::RightSemi
     }
 
-    /// No rows: what an operator answers that only wants to be called again.
+    /// Returns a batch without rows, for an operator that only wants to be called again.
     pub(super) fn empty_batch(&self) -> Batch {
         Batch::new(RecordBatch::new_empty(self.schema.clone()))
     }
 
-    /// How many of these pairs, from the first on, a batch may hold.
+    /// Returns how many of these pairs, from the first on, fit into a batch.
     pub(super) fn pairs_within(
         &self,
         build: &RecordBatch,
@@ -115,7 +115,7 @@ impl NestedLoopJoinPlan {
         pairs_within(MAX_BATCH_BYTES, longest, sides)
     }
 
-    /// The pairs of `build_rows[i]` and `probe_rows[i]`.
+    /// Returns the pairs of `build_rows[i]` and `probe_rows[i]`.
     pub(super) fn pairs_batch(
         &self,
         build: &RecordBatch,
@@ -132,7 +132,7 @@ impl NestedLoopJoinPlan {
         Ok(Batch::new(self.build_output_batch(columns, build_rows.len())?))
     }
 
-    /// The rows of one side that its `matched` bits let through.
+    /// Returns the rows of one side that are output according to their `matched` bits.
     pub(super) fn one_side(
         &self,
         side: JoinSide,

@@ -1,4 +1,5 @@
-//! The probe of a nested-loop join: takes right batches past all chunks, then drains left rows.
+//! Probe of a nested-loop join: tests probe batches against all chunks, then outputs build rows by
+//! their match bits.
 
 use std::sync::Arc;
 
@@ -23,10 +24,10 @@ use super::{
 };
 use crate::apply_selection;
 
-/// The most pairs that are tested at a time.
+/// Maximum number of pairs in a block, which is tested at once.
 const BLOCK_PAIRS: usize = 8192;
 
-/// Tests the right side's rows against the collected left side.
+/// Operator that tests the right side's rows against the build side.
 #[derive(Debug)]
 pub struct NestedLoopProbe {
     consumers: PerTask<ProbeConsumer<BuildPart, Table>>,
@@ -66,16 +67,16 @@ struct LocalProbe {
     probe_batch: Option<ProbeBatch>,
 }
 
-/// A right batch on its way past the chunks.
+/// A probe batch that is tested against the chunks.
 struct ProbeBatch {
     rows: RecordBatch,
     sequence: u64,
-    /// A bit per row that met a match; empty if nobody asks.
+    /// A bit per row, set if it found a match; empty if the join type does not need it.
     matched: BooleanBufferBuilder,
     chunk: usize,
-    /// What is left of the current chunk; `None` before it is begun.
+    /// The remaining pairs of the current chunk; `None` before its first block.
     pairs: Option<Pairs>,
-    /// Matching pairs of the current chunk that have not been given.
+    /// Matching pairs of the current chunk that are not emitted yet.
     build_matches: Vec<u32>,
     probe_matches: Vec<u32>,
 }
@@ -89,7 +90,8 @@ impl LocalOperator for LocalProbe {
                     let table = Table::new(parts, self.plan.tracks_build_matches(), memory)?;
                     self.consumer.finish_finalize(table, 0);
                 }
-                // A table of no units is ready when it is prepared; this keeps to the protocol.
+                // A table without build morsels is ready when it is finalized; this arm completes
+                // the protocol.
                 BuildStep::Morsel(..) => {
                     if self.consumer.finish_build_morsel() {
                         self.consumer.publish_table();
@@ -120,7 +122,7 @@ impl LocalOperator for LocalProbe {
             return Ok(OperatorResult::NeedInput);
         };
         if let Some(chunk) = table.chunks.get(probe_batch.chunk) {
-            // Called again even without rows: between two blocks the task may yield.
+            // `HaveMoreOutput` even without rows: between two blocks the task may yield.
             let batch = probe_batch.advance(chunk, &self.plan, task)?;
             return Ok(OperatorResult::HaveMoreOutput(
                 batch.unwrap_or_else(|| self.plan.empty_batch()),
@@ -174,7 +176,7 @@ impl ProbeBatch {
         }
     }
 
-    /// Does the next block of `chunk`, and goes on to the next chunk after its last one.
+    /// Tests the next block of `chunk`; after its last block, moves to the next chunk.
     fn advance(
         &mut self,
         chunk: &Chunk,
@@ -185,7 +187,7 @@ impl ProbeBatch {
             Some(pairs) => pairs,
             None => self.begin(chunk, plan),
         };
-        // Matches may be left that a batch had no room for.
+        // Matches may remain that did not fit into the last batch.
         if !pairs.is_done() && self.build_matches.len() < plan.batch_size {
             self.test_block(&mut pairs, chunk, plan, task)?;
         }
@@ -203,11 +205,11 @@ impl ProbeBatch {
         Ok(batch)
     }
 
-    /// The pairs of `chunk` that are to be looked at.
+    /// Returns the pairs of `chunk` to test.
     fn begin(&mut self, chunk: &Chunk, plan: &NestedLoopJoinPlan) -> Pairs {
         let mut num_build_rows = chunk.rows.num_rows();
         if plan.filter.is_none() {
-            // Every row has a match, which needs no pairs to be known.
+            // Every row has a match; no pair needs to be tested for that.
             if plan.tracks_build_matches() {
                 chunk.mark_all_matched();
             }
@@ -219,7 +221,7 @@ impl ProbeBatch {
         Pairs::new(num_build_rows, (0..self.rows.num_rows() as u32).collect())
     }
 
-    /// Tests the next block of pairs and notes what matches.
+    /// Tests the next block of pairs and records the matches.
     fn test_block(
         &mut self,
         pairs: &mut Pairs,
@@ -233,7 +235,7 @@ impl ProbeBatch {
             return Ok(());
         };
         if !plan.emits_pairs() && plan.tracks_probe_matches() {
-            // One match is all there is to know of a row.
+            // One match decides the output of a probe row.
             pairs.retain_probe_rows(|row| !self.matched.get_bit(row as usize));
         }
         let known = !plan.emits_pairs() && plan.tracks_build_matches();
@@ -277,7 +279,7 @@ impl ProbeBatch {
         }
     }
 
-    /// Gives up to a batch of the pairs that matched.
+    /// Returns up to a batch of the matching pairs.
     fn emit(&mut self, chunk: &Chunk, plan: &NestedLoopJoinPlan) -> Result<Option<Batch>> {
         let count = self.build_matches.len().min(plan.batch_size);
         if count == 0 {

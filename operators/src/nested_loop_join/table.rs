@@ -1,35 +1,35 @@
-//! The collected left side of a nested-loop join, and which of its rows met a match.
+//! The build side of a nested-loop join, and which of its rows found a match.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::{array::RecordBatch, buffer::BooleanBuffer};
 use gatework_runtime::{Result, pipeline::Reservation};
 
-/// What one build task collected.
+/// The chunks of one build task.
 #[derive(Debug)]
 pub(super) struct BuildPart {
     pub(super) chunks: Vec<RecordBatch>,
     pub(super) memory: Reservation,
 }
 
-/// A piece of the left side, small enough to be tested and given as one batch.
+/// A chunk of the build side, small enough to be tested and output as one batch.
 #[derive(Debug)]
 pub(super) struct Chunk {
     pub(super) rows: RecordBatch,
-    /// A bit per row, set once any prober found a match; empty if nobody asks.
+    /// A bit per row, set once any probe task found a match; empty if the join type does not need
+    /// it.
     matched: Box<[AtomicU64]>,
 }
 
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) chunks: Vec<Chunk>,
-    /// Given back with the table.
+    /// Released with the table.
     _memory: Vec<Reservation>,
 }
 
 impl Table {
-    /// A table of `parts`, with bits for matched rows if `track` says so; they are charged to
-    /// `memory`.
+    /// Creates a table of `parts`, with match bits if `track` is true; `memory` reserves these.
     pub(super) fn new(parts: Vec<BuildPart>, track: bool, mut memory: Reservation) -> Result<Self> {
         let mut chunks = Vec::new();
         let mut reservations = Vec::with_capacity(parts.len() + 1);
@@ -47,17 +47,17 @@ impl Table {
     }
 }
 
-// All accesses are relaxed: bits only ever become set, a prober that misses another's bit tests a
-// pair too many, and who reads them for good does so after `finish_probe` of every prober, whose lock
-// orders all that was written before it.
+// Ordering: all accesses are relaxed. Bits are only ever set, so a probe task that misses another's
+// bit tests a pair too many. The final reads happen after `finish_probe` of every probe task, whose
+// lock orders all earlier writes.
 impl Chunk {
-    /// Whether `row` is known to have a match.
+    /// Returns whether `row` is known to have a match.
     pub(super) fn is_matched(&self, row: u32) -> bool {
         let word = &self.matched[row as usize / 64];
         word.load(Ordering::Relaxed) & (1 << (row % 64)) != 0
     }
 
-    /// Notes a match of `row`.
+    /// Records a match of `row`.
     pub(super) fn mark_matched(&self, row: u32) {
         // The test keeps the cache line shared when a row has many matches.
         if !self.is_matched(row) {
@@ -65,7 +65,7 @@ impl Chunk {
         }
     }
 
-    /// Notes a match of all rows.
+    /// Records a match of all rows.
     pub(super) fn mark_all_matched(&self) {
         for word in &self.matched {
             if word.load(Ordering::Relaxed) != u64::MAX {
@@ -74,7 +74,7 @@ impl Chunk {
         }
     }
 
-    /// A bit per row.
+    /// Returns the match bits, one per row.
     pub(super) fn matched(&self) -> BooleanBuffer {
         BooleanBuffer::collect_bool(self.rows.num_rows(), |row| self.is_matched(row as u32))
     }

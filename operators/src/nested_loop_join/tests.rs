@@ -1,4 +1,4 @@
-//! All join types against a model that tests every pair, over batch sizes, instances and filters.
+//! All join types against a model that tests every pair, over batch sizes, task counts and filters.
 
 use std::sync::Arc;
 
@@ -87,7 +87,7 @@ fn text(key: Option<i32>) -> String {
     key.map_or_else(|| "NULL".to_owned(), |key| key.to_string())
 }
 
-/// Each row as (key, number).
+/// Returns each row as (key, number).
 fn side(name: &str, keys: &[Option<i32>]) -> RecordBatch {
     table([
         (&format!("{name}_key"), ints(keys.iter().copied())),
@@ -142,7 +142,7 @@ fn model(kind: JoinType, on: On, left: &[Option<i32>], right: &[Option<i32>]) ->
     rows
 }
 
-/// The schema of a join of two [`side`]s, before a projection.
+/// Returns the schema of a join of two [`side`]s, before a projection.
 fn schema(kind: JoinType) -> Schema {
     let columns = |name: &str| {
         [
@@ -238,7 +238,11 @@ fn size() -> impl Strategy<Value = usize> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn every_join_type_gives_the_rows_of_the_model(
@@ -270,8 +274,8 @@ fn blocks_join_up() {
     }
 }
 
-/// The block in which a left row finds its match ends within that row's pairs; the next left row's
-/// only match lies before that point.
+/// A left row finds its match in a block that ends within that row's pairs. The only match of the
+/// next left row lies before that point.
 #[test]
 fn a_left_row_that_needs_no_more_pairs_takes_none_from_the_next() {
     for kind in [JoinType::LeftSemi, JoinType::LeftAnti, JoinType::LeftMark] {
@@ -349,7 +353,7 @@ fn the_left_side_reserves_query_memory() {
         builds: 2,
         probes: 2,
     };
-    // 8 bytes a row and their validity, a bit for each match.
+    // 8 bytes per row plus validity, and a match bit per row.
     for (limit, fits) in [(70_000, false), (90_000, true)] {
         let memory = Arc::new(GreedyPool::new(limit));
         let options = QueryOptions { memory: memory.clone(), ..QueryOptions::default() };
@@ -368,7 +372,7 @@ fn the_left_side_reserves_query_memory() {
 
 #[test]
 fn a_long_probe_is_cancelled_between_blocks() {
-    // 10^11 pairs, which take minutes. Those of the first left row match and are read at once.
+    // 10^11 pairs take minutes. Those of the first left row match and are read at once.
     let mut keys = vec![Some(1); 300_000];
     keys[0] = Some(0);
     let rows = side("l", &keys);

@@ -1,4 +1,4 @@
-//! Plain columns keep the selection; computed ones see only selected rows.
+//! Plain columns keep the selection; computed columns are evaluated on selected rows only.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ fn column(index: usize) -> Arc<dyn PhysicalExpr> {
     Arc::new(Column::new("column", index))
 }
 
-/// Projects the rows of two columns whose second is not 0.
+/// Projects the rows of two columns whose second column is not 0.
 fn projected(expressions: Vec<Arc<dyn PhysicalExpr>>) -> Vec<RecordBatch> {
     let table = table([
         ("a", ints([Some(10), Some(20), None, Some(40)])),

@@ -57,7 +57,7 @@ fn equal_keys_meet_in_one_partition() {
     let places = all.len();
     all.sort_unstable();
     all.dedup();
-    assert_eq!((places, all.len()), (8, 8), "seven keys and NULL, each in one place");
+    assert_eq!((places, all.len()), (8, 8), "seven keys and NULL, each in one partition");
     assert!(partitions.iter().filter(|batches| !batches.is_empty()).count() > 1);
 }
 

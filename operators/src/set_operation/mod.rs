@@ -1,5 +1,6 @@
-//! Intersect and except, with and without ALL: a table of the first child's rows, in which the other
-//! children's rows count one after the other, then one source that gives what is left.
+//! Intersect and except, with and without ALL. A table holds the first child's rows; the other
+//! children's rows are counted in it, one child after the other. One source then outputs the
+//! remaining rows.
 //!
 //! Two rows are equal if they are not distinct: NULL equals NULL, -0 equals +0.
 
@@ -28,7 +29,7 @@ use crate::{
 };
 use table::CountTable;
 
-/// Which rows of the first child remain.
+/// Kind of a set operation: which rows of the first child remain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetKind {
     /// Each row that all children have, once.
@@ -41,7 +42,7 @@ pub enum SetKind {
     ExceptAll,
 }
 
-/// Takes the rows of one child. Its pipeline has one task.
+/// Sink of one child's rows. Its pipeline has one task.
 #[derive(Debug)]
 pub struct SetSink {
     producers: PerTask<state::SetProducer<CountTable>>,
@@ -50,7 +51,7 @@ pub struct SetSink {
     encoder: KeyEncoder,
 }
 
-/// Gives the rows that remain. Its pipeline has one task.
+/// Source of the rows that remain. Its pipeline has one task.
 #[derive(Debug)]
 pub struct SetSource {
     consumers: PerTask<state::SetConsumer<CountTable>>,
@@ -59,10 +60,10 @@ pub struct SetSource {
     batch_size: usize,
 }
 
-/// A set operation over `children` pipelines, one sink each, in order. The children's columns have
-/// the types of `schema`.
+/// Creates a set operation over `children` pipelines, one sink each, in order. The children's
+/// columns have the types of `schema`.
 ///
-/// A child's pipeline starts only when those before it have ended, so nothing of it is buffered.
+/// A child's pipeline starts only after those before it have ended, so its rows are not buffered.
 ///
 /// # Errors
 /// If there are no children or no columns, if the batch size is 0, or a type cannot be compared.
@@ -73,10 +74,10 @@ pub fn new(
     batch_size: usize,
 ) -> Result<(Vec<SetSink>, SetSource)> {
     if children == 0 || schema.fields().is_empty() || batch_size == 0 {
-        let needs = "a set operation needs a child, a column and a batch size";
+        let needs = "a set operation needs a child, a column and a batch size above 0";
         return Err(Error::InvalidConfiguration(needs.into()));
     }
-    // Nullable, whatever the output is: another child may have NULLs where the output has none.
+    // All key columns are nullable: another child may have NULLs where the output has none.
     let types: Vec<(DataType, bool)> =
         schema.fields().iter().map(|field| (field.data_type().clone(), true)).collect();
     let encoder = KeyEncoder::new(&types, KeyNulls::Equal).query_err()?;
@@ -118,7 +119,7 @@ impl Sink for SetSink {
 struct LocalSetSink {
     producer: Option<state::SetProducer<CountTable>>,
     closed: Gate,
-    /// The table, from this child's turn on.
+    /// The table, once this child is the current one.
     table: Option<CountTable>,
     child: usize,
     kind: SetKind,
@@ -141,7 +142,7 @@ impl LocalSink for LocalSetSink {
             }
             PopResult::Blocked(gate) => Ok(StartResult::Blocked(gate.into())),
             PopResult::Finished => Ok(StartResult::Finished),
-            // When the source has left, sinks end one by one, which is no failure.
+            // When the source was dropped, the sinks end one by one; that is no failure.
             PopResult::Aborted if self.closed.is_ready() => Ok(StartResult::Finished),
             PopResult::Aborted => Err(Error::ProducerAborted),
         }
@@ -179,14 +180,14 @@ impl LocalSink for LocalSetSink {
     }
 }
 
-/// Keys of other types would be read as something they are not.
+/// Checks the column types: keys of other types would be misread.
 fn check_types(rows: &RecordBatch, encoder: &KeyEncoder) -> datafusion_common::Result<()> {
     let types = rows.columns().iter().map(|column| column.data_type());
     if types.eq(encoder.types().iter()) {
         return Ok(());
     }
     internal_err!(
-        "a child of a set operation gives {:?} where {:?} was promised",
+        "a child of a set operation returns {:?}; its columns must have the types {:?}",
         rows.schema().fields(),
         encoder.types()
     )
@@ -215,7 +216,7 @@ struct LocalSetSource {
     encoder: KeyEncoder,
     batch_size: usize,
     table: Option<CountTable>,
-    /// The next key to give, and how often it was given already.
+    /// The next key to output, and how often it was output already.
     next: (usize, u64),
 }
 

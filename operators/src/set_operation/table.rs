@@ -1,6 +1,6 @@
-//! The table of a set operation: how often each distinct row is still to be given.
+//! Table of a set operation: how often each distinct row is still to be output.
 //!
-//! Like [`GroupValues`](crate::keys::GroupValues), with a look-up that enters nothing: rows that only
+//! Like [`GroupValues`](crate::keys::GroupValues), with a lookup that enters no key: rows that only
 //! the other children have take no memory.
 
 use gatework_runtime::{Result, pipeline::Reservation};
@@ -13,13 +13,13 @@ use crate::{
 
 #[derive(Debug)]
 pub(super) struct CountTable {
-    /// The number of a key plus one; 0 is free. Linear probing.
+    /// The index of a key plus one; 0 for an empty slot. Linear probing.
     slots: Vec<u32>,
     hashes: Vec<u64>,
     keys: EncodedKeys,
-    /// How often each key is to be given.
+    /// How often each key is to be output.
     counts: Vec<u64>,
-    /// How often the child at hand had each key, at most its count: intersections only.
+    /// How often the current child had each key, at most its count; intersections only.
     hits: Vec<u64>,
     count_total: u64,
     hit_total: u64,
@@ -42,7 +42,7 @@ impl CountTable {
         }
     }
 
-    /// Reserves what the table takes, now and as it grows, in `memory`.
+    /// Reserves the table's bytes, now and as it grows, in `memory`.
     pub(super) fn reserve_in(&mut self, memory: Reservation) -> Result<()> {
         self.memory = Some(memory);
         self.update_reservation()
@@ -55,7 +55,7 @@ impl CountTable {
         self.memory.as_mut().map_or(Ok(()), |memory| memory.resize(bytes))
     }
 
-    /// Counts the first child's rows.
+    /// Counts the rows of the first child.
     pub(super) fn insert(
         &mut self,
         keys: &EncodedKeys,
@@ -103,7 +103,7 @@ impl CountTable {
         }
     }
 
-    /// Draws the conclusion at the end of another child.
+    /// Applies the counts at the end of another child.
     pub(super) fn end_child(&mut self, kind: SetKind) {
         if matches!(kind, SetKind::Intersect | SetKind::IntersectAll) {
             std::mem::swap(&mut self.counts, &mut self.hits);
@@ -112,7 +112,7 @@ impl CountTable {
         }
     }
 
-    /// Whether no further row of the child at hand can change anything.
+    /// Returns whether no further row of the current child can change the result.
     pub(super) fn cannot_change(&self, kind: SetKind) -> bool {
         match kind {
             SetKind::Intersect | SetKind::IntersectAll => self.hit_total == self.count_total,
@@ -120,8 +120,8 @@ impl CountTable {
         }
     }
 
-    /// Appends up to `max_rows` of the rows to be given to `keys`, from key and repetition `next` on;
-    /// fewer if their texts are long.
+    /// Appends up to `max_rows` of the output rows to `keys`, from key and repetition `next` on.
+    /// Appends fewer if the keys are long.
     pub(super) fn rows_from(
         &self,
         next: &mut (usize, u64),
@@ -144,7 +144,7 @@ impl CountTable {
         keys
     }
 
-    /// The number of key `row` of `keys`, or the slot it would go to.
+    /// Returns the index of key `row` of `keys`, or else the slot to enter it.
     fn find(&self, keys: &EncodedKeys, row: usize, hash: u64) -> Result<usize, usize> {
         let mask = self.slots.len() - 1;
         let mut slot = hash as usize & mask;
@@ -159,7 +159,7 @@ impl CountTable {
         }
     }
 
-    /// Makes room for `more` keys at a load of at most one half.
+    /// Reserves slots for `more` keys at a load factor of at most one half.
     fn reserve_slots(&mut self, more: usize) {
         let wanted = (2 * (self.hashes.len() + more)).max(FIRST_SLOTS);
         if wanted <= self.slots.len() {

@@ -1,4 +1,4 @@
-//! All four kinds against counts in a map, over chains of children and all forms of keys.
+//! All four kinds against counts in a map, over chains of children and all key layouts.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -89,7 +89,11 @@ fn row() -> impl Strategy<Value = Row> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 300,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn every_kind_gives_the_rows_of_the_model(
@@ -152,7 +156,7 @@ fn a_child_of_another_type_is_an_error() {
     let other = batch(&[(Some(1), None)], KeyLayout::U64);
     let children: Vec<Arc<dyn Source>> = vec![scan(&some, 1), scan(&other, 1)];
     let error = run_set(SetKind::Except, some.schema(), children, 3).unwrap_err();
-    assert!(error.to_string().contains("a child of a set operation gives"), "{error}");
+    assert!(error.to_string().contains("a child of a set operation returns"), "{error}");
 }
 
 #[test]

@@ -1,8 +1,7 @@
-//! Rows in order, gathered in chunks: at once for a run in memory, one by one for a run that is
-//! written.
+//! Sorted rows, gathered in chunks: all at once for a run in memory, one by one for a spilled run.
 //!
-//! A chunk has as many rows as an output batch, or fewer if their texts would exceed what a batch
-//! may hold. Collected text that does not fit one array is gathered from several.
+//! A chunk has the row count of an output batch, or fewer rows if their texts exceed the bytes of a
+//! batch. Collected text that does not fit one array is gathered from several arrays.
 
 use std::{ops::Range, vec};
 
@@ -21,8 +20,8 @@ use crate::{
     spill::gc_batch_views,
 };
 
-/// Returns the ranges of `order` that become chunks: of `most` rows, or fewer if the
-/// variable-length values of `batches`' rows have more than `bound` bytes together.
+/// Returns the ranges of `order` that become chunks: `max_rows` rows, or fewer if the
+/// variable-length values of the rows exceed `bound` bytes.
 pub(super) fn chunk_ranges(
     batches: &[RecordBatch],
     order: &[u32],
@@ -60,8 +59,8 @@ fn row_lengths(batch: &RecordBatch) -> Vec<usize> {
     lengths
 }
 
-/// Returns the rows of `batches` in `order`, in chunks. Column by column, so that there are never
-/// two copies of all.
+/// Gathers the rows of `batches` in `order`, in chunks. It works column by column, so two copies of
+/// all rows never exist at once.
 pub(super) fn gather_chunks(
     schema: &SchemaRef,
     batches: Vec<RecordBatch>,
@@ -93,19 +92,19 @@ pub(super) fn gather_chunks(
     chunks.collect()
 }
 
-/// Rows in order, made batch by batch.
+/// Sorted rows, produced batch by batch.
 pub(super) struct SortedBatches {
     schema: SchemaRef,
     batches: Vec<RecordBatch>,
-    /// The number of each batch's first row.
+    /// Row index of each batch's first row.
     starts: Vec<u32>,
     order: Vec<u32>,
-    /// The ranges of `order` that have not been given.
+    /// Ranges of `order` that have not been produced.
     remaining: vec::IntoIter<Range<usize>>,
 }
 
 impl SortedBatches {
-    /// The rows of `batches` in `order`, at most `most` at a time.
+    /// Creates the iterator over the rows of `batches` in `order`, at most `max_rows` per batch.
     pub(super) fn new(
         schema: SchemaRef,
         batches: Vec<RecordBatch>,
@@ -122,7 +121,7 @@ impl SortedBatches {
         Self { schema, batches, starts, order, remaining }
     }
 
-    /// Returns how many batches are left.
+    /// Returns the number of remaining batches.
     pub(super) fn remaining_batches(&self) -> usize {
         self.remaining.len()
     }
@@ -133,7 +132,7 @@ impl SortedBatches {
             (batch, (row - self.starts[batch]) as usize)
         };
         let indices: Vec<_> = rows.iter().map(position).collect();
-        // Column by column: batches may differ in which columns they say have no NULLs.
+        // Interleaved column by column, because batches may differ in the nullability of columns.
         let column = |index: usize| {
             let columns: Vec<&dyn Array> =
                 self.batches.iter().map(|batch| batch.column(index).as_ref()).collect();

@@ -1,4 +1,4 @@
-//! Ordered exchange: the rows that tasks of other stages wrote for this one, each in order, merged.
+//! Merge exchange: merges the sorted rows that tasks of other stages wrote for this task.
 
 use std::sync::Arc;
 
@@ -11,9 +11,11 @@ use gatework_shared_state::{PopResult, output::ExchangeClient};
 use super::{SortConfig, SortPlan, run::SortedRun, source::RunMerger};
 use crate::exchange_source::CloseOnDrop;
 
-/// Merges a client's outputs, with one task. It begins when all outputs are known, and holds a page of each.
+/// Source that merges a client's outputs, with one task. It starts when all outputs are known, and
+/// buffers one page of each.
 ///
-/// Whoever writes must not wait for another of them: the merge reads none further while one has nothing to read.
+/// The producers must not wait for one another: the merge reads no output further while one of them
+/// has no page to read.
 #[derive(Debug)]
 pub struct MergeExchangeSource {
     client: CloseOnDrop,
@@ -21,8 +23,8 @@ pub struct MergeExchangeSource {
 }
 
 impl MergeExchangeSource {
-    /// Merges the outputs of `client`, which are in the order of `config`; columns come out under the names of its
-    /// schema.
+    /// Creates a source that merges the outputs of `client`, which are sorted as `config` says.
+    /// Columns take the names of its schema.
     ///
     /// # Errors
     /// If a sort key cannot be compared.

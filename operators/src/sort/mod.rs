@@ -1,14 +1,14 @@
-//! Sort and top-N: every sink task sorts what it gets into one run, sources merge the runs.
+//! Sort and top-N: every sink task sorts its input into one run, sources merge the runs.
 //!
 //! Sort keys are arrow rows, whose bytes compare as the sort does, so runs are sorted and merged by
-//! comparing bytes. With a `fetch` a task keeps no more than that many rows for long, and drops rows
-//! behind the best boundary that any task knows (`run.rs`).
+//! comparing bytes. With a `fetch`, a task regularly shrinks its input to that number of rows. It
+//! drops rows behind the best threshold that any task has published (`run.rs`).
 //!
 //! A volatile sort expression is evaluated once for each row, and its value is carried along as a
 //! column.
 //!
-//! A task that gets no memory sorts what it has and spills it as a run of its own; of such runs the merge
-//! holds a batch each, and one that is read ahead.
+//! A task whose reservation is denied sorts its input and spills it as a run of its own. The merge
+//! buffers one batch of each spilled run, and one prefetched batch.
 
 mod chunks;
 mod merge_exchange;
@@ -39,40 +39,40 @@ use parking_lot::RwLock;
 
 use crate::ResultExt;
 
-/// A sort.
+/// Configuration of a sort.
 #[derive(Debug, Clone)]
 pub struct SortConfig {
-    /// The sort keys.
+    /// Sort keys.
     pub ordering: LexOrdering,
-    /// How many rows of the order are wanted; `None` for all.
+    /// Number of first rows to return; `None` for all.
     pub fetch: Option<usize>,
-    /// The columns.
+    /// Schema of the rows.
     pub schema: SchemaRef,
     /// Rows per output batch.
     pub batch_rows: usize,
 }
 
-/// What all tasks of a sort share.
+/// Prepared sort, shared by all tasks.
 #[derive(Debug)]
 struct SortPlan {
-    /// If keys are carried along, of the rows with them.
+    /// Configuration; with carried keys, its schema and ordering include them.
     config: SortConfig,
     carried: Option<Carried>,
     converter: RowConverter,
-    /// With a `fetch`: the lowest key known to have that many rows at or before it.
+    /// With a `fetch`: the lowest key known to have at least `fetch` rows at or before it.
     threshold: RwLock<Option<Arc<TopNThreshold>>>,
 }
 
-/// Sort keys that cannot be evaluated again, as columns behind the others.
+/// Sort keys that must not be evaluated again, as columns behind the others.
 #[derive(Debug)]
 struct Carried {
     keys: Vec<Arc<dyn PhysicalExpr>>,
-    /// Of the rows without them.
+    /// Schema of the rows without the carried keys.
     schema: SchemaRef,
 }
 
 impl Carried {
-    /// Has the keys of `config` carried along, if one of them is volatile.
+    /// Changes `config` to carry its keys along, if one of them is volatile.
     fn take_from(config: &mut SortConfig) -> datafusion_common::Result<Option<Self>> {
         if !config.ordering.iter().any(|key| is_volatile(&key.expr)) {
             return Ok(None);
@@ -102,7 +102,7 @@ impl SortPlan {
         Ok(Self { carried, ..Self::for_presorted(config)? })
     }
 
-    /// Of rows that come in order, whose keys nobody carried along.
+    /// Creates the plan of rows that arrive sorted, without carried keys.
     fn for_presorted(config: SortConfig) -> Result<Self> {
         let fields = config.ordering.iter().map(|key| {
             Ok(SortField::new_with_options(key.expr.data_type(&config.schema)?, key.options))
@@ -113,7 +113,7 @@ impl SortPlan {
         Ok(Self { config, carried: None, converter, threshold: RwLock::new(None) })
     }
 
-    /// `rows` with the keys that are carried along, if any are.
+    /// Returns `rows` with the carried keys appended, if there are any.
     fn with_carried(&self, rows: RecordBatch) -> Result<RecordBatch> {
         let Some(carried) = &self.carried else { return Ok(rows) };
         let count = rows.num_rows();
@@ -124,7 +124,7 @@ impl SortPlan {
         RecordBatch::try_new(self.config.schema.clone(), columns).query_err()
     }
 
-    /// `rows` without these.
+    /// Returns `rows` without the carried keys.
     fn without_carried(&self, rows: RecordBatch) -> Result<RecordBatch> {
         let Some(carried) = &self.carried else { return Ok(rows) };
         let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
@@ -132,7 +132,7 @@ impl SortPlan {
         RecordBatch::try_new_with_options(carried.schema.clone(), columns, &options).query_err()
     }
 
-    /// The sort keys of `rows`.
+    /// Evaluates the sort keys of `rows`.
     fn key_columns(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {
         let keys = self.config.ordering.iter();
         keys.map(|key| key.expr.evaluate(rows)?.into_array_of_size(rows.num_rows()))
@@ -141,7 +141,8 @@ impl SortPlan {
     }
 }
 
-/// Sink and source of a sort with `sinks` sink tasks and one source task, whose rows are in order.
+/// Creates sink and source of a sort with `sinks` sink tasks and one source task, which returns the
+/// rows in order.
 ///
 /// # Errors
 /// If a sort key cannot be compared.
@@ -154,10 +155,12 @@ pub fn new(config: SortConfig, sinks: usize) -> Result<(SortSink, SortSource)> {
     ))
 }
 
-/// Sink and source of a sort of each of `tasks` tasks by itself: what sink task *i* gets, source task *i* gives in order.
+/// Creates sink and source of a separate sort per task: source task *i* returns the rows of sink
+/// task *i* in order.
 ///
 /// # Errors
-/// If a sort key cannot be compared, or only the first rows are wanted: tasks share what they know of those.
+/// If a sort key cannot be compared, or `config` has a `fetch`, whose threshold all tasks would
+/// share.
 pub fn new_per_task(config: SortConfig, tasks: usize) -> Result<(SortSink, SortSource)> {
     if config.fetch.is_some() {
         return Err(Error::InvalidConfiguration(

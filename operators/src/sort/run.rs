@@ -1,4 +1,4 @@
-//! The sink of a sort: collects batches and sorts them into a run.
+//! Sort sink: collects batches and sorts them into a run.
 
 use std::{cmp::Ordering, ops::Range, sync::Arc};
 
@@ -35,29 +35,30 @@ use crate::{
     spill::{SpillWriter, WriteState, nothing_to_spill_error, try_resize_above},
 };
 
-/// Rows in order, with their keys.
+/// Sorted rows in memory, with their keys.
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) chunks: Vec<RecordBatch>,
-    /// Where each chunk begins, and the last one ends.
+    /// First row of each chunk, and the end of the last.
     starts: Vec<usize>,
-    /// The bytes of each chunk's variable-length values.
+    /// Bytes of each chunk's variable-length values.
     text_bytes: Vec<usize>,
-    /// What all keys begin with, and what follows of each row's key.
+    /// Common prefix of all keys, and the next 16 bytes of each row's key.
     common: CommonPrefix,
     prefixes: Vec<u128>,
-    /// Keys in the order of arrival, and which of them each row has.
+    /// Keys in the order of arrival, and the key index of each row.
     keys: Rows,
     order: ScalarBuffer<u32>,
-    /// The prefixes are the keys.
+    /// True if common prefix and row prefix are the whole key.
     prefix_is_key: bool,
     _reservation: Option<Reservation>,
 }
 
-/// What all keys of a run begin with. Runs are compared by it for each row, so its first bytes are a number.
+/// Common prefix of all keys of a run. Runs are compared by it for each row, so its first bytes are
+/// stored as a number.
 #[derive(Debug, Default)]
 struct CommonPrefix {
-    /// How many bytes there are, and up to 15 of them.
+    /// Length of the prefix, and up to 15 of its bytes.
     first_bytes: u128,
     rest: Box<[u8]>,
 }
@@ -72,24 +73,24 @@ impl CommonPrefix {
 impl PartialEq for CommonPrefix {
     fn eq(&self, other: &Self) -> bool {
         let no_rest = self.rest.is_empty() && other.rest.is_empty();
-        // A comparison of no bytes would be a call for each row, and may be a slow one: the address of an empty box is
-        // none that a vector could be loaded from.
+        // Comparing empty slices would be a function call for each row, possibly a slow one. The
+        // address of an empty box is not suitable for a vector load.
         self.first_bytes == other.first_bytes && (no_rest || self.rest == other.rest)
     }
 }
 
-/// Rows in order, wherever they are.
+/// Sorted rows in memory, in a spill file or in another task.
 #[derive(Debug)]
 pub(super) enum SortedRun {
     InMemory(Box<Run>),
-    /// As so many batches.
+    /// Spill file and its number of batches.
     Spilled(Arc<dyn SpilledBatches>, usize),
-    /// Of another task, while it comes.
+    /// Output of another task, read while it is produced.
     Remote(CloseOnDrop),
 }
 
 impl Run {
-    /// A part of a run, as it was written.
+    /// Creates a run from a sorted batch that was spilled or received.
     pub(super) fn from_sorted_batch(rows: RecordBatch, shared: &SortPlan) -> Result<Self> {
         let columns = shared.key_columns(&rows)?;
         let keys = shared.converter.convert_columns(&columns).query_err()?;
@@ -112,29 +113,29 @@ impl Run {
         })
     }
 
-    /// The chunk that has row `row`: its number, and where it begins and ends. Behind the last row
-    /// there is an empty one.
+    /// Returns the index and row range of the chunk that contains row `row`. Behind the last row
+    /// there is an empty chunk.
     pub(super) fn chunk(&self, row: usize) -> (usize, Range<usize>) {
         let chunk = self.starts.partition_point(|start| *start <= row) - 1;
         (chunk, self.starts[chunk]..self.end(chunk))
     }
 
-    /// Where chunk `chunk` ends; the last row, if there is no such chunk.
+    /// Returns the end of chunk `chunk`; the row count if there is no such chunk.
     pub(super) fn end(&self, chunk: usize) -> usize {
         self.starts.get(chunk + 1).copied().unwrap_or_else(|| self.len())
     }
 
-    /// The bytes of a chunk's variable-length values.
+    /// Returns the bytes of a chunk's variable-length values.
     pub(super) fn text_bytes(&self, chunk: usize) -> usize {
         self.text_bytes.get(chunk).copied().unwrap_or(0)
     }
 
-    /// How many rows there are.
+    /// Returns the number of rows.
     pub(super) fn len(&self) -> usize {
         self.prefixes.len()
     }
 
-    /// Rows from `row` on to the end of their chunk, or `most`.
+    /// Returns the rows from `row` to the end of its chunk, at most `max_rows`.
     pub(super) fn slice(&self, row: usize, max_rows: usize) -> RecordBatch {
         let (chunk, rows) = self.chunk(row);
         self.chunks[chunk].slice(row - rows.start, max_rows.min(rows.end - row))
@@ -146,18 +147,19 @@ impl Run {
         row.data()
     }
 
-    /// What `row` is compared by with rows of other runs of the same sort.
+    /// Returns the key by which `row` is compared with rows of other runs of the same sort.
     pub(super) fn row_key(&self, row: usize) -> RowKey<'_> {
         RowKey { prefix: self.prefixes[row], run: self, row }
     }
 
-    /// All of the key, or nothing if its prefix says it all.
+    /// Returns the whole key, or nothing if the prefix is the whole key.
     fn tie_breaker(&self, row: usize) -> &[u8] {
         if self.prefix_is_key { &[] } else { self.key(row) }
     }
 }
 
-/// Where chunks begin, and the last ends; and the bytes of their variable-length values.
+/// Returns the chunk starts with the end of the last, and the bytes of each chunk's variable-length
+/// values.
 fn measured(chunks: &[RecordBatch]) -> (Vec<usize>, Vec<usize>) {
     let mut starts = vec![0];
     let mut end = 0;
@@ -168,9 +170,10 @@ fn measured(chunks: &[RecordBatch]) -> (Vec<usize>, Vec<usize>) {
     (starts, chunks.iter().map(|chunk| sum_of(chunk.columns())).collect())
 }
 
-/// A key in two parts: most comparisons end with the first, which is a number at hand; the other is far away. Where
-/// one run's prefixes say it all and another's do not, equal prefixes are those of equal keys, or of one that ends
-/// where the other goes on, so nothing comes before something.
+/// Key in two parts. Most comparisons are decided by the first, a number in the entry; the second
+/// needs a memory access. The prefixes of one run may be whole keys and those of another not. Equal
+/// prefixes then belong to equal keys, or one key is a prefix of the other. In either case the
+/// empty tie breaker sorts first.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowKey<'a> {
     prefix: u128,
@@ -206,11 +209,11 @@ impl PartialEq for RowKey<'_> {
 
 impl Eq for RowKey<'_> {}
 
-/// A row that so many rows lie before, or at, that no row behind it is wanted.
+/// Key behind which no row is wanted, since `fetch` rows lie before or at it.
 #[derive(Debug)]
 pub(super) struct TopNThreshold {
     key: Box<[u8]>,
-    /// The first sort key's value, and whether it descends.
+    /// Value of the first sort key, and its direction.
     first: ArrayRef,
     descending: bool,
 }
@@ -222,8 +225,8 @@ impl TopNThreshold {
         Ok(Self { key: run.key(row).into(), first: value, descending })
     }
 
-    /// The rows whose first sort key is not behind the boundary's, told from the column alone; `None` if
-    /// that does not go for NULLs or for the type.
+    /// Returns the rows whose first sort key is not behind the threshold's, decided from the column
+    /// alone. Returns `None` for NULLs and for types that do not allow it.
     fn within_threshold(&self, first: &ArrayRef) -> Result<Option<BooleanArray>, ArrowError> {
         if !first.data_type().is_primitive() || first.null_count() + self.first.null_count() > 0 {
             return Ok(None);
@@ -233,7 +236,7 @@ impl TopNThreshold {
     }
 }
 
-/// The sink of a sort.
+/// Sink of a sort.
 #[derive(Debug)]
 pub struct SortSink {
     shared: Arc<SortPlan>,
@@ -271,7 +274,7 @@ impl Sink for SortSink {
     }
 }
 
-/// Batches that have not been sorted yet, and their keys.
+/// Batches that are not yet sorted, and their keys.
 struct SortInput {
     batches: Vec<RecordBatch>,
     keys: Rows,
@@ -287,18 +290,18 @@ impl SortInput {
 struct LocalSortSink {
     shared: Arc<SortPlan>,
     sink: Option<SortProducer<SortedRun>>,
-    /// Runs that were spilled, and one that is being written, as so many batches.
+    /// Spilled runs, and the run being written, tagged with its number of batches.
     spilled: Vec<SortedRun>,
     writer: SpillWriter<usize>,
     closed: Gate,
     input: SortInput,
     reservation: Reservation,
-    /// What was collected has not been reserved.
+    /// Denial of the reservation for the collected rows.
     denied: Option<Error>,
     setup: OperatorContext,
 }
 
-/// A top-N task sorts what it has when it holds this many rows more than it may keep.
+/// Number of rows beyond `fetch` at which a top-N task sorts and truncates its rows.
 const TOP_N_SLACK_ROWS: usize = 1 << 13;
 
 impl LocalSortSink {
@@ -338,7 +341,7 @@ impl LocalSortSink {
         self.input.bytes += Batch::new(data.clone()).bytes();
         self.input.batches.push(data);
         match self.reserve() {
-            // What did not fit has been collected all the same.
+            // The batch is collected although its reservation was denied.
             Err(error @ Error::OutOfMemory { .. }) => self.denied = Some(error),
             other => other?,
         }
@@ -348,13 +351,13 @@ impl LocalSortSink {
         Ok(())
     }
 
-    /// Reserves what was collected.
+    /// Reserves memory for the collected rows.
     fn reserve(&mut self) -> Result<()> {
         let bytes = self.input.bytes + self.input.keys.size();
         try_resize_above(&mut self.reservation, bytes, self.setup.min_spill_bytes())
     }
 
-    /// If memory was refused: has another one give some back, and answers where to wait for that, or begins
+    /// Handles a denied reservation: requests reclaim and returns the gate to wait for, or starts
     /// to spill.
     fn resolve_denial(&mut self, task: &DriverContext) -> Result<Option<Gate>> {
         let Some(error) = self.denied.take() else { return Ok(None) };
@@ -370,7 +373,7 @@ impl LocalSortSink {
         Ok(None)
     }
 
-    /// Begins to write what was collected, in order, to a file because of `error`.
+    /// Starts writing the collected rows in order to a file; returns `error` if that is impossible.
     fn spill(&mut self, error: Error, task: &DriverContext) -> Result<()> {
         if self.writer.is_writing() || !self.setup.can_spill() {
             return Err(error);
@@ -388,7 +391,7 @@ impl LocalSortSink {
         self.writer.write_iter(rows, Box::new(batches), reservations, count)
     }
 
-    /// The gate of a run that is still being written.
+    /// Returns the gate of a run that is being written.
     fn poll_write(&mut self) -> Result<Option<Gate>> {
         match self.writer.poll()? {
             WriteState::Idle => {}
@@ -407,7 +410,7 @@ impl LocalSortSink {
         })
     }
 
-    /// The gate to wait at before more rows are taken.
+    /// Returns the gate to wait for before more rows are accepted.
     fn poll_memory(&mut self, task: &DriverContext) -> Result<Option<Gate>> {
         loop {
             if let Some(gate) = self.poll_write()? {
@@ -422,7 +425,8 @@ impl LocalSortSink {
         }
     }
 
-    /// What was collected, and its order; with a `fetch`, only of as many.
+    /// Takes the collected rows and their order; with a `fetch`, the order of the first `fetch`
+    /// rows.
     fn take_input_sorted(
         &mut self,
         task: &DriverContext,
@@ -433,13 +437,15 @@ impl LocalSortSink {
             return Ok(None);
         }
         if rows > u32::MAX as usize {
-            return Err(Error::InvalidConfiguration("more than 2^32 rows in one sort run".into()));
+            return Err(Error::InvalidConfiguration(
+                "a sort run exceeds 2^32 - 1 rows: use more tasks".into(),
+            ));
         }
         let order = SortedIndices::of(&input.keys, self.shared.config.fetch, task)?;
         Ok(Some((input, order)))
     }
 
-    /// Sorts what was collected; with a `fetch`, only as many rows come out.
+    /// Sorts the collected rows; with a `fetch`, returns at most that number of rows.
     fn sort(&mut self, task: &DriverContext) -> Result<Option<Run>> {
         let Some((input, order)) = self.take_input_sorted(task)? else { return Ok(None) };
         let SortInput { batches, keys, .. } = input;
@@ -451,7 +457,7 @@ impl LocalSortSink {
         let (starts, text_bytes) = measured(&chunks);
         let bytes = chunks.iter().map(|chunk| Batch::new(chunk.clone()).bytes()).sum::<usize>();
         match self.reservation.resize(bytes + keys.size() + 20 * order.len()) {
-            // It is about what was reserved for the rows before they were sorted.
+            // The size is close to what was reserved for the unsorted rows.
             Err(Error::OutOfMemory { .. }) if self.setup.can_spill() => {}
             other => other?,
         }
@@ -469,7 +475,8 @@ impl LocalSortSink {
         }))
     }
 
-    /// Sorts a top-N's rows down to what it may keep, and tells the others the boundary.
+    /// Sorts a top-N's rows, keeps the first `fetch`, and publishes the threshold to the other
+    /// tasks.
     fn shrink(&mut self, fetch: usize, task: &DriverContext) -> Result<()> {
         let Some(run) = self.sort(task)? else { return Ok(()) };
         let rows = run.len();
@@ -529,7 +536,8 @@ impl LocalSink for LocalSortSink {
         }
         let wanted = !self.closed.is_ready() && self.input.keys.num_rows() > 0;
         if wanted && !self.spilled.is_empty() {
-            // Runs are merged batch by batch; a whole one in memory would be in the way.
+            // Spilled runs are merged batch by batch; a whole run in memory would take memory from
+            // them.
             self.spill(nothing_to_spill_error(), task)?;
             if let Some(gate) = self.poll_write()? {
                 return Ok(FinishResult::Blocked(gate.into()));

@@ -1,38 +1,40 @@
-//! The order of rows, told from their keys.
+//! Row order, computed from the keys.
 //!
-//! A key in two parts: most comparisons end with the first 16 bytes behind those that all keys begin with, which are a
-//! number at hand; the rest is far away. If 12 bytes say it all, the row's number goes into the same number. Of many rows,
-//! these are divided among parts by samples first, as in a sample sort, and each part is sorted by itself, after which it
-//! is asked whether the query goes on. So it is after every 65,536 rows that are sorted.
+//! Keys are compared in two parts. Most comparisons are decided by the 16 bytes behind the common
+//! prefix, stored as a number; the rest needs a memory access. If 12 bytes are the whole key, the
+//! row index is packed into the same number. Large inputs are first distributed over buckets by
+//! sampled splitters, as in a sample sort, and each bucket is sorted separately. Cancellation is
+//! checked after each bucket and after every 65,536 sorted rows.
 
 use std::cmp::Ordering;
 
 use arrow_row::Rows;
 use gatework_runtime::{Result, pipeline::DriverContext};
 
-/// So many rows are looked at at a time.
+/// Rows processed between two cancellation checks.
 const STEP_ROWS: usize = 1 << 14;
-/// So many rows are sorted at a time; of more the middle is found first.
+/// Maximum number of rows sorted in one call; larger inputs are first split at the median.
 const MAX_SORT_ROWS: usize = 4 * STEP_ROWS;
-/// Parts that rows are divided among, at most.
+/// Maximum number of buckets.
 const MAX_BUCKETS: usize = 1 << 10;
-/// Rows that are looked at, for each part, to tell where it begins.
+/// Number of sampled rows per bucket, from which the splitters are chosen.
 const SAMPLES_PER_BUCKET: usize = 16;
 
-/// The order of rows.
+/// Sorted order of rows.
 pub(super) struct SortedIndices {
-    /// How many bytes all keys begin with.
+    /// Length, in bytes, of the keys' common prefix.
     pub(super) common: usize,
-    /// All keys are as long, and the prefixes behind what is common say the rest.
+    /// True if all keys have the same length and the prefixes contain all bytes behind the common
+    /// ones.
     pub(super) prefix_is_key: bool,
-    /// In order: what each row is compared by first, and its number.
+    /// Prefix of each row's key, in sorted order; `rows` has the row indices.
     pub(super) prefixes: Vec<u128>,
     pub(super) rows: Vec<u32>,
 }
 
-/// What a row is compared by first, and its number.
+/// Key prefix and row index of a row.
 trait SortEntry: Copy + Default {
-    /// Rows of a part that rows are divided among.
+    /// Rows per bucket.
     const BUCKET_ROWS: usize;
 
     fn new(prefix: u128, row: u32) -> Self;
@@ -41,7 +43,7 @@ trait SortEntry: Copy + Default {
 }
 
 impl SortEntry for (u128, u32) {
-    /// Comparisons may look at keys, so a part is to stay in the cache.
+    /// Comparisons may read keys, so a bucket must fit the cache.
     const BUCKET_ROWS: usize = 1 << 14;
 
     fn new(prefix: u128, row: u32) -> Self {
@@ -57,12 +59,12 @@ impl SortEntry for (u128, u32) {
     }
 }
 
-/// Both in one, where the last four bytes of prefixes are nothing.
+/// Prefix and row index in one number, for prefixes whose last four bytes are unused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 struct PackedEntry(u128);
 
 impl SortEntry for PackedEntry {
-    /// Numbers are halved faster than they are told apart.
+    /// Numbers are bisected faster than they are distributed over buckets.
     const BUCKET_ROWS: usize = 1 << 18;
 
     fn new(prefix: u128, row: u32) -> Self {
@@ -78,7 +80,7 @@ impl SortEntry for PackedEntry {
     }
 }
 
-/// The first 16 bytes of a key, as a number that compares like them.
+/// Returns the first 16 bytes of a key, as a number with the same order.
 pub(super) fn prefix(key: &[u8]) -> u128 {
     match key.first_chunk::<16>() {
         Some(bytes) => u128::from_be_bytes(*bytes),
@@ -91,10 +93,10 @@ pub(super) fn prefix(key: &[u8]) -> u128 {
 }
 
 impl SortedIndices {
-    /// The order of the rows of these keys, fewer than 2^32; of the first `fetch` only, if there is one.
+    /// Computes the order of fewer than 2^32 rows; with a `fetch`, of the first `fetch` only.
     ///
     /// # Errors
-    /// If the query is over.
+    /// If the query was cancelled.
     pub(super) fn of(keys: &Rows, fetch: Option<usize>, task: &DriverContext) -> Result<Self> {
         let (common, suffix_len) = key_shape(keys, task)?;
         match suffix_len {
@@ -131,7 +133,7 @@ impl SortedIndices {
     }
 }
 
-/// Does this for each key.
+/// Calls `f` for each key.
 fn for_each_key<'a>(
     keys: &'a Rows,
     task: &DriverContext,
@@ -147,8 +149,8 @@ fn for_each_key<'a>(
     Ok(())
 }
 
-/// How many bytes all keys begin with, and how many are left, if those are as many of each. (Of a decimal most bytes are
-/// the same, and the others would not be among the first 16.)
+/// Returns the length of the common prefix, and the length of the rest if all keys have the same
+/// length. (Most bytes of a decimal are common; the others would not be among the first 16.)
 fn key_shape(keys: &Rows, task: &DriverContext) -> Result<(usize, Option<usize>)> {
     let mut equal_length = true;
     let mut first: Option<&[u8]> = None;
@@ -168,7 +170,7 @@ fn key_shape(keys: &Rows, task: &DriverContext) -> Result<(usize, Option<usize>)
     Ok((common.len(), equal_length.then_some(suffix_len)))
 }
 
-/// Where the second part begins, and all that follow it, by samples.
+/// Returns the first prefix of each bucket but the first, chosen from samples.
 fn splitters<P: SortEntry>(keys: &Rows, common: usize) -> Vec<u128> {
     let buckets = (keys.num_rows() / P::BUCKET_ROWS).min(MAX_BUCKETS);
     if buckets < 2 {
@@ -184,7 +186,7 @@ fn splitters<P: SortEntry>(keys: &Rows, common: usize) -> Vec<u128> {
     splitters
 }
 
-/// The places of all rows, those of the first part first, and where each part ends.
+/// Distributes the entries of all rows over buckets; returns them with the end of each bucket.
 fn bucket_by_sample<P: SortEntry>(
     keys: &Rows,
     common: usize,
@@ -210,7 +212,7 @@ fn bucket_by_sample<P: SortEntry>(
         begin += count;
         begin - count
     });
-    // Until its rows have come, a part ends where it begins.
+    // A bucket's end starts at its first index, and advances as entries are added.
     let mut ends: Vec<usize> = begins.collect();
     let mut entries = vec![P::default(); rows];
     for_each_key(keys, task, |row, key| {
@@ -221,7 +223,7 @@ fn bucket_by_sample<P: SortEntry>(
     Ok((entries, ends))
 }
 
-/// Sorts each part; with a `fetch`, there is one, of which only as many are left.
+/// Sorts each bucket; with a `fetch`, truncates the single bucket to that number of entries.
 fn sort_buckets<P: SortEntry>(
     entries: &mut Vec<P>,
     fetch: Option<usize>,

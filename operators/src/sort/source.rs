@@ -1,4 +1,4 @@
-//! The source of a sort: merges the runs.
+//! Sort source: merges the runs.
 
 use std::{
     cmp::Reverse,
@@ -27,7 +27,7 @@ use crate::{
     union::with_schema,
 };
 
-/// The source of a sort.
+/// Source of a sort.
 #[derive(Debug)]
 pub struct SortSource {
     shared: Arc<SortPlan>,
@@ -58,45 +58,45 @@ struct LocalSortSource {
     merger: RunMerger,
 }
 
-/// The chunk in which a run is.
+/// Current chunk of a run.
 #[derive(Debug, Clone, Copy, Default)]
 struct CurrentChunk {
     chunk: usize,
     first: usize,
-    /// Where the one behind it begins, and where that ends.
+    /// Start and end of the next chunk.
     next: usize,
     end: usize,
 }
 
-/// Merges runs.
+/// Merge of sorted runs.
 pub(super) struct RunMerger {
     shared: Arc<SortPlan>,
     setup: OperatorContext,
     /// Rows still wanted.
     remaining: usize,
     runs: Arc<[SortedRun]>,
-    /// Where the merge is, by run.
+    /// Position of the merge in each run.
     cursors: Vec<Cursor>,
-    /// A batch without rows.
+    /// Batch without rows.
     empty_batch: RecordBatch,
     sequence: u64,
 }
 
-/// A place in a run.
+/// Position in a run.
 #[derive(Default)]
 struct Cursor {
-    /// The next row of the run, or of its block.
+    /// Index of the next row in the run, or in its block.
     row: usize,
-    /// Of a spilled run: the rows at hand, what is being read, and the batch that is read next.
+    /// Spilled run: the rows in memory, the pending read, and the index of the batch to read next.
     block: Option<Run>,
     pending_read: Option<PendingIo<RecordBatch>>,
     next_batch: usize,
-    /// Of a stream: what fetches its pages.
+    /// Remote run: the reader of its pages.
     reader: Option<BufferReader>,
 }
 
 impl Cursor {
-    /// The rows at hand.
+    /// Returns the rows in memory.
     fn rows<'a>(&'a self, run: &'a SortedRun) -> Option<&'a Run> {
         match run {
             SortedRun::InMemory(run) => Some(run),
@@ -109,7 +109,7 @@ impl Cursor {
         (row < rows.len()).then(|| rows.row_key(row))
     }
 
-    /// Sees to it that there are rows at hand, if any are left; the gate of those that are not there yet.
+    /// Ensures that rows are in memory, if any remain; returns the gate of a pending read.
     fn fill(
         &mut self,
         run: &SortedRun,
@@ -139,7 +139,7 @@ impl Cursor {
 }
 
 impl Cursor {
-    /// The next page of a stream, if the last one is used up.
+    /// Receives the next page of a remote run, if the current one is used up.
     fn receive(
         &mut self,
         client: &ExchangeClient<BufferedBatch>,
@@ -179,7 +179,7 @@ impl RunMerger {
         }
     }
 
-    /// Whether it has no runs yet.
+    /// Returns true if no runs have been added.
     pub(super) fn is_idle(&self) -> bool {
         self.runs.is_empty()
     }
@@ -189,7 +189,7 @@ impl RunMerger {
         self.runs = runs;
     }
 
-    /// The next batch of the order.
+    /// Returns the next batch in sort order.
     pub(super) fn next(&mut self) -> Result<SourceResult> {
         if let Some(gate) = self.fill()? {
             return Ok(SourceResult::Blocked(gate.into()));
@@ -205,7 +205,7 @@ impl RunMerger {
         })
     }
 
-    /// The gate of rows without which the merge cannot go on.
+    /// Returns the gate of a run whose next rows are not in memory.
     fn fill(&mut self) -> Result<Option<Gate>> {
         let mut missing = None;
         for (cursor, run) in self.cursors.iter_mut().zip(self.runs.iter()) {
@@ -214,8 +214,8 @@ impl RunMerger {
         Ok(missing)
     }
 
-    /// The next rows of the order; `None` when the runs are used up. It ends where the rows at hand of a
-    /// run do.
+    /// Merges the next rows; returns `None` when the runs are used up. It stops where the rows in
+    /// memory of a run end.
     fn merge(&mut self) -> Result<Option<RecordBatch>> {
         let max_rows = self.shared.config.batch_rows.min(self.remaining);
         let row_key = |run: usize, row: usize| self.cursors[run].row_key(&self.runs[run], row);
@@ -255,7 +255,7 @@ impl RunMerger {
         let mut num_rows = self.rows_that_fit(&chunks, &order);
         let merged = loop {
             match interleave_record_batch(&chunks, &order[..num_rows]).query_err() {
-                // The keys of a dictionary may count fewer values.
+                // Dictionary keys may be too narrow for the merged values.
                 Err(error) if num_rows > 1 && is_overflow(&error) => {
                     num_rows = num_rows.div_ceil(2)
                 }
@@ -269,7 +269,7 @@ impl RunMerger {
         Ok(Some(merged))
     }
 
-    /// The chunk in which each run is, and the one behind it.
+    /// Returns each run's current chunk and the start and end of its next one.
     fn chunks(&self) -> Vec<CurrentChunk> {
         let cursors = self.cursors.iter().zip(self.runs.iter());
         let chunks = cursors.map(|(cursor, run)| match cursor.rows(run) {
@@ -283,7 +283,7 @@ impl RunMerger {
         chunks.collect()
     }
 
-    /// The rows of the chunks in which the runs are, and those behind them.
+    /// Returns the batches of each run's current chunk and its next one.
     fn rows_of<'a>(&'a self, chunks: &[CurrentChunk]) -> Vec<&'a RecordBatch> {
         let cursors = self.cursors.iter().zip(self.runs.iter()).zip(chunks);
         let rows = cursors.flat_map(|((cursor, run), current)| {
@@ -292,7 +292,7 @@ impl RunMerger {
         rows.map(|rows| rows.unwrap_or(&self.empty_batch)).collect()
     }
 
-    /// How many of the rows of `order`, by their numbers in `chunks`, a batch may hold.
+    /// Returns the number of rows of `order`, given by indices into `chunks`, that fit a batch.
     fn rows_that_fit(&self, chunks: &[&RecordBatch], order: &[(usize, usize)]) -> usize {
         let cursors = self.cursors.iter().zip(self.runs.iter());
         let bytes = cursors.filter_map(|(cursor, run)| {
@@ -313,7 +313,7 @@ impl RunMerger {
         })
     }
 
-    /// So many rows of the only run that has some.
+    /// Returns up to `wanted` rows of the only run with rows left.
     fn take_last_run(&mut self, run: usize, wanted: usize) -> Option<RecordBatch> {
         let cursor = &mut self.cursors[run];
         let rows = cursor.rows(&self.runs[run])?;
@@ -326,10 +326,11 @@ impl RunMerger {
     }
 }
 
-/// The next row of a run, and which run that is.
+/// Next row of a run, and the run's index.
 type HeapEntry<'a> = (RowKey<'a>, usize);
 
-/// Takes rows of two runs in order until `take` has enough, or what comes next of one is not at hand.
+/// Takes rows of two runs in order until `take` has enough, or the next rows of a run are not in
+/// memory.
 fn merge_two<'a>(
     mut one: HeapEntry<'a>,
     mut other: HeapEntry<'a>,
@@ -347,10 +348,10 @@ fn merge_two<'a>(
             None => break,
         }
     }
-    // All of one run has been taken; the next call gives the other's rows as they are.
+    // One run is used up; the next call returns the other run's rows unchanged.
 }
 
-/// The same of several.
+/// Merges like [`merge_two`], with several runs.
 fn merge_several<'a>(
     mut heads: BinaryHeap<Reverse<HeapEntry<'a>>>,
     is_in_memory: impl Fn(usize) -> bool,
@@ -363,7 +364,7 @@ fn merge_several<'a>(
             Some(next) => *first = Reverse((next, run)),
             None => {
                 PeekMut::pop(first);
-                // What comes next of this run is not known.
+                // The run's next rows are not in memory.
                 if !is_in_memory(run) {
                     return;
                 }

@@ -34,7 +34,7 @@ const TEXTS: [&str; 6] = ["", "a", "ab", "b", "a rather long text, not inline", 
 /// Three key codes: for an integer, a text and a float.
 type Row = [Option<u8>; 3];
 
-/// The key columns, then the row's number.
+/// Creates the key columns and a row number column.
 fn input(rows: &[Row]) -> RecordBatch {
     let int = rows.iter().map(|row| row[0].map(|code| i32::from(code) - 2));
     let text = rows.iter().map(|row| row[1].map(|code| TEXTS[usize::from(code)]));
@@ -61,7 +61,7 @@ fn compare(key: usize, options: SortOptions, a: &Row, b: &Row) -> Ordering {
     if options.descending { ascending.reverse() } else { ascending }
 }
 
-/// What is sorted, and how it is run.
+/// Sort under test, and its execution parameters.
 #[derive(Debug, Clone)]
 struct Case {
     keys: Vec<(usize, SortOptions)>,
@@ -72,7 +72,7 @@ struct Case {
 }
 
 impl Case {
-    /// By the integer, ascending, NULLs last.
+    /// Creates a sort by the integer, ascending, NULLs last.
     fn plain(fetch: Option<usize>, sinks: usize) -> Self {
         let options = SortOptions { descending: false, nulls_first: false };
         Self { keys: vec![(0, options)], fetch, morsel: 1000, batch_rows: 1000, sinks }
@@ -102,7 +102,8 @@ impl Case {
         Ok(run_with(options, |graph| self.add(graph, input, source))?.remove(0))
     }
 
-    /// The keys come in the model's order; each row that comes is one of the input's, once.
+    /// Checks that the keys are in the model's order, and that each output row is an input row,
+    /// once.
     fn check(&self, options: QueryOptions, codes: &[Row]) {
         let input = input(codes);
         let batches = self.run(options, &input).unwrap();
@@ -134,24 +135,35 @@ prop_compose! {
     fn any_case()(
         places in prop::sample::subsequence(vec![0_usize, 1, 2], 1..4).prop_shuffle(),
         options in prop::array::uniform3((any::<bool>(), any::<bool>())),
-        fetch in prop::option::weighted(0.6, prop_oneof![Just(0_usize), Just(1), 2..20_usize, Just(100)]),
+        fetch in prop::option::weighted(
+            0.6,
+            prop_oneof![Just(0_usize), Just(1), 2..20_usize, Just(100)],
+        ),
         morsel in prop::sample::select(vec![1_usize, 3, 8192]),
         batch_rows in prop::sample::select(vec![1_usize, 3, 8192]),
         sinks in 1..4_usize,
     ) -> Case {
-        let options = options.map(|(descending, nulls_first)| SortOptions { descending, nulls_first });
+        let options =
+            options.map(|(descending, nulls_first)| SortOptions { descending, nulls_first });
         let keys = places.into_iter().zip(options).collect();
         Case { keys, fetch, morsel, batch_rows, sinks }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 600,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn rows_come_in_the_order_of_std(
         case in any_case(),
-        rows in prop::collection::vec(prop::array::uniform3(prop::option::weighted(0.8, 0..6_u8)), 0..40),
+        rows in prop::collection::vec(
+            prop::array::uniform3(prop::option::weighted(0.8, 0..6_u8)),
+            0..40,
+        ),
     ) {
         case.check(QueryOptions::default(), &rows);
     }
@@ -159,7 +171,10 @@ proptest! {
     #[test]
     fn refused_memory_changes_no_row(
         case in any_case(),
-        rows in prop::collection::vec(prop::array::uniform3(prop::option::weighted(0.8, 0..6_u8)), 0..40),
+        rows in prop::collection::vec(
+            prop::array::uniform3(prop::option::weighted(0.8, 0..6_u8)),
+            0..40,
+        ),
         seed in any::<u64>(),
     ) {
         let (pool, _, options) = random_refusals(seed);
@@ -168,7 +183,7 @@ proptest! {
     }
 }
 
-/// A column of `rows` numbers in no order, each `ties` times, and the row's number.
+/// Creates a column of `rows` shuffled numbers, each `ties` times, and a row number column.
 fn shuffled(rows: i32, ties: i32) -> RecordBatch {
     let number = |row: i32| (i64::from(row) * 7919 % i64::from(rows)) as i32 / ties;
     table([
@@ -182,8 +197,8 @@ fn values(batches: &[RecordBatch]) -> Vec<i32> {
     columns.flat_map(|column| column.values().to_vec()).collect()
 }
 
-/// So many rows that tasks shrink what they keep and tell each other the boundary, on which there
-/// are ties. Rising and falling input are the two extremes: all is dropped, or nothing.
+/// The row count makes tasks shrink their rows and share the threshold, on which there are ties.
+/// Rising and falling input are the two extremes: all later rows are dropped, or none.
 #[test]
 fn a_shared_boundary_changes_no_result() {
     const ROWS: i32 = 250_000;
@@ -206,7 +221,7 @@ fn a_shared_boundary_changes_no_result() {
                 );
                 rows.sort_unstable();
                 rows.dedup();
-                assert_eq!(rows.len(), wanted.len(), "no row comes twice, {case:?}");
+                assert_eq!(rows.len(), wanted.len(), "no row may occur twice, {case:?}");
             }
         }
     }
@@ -224,7 +239,8 @@ fn long_runs_are_merged_in_order() {
     }
 }
 
-/// So many rows that they are divided first: most keys are told apart far behind their first bytes, and half of them are one.
+/// The row count makes the sort use buckets. Most keys differ only far behind their first bytes,
+/// and half of them are equal.
 #[test]
 fn keys_that_begin_alike_are_sorted_in_parts() {
     let text = |row: u64| match row % 2 {
@@ -243,11 +259,11 @@ fn keys_that_begin_alike_are_sorted_in_parts() {
     }
 }
 
-/// A sort holds its rows, a top-N little more than it is asked for; both give all back.
+/// A sort buffers all its rows, a top-N little more than `fetch`; both release all memory.
 #[test]
 fn a_top_n_needs_less_memory_than_a_sort() {
     let input = shuffled(400_000, 1);
-    // A row takes 8 bytes and its key 5 and an offset of 8.
+    // A row takes 8 bytes, its key 5 bytes and an offset of 8 bytes.
     for (fetch, fits) in [(None, false), (Some(100), true)] {
         for sinks in [1, 2] {
             let memory = Arc::new(GreedyPool::new(5 << 20));
@@ -300,7 +316,7 @@ fn a_dropped_result_ends_a_sort() {
 #[test]
 fn rows_are_spilled_on_a_reclaim_request() {
     let input = shuffled(400_000, 1);
-    // On a busy machine the questions may come when all is sorted.
+    // On a busy machine the reclaim requests may arrive after all rows are sorted.
     for _ in 0..50 {
         let (spill_space, options) = unlimited();
         let answer = run_with_reclaim_requests(options, |graph| {
@@ -311,7 +327,7 @@ fn rows_are_spilled_on_a_reclaim_request() {
             return;
         }
     }
-    panic!("nothing was given back");
+    panic!("no reclaim request made the sort spill");
 }
 
 #[test]
@@ -323,7 +339,7 @@ fn a_failed_input_is_not_an_empty_one() {
     assert_eq!(answer.unwrap_err().to_string(), "the scan failed");
 }
 
-/// A query that sorts `rows` and writes them into an output with room for little.
+/// Starts a query that sorts `rows` and writes them into a small output buffer.
 fn sorted_by_another_query(
     rows: &RecordBatch,
     fails: bool,
@@ -365,7 +381,7 @@ fn merged(
     Ok(run_with(options, |graph| result_of(graph, 1, 1, source, vec![]))?.concat())
 }
 
-/// What tasks of other queries give in order, one, some or none of it, is one order.
+/// Sorted outputs of other queries, some of them empty, are merged into one order.
 #[test]
 fn streams_are_merged() {
     for seed in 0..30_usize {

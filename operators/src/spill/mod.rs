@@ -1,4 +1,4 @@
-//! What breakers that spill share.
+//! Spilling: the parts that all spilling breakers share.
 
 mod partitioned;
 
@@ -17,7 +17,8 @@ use gatework_shared_state::Gate;
 
 use crate::{ResultExt, concat::gc_views};
 
-/// Resizes `reservation` to `bytes`; so few that it would not help to spill them are there without one.
+/// Resizes `reservation` to `bytes`. A denial is ignored below `min_bytes`, since spilling fewer
+/// bytes would not help.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`].
@@ -32,7 +33,8 @@ pub(crate) fn try_resize_above(
     }
 }
 
-/// Memory of one that cannot spill what it holds. What is refused is owed until others have given some back.
+/// Reservation of an operator that cannot spill its memory. Denied bytes become a deficit until
+/// other operators release memory.
 pub(crate) struct DeferredReservation {
     setup: OperatorContext,
     reservation: Reservation,
@@ -44,12 +46,12 @@ impl DeferredReservation {
         Self { reservation: setup.reservation(), setup, deficit_bytes: 0 }
     }
 
-    /// Reserves `bytes` more for what is held already. [`poll`](Self::poll) is to follow.
+    /// Reserves `bytes` more for memory already in use. The caller then calls [`poll`](Self::poll).
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<()> {
         self.resize(self.reservation.bytes() + self.deficit_bytes + bytes)
     }
 
-    /// Reserves `bytes` in all. [`poll`](Self::poll) is to follow.
+    /// Resizes the reservation to `bytes` in total. The caller then calls [`poll`](Self::poll).
     pub(crate) fn resize(&mut self, bytes: usize) -> Result<()> {
         self.deficit_bytes = 0;
         match self.reservation.resize(bytes) {
@@ -59,10 +61,10 @@ impl DeferredReservation {
         Ok(())
     }
 
-    /// Where to wait before more is taken.
+    /// Retries the deficit; returns the gate to wait for before more memory is used.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] if nobody else has memory to give back.
+    /// [`Error::OutOfMemory`] if no other operator has reclaimable memory.
     pub(crate) fn poll(&mut self) -> Result<Option<Gate>> {
         match self.reservation.grow(self.deficit_bytes) {
             Ok(()) => self.deficit_bytes = 0,
@@ -74,42 +76,43 @@ impl DeferredReservation {
         Ok(None)
     }
 
-    /// Owes nothing any more, since what was refused is about to be handed on. Whether anything was.
+    /// Clears the deficit, because the unreserved memory is about to be handed over. Returns true
+    /// if there was one.
     pub(crate) fn clear_deficit(&mut self) -> bool {
         std::mem::take(&mut self.deficit_bytes) > 0
     }
 
-    /// All that is reserved.
+    /// Returns the reservation.
     pub(crate) fn reservation(&mut self) -> &mut Reservation {
         &mut self.reservation
     }
 }
 
-/// Why something is spilled that nobody was refused memory for, in case that it cannot be.
+/// Creates the error of a spill that no denial caused, for the case that nothing can be spilled.
 pub(crate) fn nothing_to_spill_error() -> Error {
     Error::InvalidConfiguration("spill requested with no rows in memory".into())
 }
 
-/// `columns` without what the buffers of views hold besides their own values.
+/// Copies `rows` so that view buffers contain only the rows' own values.
 pub(crate) fn gc_batch_views(rows: &RecordBatch) -> Result<RecordBatch> {
     let columns = rows.columns().iter().map(gc_views);
     let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
     RecordBatch::try_new_with_options(rows.schema(), columns.collect(), &options).query_err()
 }
 
-/// A file that a breaker has written, at most one at a time; with each goes a `T`.
+/// Writer of spill files, one at a time; each file carries a tag `T`.
 pub(crate) struct SpillWriter<T> {
     setup: OperatorContext,
     pending: Option<(PendingIo<Arc<dyn SpilledBatches>>, T)>,
 }
 
-/// How a file is getting on.
+/// State of a spill file.
 pub(crate) enum WriteState<T> {
-    /// There is none.
+    /// No file is being written.
     Idle,
-    /// It is not done before this opens.
+    /// The file is being written; the gate becomes ready when it is complete.
     Blocked(Gate),
-    /// It is done.
+    /// The file is complete.
     Finished(Arc<dyn SpilledBatches>, T),
 }
 
@@ -118,7 +121,8 @@ impl<T> SpillWriter<T> {
         Self { setup, pending: None }
     }
 
-    /// Begins to write `batches`, whose memory is `held`. The file before must be done.
+    /// Starts writing `batches`, whose memory is in `reservations`. The previous file must be
+    /// finished.
     pub(crate) fn write_batches(
         &mut self,
         batches: Vec<RecordBatch>,
@@ -129,7 +133,7 @@ impl<T> SpillWriter<T> {
         self.write_iter(rows, Box::new(batches.into_iter().map(Ok)), reservations, tag)
     }
 
-    /// Begins to write `rows` rows in batches that are made as they are written.
+    /// Starts writing `rows` rows in batches that are produced while they are written.
     pub(crate) fn write_iter(
         &mut self,
         rows: usize,
@@ -137,18 +141,18 @@ impl<T> SpillWriter<T> {
         reservations: Vec<Reservation>,
         tag: T,
     ) -> Result<()> {
-        debug_assert!(self.pending.is_none(), "the file before would be lost");
+        debug_assert!(self.pending.is_none(), "the previous spill file is not finished");
         self.setup.metrics().add("spilled_rows", rows as u64);
         self.pending = Some((self.setup.spill(batches, reservations)?, tag));
         Ok(())
     }
 
-    /// Whether one has been begun and not been asked for since.
+    /// Returns true if a file was started and its completion has not been polled.
     pub(crate) fn is_writing(&self) -> bool {
         self.pending.is_some()
     }
 
-    /// The file, once it is done.
+    /// Returns the file, once it is complete.
     pub(crate) fn poll(&mut self) -> Result<WriteState<T>> {
         let Some((pending, tag)) = self.pending.take() else { return Ok(WriteState::Idle) };
         let Some(file) = pending.take() else {
@@ -162,20 +166,20 @@ impl<T> SpillWriter<T> {
     }
 }
 
-/// Spilled batches in turn, some of them read ahead.
+/// Reader of spilled batches in order, with prefetch.
 pub(crate) struct SpillReader {
     setup: OperatorContext,
     remaining: VecDeque<(Arc<dyn SpilledBatches>, usize)>,
     prefetched: VecDeque<PendingIo<RecordBatch>>,
 }
 
-/// What comes next of spilled batches.
+/// Result of a read.
 pub(crate) enum ReadState {
-    /// A batch.
+    /// The next batch.
     Batch(RecordBatch),
-    /// It is not there before this opens.
+    /// The next batch is being read; the gate becomes ready when it is in memory.
     Blocked(Gate),
-    /// There is none.
+    /// All batches have been read.
     End,
 }
 
@@ -191,7 +195,7 @@ impl SpillReader {
         self.remaining.extend(batches.map(|batch| (file.clone(), batch)));
     }
 
-    /// The next batch.
+    /// Returns the next batch.
     pub(crate) fn next(&mut self) -> Result<ReadState> {
         while self.prefetched.len() < READ_AHEAD
             && let Some((file, batch)) = self.remaining.pop_front()

@@ -1,8 +1,8 @@
-//! Rows cut into units by bits of their hash, of which some go to files.
+//! Rows partitioned by bits of their hash; some partitions are spilled.
 //!
-//! Rows are collected until there is a few megabytes of them; then each unit gets a batch with buffers of
-//! its own, so that a unit that is spilled gives all of its memory back. Rows that are cut again take
-//! other bits (a *level*).
+//! Rows are staged until they reach [`STAGING_BYTES`]. Then each partition gets a batch with
+//! buffers of its own, so spilling a partition releases all of its memory. Rows that are
+//! repartitioned use other hash bits (a *level*).
 
 use std::{ops::Range, sync::Arc};
 
@@ -21,41 +21,43 @@ use crate::{ResultExt, concat::concat_batches, keys::partition_indices};
 
 const BITS: u32 = 5;
 
-/// How many units rows are cut into.
+/// Number of partitions per level.
 pub(crate) const NUM_PARTITIONS: usize = 1 << BITS;
 
-/// How often rows can be cut: tables take the lower half of a hash, and its upper four bits.
+/// Maximum number of partitioning levels. Hash tables use the lower half of a hash and its upper
+/// four bits.
 pub(crate) const MAX_SPILL_LEVELS: u32 = 5;
 
-/// The unit of rows with `hash` among those that are cut at `level`.
+/// Returns the partition of rows with `hash` at `level`.
 pub(crate) fn partition_of(hash: u64, level: u32) -> usize {
     (hash >> (60 - BITS * (level + 1))) as usize & (NUM_PARTITIONS - 1)
 }
 
-/// Some of the units.
+/// Set of partitions, one bit each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct PartitionSet(pub(crate) u32);
 
 impl PartitionSet {
-    /// All of them.
+    /// All partitions.
     pub(crate) const ALL: Self = Self(u32::MAX);
 
-    /// Whether there is none.
+    /// Returns true if the set is empty.
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Whether `unit` is among them.
+    /// Returns true if `partition` is in the set.
     pub(crate) fn contains(self, partition: usize) -> bool {
         self.0 >> partition & 1 == 1
     }
 
-    /// Their numbers.
+    /// Returns the indices of the partitions in the set.
     pub(crate) fn partitions(self) -> impl Iterator<Item = usize> {
         (0..NUM_PARTITIONS).filter(move |partition| self.contains(*partition))
     }
 
-    /// These and more: half of all first, then a quarter of those that are left.
+    /// Returns this set with more partitions: half of all if it is empty, else a quarter of the
+    /// others.
     pub(crate) fn extended(self) -> Self {
         let remaining = self.0.count_zeros();
         let more = if self.is_empty() { remaining / 2 } else { remaining.div_ceil(4) };
@@ -65,7 +67,7 @@ impl PartitionSet {
     }
 }
 
-/// Rows of one unit in a file.
+/// Rows of one partition in a spill file.
 #[derive(Debug, Clone)]
 pub(crate) struct SpillSegment {
     pub(crate) file: Arc<dyn SpilledBatches>,
@@ -73,32 +75,32 @@ pub(crate) struct SpillSegment {
     pub(crate) rows: usize,
 }
 
-/// Rows that are collected until they are cut.
+/// Bytes of staged rows from which they are partitioned.
 const STAGING_BYTES: usize = 4 << 20;
 
-/// One task's rows, by unit.
+/// One task's rows, by partition.
 pub(crate) struct PartitionedSpill {
     setup: OperatorContext,
     level: u32,
-    /// What a row in memory costs besides its own bytes.
+    /// Bytes that a row needs in memory in addition to its own bytes.
     row_bytes: usize,
-    /// Rows that have not been cut, and the unit of each.
+    /// Rows that are not yet partitioned, and the partition of each.
     staged: Vec<RecordBatch>,
     partition_of_row: Vec<u8>,
     staged_bytes: usize,
     memory: Reservation,
-    /// There was no memory for what is there.
+    /// True if a reservation for rows in memory was denied.
     denied: bool,
     in_memory: Vec<Vec<(RecordBatch, Reservation)>>,
-    /// Bytes that are reserved for those.
+    /// Bytes reserved for `in_memory`.
     in_memory_bytes: usize,
     spilled: Vec<Vec<SpillSegment>>,
-    /// With the unit, the batches and the rows of each part of the file.
+    /// Writer tagged with the partition, batch range and row count of each segment of the file.
     writer: SpillWriter<Vec<(usize, Range<usize>, usize)>>,
 }
 
 impl PartitionedSpill {
-    /// No rows, to be cut at `level`.
+    /// Creates an empty `PartitionedSpill` that partitions at `level`.
     pub(crate) fn new(setup: OperatorContext, level: u32, row_bytes: usize) -> Self {
         Self {
             level,
@@ -116,7 +118,8 @@ impl PartitionedSpill {
         }
     }
 
-    /// Adds `rows`, of which `held` may be reserved already. [`poll`](Self::poll) is to follow.
+    /// Adds `rows`, which `reservation` may cover already. The caller then calls
+    /// [`poll`](Self::poll).
     pub(crate) fn add(
         &mut self,
         rows: RecordBatch,
@@ -139,8 +142,9 @@ impl PartitionedSpill {
         Ok(())
     }
 
-    /// Cuts what there is a group of, or all if it is the `end`, and writes the rows of the units that
-    /// `away` names, which `more` extends if the others do not fit. A gate: to be called again.
+    /// Partitions the staged rows once they reach [`STAGING_BYTES`], or all of them `at_end`.
+    /// Spills the partitions in `spilled_set()`; calls `spill_more` to extend that set if the other
+    /// rows do not fit. Returns a gate after which the caller calls again.
     pub(crate) fn poll(
         &mut self,
         spilled_set: impl Fn() -> PartitionSet,
@@ -160,7 +164,7 @@ impl PartitionedSpill {
             }
             match self.flush_staged(set) {
                 Ok(()) => {}
-                // All of the rows that were refused memory are there.
+                // The rows whose reservation was denied are all in memory.
                 Err(Error::OutOfMemory { .. }) if set != PartitionSet::ALL => {
                     self.denied = true;
                     spill_more(set);
@@ -170,12 +174,12 @@ impl PartitionedSpill {
         }
     }
 
-    /// Does the same with all units.
+    /// Polls like [`poll`](Self::poll), with all partitions spilled.
     pub(crate) fn poll_all(&mut self, at_end: bool) -> Result<Option<Gate>> {
         self.poll(|| PartitionSet::ALL, |_| {}, at_end)
     }
 
-    /// Cuts all rows, and begins to write those of `set`.
+    /// Partitions all staged rows, and starts writing the rows of `set`.
     fn flush_staged(&mut self, set: PartitionSet) -> Result<()> {
         self.denied = false;
         let (mut batches, mut reservations, mut segments) = (Vec::new(), Vec::new(), Vec::new());
@@ -231,7 +235,7 @@ impl PartitionedSpill {
         denial.map_or(Ok(()), Err)
     }
 
-    /// The gate of a file that is still being written.
+    /// Returns the gate of a file that is being written.
     fn poll_write(&mut self) -> Result<Option<Gate>> {
         match self.writer.poll()? {
             WriteState::Idle => {}
@@ -249,23 +253,24 @@ impl PartitionedSpill {
         Ok(None)
     }
 
-    /// After all is settled: the rows that are in memory, and those in files by unit.
+    /// Returns the rows in memory, and the spilled segments by partition. Requires a finished
+    /// `poll` at the end.
     pub(crate) fn into_parts(self) -> (Vec<(RecordBatch, Reservation)>, Vec<Vec<SpillSegment>>) {
         debug_assert!(self.staged.is_empty() && !self.writer.is_writing());
         (self.in_memory.into_iter().flatten().collect(), self.spilled)
     }
 
-    /// Bytes that are reserved for rows that have been cut, and are in memory.
+    /// Returns the bytes reserved for partitioned rows in memory.
     pub(crate) fn reserved_bytes(&self) -> usize {
         self.in_memory_bytes
     }
 
-    /// Whether rows are on their way to a file.
+    /// Returns true if rows are being written.
     pub(crate) fn is_writing(&mut self) -> Result<bool> {
         Ok(self.poll_write()?.is_some())
     }
 
-    /// What they were made with.
+    /// Returns the operator context passed to `new`.
     pub(crate) fn setup(&self) -> &OperatorContext {
         &self.setup
     }

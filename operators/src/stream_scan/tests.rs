@@ -17,7 +17,7 @@ use crate::test_support::{ints, result_of, run, sorted_rows, table};
 
 type Item = Result<RecordBatch, DataFusionError>;
 
-/// Is pending once before each item; another thread wakes it.
+/// Stream that is pending once before each item; another thread wakes it.
 struct Slow(VecDeque<Item>, bool);
 
 impl Stream for Slow {

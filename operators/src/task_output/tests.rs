@@ -1,4 +1,5 @@
-//! Rows that one query writes for the tasks of another are those that it reads, wherever they are routed.
+//! Rows that one query writes for another query's tasks equal the rows that these read, for each
+//! routing.
 
 use std::sync::Arc;
 
@@ -46,7 +47,7 @@ fn routing(kind: OutputKind) -> (Routing, usize) {
     }
 }
 
-/// A query of `tasks` tasks that writes an output.
+/// Starts a query of `tasks` tasks that writes an output.
 fn written(
     kind: OutputKind,
     tasks: usize,
@@ -68,7 +69,7 @@ fn written(
     (output, graph.start(&query).unwrap())
 }
 
-/// What reader `id` of each of `outputs` reads, with two tasks.
+/// Reads, with two tasks, buffer `id` of each of `outputs`.
 fn read(
     outputs: &[OutputBuffer<BufferedBatch>],
     id: usize,
@@ -120,7 +121,7 @@ fn a_writer_that_fails_is_no_end_of_rows() {
     let error = read(&[good.0.clone(), bad.0.clone()], 0, &chaos).unwrap_err();
     assert_eq!(error.to_string(), "a producer ended without finishing");
     assert_eq!(bad.0.state(), OutputState::Failed);
-    // Its other readers are yet to come.
+    // Its other readers never start.
     good.0.destroy();
     wait_idle(good.1.query());
     wait_idle(bad.1.query());

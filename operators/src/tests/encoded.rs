@@ -1,5 +1,5 @@
-//! Dictionaries with NULL among their keys and among their values, and runs, are to every operator
-//! what plain columns are.
+//! Every operator treats dictionaries, with NULL keys and NULL values, and run-end encoded columns
+//! like plain columns.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ fn plain(texts: &Texts) -> ArrayRef {
     Arc::new(StringArray::from(texts.clone()))
 }
 
-/// Every second NULL is a key that is NULL, the others are keys of a value that is.
+/// Encodes every second NULL as a NULL key, the others as keys of a NULL value.
 fn dictionary(texts: &Texts) -> ArrayRef {
     let values = vec![None, Some("unused"), Some("w"), Some("x"), Some("y"), Some("z")];
     let mut nulls = 0;
@@ -58,7 +58,7 @@ fn dictionary(texts: &Texts) -> ArrayRef {
     Arc::new(array)
 }
 
-/// Runs of equal values, in a column that does not begin with its first run.
+/// Encodes runs of equal values, as a slice that does not start with the first run.
 fn runs(texts: &Texts) -> ArrayRef {
     let mut all = vec![Some("before"); 3];
     all.extend(texts);
@@ -88,8 +88,7 @@ const TYPES: [JoinType; 10] = [
     JoinType::RightMark,
 ];
 
-/// The output of `operator` over both tables in plain columns, which that over encoded ones must
-/// equal.
+/// Checks that the output of `operator` over encoded columns equals its output over plain columns.
 fn compare(
     operator: impl Fn(&RecordBatch, &RecordBatch) -> Vec<RecordBatch>,
     in_order: bool,
@@ -132,7 +131,7 @@ fn not_in_sees_encoded_nulls() {
         sorted_rows(&join.run(QueryOptions::default(), left, right))
     };
     compare(|left, right| join.run(QueryOptions::default(), left, right), false, "NOT IN");
-    // The only NULL is one among the values.
+    // The only NULL is one of the values.
     let values: ArrayRef = Arc::new(StringArray::from(vec![Some("x"), None]));
     let one_null = DictionaryArray::new(Int8Array::from(vec![0, 1]), values.clone());
     let one_run = RunArray::<Int32Type>::try_new(&Int32Array::from(vec![1, 2]), &values).unwrap();
@@ -199,7 +198,7 @@ fn encoded_keys_are_sorted_as_plain_ones() {
     }
 }
 
-/// The number of rows in each row's partition.
+/// Counts the rows in each row's partition.
 fn counted(rows: &RecordBatch) -> Vec<RecordBatch> {
     let count = AggregateExprBuilder::new(count_udaf(), vec![column(1)])
         .schema(rows.schema())
@@ -223,11 +222,11 @@ fn counted(rows: &RecordBatch) -> Vec<RecordBatch> {
 
 #[test]
 fn encoded_keys_are_window_partitions_as_plain_ones() {
-    // The right side's equal values are neighbours but for its first NULL.
+    // Equal values on the right side are adjacent, except its first NULL.
     compare(|_, right| counted(right), true, "window");
 }
 
-/// Ten dictionaries with different values, more than their keys can count.
+/// Ten dictionaries with different values, more than their key type can count.
 #[test]
 fn groups_are_more_than_a_dictionary_can_have() {
     let piece = |piece: usize| -> ArrayRef {

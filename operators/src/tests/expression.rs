@@ -1,4 +1,4 @@
-//! An expression that is a closure, so that a test sees what it is evaluated on.
+//! Expression made from a closure, so that a test sees its inputs.
 
 use std::{
     fmt,
@@ -26,7 +26,7 @@ pub(super) struct Watched {
     evaluate: Arc<Evaluate>,
 }
 
-/// An expression over `columns` with values of type `kind`.
+/// Creates an expression over `columns` with values of type `kind`.
 pub(super) fn watched(
     kind: DataType,
     columns: &[usize],
@@ -37,7 +37,8 @@ pub(super) fn watched(
     Arc::new(Watched { kind, volatile: false, children, evaluate })
 }
 
-/// A volatile expression that gives `value` of 0, 1, 2 and so on, and counts them.
+/// Creates a volatile expression that returns `value` of 0, 1, 2 and so on, and a counter of its
+/// values.
 pub(super) fn draws(value: fn(i64) -> i64) -> (Arc<AtomicI64>, Arc<dyn PhysicalExpr>) {
     let drawn = Arc::new(AtomicI64::new(0));
     let next = drawn.clone();

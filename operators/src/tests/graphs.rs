@@ -1,4 +1,4 @@
-//! Small graphs around one operator each, over tables with any key.
+//! Small graphs of one operator each, over tables with a key of any type.
 
 use std::sync::Arc;
 
@@ -18,10 +18,10 @@ use crate::{
     test_support::{ints, result_of, run_with, scan, table},
 };
 
-/// Rows of a scan's morsel, unless a test says otherwise.
+/// Default rows of a scan's morsel.
 pub(super) const MORSEL: usize = 7;
 
-/// A table of a key and the row's number.
+/// Creates a table of a key and a row number column.
 pub(super) fn keyed(key: ArrayRef) -> RecordBatch {
     let rows = key.len() as i32;
     table([("key", key), ("row", ints((0..rows).map(Some)))])
@@ -31,7 +31,7 @@ pub(super) fn column(index: usize) -> Arc<dyn PhysicalExpr> {
     Arc::new(Column::new("c", index))
 }
 
-/// The output of `operators` behind a scan of `input`.
+/// Runs `operators` behind a scan of `input`.
 pub(super) fn streamed(
     input: &RecordBatch,
     morsel: usize,
@@ -44,7 +44,7 @@ pub(super) fn streamed(
     .remove(0)
 }
 
-/// A sort by `key`.
+/// Sorts `input` by `key`.
 pub(super) fn sorted(
     options: QueryOptions,
     input: &RecordBatch,
@@ -64,7 +64,7 @@ pub(super) fn sorted(
     .remove(0)
 }
 
-/// The groups of `key`.
+/// Groups `input` by `key`.
 pub(super) fn grouped(
     options: QueryOptions,
     input: &RecordBatch,
@@ -91,7 +91,7 @@ pub(super) fn grouped(
     .remove(0)
 }
 
-/// What is joined.
+/// Join under test.
 pub(super) struct Join {
     pub(super) kind: JoinType,
     pub(super) nulls_equal: bool,
@@ -101,7 +101,7 @@ pub(super) struct Join {
 }
 
 impl Join {
-    /// By the first columns.
+    /// Creates a join by the first columns.
     pub(super) fn plain(kind: JoinType) -> Self {
         let keys = (column(0), column(0));
         Self { kind, nulls_equal: false, null_aware: false, keys, batch_rows: 1000 }

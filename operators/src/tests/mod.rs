@@ -1,5 +1,5 @@
-//! What holds for every operator that looks at values: encoded columns, long texts, volatile
-//! expressions, each through graphs of the operators as they are.
+//! Properties of every operator that reads values: encoded columns, long texts and volatile
+//! expressions, tested in graphs of the real operators.
 
 mod encoded;
 mod expression;

@@ -1,5 +1,5 @@
-//! Texts that are too long for one batch, or together for one array. The bounds are
-//! small ones in tests ([`MAX_BATCH_BYTES`] and its neighbours).
+//! Texts too long for one batch, or in total for one array. The bounds are small in tests
+//! ([`MAX_BATCH_BYTES`] and the constants beside it).
 
 use std::sync::{
     Arc, Mutex,
@@ -37,10 +37,10 @@ use crate::{
 };
 
 const LENGTH: usize = 10_000;
-/// Rows whose texts are too long for one array, and for several batches.
+/// Number of rows whose texts are too long for one array, and for several batches.
 const ROWS: usize = 200;
 
-/// Texts of two kinds, with some that are short and some that are NULL.
+/// Creates texts of two types, some of them short and some NULL.
 fn texts() -> [ArrayRef; 2] {
     const { assert!(ROWS * LENGTH > 3 * MAX_ARRAY_BYTES && MAX_ARRAY_BYTES > MAX_BATCH_BYTES) };
     let text = |row: usize| match row % 10 {
@@ -52,7 +52,7 @@ fn texts() -> [ArrayRef; 2] {
     [Arc::new(StringArray::from(texts.clone())), Arc::new(StringViewArray::from(texts))]
 }
 
-/// No batch has more text than it may, but for one of a single row.
+/// Asserts that no batch exceeds the text bound, except batches of a single row.
 fn assert_bounded(batches: &[RecordBatch], what: &str) {
     for batch in batches {
         let bytes = sum_of(batch.columns());
@@ -100,7 +100,7 @@ fn long_texts_are_joined() {
                 let join = Join::plain(kind);
                 for options in [QueryOptions::default(), random_refusals(3).2] {
                     let joined = join.run(options, left, right);
-                    // Rows without a match are those of the input's batch.
+                    // Rows without a match are rows of the input's batch.
                     if kind == JoinType::Inner || kind == JoinType::Left {
                         assert_bounded(&joined, "joined");
                     }
@@ -128,7 +128,7 @@ fn nested(
     }
 }
 
-/// Every pair with a watched filter that lets `passes` of them through.
+/// Creates a join filter that records the bytes of its inputs in `seen`.
 fn watching(seen: &Arc<Mutex<Vec<usize>>>) -> JoinFilter {
     let seen = seen.clone();
     let expression = watched(DataType::Boolean, &[0, 1], move |pairs| {
@@ -211,7 +211,7 @@ fn long_texts_are_rows_of_sets() {
     }
 }
 
-/// A projection of a text of column 0, whose calls `seen` gets the bytes of.
+/// Creates a projection of the upper-case text of column 0; `seen` records the bytes of each call.
 fn upper(seen: &Arc<Mutex<Vec<usize>>>, max_rows: usize) -> Projection {
     let seen = seen.clone();
     let expression = watched(DataType::Utf8, &[0], move |rows| {
@@ -252,8 +252,8 @@ fn an_overflow_of_one_row_is_an_error() {
     assert!(result.unwrap_err().to_string().contains("overflow"));
 }
 
-/// A filter by a predicate over column 0 that is `value` for all rows; `on_call` sees the bytes of
-/// each call.
+/// Creates a filter by a predicate over column 0 that is `value` for all rows; `on_call` gets the
+/// bytes of each call.
 fn constant(value: bool, on_call: impl Fn(usize) + Send + Sync + 'static) -> Arc<dyn Operator> {
     let predicate = watched(DataType::Boolean, &[0], move |rows| {
         on_call(sum_of(rows.columns()));
@@ -281,7 +281,7 @@ fn filters_are_evaluated_in_slices() {
     }
 }
 
-/// The first half of the rows, by number.
+/// Creates a predicate for the first half of the rows, by row number.
 fn less() -> Arc<dyn PhysicalExpr> {
     let half = datafusion_physical_expr::expressions::lit(ROWS as i32 / 2);
     Arc::new(BinaryExpr::new(column(1), BinaryOperator::Lt, half))

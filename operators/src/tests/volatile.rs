@@ -25,7 +25,7 @@ use crate::{
     test_support::{InMemorySpill, ints, random_refusals, rows},
 };
 
-/// In no order, and each once, up to a prime.
+/// Permutes the numbers below a prime.
 fn scattered(number: i64) -> i64 {
     number * 7919 % 100_003
 }
@@ -38,7 +38,7 @@ fn input(rows: i64) -> RecordBatch {
 
 const ASCENDING: SortOptions = SortOptions { descending: false, nulls_first: false };
 
-/// A place for what does not fit into `bytes`.
+/// Creates query options with a memory limit of `bytes`, and a spill space for larger queries.
 fn limited_memory(bytes: usize) -> (Arc<InMemorySpill>, QueryOptions) {
     let spill_space = Arc::new(InMemorySpill::default());
     let memory = Arc::new(GreedyPool::new(bytes));
@@ -63,7 +63,7 @@ fn a_sort_key_is_drawn_once() {
             let rows: Vec<i64> = rows.map(i64::from).collect();
             assert_eq!(rows.len(), wanted);
             if sinks == 1 {
-                // The one task draws for the rows in their order.
+                // The single task draws for the rows in their order.
                 let mut expected: Vec<i64> = (0..ROWS).collect();
                 expected.sort_by_key(|row| scattered(*row));
                 assert!(rows == expected[..wanted], "{fetch:?} {short}");
@@ -76,7 +76,7 @@ fn a_sort_key_is_drawn_once() {
 
 #[test]
 fn a_key_of_a_join_is_drawn_once() {
-    // Each row of the one side finds the one of the other that has what it drew.
+    // Each row of one side matches the row of the other side with the value that it drew.
     let input = input(60_000);
     let values = |number: i64| number % 60_000;
     let numbers = keyed(Arc::new(Int64Array::from_iter_values(0..60_000)));

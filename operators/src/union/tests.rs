@@ -1,4 +1,4 @@
-//! Every row of every child comes out once, under the union's names.
+//! Every row of every child is returned once, under the union's column names.
 
 use std::sync::Arc;
 

@@ -1,7 +1,9 @@
-//! A large window partition whose end some expression looks at: collected as it comes, given once it has ended.
+//! Large window partition whose end some expression reads: buffered as it arrives, emitted once it
+//! has ended.
 //!
-//! While rows come, each expression takes from them what it needs of all of them ([`EvalStrategy`]). The rows themselves are
-//! looked at again only when they are given, one batch after the other, so they may be in files meanwhile.
+//! While rows arrive, each expression takes from them the state or columns that it needs of the
+//! whole partition ([`EvalStrategy`]). The rows themselves are read again only when they are
+//! emitted, batch by batch, so they may be spilled in between.
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
@@ -41,56 +43,58 @@ use crate::{
     spill::{gc_batch_views, try_resize_above},
 };
 
-/// The rows of a window partition, and what expressions know of them.
+/// Rows of a window partition, and the expressions' state over them.
 pub(super) struct BufferedPartition {
     plan: Arc<WindowPlan>,
-    /// Of the rows, whatever a batch says of its NULLs.
+    /// Schema of the rows; all columns are nullable, whatever a batch says.
     schema: SchemaRef,
     rows: usize,
-    /// The first rows, in files, and what they took in memory.
+    /// Spilled rows, which come first, and the bytes they took in memory.
     spilled: Vec<BufferedBatch>,
     spilled_bytes: usize,
-    /// Those that follow, but for some that may be on their way to a file.
+    /// Rows in memory, which follow the spilled ones and any rows that are being written.
     in_memory: Vec<RecordBatch>,
     in_memory_bytes: usize,
-    /// Of each expression that has one, and what they take: to ask may be to go through all that they keep.
+    /// Aggregate of each `PartitionTotal` expression, and the bytes of all aggregates. The bytes
+    /// are cached, because computing them may traverse all kept values.
     totals: Vec<Option<Total>>,
     total_bytes: usize,
     columns: BufferedColumns,
 }
 
-/// An aggregate over all rows so far.
+/// Aggregate over all rows so far.
 enum Total {
     Unfiltered(Arc<dyn WindowExpr>, Box<dyn Accumulator>),
     Filtered(Filtered),
 }
 
-/// An aggregate with a filter that only its expression knows.
+/// Aggregate with a filter that only its expression can read.
 struct Filtered {
     expression: Arc<dyn WindowExpr>,
     partition: PartitionBatches,
     states: PartitionWindowAggStates,
-    /// Its accumulator keeps values, whose bytes so far are an estimate of its size, which cannot be seen.
+    /// True if the accumulator keeps values. Its size is not accessible, so the bytes of the values
+    /// so far are the estimate.
     keeps_values: bool,
     value_bytes: usize,
 }
 
-/// What expressions look at that look at all rows at once.
+/// Columns for expressions that read all rows at once.
 struct BufferedColumns {
-    /// Where these columns are; `None`: the rows are needed as they are.
+    /// Indices of these columns; `None` if the rows are needed whole.
     needed: Option<Vec<usize>>,
-    /// Rows with nothing but NULLs in all other columns.
+    /// Rows in which all other columns are NULL.
     rows: Vec<RecordBatch>,
     bytes: usize,
-    /// What results take for a row, and one while it is made.
+    /// Bytes per row of the results, and of one result while it is computed.
     row_bytes: usize,
 }
 
-/// Bytes of a result for a row while results are made one by one: a `ScalarValue`.
+/// Bytes of one row's result while results are computed one by one: a `ScalarValue`.
 const SCALAR_BYTES: usize = size_of::<ScalarValue>();
 
 impl BufferedPartition {
-    /// A window partition without rows.
+    /// Creates a window partition without rows.
     pub(super) fn new(plan: &Arc<WindowPlan>, rows: &Schema) -> Result<Self> {
         let nullable = |field: &Arc<Field>| field.as_ref().clone().with_nullable(true);
         let fields: Vec<Field> = rows.fields().iter().map(nullable).collect();
@@ -148,23 +152,24 @@ impl BufferedPartition {
         self.rows
     }
 
-    /// Bytes of all rows, wherever they are.
+    /// Returns the bytes of all rows, in memory and spilled.
     pub(super) fn row_bytes(&self) -> usize {
         self.spilled_bytes + self.in_memory_bytes
     }
 
-    /// Bytes that are to be reserved: for rows in memory, and for results, as if they were there.
+    /// Returns the bytes to reserve: rows in memory, and the results as if they were already
+    /// computed.
     pub(super) fn bytes(&self) -> usize {
         let columns = self.columns.bytes_with_results(self.rows, self.in_memory_bytes);
         self.in_memory_bytes + self.total_bytes + columns
     }
 
-    /// Bytes of rows that could go to a file.
+    /// Returns the bytes of the rows that can be spilled.
     pub(super) fn reclaimable_bytes(&self) -> usize {
         if self.columns.needed.is_some() { self.in_memory_bytes } else { 0 }
     }
 
-    /// The rows in memory, in batches to be written, with how many rows there are in each.
+    /// Takes the rows in memory as batches to spill, with the row count of each batch.
     pub(super) fn take_in_memory(&mut self) -> (SpillInput, Vec<usize>) {
         let in_memory = std::mem::take(&mut self.in_memory);
         self.spilled_bytes += std::mem::take(&mut self.in_memory_bytes);
@@ -178,13 +183,14 @@ impl BufferedPartition {
         (Box::new(in_memory.into_iter().flat_map(slices).map(|slice| gc_batch_views(&slice))), rows)
     }
 
-    /// Those are in `file`.
+    /// Adds the spilled batches in `file`, with their row counts.
     pub(super) fn add_spilled(&mut self, file: &Arc<dyn SpilledBatches>, rows: Vec<usize>) {
         let batch = |(index, rows)| BufferedBatch::spilled(file.clone(), index, rows, 0);
         self.spilled.extend(rows.into_iter().enumerate().map(batch));
     }
 
-    /// After its end: gives the rows with their results, for which `memory` is reserved.
+    /// Converts the ended partition into an emitter of its rows and results, for which `memory` is
+    /// reserved.
     pub(super) fn into_emitter(
         mut self,
         memory: Reservation,
@@ -204,7 +210,7 @@ impl BufferedPartition {
                     ExprResult::Column(framed::evaluate(expression, &whole, task)?)
                 }
                 (EvalStrategy::PartitionTotal, None) => {
-                    return internal_err!("a total without a state").query_err();
+                    return internal_err!("a partition total has no accumulator").query_err();
                 }
             });
         }
@@ -239,7 +245,7 @@ impl Total {
     fn new(expression: &Arc<dyn WindowExpr>, schema: &SchemaRef) -> Result<Self> {
         let plain = expression.as_any().downcast_ref::<PlainAggregateWindowExpr>();
         let Some(aggregate) = plain.map(PlainAggregateWindowExpr::get_aggregate_expr) else {
-            return internal_err!("{} is no aggregate", expression.name()).query_err();
+            return internal_err!("{} is not an aggregate", expression.name()).query_err();
         };
         if is_unfiltered_aggregate(expression) {
             let accumulator = aggregate.create_accumulator().query_err()?;
@@ -283,8 +289,8 @@ impl Total {
 }
 
 impl Filtered {
-    /// Adds rows as if they were the last ones, and forgets that they were: of what DataFusion keeps, only the
-    /// accumulator goes on.
+    /// Adds rows as if they were the last ones, then resets that state. Of DataFusion's state, only
+    /// the accumulator carries over.
     fn add(&mut self, rows: &RecordBatch) -> Result<()> {
         for of in self.states.values_mut() {
             of.state = WindowAggState::new(of.state.out_col.data_type()).query_err()?;
@@ -300,7 +306,7 @@ impl Filtered {
         for part in self.partition.values_mut() {
             part.record_batch = RecordBatch::new_empty(rows.schema());
         }
-        // The same for each row.
+        // The result is the same for each row, so one value is kept.
         for of in self.states.values_mut() {
             let result = ScalarValue::try_from_array(&of.state.out_col, 0).query_err()?;
             of.state.out_col = result.to_array().query_err()?;
@@ -311,7 +317,7 @@ impl Filtered {
         Ok(())
     }
 
-    /// The bytes of the arguments; of all of `rows`, if those cannot be evaluated again.
+    /// Returns the bytes of the arguments, or of all of `rows` if an argument is volatile.
     fn argument_bytes(&self, rows: &RecordBatch) -> Result<usize> {
         if self.expression.expressions().iter().any(is_volatile) {
             return Ok(bytes(rows));
@@ -324,7 +330,7 @@ impl Filtered {
         let mut results = self.states.values().map(|of| &of.state.out_col);
         match results.next() {
             Some(result) => ScalarValue::try_from_array(result, 0).query_err(),
-            None => internal_err!("a window partition without rows").query_err(),
+            None => internal_err!("a window partition has no rows").query_err(),
         }
     }
 
@@ -352,7 +358,7 @@ impl BufferedColumns {
         Self { needed, rows: Vec::new(), bytes: 0, row_bytes: row_bytes + scalar_bytes }
     }
 
-    /// Whether no expression looks at all rows at once.
+    /// Returns true if no expression reads all rows at once.
     fn is_empty(&self) -> bool {
         self.row_bytes == 0
     }
@@ -379,7 +385,8 @@ impl BufferedColumns {
         Ok(())
     }
 
-    /// Bytes of what is looked at of `rows` rows, of one copy of it, and of results that are numbers or values of it.
+    /// Returns the bytes of the columns read of `rows` rows, of one copy of them, and of their
+    /// results.
     fn bytes_with_results(&self, rows: usize, in_memory_bytes: usize) -> usize {
         if self.is_empty() {
             return 0;
@@ -388,7 +395,7 @@ impl BufferedColumns {
         2 * looked_at + rows * self.row_bytes
     }
 
-    /// All that is looked at, as one.
+    /// Returns all columns read, concatenated.
     fn whole(&mut self, in_memory: &[RecordBatch]) -> Result<RecordBatch> {
         let rows = std::mem::take(&mut self.rows);
         let rows = if self.needed.is_some() { &rows } else { in_memory };
@@ -399,33 +406,34 @@ impl BufferedColumns {
     }
 }
 
-/// A window partition that has ended, on its way out.
+/// Emitter of a window partition that has ended.
 pub(super) struct PartitionEmitter {
     plan: Arc<WindowPlan>,
     batches: VecDeque<BufferedBatch>,
     in_memory_bytes: usize,
     reader: BufferReader,
-    /// Rows of a batch that have not been passed.
+    /// Rows of a batch that have not been evaluated.
     fetched: Steps,
     results: Vec<ExprResult>,
     result_bytes: usize,
-    /// Of the expressions that are evaluated while the rows pass.
+    /// State of the expressions that are evaluated while the rows are emitted.
     streaming: Option<StreamingPartition>,
-    /// Rows that are being given, and results of those expressions; how many of them have been.
+    /// Rows being emitted, the results of the streaming expressions, and the number of rows
+    /// emitted.
     current: Option<(RecordBatch, Vec<ArrayRef>, usize)>,
-    /// Of all rows.
+    /// Number of emitted rows of the partition.
     emitted_rows: usize,
     memory: Reservation,
     min_spill_bytes: usize,
 }
 
-/// An expression's results.
+/// Results of an expression.
 enum ExprResult {
-    /// They come as the rows pass.
+    /// Results are computed while rows are emitted.
     Streaming,
-    /// For each row.
+    /// One value for every row.
     Total(ScalarValue),
-    /// In the order of the rows.
+    /// One value per row, in row order.
     Column(ArrayRef),
 }
 
@@ -439,13 +447,13 @@ impl ExprResult {
     }
 }
 
-/// What comes next of a window partition on its way out.
+/// Output of a [`PartitionEmitter`].
 pub(super) enum EmitterOutput {
-    /// Rows with their results, a batch at the most.
+    /// Rows with their results, at most one batch.
     Rows(RecordBatch),
-    /// A batch is being fetched.
+    /// A batch is being restored.
     Blocked(Gate),
-    /// All rows have been given.
+    /// All rows have been emitted.
     End,
 }
 
@@ -493,12 +501,12 @@ impl PartitionEmitter {
         }
     }
 
-    /// Whether no rows are at hand.
+    /// Returns true if no rows are ready to be emitted.
     fn has_no_rows(&self) -> bool {
         self.current.as_ref().is_none_or(|(rows, _, offset)| *offset == rows.num_rows())
     }
 
-    /// The rows that all piecewise expressions have results for, after these.
+    /// Evaluates the streaming expressions on `rows`; returns the rows for which all have results.
     fn evaluate_streaming(
         &mut self,
         rows: RecordBatch,
@@ -515,7 +523,7 @@ impl PartitionEmitter {
         Ok((rows, results, 0))
     }
 
-    /// `rows`, with the results that passed, from place `from` of those on.
+    /// Appends the results to `rows`; `offset` is the index of `rows` in `streaming_results`.
     fn output(
         &mut self,
         rows: &RecordBatch,
@@ -539,7 +547,8 @@ impl PartitionEmitter {
         self.plan.output(rows, columns)
     }
 
-    /// Gives back what has been given. The last rows of the partition may not have been reserved, since it had ended.
+    /// Releases the memory of emitted rows. The last rows of the partition may be unreserved, since
+    /// it had already ended.
     fn reserve(&mut self) -> Result<()> {
         let retained_bytes =
             self.result_bytes + self.streaming.as_ref().map_or(0, StreamingPartition::bytes);

@@ -1,4 +1,5 @@
-//! How an expression is evaluated over a window partition that is too large to be looked at as one.
+//! Evaluation strategies for an expression over a window partition too large to be evaluated at
+//! once.
 
 use std::sync::Arc;
 
@@ -12,28 +13,29 @@ use datafusion_physical_expr::{
     },
 };
 
-/// What an expression needs of its window partition.
+/// Rows and columns of its window partition that an expression needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum EvalStrategy {
-    /// Some rows around each row: it is evaluated as they pass (a running total, a rank).
+    /// Some rows around each row: the expression is evaluated while rows arrive (a running total, a
+    /// rank).
     Streaming,
-    /// All rows, one after the other, for a result that is the same for each (a total).
+    /// All rows, one batch at a time, for a result that is the same for each row (a total).
     PartitionTotal,
-    /// These columns of all rows at once (a percent rank); all columns if it is not known which.
+    /// These columns of all rows at once (a percent rank); `None` if the columns are unknown.
     PartitionColumns {
         columns: Option<Vec<usize>>,
-        /// A frame moves through the rows: results are made one by one.
+        /// True if a frame moves through the rows, so that results are computed one by one.
         by_frame: bool,
     },
 }
 
 impl EvalStrategy {
-    /// Those of `expressions`, which are evaluated together.
+    /// Chooses the strategies of `expressions`, which are evaluated together.
     ///
-    /// If none looks at the end of its window partition, all are piecewise, as in DataFusion's
-    /// `BoundedWindowAggExec`. Beside one that does, DataFusion evaluates all of them over the whole, which gives
-    /// other results for some (a frame among NULLs, `lead` that ignores NULLs), so only those are piecewise of which
-    /// that cannot be.
+    /// If no expression reads the end of its window partition, all are streaming, as in
+    /// DataFusion's `BoundedWindowAggExec`. Otherwise DataFusion evaluates all expressions over the
+    /// whole partition. Some results then differ (a frame among NULLs, `lead` that ignores NULLs).
+    /// Only expressions whose results cannot differ are then streaming.
     pub(super) fn choose(expressions: &[Arc<dyn WindowExpr>]) -> Vec<Self> {
         let bounded =
             |one: &Arc<dyn WindowExpr>| one.uses_bounded_memory() && !is_partition_total(one);
@@ -50,7 +52,7 @@ impl EvalStrategy {
     fn columns_of(expression: &Arc<dyn WindowExpr>) -> Self {
         let function = expression.as_any().downcast_ref::<StandardWindowExpr>();
         let evaluator = function.map(|one| one.get_standard_func_expr().create_evaluator());
-        // An error comes again when it is evaluated.
+        // An error recurs when the expression is evaluated.
         let by_frame = !matches!(evaluator, Some(Ok(one)) if !one.uses_window_frame());
         if function.is_none() && !is_unfiltered_aggregate(expression) {
             return Self::PartitionColumns { columns: None, by_frame };
@@ -65,10 +67,11 @@ impl EvalStrategy {
     }
 }
 
-/// Whether it is an aggregate whose frame is always all of the window partition.
+/// Returns true if `expression` is an aggregate whose frame is always the whole window partition.
 fn is_partition_total(expression: &Arc<dyn WindowExpr>) -> bool {
     let frame = expression.get_window_frame();
-    // Without an order, all rows are peers of the current one. The planner writes a constant for none.
+    // Without an order, all rows are peers of the current row. The planner writes a constant for no
+    // order.
     let mut order_by = expression.order_by().iter();
     let unordered = match is_unfiltered_aggregate(expression) {
         true => order_by.all(|key| key.expr.is::<Literal>()),
@@ -83,7 +86,8 @@ fn is_partition_total(expression: &Arc<dyn WindowExpr>) -> bool {
         && reaches_the_end(&frame.end_bound)
 }
 
-/// Whether a row's result needs nothing but a state and the row: a number, a rank, a running total row by row.
+/// Returns true if a row's result depends only on a state and the row: a row number, a rank, a
+/// running total over rows.
 fn needs_prefix_only(expression: &Arc<dyn WindowExpr>) -> bool {
     if !expression.uses_bounded_memory() {
         return false;
@@ -101,8 +105,9 @@ fn needs_prefix_only(expression: &Arc<dyn WindowExpr>) -> bool {
         && frame.end_bound == WindowFrameBound::CurrentRow
 }
 
-/// Whether it is an aggregate without a filter. The filter cannot be seen but in what is printed of the expression; if
-/// that should change, all have one, which costs time and memory only.
+/// Returns true if `expression` is an aggregate without a filter. The filter is visible only in the
+/// debug output. If that output changes, every aggregate counts as filtered, which costs only time
+/// and memory.
 pub(super) fn is_unfiltered_aggregate(expression: &Arc<dyn WindowExpr>) -> bool {
     let any = expression.as_any();
     (any.is::<PlainAggregateWindowExpr>() || any.is::<SlidingAggregateWindowExpr>())

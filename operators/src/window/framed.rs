@@ -1,8 +1,8 @@
-//! Results by frames over all rows of a large window partition, made one by one.
+//! Framed results over all rows of a large window partition, computed one by one.
 //!
-//! DataFusion makes the results of all rows in one call, which takes seconds for millions of them.
-//! Here the same is done with the same functions, and a task checks on the way whether its query
-//! goes on.
+//! DataFusion computes the results of all rows in one call, which takes seconds for millions of
+//! rows. This module calls the same functions row by row, and checks in between whether the query
+//! was cancelled.
 
 use std::{ops::Range, sync::Arc};
 
@@ -23,7 +23,7 @@ use gatework_runtime::{Result, pipeline::DriverContext};
 use super::{STEP_ROWS, eval_strategy::is_unfiltered_aggregate};
 use crate::{ResultExt, concat::concat_arrays};
 
-/// Rows between two checks.
+/// Rows between two cancellation checks.
 const CHECK_ROWS: usize = 256;
 
 /// Returns the results of `expression` for all `rows` of a window partition.
@@ -43,18 +43,18 @@ pub(super) fn evaluate(
     }
 }
 
-/// What makes a result of a frame.
+/// Function that computes the result of a frame.
 enum FrameFunction {
     Standard(Box<dyn PartitionEvaluator>),
-    /// An aggregate, and its value over no rows.
+    /// Aggregate, and its value over no rows.
     Aggregate(Box<dyn Accumulator>, ScalarValue),
-    /// One from which rows are taken out again.
+    /// Aggregate that can retract rows, and its value over no rows.
     Sliding(Box<dyn Accumulator>, ScalarValue),
 }
 
 impl FrameFunction {
-    /// That of `expression`; `None` if it needs no frames, or has a filter, which only itself
-    /// knows.
+    /// Creates the function of `expression`; `None` if it needs no frames, or has a filter, which
+    /// is not accessible.
     fn of(expression: &Arc<dyn WindowExpr>) -> DataFusionResult<Option<Self>> {
         let any = expression.as_any();
         if let Some(standard) = any.downcast_ref::<StandardWindowExpr>() {
@@ -78,7 +78,7 @@ impl FrameFunction {
         Ok(Some(Self::Sliding(accumulator, default(aggregate)?)))
     }
 
-    /// The result for the rows `now`, where those before were for the rows `last`.
+    /// Returns the result for the rows `now`; the previous result was for the rows `last`.
     fn result(
         &mut self,
         values: &[ArrayRef],

@@ -1,15 +1,15 @@
 //! Window: evaluates window expressions over window partitions of sorted input.
 //!
-//! The sink cuts its input, which is sorted by partition keys and order keys, where one window
-//! partition ends and the next begins, and hands over whole partitions, several small ones at a
-//! time. The source of the same instance evaluates them and gives the rows in the order they came.
+//! The sink splits its input at window partition boundaries; the input is sorted by partition keys
+//! and order keys. It hands over whole partitions, several small ones at a time. The source with
+//! the same task index evaluates them and returns the rows in input order.
 //!
-//! A large window partition is never evaluated as one. If no expression looks at its end, it is handed over
-//! and evaluated piece by piece (`streaming.rs`). Otherwise its rows are collected, and put away in files where they
-//! do not fit into memory, while each expression takes from them what it needs (`buffered.rs`); once the partition
-//! has ended, its rows are given with the results.
+//! A large window partition is never evaluated as one. If no expression reads its end, it is handed
+//! over and evaluated in chunks (`streaming.rs`). Otherwise its rows are buffered, and spilled
+//! where they do not fit into memory, while each expression takes from them what it needs
+//! (`buffered.rs`). Once the partition has ended, its rows are emitted with the results.
 //!
-//! Two rows are of one partition as arrow's `partition` sees it: NULL equals NULL, -0 is not +0.
+//! Partition equality is that of arrow's `partition`: NULL equals NULL, -0 is not +0.
 
 mod buffered;
 mod eval_strategy;
@@ -44,22 +44,23 @@ use eval_strategy::EvalStrategy;
 #[derive(Debug)]
 struct WindowPlan {
     expressions: Vec<Arc<dyn WindowExpr>>,
-    /// How each of them is evaluated over a large window partition.
+    /// Evaluation strategy of each expression over a large window partition.
     strategies: Vec<EvalStrategy>,
     partition_by: Vec<Arc<dyn PhysicalExpr>>,
     schema: SchemaRef,
     batch_size: usize,
-    /// A window partition is large from so many bytes on.
+    /// Bytes from which a window partition is large.
     large_bytes: usize,
 }
 
-/// Window expressions with the same partitions, over input of `num_tasks` tasks that is sorted as
-/// they need it in each task, and whose window partitions are not spread over tasks. The output is
-/// the input's columns and one column per expression, in batches of at most `batch_size` rows.
-/// `limit_bytes` is what waits between sink and source, and what makes a window partition large.
+/// Creates sink and source of window expressions with the same partition keys, with `num_tasks`
+/// tasks each. Each task's input is sorted as the expressions need it, and no window partition
+/// spans tasks. The output is the input's columns and one column per expression, in batches of at
+/// most `batch_size` rows. `limit_bytes` bounds the buffer between sink and source, and is the size
+/// of a large window partition.
 ///
 /// # Errors
-/// If there are no expressions, they have different partitions, or there are no instances.
+/// If there are no expressions, if their partition keys differ, or if there are no tasks.
 pub fn new(
     expressions: Vec<Arc<dyn WindowExpr>>,
     schema: SchemaRef,
@@ -68,11 +69,11 @@ pub fn new(
     limit_bytes: usize,
 ) -> Result<(WindowSink, WindowSource)> {
     let Some(first) = expressions.first().filter(|_| num_tasks > 0 && batch_size > 0) else {
-        let needs = "a window needs an expression, a task and a batch size";
+        let needs = "a window needs at least one expression, one task and a batch size above 0";
         return Err(Error::InvalidConfiguration(needs.into()));
     };
     let partition_by = first.partition_by().to_vec();
-    // The order of the keys does not matter: the same rows are a partition.
+    // The order of the keys does not matter: it does not change the partitions.
     let same = |one: &Arc<dyn WindowExpr>| {
         let keys = one.partition_by();
         keys.iter().all(|key| partition_by.contains(key))
@@ -80,7 +81,7 @@ pub fn new(
     };
     if let Some(other) = expressions.iter().find(|expression| !same(expression)) {
         return Err(Error::InvalidConfiguration(format!(
-            "window expression {} is partitioned unlike {}: give each its own window",
+            "window expression {} is not partitioned like {}: give each its own window",
             other.name(),
             first.name()
         )));
@@ -99,8 +100,9 @@ pub fn new(
     Ok((WindowSink::new(sinks, plan.clone()), WindowSource::new(sources, plan)))
 }
 
-/// Whether one of these expressions, evaluated together, keeps something of each row of a large window partition in
-/// memory, where the rows may go to files: the columns that it looks at, and its results.
+/// Returns true if an expression, evaluated with the others, buffers data in memory for each row of
+/// a large window partition. The data are the columns that it reads, and its results. The rows
+/// themselves may be spilled.
 pub fn buffers_columns(expressions: &[Arc<dyn WindowExpr>]) -> bool {
     EvalStrategy::choose(expressions)
         .iter()
@@ -108,54 +110,54 @@ pub fn buffers_columns(expressions: &[Arc<dyn WindowExpr>]) -> bool {
 }
 
 impl WindowPlan {
-    /// The partition keys of `rows`.
+    /// Evaluates the partition keys of `rows`.
     fn keys(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {
         let count = rows.num_rows();
         let key = |key: &Arc<dyn PhysicalExpr>| key.evaluate(rows)?.into_array_of_size(count);
         self.partition_by.iter().map(key).collect::<Result<_, _>>().query_err()
     }
 
-    /// Whether no expression looks at the end of its window partition.
+    /// Returns true if no expression reads the end of its window partition.
     fn is_streaming(&self) -> bool {
         self.strategies.iter().all(|strategy| matches!(strategy, EvalStrategy::Streaming))
     }
 
-    /// The expressions that do not, of a large window partition.
+    /// Returns the streaming expressions.
     fn streaming_expressions(&self) -> Vec<Arc<dyn WindowExpr>> {
         let pairs = self.expressions.iter().zip(&self.strategies);
         let streaming = pairs.filter(|(_, strategy)| matches!(strategy, EvalStrategy::Streaming));
         streaming.map(|(expression, _)| expression.clone()).collect()
     }
 
-    /// Input `rows` with the columns of the expressions.
+    /// Appends the result columns to the input `rows`.
     fn output(&self, rows: &RecordBatch, results: Vec<ArrayRef>) -> Result<RecordBatch> {
         let columns = rows.columns().iter().cloned().chain(results).collect();
         RecordBatch::try_new(self.schema.clone(), columns).query_err()
     }
 }
 
-/// What is handed over.
+/// Item that the sink hands to the source.
 #[derive(Debug)]
 struct WindowItem {
     content: PartitionData,
     rows: usize,
-    /// In memory and in files, so that those are bounded as well.
+    /// Bytes in memory and spilled, so that spilled rows are bounded as well.
     bytes: usize,
-    /// Given back with the rows.
+    /// Reservation, released with the rows.
     memory: Reservation,
 }
 
 #[derive(Debug)]
 enum PartitionData {
-    /// One or several window partitions, none of them large.
+    /// One or several complete window partitions, none of them large.
     Complete(Vec<RecordBatch>),
-    /// The next rows of a window partition, if there are any, and whether it ends with them.
+    /// Next rows of a window partition, possibly none, and whether it ends with them.
     Streaming(Vec<RecordBatch>, bool),
-    /// A window partition; the gate opens when it has been given.
+    /// Complete large window partition; the guard's gate becomes ready when it has been emitted.
     Buffered(Box<BufferedPartition>, ReadyOnDrop),
 }
 
-/// Opens a gate when it is dropped.
+/// Guard that makes a gate ready when it is dropped.
 #[derive(Debug)]
 struct ReadyOnDrop(Gate);
 
@@ -175,8 +177,8 @@ impl Payload for WindowItem {
     }
 }
 
-/// Rows of a large window partition that are evaluated at a time, at the least: between two steps a
-/// task checks whether its query goes on.
+/// Minimum number of rows of a large window partition that one step evaluates. Between two steps a
+/// task checks for cancellation.
 const STEP_ROWS: usize = if cfg!(test) { 64 } else { 1 << 16 };
 
 /// Rows of a large window partition, evaluated step by step.
@@ -184,14 +186,14 @@ const STEP_ROWS: usize = if cfg!(test) { 64 } else { 1 << 16 };
 struct Steps(VecDeque<RecordBatch>);
 
 impl Steps {
-    /// Whether there are no rows.
+    /// Returns true if there are no rows.
     fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The rows of the next step, of which there are `least` at the least, if there are as many:
-    /// where kept rows are copied for each step, that many, so that all steps together copy no more
-    /// than a few times what there is.
+    /// Returns the rows of the next step, at least `min_rows` if that number is available. Each
+    /// step copies the buffered rows. A caller passes their number, so that all steps together copy
+    /// at most a small multiple of all rows.
     fn next(&mut self, min_rows: usize) -> Vec<RecordBatch> {
         let (mut step, mut remaining) = (Vec::new(), STEP_ROWS.max(min_rows));
         while remaining > 0
@@ -208,10 +210,11 @@ impl Steps {
     }
 }
 
-/// Bytes that a result takes for a row, if it is no copy of a value.
+/// Bytes per row of a result that is not a copy of a value.
 const RESULT_BYTES: usize = 16;
 
-/// The states of a few totals, or their results, which nobody could do without: they are there without a reservation.
+/// Bytes of the states or results of a few totals. An operator cannot run with less, so they need
+/// no reservation.
 const STATE_BYTES: usize = 4096;
 
 fn bytes(rows: &RecordBatch) -> usize {

@@ -1,4 +1,4 @@
-//! The sink of a window: finds where window partitions end.
+//! Window sink: finds the boundaries of window partitions.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::{
     spill::{DeferredReservation, SpillWriter, WriteState},
 };
 
-/// Cuts sorted input into window partitions.
+/// Sink that splits sorted input into window partitions.
 #[derive(Debug)]
 pub struct WindowSink {
     slots: PerTask<WindowProducer<WindowItem>>,
@@ -71,34 +71,35 @@ struct LocalWindowSink {
     closed: Gate,
     plan: Arc<WindowPlan>,
     boundaries: PartitionBoundaries,
-    /// Window partitions that have ended, none of them large.
+    /// Complete window partitions, none of them large.
     complete_rows: BatchBuffer,
-    /// The last rows of the window partition that has not.
+    /// Last rows of the open window partition.
     open_rows: BatchBuffer,
-    /// What has become of those before them.
+    /// State of the open window partition's earlier rows.
     open_partition: OpenPartition,
-    /// Rows of it that are on their way to a file, and how many there are in each batch.
+    /// Writer of the open partition's rows, tagged with the row count of each batch.
     writer: SpillWriter<Vec<usize>>,
-    /// Opens when the large window partition before has been given, and with it its memory.
+    /// Gate that becomes ready when the previous large window partition is emitted and its memory
+    /// released.
     previous_emitted: Option<Gate>,
     memory: DeferredReservation,
     setup: OperatorContext,
 }
 
-/// What a row counts at least for whether its window partition is large: a number.
+/// Minimum bytes that a row counts towards a large window partition: those of a number.
 const MIN_ROW_BYTES: usize = 8;
 
-/// Whether the open window partition is large.
+/// State of the open window partition.
 enum OpenPartition {
-    /// It is not.
+    /// The partition is small so far.
     Small,
-    /// Pieces of it have been handed over.
+    /// Chunks of the partition have been handed over.
     Streaming,
-    /// It is collected.
+    /// The partition is large and buffered.
     Buffered(Box<BufferedPartition>),
 }
 
-/// Batches in order, none of which is copied before the partitions in them are whole.
+/// Batches in order, none of which is copied before its partitions are complete.
 #[derive(Default)]
 struct BatchBuffer {
     batches: Vec<RecordBatch>,
@@ -106,22 +107,22 @@ struct BatchBuffer {
     bytes: usize,
 }
 
-/// Compares partition keys across batches.
+/// Detector of partition boundaries across batches.
 #[derive(Default)]
 struct PartitionBoundaries {
-    /// Made for the types of the first batch.
+    /// Converter for the types of the first batch.
     converter: Option<RowConverter>,
-    /// The keys of the last row so far.
+    /// Partition keys of the last row so far.
     last: Option<OwnedRow>,
 }
 
-/// Where window partitions end among rows.
+/// Window partition boundaries within a batch.
 struct BoundaryScan {
-    /// The first row begins a new one after those before.
+    /// True if the first row starts a new partition.
     begins_new: bool,
-    /// Where the first ends, if it does.
+    /// End of the first partition, if it ends in this batch.
     first_end: usize,
-    /// Where the last one begins.
+    /// Start of the last partition.
     last_start: usize,
 }
 
@@ -131,16 +132,16 @@ impl LocalSink for LocalWindowSink {
         if let Some(batch) = batch.filter(|batch| batch.num_rows() > 0) {
             result = self.add(compact_views(apply_selection(batch)?)?, task)?;
         }
-        // Woken: there is room or memory, or nobody reads any more, which the next push would tell.
+        // Woken: there is capacity or memory, or the consumer is gone, which the next push reports.
         if self.plan.is_streaming() {
-            // What is handed over comes back soon.
+            // Memory that was handed over is released soon.
             return Ok(if self.memory.clear_deficit() {
                 self.push_streaming(false)
             } else {
                 result
             });
         }
-        // Full first: it is asked for memory again when there is room.
+        // Backpressure goes first; memory is polled again when there is capacity.
         if !matches!(result, SinkResult::NeedInput) {
             return Ok(result);
         }
@@ -158,7 +159,7 @@ impl LocalSink for LocalWindowSink {
     }
 
     fn reclaim(&mut self, _task: &DriverContext) -> Result<ReclaimResult> {
-        // It goes on when the file is written, so that no rows are on their way when the partition ends.
+        // The task waits for the file, so that no rows are being written when the partition ends.
         if let Some(gate) = self.poll_spill()? {
             return Ok(ReclaimResult::Blocked(gate.into()));
         }
@@ -173,13 +174,13 @@ impl LocalSink for LocalWindowSink {
 
     fn finish(&mut self, task: &DriverContext) -> Result<FinishResult> {
         if self.closed.is_ready() {
-            // Nobody reads any more.
+            // The consumer is gone.
             self.open_partition = OpenPartition::Small;
             (self.complete_rows, self.open_rows) = Default::default();
         } else if let Some(gate) = self.poll_spill()? {
             return Ok(FinishResult::Blocked(gate.into()));
         }
-        // The last items are in, whether there is room for more or not.
+        // The last items are pushed even without capacity.
         self.finish_open_partition(task)?;
         if self.complete_rows.rows > 0 {
             self.push_complete();
@@ -196,7 +197,7 @@ impl LocalSink for LocalWindowSink {
 }
 
 impl LocalWindowSink {
-    /// Takes rows, and hands over what is to be evaluated. Answers whether there is room for more.
+    /// Adds rows, and pushes what can be evaluated. Returns the result of the last push.
     fn add(&mut self, rows: RecordBatch, task: &DriverContext) -> Result<SinkResult> {
         let keys = self.plan.keys(&rows)?;
         let scan = self.boundaries.find(&keys)?;
@@ -213,7 +214,7 @@ impl LocalWindowSink {
             }
         }
         self.open_rows.push(rows.slice(scan.last_start, rows.num_rows() - scan.last_start));
-        // Rows without columns get results all the same.
+        // Rows without columns count too, since they get results.
         let weight = self.open_rows.bytes.max(MIN_ROW_BYTES * self.open_rows.rows);
         let is_large = weight >= self.plan.large_bytes;
         if is_large && self.plan.is_streaming() {
@@ -229,7 +230,7 @@ impl LocalWindowSink {
         Ok(result.unwrap_or(SinkResult::NeedInput))
     }
 
-    /// The open window partition has ended. Answers whether there is room for more, if anything was handed over.
+    /// Completes the open window partition. Returns the result of a push, if one was necessary.
     fn finish_open_partition(&mut self, task: &DriverContext) -> Result<Option<SinkResult>> {
         match &self.open_partition {
             OpenPartition::Small => {
@@ -258,7 +259,7 @@ impl LocalWindowSink {
         Ok(Some(self.push(WindowItem { content, rows, bytes, memory })))
     }
 
-    /// Adds what there is of the open window partition to what is collected of it.
+    /// Moves the open rows into the buffered window partition.
     fn buffer_open_rows(&mut self, task: &DriverContext) -> Result<()> {
         let BatchBuffer { batches, .. } = std::mem::take(&mut self.open_rows);
         let Some(first) = batches.first() else { return Ok(()) };
@@ -274,7 +275,8 @@ impl LocalWindowSink {
         }
     }
 
-    /// Begins to write the collected rows that are in memory. Whether there are any; none may be on their way.
+    /// Starts writing the buffered rows that are in memory. Returns false if there are none. No
+    /// write may be pending.
     fn spill(&mut self) -> Result<bool> {
         let OpenPartition::Buffered(buffered) = &mut self.open_partition else { return Ok(false) };
         let bytes = buffered.reclaimable_bytes();
@@ -288,7 +290,7 @@ impl LocalWindowSink {
         Ok(true)
     }
 
-    /// The gate of rows that are on their way to a file.
+    /// Returns the gate of rows that are being written.
     fn poll_spill(&mut self) -> Result<Option<Gate>> {
         match self.writer.poll()? {
             WriteState::Idle => {}
@@ -309,12 +311,12 @@ impl LocalWindowSink {
         }
     }
 
-    /// Reserves what there is, or notes what is owed.
+    /// Reserves memory for all rows, or records the deficit.
     fn reserve(&mut self) -> Result<()> {
         self.memory.resize(self.buffered_bytes() + self.complete_rows.bytes + self.open_rows.bytes)
     }
 
-    /// Waits for the memory that is owed, and for rows that are put away because there is none.
+    /// Polls the deficit, and spills rows if no memory becomes available.
     fn poll_memory(&mut self, task: &DriverContext) -> Result<Option<Gate>> {
         loop {
             if let Some(gate) = self.poll_spill()? {
@@ -339,8 +341,8 @@ impl LocalWindowSink {
                 self.reserve()?;
                 continue;
             }
-            // What is not collected is less than makes a window partition large, and soon handed over; what is will
-            // be needed at the end.
+            // Rows not yet buffered are fewer than a large window partition, and are handed over
+            // soon. Buffered state is needed until the end.
             let buffered_bytes = self.buffered_bytes();
             self.memory.resize(buffered_bytes)?;
             if buffered_bytes < self.setup.min_spill_bytes().max(STATE_BYTES) {
@@ -355,7 +357,7 @@ impl LocalWindowSink {
         self.push_buffer(complete, PartitionData::Complete)
     }
 
-    /// Hands over what there is of the open window partition, behind those before it.
+    /// Hands over the open rows, behind the complete partitions.
     fn push_streaming(&mut self, last: bool) -> SinkResult {
         if self.complete_rows.rows > 0 {
             self.push_complete();
@@ -389,7 +391,7 @@ impl BatchBuffer {
         self.batches.push(rows);
     }
 
-    /// Moves all of `other` here.
+    /// Moves all of `other` to the end.
     fn append(&mut self, other: &mut Self) {
         self.batches.append(&mut other.batches);
         self.rows += std::mem::take(&mut other.rows);
@@ -398,7 +400,7 @@ impl BatchBuffer {
 }
 
 impl PartitionBoundaries {
-    /// Looks for edges in the next rows.
+    /// Finds the partition boundaries in the next rows.
     fn find(&mut self, keys: &[ArrayRef]) -> Result<BoundaryScan> {
         let none = BoundaryScan { begins_new: false, first_end: 0, last_start: 0 };
         let Some(column) = keys.first() else { return Ok(none) };
@@ -417,7 +419,7 @@ impl PartitionBoundaries {
         let begins_new = self.last.as_ref().is_some_and(|before| *before != first);
         self.last = Some(last.clone());
         if first == last {
-            // Equal rows are neighbours, so all between are equal as well.
+            // Equal rows are adjacent, so all rows in between are equal as well.
             return Ok(BoundaryScan { begins_new, ..none });
         }
         let ranges = partition(keys).query_err()?.ranges();

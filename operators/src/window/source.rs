@@ -1,4 +1,4 @@
-//! The source of a window: evaluates whole window partitions, and pieces of long ones.
+//! Window source: evaluates whole window partitions, and chunks of large ones.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ use crate::{
     spill::try_resize_above,
 };
 
-/// Gives the rows with the window expressions' columns.
+/// Source of the rows with the window expressions' columns.
 #[derive(Debug)]
 pub struct WindowSource {
     slots: PerTask<WindowConsumer<WindowItem>>,
@@ -62,10 +62,10 @@ impl Source for WindowSource {
     }
 }
 
-/// Rows of a long window partition that have not been evaluated.
+/// Rows of a streaming window partition that have not been evaluated.
 struct StreamingChunk {
     rows: Steps,
-    /// The partition ends with them.
+    /// True if the partition ends with these rows.
     last: bool,
     _memory: Reservation,
 }
@@ -75,13 +75,13 @@ struct LocalWindowSource {
     plan: Arc<WindowPlan>,
     memory: Reservation,
     setup: OperatorContext,
-    /// A window partition of which not all pieces have come.
+    /// Streaming window partition that has not ended.
     streaming: Option<StreamingPartition>,
-    /// The piece of it that is being evaluated.
+    /// Chunk of the streaming partition that is being evaluated.
     chunk: Option<StreamingChunk>,
-    /// A large one of which not all rows have been given.
+    /// Large window partition that is being emitted.
     emitter: Option<(PartitionEmitter, ReadyOnDrop)>,
-    /// Evaluated rows, and how many of them have been given.
+    /// Evaluated rows, and the number of them that have been returned.
     ready: Option<(RecordBatch, usize)>,
     sequence: u64,
 }
@@ -140,7 +140,7 @@ impl LocalSource for LocalWindowSource {
 }
 
 impl LocalWindowSource {
-    /// The next batch of the rows that are evaluated.
+    /// Returns the next batch of the evaluated rows.
     fn next_ready(&mut self) -> Result<Option<Batch>> {
         let Some((rows, emitted)) = self.ready.take() else { return Ok(None) };
         let count = self.plan.batch_size.min(rows.num_rows() - emitted);
@@ -160,7 +160,8 @@ impl LocalWindowSource {
         Batch::new(rows).with_sequence(self.sequence - 1)
     }
 
-    /// Reserves `bytes`, or goes on without: so little is evaluated at a time that waiting would not help.
+    /// Reserves `bytes`, or continues without a reservation: one evaluation needs too little memory
+    /// for a wait to help.
     fn reserve(&mut self, bytes: usize) -> Result<()> {
         match self.memory.resize(bytes) {
             Err(Error::OutOfMemory { .. }) => Ok(()),
@@ -168,7 +169,7 @@ impl LocalWindowSource {
         }
     }
 
-    /// How many rows the next step has at least.
+    /// Returns the minimum number of rows of the next step.
     fn step_rows(&self) -> usize {
         self.streaming
             .as_ref()
@@ -176,7 +177,7 @@ impl LocalWindowSource {
             .max(self.plan.batch_size)
     }
 
-    /// The rows that get their results from the next step of a piece of a long window partition.
+    /// Evaluates the next step of a chunk; returns the rows that got their results.
     fn evaluate_step(&mut self, mut chunk: StreamingChunk) -> Result<RecordBatch> {
         let batches = chunk.rows.next(self.step_rows());
         let done = chunk.rows.is_empty();
@@ -186,7 +187,7 @@ impl LocalWindowSource {
             none => {
                 let Some(rows) = batches.first() else {
                     return Err(Error::InvalidConfiguration(
-                        "a window partition without rows".into(),
+                        "internal error: a window partition has no rows".into(),
                     ));
                 };
                 none.insert(StreamingPartition::new(
@@ -205,7 +206,7 @@ impl LocalWindowSource {
         if !done {
             self.chunk = Some(chunk);
         }
-        // The output is on its way out; only what is kept can grow.
+        // The output leaves this task at once; only the buffered rows can grow.
         match self.memory.resize(buffered_bytes + bytes(&output)) {
             Err(Error::OutOfMemory { .. }) => {
                 try_resize_above(&mut self.memory, buffered_bytes, self.setup.min_spill_bytes())?;
@@ -215,7 +216,8 @@ impl LocalWindowSource {
         Ok(output)
     }
 
-    /// The rows of window partitions, `size` bytes for which `memory` is reserved, with a column per expression.
+    /// Evaluates complete window partitions of `size` bytes, for which `memory` is reserved.
+    /// Appends a column per expression.
     fn evaluate(
         &mut self,
         batches: Vec<RecordBatch>,
@@ -237,7 +239,7 @@ impl LocalWindowSource {
             results.push(evaluate_partitions(expression.as_ref(), &slices, task)?);
         }
         let output = self.plan.output(&rows, results)?;
-        // From here on the input lives in the output only.
+        // The input is now referenced by the output only.
         drop((batches, memory));
         self.reserve(bytes(&output))?;
         Ok(output)

@@ -1,8 +1,9 @@
-//! Expressions that need to see only so much of their window partition, evaluated piece by piece.
+//! Expressions that need a bounded part of their window partition, evaluated in chunks.
 //!
-//! The expressions keep their own states (DataFusion's `evaluate_stateful`). What is kept here is the rows
-//! that one of them may still look at, and the rows that one of them has no result for yet: with a frame
-//! that ends at the current row's peers, these are the peers of the last row so far.
+//! The expressions keep their own states (DataFusion's `evaluate_stateful`). This module buffers
+//! the rows that an expression may still read, and the rows for which an expression has no result
+//! yet. With a frame that ends at the current row's peers, the latter are the peers of the last row
+//! so far.
 
 use std::sync::Arc;
 
@@ -20,21 +21,21 @@ use gatework_runtime::Result;
 use super::bytes;
 use crate::{ResultExt, concat::concat_batches};
 
-/// The state of a window partition of which not all rows have come.
+/// State of a window partition that has not ended.
 pub(super) struct StreamingPartition {
     expressions: Vec<Arc<dyn WindowExpr>>,
-    /// The rows that are still looked at: one entry, since there is one partition.
+    /// Rows that are still read: one entry, since there is one partition.
     partition: PartitionBatches,
     states: Vec<PartitionWindowAggStates>,
-    /// Rows that have not been given.
+    /// Rows that have not been returned.
     pending_rows: RecordBatch,
 }
 
-/// The one partition has no need of its key.
+/// Key of the only partition; empty, since it needs none.
 pub(super) const KEY: PartitionKey = Vec::new();
 
 impl StreamingPartition {
-    /// A partition of rows with this schema.
+    /// Creates a partition of rows with this schema.
     pub(super) fn new(expressions: Vec<Arc<dyn WindowExpr>>, schema: &SchemaRef) -> Self {
         let mut partition = PartitionBatches::default();
         partition.insert(KEY, PartitionBatchState::new(schema.clone()));
@@ -47,20 +48,20 @@ impl StreamingPartition {
         }
     }
 
-    /// Bytes of the rows that are kept.
+    /// Returns the bytes of the buffered rows.
     pub(super) fn bytes(&self) -> usize {
         let looked_at = self.partition.values().map(|part| bytes(&part.record_batch));
         looked_at.sum::<usize>() + bytes(&self.pending_rows)
     }
 
-    /// How many rows are kept.
+    /// Returns the number of buffered rows.
     pub(super) fn buffered_rows(&self) -> usize {
         let looked_at = self.partition.values().map(|part| part.record_batch.num_rows());
         looked_at.sum::<usize>().max(self.pending_rows.num_rows())
     }
 
-    /// Adds the next rows of the partition; with the `last` ones, all that are left get their results.
-    /// Answers rows, and a column per expression.
+    /// Adds the next rows of the partition; with the `last` ones, all remaining rows get their
+    /// results. Returns rows, and a column per expression.
     pub(super) fn push(
         &mut self,
         rows: &[RecordBatch],
@@ -85,11 +86,12 @@ impl StreamingPartition {
         Ok((rows, results))
     }
 
-    /// Drops `done` rows, which have been given, and rows that no expression looks at any more.
+    /// Drops `done` rows, which have been returned, and rows that no expression reads any more.
     fn prune(&mut self, done: usize) {
         self.pending_rows = skip_rows(&self.pending_rows, done);
         let states = || self.states.iter().flat_map(PartitionWindowAggStates::values);
-        // Frames never move back, so what lies before all of them, and has its result, is not looked at.
+        // Frames never move back, so no expression reads rows that lie before all frames and have
+        // their results.
         let passed = |WindowState { state, .. }: &WindowState| {
             state.window_frame_range.start.min(state.last_calculated_index)
         };
@@ -105,7 +107,7 @@ impl StreamingPartition {
     }
 }
 
-/// `rows` behind those of `before`, which have the schema that counts.
+/// Appends `rows` to `before`. If both have rows, the result has the column names of `before`.
 fn append(before: &RecordBatch, rows: &RecordBatch) -> Result<RecordBatch> {
     match (before.num_rows(), rows.num_rows()) {
         (_, 0) => Ok(before.clone()),
@@ -114,7 +116,7 @@ fn append(before: &RecordBatch, rows: &RecordBatch) -> Result<RecordBatch> {
     }
 }
 
-/// The rows of `rows` behind so many. An empty slice would keep all of them alive.
+/// Skips the first `count` rows. An empty slice would keep all rows alive.
 fn skip_rows(rows: &RecordBatch, count: usize) -> RecordBatch {
     match rows.num_rows() - count {
         0 => RecordBatch::new_empty(rows.schema()),

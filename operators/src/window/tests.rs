@@ -1,4 +1,4 @@
-//! Rows keep their order and their partitions, wherever batches end.
+//! Rows keep their order and their partitions, independent of batch boundaries.
 
 mod framed;
 
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// 1000 × the rows of the partition + the row's number in it.
+/// Window function: 1000 × the rows of the partition + the row's index in it.
 #[derive(Debug)]
 struct Position;
 
@@ -71,7 +71,7 @@ impl PartitionEvaluator for Position {
         _values: &[ArrayRef],
         rows: usize,
     ) -> datafusion_common::Result<ArrayRef> {
-        assert!(rows > 0, "evaluated over no rows");
+        assert!(rows > 0, "a window function must not be evaluated over no rows");
         let rows = rows as i64;
         Ok(Arc::new(Int64Array::from_iter_values((0..rows).map(|row| 1000 * rows + row))))
     }
@@ -85,7 +85,7 @@ fn output_schema(input: &RecordBatch, expressions: usize) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// Two keys, sorted, and the row's number.
+/// Creates a table of two sorted keys and a row number column.
 fn input(keys: &mut [(Option<i32>, Option<i32>)]) -> RecordBatch {
     keys.sort_unstable();
     table([
@@ -95,7 +95,7 @@ fn input(keys: &mut [(Option<i32>, Option<i32>)]) -> RecordBatch {
     ])
 }
 
-/// The rows of `input` with their positions in runs of rows that `key` calls equal.
+/// Appends to the rows of `input` their positions in runs of rows that `key` calls equal.
 fn model(input: &RecordBatch, key: impl Fn(usize) -> String) -> Vec<String> {
     let text = rows(std::slice::from_ref(input));
     let keys: Vec<String> = (0..text.len()).map(key).collect();
@@ -116,7 +116,11 @@ fn key_text(input: &RecordBatch, columns: &[usize], row: usize) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 300,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn positions_are_those_of_the_model(

@@ -5,11 +5,11 @@ use arrow_buffer::BooleanBuffer;
 use arrow_schema::DataType;
 use gatework_shared_state::Payload;
 
-/// A `RecordBatch`, the rows of it that count, and its place in the order of its morsel.
+/// A `RecordBatch`, its selected rows, and its sequence number within its morsel.
 ///
-/// Shapes: every column has [`num_physical_rows`](Self::num_physical_rows) values; the selection, if there
-/// is one, has as many bits; [`num_rows`](Self::num_rows) is the number of set bits. A filter only narrows
-/// the selection; whoever needs contiguous columns gathers them once.
+/// Every column has [`num_physical_rows`](Self::num_physical_rows) values. The selection, if any,
+/// has one bit per value, and [`num_rows`](Self::num_rows) is the number of set bits. A filter only
+/// refines the selection; an operator that needs contiguous columns applies the selection once.
 #[derive(Debug, Clone)]
 pub struct Batch {
     data: RecordBatch,
@@ -19,12 +19,12 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// All rows of `data`.
+    /// Creates a batch of all rows of `data`.
     pub fn new(data: RecordBatch) -> Self {
         Self { rows: data.num_rows(), data, selection: None, sequence: 0 }
     }
 
-    /// The rows of `data` whose bit is set.
+    /// Creates a batch of the rows of `data` whose bit is set.
     ///
     /// # Panics
     /// If `selection` does not have one bit per row.
@@ -35,45 +35,45 @@ impl Batch {
         Self { rows, data, selection, sequence: 0 }
     }
 
-    /// The same batch at place `sequence` of its morsel's order.
+    /// Sets the batch's sequence number within its morsel.
     #[must_use]
     pub fn with_sequence(mut self, sequence: u64) -> Self {
         self.sequence = sequence;
         self
     }
 
-    /// Its place in the order of its morsel.
+    /// Returns the batch's sequence number within its morsel.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
 
-    /// Rows that count.
+    /// Returns the number of selected rows.
     pub fn num_rows(&self) -> usize {
         self.rows
     }
 
-    /// Values per column, selected or not.
+    /// Returns the number of values per column, selected or not.
     pub fn num_physical_rows(&self) -> usize {
         self.data.num_rows()
     }
 
-    /// The columns, unselected rows included.
+    /// Returns the columns, unselected rows included.
     pub fn data(&self) -> &RecordBatch {
         &self.data
     }
 
-    /// Which rows count; `None` for all.
+    /// Returns the selection; `None` if all rows are selected.
     pub fn selection(&self) -> Option<&BooleanBuffer> {
         self.selection.as_ref()
     }
 
-    /// The columns and the selection.
+    /// Splits the batch into its columns and its selection.
     pub fn into_parts(self) -> (RecordBatch, Option<BooleanBuffer>) {
         (self.data, self.selection)
     }
 
-    /// The bytes its columns take, as far as their own rows are concerned: slices count their part
-    /// of a buffer, so that the parts of a batch sum up to about the whole.
+    /// Returns the size of the columns in bytes. A slice counts only its part of a shared buffer,
+    /// so the sizes of a batch's slices sum up to about the size of the batch.
     pub fn bytes(&self) -> usize {
         self.data.columns().iter().map(|column| column_bytes(column.as_ref())).sum()
     }
@@ -95,14 +95,14 @@ impl Payload for Batch {
     }
 }
 
-/// The bytes that one column takes, as [`Batch::bytes`] counts them.
+/// Returns the size of one column in bytes, as [`Batch::bytes`] counts it.
 pub fn column_bytes(column: &dyn Array) -> usize {
     let rows = column.len();
     let validity = if column.nulls().is_some() { rows.div_ceil(8) } else { 0 };
     let values = match column.data_type() {
         DataType::Null => 0,
         DataType::Boolean => rows.div_ceil(8),
-        // Slices share their buffers: what they refer to counts, not what else is in there.
+        // Slices share their buffers: only the bytes that their views refer to count.
         DataType::Utf8View => 16 * rows + column.as_string_view().total_buffer_bytes_used(),
         DataType::BinaryView => 16 * rows + column.as_binary_view().total_buffer_bytes_used(),
         kind => match kind.primitive_width() {

@@ -1,8 +1,8 @@
-//! A batch that waits in a buffer between pipelines, in memory or put away.
+//! A batch in a buffer between pipelines, in memory or spilled.
 //!
-//! A buffer that blocks its producers is small by its budget. One that does not, because waiting would close
-//! a cycle, charges what it holds to the query; what gets no memory is put away, and is fetched back by
-//! whoever takes it out.
+//! A buffer that blocks its producers is bounded by its limit. A buffer that does not block,
+//! because blocking would close a cycle of waits, reserves memory of the query for its batches. A
+//! batch whose reservation is denied is spilled, and the consumer restores it.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::Result;
 
-/// A batch in a buffer. Clones share what is charged for it, and its place in a file.
+/// A batch in a buffer. Clones share its reservation, or its batch in a spill file.
 #[derive(Debug, Clone)]
 pub struct BufferedBatch {
     rows: usize,
@@ -29,19 +29,20 @@ enum Storage {
         batch: Batch,
         _reservation: Option<Arc<Reservation>>,
     },
-    /// Batch number `.1` of what was put away.
+    /// Batch number `.1` of a spill file.
     Spilled(Arc<dyn SpilledBatches>, usize),
 }
 
 impl BufferedBatch {
-    /// A batch in memory that was reserved for it.
+    /// Creates a batch in memory from a batch and its reservation.
     pub fn reserved(batch: Batch, reservation: Reservation) -> Self {
         let storage =
             Storage::InMemory { batch: batch.clone(), _reservation: Some(Arc::new(reservation)) };
         Self { storage, ..batch.into() }
     }
 
-    /// Batch number `index` of `file`, of so many rows, at place `sequence` of its morsel's order.
+    /// Creates a spilled batch: batch number `index` of `file`, with `rows` rows and sequence
+    /// number `sequence`.
     pub fn spilled(
         file: Arc<dyn SpilledBatches>,
         index: usize,
@@ -51,8 +52,8 @@ impl BufferedBatch {
         Self { rows, bytes: 0, sequence, storage: Storage::Spilled(file, index) }
     }
 
-    /// The batch with its size, by which a buffer that blocks its producers counts it also while it is in
-    /// a file: a buffer does not grow without bound because memory is short.
+    /// Sets the size in bytes that a buffer counts for the batch. A buffer that blocks its
+    /// producers counts spilled batches too, so that it stays bounded when memory is short.
     #[must_use]
     pub fn counted(self, bytes: usize) -> Self {
         Self { bytes, ..self }
@@ -75,50 +76,50 @@ impl Payload for BufferedBatch {
         self.rows
     }
 
-    /// Bytes that a buffer counts it with.
+    /// Returns the size in bytes that a buffer counts for the batch.
     fn bytes(&self) -> usize {
         self.bytes
     }
 }
 
-/// What comes next out of a buffer.
+/// The result of [`BufferReader::next`].
 #[derive(Debug)]
 pub enum BufferRead {
-    /// A batch, for the pipeline behind the buffer.
+    /// The next batch, in memory.
     Batch(Batch),
-    /// Nothing before this opens.
+    /// No batch is available until the gate is ready.
     Blocked(Gate),
-    /// Nothing any more.
+    /// The buffer is exhausted.
     Finished,
     /// The producers were aborted.
     Aborted,
 }
 
-/// The consumer's end of a buffer: fetches back what was put away.
+/// The consumer's end of a buffer: restores spilled batches.
 #[derive(Debug)]
 pub struct BufferReader {
     query: Arc<QueryContext>,
-    /// Of the task that fetches; a reader outside has none.
+    /// The graph of the consuming task; `None` for a reader outside the graph.
     graph_tasks: Option<Arc<TaskCounter>>,
     restoring: Option<(PendingIo<RecordBatch>, u64)>,
 }
 
 impl BufferReader {
-    /// For a source.
+    /// Creates a reader for a source.
     pub fn new(setup: &OperatorContext) -> Self {
         let graph_tasks = Some(setup.graph_tasks.clone());
         Self { query: setup.query.clone(), graph_tasks, restoring: None }
     }
 
-    /// For the reader of a query's result.
+    /// Creates a reader for the result of a query.
     pub(super) fn external(query: &Arc<QueryContext>) -> Self {
         Self { query: query.clone(), graph_tasks: None, restoring: None }
     }
 
-    /// The next batch that `pop` has.
+    /// Returns the next batch that `pop` yields.
     ///
     /// # Errors
-    /// If one that was put away cannot be read.
+    /// If a spilled batch cannot be read.
     pub fn next(&mut self, pop: impl FnOnce() -> PopResult<BufferedBatch>) -> Result<BufferRead> {
         if self.restoring.is_none() {
             match pop() {

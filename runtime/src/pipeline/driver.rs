@@ -1,14 +1,19 @@
 //! The driver of one task: moves batches from the source through the operators into the sink.
 //!
-//! The driver is a state machine over a *position*: who is to be called next. It never recurses and
-//! never loops over operators, so it can stop between any two calls (blocked, or its time slice is
-//! over) and go on there later. `more` is the stack of operators that said they have more output for
-//! the input they hold; whoever behind them wants input gets it from the nearest of them, and only
-//! when the stack is empty is the source asked again.
+//! The driver is a state machine over [`DriverState`], the next call to make. It never recurses and
+//! never loops over operators. So it can stop between any two calls, when it is blocked or its time
+//! slice is over, and resume there. `has_more_stack` holds the operators that have more output for
+//! their current input. An operator that wants input gets it from the nearest upstream operator on
+//! the stack. The source is called only when the stack is empty.
 //!
-//! Ends: the source finishes; an operator or the sink wants no more (early finish); the query fails
-//! or is cancelled. In the first two, what lies before the end is dropped, which tells upstream, and
-//! what lies behind is flushed and finished. In the last, everything is aborted and dropped.
+//! A task ends in one of three ways:
+//! * The source finishes.
+//! * An operator or the sink wants no more input (early finish).
+//! * The query fails or is cancelled.
+//!
+//! In the first two, the driver drops everything upstream of the end, which notifies upstream
+//! pipelines. It flushes and finishes everything downstream. In the third, it aborts and drops
+//! everything.
 
 use std::{
     any::Any,
@@ -35,44 +40,45 @@ use crate::{
 
 #[derive(Debug)]
 enum DriverState {
-    /// Nothing has been created yet.
+    /// No local state has been created.
     Create,
-    /// Waiting for all parts to be ready.
+    /// Waits until all local states have started.
     Start,
-    /// The source is to give a batch.
+    /// Calls the source for a batch.
     Source,
-    /// Operator `.0` is to be called, with a batch or to go on.
+    /// Calls operator `.0`, with a batch or to continue.
     Operator(usize, Option<Batch>),
-    /// The sink is to be called, with a batch or to go on.
+    /// Calls the sink, with a batch or to continue.
     Sink(Option<Batch>),
-    /// Operator `.0` is to give what it has left.
+    /// Calls operator `.0` to emit its remaining output.
     Flush(usize),
-    /// The sink is to give memory back; then the task goes on there.
+    /// Calls the sink to reclaim memory; the task then continues in state `.0`.
     Reclaim(Box<DriverState>),
-    /// The sink is to finish.
+    /// Calls the sink to finish.
     Finish,
 }
 
-/// What one step came to.
+/// The result of one driver call.
 enum Step {
     Next(DriverState),
     Blocked(DriverState, Gates),
     Done,
 }
 
-/// The local states of a task; parts that are over are `None`.
+/// The local states of a task; those that have ended are `None`.
 #[derive(Default)]
 struct LocalStates {
     source: Option<Box<dyn LocalSource>>,
     operators: Vec<Option<Box<dyn LocalOperator>>>,
     sink: Option<Box<dyn LocalSink>>,
-    /// Which operators (and, last, the sink) have started.
+    /// Whether each operator, and last the sink, has started.
     started: Vec<bool>,
-    /// Operators with more output for the input they hold, nearest to the source first.
+    /// Indices of the operators with more output for their current input, nearest to the source
+    /// first.
     has_more_stack: SmallVec<[usize; 4]>,
-    /// The operator whose rest is being flushed.
+    /// The operator that is being flushed.
     flushing: Option<usize>,
-    /// Gates that open when operator `.0` (or the sink, behind the last) wants no more input.
+    /// Gates that become ready when operator `.0` wants no more input; the sink's index is last.
     closed: SmallVec<[(usize, Gate); 1]>,
 }
 
@@ -83,7 +89,7 @@ pub(super) struct TaskDriver {
     stats: Arc<TaskStats>,
     task: DriverContext,
     reclaim_handle: Option<Arc<ReclaimHandle>>,
-    /// Last, so that the query learns of the end when everything else is gone.
+    /// The last field, so that the query learns of the end when all other fields are dropped.
     guard: TaskGuard,
 }
 
@@ -101,7 +107,7 @@ impl TaskDriver {
         }
     }
 
-    /// The number that stands for the sink where operators are numbered.
+    /// Returns the sink's index: the number of operators.
     fn sink_index(&self) -> usize {
         self.pipeline.operators.len()
     }
@@ -122,7 +128,7 @@ impl TaskDriver {
         }
     }
 
-    /// Makes the local states: sink first, then the operators back to the source.
+    /// Creates the local states: the sink's first, then the operators' back to the source's.
     fn create(&mut self) -> Result<Step> {
         let pipeline = self.pipeline.clone();
         let sink_index = self.sink_index();
@@ -144,7 +150,8 @@ impl TaskDriver {
         Ok(Step::Next(DriverState::Start))
     }
 
-    /// Starts what has not started; all parts are asked, so that none keeps another from working.
+    /// Starts the local states that have not started. All are asked, so that none blocks another's
+    /// start.
     fn start(&mut self) -> Result<Step> {
         let mut gates: Option<Gates> = None;
         for index in (0..self.local_states.started.len()).rev() {
@@ -161,7 +168,7 @@ impl TaskDriver {
             };
             match answer {
                 StartResult::Ready => self.local_states.started[index] = true,
-                // What is behind it still starts before it is finished.
+                // Downstream local states still start before they are finished.
                 StartResult::Finished => self.drop_through(index),
                 StartResult::Blocked(more) => {
                     gates = Some(match gates {
@@ -187,13 +194,14 @@ impl TaskDriver {
         }
     }
 
-    /// Drops everything up to `place`, which wants no more, and goes on with what lies behind.
+    /// Drops everything through `index`, which wants no more input, and flushes downstream of it.
     fn finish_early_at(&mut self, index: usize) -> DriverState {
         self.drop_through(index);
         self.flush_from(index + 1)
     }
 
-    /// Drops the source and the operators up to `place`, the sink excepted: it is yet to finish.
+    /// Drops the source and the operators through `index`, but never the sink, which must still
+    /// finish.
     fn drop_through(&mut self, index: usize) {
         self.local_states.source = None;
         self.local_states.closed.retain(|(closed, _)| *closed > index);
@@ -218,7 +226,7 @@ impl TaskDriver {
         }
     }
 
-    /// Where the next batch for `place` comes from.
+    /// Returns the state that produces the next input batch.
     fn upstream(&mut self) -> DriverState {
         if let Some(index) = self.local_states.has_more_stack.pop() {
             return DriverState::Operator(index, None);
@@ -289,7 +297,7 @@ impl TaskDriver {
 
     fn after_operator(&mut self, index: usize, result: OperatorResult, flushing: bool) -> Step {
         match result {
-            // Nobody behind needs to see an empty batch.
+            // Empty batches are not passed downstream.
             OperatorResult::Batch(batch) if batch.num_rows() == 0 => Step::Next(self.upstream()),
             OperatorResult::HaveMoreOutput(batch) if batch.num_rows() == 0 && !flushing => {
                 Step::Next(DriverState::Operator(index, None))
@@ -345,7 +353,8 @@ impl TaskDriver {
         })
     }
 
-    /// Has the sink give memory back if somebody asks for it, unless it is about to hand over what it has.
+    /// Switches to `Reclaim` if another task has requested memory. A sink that is about to finish
+    /// declines.
     fn handle_reclaim_request(&self, state: DriverState) -> DriverState {
         let Some(handle) = &self.reclaim_handle else { return state };
         match state {
@@ -372,8 +381,8 @@ impl TaskDriver {
         })
     }
 
-    /// Ends whoever wants no more input although the task has not been told yet, and what lies
-    /// before it, wherever the task stands. A gate that is open is not asked again.
+    /// Finishes early at the last operator or sink whose `closed` gate is ready, in any state.
+    /// Drops that gate, so that it is not tested again.
     fn handle_early_finish(&mut self, state: DriverState) -> DriverState {
         if let DriverState::Reclaim(next) = state {
             return DriverState::Reclaim(Box::new(self.handle_early_finish(*next)));
@@ -384,7 +393,7 @@ impl TaskDriver {
             DriverState::Source => Some(0),
             DriverState::Operator(at, _) | DriverState::Flush(at) => Some(*at),
             DriverState::Sink(_) => Some(self.sink_index()),
-            // What lies behind still starts; what finishes is finished.
+            // Downstream local states still start; a sink that is finishing continues.
             DriverState::Create
             | DriverState::Start
             | DriverState::Finish
@@ -397,8 +406,8 @@ impl TaskDriver {
         state
     }
 
-    /// Adds the gates by which a blocked task learns that its output is not wanted any more, or that it is
-    /// asked for memory.
+    /// Adds the gates that wake a blocked task when its output is no longer needed or when another
+    /// task requests its memory.
     fn with_control_gates(&self, state: &DriverState, mut gates: Gates) -> Gates {
         if let DriverState::Create | DriverState::Finish = state {
             return gates;
@@ -437,17 +446,23 @@ impl TaskDriver {
             before = now;
             match step {
                 Step::Next(next) => self.state = next,
-                // It only lets others go first.
+                // The yield gate: the task only yields.
                 Step::Blocked(next, gates) if self.task.query.is_yield_gate(&gates) => {
                     self.state = next;
                     return Ok(RunResult::Yield);
                 }
                 Step::Blocked(next, gates) => {
-                    // The others are no reason to wait, only one to stop waiting.
+                    // Recorded before the control gates are added: the task is not blocked on
+                    // those.
                     self.stats.record_gates(&gates);
                     let gates = self.with_control_gates(&next, gates);
                     self.state = next;
-                    trace!(pipeline = %self.pipeline.info.name, task_index = self.stats.task_index, ?gates, "blocked");
+                    trace!(
+                        pipeline = %self.pipeline.info.name,
+                        task_index = self.stats.task_index,
+                        ?gates,
+                        "blocked"
+                    );
                     return Ok(RunResult::Blocked(gates));
                 }
                 Step::Done => return Ok(RunResult::Done),
@@ -459,19 +474,20 @@ impl TaskDriver {
         }
     }
 
-    /// Ends the query, and this task at once.
+    /// Fails the query and ends this task.
     fn end_with(&mut self, error: Error) -> RunResult {
         self.task.query.fail(error);
         self.abort();
         RunResult::Done
     }
 
-    /// The same for a fault of what runs the task.
+    /// Fails the query because the scope around this driver misbehaved.
     pub(super) fn fail(&mut self, what: &str) -> RunResult {
         self.end_with(Error::InvalidConfiguration(what.into()))
     }
 
-    /// Aborts and drops all parts, each on its own, so that one that panics spares the others.
+    /// Aborts and drops all local states, each separately, so that a panic in one spares the
+    /// others.
     pub(super) fn abort(&mut self) {
         let local_states = std::mem::take(&mut self.local_states);
         let contained = |abort: &mut dyn FnMut()| {
@@ -520,7 +536,7 @@ impl Runnable for TaskDriver {
 }
 
 impl TaskDriver {
-    /// Ends the query with a panic of this task.
+    /// Fails the query with a panic of this task.
     pub(super) fn record_panic(&self, payload: &(dyn Any + Send)) {
         let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
             (Some(message), _) => (*message).to_owned(),

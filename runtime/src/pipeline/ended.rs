@@ -1,8 +1,9 @@
-//! What is kept of graphs that have ended: counters, summed up over pipelines of the same shape.
+//! Counters of graphs that have ended, summed up over pipelines of the same shape.
 //!
-//! A pipeline has the shape of another if it has the same place in its graph, the same name, and
-//! parts of the same names. Rounds of a recursive query are alike, so all rounds take the room of
-//! one, and the first graph of each shape is kept as it was.
+//! Two pipelines have the same shape if their index in the graph, their name and the names of their
+//! operators are equal. All rounds of a recursive query have the same shapes, so they take the
+//! memory of one round. The first pipeline of each shape is kept and accumulates the counters of
+//! the others.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,7 +21,7 @@ use super::{
 /// The counters of one pipeline.
 #[derive(Debug, Clone)]
 pub(super) struct PipelineProfile {
-    /// The number of its graph, for the order.
+    /// The graph's number; pipelines are sorted by it.
     pub(super) graph: u64,
     pub(super) operators: Vec<OperatorProfile>,
     pub(super) tasks: Vec<TaskProfile>,
@@ -41,7 +42,7 @@ impl PipelineProfile {
     }
 }
 
-/// What makes two pipelines alike.
+/// The properties that make two pipelines equal for their counters.
 #[derive(Debug)]
 struct Shape {
     index: usize,
@@ -71,7 +72,7 @@ impl Hash for Shape {
     }
 }
 
-/// Gates, each once.
+/// A set of gates.
 #[derive(Debug, Default)]
 pub(super) struct GateSet {
     gates: Vec<Gate>,
@@ -79,7 +80,7 @@ pub(super) struct GateSet {
 }
 
 impl GateSet {
-    /// The address of a gate that is held, so that no other has the same.
+    /// Returns the gate's address. It is unique as long as the set keeps the gate.
     fn id(gate: &Gate) -> usize {
         Arc::as_ptr(gate).addr()
     }
@@ -101,12 +102,12 @@ impl GateSet {
     }
 }
 
-/// Gates of the same name and kind that tasks of graphs met, one of each graph.
+/// Gates of the same name and kind that tasks waited for: one gate of each graph.
 #[derive(Debug)]
 struct EndedGate {
-    /// Of the latest graph. It may be open later only, or be met by another graph as well.
+    /// The latest graph's gate. It may still become ready, or other graphs may wait for it too.
     latest: Gate,
-    /// What those before came to.
+    /// Sums over the gates of earlier graphs.
     blocked: Duration,
     blocked_count: u64,
     is_ready: bool,
@@ -135,7 +136,7 @@ impl EndedGate {
     }
 }
 
-/// Which gate of the same name and kind in its graph.
+/// A gate's name, its kind, and its index among the gates of that name and kind in its graph.
 type GateKey = (String, DependencyKind, usize);
 
 /// Counters of graphs that have ended.
@@ -146,12 +147,12 @@ pub(super) struct EndedGraphs {
     by_shape: HashMap<Shape, usize>,
     gates: Vec<EndedGate>,
     by_name: HashMap<GateKey, usize>,
-    /// The latest gate of each.
+    /// Addresses of the latest gates.
     known: HashSet<usize>,
 }
 
 impl EndedGraphs {
-    /// How many graphs have ended.
+    /// Returns the number of graphs that have ended.
     pub(super) fn graphs(&self) -> u64 {
         self.graphs
     }
@@ -179,7 +180,7 @@ impl EndedGraphs {
         }
     }
 
-    /// Adds a gate, one of its graph behind `before` others of the same name and kind.
+    /// Adds a gate. Its graph has `before` earlier gates of the same name and kind.
     fn add_gate(&mut self, gate: &Gate, before: usize) {
         if !self.known.insert(GateSet::id(gate)) {
             return;
@@ -201,14 +202,14 @@ impl EndedGraphs {
         self.pipelines.iter().cloned()
     }
 
-    /// What was waited for at all gates; those that are held go to `known`, for graphs that met
-    /// them as well.
+    /// Returns the profiles of all gates. Adds the latest gates to `known`, because running graphs
+    /// may have waited for them too.
     pub(super) fn gates(&self, known: &mut GateSet) -> Vec<DependencyProfile> {
         known.known.extend(&self.known);
         self.gates.iter().map(EndedGate::profile).collect()
     }
 
-    /// How much is kept: pipelines, tasks, gates.
+    /// Returns the numbers of pipelines, tasks and gates that are kept.
     #[cfg(test)]
     pub(super) fn size(&self) -> [usize; 3] {
         let tasks = self.pipelines.iter().map(|pipeline| pipeline.tasks.len()).sum();

@@ -1,4 +1,4 @@
-//! A graph of pipelines, built by hand or by a planner, and started as the tasks of a query.
+//! A graph of pipelines, built by hand or by a planner and started as the tasks of a query.
 
 use std::{
     collections::HashSet,
@@ -27,14 +27,14 @@ use crate::{
     scheduler::{Gates, Runnable, TaskHandle},
 };
 
-/// The number of a pipeline in its graph.
+/// The index of a pipeline in its graph.
 pub type PipelineId = usize;
 
 /// `source → operator* → sink`: immutable, shared by its tasks.
 ///
-/// Held by its tasks only: when the last of them is gone, its parts go, and with them the tokens of
-/// shared states that no task came for (it was cancelled before its first step). A reader outside
-/// who waits for such a token would wait for ever otherwise.
+/// Invariant: only the pipeline's tasks hold it. The operators are dropped with the last task,
+/// and so are shared-state tokens that no task took. (A task may be cancelled before its first
+/// step.) Otherwise an external reader could wait for such a token indefinitely.
 #[derive(Debug)]
 pub(super) struct Pipeline {
     pub(super) info: Arc<PipelineInfo>,
@@ -43,11 +43,11 @@ pub(super) struct Pipeline {
     pub(super) sink: Arc<dyn Sink>,
 }
 
-/// What is kept of a pipeline for dumps and the profile.
+/// The part of a pipeline that dumps and profiles keep.
 pub(super) struct PipelineInfo {
     pub(super) name: String,
     pub(super) num_tasks: usize,
-    /// The name of each part, and what it belongs to outside: source first, sink last.
+    /// Name and tag of each operator: source first, sink last.
     parts: Vec<(String, Option<usize>)>,
 }
 
@@ -61,7 +61,7 @@ impl fmt::Debug for PipelineInfo {
     }
 }
 
-/// Pipelines and what they wait for.
+/// Pipelines and the waits between them.
 #[derive(Debug, Default)]
 pub struct Graph {
     pipelines: Vec<Arc<Pipeline>>,
@@ -69,7 +69,7 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// A graph without pipelines.
+    /// Creates a graph without pipelines.
     pub fn new() -> Self {
         Self::default()
     }
@@ -90,10 +90,10 @@ impl Graph {
         self.add_pipeline_with_tags(name, num_tasks, source, operators, sink, tags)
     }
 
-    /// Adds a pipeline whose parts carry tags (source first, sink last) into the profile.
+    /// Adds a pipeline whose operators carry tags into the profile: source first, sink last.
     ///
     /// # Errors
-    /// If `num_tasks` is 0 or the tags are not one per part.
+    /// If `num_tasks` is 0 or there is not one tag per operator.
     pub fn add_pipeline_with_tags(
         &mut self,
         name: impl Into<String>,
@@ -106,7 +106,7 @@ impl Graph {
         let name = name.into();
         if num_tasks == 0 || tags.len() != operators.len() + 2 {
             return Err(Error::InvalidConfiguration(format!(
-                "pipeline '{name}' needs at least 1 task and one tag per part"
+                "pipeline '{name}' needs at least 1 task and one tag per operator"
             )));
         }
         self.waits.add_pipeline(num_tasks);
@@ -119,15 +119,15 @@ impl Graph {
         Ok(self.pipelines.len() - 1)
     }
 
-    /// Declares that pipelines wait for each other; see [`WaitEdge`].
+    /// Declares a wait between pipelines; see [`WaitEdge`].
     pub fn add_edge(&mut self, edge: WaitEdge) {
         self.waits.add_edge(edge);
     }
 
-    /// Resolves the waits that would close a cycle, then starts all tasks under `query`.
+    /// Breaks the waits that would close a cycle, then starts all tasks under `query`.
     ///
     /// # Errors
-    /// If the query was cancelled or its executor shut down.
+    /// If the query was cancelled or its executor was shut down.
     pub fn start(self, query: &Arc<QueryContext>) -> Result<GraphHandle> {
         self.waits.break_cycles();
         let task_stats: Vec<Vec<Arc<TaskStats>>> = self
@@ -145,7 +145,7 @@ impl Graph {
     }
 }
 
-/// A graph that has been started. It keeps the counters of its tasks, also when these have ended.
+/// A started graph. It keeps the counters of its tasks after they have ended.
 #[derive(Debug, Clone)]
 pub struct GraphHandle {
     query: Arc<QueryContext>,
@@ -154,24 +154,24 @@ pub struct GraphHandle {
 }
 
 impl GraphHandle {
-    /// The query whose tasks these are.
+    /// Returns the query that owns the graph's tasks.
     pub fn query(&self) -> &Arc<QueryContext> {
         &self.query
     }
 
-    /// Ready when no task of this graph lives any more.
+    /// Returns a gate that is ready when no task of this graph is alive.
     pub fn finished(&self) -> &Gate {
         &self.finished
     }
 
-    /// The operators of this graph's pipelines, sources first in each. It costs as much as the
-    /// graph is large, however many graphs the query has.
+    /// Returns the operators of this graph's pipelines, sources first in each. The cost depends on
+    /// this graph's size only, not on the query's number of graphs.
     pub fn operators(&self) -> Vec<OperatorProfile> {
         self.graph.operators()
     }
 
-    /// What this graph's tasks did so far. The memory is the whole query's; fallbacks are not in
-    /// it.
+    /// Returns the counters of this graph's tasks so far. The memory figure is that of the whole
+    /// query; fallbacks are left out.
     pub fn profile(&self) -> Profile {
         let mut gates = GateSet::default();
         self.graph.add_gates(&mut gates);
@@ -182,8 +182,8 @@ impl GraphHandle {
     }
 }
 
-/// The gates that one task met, each once. Most tasks meet one or few, and are to be small while
-/// they wait; some meet a gate a batch.
+/// The gates that one task has waited for, each once. Small, because most tasks wait for one or a
+/// few gates; some meet a new gate per batch.
 #[derive(Debug, Default)]
 struct MetGates {
     first: Option<Gate>,
@@ -193,9 +193,9 @@ struct MetGates {
 #[derive(Debug, Default)]
 struct MoreGates {
     gates: Vec<Gate>,
-    /// The addresses of all of them, once they are many.
+    /// Addresses of all gates; filled from `MANY_GATES` gates on.
     known: HashSet<usize>,
-    /// How many gates were compared with one.
+    /// Number of comparisons with a known gate.
     #[cfg(test)]
     compared: usize,
 }
@@ -223,7 +223,7 @@ impl MoreGates {
         }
     }
 
-    /// Whether the gate is known; if they are many, it is from now on.
+    /// Returns whether the gate is known. From `MANY_GATES` gates on, also adds it to `known`.
     fn has(&mut self, gate: &Gate) -> bool {
         let id = |gate: &Gate| Arc::as_ptr(gate).addr();
         if self.gates.len() < MANY_GATES {
@@ -240,11 +240,11 @@ impl MoreGates {
     }
 }
 
-/// What is kept of a task: its counters, and what it waited for.
+/// A task's counters and the gates it has waited for; kept after the task has ended.
 #[derive(Debug)]
 pub(super) struct TaskStats {
     pub(super) task_index: usize,
-    /// Counters, source first, sink last.
+    /// Operator counters: source first, sink last.
     pub(super) metrics: Box<[Arc<OperatorMetrics>]>,
     pub(super) workers: AtomicU64,
     gates: Mutex<MetGates>,
@@ -262,7 +262,7 @@ impl TaskStats {
         }
     }
 
-    /// Remembers the gates the task met, for the profile.
+    /// Records the gates that the task waits for, for the profile.
     pub(super) fn record_gates(&self, met: &Gates) {
         let mut gates = self.gates.lock();
         met.iter().for_each(|gate| gates.add(gate));
@@ -285,7 +285,7 @@ impl TaskStats {
         }
     }
 
-    /// Its counters. The pipeline's number is the profile's to set.
+    /// Returns the task's counters. `Profile::set` sets the pipeline's index.
     pub(super) fn profile(&self, pipeline: &PipelineInfo) -> TaskProfile {
         let mut source = OperatorProfile::default();
         self.metrics[0].add_to(&mut source);
@@ -310,12 +310,12 @@ impl TaskStats {
 }
 
 impl PipelineInfo {
-    /// The names of its parts, source first.
+    /// Returns the operators' names, source first.
     pub(super) fn part_names(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().map(|(name, _)| name.as_str())
     }
 
-    /// Profiles of its parts, summed up over `task_stats`.
+    /// Returns the operators' profiles, summed up over `task_stats`.
     pub(super) fn profile(&self, task_stats: &[Arc<TaskStats>]) -> Vec<OperatorProfile> {
         self.parts
             .iter()
@@ -338,7 +338,7 @@ mod tests {
 
     use super::MetGates;
 
-    /// As a task that reads many batches back meets a gate a batch.
+    /// A task that restores many batches meets a new gate per batch.
     #[test]
     fn a_gate_that_is_met_is_not_compared_with_all_others() {
         let gates: Vec<_> =

@@ -1,6 +1,6 @@
-//! What of a query, and of each of its graphs, is alive: tasks, and work done for them elsewhere.
+//! Counters of live tasks and external work, per query and per graph.
 //!
-//! Lock: the count of each, under which its gate flips.
+//! Lock: the count of each counter; its gate changes under this lock.
 
 use std::sync::Arc;
 
@@ -9,22 +9,22 @@ use parking_lot::Mutex;
 
 use super::QueryContext;
 
-/// Counts tasks alive, and what is done for them elsewhere; its gate is open while there are none.
+/// Counts live tasks and external work; its gate is ready while the count is 0.
 #[derive(Debug)]
 pub(super) struct TaskCounter {
-    /// The number of the graph whose tasks are counted.
+    /// The number of the graph whose tasks are counted; `None` for a query.
     graph: Option<u64>,
     count: Mutex<usize>,
     idle: Gate,
 }
 
 impl TaskCounter {
-    /// For a whole query.
+    /// Creates the counter of a whole query.
     pub(super) fn of_query() -> Self {
         Self::new("query idle", None)
     }
 
-    /// For the graph of a query that has this number there.
+    /// Creates the counter of graph number `graph`.
     pub(super) fn of_graph(graph: u64) -> Arc<Self> {
         Arc::new(Self::new("pipelines idle", Some(graph)))
     }
@@ -34,7 +34,7 @@ impl TaskCounter {
         Self { graph, count: Mutex::new(0), idle }
     }
 
-    /// Open while nothing is alive.
+    /// Returns the gate that is ready while nothing is alive.
     pub(super) fn idle(&self) -> &Gate {
         &self.idle
     }
@@ -49,7 +49,7 @@ impl TaskCounter {
         self.idle.block();
     }
 
-    /// `true` for the last.
+    /// Returns `true` if the count dropped to 0.
     fn leave(&self) -> bool {
         let mut wakeups = Wakeups::new();
         let mut count = self.count.lock();
@@ -62,8 +62,8 @@ impl TaskCounter {
 }
 
 impl QueryContext {
-    /// Counts as live until the answer is dropped, as one of the tasks of `graph_tasks` if that is
-    /// given.
+    /// Registers external work, which counts as alive until the returned guard is dropped. With
+    /// `graph_tasks`, it also counts as a task of that graph.
     pub(super) fn external_work(
         self: &Arc<Self>,
         graph_tasks: Option<&Arc<TaskCounter>>,
@@ -73,7 +73,7 @@ impl QueryContext {
         ExternalWork(ExternalWorkHandle { query: self.clone(), graph_tasks: graph_tasks.cloned() })
     }
 
-    /// Something of the query, and of one of its graphs, has ended.
+    /// Counts down when a task or external work of the query has ended.
     fn leave(&self, graph_tasks: Option<&Arc<TaskCounter>>) {
         if self.task_counter().leave() {
             self.query_ended();
@@ -87,13 +87,13 @@ impl QueryContext {
     }
 }
 
-/// The presence of something that is done for a query outside its tasks: until it is dropped, the
-/// query, and the graph it belongs to, count as alive.
+/// A guard of work done for a query outside its tasks. Until it is dropped, the query and the graph
+/// it belongs to count as alive.
 #[derive(Debug)]
 pub struct ExternalWork(ExternalWorkHandle);
 
 impl ExternalWork {
-    /// To begin something else later.
+    /// Returns a handle that registers later work.
     pub(super) fn handle(&self) -> &ExternalWorkHandle {
         &self.0
     }
@@ -105,8 +105,8 @@ impl Drop for ExternalWork {
     }
 }
 
-/// What can do something for a query outside its tasks. If it begins when no task lives any more,
-/// the query counts as alive again until that is done.
+/// A handle to register work outside the query's tasks. If the work starts when no task is alive,
+/// the query counts as alive again until it is done.
 #[derive(Debug, Clone)]
 pub struct ExternalWorkHandle {
     query: Arc<QueryContext>,
@@ -114,13 +114,13 @@ pub struct ExternalWorkHandle {
 }
 
 impl ExternalWorkHandle {
-    /// Begins it.
+    /// Registers work that starts now.
     pub fn enter(&self) -> ExternalWork {
         self.query.external_work(self.graph_tasks.as_ref())
     }
 }
 
-/// A task's presence in its query; dropped when everything else of the task is gone.
+/// A task's registration in its query; dropped after all other state of the task.
 pub(super) struct TaskGuard {
     query: Arc<QueryContext>,
     graph_tasks: Arc<TaskCounter>,
@@ -137,7 +137,7 @@ impl TaskGuard {
         &self.query
     }
 
-    /// The graph it was started in.
+    /// Returns the counter of the graph that the task was started in.
     pub(super) fn graph_tasks(&self) -> &Arc<TaskCounter> {
         &self.graph_tasks
     }

@@ -1,4 +1,4 @@
-//! Memory that breakers reserve, as a trait that the embedder's pool implements.
+//! Memory reservations of breakers, and the pool trait that the embedder implements.
 
 use std::{
     fmt,
@@ -11,31 +11,31 @@ use std::{
 use super::QueryContext;
 use crate::{Error, Result};
 
-/// A reservation that did not fit, and why.
+/// A denied reservation.
 #[derive(Debug, Clone)]
 pub struct ReservationDenied {
-    /// The pool's own words, with its largest holders if it knows them.
+    /// The pool's reason, with its largest consumers if it knows them.
     pub reason: String,
 }
 
-/// Where memory is reserved.
+/// A pool in which breakers reserve memory.
 ///
-/// What the pool refuses is not held, with one exception: of a query that can spill, each task of
-/// each breaker may hold up to 256 KiB ([`SpillSpace::min_spill_bytes`](super::SpillSpace::min_spill_bytes))
-/// without a reservation, since spilling less would not help. A limit below that times the number
-/// of such tasks is exceeded by as much.
+/// A denied reservation is not used, with one exception. In a query that can spill, each task of
+/// each breaker may use up to [`SpillSpace::min_spill_bytes`](super::SpillSpace::min_spill_bytes)
+/// (256 KiB) without a reservation. A smaller spill is not worth a file. A pool's limit can thus be
+/// exceeded by 256 KiB times the number of such tasks.
 pub trait MemoryPool: Send + Sync + fmt::Debug {
     /// Reserves `bytes` more for `consumer`.
     ///
     /// # Errors
-    /// If they do not fit.
+    /// If the bytes do not fit.
     fn try_grow(&self, consumer: &str, bytes: usize) -> Result<(), ReservationDenied>;
 
-    /// Gives `bytes` back.
+    /// Releases `bytes`.
     fn shrink(&self, bytes: usize);
 
-    /// What it shares its bytes with: of pools that answer the same, one's holders can make room for
-    /// another's. By default it is alone.
+    /// Returns an id that pools backed by the same bytes share. Consumers of such pools can reclaim
+    /// memory for each other. Default: the pool's address, which no other pool shares.
     fn pool_id(&self) -> usize {
         std::ptr::from_ref(self).cast::<()>() as usize
     }
@@ -53,7 +53,7 @@ impl MemoryPool for UnboundedPool {
     fn shrink(&self, _bytes: usize) {}
 }
 
-/// A pool with one limit, first come, first served.
+/// A pool with one limit; reservations are granted first come, first served.
 ///
 /// ```
 /// use gatework_runtime::pipeline::{GreedyPool, MemoryPool};
@@ -70,12 +70,12 @@ pub struct GreedyPool {
 }
 
 impl GreedyPool {
-    /// A pool of `limit` bytes.
+    /// Creates a pool of `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self { limit, reserved: AtomicUsize::new(0) }
     }
 
-    /// Bytes reserved at the moment.
+    /// Returns the number of bytes reserved now.
     pub fn reserved(&self) -> usize {
         self.reserved.load(Ordering::Acquire)
     }
@@ -97,7 +97,7 @@ impl MemoryPool for GreedyPool {
     }
 }
 
-/// Bytes reserved by one operator of one task. Dropping it gives them back.
+/// Bytes reserved by one operator of one task. Dropping it releases them.
 #[derive(Debug)]
 pub struct Reservation {
     query: Arc<QueryContext>,
@@ -110,7 +110,7 @@ impl Reservation {
         Self { query, consumer, bytes: 0 }
     }
 
-    /// Bytes reserved.
+    /// Returns the number of bytes reserved.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -118,7 +118,7 @@ impl Reservation {
     /// Reserves `bytes` more.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], and nothing is reserved.
+    /// [`Error::OutOfMemory`]; the reservation is unchanged.
     pub fn grow(&mut self, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
@@ -135,7 +135,7 @@ impl Reservation {
     /// Grows or shrinks to `bytes`.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], and the reservation stays as it was.
+    /// [`Error::OutOfMemory`]; the reservation is unchanged.
     pub fn resize(&mut self, bytes: usize) -> Result<()> {
         match bytes.checked_sub(self.bytes) {
             Some(more) => self.grow(more),
@@ -147,20 +147,20 @@ impl Reservation {
         }
     }
 
-    /// Takes over what `other`, of the same query, holds.
+    /// Takes over the bytes of `other`, a reservation of the same query.
     pub fn merge(&mut self, mut other: Self) {
         let bytes = std::mem::take(&mut other.bytes);
         self.query.transfer_memory(&other.consumer, &self.consumer, bytes);
         self.bytes += bytes;
     }
 
-    /// Moves all bytes out into a reservation that travels with the data.
+    /// Moves all bytes into a new reservation that travels with the data.
     #[must_use]
     pub fn take(&mut self) -> Self {
         self.split(self.bytes)
     }
 
-    /// Moves up to `bytes` out into a reservation that travels with the data.
+    /// Moves up to `bytes` into a new reservation that travels with the data.
     #[must_use]
     pub fn split(&mut self, bytes: usize) -> Self {
         let bytes = bytes.min(self.bytes);

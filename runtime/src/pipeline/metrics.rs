@@ -1,4 +1,4 @@
-//! Counters per operator and task, and the profile made of them.
+//! Counters per operator and task, and the profile built from them.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ pub struct OperatorMetrics {
     counters: Mutex<Option<Box<OperatorCounters>>>,
 }
 
-/// Counters that only some operators have, by name.
+/// Operator-specific counters, by name.
 #[derive(Debug, Default)]
 struct OperatorCounters {
     by_name: BTreeMap<&'static str, u64>,
@@ -42,7 +42,7 @@ impl OperatorMetrics {
         self.busy_nanos.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// Adds to a counter of the operator's own.
+    /// Adds to an operator-specific counter.
     pub fn add(&self, name: &'static str, amount: u64) {
         let mut counters = self.counters.lock();
         *counters.get_or_insert_default().by_name.entry(name).or_default() += amount;
@@ -59,27 +59,27 @@ impl OperatorMetrics {
     }
 }
 
-/// One operator of a pipeline, summed up over its tasks.
+/// The counters of one operator of a pipeline, summed up over its tasks.
 #[derive(Debug, Clone, Default)]
 pub struct OperatorProfile {
     /// The operator's name.
     pub name: String,
-    /// What the operator belongs to outside (the number of its plan node), if anything.
+    /// The operator's tag from the embedder (the number of its plan node), if any.
     pub tag: Option<usize>,
-    /// Rows it was given.
+    /// Number of input rows.
     pub rows_in: u64,
-    /// Rows it gave.
+    /// Number of output rows.
     pub rows_out: u64,
-    /// Batches it gave.
+    /// Number of output batches.
     pub batches_out: u64,
-    /// Time in its calls, summed up over tasks.
+    /// Time spent in the operator's calls, summed up over tasks.
     pub busy: Duration,
-    /// Its own counters.
+    /// Operator-specific counters.
     pub counters: BTreeMap<&'static str, u64>,
 }
 
 impl OperatorProfile {
-    /// Adds the counters of the same operator elsewhere.
+    /// Adds the counters of the same operator in another pipeline.
     pub(super) fn merge(&mut self, other: Self) {
         self.rows_in += other.rows_in;
         self.rows_out += other.rows_out;
@@ -91,35 +91,35 @@ impl OperatorProfile {
     }
 }
 
-/// One task of a pipeline.
+/// The counters of one task of a pipeline.
 #[derive(Debug, Clone)]
 pub struct TaskProfile {
     /// The pipeline's name.
     pub pipeline: String,
-    /// The pipeline's number among those of the profile.
+    /// The pipeline's index in the profile.
     pub pipeline_index: usize,
-    /// The task's instance.
+    /// The task's index in its pipeline.
     pub task_index: usize,
-    /// How often it was on a worker.
+    /// Number of runs on a worker.
     pub runs: u64,
-    /// How often its time slice ended.
+    /// Number of runs that ended with a yield.
     pub yields: u64,
-    /// How often it was blocked.
+    /// Number of runs that ended blocked.
     pub blocks: u64,
-    /// How often it changed its worker.
+    /// Number of times the task moved to another worker.
     pub steals: u64,
-    /// Time on workers.
+    /// Time spent on workers.
     pub busy: Duration,
-    /// Rows its source gave.
+    /// Rows that the task's source produced.
     pub source_rows: u64,
-    /// The worker that ran it last.
+    /// The worker that ran the task last.
     pub last_worker: Option<usize>,
-    /// A bit for each of the first 64 workers on which its source gave rows.
+    /// A bit for each of the first 64 workers on which the task's source produced rows.
     pub workers: u64,
 }
 
 impl TaskProfile {
-    /// Adds the counters of the task with this number of a later pipeline of the same shape.
+    /// Adds the counters of the task with this index in a later pipeline of the same shape.
     pub(super) fn merge(&mut self, other: Self) {
         self.runs += other.runs;
         self.yields += other.yields;
@@ -132,41 +132,43 @@ impl TaskProfile {
     }
 }
 
-/// A gate that tasks met.
+/// The counters of a gate that tasks waited for.
 #[derive(Debug, Clone)]
 pub struct DependencyProfile {
     /// The gate's name.
     pub name: String,
-    /// Its kind.
+    /// The gate's kind.
     pub kind: DependencyKind,
-    /// How long it was shut with someone waiting.
+    /// Total time during which the gate was blocked with a task waiting for it.
     pub blocked: Duration,
-    /// How often someone found it shut.
+    /// Number of times a task found the gate blocked.
     pub blocked_count: u64,
-    /// Whether it is open now. After the end of a query no gate of a shared state is shut.
+    /// Whether the gate is ready now. After a query has ended, all gates of its shared states are
+    /// ready.
     pub is_ready: bool,
 }
 
-/// What a query did, so far or in the end.
+/// The counters of a query, so far or at its end.
 ///
-/// Of a query that starts one graph after the other (a recursive one), those that have ended are
-/// summed up: pipelines of the same shape are one here, and so are gates of the same name and kind.
+/// If a query starts graphs in sequence (a recursive query), the graphs that have ended are summed
+/// up. Pipelines of the same shape are then one pipeline, and gates of the same name and kind one
+/// gate.
 #[derive(Debug, Clone, Default)]
 pub struct Profile {
     /// Operators of all pipelines, sources first in each.
     pub operators: Vec<OperatorProfile>,
     /// Tasks of all pipelines.
     pub tasks: Vec<TaskProfile>,
-    /// Gates that were waited on, the longest first.
+    /// Gates that tasks waited for, the longest blocked first.
     pub gates: Vec<DependencyProfile>,
-    /// What ran as another engine's operator, by name.
+    /// Names of the operators that ran as a fallback in another engine.
     pub fallbacks: Vec<String>,
-    /// The most bytes the query had reserved at a time.
+    /// The query's peak of reserved bytes.
     pub peak_memory_bytes: usize,
 }
 
 impl Profile {
-    /// Sets what is told of pipelines, which are in order, and of the gates that they met.
+    /// Sets the counters of `pipelines`, which are sorted by graph, and of their `gates`.
     pub(super) fn set(&mut self, pipelines: Vec<PipelineProfile>, gates: Vec<DependencyProfile>) {
         for (pipeline_index, mut pipeline) in pipelines.into_iter().enumerate() {
             pipeline.tasks.iter_mut().for_each(|task| task.pipeline_index = pipeline_index);

@@ -1,9 +1,10 @@
-//! The upper layer: pipelines of operators, the tasks that drive them, and the query that owns them.
+//! The upper layer: pipelines of operators, the tasks that drive them, and the query that owns the
+//! tasks.
 //!
-//! A pipeline is `source → operator* → sink`, immutable, shared by its tasks. A task owns a local
-//! state of each. The [`driver`](self) pulls batches from the source through the operators into the
-//! sink until something blocks; [`QueryContext`] holds what tasks of one query share: the first
-//! error, cancellation, memory, counters.
+//! A pipeline is `source → operator* → sink`, immutable and shared by its tasks. A task owns a
+//! local state of each. The [`driver`](self) pulls batches from the source through the operators
+//! into the sink until a call blocks. [`QueryContext`] holds the state that the tasks of one query
+//! share: the first error, cancellation, memory, counters.
 
 mod batch;
 mod buffered_batch;

@@ -1,20 +1,23 @@
-//! What operators promise and what they are promised.
+//! The operator traits and the results of their calls.
 //!
 //! Each of the three roles has an immutable part, shared by all tasks of a pipeline ([`Source`],
-//! [`Operator`], [`Sink`]), and a local part, owned by one task ([`LocalSource`], [`LocalOperator`],
-//! [`LocalSink`]). The local parts are set up by their task's first run, on a worker: sink first,
-//! then the operators back to the source.
+//! [`Operator`], [`Sink`]). Each task owns a local state per role ([`LocalSource`],
+//! [`LocalOperator`], [`LocalSink`]). A task's first run creates its local states on a worker: the
+//! sink's first, then the operators' back to the source's.
 //!
-//! Every call may answer "blocked", and only with gates, so a task that waits can always be woken
-//! and named. Waiting happens outside: no call blocks its thread. A call is made again after any of
-//! the gates opened; a spurious wake-up is possible, so the operator tests its condition again.
+//! A call never blocks its thread. A call that cannot proceed returns `Blocked` with gates, so
+//! every blocked task can be woken and its gates can be named. The driver repeats the call when any
+//! of the gates is ready. Spurious wake-ups are possible, so the operator tests its condition
+//! again.
 //!
-//! How a local state ends:
-//! * its input ended: `finish` is called until it answers `Done` / `Finished`, then it is dropped;
-//! * it, or something behind it, wants no more input: what is before it is dropped, what is behind
-//!   it is finished as above;
-//! * the query failed or was cancelled: `abort`, then it is dropped. Whatever says "finished" to
-//!   another task must be said in `finish`, never in `drop`.
+//! A local state ends in one of three ways:
+//! * Its input ended: the driver calls `finish` until it returns `Done` or `Finished`, then drops
+//!   the local state.
+//! * It, or an operator downstream, wants no more input: the driver drops everything upstream of
+//!   that operator and finishes everything downstream of it as above.
+//! * The query failed or was cancelled: the driver calls `abort`, then drops the local state.
+//!
+//! Invariant: a local state signals "finished" to other tasks in `finish`, never in `drop`.
 
 use std::{fmt, sync::Arc, time::Instant};
 
@@ -27,75 +30,79 @@ use super::{
 };
 use crate::{Error, Result, scheduler::Gates};
 
-/// Whether a local state can start.
+/// The result of starting a local state.
 #[derive(Debug)]
 pub enum StartResult {
-    /// It can.
+    /// The local state has started.
     Ready,
-    /// Not yet: ask again when any of the gates is open.
+    /// The local state cannot start yet; the driver calls `start` again when any of the gates is
+    /// ready.
     Blocked(Gates),
-    /// It needs no input at all: its pipeline ends before it begins (an empty build side).
+    /// The local state needs no input: its pipeline ends before its first batch (an empty build
+    /// side).
     Finished,
 }
 
-/// A source's answer.
+/// The result of [`LocalSource::next`].
 #[derive(Debug)]
 pub enum SourceResult {
-    /// A batch.
+    /// The next batch.
     Batch(Batch),
-    /// Nothing now.
+    /// No batch is available; the driver calls again when any of the gates is ready.
     Blocked(Gates),
-    /// Nothing any more.
+    /// The source is exhausted.
     Finished,
 }
 
-/// An operator's answer.
+/// The result of [`LocalOperator::execute`] and [`LocalOperator::finish`].
 #[derive(Debug)]
 pub enum OperatorResult {
-    /// It wants the next batch.
+    /// The operator wants the next batch.
     NeedInput,
-    /// A batch, the last one of this input.
+    /// The last output batch for the current input.
     Batch(Batch),
-    /// A batch, and there is more: call again without input.
+    /// An output batch with more to follow: the driver calls again without input.
     HaveMoreOutput(Batch),
-    /// It waits: call again without input.
+    /// The operator is blocked: the driver calls again without input when any of the gates is
+    /// ready.
     Blocked(Gates),
-    /// It wants no more input, and will give no more output.
+    /// The operator wants no more input and produces no more output.
     Finished,
 }
 
-/// A sink's answer.
+/// The result of [`LocalSink::sink`].
 #[derive(Debug)]
 pub enum SinkResult {
-    /// It wants the next batch.
+    /// The sink wants the next batch.
     NeedInput,
-    /// It waits: call again without a batch. The batch it was given is in.
+    /// The sink has accepted its batch and is blocked. The driver calls again without a batch when
+    /// any of the gates is ready.
     Blocked(Gates),
-    /// Nobody wants what it makes: it will take no more.
+    /// No consumer needs the sink's output: the sink accepts no more batches.
     Finished,
 }
 
-/// The answer to `finish` of a sink.
+/// The result of [`LocalSink::finish`].
 #[derive(Debug)]
 pub enum FinishResult {
-    /// It has finished; it is dropped next.
+    /// The sink has finished; the driver drops it next.
     Done,
-    /// It waits: call again.
+    /// The sink is blocked: the driver calls again when any of the gates is ready.
     Blocked(Gates),
 }
 
-/// The answer to [`LocalSink::reclaim`].
+/// The result of [`LocalSink::reclaim`].
 #[derive(Debug)]
 pub enum ReclaimResult {
-    /// Memory is given back when what was begun is done.
+    /// The sink has started to spill; it releases memory when the spill is done.
     Started,
-    /// There is none.
+    /// The sink has no memory to release.
     NothingToReclaim,
-    /// It waits: call again.
+    /// The sink is blocked: the driver calls again when any of the gates is ready.
     Blocked(Gates),
 }
 
-/// What a local state is made with.
+/// The context a local state is created with.
 #[derive(Debug, Clone)]
 pub struct OperatorContext {
     pub(crate) query: Arc<QueryContext>,
@@ -108,56 +115,58 @@ pub struct OperatorContext {
 }
 
 impl OperatorContext {
-    /// The number of this task among those of its pipeline.
+    /// Returns this task's index within its pipeline.
     pub fn task_index(&self) -> usize {
         self.task_index
     }
 
-    /// How many tasks the pipeline has.
+    /// Returns the number of tasks of the pipeline.
     pub fn num_tasks(&self) -> usize {
         self.num_tasks
     }
 
-    /// The query.
+    /// Returns the query.
     pub fn query(&self) -> &Arc<QueryContext> {
         &self.query
     }
 
-    /// This operator's counters in this task.
+    /// Returns this operator's counters in this task.
     pub fn metrics(&self) -> &Arc<OperatorMetrics> {
         &self.metrics
     }
 
-    /// Whether there is a place for what does not fit into memory.
+    /// Returns whether the query can spill.
     pub fn can_spill(&self) -> bool {
         self.query.spill_space().is_some()
     }
 
-    /// So many bytes a local state may hold without a reservation, for want of memory: to spill them would
-    /// not help. 0 if nothing can be spilled.
+    /// Returns the number of bytes a local state may use without a reservation when one is denied.
+    /// A spill of fewer bytes is not worth a file. 0 if the query cannot spill.
     pub fn min_spill_bytes(&self) -> usize {
         self.query.spill_space().map_or(0, |space| space.min_spill_bytes())
     }
 
-    /// Says that [`LocalSink::reclaim`] would give back about `bytes` at this moment.
+    /// Announces that [`LocalSink::reclaim`] would release about `bytes` now.
     pub fn set_reclaimable_bytes(&self, bytes: usize) {
         if let Some(handle) = &self.reclaim_handle {
             handle.set_reclaimable_bytes(bytes, &self.query);
         }
     }
 
-    /// After `bytes` were refused: asks the task that holds most memory, of this query or else of another one
-    /// with the same pool, to give some back. The gate to wait at before memory is tried for again; `None` if
-    /// nobody else has at least twice what this task could give back itself.
+    /// Requests reclaim from the task with the most reclaimable memory, after a reservation of
+    /// `bytes` was denied. Tasks of this query come first, then tasks of other queries on the same
+    /// pool. Returns the gate to wait for before the reservation is tried again. Returns `None` if
+    /// no other task has at least twice the reclaimable memory of this one.
     pub fn request_reclaim(&self, bytes: usize) -> Option<Gate> {
         self.reclaim_handle.as_ref()?.request(bytes.max(self.min_spill_bytes()), &self.query)
     }
 
-    /// Puts `batches`, whose reservation is `reservations`, away; they are made elsewhere, as they are written. What
-    /// comes back is where they are.
+    /// Writes `batches` to the query's spill space and releases `reservations` when they are
+    /// written. Another thread produces the batches as it writes them. The [`PendingIo`] yields the
+    /// spilled batches.
     ///
     /// # Errors
-    /// If there is no place for them.
+    /// [`Error::InvalidConfiguration`] if the query has no spill space.
     pub fn spill(
         &self,
         batches: SpillInput,
@@ -175,7 +184,7 @@ impl OperatorContext {
         Ok(pending)
     }
 
-    /// Gets batch number `batch` of `spilled` back.
+    /// Reads batch number `batch` of `spilled` back into memory.
     pub fn restore(
         &self,
         spilled: &Arc<dyn SpilledBatches>,
@@ -184,47 +193,48 @@ impl OperatorContext {
         self.query.restore(spilled, batch, Some(&self.graph_tasks))
     }
 
-    /// Something that is done for this operator outside the query's tasks: as long as it lasts, the query has
-    /// not ended.
+    /// Registers work done for this operator outside the query's tasks. The query has not ended
+    /// until the returned guard is dropped.
     pub fn external_work(&self) -> ExternalWork {
         self.query.external_work(Some(&self.graph_tasks))
     }
 
-    /// An empty memory reservation in this operator's name.
+    /// Returns an empty memory reservation in this operator's name.
     pub fn reservation(&self) -> Reservation {
         Reservation::new(self.query.clone(), self.operator.clone())
     }
 }
 
-/// What a local state is called with.
+/// The context a local state is called with.
 #[derive(Debug)]
 pub struct DriverContext {
     pub(crate) query: Arc<QueryContext>,
     pub(crate) worker: usize,
-    /// When the task got its worker.
+    /// When the task's current time slice started.
     pub(crate) since: Instant,
 }
 
 impl DriverContext {
-    /// The query.
+    /// Returns the query.
     pub fn query(&self) -> &Arc<QueryContext> {
         &self.query
     }
 
-    /// The worker this runs on.
+    /// Returns the index of the worker that runs this task.
     pub fn worker(&self) -> usize {
         self.worker
     }
 
-    /// In a long loop without output: a gate, open, to be answered as if the task were blocked, when its
-    /// slice is over or short queries wait for the worker. The call is made again in its turn.
+    /// Returns a gate that is ready when the task should yield: its time slice is used up, or a
+    /// task of another query should run first. The caller returns it as `Blocked`; the driver
+    /// yields and repeats the call later. Check it in loops that produce no output.
     pub fn yield_gate(&self) -> Option<Gate> {
         let ran = self.since.elapsed();
         let should_yield = ran >= self.query.time_slice() || self.query.should_yield(ran);
         should_yield.then(|| self.query.yield_gate().clone())
     }
 
-    /// Answers an error once the query has been cancelled or has failed: for long loops.
+    /// Returns an error once the query has been cancelled or has failed. Check it in long loops.
     ///
     /// # Errors
     /// [`crate::Error::Cancelled`].
@@ -233,143 +243,147 @@ impl DriverContext {
     }
 }
 
-/// Where batches come from.
+/// The immutable part of a source, shared by the tasks of its pipeline.
 pub trait Source: Send + Sync + fmt::Debug {
-    /// Its name in profiles and dumps.
+    /// Returns the source's name in profiles and dumps.
     fn name(&self) -> &str;
 
-    /// The local state of one task. Called once a task.
+    /// Creates the local state of one task. Called once per task.
     ///
     /// # Errors
-    /// Whatever keeps it from starting; the query fails.
+    /// Any error that prevents the start; the query fails with it.
     fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>>;
 }
 
-/// One task's part of a source.
+/// A source's local state in one task.
 pub trait LocalSource: Send {
-    /// Called until it is ready, before the first `next` and after the operators have started.
+    /// Called until it returns `Ready`, after the operators have started and before the first
+    /// `next`.
     ///
     /// # Errors
-    /// The query fails.
+    /// Any error; the query fails with it.
     fn start(&mut self, _task: &DriverContext) -> Result<StartResult> {
         Ok(StartResult::Ready)
     }
 
-    /// The next batch.
+    /// Returns the next batch.
     ///
     /// # Errors
-    /// The query fails.
+    /// Any error; the query fails with it.
     fn next(&mut self, task: &DriverContext) -> Result<SourceResult>;
 
-    /// The query failed or was cancelled.
+    /// Called instead of further calls when the query failed or was cancelled.
     fn abort(&mut self) {}
 }
 
-/// What changes batches on their way.
+/// The immutable part of an operator between source and sink, shared by the tasks of its pipeline.
 pub trait Operator: Send + Sync + fmt::Debug {
-    /// Its name in profiles and dumps.
+    /// Returns the operator's name in profiles and dumps.
     fn name(&self) -> &str;
 
-    /// The local state of one task. Called once a task.
+    /// Creates the local state of one task. Called once per task.
     ///
     /// # Errors
-    /// Whatever keeps it from starting; the query fails.
+    /// Any error that prevents the start; the query fails with it.
     fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>>;
 }
 
-/// One task's part of an operator.
+/// An operator's local state in one task.
 pub trait LocalOperator: Send {
-    /// Called until it is ready, before the first batch is asked of the source. All operators of a
-    /// pipeline start at the same time: one that is blocked does not keep others from working.
+    /// Called until it returns `Ready`, before the source is asked for the first batch. All
+    /// operators of a pipeline start at the same time: a blocked operator does not keep the others
+    /// from starting.
     ///
     /// # Errors
-    /// The query fails.
+    /// Any error; the query fails with it.
     fn start(&mut self, _task: &DriverContext) -> Result<StartResult> {
         Ok(StartResult::Ready)
     }
 
-    /// Takes `input`, or goes on where it answered `HaveMoreOutput` or `Blocked`.
+    /// Processes `input`, or continues after `HaveMoreOutput` or `Blocked`.
     ///
     /// # Errors
-    /// The query fails.
+    /// Any error; the query fails with it.
     fn execute(&mut self, input: Option<Batch>, task: &DriverContext) -> Result<OperatorResult>;
 
-    /// After the last input: gives what is left, until it answers `Finished` (or `NeedInput`, which
-    /// means the same here). `Batch` and `HaveMoreOutput` both mean that there may be more.
+    /// Emits the remaining output. Called after the last input until it returns `Finished`, or
+    /// `NeedInput` with the same meaning. After `Batch` and `HaveMoreOutput` it is called again.
     ///
     /// # Errors
-    /// The query fails.
+    /// Any error; the query fails with it.
     fn finish(&mut self, _task: &DriverContext) -> Result<OperatorResult> {
         Ok(OperatorResult::Finished)
     }
 
-    /// A gate that opens when this operator will want no more input, whatever it was last asked
-    /// (a limit that another task has used up).
+    /// Returns a gate that becomes ready when this operator wants no more input, whatever its last
+    /// call returned. An example is a limit that another task has used up.
     fn closed(&self) -> Option<Gate> {
         None
     }
 
-    /// The query failed or was cancelled.
+    /// Called instead of further calls when the query failed or was cancelled.
     fn abort(&mut self) {}
 }
 
-/// Where batches go.
+/// The immutable part of a sink, shared by the tasks of its pipeline.
 pub trait Sink: Send + Sync + fmt::Debug {
-    /// Its name in profiles and dumps.
+    /// Returns the sink's name in profiles and dumps.
     fn name(&self) -> &str;
 
-    /// Whether its local states hold much memory, so that they [ask for some](OperatorContext::request_reclaim) or
-    /// [give some back](LocalSink::reclaim).
+    /// Returns whether the local states take part in memory arbitration: they [request
+    /// reclaim](OperatorContext::request_reclaim) or [are asked to reclaim](LocalSink::reclaim).
     fn can_reclaim(&self) -> bool {
         false
     }
 
-    /// The local state of one task. Called once a task.
+    /// Creates the local state of one task. Called once per task.
     ///
     /// # Errors
-    /// Whatever keeps it from starting; the query fails.
+    /// Any error that prevents the start; the query fails with it.
     fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>>;
 }
 
-/// One task's part of a sink.
+/// A sink's local state in one task.
 pub trait LocalSink: Send {
-    /// Called until it is ready, before the first batch is asked of the source. A sink whose
-    /// [`closed`](Self::closed) gate opens meanwhile is finished without having been ready.
+    /// Called until it returns `Ready`, before the source is asked for the first batch. A sink
+    /// whose [`closed`](Self::closed) gate becomes ready before that is finished without having
+    /// started.
     ///
     /// # Errors
-    /// The query fails.
+    /// Any error; the query fails with it.
     fn start(&mut self, _task: &DriverContext) -> Result<StartResult> {
         Ok(StartResult::Ready)
     }
 
-    /// Takes `batch`, or goes on where it answered `Blocked`.
+    /// Consumes `batch`, or continues after `Blocked`.
     ///
     /// # Errors
-    /// The query fails.
+    /// Any error; the query fails with it.
     fn sink(&mut self, batch: Option<Batch>, task: &DriverContext) -> Result<SinkResult>;
 
-    /// After the last batch, or after it answered `Finished`. Called again after `Blocked`, never
-    /// after `Done`.
+    /// Completes the sink. Called after the last batch, or after `sink` returned `Finished`. Called
+    /// again after `Blocked`, never after `Done`.
     ///
     /// # Errors
-    /// The query fails.
+    /// Any error; the query fails with it.
     fn finish(&mut self, task: &DriverContext) -> Result<FinishResult>;
 
-    /// Memory is short, and this sink said that it [could give some back](OperatorContext::set_reclaimable_bytes): it begins
-    /// to spill what it holds. Called between batches, also while the task waits for its source.
+    /// Starts to spill the sink's memory. Called when another task requests reclaim and this sink
+    /// has [announced reclaimable bytes](OperatorContext::set_reclaimable_bytes). Called between
+    /// batches, also while the task is blocked on its source.
     ///
     /// # Errors
-    /// The query fails.
+    /// Any error; the query fails with it.
     fn reclaim(&mut self, _task: &DriverContext) -> Result<ReclaimResult> {
         Ok(ReclaimResult::NothingToReclaim)
     }
 
-    /// A gate that opens when nobody wants what this sink makes. A task that waits for its source
-    /// waits for this gate as well, so that early finish travels upstream.
+    /// Returns a gate that becomes ready when no consumer needs this sink's output. A task blocked
+    /// on its source waits for this gate too, so an early finish propagates upstream.
     fn closed(&self) -> Option<Gate> {
         None
     }
 
-    /// The query failed or was cancelled; called instead of `finish`.
+    /// Called instead of `finish` when the query failed or was cancelled.
     fn abort(&mut self) {}
 }

@@ -1,11 +1,11 @@
-//! What the tasks of one query share: its first error, cancellation, memory, counters.
+//! The state that the tasks of one query share: first error, cancellation, memory, counters.
 //!
-//! Lock: `state`. It is never held while a task is woken or a gate is opened by us.
+//! Lock: `state`. It is never held while this module wakes a task or makes a gate ready.
 //!
-//! Who ends a query: its tasks (all done), an error or a panic of a task (`fail`: the first one
-//! wins), or anybody with a handle (`cancel`). The last two set `cancelled` and wake all tasks in
-//! front of the queue; each finds the flag at its next step, aborts its parts, and leaves. A graph
-//! that is started afterwards is refused, so `cancel` before `start` works as well.
+//! A query ends when all its tasks are done, when a task fails or panics (`fail`: the first error
+//! wins), or when a handle calls `cancel`. The last two set `cancelled` and wake all tasks at the
+//! front of the queue. Each task sees the flag at its next step, aborts its local states and ends.
+//! A graph started afterwards is refused, so `cancel` before `start` works as well.
 
 use std::{
     borrow::Cow,
@@ -38,28 +38,28 @@ use crate::{
     },
 };
 
-/// How a query is set up.
+/// The configuration of a query.
 #[derive(Debug, Clone)]
 pub struct QueryOptions {
-    /// Its name in traces and dumps.
+    /// The query's name in traces and dumps.
     pub name: Cow<'static, str>,
-    /// Where its breakers reserve memory; by default there is no limit. A limit is kept but for
-    /// small tables: where there is a place to spill to, each task of each breaker may hold up to
-    /// [`SpillSpace::min_spill_bytes`] bytes (256 KiB) that it was refused.
+    /// The pool in which breakers reserve memory. Default: unbounded. If the query can spill, each
+    /// task of each breaker may exceed the pool by [`SpillSpace::min_spill_bytes`] (256 KiB).
     pub memory: Arc<dyn MemoryPool>,
-    /// Where its breakers put what does not fit; without, a query that does not fit fails.
+    /// Where breakers spill. Default: none; a query whose reservation is denied then fails.
     pub spill: Option<Arc<dyn SpillSpace>>,
-    /// How long a task runs before others get their turn, checked between two batches; 10 ms.
-    /// 0 for one step at a time.
+    /// How long a task runs before it yields, checked between two batches. Default: 10 ms; 0 yields
+    /// after every step.
     pub time_slice: Duration,
-    /// Whose limits hold for it; by default those of the queries without a group.
+    /// The resource group whose limits apply. Default: the group of queries without a group.
     pub group: Option<Arc<ResourceGroup>>,
-    /// It is a part of a query that was admitted as a whole: it has a share of its group's time, and does not count
-    /// against the group's limits. (A part that waited for others to end might be what they wait for.)
+    /// Starts the tasks without admission. Set for queries that work for an admitted query.
+    /// They share the group's time and do not count against its limits. (A queued one could wait
+    /// for queries that wait for its rows.)
     pub bypass_admission: bool,
-    /// What is set up around each time slice of its tasks, on the worker; by default nothing.
+    /// The scope around each time slice of the query's tasks, on the worker. Default: none.
     pub slice_scope: Option<Arc<dyn SliceScope>>,
-    /// What a test does to the query's tasks; by default nothing.
+    /// Faults and delays that a test injects into the query's tasks. Default: none.
     pub chaos: Option<Arc<Chaos>>,
 }
 
@@ -78,7 +78,7 @@ impl Default for QueryOptions {
     }
 }
 
-/// From this number on, a fallback is named once.
+/// From this number of fallbacks on, a name is recorded only once.
 const MANY_FALLBACKS: usize = 1000;
 
 #[derive(Default)]
@@ -88,30 +88,30 @@ struct State {
     fallbacks: Vec<String>,
 }
 
-/// One query. See the module's documentation.
+/// One query; see the module's documentation.
 pub struct QueryContext {
     id: u64,
     options: QueryOptions,
     registry: Arc<Registry>,
     group: Arc<TaskGroup>,
     resources: Arc<ResourceGroup>,
-    /// Whether it is counted among the queries of its resource group, as running or waiting. Locked while
-    /// that changes, before the group's own lock.
+    /// Whether the query counts as running or queued in its resource group. Locked while that
+    /// changes, before the group's own lock.
     admitted: Mutex<bool>,
     span: tracing::Span,
     cancelled: AtomicBool,
     reserved: AtomicUsize,
     peak: AtomicUsize,
-    /// Who holds how much of what is reserved.
+    /// Reserved bytes by operator name.
     memory_by_consumer: Mutex<MemoryByConsumer>,
     task_counter: TaskCounter,
-    /// Open, for tasks that let others go first.
+    /// Always ready; identifies a task that yields.
     yield_gate: Gate,
     state: Mutex<State>,
 }
 
 impl QueryContext {
-    /// A query on `executor` that has no tasks yet.
+    /// Creates a query on `executor`, without tasks.
     pub fn new(executor: &Executor, options: QueryOptions) -> Arc<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
@@ -140,7 +140,7 @@ impl QueryContext {
         query
     }
 
-    /// Its number, unique in the process.
+    /// Returns the query's id, unique in the process.
     pub fn id(&self) -> u64 {
         self.id
     }
@@ -153,12 +153,13 @@ impl QueryContext {
         self.options.time_slice
     }
 
-    /// Whether a task of another query is to run before one of this, which has run for so long.
+    /// Returns whether a task of another query should run before a task of this query that has run
+    /// for `ran`.
     pub(super) fn should_yield(&self, ran: Duration) -> bool {
         self.registry.queue.should_preempt(&self.group, ran)
     }
 
-    /// A gate that is open.
+    /// Returns the gate that stands for a yield; it is always ready.
     pub(super) fn yield_gate(&self) -> &Gate {
         &self.yield_gate
     }
@@ -167,7 +168,7 @@ impl QueryContext {
         gates.iter().any(|gate| Arc::ptr_eq(gate, &self.yield_gate))
     }
 
-    /// What is around each time slice of its tasks.
+    /// Returns the scope around each time slice of the query's tasks.
     pub(super) fn slice_scope(&self) -> Option<&Arc<dyn SliceScope>> {
         self.options.slice_scope.as_ref()
     }
@@ -176,49 +177,49 @@ impl QueryContext {
         self.options.chaos.as_ref()
     }
 
-    /// The number of workers its tasks can run on.
+    /// Returns the number of workers that the query's tasks can run on.
     pub fn workers(&self) -> usize {
         self.registry.workers()
     }
 
-    /// Whether this thread is one of its executor's workers, so that the wait for the query may
-    /// never end; see [`Executor::is_worker_thread`].
+    /// Returns whether this thread is a worker of the query's executor. Waiting for the query on
+    /// such a thread may deadlock; see [`Executor::is_worker_thread`].
     pub fn is_worker_thread(&self) -> bool {
         self.registry.is_worker_thread()
     }
 
-    /// Tasks that have been started and have not ended.
+    /// Returns the number of tasks that have started and not ended.
     pub fn live_tasks(&self) -> usize {
         self.task_counter.count()
     }
 
-    /// Bytes its breakers have reserved at the moment.
+    /// Returns the number of bytes that the query's breakers have reserved now.
     pub fn reserved_bytes(&self) -> usize {
         self.reserved.load(Ordering::Acquire)
     }
 
-    /// Ready when no task of the query lives.
+    /// Returns a gate that is ready while no task of the query is alive.
     pub fn idle(&self) -> &Gate {
         self.task_counter.idle()
     }
 
-    /// The error that ended the query, if one did.
+    /// Returns the error that ended the query, if any.
     pub fn error(&self) -> Option<Error> {
         self.state.lock().first_error.clone()
     }
 
-    /// Names an operator that another engine runs on this query's behalf.
+    /// Records the name of an operator that runs as a fallback in another engine.
     pub fn record_fallback(&self, name: impl Into<String>) {
         let name = name.into();
         let fallbacks = &mut self.state.lock().fallbacks;
-        // A query that plans round by round names the same ones without end.
+        // A query that plans round by round repeats the same names without bound.
         if fallbacks.len() < MANY_FALLBACKS || !fallbacks.contains(&name) {
             fallbacks.push(name);
         }
     }
 
-    /// Cancels the query. Can be called by anyone at any time, any number of times; only the first
-    /// call counts, and none after an error.
+    /// Cancels the query. May be called by any thread at any time. Only the first call counts, and
+    /// none after an error.
     pub fn cancel(&self) {
         self.fail(Error::Cancelled { reason: "by its handle" });
     }
@@ -227,18 +228,18 @@ impl QueryContext {
         self.fail(Error::Cancelled { reason });
     }
 
-    /// Ends the query with `error`, unless another one was first.
+    /// Fails the query with `error`, unless an earlier error stands.
     pub fn fail(&self, error: Error) {
         let handles = {
             let mut state = self.state.lock();
             match &state.first_error {
-                // An echo says less than what it echoes, which may come later.
+                // A secondary error says less than its cause, which may arrive later.
                 Some(first) if !matches!(first, Error::ProducerAborted) || error.is_secondary() => {
                 }
                 _ => state.first_error = Some(error),
             }
-            // SeqCst with the lock around it: a graph is either started before and woken below, or
-            // sees the flag in `start_graph`.
+            // SeqCst, inside the lock: a graph is either started before and woken below, or
+            // `start_graph` sees the flag.
             if self.cancelled.swap(true, Ordering::SeqCst) {
                 return;
             }
@@ -249,7 +250,7 @@ impl QueryContext {
         }
     }
 
-    /// Answers an error once the query has been cancelled or has failed.
+    /// Returns an error once the query has been cancelled or has failed.
     ///
     /// # Errors
     /// [`Error::Cancelled`].
@@ -260,7 +261,7 @@ impl QueryContext {
         Ok(())
     }
 
-    /// Spawns and wakes the tasks of a graph. The gate opens when all have ended.
+    /// Spawns and wakes the tasks of a graph. Returns a gate that is ready when all have ended.
     pub(super) fn start_graph(
         self: &Arc<Self>,
         pipelines: &[Arc<Pipeline>],
@@ -275,7 +276,7 @@ impl QueryContext {
             }
             if !self.registry.queue.owns(&self.resources) {
                 let group = self.resources.name();
-                let what = format!("the resource group '{group}' is one of another executor");
+                let what = format!("the resource group '{group}' belongs to another executor");
                 return Err(Error::InvalidConfiguration(what));
             }
             self.registry.add_live_tasks(task_stats.iter().map(Vec::len).sum())?;
@@ -289,7 +290,7 @@ impl QueryContext {
                     handles.push(handle);
                 }
             }
-            // Only what a profile tells of the pipelines: their parts belong to the tasks alone.
+            // Only the pipelines' profile data: the operators belong to the tasks alone.
             let infos = pipelines.iter().map(|pipeline| pipeline.info.clone()).collect();
             let task_stats = task_stats.into_iter().flatten().collect();
             let graph = Arc::new(StartedGraph::new(id, infos, task_stats));
@@ -303,7 +304,7 @@ impl QueryContext {
         Ok((graph, idle))
     }
 
-    /// Wakes tasks that have been spawned, when the query's resource group lets it run.
+    /// Wakes spawned tasks when the query's resource group admits the query.
     fn start_when_admitted(&self, handles: &[TaskHandle]) -> Result<()> {
         let mut admitted = self.admitted.lock();
         if *admitted || self.options.bypass_admission {
@@ -314,28 +315,28 @@ impl QueryContext {
         self.resources
             .admit_or_queue(self.id, Box::new(move || registry.wake_together(&handles)))?;
         *admitted = true;
-        // They may have been cancelled before, and have ended.
+        // The tasks may have been cancelled before admission, and have ended.
         self.release_admission(&mut admitted);
         Ok(())
     }
 
-    /// What of it is alive.
+    /// Returns the counter of the query's live tasks and external work.
     pub(super) fn task_counter(&self) -> &TaskCounter {
         &self.task_counter
     }
 
-    /// The last task of the query, or what was done for it, has ended.
+    /// Called when the last task or external work of the query has ended.
     pub(super) fn query_ended(&self) {
         self.release_admission(&mut self.admitted.lock());
     }
 
-    /// The last task of one of its graphs has ended: only counters are kept of it.
+    /// Called when the last task of graph `graph` has ended; keeps only its counters.
     pub(super) fn graph_ended(&self, graph: u64) {
-        // Dropped behind the lock.
+        // Dropped after the lock is released.
         let _graph = self.state.lock().graphs.end(graph);
     }
 
-    /// Gives its turn to others if nothing of the query is left.
+    /// Releases the query's admission if nothing of the query is alive.
     fn release_admission(&self, admitted: &mut bool) {
         if *admitted && self.task_counter.count() == 0 {
             *admitted = false;
@@ -343,22 +344,22 @@ impl QueryContext {
         }
     }
 
-    /// A place for a task among those that hold memory.
+    /// Registers a task for memory arbitration.
     pub(super) fn register_for_reclaim(&self) -> ArbitrationParticipant {
         self.registry.arbitrator.register(self.options.memory.pool_id(), self.id)
     }
 
-    /// Memory that is held for work done elsewhere is about to come back.
+    /// Announces that memory reserved for external work is about to be released.
     pub(super) fn announce_release(&self) -> PendingRelease {
         self.registry.arbitrator.announce_release(self.options.memory.pool_id())
     }
 
-    /// Where its breakers put what does not fit.
+    /// Returns where breakers spill, if they can.
     pub(super) fn spill_space(&self) -> Option<&Arc<dyn SpillSpace>> {
         self.options.spill.as_ref()
     }
 
-    /// Gets batch number `batch` of `spilled` back.
+    /// Reads batch number `batch` of `spilled` back into memory.
     pub(super) fn restore(
         self: &Arc<Self>,
         spilled: &Arc<dyn SpilledBatches>,
@@ -391,7 +392,7 @@ impl QueryContext {
         self.registry.arbitrator.notify_released();
     }
 
-    /// What was reserved for `from` is held by `to` now.
+    /// Moves `bytes` reserved by `from` to `to`.
     pub(super) fn transfer_memory(&self, from: &Arc<str>, to: &Arc<str>, bytes: usize) {
         if from != to && bytes > 0 {
             let mut by_consumer = self.memory_by_consumer.lock();
@@ -400,7 +401,7 @@ impl QueryContext {
         }
     }
 
-    /// The operators of this query that hold most, in words.
+    /// Describes the operators of this query with the largest reservations, at most 3.
     fn largest_consumers(&self) -> String {
         let mut by_consumer = self.memory_by_consumer.lock().0.clone();
         by_consumer.retain(|(_, reserved)| *reserved > 0);
@@ -416,7 +417,7 @@ impl QueryContext {
         }
     }
 
-    /// What every task does at this moment, and for each blocked task the gates it waits for.
+    /// Describes the state of every task, and for each blocked task the gates it waits for.
     pub fn dump(&self) -> String {
         let state = self.state.lock();
         let mut text = format!(
@@ -430,12 +431,12 @@ impl QueryContext {
         text
     }
 
-    /// The most bytes that it had reserved at a time.
+    /// Returns the query's peak of reserved bytes.
     pub(super) fn peak_memory_bytes(&self) -> usize {
         self.peak.load(Ordering::Relaxed)
     }
 
-    /// What the query did so far.
+    /// Returns the query's counters so far.
     pub fn profile(&self) -> Profile {
         let state = self.state.lock();
         let mut profile = Profile {
@@ -447,15 +448,16 @@ impl QueryContext {
         profile
     }
 
-    /// Whether it has not ended, and nothing can be expected to wake a task of it.
+    /// Returns whether the query has not ended and nothing can wake any of its tasks.
     fn has_stalled(&self) -> bool {
         let mut state = self.state.lock();
         let wake_ups = self.group.wake_ups();
-        // Some may have run while others were looked at: the last of them to leave looks again.
+        // A task may have run during the check; the last task of the group to block repeats the
+        // check.
         state.graphs.have_stalled() && self.group.wake_ups() == wake_ups
     }
 
-    /// The graphs it has started.
+    /// Calls `read` with the query's graphs.
     #[cfg(test)]
     pub(super) fn with_graphs<T>(&self, read: impl FnOnce(&StartedGraphs) -> T) -> T {
         read(&self.state.lock().graphs)
@@ -475,7 +477,7 @@ impl ShutdownTarget for QueryContext {
 }
 
 impl OnIdle for QueryContext {
-    /// Fails the query if it has not ended, and nothing can be expected to wake a task of it.
+    /// Fails the query if it has not ended and nothing can wake any of its tasks.
     fn idle(&self) {
         let ended = self.cancelled.load(Ordering::Acquire) || self.live_tasks() == 0;
         if !ended && self.has_stalled() {
@@ -493,7 +495,7 @@ impl fmt::Debug for QueryContext {
     }
 }
 
-/// Bytes by the name of who reserved them.
+/// Reserved bytes by operator name.
 #[derive(Default)]
 struct MemoryByConsumer(Vec<(Arc<str>, usize)>);
 

@@ -1,7 +1,7 @@
-//! A task's place among those that hold memory which they could give back.
+//! A task's participation in memory arbitration.
 //!
-//! The protocol is [`gatework_shared_state::memory`]. The place is taken when it is first needed, so that a
-//! task that never holds much costs nothing.
+//! [`gatework_shared_state::memory`] describes the protocol. The task registers on first use, so
+//! that a task that never reserves much memory costs nothing.
 
 use std::sync::OnceLock;
 
@@ -9,7 +9,7 @@ use gatework_shared_state::{Gate, memory::ArbitrationParticipant};
 
 use super::QueryContext;
 
-/// One task's place, shared by its parts.
+/// One task's participation, shared by its operators.
 #[derive(Debug, Default)]
 pub(super) struct ReclaimHandle {
     participant: OnceLock<ArbitrationParticipant>,
@@ -20,31 +20,32 @@ impl ReclaimHandle {
         self.participant.get_or_init(|| query.register_for_reclaim())
     }
 
-    /// Says how much the task could give back.
+    /// Announces how many bytes the task could release.
     pub(super) fn set_reclaimable_bytes(&self, bytes: usize, query: &QueryContext) {
         if bytes > 0 || self.participant.get().is_some() {
             self.participant(query).set_reclaimable_bytes(bytes);
         }
     }
 
-    /// Asks another task that could give back at least `min_bytes` bytes; where to wait for that.
+    /// Requests reclaim from a task with at least `min_bytes` reclaimable bytes. Returns the gate
+    /// to wait for.
     pub(super) fn request(&self, min_bytes: usize, query: &QueryContext) -> Option<Gate> {
         self.participant(query).request_reclaim(min_bytes)
     }
 
-    /// Whether the task was asked since.
+    /// Takes the request to reclaim, if one has arrived since the last call.
     pub(super) fn take_request(&self) -> bool {
         self.participant.get().is_some_and(ArbitrationParticipant::take_reclaim_request)
     }
 
-    /// The task has nothing to give back any more, or at the moment.
+    /// Declines a request: the task has nothing to release, now or until its end.
     pub(super) fn decline(&self) {
         if let Some(participant) = self.participant.get() {
             participant.decline_reclaim();
         }
     }
 
-    /// The gate that opens when the task is asked, if that can be.
+    /// Returns the gate that becomes ready on a request to reclaim, if a request is possible.
     pub(super) fn requested(&self) -> Option<&Gate> {
         let participant = self.participant.get()?;
         (participant.reclaimable_bytes() > 0 || participant.reclaim_requested().is_ready())

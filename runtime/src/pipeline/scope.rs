@@ -1,5 +1,5 @@
-//! What an embedder puts around every time slice of a query's tasks, such as the context of its
-//! runtime.
+//! The scope that an embedder puts around every time slice of a query's tasks, such as the context
+//! of an async runtime.
 
 use std::{
     any::Any,
@@ -11,12 +11,12 @@ use std::{
 use super::driver::TaskDriver;
 use crate::scheduler::{RunResult, Runnable};
 
-/// A scope that the tasks of a query run in: set up on the worker's thread before each time slice
-/// and taken down after it, for code of the query that looks for something in its thread (a
-/// runtime's handle, a span).
+/// A scope around the time slices of a query's tasks. It is set up on the worker's thread before
+/// each time slice and taken down after it. It serves code that looks up thread-local state, such
+/// as a runtime's handle or a span.
 ///
-/// The scope is around the abort of a task as well, and around the drop of its local states and of
-/// its pipeline. It costs nothing where none is set.
+/// The scope also surrounds the abort of a task, and the drop of its local states and of its
+/// pipeline. It costs nothing when none is set.
 ///
 /// ```
 /// use std::cell::Cell;
@@ -38,15 +38,15 @@ use crate::scheduler::{RunResult, Runnable};
 /// }
 /// ```
 pub trait SliceScope: Send + Sync + fmt::Debug {
-    /// Calls `slice` once, on this thread. A panic of the slice passes through it, so what it sets
-    /// up is to be taken down by a destructor; the panic becomes the query's error behind it.
+    /// Calls `slice` once, on this thread. A panic of the slice unwinds through the scope and then
+    /// becomes the query's error. So the scope must be taken down by a destructor.
     fn run(&self, slice: &mut dyn FnMut());
 }
 
-/// A task's driver that runs, aborts and goes within a scope.
+/// A task's driver that runs, aborts and is dropped within a scope.
 pub(super) struct ScopedDriver {
     scope: Arc<dyn SliceScope>,
-    /// `None` once it has gone.
+    /// `None` once the driver is dropped.
     driver: Option<Box<TaskDriver>>,
 }
 
@@ -60,16 +60,16 @@ impl Runnable for ScopedDriver {
     fn run(&mut self, worker: usize) -> RunResult {
         let Some(driver) = &mut self.driver else { return RunResult::Done };
         let mut outcome = None;
-        // A scope that calls its slice twice gets one slice; what one came to would be lost
+        // A scope that calls its slice twice gets one slice; the result of the first would be lost
         // otherwise.
         self.scope.run(&mut || _ = outcome.get_or_insert_with(|| driver.run(worker)));
-        // A scope that never calls it would keep the task on its worker without end.
-        outcome.unwrap_or_else(|| driver.fail("the scope around a slice did not run it"))
+        // A scope that never calls its slice would keep the task on its worker indefinitely.
+        outcome.unwrap_or_else(|| driver.fail("the scope around a time slice did not run it"))
     }
 
     fn panicked(&mut self, payload: Box<dyn Any + Send>) {
         let Some(driver) = &mut self.driver else { return };
-        // Told first: the panic may be the scope's own, and so come again.
+        // Recorded first: the panic may be the scope's own and happen again below.
         driver.record_panic(payload.as_ref());
         let mut aborted = false;
         contain(|| {
@@ -87,13 +87,13 @@ impl Runnable for ScopedDriver {
 impl Drop for ScopedDriver {
     fn drop(&mut self) {
         let mut driver = self.driver.take();
-        // A panic must not leave a destructor. Without the scope, the driver goes all the same.
+        // A panic must not leave a destructor. If the scope panics, the driver is dropped without
+        // it.
         contain(|| self.scope.run(&mut || drop(driver.take())));
     }
 }
 
-/// Runs something of the embedder's whose panic the query has been told of, or which comes too late
-/// for it.
+/// Runs code of the embedder. Its panic is either recorded already or too late to be reported.
 fn contain(body: impl FnOnce()) {
     let _contained = catch_unwind(AssertUnwindSafe(body));
 }

@@ -1,9 +1,8 @@
-//! Work that a task has done elsewhere, and what it gives away to be kept there: batches that do not
-//! fit into memory.
+//! Spilling, and other work that a task has done outside the query's tasks.
 //!
-//! A task that has something done holds a [`PendingIo`], whose gate opens when it is done; whoever does it
-//! holds the [`Completion`]. The query counts as live until the completion is gone, so that nothing of
-//! it is under way when its end is told.
+//! The task holds a [`PendingIo`], whose gate becomes ready when the work is done. The code that
+//! does the work holds the [`Completion`]. The query counts as alive until the completion is
+//! dropped. So no work of the query is in progress when its end is reported.
 
 use std::{fmt, sync::Arc};
 
@@ -17,59 +16,58 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// Batches to be kept elsewhere, made one by one as they are written. There is at least one, and all have the
-/// same schema.
+/// Batches to spill, produced one by one as they are written: at least one, all of the same schema.
 pub type SpillInput = Box<dyn Iterator<Item = Result<RecordBatch>> + Send>;
 
-/// Where batches are kept that do not fit into memory: files, if the embedder has not thought of
-/// something else.
+/// A place for spilled batches; usually temporary files.
 pub trait SpillSpace: Send + Sync + fmt::Debug {
-    /// Keeps `batches`, and completes `done` when that has been done, elsewhere than on this thread, and the
-    /// batches are gone: `done` holds their reservation.
+    /// Writes `batches` on another thread, then completes `done`. The batches are dropped before
+    /// `done`, which holds their reservation.
     fn write(&self, batches: SpillInput, done: Completion<Arc<dyn SpilledBatches>>);
 
-    /// The smallest spill, in bytes; 256 KiB. Less is not worth a file: a local state (one task's
-    /// part of an aggregate, a sort, a join's build side or a window) that is refused memory holds
-    /// up to this many bytes without a reservation, and only spills when it has more. So a query
-    /// may hold this much for each task of each of its breakers beyond its memory limit.
+    /// Returns the smallest spill, in bytes; default 256 KiB. A smaller spill is not worth a file.
+    /// A local state is one task's part of an aggregate, a sort, a join's build side or a window.
+    /// If its reservation is denied, it uses up to this many bytes without a reservation and spills
+    /// only above that. So a query may exceed its memory limit by this amount per task of each
+    /// breaker.
     fn min_spill_bytes(&self) -> usize {
         256 << 10
     }
 }
 
-/// Batches that are kept elsewhere, until the last reference is dropped.
+/// Spilled batches; they are kept until the last reference is dropped.
 pub trait SpilledBatches: Send + Sync + fmt::Debug {
-    /// Bytes that they take there.
+    /// Returns the number of bytes that the spilled batches occupy in their files.
     fn size_bytes(&self) -> u64;
 
-    /// Gets batch number `batch` back, and completes `done` with it, elsewhere than on this thread.
+    /// Reads batch number `batch` on another thread, then completes `done` with it.
     fn read(self: Arc<Self>, batch: usize, done: Completion<RecordBatch>);
 }
 
-/// Work that is done elsewhere.
+/// Work in progress outside the query's tasks, as the waiting task sees it.
 #[derive(Debug)]
 pub struct PendingIo<T> {
     gate: Gate,
     outcome: Arc<Mutex<Option<Result<T>>>>,
 }
 
-/// The duty to say what came of it. Dropped without, the work has failed.
+/// The obligation to report the work's outcome. Dropping it without an outcome fails the work.
 #[derive(Debug)]
 pub struct Completion<T> {
     name: &'static str,
     gate: Gate,
     outcome: Arc<Mutex<Option<Result<T>>>>,
-    /// Given back before the gate opens.
+    /// Released before the gate becomes ready.
     reservations: Vec<Reservation>,
-    /// Until it is given back.
+    /// Announces the release of `reservations`; dropped after them.
     pending_release: Option<PendingRelease>,
-    /// Last, so that the query ends when all else is gone.
+    /// The last field, so that the query ends when all other fields are dropped.
     external_work: ExternalWork,
 }
 
 impl<T> PendingIo<T> {
-    /// Work for `query` that is about to begin; `name` says what it is.
-    /// Memory that is held for it is given back when it is done.
+    /// Creates work for `query` that is about to start; `name` describes it. `reservations` are
+    /// released when the work is done.
     pub fn new(
         name: &'static str,
         query: &Arc<QueryContext>,
@@ -78,7 +76,8 @@ impl<T> PendingIo<T> {
         Self::for_graph(name, query, None, reservations)
     }
 
-    /// The same for a task of `graph_tasks`, which ends when this has been done.
+    /// Like [`new`](Self::new), for a task of `graph_tasks`; that graph ends only after the work is
+    /// done.
     pub(super) fn for_graph(
         name: &'static str,
         query: &Arc<QueryContext>,
@@ -93,32 +92,33 @@ impl<T> PendingIo<T> {
         (pending, Completion { name, gate, outcome, reservations, pending_release, external_work })
     }
 
-    /// Opens when the work is done.
+    /// Returns the gate that becomes ready when the work is done.
     pub fn gate(&self) -> &Gate {
         &self.gate
     }
 
-    /// What came of it, once; `None` before it is done.
+    /// Takes the work's outcome, once; `None` before the work is done.
     pub fn take(&self) -> Option<Result<T>> {
         self.outcome.lock().take()
     }
 }
 
 impl<T> Completion<T> {
-    /// Whether anybody waits for it.
+    /// Returns whether a task still waits for the outcome.
     pub fn has_receiver(&self) -> bool {
         Arc::strong_count(&self.outcome) > 1
     }
 
-    /// To do more for the query when this has been completed, such as to remove what was kept for it.
+    /// Returns a handle for later work on the query's behalf, such as the removal of files, after
+    /// this work is complete.
     pub fn work_handle(&self) -> ExternalWorkHandle {
         self.external_work.handle().clone()
     }
 
-    /// Says what came of the work.
+    /// Reports the outcome of the work.
     pub fn complete(self, outcome: Result<T>) {
-        // Before its memory is given back: a task that is asked for some, and finds this not done, may
-        // answer that some is about to come.
+        // Set before the memory is released: a task that is asked to reclaim and sees no outcome
+        // may answer that a release is pending.
         *self.outcome.lock() = Some(outcome);
     }
 }
@@ -127,7 +127,7 @@ impl<T> Drop for Completion<T> {
     fn drop(&mut self) {
         self.reservations.clear();
         self.pending_release = None;
-        let given_up = || Err(Error::InvalidConfiguration(format!("a {} was given up", self.name)));
+        let given_up = || Err(Error::InvalidConfiguration(format!("{} was abandoned", self.name)));
         self.outcome.lock().get_or_insert_with(given_up);
         self.gate.set_always_ready();
     }

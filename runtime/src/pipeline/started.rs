@@ -1,11 +1,11 @@
-//! The graphs that a query has started: those that run, task by task, and what is kept of those
-//! that have ended.
+//! The graphs that a query has started: the running graphs with their tasks, and the counters of
+//! those that have ended.
 //!
-//! A query may start any number of graphs, one after the other: a recursive query starts one a
-//! round. So what is asked often (what does every task wait for, which tasks are to be woken) looks
-//! at the graphs that run, and of a graph that has ended only counters are left ([`EndedGraphs`]).
+//! A query may start any number of graphs in sequence; a recursive query starts one per round. So
+//! frequent operations (what does every task wait for, which tasks to wake) visit running graphs
+//! only. Of an ended graph only counters are kept ([`EndedGraphs`]).
 //!
-//! No lock: the query has one.
+//! No lock: [`QueryContext`](super::QueryContext) calls it under its own.
 
 use std::{collections::BTreeMap, fmt, fmt::Write as _, sync::Arc};
 
@@ -18,15 +18,15 @@ use super::{
 };
 use crate::scheduler::{TaskHandle, TaskState};
 
-/// A pipeline, and the records of its tasks.
+/// A pipeline and the stats of its tasks.
 type StartedPipeline<'a> = (&'a Arc<PipelineInfo>, &'a [Arc<TaskStats>]);
 
 /// Pipelines that were started together, and their tasks.
 pub(super) struct StartedGraph {
-    /// Its number among the graphs of its query.
+    /// The graph's number within its query.
     id: u64,
     pipelines: Vec<Arc<PipelineInfo>>,
-    /// Of all tasks, pipeline by pipeline.
+    /// Stats of all tasks, pipeline by pipeline.
     task_stats: Box<[Arc<TaskStats>]>,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Debug for StartedGraph {
 }
 
 impl StartedGraph {
-    /// `task_stats` are those of all tasks, pipeline by pipeline.
+    /// Creates a graph from the stats of all its tasks, pipeline by pipeline.
     pub(super) fn new(
         id: u64,
         pipelines: Vec<Arc<PipelineInfo>>,
@@ -58,7 +58,7 @@ impl StartedGraph {
         })
     }
 
-    /// The counters of each pipeline.
+    /// Returns the counters of each pipeline.
     pub(super) fn profiles(&self) -> impl Iterator<Item = PipelineProfile> {
         self.pipelines().map(|(pipeline, task_stats)| PipelineProfile {
             graph: self.id,
@@ -67,17 +67,17 @@ impl StartedGraph {
         })
     }
 
-    /// Operators of all pipelines, sources first in each.
+    /// Returns the operators of all pipelines, sources first in each.
     pub(super) fn operators(&self) -> Vec<OperatorProfile> {
         self.pipelines().flat_map(|(info, task_stats)| info.profile(task_stats)).collect()
     }
 
-    /// Adds the gates that its tasks met.
+    /// Adds the gates that the graph's tasks have waited for.
     pub(super) fn add_gates(&self, gates: &mut GateSet) {
         self.task_stats.iter().for_each(|stats| stats.for_each_gate(|gate| gates.add(gate)));
     }
 
-    /// Its tasks from number `from` on.
+    /// Returns the graph's tasks from index `from` on.
     fn tasks(&self, from: usize) -> impl Iterator<Item = (TaskId, &TaskHandle)> {
         let task_stats = self.task_stats.get(from..).unwrap_or_default().iter().enumerate();
         task_stats
@@ -99,13 +99,13 @@ impl StartedGraph {
     }
 }
 
-/// What a task that is not on a worker can expect.
+/// Whether a task can make progress.
 enum Liveness {
-    /// It has ended.
+    /// The task has ended.
     Ended,
-    /// It runs or is about to, or something outside the query's tasks wakes it.
+    /// The task runs, is about to run, or is woken by external work.
     CanProgress,
-    /// Only another task of its query wakes it.
+    /// Only another task of the same query can wake the task.
     BlockedInQuery,
 }
 
@@ -114,10 +114,10 @@ impl Liveness {
         if task.state() == TaskState::Finished {
             return Self::Ended;
         }
-        // A task that does not say what it waits for runs, or is about to for the first time.
+        // A task that waits for no gates runs, or is about to run for the first time.
         let Some(gates) = task.waits_for() else { return Self::CanProgress };
-        // The task that was asked for memory, maybe one of another query, wakes the task that waits
-        // for it.
+        // A task that waits for memory is woken by the task that was asked to reclaim, which may
+        // belong to another query.
         let outside =
             |gate: &Gate| matches!(gate.kind(), DependencyKind::External | DependencyKind::Memory);
         match gates.iter().any(|gate| outside(gate) || gate.is_ready()) {
@@ -127,51 +127,51 @@ impl Liveness {
     }
 }
 
-/// A task's graph, and its place there.
+/// A graph's number and the index of a task within that graph.
 type TaskId = (u64, usize);
 
 /// All graphs of one query.
 #[derive(Default)]
 pub(super) struct StartedGraphs {
     started: u64,
-    /// Those that run, by number.
+    /// Running graphs by number.
     live: BTreeMap<u64, Arc<StartedGraph>>,
     ended: EndedGraphs,
-    /// The task that waited for something outside when last looked for.
+    /// The task that could make progress when the last stall check ran.
     last_external_waiter: TaskId,
-    /// How many tasks were looked at to find out whether the query has stalled.
+    /// Number of tasks that stall checks have visited.
     #[cfg(test)]
     pub(super) tasks_checked: usize,
 }
 
 impl StartedGraphs {
-    /// The number of the next graph.
+    /// Returns the number of the next graph.
     pub(super) fn next_id(&mut self) -> u64 {
         self.started += 1;
         self.started
     }
 
     pub(super) fn add(&mut self, graph: &Arc<StartedGraph>) {
-        // One without a task never ends.
+        // A graph without tasks never ends.
         if !graph.task_stats.is_empty() {
             self.live.insert(graph.id, graph.clone());
         }
     }
 
-    /// Keeps the counters of a graph that has ended. The graph comes back, to be dropped behind the
-    /// lock.
+    /// Keeps only the counters of a graph that has ended. Returns the graph, which the caller drops
+    /// after it has released the lock.
     pub(super) fn end(&mut self, id: u64) -> Option<Arc<StartedGraph>> {
         let graph = self.live.remove(&id)?;
         self.ended.add(&graph);
         Some(graph)
     }
 
-    /// The tasks of the graphs that run.
+    /// Returns the tasks of the running graphs.
     pub(super) fn handles(&self) -> impl Iterator<Item = &TaskHandle> {
         self.live.values().flat_map(|graph| graph.tasks(0)).map(|(_, task)| task)
     }
 
-    /// The same from `first` on, then those before it.
+    /// Returns the tasks of the running graphs from `first` on, then those before it.
     fn tasks_from(&self, first: TaskId) -> impl Iterator<Item = (TaskId, &TaskHandle)> {
         let (first, index) = first;
         let from = move |id: u64| if id == first { index } else { 0 };
@@ -179,8 +179,8 @@ impl StartedGraphs {
         behind.chain(self.live.range(..=first).flat_map(|(_, graph)| graph.tasks(0)))
     }
 
-    /// Whether there are tasks, and each waits for another of them. Begins with the task that was
-    /// the reason for a "no" the last time: it is the same one again, most likely.
+    /// Returns whether there are blocked tasks and none can make progress. Starts with the task
+    /// that could make progress in the last check: most likely it still can.
     pub(super) fn have_stalled(&mut self) -> bool {
         let (mut can_progress, mut blocked, mut tasks_checked) = (None, false, 0);
         for (task_id, task) in self.tasks_from(self.last_external_waiter) {
@@ -207,7 +207,7 @@ impl StartedGraphs {
     #[cfg(not(test))]
     fn record_check(&mut self, _tasks: usize) {}
 
-    /// What the tasks of all graphs that run do at this moment.
+    /// Describes the tasks of all running graphs.
     pub(super) fn dump(&self, text: &mut String) {
         self.live.values().for_each(|graph| graph.dump(text));
         if self.ended.graphs() > 0 {
@@ -215,7 +215,7 @@ impl StartedGraphs {
         }
     }
 
-    /// Adds the counters of all graphs, in the order in which they were started.
+    /// Adds the counters of all graphs, in the order in which the graphs were started.
     pub(super) fn add_to(&self, profile: &mut Profile) {
         let live = self.live.values().flat_map(|graph| graph.profiles());
         let mut pipelines: Vec<_> = self.ended.pipelines().chain(live).collect();
@@ -227,7 +227,7 @@ impl StartedGraphs {
         profile.set(pipelines, gate_profiles);
     }
 
-    /// What is kept: graphs that run; pipelines, tasks and gates of those that have ended.
+    /// Returns the number of running graphs, and of pipelines, tasks and gates of ended graphs.
     #[cfg(test)]
     pub(super) fn kept(&self) -> (usize, [usize; 3]) {
         (self.live.len(), self.ended.size())

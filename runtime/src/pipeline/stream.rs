@@ -13,10 +13,10 @@ use gatework_shared_state::{Gate, result::ResultReader};
 use super::{Batch, BufferRead, BufferReader, BufferedBatch, GraphHandle, QueryContext};
 use crate::{Error, Result};
 
-/// What dropping the last stream of a set does.
+/// Cancels the query when the last stream of its result is dropped.
 ///
-/// Once the tasks behind the result have ended there is nothing to cancel: those of inner regions
-/// that still live have lost their reader and are about to end early, which is no error.
+/// Once the tasks that produce the result have ended, nothing is left to cancel. Tasks of inner
+/// regions that are still alive have lost their reader and finish early, which is no error.
 #[derive(Debug)]
 struct CancelOnDrop {
     query: Arc<QueryContext>,
@@ -33,35 +33,35 @@ impl Drop for CancelOnDrop {
 
 /// One partition of a query's result, as an async stream of batches.
 ///
-/// It ends after the last row *and* after the tasks behind it have ended, so that whoever has seen
-/// the end, or an error, finds no task, no reserved byte and no file of the query. Dropping the last stream of a
-/// query cancels the query; dropping one of several ends only that partition. (Tasks of inner regions
-/// may end a moment later: [`QueryContext::idle`] tells when.)
+/// The stream ends after the last row *and* after the tasks that produce it have ended. So after
+/// the end, or after an error, the query has no task, reservation or file. Dropping the last stream
+/// of a query cancels the query; dropping one of several ends only that partition. (Tasks of inner
+/// regions may end a moment later; [`QueryContext::idle`] tells when.)
 #[derive(Debug)]
 pub struct RowStream {
-    /// Shared by the partitions of the query's final result; `None` for an inner region's. Before
-    /// `reader`, so that a query whose result is dropped is always cancelled, never just ended early.
+    /// Shared by the partitions of the query's final result; `None` in an inner region. Declared
+    /// before `reader`, so that dropping the result cancels the query before it can finish early.
     _cancel: Option<Arc<CancelOnDrop>>,
     reader: Option<ResultReader<BufferedBatch>>,
     buffer_reader: BufferReader,
     query: Arc<QueryContext>,
     graph_finished: Gate,
-    /// The last thing to be said before the end: the error, once the tasks are gone.
+    /// The error to yield before the end, once the tasks have ended.
     final_error: Option<Error>,
-    /// The last word has been said.
+    /// Whether the final error, or the absence of one, has been reported.
     finished: bool,
 }
 
 impl RowStream {
-    /// The partitions of the final result of `graph`'s query.
+    /// Creates the streams of the final result of `graph`'s query.
     pub fn of_query(graph: &GraphHandle, readers: Vec<ResultReader<BufferedBatch>>) -> Vec<Self> {
         let cancel =
             CancelOnDrop { query: graph.query().clone(), graph_finished: graph.finished().clone() };
         Self::of(graph, readers, Some(Arc::new(cancel)))
     }
 
-    /// The partitions of an inner region, whose reader is part of the same query: dropping them ends
-    /// the region's producers, not the query.
+    /// Creates the streams of an inner region, read by the same query. Dropping them ends the
+    /// region's producers, not the query.
     pub fn of_region(graph: &GraphHandle, readers: Vec<ResultReader<BufferedBatch>>) -> Vec<Self> {
         Self::of(graph, readers, None)
     }
@@ -75,8 +75,8 @@ impl RowStream {
             reader: Some(reader),
             buffer_reader: BufferReader::external(graph.query()),
             query: graph.query().clone(),
-            // A partition ends when all sinks have finished, so the tasks that are left do not wait
-            // for the readers of other partitions.
+            // A partition ends when all sinks have finished, so no remaining task waits for the
+            // readers of other partitions.
             graph_finished: graph.finished().clone(),
             _cancel: cancel.clone(),
             final_error: None,
@@ -85,14 +85,14 @@ impl RowStream {
         readers.into_iter().map(stream).collect()
     }
 
-    /// The query.
+    /// Returns the query.
     pub fn query(&self) -> &Arc<QueryContext> {
         &self.query
     }
 
-    /// The same rows as a blocking iterator. Not for async tasks: it blocks its thread. Nor for
-    /// code that runs on a worker of the query's executor, such as a user's function: there, all it
-    /// gives is an error.
+    /// Converts the stream into a blocking iterator over the same rows. It must not be used in
+    /// async tasks: it blocks its thread. On a worker of the query's executor, such as in a
+    /// user-defined function, it yields an error only.
     pub fn into_blocking_iter(self) -> RowIterator {
         RowIterator { stream: self, error_reported: false }
     }
@@ -126,10 +126,10 @@ impl RowStream {
         }
         let first_error = self.query.error();
         Poll::Ready(match self.final_error.take() {
-            // The first error may have come after the echo that ended this reader.
+            // The first error may have arrived after the secondary error that ended this reader.
             Some(error) => Some(Err(first_error.unwrap_or(error))),
-            // A task that failed after the last row was in has failed all the same. A cancel that
-            // came too late to keep a row back is none.
+            // A task that failed after the last row still fails the query. A cancel after the last
+            // row has lost no row and is no error.
             None => first_error.filter(|error| !error.is_secondary()).map(Err),
         })
     }
@@ -143,25 +143,25 @@ impl Stream for RowStream {
     }
 }
 
-const WAITED_FOR_ITSELF: &str = "a query of this executor was waited for on one of its own \
-     workers, which it may need: wait for it on another thread, or start it with another executor";
+const WAITED_FOR_ITSELF: &str = "a query's result was awaited on one of its own workers, which \
+     can deadlock: read it on another thread, or run the query on another executor";
 
-/// One partition of a query's result, as a blocking iterator. Dropping it is dropping the stream.
+/// One partition of a query's result, as a blocking iterator. Dropping it drops the stream.
 #[derive(Debug)]
 pub struct RowIterator {
     stream: RowStream,
-    /// It was asked on a worker, and has said so.
+    /// Whether the iterator has yielded its error for use on a worker.
     error_reported: bool,
 }
 
 impl RowIterator {
-    /// The query.
+    /// Returns the query.
     pub fn query(&self) -> &Arc<QueryContext> {
         &self.stream.query
     }
 }
 
-/// Unparks the thread that waits.
+/// Unparks the waiting thread.
 struct Unpark(Thread);
 
 impl Wake for Unpark {
@@ -174,7 +174,7 @@ impl Iterator for RowIterator {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        // Whether or not it would have to wait now: it will, some day.
+        // Checked on every call, even if this one would not block: a later call will.
         if self.stream.query.is_worker_thread() {
             let first = !std::mem::replace(&mut self.error_reported, true);
             return first.then(|| Err(Error::InvalidConfiguration(WAITED_FOR_ITSELF.into())));
@@ -183,7 +183,7 @@ impl Iterator for RowIterator {
         loop {
             match self.stream.poll_batch(&waker) {
                 Poll::Ready(item) => return item,
-                // An unpark that came before this leaves a token, so it is not lost.
+                // An unpark before this call leaves a token, so no wake-up is lost.
                 Poll::Pending => thread::park(),
             }
         }

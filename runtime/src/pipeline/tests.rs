@@ -1,4 +1,4 @@
-//! The pipeline layer with small operators: how rows flow, and every way in which a query ends.
+//! Tests of the pipeline layer with small operators: how rows flow, and every way a query ends.
 
 mod checked;
 mod driver;
@@ -34,7 +34,7 @@ fn executor(threads: usize) -> Executor {
     Executor::builder().threads(threads).build().unwrap()
 }
 
-/// A query whose dump is printed if the test hangs.
+/// Creates a query whose dump is printed if the test hangs.
 fn query(guard: &Guard, executor: &Executor) -> Arc<QueryContext> {
     query_with(guard, executor, QueryOptions::default())
 }
@@ -46,7 +46,7 @@ fn query_with(guard: &Guard, executor: &Executor, options: QueryOptions) -> Arc<
     query
 }
 
-/// One pipeline into a result of `partitions`, each with room for `budget` bytes.
+/// Starts one pipeline into a result of `partitions` partitions with a limit of one byte each.
 fn start_one(
     query: &Arc<QueryContext>,
     checks: &Arc<Checks>,
@@ -63,7 +63,7 @@ fn start_one(
     RowStream::of_query(&graph.start(query).unwrap(), readers)
 }
 
-/// One pipeline of one task into any sink.
+/// Starts one pipeline of one task into any sink.
 fn start_into(
     query: &Arc<QueryContext>,
     source: Arc<dyn Source>,
@@ -75,7 +75,7 @@ fn start_into(
     graph.start(query).unwrap()
 }
 
-/// All rows of a stream, sorted.
+/// Returns all rows of a stream, sorted.
 fn rows(stream: RowStream) -> Result<Vec<i64>> {
     let mut all = Vec::new();
     for batch in stream.into_blocking_iter() {
@@ -85,15 +85,15 @@ fn rows(stream: RowStream) -> Result<Vec<i64>> {
     Ok(all)
 }
 
-/// Asserts that nothing of a query is left.
+/// Asserts that the query has no live task and no reserved byte left.
 fn assert_gone(query: &QueryContext, checks: &Checks) {
     assert_eq!(query.live_tasks(), 0, "{checks:?}: {}", query.dump());
     assert_eq!(query.reserved_bytes(), 0, "{checks:?}");
     checks.assert_kept();
 }
 
-/// Three pipelines of two tasks each: numbers, repeated, through an exchange, filtered, summed up by
-/// an aggregate, hoarded, into a result of one partition. Buffers hold one byte.
+/// Starts three pipelines of two tasks each: numbers, repeated, through an exchange, filtered,
+/// summed up by an aggregate, hoarded, into a result of one partition. Buffers hold one byte.
 fn start_three(query: &Arc<QueryContext>, checks: &Arc<Checks>) -> Result<RowStream> {
     let budget = BufferLimit::new(1);
     let (exchange_producers, exchange_consumers) =
@@ -128,7 +128,7 @@ fn start_three(query: &Arc<QueryContext>, checks: &Arc<Checks>) -> Result<RowStr
     Ok(RowStream::of_query(&running, readers).remove(0))
 }
 
-/// What `start_three` gives: 0 and 3 from two tasks, twice; the channels' sums are 0 and 12.
+/// The rows of `start_three`: 0 and 3 from two tasks, twice; the channels' sums are 0 and 12.
 const OF_THREE: [i64; 2] = [0, 12];
 
 fn no_fault() -> Arc<Checks> {

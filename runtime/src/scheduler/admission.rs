@@ -1,6 +1,7 @@
-//! Which queries run, and which wait for their turn: within each group's limit, and the executor's.
+//! Admission control: which queries run and which are queued, within each group's limit and the
+//! executor's.
 //!
-//! Lock: `inner`. What is admitted is started after it.
+//! Lock: `inner`. Admitted queries are started after it is released.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -12,10 +13,10 @@ use parking_lot::Mutex;
 
 use super::resource_group::GroupLimits;
 
-/// Begins a query.
+/// Starts a query.
 pub(crate) type StartFn = Box<dyn FnOnce() + Send>;
 
-/// The queries of all groups of an executor.
+/// Admission control for the queries of all groups of an executor.
 #[derive(Default)]
 pub(crate) struct Admission {
     inner: Mutex<Inner>,
@@ -23,32 +24,32 @@ pub(crate) struct Admission {
 
 #[derive(Default)]
 struct Inner {
-    /// How many queries run at a time, of all groups.
+    /// Maximum number of running queries, over all groups.
     max_running: Option<NonZeroUsize>,
     running: usize,
     groups: Vec<Group>,
-    /// Places in `groups` of those that are gone.
+    /// Indices in `groups` of removed groups.
     free: Vec<usize>,
-    /// The groups that only the executor's limit keeps from running another query, the next one
+    /// Groups with a queued query that only the executor's limit keeps from running; the next one
     /// first.
     ready: BTreeSet<Key>,
-    /// Queries that came to wait, or were admitted.
+    /// Number of times that a query was queued or admitted.
     count: u64,
 }
 
-/// How many queries a group runs, by weight; when it was last admitted one; its place.
+/// The group's running queries divided by its weight; its last admission; its index.
 type Key = (u64, u64, usize);
 
 #[derive(Default)]
 struct Group {
     limits: GroupLimits,
     running: usize,
-    /// Those that wait, in the order in which they came, and where there each is.
+    /// Queued queries, oldest first; `queue_keys` has the key of each id.
     queued: BTreeMap<u64, (u64, StartFn)>,
     queue_keys: HashMap<u64, u64>,
-    /// When one was last admitted.
+    /// Value of `count` at the group's last admission.
     last_admitted: u64,
-    /// Under which it is among those that are ready.
+    /// The group's key in `ready`, if it is there.
     key: Option<Key>,
 }
 
@@ -57,8 +58,9 @@ impl Group {
         self.limits.max_running.is_none_or(|max| self.running < max.get())
     }
 
-    /// The group with the fewest that run, by weight, comes first; of those that have as many, the
-    /// one whose turn was longest ago. `None` if none of its queries could run.
+    /// Returns the group's key in `ready`. The group with the fewest running queries relative to
+    /// its weight comes first; among equals, the one with the oldest last admission. `None` if no
+    /// query of the group could run.
     fn key_at(&self, index: usize) -> Option<Key> {
         let share = ((self.running as u64) << 32) / u64::from(self.limits.weight.get());
         (self.has_capacity() && !self.queued.is_empty()).then_some((
@@ -74,7 +76,7 @@ impl Inner {
         self.max_running.is_none_or(|max| self.running < max.get())
     }
 
-    /// A group has changed.
+    /// Updates the key of a group that has changed.
     fn update(&mut self, index: usize) {
         let group = &mut self.groups[index];
         let key = group.key_at(index);
@@ -84,7 +86,7 @@ impl Inner {
         self.ready.extend(key);
     }
 
-    /// A query of the group runs from now on.
+    /// Counts one more running query of the group.
     fn mark_running(&mut self, index: usize) {
         self.count += 1;
         self.running += 1;
@@ -102,7 +104,7 @@ impl Inner {
         self.update(index);
     }
 
-    /// Takes those out that may run now.
+    /// Removes the queued queries that can run now, and returns their start functions.
     fn admit(&mut self) -> Vec<StartFn> {
         let mut starts = Vec::new();
         while self.has_capacity()
@@ -117,7 +119,7 @@ impl Inner {
     }
 }
 
-/// Why a query was refused: so many run, and so many wait.
+/// Rejection of a query: the group's running and queued queries.
 pub(super) struct QueueFull {
     pub(super) running: usize,
     pub(super) queued: usize,
@@ -135,7 +137,7 @@ impl fmt::Debug for Admission {
 }
 
 impl Admission {
-    /// Another group: its number.
+    /// Adds a group and returns its index.
     pub(super) fn add_group(&self) -> usize {
         let mut inner = self.inner.lock();
         inner.free.pop().unwrap_or_else(|| {
@@ -144,7 +146,7 @@ impl Admission {
         })
     }
 
-    /// A group that has no queries is gone.
+    /// Removes a group, which has no queries.
     pub(super) fn remove_group(&self, group: usize) {
         let mut inner = self.inner.lock();
         inner.groups[group] = Group::default();
@@ -179,14 +181,14 @@ impl Admission {
         changed
     }
 
-    /// Queries of a group that run, and that wait.
+    /// Returns the numbers of running and of queued queries of a group.
     pub(super) fn queries(&self, group: usize) -> (usize, usize) {
         let inner = self.inner.lock();
         let group = &inner.groups[group];
         (group.running, group.queued.len())
     }
 
-    /// Calls `start` when query `id` of a group may run, perhaps at once.
+    /// Calls `start` when query `id` of a group is admitted, perhaps at once.
     pub(super) fn admit_or_queue(
         &self,
         group: usize,
@@ -210,9 +212,9 @@ impl Admission {
         Ok(())
     }
 
-    /// Query `id` of a group has ended, or waits no longer.
+    /// Releases the admission of query `id` of a group, which has ended or left the queue.
     pub(super) fn release(&self, group: usize, id: u64) {
-        // Dropped behind the lock.
+        // Dropped after the lock is released.
         let _given_up = self.change(|inner| {
             let Group { queued: waiting, queue_keys: places, running, .. } =
                 &mut inner.groups[group];

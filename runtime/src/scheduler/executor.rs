@@ -1,4 +1,4 @@
-//! An executor: workers over one task queue, on threads of its own or on a rayon pool's.
+//! An executor: workers over one task queue, on threads of its own or on those of a rayon pool.
 
 use std::{
     any::Any,
@@ -34,9 +34,9 @@ type ThreadBody = Box<dyn FnOnce() + Send>;
 type Spawner =
     Arc<dyn Fn(thread::Builder, ThreadBody) -> io::Result<thread::JoinHandle<()>> + Send + Sync>;
 
-/// Something that lives on an executor and must end before the executor does: a query.
+/// An object that runs on an executor and must end before the executor does: a query.
 pub(crate) trait ShutdownTarget: Send + Sync {
-    /// Ends it soon.
+    /// Starts to end the query.
     fn shut_down(&self);
 }
 
@@ -45,10 +45,10 @@ enum Threads {
     Hosted(Host),
 }
 
-/// Queries that live, and some that lived.
+/// Registered queries, including some that were dropped.
 struct RegisteredQueries {
     queries: Vec<Weak<dyn ShutdownTarget>>,
-    /// At this length, residents that are gone are taken out.
+    /// At this length, dropped queries are removed.
     sweep_threshold: usize,
 }
 
@@ -64,27 +64,27 @@ impl RegisteredQueries {
     }
 }
 
-/// What workers, tasks and handles share. It outlives the `Executor` as long as a task lives.
+/// State shared by workers, tasks and handles. It outlives the `Executor` as long as a task lives.
 pub(crate) struct Registry {
     pub(crate) queue: TaskQueue,
     pub(super) sleep: Sleep,
     threads: Threads,
-    /// Workers with numbers below run; those above have retired, or were never started.
+    /// Workers with smaller indices run; the others have retired, or were never started.
     workers: AtomicUsize,
     live_tasks: AtomicUsize,
     pub(super) steals: AtomicU64,
     stopping: AtomicBool,
     registered_queries: Mutex<RegisteredQueries>,
-    /// Those who hold memory, and those who wait for some, in all queries.
+    /// Memory arbitration among all queries.
     pub(crate) arbitrator: Arc<MemoryArbitrator>,
-    /// Hosted threads at work, and the signal that the last one left.
+    /// Number of active hosted threads, and the signal that one has left.
     hosted_threads: Mutex<usize>,
     hosted_left: Condvar,
     this: Weak<Registry>,
 }
 
 impl Registry {
-    /// Queues a task that was woken, wherever that was.
+    /// Queues a task that was woken on any thread.
     pub(super) fn push_woken(task: Arc<Task>) {
         if let Some(task) = TaskQueue::push_local(task)
             && let Some(registry) = task.registry().upgrade()
@@ -120,8 +120,8 @@ impl Registry {
         }
     }
 
-    /// Gives a hosted thread back whose worker has not come to the end of its work, and asks for
-    /// one again.
+    /// Returns the hosted thread of a worker that has work left, and requests another thread for
+    /// it.
     pub(super) fn reschedule_hosted(self: &Arc<Self>, worker: usize) {
         if let Threads::Hosted(host) = &self.threads {
             let registry = self.clone();
@@ -129,8 +129,8 @@ impl Registry {
         }
     }
 
-    /// Whether a wait on this thread would keep a worker from running: it is one, or the only
-    /// thread of the pool that lends them.
+    /// Returns whether a wait on this thread would block a worker: it is a worker, or the only
+    /// thread of the hosting pool.
     pub(crate) fn is_worker_thread(&self) -> bool {
         self.queue.is_worker_thread()
             || matches!(&self.threads, Threads::Hosted(host) if host.is_only_thread())
@@ -142,10 +142,10 @@ impl Registry {
         self.hosted_left.notify_all();
     }
 
-    /// Makes room for `tasks` more tasks, all or none.
+    /// Counts `tasks` more live tasks, all or none.
     ///
-    /// SeqCst here, in `shutdown` and in `is_stopped`: either this sees that the executor stops, or
-    /// the workers see the tasks and stay until these have ended.
+    /// SeqCst here, in `shutdown` and in `is_stopped`: either this call sees that the executor
+    /// stops, or the workers see the tasks and stay until these have ended.
     pub(crate) fn add_live_tasks(&self, tasks: usize) -> Result<()> {
         self.live_tasks.fetch_add(tasks, Ordering::SeqCst);
         if self.stopping.load(Ordering::SeqCst) {
@@ -160,34 +160,35 @@ impl Registry {
     }
 
     fn remove_live_tasks(&self, tasks: usize) {
-        // Who sees 0 sees all tasks' effects.
+        // A thread that sees 0 sees the effects of all tasks.
         let before = self.live_tasks.fetch_sub(tasks, Ordering::SeqCst);
         if before == tasks && self.stopping.load(Ordering::SeqCst) {
             self.wake_all();
         }
     }
 
-    /// Wakes the threads that sleep, so that they see that the executor stops. Hosted threads that
-    /// have left need not come back for that; the thread that waits for the last task looks again.
+    /// Wakes the sleeping threads, so that they see that the executor stops. Hosted threads that
+    /// have left need not return for that; the thread that waits for the last task checks again.
     fn wake_all(&self) {
         match &self.threads {
             Threads::Own(unparkers) => {
-                // Workers that have retired are entered nowhere.
+                // Retired workers are not among the sleepers.
                 unparkers.iter().skip(self.workers()).for_each(Unparker::unpark);
-                // All at once: one by one would chase those that fall asleep again.
+                // All at once: waking them one by one would wake workers that fall asleep again.
                 for worker in self.sleep.notify_all() {
                     self.unpark(worker);
                 }
             }
             Threads::Hosted(_) => {
-                // Under the lock, so that it is not missed between a look and the wait behind it.
+                // Under the lock, so that a waiter between its check and its wait does not miss the
+                // signal.
                 let _hosted_threads = self.hosted_threads.lock();
                 self.hosted_left.notify_all();
             }
         }
     }
 
-    /// Waits until no task lives, and no hosted thread works for this executor.
+    /// Waits until no task lives and no hosted thread works for this executor.
     fn wait_for_hosted(&self) {
         let mut hosted_threads = self.hosted_threads.lock();
         while *hosted_threads > 0 || self.live_tasks.load(Ordering::SeqCst) > 0 {
@@ -195,12 +196,12 @@ impl Registry {
         }
     }
 
-    /// Whether workers may leave.
+    /// Returns whether workers may exit.
     pub(super) fn is_stopped(&self) -> bool {
         self.stopping.load(Ordering::SeqCst) && self.live_tasks.load(Ordering::SeqCst) == 0
     }
 
-    /// Spawns one of the tasks for which [`add_live_tasks`](Self::add_live_tasks) made room.
+    /// Spawns one of the tasks that [`add_live_tasks`](Self::add_live_tasks) counted.
     pub(crate) fn spawn(
         self: &Arc<Self>,
         group: &Arc<TaskGroup>,
@@ -209,7 +210,7 @@ impl Registry {
         TaskHandle(Task::new(self, group.clone(), body))
     }
 
-    /// Makes several tasks runnable. A deterministic queue sees them all before it picks the first.
+    /// Wakes several tasks. A deterministic queue sees all of them before it picks the first.
     pub(crate) fn wake_together(&self, tasks: &[TaskHandle]) {
         if let Some(deterministic) = self.queue.deterministic() {
             deterministic.pause_picks();
@@ -231,13 +232,13 @@ impl Registry {
         self.workers.load(Ordering::SeqCst)
     }
 
-    /// Whether `worker` is to run no tasks until there are more workers again.
+    /// Returns whether `worker` must not run tasks until there are more workers again.
     pub(super) fn is_retired(&self, worker: usize) -> bool {
         worker >= self.workers()
     }
 
-    /// Hands the tasks of a worker that retires to others. Whoever pushed while it searched has woken nobody,
-    /// so it looks once more.
+    /// Hands the tasks of a worker that retires to others. Pushes during its search have woken no
+    /// other worker, so it checks once more.
     pub(super) fn hand_off_tasks(&self, worker: usize) {
         self.queue.hand_off_tasks(worker);
         if !self.queue.is_empty() {
@@ -256,7 +257,7 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// How an [`Executor`] is set up.
+/// Configuration of an [`Executor`].
 #[derive(Default)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct ExecutorBuilder {
@@ -284,21 +285,22 @@ impl fmt::Debug for ExecutorBuilder {
 }
 
 impl ExecutorBuilder {
-    /// The number of workers; by default one per core, or per thread of the hosting pool.
+    /// Number of workers. Default: one per core, or one per thread of the hosting pool.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self
     }
 
-    /// The most workers that [`Executor::set_threads`] can ask for later; by default as many as there are
-    /// cores, or `threads` if these are more.
+    /// Upper bound for [`Executor::set_threads`]. Default: the number of cores, or `threads` if
+    /// that is larger.
     pub fn max_threads(mut self, threads: usize) -> Self {
         self.max_threads = Some(threads);
         self
     }
 
-    /// How many queries run at a time, of all [groups](Executor::group) together; the others wait for their turn: that of
-    /// the group with the fewest that run, by weight, and in it of the one that came first. No limit.
+    /// Maximum number of queries that run at a time, over all [groups](Executor::group). Further
+    /// queries are queued. The next query comes from the group with the fewest running queries
+    /// relative to its weight; within a group, the oldest goes first. Default: no limit.
     /// [`Executor::set_max_queries`] changes it.
     ///
     /// ```
@@ -311,43 +313,44 @@ impl ExecutorBuilder {
         self
     }
 
-    /// Names the threads by worker number; by default `gatework-0`, `gatework-1`, …
+    /// Names the threads by worker index. Default: `gatework-0`, `gatework-1`, …
     pub fn thread_name(mut self, name: impl Fn(usize) -> String + Send + Sync + 'static) -> Self {
         self.name = Some(Arc::new(name));
         self
     }
 
-    /// Runs `hook` with the worker's number at the start of each thread.
+    /// Runs `hook` with the worker's index at the start of each thread.
     pub fn on_thread_start(mut self, hook: impl Fn(usize) + Send + Sync + 'static) -> Self {
         self.start_hook = Some(Arc::new(hook));
         self
     }
 
-    /// Pins worker `n` to the `n`-th core the process may use.
+    /// Pins worker `n` to the `n`-th core that the process may use.
     pub fn pin_to_cores(mut self, pin: bool) -> Self {
         self.pin_to_cores = pin;
         self
     }
 
-    /// Borrows the threads of `pool` while there is work, instead of having threads. A worker gives
-    /// its thread back after a time slice (10 ms, or the task's own slice if that is longer), and
-    /// asks for one again behind the jobs that the pool has got meanwhile. (One more thread does
-    /// the asking; it sleeps otherwise.)
+    /// Runs the workers on the threads of `pool` while there is work, instead of on threads of the
+    /// executor. A worker returns its thread after a time slice (10 ms, or the task's own slice if
+    /// that is longer). It then requests a thread again, behind the jobs that the pool has received
+    /// meanwhile. (One more thread makes these requests; it sleeps otherwise.)
     pub fn on_rayon_pool(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
         self.pool = Some(pool);
         self
     }
 
-    /// Stands beside `other`: tasks of both that share a memory pool give memory back for each other.
+    /// Shares `other`'s memory arbitrator: tasks of both executors that share a memory pool release
+    /// memory for each other.
     pub fn share_arbitrator_with(mut self, other: &Executor) -> Self {
         self.arbitrator = Some(other.registry().arbitrator.clone());
         self
     }
 
-    /// Has one worker, which picks the next task at random, as `seed` says. For tests: with
-    /// `QueryOptions::time_slice` 0 every step of every task can fall behind every other, and the
-    /// same seed gives the same order again, as long as no other thread wakes tasks.
-    /// [`Executor::schedule`] says what the seed came to.
+    /// Uses one worker, which picks the next task at random from `seed`. For tests: with
+    /// `QueryOptions::time_slice` 0, any step of any task can come after any other. The same seed
+    /// gives the same order, as long as no other thread wakes tasks. [`Executor::schedule`] returns
+    /// a hash of the schedule.
     ///
     /// ```
     /// let executor = gatework_runtime::Executor::builder().deterministic(42).build()?;
@@ -376,9 +379,9 @@ impl ExecutorBuilder {
     /// Starts the executor.
     ///
     /// # Errors
-    /// If `threads` is 0, if thread names, hooks or pinning are asked of a hosted executor, if a
-    /// deterministic executor is hosted or has several threads, or if the system refuses a thread. Threads
-    /// that have been started by then have ended when this returns.
+    /// If `threads` is 0; if thread names, hooks or pinning are set for a hosted executor; if a
+    /// deterministic executor is hosted or has several threads; or if the system cannot start a
+    /// thread. In the last case, the threads started before have ended when this returns.
     pub fn build(self) -> Result<Executor> {
         let max_queries = self.max_queries;
         let executor = self.build_inner()?;
@@ -395,28 +398,30 @@ impl ExecutorBuilder {
         let workers = self.threads.unwrap_or_else(default);
         if workers == 0 {
             return Err(Error::InvalidConfiguration(
-                "an executor needs at least 1 thread: ask for 1 or more, or for none to get one \
-                 per core"
+                "an executor needs at least 1 thread: set 1 or more, or leave it unset for one per \
+                 core"
                     .into(),
             ));
         }
         if self.seed.is_some() && (workers > 1 || self.pool.is_some()) {
             return Err(Error::InvalidConfiguration(
-                "a deterministic executor has one thread of its own: several would race each other"
+                "a deterministic executor runs on one thread of its own: unset `threads` and pool"
                     .into(),
             ));
         }
         match self.pool {
             Some(_) if self.name.is_some() || self.start_hook.is_some() || self.pin_to_cores => {
                 Err(Error::InvalidConfiguration(
-                    "a hosted executor runs on the pool's threads: name, hook and pin them in the pool"
+                    "a hosted executor runs on the pool's threads: name, hook and pin them in \
+                     the pool"
                         .into(),
                 ))
             }
             Some(pool) => {
                 let threads = Threads::Hosted(Host::new(pool));
                 let arbitrator = self.arbitrator.unwrap_or_default();
-                let registry = Executor::new_registry(workers, workers, threads, 0..workers, None, arbitrator);
+                let registry =
+                    Executor::new_registry(workers, workers, threads, 0..workers, None, arbitrator);
                 Ok(Executor::from_parts(registry, Vec::new(), None))
             }
             None => self.build_own_threads(workers),
@@ -458,7 +463,7 @@ impl ExecutorBuilder {
         match refused {
             None => Ok(executor),
             Some(error) => {
-                // Those that have been started are stopped and joined.
+                // The threads that have been started are stopped and joined.
                 executor.shutdown();
                 Err(error)
             }
@@ -466,13 +471,13 @@ impl ExecutorBuilder {
     }
 }
 
-/// How threads of our own are started.
+/// How the executor's own threads are started.
 struct ThreadSpec {
     name: Option<ThreadName>,
     start_hook: Option<StartHook>,
     spawner: Spawner,
     cores: Vec<core_affinity::CoreId>,
-    /// By worker; those of threads that run are gone.
+    /// By worker; `None` while the worker's thread runs.
     parkers: Mutex<Vec<Option<Parker>>>,
     resizing: Mutex<()>,
 }
@@ -491,7 +496,7 @@ impl ThreadSpec {
         worker: usize,
     ) -> Result<Option<thread::JoinHandle<()>>> {
         let Some(parker) = self.parkers.lock()[worker].take() else { return Ok(None) };
-        // Back again if there is no thread for it.
+        // Taken back below if the thread cannot be started.
         let parker = Arc::new(Mutex::new(Some(parker)));
         let mine = parker.clone();
         let (registry, hook) = (registry.clone(), self.start_hook.clone());
@@ -505,8 +510,8 @@ impl ThreadSpec {
                 core_affinity::set_for_current(pin_to);
             }
             if let Some(hook) = hook {
-                // A worker that is missing would strand its executor's tasks; the panic has
-                // been reported by the process's panic hook.
+                // A missing worker would strand its executor's tasks. The process's panic hook has
+                // reported the panic.
                 let _contained = catch_unwind(AssertUnwindSafe(|| hook(worker)));
             }
             let parker = mine.lock().take();
@@ -518,27 +523,28 @@ impl ThreadSpec {
         let handle = (self.spawner)(builder, Box::new(body)).map_err(|error| {
             self.parkers.lock()[worker] = parker.lock().take();
             Error::InvalidConfiguration(format!(
-                "the system refused worker thread {worker}: {error}"
+                "the system cannot start worker thread {worker}: {error}"
             ))
         })?;
         Ok(Some(handle))
     }
 }
 
-/// The stack of a worker: expressions are evaluated recursively, about 1 KiB a level. Only pages that are
-/// used take memory.
+/// Stack size of a worker, in bytes. Expressions are evaluated recursively, about 1 KiB a level.
+/// Only touched pages take memory.
 const STACK_BYTES: usize = 16 << 20;
 
 #[derive(Debug)]
 struct Inner {
     registry: Arc<Registry>,
-    /// How to start more threads of our own.
+    /// How to start more threads; `None` for a hosted or deterministic executor.
     spec: Option<ThreadSpec>,
     handles: Mutex<Vec<thread::JoinHandle<()>>>,
     extensions: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
 
-/// Workers over one task queue. Clones share them; the last clone dropped shuts them down.
+/// A set of workers over one task queue. Clones share the workers; dropping the last clone shuts
+/// them down.
 ///
 /// ```
 /// let executor = gatework_runtime::Executor::builder().threads(2).build()?;
@@ -551,12 +557,12 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Sets up an executor.
+    /// Returns the configuration of a new executor.
     pub fn builder() -> ExecutorBuilder {
         ExecutorBuilder::default()
     }
 
-    /// `workers` of `max_workers` that there may be.
+    /// Creates the registry of `workers` workers, of at most `max_workers`.
     fn new_registry(
         workers: usize,
         max_workers: usize,
@@ -593,14 +599,14 @@ impl Executor {
         Self { inner: Arc::new(Inner { registry: core, spec, handles, extensions: companions }) }
     }
 
-    /// The number of workers.
+    /// Returns the number of workers.
     pub fn threads(&self) -> usize {
         self.inner.registry.workers()
     }
 
-    /// Changes the number of workers, while queries run. Queries that start from now on are planned for it;
-    /// those that run go on with the tasks they have, on more or fewer threads. A worker that is one too
-    /// many hands its tasks to others after the step it is in.
+    /// Changes the number of workers while queries run. New queries are planned for the new number;
+    /// running queries keep their tasks, on more or fewer threads. A surplus worker hands its tasks
+    /// to others after its current step.
     ///
     /// ```
     /// let executor = gatework_runtime::Executor::builder().threads(1).max_threads(4).build()?;
@@ -611,27 +617,29 @@ impl Executor {
     /// ```
     ///
     /// # Errors
-    /// If `threads` is 0 or more than the builder's `max_threads`, if the executor is hosted or deterministic, or if
-    /// the system refuses a thread.
+    /// If `threads` is 0 or exceeds the builder's `max_threads`; if the executor is hosted or
+    /// deterministic; or if the system cannot start a thread.
     pub fn set_threads(&self, threads: usize) -> Result<()> {
         let Some(spec) = &self.inner.spec else {
             return Err(Error::InvalidConfiguration(
-                "a hosted or deterministic executor has the threads it was made with".into(),
+                "a hosted or deterministic executor cannot change its number of threads".into(),
             ));
         };
         let max_threads = spec.parkers.lock().len();
         if threads == 0 || threads > max_threads {
             return Err(Error::InvalidConfiguration(format!(
-                "{threads} threads were asked for, of 1 to {max_threads}: `max_threads` of the builder sets the most"
+                "cannot run {threads} threads: set 1 to {max_threads}, or raise the builder's \
+                 `max_threads`"
             )));
         }
         let registry = &self.inner.registry;
         if registry.stopping.load(Ordering::SeqCst) {
             return Err(Error::InvalidConfiguration("the executor has been shut down".into()));
         }
-        // One at a time, so that whoever is last decides.
+        // One call at a time, so that the last one decides.
         let _resizing = spec.resizing.lock();
-        // Whoever shuts down holds these while the threads end, of which this may be one.
+        // `shutdown` holds this lock while it joins the threads, and this thread may be one of
+        // them.
         let Some(mut handles) = self.inner.handles.try_lock() else {
             return Err(Error::InvalidConfiguration("the executor has been shut down".into()));
         };
@@ -641,7 +649,7 @@ impl Executor {
         }
         registry.workers.store(threads, Ordering::SeqCst);
         for worker in threads..before {
-            // Asleep, it would not learn of it; awake, it looks before it sleeps.
+            // A sleeping worker must be woken to notice; an awake worker checks before it sleeps.
             if registry.sleep.notify_worker(worker) {
                 registry.unpark(worker);
             }
@@ -652,25 +660,26 @@ impl Executor {
         Ok(())
     }
 
-    /// How many queries run at a time.
+    /// Returns the maximum number of queries that run at a time.
     pub fn max_queries(&self) -> Option<NonZeroUsize> {
         self.inner.registry.queue.admission.max_running()
     }
 
-    /// Changes how many queries run at a time, from now on. Those that run go on.
+    /// Sets the maximum number of queries that run at a time. Running queries go on.
     pub fn set_max_queries(&self, queries: Option<NonZeroUsize>) {
         self.inner.registry.queue.admission.set_max_running(queries);
     }
 
-    /// The group of that name, made when it is first asked for. Queries of no group are in the one whose name
-    /// is empty. A group that no handle and no query names may be forgotten; its limits are not.
+    /// Returns the group with this name, and creates it on first use. Queries without a group
+    /// belong to the group with the empty name. A group that no handle and no query refers to may
+    /// be dropped; its limits are kept.
     pub fn group(&self, name: &str) -> Arc<ResourceGroup> {
         self.inner.registry.queue.group(name)
     }
 
-    /// Whether this thread is one of the executor's workers at the moment, or the only thread of
-    /// the pool that hosts it. A query of this executor must not be waited for here: it may need
-    /// this very thread.
+    /// Returns whether this thread is currently one of the executor's workers, or the only thread
+    /// of the hosting pool. Such a thread must not wait for a query of this executor, which may
+    /// need this thread.
     ///
     /// ```
     /// let executor = gatework_runtime::Executor::builder().threads(1).build()?;
@@ -681,17 +690,18 @@ impl Executor {
         self.inner.registry.is_worker_thread()
     }
 
-    /// Tasks that have been spawned and have not ended.
+    /// Returns the number of tasks that have been spawned and have not ended.
     pub fn live_tasks(&self) -> usize {
         self.inner.registry.live_tasks.load(Ordering::Acquire)
     }
 
-    /// Tasks that ran on another worker than the one that queued them or ran them last.
+    /// Returns the number of runs on another worker than the one that queued the task or ran it
+    /// last.
     pub fn steals(&self) -> u64 {
         self.inner.registry.steals.load(Ordering::Relaxed)
     }
 
-    /// What the picks of a deterministic executor came to so far; `None` if it has no seed.
+    /// Returns the picks of a deterministic executor so far; `None` for other executors.
     pub fn schedule(&self) -> Option<ScheduleTrace> {
         self.inner.registry.queue.deterministic().map(|deterministic| deterministic.schedule())
     }
@@ -705,17 +715,18 @@ impl Executor {
         Ok(self.inner.registry.spawn(group, body))
     }
 
-    /// Cancels what runs, waits until every task has ended, and joins the threads.
+    /// Cancels running queries, waits until every task has ended, and joins the threads.
     ///
-    /// On one of the executor's own workers it does not wait, since that would be for itself; nor
-    /// does it on a thread of the pool that hosts the executor, whose work may need that thread.
-    /// A task that was spawned and is never woken is waited for: wake it, or do not spawn it.
+    /// On one of the executor's own workers it does not wait, since it would wait for itself. Nor
+    /// does it wait on a thread of the hosting pool, whose work may need that thread. It also waits
+    /// for a task that was spawned and never woken: wake every spawned task.
     pub fn shutdown(&self) {
         self.inner.shutdown();
     }
 
-    /// The one `T` that goes with this executor, made when it is first asked for and dropped after the
-    /// executor: what all sessions on an executor share, for example threads for I/O.
+    /// Returns the executor's only value of type `T`, and creates it on first use. The value is
+    /// dropped after the executor. All sessions on an executor share it, for example threads for
+    /// I/O.
     ///
     /// ```
     /// # use std::sync::atomic::{AtomicU32, Ordering};
@@ -751,9 +762,9 @@ impl Inner {
         if registry.queue.is_worker_thread() {
             return;
         }
-        // Joined under the lock, so that a second caller comes back when the first one does.
+        // Joined under the lock, so that a second caller returns no earlier than the first.
         for handle in self.handles.lock().drain(..) {
-            // A worker contains the panics of its tasks; there is nothing to pass on.
+            // A worker contains the panics of its tasks, so the result carries none.
             let _ended = handle.join();
         }
         if let Threads::Hosted(host) = &registry.threads

@@ -1,18 +1,19 @@
-//! The resource groups of an executor: those that are named, and the order of those that have tasks
-//! in the queue.
+//! The resource groups of an executor: the named groups, and the order of the groups with queued
+//! tasks.
 //!
-//! A group is kept as long as a handle, a query or a task names it. Others are forgotten when there
-//! are twice as many groups as were left the last time; the limits of such a group are remembered,
-//! if they were set.
+//! A group is kept as long as a handle, a query or a task refers to it. Other groups are forgotten
+//! when the number of groups has doubled since the last removal. Their limits are kept if they were
+//! set.
 //!
 //! A group is *listed* while it has tasks in its injectors. Protocol: a pusher pushes its task
-//! first, then lists the group if it finds it unlisted. A worker that finds no task takes the mark
-//! away first, then looks again, and only then takes the group out. So either the pusher finds the
-//! mark gone, or the worker the task; and the order never lacks a group with a task that has been
-//! announced. A group's time only grows, so an entry says how much the group has used at least: it
-//! is put right when it is the first.
+//! first, then lists the group if it is unlisted. A worker that finds no task clears the mark
+//! first, then looks again, and only then removes the group. So either the pusher finds the mark
+//! cleared, or the worker finds the task.
 //!
-//! Locks: `Known` for names, `Order` for the order. Neither is held while a task runs.
+//! Invariant: the order contains every group with an announced task. A group's vruntime only grows,
+//! so an entry's key is a lower bound; it is updated when the entry is the first.
+//!
+//! Locks: `Known` for names, `Order` for the order. Neither is locked while a task runs.
 
 use std::{
     cmp::Reverse,
@@ -31,7 +32,7 @@ use super::{
     task::Task,
 };
 
-/// The number of groups up to which none is forgotten.
+/// Up to this number of groups, none is forgotten.
 const MIN_FORGET_THRESHOLD: usize = 64;
 
 /// The groups that have a name.
@@ -41,9 +42,9 @@ pub(super) struct KnownGroups(Mutex<Known>);
 #[derive(Debug)]
 struct Known {
     groups: HashMap<Box<str>, Arc<ResourceGroup>>,
-    /// The limits of groups that were forgotten.
+    /// Non-default limits of forgotten groups.
     limits: HashMap<Box<str>, GroupLimits>,
-    /// At this number of groups, those without a handle, query or task are forgotten.
+    /// From this number of groups on, those without a handle, query or task are forgotten.
     forget_threshold: usize,
 }
 
@@ -55,7 +56,7 @@ impl Default for KnownGroups {
 }
 
 impl KnownGroups {
-    /// The group of that name.
+    /// Returns the group with this name, and creates it if needed.
     pub(super) fn get(&self, name: &str, admission: &Arc<Admission>) -> Arc<ResourceGroup> {
         let mut known = self.0.lock();
         if let Some(group) = known.groups.get(name) {
@@ -73,7 +74,7 @@ impl KnownGroups {
         group
     }
 
-    /// How many groups there are, and of how many the limits are remembered.
+    /// Returns the number of groups, and the number of remembered limits.
     #[cfg(test)]
     pub(super) fn count(&self) -> (usize, usize) {
         let known = self.0.lock();
@@ -82,10 +83,10 @@ impl KnownGroups {
 }
 
 impl Known {
-    /// Takes out the groups that have no handle, query or task.
+    /// Removes the groups without a handle, query or task.
     fn forget(&mut self) -> Vec<Arc<ResourceGroup>> {
-        // Groups are handed out under this lock only, so a group that is held once is held here
-        // only.
+        // Groups are cloned under this lock only, so a strong count of 1 means that only `groups`
+        // refers to the group.
         let forgotten: HashMap<_, _> =
             self.groups.extract_if(|_, group| Arc::strong_count(group) == 1).collect();
         for (name, group) in &forgotten {
@@ -98,7 +99,7 @@ impl Known {
     }
 }
 
-/// A group with tasks: how much it had used when it was last looked at, and when it came.
+/// A group with tasks. The key is its vruntime when last looked at, and its order of entry.
 #[derive(Debug)]
 struct Entry {
     key: Reverse<(u64, u64)>,
@@ -129,19 +130,19 @@ impl Ord for Entry {
 struct Order {
     heap: BinaryHeap<Entry>,
     entered: u64,
-    /// Entries that were looked at.
+    /// Number of entries that were looked at.
     #[cfg(test)]
     looked_at: usize,
 }
 
-/// The groups that have tasks in the queue, but for the one of queries without a group.
+/// The groups that have tasks in the queue, except the group of queries without a group.
 #[derive(Debug)]
 pub(super) struct ActiveGroups {
-    /// How many there are, written under the lock.
+    /// Number of groups, written under the lock.
     count: AtomicUsize,
-    /// The least that any of them has used, written under the lock: a hint.
+    /// A hint: the smallest known vruntime of these groups, written under the lock.
     min_vruntime: AtomicU64,
-    /// The most that any group has used.
+    /// The largest vruntime of any group.
     max_vruntime: AtomicU64,
     order: Mutex<Order>,
 }
@@ -158,13 +159,13 @@ impl Default for ActiveGroups {
 }
 
 impl ActiveGroups {
-    /// Whether no group has a task. A task pushed after this look is announced to a worker after
-    /// the push.
+    /// Returns whether no group has a task. A task pushed after this check is announced to a worker
+    /// after the push.
     pub(super) fn is_empty(&self) -> bool {
         self.count.load(Ordering::SeqCst) == 0
     }
 
-    /// A task of `group` was pushed.
+    /// Lists `group`, to which a task was pushed.
     pub(super) fn list(&self, group: &Arc<ResourceGroup>) {
         if group.list() {
             return;
@@ -179,19 +180,19 @@ impl ActiveGroups {
     fn publish(&self, order: &Order) {
         self.count.store(order.heap.len(), Ordering::SeqCst);
         let min_vruntime = order.heap.peek().map_or(u64::MAX, |entry| entry.key.0.0);
-        // Relaxed: before it is acted on, it is looked at under the lock.
+        // Relaxed: it is checked under the lock before it is acted on.
         self.min_vruntime.store(min_vruntime, Ordering::Relaxed);
     }
 
-    /// Records the time that a group has used.
+    /// Records a group's vruntime.
     pub(super) fn record_vruntime(&self, vruntime: u64) {
-        // Relaxed: it only says how far behind the others one that was idle starts.
+        // Relaxed: it only determines how far behind the others an idle group starts.
         if self.max_vruntime.load(Ordering::Relaxed) < vruntime {
             self.max_vruntime.fetch_max(vruntime, Ordering::Relaxed);
         }
     }
 
-    /// Whether a group with tasks has used less.
+    /// Returns whether a group with tasks has a smaller vruntime.
     pub(super) fn has_vruntime_below(&self, vruntime: u64) -> bool {
         if self.is_empty() || self.min_vruntime.load(Ordering::Relaxed) >= vruntime {
             return false;
@@ -202,8 +203,8 @@ impl ActiveGroups {
         first.is_some_and(|(min_vruntime, _)| min_vruntime < vruntime)
     }
 
-    /// The next task of the group that has had least of its share; `default_group` is the group that is
-    /// not listed.
+    /// Takes the next task of the group with the smallest vruntime; `default_group` is the group
+    /// that is never listed.
     pub(super) fn take(&self, default_group: &ResourceGroup) -> Option<Arc<Task>> {
         if self.is_empty() {
             return default_group.take();
@@ -232,7 +233,7 @@ impl ActiveGroups {
         task
     }
 
-    /// How many groups have tasks, and how many entries were looked at.
+    /// Returns the number of groups with tasks, and the number of entries looked at.
     #[cfg(test)]
     pub(super) fn work(&self) -> (usize, usize) {
         let order = self.order.lock();
@@ -241,7 +242,7 @@ impl ActiveGroups {
 }
 
 impl Order {
-    /// The group with tasks that has used least, and how much that is.
+    /// Returns the group with tasks that has the smallest vruntime, with this vruntime.
     fn first(&mut self) -> Option<(u64, Arc<ResourceGroup>)> {
         while let Some(mut entry) = self.heap.peek_mut() {
             #[cfg(test)]
@@ -263,7 +264,7 @@ impl Order {
         None
     }
 
-    /// Takes `group`, which is the first, out if it has no task.
+    /// Removes `group`, which is the first, if it has no task.
     fn drop_if_empty(&mut self, group: &ResourceGroup) {
         if group.is_empty() && group.unlist() {
             self.heap.pop();

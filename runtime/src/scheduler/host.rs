@@ -1,10 +1,9 @@
-//! Threads that an executor borrows from a rayon pool.
+//! Threads of a rayon pool, as used by an executor.
 //!
-//! A worker on a hosted thread runs for a slice, then gives the thread back and asks for it
-//! again, behind what the pool was given meanwhile. What a thread of a pool spawns there goes to
-//! the thread's own deque, which comes before whatever the pool is given from outside: so a thread
-//! that is no thread of the pool asks for it. It does nothing else, and there is none until a
-//! worker has run for a whole slice.
+//! A worker on a hosted thread runs for a slice, returns the thread, and requests one again, behind
+//! the jobs that the pool received meanwhile. A job spawned by a pool thread goes to that thread's
+//! own deque, which precedes all jobs from outside. Therefore a *forwarder* thread outside the pool
+//! makes these requests. It does nothing else, and starts when a worker has run for a whole slice.
 //!
 //! Lock: `forwarder`.
 
@@ -21,7 +20,7 @@ use parking_lot::Mutex;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The pool, and the thread that asks for its threads again.
+/// The thread that requests pool threads again, and its channel.
 #[derive(Default)]
 struct Forwarder {
     jobs: Option<Sender<Job>>,
@@ -29,7 +28,7 @@ struct Forwarder {
     closed: bool,
 }
 
-/// A pool whose threads are borrowed.
+/// A pool whose threads run workers of an executor.
 pub(super) struct Host {
     pool: Arc<rayon::ThreadPool>,
     forwarder: Mutex<Forwarder>,
@@ -46,12 +45,13 @@ impl Host {
         Self { pool, forwarder: Mutex::default() }
     }
 
-    /// Whether this is a thread of the pool.
+    /// Returns whether this is a thread of the pool.
     pub(super) fn is_pool_thread(&self) -> bool {
         self.pool.current_thread_index().is_some()
     }
 
-    /// Whether this is the only thread of the pool, so that nothing else in it runs meanwhile.
+    /// Returns whether this is the only thread of the pool, so that no other job of the pool runs
+    /// meanwhile.
     pub(super) fn is_only_thread(&self) -> bool {
         self.is_pool_thread() && self.pool.current_num_threads() == 1
     }
@@ -61,21 +61,21 @@ impl Host {
         self.pool.spawn(job);
     }
 
-    /// Runs `job` on a thread of the pool, behind what the pool was given before.
+    /// Runs `job` on a thread of the pool, behind the jobs that the pool received before.
     pub(super) fn spawn_at_back(&self, job: impl FnOnce() + Send + 'static) {
         let job: Job = Box::new(job);
         let refused = match self.jobs() {
             Some(jobs) => jobs.send(job).err().map(|refused| refused.0),
             None => Some(job),
         };
-        // Without the thread others wait longer than they should, but all goes on.
+        // Without the forwarder, other jobs wait longer than they should, but all jobs run.
         if let Some(job) = refused {
             self.pool.spawn(job);
         }
     }
 
-    /// Where the thread takes jobs from; `None` if the system refuses it, or when the executor is
-    /// shut down.
+    /// Returns the forwarder's channel. `None` if the system cannot start the thread, or after the
+    /// executor's shutdown.
     fn jobs(&self) -> Option<Sender<Job>> {
         let mut forwarder = self.forwarder.lock();
         if forwarder.jobs.is_none() && !forwarder.closed {
@@ -89,7 +89,7 @@ impl Host {
         forwarder.jobs.clone()
     }
 
-    /// Ends the thread.
+    /// Ends the forwarder.
     pub(super) fn close(&self) {
         let thread = {
             let mut forwarder = self.forwarder.lock();
@@ -98,7 +98,7 @@ impl Host {
             forwarder.thread.take()
         };
         if let Some(thread) = thread {
-            // It runs nothing that could panic.
+            // The forwarder runs no code that could panic.
             let _ended = thread.join();
         }
     }

@@ -1,8 +1,9 @@
 //! The lower layer: opaque runnables on a work-stealing queue.
 //!
-//! A [`Runnable`] runs until it yields, is blocked on gates, or is done. The scheduler registers a
-//! blocked runnable's waker on its gates *after* the runnable has returned, so a runnable never sees
-//! wakers or threads. See [`task`] for the states and `sleep` for how workers park.
+//! A [`Runnable`] runs until it yields, blocks on gates, or is done. The scheduler registers a
+//! blocked runnable's waker on its gates *after* the runnable has returned. Therefore a runnable
+//! handles neither wakers nor threads. See [`task`] for the states and `sleep` for how workers
+//! park.
 
 mod admission;
 mod executor;

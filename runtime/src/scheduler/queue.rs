@@ -1,9 +1,10 @@
-//! The task queue: a deque per worker that others steal from, and injectors by group and level.
+//! The task queue: a deque per worker, from which other workers steal, and injectors by group and
+//! level.
 //!
-//! Woken tasks go to the deque of the worker that woke them (their data is warm there). Tasks woken
-//! from outside, tasks whose slice ended, and short ones that would lie behind others go to the injector of
-//! their group's level (`resource_group.rs`, `groups.rs`), cancelled tasks go to the urgent
-//! injector.
+//! A woken task goes to the deque of the worker that woke it (its data is warm there). The injector
+//! of the group's level (`resource_group.rs`, `groups.rs`) gets three kinds of tasks: those woken
+//! outside the workers, those whose time slice ended, and short ones that would queue behind
+//! others. Cancelled tasks go to the urgent injector.
 
 use std::{cell::RefCell, sync::Arc, time::Duration};
 
@@ -19,12 +20,12 @@ use super::{
     task::{Task, TaskGroup},
 };
 
-/// A task that runs while others that are to come first wait runs at least so long.
+/// Minimum time slice of a task while tasks of higher priority wait.
 const MIN_SLICE: Duration = Duration::from_micros(200);
-/// One of the first level gives way to others of that level after so long.
+/// Time slice of a first-level task while other tasks of that level wait.
 const TOP_LEVEL_SLICE: Duration = Duration::from_millis(1);
-/// A worker looks at the injectors before its own deque every so many tasks, so that a chain of
-/// tasks waking each other cannot keep those outside waiting.
+/// Number of tasks after which a worker looks at the injectors before its own deque. So a chain of
+/// tasks that wake each other cannot starve the tasks in the injectors.
 const FAIRNESS_INTERVAL: u32 = 31;
 
 type TaskDeque = Deque<Arc<Task>>;
@@ -33,33 +34,33 @@ type TaskDeque = Deque<Arc<Task>>;
 pub(crate) struct TaskQueue {
     urgent: Injector<Arc<Task>>,
     pub(super) groups: KnownGroups,
-    /// Those with tasks, but for the next.
+    /// The groups with tasks, except `default_group`.
     pub(super) active: ActiveGroups,
-    /// The group of queries of no other.
+    /// The group of queries without a group.
     default_group: Arc<ResourceGroup>,
     pub(super) admission: Arc<Admission>,
     stealers: Box<[Stealer<Arc<Task>>]>,
     /// The deques of workers that do not run at the moment.
     idle_deques: Box<[Mutex<Option<TaskDeque>>]>,
-    /// Takes the place of the deques and injectors in a deterministic executor.
+    /// Replaces the deques and injectors in a deterministic executor.
     deterministic: Option<DeterministicQueue>,
 }
 
-/// A worker's deque, while it runs, in a thread local: pushes from within a task find it there.
+/// A running worker's deque, in a thread local: pushes from within a task find it there.
 struct Local {
     registry: Arc<Registry>,
     deque: TaskDeque,
     ticks: u32,
     /// The group and the level of the last task.
     last: (Arc<ResourceGroup>, usize),
-    /// Time given to each level of that group, divided by its weight, that is not in its accounts yet.
+    /// Time given to each level of that group, in ns, divided by its weight and not charged yet.
     uncharged: [u64; LEVELS],
-    /// What this thread was before: one borrowed from a pool may already be another worker further
-    /// up its stack.
+    /// The outer worker of this thread: a hosted thread may already be another worker further up
+    /// its stack.
     outer: Option<Box<Local>>,
 }
 
-/// A worker puts its time on the levels' accounts in parts of about this size.
+/// A worker charges its time to the levels in amounts of about this size, in ns.
 const CHARGE_GRANULARITY: u64 = 10_000;
 
 impl Local {
@@ -78,7 +79,7 @@ impl Local {
     }
 }
 
-/// The right to take from the deque that is this thread's.
+/// The right to take from this thread's deque.
 #[must_use = "the deque is to be given back"]
 pub(super) struct LocalDequeGuard(());
 
@@ -86,7 +87,7 @@ thread_local! {
     static LOCAL: RefCell<Option<Local>> = const { RefCell::new(None) };
 }
 
-/// A task to run, and how it was come by.
+/// The next task to run, and whether it was stolen.
 pub(super) struct NextTask {
     pub(super) task: Arc<Task>,
     pub(super) stolen: bool,
@@ -109,7 +110,8 @@ impl TaskQueue {
         }
     }
 
-    /// Makes the deque of `worker` of `core` this thread's. `None` if another thread has it.
+    /// Attaches the deque of `worker` of `registry` to this thread. `None` if another thread has
+    /// it.
     pub(super) fn attach(
         &self,
         registry: &Arc<Registry>,
@@ -130,7 +132,7 @@ impl TaskQueue {
         Some(LocalDequeGuard(()))
     }
 
-    /// Gives this thread's deque back.
+    /// Detaches this thread's deque.
     pub(super) fn detach(&self, worker: usize, _guard: LocalDequeGuard) {
         if let Some(mut local) = LOCAL.take() {
             local.charge();
@@ -147,8 +149,8 @@ impl TaskQueue {
         }
     }
 
-    /// Whether this thread is one of this queue's workers at the moment, be it further up its
-    /// stack.
+    /// Returns whether this thread is currently one of this queue's workers, possibly further up
+    /// its stack.
     pub(super) fn is_worker_thread(&self) -> bool {
         LOCAL.with_borrow(|local| {
             let mut local = local.as_ref();
@@ -162,12 +164,12 @@ impl TaskQueue {
         })
     }
 
-    /// The queue of a deterministic executor.
+    /// Returns the queue of a deterministic executor.
     pub(super) fn deterministic(&self) -> Option<&DeterministicQueue> {
         self.deterministic.as_ref()
     }
 
-    /// The group of that name.
+    /// Returns the group with this name.
     pub(super) fn group(&self, name: &str) -> Arc<ResourceGroup> {
         match name {
             "" => self.default_group.clone(),
@@ -175,7 +177,7 @@ impl TaskQueue {
         }
     }
 
-    /// Whether `group` is one of this queue's.
+    /// Returns whether `group` belongs to this queue.
     pub(crate) fn owns(&self, group: &ResourceGroup) -> bool {
         group.belongs_to(&self.admission)
     }
@@ -184,18 +186,18 @@ impl TaskQueue {
         tasks.resource_group().unwrap_or(&self.default_group)
     }
 
-    /// Whether a task that waits for a worker is to come before one of these, which has run for so long.
+    /// Returns whether a waiting task should preempt a task of `tasks` that has run for `ran`.
     pub(crate) fn should_preempt(&self, tasks: &TaskGroup, ran: Duration) -> bool {
         if ran < MIN_SLICE || self.deterministic.is_some() {
             return false;
         }
         let (group, level) = (self.group_of(tasks), level_of(tasks.consumed()));
-        // Nobody knows yet which of these are short.
+        // Which tasks of the first level are short is not known yet.
         let peer_is_due = level == 0 && ran >= TOP_LEVEL_SLICE && group.has_tasks_above(1);
         peer_is_due || self.has_higher_priority_task(group, level)
     }
 
-    /// Whether a task waits outside of the deques that is to come before those of this group and level.
+    /// Returns whether a task outside the deques has priority over those of this group and level.
     fn has_higher_priority_task(&self, group: &Arc<ResourceGroup>, level: usize) -> bool {
         if !self.urgent.is_empty() || group.has_tasks_above(level) {
             return true;
@@ -207,8 +209,8 @@ impl TaskQueue {
             || self.active.has_vruntime_below(vruntime)
     }
 
-    /// Queues a task that was woken on the thread of one of its executor's workers, and answers that; any
-    /// other task comes back.
+    /// Queues a task that was woken on a worker thread of its executor. Returns any other task to
+    /// the caller.
     pub(super) fn push_local(task: Arc<Task>) -> Option<Arc<Task>> {
         LOCAL.with_borrow(|local| match local {
             Some(Local { registry: core, deque, .. })
@@ -250,7 +252,7 @@ impl TaskQueue {
         }
     }
 
-    /// Queues a task behind those of its level.
+    /// Queues a task behind the others of its level.
     pub(super) fn push_yielded(&self, task: Arc<Task>) {
         if let Some(deterministic) = &self.deterministic {
             deterministic.push(task);
@@ -298,7 +300,7 @@ impl TaskQueue {
             && self.stealers.iter().all(Stealer::is_empty)
     }
 
-    /// The next task for `worker`, whose deque is attached to this thread.
+    /// Takes the next task for `worker`, whose deque is attached to this thread.
     pub(super) fn take(&self, worker: usize) -> Option<NextTask> {
         let own = |task| NextTask { task, stolen: false };
         if let Some(deterministic) = &self.deterministic {

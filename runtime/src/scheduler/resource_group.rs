@@ -1,8 +1,9 @@
-//! Resource groups: which queries get how much of the workers, and how many run at a time.
+//! Resource groups: how much worker time queries get, and how many run at a time.
 //!
-//! A group has a queue of its own, in levels by how much worker time a query has consumed, so that the first
-//! slices of a short query come before the hundredth of a long one; a level below still gets its share,
-//! because levels are picked by time used divided by weight. Groups are picked in the same way.
+//! A group has a queue of its own, with levels by the worker time that a query has consumed. So the
+//! first time slices of a short query come before the hundredth of a long one. Lower levels still
+//! get their share, because a level is picked by time used divided by weight (its vruntime). Groups
+//! are picked in the same way.
 
 use std::{
     fmt,
@@ -28,19 +29,21 @@ const LEVEL_ENDS: [Duration; LEVELS - 1] =
     [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(5)];
 pub(super) const LEVELS: usize = 4;
 
-/// The level of a query that has consumed so much.
+/// Returns the level of a query that has consumed this worker time.
 pub(super) fn level_of(consumed: Duration) -> usize {
     LEVEL_ENDS.iter().position(|end| consumed < *end).unwrap_or(LEVELS - 1)
 }
 
-/// What a [`ResourceGroup`] may use. Can be changed while queries run.
+/// Limits of a [`ResourceGroup`]. They can be changed while queries run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupLimits {
-    /// Its part of the workers' time when others want it as well, in proportion to theirs; 100.
+    /// Share of the workers' time, relative to the weights of other groups with queued tasks.
+    /// Default: 100.
     pub weight: NonZeroU32,
-    /// How many of its queries run at a time; the others wait for their turn, in order. No limit.
+    /// Maximum number of queries of the group that run at a time. Further queries are queued, in
+    /// order. Default: no limit.
     pub max_running: Option<NonZeroUsize>,
-    /// How many may wait; more are refused. No limit.
+    /// Maximum number of queued queries. Further queries are rejected. Default: no limit.
     pub max_queued: Option<usize>,
 }
 
@@ -55,15 +58,15 @@ impl Default for GroupLimits {
 #[derive(Debug)]
 pub(super) struct Level {
     pub(super) injector: Injector<Arc<Task>>,
-    /// Worker time given to this level, divided by its weight.
+    /// Worker time given to this level, in ns, divided by its weight.
     vruntime: CachePadded<AtomicU64>,
 }
 
-/// Queries that share limits, on one executor: those of a tenant, or of a kind. Made by
+/// Queries of one executor that share limits: those of a tenant, or of a kind. Created by
 /// [`Executor::group`](super::Executor::group).
 ///
-/// There may be any number of groups: a group without a task in the queue costs nothing when a task
-/// is picked, and a group that no handle and no query names is forgotten, but for its limits.
+/// There may be any number of groups. A group without queued tasks costs nothing when a task is
+/// picked. A group that no handle and no query refers to is dropped, except for its limits.
 ///
 /// ```
 /// use gatework_runtime::{Executor, scheduler::GroupLimits};
@@ -78,12 +81,12 @@ pub struct ResourceGroup {
     name: Box<str>,
     weight: AtomicU32,
     pub(super) levels: [Level; LEVELS],
-    /// Worker time given to this group, divided by its weight.
+    /// Worker time given to this group, in ns, divided by its weight.
     vruntime: CachePadded<AtomicU64>,
-    /// Whether it is among the groups with tasks, or is about to be; see `groups.rs`.
+    /// Whether the group is among the groups with tasks, or is about to be; see `groups.rs`.
     listed: AtomicBool,
     admission: Arc<Admission>,
-    /// Its number there.
+    /// The group's index in `admission`.
     index: usize,
 }
 
@@ -105,7 +108,8 @@ impl fmt::Debug for ResourceGroup {
     }
 }
 
-/// What was idle may not save its share up: it starts this close to the busiest.
+/// Maximum lag behind the largest vruntime, in ns: an idle group or level does not save up its
+/// share.
 const MAX_VRUNTIME_LAG: u64 = 100_000_000;
 
 impl ResourceGroup {
@@ -124,28 +128,29 @@ impl ResourceGroup {
         })
     }
 
-    /// Its name; that of the group of all other queries is empty.
+    /// Returns the group's name; empty for the group of queries without a group.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What it may use.
+    /// Returns the group's limits.
     pub fn limits(&self) -> GroupLimits {
         self.admission.limits(self.index)
     }
 
-    /// Changes what it may use, from now on. Queries that run go on.
+    /// Changes the group's limits from now on. Running queries go on.
     pub fn set_limits(&self, limits: GroupLimits) {
         self.weight.store(limits.weight.get(), Ordering::Relaxed);
         self.admission.set_limits(self.index, limits);
     }
 
-    /// Queries that run, and queries that wait for their turn.
+    /// Returns the numbers of running and of queued queries.
     pub fn queries(&self) -> (usize, usize) {
         self.admission.queries(self.index)
     }
 
-    /// Calls `start` when query `id` may run, perhaps at once. [`release_admission`](Self::release_admission) is to be called for it.
+    /// Calls `start` when query `id` is admitted, perhaps at once. The caller must call
+    /// [`release_admission`](Self::release_admission) for it later.
     pub(crate) fn admit_or_queue(&self, id: u64, start: StartFn) -> Result<()> {
         self.admission.admit_or_queue(self.index, id, start).map_err(
             |QueueFull { running, queued: waiting }| Error::QueueFull {
@@ -156,12 +161,12 @@ impl ResourceGroup {
         )
     }
 
-    /// Query `id` has ended, or waits no longer.
+    /// Releases the admission of query `id`, which has ended or left the queue.
     pub(crate) fn release_admission(&self, id: u64) {
         self.admission.release(self.index, id);
     }
 
-    /// Whether a task of a level above `level` waits for a worker.
+    /// Returns whether a task of a level above `level` waits for a worker.
     pub(super) fn has_tasks_above(&self, level: usize) -> bool {
         self.levels[..level].iter().any(|level| !level.injector.is_empty())
     }
@@ -170,23 +175,22 @@ impl ResourceGroup {
         self.levels.iter().all(|level| level.injector.is_empty())
     }
 
-    /// Whether it is one of the executor with this admission.
+    /// Returns whether the group belongs to the executor with this admission.
     pub(super) fn belongs_to(&self, admission: &Arc<Admission>) -> bool {
         Arc::ptr_eq(&self.admission, admission)
     }
 
-    /// Marks it as listed, behind a push. `true`: it was already.
+    /// Marks the group as listed, after a push. `true`: it was listed already.
     pub(super) fn list(&self) -> bool {
-        // AcqRel here and below: a worker that takes the mark of a pusher away sees what that had
-        // pushed.
+        // AcqRel here and below: a worker that clears a pusher's mark sees the pushed task.
         self.listed.swap(true, Ordering::AcqRel)
     }
 
-    /// Takes the mark away from a group without tasks. `false`: one has come, and the mark is there
+    /// Clears the mark of a group without tasks. `false`: a task was pushed, and the mark is set
     /// again.
     pub(super) fn unlist(&self) -> bool {
         self.listed.swap(false, Ordering::AcqRel);
-        // A pusher that comes now finds no mark, and enters the group anew.
+        // A pusher that comes now finds no mark, and lists the group again.
         self.is_empty() || self.list()
     }
 
@@ -194,24 +198,24 @@ impl ResourceGroup {
         self.vruntime.load(Ordering::Relaxed)
     }
 
-    /// Notes worker time given to a level, which has been divided by the level's weight. Answers
-    /// how much the group has used.
+    /// Records worker time given to a level, in ns multiplied by 2^level. Returns the group's
+    /// vruntime.
     pub(super) fn charge(&self, level: usize, nanos: u64) -> u64 {
         self.levels[level].vruntime.fetch_add(nanos, Ordering::Relaxed);
-        // Level l has paid 2^l times as much.
+        // The time of level l was multiplied by 2^l.
         let weight = u64::from(self.weight.load(Ordering::Relaxed));
         let nanos = (nanos >> level) * u64::from(DEFAULT_WEIGHT.get()) / weight;
         let nanos = nanos.max(1);
         self.vruntime.fetch_add(nanos, Ordering::Relaxed) + nanos
     }
 
-    /// Starts close to a group that has used `max_vruntime`.
+    /// Raises the group's vruntime to `max_vruntime - MAX_VRUNTIME_LAG`, if it is smaller.
     pub(super) fn clamp_vruntime(&self, max_vruntime: u64) {
         let floor = max_vruntime.saturating_sub(MAX_VRUNTIME_LAG);
         self.vruntime.fetch_max(floor, Ordering::Relaxed);
     }
 
-    /// The oldest task of the level that has had least of its share.
+    /// Takes the oldest task of the level with the smallest vruntime.
     pub(super) fn take(&self) -> Option<Arc<Task>> {
         let vruntime = |level: &usize| self.levels[*level].vruntime.load(Ordering::Relaxed);
         let mut order: [usize; LEVELS] = std::array::from_fn(|level| level);

@@ -1,9 +1,10 @@
-//! The deterministic queue: one list of runnable tasks, from which a seed picks the next at random.
+//! The deterministic queue: one list of runnable tasks, from which a seeded generator picks the
+//! next.
 //!
-//! It takes the place of the deques and injectors for tests: with one worker, and tasks that only
-//! each other wake, the schedule is a function of the seed. The list and the generator's state lie
-//! under one lock. Nobody is preferred, not even cancelled tasks: every order of the runnable tasks
-//! is possible, and no task waits for ever, because each has the same chance each time.
+//! It replaces the deques and injectors in tests. With one worker, and no wake-ups from other
+//! threads, the schedule is a function of the seed. The list and the generator are under one lock.
+//! No task has priority, not even a cancelled one: every order of the runnable tasks is possible.
+//! No task waits forever, because each has the same chance at each pick.
 
 use std::sync::Arc;
 
@@ -23,12 +24,12 @@ use super::task::Task;
 pub struct SplitMix64(u64);
 
 impl SplitMix64 {
-    /// The sequence of `seed`.
+    /// Creates the sequence of `seed`.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next number.
+    /// Returns the next number.
     pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -36,7 +37,7 @@ impl SplitMix64 {
         mixed ^ (mixed >> 31)
     }
 
-    /// The next number, brought below `end`.
+    /// Returns the next number modulo `end`.
     ///
     /// # Panics
     /// If `end` is 0.
@@ -45,10 +46,10 @@ impl SplitMix64 {
     }
 }
 
-/// What a deterministic executor did so far.
+/// The picks of a deterministic executor so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ScheduleTrace {
-    /// Picks between two tasks or more. With none, the seed had no say.
+    /// Number of picks among two or more tasks. If it is 0, the seed had no effect.
     pub choices: u64,
     /// A hash of these picks. Equal for equal schedules, different for nearly all others.
     pub fingerprint: u64,
@@ -59,7 +60,7 @@ struct Inner {
     runnable: Vec<Arc<Task>>,
     rng: SplitMix64,
     schedule: ScheduleTrace,
-    /// How many callers are adding several tasks, which must all be there before one is picked.
+    /// Number of callers that are adding several tasks; no task is picked meanwhile.
     pauses: usize,
 }
 
@@ -91,7 +92,7 @@ impl DeterministicQueue {
         }
         let pick = inner.rng.next_below(count);
         inner.schedule.choices += 1;
-        // FNV-1a over what was picked out of how many.
+        // FNV-1a over the picked index and the number of runnable tasks.
         for value in [pick as u64, count as u64] {
             inner.schedule.fingerprint =
                 (inner.schedule.fingerprint ^ value).wrapping_mul(0x100_0000_01b3).rotate_left(5);
@@ -104,7 +105,7 @@ impl DeterministicQueue {
         inner.runnable.is_empty() || inner.pauses > 0
     }
 
-    /// Lets nobody pick until [`resume_picks`](Self::resume_picks).
+    /// Prevents picks until [`resume_picks`](Self::resume_picks).
     pub(super) fn pause_picks(&self) {
         self.0.lock().pauses += 1;
     }

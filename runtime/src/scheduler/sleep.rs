@@ -1,24 +1,27 @@
 //! How workers sleep and are woken, without spinning, ticking, or losing a wake-up.
 //!
-//! Actors: *sleepers* (workers that found no work) and *notifiers* (whoever pushed work).
+//! Actors: *sleepers* (workers that found no work) and *notifiers* (threads that pushed work).
 //!
-//! A sleeper enters its number in `sleepers`, then looks for work once more, and only then parks. A
-//! notifier pushes its work first, then looks whether anybody is entered, takes one out, and unparks
-//! it. Both put a SeqCst fence between their two steps. So in the single order of the fences either
-//! the sleeper's entry comes first, and the notifier sees it, or the notifier's push comes first,
-//! and the sleeper finds the work when it looks again. A push wakes one sleeper at most.
+//! A sleeper adds its index to `sleepers`, then looks for work once more, and only then parks. A
+//! notifier pushes its work first, then checks `sleepers`, removes one index, and unparks that
+//! worker. Both put a SeqCst fence between their two steps. In the single order of the fences, one
+//! of two cases holds. If the sleeper's fence comes first, the notifier sees its entry. If the
+//! notifier's fence comes first, the sleeper finds the work in its second look. A push wakes at
+//! most one sleeper.
 //!
-//! A worker that was woken *searches* until it finds work or goes back to sleep, and while one
-//! searches, pushes wake nobody: the one that searches finds what they pushed, and when it has found
-//! something it looks whether there is more, and if so wakes the next. So a row of pushes costs one
-//! unpark, not one each, and workers come as there is work for them. Nothing is left lying: a searcher
-//! says that it searches no longer before its last look, with a fence between the two, so a notifier
-//! that still saw it searching had pushed before that look. (Tokio's and Go's schedulers do the same.)
+//! A woken worker is *searching* until it finds work or goes back to sleep. While one worker is
+//! searching, pushes wake no other: the searching worker finds what they pushed. When it has found
+//! work, it checks for more, and if there is more, wakes the next worker. So a series of pushes
+//! costs one unpark, and the number of awake workers follows the work. No work is left behind: a
+//! searching worker clears its searching state before its last look, with a fence between the two.
+//! A notifier that still saw it searching has therefore pushed before that look. (Tokio's and Go's
+//! schedulers do the same.)
 //!
-//! A sleeper that finds work on its second look takes its number out again. If it is not there any
-//! more, a notifier has taken it out and will unpark this worker: [`ParkToken`] says which happened.
-//! Every entry that a notifier takes out is matched by one unpark, and every unpark by one park, so
-//! only workers that sleep, or are about to, are entered.
+//! A sleeper that finds work in its second look removes its entry. If the entry is no longer there,
+//! a notifier has removed it and unparks this worker; [`ParkToken`] tells the two cases apart.
+//!
+//! Invariant: every entry that a notifier removes is matched by one unpark, and every unpark by one
+//! park. So only workers that sleep, or are about to, have an entry.
 
 use gatework_shared_state::sync::{
     Mutex,
@@ -29,26 +32,27 @@ use gatework_shared_state::sync::{
 #[derive(Debug)]
 pub struct Sleep {
     sleepers: Mutex<Vec<usize>>,
-    /// The length of `sleepers`, written under its lock, read without it by notifiers.
+    /// Length of `sleepers`, written under its lock; notifiers read it without the lock.
     count: AtomicUsize,
-    /// Workers that were taken out to be unparked, and have not found work yet.
+    /// Number of workers that were removed to be unparked and have not found work yet.
     searching: AtomicUsize,
 }
 
-/// What a worker that wanted to sleep is to do.
+/// What a worker that is about to sleep must do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParkToken {
-    /// Park: whoever takes the number out will unpark it.
+    /// Park: the notifier that removes the entry unparks the worker.
     Park,
-    /// Stay awake: there is work, and the number is out again.
+    /// Stay awake: there is work, and the entry is removed.
     Awake,
-    /// There is work, but a notifier has taken the number out: an unpark is on its way. Whoever
-    /// parks a thread of its own must take it, by parking, or it ends a later sleep too soon.
+    /// There is work, but a notifier has removed the entry and is about to unpark the worker. A
+    /// worker with a thread of its own must consume the unpark by parking, or its next park ends
+    /// too soon.
     Unparked,
 }
 
 impl Sleep {
-    /// A set in which the workers `asleep` are entered.
+    /// Creates a set with the workers `asleep` in it.
     pub fn new(asleep: impl IntoIterator<Item = usize>) -> Self {
         let sleepers: Vec<usize> = asleep.into_iter().collect();
         Self {
@@ -58,14 +62,14 @@ impl Sleep {
         }
     }
 
-    /// Enters `worker`, looks for work again, and says whether it may park.
+    /// Adds `worker`, looks for work again, and returns whether the worker may park.
     pub fn announce_sleep(&self, worker: usize, has_work: impl FnOnce() -> bool) -> ParkToken {
         {
             let mut sleepers = self.sleepers.lock();
             sleepers.push(worker);
             self.count.store(sleepers.len(), Ordering::SeqCst);
         }
-        // Pairs with the fence in `notify_one`, see above.
+        // Pairs with the fence in `notify_one`, see the module documentation.
         fence(Ordering::SeqCst);
         if !has_work() {
             return ParkToken::Park;
@@ -76,10 +80,10 @@ impl Sleep {
         ParkToken::Awake
     }
 
-    /// Takes all sleepers out, for the caller to unpark.
+    /// Removes all sleepers, for the caller to unpark.
     #[must_use]
     pub fn notify_all(&self) -> Vec<usize> {
-        // Pairs with the fence in `announce_sleep`, see above.
+        // Pairs with the fence in `announce_sleep`, see the module documentation.
         fence(Ordering::SeqCst);
         let mut sleepers = self.sleepers.lock();
         self.count.store(0, Ordering::SeqCst);
@@ -87,11 +91,11 @@ impl Sleep {
         std::mem::take(&mut *sleepers)
     }
 
-    /// Enters `worker`, looks for work again, and calls `park` unless it found some. `true`: the worker
-    /// was woken, and searches.
+    /// Adds `worker`, looks for work again, and calls `park` unless there is some. Returns `true`
+    /// if the worker was woken and is searching.
     ///
-    /// When this returns, `worker` is not entered: a worker that is entered while it works would be
-    /// picked by notifiers in place of one that sleeps.
+    /// On return, `worker` is not in the set: notifiers would pick an awake worker in the set
+    /// instead of one that sleeps.
     #[must_use]
     pub fn park_unless_work(
         &self,
@@ -102,10 +106,11 @@ impl Sleep {
         match self.announce_sleep(worker, has_work) {
             ParkToken::Park => {
                 park();
-                // Nobody may have meant it: parking can end for no reason.
+                // `park` may also return spuriously.
                 !self.remove_sleeper(worker)
             }
-            // The unpark comes at once; left untaken, it would cut the next sleep short.
+            // The unpark follows at once; if it were not consumed, the next park would end too
+            // soon.
             ParkToken::Unparked => {
                 park();
                 true
@@ -114,18 +119,20 @@ impl Sleep {
         }
     }
 
-    /// The calling worker searches no longer. Whoever found work looks for more then, and passes that on
-    /// with [`notify_one`](Self::notify_one); whoever found none goes to [`park_unless_work`](Self::park_unless_work), which looks.
+    /// Ends the calling worker's search. A worker that found work then checks for more and calls
+    /// [`notify_one`](Self::notify_one). A worker that found none calls
+    /// [`park_unless_work`](Self::park_unless_work), which looks again.
     pub fn stop_searching(&self) {
         self.searching.fetch_sub(1, Ordering::SeqCst);
-        // Pairs with the fence in `notify_one`, see above.
+        // Pairs with the fence in `notify_one`, see the module documentation.
         fence(Ordering::SeqCst);
     }
 
-    /// After a push: takes one sleeper out, for the caller to unpark, unless someone searches.
+    /// Removes one sleeper for the caller to unpark, unless a worker is searching. Called after a
+    /// push.
     #[must_use]
     pub fn notify_one(&self) -> Option<usize> {
-        // Pairs with the fence in `announce_sleep`, see above.
+        // Pairs with the fence in `announce_sleep`, see the module documentation.
         fence(Ordering::SeqCst);
         if self.count.load(Ordering::SeqCst) == 0 || self.searching.load(Ordering::SeqCst) > 0 {
             return None;
@@ -137,7 +144,7 @@ impl Sleep {
         Some(worker)
     }
 
-    /// Takes `worker` out if it is entered, for the caller to unpark.
+    /// Removes `worker` if it is in the set, for the caller to unpark.
     #[must_use]
     pub fn notify_worker(&self, worker: usize) -> bool {
         let mut sleepers = self.sleepers.lock();
@@ -150,12 +157,12 @@ impl Sleep {
         true
     }
 
-    /// How many are asleep.
+    /// Returns the number of sleeping workers.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::SeqCst)
     }
 
-    /// Takes `worker` out; `false` if it is not entered any more.
+    /// Removes `worker`; `false` if it is no longer in the set.
     fn remove_sleeper(&self, worker: usize) -> bool {
         let mut sleepers = self.sleepers.lock();
         let Some(index) = sleepers.iter().position(|&entered| entered == worker) else {

@@ -1,4 +1,4 @@
-//! One task: its wake-up states, its body, its waker.
+//! One task: its wake-up states, its body and its waker.
 //!
 //! ```text
 //!            wake            begin                 suspend
@@ -8,15 +8,16 @@
 //!                        └──────── Notified   Running, Notified ─────▶ Done
 //! ```
 //!
-//! * Who may change what: `wake` is anyone's; `begin` is a worker's that took the task from the
-//!   queue; `suspend`, `requeue` and `finish` are the one runner's.
+//! * Permitted callers: any thread calls `wake`; the worker that took the task from the queue calls
+//!   `begin`; the worker that runs the task calls `suspend`, `requeue` and `finish`.
 //! * A task that is woken while it runs becomes `Notified` and is queued once, when it leaves its
-//!   worker: it is never queued twice and never run by two workers.
-//! * A cancelled task may be queued a second time (in front). `begin` then fails for the entry that
-//!   comes later, because the state is no longer `Queued` on behalf of that entry.
-//! * No lost wake-up: the runner registers its waker on the gates while it is still `Running`. A
-//!   gate that opens before the registration is seen by the registration; one that opens after it
-//!   wakes the task, which is `Running` (then `Notified`, so `suspend` fails) or `Idle` (queued).
+//!   worker. It is never queued twice and never run by two workers.
+//! * A cancelled task may be queued a second time (in front). `begin` then fails for the later
+//!   entry, because the state is no longer `Queued` on behalf of that entry.
+//! * No lost wake-up: the worker registers the task's waker on the gates while the task is still
+//!   `Running`. The registration sees a gate that became ready before it. A gate that becomes ready
+//!   later wakes the task: from `Running` it becomes `Notified`, so `suspend` fails; from `Idle` it
+//!   is queued.
 
 use std::{
     any::Any,
@@ -38,43 +39,43 @@ use smallvec::{SmallVec, smallvec};
 
 use super::{executor::Registry, resource_group::ResourceGroup};
 
-/// One gate or any of a few: what a blocked runnable waits for. Never empty.
+/// The gates of a blocked runnable: it can run again when any of them is ready. Never empty.
 #[derive(Debug, Clone)]
 pub struct Gates(SmallVec<[Gate; 2]>);
 
 impl Gates {
-    /// Waits for `gate`.
+    /// Creates a set of one gate.
     pub fn single(gate: Gate) -> Self {
         Self(smallvec![gate])
     }
 
-    /// Waits for any of these gates or `gate`.
+    /// Adds `gate` to the set.
     #[must_use]
     pub fn or(mut self, gate: Gate) -> Self {
         self.0.push(gate);
         self
     }
 
-    /// Waits for any gate of both.
+    /// Adds all gates of `other` to the set.
     #[must_use]
     pub fn union(mut self, other: Self) -> Self {
         self.0.extend(other.0);
         self
     }
 
-    /// The gates.
+    /// Returns the gates.
     pub fn iter(&self) -> impl Iterator<Item = &Gate> {
         self.0.iter()
     }
 
-    /// Registers `waker` on all gates; `true` if one of them is open already. A gate behind an open one
-    /// needs no registration, since the task runs at once.
+    /// Registers `waker` on all gates; returns `true` if one of them is ready. Gates behind a ready
+    /// one get no registration, since the task runs at once.
     pub fn poll_any_ready(&self, waker: &Waker) -> bool {
         self.poll_any_ready_at(waker.clone(), Instant::now())
     }
 
-    /// [`poll_any_ready`](Self::poll_any_ready) for a caller that gives its waker away and knows the
-    /// time.
+    /// Does what [`poll_any_ready`](Self::poll_any_ready) does, for a caller that passes its waker
+    /// by value and knows the time.
     pub fn poll_any_ready_at(&self, waker: Waker, now: Instant) -> bool {
         let Some((last, others)) = self.0.split_last() else { return true };
         others.iter().any(|gate| gate.poll_ready_at(waker.clone(), now))
@@ -88,41 +89,42 @@ impl From<Gate> for Gates {
     }
 }
 
-/// Why a runnable came back.
+/// Why a runnable returned to its worker.
 #[derive(Debug)]
 pub enum RunResult {
-    /// Its time slice ended; it wants to go on.
+    /// Its time slice is used up; it can go on.
     Yield,
-    /// It can go on when one of the gates is open.
+    /// It can go on when one of the gates is ready.
     Blocked(Gates),
     /// It is done and will not be run again.
     Done,
 }
 
-/// What a worker runs.
+/// The unit that a worker runs.
 pub trait Runnable: Send {
-    /// Runs until it yields, is blocked or is done, on worker number `worker`.
+    /// Runs on worker `worker` until it yields, blocks or is done.
     fn run(&mut self, worker: usize) -> RunResult;
 
-    /// Takes a panic of [`run`](Self::run). The runnable is dropped afterwards.
+    /// Handles a panic of [`run`](Self::run). The runnable is dropped afterwards.
     fn panicked(&mut self, payload: Box<dyn Any + Send>);
 }
 
-/// Told when no task of a group can run: none is in the queue or on a worker.
+/// Callback for a group without runnable tasks: none is in the queue or on a worker.
 pub(crate) trait OnIdle: Send + Sync {
-    /// Looks into it. A task may have been woken since.
+    /// Called when the last task of the group was blocked. A task may have been woken since.
     fn idle(&self);
 }
 
 const ONE_WAKE_UP: u64 = 1 << 32;
 const ACTIVE_MASK: u64 = ONE_WAKE_UP - 1;
 
-/// Tasks that share their place in the queue's order: those of one query.
+/// Tasks that share a priority in the queue: those of one query.
 #[derive(Default)]
 pub struct TaskGroup {
     consumed_nanos: AtomicU64,
-    /// Tasks in the queue or on a worker, in the lower half; one that is just being woken may not be counted
-    /// yet, one that has just left may still be. In the upper half, how often one was woken.
+    /// Lower half: number of tasks in the queue or on a worker. A task that is being woken may not
+    /// be counted yet, and a task that has just blocked may still be. Upper half: number of
+    /// wake-ups.
     active: AtomicU64,
     on_idle: OnceLock<Weak<dyn OnIdle>>,
     resource_group: Option<Arc<ResourceGroup>>,
@@ -138,12 +140,12 @@ impl fmt::Debug for TaskGroup {
 }
 
 impl TaskGroup {
-    /// A group that has consumed nothing.
+    /// Creates a group that has consumed no worker time.
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    /// A group that has consumed nothing, of queries that share limits.
+    /// Creates a group that has consumed no worker time, with the limits of `resource_group`.
     pub fn in_resource_group(resource_group: Arc<ResourceGroup>) -> Arc<Self> {
         Arc::new(Self { resource_group: Some(resource_group), ..Self::default() })
     }
@@ -152,33 +154,34 @@ impl TaskGroup {
         self.resource_group.as_ref()
     }
 
-    /// Worker time that the group's tasks have used.
+    /// Returns the worker time that the group's tasks have used.
     pub fn consumed(&self) -> Duration {
         Duration::from_nanos(self.consumed_nanos.load(Ordering::Relaxed))
     }
 
     pub(super) fn charge(&self, spent: Duration) {
-        // Relaxed: a statistic that only steers priorities.
+        // Relaxed: a statistic that only affects priorities.
         self.consumed_nanos.fetch_add(spent.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// Has `on_idle` told when none of its tasks can run.
+    /// Sets the callback for the time when none of the group's tasks can run.
     pub(crate) fn set_on_idle(&self, on_idle: Weak<dyn OnIdle>) {
         let _first = self.on_idle.set(on_idle);
     }
 
     fn task_runnable(&self) {
-        // Relaxed: the task's state says whether it can run; this only says when to look.
+        // Relaxed: the task's state says whether it can run; this count only triggers the check.
         self.active.fetch_add(ONE_WAKE_UP + 1, Ordering::Relaxed);
     }
 
-    /// A number that changes whenever a task is woken. Who saw the task suspended again sees the change.
+    /// Returns the number of wake-ups so far. A thread that saw a task suspended again sees the
+    /// wake-up that came before.
     pub(crate) fn wake_ups(&self) -> u64 {
         self.active.load(Ordering::Acquire) / ONE_WAKE_UP
     }
 
     fn task_blocked(&self) {
-        // Whoever takes the last one out has seen how all others left.
+        // AcqRel: the thread that takes the count to 0 has seen what all other tasks did.
         if self.active.fetch_sub(1, Ordering::AcqRel) & ACTIVE_MASK == 1
             && let Some(on_idle) = self.on_idle.get().and_then(Weak::upgrade)
         {
@@ -206,7 +209,7 @@ pub enum TaskState {
     Finished,
 }
 
-/// The atomic at the centre of the protocol above.
+/// The atomic state of the protocol above.
 #[derive(Debug)]
 pub struct WakeState(AtomicU8);
 
@@ -217,18 +220,18 @@ impl Default for WakeState {
 }
 
 impl WakeState {
-    /// A task that nobody has woken yet.
+    /// Creates the state of a task that was never woken.
     pub fn new() -> Self {
         Self(AtomicU8::new(IDLE))
     }
 
-    /// Notes a wake-up. `true`: the caller must queue the task.
+    /// Records a wake-up. `true`: the caller must queue the task.
     #[must_use]
     pub fn wake(&self) -> bool {
-        // AcqRel here and in all transitions: each synchronises with the one before, so what the
-        // waker did is seen by the run it causes, and what a run did by the next run. That is why
-        // there is a write even where nothing changes: a load alone could see a `Queued` that is
-        // long over, or leave what the waker did unseen by the run that is about to begin.
+        // AcqRel here and in all transitions: each synchronises with the one before. So a run sees
+        // what the waker that caused it did, and what the previous run did. This is why the state
+        // is written even if it does not change. A load alone could see an outdated `Queued`, or
+        // hide the waker's effects from the run that is about to begin.
         let previous =
             self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| match state {
                 IDLE => Some(QUEUED),
@@ -239,13 +242,14 @@ impl WakeState {
         previous == Ok(IDLE)
     }
 
-    /// Claims a task taken from the queue. `false`: this entry is stale, drop it.
+    /// Claims a task taken from the queue. `false`: this entry is stale and must be dropped.
     #[must_use]
     pub fn begin(&self) -> bool {
         self.0.compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Leaves the worker blocked. `false`: it was woken meanwhile and is `Queued`; queue it.
+    /// Suspends the task as blocked. `false`: it was woken meanwhile, is `Queued`, and must be
+    /// queued.
     #[must_use]
     pub fn suspend(&self) -> bool {
         if self.0.compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
@@ -255,18 +259,19 @@ impl WakeState {
         false
     }
 
-    /// Leaves the worker runnable: the caller must queue it.
+    /// Leaves the worker as runnable: the caller must queue the task.
     pub fn requeue(&self) {
-        // Not a store: this acquires what came with a wake-up and hands it on to the next run.
+        // A swap, not a store: it acquires the effects of a wake-up and releases them to the next
+        // run.
         self.0.swap(QUEUED, Ordering::AcqRel);
     }
 
-    /// Leaves the worker for ever.
+    /// Marks the task as done.
     pub fn finish(&self) {
         self.0.store(DONE, Ordering::Release);
     }
 
-    /// The state at this moment.
+    /// Returns the state at this moment.
     pub fn state(&self) -> TaskState {
         match self.0.load(Ordering::Acquire) {
             IDLE => TaskState::Blocked,
@@ -277,7 +282,7 @@ impl WakeState {
     }
 }
 
-/// Counters of one task's life on the workers. Only its runner writes them.
+/// Run counters of one task. Only the worker that runs the task writes them.
 #[derive(Debug, Default)]
 pub(crate) struct TaskCounters {
     pub(crate) runs: AtomicU64,
@@ -290,25 +295,26 @@ pub(crate) struct TaskCounters {
 
 pub(crate) struct Task {
     wake_state: WakeState,
-    /// Cancelled: goes to the front of the queue.
+    /// Whether the task was cancelled: it goes to the front of the queue.
     urgent: AtomicBool,
-    /// Locked by the one runner; who wants to know what a blocked task waits for tries to.
+    /// Locked by the worker that runs the task. A dump of a blocked task's gates only tries the
+    /// lock.
     body: Mutex<Body>,
     pub(super) group: Arc<TaskGroup>,
     pub(super) counters: TaskCounters,
-    /// The worker that ran it last, plus one; 0 before the first run.
+    /// The worker of the last run, plus one; 0 before the first run.
     pub(super) last_worker: AtomicUsize,
     registry: Weak<Registry>,
 }
 
 struct Body {
-    /// `None` when it is done.
+    /// `None` when the task is done.
     runnable: Option<Box<dyn Runnable>>,
-    /// What it waits for, if it is blocked.
+    /// The gates of a blocked task.
     waits: Option<Gates>,
 }
 
-/// Adds to a counter that nobody else writes.
+/// Adds to a counter that has a single writer.
 pub(super) fn add(counter: &AtomicU64, count: u64) {
     counter.store(counter.load(Ordering::Relaxed) + count, Ordering::Relaxed);
 }
@@ -344,8 +350,8 @@ impl Task {
         &self.registry
     }
 
-    /// Runs a task taken from the queue, once. The worker's time has been spent on it since `started`;
-    /// answers until when.
+    /// Runs a task taken from the queue, once. Charges the worker's time since `started` to it, and
+    /// returns the end of the run.
     pub(super) fn run(
         self: Arc<Self>,
         registry: &Arc<Registry>,
@@ -368,7 +374,7 @@ impl Task {
             }
             RunResult::Blocked(gates) => {
                 add(&self.counters.blocks, 1);
-                // Registers on the gates while still `Running`, then leaves.
+                // Registers on the gates while still `Running`, then suspends.
                 let waker = Waker::from(self.clone());
                 let ready = body.waits.insert(gates).poll_any_ready_at(waker, now);
                 drop(body);
@@ -382,15 +388,15 @@ impl Task {
                 }
             }
             RunResult::Done => {
-                // A gate that never opens keeps its wakers, and so this task, for as long as it
-                // lives: the task must not keep the gate in turn.
+                // A gate that never becomes ready keeps its wakers, and so this task, alive. The
+                // task must not keep the gate alive in turn.
                 let left = (body.runnable.take(), body.waits.take());
                 drop(body);
                 self.wake_state.finish();
-                // Counted as ended before the body goes, so that whoever learns of the end from the
-                // body's destructor finds no task alive.
+                // Counted as ended before the body is dropped: a thread that learns of the end from
+                // the body's destructor then finds no live task.
                 registry.task_ended();
-                // A destructor that panics must not take the worker with it.
+                // A destructor that panics must not end the worker.
                 let _contained = catch_unwind(AssertUnwindSafe(|| drop(left)));
                 self.group.task_blocked();
             }
@@ -438,16 +444,16 @@ impl Wake for Task {
 pub struct TaskHandle(pub(super) Arc<Task>);
 
 impl TaskHandle {
-    /// Makes the task runnable, as a gate would.
+    /// Makes the task runnable, as a gate does.
     pub fn wake(&self) {
         self.0.wake_by_ref();
     }
 
-    /// Makes the task runnable in front of all others: it was cancelled.
+    /// Makes the task runnable, in front of all others. Called when the query was cancelled.
     pub fn wake_urgently(&self) {
         self.0.urgent.store(true, Ordering::Relaxed);
         let Some(registry) = self.0.registry.upgrade() else { return };
-        // An entry in front for a task that waits in a long queue; the old entry goes stale.
+        // A second entry at the front, for a task in a long queue; the old entry becomes stale.
         if self.0.wake_state.wake() {
             self.0.group.task_runnable();
             registry.push(self.0.clone());
@@ -456,19 +462,19 @@ impl TaskHandle {
         }
     }
 
-    /// Its state.
+    /// Returns the task's state.
     pub fn state(&self) -> TaskState {
         self.0.wake_state.state()
     }
 
-    /// The gates it waits for, if it is blocked.
+    /// Returns the gates of a blocked task.
     pub fn waits_for(&self) -> Option<Gates> {
-        // Whoever holds the body runs it.
+        // A locked body is running.
         let body = self.0.body.try_lock()?;
         body.waits.as_ref().filter(|_| self.state() == TaskState::Blocked).cloned()
     }
 
-    /// The worker that ran it last.
+    /// Returns the worker of the last run.
     pub(crate) fn last_worker(&self) -> Option<usize> {
         self.0.last_worker.load(Ordering::Relaxed).checked_sub(1)
     }

@@ -1,5 +1,6 @@
-//! The scheduler alone, with closures as runnables. Everything is staged by gates, channels and
-//! barriers; nothing waits for time to pass. Here: one task's states; the folder has the rest.
+//! The scheduler alone, with closures as runnables. Gates, channels and barriers control every
+//! step; no test depends on elapsed time. This file tests the states of one task; the folder has
+//! the rest.
 
 mod ending;
 mod executors;
@@ -151,7 +152,7 @@ fn a_task_woken_while_it_runs_is_run_once_more() {
         go.send(()).unwrap();
         reports.recv().unwrap();
         go.send(()).unwrap();
-        // Two tasks side by side: neither worker has anything else left to do.
+        // Two more tasks at the same time: neither worker has other work left.
         let (one, other) = (occupy(&executor), occupy(&executor));
         assert!(reports.try_recv().is_err(), "six wake-ups made one run");
         assert_eq!(handle.state(), TaskState::Blocked);
@@ -185,7 +186,7 @@ fn a_hundred_thousand_tasks_are_each_woken_by_a_gate() {
                 mine
             })
             .collect();
-        // While some have not yet come to their gates.
+        // Some tasks have not registered at their gates yet.
         let opener = thread::spawn(move || gates.iter().for_each(|gate| gate.set_ready()));
         opener.join().unwrap();
         let (report, reports) = mpsc::channel();

@@ -1,4 +1,4 @@
-//! A worker: takes tasks until there are none, then parks, or hands its thread back.
+//! A worker: runs tasks until there are none, then parks, or returns its hosted thread.
 
 use std::{
     sync::Arc,
@@ -10,7 +10,7 @@ use gatework_shared_state::sync::atomic::Ordering;
 
 use super::{executor::Registry, queue::NextTask, sleep::ParkToken, task::add};
 
-/// The loop of a thread of our own: runs until the executor stops and no task lives.
+/// Runs a worker on a thread of its own, until the executor stops and no task lives.
 pub(super) fn run_thread(registry: &Arc<Registry>, worker: usize, parker: &Parker) {
     while let Some(guard) = registry.queue.attach(registry, worker) {
         let mut searching = false;
@@ -28,7 +28,7 @@ pub(super) fn run_thread(registry: &Arc<Registry>, worker: usize, parker: &Parke
         if registry.is_stopped() {
             return;
         }
-        // It is entered nowhere now; what it had in its deque is for others.
+        // The worker is not among the sleepers now; the tasks in its deque are for others.
         registry.hand_off_tasks(worker);
         while registry.is_retired(worker) && !registry.is_stopped() {
             parker.park();
@@ -36,14 +36,14 @@ pub(super) fn run_thread(registry: &Arc<Registry>, worker: usize, parker: &Parke
     }
 }
 
-/// The time after which a hosted thread is given back, although there is more to do.
+/// The time after which a hosted thread is returned, although there is more work.
 const HOSTED_SLICE: Duration = Duration::from_millis(10);
 
-/// The loop of a hosted thread: runs until there is nothing to do, or for a slice, then gives the
-/// thread back. `searching`: the worker was woken, and not in the midst of its work.
+/// Runs a worker on a hosted thread, until there is no work or its slice is over, then returns the
+/// thread. `searching`: the worker was woken, rather than rescheduled with work left.
 ///
-/// The deque is given back before the number is entered, because from then on another thread may be
-/// asked to be this worker.
+/// The deque is detached before the worker is added to the sleepers. From then on another thread
+/// may become this worker.
 pub(super) fn run_hosted(registry: &Arc<Registry>, worker: usize, mut searching: bool) {
     let until = Instant::now() + HOSTED_SLICE;
     while let Some(guard) = registry.queue.attach(registry, worker) {
@@ -51,7 +51,7 @@ pub(super) fn run_hosted(registry: &Arc<Registry>, worker: usize, mut searching:
         searching = false;
         registry.queue.detach(worker, guard);
         if drained == Drained::SliceOver {
-            // It is entered nowhere: others can steal from its deque meanwhile.
+            // The worker is not among the sleepers; others can steal from its deque meanwhile.
             registry.reschedule_hosted(worker);
             return;
         }
@@ -61,24 +61,25 @@ pub(super) fn run_hosted(registry: &Arc<Registry>, worker: usize, mut searching:
         }
     }
     if searching {
-        // Its deque is another thread's, which does not know that pushes rely on this one.
+        // Another thread has this worker's deque, and does not know that pushes rely on this
+        // search.
         registry.sleep.stop_searching();
         registry.wake_one();
     }
     registry.hosted_thread_left();
 }
 
-/// Why a worker runs no more tasks at the moment.
+/// Why a worker stopped running tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Drained {
-    /// There are none, or it is to retire.
+    /// There are no tasks, or the worker must retire.
     Idle,
-    /// Its time is over.
+    /// Its time slice is used up.
     SliceOver,
 }
 
-/// Runs tasks until there are none, the worker is to retire, or its time is over. `searching`: the
-/// worker was woken for them, so that pushes have relied on it since.
+/// Runs tasks until there are none, the worker must retire, or `until` has passed. `searching`: the
+/// worker was woken to search, so that pushes have relied on it since.
 fn drain(
     registry: &Arc<Registry>,
     worker: usize,

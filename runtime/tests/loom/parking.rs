@@ -1,8 +1,8 @@
-//! Workers that park and pushes that wake them: no push is left lying while a worker sleeps, and a
-//! worker that is awake is not entered as a sleeper.
+//! Models of parking workers and of pushes that wake them. No push is lost while a worker sleeps,
+//! and an awake worker is not registered as a sleeper.
 //!
-//! [`WorkerPool`] does what workers and pushes do, over [`Sleep`] as it ships. The queue is a number that
-//! is read and written `Relaxed`, so that only the fences of the protocol order it.
+//! [`WorkerPool`] models workers and pushes over the production [`Sleep`]. Its queue is a number
+//! that is read and written `Relaxed`, so that only the fences of the protocol order it.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use loom::{
 
 use crate::support::{Parker, check, join_all, must_fail};
 
-/// The protocol of sleepers and notifiers, for the one that ships and for broken ones.
+/// The protocol of sleepers and notifiers, implemented by the production type and by broken ones.
 trait Sleepers: Send + Sync + 'static {
     fn park_unless_work(
         &self,
@@ -61,11 +61,11 @@ impl Sleepers for Sleep {
 struct WorkerPool<S> {
     sleep: S,
     parkers: Vec<Parker>,
-    /// What was pushed and not taken.
+    /// The number of items pushed and not taken.
     queue: AtomicUsize,
-    /// Whether the next park ends for no reason.
+    /// Whether the next park returns spuriously.
     spurious: AtomicBool,
-    /// What was taken.
+    /// The number of items taken.
     taken: AtomicUsize,
     stopped: AtomicBool,
     items: usize,
@@ -123,7 +123,7 @@ impl<S: Sleepers> WorkerPool<S> {
         }
     }
 
-    /// A worker's loop, until all items were taken.
+    /// Runs a worker's loop until all items are taken.
     fn work(&self, worker: usize) {
         let mut searching = false;
         loop {
@@ -134,13 +134,13 @@ impl<S: Sleepers> WorkerPool<S> {
             searching =
                 self.sleep.park_unless_work(worker, || self.has_work(), || self.park(worker));
             if self.parkers.len() == 1 {
-                assert_eq!(self.sleep.count(), 0, "awake, and entered as a sleeper");
+                assert_eq!(self.sleep.count(), 0, "an awake worker is registered as a sleeper");
             }
         }
     }
 }
 
-/// Two pushes from outside, one worker.
+/// Two external pushes, one worker.
 fn one_worker<S: Sleepers>(sleep: impl Fn() -> S) {
     let pool = WorkerPool::new(sleep(), 1, 2);
     let pusher = thread::spawn({
@@ -155,7 +155,7 @@ fn one_worker<S: Sleepers>(sleep: impl Fn() -> S) {
     assert!(!pool.parkers[0].has_token(), "an unpark was left over");
 }
 
-/// The same, when the worker's first park ends for no reason.
+/// One external push, one worker whose first park returns spuriously.
 fn spurious_unpark<S: Sleepers>(sleep: impl Fn() -> S) {
     let pool = WorkerPool::new(sleep(), 1, 1);
     pool.spurious.store(true, Ordering::Relaxed);
@@ -167,7 +167,7 @@ fn spurious_unpark<S: Sleepers>(sleep: impl Fn() -> S) {
     pusher.join().unwrap();
 }
 
-/// A push from outside and one from a worker, two workers, and the stop that wakes all.
+/// One external push, one push from a worker's thread, two workers, and the stop that wakes all.
 fn two_workers<S: Sleepers>(sleep: impl Fn() -> S) {
     let pool = WorkerPool::new(sleep(), 2, 2);
     let others = [
@@ -187,7 +187,8 @@ fn two_workers<S: Sleepers>(sleep: impl Fn() -> S) {
 }
 
 impl WorkerPool<Sleep> {
-    /// The loop of a worker that may retire, and then `rechecks` whether it leaves work behind.
+    /// Runs the loop of a worker that may retire; if `rechecks`, it then looks for work left
+    /// behind.
     fn work_until_retired(&self, worker: usize, retired: &AtomicBool, rechecks: bool) {
         let mut searching = false;
         loop {
@@ -206,7 +207,7 @@ impl WorkerPool<Sleep> {
     }
 }
 
-/// A push from outside while worker 1 retires: the other one takes it, or worker 1 does before it leaves.
+/// An external push while worker 1 retires: worker 0 takes it, or worker 1 does before it retires.
 fn a_worker_retires(rechecks: bool) {
     let pool = WorkerPool::new(Sleep::new([]), 2, 1);
     let retired = Arc::new(AtomicBool::new(false));
@@ -229,8 +230,8 @@ fn a_worker_retires(rechecks: bool) {
     assert_eq!(pool.taken.load(Ordering::Relaxed), 1);
 }
 
-/// Workers that are all entered at the start, as those on hosted threads are: of two pushes one wakes
-/// a worker, which then looks and wakes the other.
+/// All workers are registered as sleepers at the start, as those on hosted threads are. One of two
+/// pushes wakes a worker, which then searches and wakes the other.
 fn one_push_one_worker<S: Sleepers>(sleep: impl Fn() -> S) {
     let sleep = Arc::new(sleep());
     let notifier = thread::spawn({
@@ -239,7 +240,7 @@ fn one_push_one_worker<S: Sleepers>(sleep: impl Fn() -> S) {
     });
     let mut woken: Vec<_> =
         [sleep.notify_one(), notifier.join().unwrap()].into_iter().flatten().collect();
-    // Both, if neither saw the other search.
+    // Both are woken if neither push saw the other's searching worker.
     if woken.len() == 1 {
         assert_eq!(sleep.notify_one(), None);
         sleep.stop_searching();
@@ -279,24 +280,24 @@ mod ships {
     }
 }
 
-/// Sleepers with one fault each.
+/// Implementations of [`Sleepers`] with one fault each.
 mod broken {
     use super::*;
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum Fault {
         None,
-        /// No fence between entering and looking, nor between pushing and looking.
+        /// No fence between registration and recheck, nor between push and notification.
         NoFence,
-        /// Parks without looking for work once more after entering.
+        /// Parks without a recheck for work after registration.
         NoRecheck,
-        /// Looks for work, then enters.
+        /// Checks for work, then registers.
         ChecksThenEnters,
-        /// Leaves the unpark of a worker that found work for its next park.
+        /// Leaves the unpark of a worker that found work as a token for its next park.
         TokenLeftOver,
-        /// Takes a sleeper out without unparking it: here, forgets whom it took.
+        /// Removes a sleeper without unparking it: `notify_one` drops the sleeper's index.
         TakenButNotWoken,
-        /// A worker that found nothing says so after its last look.
+        /// A worker that found nothing stops searching only after its last check.
         SearchesInItsSleep,
     }
 
@@ -314,7 +315,7 @@ mod broken {
             self.count.store(sleepers.len(), Ordering::SeqCst);
         }
 
-        /// Takes `worker` out, or the last one.
+        /// Removes `worker`, or the last sleeper.
         fn take_out(&self, worker: Option<usize>) -> Option<usize> {
             let mut sleepers = self.sleepers.lock().unwrap();
             let index = match worker {
@@ -445,7 +446,7 @@ mod broken {
 
     #[test]
     fn token_left_over() {
-        let why = &["awake, and entered as a sleeper", "an unpark was left over"];
+        let why = &["an awake worker is registered as a sleeper", "an unpark was left over"];
         must_fail(why, || one_worker(with(Fault::TokenLeftOver)));
     }
 }

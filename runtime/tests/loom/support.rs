@@ -1,5 +1,4 @@
-//! What the models share: the bounds of a check, a parker, and the check that
-//! must fail.
+//! Shared by the models: the bounds of a check, a parker, and the check that must fail.
 
 use std::{
     cell::Cell,
@@ -15,12 +14,12 @@ use loom::{
 /// Checks all executions of `model` with at most two preemptions.
 pub(crate) fn check(model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    // `LOOM_MAX_PREEMPTIONS` may ask for more.
+    // `LOOM_MAX_PREEMPTIONS` may set a higher bound.
     builder.preemption_bound.get_or_insert(2);
     builder.check(model);
 }
 
-/// Checks that loom finds an execution of `model` that fails, and says one of `why`.
+/// Checks that loom finds a failing execution of `model` whose message contains one of `why`.
 pub(crate) fn must_fail(why: &[&str], model: impl Fn() + Send + Sync + 'static) {
     thread_local! {
         static MUTED: Cell<bool> = const { Cell::new(false) };
@@ -37,19 +36,19 @@ pub(crate) fn must_fail(why: &[&str], model: impl Fn() + Send + Sync + 'static) 
     MUTED.set(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| check(model)));
     MUTED.set(false);
-    let Err(payload) = outcome else { panic!("the model does not see the fault") };
+    let Err(payload) = outcome else { panic!("the model does not detect the fault") };
     let message = payload.downcast_ref::<String>().map(String::as_str);
     let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or_default();
     let expected = why.iter().any(|why| message.contains(why));
-    assert!(expected, "it failed for another reason: {message}");
+    assert!(expected, "the model failed for another reason: {message}");
 }
 
-/// Waits for threads that answer nothing.
+/// Joins threads that return nothing.
 pub(crate) fn join_all(threads: impl IntoIterator<Item = JoinHandle<()>>) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// Blocks a loom thread until it is unparked. An unpark that comes first is remembered.
+/// Blocks a loom thread until it is unparked. An earlier unpark is kept as a token.
 #[derive(Debug)]
 pub(crate) struct Parker {
     unparked: Mutex<bool>,
@@ -68,7 +67,7 @@ impl Parker {
         }
     }
 
-    /// Whether an unpark waits for the next park.
+    /// Returns whether an unpark is kept for the next park.
     pub(crate) fn has_token(&self) -> bool {
         *self.unparked.lock().unwrap()
     }

@@ -1,8 +1,9 @@
-//! A task between its wakers and its workers: never lost, never run twice at once.
+//! Models of a task between its wakers and its workers: no wake-up is lost, and no two runs
+//! overlap.
 //!
-//! [`Task`] does what the scheduler's task does, over [`WakeState`] and [`Gates`] as they ship. The
-//! queue is a stand-in that adds no order of its own: entries are a number, read and written
-//! `Relaxed`, so that only the wake-up state orders one run after the other and after its wakers.
+//! [`Task`] models the scheduler's task over the production [`WakeState`] and [`Gates`]. Its queue
+//! adds no ordering of its own: it is a number of entries, read and written `Relaxed`. So only the
+//! wake-up state orders a run after the previous run and after its wakers.
 
 use std::{
     sync::Arc,
@@ -20,7 +21,7 @@ use loom::{
 
 use crate::support::{check, join_all, must_fail};
 
-/// The protocol of a task's wake-up state, for the one that ships and for broken ones.
+/// The protocol of a task's wake-up state, implemented by the production type and by broken ones.
 trait States: Send + Sync + 'static {
     fn wake(&self) -> bool;
     fn begin(&self) -> bool;
@@ -51,11 +52,11 @@ impl States for WakeState {
     }
 }
 
-/// What one run of a task's body answers.
+/// The result of one run of a task's body.
 enum RunResult {
     Yield,
     Blocked(Gates),
-    /// Blocked without a gate: only a direct wake-up (start, cancel) runs it again.
+    /// Blocked without a gate: only a direct wake-up (start, cancel) runs the task again.
     Suspended,
     Done,
 }
@@ -65,13 +66,13 @@ type Body<S> = Box<dyn Fn(&Task<S>) -> RunResult + Send + Sync>;
 struct Task<S> {
     states: S,
     body: Body<S>,
-    /// Entries in the queue.
+    /// The number of entries in the queue.
     entries: AtomicUsize,
     inside: AtomicBool,
-    /// Runs so far, read and written by runs only.
+    /// The number of runs so far, read and written by runs only.
     runs: AtomicUsize,
     done: AtomicBool,
-    /// What a canceller sets before it wakes the task.
+    /// Set by a canceller before it wakes the task.
     cancelled: AtomicBool,
 }
 
@@ -105,7 +106,8 @@ impl<S: States> Task<S> {
         }
     }
 
-    /// Takes one entry and runs the task if the entry is not stale. `false`: no entry was there.
+    /// Takes one entry and runs the task unless the entry is stale. Returns `false` if there was
+    /// none.
     fn run_entry(self: &Arc<Self>) -> bool {
         let take = |entries: usize| entries.checked_sub(1);
         if self.entries.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
@@ -147,13 +149,13 @@ impl<S: States> Task<S> {
         true
     }
 
-    /// Runs what is queued until the queue is empty, as a worker does before it parks.
+    /// Runs queued entries until the queue is empty, as a worker does before it parks.
     fn drain(self: &Arc<Self>) {
         while self.run_entry() {}
     }
 
-    /// At the end nobody is at work any more: what is queued is run here, then the task must have
-    /// ended, or a wake-up was lost.
+    /// Called when all other threads have ended: runs the queued entries. If the task has not ended
+    /// then, a wake-up was lost.
     fn must_end(self: &Arc<Self>) {
         self.drain();
         assert!(self.done.load(Ordering::Relaxed), "a wake-up was lost");
@@ -170,12 +172,12 @@ fn gate() -> Gate {
     Dependency::blocked("gate", DependencyKind::Source)
 }
 
-/// Done when cancelled, else suspended until someone wakes it.
+/// Returns `Done` once cancelled; otherwise suspends until a wake-up.
 fn until_cancelled<S: States>(task: &Task<S>) -> RunResult {
     if task.cancelled.load(Ordering::Relaxed) { RunResult::Done } else { RunResult::Suspended }
 }
 
-/// A gate opens while the task finds it shut and leaves.
+/// A gate becomes ready while the task finds it blocked and suspends.
 fn gate_opens<S: States>(states: impl Fn() -> S) {
     let gate = gate();
     let task = Task::new(states(), {
@@ -195,7 +197,7 @@ fn gate_opens<S: States>(states: impl Fn() -> S) {
     task.must_end();
 }
 
-/// Two gates of one task open; two workers are at its queue.
+/// Both gates of a task become ready while two workers drain its queue.
 fn two_gates_two_workers<S: States>(states: impl Fn() -> S) {
     let gates = [gate(), gate()];
     let task = Task::new(states(), {
@@ -227,8 +229,8 @@ fn two_gates_two_workers<S: States>(states: impl Fn() -> S) {
     task.must_end();
 }
 
-/// A task that waits in the queue, runs or leaves is cancelled: it must see it in this run or run
-/// again, although no gate is involved.
+/// A task is cancelled while it is queued, runs or suspends. It must see the cancel in this run or
+/// run again, although no gate is involved.
 fn cancelled_meanwhile<S: States>(states: impl Fn() -> S) {
     let task = Task::new(states(), until_cancelled);
     task.schedule();
@@ -241,7 +243,7 @@ fn cancelled_meanwhile<S: States>(states: impl Fn() -> S) {
     task.must_end();
 }
 
-/// The same, when the task's time slice ends in between: the wake-up meets the requeue.
+/// A task is cancelled while it yields: the wake-up races with the requeue.
 fn cancelled_around_a_yield<S: States>(states: impl Fn() -> S) {
     let task = Task::new(states(), |task: &Task<S>| {
         if task.runs.load(Ordering::Relaxed) == 0 {
@@ -327,18 +329,18 @@ mod broken {
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum Fault {
         None,
-        /// `wake` does nothing for a task that runs.
+        /// `wake` does nothing for a running task.
         LostNotify,
-        /// `suspend` stores Idle, whatever happened meanwhile.
+        /// `suspend` stores Idle, even over a concurrent wake-up.
         SuspendStoresIdle,
         /// `begin` loads, then stores, instead of one compare-and-exchange.
         BeginWithoutExchange,
-        /// `wake` queues a task that runs, instead of marking it.
+        /// `wake` queues a running task instead of marking it.
         WakeQueuesRunning,
-        /// `wake` only loads when there is nothing to change, so nothing orders it before the run
-        /// that the entry in the queue stands for.
+        /// `wake` only loads if there is nothing to change, so nothing orders it before the run of
+        /// the queued entry.
         WakeOnlyLoads,
-        /// `requeue` stores over a wake-up without having seen what came with it.
+        /// `requeue` stores over a wake-up without acquiring the waker's writes.
         RequeueStores,
     }
 

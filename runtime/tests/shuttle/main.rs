@@ -1,9 +1,10 @@
 //! Shuttle model of an executor whose number of threads changes while workers push and steal.
 //!
-//! Run by `.ci/models`; without `--cfg shuttle` this file is empty. [`WorkerPool`] does what the workers of
-//! `scheduler/worker.rs` and `Executor::set_threads` do, over [`Sleep`] as it ships: deques that others steal
-//! from, an injector, workers that retire between two tasks and hand on what they have, and come back.
-//! Shuttle finds the deadlock that a task which nobody looks at becomes; each fault is one that it must find.
+//! Run by `.ci/models`; without `--cfg shuttle` this file is empty. [`WorkerPool`] models the
+//! workers of `scheduler/worker.rs` and `Executor::set_threads` over the production [`Sleep`]. It
+//! has deques that other workers steal from, and an injector. Its workers retire between two tasks,
+//! hand off their tasks, and return. A lost task shows as a deadlock, which Shuttle detects; each
+//! injected fault must be detected.
 
 #![cfg(shuttle)]
 #![allow(clippy::unwrap_used, reason = "tests may unwrap")]
@@ -27,7 +28,7 @@ use shuttle::{
 };
 
 const WORKERS: usize = 3;
-/// Tasks that are pushed from outside; each pushes two to its worker's own deque when it runs.
+/// Tasks that are pushed externally; each pushes two tasks to its worker's deque when it runs.
 const SEEDS: usize = 3;
 const TASKS: usize = 3 * SEEDS;
 const RESIZES: usize = 4;
@@ -38,9 +39,9 @@ const SEED: u64 = 0x6761_7465;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
-    /// A worker that retires hands its tasks on and wakes nobody for them.
+    /// A retiring worker hands off its tasks and wakes no worker for them.
     HandsOffSilently,
-    /// A worker that retires takes what it had with it.
+    /// A retiring worker keeps its tasks.
     KeepsItsTasks,
 }
 
@@ -69,7 +70,7 @@ struct WorkerPool {
     parkers: Vec<Parker>,
     deques: Vec<Mutex<VecDeque<usize>>>,
     injector: Mutex<VecDeque<usize>>,
-    /// Workers with numbers below run.
+    /// Workers with a smaller index are active, the others retired.
     workers: AtomicUsize,
     runs: Vec<AtomicUsize>,
     ran: AtomicUsize,
@@ -126,7 +127,7 @@ impl WorkerPool {
         own.or_else(injected).or_else(steal)
     }
 
-    /// Whether nobody can steal from a worker, since it took its deque with it.
+    /// Returns whether the worker's deque is lost: the worker retired and kept its tasks.
     fn is_lost(&self, worker: usize) -> bool {
         self.fault == Fault::KeepsItsTasks && self.is_retired(worker)
     }
@@ -251,7 +252,7 @@ fn caught(fault: Fault) {
         random.run(move || model(fault));
         pct.run(move || model(fault));
     }));
-    assert!(passes.is_err(), "the model does not see {fault:?}");
+    assert!(passes.is_err(), "the model does not detect {fault:?}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Gates at which very many tasks wait, again and again.
+//! Gates at which very many tasks wait, repeatedly.
 
 use std::{
     sync::{
@@ -18,7 +18,7 @@ impl Wake for CountingWaker {
     }
 }
 
-/// Tasks that watch a gate register there whenever they are blocked at another one.
+/// Tasks that watch a gate register there whenever they block at another one.
 #[test]
 fn a_waker_that_comes_again_costs_the_same_however_many_wait() {
     const ROUNDS: usize = 20;

@@ -1,11 +1,11 @@
-//! One buffer of an output: the pages from the place that its reader has acknowledged on.
+//! One buffer of an output: the pages from the acknowledged token on.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use super::ProtocolError;
 use crate::{Gate, Payload, Wakeups};
 
-/// A page, and what it was counted with.
+/// A page, and the bytes counted for it.
 #[derive(Debug)]
 pub(super) struct Page<T> {
     pub(super) item: T,
@@ -16,14 +16,14 @@ pub(super) type Pages<T> = VecDeque<Arc<Page<T>>>;
 
 #[derive(Debug)]
 pub(super) struct ClientBuffer<T> {
-    /// The place of the first of `pages`: all before it are acknowledged.
+    /// The token of the first page in `pages`: all pages before it are acknowledged.
     pub(super) token: u64,
     pub(super) pages: VecDeque<Arc<Page<T>>>,
-    /// Opens when a pending question is worth asking again.
+    /// Becomes ready when a pending read is worth retrying.
     pub(super) listener: Option<Gate>,
-    /// The place up to which pages were given out.
+    /// The token up to which pages were sent.
     sent: u64,
-    /// The reader has left.
+    /// Whether the reader has left.
     pub(super) aborted: bool,
 }
 
@@ -39,8 +39,8 @@ impl<T: Payload + Clone> ClientBuffer<T> {
         }
     }
 
-    /// Takes out the pages before `token`, which is not older than the last one, with the rows of those that were
-    /// never given out.
+    /// Removes the pages before `token`, which is not smaller than the last one. Returns them, and
+    /// the rows of those that were never sent.
     pub(super) fn acknowledge(&mut self, token: u64) -> Result<(Pages<T>, u64), ProtocolError> {
         let acknowledged = token.saturating_sub(self.token);
         if acknowledged > self.pages.len() as u64 {
@@ -58,7 +58,7 @@ impl<T: Payload + Clone> ClientBuffer<T> {
         Ok((pages, unread))
     }
 
-    /// Takes over pages from `master` until there is something to read, up to `max_bytes`.
+    /// Moves pages from `master` into the buffer until there is a page to read, up to `max_bytes`.
     pub(super) fn load_from(&mut self, master: &mut VecDeque<Arc<Page<T>>>, max_bytes: usize) {
         let mut bytes: usize = self.pages.iter().map(|page| page.bytes).sum();
         while let Some(next) = master.front() {
@@ -70,8 +70,8 @@ impl<T: Payload + Clone> ClientBuffer<T> {
         }
     }
 
-    /// Copies of the first pages, at least one if there is one, the place of the next, and how many rows are given
-    /// out for the first time.
+    /// Returns copies of the first pages (at least one, if there is one) and the token of the next
+    /// page. Also returns the number of rows that are sent for the first time.
     pub(super) fn pages(&mut self, max_bytes: usize) -> (Vec<T>, u64, u64) {
         let mut bytes = 0;
         let fits = |page: &&Arc<Page<T>>| {
@@ -88,7 +88,8 @@ impl<T: Payload + Clone> ClientBuffer<T> {
         (pages, next, new)
     }
 
-    /// The reader leaves: the pages that are left, and their rows that were never given out.
+    /// Marks that the reader left. Returns the remaining pages, and their rows that were never
+    /// sent.
     pub(super) fn abort(&mut self) -> (Pages<T>, u64) {
         self.aborted = true;
         let pages = std::mem::take(&mut self.pages);

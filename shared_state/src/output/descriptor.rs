@@ -1,23 +1,23 @@
-//! Which buffers an output has, in versions: the number of readers may not be known when the first row is
-//! written. (Presto's `OutputBuffers`.)
+//! The set of an output's buffers, in versions: the number of readers may be unknown when the first
+//! row is written. (Presto's `OutputBuffers`.)
 
 use std::{collections::BTreeMap, fmt};
 
-/// The number of a buffer: that of the task that reads it.
+/// The id of a buffer: the number of the task that reads it.
 pub type BufferId = usize;
 
-/// How an output gives its pages to its buffers.
+/// How an output distributes its pages to its buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OutputKind {
-    /// Each page to the buffer it was made for. All buffers are known before the first page.
+    /// Each page to the buffer of its partition. All buffers are known before the first page.
     Partitioned,
-    /// Each page to every buffer, also to those that come later.
+    /// Each page to every buffer, including buffers that are added later.
     Broadcast,
-    /// Each page to one buffer: that of the reader who asks first.
+    /// Each page to one buffer: that of the first reader to ask.
     Arbitrary,
 }
 
-/// What cannot be done with an output: a fault of whoever links stages, not of a query.
+/// A violation of the output protocol: a fault of the code that links stages, not of a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProtocolError(pub(super) String);
 
@@ -29,7 +29,7 @@ impl fmt::Display for ProtocolError {
 
 impl std::error::Error for ProtocolError {}
 
-/// The buffers that are known of, each with its partition, and whether there will be others.
+/// The known buffers, each with its partition, and whether more will be added.
 ///
 /// ```
 /// use gatework_shared_state::output::{OutputBuffers, OutputKind};
@@ -51,56 +51,56 @@ pub struct OutputBuffers {
 }
 
 impl OutputBuffers {
-    /// No buffers, and there will be some.
+    /// Creates an empty set to which buffers will be added.
     pub fn new(kind: OutputKind) -> Self {
         Self { kind, version: 0, no_more_buffers: false, partitions: BTreeMap::new() }
     }
 
-    /// All buffers of a partitioned output: as many as there are partitions.
+    /// Creates the final set of a partitioned output: one buffer per partition.
     pub fn with_partitions(count: usize) -> Self {
         let partitions = (0..count).map(|partition| (partition, partition)).collect();
         Self { kind: OutputKind::Partitioned, version: 1, no_more_buffers: true, partitions }
     }
 
-    /// How pages are given to buffers.
+    /// Returns how pages are distributed to buffers.
     pub fn kind(&self) -> OutputKind {
         self.kind
     }
 
-    /// Grows with each change.
+    /// Returns the version, which grows with each change.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// Whether there will be no others.
+    /// Returns whether no more buffers will be added.
     pub fn no_more_buffers(&self) -> bool {
         self.no_more_buffers
     }
 
-    /// How many there are.
+    /// Returns the number of buffers.
     pub fn len(&self) -> usize {
         self.partitions.len()
     }
 
-    /// Whether there is none yet.
+    /// Returns whether there is no buffer yet.
     pub fn is_empty(&self) -> bool {
         self.partitions.is_empty()
     }
 
-    /// Those there are.
+    /// Returns the ids of the buffers.
     pub fn ids(&self) -> impl Iterator<Item = BufferId> {
         self.partitions.keys().copied()
     }
 
-    /// Whether `id` is one of them.
+    /// Returns whether buffer `id` is known.
     pub fn contains(&self, id: BufferId) -> bool {
         self.partitions.contains_key(&id)
     }
 
-    /// With one more; the same, if it is one of them.
+    /// Returns the set with buffer `id` added, or an unchanged copy if the buffer is known.
     ///
     /// # Errors
-    /// If it is there for another partition, or there are to be no more.
+    /// If the buffer is known for another partition, or no more buffers may be added.
     pub fn with_buffer(&self, id: BufferId, partition: usize) -> Result<Self, ProtocolError> {
         match self.partitions.get(&id) {
             Some(known) if *known == partition => return Ok(self.clone()),
@@ -120,7 +120,7 @@ impl OutputBuffers {
         Ok(more)
     }
 
-    /// The same, and there will be no others.
+    /// Returns the set, marked as final.
     #[must_use]
     pub fn with_no_more_buffers(&self) -> Self {
         match self.no_more_buffers {
@@ -129,25 +129,25 @@ impl OutputBuffers {
         }
     }
 
-    /// Whether `newer` may follow: nothing that was said is taken back.
+    /// Checks that `newer` may follow this version: it must not revoke anything.
     ///
     /// # Errors
-    /// If it may not.
+    /// If `newer` may not follow.
     pub fn check_transition(&self, newer: &Self) -> Result<(), ProtocolError> {
-        let fault = |what: &str| Err(ProtocolError(format!("{what}: {self:?} and then {newer:?}")));
+        let fault = |what: &str| Err(ProtocolError(format!("{what}: {self:?}, then {newer:?}")));
         if self.kind != newer.kind {
-            return fault("an output changes its kind");
+            return fault("the kind of an output cannot change");
         }
         if newer.version < self.version {
-            return fault("an output goes back to an older version");
+            return fault("the version of an output cannot decrease");
         }
         if (self.no_more_buffers || newer.version == self.version) && self != newer {
-            return fault("a version of an output says two things");
+            return fault("one version of an output has two contents");
         }
         let kept = |(id, partition)| newer.partitions.get(id) == Some(partition);
         match self.partitions.iter().all(kept) {
             true => Ok(()),
-            false => fault("an output loses a buffer"),
+            false => fault("a buffer of an output cannot be removed or changed"),
         }
     }
 }

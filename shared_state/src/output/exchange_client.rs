@@ -1,21 +1,22 @@
-//! The reader's end of outputs: one buffer of each of the tasks that write for this one, N:1, shared by the tasks
-//! of the pipeline that reads them. (Presto's `ExchangeClient`; rules M-11 and M-12.)
+//! The reader's end of output buffers, N:1: one buffer of each writing task, shared by the tasks of
+//! the reading pipeline. (Presto's `ExchangeClient`; rules M-11 and M-12.)
 //!
-//! Nothing is held here but what one answer gave: pages wait, and count, where they were written, until the next
-//! question acknowledges them. So there is no capacity of its own to keep to.
+//! A client buffers only the pages of one answer. All other pages stay, and count, in their output
+//! buffer until the next read acknowledges them. So the client has no limit of its own.
 //!
-//! Lock: `inner`, taken before those of outputs, which never call back. The gate is shut before the outputs are
-//! asked, so that a page that comes behind a question opens it again.
+//! Lock: `inner`, taken before the locks of output buffers, which never call back. The gate is
+//! blocked before the output buffers are read, so that a page added after a read makes it ready
+//! again.
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
 use super::{BufferId, Deferred, OutputBuffer, PageRead, ProtocolError};
 use crate::{Dependency, DependencyKind, Gate, Payload, PopResult, Wakeups, sync::Mutex};
 
-/// Whose output it is.
+/// Id of an output buffer in a client: that of the task that writes it.
 pub type LocationId = u64;
 
-/// What one answer of an output is at most, but for a page that is larger.
+/// Maximum size of one answer of an output buffer, in bytes; a single page may be larger.
 const MAX_READ_BYTES: usize = 1 << 20;
 
 struct Location<T> {
@@ -25,7 +26,7 @@ struct Location<T> {
 }
 
 struct Inner<T> {
-    /// Those that are not complete; the next to ask is the first.
+    /// Output buffers that are not complete; the first is the next to read.
     locations: VecDeque<Location<T>>,
     known: Vec<LocationId>,
     no_more_locations: bool,
@@ -35,7 +36,7 @@ struct Inner<T> {
     rows: u64,
 }
 
-/// Reads outputs that become known while it reads. Clones are the same client.
+/// Reads output buffers that are added while it reads. Clones are the same client.
 pub struct ExchangeClient<T> {
     inner: Arc<Mutex<Inner<T>>>,
     gate: Gate,
@@ -55,7 +56,7 @@ impl<T> fmt::Debug for ExchangeClient<T> {
 }
 
 impl<T: Payload + Clone> ExchangeClient<T> {
-    /// A client that knows of no output yet.
+    /// Creates a client without output buffers.
     pub fn new(name: &str) -> Self {
         let inner = Inner {
             locations: VecDeque::new(),
@@ -66,16 +67,16 @@ impl<T: Payload + Clone> ExchangeClient<T> {
             closed: false,
             rows: 0,
         };
-        // Those who write are tasks of other query contexts.
+        // The writers are tasks of other query contexts.
         let gate = Dependency::blocked(format!("{name} pages"), DependencyKind::External);
         Self { inner: Arc::new(Mutex::new(inner)), gate }
     }
 
-    /// Buffer `buffer` of `output` is to be read as well. One that is known is ignored, and all are once the
-    /// client is closed: such an output is left at once.
+    /// Adds buffer `buffer` of `output`. A known `id` is ignored. A closed client leaves the buffer
+    /// at once.
     ///
     /// # Errors
-    /// If there were to be no more.
+    /// If [`set_no_more_locations`](Self::set_no_more_locations) was called before.
     pub fn add_location(
         &self,
         id: LocationId,
@@ -101,7 +102,7 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         Ok(())
     }
 
-    /// There will be no other outputs.
+    /// Records that no more output buffers will be added.
     pub fn set_no_more_locations(&self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();
@@ -109,7 +110,7 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         self.gate.set_ready_deferred(&mut wakeups);
     }
 
-    /// The next page of any of the outputs.
+    /// Takes the next page of any output buffer.
     pub fn take(&self) -> PopResult<T> {
         let mut deferred = Deferred::default();
         let mut inner = self.inner.lock();
@@ -126,7 +127,7 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         }
         if let Some(page) = inner.pages.pop_front() {
             inner.rows += page.rows() as u64;
-            // Others who wait have something to ask for as well.
+            // Other waiting tasks may find output buffers to read as well.
             self.gate.set_ready_deferred(&mut deferred.wakeups);
             return PopResult::Item(page);
         }
@@ -137,8 +138,8 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         PopResult::Blocked(self.gate.clone())
     }
 
-    /// Each of the outputs with a client of its own, for one who reads them side by side; this one has none left.
-    /// They are given when all are known.
+    /// Moves each output buffer to a client of its own, for a caller that reads them side by side.
+    /// This client keeps none. Blocks until all output buffers are known.
     pub fn split_by_location(&self, name: &str) -> PopResult<Vec<Self>> {
         let mut inner = self.inner.lock();
         if inner.failed {
@@ -164,7 +165,7 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         PopResult::Item(known.into_iter().zip(inner.locations.drain(..)).map(single).collect())
     }
 
-    /// Asks each output once, until one has pages.
+    /// Reads each output buffer once, until one has pages.
     fn poll_locations(
         &self,
         inner: &mut Inner<T>,
@@ -194,7 +195,7 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         Ok(())
     }
 
-    /// Nobody reads any more: all outputs are left.
+    /// Closes the client, because no task reads it any more, and leaves all output buffers.
     pub fn close(&self) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();
@@ -207,12 +208,12 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         locations.iter().for_each(|location| location.output.abort(location.buffer));
     }
 
-    /// Rows that were taken so far.
+    /// Returns the number of rows taken so far.
     pub fn rows(&self) -> u64 {
         self.inner.lock().rows
     }
 
-    /// The outputs that are known.
+    /// Returns the ids of the known output buffers.
     pub fn locations(&self) -> Vec<LocationId> {
         self.inner.lock().known.clone()
     }

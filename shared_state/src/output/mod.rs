@@ -1,29 +1,30 @@
-//! Output of a stage's task, N:N: pages wait in *buffers*, one a reading task of other stages, until the reader
-//! has acknowledged them.
+//! Output of a stage's task, N:N: pages wait in *buffers*, one per reading task of other stages,
+//! until the reader has acknowledged them.
 //!
-//! Readers come and go while the output is written: which there are is told by versions of a descriptor
-//! ([`OutputBuffers`]). A reader names the place it has come to, its *token*: that acknowledges all pages before
-//! it, and asks for those from there on. Page `k` of a buffer has place `k`. What is read is kept until it is
-//! acknowledged, and counts. A page that several buffers hold counts once. (Presto's output buffers; rules H and
-//! I of `stages/RULES.md`.)
+//! Readers are added and leave while the output is written. Versions of a descriptor
+//! ([`OutputBuffers`]) name the current ones. Page `k` of a buffer has token `k`. A reader sends
+//! its *token*: this acknowledges all pages before the token and requests the pages from it on. A
+//! page that was read stays, and counts, until it is acknowledged. A page in several buffers counts
+//! once. (Presto's output buffers; rules H and I of `stages/RULES.md`.)
 //!
 //! ```text
-//! Open ──no more buffers──▶ NoMoreBuffers ──no more pages──▶ Flushing ──all readers gone──▶ Finished
-//!   └────no more pages────▶ NoMorePages ───no more buffers──────┘
+//! Open ──no more buffers──▶ NoMoreBuffers ──no more pages─▶ Flushing ──all left──▶ Finished
+//!   └────no more pages────▶ NoMorePages ───no more buffers─────┘
 //! any but Finished ──a writer fails──▶ Failed
 //! ```
 //!
-//! A partitioned or broadcast output whose readers have all gone ends early once there will be no other readers.
-//! An arbitrary one also ends when all its pages were taken and the readers that took them have gone, without
-//! knowing that there will be no other: the stage that decides whether there will be another reader may wait for
-//! this end.
+//! A partitioned or broadcast output whose readers have all left ends early once no more readers
+//! can be added. An arbitrary output also ends when all its pages were taken and their readers have
+//! left. It does so even if more readers may be added: the stage that decides about another reader
+//! may wait for this end.
 //!
-//! Who may do what: [`OutputWriter`]s are the right to add pages, one a task; one that is dropped unfinished
-//! fails the output. [`OutputBuffer`] is the handle of everybody else; it is shared.
+//! Permissions: an [`OutputWriter`] is the right of one task to add pages; dropping it unfinished
+//! fails the output. All other actors share the handle [`OutputBuffer`].
 //!
-//! Lock: `inner`. Gates flip under it; wakers run, and dropped pages are freed, after it. A reader gives a gate
-//! of its own with its question, and shuts it *before* it asks: what comes between the answer and the wait opens
-//! it. So one gate can stand for many outputs, as that of an [`ExchangeClient`] does.
+//! Lock: `inner`. Gates change under it; wakers run, and dropped pages are freed, after it. A
+//! reader passes its own gate with each read, and blocks it *before* the read. A page between the
+//! answer and the wait then makes the gate ready. So one gate can serve many outputs, as in an
+//! [`ExchangeClient`].
 
 mod client;
 mod descriptor;
@@ -49,25 +50,25 @@ use crate::{
     sync::Mutex,
 };
 
-/// How far an output has come.
+/// The state of an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputState {
-    /// Pages and buffers may come.
+    /// Pages and buffers may be added.
     Open,
-    /// Pages may come.
+    /// Pages may be added.
     NoMoreBuffers,
-    /// Buffers may come.
+    /// Buffers may be added.
     NoMorePages,
-    /// What is there is to be read.
+    /// The existing pages are to be read.
     Flushing,
-    /// Everybody has read what they wanted.
+    /// All readers have left, or the output was destroyed.
     Finished,
-    /// It will never be whole.
+    /// The output will never be complete.
     Failed,
 }
 
 impl OutputState {
-    /// Whether it is an end.
+    /// Returns whether the state is an end.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Finished | Self::Failed)
     }
@@ -81,21 +82,22 @@ impl OutputState {
     }
 }
 
-/// What a reader is told.
+/// The result of a read.
 #[derive(Debug)]
 pub enum PageRead<T> {
-    /// Pages from the place that was asked for on.
+    /// Pages from the requested token on.
     Pages {
         /// At least one.
         pages: Vec<T>,
-        /// The place of the next one.
+        /// The token of the next page.
         next: u64,
     },
-    /// None yet: the gate that was given with the question opens when there may be some.
+    /// No page yet: the gate passed with the read becomes ready when there may be one.
     Pending,
-    /// The reader has acknowledged this place before: an answer to a question asked twice.
+    /// The reader acknowledged this token before: the answer to a duplicate request.
     TokenTooOld,
-    /// There is none, and will be none. The reader is still to leave ([`OutputBuffer::abort`]).
+    /// No page is left and none will be added. The reader must still leave
+    /// ([`OutputBuffer::abort`]).
     Complete,
     /// The output has failed.
     Failed,
@@ -105,10 +107,10 @@ struct Inner<T> {
     state: OutputState,
     descriptor: OutputBuffers,
     clients: BTreeMap<BufferId, ClientBuffer<T>>,
-    /// Of a broadcast output: all pages, for buffers that come later, as long as such may come. Of an arbitrary
-    /// one: those nobody has taken.
+    /// Broadcast: all pages, for buffers added later, as long as buffers may be added. Arbitrary:
+    /// the pages that no buffer has taken.
     master: VecDeque<Arc<Page<T>>>,
-    /// Of all pages that are held, each once.
+    /// Total bytes of all pages, each counted once.
     bytes: usize,
     writers_left: usize,
     stats: ExchangeStats,
@@ -116,18 +118,19 @@ struct Inner<T> {
 
 struct State<T> {
     limit: BufferLimit,
-    /// Open while there is room for pages.
+    /// Ready while there is capacity for pages.
     capacity: Gate,
-    /// Open while readers are slower than writers.
+    /// Ready while readers are slower than writers.
     overutilized: Gate,
-    /// Open when no page is wanted any more.
+    /// Ready when no reader wants pages any more.
     closed: Gate,
-    /// Open at the end.
+    /// Ready when the output has ended.
     finished: Gate,
     inner: Mutex<Inner<T>>,
 }
 
-/// An output, for those who link it, read it and watch it. Clones are the same output.
+/// The shared handle of an output, for reading, linking and observing it. Clones are the same
+/// output.
 pub struct OutputBuffer<T>(Arc<State<T>>);
 
 impl<T> Clone for OutputBuffer<T> {
@@ -143,10 +146,10 @@ impl<T> std::fmt::Debug for OutputBuffer<T> {
     }
 }
 
-/// What is freed after the lock.
+/// Pages to free after the lock is released.
 type DroppedPages<T> = Vec<T>;
 
-/// What is done after the locks of the caller, too.
+/// Work to do after the caller's locks are released, too.
 struct Deferred<T> {
     dropped: DroppedPages<T>,
     wakeups: Wakeups,
@@ -159,10 +162,10 @@ impl<T> Default for Deferred<T> {
 }
 
 impl<T: Payload + Clone> OutputBuffer<T> {
-    /// An output of the kind and with the buffers of `descriptor`, which `writers` tasks write.
+    /// Creates an output with the kind and buffers of `descriptor`, for `writers` writing tasks.
     ///
     /// # Errors
-    /// If it is partitioned and not all buffers are known, or nobody writes it.
+    /// If it is partitioned and not all buffers are known, or `writers` is 0.
     pub fn new(
         name: &str,
         descriptor: OutputBuffers,
@@ -170,13 +173,13 @@ impl<T: Payload + Clone> OutputBuffer<T> {
         writers: usize,
     ) -> Result<(Self, Vec<OutputWriter<T>>), ProtocolError> {
         if descriptor.kind() == OutputKind::Partitioned && !descriptor.no_more_buffers() {
-            return Err(ProtocolError("a partitioned output does not know all its buffers".into()));
+            return Err(ProtocolError("a partitioned output needs a final set of buffers".into()));
         }
         if writers == 0 {
-            return Err(ProtocolError("nobody writes an output".into()));
+            return Err(ProtocolError("an output needs at least 1 writer".into()));
         }
         let gate = |what: &str, kind| Dependency::blocked(format!("{name} {what}"), kind);
-        // Who reads is a task of another query context, as a reader of the result is.
+        // Readers are tasks of another query context: external, as readers of the result are.
         let capacity = Dependency::ready(format!("{name} capacity"), DependencyKind::External);
         let inner = Inner {
             state: OutputState::Open,
@@ -200,10 +203,11 @@ impl<T: Payload + Clone> OutputBuffer<T> {
         Ok((output, writers))
     }
 
-    /// Makes known which buffers there are. Older versions, and all of them after the end, are ignored.
+    /// Sets the known buffers. Ignores older versions, and all versions after the end.
     ///
     /// # Errors
-    /// If a newer version takes back what was said, or a buffer was read that is none.
+    /// If `newer` revokes anything of the current version, or makes the set final without a buffer
+    /// that was read.
     pub fn set_buffers(&self, newer: &OutputBuffers) -> Result<(), ProtocolError> {
         let (mut dropped, mut wakeups) = (DroppedPages::new(), Wakeups::new());
         let mut inner = self.0.inner.lock();
@@ -215,7 +219,7 @@ impl<T: Payload + Clone> OutputBuffer<T> {
             && let Some(unknown) = inner.clients.keys().find(|id| !newer.contains(**id))
         {
             return Err(ProtocolError(format!(
-                "buffer {unknown} is read, and no buffer of the output"
+                "buffer {unknown} is read, but is no buffer of the output"
             )));
         }
         for id in newer.ids() {
@@ -237,12 +241,13 @@ impl<T: Payload + Clone> OutputBuffer<T> {
         Ok(())
     }
 
-    /// Acknowledges the pages of buffer `id` before `token`, and reads from there on: at least one page if there
-    /// is one, and more while they take no more than `max_bytes` together. `gate`, which the caller has shut,
-    /// opens when a pending question is worth asking again; a newer question answers an older one.
+    /// Acknowledges the pages of buffer `id` before `token`, and reads from there on. Returns at
+    /// least one page if there is one, and more while their total is at most `max_bytes`. `gate`,
+    /// which the caller has blocked, becomes ready when a pending read is worth retrying. A newer
+    /// read ends an older pending one.
     ///
     /// # Errors
-    /// If there is no such buffer, or no such place in it.
+    /// If there is no such buffer, or no such token in it.
     pub fn read(
         &self,
         id: BufferId,
@@ -253,7 +258,7 @@ impl<T: Payload + Clone> OutputBuffer<T> {
         self.read_deferred((id, token), max_bytes, gate, &mut Deferred::default())
     }
 
-    /// [`read`](Self::read) under a lock.
+    /// Does what [`read`](Self::read) does, for a caller under a lock.
     fn read_deferred(
         &self,
         (id, token): (BufferId, u64),
@@ -268,7 +273,7 @@ impl<T: Payload + Clone> OutputBuffer<T> {
             return Ok(PageRead::Failed);
         }
         if !inner.clients.contains_key(&id) && inner.descriptor.no_more_buffers() {
-            return Err(ProtocolError(format!("there is no buffer {id}, and there will be none")));
+            return Err(ProtocolError(format!("buffer {id} does not exist and cannot be added")));
         }
         if inner.state == OutputState::Finished {
             return Ok(PageRead::Complete);
@@ -307,11 +312,11 @@ impl<T: Payload + Clone> OutputBuffer<T> {
         Ok(result)
     }
 
-    /// Frees the pages of buffer `id` before `token`, as the next read from there on would. Older places, and
-    /// buffers that are not there, are ignored.
+    /// Frees the pages of buffer `id` before `token`, as the next read from `token` on would.
+    /// Ignores older tokens and unknown buffers.
     ///
     /// # Errors
-    /// If there is no such place in the buffer.
+    /// If there is no such token in the buffer.
     pub fn acknowledge(&self, id: BufferId, token: u64) -> Result<(), ProtocolError> {
         let (mut dropped, mut wakeups) = (DroppedPages::new(), Wakeups::new());
         let mut inner = self.0.inner.lock();
@@ -327,12 +332,13 @@ impl<T: Payload + Clone> OutputBuffer<T> {
         Ok(())
     }
 
-    /// The reader of buffer `id` leaves, with all it wanted or before. What it has not read is dropped.
+    /// Ends the reader of buffer `id`, before or after it has read all pages. Drops its unread
+    /// pages.
     pub fn abort(&self, id: BufferId) {
         self.abort_deferred(id, &mut Deferred::default());
     }
 
-    /// [`abort`](Self::abort) under a lock.
+    /// Does what [`abort`](Self::abort) does, for a caller under a lock.
     fn abort_deferred(&self, id: BufferId, deferred: &mut Deferred<T>) {
         let Deferred { dropped, wakeups } = deferred;
         let mut inner = self.0.inner.lock();
@@ -351,12 +357,12 @@ impl<T: Payload + Clone> OutputBuffer<T> {
         self.0.update_state(&mut inner, dropped, wakeups);
     }
 
-    /// Nobody wants any of it: a clean end, at whatever point it has come to.
+    /// Ends the output cleanly in any state, because no reader wants its pages.
     pub fn destroy(&self) {
         self.end(OutputState::Finished);
     }
 
-    /// It will never be whole: its readers are told so.
+    /// Fails the output: it will never be complete, and its readers get [`PageRead::Failed`].
     pub fn fail(&self) {
         self.end(OutputState::Failed);
     }
@@ -367,35 +373,35 @@ impl<T: Payload + Clone> OutputBuffer<T> {
         self.0.end(&mut inner, state, &mut dropped, &mut wakeups);
     }
 
-    /// How far it has come.
+    /// Returns the state.
     pub fn state(&self) -> OutputState {
         self.0.inner.lock().state
     }
 
-    /// Open at the end, whichever it is.
+    /// Returns the gate that is ready when the output has finished or failed.
     pub fn finished_gate(&self) -> &Gate {
         &self.0.finished
     }
 
-    /// Bytes that are held.
+    /// Returns the number of buffered bytes.
     pub fn bytes(&self) -> usize {
         self.0.inner.lock().bytes
     }
 
-    /// Whether its readers are slower than its writers: it is full, or, if it is arbitrary, half full or all
-    /// that will be there is there.
+    /// Returns whether readers are slower than writers. That is so for a full output; an arbitrary
+    /// one is also overutilized if it is half full or all its pages were added.
     pub fn is_overutilized(&self) -> bool {
         self.0.is_overutilized(&self.0.inner.lock())
     }
 
-    /// Open while that is so, and at the end.
+    /// Returns the gate that is ready while the output is overutilized, and at its end.
     pub fn overutilized_gate(&self) -> &Gate {
         &self.0.overutilized
     }
 
-    /// Rows so far: into the output (once, however many buffers hold them), out to readers (once a buffer), and
-    /// those that no reader wanted: they came too late, or were left (once a buffer). Unless it is a broadcast, all
-    /// that came in is either out or dropped at the end.
+    /// Returns the rows so far. Rows in count once, however many buffers contain them; rows out and
+    /// dropped rows count once per buffer. Dropped rows are those that no reader wanted: added too
+    /// late, or unread. Except for a broadcast, rows in are rows out plus dropped rows at the end.
     pub fn stats(&self) -> ExchangeStats {
         self.0.inner.lock().stats
     }
@@ -406,27 +412,28 @@ fn master_is_drained<T>(kind: OutputKind, master: &VecDeque<Arc<Page<T>>>) -> bo
 }
 
 impl<T: Payload + Clone> Inner<T> {
-    /// Buffer `id`, which is made if it is not there. Of a broadcast output it begins with all pages so far.
+    /// Returns buffer `id`, and creates it if needed. A broadcast buffer starts with all pages so
+    /// far.
     fn client(&mut self, id: BufferId) -> &mut ClientBuffer<T> {
         let broadcast = self.descriptor.kind() == OutputKind::Broadcast;
         let earlier = || self.master.iter().filter(|_| broadcast).cloned().collect();
         self.clients.entry(id).or_insert_with(|| ClientBuffer::new(earlier()))
     }
 
-    /// Lets go of `pages`: one that no other buffer holds no longer counts.
+    /// Removes references to `pages`: a page in no other buffer no longer counts.
     fn release(
         &mut self,
         pages: impl IntoIterator<Item = Arc<Page<T>>>,
         dropped: &mut DroppedPages<T>,
     ) {
-        // Only buffers hold pages, all under this lock: readers have copies of what is in them.
+        // Only buffers refer to pages, all under this lock; readers have copies of the items.
         for page in pages.into_iter().filter_map(Arc::into_inner) {
             self.bytes -= page.bytes;
             dropped.push(page.item);
         }
     }
 
-    /// Whether no page that is there, or may come, will be read.
+    /// Returns whether no page, present or future, will be read.
     fn no_readers_left(&self) -> bool {
         let all_aborted = self.clients.values().all(|client| client.aborted);
         let no_more_buffers =
@@ -439,7 +446,7 @@ impl<T: Payload + Clone> Inner<T> {
 }
 
 impl<T: Payload + Clone> State<T> {
-    /// Draws the consequences of a change.
+    /// Ends the output if no reader is left, and updates its gates. Called after a change.
     fn update_state(
         &self,
         inner: &mut Inner<T>,
@@ -464,7 +471,7 @@ impl<T: Payload + Clone> State<T> {
         }
     }
 
-    /// The gate says what it stands for.
+    /// Sets the gate to the current utilization.
     fn update_utilization(&self, inner: &Inner<T>, wakeups: &mut Wakeups) {
         let open = self.overutilized.is_ready();
         match self.is_overutilized(inner) {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{BufferLimit, Dependency, DependencyKind, Gate, Payload, PopResult, PushResult};
 
-/// A page of so many bytes, which counts its copies while they live.
+/// A page with a size in bytes; counts its live copies.
 #[derive(Debug)]
 struct Item {
     number: usize,
@@ -85,7 +85,7 @@ impl Fixture {
         self.output.read(id, token, max_bytes, &self.gate).unwrap()
     }
 
-    /// The numbers of the pages from `token` on, and the next token.
+    /// Returns the numbers of the pages from `token` on, and the next token.
     fn read(&self, id: usize, token: u64, max_bytes: usize) -> (Vec<usize>, u64) {
         match self.request(id, token, max_bytes) {
             PageRead::Pages { pages, next } => {
@@ -137,7 +137,8 @@ fn h3_nothing_is_taken_back() {
     let none = OutputBuffers::new(OutputKind::Broadcast);
     let (one, other) = (none.with_buffer(0, 0).unwrap(), none.with_buffer(1, 0).unwrap());
     assert!(none.check_transition(&one).is_ok() && one.check_transition(&one).is_ok());
-    // Another kind, an older version, the same version that says something else, a buffer lost or changed.
+    // Another kind, an older version, the same version with other contents, a buffer removed or
+    // changed.
     assert!(none.check_transition(&OutputBuffers::new(OutputKind::Arbitrary)).is_err());
     assert!(one.check_transition(&none).is_err());
     assert!(one.check_transition(&other).is_err());
@@ -153,7 +154,7 @@ fn i1_a_read_acknowledges_what_comes_before() {
     let mut fixture = Fixture::new(&partitioned(1), 1000);
     fixture.push_pages(0, 3);
     assert_eq!(fixture.read(0, 0, 1000), (vec![0, 1, 2], 3));
-    // Read is not acknowledged.
+    // A page that was read is not acknowledged by that.
     assert_eq!((fixture.output.bytes(), fixture.alive()), (30, 3));
     assert_eq!(fixture.read(0, 0, 1000), (vec![0, 1, 2], 3));
     assert_eq!(fixture.read(0, 1, 1000), (vec![1, 2], 3));
@@ -172,7 +173,7 @@ fn i2_at_least_one_page_and_no_more_than_fit() {
     assert_eq!(fixture.read(0, 0, 29), (vec![0, 1], 2));
 }
 
-/// A gate stands for the pending question, so the older of two is told that it was answered by opening its own.
+/// A gate stands for one pending read, so a newer read ends the older one by making its gate ready.
 #[test]
 fn i3_a_newer_question_answers_an_older_one() {
     let mut fixture = Fixture::new(&partitioned(1), 1000);
@@ -247,7 +248,8 @@ fn i8_what_comes_too_late_is_dropped() {
     assert_eq!((fixture.output.stats().rows_dropped, fixture.alive()), (2, 0));
 }
 
-/// I-9, and memory of the broadcast table: a page of several buffers counts once, until the last lets go.
+/// I-9, and memory of a broadcast table: a page in several buffers counts once, until the last
+/// buffer releases it.
 #[test]
 fn i9_a_page_is_counted_once_and_freed_by_the_last() {
     let mut fixture = Fixture::new(&readers(OutputKind::Broadcast, 3).with_no_more_buffers(), 1000);
@@ -261,7 +263,8 @@ fn i9_a_page_is_counted_once_and_freed_by_the_last() {
     assert_eq!((fixture.output.bytes(), fixture.alive()), (0, 0));
 }
 
-/// As in Velox, not in Presto: an output of exactly its budget is full, and has room as soon as it is below.
+/// As in Velox, unlike Presto: an output with exactly its limit is full, and has capacity as soon
+/// as it is below.
 #[test]
 fn a_full_output_asks_its_writers_to_wait() {
     let mut fixture = Fixture::new(&partitioned(2), 20);
@@ -272,7 +275,7 @@ fn a_full_output_asks_its_writers_to_wait() {
     assert!(!capacity.is_ready(), "a page that is not acknowledged counts");
     fixture.output.acknowledge(1, 1).unwrap();
     assert!(capacity.is_ready() && !fixture.output.is_overutilized());
-    // A page beyond the budget is taken; what ends lets the writer go.
+    // A page beyond the limit is accepted; the end of the output releases the writer.
     let PushResult::Backpressure(capacity) = fixture.push(0, 1000) else { panic!("there is room") };
     fixture.output.destroy();
     assert!(capacity.is_ready());
@@ -294,7 +297,7 @@ fn table_a_late_reader_of_a_broadcast_gets_all_pages() {
     fixture.push_pages(0, 2);
     assert_eq!(fixture.read(0, 0, 100).0, [0, 1]);
     fixture.output.acknowledge(0, 2).unwrap();
-    // I-14: pages are kept for readers that may come.
+    // I-14: pages are kept for readers that may be added.
     assert_eq!(fixture.output.bytes(), 20);
     fixture.output.set_buffers(&readers(OutputKind::Broadcast, 2).with_no_more_buffers()).unwrap();
     assert_eq!(fixture.read(1, 0, 100), (vec![0, 1], 2));
@@ -341,7 +344,8 @@ fn table_without_readers_only_an_arbitrary_output_goes_on() {
     let broadcast =
         Fixture::new(&OutputBuffers::new(OutputKind::Broadcast).with_no_more_buffers(), 100);
     assert_eq!(broadcast.output.state(), OutputState::Finished);
-    // Who decides on another reader may wait for the end of this one: pages that were all taken end it.
+    // A stage that decides on another reader may wait for this end: the output ends when all its
+    // pages were taken.
     let mut arbitrary = Fixture::new(&readers(OutputKind::Arbitrary, 1), 100);
     arbitrary.push_pages(0, 1);
     arbitrary.no_more_pages();
@@ -381,7 +385,8 @@ fn table_what_a_reader_leaves_is_lost_to_others_or_not() {
     assert_eq!(broadcast.read(1, 0, 100).0, [0]);
 }
 
-/// Unlike in Presto, whose readers stay blocked, an error reaches them; it is never a clean end.
+/// Unlike in Presto, whose readers stay blocked, an error reaches the readers; it is never a clean
+/// end.
 #[test]
 fn i10_a_failed_output_is_no_finished_one() {
     let mut fixture = Fixture::new(&partitioned(2), 10);
@@ -477,7 +482,7 @@ fn m11_a_closed_client_leaves_all_outputs() {
     assert!(matches!(client.take(), PopResult::Finished));
 }
 
-/// One who reads outputs side by side gets a client for each, when all are known.
+/// A caller that reads outputs side by side gets a client for each, when all are known.
 #[test]
 fn a_client_is_split_by_location() {
     let mut fixtures = [Fixture::new(&partitioned(1), 100), Fixture::new(&partitioned(1), 100)];

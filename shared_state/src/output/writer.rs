@@ -1,4 +1,4 @@
-//! The writer's end of an output.
+//! The writer's end of an output buffer.
 
 use std::sync::Arc;
 
@@ -17,7 +17,8 @@ impl<T: Payload + Clone> OutputWriter<T> {
         Self { output, finished: false }
     }
 
-    /// Adds a page: to the buffer of `partition`; a broadcast or arbitrary output has partition 0 only.
+    /// Adds a page to the buffer of `partition`. A broadcast or arbitrary output has partition 0
+    /// only.
     pub fn push(&mut self, partition: usize, item: T) -> PushResult {
         let (mut dropped, mut wakeups) = (DroppedPages::new(), Wakeups::new());
         let state = &self.output.0;
@@ -56,7 +57,7 @@ impl<T: Payload + Clone> OutputWriter<T> {
             OutputKind::Arbitrary => {
                 inner.master.push_back(page.clone());
                 wanted = true;
-                // Who comes first gets it; the others ask in vain.
+                // The first reader gets the page; the reads of the others stay pending.
                 for client in inner.clients.values_mut() {
                     if let Some(listener) = client.listener.take() {
                         listener.set_ready_deferred(&mut wakeups);
@@ -72,24 +73,24 @@ impl<T: Payload + Clone> OutputWriter<T> {
         state.poll_capacity(inner)
     }
 
-    /// Whether there is room, without a page.
+    /// Returns whether there is capacity, without adding a page.
     pub fn poll_capacity(&mut self) -> PushResult {
         self.output.0.poll_capacity(&self.output.0.inner.lock())
     }
 
-    /// Another one, for another task. The output waits for both.
+    /// Creates a writer for another task. The output waits for both.
     #[must_use]
     pub fn add_writer(&self) -> Self {
         self.output.0.inner.lock().writers_left += 1;
         Self::new(self.output.clone())
     }
 
-    /// Says that this task has written all it had.
+    /// Records that this task has written all its pages.
     pub fn finish(mut self) {
         self.leave(true);
     }
 
-    /// Open when no page is wanted any more.
+    /// Returns the gate that is ready when no reader wants pages any more.
     pub fn closed(&self) -> &Gate {
         &self.output.0.closed
     }

@@ -1,5 +1,5 @@
 //! Gates with one fault each. The first test shows that the re-implementation without a fault
-//! passes, so that each failure is the fault's.
+//! passes, so each failure is caused by the fault.
 
 use std::{sync::Arc, task::Waker};
 
@@ -16,11 +16,11 @@ enum Fault {
     None,
     /// Tests without the lock, then registers without testing again.
     RegisterWithoutTest,
-    /// Takes the waiters first and flips the state after the lock is released.
+    /// Takes the waiters first and changes the state after the lock is released.
     FlipOutsideTheLock,
-    /// Flips the state but leaves the waiters where they are.
+    /// Changes the state but does not take the waiters.
     WaitersNotTaken,
-    /// Flips the state without Release.
+    /// Changes the state without Release.
     RelaxedFlip,
 }
 
@@ -68,7 +68,7 @@ impl MiniGate {
     }
 }
 
-/// One opens, one waits and then reads what was written before.
+/// One thread makes the gate ready; another waits and then reads what was written before.
 fn open_and_wait(fault: Fault) {
     let gate =
         Arc::new(MiniGate { open: AtomicBool::new(false), waiting: Mutex::new(Vec::new()), fault });
@@ -113,7 +113,7 @@ fn relaxed_flip_hides_the_data() {
     must_fail(&["assertion"], || open_and_wait(Fault::RelaxedFlip));
 }
 
-/// The gate that ships, used by a state that blocks it after it has released its lock.
+/// The real gate, in a state that blocks it after releasing its lock.
 #[test]
 fn block_outside_the_states_lock_loses_the_item() {
     must_fail(&["deadlock"], || {

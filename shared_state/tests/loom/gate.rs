@@ -1,4 +1,4 @@
-//! The gate that ships: `poll_ready` against `set_ready`, `block` and `set_always_ready`.
+//! The real gate: `poll_ready` against `set_ready`, `block` and `set_always_ready`.
 
 use std::{
     sync::Arc,
@@ -24,7 +24,7 @@ fn wait(gate: &Gate) {
     }
 }
 
-/// Who passes the gate was woken or saw it open, and sees what was written before it was opened.
+/// A thread that passes the gate was woken or saw it ready, and sees what was written before.
 #[test]
 fn opening_is_seen_or_wakes() {
     check(|| {
@@ -57,7 +57,7 @@ fn opening_wakes_all_waiters() {
     });
 }
 
-/// Whatever `block` and `set_ready` do meanwhile, `set_always_ready` lets the waiter go.
+/// `set_always_ready` releases the waiter, whatever `block` and `set_ready` do meanwhile.
 #[test]
 fn always_ready_ends_every_wait() {
     check(|| {
@@ -81,7 +81,7 @@ fn always_ready_ends_every_wait() {
     });
 }
 
-/// Neither `block` nor `set_ready` takes `AlwaysReady` back.
+/// Neither `block` nor `set_ready` revokes `AlwaysReady`.
 #[test]
 fn always_ready_is_sticky() {
     check(|| {
@@ -168,7 +168,7 @@ impl Wake for Reenter {
     }
 }
 
-/// Wakers run when no lock is held, so one that uses the gate itself cannot deadlock.
+/// Wakers run when no lock is taken, so a waker that uses the gate itself cannot deadlock.
 #[test]
 fn wakers_may_use_the_gate() {
     check(|| {
@@ -184,7 +184,7 @@ fn wakers_may_use_the_gate() {
         if registered {
             gate.set_ready();
         }
-        // It is woken once a registration, whoever opened the gate.
+        // A registration is woken once, whichever thread makes the gate ready.
         assert_eq!(reenter.calls.load(Ordering::Relaxed), usize::from(registered));
     });
 }

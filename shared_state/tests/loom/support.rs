@@ -1,5 +1,5 @@
-//! What the models share: the bounds of a check, a parker that a `Waker` unparks, and the check that
-//! must fail.
+//! Helpers of the models: the bounds of a check, a parker that a `Waker` unparks, and the check
+//! that must fail.
 
 use std::{
     cell::Cell,
@@ -16,12 +16,12 @@ use loom::{
 /// Checks all executions of `model` with at most two preemptions.
 pub(crate) fn check(model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    // `LOOM_MAX_PREEMPTIONS` may ask for more.
+    // `LOOM_MAX_PREEMPTIONS` may set more.
     builder.preemption_bound.get_or_insert(2);
     builder.check(model);
 }
 
-/// Checks that loom finds an execution of `model` that fails, and says one of `why`.
+/// Checks that loom finds a failing execution of `model` whose message contains one of `why`.
 pub(crate) fn must_fail(why: &[&str], model: impl Fn() + Send + Sync + 'static) {
     thread_local! {
         static MUTED: Cell<bool> = const { Cell::new(false) };
@@ -45,12 +45,12 @@ pub(crate) fn must_fail(why: &[&str], model: impl Fn() + Send + Sync + 'static) 
     assert!(expected, "it failed for another reason: {message}");
 }
 
-/// Waits for threads that answer nothing.
+/// Joins threads without results.
 pub(crate) fn join_all(threads: impl IntoIterator<Item = JoinHandle<()>>) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// Blocks a loom thread until its waker is called. A call that comes first is remembered.
+/// Blocks a loom thread until its waker is called. An earlier call is remembered.
 #[derive(Debug)]
 pub(crate) struct Parker {
     woken: Mutex<bool>,

@@ -1,4 +1,4 @@
-//! Aggregate and sort: sinks publish once, sources claim units once all have published.
+//! Aggregate and sort: producers publish once, consumers claim work once all have published.
 
 use std::sync::Arc;
 
@@ -13,16 +13,16 @@ use crate::support::{Ending, Item, Ledger, Query, Task, below, check, check_all}
 
 const PARTITIONS: usize = 3;
 
-/// The sink side of a state under test.
+/// The producer side of a state under test.
 trait PublishEnd: Send + 'static {
-    /// Publishes the items of sink `sink`, one for each unit.
+    /// Publishes the items of producer `sink`, one for each partition.
     fn publish(self, items: Vec<Item>);
     fn closed(&self) -> Gate;
 }
 
-/// The source side of a state under test.
+/// The consumer side of a state under test.
 trait ClaimEnd: Send + 'static {
-    /// The next unit with the items of all sinks that belong to it.
+    /// Claims the next partition, with the items of all producers for it.
     fn claim(&self) -> ClaimResult<(usize, Vec<Item>)>;
 }
 
@@ -73,7 +73,7 @@ enum Read {
     Left,
 }
 
-/// `false`: it left without publishing.
+/// `false`: the producer was dropped without publishing.
 fn publish(
     end: impl PublishEnd,
     sink: usize,
@@ -84,7 +84,7 @@ fn publish(
 ) -> bool {
     let mut task = Task::new(query);
     if until_closed {
-        // A producer whose input has no end learns from this gate that nobody reads.
+        // A producer with an endless input learns from this gate that no consumer is left.
         task.wait(&end.closed());
     }
     if aborts || task.is_cancelled() {
@@ -142,7 +142,8 @@ fn run<P: PublishEnd, C: ClaimEnd>(ending: Ending, sinks: Vec<P>, sources: Vec<C
         .zip(sources)
         .map(|(source, end)| {
             let query = query.clone();
-            // Those who all leave do so before the first unit: some sinks wait for just that.
+            // If all consumers leave, they do so before the first claim: some producers wait for
+            // just that.
             let leave_at = match ending.all_leave() {
                 true => Some(0),
                 false => (leaver == Some(source)).then(|| below(2)),
@@ -195,7 +196,7 @@ fn sort() {
     });
 }
 
-/// A claimed unit's memory is the claimer's: nothing of it stays in the state.
+/// The memory of a claimed partition belongs to the consumer: none of it stays in the state.
 #[test]
 fn aggregate_releases_partition_by_partition() {
     check(|| {
@@ -220,7 +221,7 @@ fn aggregate_releases_partition_by_partition() {
     });
 }
 
-/// The runs go with the last claimed range, not with the last source.
+/// The runs are dropped with the last claimed range, not with the last consumer.
 #[test]
 fn sort_releases_with_the_last_range() {
     check(|| {

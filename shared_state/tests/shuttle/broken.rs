@@ -1,5 +1,5 @@
 //! Shared states with one fault each. `cardinality` shows that the same state without a fault
-//! passes, so that each failure is the fault's.
+//! passes, so each failure is caused by the fault.
 
 use gatework_shared_state::{BufferLimit, ManyToMany};
 
@@ -12,11 +12,11 @@ use crate::{
 
 const DEADLOCK: &str = "deadlock";
 
-/// Runs a mailbox with `fault` to `ending`; the model must fail and say `why`.
+/// Runs a mailbox with `fault` to `ending`; the model must fail and its message contain `why`.
 fn caught(fault: Fault, ending: Ending, why: &str) {
     must_fail(why, move || {
         let mut plan = Plan::new(ending, Reach::Routed, 2, 2);
-        // Enough to be seen above the one item that every sink may add to a full budget.
+        // Enough to exceed the one item that every sink may add to a full buffer.
         plan.items = 8;
         let gates = ManyToMany::new("broken", plan.sinks, plan.sources);
         let (sinks, sources) = mailbox::new(gates, plan.reach, plan.limit_bytes, fault);
@@ -36,7 +36,7 @@ fn opening_before_the_data_loses_a_wake_up() {
 
 #[test]
 fn a_gate_left_open_makes_its_task_spin() {
-    caught(Fault::LeavesTheGateOpen, Ending::Finish, "spins on an open gate");
+    caught(Fault::LeavesTheGateOpen, Ending::Finish, "spins on a ready gate");
 }
 
 #[test]
@@ -78,10 +78,10 @@ fn dropped_rest_is_seen() {
 
 #[test]
 fn an_ignored_budget_is_seen() {
-    caught(Fault::BudgetIgnored, Ending::Finish, "more bytes than the budget");
+    caught(Fault::BudgetIgnored, Ending::Finish, "more bytes than the limit");
 }
 
-/// What a budget with `unless_starved` is for.
+/// The purpose of a limit with `unless_starved`.
 #[test]
 fn a_full_channel_beside_a_starved_one_closes_a_cycle() {
     must_fail(DEADLOCK, || one_channel_after_the_other(BufferLimit::new(1)));

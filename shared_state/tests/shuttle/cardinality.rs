@@ -1,4 +1,4 @@
-//! The four cardinalities, each under the smallest shared state there is.
+//! The four cardinalities, each in the smallest possible shared state.
 
 use gatework_shared_state::{ManyToMany, ManyToOne, OneToMany, OneToOne};
 

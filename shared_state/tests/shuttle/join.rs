@@ -1,4 +1,4 @@
-//! Join: collect, prepare, build, probe, drain, with every way to leave in every phase.
+//! Join: collect, finalize, build, probe, unmatched scan, with every way to leave in every phase.
 
 use std::sync::{
     Arc,
@@ -16,7 +16,7 @@ use crate::support::{Ending, Item, Ledger, Query, Task, below, check, check_all}
 const BUILD_MORSELS: usize = 2;
 const SCAN_MORSELS: usize = 3;
 
-/// A table: the parts, and how often each build unit was done.
+/// A table: the parts, and how often each build morsel was done.
 struct Table {
     parts: Vec<Item>,
     built: [AtomicUsize; BUILD_MORSELS],
@@ -27,19 +27,19 @@ struct Table {
 type Producer = BuildProducer<Item, Table>;
 type Consumer = ProbeConsumer<Item, Table>;
 
-/// At which step a source leaves.
+/// The step at which a consumer leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leave {
     Never,
-    /// Before it asks what to do.
+    /// Before its first build step.
     First,
-    /// With a step of the build in hand.
+    /// With an outstanding build step.
     WithOutstandingStep,
-    /// While it prepares the table, which it leaves to others.
+    /// During `Finalize`, which it hands over to another consumer.
     HandingOverFinalize,
     /// When the table is ready, before its probe ends.
     WhileProbing,
-    /// After its probe, before it drains.
+    /// After its probe, before the unmatched scan.
     BeforeUnmatchedScan,
 }
 
@@ -47,20 +47,20 @@ enum Leave {
 enum End {
     Finished,
     SawAbort,
-    /// It left with a step of the build in hand, so the join cannot go on.
+    /// It left with an outstanding build step, so the join cannot go on.
     LeftOutstandingStep,
-    /// It left before its probe ended, so nobody knows what it would have matched.
+    /// It left before its probe ended, so its matches are unknown.
     LeftEarly,
     LeftAfterProbe,
 }
 
-/// What the sources count outside of the state.
+/// Counters of the consumers, outside of the state.
 #[derive(Default)]
 struct Seen {
     finalized: AtomicUsize,
 }
 
-/// `false`: it left without publishing.
+/// `false`: the producer was dropped without publishing.
 fn publish(
     sink: Producer,
     number: usize,
@@ -146,7 +146,7 @@ fn probe(
     task.progress();
     table.probing.fetch_add(1, Ordering::SeqCst);
     if leave == Leave::WhileProbing || task.is_cancelled() {
-        // Gone before it is told, as it would be while it unwinds.
+        // Dropped before it learns of the cancel, as during an unwind.
         table.probing.fetch_sub(1, Ordering::SeqCst);
         return (End::LeftEarly, Some(table));
     }
@@ -173,7 +173,7 @@ fn probe(
     }
 }
 
-/// How each of the sources leaves.
+/// How each of the consumers leaves.
 fn leaves(ending: Ending, sources: usize) -> Vec<Leave> {
     let any = || {
         [
@@ -205,7 +205,7 @@ fn run(ending: Ending) {
     let seen = Arc::<Seen>::default();
     let morsels = below(BUILD_MORSELS + 1);
     let (sinks, sources) = join_bridge::new::<Item, Table>("join", 2, 2);
-    // Whoever waits for what is known of the build side is told on every way out.
+    // Observers of the build gate are woken on every way out.
     let filter = watch(sources[0].built_gate().clone(), &query);
     let closed = watch(sinks[0].closed().clone(), &query);
     let aborting = (ending == Ending::Abort).then(|| below(2));
@@ -270,7 +270,7 @@ fn join() {
     check_all(run);
 }
 
-/// A prober that leaves while the build side is collected must not send the others round in circles.
+/// A consumer that leaves while the build side is collected must not make the others spin.
 #[test]
 fn leaving_early_does_not_make_others_spin() {
     check(|| {

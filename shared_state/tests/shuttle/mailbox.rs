@@ -1,6 +1,6 @@
 //! The smallest shared state: a bounded queue per source over any of the four cardinalities.
 //!
-//! It is how a state uses the gates it is handed, and, with a [`Fault`], how it must not.
+//! It shows how a state uses its gates, and, with a [`Fault`], how it must not.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -14,7 +14,7 @@ use crate::{
     support::Item,
 };
 
-/// The gates of a cardinality, by instance.
+/// The gates of a cardinality, by task index.
 pub(crate) trait Gates: Send + Sync + 'static {
     fn sinks(&self) -> &[Gate];
     fn sources(&self) -> &[Gate];
@@ -39,36 +39,36 @@ macro_rules! gates {
 
 gates!(OneToOne OneToMany ManyToOne ManyToMany);
 
-/// What a mailbox does wrong.
+/// A fault of a mailbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
-    /// A source finds nothing, releases the lock, and then shuts its gate.
+    /// A source finds no item, releases the lock, and then blocks its gate.
     BlocksOutsideTheLock,
-    /// A sink opens the source's gate, and then adds its item.
+    /// A sink makes the source's gate ready, and then adds its item.
     OpensBeforeTheData,
-    /// A source that finds nothing leaves its gate open.
+    /// A source that finds no item leaves its gate ready.
     LeavesTheGateOpen,
-    /// A source that makes room opens no sink's gate.
+    /// A source that makes room makes no sink's gate ready.
     RoomFreesNobody,
-    /// The last sink to finish opens no gate.
+    /// The last sink to finish makes no gate ready.
     LastSinkOpensNothing,
-    /// A sink that is dropped unfinished opens no gate.
+    /// A sink that is dropped unfinished makes no gate ready.
     AbortOpensNothing,
-    /// A sink that is dropped unfinished leaves as if it had finished.
+    /// A sink that is dropped unfinished counts as finished.
     AbortLooksFinished,
-    /// A source that leaves opens no sink's gate.
+    /// A source that is dropped makes no sink's gate ready.
     LeavingFreesNobody,
-    /// A source that leaves does not give back the bytes of what it has not read.
+    /// A source that is dropped does not subtract the bytes of its unread items.
     LeavingKeepsBytes,
-    /// The last sink to finish drops what was not read yet.
+    /// The last sink to finish drops the unread items.
     FinishDropsTheRest,
-    /// Sinks are never asked to wait.
+    /// Sinks are never blocked.
     BudgetIgnored,
 }
 
 struct Inner {
-    /// Items and their bytes; `None` once the source left.
+    /// Items and their bytes; `None` once the source was dropped.
     queues: Vec<Option<VecDeque<Item>>>,
     bytes: usize,
     sinks_left: usize,
@@ -94,7 +94,7 @@ pub(crate) struct MailSource<G: Gates> {
     task_index: usize,
 }
 
-/// A mailbox that holds `limit_bytes` and the item that passes the limit.
+/// A mailbox with a limit of `limit_bytes`, plus the item that exceeds it.
 pub(crate) fn new<G: Gates>(
     gates: G,
     reach: Reach,

@@ -1,4 +1,4 @@
-//! Memory that is refused, asked for and given back, by tasks that hold it and by one that cannot give any.
+//! Memory arbitration among tasks that spill and a task that has nothing to spill.
 
 use std::sync::Arc;
 
@@ -13,21 +13,21 @@ use crate::support::{Ending, Query, Task, below, check_all, must_fail};
 const LIMIT: usize = 5;
 const ROUNDS: usize = 4;
 
-/// What a holder does wrong.
+/// A fault of a participant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
-    /// It takes the question after it has begun to give back.
+    /// It takes the reclaim request after it has started to spill.
     TakesRequestLate,
-    /// It has nothing, and does not say so.
+    /// It has nothing to spill, and does not decline.
     DoesNotDecline,
-    /// It answers that it is giving back because it was, and that is over.
+    /// It counts a write as pending that has finished.
     CountsFinishedWrite,
-    /// What it gives back wakes nobody.
+    /// Its release wakes no requester.
     ReleasesSilently,
-    /// It is asked while it waits, and does not look.
+    /// While it waits for memory, it does not watch for reclaim requests.
     WaitsForMemoryOnly,
-    /// What is written gives its memory back before it counts as written.
+    /// Its write releases memory before it counts as done.
     ReleasesEarly,
 }
 
@@ -35,7 +35,7 @@ struct Pool {
     used: Mutex<usize>,
     arbitrator: Arc<MemoryArbitrator>,
     fault: Fault,
-    /// Opens when nobody needs memory any more: the input of the others.
+    /// Ready when no task needs memory any more: the input of the spilling tasks.
     satisfied: Gate,
 }
 
@@ -55,14 +55,14 @@ impl Pool {
     }
 }
 
-/// A task that writes what it holds when it is asked to, or when nobody else holds more.
+/// A task that spills when it is asked to, or when no other task has more memory.
 struct Spiller {
     pool: Arc<Pool>,
     participant: ArbitrationParticipant,
     reserved: usize,
-    /// It cannot give back what it says it could.
+    /// Its reclaimable bytes cannot be released.
     overstates: bool,
-    /// The gate of a write, and whether that is done.
+    /// The gate of a pending write, and whether the write is done.
     writing: Option<(Gate, Arc<Mutex<bool>>)>,
 }
 
@@ -79,7 +79,7 @@ impl Spiller {
         self.writing.is_some()
     }
 
-    /// Begins to write half of it, elsewhere, if there is anything that can be written.
+    /// Starts to write half of the memory on another thread, if there is any that can be written.
     fn write(&mut self) -> bool {
         let bytes = self.reserved.div_ceil(2);
         if bytes == 0 || self.overstates {
@@ -92,7 +92,7 @@ impl Spiller {
         self.writing = Some((gate.clone(), done.clone()));
         let pool = self.pool.clone();
         let pending_release = pool.arbitrator.announce_release(1);
-        // Whoever finds it not done knows that its memory is yet to come back.
+        // A task that finds the write not done knows that its memory is still to be released.
         thread::spawn(move || {
             if pool.fault == Fault::ReleasesEarly {
                 pool.release(bytes);
@@ -130,7 +130,7 @@ impl Spiller {
         }
     }
 
-    /// One more byte; `false` if the query ended meanwhile.
+    /// Reserves one more byte; `false` if the query was cancelled meanwhile.
     fn grow(&mut self, task: &mut Task) -> bool {
         while !task.is_cancelled() {
             self.handle_reclaim_requests();
@@ -151,17 +151,18 @@ impl Spiller {
                     task.wait_any(&[&gate, self.participant.reclaim_requested()]);
                 }
             } else {
-                // The others hold less than would be asked for. It goes on with what it has.
+                // The other tasks have too little memory for a request. This task goes on with its
+                // own.
                 return true;
             }
         }
         false
     }
 
-    /// To its end, or leaving after so many rounds.
+    /// Runs to the end, or leaves after a random number of rounds.
     fn run(mut self, mut task: Task, ending: Ending, leaves: bool) {
         let aborts = leaves && ending == Ending::Abort;
-        // One that leaves early has come far enough, now and then, to have others wait for memory.
+        // A task that leaves early has sometimes made others wait for memory before.
         for _ in 0..if leaves { below(2 * ROUNDS) } else { ROUNDS } {
             if !self.grow(&mut task) {
                 break;
@@ -180,13 +181,14 @@ impl Spiller {
             self.participant.decline_reclaim();
         }
         let Self { pool, participant, reserved, .. } = self;
-        // What it holds goes first, as a reservation does in a task that is dropped.
+        // Memory is released before the participant is dropped, as a reservation is in a dropped
+        // task.
         pool.release(reserved);
         drop(participant);
     }
 }
 
-/// Wants memory that it does not give back before its end, and gives up if nobody holds any.
+/// Needs memory that it releases only at its end, and gives up if no task has reclaimable memory.
 fn need(pool: &Arc<Pool>, mut task: Task) {
     let participant = pool.arbitrator.register(1, 1);
     let mut reserved = 0;

@@ -1,4 +1,4 @@
-//! Outputs of a stage's task, and the clients that read them, while a third party makes them known to each other.
+//! Outputs of a stage's task, and the clients that read them, while a third thread links them.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::{
     support::{Ending, Item, below, check_all},
 };
 
-/// A page: copies of it are one item.
+/// A page: its copies count as one item.
 #[derive(Clone)]
 struct Page(Arc<Item>);
 
@@ -51,7 +51,7 @@ impl SinkEnd for Writer {
     }
 }
 
-/// Closed when it is dropped, as by the task that reads.
+/// Closed when it is dropped, as by the reading task.
 struct Reader(ExchangeClient<Page>);
 
 impl SourceEnd for Reader {
@@ -71,7 +71,7 @@ impl Drop for Reader {
     }
 }
 
-/// Tells the output of its readers, and the readers of the output, one by one.
+/// Adds the readers to the output, and the output to the readers, one by one.
 fn link(output: OutputBuffer<Page>, kind: OutputKind, clients: Vec<ExchangeClient<Page>>) {
     let mut known = match kind {
         OutputKind::Partitioned => OutputBuffers::with_partitions(clients.len()),
@@ -98,7 +98,7 @@ fn model(ending: Ending, kind: OutputKind, reach: Reach) {
     };
     let limit = BufferLimit::new(plan.limit_bytes);
     let (output, ends) = OutputBuffer::new("output", first, limit, writers).unwrap();
-    // What a reader has in its hands is a copy.
+    // A reader's page in hand is a copy.
     plan.limit_bytes += readers * plan.item_bytes;
     let clients: Vec<_> = (0..readers).map(|_| ExchangeClient::new("client")).collect();
     let (linked, others) = (output.clone(), clients.clone());

@@ -1,4 +1,4 @@
-//! Intersect and except: one table, handed down a chain of sinks to one source.
+//! Intersect and except: one table, passed along a chain of producers to one consumer.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ type Table = Vec<Item>;
 enum End {
     Finished,
     SawAbort,
-    /// It dropped its right: an abort, a cancel, or an early end.
+    /// It dropped its token: an abort, a cancel, or an early end.
     Left,
 }
 
@@ -46,7 +46,7 @@ fn work(
                 return End::Finished;
             }
             PopResult::Blocked(gate) => task.wait(&gate),
-            // Nobody reads any more.
+            // The consumer was dropped.
             PopResult::Finished => return End::Left,
             PopResult::Aborted => return End::SawAbort,
         }
@@ -115,7 +115,7 @@ fn set() {
     });
 }
 
-/// A child whose turn has not come must not go round in circles after the source has left.
+/// A child that waits for the table must not spin after the consumer was dropped.
 #[test]
 fn leaving_early_does_not_make_others_spin() {
     check(|| {

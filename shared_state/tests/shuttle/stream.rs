@@ -1,4 +1,5 @@
-//! The model of every state through which items flow: sinks push, sources take, a budget holds.
+//! The model of every state through which items flow: sinks push, sources take, a limit bounds
+//! bytes.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -10,7 +11,7 @@ use crate::support::{Ending, Item, Ledger, Query, Task, below};
 /// The sink side of a state under test.
 pub(crate) trait SinkEnd: Send + 'static {
     fn push(&mut self, item: Item) -> PushResult;
-    /// Whether there is room, for states that can be asked.
+    /// Returns whether there is capacity, for states with such a function.
     fn poll_capacity(&mut self) -> Option<PushResult> {
         None
     }
@@ -20,22 +21,22 @@ pub(crate) trait SinkEnd: Send + 'static {
 /// The source side of a state under test.
 pub(crate) trait SourceEnd: Send + 'static {
     fn take(&mut self) -> PopResult<Item>;
-    /// Rows so far, for states that count them.
+    /// Returns the statistics, for states that have them.
     fn stats(&self) -> Option<ExchangeStats> {
         None
     }
 }
 
-/// Who gets item `number`.
+/// The sources that get item `number`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
     /// Source `number % sources`.
     Routed,
     /// One of the sources.
     Any,
-    /// Every source, at the price of one item.
+    /// Every source; the item's bytes count once.
     All,
-    /// Every source, each for a price of its own.
+    /// Every source; the item's bytes count once per source.
     Copied,
     /// Source 0; the others finish at once.
     First,
@@ -54,25 +55,26 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// A plan with a random budget and item size, among them 1 byte, and items beyond the budget.
+    /// Creates a plan with a random limit and item size; sizes include 1 byte and more than the
+    /// limit.
     pub(crate) fn new(ending: Ending, reach: Reach, sinks: usize, sources: usize) -> Self {
         let limit_bytes = [1, 10, 25][below(3)];
         let item_bytes = [1, 10, 1000][below(3)];
         Self { ending, reach, sinks, sources, items: 3, limit_bytes, item_bytes }
     }
 
-    /// The limit and one item per sink.
+    /// Returns the limit plus one item per sink.
     fn bound_bytes(&self) -> usize {
         let copies = if self.reach == Reach::Copied { self.sources } else { 1 };
         self.limit_bytes + self.sinks * self.item_bytes * copies
     }
 
-    /// Whether `source` has no part in it and may finish before its producers.
+    /// Returns whether `source` gets no items and may finish before its producers.
     fn is_idle(&self, source: usize) -> bool {
         self.reach == Reach::First && source > 0
     }
 
-    /// Whether item `number` must reach `source`, if both sides finish.
+    /// Returns whether item `number` must reach `source`, if both sides finish.
     fn reaches(&self, number: usize, source: usize) -> bool {
         match self.reach {
             Reach::Routed => number % self.sources == source,
@@ -86,7 +88,7 @@ impl Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sunk {
     Finished,
-    /// Nobody reads any more, so it finished early.
+    /// No source was left, so it finished early.
     Early,
     Aborted,
 }
@@ -113,9 +115,9 @@ fn produce(
         }
         let mut answer = end.push(Item::new(ledger, sink, number, plan.item_bytes));
         task.progress();
-        // A sink that can ask for room does so or does not: both must work.
+        // A sink may ask for capacity or not: both must work.
         let asks = below(2) == 0;
-        // Who finishes need not wait for the room it will not use.
+        // A sink that finishes need not wait for capacity.
         let last = number + 1 == plan.items && asks;
         while let PushResult::Backpressure(gate) = &answer {
             if last {
@@ -171,7 +173,7 @@ pub(crate) fn run<K: SinkEnd, S: SourceEnd>(plan: Plan, sinks: Vec<K>, sources: 
     run_beside(plan, sinks, sources, || {});
 }
 
-/// [`run`], after which `beside` waits for whoever else has a hand in it.
+/// Does what [`run`] does, then `beside` joins further threads of the model.
 pub(crate) fn run_beside<K: SinkEnd, S: SourceEnd>(
     plan: Plan,
     sinks: Vec<K>,
@@ -259,12 +261,12 @@ fn check_items<S>(plan: &Plan, sunk: &[Sunk], read: &Reads<S>) {
 }
 
 fn check_bytes<S: SourceEnd>(plan: &Plan, read: &Reads<S>, ledger: &Ledger) {
-    // Beside what the state holds, every task may have one item in hand.
+    // Beside the items in the state, every task may have one item in hand.
     let in_hand = (plan.sinks + plan.sources) * plan.item_bytes;
-    assert!(ledger.peak_bytes() <= plan.bound_bytes() + in_hand, "more bytes than the budget");
+    assert!(ledger.peak_bytes() <= plan.bound_bytes() + in_hand, "more bytes than the limit");
     for (end, _, source) in read {
         let Some(stats) = source.as_ref().and_then(SourceEnd::stats) else { continue };
-        assert!(stats.peak_bytes <= plan.bound_bytes(), "more bytes than the budget");
+        assert!(stats.peak_bytes <= plan.bound_bytes(), "more bytes than the limit");
         if read.iter().all(|(end, ..)| *end != Read::SawAbort) && *end == Read::Finished {
             let out = stats.rows_out + stats.rows_dropped;
             assert_eq!(stats.rows_in, out, "rows in are not rows out and rows dropped");

@@ -1,4 +1,4 @@
-//! Streams that other threads write, read by tasks that take whichever is ready.
+//! Streams that other threads write, read by tasks that lease any ready stream.
 
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
@@ -14,13 +14,13 @@ const TASKS: usize = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
-    /// The stream is looked at before it knows whom to wake.
+    /// The stream is polled before its waker is stored.
     ForgetsTheWaker,
-    /// What has more is given back as if it had not.
+    /// A stream with more rows is returned as pending.
     WaitsThoughThereIsMore,
 }
 
-/// What a writer has given, whether that was all, and whom it wakes.
+/// The rows of a writer, whether they are complete, and the waker to call.
 #[derive(Default)]
 struct Pipe {
     rows: VecDeque<usize>,
@@ -41,7 +41,7 @@ fn write(pipe: &Mutex<Pipe>, first: usize) {
     }
 }
 
-/// Reads until all have ended, or leaves before.
+/// Reads until all streams have ended, or leaves before.
 fn read(
     streams: &StreamSet<Arc<Mutex<Pipe>>>,
     task: &mut Task,
@@ -92,7 +92,7 @@ fn run(leaves: bool, fault: Fault) {
     let writers: Vec<_> = writers.collect();
     let readers = (0..TASKS).map(|number| {
         let (streams, query) = (streams.clone(), query.clone());
-        // One of them may have enough.
+        // One of the tasks may leave early.
         let max_rows = if leaves && number == 0 { below(STREAMS * ROWS) } else { usize::MAX };
         thread::spawn(move || read(&streams, &mut Task::new(&query), max_rows, fault))
     });

@@ -1,5 +1,5 @@
 //! The shared states through which items flow: exchange in all kinds, result, multicast, union,
-//! analytic.
+//! window.
 
 use gatework_shared_state::{
     BufferLimit, PopResult, PushResult,
@@ -24,7 +24,7 @@ impl SinkEnd for ExchangeProducer<Item> {
             LocalExchangeKind::Hash | LocalExchangeKind::BucketHash => self.push(channel, item),
             LocalExchangeKind::PassThrough | LocalExchangeKind::PassToOne => self.push_any(item),
             LocalExchangeKind::Broadcast => self.push_all(&item),
-            // The first item is split, here into one part; later ones are passed whole.
+            // The first item is partitioned, here into one part; later ones are passed whole.
             LocalExchangeKind::AdaptivePassThrough if number == 0 => self.push(channel, item),
             LocalExchangeKind::AdaptivePassThrough => self.push_any(item),
         }
@@ -179,8 +179,8 @@ fn window() {
     });
 }
 
-/// A reader that reads one channel to its end before it looks at the other, while a sink writes to both in
-/// turn: a cycle, if a full channel blocks the sink.
+/// A reader reads one channel to its end before the other, while a sink alternates between both: a
+/// cycle, if a full channel blocks the sink.
 pub(crate) fn one_channel_after_the_other(limit: BufferLimit) {
     let query = Query::new();
     let ledger = std::sync::Arc::<Ledger>::default();
@@ -219,7 +219,7 @@ pub(crate) fn one_channel_after_the_other(limit: BufferLimit) {
     assert_eq!(taken, [0, 2, 1, 3]);
 }
 
-/// A budget that overflows breaks the cycle.
+/// A limit that overflows breaks the cycle.
 #[test]
 fn overflow_breaks_a_cycle() {
     check(|| {
@@ -229,14 +229,14 @@ fn overflow_breaks_a_cycle() {
     });
 }
 
-/// So does one that lets sinks go on while a reader has nothing to take.
+/// A limit that lets sinks go on while a reader is starved breaks it as well.
 #[test]
 fn a_starved_reader_breaks_a_cycle() {
     check(|| one_channel_after_the_other(BufferLimit::new(1).unless_starved()));
 }
 
-/// A sink that may go on while a reader is starved waits as soon as none is, and is woken by the reader
-/// that empties its channel.
+/// A sink that may go on while a reader is starved waits as soon as none is. The reader that
+/// empties its channel wakes it.
 #[test]
 fn a_sink_waits_while_no_reader_is_starved() {
     check(|| {
@@ -260,7 +260,7 @@ fn a_sink_waits_while_no_reader_is_starved() {
     });
 }
 
-/// When the last source has left, `closed` opens, and only then.
+/// `closed` is ready once the last source was dropped, and not before.
 #[test]
 fn closed_opens_when_nobody_reads() {
     check(|| {

@@ -1,5 +1,5 @@
-//! What the models share: checks, tasks that wait on gates, a query that can be cancelled, and
-//! items whose bytes are counted for as long as they live.
+//! Helpers of the models: checks, tasks that wait on gates, a query that can be cancelled, and
+//! items whose bytes count as long as they live.
 
 use std::{
     cell::Cell,
@@ -22,14 +22,15 @@ use shuttle::{
 const RANDOM_SCHEDULES: usize = 2000;
 const PCT_SCHEDULES: usize = 1000;
 const PCT_DEPTH: usize = 3;
-/// Within this, the faults are found with the fixed seed below, so that no run of the tests differs.
+/// Number of schedules in which the faults are found. The seed below is fixed, so all runs are
+/// equal.
 const SCHEDULES_TO_FAIL: usize = 2000;
-/// More often in a row, no task finds a gate open that it was told is shut: each time, others must
-/// have opened it meanwhile.
+/// Upper bound for a task's successive waits that find a ready gate right after it was reported
+/// blocked. Each time, another task must have made it ready meanwhile.
 const MAX_SPINS: usize = 20;
 const SEED: u64 = 0x6761_7465;
 
-/// How a model ends. Which task does it, and when, is chosen by the schedule's random numbers.
+/// How a model ends. The schedule's random numbers choose which task ends it, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// Every task works to its end.
@@ -40,7 +41,7 @@ pub(crate) enum Ending {
     Leave,
     /// All sources leave early.
     AllLeave,
-    /// The query is cancelled by a foreign thread: every task drops what it has.
+    /// Another thread cancels the query: every task drops its token.
     Cancel,
     /// All sources leave early, and meanwhile the query is cancelled.
     LeaveAndCancel,
@@ -74,7 +75,7 @@ pub(crate) fn check(model: impl Fn() + Send + Sync + 'static) {
 }
 
 thread_local! {
-    /// Tasks that parked on a gate; a model runs on the thread that checks it.
+    /// Number of waits that parked a task; a model runs on the thread that checks it.
     static PARKS: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -87,7 +88,7 @@ pub(crate) fn check_all(model: impl Fn(Ending) + Copy + Send + Sync + 'static) {
     }
 }
 
-/// Checks that shuttle finds a schedule of `model` that fails, and says `why`.
+/// Checks that shuttle finds a failing schedule of `model` whose message contains `why`.
 pub(crate) fn must_fail(why: &str, model: impl Fn() + Send + Sync + 'static) {
     thread_local! {
         static MUTED: Cell<bool> = const { Cell::new(false) };
@@ -111,7 +112,7 @@ pub(crate) fn must_fail(why: &str, model: impl Fn() + Send + Sync + 'static) {
     MUTED.set(true);
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| random.run(move || model())));
     let outcome = outcome.and_then(|_passed| {
-        // Some faults need a task that gets ahead of all others, which is what PCT makes.
+        // Some faults need a task that runs ahead of all others, which PCT produces.
         panic::catch_unwind(AssertUnwindSafe(|| pct.run(move || again())))
     });
     MUTED.set(false);
@@ -121,7 +122,7 @@ pub(crate) fn must_fail(why: &str, model: impl Fn() + Send + Sync + 'static) {
     assert!(message.contains(why), "it failed for another reason: {message}");
 }
 
-/// A number below `end`.
+/// Returns a number below `end`.
 pub(crate) fn below(end: usize) -> usize {
     thread_rng().gen_range(0..end)
 }
@@ -138,7 +139,7 @@ impl Wake for Parker {
     }
 }
 
-/// What the tasks of a model share: whether they were cancelled, and how to wake them all.
+/// State shared by the tasks of a model: whether they were cancelled, and how to wake all of them.
 pub(crate) struct Query {
     /// The wakers of the tasks; `None` once the query was cancelled.
     tasks: Mutex<Option<Vec<Waker>>>,
@@ -164,7 +165,7 @@ pub(crate) struct Task {
     query: Arc<Query>,
     parker: Arc<Parker>,
     waker: Waker,
-    /// Waits in a row that found a gate open.
+    /// Successive waits that found a ready gate.
     spins: usize,
 }
 
@@ -182,19 +183,19 @@ impl Task {
         self.query.is_cancelled()
     }
 
-    /// Waits until `gate` is open or the query is cancelled.
+    /// Waits until `gate` is ready or the query is cancelled.
     ///
     /// # Panics
-    /// If the task asks again and again although the gate is open: then it would never leave its
-    /// worker, and poll instead of waiting.
+    /// If the task waits repeatedly although the gate is ready: it would never leave its worker,
+    /// and poll instead of waiting.
     pub(crate) fn wait(&mut self, gate: &Gate) {
         self.wait_any(&[gate]);
     }
 
-    /// The same, for any of `gates`.
+    /// Does what [`wait`](Self::wait) does, for any of `gates`.
     pub(crate) fn wait_any(&mut self, gates: &[&Gate]) {
         self.spins += 1;
-        assert!(self.spins < MAX_SPINS, "spins on an open gate: {gates:?}");
+        assert!(self.spins < MAX_SPINS, "spins on a ready gate: {gates:?}");
         while !self.is_cancelled() && !gates.iter().any(|gate| gate.poll_ready(&self.waker)) {
             self.spins = 0;
             PARKS.set(PARKS.get() + 1);
@@ -205,13 +206,13 @@ impl Task {
         }
     }
 
-    /// Says that something was done since the last wait.
+    /// Records progress since the last wait.
     pub(crate) fn progress(&mut self) {
         self.spins = 0;
     }
 }
 
-/// Counts the bytes of the items that live. No part of the schedule, so `std`'s atomics do.
+/// Counts the bytes of live items. Not a part of the schedule, so `std`'s atomics suffice.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     live_bytes: AtomicUsize,
@@ -253,7 +254,7 @@ impl Item {
         Self(Arc::new(Body { sink, number, bytes, ledger: ledger.clone() }))
     }
 
-    /// Which sink made it, and its number there.
+    /// The sink that made the item, and the item's number there.
     pub(crate) fn id(&self) -> (usize, usize) {
         (self.0.sink, self.0.number)
     }

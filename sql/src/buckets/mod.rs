@@ -1,15 +1,17 @@
-//! Tables in buckets: files that each hold the rows of one hash of a key.
+//! Bucketed tables: each file contains the rows of one hash bucket of a key.
 //!
-//! Who joins two tables by the key of their buckets, or groups one by it, needs no exchange between nodes, and can do
-//! it one bucket after the other, in the memory that one bucket takes (`gatework-stages`). Files say in their names
-//! which bucket they are of how many, by what kind of key (`bucket-3-of-16-by-i-….parquet`), and Parquet files also by
-//! which; a table is [declared](BucketedTable) to be in buckets, and files that say otherwise are an error.
+//! A join of two tables by their bucket key, or a grouping by it, needs no exchange between nodes.
+//! It can run one bucket after the other, in the memory that one bucket takes (`gatework-stages`).
+//! File names state the bucket, the number of buckets and the types of the key
+//! (`bucket-3-of-16-by-i-….parquet`). Parquet files also state the key columns. A table is
+//! [declared](BucketedTable) as bucketed, and files that contradict the declaration are an error.
 //!
-//! A row's bucket is the XXH64 hash of its key, modulo their number. The hash of a column is seeded with that of the
-//! columns before it, beginning with 0; integers and days are hashed as eight bytes, the low ones first, strings
-//! and binary as they are. A NULL leaves the hash as it is. (CSV does not tell it from an empty string, so strings are
-//! no keys there.) So a bucket does not depend on the width of an integer or the kind of a string array, nor on the
-//! version of this library.
+//! A row's bucket is the XXH64 hash of its key, modulo the number of buckets. The hash of a column
+//! is seeded with the hash of the columns before it, starting with 0. Integers and days are hashed
+//! as eight little-endian bytes, strings and binary values as their bytes. A NULL leaves the hash
+//! unchanged. (CSV does not distinguish NULL from an empty string, so strings are not allowed as
+//! keys there.) So a bucket does not depend on the width of an integer, the layout of a string
+//! array or the version of this library.
 
 mod options;
 mod table;
@@ -31,10 +33,10 @@ use arrow_array::UInt32Array;
 use datafusion::{common::plan_err, error::Result};
 use twox_hash::XxHash64;
 
-/// More files than that are no good to anybody.
+/// Maximum number of buckets; every writer has one file per bucket.
 const MAX_BUCKETS: usize = 4096;
 
-/// By which columns rows are divided, and into how many buckets.
+/// The columns by which rows are divided into buckets, and the number of buckets.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -56,44 +58,44 @@ pub struct Bucketing {
 }
 
 impl Bucketing {
-    /// `count` buckets, from 1 to 4096, by the columns of these names.
+    /// Creates a bucketing of `count` buckets, from 1 to 4096, by the columns with these names.
     ///
     /// # Errors
-    /// If there are no columns, or not so many buckets.
+    /// If there are no columns, or `count` is out of range.
     pub fn new(columns: Vec<String>, count: usize) -> Result<Self> {
         if columns.is_empty() || columns.iter().any(String::is_empty) {
-            return plan_err!("buckets are by the values of at least one column: name it");
+            return plan_err!("a bucket key needs at least one column");
         }
         if !(1..=MAX_BUCKETS).contains(&count) {
-            return plan_err!("{count} buckets: have from 1 to {MAX_BUCKETS}");
+            return plan_err!("{count} buckets requested: use from 1 to {MAX_BUCKETS}");
         }
         Ok(Self { columns, count })
     }
 
-    /// The names of the columns.
+    /// Returns the names of the columns.
     pub fn columns(&self) -> &[String] {
         &self.columns
     }
 
-    /// How many buckets there are.
+    /// Returns the number of buckets.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// The places of its columns in `schema`.
+    /// Returns the indices of the columns in `schema`.
     ///
     /// # Errors
-    /// If there is no such column, or it has a type whose values are not hashed.
+    /// If a column is missing, or its type cannot be hashed.
     pub fn column_indices(&self, schema: &Schema) -> Result<Vec<usize>> {
         let index_of = |name: &String| {
             let Some((index, field)) = schema.column_with_name(name) else {
                 let known: Vec<_> = schema.fields().iter().map(|field| field.name()).collect();
-                return plan_err!("buckets by {name}, which is none of the columns {known:?}");
+                return plan_err!("bucket column {name} is none of the columns {known:?}");
             };
             match KeyType::of(field.data_type()) {
                 Some(_) => Ok(index),
                 None => plan_err!(
-                    "buckets by {name}, which is {}: have integers, days, strings or binary",
+                    "bucket column {name} is {}: use integers, days, strings or binary",
                     field.data_type()
                 ),
             }
@@ -101,16 +103,17 @@ impl Bucketing {
         self.columns.iter().map(index_of).collect()
     }
 
-    /// What is hashed, a letter for each column of `schema` that is: `i` for integers, `d` for days, `b` for bytes.
+    /// Returns one letter for each bucket column in `schema`: `i` for integers, `d` for days, `b`
+    /// for bytes.
     pub(crate) fn type_codes(&self, schema: &Schema) -> Result<String> {
         let code = |index: usize| KeyType::of(schema.field(index).data_type()).map(KeyType::code);
         Ok(self.column_indices(schema)?.into_iter().filter_map(code).collect())
     }
 
-    /// The bucket of each row.
+    /// Returns the bucket of each row.
     ///
     /// # Errors
-    /// If a column is missing, or is not to be hashed.
+    /// If a column is missing, or its type cannot be hashed.
     pub fn buckets_of(&self, rows: &RecordBatch) -> Result<Vec<u32>> {
         let mut hashes = vec![0; rows.num_rows()];
         for index in self.column_indices(rows.schema_ref())? {
@@ -120,7 +123,7 @@ impl Bucketing {
         Ok(hashes.into_iter().map(|hash| (hash % count) as u32).collect())
     }
 
-    /// The rows of each bucket that has some, in the order that they have.
+    /// Returns the rows of each non-empty bucket, in their original order.
     pub(crate) fn partition(&self, rows: &RecordBatch) -> Result<Vec<(usize, RecordBatch)>> {
         let mut rows_of = vec![Vec::new(); self.count];
         for (row, bucket) in (0..).zip(self.buckets_of(rows)?) {
@@ -140,31 +143,31 @@ impl fmt::Display for Bucketing {
     }
 }
 
-/// Which bucket a file holds.
+/// The bucket that a file contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Bucket {
     pub(crate) number: usize,
     pub(crate) bucketing: Arc<Bucketing>,
-    /// Of its columns.
+    /// Type codes of the bucket columns.
     pub(crate) type_codes: String,
 }
 
 impl Bucket {
-    /// What the name of a file begins with.
+    /// Returns the prefix of the file's name.
     pub(crate) fn prefix(&self) -> String {
         format!("bucket-{}-of-{}-by-{}-", self.number, self.bucketing.count, self.type_codes)
     }
 
-    /// What Parquet files have under [`FOOTER_KEY`].
+    /// Returns the value that Parquet files have under [`FOOTER_KEY`].
     pub(crate) fn in_footer(&self) -> String {
         format!("{} of {}, xxh64", self.number, self.bucketing)
     }
 }
 
-/// The name of a footer's entry.
+/// Key of the footer's entry that states the bucket.
 pub(crate) const FOOTER_KEY: &str = "gatework.bucket";
 
-/// What is hashed of values of a type.
+/// The values that are hashed for a type.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyType {
     Integer,
@@ -186,7 +189,7 @@ impl KeyType {
         }
     }
 
-    /// In the names of files.
+    /// Returns the type's letter in file names.
     pub(crate) fn code(self) -> char {
         match self {
             Self::Integer => 'i',
@@ -196,7 +199,8 @@ impl KeyType {
     }
 }
 
-/// `rows`, whose strings have buffers of their own: those that they are taken from go with all of them.
+/// Copies the views of `rows` into buffers of their own; the original buffers are shared by all
+/// buckets.
 fn gc_views(rows: RecordBatch) -> Result<RecordBatch> {
     let own = |column: &ArrayRef| match column.data_type() {
         DataType::Utf8View => Arc::new(column.as_string_view().gc()) as ArrayRef,
@@ -221,7 +225,7 @@ fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
             numbers(hashes, column, &mut values.iter().copied());
         }
         Some(KeyType::Integer | KeyType::Day) => {
-            // Arrow makes 64 bits of a day by way of 32.
+            // Arrow casts a day to 64 bits only by way of 32.
             let whole = match column.data_type() {
                 DataType::Date32 => cast(&cast(column, &DataType::Int32)?, &DataType::Int64)?,
                 _ => cast(column, &DataType::Int64)?,
@@ -237,7 +241,7 @@ fn hash_column(column: &ArrayRef, hashes: &mut [u64]) -> Result<()> {
                 }
             }
         }
-        None => return plan_err!("values of {} are not hashed", column.data_type()),
+        None => return plan_err!("values of {} cannot be hashed", column.data_type()),
     }
     Ok(())
 }

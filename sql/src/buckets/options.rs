@@ -1,4 +1,5 @@
-//! Buckets in SQL: the options `gatework.bucket_by` and `gatework.buckets` of COPY and CREATE EXTERNAL TABLE.
+//! Buckets in SQL: the options `gatework.bucket_by` and `gatework.buckets` of COPY and CREATE
+//! EXTERNAL TABLE.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -19,26 +20,27 @@ const NAMESPACE: &str = "gatework.";
 const BY: &str = "gatework.bucket_by";
 const COUNT: &str = "gatework.buckets";
 
-/// Takes what is said of buckets out of `options`.
+/// Removes the bucket options from `options` and returns them.
 fn take_bucketing(options: &mut HashMap<String, String>) -> Result<Option<Bucketing>> {
     let (by, count) = (options.remove(BY), options.remove(COUNT));
     if let Some(unknown) = options.keys().find(|name| name.starts_with(NAMESPACE)) {
-        return plan_err!("there is no option {unknown}: {BY} and {COUNT} are those for buckets");
+        return plan_err!("unknown option {unknown}: the bucket options are {BY} and {COUNT}");
     }
     match (by, count) {
         (None, None) => Ok(None),
         (Some(by), Some(count)) => {
             let Ok(count) = count.trim().parse() else {
-                return plan_err!("{COUNT} is '{count}', which is no number of buckets");
+                return plan_err!("{COUNT} is '{count}': give the number of buckets");
             };
             let columns = by.split(',').map(|name| name.trim().to_owned()).collect();
             Ok(Some(Bucketing::new(columns, count)?))
         }
-        _ => plan_err!("buckets need both {BY}, the columns, and {COUNT}, how many there are"),
+        _ => plan_err!("buckets need both {BY}, the columns, and {COUNT}, the number"),
     }
 }
 
-/// `plan` without what it says of buckets, and that, if it copies rows into buckets.
+/// Removes the bucket options from `plan`, and returns the plan and the bucketing if the plan
+/// copies rows into buckets.
 ///
 /// ```
 /// use datafusion::prelude::SessionContext;
@@ -55,7 +57,7 @@ fn take_bucketing(options: &mut HashMap<String, String>) -> Result<Option<Bucket
 /// ```
 ///
 /// # Errors
-/// If its options contradict each other.
+/// If the bucket options contradict each other.
 pub fn copy_into_buckets(plan: &LogicalPlan) -> Result<(LogicalPlan, Option<Bucketing>)> {
     let mut found = None;
     let plain = plan.clone().transform_down(|node| match node {
@@ -69,7 +71,7 @@ pub fn copy_into_buckets(plan: &LogicalPlan) -> Result<(LogicalPlan, Option<Buck
     Ok((plain.data, found))
 }
 
-/// Whether `plan` copies rows into buckets.
+/// Returns whether `plan` copies rows into buckets.
 pub(crate) fn copies_into_buckets(plan: &LogicalPlan) -> Result<bool> {
     plan.exists(|node| match node {
         LogicalPlan::Copy(copy) => Ok(copy.options.keys().any(|name| name.starts_with(NAMESPACE))),
@@ -77,7 +79,7 @@ pub(crate) fn copies_into_buckets(plan: &LogicalPlan) -> Result<bool> {
     })
 }
 
-/// Makes tables that may be declared to be in buckets.
+/// A factory of tables that may be declared as bucketed.
 #[derive(Debug)]
 pub(crate) struct BucketedTableFactory(Arc<dyn TableProviderFactory>);
 

@@ -1,4 +1,4 @@
-//! Tables that are declared to be in buckets.
+//! Tables that are declared as bucketed.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -24,33 +24,33 @@ use datafusion::{
 
 use super::{Bucket, Bucketing, FOOTER_KEY};
 
-/// A table of files, each of which holds one bucket.
+/// A table of files, each of which contains one bucket.
 ///
-/// To queries that do not run as stages it is the table that it is made of.
+/// In queries that do not run as stages it behaves as the table that it wraps.
 #[derive(Debug)]
 pub struct BucketedTable {
     table: Arc<dyn TableProvider>,
     bucketing: Arc<Bucketing>,
-    /// Of its columns.
+    /// Type codes of the bucket columns.
     type_codes: String,
 }
 
 impl BucketedTable {
-    /// Declares that the files of `table` are those of `bucketing`.
+    /// Declares that the files of `table` are bucketed by `bucketing`.
     ///
     /// # Errors
-    /// If the table does not have its columns.
+    /// If the table lacks one of the bucket columns.
     pub fn try_new(table: Arc<dyn TableProvider>, bucketing: Bucketing) -> Result<Self> {
         let type_codes = bucketing.type_codes(&table.schema())?;
         Ok(Self { table, bucketing: Arc::new(bucketing), type_codes })
     }
 
-    /// How its rows are divided.
+    /// Returns the table's bucketing.
     pub fn bucketing(&self) -> &Bucketing {
         &self.bucketing
     }
 
-    /// `plan`, a scan of the table, whose files know their buckets.
+    /// Adds to each file of `plan`, a scan of the table, the bucket that the file contains.
     fn mark(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
         let marked = plan.transform_up(|node| {
             let scan = node.downcast_ref::<DataSourceExec>();
@@ -75,17 +75,20 @@ impl BucketedTable {
         let of = &self.bucketing;
         let Some((number, count, type_codes)) = location.filename().and_then(named_bucket) else {
             return plan_err!(
-                "{location} is in a table of {of} buckets and does not say which it is: write such files by COPY with the options of buckets"
+                "the name of {location} states no bucket, but its table is declared to have {of}: \
+                 write it by COPY with the bucket options"
             );
         };
         if count != of.count() || number >= count {
             return plan_err!(
-                "{location} is bucket {number} of {count}, in a table that is declared to have {of}"
+                "{location} is bucket {number} of {count}, but its table is declared to have {of}"
             );
         }
         if type_codes != self.type_codes {
             return plan_err!(
-                "{location} is in buckets by '{type_codes}', in a table whose columns are '{}' (i: integers, d: days, b: strings or binary): declare the columns as they were written",
+                "{location} is in buckets by '{type_codes}', but the columns of its table are '{}' \
+                 (i: integers, d: days, b: strings or binary): \
+                 declare the columns as they were written",
                 self.type_codes
             );
         }
@@ -97,7 +100,7 @@ impl BucketedTable {
     }
 }
 
-/// `bucket-<number>-of-<count>-by-<type codes>-…`
+/// Parses the prefix `bucket-<number>-of-<count>-by-<type codes>-` of a file name.
 fn named_bucket(name: &str) -> Option<(usize, usize, &str)> {
     let (number, rest) = name.strip_prefix("bucket-")?.split_once("-of-")?;
     let (count, rest) = rest.split_once("-by-")?;
@@ -105,17 +108,17 @@ fn named_bucket(name: &str) -> Option<(usize, usize, &str)> {
     Some((number.parse().ok()?, count.parse().ok()?, type_codes))
 }
 
-/// Checks that a Parquet file is of the bucket that its table takes it for, by what its footer says, if it does.
+/// Checks that a Parquet file contains the bucket that its table expects, if its footer states one.
 ///
 /// # Errors
-/// If it is not.
+/// If the footer states another bucket.
 pub(crate) fn check_footer(file: &PartitionedFile, footer: &ParquetMetaData) -> Result<()> {
     let Some(bucket) = file.extension::<Bucket>() else { return Ok(()) };
     let entries = footer.file_metadata().key_value_metadata();
     let said = entries.and_then(|entries| entries.iter().find(|entry| entry.key == FOOTER_KEY));
     match said.and_then(|entry| entry.value.as_ref()) {
         Some(said) if *said != bucket.in_footer() => exec_err!(
-            "{} is bucket {said}, in a table that takes it for {}: declare the table as it was written",
+            "{} is bucket {said}, but its table expects {}: declare the table as it was written",
             file.object_meta.location,
             bucket.in_footer()
         ),
@@ -123,17 +126,17 @@ pub(crate) fn check_footer(file: &PartitionedFile, footer: &ParquetMetaData) -> 
     }
 }
 
-/// What is known of a scan of a [`BucketedTable`].
+/// The bucketing of a scan of a [`BucketedTable`].
 #[derive(Debug, Clone)]
 pub struct BucketedScan {
-    /// The key, in the columns of the scan.
+    /// The bucket key, as columns of the scan.
     pub keys: Vec<Arc<dyn PhysicalExpr>>,
-    /// How its rows are divided.
+    /// The table's bucketing.
     pub bucketing: Arc<Bucketing>,
 }
 
 impl BucketedScan {
-    /// If `scan` reads a table in buckets, and gives the columns of their key.
+    /// Returns the bucketing of `scan`, if it reads a bucketed table and outputs the key columns.
     pub fn of(scan: &Arc<dyn ExecutionPlan>) -> Option<Self> {
         let config = file_scan(scan)?;
         let mut files = config.file_groups.iter().flat_map(FileGroup::iter);
@@ -162,7 +165,7 @@ impl BucketedScan {
         Some(Self { keys, bucketing })
     }
 
-    /// The files of bucket `number` of `scan`, which is one of a table in buckets.
+    /// Restricts `scan`, which reads a bucketed table, to the files of bucket `number`.
     pub fn restrict_to_bucket(
         scan: &Arc<dyn ExecutionPlan>,
         number: usize,
@@ -244,7 +247,8 @@ impl TableProvider for BucketedTable {
         _: InsertOp,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         not_impl_err!(
-            "INSERT INTO a table in buckets: write its files by COPY (… ) TO its folder, with the options of buckets"
+            "INSERT INTO a bucketed table is not supported: \
+             write its files by COPY (…) TO its folder, with the bucket options"
         )
     }
 }

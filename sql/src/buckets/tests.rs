@@ -22,7 +22,8 @@ fn buckets_of(columns: &[ArrayRef], count: usize) -> Vec<u32> {
     Bucketing::new(names, count).unwrap().buckets_of(&rows(columns)).unwrap()
 }
 
-/// Files outlive programs: these are the hashes of the specification, by another implementation of it.
+/// Files outlive programs: the expected hashes come from another implementation of the
+/// specification.
 #[test]
 fn buckets_are_for_ever() {
     let numbers: ArrayRef = Arc::new(Int64Array::from(vec![Some(0), Some(1), Some(-1), None]));
@@ -71,14 +72,17 @@ fn what_makes_no_buckets_is_refused() {
     let floats: ArrayRef = Arc::new(Float64Array::from(vec![0.0, -0.0]));
     let batch = rows(&[floats]);
     let error = |name| by(name).buckets_of(&batch).unwrap_err().to_string();
-    assert!(error("c0").contains("Float64: have integers, days, strings or binary"));
+    assert!(error("c0").contains("Float64: use integers, days, strings or binary"));
     assert!(error("x").contains("none of the columns [\"c0\"]"));
 }
 
 proptest! {
-    /// Each row is in one part, that of its bucket, and parts keep the order of the rows.
+    /// Each row is in exactly one part, that of its bucket, and parts keep the order of the rows.
     #[test]
-    fn rows_are_partitioned(keys in prop::collection::vec(prop::option::of(0i64..50), 0..200), count in 1usize..20) {
+    fn rows_are_partitioned(
+        keys in prop::collection::vec(prop::option::of(0i64..50), 0..200),
+        count in 1usize..20,
+    ) {
         let row_indices: ArrayRef = Arc::new(Int64Array::from_iter_values(0..keys.len() as i64));
         let keys: ArrayRef = Arc::new(Int64Array::from(keys));
         let by = Bucketing::new(vec!["c0".into()], count).unwrap();

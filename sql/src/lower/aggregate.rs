@@ -1,4 +1,4 @@
-//! Aggregates. A final aggregate over a partial one is one aggregate here.
+//! Lowering of aggregates. A final aggregate over a partial one becomes one aggregate.
 
 use std::sync::Arc;
 
@@ -32,7 +32,8 @@ impl Lowering {
     ) -> Result<PipelineBuilder> {
         let schema = exec.schema();
         let node = exec.inner().as_ref();
-        // The raw half of a pair has the arguments; the final half has the output.
+        // Of a pair, the partial aggregate has the arguments and the final one has the output
+        // schema.
         let (raw_exec, raw) = match partial_below(exec, aggregate) {
             Some((below, partial)) => (below, partial),
             None => (exec, aggregate),
@@ -52,8 +53,9 @@ impl Lowering {
         for argument in arguments.iter_mut().flatten() {
             *argument = self.expression(argument, &input_schema)?;
         }
-        // The partial half may rely on the order of its input, which holds within its groups only: not
-        // within those of other grouping sets. The final half orders what it merges.
+        // The partial aggregate may rely on the order of its input. That order holds within its
+        // groups only, not within those of other grouping sets. The final aggregate sorts what it
+        // merges.
         let functions = raw.aggr_expr().iter().zip(aggregate.aggr_expr());
         let functions =
             functions.map(|(raw, last)| if raw.order_bys().is_empty() { raw } else { last });
@@ -71,7 +73,7 @@ impl Lowering {
                 })
             })
             .collect::<Result<_>>()?;
-        // A function that depends on the order of its input needs it promised and kept.
+        // A function that depends on its input order needs an input that preserves it.
         let child = &raw_exec.children()[0];
         let needs_order = raw.aggr_expr().iter().any(|call| !call.order_bys().is_empty());
         let pipeline = self.child(child, needs_order)?;
@@ -108,7 +110,7 @@ impl Lowering {
         let keys = expressions(group.expr())?;
         let raw = aggregate.mode().input_mode() == AggregateInputMode::Raw;
         if !group.has_grouping_set() || !raw {
-            // Behind a partial aggregate the grouping id is a key like others.
+            // The output of a partial aggregate has the grouping id as an ordinary key.
             let keys = if raw { keys } else { group.output_exprs() };
             return Ok(GroupBy { keys, ..GroupBy::default() });
         }
@@ -119,12 +121,12 @@ impl Lowering {
     }
 }
 
-/// Whether a node only brings the rows of several partitions together, or divides them.
+/// Returns whether a node only merges or repartitions rows.
 fn is_repartitioning(node: &dyn ExecutionPlan) -> bool {
     is_elided(node) || node.is::<SortPreservingMergeExec>()
 }
 
-/// The partial aggregate that a final one finishes, past nodes that move its rows.
+/// Returns the partial aggregate that a final one finishes, past nodes that only move its rows.
 fn partial_below<'a>(
     exec: &'a GateworkExec,
     aggregate: &AggregateExec,
@@ -140,8 +142,8 @@ fn partial_below<'a>(
     (partial.mode().input_mode() == AggregateInputMode::Raw).then_some((below, partial))
 }
 
-/// The grouping id of each set: its mask, first key in the highest bit, and above it how many equal
-/// sets come before it.
+/// Returns the grouping id of each set: its mask, with the first key in the highest bit. The bits
+/// above the mask count the equal sets before it.
 fn set_ids(sets: &[Vec<bool>]) -> Vec<u64> {
     let mask = |set: &[bool]| set.iter().fold(0, |mask, out| mask << 1 | u64::from(*out));
     sets.iter()

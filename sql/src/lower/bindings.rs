@@ -1,9 +1,9 @@
-//! What expressions of a plan refer to in one execution.
+//! Bindings: the values that expressions of a plan refer to in one execution.
 //!
-//! A plan is a value that may be executed again, or several times at once. Two kinds of its expressions
-//! change while it runs: the values of scalar subqueries, and runtime filters. Each execution has its
-//! own: lowering *binds* every expression that it takes from a node, and nodes that DataFusion executes
-//! hand the bindings down to the regions below them.
+//! A plan is a value that may be executed again, or several times at once. Two kinds of its
+//! expressions change while it runs: the values of scalar subqueries, and runtime filters. Each
+//! execution has its own. Lowering *binds* every expression that it takes from a node, and fallback
+//! nodes pass the bindings down to the regions below them.
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
@@ -29,9 +29,9 @@ use super::targets::{ScanTarget, Targets};
 /// The values that belong to one execution of a plan.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Bindings {
-    /// Results of scalar subqueries: the plan's, and in their place the execution's.
+    /// Results of scalar subqueries: pairs of the plan's results and the execution's.
     subqueries: Vec<(ScalarSubqueryResults, ScalarSubqueryResults)>,
-    /// Runtime filters by the id of the plan's.
+    /// Runtime filters by the id of the plan's filter.
     filters: HashMap<u64, BoundFilter>,
 }
 
@@ -39,12 +39,13 @@ pub(crate) struct Bindings {
 #[derive(Debug, Clone)]
 struct BoundFilter {
     own: Arc<DynamicFilterPhysicalExpr>,
-    /// The scans below its join that it is for.
+    /// The scans below the filter's join that it applies to.
     targets: Targets,
 }
 
 impl Bindings {
-    /// Gives the subqueries whose results are `planned` results of this execution.
+    /// Creates results of this execution for the `count` subqueries whose results in the plan are
+    /// `planned`.
     pub(super) fn add_subqueries(
         &mut self,
         planned: &ScalarSubqueryResults,
@@ -55,7 +56,8 @@ impl Bindings {
         own
     }
 
-    /// Gives this execution a filter in place of `planned`, whose keys are over the output of `probe`.
+    /// Creates a filter of this execution in place of `planned`, whose keys are expressions over
+    /// the output of `probe`.
     pub(super) fn add_filter(
         &mut self,
         planned: &DynamicFilterPhysicalExpr,
@@ -74,7 +76,7 @@ impl Bindings {
         self.subqueries.is_empty() && self.filters.is_empty()
     }
 
-    /// `expr` of a plan's node for this execution.
+    /// Binds `expr` of a plan's node to this execution.
     pub(super) fn bind(&self, expr: &Arc<dyn PhysicalExpr>) -> Result<Arc<dyn PhysicalExpr>> {
         if self.is_empty() {
             return Ok(expr.clone());
@@ -82,8 +84,9 @@ impl Bindings {
         expr.clone().transform_up(|node| self.bind_node(node, None)).data()
     }
 
-    /// The predicate of a scan for this execution, without filters that ask for another column than their
-    /// join means. `output` are the scan's columns, over those that the predicate is over.
+    /// Binds the predicate of a scan to this execution. Removes filters on a column other than the
+    /// one their join means. `output` are the scan's output columns over the columns of the
+    /// predicate.
     fn bind_predicate(
         &self,
         predicate: &Arc<dyn PhysicalExpr>,
@@ -119,7 +122,7 @@ impl Bindings {
         filter.own.clone().with_new_children(columns).map(Transformed::yes)
     }
 
-    #[expect(deprecated, reason = "there is no other way to ask for the index")]
+    #[expect(deprecated, reason = "no other method returns the index")]
     fn bind_subquery(
         &self,
         subquery: &ScalarSubqueryExpr,
@@ -133,7 +136,7 @@ impl Bindings {
         Ok(Some(Arc::new(bound)))
     }
 
-    /// Each of `exprs` for this execution.
+    /// Binds each of `exprs` to this execution.
     pub(super) fn bind_all<'a>(
         &self,
         exprs: impl IntoIterator<Item = &'a Arc<dyn PhysicalExpr>>,
@@ -141,7 +144,7 @@ impl Bindings {
         exprs.into_iter().map(|expr| self.bind(expr)).collect()
     }
 
-    /// `function` with bound arguments and order.
+    /// Binds the arguments and ordering of `function`.
     pub(super) fn bind_aggregate(
         &self,
         function: &Arc<AggregateFunctionExpr>,
@@ -158,8 +161,8 @@ impl Bindings {
         Ok(bound.map_or_else(|| function.clone(), Arc::new))
     }
 
-    /// `window` with bound arguments, partition keys and order. A function that cannot be given others
-    /// reads the plan's results, which each execution sets as well.
+    /// Binds the arguments, partition keys and ordering of `window`. A function that does not
+    /// accept new arguments reads the plan's results, which each execution sets as well.
     pub(super) fn bind_window(&self, window: &Arc<dyn WindowExpr>) -> Result<Arc<dyn WindowExpr>> {
         if self.subqueries.is_empty() {
             return Ok(window.clone());
@@ -171,7 +174,7 @@ impl Bindings {
         Ok(window.with_new_expressions(arguments, keys, order).unwrap_or_else(|| window.clone()))
     }
 
-    /// The predicate of a table in memory, over the output of its scan.
+    /// Binds the predicate of a table in memory, which is over the output of its scan.
     pub(super) fn bind_memory(
         &self,
         predicate: &Arc<dyn PhysicalExpr>,
@@ -180,7 +183,8 @@ impl Bindings {
         self.bind_predicate(predicate, scan, None)
     }
 
-    /// `config` of a scan with a bound predicate. (Projections with subqueries are not pushed into scans.)
+    /// Binds the predicate of a scan's `config`. (Projections with subqueries are not pushed into
+    /// scans.)
     pub(super) fn bind_scan<'a>(
         &self,
         config: &'a FileScanConfig,
@@ -200,7 +204,7 @@ impl Bindings {
     }
 }
 
-/// Whether binding has changed none of `exprs`.
+/// Returns whether binding has changed none of `exprs`.
 fn are_same(exprs: &[Arc<dyn PhysicalExpr>], bound: &[Arc<dyn PhysicalExpr>]) -> bool {
     exprs.iter().zip(bound).all(|(expr, bound)| Arc::ptr_eq(expr, bound))
 }

@@ -1,9 +1,10 @@
-//! Filters of a query that DataFusion pushes down by the names of their columns.
+//! DataFusion's pushdown of filters, restricted to plans with unique column names.
 //!
-//! Its rule looks columns up by name in the nodes that it passes. Where a row has two columns of one name, it
-//! takes one of them, so `r1.c > r2.c` above an outer join may reach `r2` as `c > c`, and drops its rows. So a
-//! filter stays where it is if rows below it have columns of one name. The logical plan's filters were pushed down
-//! before, by names with their tables, so that little is left to the rule there.
+//! DataFusion's rule looks columns up by name in the nodes that it passes. Where a row has two
+//! columns of one name, it takes one of them. So `r1.c > r2.c` above an outer join may reach `r2`
+//! as `c > c`, and drop its rows. A filter therefore stays in place if rows below it have two
+//! columns of one name. The optimizer of logical plans has already pushed filters down by qualified
+//! names, so the rule loses little.
 
 use std::{fmt, sync::Arc};
 
@@ -23,7 +24,7 @@ use datafusion::{
     },
 };
 
-/// DataFusion's rule that pushes filters down, for those that it cannot mistake.
+/// Wraps DataFusion's filter pushdown and exempts filters over ambiguous column names.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -41,10 +42,10 @@ pub struct UniqueNamePushdown {
 }
 
 impl UniqueNamePushdown {
-    /// The name of the rule among those of a session.
+    /// Name of the rule among those of a session.
     pub const NAME: &str = "FilterPushdown";
 
-    /// Around `rule`.
+    /// Wraps `rule`.
     pub fn new(rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>) -> Self {
         Self { rule }
     }
@@ -85,7 +86,7 @@ impl PhysicalOptimizerRule for UniqueNamePushdown {
     }
 }
 
-/// Whether the rows of any node have two columns of one name.
+/// Returns whether the rows of any node have two columns of one name.
 fn has_equal_names(plan: &Arc<dyn ExecutionPlan>) -> bool {
     let schema = plan.schema();
     let mut names: Vec<_> = schema.fields().iter().map(|field| field.name()).collect();
@@ -94,7 +95,8 @@ fn has_equal_names(plan: &Arc<dyn ExecutionPlan>) -> bool {
         || plan.children().into_iter().any(has_equal_names)
 }
 
-/// Stands for a filter through which no filter is pushed, its own neither.
+/// Stands for a filter during pushdown: the filter is not pushed down, and no other is pushed
+/// through it.
 #[derive(Debug)]
 struct PushdownBarrier(Arc<dyn ExecutionPlan>);
 
@@ -132,6 +134,6 @@ impl ExecutionPlan for PushdownBarrier {
     }
 
     fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        internal_err!("it stands for a filter while a rule runs")
+        internal_err!("a PushdownBarrier cannot be executed")
     }
 }

@@ -1,4 +1,4 @@
-//! Joins, and the runtime filters they publish.
+//! Lowering of joins and of the runtime filters that they publish.
 
 use std::sync::Arc;
 
@@ -35,9 +35,9 @@ use crate::{exec::GateworkExec, remote_filters::RemoteTarget};
 
 /// DataFusion's dynamic filter as the target of a join's runtime filter.
 struct DynamicTarget {
-    /// This execution's, which its scans read.
+    /// The filter of this execution, which its scans read.
     filter: Arc<DynamicFilterPhysicalExpr>,
-    /// The plan's, which nodes that DataFusion executes read, and EXPLAIN ANALYZE shows.
+    /// The filter of the plan, which fallback nodes read and EXPLAIN ANALYZE shows.
     planned: Arc<DynamicFilterPhysicalExpr>,
     keys: Vec<Arc<dyn PhysicalExpr>>,
 }
@@ -60,7 +60,7 @@ impl FilterTarget for DynamicTarget {
 }
 
 impl Lowering {
-    /// The residual filter of a planned join.
+    /// Lowers the residual filter of a planned join.
     fn join_filter(&self, planned: Option<&PlannedFilter>) -> Result<Option<JoinFilter>> {
         let filter = |planned: &PlannedFilter| {
             Ok(JoinFilter {
@@ -72,7 +72,7 @@ impl Lowering {
         planned.map(filter).transpose()
     }
 
-    /// The key pairs of a planned join.
+    /// Binds the key pairs of a planned join.
     fn join_keys(&self, join: &HashJoinExec) -> Result<JoinOn> {
         let schemas = (join.left().schema(), join.right().schema());
         let bind = |(left, right): &(Arc<dyn PhysicalExpr>, Arc<dyn PhysicalExpr>)| {
@@ -90,12 +90,13 @@ impl Lowering {
     ) -> Result<PipelineBuilder> {
         let node = exec.inner();
         let ordered = ordered || has_ordered_fetch(node);
-        // Our right join gives the unmatched rows of a batch after its pairs. And a join that spills keeps
-        // no order, so where memory has a limit, it is made afterwards.
+        // The native right join emits the unmatched rows of a batch after its pairs. And a join
+        // that spills preserves no order, so with a memory limit the rows are sorted after the
+        // join.
         let maintains = node.maintains_input_order().get(1) == Some(&true);
         let keeps_order =
             maintains && *join.join_type() != JoinType::Right && !self.memory_is_limited();
-        // Its keys have to be there, also those that the join's projection takes away.
+        // The sort keys must exist in the join's output, even those that its projection drops.
         let sorted_by = probe_ordering(join)?.filter(|_| ordered && maintains && !keeps_order);
         let projection = join.projection.as_ref().map(|columns| columns.to_vec());
         let (schema, columns) = match &sorted_by {
@@ -121,7 +122,8 @@ impl Lowering {
         }
     }
 
-    /// The two pipelines of a hash join that gives `columns` of both sides, with this schema.
+    /// Adds the build pipeline of a hash join, and returns the probe pipeline. The join emits
+    /// `columns` of both sides, with this schema.
     fn build_and_probe(
         &mut self,
         exec: &GateworkExec,
@@ -131,7 +133,7 @@ impl Lowering {
         tag: Option<usize>,
     ) -> Result<PipelineBuilder> {
         let [left, right] = exec.children() else {
-            return internal_err!("a join with {} children", exec.children().len());
+            return internal_err!("a join has {} inputs, not 2", exec.children().len());
         };
         let (id, producer) = self.filter_producer(join, right)?;
         let build = self.child(left, false)?;
@@ -160,7 +162,8 @@ impl Lowering {
         Ok(pipeline)
     }
 
-    /// The producer of the join's dynamic filter, if it has one, registered under its id.
+    /// Returns the producer of the join's dynamic filter and the filter's id, if the join has one.
+    /// Registers the filter under the id.
     fn filter_producer(
         &mut self,
         join: &HashJoinExec,
@@ -180,7 +183,7 @@ impl Lowering {
             }
             None => {
                 let filter = self.bindings.add_filter(&planned, probe)?;
-                // What an execution before this one knew, holds for its rows only.
+                // A filter of an earlier execution does not hold for this one.
                 let _no_error = planned.update(lit(true));
                 (filter.expression_id(), Arc::new(DynamicTarget { filter, planned, keys }))
             }
@@ -211,7 +214,7 @@ impl Lowering {
     }
 }
 
-/// The order of the probe side's rows, over the joined columns; `None` if it has none.
+/// Returns the ordering of the probe side's rows over the joined columns; `None` if it has none.
 fn probe_ordering(join: &HashJoinExec) -> Result<Option<LexOrdering>> {
     let Some(ordering) = join.right().output_ordering() else { return Ok(None) };
     let left_columns = match join.join_type() {
@@ -222,13 +225,13 @@ fn probe_ordering(join: &HashJoinExec) -> Result<Option<LexOrdering>> {
     Ok(LexOrdering::new(keys))
 }
 
-/// The columns of a join before its projection.
+/// Returns the schema of a join before its projection.
 fn joined_schema(join: &HashJoinExec) -> SchemaRef {
     let (left, right) = (join.left().schema(), join.right().schema());
     Arc::new(build_join_schema(&left, &right, join.join_type()).0)
 }
 
-/// The `columns` of rows with the schema `input`, as the schema `output` has them.
+/// Projects rows with the schema `input` to `columns`, with the schema `output`.
 fn selected(columns: &[usize], input: &SchemaRef, output: SchemaRef) -> Projection {
     let column = |index: &usize| -> Arc<dyn PhysicalExpr> {
         Arc::new(Column::new(input.field(*index).name(), *index))

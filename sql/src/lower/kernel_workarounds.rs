@@ -1,11 +1,12 @@
-//! Expressions around faults of Arrow's kernels, which batches of few rows bring to light.
+//! Workarounds for faults of Arrow's kernels that small batches expose.
 //!
-//! * A cast of lists to lists of a fixed size takes values from the first of the array on, although a slice of
-//!   lists begins further behind (`cast_list_to_fixed_size_list`, arrow-cast 59): wrong values, or a panic.
-//! * `LIKE` panics on a dictionary without values, as all rows being NULL make it (`normalized_keys`,
-//!   arrow-array 59).
+//! * A cast of lists to lists of a fixed size reads values from index 0, although a slice of lists
+//!   starts later (`cast_list_to_fixed_size_list`, arrow-cast 59). The result is wrong values, or a
+//!   panic.
+//! * `LIKE` panics on a dictionary without values, which is what all-NULL rows produce
+//!   (`normalized_keys`, arrow-array 59).
 //!
-//! Arguments of such kernels are brought into a form that these read rightly.
+//! Arguments of such kernels are normalized to a layout that the kernels read correctly.
 
 use std::{
     fmt,
@@ -30,7 +31,7 @@ use datafusion::{
     },
 };
 
-/// `expr`, over columns of `schema`, with arguments that Arrow's kernels read rightly.
+/// Wraps the arguments of faulty kernels in `expr`, an expression over columns of `schema`.
 pub(super) fn with_kernel_workarounds(
     expr: Arc<dyn PhysicalExpr>,
     schema: &Schema,
@@ -65,7 +66,7 @@ pub(super) fn with_kernel_workarounds(
     .data()
 }
 
-/// An argument in its plainest form: lists that begin with the first of their values, dictionaries with a value.
+/// A normalized argument: lists start at the first of their values, dictionaries have a value.
 #[derive(Debug, Clone)]
 struct NormalizedArg(Arc<dyn PhysicalExpr>);
 
@@ -92,7 +93,7 @@ fn normalize(values: ArrayRef) -> Result<ArrayRef> {
             copied(values.as_ref())?
         }
         DataType::Dictionary(_, of) if values.as_any_dictionary().values().is_empty() => {
-            // All rows are NULL by their keys.
+            // All keys are NULL.
             values.as_any_dictionary().with_values(new_null_array(of, 1))
         }
         _ => values,
@@ -187,7 +188,7 @@ mod tests {
     #[test]
     fn a_dictionary_without_values_is_like_nothing() -> Result<()> {
         let nulls: ArrayRef = Arc::new(DictionaryArray::<Int32Type>::from_iter([None::<&str>; 2]));
-        assert!(nulls.as_any_dictionary().values().is_empty(), "a case of the fault");
+        assert!(nulls.as_any_dictionary().values().is_empty(), "the dictionary must be empty");
         let text: ArrayRef = Arc::new(StringArray::from(vec!["a", "b"]));
         let batch =
             RecordBatch::try_from_iter_with_nullable([("d", nulls, true), ("t", text, true)])?;

@@ -1,8 +1,9 @@
-//! Where the keys of a runtime filter come from: column by column, down to the scans.
+//! Lineage of a runtime filter's keys: column by column, down to the scans.
 //!
-//! DataFusion brings a join's filter to scans through nodes that look its columns up by their names. Where a
-//! row has two columns of one name, it takes the first, and the scan would be asked for another column's
-//! values. So the keys are followed here by their positions, and a scan uses a filter only if both agree.
+//! DataFusion pushes a join's filter to scans through nodes that look its columns up by name. Where
+//! a row has two columns of one name, it takes the first, and the scan would test another column's
+//! values. So this module follows the keys by index. A scan uses a filter only if both results
+//! agree.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -33,21 +34,23 @@ use crate::exec::as_gatework_exec;
 
 type Exprs = Vec<Arc<dyn PhysicalExpr>>;
 
-/// The keys over the output of each scan that gives them, by [`scan_id`].
+/// The keys over the output of each scan that has them, by [`scan_id`].
 pub(super) type KeysByScan = HashMap<usize, Exprs>;
 
-/// Identifies a scan among those of a plan.
+/// Returns the identity of a scan within a plan.
 pub(super) fn scan_id(scan: &Arc<dyn ExecutionPlan>) -> usize {
     let inner = as_gatework_exec(scan.as_ref()).map_or(scan, |exec| exec.inner());
     Arc::as_ptr(inner).cast::<()>().addr()
 }
 
-/// The inputs of a node that is not DataFusion's, if it gives their rows as they are.
+/// Returns the inputs of a custom node that passes their rows through unchanged; `None` for any
+/// other node.
 pub type PassThroughInputs =
     dyn Fn(&Arc<dyn ExecutionPlan>) -> Option<Vec<&Arc<dyn ExecutionPlan>>>;
 
-/// Follows `keys`, which are over the output of `plan`, to the scans below it. Ends without one where a
-/// node computes them, or is known neither here nor to `rows_of`.
+/// Follows `keys`, which are over the output of `plan`, to the scans below it. A path ends without
+/// a scan at a node that computes the keys, or that neither this module nor `pass_through_inputs`
+/// knows.
 pub(super) fn trace(
     plan: &Arc<dyn ExecutionPlan>,
     keys: &Exprs,
@@ -79,7 +82,7 @@ pub(super) fn trace(
     }
 }
 
-/// `keys` of the output of a node with one input, over that.
+/// Rewrites `keys`, over the output of a node with one input, to that input's columns.
 fn over_input(plan: &dyn ExecutionPlan, keys: &Exprs, input: &SchemaRef) -> Result<Option<Exprs>> {
     let column = |index: usize| -> Option<Arc<dyn PhysicalExpr>> {
         let field = input.fields().get(index)?;
@@ -111,7 +114,8 @@ fn over_input(plan: &dyn ExecutionPlan, keys: &Exprs, input: &SchemaRef) -> Resu
     if same { replace(keys, &column) } else { Ok(None) }
 }
 
-/// Which input's column each output column of a join is: of the left (0) or the right (1), at an index.
+/// The origin of each output column of a join: its side, left (0) or right (1), and its index
+/// there.
 type ColumnOrigins = Vec<Option<(usize, usize)>>;
 
 fn join_column_origins(plan: &dyn ExecutionPlan) -> Option<ColumnOrigins> {
@@ -162,7 +166,7 @@ fn trace_join(
     Ok(())
 }
 
-/// `keys` with what `column` gives for each of their columns; `None` if it gives nothing for one.
+/// Replaces each column of `keys` by `column`'s result; `None` if it returns `None` for one.
 pub(super) fn replace(
     keys: &Exprs,
     column: &dyn Fn(usize) -> Option<Arc<dyn PhysicalExpr>>,
@@ -177,7 +181,7 @@ pub(super) fn replace(
         let replaced = key.clone().transform_down(|node| {
             let index = node.downcast_ref::<Column>().map(Column::index);
             Ok(match index.and_then(column) {
-                // What it gives is over other columns already.
+                // The result refers to columns of the input already.
                 Some(other) => Transformed::new(other, true, TreeNodeRecursion::Jump),
                 None => Transformed::no(node),
             })
@@ -187,7 +191,8 @@ pub(super) fn replace(
     replaced.collect::<Result<Vec<_>>>().map(Some)
 }
 
-/// Whether both are the same expressions over columns at the same places, whatever these are called.
+/// Returns whether both are the same expressions over columns of equal indices, regardless of their
+/// names.
 pub(super) fn are_same(one: &Exprs, other: &Exprs) -> Result<bool> {
     let unnamed = |exprs: &Exprs| {
         replace(exprs, &|index| Some(Arc::new(Column::new("", index)) as Arc<dyn PhysicalExpr>))

@@ -1,13 +1,13 @@
-//! From shells to pipelines.
+//! Lowering: from wrapped plan nodes to pipelines.
 //!
-//! Lowering walks the shells of a region from its root. Each node either extends the *flow* of its
-//! input (a pipeline that has no sink yet) or closes it with the sink of a breaker and starts a new
-//! flow from the breaker's source. Foreign nodes become stream scans.
+//! Lowering walks the nodes of a region from its root. A node either extends the open pipeline of
+//! its input (a [`PipelineBuilder`], without a sink) or is a breaker. A breaker's sink closes the
+//! open pipeline, and its source starts a new one. Fallback nodes become stream scans.
 //!
-//! Order: a caller that needs the order of a node's rows ([`is_ordered`]) asks for it (`ordered`), and
-//! gets a flow of one task whose operators keep it, or a sort. Where the order does not matter, flows
-//! have as many tasks as the executor has workers, whatever the plan's partitions are; nodes that are
-//! only there for parallelism are folded.
+//! Order: a caller that relies on the order of a node's rows ([`is_ordered`]) passes `ordered`. It
+//! gets a pipeline of one task whose operators preserve the order, or a sort. Otherwise pipelines
+//! have one task per worker of the executor, independent of the plan's partitions. Nodes that exist
+//! only for parallelism are elided.
 
 mod aggregate;
 mod bindings;
@@ -63,16 +63,17 @@ use crate::{
     settings::Settings,
 };
 
-/// A region as pipelines.
+/// A region as a pipeline graph.
 pub(crate) struct Lowered {
     pub(crate) graph: Graph,
-    /// Foreign nodes, by name.
+    /// Names of the fallback nodes.
     pub(crate) fallbacks: Vec<String>,
-    /// Metric sets of the covered nodes, by tag.
+    /// Metric sets of the native nodes, by tag.
     pub(crate) nodes: HashMap<usize, ExecutionPlanMetricsSet>,
 }
 
-/// Lowers the region below `shell`; what it gives, its readers get.
+/// Lowers the region below `exec`, and returns it with the readers of its result. Called by
+/// `Region::start`.
 pub(crate) fn lower(
     exec: &GateworkExec,
     context: FallbackContext,
@@ -81,7 +82,7 @@ pub(crate) fn lower(
     let mut lowering = Lowering::new(exec.engine(), context);
     let pipeline = lowering.lower_node(exec, requirement.ordered)?;
     let keys = match &requirement.partitioning {
-        // A key that was projected away cannot be evaluated, and nobody above can name it.
+        // A key that was projected out cannot be evaluated, and no node above can name it.
         Partitioning::Hash(keys, _) if !keys.iter().any(|key| key.is::<UnKnownColumn>()) => {
             lowering.bindings.bind_all(keys)?
         }
@@ -97,8 +98,9 @@ pub(crate) fn lower(
     Ok((lowering.finish(pipeline, Arc::new(sink))?, readers))
 }
 
-/// Lowers the regions below `plan`, which may be a foreign node itself. What it gives goes, in the order that it
-/// promises if that is wanted, to the sink that `sink` makes for so many tasks.
+/// Lowers the regions below `plan`, which may be a fallback node itself, and sends the output to a
+/// sink. `sink` is called once with the number of tasks. If `ordered`, the plan's output ordering
+/// is preserved.
 pub(crate) fn lower_into(
     plan: &Arc<dyn ExecutionPlan>,
     engine: &Engine,
@@ -112,32 +114,31 @@ pub(crate) fn lower_into(
     lowering.finish(pipeline, sink)
 }
 
-/// A runtime filter of this region: what it is made of, and its gate.
+/// A runtime filter of this region: its gate, and the pipeline that produces it.
 struct FilterLink {
     gate: Gate,
-    /// The pipeline that collects the build side, once that is closed: the filter is published when
-    /// it has ended.
+    /// The pipeline of the build side, once it is added: the filter is published when it has ended.
     build: Option<PipelineId>,
 }
 
-/// What is known while a region is lowered.
+/// The state of lowering one region.
 struct Lowering {
     settings: Arc<Settings>,
     engine: Engine,
-    /// Instances of a parallel pipeline, at most.
+    /// Maximum number of tasks of a pipeline.
     max_tasks: usize,
     batch_rows: usize,
     context: FallbackContext,
-    /// What expressions of the plan refer to in this execution.
+    /// The values that expressions of the plan refer to in this execution.
     bindings: Bindings,
     graph: Graph,
     fallbacks: Vec<String>,
     nodes: HashMap<usize, ExecutionPlanMetricsSet>,
-    /// Filters by the id of the dynamic expression, which is this execution's own.
+    /// Filters by the id of the dynamic expression, which belongs to this execution.
     filters: HashMap<u64, FilterLink>,
-    /// Scans that wait: the filter's id, the scan's pipeline, the filter there.
+    /// Scans that wait for a filter: the filter's id, the scan's pipeline, the filter in the scan.
     filter_waits: Vec<(u64, PipelineId, Arc<ScanFilter>)>,
-    /// Gates that every leaf waits for: scalar subqueries of the levels around it.
+    /// Gates that every source waits for: those of the scalar subqueries above it.
     start_after: Vec<Gate>,
 }
 
@@ -161,7 +162,7 @@ impl Lowering {
         }
     }
 
-    /// The whole, whose last flow ends in `sink`.
+    /// Closes the last pipeline with `sink` and returns the region.
     fn finish(mut self, last: PipelineBuilder, sink: Arc<dyn Sink>) -> Result<Lowered> {
         self.add_pipeline(last, sink, None)?;
         self.declare_filter_waits();
@@ -169,7 +170,7 @@ impl Lowering {
         Ok(Lowered { graph, fallbacks, nodes })
     }
 
-    /// What is evaluated for `expr` of a node whose input has `schema`.
+    /// Returns the expression that operators evaluate for `expr` of a node with the input `schema`.
     fn expression(
         &self,
         expr: &Arc<dyn PhysicalExpr>,
@@ -178,12 +179,13 @@ impl Lowering {
         specialize_decimals(self.key(expr, schema)?, schema)
     }
 
-    /// The same for a key, whose type others agree with.
+    /// As [`Self::expression`], but for a key, whose type must not change: other nodes depend on
+    /// it.
     fn key(&self, expr: &Arc<dyn PhysicalExpr>, schema: &Schema) -> Result<Arc<dyn PhysicalExpr>> {
         kernel_workarounds::with_kernel_workarounds(self.bindings.bind(expr)?, schema)
     }
 
-    /// The same for the keys of an order.
+    /// As [`Self::key`], for the keys of an ordering.
     fn ordering(&self, ordering: LexOrdering, schema: &Schema) -> Result<LexOrdering> {
         let bound = |key: &PhysicalSortExpr| {
             Ok(PhysicalSortExpr { expr: self.key(&key.expr, schema)?, options: key.options })
@@ -192,19 +194,19 @@ impl Lowering {
         Ok(LexOrdering::new(keys).unwrap_or(ordering))
     }
 
-    /// Whether what does not fit has to spill.
+    /// Returns whether the memory pool has a limit, so that operators may spill.
     fn memory_is_limited(&self) -> bool {
         !matches!(self.context.task_context().memory_pool().memory_limit(), MemoryLimit::Infinite)
     }
 
-    /// A runtime filter that goes from one stage to another.
+    /// Returns the runtime filter with this id that crosses a stage boundary, if there is one.
     fn remote_filter(&self, id: u64) -> Option<Arc<RemoteFilter>> {
         let filters =
             self.context.task_context().session_config().get_extension::<RemoteRuntimeFilters>()?;
         filters.get(id).cloned()
     }
 
-    /// The flow of any child: a shell's, or a foreign node's stream.
+    /// Lowers a child: a wrapped node, or a fallback node's stream.
     fn child(&mut self, plan: &Arc<dyn ExecutionPlan>, ordered: bool) -> Result<PipelineBuilder> {
         match as_gatework_exec(plan.as_ref()) {
             Some(exec) => self.lower_node(exec, ordered),
@@ -212,7 +214,7 @@ impl Lowering {
         }
     }
 
-    /// Gives a node's operators a tag under which its counters are found.
+    /// Returns a new tag for a node's operators, under which its counters are found.
     fn tag(&mut self, exec: &GateworkExec) -> usize {
         static NEXT_TAG: AtomicUsize = AtomicUsize::new(0);
         let tag = NEXT_TAG.fetch_add(1, Ordering::Relaxed);
@@ -220,7 +222,7 @@ impl Lowering {
         tag
     }
 
-    /// Ends `flow` in `sink`.
+    /// Closes `pipeline` with `sink` and adds it to the graph.
     fn add_pipeline(
         &mut self,
         pipeline: PipelineBuilder,
@@ -254,11 +256,12 @@ impl Lowering {
             });
         }
         for (id, scan) in pipeline.filter_waits {
-            // The first probe of the scan's own pipeline asks the same table the same question.
+            // The first probe of the scan's own pipeline tests the same keys against the same
+            // table.
             if pipeline.published_filters.first() == Some(&id) {
                 scan.disable_row_filter();
             }
-            // A join's own probe pipeline starts after its build anyway.
+            // A join's own probe pipeline starts after its build pipeline anyway.
             if pipeline.published_filters.contains(&id) {
                 scan.disable_wait();
             } else {
@@ -268,10 +271,10 @@ impl Lowering {
         Ok(pipeline_id)
     }
 
-    /// Tells the wait-for graph which scans wait for which filters.
+    /// Adds the waits of scans for runtime filters to the wait-for graph.
     fn declare_filter_waits(&mut self) {
         for (id, scan, filter) in std::mem::take(&mut self.filter_waits) {
-            // Stages are a tree, in which no wait for a filter closes a cycle.
+            // Stages form a tree, in which no wait for a filter closes a cycle.
             if self.remote_filter(id).is_some() && !self.filters.contains_key(&id) {
                 continue;
             }
@@ -286,7 +289,7 @@ impl Lowering {
     }
 }
 
-/// A runtime's error as DataFusion's.
+/// Converts a runtime error to DataFusion's error type.
 fn to_datafusion(error: gatework_runtime::Error) -> datafusion::error::DataFusionError {
     SharedDataFusionError::to_datafusion(&error)
 }

@@ -1,4 +1,4 @@
-//! Nodes that stream, sort, limit and unite.
+//! Lowering of nodes by their type; streaming nodes, sorts and limits.
 
 use std::sync::Arc;
 
@@ -45,7 +45,7 @@ use crate::{
 };
 
 impl Lowering {
-    /// The flow of a covered node.
+    /// Lowers a wrapped node and its inputs.
     pub(super) fn lower_node(
         &mut self,
         exec: &GateworkExec,
@@ -111,7 +111,7 @@ impl Lowering {
         self.source_node(node, tag)
     }
 
-    /// A leaf that is no scan of DataFusion's.
+    /// Lowers a source that is not a DataFusion scan.
     fn source_node(
         &mut self,
         node: &dyn ExecutionPlan,
@@ -129,7 +129,7 @@ impl Lowering {
         internal_err!("{} is supported, but has no lowering", node.name())
     }
 
-    /// A file for each task.
+    /// Lowers a write: each task writes one file, or one per bucket.
     fn write(
         &mut self,
         exec: &GateworkExec,
@@ -143,7 +143,7 @@ impl Lowering {
         Ok(pipeline.push_operator(writer, tag))
     }
 
-    /// A node that passes rows through; only its `fetch` counts.
+    /// Lowers a node that passes rows through; only its `fetch` has an effect.
     fn elided(
         &mut self,
         exec: &GateworkExec,
@@ -182,19 +182,19 @@ impl Lowering {
     ) -> Result<PipelineBuilder> {
         let node = exec.inner().as_ref();
         let pipeline = self.child(&exec.children()[0], false)?;
-        // Keys that are constant in each partition are no keys of a sort of partitions, so its first rows
-        // are not the first ones of all.
+        // A sort per partition may lack keys that are constant in each partition. So its first rows
+        // are not the first of all rows.
         let is_partitioned = partitions(node) > 1;
         let fetch =
             sort.fetch().filter(|_| !(is_partitioned && has_partition_constants(sort.input())));
         if is_partitioned && !ordered && fetch.is_none() {
-            // The merge of the partitions sorts all rows.
+            // The merge above sorts all rows.
             return Ok(pipeline);
         }
         self.sort(pipeline, sort.expr().clone(), fetch, exec.schema(), tag)
     }
 
-    /// Sorts what `flow` gives.
+    /// Closes `pipeline` with a sort, and returns a pipeline of the sorted rows.
     pub(super) fn sort(
         &mut self,
         pipeline: PipelineBuilder,
@@ -211,7 +211,7 @@ impl Lowering {
         Ok(PipelineBuilder::new(name, 1, Arc::new(source), tag).depends_on(producer))
     }
 
-    /// `flow`, sorted as `node` promised if that is `wanted` and does not hold by itself.
+    /// Sorts `pipeline` by `node`'s output ordering if `wanted` and the node has one.
     pub(super) fn sort_if(
         &mut self,
         wanted: bool,
@@ -238,8 +238,8 @@ impl Lowering {
             let pipeline = self.child(child, true)?;
             return Ok(limited(pipeline, merge.fetch(), tag));
         }
-        // A sort of each partition needs no keys that are constant there, the merge does. So one sort of
-        // all rows has the keys of the merge.
+        // A sort per partition may lack keys that are constant in each partition; the merge has
+        // them. So a single sort of all rows uses the keys of the merge.
         let sort = as_gatework_exec(child.as_ref()).filter(|child| child.inner().is::<SortExec>());
         let (input, tag) = match sort {
             Some(sort) => (&sort.children()[0], Some(self.tag(sort))),
@@ -262,28 +262,27 @@ impl Lowering {
     }
 }
 
-/// Whether a column of `plan` has one value in each partition, and several in all.
+/// Returns whether a column of `plan` is constant in each partition but not over all of them.
 fn has_partition_constants(plan: &Arc<dyn ExecutionPlan>) -> bool {
     let constants = plan.equivalence_properties().constants();
     constants.iter().any(|constant| constant.across_partitions == AcrossPartitions::Heterogeneous)
 }
 
-/// Output partitions of `node`.
+/// Returns the number of output partitions of `node`.
 fn partitions(node: &dyn ExecutionPlan) -> usize {
     node.output_partitioning().partition_count()
 }
 
-/// Returns how many rows `node` gives at most, where each of its partitions gives at most its
-/// `fetch`. There is no such limit if a column has one value in each partition: an order by that
-/// column may make the last partition's rows the first ones, and the merge that puts the rows in
-/// order has a limit of its own.
+/// Returns the maximum number of rows of `node`, each of whose partitions has at most `fetch` rows.
+/// There is no such limit if a column is constant in each partition only. An ordering by that
+/// column may put the last partition's rows first, and the merge above has a limit of its own.
 pub(super) fn total_fetch(node: &Arc<dyn ExecutionPlan>) -> Option<usize> {
     let (fetch, partitions) = (node.fetch()?, partitions(node.as_ref()).max(1));
     let any_rows = partitions == 1 || !has_partition_constants(node);
     any_rows.then(|| fetch.saturating_mul(partitions))
 }
 
-/// The first `fetch` rows of `flow`.
+/// Limits `pipeline` to `fetch` rows, if there is a limit.
 pub(super) fn limited(
     pipeline: PipelineBuilder,
     fetch: Option<usize>,

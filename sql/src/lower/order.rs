@@ -1,9 +1,9 @@
-//! The order in which the rows of a node come, as far as a plan relies on it.
+//! The order of a node's rows, as far as a plan relies on it.
 //!
-//! DataFusion leaves a sort out where the input is in the wanted order already, and a projection above
-//! may take the sort's keys away. Then no node promises the order any more, although the result, or the
-//! rows that a limit takes, depend on it. So what counts is not what a node promises but what its input
-//! has: the order is followed down through the nodes that maintain it.
+//! DataFusion omits a sort whose input already has the order, and a projection above may drop the
+//! sort's keys. Then no node declares the order any more, although the result, or the rows of a
+//! limit, depend on it. So the declared output ordering is not enough: the order is followed down
+//! through the nodes that maintain it.
 
 use std::sync::Arc;
 
@@ -16,13 +16,13 @@ use datafusion::{
 
 use crate::scan::FilteredMemorySource;
 
-/// Whether the rows of `plan` come in an order that was declared or made below, whether or not its
-/// columns are still there.
+/// Returns whether the rows of `plan` have an order that was declared or produced below, even if
+/// its columns were dropped.
 pub(crate) fn is_ordered(plan: &Arc<dyn ExecutionPlan>) -> bool {
     if plan.output_ordering().is_some() {
         return true;
     }
-    // Where partitions meet, only a merge by keys that are there keeps an order of theirs.
+    // Only a merge of partitions by columns that still exist preserves an order of theirs.
     if plan.output_partitioning().partition_count() > 1 {
         return false;
     }
@@ -33,12 +33,12 @@ pub(crate) fn is_ordered(plan: &Arc<dyn ExecutionPlan>) -> bool {
     children.into_iter().any(|(child, maintained)| maintained && is_ordered(child))
 }
 
-/// Whether the rows that `node` gives are the first ones of an order, whatever reads them.
+/// Returns whether `node` has a limit that takes the first rows of an order.
 pub(super) fn has_ordered_fetch(node: &Arc<dyn ExecutionPlan>) -> bool {
     node.fetch().is_some() && is_ordered(node)
 }
 
-/// Whether a table has an order, maybe by columns that are not read.
+/// Returns whether a table has an order, possibly by columns that are not read.
 fn is_ordered_scan(scan: &DataSourceExec) -> bool {
     let source = scan.data_source();
     if let Some(files) = source.downcast_ref::<FileScanConfig>() {

@@ -1,4 +1,4 @@
-//! A flow: a pipeline that has no sink yet.
+//! An open pipeline: a source and operators, without a sink.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use gatework_shared_state::BufferLimit;
 
 use crate::scan::ScanFilter;
 
-/// A bounded buffer that a flow reads.
+/// A bounded buffer that the pipeline's source reads.
 pub(super) struct Buffer {
     pub(super) producer: PipelineId,
     pub(super) limit: BufferLimit,
@@ -19,12 +19,12 @@ pub(super) struct PipelineBuilder {
     pub(super) num_tasks: usize,
     pub(super) source: (Arc<dyn Source>, Option<usize>),
     pub(super) operators: Vec<(Arc<dyn Operator>, Option<usize>)>,
-    /// Pipelines that must have ended before this one can get on.
+    /// Pipelines that must end before this one can make progress.
     pub(super) dependencies: Vec<PipelineId>,
     pub(super) buffers: Vec<Buffer>,
-    /// Runtime filters that its tasks publish, the one next to the source first.
+    /// Runtime filters that this pipeline's tasks publish, the one next to the source first.
     pub(super) published_filters: Vec<u64>,
-    /// Runtime filters that its source waits for.
+    /// Runtime filters that this pipeline's source waits for.
     pub(super) filter_waits: Vec<(u64, Arc<ScanFilter>)>,
 }
 
@@ -47,7 +47,7 @@ impl PipelineBuilder {
         }
     }
 
-    /// The flow with `operator` at its end.
+    /// Appends `operator`.
     pub(super) fn push_operator(
         mut self,
         operator: impl Operator + 'static,
@@ -57,7 +57,7 @@ impl PipelineBuilder {
         self
     }
 
-    /// The flow, which cannot get on before `producer` has ended.
+    /// Declares that this pipeline makes no progress before `producer` has ended.
     pub(super) fn depends_on(mut self, producer: PipelineId) -> Self {
         self.dependencies.push(producer);
         self

@@ -1,8 +1,9 @@
-//! Scalar subqueries: their one value is known before anything that uses it starts.
+//! Lowering of scalar subqueries. The value is known before any operator that uses it starts.
 //!
-//! Each subquery is a flow that ends in a [`ScalarSubquerySink`]. Every leaf of the main input waits for
-//! its gate, so no expression of the main input is evaluated before. The gate opens on every way out;
-//! after a failed subquery the query has failed as well, and nobody looks at the value.
+//! Each subquery is a pipeline that ends in a [`ScalarSubquerySink`]. Every source of the main
+//! input waits for its gate, so no expression of the main input is evaluated before. The gate
+//! becomes ready in every case: after a failed subquery the query has failed too, and no operator
+//! reads the value.
 
 use std::sync::Arc;
 
@@ -35,7 +36,7 @@ impl Lowering {
         ordered: bool,
     ) -> Result<PipelineBuilder> {
         let [main, subqueries @ ..] = exec.children() else {
-            return internal_err!("scalar subqueries without a main input");
+            return internal_err!("a ScalarSubqueryExec has no main input");
         };
         let own = self.bindings.add_subqueries(node.results(), node.subqueries().len());
         let mut gates = Vec::new();
@@ -57,12 +58,12 @@ impl Lowering {
     }
 }
 
-/// Where the values of scalar subqueries are kept.
+/// The destinations of the values of scalar subqueries.
 #[derive(Debug)]
 struct Results {
-    /// This execution's, to which its expressions are bound.
+    /// The results of this execution, to which its expressions are bound.
     own: ScalarSubqueryResults,
-    /// The plan's: for nodes that DataFusion executes, and for EXPLAIN ANALYZE.
+    /// The results of the plan, for fallback nodes and EXPLAIN ANALYZE.
     planned: ScalarSubqueryResults,
 }
 
@@ -75,12 +76,12 @@ impl Results {
             None => {}
             Some(_) => self.clear_planned(index, count),
         }
-        // Another execution may set it first: to its own value, which is as good.
+        // Another execution may set its own value first, which is as good.
         let _set_by_another = self.planned.set(index, value);
         Ok(())
     }
 
-    /// Takes the plan's value of one subquery away.
+    /// Clears the plan's value of one subquery.
     fn clear_planned(&self, index: SubqueryIndex, count: usize) {
         let others = (0..count).map(SubqueryIndex::new).filter(|other| *other != index);
         let kept: Vec<_> = others.filter_map(|i| Some((i, self.planned.get(i)?))).collect();
@@ -91,7 +92,7 @@ impl Results {
     }
 }
 
-/// Takes the one value of a scalar subquery.
+/// Receives the value of a scalar subquery.
 #[derive(Debug)]
 struct ScalarSubquerySink {
     shared: Arc<ScalarSubqueryState>,
@@ -104,7 +105,7 @@ struct ScalarSubqueryState {
     /// Subqueries of the same plan level.
     count: usize,
     data_type: DataType,
-    /// Tasks that have not finished, and the value if one came.
+    /// Number of unfinished tasks, and the value once a row has arrived.
     state: Mutex<(usize, Option<ScalarValue>)>,
     value_ready: Gate,
 }
@@ -148,7 +149,7 @@ impl ScalarSubqueryState {
         Ok(())
     }
 
-    /// After the last task: the value, or a NULL if there was no row.
+    /// Called by each task at its end. The last task sets the value, or NULL if there was no row.
     fn finish(&self) -> Result<(), DataFusionError> {
         let mut state = self.state.lock();
         state.0 -= 1;
@@ -193,7 +194,7 @@ impl LocalSink for LocalScalarSubquerySink {
     }
 }
 
-/// A source that starts when gates are open.
+/// A source that starts when all of `gates` are ready.
 #[derive(Debug)]
 pub(super) struct StartAfter {
     source: Arc<dyn Source>,

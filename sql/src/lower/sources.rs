@@ -1,4 +1,4 @@
-//! Leaves: scans, constants, foreign nodes.
+//! Lowering of sources: scans, constants and fallback nodes.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -35,7 +35,7 @@ use crate::{
     splits::{Split, SplitQueueSource, SplitTableExec},
 };
 
-/// Rows of a table in memory that a task takes at a time.
+/// Maximum number of rows of a morsel of a table in memory.
 const MEMORY_MORSEL_ROWS: usize = 8192;
 
 impl Lowering {
@@ -59,12 +59,13 @@ impl Lowering {
         }
         match source.downcast_ref::<FileScanConfig>() {
             Some(config) => self.table_of_files(exec, config, ordered, tag),
-            None => internal_err!("a scan of an unknown kind is supported"),
+            None => internal_err!("a supported scan has an unknown source type"),
         }
     }
 
-    /// A scan of whole files. An order holds for one task that reads them in turn, if they are one group;
-    /// otherwise for each group, so rows are sorted.
+    /// Lowers a scan of whole files. If the files are one group, one task that reads them in
+    /// sequence preserves their order. Otherwise the order holds within each group only, so the
+    /// rows are sorted.
     fn table_of_files(
         &mut self,
         exec: &GateworkExec,
@@ -75,20 +76,21 @@ impl Lowering {
         let config = self.bindings.bind_scan(config, scan_id(exec.inner()))?;
         let in_order = config.preserve_order || !config.output_ordering.is_empty();
         if config.file_groups.len() <= 1 {
-            // The first rows of an ordered scan are those of its order, whatever reads them.
+            // The limit of an ordered scan takes the first rows of its order, even if the plan
+            // needs no order.
             let serial = ordered || in_order && config.limit.is_some();
             let num_tasks = if serial { 1 } else { self.max_tasks };
             let pipeline = self.file_scan(&config, num_tasks, None, tag)?;
             return Ok(limited(pipeline, config.limit, tag));
         }
-        // The first rows of all groups together are not the first ones of each.
+        // The first rows of all groups are not the first rows of each group.
         let limit = config.limit.filter(|_| !in_order);
         let pipeline = self.file_scan(&config, self.max_tasks, None, tag)?;
         let total = limit.map(|limit| limit.saturating_mul(config.file_groups.len()));
         self.sort_if(ordered, limited(pipeline, total, tag), exec.inner().as_ref(), tag)
     }
 
-    /// The splits that a stage scheduler gives.
+    /// Lowers a scan of the splits that a stage scheduler assigns.
     fn split_scan(
         &mut self,
         exec: &GateworkExec,
@@ -101,7 +103,7 @@ impl Lowering {
             return self.file_scan(&config, self.max_tasks, Some(queue), tag);
         }
         let Some(memory) = splits.table().downcast_ref::<FilteredMemorySource>() else {
-            return internal_err!("splits of a table of an unknown kind");
+            return internal_err!("a split scan has an unknown table type");
         };
         let rows = MEMORY_MORSEL_ROWS.min(self.batch_rows);
         let scan = SplitScan::new(queue, memory.table().projection().clone(), rows);
@@ -110,7 +112,7 @@ impl Lowering {
         self.filtered_scan(Arc::new(scan), self.max_tasks, predicate, tag)
     }
 
-    /// A scan of rows in memory that may be dropped by `predicate`.
+    /// Lowers a scan of rows in memory, some of which `predicate` may drop.
     fn filtered_scan(
         &mut self,
         scan: Arc<dyn Source>,
@@ -145,7 +147,7 @@ impl Lowering {
         let scan = MemoryScan::new(batches, memory.projection().clone(), rows);
         let serial = partitions <= 1 && (ordered || in_order && fetch.is_some());
         let num_tasks = if serial { 1 } else { scan.num_morsels().clamp(1, self.max_tasks) };
-        // A limit is one on the rows before any filter.
+        // The limit counts rows before any filter.
         let predicate = predicate.filter(|_| fetch.is_none());
         let scan_id = scan_id(exec.inner());
         let bind = |predicate| self.bindings.bind_memory(&predicate, scan_id);
@@ -158,7 +160,8 @@ impl Lowering {
         self.sort_if(ordered, limited(pipeline, total, tag), exec.inner().as_ref(), tag)
     }
 
-    /// The runtime filters of `predicate` that come from joins of this region.
+    /// Returns the runtime filters of `predicate` that joins of this region or of other stages
+    /// produce.
     fn scan_filters(
         &self,
         predicate: Option<Arc<dyn PhysicalExpr>>,
@@ -177,7 +180,7 @@ impl Lowering {
         splits: Option<SplitQueue<Split>>,
         tag: Option<usize>,
     ) -> Result<PipelineBuilder> {
-        // A limit is one on the rows before any filter.
+        // The limit counts rows before any filter.
         let filter = config.file_source.filter().filter(|_| config.limit.is_none());
         let config = &within_groups(config);
         let filters = self.scan_filters(filter, config.file_source.projection())?;
@@ -194,7 +197,8 @@ impl Lowering {
         Ok(filtered(PipelineBuilder::new(name, num_tasks, Arc::new(scan), tag), filters))
     }
 
-    /// A leaf that starts when the scalar subqueries around it are known.
+    /// Creates a pipeline from `source`, which starts when the scalar subqueries above it have
+    /// values.
     fn source(
         &self,
         name: &str,
@@ -210,14 +214,14 @@ impl Lowering {
         PipelineBuilder::new(name, num_tasks, source, tag)
     }
 
-    /// A source of somebody else's.
+    /// Lowers a source that the plan's creator supplied.
     pub(super) fn source_exec(&mut self, node: &SourceExec, tag: Option<usize>) -> PipelineBuilder {
         let num_tasks =
             if node.properties().output_ordering().is_some() { 1 } else { self.max_tasks };
         self.source(node.source().name(), num_tasks, node.source().clone(), tag)
     }
 
-    /// A table of a user's own.
+    /// Lowers a user-defined table of splits.
     pub(super) fn split_table(
         &mut self,
         node: &SplitTableExec,
@@ -227,7 +231,7 @@ impl Lowering {
         Ok(self.source("split table", self.max_tasks, Arc::new(scan), tag))
     }
 
-    /// A node without input: no row, or one row without a value.
+    /// Lowers a node without input: no row, or one row without a value per partition.
     pub(super) fn constant(
         &mut self,
         node: &dyn ExecutionPlan,
@@ -252,7 +256,7 @@ impl Lowering {
         Ok(self.source("constant", 1, Arc::new(scan), tag))
     }
 
-    /// A foreign node: DataFusion executes it, and its streams are our source.
+    /// Lowers a fallback node: DataFusion executes it, and its streams are the pipeline's source.
     pub(super) fn fallback(
         &mut self,
         plan: &Arc<dyn ExecutionPlan>,
@@ -270,7 +274,8 @@ impl Lowering {
             .collect();
         let keeps_order = ordered && is_ordered(plan);
         let num_tasks = if keeps_order { 1 } else { partitions.clamp(1, self.max_tasks) };
-        // All are open at once, as in DataFusion: partitions of a shuffle or a tee need each other's progress.
+        // All streams are open at once, as in DataFusion: partitions of a shuffle or a tee depend
+        // on each other's progress.
         let source = StreamScan::new(format!("fallback {}", plan.name()), streams, partitions);
         let pipeline = self.source(plan.name(), num_tasks, Arc::new(source), None);
         if keeps_order && partitions > 1 {
@@ -280,8 +285,8 @@ impl Lowering {
     }
 }
 
-/// A foreign node's stream, executed when it is first polled: then the scalar subqueries around it
-/// are known, and a task is there to take its rows.
+/// A fallback node's stream, executed when it is first polled. At that time the scalar subqueries
+/// above it have values, and a task consumes its rows.
 enum LazyStream {
     NotStarted(Arc<dyn ExecutionPlan>, usize, Arc<TaskContext>),
     Running(SendableRecordBatchStream),
@@ -313,7 +318,7 @@ impl LazyStream {
     }
 }
 
-/// A stream that finds the I/O runtime on whatever thread it is polled.
+/// A stream that is polled inside the I/O runtime, on any thread.
 struct InIoRuntime {
     io: Handle,
     stream: LazyStream,
@@ -334,20 +339,21 @@ impl Stream for InIoRuntime {
 
 impl Drop for InIoRuntime {
     fn drop(&mut self) {
-        // Streams abort tasks they spawned when they are dropped, which needs the runtime as well.
+        // Dropped streams abort the tasks that they spawned, which needs the runtime as well.
         let io = self.io.clone();
         let _entered = io.enter();
         self.stream = LazyStream::Failed;
     }
 }
 
-/// `flow`, whose scan waits for `filters`.
+/// Adds the waits of the pipeline's scan for `filters`.
 fn filtered(mut pipeline: PipelineBuilder, filters: Vec<Arc<ScanFilter>>) -> PipelineBuilder {
     pipeline.filter_waits.extend(filters.into_iter().map(|filter| (filter.id, filter)));
     pipeline
 }
 
-/// `config` without a limit that holds for each of several ordered groups: tasks read all of them.
+/// Returns `config` without its limit if that applies to each of several ordered groups: each task
+/// reads from all groups.
 fn within_groups(config: &FileScanConfig) -> Cow<'_, FileScanConfig> {
     let in_order = config.preserve_order || !config.output_ordering.is_empty();
     if config.file_groups.len() <= 1 || config.limit.is_none() || !in_order {

@@ -1,4 +1,4 @@
-//! Which nodes we cover.
+//! The plan nodes that gatework supports.
 
 use datafusion::{
     datasource::{
@@ -33,10 +33,10 @@ use crate::{
     write::WriteExec,
 };
 
-/// Whether `plan`'s node runs on our operators.
+/// Returns whether `plan`'s node runs on gatework's operators.
 pub(crate) fn supports(plan: &dyn ExecutionPlan) -> bool {
-    // An endless input never reaches the end that breakers wait for; DataFusion's own streaming
-    // operators are made for it.
+    // Breakers wait for the end of their input, which an unbounded input never reaches.
+    // DataFusion's own streaming operators handle it.
     if matches!(plan.properties().boundedness, Boundedness::Unbounded { .. }) {
         return false;
     }
@@ -81,14 +81,15 @@ fn supports_source(plan: &dyn ExecutionPlan) -> bool {
         || source.is::<SplitQueueSource>()
 }
 
-/// Whether a node is only there for DataFusion's kind of parallelism: its rows pass through.
+/// Returns whether a node exists only for DataFusion's partition parallelism: its rows pass through
+/// unchanged.
 pub(crate) fn is_elided(plan: &dyn ExecutionPlan) -> bool {
     plan.is::<RepartitionExec>()
         || plan.is::<CoalescePartitionsExec>()
         || plan.is::<CooperativeExec>()
 }
 
-/// Whether a node is the statement's frame, not an operator on rows.
+/// Returns whether a node is an EXPLAIN statement, not an operator on rows.
 pub(crate) fn is_explain(plan: &dyn ExecutionPlan) -> bool {
     plan.is::<ExplainExec>() || plan.is::<AnalyzeExec>()
 }

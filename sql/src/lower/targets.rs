@@ -1,6 +1,7 @@
-//! The scans that a runtime filter is for, and those that it was brought to by mistake.
+//! Targets of runtime filters: the scans that a filter applies to, and those that it was pushed to
+//! by mistake.
 //!
-//! See [`lineage`](super::lineage) for how that happens.
+//! See [`lineage`](super::lineage) for the cause of such mistakes.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -22,18 +23,18 @@ use datafusion::{
 use super::lineage::{KeysByScan, PassThroughInputs, are_same, replace, scan_id, trace};
 use crate::scan::FilteredMemorySource;
 
-/// Where one runtime filter belongs.
+/// The target scans of one runtime filter.
 #[derive(Debug, Clone)]
 pub(super) struct Targets(Arc<KeysByScan>);
 
-/// A scan, and its columns over those that its predicate is over; `None` if these are the same.
+/// A scan, and its output columns over the columns of its predicate; `None` if these are the same.
 pub(super) struct ScanTarget<'a> {
     pub(super) scan: usize,
     pub(super) output: Option<&'a ProjectionExprs>,
 }
 
 impl Targets {
-    /// Those of `filter`, whose keys are over the output of `probe`.
+    /// Returns the targets of `filter`, whose keys are over the output of `probe`.
     pub(super) fn of(
         filter: &DynamicFilterPhysicalExpr,
         probe: &Arc<dyn ExecutionPlan>,
@@ -45,7 +46,8 @@ impl Targets {
         Ok(Self(Arc::new(keys_by_scan)))
     }
 
-    /// Whether `columns`, which a scan's predicate gives the filter, are the keys of its join.
+    /// Returns whether `columns`, the filter's arguments in a scan's predicate, are the keys of its
+    /// join.
     pub(super) fn matches(
         &self,
         target: &ScanTarget,
@@ -61,7 +63,7 @@ impl Targets {
     }
 }
 
-/// Where the runtime filters of a plan's joins belong.
+/// The target scans of all runtime filters of a plan's joins.
 ///
 /// ```
 /// use datafusion::prelude::*;
@@ -72,7 +74,7 @@ impl Targets {
 /// session.sql("CREATE TABLE t AS VALUES (1), (2)").await?.collect().await?;
 /// let plan = session.table("t").await?.create_physical_plan().await?;
 /// let targets = FilterTargets::of(&plan, &|_| None)?;
-/// assert!(targets.clean(&plan)?.is_none(), "a table without filters has none by mistake");
+/// assert!(targets.clean(&plan)?.is_none(), "a table without filters needs no cleaning");
 /// # Ok(())
 /// # }
 /// ```
@@ -80,11 +82,10 @@ impl Targets {
 pub struct FilterTargets(HashMap<u64, Targets>);
 
 impl FilterTargets {
-    /// Those of all hash joins in `plan`. Through nodes that are not DataFusion's they are followed to the inputs
-    /// that `rows_of` names.
+    /// Returns the targets of all hash joins in `plan`. Filters are followed through custom nodes
+    /// to the inputs that `pass_through_inputs` returns.
     ///
-    /// # Errors
-    /// If an expression of the plan is not one over its input.
+    /// If an expression of the plan does not fit its input.
     pub fn of(
         plan: &Arc<dyn ExecutionPlan>,
         pass_through_inputs: &PassThroughInputs,
@@ -112,7 +113,8 @@ impl FilterTargets {
         plan.children().into_iter().try_for_each(|child| self.add(child, pass_through_inputs))
     }
 
-    /// `scan` without the filters of these joins that are not for it; `None` if it has none such.
+    /// Returns `scan` without those filters of these joins that do not apply to it; `None` if all
+    /// apply.
     ///
     /// # Errors
     /// As [`Self::of`].
@@ -190,7 +192,7 @@ mod tests {
         Arc::new(Column::new("k", index))
     }
 
-    /// A table of two columns of one name, with a filter of the join over column `place`.
+    /// Returns a table of two columns of one name, with a filter of the join over column `index`.
     fn table(
         filter: &Arc<DynamicFilterPhysicalExpr>,
         index: usize,
@@ -200,10 +202,10 @@ mod tests {
         let schema: SchemaRef = batch.schema();
         let rows: Arc<dyn DataSource> =
             Arc::new(MemorySourceConfig::try_new(&[vec![batch]], schema.clone(), None)?);
-        assert_eq!(&col("k", &schema)?, &column(0), "by its name, the first is found");
+        assert_eq!(&col("k", &schema)?, &column(0), "a lookup by name returns the first column");
         let filter = filter.clone().with_new_children(vec![column(index)])?;
         let table = FilteredMemorySource::wrap(&rows, &[filter]);
-        table.ok_or_else(|| datafusion::common::internal_datafusion_err!("no table in memory"))
+        table.ok_or_else(|| datafusion::common::internal_datafusion_err!("not a table in memory"))
     }
 
     #[test]

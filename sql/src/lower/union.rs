@@ -1,4 +1,4 @@
-//! Unions and loop joins: the breakers that are only a sink, a source, and a buffer.
+//! Lowering of unions and nested loop joins: a sink and a source or operator, with no other logic.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ impl Lowering {
         let (sinks, source) =
             local_exchange::new(Routing::PassThrough, &tasks, self.max_tasks, limit.clone())
                 .map_err(to_datafusion)?;
-        // Children may differ in names and nullability, which only the union's schema covers.
+        // Children may differ in column names and nullability; the union's schema applies.
         let source = source.with_schema(exec.schema());
         let mut pipeline = PipelineBuilder::new("union", self.max_tasks, Arc::new(source), tag);
         for (input, sink) in inputs.into_iter().zip(sinks) {
@@ -56,7 +56,7 @@ impl Lowering {
         tag: Option<usize>,
     ) -> Result<PipelineBuilder> {
         let [left, right] = exec.children() else {
-            return internal_err!("a join with {} children", exec.children().len());
+            return internal_err!("a join has {} inputs, not 2", exec.children().len());
         };
         let build = self.child(left, false)?;
         let probe = self.child(right, false)?;

@@ -1,4 +1,5 @@
-//! Windows: of one task where their order is wanted, else of as many as there are, which share the window partitions.
+//! Lowering of windows: one task if their order is needed, otherwise tasks that share the window
+//! partitions.
 
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ use super::{
 };
 use crate::exec::{GateworkExec, as_gatework_exec};
 
-/// The expressions of a window; `None` if `node` is none.
+/// Returns the expressions of a window node; `None` if `node` is not a window.
 pub fn window_expressions(node: &dyn ExecutionPlan) -> Option<&[Arc<dyn WindowExpr>]> {
     match node.downcast_ref::<WindowAggExec>() {
         Some(window) => Some(window.window_expr()),
@@ -35,7 +36,7 @@ pub fn window_expressions(node: &dyn ExecutionPlan) -> Option<&[Arc<dyn WindowEx
 }
 
 impl Lowering {
-    /// The flow of a window.
+    /// Lowers a window.
     pub(super) fn window(
         &mut self,
         exec: &GateworkExec,
@@ -45,7 +46,8 @@ impl Lowering {
         let child = &exec.children()[0];
         let partitioned =
             if ordered || self.max_tasks == 1 { None } else { PartitionedInput::of(exec) };
-        // Tasks that each keep columns which cannot go to files would have to fit side by side.
+        // Columns of window partitions that cannot spill would have to fit in memory for all tasks
+        // at once.
         let partitioned = partitioned
             .filter(|partitioned| !partitioned.buffers_columns || !self.memory_is_limited());
         let input = match partitioned {
@@ -58,7 +60,7 @@ impl Lowering {
         self.window_over(exec, input, tag)
     }
 
-    /// `input` with the columns of a window, in as many tasks.
+    /// Appends a window to `input`, with the same number of tasks.
     fn window_over(
         &mut self,
         exec: &GateworkExec,
@@ -66,7 +68,7 @@ impl Lowering {
         tag: Option<usize>,
     ) -> Result<PipelineBuilder> {
         let Some(expressions) = window_expressions(exec.inner().as_ref()) else {
-            return internal_err!("{} is no window", exec.inner().name());
+            return internal_err!("{} is not a window", exec.inner().name());
         };
         let num_tasks = input.num_tasks;
         let expressions = expressions.iter().map(|window| self.bindings.bind_window(window));
@@ -80,19 +82,19 @@ impl Lowering {
         .map_err(to_datafusion)?;
         let name = format!("{} window", input.name);
         let producer = self.add_pipeline(input, Arc::new(sink), tag)?;
-        // The hand-over has one reader, which reads nothing else: it cannot close a cycle.
+        // The hand-over buffer has one reader, which reads nothing else, so it cannot close a
+        // cycle.
         Ok(PipelineBuilder::new(name, num_tasks, Arc::new(source), tag).depends_on(producer))
     }
 
-    /// The flow of a sort, and of windows over it, each task of which has all rows of the keys it has any of, and has
-    /// its rows in order.
+    /// Lowers a sort and the windows over it. Each task has all rows of its keys, in order.
     fn partitioned_input(
         &mut self,
         plan: &Arc<dyn ExecutionPlan>,
         partitioned: &PartitionedInput,
     ) -> Result<PipelineBuilder> {
         let Some(exec) = as_gatework_exec(plan.as_ref()) else {
-            return internal_err!("{} is no sort", plan.name());
+            return internal_err!("{} is not a sort", plan.name());
         };
         let tag = Some(self.tag(exec));
         let child = &exec.children()[0];
@@ -101,7 +103,8 @@ impl Lowering {
             return self.window_over(exec, input, tag);
         };
         let input = self.child(child, false)?;
-        // The rows of a node or a bucket may have been chosen by a hash of the same keys.
+        // Reseeded: a hash of the same keys may already have selected the rows of a node or a
+        // bucket.
         let by_keys = Routing::HashReseeded(self.bindings.bind_all(&partitioned.keys)?);
         let input = self.exchange(input, by_keys, self.max_tasks, child, tag)?;
         let schema = exec.schema();
@@ -114,7 +117,8 @@ impl Lowering {
         Ok(PipelineBuilder::new(name, num_tasks, Arc::new(source), tag).depends_on(producer))
     }
 
-    /// The `flow` of `node` with so many tasks; one that has one, and is to have one, stays as it is, and keeps its order.
+    /// Adds an exchange from `pipeline`, which lowers `node`, to `num_tasks` tasks. A pipeline of
+    /// one task that needs only one is returned unchanged, and keeps its order.
     fn exchange(
         &mut self,
         pipeline: PipelineBuilder,
@@ -130,7 +134,7 @@ impl Lowering {
         let (mut sinks, source) =
             local_exchange::new(routing, &[pipeline.num_tasks], num_tasks, limit.clone())
                 .map_err(to_datafusion)?;
-        let Some(sink) = sinks.pop() else { return internal_err!("an exchange without a sink") };
+        let Some(sink) = sinks.pop() else { return internal_err!("a local exchange has no sink") };
         let name = format!("{} exchanged", pipeline.name);
         let producer = self.add_pipeline(pipeline, Arc::new(sink), tag)?;
         let mut pipeline =
@@ -140,16 +144,17 @@ impl Lowering {
     }
 }
 
-/// How windows over one sort can share its rows among tasks.
+/// The partitioning by which windows over one sort can share its rows among tasks.
 struct PartitionedInput {
-    /// Keys that all of them are partitioned by.
+    /// Keys that all the windows are partitioned by.
     keys: Vec<Arc<dyn PhysicalExpr>>,
-    /// One of them keeps columns of large window partitions in memory.
+    /// Whether a window keeps columns of large window partitions in memory.
     buffers_columns: bool,
 }
 
 impl PartitionedInput {
-    /// That of a window, if it lies over a sort of all rows, maybe with other windows between.
+    /// Returns the partitioning of a window over a sort of all rows, possibly with other windows in
+    /// between.
     fn of(window: &GateworkExec) -> Option<Self> {
         let expressions = window_expressions(window.inner().as_ref())?;
         let mut keys = expressions.first()?.partition_by().to_vec();

@@ -1,7 +1,7 @@
-//! Errors of one file among many: they name it, and a panic of its reader is one of them.
+//! Errors of single files: each names its file, and a panic of a reader becomes such an error.
 //!
-//! Readers of other crates panic on some damaged files. Such a panic ends at the call that opens,
-//! plans or decodes a file, because there it is known which one it is.
+//! Readers of other crates panic on some damaged files. The panic is caught at the call that opens,
+//! plans or decodes a file, because that call knows the file.
 
 use std::{any::Any, panic::AssertUnwindSafe};
 
@@ -13,14 +13,15 @@ use datafusion::{
 };
 use futures::FutureExt;
 
-/// The file as a user knows it: its path, or the URL of its store with it.
+/// Returns the name of the file as a user knows it: its path, preceded by the URL of its store if
+/// it has one.
 pub(super) fn name(config: &FileScanConfig, file: &PartitionedFile) -> String {
     let store = config.object_store_url.as_str();
     let store = if store == "file:///" { "/" } else { store };
     format!("{store}{}", file.object_meta.location)
 }
 
-/// What `read` gives; its error names `file`, and so does the error that a panic becomes.
+/// Awaits `read`; an error, or the error that a panic is turned into, names `file`.
 pub(super) async fn named_future<T>(
     file: &str,
     read: impl Future<Output = Result<T>>,
@@ -28,7 +29,7 @@ pub(super) async fn named_future<T>(
     outcome(file, AssertUnwindSafe(read).catch_unwind().await)
 }
 
-/// As [`named_future`], of a step that was taken.
+/// Converts the result of a synchronous step as [`named_future`] does.
 pub(super) fn outcome<T>(file: &str, read: Result<Result<T>, Box<dyn Any + Send>>) -> Result<T> {
     match read {
         Ok(read) => read.map_err(|error| with_name(file, error)),
@@ -45,8 +46,8 @@ fn damaged(file: &str, reason: impl std::fmt::Display) -> DataFusionError {
     DataFusionError::Execution(format!("{file} is damaged: {reason}"))
 }
 
-/// `error` with the name of the file, unless it has it. What is no error of the file, such as too
-/// little memory or a division by zero, stays what it is.
+/// Adds the name of the file to `error` unless it is there. Errors that are not the file's, such as
+/// a denied reservation or a division by zero, stay unchanged.
 fn with_name(file: &str, error: DataFusionError) -> DataFusionError {
     use DataFusionError as E;
     let unreadable =

@@ -1,7 +1,8 @@
-//! What DataFusion's reader is told of files that are left to it.
+//! Restrictions for files that DataFusion's reader reads.
 //!
-//! It prunes by float columns although their statistics leave NaN out, and reads a column whose
-//! least and greatest values are equal as that value. So it is not told what a NaN may contradict.
+//! DataFusion prunes by float columns although their statistics leave NaN out. It also reads a
+//! column with equal minimum and maximum as a constant. So float bounds and conjuncts that a NaN
+//! may pass are withheld from it.
 
 use std::sync::Arc;
 
@@ -16,8 +17,9 @@ use datafusion::{
 
 use super::row_group::without_nan;
 
-/// The source of `config` for DataFusion's reader: without conjuncts of its predicate that a NaN
-/// may pass. If the reader is to filter rows by them, it prunes nothing.
+/// Returns the source of `config` for DataFusion's reader, without those conjuncts of its predicate
+/// that a NaN may pass. If the reader also filters rows by the predicate, pruning is disabled
+/// instead.
 pub(super) fn source(config: &FileScanConfig) -> Arc<dyn FileSource> {
     let unchanged = config.file_source.clone();
     let Some(source) = unchanged.downcast_ref::<ParquetSource>() else { return unchanged };
@@ -37,7 +39,7 @@ pub(super) fn source(config: &FileScanConfig) -> Arc<dyn FileSource> {
     Arc::new(source.with_predicate(conjunction(kept)))
 }
 
-/// `file` without the bounds of its float columns.
+/// Returns `file` without the bounds of its float columns.
 pub(super) fn without_float_bounds(mut file: PartitionedFile) -> PartitionedFile {
     let is_float = |bound: &Precision<ScalarValue>| {
         bound.get_value().is_some_and(|value| value.data_type().is_floating())

@@ -27,18 +27,19 @@ use gatework_shared_state::Gate;
 pub(crate) struct ScanFilter {
     /// DataFusion's id of the filter.
     pub(crate) id: u64,
-    /// The gate that opens when it is published, while the scan is to wait for it.
+    /// Ready once the filter is published; the scan waits for it while `waits` is set.
     gate: Gate,
     waits: AtomicBool,
-    /// The filter over the scan's output, if all of its columns are there.
+    /// The filter over the scan's output; `None` if the output lacks one of its columns.
     output_filter: Option<Arc<dyn PhysicalExpr>>,
-    /// Whether rows are dropped by it here; the first probe of the scan's own pipeline asks the same
-    /// table the same question anyway.
+    /// Whether the scan drops rows by this filter. Unset if the first probe of the scan's own
+    /// pipeline looks up the same hash table anyway.
     drops_rows: AtomicBool,
 }
 
 impl ScanFilter {
-    /// The dynamic filters of `predicate`, of which `gate_of` knows those that come from our joins.
+    /// Returns the dynamic filters of `predicate` that native joins publish; `gate_of` knows their
+    /// gates.
     pub(crate) fn find(
         predicate: Option<Arc<dyn PhysicalExpr>>,
         projection: Option<&ProjectionExprs>,
@@ -60,24 +61,24 @@ impl ScanFilter {
         Ok(filters)
     }
 
-    /// Whether its build side has said what it knows.
+    /// Returns whether the build side has published the filter.
     pub(super) fn is_published(&self) -> bool {
         self.gate.is_ready()
     }
 
-    /// The scan starts without it; what comes late is used from then on.
+    /// Lets the scan start without the filter; it applies from its publication on.
     pub(crate) fn disable_wait(&self) {
         self.waits.store(false, Ordering::Relaxed);
     }
 
-    /// Leaves the rows to the join.
+    /// Leaves dropping rows to the join.
     pub(crate) fn disable_row_filter(&self) {
         self.drops_rows.store(false, Ordering::Relaxed);
     }
 }
 
-/// `filter`, which is over a table's columns, over the columns of a scan with `projection`; `None`
-/// if one of them is not there.
+/// Rewrites `filter` from the table's columns to the output columns of a scan with `projection`.
+/// `None` if the output lacks one of the filter's columns.
 fn remap_to_output(
     filter: &Arc<dyn PhysicalExpr>,
     projection: Option<&ProjectionExprs>,
@@ -99,7 +100,7 @@ fn remap_to_output(
     Ok(complete.then_some(rebound.data))
 }
 
-/// A published filter without what only prunes.
+/// Returns a published filter without the conjuncts that only prune.
 pub(super) fn membership_only(filter: &Arc<dyn PhysicalExpr>) -> Arc<dyn PhysicalExpr> {
     let current = filter.downcast_ref::<DynamicFilterPhysicalExpr>().map(|it| it.current());
     match current {
@@ -108,10 +109,10 @@ pub(super) fn membership_only(filter: &Arc<dyn PhysicalExpr>) -> Arc<dyn Physica
     }
 }
 
-/// One filter in one task.
+/// One task's state of one filter.
 struct LocalFilter {
     filter: Arc<ScanFilter>,
-    /// What is evaluated; `None` until it is published.
+    /// The evaluated predicate; `None` until the filter is published.
     predicate: Option<Arc<dyn PhysicalExpr>>,
     adaptive: AdaptiveFilter,
 }
@@ -133,7 +134,7 @@ impl LocalFilters {
         Self { filters: filters.iter().map(local).collect(), metrics, waited: false }
     }
 
-    /// A gate to wait for before the scan starts.
+    /// Returns the gate that the scan waits for before it starts, if any.
     pub(super) fn gate(&mut self) -> Option<Gate> {
         let waited_for = self
             .filters
@@ -147,7 +148,7 @@ impl LocalFilters {
         Some(waited_for.gate.clone())
     }
 
-    /// The rows of `batch` that may find a match; `None` for all.
+    /// Returns the rows of `batch` that may find a match; `None` if all may.
     pub(super) fn select(&mut self, batch: &RecordBatch) -> RuntimeResult<Option<BooleanBuffer>> {
         let mut selected: Option<BooleanBuffer> = None;
         for local in &mut self.filters {

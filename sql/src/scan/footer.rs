@@ -1,7 +1,7 @@
-//! What a Parquet footer says of its file, compared with the file before it is believed.
+//! Checks of a Parquet footer against its file, before any of its sizes is used.
 //!
-//! The parquet crate and DataFusion's reader ask for memory and bytes as the footer says. A size
-//! that the file does not have would be allocated, and a negative one is a panic.
+//! The parquet crate and DataFusion's reader allocate and read what the footer says. A size beyond
+//! the file's end would be allocated, and a negative one panics.
 
 use datafusion::{
     common::exec_err,
@@ -9,10 +9,10 @@ use datafusion::{
     parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData},
 };
 
-/// The fewest bytes of a page with its header, which has at most [`i32::MAX`] values.
+/// Minimum size of a page with its header, in bytes. A page has at most [`i32::MAX`] values.
 const MIN_PAGE_BYTES: i64 = 8;
 
-/// Checks the row groups of a file of `file_bytes`.
+/// Checks the row groups of a file of `file_bytes` bytes.
 pub(super) fn check(footer: &ParquetMetaData, file_bytes: u64) -> Result<()> {
     let mut groups = footer.row_groups().iter().enumerate();
     groups.try_for_each(|(number, group)| check_group(group, number, file_bytes))
@@ -37,7 +37,7 @@ fn check_group(group: &RowGroupMetaData, number: usize, file_bytes: u64) -> Resu
     })
 }
 
-/// What is wrong about the places of a chunk, its page index and its bloom filter.
+/// Describes what is wrong with the byte ranges of a chunk, its page index and its bloom filter.
 fn check_ranges(chunk: &ColumnChunkMetaData, file_bytes: u64) -> Option<String> {
     let pages = chunk.compressed_size();
     let first = chunk.dictionary_page_offset().unwrap_or_else(|| chunk.data_page_offset());
@@ -60,11 +60,11 @@ fn check_ranges(chunk: &ColumnChunkMetaData, file_bytes: u64) -> Option<String> 
     })
 }
 
-/// What is wrong about the values of a chunk in a row group of `rows`.
+/// Describes what is wrong with the number of values of a chunk in a row group of `rows` rows.
 fn check_rows(chunk: &ColumnChunkMetaData, rows: i64) -> Option<String> {
     let (values, bytes) = (chunk.num_values(), chunk.compressed_size());
     let flat = chunk.column_descr().max_rep_level() == 0;
-    // An empty list is a value as well, so that a column has at least one for each row.
+    // An empty list counts as a value, so a nested column has at least one value for each row.
     if values < rows || flat && values != rows {
         return Some(format!("has {values} values, and the row group has {rows} rows"));
     }
@@ -86,7 +86,8 @@ mod tests {
 
     use super::*;
 
-    /// The error for a file of 100 bytes and 5 rows, whose only chunk `change` has changed.
+    /// Returns the error for a file of 100 bytes and 5 rows after `change` has modified its only
+    /// chunk.
     fn error(
         rows: i64,
         repetition: Repetition,

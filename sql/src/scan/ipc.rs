@@ -1,8 +1,8 @@
-//! Lengths in Arrow IPC files and streams, compared with the file before a reader believes them.
+//! Checks of the lengths in Arrow IPC files and streams, before a reader uses them.
 //!
-//! The arrow crate's readers ask for as much memory as the length of a footer, of a message, of
-//! its body or of a compressed buffer says. So the messages of a file are walked before: of each
-//! its header is read, and of compressed buffers the first eight bytes, which tell their length.
+//! The arrow crate's readers allocate the length that a footer, message, message body or compressed
+//! buffer states. So the messages of a file are walked first. The walk reads each message's header,
+//! and the first eight bytes of each compressed buffer, which state its uncompressed length.
 
 use std::ops::Range;
 
@@ -18,28 +18,28 @@ use datafusion::{
     object_store::{ObjectMeta, ObjectStore, ObjectStoreExt},
 };
 
-/// What the file format begins and ends with; a stream has neither.
+/// Magic bytes at the beginning and the end of the file format; a stream has neither.
 const MAGIC: &[u8] = b"ARROW1";
-/// The length of the footer and [`MAGIC`] at the end of a file.
+/// Size of the tail of a file: the footer's length and [`MAGIC`].
 const TAIL_BYTES: u64 = 10;
-/// What comes before the length of a message, but in files of old writers.
+/// Marker that precedes the length of a message, except in files of old writers.
 const CONTINUATION: &[u8] = &[0xff; 4];
-/// The bytes that are read at least: most headers are shorter.
+/// Minimum size of one read in bytes; most headers are shorter.
 const WINDOW_BYTES: u64 = 4 << 10;
-/// The length of a compressed buffer once decompressed, which it begins with.
+/// Size of a compressed buffer's prefix, which states its uncompressed length.
 const PREFIX_BYTES: u64 = 8;
 
-/// What of a file is to be read.
+/// The part of a file that is about to be read.
 #[derive(Debug, Clone)]
 pub(super) enum Part {
-    /// Its schema.
+    /// The schema only.
     Schema,
     All,
-    /// The batches of the file format that begin in a range.
+    /// The batches of the file format that begin in a byte range.
     Range(FileRange),
 }
 
-/// Checks the lengths of an Arrow file or stream that are believed when its schema is read.
+/// Checks those lengths of an Arrow file or stream that a reader of its schema uses.
 #[cfg_attr(not(test), expect(dead_code, reason = "for those that infer schemas"))]
 pub(crate) async fn check_arrow_schema(store: &dyn ObjectStore, object: &ObjectMeta) -> Result<()> {
     let mut file = IpcFile::new(store, object);
@@ -60,20 +60,20 @@ pub(super) async fn check(
     IpcFile::new(store, object).check(is_file, part).await
 }
 
-/// A file whose headers are read.
+/// A file whose headers are being read.
 struct IpcFile<'a> {
     store: &'a dyn ObjectStore,
     object: &'a ObjectMeta,
-    /// The bytes that were read last, and where they are.
+    /// The bytes of the last read, and their offset in the file.
     window: Bytes,
     window_start: u64,
 }
 
-/// What the header of a message says.
+/// The checked contents of a message header.
 struct Header {
-    /// The bytes of the message's body.
+    /// Size of the message's body in bytes.
     body: u64,
-    /// The compressed buffers in the body.
+    /// Byte ranges of the compressed buffers in the body.
     compressed: Vec<Range<u64>>,
     codec: CompressionType,
 }
@@ -90,7 +90,7 @@ impl<'a> IpcFile<'a> {
         }
     }
 
-    /// The `length` bytes at `start`, which the file must have.
+    /// Reads `length` bytes at `start`; fails if the file does not have them.
     async fn bytes(&mut self, start: u64, length: u64) -> Result<Bytes> {
         self.checked_end(start, length)?;
         let known = start.checked_sub(self.window_start);
@@ -107,7 +107,7 @@ impl<'a> IpcFile<'a> {
         }
     }
 
-    /// The end of `length` bytes at `start`, if the file has them.
+    /// Returns the end of the `length` bytes at `start`; fails if the file does not have them.
     fn checked_end(&self, start: u64, length: u64) -> Result<u64> {
         match start.checked_add(length).filter(|end| *end <= self.object.size) {
             Some(end) => Ok(end),
@@ -118,10 +118,10 @@ impl<'a> IpcFile<'a> {
         }
     }
 
-    /// Walks the blocks that the footer names.
+    /// Walks the blocks that the footer lists.
     async fn check_file(&mut self, part: &Part) -> Result<()> {
         let Some(footer_end) = self.object.size.checked_sub(TAIL_BYTES) else {
-            return exec_err!("it is damaged: {} bytes are no Arrow file", self.object.size);
+            return exec_err!("it is damaged: an Arrow file of {} bytes", self.object.size);
         };
         let tail = self.bytes(footer_end, TAIL_BYTES).await?;
         let tail = tail.first_chunk().ok_or_else(|| exec_datafusion_err!("it is cut off"))?;
@@ -149,7 +149,7 @@ impl<'a> IpcFile<'a> {
         self.check_buffers(body_start, body, &header).await
     }
 
-    /// Walks the messages one by one.
+    /// Walks the messages one after the other.
     async fn check_stream(&mut self, part: &Part) -> Result<()> {
         let mut at = 0;
         while at + 4 <= self.object.size {
@@ -164,7 +164,7 @@ impl<'a> IpcFile<'a> {
                 return Ok(());
             }
             let length = u64::try_from(length);
-            let length = length.map_err(|_| exec_datafusion_err!("it is damaged or no stream"))?;
+            let length = length.map_err(|_| exec_datafusion_err!("it is damaged, or no stream"))?;
             let body_start = self.checked_end(at, length)?;
             let header = Header::read(&self.bytes(at, length).await?)?;
             at = self.checked_end(body_start, header.body)?;
@@ -191,9 +191,9 @@ impl<'a> IpcFile<'a> {
         for (buffer, said) in header.compressed.iter().zip(said) {
             let said = said.first_chunk().map_or(0, |said| i64::from_le_bytes(*said));
             let compressed = buffer.end - buffer.start;
-            // -1 is for a buffer that is not compressed.
+            // -1 marks a buffer that is not compressed.
             if said > max_uncompressed_bytes(header.codec, compressed) {
-                return exec_err!("it is damaged: {compressed} bytes that become {said}");
+                return exec_err!("it is damaged: {compressed} bytes decompress to {said}");
             }
         }
         Ok(())
@@ -206,7 +206,7 @@ impl Header {
         let message = root_as_message(bytes)
             .map_err(|error| exec_datafusion_err!("it is damaged: {error}"))?;
         let Ok(body) = u64::try_from(message.bodyLength()) else {
-            return exec_err!("it is damaged: a message of {} bytes", message.bodyLength());
+            return exec_err!("it is damaged: a message body of {} bytes", message.bodyLength());
         };
         let batch = rows(&message);
         let codec = batch.and_then(|batch| Some(batch.compression()?.codec()));
@@ -226,13 +226,13 @@ impl Header {
     }
 }
 
-/// The rows or the dictionary of a message.
+/// Returns the record batch of a message, or that of its dictionary.
 fn rows<'a>(message: &Message<'a>) -> Option<RecordBatch<'a>> {
     let dictionary = message.header_as_dictionary_batch();
     message.header_as_record_batch().or_else(|| dictionary?.data())
 }
 
-/// The blocks of `part` that `footer` names.
+/// Returns the blocks of `part` that `footer` lists.
 fn blocks(footer: &[u8], part: &Part) -> Result<Vec<Block>> {
     let footer =
         root_as_footer(footer).map_err(|error| exec_datafusion_err!("it is damaged: {error}"))?;
@@ -247,11 +247,11 @@ fn blocks(footer: &[u8], part: &Part) -> Result<Vec<Block>> {
     Ok(dictionaries.iter().flatten().chain(batches).copied().collect())
 }
 
-/// The most bytes that `compressed` bytes can become.
+/// Returns the maximum size to which `compressed` bytes can decompress.
 fn max_uncompressed_bytes(codec: CompressionType, compressed: u64) -> i64 {
     let ratio = match codec {
         CompressionType::LZ4_FRAME => 256,
-        // A block that repeats one byte takes four bytes and stands for 128 KiB.
+        // A block that repeats one byte takes four bytes and yields 128 KiB.
         _ => 32 << 10,
     };
     i64::try_from(compressed.saturating_add(4).saturating_mul(ratio)).unwrap_or(i64::MAX)

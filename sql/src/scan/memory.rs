@@ -1,7 +1,8 @@
-//! Runtime filters for tables in memory.
+//! Runtime filters for in-memory tables.
 //!
-//! DataFusion's [`MemorySourceConfig`] takes no filters, so those of joins end above it. Around the
-//! rule that pushes them down, tables in memory stand as [`FilteredMemorySource`], which keeps them.
+//! DataFusion's [`MemorySourceConfig`] accepts no filters, so the filters of joins stop above it.
+//! While the rule that pushes them down runs, in-memory tables are wrapped in
+//! [`FilteredMemorySource`], which accepts them.
 
 use std::{fmt, sync::Arc};
 
@@ -35,11 +36,12 @@ use super::{
     sources::with_sources,
 };
 
-/// A table in memory, and the runtime filters that reach it.
+/// An in-memory table and the runtime filters that were pushed to it.
 #[derive(Debug, Clone)]
 pub(crate) struct FilteredMemorySource {
     table: MemorySourceConfig,
-    /// Over the table's output. They are hints: whoever pushed them checks the rows himself.
+    /// Filters over the table's output. They are hints: the operators that pushed them check the
+    /// rows themselves.
     filters: Vec<Arc<dyn PhysicalExpr>>,
 }
 
@@ -48,12 +50,12 @@ impl FilteredMemorySource {
         &self.table
     }
 
-    /// All filters in one; `None` without.
+    /// Returns the conjunction of all filters; `None` without filters.
     pub(crate) fn predicate(&self) -> Option<Arc<dyn PhysicalExpr>> {
         (!self.filters.is_empty()).then(|| conjunction(self.filters.iter().cloned()))
     }
 
-    /// The same rows with other filters.
+    /// Returns the same rows with other filters.
     pub(crate) fn with_filters(&self, filters: Vec<Arc<dyn PhysicalExpr>>) -> Self {
         Self { table: self.table.clone(), filters }
     }
@@ -128,7 +130,7 @@ impl DataSource for FilteredMemorySource {
         projection: &ProjectionExprs,
     ) -> Result<Option<Arc<dyn DataSource>>> {
         if !self.filters.is_empty() {
-            // They may need a column that the projection drops.
+            // The filters may need a column that the projection drops.
             return Ok(None);
         }
         let table = self.table.try_swapping_with_projection(projection)?;
@@ -167,14 +169,14 @@ impl DataSource for FilteredMemorySource {
     }
 }
 
-/// The rule that pushes filters down, with tables in memory that take them.
+/// The rule that pushes filters down, extended to in-memory tables.
 #[derive(Debug)]
 pub(crate) struct MemoryFilterPushdown {
     rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>,
 }
 
 impl MemoryFilterPushdown {
-    /// Around DataFusion's rule for runtime filters.
+    /// Wraps DataFusion's rule for runtime filters.
     pub(crate) fn new(rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>) -> Self {
         Self { rule }
     }
@@ -205,12 +207,12 @@ impl PhysicalOptimizerRule for MemoryFilterPushdown {
     }
 }
 
-/// A source whose rows are dropped by runtime filters.
+/// A source whose rows are filtered by runtime filters.
 #[derive(Debug)]
 pub(crate) struct FilteredScan {
     source: Arc<dyn Source>,
     filters: Vec<Arc<ScanFilter>>,
-    /// Gates that must be open before it starts.
+    /// Gates that must be ready before the source starts.
     start_after: Vec<Gate>,
 }
 
@@ -266,7 +268,7 @@ impl LocalSource for LocalFilteredScan {
             if batch.num_rows() > 0 {
                 return Ok(SourceResult::Batch(batch.with_sequence(sequence)));
             }
-            // Rows may all be dropped for a long time.
+            // The filters may drop all rows for a long time.
             if let Some(yield_gate) = task.yield_gate() {
                 return Ok(SourceResult::Blocked(yield_gate.into()));
             }

@@ -1,10 +1,10 @@
-//! Scans of files, through DataFusion's file sources, on our workers.
+//! Native file scans on top of DataFusion's file sources.
 //!
-//! A scan's files are cut into pieces ([`morsels`]): row groups of Parquet, byte ranges of CSV and
-//! JSON. Tasks take pieces from one queue, so a skewed file idles nobody. A piece is planned late,
-//! when a task takes it, so that statistics, page index and bloom filters are asked about whatever
-//! runtime filters know by then. Decoding happens on the task's worker; a read that is not done yet
-//! shuts the task's gate, and the I/O runtime opens it.
+//! Files are divided into morsels ([`morsels`]): row groups of Parquet, byte ranges of CSV and
+//! JSON. Tasks claim morsels from one queue, so that skewed file sizes leave no task idle. A morsel
+//! is planned only when a task claims it. Statistics, page index and bloom filters are thus checked
+//! against the runtime filters published by then. Decoding runs on the task's worker. A pending
+//! read blocks the task's gate, and the I/O runtime makes it ready.
 
 mod damage;
 mod decode;
@@ -55,24 +55,26 @@ pub(crate) struct FileScan {
     shared: Arc<FileScanPlan>,
 }
 
-/// What the tasks of a scan share.
+/// State shared by the tasks of a scan.
 struct FileScanPlan {
     config: FileScanConfig,
     store: Arc<dyn ObjectStore>,
-    /// DataFusion's reader.
+    /// DataFusion's reader; it reads the morsels that `row_group_plan` does not support.
     morselizer: Box<dyn Morselizer>,
     io: Handle,
     queue: MorselQueue,
-    /// How row groups are read here; `None`: all by DataFusion's reader.
+    /// Plan of the native Parquet reader; `None` if DataFusion's reader reads all morsels.
     row_group_plan: Option<Arc<RowGroupPlan>>,
     filters: Vec<Arc<ScanFilter>>,
-    /// Gates that must be open before the scan starts: scalar subqueries in its predicate.
+    /// Gates that must be ready before the scan starts: those of scalar subqueries in its
+    /// predicate.
     start_after: Vec<Gate>,
     batch_rows: usize,
 }
 
 impl FileScan {
-    /// A scan as `config` describes it: of all files, or of those parts that come as `splits`.
+    /// Creates the scan that `config` describes: of all its files, or only of those morsels that
+    /// arrive as `splits`.
     pub(crate) fn new(
         config: &FileScanConfig,
         context: &Arc<TaskContext>,

@@ -1,4 +1,4 @@
-//! Cutting files into pieces that tasks take one by one.
+//! Division of files into morsels, which tasks claim one by one.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -24,11 +24,11 @@ use super::{
 };
 use crate::buckets::check_footer;
 
-/// What a task of a scan reads at a time.
+/// The unit of work of a scan's task.
 pub(crate) struct FileMorsel {
-    /// With a range, unless it is all of the file.
+    /// The file, with a byte range unless the morsel is the whole file.
     pub(crate) file: PartitionedFile,
-    /// If the piece is a row group.
+    /// The row group, if the morsel is one.
     pub(crate) group: Option<RowGroup>,
 }
 
@@ -50,13 +50,13 @@ impl RowGroup {
     }
 }
 
-/// Bytes of a text file that make a piece worth its start.
+/// Minimum size in bytes of a text file's morsel that is worth the overhead of its start.
 const MIN_MORSEL_BYTES: i64 = 4 << 20;
-/// Pieces per worker that a range of a text file is cut into at most.
+/// Maximum number of morsels per worker for one range of a text file.
 const MAX_MORSELS_PER_WORKER: u64 = 8;
 
-/// Makes a Parquet source read footers through the runtime's cache, since each piece asks for its file's
-/// footer, and files in the version that was listed.
+/// Configures a Parquet source to read footers through the runtime's cache, since each morsel reads
+/// its file's footer. Also makes it read files in the version that was listed.
 pub(crate) fn prepare(config: &mut FileScanConfig, context: &TaskContext) -> Result<()> {
     let Some(source) = config.file_source.downcast_ref::<ParquetSource>() else { return Ok(()) };
     let listing = Listing::of(config, context)?;
@@ -69,15 +69,16 @@ pub(crate) fn prepare(config: &mut FileScanConfig, context: &TaskContext) -> Res
     Ok(())
 }
 
-/// Whether the files have row groups, which only their footers tell.
+/// Returns whether the files have row groups; only their footers list these.
 pub(crate) fn has_row_groups(config: &FileScanConfig) -> bool {
     config.file_source.downcast_ref::<ParquetSource>().is_some()
 }
 
-/// `file` as one piece per row group that may have rows for us.
+/// Divides `file` into one morsel per row group that may have matching rows.
 ///
-/// A piece is a byte range that holds the first byte of one row group: DataFusion's reader takes the
-/// row groups that start in its range. Files whose offsets are not distinct stay whole.
+/// A morsel is the byte range that contains the first byte of one row group. DataFusion's reader
+/// takes the row groups that start in its range. Files whose row group offsets are not distinct
+/// stay whole.
 pub(crate) async fn row_groups(
     config: &FileScanConfig,
     file: PartitionedFile,
@@ -100,13 +101,14 @@ async fn plan_file(
     };
     let options = &source.table_parquet_options().global;
     let hint = file.metadata_size_hint.or(options.metadata_size_hint);
-    // Pieces use the page index if there is a predicate; asked for here, it is cached with the footer.
+    // Morsels use the page index if there is a predicate; requested now, it is cached with the
+    // footer.
     let pages = config.file_source.filter().is_some() && options.enable_page_index;
     let with_pages = |policy| ArrowReaderOptions::new().with_page_index_policy(policy);
     let metrics = config.file_source.metrics();
     let mut reader = factory.create_reader(task_index, file.clone(), hint, metrics)?;
     let mut footer = reader.get_metadata(Some(&with_pages(PageIndexPolicy::Skip))).await?;
-    // The footer says where the page index is, so it is checked first.
+    // The footer locates the page index, so the footer is checked first.
     footer::check(&footer, file.object_meta.size)?;
     if pages && has_page_index(&footer) && footer.column_index().is_none() {
         footer = reader.get_metadata(Some(&with_pages(PageIndexPolicy::Optional))).await?;
@@ -124,7 +126,7 @@ async fn plan_file(
         let first = group.column(0);
         let start = first.dictionary_page_offset().unwrap_or_else(|| first.data_page_offset());
         let skipped = chosen.is_some_and(|plan| index < plan.len() && !plan.should_scan(index));
-        // An empty row group may share the next one's offset.
+        // An empty row group may share the next row group's offset.
         if group.num_rows() == 0 || start < low || start >= high || skipped {
             continue;
         }
@@ -145,8 +147,8 @@ fn has_page_index(footer: &ParquetMetaData) -> bool {
     chunks.any(|chunk| chunk.column_index_offset().is_some())
 }
 
-/// `file` as byte ranges that tasks take one by one. Only a range is cut: DataFusion gives a file ranges
-/// where its format, its options and the session let it be read from the middle.
+/// Divides `file` into byte ranges. Only a range is divided: DataFusion sets ranges where the
+/// file's format, options and session allow to read it from the middle.
 pub(crate) fn byte_ranges(file: PartitionedFile, workers: usize) -> Vec<PartitionedFile> {
     let Some(range) = file.range.clone() else { return vec![file] };
     let bytes = range.end.saturating_sub(range.start);

@@ -1,10 +1,10 @@
-//! The queue of pieces that a scan's tasks take from.
+//! The queue from which a scan's tasks claim morsels.
 //!
-//! In a stage, pieces come from a scheduler's queue instead.
+//! In a stage, morsels come from a scheduler's split queue instead.
 //!
-//! Files with row groups are cut by the task that takes them, since that needs their footers; tasks
-//! that find neither piece nor file wait at a gate until the cutters are done. Lock: `inner`; the
-//! gate flips under it.
+//! Files with row groups are planned by the task that claims them, since planning reads their
+//! footers. A task that finds neither morsel nor file waits at a gate until those tasks have
+//! finished planning. Lock: `inner`; the gate changes state under it.
 
 use std::collections::VecDeque;
 
@@ -23,20 +23,20 @@ use crate::splits::{Split, SplitData};
 
 pub(super) struct MorselQueue {
     inner: Mutex<Inner>,
-    /// Where a stage's pieces come from.
+    /// The split queue of a stage; `None` outside stages.
     splits: Option<SplitQueue<Split>>,
-    /// Shut while files are being cut and there is nothing else to take.
+    /// Blocked while files are being planned and nothing else can be claimed.
     files_planned: Gate,
 }
 
 struct Inner {
     morsels: VecDeque<FileMorsel>,
-    /// Files to be cut.
+    /// Files to be divided into row groups.
     files: VecDeque<PartitionedFile>,
     planning: usize,
 }
 
-/// What a task is to do next.
+/// A task's next step.
 pub(super) enum ScanWork {
     Read(Box<FileMorsel>),
     PlanFile(Box<PartitionedFile>),
@@ -45,7 +45,7 @@ pub(super) enum ScanWork {
 }
 
 impl MorselQueue {
-    /// The pieces of all files, or those that come as `splits`.
+    /// Creates a queue of the morsels of all files, or of those that arrive as `splits`.
     pub(super) fn new(
         config: &FileScanConfig,
         workers: usize,
@@ -64,7 +64,8 @@ impl MorselQueue {
         Ok(Self { inner: Mutex::new(inner), splits, files_planned })
     }
 
-    /// What is next for a task that has read all of `guard`, which becomes what it reads then.
+    /// Returns the next step of a task that has read the split of `guard`, which is replaced by the
+    /// next split's.
     pub(super) fn take(&self, guard: &mut Option<SplitGuard<Split>>) -> ScanWork {
         let Some(splits) = &self.splits else { return self.take_own() };
         loop {
@@ -72,7 +73,7 @@ impl MorselQueue {
             match splits.take() {
                 PopResult::Item((split, next_guard)) => {
                     *guard = Some(next_guard);
-                    // A split of rows in memory is the one that an empty table has.
+                    // A split of in-memory rows is the empty one that an empty table yields.
                     if let SplitData::Morsel(morsel) = split.data {
                         return ScanWork::Read(morsel);
                     }
@@ -83,8 +84,8 @@ impl MorselQueue {
         }
     }
 
-    /// A row group for a task that still reads another one; none of a stage's splits, which count as read
-    /// when the next is taken.
+    /// Claims a row group for a task that still reads another one. Never claims a stage's splits,
+    /// which count as read when the next one is taken.
     pub(super) fn take_row_group(&self) -> Option<Box<FileMorsel>> {
         let mut inner = self.inner.lock();
         inner.morsels.front().filter(|morsel| morsel.group.is_some())?;
@@ -107,7 +108,7 @@ impl MorselQueue {
         ScanWork::Blocked(self.files_planned.clone())
     }
 
-    /// Hands in the pieces of a file that was to be cut.
+    /// Adds the morsels of a file that a task has planned.
     pub(super) fn finish_planning(&self, morsels: Vec<FileMorsel>) {
         let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();

@@ -1,4 +1,4 @@
-//! One task of a scan: takes pieces, plans them, decodes their batches.
+//! One task of a scan: claims morsels, plans them and decodes their batches.
 
 use std::{
     collections::VecDeque,
@@ -38,64 +38,65 @@ use crate::splits::Split;
 
 pub(super) struct LocalFileScan {
     shared: Arc<FileScanPlan>,
-    /// The number of the task, for metrics.
+    /// Index of the task, for metrics.
     task_index: usize,
-    /// The name of the file at hand, for errors.
+    /// Name of the current file, for errors.
     file: Arc<str>,
     baseline: BaselineMetrics,
     filters: LocalFilters,
     gate: PollGate,
-    /// A file's footer that is being read, to cut the file.
+    /// Read of a file's footer, which yields the file's row groups.
     planning_file: Option<BoxFuture<'static, DataFusionResult<Vec<FileMorsel>>>>,
-    /// A row group that is being opened or a file that is being checked.
+    /// Opening of a row group, or check of an Arrow file.
     opening_row_group: Option<Opening>,
-    /// The row group that comes next, which is opened while the last rows of the one at hand are decoded.
+    /// The next row group, opened while the last rows of the current one are decoded.
     prefetched: Option<Opening>,
-    /// The row group at hand, and its predicate.
+    /// The current row group, and the conjuncts of the scan's predicate.
     row_group: Option<Box<RowGroupReader>>,
     conjuncts: Option<LocalConjuncts>,
-    /// The piece at hand of DataFusion's reader: planners, a planner that waits for I/O, morsels, the stream of one.
+    /// The current morsel of DataFusion's reader: planners, a planner that waits for I/O,
+    /// DataFusion's morsels, the stream of one of them.
     planners: VecDeque<Box<dyn MorselPlanner>>,
     planning_morsel: Option<BoxFuture<'static, DataFusionResult<Box<dyn MorselPlanner>>>>,
     morsels: VecDeque<Box<dyn Morsel>>,
     stream: Option<BoxStream<'static, DataFusionResult<RecordBatch>>>,
-    /// What is left of a batch that was larger than asked for.
+    /// The rest of a batch that was larger than `batch_rows`.
     remainder: Option<Decoded>,
-    /// The split at hand, of a stage's table.
+    /// Guard of the current split, in a stage.
     split_guard: Option<SplitGuard<Split>>,
 }
 
-/// A piece on its way from the disk.
+/// A morsel that is being opened.
 struct Opening {
-    /// In case DataFusion's reader gets it.
+    /// The file, in case DataFusion's reader has to read it.
     file: PartitionedFile,
-    /// For errors.
+    /// The file's name, for errors.
     name: Arc<str>,
     opened: MaybeDone<BoxFuture<'static, DataFusionResult<OpenedRowGroup>>>,
 }
 
 impl Opening {
-    /// What became of it; `None` while it is under way.
+    /// Polls the opening; `None` while it is pending.
     fn poll(&mut self, gate: &PollGate) -> Option<DataFusionResult<OpenedRowGroup>> {
         self.advance(gate);
         Pin::new(&mut self.opened).take_output()
     }
 
-    /// Goes on as far as that is possible now.
+    /// Drives the opening without waiting.
     fn advance(&mut self, gate: &PollGate) {
         let opened = Pin::new(&mut self.opened);
         let _later: Poll<()> = gate.poll(|context| opened.poll(context));
     }
 }
 
-/// A batch of a piece.
+/// A batch of a morsel.
 struct Decoded {
     batch: RecordBatch,
-    /// Whether the runtime filters have been asked.
+    /// Whether the runtime filters have been applied.
     filtered: bool,
 }
 
-/// Whether the piece at hand has given a batch, waits, or is used up.
+/// State of the current morsel: a batch, pending I/O, or exhausted.
 enum Progress {
     Batch(Decoded),
     Pending,
@@ -131,7 +132,7 @@ impl LocalFileScan {
         }
     }
 
-    /// Goes on with the piece at hand.
+    /// Continues with the current morsel.
     fn advance(&mut self) -> DataFusionResult<Progress> {
         loop {
             if let Some(stream) = &mut self.stream {
@@ -184,7 +185,7 @@ impl LocalFileScan {
         }
     }
 
-    /// The next rows of the row group at hand.
+    /// Returns the next rows of the current row group.
     fn decode(&mut self) -> DataFusionResult<Option<RecordBatch>> {
         match (&mut self.row_group, &mut self.conjuncts) {
             (Some(reader), Some(conjuncts)) => reader.next(conjuncts),
@@ -192,8 +193,8 @@ impl LocalFileScan {
         }
     }
 
-    /// Goes on with opening the next row group, from the last quarter of the one at hand on: before,
-    /// another task may be free for it sooner. Does not wait.
+    /// Drives the opening of the next row group, without waiting. Starts at the last quarter of the
+    /// current one: until then, another task may claim the row group sooner.
     fn prefetch(&mut self) -> DataFusionResult<()> {
         if self.prefetched.is_none()
             && self.row_group.as_ref().is_some_and(|reader| reader.is_near_end())
@@ -210,7 +211,7 @@ impl LocalFileScan {
         Ok(())
     }
 
-    /// Goes on with the footer at hand. `true`: it is read, and its file cut.
+    /// Polls the planning of a file. Returns true if none is pending any more.
     fn poll_file_plan(&mut self) -> DataFusionResult<bool> {
         let Some(planning) = &mut self.planning_file else { return Ok(true) };
         match self.gate.poll(|context| planning.poll_unpin(context)) {
@@ -231,7 +232,8 @@ impl LocalFileScan {
         Ok(())
     }
 
-    /// Begins to open a piece of `file`, unless all of it is for DataFusion's reader.
+    /// Starts to open a morsel of `file`; `None` if DataFusion's reader needs no preparation to
+    /// read it.
     fn open(&self, file: &PartitionedFile, group: Option<RowGroup>) -> Option<Opening> {
         let (shared, task_index) = (self.shared.clone(), self.task_index);
         let (name, opened_file) =
@@ -266,32 +268,33 @@ impl LocalFileScan {
         Some(Opening { file: file.clone(), name, opened: maybe_done(opened.boxed()) })
     }
 
-    /// Gives a file to DataFusion's reader.
+    /// Passes a file to DataFusion's reader.
     fn plan_fallback(&mut self, file: PartitionedFile) -> DataFusionResult<()> {
         let file = fallback::without_float_bounds(file);
         self.planners.push_back(self.shared.morselizer.plan_file(file)?);
         Ok(())
     }
 
-    /// Cuts a file into row groups.
+    /// Starts to divide a file into row groups.
     fn plan_file(&mut self, file: PartitionedFile) {
         let (shared, task_index) = (self.shared.clone(), self.task_index);
         let planning = async move { morsels::row_groups(&shared.config, file, task_index).await };
         self.planning_file = Some(planning.boxed());
     }
 
-    /// Takes a step in the file at hand, whose errors name it. The step may go on to the next file.
+    /// Runs a step in the current file, whose name its errors get. The step may continue to the
+    /// next file.
     fn in_file<T>(&mut self, step: impl FnOnce(&mut Self) -> DataFusionResult<T>) -> Result<T> {
         let done = catch_unwind(AssertUnwindSafe(|| step(self)));
         damage::outcome(&self.file, done).query_err()
     }
 
-    /// Takes up a file for which [`Self::in_file`] is called next.
+    /// Sets the file that the errors of the next [`Self::in_file`] name.
     fn set_file(&mut self, file: &PartitionedFile) {
         self.file = damage::name(&self.shared.config, file).into();
     }
 
-    /// A batch of at most the size asked for, and what the filters left of it.
+    /// Returns at most `batch_rows` rows of `decoded`, filtered; keeps the rest as `remainder`.
     fn emit(&mut self, decoded: Decoded) -> Result<Option<Batch>> {
         let max_rows = self.shared.batch_rows;
         let Decoded { batch, filtered } = decoded;
@@ -328,7 +331,7 @@ impl LocalSource for LocalFileScan {
 
     fn next(&mut self, task: &DriverContext) -> Result<SourceResult> {
         let shared = self.shared.clone();
-        // Readers find the I/O runtime through the thread they are polled on.
+        // Readers find the I/O runtime through the thread that polls them.
         let _entered = shared.io.enter();
         loop {
             task.check_cancelled()?;
@@ -336,7 +339,7 @@ impl LocalSource for LocalFileScan {
                 if let Some(batch) = self.emit(remainder)? {
                     return Ok(SourceResult::Batch(batch));
                 }
-                // Rows may all be dropped for a long time.
+                // The filters may drop all rows for a long time.
                 if let Some(yield_gate) = task.yield_gate() {
                     return Ok(SourceResult::Blocked(yield_gate.into()));
                 }

@@ -1,4 +1,4 @@
-//! Other sources for the scans of a plan.
+//! Replacement of the sources of a plan's scans.
 
 use std::sync::Arc;
 
@@ -12,11 +12,10 @@ use datafusion::{
     physical_plan::ExecutionPlan,
 };
 
-/// What stands for a source; `None` for the source itself.
+/// A replacement of a source; `None` keeps the source.
 type OtherSource = Option<Arc<dyn DataSource>>;
 
-/// Returns `plan` with the sources of its scans replaced by what `other` gives for them, if it
-/// gives something.
+/// Returns `plan` with the sources of its scans replaced where `other` returns a replacement.
 pub(crate) fn with_sources(
     plan: Arc<dyn ExecutionPlan>,
     other: &dyn Fn(&Arc<dyn DataSource>) -> OtherSource,
@@ -31,7 +30,7 @@ pub(crate) fn with_sources(
     .data()
 }
 
-/// Does the same for scans of files.
+/// Replaces file sources as [`with_sources`] does.
 pub(crate) fn with_file_scans(
     plan: Arc<dyn ExecutionPlan>,
     other: &dyn Fn(&FileScanConfig) -> Option<FileScanConfig>,

@@ -1,4 +1,4 @@
-//! Scan of splits that are in memory.
+//! Scan of in-memory splits.
 
 use std::collections::VecDeque;
 
@@ -15,7 +15,7 @@ use gatework_shared_state::{
 
 use crate::splits::{Split, SplitData};
 
-/// Gives the rows of the splits in a queue, of which `projection` names the columns.
+/// Returns the rows of the splits in a queue, reduced to the columns in `projection`.
 #[derive(Debug)]
 pub(crate) struct SplitScan {
     queue: SplitQueue<Split>,
@@ -53,13 +53,13 @@ struct LocalSplitScan {
     queue: SplitQueue<Split>,
     projection: Option<Vec<usize>>,
     batch_rows: usize,
-    /// What is left of the split at hand.
+    /// Batches of the current split that have not been emitted.
     batches: VecDeque<RecordBatch>,
     guard: Option<SplitGuard<Split>>,
 }
 
 impl LocalSplitScan {
-    /// The next rows of the split at hand.
+    /// Returns the next rows of the current split.
     fn rows(&mut self) -> Result<Option<RecordBatch>> {
         let Some(batch) = self.batches.pop_front() else { return Ok(None) };
         let rows = batch.num_rows().min(self.batch_rows);

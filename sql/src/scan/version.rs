@@ -1,9 +1,10 @@
-//! Files that must not change between the first look at them and the last byte.
+//! Detects files that change between their listing and the last read.
 //!
-//! A scan reads a file in pieces: its footer when the table is planned, row groups and ranges later. If the
-//! file is replaced meanwhile, pieces of both versions would make rows that neither has. So every read asks
-//! for the version that was listed, by its ETag, or else by its time, and fails if that is gone. Lists of files
-//! that the session keeps are forgotten then, so that the query, when it runs again, finds the new version.
+//! A scan reads a file in steps: its footer when the table is planned, row groups and byte ranges
+//! later. If the file is replaced in between, rows would mix both versions. So every read requests
+//! the version that was listed, by its ETag or else by its modification time. It fails if that
+//! version no longer exists. The session's cached file lists are then cleared, so that a rerun of
+//! the query finds the new version.
 
 use std::{
     collections::HashMap,
@@ -39,42 +40,43 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 
 use super::decode::PageHeader;
 
-/// Bytes of a local text file that are read at a time.
+/// Size of one read of a local text file, in bytes.
 const CHUNK_BYTES: u64 = 1 << 20;
 
-/// Where files are, and what is known of them.
+/// The object store of a scan's files, and the session's cache of file lists.
 #[derive(Clone)]
 pub(super) struct Listing {
     store: Arc<dyn ObjectStore>,
-    /// Lists of files that the session keeps.
+    /// The session's cache of file lists.
     lists: Option<Arc<ListFilesCache>>,
 }
 
 impl Listing {
-    /// That of the files of `config`.
+    /// Returns the listing for the files of `config`.
     pub(super) fn of(config: &FileScanConfig, context: &TaskContext) -> Result<Self> {
         let runtime = context.runtime_env();
         let store = runtime.object_store(&config.object_store_url)?;
         Ok(Self { store, lists: runtime.cache_manager.get_list_files_cache() })
     }
 
-    /// The store.
+    /// Returns the object store.
     pub(super) fn store(&self) -> &Arc<dyn ObjectStore> {
         &self.store
     }
 
-    /// Fails if the version of the file that was listed is gone. To be asked after bytes were read, so that
-    /// no change before them goes unseen.
+    /// Fails if the listed version of the file no longer exists. Called after bytes were read, so
+    /// that no change before the read is missed.
     async fn check(&self, meta: &ObjectMeta) -> object_store::Result<()> {
         let head_options = listed(meta, GetOptions::new().with_head(true));
         match self.store.get_opts(&meta.location, head_options).await {
             Err(error @ Error::Precondition { .. }) => Err(self.map_error(&meta.location, error)),
-            // A reader of an application's own may read elsewhere.
+            // A reader of the application may read from another place.
             _ => Ok(()),
         }
     }
 
-    /// An error that says what to do, if `error` says that the listed version, or the file, is gone.
+    /// Replaces an error that says that the listed version, or the file, is missing by one that
+    /// says what to do.
     fn map_error(&self, location: &Path, error: Error) -> Error {
         match error {
             Error::Precondition { .. } | Error::NotFound { .. } => self.changed_error(location),
@@ -82,7 +84,7 @@ impl Listing {
         }
     }
 
-    /// Lets the next query look which files there are.
+    /// Clears the cached file lists, so that the next query lists the files again.
     fn forget_lists(&self) {
         if let Some(lists) = &self.lists {
             lists.clear();
@@ -102,18 +104,18 @@ impl fmt::Debug for Listing {
     }
 }
 
-/// An object store that gives files of a scan in the version that was listed.
+/// An object store that returns a scan's files in the version that was listed.
 #[derive(Debug)]
 pub(super) struct ListedVersions {
     listing: Listing,
     files: HashMap<Path, ObjectMeta>,
-    /// Local files come as streams that end where they were to end, or fail: the store's own wait for
-    /// ever for bytes that a shrunken file has no more.
+    /// Whether local files are returned as streams that end at the requested range's end, or fail.
+    /// The store's own stream waits endlessly for bytes that a truncated file has lost.
     text: bool,
 }
 
 impl ListedVersions {
-    /// The store of `listing`, for the files of `config`.
+    /// Wraps the store of `listing` for the files of `config`.
     pub(super) fn new(listing: Listing, config: &FileScanConfig) -> Self {
         let files = config.file_groups.iter().flat_map(|group| group.iter());
         let files = files.map(|file| (file.object_meta.location.clone(), file.object_meta.clone()));
@@ -122,7 +124,7 @@ impl ListedVersions {
     }
 }
 
-/// A local file that is read from one place to another.
+/// A byte range of a local file that is being read.
 struct LocalRange {
     file: Arc<File>,
     offset: u64,
@@ -167,7 +169,7 @@ impl LocalRange {
     }
 }
 
-/// `options`, for the version of the file that was listed.
+/// Restricts `options` to the version of the file that was listed.
 fn listed(meta: &ObjectMeta, options: GetOptions) -> GetOptions {
     match &meta.e_tag {
         Some(tag) => options.with_if_match(Some(tag.clone())),
@@ -262,7 +264,8 @@ impl ObjectStore for ListedVersions {
     }
 }
 
-/// Readers of Parquet files, by another factory, of the versions that were listed.
+/// A factory of Parquet readers that wraps another one and checks that the listed versions are
+/// read.
 #[derive(Debug)]
 pub(super) struct ListedReaders {
     pub(super) inner: Arc<dyn ParquetFileReaderFactory>,
@@ -289,18 +292,18 @@ struct ListedReader {
     meta: ObjectMeta,
 }
 
-/// `read` by a reader of Parquet, if the version of the file that was listed is still there.
+/// Awaits a Parquet reader's `read`, then checks that the listed version of the file still exists.
 async fn checked<T>(
     read: ParquetResult<T>,
     listing: &Listing,
     meta: &ObjectMeta,
 ) -> ParquetResult<T> {
     listing.check(meta).await.map_err(|error| ParquetError::External(Box::new(error)))?;
-    // The file may be gone.
+    // The file may have been deleted.
     read.inspect_err(|_| listing.forget_lists())
 }
 
-/// Checks a page that `bytes`, ranges of a column chunk, begin with.
+/// Checks the dictionary page that `bytes`, a range of a column chunk, may begin with.
 fn check_dictionary(bytes: &Bytes) -> ParquetResult<()> {
     match PageHeader::read(bytes) {
         Ok((header, _)) if header.is_oversized_dictionary() => Err(ParquetError::General(format!(

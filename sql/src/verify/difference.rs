@@ -1,4 +1,4 @@
-//! What a comparison found: a value to decide on and a sentence for a person to read.
+//! The result of a comparison: a value to decide on, and a sentence for a person to read.
 //!
 //! It owns copies of the few rows it shows, never the results themselves.
 
@@ -7,7 +7,7 @@ use std::fmt;
 /// A row that has no partner on the other side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MismatchExample {
-    /// Position in its own result, from 0.
+    /// Index of the row in its own result, from 0.
     pub row: usize,
     /// The row as text, `(1, a, NULL)`.
     pub text: String,
@@ -27,13 +27,13 @@ pub enum Difference {
     Schema(String),
     /// The results have different numbers of rows.
     RowCount {
-        /// Rows of the actual result.
+        /// Number of rows of the actual result.
         actual: usize,
-        /// Rows of the expected result.
+        /// Number of rows of the expected result.
         expected: usize,
         /// The first actual row that was not expected, if one was found.
         surplus: Option<MismatchExample>,
-        /// The first expected row that is not there, if one was found.
+        /// The first expected row that is missing, if one was found.
         missing: Option<MismatchExample>,
     },
     /// At this position the results have different order keys.
@@ -45,9 +45,10 @@ pub enum Difference {
         /// The expected row at the same position.
         expected: MismatchExample,
     },
-    /// As many rows, but not the same ones.
+    /// Equal numbers of rows, but different rows.
     Rows {
-        /// Of all rows, or of the rows that tie on the order keys: first position, and one behind the last.
+        /// Range of all rows, or of the rows that tie on the order keys: first index, and one after
+        /// the last.
         within: (usize, usize),
         /// Whether `within` is a tie of an ordered result.
         tie: bool,
@@ -56,20 +57,22 @@ pub enum Difference {
         /// The first expected row without a partner.
         missing: Option<MismatchExample>,
     },
-    /// A limit cuts through rows that tie, and other rows of the tie were chosen. Whether they are right cannot be said
-    /// without the reference's result without that limit.
+    /// A limit cuts through rows that tie, and other rows of the tie were chosen. Only the
+    /// reference's result without that limit can decide whether they are right.
     Undecided {
-        /// First position of the tie, and one behind the last.
+        /// Range of the tie: first index, and one after the last.
         within: (usize, usize),
     },
-    /// A limit cuts through rows that tie, and the actual result shows a row that the unlimited reference lacks.
+    /// A limit cuts through rows that tie, and the actual result has a row that the unlimited
+    /// reference lacks.
     NotInUnlimited(MismatchExample),
     /// One of the results cannot be brought into a comparable form.
     Incomparable(String),
 }
 
 impl Difference {
-    /// Whether only the reference's result without `LIMIT` and `OFFSET` can decide this case.
+    /// Returns whether only the reference's result without `LIMIT` and `OFFSET` can decide this
+    /// case.
     pub fn needs_unlimited(&self) -> bool {
         matches!(self, Self::Undecided { .. })
     }
@@ -105,7 +108,8 @@ impl fmt::Display for Difference {
             }
             Self::Undecided { within: (start, end) } => write!(
                 f,
-                "rows {} to {end} are a choice among equals made by LIMIT, and differ from the reference's choice; \
+                "rows {} to {end} are a choice among equals made by LIMIT, \
+                 and differ from the reference's choice; \
                  only the result without LIMIT can decide",
                 start + 1
             ),
@@ -116,7 +120,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Appends the rows without a partner, whichever are known.
+/// Appends those rows without a partner that are known.
 fn write_examples(
     f: &mut fmt::Formatter<'_>,
     surplus: Option<&MismatchExample>,

@@ -7,11 +7,12 @@ use datafusion::{
 
 use super::ResultOrder;
 
-/// `plan` with its order keys as further columns behind those of its result, and their number; `None` if
-/// its result shows all keys, or none of its nodes orders it.
+/// Returns `plan` with its order keys as additional columns after those of its result, and their
+/// number. `None` if the result shows all keys, or no node of the plan orders it.
 ///
-/// The rows of a result whose keys are hidden can be told apart only with them: run this on the reference,
-/// and hand its rows to [`Comparison::hidden_keys`](super::Comparison::hidden_keys).
+/// The rows of a result whose keys are hidden can be told apart only by these keys. Run this plan
+/// on the reference, and pass its rows to
+/// [`Comparison::hidden_keys`](super::Comparison::hidden_keys).
 pub fn with_hidden_keys(plan: &LogicalPlan) -> Option<(LogicalPlan, usize)> {
     if ResultOrder::of(plan).hidden_keys().is_empty() {
         return None;
@@ -20,7 +21,7 @@ pub fn with_hidden_keys(plan: &LogicalPlan) -> Option<(LogicalPlan, usize)> {
     Some((plan, keys.len()))
 }
 
-/// `plan` with further columns, and these.
+/// Returns `plan` with additional key columns, and these columns.
 fn keyed(plan: &LogicalPlan) -> Result<Option<(LogicalPlan, Vec<Column>)>> {
     match plan {
         LogicalPlan::Sort(sort) => {

@@ -1,19 +1,23 @@
-//! The one comparator of results: what "equal" means wherever two executions of a query are held against each other.
+//! The comparator of results: defines "equal" wherever the results of two executions of a query are
+//! compared.
 //!
-//! * If the query orders its result, the sequence of order keys must be equal, and rows that tie on the keys must be
-//!   equal as multisets. If it does not order, the whole result is one such multiset.
-//! * Under `LIMIT` or `OFFSET` the rows of a tie that the cut goes through are free choices: there the actual rows only
-//!   have to be found in the reference's result *without* the cut. That result is expensive, so it is asked for only
-//!   when the cheap comparison could not decide ([`Difference::needs_unlimited`]).
-//! * Integers, decimals, strings, dates, booleans and nested values are compared exactly, whatever Arrow layout carries
-//!   them; floats within a [`Tolerance`], where NaN equals NaN and `-0.0` equals `0.0`. Floats inside nested values are
-//!   compared exactly, bit for bit.
-//! * Schemas are compared by names and logical types; nullability and metadata do not matter.
+//! * If the query orders its result, the sequence of order keys must be equal. Rows that tie on the
+//!   keys must be equal as multisets. If it does not order, the whole result is one such multiset.
+//! * `LIMIT` or `OFFSET` may choose freely among the rows of a tie that the cut goes through. These
+//!   actual rows only have to be present in the reference's result *without* the cut. That result
+//!   is expensive, so it is requested only if the cheap comparison cannot decide
+//!   ([`Difference::needs_unlimited`]).
+//! * Integers, decimals, strings, dates, booleans and nested values are compared exactly, in any
+//!   Arrow layout. Floats are compared within a [`Tolerance`], where NaN equals NaN and `-0.0`
+//!   equals `0.0`. Floats inside nested values are compared exactly, bit for bit.
+//! * Schemas are compared by names and logical types; nullability and metadata are ignored.
 //!
-//! What SQL leaves open in other ways (`array_agg` or `first_value` without order, `random()`) is not known here.
+//! Other results that SQL leaves open (`array_agg` or `first_value` without order, `random()`) are
+//! not supported.
 //!
-//! This module owns no state and takes no locks. [`order`](ResultOrder) knows what a plan promises, `table` brings both
-//! sides into one layout, `sequence` walks the order keys, `multiset` matches unordered rows.
+//! This module owns no state and takes no locks. [`order`](ResultOrder) reads a plan's order,
+//! `table` converts both sides to one layout, `sequence` walks the order keys, `multiset` matches
+//! unordered rows.
 
 mod difference;
 mod hidden_keys;
@@ -31,9 +35,10 @@ pub use order::{KeyExpression, ResultOrder, SortKey, without_limit};
 use sequence::OrderedMatch;
 use table::Layout;
 
-/// How far two floats may lie apart and still be the same result.
+/// The maximum distance of two floats that count as the same result.
 ///
-/// `a` and `b` are near if `|a - b|` is at most `absolute`, or at most `relative` times the larger magnitude.
+/// `a` and `b` are near if `|a - b|` is at most `absolute`, or at most `relative` times the larger
+/// magnitude.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerance {
     /// Allowed distance as a fraction of the larger magnitude.
@@ -43,14 +48,14 @@ pub struct Tolerance {
 }
 
 impl Default for Tolerance {
-    /// 1e-9 relative: enough for sums added up in another order, too little for a lost row.
+    /// Returns 1e-9 relative: enough for sums added up in another order, too little for a lost row.
     fn default() -> Self {
         Self { relative: 1e-9, absolute: 0.0 }
     }
 }
 
 impl Tolerance {
-    /// Whether two values, where `None` is NULL, count as equal.
+    /// Returns whether two values, where `None` is NULL, count as equal.
     fn near(&self, a: Option<f64>, b: Option<f64>) -> bool {
         let (Some(a), Some(b)) = (a, b) else {
             return a.is_none() && b.is_none();
@@ -58,7 +63,8 @@ impl Tolerance {
         if a == b || (a.is_nan() && b.is_nan()) {
             return true;
         }
-        // An infinity is infinitely far from all but itself; without this, inf <= 1e-9 * inf would accept anything.
+        // An infinity is infinitely far from all other values; without this check, inf <= 1e-9 *
+        // inf would accept anything.
         if a.is_infinite() || b.is_infinite() {
             return false;
         }
@@ -72,7 +78,8 @@ impl Tolerance {
 /// # Errors
 ///
 /// The [`Difference`], whose `Display` is a sentence for a person. If it
-/// [needs the unlimited result](Difference::needs_unlimited), repeat with [`Comparison::unlimited`].
+/// [needs the unlimited result](Difference::needs_unlimited), repeat with
+/// [`Comparison::unlimited`].
 ///
 /// # Example
 ///
@@ -97,7 +104,8 @@ pub fn compare(
     Comparison::new(order).check(actual, expected)
 }
 
-/// A comparison with more to say than [`compare`]: another tolerance, or the reference's result without its limit.
+/// A comparison with more options than [`compare`]: another tolerance, or the reference's result
+/// without its limit.
 #[derive(Debug, Clone)]
 pub struct Comparison<'a> {
     order: &'a ResultOrder,
@@ -107,7 +115,7 @@ pub struct Comparison<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    /// A comparison of results that have this order.
+    /// Creates a comparison of results that have this order.
     pub fn new(order: &'a ResultOrder) -> Self {
         Self { order, tolerance: Tolerance::default(), unlimited: None, num_hidden_keys: 0 }
     }
@@ -119,22 +127,24 @@ impl<'a> Comparison<'a> {
         self
     }
 
-    /// Gives the reference's result without `LIMIT` and `OFFSET` (the plan is made by [`without_limit`]).
+    /// Adds the reference's result without `LIMIT` and `OFFSET`; its plan comes from
+    /// [`without_limit`].
     #[must_use]
     pub fn unlimited(mut self, batches: &'a [RecordBatch]) -> Self {
         self.unlimited = Some(batches);
         self
     }
 
-    /// Says that the last `count` columns of the expected rows are order keys which the actual rows do not
-    /// show, as [`with_hidden_keys`] makes them: rows are ties only where these are equal, too.
+    /// Declares the last `count` columns of the expected rows as order keys that the actual rows
+    /// lack; [`with_hidden_keys`] adds such columns. Rows are ties only if these keys are equal,
+    /// too.
     #[must_use]
     pub fn hidden_keys(mut self, count: usize) -> Self {
         self.num_hidden_keys = count;
         self
     }
 
-    /// Compares.
+    /// Compares the actual rows with the expected ones.
     ///
     /// # Errors
     ///
@@ -167,7 +177,7 @@ impl<'a> Comparison<'a> {
         OrderedMatch { actual, expected, unlimited, hidden_keys, order, tolerance }.check()
     }
 
-    /// The expected rows, and their hidden keys.
+    /// Splits the expected rows from their hidden keys.
     fn split(
         &self,
         expected: &[RecordBatch],

@@ -1,20 +1,22 @@
 //! Matches the rows of two tables regardless of order, floats within a tolerance.
 //!
-//! Nearness is not transitive, so rows cannot be hashed by rounded values: two near values may round apart. Instead
-//! 1. rows are sorted by their exact columns, and only groups with equal bytes are looked at together;
-//! 2. a group is cut, one float column after the other, where sorted neighbours of both sides lie too far apart to be
-//!    equal: nothing can match across such a gap;
-//! 3. what is left are clusters of rows that are nearly the same. Almost always pairing them in sorted order works; if
-//!    not, augmenting paths find a complete pairing if there is one.
+//! Nearness is not transitive, so rows cannot be hashed by rounded values: two near values may be
+//! rounded apart. Instead:
+//! 1. Rows are sorted by their exact columns, and only groups with equal bytes are matched.
+//! 2. A group is cut, one float column after the other, where sorted neighbours of both sides are
+//!    too far apart to be equal. No rows can match across such a gap.
+//! 3. The remaining clusters contain nearly equal rows. Pairing them in sorted order almost always
+//!    works; otherwise augmenting paths find a complete pairing if there is one.
 //!
-//! Step 3 is bounded by [`MAX_PROBES`]; a cluster beyond it counts as different, never as equal.
+//! Step 3 is bounded by [`MAX_PROBES`]; a cluster that exceeds it counts as different, never as
+//! equal.
 
 use std::collections::VecDeque;
 
 use super::Tolerance;
 use super::table::{Table, float_order};
 
-/// How many pairs of rows may be tried within one cluster before it is given up as different.
+/// Maximum number of row pairs that are tried within one cluster before it counts as different.
 const MAX_PROBES: usize = 50_000_000;
 
 /// Two tables whose rows are to be matched.
@@ -25,7 +27,7 @@ pub(super) struct MultisetMatch<'a> {
     pub(super) tolerance: Tolerance,
 }
 
-/// The first rows, by position in their tables, that have no partner.
+/// The first row on each side, by index in its table, that has no partner.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Unmatched {
     pub(super) left: Option<usize>,
@@ -44,13 +46,14 @@ impl Unmatched {
 }
 
 impl MultisetMatch<'_> {
-    /// Whether the two selections are equal as multisets; if not, rows that have no partner.
+    /// Compares the two selections as multisets; returns rows without a partner, `None` if equal.
     pub(super) fn equal(&self, left: Vec<usize>, right: Vec<usize>) -> Option<Unmatched> {
         let unmatched = self.unmatched(left, right);
         (unmatched != Unmatched::default()).then_some(unmatched)
     }
 
-    /// Whether every row on the left has a partner of its own on the right; if not, a row that has none.
+    /// Checks that every left row has a partner of its own on the right; returns a left row without
+    /// one.
     pub(super) fn subset(&self, left: Vec<usize>, right: Vec<usize>) -> Option<usize> {
         self.unmatched(left, right).left
     }
@@ -81,7 +84,8 @@ impl MultisetMatch<'_> {
         unmatched
     }
 
-    /// One row on either side and the floats near: the usual case, and one that needs no further work.
+    /// Returns whether there is one row on each side and their floats are near: the most frequent
+    /// case, which needs no further work.
     fn is_plain_pair(&self, left: &[usize], right: &[usize]) -> bool {
         match (left, right) {
             (&[a], &[b]) => self.left.near_floats(a, self.right, b, self.tolerance),
@@ -89,7 +93,7 @@ impl MultisetMatch<'_> {
         }
     }
 
-    /// Cuts a group at the gaps of one float column and goes on with the next column.
+    /// Cuts a group at the gaps of one float column and continues with the next column.
     fn match_floats(
         &self,
         left: Vec<usize>,
@@ -119,7 +123,7 @@ impl MultisetMatch<'_> {
         }
     }
 
-    /// Pairs rows that are nearly the same.
+    /// Pairs rows that are nearly equal.
     fn match_cluster(
         &self,
         mut left: Vec<usize>,
@@ -149,7 +153,7 @@ impl MultisetMatch<'_> {
     }
 }
 
-/// A bipartite matching within one cluster; positions are into `left` and `right`.
+/// A bipartite matching within one cluster; positions are indices into `left` and `right`.
 struct Pairing<'a> {
     tables: &'a MultisetMatch<'a>,
     left: Vec<usize>,
@@ -185,7 +189,7 @@ impl<'a> Pairing<'a> {
         self.partner_of_right[right] = Some(left);
     }
 
-    /// Pairs sorted position with sorted position, which is all that most clusters need.
+    /// Pairs the rows in sorted order, which is sufficient for most clusters.
     fn pair_in_order(&mut self) {
         for position in 0..self.left.len().min(self.right.len()) {
             if self.near(position, position) {
@@ -194,7 +198,7 @@ impl<'a> Pairing<'a> {
         }
     }
 
-    /// Gives every left row a partner for whom a chain of swaps can free one.
+    /// Gives each unpaired left row a partner, if a chain of swaps can free one.
     fn augment_all(&mut self) {
         for left in 0..self.left.len() {
             if self.partner_of_left[left].is_some() {
@@ -208,7 +212,7 @@ impl<'a> Pairing<'a> {
         }
     }
 
-    /// Breadth-first search for an augmenting path that starts at an unpaired left row.
+    /// Searches breadth-first for an augmenting path that starts at an unpaired left row.
     fn augment(&mut self, start: usize) {
         let mut reached_from = vec![None; self.right.len()];
         let mut queue = VecDeque::from([start]);
@@ -229,7 +233,7 @@ impl<'a> Pairing<'a> {
         }
     }
 
-    /// Pairs along the path that ends at `right`, back to the row where it started.
+    /// Pairs rows along the path that ends at `right`, back to the row where it started.
     fn swap_along(&mut self, mut right: usize, reached_from: &[Option<usize>]) {
         while let Some(left) = reached_from[right] {
             let previous = self.partner_of_left[left];

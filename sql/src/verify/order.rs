@@ -1,10 +1,11 @@
-//! What a plan promises about the order of its result, and the same plan without its limit.
+//! The order that a plan promises for its result, and the same plan without its limit.
 //!
-//! Only the top of a plan is looked at: `Sort` below any projections, limits and subquery aliases. A key is followed
-//! upwards through the projections to the output. If it arrives as a column or as an expression over output columns it
-//! can be compared; if not (`SELECT a FROM t ORDER BY b`) it is *hidden*: then only the keys before it are compared, rows
-//! that agree on those count as ties, and [`ResultOrder::hidden_keys`] says so. A limit *below* the sort is part of the
-//! question, not of its presentation, and is not looked at; `DISTINCT ON` counts as unordered.
+//! Only the top of a plan is examined: `Sort` below any projections, limits and subquery aliases. A
+//! key is followed upwards through the projections to the output. If it arrives as a column or as
+//! an expression over output columns, it can be compared. Otherwise (`SELECT a FROM t ORDER BY b`)
+//! it is *hidden*. Only the keys before it are compared then, and rows that agree on those count as
+//! ties. [`ResultOrder::hidden_keys`] returns the hidden keys. A limit *below* the sort is part of
+//! the query's meaning, not of its presentation, and is ignored; `DISTINCT ON` counts as unordered.
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,10 +24,10 @@ use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use super::difference::Difference;
 use super::table::cast_batch;
 
-/// The order of a result, as far as it can be seen in the result.
+/// The order of a result, as far as it is visible in the result.
 ///
-/// Directions and the place of NULLs are not part of it: the keys of a result are compared with the keys of the
-/// reference, position by position, and the reference is in the right direction.
+/// Directions and the position of NULLs are not part of it. The keys of a result are compared with
+/// the keys of the reference, position by position, and the reference has the right direction.
 #[derive(Debug, Clone, Default)]
 pub struct ResultOrder {
     pub(super) keys: Vec<SortKey>,
@@ -36,7 +37,7 @@ pub struct ResultOrder {
     pub(super) cut_end: bool,
 }
 
-/// Where the value of an order key is found.
+/// The source of an order key's value.
 #[derive(Debug, Clone)]
 pub enum SortKey {
     /// A column of the output, from 0.
@@ -49,38 +50,38 @@ pub enum SortKey {
 #[derive(Debug, Clone)]
 pub struct KeyExpression {
     expression: Arc<dyn PhysicalExpr>,
-    /// The types the expression was made for.
+    /// The input types for which the expression was created.
     schema: SchemaRef,
 }
 
 impl ResultOrder {
-    /// Any order will do.
+    /// Returns the order that allows any sequence of rows.
     pub fn unordered() -> Self {
         Self::default()
     }
 
-    /// Ordered by these columns of the output, from 0, the most significant first.
+    /// Returns an order by these columns of the output, from 0, the most significant first.
     pub fn by_columns(columns: impl IntoIterator<Item = usize>) -> Self {
         let keys: Vec<_> = columns.into_iter().map(SortKey::Column).collect();
         let names = keys.iter().map(|key| format!("number {key}")).collect();
         Self { keys, names, ..Self::default() }
     }
 
-    /// Says that rows may have been cut off behind the last one, as by `LIMIT`.
+    /// Records that rows may have been cut off after the last one, as by `LIMIT`.
     #[must_use]
     pub fn with_limit(mut self) -> Self {
         self.cut_end = true;
         self
     }
 
-    /// Says that rows may have been cut off before the first one, as by `OFFSET`.
+    /// Records that rows may have been cut off before the first one, as by `OFFSET`.
     #[must_use]
     pub fn with_offset(mut self) -> Self {
         self.cut_start = true;
         self
     }
 
-    /// The order that a plan promises; the plan may be optimised or not.
+    /// Returns the order that a plan promises; the plan may be optimised or not.
     pub fn of(plan: &LogicalPlan) -> Self {
         let mut order = Self::unordered();
         let mut above = Vec::new();
@@ -110,12 +111,13 @@ impl ResultOrder {
         }
     }
 
-    /// The keys that cannot be seen in the result, and the ones behind them, which therefore cannot be compared either.
+    /// Returns the keys that are not visible in the result, and all keys after them, which
+    /// therefore cannot be compared either.
     pub fn hidden_keys(&self) -> &[String] {
         &self.hidden_keys
     }
 
-    /// The keys that are compared.
+    /// Returns the keys that are compared.
     pub fn keys(&self) -> &[SortKey] {
         &self.keys
     }
@@ -124,7 +126,7 @@ impl ResultOrder {
         self.names[key].clone()
     }
 
-    /// The types of the keys in a result with this (canonical) schema.
+    /// Returns the types of the keys in a result with this canonical schema.
     pub(super) fn key_types(&self, schema: &Schema) -> Result<Vec<DataType>, Difference> {
         let data_type = |key: &SortKey| match key {
             SortKey::Column(column) => {
@@ -151,7 +153,7 @@ impl ResultOrder {
     ) {
         for key in keys {
             let name = key.to_string();
-            // Behind a hidden key the sequence of the later ones depends on what cannot be seen.
+            // After a hidden key, the sequence of the later keys depends on invisible values.
             let found = self
                 .hidden_keys
                 .is_empty()
@@ -178,16 +180,18 @@ impl fmt::Display for SortKey {
 }
 
 impl KeyExpression {
-    /// The values of the key for the rows of a batch of the output, in whatever layout its columns are.
+    /// Returns the values of the key for the rows of an output batch, whatever the layout of its
+    /// columns.
     pub(super) fn evaluate(&self, batch: &RecordBatch) -> Result<ArrayRef> {
         let batch = cast_batch(batch, &self.schema)?;
         self.expression.evaluate(&batch)?.into_array(batch.num_rows())
     }
 }
 
-/// The plan without the limits and offsets at its top: what a `LIMIT` chose its rows from.
+/// Returns the plan without the limits and offsets at its top, whose result is what a `LIMIT` chose
+/// its rows from.
 ///
-/// `None` if there is none, so that the plan's own result is already all there is.
+/// `None` if the plan has no limit or offset there, so that its own result is already complete.
 pub fn without_limit(plan: &LogicalPlan) -> Option<LogicalPlan> {
     match plan {
         LogicalPlan::Limit(Limit { input, .. }) => {
@@ -214,7 +218,8 @@ enum Above<'a> {
 }
 
 impl Above<'_> {
-    /// The expression over the input of this node as one over its output, if the output still has what it needs.
+    /// Rewrites an expression over the input of this node to one over its output; `None` if the
+    /// output lacks a column.
     fn lift(&self, key: Expr) -> Option<Expr> {
         let mut lost = false;
         let lifted = key.transform_down(|node| {
@@ -227,7 +232,7 @@ impl Above<'_> {
         lifted.ok().filter(|_| !lost).map(|lifted| lifted.data)
     }
 
-    /// The output column that is this expression.
+    /// Returns the output column that has the value of this expression.
     fn output_of(&self, node: &Expr) -> Option<Column> {
         let (schema, position) = match self {
             Self::Projection(projection) => {
@@ -254,7 +259,8 @@ fn visible_key(key: Expr, above: &[Above], output: &DFSchema) -> Option<SortKey>
 
 fn key_expression(key: Expr, output: &DFSchema) -> Result<KeyExpression> {
     let context = SimplifyContext::builder().with_schema(Arc::new(output.clone())).build();
-    // A plan that was not analysed yet compares and adds different types; this makes them the same.
+    // A plan that was not analysed yet compares and adds different types; coercion makes them
+    // equal.
     let key = ExprSimplifier::new(context).coerce(key, output)?;
     let planning = PhysicalPlanningContext::default();
     let expression = create_physical_expr(&key, output, &ExecutionProps::new(), &planning)?;

@@ -1,9 +1,11 @@
-//! Walks two results in the order of their keys and hands every group of ties to the multiset comparison.
+//! Walks two results in the order of their keys and passes every group of ties to the multiset
+//! comparison.
 //!
-//! The keys are taken one by one: positions `start..end` must agree on the key, then fall into runs of equal values, and
-//! each run is compared by the remaining keys. A float key is compared within a tolerance, so two neighbours that are
-//! *nearly* equal may have been sorted either way round; the keys behind it then say nothing about their sequence, and
-//! the run is compared as a multiset at once.
+//! Keys are compared one by one. The rows `start..end` must agree on the key. They are then divided
+//! into runs of equal values, and each run is compared by the remaining keys. A float key is
+//! compared within a tolerance, so two neighbours that are *nearly* equal may be sorted in either
+//! order. The keys after it then say nothing about the sequence, and the run is compared as a
+//! multiset at once.
 
 use std::ops::Range;
 
@@ -21,14 +23,14 @@ pub(super) struct OrderedMatch<'a> {
     pub(super) actual: Table,
     pub(super) expected: Table,
     pub(super) unlimited: Option<Table>,
-    /// The keys of the expected rows that no column of theirs shows.
+    /// The keys of the expected rows that no column of the result shows.
     pub(super) hidden_keys: Option<Table>,
     pub(super) order: &'a ResultOrder,
     pub(super) tolerance: Tolerance,
 }
 
 impl OrderedMatch<'_> {
-    /// Compares the whole.
+    /// Compares all rows.
     pub(super) fn check(&self) -> Result<(), Difference> {
         let (actual, expected) = (self.actual.num_rows(), self.expected.num_rows());
         if actual != expected {
@@ -79,7 +81,8 @@ impl OrderedMatch<'_> {
         self.actual.same_key(key, row, &self.expected, row, self.tolerance)
     }
 
-    /// One behind the last row of the run that begins at `start`: neighbours belong together if either side says so.
+    /// Returns the index after the last row of the run that begins at `start`. Neighbours belong to
+    /// one run if they do on either side.
     fn run_end(&self, key: usize, start: usize, end: usize) -> usize {
         let joined = |row: usize| {
             [&self.actual, &self.expected]
@@ -115,14 +118,15 @@ impl OrderedMatch<'_> {
         Err(Difference::Rows { within: (run.start, run.end), tie, surplus, missing })
     }
 
-    /// Whether LIMIT or OFFSET may have taken away rows that tie with this run.
+    /// Returns whether LIMIT or OFFSET may have removed rows that tie with this run.
     fn is_cut(&self, run: &Range<usize>) -> bool {
         (self.order.cut_start && run.start == 0)
             || (self.order.cut_end && run.end == self.expected.num_rows())
     }
 
-    /// A run that a limit cuts through must be found among the rows that the limit chooses from. Its keys are known to
-    /// be right, and keys are part of the rows, so the search need not be narrowed to the tie.
+    /// Checks that the rows of a run that a limit cuts through are among the rows that the limit
+    /// chooses from. The run's keys are known to be right, and keys are part of the rows, so the
+    /// search need not be limited to the tie.
     fn check_choice(&self, run: Range<usize>) -> Result<(), Difference> {
         let Some(unlimited) = &self.unlimited else {
             return Err(Difference::Undecided { within: (run.start, run.end) });

@@ -1,7 +1,9 @@
-//! One result in a layout that can be compared: exact columns as sortable bytes, floats as numbers, order keys apart.
+//! One result in a comparable layout: exact columns as sortable bytes, floats as numbers, order
+//! keys separately.
 //!
-//! A [`Layout`] is made once per comparison, so that the bytes of both sides come from the same row converter and may be
-//! compared with each other. Arrow's many layouts of one logical type are cast to one here, and nowhere else.
+//! A [`Layout`] is created once per comparison, so that the bytes of both sides come from the same
+//! row converter and can be compared. The Arrow layouts of one logical type are cast to one layout
+//! in this module only.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -17,16 +19,16 @@ use super::Tolerance;
 use super::difference::{Difference, MismatchExample};
 use super::order::{ResultOrder, SortKey};
 
-/// How the tables of one comparison are laid out.
+/// The layout of the tables of one comparison.
 pub(super) struct Layout<'a> {
     /// Output columns in canonical types.
     schema: SchemaRef,
     order: &'a ResultOrder,
-    /// Output columns compared exactly, and those compared as floats.
+    /// Output columns that are compared exactly, and those that are compared as floats.
     exact: Vec<usize>,
     floats: Vec<usize>,
     exact_converter: Option<RowConverter>,
-    /// One converter per order key, made when the type of an expression key is first seen.
+    /// One converter per order key, created when the type of an expression key is first known.
     key_converters: Vec<Option<RowConverter>>,
 }
 
@@ -45,7 +47,7 @@ enum Key {
 }
 
 impl<'a> Layout<'a> {
-    /// A layout for results of this schema and order.
+    /// Creates a layout for results of this schema and order.
     pub(super) fn new(schema: &Schema, order: &'a ResultOrder) -> Result<Self, Difference> {
         let schema = canonical_schema(schema);
         let (floats, exact): (Vec<_>, Vec<_>) = (0..schema.fields().len())
@@ -71,7 +73,7 @@ impl<'a> Layout<'a> {
         Ok(Self { schema, order, exact, floats, exact_converter, key_converters })
     }
 
-    /// Brings one result into this layout; `side` names it in errors.
+    /// Converts one result to this layout; `side` names it in errors.
     pub(super) fn table(&self, side: &str, batches: &[RecordBatch]) -> Result<Table, Difference> {
         let batches = batches
             .iter()
@@ -125,12 +127,12 @@ impl Table {
         self.batch.num_rows()
     }
 
-    /// The exact columns of a row as bytes that are equal if and only if the values are.
+    /// Returns the exact columns of a row as bytes that are equal if and only if the values are.
     pub(super) fn exact(&self, row: usize) -> &[u8] {
         self.exact.as_ref().map_or(&[], |rows| rows.row(row).data())
     }
 
-    /// Whether two rows are equal within the tolerance.
+    /// Returns whether two rows are equal within the tolerance.
     pub(super) fn same_row(
         &self,
         row: usize,
@@ -142,7 +144,7 @@ impl Table {
             && self.near_floats(row, other, other_row, tolerance)
     }
 
-    /// Whether the float columns of two rows are equal within the tolerance.
+    /// Returns whether the float columns of two rows are equal within the tolerance.
     pub(super) fn near_floats(
         &self,
         row: usize,
@@ -153,7 +155,7 @@ impl Table {
         self.floats.iter().zip(&other.floats).all(|(a, b)| tolerance.near(a[row], b[other_row]))
     }
 
-    /// Whether two rows have equal values of an order key, floats within the tolerance.
+    /// Returns whether two rows have equal values of an order key, floats within the tolerance.
     pub(super) fn same_key(
         &self,
         key: usize,
@@ -169,7 +171,7 @@ impl Table {
         }
     }
 
-    /// The row for a message.
+    /// Returns the row as text for a message.
     pub(super) fn example(&self, row: usize) -> MismatchExample {
         let options = FormatOptions::default().with_null("NULL");
         let value = |column: &ArrayRef| {
@@ -183,7 +185,7 @@ impl Table {
     }
 }
 
-/// The order of floats used to bring equal ones together: NULL, then numbers, then NaN; `-0.0` is `0.0`.
+/// Orders floats so that equal ones are adjacent: NULL, then numbers, then NaN; `-0.0` is `0.0`.
 pub(super) fn float_order(a: Option<f64>, b: Option<f64>) -> Ordering {
     let plain = |value: f64| if value.is_nan() { f64::NAN.abs() } else { value + 0.0 };
     match (a, b) {
@@ -224,7 +226,7 @@ fn canonical_schema(schema: &Schema) -> SchemaRef {
     Arc::new(Schema::new(schema.fields().iter().map(field).collect::<Vec<_>>()))
 }
 
-/// The one Arrow type that stands for all layouts of a logical type.
+/// Returns the one Arrow type that stands for all layouts of a logical type.
 fn canonical_type(data_type: &DataType) -> DataType {
     let list = |item: &Field| {
         DataType::LargeList(Arc::new(Field::new_list_field(canonical_type(item.data_type()), true)))
@@ -253,7 +255,8 @@ fn canonical_type(data_type: &DataType) -> DataType {
     }
 }
 
-/// A map keeps what Arrow demands of it, entries and keys that are never NULL; the names of its parts do not matter.
+/// Returns the canonical type of a map. Arrow requires that entries and keys are never NULL; the
+/// names of a map's parts are normalised.
 fn canonical_map(entries: &Field, sorted: bool) -> DataType {
     let DataType::Struct(parts) = entries.data_type() else {
         return DataType::Map(Arc::new(entries.clone()), sorted);
@@ -269,7 +272,7 @@ fn canonical_map(entries: &Field, sorted: bool) -> DataType {
     DataType::Map(Arc::new(Field::new("entries", DataType::Struct(parts.into()), false)), sorted)
 }
 
-/// A logical type as a person would say it, not as the layout it was cast to.
+/// Returns a logical type's name for a person, independent of the layout it was cast to.
 fn type_name(data_type: &DataType) -> String {
     match data_type {
         DataType::LargeUtf8 => "string".to_owned(),

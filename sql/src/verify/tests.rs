@@ -1,4 +1,4 @@
-//! The comparator on mutated results: every mutation must be seen, and nothing but mutations.
+//! Tests of the comparator on mutated results: it must report every mutation, and nothing else.
 
 use std::slice::from_ref;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ fn floats(values: &[f64]) -> RecordBatch {
     batch(vec![("x", Arc::new(Float64Array::from(values.to_vec())))])
 }
 
-/// Rows `(key, name)`.
+/// Returns rows `(key, name)`.
 fn pairs(rows: &[(i64, &str)]) -> RecordBatch {
     let keys: Int64Array = rows.iter().map(|row| Some(row.0)).collect();
     let names: StringArray = rows.iter().map(|row| Some(row.1)).collect();
@@ -337,7 +337,8 @@ fn table(rows: &[Row]) -> RecordBatch {
     ])
 }
 
-/// The rows sorted by key, with a permutation that keeps the keys sorted and a small error in every float.
+/// Returns the rows sorted by key, and a permutation of them that keeps the keys sorted and adds a
+/// small error to every float.
 fn variants() -> impl Strategy<Value = (Vec<Row>, Vec<Row>, usize)> {
     let rows = proptest::collection::vec(row(), 1..40);
     (rows, any::<u64>(), -0.3e-9..0.3e-9f64, 1..9usize).prop_map(|(mut rows, seed, error, size)| {
@@ -362,7 +363,9 @@ fn in_batches(rows: &[Row], size: usize) -> Vec<RecordBatch> {
 
 proptest! {
     #[test]
-    fn permuted_ties_other_batches_and_rounding_are_no_difference((rows, other, size) in variants()) {
+    fn permuted_ties_other_batches_and_rounding_are_no_difference(
+        (rows, other, size) in variants(),
+    ) {
         for order in [ResultOrder::unordered(), ResultOrder::by_columns([0])] {
             let result = compare(&in_batches(&other, size), &[table(&rows)], &order);
             prop_assert!(result.is_ok(), "{}", result.unwrap_err());
@@ -370,7 +373,11 @@ proptest! {
     }
 
     #[test]
-    fn every_mutation_is_seen((rows, other, size) in variants(), at in any::<prop::sample::Index>(), kind in 0..6) {
+    fn every_mutation_is_seen(
+        (rows, other, size) in variants(),
+        at in any::<prop::sample::Index>(),
+        kind in 0..6,
+    ) {
         let at = at.index(other.len());
         let mut mutated = other.clone();
         match kind {
@@ -378,7 +385,9 @@ proptest! {
             1 => mutated.insert(at, other[at].clone()),
             2 => mutated[at].1 = Some(99),
             3 => mutated[at].3 = Some("changed".to_owned()),
-            4 => mutated[at].4 = mutated[at].4.map_or(Some(0.5), |x| if x.is_nan() { None } else { Some(x + 1e6) }),
+            4 => mutated[at].4 = mutated[at]
+                .4
+                .map_or(Some(0.5), |x| if x.is_nan() { None } else { Some(x + 1e6) }),
             _ => mutated[at].2 = match mutated[at].2 { None => Some(true), Some(_) => None },
         }
         for order in [ResultOrder::unordered(), ResultOrder::by_columns([0])] {
@@ -388,20 +397,30 @@ proptest! {
 
     #[test]
     fn two_rows_with_other_keys_cannot_be_swapped((rows, _, _) in variants()) {
-        let Some(at) = rows.windows(2).position(|pair| pair[0].0 != pair[1].0) else { return Ok(()) };
+        let Some(at) = rows.windows(2).position(|pair| pair[0].0 != pair[1].0) else {
+            return Ok(())
+        };
         let mut order: Vec<u32> = (0..rows.len() as u32).collect();
         order.swap(at, at + 1);
         let (expected, swapped) = (table(&rows), pick(&table(&rows), &order));
-        prop_assert!(compare(from_ref(&swapped), from_ref(&expected), &ResultOrder::unordered()).is_ok());
-        prop_assert!(compare(from_ref(&swapped), from_ref(&expected), &ResultOrder::by_columns([0])).is_err());
+        prop_assert!(
+            compare(from_ref(&swapped), from_ref(&expected), &ResultOrder::unordered()).is_ok()
+        );
+        prop_assert!(
+            compare(from_ref(&swapped), from_ref(&expected), &ResultOrder::by_columns([0])).is_err()
+        );
     }
 
     #[test]
-    fn any_choice_at_the_limit_is_accepted_and_a_foreign_row_is_not((rows, other, _) in variants(), cut in 1..40usize) {
+    fn any_choice_at_the_limit_is_accepted_and_a_foreign_row_is_not(
+        (rows, other, _) in variants(),
+        cut in 1..40usize,
+    ) {
         let cut = cut.min(rows.len());
         let order = ResultOrder::by_columns([0]).with_limit();
         let (expected, unlimited) = ([table(&rows[..cut])], [table(&rows)]);
-        let decide = |actual: &[RecordBatch]| Comparison::new(&order).unlimited(&unlimited).check(actual, &expected);
+        let decide = |actual: &[RecordBatch]|
+            Comparison::new(&order).unlimited(&unlimited).check(actual, &expected);
         let chosen = decide(&[table(&other[..cut])]);
         prop_assert!(chosen.is_ok(), "{}", chosen.unwrap_err());
         let mut foreign = other[..cut].to_vec();
@@ -410,7 +429,7 @@ proptest! {
     }
 }
 
-/// Keys that a result does not show order it all the same; rows that tie on them come in any order.
+/// Hidden keys order a result as visible ones do; rows that tie on them come in any order.
 #[tokio::test]
 async fn hidden_keys_are_compared() {
     let session = datafusion::prelude::SessionContext::new();

@@ -1,4 +1,4 @@
-//! Rows as the bytes of a file.
+//! Encoding of rows as the bytes of a file.
 
 use std::{io, sync::Arc};
 
@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use super::{Format, WriteTarget};
 use crate::buckets::{Bucket, FOOTER_KEY};
 
-/// Bytes that an encoder has made.
+/// Bytes that an encoder has produced and not yet sent.
 #[derive(Clone, Default)]
 pub(super) struct Encoded(Arc<Mutex<Vec<u8>>>);
 
@@ -66,7 +66,7 @@ impl Encoder {
         Ok(())
     }
 
-    /// Bytes that it holds.
+    /// Returns the number of bytes in the encoder's memory.
     pub(super) fn memory_size(&self) -> usize {
         match self {
             Self::Parquet(writer, bytes) => writer.memory_size() + bytes.0.lock().len(),
@@ -74,7 +74,7 @@ impl Encoder {
         }
     }
 
-    /// Ends what it has begun, so that it can be sent.
+    /// Ends the current row group, so that its bytes can be sent.
     pub(super) fn flush(&mut self) -> PlanResult<()> {
         match self {
             Self::Parquet(writer, _) => Ok(writer.flush()?),
@@ -82,14 +82,14 @@ impl Encoder {
         }
     }
 
-    /// What can be sent, if that is `min_bytes` bytes.
+    /// Returns the bytes to send, if they are at least `min_bytes`.
     pub(super) fn take(&self, min_bytes: usize) -> Option<Bytes> {
         let (Self::Parquet(_, bytes) | Self::Csv(_, bytes)) = self;
         let mut bytes = bytes.0.lock();
         (bytes.len() >= min_bytes.max(1)).then(|| std::mem::take(&mut *bytes).into())
     }
 
-    /// The last bytes.
+    /// Ends the file and returns its last bytes.
     pub(super) fn close(self) -> PlanResult<Bytes> {
         let bytes = match self {
             Self::Parquet(writer, bytes) => {

@@ -1,13 +1,16 @@
-//! Writing tables as files: one writer a task, one file a writer, or one a bucket of each writer.
+//! Writes tables as files: one writer per task, and one file per writer or per bucket of each
+//! writer.
 //!
-//! DataFusion's plan for `COPY … TO 'folder/'` ends in a sink of its own, whose target and options
-//! [`WriteTarget::of`] takes over. A [`WriteExec`] in its place writes Parquet or CSV by as many tasks as run it,
-//! and gives the number of rows that each has written. Rows are encoded on workers, in memory of the session's pool
-//! (a row group ends early where it gets no more); bytes go to the object store on the I/O runtime, one row group of
-//! each writer at a time and one part of a file, which are not counted.
+//! DataFusion's plan for `COPY … TO 'folder/'` ends in DataFusion's own sink, whose target and
+//! options [`WriteTarget::of`] reads. A [`WriteExec`] in its place writes Parquet or CSV. Each task
+//! that runs it returns the number of rows it has written. Rows are encoded on workers, in memory
+//! reserved in the session's pool; a row group ends early if its reservation is denied. Bytes are
+//! sent to the object store on the I/O runtime. At a time, a writer sends one row group and one
+//! part of a file. Those bytes are not reserved.
 //!
-//! A file is there when it is whole, and its upload is given up if its query ends before. A query that fails may leave
-//! files of writers that had ended before it failed, as DataFusion's do.
+//! A file becomes visible when it is complete; its upload is aborted if its query ends before. A
+//! query that fails may leave files of writers that completed before the failure, as DataFusion's
+//! does.
 
 mod encoder;
 mod operator;
@@ -49,23 +52,23 @@ pub(crate) use operator::FileWriter;
 
 use crate::buckets::{Bucket, Bucketing, KeyType};
 
-/// Where files go, and what they are like.
+/// The location and the format of the files that are written.
 #[derive(Clone)]
 pub struct WriteTarget {
     store: ObjectStoreUrl,
     folder: Path,
     extension: String,
-    /// What the names of all its files begin with.
+    /// Common prefix of all file names.
     prefix: String,
     format: Format,
     schema: SchemaRef,
-    /// If each writer has a file for each of them; with the kinds of their columns.
+    /// The bucketing and its type codes, if each writer has a file per bucket.
     buckets: Option<(Arc<Bucketing>, String)>,
 }
 
 #[derive(Clone)]
 enum Format {
-    /// With or without Arrow's schema in the footer.
+    /// Properties, and whether the footer has Arrow's schema.
     Parquet(Box<WriterProperties>, bool),
     Csv(WriterBuilder),
 }
@@ -85,9 +88,9 @@ impl fmt::Debug for WriteTarget {
 }
 
 impl WriteTarget {
-    /// The target of `plan`, if that writes files of a kind that [`WriteExec`] writes: Parquet or CSV without
-    /// compression around it, in a folder, without partition columns and in no order. (DataFusion's sink keeps the
-    /// order that its input has, and says so in Parquet files.)
+    /// Returns the target of `plan`, if [`WriteExec`] supports it. It supports Parquet, and CSV
+    /// without compression, in a folder, without partition columns and without a sort order.
+    /// (DataFusion's sink preserves its input's order, and states it in Parquet files.)
     ///
     /// # Errors
     /// If the options of the files contradict each other.
@@ -140,21 +143,21 @@ impl WriteTarget {
         })
     }
 
-    /// The same, with files for each bucket.
+    /// Returns the same target with files for each bucket.
     ///
     /// # Errors
-    /// If the rows have no such columns.
+    /// If the rows lack one of the bucket columns, or the format does not support its type.
     pub fn in_buckets(self, buckets: Arc<Bucketing>) -> Result<Self> {
         let type_codes = buckets.type_codes(&self.schema)?;
         if matches!(self.format, Format::Csv(_)) && type_codes.contains(KeyType::Bytes.code()) {
             return plan_err!(
-                "buckets by strings in CSV, where NULL and the empty string are one: write Parquet"
+                "CSV has no string buckets, as NULL and empty strings look alike: write Parquet"
             );
         }
         Ok(Self { buckets: Some((buckets, type_codes)), ..self })
     }
 
-    /// The buckets that each writer has a file for; one, of all rows, if there are none.
+    /// Returns the buckets for which each writer has a file; `[None]` without buckets.
     fn file_buckets(&self) -> Vec<Option<Bucket>> {
         match &self.buckets {
             None => vec![None],
@@ -167,7 +170,7 @@ impl WriteTarget {
         }
     }
 
-    /// File number `number` of one writer.
+    /// Returns the path of the file with index `number` of one writer.
     fn path(&self, bucket: Option<&Bucket>, writer: &str, number: usize) -> Path {
         let bucket = bucket.map_or_else(String::new, Bucket::prefix);
         let name = format!("{bucket}{}-{writer}-{number}.{}", self.prefix, self.extension);
@@ -183,12 +186,12 @@ fn properties(options: &TableParquetOptions, schema: &SchemaRef) -> Result<Write
     Ok(WriterPropertiesBuilder::try_from(&options)?.build())
 }
 
-/// How much a query's writers have written, for who decides on more of them. To be put into the configuration of
-/// the tasks that write.
+/// Number of bytes that a query's writers have written; the scheduler adds writers according to it.
+/// Passed in the session configuration of the tasks that write.
 #[derive(Debug)]
 pub struct WriteProgress {
     bytes: AtomicU64,
-    /// From so many bytes on the gate is open.
+    /// The gate is ready from this number of bytes on.
     threshold_bytes: AtomicU64,
     gate: Gate,
 }
@@ -201,23 +204,25 @@ impl Default for WriteProgress {
 }
 
 impl WriteProgress {
-    /// Bytes of rows that writers have taken.
+    /// Returns the number of bytes of rows that writers have consumed.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::SeqCst)
     }
 
-    /// A gate that is open once `bytes` have been written. One asks at a time.
+    /// Returns a gate that is ready once `bytes` have been written. Only one caller at a time is
+    /// supported.
     pub fn reached(&self, bytes: u64) -> Gate {
         self.gate.block();
         self.threshold_bytes.store(bytes, Ordering::SeqCst);
-        // SeqCst: either this sees what was added, or who adds sees what is due.
+        // SeqCst: either this load sees the bytes that `add` added, or `add` sees the new
+        // threshold.
         if self.bytes() >= bytes {
             self.gate.set_ready();
         }
         self.gate.clone()
     }
 
-    /// `bytes` more are written.
+    /// Adds `bytes` written bytes.
     pub fn add(&self, bytes: u64) {
         let all = self.bytes.fetch_add(bytes, Ordering::SeqCst) + bytes;
         if all >= self.threshold_bytes.load(Ordering::SeqCst) {
@@ -226,7 +231,7 @@ impl WriteProgress {
     }
 }
 
-/// Writes its input as files, and gives for each of them how many rows it has.
+/// Writes its input as files, and returns the number of rows that each task has written.
 #[derive(Debug)]
 pub struct WriteExec {
     input: Arc<dyn ExecutionPlan>,
@@ -235,7 +240,7 @@ pub struct WriteExec {
 }
 
 impl WriteExec {
-    /// Writes `input`; what comes out has the one column of `counts`.
+    /// Writes `input`; the output has the one column of `counts`.
     pub fn new(input: Arc<dyn ExecutionPlan>, target: WriteTarget, counts: SchemaRef) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(counts),
@@ -281,11 +286,11 @@ impl ExecutionPlan for WriteExec {
         self: Arc<Self>,
         mut children: Vec<Arc<dyn ExecutionPlan>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let Some(input) = children.pop() else { return internal_err!("nothing to write") };
+        let Some(input) = children.pop() else { return internal_err!("WriteExec has no input") };
         Ok(Arc::new(Self::new(input, self.target.clone(), self.schema())))
     }
 
     fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        internal_err!("files are written on gatework only")
+        internal_err!("WriteExec runs on gatework only")
     }
 }

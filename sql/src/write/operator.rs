@@ -1,4 +1,4 @@
-//! The operator that writes: takes rows, gives one row in the end.
+//! The operator that writes files: consumes rows and emits one row at the end.
 
 use std::{fmt, sync::Arc};
 
@@ -25,26 +25,27 @@ use tokio::runtime::Handle;
 use super::{WriteProgress, WriteTarget, encoder::Encoder, upload::Upload};
 use crate::buckets::Bucket;
 
-/// Encoded bytes that are handed on at a time; a Parquet writer hands on a row group.
+/// Minimum number of encoded bytes per send; a Parquet writer's sends are row groups.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Rows of a bucket that are encoded at a time: each column of each call has its price.
+/// Number of rows of a bucket that are encoded together: each column of each call has an overhead.
 const BUCKET_ROWS: usize = 8192;
 
-/// What a task's files in the making may take together. When it is passed, the largest of them ends its row group.
+/// Maximum memory in bytes of a task's incomplete files. When it is exceeded, the largest file ends
+/// its row group.
 const MAX_OPEN_BYTES: usize = 256 << 20;
 
-/// Writes the rows of each of its tasks into a file of its own, or into one for each bucket.
+/// Writes the rows of each of its tasks into a file of its own, or into one file for each bucket.
 pub(crate) struct FileWriter {
     target: WriteTarget,
     store: Arc<dyn ObjectStore>,
-    /// What is sent at a time.
+    /// Size of an upload's part in bytes.
     part_bytes: usize,
-    /// A file ends with the batch in which it comes to so many.
+    /// A file ends with the batch that brings it to at least this number of rows.
     max_rows_per_file: u64,
     io: Handle,
     progress: Option<Arc<WriteProgress>>,
-    /// Says which writer of the query this is.
+    /// Name of this writer within the query.
     name: String,
     counts: SchemaRef,
 }
@@ -94,7 +95,7 @@ impl Operator for FileWriter {
 }
 
 impl FileWriter {
-    /// The files of one bucket, or of all rows, that the writer called `name` writes one after the other.
+    /// Creates the sequence of files that the writer `name` writes for one bucket, or for all rows.
     fn file(&self, bucket: Option<Bucket>, name: &str, setup: &OperatorContext) -> Files {
         Files {
             encoder: None,
@@ -127,24 +128,24 @@ enum State {
     Counted,
 }
 
-/// The files of one bucket, of which one at a time is written.
+/// The files of one bucket, written one at a time.
 struct Files {
     encoder: Option<Encoder>,
-    /// Rows that are not encoded, how many they are, and how many bytes.
+    /// Rows that are not encoded, their number and their size in bytes.
     unencoded: (Vec<RecordBatch>, usize, usize),
     upload: Upload,
-    /// Of the writer.
+    /// Name of the writer.
     name: String,
     bucket: Option<Bucket>,
-    /// Those that are behind it.
+    /// Number of completed files.
     complete: usize,
-    /// Of the file at hand, and at most.
+    /// Number of rows in the current file, and the number at which it ends.
     rows: u64,
     max_rows: u64,
 }
 
 impl Files {
-    /// Takes `rows`, and encodes them if they are enough.
+    /// Adds `rows`, and encodes the collected rows once there are `BUCKET_ROWS`.
     fn push(&mut self, rows: RecordBatch, target: &WriteTarget) -> PlanResult<()> {
         if self.bucket.is_none() {
             return self.write(&rows, target);
@@ -165,7 +166,8 @@ impl Files {
         }
     }
 
-    /// Encodes `rows`, and begins to send what there is enough of. Nothing else is being sent.
+    /// Encodes `rows`, and starts a send if there are enough bytes. Requires that no send is
+    /// pending.
     fn write(&mut self, rows: &RecordBatch, target: &WriteTarget) -> PlanResult<()> {
         let mut encoder = match self.encoder.take() {
             Some(encoder) => encoder,
@@ -183,7 +185,7 @@ impl Files {
         Ok(())
     }
 
-    /// All rows are encoded, and there are no others. Of what there was no row there is no file.
+    /// Completes the last file after all rows are encoded. Without rows there is no file.
     fn close(&mut self, target: &WriteTarget) -> PlanResult<()> {
         match self.encoder.take() {
             Some(encoder) => self.end_file(encoder, target),
@@ -191,7 +193,7 @@ impl Files {
         }
     }
 
-    /// Sends the end of the file at hand. The next one has another name.
+    /// Sends the end of the current file. The next file gets another name.
     fn end_file(&mut self, encoder: Encoder, target: &WriteTarget) -> PlanResult<()> {
         self.upload.send(encoder.close()?, true);
         self.complete += 1;
@@ -200,7 +202,7 @@ impl Files {
         Ok(())
     }
 
-    /// Makes what it has come to a row group of its own, and sends it.
+    /// Ends the current row group and sends it.
     fn flush(&mut self, target: &WriteTarget) -> PlanResult<()> {
         self.write_unencoded(target)?;
         if self.upload.sending.is_some() {
@@ -215,7 +217,7 @@ impl Files {
         Ok(())
     }
 
-    /// Bytes that it holds.
+    /// Returns the number of bytes in memory.
     fn memory_size(&self) -> usize {
         self.encoder.as_ref().map_or(0, Encoder::memory_size) + self.unencoded.2
     }
@@ -223,12 +225,12 @@ impl Files {
 
 struct LocalWriter {
     target: WriteTarget,
-    /// By buckets.
+    /// One element per bucket.
     files: Vec<Files>,
     reservation: Reservation,
     progress: Option<Arc<WriteProgress>>,
     counts: SchemaRef,
-    /// Of all files.
+    /// Number of rows in all files.
     rows: u64,
     state: State,
 }
@@ -256,7 +258,8 @@ impl LocalWriter {
         Ok(())
     }
 
-    /// Reserves what the files hold. If that is too much, the largest ones are made smaller.
+    /// Reserves the memory of the files. If it exceeds the limit or is denied, the largest files
+    /// are flushed.
     fn reserve(&mut self) -> Result<()> {
         loop {
             let total_bytes = self.files.iter().map(Files::memory_size).sum();
@@ -280,10 +283,10 @@ impl LocalWriter {
         }
     }
 
-    /// Whether all is sent that was begun; otherwise, a gate to ask again behind.
+    /// Polls all uploads; returns a gate to wait for if one is pending.
     fn poll_uploads(&mut self) -> Result<Option<Gate>> {
         let mut pending = None;
-        // All of them are asked, so that all of them get on.
+        // Polls every upload, so that all of them progress.
         for files in &mut self.files {
             if !files.upload.poll().query_err()? {
                 pending = Some(files.upload.gate.gate());

@@ -1,4 +1,4 @@
-//! Bytes on their way into an object store.
+//! Uploads of bytes to an object store.
 
 use std::{sync::Arc, task::Poll};
 
@@ -12,14 +12,14 @@ use gatework_operators::stream_scan::PollGate;
 use gatework_runtime::pipeline::OperatorContext;
 use tokio::{io::AsyncWriteExt, runtime::Handle};
 
-/// A file on its way into the store. Dropped before it is known to be whole, it is given up there, and its query ends
-/// when it has been.
+/// The upload of a file to the object store. If it is dropped before the file is complete, it is
+/// aborted. The query ends only after that.
 pub(super) struct Upload {
     pub(super) setup: OperatorContext,
     pub(super) writer: Option<BufWriter>,
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) part_bytes: usize,
-    /// Of the file that is begun next, and of the last one that was.
+    /// Path of the next file to be started, and of the last one that was.
     pub(super) path: Path,
     pub(super) sent_path: Path,
     pub(super) io: Handle,
@@ -27,15 +27,15 @@ pub(super) struct Upload {
     pub(super) gate: PollGate,
 }
 
-/// What has been sent.
+/// Result of a send.
 pub(super) enum SendState {
     Part,
-    /// The file is there.
+    /// The file is complete.
     Complete,
 }
 
 impl Upload {
-    /// Begins to send `bytes`, the last ones or not.
+    /// Starts to send `bytes`; `last` completes the file.
     pub(super) fn send(&mut self, bytes: Bytes, last: bool) {
         self.sent_path = self.path.clone();
         let (store, path) = (&self.store, &self.path);
@@ -48,7 +48,7 @@ impl Upload {
         self.sending = Some(sending.boxed());
     }
 
-    /// Whether all is sent that was begun.
+    /// Polls the send; returns true if none is pending.
     pub(super) fn poll(&mut self) -> PlanResult<bool> {
         let Some(sending) = &mut self.sending else { return Ok(true) };
         let _entered = self.io.enter();
@@ -85,7 +85,7 @@ impl Drop for Upload {
                 None => writer,
             };
             if let Some(mut writer) = writer {
-                // Nobody is left to be told.
+                // An error cannot be reported: the query has dropped its writer.
                 let _given_up = writer.abort().await;
             }
             drop(external_work);

@@ -1,5 +1,5 @@
-//! The parts of queries that a worker has: how each ends with the request that sent it, and how the worker ends, which takes
-//! no new ones then, while those that it has get on with all that they ask for.
+//! The tasks of a worker. A task ends with the request that sent it. A draining worker takes no new
+//! tasks; its active tasks continue and may send all their requests.
 
 use std::{
     fmt,
@@ -25,18 +25,20 @@ use tonic::{
 
 use super::auth::ClusterAuth;
 
-/// What sends a part of a query to a worker, and stays open as long as that is needed.
+/// Path of the request that sends a task to a worker. The request stays open until the task is no
+/// longer needed.
 const NEW_TASK_PATH: &str = "/CoordinatorChannel";
 
-/// Why a part is cancelled. Another worker that reads its rows may be told so before anybody notices what has happened.
-pub(super) const CANCELLED_BY_COORDINATOR: &str = "what it is a part of has ended";
+/// Cause of a cancelled task. A worker that reads the task's rows may receive this error before the
+/// loss itself is detected.
+pub(super) const CANCELLED_BY_COORDINATOR: &str = "cancelled by the coordinator";
 
-/// The parts that a worker has.
+/// The active tasks of a worker.
 pub(super) struct ActiveTasks {
     draining: AtomicBool,
     count: AtomicUsize,
     task_ended: Notify,
-    /// Called when there are none any more.
+    /// Called when the last task has ended.
     on_idle: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -56,9 +58,10 @@ impl ActiveTasks {
         })
     }
 
-    /// Refuses new parts, and waits until those that are there are done.
+    /// Refuses new tasks, and waits until the active ones have ended.
     pub(super) async fn drain(&self) {
-        // SeqCst here and below: either a part is counted before we look, or it sees that it comes too late.
+        // SeqCst, also in `try_start` and `drop`: either `drain` sees the task's count, or the
+        // task sees `draining`.
         self.draining.store(true, Ordering::SeqCst);
         loop {
             let task_ended = self.task_ended.notified();
@@ -70,7 +73,7 @@ impl ActiveTasks {
     }
 }
 
-/// A part that is there, as long as its request or its answer is.
+/// An active task, kept active by its request and by its response.
 #[derive(Debug)]
 struct ActiveTask {
     tasks: Arc<ActiveTasks>,
@@ -78,11 +81,12 @@ struct ActiveTask {
 }
 
 tokio::task_local! {
-    /// The queries of the part that the request brings.
+    /// The queries of the task that the request brings.
     static QUERIES: Arc<CancellationScope>;
 }
 
-/// The queries of the part whose request is being served, if it came through [`TaskTrackingService`].
+/// The queries of the task whose request is being served, if it came through
+/// [`TaskTrackingService`].
 pub(super) fn current_task_queries() -> Option<Arc<CancellationScope>> {
     QUERIES.try_with(Clone::clone).ok()
 }
@@ -105,8 +109,8 @@ impl Drop for ActiveTask {
     }
 }
 
-/// A worker's service that refuses requests without the right credentials, counts the parts of the others,
-/// and cancels what they run when the coordinator wants no more of it.
+/// A worker's service. It refuses requests without valid credentials, counts the tasks of all
+/// others, and cancels a task's queries when its request ends.
 #[derive(Debug, Clone)]
 pub(super) struct TaskTrackingService<S> {
     pub(super) service: S,
@@ -132,7 +136,8 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        // Before anything is counted: a stranger must not keep a worker from its end.
+        // Authentication comes before counting: an unauthenticated request must not delay a
+        // worker's shutdown.
         let metadata = MetadataMap::from_headers(request.headers().clone());
         if let Err(refusal) = self.auth.authenticate(&metadata) {
             return Box::pin(async move { Ok(refusal.into_http()) });
@@ -142,7 +147,8 @@ where
             return Box::pin(async { Ok(answer.await?.map(Body::new)) });
         }
         let Some(task) = ActiveTask::try_start(&self.tasks).map(Arc::new) else {
-            let refusal = Status::unavailable("it is about to end").into_http();
+            let refusal =
+                Status::unavailable("the worker is draining and takes no new tasks").into_http();
             return Box::pin(async { Ok(refusal) });
         };
         let guard = RequestGuard(task.clone());
@@ -157,9 +163,9 @@ where
     }
 }
 
-/// What the coordinator sends of a part. It ends when all rows have come that it wants; or it breaks off. Whatever the part
-/// runs then is for nobody, whoever may still hold streams of it: some of a plan's streams are there for readers that are
-/// gone.
+/// The coordinator's request for a task. It ends when the coordinator has all rows it wants, or
+/// when it breaks off. The task's queries are then cancelled, even if streams of them are still
+/// open: some streams of a plan belong to readers that no longer exist.
 #[derive(Debug)]
 struct RequestGuard(Arc<ActiveTask>);
 
@@ -169,7 +175,7 @@ impl Drop for RequestGuard {
     }
 }
 
-/// A request or an answer, by which a part is held as long as it lasts.
+/// A request or response body that keeps a task active while it lasts.
 struct BodyWithGuard<B, P> {
     body: Pin<Box<B>>,
     _guard: P,

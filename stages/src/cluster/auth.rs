@@ -1,4 +1,4 @@
-//! Who may ask a worker: a token, and certificates of both sides.
+//! Authentication of requests to workers: a token, and TLS certificates of both sides.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -11,35 +11,37 @@ use tonic::{
 };
 use url::Url;
 
-/// A peer that says nothing for so long is asked whether it is still there.
+/// A peer that sends nothing for this time gets an HTTP/2 ping.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(500);
-/// A peer that does not answer in this time is lost.
+/// A peer that does not answer a ping within this time is lost.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(1200);
-/// How long a break goes unseen.
+/// Time after which a broken connection is detected.
 pub(super) const FAILURE_DETECTION: Duration = KEEPALIVE_INTERVAL.saturating_add(KEEPALIVE_TIMEOUT);
-/// How long the answer to a ping may take behind the rows that are on their way, while something comes.
+/// Maximum time of a ping's answer while other data arrives. The answer queues behind rows.
 const PING_TIMEOUT: Duration = Duration::from_secs(60);
-/// What HTTP/2 may have on its way of one stream of rows. All of a connection together have no limit of their own: else
-/// those that nobody reads would hold up the others. Whoever reads says so whenever half of it has come, which is the only
-/// sign of life while rows come without a pause.
+/// HTTP/2 window of one stream of rows. The window of a connection is unlimited: otherwise streams
+/// without a reader would block the others. A reader acknowledges each half window, which is the
+/// only sign of life while rows arrive without a pause.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-/// How long the text of an error may be, which travels as a header.
+/// Maximum length of an error's text, which travels as a header.
 const MAX_HEADER_BYTES: u32 = 1 << 20;
 
-/// Under which name a request says which version it is from.
+/// Header with the version of the sender.
 const VERSION_KEY: &str = "gatework-version";
 const TOKEN_KEY: &str = "authorization";
 
-/// The version that all of a cluster have: plans mean the same only where these are the same.
+/// Version that all members of a cluster must have: plans have the same meaning only between equal
+/// versions.
 pub(super) fn version() -> String {
     let (own, datafusion) = (env!("CARGO_PKG_VERSION"), datafusion::DATAFUSION_VERSION);
     format!("gatework {own} on DataFusion {datafusion}")
 }
 
-/// What the members of a cluster show each other. All have the same.
+/// Credentials of a cluster's members; all members have the same.
 ///
-/// Without anything, connections are neither encrypted nor asked for a password: for one machine only.
+/// By default connections are neither encrypted nor authenticated. Use the default on one machine
+/// only.
 ///
 /// ```
 /// use gatework_stages::cluster::ClusterAuth;
@@ -54,7 +56,7 @@ pub struct ClusterAuth {
     /// `Bearer` and the token.
     token: Option<MetadataValue<Ascii>>,
     tls: Option<Arc<Tls>>,
-    /// Who is in the same process is there, however busy that is.
+    /// A peer in the same process needs no keep-alive, however busy the process is.
     in_process: bool,
 }
 
@@ -73,10 +75,11 @@ impl fmt::Debug for ClusterAuth {
 }
 
 impl ClusterAuth {
-    /// Every request carries this token, and those without it are refused. Blanks around it are no part of it.
+    /// Sends this token with every request, and refuses requests without it. Whitespace around it
+    /// is ignored.
     ///
     /// # Errors
-    /// If it is empty, or has other characters than visible ones of ASCII and blanks.
+    /// If the token is empty, or has characters other than visible ASCII and blanks.
     pub fn with_token(mut self, token: &str) -> Result<Self> {
         let token = token.trim();
         let value: Option<MetadataValue<Ascii>> = format!("Bearer {token}").parse().ok();
@@ -86,19 +89,19 @@ impl ClusterAuth {
                 self.token = Some(value);
             }
             None => {
-                let what = "a token is one line of visible ASCII characters, at least one";
+                let what = "a token is one line of at least one visible ASCII character";
                 return Err(DataFusionError::Configuration(what.into()));
             }
         }
         Ok(self)
     }
 
-    /// Connections are encrypted, and both sides show a certificate of this authority. All three are in PEM format:
-    /// the certificate of this member (for the host name by which others call it), its key, and the authority's
-    /// certificate.
+    /// Encrypts connections; both sides present a certificate of this authority. All arguments are
+    /// PEM: this member's certificate (for the host name in its address), its key, and the
+    /// authority's certificate.
     ///
     /// # Errors
-    /// If they are not what they are to be, or the key is another's.
+    /// If an argument is not valid PEM, or the key does not belong to the certificate.
     pub fn with_tls(
         mut self,
         certificate: impl AsRef<[u8]>,
@@ -110,8 +113,7 @@ impl ClusterAuth {
         self.tls = Some(Arc::new(Tls { identity, authority }));
         let wrong = |error: DataFusionError| {
             let reason = cause(&error);
-            let what =
-                "a certificate, its key and that of its authority, all in PEM format, are needed";
+            let what = "TLS needs a certificate, its key and its authority, all in PEM format";
             DataFusionError::Configuration(format!("{what}: {reason}"))
         };
         self.server().map_err(wrong)?;
@@ -122,24 +124,26 @@ impl ClusterAuth {
         Self { in_process: true, ..Self::default() }
     }
 
-    /// Whether connections are.
+    /// Whether connections are encrypted.
     pub fn is_encrypted(&self) -> bool {
         self.tls.is_some()
     }
 
-    /// How a worker is reached.
+    /// The client side of a connection to worker `url`.
     pub(super) fn endpoint(&self, url: &Url) -> Result<Endpoint> {
         let wrong =
             |what: &str| Err(DataFusionError::Configuration(format!("worker {url}: {what}")));
         match (url.scheme(), &self.tls) {
             ("http", None) | ("https", Some(_)) => {}
             ("http", Some(_)) => {
-                return wrong("its address begins with https:// where there are certificates");
+                return wrong(
+                    "its address must begin with https://, because certificates are configured",
+                );
             }
             ("https", None) => {
                 return wrong("an https:// address needs certificates on this side, too");
             }
-            _ => return wrong("its address begins with http:// or https://"),
+            _ => return wrong("its address must begin with http:// or https://"),
         }
         let endpoint = Endpoint::from_shared(url.to_string())
             .map_err(external)?
@@ -161,7 +165,7 @@ impl ClusterAuth {
         endpoint.tls_config(config).map_err(external)
     }
 
-    /// How a worker listens.
+    /// The server side of connections.
     pub(super) fn server(&self) -> Result<Server> {
         let server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
@@ -180,7 +184,7 @@ impl ClusterAuth {
         server.tls_config(config).map_err(external)
     }
 
-    /// Puts on a request what the other side asks for.
+    /// Adds the version and the token to a request's headers.
     pub(super) fn add_credentials(&self, headers: &mut tonic::codegen::http::HeaderMap) {
         let mut metadata = MetadataMap::new();
         if let Ok(version) = version().parse() {
@@ -192,7 +196,7 @@ impl ClusterAuth {
         headers.extend(metadata.into_headers());
     }
 
-    /// Refuses a request that does not show what this side asks for.
+    /// Refuses a request with a wrong token or another version.
     pub(super) fn authenticate(&self, metadata: &MetadataMap) -> std::result::Result<(), Status> {
         if let Some(token) = &self.token {
             let received = metadata.get(TOKEN_KEY).map(MetadataValue::as_bytes).unwrap_or_default();
@@ -205,7 +209,7 @@ impl ClusterAuth {
         match other {
             Some(other) if other == own => Ok(()),
             other => {
-                let other = other.unwrap_or("something else");
+                let other = other.unwrap_or("an unknown version");
                 let what = format!("this worker is {own}, the query comes from {other}");
                 Err(Status::failed_precondition(what))
             }
@@ -213,7 +217,7 @@ impl ClusterAuth {
     }
 }
 
-/// What is at the bottom of an error of the network: "connection refused", not "transport error".
+/// The innermost cause of a network error: "connection refused", not "transport error".
 pub(super) fn cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut deepest = error;
     while let Some(inner) = deepest.source() {
@@ -229,5 +233,5 @@ pub(super) fn external(error: impl std::error::Error + Send + Sync + 'static) ->
     DataFusionError::External(Box::new(error))
 }
 
-/// How long a worker has to accept a connection and say who it is.
+/// Maximum time for a worker to accept a connection and send its version.
 pub(super) const CONNECT_TIMEOUT: Duration = KEEPALIVE_TIMEOUT;

@@ -1,4 +1,4 @@
-//! Connections to workers, which say who failed.
+//! Connections to workers, with errors that name the failed worker.
 
 use std::{collections::HashMap, fmt, io, sync::Arc, time::Duration};
 
@@ -36,10 +36,11 @@ use super::auth::{CONNECT_TIMEOUT, ClusterAuth, FAILURE_DETECTION, cause, extern
 use super::execution::FailureListener;
 use super::liveness::LivenessStream;
 
-/// Connections of this process to workers: one to each, made when it is needed, and made again when it was lost.
+/// Connections of this process to workers: one per worker, opened on demand and reopened after a
+/// loss.
 ///
-/// What goes wrong names the worker, the stage and the task. A worker that does not answer is lost after less than two
-/// seconds, whatever it was asked. Workers of other versions are refused.
+/// Errors name the worker, the stage and the task. A worker that does not answer is lost after less
+/// than two seconds, whatever the request. Workers of other versions are refused.
 #[derive(Clone)]
 pub struct Connections {
     inner: Arc<Inner>,
@@ -48,13 +49,13 @@ pub struct Connections {
 struct Inner {
     auth: ClusterAuth,
     dial: Option<Box<Dial>>,
-    /// Who comes while one is being made waits for that one.
+    /// Requests that arrive during an attempt wait for its result.
     attempts: Mutex<Attempts>,
 }
 
 #[derive(Default)]
 struct Attempts {
-    /// Those that were made, or are being made, each with its number.
+    /// Attempts that are finished or in progress, each with its number.
     made: HashMap<Url, (u64, Attempt)>,
     count: u64,
 }
@@ -76,12 +77,13 @@ impl Default for Connections {
 }
 
 impl Connections {
-    /// Connections over the network, by members that show this.
+    /// Connections over the network with these credentials.
     pub fn new(auth: ClusterAuth) -> Self {
         Self::with_dial(auth, None)
     }
 
-    /// Connections to workers of this process: `dial` gives the caller's end of one to the worker at this address.
+    /// Connections to workers of this process. `dial` returns the client end of a pipe to the
+    /// worker with this address.
     pub(super) fn in_process(
         dial: impl Fn(&Url) -> io::Result<DuplexStream> + Send + Sync + 'static,
     ) -> Self {
@@ -92,15 +94,15 @@ impl Connections {
         Self { inner: Arc::new(Inner { auth, dial, attempts: Mutex::default() }) }
     }
 
-    /// What members show each other.
+    /// The credentials of these connections.
     pub fn auth(&self) -> &ClusterAuth {
         &self.inner.auth
     }
 
-    /// Whether there is a worker of this version at this address, and it answers.
+    /// Checks that a worker of this version answers at this address.
     ///
     /// # Errors
-    /// With what is wrong with it.
+    /// If it does not: with the reason.
     pub async fn check(&self, worker: &Url) -> Result<()> {
         let checked = async { identify(self.channel(worker).await?.0).await };
         let checked = timeout(CONNECT_TIMEOUT, checked).await;
@@ -114,7 +116,7 @@ impl Connections {
         })
     }
 
-    /// A connection, and the number of the attempt that made it.
+    /// A connection, and the number of the attempt that opened it.
     async fn channel(&self, url: &Url) -> Result<(BoxCloneSyncChannel, u64)> {
         for last in [false, true] {
             let (number, attempt) = self.attempt(url);
@@ -125,16 +127,17 @@ impl Connections {
                     return Err(external(status));
                 }
             };
-            // One that was made on a runtime of tokio that has ended is of no use any more.
+            // A connection that was opened on a tokio runtime that has ended is unusable.
             if last || channel.ready().await.is_ok() {
                 return Ok((channel, number));
             }
             self.drop_connection(url, number);
         }
-        Err(unreachable("it was closed"))
+        Err(unreachable("the connection was closed"))
     }
 
-    /// The attempt that was made, or is being made, or a new one. It does not depend on who waits for it.
+    /// The attempt that is known for `url`, or a new one. It runs in a task of its own, so that it
+    /// does not depend on the future that waits for it.
     fn attempt(&self, url: &Url) -> (u64, Attempt) {
         let mut attempts = self.inner.attempts.lock();
         if let Some((number, attempt)) = attempts.made.get(url) {
@@ -160,8 +163,8 @@ impl Connections {
         made
     }
 
-    /// The error of a request on the connection of this number, with who it is from. A worker that is lost is connected
-    /// to anew.
+    /// Adds the task's name to an error of a request on the connection of this number. Drops the
+    /// connection if the worker is lost.
     fn with_task_name(
         &self,
         (url, number): (&Url, u64),
@@ -174,7 +177,8 @@ impl Connections {
         with_task_name(url, key, error)
     }
 
-    /// The next request connects anew, unless one has already.
+    /// Drops the connection of this number, so that the next request reconnects; does nothing if a
+    /// newer one exists.
     fn drop_connection(&self, url: &Url, number: u64) {
         let mut attempts = self.inner.attempts.lock();
         let old = match attempts.made.get(url) {
@@ -185,7 +189,7 @@ impl Connections {
         drop(old);
     }
 
-    /// Ends all connections that nobody uses at the moment.
+    /// Drops all idle connections.
     pub(super) fn clear(&self) {
         let made = std::mem::take(&mut self.inner.attempts.lock().made);
         drop(made);
@@ -217,7 +221,7 @@ impl Connections {
         }
     }
 
-    /// Each time it is asked it dials anew.
+    /// Connects to workers of this process; dials anew for each connection.
     fn in_process_connector(
         &self,
         url: &Url,
@@ -253,15 +257,15 @@ fn connector() -> impl Service<
     })
 }
 
-/// Asks a worker who it is.
+/// Checks a worker's version.
 async fn identify(channel: BoxCloneSyncChannel) -> Result<()> {
     let mut client = create_worker_client(channel);
     let answer = client.get_worker_info(GetWorkerInfoRequest {}).await?.version;
     if answer == version() {
         return Ok(());
     }
-    let other = if answer.is_empty() { "something else" } else { &answer };
-    let what = format!("it is {other}, and this is {}", version());
+    let other = if answer.is_empty() { "an unknown version" } else { &answer };
+    let what = format!("its version is {other}, and this process is {}", version());
     Err(external(Status::failed_precondition(what)))
 }
 
@@ -272,8 +276,8 @@ impl ChannelResolver for Connections {
     }
 }
 
-/// A connection whose errors name the worker and what it was asked for. It is made with the first request, whose
-/// error it is if it cannot be.
+/// A connection whose errors name the worker and the task. It is opened with the first request,
+/// which returns the error if that fails.
 struct NamedChannel {
     connections: Connections,
     url: Url,
@@ -288,8 +292,8 @@ impl NamedChannel {
 
 #[async_trait]
 impl WorkerChannel for NamedChannel {
-    /// Sends a part of a plan, and stays open as long as the query runs. If it breaks, the query learns it here, even if
-    /// nobody waits for rows of this worker.
+    /// Sends a task, and stays open while the query runs. A break of this stream reports the loss
+    /// of a worker even if no reader waits for its rows.
     async fn coordinator_channel(
         &mut self,
         headers: HeaderMap,
@@ -341,25 +345,25 @@ impl WorkerChannel for NamedChannel {
     }
 }
 
-/// What errors of workers say that are lost or do not take a part: all that a wire which carries text leaves of their
-/// type.
+/// Texts of errors of workers that are lost or refuse a task. On a connection that carries text,
+/// they are all that is left of an error's type.
 const WORKER: &str = "worker ";
 const LOST: &str = " is lost (stage ";
 const REFUSES: &str = " refuses (stage ";
-/// What is said when no worker would take a part.
-const CANNOT: &str = " cannot take its part (stage ";
+/// Text of an error that every worker would return for this task.
+const CANNOT: &str = " cannot run its task (stage ";
 
-/// Whether a query failed because of a worker, here or further down, not because of what it is: another may do better.
-/// Of an error of a query that only quotes such words this is not so.
+/// Whether a query failed because of a worker, directly or further down, so that another worker may
+/// succeed. An error of a query that only quotes these texts does not count.
 pub(super) fn is_worker_failure(error: &DataFusionError) -> bool {
     failed_worker_url(error).is_some()
 }
 
-/// The address of the worker because of which a query failed.
+/// The address of the worker that made a query fail.
 pub(super) fn failed_worker_url(error: &DataFusionError) -> Option<String> {
     let message = error.find_root().message().into_owned();
     let mut text = message.as_str();
-    // What a worker passes on has become text, with the names of types before it.
+    // An error that a worker passes on is text, with the names of error types before it.
     while let Some(rest) = ["External error: ", "Execution error: "]
         .iter()
         .find_map(|prefix| text.strip_prefix(prefix))
@@ -372,7 +376,8 @@ pub(super) fn failed_worker_url(error: &DataFusionError) -> Option<String> {
     (!url.contains(char::is_whitespace)).then(|| url.to_owned())
 }
 
-/// The same error, with who it is from, unless it says so already: what a worker read from another is the other's.
+/// Adds the worker and the task to an error that names none. An error that a worker read from
+/// another worker already names the latter.
 fn with_task_name(url: &Url, key: TaskKey, error: DataFusionError) -> DataFusionError {
     let TaskKey { stage_id, task_number, .. } = key;
     if let Some(status) = status(&error) {
@@ -386,7 +391,7 @@ fn with_task_name(url: &Url, key: TaskKey, error: DataFusionError) -> DataFusion
     }
 }
 
-/// Which worker, stage and task an error is from, if it is from one, as text.
+/// The worker, stage and task that an error comes from, as text; none for other errors.
 pub fn failed_worker(error: &DataFusionError) -> Option<&str> {
     match error {
         DataFusionError::Context(context, _) if context.starts_with(WORKER) => Some(context),
@@ -399,7 +404,7 @@ pub fn failed_worker(error: &DataFusionError) -> Option<&str> {
     }
 }
 
-/// The status that gRPC ended a call with, if it is no error of a query.
+/// The gRPC status that ended a call; none for an error of the query.
 fn status(error: &DataFusionError) -> Option<&Status> {
     match error {
         DataFusionError::External(error) => error.downcast_ref(),
@@ -409,7 +414,7 @@ fn status(error: &DataFusionError) -> Option<&Status> {
     }
 }
 
-/// What a status says of a worker.
+/// The phrase about a worker for a status.
 fn failure_phrase(status: &Status) -> &'static str {
     match status.code() {
         Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition => REFUSES,

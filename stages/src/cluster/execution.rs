@@ -1,4 +1,5 @@
-//! A query on workers that ends as soon as one of them is lost, and runs again on the others if it may.
+//! Runs a query on workers, ends it as soon as a worker is lost, and retries it on the others if
+//! allowed.
 
 use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
 
@@ -37,14 +38,14 @@ use super::{
     session::{HeadPlanner, WorkerList},
 };
 
-/// So much of a result is held back until it is whole, as long as the query may run again; when there is more, its
-/// rows go out, and then it does not run again.
+/// Maximum size of the retry buffer. It holds back a result until that is complete. When the result
+/// exceeds it, its rows are emitted and the query is not retried.
 const RETRY_BUFFER_BYTES: usize = 16 << 20;
 
-/// The worker of each task: of which stage, and which of its tasks.
+/// The worker of each task, by stage and task number.
 pub(super) type TaskAssignments = BTreeMap<(usize, usize), Url>;
 
-/// Where connections tell a query what becomes of its tasks.
+/// Receives the assignments and losses of a query's tasks from its connections.
 #[derive(Debug)]
 pub(super) struct FailureListener {
     failures: mpsc::UnboundedSender<Arc<DataFusionError>>,
@@ -52,25 +53,25 @@ pub(super) struct FailureListener {
 }
 
 impl FailureListener {
-    /// That of the query that a context is of; on workers, there is none.
+    /// The listener of the query that `context` belongs to; none on workers.
     pub(super) fn of(context: &TaskContext) -> Option<Arc<Self>> {
         context.session_config().get_extension()
     }
 
-    /// A task is sent to this worker.
+    /// Called by a connection that sends a task to this worker.
     pub(super) fn task_assigned(&self, task: TaskKey, worker: &Url) {
         let task = (task.stage_id, task.task_number);
         self.progress.lock().assignments.insert(task, worker.clone());
     }
 
-    /// A worker is lost.
+    /// Called by a connection whose worker is lost.
     pub(super) fn worker_lost(&self, error: Arc<DataFusionError>) {
-        // Nobody listens to what is said of a query that has ended.
+        // A query that has ended has no receiver.
         let _ended = self.failures.send(error);
     }
 }
 
-/// How a query is run again.
+/// What a retry needs to plan a query again.
 #[derive(Debug, Clone)]
 pub(super) struct RetryPlan {
     pub(super) query: LogicalPlan,
@@ -78,7 +79,7 @@ pub(super) struct RetryPlan {
     pub(super) planner: HeadPlanner,
 }
 
-/// What [`DistributedExec`] does, and an end as soon as a worker is lost, even one of which nobody waits for rows.
+/// A [`DistributedExec`] that fails as soon as a worker is lost, even one without a waiting reader.
 #[derive(Debug)]
 pub(super) struct ClusterExec {
     distributed: Arc<dyn ExecutionPlan>,
@@ -91,21 +92,22 @@ impl ClusterExec {
         Self { distributed, retry, progress: Arc::default() }
     }
 
-    /// `plan`, if it is one.
+    /// `plan`, if it is a [`ClusterExec`].
     pub(super) fn of(plan: &dyn ExecutionPlan) -> Option<&Self> {
-        // Not `downcast_ref`, which sees what it stands for.
+        // `downcast_ref` of a plan would see the delegate.
         let plan: &dyn Any = plan;
         plan.downcast_ref()
     }
 
-    /// What it runs, or ran last, and where its tasks are, or were.
+    /// The plan of the current or last attempt, and the assignments of its tasks.
     pub(super) fn progress(&self) -> (Arc<dyn ExecutionPlan>, TaskAssignments) {
         let progress = self.progress.lock();
         let plan = progress.plan.as_ref().unwrap_or(&self.distributed);
         (plan.clone(), progress.assignments.clone())
     }
 
-    /// Puts one around every [`DistributedExec`] of a plan. If the plan is one, `retry` says how it is run again.
+    /// Wraps every [`DistributedExec`] of a plan. Only a plan that is one itself can be retried, by
+    /// `retry`.
     pub(super) fn wrap(
         plan: Arc<dyn ExecutionPlan>,
         retry: impl FnOnce() -> Result<Option<RetryPlan>>,
@@ -130,7 +132,7 @@ impl DisplayAs for ClusterExec {
     }
 }
 
-/// To everybody else it is a [`DistributedExec`].
+/// Other code sees a [`DistributedExec`]: see `downcast_delegate`.
 impl ExecutionPlan for ClusterExec {
     fn name(&self) -> &str {
         self.distributed.name()
@@ -184,7 +186,9 @@ impl ExecutionPlan for ClusterExec {
         context: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
         if partition > 0 {
-            return internal_err!("a query on workers has one partition, and not {partition}");
+            return internal_err!(
+                "a query on workers has one partition, not partition {partition}"
+            );
         }
         let mut builder = RecordBatchReceiverStreamBuilder::new(self.schema(), 1);
         let rows = builder.tx();
@@ -205,15 +209,15 @@ impl ExecutionPlan for ClusterExec {
 
 type Rows = mpsc::Sender<Result<RecordBatch>>;
 
-/// What is known of a query that runs.
+/// Progress of a running query.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     assignments: TaskAssignments,
-    /// What it runs, if that is not what was planned first.
+    /// The plan of a retry; none for the first attempt.
     plan: Option<Arc<dyn ExecutionPlan>>,
 }
 
-/// Runs a query, and runs it again on the workers that answer when some were lost; all of it within its time limit.
+/// Runs a query within its time limit. Retries it on the reachable workers after a loss.
 async fn run_with_retries(
     plan: Arc<dyn ExecutionPlan>,
     retry: RetryPlan,
@@ -272,7 +276,7 @@ async fn run_attempts(
     }
 }
 
-/// Runs a query once, to its end or until a worker is lost.
+/// Runs a query once, until it ends or a worker is lost.
 async fn attempt(
     plan: &Arc<dyn ExecutionPlan>,
     context: &TaskContext,
@@ -284,7 +288,7 @@ async fn attempt(
     progress.lock().assignments.clear();
     let listener = Arc::new(FailureListener { failures: loss, progress: progress.clone() });
     let context = task_context_with(context, |config| config.with_extension(listener));
-    // One that is left to this process may have several partitions.
+    // A plan that runs in this process may have several partitions.
     let mut batches = execute_stream(plan.clone(), context)?;
     loop {
         let next = tokio::select! {
@@ -313,12 +317,13 @@ async fn attempt(
     Ok(())
 }
 
-/// Whether a worker has lost its connection to us, and another has heard that of it: so we shall lose it as well.
+/// Whether the error is only the consequence of a loss: another worker noticed that a worker lost
+/// its connection to this process. The loss itself is reported soon.
 fn is_secondary(error: &DataFusionError) -> bool {
     error.to_string().contains(CANCELLED_BY_COORDINATOR)
 }
 
-/// Rows that nobody has seen yet.
+/// Result rows that no reader has received yet.
 struct RetryBuffer {
     batches: Vec<RecordBatch>,
     bytes: usize,
@@ -336,12 +341,12 @@ impl RetryBuffer {
         Self { limit, reservation: Some(reservation), ..Self::disabled() }
     }
 
-    /// Whether nothing went out.
+    /// Whether no row was emitted.
     fn is_complete(&self) -> bool {
         self.reservation.is_some()
     }
 
-    /// Takes a batch, and gives what is to go out now.
+    /// Takes a batch, and returns the batches to emit now.
     fn push(&mut self, batch: RecordBatch) -> Vec<RecordBatch> {
         self.bytes += batch.get_array_memory_size();
         self.batches.push(batch);
@@ -360,7 +365,7 @@ impl RetryBuffer {
     }
 }
 
-/// The workers of a query that answer now, but for those because of which it failed.
+/// The workers of a query that answer now, without `failed_workers`.
 async fn reachable_workers(
     context: &TaskContext,
     connections: &Connections,

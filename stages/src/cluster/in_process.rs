@@ -1,4 +1,4 @@
-//! A cluster within a process.
+//! A cluster within one process.
 
 use std::{io, sync::Arc};
 
@@ -20,11 +20,12 @@ use super::{
     worker::{WorkerOptions, service, worker},
 };
 
-/// What a connection holds between its two ends.
+/// Bytes that a pipe between two ends buffers.
 const PIPE_BYTES: usize = 1 << 20;
 
-/// Workers of this process, which are reached through its memory and otherwise are as those of other machines: plans
-/// and rows are written and read. For tests, and to look at how a query is divided. They end when this is dropped.
+/// Workers of this process, reached through in-memory pipes. Plans and rows are serialized as
+/// between machines. For tests, and for inspecting how a query is distributed. Dropping this value
+/// ends the workers.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -34,7 +35,7 @@ const PIPE_BYTES: usize = 1 << 20;
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let executor = gatework_runtime::Executor::builder().threads(1).build()?;
 /// let cluster = InProcessCluster::start(vec![executor.clone(); 3], Arc::default())?;
-/// let options = ClusterOptions { connections: cluster.connections(), ..ClusterOptions::default() };
+/// let options = ClusterOptions { connections: cluster.connections(), ..Default::default() };
 /// let state = SessionStateBuilder::new()
 ///     .with_default_features()
 ///     .with_gatework_workers(&executor, cluster.workers(), &options)
@@ -47,11 +48,11 @@ const PIPE_BYTES: usize = 1 << 20;
 pub struct InProcessCluster {
     workers: WorkerList,
     connections: Connections,
-    /// The servers end when it is gone.
+    /// The servers end when this sender is dropped.
     _shutdown: watch::Sender<()>,
 }
 
-/// Connections hold the servers that they lead to.
+/// Connections keep their servers alive.
 impl Drop for InProcessCluster {
     fn drop(&mut self) {
         self.connections.clear();
@@ -59,11 +60,11 @@ impl Drop for InProcessCluster {
 }
 
 impl InProcessCluster {
-    /// One worker for each executor, all with the memory, the disk and the object stores of `runtime`. Their servers run
-    /// on the current runtime of tokio.
+    /// Starts one worker per executor. All workers use the memory, the disk and the object stores
+    /// of `runtime`. Their servers run on the current tokio runtime.
     ///
     /// # Errors
-    /// If the servers cannot be made.
+    /// If a server cannot be created.
     pub fn start(executors: Vec<Executor>, runtime: Arc<RuntimeEnv>) -> Result<Self> {
         let (mut listeners, mut incoming) = (Vec::new(), Vec::new());
         for number in 0..executors.len() {
@@ -90,10 +91,10 @@ impl InProcessCluster {
             let mut closed = closed.clone();
             tokio::spawn(async move {
                 let end = async {
-                    // The sender only goes.
+                    // The sender is only ever dropped.
                     let _gone = closed.changed().await;
                 };
-                // Who called it learns why.
+                // The client of a failed call gets the error.
                 let _ended = server.serve_with_incoming_shutdown(calls, end).await;
             });
         }
@@ -105,7 +106,7 @@ impl InProcessCluster {
         self.workers.clone()
     }
 
-    /// How they are reached.
+    /// Connections to the workers.
     pub fn connections(&self) -> Connections {
         self.connections.clone()
     }

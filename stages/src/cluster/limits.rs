@@ -1,8 +1,8 @@
-//! Limits below joins, where all workers are to see the same rows.
+//! Limits below joins whose rows all workers must see alike.
 //!
-//! datafusion-distributed sends the collected side of a join to all workers, and leaves a limit of that side to each of
-//! them: they would take different rows (its issue 708). Here such a limit is a node of its own, of one partition, and
-//! what is sent is what it gave.
+//! datafusion-distributed broadcasts a join's build side and lets each worker apply the build
+//! side's limit. Workers would take different rows (its issue 708). This rule makes the limit a
+//! node of one partition below the broadcast.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use datafusion::{
     },
 };
 
-/// Puts limits of the collected sides of joins into nodes of their own.
+/// Puts limits of build sides into nodes of their own.
 #[derive(Debug)]
 pub(super) struct IsolateBuildLimits;
 

@@ -1,4 +1,4 @@
-//! Connections that notice when the other side is gone.
+//! Connections that detect the loss of the other side.
 
 use std::{
     io,
@@ -15,21 +15,23 @@ use tokio::{
 };
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-/// A connection that fails when nothing has come from the other side for a time. Whatever comes is a sign of life, and so is
-/// that what could not be written can be: HTTP/2's answers to pings are not enough, since they come behind the rows that
-/// are on their way, and a slow network would be taken for one that is cut. Pings only see to it that something comes.
+/// A connection that fails when nothing arrives from the other side for a time. Received bytes are
+/// a sign of life, and so is progress of a blocked write. HTTP/2's ping answers do not suffice:
+/// they queue behind rows, and a slow network would count as broken. Pings only ensure that bytes
+/// arrive.
 #[derive(Debug)]
 pub(super) struct LivenessStream<T> {
     stream: T,
     idle_timeout: Duration,
-    /// When it is lost, unless there is a sign of life.
+    /// Expires when the connection counts as lost; reset by each sign of life.
     idle_timer: Pin<Box<Sleep>>,
-    /// A write waits for room.
+    /// Whether a write waits for room.
     write_blocked: bool,
 }
 
 impl<T> LivenessStream<T> {
-    /// `stream`, which fails after so much `idle_timeout`. To be made within a runtime of tokio.
+    /// Wraps `stream`, which fails after `idle_timeout` without a sign of life. Called within a
+    /// tokio runtime.
     pub(super) fn new(stream: T, idle_timeout: Duration) -> Self {
         Self {
             stream,
@@ -43,7 +45,7 @@ impl<T> LivenessStream<T> {
         self.idle_timer.as_mut().reset(Instant::now() + self.idle_timeout);
     }
 
-    /// For whoever waits: ready if there is nothing to wait for.
+    /// Called when the stream is pending: fails if the idle timer has expired.
     fn poll_idle_timeout(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         ready!(self.idle_timer.as_mut().poll(context));
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "keep-alive timeout"))
@@ -55,7 +57,7 @@ impl<T> LivenessStream<T> {
         written: Poll<io::Result<V>>,
     ) -> Poll<io::Result<V>> {
         if written.is_pending() {
-            // Without a budget nobody has looked whether there is room.
+            // Without coop budget tokio has not checked whether there is room.
             self.write_blocked |= has_budget_remaining();
             return self.poll_idle_timeout(context).map(Err);
         }
@@ -136,10 +138,10 @@ mod tests {
     use super::*;
 
     const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
-    /// Two of them are too much.
+    /// Two pauses exceed `IDLE_TIMEOUT`.
     const PAUSE: Duration = Duration::from_millis(1100);
 
-    /// Runs `test` on a connection that holds ten bytes.
+    /// Runs `test` on a connection that buffers ten bytes.
     fn with_liveness_stream(test: impl AsyncFnOnce(LivenessStream<DuplexStream>, DuplexStream)) {
         let runtime = Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
@@ -177,7 +179,7 @@ mod tests {
         });
     }
 
-    /// It says nothing, but takes what it is sent.
+    /// The other side sends nothing, but reads what it receives.
     #[test]
     fn what_is_taken_slowly_is_not() {
         with_liveness_stream(async |mut near, mut far| {
@@ -193,7 +195,7 @@ mod tests {
         });
     }
 
-    /// What the system has room for is no sign of anybody.
+    /// Room in the system's buffer is no sign of life.
     #[test]
     fn what_nobody_takes_is() {
         with_liveness_stream(async |mut near, _far| {

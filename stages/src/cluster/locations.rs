@@ -1,4 +1,4 @@
-//! What a worker may read: it is asked by others, and reads with its own rights.
+//! What a worker may read. A worker reads with its own rights on behalf of its clients.
 
 use std::{fmt, fs, io, ops::Range, path::PathBuf, sync::Arc};
 
@@ -22,8 +22,8 @@ use datafusion::{
 use futures::{StreamExt, stream, stream::BoxStream};
 use url::Url;
 
-/// Files, folders and object stores that plans of others may name. Nothing else is read, whatever a plan says, and
-/// nothing is written.
+/// Files, folders and object stores that received plans may name. A worker reads nothing else,
+/// whatever a plan says, and writes nothing.
 ///
 /// ```
 /// use gatework_stages::cluster::AllowedLocations;
@@ -36,27 +36,28 @@ use url::Url;
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct AllowedLocations {
-    /// Absolute, and free of symbolic links.
+    /// Absolute paths without symbolic links.
     paths: Vec<PathBuf>,
     urls: Vec<Url>,
     allow_all: bool,
 }
 
 impl AllowedLocations {
-    /// None at all: for workers whose queries read what others send them.
+    /// Allows nothing: for workers whose queries only read rows of other workers.
     pub fn deny_all() -> Self {
         Self::default()
     }
 
-    /// Whatever the process may read. For workers whose callers are trusted with that.
+    /// Allows whatever the process may read: for trusted clients.
     pub fn allow_all() -> Self {
         Self { allow_all: true, ..Self::default() }
     }
 
-    /// A file, or a folder with all below it. Links that lead elsewhere are not followed.
+    /// Allows a file, or a folder and everything below it. A link that leads outside is not
+    /// followed.
     ///
     /// # Errors
-    /// If there is nothing at this path.
+    /// If the path does not exist.
     pub fn with_path(mut self, path: impl AsRef<std::path::Path>) -> Result<Self> {
         let path = path.as_ref();
         let absolute = fs::canonicalize(path).map_err(|error| {
@@ -66,21 +67,21 @@ impl AllowedLocations {
         Ok(self)
     }
 
-    /// The object at this URL, or all below it, such as `s3://bucket/folder`.
+    /// Allows the object at this URL, or everything below it, such as `s3://bucket/folder`.
     ///
     /// # Errors
-    /// If it is no URL with a host, or one of a local file.
+    /// If `url` has no host, or names a local file.
     pub fn with_url(mut self, url: &str) -> Result<Self> {
         let parsed = Url::parse(url).ok().filter(Url::has_host);
         let Some(url) = parsed.filter(|url| url.scheme() != "file") else {
-            let what = format!("'{url}' is no URL of an object store: scheme://host/path");
+            let what = format!("'{url}' is not the URL of an object store: use scheme://host/path");
             return Err(DataFusionError::Configuration(what));
         };
         self.urls.push(url);
         Ok(self)
     }
 
-    /// `runtime` as far as plans of others may use it.
+    /// Returns `runtime` with guarded object stores, for received plans.
     pub(super) fn wrap_runtime(&self, runtime: &RuntimeEnv) -> Result<Arc<RuntimeEnv>> {
         if self.allow_all {
             return RuntimeEnvBuilder::from_runtime_env(runtime).build_arc();
@@ -114,7 +115,7 @@ impl AllowedLocations {
         Ok(())
     }
 
-    /// Whether this object of this store may be read; the reason if not.
+    /// Checks that an object of a store may be read; fails with the reason.
     fn check_object(&self, store: &Url, object: &Path) -> std::result::Result<(), String> {
         if self.allow_all {
             return Ok(());
@@ -127,11 +128,11 @@ impl AllowedLocations {
             return if allowed { Ok(()) } else { refused(&format!("{store}/{object}")) };
         }
         let named = local_path(object);
-        // An error tells nothing of where a link leads.
+        // The error must not reveal where a link leads.
         let refused = || refused(&named.display().to_string());
         match fs::canonicalize(&named) {
             Ok(path) if self.allows(&path) => Ok(()),
-            // It will not be read, but the reader is to say why.
+            // The file does not exist: the read itself reports that.
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.allows(&named) => Ok(()),
             _ => refused(),
         }
@@ -142,7 +143,8 @@ impl AllowedLocations {
         self.paths.iter().any(|allowed| path.starts_with(allowed))
     }
 
-    /// Whether an open file may be read: its name may lead elsewhere now than when it was checked.
+    /// Checks that an open file may be read. Its name may lead elsewhere now than when it was
+    /// checked.
     fn check_open_file(&self, file: &fs::File, object: &Path) -> std::result::Result<(), String> {
         if self.allow_all
             || opened_path(file, &local_path(object)).is_some_and(|path| self.allows(&path))
@@ -158,14 +160,14 @@ fn local_path(object: &Path) -> PathBuf {
     std::path::Path::new("/").join(object.as_ref())
 }
 
-/// The path of an open file, without links: the system's own word for it.
+/// The path of an open file without links, as the system reports it.
 #[cfg(target_os = "linux")]
 fn opened_path(file: &fs::File, _named: &std::path::Path) -> Option<PathBuf> {
     use std::os::fd::AsRawFd;
     fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
 }
 
-/// The path of an open file, without links: where its name leads now, if the same file is there.
+/// The path of an open file without links: where its name leads now, if that is the same file.
 #[cfg(not(target_os = "linux"))]
 fn opened_path(file: &fs::File, named: &std::path::Path) -> Option<PathBuf> {
     let path = fs::canonicalize(named).ok()?;
@@ -174,7 +176,7 @@ fn opened_path(file: &fs::File, named: &std::path::Path) -> Option<PathBuf> {
     same.then_some(path)
 }
 
-/// What an operator of the worker is told: names, separated by commas.
+/// A comma-separated list of names for the worker's operator.
 impl fmt::Display for AllowedLocations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let paths = self.paths.iter().map(|path| path.display().to_string());
@@ -187,8 +189,8 @@ impl fmt::Display for AllowedLocations {
     }
 }
 
-/// Whether an object of a store is the one that `allowed` names, or lies below it. Paths are compared part by part, as the
-/// store itself reads them.
+/// Whether an object is the one that `allowed` names, or lies below it. Paths are compared segment
+/// by segment, as the store reads them.
 fn contains(store: &Url, object: &Path, allowed: &Url) -> bool {
     let same_store = store.scheme() == allowed.scheme()
         && store.username() == allowed.username()
@@ -198,7 +200,7 @@ fn contains(store: &Url, object: &Path, allowed: &Url) -> bool {
     same_store && folder.is_ok_and(|folder| object.prefix_matches(&folder))
 }
 
-/// Object stores, each with a guard.
+/// A registry whose object stores are guarded.
 #[derive(Debug)]
 struct GuardedRegistry {
     inner: Arc<dyn ObjectStoreRegistry>,
@@ -224,7 +226,7 @@ impl ObjectStoreRegistry for GuardedRegistry {
     }
 }
 
-/// An object store of which only what is allowed is read.
+/// An object store that serves allowed objects only.
 #[derive(Debug)]
 struct GuardedStore {
     inner: Arc<dyn ObjectStore>,
@@ -242,7 +244,7 @@ impl GuardedStore {
     }
 }
 
-/// Plans name files; nobody has to look for some.
+/// Plans name files; a worker never needs to list a folder.
 fn deny_listing(folder: Option<&Path>) -> object_store::Error {
     denied(folder.unwrap_or(&Path::default()), "a worker lists no folders".into())
 }
@@ -299,7 +301,7 @@ impl ObjectStore for GuardedStore {
             self.check_object(location)?;
             return self.inner.get_ranges(location, ranges).await;
         }
-        // Each opened by itself, so that what is open can be looked at.
+        // Opens each range by itself, so that the open file can be checked.
         let fetch = |range: Range<u64>| async {
             let options = GetOptions::new().with_range(Some(range));
             self.get_opts(location, options).await?.bytes().await
@@ -340,7 +342,7 @@ impl ObjectStore for GuardedStore {
 mod tests {
     use super::*;
 
-    /// A link that led to an allowed file when it was checked, and leads elsewhere when it is opened.
+    /// A link leads to an allowed file when it is checked, and elsewhere when it is opened.
     #[test]
     fn a_file_is_checked_once_it_is_open() {
         let (open, closed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -360,7 +362,7 @@ mod tests {
         let opened = locations.check_open_file(&fs::File::open(&link).unwrap(), &object);
         for refusal in [opened.unwrap_err(), locations.check_object(&store, &object).unwrap_err()] {
             assert!(refusal.contains("may not read"), "{refusal}");
-            assert!(!refusal.contains(&target), "it tells where a link leads: {refusal}");
+            assert!(!refusal.contains(&target), "the error reveals where a link leads: {refusal}");
         }
     }
 }

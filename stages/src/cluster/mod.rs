@@ -1,13 +1,15 @@
-//! The same queries on workers of a cluster.
+//! Queries on the workers of a cluster.
 //!
-//! The engine between machines is datafusion-distributed: its planner decides where rows change workers, its gRPC
-//! service carries plans and rows. What runs within a worker, and above the stages that workers run, are gatework's
-//! operators: a worker covers the plan that it is sent ([`worker`]), a session the head of its own
-//! ([`ClusterSession`]). Only what divides a stage's rows among those that read it stays DataFusion's
-//! (`RepartitionExec`, `BroadcastExec`), since the worker puts it there when it is asked for rows.
+//! datafusion-distributed is the engine between machines. Its planner decides where rows change
+//! workers; its gRPC service carries plans and rows. Within a worker, and above the workers'
+//! stages, gatework's operators run. A worker wraps the plan that it receives ([`worker`]), a
+//! session the head of its own plan ([`ClusterSession`]). The node that partitions a stage's output
+//! for its readers stays DataFusion's (`RepartitionExec`, `BroadcastExec`): the worker adds it when
+//! rows are requested.
 //!
-//! Who may ask whom is [`ClusterAuth`], what a worker may read [`AllowedLocations`]. [`Connections`] notice when a worker is lost,
-//! and say which; a session that may ([`ClusterOptions::retries`]) then runs the query again on the others.
+//! [`ClusterAuth`] decides which clients a worker accepts, [`AllowedLocations`] what it may read.
+//! [`Connections`] detect the loss of a worker and name it. A session with
+//! [`ClusterOptions::retries`] then runs the query again on the others.
 
 mod active_tasks;
 mod auth;

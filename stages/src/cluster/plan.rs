@@ -1,4 +1,4 @@
-//! What a plan for workers says of itself.
+//! Descriptions of plans for workers.
 
 use std::sync::Arc;
 
@@ -20,12 +20,13 @@ use super::{
 };
 use crate::{StageLocation, StageTree, StageView, explain::count_of_tasks};
 
-/// Whether parts of `plan` run on workers.
+/// Whether stages of `plan` run on workers.
 pub fn is_distributed(plan: &Arc<dyn ExecutionPlan>) -> bool {
     plan.is::<DistributedExec>() || plan.children().into_iter().any(is_distributed)
 }
 
-/// Why all of `plan`, which a session of this configuration made, runs in this process; nothing if workers run parts.
+/// Why all of `plan` runs in this process; none if stages run on workers. `config` is that of the
+/// session that made the plan.
 pub fn local_execution_reason(
     plan: &Arc<dyn ExecutionPlan>,
     config: &SessionConfig,
@@ -38,7 +39,7 @@ pub fn local_execution_reason(
     let partition_bytes =
         distributed.map(|config| config.file_scan_config_bytes_per_partition as u64);
     let (mut bytes, mut gets_lost) = (0, false);
-    // The walk has no errors of its own.
+    // The closure returns no error.
     let _walked = plan.apply(|node| {
         let windows = window_expressions(node.as_ref());
         let says = |name: &str| name.contains(" FILTER (") || name.contains(" IGNORE NULLS");
@@ -55,7 +56,7 @@ pub fn local_execution_reason(
     });
     Some(match (workers.map(|urls| urls.len()), partition_bytes) {
         (Ok(0) | Err(_), _) => "there are no workers".into(),
-        (Ok(1), _) => "there is one worker, and this process is no worse".into(),
+        (Ok(1), _) => "there is only one worker, and running in this process is no slower".into(),
         _ if gets_lost => GETS_LOST.into(),
         _ if bytes == 0 => "no files are read".into(),
         (Ok(_), Ok(partition_bytes))
@@ -63,20 +64,22 @@ pub fn local_execution_reason(
         {
             let threads = config.target_partitions();
             format!(
-                "the files have {bytes} bytes, at most {partition_bytes} for each of {threads} partitions"
+                "the files have {bytes} bytes, at most {partition_bytes} for each of \
+                     {threads} partitions"
             )
         }
-        _ => "it has no part that is worth being divided".into(),
+        _ => "no stage of the plan is worth distributing".into(),
     })
 }
 
-/// The stages of a plan, those of workers and the one above them, as text.
+/// The stages of a plan as text: those of workers and the one above them.
 pub fn plan_text(plan: &Arc<dyn ExecutionPlan>) -> String {
     display_plan_ascii(plan.as_ref(), false)
 }
 
-/// The stages of a plan, as those of this process are shown: the one above the workers is local, all others run on
-/// workers, which are known once the query has begun. A plan that stays here is one stage.
+/// The stages of a plan, as for nodes of this process. The stage above the workers is local, all
+/// others run on workers; their addresses are known once the query has started. A plan that runs in
+/// this process is one stage.
 pub fn stage_tree(plan: &Arc<dyn ExecutionPlan>) -> StageTree {
     let (plan, assignments) =
         progress(plan).unwrap_or_else(|| (plan.clone(), TaskAssignments::new()));
@@ -116,7 +119,7 @@ fn collect_stages(
     collect_stages(root, id, assignments, found);
 }
 
-/// Where the rows of a stage go that a boundary reads.
+/// Distribution of the rows of a stage that `boundary` reads.
 fn output(root: &Arc<dyn ExecutionPlan>, boundary: &dyn ExecutionPlan) -> String {
     match root.downcast_ref::<RepartitionExec>() {
         Some(divides) => divides.partitioning().to_string(),
@@ -125,7 +128,7 @@ fn output(root: &Arc<dyn ExecutionPlan>, boundary: &dyn ExecutionPlan) -> String
     }
 }
 
-/// What runs, or ran last, and where.
+/// The plan of the current or last attempt, and the assignments of its tasks.
 fn progress(plan: &Arc<dyn ExecutionPlan>) -> Option<(Arc<dyn ExecutionPlan>, TaskAssignments)> {
     match ClusterExec::of(plan.as_ref()) {
         Some(query) => Some(query.progress()),
@@ -133,8 +136,8 @@ fn progress(plan: &Arc<dyn ExecutionPlan>) -> Option<(Arc<dyn ExecutionPlan>, Ta
     }
 }
 
-/// Names of the nodes that run as DataFusion's own, in this process or on workers, but for those between stages: what
-/// divides a stage's rows among its readers, and what reads them.
+/// Names of the fallback nodes, in this process or on workers. Nodes between stages do not count:
+/// those that partition a stage's output, and those that read it.
 pub fn fallbacks(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
     let mut names = Vec::new();
     collect_fallbacks(plan, false, &mut names);

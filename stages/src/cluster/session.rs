@@ -34,15 +34,15 @@ use super::{
 };
 use crate::StageOptions;
 
-/// How rows are compressed on their way between workers.
+/// Compression of rows between workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all. For networks of 10 Gbit/s and more, and for one machine.
+    /// No compression: for networks of at least 10 Gbit/s, and for one machine.
     #[default]
     None,
-    /// By LZ4: about half the bytes of numbers and short texts, for a tenth of the workers' time.
+    /// LZ4: about half the bytes of numbers and short texts, for a tenth of the workers' time.
     Lz4,
-    /// By Zstandard: for slow networks.
+    /// Zstandard: for slow networks.
     Zstd,
 }
 
@@ -56,25 +56,26 @@ impl Compression {
     }
 }
 
-/// How queries are divided among workers, and how these are reached.
+/// How queries are distributed to workers, and how the workers are reached.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterOptions {
-    /// So many bytes of files are worth a partition of a task; by default 16 MiB.
+    /// Minimum bytes of files per partition of a task. Default: 16 MiB.
     pub bytes_per_partition: Option<usize>,
-    /// So many bytes of rows of one worker wait for whoever reads them, before the worker waits; by default 64 MiB. One
-    /// batch may be above it.
+    /// Maximum bytes of rows from one worker that wait for their readers; the worker blocks at the
+    /// limit. One batch may exceed it. Default: 64 MiB.
     pub bytes_per_connection: Option<usize>,
-    /// How rows are compressed on their way; by default not at all.
+    /// Compression of rows between workers. Default: none.
     pub compression: Compression,
-    /// How often a query whose workers are lost runs again, on those that answer; by default it does not. Queries that
-    /// write do not, nor those of whose result more than 16 MiB have gone out.
+    /// Maximum number of retries of a query whose worker is lost, each on the reachable workers.
+    /// Queries that write are not retried, nor those that have emitted more than 16 MiB. Default:
+    /// 0.
     pub retries: usize,
-    /// How workers are reached.
+    /// Connections to the workers.
     pub connections: Connections,
 }
 
-/// Workers by their addresses. All copies of a list are one: what one of them is set to, the next query of every
-/// session that has one runs on.
+/// Workers by their addresses. Copies of a list share it: `set` on one copy applies to the next
+/// query of every session that has one.
 ///
 /// ```
 /// use datafusion_distributed::WorkerResolver;
@@ -90,18 +91,18 @@ pub struct ClusterOptions {
 pub struct WorkerList(Arc<RwLock<Vec<Url>>>);
 
 impl WorkerList {
-    /// Workers at these addresses, such as `http://127.0.0.1:8080`.
+    /// A list of workers at these addresses, such as `http://127.0.0.1:8080`.
     ///
     /// # Errors
-    /// If one of them is no URL of HTTP, or is there twice, or there is none.
+    /// If an address is no HTTP URL or is listed twice, or if there is none.
     pub fn new<'a>(addresses: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         Ok(Self::from(parse(addresses)?))
     }
 
-    /// Other workers, for queries that begin from now on.
+    /// Replaces the workers, for queries that start afterwards.
     ///
     /// # Errors
-    /// As [`Self::new`]; the list stays as it is.
+    /// As [`Self::new`]; the list is then unchanged.
     pub fn set<'a>(&self, addresses: impl IntoIterator<Item = &'a str>) -> Result<()> {
         *self.0.write() = parse(addresses)?;
         Ok(())
@@ -123,17 +124,17 @@ fn parse<'a>(addresses: impl IntoIterator<Item = &'a str>) -> Result<Vec<Url>> {
     for address in addresses {
         let url = Url::parse(address).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
         let wrong = match url.filter(Url::has_host) {
-            Some(url) if urls.contains(&url) => "is there twice",
+            Some(url) if urls.contains(&url) => "is listed twice",
             Some(url) => {
                 urls.push(url);
                 continue;
             }
-            None => "is no worker's address: http://host:port, or https://host:port",
+            None => "is not a worker's address: use http://host:port or https://host:port",
         };
         return Err(DataFusionError::Configuration(format!("'{address}' {wrong}")));
     }
     match urls.is_empty() {
-        true => Err(DataFusionError::Configuration("a cluster without workers".into())),
+        true => Err(DataFusionError::Configuration("a cluster needs at least one worker".into())),
         false => Ok(urls),
     }
 }
@@ -144,12 +145,12 @@ impl WorkerResolver for WorkerList {
     }
 }
 
-/// One line for an application that builds its own session state.
+/// Extension for an application that builds its own session state.
 pub trait ClusterSession: Sized {
-    /// Lets this session's queries run on the workers that `resolver` knows, and what is above them on `executor`.
-    /// What is not worth it, or cannot be divided, runs on `executor` alone.
+    /// Runs this session's queries on the workers that `resolver` knows, and what is above them on
+    /// `executor`. Queries that cannot be distributed, or are too small, run on `executor` alone.
     ///
-    /// To be called last, in place of `with_gatework`: it wraps the query planner that is set.
+    /// Called last, in place of `with_gatework`: it wraps the query planner that is set.
     #[must_use]
     fn with_gatework_workers(
         self,
@@ -195,9 +196,9 @@ impl ClusterSession for SessionStateBuilder {
     }
 }
 
-/// Sides of joins are sent to all workers up to the size at which stages of one process do it, unless the session has
-/// limits of its own: it costs less than to send both sides somewhere, and lets the other side be filtered where it is
-/// read.
+/// Broadcasts build sides up to the size of `StageOptions`, unless the session has limits of its
+/// own. A broadcast costs less than a repartition of both sides, and lets runtime filters reach the
+/// probe side's scan.
 fn set_broadcast_limits(config: &mut SessionConfig) {
     let (usual, stages) = (OptimizerOptions::default(), StageOptions::with_nodes(1));
     let own = &mut config.options_mut().optimizer;
@@ -211,10 +212,10 @@ fn set_broadcast_limits(config: &mut SessionConfig) {
     }
 }
 
-/// Puts what a session runs itself on its executor.
+/// Plans on workers, and wraps the session's own part of a plan for its executor.
 #[derive(Clone)]
 pub(super) struct HeadPlanner {
-    /// datafusion-distributed's.
+    /// The planner of datafusion-distributed.
     inner: Option<Arc<dyn QueryPlanner + Send + Sync>>,
     executor: Executor,
     pub(super) retries: usize,
@@ -228,7 +229,7 @@ impl fmt::Debug for HeadPlanner {
 }
 
 impl HeadPlanner {
-    /// How a query is run again, if it may be.
+    /// What a retry of `query` needs; none if it must not be retried.
     fn retry_plan(&self, query: &LogicalPlan, session: &dyn Session) -> Result<Option<RetryPlan>> {
         let session = session.as_any().downcast_ref::<SessionState>();
         let Some(session) = session.filter(|_| self.retries > 0) else { return Ok(None) };
@@ -244,18 +245,18 @@ impl HeadPlanner {
         }))
     }
 
-    /// Plans a query for the workers that the session's configuration knows.
+    /// Plans a query for the workers in the session's configuration.
     pub(super) async fn plan(
         &self,
         query: &LogicalPlan,
         session: &dyn Session,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let Some(inner) = &self.inner else {
-            return Err(DataFusionError::Internal("a cluster's session without a planner".into()));
+            return Err(DataFusionError::Internal("the cluster session has no planner".into()));
         };
         let plan = if gets_lost(query)? {
             let Some(state) = session.as_any().downcast_ref::<SessionState>() else {
-                return not_impl_err!("{GETS_LOST}, and a session of an unknown kind");
+                return not_impl_err!("{GETS_LOST}, and the session is no SessionState");
             };
             let mut local = state.clone();
             local.set_distributed_worker_resolver(WorkerList(Arc::default()));
@@ -263,17 +264,17 @@ impl HeadPlanner {
         } else {
             inner.create_physical_plan(query, session).await?
         };
-        // The stages that workers run are left as they are.
+        // The workers' stages stay as they are.
         wrap_until(plan, &self.executor, &|node| node.is_network_boundary())
     }
 }
 
 /// Why a query with such a window stays in this process.
 pub(super) const GETS_LOST: &str =
-    "a window has a FILTER or IGNORE NULLS, which get lost in plans that are sent to workers";
+    "a window has a FILTER or IGNORE NULLS, which plans for workers cannot carry";
 
-/// Whether a plan of `query` would mean something else to a worker: DataFusion's serialised window expressions have no
-/// filter, and those that are no aggregates do not say what is to become of NULLs.
+/// Whether a plan of `query` would mean something else on a worker. DataFusion's serialized window
+/// expressions have no filter, and no NULL treatment unless they are aggregates.
 fn gets_lost(query: &LogicalPlan) -> Result<bool> {
     let is_lost = |expression: &Expr| match expression {
         Expr::WindowFunction(window) => {

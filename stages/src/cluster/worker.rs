@@ -1,4 +1,4 @@
-//! A worker: takes parts of plans, runs them on an executor, gives their rows to whoever asks.
+//! A worker: receives tasks, runs them on an executor, and sends their rows to the readers.
 
 use std::{convert::Infallible, future::Future, sync::Arc};
 
@@ -32,33 +32,33 @@ use super::{
     locations::AllowedLocations,
 };
 
-/// The largest request that a worker takes: a part of a plan, with the rows of tables that are in memory.
+/// Maximum size of a request: a task's plan with the rows of in-memory tables.
 const MAX_REQUEST_BYTES: usize = 64 << 20;
 
-/// What a worker runs with.
+/// Options of a worker.
 #[derive(Debug, Clone)]
 pub struct WorkerOptions {
     /// Memory, disk and object stores.
     pub runtime: Arc<RuntimeEnv>,
-    /// How its parts of queries run.
+    /// Settings of the queries of its tasks.
     pub settings: Settings,
-    /// How it reaches other workers.
+    /// Connections to other workers.
     pub connections: Connections,
-    /// What it may read.
+    /// Locations that it may read.
     pub locations: AllowedLocations,
-    /// The server's runtime, if it shall read files and be woken by streams too: rows need not be handed from thread to
-    /// thread then. It has to last as long as the executor has queries. By default the executor has two threads of its own
-    /// for that.
+    /// Runtime for reading files and waking streams; pass the server's runtime to avoid handing
+    /// rows between threads. It must outlive the executor's queries. By default the executor has
+    /// two threads of its own for this.
     pub io: Option<Handle>,
 }
 
-/// A worker whose parts of queries run on `executor`.
+/// Creates a worker whose tasks run on `executor`.
 ///
-/// [`service`] makes a service for a tonic server of it, [`serve`] a server of its own. A server that adds
-/// `worker.into_worker_server()` takes requests of anybody, and of any version.
+/// Use [`service`] to add it to a tonic server, [`serve`] for a server of its own. A server that
+/// adds `worker.into_worker_server()` accepts requests of any client and any version.
 ///
 /// # Errors
-/// If `runtime` cannot be rebuilt with a guard of its object stores.
+/// If `runtime` cannot be rebuilt with guarded object stores.
 pub fn worker(executor: &Executor, options: WorkerOptions) -> Result<Worker> {
     let WorkerOptions { runtime, settings, connections, locations, io } = options;
     if let Some(io) = io {
@@ -75,7 +75,7 @@ pub fn worker(executor: &Executor, options: WorkerOptions) -> Result<Worker> {
     Ok(worker.with_runtime_env(runtime).with_version(version()))
 }
 
-/// What a part of a query meets on its worker.
+/// Builds the session of a task.
 #[derive(Clone)]
 struct TaskSessionBuilder {
     executor: Executor,
@@ -105,7 +105,8 @@ impl TaskSessionBuilder {
     }
 }
 
-/// A stage's plan on `executor`. Its head is taken off and put on again by the worker, and so stays what it is.
+/// Wraps a stage's plan for `executor`. The worker detaches the plan's head and attaches it again,
+/// so the head stays DataFusion's.
 fn wrap_stage(plan: Arc<dyn ExecutionPlan>, executor: &Executor) -> Result<Arc<dyn ExecutionPlan>> {
     let divides = plan.is::<RepartitionExec>() || plan.is::<BroadcastExec>();
     if !divides {
@@ -118,8 +119,8 @@ fn wrap_stage(plan: Arc<dyn ExecutionPlan>, executor: &Executor) -> Result<Arc<d
     plan.replace_children(children, keep)
 }
 
-/// `worker` as a service of a tonic server. Requests that do not show what `auth` asks for, or come from another
-/// version, are refused, and so are those above 64 MiB.
+/// `worker` as a service of a tonic server. Refuses requests with wrong credentials, of another
+/// version, or above 64 MiB.
 pub fn service(
     worker: Worker,
     auth: &ClusterAuth,
@@ -160,9 +161,9 @@ fn tracked_service(
     TaskTrackingService { service, tasks, auth: auth.clone() }
 }
 
-/// Serves `worker` at `listener` until `end` comes. Then it takes no more parts of queries; those that it has get on, and
-/// when they are done, it ends. Whenever it has none any more, `on_idle` is called, which must not take long: what its queries
-/// took is free then, or will soon be.
+/// Serves `worker` at `listener` until `end` resolves. It then takes no new tasks, and returns when
+/// the active ones have ended. `on_idle` is called whenever the last active task has ended; it must
+/// be short. The memory of that task's queries is free by then, or soon after.
 ///
 /// # Errors
 /// If the server fails.

@@ -1,4 +1,4 @@
-//! A stage of so many tasks that read other stages only (K-1).
+//! Scheduler of a stage with a fixed number of tasks that read other stages only (K-1).
 
 use gatework_runtime::Result;
 use gatework_shared_state::splits::SplitLoad;
@@ -6,14 +6,14 @@ use gatework_shared_state::splits::SplitLoad;
 use super::{Scheduled, StageScheduler};
 use crate::{NodeId, StageExecution};
 
-/// Makes all tasks at once, one on each of some nodes.
+/// Creates all tasks at once, one per node of a list.
 #[derive(Debug)]
 pub struct FixedCountScheduler {
     nodes: Vec<NodeId>,
 }
 
 impl FixedCountScheduler {
-    /// Task `i` on node `nodes[i]`.
+    /// Puts task `i` on node `nodes[i]`.
     pub fn new(nodes: Vec<NodeId>) -> Self {
         Self { nodes }
     }

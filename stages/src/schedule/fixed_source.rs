@@ -1,7 +1,7 @@
-//! A stage whose tasks read tables in buckets: each bucket on the node that has it (K-2), all of them together or,
-//! in grouped execution, so many at a time (K-4).
+//! Scheduler of a stage whose tasks read bucketed tables. Each bucket is on its own node (K-2).
+//! Grouped execution limits the buckets that run at a time (K-4).
 //!
-//! Nodes are scheduled independently of each other: one whose queue is full keeps nobody else waiting.
+//! Nodes are scheduled independently: a node whose queue is full does not block the others.
 
 use std::collections::VecDeque;
 
@@ -13,47 +13,48 @@ use gatework_sql::splits::{Split, SplitSource, Splits};
 use super::{BlockedReason, SPLIT_BATCH, Scheduled, StageScheduler};
 use crate::{Lifespan, NodeId, SplitLimits, StageExecution, StageState, StageTask};
 
-/// The splits of one bucket of one table.
+/// Splits of one bucket of one table.
 pub trait BucketSplits: Send {
-    /// Those of bucket `bucket` of table number `table`. Nothing is read yet.
+    /// Opens the splits of bucket `bucket` of table number `table`. Reads nothing yet.
     ///
     /// # Errors
     /// If there is no such table, or it has no splits.
     fn open(&mut self, bucket: usize, table: usize) -> Result<Box<dyn SplitSource>>;
 }
 
-/// Gives each bucket's splits to one node, those of the table that a join collects first.
+/// Assigns each bucket's splits to one node, the build side's table first.
 pub struct FixedSourceScheduler {
     splits: Box<dyn BucketSplits>,
     limits: SplitLimits,
-    /// At most so many groups at a time, if there are groups.
+    /// Maximum number of lifespans at a time per task in grouped execution; none without it.
     concurrent_lifespans: Option<usize>,
-    /// Of each node.
+    /// One lane per node.
     lanes: Vec<Lane>,
     begun: bool,
 }
 
-/// What one node has to read.
+/// Work of one node.
 struct Lane {
-    /// Buckets and tables, in the order in which they are begun.
+    /// Buckets and tables that remain, in the order in which they start.
     remaining: VecDeque<(usize, usize)>,
     current: Option<Current>,
     complete: bool,
 }
 
-/// The splits of one bucket of one table, while they are given out.
+/// The splits of one bucket of one table, while they are assigned.
 struct Current {
     bucket: usize,
     table: usize,
     source: Box<dyn SplitSource>,
     pending: VecDeque<Split>,
-    /// There are no others than those.
+    /// Whether `pending` has the last splits of the source.
     last: bool,
 }
 
 impl FixedSourceScheduler {
-    /// For `tables` tables of so many buckets on so many nodes. Bucket `b` is on node `b % nodes`. In groups, if so
-    /// many are allowed at a time on a node.
+    /// Creates the scheduler of `tables` tables with `buckets` buckets on `nodes` nodes. Bucket `b`
+    /// is on node `b % nodes`. `concurrent_lifespans` enables grouped execution with that limit per
+    /// task.
     pub fn new(
         splits: Box<dyn BucketSplits>,
         limits: SplitLimits,
@@ -84,7 +85,7 @@ impl FixedSourceScheduler {
     }
 }
 
-/// Why a lane cannot go on.
+/// Why a lane is blocked.
 type Blocked = (BlockedReason, Option<Gate>);
 
 impl Lane {
@@ -95,7 +96,7 @@ impl Lane {
         }
     }
 
-    /// Goes on until it is complete, or has to wait; then it says for what.
+    /// Runs until the lane is complete or blocked; returns the reason in the latter case.
     fn advance(
         &mut self,
         task: &dyn StageTask,
@@ -110,7 +111,7 @@ impl Lane {
                 None => {
                     let Some((bucket, table)) = self.remaining.front().copied() else { break };
                     if let (Some(max_running), 0) = (concurrent_lifespans, table) {
-                        // The inbox is told when one of them ends.
+                        // `TaskEvents` is notified when a lifespan ends.
                         if task.running_lifespans() >= max_running {
                             return Ok(Some((BlockedReason::LifespansRunning, None)));
                         }
@@ -131,7 +132,7 @@ impl Lane {
             }
             let table = current.table;
             self.current = None;
-            // In groups each table's end is that of the bucket.
+            // In grouped execution the end of a table's bucket ends the table for that lifespan.
             let others = self.remaining.front().is_some_and(|(_, next)| *next == table);
             if concurrent_lifespans.is_some() || !others {
                 task.set_no_more_splits(lifespan, table);
@@ -145,7 +146,7 @@ impl Lane {
 }
 
 impl Current {
-    /// Gives all of them out.
+    /// Assigns all splits, or returns why it is blocked.
     fn assign_splits(
         &mut self,
         task: &dyn StageTask,
@@ -154,7 +155,7 @@ impl Current {
         has_capacity: &mut impl FnMut() -> bool,
     ) -> Result<Option<Blocked>> {
         loop {
-            // What nobody wants is not looked for.
+            // The lifespan has ended and needs no more splits.
             let Some(capacity) = task.capacity_gate(lifespan, self.table) else {
                 self.source.close();
                 return Ok(None);
@@ -192,7 +193,8 @@ impl StageScheduler for FixedSourceScheduler {
             for node in 0..self.lanes.len() {
                 new.extend(stage.schedule_task(node, node)?);
             }
-            // Those that it reads know all their readers, and need not keep what these have read (J-7).
+            // All readers of the stage's inputs are now known, so those inputs can drop pages that
+            // all of them have read (J-7).
             stage.transition(StageState::SchedulingSplits);
         }
         let (mut gates, mut why) = (Vec::new(), None);

@@ -1,5 +1,5 @@
-//! Schedulers of one stage each: which tasks it has, where, and what they read. (Presto's `StageScheduler`s;
-//! rules J and K.)
+//! Schedulers of one stage each: they create its tasks and assign their splits. (Presto's
+//! `StageScheduler`s; rules J and K.)
 
 mod fixed_count;
 mod fixed_source;
@@ -16,41 +16,41 @@ pub use source_partitioned::SourcePartitionedScheduler;
 
 use crate::{StageExecution, stage::Tasks};
 
-/// Splits that are asked for at a time.
+/// Number of splits requested from a source at a time.
 const SPLIT_BATCH: usize = 1000;
 
-/// What a stage waits for before it can be scheduled any further.
+/// What a stage waits for before it can be scheduled further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockedReason {
-    /// The splits of a table are not known.
+    /// The splits of a table are not known yet.
     WaitingForSource,
-    /// Tasks have more splits than they can read soon.
+    /// The tasks' split queues are full.
     SplitQueuesFull,
-    /// As many groups run as may at a time.
+    /// The maximum number of lifespans runs.
     LifespansRunning,
-    /// There is not enough to be written for one more writer.
+    /// Too few bytes are written for another writer.
     WriterScaling,
 }
 
-/// How far a stage was scheduled.
+/// Result of a scheduling step.
 #[derive(Debug, Default)]
 pub struct Scheduled {
-    /// All tasks are made and all splits given out.
+    /// All tasks are created and all splits assigned.
     pub finished: bool,
-    /// Tasks that were made.
+    /// New tasks.
     pub new: Tasks,
-    /// Why it cannot go on, and gates of which any lets it.
+    /// Why the stage is blocked, with gates of which any one resumes it.
     pub blocked: Option<(BlockedReason, Vec<Gate>)>,
 }
 
 /// Schedules one stage, a step at a time.
 pub trait StageScheduler: Send {
-    /// Goes on with `stage`; `nodes` is what each node has to read, of all stages.
+    /// Continues with `stage`. `nodes` is the load of each node from all stages.
     ///
     /// # Errors
-    /// If a task cannot be made, or the splits of a table cannot be found.
+    /// If a task cannot be created, or the splits of a table cannot be found.
     fn schedule(&mut self, stage: &mut StageExecution, nodes: &[SplitLoad]) -> Result<Scheduled>;
 
-    /// Nothing more is scheduled.
+    /// Schedules nothing more, and closes split sources.
     fn close(&mut self) {}
 }

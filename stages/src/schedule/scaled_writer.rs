@@ -1,4 +1,4 @@
-//! A stage of writers, of which there are more as more is to be written (K-3).
+//! Scheduler of a stage of writers whose number grows with the written bytes (K-3).
 
 use std::sync::Arc;
 
@@ -9,18 +9,18 @@ use gatework_sql::WriteProgress;
 use super::{BlockedReason, Scheduled, StageScheduler};
 use crate::{NodeId, StageExecution};
 
-/// Begins with one writer, and adds one at a time while those that feed them are held up, and all have written
-/// enough for one more.
+/// Starts with one writer. Adds one at a time while the sources are blocked and the writers have
+/// written enough bytes for another one.
 #[derive(Debug)]
 pub struct ScaledWriterScheduler {
-    /// Nodes that have no writer, the next one last.
+    /// Nodes without a writer; the last is the next to get one.
     free: Vec<NodeId>,
     progress: Arc<WriteProgress>,
     bytes_per_writer: u64,
 }
 
 impl ScaledWriterScheduler {
-    /// On these nodes; a writer is worth its while from so many bytes on.
+    /// Uses these nodes, with one writer per `bytes_per_writer` written bytes.
     pub fn new(
         mut nodes: Vec<NodeId>,
         progress: Arc<WriteProgress>,
@@ -58,7 +58,7 @@ impl StageScheduler for ScaledWriterScheduler {
             return Ok(Scheduled { finished: false, new, blocked: None });
         }
         if self.free.is_empty() {
-            // Only the ends of those that feed it are of interest, which the scheduler hears of anyway.
+            // Only the ends of the sources matter, which reach the scheduler anyway.
             gates = Vec::new();
         } else if blocked_sources * 2 >= sources.max(1) {
             gates = vec![enough_gate];

@@ -1,4 +1,4 @@
-//! A stage whose tasks read the splits of a table, wherever there is room (J).
+//! Scheduler of a stage whose tasks read the splits of a table on any node (J).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,26 +12,26 @@ use crate::{
     NodeId, SplitLimits, StageExecution, StageState, split_placement::NodeSelector, stage::Tasks,
 };
 
-/// Gives the splits of one table to the nodes that have least to do, as fast as they read them.
+/// Assigns the splits of one table to the least loaded nodes, as fast as they read them.
 pub struct SourcePartitionedScheduler {
     source: Box<dyn SplitSource>,
     limits: SplitLimits,
     pending: VecDeque<Split>,
-    /// There are no others than those.
+    /// Whether `pending` has the last splits of the source.
     last: bool,
     closed: bool,
-    /// Some node has a split.
+    /// Whether some node has a split.
     has_assigned: bool,
 }
 
 impl SourcePartitionedScheduler {
-    /// For the splits of `source`.
+    /// Creates the scheduler of the splits of `source`.
     pub fn new(source: Box<dyn SplitSource>, limits: SplitLimits) -> Self {
         let pending = VecDeque::new();
         Self { source, limits, pending, last: false, closed: false, has_assigned: false }
     }
 
-    /// Gives pending splits away until no node wants one.
+    /// Assigns pending splits until no node has capacity.
     fn assign_splits(&mut self, stage: &mut StageExecution, nodes: &[SplitLoad]) -> Result<Tasks> {
         let mut selector = NodeSelector::new(self.limits, nodes, stage);
         let mut by_node: BTreeMap<NodeId, Vec<Split>> = BTreeMap::new();
@@ -51,8 +51,9 @@ impl SourcePartitionedScheduler {
     }
 }
 
-/// It waits. A stage that reads others, too, gets a task on every node first: what it reads may be kept for
-/// tasks that are yet to come, and fill the buffers that those before it wait for (J-7).
+/// Returns that the stage is blocked. A stage that also reads other stages first gets a task on
+/// every node. Otherwise its inputs keep pages for tasks that do not exist yet, and fill the
+/// buffers that existing tasks wait for (J-7).
 fn blocked(
     stage: &mut StageExecution,
     nodes: usize,
@@ -86,7 +87,7 @@ impl StageScheduler for SourcePartitionedScheduler {
                 }
             }
         }
-        // Of an empty table one task finds that it is (J-4).
+        // One task of an empty table reports that it is empty (J-4).
         if self.last && self.pending.is_empty() && !self.has_assigned {
             self.pending.push_back(Split::empty());
         }

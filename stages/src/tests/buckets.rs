@@ -1,4 +1,5 @@
-//! Tables in buckets: where they need no exchange (F-9), which node reads what (K-2), and in which order (K-4, M-5).
+//! Bucketed tables: where they need no exchange (F-9), which node reads which bucket (K-2), and in
+//! which order (K-4, M-5).
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +32,8 @@ use crate::{
     linkage::BufferManager, plan_stages,
 };
 
-/// `a`, `b` and `other` by k: 4, 4 and 8 buckets; `pair` by k and v; `plain` is in none. None has rows that matter.
+/// `a`, `b` and `other` by k, with 4, 4 and 8 buckets; `pair` by k and v; `plain` without buckets.
+/// All are empty.
 async fn session(folder: &TempDir) -> SessionContext {
     let session = SessionContext::new();
     for (table, columns, count) in [
@@ -77,7 +79,7 @@ async fn stages(session: &SessionContext, sql: &str, nodes: usize) -> SubPlan {
     plan_stages(&state, &plan, &options).await.unwrap()
 }
 
-/// Each stage that reads tables: how its tasks share them, and whether in groups.
+/// Distribution of each stage that reads tables, and whether it uses grouped execution.
 fn tables(plan: &SubPlan) -> Vec<(Handle, bool)> {
     let fragments = plan.fragments().into_iter().filter(|fragment| !fragment.tables.is_empty());
     fragments.map(|fragment| (fragment.partitioning, fragment.grouped_execution)).collect()
@@ -91,7 +93,7 @@ async fn f9_what_is_done_in_groups() {
     let folder = TempDir::new().unwrap();
     let session = session(&folder).await;
     for (sql, expected) in [
-        // A partitioned join is, if both of its sides are.
+        // A partitioned join is grouped if both of its sides are bucketed by its keys.
         ("SELECT a.v FROM a JOIN b ON a.k = b.k", vec![GROUPED]),
         ("SELECT a.v FROM a LEFT JOIN b ON a.k = b.k AND a.w < b.w", vec![GROUPED]),
         (
@@ -99,14 +101,15 @@ async fn f9_what_is_done_in_groups() {
             vec![GROUPED],
         ),
         ("SELECT a.v FROM a JOIN plain ON a.k = plain.k", vec![ANYWHERE; 2]),
-        // By other columns, by as many of them, or in as many buckets, they are not.
+        // Other columns, a part of the columns, or another number of buckets do not match.
         ("SELECT a.v FROM a JOIN b ON a.k = b.v", vec![ANYWHERE; 2]),
         ("SELECT a.v FROM a JOIN b ON a.k + 1 = b.k + 1", vec![ANYWHERE; 2]),
         ("SELECT a.v FROM a JOIN other ON a.k = other.k", vec![ANYWHERE; 2]),
         ("SELECT a.v FROM a JOIN pair ON a.k = pair.k AND a.v = pair.v", vec![ANYWHERE; 2]),
         ("SELECT x.w FROM pair x JOIN pair y ON x.v = y.v AND x.k = y.k", vec![GROUPED]),
         ("SELECT x.w FROM pair x JOIN pair y ON x.v = y.k AND x.k = y.v", vec![ANYWHERE; 2]),
-        // So is an aggregate by their key, and by more; behind a filter, under other names, behind a join.
+        // An aggregate by the bucket key, or by more columns, is grouped; also above a filter, a
+        // rename or a join.
         ("SELECT k, sum(v) FROM a GROUP BY k", vec![GROUPED]),
         (
             "SELECT x, y, count(*) FROM (SELECT v AS y, k AS x FROM a WHERE w > 3) GROUP BY x, y",
@@ -125,7 +128,7 @@ async fn f9_what_is_done_in_groups() {
         ("SELECT k FROM a WHERE v = 3", vec![ANYWHERE]),
         ("SELECT row_number() OVER (PARTITION BY k ORDER BY v) FROM a", vec![GROUPED]),
         ("SELECT row_number() OVER (ORDER BY v) FROM a", vec![ANYWHERE]),
-        // What is made in groups goes on by other keys.
+        // The output of a grouped stage can be aggregated by other keys.
         (
             "SELECT n, count(*) FROM (SELECT k, count(*) AS n FROM a GROUP BY k) GROUP BY n",
             vec![GROUPED],
@@ -134,7 +137,7 @@ async fn f9_what_is_done_in_groups() {
             "SELECT k, count(*) FROM (SELECT k, v FROM a UNION ALL SELECT k, v FROM b) GROUP BY k",
             vec![ANYWHERE; 2],
         ),
-        // One NULL anywhere is one for all.
+        // A NULL in one bucket affects all rows.
         ("SELECT v FROM a WHERE k NOT IN (SELECT k FROM b)", vec![ANYWHERE; 2]),
     ] {
         let plan = stages(&session, sql, 3).await;
@@ -144,7 +147,7 @@ async fn f9_what_is_done_in_groups() {
             assert_eq!((fragment.tasks(3), fragment.tasks(100)), (3, 4));
         }
     }
-    // One node, too, takes one bucket after the other.
+    // A single node also reads one bucket after the other.
     for sql in [
         "SELECT a.v FROM a JOIN b ON a.k = b.k",
         "SELECT k, sum(v) FROM a GROUP BY k",
@@ -155,7 +158,7 @@ async fn f9_what_is_done_in_groups() {
     }
 }
 
-/// Rows that come from elsewhere come once, and not for each group.
+/// Rows of other stages arrive once, not once per group.
 #[tokio::test]
 async fn f9_what_reads_others_is_done_together() {
     let folder = TempDir::new().unwrap();
@@ -183,10 +186,10 @@ async fn buckets_are_told() {
     assert!(text.contains("buckets (4 by k) of DataSourceExec"), "{text}");
 }
 
-/// What was opened, by bucket and table, and whether it was closed.
+/// Opened sources by bucket and table, and whether each is closed.
 type Opened = Arc<Mutex<BTreeMap<(usize, usize), Arc<AtomicBool>>>>;
 
-/// Tables whose buckets have so many splits of one byte.
+/// Tables whose buckets have `splits` splits of one byte.
 #[derive(Default)]
 struct MockBuckets {
     splits: usize,
@@ -215,7 +218,7 @@ struct Table {
 }
 
 impl Table {
-    /// Two tables of `buckets` buckets of so many splits each.
+    /// Two tables of `buckets` buckets with `splits` splits each.
     fn new(splits: usize, buckets: usize, nodes: usize, groups: Option<usize>) -> Self {
         let source = MockBuckets { splits, ..MockBuckets::default() };
         let opened = source.opened.clone();
@@ -248,14 +251,15 @@ impl Table {
     }
 }
 
-/// All tasks are there before any split; each bucket is on its node; the first table is given out before the second.
+/// All tasks exist before any split; each bucket is on its node; the first table is assigned before
+/// the second.
 #[test]
 fn k2_buckets_are_on_their_nodes() {
     let mut table = Table::new(1, 3, 2, None);
     let first = table.schedule();
     assert_eq!(first.new.len(), 2);
     assert!(first.finished);
-    // J-7: who is read knows all its readers, however long splits are given out.
+    // J-7: the stage's inputs know all their readers, however long splits are assigned.
     assert_eq!(table.stage.state(), StageState::SchedulingSplits);
     // Node 0 has buckets 0 and 2, node 1 has bucket 1.
     assert_eq!(
@@ -280,18 +284,18 @@ fn k2_buckets_are_on_their_nodes() {
     assert!(table.all_closed());
 }
 
-/// A node whose queue is full waits, and keeps no other.
+/// A node with a full queue waits, and does not block the others.
 #[test]
 fn k2_nodes_do_not_wait_for_each_other() {
     let mut table = Table::new(3, 4, 2, None);
-    // Four splits at a time on a node; then two in its queue, which has them.
+    // At most four splits on a node, and beyond them two in its queue, which is full.
     let scheduled = table.schedule();
     let (_, gates) = scheduled.blocked.unwrap();
     assert_eq!((gates.len(), table.task(0).load().queued, table.task(1).load().queued), (2, 4, 4));
     assert!(gates.iter().all(|gate| !gate.is_ready()));
     table.task(1).read_splits(4);
     assert!(gates.iter().any(|gate| gate.is_ready()));
-    // Node 1 has eight splits left, and node 0 waits.
+    // Node 1 has eight splits left, and node 0 is blocked.
     while !table.schedule().finished && table.task(1).load().queued > 0 {
         table.task(1).read_splits(4);
     }
@@ -303,7 +307,8 @@ fn k2_nodes_do_not_wait_for_each_other() {
     assert!(table.all_closed());
 }
 
-/// One group a node at a time; the next one when it has ended, not when its splits are given out.
+/// One group per node at a time; the next starts when it has ended, not when its splits are
+/// assigned.
 #[test]
 fn k4_m5_groups_follow_each_other() {
     let mut table = Table::new(1, 3, 2, Some(1));
@@ -319,13 +324,13 @@ fn k4_m5_groups_follow_each_other() {
         [vec![format!("group {number}")], table(0).into(), table(1).into()].concat()
     };
     assert_eq!(table.task(0).log(), group(0));
-    // It has no other bucket.
+    // Node 1 has no other bucket.
     assert_eq!(table.task(1).log(), [group(1), vec!["no more groups".into()]].concat());
     table.task(0).read_group(0);
     let waits = table.schedule();
     assert!(!waits.finished && table.task(0).log().len() == 5, "M-6: it has been read, and runs");
     let (_, gates) = waits.blocked.unwrap();
-    assert!(gates.is_empty(), "only the inbox tells");
+    assert!(gates.is_empty(), "only the task's end wakes the scheduler");
     assert!(table.events.take().is_none() && !table.events.gate().is_ready());
     table.task(0).end_group(0);
     assert!(table.events.gate().is_ready());
@@ -351,7 +356,7 @@ fn k4_several_groups_at_a_time() {
     assert!(table.schedule().finished);
 }
 
-/// A group that wants no more of its tables ends before all its splits are given out.
+/// A group that needs no more rows of its tables ends before all its splits are assigned.
 #[test]
 fn a_group_that_has_enough_does_not_stop_the_others() {
     let mut table = Table::new(20, 2, 1, Some(1));
@@ -364,7 +369,7 @@ fn a_group_that_has_enough_does_not_stop_the_others() {
     assert!(table.schedule().finished && table.all_closed());
 }
 
-/// J-5, D-8: what was opened is closed, once, also in the middle.
+/// J-5, D-8: opened sources are closed once, also in the middle.
 #[test]
 fn d8_buckets_are_closed() {
     let mut table = Table::new(20, 2, 2, Some(1));

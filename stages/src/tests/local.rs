@@ -1,4 +1,4 @@
-//! One task on an executor, without those who would schedule it.
+//! One task on an executor, without a scheduler.
 
 use std::{sync::Arc, thread, time::Duration};
 
@@ -14,7 +14,8 @@ use crate::{
     local::{LocalTaskFactory, TaskEnvironment},
 };
 
-/// A task may need nothing of a stage and end before that begins. Whoever writes for it is not to wait.
+/// A task may need nothing of a stage and end before that stage starts. Producers for it must not
+/// wait.
 #[tokio::test]
 async fn a_reader_that_has_ended_leaves_the_outputs_that_come() {
     let plan = stages("SELECT k, count(*) FROM large GROUP BY k").await.unwrap();

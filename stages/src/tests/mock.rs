@@ -1,4 +1,4 @@
-//! Tasks and tables that only say what was asked of them.
+//! Mock tasks and tables that record the calls they receive.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -47,7 +47,7 @@ pub(super) struct MockTask {
     writer: Mutex<Option<OutputWriter<BufferedBatch>>>,
     pub(super) queue: SplitQueue<Split>,
     groups: Mutex<BTreeMap<usize, SplitQueue<Split>>>,
-    /// What it was told, in order.
+    /// Recorded calls, in order.
     log: Mutex<Vec<String>>,
     events: Arc<TaskEvents>,
 }
@@ -67,7 +67,7 @@ impl MockTask {
         }
     }
 
-    /// It has written all, and that was read.
+    /// Finishes the output, as after its last page was read.
     pub(super) fn finish(&self) {
         if let Some(writer) = self.writer.lock().take() {
             writer.finish();
@@ -89,7 +89,7 @@ impl MockTask {
         }
     }
 
-    /// The group has done all it had to do, or wanted to.
+    /// Ends a group.
     pub(super) fn end_group(&self, group: usize) {
         if let Some(queue) = self.groups.lock().remove(&group) {
             queue.close();
@@ -97,14 +97,14 @@ impl MockTask {
         self.events.task_progressed();
     }
 
-    /// Reads all that the group has.
+    /// Reads all splits of a group.
     pub(super) fn read_group(&self, group: usize) {
         if let Some(queue) = self.queue_of(Lifespan::Group(group)) {
             while let PopResult::Item(_) = queue.take() {}
         }
     }
 
-    /// Reads so many of its splits; how many there were.
+    /// Reads at most `max` splits, and returns their number.
     pub(super) fn read_splits(&self, max: usize) -> usize {
         let mut read = 0;
         while read < max
@@ -239,12 +239,12 @@ impl TaskFactory for MockFactory {
     }
 }
 
-/// So many splits of these weights, some of which are not known at first.
+/// Splits of these weights, some of which are blocked at first.
 pub(super) struct MockSplits {
     pub(super) weights: VecDeque<u64>,
-    /// Opened by the test.
+    /// Set ready by the test.
     pub(super) unknown: Option<Gate>,
-    /// How often it was asked, and for how many.
+    /// The `max` of each request.
     pub(super) requests: Arc<Mutex<Vec<usize>>>,
     pub(super) closed: Arc<AtomicBool>,
     pub(super) fails: bool,
@@ -264,9 +264,9 @@ impl MockSplits {
 
 impl SplitSource for MockSplits {
     fn next(&mut self, max: usize) -> PlanResult<Splits> {
-        assert!(!self.closed.load(Ordering::Relaxed), "asked after its end");
+        assert!(!self.closed.load(Ordering::Relaxed), "requested after its end");
         if self.fails {
-            return datafusion::common::exec_err!("the table is gone");
+            return datafusion::common::exec_err!("the table was dropped");
         }
         self.requests.lock().push(max);
         if let Some(gate) = self.unknown.take_if(|gate| !gate.is_ready()) {
@@ -289,12 +289,12 @@ fn rows() -> Arc<dyn ExecutionPlan> {
     Arc::new(EmptyExec::new(Arc::new(Schema::new(fields))))
 }
 
-/// A table on so many nodes.
+/// A table on `nodes` nodes.
 pub(super) fn scan(nodes: usize) -> Arc<dyn ExecutionPlan> {
     Arc::new(SplitScanExec::new(rows(), nodes))
 }
 
-/// `sources`, whose rows go on to so many tasks.
+/// An exchange of `sources` to `partitions` tasks.
 pub(super) fn send(
     handle: Handle,
     partitions: usize,
@@ -324,7 +324,7 @@ pub(super) fn chain(nodes: usize) -> SubPlan {
     fragmented(&send(Handle::Single, 1, vec![hashed]))
 }
 
-/// `0: gathers, 1: a table and what is sent to all of 2: another table`.
+/// `0: gathers, 1: a table, and the broadcast of 2: another table`.
 pub(super) fn broadcast(nodes: usize) -> SubPlan {
     let replicated = send(Handle::FixedBroadcast, nodes, vec![scan(nodes)]);
     fragmented(&send(Handle::Single, 1, vec![together(vec![replicated, scan(nodes)])]))
@@ -334,7 +334,7 @@ pub(super) fn fragmented(plan: &Arc<dyn ExecutionPlan>) -> SubPlan {
     fragment_plan(plan, 100).unwrap()
 }
 
-/// A query of mocks.
+/// A query of mock tasks.
 pub(super) struct Query {
     pub(super) scheduler: QueryScheduler,
     pub(super) factory: Arc<MockFactory>,
@@ -370,7 +370,7 @@ impl Query {
         Self { scheduler, factory, result }
     }
 
-    /// Steps until it waits or has ended.
+    /// Steps until the scheduler is blocked or finished; returns whether it is finished.
     pub(super) fn run_until_blocked(&mut self) -> Result<bool> {
         loop {
             match self.scheduler.step()? {
@@ -390,7 +390,7 @@ impl Query {
     }
 }
 
-/// A page of so many rows of eight bytes.
+/// A page of `rows` rows of eight bytes.
 fn page(rows: usize) -> BufferedBatch {
     let schema = Arc::new(Schema::new(vec![Field::new("k", DataType::Int64, true)]));
     let column = Arc::new(Int64Array::from(vec![1; rows]));
@@ -398,7 +398,7 @@ fn page(rows: usize) -> BufferedBatch {
 }
 
 impl MockTask {
-    /// Writes a page of so many rows.
+    /// Writes a page of `rows` rows.
     pub(super) fn write(&self, partition: usize, rows: usize) {
         let mut writer = self.writer.lock();
         let _answer = writer.as_mut().unwrap().push(partition, page(rows));

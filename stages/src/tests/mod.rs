@@ -1,4 +1,4 @@
-//! How queries are cut. Names or comments carry the numbers of the rules in `RULES.md`.
+//! Tests of fragmenting. Names or comments carry the numbers of the rules in `RULES.md`.
 
 mod buckets;
 mod local;
@@ -28,7 +28,7 @@ use crate::{
 
 const NODES: usize = 4;
 
-/// `large` in four parts of 40,000 rows each, `small` of 10 rows.
+/// `large` in four partitions of 40,000 rows each, `small` of 10 rows.
 fn session() -> SessionContext {
     let config = SessionConfig::new();
     let session = SessionContext::new_with_config(config);
@@ -51,7 +51,7 @@ async fn stages(sql: &str) -> Result<SubPlan> {
     plan_stages(&state, &plan, &StageOptions::with_nodes(NODES)).await
 }
 
-/// Each stage as its partitioning, where its output goes, and the stages that it reads.
+/// Each stage as its partitioning, the distribution of its output, and the stages that it reads.
 fn shape(plan: &SubPlan) -> Vec<String> {
     let mut all = Vec::new();
     let children: Vec<_> = plan.children.iter().map(|child| child.fragment.id).collect();
@@ -69,7 +69,7 @@ async fn check(sql: &str, expected: &[&str]) {
     assert_eq!(shape(&plan), expected, "{sql}\n{}", plan.tree(NODES).text());
 }
 
-/// The session is as it was.
+/// Planning leaves the session unchanged.
 #[tokio::test]
 async fn planning_changes_no_session() {
     let session = session();
@@ -81,7 +81,7 @@ async fn planning_changes_no_session() {
     }
 }
 
-/// A value that one stage has made comes to others as a row.
+/// The value of one stage reaches others as a row.
 #[tokio::test]
 async fn a_scalar_subquery_is_a_join() {
     let sql = "SELECT v FROM large WHERE v = (SELECT max(v) FROM small)";
@@ -90,7 +90,7 @@ async fn a_scalar_subquery_is_a_join() {
     assert!(!text.contains("scalar_subquery") && text.contains("BROADCAST"), "{text}");
 }
 
-/// A limit of a scan is one for all its splits, and not for those of each node.
+/// A limit of a scan applies to all its splits together, not to each node.
 #[tokio::test]
 async fn a_limit_is_not_spread() {
     let sql = "SELECT k, count(*) FROM (SELECT k FROM small LIMIT 3) GROUP BY k";
@@ -111,7 +111,7 @@ async fn a_union_of_aggregates_is_cut() {
     assert!(plan.fragments().len() > 2, "{}", plan.tree(NODES).text());
 }
 
-/// What comes through an exchange has lost the order that the merge above wants.
+/// Rows from an exchange have lost the order that the merge above needs.
 #[tokio::test]
 async fn a_union_below_a_merge_is_sorted_again() {
     let sql = "SELECT small.v, u.v AS w FROM small JOIN
@@ -125,8 +125,8 @@ async fn a_union_below_a_merge_is_sorted_again() {
     assert!(!text.contains("DynamicFilter"), "{text}");
 }
 
-/// F-2: the root is 0, the others are numbered as they are entered, from left to right. F-3: a gather makes
-/// its reader one task, a repartition shares it by the keys.
+/// F-2: the root is 0; the others are numbered before their children, from left to right. F-3: a
+/// gather makes its reader a single task, a repartition distributes it by the keys.
 #[tokio::test]
 async fn f2_f3_an_aggregate_is_done_twice() {
     let sql = "SELECT k, sum(v) AS s FROM large GROUP BY k";
@@ -138,7 +138,7 @@ async fn f2_f3_an_aggregate_is_done_twice() {
     check(sql, &expected).await;
 }
 
-/// F-3: who is sent all rows of the small side keeps the splits of the other.
+/// F-3: the stage that receives the broadcast keeps the splits of its probe side.
 #[tokio::test]
 async fn f3_a_small_side_is_sent_to_all() {
     let sql = "SELECT large.v, small.v AS w FROM large JOIN small ON large.k = small.k";
@@ -150,7 +150,7 @@ async fn f3_a_small_side_is_sent_to_all() {
     check(sql, &expected).await;
 }
 
-/// A row of the collected side that finds no match on one node may find one on another.
+/// A build row without a match on one node may have one on another.
 #[tokio::test]
 async fn left_rows_are_not_judged_by_each_node_for_itself() {
     for kind in ["LEFT", "FULL"] {
@@ -171,7 +171,8 @@ async fn sorted_apart_and_merged() {
     check(sql, &expected).await;
 }
 
-/// F-1: each source of an exchange becomes a fragment, and one remote source names them all in their order.
+/// F-1: each source of an exchange becomes a fragment, and one remote source names them all in
+/// their order.
 #[tokio::test]
 async fn f1_a_union_is_one_exchange_of_several_stages() {
     let sql = "SELECT v FROM large UNION ALL SELECT k FROM small UNION ALL SELECT k FROM large";
@@ -204,7 +205,7 @@ fn exchange(scope: Scope, from: Vec<Arc<dyn ExecutionPlan>>) -> Arc<dyn Executio
     Arc::new(ExchangeExec::try_new(scope, ExchangeKind::Gather, scheme, from).unwrap())
 }
 
-/// F-1: what stays on a node stays in the fragment.
+/// F-1: a local exchange stays in its fragment.
 #[test]
 fn f1_a_local_exchange_is_not_cut() {
     let local = exchange(Scope::Local, vec![exchange(Scope::Remote, vec![source()]), source()]);
@@ -213,7 +214,7 @@ fn f1_a_local_exchange_is_not_cut() {
     assert!(plan.fragment.root.downcast_ref::<ExchangeExec>().is_some());
 }
 
-/// F-8: too many stages are refused, with what to do.
+/// F-8: too many stages are refused, with advice.
 #[test]
 fn f8_so_many_stages_and_no_more() {
     let chain = (0..9).fold(source(), |plan, _| exchange(Scope::Remote, vec![plan]));
@@ -222,7 +223,7 @@ fn f8_so_many_stages_and_no_more() {
     assert!(error.contains("10 stages, of at most 9"), "{error}");
 }
 
-/// F-8: a fragment that reads what is not its child is a fault that is seen.
+/// F-8: a fragment that reads anything but its children is detected.
 #[test]
 fn f8_children_that_nobody_reads_are_seen() {
     let two = exchange(Scope::Remote, vec![source(), source()]);
@@ -234,7 +235,7 @@ fn f8_children_that_nobody_reads_are_seen() {
     assert!(plan.check().is_err());
 }
 
-/// F-7: a fragment gives the columns that its readers were planned for.
+/// F-7: a fragment outputs the columns that its readers were planned for.
 #[test]
 fn f7_sources_of_other_types_are_refused() {
     let other = Schema::new(vec![Field::new("k", DataType::Utf8, true)]);
@@ -258,5 +259,5 @@ async fn f5_shares_that_do_not_go_together_are_refused() {
     let both = UnionExec::try_new(vec![by(Handle::FixedHash), by(Handle::FixedArbitrary)]).unwrap();
     let root = exchange(Scope::Remote, vec![both]);
     let error = fragment_plan(&root, 100).unwrap_err().to_string();
-    assert!(error.contains("reads rows by HASH and by ARBITRARY"), "{error}");
+    assert!(error.contains("reads rows distributed by HASH and by ARBITRARY"), "{error}");
 }

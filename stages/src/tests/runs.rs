@@ -15,7 +15,7 @@ async fn start(
     execute(session.sql(sql).await.unwrap(), nodes, options).await.unwrap()
 }
 
-/// The rows in any order, and what became of the tasks.
+/// The rows in any order, and the statistics of the tasks.
 async fn rows_on(
     nodes: &Nodes,
     options: &StageOptions,
@@ -64,7 +64,7 @@ async fn queries_give_the_rows_of_datafusion() {
                     let (rows, tasks) = rows_on(&nodes, &options, sql).await;
                     assert_eq!(rows, expected, "{sql} on {count} nodes, {policy:?}");
                     assert!(!tasks.is_empty());
-                    // One whose reader has ended is cancelled, though it may have been about to end.
+                    // A task whose reader has ended is cancelled, even if it was about to finish.
                     let well = [TaskState::Finished, TaskState::Cancelled];
                     let ended_well = tasks.iter().all(|task| well.contains(&task.state));
                     assert!(ended_well, "{sql}: {tasks:#?}");

@@ -1,4 +1,4 @@
-//! Rules C, D, E, G, H, J, K, L and M on tasks that only say what was asked of them.
+//! Rules C, D, E, G, H, J, K, L and M on mock tasks that record their calls.
 
 use std::{
     collections::BTreeMap,
@@ -34,14 +34,14 @@ fn c_d_e_a_query_from_its_plan_to_its_end() {
     assert!(!query.run_until_blocked().unwrap());
     use StageState::Running;
     assert_eq!(query.states(), [Running, Running, Running]);
-    // K-1, E-4: tasks of a fixed count on their nodes; one a node for splits, numbered from 0.
+    // K-1, E-4: tasks of a fixed count on their nodes; one per node for splits, numbered from 0.
     let tasks_on = |stage| -> Vec<_> {
         query.factory.tasks_of(stage).iter().map(|task| (task.id().index, task.node())).collect()
     };
     assert_eq!(tasks_on(0), [(0, 0)]);
     assert_eq!(tasks_on(1), [(0, 0), (1, 1)]);
     assert_eq!(tasks_on(2).len(), 2);
-    // E-1, E-7: all were told of all that they read, and that it is complete.
+    // E-1, E-7: each task knows all its inputs, and that they are complete.
     for task in query.factory.tasks_of(1) {
         let mut log = task.log();
         log.sort();
@@ -50,7 +50,7 @@ fn c_d_e_a_query_from_its_plan_to_its_end() {
     for task in query.factory.tasks_of(2) {
         assert!(task.log().contains(&"no more splits of 0".to_owned()));
     }
-    // C-6: who reads the result reads the root.
+    // C-6: the reader of the result reads the root.
     assert_eq!(query.result.locations().len(), 1);
     for stage in [2, 1, 0] {
         query.factory.tasks_of(stage).iter().for_each(|task| task.finish());
@@ -60,10 +60,11 @@ fn c_d_e_a_query_from_its_plan_to_its_end() {
     }
 }
 
-/// C-1, C-3: a stage that fails tells of its tasks, but never that they are all; B-1: its first cause stays.
+/// C-1, C-3: a failed stage announces its tasks, but never that they are all. B-1: its first cause
+/// stays.
 #[test]
 fn c3_a_stage_that_fails_is_never_complete() {
-    // Not all splits are given out.
+    // Not all splits are assigned.
     let mut query = Query::new(&chain(2), AT_ONCE, 2, |_| ones(100));
     query.run_until_blocked().unwrap();
     let tables = query.factory.tasks_of(2);
@@ -77,19 +78,20 @@ fn c3_a_stage_that_fails_is_never_complete() {
     for task in query.factory.tasks_of(1) {
         let log = task.log();
         assert!(log.len() == 2 && log.iter().all(|what| !what.contains("complete")), "{log:?}");
-        // M-2: what is aborted fails those that read it.
+        // M-2: an aborted task fails its readers.
         assert_eq!(task.output().state(), OutputState::Failed);
     }
-    // And the result never ends well.
+    // The result never finishes without an error.
     assert!(matches!(query.result.take(), PopResult::Aborted));
 }
 
-/// D-5, C-4: what a stage that has ended was reading is cancelled, down to the tables, and ends well.
+/// D-5, C-4: the inputs of a stage that has ended are cancelled, down to the tables, without an
+/// error.
 #[test]
 fn d5_the_end_of_a_reader_is_the_end_of_what_it_reads() {
     let mut query = Query::new(&chain(2), AT_ONCE, 2, |_| ones(100));
     query.run_until_blocked().unwrap();
-    assert_eq!(query.states()[2], StageState::Scheduling, "it waits for room");
+    assert_eq!(query.states()[2], StageState::Scheduling, "it waits for capacity");
     query.factory.tasks_of(0)[0].finish();
     assert!(query.run_until_blocked().unwrap());
     use StageState::{Cancelled, Finished};
@@ -100,7 +102,7 @@ fn d5_the_end_of_a_reader_is_the_end_of_what_it_reads() {
     }
 }
 
-/// D-9: a task that was ended by somebody else is a failure.
+/// D-9: a task that was not ended by its scheduler is a failure.
 #[test]
 fn d9_an_abort_from_outside_is_a_failure() {
     let mut query = Query::new(&chain(1), AT_ONCE, 1, |_| ones(1));
@@ -110,7 +112,7 @@ fn d9_an_abort_from_outside_is_a_failure() {
     assert_eq!(query.states()[2], StageState::Failed);
 }
 
-/// D-8, G-4: all tables are closed, whichever way it ends; also if one of them cannot be opened.
+/// D-8, G-4: all tables are closed, however the query ends; also if one of them cannot be opened.
 #[test]
 fn d8_g4_tables_are_closed() {
     let mut closed = Vec::new();
@@ -156,7 +158,8 @@ fn stage(plan: &crate::SubPlan, id: usize, factory: &Arc<MockFactory>) -> StageE
     StageExecution::new(fragment, factory.clone(), Arc::<TaskEvents>::default())
 }
 
-/// E-2: a source of several stages is complete when all of them are. E-3: a task that is made late is told all.
+/// E-2: a source of several stages is complete when all of them are. E-3: a late task receives
+/// everything.
 #[test]
 fn e2_e3_late_tasks_and_sources_of_several_stages() {
     let union = send(Handle::FixedArbitrary, 2, vec![scan(2), scan(2)]);
@@ -181,7 +184,7 @@ fn e2_e3_late_tasks_and_sources_of_several_stages() {
     let all = ["source 0 reads 2.0", "source 0 reads 3.0", "source 0 is complete"];
     assert_eq!((logs(0), logs(1)), (all.map(str::to_owned).into(), all.map(str::to_owned).into()));
     assert_eq!((early.id().index, late.id().index), (0, 1));
-    // E-1: it reads no other stage.
+    // E-1: the stage reads no other stage.
     assert!(reader.add_locations(7, &Vec::new(), true).is_err());
 }
 
@@ -190,7 +193,7 @@ fn e3_e4_e5_what_cannot_be_made() {
     let (plan, factory) = (chain(2), MockFactory::new(10));
     let mut table = stage(&plan, 2, &factory);
     let error = table.schedule_task(0, 0).unwrap_err().to_string();
-    assert!(error.contains("before anybody said who reads it"), "{error}");
+    assert!(error.contains("before its readers are set"), "{error}");
     table.set_buffers(&OutputBuffers::with_partitions(2)).unwrap();
     assert!(table.schedule_splits(5, 0, Vec::new()).unwrap().is_some());
     assert!(table.schedule_splits(5, 0, Vec::new()).unwrap().is_none(), "one a node");
@@ -204,7 +207,7 @@ fn e3_e4_e5_what_cannot_be_made() {
     assert!(reader.schedule_task(1, 1).unwrap().is_none(), "it has ended");
 }
 
-/// E-6: older versions are ignored, and nothing is taken back.
+/// E-6: older versions are ignored, and nothing is revoked.
 #[test]
 fn e6_versions_of_buffers() {
     let (plan, factory) = (broadcast(2), MockFactory::new(10));
@@ -217,10 +220,10 @@ fn e6_versions_of_buffers() {
     table.set_buffers(&one.with_no_more_buffers()).unwrap();
     assert_eq!(task.output().state(), OutputState::NoMoreBuffers);
     let other = none.with_buffer(1, 0).unwrap().with_buffer(2, 0).unwrap().with_no_more_buffers();
-    assert!(table.set_buffers(&other).is_err(), "buffer 0 is gone");
+    assert!(table.set_buffers(&other).is_err(), "buffer 0 is missing");
 }
 
-/// E-8, E-10: tasks that finish before all are made do not finish the stage; the last one does.
+/// E-8, E-10: tasks that finish before all are created do not finish the stage; the last one does.
 #[test]
 fn e8_a_stage_ends_with_its_last_task() {
     let (plan, factory) = (chain(2), MockFactory::new(10));
@@ -237,7 +240,7 @@ fn e8_a_stage_ends_with_its_last_task() {
     factory.tasks()[1].finish();
     table.task_ended(1);
     assert_eq!(table.state(), StageState::Finished);
-    // E-7, E-10: all had finished when scheduling was complete.
+    // E-7, E-10: all tasks had finished when scheduling was complete.
     let mut early = stage(&plan, 1, &factory);
     early.set_buffers(&OutputBuffers::with_partitions(1)).unwrap();
     early.schedule_task(0, 0).unwrap();
@@ -253,7 +256,7 @@ fn h1_h4_h5_h6_managers_of_buffers() {
         let scheme = PartitioningScheme { handle, partitions, ..PartitioningScheme::single() };
         BufferManager::new(&scheme)
     };
-    // H-6: all is known from the start, and readers are only checked.
+    // H-6: all buffers are known from the start, and readers are only checked.
     let mut partitioned = manager(Handle::FixedHash, 3);
     assert_eq!(partitioned.buffers(), &OutputBuffers::with_partitions(3));
     assert!(!partitioned.add([0, 2], true).unwrap());
@@ -267,7 +270,7 @@ fn h1_h4_h5_h6_managers_of_buffers() {
         assert!(manager.add([0, 1], false).unwrap());
         assert!(!manager.add([1], false).unwrap(), "nothing new");
         assert!(manager.add([], true).unwrap());
-        // H-4: what comes later is not heard.
+        // H-4: readers after the last are ignored.
         assert!(!manager.add([2], true).unwrap());
         assert_eq!((manager.buffers().len(), manager.buffers().no_more_buffers()), (2, true));
     }
@@ -331,12 +334,12 @@ fn j1_splits_are_asked_for_when_none_are_left() {
 fn j2_j6_j8_splits_wait_for_room() {
     let mut table = Table::new(2, ones(20));
     let scheduled = table.schedule();
-    // J-8: four a node whatever is queued, and no more, since more than two are queued.
+    // J-8: four splits per node regardless of queues, and no more, since more than two are queued.
     assert_eq!(table.splits_by_node(), [4, 4]);
     let (reason, gates) = scheduled.blocked.unwrap();
     assert_eq!(reason, crate::BlockedReason::SplitQueuesFull);
     assert!(!scheduled.finished && gates.len() == 2 && !gates.iter().any(|gate| gate.is_ready()));
-    // A task that has begun with all but one of them may have another.
+    // A task that reads all but one of its splits may have another.
     let task = table.factory.tasks()[0].clone();
     let reading: Vec<_> = (0..3).map(|_| task.queue.take()).collect();
     assert!(reading.iter().all(|taken| matches!(taken, PopResult::Item(_))));
@@ -347,7 +350,7 @@ fn j2_j6_j8_splits_wait_for_room() {
     assert_eq!((queued[&task.node()], queued[&(1 - task.node())]), (2, 4));
 }
 
-/// J-3: it has finished in the call that places the last split.
+/// J-3: the call that places the last split finishes the scheduler.
 #[test]
 fn j3_the_last_split_ends_it() {
     let scheduled = Table::new(2, ones(3)).schedule();
@@ -373,7 +376,7 @@ fn j6_splits_that_are_not_known_are_waited_for() {
     assert!(table.schedule().finished);
 }
 
-/// J-7: a stage that waits and reads others has a task on every node, which are all there will be.
+/// J-7: a stage that is blocked and reads others gets a task on every node, and no more.
 #[test]
 fn j7_who_waits_and_reads_others_has_all_its_tasks() {
     let gate = Dependency::blocked("splits", DependencyKind::External);
@@ -384,7 +387,7 @@ fn j7_who_waits_and_reads_others_has_all_its_tasks() {
     query.run_until_blocked().unwrap();
     assert_eq!(query.factory.tasks_of(1).len(), 3);
     assert_eq!(query.states()[1], StageState::SchedulingSplits);
-    // So those that it reads know all their readers, and need not keep what these have read.
+    // Its inputs therefore know all their readers, and can drop pages that these have read.
     for task in query.factory.tasks_of(2) {
         assert_eq!(task.output().state(), OutputState::NoMoreBuffers);
     }
@@ -407,15 +410,15 @@ fn j8_the_node_with_least_to_read_gets_the_next() {
 fn a_table_that_cannot_be_cut_fails_the_query() {
     let mut query = Query::new(&chain(2), AT_ONCE, 2, |_| MockSplits { fails: true, ..ones(1) });
     let error = query.run_until_blocked().unwrap_err().to_string();
-    assert!(error.contains("the table is gone"), "{error}");
+    assert!(error.contains("the table was dropped"), "{error}");
 }
 
-/// L-2: what is read before who reads it, the collected side of a join before what probes it.
+/// L-2: inputs before their readers, build sides before probe sides.
 #[test]
 fn l2_all_at_once_is_one_pass_from_below() {
     let mut schedule = ExecutionSchedule::new(AT_ONCE, &broadcast(2));
     assert_eq!(schedule.stages(|_| StageState::Planned), [2, 1, 0]);
-    // L-1: what is scheduled leaves, running or not.
+    // L-1: a scheduled stage leaves the schedule, running or not.
     let state = |stage| if stage == 1 { StageState::Scheduling } else { StageState::Scheduled };
     assert_eq!(schedule.stages(state), [1]);
     assert!(!schedule.is_finished());
@@ -425,25 +428,25 @@ fn l2_all_at_once_is_one_pass_from_below() {
 /// L-3, L-4, L-5 and the plans of Presto's own test.
 #[test]
 fn l3_l4_phases() {
-    // A chain: a reader before what it reads.
+    // A chain: a reader before its input.
     assert_eq!(phases(&chain(2)), [[0], [1], [2]]);
-    // A table that is probed by what is sent to all starts with it.
+    // A table that probes a broadcast starts with it.
     assert_eq!(phases(&broadcast(2)), [vec![0], vec![2, 1]]);
-    // Sources of a union one after the other.
+    // The sources of a union start one after the other.
     let union = send(Handle::Single, 1, vec![scan(2), scan(2), scan(2)]);
     assert_eq!(phases(&fragmented(&union)), [[0], [1], [2], [3]]);
-    // A partitioned join: the left side with all that it reads before the right one.
+    // A partitioned join: the left side with all its inputs before the right one.
     let side = || send(Handle::FixedHash, 2, vec![scan(2)]);
     let joined = together(vec![side(), side()]);
     assert_eq!(phases(&fragmented(&send(Handle::Single, 1, vec![joined]))), [[0], [1], [2], [3]]);
-    // What is sent to all is itself a join of two: all start together.
+    // A broadcast that is itself a join of two: all start together.
     let small = send(Handle::FixedBroadcast, 2, vec![together(vec![side(), side()])]);
     let probe = together(vec![small, scan(2)]);
     let all = phases(&fragmented(&send(Handle::Single, 1, vec![probe])));
     assert_eq!(all, [vec![0], vec![4, 3, 2, 1]]);
 }
 
-/// L-5: the next phase comes when no table of the last is left to be given out.
+/// L-5: the next phase starts when all tables of the last are fully assigned.
 #[test]
 fn l5_one_table_after_the_other() {
     let union = send(Handle::Single, 1, vec![scan(1), scan(1)]);
@@ -457,7 +460,7 @@ fn l5_one_table_after_the_other() {
     assert_eq!(query.states()[1], StageState::Running, "it runs on, but has all its splits");
 }
 
-/// M-2: a task that is cancelled ends its readers well, one that is aborted does not.
+/// M-2: a cancelled task ends its readers without an error, an aborted one with an error.
 #[test]
 fn m2_cancelled_is_finished_and_aborted_is_not() {
     let mut query = Query::new(&chain(1), AT_ONCE, 1, |_| ones(1));
@@ -469,12 +472,12 @@ fn m2_cancelled_is_finished_and_aborted_is_not() {
     aborted.abort();
     assert_eq!(cancelled.output().state(), OutputState::Finished);
     assert_eq!(aborted.output().state(), OutputState::Failed);
-    // M-1: an end is for ever.
+    // M-1: a final state never changes.
     cancelled.fail("too late");
     assert_eq!(cancelled.state(), TaskState::Cancelled);
 }
 
-/// A stage of writers behind two tasks that read a table.
+/// A stage of writers with two input tasks that read a table.
 struct Writers {
     stage: StageExecution,
     sources: Vec<Arc<super::mock::MockTask>>,
@@ -507,7 +510,7 @@ impl Writers {
         self.scheduler.schedule(&mut self.stage, &[]).unwrap()
     }
 
-    /// The gates of one that waits.
+    /// The gates of a blocked step.
     fn expect_blocked(&mut self) -> Vec<gatework_shared_state::Gate> {
         let scheduled = self.schedule();
         assert!(!scheduled.finished && scheduled.new.is_empty());
@@ -521,19 +524,19 @@ impl Writers {
 #[test]
 fn k3_writers_are_added_when_there_is_more_to_write() {
     let mut writers = Writers::new(3);
-    assert_eq!(writers.schedule().new.len(), 1, "the first, whatever there is to write");
-    // Much is written, but nobody is held up.
+    assert_eq!(writers.schedule().new.len(), 1, "the first, regardless of written bytes");
+    // Enough is written, but no input is blocked.
     writers.progress.add(250);
     let gates = writers.expect_blocked();
     assert_eq!(gates.len(), 2);
-    // One of two is: half of them.
+    // One of two inputs is blocked, which is half.
     writers.sources[0].write(0, 100);
     assert!(gates.iter().any(|gate| gate.is_ready()));
     let second = writers.schedule().new;
     assert_eq!((second.len(), second[0].id().index, second[0].node()), (1, 1, 1));
     let third = writers.schedule().new;
     assert_eq!((third.len(), third[0].id().index, third[0].node()), (1, 2, 2));
-    // There is no node for another one, which is no error.
+    // No node is left for another writer, which is no error.
     writers.progress.add(1000);
     assert!(writers.expect_blocked().is_empty());
     writers.sources.iter().for_each(|source| source.finish());

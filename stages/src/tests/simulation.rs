@@ -1,4 +1,4 @@
-//! Many nodes and many splits: how evenly they are placed, and how long that takes.
+//! Many nodes and many splits: balance of the placement, and its run time.
 
 use std::time::Instant;
 
@@ -11,13 +11,13 @@ use gatework_shared_state::{output::OutputBuffers, splits::SplitLoad};
 use std::sync::Arc;
 
 struct Outcome {
-    /// The most that a node has read, of what each would have if all had the same.
+    /// Weight read by the fullest node, divided by an equal share.
     skew: f64,
     seconds: f64,
     calls: usize,
 }
 
-/// Splits of weights from 1 to 100, heavy ones rare; each node reads at the same speed.
+/// Splits of weights from 1 to 100, heavy ones rare; all nodes read at the same speed.
 fn simulate(nodes: usize, splits: usize) -> Outcome {
     let weight = |n: usize| {
         1 + (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) % 100 * 7 / (1 + n as u64 % 7)
@@ -51,7 +51,7 @@ fn simulate(nodes: usize, splits: usize) -> Outcome {
             break;
         }
         assert!(stage.state() != StageState::Failed);
-        // Each node reads on for as long.
+        // Each node reads the same weight per round.
         for task in factory.tasks() {
             let read_to = task.load().weight.saturating_sub(500);
             while task.load().weight > read_to && task.read_splits(1) > 0 {}
@@ -62,13 +62,15 @@ fn simulate(nodes: usize, splits: usize) -> Outcome {
     Outcome { skew: max / fair, seconds: spent, calls }
 }
 
-/// What must hold whatever the machine: all splits are placed, evenly, in few calls. How long that took is printed.
+/// Asserts what holds on every machine: all splits are placed, evenly, in few calls. Prints the run
+/// time.
 #[test]
 fn a_thousand_nodes_and_a_hundred_thousand_splits() {
     for (nodes, splits) in [(10, 10_000), (1000, 100_000)] {
         let Outcome { skew, seconds, calls } = simulate(nodes, splits);
         println!(
-            "{splits} splits on {nodes} nodes: the fullest has {skew:.3} of its share, {seconds:.3} s in {calls} calls"
+            "{splits} splits on {nodes} nodes: the fullest has {skew:.3} of its share, \
+             {seconds:.3} s in {calls} calls"
         );
         assert!(skew < 1.25, "{skew}");
         assert!(calls < splits, "{calls}");

@@ -27,7 +27,8 @@ fn a1_a2_no_change_is_none_and_an_end_is_for_ever() {
     }
 }
 
-/// The predicate may ask the machine itself, since no lock is held, and is asked again if the state changed.
+/// The predicate may read the machine itself, since no lock is taken. It is called again if the
+/// state changed.
 #[test]
 fn a3_the_predicate_is_asked_without_a_lock() {
     let state = StateMachine::new("stage", StageState::Planned);
@@ -36,7 +37,7 @@ fn a3_the_predicate_is_asked_without_a_lock() {
         calls.set(calls.get() + 1);
         assert_eq!(state.get(), known);
         if calls.get() == 1 {
-            // Somebody else is faster.
+            // A concurrent transition comes first.
             assert!(state.compare_and_set(StageState::Scheduling, |_| true));
         }
         true
@@ -49,11 +50,11 @@ fn a5_a6_each_waits_at_a_gate_of_his_own() {
     let state = StateMachine::new("stage", StageState::Planned);
     let (one, other) = (state.changed(StageState::Planned), state.changed(StageState::Planned));
     assert!(!std::sync::Arc::ptr_eq(&one, &other));
-    assert!(state.changed(StageState::Running).is_ready(), "it is another one already");
+    assert!(state.changed(StageState::Running).is_ready(), "the state differs already");
     state.compare_and_set(StageState::Scheduling, |_| true);
     assert!(one.is_ready() && other.is_ready());
     state.compare_and_set(StageState::Failed, |_| true);
-    assert!(state.changed(StageState::Failed).is_ready(), "there will be no other");
+    assert!(state.changed(StageState::Failed).is_ready(), "no change follows");
 }
 
 #[test]
@@ -77,7 +78,7 @@ fn b_who_may_go_where() {
     }
 }
 
-/// B-1: an end stays.
+/// B-1: a final state never changes.
 #[test]
 fn b1_ends_are_for_ever() {
     for end in ALL.into_iter().filter(|state| state.is_final()) {
@@ -91,7 +92,7 @@ fn b1_ends_are_for_ever() {
     }
 }
 
-/// The table of C: a stage that failed or was aborted never tells its reader that it is complete.
+/// The table of C: a stage that failed or was aborted is never reported complete to its reader.
 #[test]
 fn c_who_has_all_tasks() {
     use StageState::*;

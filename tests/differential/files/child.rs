@@ -1,5 +1,5 @@
-//! The process that reads damaged files. It tells on its standard output what it is about to do, so
-//! that its parent knows what killed it:
+//! The process that reads damaged files. It announces each step on standard output, so that its
+//! parent knows what killed it:
 //!
 //! ```text
 //! begin 17 what was done to which file
@@ -36,13 +36,13 @@ use crate::{
     sessions::Mode,
 };
 
-/// What is read of a damaged file.
+/// The queries on a damaged file.
 const QUERIES: [&str; 3] = [
     "SELECT * FROM t",
     "SELECT count(*), max(id) FROM t",
     "SELECT id FROM t WHERE id > 7 AND id < 60",
 ];
-/// No file here is larger than some megabytes.
+/// Memory bound; no file exceeds a few megabytes.
 const MEMORY: u64 = 1 << 30;
 
 /// Reads the damaged files of a range of numbers.
@@ -77,18 +77,18 @@ struct Reader {
     seeds: Vec<Seed>,
     mutants: PathBuf,
     seed: u64,
-    /// The number of a file that DataFusion does not survive.
+    /// Number of a file that kills the process in DataFusion.
     skip: u64,
     runner: Runner,
     executor: Executor,
-    /// What the well-formed files give, by file and query.
+    /// Results of the well-formed files, by file and query.
     right: HashMap<(PathBuf, &'static str), Option<Vec<RecordBatch>>>,
 }
 
 impl Reader {
     fn read(&mut self, number: u64) {
         let mut random = Random::new(self.seed ^ (number + 1) << 16);
-        // As many of each format, though there are more Parquet files.
+        // Formats with equal weight, although there are more Parquet files.
         let formats = [
             seeds::Format::Parquet,
             seeds::Format::Parquet,
@@ -115,7 +115,7 @@ impl Reader {
         let tested = Mode::Plain.session(&self.executor, SessionConfig::new(), 1);
         let tested = Side::new(tested, "gatework");
         let plain_refuses = match skip {
-            true => Some("it does not survive this file".to_owned()),
+            true => Some("this file kills the process".to_owned()),
             false => plain.create(&self.runner, seed, path),
         };
         let tested_refuses = tested.create(&self.runner, seed, path);
@@ -124,13 +124,13 @@ impl Reader {
             let actual = tested.answer(&self.runner, sql, tested_refuses.as_deref());
             judge(sql, &expected, &actual, self.right(seed, sql));
         }
-        let held = tested.session.runtime_env().memory_pool.reserved();
-        if held != 0 {
-            finding(Severity::OnlyOneRefuses, &format!("{held} bytes are still reserved"));
+        let reserved = tested.session.runtime_env().memory_pool.reserved();
+        if reserved != 0 {
+            finding(Severity::OnlyOneRefuses, &format!("{reserved} bytes are still reserved"));
         }
     }
 
-    /// Returns what the well-formed file gives.
+    /// Returns the result of the well-formed file.
     fn right(&mut self, seed: &Seed, sql: &'static str) -> Option<&[RecordBatch]> {
         let runner = &self.runner;
         let right = self.right.entry((seed.path.clone(), sql)).or_insert_with(|| {
@@ -156,7 +156,7 @@ impl Side {
         Self { session, name }
     }
 
-    /// Makes the table. Looking for a schema is DataFusion's on both sides. Answers why it is
+    /// Creates the table. Schema inference is DataFusion's on both sides. Returns why it is
     /// refused, if it is.
     fn create(&self, runner: &Runner, seed: &Seed, path: &Path) -> Option<String> {
         send("side", "DataFusion");
@@ -179,7 +179,7 @@ impl Side {
         }
     }
 
-    /// Reads the table, unless it was refused. Using a lot of memory is a finding.
+    /// Queries the table, unless it was refused. Using more than 1 GiB is a finding.
     fn answer(&self, runner: &Runner, sql: &str, refuses: Option<&str>) -> Outcome {
         if let Some(text) = refuses {
             return Outcome::Refused(text.to_owned());
@@ -194,7 +194,7 @@ impl Side {
                 "gatework" => Severity::Fatal,
                 _ => Severity::NotOurs,
             };
-            finding(severity, &format!("{sql}: it took more than 1 GiB of memory"));
+            finding(severity, &format!("{sql}: more than 1 GiB of memory was used"));
         }
         outcome
     }
@@ -209,7 +209,8 @@ fn same(actual: &[RecordBatch], expected: &[RecordBatch]) -> Result<(), String> 
         .map_err(|difference| difference.to_string())
 }
 
-/// A damaged file gives a clear error or the right rows; what DataFusion notices is to be noticed.
+/// Checks the outcome: a damaged file must give a clear error or the right rows, and damage that
+/// DataFusion detects must be detected.
 fn judge(sql: &str, expected: &Outcome, actual: &Outcome, right: Option<&[RecordBatch]>) {
     let is_right = |rows: &[RecordBatch]| right.is_some_and(|right| same(rows, right).is_ok());
     match (expected, actual) {
@@ -250,12 +251,12 @@ fn judge(sql: &str, expected: &Outcome, actual: &Outcome, right: Option<&[Record
     }
 }
 
-/// Has the system measure the peak from now on.
+/// Resets the system's peak memory of this process.
 fn forget_peak_memory() {
     let _measured_from_the_start_then = fs::write("/proc/self/clear_refs", "5");
 }
 
-/// A figure of the system's on the memory of this process, in bytes.
+/// Returns a memory figure of this process, in bytes.
 fn memory(figure: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(figure));

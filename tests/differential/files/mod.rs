@@ -1,8 +1,8 @@
-//! Damaged files: read through gatework, each gives a clear error or the right rows; no abort, no
-//! panic, no hang, and no more memory than a file of its size may take.
+//! Damaged files: reading each through gatework gives a clear error or the right rows. There is no
+//! abort, panic or hang, and memory stays in proportion to the file.
 //!
-//! An abort takes the process along, so files are read in child processes: this binary runs itself.
-//! A seed and a number fix a damaged file; `--first N --count 1` reads a single one.
+//! An abort kills the process, so child processes read the files: this binary runs itself. Seed and
+//! number determine a damaged file; `--first N --count 1` reads a single one.
 //!
 //! Options: `--count N`, `--seed S`, `--first N`, `--threads N`, `--findings FILE`.
 
@@ -38,14 +38,14 @@ pub(crate) use child::child;
 
 /// The command of child processes.
 pub(crate) const CHILD: &str = "files-child";
-/// A child that says nothing for so long hangs.
+/// Time without output after which a child counts as hanging.
 const LIMIT: Duration = Duration::from_secs(75);
-/// Files that one child reads.
+/// Number of files per child.
 const FILES_OF_CHILD: u64 = 100;
-/// What a child may allocate, in KiB: address space, of which its threads' stacks and arenas take
-/// a part. An allocation beyond it kills the child.
+/// Address space of a child, in KiB, including its threads' stacks and arenas. An allocation beyond
+/// it kills the child.
 const CHILD_KIB: u64 = 5 << 20;
-/// Findings of one kind that are kept.
+/// Number of findings of one kind that are kept.
 const ALIKE: usize = 2;
 
 /// Reads damaged files.
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Report {
         for _ in 0..args.number("threads", 2) {
             scope.spawn(|| {
                 loop {
-                    // Relaxed: the number alone is shared.
+                    // Relaxed: only the number itself is shared.
                     let start = next.fetch_add(FILES_OF_CHILD, Ordering::Relaxed);
                     if start >= first + count {
                         return;
@@ -83,7 +83,7 @@ struct Parent<'a> {
     seen: &'a Mutex<HashMap<String, usize>>,
 }
 
-/// What a child said last.
+/// The last output of a child.
 #[derive(Default)]
 struct Progress {
     number: u64,
@@ -93,9 +93,9 @@ struct Progress {
 }
 
 impl Parent<'_> {
-    /// Has children read the files `first..end`: another one behind a file that killed one.
+    /// Runs children over the files `first..end`; starts another one after a file that killed one.
     fn run(&self, mut first: u64, end: u64) {
-        // The number of a file that killed a child in DataFusion, which is then left out.
+        // Number of a file that killed a child in DataFusion, which is skipped afterwards.
         let mut skip = u64::MAX;
         while first < end {
             let errors = self.folder.join(format!("errors-{first}"));
@@ -105,7 +105,7 @@ impl Parent<'_> {
             let lines = lines_of(&mut child);
             let mut progress = Progress { number: first, ..Progress::default() };
             let hangs = self.follow(&lines, &mut progress);
-            // It has ended, or it hangs.
+            // The child has exited, or hangs.
             let _already_gone = child.kill();
             let status = child.wait().unwrap();
             if progress.done {
@@ -121,7 +121,7 @@ impl Parent<'_> {
             self.find(severity, &progress, &text);
             (first, skip) = match ours {
                 true => (progress.number + 1, u64::MAX),
-                // It does not even find a schema.
+                // Schema inference already kills the child.
                 false if skip == progress.number => (progress.number + 1, u64::MAX),
                 false => (progress.number, progress.number),
             };
@@ -144,7 +144,7 @@ impl Parent<'_> {
             .unwrap()
     }
 
-    /// Takes in what the child says, until its end. Answers whether it hangs.
+    /// Processes a child's output until its end. Returns whether the child hangs.
     fn follow(&self, lines: &Receiver<String>, progress: &mut Progress) -> bool {
         loop {
             let line = match lines.recv_timeout(LIMIT) {
@@ -196,7 +196,7 @@ fn severity_of(name: &str) -> Severity {
         Severity::Open,
     ];
     let severity = all.into_iter().find(|severity| format!("{severity:?}") == name);
-    severity.unwrap_or_else(|| panic!("no severity is called {name}"))
+    severity.unwrap_or_else(|| panic!("there is no severity {name}"))
 }
 
 fn lines_of(child: &mut Child) -> Receiver<String> {
@@ -212,7 +212,7 @@ fn lines_of(child: &mut Child) -> Receiver<String> {
     receiver
 }
 
-/// The last that a process said about its errors.
+/// The end of a process's standard error.
 fn tail(path: &Path) -> String {
     let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
     let lines: Vec<_> = text.lines().collect();

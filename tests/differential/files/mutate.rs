@@ -6,7 +6,7 @@ use super::{
 };
 use crate::queries::random::Random;
 
-/// The damaged bytes, and what was done to them.
+/// Returns the damaged bytes, and a description of the damage.
 pub(crate) fn mutant(format: Format, bytes: &[u8], random: &mut Random) -> (Vec<u8>, String) {
     let mut bytes = bytes.to_vec();
     let mut done = Vec::new();
@@ -24,7 +24,7 @@ pub(crate) fn mutant(format: Format, bytes: &[u8], random: &mut Random) -> (Vec<
     (bytes, done.join(", "))
 }
 
-/// Numbers that sizes, counts and offsets are replaced by.
+/// Picks a replacement for a size, count or offset.
 fn odd(random: &mut Random, value: u64) -> u64 {
     let choices = [
         0,
@@ -55,7 +55,7 @@ fn range(bytes: &[u8], most: usize, random: &mut Random) -> (usize, usize) {
 fn anywhere(bytes: &mut Vec<u8>, random: &mut Random) -> String {
     let (start, end) = range(bytes, 40, random);
     if bytes.is_empty() {
-        return "nothing is left".to_owned();
+        return "the file is empty".to_owned();
     }
     match random.below(6) {
         0 => {
@@ -120,12 +120,12 @@ fn parquet(bytes: &mut Vec<u8>, random: &mut Random) -> String {
                 format!("footer: {done}")
             },
         ),
-        // A page header with another number; the footer stays where it says.
+        // A page header with another number; the footer stays at its offset.
         4 | 5 => page(bytes, start, random).and_then(|(header, _)| {
             let (found, _) = numbers(bytes, header)?;
             replace(bytes, &found, random).map(|done| format!("page header: {done}"))
         }),
-        // A page twice.
+        // A duplicated page.
         6 => page(bytes, start, random).map(|(header, end)| {
             let copy = bytes[header..end].to_vec();
             bytes.splice(header..header, copy);
@@ -146,7 +146,7 @@ fn page(bytes: &[u8], footer: usize, random: &mut Random) -> Option<(usize, usiz
     let mut start = 4;
     while start < footer {
         let (found, end) = numbers(bytes, start)?;
-        // Its type, its size, and its size in the file, as zigzag numbers.
+        // The page's type, its size, and its size in the file, as zigzag numbers.
         let size = found.get(2).map(|number| decoded(bytes, *number) >> 1)?;
         let end = end.checked_add(usize::try_from(size).ok()?).filter(|&end| end <= footer);
         let Some(end) = end else { break };
@@ -156,7 +156,7 @@ fn page(bytes: &[u8], footer: usize, random: &mut Random) -> Option<(usize, usiz
     (!pages.is_empty()).then(|| *random.one(&pages))
 }
 
-/// Puts a text in at a random place.
+/// Inserts a text at a random position.
 fn insert(bytes: &mut Vec<u8>, texts: &[&[u8]], random: &mut Random) -> String {
     let place = random.below(bytes.len() + 1);
     let text = random.pick(texts);
@@ -211,13 +211,13 @@ fn json(bytes: &mut Vec<u8>, random: &mut Random) -> String {
     insert(bytes, &texts, random)
 }
 
-/// Replaces an aligned number, as the metadata of Arrow's files has them.
+/// Replaces an aligned number, as in the metadata of Arrow files.
 fn arrow(bytes: &mut Vec<u8>, random: &mut Random) -> String {
     if bytes.len() < 24 {
         return anywhere(bytes, random);
     }
     let size = *random.one(&[2, 4, 4, 8]);
-    // Most of it is metadata at both ends.
+    // Most metadata is at both ends.
     let most = if random.chance(50) { 600.min(bytes.len() / size) } else { bytes.len() / size };
     let place = random.below(most.max(1)).min(bytes.len() / size - 1) * size;
     let place = if random.chance(50) { place } else { (bytes.len() - size - place) / size * size };

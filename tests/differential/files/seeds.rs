@@ -1,4 +1,4 @@
-//! Well-formed files, of which damaged ones are made.
+//! Well-formed files, from which damaged ones are made.
 
 use std::{
     fs::{self, File},
@@ -13,7 +13,7 @@ use datafusion::prelude::SessionContext;
 
 use crate::queries::{random::Random, storage, tables::Table};
 
-/// A kind of file.
+/// A file format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Parquet,
@@ -23,7 +23,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// Returns the word for it in `STORED AS`, which is its extension as well.
+    /// Returns the word of the format in `STORED AS`, which is also its extension.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Parquet => "parquet",
@@ -48,7 +48,7 @@ pub(crate) struct Seed {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Makes well-formed files below `folder`.
+/// Writes well-formed files below `folder`.
 pub(crate) async fn write(folder: &Path, seed: u64) {
     for set in 0..4_u64 {
         let mut random = Random::new(seed ^ set << 40);
@@ -63,7 +63,7 @@ async fn write_table(path: &Path, table: &Table, random: &mut Random) {
     for layout in 0..2 {
         let path = PathBuf::from(format!("{}-{layout}.parquet", path.display()));
         if storage::write_file(rows, &path, random).is_err() {
-            // A column that Parquet cannot store.
+            // The table has a column that Parquet cannot store.
             fs::remove_file(&path).unwrap();
         }
     }
@@ -90,7 +90,7 @@ fn write_arrow(rows: &RecordBatch, path: &Path) {
     writer.finish().unwrap();
 }
 
-/// Reads the well-formed files below `folder`, always in the same order.
+/// Returns the well-formed files below `folder`, always in the same order.
 pub(crate) fn read(folder: &Path) -> Vec<Seed> {
     let mut paths: Vec<_> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -1,5 +1,5 @@
-//! Finds the numbers in a structure of Thrift's compact protocol, as Parquet's footers and page
-//! headers are, so that single ones can be replaced.
+//! Finds the numbers in a structure of Thrift's compact protocol, which Parquet's footers and page
+//! headers use, so that tests can replace single ones.
 
 /// A number: the variable-length integer at `start..end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,8 +8,8 @@ pub(crate) struct Number {
     pub(crate) end: usize,
 }
 
-/// Returns the numbers of the structure at `start`, lengths of texts and lists among them, and the
-/// end of the structure; `None` if it is no structure.
+/// Returns the numbers of the structure at `start`, including lengths of texts and lists, and the
+/// structure's end. Returns `None` if there is no valid structure.
 pub(crate) fn numbers(bytes: &[u8], start: usize) -> Option<(Vec<Number>, usize)> {
     let mut walk = Walk { bytes, next: start, numbers: Vec::new() };
     walk.fields(0)?;

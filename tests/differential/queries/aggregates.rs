@@ -1,4 +1,4 @@
-//! Random aggregates and window functions whose result SQL determines.
+//! Random aggregates and window functions with a result that SQL determines.
 
 use super::{
     expressions::{Expressions, Named},
@@ -6,7 +6,7 @@ use super::{
     types::Class,
 };
 
-/// Frames that look at rows one by one; they need an order without ties.
+/// Frames of single rows; they need an order without ties.
 const ROWS_FRAMES: [&str; 5] = [
     "ROWS BETWEEN 1 PRECEDING AND 1 FOLLOWING",
     "ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW",
@@ -21,11 +21,11 @@ const TIED_FRAMES: [&str; 4] = [
     "RANGE BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING",
 ];
 
-/// Makes aggregates over columns.
+/// Generates aggregates over columns.
 pub(crate) struct Aggregates<'a> {
     pub(crate) random: &'a mut Random,
     pub(crate) scope: &'a [Named],
-    /// Columns that together differ in all rows.
+    /// Columns that identify a row together.
     pub(crate) unique: &'a [String],
 }
 
@@ -47,7 +47,7 @@ impl Aggregates<'_> {
         self.of(class)
     }
 
-    /// Returns an aggregate, at times of distinct values or of some rows.
+    /// Returns an aggregate, sometimes DISTINCT or with a FILTER.
     pub(crate) fn aggregate(&mut self) -> String {
         let mut sql = match self.random.below(16) {
             0 => "count(*)".to_owned(),
@@ -155,7 +155,7 @@ impl Aggregates<'_> {
     }
 }
 
-/// Whether the function looks at its frame.
+/// Whether the function depends on its frame.
 fn takes_frames(function: &str) -> bool {
     ["sum", "min", "max", "avg", "count", "first_value", "last_value", "nth_value"]
         .iter()

@@ -2,15 +2,15 @@
 
 use super::{random::Random, types::Class};
 
-/// A column that expressions can name.
+/// A column that expressions can reference.
 #[derive(Debug, Clone)]
 pub(crate) struct Named {
-    /// With its relation, as in `a.c0`.
+    /// The name with its relation, as in `a.c0`.
     pub(crate) sql: String,
     pub(crate) class: Class,
 }
 
-/// Makes expressions over columns.
+/// Generates expressions over columns.
 pub(crate) struct Expressions<'a> {
     pub(crate) random: &'a mut Random,
     pub(crate) scope: &'a [Named],
@@ -28,7 +28,7 @@ impl Expressions<'_> {
         self.random.one(self.scope).clone()
     }
 
-    /// Returns a column that `is_wanted`, or else one with a number.
+    /// Returns a column that `is_wanted`, or else a numeric one.
     pub(crate) fn any_that(&mut self, is_wanted: impl Fn(Class) -> bool) -> Named {
         let columns: Vec<_> = self.scope.iter().filter(|column| is_wanted(column.class)).collect();
         match columns.is_empty() {

@@ -1,11 +1,12 @@
 //! Random queries over random tables, on a plain session and on a gatework session.
 //!
-//! A seed fixes the tables and the query, not the schedule of the threads. What differs is made
-//! smaller and shown with the statements that make it. One lock, around the signatures of what was
-//! found already.
+//! A seed determines the tables and the query, but not the schedule of the threads. A differing
+//! case is shrunk, and shown with the statements that create it. One lock guards the signatures of
+//! earlier findings.
 //!
 //! Options: `--count N`, `--seed S`, `--first N`, `--mode NAME` or `all`, `--threads N`,
-//! `--findings FILE`. A finding tells its mode; with `all`, modes go by the number of the query.
+//! `--findings FILE`. A finding names its mode; with `all`, the number of the query selects the
+//! mode.
 
 mod aggregates;
 mod expressions;
@@ -47,9 +48,9 @@ use shrink::{Case, shrink};
 use storage::Stored;
 use tables::Table;
 
-/// Queries over one set of tables.
+/// Number of queries over one set of tables.
 const QUERIES_OF_TABLES: u64 = 20;
-/// Findings of one kind that are kept.
+/// Number of findings of one kind that are kept.
 const ALIKE: usize = 2;
 
 /// Runs random queries.
@@ -70,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Report {
         for _ in 0..args.number("threads", 2) {
             scope.spawn(|| {
                 loop {
-                    // Relaxed: the number alone is shared.
+                    // Relaxed: only the number itself is shared.
                     let first = next.fetch_add(QUERIES_OF_TABLES, Ordering::Relaxed);
                     if first >= start + count {
                         return;
@@ -87,7 +88,7 @@ struct Fuzzer<'a> {
     modes: Vec<Mode>,
     seed: u64,
     report: &'a Report,
-    /// How often findings of a kind were seen.
+    /// Number of findings by kind.
     seen: Mutex<HashMap<String, usize>>,
 }
 
@@ -97,7 +98,7 @@ struct Sessions {
     reference: SessionContext,
     tested: SessionContext,
     executor: Executor,
-    /// With the files of tables.
+    /// Folder with the tables' files.
     _folder: TempDir,
 }
 
@@ -125,7 +126,7 @@ impl Sessions {
         (self.runner.verdict(&self.reference, sql, &expected, &actual), actual)
     }
 
-    /// Threads that hang are left behind.
+    /// Detaches threads that hang.
     fn end(self, hung: bool) {
         if hung {
             self.runner.abandon();
@@ -191,7 +192,7 @@ impl Fuzzer<'_> {
             Severity::Fatal => case,
             _ => catch_unwind(AssertUnwindSafe(|| shrink(case.clone(), fails))).unwrap_or(case),
         };
-        // The results of the smaller case, not of the one that it was made of.
+        // The results of the shrunk case, not of the original one.
         let text = failure(&case, mode, severity).unwrap_or(text);
         let sql = case.query.to_string();
         let tables = case.tables.iter().filter(|table| sql.contains(&table.name));
@@ -200,7 +201,7 @@ impl Fuzzer<'_> {
         self.report.find(severity, place, text);
     }
 
-    /// Whether few findings were of this kind.
+    /// Whether few findings of this kind were seen.
     fn is_new(&self, severity: Severity, text: &str) -> bool {
         let words = text.split(|c: char| !c.is_alphabetic()).filter(|word| word.len() > 2);
         let kind = words.take(14).collect::<Vec<_>>().join(" ");
@@ -211,7 +212,8 @@ impl Fuzzer<'_> {
     }
 }
 
-/// Returns how a case fails, if it does so as severely. Chance may hide it, so it has some tries.
+/// Returns how a case fails, if it fails with the same severity. Tries several times, since a
+/// failure may depend on chance.
 fn failure(case: &Case, mode: Mode, severity: Severity) -> Option<String> {
     let sql = case.query.to_string();
     let sessions = Sessions::new(&case.tables, mode, 1);

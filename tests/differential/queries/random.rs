@@ -1,11 +1,12 @@
-//! A small generator of random numbers: the same numbers for a seed, on every machine and in every version.
+//! A small random number generator: a seed gives the same numbers on every machine and in every
+//! version.
 
 /// SplitMix64.
 #[derive(Debug, Clone)]
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// Makes a generator; neighbouring seeds give unrelated numbers.
+    /// Creates a generator; neighbouring seeds give unrelated numbers.
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0xA076_1D64_78BD_642F) ^ 0xE703_7ED1_A0B4_28DB)
     }

@@ -9,7 +9,7 @@ use super::{
     types::Class,
 };
 
-/// Joins with their weight; those that give one side only stand last.
+/// Join types, repeated by weight; those that keep one side only are last.
 const JOINS: [&str; 12] = [
     "JOIN",
     "JOIN",
@@ -25,21 +25,21 @@ const JOINS: [&str; 12] = [
     "RIGHT ANTI JOIN",
 ];
 const SETS: [&str; 6] = ["UNION ALL", "UNION ALL", "UNION", "INTERSECT", "EXCEPT", "EXCEPT ALL"];
-/// No join may give more rows by far.
+/// Upper bound for the estimated rows of a join.
 const MAX_ROWS: usize = 60_000;
 
-/// Makes queries.
+/// Generates queries.
 pub(crate) struct Queries<'a> {
     pub(crate) random: &'a mut Random,
     pub(crate) tables: &'a [Table],
     aliases: usize,
 }
 
-/// What FROM brings into scope.
+/// The columns that FROM brings into scope.
 #[derive(Default)]
 struct Scope {
     columns: Vec<Named>,
-    /// Columns that together differ in all rows; empty if it is not known.
+    /// Columns that identify a row together; empty if unknown.
     unique: Vec<String>,
 }
 
@@ -73,7 +73,7 @@ impl<'a> Queries<'a> {
         }
     }
 
-    /// Bodies with the same types, one above the other.
+    /// Bodies with the same types, joined by set operations.
     fn set_query(&mut self) -> Query {
         let classes = [Class::Int, Class::Text, Class::Float, Class::Date, Class::Bool];
         let classes: Vec<_> =
@@ -104,7 +104,7 @@ impl<'a> Queries<'a> {
         Body::Select(Box::new(Select { items, from, filters, distinct, ..Select::default() }))
     }
 
-    /// One table, some columns, perhaps a condition: what stands in FROM and in WITH.
+    /// One table, some columns, perhaps a condition: for FROM and WITH.
     fn simple(&mut self) -> Query {
         let (from, scope) = self.from(1, None);
         let mut select = Select { from, ..Select::default() };
@@ -178,7 +178,7 @@ impl<'a> Queries<'a> {
     fn relation(&mut self, table: &Table, alias: &str, with: Option<&(String, Query)>) -> From {
         let source = match with {
             Some((name, query)) => {
-                // Its columns are known by the query it stands for.
+                // The columns of a WITH query are those of its body.
                 let names = items(query).map(|(_, name)| name.clone()).collect::<Vec<_>>();
                 let columns = names.join(", ");
                 let items = names.into_iter().map(|name| (name.clone(), name)).collect();
@@ -215,7 +215,7 @@ impl<'a> Queries<'a> {
         From { join: "", source, alias: alias.to_owned(), on: Vec::new() }
     }
 
-    /// Keys that are equal, and at times a condition beside them or none but that.
+    /// Equality of keys, sometimes with another condition, or only such a condition.
     fn conditions(&mut self, from: &mut From, left: &[Named], right: &[Named]) {
         if from.join == "CROSS JOIN" {
             return;
@@ -303,7 +303,7 @@ impl<'a> Queries<'a> {
             let key = expressions.any_that(Class::is_key);
             let sql =
                 if expressions.random.chance(20) { expressions.of(key.class, 1) } else { key.sql };
-            // A key that names no column would be an ordinal.
+            // A key without a column would be an ordinal.
             if sql.contains('.') && !keys.contains(&sql) {
                 keys.push(sql);
             }
@@ -325,7 +325,7 @@ impl<'a> Queries<'a> {
         }
     }
 
-    /// Returns an order: by items, or by columns that are not selected.
+    /// Returns an order by items, or by columns that are not selected.
     fn order(&mut self, select: &mut Select, scope: &Scope) -> Vec<String> {
         if !self.random.chance(50) {
             return Vec::new();
@@ -352,7 +352,7 @@ impl<'a> Queries<'a> {
     }
 }
 
-/// Whether rows are joined by values of the class.
+/// Whether values of the class can be join keys.
 fn is_join_key(class: Class) -> bool {
     matches!(
         class,
@@ -368,13 +368,13 @@ fn items(query: &Query) -> impl Iterator<Item = &(String, String)> {
     select.items.iter()
 }
 
-/// Returns the columns of a relation, and those of them that differ in all rows.
+/// Returns the columns of a relation, and those that identify its rows.
 fn in_scope(source: &Source, table: &Table, alias: &str) -> (Vec<Named>, Vec<String>) {
     let named = |name: &str, class| Named { sql: format!("{alias}.{name}"), class };
     if let Source::Query(query) = source
         && items(query).next().is_some_and(|(_, name)| name.starts_with('f'))
     {
-        // Classes of a WITH query are not known here; its columns can be counted and shown.
+        // The classes of a WITH query's columns are unknown; they can only be counted and selected.
         let columns = items(query).map(|(_, name)| named(name, Class::Null));
         return (columns.collect(), Vec::new());
     }

@@ -1,4 +1,4 @@
-//! Makes a failing case smaller: clauses are dropped, then rows, as long as it fails the same way.
+//! Shrinks a failing case: drops clauses, then rows, as long as it fails in the same way.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ pub(crate) struct Case {
     pub(crate) query: Query,
 }
 
-/// A case is made smaller for this long at most.
+/// Maximum time of shrinking a case.
 const LIMIT: Duration = Duration::from_secs(25);
 
 /// Returns the smallest case found that `fails`.
@@ -51,7 +51,7 @@ fn is_smaller(new: &Case, old: &Case, length: usize) -> bool {
     new.query.to_string().len() < length || rows(new) < rows(old)
 }
 
-/// The case with fewer rows in one table, or with a simpler place for them.
+/// Variants of the case with fewer rows in one table, or with simpler storage.
 fn smaller_tables(case: &Case) -> impl Iterator<Item = Case> {
     let sql = case.query.to_string();
     case.tables.iter().enumerate().flat_map(move |(place, table)| {

@@ -1,4 +1,4 @@
-//! Where the rows of a table are: in memory in several partitions, or in Parquet files of random
+//! Storage of a table's rows: in memory in several partitions, or in Parquet files of random
 //! layouts whose columns differ in order and number.
 
 use std::{fs::File, path::Path, sync::Arc};
@@ -21,17 +21,17 @@ use parquet::{
 
 use super::{random::Random, tables::Table};
 
-/// Where a table is; all of it follows from the seed.
+/// Storage of a table, determined by its seed.
 #[derive(Debug, Clone)]
 pub(crate) enum Storage {
-    /// Partitions with batches of random sizes; the order by `id` is declared if `sorted`.
+    /// Partitions with batches of random sizes; if `sorted`, the order by `id` is declared.
     Memory { partitions: usize, sorted: bool, seed: u64 },
     /// Files of random layouts.
     Parquet { files: usize, sorted: bool, seed: u64 },
 }
 
 impl Storage {
-    /// Picks one.
+    /// Picks a storage.
     pub(crate) fn random(random: &mut Random) -> Self {
         let (count, sorted) = (1 + random.below(3), random.chance(20));
         let seed = random.bits();
@@ -42,15 +42,15 @@ impl Storage {
     }
 }
 
-/// A table that sessions can be given.
+/// A table that sessions can register.
 pub(crate) enum Stored {
     Memory(Arc<MemTable>),
     Folder { path: String, schema: Schema, sorted: bool },
 }
 
 impl Stored {
-    /// Puts the rows of `table` where they belong; files go below `folder`. What Parquet cannot
-    /// store stays in memory.
+    /// Stores the rows of `table`; files go below `folder`. Types that Parquet cannot store stay in
+    /// memory.
     pub(crate) fn new(table: &Table, folder: &Path) -> Self {
         match table.storage {
             Storage::Memory { partitions, sorted, seed } => {
@@ -70,7 +70,7 @@ impl Stored {
         }
     }
 
-    /// Makes the table known to a session.
+    /// Registers the table in a session.
     pub(crate) async fn register(&self, name: &str, session: &SessionContext) -> Result<()> {
         match self {
             Self::Memory(table) => session.register_table(name, Arc::clone(table) as _).map(drop),
@@ -85,7 +85,7 @@ impl Stored {
     }
 }
 
-/// Cuts rows into `count` runs, some of which are empty at times.
+/// Cuts rows into `count` runs, some of which may be empty.
 fn runs(rows: &RecordBatch, count: usize, random: &mut Random) -> Vec<RecordBatch> {
     let mut ends: Vec<_> = (1..count).map(|_| random.below(rows.num_rows() + 1)).collect();
     ends.push(rows.num_rows());
@@ -139,7 +139,7 @@ pub(crate) fn write_file(
     Ok(())
 }
 
-/// Moves columns, and puts in ones that the table does not have.
+/// Reorders columns, and adds columns that the table does not have.
 fn rearranged(rows: &RecordBatch, random: &mut Random) -> RecordBatch {
     let schema = rows.schema();
     let mut columns: Vec<(Arc<Field>, ArrayRef)> =
@@ -188,7 +188,7 @@ fn properties(schema: &Schema, random: &mut Random) -> WriterProperties {
     builder.build()
 }
 
-/// Picks an encoding that the type may have.
+/// Picks an encoding that the type supports.
 fn encoding(data_type: &DataType, random: &mut Random) -> Option<Encoding> {
     let choices: &[Encoding] = match data_type {
         DataType::Int32 | DataType::Int64 | DataType::UInt32 | DataType::Date32 => {

@@ -1,4 +1,4 @@
-//! Generated tables: their columns, rows and where these are kept.
+//! Generated tables: their columns, rows and storage.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -10,14 +10,14 @@ use arrow::{
 
 use super::{random::Random, storage::Storage, types::Class, values, values::Spread};
 
-/// A column as expressions see it.
+/// A column, as expressions see it.
 #[derive(Debug, Clone)]
 pub(crate) struct Column {
     pub(crate) name: String,
     pub(crate) class: Class,
 }
 
-/// A table. Its first column, `id`, has another number in each row, ascending.
+/// A table. Its first column, `id`, has distinct ascending numbers.
 #[derive(Debug, Clone)]
 pub(crate) struct Table {
     pub(crate) name: String,
@@ -50,12 +50,12 @@ impl Table {
         Self { name, columns, rows, storage: Storage::random(random) }
     }
 
-    /// Makes three tables.
+    /// Creates three tables.
     pub(crate) fn random_set(random: &mut Random) -> Vec<Self> {
         (0..3).map(|place| Self::random(format!("t{place}"), random)).collect()
     }
 
-    /// Returns the table as SQL that makes it, and where it was.
+    /// Returns the SQL that creates the table, with its storage as a comment.
     pub(crate) fn sql(&self) -> String {
         let schema = self.rows.schema();
         let fields = schema.fields().iter().enumerate().map(|(place, field)| {

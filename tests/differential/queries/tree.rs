@@ -1,4 +1,4 @@
-//! Generated queries as trees, so that clauses can be taken out, and their SQL.
+//! Generated queries as trees whose clauses can be removed, and their SQL.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -12,7 +12,7 @@ pub(crate) struct Query {
     pub(crate) offset: Option<usize>,
 }
 
-/// What gives the rows of a query.
+/// The body of a query.
 #[derive(Debug, Clone)]
 pub(crate) enum Body {
     Select(Box<Select>),
@@ -35,7 +35,7 @@ pub(crate) struct Select {
     pub(crate) from: Vec<From>,
     /// Conjuncts of WHERE.
     pub(crate) filters: Vec<String>,
-    /// What stands before the keys, such as `ROLLUP`, and the keys.
+    /// The word before the keys, such as `ROLLUP`, and the keys.
     pub(crate) groups: Option<(&'static str, Vec<String>)>,
     /// Conjuncts of HAVING.
     pub(crate) having: Vec<String>,
@@ -44,7 +44,7 @@ pub(crate) struct Select {
 /// A relation of FROM, and how it is joined to those before it.
 #[derive(Debug, Clone)]
 pub(crate) struct From {
-    /// Empty for the first relation.
+    /// Join type; empty for the first relation.
     pub(crate) join: &'static str,
     pub(crate) source: Source,
     pub(crate) alias: String,
@@ -125,7 +125,7 @@ impl Display for Select {
     }
 }
 
-/// All queries that have one clause less.
+/// All queries with one clause less.
 pub(crate) fn smaller(query: &Query) -> Vec<Query> {
     let mut all = Vec::new();
     let mut keep = |change: &dyn Fn(&mut Query)| {

@@ -1,4 +1,4 @@
-//! The types of generated columns, and the classes of expressions that they can be used in.
+//! The types of generated columns, and the classes of expressions that can use them.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub(crate) enum Class {
     Null,
 }
 
-/// Classes that most columns are of.
+/// Frequent classes of columns.
 const USUAL: [Class; 7] =
     [Class::Int, Class::Int, Class::Text, Class::Text, Class::Float, Class::Decimal, Class::Date];
 const OTHERS: [Class; 10] = [
@@ -48,7 +48,7 @@ impl Class {
         if random.chance(60) { *random.one(&USUAL) } else { *random.one(&OTHERS) }
     }
 
-    /// Whether values have an order that both sides know.
+    /// Whether values have an order that both engines define.
     pub(crate) fn is_ordered(self) -> bool {
         !matches!(
             self,

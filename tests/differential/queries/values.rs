@@ -16,7 +16,7 @@ use arrow::{
 
 use super::{random::Random, types::Class};
 
-/// How the values of a column are spread.
+/// Distribution of the values of a column.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spread {
     percent_null: usize,
@@ -25,21 +25,21 @@ pub(crate) struct Spread {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Of this many values.
+    /// This many distinct values.
     Few(i64),
-    /// Nine of ten are the same.
+    /// Nine of ten values are equal.
     Skewed,
-    /// Each one once, ascending.
+    /// Distinct ascending values.
     Ascending,
-    /// The ends of the type's range among them.
+    /// Values with the bounds of the type's range among them.
     Extreme,
 }
 
 impl Spread {
-    /// Each row has another value, ascending.
+    /// Distinct ascending values without NULL.
     pub(crate) const UNIQUE: Self = Self { percent_null: 0, kind: Kind::Ascending };
 
-    /// Picks a spread.
+    /// Picks a distribution.
     pub(crate) fn random(random: &mut Random) -> Self {
         let kinds = [
             Kind::Few(2),
@@ -54,7 +54,7 @@ impl Spread {
         Self { percent_null, kind: *random.one(&kinds) }
     }
 
-    /// Returns numbers that values are made of; `None` is NULL.
+    /// Returns the numbers that values are derived from; `None` is NULL.
     fn numbers(self, rows: usize, random: &mut Random) -> Vec<Option<i64>> {
         let number = |row: usize, random: &mut Random| match self.kind {
             Kind::Few(count) => random.between(0, count - 1),
@@ -74,7 +74,7 @@ impl Spread {
     }
 }
 
-/// Makes a column.
+/// Creates a column.
 pub(crate) fn column(
     class: Class,
     data_type: &DataType,
@@ -119,7 +119,7 @@ pub(crate) fn column(
     }
 }
 
-/// Returns the numbers, those outside of the range brought to its ends.
+/// Returns the numbers, clamped to the range.
 fn limited(numbers: &[Option<i64>], first: i64, last: i64) -> Vec<Option<i64>> {
     numbers.iter().map(|number| number.map(|number| number.clamp(first, last))).collect()
 }
@@ -138,7 +138,7 @@ fn ints(numbers: &[Option<i64>], data_type: &DataType) -> ArrayRef {
     cast(&Int64Array::from(limited(numbers, first, last)), data_type).unwrap()
 }
 
-/// Quarters, whose sums are exact, and what floats have beside numbers.
+/// Quarters, whose sums are exact, and the special values of floats.
 fn float(number: i64, random: &mut Random) -> f64 {
     match number {
         i64::MIN => *random.one(&[f64::NEG_INFINITY, -0.0, f64::NAN]),
@@ -204,7 +204,7 @@ fn binaries(numbers: &[Option<i64>], data_type: &DataType) -> ArrayRef {
     cast(&cast(&values, &DataType::Binary).unwrap(), data_type).unwrap()
 }
 
-/// Lists have two items if their size is fixed, and NULL is one of them at times.
+/// Length of a list: two items if its size is fixed, sometimes with a NULL item.
 fn size_of_list(number: i64, data_type: &DataType) -> i64 {
     match data_type {
         DataType::FixedSizeList(..) => 2,

@@ -1,8 +1,8 @@
-//! Where the files of DataFusion's suite are.
+//! Locates the files of DataFusion's suite.
 //!
-//! They are part of the published crate `datafusion-sqllogictest`, of the version of the DataFusion
-//! that is linked. The crate is no dependency: nobody builds it. `cargo info` brings it into the
-//! registry's folder of sources, beside the other crates of DataFusion, if it is not there.
+//! The files are part of the published crate `datafusion-sqllogictest`, of the linked DataFusion's
+//! version. The crate is no dependency and is not built. If it is missing, `cargo info` downloads
+//! it into the registry's source folder, beside DataFusion's other crates.
 
 use std::{
     env, fs,
@@ -13,7 +13,7 @@ use std::{
 use datafusion::DATAFUSION_VERSION;
 use tempfile::TempDir;
 
-/// Returns the root folder of the crate; panics if it cannot be had.
+/// Returns the root folder of the crate; panics if it cannot be downloaded.
 pub(crate) fn folder() -> PathBuf {
     let name = format!("datafusion-sqllogictest-{DATAFUSION_VERSION}");
     let sources = cargo_home().join("registry/src");
@@ -26,7 +26,7 @@ pub(crate) fn folder() -> PathBuf {
     })
 }
 
-/// Returns cargo's own folder, which cargo finds in the same way.
+/// Returns cargo's own folder, found in the same way as by cargo.
 fn cargo_home() -> PathBuf {
     let named = env::var_os("CARGO_HOME").map(PathBuf::from);
     named.unwrap_or_else(|| env::home_dir().unwrap().join(".cargo"))
@@ -39,8 +39,8 @@ fn find(sources: &Path, name: &str) -> Option<PathBuf> {
     folders.into_iter().find(|folder| folder.join("test_files").is_dir())
 }
 
-/// Has cargo fetch the crate, and returns what cargo says of it. Cargo is run where there is no
-/// workspace, since it would lock one.
+/// Downloads the crate with cargo, and returns cargo's output. Runs outside a workspace, since
+/// cargo would lock one.
 fn download() -> String {
     let folder = TempDir::new().unwrap();
     let output = Command::new(env!("CARGO"))

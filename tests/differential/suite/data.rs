@@ -1,5 +1,5 @@
-//! Stand-ins for the files that DataFusion's repository has and its published crates have not: the
-//! same columns, other rows. The reference session says what is right for them.
+//! Replacements for files of DataFusion's repository that its published crates lack: the same
+//! columns, other rows. The reference session defines the right results.
 
 use std::{
     fmt::Write as _,
@@ -9,11 +9,11 @@ use std::{
 
 use crate::queries::random::Random;
 
-/// Folders of the repository, and what stands for them below the folder of stand-ins.
+/// Folders of the repository, and their replacements below the folder of replacements.
 pub(crate) const FOLDERS: [(&str, &str); 2] =
     [("../../testing/data", "testing"), ("../core/tests/data", "core")];
 
-/// Writes all stand-ins below `folder`.
+/// Writes all replacements below `folder`.
 pub(crate) fn write(folder: &Path) {
     let [testing, core] = FOLDERS.map(|(_, name)| folder.join(name));
     put(testing.join("csv/aggregate_test_100.csv"), &aggregates(false));
@@ -74,7 +74,7 @@ fn aggregates(dates: bool) -> String {
     text
 }
 
-/// Sorted by `a`, `b`, `c`, which have 2, 4 and 100 values, with five of `d`; or by `ts` with
+/// Sorted by `a`, `b`, `c`, which have 2, 4 and 100 values, with five of `d`; or by `ts`, with
 /// increasing and decreasing columns.
 fn window(annotated: bool) -> String {
     let mut random = Random::new(2);

@@ -1,11 +1,11 @@
 //! DataFusion's own sqllogictest files, statement by statement on a plain and a gatework session.
 //!
-//! What the files expect is not looked at: the answers of both sessions must be the same by SQL's
-//! rules. Each file has two sessions of its own; files run in threads of their own, which take them
-//! from a queue. One lock, around that queue.
+//! The expected results in the files are ignored: both sessions must return the same result by
+//! SQL's rules. Each file has two sessions of its own. Threads take files from a queue under one
+//! lock.
 //!
-//! Options: `--files PAUSE` of a path, `--every N`th file only, `--mode NAME` or `all`, `--findings
-//! FILE`, `--threads N`.
+//! Options: `--files PAUSE` (part of a path), `--every N` (every Nth file only), `--mode NAME` or
+//! `all`, `--findings FILE`, `--threads N`.
 
 mod crate_files;
 mod data;
@@ -58,7 +58,8 @@ pub(crate) fn run(args: &Args) -> Report {
     report
 }
 
-/// A panic outside of the sessions' own tasks, as in planning a comparison, costs one file.
+/// Runs a file. A panic outside the sessions' tasks, for instance while planning a comparison,
+/// costs one file only.
 fn run_guarded(file: &Path, mode: Mode, place: SuiteFolders, report: &Report) {
     let run = || run_file(file, mode, place, report);
     if catch_unwind(AssertUnwindSafe(run)).is_err() {
@@ -67,12 +68,12 @@ fn run_guarded(file: &Path, mode: Mode, place: SuiteFolders, report: &Report) {
     }
 }
 
-/// Where things are.
+/// Folders of the suite.
 #[derive(Clone, Copy)]
 struct SuiteFolders<'a> {
     /// The folder of the crate.
     root: &'a Path,
-    /// The folder of stand-ins for files that are not published.
+    /// The folder of replacements for files that are not published.
     data: &'a Path,
 }
 
@@ -126,7 +127,7 @@ impl Side {
         Self { session, folder }
     }
 
-    /// Puts in where the files are.
+    /// Substitutes the folders in a statement.
     fn fill_in(&self, sql: &str, place: SuiteFolders) -> String {
         let mut sql =
             sql.replace("test_files/scratch", &format!("{}/scratch", self.folder.path().display()));
@@ -150,7 +151,7 @@ struct Sides {
 impl Sides {
     fn new(file: &Path, mode: Mode) -> Self {
         let runner = Runner::new();
-        // DataFusion's runner has four partitions, and so have both sides here.
+        // DataFusion's runner has four partitions, and so have both sessions.
         let config = || SessionConfig::new().with_target_partitions(4);
         let executor = mode.executor();
         let reference = SessionContext::new_with_config(config());
@@ -176,7 +177,7 @@ fn run_file(file: &Path, mode: Mode, place: SuiteFolders, report: &Report) {
                 Next::Statement => (),
                 Next::File(reason) => {
                     for _ in index + 1..records.len() {
-                        report.count(&format!("statements not run: behind one that {reason}"));
+                        report.count(&format!("statements not run: after one that {reason}"));
                     }
                     if reason == HANGS {
                         return sides.runner.abandon();
@@ -189,10 +190,10 @@ fn run_file(file: &Path, mode: Mode, place: SuiteFolders, report: &Report) {
     check_leftovers(&relative, &sides, report);
 }
 
-/// What is run after a statement.
+/// What runs after a statement.
 enum Next {
     Statement,
-    /// The sessions do not hold the same tables any more, for this reason.
+    /// Skips the rest of the file, because the sessions' tables may differ, for this reason.
     File(&'static str),
 }
 
@@ -247,7 +248,7 @@ fn report_verdict(record: &Record, verdict: Verdict, sides: &Sides, report: &Rep
         Verdict::Different(Severity::OnlyOneRefuses, text)
             if text.starts_with("only gatework refuses") && text.contains("not found") =>
         {
-            return report.count("a table is missing that a statement before did not make");
+            return report.count("a table is missing because an earlier statement failed");
         }
         Verdict::Different(severity, text) => (severity, text),
     };
@@ -255,13 +256,13 @@ fn report_verdict(record: &Record, verdict: Verdict, sides: &Sides, report: &Rep
     let place = format!("{}, {:?}", record.place, sides.mode);
     let (severity, why) = match skips::own_fault(&record.place, &record.sql) {
         Some(reason) => (Severity::NotOurs, reason),
-        None if follows => (Severity::Open, "it follows the order of rows"),
+        None if follows => (Severity::Open, "(the result follows the order of rows)"),
         None => (severity, ""),
     };
     report.find(severity, place, format!("{}\n    {text} {why}", record.sql));
 }
 
-/// Nothing of a file's queries may be left.
+/// Asserts that nothing of a file's queries is left.
 fn check_leftovers(file: &str, sides: &Sides, report: &Report) {
     let place = format!("{file}, {:?}", sides.mode);
     let reserved = sides.tested.session.runtime_env().memory_pool.reserved();

@@ -1,6 +1,6 @@
-//! The dialect of sqllogictest files: which statements a file has, with its includes put in.
+//! The dialect of sqllogictest files: the statements of a file, with its includes expanded.
 //!
-//! Expected texts are read over: the reference session says what is right.
+//! Expected results are skipped: the reference session defines them.
 
 use std::{fs, path::Path};
 
@@ -51,7 +51,7 @@ impl<'a> Reader<'a> {
                         self.records.push(record);
                     }
                 }
-                // Comments, and what says nothing of statements: `hash-threshold`, `subtest`.
+                // Comments, and directives without statements: `hash-threshold`, `subtest`.
                 _ => (),
             }
         }
@@ -63,7 +63,7 @@ impl<'a> Reader<'a> {
         line
     }
 
-    /// Puts in the statements of the files that `pattern` names, which may end in `*`.
+    /// Inserts the statements of the files that match `pattern`, which may end in `*`.
     fn include(&mut self, pattern: &str) {
         let path = self.path.parent().unwrap().join(pattern);
         let Some((_, end)) = pattern.split_once('*') else {
@@ -101,7 +101,7 @@ impl<'a> Reader<'a> {
         Record { place, sql: sql.join("\n"), expected }
     }
 
-    /// A result ends at an empty line, the text of an error at two.
+    /// Skips a result, which ends at an empty line, or the text of an error, which ends at two.
     fn skip_result(&mut self, is_error: bool) {
         let empty_lines = if is_error { 2 } else { 1 };
         let mut seen = 0;

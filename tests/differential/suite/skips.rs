@@ -1,4 +1,4 @@
-//! What of the suite is not run or not compared, each with its reason.
+//! Parts of the suite that are not run or not compared, each with its reason.
 
 /// Files and folders that are not run.
 pub(crate) const FILES: &[(&str, &str)] = &[
@@ -28,7 +28,7 @@ pub(crate) const NOT_COMPARED: &[(&str, &str)] = &[
     ("df_options", "shows settings, which the mode sets"),
 ];
 
-/// Statements that DataFusion answers wrongly: a file, words of the statement, and how.
+/// Statements that DataFusion answers wrongly: a file, words of the statement, and the fault.
 const OWN_FAULTS: &[(&str, &str, &str)] = &[(
     "pwmj.slt",
     "ON t1.t1_id < t2.t2_id\nWHERE t2.t2_int >= 3\nORDER BY 1,2",
@@ -63,7 +63,7 @@ pub(crate) fn statement(relative: &str, sql: &str) -> Option<&'static str> {
     STATEMENTS.iter().find(is_this).map(|(_, _, reason)| *reason)
 }
 
-/// Returns how DataFusion is at fault in a statement; `place` begins with the name of the file.
+/// Returns DataFusion's fault in a statement; `place` begins with the name of the file.
 pub(crate) fn own_fault(place: &str, sql: &str) -> Option<&'static str> {
     let is_this =
         |(file, words, _): &&(&str, &str, &str)| place.starts_with(file) && sql.contains(words);

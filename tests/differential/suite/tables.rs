@@ -1,5 +1,5 @@
-//! Tables and functions that single files of the suite find registered, as DataFusion's own runner
-//! (`TestContext`) registers them.
+//! Tables and functions that some files of the suite expect, registered like in DataFusion's own
+//! runner (`TestContext`).
 
 use std::{collections::HashMap, fs, path::Path, sync::Arc};
 
@@ -237,7 +237,7 @@ fn register_dictionaries(session: &SessionContext) {
     put(session, "dict_struct_nullable", vec![nullable]);
 }
 
-/// The absolute value, as a function that is called asynchronously.
+/// The absolute value, as an asynchronous function.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct AsyncAbs(Arc<ScalarUDF>);
 

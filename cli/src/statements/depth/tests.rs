@@ -1,4 +1,4 @@
-//! What counts as depth, in text and in plans.
+//! Depth of text and of plans.
 
 use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::dialect::GenericDialect;

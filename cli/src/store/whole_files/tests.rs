@@ -1,4 +1,4 @@
-//! Ranges of files that stay, and of a file that becomes shorter.
+//! Ranges of unchanged files, and of a file that shrinks.
 
 use std::fs::{self, OpenOptions};
 

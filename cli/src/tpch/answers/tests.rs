@@ -1,4 +1,4 @@
-//! The shipped answers as an oracle: what passes, and what does not.
+//! The shipped answers as an oracle: accepted and rejected results.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ fn right_and_wrong_results() {
 
 #[test]
 fn decimals_are_right_if_they_round_to_the_answer() {
-    // Query 6 answers 123141078.23.
+    // The answer to query 6 is 123141078.23.
     let q6 = |unscaled| {
         let revenue =
             Decimal128Array::from(vec![unscaled]).with_precision_and_scale(25, 4).unwrap();

@@ -1,4 +1,4 @@
-//! Making data, finding it again, and noticing that it is other data.
+//! Generating data, finding it again, and detecting other data.
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -33,14 +33,14 @@ async fn missing_tables_are_made_once_and_recognised() {
     assert_eq!(again.scale, Some(0.005));
     assert!(
         again.path(Table::Part).exists(),
-        "the missing table is made at the size of the others"
+        "the missing table is generated at the scale of the others"
     );
     assert_eq!(fs::metadata(data.path(Table::Orders)).unwrap().modified().unwrap(), made);
     let other = find_or_make(Some(folder.path().to_owned()), Some(1.0), THREADS).await.unwrap_err();
-    assert!(other.sentence().unwrap().contains("holds other data: orders has 7500 rows"));
+    assert!(other.sentence().unwrap().contains("has other data: orders has 7500 rows"));
     fs::write(data.path(Table::Orders), "broken").unwrap();
     let broken = find_or_make(Some(folder.path().to_owned()), None, THREADS).await.unwrap_err();
-    assert!(broken.sentence().unwrap().contains("remove it to have it made again"));
+    assert!(broken.sentence().unwrap().contains("remove it to generate it again"));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Choosing queries, and the text of those we ship.
+//! Query selection, and the text of the shipped queries.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ fn the_queries_of_the_specification_parse_and_are_complete() {
     for query in queries {
         let statements = statements::parse(&query.sql).unwrap();
         assert_eq!(statements.len(), if query.number == 15 { 3 } else { 1 }, "q{}", query.number);
-        assert!(!query.sql.contains(':'), "a parameter is left in q{}", query.number);
+        assert!(!query.sql.contains(':'), "q{} has an unset parameter", query.number);
     }
 }
 
@@ -33,11 +33,7 @@ fn queries_are_chosen_by_number() {
 fn folders_hold_numbered_files() {
     let folder = tempdir().unwrap();
     assert!(
-        load(Some(folder.path()), &[])
-            .unwrap_err()
-            .sentence()
-            .unwrap()
-            .contains("holds no queries")
+        load(Some(folder.path()), &[]).unwrap_err().sentence().unwrap().contains("has no queries")
     );
     for (name, sql) in
         [("q2.sql", "SELECT 2"), ("q10.sql", "SELECT 10"), ("notes.txt", ""), ("qx.sql", "")]

@@ -1,4 +1,5 @@
-//! The reference as an oracle: it must see wrong results, and accept another choice under a limit.
+//! The reference as an oracle: it must reject wrong results, and accept other rows of a tie under a
+//! limit.
 
 use arrow::array::RecordBatch;
 use datafusion::prelude::SessionContext;

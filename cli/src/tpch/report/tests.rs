@@ -1,4 +1,4 @@
-//! Times, and the file for machines.
+//! Times, and the JSON file.
 
 use std::fs::{self, File};
 
@@ -32,7 +32,8 @@ fn json_has_the_promised_fields() {
     let read: serde_json::Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     let expected = serde_json::json!([
         {"query": 1, "rows": 4, "seconds": [0.5, 0.25], "verified": true, "fallbacks": []},
-        {"query": 2, "rows": 0, "seconds": [], "verified": false, "fallbacks": [], "error": "differs"},
+        {"query": 2, "rows": 0, "seconds": [], "verified": false, "fallbacks": [],
+         "error": "differs"},
     ]);
     assert_eq!(read, expected);
 }

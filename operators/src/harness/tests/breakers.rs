@@ -26,7 +26,7 @@ use crate::{
     window,
 };
 
-/// `n * 7 % 50`: the numbers below 50 in another order.
+/// Creates batches of `n * 7 % 50`: the numbers below 50 in another order.
 fn shuffled() -> Vec<RecordBatch> {
     let values: Vec<i64> = (0..50).map(|n| n * 7 % 50).collect();
     let schema = numbers(0..1, 1)[0].schema();
@@ -79,7 +79,7 @@ fn distinct() -> AggregateConfig {
     }
 }
 
-/// Each row is a group of its own, so that it makes no difference how often a table is emptied.
+/// Each row is its own group, so the number of flushes makes no difference.
 #[test]
 fn partial_aggregate() {
     let n: Arc<dyn PhysicalExpr> = Arc::new(Column::new("n", 0));
@@ -119,7 +119,7 @@ fn sum_up_to(end: WindowFrameBound) -> Arc<dyn WindowExpr> {
     Arc::new(PlainAggregateWindowExpr::new(sum, &[partition], &order, frame, None))
 }
 
-/// Numbers up to 50 with the sum of those of their twenty, and that of those up to them.
+/// Creates the numbers below 50, with the total and the running sum of each block of twenty.
 fn sums() -> RecordBatch {
     let of = |range: std::ops::Range<i64>| range.sum::<i64>();
     let total = (0..50).map(|n| of(n / 20 * 20..50.min(n / 20 * 20 + 20)));
@@ -132,7 +132,7 @@ fn sums() -> RecordBatch {
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
 }
 
-/// Every window partition is large: it goes to files where it gets no memory.
+/// Every window partition is large, and is spilled where its reservation is denied.
 #[test]
 fn window_of_totals() {
     Harness::breaker(|_| {

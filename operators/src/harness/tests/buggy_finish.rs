@@ -1,4 +1,4 @@
-//! Wrong operators that leave something behind: memory, a gate that is shut, rows that did not fit.
+//! Buggy operators that leave something behind: memory, a blocked gate, rows that did not fit.
 
 use std::sync::{
     Arc,
@@ -20,7 +20,8 @@ use crate::harness::{Harness, Mode, numbers};
 
 type MakeLocal = dyn Fn(OperatorContext) -> Box<dyn LocalOperator> + Send + Sync;
 
-/// Reserves memory for each batch; what does not fit is dropped, and at times forgotten.
+/// Operator that reserves memory for each batch. It drops batches that do not fit, or leaks its
+/// reservation.
 struct Careless {
     reservation: Option<Reservation>,
     drops: bool,
@@ -65,12 +66,12 @@ fn an_operator_that_drops_what_does_not_fit_into_memory() {
 #[test]
 fn an_operator_that_keeps_memory_after_the_end() {
     for mode in [Mode::Memory, Mode::Cancel, Mode::Error, Mode::Panic] {
-        let finding = find(careless(false), 2, &[mode]).expect("memory is not given back");
+        let finding = find(careless(false), 2, &[mode]).expect("memory is not released");
         assert!(finding.message.contains("bytes are reserved after the end"), "{finding}");
     }
 }
 
-/// A breaker whose source waits for a gate that only a finished sink opens.
+/// Breaker whose source waits for a gate that only a finished sink makes ready.
 #[derive(Debug)]
 struct ForgetsAbort {
     gate: Gate,
@@ -145,6 +146,6 @@ fn a_breaker_that_leaves_its_gate_shut_when_it_is_aborted() {
         .num_tasks(1..=1)
     };
     harness().check(Mode::with_rows());
-    let finding = harness().run(&[Mode::Error]).expect_err("the gate stays shut");
-    assert!(finding.message.contains("gate 'collected' (Source) is still shut"), "{finding}");
+    let finding = harness().run(&[Mode::Error]).expect_err("the gate stays blocked");
+    assert!(finding.message.contains("gate 'collected' (Source) is still blocked"), "{finding}");
 }

@@ -1,4 +1,4 @@
-//! Wrong operators, each caught by the mode that is made for it.
+//! Buggy operators, each caught by the mode that is made for it.
 
 use std::{sync::Arc, thread, time::Duration};
 
@@ -18,7 +18,8 @@ use crate::{
 
 type Slot = Arc<Mutex<Option<Batch>>>;
 
-/// Runs an operator that is to pass 48 rows on, in 12 batches. `make` makes what its tasks share.
+/// Runs an operator that must pass on 48 rows in 12 batches. `make` creates its tasks' shared
+/// state.
 pub(super) fn find<F>(
     make: impl Fn() -> F + 'static,
     num_tasks: usize,
@@ -42,7 +43,7 @@ pub(super) fn boxed(local: impl LocalOperator + 'static) -> Box<dyn LocalOperato
     Box::new(local)
 }
 
-/// Hands each batch to a thread and waits for its return; takes any wake-up for it.
+/// Operator that hands each batch to a thread and mistakes any wake-up for its return.
 struct TrustsWakeups {
     slot: Slot,
 }
@@ -76,7 +77,7 @@ fn an_operator_that_drops_a_row_when_it_is_woken_too_soon() {
     assert!(finding.to_string().contains("seed "), "{finding}");
 }
 
-/// Keeps its batch between two calls in a place that all tasks share.
+/// Operator that keeps its batch between two calls in a slot that all tasks share.
 struct SharesScratch {
     scratch: Slot,
 }
@@ -104,7 +105,8 @@ fn an_operator_whose_tasks_get_in_each_others_way() {
     assert!(finding.message.contains("rows are missing"), "{finding}");
 }
 
-/// Task 0 waits for task 1 to start, but shuts the gate after task 1 may have opened it.
+/// Operator whose task 0 waits for task 1 to start, but blocks the gate after task 1 may have made
+/// it ready.
 struct LosesWakeup {
     gate: Gate,
     task_index: usize,
@@ -138,12 +140,12 @@ fn an_operator_that_loses_a_wake_up() {
             boxed(LosesWakeup { gate: gate.clone(), task_index: setup.task_index() })
         }
     };
-    let finding = find(make, 2, &[Mode::Seeded]).expect("task 0 waits for ever");
+    let finding = find(make, 2, &[Mode::Seeded]).expect("task 0 waits forever");
     assert!(finding.message.contains("the query has stalled"), "{finding}");
     assert!(finding.message.contains("waits for task 1 has started"), "{finding}");
 }
 
-/// Gives what it collected each time it is asked to finish.
+/// Operator that returns its collected rows each time `finish` is called.
 #[derive(Default)]
 struct FinishesTwice {
     collected: Vec<Batch>,
@@ -173,10 +175,10 @@ impl LocalOperator for FinishesTwice {
 fn an_operator_that_finishes_twice() {
     let make = || |_: OperatorContext| boxed(FinishesTwice::default());
     let finding = find(make, 1, &[Mode::Plain]).expect("rows are doubled");
-    assert!(finding.message.contains("48 of 96 are too many"), "{finding}");
+    assert!(finding.message.contains("48 of 96 are unexpected"), "{finding}");
 }
 
-/// Drops the first row of each batch that is smaller than those it was tried with.
+/// Operator that drops the first row of each batch with fewer than four rows.
 struct CountsOnSize;
 
 impl LocalOperator for CountsOnSize {
@@ -201,7 +203,7 @@ fn an_operator_that_counts_on_the_size_of_batches() {
 fn a_graph_without_a_result() {
     let finding = Harness::graph(|_case| Ok(gatework_runtime::pipeline::Graph::new()))
         .run(&[Mode::Plain])
-        .expect_err("there is nothing to read");
+        .expect_err("the graph has no result");
     assert!(finding.message.contains("case.result"), "{finding}");
 }
 

@@ -1,11 +1,11 @@
-//! The pool that refuses memory by a seed.
+//! Tests of the pool that denies reservations by a seed.
 
 use gatework_runtime::pipeline::MemoryPool;
 
 use crate::harness::RandomDenialPool;
 
-/// A hash partition that is refused memory at every level makes its query fail, which a test of
-/// short memory must not.
+/// A hash partition that is denied memory at every level makes its query fail, which must not
+/// happen in tests with denied reservations.
 #[test]
 fn a_pool_denies_some_requests_and_never_many_in_a_row() {
     const WINDOW: usize = 16;

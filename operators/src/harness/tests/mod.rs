@@ -1,4 +1,4 @@
-//! The harness itself: wrong operators are caught, idle modes are reported, seeds are reproducible.
+//! Tests of the harness: it catches buggy operators, reports idle modes, and reproduces seeds.
 
 mod breakers;
 mod buggy_finish;
@@ -21,7 +21,7 @@ use gatework_runtime::{
 use super::{Case, Harness, Mode, Row, Trial, numbers, rows_of};
 use crate::apply_selection;
 
-/// An operator made of a function that makes its local states.
+/// Operator made from a function that creates its local states.
 struct Made<F>(F);
 
 impl<F> fmt::Debug for Made<F> {
@@ -40,7 +40,7 @@ impl<F: Fn(OperatorContext) -> Box<dyn LocalOperator> + Send + Sync> Operator fo
     }
 }
 
-/// The right operator: passes everything on.
+/// Correct operator: passes every batch on.
 struct Pass;
 
 impl LocalOperator for Pass {
@@ -63,9 +63,9 @@ fn a_right_operator_passes_and_every_mode_says_what_it_did() {
         .check(Mode::without_memory());
     assert!(report.not_run().is_empty(), "{report}");
     for &mode in Mode::without_memory() {
-        assert!(report.injections(mode) > 0, "{mode} did nothing:\n{report}");
+        assert!(report.injections(mode) > 0, "{mode} injected nothing:\n{report}");
     }
-    // One act a trial, but for the last step of each sweep, which was not reached.
+    // One injection per trial, except in each sweep's last step, which was not reached.
     let sweep = report.modes.iter().find(|report| report.mode == Mode::Error).unwrap();
     assert_eq!(sweep.injections, sweep.trials - 3, "{report}");
 }
@@ -83,10 +83,10 @@ fn modes_that_did_nothing_are_reported() {
 #[test]
 fn the_rows_to_expect_must_be_stated() {
     let failure = Harness::operator(pass).input(numbers(0..4, 4)).run(Mode::with_rows());
-    assert!(failure.unwrap_err().message.contains("state the rows"));
+    assert!(failure.unwrap_err().message.contains("no expected rows"));
 }
 
-/// The rows of one trial on three tasks, in the order of arrival.
+/// Returns the rows of one trial on three tasks, in the order of arrival.
 fn rows_in(trial: &Trial) -> Vec<Row> {
     let case = Case::new(trial, vec![numbers(0..60, 10)].into(), 3);
     let mut graph = Graph::new();
@@ -142,5 +142,5 @@ fn blocking_blocks_every_kind_of_call_of_every_task() {
 fn tiny_batches_are_tiny() {
     let trial = Trial::tiny_batches(1).unwrap();
     assert_eq!(rows_in(&trial).len(), 60);
-    assert_eq!(trial.counts().splits, 30, "each morsel of 2 rows is cut once");
+    assert_eq!(trial.counts().splits, 30, "each morsel of 2 rows is split once");
 }

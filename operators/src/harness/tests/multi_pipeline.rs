@@ -1,4 +1,4 @@
-//! Operators in which several pipelines meet, under every mode.
+//! Operators that connect several pipelines, under every mode.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ fn schema() -> SchemaRef {
     numbers(0..1, 1)[0].schema()
 }
 
-/// `expected` in any order, whoever gave which.
+/// Expects the rows of `expected` in any order, independent of their task.
 fn expect(harness: Harness, expected: Vec<RecordBatch>) -> Harness {
     harness.expect_with(move |actual| {
         let rows = |batches| rows_of(batches).map_err(|error| error.to_string());
@@ -39,7 +39,7 @@ fn expect(harness: Harness, expected: Vec<RecordBatch>) -> Harness {
     })
 }
 
-/// A join of both inputs.
+/// Builds a join of both inputs.
 fn joined(
     case: &Case,
     build: impl Sink + 'static,
@@ -99,7 +99,7 @@ fn nested_loop_join() {
     expect(harness, numbers(0..20, 20)).check(Mode::without_spill());
 }
 
-/// What overflows is put away, what blocks is not.
+/// Tests an exchange; an overflowing buffer spills, a blocking buffer does not.
 fn exchange(allow_overflow: bool) -> Harness {
     let harness = Harness::graph(move |case: &Case| {
         let budget = case.budget();
@@ -126,7 +126,7 @@ fn local_exchange() {
     exchange(true).check(Mode::all());
 }
 
-/// Both readers into one result.
+/// Both readers write into one result.
 #[test]
 fn multicast_and_union() {
     let harness = Harness::graph(|case: &Case| -> Result<Graph> {

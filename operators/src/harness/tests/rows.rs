@@ -1,4 +1,4 @@
-//! The comparison of rows: what it must see and what it must overlook.
+//! Tests of the row comparison: the differences that it must detect, and those that it must ignore.
 
 use std::sync::Arc;
 

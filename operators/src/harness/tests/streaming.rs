@@ -1,4 +1,4 @@
-//! The streaming operators, scans and the result under every mode.
+//! Streaming operators, scans and the result, under every mode.
 
 use std::{
     collections::VecDeque,
@@ -124,7 +124,7 @@ fn projection_of_selected_rows() {
     .check(Mode::without_memory());
 }
 
-/// `count` rows of the first `of` numbers, none of them twice.
+/// Expects `count` distinct rows of the first `of` numbers.
 fn some_of(count: usize, of: i64) -> impl Fn(&[RecordBatch]) -> Result<(), String> {
     move |batches| {
         let mut values = values(batches);
@@ -182,7 +182,7 @@ fn memory_scan_without_columns_keeps_its_rows() {
         .check(Mode::without_memory());
 }
 
-/// A stream that is pending before each batch, and woken by a thread.
+/// Stream that is pending before each batch, and woken by a thread.
 struct Trickle {
     batches: VecDeque<RecordBatch>,
     was_pending: bool,
@@ -234,7 +234,7 @@ fn stream_scan_passes_an_error_on() {
     assert!(finding.message.contains("the disk is gone"), "{finding}");
 }
 
-/// A stream that is always ready.
+/// Stream that is always ready.
 struct PollFn<F>(F);
 
 impl<F> Stream for PollFn<F>

@@ -1,4 +1,4 @@
-//! The naive model: rows with coded keys, and their groups as text.
+//! The naive model: rows with coded keys, and the expected groups as text.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use arrow::datatypes::{DataType, Int64Type};
 
 use crate::test_support::{rows, table};
 
-/// How many key columns there are, and how many key codes.
+/// Number of key columns, and number of key codes.
 pub(super) const KEYS: usize = 5;
 pub(super) const CODES: u8 = 6;
 
@@ -23,13 +23,13 @@ pub(super) type Row = (Option<u8>, Option<u8>, Option<u8>, Option<i64>, Option<b
 const FLOATS: [f64; CODES as usize] = [0.0, -0.0, f64::NAN, 1.5, f64::NEG_INFINITY, -1.5];
 const TEXTS: [&str; CODES as usize] = ["", "a", "ab", "b", "a rather long text, not inline", "z"];
 
-/// Five key columns made of the codes, then `value`, `real` (the same as a float) and `flag`.
+/// Five key columns made from the codes, then `value`, `real` (`value` as a float) and `flag`.
 pub(super) struct Input {
     pub(super) batch: RecordBatch,
     rows: Vec<Row>,
 }
 
-/// The id of a grouping set: a bit for each key that it leaves out.
+/// Returns the id of a grouping set: a set bit for each key that it leaves out.
 pub(super) fn grouping_id(set: &[bool]) -> u64 {
     set.iter().fold(0, |id, out| 2 * id + u64::from(*out))
 }
@@ -57,7 +57,7 @@ impl Input {
         Self { batch, rows: rows.to_vec() }
     }
 
-    /// The sorted rows of the aggregate over `keys`.
+    /// Returns the sorted rows of the aggregate over `keys`.
     pub(super) fn aggregate(&self, keys: &[usize], sets: Option<&[Vec<bool>]>) -> Vec<String> {
         let plain = vec![vec![false; keys.len()]];
         let mut answer = Vec::new();
@@ -90,7 +90,7 @@ impl Input {
     }
 }
 
-/// The functions of `super::calls`, in that order.
+/// Returns the values of the functions of `super::calls`, in that order.
 fn values(rows: &[&Row]) -> String {
     fn text<T: ToString>(value: Option<T>) -> String {
         value.map_or_else(|| "NULL".to_owned(), |value| value.to_string())
@@ -117,7 +117,7 @@ fn values(rows: &[&Row]) -> String {
     .join("|")
 }
 
-/// The sorted rows of `batches`, in which the order of a list's values does not count.
+/// Returns the sorted rows of `batches`; the order of a list's values does not count.
 pub(super) fn texts(batches: &[RecordBatch]) -> Vec<String> {
     let mut texts = Vec::new();
     for batch in batches {

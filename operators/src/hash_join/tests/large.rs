@@ -1,4 +1,5 @@
-//! More rows than one build unit, one drain unit or one chunk of pairs has; memory; cancel.
+//! More rows than a build morsel, an unmatched-scan morsel or a chunk of pairs has; memory;
+//! cancellation.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -18,7 +19,7 @@ use crate::test_support::{EXECUTOR, ints, run_with, scan, table, wait_idle};
 pub(super) const LEFT_ROWS: i32 = 150_000;
 const RIGHT_ROWS: i32 = 40_000;
 
-/// The keys of both sides: some only here, some only there, some twice, some NULL.
+/// The keys of both sides: some only on the left, some only on the right, some twice, some NULL.
 pub(super) fn left_key(row: i32) -> Option<i32> {
     (row % 1000 != 7).then_some(row % 100_000)
 }
@@ -46,7 +47,7 @@ pub(super) fn rows_of(kind: KeyKind, rows: i32, key: fn(i32) -> Option<i32>) -> 
     }
 }
 
-/// A result's row: the numbers of its left and right row, and the mark.
+/// A row of the result: the numbers of its left and right row, and the mark.
 type Row = (Option<i32>, Option<i32>, Option<bool>);
 
 pub(super) fn expected(kind: JoinType) -> Vec<Row> {
@@ -87,7 +88,7 @@ pub(super) fn expected(kind: JoinType) -> Vec<Row> {
     rows
 }
 
-/// The numbers of the rows of `batches`, whose columns are those of `case`'s projection.
+/// Returns the row numbers of `batches`, whose columns are those of `case`'s projection.
 pub(super) fn numbers(kind: JoinType, batches: &[RecordBatch]) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for batch in batches {
@@ -113,7 +114,7 @@ pub(super) fn numbers(kind: JoinType, batches: &[RecordBatch]) -> Vec<Row> {
     rows
 }
 
-/// Every join type, with keys of each kind in turn, and both sides.
+/// Returns every join type, with keys of each kind in turn, and both sides.
 pub(super) fn cases() -> impl Iterator<Item = (Case, RecordBatch, RecordBatch)> {
     let keys = [KeyKind::Int, KeyKind::Longs, KeyKind::Text, KeyKind::Int].into_iter().cycle();
     TYPES.into_iter().zip(keys).map(|(kind, key)| {
@@ -124,7 +125,7 @@ pub(super) fn cases() -> impl Iterator<Item = (Case, RecordBatch, RecordBatch)> 
     })
 }
 
-/// The columns of the join's output that [`numbers`] reads.
+/// Returns the columns of the join's output that [`numbers`] reads.
 pub(super) fn numbers_and_mark(case: &Case, left: &RecordBatch, right: &RecordBatch) -> Vec<usize> {
     let fields = case.schema(left, right);
     let wanted = |(_, field): &(usize, &Arc<arrow::datatypes::Field>)| {
@@ -155,7 +156,7 @@ fn many_to_many_pairs_come_in_chunks() {
     }
 }
 
-/// 10^10 pairs, if each were looked at.
+/// 10^10 pairs, if each were tested.
 #[test]
 fn one_key_on_both_sides_is_matched_once() {
     let one_key = rows_of(KeyKind::Text, 100_000, |_| Some(1));
@@ -169,7 +170,7 @@ fn one_key_on_both_sides_is_matched_once() {
 
 #[test]
 fn a_long_chain_of_matches_is_cancelled() {
-    // 10^10 pairs of which the filter passes none: only the cancel can end it soon.
+    // 10^10 pairs, none of which passes the filter: only cancellation ends it soon.
     let rows = table([
         ("key", ints((0..100_000).map(|_| Some(1)))),
         ("value", ints((0..100_000).map(|_| Some(1)))),
@@ -183,7 +184,7 @@ fn a_long_chain_of_matches_is_cancelled() {
         let readers = case.add(&mut graph, config, scan(&rows, 8192), scan(&rows, 8192), None);
         let running = graph.start(&query).unwrap();
         let streams = RowStream::of_query(&running, readers);
-        // Whenever the cancel comes, it must end the query.
+        // Cancellation must end the query at any time.
         query.cancel();
         wait_idle(&query);
         let answer = streams.into_iter().next().unwrap().into_blocking_iter().next();
@@ -202,20 +203,21 @@ fn a_dropped_result_ends_a_join_in_the_middle() {
     let running = graph.start(&query).unwrap();
     let mut stream =
         RowStream::of_query(&running, readers).into_iter().next().unwrap().into_blocking_iter();
-    // One batch is out, so the probe is at work: 4 * 10^8 pairs would follow.
+    // One batch was output, so the probe is running: 4 * 10^8 pairs would follow.
     assert_eq!(stream.next().unwrap().unwrap().num_rows(), 100);
     assert!(query.reserved_bytes() > 0);
     drop(stream);
     wait_idle(&query);
 }
 
-/// The build side is charged by its rows, however small the slices it comes in, and given back.
+/// The build side reserves the bytes of its rows, even if they arrive in small slices, and releases
+/// them.
 #[test]
 fn the_build_side_reserves_query_memory() {
     let left = rows_of(KeyKind::Int, 50_000, Some);
     let right = rows_of(KeyKind::Int, 10, Some);
-    // 12 bytes of columns and 16 of key and hash each row, 2^17 slots of 8 bytes, chains of 4 bytes
-    // a row, and while columns are copied together 12 more.
+    // Per row: 12 bytes of columns, 16 of key and hash, 4 of chains, and 12 while columns are
+    // copied. In addition, 2^17 slots of 8 bytes.
     for (limit, fits) in [(1 << 20, false), (6 << 20, true)] {
         for kind in [JoinType::Inner, JoinType::Full] {
             let memory = Arc::new(GreedyPool::new(limit));

@@ -1,4 +1,4 @@
-//! The naive model: rows with coded keys, and what a join of them must give.
+//! The naive model: rows with coded keys, and the expected rows of their join.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use datafusion_common::JoinType;
 use super::Case;
 use crate::test_support::{ints, rows, table};
 
-/// How many key codes there are.
+/// Number of key codes.
 pub(super) const CODES: u8 = 6;
 
 /// Two key codes, of which some kinds use only the first, and a value for the residual filter.
@@ -20,15 +20,15 @@ pub(super) type Row = (Option<u8>, Option<u8>, Option<i32>);
 /// The types of the key columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum KeyKind {
-    /// One word.
+    /// One `u64`.
     Int,
-    /// One word of two columns.
+    /// Two columns in one `u64`.
     Flags,
     /// 128 bits, or arrow rows where NULL is a value.
     Longs,
     /// Arrow rows.
     Text,
-    /// One word, and not equal by its bits.
+    /// One `u64`; equal values may differ in their bits.
     Float,
     /// Arrow rows of two columns.
     Mixed,
@@ -48,7 +48,8 @@ impl KeyKind {
         }
     }
 
-    /// The column of `codes` at `index`. Codes of flags fold, so fewer values are more duplicates.
+    /// Returns the column of `codes` at `index`. Codes of flags fold, so that keys repeat more
+    /// often.
     fn column(self, index: usize, codes: &[Option<u8>]) -> ArrayRef {
         let codes = || codes.iter().copied();
         let text = |code: Option<u8>| code.map(|code| TEXTS[usize::from(code)]);
@@ -74,7 +75,7 @@ impl KeyKind {
         }
     }
 
-    /// Codes of equal values have equal classes.
+    /// Returns the class of a code; equal values have equal classes.
     fn class(self, index: usize, code: u8) -> u8 {
         match (self, index) {
             (Self::Float, _) => code.max(1),
@@ -111,7 +112,7 @@ impl Side {
         Self { batch, keys: rows.iter().map(key).collect(), values }
     }
 
-    /// Whether the key of `row` has a NULL.
+    /// Returns whether the key of `row` has a NULL.
     pub(super) fn has_null(&self, row: usize) -> bool {
         self.keys[row].contains(&None)
     }
@@ -122,7 +123,7 @@ impl Side {
 }
 
 impl Case {
-    /// Whether the keys match, the residual filter left aside.
+    /// Returns whether the keys match; the residual filter is ignored.
     pub(super) fn keys_match(&self, left: &Side, l: usize, right: &Side, r: usize) -> bool {
         (self.nulls_equal || !left.has_null(l)) && left.keys[l] == right.keys[r]
     }
@@ -132,7 +133,7 @@ impl Case {
         self.keys_match(left, l, right, r) && (!self.residual || passes())
     }
 
-    /// Sorted rows, as text.
+    /// Returns the join's rows as sorted text.
     pub(super) fn model(&self, left: &Side, right: &Side) -> Vec<String> {
         let left_rows = rows(std::slice::from_ref(&left.batch));
         let right_rows = rows(std::slice::from_ref(&right.batch));
@@ -171,7 +172,7 @@ impl Case {
         rows
     }
 
-    /// `left.key NOT IN right`: true, not NULL.
+    /// Returns whether `left.key NOT IN right` is true, not NULL.
     fn not_in(
         &self,
         left: &Side,

@@ -1,4 +1,4 @@
-//! What a join tells the scans below its probe side: never too much, and always something.
+//! Runtime filters of a join: no filter drops a row that the join needs, and every query publishes.
 
 use std::sync::Arc;
 
@@ -25,11 +25,12 @@ use crate::{
     },
 };
 
-/// Applies a filter to `probe` as soon as it is published: it knows no more once the join is over.
+/// Applies each filter to `probe` when it is published, because it passes all rows once the join is
+/// over.
 pub(super) struct Recorder {
     keys: Vec<Arc<dyn PhysicalExpr>>,
     probe: RecordBatch,
-    /// Each publication: which probe rows pass, or `None` for "nothing to say".
+    /// Per publication, which probe rows pass; `None` if no filter was published.
     published: Mutex<Vec<Option<BooleanArray>>>,
     refuses: bool,
 }
@@ -63,7 +64,7 @@ impl Recorder {
         })
     }
 
-    /// The only publication.
+    /// Returns the only publication.
     pub(super) fn only(&self) -> Option<BooleanArray> {
         let published = self.published.lock();
         assert_eq!(published.len(), 1, "published once");
@@ -71,7 +72,7 @@ impl Recorder {
     }
 }
 
-/// Which probe rows the filter of a finished build lets through; `None` if it says nothing.
+/// Returns which probe rows the filter of a finished build passes; `None` for no filter.
 pub(super) fn expected(case: &Case, left: &Side, right: &Side) -> Option<Vec<bool>> {
     let build_null = (0..left.rows()).any(|l| left.has_null(l));
     if build_null && (case.nulls_equal || case.null_aware) {
@@ -84,8 +85,8 @@ pub(super) fn expected(case: &Case, left: &Side, right: &Side) -> Option<Vec<boo
     Some((0..right.rows()).map(passes).collect())
 }
 
-/// Runs the join with a filter; then again over the probe rows that the filter lets through, which
-/// must not change the result.
+/// Runs the join with a filter, then again over the probe rows that pass it. The result must not
+/// change.
 fn check(case: &Case, left: &Side, right: &Side) {
     let target = Recorder::new(case.key, &right.batch);
     let (producer, gate) = FilterProducer::new("join", target.clone());
@@ -107,7 +108,7 @@ fn check(case: &Case, left: &Side, right: &Side) {
     }
 }
 
-/// Join types that lose probe rows without a match, so that a filter may drop them.
+/// Join types that drop probe rows without a match, so that a filter may drop them.
 fn filtering() -> impl Strategy<Value = JoinType> {
     prop::sample::select(vec![
         JoinType::Inner,
@@ -120,7 +121,11 @@ fn filtering() -> impl Strategy<Value = JoinType> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 300,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn a_filter_drops_only_rows_without_a_match(
@@ -159,7 +164,7 @@ fn a_preserved_probe_side_is_not_filtered() {
 
 #[test]
 fn bounds_and_membership_are_both_published() {
-    /// Keeps the filter itself, as text.
+    /// Records the filter as text.
     struct Text(Vec<Arc<dyn PhysicalExpr>>, Mutex<String>);
     impl FilterTarget for Text {
         fn keys(&self) -> &[Arc<dyn PhysicalExpr>] {
@@ -244,7 +249,7 @@ fn a_join_that_never_runs_publishes_nothing_and_opens_the_gate() {
     assert!(gate.is_ready() && target.only().is_none());
 }
 
-/// However the query ends in the middle of a build, nobody waits for the filter.
+/// The filter's gate becomes ready, however the query ends during a build.
 #[test]
 fn a_build_that_ends_at_any_step_opens_the_gate() {
     let rows = side(&(0..20).map(|row| Some(row % 5)).collect::<Vec<_>>());
@@ -285,6 +290,6 @@ fn a_probe_that_ends_before_the_build_publishes_nothing_and_opens_the_gate() {
     });
     assert_eq!(sorted_rows(&batches.unwrap()), Vec::<String>::new());
     assert!(gate.is_ready());
-    // It may have been built before the end was known.
+    // The table may have been built before the end was known.
     let _once = target.only();
 }

@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// Runs the join with `memory`, and with a place for what does not fit.
+/// Runs the join with `memory`, and with spilling enabled.
 fn run_short(
     case: &Case,
     [left, right]: [&RecordBatch; 2],
@@ -49,7 +49,7 @@ fn every_join_type_spills() {
     for (case, left, right) in cases() {
         let kind = case.kind;
         let columns = numbers_and_mark(&case, &left, &right);
-        // At the lowest limit, what is read back does not fit either.
+        // At the lowest limit, restored rows do not fit either.
         for limit in [4 << 20, 1 << 20, 1 << 17] {
             let memory = Arc::new(GreedyPool::new(limit));
             let spill = Arc::new(InMemorySpill::default());
@@ -79,7 +79,7 @@ fn every_join_type_spills_on_reclaim_requests() {
     assert!(spilled > 0);
 }
 
-/// Half of both sides is one key, of which the residual filter lets few pairs through.
+/// Half of each side is one key; the residual filter passes few of its pairs.
 #[test]
 fn one_key_that_does_not_fit_is_joined_in_chunks() {
     let key = |row: i32| Some(if row % 2 == 0 { 7 } else { row });
@@ -97,7 +97,7 @@ fn one_key_that_does_not_fit_is_joined_in_chunks() {
     }
 }
 
-/// The rows must come in order, which those of units do not.
+/// The output must be in probe order, which spilled partitions do not preserve.
 #[test]
 fn a_join_in_order_fails_instead() {
     let rows = rows_of(KeyKind::Int, LEFT_ROWS, left_key);
@@ -113,10 +113,10 @@ fn a_join_in_order_fails_instead() {
     assert!(matches!(answer, Err(Error::OutOfMemory { .. })), "{answer:?}");
 }
 
-/// Cases that spilled anything.
+/// Number of cases that spilled.
 static SPILLED: AtomicUsize = AtomicUsize::new(0);
 
-/// The filter of a build of which a part is in files lets all rows pass that have a match.
+/// The filter of a build with spilled rows passes all rows that have a match.
 fn check_filter(case: &Case, left: &Side, right: &Side, seed: u64) {
     let (_, _, options) = random_refusals(seed);
     let target = Recorder::new(case.key, &right.batch);
@@ -136,7 +136,7 @@ fn check_filter(case: &Case, left: &Side, right: &Side, seed: u64) {
     }
 }
 
-/// Whether rows of the right side without a match are lost.
+/// Returns whether right rows without a match are dropped.
 fn filters(case: &Case) -> bool {
     !matches!(
         case.kind,
@@ -144,7 +144,8 @@ fn filters(case: &Case) -> bool {
     )
 }
 
-/// Whatever is refused, whenever: with nothing too small to be spilled, few rows take all of the ways.
+/// Runs the join with random denials. No spill is too small for a file, so that few rows cover all
+/// code paths.
 fn check(case: &Case, left: &Side, right: &Side, seed: u64) {
     let memory = Arc::new(RandomDenialPool::new(seed));
     let spill = Arc::new(InMemorySpill { eager: true, ..InMemorySpill::default() });
@@ -157,7 +158,11 @@ fn check(case: &Case, left: &Side, right: &Side, seed: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 600,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn denied_memory_changes_no_row(
@@ -171,7 +176,11 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 300,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn denied_memory_changes_no_row_of_not_in(

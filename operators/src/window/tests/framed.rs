@@ -1,4 +1,4 @@
-//! Large window partitions: results by frames are DataFusion's, and a cancel is heard among them.
+//! Large window partitions: framed results equal DataFusion's, and a cancellation interrupts them.
 
 use std::{
     ops::Range,
@@ -18,7 +18,8 @@ use gatework_runtime::pipeline::{Graph, QueryContext, RowStream};
 use super::*;
 use crate::test_support::{EXECUTOR, wait_idle};
 
-/// The rows of each frame, as `1000 * start + end`, after `on_call`.
+/// Window function: the row range of each frame, as `1000 * start + end`. It calls its closure
+/// first.
 #[derive(Clone)]
 struct Frames(Arc<dyn Fn() + Send + Sync>);
 
@@ -72,7 +73,7 @@ fn frame(start: Option<u64>, end: Option<u64>) -> Arc<WindowFrame> {
     Arc::new(WindowFrame::new_bounds(WindowFrameUnits::Rows, start, end))
 }
 
-/// By the first column, over frames of all kinds.
+/// Creates expressions partitioned by the first column, over frames of all kinds.
 fn expressions(rows: &RecordBatch) -> Vec<Arc<dyn WindowExpr>> {
     let key = || vec![Arc::new(Column::new("a", 0)) as Arc<dyn PhysicalExpr>];
     let sum = || {
@@ -137,5 +138,5 @@ fn a_cancel_is_heard_among_the_results_of_a_partition() {
     let answer = streams.into_iter().next().unwrap().into_blocking_iter().next();
     assert!(matches!(answer, Some(Err(Error::Cancelled { .. }))));
     let calls = calls.load(Ordering::Relaxed);
-    assert!((1..1000).contains(&calls), "{calls} results were made");
+    assert!((1..1000).contains(&calls), "{calls} results were computed");
 }

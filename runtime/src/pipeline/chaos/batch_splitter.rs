@@ -1,9 +1,9 @@
-//! A batch cut into tiny ones.
+//! Splits a batch into small ones.
 
 use super::wrapper::WrapperState;
 use crate::pipeline::Batch;
 
-/// Pieces that have not been handed out, the next one last.
+/// Chunks not yet emitted, the next one last.
 #[derive(Debug, Default)]
 pub(super) struct BatchSplitter(Vec<Batch>);
 
@@ -16,7 +16,7 @@ impl BatchSplitter {
         self.0.pop()
     }
 
-    /// Cuts `batch` and answers the first piece; the others are kept.
+    /// Splits `batch`, returns the first chunk and keeps the others.
     pub(super) fn split(&mut self, batch: Batch, state: &WrapperState) -> Batch {
         let Some(rows) = state.batch_rows() else { return batch };
         if batch.num_physical_rows() <= rows {
@@ -33,7 +33,7 @@ impl BatchSplitter {
                 Some(selection) => Batch::with_selection(slice, selection.slice(offset, length)),
                 None => Batch::new(slice),
             };
-            // A piece of which nothing is selected would only be skipped by the driver.
+            // The driver would only skip a chunk without selected rows.
             if chunk.num_rows() > 0 {
                 chunks.push(chunk.with_sequence(sequence));
             }

@@ -1,7 +1,8 @@
-//! The foreign thread that opens gates: neither a worker nor the reader of the result.
+//! The thread that makes gates ready; it is neither a worker nor the reader of the result.
 //!
-//! It starts with the first gate and ends when the last query that uses the chaos is gone. Nobody
-//! joins it, because whoever drops the chaos may be the thread itself, through a waker it held.
+//! The thread starts with the first gate and ends when the last query that uses the chaos is
+//! dropped. It is never joined, because the thread itself may drop the chaos, through a waker that
+//! it held.
 
 use std::{
     sync::{
@@ -18,7 +19,7 @@ use crate::scheduler::SplitMix64;
 #[derive(Debug)]
 pub(super) struct GateOpener {
     seed: u64,
-    /// To the thread; `None` if the system refused one.
+    /// The channel to the thread; `None` if the thread could not be spawned.
     gates: OnceLock<Option<Sender<Gate>>>,
 }
 
@@ -27,7 +28,7 @@ impl GateOpener {
         Self { seed, gates: OnceLock::new() }
     }
 
-    /// A gate that the thread has been told to open.
+    /// Returns a blocked gate that the thread will make ready.
     pub(super) fn blocked_gate(&self, name: String) -> Gate {
         let gate = Dependency::blocked(name, DependencyKind::External);
         let sender = self.gates.get_or_init(|| {
@@ -38,14 +39,14 @@ impl GateOpener {
         });
         let sent = sender.as_ref().is_some_and(|sender| sender.send(gate.clone()).is_ok());
         if !sent {
-            // Without a thread to open it, a shut gate would hang the query.
+            // Without the thread, a blocked gate would hang the query.
             gate.set_ready();
         }
         gate
     }
 }
 
-/// Opens what has come together meanwhile, in random order.
+/// Makes all gates received so far ready, in random order.
 fn open_all(receiver: &Receiver<Gate>, mut rng: SplitMix64) {
     while let Ok(first) = receiver.recv() {
         let mut gates = vec![first];

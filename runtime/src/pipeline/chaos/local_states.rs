@@ -1,6 +1,6 @@
-//! The wrappers: local states that stand between the driver and the real ones.
+//! The wrappers: local states between the driver and the operators' local states.
 //!
-//! A wrapper that blocks keeps the input it was given, as the contract lets every local state do.
+//! A wrapper that blocks keeps its input, as every local state may.
 
 use gatework_shared_state::Gate;
 
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Counts the creation of a local state as a step and makes what its wrapper needs, if the query has
+/// Counts the creation of a local state as a step and creates its wrapper's state, if the query has
 /// chaos.
 fn wrapper_state(role: Role, setup: &OperatorContext) -> Result<Option<WrapperState>> {
     let Some(chaos) = setup.query.chaos() else { return Ok(None) };
@@ -21,7 +21,7 @@ fn wrapper_state(role: Role, setup: &OperatorContext) -> Result<Option<WrapperSt
     Ok(Some(WrapperState::new(chaos.clone(), role, setup)))
 }
 
-/// The local state of `source`, wrapped if the query has chaos.
+/// Creates the local state of `source`, wrapped if the query has chaos.
 pub(in crate::pipeline) fn local_source(
     source: &dyn Source,
     setup: OperatorContext,
@@ -34,7 +34,7 @@ pub(in crate::pipeline) fn local_source(
     })
 }
 
-/// The local state of `operator`, wrapped if the query has chaos.
+/// Creates the local state of `operator`, wrapped if the query has chaos.
 pub(in crate::pipeline) fn local_operator(
     operator: &dyn Operator,
     setup: OperatorContext,
@@ -53,7 +53,7 @@ pub(in crate::pipeline) fn local_operator(
     })
 }
 
-/// The local state of `sink`, wrapped if the query has chaos.
+/// Creates the local state of `sink`, wrapped if the query has chaos.
 pub(in crate::pipeline) fn local_sink(
     sink: &dyn Sink,
     setup: OperatorContext,
@@ -66,7 +66,7 @@ pub(in crate::pipeline) fn local_sink(
     })
 }
 
-/// Blocks a start, or passes on what `start` answers.
+/// Blocks a start, or passes on the result of `start`.
 fn start(
     state: &mut WrapperState,
     task: &DriverContext,
@@ -118,10 +118,10 @@ impl LocalSource for ChaosSource {
 struct ChaosOperator {
     state: WrapperState,
     inner: Box<dyn LocalOperator>,
-    /// The input of the call that we blocked.
+    /// The input of the call that the wrapper blocked.
     blocked_input: Option<Batch>,
     splitter: BatchSplitter,
-    /// Behind `splitter`, the operator itself has more.
+    /// Whether the operator has more output after the chunks in `splitter`.
     has_more: bool,
 }
 
@@ -192,7 +192,7 @@ impl LocalOperator for ChaosOperator {
 struct ChaosSink {
     state: WrapperState,
     inner: Box<dyn LocalSink>,
-    /// The batch of the call that we blocked.
+    /// The batch of the call that the wrapper blocked.
     blocked_input: Option<Batch>,
 }
 

@@ -1,15 +1,15 @@
-//! Chaos: what a test does to a query's tasks, to see whether their operators stand it.
+//! Chaos: faults and delays that a test injects into a query's tasks, to test their operators.
 //!
-//! Put on [`QueryOptions`](super::QueryOptions), it wraps every local state that the driver makes:
-//! sources, operators and sinks of any graph, whoever built it. A query without it runs the local
-//! states themselves, so it costs nothing there. What a wrapper does keeps to the contract, so a
-//! right operator gives the same rows; each act is counted, so a test can tell whether it happened.
+//! Set on [`QueryOptions`](super::QueryOptions), chaos wraps every local state that the driver
+//! creates, in all graphs of the query. A query without chaos runs the unwrapped local states, at
+//! no cost. The wrappers keep to the operator traits' contract, so a correct operator produces the
+//! same rows. Every injection is counted, so a test can tell whether it happened.
 //!
-//! * Batches are cut into tiny ones.
-//! * A call is not made at once: the task is blocked on a gate that a foreign thread opens.
-//! * An operator that waits is asked again although its gate has not opened (a spurious wake-up).
-//! * At step *k*, counted over all calls of all tasks, the query is cancelled, or the call fails, or
-//!   it panics.
+//! * Batches are split into small ones.
+//! * A call is delayed: the task is blocked on a gate that another thread makes ready.
+//! * A blocked operator is called again although its gate is not ready (a spurious wake-up).
+//! * At step *k*, counted over all calls of all tasks, the query is cancelled, or the call fails or
+//!   panics.
 
 mod batch_splitter;
 mod gate_opener;
@@ -40,7 +40,7 @@ pub enum Fault {
     Panic,
 }
 
-/// What is done to the tasks of a query, and what was done so far.
+/// The injections into a query's tasks, and their counts so far.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -62,7 +62,7 @@ pub struct Chaos {
     tally: Tally,
 }
 
-/// What kind of call a wrapper is asked for.
+/// The kind of a call that a wrapper delays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Call {
     Start,
@@ -70,7 +70,7 @@ enum Call {
     Finish,
 }
 
-/// Which role a wrapped local state has.
+/// The role of a wrapped local state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Source,
@@ -78,7 +78,7 @@ enum Role {
     Sink,
 }
 
-/// Counters: relaxed, since nothing is published by them; they are read when the query is over.
+/// Counters: relaxed, since they publish nothing; they are read after the query has ended.
 #[derive(Debug, Default)]
 struct Tally {
     steps: AtomicU64,
@@ -92,31 +92,31 @@ struct Tally {
     fault: AtomicBool,
 }
 
-/// What chaos did.
+/// The numbers of injections.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ChaosCounts {
-    /// Calls of local states, their creation included: the *k* of faults counts these from 0.
+    /// Calls of local states, including their creation; the *k* of faults counts these from 0.
     pub steps: u64,
-    /// Starts, of whatever role, that were made to block.
+    /// Starts that were blocked, of all roles.
     pub start_blocks: u64,
-    /// Calls for a batch of a source that were made to block.
+    /// Calls of sources for a batch that were blocked.
     pub source_blocks: u64,
-    /// Calls of operators that were made to block.
+    /// Calls of operators that were blocked.
     pub operator_blocks: u64,
-    /// Batches to a sink that were made to block.
+    /// Calls of sinks with a batch that were blocked.
     pub sink_blocks: u64,
-    /// Finishes, of operators and sinks, that were made to block.
+    /// Finishes of operators and sinks that were blocked.
     pub finish_blocks: u64,
-    /// Calls that were made although the gate they waited for was not open.
+    /// Calls made although the gate they waited for was not ready.
     pub spurious_wakeups: u64,
-    /// Batches that were cut off larger ones.
+    /// Batches that were split off larger ones.
     pub splits: u64,
     /// Whether the fault's step was reached.
     pub fault: bool,
 }
 
 impl ChaosCounts {
-    /// All calls that were made to block.
+    /// Returns the number of calls that were blocked.
     pub fn blocks(&self) -> u64 {
         self.start_blocks
             + self.source_blocks
@@ -127,7 +127,7 @@ impl ChaosCounts {
 }
 
 impl Chaos {
-    /// Does nothing yet. `seed` fixes every random choice to come.
+    /// Creates chaos without injections. `seed` fixes every later random choice.
     pub fn new(seed: u64) -> Self {
         Self {
             seed,
@@ -140,8 +140,8 @@ impl Chaos {
         }
     }
 
-    /// Cuts what sources and operators give into batches of at most `rows` rows. The parts keep the
-    /// sequence number of the whole.
+    /// Splits the output of sources and operators into batches of at most `rows` rows. The chunks
+    /// keep the sequence number of the batch.
     ///
     /// # Panics
     /// If `rows` is 0.
@@ -153,19 +153,20 @@ impl Chaos {
     }
 
     /// Blocks the first call of each kind (start, run, finish) of each local state, and one in
-    /// `calls` of the others, on a gate that a foreign thread opens. Each is blocked once, then made.
+    /// `calls` of the others. The gate is made ready by another thread. Each call is blocked once,
+    /// then made.
     ///
     /// # Panics
     /// If `calls` is 0.
     #[must_use]
     pub fn block_every(mut self, calls: usize) -> Self {
-        assert!(calls > 0, "one in 1 is all of them");
+        assert!(calls > 0, "`calls` must be at least 1, which blocks every call");
         self.block_every = Some(calls);
         self
     }
 
-    /// Calls local states that wait again at once, before their gate is open: each the first time it waits,
-    /// and one in `waits` of the other times.
+    /// Calls blocked local states again before their gate is ready: on their first wait, and on one
+    /// in `waits` of the later waits.
     ///
     /// # Panics
     /// If `waits` is below 2: a wait that is always cut short never ends.
@@ -183,12 +184,12 @@ impl Chaos {
         self
     }
 
-    /// The seed.
+    /// Returns the seed.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// What was done so far.
+    /// Returns the counts so far.
     pub fn counts(&self) -> ChaosCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let tally = &self.tally;
@@ -205,7 +206,7 @@ impl Chaos {
         }
     }
 
-    /// Counts a step, and ends the query if this is the one.
+    /// Counts a step and injects the fault if this is its step.
     fn step(&self, query: &QueryContext) -> Result<()> {
         let step = self.tally.steps.fetch_add(1, Ordering::Relaxed);
         let Some((fault, at)) = self.fault else { return Ok(()) };
@@ -216,7 +217,7 @@ impl Chaos {
         match fault {
             Fault::Cancel => query.cancel(),
             Fault::Error => return Err(Error::operator(format!("chaos: error at step {step}"))),
-            // Unwinds as `panic!` does, without the report on stderr: a sweep has many of them.
+            // Unwinds like `panic!`, but without the report on stderr: a sweep injects many panics.
             Fault::Panic => resume_unwind(Box::new(format!("chaos: panic at step {step}"))),
         }
         Ok(())
@@ -233,7 +234,7 @@ impl Chaos {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A shut gate that a foreign thread will open.
+    /// Returns a blocked gate that another thread will make ready.
     fn blocked_gate(&self, name: String) -> Gate {
         self.opener.blocked_gate(name)
     }

@@ -1,4 +1,4 @@
-//! What the wrappers of the three roles have in common: when to block, when to ask again.
+//! The state that the wrappers of all roles share: when to block and when to wake spuriously.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -14,18 +14,18 @@ use crate::{
     scheduler::{Gates, SplitMix64},
 };
 
-/// One wrapped local state.
+/// The state of one wrapped local state.
 pub(super) struct WrapperState {
     chaos: Arc<Chaos>,
     role: Role,
     name: String,
-    /// Of its own, so that its choices do not depend on the order in which tasks run.
+    /// Separate per local state, so that its choices do not depend on the order in which tasks run.
     rng: SplitMix64,
-    /// Kinds of call that have been blocked already.
+    /// Whether each kind of call has been blocked before.
     blocked_before: [bool; 3],
-    /// It has been called too soon already.
+    /// Whether the local state has been woken spuriously before.
     woken_before: bool,
-    /// The call that is blocked by us, to be made when it comes again.
+    /// The call that the wrapper blocked; it is made when it comes again.
     waiting: Option<Call>,
 }
 
@@ -44,11 +44,12 @@ impl WrapperState {
         }
     }
 
-    /// Before `call` is made: the gates to wait for first, or the fault of this step.
+    /// Called before `call` is made. Returns the gates to wait for first, or this step's fault.
     pub(super) fn before(&mut self, call: Call, task: &DriverContext) -> Result<Option<Gates>> {
         self.chaos.step(task.query())?;
         let Some(every) = self.chaos.block_every else { return Ok(None) };
-        // Another call may come than the one that was blocked: its input was not wanted any more.
+        // A different call may follow the blocked one when the blocked call's input is no longer
+        // wanted.
         if self.waiting.take() == Some(call) {
             return Ok(None);
         }
@@ -61,14 +62,14 @@ impl WrapperState {
         Ok(Some(self.chaos.blocked_gate(self.name.clone()).into()))
     }
 
-    /// The gates that the local state waits for, and at times one that is open already.
+    /// Adds a ready gate to the gates that the local state waits for, at random.
     pub(super) fn with_spurious_wakeup(&mut self, gates: Gates) -> Gates {
         let Some(every) = self.chaos.spurious_wakeups_every else { return gates };
         let first = !std::mem::replace(&mut self.woken_before, true);
         match first || self.rng.next_below(every) == 0 {
             true => {
                 self.chaos.tally.spurious_wakeups.fetch_add(1, Ordering::Relaxed);
-                gates.or(Dependency::ready("chaos wakes too soon", DependencyKind::External))
+                gates.or(Dependency::ready("chaos: spurious wake-up", DependencyKind::External))
             }
             false => gates,
         }

@@ -1,7 +1,7 @@
-//! Wrappers that check what the driver promises to operators, and inject faults at step *k*.
+//! Wrappers that check the driver's side of the operator contract, and inject faults at step *k*.
 //!
-//! A step is one call of `local`, `start`, `next`, `execute`, `sink` or a `finish`, of any part in
-//! any task of a query.
+//! A step is one call of `local`, `start`, `next`, `execute`, `sink` or `finish`, on any operator
+//! in any task of a query.
 
 use std::{
     fmt,
@@ -24,27 +24,27 @@ use crate::{
     },
 };
 
-/// What happens at step *k*.
+/// The fault injected at step *k*.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     None,
     Error(usize),
     Panic(usize),
     Cancel(usize),
-    /// A foreign thread says that nobody wants what lies before a [`Checks::closable`] operator.
+    /// Another thread signals that no input upstream of a [`Checks::closable`] operator is wanted.
     Close(usize),
     /// Every call blocks once and is woken from another thread.
     BlockEveryCall,
 }
 
-/// What the wrappers of one query share.
+/// The state that the wrappers of one query share.
 pub(super) struct Checks {
     fault: Fault,
     steps: AtomicUsize,
     blocks: AtomicUsize,
     created: AtomicUsize,
     dropped: AtomicUsize,
-    /// Sinks that finished, and those that were aborted.
+    /// Number of finished sinks; `aborted` counts the aborted ones.
     finished: AtomicUsize,
     aborted: AtomicUsize,
     broken: Mutex<Vec<String>>,
@@ -92,7 +92,7 @@ impl Checks {
         self.aborted.load(Ordering::SeqCst)
     }
 
-    /// Asserts that every promise was kept and every local state is gone.
+    /// Asserts that the driver kept the contract and dropped every local state.
     pub(super) fn assert_kept(&self) {
         let broken = self.broken.lock().unwrap();
         assert!(broken.is_empty(), "{self:?}: {broken:#?}");
@@ -123,7 +123,7 @@ impl Checks {
         }
     }
 
-    /// An operator that passes batches on until it is closed.
+    /// Returns an operator that passes batches on until it is closed.
     pub(super) fn closable(self: &Arc<Self>) -> Arc<dyn Operator> {
         self.operator(until(&self.close))
     }
@@ -197,15 +197,15 @@ impl Sink for Checked<dyn Sink> {
     }
 }
 
-/// Where a local state is in its life.
+/// The phase of a local state's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Starting,
-    /// It wants input.
+    /// The local state wants input.
     NeedsInput,
-    /// It has more to give or is blocked: to be called without input.
+    /// The local state has more output or is blocked: it must be called without input.
     HasMoreOrBlocked,
-    /// It wants no more input.
+    /// The local state wants no more input.
     Full,
     Finishing,
     Ended,
@@ -214,7 +214,7 @@ enum Phase {
 struct Local<L: ?Sized> {
     phase: Phase,
     blocked_once: bool,
-    /// Input that came with a call that was made to block.
+    /// The input of a call that was made to block.
     blocked_input: Option<Batch>,
     checks: Arc<Checks>,
     /// `None` only in the destructor.
@@ -226,7 +226,7 @@ impl<L: ?Sized> Local<L> {
         self.inner.as_mut().unwrap()
     }
 
-    /// Counts the step; answers gates if this call is to block first.
+    /// Counts the step. Returns gates if this call must block first.
     fn enter(&mut self, task: &DriverContext) -> Result<Option<Gates>> {
         self.checks.step(task.query())?;
         if self.checks.fault != Fault::BlockEveryCall {
@@ -390,7 +390,7 @@ impl LocalSink for Local<dyn LocalSink> {
     }
 
     fn finish(&mut self, task: &DriverContext) -> Result<FinishResult> {
-        // A sink that is blocked is finished only because nobody wants what it makes.
+        // A blocked sink may be finished only if its output is no longer needed.
         let unwanted = self.closed().is_some_and(|gate| gate.is_ready());
         let early = unwanted && matches!(self.phase, Phase::Starting | Phase::HasMoreOrBlocked);
         if !early {

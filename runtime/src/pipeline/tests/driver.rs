@@ -1,4 +1,4 @@
-//! One task: how batches move, where it blocks, how it ends early.
+//! Tests of one task: how batches move, where it blocks, how it finishes early.
 
 use std::sync::{
     Arc, Mutex,
@@ -65,7 +65,7 @@ fn empty_batches_go_nowhere() {
     run(vec![multiples(7)], vec![0]);
     run(vec![multiples(5), hoard(), multiples(100), repeat(2)], vec![0, 0]);
     guarded(|guard| {
-        // Of every kind: from the source, as the last and as not the last of an operator, in a flush.
+        // From the source, as last and non-last output of an operator, and in a flush.
         struct Empties(usize);
         impl LocalOperator for Empties {
             fn execute(
@@ -115,7 +115,7 @@ fn empty_batches_go_nowhere() {
 #[test]
 fn an_operator_that_wants_no_more_ends_what_is_before_it() {
     guarded(|guard| {
-        // Endless producers in another pipeline, an exchange between, a limit behind.
+        // Endless producers in another pipeline, an exchange, then a limit.
         let (executor, checks) = (executor(2), no_fault());
         let query = query(guard, &executor);
         let (producers, consumers) =
@@ -138,7 +138,7 @@ fn an_operator_that_wants_no_more_ends_what_is_before_it() {
     });
 }
 
-/// Takes `left` batches; blocks on the gate before each; then wants no more.
+/// Takes `left` batches and blocks on the gate before each; then wants no more.
 struct Picky {
     left: usize,
     gate: Gate,
@@ -170,7 +170,7 @@ fn picky(left: usize, gate: &Gate) -> (Arc<dyn Sink>, Arc<AtomicUsize>) {
     (sink, finishes)
 }
 
-/// Waits without a reader.
+/// Waits for a graph that has no reader.
 fn wait_idle(running: &GraphHandle) {
     struct Unpark(std::thread::Thread);
     impl std::task::Wake for Unpark {
@@ -202,7 +202,7 @@ fn a_sink_that_wants_no_more_ends_the_task() {
     });
 }
 
-/// Passes on; panics when it is flushed: behind an early end nobody asks it for more.
+/// Passes batches on; panics when flushed, because after an early finish no flush is expected.
 fn hoard_nothing() -> Arc<dyn Operator> {
     struct Pass;
     impl LocalOperator for Pass {
@@ -211,7 +211,7 @@ fn hoard_nothing() -> Arc<dyn Operator> {
         }
 
         fn finish(&mut self, _: &DriverContext) -> Result<OperatorResult> {
-            panic!("flushed although nobody wants more");
+            panic!("flushed although the sink wants no more");
         }
     }
     Made::<dyn LocalOperator>::new("pass", |_| Ok(Box::new(Pass)))
@@ -222,7 +222,7 @@ fn a_limit_that_another_task_used_up_ends_a_blocked_task_and_its_producers() {
     guarded(|guard| {
         let (executor, checks, never) = (executor(2), no_fault(), gate("never"));
         let query = query(guard, &executor);
-        // Task 0 gets rows; task 1 waits for rows that never come; both share the limit.
+        // Task 0 gets rows; task 1 waits for rows that never arrive; both share the limit.
         let mixed = source("mixed", {
             let never = never.clone();
             move |setup| {
@@ -262,19 +262,19 @@ fn a_task_blocked_behind_a_closed_operator_drops_what_is_before_it_and_sleeps() 
                 Ok(SourceResult::Batch(batch([1])))
             }
         });
-        // The limit is reached by the first row, and then the sink waits for room.
+        // The first row reaches the limit; then the sink blocks on capacity.
         let (sink, finishes) = picky(9, &room);
         let operators = vec![checks.operator(limit(1)), checks.operator(repeat(1))];
         let running = start_into(&query, checks.source(noted), operators, checks.sink(sink));
         dropped.recv().unwrap();
-        // Another query on the only worker: the first one must have left it.
+        // Another query on the only worker: the first task must have left the worker.
         for _ in 0..50 {
             let other = super::query(guard, &executor);
             let mut streams = start_one(&other, &no_fault(), 1, numbers(4, 1), vec![], 1);
             rows(streams.remove(0)).unwrap();
         }
         let task = &query.profile().tasks[0];
-        assert!(task.runs <= 3, "it spins: {} runs", task.runs);
+        assert!(task.runs <= 3, "the task spins: {} runs", task.runs);
         room.set_ready();
         wait_idle(&running);
         assert_eq!(finishes.load(Ordering::SeqCst), 1);
@@ -305,7 +305,7 @@ fn an_empty_build_side_ends_its_pipeline_before_it_begins() {
             graph.add_pipeline("probe", 1, source, operators, sink).unwrap();
             let running = graph.start(&query).unwrap();
             built.set_ready();
-            // What lies behind the probe still gives what it has.
+            // Operators downstream of the probe still emit their output.
             let stream = RowStream::of_query(&running, readers).remove(0);
             assert_eq!(rows(stream).unwrap(), [77]);
             assert_gone(&query, &checks);
@@ -322,14 +322,14 @@ fn waits_at_start(never: &Gate) -> Arc<dyn Operator> {
         }
 
         fn execute(&mut self, _: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
-            panic!("it never starts");
+            panic!("the operator never starts");
         }
     }
     let never = never.clone();
     Made::<dyn LocalOperator>::new("waits", move |_| Ok(Box::new(Waits(never.clone()))))
 }
 
-/// A global aggregate: a row even without input.
+/// Emits a row even without input, like a global aggregate.
 fn gives_in_finish() -> Arc<dyn Operator> {
     struct Gives(bool);
     impl LocalOperator for Gives {
@@ -347,7 +347,7 @@ fn gives_in_finish() -> Arc<dyn Operator> {
     Made::<dyn LocalOperator>::new("gives", |_| Ok(Box::new(Gives(false))))
 }
 
-/// A sink that starts with `gate` and notes whether it was ready before it was finished.
+/// A sink that starts when `gate` is ready. It records whether it had started when it was finished.
 struct SlowStart {
     gate: Gate,
     ready: bool,
@@ -390,7 +390,7 @@ fn a_sink_starts_before_it_finishes_although_its_pipeline_ends_at_once() {
             let operators = vec![checks.operator(operator)];
             let source = checks.source(endless());
             let running = start_into(&query, source, operators, checks.sink(sink));
-            // The worker has been there before the sink's turn comes.
+            // The worker must have run the task before the sink can start.
             let other = super::query(guard, &executor);
             let mut streams = start_one(&other, &no_fault(), 1, numbers(1, 1), vec![], 1);
             rows(streams.remove(0)).unwrap();
@@ -407,7 +407,7 @@ fn a_sink_starts_before_it_finishes_although_its_pipeline_ends_at_once() {
 #[test]
 fn all_parts_start_at_the_same_time() {
     guarded(|guard| {
-        // Each is woken by another one's start: were they started one after the other, none would.
+        // Each operator is woken by the other's start, so a sequential start would block both.
         struct Opens {
             mine: Gate,
             others: Gate,
@@ -472,7 +472,7 @@ fn waiting_ends_with_its_gate() {
     });
 }
 
-/// A scan whose rows are all dropped behind it gives way like any other.
+/// A scan whose rows are all filtered out yields like any other.
 #[test]
 fn a_task_whose_rows_are_all_dropped_yields() {
     guarded(|guard| {
@@ -480,7 +480,7 @@ fn a_task_whose_rows_are_all_dropped_yields() {
         let options =
             QueryOptions { time_slice: std::time::Duration::ZERO, ..QueryOptions::default() };
         let query = query_with(guard, &executor, options);
-        // Multiples of 1000 of the numbers from 1 on: batches without rows.
+        // Multiples of 1000 among the numbers from 1 to 50: batches without rows.
         let from_one = source("from one", |_| {
             let mut next = 1;
             move |_: &DriverContext| {

@@ -1,4 +1,4 @@
-//! Every way in which a query ends, at every step.
+//! Tests of every way a query ends, at every step.
 
 use std::sync::{
     Arc, Mutex,
@@ -40,8 +40,8 @@ fn the_three_pipelines_give_their_rows() {
     });
 }
 
-/// Runs the three pipelines with `fault` at step 0, 1, 2, … until a run ends before its step, and
-/// hands what each run came to to `expect`.
+/// Runs the three pipelines with `fault` at step 0, 1, 2, … until a run ends before its step.
+/// Passes each run's result to `expect`.
 fn sweep(fault: fn(usize) -> Fault, expect: fn(usize, Result<Vec<i64>>)) {
     guarded(move |guard| {
         let executor = executor(2);
@@ -87,12 +87,12 @@ fn a_panic_at_any_step_is_the_error_of_the_query() {
 fn a_cancel_at_any_step_ends_the_query() {
     sweep(Fault::Cancel, |step, result| match result {
         Err(error) => assert!(is_cancelled(&error), "{step}: {error}"),
-        // Too late to keep the last sink from finishing.
+        // The cancel arrived after the last sink had finished.
         Ok(rows) => assert_eq!(rows, OF_THREE),
     });
 }
 
-/// A task that is told to end early between two looks at its gates is not aborted, and not ended twice.
+/// A task closed between two checks of its gates is neither aborted nor finished twice.
 #[test]
 fn an_early_end_from_outside_at_any_step_is_a_finish() {
     guarded(|guard| {
@@ -108,13 +108,13 @@ fn an_early_end_from_outside_at_any_step_is_a_finish() {
                 assert!(step > 60, "only {step} steps were seen");
                 break;
             }
-            // Sums of what came through before.
+            // Sums of the rows that arrived before the close.
             assert!(rows.len() <= 2 && rows.pop() <= Some(12));
         }
     });
 }
 
-/// All are woken once: 30,000 tasks that each woke all others would take minutes.
+/// Each task is woken once. If 30,000 tasks each woke all others, the test would take minutes.
 #[test]
 fn a_cancel_of_many_tasks_is_told_to_each_once() {
     guarded(|guard| {
@@ -151,7 +151,7 @@ fn a_cancel_from_outside_at_any_time_ends_the_query() {
             let canceller = std::thread::spawn({
                 let (query, checks) = (query.clone(), checks.clone());
                 move || {
-                    // At another moment in each round, measured in progress.
+                    // At a different moment in each round, measured in steps.
                     while checks.steps() < round && query.live_tasks() > 0 {
                         std::thread::yield_now();
                     }
@@ -159,7 +159,7 @@ fn a_cancel_from_outside_at_any_time_ends_the_query() {
                     query.cancel();
                 }
             });
-            // Whoever looks at a query is in nobody's way.
+            // A thread that dumps and profiles the query does not disturb it.
             let looks = std::thread::spawn({
                 let query = query.clone();
                 move || {
@@ -221,7 +221,7 @@ fn tasks_that_never_ran_let_go_of_their_tokens() {
         let stream = start_three(&query, &checks).unwrap();
         query.cancel();
         drop(release);
-        // The reader learns of it although no sink was ever made.
+        // The reader gets the error although no sink was ever created.
         assert!(is_cancelled(&rows(stream).unwrap_err()));
         assert_gone(&query, &checks);
         assert_eq!(checks.steps(), 0);
@@ -286,7 +286,7 @@ fn the_first_error_wins() {
     guarded(|guard| {
         let executor = executor(1);
         let query = query(guard, &executor);
-        // Another task's echo may come before what it echoes.
+        // A secondary error may arrive before its cause.
         query.fail(Error::ProducerAborted);
         query.fail(Error::operator("the cause"));
         query.fail(Error::operator("a later one"));
@@ -475,7 +475,7 @@ fn a_dump_names_the_gates_of_blocked_tasks() {
             "late × 1: waiting → to result",
             "[1] Finished",
             "[0] Blocked, waits for the missing signal (External, blocked)",
-            "waits for other closed (Closed, blocked)",
+            "waits for other closed (ConsumersGone, blocked)",
         ] {
             assert!(dump.contains(expected), "{expected:?} is not in\n{dump}");
         }

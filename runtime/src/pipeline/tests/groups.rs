@@ -1,4 +1,4 @@
-//! Queries of resource groups: how many run at a time.
+//! Tests of resource groups: how many queries run at a time.
 
 use gatework_shared_state::Gate;
 
@@ -19,14 +19,14 @@ fn limits(queries: usize, waiting: Option<usize>) -> GroupLimits {
     }
 }
 
-/// A query of `group` that ends when its gate opens.
+/// Starts a query of `group` that ends when its gate is ready.
 fn begin(
     guard: &Guard,
     executor: &Executor,
     group: &Arc<ResourceGroup>,
 ) -> Result<(Arc<QueryContext>, Gate, RowStream)> {
     let options = QueryOptions { group: Some(group.clone()), ..QueryOptions::default() };
-    let (query, gate) = (query_with(guard, executor, options), gate("its turn to end"));
+    let (query, gate) = (query_with(guard, executor, options), gate("end signal"));
     let (producers, readers) = result::new("result", 2, 1, BufferLimit::new(1));
     let mut graph = Graph::new();
     graph.add_pipeline("only", 2, waiting(&gate), vec![], to_result(producers))?;
@@ -35,7 +35,7 @@ fn begin(
 }
 
 fn has_begun(query: &QueryContext) -> bool {
-    query.dump().contains("waits for its turn to end")
+    query.dump().contains("waits for end signal")
 }
 
 #[test]
@@ -46,11 +46,11 @@ fn queries_wait_for_their_turn() {
         group.set_limits(limits(1, None));
         let begun: Vec<_> = (0..4).map(|_| begin(guard, &executor, &group).unwrap()).collect();
         assert_eq!(group.queries(), (1, 3));
-        // Other groups have their own turns.
+        // Other groups are admitted independently.
         let other = begin(guard, &executor, &executor.group("")).unwrap();
         other.1.set_always_ready();
         assert_eq!(rows(other.2).unwrap(), [0; 0]);
-        // One that waits is cancelled: the next one is none the worse for it.
+        // Cancelling a queued query leaves the queries behind it queued.
         begun[1].0.cancel();
         streams::wait(begun[1].0.idle());
         assert!(!has_begun(&begun[2].0));
@@ -73,7 +73,8 @@ fn queries_wait_for_their_turn() {
     });
 }
 
-/// The executor is full: groups take turns by how many of theirs run, and each in its own order.
+/// The executor is full: groups are admitted by their running queries and weights, and each group's
+/// queries in order.
 #[test]
 fn groups_wait_for_the_executor() {
     guarded(|guard| {
@@ -128,7 +129,7 @@ fn limits_change_while_queries_wait() {
         assert_eq!(group.queries(), (3, 1));
         group.set_limits(GroupLimits::default());
         assert_eq!(group.queries(), (4, 0));
-        // Fewer than run: nobody is stopped.
+        // The limit is below the number of running queries: none is stopped.
         group.set_limits(limits(1, None));
         for (query, gate, stream) in begun {
             while !has_begun(&query) {
@@ -171,11 +172,11 @@ fn a_group_of_another_executor_is_refused() {
     guarded(|guard| {
         let (executor, other) = (super::executor(1), super::executor(1));
         let refused = begin(guard, &executor, &other.group("there")).unwrap_err();
-        assert!(refused.to_string().contains("is one of another executor"), "{refused}");
+        assert!(refused.to_string().contains("belongs to another executor"), "{refused}");
     });
 }
 
-/// Whenever the cancel comes, the turn is given back, once.
+/// Whenever the cancel arrives, the query's admission is released exactly once.
 #[test]
 fn cancels_race_turns() {
     guarded(|guard| {

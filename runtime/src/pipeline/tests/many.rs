@@ -1,5 +1,5 @@
-//! Graphs of thousands of pipelines, tasks that meet thousands of gates: what is done for each must
-//! not grow with their number.
+//! Graphs of thousands of pipelines, and tasks that wait for thousands of gates: the cost per
+//! pipeline or gate must not grow with their number.
 
 use gatework_shared_state::{Dependency, DependencyKind, Gate};
 
@@ -12,7 +12,7 @@ use crate::{
     pipeline::{DriverContext, SourceResult},
 };
 
-/// `branches` pipelines of two tasks into one exchange, which two tasks read into a result.
+/// Starts `branches` pipelines of two tasks into one exchange, which two tasks read into a result.
 fn start_union(query: &Arc<QueryContext>, branches: usize, batches: i64) -> RowStream {
     let budget = BufferLimit::new(1 << 10);
     let (producers, consumers) =
@@ -40,8 +40,7 @@ fn start_union(query: &Arc<QueryContext>, branches: usize, batches: i64) -> RowS
     RowStream::of_query(&graph.start(query).unwrap(), readers).remove(0)
 }
 
-/// It took 24 s to start, since each pair of branches was a wait, entered once for each branch
-/// behind them.
+/// The start once took 24 s: each pair of branches was a wait, entered once for each later branch.
 #[test]
 fn a_union_of_a_thousand_branches_gives_all_rows() {
     guarded(|guard| {
@@ -51,7 +50,7 @@ fn a_union_of_a_thousand_branches_gives_all_rows() {
     });
 }
 
-/// Ticks as often as its gate opens, `ticks` times.
+/// A source that blocks on `gate` again each time it is ready, `ticks` times.
 fn ticking(gate: &Gate, ticks: usize, end: &Gate) -> Arc<dyn Source> {
     let (gate, end) = (gate.clone(), end.clone());
     source("ticking", move |_| {
@@ -71,8 +70,8 @@ fn ticking(gate: &Gate, ticks: usize, end: &Gate) -> Arc<dyn Source> {
     })
 }
 
-/// Whenever all tasks wait, the query looks whether one of them waits for something outside: for
-/// the one that did the last time, not for all.
+/// Whenever all tasks are blocked, the query looks for a task that waits for external work. It
+/// starts with the task found last time, so it does not visit all tasks.
 #[test]
 fn a_query_that_waits_looks_at_one_of_its_tasks() {
     const TASKS: usize = 1000;
@@ -93,7 +92,7 @@ fn a_query_that_waits_looks_at_one_of_its_tasks() {
         while query.live_tasks() > TASKS {
             let before = tasks_checked();
             tick.set_ready();
-            // Until it has ticked and all wait again, most times.
+            // Usually until the task has ticked and all tasks wait again.
             while tasks_checked() == before && tick.is_ready() && query.live_tasks() > TASKS {
                 std::thread::yield_now();
             }
@@ -103,7 +102,7 @@ fn a_query_that_waits_looks_at_one_of_its_tasks() {
     });
 }
 
-/// A graph of two tasks, read to its end.
+/// Starts a graph of two tasks and reads its result to the end.
 fn one_round(query: &Arc<QueryContext>, round: usize) -> GraphHandle {
     let (producers, readers) = result::new("round", 2, 1, BufferLimit::new(1));
     let mut graph = Graph::new();
@@ -116,7 +115,7 @@ fn one_round(query: &Arc<QueryContext>, round: usize) -> GraphHandle {
     running
 }
 
-/// As a recursive query starts one a round.
+/// As in a recursive query, which starts one graph per round.
 #[test]
 fn graphs_that_have_ended_cost_nothing_afterwards() {
     guarded(|guard| {
@@ -127,14 +126,14 @@ fn graphs_that_have_ended_cost_nothing_afterwards() {
         let kept = || query.with_graphs(|graphs| graphs.kept());
         for rounds in 1..=300 {
             let running = one_round(&query, rounds);
-            // The last task leaves a moment after the reader has seen the end.
+            // The last task ends a moment after the reader has seen the end.
             while kept().0 > 1 {
                 std::thread::yield_now();
             }
             let (live, [pipelines, tasks, gates]) = kept();
             assert_eq!((live, pipelines, tasks), (1, 1, 2), "after {rounds} rounds");
             assert!(gates <= 4, "{gates} gates after {rounds} rounds");
-            // What the round itself did can still be asked for.
+            // The graph's own counters are still available.
             let own = running.operators();
             assert_eq!((own[0].rows_out, own[0].tag), (12, Some(2 * rounds)));
             assert_eq!(running.profile().tasks.len(), 2);

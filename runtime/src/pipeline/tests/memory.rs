@@ -1,4 +1,4 @@
-//! Tasks that are refused memory which others could give back, and what is put away for a query.
+//! Tests of reclaim between tasks, and of spill writes in a query's life.
 
 use std::{
     collections::VecDeque,
@@ -23,7 +23,7 @@ use crate::{
 
 const LIMIT: usize = 1000;
 
-/// Hands what it is to write to a test.
+/// Passes spill writes to the test, which completes them.
 #[derive(Debug)]
 struct ByHand(Sender<Completion<Arc<dyn SpilledBatches>>>);
 
@@ -60,14 +60,14 @@ fn one_batch() -> SpillInput {
     Box::new(std::iter::once(Ok(batch([1]).into_parts().0)))
 }
 
-/// Completes what is to be written, as it comes.
+/// Completes spill writes as they arrive.
 fn complete(writes: Receiver<Completion<Arc<dyn SpilledBatches>>>) {
     std::thread::spawn(move || {
         writes.into_iter().for_each(|done| done.complete(Ok(Arc::new(Nothing))));
     });
 }
 
-/// Reserves 100 bytes a row, and gives all back when it is asked to.
+/// A sink that reserves 100 bytes per row and spills everything on a request to reclaim.
 struct Hoarder {
     setup: OperatorContext,
     reservation: Reservation,
@@ -95,7 +95,7 @@ impl LocalSink for Hoarder {
     }
 }
 
-/// Reserves 100 bytes a row, and waits for others where it gets none.
+/// A sink that reserves 100 bytes per row and requests reclaim when a reservation is denied.
 struct Needy {
     setup: OperatorContext,
     reservation: Reservation,
@@ -122,7 +122,7 @@ impl LocalSink for Needy {
     }
 }
 
-/// Both kinds of tasks, and what happened to them.
+/// The gates and counters of a test with both kinds of tasks.
 struct Scene {
     full: Gate,
     done: Gate,
@@ -134,7 +134,7 @@ impl Scene {
         Self { full: gate("full"), done: gate("done"), reclaimed_bytes: Arc::default() }
     }
 
-    /// A task that hoards `rows` rows, and then waits for `until`.
+    /// Adds a task that hoards `rows` rows and then waits for `until`.
     fn hoard(&self, graph: &mut Graph, rows: i64, until: &Gate) {
         let (full, until, reclaimed_bytes) =
             (self.full.clone(), until.clone(), self.reclaimed_bytes.clone());
@@ -159,7 +159,7 @@ impl Scene {
         graph.add_pipeline("hoards", 1, from, vec![], sink).unwrap();
     }
 
-    /// A task that needs `rows` rows' memory once the others are full.
+    /// Adds a task that reserves memory for `rows` rows, once the hoarder is full.
     fn need(&self, graph: &mut Graph, rows: i64) {
         let (full, done) = (self.full.clone(), self.done.clone());
         let from = source("rows after a wait", move |_| {
@@ -196,7 +196,7 @@ fn a_task_that_waits_for_others_gives_back_what_they_need() {
             let first = query_with(guard, &executor, options(&pool, space.clone()));
             let second = query_with(guard, &executor, options(&pool, space));
             let (mut graph, mut other) = (Graph::new(), Graph::new());
-            // It ends when the other has got its memory.
+            // The hoarder ends when the other task has got its memory.
             scene.hoard(&mut graph, 9, &scene.done.clone());
             scene.need(if in_one_query { &mut graph } else { &mut other }, 8);
             graph.start(&first).unwrap();
@@ -220,7 +220,7 @@ fn who_could_give_back_little_is_not_asked() {
         let query = query_with(guard, &executor, options(&pool, space));
         let scene = Scene::new();
         let mut graph = Graph::new();
-        // 100 bytes that could be given back, where 1000 are missing at once.
+        // 100 bytes are reclaimable, but 1000 are missing at once.
         scene.hoard(&mut graph, 1, &gate("never"));
         let full = scene.full.clone();
         let all_at_once = source("all at once", move |_| {
@@ -250,8 +250,8 @@ fn who_could_give_back_little_is_not_asked() {
     });
 }
 
-/// Presto's and Doris' bug: a query is resumed although its reservation would fail again, and is cancelled
-/// after a while.
+/// Presto and Doris have this bug: a query resumes although its reservation would fail again, and
+/// is cancelled after a while.
 #[test]
 fn who_waits_for_memory_is_woken_by_no_clock_and_gives_up_when_nobody_is_left() {
     guarded(|guard| {
@@ -276,7 +276,7 @@ fn who_waits_for_memory_is_woken_by_no_clock_and_gives_up_when_nobody_is_left() 
         std::thread::sleep(std::time::Duration::from_millis(20));
         assert_eq!(runs(), before);
         done.complete(Ok(Arc::new(Nothing)));
-        // It gets 10 of 11 rows' memory, and nobody has any to give back for the last.
+        // The task gets the memory of 10 of 11 rows; no task can release memory for the last one.
         streams::wait(needs.idle());
         assert!(matches!(needs.error(), Some(Error::OutOfMemory { .. })), "{:?}", needs.error());
         assert!(runs() <= before + 12, "{before} runs before, {} after", runs());
@@ -302,7 +302,7 @@ fn a_cancelled_query_ends_after_what_is_written_for_it() {
                     reservation.grow(100)?;
                     pending = Some(setup.spill(one_batch(), vec![reservation])?);
                 }
-                let gate = pending.as_ref().expect("it was begun").gate().clone();
+                let gate = pending.as_ref().expect("the spill has started").gate().clone();
                 Ok(match gate.is_ready() {
                     true => SourceResult::Finished,
                     false => SourceResult::Blocked(gate.into()),
@@ -317,12 +317,12 @@ fn a_cancelled_query_ends_after_what_is_written_for_it() {
             let answer = rows(stream);
             sender.send(answer).unwrap();
         });
-        // Its tasks are gone, what is written for it is not.
+        // The query's tasks have ended, its spill write has not.
         while query.live_tasks() > 1 {
             std::thread::yield_now();
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
-        assert!(ended.try_recv().is_err(), "the end was told too early");
+        assert!(ended.try_recv().is_err(), "the query ended before its spill write");
         assert_eq!(pool.reserved(), 100);
         done.complete(Ok(Arc::new(Nothing)));
         assert!(is_cancelled(&ended.recv().unwrap().unwrap_err()));

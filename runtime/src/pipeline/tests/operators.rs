@@ -28,14 +28,14 @@ use crate::{
     },
 };
 
-/// A batch of one column.
+/// Creates a batch of one column.
 pub(super) fn batch(values: impl IntoIterator<Item = i64>) -> Batch {
     let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
     let column = Int64Array::from_iter_values(values);
     Batch::new(RecordBatch::try_new(schema, vec![Arc::new(column)]).unwrap())
 }
 
-/// The rows of a batch that count.
+/// Returns the selected rows of a batch.
 pub(super) fn values(batch: &Batch) -> Vec<i64> {
     let column = batch.data().column(0);
     let column = column.as_any().downcast_ref::<Int64Array>().unwrap();
@@ -43,14 +43,14 @@ pub(super) fn values(batch: &Batch) -> Vec<i64> {
     (0..column.len()).filter(selected).map(|row| column.value(row)).collect()
 }
 
-/// A gate that is shut, under a name that dumps can be searched for.
+/// Creates a blocked gate, with a name that tests find in dumps.
 pub(super) fn gate(name: &'static str) -> Gate {
     Dependency::blocked(name, DependencyKind::External)
 }
 
 type Make<L> = Box<dyn Fn(OperatorContext) -> Result<Box<L>> + Send + Sync>;
 
-/// A source, operator or sink that is made by a closure.
+/// A source, operator or sink whose local states a closure creates.
 pub(super) struct Made<L: ?Sized> {
     name: &'static str,
     make: Make<L>,
@@ -111,7 +111,7 @@ impl<F: FnMut(&DriverContext) -> Result<SourceResult> + Send> LocalSource for F 
     }
 }
 
-/// A source whose tasks are closures that are made by `make`.
+/// Creates a source whose tasks are closures created by `make`.
 pub(super) fn source<F>(
     name: &'static str,
     make: impl Fn(OperatorContext) -> F + Send + Sync + 'static,
@@ -122,7 +122,7 @@ where
     Made::<dyn LocalSource>::new(name, move |setup| Ok(Box::new(make(setup))))
 }
 
-/// In each task the numbers from 0 to `end`, `step` a batch.
+/// Each task emits the numbers from 0 to `end`, in batches of `step`.
 pub(super) fn numbers(end: i64, step: i64) -> Arc<dyn Source> {
     source("numbers", move |_| {
         let mut next = 0;
@@ -137,12 +137,12 @@ pub(super) fn numbers(end: i64, step: i64) -> Arc<dyn Source> {
     })
 }
 
-/// Ones for ever.
+/// Emits ones without end.
 pub(super) fn endless() -> Arc<dyn Source> {
     source("endless", |_| |_: &DriverContext| Ok(SourceResult::Batch(batch([1]))))
 }
 
-/// Nothing until `gate` opens, and then the end.
+/// Emits nothing and finishes when `gate` is ready.
 pub(super) fn waiting(gate: &Gate) -> Arc<dyn Source> {
     let gate = gate.clone();
     source("waiting", move |_| {
@@ -178,7 +178,7 @@ impl LocalOperator for Repeat {
     }
 }
 
-/// Every batch so many times.
+/// Emits every batch `times` times.
 pub(super) fn repeat(times: usize) -> Arc<dyn Operator> {
     Made::<dyn LocalOperator>::new("repeat", move |_| {
         Ok(Box::new(Repeat { times, left: 0, input: None }))
@@ -189,7 +189,7 @@ struct Multiples(i64);
 
 impl LocalOperator for Multiples {
     fn execute(&mut self, input: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
-        let (data, selection) = input.expect("a filter holds nothing back").into_parts();
+        let (data, selection) = input.expect("a filter is called with input").into_parts();
         assert!(selection.is_none());
         let all = values(&Batch::new(data.clone()));
         let bits: BooleanBuffer = all.iter().map(|value| value % self.0 == 0).collect();
@@ -197,7 +197,7 @@ impl LocalOperator for Multiples {
     }
 }
 
-/// Multiples of `of`, by selection; often empty batches.
+/// Selects the multiples of `of`; batches are often empty.
 pub(super) fn multiples(of: i64) -> Arc<dyn Operator> {
     Made::<dyn LocalOperator>::new("multiples", move |_| Ok(Box::new(Multiples(of))))
 }
@@ -209,7 +209,7 @@ struct Hoard {
 
 impl LocalOperator for Hoard {
     fn execute(&mut self, input: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
-        let input = input.expect("asks for input only");
+        let input = input.expect("hoard is called with input");
         self.memory.grow(8 * input.num_rows())?;
         self.rows.extend(values(&input));
         Ok(OperatorResult::NeedInput)
@@ -225,7 +225,7 @@ impl LocalOperator for Hoard {
     }
 }
 
-/// Keeps all rows, and memory for them, until its input ends; gives two at a time.
+/// Buffers all rows, with a reservation, until its input ends; then emits two rows at a time.
 pub(super) fn hoard() -> Arc<dyn Operator> {
     Made::<dyn LocalOperator>::new("hoard", |setup| {
         Ok(Box::new(Hoard { rows: VecDeque::new(), memory: setup.reservation() }))
@@ -239,7 +239,7 @@ struct Limit {
 
 impl LocalOperator for Limit {
     fn execute(&mut self, input: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
-        let rows = values(&input.expect("holds nothing back"));
+        let rows = values(&input.expect("limit is called with input"));
         let before = self.left.fetch_sub(rows.len() as i64, Ordering::SeqCst).max(0) as usize;
         if before <= rows.len() {
             self.reached.set_always_ready();
@@ -255,7 +255,7 @@ impl LocalOperator for Limit {
     }
 }
 
-/// So many rows over all tasks.
+/// Emits `rows` rows in total over all tasks.
 pub(super) fn limit(rows: i64) -> Arc<dyn Operator> {
     let (left, reached) = (Arc::new(AtomicI64::new(rows)), gate("limit reached"));
     if rows == 0 {
@@ -282,7 +282,7 @@ impl LocalOperator for Until {
     }
 }
 
-/// Every batch until `gate` opens.
+/// Passes batches on until `gate` is ready.
 pub(super) fn until(gate: &Gate) -> Arc<dyn Operator> {
     let gate = gate.clone();
     Made::<dyn LocalOperator>::new("until", move |_| Ok(Box::new(Until(gate.clone()))))
@@ -302,11 +302,11 @@ impl LocalOperator for EmptyBuild {
     }
 
     fn execute(&mut self, _: Option<Batch>, _: &DriverContext) -> Result<OperatorResult> {
-        panic!("it needs no input");
+        panic!("an empty build side needs no input");
     }
 }
 
-/// A probe whose build side, ready with `gate`, turns out to be empty.
+/// A probe whose build side is complete when `gate` is ready, and is empty.
 pub(super) fn empty_build(gate: Option<Gate>) -> Arc<dyn Operator> {
     Made::<dyn LocalOperator>::new("empty build", move |_| Ok(Box::new(EmptyBuild(gate.clone()))))
 }
@@ -348,7 +348,7 @@ impl LocalSink for ToExchange {
     }
 }
 
-/// Rows by hash.
+/// Sends rows to channels by hash.
 pub(super) fn to_exchange(producers: Vec<ExchangeProducer<Batch>>) -> Arc<dyn Sink> {
     let per_task = PerTask::new(producers);
     Made::<dyn LocalSink>::new("to exchange", move |setup| {
@@ -382,7 +382,7 @@ impl LocalSink for ToSum {
     }
 
     fn finish(&mut self, _: &DriverContext) -> Result<FinishResult> {
-        // One unit for even sums, one for odd ones: both sources have work.
+        // One partition for even sums, one for odd sums, so that both sources have work.
         let mut partitions = vec![Vec::new(), Vec::new()];
         partitions[(self.1 % 2) as usize].push(self.1);
         self.0.take().expect("finished once").publish(partitions);
@@ -394,7 +394,7 @@ impl LocalSink for ToSum {
     }
 }
 
-/// Sums in two units.
+/// Publishes its sum in one of two partitions.
 pub(super) fn to_sum(producers: Vec<AggregateProducer<i64>>) -> Arc<dyn Sink> {
     let per_task = PerTask::new(producers);
     Made::<dyn LocalSink>::new("to sum", move |setup| {
@@ -437,7 +437,7 @@ impl LocalSink for ToResult {
     }
 }
 
-/// A row a batch, by remainder of the number of partitions.
+/// Sends each row as a batch to the partition given by its remainder.
 pub(super) fn to_result(producers: Vec<ResultProducer<BufferedBatch>>) -> Arc<dyn Sink> {
     let per_task = PerTask::new(producers);
     Made::<dyn LocalSink>::new("to result", move |setup| {

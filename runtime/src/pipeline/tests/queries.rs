@@ -1,4 +1,4 @@
-//! Several graphs of one query, profiles, and graphs that are set up wrongly.
+//! Tests of several graphs in one query, of profiles, and of invalid graphs.
 
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +16,7 @@ use crate::{
     pipeline::{BufferRead, BufferReader, BufferedBatch, DriverContext, SourceResult},
 };
 
-/// Two graphs under one query: the second reads the result of the first.
+/// Starts two graphs in one query: the second reads the result of the first.
 fn start_two(
     query: &Arc<QueryContext>,
     checks: &Arc<Checks>,
@@ -82,7 +82,7 @@ fn an_error_in_one_graph_is_the_error_of_both() {
         let executor = executor(2);
         for step in 0..30 {
             let (query, checks) = (query(guard, &executor), Checks::new(Fault::Error(step)));
-            // The second graph may be refused: then the first has failed before.
+            // The second graph may be refused because the first has failed before.
             let (producers, readers) = result::new("inner", 2, 1, BufferLimit::new(1));
             let mut graph = Graph::new();
             let sink = checks.sink(to_result(producers));
@@ -207,10 +207,10 @@ fn graphs_that_cannot_work_are_refused() {
         let none = graph.add_pipeline("none", 0, numbers(1, 1), vec![], sink.clone());
         assert!(none.unwrap_err().to_string().contains("'none' needs at least 1 task"));
         let tags = graph.add_pipeline_with_tags("tags", 1, numbers(1, 1), vec![], sink, vec![None]);
-        assert!(tags.unwrap_err().to_string().contains("one tag per part"));
+        assert!(tags.unwrap_err().to_string().contains("one tag per operator"));
 
-        // A shared state for one task in a pipeline of two, and one for two in a pipeline of one, whose
-        // other task would count as aborted.
+        // A shared state for one task in a pipeline of two. Then a shared state for two tasks in a
+        // pipeline of one: its second token would count as aborted.
         for (made, tasks) in [(1, 2), (2, 1)] {
             let (query, checks) = (query(guard, &executor), no_fault());
             let (producers, readers) = result::new("result", made, 1, BufferLimit::new(1));
@@ -254,10 +254,10 @@ fn a_query_does_not_outlive_its_handles() {
         let weak = Arc::downgrade(&query);
         let stream = start_one(&query, &no_fault(), 2, waiting(&opens), vec![], 1).remove(0);
         drop(query);
-        assert!(weak.upgrade().is_some(), "its tasks hold it");
+        assert!(weak.upgrade().is_some(), "tasks hold their query");
         opens.set_ready();
         assert!(rows(stream).unwrap().is_empty());
-        // The worker may still hold what it ran; the next task of the only worker is behind that.
+        // The worker may still hold the last task; the next query's tasks run after it is dropped.
         let other = super::query(guard, &executor);
         rows(start_one(&other, &no_fault(), 1, numbers(1, 1), vec![], 1).remove(0)).unwrap();
         assert!(weak.upgrade().is_none());

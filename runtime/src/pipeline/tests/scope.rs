@@ -1,4 +1,4 @@
-//! What an embedder puts around the slices of a query's tasks.
+//! Tests of the scope around the time slices of a query's tasks.
 
 use std::{
     cell::Cell,
@@ -18,7 +18,7 @@ thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Notes on its thread that it is there, until the slice has ended, in whatever way.
+/// Sets thread-local state during each slice, however the slice ends.
 #[derive(Debug, Default)]
 struct Here {
     slices: AtomicUsize,
@@ -41,7 +41,7 @@ impl SliceScope for Here {
     }
 }
 
-/// Counts what happens to it within the scope, and what does not.
+/// Counts calls within the scope and outside it.
 #[derive(Debug, Default)]
 struct Seen {
     within: AtomicUsize,
@@ -76,8 +76,8 @@ impl LocalSource for Looking {
         match self.end {
             _ if self.left > 0 => Ok(SourceResult::Batch(batch([1]))),
             End::Finishes => Ok(SourceResult::Finished),
-            End::Fails => Err(Error::operator("it fails")),
-            End::Panics => panic!("it panics"),
+            End::Fails => Err(Error::operator("the source fails")),
+            End::Panics => panic!("the source panics"),
         }
     }
 
@@ -129,23 +129,24 @@ fn all_of_a_task_is_within_the_scope() {
             let stream = start_one(&query, &no_fault(), 1, source, vec![], 1).remove(0);
             match (end, rows(stream)) {
                 (End::Finishes, Ok(rows)) => assert_eq!(rows, [1; 4]),
-                (End::Fails, Err(error)) => assert_eq!(error.to_string(), "it fails"),
+                (End::Fails, Err(error)) => assert_eq!(error.to_string(), "the source fails"),
                 (End::Panics, Err(Error::Panic { message, .. })) => {
-                    assert_eq!(message, "it panics")
+                    assert_eq!(message, "the source panics")
                 }
                 other => panic!("{other:?}"),
             }
             streams::wait(query.idle());
-            // Made, five steps, the abort if there is one, the local state, the pipeline.
+            // Creation, five steps, the abort if any, the drops of the local state and of the
+            // pipeline.
             let abort = usize::from(end != End::Finishes);
             let of = |count: &AtomicUsize| count.load(Ordering::SeqCst);
             assert_eq!((of(&seen.within), of(&seen.without)), (8 + abort, 0), "{end:?}");
-            assert!(of(&scope.slices) > 5, "a slice a step");
+            assert!(of(&scope.slices) > 5, "one slice per step");
         }
     });
 }
 
-/// What goes wrong with a scope itself.
+/// A fault of the scope itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wrong {
     DoesNotRun,
@@ -181,12 +182,12 @@ fn a_scope_that_goes_wrong_is_the_querys_error() {
             streams::wait(query.idle());
             answer.map_err(|error| error.to_string())
         };
-        let never = "the scope around a slice did not run it";
+        let never = "the scope around a time slice did not run it";
         assert_eq!(run(Wrong::DoesNotRun, End::Finishes).unwrap_err(), never);
         assert_eq!(run(Wrong::RunsTwice, End::Finishes).unwrap().len(), 8);
         assert!(run(Wrong::Panics, End::Finishes).unwrap_err().contains("the scope panics"));
         assert_eq!(run(Wrong::Swallows, End::Panics).unwrap_err(), never);
-        // The executor is none the worse for it.
+        // The executor still runs other queries.
         let other = query(guard, &executor);
         let stream = start_one(&other, &no_fault(), 2, numbers(3, 1), vec![], 1).remove(0);
         assert_eq!(rows(stream).unwrap(), [0, 0, 1, 1, 2, 2]);

@@ -1,4 +1,4 @@
-//! Queries in which nothing can run any more.
+//! Tests of queries in which no task can run any more.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
 fn stalled(answer: Result<Vec<i64>>) -> String {
     match answer {
         Err(Error::Stalled { dump }) => dump,
-        other => panic!("it should have stalled: {other:?}"),
+        other => panic!("the query should have stalled: {other:?}"),
     }
 }
 
@@ -26,10 +26,10 @@ fn tasks_that_wait_for_nobody_fail_with_what_they_wait_for() {
         let (executor, checks) = (executor(2), no_fault());
         for kind in [DependencyKind::Source, DependencyKind::Finish, DependencyKind::Start] {
             let query = query(guard, &executor);
-            let never = Dependency::blocked("what nobody does", kind);
+            let never = Dependency::blocked("never ready", kind);
             let streams = start_one(&query, &checks, 3, waiting(&never), vec![], 1);
             let dump = stalled(rows(streams.into_iter().next().unwrap()));
-            let line = format!("[2] Blocked, waits for what nobody does ({kind:?}, blocked)");
+            let line = format!("[2] Blocked, waits for never ready ({kind:?}, blocked)");
             assert!(dump.contains(&line), "{dump}");
             streams::wait(query.idle());
             assert_gone(&query, &checks);
@@ -37,14 +37,14 @@ fn tasks_that_wait_for_nobody_fail_with_what_they_wait_for() {
     });
 }
 
-/// The one that others wait for ends without a word.
+/// The task that the other one waits for ends without making the gate ready.
 #[test]
 fn the_last_task_that_ran_may_be_the_reason() {
     guarded(|guard| {
         let (executor, checks) = (executor(2), no_fault());
         for end in [1, 1000] {
             let query = query(guard, &executor);
-            let never = Dependency::blocked("a word", DependencyKind::Source);
+            let never = Dependency::blocked("lost signal", DependencyKind::Source);
             let (producers, readers) = result::new("result", 2, 1, BufferLimit::new(1 << 20));
             let mut producers = producers.into_iter();
             let mut graph = Graph::new();
@@ -58,14 +58,14 @@ fn the_last_task_that_ran_may_be_the_reason() {
             add("waiting", waiting(&never));
             let running = graph.start(&query).unwrap();
             let dump = stalled(rows(RowStream::of_query(&running, readers).remove(0)));
-            assert!(dump.contains("waits for a word"), "{dump}");
+            assert!(dump.contains("waits for lost signal"), "{dump}");
             streams::wait(query.idle());
             assert_gone(&query, &checks);
         }
     });
 }
 
-/// As long as one task waits for something outside, all others may wait for it.
+/// As long as one task waits for external work, all others may wait for that task.
 #[test]
 fn what_comes_from_outside_is_waited_for() {
     guarded(|guard| {

@@ -1,4 +1,4 @@
-//! The result for its reader: async stream, blocking iterator, partitions, dropped readers.
+//! Tests of result readers: async stream, blocking iterator, partitions, dropped readers.
 
 use std::{
     collections::HashSet,
@@ -29,7 +29,7 @@ impl Wake for Unpark {
     }
 }
 
-/// Waits for a gate, as a thread.
+/// Blocks this thread until a gate is ready.
 pub(super) fn wait(gate: &Gate) {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     while !gate.poll_ready(&waker) {
@@ -70,10 +70,10 @@ fn a_stream_wakes_its_reader() {
         assert_gone(&query, &checks);
         all.sort_unstable();
         assert_eq!(all, OF_THREE);
-        assert!(matches!(poll(&mut stream, &waker), Poll::Ready(None)), "it stays at its end");
+        assert!(matches!(poll(&mut stream, &waker), Poll::Ready(None)), "the stream stays ended");
         assert!(query.error().is_none());
         drop(stream);
-        assert!(query.error().is_none(), "dropping it after the end is no cancel");
+        assert!(query.error().is_none(), "dropping the stream after its end is no cancel");
     });
 }
 
@@ -121,7 +121,7 @@ fn a_blocking_reader_waits_for_rows_that_come_from_outside() {
         });
         let mut iterator = stream.into_blocking_iter();
         for expected in 1..=20 {
-            // The reader asks for the row, and no row is there before it asks.
+            // The row is produced only after the reader has asked for it.
             ask.send(()).unwrap();
             assert_eq!(values(&iterator.next().unwrap().unwrap()), [expected]);
         }
@@ -239,7 +239,8 @@ fn an_error_reaches_every_partition() {
                 let (query, checks) = (query.clone(), checks.clone());
                 thread::spawn(move || {
                     assert_eq!(rows(stream).unwrap_err().to_string(), format!("fault at {step}"));
-                    // Whoever has seen the error finds nothing left, whatever others still read.
+                    // After the error, nothing of the query is left, even if other partitions are
+                    // still read.
                     assert_gone(&query, &checks);
                 })
             };
@@ -271,8 +272,7 @@ fn partitions_may_be_read_one_after_the_other_with_a_budget_of_a_byte() {
     });
 }
 
-/// A task of a query that reads another query of the same executor blocks a worker that this may
-/// need.
+/// A task that reads another query of the same executor blocks a worker which that query may need.
 #[test]
 fn a_query_that_is_waited_for_on_its_own_worker_says_so() {
     guarded(|guard| {
@@ -292,7 +292,7 @@ fn a_query_that_is_waited_for_on_its_own_worker_says_so() {
                         let mut rows = stream.into_iter().next().unwrap().into_blocking_iter();
                         let first = rows.next().unwrap();
                         if first.is_err() {
-                            assert!(rows.next().is_none(), "it says so once");
+                            assert!(rows.next().is_none(), "the error is yielded once");
                         }
                         first.map(|batch| values(&batch))
                     };
@@ -305,12 +305,12 @@ fn a_query_that_is_waited_for_on_its_own_worker_says_so() {
             let (own, others) = reports.recv().unwrap();
             let message = own.unwrap_err().to_string();
             assert!(message.contains("on one of its own workers"), "{message}");
-            assert_eq!(others.unwrap(), [0], "another executor's worker is none of its own");
+            assert_eq!(others.unwrap(), [0], "a worker of another executor may wait");
         }
     });
 }
 
-/// A job of the pool that hosts the executor is no worker, but holds the only thread there is.
+/// A job of the host pool is no worker, but may occupy the pool's only thread.
 #[test]
 fn the_only_thread_of_a_pool_does_not_wait_for_what_the_pool_hosts() {
     guarded(|guard| {

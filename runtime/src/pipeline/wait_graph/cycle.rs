@@ -1,23 +1,24 @@
-//! The waits between instances, and the search for a cycle of them that can be a stall.
+//! The waits between tasks, and the search for a cycle of waits that can be a stall.
 //!
-//! The search goes from wait to wait, not from instance to instance, because whether a wait may
-//! follow depends on the wait before it. Among the walks that close, only those count that visit no
-//! instance twice, since an instance waits for one thing at a time. That is checked at *forks* only,
-//! the instances that can wait for data of more than one buffer, or of one producer instance rather
-//! than another. It suffices there: let a closed walk pass an instance twice, in by wait `a` and out
-//! by `b`, later in by `c` and out by `d`. Going from `a` to `d`, or from `c` to `b`, gives a shorter
-//! closed walk, unless both are forbidden; then `b` and `d` are data waits of different buffers or
-//! for different producers, and the instance is a fork. So if any walk closes that repeats no fork,
-//! the shortest of them is a simple cycle.
+//! The search goes from wait to wait, not from task to task, because whether a wait may follow
+//! depends on the wait before it. Among the closed walks, only those count that visit no task
+//! twice, since a task waits for one thing at a time. That is checked only at *forks*: tasks that
+//! can wait for data of more than one buffer, or of one producer task rather than another.
 //!
-//! The forks on a walk are a bit each in a word. A graph with more than [`MAX_FORKS`] of them, or
-//! with a search beyond [`MAX_STATES`], is searched without them, which can only find too much: a
-//! buffer may then overflow needlessly, never stall.
+//! Forks suffice. Let a closed walk pass a task twice: in by wait `a` and out by `b`, later in by
+//! `c` and out by `d`. Going from `a` to `d`, or from `c` to `b`, gives a shorter closed walk,
+//! unless both are forbidden. Then `b` and `d` are data waits for different buffers or different
+//! producers, and the task is a fork. So if there is a closed walk that repeats no fork, the
+//! shortest of them is a simple cycle.
 //!
-//! Plans of thousands of pipelines are ordinary (a union of as many branches), so what is done for
-//! each wait must not grow with the number of waits: no pair of instances is entered twice for a
-//! buffer, the waits that a search begins at are known by buffer and filter, and a search passes
-//! over all data waits that may not follow at once.
+//! The forks on a walk are bits of one 64-bit word. A graph with more than [`MAX_FORKS`] forks, or
+//! a search beyond [`MAX_STATES`] states, is searched without forks. That can only find too many
+//! cycles: a buffer may then overflow needlessly, but the plan never stalls.
+//!
+//! Plans of thousands of pipelines are ordinary (a union with thousands of branches), so the work
+//! per wait must not grow with the number of waits. No pair of tasks is entered twice for a buffer.
+//! The waits at which a search starts are indexed by buffer and filter. A search skips data waits
+//! that may not follow in whole runs.
 
 use std::{cell::Cell, collections::HashSet};
 
@@ -34,7 +35,7 @@ enum WaitReason {
     End,
     /// For data of a buffer.
     Data(usize),
-    /// For room in a buffer.
+    /// For capacity in a buffer.
     Capacity(usize),
     /// For a runtime filter.
     Filter(usize),
@@ -51,7 +52,7 @@ struct Wait {
 }
 
 impl Wait {
-    /// Whether whoever is waited for in `self` may be stuck in `next`.
+    /// Returns whether the task that `self` waits for may be stuck in `next`.
     fn allows(&self, next: &Self) -> bool {
         match (self.reason, next.reason) {
             (WaitReason::Capacity(full), WaitReason::Data(empty)) if full == empty => {
@@ -62,12 +63,12 @@ impl Wait {
     }
 }
 
-/// Which waits have not been taken back.
+/// The waits that have not been dropped.
 #[derive(Debug, Clone)]
 pub(super) struct KeptWaits {
-    /// Buffers that block.
+    /// Whether each buffer blocks.
     pub(super) buffers: Vec<bool>,
-    /// Filters that are waited for.
+    /// Whether each filter is waited for.
     pub(super) filters: Vec<bool>,
 }
 
@@ -81,27 +82,26 @@ impl KeptWaits {
     }
 }
 
-/// All waits between instances.
+/// All waits between tasks.
 #[derive(Debug, Default)]
 pub(super) struct Waits {
     waits: Vec<Wait>,
-    /// The waits of each instance, in rows of those that are passed over together.
+    /// The waits of each task, in runs that a search can skip as a whole.
     by_task: Vec<Vec<WaitRun>>,
-    /// The bit of each instance that is a fork; 0 for others.
+    /// The bit of each task that is a fork; 0 for other tasks, and for forks beyond [`MAX_FORKS`].
     forks: Vec<u64>,
     has_forks: bool,
     buffers: Vec<Buffer>,
     /// The waits for each filter.
     filters: Vec<Vec<usize>>,
-    /// How many waits all searches have looked at.
+    /// The number of waits that all searches have visited.
     steps: Cell<usize>,
 }
 
-/// Waits of one instance that were entered one after the other: for data of one buffer in any
-/// order, or others.
+/// Consecutive waits of one task: either data waits for one unordered buffer, or other waits.
 #[derive(Debug)]
 struct WaitRun {
-    /// The buffer, if it is read in any order.
+    /// The buffer, if it is unordered.
     data: Option<usize>,
     waits: Vec<usize>,
 }
@@ -109,14 +109,14 @@ struct WaitRun {
 #[derive(Debug)]
 struct Buffer {
     budget: BufferLimit,
-    /// The waits for room in it.
+    /// The capacity waits at this buffer.
     capacity_waits: Vec<usize>,
-    /// The instances at its ends, where one byte count is for all of them.
+    /// The tasks at the buffer's ends, if all of them share one byte count.
     producers: TaskSet,
     consumers: TaskSet,
 }
 
-/// Instances at one end of a buffer, each once.
+/// Tasks at one end of a buffer, each once.
 #[derive(Debug, Default)]
 struct TaskSet {
     tasks: Vec<usize>,
@@ -124,7 +124,7 @@ struct TaskSet {
 }
 
 impl TaskSet {
-    /// Adds those of `instances` that are new, and answers how many were there before.
+    /// Adds the tasks that are new. Returns the number of tasks before the call.
     fn add(&mut self, tasks: &[usize]) -> usize {
         let before = self.tasks.len();
         for &task in tasks {
@@ -136,17 +136,17 @@ impl TaskSet {
     }
 }
 
-/// The search left its bounds.
+/// The search exceeded [`MAX_STATES`] states.
 struct SearchLimitExceeded;
 
 impl Waits {
-    /// The waits of `edges` between pipelines, each expanded to at most `max_tasks` instances.
+    /// Collects the waits of `edges`, with each pipeline expanded to at most `max_tasks` tasks.
     pub(super) fn expand(num_tasks: &[usize], edges: &[WaitEdge], max_tasks: usize) -> Self {
         let mut this = Self::default();
         let pipelines: Vec<Vec<usize>> =
             num_tasks.iter().map(|&count| this.add_tasks(count.min(max_tasks))).collect();
         let tasks_of = |pipeline: usize| -> &[usize] {
-            assert!(pipeline < pipelines.len(), "a wait names pipeline {pipeline}, which is none");
+            assert!(pipeline < pipelines.len(), "pipeline {pipeline} of a wait was not added");
             &pipelines[pipeline]
         };
         for edge in edges {
@@ -160,8 +160,8 @@ impl Waits {
                 WaitEdge::Partitions { producer, partitions, budget } => {
                     let readers = this.add_tasks((*partitions).min(max_tasks));
                     this.add_buffer(tasks_of(*producer), &readers, budget, false);
-                    // Producers do not wait while a reader has nothing, so no reader waits for
-                    // others.
+                    // If the limit overflows, producers never block, so no reader waits for another
+                    // reader.
                     let in_order = budget.on_full() == OnFull::Block;
                     for (index, &reader) in readers.iter().enumerate().filter(|_| in_order) {
                         this.add_all(
@@ -210,8 +210,8 @@ impl Waits {
         }
     }
 
-    /// The number of the buffer with this budget. Edges of one buffer are declared one after the
-    /// other, mostly.
+    /// Returns the index of the buffer with this limit. Searches from the end, because edges of one
+    /// buffer are usually declared one after the other.
     fn buffer_index(&mut self, budget: &BufferLimit) -> usize {
         let known = self.buffers.iter().rposition(|known| known.budget.is_same(budget));
         known.unwrap_or_else(|| {
@@ -222,7 +222,8 @@ impl Waits {
         })
     }
 
-    /// One byte count for all edges of a buffer: producers wait for the readers of other edges too.
+    /// Adds capacity waits. All edges of a buffer share one byte count, so producers also wait for
+    /// the readers of other edges.
     fn add_capacity_waits(&mut self, buffer: usize, producers: &[usize], consumers: &[usize]) {
         let Buffer { producers: all_producers, consumers: all_consumers, .. } =
             &mut self.buffers[buffer];
@@ -230,7 +231,7 @@ impl Waits {
         let old_consumers = all_consumers.add(consumers);
         let all_producers = std::mem::take(&mut all_producers.tasks);
         let all_consumers = std::mem::take(&mut all_consumers.tasks);
-        // Pairs of old ones are there.
+        // Pairs of a known producer and a known consumer are already entered.
         let (old, new) = all_producers.split_at(old_producers);
         self.add_all(new, &all_consumers, WaitReason::Capacity(buffer), false);
         self.add_all(old, &all_consumers[old_consumers..], WaitReason::Capacity(buffer), false);
@@ -281,18 +282,19 @@ impl Waits {
         self.has_forks = forks.contains(&true);
     }
 
-    /// The budgets of the buffers, by number.
+    /// Returns the limits of the buffers, by index.
     pub(super) fn budgets(&self) -> impl Iterator<Item = &BufferLimit> {
         self.buffers.iter().map(|buffer| &buffer.budget)
     }
 
-    /// How many waits there are, and how many the searches have looked at.
+    /// Returns the number of waits, and the number of waits that all searches have visited.
     #[cfg(test)]
     pub(super) fn work(&self) -> (usize, usize) {
         (self.waits.len(), self.steps.get())
     }
 
-    /// Where the decision starts: what does not overflow already blocks, no filter is waited for.
+    /// Returns the initial decision: every buffer blocks unless it overflows already, and no filter
+    /// is waited for.
     pub(super) fn all_buffers_no_filters(&self) -> KeptWaits {
         let blocks = |budget: &BufferLimit| budget.on_full() != OnFull::Overflow;
         KeptWaits {
@@ -301,17 +303,17 @@ impl Waits {
         }
     }
 
-    /// A cycle through a room wait of `buffer`.
+    /// Finds a cycle through a capacity wait of `buffer`.
     pub(super) fn cycle_at_buffer(&self, buffer: usize, kept: &KeptWaits) -> Option<Vec<usize>> {
         self.cycle_at(&self.buffers[buffer].capacity_waits, kept)
     }
 
-    /// A cycle through the wait for `filter`.
+    /// Finds a cycle through a wait for `filter`.
     pub(super) fn cycle_at_filter(&self, filter: usize, kept: &KeptWaits) -> Option<Vec<usize>> {
         self.cycle_at(&self.filters[filter], kept)
     }
 
-    /// The shortest cycle through one of `starts`; a short one, if the search for it is long.
+    /// Finds the shortest cycle through one of `starts`; a short one if the search takes long.
     fn cycle_at(&self, starts: &[usize], kept: &KeptWaits) -> Option<Vec<usize>> {
         let until = self.steps.get() + MAX_STATES;
         let mut shortest: Option<Vec<usize>> = None;
@@ -329,14 +331,14 @@ impl Waits {
         shortest
     }
 
-    /// Whether there is a cycle through any wait that can be taken back.
+    /// Returns whether there is a cycle through any wait that can be dropped.
     pub(super) fn has_cycle(&self, kept: &KeptWaits) -> bool {
         let capacity_waits = self.buffers.iter().flat_map(|buffer| &buffer.capacity_waits);
         let mut starts = capacity_waits.chain(self.filters.iter().flatten());
         starts.any(|&start| self.cycle_from(start, kept).is_some())
     }
 
-    /// The buffer at which `cycle` turns from going upstream to going downstream.
+    /// Returns the buffer at which `cycle` turns from going upstream to going downstream.
     pub(super) fn fan_out(&self, cycle: &[usize]) -> Option<usize> {
         let after = cycle.iter().cycle().skip(1);
         cycle.iter().zip(after).find_map(|(&before, &after)| {
@@ -356,8 +358,8 @@ impl Waits {
         exact.or_else(|SearchLimitExceeded| self.search(start, kept, false)).ok().flatten()
     }
 
-    /// Breadth first from `start`, over waits and, if it is to be `exact`, the forks passed on the
-    /// way to them.
+    /// Searches breadth first from `start` over waits. If `exact`, a state also includes the forks
+    /// passed on the way.
     fn search(
         &self,
         start: usize,
@@ -366,7 +368,7 @@ impl Waits {
     ) -> Result<Option<Vec<usize>>, SearchLimitExceeded> {
         let first = &self.waits[start];
         let fork = |task: usize| if exact { self.forks[task] } else { 0 };
-        // A walk's last wait, the place of the walk before it, the forks on it.
+        // Per walk: its last wait, the index of its parent walk, and the forks on it.
         let mut walks = vec![(start, usize::MAX, fork(first.from) | fork(first.to))];
         let mut seen = HashSet::new();
         let mut index = 0;
@@ -382,7 +384,7 @@ impl Waits {
                     continue;
                 }
                 let bit = fork(after.to);
-                // The walk may come back to where it started only to close.
+                // A walk may return to its first task only to close.
                 let closes = after.to == first.from && after.allows(first);
                 if passed & bit != 0 && !closes {
                     continue;
@@ -401,7 +403,7 @@ impl Waits {
 }
 
 impl Waits {
-    /// The waits in which the instance that is waited for in `wait` may be stuck, and a few more.
+    /// Returns the waits that the task `wait` waits for may be stuck in, and possibly a few more.
     fn after(&self, wait: &Wait) -> impl Iterator<Item = usize> {
         let full = match wait.reason {
             WaitReason::Capacity(buffer) => Some(buffer),
@@ -414,7 +416,7 @@ impl Waits {
     }
 }
 
-/// The waits of the walk at `index`, in order.
+/// Returns the waits of the walk at `index`, in order.
 fn path(walks: &[(usize, usize, u64)], mut index: usize) -> Vec<usize> {
     let mut waits = Vec::new();
     while let Some(&(wait, before, _)) = walks.get(index) {

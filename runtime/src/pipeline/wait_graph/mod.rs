@@ -1,49 +1,54 @@
 //! The wait-for graph: which pipelines wait for which, known when a query is built.
 //!
-//! Two kinds of wait can be taken back: a full buffer may overflow instead of blocking its
-//! producers, and a scan may start without its runtime filter. [`WaitGraph::break_cycles`] takes back
-//! waits that would close a cycle, so that no plan stalls, and no more of them than needed.
+//! Two kinds of wait can be dropped: a full buffer may overflow instead of blocking its producers,
+//! and a scan may start without its runtime filter. [`WaitGraph::break_cycles`] drops waits that
+//! would close a cycle, so that no plan stalls, and no more of them than needed.
 //!
 //! # When a plan can stall
 //!
-//! Every pipeline is expanded to two instances; more would only be copies of these two. An instance
-//! waits for one thing at a time:
+//! Every pipeline is expanded to two tasks; more would only be copies of these two. A task waits
+//! for one thing at a time:
 //!
 //! | wait | from → to |
 //! |---|---|
-//! | end | consumer instance → every producer instance, behind a breaker |
-//! | data | consumer instance → every producer instance, at a buffer |
-//! | room | producer instance → every consumer instance, at a buffer that blocks |
-//! | filter | scan instance → every instance that collects the build, while the wait is kept |
-//! | turn | reader of a later partition → readers of the earlier ones |
+//! | end | consumer task → every producer task, behind a breaker |
+//! | data | consumer task → every producer task, at a buffer |
+//! | capacity | producer task → every consumer task, at a buffer that blocks |
+//! | filter | scan task → every task that collects the build side, while the wait is kept |
+//! | partition order | reader of a later partition → readers of the earlier ones |
 //!
-//! In a stall, follow from a stuck instance the wait it is stuck in to a stuck instance that keeps
-//! it there (for room: one that holds items of the buffer). There are finitely many, so the path
-//! closes: **a stall contains a simple cycle of waits.** Not every cycle can be one. Whoever is
-//! waited for because it holds items of a buffer has something to take from it, so it does not wait
-//! for data of that buffer: a cycle that enters a consumer over a room wait of a buffer and leaves
-//! it over a data wait of the same buffer is none. An `ordered` buffer is the exception, since there
-//! the consumer may wait for another producer instance than the one whose items it holds. So plain
-//! exchanges, chains of them, and unions keep their back-pressure. And a filter needs the end of the
-//! pipeline that collects its build side and nothing else: the probe publishes it while it starts,
-//! where each of its operators is asked, whatever the others wait for. So a scan may wait for the
-//! filter of a probe that it feeds, be it through another build of that probe.
+//! In a stall, every stuck task waits for a stuck task that prevents its wake-up. For a capacity
+//! wait, that is a task with items left in the buffer. The tasks are finite, so following these
+//! waits closes a path: **a stall contains a simple cycle of waits.**
 //!
-//! What is sufficient is nearly necessary as well: producers that have ended and channels that
-//! nobody fills leave a waiting instance with just one that it waits for, so each of these cycles
-//! occurs for some input. `tests.rs` compares with a simulation that picks such inputs at random.
+//! Not every cycle can be a stall. A consumer with items left in a buffer can take one, so it does
+//! not wait for data of that buffer. So a cycle cannot stall if it enters a consumer over a
+//! capacity wait and leaves it over a data wait of the same buffer. The exception is an `ordered`
+//! buffer. There the consumer may wait for a different producer task than the one whose items are
+//! left. So plain exchanges, chains of them, and unions keep their back-pressure.
 //!
-//! # Which waits are taken back
+//! A filter needs only the end of the pipeline that collects its build side. The probe publishes
+//! the filter during its start, in which every operator is called regardless of the other
+//! operators' waits. So a scan may wait for the filter of a probe that it feeds, even through
+//! another build side of that probe.
 //!
-//! 1. Without any filter wait: while there is a cycle, the buffer overflows at which the cycle
-//!    turns from going upstream (data) to going downstream (room). That is where rows fan out to
-//!    consumers that do not read them at the same time, and it is the buffer furthest upstream.
-//! 2. Buffers that turn out not to be needed, because later ones broke their cycles too, block
-//!    again.
+//! The condition is not only sufficient but nearly necessary. If producers have ended or channels
+//! stay empty, a waiting task waits for a single task, so each of these cycles occurs for some
+//! input. `tests.rs` compares with a simulation that picks such inputs at random.
+//!
+//! # Which waits are dropped
+//!
+//! 1. No filter wait is considered yet. While there is a cycle, a buffer overflows: the one at
+//!    which the cycle turns from going upstream (data) to going downstream (capacity). There rows
+//!    fan out to consumers that do not read them at the same time. It is the buffer furthest
+//!    upstream.
+//! 2. A buffer blocks again if its overflow is not needed, because later overflows broke its cycles
+//!    too.
 //! 3. Filter waits are added one by one; those that close a cycle are dropped. So a buffer never
-//!    overflows for the sake of a filter.
+//!    overflows because of a filter.
 //!
-//! A cycle of ends and data only cannot be taken back. It is no plan at all, and is left alone.
+//! A cycle of end and data waits only cannot be broken. It is not a valid plan and is left as it
+//! is.
 
 mod cycle;
 
@@ -62,44 +67,47 @@ use super::PipelineId;
 pub enum WaitEdge {
     /// `consumer` cannot start before `producer` has ended (a breaker).
     Breaker {
-        /// The pipeline whose end is waited for.
+        /// The pipeline that must end.
         producer: PipelineId,
         /// The pipeline that waits.
         consumer: PipelineId,
     },
     /// `consumer` reads a bounded buffer that `producer` fills: each waits for the other.
     ///
-    /// Edges whose budgets are clones of one [`BufferLimit`] are one buffer: a multicast has an edge to
-    /// each of its readers, a union one from each of its children. A pipeline that reads several
-    /// buffers is taken to read them in any order, one of them while others are full.
+    /// Edges whose limits are clones of one [`BufferLimit`] are one buffer. A multicast has an edge
+    /// to each of its readers, a union one from each of its children. A pipeline that reads several
+    /// buffers is assumed to read them in any order, one of them while others are full.
     Buffer {
-        /// The pipeline that fills.
+        /// The pipeline that fills the buffer.
         producer: PipelineId,
-        /// The pipeline that reads.
+        /// The pipeline that reads the buffer.
         consumer: PipelineId,
-        /// The buffer's budget, which overflows if blocking would close a cycle.
+        /// The buffer's limit, which overflows if blocking would close a cycle.
         budget: BufferLimit,
-        /// The consumer takes from one producer instance while others wait, as an order-preserving
-        /// merge does. Each producer instance must have room of its own (a state of its own with a
-        /// clone of the budget, which shares the policy, not the bytes); where they share one byte
-        /// count, one could take the room of the very one that the consumer waits for, and only
-        /// [`BufferLimit::allow_overflow`] helps.
+        /// Whether the consumer takes from one producer task while others wait, as an
+        /// order-preserving merge does.
+        ///
+        /// Invariant: each producer task must have a buffer state of its own with a clone of the
+        /// limit. The clone shares the policy but not the byte count. With one shared byte count,
+        /// another producer could use up the capacity of the producer that the consumer waits for.
+        /// Then only [`BufferLimit::allow_overflow`] prevents a stall.
         ordered: bool,
     },
-    /// Somebody outside the graph reads the partitions of a bounded result, perhaps one after the
-    /// other. Not needed for a result whose partitions are surely read at the same time.
+    /// A reader outside the graph reads the partitions of a bounded result, possibly one after the
+    /// other. Not needed if the partitions are certain to be read at the same time.
     Partitions {
-        /// The pipeline that fills.
+        /// The pipeline that fills the result.
         producer: PipelineId,
-        /// How many partitions there are.
+        /// The number of partitions.
         partitions: usize,
-        /// The result's budget, which overflows if blocking would close a cycle.
+        /// The result's limit, which overflows if blocking would close a cycle.
         budget: BufferLimit,
     },
-    /// `scan` waits, before its first batch, for a runtime filter.
+    /// `scan` waits for a runtime filter before its first batch.
     RuntimeFilter {
-        /// The pipeline that collects the build side. When it has ended, the tasks of the probe make
-        /// the table and publish, in their start, which no other wait of theirs holds up.
+        /// The pipeline that collects the build side. After its end, the probe's tasks build the
+        /// table and publish the filter. They do so in their start, which none of their other waits
+        /// delays.
         build: PipelineId,
         /// The pipeline that waits.
         scan: PipelineId,
@@ -125,7 +133,7 @@ impl fmt::Debug for WaitEdge {
     }
 }
 
-/// Pipelines and their waits.
+/// Pipelines and the waits between them.
 #[derive(Debug, Default)]
 pub struct WaitGraph {
     num_tasks: Vec<usize>,
@@ -143,7 +151,7 @@ impl WaitGraph {
         self.edges.push(edge);
     }
 
-    /// Takes back waits that would close a cycle. Answers how many.
+    /// Drops waits that would close a cycle. Returns the number of dropped waits.
     ///
     /// # Panics
     /// If a wait names a pipeline that was not added.
@@ -153,7 +161,7 @@ impl WaitGraph {
         let mut dropped_waits = 0;
         for (buffer, budget) in waits.budgets().enumerate() {
             if !kept.buffers[buffer] && budget.on_full() != OnFull::Overflow {
-                debug!(edges = ?self.edges_of(budget), "overflows, since blocking would stall");
+                debug!(edges = ?self.edges_of(budget), "buffer overflows: blocking would stall");
                 budget.allow_overflow();
                 dropped_waits += 1;
             }
@@ -162,7 +170,7 @@ impl WaitGraph {
             if let (false, WaitEdge::RuntimeFilter { on_dropped: drop_wait, .. }) =
                 (kept.filters[filter], edge)
             {
-                debug!(?edge, "not waited for, since waiting would stall");
+                debug!(?edge, "runtime filter wait dropped: waiting would stall");
                 drop_wait();
                 dropped_waits += 1;
             }
@@ -185,7 +193,7 @@ impl WaitGraph {
     }
 }
 
-/// Which buffers may block and which filters may be waited for: as many as possible.
+/// Decides which buffers may block and which filter waits are kept. Drops no wait needlessly.
 fn decide(waits: &Waits) -> KeptWaits {
     let mut kept = waits.all_buffers_no_filters();
     let mut overflowed = Vec::new();

@@ -1,4 +1,4 @@
-//! Shapes of plans with the waits they must keep, and random plans against a simulation.
+//! Tests of plan shapes with the waits they must keep, and of random plans against a simulation.
 
 mod simulation;
 
@@ -22,7 +22,7 @@ enum Link {
     Filter { build: usize, scan: usize },
 }
 
-/// What a graph is made of, in a form that the simulation understands as well.
+/// A graph in a form that the simulation can run too.
 #[derive(Debug, Clone, Default)]
 struct Plan {
     num_tasks: Vec<usize>,
@@ -30,7 +30,7 @@ struct Plan {
     buffers: usize,
 }
 
-/// Which buffers overflow and which filters are not waited for.
+/// Whether each buffer overflows, and whether each filter wait is dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct DroppedWaits {
     buffers: Vec<bool>,
@@ -132,17 +132,17 @@ impl Plan {
     }
 }
 
-/// `plan` must come to an end with just `buffers` overflowing and `filters` dropped; and the
-/// simulation must find a stall without, or it would prove nothing.
+/// Checks that `plan` runs to its end with exactly `buffers` overflowing and `filters` dropped. The
+/// simulation must find a stall with all waits kept; otherwise the check would prove nothing.
 fn check(plan: &Plan, buffers: &[usize], filters: &[usize]) {
     let dropped_waits = plan.break_cycles();
     let chosen =
         |dropped: &[bool]| -> Vec<usize> { (0..dropped.len()).filter(|&i| dropped[i]).collect() };
     assert_eq!(chosen(&dropped_waits.buffers), buffers, "buffers that overflow");
     assert_eq!(chosen(&dropped_waits.filters), filters, "filters that are dropped");
-    assert_eq!(plan.stalls(&dropped_waits, 300), None, "after resolve");
+    assert_eq!(plan.stalls(&dropped_waits, 300), None, "after break_cycles");
     let before = plan.stalls(&plan.none_dropped(), 3000);
-    assert_eq!(before.is_some(), dropped_waits.count() > 0, "before resolve: {before:?}");
+    assert_eq!(before.is_some(), dropped_waits.count() > 0, "before break_cycles: {before:?}");
 }
 
 #[test]
@@ -160,14 +160,14 @@ fn a_chain_of_exchanges_keeps_blocking() {
 
 #[test]
 fn an_exchange_under_a_probe_keeps_blocking() {
-    // 0 scans the probe side, 1 builds, 2 probes what 0 sends, 3 reads the result.
+    // 0 scans the probe side, 1 builds, 2 probes the rows of 0, 3 reads the result.
     let plan = Plan::new(&[2, 2, 2, 1]).buffer(0, 2, 0).breaker(1, 2).buffer(2, 3, 1);
     check(&plan, &[], &[]);
 }
 
 #[test]
 fn a_union_keeps_blocking() {
-    // One buffer for all children, and one for each.
+    // One buffer for all children, then one per child.
     check(&Plan::new(&[2, 2, 2]).buffer(0, 2, 0).buffer(1, 2, 0), &[], &[]);
     check(&Plan::new(&[2, 2, 1]).buffer(0, 2, 0).buffer(1, 2, 1), &[], &[]);
     // Readers that insist on different children while the others' buffers are full.
@@ -204,15 +204,15 @@ fn of_two_multicasts_only_the_one_that_meets_itself_overflows() {
 
 #[test]
 fn an_exchange_on_the_way_to_the_probe_side_does_not_help() {
-    // 0 feeds build 1 and, through 2, probe 3: both buffers on the way would have to hold it all,
-    // one is enough, and it is the one where the rows fan out.
+    // 0 feeds build 1 and, through 2, probe 3. One of the two buffers to the probe must hold all
+    // rows: the one at which the rows fan out.
     let plan = Plan::new(&[2, 2, 2, 2]).buffer(0, 1, 0).buffer(0, 2, 0).buffer(2, 3, 1);
     check(&plan.breaker(1, 3), &[0], &[]);
 }
 
 #[test]
 fn a_hash_exchange_below_an_ordered_merge_overflows() {
-    // 0 sends by hash to 1, whose instances are merged by 2.
+    // 0 sends by hash to 1, whose tasks are merged by 2.
     check(&Plan::new(&[2, 2, 1]).buffer(0, 1, 0).merge(1, 2, 1), &[0], &[]);
     check(&Plan::new(&[1, 3, 1]).buffer(0, 1, 0).merge(1, 2, 1), &[0], &[]);
     // The exchange itself preserves the order for each of several consumers.
@@ -228,10 +228,10 @@ fn partitions_read_one_after_the_other_overflow() {
 
 #[test]
 fn diamonds_overflow_once() {
-    // 0 fans out to 1 and 2, of which 3 reads one while the other is full.
+    // 0 fans out to 1 and 2, and 3 reads one of them while the other is full.
     let diamond = Plan::new(&[1, 1, 1, 1]).buffer(0, 1, 0).buffer(0, 2, 0);
     check(&diamond.clone().buffer(1, 3, 1).buffer(2, 3, 2), &[0], &[]);
-    // As children of one union they are read as they come.
+    // As children of one union they are read in order of arrival.
     check(&diamond.buffer(1, 3, 1).buffer(2, 3, 1), &[], &[]);
     // A sink that fills two buffers is a diamond as well.
     let two = Plan::new(&[1, 1, 1, 1]).buffer(0, 1, 0).buffer(0, 2, 1);
@@ -240,7 +240,7 @@ fn diamonds_overflow_once() {
 
 #[test]
 fn a_filter_of_an_independent_build_is_waited_for() {
-    // 0 scans the probe side through an exchange into 2, which publishes what 1 has built.
+    // 0 scans the probe side through an exchange into 2, which publishes the filter of build 1.
     let plan = Plan::new(&[2, 2, 2]).buffer(0, 2, 0).breaker(1, 2).filter(1, 0);
     check(&plan, &[], &[]);
     // And through another probe, which waits for a build that waits for a filter of its own.
@@ -250,7 +250,7 @@ fn a_filter_of_an_independent_build_is_waited_for() {
 
 #[test]
 fn a_build_waits_for_the_filter_of_another_build_of_the_same_probe() {
-    // 2 probes what 0 and 1 collect; the scan of 0 is filtered by what 1 has built.
+    // 2 probes the build sides 0 and 1; the scan of 0 is filtered by build 1.
     check(&Plan::new(&[2, 2, 2]).breaker(0, 2).breaker(1, 2).filter(1, 0), &[], &[]);
 }
 
@@ -275,8 +275,8 @@ fn of_filters_that_wait_for_each_other_one_is_dropped() {
 
 #[test]
 fn a_filter_is_dropped_rather_than_that_a_buffer_overflows() {
-    // 0 is read by the build 1 and by 2; 2 could wait for what 1 has built, but then 0 would wait
-    // for 2, and 1 for 0.
+    // Build 1 and pipeline 2 read 0. If 2 waited for the filter of build 1, 0 would wait for 2, and
+    // 1 for 0.
     let plan = Plan::new(&[1, 1, 1, 1]).buffer(0, 1, 0).buffer(0, 2, 0).breaker(1, 3);
     check(&plan.filter(1, 2), &[], &[0]);
 }
@@ -328,7 +328,7 @@ fn plans() -> impl Strategy<Value = Plan> {
             let producer = one.index(pipelines - 1);
             let consumer = producer + 1 + other.index(pipelines - 1 - producer);
             let fresh = plan.buffers;
-            // A buffer with more ends than one: a multicast or a union.
+            // A buffer with several producers or consumers: a union or a multicast.
             let shared = plan.links.iter().rev().find_map(|link| match *link {
                 Link::Buffer { producer: p, consumer: c, buffer, ordered }
                     if (p == producer) != (c == consumer) =>
@@ -354,7 +354,11 @@ fn plans() -> impl Strategy<Value = Plan> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 1000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn no_random_plan_stalls_after_resolve(plan in plans()) {
@@ -367,7 +371,8 @@ proptest! {
         let (graph, ..) = plan.graph();
         let waits = Waits::expand(&graph.num_tasks, &graph.edges, 2);
         let kept = decide(&waits);
-        let bare = super::cycle::KeptWaits { filters: vec![false; kept.filters.len()], ..kept.clone() };
+        let bare =
+            super::cycle::KeptWaits { filters: vec![false; kept.filters.len()], ..kept.clone() };
         for buffer in (0..kept.buffers.len()).filter(|&buffer| !kept.buffers[buffer]) {
             let mut again = bare.clone();
             again.buffers[buffer] = true;
@@ -397,7 +402,7 @@ fn a_taken_back_wait_of_a_random_plan_is_a_stall_in_the_simulation() {
     for _ in 0..300 {
         let plan = plans().new_tree(&mut runner).unwrap().current();
         if plan.break_cycles().count() > 0 {
-            // The simulation picks inputs at random; this many runs find them all.
+            // The simulation picks inputs at random; 3000 runs find all stalls.
             let stall = plan.stalls(&plan.none_dropped(), 3000);
             assert!(stall.is_some(), "{plan:?} would not have stalled: {:?}", plan.break_cycles());
             found += 1;
@@ -406,7 +411,7 @@ fn a_taken_back_wait_of_a_random_plan_is_a_stall_in_the_simulation() {
     assert!(found > 50, "only {found} plans of 300 could stall");
 }
 
-/// The waits of a plan, and how many the searches for cycles looked at.
+/// Returns the number of a plan's waits, and the number that the cycle searches have visited.
 fn work(plan: &Plan) -> (usize, usize) {
     let (graph, ..) = plan.graph();
     let waits = Waits::expand(&graph.num_tasks, &graph.edges, 2);
@@ -414,13 +419,13 @@ fn work(plan: &Plan) -> (usize, usize) {
     waits.work()
 }
 
-/// Branches of a union share one buffer: neither is each pair of them a wait, nor is each looked at
-/// for each.
+/// Branches of a union share one buffer, but the cost is not quadratic: neither waits nor search
+/// steps are per pair of branches.
 #[test]
 fn what_a_union_costs_grows_with_its_branches_only() {
     let union = |branches: usize| {
         let filtered = (0..branches).fold(Plan::new(&vec![2; 2 * branches + 1]), |plan, branch| {
-            // A scan that waits for a filter of a build beside it.
+            // A scan that waits for the filter of a build in its branch.
             plan.buffer(branch, 2 * branches, 0).filter(branches + branch, branch)
         });
         work(&filtered)
@@ -436,7 +441,7 @@ fn a_multicast_costs_as_much_as_it_has_readers() {
     let multicast =
         |readers: usize| {
             let plan = Plan::new(&vec![2; readers + 2]);
-            // Each reader's rows go on into one union.
+            // Each reader sends its rows into one union.
             work(&(1..=readers).fold(plan, |plan, reader| {
                 plan.buffer(0, reader, 0).buffer(reader, readers + 1, 1)
             }))

@@ -39,7 +39,7 @@ fn a_finished_task_drops_gates_that_never_become_ready() {
     });
 }
 
-/// Counts threads that have ended, by the destructor of a thread local.
+/// Counts ended threads, by the destructor of a thread local.
 struct EndOfThread(Sender<usize>, usize);
 
 impl Drop for EndOfThread {
@@ -90,7 +90,7 @@ fn shutdown_waits_for_tasks_and_joins_threads() {
             }
         });
         handle.wake();
-        // Several callers: each comes back when all is over.
+        // Several callers: each returns when the shutdown is complete.
         let callers: Vec<_> = (0..3)
             .map(|_| {
                 let (executor, done) = (executor.clone(), done.clone());
@@ -101,7 +101,7 @@ fn shutdown_waits_for_tasks_and_joins_threads() {
                 })
             })
             .collect();
-        // Refused as soon as the shutdown has begun, which is before it ends.
+        // Rejected as soon as the shutdown has begun, which is before it ends.
         while let Ok(handle) =
             executor.spawn(&TaskGroup::new(), Box::new(Body(|_| RunResult::Done)))
         {
@@ -153,7 +153,7 @@ fn shutdown_by_a_task_does_not_wait_for_itself() {
             report.send(inner.live_tasks()).unwrap();
         });
         assert_eq!(reports.recv().unwrap(), 1);
-        // Outside it still waits and joins.
+        // Outside the workers it still waits and joins.
         executor.shutdown();
         assert_eq!(ends.try_iter().count(), 2);
     });

@@ -1,4 +1,4 @@
-//! How executors are set up, side by side and on hosted threads.
+//! Configuration of executors, several at a time and on hosted threads.
 
 use std::{
     collections::HashSet,
@@ -205,7 +205,7 @@ fn a_hosted_executor_returns_the_thread_when_it_is_idle() {
         });
         handle.wake();
         reports.recv().unwrap();
-        // The only thread is free for others although a task lives.
+        // The only thread is free for other jobs although a task lives.
         assert_eq!(pool.install(|| 7), 7);
         assert_eq!(executor.live_tasks(), 1);
         pool.install(|| waits.set_ready());
@@ -215,7 +215,7 @@ fn a_hosted_executor_returns_the_thread_when_it_is_idle() {
     });
 }
 
-/// Whatever is asked for while tasks run and wake each other: all of them end, and no thread is left.
+/// `set_threads` while tasks run and wake each other: all tasks end, and no thread is left.
 #[test]
 fn threads_come_and_go_while_tasks_run() {
     guarded(|_| {
@@ -270,7 +270,7 @@ fn what_a_retired_worker_had_queued_is_run_by_others() {
         assert!(executor.set_threads(max_threads + 1).is_err() && executor.set_threads(0).is_err());
         for round in 0..50 {
             executor.set_threads(2).unwrap();
-            // Both workers are busy, and each has something in its queue.
+            // Both workers are busy, and each has a task in its queue.
             let both = Arc::new(Barrier::new(3));
             let (report, reports) = mpsc::channel();
             for _ in 0..2 {
@@ -298,8 +298,7 @@ fn what_a_retired_worker_had_queued_is_run_by_others() {
     });
 }
 
-/// A process at its limit of threads: the first ones have ended when the error is
-/// there.
+/// A process at its limit of threads: the first threads have ended when the error is returned.
 #[test]
 fn threads_that_have_started_end_when_a_later_one_is_refused() {
     guarded(|_| {
@@ -320,13 +319,13 @@ fn threads_that_have_started_end_when_a_later_one_is_refused() {
                 })
                 .build();
             let message = configuration_error(built);
-            assert!(message.contains(&format!("refused worker thread {refused}")), "{message}");
+            assert!(message.contains(&format!("start worker thread {refused}")), "{message}");
             assert_eq!(ended.load(Ordering::SeqCst), refused, "those that had started");
         }
     });
 }
 
-/// The executor goes on with those it has; what was started for more is joined with the others.
+/// The executor goes on with its threads; additional threads that were started are joined as well.
 #[test]
 fn an_executor_that_cannot_get_more_threads_keeps_those_it_has() {
     guarded(|_| {

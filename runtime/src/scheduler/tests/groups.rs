@@ -1,4 +1,5 @@
-//! Very many resource groups: those that nobody names go, and those without tasks cost nothing.
+//! Very many resource groups: unreferenced groups are dropped, and groups without tasks cost
+//! nothing.
 
 use std::{
     sync::{
@@ -85,7 +86,7 @@ fn a_group_with_tasks_is_not_forgotten() {
     });
 }
 
-/// Groups that are only there are not looked at, however many they are.
+/// Groups without tasks are not looked at, however many they are.
 #[test]
 fn a_task_that_is_taken_costs_the_same_beside_many_groups() {
     guarded(|_| {
@@ -143,8 +144,8 @@ fn no_task_is_lost_while_groups_come_and_go() {
     });
 }
 
-/// The executor's limit is shared by turns: a group whose queries end at once does not come first
-/// again and again.
+/// Groups alternate under the executor's limit: a group whose queries end at once is not always
+/// first.
 #[test]
 fn groups_with_as_many_queries_take_turns() {
     let executor = own(1);
@@ -184,7 +185,7 @@ fn a_cancelled_queued_query_is_removed_at_once_and_a_group_index_is_reused() {
         group.admit_or_queue(id, start).unwrap();
     }
     assert_eq!(group.queries(), (1, MANY - 1));
-    // In the order that would be the slowest in a list.
+    // The order that would be slowest in a list.
     (1..MANY as u64).rev().for_each(|id| group.release_admission(id));
     assert_eq!((group.queries(), started.load(Ordering::SeqCst)), ((1, 0), 1));
     group.release_admission(0);

@@ -19,7 +19,7 @@ fn hosted(pool: &Arc<rayon::ThreadPool>, threads: usize) -> Executor {
     Executor::builder().threads(threads).on_rayon_pool(pool.clone()).build().unwrap()
 }
 
-/// Tasks that go on until the flag is set.
+/// Tasks that run until the flag is set.
 fn endless(executor: &Executor, tasks: usize, stop: &Arc<AtomicBool>) -> Arc<AtomicUsize> {
     let runs = Arc::new(AtomicUsize::new(0));
     for _ in 0..tasks {
@@ -33,7 +33,7 @@ fn endless(executor: &Executor, tasks: usize, stop: &Arc<AtomicBool>) -> Arc<Ato
     runs
 }
 
-/// The pool's own job is what ends the tasks, so that it must have got a thread while they ran.
+/// A job of the pool ends the tasks, so it must have had a thread while they ran.
 #[test]
 fn a_hosted_executor_returns_threads_while_it_has_work() {
     guarded(|_| {
@@ -46,7 +46,7 @@ fn a_hosted_executor_returns_threads_while_it_has_work() {
                 thread::yield_now();
             }
             assert_eq!(pool.install(|| 7), 7, "a job from outside");
-            // One that a job of the pool spawns, and one that a task spawns.
+            // A job spawned by a job of the pool, and a job spawned by a task.
             let (report, reports) = mpsc::channel();
             let (from_task, inner) = (report.clone(), pool.clone());
             pool.spawn(move || rayon::spawn(move || report.send("job").unwrap()));
@@ -62,7 +62,7 @@ fn a_hosted_executor_returns_threads_while_it_has_work() {
     });
 }
 
-/// Two executors on one thread, neither of which comes to an end by itself.
+/// Two executors on one thread, neither of which ends by itself.
 #[test]
 fn hosted_executors_take_turns() {
     guarded(|_| {
@@ -74,7 +74,7 @@ fn hosted_executors_take_turns() {
             .zip(&stops)
             .map(|(executor, stop)| endless(executor, 1, stop))
             .collect();
-        // Each ends the other.
+        // Each executor ends the other.
         for (executor, stop) in executors.iter().zip(stops.iter().rev()) {
             while runs.iter().any(|runs| runs.load(Ordering::SeqCst) == 0) {
                 thread::yield_now();
@@ -89,7 +89,7 @@ fn hosted_executors_take_turns() {
     });
 }
 
-/// The last task may end, or be refused, on a thread that is none of the executor's.
+/// The last task may end, or be rejected, on a thread that does not belong to the executor.
 #[test]
 fn a_shutdown_sees_the_end_of_a_task_that_ends_elsewhere() {
     guarded(|_| {
@@ -101,7 +101,7 @@ fn a_shutdown_sees_the_end_of_a_task_that_ends_elsewhere() {
                 let executor = executor.clone();
                 move || executor.shutdown()
             });
-            // From here on it waits for the task, or is about to.
+            // From now on the caller waits for the task, or is about to.
             while executor.registry().add_live_tasks(0).is_ok() {
                 thread::yield_now();
             }
@@ -128,7 +128,7 @@ fn a_worker_knows_its_executor_wherever_it_is_on_the_stack() {
             once(&inner, move |_| {
                 seen.send((both.is_worker_thread(), nested.is_worker_thread())).unwrap();
             });
-            // Its only thread runs the other executor's worker on top of this one.
+            // Its only thread runs the other executor's worker on top of this worker.
             while yields.yield_now() == Some(rayon::Yield::Executed) {}
             report.send((outer.is_worker_thread(), true)).unwrap();
         });

@@ -80,7 +80,7 @@ fn tasks_of_one_worker_are_stolen_by_another() {
                 RunResult::Done
             })
         };
-        // It is in the deque of the worker that woke it, which goes on only side by side with it.
+        // The task is in the deque of the worker that woke it, and both must run at the same time.
         once(&executor, move |worker| {
             task.wake();
             meet.wait();
@@ -95,7 +95,7 @@ fn tasks_of_one_worker_are_stolen_by_another() {
 #[test]
 fn a_push_wakes_every_worker_that_is_needed() {
     guarded(|_| {
-        // Again and again, so that workers are met on their way to sleep.
+        // Repeated, so that some pushes meet workers that are about to sleep.
         let executor = own(4);
         for _ in 0..300 {
             let meet = Arc::new(Barrier::new(4));
@@ -116,15 +116,15 @@ fn a_push_wakes_every_worker_that_is_needed() {
 #[test]
 fn a_sleeper_is_entered_once_and_only_while_it_sleeps() {
     let sleep = Sleep::new([]);
-    // There is work: it does not park.
+    // There is work: the worker does not park.
     assert!(!sleep.park_unless_work(0, || true, || panic!("parked")));
-    // A notifier takes it out between its entry and its second look: it takes the unpark.
+    // A notifier removes the entry before the second look: the worker consumes the unpark.
     let parked = AtomicBool::new(false);
     let taken_out = || sleep.notify_one() == Some(0);
     assert!(sleep.park_unless_work(0, taken_out, || parked.store(true, Ordering::SeqCst)));
     assert!(parked.load(Ordering::SeqCst));
     sleep.stop_searching();
-    // It wakes up for no reason.
+    // A spurious wake-up.
     assert!(!sleep.park_unless_work(0, || false, || assert_eq!(sleep.count(), 1)));
     assert_eq!((sleep.count(), sleep.notify_one()), (0, None));
     assert_eq!(sleep.announce_sleep(0, || false), ParkToken::Park);
@@ -145,7 +145,7 @@ fn while_one_searches_pushes_wake_nobody() {
     assert_eq!(sleep.notify_one(), Some(0));
 }
 
-/// Endless tasks of `group` that yield, until the flag is set.
+/// Spawns endless tasks of `group` that yield, until the flag is set.
 fn endless_in(
     executor: &Executor,
     group: &Arc<TaskGroup>,
@@ -167,7 +167,7 @@ fn endless_in(
 
 fn endless(executor: &Executor, tasks: usize, stop: &Arc<AtomicBool>) -> Arc<AtomicUsize> {
     let runs = endless_in(executor, &TaskGroup::new(), tasks, stop);
-    // Some way into their first level and beyond: 400 runs are at least 80 ms.
+    // Beyond the end of the first level: 400 runs are at least 80 ms.
     while runs.load(Ordering::SeqCst) < 400 {
         thread::yield_now();
     }
@@ -196,7 +196,7 @@ fn a_short_group_overtakes_endless_ones() {
         reports.recv().unwrap();
         let meanwhile = runs.load(Ordering::SeqCst) - before;
         stop.store(true, Ordering::SeqCst);
-        // In one queue, each of its 20 runs would have come behind 8 others.
+        // In one queue, each of its 20 runs would come behind 8 others.
         assert!(meanwhile < 100, "{meanwhile} runs of others before 20 runs of a short query");
     });
 }
@@ -221,7 +221,7 @@ fn an_old_group_gets_its_share_beside_ever_new_ones() {
     });
 }
 
-/// A task of a group of its own that has a successor in another one.
+/// Spawns a task in a group of its own, with a successor in another one.
 fn next_young(executor: Executor, stop: Arc<AtomicBool>, count: Arc<AtomicUsize>) {
     let outer = executor.clone();
     once(&outer, move |_| {
@@ -261,7 +261,7 @@ fn tasks_that_wake_each_other_do_not_lock_out_those_from_outside() {
     });
 }
 
-/// By weight, however many tasks each has.
+/// By weight, however many tasks each group has.
 #[test]
 fn groups_share_the_workers_by_weight() {
     guarded(|_| {
@@ -276,7 +276,7 @@ fn groups_share_the_workers_by_weight() {
         let tasks = |group: &Arc<ResourceGroup>| TaskGroup::in_resource_group(group.clone());
         let little_runs = endless_in(&executor, &tasks(&little), 6, &stop);
         let much_runs = endless_in(&executor, &tasks(&much), 1, &stop);
-        // Whoever is late may not make up for it, but for a head start that is over by then.
+        // A late group does not catch up, except for a small lag that is over by then.
         let all = |runs: [usize; 2]| {
             while little_runs.load(Ordering::SeqCst) < runs[0]
                 || much_runs.load(Ordering::SeqCst) < runs[1]
@@ -289,7 +289,7 @@ fn groups_share_the_workers_by_weight() {
         let [little_after, much_after] = all([little_before + 200, much_before + 200]);
         let times = (much_after - much_before) as f64 / (little_after - little_before) as f64;
         assert!((2.0..4.5).contains(&times), "{times} times as much");
-        // Changed while they run.
+        // The weights change while the tasks run.
         much.set_limits(limits(100));
         let [little_before, much_before] = all([0, 0]);
         let [little_after, much_after] = all([little_before + 300, much_before + 300]);

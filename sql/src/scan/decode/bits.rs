@@ -4,54 +4,54 @@ use super::corrupt;
 use bytes::Bytes;
 use parquet::errors::Result;
 
-/// The values that one unpacking yields.
+/// The number of values that one call unpacks.
 pub(crate) const BLOCK: usize = 32;
 
-/// The widest value.
+/// Maximum width of a value in bits.
 const MAX_WIDTH: u32 = 32;
 
-/// Unpacks 32 values; does nothing if the input is shorter than their bytes and 8 more.
+/// Unpacks 32 values; does nothing unless the input has their bytes and 8 more.
 type Unpack = fn(&[u8], &mut [u32; BLOCK]);
 
-/// What the values at the head of a [`RleBitPackedReader`] are.
+/// The values at the head of a [`RleBitPackedReader`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Run {
-    /// The same value again and again.
+    /// One value, repeated.
     Repeated(u32),
-    /// Packed values; the next is number `index` of those that begin at byte `start`.
+    /// Packed values; the next one has index `index` among those that begin at byte `start`.
     Packed { start: usize, index: usize },
 }
 
 /// A sequence of unsigned integers in the RLE / bit-packing hybrid encoding.
 pub(crate) struct RleBitPackedReader {
     data: Bytes,
-    /// Where the next run begins.
+    /// Offset of the next run.
     next: usize,
     width: u32,
     run: Run,
-    /// The values left of `run`.
+    /// The number of values of `run` that have not been read.
     remaining: usize,
     unpack: Unpack,
 }
 
 impl RleBitPackedReader {
-    /// Values of `width` bits, run after run.
+    /// Reads runs of values of `width` bits.
     pub(crate) fn new(data: Bytes, width: u32) -> Result<Self> {
         if width > MAX_WIDTH {
-            return Err(corrupt(format!("values of {width} bits in a hybrid encoding")));
+            return Err(corrupt(format!("an invalid bit width in the hybrid encoding: {width}")));
         }
         let unpack = UNPACK[width as usize];
         Ok(Self { data, next: 0, width, run: Run::Repeated(0), remaining: 0, unpack })
     }
 
-    /// As many single bits as `data` holds, without any run's header.
+    /// Reads all single bits in `data`, which has no run headers.
     pub(crate) fn bit_width_one(data: Bytes) -> Self {
         let (next, remaining) = (data.len(), data.len().saturating_mul(8));
         let run = Run::Packed { start: 0, index: 0 };
         Self { data, next, width: 1, run, remaining, unpack: UNPACK[1] }
     }
 
-    /// The run at the head, and how many values it has left: at least one.
+    /// Returns the run at the head and the number of its remaining values, at least one.
     #[inline]
     pub(crate) fn run(&mut self) -> Result<(Run, usize)> {
         while self.remaining == 0 {
@@ -60,7 +60,7 @@ impl RleBitPackedReader {
         Ok((self.run, self.remaining))
     }
 
-    /// Passes over `count` values of the run at the head, which has as many.
+    /// Skips `count` values of the run at the head, which has at least `count` remaining.
     #[inline]
     pub(crate) fn advance(&mut self, count: usize) {
         self.remaining = self.remaining.saturating_sub(count);
@@ -69,7 +69,7 @@ impl RleBitPackedReader {
         }
     }
 
-    /// Passes over `count` values, a run at a time.
+    /// Skips `count` values, run by run.
     pub(crate) fn skip(&mut self, mut count: usize) -> Result<()> {
         while count > 0 {
             let (_, remaining) = self.run()?;
@@ -80,13 +80,13 @@ impl RleBitPackedReader {
         Ok(())
     }
 
-    /// The bytes in which the runs lie.
+    /// Returns the bytes that contain the runs.
     pub(crate) fn data(&self) -> &[u8] {
         &self.data
     }
 
     /// Unpacks the block that begins at value `index`, a multiple of 8, of the values at `start`.
-    /// What lies past the end of the data is zero.
+    /// Bits past the end of the data are zero.
     #[inline]
     pub(crate) fn unpack(&self, start: usize, index: usize, block: &mut [u32; BLOCK]) {
         let width = self.width as usize;
@@ -100,8 +100,8 @@ impl RleBitPackedReader {
         }
     }
 
-    /// The eight values from `index`, a multiple of 8, on of the values at `start`, if one load
-    /// fetches them all: runs are often as short as that.
+    /// Returns the eight values that begin at `index`, a multiple of 8, of the values at `start`.
+    /// `None` if one load does not cover them. Many runs have only eight values.
     #[inline]
     pub(crate) fn unpack_eight(&self, start: usize, index: usize) -> Option<[u32; 8]> {
         let width = self.width as usize;
@@ -113,7 +113,7 @@ impl RleBitPackedReader {
         Some(std::array::from_fn(|value| (word >> (value * width)) as u32 & mask))
     }
 
-    /// The value number `index` of those packed at `start`.
+    /// Returns the value with index `index` of those packed at `start`.
     #[inline]
     pub(crate) fn packed(&self, start: usize, index: usize) -> u32 {
         let bit = index * self.width as usize;
@@ -137,7 +137,7 @@ impl RleBitPackedReader {
         if header & 1 == 1 { self.packed_run(count) } else { self.repeated_run(count) }
     }
 
-    /// Begins a run of `groups` times eight packed values.
+    /// Starts a run of `groups` times eight packed values.
     #[inline]
     fn packed_run(&mut self, groups: usize) -> Result<()> {
         let available = self.data.len() - self.next;
@@ -145,7 +145,7 @@ impl RleBitPackedReader {
         let len = groups.saturating_mul(width);
         self.remaining = groups.saturating_mul(8);
         if len > available {
-            // Writers may leave out the padding of the last group: the run ends with the data.
+            // Writers may omit the padding of the last group: the run ends with the data.
             self.remaining = available.saturating_mul(8) / width;
             if self.remaining == 0 {
                 return Err(corrupt("a bit-packed run without values"));
@@ -156,14 +156,15 @@ impl RleBitPackedReader {
         Ok(())
     }
 
-    /// Begins a run of one value, `count` times.
+    /// Starts a run of one value, repeated `count` times.
     #[inline]
     fn repeated_run(&mut self, count: usize) -> Result<()> {
         let bytes = self.width.div_ceil(8) as usize;
         let Some(value) = self.data.get(self.next..self.next + bytes) else {
             return Err(corrupt("a repeated value lies past the end of the page"));
         };
-        // Not a copy of bytes: their number is not known here, and most often it is one.
+        // Not a byte copy: the width is not a compile-time constant here, and mostly it is one
+        // byte.
         let value = value.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte));
         self.run = Run::Repeated(value);
         self.next += bytes;
@@ -183,7 +184,7 @@ impl RleBitPackedReader {
         self.long_varint()
     }
 
-    /// Reads a variable-length integer, which may be of several bytes.
+    /// Reads a variable-length integer of any length.
     fn long_varint(&mut self) -> Result<u64> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
@@ -203,12 +204,13 @@ impl RleBitPackedReader {
 /// Calls a macro with the numbers from 0 to 31.
 macro_rules! each_of_block {
     ($step:ident) => {
-        $step!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31)
+        $step!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+            16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31)
     };
 }
 
-/// Unpacks 32 values of `WIDTH` bits. Every value is one unaligned load, a shift and a mask whose
-/// constants are known here, so that nothing remains of the loop.
+/// Unpacks 32 values of `WIDTH` bits. Every value is one unaligned load, a shift and a mask with
+/// compile-time constants, so the loop is fully unrolled.
 fn unpack<const WIDTH: usize>(input: &[u8], block: &mut [u32; BLOCK]) {
     let Some(input) = input.get(..BLOCK / 8 * WIDTH + 8) else { return };
     macro_rules! step {
@@ -223,7 +225,7 @@ fn unpack<const WIDTH: usize>(input: &[u8], block: &mut [u32; BLOCK]) {
     each_of_block!(step);
 }
 
-/// The unpacking for every width.
+/// The unpacking function for every width.
 const UNPACK: [Unpack; MAX_WIDTH as usize + 1] = {
     let mut table: [Unpack; MAX_WIDTH as usize + 1] = [unpack::<32>; MAX_WIDTH as usize + 1];
     macro_rules! fill {

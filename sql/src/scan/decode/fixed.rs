@@ -12,30 +12,31 @@ use parquet::errors::Result;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// How values lie in plain pages.
+/// The layout of values in plain pages.
 pub(crate) trait Layout: Send {
-    /// What a value becomes.
+    /// The native type to which a value is converted.
     type Native: ArrowNativeType;
 
-    /// The bytes of a value, at least one.
+    /// Returns the size of a value in bytes, at least one.
     fn width(&self) -> usize;
 
-    /// Appends the `count` values at the beginning of `data`, which has as many and may go on.
+    /// Appends the `count` values at the beginning of `data`, which may be longer.
     fn append(&self, data: &[u8], count: usize, out: &mut Vec<Self::Native>);
 }
 
 /// A type in which Parquet stores numbers.
 pub(crate) trait Stored: Copy + Send {
-    /// The bytes of a value.
+    /// The size of a value in bytes.
     const WIDTH: usize;
 
-    /// Appends values, converted.
+    /// Appends converted values.
     fn append<N: FromStored<Self>>(data: &[u8], count: usize, out: &mut Vec<N>);
 }
 
-/// A type that values stored as `S` are converted to.
+/// A type to which values stored as `S` are converted.
 pub(crate) trait FromStored<S>: ArrowNativeType {
-    /// The value; what a narrower type cannot hold was not written by one.
+    /// Converts a value. Truncation is harmless: a writer of a narrower type stores no larger
+    /// value.
     fn convert(stored: S) -> Self;
 }
 
@@ -67,11 +68,11 @@ stored! {
     f64 8 => f64;
 }
 
-/// Values stored as `S`, little-endian, which become `N`.
+/// Values stored as `S`, little-endian, that are converted to `N`.
 pub(crate) struct LittleEndian<S, N>(PhantomData<(S, N)>);
 
 impl<S, N> LittleEndian<S, N> {
-    /// The only value.
+    /// Returns the only value of the type.
     pub(crate) fn new() -> Self {
         Self(PhantomData)
     }
@@ -90,13 +91,13 @@ impl<S: Stored, N: FromStored<S>> Layout for LittleEndian<S, N> {
     }
 }
 
-/// Signed integers of 1 to 16 bytes, big-endian, as decimals are stored.
+/// Signed big-endian integers of 1 to 16 bytes, the layout of decimals.
 pub(crate) struct BigEndian {
     width: usize,
 }
 
 impl BigEndian {
-    /// Integers of `width` bytes, 1 to 16.
+    /// Creates the layout of integers of `width` bytes, 1 to 16.
     pub(crate) fn new(width: usize) -> Self {
         Self { width }
     }
@@ -122,13 +123,13 @@ impl Layout for BigEndian {
                     padded
                 }
             };
-            // The bytes of the next values are shifted out, the sign in.
+            // The shift drops the bytes of the next values and extends the sign.
             i128::from_be_bytes(sixteen) >> unused_bits
         }));
     }
 }
 
-/// The decoding of primitive arrays of type `T` from values that lie as `L` says.
+/// Decoder of primitive arrays of type `T` from values in layout `L`.
 pub(crate) struct Primitive<L, T> {
     layout: L,
     /// The type of the arrays, with its time zone or its precision and scale.
@@ -139,12 +140,12 @@ pub(crate) struct Primitive<L, T> {
 }
 
 impl<L: Layout, T: ArrowPrimitiveType<Native = L::Native>> Primitive<L, T> {
-    /// Arrays of type `target`, which must be one of `T`'s.
+    /// Creates a decoder of arrays of type `target`, which must be a type of `T`.
     pub(crate) fn new(layout: L, target: DataType) -> Self {
         Self { layout, target, page: Bytes::new(), offset: 0, array: PhantomData }
     }
 
-    /// Moves past `count` values; their bytes, and all that follow.
+    /// Advances past `count` values; returns the offset of the first.
     fn take(&mut self, count: usize) -> Result<usize> {
         let from = self.offset;
         let len = count.saturating_mul(self.layout.width());
@@ -197,7 +198,7 @@ where
         while at < count {
             let mut word = mask.word(at);
             let mut value = at;
-            // Run after run of selected values; most masks have long runs or few of them.
+            // Processes runs of selected values; most masks have long runs or few of them.
             while word != 0 {
                 let gap = word.trailing_zeros();
                 word >>= gap;
@@ -223,7 +224,7 @@ where
     }
 }
 
-/// The decoding of booleans: indices of one bit into the dictionary of false and true.
+/// Decoder of booleans: indices of one bit into the dictionary of false and true.
 pub(crate) struct Booleans;
 
 impl ValueEncoding for Booleans {
@@ -236,7 +237,7 @@ impl ValueEncoding for Booleans {
     }
 
     fn dictionary(&mut self, _: Bytes, _: usize) -> Result<Vec<u8>> {
-        Err(corrupt("a dictionary of booleans"))
+        Err(corrupt("a boolean column has a dictionary page"))
     }
 
     fn open(&mut self, _: Bytes) {}
@@ -244,11 +245,11 @@ impl ValueEncoding for Booleans {
     fn close(&mut self) {}
 
     fn read(&mut self, _: usize, _: Option<Mask<'_>>, _: &mut Vec<u8>) -> Result<()> {
-        Err(corrupt("booleans that are not packed"))
+        Err(corrupt("boolean values are not bit-packed"))
     }
 
     fn skip(&mut self, _: usize) -> Result<()> {
-        Err(corrupt("booleans that are not packed"))
+        Err(corrupt("boolean values are not bit-packed"))
     }
 
     fn finish(&mut self, values: Vec<u8>, nulls: Option<NullBuffer>) -> Result<ArrayRef> {

@@ -5,10 +5,11 @@ use super::corrupt;
 use super::mask::Mask;
 use parquet::errors::{ParquetError, Result};
 
-/// From how many selected values on a block is unpacked whole, rather than value by value.
+/// Minimum number of selected values for which a block is unpacked whole instead of value by value.
 const UNPACK_FROM: u32 = 6;
 
-/// Appends the values of the next `count` indices, of those that `mask` (as long) selects.
+/// Appends the values of those of the next `count` indices that `mask` selects. `mask` has `count`
+/// bits.
 pub(crate) fn gather<T: Copy + Default>(
     indices: &mut RleBitPackedReader,
     count: usize,
@@ -54,7 +55,7 @@ fn gather_all<T: Copy + Default>(
     let end = index + count;
     let mut block = [0; BLOCK];
     while index < end {
-        // Blocks begin at a whole byte; the first may begin before the value wanted.
+        // Blocks begin at a whole byte, so the first one may begin before the requested value.
         let lead = index % 8;
         if lead + (end - index) <= 8
             && let Some(eight) = indices.unpack_eight(start, index - lead)
@@ -102,7 +103,8 @@ fn gather_selected<T: Copy + Default>(
         indices.unpack(start, index - lead, &mut block);
         let candidates = &mut block[lead..lead + taken];
         if (selected as usize) < taken {
-            // The selected move to the front of the block, in place: never past one still to come.
+            // The selected indices move to the front of the block in place; an index never moves
+            // past a later one.
             let mut kept = 0;
             while bits != 0 {
                 candidates[kept] = candidates[bits.trailing_zeros() as usize];
@@ -120,7 +122,7 @@ fn gather_selected<T: Copy + Default>(
 fn look_up<T: Copy + Default>(indices: &[u32], dictionary: &[T], out: &mut Vec<T>) -> Result<()> {
     let mut outside = false;
     out.extend(indices.iter().map(|index| {
-        // The error is told apart after the loop, which so has a known length.
+        // The error is checked after the loop, whose length is thus constant.
         dictionary.get(*index as usize).copied().unwrap_or_else(|| {
             outside = true;
             T::default()
@@ -129,7 +131,7 @@ fn look_up<T: Copy + Default>(indices: &[u32], dictionary: &[T], out: &mut Vec<T
     if outside { Err(out_of_range()) } else { Ok(()) }
 }
 
-/// The error for an index that the dictionary does not have.
+/// Returns the error for an index beyond the dictionary.
 #[cold]
 fn out_of_range() -> ParquetError {
     corrupt("a dictionary index is out of range")

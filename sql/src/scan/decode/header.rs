@@ -1,35 +1,36 @@
-//! What must be known of a page before it is read: its kind, its sizes and its rows.
+//! Page headers: the kind, sizes and number of rows of a page, known before the page is read.
 //!
-//! The parquet crate reads page headers too, but tells neither the sizes, which must be plausible
-//! before anything is allocated, nor the lengths of the levels, which it adds without a check.
+//! The parquet crate reads page headers too, but does not return the sizes, which must be plausible
+//! before any allocation. It does not return the lengths of the levels either, which it adds
+//! without a check.
 
 use super::corrupt;
 use parquet::errors::Result;
 
-/// How deeply the values of unknown fields may be nested.
+/// Maximum nesting of the values of unknown fields.
 const MAX_DEPTH: usize = 16;
 
-/// The parts of a page header that matter before the page is read.
+/// The fields of a page header that are needed before the page is read.
 #[derive(Default, Debug)]
 pub(crate) struct PageHeader {
-    /// 0 data page, 1 index page, 2 dictionary page, 3 data page of version 2.
+    /// Page type: 0 data page, 1 index page, 2 dictionary page, 3 data page of version 2.
     pub(crate) kind: i64,
-    /// The bytes of the page once decompressed.
+    /// Size of the decompressed page in bytes.
     pub(crate) uncompressed_len: i64,
-    /// The bytes of the page after the header.
+    /// Size in bytes of the page after the header.
     pub(crate) compressed_len: i64,
-    /// The CRC-32 of the bytes after the header, if the writer computed it.
+    /// CRC-32 of the bytes after the header, if the writer computed it.
     pub(crate) crc: Option<u32>,
-    /// The values of the page, nulls included; the entries of a dictionary.
+    /// Number of values in the page, nulls included; number of entries of a dictionary.
     pub(crate) values: i64,
-    /// The rows, told by data pages of version 2 only.
+    /// Number of rows; only data pages of version 2 state it.
     pub(crate) rows: Option<i64>,
-    /// The bytes of definition and of repetition levels, in pages of version 2.
+    /// Sizes in bytes of the definition and the repetition levels, in pages of version 2.
     pub(crate) levels_len: [i64; 2],
 }
 
 impl PageHeader {
-    /// Reads the header at the beginning of `bytes`; also returns its length.
+    /// Reads the header at the beginning of `bytes`; also returns the header's length.
     pub(crate) fn read(bytes: &[u8]) -> Result<(Self, usize)> {
         let mut input = Compact { bytes, offset: 0 };
         let mut header = Self::default();
@@ -48,8 +49,8 @@ impl PageHeader {
         Ok((header, input.offset))
     }
 
-    /// Whether it announces a dictionary of more entries than its bytes can hold. The parquet crate makes room for so
-    /// many.
+    /// Returns whether the header announces a dictionary with more entries than its bytes can hold.
+    /// The parquet crate allocates the announced number of entries.
     pub(crate) fn is_oversized_dictionary(&self) -> bool {
         self.kind == 2 && !(0..=self.uncompressed_len).contains(&self.values)
     }
@@ -94,7 +95,7 @@ struct Compact<'a> {
 }
 
 impl Compact<'_> {
-    /// The next byte.
+    /// Reads the next byte.
     fn byte(&mut self) -> Result<u8> {
         let byte =
             self.bytes.get(self.offset).ok_or_else(|| corrupt("a page header is cut off"))?;
@@ -102,7 +103,7 @@ impl Compact<'_> {
         Ok(*byte)
     }
 
-    /// The next unsigned integer.
+    /// Reads the next unsigned integer.
     fn unsigned(&mut self) -> Result<u64> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
@@ -115,13 +116,14 @@ impl Compact<'_> {
         Err(corrupt("an integer in a page header is too long"))
     }
 
-    /// The next signed integer, in zigzag order.
+    /// Reads the next signed integer, in zigzag encoding.
     fn integer(&mut self) -> Result<i64> {
         let value = self.unsigned()?;
         Ok((value >> 1) as i64 ^ -((value & 1) as i64))
     }
 
-    /// The kind of the next field, whose number goes to `field`; none at the end of the struct.
+    /// Returns the type of the next field, whose number is stored in `field`; `None` at the end of
+    /// the struct.
     fn field(&mut self, field: &mut i16) -> Result<Option<u8>> {
         let byte = self.byte()?;
         if byte == 0 {
@@ -134,7 +136,7 @@ impl Compact<'_> {
         Ok(Some(byte & 0x0f))
     }
 
-    /// Passes over a value.
+    /// Skips a value.
     fn skip(&mut self, kind: u8, depth: usize) -> Result<()> {
         if depth > MAX_DEPTH {
             return Err(corrupt("a page header is nested too deeply"));
@@ -155,8 +157,8 @@ impl Compact<'_> {
                 let count = if head >> 4 == 15 { self.unsigned()? } else { u64::from(head >> 4) };
                 for _ in 0..count {
                     match head & 0x0f {
-                        // In a list, unlike in a field, a boolean takes a byte: so every element
-                        // uses up input, and a wrong count ends with it.
+                        // In a list, unlike in a field, a boolean takes a byte. So every element
+                        // consumes input, and a wrong count ends with the input.
                         ThriftType::TRUE | ThriftType::FALSE => self.advance(1)?,
                         kind => self.skip(kind, depth + 1)?,
                     }
@@ -173,7 +175,7 @@ impl Compact<'_> {
         Ok(())
     }
 
-    /// Passes over bytes.
+    /// Skips `len` bytes.
     fn advance(&mut self, len: usize) -> Result<()> {
         if len > self.bytes.len() - self.offset {
             return Err(corrupt("a page header is cut off"));

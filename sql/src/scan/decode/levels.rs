@@ -6,32 +6,32 @@ use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder, NullBuffer};
 use bytes::Bytes;
 use parquet::errors::Result;
 
-/// Which of some rows have a value.
+/// The rows of a range that have a value.
 pub(crate) enum Presence {
-    /// All of them.
+    /// All rows.
     All,
-    /// Those whose bit is set, and how many these are.
+    /// The rows whose bit is set, and their number.
     Some(BooleanBuffer, usize),
 }
 
 /// The definition levels of a page whose highest level is 1.
 pub(crate) struct DefinitionLevels {
-    /// None if every row has a value.
+    /// `None` if every row has a value.
     levels: Option<RleBitPackedReader>,
 }
 
 impl DefinitionLevels {
-    /// Every row has a value.
+    /// Returns the levels of a required column: every row has a value.
     pub(crate) fn required() -> Self {
         Self { levels: None }
     }
 
-    /// Levels in the hybrid encoding.
+    /// Reads levels in the RLE / bit-packing hybrid encoding.
     pub(crate) fn new(data: Bytes) -> Result<Self> {
         Ok(Self { levels: Some(RleBitPackedReader::new(data, 1)?) })
     }
 
-    /// Which of the next `rows` rows have a value.
+    /// Returns which of the next `rows` rows have a value.
     pub(crate) fn read(&mut self, rows: usize) -> Result<Presence> {
         let Some(levels) = &mut self.levels else { return Ok(Presence::All) };
         let (run, remaining) = levels.run()?;
@@ -58,7 +58,7 @@ impl DefinitionLevels {
         Ok(if present == rows { Presence::All } else { Presence::Some(bits, present) })
     }
 
-    /// Passes over `rows` rows: how many of them have a value.
+    /// Skips `rows` rows; returns the number of those that have a value.
     pub(crate) fn skip(&mut self, rows: usize) -> Result<usize> {
         let Some(levels) = &mut self.levels else { return Ok(rows) };
         let (mut passed, mut present) = (0, 0);
@@ -84,7 +84,7 @@ impl DefinitionLevels {
     }
 }
 
-/// Whether the rows of a run have values, if they are all alike.
+/// Returns whether the rows of a run have values; `None` if the run is bit-packed.
 fn is_present(run: Run) -> Result<Option<bool>> {
     match run {
         Run::Repeated(0) => Ok(Some(false)),
@@ -94,7 +94,7 @@ fn is_present(run: Run) -> Result<Option<bool>> {
     }
 }
 
-/// The nulls of an output under construction; costs nothing until the first.
+/// Builds the nulls of an output; allocates nothing until the first null.
 #[derive(Default)]
 pub(crate) struct ValidityBuilder {
     bits: Option<BooleanBufferBuilder>,
@@ -110,7 +110,7 @@ impl ValidityBuilder {
         }
     }
 
-    /// Appends rows, those whose bit is not set null.
+    /// Appends rows; a row whose bit is unset is null.
     pub(crate) fn append(&mut self, present: &BooleanBuffer) {
         let before = self.len;
         let bits = self.bits.get_or_insert_with(|| {
@@ -122,7 +122,7 @@ impl ValidityBuilder {
         self.len += present.len();
     }
 
-    /// The nulls of all rows appended, if there are any.
+    /// Returns the nulls of all appended rows; `None` if no row is null.
     pub(crate) fn finish(self) -> Option<NullBuffer> {
         let nulls = NullBuffer::new(self.bits?.build());
         (nulls.null_count() > 0).then_some(nulls)

@@ -1,4 +1,4 @@
-//! Borrowed bit masks, read a word at a time, and the compression of one by another.
+//! Borrowed bit masks, read word by word, and the compression of one mask by another.
 
 use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder};
 
@@ -11,23 +11,23 @@ pub(crate) struct Mask<'a> {
 }
 
 impl<'a> Mask<'a> {
-    /// The bits of `buffer`.
+    /// Borrows the bits of `buffer`.
     pub(crate) fn new(buffer: &'a BooleanBuffer) -> Self {
         Self { bytes: buffer.values(), offset: buffer.offset(), len: buffer.len() }
     }
 
-    /// The number of bits.
+    /// Returns the number of bits.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// The bits from `at`, at most `len` of them.
+    /// Returns at most `len` bits, starting at `at`.
     pub(crate) fn slice(&self, at: usize, len: usize) -> Self {
         let at = at.min(self.len);
         Self { bytes: self.bytes, offset: self.offset + at, len: len.min(self.len - at) }
     }
 
-    /// The 64 bits from `at`; those past the end are zero.
+    /// Returns the 64 bits that start at `at`; bits past the end are zero.
     #[inline]
     pub(crate) fn word(&self, at: usize) -> u64 {
         let Some(remaining) = self.len.checked_sub(at) else { return 0 };
@@ -50,7 +50,7 @@ impl<'a> Mask<'a> {
         if remaining < 64 { word & ((1 << remaining) - 1) } else { word }
     }
 
-    /// How many bits are set.
+    /// Returns the number of set bits.
     pub(crate) fn count(&self) -> usize {
         let mut count = 0;
         let mut at = 0;
@@ -61,7 +61,7 @@ impl<'a> Mask<'a> {
         count
     }
 
-    /// The first set bit at or after `at`.
+    /// Returns the first set bit at or after `at`.
     pub(crate) fn next_set(&self, mut at: usize) -> Option<usize> {
         while at < self.len {
             let word = self.word(at);
@@ -74,7 +74,7 @@ impl<'a> Mask<'a> {
     }
 }
 
-/// The bits of `source` at the set bits of `mask`, which is as long.
+/// Returns the bits of `source` at the set bits of `mask`, which has the same length.
 pub(crate) fn compress(source: Mask<'_>, mask: Mask<'_>) -> BooleanBuffer {
     let mut kept = BooleanBufferBuilder::new(mask.len);
     let mut at = 0;
@@ -91,8 +91,8 @@ pub(crate) fn compress(source: Mask<'_>, mask: Mask<'_>) -> BooleanBuffer {
     kept.build()
 }
 
-/// The bits of `word` at the set bits of `mask`, moved together at the low end
-/// (Hacker's Delight, 7-4: what `pext` does, on processors that may not have it).
+/// Moves the bits of `word` at the set bits of `mask` together at the low end. (Hacker's Delight,
+/// 7-4; equivalent to `pext`, which some processors lack.)
 fn compress_word(mut word: u64, mut mask: u64) -> u64 {
     word &= mask;
     let mut zeros_below = !mask << 1;
@@ -115,7 +115,7 @@ fn compress_word(mut word: u64, mut mask: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// A word of a linear congruential sequence.
+    /// Returns the next word of a linear congruential sequence.
     fn step(seed: &mut u64) -> u64 {
         *seed =
             seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

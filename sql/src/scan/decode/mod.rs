@@ -1,8 +1,8 @@
 //! A decoder of flat Parquet column chunks into Arrow arrays, with row selections.
 //!
-//! [`ColumnDecoder`] walks the pages of one chunk: [`pages`] looks at them and takes them apart,
-//! [`levels`] tells which rows have values, and [`values`] decodes these, by [`gather`]ing them
-//! from a dictionary or from the plain encodings of [`fixed`] and [`strings`].
+//! [`ColumnDecoder`] walks the pages of one chunk. [`pages`] peeks at the pages and splits them
+//! into parts, and [`levels`] reads which rows have values. [`values`] decodes the values: it
+//! [`gather`]s them from a dictionary, or reads the plain encodings of [`fixed`] and [`strings`].
 
 mod bits;
 mod fixed;
@@ -33,19 +33,19 @@ use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::ColumnChunkMetaData;
 use values::ValueDecoder;
 
-/// The error for data that are not as the format wants them.
+/// Returns the error for data that violate the format.
 #[cold]
 fn corrupt(message: impl Into<String>) -> ParquetError {
     ParquetError::General(message.into())
 }
 
-/// The error for a chunk whose pages end before its row group does.
+/// Returns the error for a chunk whose pages end before its row group does.
 #[cold]
 fn too_few_rows() -> ParquetError {
     corrupt("a column chunk has fewer rows than its row group")
 }
 
-/// The error for a chunk whose pages go on after the last row of its row group.
+/// Returns the error for a chunk whose pages continue after the last row of its row group.
 #[cold]
 fn too_many_rows() -> ParquetError {
     corrupt("a column chunk has more rows than its row group")
@@ -56,20 +56,20 @@ pub(super) struct ColumnDecoder {
     pages: Pages,
     values: Box<dyn ValueDecoder>,
     target: DataType,
-    /// The rows of the chunk that were neither read nor skipped.
+    /// Number of the chunk's rows that have been neither read nor skipped.
     rows_left: usize,
-    /// Rows skipped whose pages have not been touched yet.
+    /// Number of skipped rows whose pages have not been touched yet.
     pending: usize,
-    /// The rows of the current page from the next one on; the pending ones come first.
+    /// Number of the current page's rows that remain, the pending ones first.
     page_rows: usize,
     levels: DefinitionLevels,
-    /// Whether a read has failed, which leaves the position unknown.
+    /// Whether a read has failed; the position is then unknown.
     failed: bool,
 }
 
 impl ColumnDecoder {
-    /// A decoder of `chunk` into arrays of type `target`, which it must [`supports`]. `data` are
-    /// the bytes of the chunk, which begin at file offset `start`.
+    /// Creates a decoder of `chunk` into arrays of type `target`, for which [`supports`] must be
+    /// true. `data` contains the bytes of the chunk, which begin at file offset `start`.
     pub(super) fn new(
         chunk: &ColumnChunkMetaData,
         rows_in_group: usize,
@@ -95,8 +95,8 @@ impl ColumnDecoder {
         })
     }
 
-    /// The values of the next `rows` rows, of those that `selection` (as long) selects; of all if
-    /// there is none. After an error, every further read is one.
+    /// Returns the values of those of the next `rows` rows that `selection` (`rows` bits) selects;
+    /// of all rows without a selection. After an error, every further read fails.
     pub(super) fn read(
         &mut self,
         rows: usize,
@@ -106,7 +106,9 @@ impl ColumnDecoder {
             && selection.len() != rows
         {
             let len = selection.len();
-            return Err(ParquetError::General(format!("a selection of {len} among {rows} rows")));
+            return Err(ParquetError::General(format!(
+                "a selection of {len} bits for {rows} rows"
+            )));
         }
         let mask = selection.map(Mask::new);
         let selected = mask.map_or(rows, |mask| mask.count());
@@ -115,7 +117,7 @@ impl ColumnDecoder {
             return Ok(new_empty_array(&self.target));
         }
         if self.failed {
-            return Err(corrupt("the column could not be read before"));
+            return Err(corrupt("an earlier read of the column has failed"));
         }
         self.take(rows)?;
         self.failed = true;
@@ -124,16 +126,16 @@ impl ColumnDecoder {
         Ok(array)
     }
 
-    /// Passes over rows. Their pages are touched at the next read only; those that lie wholly
-    /// within are then neither decompressed nor decoded.
+    /// Skips rows. Their pages are touched only at the next read; pages whose rows are all skipped
+    /// are neither decompressed nor decoded.
     pub(super) fn skip(&mut self, rows: usize) -> Result<()> {
         self.take(rows)?;
         self.pending += rows;
         Ok(())
     }
 
-    /// Checks that the chunk ends with the last row, which must have been read or skipped: a page
-    /// too many, or one of another chunk, has shifted this column against the others.
+    /// Checks that the chunk ends with the last row, which must have been read or skipped. An extra
+    /// page, or one of another chunk, shifts this column against the others.
     pub(super) fn finish(&mut self) -> Result<()> {
         if self.rows_left > 0 {
             return Err(ParquetError::General(format!("{} rows were not read", self.rows_left)));
@@ -156,10 +158,10 @@ impl ColumnDecoder {
         }
     }
 
-    /// Takes rows from those left.
+    /// Subtracts `rows` from `rows_left`.
     fn take(&mut self, rows: usize) -> Result<()> {
         self.rows_left = self.rows_left.checked_sub(rows).ok_or_else(|| {
-            ParquetError::General(format!("{rows} rows wanted, {} left", self.rows_left))
+            ParquetError::General(format!("{rows} rows requested, {} left", self.rows_left))
         })?;
         Ok(())
     }
@@ -171,7 +173,7 @@ impl ColumnDecoder {
         let mut at = 0;
         while at < rows {
             if let Some(mask) = mask {
-                // What lies before the next selected row may be whole pages.
+                // The rows before the next selected row may fill whole pages.
                 let next = mask.next_set(at).unwrap_or(rows);
                 self.pending += next - at;
                 at = next;
@@ -192,12 +194,12 @@ impl ColumnDecoder {
         Ok(array)
     }
 
-    /// Passes over the pending rows, to a page that has the row after them.
+    /// Skips the pending rows, up to a page that contains the row after them.
     fn skip_pending(&mut self) -> Result<()> {
         loop {
             let passed = self.pending.min(self.page_rows);
             if passed > 0 {
-                // Nobody needs to know where the values of an exhausted page end.
+                // The position of the values in an exhausted page is not needed.
                 if passed < self.page_rows {
                     let values = self.levels.skip(passed)?;
                     self.values.skip(values)?;
@@ -223,7 +225,7 @@ impl ColumnDecoder {
         }
     }
 
-    /// Opens the next page, which is `next`.
+    /// Opens the next page, whose kind is `next`.
     fn open(&mut self, next: PageKind) -> Result<()> {
         match (next, self.pages.open()?) {
             (PageKind::Dictionary, DecodedPage::Dictionary(data, count)) => {
@@ -235,11 +237,11 @@ impl ColumnDecoder {
                 self.page_rows = rows;
                 Ok(())
             }
-            _ => Err(corrupt("a page is not what its header says")),
+            _ => Err(corrupt("the kind of a page contradicts its header")),
         }
     }
 
-    /// Decodes the next rows of the current page, which has as many.
+    /// Decodes the next rows of the current page, which has at least that many rows.
     fn decode_rows(
         &mut self,
         rows: usize,

@@ -1,4 +1,4 @@
-//! The pages of a column chunk, looked at before they are decompressed, and taken apart after.
+//! The pages of a column chunk: peeked at before decompression, and split into parts after it.
 
 use super::corrupt;
 use super::header::PageHeader;
@@ -18,7 +18,7 @@ struct ChunkBytes {
 }
 
 impl ChunkBytes {
-    /// The bytes from a file offset to the end of the chunk.
+    /// Returns the bytes from a file offset to the end of the chunk.
     fn bytes_from(&self, offset: u64) -> Result<Bytes> {
         offset
             .checked_sub(self.start)
@@ -52,37 +52,37 @@ impl ChunkReader for ChunkBytes {
     }
 }
 
-/// The next page of a chunk that matters to rows, as its header tells.
+/// The next data or dictionary page of a chunk, according to its header.
 #[derive(Clone, Copy)]
 pub(crate) enum PageKind {
     /// A dictionary page.
     Dictionary,
-    /// A data page with so many rows.
+    /// A data page with this number of rows.
     Data(usize),
 }
 
 /// A page whose header has been read.
 #[derive(Clone, Copy)]
 struct Peeked {
-    /// What the page is; none for a page that has no rows and no dictionary.
+    /// The kind of the page; `None` for a page without rows and without a dictionary.
     kind: Option<PageKind>,
     header_len: usize,
-    /// The bytes after the header.
+    /// Number of bytes after the header.
     body_len: usize,
     crc: Option<u32>,
 }
 
-/// A page, decompressed.
+/// A decompressed page.
 pub(crate) enum DecodedPage {
-    /// A dictionary: its plain values and how many there are.
+    /// A dictionary: its plain values and their number.
     Dictionary(Bytes, usize),
     /// A data page.
     Data(DataPage),
 }
 
-/// A data page, its levels and its values told apart.
+/// A data page, split into its levels and its values.
 pub(crate) struct DataPage {
-    /// Which rows have values.
+    /// The rows that have values.
     pub(crate) levels: DefinitionLevels,
     /// The encoding of the values.
     pub(crate) encoding: Encoding,
@@ -94,18 +94,18 @@ pub(crate) struct DataPage {
 pub(crate) struct Pages {
     chunk: Arc<ChunkBytes>,
     reader: SerializedPageReader<ChunkBytes>,
-    /// Whether rows can be null: the highest definition level is 1.
+    /// Whether rows can be null, that is, whether the highest definition level is 1.
     nullable: bool,
     compression: Compression,
-    /// The file offset of the next page, in step with `reader`, and the bytes from there on.
+    /// File offset of the next page, in step with `reader`, and the bytes from that offset on.
     offset: u64,
     remaining: u64,
-    /// The next page, if it has been looked at.
+    /// The next page, if its header has been read.
     peeked: Option<Peeked>,
 }
 
 impl Pages {
-    /// The pages of a chunk whose bytes, `data`, begin at file offset `start`.
+    /// Creates the sequence of pages of a chunk whose bytes, `data`, begin at file offset `start`.
     pub(crate) fn new(
         chunk: &ColumnChunkMetaData,
         rows_in_group: usize,
@@ -113,7 +113,7 @@ impl Pages {
         start: u64,
     ) -> Result<Self> {
         let first = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
-        // The parquet crate takes it for granted that neither is negative.
+        // The parquet crate assumes that neither is negative.
         let (Ok(offset), Ok(remaining)) =
             (u64::try_from(first), u64::try_from(chunk.compressed_size()))
         else {
@@ -126,7 +126,7 @@ impl Pages {
         Ok(Self { chunk: bytes, reader, nullable, compression, offset, remaining, peeked: None })
     }
 
-    /// Looks at the next page; none after the last. Index pages are passed over.
+    /// Peeks at the next page; `None` after the last one. Index pages are skipped.
     pub(crate) fn peek(&mut self) -> Result<Option<PageKind>> {
         loop {
             let Some(peeked) = self.read_header()? else { return Ok(None) };
@@ -138,7 +138,7 @@ impl Pages {
         }
     }
 
-    /// Passes over the next page, which is neither decompressed nor decoded.
+    /// Skips the next page, which is neither decompressed nor decoded.
     pub(crate) fn skip(&mut self) -> Result<()> {
         if self.peek()?.is_none() {
             return Ok(());
@@ -176,7 +176,8 @@ impl Pages {
                 if values > buf.len() {
                     return Err(corrupt("the levels of a page are cut off"));
                 }
-                // The levels say which rows are null; the header only repeats how many.
+                // The levels decide which rows are null; the header only repeats the number of
+                // nulls.
                 let levels = match (self.nullable, levels < values) {
                     (true, true) => DefinitionLevels::new(buf.slice(levels..values))?,
                     (true, false) if num_nulls > 0 => {
@@ -200,13 +201,13 @@ impl Pages {
             return Ok((DefinitionLevels::required(), buf));
         }
         if encoding != Encoding::RLE {
-            return Err(corrupt(format!("definition levels in the encoding {encoding}")));
+            return Err(corrupt(format!("unsupported encoding of definition levels: {encoding}")));
         }
         let levels = take_length_prefixed(&mut buf)?;
         Ok((DefinitionLevels::new(levels)?, buf))
     }
 
-    /// The header of the next page; none after the last.
+    /// Reads the header of the next page; `None` after the last page.
     fn read_header(&mut self) -> Result<Option<Peeked>> {
         if self.peeked.is_none() && self.remaining > 0 {
             let bytes = self.chunk.bytes_from(self.offset)?;
@@ -218,7 +219,7 @@ impl Pages {
         Ok(self.peeked)
     }
 
-    /// Moves past the next page.
+    /// Advances past the next page.
     fn advance(&mut self) {
         let Some(Peeked { header_len, body_len, .. }) = self.peeked.take() else { return };
         let len = header_len as u64 + body_len as u64;
@@ -226,7 +227,7 @@ impl Pages {
         self.remaining = self.remaining.saturating_sub(len);
     }
 
-    /// Compares the bytes of the next page with their checksum, if the writer computed it.
+    /// Compares the bytes of the next page with their checksum, if the writer computed one.
     fn verify_checksum(&self) -> Result<()> {
         let Some(Peeked { header_len, body_len, crc: Some(crc), .. }) = self.peeked else {
             return Ok(());
@@ -235,10 +236,11 @@ impl Pages {
         if crc32fast::hash(&body) == crc {
             return Ok(());
         }
-        Err(corrupt("the checksum of a page is not that of its bytes"))
+        Err(corrupt("the checksum of a page does not match its bytes"))
     }
 
-    /// What page a header announces, if what it says is plausible; none for an index page.
+    /// Returns the kind of page that a header announces, if the header is plausible; `None` for an
+    /// index page.
     fn check(&self, header: &PageHeader, header_len: usize) -> Result<Option<PageKind>> {
         let implausible = || corrupt("the header of a page is implausible");
         let sizes = [header.compressed_len, header.uncompressed_len, header.values];
@@ -256,23 +258,24 @@ impl Pages {
         match header.kind {
             2 => Ok(Some(PageKind::Dictionary)),
             1 => Ok(None),
-            // The columns read here are flat, so that a row is a value.
+            // Supported columns are flat, so a row is a value.
             0 => Ok(Some(PageKind::Data(values))),
             3 if header.rows == Some(header.values) => Ok(Some(PageKind::Data(values))),
             _ => Err(implausible()),
         }
     }
 
-    /// The most bytes that `compressed` bytes can become: no more are allocated for a page.
+    /// Returns the maximum size to which `compressed` bytes can decompress; at most that is
+    /// allocated for a page.
     fn max_uncompressed_len(&self, compressed: i64) -> i64 {
         match self.compression {
-            // Such pages are not copied, so their size does not matter.
+            // Uncompressed pages are not copied, so their size does not matter.
             Compression::UNCOMPRESSED => i64::MAX,
             // A copy of 64 bytes takes at least three.
             Compression::SNAPPY => compressed * 32 + 64,
             // A further byte of a length stands for 255 bytes.
             Compression::LZ4 | Compression::LZ4_RAW => compressed * 256 + 64,
-            // A block that repeats one byte takes four bytes and stands for 128 KiB.
+            // A block that repeats one byte takes four bytes and yields 128 KiB.
             Compression::ZSTD(_) => compressed * (32 << 10) + (128 << 10),
             _ => i64::MAX,
         }

@@ -1,8 +1,8 @@
-//! Strings and binary values, read as views of the pages in which they lie.
+//! Strings and binary values, read as views into their pages.
 //!
 //! A dictionary is turned into views once, so that reading its indices is a gather of `u128`s.
-//! Views of plain pages refer to the page if much of it is selected; else the selected values are
-//! copied, so that a few of them do not keep a page in memory.
+//! Views of plain pages refer to the page if a large share of it is selected. Otherwise the
+//! selected values are copied, so that a few values do not keep a page in memory.
 
 use super::corrupt;
 use super::mask::Mask;
@@ -17,17 +17,17 @@ use arrow_buffer::{Buffer, NullBuffer};
 use bytes::Bytes;
 use parquet::errors::Result;
 
-/// The share of a page's values, one in so many, from which on they are not copied.
+/// Views share their page if at least one in `SHARE_FROM` of the page's values is selected.
 const SHARE_FROM: usize = 4;
 
-/// The share, one in so many, from which on a page is checked for UTF-8 as a whole, which takes
-/// much less time than value by value.
+/// A page is checked for UTF-8 as a whole if at least one in `CHECK_WHOLE_FROM` values is selected.
+/// This takes much less time than a check of each value.
 const CHECK_WHOLE_FROM: usize = 32;
 
-/// The most bytes in a buffer, whose offsets other implementations may take for signed.
+/// Maximum size of a buffer in bytes; other implementations may read offsets as signed integers.
 const MAX_BUFFER_BYTES: usize = i32::MAX as usize;
 
-/// The arrays to make.
+/// The layout of the output arrays.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Output {
     /// Views of strings.
@@ -40,44 +40,45 @@ pub(crate) enum Output {
     Binary,
 }
 
-/// How values are known to be UTF-8.
+/// How values are checked for UTF-8.
 #[derive(Clone, Copy)]
 pub(crate) enum Utf8 {
-    /// They need not be, or are checked later.
+    /// Not at all, or later.
     Any,
-    /// The page as a whole is; values must only begin and end between its characters.
+    /// The page as a whole is UTF-8; each value must begin and end at a character boundary.
     Whole,
-    /// Each is checked by itself.
+    /// Each value is checked separately.
     Each,
 }
 
-/// A buffer that the output of a read refers to by its position among the output's buffers.
+/// A buffer that the output of a read refers to by its index among the output's buffers.
 #[derive(Default)]
 struct SharedBuffer {
     buffer: Buffer,
-    /// The position, once this read has used it.
+    /// The index, set once this read has used the buffer.
     buffer_index: Option<usize>,
 }
 
-/// The decoding of strings and binary values.
+/// Decoder of strings and binary values.
 pub(crate) struct Strings {
     output: Output,
     page: Bytes,
     offset: usize,
-    /// Whether the current page as a whole is UTF-8, once that is known.
+    /// Whether the current page as a whole is UTF-8, once checked.
     page_is_utf8: Option<bool>,
     shared_page: SharedBuffer,
-    /// The dictionary page, whose views have slot 0; none if all its values are inline.
+    /// The dictionary page, whose views have buffer index 0; `None` if all its values are inline.
     dictionary: Option<SharedBuffer>,
     /// The buffers of this read's output.
     buffers: Vec<Buffer>,
-    /// Copied values, and their slot, whose buffer takes its place when this read is finished.
+    /// Copied values, and the buffer index reserved for them; the buffer is added when this read is
+    /// finished.
     copied: Vec<u8>,
     copied_index: Option<usize>,
 }
 
 impl Strings {
-    /// Arrays as `output` says.
+    /// Creates a decoder of arrays with the layout `output`.
     pub(crate) fn new(output: Output) -> Self {
         Self {
             output,
@@ -92,7 +93,8 @@ impl Strings {
         }
     }
 
-    /// How to check values of the page, much of which or little is wanted.
+    /// Returns how to check the page's values; `dense` says whether a large share of them is
+    /// selected.
     fn utf8(&mut self, dense: bool) -> Utf8 {
         if self.output != Output::StringView {
             return Utf8::Any; // Offset arrays check their values when they are made.
@@ -103,7 +105,7 @@ impl Strings {
         if self.page_is_utf8 == Some(true) { Utf8::Whole } else { Utf8::Each }
     }
 
-    /// Appends views of the page.
+    /// Appends views into the page.
     fn share(
         &mut self,
         count: usize,
@@ -137,7 +139,7 @@ impl Strings {
         Ok(())
     }
 
-    /// Appends views of copies.
+    /// Copies the selected values and appends views of the copies.
     fn copy(
         &mut self,
         count: usize,
@@ -159,7 +161,7 @@ impl Strings {
         Ok(())
     }
 
-    /// Copies a value; its slot and its offset there.
+    /// Copies a value; returns its buffer index and its offset in that buffer.
     fn append_copy(&mut self, value: &[u8]) -> (usize, usize) {
         if self.copied.len() + value.len() > MAX_BUFFER_BYTES {
             self.seal_copied();
@@ -173,7 +175,7 @@ impl Strings {
         (buffer_index, offset)
     }
 
-    /// Puts the buffer of copied values in its place.
+    /// Stores the buffer of copied values at its index.
     fn seal_copied(&mut self) {
         let copied = std::mem::take(&mut self.copied);
         if let Some(buffer) = self.copied_index.take().and_then(|index| self.buffers.get_mut(index))
@@ -183,8 +185,8 @@ impl Strings {
     }
 }
 
-/// Calls `visit` with start and length of every selected value, and passes over the others; `at`
-/// is where they lie.
+/// Calls `visit` with start and length of every selected value and skips the others; `at` is the
+/// offset of the next value.
 #[inline]
 fn for_each_selected(
     count: usize,
@@ -215,7 +217,7 @@ fn for_each_selected(
     Ok(())
 }
 
-/// Passes over values.
+/// Skips values.
 #[inline]
 fn skip_values(page: &[u8], at: &mut usize, count: usize) -> Result<()> {
     let mut next = *at;
@@ -230,7 +232,7 @@ impl ValueEncoding for Strings {
     type Native = u128;
 
     fn dictionary(&mut self, data: Bytes, count: usize) -> Result<Vec<u128>> {
-        // Every entry has its length of four bytes.
+        // Every entry has a length prefix of four bytes.
         if count > data.len() / 4 {
             return Err(corrupt("a dictionary page is cut off"));
         }
@@ -262,7 +264,7 @@ impl ValueEncoding for Strings {
             self.buffers.len() - 1
         });
         if buffer_index == 0 {
-            return; // As the dictionary's views say already.
+            return; // The views of the dictionary already have index 0.
         }
         for view in appended {
             if *view as u32 as usize > MAX_INLINE_LEN {
@@ -288,7 +290,7 @@ impl ValueEncoding for Strings {
         let utf8 = self.utf8(selected.saturating_mul(CHECK_WHOLE_FROM) >= count);
         let views = matches!(self.output, Output::StringView | Output::BinaryView);
         match mask {
-            // Offset arrays copy the values anyway.
+            // Offset arrays copy the values in any case.
             Some(mask) if views && !dense => self.copy(count, mask, utf8, out),
             mask => self.share(count, mask, utf8, out),
         }

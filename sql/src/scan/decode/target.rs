@@ -1,4 +1,4 @@
-//! Which columns can be decoded, and the decoding for each type.
+//! The supported columns, and the decoder for each type.
 
 use super::fixed::{BigEndian, Booleans, FromStored, LittleEndian, Primitive, Stored};
 use super::strings::{Output, Strings};
@@ -11,19 +11,19 @@ use parquet::basic::{
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::schema::types::ColumnDescriptor;
 
-/// Whether a column chunk can be decoded here to arrays of type `target`: one that is flat, of
-/// the type that `target` stands for, in the encodings and compressions known here.
+/// Returns whether a column chunk can be decoded to arrays of type `target`. It must be flat, of
+/// the type that corresponds to `target`, and in supported encodings and compressions.
 pub(in super::super) fn supports(chunk: &ColumnChunkMetaData, target: &DataType) -> bool {
     let column = chunk.column_descr();
     let flat = column.max_rep_level() == 0
         && column.max_def_level() <= 1
-        // A required field of a nullable struct has a level, but not of its own.
+        // A required field of a nullable struct has a definition level, but that of its parent.
         && column.path().parts().len() == 1;
     let decodable = chunk.encodings().all(|encoding| {
         match encoding {
             Encoding::PLAIN | Encoding::RLE => true,
             Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY => true,
-            // What some writers call the encoding of levels that a column does not have.
+            // Some writers use this name for the encoding of levels that a column does not have.
             #[expect(deprecated, reason = "files still name it")]
             Encoding::BIT_PACKED => true,
             _ => false,
@@ -41,7 +41,7 @@ pub(in super::super) fn supports(chunk: &ColumnChunkMetaData, target: &DataType)
     flat && decodable && compression && in_same_file && value_decoder(column, target).is_some()
 }
 
-/// The decoding of a column's values to arrays of type `target`, if it is known here.
+/// Returns the decoder of a column's values to arrays of type `target`; `None` if unsupported.
 pub(crate) fn value_decoder(
     column: &ColumnDescriptor,
     target: &DataType,
@@ -72,7 +72,7 @@ pub(crate) fn value_decoder(
     }
 }
 
-/// The decoding of little-endian values stored as `S` to arrays of type `T`.
+/// Returns the decoder of little-endian values stored as `S` to arrays of type `T`.
 fn primitive<S, N, T>(target: &DataType) -> Box<dyn ValueDecoder>
 where
     S: Stored + 'static,
@@ -83,7 +83,7 @@ where
     Box::new(TypedDecoder::new(encoding))
 }
 
-/// The decoding of 32-bit integers.
+/// Returns the decoder of 32-bit integers.
 fn from_i32(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn ValueDecoder>> {
     let logical = logical.unwrap_or(LogicalType::integer(32, true));
     Some(match (target, &logical) {
@@ -109,7 +109,7 @@ fn from_i32(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn V
     })
 }
 
-/// The decoding of 64-bit integers.
+/// Returns the decoder of 64-bit integers.
 fn from_i64(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn ValueDecoder>> {
     let logical = logical.unwrap_or(LogicalType::integer(64, true));
     Some(match (target, &logical) {
@@ -148,7 +148,7 @@ fn from_i64(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn V
     })
 }
 
-/// The decoding of byte arrays.
+/// Returns the decoder of byte arrays.
 fn strings(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn ValueDecoder>> {
     use LogicalType::{Bson, Enum, Json, String};
     let output = match (target, logical) {
@@ -161,7 +161,7 @@ fn strings(logical: Option<LogicalType>, target: &DataType) -> Option<Box<dyn Va
     Some(Box::new(TypedDecoder::new(Strings::new(output))))
 }
 
-/// Whether both are decimals of the same precision and scale.
+/// Returns whether both are decimals of the same precision and scale.
 fn is_decimal(logical: Option<&LogicalType>, target: &DataType) -> bool {
     match (logical, target) {
         (Some(LogicalType::Decimal(stored)), DataType::Decimal128(precision, scale)) => {
@@ -171,7 +171,7 @@ fn is_decimal(logical: Option<&LogicalType>, target: &DataType) -> bool {
     }
 }
 
-/// A column's logical type; older files tell it as a converted type only.
+/// Returns a column's logical type; older files state only a converted type.
 fn logical_type(column: &ColumnDescriptor) -> Option<LogicalType> {
     if let Some(logical) = column.logical_type_ref() {
         return Some(logical.clone());
@@ -198,7 +198,7 @@ fn logical_type(column: &ColumnDescriptor) -> Option<LogicalType> {
         ConvertedType::INT_32 => LogicalType::integer(32, true),
         ConvertedType::INT_64 => LogicalType::integer(64, true),
         ConvertedType::NONE => return None,
-        // What these columns hold has no counterpart among the targets.
+        // The values of these columns have no counterpart among the targets.
         _ => LogicalType::Unknown,
     })
 }

@@ -1,4 +1,4 @@
-//! The values of a column, whatever their type: dictionary, pages, output.
+//! Decoding of a column's values, independent of their type: dictionary, pages, output.
 
 use super::bits::RleBitPackedReader;
 use super::corrupt;
@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use parquet::basic::Encoding;
 use parquet::errors::Result;
 
-/// The decoding of one type: what of it does not depend on dictionaries, nulls and encodings.
+/// The type-specific part of decoding, independent of dictionaries, nulls and encodings.
 pub(crate) trait ValueEncoding: Send {
     /// A value in the output under construction.
     type Native: Copy + Default + Send;
@@ -19,7 +19,7 @@ pub(crate) trait ValueEncoding: Send {
     /// Whether the values are single bits, whose plain encoding is packed.
     const BITS: bool = false;
 
-    /// The dictionary that pages without one refer to.
+    /// Returns the dictionary that pages refer to if the chunk has no dictionary page.
     fn constants(&self) -> Vec<Self::Native> {
         Vec::new()
     }
@@ -27,18 +27,18 @@ pub(crate) trait ValueEncoding: Send {
     /// Decodes a dictionary of `count` plain values.
     fn dictionary(&mut self, data: Bytes, count: usize) -> Result<Vec<Self::Native>>;
 
-    /// Makes dictionary values, just appended, fit for the output of this read.
+    /// Adapts dictionary values that were just appended to the output of this read.
     fn adopt(&mut self, appended: &mut [Self::Native]) {
         let _ = appended;
     }
 
-    /// Begins a page of plain values.
+    /// Starts a page of plain values.
     fn open(&mut self, data: Bytes);
 
-    /// Lets go of the page of plain values.
+    /// Drops the page of plain values.
     fn close(&mut self);
 
-    /// Appends the next `count` plain values, of those that `mask` selects.
+    /// Appends those of the next `count` plain values that `mask` selects.
     fn read(
         &mut self,
         count: usize,
@@ -46,53 +46,53 @@ pub(crate) trait ValueEncoding: Send {
         out: &mut Vec<Self::Native>,
     ) -> Result<()>;
 
-    /// Passes over plain values.
+    /// Skips plain values.
     fn skip(&mut self, count: usize) -> Result<()>;
 
-    /// Makes an array of the values read.
+    /// Builds an array of the values read.
     fn finish(&mut self, values: Vec<Self::Native>, nulls: Option<NullBuffer>) -> Result<ArrayRef>;
 }
 
-/// The values of a column, of any type.
+/// A decoder of a column's values, of any type.
 pub(crate) trait ValueDecoder: Send {
-    /// Takes the dictionary of the pages to come.
+    /// Sets the dictionary of the pages that follow.
     fn dictionary(&mut self, data: Bytes, count: usize) -> Result<()>;
 
-    /// Takes the values of the next page.
+    /// Starts the values of the next page.
     fn open(&mut self, encoding: Encoding, data: Bytes) -> Result<()>;
 
-    /// Lets go of the page, so that the memory of one can serve the next.
+    /// Drops the page, so that its memory can serve the next one.
     fn close(&mut self);
 
-    /// Begins an output of so many rows.
+    /// Starts an output of `rows` rows.
     fn begin(&mut self, rows: usize);
 
-    /// Appends the next `count` values, of those that `mask` selects.
+    /// Appends those of the next `count` values that `mask` selects.
     fn read(&mut self, count: usize, mask: Option<Mask<'_>>) -> Result<()>;
 
-    /// Passes over values.
+    /// Skips values.
     fn skip(&mut self, count: usize) -> Result<()>;
 
-    /// Spreads the values appended last to the rows that are present.
+    /// Moves the `count` values appended last to the rows that are set in `present`.
     fn spread(&mut self, present: &BooleanBuffer, count: usize);
 
-    /// The output.
+    /// Returns the output.
     fn finish(&mut self, nulls: Option<NullBuffer>) -> Result<ArrayRef>;
 }
 
-/// Where the values of the current page come from.
+/// The source of the current page's values.
 enum ValueSource {
-    /// There is no page.
+    /// No page is open.
     None,
     /// The page is plain.
     Plain,
-    /// The page has indices of the dictionary.
+    /// The page has indices into the dictionary.
     Indices(RleBitPackedReader),
-    /// The page has an index width of 0, so that all its values are the first of the dictionary.
+    /// The page has an index width of 0: all its values are the first entry of the dictionary.
     First,
 }
 
-/// The values of a column of type `K`.
+/// A decoder of the values of a column with the encoding `K`.
 pub(crate) struct TypedDecoder<K: ValueEncoding> {
     encoding: K,
     dictionary: Vec<K::Native>,
@@ -101,7 +101,7 @@ pub(crate) struct TypedDecoder<K: ValueEncoding> {
 }
 
 impl<K: ValueEncoding> TypedDecoder<K> {
-    /// No values so far.
+    /// Creates a decoder without values.
     pub(crate) fn new(encoding: K) -> Self {
         Self {
             dictionary: encoding.constants(),
@@ -132,14 +132,14 @@ impl<K: ValueEncoding> ValueDecoder for TypedDecoder<K> {
             }
             Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY if !K::BITS => {
                 match data.try_get_u8() {
-                    // A page of nulls only may be empty: no value will be asked of it.
+                    // A page that has only nulls may be empty; no value is read from it.
                     Err(_) | Ok(0) => ValueSource::First,
                     Ok(width) => {
                         ValueSource::Indices(RleBitPackedReader::new(data, u32::from(width))?)
                     }
                 }
             }
-            encoding => return Err(corrupt(format!("values in the encoding {encoding}"))),
+            encoding => return Err(corrupt(format!("unsupported encoding of values: {encoding}"))),
         };
         Ok(())
     }
@@ -156,7 +156,7 @@ impl<K: ValueEncoding> ValueDecoder for TypedDecoder<K> {
     fn read(&mut self, count: usize, mask: Option<Mask<'_>>) -> Result<()> {
         let before = self.out.len();
         match &mut self.source {
-            ValueSource::None => return Err(corrupt("values without a page")),
+            ValueSource::None => return Err(corrupt("no data page precedes the values")),
             ValueSource::Plain => return self.encoding.read(count, mask, &mut self.out),
             ValueSource::Indices(indices) => {
                 gather(indices, count, mask, &self.dictionary, &mut self.out)?;
@@ -176,7 +176,7 @@ impl<K: ValueEncoding> ValueDecoder for TypedDecoder<K> {
 
     fn skip(&mut self, count: usize) -> Result<()> {
         match &mut self.source {
-            ValueSource::None => Err(corrupt("values without a page")),
+            ValueSource::None => Err(corrupt("no data page precedes the values")),
             ValueSource::Plain => self.encoding.skip(count),
             ValueSource::Indices(indices) => indices.skip(count),
             ValueSource::First => Ok(()),
@@ -187,11 +187,11 @@ impl<K: ValueEncoding> ValueDecoder for TypedDecoder<K> {
         let base = self.out.len().saturating_sub(count);
         self.out.resize(base + present.len(), K::Native::default());
         let out = &mut self.out[base..];
-        // From the back, so that no value is overwritten before it has moved.
+        // Runs backwards, so that no value is overwritten before it has moved.
         let mut from = count;
         for to in (0..out.len()).rev() {
             if from > to {
-                break; // The rows before are all present, their values in place.
+                break; // All earlier rows are present, and their values are in place.
             }
             out[to] = if present.value(to) && from > 0 {
                 from -= 1;

@@ -1,4 +1,4 @@
-//! Views of values in plain byte array pages, and the arrays made of them.
+//! Views of values in plain byte array pages, and the arrays built from them.
 
 use super::corrupt;
 use super::strings::Utf8;
@@ -8,11 +8,11 @@ use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use parquet::errors::{ParquetError, Result};
 use std::sync::Arc;
 
-/// The longest value that lies in its view.
+/// Maximum length in bytes of a value that is stored inline in its view.
 pub(crate) const MAX_INLINE_LEN: usize = 12;
 
-/// The start and the length of the value whose length prefix is at `at`, which moves past it;
-/// none if it goes past the end of the page.
+/// Returns the start and the length of the value whose length prefix is at `at`, and advances `at`
+/// past the value. `None` if the value ends past the end of the page.
 #[inline(always)]
 pub(crate) fn next_value(page: &[u8], at: &mut usize) -> Option<(usize, usize)> {
     let (prefix, rest) = page.get(*at..)?.split_first_chunk::<4>()?;
@@ -25,26 +25,27 @@ pub(crate) fn next_value(page: &[u8], at: &mut usize) -> Option<(usize, usize)> 
     Some((start, len))
 }
 
-/// The error for a value that goes past the end of its page.
+/// Returns the error for a value that ends past the end of its page.
 #[cold]
 pub(crate) fn truncated_error() -> ParquetError {
     corrupt("a string lies past the end of its page")
 }
 
-/// The error for a string that is not UTF-8.
+/// Returns the error for a string that is not UTF-8.
 #[cold]
 pub(crate) fn invalid_utf8_error() -> ParquetError {
     corrupt("a string is not valid UTF-8")
 }
 
-/// Whether the value is UTF-8, given what is known of the page; [`next_value`] has found it.
+/// Returns whether the value is UTF-8, given what is known of the page. The value must come from
+/// [`next_value`].
 #[inline(always)]
 pub(crate) fn is_utf8(page: &[u8], start: usize, len: usize, utf8: Utf8) -> bool {
     match utf8 {
         Utf8::Any => true,
-        // The highest byte of the length, less than 0x80 in pages of less than 2 GB, is a
-        // character of its own, so that the value begins with another. It ends with one unless
-        // the next byte goes on, as only bytes from 0x80 to 0xbf do.
+        // The highest byte of the length is less than 0x80 in pages of less than 2 GB. It is thus a
+        // character of its own, so that the value begins with another one. The value ends with a
+        // whole character unless the next byte is a continuation byte, 0x80 to 0xbf.
         Utf8::Whole => page.get(start + len).is_none_or(|byte| *byte as i8 >= -64) || len == 0,
         Utf8::Each => {
             page.get(start..start + len).is_some_and(|value| std::str::from_utf8(value).is_ok())
@@ -52,7 +53,8 @@ pub(crate) fn is_utf8(page: &[u8], start: usize, len: usize, utf8: Utf8) -> bool
     }
 }
 
-/// The view of the value at `start`, which the buffer in position `buffer_index` has at `offset`.
+/// Returns the view of the value at `start`, stored at `offset` in the buffer with index
+/// `buffer_index`.
 #[inline(always)]
 pub(crate) fn view(
     page: &[u8],
@@ -78,9 +80,11 @@ pub(crate) fn view(
     len as u128 | (bytes & ((1 << (8 * len)) - 1)) << 32
 }
 
-/// An array of views, which are strings or not. The views must have been made by [`view`], of
-/// values that [`next_value`] found and, if strings, [`is_utf8`] passed, or be 0; `buffers`
-/// must have, in every slot named, the page at its offsets or the copies of values at theirs.
+/// Builds an array of views, which are strings or binary values.
+///
+/// Invariant: each view is 0 or made by [`view`] of a value that [`next_value`] returned. If it is
+/// a string, [`is_utf8`] has returned true for it. `buffers` has at each referenced index either
+/// the page or the copies of values, at the offsets in the views.
 pub(crate) fn to_views(
     views: Vec<u128>,
     buffers: Vec<Buffer>,
@@ -92,20 +96,20 @@ pub(crate) fn to_views(
     }
     let views = ScalarBuffer::from(views);
     #[expect(unsafe_code, reason = "checking every view again takes as long as making it")]
-    // SAFETY: `next_value` has checked that every value lies within its page, `view` takes length
-    // and prefix from it, and the slot has that page or a copy; 0 is the empty value. The nulls are
-    // as many as the views.
+    // SAFETY: `next_value` has checked that every value lies within its page. `view` takes length
+    // and prefix from that value, and the buffer at the view's index is the page or a copy. The
+    // view 0 is the empty value. There are as many nulls as views.
     let array = unsafe { BinaryViewArray::new_unchecked(views, buffers, nulls) };
     if !strings {
         return Ok(Arc::new(array));
     }
     #[expect(unsafe_code, reason = "they have been checked, a page at a time")]
-    // SAFETY: strings have passed `is_utf8`.
+    // SAFETY: `is_utf8` has returned true for all strings.
     let strings = unsafe { array.to_string_view_unchecked() };
     Ok(Arc::new(strings))
 }
 
-/// An array with the values of views copied together; checks those that must be UTF-8.
+/// Builds an offset array by copying the values of views; checks values that must be UTF-8.
 pub(crate) fn to_offsets<T: ByteArrayType<Offset = i32>>(
     views: &[u128],
     buffers: &[Buffer],
@@ -125,7 +129,7 @@ pub(crate) fn to_offsets<T: ByteArrayType<Offset = i32>>(
         } else {
             let (buffer_index, at) = ((*view >> 64) as u32 as usize, (*view >> 96) as usize);
             let value = buffers.get(buffer_index).and_then(|buffer| buffer.get(at..at + len));
-            values.extend_from_slice(value.ok_or_else(|| corrupt("a string is lost"))?);
+            values.extend_from_slice(value.ok_or_else(|| corrupt("a view has no buffer"))?);
         }
         offsets.push(values.len() as i32);
     }

@@ -1,4 +1,4 @@
-//! Every length in a file or a stream, one after the other, says more than there is.
+//! Replaces every length in a file or a stream, one after the other, by a larger one.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -45,7 +45,7 @@ fn file(compression: Option<CompressionType>) -> Vec<u8> {
     bytes
 }
 
-/// Checks `bytes` as all of a file or a stream.
+/// Checks all of `bytes` as a file or a stream.
 fn checked(bytes: Vec<u8>, is_file: bool, part: Part) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
@@ -57,7 +57,7 @@ fn checked(bytes: Vec<u8>, is_file: bool, part: Part) -> Result<()> {
     })
 }
 
-/// `bytes` with the `nth` of the numbers that are `length` replaced.
+/// Returns `bytes` with the `nth` number equal to `length` replaced.
 fn replaced(bytes: &[u8], length: i64, nth: usize, with: i64) -> Option<Vec<u8>> {
     let offsets = bytes.windows(8).enumerate();
     let mut offsets = offsets.filter(|(_, window)| **window == length.to_le_bytes());
@@ -93,14 +93,14 @@ fn bodies_longer_than_the_file() {
     let reader = StreamReader::try_new(bytes.as_slice(), None).unwrap();
     assert_eq!(reader.count(), 2);
     let mut seen = 0;
-    // Bodies are in steps of 64 bytes or 8, and there are few numbers else.
+    // Bodies are multiples of 64 or 8 bytes, and few other numbers are.
     for body in (8..bytes.len() as i64).step_by(8) {
         for nth in 0.. {
             let Some(bytes) = replaced(&bytes, body, nth, 1 << 46) else { break };
             seen += usize::from(checked(bytes, false, Part::All).is_err());
         }
     }
-    assert!(seen >= 3, "only {seen} lengths were found out");
+    assert!(seen >= 3, "only {seen} lengths were reported");
 }
 
 #[test]
@@ -109,6 +109,6 @@ fn compressed_buffers_longer_than_they_can_be() {
         // The 1001 numbers of eight bytes each.
         let bytes = replaced(&file(Some(compression)), 8008, 0, 1 << 46).unwrap();
         let error = checked(bytes, true, Part::All).unwrap_err().to_string();
-        assert!(error.contains("bytes that become"), "{error}");
+        assert!(error.contains("bytes decompress to"), "{error}");
     }
 }

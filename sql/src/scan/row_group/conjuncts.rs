@@ -18,19 +18,19 @@ use gatework_runtime::pipeline::OperatorMetrics;
 use super::{ColumnSlots, ExprInputs, RowGroupPlan};
 use crate::scan::filters::{ScanFilter, membership_only};
 
-/// One conjunct, as all tasks know it.
+/// One conjunct, as shared by all tasks.
 #[derive(Debug)]
 pub(super) struct Conjunct {
     pub(super) inputs: ExprInputs,
     expr: Arc<dyn PhysicalExpr>,
-    /// If it is a runtime filter: evaluated once that is published.
+    /// The runtime filter that the conjunct is, if any; evaluated once it is published.
     filter: Option<Arc<ScanFilter>>,
-    /// About what it takes per row.
+    /// Estimated cost of an evaluation per row, relative to other conjuncts.
     cost: f64,
 }
 
 impl Conjunct {
-    /// `conjunct` of a predicate; `None` if it is not for us to evaluate.
+    /// Returns a `conjunct` of a predicate; `None` if the native reader cannot evaluate it.
     pub(super) fn new(
         conjunct: &Arc<dyn PhysicalExpr>,
         filters: &[Arc<ScanFilter>],
@@ -55,15 +55,15 @@ impl Conjunct {
     }
 }
 
-/// One conjunct in one task.
+/// One task's state of one conjunct.
 struct LocalConjunct {
     index: usize,
-    /// What is evaluated; `None` until its runtime filter is published.
+    /// The evaluated expression; `None` until its runtime filter is published.
     expr: Option<Arc<dyn PhysicalExpr>>,
     adaptive: AdaptiveFilter,
 }
 
-/// The conjuncts of one task of a scan, in the order in which they are evaluated.
+/// One task's conjuncts, in their order of evaluation.
 pub(in super::super) struct LocalConjuncts {
     plan: Arc<RowGroupPlan>,
     order: Vec<LocalConjunct>,
@@ -78,12 +78,12 @@ impl LocalConjuncts {
         Self { plan, order, metrics }
     }
 
-    /// How many there are.
+    /// Returns the number of conjuncts.
     pub(super) fn len(&self) -> usize {
         self.order.len()
     }
 
-    /// The columns that the conjunct at `position` is over, if it is to be evaluated on a batch made of
+    /// Returns the columns of the conjunct at `position`, if it is to be evaluated on a window of
     /// `rows` rows of the file.
     pub(super) fn prepare(&mut self, position: usize, rows: usize) -> Option<&ExprInputs> {
         let local = &mut self.order[position];
@@ -101,8 +101,8 @@ impl LocalConjuncts {
         Some(&conjunct.inputs)
     }
 
-    /// One bit per row: whether the conjunct at `position` is true, or fails, which is for the filter
-    /// above the scan to say. `None` if for all.
+    /// Evaluates the conjunct at `position`; returns one bit per row, set if it is true. `None` if
+    /// it is true for all rows, or fails: the filter above the scan then reports the error.
     pub(super) fn evaluate(
         &mut self,
         position: usize,
@@ -130,7 +130,7 @@ impl LocalConjuncts {
         Ok(Some(keep))
     }
 
-    /// Puts those first that drop much for little.
+    /// Moves the conjuncts that drop the most rows per cost to the front.
     pub(super) fn reorder(&mut self) {
         let conjuncts = &self.plan.conjuncts;
         let rank = |local: &LocalConjunct| {

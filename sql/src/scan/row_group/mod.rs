@@ -1,16 +1,16 @@
-//! Parquet row groups, column by column: predicates first, the other columns only for the rows that
-//! are left.
+//! Late materialization of Parquet row groups: columns of the predicate first, other columns only
+//! for the rows that passed it.
 //!
-//! DataFusion's reader decodes every wanted column of every row, and its filter drops rows after
-//! that. Here the columns of one conjunct of the scan's predicate are decoded, the conjunct is
-//! evaluated, and what follows is decoded for the rows that passed ([`rows`]). Conjuncts that drop
-//! much for little go first; those that drop next to nothing are left to the filter above the scan,
-//! which checks them all again anyway. So a conjunct may be skipped here at any time, also because it
-//! fails. (Abadi et al., "Materialization Strategies in a Column-Oriented DBMS", 2007; and DuckDB's
-//! and Velox's adaptive filters.)
+//! DataFusion's reader decodes every requested column of every row, and its filter drops rows
+//! afterwards. This reader decodes the columns of one conjunct of the scan's predicate and
+//! evaluates it. All later columns are decoded only for the rows that passed ([`rows`]). Conjuncts
+//! that drop many rows at low cost are evaluated first; those that drop almost none are skipped.
+//! The filter above the scan checks all conjuncts again. So the reader may skip a conjunct at any
+//! time, also when its evaluation fails. (Abadi et al., "Materialization Strategies in a
+//! Column-Oriented DBMS", 2007; DuckDB's and Velox's adaptive filters.)
 //!
-//! Footers, pruning and bytes come from DataFusion and the parquet crate; a piece with anything that
-//! [`open`] does not know is read by DataFusion's reader instead.
+//! DataFusion and the parquet crate provide footers, pruning and bytes. DataFusion's reader reads
+//! every morsel with a feature that [`open`] does not support.
 
 mod conjuncts;
 mod nan;
@@ -40,31 +40,31 @@ use gatework_operators::remap_columns;
 use self::conjuncts::Conjunct;
 use super::ScanFilter;
 
-/// What all tasks of a scan know of its columns.
+/// The columns and expressions of a scan, shared by its tasks.
 #[derive(Debug)]
 pub(super) struct RowGroupPlan {
-    /// The table's columns that are read, each with its field.
+    /// Fields of the table's columns that are read.
     columns: Vec<Arc<Field>>,
     conjuncts: Vec<Conjunct>,
-    /// For pruning: all of the scan's predicate.
+    /// The scan's whole predicate, for pruning.
     predicate: Option<Arc<dyn PhysicalExpr>>,
     table: SchemaRef,
     output: ExprInputs,
-    /// Over `output`.
+    /// Projection over `output`.
     projection: Exprs,
     schema: SchemaRef,
 }
 
-/// Some of the columns that are read, as an expression sees them.
+/// The columns that are the input of an expression.
 #[derive(Debug)]
 struct ExprInputs {
-    /// Places in [`RowGroupPlan::columns`].
+    /// Indices into [`RowGroupPlan::columns`].
     slots: Vec<usize>,
     schema: SchemaRef,
 }
 
 impl ExprInputs {
-    /// The columns of `arrays` that are meant here; those must be there.
+    /// Returns a batch of the input columns, all of which must be decoded in `arrays`.
     fn batch(&self, arrays: &[Option<ArrayRef>], rows: usize) -> Result<RecordBatch> {
         let columns = self.slots.iter().filter_map(|slot| arrays[*slot].clone()).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
@@ -74,15 +74,15 @@ impl ExprInputs {
 
 type Exprs = Vec<Arc<dyn PhysicalExpr>>;
 
-/// Gives the table's columns places as they are asked for.
+/// Assigns slots to the table's columns in the order of their first use.
 struct ColumnSlots {
     table: SchemaRef,
     columns: Vec<usize>,
 }
 
 impl ColumnSlots {
-    /// `exprs`, which are over the table's columns, over inputs of their own; `None` if they name
-    /// what is no column of the file.
+    /// Rewrites `exprs` from the table's columns to inputs of their own. `None` if they use a
+    /// column that is not in the file.
     fn inputs(&mut self, exprs: &[Arc<dyn PhysicalExpr>]) -> Result<Option<(ExprInputs, Exprs)>> {
         let mut columns: Vec<usize> =
             exprs.iter().flat_map(collect_columns).map(|column| column.index()).collect();
@@ -112,7 +112,8 @@ impl ColumnSlots {
 }
 
 impl RowGroupPlan {
-    /// A plan for the scan that `config` describes; `None` if it is not one for this reader.
+    /// Creates the plan for the scan that `config` describes; `None` if this reader does not
+    /// support it.
     pub(super) fn new(
         config: &FileScanConfig,
         filters: &[Arc<ScanFilter>],
@@ -121,8 +122,8 @@ impl RowGroupPlan {
             return Ok(None);
         };
         let options = source.table_parquet_options();
-        // With `pushdown_filters` nobody checks the predicate above the scan. A limit is one on the rows
-        // before any filter. An adapter decides itself which column of a file is meant.
+        // With `pushdown_filters`, no operator checks the predicate above the scan. A limit counts
+        // rows before any filter. An adapter decides itself which file column a name refers to.
         if options.global.pushdown_filters
             || config.limit.is_some()
             || config.expr_adapter_factory.is_some()
@@ -159,7 +160,7 @@ impl RowGroupPlan {
         Ok(Some(Self { columns, conjuncts, predicate, table, output, projection, schema }))
     }
 
-    /// The scan's columns, of `rows` rows whose columns are in `arrays`.
+    /// Projects the decoded columns in `arrays`, of `rows` rows, to the scan's output.
     fn project(&self, arrays: &[Option<ArrayRef>], rows: usize) -> Result<RecordBatch> {
         let inputs = self.output.batch(arrays, rows)?;
         let column =

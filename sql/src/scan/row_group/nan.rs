@@ -1,10 +1,10 @@
 //! Pruning by float columns, whose statistics leave NaN out.
 //!
-//! A row group whose bounds are 1 and 2 may have a NaN, and NaN has a place in the order of
-//! floats: it is greater than all numbers if its sign is positive, and less if it is negative
-//! (0.0 / 0.0 is that on x86). So `x > 5` may be true in that row group. The conjuncts over one
-//! float column prune if a NaN passes not all of them: `x = 5` and `x BETWEEN 3 AND 5` do, `x > 5`
-//! alone does not. (DuckDB prunes if neither the bounds nor NaN can match.)
+//! A row group whose bounds are 1 and 2 may contain a NaN, and NaN has a position in the order of
+//! floats. NaN is greater than all numbers if its sign is positive, and less if it is negative (0.0
+//! / 0.0 is negative on x86). So `x > 5` may be true in that row group. The conjuncts over one
+//! float column prune only if no NaN passes all of them. `x = 5` and `x BETWEEN 3 AND 5` satisfy
+//! this, `x > 5` alone does not. (DuckDB prunes if neither the bounds nor NaN can match.)
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -27,16 +27,16 @@ use gatework_operators::{filter::evaluate_predicate, remap_columns};
 
 type Exprs = Vec<Arc<dyn PhysicalExpr>>;
 
-/// The float columns that a conjunct looks at the values of.
+/// The float columns whose values a conjunct reads.
 enum Floats {
     None,
-    /// One, which is its only column.
+    /// One float column, the conjunct's only column.
     One(usize),
-    /// Several columns, of which at least one is of floats.
+    /// Several columns, at least one of them float.
     Some,
 }
 
-/// Leaves out those `conjuncts`, over `schema`, that a NaN may pass, and those over columns that
+/// Removes those `conjuncts`, over `schema`, that a NaN may pass, and those over columns that
 /// `has_nan_bounds`.
 pub(in super::super) fn without_nan(
     conjuncts: Exprs,
@@ -66,7 +66,7 @@ pub(in super::super) fn without_nan(
 }
 
 fn floats(conjunct: &Arc<dyn PhysicalExpr>, schema: &Schema) -> Floats {
-    // Counts of nulls say nothing of values.
+    // Null counts are independent of the values.
     let is_null = conjunct.downcast_ref::<IsNullExpr>().map(IsNullExpr::arg);
     let operand = is_null.or(conjunct.downcast_ref::<IsNotNullExpr>().map(IsNotNullExpr::arg));
     if operand.is_some_and(|operand| operand.is::<Column>()) {
@@ -91,7 +91,7 @@ fn has_floats(kind: &DataType) -> bool {
     }
 }
 
-/// Whether no NaN passes all of `conjuncts`, which are over the column at `index`.
+/// Returns whether no NaN passes all of `conjuncts`, which are over the column at `index`.
 fn rejects_nan(conjuncts: Exprs, index: usize, field: &Field) -> bool {
     let Some(values) = nans(field.data_type()) else { return false };
     let schema = Arc::new(Schema::new(vec![field.clone().with_nullable(true)]));
@@ -101,8 +101,8 @@ fn rejects_nan(conjuncts: Exprs, index: usize, field: &Field) -> bool {
     passed.is_ok_and(|passed| passed.count_set_bits() == 0)
 }
 
-/// The NaNs that processors make, and the greatest and the least of all, by which others are
-/// compared alike.
+/// Returns the NaNs that processors produce, and the greatest and the least NaN. All other NaNs
+/// compare like one of them.
 fn nans(kind: &DataType) -> Option<ArrayRef> {
     match kind {
         DataType::Float32 => {
@@ -117,8 +117,8 @@ fn nans(kind: &DataType) -> Option<ArrayRef> {
     }
 }
 
-/// Whether a bound of the column `leaf` in row group `group` is NaN: some writers took NaN for a
-/// number, so that their bounds say nothing.
+/// Returns whether a bound of the column `leaf` in row group `group` is NaN. Some writers treated
+/// NaN as a number, so their bounds are not usable.
 pub(super) fn has_nan_bounds(footer: &ParquetMetaData, group: usize, leaf: usize) -> bool {
     let of_group = match footer.row_group(group).column(leaf).statistics() {
         Some(Statistics::Float(bounds)) => {

@@ -1,4 +1,4 @@
-//! Opening a row group: is it worth reading, can it be read here, and its bytes.
+//! Opens a row group: prunes it, checks that this reader supports it, and fetches its bytes.
 
 use std::{ops::Range, sync::Arc};
 
@@ -32,16 +32,16 @@ use crate::scan::{
     morsels::RowGroup,
 };
 
-/// What became of a row group.
+/// Result of opening a row group.
 pub(in super::super) enum OpenedRowGroup {
-    /// No row can match.
+    /// No row of the row group can match the predicate.
     Pruned,
     Reader(Box<RowGroupReader>),
-    /// For DataFusion's reader.
+    /// DataFusion's reader has to read the row group.
     Unsupported,
 }
 
-/// Opens row group `group` of `file`, for task number `task_index`.
+/// Opens row group `group` of `file` for the task with index `task_index`.
 pub(in super::super) async fn open(
     plan: Arc<RowGroupPlan>,
     config: &FileScanConfig,
@@ -51,7 +51,7 @@ pub(in super::super) async fn open(
     batch_rows: usize,
 ) -> Result<OpenedRowGroup> {
     let source = config.file_source.downcast_ref::<ParquetSource>();
-    let source = source.ok_or_else(|| internal_datafusion_err!("row groups of another format"))?;
+    let source = source.ok_or_else(|| internal_datafusion_err!("the file is not Parquet"))?;
     let special = file.extension::<ParquetAccessPlan>().is_some()
         || file.extension::<ParquetRowSelection>().is_some();
     let Some((schema, chunks)) = plan.chunks_in_file(&group).filter(|_| !special) else {
@@ -81,7 +81,7 @@ pub(in super::super) async fn open(
         })
         .collect();
     let factory = source.parquet_file_reader_factory();
-    let factory = factory.ok_or_else(|| internal_datafusion_err!("a scan without a reader"))?;
+    let factory = factory.ok_or_else(|| internal_datafusion_err!("no reader factory is set"))?;
     let options = &source.table_parquet_options().global;
     let hint = file.metadata_size_hint.or(options.metadata_size_hint);
     let mut reader =
@@ -99,8 +99,8 @@ pub(in super::super) async fn open(
 }
 
 impl RowGroupPlan {
-    /// The schema of a row group's file, and the chunks of the columns that are read; `None` if a
-    /// column is not there, has another type than the table says, or cannot be decoded here.
+    /// Returns the schema of a row group's file and the chunks of the columns that are read. `None`
+    /// if a column is missing, differs from the table's type, or cannot be decoded natively.
     fn chunks_in_file<'a>(
         &self,
         group: &'a RowGroup,
@@ -108,7 +108,7 @@ impl RowGroupPlan {
         let schema = file_schema(&group.footer)?;
         let columns = self.columns.iter();
         let chunks = columns.map(|field| chunk(group, &schema, field)).collect::<Option<_>>()?;
-        // Strings are views, as in the table, where statistics are asked.
+        // String columns are views for statistics, as in the table's schema.
         let schema = match apply_file_schema_type_coercions(&self.table, &schema) {
             Some(coerced) => Arc::new(coerced),
             None => schema,
@@ -122,7 +122,7 @@ fn file_schema(footer: &ParquetMetaData) -> Option<SchemaRef> {
     parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata()).ok().map(Arc::new)
 }
 
-/// The chunk of a row group, whose file has `schema`, for the table's column `field`.
+/// Returns the chunk of the table's column `field` in a row group of a file with `schema`.
 fn chunk<'a>(
     group: &'a RowGroup,
     schema: &SchemaRef,
@@ -133,28 +133,28 @@ fn chunk<'a>(
     let chunk = group.metadata().columns().get(leaf)?;
     let same = field.data_type() == &as_read(in_file.data_type());
     let same = same || field.data_type() == in_file.data_type();
-    // Levels that nobody writes any more.
+    // Level encodings that current writers do not use.
     let nullable = chunk.column_descr().max_def_level() > 0;
     let old = nullable && has_old_levels(chunk);
     (same && !old && decode::supports(chunk, field.data_type())).then_some(chunk)
 }
 
-#[expect(deprecated, reason = "the question is whether a file has what is deprecated")]
+#[expect(deprecated, reason = "detects files with a deprecated encoding")]
 fn has_old_levels(chunk: &ColumnChunkMetaData) -> bool {
     chunk.encodings().any(|encoding| encoding == Encoding::BIT_PACKED)
 }
 
-/// The leaf of a column that is no structure.
+/// Returns the leaf index of a column that is not nested.
 pub(super) fn leaf(descriptor: &SchemaDescriptor, name: &str) -> Option<usize> {
     let mut indices = descriptor.columns().iter().enumerate().filter_map(|(index, column)| {
         let path = column.path().parts();
         (path.len() == 1 && path[0] == name).then_some(index)
     });
-    // With a name that is there twice, DataFusion knows which is meant.
+    // If two columns have the name, only DataFusion can resolve it.
     indices.next().filter(|_| indices.next().is_none())
 }
 
-/// The type as which DataFusion reads a column of type `kind`.
+/// Returns the type as which DataFusion reads a column of type `kind`.
 fn as_read(kind: &DataType) -> DataType {
     match kind {
         DataType::Utf8 => DataType::Utf8View,

@@ -3,11 +3,11 @@
 use arrow::{array::BooleanBufferBuilder, buffer::BooleanBuffer};
 use datafusion::parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 
-/// The selection that is left of a row group's rows. It stays runs of rows: a row group may say
-/// that it has any number of them.
+/// The unread part of a row group's row selection. It is stored as runs: the row count of a damaged
+/// row group is unbounded.
 pub(super) struct PageRows {
     runs: std::vec::IntoIter<RowSelector>,
-    /// The rows left of the current run.
+    /// Rows of the current run that have not been taken.
     remaining: usize,
     selected: bool,
 }
@@ -18,7 +18,7 @@ impl PageRows {
         Self { runs: runs.into_iter(), remaining: 0, selected: false }
     }
 
-    /// Takes the next `rows` rows; those after the last run are not selected.
+    /// Takes the next `rows` rows; rows after the last run are not selected.
     pub(super) fn take(&mut self, rows: usize) -> BooleanBuffer {
         let mut bits = BooleanBufferBuilder::new(rows);
         while bits.len() < rows {

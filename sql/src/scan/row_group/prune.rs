@@ -1,11 +1,11 @@
-//! Which rows of a row group may match the scan's predicate, by its statistics and its page index.
+//! Prunes the rows of a row group by its statistics and its page index.
 //!
 //! The predicate is over the table's columns, statistics are over the file's. As in DataFusion's
-//! opener, each conjunct is adapted to the file's schema: columns are found by their names, and are
-//! cast where types differ; a column that the file lacks is NULL. A conjunct that cannot be adapted
+//! opener, each conjunct is adapted to the file's schema. Columns are matched by name and cast
+//! where types differ; a column that the file lacks is NULL. A conjunct that cannot be adapted
 //! prunes nothing.
 //!
-//! Conjuncts over floats are in [`nan`](super::nan).
+//! Conjuncts over floats are handled in [`nan`](super::nan).
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -45,7 +45,7 @@ use super::{
 };
 use crate::scan::morsels::RowGroup;
 
-/// A row group and the file that it is of.
+/// A row group and its file.
 pub(super) struct PruningTarget<'a> {
     pub(super) source: &'a ParquetSource,
     pub(super) file: &'a PartitionedFile,
@@ -55,7 +55,7 @@ pub(super) struct PruningTarget<'a> {
 }
 
 impl RowGroupPlan {
-    /// What of a row group may match the predicate.
+    /// Returns which rows of a row group may match the predicate.
     pub(super) fn prune(
         &self,
         target: &PruningTarget<'_>,
@@ -95,7 +95,8 @@ impl RowGroupPlan {
         access.into_inner().swap_remove(index)
     }
 
-    /// What of the predicate may prune a row group, over the columns of its file.
+    /// Returns the conjuncts of the predicate that may prune the row group, over the columns of its
+    /// file.
     fn file_predicate(&self, target: &PruningTarget<'_>) -> Option<Arc<dyn PhysicalExpr>> {
         let predicate = snapshot_physical_expr(self.predicate.clone()?).ok()?;
         let adapter = DefaultPhysicalExprAdapterFactory
@@ -110,8 +111,8 @@ impl RowGroupPlan {
         (!conjuncts.is_empty()).then(|| conjunction(conjuncts))
     }
 
-    /// `conjunct` of the predicate over the columns of a file with `schema`; `None` if it has a column
-    /// that is neither of the file nor of its partition.
+    /// Rewrites a `conjunct` of the predicate to the columns of a file with `schema`. `None` if it
+    /// has a column that belongs neither to the table's file columns nor to the partition.
     fn adapt(
         &self,
         conjunct: &Arc<dyn PhysicalExpr>,
@@ -133,7 +134,7 @@ impl RowGroupPlan {
 }
 
 impl PruningTarget<'_> {
-    /// The values of the columns that come from the file's path.
+    /// Returns the values of the partition columns, which come from the file's path.
     fn partition_values(&self) -> HashMap<String, ScalarValue> {
         let columns = self.source.table_schema().table_partition_cols();
         let values = self.file.partition_values.iter().cloned();
@@ -144,8 +145,8 @@ impl PruningTarget<'_> {
         leaf(self.group.footer.file_metadata().schema_descr(), column)
     }
 
-    /// Whether the row group's bounds are in the order in which values are compared. Old writers
-    /// compared strings and unsigned numbers as signed ones.
+    /// Returns whether the row group's bounds follow the order in which values are compared. Old
+    /// writers compared strings and unsigned numbers as signed values.
     fn has_ordered_bounds(&self, conjunct: &Arc<dyn PhysicalExpr>) -> bool {
         collect_columns(conjunct).iter().all(|column| {
             let Some(leaf) = self.leaf(column.name()) else { return true };
@@ -155,13 +156,14 @@ impl PruningTarget<'_> {
         })
     }
 
-    /// Whether a bound of the row group or of one of its pages is NaN, or unknown to us.
+    /// Returns whether a bound of the row group or of one of its pages is NaN, or the column is not
+    /// in the file.
     fn has_nan_bounds(&self, column: &str) -> bool {
         let Some(leaf) = self.leaf(column) else { return true };
         has_nan_bounds(&self.group.footer, self.group.index, leaf)
     }
 
-    /// Whether there is a page index whose pages of the columns of `predicate` are in order and
+    /// Returns whether the page index lists the pages of the columns of `predicate` in order and
     /// within the row group.
     fn has_page_index(&self, predicate: &Arc<dyn PhysicalExpr>) -> bool {
         let footer = &self.group.footer;
@@ -177,7 +179,8 @@ impl PruningTarget<'_> {
     }
 }
 
-/// Whether pages begin with the first row, each after the one before, the last within `rows`.
+/// Returns whether the pages are in order, the first one starts at row 0, and the last one starts
+/// before row `rows`.
 fn are_in_order(pages: &[PageLocation], rows: i64) -> bool {
     let first = |page: &PageLocation| page.first_row_index;
     pages.is_sorted_by_key(first)

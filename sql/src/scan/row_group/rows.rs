@@ -1,4 +1,4 @@
-//! The rows of one row group, window by window.
+//! Reads the rows of one row group, window by window.
 
 use std::sync::Arc;
 
@@ -16,29 +16,29 @@ use gatework_operators::selection::refine;
 use super::{LocalConjuncts, RowGroupPlan, pages::PageRows};
 use crate::scan::decode::ColumnDecoder;
 
-/// A window is this many batches at most: where few rows pass, many are looked at for one batch.
+/// Maximum size of a window, in batches. If few rows pass, a window of several batches yields one.
 const WINDOW_BATCHES: usize = 8;
 
 /// A row group that is being read.
 pub(in super::super) struct RowGroupReader {
     plan: Arc<RowGroupPlan>,
-    /// By place of the column.
+    /// One decoder per slot.
     decoders: Vec<ColumnDecoder>,
     rows: usize,
     next_row: usize,
-    /// The rows of pages that may match; `None` for all.
+    /// The rows of pages that may match; `None` if all may.
     pages: Option<PageRows>,
     batch_rows: usize,
     window_rows: usize,
 }
 
-/// What is known of one window.
+/// State of one window.
 struct RowWindow {
     rows: usize,
-    /// The rows that are left; `None` for all.
+    /// The rows that have passed so far; `None` if all have.
     selection: Option<BooleanBuffer>,
     remaining: usize,
-    /// Decoded columns: of the rows that are left.
+    /// Decoded columns, reduced to the rows that have passed.
     arrays: Vec<Option<ArrayRef>>,
 }
 
@@ -53,12 +53,13 @@ impl RowGroupReader {
         Self { plan, decoders, rows, next_row: 0, pages, batch_rows, window_rows: batch_rows }
     }
 
-    /// Whether the next window reaches the last quarter.
+    /// Returns whether the next window reaches the last quarter of the rows.
     pub(in super::super) fn is_near_end(&self) -> bool {
         self.next_row + self.window_rows >= self.rows - self.rows / 4
     }
 
-    /// The rows of the next window that are left of it; maybe none. `None` at the end.
+    /// Returns the rows of the next window that pass all conjuncts, possibly none. `None` at the
+    /// end.
     pub(in super::super) fn next(
         &mut self,
         conjuncts: &mut LocalConjuncts,
@@ -108,7 +109,7 @@ impl RowGroupReader {
         Ok(())
     }
 
-    /// Moves past a window. After the last one, every column must be at its end.
+    /// Advances past a window. After the last one, every column must be at its end.
     fn advance(&mut self, window: &RowWindow) -> Result<()> {
         self.next_row += window.rows;
         let columns = self.decoders.iter_mut().zip(&window.arrays).zip(&self.plan.columns);
@@ -121,7 +122,7 @@ impl RowGroupReader {
         Ok(())
     }
 
-    /// Makes the next window as large as a full batch needs.
+    /// Adapts the size of the next window so that it yields about one full batch.
     fn adapt(&mut self, window: &RowWindow) {
         if window.remaining < window.rows / 4 {
             self.window_rows = (2 * self.window_rows).min(WINDOW_BATCHES * self.batch_rows);
@@ -132,7 +133,7 @@ impl RowGroupReader {
 }
 
 impl RowWindow {
-    /// Leaves those rows that `keep`, one bit per row that is left, says.
+    /// Keeps the rows that are set in `keep`, which has one bit per row that has passed so far.
     fn keep(&mut self, keep: BooleanBuffer) -> Result<()> {
         self.remaining = keep.count_set_bits();
         let mask = BooleanArray::new(keep, None);
@@ -148,7 +149,7 @@ impl RowWindow {
     }
 }
 
-/// The error for a column that cannot be decoded.
+/// Returns the error for a column that cannot be decoded.
 pub(super) fn column_error(column: &str, error: ParquetError) -> DataFusionError {
     let reason = match error {
         ParquetError::General(reason) | ParquetError::EOF(reason) => reason,

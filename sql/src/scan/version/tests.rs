@@ -27,7 +27,7 @@ impl Folder {
         fs::write(self.folder.path().join("x"), vec![b'x'; bytes]).unwrap();
     }
 
-    /// The store, with the file as it is now.
+    /// Returns the store, with the listing of the file as it is now.
     async fn listed(&self, text: bool) -> ListedVersions {
         let head_options = GetOptions::new().with_head(true);
         let meta = self.store.get_opts(&Path::from("x"), head_options).await.unwrap().meta;
@@ -62,7 +62,7 @@ async fn a_file_is_read_in_the_version_that_was_listed() {
     }
 }
 
-/// The store's own stream never ends: it gives empty chunks.
+/// The store's own stream never ends: it returns empty chunks.
 #[tokio::test]
 async fn a_text_file_that_shrinks_while_it_is_read() {
     let folder = Folder::new();
@@ -87,7 +87,7 @@ fn only_text_files_become_streams() {
     assert!(!store.text);
 }
 
-/// The parquet crate makes room for as many entries as a dictionary says it has.
+/// The parquet crate allocates the number of entries that a dictionary header states.
 #[test]
 fn dictionaries_of_more_entries_than_bytes() {
     let page = |entries: &[u8]| {

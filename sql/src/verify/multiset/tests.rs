@@ -1,4 +1,4 @@
-//! The matching against a naive one that tries every pairing.
+//! Compares the matching with a naive one that tries every pairing.
 
 use std::sync::Arc;
 
@@ -9,7 +9,8 @@ use super::{MultisetMatch, Tolerance};
 use crate::verify::ResultOrder;
 use crate::verify::table::{Layout, Table};
 
-/// Coarse, so that small numbers form long chains of near values in which the first pairing is often wrong.
+/// A coarse tolerance: small numbers form long chains of near values in which the first pairing is
+/// often wrong.
 const COARSE: Tolerance = Tolerance { relative: 0.0, absolute: 1.5 };
 
 type Row = (i64, i8, i8);
@@ -29,7 +30,7 @@ fn near(a: &Row, b: &Row) -> bool {
     a.0 == b.0 && (a.1 - b.1).abs() <= 1 && (a.2 - b.2).abs() <= 1
 }
 
-/// Whether every row on the left finds a partner of its own, by trying them all.
+/// Returns whether every left row finds a partner of its own, by trying all pairings.
 fn naive(left: &[Row], right: &[Row]) -> bool {
     let Some((first, rest)) = left.split_first() else { return true };
     (0..right.len()).any(|partner| {
@@ -43,7 +44,8 @@ fn rows() -> impl Strategy<Value = Vec<Row>> {
     proptest::collection::vec((0..2i64, 0..6i8, 0..4i8), 0..8)
 }
 
-/// Rows, and the same rows with every float moved by at most the tolerance, in another order.
+/// Returns rows, and the same rows in another order with every float moved by at most the
+/// tolerance.
 fn moved() -> impl Strategy<Value = (Vec<Row>, Vec<Row>)> {
     let row = ((0..2i64, 0..6i8, 0..4i8), -1..=1i8, -1..=1i8);
     proptest::collection::vec(row, 0..8).prop_flat_map(|rows| {

@@ -1,4 +1,4 @@
-//! What is read from plans, and what results say with it.
+//! The order that is read from plans, and the comparisons of results with it.
 
 use datafusion::prelude::SessionContext;
 
@@ -13,7 +13,8 @@ async fn context() -> SessionContext {
     context
 }
 
-/// Keys as text (`1`: a column, else an expression), hidden keys, cut at the start and at the end.
+/// Returns the keys as text (`1`: a column, else an expression), and the number of hidden keys.
+/// Also returns whether rows are cut off at the start and at the end.
 async fn order_of(sql: &str) -> (Vec<String>, usize, bool, bool) {
     let context = context().await;
     let plan = context.sql(sql).await.unwrap().into_unoptimized_plan();

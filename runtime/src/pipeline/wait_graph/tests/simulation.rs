@@ -1,11 +1,11 @@
-//! A token simulation of a plan: instances with one-slot buffers, and an adversary that picks who
-//! steps next, where rows go, and which input a consumer insists on.
+//! A token simulation of a plan: tasks with one-slot buffers, and an adversary. The adversary picks
+//! the task that steps next, where rows go, and the input that a consumer insists on.
 
 use std::collections::HashMap;
 
 use super::{DroppedWaits, Link, Plan};
 
-/// xorshift: the runs must be the same everywhere.
+/// xorshift: the runs must be the same on every machine.
 struct Random(u64);
 
 impl Random {
@@ -21,14 +21,14 @@ impl Random {
     }
 }
 
-/// A buffer that an instance reads: from all producers, or from those it merges one by one.
+/// A buffer that a task reads: from all producers, or from those it merges one by one.
 struct Input {
     buffer: usize,
     ordered: bool,
     producers: Vec<usize>,
 }
 
-/// A buffer that an instance fills; every reading pipeline gets each row in one of its instances.
+/// A buffer that a task fills; each reading pipeline gets each row in one of its tasks.
 struct Output {
     buffer: usize,
     readers: Vec<Vec<usize>>,
@@ -36,23 +36,24 @@ struct Output {
 
 #[derive(Default)]
 struct Task {
-    /// Those that must have ended before it starts.
+    /// Tasks that must have ended before this one starts.
     after: Vec<usize>,
-    /// Those that must have ended before it reads: they collect what its filters are made of.
+    /// Tasks that must have ended before this one reads: they collect the build sides of its
+    /// filters.
     filters: Vec<usize>,
     inputs: Vec<Input>,
     outputs: Vec<Output>,
     started: bool,
     ended: bool,
-    /// Rows it makes itself, if it has no input.
+    /// The number of rows that a task without input still emits.
     rows_left: usize,
-    /// The input, and for an ordered one the producer, it insists on.
+    /// The input that the task insists on, and its producer if the input is ordered.
     insists_on: Option<(usize, Option<usize>)>,
-    /// Outputs it has yet to push the current row to.
+    /// Outputs to which the current row must still be pushed.
     to_push: Vec<usize>,
-    /// The buffer it waits for room in.
+    /// The buffer whose capacity the task waits for.
     awaited_buffer: Option<usize>,
-    /// Where most of its rows go.
+    /// The reader that gets most of the task's rows.
     favourite: usize,
 }
 
@@ -65,13 +66,13 @@ struct Simulation<'a> {
     random: Random,
 }
 
-/// Runs `plan` until all instances ended, or tells who is stuck.
+/// Runs `plan` until all tasks have ended; an error describes the stuck tasks.
 pub(super) fn simulate(plan: &Plan, dropped_waits: &DroppedWaits, seed: u64) -> Result<(), String> {
     let mut run = Simulation::new(plan, dropped_waits, seed);
     loop {
         let count = run.tasks.len();
         let first = run.random.below(count);
-        // Some run far ahead, others hardly at all.
+        // Some tasks run far ahead, others hardly at all.
         let moved = (0..count).any(|offset| {
             let task = (first + offset) % count;
             let steps = 1 + run.random.below(8);
@@ -168,7 +169,7 @@ impl<'a> Simulation<'a> {
         has_rows && !self.dropped_waits.buffers[buffer]
     }
 
-    /// Lets instance `who` do one thing. `false` if it cannot.
+    /// Lets a task take one step. Returns `false` if it cannot.
     fn step(&mut self, task_index: usize) -> bool {
         let task = &self.tasks[task_index];
         if task.ended {
@@ -206,7 +207,7 @@ impl<'a> Simulation<'a> {
         self.read(task_index)
     }
 
-    /// Takes a row from the input it insists on; picks one if it does not yet.
+    /// Takes a row from the input that the task insists on; picks an input if there is none yet.
     fn read(&mut self, task_index: usize) -> bool {
         let Some((input, producer)) = self.tasks[task_index].insists_on else {
             let open = self.open_inputs(task_index);
@@ -237,7 +238,7 @@ impl<'a> Simulation<'a> {
         true
     }
 
-    /// What an instance may still wait for.
+    /// Returns the inputs that a task may still wait for.
     fn open_inputs(&self, task_index: usize) -> Vec<(usize, Option<usize>)> {
         let mut open = Vec::new();
         for (index, input) in self.tasks[task_index].inputs.iter().enumerate() {
@@ -258,7 +259,7 @@ impl<'a> Simulation<'a> {
         open
     }
 
-    /// Decides to which outputs the current row goes.
+    /// Picks the outputs that get the current row.
     fn emit(&mut self, task_index: usize) {
         let outputs = self.tasks[task_index].outputs.len();
         let chosen = (0..outputs).filter(|_| !self.random.one_in(5)).collect();
@@ -286,9 +287,9 @@ impl<'a> Simulation<'a> {
         let stuck = self.tasks.iter().enumerate().filter(|(_, task)| !task.ended);
         let say = |(who, task): (usize, &Task)| match (task, task.awaited_buffer) {
             (Task { started: false, after, .. }, _) => format!("{who} starts after {after:?}"),
-            (_, Some(buffer)) => format!("{who} wants room in {buffer}"),
+            (_, Some(buffer)) => format!("{who} waits for capacity in {buffer}"),
             (Task { insists_on: None, filters, .. }, _) => format!("{who} after {filters:?}"),
-            _ => format!("{who} wants data of {:?}", task.insists_on),
+            _ => format!("{who} waits for data of {:?}", task.insists_on),
         };
         stuck.map(say).collect::<Vec<_>>().join(", ")
     }

@@ -1,4 +1,4 @@
-//! Random arrays, files of them, and random selections.
+//! Random arrays, files that contain them, and random selections.
 
 use super::super::ColumnDecoder;
 use arrow_array::builder::*;
@@ -35,7 +35,7 @@ impl Random {
     }
 }
 
-/// All types that can be decoded.
+/// Returns all types that can be decoded.
 pub(super) fn types() -> Vec<DataType> {
     use DataType::*;
     vec![
@@ -68,7 +68,7 @@ pub(super) fn types() -> Vec<DataType> {
     ]
 }
 
-/// Numbers in runs and out of runs, some of them none; of few different ones or of many.
+/// Returns numbers with and without runs, some of them null, with few or many distinct values.
 fn seeds(random: &mut Random, rows: usize, nullable: bool, distinct: usize) -> Vec<Option<u64>> {
     let mut seeds = Vec::with_capacity(rows);
     while seeds.len() < rows {
@@ -99,7 +99,7 @@ fn string(seed: u64) -> String {
     (0..len).filter_map(|_| letters.chars().nth(random.below(5))).collect()
 }
 
-/// An array of type `target`.
+/// Returns a random array of type `target`.
 pub(super) fn array(
     random: &mut Random,
     target: &DataType,
@@ -177,12 +177,12 @@ pub(super) fn array(
     }
 }
 
-/// How a file is written.
+/// The options with which a file is written.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     pub(super) nullable: bool,
     pub(super) dictionary: bool,
-    /// Whether the dictionary overflows.
+    /// Whether the dictionary exceeds its size limit.
     pub(super) overflow: bool,
     pub(super) version: WriterVersion,
     pub(super) compression: Compression,
@@ -215,7 +215,7 @@ impl Layout {
     }
 }
 
-/// A file with one column.
+/// Writes a file with one column.
 pub(super) fn write(array: &ArrayRef, layout: &Layout) -> Bytes {
     let field = Field::new("a", array.data_type().clone(), layout.nullable);
     let schema = Arc::new(Schema::new(vec![field]));
@@ -249,7 +249,7 @@ pub(super) fn metadata(file: &Bytes) -> ParquetMetaData {
     SerializedFileReader::new(file.clone()).unwrap().metadata().clone()
 }
 
-/// A decoder of a file's only column in a row group.
+/// Opens a decoder of a file's only column in a row group.
 pub(super) fn open(
     file: &Bytes,
     metadata: &ParquetMetaData,
@@ -263,7 +263,7 @@ pub(super) fn open(
     ColumnDecoder::new(chunk, group.num_rows() as usize, data, start, t.clone()).unwrap()
 }
 
-/// A selection of one of several kinds; all if none.
+/// Returns a selection of one of several patterns; `None` selects all rows.
 pub(super) fn selection(random: &mut Random, rows: usize) -> Option<BooleanBuffer> {
     let share = [0, 1, 2, 4, 50, 1000][random.below(6)];
     match share {
@@ -282,7 +282,7 @@ pub(super) fn selection(random: &mut Random, rows: usize) -> Option<BooleanBuffe
         }
         4 => Some((0..rows).map(|_| !random.one_in(4)).collect()),
         share => {
-            // A slice, so that the bits do not begin at a byte.
+            // A slice, so that the bits do not begin at a byte boundary.
             let lead = random.below(70);
             let bits: BooleanBuffer = (0..rows + lead).map(|_| random.one_in(share)).collect();
             Some(bits.slice(lead, rows))

@@ -1,4 +1,4 @@
-//! Corrupt bytes are an error or other values, never a panic or an endless loop.
+//! Corrupt bytes yield an error or other values, never a panic or an endless loop.
 
 use super::super::ColumnDecoder;
 use super::common::{Layout, Random, array, metadata, selection, types, write};

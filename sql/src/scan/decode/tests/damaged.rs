@@ -1,4 +1,4 @@
-//! Pages made byte by byte: what headers say and what is there.
+//! Handmade pages whose headers contradict their contents.
 
 use super::super::ColumnDecoder;
 use arrow_array::{Array, ArrayRef, BooleanArray, Int64Array};
@@ -10,7 +10,7 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::schema::types::{ColumnDescriptor, ColumnPath, Type as SchemaType};
 use std::sync::Arc;
 
-/// An integer in Thrift's compact protocol.
+/// Appends an integer in Thrift's compact protocol.
 fn integer(value: i64, out: &mut Vec<u8>) {
     let mut rest = ((value << 1) ^ (value >> 63)) as u64;
     while rest > 0x7f {
@@ -20,7 +20,7 @@ fn integer(value: i64, out: &mut Vec<u8>) {
     out.push(rest as u8);
 }
 
-/// A struct of integers in Thrift's compact protocol.
+/// Returns a struct of integers in Thrift's compact protocol.
 fn integers(fields: &[(u8, i64)]) -> Vec<u8> {
     let (mut out, mut last) = (Vec::new(), 0);
     for (field, value) in fields {
@@ -32,7 +32,7 @@ fn integers(fields: &[(u8, i64)]) -> Vec<u8> {
     out
 }
 
-/// A page of kind `kind`, whose details are field `outer` of its header.
+/// Returns a page of kind `kind`, whose details are field `outer` of its header.
 fn page(kind: i64, crc: Option<u32>, outer: u8, details: &[(u8, i64)], body: &[u8]) -> Vec<u8> {
     let len = body.len() as i64;
     let mut sizes = vec![(1, kind), (2, len), (3, len)];
@@ -46,12 +46,12 @@ fn page(kind: i64, crc: Option<u32>, outer: u8, details: &[(u8, i64)], body: &[u
     page
 }
 
-/// A page of version 1 with `rows` plain values.
+/// Returns a page of version 1 with `rows` plain values.
 fn plain(rows: i64, crc: Option<u32>, values: &[u8]) -> Vec<u8> {
     page(0, crc, 5, &[(1, rows), (2, 0), (3, 3), (4, 3)], values)
 }
 
-/// A page of version 2 whose header says that it has `nulls`.
+/// Returns a page of version 2 whose header states `nulls` nulls.
 fn version_2(rows: i64, nulls: i64, levels: &[u8], values: &[u8]) -> Vec<u8> {
     let len = levels.len() as i64;
     let details = [(1, rows), (2, nulls), (3, rows), (4, 0), (5, len), (6, 0)];
@@ -73,7 +73,7 @@ fn chunk(kind: Type, nullable: bool, len: usize, compression: Compression) -> Co
     builder.set_total_compressed_size(len as i64).build().unwrap()
 }
 
-/// Reads all of a chunk of these pages, in a row group of `rows`.
+/// Reads the whole chunk of these pages, in a row group of `rows` rows.
 fn read(pages: &[Vec<u8>], kind: Type, nullable: bool, rows: usize) -> Result<ArrayRef> {
     let bytes = pages.concat();
     let chunk = chunk(kind, nullable, bytes.len(), Compression::UNCOMPRESSED);

@@ -1,4 +1,4 @@
-//! What is decoded equals what was written; what was not written by anybody does no harm.
+//! Decoded values equal the written ones; malformed bytes do no harm.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 

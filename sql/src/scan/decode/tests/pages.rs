@@ -1,4 +1,4 @@
-//! Pages that are passed over are not decoded; strings that are not UTF-8 are errors.
+//! Skipped pages are not decoded; strings that are not UTF-8 are errors.
 
 use super::super::supports;
 use super::common::{Layout, metadata, open, write};
@@ -59,7 +59,7 @@ fn invalid_strings_are_errors() {
         (&[b"a", b"\xff"], false),
         (&[b"a", b"\x80"], false),
         (&[b"cut off \xc3"], false),
-        // The first byte of the next length, 0x80, makes the cut off character whole.
+        // The first byte of the next length, 0x80, completes the truncated character.
         (&[b"cut off \xc3", &[b'y'; 128]], false),
         (&[&long, b"\xa9 goes on"], false),
     ];

@@ -1,4 +1,4 @@
-//! What is decoded equals what was written, for every type and every layout of a file.
+//! Decoded values equal the written ones, for every type and every layout of a file.
 
 use super::super::supports;
 use super::common::{Layout, Random, array, metadata, open, selection, types, write};
