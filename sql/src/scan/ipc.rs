@@ -4,6 +4,8 @@
 //! buffer states. So the messages of a file are walked first. The walk reads each message's header,
 //! and the first eight bytes of each compressed buffer, which state its uncompressed length.
 
+mod schema;
+
 use std::ops::Range;
 
 use arrow::ipc::{
@@ -17,6 +19,8 @@ use datafusion::{
     error::Result,
     object_store::{ObjectMeta, ObjectStore, ObjectStoreExt},
 };
+
+use schema::check_schema;
 
 /// Magic bytes at the beginning and the end of the file format; a stream has neither.
 const MAGIC: &[u8] = b"ARROW1";
@@ -208,6 +212,9 @@ impl Header {
         let Ok(body) = u64::try_from(message.bodyLength()) else {
             return exec_err!("it is damaged: a message body of {} bytes", message.bodyLength());
         };
+        if let Some(schema) = message.header_as_schema() {
+            check_schema(&schema)?;
+        }
         let batch = rows(&message);
         let codec = batch.and_then(|batch| Some(batch.compression()?.codec()));
         let Some((batch, codec)) = batch.zip(codec) else {
@@ -236,6 +243,10 @@ fn rows<'a>(message: &Message<'a>) -> Option<RecordBatch<'a>> {
 fn blocks(footer: &[u8], part: &Part) -> Result<Vec<Block>> {
     let footer =
         root_as_footer(footer).map_err(|error| exec_datafusion_err!("it is damaged: {error}"))?;
+    match footer.schema() {
+        Some(schema) => check_schema(&schema)?,
+        None => return exec_err!("it is damaged: its footer has no schema"),
+    }
     let wanted = |block: &&Block| match part {
         Part::Schema => false,
         Part::All => true,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arrow::{
     array::{ArrayRef, DictionaryArray, Int64Array, RecordBatch as Batch},
-    datatypes::Int32Type,
+    datatypes::{DataType, Field, Fields, Int32Type, IntervalUnit, Schema, TimeUnit, UnionMode},
     ipc::{
         CompressionType,
         reader::StreamReader,
@@ -111,4 +111,59 @@ fn compressed_buffers_longer_than_they_can_be() {
         let error = checked(bytes, true, Part::All).unwrap_err().to_string();
         assert!(error.contains("bytes decompress to"), "{error}");
     }
+}
+
+/// A stream whose only message is the schema of many types.
+fn schema_message() -> Vec<u8> {
+    let of = |data_type: DataType| Arc::new(Field::new("item", data_type, true));
+    let entries = Fields::from(vec![
+        Field::new("keys", DataType::Utf8, false),
+        Field::new("values", DataType::Int64, true),
+    ]);
+    let entries = Arc::new(Field::new("entries", DataType::Struct(entries), false));
+    let members = [(0, of(DataType::Int8)), (3, of(DataType::Utf8))];
+    let types = [
+        DataType::Int32,
+        DataType::Float16,
+        DataType::FixedSizeBinary(3),
+        DataType::Date64,
+        DataType::Time32(TimeUnit::Second),
+        DataType::Timestamp(TimeUnit::Nanosecond, Some("UTC".into())),
+        DataType::Duration(TimeUnit::Microsecond),
+        DataType::Interval(IntervalUnit::MonthDayNano),
+        DataType::Decimal128(30, 4),
+        DataType::List(of(DataType::Utf8View)),
+        DataType::FixedSizeList(of(DataType::Int64), 2),
+        DataType::Map(entries, false),
+        DataType::Union(members.into_iter().collect(), UnionMode::Dense),
+        DataType::Dictionary(Box::new(DataType::Int16), Box::new(DataType::Utf8)),
+    ];
+    let field =
+        |(index, data_type): (usize, DataType)| Field::new(format!("c{index}"), data_type, true);
+    let schema = Schema::new(types.into_iter().enumerate().map(field).collect::<Vec<_>>());
+    let mut bytes = Vec::new();
+    StreamWriter::try_new(&mut bytes, &schema).unwrap().finish().unwrap();
+    bytes
+}
+
+/// Every byte of a schema is replaced by several others. What the check lets pass, the reader
+/// must read or refuse; without the check it panics on some of them.
+#[test]
+fn no_schema_that_passes_makes_the_reader_panic() {
+    let bytes = schema_message();
+    assert!(checked(bytes.clone(), false, Part::All).is_ok());
+    let mut refused = 0;
+    for at in 8..bytes.len() {
+        for value in [0, 1, 2, 3, 18, 0x7f, 0xff] {
+            let mut damaged = bytes.clone();
+            damaged[at] = value;
+            match checked(damaged.clone(), false, Part::All) {
+                Ok(()) => drop(StreamReader::try_new(damaged.as_slice(), None)),
+                Err(error) => {
+                    refused += usize::from(error.to_string().contains("no readable type"));
+                }
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
 }
