@@ -24,6 +24,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 import venv
 from pathlib import Path
@@ -231,12 +232,16 @@ def ratio(ours, theirs):
 def table(medians, memory, notes, arguments):
     names = ["gatework", *PEERS]
     where = "in memory" if arguments.in_memory else "from Parquet"
+    wheels = (ROOT / "benches/peers.txt").read_text().split()
     lines = [
         f"# TPC-H, scale factor {arguments.scale_factor:g}, {where}, {arguments.threads} threads",
         "",
-        "Seconds, medians; beside a peer gatework's time divided by its. Made by "
-        f"`benches/compare.py` with {arguments.rounds} rounds, on {platform.machine()} with "
-        f"{os.cpu_count()} cores. Wheels: {', '.join((ROOT / 'benches/peers.txt').read_text().split())}.",
+        *textwrap.wrap(
+            "Seconds, medians; beside a peer gatework's time divided by its. Made by "
+            f"`benches/compare.py` with {arguments.rounds} rounds, on {platform.machine()} with "
+            f"{os.cpu_count()} cores. Wheels: {', '.join(wheels)}.",
+            width=100,
+        ),
         "",
         "| query | gatework | " + " | ".join(f"{name} | ×" for name in PEERS) + " |",
         "|--:|" + "--:|" * (1 + 2 * len(PEERS)),
@@ -259,7 +264,8 @@ def table(medians, memory, notes, arguments):
     lines.append("| total | " + " | ".join(totals) + " |")
     lines.append("| geometric mean | " + " | ".join(means) + " |")
     peaks = [f"{name} {memory[name] / 2**20:.0f} MiB" for name in names]
-    lines += ["", f"Peak memory of the process: {', '.join(peaks)}.", ""]
+    peak = f"Peak memory of the process: {', '.join(peaks)}."
+    lines += ["", *textwrap.wrap(peak, width=100), ""]
     return "\n".join(lines + [f"* {note}" for note in notes]) + "\n"
 
 

@@ -1,4 +1,6 @@
 //! Multicast: the rows of one task for several pipelines, each of which reads all rows.
+//!
+//! No plan is lowered to it: it serves pipelines that are built by hand.
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,7 @@
 //! Union: the rows of several pipelines, read by one task.
+//!
+//! No plan is lowered to it: it serves pipelines that are built by hand. UNION in SQL is lowered to
+//! a local exchange, which several tasks read.
 
 #[cfg(test)]
 mod tests;

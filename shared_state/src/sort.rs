@@ -1,5 +1,6 @@
 //! Sort, N:N: every producer publishes its sorted runs, consumers claim key ranges and merge all
-//! runs within theirs. With one key range, a single consumer merges and the order is total.
+//! runs within theirs. With one key range, a single consumer merges and the order is total. The
+//! sort operator uses one; several serve pipelines that are built by hand.
 //!
 //! The producers that sort the runs reserve their memory in the query's pool. Runs stay until the
 //! last claimed range has been merged, because every range reads every run.

@@ -46,8 +46,9 @@ pub(super) fn check_plan(plan: &LogicalPlan) -> Result<()> {
 
 fn too_deep(has: &str, depth: usize, of_what: &str, max: usize) -> DataFusionError {
     DataFusionError::Plan(format!(
-        "the statement is nested too deeply: {has} {depth} {of_what}, but at most {max} are possible; \
-         use IN (…) or a join with VALUES, or split the statement with CREATE TABLE … AS"
+        "the statement is nested too deeply: {has} {depth} {of_what}, but at most {max} are \
+         possible; use IN (…) or a join with VALUES, or split the statement with \
+         CREATE TABLE … AS"
     ))
 }
 

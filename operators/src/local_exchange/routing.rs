@@ -29,6 +29,8 @@ pub enum Routing {
     /// a node may have selected by the first hash.
     HashReseeded(Vec<Arc<dyn PhysicalExpr>>),
     /// Routes rows by the bucket their storage assigned.
+    ///
+    /// Not used by lowering; for pipelines that are built by hand.
     BucketHash {
         /// Bucket number of a row: an integer that is not NULL.
         bucket: Arc<dyn PhysicalExpr>,
@@ -43,6 +45,8 @@ pub enum Routing {
     PassToOne,
     /// Splits the first batches, one per channel, over all channels, so that every consumer has
     /// work soon. Later batches are passed whole.
+    ///
+    /// Not used by lowering; for pipelines that are built by hand.
     AdaptivePassThrough,
 }
 

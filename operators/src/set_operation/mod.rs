@@ -3,6 +3,9 @@
 //! remaining rows.
 //!
 //! Two rows are equal if they are not distinct: NULL equals NULL, -0 equals +0.
+//!
+//! No plan is lowered to this operator: it serves pipelines that are built by hand. DataFusion
+//! plans INTERSECT and EXCEPT as joins.
 
 mod table;
 
