@@ -283,7 +283,7 @@ fn no_disk_at_all() {
                 if let Err(error) = fixture.spilled(&case, sql, &expected).await {
                     let error = error.to_string();
                     assert!(
-                        error.contains("memory") && !error.contains("place to spill"),
+                        error.contains("memory") && !error.contains("spilling is disabled"),
                         "{error}"
                     );
                 }

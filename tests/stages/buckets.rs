@@ -326,7 +326,10 @@ fn buckets_may_be_text() {
         session.register_table("strings", Arc::new(strings)).unwrap();
         let error = session.sql("SELECT * FROM strings").await.unwrap().collect().await;
         let error = error.unwrap_err().to_string();
-        assert!(error.contains("in buckets by 'i', in a table whose columns are 'b'"), "{error}");
+        assert!(
+            error.contains("in buckets by 'i', but the columns of its table are 'b'"),
+            "{error}"
+        );
         let sql = "SELECT count(*), sum(a.o_custkey - b.o_custkey) FROM text a JOIN text b USING \
                    (o_orderkey)";
         case.begin(sql);
@@ -359,7 +362,7 @@ fn declarations_are_checked() {
             (
                 vec!["o_orderkey", "o_custkey"],
                 COUNT,
-                "is in buckets by 'i', in a table whose columns are 'ii'",
+                "is in buckets by 'i', but the columns of its table are 'ii'",
             ),
         ] {
             case.begin(says);
