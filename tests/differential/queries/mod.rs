@@ -40,7 +40,7 @@ use crate::{
     args::Args,
     outcome::{Outcome, Runner, Verdict, count_nodes},
     report::{Report, Severity},
-    sessions::Mode,
+    sessions::{Mode, leaked_bytes},
 };
 use random::Random;
 use select::Queries;
@@ -165,7 +165,7 @@ impl Fuzzer<'_> {
     }
 
     fn check_leftovers(&self, sessions: &Sessions, group: u64) {
-        let reserved = sessions.tested.runtime_env().memory_pool.reserved();
+        let reserved = leaked_bytes(&sessions.tested);
         if reserved != 0 {
             let text = format!("{reserved} bytes are still reserved");
             self.report.find(Severity::OnlyOneRefuses, format!("tables {group}"), text);

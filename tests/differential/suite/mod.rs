@@ -29,7 +29,7 @@ use crate::{
     args::Args,
     outcome::{Outcome, Runner, Verdict, count_nodes},
     report::{Report, Severity},
-    sessions::Mode,
+    sessions::{Mode, leaked_bytes},
 };
 use parse::{Expected, Record};
 
@@ -265,7 +265,7 @@ fn report_verdict(record: &Record, verdict: Verdict, sides: &Sides, report: &Rep
 /// Asserts that nothing of a file's queries is left.
 fn check_leftovers(file: &str, sides: &Sides, report: &Report) {
     let place = format!("{file}, {:?}", sides.mode);
-    let reserved = sides.tested.session.runtime_env().memory_pool.reserved();
+    let reserved = leaked_bytes(&sides.tested.session);
     if reserved != 0 {
         report.find(
             Severity::OnlyOneRefuses,
