@@ -20,9 +20,8 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Error> {
     let (address, auth) = (args.listen, cluster_auth(&args.auth)?);
     if !(address.ip().is_loopback() || auth.is_encrypted() || args.insecure) {
         return Err(Error::failed(format!(
-            "--listen: whoever reaches {} could read what is sent; encrypt it with --tls-cert, \
-             --tls-key and --tls-ca, \
-             or say --insecure",
+            "--listen: every client that reaches {} could read the rows; encrypt connections with \
+             --tls-cert, --tls-key and --tls-ca, or give --insecure",
             address.ip()
         )));
     }

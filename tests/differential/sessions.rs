@@ -1,11 +1,6 @@
 //! Sessions of both engines, and the modes of gatework sessions.
 
-use std::{
-    num::NonZeroUsize,
-    sync::Arc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use datafusion::{
     execution::{
@@ -106,22 +101,6 @@ impl Mode {
 
 fn limited(bytes: usize) -> Arc<RuntimeEnv> {
     RuntimeEnvBuilder::new().with_memory_limit(bytes, 1.0).build_arc().unwrap()
-}
-
-/// How long a query that failed or was dropped may take to release its memory.
-const RELEASE_LIMIT: Duration = Duration::from_secs(10);
-
-/// Returns the bytes that the pool of `session` keeps reserved after all of its queries.
-pub(crate) fn leaked_bytes(session: &SessionContext) -> usize {
-    let pool = session.runtime_env().memory_pool.clone();
-    let end = Instant::now() + RELEASE_LIMIT;
-    loop {
-        let reserved = pool.reserved();
-        if reserved == 0 || Instant::now() >= end {
-            return reserved;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Sessions over the catalog of a reference, with other numbers of partitions and rows per batch.

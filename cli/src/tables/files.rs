@@ -227,8 +227,7 @@ fn common_format(path: &str, files: &[PathBuf]) -> Result<Format, Error> {
                 let (a, b) = (other.display(), file.display());
                 return Err(Error::failed(format!(
                     "'{path}' mixes formats, as in '{a}' and '{b}'; select files with a pattern \
-                     such \
-                     as '*.parquet'"
+                     such as '*.parquet'"
                 )));
             }
             Some(_) => {}

@@ -17,7 +17,8 @@ pub enum Mode {
     /// Memory limits below the operators' reservations: correct rows, or a clean out-of-memory
     /// error.
     Memory,
-    /// One reservation in three is denied, and even the smallest can be spilled.
+    /// Reservations are denied at random, at most 4 of 16 in a row, and even the smallest can be
+    /// spilled.
     Spill,
     /// The query is cancelled at step *k*, for each *k*.
     Cancel,

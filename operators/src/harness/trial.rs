@@ -123,7 +123,7 @@ impl Trial {
         Ok(trial)
     }
 
-    /// Creates a trial that denies one reservation in three, by `seed`, and allows spilling.
+    /// Creates a trial that denies reservations at random, by `seed`, and allows spilling.
     ///
     /// # Errors
     /// If the system cannot create a thread.

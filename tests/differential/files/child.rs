@@ -33,7 +33,7 @@ use crate::{
     outcome::{Outcome, Runner},
     queries::random::Random,
     report::Severity,
-    sessions::{Mode, leaked_bytes},
+    sessions::Mode,
 };
 
 /// The queries on a damaged file.
@@ -124,7 +124,7 @@ impl Reader {
             let actual = tested.answer(&self.runner, sql, tested_refuses.as_deref());
             judge(sql, &expected, &actual, self.right(seed, sql));
         }
-        let reserved = leaked_bytes(&tested.session);
+        let reserved = tested.session.runtime_env().memory_pool.reserved();
         if reserved != 0 {
             finding(Severity::OnlyOneRefuses, &format!("{reserved} bytes are still reserved"));
         }

@@ -40,7 +40,7 @@ use crate::{
     args::Args,
     outcome::{Outcome, Runner, Verdict, count_nodes},
     report::{Report, Severity},
-    sessions::{Mode, leaked_bytes},
+    sessions::Mode,
 };
 use random::Random;
 use select::Queries;
@@ -165,7 +165,7 @@ impl Fuzzer<'_> {
     }
 
     fn check_leftovers(&self, sessions: &Sessions, group: u64) {
-        let reserved = leaked_bytes(&sessions.tested);
+        let reserved = sessions.tested.runtime_env().memory_pool.reserved();
         if reserved != 0 {
             let text = format!("{reserved} bytes are still reserved");
             self.report.find(Severity::OnlyOneRefuses, format!("tables {group}"), text);
