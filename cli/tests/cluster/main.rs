@@ -47,7 +47,7 @@ fn tpch_on_three_workers() {
 #[test]
 fn what_a_cluster_refuses() {
     for (arguments, sentence) in [
-        (vec!["worker", "--listen", "0.0.0.0:0"], "encrypt it with --tls-cert"),
+        (vec!["worker", "--listen", "0.0.0.0:0"], "encrypt connections with --tls-cert"),
         (vec!["worker", "--allow-path", "/no/such"], "--allow-path needs an existing path"),
         (vec!["worker", "--token-file", "/no/such"], "--token-file /no/such: No such file"),
         (vec!["sql", "SELECT 1", "--workers", "nonsense"], "'nonsense' is not a worker's address"),
