@@ -27,6 +27,7 @@ mod source;
 mod spill;
 mod split_table;
 pub mod splits;
+mod table_factory;
 pub mod verify;
 mod write;
 

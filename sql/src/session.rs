@@ -9,7 +9,6 @@ use datafusion::{
 use gatework_runtime::Executor;
 
 use crate::{
-    buckets::BucketedTableFactory,
     engine::Engine,
     file_order::ProvenFileOrder,
     float_bounds::FloatBounds,
@@ -17,6 +16,7 @@ use crate::{
     lower::UniqueNamePushdown,
     planner::{GateworkPlanner, GateworkRule},
     scan::MemoryFilterPushdown,
+    table_factory::GateworkTableFactory,
 };
 
 /// Name of DataFusion's rule that pushes runtime filters down to scans.
@@ -55,9 +55,8 @@ impl SessionStateBuilderExt for SessionStateBuilder {
         if let Some(index) = rules.iter().position(|rule| rule.name() == RUNTIME_FILTER_RULE) {
             rules[index] = Arc::new(MemoryFilterPushdown::new(rules[index].clone()));
         }
-        // Tables may be declared as bucketed.
         for factory in self.table_factories().iter_mut().flat_map(HashMap::values_mut) {
-            *factory = Arc::new(BucketedTableFactory::new(factory.clone()));
+            *factory = Arc::new(GateworkTableFactory::new(factory.clone()));
         }
         self.with_query_planner(Arc::new(planner))
             .with_physical_optimizer_rule(Arc::new(GateworkRule::new(engine)))

@@ -19,7 +19,7 @@ mod table;
 pub use options::copy_into_buckets;
 pub use table::{BucketedScan, BucketedTable};
 
-pub(crate) use options::{BucketedTableFactory, copies_into_buckets};
+pub(crate) use options::{copies_into_buckets, take_bucketing};
 pub(crate) use table::check_footer;
 
 use std::{fmt, sync::Arc};

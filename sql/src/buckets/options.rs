@@ -1,27 +1,25 @@
 //! Buckets in SQL: the options `gatework.bucket_by` and `gatework.buckets` of COPY and CREATE
 //! EXTERNAL TABLE.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
-use async_trait::async_trait;
 use datafusion::{
-    catalog::{Session, TableProvider, TableProviderFactory},
     common::{
         plan_err,
         tree_node::{Transformed, TreeNode, TreeNodeRecursion},
     },
     error::Result,
-    logical_expr::{CreateExternalTable, LogicalPlan},
+    logical_expr::LogicalPlan,
 };
 
-use super::{BucketedTable, Bucketing};
+use super::Bucketing;
 
 const NAMESPACE: &str = "gatework.";
 const BY: &str = "gatework.bucket_by";
 const COUNT: &str = "gatework.buckets";
 
 /// Removes the bucket options from `options` and returns them.
-fn take_bucketing(options: &mut HashMap<String, String>) -> Result<Option<Bucketing>> {
+pub(crate) fn take_bucketing(options: &mut HashMap<String, String>) -> Result<Option<Bucketing>> {
     let (by, count) = (options.remove(BY), options.remove(COUNT));
     if let Some(unknown) = options.keys().find(|name| name.starts_with(NAMESPACE)) {
         return plan_err!("unknown option {unknown}: the bucket options are {BY} and {COUNT}");
@@ -77,31 +75,4 @@ pub(crate) fn copies_into_buckets(plan: &LogicalPlan) -> Result<bool> {
         LogicalPlan::Copy(copy) => Ok(copy.options.keys().any(|name| name.starts_with(NAMESPACE))),
         _ => Ok(false),
     })
-}
-
-/// A factory of tables that may be declared as bucketed.
-#[derive(Debug)]
-pub(crate) struct BucketedTableFactory(Arc<dyn TableProviderFactory>);
-
-impl BucketedTableFactory {
-    pub(crate) fn new(plain: Arc<dyn TableProviderFactory>) -> Self {
-        Self(plain)
-    }
-}
-
-#[async_trait]
-impl TableProviderFactory for BucketedTableFactory {
-    async fn create(
-        &self,
-        session: &dyn Session,
-        command: &CreateExternalTable,
-    ) -> Result<Arc<dyn TableProvider>> {
-        let mut command = command.clone();
-        let bucketing = take_bucketing(&mut command.options)?;
-        let table = self.0.create(session, &command).await?;
-        Ok(match bucketing {
-            Some(bucketing) => Arc::new(BucketedTable::try_new(table, bucketing)?),
-            None => table,
-        })
-    }
 }

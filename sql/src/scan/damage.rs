@@ -7,18 +7,19 @@ use std::{any::Any, panic::AssertUnwindSafe};
 
 use arrow::error::ArrowError;
 use datafusion::{
-    datasource::{listing::PartitionedFile, physical_plan::FileScanConfig},
     error::{DataFusionError, Result},
+    execution::object_store::ObjectStoreUrl,
+    object_store::path::Path,
     parquet::errors::ParquetError,
 };
 use futures::FutureExt;
 
 /// Returns the name of the file as a user knows it: its path, preceded by the URL of its store if
 /// it has one.
-pub(super) fn name(config: &FileScanConfig, file: &PartitionedFile) -> String {
-    let store = config.object_store_url.as_str();
+pub(super) fn name(store: &ObjectStoreUrl, location: &Path) -> String {
+    let store = store.as_str();
     let store = if store == "file:///" { "/" } else { store };
-    format!("{store}{}", file.object_meta.location)
+    format!("{store}{location}")
 }
 
 /// Awaits `read`; an error, or the error that a panic is turned into, names `file`.

@@ -44,8 +44,7 @@ pub(super) enum Part {
 }
 
 /// Checks those lengths of an Arrow file or stream that a reader of its schema uses.
-#[cfg_attr(not(test), expect(dead_code, reason = "for those that infer schemas"))]
-pub(crate) async fn check_arrow_schema(store: &dyn ObjectStore, object: &ObjectMeta) -> Result<()> {
+pub(super) async fn check_arrow_schema(store: &dyn ObjectStore, object: &ObjectMeta) -> Result<()> {
     let mut file = IpcFile::new(store, object);
     let length = MAGIC.len() as u64;
     let is_file = object.size >= length
@@ -129,7 +128,9 @@ impl<'a> IpcFile<'a> {
         };
         let tail = self.bytes(footer_end, TAIL_BYTES).await?;
         let tail = tail.first_chunk().ok_or_else(|| exec_datafusion_err!("it is cut off"))?;
-        let length = read_footer_length(*tail)? as u64;
+        let length = read_footer_length(*tail)
+            .map_err(|error| exec_datafusion_err!("it is damaged: {error}"))?
+            as u64;
         let Some(start) = footer_end.checked_sub(length) else {
             return exec_err!("it is damaged: a footer of {length} bytes");
         };

@@ -30,8 +30,11 @@ pub(crate) use splits::SplitScan;
 use std::{fmt, sync::Arc};
 
 use datafusion::{
-    datasource::physical_plan::FileScanConfig, error::Result, execution::TaskContext,
-    object_store::ObjectStore, physical_plan::metrics::BaselineMetrics,
+    datasource::physical_plan::FileScanConfig,
+    error::Result,
+    execution::{TaskContext, object_store::ObjectStoreUrl},
+    object_store::{ObjectMeta, ObjectStore},
+    physical_plan::metrics::BaselineMetrics,
 };
 use datafusion_datasource::morsel::Morselizer;
 use gatework_runtime::{
@@ -49,6 +52,16 @@ use self::{
     version::{ListedVersions, Listing},
 };
 use crate::{engine::Engine, splits::Split};
+
+/// Checks an Arrow file before another reader infers its schema; an error names the file.
+pub(crate) async fn check_arrow_schema(
+    store_url: &ObjectStoreUrl,
+    store: &dyn ObjectStore,
+    file: &ObjectMeta,
+) -> Result<()> {
+    let name = damage::name(store_url, &file.location);
+    damage::named_future(&name, ipc::check_arrow_schema(store, file)).await
+}
 
 /// A scan of files.
 pub(crate) struct FileScan {

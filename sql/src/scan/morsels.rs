@@ -84,7 +84,7 @@ pub(crate) async fn row_groups(
     file: PartitionedFile,
     task_index: usize,
 ) -> Result<Vec<FileMorsel>> {
-    let name = damage::name(config, &file);
+    let name = damage::name(&config.object_store_url, &file.object_meta.location);
     damage::named_future(&name, plan_file(config, file, task_index)).await
 }
 

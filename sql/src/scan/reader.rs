@@ -236,8 +236,13 @@ impl LocalFileScan {
     /// read it.
     fn open(&self, file: &PartitionedFile, group: Option<RowGroup>) -> Option<Opening> {
         let (shared, task_index) = (self.shared.clone(), self.task_index);
-        let (name, opened_file) =
-            (Arc::<str>::from(damage::name(&shared.config, file)), file.clone());
+        let (name, opened_file) = (
+            Arc::<str>::from(damage::name(
+                &shared.config.object_store_url,
+                &file.object_meta.location,
+            )),
+            file.clone(),
+        );
         let opened = match (group, &self.shared.row_group_plan) {
             (Some(group), Some(plan)) => {
                 let plan = plan.clone();
@@ -291,7 +296,8 @@ impl LocalFileScan {
 
     /// Sets the file that the errors of the next [`Self::in_file`] name.
     fn set_file(&mut self, file: &PartitionedFile) {
-        self.file = damage::name(&self.shared.config, file).into();
+        self.file =
+            damage::name(&self.shared.config.object_store_url, &file.object_meta.location).into();
     }
 
     /// Returns at most `batch_rows` rows of `decoded`, filtered; keeps the rest as `remainder`.

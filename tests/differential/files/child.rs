@@ -42,6 +42,10 @@ const QUERIES: [&str; 3] = [
     "SELECT count(*), max(id) FROM t",
     "SELECT id FROM t WHERE id > 7 AND id < 60",
 ];
+/// Words of gatework's errors about Arrow files for which DataFusion allocates and zeroes up to
+/// 2 GiB before it refuses them, so that it is not asked: a length that ends behind the file, and a
+/// file without a footer, whose magic bytes DataFusion takes for the length of a message.
+const COSTLY_TO_REFUSE: [&str; 2] = ["in a file of", "correct footer"];
 /// Memory bound; no file exceeds a few megabytes.
 const MEMORY: u64 = 1 << 30;
 
@@ -114,11 +118,13 @@ impl Reader {
         let plain = Side::new(SessionContext::new_with_config(config), "DataFusion");
         let tested = Mode::Plain.session(&self.executor, SessionConfig::new(), 1);
         let tested = Side::new(tested, "gatework");
-        let plain_refuses = match skip {
-            true => Some("this file kills the process".to_owned()),
-            false => plain.create(&self.runner, seed, path),
-        };
         let tested_refuses = tested.create(&self.runner, seed, path);
+        let is_costly = |text: &String| COSTLY_TO_REFUSE.iter().any(|words| text.contains(words));
+        let plain_refuses = match &tested_refuses {
+            _ if skip => Some("this file kills the process".to_owned()),
+            Some(text) if is_costly(text) => Some("not asked".to_owned()),
+            _ => plain.create(&self.runner, seed, path),
+        };
         for sql in QUERIES {
             let expected = plain.answer(&self.runner, sql, plain_refuses.as_deref());
             let actual = tested.answer(&self.runner, sql, tested_refuses.as_deref());
@@ -156,10 +162,15 @@ impl Side {
         Self { session, name }
     }
 
-    /// Creates the table. Schema inference is DataFusion's on both sides. Returns why it is
-    /// refused, if it is.
+    /// Creates the table. Schema inference is DataFusion's on both sides, but gatework checks Arrow
+    /// files before. Returns why the table is refused, if it is.
     fn create(&self, runner: &Runner, seed: &Seed, path: &Path) -> Option<String> {
-        send("side", "DataFusion");
+        let is_ours = self.name == "gatework" && seed.format == seeds::Format::Arrow;
+        let (side, severity) = match is_ours {
+            true => ("gatework", Severity::Panic),
+            false => ("DataFusion", Severity::NotOurs),
+        };
+        send("side", side);
         let sql = format!(
             "CREATE EXTERNAL TABLE t STORED AS {} LOCATION '{}'",
             seed.format.word(),
@@ -170,10 +181,10 @@ impl Side {
         match outcome {
             Outcome::Rows(_) => None,
             Outcome::Refused(text) => Some(text),
-            Outcome::Hung => Some("DataFusion hangs while it looks for a schema".to_owned()),
+            Outcome::Hung => Some(format!("{side} hangs while it looks for a schema")),
             Outcome::Panicked(text) => {
-                let text = format!("DataFusion panics while it looks for a schema: {text}");
-                finding(Severity::NotOurs, &text);
+                let text = format!("{side} panics while it looks for a schema: {text}");
+                finding(severity, &text);
                 Some(text)
             }
         }
