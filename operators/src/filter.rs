@@ -93,8 +93,8 @@ impl LocalOperator for LocalFilter {
             if passed.num_rows() > 0 {
                 return Ok(self.slices.operator_result(passed));
             }
-            if let Some(gate) = self.slices.yield_gate(task)? {
-                return Ok(OperatorResult::Blocked(gate.into()));
+            if self.slices.should_yield(task)? {
+                return Ok(OperatorResult::Yield);
             }
         }
         Ok(OperatorResult::NeedInput)

@@ -88,8 +88,8 @@ impl LocalOperator for LocalProjection {
                 }
                 Err(error) => return Err(error),
             }
-            if let Some(gate) = self.slices.yield_gate(task)? {
-                return Ok(OperatorResult::Blocked(gate.into()));
+            if self.slices.should_yield(task)? {
+                return Ok(OperatorResult::Yield);
             }
         }
         Ok(OperatorResult::NeedInput)

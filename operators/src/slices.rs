@@ -8,7 +8,6 @@ use gatework_runtime::{
     Result,
     pipeline::{Batch, DriverContext, OperatorResult},
 };
-use gatework_shared_state::Gate;
 
 use crate::batch_bytes::{SLICE_BYTES, slice_ranges, value_bytes};
 
@@ -62,16 +61,16 @@ impl Slices {
         }
     }
 
-    /// Checks between two slices for cancellation, and returns a gate if the task should yield.
+    /// Checks between two slices for cancellation, and returns whether the task should yield.
     ///
     /// # Errors
     /// If the query was cancelled.
-    pub(crate) fn yield_gate(&self, task: &DriverContext) -> Result<Option<Gate>> {
+    pub(crate) fn should_yield(&self, task: &DriverContext) -> Result<bool> {
         if self.remaining.is_empty() {
-            return Ok(None);
+            return Ok(false);
         }
         task.check_cancelled()?;
-        Ok(task.yield_gate())
+        Ok(task.should_yield())
     }
 }
 

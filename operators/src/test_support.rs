@@ -19,7 +19,7 @@ use gatework_runtime::{
         SourceResult,
     },
 };
-use gatework_shared_state::{BufferLimit, Dependency, DependencyKind, result::ResultReader};
+use gatework_shared_state::{BufferLimit, result::ResultReader};
 
 pub(crate) use crate::harness::{InMemorySpill, RandomDenialPool};
 use crate::{apply_selection, memory_scan::MemoryScan, result::ResultSink};
@@ -178,7 +178,7 @@ impl LocalSource for LocalYieldingSource {
             call if call % 3 == 0 => {
                 SourceResult::Batch(Batch::new(table([("n", ints([Some(1)]))])))
             }
-            _ => SourceResult::Blocked(Dependency::ready("yield", DependencyKind::Start).into()),
+            _ => SourceResult::Yield,
         })
     }
 }

@@ -374,11 +374,8 @@ impl LocalSource for LocalScheduler {
             match self.scheduler.step()? {
                 StepResult::Finished => return Ok(SourceResult::Finished),
                 StepResult::Blocked(gates) => return Ok(SourceResult::Blocked(gates)),
-                StepResult::Again => {
-                    if let Some(yield_gate) = task.yield_gate() {
-                        return Ok(SourceResult::Blocked(yield_gate.into()));
-                    }
-                }
+                StepResult::Again if task.should_yield() => return Ok(SourceResult::Yield),
+                StepResult::Again => {}
             }
         }
     }

@@ -147,23 +147,24 @@ impl PartitionMerge {
 }
 
 impl LocalAggregateSource {
-    /// Merges all parts. Returns the gate of a read or write in progress, or the gate to yield at.
+    /// Merges all parts. Returns `Blocked` while a batch is being read or written, `Yield` if the
+    /// task should yield, and `None` when all parts are merged.
     fn poll_merge(
         &self,
         merging: &mut PartitionMerge,
         task: &DriverContext,
-    ) -> Result<Option<Gate>> {
+    ) -> Result<Option<SourceResult>> {
         let (shared, setup) = (&self.shared, &self.setup);
         loop {
             task.check_cancelled()?;
             if let Some(gate) = merging.poll_write()? {
-                return Ok(Some(gate));
+                return Ok(Some(SourceResult::Blocked(gate.into())));
             }
             if let Some(states) = merging.states.pop_front() {
                 merging.add(shared, setup, states, task)?;
-                match task.yield_gate() {
-                    Some(gate) => return Ok(Some(gate)),
-                    None => continue,
+                match task.should_yield() {
+                    true => return Ok(Some(SourceResult::Yield)),
+                    false => continue,
                 }
             }
             match merging.spilled.next()? {
@@ -171,7 +172,7 @@ impl LocalAggregateSource {
                     merging.add(shared, setup, PartialStates::from_batch(&batch, shared)?, task)?;
                     continue;
                 }
-                ReadState::Blocked(gate) => return Ok(Some(gate)),
+                ReadState::Blocked(gate) => return Ok(Some(SourceResult::Blocked(gate.into()))),
                 ReadState::End => {}
             }
             let remaining = merging.groups.as_mut().filter(|groups| groups.len() > 0);
@@ -216,9 +217,9 @@ impl LocalSource for LocalAggregateSource {
                 self.emitting = None;
             }
             if let Some(mut merging) = self.merging.take() {
-                if let Some(gate) = self.poll_merge(&mut merging, task)? {
+                if let Some(paused) = self.poll_merge(&mut merging, task)? {
                     self.merging = Some(merging);
-                    return Ok(SourceResult::Blocked(gate.into()));
+                    return Ok(paused);
                 }
                 if let Some((single, _reservation)) = merging.single.take() {
                     return Ok(SourceResult::Batch(Batch::new(single.emit(&self.shared)?)));

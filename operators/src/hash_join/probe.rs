@@ -191,7 +191,7 @@ impl LocalProbe {
         };
         match self.shared.next_matches(table, probe_batch, task)? {
             NextMatches::Batch(pairs) => return Ok(OperatorResult::HaveMoreOutput(pairs)),
-            NextMatches::Yield(gate) => return Ok(OperatorResult::Blocked(gate.into())),
+            NextMatches::Yield => return Ok(OperatorResult::Yield),
             NextMatches::End => {}
         }
         match self.probe_batch.take() {
@@ -271,8 +271,8 @@ impl LocalOperator for LocalProbe {
                 }
                 BuildStep::Morsel(build_side, morsel) => {
                     self.build(&build_side, morsel, task)?;
-                    if let Some(gate) = task.yield_gate() {
-                        return Ok(StartResult::Blocked(gate.into()));
+                    if task.should_yield() {
+                        return Ok(StartResult::Yield);
                     }
                 }
                 BuildStep::Blocked(gate) => return Ok(StartResult::Blocked(gate.into())),
@@ -322,6 +322,7 @@ impl LocalOperator for LocalProbe {
                 match partition_join.next(task)? {
                     JoinOutput::Batch(batch) => return Ok(OperatorResult::HaveMoreOutput(batch)),
                     JoinOutput::Blocked(gate) => return Ok(OperatorResult::Blocked(gate.into())),
+                    JoinOutput::Yield => return Ok(OperatorResult::Yield),
                     JoinOutput::End => self.partition_join = None,
                 }
             }

@@ -14,8 +14,6 @@ use gatework_runtime::{
     pipeline::{Batch, DriverContext, OperatorResult},
 };
 
-use gatework_shared_state::Gate;
-
 use super::{
     config::HashJoinPlan,
     lookup::{MatchMode, ProbeCursor, ProbeKeys, RowPairs},
@@ -61,8 +59,8 @@ pub(super) fn evaluate<'a>(
 pub(super) enum NextMatches {
     /// Output pairs.
     Batch(Batch),
-    /// The task must yield at this gate.
-    Yield(Gate),
+    /// The task should yield.
+    Yield,
     /// The batch is done.
     End,
 }
@@ -121,10 +119,8 @@ impl HashJoinPlan {
                 return Ok(NextMatches::End);
             }
             task.check_cancelled()?;
-            if !std::mem::take(&mut first)
-                && let Some(gate) = task.yield_gate()
-            {
-                return Ok(NextMatches::Yield(gate));
+            if !std::mem::take(&mut first) && task.should_yield() {
+                return Ok(NextMatches::Yield);
             }
             let mut pairs = RowPairs::default();
             let limit = self.config.batch_rows;

@@ -40,6 +40,8 @@ pub(super) enum JoinOutput {
     Batch(Batch),
     /// Blocked on this gate.
     Blocked(Gate),
+    /// The task should yield.
+    Yield,
     /// No more output.
     End,
 }
@@ -185,8 +187,11 @@ impl PartitionJoinState {
                     None
                 }
             };
-            if let Some(gate) = gate.or_else(|| task.yield_gate()) {
+            if let Some(gate) = gate {
                 return Ok(Some(JoinOutput::Blocked(gate)));
+            }
+            if task.should_yield() {
+                return Ok(Some(JoinOutput::Yield));
             }
         }
     }
@@ -319,7 +324,7 @@ impl PartitionJoinState {
             if let Some(batch) = probe_batch {
                 match shared.next_matches(table, batch, task)? {
                     NextMatches::Batch(pairs) => return Ok(Some(JoinOutput::Batch(pairs))),
-                    NextMatches::Yield(gate) => return Ok(Some(JoinOutput::Blocked(gate))),
+                    NextMatches::Yield => return Ok(Some(JoinOutput::Yield)),
                     NextMatches::End => {}
                 }
             }
@@ -349,8 +354,8 @@ impl PartitionJoinState {
                         next.matched = Some(known.iter().collect());
                     }
                     *probe_batch = Some(Box::new(next));
-                    if let Some(gate) = task.yield_gate() {
-                        return Ok(Some(JoinOutput::Blocked(gate)));
+                    if task.should_yield() {
+                        return Ok(Some(JoinOutput::Yield));
                     }
                 }
             }

@@ -453,6 +453,8 @@ pub(super) enum EmitterOutput {
     Rows(RecordBatch),
     /// A batch is being restored.
     Blocked(Gate),
+    /// The task should yield.
+    Yield,
     /// All rows have been emitted.
     End,
 }
@@ -476,8 +478,8 @@ impl PartitionEmitter {
                 let rows = self.fetched.next(buffered_rows.max(self.plan.batch_size));
                 self.current = Some(self.evaluate_streaming(concat_batches(&rows)?)?);
                 self.reserve()?;
-                if let Some(gate) = task.yield_gate().filter(|_| self.has_no_rows()) {
-                    return Ok(EmitterOutput::Blocked(gate));
+                if self.has_no_rows() && task.should_yield() {
+                    return Ok(EmitterOutput::Yield);
                 }
                 continue;
             }

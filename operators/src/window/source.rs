@@ -95,6 +95,7 @@ impl LocalSource for LocalWindowSource {
                         return Ok(SourceResult::Batch(self.with_next_sequence(rows)));
                     }
                     EmitterOutput::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+                    EmitterOutput::Yield => return Ok(SourceResult::Yield),
                     EmitterOutput::End => self.emitter = None,
                 }
             }
@@ -106,8 +107,8 @@ impl LocalSource for LocalWindowSource {
                 let rows = self.evaluate_step(chunk)?;
                 let is_empty = rows.num_rows() == 0;
                 self.ready = Some((rows, 0));
-                if let Some(gate) = task.yield_gate().filter(|_| is_empty) {
-                    return Ok(SourceResult::Blocked(gate.into()));
+                if is_empty && task.should_yield() {
+                    return Ok(SourceResult::Yield);
                 }
                 continue;
             }

@@ -62,6 +62,7 @@ enum DriverState {
 enum Step {
     Next(DriverState),
     Blocked(DriverState, Gates),
+    Yield(DriverState),
     Done,
 }
 
@@ -154,6 +155,7 @@ impl TaskDriver {
     /// start.
     fn start(&mut self) -> Result<Step> {
         let mut gates: Option<Gates> = None;
+        let mut yields = false;
         for index in (0..self.local_states.started.len()).rev() {
             if self.local_states.started[index] {
                 continue;
@@ -170,6 +172,7 @@ impl TaskDriver {
                 StartResult::Ready => self.local_states.started[index] = true,
                 // Downstream local states still start before they are finished.
                 StartResult::Finished => self.drop_through(index),
+                StartResult::Yield => yields = true,
                 StartResult::Blocked(more) => {
                     gates = Some(match gates {
                         Some(gates) => gates.union(more),
@@ -177,6 +180,9 @@ impl TaskDriver {
                     });
                 }
             }
+        }
+        if yields {
+            return Ok(Step::Yield(DriverState::Start));
         }
         if let Some(gates) = gates {
             return Ok(Step::Blocked(DriverState::Start, gates));
@@ -189,6 +195,7 @@ impl TaskDriver {
             .transpose()?
         {
             Some(StartResult::Blocked(gates)) => Ok(Step::Blocked(DriverState::Start, gates)),
+            Some(StartResult::Yield) => Ok(Step::Yield(DriverState::Start)),
             Some(StartResult::Finished) => Ok(Step::Next(self.flush_from(0))),
             Some(StartResult::Ready) | None => Ok(Step::Next(DriverState::Source)),
         }
@@ -272,6 +279,7 @@ impl TaskDriver {
                 Step::Next(self.downstream(0, batch))
             }
             SourceResult::Blocked(gates) => Step::Blocked(DriverState::Source, gates),
+            SourceResult::Yield => Step::Yield(DriverState::Source),
             SourceResult::Finished => Step::Next(self.flush_from(0)),
         })
     }
@@ -322,6 +330,8 @@ impl TaskDriver {
             OperatorResult::Blocked(gates) => {
                 Step::Blocked(DriverState::Operator(index, None), gates)
             }
+            OperatorResult::Yield if flushing => Step::Yield(DriverState::Flush(index)),
+            OperatorResult::Yield => Step::Yield(DriverState::Operator(index, None)),
             OperatorResult::NeedInput if !flushing => Step::Next(self.upstream()),
             OperatorResult::NeedInput | OperatorResult::Finished => {
                 Step::Next(self.finish_early_at(index))
@@ -337,6 +347,7 @@ impl TaskDriver {
         Ok(match sink.sink(batch, &self.task)? {
             SinkResult::NeedInput => Step::Next(self.upstream()),
             SinkResult::Blocked(gates) => Step::Blocked(DriverState::Sink(None), gates),
+            SinkResult::Yield => Step::Yield(DriverState::Sink(None)),
             SinkResult::Finished => Step::Next(self.finish_early_at(self.sink_index())),
         })
     }
@@ -374,6 +385,7 @@ impl TaskDriver {
         let Some(sink) = &mut self.local_states.sink else { return Ok(Step::Done) };
         Ok(match sink.finish(&self.task)? {
             FinishResult::Blocked(gates) => Step::Blocked(DriverState::Finish, gates),
+            FinishResult::Yield => Step::Yield(DriverState::Finish),
             FinishResult::Done => {
                 self.local_states.sink = None;
                 Step::Done
@@ -446,8 +458,7 @@ impl TaskDriver {
             before = now;
             match step {
                 Step::Next(next) => self.state = next,
-                // The yield gate: the task only yields.
-                Step::Blocked(next, gates) if self.task.query.is_yield_gate(&gates) => {
+                Step::Yield(next) => {
                     self.state = next;
                     return Ok(RunResult::Yield);
                 }

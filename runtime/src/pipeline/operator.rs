@@ -8,7 +8,7 @@
 //! A call never blocks its thread. A call that cannot proceed returns `Blocked` with gates, so
 //! every blocked task can be woken and its gates can be named. The driver repeats the call when any
 //! of the gates is ready. Spurious wake-ups are possible, so the operator tests its condition
-//! again.
+//! again. A call that could proceed but has used up the task's time slice returns `Yield`.
 //!
 //! A local state ends in one of three ways:
 //! * Its input ended: the driver calls `finish` until it returns `Done` or `Finished`, then drops
@@ -38,6 +38,9 @@ pub enum StartResult {
     /// The local state cannot start yet; the driver calls `start` again when any of the gates is
     /// ready.
     Blocked(Gates),
+    /// The task yields (see [`DriverContext::should_yield`]): it goes back to the queue, and the
+    /// driver repeats the call in the task's next time slice.
+    Yield,
     /// The local state needs no input: its pipeline ends before its first batch (an empty build
     /// side).
     Finished,
@@ -50,6 +53,9 @@ pub enum SourceResult {
     Batch(Batch),
     /// No batch is available; the driver calls again when any of the gates is ready.
     Blocked(Gates),
+    /// The task yields (see [`DriverContext::should_yield`]): it goes back to the queue, and the
+    /// driver repeats the call in the task's next time slice.
+    Yield,
     /// The source is exhausted.
     Finished,
 }
@@ -66,6 +72,10 @@ pub enum OperatorResult {
     /// The operator is blocked: the driver calls again without input when any of the gates is
     /// ready.
     Blocked(Gates),
+    /// The task yields (see [`DriverContext::should_yield`]): it goes back to the queue, and the
+    /// driver calls again without input in the
+    /// task's next time slice.
+    Yield,
     /// The operator wants no more input and produces no more output.
     Finished,
 }
@@ -78,6 +88,10 @@ pub enum SinkResult {
     /// The sink has accepted its batch and is blocked. The driver calls again without a batch when
     /// any of the gates is ready.
     Blocked(Gates),
+    /// The sink has accepted its batch, and the task yields (see [`DriverContext::should_yield`]): it goes back to the queue, and the
+    /// driver calls again without a batch in the
+    /// task's next time slice.
+    Yield,
     /// No consumer needs the sink's output: the sink accepts no more batches.
     Finished,
 }
@@ -89,6 +103,9 @@ pub enum FinishResult {
     Done,
     /// The sink is blocked: the driver calls again when any of the gates is ready.
     Blocked(Gates),
+    /// The task yields (see [`DriverContext::should_yield`]): it goes back to the queue, and the
+    /// driver repeats the call in the task's next time slice.
+    Yield,
 }
 
 /// The result of [`LocalSink::reclaim`].
@@ -225,13 +242,11 @@ impl DriverContext {
         self.worker
     }
 
-    /// Returns a gate that is ready when the task should yield: its time slice is used up, or a
-    /// task of another query should run first. The caller returns it as `Blocked`; the driver
-    /// yields and repeats the call later. Check it in loops that produce no output.
-    pub fn yield_gate(&self) -> Option<Gate> {
+    /// Returns whether the task should yield: its time slice is used up, or a task of another query
+    /// should run first. Check it in loops that produce no output, and return `Yield`.
+    pub fn should_yield(&self) -> bool {
         let ran = self.since.elapsed();
-        let should_yield = ran >= self.query.time_slice() || self.query.should_yield(ran);
-        should_yield.then(|| self.query.yield_gate().clone())
+        ran >= self.query.time_slice() || self.query.should_yield(ran)
     }
 
     /// Returns an error once the query has been cancelled or has failed. Check it in long loops.

@@ -19,7 +19,7 @@ use std::{
 
 use arrow_array::RecordBatch;
 use gatework_shared_state::{
-    Dependency, DependencyKind, Gate,
+    Gate,
     memory::{ArbitrationParticipant, PendingRelease},
 };
 use parking_lot::Mutex;
@@ -34,7 +34,7 @@ use super::{
 use crate::{
     Error, Executor, Result,
     scheduler::{
-        Gates, OnIdle, Registry, ResourceGroup, ShutdownTarget, TaskGroup, TaskHandle, TaskState,
+        OnIdle, Registry, ResourceGroup, ShutdownTarget, TaskGroup, TaskHandle, TaskState,
     },
 };
 
@@ -105,8 +105,6 @@ pub struct QueryContext {
     /// Reserved bytes by operator name.
     memory_by_consumer: Mutex<MemoryByConsumer>,
     task_counter: TaskCounter,
-    /// Always ready; identifies a task that yields.
-    yield_gate: Gate,
     state: Mutex<State>,
 }
 
@@ -130,7 +128,6 @@ impl QueryContext {
             peak: AtomicUsize::new(0),
             memory_by_consumer: Mutex::default(),
             task_counter: TaskCounter::of_query(),
-            yield_gate: Dependency::ready("yield", DependencyKind::Start),
             state: Mutex::default(),
         });
         let shutdown_target: Arc<dyn ShutdownTarget> = query.clone();
@@ -157,15 +154,6 @@ impl QueryContext {
     /// for `ran`.
     pub(super) fn should_yield(&self, ran: Duration) -> bool {
         self.registry.queue.should_preempt(&self.group, ran)
-    }
-
-    /// Returns the gate that stands for a yield; it is always ready.
-    pub(super) fn yield_gate(&self) -> &Gate {
-        &self.yield_gate
-    }
-
-    pub(super) fn is_yield_gate(&self, gates: &Gates) -> bool {
-        gates.iter().any(|gate| Arc::ptr_eq(gate, &self.yield_gate))
     }
 
     /// Returns the scope around each time slice of the query's tasks.

@@ -269,8 +269,8 @@ impl LocalSource for LocalFilteredScan {
                 return Ok(SourceResult::Batch(batch.with_sequence(sequence)));
             }
             // The filters may drop all rows for a long time.
-            if let Some(yield_gate) = task.yield_gate() {
-                return Ok(SourceResult::Blocked(yield_gate.into()));
+            if task.should_yield() {
+                return Ok(SourceResult::Yield);
             }
         }
     }

@@ -346,8 +346,8 @@ impl LocalSource for LocalFileScan {
                     return Ok(SourceResult::Batch(batch));
                 }
                 // The filters may drop all rows for a long time.
-                if let Some(yield_gate) = task.yield_gate() {
-                    return Ok(SourceResult::Blocked(yield_gate.into()));
+                if task.should_yield() {
+                    return Ok(SourceResult::Yield);
                 }
                 continue;
             }
@@ -360,8 +360,8 @@ impl LocalSource for LocalFileScan {
                     if let Some(batch) = self.emit(batch)? {
                         return Ok(SourceResult::Batch(batch));
                     }
-                    if let Some(yield_gate) = task.yield_gate() {
-                        return Ok(SourceResult::Blocked(yield_gate.into()));
+                    if task.should_yield() {
+                        return Ok(SourceResult::Yield);
                     }
                 }
                 Progress::Exhausted => match shared.queue.take(&mut self.split_guard) {

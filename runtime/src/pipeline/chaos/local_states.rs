@@ -106,7 +106,7 @@ impl LocalSource for ChaosSource {
             SourceResult::Blocked(gates) => {
                 SourceResult::Blocked(self.state.with_spurious_wakeup(gates))
             }
-            SourceResult::Finished => SourceResult::Finished,
+            other => other,
         })
     }
 
@@ -223,7 +223,7 @@ impl LocalSink for ChaosSink {
             FinishResult::Blocked(gates) => {
                 FinishResult::Blocked(self.state.with_spurious_wakeup(gates))
             }
-            FinishResult::Done => FinishResult::Done,
+            other => other,
         })
     }
 

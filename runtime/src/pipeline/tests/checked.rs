@@ -257,7 +257,7 @@ impl<L: ?Sized> Local<L> {
         match start {
             StartResult::Ready => self.phase = Phase::NeedsInput,
             StartResult::Finished => self.phase = Phase::Full,
-            StartResult::Blocked(_) => {}
+            StartResult::Blocked(_) | StartResult::Yield => {}
         }
     }
 }
@@ -323,9 +323,9 @@ impl LocalOperator for Local<dyn LocalOperator> {
         let result = self.inner().execute(input, task)?;
         self.phase = match result {
             OperatorResult::NeedInput | OperatorResult::Batch(_) => Phase::NeedsInput,
-            OperatorResult::HaveMoreOutput(_) | OperatorResult::Blocked(_) => {
-                Phase::HasMoreOrBlocked
-            }
+            OperatorResult::HaveMoreOutput(_)
+            | OperatorResult::Blocked(_)
+            | OperatorResult::Yield => Phase::HasMoreOrBlocked,
             OperatorResult::Finished => Phase::Ended,
         };
         Ok(result)
@@ -383,7 +383,7 @@ impl LocalSink for Local<dyn LocalSink> {
         let result = self.inner().sink(batch, task)?;
         self.phase = match result {
             SinkResult::NeedInput => Phase::NeedsInput,
-            SinkResult::Blocked(_) => Phase::HasMoreOrBlocked,
+            SinkResult::Blocked(_) | SinkResult::Yield => Phase::HasMoreOrBlocked,
             SinkResult::Finished => Phase::Full,
         };
         Ok(result)
