@@ -67,7 +67,7 @@ impl<T> BufferWriter<T> {
                 };
                 Ok(BufferWrite::Ready(batches.into_iter().map(reserved).collect()))
             }
-            Err(Error::OutOfMemory { .. }) if self.setup.can_spill() => {
+            Err(_) if self.setup.can_spill() => {
                 let (mut pending, mut rows) = (Vec::new(), Vec::new());
                 for (target, bytes, batch) in batches {
                     pending.push(PendingBatch(target, batch.num_rows(), bytes));
@@ -76,7 +76,7 @@ impl<T> BufferWriter<T> {
                 self.writer.write_batches(rows, Vec::new(), (pending, sequence))?;
                 self.poll()
             }
-            Err(error) => Err(error),
+            Err(denied) => Err(denied.into()),
         }
     }
 

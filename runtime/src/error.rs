@@ -2,6 +2,8 @@
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
+use crate::pipeline::OutOfMemory;
+
 /// The result of runtime calls.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -37,19 +39,9 @@ pub enum Error {
         /// The limit.
         limit: Duration,
     },
-    /// A reservation was denied.
-    #[error(
-        "not enough memory for {operator}: {requested} bytes were requested ({reason}); \
-         raise the memory limit or run fewer queries at a time"
-    )]
-    OutOfMemory {
-        /// The operator that requested the memory.
-        operator: String,
-        /// The number of bytes requested.
-        requested: usize,
-        /// The pool's reason, with the largest consumers if it knows them.
-        reason: String,
-    },
+    /// A reservation was denied, and no memory could be released for it.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
     /// The query had not ended, but no task could run and none waited for external work.
     #[error(
         "the query has stalled: none of its tasks can run, and none waits for I/O or a reader; \
@@ -76,6 +68,9 @@ pub enum Error {
     /// cause.
     #[error("a producer ended without finishing")]
     ProducerAborted,
+    /// An operator broke one of its own rules.
+    #[error("internal error: {0}; please report this")]
+    Internal(String),
     /// A pipeline, executor or graph has an invalid configuration.
     #[error("{0}")]
     InvalidConfiguration(String),

@@ -13,8 +13,8 @@ use datafusion_physical_expr::{
     GroupsAccumulatorAdapter, PhysicalExpr, aggregate::AggregateFunctionExpr,
 };
 use gatework_runtime::{
-    Error, Result,
-    pipeline::{DriverContext, OperatorContext, Reservation, SpilledBatches},
+    Result,
+    pipeline::{DriverContext, OperatorContext, OutOfMemory, Reservation, SpilledBatches},
 };
 
 use super::{
@@ -150,13 +150,11 @@ impl AggregateHashTable {
         if self.len() > 0 { self.reservation.bytes() } else { 0 }
     }
 
-    /// Aggregates the rows of `batch`, which is not empty.
+    /// Aggregates the rows of `batch`, which is not empty. The caller then
+    /// [reserves](Self::update_reservation) the groups.
     pub(super) fn update(&mut self, batch: &RecordBatch, task: &DriverContext) -> Result<()> {
         let shared = self.shared.clone();
-        for_each_slice(batch, &shared.inputs, task, |slice| {
-            self.update_slice(&shared, slice, task)
-        })?;
-        self.update_reservation()
+        for_each_slice(batch, &shared.inputs, task, |slice| self.update_slice(&shared, slice, task))
     }
 
     fn update_slice(
@@ -233,7 +231,8 @@ impl AggregateHashTable {
         Ok(())
     }
 
-    /// Merges the partial states of another table.
+    /// Merges the partial states of another table. The caller then
+    /// [reserves](Self::update_reservation) the groups.
     pub(super) fn merge(&mut self, states: PartialStates, task: &DriverContext) -> Result<()> {
         self.table.reserve(states.len(), || task.check_cancelled())?;
         self.table.intern(&states.keys, &states.hashes, &mut self.groups);
@@ -241,8 +240,7 @@ impl AggregateHashTable {
         for (accumulator, values) in self.accumulators.iter_mut().zip(&states.states) {
             accumulator.merge_batch(values, &self.groups, total).query_err()?;
         }
-        drop(states);
-        self.update_reservation()
+        Ok(())
     }
 
     /// Adds the row of each empty grouping set. Called when there was no input.
@@ -287,25 +285,22 @@ impl AggregateHashTable {
     }
 
     /// Adjusts the reservation to the table's bytes.
-    pub(super) fn update_reservation(&mut self) -> Result<()> {
+    pub(super) fn update_reservation(&mut self) -> Result<(), OutOfMemory> {
         let bytes = self.bytes();
         try_resize_above(&mut self.reservation, bytes, self.min_spill_bytes)
     }
 
     /// Empties the table into partial states: one part per hash partition that has groups. The hash
     /// bits differ at each `level`. If `more` groups will follow, the table keeps its memory.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] if the parts need more than the table's reservation. The table is
-    /// empty all the same.
+    /// Returns the denial if the parts need more than the table's reservation.
     pub(super) fn partition(
         &mut self,
         level: u32,
         parts: &mut [Vec<AggregatePart>],
         more: bool,
-    ) -> Result<()> {
+    ) -> Result<Option<OutOfMemory>> {
         let Some((mut unpartitioned, mut reservation)) = self.take_unpartitioned(level)? else {
-            return Ok(());
+            return Ok(None);
         };
         let mut bytes = 0;
         for (partition, indices) in unpartitioned.indices().into_iter().enumerate() {
@@ -328,12 +323,12 @@ impl AggregateHashTable {
         }
         let resized = reservation.resize(bytes);
         self.split_reservation(reservation, parts);
-        self.update_reservation().and(resized)
+        Ok(self.update_reservation().and(resized).err())
     }
 
     /// Frees the empty table and shrinks the reservation. Called by `AggregateSpiller::spill` after
     /// the groups were taken.
-    pub(super) fn release_unused(&mut self) -> Result<()> {
+    pub(super) fn release_unused(&mut self) -> Result<(), OutOfMemory> {
         if self.len() == 0 {
             self.table = GroupValues::new(&self.shared.encoder);
         }
@@ -429,10 +424,10 @@ impl AggregateHashTable {
         let keys = self.take_table()?.into_keys();
         let mut memory = self.reservation.take();
         let bytes = keys.bytes() + values.iter().map(|v| v.get_array_memory_size()).sum::<usize>();
-        match memory.resize(bytes) {
-            // About the bytes of the table, whose reservation is kept.
-            Err(Error::OutOfMemory { .. }) if self.can_spill || self.without_spilling => {}
-            other => other?,
+        let resized = memory.resize(bytes);
+        // Otherwise the bytes are about those of the table, whose reservation is kept.
+        if !self.can_spill && !self.without_spilling {
+            resized?;
         }
         let shared = self.shared.clone();
         Ok(Some(GroupEmitter::new(shared, keys, values, memory)))

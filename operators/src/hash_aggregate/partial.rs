@@ -98,18 +98,13 @@ struct LocalPartial {
 impl LocalPartial {
     fn update(&mut self, rows: &RecordBatch, task: &DriverContext) -> Result<()> {
         self.rows += rows.num_rows();
-        match self.groups.update(rows, task) {
-            // The groups are in the table, although their reservation was denied. Rows that bypass
-            // it need no memory.
-            Err(Error::OutOfMemory { .. }) => {
-                self.bypass_remaining = SAMPLE_ROWS;
-                self.flush()
-            }
-            other => {
-                other?;
-                self.check_effectiveness()
-            }
+        self.groups.update(rows, task)?;
+        if self.groups.update_reservation().is_ok() {
+            return self.check_effectiveness();
         }
+        // Rows that bypass the table need no memory.
+        self.bypass_remaining = SAMPLE_ROWS;
+        self.flush()
     }
 
     /// Flushes the table if it is full or ineffective.

@@ -2,12 +2,11 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use arrow::array::RecordBatch;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, DriverContext, FinishResult, LocalSink, OperatorContext, PerTask, ReclaimResult,
-        Sink, SinkResult,
+        Batch, DriverContext, LocalSink, OperatorContext, OutOfMemory, PerTask, Reservation, Sink,
+        SinkResult,
     },
 };
 use gatework_shared_state::{Gate, aggregate::AggregateProducer};
@@ -21,7 +20,7 @@ use super::{
 use crate::{
     apply_selection,
     slices::for_each_slice,
-    spill::{DeferredReservation, nothing_to_spill_error},
+    spill::{BreakerSink, BreakerState, SpillStart},
 };
 
 /// Groups at which a local table is emptied if there are several sinks. At about ten bytes per
@@ -56,215 +55,146 @@ impl Sink for AggregateSink {
     fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         let producer = self.producers.take(&setup)?;
         let closed = producer.closed().clone();
+        let shared = self.shared.clone();
         if self.shared.config.group_by.is_ungrouped() {
-            return Ok(Box::new(UngroupedSink {
-                accumulators: Some(Accumulators::new(&self.shared)?),
-                memory: DeferredReservation::new(setup),
-                shared: self.shared.clone(),
-                producer: Some(producer),
-                closed,
-            }));
+            let accumulators = Some(Accumulators::new(&self.shared)?);
+            let memory = setup.reservation();
+            let state = UngroupedState { shared, accumulators, memory, producer: Some(producer) };
+            return Ok(Box::new(BreakerSink::new(state, setup, closed)));
         }
-        Ok(Box::new(GroupedSink {
-            groups: Some(AggregateHashTable::new(self.shared.clone(), &setup)?),
+        let state = GroupedState {
+            groups: AggregateHashTable::new(self.shared.clone(), &setup)?,
             spiller: AggregateSpiller::new(self.shared.clone(), setup.clone(), 0),
             parts_reserved: 0,
-            denied: None,
-            next: None,
-            shared: self.shared.clone(),
+            shared,
+            setup: setup.clone(),
             producer: Some(producer),
-            closed,
-            setup,
-        }))
+        };
+        Ok(Box::new(BreakerSink::new(state, setup, closed)))
     }
 }
 
-struct GroupedSink {
+/// The groups of one task.
+struct GroupedState {
     shared: Arc<AggregatePlan>,
     setup: OperatorContext,
-    groups: Option<AggregateHashTable>,
+    groups: AggregateHashTable,
     spiller: AggregateSpiller,
     /// Bytes reserved for the parts in `spiller`.
     parts_reserved: usize,
-    /// The denial, if the table's memory is not fully reserved.
-    denied: Option<Error>,
-    /// A batch that arrived while groups were being written.
-    next: Option<Batch>,
     producer: Option<AggregateProducer<AggregatePart>>,
-    closed: Gate,
 }
 
-impl GroupedSink {
-    /// Aggregates `data`.
-    fn update(&mut self, data: &RecordBatch, task: &DriverContext) -> Result<()> {
-        let Some(groups) = &mut self.groups else { return Ok(()) };
-        let fits = groups.update(data, task);
-        if fits.is_ok() && self.shared.sinks > 1 && groups.len() >= FULL_TABLE_GROUPS {
-            match self.spiller.partition(groups, true) {
-                // The parts exist; only spilling them releases their memory.
-                Err(error @ Error::OutOfMemory { .. }) => return self.spill(error),
-                other => other?,
-            }
-            self.parts_reserved = self.spiller.reserved();
-        }
-        match fits {
-            // The groups are in the table, although their reservation was denied.
-            Err(error @ Error::OutOfMemory { .. }) => self.denied = Some(error),
-            other => other?,
-        }
-        if self.setup.can_spill() {
-            self.setup.set_reclaimable_bytes(groups.reserved() + self.parts_reserved);
-        }
-        Ok(())
+impl GroupedState {
+    /// Empties a full table into parts.
+    fn partition(&mut self) -> Result<()> {
+        let denied = self.spiller.partition(&mut self.groups, true)?;
+        self.parts_reserved = self.spiller.reserved();
+        // The parts exist; only spilling them releases their memory.
+        denied.map_or(Ok(()), |denied| self.spill(denied.into()))
     }
 
-    /// Resolves a denied reservation: requests reclaim from another task and returns the gate to
-    /// wait at. If no task can release memory, starts to spill.
-    fn resolve_denial(&mut self) -> Result<Option<Gate>> {
-        let (Some(groups), Some(error)) = (&mut self.groups, self.denied.take()) else {
-            return Ok(None);
-        };
-        match groups.update_reservation() {
-            Err(Error::OutOfMemory { .. }) => {}
-            other => return other.map(|()| None),
-        }
-        if let Some(gate) = self.setup.request_reclaim(groups.reserved()) {
-            self.denied = Some(error);
-            return Ok(Some(gate));
-        }
-        self.spill(error)?;
-        Ok(None)
-    }
-
-    /// Starts to spill all groups.
+    /// Starts to spill all groups; fails with `error` if that is impossible.
     fn spill(&mut self, error: Error) -> Result<()> {
-        let Some(groups) = &mut self.groups else { return Err(error) };
-        self.spiller.spill(groups, error)?;
-        (self.parts_reserved, self.denied) = (0, None);
-        self.setup.set_reclaimable_bytes(0);
-        Ok(())
-    }
-
-    /// Returns the gate to wait at before the sink accepts more rows.
-    fn poll_memory(&mut self) -> Result<Option<Gate>> {
-        loop {
-            if let Some(gate) = self.spiller.poll_write()? {
-                return Ok(Some(gate));
-            }
-            if self.denied.is_none() {
-                return Ok(None);
-            }
-            if let Some(gate) = self.resolve_denial()? {
-                return Ok(Some(gate));
-            }
+        self.parts_reserved = 0;
+        match self.spiller.spill(&mut self.groups)? {
+            true => Ok(()),
+            false => Err(error),
         }
     }
 }
 
-impl LocalSink for GroupedSink {
-    fn sink(&mut self, batch: Option<Batch>, task: &DriverContext) -> Result<SinkResult> {
-        self.next = batch.or_else(|| self.next.take());
-        if let Some(gate) = self.poll_memory()? {
-            return Ok(SinkResult::Blocked(gate.into()));
+impl BreakerState for GroupedState {
+    fn add(&mut self, batch: Batch, task: &DriverContext) -> Result<SinkResult> {
+        self.shared.saw_rows.store(true, Ordering::Relaxed);
+        self.groups.update(&apply_selection(batch)?, task)?;
+        let is_full = self.shared.sinks > 1 && self.groups.len() >= FULL_TABLE_GROUPS;
+        if is_full && self.reserve().is_ok() {
+            self.partition()?;
         }
-        if let Some(batch) = self.next.take() {
-            self.shared.saw_rows.store(true, Ordering::Relaxed);
-            self.update(&apply_selection(batch)?, task)?;
+        Ok(SinkResult::NeedInput)
+    }
+
+    fn reserve(&mut self) -> Result<(), OutOfMemory> {
+        match self.groups.len() {
+            0 => Ok(()),
+            _ => self.groups.update_reservation(),
         }
-        Ok(match self.poll_memory()? {
-            Some(gate) => SinkResult::Blocked(gate.into()),
-            None => SinkResult::NeedInput,
+    }
+
+    fn reclaimable_bytes(&self) -> usize {
+        self.groups.reserved() + self.parts_reserved
+    }
+
+    fn start_spill(&mut self, _task: &DriverContext) -> Result<SpillStart> {
+        self.parts_reserved = 0;
+        Ok(match self.spiller.spill(&mut self.groups)? {
+            true => SpillStart::Writing,
+            false => SpillStart::Impossible,
         })
     }
 
-    fn reclaim(&mut self, _task: &DriverContext) -> Result<ReclaimResult> {
-        if self.spiller.poll_write()?.is_some() {
-            return Ok(ReclaimResult::Started);
-        }
-        let reserved =
-            self.groups.as_ref().map_or(0, AggregateHashTable::reserved) + self.parts_reserved;
-        if reserved == 0 || !self.setup.can_spill() {
-            return Ok(ReclaimResult::NothingToReclaim);
-        }
-        self.spill(nothing_to_spill_error())?;
-        Ok(ReclaimResult::Started)
+    fn poll_write(&mut self) -> Result<Option<Gate>> {
+        self.spiller.poll_write()
     }
 
-    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
-        if self.closed.is_ready() {
-            self.denied = None;
-        }
-        if let Some(gate) = self.poll_memory()? {
-            return Ok(FinishResult::Blocked(gate.into()));
-        }
-        if self.closed.is_ready() {
-            self.groups = None;
-        }
+    fn publish(&mut self, wanted: bool, _task: &DriverContext) -> Result<Option<Gate>> {
         let whole = self.shared.sinks == 1 && !self.spiller.is_spilled();
-        if !whole && let Some(groups) = self.groups.as_mut().filter(|groups| groups.len() > 0) {
-            let denied = match self.spiller.is_spilled() {
+        if wanted && !whole && self.groups.len() > 0 {
+            match self.spiller.is_spilled() {
                 // Partitions are merged one at a time; groups of the others would occupy memory
                 // meanwhile.
-                true => Some(nothing_to_spill_error()),
-                false => match self.spiller.partition(groups, false) {
-                    Err(error @ Error::OutOfMemory { .. }) => Some(error),
-                    other => other.map(|()| None)?,
-                },
-            };
-            if let Some(error) = denied {
-                self.spiller.spill(groups, error)?;
+                true => self
+                    .spill(Error::Internal("groups that were spilled cannot be spilled".into()))?,
+                false => {
+                    let denied = self.spiller.partition(&mut self.groups, false)?;
+                    denied.map_or(Ok(()), |denied| self.spill(denied.into()))?;
+                }
             }
             if let Some(gate) = self.spiller.poll_write()? {
-                return Ok(FinishResult::Blocked(gate.into()));
+                return Ok(Some(gate));
             }
         }
-        let Some(producer) = self.producer.take() else { return Ok(FinishResult::Done) };
+        let Some(producer) = self.producer.take() else { return Ok(None) };
         let mut parts = self.spiller.take();
-        if let Some(groups) = self.groups.take().filter(|_| whole) {
+        if wanted && whole {
+            let empty = AggregateHashTable::new(self.shared.clone(), &self.setup)?;
+            let groups = std::mem::replace(&mut self.groups, empty);
             parts[0].push(AggregatePart::Table(Box::new(groups)));
         }
         producer.publish(parts);
-        Ok(FinishResult::Done)
-    }
-
-    fn closed(&self) -> Option<Gate> {
-        Some(self.closed.clone())
+        Ok(None)
     }
 }
 
-struct UngroupedSink {
+/// The accumulators of one task's rows, without keys.
+struct UngroupedState {
     shared: Arc<AggregatePlan>,
     accumulators: Option<Accumulators>,
-    memory: DeferredReservation,
+    memory: Reservation,
     producer: Option<AggregateProducer<AggregatePart>>,
-    closed: Gate,
 }
 
-impl LocalSink for UngroupedSink {
-    fn sink(&mut self, batch: Option<Batch>, task: &DriverContext) -> Result<SinkResult> {
-        if let (Some(batch), Some(accumulators)) = (batch, &mut self.accumulators) {
+impl BreakerState for UngroupedState {
+    fn add(&mut self, batch: Batch, task: &DriverContext) -> Result<SinkResult> {
+        if let Some(accumulators) = &mut self.accumulators {
             for_each_slice(&apply_selection(batch)?, &self.shared.inputs, task, |slice| {
                 accumulators.update(&self.shared, slice)
             })?;
-            self.memory.resize(accumulators.bytes())?;
         }
-        Ok(match self.memory.poll()? {
-            Some(gate) => SinkResult::Blocked(gate.into()),
-            None => SinkResult::NeedInput,
-        })
+        Ok(SinkResult::NeedInput)
     }
 
-    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
+    fn reserve(&mut self) -> Result<(), OutOfMemory> {
+        self.memory.resize(self.accumulators.as_ref().map_or(0, Accumulators::bytes))
+    }
+
+    fn publish(&mut self, _wanted: bool, _task: &DriverContext) -> Result<Option<Gate>> {
         if let (Some(producer), Some(accumulators)) =
             (self.producer.take(), self.accumulators.take())
         {
-            let bytes = self.memory.reservation().take();
-            producer.publish(vec![vec![AggregatePart::Single(accumulators, bytes)]]);
+            producer.publish(vec![vec![AggregatePart::Single(accumulators, self.memory.take())]]);
         }
-        Ok(FinishResult::Done)
-    }
-
-    fn closed(&self) -> Option<Gate> {
-        Some(self.closed.clone())
+        Ok(None)
     }
 }

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     ResultExt,
-    spill::{ReadState, SpillReader, nothing_to_spill_error},
+    spill::{ReadState, SpillReader},
 };
 
 /// The source of an aggregate.
@@ -129,14 +129,13 @@ impl PartitionMerge {
             self.groups = Some(groups);
         }
         let Some(groups) = &mut self.groups else { return Ok(()) };
-        match groups.merge(states, task) {
-            // The groups are in the table, although their reservation was denied.
-            Err(error @ Error::OutOfMemory { .. }) => {
-                let level = self.partition.level + 1;
-                let new_spiller = || AggregateSpiller::new(shared.clone(), setup.clone(), level);
-                self.spiller.get_or_insert_with(new_spiller).spill(groups, error)
-            }
-            other => other,
+        groups.merge(states, task)?;
+        let Err(denied) = groups.update_reservation() else { return Ok(()) };
+        let level = self.partition.level + 1;
+        let new_spiller = || AggregateSpiller::new(shared.clone(), setup.clone(), level);
+        match self.spiller.get_or_insert_with(new_spiller).spill(groups)? {
+            true => Ok(()),
+            false => Err(denied.into()),
         }
     }
 
@@ -179,7 +178,9 @@ impl LocalAggregateSource {
             let (Some(spiller), Some(groups)) = (&mut merging.spiller, remaining) else {
                 return Ok(None);
             };
-            spiller.spill(groups, nothing_to_spill_error())?;
+            if !spiller.spill(groups)? {
+                return Err(Error::Internal("groups that were spilled cannot be spilled".into()));
+            }
         }
     }
 

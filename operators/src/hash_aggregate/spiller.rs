@@ -10,7 +10,7 @@ use std::{ops::Range, sync::Arc};
 
 use gatework_runtime::{
     Error, Result,
-    pipeline::{OperatorContext, SpillInput},
+    pipeline::{OperatorContext, OutOfMemory, SpillInput},
 };
 use gatework_shared_state::Gate;
 
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     batch_bytes::MAX_BATCH_BYTES,
-    spill::{SpillWriter, WriteState, nothing_to_spill_error},
+    spill::{SpillWriter, WriteState},
 };
 
 /// Holds parts of groups by partition, and spills them when memory is short.
@@ -56,28 +56,26 @@ impl AggregateSpiller {
         self.parts.iter().flatten().map(states).sum()
     }
 
-    /// Empties `groups` into parts. `more` says whether more groups will follow.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] if the parts' reservation is denied; the parts exist all the same.
-    pub(super) fn partition(&mut self, groups: &mut AggregateHashTable, more: bool) -> Result<()> {
+    /// Empties `groups` into parts. `more` says whether more groups will follow. Returns the denial
+    /// if the parts' reservation is denied.
+    pub(super) fn partition(
+        &mut self,
+        groups: &mut AggregateHashTable,
+        more: bool,
+    ) -> Result<Option<OutOfMemory>> {
         groups.partition(self.level, &mut self.parts, more)
     }
 
-    /// Starts to spill `groups` and all parts after the denial `error`. Returns `error` if spilling
-    /// cannot help.
-    pub(super) fn spill(&mut self, groups: &mut AggregateHashTable, error: Error) -> Result<()> {
+    /// Starts to spill `groups` and all parts. Returns false if spilling cannot help.
+    pub(super) fn spill(&mut self, groups: &mut AggregateHashTable) -> Result<bool> {
         let bits = self.shared.partitions.trailing_zeros();
         // Groups that share this many hash bits are few and large.
         if !self.setup.can_spill() || bits * (self.level + 1) > 60 {
-            return Err(error);
+            return Ok(false);
         }
         let unpartitioned = groups.take_unpartitioned(self.level)?;
-        match groups.release_unused() {
-            // The write below releases memory.
-            Ok(()) | Err(Error::OutOfMemory { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        // If it is denied: the write below releases memory.
+        let _reserved = groups.release_unused();
         let counts =
             unpartitioned.as_ref().map_or(Vec::new(), |(unpartitioned, _)| unpartitioned.counts());
         let (mut rows, mut ranges) = (counts.iter().sum::<usize>(), Vec::new());
@@ -113,7 +111,7 @@ impl AggregateSpiller {
             ranges.push(first..count);
         }
         if jobs.is_empty() {
-            return Err(error);
+            return Ok(false);
         }
         self.spilled = true;
         let shared = self.shared.clone();
@@ -126,7 +124,8 @@ impl AggregateSpiller {
             spill_batches(shared, jobs, unpartitioned),
             reservations,
             ranges,
-        )
+        )?;
+        Ok(true)
     }
 
     /// Returns the gate of a write in progress. Adds the file of a finished write to the parts.
@@ -183,9 +182,9 @@ fn spill_batches(
                     unpartitioned.partition_batch(&partitions[partition][range]),
                 ))
             }
-            (SpillJob::Partition(..), None) => {
-                Box::new(std::iter::once(Err(nothing_to_spill_error())))
-            }
+            (SpillJob::Partition(..), None) => Box::new(std::iter::once(Err(Error::Internal(
+                "groups of a spill job are missing".into(),
+            )))),
         }
     }))
 }

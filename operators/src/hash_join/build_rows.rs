@@ -11,7 +11,7 @@ use arrow::{
 };
 use gatework_runtime::{
     Result,
-    pipeline::{Batch, Reservation, column_bytes},
+    pipeline::{Batch, OutOfMemory, Reservation, column_bytes},
 };
 
 use super::{config::HashJoinPlan, index::JoinIndex, probe_batch::evaluate};
@@ -116,8 +116,12 @@ impl BuildRows {
     /// Reserves the bytes of a table of these rows.
     ///
     /// # Errors
-    /// If the reservation is denied. The rows are kept all the same.
-    pub(super) fn reserve(&mut self, shared: &HashJoinPlan, min_spill_bytes: usize) -> Result<()> {
+    /// If the bytes are denied. The rows are kept all the same.
+    pub(super) fn reserve(
+        &mut self,
+        shared: &HashJoinPlan,
+        min_spill_bytes: usize,
+    ) -> Result<(), OutOfMemory> {
         let bytes = self.bytes(shared);
         try_resize_above(&mut self.reservation, bytes, min_spill_bytes)
     }

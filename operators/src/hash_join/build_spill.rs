@@ -10,7 +10,7 @@
 use std::{fmt, mem, sync::Arc};
 
 use arrow::array::{ArrayRef, RecordBatch};
-use gatework_runtime::{Error, Result, pipeline::OperatorContext};
+use gatework_runtime::{Result, pipeline::OperatorContext};
 use gatework_shared_state::Gate;
 
 use super::{
@@ -70,7 +70,12 @@ impl BuildSpiller {
     }
 
     /// Returns the partitioned rows.
-    pub(super) fn partitions(&mut self) -> &mut PartitionedSpill {
+    pub(super) fn partitions(&self) -> &PartitionedSpill {
+        &self.partitions
+    }
+
+    /// Returns the partitioned rows.
+    pub(super) fn partitions_mut(&mut self) -> &mut PartitionedSpill {
         &mut self.partitions
     }
 
@@ -108,10 +113,7 @@ impl BuildSpiller {
             in_memory.reservation.merge(reservation);
         }
         // The rows are reserved; the bytes to copy columns may be denied.
-        match in_memory.reserve(&self.shared, 0) {
-            Err(Error::OutOfMemory { .. }) => {}
-            other => other?,
-        }
+        let _reserved = in_memory.reserve(&self.shared, 0);
         for (spilled, before) in spilled.iter_mut().zip(self.spilled) {
             spilled.extend(before);
         }
@@ -189,19 +191,17 @@ impl TableFinalizer {
             let mut part = self.merge(spilled_partitions);
             let can_spill = self.shared.can_spill(&self.setup);
             let min_spill_bytes = if can_spill { self.setup.min_spill_bytes() } else { 0 };
-            match part.rows.reserve(&self.shared, min_spill_bytes) {
+            if let Err(denied) = part.rows.reserve(&self.shared, min_spill_bytes) {
+                if !can_spill {
+                    return Err(denied.into());
+                }
                 // One table may need more than its parts reserved, because its keys may span a
-                // wider range.
-                Err(Error::OutOfMemory { .. })
-                    if can_spill && spilled_partitions != PartitionSet::ALL =>
-                {
+                // wider range. If all rows are spilled, the empty table is small.
+                if spilled_partitions != PartitionSet::ALL {
                     self.shared.spill_more_partitions(spilled_partitions);
                     self.parts.push(part);
                     continue;
                 }
-                // All rows are spilled, and an empty table is small.
-                Err(Error::OutOfMemory { .. }) if can_spill => {}
-                other => other?,
             }
             let (table, morsels) = JoinHashTable::allocate(&self.shared, part.rows, can_spill)?;
             let build_side =

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use arrow::buffer::BooleanBuffer;
 use gatework_runtime::{
-    Error, Result,
+    Result,
     pipeline::{Batch, DriverContext, OperatorContext, OperatorResult},
 };
 use gatework_shared_state::Gate;
@@ -214,11 +214,8 @@ impl PartitionJoinState {
                 }
                 ReadState::Batch(batch) => rows.push_restored(shared, &batch)?,
             }
-            match rows.reserve(shared, setup.min_spill_bytes()) {
-                Ok(()) => {}
-                // The rows are in memory, although their reservation was denied.
-                Err(Error::OutOfMemory { .. }) => break true,
-                Err(error) => return Err(error),
+            if rows.reserve(shared, setup.min_spill_bytes()).is_err() {
+                break true;
             }
         };
         let Phase::Load(rows) = std::mem::replace(&mut self.phase, Phase::Done) else {

@@ -131,11 +131,12 @@ impl JoinHashTable {
         let _first = self.payload.set(payload);
         self.index.finish();
         let bytes = self.index.bytes() + 8 * self.matched.len() + payload_bytes;
-        match self.reservation.lock().resize(bytes) {
-            // It is less than was requested, as far as the request was granted.
-            Err(Error::OutOfMemory { .. }) if self.can_spill => Ok(()),
-            other => other,
+        let resized = self.reservation.lock().resize(bytes);
+        // Otherwise it is less than was requested, as far as the request was granted.
+        if !self.can_spill {
+            resized?;
         }
+        Ok(())
     }
 
     /// Returns the payload columns of all rows.

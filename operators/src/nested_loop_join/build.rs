@@ -4,7 +4,8 @@ use arrow::array::RecordBatch;
 use gatework_runtime::{
     Result,
     pipeline::{
-        Batch, DriverContext, FinishResult, LocalSink, OperatorContext, PerTask, Sink, SinkResult,
+        Batch, DriverContext, LocalSink, OperatorContext, OutOfMemory, PerTask, Reservation, Sink,
+        SinkResult,
     },
 };
 use gatework_shared_state::{Gate, join_bridge::BuildProducer};
@@ -15,7 +16,7 @@ use crate::{
     batch_bytes::{MAX_BATCH_BYTES, split_by_bytes, sum_of},
     compact::compact_views,
     concat::concat_batches,
-    spill::DeferredReservation,
+    spill::{BreakerSink, BreakerState},
 };
 
 /// Sink that collects the build side.
@@ -42,60 +43,58 @@ impl Sink for NestedLoopBuild {
 
     fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         let producer = self.producers.take(&setup)?;
-        Ok(Box::new(LocalBuild {
-            closed: producer.closed().clone(),
+        let closed = producer.closed().clone();
+        let local = LocalBuild {
             producer: Some(producer),
             chunk_rows: self.chunk_rows,
             small: Vec::new(),
             small_rows: 0,
             small_bytes: 0,
             chunks: Vec::new(),
-            memory: DeferredReservation::new(setup),
-        }))
+            bytes: 0,
+            memory: setup.reservation(),
+        };
+        Ok(Box::new(BreakerSink::new(local, setup, closed)))
     }
 }
 
 struct LocalBuild {
     producer: Option<BuildProducer<BuildPart, Table>>,
-    closed: Gate,
     chunk_rows: usize,
     /// Batches that together do not fill a chunk.
     small: Vec<RecordBatch>,
     small_rows: usize,
     small_bytes: usize,
     chunks: Vec<RecordBatch>,
-    memory: DeferredReservation,
+    /// Bytes of all rows.
+    bytes: usize,
+    memory: Reservation,
 }
 
-impl LocalSink for LocalBuild {
-    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
-        if let Some(batch) = batch {
-            let batch = Batch::new(compact_views(apply_selection(batch)?)?);
-            self.memory.grow(batch.bytes())?;
-            self.add(batch.into_parts().0)?;
-        }
-        Ok(match self.memory.poll()? {
-            Some(gate) => SinkResult::Blocked(gate.into()),
-            None => SinkResult::NeedInput,
-        })
+impl BreakerState for LocalBuild {
+    fn add(&mut self, batch: Batch, _task: &DriverContext) -> Result<SinkResult> {
+        let batch = Batch::new(compact_views(apply_selection(batch)?)?);
+        self.bytes += batch.bytes();
+        self.add_rows(batch.into_parts().0)?;
+        Ok(SinkResult::NeedInput)
     }
 
-    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
+    fn reserve(&mut self) -> Result<(), OutOfMemory> {
+        self.memory.resize(self.bytes)
+    }
+
+    fn publish(&mut self, _wanted: bool, _task: &DriverContext) -> Result<Option<Gate>> {
         self.flush_chunks(1)?;
         if let Some(producer) = self.producer.take() {
             let chunks = std::mem::take(&mut self.chunks);
-            producer.publish(BuildPart { chunks, memory: self.memory.reservation().take() });
+            producer.publish(BuildPart { chunks, memory: self.memory.take() });
         }
-        Ok(FinishResult::Done)
-    }
-
-    fn closed(&self) -> Option<Gate> {
-        Some(self.closed.clone())
+        Ok(None)
     }
 }
 
 impl LocalBuild {
-    fn add(&mut self, rows: RecordBatch) -> Result<()> {
+    fn add_rows(&mut self, rows: RecordBatch) -> Result<()> {
         let bytes = sum_of(rows.columns());
         // Together the batches might not fit into one array.
         if !self.small.is_empty() && self.small_bytes + bytes > MAX_BATCH_BYTES {

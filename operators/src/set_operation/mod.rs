@@ -20,7 +20,7 @@ use datafusion_common::internal_err;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, DriverContext, FinishResult, LocalSink, LocalSource, OperatorContext, PerTask, Sink,
+        Batch, DriverContext, LocalSink, LocalSource, OperatorContext, OutOfMemory, PerTask, Sink,
         SinkResult, Source, SourceResult, StartResult,
     },
 };
@@ -29,6 +29,7 @@ use gatework_shared_state::{Gate, PopResult, set as state};
 use crate::{
     ResultExt, apply_selection,
     keys::{KeyEncoder, KeyNulls},
+    spill::{BreakerSink, BreakerState},
 };
 use table::CountTable;
 
@@ -104,40 +105,46 @@ impl Sink for SetSink {
         }
     }
 
+    fn can_reclaim(&self) -> bool {
+        true
+    }
+
     fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         let producer = self.producers.take(&setup)?;
-        Ok(Box::new(LocalSetSink {
-            closed: producer.closed().clone(),
+        let closed = producer.closed().clone();
+        let state = SetState {
             producer: Some(producer),
             table: None,
             child: self.child,
             kind: self.kind,
             encoder: self.encoder.clone(),
-            setup,
+            setup: setup.clone(),
+            closed: closed.clone(),
             hashes: Vec::new(),
-        }))
+        };
+        Ok(Box::new(BreakerSink::new(state, setup, closed)))
     }
 }
 
-struct LocalSetSink {
+struct SetState {
     producer: Option<state::SetProducer<CountTable>>,
-    closed: Gate,
     /// The table, once this child is the current one.
     table: Option<CountTable>,
     child: usize,
     kind: SetKind,
     encoder: KeyEncoder,
     setup: OperatorContext,
+    closed: Gate,
     hashes: Vec<u64>,
 }
 
-impl LocalSink for LocalSetSink {
-    fn start(&mut self, _task: &DriverContext) -> Result<StartResult> {
+impl BreakerState for SetState {
+    fn start(&mut self) -> Result<StartResult> {
         let Some(producer) = &mut self.producer else { return Ok(StartResult::Finished) };
         match producer.take() {
             PopResult::Item(mut table) => {
                 if self.child == 0 {
-                    table.reserve_in(self.setup.reservation())?;
+                    table.reserve_in(self.setup.reservation());
                 }
                 let skip = self.child > 0 && table.cannot_change(self.kind);
                 self.table = Some(table);
@@ -151,16 +158,14 @@ impl LocalSink for LocalSetSink {
         }
     }
 
-    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
-        let (Some(batch), Some(table)) = (batch, &mut self.table) else {
-            return Ok(SinkResult::NeedInput);
-        };
+    fn add(&mut self, batch: Batch, _task: &DriverContext) -> Result<SinkResult> {
+        let Some(table) = &mut self.table else { return Ok(SinkResult::NeedInput) };
         let rows = apply_selection(batch)?;
         check_types(&rows, &self.encoder).query_err()?;
         let keys = self.encoder.encode(rows.columns()).query_err()?;
         keys.hash_into(&mut self.hashes);
         if self.child == 0 {
-            table.insert(&keys, &self.hashes, self.kind)?;
+            table.insert(&keys, &self.hashes, self.kind);
             return Ok(SinkResult::NeedInput);
         }
         table.probe(&keys, &self.hashes, self.kind);
@@ -168,18 +173,18 @@ impl LocalSink for LocalSetSink {
         Ok(if cannot_change { SinkResult::Finished } else { SinkResult::NeedInput })
     }
 
-    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
+    fn reserve(&mut self) -> Result<(), OutOfMemory> {
+        self.table.as_mut().map_or(Ok(()), CountTable::update_reservation)
+    }
+
+    fn publish(&mut self, _wanted: bool, _task: &DriverContext) -> Result<Option<Gate>> {
         if let (Some(producer), Some(mut table)) = (self.producer.take(), self.table.take()) {
             if self.child > 0 {
                 table.end_child(self.kind);
             }
             producer.pass_to_next(table);
         }
-        Ok(FinishResult::Done)
-    }
-
-    fn closed(&self) -> Option<Gate> {
-        Some(self.closed.clone())
+        Ok(None)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Like [`GroupValues`](crate::keys::GroupValues), with a lookup that enters no key: rows that only
 //! the other children have take no memory.
 
-use gatework_runtime::{Result, pipeline::Reservation};
+use gatework_runtime::pipeline::{OutOfMemory, Reservation};
 
 use super::SetKind;
 use crate::{
@@ -42,13 +42,13 @@ impl CountTable {
         }
     }
 
-    /// Reserves the table's bytes, now and as it grows, in `memory`.
-    pub(super) fn reserve_in(&mut self, memory: Reservation) -> Result<()> {
+    /// Sets the reservation of the table's bytes.
+    pub(super) fn reserve_in(&mut self, memory: Reservation) {
         self.memory = Some(memory);
-        self.update_reservation()
     }
 
-    fn update_reservation(&mut self) -> Result<()> {
+    /// Adjusts the reservation to the table's bytes.
+    pub(super) fn update_reservation(&mut self) -> Result<(), OutOfMemory> {
         let bytes = 4 * self.slots.capacity()
             + 8 * (self.hashes.capacity() + self.counts.capacity() + self.hits.capacity())
             + self.keys.bytes();
@@ -56,12 +56,7 @@ impl CountTable {
     }
 
     /// Counts the rows of the first child.
-    pub(super) fn insert(
-        &mut self,
-        keys: &EncodedKeys,
-        hashes: &[u64],
-        kind: SetKind,
-    ) -> Result<()> {
+    pub(super) fn insert(&mut self, keys: &EncodedKeys, hashes: &[u64], kind: SetKind) {
         self.reserve_slots(keys.len());
         for (row, hash) in hashes.iter().enumerate() {
             match self.find(keys, row, *hash) {
@@ -80,7 +75,6 @@ impl CountTable {
             self.count_total += 1;
         }
         assert!(self.counts.len() < u32::MAX as usize, "more than 2^32 distinct rows in one set");
-        self.update_reservation()
     }
 
     /// Counts rows of another child.

@@ -16,8 +16,8 @@ use datafusion_physical_expr::PhysicalSortExpr;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, DriverContext, FinishResult, LocalSink, OperatorContext, PerTask, ReclaimResult,
-        Reservation, Sink, SinkResult, SpilledBatches, StartResult,
+        Batch, DriverContext, LocalSink, OperatorContext, OutOfMemory, PerTask, Reservation, Sink,
+        SinkResult, SpilledBatches, StartResult,
     },
 };
 use gatework_shared_state::{Gate, sort::SortProducer};
@@ -32,7 +32,7 @@ use crate::{
     batch_bytes::sum_of,
     compact::compact_views,
     exchange_source::CloseOnDrop,
-    spill::{SpillWriter, WriteState, nothing_to_spill_error, try_resize_above},
+    spill::{BreakerSink, BreakerState, SpillStart, SpillWriter, WriteState, try_resize_above},
 };
 
 /// Sorted rows in memory, with their keys.
@@ -260,17 +260,17 @@ impl Sink for SortSink {
 
     fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         let sink = self.slots.take(&setup)?;
-        Ok(Box::new(LocalSortSink {
-            closed: sink.closed().clone(),
+        let closed = sink.closed().clone();
+        let state = SortState {
             sink: Some(sink),
             spilled: Vec::new(),
             writer: SpillWriter::new(setup.clone()),
             input: SortInput::new(&self.shared),
             reservation: setup.reservation(),
-            denied: None,
             shared: self.shared.clone(),
-            setup,
-        }))
+            setup: setup.clone(),
+        };
+        Ok(Box::new(BreakerSink::new(state, setup, closed)))
     }
 }
 
@@ -287,25 +287,24 @@ impl SortInput {
     }
 }
 
-struct LocalSortSink {
+/// The rows of one task.
+struct SortState {
     shared: Arc<SortPlan>,
     sink: Option<SortProducer<SortedRun>>,
     /// Spilled runs, and the run being written, tagged with its number of batches.
     spilled: Vec<SortedRun>,
     writer: SpillWriter<usize>,
-    closed: Gate,
     input: SortInput,
     reservation: Reservation,
-    /// Denial of the reservation for the collected rows.
-    denied: Option<Error>,
     setup: OperatorContext,
 }
 
 /// Number of rows beyond `fetch` at which a top-N task sorts and truncates its rows.
 const TOP_N_SLACK_ROWS: usize = 1 << 13;
 
-impl LocalSortSink {
-    fn add(&mut self, mut data: RecordBatch) -> Result<()> {
+impl SortState {
+    /// Adds rows that are not behind the threshold.
+    fn add_rows(&mut self, mut data: RecordBatch) -> Result<()> {
         let shared = &self.shared;
         let mut columns = shared.key_columns(&data)?;
         let threshold = shared.threshold.read().clone();
@@ -313,7 +312,8 @@ impl LocalSortSink {
             let first = self.input.keys.num_rows();
             shared.converter.append(&mut self.input.keys, &columns).query_err()?;
             debug_assert_eq!(first + data.num_rows(), self.input.keys.num_rows());
-            return self.push(data);
+            self.push(data);
+            return Ok(());
         };
         if let Some(mask) = threshold.within_threshold(&columns[0]).query_err()? {
             if mask.true_count() == 0 {
@@ -334,95 +334,13 @@ impl LocalSortSink {
         for row in before.set_indices() {
             self.input.keys.push(keys.row(row));
         }
-        self.push(filter_record_batch(&data, &BooleanArray::new(before, None)).query_err()?)
-    }
-
-    fn push(&mut self, data: RecordBatch) -> Result<()> {
-        self.input.bytes += Batch::new(data.clone()).bytes();
-        self.input.batches.push(data);
-        match self.reserve() {
-            // The batch is collected although its reservation was denied.
-            Err(error @ Error::OutOfMemory { .. }) => self.denied = Some(error),
-            other => other?,
-        }
-        if self.setup.can_spill() {
-            self.setup.set_reclaimable_bytes(self.reservation.bytes());
-        }
+        self.push(filter_record_batch(&data, &BooleanArray::new(before, None)).query_err()?);
         Ok(())
     }
 
-    /// Reserves memory for the collected rows.
-    fn reserve(&mut self) -> Result<()> {
-        let bytes = self.input.bytes + self.input.keys.size();
-        try_resize_above(&mut self.reservation, bytes, self.setup.min_spill_bytes())
-    }
-
-    /// Handles a denied reservation: requests reclaim and returns the gate to wait for, or starts
-    /// to spill.
-    fn resolve_denial(&mut self, task: &DriverContext) -> Result<Option<Gate>> {
-        let Some(error) = self.denied.take() else { return Ok(None) };
-        match self.reserve() {
-            Err(Error::OutOfMemory { .. }) => {}
-            other => return other.map(|()| None),
-        }
-        if let Some(gate) = self.setup.request_reclaim(self.input.bytes) {
-            self.denied = Some(error);
-            return Ok(Some(gate));
-        }
-        self.spill(error, task)?;
-        Ok(None)
-    }
-
-    /// Starts writing the collected rows in order to a file; returns `error` if that is impossible.
-    fn spill(&mut self, error: Error, task: &DriverContext) -> Result<()> {
-        if self.writer.is_writing() || !self.setup.can_spill() {
-            return Err(error);
-        }
-        let Some((input, order)) = self.take_input_sorted(task)? else { return Err(error) };
-        let SortedIndices { prefixes, rows: order, .. } = order;
-        drop(prefixes);
-        let (rows, config) = (order.len(), &self.shared.config);
-        let reservations = vec![self.reservation.take()];
-        let (schema, max_rows) = (config.schema.clone(), config.batch_rows);
-        let batches = SortedBatches::new(schema, input.batches, order, max_rows);
-        let count = batches.remaining_batches();
-        self.denied = None;
-        self.setup.set_reclaimable_bytes(0);
-        self.writer.write_iter(rows, Box::new(batches), reservations, count)
-    }
-
-    /// Returns the gate of a run that is being written.
-    fn poll_write(&mut self) -> Result<Option<Gate>> {
-        match self.writer.poll()? {
-            WriteState::Idle => {}
-            WriteState::Blocked(gate) => return Ok(Some(gate)),
-            WriteState::Finished(file, batches) => {
-                self.spilled.push(SortedRun::Spilled(file, batches))
-            }
-        }
-        Ok(None)
-    }
-
-    fn ready_for_input(&mut self, task: &DriverContext) -> Result<SinkResult> {
-        Ok(match self.poll_memory(task)? {
-            Some(gate) => SinkResult::Blocked(gate.into()),
-            None => SinkResult::NeedInput,
-        })
-    }
-
-    /// Returns the gate to wait for before more rows are accepted.
-    fn poll_memory(&mut self, task: &DriverContext) -> Result<Option<Gate>> {
-        loop {
-            if let Some(gate) = self.poll_write()? {
-                return Ok(Some(gate));
-            }
-            if self.denied.is_none() {
-                return Ok(None);
-            }
-            if let Some(gate) = self.resolve_denial(task)? {
-                return Ok(Some(gate));
-            }
-        }
+    fn push(&mut self, data: RecordBatch) {
+        self.input.bytes += Batch::new(data.clone()).bytes();
+        self.input.batches.push(data);
     }
 
     /// Takes the collected rows and their order; with a `fetch`, the order of the first `fetch`
@@ -456,10 +374,10 @@ impl LocalSortSink {
         let chunks = gather_chunks(&config.schema, batches, &order, config.batch_rows, task)?;
         let (starts, text_bytes) = measured(&chunks);
         let bytes = chunks.iter().map(|chunk| Batch::new(chunk.clone()).bytes()).sum::<usize>();
-        match self.reservation.resize(bytes + keys.size() + 20 * order.len()) {
-            // The size is close to what was reserved for the unsorted rows.
-            Err(Error::OutOfMemory { .. }) if self.setup.can_spill() => {}
-            other => other?,
+        let resized = self.reservation.resize(bytes + keys.size() + 20 * order.len());
+        // Otherwise the size is close to what was reserved for the unsorted rows.
+        if !self.setup.can_spill() {
+            resized?;
         }
         let _reservation = Some(self.reservation.take());
         Ok(Some(Run {
@@ -491,12 +409,13 @@ impl LocalSortSink {
         for row in 0..rows {
             self.input.keys.push(run.keys.row(run.order[row] as usize));
         }
-        run.chunks.into_iter().try_for_each(|chunk| self.push(chunk))
+        run.chunks.into_iter().for_each(|chunk| self.push(chunk));
+        Ok(())
     }
 }
 
-impl LocalSink for LocalSortSink {
-    fn start(&mut self, _task: &DriverContext) -> Result<StartResult> {
+impl BreakerState for SortState {
+    fn start(&mut self) -> Result<StartResult> {
         Ok(if self.shared.config.fetch == Some(0) {
             StartResult::Finished
         } else {
@@ -504,56 +423,72 @@ impl LocalSink for LocalSortSink {
         })
     }
 
-    fn sink(&mut self, batch: Option<Batch>, task: &DriverContext) -> Result<SinkResult> {
-        let Some(batch) = batch else { return self.ready_for_input(task) };
+    fn add(&mut self, batch: Batch, task: &DriverContext) -> Result<SinkResult> {
         let rows = self.shared.with_carried(compact_views(apply_selection(batch)?)?)?;
-        self.add(rows)?;
+        self.add_rows(rows)?;
         if let Some(fetch) = self.shared.config.fetch
             && self.input.keys.num_rows() >= fetch.saturating_add(TOP_N_SLACK_ROWS.max(fetch))
         {
             self.shrink(fetch, task)?;
         }
-        self.ready_for_input(task)
+        Ok(SinkResult::NeedInput)
     }
 
-    fn reclaim(&mut self, task: &DriverContext) -> Result<ReclaimResult> {
-        if self.poll_write()?.is_some() {
-            return Ok(ReclaimResult::Started);
+    fn reserve(&mut self) -> Result<(), OutOfMemory> {
+        if self.input.keys.num_rows() == 0 {
+            return Ok(());
         }
-        if self.reservation.bytes() == 0 || !self.setup.can_spill() {
-            return Ok(ReclaimResult::NothingToReclaim);
-        }
-        self.spill(nothing_to_spill_error(), task)?;
-        Ok(ReclaimResult::Started)
+        let bytes = self.input.bytes + self.input.keys.size();
+        try_resize_above(&mut self.reservation, bytes, self.setup.min_spill_bytes())
     }
 
-    fn finish(&mut self, task: &DriverContext) -> Result<FinishResult> {
-        if self.closed.is_ready() {
-            self.denied = None;
+    fn reclaimable_bytes(&self) -> usize {
+        self.reservation.bytes()
+    }
+
+    /// Starts writing the collected rows in order to a file.
+    fn start_spill(&mut self, task: &DriverContext) -> Result<SpillStart> {
+        let Some((input, order)) = self.take_input_sorted(task)? else {
+            return Ok(SpillStart::Impossible);
+        };
+        let SortedIndices { prefixes, rows: order, .. } = order;
+        drop(prefixes);
+        let (rows, config) = (order.len(), &self.shared.config);
+        let reservations = vec![self.reservation.take()];
+        let (schema, max_rows) = (config.schema.clone(), config.batch_rows);
+        let batches = SortedBatches::new(schema, input.batches, order, max_rows);
+        let count = batches.remaining_batches();
+        self.writer.write_iter(rows, Box::new(batches), reservations, count)?;
+        Ok(SpillStart::Writing)
+    }
+
+    fn poll_write(&mut self) -> Result<Option<Gate>> {
+        match self.writer.poll()? {
+            WriteState::Idle => {}
+            WriteState::Blocked(gate) => return Ok(Some(gate)),
+            WriteState::Finished(file, batches) => {
+                self.spilled.push(SortedRun::Spilled(file, batches))
+            }
         }
-        if let Some(gate) = self.poll_memory(task)? {
-            return Ok(FinishResult::Blocked(gate.into()));
-        }
-        let wanted = !self.closed.is_ready() && self.input.keys.num_rows() > 0;
+        Ok(None)
+    }
+
+    fn publish(&mut self, wanted: bool, task: &DriverContext) -> Result<Option<Gate>> {
         if wanted && !self.spilled.is_empty() {
             // Spilled runs are merged batch by batch; a whole run in memory would take memory from
             // them.
-            self.spill(nothing_to_spill_error(), task)?;
+            self.start_spill(task)?;
             if let Some(gate) = self.poll_write()? {
-                return Ok(FinishResult::Blocked(gate.into()));
+                return Ok(Some(gate));
             }
         }
-        let Some(sink) = self.sink.take() else { return Ok(FinishResult::Done) };
+        let Some(sink) = self.sink.take() else { return Ok(None) };
         let mut runs = std::mem::take(&mut self.spilled);
-        if !self.closed.is_ready() {
+        if wanted {
             runs.extend(self.sort(task)?.map(Box::new).map(SortedRun::InMemory));
         }
         self.setup.metrics().add("sorted_runs", runs.len() as u64);
         sink.publish(runs);
-        Ok(FinishResult::Done)
-    }
-
-    fn closed(&self) -> Option<Gate> {
-        Some(self.closed.clone())
+        Ok(None)
     }
 }

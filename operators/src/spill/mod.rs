@@ -1,7 +1,9 @@
 //! Spilling: the parts that all spilling breakers share.
 
+mod breaker;
 mod partitioned;
 
+pub(crate) use breaker::{BreakerSink, BreakerState, SpillStart};
 pub(crate) use partitioned::{
     MAX_SPILL_LEVELS, PartitionSet, PartitionedSpill, SpillSegment, partition_of,
 };
@@ -10,8 +12,8 @@ use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use gatework_runtime::{
-    Error, Result,
-    pipeline::{OperatorContext, PendingIo, Reservation, SpillInput, SpilledBatches},
+    Result,
+    pipeline::{OperatorContext, OutOfMemory, PendingIo, Reservation, SpillInput, SpilledBatches},
 };
 use gatework_shared_state::Gate;
 
@@ -21,76 +23,16 @@ use crate::{ResultExt, concat::gc_views};
 /// bytes would not help.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`].
+/// If the bytes are denied.
 pub(crate) fn try_resize_above(
     reservation: &mut Reservation,
     bytes: usize,
     min_bytes: usize,
-) -> Result<()> {
-    match reservation.resize(bytes) {
-        Err(Error::OutOfMemory { .. }) if bytes < min_bytes => Ok(()),
-        other => other,
-    }
-}
-
-/// Reservation of an operator that cannot spill its memory. Denied bytes become a deficit until
-/// other operators release memory.
-pub(crate) struct DeferredReservation {
-    setup: OperatorContext,
-    reservation: Reservation,
-    deficit_bytes: usize,
-}
-
-impl DeferredReservation {
-    pub(crate) fn new(setup: OperatorContext) -> Self {
-        Self { reservation: setup.reservation(), setup, deficit_bytes: 0 }
-    }
-
-    /// Reserves `bytes` more for memory already in use. The caller then calls [`poll`](Self::poll).
-    pub(crate) fn grow(&mut self, bytes: usize) -> Result<()> {
-        self.resize(self.reservation.bytes() + self.deficit_bytes + bytes)
-    }
-
-    /// Resizes the reservation to `bytes` in total. The caller then calls [`poll`](Self::poll).
-    pub(crate) fn resize(&mut self, bytes: usize) -> Result<()> {
-        self.deficit_bytes = 0;
-        match self.reservation.resize(bytes) {
-            Err(Error::OutOfMemory { .. }) => self.deficit_bytes = bytes - self.reservation.bytes(),
-            other => other?,
-        }
-        Ok(())
-    }
-
-    /// Retries the deficit; returns the gate to wait for before more memory is used.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] if no other operator has reclaimable memory.
-    pub(crate) fn poll(&mut self) -> Result<Option<Gate>> {
-        match self.reservation.grow(self.deficit_bytes) {
-            Ok(()) => self.deficit_bytes = 0,
-            Err(error @ Error::OutOfMemory { .. }) => {
-                return self.setup.request_reclaim(self.deficit_bytes).map(Some).ok_or(error);
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(None)
-    }
-
-    /// Clears the deficit, because the unreserved memory is about to be handed over. Returns true
-    /// if there was one.
-    pub(crate) fn clear_deficit(&mut self) -> bool {
-        std::mem::take(&mut self.deficit_bytes) > 0
-    }
-
-    /// Returns the reservation.
-    pub(crate) fn reservation(&mut self) -> &mut Reservation {
-        &mut self.reservation
-    }
-}
-
-/// Creates the error of a spill that no denial caused, for the case that nothing can be spilled.
-pub(crate) fn nothing_to_spill_error() -> Error {
-    Error::InvalidConfiguration("spill requested with no rows in memory".into())
+) -> Result<(), OutOfMemory> {
+    reservation.resize(bytes).or_else(|denied| match bytes < min_bytes {
+        true => Ok(()),
+        false => Err(denied),
+    })
 }
 
 /// Copies `rows` so that view buffers contain only the rows' own values.

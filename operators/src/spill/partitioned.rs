@@ -11,8 +11,8 @@ use arrow::{
     compute::take_record_batch,
 };
 use gatework_runtime::{
-    Error, Result,
-    pipeline::{Batch, OperatorContext, Reservation, SpilledBatches},
+    Result,
+    pipeline::{Batch, OperatorContext, OutOfMemory, Reservation, SpilledBatches},
 };
 use gatework_shared_state::Gate;
 
@@ -135,10 +135,8 @@ impl PartitionedSpill {
             self.memory.merge(reservation);
         }
         let wanted = self.staged_bytes.max(self.memory.bytes());
-        match try_resize_above(&mut self.memory, wanted, self.setup.min_spill_bytes()) {
-            Err(Error::OutOfMemory { .. }) => self.denied = true,
-            other => other?,
-        }
+        let min_bytes = self.setup.min_spill_bytes();
+        self.denied |= try_resize_above(&mut self.memory, wanted, min_bytes).is_err();
         Ok(())
     }
 
@@ -162,14 +160,12 @@ impl PartitionedSpill {
             if let Some(gate) = self.poll_write()? {
                 return Ok(Some(gate));
             }
-            match self.flush_staged(set) {
-                Ok(()) => {}
-                // The rows whose reservation was denied are all in memory.
-                Err(Error::OutOfMemory { .. }) if set != PartitionSet::ALL => {
-                    self.denied = true;
-                    spill_more(set);
+            if let Some(denied) = self.flush_staged(set)? {
+                if set == PartitionSet::ALL {
+                    return Err(denied.into());
                 }
-                Err(error) => return Err(error),
+                self.denied = true;
+                spill_more(set);
             }
         }
     }
@@ -179,8 +175,9 @@ impl PartitionedSpill {
         self.poll(|| PartitionSet::ALL, |_| {}, at_end)
     }
 
-    /// Partitions all staged rows, and starts writing the rows of `set`.
-    fn flush_staged(&mut self, set: PartitionSet) -> Result<()> {
+    /// Partitions all staged rows, and starts writing the rows of `set`. Returns the denial if the
+    /// reservation of the other rows, which are all in memory, is denied.
+    fn flush_staged(&mut self, set: PartitionSet) -> Result<Option<OutOfMemory>> {
         self.denied = false;
         let (mut batches, mut reservations, mut segments) = (Vec::new(), Vec::new(), Vec::new());
         for partition in set.partitions() {
@@ -220,10 +217,7 @@ impl PartitionedSpill {
                     continue;
                 }
                 let wanted = bytes + count * self.row_bytes;
-                match reservation.resize(wanted.max(reservation.bytes())) {
-                    Err(error @ Error::OutOfMemory { .. }) => denial = Some(error),
-                    other => other?,
-                }
+                denial = reservation.resize(wanted.max(reservation.bytes())).err().or(denial);
                 self.in_memory_bytes += reservation.bytes();
                 self.in_memory[partition].push((rows, reservation));
             }
@@ -232,7 +226,7 @@ impl PartitionedSpill {
         if !batches.is_empty() {
             self.writer.write_batches(batches, reservations, segments)?;
         }
-        denial.map_or(Ok(()), Err)
+        Ok(denial)
     }
 
     /// Returns the gate of a file that is being written.

@@ -22,7 +22,7 @@ use datafusion_physical_expr::window::{
 };
 use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{
-    Error, Result,
+    Result,
     pipeline::{
         Batch, BufferRead, BufferReader, BufferedBatch, DriverContext, OperatorContext,
         Reservation, SpillInput, SpilledBatches,
@@ -554,12 +554,10 @@ impl PartitionEmitter {
     fn reserve(&mut self) -> Result<()> {
         let retained_bytes =
             self.result_bytes + self.streaming.as_ref().map_or(0, StreamingPartition::bytes);
-        match self.memory.resize(self.in_memory_bytes + retained_bytes) {
-            Err(Error::OutOfMemory { .. }) if self.memory.bytes() >= retained_bytes => Ok(()),
-            Err(Error::OutOfMemory { .. }) => {
-                try_resize_above(&mut self.memory, retained_bytes, self.min_spill_bytes)
-            }
-            other => other,
+        let is_granted = self.memory.resize(self.in_memory_bytes + retained_bytes).is_ok();
+        if !is_granted && self.memory.bytes() < retained_bytes {
+            try_resize_above(&mut self.memory, retained_bytes, self.min_spill_bytes)?;
         }
+        Ok(())
     }
 }

@@ -8,10 +8,10 @@ use arrow::{
 };
 use arrow_row::{OwnedRow, RowConverter, SortField};
 use gatework_runtime::{
-    Error, Result,
+    Result,
     pipeline::{
-        Batch, DriverContext, FinishResult, LocalSink, OperatorContext, PerTask, ReclaimResult,
-        Sink, SinkResult,
+        Batch, DriverContext, LocalSink, OperatorContext, OutOfMemory, PerTask, Reservation, Sink,
+        SinkResult,
     },
 };
 use gatework_shared_state::{Dependency, DependencyKind, Gate, window::WindowProducer};
@@ -23,7 +23,7 @@ use crate::{
     ResultExt, apply_selection,
     compact::compact_views,
     result::to_sink_result,
-    spill::{DeferredReservation, SpillWriter, WriteState},
+    spill::{BreakerSink, BreakerState, SpillStart, SpillWriter, WriteState, try_resize_above},
 };
 
 /// Sink that splits sorted input into window partitions.
@@ -50,8 +50,8 @@ impl Sink for WindowSink {
 
     fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         let sink = self.slots.take(&setup)?;
-        Ok(Box::new(LocalWindowSink {
-            closed: sink.closed().clone(),
+        let closed = sink.closed().clone();
+        let state = WindowState {
             sink: Some(sink),
             plan: self.plan.clone(),
             boundaries: PartitionBoundaries::default(),
@@ -60,15 +60,16 @@ impl Sink for WindowSink {
             open_partition: OpenPartition::Small,
             writer: SpillWriter::new(setup.clone()),
             previous_emitted: None,
-            memory: DeferredReservation::new(setup.clone()),
-            setup,
-        }))
+            memory: setup.reservation(),
+            setup: setup.clone(),
+        };
+        Ok(Box::new(BreakerSink::new(state, setup, closed)))
     }
 }
 
-struct LocalWindowSink {
+/// The rows of one task that have not been handed over.
+struct WindowState {
     sink: Option<WindowProducer<WindowItem>>,
-    closed: Gate,
     plan: Arc<WindowPlan>,
     boundaries: PartitionBoundaries,
     /// Complete window partitions, none of them large.
@@ -82,7 +83,7 @@ struct LocalWindowSink {
     /// Gate that becomes ready when the previous large window partition is emitted and its memory
     /// released.
     previous_emitted: Option<Gate>,
-    memory: DeferredReservation,
+    memory: Reservation,
     setup: OperatorContext,
 }
 
@@ -126,59 +127,81 @@ struct BoundaryScan {
     last_start: usize,
 }
 
-impl LocalSink for LocalWindowSink {
-    fn sink(&mut self, batch: Option<Batch>, task: &DriverContext) -> Result<SinkResult> {
-        let mut result = SinkResult::NeedInput;
-        if let Some(batch) = batch.filter(|batch| batch.num_rows() > 0) {
-            result = self.add(compact_views(apply_selection(batch)?)?, task)?;
+impl BreakerState for WindowState {
+    fn add(&mut self, batch: Batch, task: &DriverContext) -> Result<SinkResult> {
+        let result = self.add_rows(compact_views(apply_selection(batch)?)?, task)?;
+        if self.plan.is_streaming() && self.memory.resize(self.bytes()).is_err() {
+            // Memory that is handed over is released soon.
+            return Ok(self.push_streaming(false));
         }
-        // Woken: there is capacity or memory, or the consumer is gone, which the next push reports.
+        Ok(result)
+    }
+
+    fn reserve(&mut self) -> Result<(), OutOfMemory> {
         if self.plan.is_streaming() {
-            // Memory that was handed over is released soon.
-            return Ok(if self.memory.clear_deficit() {
-                self.push_streaming(false)
-            } else {
-                result
-            });
+            return Ok(());
         }
-        // Backpressure goes first; memory is polled again when there is capacity.
-        if !matches!(result, SinkResult::NeedInput) {
-            return Ok(result);
+        let Err(denied) = self.memory.resize(self.bytes()) else { return Ok(()) };
+        let min_spill_bytes = self.setup.min_spill_bytes();
+        let can_release = self.pending_release().is_some()
+            || self.reclaimable_bytes() > 0
+            || self.open_rows.bytes >= min_spill_bytes;
+        if can_release || !self.setup.can_spill() {
+            return Err(denied);
         }
-        let gate = self.poll_memory(task)?;
-        if let OpenPartition::Buffered(buffered) = &self.open_partition
-            && self.setup.can_spill()
-            && !self.writer.is_writing()
-        {
-            self.setup.set_reclaimable_bytes(buffered.reclaimable_bytes());
-        }
-        Ok(match gate {
-            Some(gate) => SinkResult::Blocked(gate.into()),
-            None => SinkResult::NeedInput,
-        })
+        // Rows not yet buffered are fewer than a large window partition, and are handed over soon.
+        // Buffered state is needed until the end.
+        let (buffered, min_bytes) = (self.buffered_bytes(), min_spill_bytes.max(STATE_BYTES));
+        try_resize_above(&mut self.memory, buffered, min_bytes)
     }
 
-    fn reclaim(&mut self, _task: &DriverContext) -> Result<ReclaimResult> {
-        // The task waits for the file, so that no rows are being written when the partition ends.
-        if let Some(gate) = self.poll_spill()? {
-            return Ok(ReclaimResult::Blocked(gate.into()));
+    fn reclaimable_bytes(&self) -> usize {
+        match &self.open_partition {
+            OpenPartition::Buffered(buffered) => buffered.reclaimable_bytes(),
+            OpenPartition::Small | OpenPartition::Streaming => 0,
         }
-        if !self.spill()? {
-            return Ok(ReclaimResult::NothingToReclaim);
-        }
-        Ok(match self.poll_spill()? {
-            Some(gate) => ReclaimResult::Blocked(gate.into()),
-            None => ReclaimResult::Started,
-        })
     }
 
-    fn finish(&mut self, task: &DriverContext) -> Result<FinishResult> {
-        if self.closed.is_ready() {
-            // The consumer is gone.
+    fn pending_release(&self) -> Option<Gate> {
+        self.previous_emitted.clone().filter(|emitted| !emitted.is_ready())
+    }
+
+    /// Starts writing the buffered rows that are in memory.
+    fn start_spill(&mut self, task: &DriverContext) -> Result<SpillStart> {
+        let is_large = self.open_rows.bytes >= self.setup.min_spill_bytes();
+        if is_large {
+            self.buffer_open_rows(task)?;
+        }
+        let bytes = self.reclaimable_bytes();
+        let OpenPartition::Buffered(buffered) = &mut self.open_partition else {
+            return Ok(SpillStart::Impossible);
+        };
+        if bytes == 0 {
+            return Ok(if is_large { SpillStart::Later } else { SpillStart::Impossible });
+        }
+        let (batches, rows) = buffered.take_in_memory();
+        let reservation = self.memory.split(bytes);
+        self.writer.write_iter(rows.iter().sum(), batches, vec![reservation], rows)?;
+        Ok(SpillStart::Writing)
+    }
+
+    fn poll_write(&mut self) -> Result<Option<Gate>> {
+        match self.writer.poll()? {
+            WriteState::Idle => {}
+            WriteState::Blocked(gate) => return Ok(Some(gate)),
+            WriteState::Finished(file, rows) => {
+                if let OpenPartition::Buffered(buffered) = &mut self.open_partition {
+                    buffered.add_spilled(&file, rows);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn publish(&mut self, wanted: bool, task: &DriverContext) -> Result<Option<Gate>> {
+        if !wanted {
             self.open_partition = OpenPartition::Small;
             (self.complete_rows, self.open_rows) = Default::default();
-        } else if let Some(gate) = self.poll_spill()? {
-            return Ok(FinishResult::Blocked(gate.into()));
         }
         // The last items are pushed even without capacity.
         self.finish_open_partition(task)?;
@@ -188,17 +211,13 @@ impl LocalSink for LocalWindowSink {
         if let Some(sink) = self.sink.take() {
             sink.finish();
         }
-        Ok(FinishResult::Done)
-    }
-
-    fn closed(&self) -> Option<Gate> {
-        Some(self.closed.clone())
+        Ok(None)
     }
 }
 
-impl LocalWindowSink {
+impl WindowState {
     /// Adds rows, and pushes what can be evaluated. Returns the result of the last push.
-    fn add(&mut self, rows: RecordBatch, task: &DriverContext) -> Result<SinkResult> {
+    fn add_rows(&mut self, rows: RecordBatch, task: &DriverContext) -> Result<SinkResult> {
         let keys = self.plan.keys(&rows)?;
         let scan = self.boundaries.find(&keys)?;
         let mut result = None;
@@ -226,7 +245,6 @@ impl LocalWindowSink {
         if full || self.complete_rows.bytes >= self.plan.large_bytes {
             result = Some(self.push_complete());
         }
-        self.reserve()?;
         Ok(result.unwrap_or(SinkResult::NeedInput))
     }
 
@@ -248,10 +266,10 @@ impl LocalWindowSink {
         else {
             return Ok(None);
         };
-        self.setup.set_reclaimable_bytes(0);
         let reserved = buffered.bytes();
-        self.memory.resize(reserved + self.complete_rows.bytes + self.open_rows.bytes)?;
-        let memory = self.memory.reservation().split(reserved);
+        // If it is denied, some of the rows are handed over without a reservation.
+        let _reserved = self.memory.resize(reserved + self.bytes());
+        let memory = self.memory.split(reserved);
         let (rows, bytes) = (buffered.rows(), buffered.row_bytes());
         let gate = Dependency::blocked("window partition emitted", DependencyKind::Sink);
         self.previous_emitted = Some(gate.clone());
@@ -275,35 +293,6 @@ impl LocalWindowSink {
         }
     }
 
-    /// Starts writing the buffered rows that are in memory. Returns false if there are none. No
-    /// write may be pending.
-    fn spill(&mut self) -> Result<bool> {
-        let OpenPartition::Buffered(buffered) = &mut self.open_partition else { return Ok(false) };
-        let bytes = buffered.reclaimable_bytes();
-        if bytes == 0 || !self.setup.can_spill() {
-            return Ok(false);
-        }
-        let (batches, rows) = buffered.take_in_memory();
-        let reservation = self.memory.reservation().split(bytes);
-        self.writer.write_iter(rows.iter().sum(), batches, vec![reservation], rows)?;
-        self.setup.set_reclaimable_bytes(0);
-        Ok(true)
-    }
-
-    /// Returns the gate of rows that are being written.
-    fn poll_spill(&mut self) -> Result<Option<Gate>> {
-        match self.writer.poll()? {
-            WriteState::Idle => {}
-            WriteState::Blocked(gate) => return Ok(Some(gate)),
-            WriteState::Finished(file, rows) => {
-                if let OpenPartition::Buffered(buffered) = &mut self.open_partition {
-                    buffered.add_spilled(&file, rows);
-                }
-            }
-        }
-        Ok(None)
-    }
-
     fn buffered_bytes(&self) -> usize {
         match &self.open_partition {
             OpenPartition::Buffered(buffered) => buffered.bytes(),
@@ -311,45 +300,9 @@ impl LocalWindowSink {
         }
     }
 
-    /// Reserves memory for all rows, or records the deficit.
-    fn reserve(&mut self) -> Result<()> {
-        self.memory.resize(self.buffered_bytes() + self.complete_rows.bytes + self.open_rows.bytes)
-    }
-
-    /// Polls the deficit, and spills rows if no memory becomes available.
-    fn poll_memory(&mut self, task: &DriverContext) -> Result<Option<Gate>> {
-        loop {
-            if let Some(gate) = self.poll_spill()? {
-                return Ok(Some(gate));
-            }
-            let error = match self.memory.poll() {
-                Err(error @ Error::OutOfMemory { .. }) => error,
-                other => return other,
-            };
-            if let Some(emitted) =
-                self.previous_emitted.as_ref().filter(|emitted| !emitted.is_ready())
-            {
-                return Ok(Some(emitted.clone()));
-            }
-            if !self.setup.can_spill() {
-                return Err(error);
-            }
-            if self.open_rows.bytes >= self.setup.min_spill_bytes() {
-                self.buffer_open_rows(task)?;
-            }
-            if self.spill()? {
-                self.reserve()?;
-                continue;
-            }
-            // Rows not yet buffered are fewer than a large window partition, and are handed over
-            // soon. Buffered state is needed until the end.
-            let buffered_bytes = self.buffered_bytes();
-            self.memory.resize(buffered_bytes)?;
-            if buffered_bytes < self.setup.min_spill_bytes().max(STATE_BYTES) {
-                self.memory.clear_deficit();
-            }
-            return self.memory.poll();
-        }
+    /// Returns the bytes of all rows.
+    fn bytes(&self) -> usize {
+        self.buffered_bytes() + self.complete_rows.bytes + self.open_rows.bytes
     }
 
     fn push_complete(&mut self) -> SinkResult {
@@ -372,7 +325,7 @@ impl LocalWindowSink {
         BatchBuffer { batches, rows, bytes }: BatchBuffer,
         content: impl FnOnce(Vec<RecordBatch>) -> PartitionData,
     ) -> SinkResult {
-        let memory = self.memory.reservation().split(bytes);
+        let memory = self.memory.split(bytes);
         self.push(WindowItem { content: content(batches), rows, bytes, memory })
     }
 
@@ -411,7 +364,7 @@ impl PartitionBoundaries {
                 none.insert(RowConverter::new(fields.collect()).query_err()?)
             }
         };
-        let row_key = |row| {
+        let row_key = |row| -> Result<OwnedRow> {
             let columns: Vec<_> = keys.iter().map(|key| key.slice(row, 1)).collect();
             Ok(converter.convert_columns(&columns).query_err()?.row(0).owned())
         };

@@ -163,11 +163,8 @@ impl LocalWindowSource {
 
     /// Reserves `bytes`, or continues without a reservation: one evaluation needs too little memory
     /// for a wait to help.
-    fn reserve(&mut self, bytes: usize) -> Result<()> {
-        match self.memory.resize(bytes) {
-            Err(Error::OutOfMemory { .. }) => Ok(()),
-            other => other,
-        }
+    fn reserve(&mut self, bytes: usize) {
+        let _reserved = self.memory.resize(bytes);
     }
 
     /// Returns the minimum number of rows of the next step.
@@ -208,11 +205,8 @@ impl LocalWindowSource {
             self.chunk = Some(chunk);
         }
         // The output leaves this task at once; only the buffered rows can grow.
-        match self.memory.resize(buffered_bytes + bytes(&output)) {
-            Err(Error::OutOfMemory { .. }) => {
-                try_resize_above(&mut self.memory, buffered_bytes, self.setup.min_spill_bytes())?;
-            }
-            other => other?,
+        if self.memory.resize(buffered_bytes + bytes(&output)).is_err() {
+            try_resize_above(&mut self.memory, buffered_bytes, self.setup.min_spill_bytes())?;
         }
         Ok(output)
     }
@@ -227,7 +221,7 @@ impl LocalWindowSource {
         task: &DriverContext,
     ) -> Result<RecordBatch> {
         if batches.len() > 1 {
-            self.reserve(size)?;
+            self.reserve(size);
         }
         let rows = concat_batches(&batches)?;
         let sort_column = |values| SortColumn { values, options: None };
@@ -242,7 +236,7 @@ impl LocalWindowSource {
         let output = self.plan.output(&rows, results)?;
         // The input is now referenced by the output only.
         drop((batches, memory));
-        self.reserve(bytes(&output))?;
+        self.reserve(bytes(&output));
         Ok(output)
     }
 }

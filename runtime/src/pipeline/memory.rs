@@ -9,9 +9,8 @@ use std::{
 };
 
 use super::QueryContext;
-use crate::{Error, Result};
 
-/// A denied reservation.
+/// The answer of a [`MemoryPool`] that denies a reservation.
 #[derive(Debug, Clone)]
 pub struct ReservationDenied {
     /// The pool's reason, with its largest consumers if it knows them.
@@ -97,6 +96,24 @@ impl MemoryPool for GreedyPool {
     }
 }
 
+/// A denied reservation.
+///
+/// It is a value, not yet an error: an operator may spill, wait for memory of other tasks, or
+/// continue without the reservation. `?` turns it into [`Error::OutOfMemory`](crate::Error).
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "not enough memory for {operator}: {requested} bytes were requested ({reason}); \
+     raise the memory limit or run fewer queries at a time"
+)]
+pub struct OutOfMemory {
+    /// The operator that requested the memory.
+    pub operator: String,
+    /// The number of bytes requested.
+    pub requested: usize,
+    /// The pool's reason, with the largest consumers if it knows them.
+    pub reason: String,
+}
+
 /// Bytes reserved by one operator of one task. Dropping it releases them.
 #[derive(Debug)]
 pub struct Reservation {
@@ -118,12 +135,12 @@ impl Reservation {
     /// Reserves `bytes` more.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]; the reservation is unchanged.
-    pub fn grow(&mut self, bytes: usize) -> Result<()> {
+    /// If the bytes are denied; the reservation is unchanged.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), OutOfMemory> {
         if bytes == 0 {
             return Ok(());
         }
-        self.query.grow_memory(&self.consumer, bytes).map_err(|denied| Error::OutOfMemory {
+        self.query.grow_memory(&self.consumer, bytes).map_err(|denied| OutOfMemory {
             operator: self.consumer.to_string(),
             requested: bytes,
             reason: denied.reason,
@@ -135,8 +152,8 @@ impl Reservation {
     /// Grows or shrinks to `bytes`.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]; the reservation is unchanged.
-    pub fn resize(&mut self, bytes: usize) -> Result<()> {
+    /// If the bytes are denied; the reservation is unchanged.
+    pub fn resize(&mut self, bytes: usize) -> Result<(), OutOfMemory> {
         match bytes.checked_sub(self.bytes) {
             Some(more) => self.grow(more),
             None => {

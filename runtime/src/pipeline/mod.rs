@@ -33,7 +33,9 @@ pub use buffered_batch::{BufferRead, BufferReader, BufferedBatch};
 pub use chaos::{Chaos, ChaosCounts, Fault};
 pub use graph::{Graph, GraphHandle, PipelineId};
 pub use live::{ExternalWork, ExternalWorkHandle};
-pub use memory::{GreedyPool, MemoryPool, Reservation, ReservationDenied, UnboundedPool};
+pub use memory::{
+    GreedyPool, MemoryPool, OutOfMemory, Reservation, ReservationDenied, UnboundedPool,
+};
 pub use metrics::{DependencyProfile, OperatorMetrics, OperatorProfile, Profile, TaskProfile};
 pub use operator::{
     DriverContext, FinishResult, LocalOperator, LocalSink, LocalSource, Operator, OperatorContext,

@@ -275,10 +275,10 @@ impl LocalWriter {
                     let before = largest.memory_size();
                     largest.flush(&self.target).query_err()?;
                     if largest.memory_size() >= before && largest.upload.sending.is_none() {
-                        return self.reservation.resize(total_bytes);
+                        return Ok(self.reservation.resize(total_bytes)?);
                     }
                 }
-                None => return self.reservation.resize(total_bytes),
+                None => return Ok(self.reservation.resize(total_bytes)?),
             }
         }
     }

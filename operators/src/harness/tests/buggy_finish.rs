@@ -33,7 +33,7 @@ impl LocalOperator for Careless {
         if let Some(reservation) = &mut self.reservation
             && let Err(error) = reservation.grow(100)
         {
-            return if self.drops { Ok(OperatorResult::NeedInput) } else { Err(error) };
+            return if self.drops { Ok(OperatorResult::NeedInput) } else { Err(error.into()) };
         }
         Ok(OperatorResult::Batch(batch))
     }

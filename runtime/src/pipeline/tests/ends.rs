@@ -368,7 +368,9 @@ fn memory_that_does_not_fit_is_an_error_that_helps_and_is_given_back() {
         let (large, checks) = (query_with(guard, &executor, options()), no_fault());
         let mut streams = start_one(&large, &checks, 2, numbers(50, 5), vec![hoard()], 1);
         match rows(streams.remove(0)).unwrap_err() {
-            Error::OutOfMemory { operator, requested: 40, .. } => assert_eq!(operator, "hoard"),
+            Error::OutOfMemory(denied) if denied.requested == 40 => {
+                assert_eq!(denied.operator, "hoard");
+            }
             other => panic!("{other}"),
         }
         assert_gone(&large, &checks);
