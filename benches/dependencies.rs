@@ -22,7 +22,7 @@ use gatework::{
     runtime::scheduler::{RunResult, Runnable, TaskGroup},
     shared_state::{
         BufferLimit, Dependency, DependencyKind, Payload, PopResult, PushResult, exchange,
-        multicast, union,
+        multicast,
     },
 };
 use support::Countdown;
@@ -61,22 +61,6 @@ trait ConsumerEnd: Send + 'static {
     fn consume(&mut self) -> PopResult<Item>;
 }
 
-impl ProducerEnd for union::UnionProducer<Item> {
-    fn produce(&mut self, item: Item) -> PushResult {
-        self.push(item)
-    }
-
-    fn finish(self) {
-        self.finish();
-    }
-}
-
-impl ConsumerEnd for union::UnionConsumer<Item> {
-    fn consume(&mut self) -> PopResult<Item> {
-        self.take()
-    }
-}
-
 impl ProducerEnd for multicast::MulticastProducer<Item> {
     fn produce(&mut self, item: Item) -> PushResult {
         self.push(item)
@@ -95,7 +79,7 @@ impl ConsumerEnd for multicast::MulticastConsumer<Item> {
 
 impl ProducerEnd for exchange::ExchangeProducer<Item> {
     fn produce(&mut self, item: Item) -> PushResult {
-        self.push(item.0 % FAN_OUT, item)
+        self.push(item.0 % self.channels(), item)
     }
 
     fn finish(self) {
@@ -257,8 +241,8 @@ fn compare_with_tokio<S: ProducerEnd, T: ConsumerEnd>(
 fn handovers(criterion: &mut Criterion) {
     let one = |count: usize| {
         move || {
-            let (sinks, source) = union::new("bench", count, WAITING);
-            (sinks, vec![source])
+            let limit = BufferLimit::new(WAITING);
+            exchange::new("bench", exchange::LocalExchangeKind::PassToOne, count, 1, limit)
         }
     };
     compare_with_tokio(criterion, "1:1", ITEMS, one(1), |_| vec![0]);

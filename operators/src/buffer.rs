@@ -1,23 +1,26 @@
-//! Producer's end of a buffer between pipelines.
+//! The two ends of a buffer between pipelines.
 
+use arrow::{
+    array::{RecordBatch, RecordBatchOptions},
+    datatypes::SchemaRef,
+};
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, BufferRead, BufferReader, BufferedBatch, OperatorContext, SinkResult, SourceResult,
+        Batch, BufferRead, BufferReader, BufferedBatch, DriverContext, FinishResult, LocalSink,
+        OperatorContext, SinkResult, SourceResult,
     },
 };
 use gatework_shared_state::{BufferLimit, Gate, OnFull, PopResult, PushResult};
 
-use arrow::array::RecordBatch;
-
 use crate::{
-    result::to_sink_result,
+    ResultExt, apply_selection,
     spill::{SpillWriter, WriteState, gc_batch_views},
 };
 
 /// Writer that reserves memory for batches of an overflowing buffer, and spills batches whose
 /// reservation is denied. A `T` names the target of a batch in the buffer.
-pub(crate) struct BufferWriter<T> {
+struct BufferWriter<T> {
     budget: BufferLimit,
     setup: OperatorContext,
     /// Writer tagged with the pending batches and their sequence number.
@@ -28,7 +31,7 @@ pub(crate) struct BufferWriter<T> {
 struct PendingBatch<T>(T, usize, usize);
 
 /// Result of a write.
-pub(crate) enum BufferWrite<T> {
+enum BufferWrite<T> {
     /// The batches can be pushed into the buffer.
     Ready(Vec<(T, BufferedBatch)>),
     /// The batches are being spilled; the gate becomes ready when they are written.
@@ -39,12 +42,12 @@ pub(crate) enum BufferWrite<T> {
 
 impl<T> BufferWriter<T> {
     /// Creates a writer for a buffer with this limit, on behalf of the operator of `setup`.
-    pub(crate) fn new(budget: BufferLimit, setup: OperatorContext) -> Self {
+    fn new(budget: BufferLimit, setup: OperatorContext) -> Self {
         Self { budget, writer: SpillWriter::new(setup.clone()), setup }
     }
 
     /// Buffers the partitions of the batch with sequence number `sequence`.
-    pub(crate) fn write(
+    fn write(
         &mut self,
         partitions: Vec<(T, RecordBatch)>,
         sequence: u64,
@@ -81,7 +84,7 @@ impl<T> BufferWriter<T> {
     }
 
     /// Polls the batches that are being spilled.
-    pub(crate) fn poll(&mut self) -> Result<BufferWrite<T>> {
+    fn poll(&mut self) -> Result<BufferWrite<T>> {
         Ok(match self.writer.poll()? {
             WriteState::Idle => BufferWrite::Empty,
             WriteState::Blocked(gate) => BufferWrite::Blocked(gate),
@@ -99,22 +102,91 @@ impl<T> BufferWriter<T> {
     }
 }
 
-impl<T> BufferWrite<T> {
-    /// Hands the ready batches to `push` one by one, and returns the sink result of the last push.
-    /// Without batches, `push(None)` reports the buffer's capacity.
-    pub(crate) fn into_sink_result(
-        self,
-        mut push: impl FnMut(Option<(T, BufferedBatch)>) -> PushResult,
-    ) -> SinkResult {
-        match self {
-            Self::Blocked(gate) => SinkResult::Blocked(gate.into()),
-            Self::Empty => to_sink_result(push(None)),
-            Self::Ready(batches) => {
-                let result = batches.into_iter().map(|batch| push(Some(batch))).last();
-                to_sink_result(result.unwrap_or_else(|| push(None)))
-            }
-        }
+/// Producer's end of a channel between pipelines: it routes rows to the targets in the channel.
+pub(crate) trait ChannelProducer: Send {
+    /// Names a target, such as the index of a consumer.
+    type Target: Send;
+
+    /// Divides `rows` among the targets.
+    fn route(&self, rows: RecordBatch) -> Result<Vec<(Self::Target, RecordBatch)>>;
+
+    /// Pushes a batch to a target.
+    fn push(&mut self, target: Self::Target, batch: BufferedBatch) -> PushResult;
+
+    /// Returns whether there is capacity, without pushing.
+    fn poll_capacity(&mut self) -> PushResult;
+
+    /// Ends the input of this producer.
+    fn finish(self);
+
+    /// Returns the gate that is ready once no consumer is left.
+    fn closed(&self) -> &Gate;
+}
+
+/// The local sink of a channel.
+pub(crate) struct ChannelSink<P: ChannelProducer> {
+    /// `None` once it has finished.
+    producer: Option<P>,
+    closed: Gate,
+    writer: BufferWriter<P::Target>,
+}
+
+impl<P: ChannelProducer> ChannelSink<P> {
+    /// Creates the sink of `producer`, whose channel has the limit `budget`.
+    pub(crate) fn new(producer: P, budget: BufferLimit, setup: OperatorContext) -> Self {
+        let closed = producer.closed().clone();
+        Self { producer: Some(producer), closed, writer: BufferWriter::new(budget, setup) }
     }
+}
+
+impl<P: ChannelProducer> LocalSink for ChannelSink<P> {
+    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
+        let Some(producer) = &mut self.producer else { return Ok(SinkResult::Finished) };
+        let write = match batch {
+            Some(batch) => {
+                let sequence = batch.sequence();
+                self.writer.write(producer.route(apply_selection(batch)?)?, sequence)?
+            }
+            None => self.writer.poll()?,
+        };
+        let batches = match write {
+            BufferWrite::Blocked(gate) => return Ok(SinkResult::Blocked(gate.into())),
+            BufferWrite::Empty => Vec::new(),
+            BufferWrite::Ready(batches) => batches,
+        };
+        let pushed = batches.into_iter().map(|(target, batch)| producer.push(target, batch)).last();
+        Ok(to_sink_result(pushed.unwrap_or_else(|| producer.poll_capacity())))
+    }
+
+    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
+        if let Some(producer) = self.producer.take() {
+            producer.finish();
+        }
+        Ok(FinishResult::Done)
+    }
+
+    fn closed(&self) -> Option<Gate> {
+        Some(self.closed.clone())
+    }
+}
+
+/// Converts the result of a push into a sink's result.
+pub(crate) fn to_sink_result(push: PushResult) -> SinkResult {
+    match push {
+        PushResult::Accepted => SinkResult::NeedInput,
+        PushResult::Backpressure(gate) => SinkResult::Blocked(gate.into()),
+        PushResult::Closed => SinkResult::Finished,
+    }
+}
+
+/// Returns `batch`'s columns under `schema`.
+pub(crate) fn with_schema(batch: Batch, schema: &SchemaRef) -> Result<Batch> {
+    let sequence = batch.sequence();
+    let data = apply_selection(batch)?;
+    let options = RecordBatchOptions::new().with_row_count(Some(data.num_rows()));
+    let columns = data.columns().to_vec();
+    let data = RecordBatch::try_new_with_options(schema.clone(), columns, &options).query_err()?;
+    Ok(Batch::new(data).with_sequence(sequence))
 }
 
 /// Reads the next batch from a buffer as a source result.

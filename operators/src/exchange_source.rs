@@ -10,7 +10,7 @@ use gatework_runtime::{
 };
 use gatework_shared_state::output::ExchangeClient;
 
-use crate::{buffer, union::with_schema};
+use crate::buffer::{self, with_schema};
 
 /// Source that reads a client's outputs, with any number of tasks.
 ///

@@ -45,7 +45,6 @@ pub mod task_output;
 mod test_support;
 #[cfg(test)]
 mod tests;
-pub mod union;
 pub mod window;
 
 pub use compact::apply_selection;

@@ -5,19 +5,17 @@
 #[cfg(test)]
 mod tests;
 
+use arrow::array::RecordBatch;
 use gatework_runtime::{
     Result,
     pipeline::{
-        Batch, BufferReader, BufferedBatch, DriverContext, FinishResult, LocalSink, LocalSource,
-        OperatorContext, PerTask, Sink, SinkResult, Source, SourceResult,
+        BufferReader, BufferedBatch, DriverContext, LocalSink, LocalSource, OperatorContext,
+        PerTask, Sink, Source, SourceResult,
     },
 };
 use gatework_shared_state::{BufferLimit, Gate, PushResult, multicast as state};
 
-use crate::{
-    apply_selection,
-    buffer::{self, BufferWriter},
-};
+use crate::buffer::{self, ChannelProducer, ChannelSink};
 
 /// Sink of the rows. Its pipeline has one task.
 #[derive(Debug)]
@@ -50,48 +48,36 @@ impl Sink for MulticastSink {
     }
 
     fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(&setup)?;
-        Ok(Box::new(LocalMulticastSink {
-            closed: sink.closed().clone(),
-            sink: Some(sink),
-            writer: BufferWriter::new(self.budget.clone(), setup),
-        }))
+        let producer = self.slots.take(&setup)?;
+        Ok(Box::new(ChannelSink::new(LocalMulticast(producer), self.budget.clone(), setup)))
     }
 }
 
-struct LocalMulticastSink {
-    sink: Option<state::MulticastProducer<BufferedBatch>>,
-    closed: Gate,
-    writer: BufferWriter<()>,
-}
+struct LocalMulticast(state::MulticastProducer<BufferedBatch>);
 
-impl LocalSink for LocalMulticastSink {
-    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
-        let Some(sink) = &mut self.sink else { return Ok(SinkResult::Finished) };
-        let write = match batch {
-            Some(batch) => {
-                let sequence = batch.sequence();
-                // Gathered once in the sink instead of once per reader.
-                self.writer.write(vec![((), apply_selection(batch)?)], sequence)?
-            }
-            None => self.writer.poll()?,
-        };
-        Ok(write.into_sink_result(|next| match next {
-            Some(((), batch)) => sink.push(batch),
-            // Woken: there is capacity, or all readers are gone, which the next push reports.
-            None => PushResult::Accepted,
-        }))
+impl ChannelProducer for LocalMulticast {
+    /// All readers.
+    type Target = ();
+
+    fn route(&self, rows: RecordBatch) -> Result<Vec<((), RecordBatch)>> {
+        Ok(vec![((), rows)])
     }
 
-    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
-        if let Some(sink) = self.sink.take() {
-            sink.finish();
-        }
-        Ok(FinishResult::Done)
+    fn push(&mut self, (): (), batch: BufferedBatch) -> PushResult {
+        self.0.push(batch)
     }
 
-    fn closed(&self) -> Option<Gate> {
-        Some(self.closed.clone())
+    /// There is capacity, or all readers are gone, which the next push reports.
+    fn poll_capacity(&mut self) -> PushResult {
+        PushResult::Accepted
+    }
+
+    fn finish(self) {
+        self.0.finish();
+    }
+
+    fn closed(&self) -> &Gate {
+        self.0.closed()
     }
 }
 

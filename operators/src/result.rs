@@ -2,20 +2,21 @@
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use datafusion_physical_expr::PhysicalExpr;
 use gatework_runtime::{
     Result,
-    pipeline::{
-        Batch, BufferedBatch, DriverContext, FinishResult, LocalSink, OperatorContext, PerTask,
-        Sink, SinkResult,
-    },
+    pipeline::{BufferedBatch, LocalSink, OperatorContext, PerTask, Sink},
 };
 use gatework_shared_state::{
     BufferLimit, Gate, PushResult,
     result::{self, ResultProducer, ResultReader},
 };
 
-use crate::{apply_selection, buffer::BufferWriter, keys::partition_rows};
+use crate::{
+    buffer::{ChannelProducer, ChannelSink},
+    keys::partition_rows,
+};
 
 #[cfg(test)]
 mod tests;
@@ -58,71 +59,51 @@ impl Sink for ResultSink {
     }
 
     fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(&setup)?;
-        Ok(Box::new(LocalResultSink {
-            closed: sink.closed().clone(),
-            partition: self.by_task.then(|| setup.task_index() % sink.partitions()),
-            sink: Some(sink),
+        let producer = self.slots.take(&setup)?;
+        let local = LocalResult {
+            partition: self.by_task.then(|| setup.task_index() % producer.partitions()),
+            producer,
             keys: self.keys.clone(),
-            writer: BufferWriter::new(self.budget.clone(), setup),
-        }))
+        };
+        Ok(Box::new(ChannelSink::new(local, self.budget.clone(), setup)))
     }
 }
 
-struct LocalResultSink {
-    sink: Option<ResultProducer<BufferedBatch>>,
-    closed: Gate,
+struct LocalResult {
+    producer: ResultProducer<BufferedBatch>,
     /// Target partition if there are no keys; `None` for any partition.
     partition: Option<usize>,
     keys: Arc<[Arc<dyn PhysicalExpr>]>,
-    /// Writer tagged with the target partition of each batch; `None` for any.
-    writer: BufferWriter<Option<usize>>,
 }
 
-impl LocalSink for LocalResultSink {
-    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
-        let Some(sink) = &mut self.sink else { return Ok(SinkResult::Finished) };
-        let write = match batch {
-            Some(batch) => {
-                let sequence = batch.sequence();
-                let data = apply_selection(batch)?;
-                let batches = if sink.partitions() == 1 || self.keys.is_empty() {
-                    vec![(self.partition, data)]
-                } else {
-                    let partitions = partition_rows(&data, &self.keys, sink.partitions())?;
-                    partitions
-                        .into_iter()
-                        .map(|(partition, rows)| (Some(partition), rows))
-                        .collect()
-                };
-                self.writer.write(batches, sequence)?
-            }
-            None => self.writer.poll()?,
-        };
-        Ok(write.into_sink_result(|next| match next {
-            Some((Some(partition), batch)) => sink.push(partition, batch),
-            Some((None, batch)) => sink.push_any(batch),
-            None => sink.poll_capacity(),
-        }))
-    }
+impl ChannelProducer for LocalResult {
+    /// A partition; `None` for any.
+    type Target = Option<usize>;
 
-    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
-        if let Some(sink) = self.sink.take() {
-            sink.finish();
+    fn route(&self, rows: RecordBatch) -> Result<Vec<(Option<usize>, RecordBatch)>> {
+        if self.producer.partitions() == 1 || self.keys.is_empty() {
+            return Ok(vec![(self.partition, rows)]);
         }
-        Ok(FinishResult::Done)
+        let partitions = partition_rows(&rows, &self.keys, self.producer.partitions())?;
+        Ok(partitions.into_iter().map(|(partition, rows)| (Some(partition), rows)).collect())
     }
 
-    fn closed(&self) -> Option<Gate> {
-        Some(self.closed.clone())
+    fn push(&mut self, target: Option<usize>, batch: BufferedBatch) -> PushResult {
+        match target {
+            Some(partition) => self.producer.push(partition, batch),
+            None => self.producer.push_any(batch),
+        }
     }
-}
 
-/// Converts the result of a push into a sink's result.
-pub(crate) fn to_sink_result(push: PushResult) -> SinkResult {
-    match push {
-        PushResult::Accepted => SinkResult::NeedInput,
-        PushResult::Backpressure(gate) => SinkResult::Blocked(gate.into()),
-        PushResult::Closed => SinkResult::Finished,
+    fn poll_capacity(&mut self) -> PushResult {
+        self.producer.poll_capacity()
+    }
+
+    fn finish(self) {
+        self.producer.finish();
+    }
+
+    fn closed(&self) -> &Gate {
+        self.producer.closed()
     }
 }

@@ -2,22 +2,19 @@
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use gatework_runtime::{
     Result,
-    pipeline::{
-        Batch, BufferedBatch, DriverContext, FinishResult, LocalSink, OperatorContext, PerTask,
-        Sink, SinkResult,
-    },
+    pipeline::{BufferedBatch, LocalSink, OperatorContext, PerTask, Sink},
 };
 use gatework_shared_state::{
-    Gate, PushResult,
+    BufferLimit, Gate, PushResult,
     output::{OutputKind, OutputWriter},
 };
 
 use crate::{
-    apply_selection,
-    local_exchange::{Routed, Router, Routing},
-    result::to_sink_result,
+    buffer::{ChannelProducer, ChannelSink},
+    local_exchange::{Router, Routing, Target},
 };
 
 #[cfg(test)]
@@ -60,49 +57,41 @@ impl Sink for TaskOutputSink {
 
     fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
         let writer = self.slots.take(&setup)?;
-        let closed = writer.closed().clone();
-        Ok(Box::new(LocalTaskOutputSink {
-            writer: Some(writer),
-            closed,
-            router: self.router.clone(),
-        }))
+        let local = LocalTaskOutput { writer, router: self.router.clone() };
+        // The output has a limit of its own, and always blocks its writers.
+        Ok(Box::new(ChannelSink::new(local, BufferLimit::new(0), setup)))
     }
 }
 
-struct LocalTaskOutputSink {
-    writer: Option<OutputWriter<BufferedBatch>>,
-    closed: Gate,
+struct LocalTaskOutput {
+    writer: OutputWriter<BufferedBatch>,
     router: Arc<Router>,
 }
 
-impl LocalSink for LocalTaskOutputSink {
-    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
-        let Some(writer) = &mut self.writer else { return Ok(SinkResult::Finished) };
-        let Some(batch) = batch else { return Ok(to_sink_result(writer.poll_capacity())) };
-        let sequence = batch.sequence();
-        let page = |rows| BufferedBatch::from(Batch::new(rows).with_sequence(sequence));
-        let mut result = PushResult::Accepted;
-        match self.router.route(apply_selection(batch)?)? {
-            Routed::AnyChannel(rows) | Routed::EveryChannel(rows) => {
-                result = writer.push(0, page(rows))
-            }
-            Routed::Partitions(partitions) => {
-                for (partition, rows) in partitions {
-                    result = writer.push(partition, page(rows));
-                }
-            }
-        }
-        Ok(to_sink_result(result))
+impl ChannelProducer for LocalTaskOutput {
+    /// A partition. An output of another kind selects the partitions by itself.
+    type Target = Target;
+
+    fn route(&self, rows: RecordBatch) -> Result<Vec<(Target, RecordBatch)>> {
+        self.router.route(rows)
     }
 
-    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
-        if let Some(writer) = self.writer.take() {
-            writer.finish();
+    fn push(&mut self, target: Target, batch: BufferedBatch) -> PushResult {
+        match target {
+            Target::Channel(partition) => self.writer.push(partition, batch),
+            Target::AnyChannel | Target::EveryChannel => self.writer.push(0, batch),
         }
-        Ok(FinishResult::Done)
     }
 
-    fn closed(&self) -> Option<Gate> {
-        Some(self.closed.clone())
+    fn poll_capacity(&mut self) -> PushResult {
+        self.writer.poll_capacity()
+    }
+
+    fn finish(self) {
+        self.writer.finish();
+    }
+
+    fn closed(&self) -> &Gate {
+        self.writer.closed()
     }
 }

@@ -29,7 +29,6 @@
 //! | [`sort`] | N:N | sorted runs, merged key range by key range |
 //! | [`window`] | 1:1 | window partitions of one task |
 //! | [`multicast`] | 1:N | one producer, several consumers with independent positions |
-//! | [`union`] | N:1 | a queue per child, read round-robin |
 //! | [`set`] | N:1 | a table of the first child, passed along the other children |
 //! | [`exchange`] | N:N | local exchange: routed, shared or broadcast |
 //! | [`stream_set`] | N:N | streams of external producers, each leased to a task when it has rows |
@@ -58,7 +57,6 @@ pub mod sort;
 pub mod splits;
 pub mod stream_set;
 pub mod sync;
-pub mod union;
 pub mod window;
 
 pub use buffer_limit::{BufferLimit, OnFull};

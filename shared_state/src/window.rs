@@ -2,32 +2,34 @@
 //! of the same task index evaluates them one after the other. (Doris: "analytic".)
 //!
 //! A bounded queue between the two lets partitions be evaluated while later ones are produced. It
-//! is a [`crate::union`] of one child, under the name that a dump shows.
+//! is a [local exchange](crate::exchange) of one channel, under the name that a dump shows.
 
 use crate::{
-    Gate, Payload, PopResult, PushResult,
-    union::{self, UnionConsumer, UnionProducer},
+    BufferLimit, Gate, Payload, PopResult, PushResult,
+    exchange::{self, ExchangeConsumer, ExchangeProducer, LocalExchangeKind},
 };
 
 /// The right to hand over window partitions. Dropping it unfinished aborts the state.
 #[derive(Debug)]
-pub struct WindowProducer<T: Payload>(UnionProducer<T>);
+pub struct WindowProducer<T: Payload>(ExchangeProducer<T>);
 
 /// The right to take window partitions. Dropping it closes the state.
 #[derive(Debug)]
-pub struct WindowConsumer<T: Payload>(UnionConsumer<T>);
+pub struct WindowConsumer<T: Payload>(ExchangeConsumer<T>);
 
 /// Creates a queue of window partitions with a limit of `limit_bytes`, plus the item that exceeds
 /// it.
 pub fn new<T: Payload>(name: &str, limit_bytes: usize) -> (WindowProducer<T>, WindowConsumer<T>) {
-    let (mut producers, consumer) = union::new(name, 1, limit_bytes);
-    (WindowProducer(producers.remove(0)), WindowConsumer(consumer))
+    let limit = BufferLimit::new(limit_bytes);
+    let (mut producers, mut consumers) =
+        exchange::new(name, LocalExchangeKind::PassToOne, 1, 1, limit);
+    (WindowProducer(producers.remove(0)), WindowConsumer(consumers.remove(0)))
 }
 
 impl<T: Payload> WindowProducer<T> {
     /// Pushes one item: one or several whole window partitions.
     pub fn push(&mut self, partition: T) -> PushResult {
-        self.0.push(partition)
+        self.0.push(0, partition)
     }
 
     /// Ends the input.

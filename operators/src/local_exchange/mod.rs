@@ -7,24 +7,20 @@ mod tests;
 
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use gatework_runtime::{
     Error, Result,
     pipeline::{
-        Batch, BufferReader, BufferedBatch, DriverContext, FinishResult, LocalSink, LocalSource,
-        OperatorContext, PerTask, Sink, SinkResult, Source, SourceResult,
+        BufferReader, BufferedBatch, DriverContext, LocalSink, LocalSource, OperatorContext,
+        PerTask, Sink, Source, SourceResult,
     },
 };
-use gatework_shared_state::{BufferLimit, Gate, exchange as state};
+use gatework_shared_state::{BufferLimit, Gate, PushResult, exchange as state};
 
 pub use routing::Routing;
-pub(crate) use routing::{Routed, Router};
+pub(crate) use routing::{Router, Target};
 
-use crate::{
-    apply_selection,
-    buffer::{self, BufferWriter},
-    union::with_schema,
-};
+use crate::buffer::{self, ChannelProducer, ChannelSink, with_schema};
 
 /// Sink of one producing pipeline.
 #[derive(Debug)]
@@ -87,65 +83,42 @@ impl Sink for LocalExchangeSink {
     }
 
     fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(&setup)?;
-        Ok(Box::new(LocalExchange {
-            closed: sink.closed().clone(),
-            sink: Some(sink),
-            router: self.router.clone(),
-            writer: BufferWriter::new(self.budget.clone(), setup),
-        }))
+        let producer = self.slots.take(&setup)?;
+        let local = LocalExchange { producer, router: self.router.clone() };
+        Ok(Box::new(ChannelSink::new(local, self.budget.clone(), setup)))
     }
 }
 
 struct LocalExchange {
-    sink: Option<state::ExchangeProducer<BufferedBatch>>,
-    closed: Gate,
+    producer: state::ExchangeProducer<BufferedBatch>,
     router: Arc<Router>,
-    writer: BufferWriter<Target>,
 }
 
-/// Channels that receive a batch.
-enum Target {
-    AnyChannel,
-    EveryChannel,
-    Channel(usize),
-}
+impl ChannelProducer for LocalExchange {
+    type Target = Target;
 
-impl LocalSink for LocalExchange {
-    fn sink(&mut self, batch: Option<Batch>, _task: &DriverContext) -> Result<SinkResult> {
-        let Some(sink) = &mut self.sink else { return Ok(SinkResult::Finished) };
-        let write = match batch {
-            Some(batch) => {
-                let sequence = batch.sequence();
-                let batches = match self.router.route(apply_selection(batch)?)? {
-                    Routed::AnyChannel(data) => vec![(Target::AnyChannel, data)],
-                    Routed::EveryChannel(data) => vec![(Target::EveryChannel, data)],
-                    Routed::Partitions(partitions) => partitions
-                        .into_iter()
-                        .map(|(channel, rows)| (Target::Channel(channel), rows))
-                        .collect(),
-                };
-                self.writer.write(batches, sequence)?
-            }
-            None => self.writer.poll()?,
-        };
-        Ok(write.into_sink_result(|next| match next {
-            Some((Target::AnyChannel, batch)) => sink.push_any(batch),
-            Some((Target::EveryChannel, batch)) => sink.push_all(&batch),
-            Some((Target::Channel(channel), batch)) => sink.push(channel, batch),
-            None => sink.poll_capacity(),
-        }))
+    fn route(&self, rows: RecordBatch) -> Result<Vec<(Target, RecordBatch)>> {
+        self.router.route(rows)
     }
 
-    fn finish(&mut self, _task: &DriverContext) -> Result<FinishResult> {
-        if let Some(sink) = self.sink.take() {
-            sink.finish();
+    fn push(&mut self, target: Target, batch: BufferedBatch) -> PushResult {
+        match target {
+            Target::AnyChannel => self.producer.push_any(batch),
+            Target::EveryChannel => self.producer.push_all(&batch),
+            Target::Channel(channel) => self.producer.push(channel, batch),
         }
-        Ok(FinishResult::Done)
     }
 
-    fn closed(&self) -> Option<Gate> {
-        Some(self.closed.clone())
+    fn poll_capacity(&mut self) -> PushResult {
+        self.producer.poll_capacity()
+    }
+
+    fn finish(self) {
+        self.producer.finish();
+    }
+
+    fn closed(&self) -> &Gate {
+        self.producer.closed()
     }
 }
 

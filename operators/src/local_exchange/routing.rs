@@ -58,11 +58,13 @@ pub(crate) struct Router {
     routed_batches: AtomicUsize,
 }
 
-/// Result of routing a batch.
-pub(crate) enum Routed {
-    AnyChannel(RecordBatch),
-    EveryChannel(RecordBatch),
-    Partitions(Vec<(usize, RecordBatch)>),
+/// Channels that receive a batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Target {
+    /// One channel, whichever has the fewest bytes.
+    AnyChannel,
+    EveryChannel,
+    Channel(usize),
 }
 
 impl Router {
@@ -99,25 +101,19 @@ impl Router {
         }
     }
 
-    pub(crate) fn route(&self, batch: RecordBatch) -> Result<Routed> {
-        Ok(match &self.routing {
-            Routing::Hash(_)
-            | Routing::HashReseeded(_)
-            | Routing::BucketHash { .. }
-            | Routing::AdaptivePassThrough
-                if self.channels == 1 =>
-            {
-                Routed::AnyChannel(batch)
-            }
-            Routing::Hash(keys) => Routed::Partitions(partition_rows(&batch, keys, self.channels)?),
+    /// Divides the rows of `batch` among the channels.
+    pub(crate) fn route(&self, batch: RecordBatch) -> Result<Vec<(Target, RecordBatch)>> {
+        let partitions = match &self.routing {
+            Routing::PassThrough | Routing::PassToOne => None,
+            Routing::Broadcast => return Ok(vec![(Target::EveryChannel, batch)]),
+            _ if self.channels == 1 => None,
+            Routing::Hash(keys) => Some(partition_rows(&batch, keys, self.channels)?),
             Routing::HashReseeded(keys) => {
-                Routed::Partitions(partition_rows_reseeded(&batch, keys, self.channels)?)
+                Some(partition_rows_reseeded(&batch, keys, self.channels)?)
             }
             Routing::BucketHash { bucket, channels } => {
-                Routed::Partitions(self.by_bucket(&batch, bucket, channels)?)
+                Some(self.by_bucket(&batch, bucket, channels)?)
             }
-            Routing::PassThrough | Routing::PassToOne => Routed::AnyChannel(batch),
-            Routing::Broadcast => Routed::EveryChannel(batch),
             Routing::AdaptivePassThrough => {
                 // Relaxed: the counter only limits the number of split batches; no other data
                 // depends on it.
@@ -127,13 +123,12 @@ impl Router {
                     }
                     batch_index => batch_index,
                 };
-                if batch_index < self.channels {
-                    Routed::Partitions(self.split(&batch, batch_index))
-                } else {
-                    Routed::AnyChannel(batch)
-                }
+                (batch_index < self.channels).then(|| self.split(&batch, batch_index))
             }
-        })
+        };
+        let Some(partitions) = partitions else { return Ok(vec![(Target::AnyChannel, batch)]) };
+        let to_channel = |(channel, rows)| (Target::Channel(channel), rows);
+        Ok(partitions.into_iter().map(to_channel).collect())
     }
 
     fn by_bucket(

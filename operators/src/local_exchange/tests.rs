@@ -1,5 +1,7 @@
 //! Local exchange against its input: every row arrives once, on the channel its routing selects.
 
+mod union;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering},

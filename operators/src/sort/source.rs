@@ -23,8 +23,8 @@ use super::{
 use crate::{
     ResultExt, apply_selection,
     batch_bytes::{Lengths, MAX_BATCH_BYTES, rows_within},
+    buffer::with_schema,
     error::is_overflow,
-    union::with_schema,
 };
 
 /// Source of a sort.

@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     ResultExt, apply_selection,
+    buffer::to_sink_result,
     compact::compact_views,
-    result::to_sink_result,
     spill::{BreakerSink, BreakerState, SpillStart, SpillWriter, WriteState, try_resize_above},
 };
 

@@ -1,4 +1,4 @@
-//! The shared states through which items flow: exchange in all kinds, result, multicast, union,
+//! The shared states through which items flow: exchange in all kinds, result, multicast,
 //! window.
 
 use gatework_shared_state::{
@@ -6,7 +6,6 @@ use gatework_shared_state::{
     exchange::{self, ExchangeConsumer, ExchangeProducer, ExchangeStats, LocalExchangeKind},
     multicast::{self, MulticastConsumer, MulticastProducer},
     result::{self, ResultProducer, ResultReader},
-    union::{self, UnionConsumer, UnionProducer},
     window::{self, WindowConsumer, WindowProducer},
 };
 use shuttle::thread;
@@ -96,7 +95,6 @@ macro_rules! plain_ends {
 
 plain_ends! {
     MulticastProducer<Item>, MulticastConsumer<Item>;
-    UnionProducer<Item>, UnionConsumer<Item>;
     WindowProducer<Item>, WindowConsumer<Item>;
 }
 
@@ -156,17 +154,6 @@ fn multicast() {
         let (sink, sources) =
             multicast::new("cte", plan.sources, BufferLimit::new(plan.limit_bytes));
         run(plan, vec![sink], sources);
-    });
-}
-
-#[test]
-fn union() {
-    check_all(|ending| {
-        let mut plan = Plan::new(ending, Reach::First, 3, 1);
-        let (sinks, source) = union::new("union", plan.sinks, plan.limit_bytes);
-        // Shares are rounded up to whole bytes.
-        plan.limit_bytes += plan.sinks;
-        run(plan, sinks, vec![source]);
     });
 }
 

@@ -12,6 +12,7 @@ use gatework_runtime::{
     Result,
     pipeline::{Graph, Operator, Sink, WaitEdge},
 };
+use gatework_shared_state::BufferLimit;
 
 use crate::{
     harness::{Case, Harness, Mode, numbers, rows_of, same_rows},
@@ -20,7 +21,6 @@ use crate::{
     multicast,
     nested_loop_join::NestedLoopJoin,
     set_operation::{self, SetKind},
-    union,
 };
 
 fn n() -> Arc<dyn PhysicalExpr> {
@@ -128,12 +128,13 @@ fn local_exchange() {
 
 /// Both readers write into one result.
 #[test]
-fn multicast_and_union() {
+fn multicast_and_exchange() {
     let harness = Harness::graph(|case: &Case| -> Result<Graph> {
         let budget = case.budget();
         budget.allow_overflow();
         let (sink, mut readers) = multicast::new(2, budget.clone());
-        let (mut children, both) = union::new(&[1, 1], schema(), 1);
+        let (mut children, both) =
+            local_exchange::new(Routing::PassToOne, &[1, 1], 1, BufferLimit::new(1))?;
         let mut graph = Graph::new();
         let producer = graph.add_pipeline("in", 1, case.source(0), vec![], Arc::new(sink))?;
         let mut consumers = Vec::new();

@@ -1,4 +1,5 @@
-//! Every row of every child is returned once, under the union's column names.
+//! An exchange of several pipelines to one task: every row of every child is returned once, under
+//! the exchange's column names.
 
 use std::sync::Arc;
 
@@ -6,10 +7,11 @@ use arrow::{
     array::RecordBatch,
     datatypes::{DataType, Field, Schema},
 };
+use gatework_shared_state::BufferLimit;
 
-use super::new;
 use crate::{
     limit::Limit,
+    local_exchange::{LocalExchangeSink, LocalExchangeSource, Routing, new},
     test_support::{FailingScan, ints, result_of, run, scan, sorted_rows, table},
 };
 
@@ -21,6 +23,13 @@ fn schema() -> Arc<Schema> {
     Arc::new(Schema::new(vec![Field::new("n", DataType::Int32, true)]))
 }
 
+/// Makes a local exchange of `children` to one task, as lowering does for UNION ALL.
+fn union(children: &[usize], limit: usize) -> (Vec<LocalExchangeSink>, LocalExchangeSource) {
+    let limit = BufferLimit::new(limit);
+    let (sinks, source) = new(Routing::PassToOne, children, 1, limit).unwrap();
+    (sinks, source.with_schema(schema()))
+}
+
 #[test]
 fn rows_of_all_children_come_out_once() {
     let children = [child("a", 0, 50), child("b", 50, 1), child("c", 51, 0), child("d", 51, 49)];
@@ -30,7 +39,7 @@ fn rows_of_all_children_come_out_once() {
         for morsel in [1, 3, 8192] {
             let batches = run(|graph| {
                 let tasks = [2, 1, 1, 3];
-                let (sinks, source) = new(&tasks, schema(), limit);
+                let (sinks, source) = union(&tasks, limit);
                 for ((sink, child), tasks) in sinks.into_iter().zip(&children).zip(tasks) {
                     let scan = scan(child, morsel);
                     graph.add_pipeline("child", tasks, scan, vec![], Arc::new(sink)).unwrap();
@@ -47,7 +56,7 @@ fn rows_of_all_children_come_out_once() {
 #[test]
 fn an_early_end_reaches_all_children() {
     let batches = run(|graph| {
-        let (sinks, source) = new(&[1, 2], schema(), 1);
+        let (sinks, source) = union(&[1, 2], 1);
         for (tasks, sink) in (1..).zip(sinks) {
             let scan = scan(&child("a", 0, 10_000), 1);
             graph.add_pipeline("child", tasks, scan, vec![], Arc::new(sink)).unwrap();
@@ -61,7 +70,7 @@ fn an_early_end_reaches_all_children() {
 #[test]
 fn a_failed_child_fails_the_query() {
     let error = run(|graph| {
-        let (mut sinks, source) = new(&[1, 1], schema(), 100);
+        let (mut sinks, source) = union(&[1, 1], 100);
         let (failing, sink) = (sinks.remove(1), sinks.remove(0));
         graph
             .add_pipeline("child", 1, scan(&child("a", 0, 10), 1), vec![], Arc::new(sink))
@@ -77,7 +86,7 @@ fn a_failed_child_fails_the_query() {
 fn a_child_of_another_type_is_an_error() {
     let strings: Arc<arrow::array::StringArray> = Arc::new(vec!["a"].into());
     let error = run(|graph| {
-        let (mut sinks, source) = new(&[1], schema(), 100);
+        let (mut sinks, source) = union(&[1], 100);
         let scan = scan(&table([("a", strings)]), 1);
         graph.add_pipeline("child", 1, scan, vec![], Arc::new(sinks.remove(0))).unwrap();
         result_of(graph, 1, 1, Arc::new(source), vec![])
