@@ -6,7 +6,6 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use datafusion::{
@@ -19,7 +18,10 @@ use datafusion::{
     prelude::{SessionConfig, SessionContext},
 };
 use futures::{StreamExt, TryStreamExt};
-use gatework::{Executor, SessionStateBuilderExt, runtime::scheduler::SplitMix64};
+use gatework::{
+    Executor, SessionStateBuilderExt, Settings,
+    runtime::pipeline::{Chaos, Fault, QueryContext},
+};
 use tempfile::TempDir;
 
 use crate::{
@@ -164,6 +166,27 @@ impl SpillFixture {
         Ok(of("spilled_bytes"))
     }
 
+    /// Reads the result of `sql` under `chaos`. Asserts that nothing is left of the query.
+    async fn read_with(&self, chaos: &Arc<Chaos>, case: &Case, sql: &str) -> Result<()> {
+        let settings = Settings { chaos: Some(chaos.clone()), ..Settings::default() };
+        let mut state = self.session.state();
+        *state.config_mut() = settings.into_config(SessionConfig::new());
+        let planned = plan(case, &SessionContext::new_with_state(state), sql).await?;
+        let stream = planned.stream()?;
+        let query = gatework::query(&planned.plan).unwrap();
+        let read: Result<Vec<_>> = stream.try_collect().await;
+        idle(&query).await;
+        self.assert_clean();
+        read.map(drop)
+    }
+
+    /// Waits until there are bytes on disk, or `query` has ended.
+    async fn spills_or_ends(&self, query: &QueryContext) {
+        while self.shared.disk_manager.used_disk_space() == 0 && query.live_tasks() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Asserts that nothing is left of any idle query.
     fn assert_clean(&self) {
         assert_eq!(self.shared.memory_pool.reserved(), 0, "reserved bytes");
@@ -297,29 +320,47 @@ fn cancelled_while_it_spills() {
     guarded(|case| async move {
         let folder = TempDir::new().unwrap();
         let fixture = SpillFixture::new(2, LIMIT, folder.path(), 1 << 30);
-        let mut dice = SplitMix64::new(4);
-        let mut running = 0;
-        for round in 0..60 {
-            let all: Vec<&str> = heavy().collect();
-            let sql = all[round % all.len()];
+        let (mut cancelled, all) = (0, 3 * heavy().count());
+        for sql in heavy() {
+            case.begin(sql);
+            let unharmed = Arc::new(Chaos::new(4));
+            fixture.read_with(&unharmed, &case, sql).await.unwrap();
+            let steps = unharmed.counts().steps;
+            for quarter in 1..4 {
+                let chaos = Chaos::new(4).fault_at(Fault::Cancel, steps * quarter / 4);
+                let chaos = Arc::new(chaos);
+                let result = fixture.read_with(&chaos, &case, sql).await;
+                // The number of steps varies with the schedule.
+                if chaos.counts().fault {
+                    assert!(result.is_err_and(|error| error.to_string().contains("cancelled")));
+                    cancelled += 1;
+                }
+            }
+        }
+        assert!(cancelled > all / 2, "{cancelled} of {all} were cancelled");
+    });
+}
+
+/// A reader that leaves after the first batch, or before it.
+#[test]
+fn dropped_while_it_spills() {
+    guarded(|case| async move {
+        let folder = TempDir::new().unwrap();
+        let fixture = SpillFixture::new(2, LIMIT, folder.path(), 1 << 30);
+        for (round, sql) in heavy().enumerate() {
             case.begin(sql);
             let planned = plan(&case, &fixture.session, sql).await.unwrap();
             let mut stream = planned.stream().unwrap();
             let query = gatework::query(&planned.plan).unwrap();
-            tokio::time::sleep(Duration::from_millis(dice.next_below(150) as u64)).await;
-            running += usize::from(query.live_tasks() > 0);
-            if round % 2 == 0 {
-                query.cancel();
-                while let Some(batch) = stream.next().await {
-                    drop(batch);
-                }
+            match round % 2 {
+                0 => drop(stream.next().await),
+                _ => fixture.spills_or_ends(&query).await,
             }
             drop(stream);
             // A pending write completes its batch; only then is the query idle.
             idle(&query).await;
             fixture.assert_clean();
         }
-        assert!(running > 10, "{running} of 60 were running");
     });
 }
 
@@ -327,7 +368,6 @@ fn cancelled_while_it_spills() {
 #[test]
 fn the_io_runtime_is_gone() {
     guarded(|case| async move {
-        let mut dice = SplitMix64::new(7);
         for sql in heavy() {
             case.begin(sql);
             let folder = TempDir::new().unwrap();
@@ -341,7 +381,7 @@ fn the_io_runtime_is_gone() {
             let planned = plan(&case, &fixture.session, sql).await.unwrap();
             let mut stream = planned.stream().unwrap();
             let query = gatework::query(&planned.plan).unwrap();
-            tokio::time::sleep(Duration::from_millis(dice.next_below(100) as u64)).await;
+            fixture.spills_or_ends(&query).await;
             runtime.shutdown_background();
             while let Some(Ok(batch)) = stream.next().await {
                 drop(batch);

@@ -1,6 +1,4 @@
-//! Many nodes and many splits: balance of the placement, and its run time.
-
-use std::time::Instant;
+//! Many nodes and many splits: balance of the placement, and its number of calls.
 
 use super::mock::{MockFactory, MockSplits, chain};
 use crate::{
@@ -13,7 +11,6 @@ use std::sync::Arc;
 struct Outcome {
     /// Weight read by the fullest node, divided by an equal share.
     skew: f64,
-    seconds: f64,
     calls: usize,
 }
 
@@ -31,7 +28,7 @@ fn simulate(nodes: usize, splits: usize) -> Outcome {
     stage.set_buffers(&OutputBuffers::with_partitions(1)).unwrap();
     let splits = Box::new(MockSplits::new(weights));
     let mut scheduler = SourcePartitionedScheduler::new(splits, limits);
-    let (mut assigned, mut calls, mut spent) = (vec![0_u64; nodes], 0, 0.0);
+    let (mut assigned, mut calls) = (vec![0_u64; nodes], 0);
     loop {
         let tasks = factory.tasks();
         let mut loads = vec![SplitLoad::default(); nodes];
@@ -39,9 +36,7 @@ fn simulate(nodes: usize, splits: usize) -> Outcome {
             loads[task.node()] = task.load();
         }
         let before: Vec<u64> = loads.iter().map(|load| load.weight).collect();
-        let start = Instant::now();
         let scheduled = scheduler.schedule(&mut stage, &loads).unwrap();
-        spent += start.elapsed().as_secs_f64();
         calls += 1;
         for task in factory.tasks() {
             let node = task.node();
@@ -59,19 +54,14 @@ fn simulate(nodes: usize, splits: usize) -> Outcome {
     }
     let fair = all as f64 / nodes as f64;
     let max = assigned.into_iter().max().unwrap_or(0) as f64;
-    Outcome { skew: max / fair, seconds: spent, calls }
+    Outcome { skew: max / fair, calls }
 }
 
-/// Asserts what holds on every machine: all splits are placed, evenly, in few calls. Prints the run
-/// time.
+/// All splits are placed, evenly, in few calls.
 #[test]
 fn a_thousand_nodes_and_a_hundred_thousand_splits() {
     for (nodes, splits) in [(10, 10_000), (1000, 100_000)] {
-        let Outcome { skew, seconds, calls } = simulate(nodes, splits);
-        println!(
-            "{splits} splits on {nodes} nodes: the fullest has {skew:.3} of its share, \
-             {seconds:.3} s in {calls} calls"
-        );
+        let Outcome { skew, calls } = simulate(nodes, splits);
         assert!(skew < 1.25, "{skew}");
         assert!(calls < splits, "{calls}");
     }

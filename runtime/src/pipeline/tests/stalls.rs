@@ -1,7 +1,5 @@
 //! Tests of queries in which no task can run any more.
 
-use std::time::Duration;
-
 use gatework_shared_state::{Dependency, DependencyKind};
 
 use super::{
@@ -65,6 +63,13 @@ fn the_last_task_that_ran_may_be_the_reason() {
     });
 }
 
+/// Runs a query to its end.
+fn another_query_ends(guard: &Guard, executor: &Executor) {
+    let (other, checks) = (query(guard, executor), no_fault());
+    let stream = start_one(&other, &checks, 1, numbers(3, 1), vec![], 1).remove(0);
+    assert_eq!(rows(stream).unwrap().len(), 3);
+}
+
 /// As long as one task waits for external work, all others may wait for that task.
 #[test]
 fn what_comes_from_outside_is_waited_for() {
@@ -96,12 +101,12 @@ fn what_comes_from_outside_is_waited_for() {
                 graph.add_pipeline("one of two", 1, source, vec![], sink).unwrap();
             }
             let running = graph.start(&query).unwrap();
-            let late = std::thread::spawn(move || {
-                std::thread::sleep(Duration::from_millis(20));
-                outer.set_always_ready();
-            });
+            while query.dump().matches("Blocked, waits for").count() < 2 {
+                std::thread::yield_now();
+            }
+            another_query_ends(guard, &executor);
+            outer.set_always_ready();
             assert_eq!(rows(RowStream::of_query(&running, readers).remove(0)).unwrap(), [0_i64; 0]);
-            late.join().unwrap();
             streams::wait(query.idle());
             assert_gone(&query, &checks);
         }
@@ -111,7 +116,7 @@ fn what_comes_from_outside_is_waited_for() {
 #[test]
 fn a_slow_reader_is_no_stall() {
     guarded(|guard| {
-        let (executor, checks) = (executor(2), no_fault());
+        let (executor, checks) = (executor(1), no_fault());
         let query = query(guard, &executor);
         let stream = start_one(&query, &checks, 2, endless(), vec![], 1).remove(0);
         let waits = || {
@@ -121,7 +126,9 @@ fn a_slow_reader_is_no_stall() {
         while !waits() {
             std::thread::yield_now();
         }
-        std::thread::sleep(Duration::from_millis(20));
+        // The only worker runs another task once it has checked that the last one to block is no
+        // stall.
+        another_query_ends(guard, &executor);
         assert!(query.error().is_none());
         let mut stream = stream.into_blocking_iter();
         assert_eq!(values(&stream.next().unwrap().unwrap()), [1]);

@@ -37,7 +37,7 @@ pub(super) fn wait(gate: &Gate) {
     }
 }
 
-fn poll(stream: &mut RowStream, waker: &Waker) -> Poll<Option<Result<Vec<i64>>>> {
+pub(super) fn poll(stream: &mut RowStream, waker: &Waker) -> Poll<Option<Result<Vec<i64>>>> {
     let polled = Pin::new(stream).poll_next(&mut Context::from_waker(waker));
     polled.map(|item| item.map(|item| item.map(|batch| values(&batch))))
 }

@@ -4,14 +4,12 @@ use super::super::ColumnDecoder;
 use super::common::{Layout, Random, array, metadata, selection, types, write};
 use arrow_array::Array;
 use bytes::Bytes;
-use std::time::{Duration, Instant};
 
 const ROWS: usize = 1200;
 
 #[test]
 fn corrupt_bytes_do_not_panic() {
     let mut random = Random(99);
-    let started = Instant::now();
     let (mut errors, mut reads) = (0, 0);
     for target in types() {
         for layout in Layout::all() {
@@ -28,7 +26,6 @@ fn corrupt_bytes_do_not_panic() {
                 let rows = group.num_rows() as usize;
                 let decoder =
                     ColumnDecoder::new(chunk, rows, Bytes::from(bytes), start, target.clone());
-                let begun = Instant::now();
                 let read = decoder.and_then(|mut decoder| {
                     let half = rows / 2;
                     let selection = selection(&mut random, half);
@@ -43,13 +40,13 @@ fn corrupt_bytes_do_not_panic() {
                     }
                     second
                 });
-                assert!(begun.elapsed() < Duration::from_secs(2), "{target} {layout:?}");
                 reads += 1;
                 errors += usize::from(read.is_err());
             }
         }
     }
-    assert!(errors > reads / 10, "{errors} errors in {reads} reads of {:?}", started.elapsed());
+    // The seed is fixed, so this holds in every run or in none.
+    assert!(errors > reads / 10, "{errors} errors in {reads} reads");
 }
 
 fn damage(random: &mut Random, bytes: &mut Vec<u8>) {
