@@ -25,6 +25,7 @@ pub mod harness;
 pub mod hash_aggregate;
 pub mod hash_join;
 mod join_filter;
+mod join_layout;
 pub mod keys;
 pub mod limit;
 pub mod local_exchange;

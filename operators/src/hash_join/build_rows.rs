@@ -108,7 +108,8 @@ impl BuildRows {
         let batches: usize = self.column_bytes.iter().sum();
         let widest = self.column_bytes.iter().max().copied().unwrap_or(0);
         let copies = widest.saturating_mul(shared.probe_tasks).min(batches);
-        let match_bits = if shared.tracks_build_matches() { self.rows().div_ceil(8) } else { 0 };
+        let match_bits =
+            if shared.layout.tracks_build_matches() { self.rows().div_ceil(8) } else { 0 };
         let index = JoinIndex::bytes_for(self.rows(), self.range);
         batches + copies + match_bits + index + self.keys.bytes() + 8 * self.hashes.capacity()
     }

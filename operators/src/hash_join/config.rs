@@ -13,6 +13,7 @@ use gatework_runtime::{Result, pipeline::OperatorContext};
 
 use crate::{
     JoinFilter, ResultExt,
+    join_layout::JoinLayout,
     keys::{KeyEncoder, KeyNulls},
     spill::PartitionSet,
 };
@@ -44,17 +45,6 @@ pub struct HashJoinConfig {
     pub in_order: bool,
 }
 
-/// Source of an output column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OutputColumn {
-    /// A payload column, by its index in the table.
-    Build(usize),
-    /// A column of the probe side.
-    Probe(usize),
-    /// Whether the row found a match.
-    Mark,
-}
-
 /// The prepared plan, shared by all tasks of a join.
 #[derive(Debug)]
 pub(super) struct HashJoinPlan {
@@ -63,7 +53,8 @@ pub(super) struct HashJoinPlan {
     pub(super) null_keys: KeyNulls,
     /// Columns of the build side that the table keeps: those of the output and of the filter.
     pub(super) payload_columns: Vec<usize>,
-    pub(super) output: Vec<OutputColumn>,
+    /// The output, with build columns by their index in the table.
+    pub(super) layout: JoinLayout,
     /// Output columns that are gathered: of the table, and of the probe side.
     pub(super) gathered: [Vec<usize>; 2],
     /// The filter, with build columns by their index in the table.
@@ -81,22 +72,6 @@ pub(super) struct HashJoinPlan {
     /// For `NOT IN`: whether the probe side had a NULL key, and whether it had rows.
     pub(super) probe_saw_null: AtomicBool,
     pub(super) probe_saw_rows: AtomicBool,
-}
-
-/// Returns the columns of a join's own output: left and right by index, then the mark.
-pub(crate) fn output_columns(join_type: JoinType, left: usize, right: usize) -> Vec<OutputColumn> {
-    use OutputColumn::{Build, Mark, Probe};
-    let left_columns = (0..left).map(Build);
-    let right_columns = (0..right).map(Probe);
-    match join_type {
-        JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full => {
-            left_columns.chain(right_columns).collect()
-        }
-        JoinType::LeftSemi | JoinType::LeftAnti => left_columns.collect(),
-        JoinType::RightSemi | JoinType::RightAnti => right_columns.collect(),
-        JoinType::LeftMark => left_columns.chain([Mark]).collect(),
-        JoinType::RightMark => right_columns.chain([Mark]).collect(),
-    }
 }
 
 impl HashJoinConfig {
@@ -126,15 +101,9 @@ impl HashJoinConfig {
             .query_err()?;
         let encoder = KeyEncoder::new(&types, null_keys).query_err()?;
 
-        let all = output_columns(
-            self.join_type,
-            self.left_schema.fields().len(),
-            self.right_schema.fields().len(),
-        );
-        let mut output: Vec<OutputColumn> = match &self.projection {
-            Some(projection) => projection.iter().map(|&column| all[column]).collect(),
-            None => all,
-        };
+        let sides = [self.left_schema.fields().len(), self.right_schema.fields().len()];
+        let projection = self.projection.as_deref();
+        let mut layout = JoinLayout::new(self.join_type, sides, projection, self.schema.clone());
         let mut payload_columns: Vec<usize> = Vec::new();
         let mut index_of =
             |column: usize| match payload_columns.iter().position(|&known| known == column) {
@@ -144,11 +113,7 @@ impl HashJoinConfig {
                     payload_columns.len() - 1
                 }
             };
-        for column in &mut output {
-            if let OutputColumn::Build(index) = column {
-                *index = index_of(*index);
-            }
-        }
+        layout.map_build_columns(&mut index_of);
         let mut filter = self.filter.clone();
         for (side, column) in filter.iter_mut().flat_map(|filter| &mut filter.columns) {
             if *side == JoinSide::Left {
@@ -162,13 +127,13 @@ impl HashJoinConfig {
             Arc::new(Schema::new(payload_fields.chain(key_fields).collect::<Vec<_>>()));
         let keyed_schema = self.keyed_schema().query_err()?;
         Ok(HashJoinPlan {
-            gathered: gathered(&output),
+            gathered: layout.gathered(),
             keyed_schema,
             config: self,
             encoder,
             null_keys,
             payload_columns,
-            output,
+            layout,
             filter,
             record_bounds,
             probe_tasks,
@@ -178,19 +143,6 @@ impl HashJoinConfig {
             probe_saw_rows: AtomicBool::new(false),
         })
     }
-}
-
-/// Returns the table columns and the probe columns of `output`.
-fn gathered(output: &[OutputColumn]) -> [Vec<usize>; 2] {
-    let build = output.iter().filter_map(|column| match column {
-        OutputColumn::Build(column) => Some(*column),
-        _ => None,
-    });
-    let probe = output.iter().filter_map(|column| match column {
-        OutputColumn::Probe(column) => Some(*column),
-        _ => None,
-    });
-    [build.collect(), probe.collect()]
 }
 
 impl HashJoinPlan {
@@ -215,62 +167,13 @@ impl HashJoinPlan {
         );
     }
 
-    /// Returns whether pairs are output rows.
-    pub(super) fn emits_pairs(&self) -> bool {
-        matches!(
-            self.config.join_type,
-            JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full
-        )
-    }
-
-    /// Returns whether the table records which of its rows found a match.
-    pub(super) fn tracks_build_matches(&self) -> bool {
-        matches!(
-            self.config.join_type,
-            JoinType::Left
-                | JoinType::Full
-                | JoinType::LeftSemi
-                | JoinType::LeftAnti
-                | JoinType::LeftMark
-        )
-    }
-
-    /// Returns whether a probe batch records which of its rows found a match.
-    pub(super) fn tracks_probe_matches(&self) -> bool {
-        matches!(
-            self.config.join_type,
-            JoinType::Right
-                | JoinType::Full
-                | JoinType::RightSemi
-                | JoinType::RightAnti
-                | JoinType::RightMark
-        )
-    }
-
-    /// Returns whether probe rows without a match are output rows, so that no scan may drop them.
-    pub(super) fn preserves_probe_rows(&self) -> bool {
-        self.tracks_probe_matches() && self.config.join_type != JoinType::RightSemi
-    }
-
     /// Returns whether one match of a probe row decides its output.
     pub(super) fn first_match_suffices(&self) -> bool {
-        self.filter.is_none()
-            && matches!(
-                self.config.join_type,
-                JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark
-            )
+        self.filter.is_none() && self.layout.tracks_probe_matches() && !self.layout.emits_pairs()
     }
 
     /// Returns whether pairs only mark rows of the table, and mark each for its key alone.
     pub(super) fn only_tracks_build_matches(&self) -> bool {
-        self.filter.is_none() && self.tracks_build_matches() && !self.emits_pairs()
-    }
-
-    /// Returns whether an empty build side means an empty result.
-    pub(super) fn empty_build_is_empty_result(&self) -> bool {
-        !matches!(
-            self.config.join_type,
-            JoinType::Right | JoinType::Full | JoinType::RightAnti | JoinType::RightMark
-        )
+        self.filter.is_none() && self.layout.tracks_build_matches() && !self.layout.emits_pairs()
     }
 }

@@ -164,7 +164,7 @@ impl ProbeKeys {
                 if equal(build_row, row) {
                     if std::mem::take(&mut first)
                         && let MatchMode::UnmatchedBuildRows(table) = mode
-                        && table.is_matched(build_row as usize)
+                        && table.matched().is_set(build_row)
                     {
                         break;
                     }

@@ -21,7 +21,6 @@ mod build_spill;
 mod config;
 mod index;
 mod lookup;
-mod output;
 mod probe;
 mod probe_batch;
 mod rank_index;

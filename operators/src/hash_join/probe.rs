@@ -279,7 +279,7 @@ impl LocalOperator for LocalProbe {
                 BuildStep::Aborted => return Err(Error::ProducerAborted),
                 BuildStep::Ready(build_side) => {
                     let empty_result =
-                        build_side.rows() == 0 && self.shared.empty_build_is_empty_result();
+                        build_side.rows() == 0 && !self.shared.layout.preserves_probe_rows();
                     self.table = Some(build_side.table()?);
                     if !build_side.spilled_partitions.is_empty() {
                         self.spill = Some(PartitionedSpill::new(self.setup.clone(), 0, 0));

@@ -7,7 +7,7 @@ use arrow::{
     buffer::BooleanBuffer,
     compute::filter,
 };
-use datafusion_common::JoinType;
+use datafusion_common::JoinSide;
 use datafusion_physical_expr::PhysicalExpr;
 use gatework_runtime::{
     Result,
@@ -17,7 +17,6 @@ use gatework_runtime::{
 use super::{
     config::HashJoinPlan,
     lookup::{MatchMode, ProbeCursor, ProbeKeys, RowPairs},
-    output::{RowSource, build_output_batch},
     table::JoinHashTable,
 };
 use crate::{
@@ -25,6 +24,7 @@ use crate::{
     batch_bytes::MAX_BATCH_BYTES,
     chunked::{Side, longest_row, pairs_within},
     error::is_overflow,
+    join_layout::RowSource,
     keys::KeyNulls,
 };
 
@@ -97,7 +97,7 @@ impl HashJoinPlan {
     ) -> Result<ProbeBatch> {
         let skip_nulls = self.null_keys == KeyNulls::NeverMatch;
         let keys = ProbeKeys::new(&self.encoder, columns, skip_nulls, table.index()).query_err()?;
-        let matched = self.tracks_probe_matches().then(|| vec![false; data.num_rows()]);
+        let matched = self.layout.tracks_probe_matches().then(|| vec![false; data.num_rows()]);
         let (cursor, done) = (ProbeCursor::default(), false);
         let (pairs, longest) = (None, None);
         Ok(ProbeBatch { data, sequence, keys, cursor, done, pairs, longest, matched })
@@ -135,13 +135,13 @@ impl HashJoinPlan {
             probe_batch.done =
                 probe_batch.keys.find(table.index(), cursor, mode, limit, &mut pairs);
             let pairs = self.keep_matches(table, &probe_batch.data, pairs, task)?;
-            if self.tracks_build_matches() {
-                pairs.build_rows.values().iter().for_each(|row| table.mark_matched(*row));
+            if self.layout.tracks_build_matches() {
+                pairs.build_rows.values().iter().for_each(|row| table.matched().set(*row));
             }
             if let Some(matched) = &mut probe_batch.matched {
                 pairs.probe_rows.values().iter().for_each(|row| matched[*row as usize] = true);
             }
-            if self.emits_pairs() && !pairs.build_rows.is_empty() {
+            if self.layout.emits_pairs() && !pairs.build_rows.is_empty() {
                 probe_batch.pairs = Some(pairs);
             }
         }
@@ -187,12 +187,13 @@ impl HashJoinPlan {
 
     /// Returns the output of a batch after all its pairs, by which of its rows found a match.
     pub(super) fn unmatched_probe_rows(&self, probe_batch: ProbeBatch) -> Result<OperatorResult> {
-        match probe_batch.matched {
-            None => Ok(OperatorResult::NeedInput),
-            Some(matched) => {
-                self.unmatched_probe_output(&probe_batch.data, matched, probe_batch.sequence)
-            }
-        }
+        let ProbeBatch { data, sequence, matched, .. } = probe_batch;
+        let Some(matched) = matched else { return Ok(OperatorResult::NeedInput) };
+        let rows = self.layout.one_side(JoinSide::Right, &data, BooleanBuffer::from(matched))?;
+        Ok(match rows {
+            Some(rows) => OperatorResult::Batch(rows.with_sequence(sequence)),
+            None => OperatorResult::NeedInput,
+        })
     }
 }
 
@@ -246,38 +247,6 @@ impl HashJoinPlan {
         let probe =
             if whole { RowSource::All(data) } else { RowSource::Take(data, &pairs.probe_rows) };
         let build = RowSource::Take(table.payload()?, &pairs.build_rows);
-        build_output_batch(&self.config.schema, &self.output, &build, &probe, None, rows)
-    }
-
-    /// Returns the output of a probe batch after all its pairs, by which of its rows found a match.
-    fn unmatched_probe_output(
-        &self,
-        data: &RecordBatch,
-        matched: Vec<bool>,
-        sequence: u64,
-    ) -> Result<OperatorResult> {
-        let matched = BooleanBuffer::from(matched);
-        let selection = match self.config.join_type {
-            JoinType::RightSemi => matched,
-            JoinType::RightMark => {
-                let mark = BooleanArray::new(matched, None);
-                let (build, probe) = (RowSource::Nulls, RowSource::All(data));
-                let (schema, rows) = (&self.config.schema, data.num_rows());
-                let batch =
-                    build_output_batch(schema, &self.output, &build, &probe, Some(&mark), rows)?;
-                return Ok(OperatorResult::Batch(Batch::new(batch).with_sequence(sequence)));
-            }
-            _ => !&matched,
-        };
-        let rows = selection.count_set_bits();
-        if rows == 0 {
-            return Ok(OperatorResult::NeedInput);
-        }
-        let (schema, build) = (&self.config.schema, RowSource::Nulls);
-        // Rows are selected, not gathered: all columns of the batch, and NULLs for the build side.
-        let rows = data.num_rows();
-        let batch =
-            build_output_batch(schema, &self.output, &build, &RowSource::All(data), None, rows)?;
-        Ok(OperatorResult::Batch(Batch::with_selection(batch, selection).with_sequence(sequence)))
+        self.layout.batch(&build, &probe, None, rows)
     }
 }

@@ -32,7 +32,7 @@ impl HashJoinPlan {
         let nulls_match = self.null_keys == KeyNulls::Equal;
         let keeps_nulls = build_side.has_null && (nulls_match || config.null_aware);
         // A volatile key has another value in the scan than in the join.
-        if keeps_nulls || self.preserves_probe_rows() || self.keyed_schema.is_some() {
+        if keeps_nulls || self.layout.preserves_probe_rows() || self.keyed_schema.is_some() {
             return Ok(None);
         }
         if build_side.rows() == 0 && !config.null_aware {

@@ -128,8 +128,8 @@ impl HashJoinPlan {
     fn has_output(&self, build_rows: usize, probe_rows: usize) -> bool {
         match (build_rows, probe_rows) {
             (0, 0) => false,
-            (0, _) => !self.empty_build_is_empty_result(),
-            (_, 0) => self.tracks_build_matches(),
+            (0, _) => self.layout.preserves_probe_rows(),
+            (_, 0) => self.layout.tracks_build_matches(),
             _ => true,
         }
     }
@@ -168,7 +168,7 @@ impl PartitionJoinState {
                     None => None,
                 },
                 Phase::UnmatchedScan(table, output, morsel)
-                    if shared.tracks_build_matches()
+                    if shared.layout.tracks_build_matches()
                         && (!output.is_done() || *morsel < table.num_unmatched_morsels()) =>
                 {
                     if output.is_done() {

@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
@@ -24,6 +24,7 @@ use crate::{
     ResultExt,
     batch_bytes::MAX_ARRAY_BYTES,
     chunked::{Column, Columns},
+    join_layout::MatchBits,
     spill::{PartitionSet, SpillSegment},
 };
 
@@ -41,7 +42,7 @@ pub(super) struct JoinHashTable {
     payload: OnceLock<Columns>,
     /// Per column, the chunks of the build tasks until they are concatenated.
     column_chunks: Box<[Mutex<Vec<ArrayRef>>]>,
-    matched: Box<[AtomicU64]>,
+    matched: MatchBits,
     reservation: Mutex<Reservation>,
     can_spill: bool,
 }
@@ -61,7 +62,7 @@ impl JoinHashTable {
             )));
         }
         let BuildRows { keys, hashes, valid, batches, reservation, .. } = build_rows;
-        let matched = if shared.tracks_build_matches() { rows.div_ceil(64) } else { 0 };
+        let tracked_rows = if shared.layout.tracks_build_matches() { rows } else { 0 };
         let invalid = valid.iter().any(|(_, valid)| valid.is_some()).then(|| flags(&valid, rows));
         let left = &shared.config.left_schema;
         let schema = Arc::new(left.project(&shared.payload_columns).query_err()?);
@@ -77,7 +78,7 @@ impl JoinHashTable {
             columns: (0..columns).map(|_| OnceLock::new()).collect(),
             payload: OnceLock::new(),
             column_chunks,
-            matched: (0..matched).map(|_| AtomicU64::new(0)).collect(),
+            matched: MatchBits::new(tracked_rows),
             reservation: Mutex::new(reservation),
             can_spill,
         };
@@ -130,7 +131,7 @@ impl JoinHashTable {
         let payload_bytes = payload.bytes();
         let _first = self.payload.set(payload);
         self.index.finish();
-        let bytes = self.index.bytes() + 8 * self.matched.len() + payload_bytes;
+        let bytes = self.index.bytes() + self.matched.bytes() + payload_bytes;
         let resized = self.reservation.lock().resize(bytes);
         // Otherwise it is less than was requested, as far as the request was granted.
         if !self.can_spill {
@@ -151,19 +152,9 @@ impl JoinHashTable {
         &self.index
     }
 
-    /// Records that `row` found a match.
-    #[inline]
-    pub(super) fn mark_matched(&self, row: u32) {
-        let (word, bit) = (&self.matched[row as usize / 64], 1_u64 << (row % 64));
-        // Most marks are repeated, and a load does not invalidate the cache line of other cores.
-        if word.load(Ordering::Relaxed) & bit == 0 {
-            word.fetch_or(bit, Ordering::Relaxed);
-        }
-    }
-
-    /// Returns whether `row` found a match.
-    pub(super) fn is_matched(&self, row: usize) -> bool {
-        self.matched[row / 64].load(Ordering::Relaxed) & (1 << (row % 64)) != 0
+    /// Returns which rows have found a match; without bits if the join type does not need them.
+    pub(super) fn matched(&self) -> &MatchBits {
+        &self.matched
     }
 
     /// Returns whether `row` has a NULL key that matches nothing.
@@ -206,7 +197,7 @@ impl BuildSide {
     ) -> Self {
         let spilled_rows: usize = spilled_build.iter().flatten().map(|segment| segment.rows).sum();
         let num_unmatched_morsels =
-            if shared.tracks_build_matches() { table.num_unmatched_morsels() } else { 0 };
+            if shared.layout.tracks_build_matches() { table.num_unmatched_morsels() } else { 0 };
         Self {
             rows: table.rows() + spilled_rows,
             table: Mutex::new(Some(Arc::new(table))),

@@ -8,13 +8,13 @@ use gatework_runtime::Result;
 
 use super::{
     config::HashJoinPlan,
-    output::{RowSource, build_output_batch},
     table::{JoinHashTable, UNMATCHED_SCAN_ROWS},
 };
 use crate::{
     batch_bytes::MAX_BATCH_BYTES,
     chunked::{Side, longest_row, pairs_within},
     error::is_overflow,
+    join_layout::RowSource,
 };
 
 impl HashJoinPlan {
@@ -31,12 +31,14 @@ impl HashJoinPlan {
             return BuildSideOutput::default();
         }
         let no_null_keys = null_aware && self.probe_saw_rows.load(Ordering::Relaxed);
-        let wanted = |row: &usize| match self.config.join_type {
-            JoinType::LeftSemi => table.is_matched(*row),
+        let wanted = |row: &u32| match self.config.join_type {
+            JoinType::LeftSemi => table.matched().is_set(*row),
             JoinType::LeftMark => true,
-            _ => !(table.is_matched(*row) || no_null_keys && table.has_null_key(*row)),
+            _ => {
+                !(table.matched().is_set(*row) || no_null_keys && table.has_null_key(*row as usize))
+            }
         };
-        let rows = (first..last).filter(wanted).map(|row| row as u32);
+        let rows = (first as u32..last as u32).filter(wanted);
         BuildSideOutput { rows: rows.collect(), emitted: 0 }
     }
 
@@ -67,12 +69,11 @@ impl HashJoinPlan {
 
     /// Returns a batch of these build rows, and whether they found a match.
     fn build_side_batch(&self, table: &JoinHashTable, rows: &[u32]) -> Result<RecordBatch> {
-        let matched = rows.iter().map(|row| Some(table.is_matched(*row as usize)));
+        let matched = rows.iter().map(|row| Some(table.matched().is_set(*row)));
         let mark = BooleanArray::from_iter(matched);
         let indices = UInt32Array::from(rows.to_vec());
         let build = RowSource::Take(table.payload()?, &indices);
-        let (schema, columns) = (&self.config.schema, &self.output);
-        build_output_batch(schema, columns, &build, &RowSource::Nulls, Some(&mark), rows.len())
+        self.layout.batch(&build, &RowSource::Nulls, Some(&mark), rows.len())
     }
 }
 

@@ -87,7 +87,7 @@ impl LocalOperator for LocalProbe {
             match self.consumer.next_build_step() {
                 BuildStep::Finalize(parts) => {
                     let memory = self.setup.reservation();
-                    let table = Table::new(parts, self.plan.tracks_build_matches(), memory)?;
+                    let table = Table::new(parts, self.plan.layout.tracks_build_matches(), memory)?;
                     self.consumer.finish_finalize(table, 0);
                 }
                 // A table without build morsels is ready when it is finalized; this arm completes
@@ -100,7 +100,7 @@ impl LocalOperator for LocalProbe {
                 BuildStep::Blocked(gate) => return Ok(StartResult::Blocked(gate.into())),
                 BuildStep::Ready(table) => {
                     let empty_result =
-                        table.chunks.is_empty() && self.plan.empty_build_is_empty_result();
+                        table.chunks.is_empty() && !self.plan.layout.preserves_probe_rows();
                     self.table = Some(table);
                     return Ok(if empty_result {
                         StartResult::Finished
@@ -129,18 +129,21 @@ impl LocalOperator for LocalProbe {
             ));
         }
         let Some(mut probe_batch) =
-            self.probe_batch.take().filter(|_| self.plan.tracks_probe_matches())
+            self.probe_batch.take().filter(|_| self.plan.layout.tracks_probe_matches())
         else {
             return Ok(OperatorResult::NeedInput);
         };
         let matched = probe_batch.matched.finish();
-        let batch = self.plan.one_side(JoinSide::Right, &probe_batch.rows, matched)?;
-        Ok(OperatorResult::Batch(batch.with_sequence(probe_batch.sequence)))
+        let rows = self.plan.layout.one_side(JoinSide::Right, &probe_batch.rows, matched)?;
+        Ok(match rows {
+            Some(rows) => OperatorResult::Batch(rows.with_sequence(probe_batch.sequence)),
+            None => OperatorResult::NeedInput,
+        })
     }
 
     fn finish(&mut self, _task: &DriverContext) -> Result<OperatorResult> {
         let morsels = match &self.table {
-            Some(table) if self.plan.tracks_build_matches() => table.chunks.len(),
+            Some(table) if self.plan.layout.tracks_build_matches() => table.chunks.len(),
             _ => 0,
         };
         self.consumer.finish_probe(morsels);
@@ -150,8 +153,9 @@ impl LocalOperator for LocalProbe {
         match self.consumer.next_unmatched_scan() {
             UnmatchedScan::Morsel(table, morsel) => {
                 let chunk = &table.chunks[morsel];
-                let batch = self.plan.one_side(JoinSide::Left, &chunk.rows, chunk.matched())?;
-                Ok(OperatorResult::HaveMoreOutput(batch))
+                let matched = chunk.matched_rows();
+                let rows = self.plan.layout.one_side(JoinSide::Left, &chunk.rows, matched)?;
+                Ok(OperatorResult::HaveMoreOutput(rows.unwrap_or_else(|| self.plan.empty_batch())))
             }
             UnmatchedScan::Blocked(gate) => Ok(OperatorResult::Blocked(gate.into())),
             UnmatchedScan::Finished => Ok(OperatorResult::Finished),
@@ -162,7 +166,7 @@ impl LocalOperator for LocalProbe {
 
 impl ProbeBatch {
     fn new(rows: RecordBatch, sequence: u64, plan: &NestedLoopJoinPlan) -> Self {
-        let bits = if plan.tracks_probe_matches() { rows.num_rows() } else { 0 };
+        let bits = if plan.layout.tracks_probe_matches() { rows.num_rows() } else { 0 };
         let mut matched = BooleanBufferBuilder::new(bits);
         matched.append_n(bits, false);
         Self {
@@ -210,11 +214,11 @@ impl ProbeBatch {
         let mut num_build_rows = chunk.rows.num_rows();
         if plan.filter.is_none() {
             // Every row has a match; no pair needs to be tested for that.
-            if plan.tracks_build_matches() {
-                chunk.mark_all_matched();
+            if plan.layout.tracks_build_matches() {
+                chunk.matched.set_all();
             }
             (0..self.matched.len()).for_each(|row| self.matched.set_bit(row, true));
-            if !plan.emits_pairs() {
+            if !plan.layout.emits_pairs() {
                 num_build_rows = 0;
             }
         }
@@ -234,16 +238,16 @@ impl ProbeBatch {
             pairs.fill(max_pairs, |_| false, &mut self.build_matches, &mut self.probe_matches);
             return Ok(());
         };
-        if !plan.emits_pairs() && plan.tracks_probe_matches() {
+        if !plan.layout.emits_pairs() && plan.layout.tracks_probe_matches() {
             // One match decides the output of a probe row.
             pairs.retain_probe_rows(|row| !self.matched.get_bit(row as usize));
         }
-        let known = !plan.emits_pairs() && plan.tracks_build_matches();
+        let known = !plan.layout.emits_pairs() && plan.layout.tracks_build_matches();
         let (mut build_rows, mut probe_rows) =
             (Vec::with_capacity(max_pairs), Vec::with_capacity(max_pairs));
         pairs.fill(
             max_pairs,
-            |row| known && chunk.is_matched(row),
+            |row| known && chunk.matched.is_set(row),
             &mut build_rows,
             &mut probe_rows,
         );
@@ -266,13 +270,13 @@ impl ProbeBatch {
         plan: &NestedLoopJoinPlan,
     ) {
         for pair in passes.set_indices() {
-            if plan.tracks_build_matches() {
-                chunk.mark_matched(build_rows[pair]);
+            if plan.layout.tracks_build_matches() {
+                chunk.matched.set(build_rows[pair]);
             }
-            if plan.tracks_probe_matches() {
+            if plan.layout.tracks_probe_matches() {
                 self.matched.set_bit(probe_rows[pair] as usize, true);
             }
-            if plan.emits_pairs() {
+            if plan.layout.emits_pairs() {
                 self.build_matches.push(build_rows[pair]);
                 self.probe_matches.push(probe_rows[pair]);
             }
