@@ -5,21 +5,13 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use datafusion::{
     common::internal_err,
-    datasource::source::DataSourceExec,
     error::Result,
     physical_expr::{AcrossPartitions, LexOrdering},
     physical_plan::{
         ExecutionPlan, ExecutionPlanProperties,
-        aggregates::AggregateExec,
-        empty::EmptyExec,
         filter::FilterExec,
-        joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec},
-        limit::{GlobalLimitExec, LocalLimitExec},
-        placeholder_row::PlaceholderRowExec,
         projection::ProjectionExec,
-        scalar_subquery::ScalarSubqueryExec,
         sorts::{sort::SortExec, sort_preserving_merge::SortPreservingMergeExec},
-        union::{InterleaveExec, UnionExec},
     },
 };
 use gatework_operators::{
@@ -33,14 +25,11 @@ use super::{
     Lowering,
     order::{has_ordered_fetch, is_ordered},
     pipeline_builder::PipelineBuilder,
-    supported::is_elided,
+    supported::SupportedNode,
     to_datafusion,
-    windows::window_expressions,
 };
 use crate::{
     exec::{GateworkExec, as_gatework_exec},
-    source::SourceExec,
-    splits::SplitTableExec,
     write::{FileWriter, WriteExec},
 };
 
@@ -53,80 +42,51 @@ impl Lowering {
     ) -> Result<PipelineBuilder> {
         let node = exec.inner().as_ref();
         let tag = Some(self.tag(exec));
-        if is_elided(node) {
-            return self.elided(exec, ordered, tag);
+        let Some(supported) = SupportedNode::of(node) else {
+            return internal_err!("{} is wrapped, but not supported", node.name());
+        };
+        match supported {
+            SupportedNode::Elided => self.elided(exec, ordered, tag),
+            SupportedNode::Filter(filter) => self.filter(exec, filter, ordered, tag),
+            SupportedNode::Projection(projection) => {
+                self.projection(exec, projection, ordered, tag)
+            }
+            SupportedNode::Aggregate(aggregate) => self.aggregate(exec, aggregate, ordered, tag),
+            SupportedNode::HashJoin(join) => self.hash_join(exec, join, ordered, tag),
+            SupportedNode::NestedLoopJoin(join) => self.nested_loop_join(exec, join, tag),
+            SupportedNode::CrossJoin => self.cross_join(exec, tag),
+            SupportedNode::Sort(sort) => self.sort_node(exec, sort, ordered, tag),
+            SupportedNode::Merge(merge) => self.merge(exec, merge, tag),
+            SupportedNode::GlobalLimit(limit) => self.limit(exec, limit.skip(), limit.fetch(), tag),
+            SupportedNode::LocalLimit => self.limit(exec, 0, total_fetch(exec.inner()), tag),
+            SupportedNode::Union => {
+                let pipeline = self.union(exec, tag)?;
+                self.sort_if(ordered, pipeline, node, tag)
+            }
+            SupportedNode::Window => self.window(exec, ordered, tag),
+            SupportedNode::ScalarSubqueries(node) => self.scalar_subqueries(exec, node, ordered),
+            SupportedNode::Write(write) => self.write(exec, write, tag),
+            SupportedNode::Scan(scan) => self.scan(exec, scan, ordered, tag),
+            SupportedNode::Constant => self.constant(node, tag),
+            SupportedNode::Source(source) => Ok(self.source_exec(source, tag)),
+            SupportedNode::SplitTable(table) => self.split_table(table, tag),
         }
-        if let Some(filter) = node.downcast_ref::<FilterExec>() {
-            return self.filter(exec, filter, ordered, tag);
-        }
-        if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
-            let input = projection.input().schema();
-            let columns = projection.expr().iter();
-            let expressions = columns.map(|column| self.expression(&column.expr, &input));
-            let expressions = expressions.collect::<Result<_>>()?;
-            let ordered = ordered || has_ordered_fetch(exec.inner());
-            let pipeline = self.child(&exec.children()[0], ordered)?;
-            return Ok(pipeline.push_operator(Projection::new(expressions, exec.schema()), tag));
-        }
-        if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
-            return self.aggregate(exec, aggregate, ordered, tag);
-        }
-        if let Some(join) = node.downcast_ref::<HashJoinExec>() {
-            return self.hash_join(exec, join, ordered, tag);
-        }
-        if let Some(join) = node.downcast_ref::<NestedLoopJoinExec>() {
-            return self.nested_loop_join(exec, join, tag);
-        }
-        if node.is::<CrossJoinExec>() {
-            return self.cross_join(exec, tag);
-        }
-        if let Some(sort) = node.downcast_ref::<SortExec>() {
-            return self.sort_node(exec, sort, ordered, tag);
-        }
-        if let Some(merge) = node.downcast_ref::<SortPreservingMergeExec>() {
-            return self.merge(exec, merge, tag);
-        }
-        if let Some(limit) = node.downcast_ref::<GlobalLimitExec>() {
-            return self.limit(exec, limit.skip(), limit.fetch(), tag);
-        }
-        if node.is::<LocalLimitExec>() {
-            return self.limit(exec, 0, total_fetch(exec.inner()), tag);
-        }
-        if node.is::<UnionExec>() || node.is::<InterleaveExec>() {
-            let pipeline = self.union(exec, tag)?;
-            return self.sort_if(ordered, pipeline, node, tag);
-        }
-        if window_expressions(node).is_some() {
-            return self.window(exec, ordered, tag);
-        }
-        if let Some(subqueries) = node.downcast_ref::<ScalarSubqueryExec>() {
-            return self.scalar_subqueries(exec, subqueries, ordered);
-        }
-        if let Some(scan) = node.downcast_ref::<DataSourceExec>() {
-            return self.scan(exec, scan, ordered, tag);
-        }
-        if let Some(write) = node.downcast_ref::<WriteExec>() {
-            return self.write(exec, write, tag);
-        }
-        self.source_node(node, tag)
     }
 
-    /// Lowers a source that is not a DataFusion scan.
-    fn source_node(
+    fn projection(
         &mut self,
-        node: &dyn ExecutionPlan,
+        exec: &GateworkExec,
+        projection: &ProjectionExec,
+        ordered: bool,
         tag: Option<usize>,
     ) -> Result<PipelineBuilder> {
-        if let Some(source) = node.downcast_ref::<SourceExec>() {
-            return Ok(self.source_exec(source, tag));
-        }
-        if let Some(table) = node.downcast_ref::<SplitTableExec>() {
-            return self.split_table(table, tag);
-        }
-        if node.is::<EmptyExec>() || node.is::<PlaceholderRowExec>() {
-            return self.constant(node, tag);
-        }
-        internal_err!("{} is supported, but has no lowering", node.name())
+        let input = projection.input().schema();
+        let columns = projection.expr().iter();
+        let expressions = columns.map(|column| self.expression(&column.expr, &input));
+        let expressions = expressions.collect::<Result<_>>()?;
+        let ordered = ordered || has_ordered_fetch(exec.inner());
+        let pipeline = self.child(&exec.children()[0], ordered)?;
+        Ok(pipeline.push_operator(Projection::new(expressions, exec.schema()), tag))
     }
 
     /// Lowers a write: each task writes one file, or one per bucket.

@@ -33,52 +33,91 @@ use crate::{
     write::WriteExec,
 };
 
+/// A node that runs on gatework's operators. A node is supported if it has a variant here, and
+/// `Lowering::lower_node` lowers each variant.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum SupportedNode<'a> {
+    /// Its rows pass through unchanged.
+    Elided,
+    Filter(&'a FilterExec),
+    Projection(&'a ProjectionExec),
+    Aggregate(&'a AggregateExec),
+    HashJoin(&'a HashJoinExec),
+    NestedLoopJoin(&'a NestedLoopJoinExec),
+    CrossJoin,
+    Sort(&'a SortExec),
+    Merge(&'a SortPreservingMergeExec),
+    GlobalLimit(&'a GlobalLimitExec),
+    LocalLimit,
+    Union,
+    Window,
+    ScalarSubqueries(&'a ScalarSubqueryExec),
+    Write(&'a WriteExec),
+    Scan(&'a DataSourceExec),
+    /// No row, or one row without columns.
+    Constant,
+    Source(&'a SourceExec),
+    SplitTable(&'a SplitTableExec),
+}
+
+impl<'a> SupportedNode<'a> {
+    /// Returns how `plan`'s node is supported, if it is.
+    pub(super) fn of(plan: &'a dyn ExecutionPlan) -> Option<Self> {
+        // Breakers wait for the end of their input, which an unbounded input never reaches.
+        // DataFusion's own streaming operators handle it.
+        let is_unbounded = matches!(plan.properties().boundedness, Boundedness::Unbounded { .. });
+        if is_unbounded || matches!(plan.output_partitioning(), Partitioning::Range(_)) {
+            return None;
+        }
+        let elided = is_elided(plan).then_some(Self::Elided);
+        elided
+            .or_else(|| plan.downcast_ref().map(Self::Filter))
+            .or_else(|| plan.downcast_ref().map(Self::Projection))
+            .or_else(|| plan.downcast_ref().map(Self::Aggregate))
+            .or_else(|| plan.downcast_ref().map(Self::HashJoin))
+            .or_else(|| plan.downcast_ref().map(Self::NestedLoopJoin))
+            .or_else(|| plan.is::<CrossJoinExec>().then_some(Self::CrossJoin))
+            .or_else(|| plan.downcast_ref().map(Self::Sort))
+            .or_else(|| plan.downcast_ref().map(Self::Merge))
+            .or_else(|| plan.downcast_ref().map(Self::GlobalLimit))
+            .or_else(|| plan.is::<LocalLimitExec>().then_some(Self::LocalLimit))
+            .or_else(|| is_union(plan).then_some(Self::Union))
+            .or_else(|| is_window(plan).then_some(Self::Window))
+            .or_else(|| plan.downcast_ref().map(Self::ScalarSubqueries))
+            .or_else(|| plan.downcast_ref().map(Self::Write))
+            .or_else(|| plan.downcast_ref().filter(|scan| is_scan(scan)).map(Self::Scan))
+            .or_else(|| is_constant(plan).then_some(Self::Constant))
+            .or_else(|| plan.downcast_ref().map(Self::Source))
+            .or_else(|| plan.downcast_ref().map(Self::SplitTable))
+    }
+}
+
 /// Returns whether `plan`'s node runs on gatework's operators.
 pub(crate) fn supports(plan: &dyn ExecutionPlan) -> bool {
-    // Breakers wait for the end of their input, which an unbounded input never reaches.
-    // DataFusion's own streaming operators handle it.
-    if matches!(plan.properties().boundedness, Boundedness::Unbounded { .. }) {
-        return false;
-    }
-    if let Partitioning::Range(_) = plan.output_partitioning() {
-        return false;
-    }
-    supports_source(plan)
-        || is_elided(plan)
-        || plan.is::<FilterExec>()
-        || plan.is::<ProjectionExec>()
-        || plan.is::<AggregateExec>()
-        || plan.is::<HashJoinExec>()
-        || plan.is::<NestedLoopJoinExec>()
-        || plan.is::<CrossJoinExec>()
-        || plan.is::<SortExec>()
-        || plan.is::<SortPreservingMergeExec>()
-        || plan.is::<GlobalLimitExec>()
-        || plan.is::<LocalLimitExec>()
-        || plan.is::<UnionExec>()
-        || plan.is::<InterleaveExec>()
-        || plan.is::<WindowAggExec>()
-        || plan.is::<ScalarSubqueryExec>()
-        || plan.is::<WriteExec>()
+    SupportedNode::of(plan).is_some()
+}
+
+fn is_union(plan: &dyn ExecutionPlan) -> bool {
+    plan.is::<UnionExec>() || plan.is::<InterleaveExec>()
+}
+
+fn is_window(plan: &dyn ExecutionPlan) -> bool {
+    plan.is::<WindowAggExec>()
         || plan
             .downcast_ref::<BoundedWindowAggExec>()
             .is_some_and(|window| window.input_order_mode == InputOrderMode::Sorted)
 }
 
-fn supports_source(plan: &dyn ExecutionPlan) -> bool {
-    if plan.is::<EmptyExec>()
-        || plan.is::<PlaceholderRowExec>()
-        || plan.is::<SourceExec>()
-        || plan.is::<SplitTableExec>()
-    {
-        return true;
-    }
-    let Some(scan) = plan.downcast_ref::<DataSourceExec>() else { return false };
+fn is_scan(scan: &DataSourceExec) -> bool {
     let source = scan.data_source();
     source.is::<FileScanConfig>()
         || source.is::<MemorySourceConfig>()
         || source.is::<FilteredMemorySource>()
         || source.is::<SplitQueueSource>()
+}
+
+fn is_constant(plan: &dyn ExecutionPlan) -> bool {
+    plan.is::<EmptyExec>() || plan.is::<PlaceholderRowExec>()
 }
 
 /// Returns whether a node exists only for DataFusion's partition parallelism: its rows pass through
