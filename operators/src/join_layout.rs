@@ -4,10 +4,12 @@
 //! | join type | pairs | build rows after the probe | probe rows after their pairs |
 //! |---|---|---|---|
 //! | inner | yes | | |
-//! | left, right, full | yes | left, full: those without a match | right, full: those without a match |
-//! | semi | | left: those with a match | right: those with a match |
-//! | anti | | left: those without a match | right: those without a match |
-//! | mark | | left: all, and whether they have a match | right: all, and whether they have a match |
+//! | left | yes | those without a match | |
+//! | right | yes | | those without a match |
+//! | full | yes | those without a match | those without a match |
+//! | left semi, right semi | | left: those with a match | right: those with a match |
+//! | left anti, right anti | | left: those without a match | right: those without a match |
+//! | left mark, right mark | | left: all, with the mark | right: all, with the mark |
 
 use std::sync::{
     Arc,
@@ -189,9 +191,9 @@ impl JoinLayout {
 
 /// A bit per build row, set once any probe task has found a match.
 ///
-/// Ordering: all accesses are relaxed. Bits are only ever set, so a probe task that misses another's
-/// bit does some work twice. The final reads happen after `finish_probe` of every probe task, whose
-/// lock orders all earlier writes.
+/// Ordering: all accesses are relaxed. Bits are only ever set, so a probe task that misses the bit
+/// of another does some work twice. The final reads happen after `finish_probe` of every probe
+/// task, whose lock orders all earlier writes.
 #[derive(Debug, Default)]
 pub(crate) struct MatchBits(Box<[AtomicU64]>);
 

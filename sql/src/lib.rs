@@ -18,6 +18,7 @@ mod lower;
 mod memory;
 mod planner;
 mod region;
+mod region_stream;
 mod remote_filters;
 mod scan;
 mod scope;

@@ -1,6 +1,8 @@
 //! Tasks on executors of this process: each task runs its fragment as a query that writes into the
 //! task's output.
 
+mod inputs;
+
 use std::{
     collections::BTreeSet,
     sync::{
@@ -11,41 +13,27 @@ use std::{
 };
 
 use datafusion::{
-    common::{
-        internal_datafusion_err, internal_err,
-        tree_node::{Transformed, TreeNode},
-    },
-    error::Result as PlanResult,
+    common::{internal_datafusion_err, internal_err},
     execution::TaskContext,
-    physical_plan::{ExecutionPlan, sorts::sort::SortExec},
 };
-use gatework_operators::{
-    ResultExt, SharedDataFusionError,
-    exchange_source::RemoteExchangeSource,
-    local_exchange::Routing,
-    sort::{MergeExchangeSource, SortConfig},
-    task_output::TaskOutputSink,
-};
+use gatework_operators::{ResultExt, local_exchange::Routing, task_output::TaskOutputSink};
 use gatework_runtime::{
     Error, Executor, Result,
     pipeline::{BufferedBatch, ExternalWork, QueryContext},
 };
 use gatework_shared_state::{
     BufferLimit, Gate,
-    output::{ExchangeClient, LocationId, OutputBuffer, OutputKind, OutputWriter},
+    output::{LocationId, OutputBuffer, OutputKind, OutputWriter},
     splits::{SplitLoad, SplitQueue},
 };
-use gatework_sql::{
-    RemoteRuntimeFilters, SourceExec, run_plan_into_sink,
-    splits::{Split, with_split_queue},
-};
+use gatework_sql::{RemoteRuntimeFilters, run_plan_into_sink, splits::Split};
 use parking_lot::Mutex;
 
 use crate::{
-    Lifespan, NodeId, PartitioningHandle as Handle, PartitioningScheme, PlanFragment,
-    RemoteSourceExec, SplitScanExec, StageTask, StateMachine, TaskEvents, TaskFactory, TaskId,
-    TaskSpec, TaskState, filters::JoinFilters, fragment::remote_sources,
+    Lifespan, NodeId, PartitioningHandle as Handle, PartitioningScheme, PlanFragment, StageTask,
+    StateMachine, TaskEvents, TaskFactory, TaskId, TaskSpec, TaskState, filters::JoinFilters,
 };
+use inputs::{Inputs, task_plan};
 
 /// The tasks of a query, for observers.
 pub(crate) type TaskList = Arc<Mutex<Vec<Arc<dyn StageTask>>>>;
@@ -111,25 +99,6 @@ impl TaskFactory for LocalTaskFactory {
     }
 }
 
-/// Returns the plan of a task: its fragment, with exchange sources for remote sources and split
-/// queues for tables.
-fn task_plan(
-    fragment: &PlanFragment,
-    inputs: &Inputs,
-    batch_rows: usize,
-) -> PlanResult<Arc<dyn ExecutionPlan>> {
-    let whole = fragment.root.clone().transform_up(|node| {
-        if let Some(source) = node.downcast_ref::<RemoteSourceExec>() {
-            return Ok(Transformed::yes(inputs.exchange(source, batch_rows)?));
-        }
-        if let Some(scan) = node.downcast_ref::<SplitScanExec>() {
-            return Ok(Transformed::yes(inputs.table(fragment, scan)?));
-        }
-        Ok(Transformed::no(node))
-    })?;
-    Ok(whole.data)
-}
-
 fn routing(scheme: &PartitioningScheme) -> Routing {
     match scheme.handle {
         Handle::FixedHash => Routing::Hash(scheme.keys.clone()),
@@ -144,75 +113,6 @@ fn routing(scheme: &PartitioningScheme) -> Routing {
 
 fn partitions(scheme: &PartitioningScheme, kind: OutputKind) -> usize {
     if kind == OutputKind::Partitioned { scheme.partitions.max(1) } else { 1 }
-}
-
-/// Inputs of a query of a task.
-#[derive(Debug)]
-struct Inputs {
-    /// One client per remote source, in plan order.
-    exchanges: Vec<(Vec<usize>, ExchangeClient<BufferedBatch>)>,
-    /// One queue per table of the fragment.
-    tables: Vec<SplitQueue<Split>>,
-}
-
-impl Inputs {
-    fn new(name: &str, fragment: &PlanFragment, max_queued_splits: usize) -> Self {
-        let mut sources = Vec::new();
-        remote_sources(&fragment.root, &mut sources);
-        let exchange =
-            |source: &RemoteSourceExec| (source.fragments().to_vec(), ExchangeClient::new(name));
-        let tables = fragment.tables.iter();
-        Self {
-            exchanges: sources.into_iter().map(exchange).collect(),
-            tables: tables.map(|_| SplitQueue::new(name, max_queued_splits)).collect(),
-        }
-    }
-
-    fn exchange(
-        &self,
-        exec: &RemoteSourceExec,
-        batch_rows: usize,
-    ) -> PlanResult<Arc<dyn ExecutionPlan>> {
-        let found = self.exchanges.iter().find(|(fragments, _)| fragments == exec.fragments());
-        let Some((_, client)) = found else {
-            let fragments = exec.fragments();
-            return Err(internal_datafusion_err!("stages {fragments:?} have no reader"));
-        };
-        let scheme = exec.scheme();
-        if exec.is_merged()
-            && let Some(ordering) = scheme.ordering.clone()
-        {
-            let config = SortConfig {
-                ordering: ordering.clone(),
-                fetch: None,
-                schema: exec.schema(),
-                batch_rows,
-            };
-            let source = MergeExchangeSource::new(client.clone(), config);
-            let source = source.map_err(|error| SharedDataFusionError::to_datafusion(&error))?;
-            let rows = SourceExec::in_order(Arc::new(source), exec.schema(), &ordering);
-            return Ok(Arc::new(rows));
-        }
-        let source = RemoteExchangeSource::new(client.clone(), exec.schema());
-        let rows: Arc<dyn ExecutionPlan> =
-            Arc::new(SourceExec::new(Arc::new(source), exec.schema()));
-        Ok(match &scheme.ordering {
-            Some(ordering) => Arc::new(SortExec::new(ordering.clone(), rows)),
-            None => rows,
-        })
-    }
-
-    fn table(
-        &self,
-        fragment: &PlanFragment,
-        scan: &SplitScanExec,
-    ) -> PlanResult<Arc<dyn ExecutionPlan>> {
-        let mut tables = fragment.tables.iter().zip(&self.tables);
-        match tables.find(|(table, _)| Arc::ptr_eq(table, scan.table())) {
-            Some((table, queue)) => with_split_queue(table, queue.clone()),
-            None => Err(internal_datafusion_err!("the fragment does not list a table of its plan")),
-        }
-    }
 }
 
 /// A running task: one query, or in grouped execution one query per lifespan.

@@ -17,6 +17,7 @@ mod group_cache;
 mod group_emitter;
 mod groups;
 mod partial;
+mod partial_states;
 mod sink;
 mod source;
 mod spiller;

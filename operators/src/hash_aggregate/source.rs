@@ -22,7 +22,8 @@ use gatework_shared_state::{ClaimResult, Gate, aggregate::AggregateConsumer};
 use super::{
     config::AggregatePlan,
     group_emitter::GroupEmitter,
-    groups::{AggregateHashTable, AggregatePart, PartialStates},
+    groups::{AggregateHashTable, AggregatePart},
+    partial_states::PartialStates,
     spiller::AggregateSpiller,
     ungrouped::Accumulators,
 };

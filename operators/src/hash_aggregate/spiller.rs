@@ -16,7 +16,8 @@ use gatework_shared_state::Gate;
 
 use super::{
     config::AggregatePlan,
-    groups::{AggregateHashTable, AggregatePart, PartialStates, UnpartitionedStates},
+    groups::{AggregateHashTable, AggregatePart},
+    partial_states::{PartialStates, UnpartitionedStates},
 };
 use crate::{
     batch_bytes::MAX_BATCH_BYTES,

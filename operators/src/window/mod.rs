@@ -12,6 +12,7 @@
 //! Partition equality is that of arrow's `partition`: NULL equals NULL, -0 is not +0.
 
 mod buffered;
+mod emitter;
 mod eval_strategy;
 mod framed;
 mod sink;

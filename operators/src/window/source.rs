@@ -18,9 +18,8 @@ use gatework_runtime::{
 use gatework_shared_state::{PopResult, window::WindowConsumer};
 
 use super::{
-    PartitionData, ReadyOnDrop, Steps, WindowItem, WindowPlan,
-    buffered::{EmitterOutput, PartitionEmitter},
-    bytes,
+    PartitionData, ReadyOnDrop, Steps, WindowItem, WindowPlan, bytes,
+    emitter::{EmitterOutput, PartitionEmitter},
     streaming::StreamingPartition,
 };
 use crate::{

@@ -17,71 +17,25 @@
 
 use std::{
     any::Any,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
-use gatework_shared_state::Gate;
-use smallvec::SmallVec;
 use tracing::trace;
 
 use super::{
-    Batch, DriverContext, FinishResult, LocalOperator, LocalSink, LocalSource, OperatorContext,
-    OperatorMetrics, OperatorResult, ReclaimResult, SinkResult, SourceResult, StartResult, chaos,
+    Batch, DriverContext, FinishResult, OperatorContext, OperatorMetrics, OperatorResult,
+    ReclaimResult, SinkResult, SourceResult, StartResult, chaos,
+    driver_state::{DriverState, Step},
     graph::{Pipeline, TaskStats},
     live::TaskGuard,
+    local_states::LocalStates,
     reclaim::ReclaimHandle,
 };
 use crate::{
     Error, Result,
     scheduler::{Gates, RunResult, Runnable},
 };
-
-#[derive(Debug)]
-enum DriverState {
-    /// No local state has been created.
-    Create,
-    /// Waits until all local states have started.
-    Start,
-    /// Calls the source for a batch.
-    Source,
-    /// Calls operator `.0`, with a batch or to continue.
-    Operator(usize, Option<Batch>),
-    /// Calls the sink, with a batch or to continue.
-    Sink(Option<Batch>),
-    /// Calls operator `.0` to emit its remaining output.
-    Flush(usize),
-    /// Calls the sink to reclaim memory; the task then continues in state `.0`.
-    Reclaim(Box<DriverState>),
-    /// Calls the sink to finish.
-    Finish,
-}
-
-/// The result of one driver call.
-enum Step {
-    Next(DriverState),
-    Blocked(DriverState, Gates),
-    Yield(DriverState),
-    Done,
-}
-
-/// The local states of a task; those that have ended are `None`.
-#[derive(Default)]
-struct LocalStates {
-    source: Option<Box<dyn LocalSource>>,
-    operators: Vec<Option<Box<dyn LocalOperator>>>,
-    sink: Option<Box<dyn LocalSink>>,
-    /// Whether each operator, and last the sink, has started.
-    started: Vec<bool>,
-    /// Indices of the operators with more output for their current input, nearest to the source
-    /// first.
-    has_more_stack: SmallVec<[usize; 4]>,
-    /// The operator that is being flushed.
-    flushing: Option<usize>,
-    /// Gates that become ready when operator `.0` wants no more input; the sink's index is last.
-    closed: SmallVec<[(usize, Gate); 1]>,
-}
 
 pub(super) struct TaskDriver {
     local_states: LocalStates,
@@ -171,7 +125,7 @@ impl TaskDriver {
             match answer {
                 StartResult::Ready => self.local_states.started[index] = true,
                 // Downstream local states still start before they are finished.
-                StartResult::Finished => self.drop_through(index),
+                StartResult::Finished => self.local_states.drop_through(index),
                 StartResult::Yield => yields = true,
                 StartResult::Blocked(more) => {
                     gates = Some(match gates {
@@ -203,22 +157,8 @@ impl TaskDriver {
 
     /// Drops everything through `index`, which wants no more input, and flushes downstream of it.
     fn finish_early_at(&mut self, index: usize) -> DriverState {
-        self.drop_through(index);
+        self.local_states.drop_through(index);
         self.flush_from(index + 1)
-    }
-
-    /// Drops the source and the operators through `index`, but never the sink, which must still
-    /// finish.
-    fn drop_through(&mut self, index: usize) {
-        self.local_states.source = None;
-        self.local_states.closed.retain(|(closed, _)| *closed > index);
-        self.local_states.has_more_stack.retain(|more| *more > index);
-        for operator in self.local_states.operators.iter_mut().take(index + 1) {
-            *operator = None;
-        }
-        for started in self.local_states.started.iter_mut().take(index + 1) {
-            *started = true;
-        }
     }
 
     fn flush_from(&mut self, index: usize) -> DriverState {
@@ -414,7 +354,7 @@ impl TaskDriver {
         if current_index.is_some_and(|at| at <= index) {
             return self.finish_early_at(index);
         }
-        self.drop_through(index);
+        self.local_states.drop_through(index);
         state
     }
 
@@ -433,14 +373,6 @@ impl TaskDriver {
         self.local_states.closed.iter().fold(gates, |gates, (_, gate)| gates.or(gate.clone()))
     }
 
-    fn metrics_index(state: &DriverState, sink_index: usize) -> usize {
-        match state {
-            DriverState::Create | DriverState::Start | DriverState::Source => 0,
-            DriverState::Operator(index, _) | DriverState::Flush(index) => index + 1,
-            DriverState::Sink(_) | DriverState::Reclaim(_) | DriverState::Finish => sink_index + 1,
-        }
-    }
-
     fn run_slice(&mut self) -> Result<RunResult> {
         let started = Instant::now();
         self.task.since = started;
@@ -451,7 +383,7 @@ impl TaskDriver {
             let state = std::mem::replace(&mut self.state, DriverState::Finish);
             let state = self.handle_early_finish(state);
             let state = self.handle_reclaim_request(state);
-            let index = Self::metrics_index(&state, self.sink_index());
+            let index = state.metrics_index(self.sink_index());
             let step = self.step(state)?;
             let now = Instant::now();
             self.metrics(index).add_busy(now - before);
@@ -497,32 +429,9 @@ impl TaskDriver {
         self.end_with(Error::InvalidConfiguration(what.into()))
     }
 
-    /// Aborts and drops all local states, each separately, so that a panic in one spares the
-    /// others.
+    /// Aborts and drops all local states.
     pub(super) fn abort(&mut self) {
-        let local_states = std::mem::take(&mut self.local_states);
-        let contained = |abort: &mut dyn FnMut()| {
-            let _ = catch_unwind(AssertUnwindSafe(abort));
-        };
-        let mut sink = local_states.sink;
-        contained(&mut || {
-            if let Some(mut sink) = sink.take() {
-                sink.abort();
-            }
-        });
-        for mut operator in local_states.operators.into_iter().rev() {
-            contained(&mut || {
-                if let Some(mut operator) = operator.take() {
-                    operator.abort();
-                }
-            });
-        }
-        let mut source = local_states.source;
-        contained(&mut || {
-            if let Some(mut source) = source.take() {
-                source.abort();
-            }
-        });
+        std::mem::take(&mut self.local_states).abort();
     }
 }
 

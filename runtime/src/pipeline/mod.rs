@@ -10,14 +10,17 @@ mod batch;
 mod buffered_batch;
 mod chaos;
 mod driver;
+mod driver_state;
 mod ended;
 mod graph;
 mod live;
+mod local_states;
 mod memory;
 mod metrics;
 mod operator;
 mod per_task;
 mod query;
+mod query_options;
 mod reclaim;
 mod scope;
 mod spill;
@@ -42,7 +45,8 @@ pub use operator::{
     OperatorResult, ReclaimResult, Sink, SinkResult, Source, SourceResult, StartResult,
 };
 pub use per_task::PerTask;
-pub use query::{QueryContext, QueryOptions};
+pub use query::QueryContext;
+pub use query_options::QueryOptions;
 pub use scope::SliceScope;
 pub use spill::{Completion, PendingIo, SpillInput, SpillSpace, SpilledBatches};
 pub use stream::{RowIterator, RowStream};

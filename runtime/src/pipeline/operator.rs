@@ -88,9 +88,9 @@ pub enum SinkResult {
     /// The sink has accepted its batch and is blocked. The driver calls again without a batch when
     /// any of the gates is ready.
     Blocked(Gates),
-    /// The sink has accepted its batch, and the task yields (see [`DriverContext::should_yield`]): it goes back to the queue, and the
-    /// driver calls again without a batch in the
-    /// task's next time slice.
+    /// The sink has accepted its batch, and the task yields (see
+    /// [`DriverContext::should_yield`]): it goes back to the queue, and the driver calls again
+    /// without a batch in the task's next time slice.
     Yield,
     /// No consumer needs the sink's output: the sink accepts no more batches.
     Finished,

@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 
 use super::{
     admission::Admission,
-    executor::Registry,
     groups::{ActiveGroups, KnownGroups},
+    registry::Registry,
     resource_group::{LEVELS, ResourceGroup, level_of, steal},
     seeded::DeterministicQueue,
     task::{Task, TaskGroup},

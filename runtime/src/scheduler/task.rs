@@ -37,7 +37,7 @@ use gatework_shared_state::{
 };
 use smallvec::{SmallVec, smallvec};
 
-use super::{executor::Registry, resource_group::ResourceGroup};
+use super::{registry::Registry, resource_group::ResourceGroup};
 
 /// The gates of a blocked runnable: it can run again when any of them is ready. Never empty.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use std::{
 use crossbeam::sync::Parker;
 use gatework_shared_state::sync::atomic::Ordering;
 
-use super::{executor::Registry, queue::NextTask, sleep::ParkToken, task::add};
+use super::{queue::NextTask, registry::Registry, sleep::ParkToken, task::add};
 
 /// Runs a worker on a thread of its own, until the executor stops and no task lives.
 pub(super) fn run_thread(registry: &Arc<Registry>, worker: usize, parker: &Parker) {
