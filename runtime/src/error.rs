@@ -2,8 +2,6 @@
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
-use crate::pipeline::OutOfMemory;
-
 /// The result of runtime calls.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -74,6 +72,24 @@ pub enum Error {
     /// A pipeline, executor or graph has an invalid configuration.
     #[error("{0}")]
     InvalidConfiguration(String),
+}
+
+/// A denied reservation.
+///
+/// It is a value, not yet an error: an operator may spill, wait for memory of other tasks, or
+/// continue without the reservation. `?` turns it into [`Error::OutOfMemory`].
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "not enough memory for {operator}: {requested} bytes were requested ({reason}); \
+     raise the memory limit or run fewer queries at a time"
+)]
+pub struct OutOfMemory {
+    /// The operator that requested the memory.
+    pub operator: String,
+    /// The number of bytes requested.
+    pub requested: usize,
+    /// The pool's reason, with the largest consumers if it knows them.
+    pub reason: String,
 }
 
 impl Error {

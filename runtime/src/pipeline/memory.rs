@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::QueryContext;
+use super::{OutOfMemory, QueryContext};
 
 /// The answer of a [`MemoryPool`] that denies a reservation.
 #[derive(Debug, Clone)]
@@ -94,24 +94,6 @@ impl MemoryPool for GreedyPool {
     fn shrink(&self, bytes: usize) {
         self.reserved.fetch_sub(bytes, Ordering::AcqRel);
     }
-}
-
-/// A denied reservation.
-///
-/// It is a value, not yet an error: an operator may spill, wait for memory of other tasks, or
-/// continue without the reservation. `?` turns it into [`Error::OutOfMemory`](crate::Error).
-#[derive(Debug, Clone, thiserror::Error)]
-#[error(
-    "not enough memory for {operator}: {requested} bytes were requested ({reason}); \
-     raise the memory limit or run fewer queries at a time"
-)]
-pub struct OutOfMemory {
-    /// The operator that requested the memory.
-    pub operator: String,
-    /// The number of bytes requested.
-    pub requested: usize,
-    /// The pool's reason, with the largest consumers if it knows them.
-    pub reason: String,
 }
 
 /// Bytes reserved by one operator of one task. Dropping it releases them.

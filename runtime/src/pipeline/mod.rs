@@ -36,9 +36,7 @@ pub use buffered_batch::{BufferRead, BufferReader, BufferedBatch};
 pub use chaos::{Chaos, ChaosCounts, Fault};
 pub use graph::{Graph, GraphHandle, PipelineId};
 pub use live::{ExternalWork, ExternalWorkHandle};
-pub use memory::{
-    GreedyPool, MemoryPool, OutOfMemory, Reservation, ReservationDenied, UnboundedPool,
-};
+pub use memory::{GreedyPool, MemoryPool, Reservation, ReservationDenied, UnboundedPool};
 pub use metrics::{DependencyProfile, OperatorMetrics, OperatorProfile, Profile, TaskProfile};
 pub use operator::{
     DriverContext, FinishResult, LocalOperator, LocalSink, LocalSource, Operator, OperatorContext,
@@ -52,4 +50,4 @@ pub use spill::{Completion, PendingIo, SpillInput, SpillSpace, SpilledBatches};
 pub use stream::{RowIterator, RowStream};
 pub use wait_graph::{WaitEdge, WaitGraph};
 
-pub use crate::scheduler::Gates;
+pub use crate::{error::OutOfMemory, scheduler::Gates};
