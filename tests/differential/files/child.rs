@@ -162,15 +162,11 @@ impl Side {
         Self { session, name }
     }
 
-    /// Creates the table. Schema inference is DataFusion's on both sides, but gatework checks Arrow
-    /// files before. Returns why the table is refused, if it is.
+    /// Creates the table. Schema inference is DataFusion's on both sides, so its panics are not
+    /// gatework's; gatework checks the lengths in Arrow files before. Returns why the table is
+    /// refused, if it is.
     fn create(&self, runner: &Runner, seed: &Seed, path: &Path) -> Option<String> {
-        let is_ours = self.name == "gatework" && seed.format == seeds::Format::Arrow;
-        let (side, severity) = match is_ours {
-            true => ("gatework", Severity::Panic),
-            false => ("DataFusion", Severity::NotOurs),
-        };
-        send("side", side);
+        send("side", "DataFusion");
         let sql = format!(
             "CREATE EXTERNAL TABLE t STORED AS {} LOCATION '{}'",
             seed.format.word(),
@@ -181,10 +177,10 @@ impl Side {
         match outcome {
             Outcome::Rows(_) => None,
             Outcome::Refused(text) => Some(text),
-            Outcome::Hung => Some(format!("{side} hangs while it looks for a schema")),
+            Outcome::Hung => Some("DataFusion hangs while it looks for a schema".to_owned()),
             Outcome::Panicked(text) => {
-                let text = format!("{side} panics while it looks for a schema: {text}");
-                finding(severity, &text);
+                let text = format!("DataFusion panics while it looks for a schema: {text}");
+                finding(Severity::NotOurs, &text);
                 Some(text)
             }
         }
