@@ -13,11 +13,11 @@ use futures::TryStreamExt;
 
 use crate::{
     buckets::{BucketedTable, take_bucketing},
-    scan::check_arrow_schema,
+    scan::{check_arrow_schema, contain_panic},
 };
 
-/// A factory that declares tables as bucketed, and checks Arrow files before `inner` infers their
-/// schema.
+/// A factory that declares tables as bucketed, checks Arrow files before `inner` infers their
+/// schema, and turns a panic of that inference into an error.
 #[derive(Debug)]
 pub(crate) struct GateworkTableFactory {
     inner: Arc<dyn TableProviderFactory>,
@@ -42,7 +42,8 @@ impl TableProviderFactory for GateworkTableFactory {
         if infers_schema && command.file_type.eq_ignore_ascii_case("arrow") {
             check_arrow_files(session, &command.locations).await?;
         }
-        let table = self.inner.create(session, &command).await?;
+        let locations = command.locations.join(", ");
+        let table = contain_panic(&locations, self.inner.create(session, &command)).await?;
         Ok(match bucketing {
             Some(bucketing) => Arc::new(BucketedTable::try_new(table, bucketing)?),
             None => table,
@@ -80,8 +81,16 @@ mod tests {
         array::{Int64Array, RecordBatch},
         ipc::writer::FileWriter,
     };
+    use async_trait::async_trait;
+    use datafusion::{
+        catalog::{Session, TableProvider, TableProviderFactory},
+        error::Result,
+        logical_expr::CreateExternalTable,
+    };
     use gatework_runtime::Executor;
     use tempfile::TempDir;
+
+    use super::GateworkTableFactory;
 
     fn arrow_file() -> Vec<u8> {
         let ids = Arc::new(Int64Array::from_iter_values(0..10)) as _;
@@ -90,6 +99,33 @@ mod tests {
         writer.write(&batch).unwrap();
         writer.finish().unwrap();
         writer.into_inner().unwrap()
+    }
+
+    /// A reader that panics on a damaged file.
+    #[derive(Debug)]
+    struct Panics;
+
+    #[async_trait]
+    impl TableProviderFactory for Panics {
+        async fn create(
+            &self,
+            _: &dyn Session,
+            _: &CreateExternalTable,
+        ) -> Result<Arc<dyn TableProvider>> {
+            panic!("the offset exceeds the length");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_a_table_is_opened_is_an_error_of_its_file() {
+        let executor = Executor::builder().threads(1).build().unwrap();
+        let session = crate::session(&executor);
+        let factory = Arc::new(GateworkTableFactory::new(Arc::new(Panics)));
+        session.state_ref().write().table_factories_mut().insert("PANICS".into(), factory);
+        let sql = "CREATE EXTERNAL TABLE t STORED AS PANICS LOCATION '/some/file'";
+        let error = session.sql(sql).await.unwrap_err().to_string();
+        assert!(error.contains("/some/file is damaged: its reader failed"), "{error}");
+        executor.shutdown();
     }
 
     /// A damaged Arrow file is named before its lengths are allocated, alone and in a folder, also

@@ -101,6 +101,7 @@ impl<S: BreakerState> BreakerSink<S> {
     /// Resolves a denied reservation. Returns the gate to wait for before more rows are added.
     fn poll_memory(&mut self, task: &DriverContext) -> Result<Option<Gate>> {
         loop {
+            task.check_cancelled()?;
             if let Some(gate) = self.state.poll_write()? {
                 return Ok(Some(gate));
             }
@@ -136,6 +137,8 @@ impl<S: BreakerState> BreakerSink<S> {
         let Some(batch) = self.next.take() else { return Ok(SinkResult::NeedInput) };
         let result = self.state.add(batch, task)?;
         self.denied = self.state.reserve().is_err();
+        // Before the denial is resolved: a task that could release much asks no other.
+        self.announce_reclaimable_bytes();
         if !matches!(result, SinkResult::NeedInput) {
             return Ok(result);
         }

@@ -142,16 +142,16 @@ impl BreakerState for WindowState {
             return Ok(());
         }
         let Err(denied) = self.memory.resize(self.bytes()) else { return Ok(()) };
-        let min_spill_bytes = self.setup.min_spill_bytes();
         let can_release = self.pending_release().is_some()
             || self.reclaimable_bytes() > 0
-            || self.open_rows.bytes >= min_spill_bytes;
+            || self.can_buffer_more();
         if can_release || !self.setup.can_spill() {
             return Err(denied);
         }
         // Rows not yet buffered are fewer than a large window partition, and are handed over soon.
         // Buffered state is needed until the end.
-        let (buffered, min_bytes) = (self.buffered_bytes(), min_spill_bytes.max(STATE_BYTES));
+        let min_bytes = self.setup.min_spill_bytes().max(STATE_BYTES);
+        let buffered = self.buffered_bytes();
         try_resize_above(&mut self.memory, buffered, min_bytes)
     }
 
@@ -168,8 +168,8 @@ impl BreakerState for WindowState {
 
     /// Starts writing the buffered rows that are in memory.
     fn start_spill(&mut self, task: &DriverContext) -> Result<SpillStart> {
-        let is_large = self.open_rows.bytes >= self.setup.min_spill_bytes();
-        if is_large {
+        let buffers_more = self.can_buffer_more();
+        if buffers_more {
             self.buffer_open_rows(task)?;
         }
         let bytes = self.reclaimable_bytes();
@@ -177,7 +177,7 @@ impl BreakerState for WindowState {
             return Ok(SpillStart::Impossible);
         };
         if bytes == 0 {
-            return Ok(if is_large { SpillStart::Later } else { SpillStart::Impossible });
+            return Ok(if buffers_more { SpillStart::Later } else { SpillStart::Impossible });
         }
         let (batches, rows) = buffered.take_in_memory();
         let reservation = self.memory.split(bytes);
@@ -298,6 +298,11 @@ impl WindowState {
             OpenPartition::Buffered(buffered) => buffered.bytes(),
             OpenPartition::Small | OpenPartition::Streaming => 0,
         }
+    }
+
+    /// Returns whether the open rows are large enough to be buffered, so that they can be spilled.
+    fn can_buffer_more(&self) -> bool {
+        self.open_rows.bytes >= self.setup.min_spill_bytes().max(1)
     }
 
     /// Returns the bytes of all rows.

@@ -23,6 +23,7 @@ use proptest::prelude::*;
 
 use super::new;
 use crate::{
+    harness::InMemorySpill,
     limit::Limit,
     local_exchange::{self, Routing},
     test_support::{
@@ -229,6 +230,32 @@ fn an_open_partition_is_charged_to_the_query() {
         match answer {
             Ok(readers) => assert!(fits && rows(&readers[0]).len() == 10_000),
             Err(error) => assert!(!fits && matches!(error, Error::OutOfMemory { .. }), "{error}"),
+        }
+        assert_eq!(memory.reserved(), 0);
+    }
+}
+
+/// A pool that grants nothing, and a spill space that takes everything: the query ends, one way or
+/// the other.
+#[test]
+fn a_window_that_gets_no_memory_ends() {
+    let mut keys: Vec<_> = (0..2000).map(|row| (Some(row / 500), None)).collect();
+    let input = input(&mut keys);
+    for large_bytes in [1, 1 << 20] {
+        let memory = Arc::new(GreedyPool::new(1));
+        let spill = Arc::new(InMemorySpill { eager: true, ..InMemorySpill::default() });
+        let options =
+            QueryOptions { memory: memory.clone(), spill: Some(spill), ..QueryOptions::default() };
+        let answer = run_with(options, |graph| {
+            let schema = output_schema(&input, 1);
+            let (sink, source) =
+                new(vec![Position::by(&[0])], schema, 100, 1, large_bytes).unwrap();
+            graph.add_pipeline("sort", 1, scan(&input, 100), vec![], Arc::new(sink)).unwrap();
+            result_of(graph, 1, 1, Arc::new(source), vec![])
+        });
+        match answer {
+            Ok(readers) => assert_eq!(rows(&readers[0]).len(), 2000),
+            Err(error) => assert!(matches!(error, Error::OutOfMemory { .. }), "{error}"),
         }
         assert_eq!(memory.reserved(), 0);
     }

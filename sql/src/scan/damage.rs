@@ -30,6 +30,17 @@ pub(super) async fn named_future<T>(
     outcome(file, AssertUnwindSafe(read).catch_unwind().await)
 }
 
+/// Awaits `read`, whose errors name `files` already; only a panic is turned into such an error.
+pub(crate) async fn contain_panic<T>(
+    files: &str,
+    read: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    match AssertUnwindSafe(read).catch_unwind().await {
+        Ok(read) => read,
+        Err(panic) => outcome(files, Err(panic)),
+    }
+}
+
 /// Converts the result of a synchronous step as [`named_future`] does.
 pub(super) fn outcome<T>(file: &str, read: Result<Result<T>, Box<dyn Any + Send>>) -> Result<T> {
     match read {

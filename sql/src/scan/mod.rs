@@ -21,6 +21,7 @@ mod sources;
 mod splits;
 mod version;
 
+pub(crate) use damage::contain_panic;
 pub(crate) use filters::ScanFilter;
 pub(crate) use memory::{FilteredMemorySource, FilteredScan, MemoryFilterPushdown};
 pub(crate) use morsels::FileMorsel;

@@ -162,9 +162,9 @@ impl Side {
         Self { session, name }
     }
 
-    /// Creates the table. Schema inference is DataFusion's on both sides, so its panics are not
-    /// gatework's; gatework checks the lengths in Arrow files before. Returns why the table is
-    /// refused, if it is.
+    /// Creates the table. Schema inference is DataFusion's on both sides. gatework checks the
+    /// lengths in Arrow files before, and contains panics. Returns why the table is refused, if it
+    /// is.
     fn create(&self, runner: &Runner, seed: &Seed, path: &Path) -> Option<String> {
         send("side", "DataFusion");
         let sql = format!(
@@ -179,8 +179,12 @@ impl Side {
             Outcome::Refused(text) => Some(text),
             Outcome::Hung => Some("DataFusion hangs while it looks for a schema".to_owned()),
             Outcome::Panicked(text) => {
-                let text = format!("DataFusion panics while it looks for a schema: {text}");
-                finding(Severity::NotOurs, &text);
+                let text = format!("{} panics while it looks for a schema: {text}", self.name);
+                let severity = match self.name {
+                    "gatework" => Severity::Panic,
+                    _ => Severity::NotOurs,
+                };
+                finding(severity, &text);
                 Some(text)
             }
         }
