@@ -76,8 +76,8 @@ pub enum Error {
 
 /// A denied reservation.
 ///
-/// It is a value, not yet an error: an operator may spill, wait for memory of other tasks, or
-/// continue without the reservation. `?` turns it into [`Error::OutOfMemory`].
+/// A denial is a value, not yet an error: an operator may spill, wait for memory of other tasks, or
+/// continue without the reservation. `?` turns the value into [`Error::OutOfMemory`].
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
     "not enough memory for {operator}: {requested} bytes were requested ({reason}); \
