@@ -11,6 +11,7 @@ mod bad_input;
 #[cfg(feature = "cluster")]
 mod cluster;
 mod equal_names;
+mod explain;
 mod fallbacks;
 mod fixture;
 mod join_matrix;
@@ -21,9 +22,9 @@ mod parquet_columns;
 mod plan_as_value;
 mod query_end;
 mod services;
+mod slt;
 mod soak;
 mod spill;
-mod sql_equality;
 mod stages;
 mod support;
 mod tpch_chaos;

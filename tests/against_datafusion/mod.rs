@@ -38,6 +38,7 @@ use tokio::runtime::{Builder, Runtime};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Reports the current statement to the hang guard.
+#[derive(Clone)]
 pub(crate) struct Watch(mpsc::Sender<String>);
 
 impl Watch {
@@ -161,9 +162,13 @@ impl<'a> Sessions<'a> {
     /// Registers the rows of `query`, computed by plain DataFusion, as a table in memory: small
     /// batches in three partitions.
     pub(crate) fn table(&self, name: &str, query: &str) {
+        self.table_from(name, &SessionContext::new(), query);
+    }
+
+    /// Registers a table in memory, as [`table`](Self::table) does; `session` runs the query.
+    pub(crate) fn table_from(&self, name: &str, session: &SessionContext, query: &str) {
         let make = async {
-            let plain = SessionContext::new();
-            let frame = plain.sql(query).await?;
+            let frame = session.sql(query).await?;
             let schema = frame.schema().inner().clone();
             let mut partitions = vec![Vec::new(); 3];
             let whole = arrow::compute::concat_batches(&schema, &frame.collect().await?)?;

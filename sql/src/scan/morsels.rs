@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use arrow::datatypes::SchemaRef;
 use datafusion::{
     datasource::{
         listing::PartitionedFile,
@@ -13,8 +14,10 @@ use datafusion::{
     error::Result,
     execution::TaskContext,
     parquet::{
-        arrow::arrow_reader::ArrowReaderOptions,
-        file::metadata::{PageIndexPolicy, ParquetMetaData, RowGroupMetaData},
+        arrow::{arrow_reader::ArrowReaderOptions, parquet_to_arrow_schema},
+        file::metadata::{
+            PageIndexPolicy, ParquetMetaData, ParquetMetaDataBuilder, RowGroupMetaData,
+        },
     },
 };
 
@@ -41,12 +44,26 @@ impl From<PartitionedFile> for FileMorsel {
 /// A row group of a Parquet file.
 pub(crate) struct RowGroup {
     pub(super) footer: Arc<ParquetMetaData>,
+    /// The file's schema; `None` if Arrow has no such schema.
+    pub(super) schema: Option<SchemaRef>,
     pub(super) index: usize,
 }
 
 impl RowGroup {
     pub(crate) fn metadata(&self) -> &RowGroupMetaData {
         self.footer.row_group(self.index)
+    }
+
+    /// Returns a footer that has this row group alone. To prune with the file's footer takes time
+    /// in proportion to its row groups, for each of them.
+    pub(super) fn footer_of_itself(&self) -> ParquetMetaData {
+        let columns = self.footer.column_index().and_then(|groups| groups.get(self.index));
+        let offsets = self.footer.offset_index().and_then(|groups| groups.get(self.index));
+        ParquetMetaDataBuilder::new(self.footer.file_metadata().clone())
+            .add_row_group(self.metadata().clone())
+            .set_column_index(columns.map(|columns| vec![columns.clone()]))
+            .set_offset_index(offsets.map(|columns| vec![columns.clone()]))
+            .build()
     }
 }
 
@@ -118,6 +135,9 @@ async fn plan_file(
     let (low, high) =
         file.range.as_ref().map_or((i64::MIN, i64::MAX), |range| (range.start, range.end));
     let chosen = file.extension::<ParquetAccessPlan>();
+    let in_file = footer.file_metadata();
+    let schema = parquet_to_arrow_schema(in_file.schema_descr(), in_file.key_value_metadata());
+    let schema = schema.ok().map(Arc::new);
     let (mut seen, mut morsels) = (HashSet::new(), Vec::new());
     for (index, group) in footer.row_groups().iter().enumerate() {
         if group.num_columns() == 0 {
@@ -133,7 +153,7 @@ async fn plan_file(
         if !seen.insert(start) {
             return Ok(vec![file.into()]);
         }
-        let group = RowGroup { footer: footer.clone(), index };
+        let group = RowGroup { footer: footer.clone(), schema: schema.clone(), index };
         morsels.push(FileMorsel {
             file: file.clone().with_range(start, start + 1),
             group: Some(group),

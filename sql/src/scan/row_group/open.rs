@@ -17,10 +17,7 @@ use datafusion::{
     },
     error::Result,
     parquet::{
-        arrow::parquet_to_arrow_schema,
-        basic::Encoding,
-        file::metadata::{ColumnChunkMetaData, ParquetMetaData},
-        schema::types::SchemaDescriptor,
+        basic::Encoding, file::metadata::ColumnChunkMetaData, schema::types::SchemaDescriptor,
     },
 };
 
@@ -105,7 +102,7 @@ impl RowGroupPlan {
         &self,
         group: &'a RowGroup,
     ) -> Option<(SchemaRef, Vec<&'a ColumnChunkMetaData>)> {
-        let schema = file_schema(&group.footer)?;
+        let schema = group.schema.clone()?;
         let columns = self.columns.iter();
         let chunks = columns.map(|field| chunk(group, &schema, field)).collect::<Option<_>>()?;
         // String columns are views for statistics, as in the table's schema.
@@ -115,11 +112,6 @@ impl RowGroupPlan {
         };
         Some((schema, chunks))
     }
-}
-
-fn file_schema(footer: &ParquetMetaData) -> Option<SchemaRef> {
-    let file = footer.file_metadata();
-    parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata()).ok().map(Arc::new)
 }
 
 /// Returns the chunk of the table's column `field` in a row group of a file with `schema`.

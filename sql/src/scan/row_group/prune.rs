@@ -22,10 +22,7 @@ use datafusion::{
             },
         },
     },
-    parquet::{
-        basic::SortOrder,
-        file::{metadata::ParquetMetaData, page_index::offset_index::PageLocation},
-    },
+    parquet::{basic::SortOrder, file::page_index::offset_index::PageLocation},
     physical_expr::{
         PhysicalExpr, PhysicalExprSimplifier, conjunction, split_conjunction,
         utils::collect_columns,
@@ -62,11 +59,9 @@ impl RowGroupPlan {
         metrics: &ParquetFileMetrics,
     ) -> RowGroupAccess {
         let Some(predicate) = self.file_predicate(target) else { return RowGroupAccess::Scan };
-        let footer: &ParquetMetaData = &target.group.footer;
+        let footer = target.group.footer_of_itself();
         let options = &target.source.table_parquet_options().global;
-        let index = target.group.index;
-        let mut access = ParquetAccessPlan::new_none(footer.num_row_groups());
-        access.scan(index);
+        let mut access = ParquetAccessPlan::new_all(1);
         let descriptor = footer.file_metadata().schema_descr();
         if options.pruning
             && let Ok(pruning) = PruningPredicateBuilder::new()
@@ -79,20 +74,17 @@ impl RowGroupPlan {
             filter.prune_by_statistics(target.schema, descriptor, groups, &pruning, metrics);
             access = filter.build();
         }
-        if options.enable_page_index
-            && access.should_scan(index)
-            && target.has_page_index(&predicate)
-        {
+        if options.enable_page_index && access.should_scan(0) && target.has_page_index(&predicate) {
             let pages = PagePruningAccessPlanFilter::new(&predicate, target.schema.clone());
             access = pages.prune_plan_with_page_index(
                 access,
                 target.schema,
                 descriptor,
-                footer,
+                &footer,
                 metrics,
             );
         }
-        access.into_inner().swap_remove(index)
+        access.into_inner().swap_remove(0)
     }
 
     /// Returns the conjuncts of the predicate that may prune the row group, over the columns of its
