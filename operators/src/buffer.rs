@@ -22,7 +22,7 @@ use crate::{
 /// reservation is denied. A `T` names the target of a batch in the buffer.
 struct BufferWriter<T> {
     budget: BufferLimit,
-    setup: OperatorContext,
+    context: OperatorContext,
     /// Writer tagged with the pending batches and their sequence number.
     writer: SpillWriter<(Vec<PendingBatch<T>>, u64)>,
 }
@@ -42,8 +42,8 @@ enum BufferWrite<T> {
 
 impl<T> BufferWriter<T> {
     /// Creates a writer for a buffer with this limit, on behalf of the operator of `setup`.
-    fn new(budget: BufferLimit, setup: OperatorContext) -> Self {
-        Self { budget, writer: SpillWriter::new(setup.clone()), setup }
+    fn new(budget: BufferLimit, context: OperatorContext) -> Self {
+        Self { budget, writer: SpillWriter::new(context.clone()), context }
     }
 
     /// Buffers the partitions of the batch with sequence number `sequence`.
@@ -62,7 +62,7 @@ impl<T> BufferWriter<T> {
         }
         let batches: Vec<_> =
             batches.map(|(target, batch)| (target, batch.bytes(), batch)).collect();
-        let mut reservation = self.setup.reservation();
+        let mut reservation = self.context.reservation();
         match reservation.grow(batches.iter().map(|(_, bytes, _)| bytes).sum()) {
             Ok(()) => {
                 let reserved = |(target, bytes, batch)| {
@@ -70,7 +70,7 @@ impl<T> BufferWriter<T> {
                 };
                 Ok(BufferWrite::Ready(batches.into_iter().map(reserved).collect()))
             }
-            Err(_) if self.setup.can_spill() => {
+            Err(_) if self.context.can_spill() => {
                 let (mut pending, mut rows) = (Vec::new(), Vec::new());
                 for (target, bytes, batch) in batches {
                     pending.push(PendingBatch(target, batch.num_rows(), bytes));
@@ -133,9 +133,9 @@ pub(crate) struct ChannelSink<P: ChannelProducer> {
 
 impl<P: ChannelProducer> ChannelSink<P> {
     /// Creates the sink of `producer`, whose channel has the limit `budget`.
-    pub(crate) fn new(producer: P, budget: BufferLimit, setup: OperatorContext) -> Self {
+    pub(crate) fn new(producer: P, budget: BufferLimit, context: OperatorContext) -> Self {
         let closed = producer.closed().clone();
-        Self { producer: Some(producer), closed, writer: BufferWriter::new(budget, setup) }
+        Self { producer: Some(producer), closed, writer: BufferWriter::new(budget, context) }
     }
 }
 

@@ -43,11 +43,11 @@ impl Source for RemoteExchangeSource {
         "remote exchange source"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalRemoteExchangeSource {
             client: self.client.0.clone(),
             schema: self.schema.clone(),
-            reader: BufferReader::new(&setup),
+            reader: BufferReader::new(&context),
         }))
     }
 }

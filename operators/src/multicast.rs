@@ -47,9 +47,9 @@ impl Sink for MulticastSink {
         "multicast sink"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        let producer = self.slots.take(&setup)?;
-        Ok(Box::new(ChannelSink::new(LocalMulticast(producer), self.budget.clone(), setup)))
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let producer = self.slots.take(&context)?;
+        Ok(Box::new(ChannelSink::new(LocalMulticast(producer), self.budget.clone(), context)))
     }
 }
 
@@ -86,9 +86,9 @@ impl Source for MulticastSource {
         "multicast source"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
-        let source = self.slots.take(&setup)?;
-        let reader = BufferReader::new(&setup);
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>> {
+        let source = self.slots.take(&context)?;
+        let reader = BufferReader::new(&context);
         Ok(Box::new(LocalMulticastSource { source, reader }))
     }
 }

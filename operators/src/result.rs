@@ -58,14 +58,14 @@ impl Sink for ResultSink {
         "result sink"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        let producer = self.slots.take(&setup)?;
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let producer = self.slots.take(&context)?;
         let local = LocalResult {
-            partition: self.by_task.then(|| setup.task_index() % producer.partitions()),
+            partition: self.by_task.then(|| context.task_index() % producer.partitions()),
             producer,
             keys: self.keys.clone(),
         };
-        Ok(Box::new(ChannelSink::new(local, self.budget.clone(), setup)))
+        Ok(Box::new(ChannelSink::new(local, self.budget.clone(), context)))
     }
 }
 

@@ -55,11 +55,11 @@ impl Sink for TaskOutputSink {
         }
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        let writer = self.slots.take(&setup)?;
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let writer = self.slots.take(&context)?;
         let local = LocalTaskOutput { writer, router: self.router.clone() };
         // The output has a limit of its own, and always blocks its writers.
-        Ok(Box::new(ChannelSink::new(local, BufferLimit::new(0), setup)))
+        Ok(Box::new(ChannelSink::new(local, BufferLimit::new(0), context)))
     }
 }
 

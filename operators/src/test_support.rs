@@ -156,7 +156,7 @@ const NUM_REQUESTS: usize = 20;
 struct LocalYieldingSource(OperatorContext, usize);
 
 struct LocalReclaimRequester {
-    setup: OperatorContext,
+    context: OperatorContext,
     remaining: usize,
 }
 
@@ -165,8 +165,8 @@ impl Source for ReclaimRequester {
         "yielding source"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
-        Ok(Box::new(LocalYieldingSource(setup, 0)))
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>> {
+        Ok(Box::new(LocalYieldingSource(context, 0)))
     }
 }
 
@@ -192,8 +192,8 @@ impl Sink for ReclaimRequester {
         true
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        Ok(Box::new(LocalReclaimRequester { setup, remaining: NUM_REQUESTS }))
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        Ok(Box::new(LocalReclaimRequester { context, remaining: NUM_REQUESTS }))
     }
 }
 
@@ -205,7 +205,7 @@ impl LocalSink for LocalReclaimRequester {
         if self.remaining == 0 {
             return Ok(SinkResult::Finished);
         }
-        let Some(gate) = self.setup.request_reclaim(1) else { return Ok(SinkResult::NeedInput) };
+        let Some(gate) = self.context.request_reclaim(1) else { return Ok(SinkResult::NeedInput) };
         self.remaining -= 1;
         Ok(SinkResult::Blocked(gate.into()))
     }

@@ -258,8 +258,8 @@ struct SchedulerSpec {
 }
 
 impl SchedulerSpec {
-    fn scheduler(&self, setup: &OperatorContext) -> Result<QueryScheduler> {
-        let operator_context = setup.clone();
+    fn scheduler(&self, context: &OperatorContext) -> Result<QueryScheduler> {
+        let operator_context = context.clone();
         let tasks: Arc<dyn TaskFactory> = Arc::new(LocalTaskFactory {
             nodes: self.nodes.executors().to_vec(),
             environment: self.environment.clone(),
@@ -356,15 +356,15 @@ impl Source for SchedulerSource {
         "stage scheduler"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
-        let scheduler = self.0.scheduler(&setup)?;
-        Ok(Box::new(LocalScheduler { scheduler, setup }))
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>> {
+        let scheduler = self.0.scheduler(&context)?;
+        Ok(Box::new(LocalScheduler { scheduler, context }))
     }
 }
 
 struct LocalScheduler {
     scheduler: QueryScheduler,
-    setup: OperatorContext,
+    context: OperatorContext,
 }
 
 impl LocalSource for LocalScheduler {
@@ -383,7 +383,7 @@ impl LocalSource for LocalScheduler {
     fn abort(&mut self) {
         // The end of a stage may arrive before its cause.
         if let Some(cause) = self.scheduler.abort() {
-            self.setup.query().fail(cause);
+            self.context.query().fail(cause);
         }
     }
 }

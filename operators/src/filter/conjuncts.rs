@@ -103,7 +103,7 @@ fn is_infallible(expr: &Arc<dyn PhysicalExpr>) -> bool {
 /// Conjuncts as one task evaluates them.
 #[derive(Debug)]
 pub(super) struct LocalConjuncts {
-    shared: Arc<Conjuncts>,
+    conjuncts: Arc<Conjuncts>,
     /// Indices of the conjuncts in evaluation order, with their drop statistics.
     order: Vec<(usize, AdaptiveFilter)>,
     /// Cost per row of each conjunct, by index; empty before the first batch.
@@ -111,22 +111,21 @@ pub(super) struct LocalConjuncts {
 }
 
 impl LocalConjuncts {
-    pub(super) fn new(shared: Arc<Conjuncts>) -> Self {
-        let order =
-            (0..shared.parts.len()).map(|index| (index, AdaptiveFilter::default())).collect();
-        Self { shared, order, costs: Vec::new() }
+    pub(super) fn new(conjuncts: Arc<Conjuncts>) -> Self {
+        let order = (0..conjuncts.parts.len()).map(|index| (index, AdaptiveFilter::default())).collect();
+        Self { conjuncts, order, costs: Vec::new() }
     }
 
     /// Returns the columns that the conjuncts read.
     pub(super) fn columns(&self) -> &[usize] {
-        &self.shared.columns
+        &self.conjuncts.columns
     }
 
     /// Returns the rows of `batch` for which all conjuncts are true; `None` for all rows.
     pub(super) fn select(&mut self, batch: &Batch) -> Result<Option<BooleanBuffer>> {
         let data = batch.data();
         if self.costs.is_empty() {
-            self.costs = self.shared.parts.iter().map(|part| part.cost(data)).collect();
+            self.costs = self.conjuncts.parts.iter().map(|part| part.cost(data)).collect();
             self.reorder();
         }
         let mut selection = batch.selection().cloned();
@@ -135,7 +134,7 @@ impl LocalConjuncts {
             if remaining == 0 {
                 break;
             }
-            let part = &self.shared.parts[*index];
+            let part = &self.conjuncts.parts[*index];
             let input_rows = remaining;
             let keep = match &selection {
                 None => part.evaluate(&data.project(&part.columns).query_err()?)?,
@@ -154,12 +153,12 @@ impl LocalConjuncts {
     }
 
     fn reorder(&mut self) {
-        let Self { shared, order, costs } = self;
+        let Self { conjuncts, order, costs } = self;
         let rank = |(index, adaptive): &(usize, AdaptiveFilter)| {
             costs[*index] / adaptive.drop_ratio().max(0.001)
         };
         order.sort_by(|one, other| {
-            let parts = [one.0, other.0].map(|index| &shared.parts[index]);
+            let parts = [one.0, other.0].map(|index| &conjuncts.parts[index]);
             match parts.map(|part| part.infallible) {
                 [true, true] => rank(one).partial_cmp(&rank(other)).unwrap_or(Ordering::Equal),
                 [false, false] => one.0.cmp(&other.0),

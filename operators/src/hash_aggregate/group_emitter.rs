@@ -15,7 +15,7 @@ use crate::{
 
 /// Emitter of the groups of a table.
 pub(super) struct GroupEmitter {
-    shared: Arc<AggregatePlan>,
+    plan: Arc<AggregatePlan>,
     keys: EncodedKeys,
     values: Vec<ArrayRef>,
     /// Whether the keys and values of all groups together fit into one batch.
@@ -27,19 +27,19 @@ pub(super) struct GroupEmitter {
 
 impl GroupEmitter {
     pub(super) fn new(
-        shared: Arc<AggregatePlan>,
+        plan: Arc<AggregatePlan>,
         keys: EncodedKeys,
         values: Vec<ArrayRef>,
         memory: Reservation,
     ) -> Self {
         let fits_one_batch = keys.text_bytes() + sum_of(&values) <= MAX_BATCH_BYTES;
-        Self { shared, keys, values, fits_one_batch, emitted: 0, _memory: memory }
+        Self { plan, keys, values, fits_one_batch, emitted: 0, _memory: memory }
     }
 
     /// Returns the next batch of output rows. Keys are decoded per batch, because to decode
     /// millions of keys takes seconds.
     pub(super) fn next(&mut self) -> Result<Option<RecordBatch>> {
-        let mut rows = self.within(self.shared.config.batch_rows.min(self.remaining()));
+        let mut rows = self.within(self.plan.config.batch_rows.min(self.remaining()));
         if rows == 0 {
             return Ok(None);
         }
@@ -57,9 +57,9 @@ impl GroupEmitter {
 
     fn batch(&self, rows: usize) -> Result<RecordBatch> {
         let range = self.emitted..self.emitted + rows;
-        let mut columns = self.shared.encoder.decode_range(&self.keys, range).query_err()?;
+        let mut columns = self.plan.encoder.decode_range(&self.keys, range).query_err()?;
         columns.extend(self.values.iter().map(|values| values.slice(self.emitted, rows)));
-        super::source::build_output_batch(&self.shared.config.schema, columns, rows)
+        super::source::build_output_batch(&self.plan.config.schema, columns, rows)
     }
 
     /// Returns how many of the next `max_rows` groups fit into a batch.

@@ -44,7 +44,7 @@ const MAX_PRESIZED_GROUPS: usize = 1 << 16;
 ///
 /// Invariant: every group below its length has had a row in every accumulator.
 pub(super) struct AggregateHashTable {
-    shared: Arc<AggregatePlan>,
+    plan: Arc<AggregatePlan>,
     table: GroupValues,
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
     reservation: Reservation,
@@ -97,24 +97,24 @@ fn arguments(
 }
 
 impl AggregateHashTable {
-    pub(super) fn new(shared: Arc<AggregatePlan>, setup: &OperatorContext) -> Result<Self> {
-        let reservation = setup.reservation();
-        let table = GroupValues::new(&shared.encoder);
-        let functions = shared.config.aggregates.iter().map(|call| accumulator(&call.function));
+    pub(super) fn new(plan: Arc<AggregatePlan>, context: &OperatorContext) -> Result<Self> {
+        let reservation = context.reservation();
+        let table = GroupValues::new(&plan.encoder);
+        let functions = plan.config.aggregates.iter().map(|call| accumulator(&call.function));
         let accumulators = functions.collect::<Result<_, _>>().query_err()?;
         let (hashes, groups, misses) = (Vec::new(), Vec::new(), Vec::new());
-        let group_cache = match shared.encoder.empty_keys().is_variable_length() {
-            true => GroupCache::new(shared.encoder.types()),
+        let group_cache = match plan.encoder.empty_keys().is_variable_length() {
+            true => GroupCache::new(plan.encoder.types()),
             false => None,
         };
         Ok(Self {
-            shared,
+            plan,
             table,
             accumulators,
             reservation,
-            can_spill: setup.can_spill(),
+            can_spill: context.can_spill(),
             without_spilling: false,
-            min_spill_bytes: setup.min_spill_bytes(),
+            min_spill_bytes: context.min_spill_bytes(),
             hashes,
             groups,
             group_cache,
@@ -139,18 +139,18 @@ impl AggregateHashTable {
     /// Aggregates the rows of `batch`, which is not empty. The caller then
     /// [reserves](Self::update_reservation) the groups.
     pub(super) fn update(&mut self, batch: &RecordBatch, task: &DriverContext) -> Result<()> {
-        let shared = self.shared.clone();
-        for_each_slice(batch, &shared.inputs, task, |slice| self.update_slice(&shared, slice, task))
+        let plan = self.plan.clone();
+        for_each_slice(batch, &plan.inputs, task, |slice| self.update_slice(&plan, slice, task))
     }
 
     fn update_slice(
         &mut self,
-        shared: &AggregatePlan,
+        plan: &AggregatePlan,
         rows: &RecordBatch,
         task: &DriverContext,
     ) -> Result<()> {
-        let arguments = arguments(&shared.config.aggregates, rows).query_err()?;
-        for keys in shared.config.group_by.evaluate(rows).query_err()? {
+        let arguments = arguments(&plan.config.aggregates, rows).query_err()?;
+        for keys in plan.config.group_by.evaluate(rows).query_err()? {
             self.table.reserve(rows.num_rows(), || task.check_cancelled())?;
             self.assign(&keys).query_err()?;
             self.update_groups(&arguments).query_err()?;
@@ -162,7 +162,7 @@ impl AggregateHashTable {
     fn update_groups(&mut self, arguments: &[Arguments]) -> Result<(), DataFusionError> {
         let total = self.table.len();
         for (accumulator, (values, filter)) in self.accumulators.iter_mut().zip(arguments) {
-            match self.shared.config.input {
+            match self.plan.config.input {
                 AggregateInput::Raw => {
                     let filter = filter.as_ref().map(|f| as_boolean_array(f)).transpose()?;
                     accumulator.update_batch(values, &self.groups, filter, total)?;
@@ -179,7 +179,7 @@ impl AggregateHashTable {
             self.group_cache.as_mut().filter(|group_cache| group_cache.is_effective())
         else {
             self.group_cache = None;
-            let keys = self.shared.encoder.encode(keys)?;
+            let keys = self.plan.encoder.encode(keys)?;
             keys.hash_into(&mut self.hashes);
             self.table.intern(&keys, &self.hashes, &mut self.groups);
             return Ok(());
@@ -191,7 +191,7 @@ impl AggregateHashTable {
         let rows = UInt32Array::from(std::mem::take(&mut self.misses));
         let missed_keys = keys.iter().map(|column| take(column, &rows, None));
         let missed_keys = missed_keys.collect::<Result<Vec<ArrayRef>, _>>()?;
-        let encoded = self.shared.encoder.encode(&missed_keys)?;
+        let encoded = self.plan.encoder.encode(&missed_keys)?;
         encoded.hash_into(&mut self.hashes);
         let mut groups = Vec::new();
         self.table.intern(&encoded, &self.hashes, &mut groups);
@@ -212,7 +212,7 @@ impl AggregateHashTable {
         let max_groups = MAX_PRESIZED_GROUPS.min(4 * rows.clone().max().unwrap_or(0));
         self.table.reserve(max_groups.min(rows.sum()), || task.check_cancelled())?;
         if self.update_reservation().is_err() {
-            self.table = GroupValues::new(&self.shared.encoder);
+            self.table = GroupValues::new(&self.plan.encoder);
         }
         Ok(())
     }
@@ -231,8 +231,8 @@ impl AggregateHashTable {
 
     /// Adds the row of each empty grouping set. Called when there was no input.
     pub(super) fn add_empty_sets(&mut self) -> Result<()> {
-        let shared = self.shared.clone();
-        let config = &shared.config;
+        let plan = self.plan.clone();
+        let config = &plan.config;
         let Some((_, ids)) = &config.group_by.set_ids else { return Ok(()) };
         let fields = config.schema.fields();
         for set in config.group_by.empty_sets() {
@@ -242,7 +242,7 @@ impl AggregateHashTable {
             let id = datafusion_common::ScalarValue::UInt64(Some(ids[set]));
             let id = id.cast_to(fields[key_count].data_type()).query_err()?;
             columns.push(id.to_array().query_err()?);
-            let keys = shared.encoder.encode(&columns).query_err()?;
+            let keys = plan.encoder.encode(&columns).query_err()?;
             keys.hash_into(&mut self.hashes);
             self.table.intern(&keys, &self.hashes, &mut self.groups);
             let total = self.table.len();
@@ -316,7 +316,7 @@ impl AggregateHashTable {
     /// the groups were taken.
     pub(super) fn release_unused(&mut self) -> Result<(), OutOfMemory> {
         if self.len() == 0 {
-            self.table = GroupValues::new(&self.shared.encoder);
+            self.table = GroupValues::new(&self.plan.encoder);
         }
         self.update_reservation()
     }
@@ -336,8 +336,7 @@ impl AggregateHashTable {
             states.push(accumulator.state(EmitTo::All).query_err()?);
         }
         let table = self.take_table()?;
-        let unpartitioned =
-            UnpartitionedStates { shared: self.shared.clone(), table, states, level };
+        let unpartitioned = UnpartitionedStates { plan: self.plan.clone(), table, states, level };
         // The reservation keeps the bytes of the empty table.
         let bytes = self.reservation.bytes().saturating_sub(self.bytes());
         Ok(Some((unpartitioned, self.reservation.split(bytes))))
@@ -348,11 +347,10 @@ impl AggregateHashTable {
         if let Some(group_cache) = &mut self.group_cache {
             group_cache.clear();
         }
-        for (accumulator, call) in self.accumulators.iter_mut().zip(&self.shared.config.aggregates)
-        {
+        for (accumulator, call) in self.accumulators.iter_mut().zip(&self.plan.config.aggregates) {
             *accumulator = self::accumulator(&call.function).query_err()?;
         }
-        Ok(std::mem::replace(&mut self.table, GroupValues::new(&self.shared.encoder)))
+        Ok(std::mem::replace(&mut self.table, GroupValues::new(&self.plan.encoder)))
     }
 
     /// Splits the reservation among the new parts.
@@ -369,11 +367,11 @@ impl AggregateHashTable {
     /// Returns each row of `batch` as the states of a group with that row only.
     pub(super) fn convert_to_state(&self, batch: &RecordBatch) -> Result<RecordBatch> {
         let columns = self.convert_inner(batch).query_err()?;
-        super::source::build_output_batch(&self.shared.config.schema, columns, batch.num_rows())
+        super::source::build_output_batch(&self.plan.config.schema, columns, batch.num_rows())
     }
 
     fn convert_inner(&self, batch: &RecordBatch) -> Result<Vec<ArrayRef>, DataFusionError> {
-        let config = &self.shared.config;
+        let config = &self.plan.config;
         let mut columns = config.group_by.evaluate(batch)?.concat();
         for (accumulator, (values, filter)) in
             self.accumulators.iter().zip(arguments(&config.aggregates, batch)?)
@@ -395,7 +393,7 @@ impl AggregateHashTable {
         if self.len() == 0 {
             return Ok(None);
         }
-        let config = &self.shared.config;
+        let config = &self.plan.config;
         let mut values = Vec::with_capacity(self.accumulators.len());
         for accumulator in &mut self.accumulators {
             match config.output {
@@ -415,7 +413,7 @@ impl AggregateHashTable {
         if !self.can_spill && !self.without_spilling {
             resized?;
         }
-        let shared = self.shared.clone();
-        Ok(Some(GroupEmitter::new(shared, keys, values, memory)))
+        let plan = self.plan.clone();
+        Ok(Some(GroupEmitter::new(plan, keys, values, memory)))
     }
 }

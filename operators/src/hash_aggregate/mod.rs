@@ -45,10 +45,10 @@ pub fn new(
     sinks: usize,
     sources: usize,
 ) -> Result<(AggregateSink, AggregateSource)> {
-    let shared = Arc::new(config.prepare(sinks)?);
-    let (producers, consumers) = aggregate::new("aggregate", sinks, sources, shared.partitions);
+    let plan = Arc::new(config.prepare(sinks)?);
+    let (producers, consumers) = aggregate::new("aggregate", sinks, sources, plan.partitions);
     Ok((
-        AggregateSink::new(shared.clone(), PerTask::new(producers)),
-        AggregateSource::new(shared, PerTask::new(consumers)),
+        AggregateSink::new(plan.clone(), PerTask::new(producers)),
+        AggregateSource::new(plan, PerTask::new(consumers)),
     ))
 }

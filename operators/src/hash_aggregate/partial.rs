@@ -41,7 +41,7 @@ const FIRST_BYPASS_ROWS: usize = 1 << 17;
 /// Aggregates rows, or states, to partial states as long as that reduces their number.
 #[derive(Debug)]
 pub struct PartialAggregate {
-    shared: Arc<AggregatePlan>,
+    plan: Arc<AggregatePlan>,
 }
 
 impl PartialAggregate {
@@ -57,7 +57,7 @@ impl PartialAggregate {
                     .into(),
             ));
         }
-        Ok(Self { shared: Arc::new(config.prepare(1)?) })
+        Ok(Self { plan: Arc::new(config.prepare(1)?) })
     }
 }
 
@@ -66,16 +66,16 @@ impl Operator for PartialAggregate {
         "partial aggregate"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalPartial {
-            groups: AggregateHashTable::new(self.shared.clone(), &setup)?.without_spilling(),
+            groups: AggregateHashTable::new(self.plan.clone(), &context)?.without_spilling(),
             rows: 0,
             groups_at_check: 0,
             next_check: SAMPLE_ROWS,
             bypass_rows: FIRST_BYPASS_ROWS,
             bypass_remaining: 0,
             emitting: None,
-            setup,
+            context,
         }))
     }
 }
@@ -92,7 +92,7 @@ struct LocalPartial {
     bypass_remaining: usize,
     /// Groups that are being emitted.
     emitting: Option<GroupEmitter>,
-    setup: OperatorContext,
+    context: OperatorContext,
 }
 
 impl LocalPartial {
@@ -155,7 +155,7 @@ impl LocalOperator for LocalPartial {
             if self.bypass_remaining > 0 {
                 self.bypass_remaining = self.bypass_remaining.saturating_sub(rows.num_rows());
                 let states = self.groups.convert_to_state(&rows)?;
-                self.setup.metrics().add("skipped_aggregation_rows", rows.num_rows() as u64);
+                self.context.metrics().add("skipped_aggregation_rows", rows.num_rows() as u64);
                 return Ok(OperatorResult::Batch(Batch::new(states)));
             }
             self.update(&rows, task)?;

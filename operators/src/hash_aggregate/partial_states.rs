@@ -28,7 +28,7 @@ pub(super) struct PartialStates {
 
 /// The groups of a table with their states, before they are partitioned.
 pub(super) struct UnpartitionedStates {
-    pub(super) shared: Arc<AggregatePlan>,
+    pub(super) plan: Arc<AggregatePlan>,
     pub(super) table: GroupValues,
     pub(super) states: Vec<Vec<ArrayRef>>,
     pub(super) level: u32,
@@ -38,7 +38,7 @@ impl UnpartitionedStates {
     /// Returns the partition of each group.
     pub(super) fn group_partitions(&self) -> impl Iterator<Item = usize> {
         // The top bits decide, because the table uses the low bits for its slots.
-        let partitions = self.shared.partitions;
+        let partitions = self.plan.partitions;
         let shift = 64 - partitions.trailing_zeros() * (self.level + 1);
         let partition_of =
             move |hash: &u64| hash.checked_shr(shift).unwrap_or(0) as usize & (partitions - 1);
@@ -47,7 +47,7 @@ impl UnpartitionedStates {
 
     /// Returns the number of groups of each partition.
     pub(super) fn counts(&self) -> Vec<usize> {
-        let mut counts = vec![0; self.shared.partitions];
+        let mut counts = vec![0; self.plan.partitions];
         self.group_partitions().for_each(|partition| counts[partition] += 1);
         counts
     }
@@ -63,7 +63,7 @@ impl UnpartitionedStates {
 
     /// Returns the groups at `indices` as partial states.
     pub(super) fn take_partition(&self, indices: Vec<u32>) -> Result<PartialStates> {
-        let mut keys = self.shared.encoder.empty_keys();
+        let mut keys = self.plan.encoder.empty_keys();
         let mut hashes = Vec::with_capacity(indices.len());
         for &index in &indices {
             keys.push_from(self.table.keys(), index as usize);
@@ -83,7 +83,7 @@ impl UnpartitionedStates {
 
     /// Returns the groups at `indices` as a batch to spill.
     pub(super) fn partition_batch(&self, indices: &[u32]) -> Result<RecordBatch> {
-        let keys = self.shared.encoder.decode_indices(self.table.keys(), indices).query_err()?;
+        let keys = self.plan.encoder.decode_indices(self.table.keys(), indices).query_err()?;
         spilled_batch(keys, self.states_of(indices.to_vec())?)
     }
 }
@@ -120,8 +120,8 @@ impl PartialStates {
     }
 
     /// Returns the groups of `range` as a batch to spill.
-    fn batch(&self, range: Range<usize>, shared: &AggregatePlan) -> Result<RecordBatch> {
-        let keys = shared.encoder.decode_range(&self.keys, range.clone()).query_err()?;
+    fn batch(&self, range: Range<usize>, plan: &AggregatePlan) -> Result<RecordBatch> {
+        let keys = plan.encoder.decode_range(&self.keys, range.clone()).query_err()?;
         let slice = |column: &ArrayRef| column.slice(range.start, range.len());
         let states = self.states.iter().map(|columns| columns.iter().map(slice).collect());
         spilled_batch(keys, states.collect())
@@ -131,9 +131,9 @@ impl PartialStates {
     pub(super) fn into_batches(
         self,
         ranges: Vec<Range<usize>>,
-        shared: Arc<AggregatePlan>,
+        plan: Arc<AggregatePlan>,
     ) -> impl Iterator<Item = Result<RecordBatch>> {
-        ranges.into_iter().map(move |range| self.batch(range, &shared))
+        ranges.into_iter().map(move |range| self.batch(range, &plan))
     }
 
     /// Takes the reservation out of the states.
@@ -142,13 +142,13 @@ impl PartialStates {
     }
 
     /// Decodes a restored batch.
-    pub(super) fn from_batch(batch: &RecordBatch, shared: &AggregatePlan) -> Result<Self> {
-        let (keys, mut states) = batch.columns().split_at(shared.encoder.types().len());
-        let keys = shared.encoder.encode(keys).query_err()?;
+    pub(super) fn from_batch(batch: &RecordBatch, plan: &AggregatePlan) -> Result<Self> {
+        let (keys, mut states) = batch.columns().split_at(plan.encoder.types().len());
+        let keys = plan.encoder.encode(keys).query_err()?;
         let mut hashes = Vec::new();
         keys.hash_into(&mut hashes);
-        let mut states_by_aggregate = Vec::with_capacity(shared.config.aggregates.len());
-        for call in &shared.config.aggregates {
+        let mut states_by_aggregate = Vec::with_capacity(plan.config.aggregates.len());
+        for call in &plan.config.aggregates {
             let count = call.function.state_fields().query_err()?.len();
             let (own, rest) = states.split_at(count.min(states.len()));
             states_by_aggregate.push(own.to_vec());

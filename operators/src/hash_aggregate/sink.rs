@@ -30,16 +30,16 @@ const FULL_TABLE_GROUPS: usize = 1 << 16;
 /// The sink of an aggregate.
 #[derive(Debug)]
 pub struct AggregateSink {
-    shared: Arc<AggregatePlan>,
+    plan: Arc<AggregatePlan>,
     producers: PerTask<AggregateProducer<AggregatePart>>,
 }
 
 impl AggregateSink {
     pub(super) fn new(
-        shared: Arc<AggregatePlan>,
+        plan: Arc<AggregatePlan>,
         producers: PerTask<AggregateProducer<AggregatePart>>,
     ) -> Self {
-        Self { shared, producers }
+        Self { plan, producers }
     }
 }
 
@@ -52,32 +52,32 @@ impl Sink for AggregateSink {
         true
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        let producer = self.producers.take(&setup)?;
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let producer = self.producers.take(&context)?;
         let closed = producer.closed().clone();
-        let shared = self.shared.clone();
-        if self.shared.config.group_by.is_ungrouped() {
-            let accumulators = Some(Accumulators::new(&self.shared)?);
-            let memory = setup.reservation();
-            let state = UngroupedState { shared, accumulators, memory, producer: Some(producer) };
-            return Ok(Box::new(BreakerSink::new(state, setup, closed)));
+        let plan = self.plan.clone();
+        if self.plan.config.group_by.is_ungrouped() {
+            let accumulators = Some(Accumulators::new(&self.plan)?);
+            let memory = context.reservation();
+            let state = UngroupedState { plan, accumulators, memory, producer: Some(producer) };
+            return Ok(Box::new(BreakerSink::new(state, context, closed)));
         }
         let state = GroupedState {
-            groups: AggregateHashTable::new(self.shared.clone(), &setup)?,
-            spiller: AggregateSpiller::new(self.shared.clone(), setup.clone(), 0),
+            groups: AggregateHashTable::new(self.plan.clone(), &context)?,
+            spiller: AggregateSpiller::new(self.plan.clone(), context.clone(), 0),
             parts_reserved: 0,
-            shared,
-            setup: setup.clone(),
+            plan,
+            context: context.clone(),
             producer: Some(producer),
         };
-        Ok(Box::new(BreakerSink::new(state, setup, closed)))
+        Ok(Box::new(BreakerSink::new(state, context, closed)))
     }
 }
 
 /// The groups of one task.
 struct GroupedState {
-    shared: Arc<AggregatePlan>,
-    setup: OperatorContext,
+    plan: Arc<AggregatePlan>,
+    context: OperatorContext,
     groups: AggregateHashTable,
     spiller: AggregateSpiller,
     /// Bytes reserved for the parts in `spiller`.
@@ -106,9 +106,9 @@ impl GroupedState {
 
 impl BreakerState for GroupedState {
     fn add(&mut self, batch: Batch, task: &DriverContext) -> Result<SinkResult> {
-        self.shared.saw_rows.store(true, Ordering::Relaxed);
+        self.plan.saw_rows.store(true, Ordering::Relaxed);
         self.groups.update(&apply_selection(batch)?, task)?;
-        let is_full = self.shared.sinks > 1 && self.groups.len() >= FULL_TABLE_GROUPS;
+        let is_full = self.plan.sinks > 1 && self.groups.len() >= FULL_TABLE_GROUPS;
         if is_full && self.reserve().is_ok() {
             self.partition()?;
         }
@@ -139,7 +139,7 @@ impl BreakerState for GroupedState {
     }
 
     fn publish(&mut self, wanted: bool, _task: &DriverContext) -> Result<Option<Gate>> {
-        let whole = self.shared.sinks == 1 && !self.spiller.is_spilled();
+        let whole = self.plan.sinks == 1 && !self.spiller.is_spilled();
         if wanted && !whole && self.groups.len() > 0 {
             match self.spiller.is_spilled() {
                 // Partitions are merged one at a time; groups of the others would occupy memory
@@ -158,7 +158,7 @@ impl BreakerState for GroupedState {
         let Some(producer) = self.producer.take() else { return Ok(None) };
         let mut parts = self.spiller.take();
         if wanted && whole {
-            let empty = AggregateHashTable::new(self.shared.clone(), &self.setup)?;
+            let empty = AggregateHashTable::new(self.plan.clone(), &self.context)?;
             let groups = std::mem::replace(&mut self.groups, empty);
             parts[0].push(AggregatePart::Table(Box::new(groups)));
         }
@@ -169,7 +169,7 @@ impl BreakerState for GroupedState {
 
 /// The accumulators of one task's rows, without keys.
 struct UngroupedState {
-    shared: Arc<AggregatePlan>,
+    plan: Arc<AggregatePlan>,
     accumulators: Option<Accumulators>,
     memory: Reservation,
     producer: Option<AggregateProducer<AggregatePart>>,
@@ -178,8 +178,8 @@ struct UngroupedState {
 impl BreakerState for UngroupedState {
     fn add(&mut self, batch: Batch, task: &DriverContext) -> Result<SinkResult> {
         if let Some(accumulators) = &mut self.accumulators {
-            for_each_slice(&apply_selection(batch)?, &self.shared.inputs, task, |slice| {
-                accumulators.update(&self.shared, slice)
+            for_each_slice(&apply_selection(batch)?, &self.plan.inputs, task, |slice| {
+                accumulators.update(&self.plan, slice)
             })?;
         }
         Ok(SinkResult::NeedInput)

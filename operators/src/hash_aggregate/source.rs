@@ -35,16 +35,16 @@ use crate::{
 /// The source of an aggregate.
 #[derive(Debug)]
 pub struct AggregateSource {
-    shared: Arc<AggregatePlan>,
+    plan: Arc<AggregatePlan>,
     consumers: PerTask<AggregateConsumer<AggregatePart>>,
 }
 
 impl AggregateSource {
     pub(super) fn new(
-        shared: Arc<AggregatePlan>,
+        plan: Arc<AggregatePlan>,
         consumers: PerTask<AggregateConsumer<AggregatePart>>,
     ) -> Self {
-        Self { shared, consumers }
+        Self { plan, consumers }
     }
 }
 
@@ -53,11 +53,11 @@ impl Source for AggregateSource {
         "aggregate source"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalAggregateSource {
-            shared: self.shared.clone(),
-            consumer: self.consumers.take(&setup)?,
-            setup,
+            plan: self.plan.clone(),
+            consumer: self.consumers.take(&context)?,
+            context,
             subpartitions: Vec::new(),
             merging: None,
             emitting: None,
@@ -66,9 +66,9 @@ impl Source for AggregateSource {
 }
 
 struct LocalAggregateSource {
-    shared: Arc<AggregatePlan>,
+    plan: Arc<AggregatePlan>,
     consumer: AggregateConsumer<AggregatePart>,
-    setup: OperatorContext,
+    context: OperatorContext,
     /// Sub-partitions of a partition that did not fit into memory.
     subpartitions: Vec<AggregatePartition>,
     merging: Option<PartitionMerge>,
@@ -96,9 +96,9 @@ struct PartitionMerge {
 }
 
 impl PartitionMerge {
-    fn new(mut partition: AggregatePartition, setup: &OperatorContext) -> Result<Self> {
+    fn new(mut partition: AggregatePartition, context: &OperatorContext) -> Result<Self> {
         let (mut groups, mut single) = (None, None::<(Accumulators, Reservation)>);
-        let (mut states, mut spilled) = (VecDeque::new(), SpillReader::new(setup.clone()));
+        let (mut states, mut spilled) = (VecDeque::new(), SpillReader::new(context.clone()));
         for part in std::mem::take(&mut partition.parts) {
             match part {
                 AggregatePart::Table(table) => groups = Some(*table),
@@ -118,13 +118,13 @@ impl PartitionMerge {
 
     fn add(
         &mut self,
-        shared: &Arc<AggregatePlan>,
-        setup: &OperatorContext,
+        plan: &Arc<AggregatePlan>,
+        context: &OperatorContext,
         states: PartialStates,
         task: &DriverContext,
     ) -> Result<()> {
         if self.groups.is_none() {
-            let mut groups = AggregateHashTable::new(shared.clone(), setup)?;
+            let mut groups = AggregateHashTable::new(plan.clone(), context)?;
             let more = self.states.iter().map(PartialStates::len);
             groups.reserve_groups(more.chain([states.len()]), task)?;
             self.groups = Some(groups);
@@ -133,7 +133,7 @@ impl PartitionMerge {
         groups.merge(states, task)?;
         let Err(denied) = groups.update_reservation() else { return Ok(()) };
         let level = self.partition.level + 1;
-        let new_spiller = || AggregateSpiller::new(shared.clone(), setup.clone(), level);
+        let new_spiller = || AggregateSpiller::new(plan.clone(), context.clone(), level);
         match self.spiller.get_or_insert_with(new_spiller).spill(groups)? {
             true => Ok(()),
             false => Err(denied.into()),
@@ -154,14 +154,14 @@ impl LocalAggregateSource {
         merging: &mut PartitionMerge,
         task: &DriverContext,
     ) -> Result<Option<SourceResult>> {
-        let (shared, setup) = (&self.shared, &self.setup);
+        let (plan, context) = (&self.plan, &self.context);
         loop {
             task.check_cancelled()?;
             if let Some(gate) = merging.poll_write()? {
                 return Ok(Some(SourceResult::Blocked(gate.into())));
             }
             if let Some(states) = merging.states.pop_front() {
-                merging.add(shared, setup, states, task)?;
+                merging.add(plan, context, states, task)?;
                 match task.should_yield() {
                     true => return Ok(Some(SourceResult::Yield)),
                     false => continue,
@@ -169,7 +169,7 @@ impl LocalAggregateSource {
             }
             match merging.spilled.next()? {
                 ReadState::Batch(batch) => {
-                    merging.add(shared, setup, PartialStates::from_batch(&batch, shared)?, task)?;
+                    merging.add(plan, context, PartialStates::from_batch(&batch, plan)?, task)?;
                     continue;
                 }
                 ReadState::Blocked(gate) => return Ok(Some(SourceResult::Blocked(gate.into()))),
@@ -199,9 +199,9 @@ impl LocalAggregateSource {
             }));
             return Ok(None);
         }
-        let has_sets = self.shared.config.group_by.set_ids.is_some();
-        if partition.index == 0 && has_sets && !self.shared.saw_rows.load(Ordering::Relaxed) {
-            let mut empty = AggregateHashTable::new(self.shared.clone(), &self.setup)?;
+        let has_sets = self.plan.config.group_by.set_ids.is_some();
+        if partition.index == 0 && has_sets && !self.plan.saw_rows.load(Ordering::Relaxed) {
+            let mut empty = AggregateHashTable::new(self.plan.clone(), &self.context)?;
             empty.add_empty_sets()?;
             groups = Some(empty);
         }
@@ -224,13 +224,13 @@ impl LocalSource for LocalAggregateSource {
                     return Ok(paused);
                 }
                 if let Some((single, _reservation)) = merging.single.take() {
-                    return Ok(SourceResult::Batch(Batch::new(single.emit(&self.shared)?)));
+                    return Ok(SourceResult::Batch(Batch::new(single.emit(&self.plan)?)));
                 }
                 self.emitting = self.emit(merging)?;
                 continue;
             }
             if let Some(partition) = self.subpartitions.pop() {
-                self.merging = Some(PartitionMerge::new(partition, &self.setup)?);
+                self.merging = Some(PartitionMerge::new(partition, &self.context)?);
                 continue;
             }
             match self.consumer.claim() {
@@ -239,7 +239,7 @@ impl LocalSource for LocalAggregateSource {
                 ClaimResult::Aborted => return Err(Error::ProducerAborted),
                 ClaimResult::Work((index, parts)) => {
                     let partition = AggregatePartition { index, level: 0, parts };
-                    self.merging = Some(PartitionMerge::new(partition, &self.setup)?);
+                    self.merging = Some(PartitionMerge::new(partition, &self.context)?);
                 }
             }
         }

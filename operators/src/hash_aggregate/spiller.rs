@@ -26,8 +26,8 @@ use crate::{
 
 /// Holds parts of groups by partition, and spills them when memory is short.
 pub(super) struct AggregateSpiller {
-    shared: Arc<AggregatePlan>,
-    setup: OperatorContext,
+    plan: Arc<AggregatePlan>,
+    context: OperatorContext,
     /// Number of times these groups were partitioned before; selects the hash bits.
     level: u32,
     parts: Vec<Vec<AggregatePart>>,
@@ -37,10 +37,10 @@ pub(super) struct AggregateSpiller {
 }
 
 impl AggregateSpiller {
-    pub(super) fn new(shared: Arc<AggregatePlan>, setup: OperatorContext, level: u32) -> Self {
-        let parts = empty_parts(&shared);
-        let writer = SpillWriter::new(setup.clone());
-        Self { shared, setup, level, parts, writer, spilled: false }
+    pub(super) fn new(plan: Arc<AggregatePlan>, context: OperatorContext, level: u32) -> Self {
+        let parts = empty_parts(&plan);
+        let writer = SpillWriter::new(context.clone());
+        Self { plan, context, level, parts, writer, spilled: false }
     }
 
     /// Returns whether anything was spilled.
@@ -69,9 +69,9 @@ impl AggregateSpiller {
 
     /// Starts to spill `groups` and all parts. Returns false if spilling cannot help.
     pub(super) fn spill(&mut self, groups: &mut AggregateHashTable) -> Result<bool> {
-        let bits = self.shared.partitions.trailing_zeros();
+        let bits = self.plan.partitions.trailing_zeros();
         // Groups that share this many hash bits are few and large.
-        if !self.setup.can_spill() || bits * (self.level + 1) > 60 {
+        if !self.context.can_spill() || bits * (self.level + 1) > 60 {
             return Ok(false);
         }
         let unpartitioned = groups.take_unpartitioned(self.level)?;
@@ -86,7 +86,7 @@ impl AggregateSpiller {
         let max_rows =
             rows_of(SPILL_BATCH_BYTES).max(MIN_BATCH_ROWS.min(rows_of(MAX_BATCH_BYTES))).max(1);
         let (mut jobs, mut reservations, mut count) = (Vec::new(), Vec::new(), 0);
-        let parts = std::mem::replace(&mut self.parts, empty_parts(&self.shared));
+        let parts = std::mem::replace(&mut self.parts, empty_parts(&self.plan));
         for (partition, parts) in parts.into_iter().enumerate() {
             let first = count;
             for part in parts {
@@ -115,14 +115,14 @@ impl AggregateSpiller {
             return Ok(false);
         }
         self.spilled = true;
-        let shared = self.shared.clone();
+        let plan = self.plan.clone();
         let unpartitioned = unpartitioned.map(|(unpartitioned, memory)| {
             reservations.push(memory);
             unpartitioned
         });
         self.writer.write_iter(
             rows,
-            spill_batches(shared, jobs, unpartitioned),
+            spill_batches(plan, jobs, unpartitioned),
             reservations,
             ranges,
         )?;
@@ -146,7 +146,7 @@ impl AggregateSpiller {
 
     /// Takes the parts of each partition.
     pub(super) fn take(&mut self) -> Vec<Vec<AggregatePart>> {
-        std::mem::replace(&mut self.parts, empty_parts(&self.shared))
+        std::mem::replace(&mut self.parts, empty_parts(&self.plan))
     }
 }
 
@@ -165,7 +165,7 @@ enum SpillJob {
 /// Returns the batches. The writer creates them lazily: to partition millions of groups takes
 /// longer than a time slice.
 fn spill_batches(
-    shared: Arc<AggregatePlan>,
+    plan: Arc<AggregatePlan>,
     jobs: Vec<SpillJob>,
     unpartitioned: Option<UnpartitionedStates>,
 ) -> SpillInput {
@@ -173,7 +173,7 @@ fn spill_batches(
     Box::new(jobs.into_iter().flat_map(move |job| -> SpillInput {
         match (job, &unpartitioned) {
             (SpillJob::States(states, batch_ranges), _) => {
-                Box::new(states.into_batches(batch_ranges, shared.clone()))
+                Box::new(states.into_batches(batch_ranges, plan.clone()))
             }
             (SpillJob::Partition(partition, range), Some(unpartitioned)) => {
                 if partitions.is_empty() {
@@ -190,6 +190,6 @@ fn spill_batches(
     }))
 }
 
-fn empty_parts(shared: &AggregatePlan) -> Vec<Vec<AggregatePart>> {
-    (0..shared.partitions).map(|_| Vec::new()).collect()
+fn empty_parts(plan: &AggregatePlan) -> Vec<Vec<AggregatePart>> {
+    (0..plan.partitions).map(|_| Vec::new()).collect()
 }

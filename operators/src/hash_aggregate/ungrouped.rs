@@ -14,22 +14,22 @@ use crate::ResultExt;
 pub(super) struct Accumulators(Vec<Box<dyn Accumulator>>);
 
 impl Accumulators {
-    pub(super) fn new(shared: &AggregatePlan) -> Result<Self> {
-        let create = shared.config.aggregates.iter().map(|call| call.function.create_accumulator());
+    pub(super) fn new(plan: &AggregatePlan) -> Result<Self> {
+        let create = plan.config.aggregates.iter().map(|call| call.function.create_accumulator());
         Ok(Self(create.collect::<Result<_, _>>().query_err()?))
     }
 
     /// Aggregates the rows of `batch`.
-    pub(super) fn update(&mut self, shared: &AggregatePlan, batch: &RecordBatch) -> Result<()> {
-        self.update_inner(shared, batch).query_err()
+    pub(super) fn update(&mut self, plan: &AggregatePlan, batch: &RecordBatch) -> Result<()> {
+        self.update_inner(plan, batch).query_err()
     }
 
     fn update_inner(
         &mut self,
-        shared: &AggregatePlan,
+        plan: &AggregatePlan,
         batch: &RecordBatch,
     ) -> Result<(), DataFusionError> {
-        for (accumulator, call) in self.0.iter_mut().zip(&shared.config.aggregates) {
+        for (accumulator, call) in self.0.iter_mut().zip(&plan.config.aggregates) {
             // Arguments are computed only for rows that pass the filter, because they may fail on
             // others.
             let filtered;
@@ -46,7 +46,7 @@ impl Accumulators {
             let values = arguments
                 .map(|argument| argument.evaluate(batch)?.into_array_of_size(rows))
                 .collect::<Result<Vec<ArrayRef>, _>>()?;
-            match shared.config.input {
+            match plan.config.input {
                 AggregateInput::Raw => accumulator.update_batch(&values)?,
                 AggregateInput::Partial => accumulator.merge_batch(&values)?,
             }
@@ -66,17 +66,17 @@ impl Accumulators {
     }
 
     /// Returns the only output row.
-    pub(super) fn emit(mut self, shared: &AggregatePlan) -> Result<RecordBatch> {
+    pub(super) fn emit(mut self, plan: &AggregatePlan) -> Result<RecordBatch> {
         let mut values: Vec<ScalarValue> = Vec::new();
         for accumulator in &mut self.0 {
-            match shared.config.output {
+            match plan.config.output {
                 AggregateResult::Final => values.push(accumulator.evaluate().query_err()?),
                 AggregateResult::Partial => values.extend(accumulator.state().query_err()?),
             }
         }
         let columns = values.iter().map(|value| value.to_array_of_size(1));
         let columns = columns.collect::<Result<Vec<_>, _>>().query_err()?;
-        super::source::build_output_batch(&shared.config.schema, columns, 1)
+        super::source::build_output_batch(&plan.config.schema, columns, 1)
     }
 
     /// Returns the memory of the accumulators, in bytes.

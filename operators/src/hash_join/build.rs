@@ -32,16 +32,16 @@ use crate::{
 /// Sink of a join's build side.
 #[derive(Debug)]
 pub struct HashJoinBuild {
-    shared: Arc<HashJoinPlan>,
+    plan: Arc<HashJoinPlan>,
     producers: PerTask<BuildProducer<BuildInput, BuildSide>>,
 }
 
 impl HashJoinBuild {
     pub(super) fn new(
-        shared: Arc<HashJoinPlan>,
+        plan: Arc<HashJoinPlan>,
         producers: PerTask<BuildProducer<BuildInput, BuildSide>>,
     ) -> Self {
-        Self { shared, producers }
+        Self { plan, producers }
     }
 }
 
@@ -54,23 +54,23 @@ impl Sink for HashJoinBuild {
         true
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        let producer = self.producers.take(&setup)?;
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let producer = self.producers.take(&context)?;
         let closed = producer.closed().clone();
         let no_bounds = (ScalarValue::Null, ScalarValue::Null);
-        let keys = self.shared.config.on.len();
+        let keys = self.plan.config.on.len();
         let local = LocalBuild {
             producer: Some(producer),
-            bounds: self.shared.record_bounds.then(|| vec![no_bounds; keys]),
+            bounds: self.plan.record_bounds.then(|| vec![no_bounds; keys]),
             has_null: false,
             state: BuildState::InMemory(Box::new(BuildRows::new(
-                &self.shared,
-                setup.reservation(),
+                &self.plan,
+                context.reservation(),
             ))),
-            shared: self.shared.clone(),
-            setup: setup.clone(),
+            plan: self.plan.clone(),
+            context: context.clone(),
         };
-        Ok(Box::new(BreakerSink::new(local, setup, closed)))
+        Ok(Box::new(BreakerSink::new(local, context, closed)))
     }
 }
 
@@ -84,40 +84,40 @@ enum BuildState {
 }
 
 struct LocalBuild {
-    shared: Arc<HashJoinPlan>,
+    plan: Arc<HashJoinPlan>,
     producer: Option<BuildProducer<BuildInput, BuildSide>>,
     bounds: Option<Bounds>,
     has_null: bool,
     state: BuildState,
-    setup: OperatorContext,
+    context: OperatorContext,
 }
 
 impl LocalBuild {
     /// Switches to spilling once any task has added spilled partitions.
     fn spill_if_needed(&mut self) {
-        if self.shared.spilled_partitions().is_empty()
+        if self.plan.spilled_partitions().is_empty()
             || !matches!(self.state, BuildState::InMemory(_))
         {
             return;
         }
         if let BuildState::InMemory(rows) = mem::replace(&mut self.state, BuildState::Published) {
-            let (shared, setup) = (self.shared.clone(), self.setup.clone());
+            let (plan, context) = (self.plan.clone(), self.context.clone());
             self.state =
-                BuildState::Spilling(Box::new(BuildSpiller::new(shared, setup, *rows, Vec::new())));
+                BuildState::Spilling(Box::new(BuildSpiller::new(plan, context, *rows, Vec::new())));
         }
     }
 }
 
 impl BreakerState for LocalBuild {
     fn add(&mut self, batch: Batch, _task: &DriverContext) -> Result<SinkResult> {
-        let shared = &self.shared;
+        let plan = &self.plan;
         let data = apply_selection(batch)?;
-        let keys = shared.build_keys(&data)?;
+        let keys = plan.build_keys(&data)?;
         self.has_null |= KeyEncoder::without_nulls(&keys).is_some();
         self.bounds = merge_bounds(self.bounds.take(), bounds_of(&keys));
-        let payload = compact_views(data.project(&shared.payload_columns).query_err()?)?;
+        let payload = compact_views(data.project(&plan.payload_columns).query_err()?)?;
         match &mut self.state {
-            BuildState::InMemory(rows) => rows.push(shared, payload, &keys)?,
+            BuildState::InMemory(rows) => rows.push(plan, payload, &keys)?,
             BuildState::Spilling(spiller) => spiller.add(&payload, keys)?,
             BuildState::Published => {}
         }
@@ -127,14 +127,14 @@ impl BreakerState for LocalBuild {
     /// Reserves the bytes of the rows' table, unless they are being spilled: a spiller reserves for
     /// itself.
     fn reserve(&mut self) -> Result<(), OutOfMemory> {
-        let can_spill = self.shared.can_spill(&self.setup);
+        let can_spill = self.plan.can_spill(&self.context);
         let BuildState::InMemory(rows) = &mut self.state else { return Ok(()) };
-        rows.reserve(&self.shared, if can_spill { self.setup.min_spill_bytes() } else { 0 })
+        rows.reserve(&self.plan, if can_spill { self.context.min_spill_bytes() } else { 0 })
     }
 
     fn reclaimable_bytes(&self) -> usize {
         match &self.state {
-            _ if !self.shared.can_spill(&self.setup) => 0,
+            _ if !self.plan.can_spill(&self.context) => 0,
             BuildState::InMemory(rows) => rows.reservation.bytes(),
             BuildState::Spilling(spiller) => spiller.partitions().reserved_bytes(),
             BuildState::Published => 0,
@@ -144,14 +144,14 @@ impl BreakerState for LocalBuild {
     /// Adds partitions to the spilled set of all tasks. If another task has added some before,
     /// spilling this task's rows of those comes first.
     fn start_spill(&mut self, _task: &DriverContext) -> Result<SpillStart> {
-        if !self.shared.can_spill(&self.setup) {
+        if !self.plan.can_spill(&self.context) {
             return Ok(SpillStart::Impossible);
         }
         let (seen, otherwise) = match &self.state {
             BuildState::InMemory(_) => (PartitionSet::default(), SpillStart::Later),
-            _ => (self.shared.spilled_partitions(), SpillStart::Impossible),
+            _ => (self.plan.spilled_partitions(), SpillStart::Impossible),
         };
-        self.shared.spill_more_partitions(seen);
+        self.plan.spill_more_partitions(seen);
         let waits = self.poll_write()?.is_some();
         let BuildState::Spilling(spiller) = &mut self.state else { return Ok(otherwise) };
         let is_writing = waits || spiller.partitions_mut().is_writing()?;
@@ -168,7 +168,7 @@ impl BreakerState for LocalBuild {
 
     fn publish(&mut self, _wanted: bool, _task: &DriverContext) -> Result<Option<Gate>> {
         self.spill_if_needed();
-        let spilled_partitions = self.shared.spilled_partitions();
+        let spilled_partitions = self.plan.spilled_partitions();
         if let BuildState::Spilling(spiller) = &mut self.state
             && let Some(gate) = spiller.poll(true)?
         {

@@ -44,15 +44,15 @@ pub(super) struct BuildRows {
 pub(super) type SpillBatch = (RecordBatch, Vec<u64>, Reservation);
 
 impl BuildRows {
-    pub(super) fn new(shared: &HashJoinPlan, reservation: Reservation) -> Self {
+    pub(super) fn new(plan: &HashJoinPlan, reservation: Reservation) -> Self {
         Self {
-            keys: shared.encoder.empty_keys(),
+            keys: plan.encoder.empty_keys(),
             hashes: Vec::new(),
             valid: VecDeque::new(),
             batches: VecDeque::new(),
             reservation,
             range: None,
-            column_bytes: vec![0; shared.payload_columns.len()],
+            column_bytes: vec![0; plan.payload_columns.len()],
             taken_rows: 0,
         }
     }
@@ -65,13 +65,13 @@ impl BuildRows {
     /// Adds rows by the columns that the table keeps, and by their keys.
     pub(super) fn push(
         &mut self,
-        shared: &HashJoinPlan,
+        plan: &HashJoinPlan,
         payload: RecordBatch,
         keys: &[ArrayRef],
     ) -> Result<()> {
-        let skips_nulls = shared.null_keys == KeyNulls::NeverMatch;
+        let skips_nulls = plan.null_keys == KeyNulls::NeverMatch;
         let valid = if skips_nulls { KeyEncoder::without_nulls(keys) } else { None };
-        let encoded = shared.encoder.encode(keys).query_err()?;
+        let encoded = plan.encoder.encode(keys).query_err()?;
         if encoded.is_variable_length() {
             let mut hashes = Vec::new();
             encoded.hash_into(&mut hashes);
@@ -104,12 +104,12 @@ impl BuildRows {
 
     /// Returns the bytes of a table of these rows during its build. They are the rows, the index,
     /// and one copied column for each probe task.
-    fn bytes(&self, shared: &HashJoinPlan) -> usize {
+    fn bytes(&self, plan: &HashJoinPlan) -> usize {
         let batches: usize = self.column_bytes.iter().sum();
         let widest = self.column_bytes.iter().max().copied().unwrap_or(0);
-        let copies = widest.saturating_mul(shared.probe_tasks).min(batches);
+        let copies = widest.saturating_mul(plan.probe_tasks).min(batches);
         let match_bits =
-            if shared.layout.tracks_build_matches() { self.rows().div_ceil(8) } else { 0 };
+            if plan.layout.tracks_build_matches() { self.rows().div_ceil(8) } else { 0 };
         let index = JoinIndex::bytes_for(self.rows(), self.range);
         batches + copies + match_bits + index + self.keys.bytes() + 8 * self.hashes.capacity()
     }
@@ -120,10 +120,10 @@ impl BuildRows {
     /// If the bytes are denied. The rows are kept all the same.
     pub(super) fn reserve(
         &mut self,
-        shared: &HashJoinPlan,
+        plan: &HashJoinPlan,
         min_spill_bytes: usize,
     ) -> Result<(), OutOfMemory> {
-        let bytes = self.bytes(shared);
+        let bytes = self.bytes(plan);
         try_resize_above(&mut self.reservation, bytes, min_spill_bytes)
     }
 
@@ -144,7 +144,7 @@ impl BuildRows {
     }
 
     /// Takes out the first batch that was not taken yet, for partitioning.
-    pub(super) fn take(&mut self, shared: &HashJoinPlan) -> Result<Option<SpillBatch>> {
+    pub(super) fn take(&mut self, plan: &HashJoinPlan) -> Result<Option<SpillBatch>> {
         let (Some(payload), Some((rows, valid))) =
             (self.batches.pop_front(), self.valid.pop_front())
         else {
@@ -154,7 +154,7 @@ impl BuildRows {
         self.taken_rows = range.end;
         let mut hashes = Vec::new();
         self.keys.hash_range_into(range.clone(), &mut hashes);
-        let mut keys = shared.encoder.decode_range(&self.keys, range).query_err()?;
+        let mut keys = plan.encoder.decode_range(&self.keys, range).query_err()?;
         if let (Some(valid), Some(key)) = (valid, keys.first_mut()) {
             // One NULL key is enough for a row to match nothing.
             let null = BooleanArray::new(!valid.inner(), None);
@@ -162,19 +162,15 @@ impl BuildRows {
         }
         let reservation = self.reservation.split(Batch::new(payload.clone()).bytes());
         let columns = payload.columns().iter().cloned().chain(keys).collect();
-        let rows = RecordBatch::try_new(shared.spill_schema.clone(), columns).query_err()?;
+        let rows = RecordBatch::try_new(plan.spill_schema.clone(), columns).query_err()?;
         Ok(Some((rows, hashes, reservation)))
     }
 
     /// Adds rows that were taken out or spilled before.
-    pub(super) fn push_restored(
-        &mut self,
-        shared: &HashJoinPlan,
-        rows: &RecordBatch,
-    ) -> Result<()> {
-        let indices: Vec<usize> = (0..shared.payload_columns.len()).collect();
+    pub(super) fn push_restored(&mut self, plan: &HashJoinPlan, rows: &RecordBatch) -> Result<()> {
+        let indices: Vec<usize> = (0..plan.payload_columns.len()).collect();
         let payload = rows.project(&indices).query_err()?;
-        self.push(shared, payload, &rows.columns()[shared.payload_columns.len()..])
+        self.push(plan, payload, &rows.columns()[plan.payload_columns.len()..])
     }
 }
 

@@ -44,7 +44,7 @@ pub(super) enum BuildInput {
 
 /// Partitions and spills rows of the build side.
 pub(super) struct BuildSpiller {
-    shared: Arc<HashJoinPlan>,
+    plan: Arc<HashJoinPlan>,
     partitions: PartitionedSpill,
     /// Rows collected before spilling started, which are not partitioned yet.
     unpartitioned: Option<BuildRows>,
@@ -54,18 +54,18 @@ pub(super) struct BuildSpiller {
 impl BuildSpiller {
     /// Creates a spiller for `rows` and rows added later. `spilled` rows were spilled before.
     pub(super) fn new(
-        shared: Arc<HashJoinPlan>,
-        setup: OperatorContext,
+        plan: Arc<HashJoinPlan>,
+        context: OperatorContext,
         rows: BuildRows,
         spilled: Vec<Vec<SpillSegment>>,
     ) -> Self {
-        let partitions = PartitionedSpill::new(setup, 0, JoinIndex::MAX_ROW_BYTES);
-        Self { shared, partitions, unpartitioned: Some(rows), spilled }
+        let partitions = PartitionedSpill::new(context, 0, JoinIndex::MAX_ROW_BYTES);
+        Self { plan, partitions, unpartitioned: Some(rows), spilled }
     }
 
     /// Adds rows of the build side. Call [`poll`](Self::poll) afterwards.
     pub(super) fn add(&mut self, payload: &RecordBatch, keys: Vec<ArrayRef>) -> Result<()> {
-        let (rows, hashes) = self.shared.to_spill_rows(payload, keys)?;
+        let (rows, hashes) = self.plan.to_spill_rows(payload, keys)?;
         self.partitions.add(rows, &hashes, None)
     }
 
@@ -82,18 +82,18 @@ impl BuildSpiller {
     /// Advances the spill. Returns the gate to wait at before the next call. With `end`, all rows
     /// are in their place once no gate is returned.
     pub(super) fn poll(&mut self, end: bool) -> Result<Option<Gate>> {
-        let shared = self.shared.clone();
+        let plan = self.plan.clone();
         loop {
             let gate = self.partitions.poll(
-                || shared.spilled_partitions(),
-                |set| shared.spill_more_partitions(set),
+                || plan.spilled_partitions(),
+                |set| plan.spill_more_partitions(set),
                 end && self.unpartitioned.is_none(),
             )?;
             if gate.is_some() {
                 return Ok(gate);
             }
             let Some(unpartitioned) = &mut self.unpartitioned else { return Ok(None) };
-            match unpartitioned.take(&shared)? {
+            match unpartitioned.take(&plan)? {
                 Some((rows, hashes, reservation)) => {
                     self.partitions.add(rows, &hashes, Some(reservation))?
                 }
@@ -105,15 +105,15 @@ impl BuildSpiller {
     /// Returns the rows that stay in memory, and the spilled ones. Called after `poll(true)`
     /// returned no gate.
     pub(super) fn take(self) -> Result<(BuildRows, Vec<Vec<SpillSegment>>)> {
-        let setup = self.partitions.setup().clone();
-        let mut in_memory = BuildRows::new(&self.shared, setup.reservation());
+        let context = self.partitions.context().clone();
+        let mut in_memory = BuildRows::new(&self.plan, context.reservation());
         let (batches, mut spilled) = self.partitions.into_parts();
         for (rows, reservation) in batches {
-            in_memory.push_restored(&self.shared, &rows)?;
+            in_memory.push_restored(&self.plan, &rows)?;
             in_memory.reservation.merge(reservation);
         }
         // The rows are reserved; the bytes to copy columns may be denied.
-        let _reserved = in_memory.reserve(&self.shared, 0);
+        let _reserved = in_memory.reserve(&self.plan, 0);
         for (spilled, before) in spilled.iter_mut().zip(self.spilled) {
             spilled.extend(before);
         }
@@ -124,8 +124,8 @@ impl BuildSpiller {
 /// Makes one table of all parts. First spills rows of partitions that other tasks added to the
 /// spilled set.
 pub(super) struct TableFinalizer {
-    shared: Arc<HashJoinPlan>,
-    setup: OperatorContext,
+    plan: Arc<HashJoinPlan>,
+    context: OperatorContext,
     parts: Vec<BuildPart>,
     /// The part being spilled: its spiller, its bounds, and whether it has a NULL key.
     spilling: Option<(BuildSpiller, Option<Bounds>, bool)>,
@@ -148,11 +148,11 @@ pub(super) enum FinalizeResult {
 impl TableFinalizer {
     /// Creates the finalizer of `inputs`; continues an unfinished one among them.
     pub(super) fn new(
-        shared: Arc<HashJoinPlan>,
-        setup: OperatorContext,
+        plan: Arc<HashJoinPlan>,
+        context: OperatorContext,
         inputs: Vec<BuildInput>,
     ) -> Box<Self> {
-        let mut finalizer = Box::new(Self { shared, setup, parts: Vec::new(), spilling: None });
+        let mut finalizer = Box::new(Self { plan, context, parts: Vec::new(), spilling: None });
         for input in inputs {
             match input {
                 BuildInput::Part(part) => finalizer.parts.push(*part),
@@ -164,7 +164,7 @@ impl TableFinalizer {
 
     pub(super) fn poll(&mut self) -> Result<FinalizeResult> {
         loop {
-            let spilled_partitions = self.shared.spilled_partitions();
+            let spilled_partitions = self.plan.spilled_partitions();
             if let Some((spiller, _, _)) = &mut self.spilling
                 && let Some(gate) = spiller.poll(true)?
             {
@@ -180,8 +180,8 @@ impl TableFinalizer {
             {
                 let part = self.parts.swap_remove(index);
                 let spiller = BuildSpiller::new(
-                    self.shared.clone(),
-                    self.setup.clone(),
+                    self.plan.clone(),
+                    self.context.clone(),
                     part.rows,
                     part.spilled,
                 );
@@ -189,30 +189,30 @@ impl TableFinalizer {
                 continue;
             }
             let mut part = self.merge(spilled_partitions);
-            let can_spill = self.shared.can_spill(&self.setup);
-            let min_spill_bytes = if can_spill { self.setup.min_spill_bytes() } else { 0 };
-            if let Err(denied) = part.rows.reserve(&self.shared, min_spill_bytes) {
+            let can_spill = self.plan.can_spill(&self.context);
+            let min_spill_bytes = if can_spill { self.context.min_spill_bytes() } else { 0 };
+            if let Err(denied) = part.rows.reserve(&self.plan, min_spill_bytes) {
                 if !can_spill {
                     return Err(denied.into());
                 }
                 // One table may need more than its parts reserved, because its keys may span a
                 // wider range. If all rows are spilled, the empty table is small.
                 if spilled_partitions != PartitionSet::ALL {
-                    self.shared.spill_more_partitions(spilled_partitions);
+                    self.plan.spill_more_partitions(spilled_partitions);
                     self.parts.push(part);
                     continue;
                 }
             }
-            let (table, morsels) = JoinHashTable::allocate(&self.shared, part.rows, can_spill)?;
+            let (table, morsels) = JoinHashTable::allocate(&self.plan, part.rows, can_spill)?;
             let build_side =
-                BuildSide::new(&self.shared, table, part.bounds, part.has_null, part.spilled);
+                BuildSide::new(&self.plan, table, part.bounds, part.has_null, part.spilled);
             return Ok(FinalizeResult::Table(build_side, morsels));
         }
     }
 
     /// Merges all parts into one.
     fn merge(&mut self, spilled_partitions: PartitionSet) -> BuildPart {
-        let mut rows = BuildRows::new(&self.shared, self.setup.reservation());
+        let mut rows = BuildRows::new(&self.plan, self.context.reservation());
         let (mut spilled, mut bounds, mut has_null) = (Vec::new(), None, false);
         for (index, mut part) in mem::take(&mut self.parts).into_iter().enumerate() {
             rows.append(part.rows);

@@ -147,8 +147,8 @@ impl HashJoinConfig {
 
 impl HashJoinPlan {
     /// Returns whether the join spills when memory is denied.
-    pub(super) fn can_spill(&self, setup: &OperatorContext) -> bool {
-        setup.can_spill() && !self.config.in_order
+    pub(super) fn can_spill(&self, context: &OperatorContext) -> bool {
+        context.can_spill() && !self.config.in_order
     }
 
     /// Returns the partitions whose rows are spilled.

@@ -56,10 +56,10 @@ pub fn new(
     probe_tasks: usize,
     filter: Option<FilterProducer>,
 ) -> Result<(HashJoinBuild, HashJoinProbe)> {
-    let shared = Arc::new(config.prepare(filter.is_some(), probe_tasks)?);
+    let plan = Arc::new(config.prepare(filter.is_some(), probe_tasks)?);
     let (producers, consumers) = join_bridge::new("join", build_tasks, probe_tasks);
     Ok((
-        HashJoinBuild::new(shared.clone(), PerTask::new(producers)),
-        HashJoinProbe::new(shared, PerTask::new(consumers), Arc::new(Mutex::new(filter))),
+        HashJoinBuild::new(plan.clone(), PerTask::new(producers)),
+        HashJoinProbe::new(plan, PerTask::new(consumers), Arc::new(Mutex::new(filter))),
     ))
 }

@@ -39,18 +39,18 @@ use crate::{
 /// Operator on a join's probe side.
 #[derive(Debug)]
 pub struct HashJoinProbe {
-    shared: Arc<HashJoinPlan>,
+    plan: Arc<HashJoinPlan>,
     consumers: PerTask<ProbeConsumer<BuildInput, BuildSide>>,
     filter: Arc<Mutex<Option<FilterProducer>>>,
 }
 
 impl HashJoinProbe {
     pub(super) fn new(
-        shared: Arc<HashJoinPlan>,
+        plan: Arc<HashJoinPlan>,
         consumers: PerTask<ProbeConsumer<BuildInput, BuildSide>>,
         filter: Arc<Mutex<Option<FilterProducer>>>,
     ) -> Self {
-        Self { shared, consumers, filter }
+        Self { plan, consumers, filter }
     }
 }
 
@@ -59,12 +59,12 @@ impl Operator for HashJoinProbe {
         "hash join probe"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalProbe {
-            shared: self.shared.clone(),
-            consumer: self.consumers.take(&setup)?,
+            plan: self.plan.clone(),
+            consumer: self.consumers.take(&context)?,
             filter: self.filter.clone(),
-            setup,
+            context,
             finalizer: None,
             build_side: None,
             table: None,
@@ -78,10 +78,10 @@ impl Operator for HashJoinProbe {
 }
 
 struct LocalProbe {
-    shared: Arc<HashJoinPlan>,
+    plan: Arc<HashJoinPlan>,
     consumer: ProbeConsumer<BuildInput, BuildSide>,
     filter: Arc<Mutex<Option<FilterProducer>>>,
-    setup: OperatorContext,
+    context: OperatorContext,
     finalizer: Option<Box<TableFinalizer>>,
     build_side: Option<Arc<BuildSide>>,
     /// The table of `build_side`, until the probe is finished.
@@ -104,7 +104,7 @@ impl LocalProbe {
         match finalizer.poll()? {
             FinalizeResult::Blocked(gate) => return Ok(Some(gate)),
             FinalizeResult::Table(build_side, morsels) => {
-                self.setup.metrics().add("build_input_rows", build_side.rows() as u64);
+                self.context.metrics().add("build_input_rows", build_side.rows() as u64);
                 self.consumer.finish_finalize(build_side, morsels);
             }
         }
@@ -118,7 +118,7 @@ impl LocalProbe {
         if self.consumer.finish_build_morsel() {
             table.finish()?;
             if let Some(producer) = self.filter.lock().take() {
-                self.shared.publish(build_side, producer)?;
+                self.plan.publish(build_side, producer)?;
             }
             self.consumer.publish_table();
         }
@@ -128,11 +128,11 @@ impl LocalProbe {
     fn start_batch(&mut self, batch: Batch) -> Result<()> {
         let sequence = batch.sequence();
         let mut data = apply_selection(batch)?;
-        let mut columns = self.shared.probe_keys(&data)?;
-        if self.shared.config.null_aware {
-            self.shared.probe_saw_rows.store(true, Ordering::Relaxed);
+        let mut columns = self.plan.probe_keys(&data)?;
+        if self.plan.config.null_aware {
+            self.plan.probe_saw_rows.store(true, Ordering::Relaxed);
             if columns.iter().any(|column| column.logical_null_count() > 0) {
-                self.shared.probe_saw_null.store(true, Ordering::Relaxed);
+                self.plan.probe_saw_null.store(true, Ordering::Relaxed);
             }
         }
         if let Some(in_memory) = self.spill_rows(&data, &columns)? {
@@ -149,7 +149,7 @@ impl LocalProbe {
                 "the join probe received a batch before its hash table".into(),
             ));
         };
-        self.probe_batch = Some(self.shared.probe(table, data, sequence, &columns)?);
+        self.probe_batch = Some(self.plan.probe(table, data, sequence, &columns)?);
         Ok(())
     }
 
@@ -163,11 +163,11 @@ impl LocalProbe {
             return Ok(None);
         };
         let mut hashes = Vec::new();
-        self.shared.encoder.encode(keys).query_err()?.hash_into(&mut hashes);
+        self.plan.encoder.encode(keys).query_err()?.hash_into(&mut hashes);
         let mut spilled = BooleanBuffer::collect_bool(hashes.len(), |row| {
             build_side.spilled_partitions.contains(partition_of(hashes[row], 0))
         });
-        if self.shared.null_keys == KeyNulls::NeverMatch
+        if self.plan.null_keys == KeyNulls::NeverMatch
             && let Some(valid) = KeyEncoder::without_nulls(keys)
         {
             spilled = &spilled & valid.inner();
@@ -179,7 +179,7 @@ impl LocalProbe {
         let spilled = BooleanArray::new(spilled, None);
         let mut bits = spilled.values().iter();
         hashes.retain(|_| bits.next() == Some(true));
-        let spilled = filter_record_batch(&self.shared.keyed(data, keys)?, &spilled).query_err()?;
+        let spilled = filter_record_batch(&self.plan.keyed(data, keys)?, &spilled).query_err()?;
         spill.add(spilled, &hashes, None)?;
         Ok(Some(in_memory))
     }
@@ -189,13 +189,13 @@ impl LocalProbe {
         let (Some(table), Some(probe_batch)) = (&self.table, &mut self.probe_batch) else {
             return Ok(OperatorResult::NeedInput);
         };
-        match self.shared.next_matches(table, probe_batch, task)? {
+        match self.plan.next_matches(table, probe_batch, task)? {
             NextMatches::Batch(pairs) => return Ok(OperatorResult::HaveMoreOutput(pairs)),
             NextMatches::Yield => return Ok(OperatorResult::Yield),
             NextMatches::End => {}
         }
         match self.probe_batch.take() {
-            Some(probe_batch) => self.shared.unmatched_probe_rows(probe_batch),
+            Some(probe_batch) => self.plan.unmatched_probe_rows(probe_batch),
             None => Ok(OperatorResult::NeedInput),
         }
     }
@@ -223,11 +223,11 @@ impl LocalProbe {
     /// Starts unmatched-scan morsel `morsel`: one of the table, or a spilled partition.
     fn start_unmatched_morsel(&mut self, build_side: &BuildSide, morsel: usize) -> Result<()> {
         if let Some(table) = build_side.table_of_morsel(morsel)? {
-            let output = self.shared.build_side_output(&table, morsel);
+            let output = self.plan.build_side_output(&table, morsel);
             self.unmatched_scan = Some((table, output));
         } else if let Some((build, probe)) = build_side.take_partition(morsel) {
-            let (shared, setup) = (self.shared.clone(), self.setup.clone());
-            self.partition_join = Some(SpilledPartitionJoin::new(shared, setup, build, probe));
+            let (plan, context) = (self.plan.clone(), self.context.clone());
+            self.partition_join = Some(SpilledPartitionJoin::new(plan, context, build, probe));
         }
         Ok(())
     }
@@ -235,7 +235,7 @@ impl LocalProbe {
     /// Returns the next rows of the table's current unmatched-scan morsel.
     fn next_unmatched_batch(&mut self) -> Result<Option<Batch>> {
         let Some((table, output)) = &mut self.unmatched_scan else { return Ok(None) };
-        let batch = self.shared.next_build_side_batch(table, output)?;
+        let batch = self.plan.next_build_side_batch(table, output)?;
         if batch.is_none() {
             self.unmatched_scan = None;
         }
@@ -266,8 +266,8 @@ impl LocalOperator for LocalProbe {
             }
             match self.consumer.next_build_step() {
                 BuildStep::Finalize(inputs) => {
-                    let (shared, setup) = (self.shared.clone(), self.setup.clone());
-                    self.finalizer = Some(TableFinalizer::new(shared, setup, inputs));
+                    let (plan, context) = (self.plan.clone(), self.context.clone());
+                    self.finalizer = Some(TableFinalizer::new(plan, context, inputs));
                 }
                 BuildStep::Morsel(build_side, morsel) => {
                     self.build(&build_side, morsel, task)?;
@@ -279,10 +279,10 @@ impl LocalOperator for LocalProbe {
                 BuildStep::Aborted => return Err(Error::ProducerAborted),
                 BuildStep::Ready(build_side) => {
                     let empty_result =
-                        build_side.rows() == 0 && !self.shared.layout.preserves_probe_rows();
+                        build_side.rows() == 0 && !self.plan.layout.preserves_probe_rows();
                     self.table = Some(build_side.table()?);
                     if !build_side.spilled_partitions.is_empty() {
-                        self.spill = Some(PartitionedSpill::new(self.setup.clone(), 0, 0));
+                        self.spill = Some(PartitionedSpill::new(self.context.clone(), 0, 0));
                     }
                     self.build_side = Some(build_side);
                     return Ok(if empty_result {

@@ -76,14 +76,14 @@ struct PartitionJoinState {
 
 /// Joins a spilled partition and the partitions made from it.
 pub(super) struct SpilledPartitionJoin {
-    shared: Arc<HashJoinPlan>,
-    setup: OperatorContext,
+    plan: Arc<HashJoinPlan>,
+    context: OperatorContext,
     partitions: Vec<SpilledPartition>,
     current: Option<Box<PartitionJoinState>>,
 }
 
-fn open_reader(setup: &OperatorContext, segments: &[SpillSegment]) -> SpillReader {
-    let mut reader = SpillReader::new(setup.clone());
+fn open_reader(context: &OperatorContext, segments: &[SpillSegment]) -> SpillReader {
+    let mut reader = SpillReader::new(context.clone());
     for segment in segments {
         reader.push(&segment.file, segment.batches.clone());
     }
@@ -96,28 +96,28 @@ fn rows(segments: &[SpillSegment]) -> usize {
 
 impl SpilledPartitionJoin {
     pub(super) fn new(
-        shared: Arc<HashJoinPlan>,
-        setup: OperatorContext,
+        plan: Arc<HashJoinPlan>,
+        context: OperatorContext,
         build: Vec<SpillSegment>,
         probe: Vec<SpillSegment>,
     ) -> Self {
         let partition = SpilledPartition { build, probe, level: 0, can_repartition: true };
-        Self { shared, setup, partitions: vec![partition], current: None }
+        Self { plan, context, partitions: vec![partition], current: None }
     }
 
     pub(super) fn next(&mut self, task: &DriverContext) -> Result<JoinOutput> {
         loop {
             task.check_cancelled()?;
             if let Some(current) = &mut self.current {
-                match current.poll(&self.shared, &self.setup, &mut self.partitions, task)? {
+                match current.poll(&self.plan, &self.context, &mut self.partitions, task)? {
                     Some(output) => return Ok(output),
                     None => self.current = None,
                 }
             }
             let Some(partition) = self.partitions.pop() else { return Ok(JoinOutput::End) };
-            if self.shared.has_output(rows(&partition.build), rows(&partition.probe)) {
+            if self.plan.has_output(rows(&partition.build), rows(&partition.probe)) {
                 self.current =
-                    Some(Box::new(PartitionJoinState::new(partition, &self.shared, &self.setup)));
+                    Some(Box::new(PartitionJoinState::new(partition, &self.plan, &self.context)));
             }
         }
     }
@@ -136,9 +136,9 @@ impl HashJoinPlan {
 }
 
 impl PartitionJoinState {
-    fn new(partition: SpilledPartition, shared: &HashJoinPlan, setup: &OperatorContext) -> Self {
-        let reader = open_reader(setup, &partition.build);
-        let phase = Phase::Load(BuildRows::new(shared, setup.reservation()));
+    fn new(partition: SpilledPartition, plan: &HashJoinPlan, context: &OperatorContext) -> Self {
+        let reader = open_reader(context, &partition.build);
+        let phase = Phase::Load(BuildRows::new(plan, context.reservation()));
         Self { partition, reader, phase, matched: Vec::new(), last: false }
     }
 
@@ -146,36 +146,36 @@ impl PartitionJoinState {
     /// `partitions`.
     fn poll(
         &mut self,
-        shared: &HashJoinPlan,
-        setup: &OperatorContext,
+        plan: &HashJoinPlan,
+        context: &OperatorContext,
         partitions: &mut Vec<SpilledPartition>,
         task: &DriverContext,
     ) -> Result<Option<JoinOutput>> {
         loop {
             task.check_cancelled()?;
             let gate = match &mut self.phase {
-                Phase::Load(_) => self.load(shared, setup, task)?,
-                Phase::PartitionBuild(..) => self.partition_build(shared, setup)?,
-                Phase::PartitionProbe(..) => match self.partition_probe(shared)? {
+                Phase::Load(_) => self.load(plan, context, task)?,
+                Phase::PartitionBuild(..) => self.partition_build(plan, context)?,
+                Phase::PartitionProbe(..) => match self.partition_probe(plan)? {
                     Some(gate) => Some(gate),
                     None => {
                         self.add_partitions(partitions);
                         return Ok(None);
                     }
                 },
-                Phase::Probe(..) => match self.probe(shared, task)? {
+                Phase::Probe(..) => match self.probe(plan, task)? {
                     Some(next) => return Ok(Some(next)),
                     None => None,
                 },
                 Phase::UnmatchedScan(table, output, morsel)
-                    if shared.layout.tracks_build_matches()
+                    if plan.layout.tracks_build_matches()
                         && (!output.is_done() || *morsel < table.num_unmatched_morsels()) =>
                 {
                     if output.is_done() {
-                        *output = shared.build_side_output(table, *morsel);
+                        *output = plan.build_side_output(table, *morsel);
                         *morsel += 1;
                     }
-                    match shared.next_build_side_batch(table, output)? {
+                    match plan.next_build_side_batch(table, output)? {
                         Some(rows) => return Ok(Some(JoinOutput::Batch(Batch::new(rows)))),
                         None => None,
                     }
@@ -183,7 +183,7 @@ impl PartitionJoinState {
                 Phase::UnmatchedScan(..) if self.last => return Ok(None),
                 Phase::Done => return Ok(None),
                 Phase::UnmatchedScan(..) => {
-                    self.phase = Phase::Load(BuildRows::new(shared, setup.reservation()));
+                    self.phase = Phase::Load(BuildRows::new(plan, context.reservation()));
                     None
                 }
             };
@@ -199,8 +199,8 @@ impl PartitionJoinState {
     /// Restores build rows until all are in memory or no more fit.
     fn load(
         &mut self,
-        shared: &HashJoinPlan,
-        setup: &OperatorContext,
+        plan: &HashJoinPlan,
+        context: &OperatorContext,
         task: &DriverContext,
     ) -> Result<Option<Gate>> {
         let Phase::Load(rows) = &mut self.phase else { return Ok(None) };
@@ -212,9 +212,9 @@ impl PartitionJoinState {
                     self.last = true;
                     break false;
                 }
-                ReadState::Batch(batch) => rows.push_restored(shared, &batch)?,
+                ReadState::Batch(batch) => rows.push_restored(plan, &batch)?,
             }
-            if rows.reserve(shared, setup.min_spill_bytes()).is_err() {
+            if rows.reserve(plan, context.min_spill_bytes()).is_err() {
                 break true;
             }
         };
@@ -225,23 +225,23 @@ impl PartitionJoinState {
             && self.partition.can_repartition
             && self.partition.level + 1 < MAX_SPILL_LEVELS
         {
-            let partitions = PartitionedSpill::new(setup.clone(), self.partition.level + 1, 0);
+            let partitions = PartitionedSpill::new(context.clone(), self.partition.level + 1, 0);
             Phase::PartitionBuild(partitions, Some(rows))
         } else {
-            let (table, morsels) = JoinHashTable::allocate(shared, rows, true)?;
+            let (table, morsels) = JoinHashTable::allocate(plan, rows, true)?;
             (0..morsels).try_for_each(|morsel| {
                 task.check_cancelled().and_then(|()| table.build(morsel, task))
             })?;
             table.finish()?;
-            Phase::Probe(table, open_reader(setup, &self.partition.probe), None, 0)
+            Phase::Probe(table, open_reader(context, &self.partition.probe), None, 0)
         };
         Ok(None)
     }
 
     fn partition_build(
         &mut self,
-        shared: &HashJoinPlan,
-        setup: &OperatorContext,
+        plan: &HashJoinPlan,
+        context: &OperatorContext,
     ) -> Result<Option<Gate>> {
         let Phase::PartitionBuild(partitions, unpartitioned) = &mut self.phase else {
             return Ok(None);
@@ -251,7 +251,7 @@ impl PartitionJoinState {
                 return Ok(Some(gate));
             }
             if let Some(rows) = unpartitioned {
-                match rows.take(shared)? {
+                match rows.take(plan)? {
                     Some((rows, hashes, reservation)) => {
                         partitions.add(rows, &hashes, Some(reservation))?
                     }
@@ -263,7 +263,7 @@ impl PartitionJoinState {
                 ReadState::Blocked(gate) => return Ok(Some(gate)),
                 ReadState::End => break,
                 ReadState::Batch(rows) => {
-                    let hashes = shared.hashes(&rows.columns()[shared.payload_columns.len()..])?;
+                    let hashes = plan.hashes(&rows.columns()[plan.payload_columns.len()..])?;
                     partitions.add(rows, &hashes, None)?;
                 }
             }
@@ -275,14 +275,14 @@ impl PartitionJoinState {
             std::mem::replace(&mut self.phase, Phase::Done)
         {
             let (_, build) = partitions.into_parts();
-            self.reader = open_reader(setup, &self.partition.probe);
-            let partitions = PartitionedSpill::new(setup.clone(), self.partition.level + 1, 0);
+            self.reader = open_reader(context, &self.partition.probe);
+            let partitions = PartitionedSpill::new(context.clone(), self.partition.level + 1, 0);
             self.phase = Phase::PartitionProbe(partitions, build);
         }
         Ok(None)
     }
 
-    fn partition_probe(&mut self, shared: &HashJoinPlan) -> Result<Option<Gate>> {
+    fn partition_probe(&mut self, plan: &HashJoinPlan) -> Result<Option<Gate>> {
         let Phase::PartitionProbe(partitions, _) = &mut self.phase else { return Ok(None) };
         loop {
             if let Some(gate) = partitions.poll_all(false)? {
@@ -292,7 +292,7 @@ impl PartitionJoinState {
                 ReadState::Blocked(gate) => return Ok(Some(gate)),
                 ReadState::End => return partitions.poll_all(true),
                 ReadState::Batch(rows) => {
-                    let hashes = shared.hashes(&shared.probe_keys(&rows)?)?;
+                    let hashes = plan.hashes(&plan.probe_keys(&rows)?)?;
                     partitions.add(rows, &hashes, None)?;
                 }
             }
@@ -313,13 +313,13 @@ impl PartitionJoinState {
     }
 
     /// Returns the next output of the probe rows; `None` when they are done.
-    fn probe(&mut self, shared: &HashJoinPlan, task: &DriverContext) -> Result<Option<JoinOutput>> {
+    fn probe(&mut self, plan: &HashJoinPlan, task: &DriverContext) -> Result<Option<JoinOutput>> {
         let Phase::Probe(table, probe_reader, probe_batch, batch_index) = &mut self.phase else {
             return Ok(None);
         };
         loop {
             if let Some(batch) = probe_batch {
-                match shared.next_matches(table, batch, task)? {
+                match plan.next_matches(table, batch, task)? {
                     NextMatches::Batch(pairs) => return Ok(Some(JoinOutput::Batch(pairs))),
                     NextMatches::Yield => return Ok(Some(JoinOutput::Yield)),
                     NextMatches::End => {}
@@ -328,9 +328,7 @@ impl PartitionJoinState {
             if let Some(probed) = probe_batch.take() {
                 *batch_index += 1;
                 if self.last {
-                    if let OperatorResult::Batch(unmatched) =
-                        shared.unmatched_probe_rows(*probed)?
-                    {
+                    if let OperatorResult::Batch(unmatched) = plan.unmatched_probe_rows(*probed)? {
                         return Ok(Some(JoinOutput::Batch(unmatched)));
                     }
                 } else if let Some(matched) = probed.matched {
@@ -345,8 +343,8 @@ impl PartitionJoinState {
                 ReadState::Blocked(gate) => return Ok(Some(JoinOutput::Blocked(gate))),
                 ReadState::End => break,
                 ReadState::Batch(rows) => {
-                    let keys = shared.probe_keys(&rows)?;
-                    let mut next = shared.probe(table, rows, 0, &keys)?;
+                    let keys = plan.probe_keys(&rows)?;
+                    let mut next = plan.probe(table, rows, 0, &keys)?;
                     if let Some(known) = self.matched.get(*batch_index) {
                         next.matched = Some(known.iter().collect());
                     }

@@ -51,7 +51,7 @@ impl JoinHashTable {
     /// Allocates a table for `build_rows`, whose reservation covers it. Returns the table and the
     /// number of build morsels that fill it.
     pub(super) fn allocate(
-        shared: &HashJoinPlan,
+        plan: &HashJoinPlan,
         build_rows: BuildRows,
         can_spill: bool,
     ) -> Result<(Self, usize)> {
@@ -62,10 +62,10 @@ impl JoinHashTable {
             )));
         }
         let BuildRows { keys, hashes, valid, batches, reservation, .. } = build_rows;
-        let tracked_rows = if shared.layout.tracks_build_matches() { rows } else { 0 };
+        let tracked_rows = if plan.layout.tracks_build_matches() { rows } else { 0 };
         let invalid = valid.iter().any(|(_, valid)| valid.is_some()).then(|| flags(&valid, rows));
-        let left = &shared.config.left_schema;
-        let schema = Arc::new(left.project(&shared.payload_columns).query_err()?);
+        let left = &plan.config.left_schema;
+        let schema = Arc::new(left.project(&plan.payload_columns).query_err()?);
         let columns = schema.fields().len();
         let column =
             |index: usize| batches.iter().map(|batch| batch.column(index).clone()).collect();
@@ -189,7 +189,7 @@ pub(super) type PartitionSegments = (Vec<SpillSegment>, Vec<SpillSegment>);
 
 impl BuildSide {
     pub(super) fn new(
-        shared: &HashJoinPlan,
+        plan: &HashJoinPlan,
         table: JoinHashTable,
         bounds: Option<Bounds>,
         has_null: bool,
@@ -197,16 +197,16 @@ impl BuildSide {
     ) -> Self {
         let spilled_rows: usize = spilled_build.iter().flatten().map(|segment| segment.rows).sum();
         let num_unmatched_morsels =
-            if shared.layout.tracks_build_matches() { table.num_unmatched_morsels() } else { 0 };
+            if plan.layout.tracks_build_matches() { table.num_unmatched_morsels() } else { 0 };
         Self {
             rows: table.rows() + spilled_rows,
             table: Mutex::new(Some(Arc::new(table))),
             bounds,
             has_null,
-            spilled_partitions: shared.spilled_partitions(),
+            spilled_partitions: plan.spilled_partitions(),
             spilled_build: Mutex::new(spilled_build),
             spilled_probe: Mutex::default(),
-            probing_tasks: AtomicUsize::new(shared.probe_tasks),
+            probing_tasks: AtomicUsize::new(plan.probe_tasks),
             num_unmatched_morsels,
             claimed_morsels: AtomicUsize::new(0),
         }

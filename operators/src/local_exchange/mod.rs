@@ -82,10 +82,10 @@ impl Sink for LocalExchangeSink {
         self.router.name()
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        let producer = self.slots.take(&setup)?;
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let producer = self.slots.take(&context)?;
         let local = LocalExchange { producer, router: self.router.clone() };
-        Ok(Box::new(ChannelSink::new(local, self.budget.clone(), setup)))
+        Ok(Box::new(ChannelSink::new(local, self.budget.clone(), context)))
     }
 }
 
@@ -127,11 +127,11 @@ impl Source for LocalExchangeSource {
         "local exchange source"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalChannel {
-            source: self.slots.take(&setup)?,
+            source: self.slots.take(&context)?,
             schema: self.schema.clone(),
-            reader: BufferReader::new(&setup),
+            reader: BufferReader::new(&context),
         }))
     }
 }

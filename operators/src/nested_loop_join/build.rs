@@ -41,8 +41,8 @@ impl Sink for NestedLoopBuild {
         true
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        let producer = self.producers.take(&setup)?;
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let producer = self.producers.take(&context)?;
         let closed = producer.closed().clone();
         let local = LocalBuild {
             producer: Some(producer),
@@ -52,9 +52,9 @@ impl Sink for NestedLoopBuild {
             small_bytes: 0,
             chunks: Vec::new(),
             bytes: 0,
-            memory: setup.reservation(),
+            memory: context.reservation(),
         };
-        Ok(Box::new(BreakerSink::new(local, setup, closed)))
+        Ok(Box::new(BreakerSink::new(local, context, closed)))
     }
 }
 

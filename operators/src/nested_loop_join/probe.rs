@@ -48,11 +48,11 @@ impl Operator for NestedLoopProbe {
         "nested-loop join probe"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalProbe {
-            consumer: self.consumers.take(&setup)?,
+            consumer: self.consumers.take(&context)?,
             plan: self.plan.clone(),
-            setup,
+            context,
             table: None,
             probe_batch: None,
         }))
@@ -62,7 +62,7 @@ impl Operator for NestedLoopProbe {
 struct LocalProbe {
     consumer: ProbeConsumer<BuildPart, Table>,
     plan: Arc<NestedLoopJoinPlan>,
-    setup: OperatorContext,
+    context: OperatorContext,
     table: Option<Arc<Table>>,
     probe_batch: Option<ProbeBatch>,
 }
@@ -86,7 +86,7 @@ impl LocalOperator for LocalProbe {
         loop {
             match self.consumer.next_build_step() {
                 BuildStep::Finalize(parts) => {
-                    let memory = self.setup.reservation();
+                    let memory = self.context.reservation();
                     let table = Table::new(parts, self.plan.layout.tracks_build_matches(), memory)?;
                     self.consumer.finish_finalize(table, 0);
                 }

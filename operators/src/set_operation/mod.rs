@@ -109,8 +109,8 @@ impl Sink for SetSink {
         true
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        let producer = self.producers.take(&setup)?;
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let producer = self.producers.take(&context)?;
         let closed = producer.closed().clone();
         let state = SetState {
             producer: Some(producer),
@@ -118,11 +118,11 @@ impl Sink for SetSink {
             child: self.child,
             kind: self.kind,
             encoder: self.encoder.clone(),
-            setup: setup.clone(),
+            context: context.clone(),
             closed: closed.clone(),
             hashes: Vec::new(),
         };
-        Ok(Box::new(BreakerSink::new(state, setup, closed)))
+        Ok(Box::new(BreakerSink::new(state, context, closed)))
     }
 }
 
@@ -133,7 +133,7 @@ struct SetState {
     child: usize,
     kind: SetKind,
     encoder: KeyEncoder,
-    setup: OperatorContext,
+    context: OperatorContext,
     closed: Gate,
     hashes: Vec<u64>,
 }
@@ -144,7 +144,7 @@ impl BreakerState for SetState {
         match producer.take() {
             PopResult::Item(mut table) => {
                 if self.child == 0 {
-                    table.reserve_in(self.setup.reservation());
+                    table.reserve_in(self.context.reservation());
                 }
                 let skip = self.child > 0 && table.cannot_change(self.kind);
                 self.table = Some(table);
@@ -206,9 +206,9 @@ impl Source for SetSource {
         "set operation source"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalSetSource {
-            consumer: self.consumers.take(&setup)?,
+            consumer: self.consumers.take(&context)?,
             schema: self.schema.clone(),
             encoder: self.encoder.clone(),
             batch_size: self.batch_size,

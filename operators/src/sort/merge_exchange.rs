@@ -19,7 +19,7 @@ use crate::exchange_source::CloseOnDrop;
 #[derive(Debug)]
 pub struct MergeExchangeSource {
     client: CloseOnDrop,
-    shared: Arc<SortPlan>,
+    plan: Arc<SortPlan>,
 }
 
 impl MergeExchangeSource {
@@ -29,7 +29,7 @@ impl MergeExchangeSource {
     /// # Errors
     /// If a sort key cannot be compared.
     pub fn new(client: ExchangeClient<BufferedBatch>, config: SortConfig) -> Result<Self> {
-        Ok(Self { client: CloseOnDrop(client), shared: Arc::new(SortPlan::for_presorted(config)?) })
+        Ok(Self { client: CloseOnDrop(client), plan: Arc::new(SortPlan::for_presorted(config)?) })
     }
 }
 
@@ -38,11 +38,11 @@ impl Source for MergeExchangeSource {
         "merge exchange source"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>> {
         let client = self.client.0.clone();
         Ok(Box::new(LocalMergeExchangeSource {
             client,
-            merger: RunMerger::new(self.shared.clone(), setup),
+            merger: RunMerger::new(self.plan.clone(), context),
         }))
     }
 }

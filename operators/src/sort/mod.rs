@@ -147,11 +147,11 @@ impl SortPlan {
 /// # Errors
 /// If a sort key cannot be compared.
 pub fn new(config: SortConfig, sinks: usize) -> Result<(SortSink, SortSource)> {
-    let shared = Arc::new(SortPlan::new(config)?);
+    let plan = Arc::new(SortPlan::new(config)?);
     let (sink_tokens, source_tokens) = sort::new("sort", sinks, 1, 1);
     Ok((
-        SortSink::new(shared.clone(), PerTask::new(sink_tokens)),
-        SortSource::new(shared, PerTask::new(source_tokens)),
+        SortSink::new(plan.clone(), PerTask::new(sink_tokens)),
+        SortSource::new(plan, PerTask::new(source_tokens)),
     ))
 }
 
@@ -167,7 +167,7 @@ pub fn new_per_task(config: SortConfig, tasks: usize) -> Result<(SortSink, SortS
             "a sort per task cannot have a fetch limit".into(),
         ));
     }
-    let shared = Arc::new(SortPlan::new(config)?);
+    let plan = Arc::new(SortPlan::new(config)?);
     let (mut sinks, mut sources) = (Vec::new(), Vec::new());
     for _ in 0..tasks {
         let (mut sink, mut source) = sort::new("sort", 1, 1, 1);
@@ -175,7 +175,7 @@ pub fn new_per_task(config: SortConfig, tasks: usize) -> Result<(SortSink, SortS
         sources.append(&mut source);
     }
     Ok((
-        SortSink::new(shared.clone(), PerTask::new(sinks)),
-        SortSource::new(shared, PerTask::new(sources)),
+        SortSink::new(plan.clone(), PerTask::new(sinks)),
+        SortSource::new(plan, PerTask::new(sources)),
     ))
 }

@@ -91,9 +91,9 @@ pub(super) enum SortedRun {
 
 impl Run {
     /// Creates a run from a sorted batch that was spilled or received.
-    pub(super) fn from_sorted_batch(rows: RecordBatch, shared: &SortPlan) -> Result<Self> {
-        let columns = shared.key_columns(&rows)?;
-        let keys = shared.converter.convert_columns(&columns).query_err()?;
+    pub(super) fn from_sorted_batch(rows: RecordBatch, plan: &SortPlan) -> Result<Self> {
+        let columns = plan.key_columns(&rows)?;
+        let keys = plan.converter.convert_columns(&columns).query_err()?;
         let prefixes = keys.iter().map(|key| prefix(key.data())).collect();
         let order = (0..rows.num_rows() as u32).collect();
         let (chunks, order) = (vec![rows], order);
@@ -239,38 +239,38 @@ impl TopNThreshold {
 /// Sink of a sort.
 #[derive(Debug)]
 pub struct SortSink {
-    shared: Arc<SortPlan>,
+    plan: Arc<SortPlan>,
     slots: PerTask<SortProducer<SortedRun>>,
 }
 
 impl SortSink {
-    pub(super) fn new(shared: Arc<SortPlan>, slots: PerTask<SortProducer<SortedRun>>) -> Self {
-        Self { shared, slots }
+    pub(super) fn new(plan: Arc<SortPlan>, slots: PerTask<SortProducer<SortedRun>>) -> Self {
+        Self { plan, slots }
     }
 }
 
 impl Sink for SortSink {
     fn name(&self) -> &str {
-        if self.shared.config.fetch.is_some() { "top-n sink" } else { "sort sink" }
+        if self.plan.config.fetch.is_some() { "top-n sink" } else { "sort sink" }
     }
 
     fn can_reclaim(&self) -> bool {
         true
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(&setup)?;
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let sink = self.slots.take(&context)?;
         let closed = sink.closed().clone();
         let state = SortState {
             sink: Some(sink),
             spilled: Vec::new(),
-            writer: SpillWriter::new(setup.clone()),
-            input: SortInput::new(&self.shared),
-            reservation: setup.reservation(),
-            shared: self.shared.clone(),
-            setup: setup.clone(),
+            writer: SpillWriter::new(context.clone()),
+            input: SortInput::new(&self.plan),
+            reservation: context.reservation(),
+            plan: self.plan.clone(),
+            context: context.clone(),
         };
-        Ok(Box::new(BreakerSink::new(state, setup, closed)))
+        Ok(Box::new(BreakerSink::new(state, context, closed)))
     }
 }
 
@@ -282,21 +282,21 @@ struct SortInput {
 }
 
 impl SortInput {
-    fn new(shared: &SortPlan) -> Self {
-        Self { batches: Vec::new(), keys: shared.converter.empty_rows(0, 0), bytes: 0 }
+    fn new(plan: &SortPlan) -> Self {
+        Self { batches: Vec::new(), keys: plan.converter.empty_rows(0, 0), bytes: 0 }
     }
 }
 
 /// The rows of one task.
 struct SortState {
-    shared: Arc<SortPlan>,
+    plan: Arc<SortPlan>,
     sink: Option<SortProducer<SortedRun>>,
     /// Spilled runs, and the run being written, tagged with its number of batches.
     spilled: Vec<SortedRun>,
     writer: SpillWriter<usize>,
     input: SortInput,
     reservation: Reservation,
-    setup: OperatorContext,
+    context: OperatorContext,
 }
 
 /// Number of rows beyond `fetch` at which a top-N task sorts and truncates its rows.
@@ -305,12 +305,12 @@ const TOP_N_SLACK_ROWS: usize = 1 << 13;
 impl SortState {
     /// Adds rows that are not behind the threshold.
     fn add_rows(&mut self, mut data: RecordBatch) -> Result<()> {
-        let shared = &self.shared;
-        let mut columns = shared.key_columns(&data)?;
-        let threshold = shared.threshold.read().clone();
+        let plan = &self.plan;
+        let mut columns = plan.key_columns(&data)?;
+        let threshold = plan.threshold.read().clone();
         let Some(threshold) = threshold else {
             let first = self.input.keys.num_rows();
-            shared.converter.append(&mut self.input.keys, &columns).query_err()?;
+            plan.converter.append(&mut self.input.keys, &columns).query_err()?;
             debug_assert_eq!(first + data.num_rows(), self.input.keys.num_rows());
             self.push(data);
             return Ok(());
@@ -324,7 +324,7 @@ impl SortState {
                 *column = filter(column, &mask).query_err()?;
             }
         }
-        let keys = shared.converter.convert_columns(&columns).query_err()?;
+        let keys = plan.converter.convert_columns(&columns).query_err()?;
         let before = BooleanBuffer::collect_bool(data.num_rows(), |row| {
             keys.row(row).data() < threshold.key.as_ref()
         });
@@ -349,7 +349,7 @@ impl SortState {
         &mut self,
         task: &DriverContext,
     ) -> Result<Option<(SortInput, SortedIndices)>> {
-        let input = std::mem::replace(&mut self.input, SortInput::new(&self.shared));
+        let input = std::mem::replace(&mut self.input, SortInput::new(&self.plan));
         let rows = input.keys.num_rows();
         if rows == 0 {
             return Ok(None);
@@ -359,7 +359,7 @@ impl SortState {
                 "a sort run exceeds 2^32 - 1 rows: use more tasks".into(),
             ));
         }
-        let order = SortedIndices::of(&input.keys, self.shared.config.fetch, task)?;
+        let order = SortedIndices::of(&input.keys, self.plan.config.fetch, task)?;
         Ok(Some((input, order)))
     }
 
@@ -370,13 +370,13 @@ impl SortState {
         let SortedIndices { common, prefix_is_key, prefixes, rows } = order;
         let common = CommonPrefix::new(&keys.row(0).data()[..common]);
         let order = ScalarBuffer::from(rows);
-        let config = &self.shared.config;
+        let config = &self.plan.config;
         let chunks = gather_chunks(&config.schema, batches, &order, config.batch_rows, task)?;
         let (starts, text_bytes) = measured(&chunks);
         let bytes = chunks.iter().map(|chunk| Batch::new(chunk.clone()).bytes()).sum::<usize>();
         let resized = self.reservation.resize(bytes + keys.size() + 20 * order.len());
         // Otherwise the size is close to what was reserved for the unsorted rows.
-        if !self.setup.can_spill() {
+        if !self.context.can_spill() {
             resized?;
         }
         let _reservation = Some(self.reservation.take());
@@ -400,8 +400,8 @@ impl SortState {
         let rows = run.len();
         if rows == fetch && rows > 0 {
             let last =
-                TopNThreshold::new(&run, rows - 1, &self.shared.config.ordering[0]).query_err()?;
-            let mut threshold = self.shared.threshold.write();
+                TopNThreshold::new(&run, rows - 1, &self.plan.config.ordering[0]).query_err()?;
+            let mut threshold = self.plan.threshold.write();
             if threshold.as_ref().is_none_or(|known| last.key < known.key) {
                 *threshold = Some(Arc::new(last));
             }
@@ -416,7 +416,7 @@ impl SortState {
 
 impl BreakerState for SortState {
     fn start(&mut self) -> Result<StartResult> {
-        Ok(if self.shared.config.fetch == Some(0) {
+        Ok(if self.plan.config.fetch == Some(0) {
             StartResult::Finished
         } else {
             StartResult::Ready
@@ -424,9 +424,9 @@ impl BreakerState for SortState {
     }
 
     fn add(&mut self, batch: Batch, task: &DriverContext) -> Result<SinkResult> {
-        let rows = self.shared.with_carried(compact_views(apply_selection(batch)?)?)?;
+        let rows = self.plan.with_carried(compact_views(apply_selection(batch)?)?)?;
         self.add_rows(rows)?;
-        if let Some(fetch) = self.shared.config.fetch
+        if let Some(fetch) = self.plan.config.fetch
             && self.input.keys.num_rows() >= fetch.saturating_add(TOP_N_SLACK_ROWS.max(fetch))
         {
             self.shrink(fetch, task)?;
@@ -439,7 +439,7 @@ impl BreakerState for SortState {
             return Ok(());
         }
         let bytes = self.input.bytes + self.input.keys.size();
-        try_resize_above(&mut self.reservation, bytes, self.setup.min_spill_bytes())
+        try_resize_above(&mut self.reservation, bytes, self.context.min_spill_bytes())
     }
 
     fn reclaimable_bytes(&self) -> usize {
@@ -453,7 +453,7 @@ impl BreakerState for SortState {
         };
         let SortedIndices { prefixes, rows: order, .. } = order;
         drop(prefixes);
-        let (rows, config) = (order.len(), &self.shared.config);
+        let (rows, config) = (order.len(), &self.plan.config);
         let reservations = vec![self.reservation.take()];
         let (schema, max_rows) = (config.schema.clone(), config.batch_rows);
         let batches = SortedBatches::new(schema, input.batches, order, max_rows);
@@ -487,7 +487,7 @@ impl BreakerState for SortState {
         if wanted {
             runs.extend(self.sort(task)?.map(Box::new).map(SortedRun::InMemory));
         }
-        self.setup.metrics().add("sorted_runs", runs.len() as u64);
+        self.context.metrics().add("sorted_runs", runs.len() as u64);
         sink.publish(runs);
         Ok(None)
     }

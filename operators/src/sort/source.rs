@@ -30,13 +30,13 @@ use crate::{
 /// Source of a sort.
 #[derive(Debug)]
 pub struct SortSource {
-    shared: Arc<SortPlan>,
+    plan: Arc<SortPlan>,
     slots: PerTask<SortConsumer<SortedRun>>,
 }
 
 impl SortSource {
-    pub(super) fn new(shared: Arc<SortPlan>, slots: PerTask<SortConsumer<SortedRun>>) -> Self {
-        Self { shared, slots }
+    pub(super) fn new(plan: Arc<SortPlan>, slots: PerTask<SortConsumer<SortedRun>>) -> Self {
+        Self { plan, slots }
     }
 }
 
@@ -45,10 +45,10 @@ impl Source for SortSource {
         "sort source"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalSortSource {
-            source: self.slots.take(&setup)?,
-            merger: RunMerger::new(self.shared.clone(), setup),
+            source: self.slots.take(&context)?,
+            merger: RunMerger::new(self.plan.clone(), context),
         }))
     }
 }
@@ -70,8 +70,8 @@ struct CurrentChunk {
 
 /// Merge of sorted runs.
 pub(super) struct RunMerger {
-    shared: Arc<SortPlan>,
-    setup: OperatorContext,
+    plan: Arc<SortPlan>,
+    context: OperatorContext,
     /// Rows still wanted.
     remaining: usize,
     runs: Arc<[SortedRun]>,
@@ -113,17 +113,17 @@ impl Cursor {
     fn fill(
         &mut self,
         run: &SortedRun,
-        shared: &SortPlan,
-        setup: &OperatorContext,
+        plan: &SortPlan,
+        context: &OperatorContext,
     ) -> Result<Option<Gate>> {
         let (file, batches) = match run {
             SortedRun::InMemory(_) => return Ok(None),
             SortedRun::Spilled(file, batches) => (file, batches),
-            SortedRun::Remote(client) => return self.receive(&client.0, shared, setup),
+            SortedRun::Remote(client) => return self.receive(&client.0, plan, context),
         };
         loop {
             if self.pending_read.is_none() && self.next_batch < *batches {
-                self.pending_read = Some(setup.restore(file, self.next_batch));
+                self.pending_read = Some(context.restore(file, self.next_batch));
                 self.next_batch += 1;
             }
             if self.block.as_ref().is_some_and(|block| self.row < block.len()) {
@@ -132,7 +132,7 @@ impl Cursor {
             self.block = None;
             let Some(pending) = &self.pending_read else { return Ok(None) };
             let Some(rows) = pending.take() else { return Ok(Some(pending.gate().clone())) };
-            self.block = Some(Run::from_sorted_batch(rows?, shared)?);
+            self.block = Some(Run::from_sorted_batch(rows?, plan)?);
             (self.row, self.pending_read) = (0, None);
         }
     }
@@ -143,10 +143,10 @@ impl Cursor {
     fn receive(
         &mut self,
         client: &ExchangeClient<BufferedBatch>,
-        shared: &SortPlan,
-        setup: &OperatorContext,
+        plan: &SortPlan,
+        context: &OperatorContext,
     ) -> Result<Option<Gate>> {
-        let reader = self.reader.get_or_insert_with(|| BufferReader::new(setup));
+        let reader = self.reader.get_or_insert_with(|| BufferReader::new(context));
         loop {
             if self.block.as_ref().is_some_and(|block| self.row < block.len()) {
                 return Ok(None);
@@ -154,8 +154,8 @@ impl Cursor {
             self.block = None;
             match reader.next(|| client.take())? {
                 BufferRead::Batch(batch) => {
-                    let rows = apply_selection(with_schema(batch, &shared.config.schema)?)?;
-                    self.block = Some(Run::from_sorted_batch(rows, shared)?);
+                    let rows = apply_selection(with_schema(batch, &plan.config.schema)?)?;
+                    self.block = Some(Run::from_sorted_batch(rows, plan)?);
                     self.row = 0;
                 }
                 BufferRead::Blocked(gate) => return Ok(Some(gate)),
@@ -167,14 +167,14 @@ impl Cursor {
 }
 
 impl RunMerger {
-    pub(super) fn new(shared: Arc<SortPlan>, setup: OperatorContext) -> Self {
+    pub(super) fn new(plan: Arc<SortPlan>, context: OperatorContext) -> Self {
         Self {
-            remaining: shared.config.fetch.unwrap_or(usize::MAX),
-            empty_batch: RecordBatch::new_empty(shared.config.schema.clone()),
-            shared,
+            remaining: plan.config.fetch.unwrap_or(usize::MAX),
+            empty_batch: RecordBatch::new_empty(plan.config.schema.clone()),
+            plan,
             runs: Arc::new([]),
             cursors: Vec::new(),
-            setup,
+            context,
             sequence: 0,
         }
     }
@@ -198,7 +198,7 @@ impl RunMerger {
             Some(batch) => {
                 self.remaining -= batch.num_rows();
                 self.sequence += 1;
-                let batch = self.shared.without_carried(batch)?;
+                let batch = self.plan.without_carried(batch)?;
                 SourceResult::Batch(Batch::new(batch).with_sequence(self.sequence))
             }
             None => SourceResult::Finished,
@@ -209,7 +209,7 @@ impl RunMerger {
     fn fill(&mut self) -> Result<Option<Gate>> {
         let mut missing = None;
         for (cursor, run) in self.cursors.iter_mut().zip(self.runs.iter()) {
-            missing = cursor.fill(run, &self.shared, &self.setup)?.or(missing);
+            missing = cursor.fill(run, &self.plan, &self.context)?.or(missing);
         }
         Ok(missing)
     }
@@ -217,7 +217,7 @@ impl RunMerger {
     /// Merges the next rows; returns `None` when the runs are used up. It stops where the rows in
     /// memory of a run end.
     fn merge(&mut self) -> Result<Option<RecordBatch>> {
-        let max_rows = self.shared.config.batch_rows.min(self.remaining);
+        let max_rows = self.plan.config.batch_rows.min(self.remaining);
         let row_key = |run: usize, row: usize| self.cursors[run].row_key(&self.runs[run], row);
         let nexts = (0..self.cursors.len())
             .filter_map(|run| Some((row_key(run, self.cursors[run].row)?, run)));

@@ -44,7 +44,7 @@ pub(crate) fn gc_batch_views(rows: &RecordBatch) -> Result<RecordBatch> {
 
 /// Writer of spill files, one at a time; each file carries a tag `T`.
 pub(crate) struct SpillWriter<T> {
-    setup: OperatorContext,
+    context: OperatorContext,
     pending: Option<(PendingIo<Arc<dyn SpilledBatches>>, T)>,
 }
 
@@ -59,8 +59,8 @@ pub(crate) enum WriteState<T> {
 }
 
 impl<T> SpillWriter<T> {
-    pub(crate) fn new(setup: OperatorContext) -> Self {
-        Self { setup, pending: None }
+    pub(crate) fn new(context: OperatorContext) -> Self {
+        Self { context, pending: None }
     }
 
     /// Starts writing `batches`, whose memory is in `reservations`. The previous file must be
@@ -84,8 +84,8 @@ impl<T> SpillWriter<T> {
         tag: T,
     ) -> Result<()> {
         debug_assert!(self.pending.is_none(), "the previous spill file is not finished");
-        self.setup.metrics().add("spilled_rows", rows as u64);
-        self.pending = Some((self.setup.spill(batches, reservations)?, tag));
+        self.context.metrics().add("spilled_rows", rows as u64);
+        self.pending = Some((self.context.spill(batches, reservations)?, tag));
         Ok(())
     }
 
@@ -103,14 +103,14 @@ impl<T> SpillWriter<T> {
             return Ok(WriteState::Blocked(gate));
         };
         let file = file?;
-        self.setup.metrics().add("spilled_bytes", file.size_bytes());
+        self.context.metrics().add("spilled_bytes", file.size_bytes());
         Ok(WriteState::Finished(file, tag))
     }
 }
 
 /// Reader of spilled batches in order, with prefetch.
 pub(crate) struct SpillReader {
-    setup: OperatorContext,
+    context: OperatorContext,
     remaining: VecDeque<(Arc<dyn SpilledBatches>, usize)>,
     prefetched: VecDeque<PendingIo<RecordBatch>>,
 }
@@ -128,8 +128,8 @@ pub(crate) enum ReadState {
 const READ_AHEAD: usize = 2;
 
 impl SpillReader {
-    pub(crate) fn new(setup: OperatorContext) -> Self {
-        Self { setup, remaining: VecDeque::new(), prefetched: VecDeque::new() }
+    pub(crate) fn new(context: OperatorContext) -> Self {
+        Self { context, remaining: VecDeque::new(), prefetched: VecDeque::new() }
     }
 
     /// Appends `batches` of `file`.
@@ -142,7 +142,7 @@ impl SpillReader {
         while self.prefetched.len() < READ_AHEAD
             && let Some((file, batch)) = self.remaining.pop_front()
         {
-            self.prefetched.push_back(self.setup.restore(&file, batch));
+            self.prefetched.push_back(self.context.restore(&file, batch));
         }
         let Some(next) = self.prefetched.front() else { return Ok(ReadState::End) };
         let Some(batch) = next.take() else { return Ok(ReadState::Blocked(next.gate().clone())) };

@@ -80,7 +80,7 @@ const STAGING_BYTES: usize = 4 << 20;
 
 /// One task's rows, by partition.
 pub(crate) struct PartitionedSpill {
-    setup: OperatorContext,
+    context: OperatorContext,
     level: u32,
     /// Bytes that a row needs in memory in addition to its own bytes.
     row_bytes: usize,
@@ -101,20 +101,20 @@ pub(crate) struct PartitionedSpill {
 
 impl PartitionedSpill {
     /// Creates an empty `PartitionedSpill` that partitions at `level`.
-    pub(crate) fn new(setup: OperatorContext, level: u32, row_bytes: usize) -> Self {
+    pub(crate) fn new(context: OperatorContext, level: u32, row_bytes: usize) -> Self {
         Self {
             level,
             row_bytes,
             staged: Vec::new(),
             partition_of_row: Vec::new(),
             staged_bytes: 0,
-            memory: setup.reservation(),
+            memory: context.reservation(),
             denied: false,
             in_memory: (0..NUM_PARTITIONS).map(|_| Vec::new()).collect(),
             in_memory_bytes: 0,
             spilled: (0..NUM_PARTITIONS).map(|_| Vec::new()).collect(),
-            writer: SpillWriter::new(setup.clone()),
-            setup,
+            writer: SpillWriter::new(context.clone()),
+            context,
         }
     }
 
@@ -135,7 +135,7 @@ impl PartitionedSpill {
             self.memory.merge(reservation);
         }
         let wanted = self.staged_bytes.max(self.memory.bytes());
-        let min_bytes = self.setup.min_spill_bytes();
+        let min_bytes = self.context.min_spill_bytes();
         self.denied |= try_resize_above(&mut self.memory, wanted, min_bytes).is_err();
         Ok(())
     }
@@ -265,8 +265,8 @@ impl PartitionedSpill {
     }
 
     /// Returns the operator context passed to `new`.
-    pub(crate) fn setup(&self) -> &OperatorContext {
-        &self.setup
+    pub(crate) fn context(&self) -> &OperatorContext {
+        &self.context
     }
 }
 

@@ -189,7 +189,7 @@ impl BufferedPartition {
     pub(super) fn into_emitter(
         mut self,
         memory: Reservation,
-        setup: &OperatorContext,
+        context: &OperatorContext,
         task: &DriverContext,
     ) -> Result<PartitionEmitter> {
         let whole = self.columns.whole(&self.in_memory)?;
@@ -214,7 +214,7 @@ impl BufferedPartition {
         let mut emitter = PartitionEmitter {
             batches: self.spilled.into_iter().chain(in_memory).collect(),
             in_memory_bytes: self.in_memory_bytes,
-            reader: BufferReader::new(setup),
+            reader: BufferReader::new(context),
             fetched: Steps::default(),
             streaming: None,
             result_bytes: results.iter().map(ExprResult::bytes).sum(),
@@ -223,7 +223,7 @@ impl BufferedPartition {
             emitted_rows: 0,
             plan: self.plan,
             memory,
-            min_spill_bytes: setup.min_spill_bytes().max(STATE_BYTES),
+            min_spill_bytes: context.min_spill_bytes().max(STATE_BYTES),
         };
         emitter.reserve()?;
         Ok(emitter)

@@ -48,8 +48,8 @@ impl Sink for WindowSink {
         true
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        let sink = self.slots.take(&setup)?;
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let sink = self.slots.take(&context)?;
         let closed = sink.closed().clone();
         let state = WindowState {
             sink: Some(sink),
@@ -58,12 +58,12 @@ impl Sink for WindowSink {
             complete_rows: BatchBuffer::default(),
             open_rows: BatchBuffer::default(),
             open_partition: OpenPartition::Small,
-            writer: SpillWriter::new(setup.clone()),
+            writer: SpillWriter::new(context.clone()),
             previous_emitted: None,
-            memory: setup.reservation(),
-            setup: setup.clone(),
+            memory: context.reservation(),
+            context: context.clone(),
         };
-        Ok(Box::new(BreakerSink::new(state, setup, closed)))
+        Ok(Box::new(BreakerSink::new(state, context, closed)))
     }
 }
 
@@ -84,7 +84,7 @@ struct WindowState {
     /// released.
     previous_emitted: Option<Gate>,
     memory: Reservation,
-    setup: OperatorContext,
+    context: OperatorContext,
 }
 
 /// Minimum bytes that a row counts towards a large window partition: those of a number.
@@ -145,12 +145,12 @@ impl BreakerState for WindowState {
         let can_release = self.pending_release().is_some()
             || self.reclaimable_bytes() > 0
             || self.can_buffer_more();
-        if can_release || !self.setup.can_spill() {
+        if can_release || !self.context.can_spill() {
             return Err(denied);
         }
         // Rows not yet buffered are fewer than a large window partition, and are handed over soon.
         // Buffered state is needed until the end.
-        let min_bytes = self.setup.min_spill_bytes().max(STATE_BYTES);
+        let min_bytes = self.context.min_spill_bytes().max(STATE_BYTES);
         let buffered = self.buffered_bytes();
         try_resize_above(&mut self.memory, buffered, min_bytes)
     }
@@ -302,7 +302,7 @@ impl WindowState {
 
     /// Returns whether the open rows are large enough to be buffered, so that they can be spilled.
     fn can_buffer_more(&self) -> bool {
-        self.open_rows.bytes >= self.setup.min_spill_bytes().max(1)
+        self.open_rows.bytes >= self.context.min_spill_bytes().max(1)
     }
 
     /// Returns the bytes of all rows.

@@ -46,12 +46,12 @@ impl Source for WindowSource {
         "window source"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalWindowSource {
-            source: self.slots.take(&setup)?,
+            source: self.slots.take(&context)?,
             plan: self.plan.clone(),
-            memory: setup.reservation(),
-            setup,
+            memory: context.reservation(),
+            context,
             streaming: None,
             chunk: None,
             emitter: None,
@@ -73,7 +73,7 @@ struct LocalWindowSource {
     source: WindowConsumer<WindowItem>,
     plan: Arc<WindowPlan>,
     memory: Reservation,
-    setup: OperatorContext,
+    context: OperatorContext,
     /// Streaming window partition that has not ended.
     streaming: Option<StreamingPartition>,
     /// Chunk of the streaming partition that is being evaluated.
@@ -126,7 +126,7 @@ impl LocalSource for LocalWindowSource {
                     }
                     PartitionData::Buffered(partition, ready_on_drop) => {
                         self.emitter = Some((
-                            partition.into_emitter(memory, &self.setup, task)?,
+                            partition.into_emitter(memory, &self.context, task)?,
                             ready_on_drop,
                         ));
                     }
@@ -150,7 +150,7 @@ impl LocalWindowSource {
         } else {
             drop(rows);
             let buffered_bytes = self.streaming.as_ref().map_or(0, StreamingPartition::bytes);
-            try_resize_above(&mut self.memory, buffered_bytes, self.setup.min_spill_bytes())?;
+            try_resize_above(&mut self.memory, buffered_bytes, self.context.min_spill_bytes())?;
         }
         Ok((count > 0).then(|| self.with_next_sequence(batch)))
     }
@@ -205,7 +205,7 @@ impl LocalWindowSource {
         }
         // The output leaves this task at once; only the buffered rows can grow.
         if self.memory.resize(buffered_bytes + bytes(&output)).is_err() {
-            try_resize_above(&mut self.memory, buffered_bytes, self.setup.min_spill_bytes())?;
+            try_resize_above(&mut self.memory, buffered_bytes, self.context.min_spill_bytes())?;
         }
         Ok(output)
     }

@@ -106,9 +106,9 @@ pub struct BufferReader {
 
 impl BufferReader {
     /// Creates a reader for a source.
-    pub fn new(setup: &OperatorContext) -> Self {
-        let graph_tasks = Some(setup.graph_tasks.clone());
-        Self { query: setup.query.clone(), graph_tasks, restoring: None }
+    pub fn new(context: &OperatorContext) -> Self {
+        let graph_tasks = Some(context.graph_tasks.clone());
+        Self { query: context.query.clone(), graph_tasks, restoring: None }
     }
 
     /// Creates a reader for the result of a query.

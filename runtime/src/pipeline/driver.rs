@@ -71,7 +71,7 @@ impl TaskDriver {
         &self.stats.metrics[index]
     }
 
-    fn setup(&self, index: usize, name: &str) -> OperatorContext {
+    fn context(&self, index: usize, name: &str) -> OperatorContext {
         OperatorContext {
             query: self.task.query.clone(),
             task_index: self.stats.task_index,
@@ -87,19 +87,19 @@ impl TaskDriver {
     fn create(&mut self) -> Result<Step> {
         let pipeline = self.pipeline.clone();
         let sink_index = self.sink_index();
-        let setup = self.setup(sink_index + 1, pipeline.sink.name());
-        let sink = chaos::local_sink(pipeline.sink.as_ref(), setup)?;
+        let context = self.context(sink_index + 1, pipeline.sink.name());
+        let sink = chaos::local_sink(pipeline.sink.as_ref(), context)?;
         self.local_states.closed.extend(sink.closed().map(|gate| (sink_index, gate)));
         self.local_states.sink = Some(sink);
         self.local_states.operators = (0..sink_index).map(|_| None).collect();
         for (index, operator) in pipeline.operators.iter().enumerate().rev() {
-            let setup = self.setup(index + 1, operator.name());
-            let local = chaos::local_operator(operator.as_ref(), setup)?;
+            let context = self.context(index + 1, operator.name());
+            let local = chaos::local_operator(operator.as_ref(), context)?;
             self.local_states.closed.extend(local.closed().map(|gate| (index, gate)));
             self.local_states.operators[index] = Some(local);
         }
-        let setup = self.setup(0, pipeline.source.name());
-        let source = chaos::local_source(pipeline.source.as_ref(), setup)?;
+        let context = self.context(0, pipeline.source.name());
+        let source = chaos::local_source(pipeline.source.as_ref(), context)?;
         self.local_states.source = Some(source);
         self.local_states.started = vec![false; sink_index + 1];
         Ok(Step::Next(DriverState::Start))

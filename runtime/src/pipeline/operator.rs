@@ -267,7 +267,7 @@ pub trait Source: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Any error that prevents the start; the query fails with it.
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>>;
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>>;
 }
 
 /// A source's local state in one task.
@@ -300,7 +300,7 @@ pub trait Operator: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Any error that prevents the start; the query fails with it.
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>>;
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalOperator>>;
 }
 
 /// An operator's local state in one task.
@@ -355,7 +355,7 @@ pub trait Sink: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Any error that prevents the start; the query fails with it.
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>>;
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>>;
 }
 
 /// A sink's local state in one task.

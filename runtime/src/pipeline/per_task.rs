@@ -22,10 +22,10 @@ impl<T> PerTask<T> {
     /// # Errors
     /// If the value was taken already, or the pipeline's number of tasks differs from the number of
     /// values. In the latter case, rows for a task that does not exist would be lost.
-    pub fn take(&self, setup: &OperatorContext) -> Result<T> {
+    pub fn take(&self, context: &OperatorContext) -> Result<T> {
         let mut values = self.0.lock();
-        let (made, tasks) = (values.len(), setup.num_tasks());
-        let value = values.get_mut(setup.task_index()).filter(|_| made == tasks);
+        let (made, tasks) = (values.len(), context.num_tasks());
+        let value = values.get_mut(context.task_index()).filter(|_| made == tasks);
         value.and_then(Option::take).ok_or_else(|| {
             Error::InvalidConfiguration(format!(
                 "a shared state made for {made} tasks in a pipeline of {tasks}: make it for the \

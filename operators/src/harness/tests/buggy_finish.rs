@@ -49,8 +49,8 @@ impl LocalOperator for Careless {
 
 fn careless(drops: bool) -> impl Fn() -> Box<MakeLocal> {
     move || {
-        Box::new(move |setup: OperatorContext| {
-            boxed(Careless { reservation: Some(setup.reservation()), drops })
+        Box::new(move |context: OperatorContext| {
+            boxed(Careless { reservation: Some(context.reservation()), drops })
         })
     }
 }

@@ -133,11 +133,11 @@ impl LocalOperator for LosesWakeup {
 fn an_operator_that_loses_a_wake_up() {
     let make = || {
         let gate = Dependency::blocked("task 1 has started", DependencyKind::Start);
-        move |setup: OperatorContext| {
-            if setup.task_index() == 0 {
+        move |context: OperatorContext| {
+            if context.task_index() == 0 {
                 gate.block();
             }
-            boxed(LosesWakeup { gate: gate.clone(), task_index: setup.task_index() })
+            boxed(LosesWakeup { gate: gate.clone(), task_index: context.task_index() })
         }
     };
     let finding = find(make, 2, &[Mode::Seeded]).expect("task 0 waits forever");

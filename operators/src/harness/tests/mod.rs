@@ -35,8 +35,8 @@ impl<F: Fn(OperatorContext) -> Box<dyn LocalOperator> + Send + Sync> Operator fo
         "made"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
-        Ok((self.0)(setup))
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
+        Ok((self.0)(context))
     }
 }
 

@@ -15,19 +15,19 @@ use crate::{
 
 /// Counts the creation of a local state as a step and creates its wrapper's state, if the query has
 /// chaos.
-fn wrapper_state(role: Role, setup: &OperatorContext) -> Result<Option<WrapperState>> {
-    let Some(chaos) = setup.query.chaos() else { return Ok(None) };
-    chaos.step(&setup.query)?;
-    Ok(Some(WrapperState::new(chaos.clone(), role, setup)))
+fn wrapper_state(role: Role, context: &OperatorContext) -> Result<Option<WrapperState>> {
+    let Some(chaos) = context.query.chaos() else { return Ok(None) };
+    chaos.step(&context.query)?;
+    Ok(Some(WrapperState::new(chaos.clone(), role, context)))
 }
 
 /// Creates the local state of `source`, wrapped if the query has chaos.
 pub(in crate::pipeline) fn local_source(
     source: &dyn Source,
-    setup: OperatorContext,
+    context: OperatorContext,
 ) -> Result<Box<dyn LocalSource>> {
-    let state = wrapper_state(Role::Source, &setup)?;
-    let inner = source.local(setup)?;
+    let state = wrapper_state(Role::Source, &context)?;
+    let inner = source.local(context)?;
     Ok(match state {
         Some(state) => Box::new(ChaosSource { state, inner, splitter: BatchSplitter::default() }),
         None => inner,
@@ -37,10 +37,10 @@ pub(in crate::pipeline) fn local_source(
 /// Creates the local state of `operator`, wrapped if the query has chaos.
 pub(in crate::pipeline) fn local_operator(
     operator: &dyn Operator,
-    setup: OperatorContext,
+    context: OperatorContext,
 ) -> Result<Box<dyn LocalOperator>> {
-    let state = wrapper_state(Role::Operator, &setup)?;
-    let inner = operator.local(setup)?;
+    let state = wrapper_state(Role::Operator, &context)?;
+    let inner = operator.local(context)?;
     Ok(match state {
         Some(state) => Box::new(ChaosOperator {
             state,
@@ -56,10 +56,10 @@ pub(in crate::pipeline) fn local_operator(
 /// Creates the local state of `sink`, wrapped if the query has chaos.
 pub(in crate::pipeline) fn local_sink(
     sink: &dyn Sink,
-    setup: OperatorContext,
+    context: OperatorContext,
 ) -> Result<Box<dyn LocalSink>> {
-    let state = wrapper_state(Role::Sink, &setup)?;
-    let inner = sink.local(setup)?;
+    let state = wrapper_state(Role::Sink, &context)?;
+    let inner = sink.local(context)?;
     Ok(match state {
         Some(state) => Box::new(ChaosSink { state, inner, blocked_input: None }),
         None => inner,

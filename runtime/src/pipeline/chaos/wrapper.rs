@@ -30,12 +30,12 @@ pub(super) struct WrapperState {
 }
 
 impl WrapperState {
-    pub(super) fn new(chaos: Arc<Chaos>, role: Role, setup: &OperatorContext) -> Self {
+    pub(super) fn new(chaos: Arc<Chaos>, role: Role, context: &OperatorContext) -> Self {
         let mut hasher = DefaultHasher::new();
-        (chaos.seed, role as u8, setup.operator.as_ref(), setup.task_index).hash(&mut hasher);
+        (chaos.seed, role as u8, context.operator.as_ref(), context.task_index).hash(&mut hasher);
         Self {
             rng: SplitMix64::new(hasher.finish()),
-            name: format!("chaos before {} [{}]", setup.operator, setup.task_index),
+            name: format!("chaos before {} [{}]", context.operator, context.task_index),
             chaos,
             role,
             blocked_before: [false; 3],

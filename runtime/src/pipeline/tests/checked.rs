@@ -165,9 +165,9 @@ impl Source for Checked<dyn Source> {
         self.inner.name()
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
-        self.checks.step(setup.query())?;
-        Ok(Box::new(self.local(self.inner.local(setup)?)))
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>> {
+        self.checks.step(context.query())?;
+        Ok(Box::new(self.local(self.inner.local(context)?)))
     }
 }
 
@@ -176,9 +176,9 @@ impl Operator for Checked<dyn Operator> {
         self.inner.name()
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
-        self.checks.step(setup.query())?;
-        Ok(Box::new(self.local(self.inner.local(setup)?)))
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
+        self.checks.step(context.query())?;
+        Ok(Box::new(self.local(self.inner.local(context)?)))
     }
 }
 
@@ -191,9 +191,9 @@ impl Sink for Checked<dyn Sink> {
         self.inner.can_reclaim()
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        self.checks.step(setup.query())?;
-        Ok(Box::new(self.local(self.inner.local(setup)?)))
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        self.checks.step(context.query())?;
+        Ok(Box::new(self.local(self.inner.local(context)?)))
     }
 }
 

@@ -225,8 +225,8 @@ fn a_limit_that_another_task_used_up_ends_a_blocked_task_and_its_producers() {
         // Task 0 gets rows; task 1 waits for rows that never arrive; both share the limit.
         let mixed = source("mixed", {
             let never = never.clone();
-            move |setup| {
-                let (task_index, never) = (setup.task_index(), never.clone());
+            move |context| {
+                let (task_index, never) = (context.task_index(), never.clone());
                 move |_: &DriverContext| {
                     Ok(match task_index {
                         0 => SourceResult::Batch(batch([1, 1])),

@@ -70,7 +70,7 @@ fn complete(writes: Receiver<Completion<Arc<dyn SpilledBatches>>>) {
 
 /// A sink that reserves 100 bytes per row and spills everything on a request to reclaim.
 struct Hoarder {
-    setup: OperatorContext,
+    context: OperatorContext,
     reservation: Reservation,
     writing: Option<PendingIo<Arc<dyn SpilledBatches>>>,
     reclaimed_bytes: Arc<Mutex<usize>>,
@@ -79,15 +79,15 @@ struct Hoarder {
 impl LocalSink for Hoarder {
     fn sink(&mut self, batch: Option<Batch>, _: &DriverContext) -> Result<SinkResult> {
         self.reservation.grow(100 * batch.map_or(0, |batch| batch.num_rows()))?;
-        self.setup.set_reclaimable_bytes(self.reservation.bytes());
+        self.context.set_reclaimable_bytes(self.reservation.bytes());
         Ok(SinkResult::NeedInput)
     }
 
     fn reclaim(&mut self, _: &DriverContext) -> Result<ReclaimResult> {
         *self.reclaimed_bytes.lock() += self.reservation.bytes();
         let reservations = vec![self.reservation.take()];
-        self.writing = Some(self.setup.spill(one_batch(), reservations)?);
-        self.setup.set_reclaimable_bytes(0);
+        self.writing = Some(self.context.spill(one_batch(), reservations)?);
+        self.context.set_reclaimable_bytes(0);
         Ok(ReclaimResult::Started)
     }
 
@@ -98,7 +98,7 @@ impl LocalSink for Hoarder {
 
 /// A sink that reserves 100 bytes per row and requests reclaim when a reservation is denied.
 struct Needy {
-    setup: OperatorContext,
+    context: OperatorContext,
     reservation: Reservation,
     pending_bytes: usize,
     done: Gate,
@@ -110,7 +110,7 @@ impl LocalSink for Needy {
         match self.reservation.grow(self.pending_bytes) {
             Ok(()) => self.pending_bytes = 0,
             Err(error) => {
-                let memory_gate = self.setup.request_reclaim(self.pending_bytes).ok_or(error)?;
+                let memory_gate = self.context.request_reclaim(self.pending_bytes).ok_or(error)?;
                 return Ok(SinkResult::Blocked(memory_gate.into()));
             }
         }
@@ -153,9 +153,9 @@ impl Scene {
                 })
             }
         });
-        let sink = Made::<dyn LocalSink>::new("hoarder", move |setup| {
-            let (reservation, reclaimed_bytes) = (setup.reservation(), reclaimed_bytes.clone());
-            Ok(Box::new(Hoarder { setup, reservation, writing: None, reclaimed_bytes }))
+        let sink = Made::<dyn LocalSink>::new("hoarder", move |context| {
+            let (reservation, reclaimed_bytes) = (context.reservation(), reclaimed_bytes.clone());
+            Ok(Box::new(Hoarder { context, reservation, writing: None, reclaimed_bytes }))
         });
         graph.add_pipeline("hoards", 1, from, vec![], sink).unwrap();
     }
@@ -173,9 +173,9 @@ impl Scene {
                 Ok(batches.pop_front().map_or(SourceResult::Finished, SourceResult::Batch))
             }
         });
-        let sink = Made::<dyn LocalSink>::new("needy", move |setup| {
-            let reservation = setup.reservation();
-            Ok(Box::new(Needy { setup, reservation, pending_bytes: 0, done: done.clone() }))
+        let sink = Made::<dyn LocalSink>::new("needy", move |context| {
+            let reservation = context.reservation();
+            Ok(Box::new(Needy { context, reservation, pending_bytes: 0, done: done.clone() }))
         });
         graph.add_pipeline("needs", 1, from, vec![], sink).unwrap();
     }
@@ -234,9 +234,9 @@ fn who_could_give_back_little_is_not_asked() {
             }
         });
         let done = scene.done.clone();
-        let sink = Made::<dyn LocalSink>::new("needy", move |setup| {
-            let reservation = setup.reservation();
-            Ok(Box::new(Needy { setup, reservation, pending_bytes: 0, done: done.clone() }))
+        let sink = Made::<dyn LocalSink>::new("needy", move |context| {
+            let reservation = context.reservation();
+            Ok(Box::new(Needy { context, reservation, pending_bytes: 0, done: done.clone() }))
         });
         graph.add_pipeline("needs", 1, all_at_once, vec![], sink).unwrap();
         graph.start(&query).unwrap();
@@ -300,13 +300,13 @@ fn a_cancelled_query_ends_after_what_is_written_for_it() {
         let pool = Arc::new(GreedyPool::new(LIMIT));
         let (space, writes) = by_hand();
         let query = query_with(guard, &executor, options(&pool, space));
-        let spills = source("spills", |setup: OperatorContext| {
+        let spills = source("spills", |context: OperatorContext| {
             let mut pending: Option<PendingIo<_>> = None;
             move |_: &DriverContext| {
                 if pending.is_none() {
-                    let mut reservation = setup.reservation();
+                    let mut reservation = context.reservation();
                     reservation.grow(100)?;
-                    pending = Some(setup.spill(one_batch(), vec![reservation])?);
+                    pending = Some(context.spill(one_batch(), vec![reservation])?);
                 }
                 let gate = pending.as_ref().expect("the spill has started").gate().clone();
                 Ok(match gate.is_ready() {

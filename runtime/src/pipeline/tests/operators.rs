@@ -76,8 +76,8 @@ impl Source for Made<dyn LocalSource> {
         self.name
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
-        (self.make)(setup)
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSource>> {
+        (self.make)(context)
     }
 }
 
@@ -86,8 +86,8 @@ impl Operator for Made<dyn LocalOperator> {
         self.name
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
-        (self.make)(setup)
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
+        (self.make)(context)
     }
 }
 
@@ -100,8 +100,8 @@ impl Sink for Made<dyn LocalSink> {
         true
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
-        (self.make)(setup)
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        (self.make)(context)
     }
 }
 
@@ -119,7 +119,7 @@ pub(super) fn source<F>(
 where
     F: FnMut(&DriverContext) -> Result<SourceResult> + Send + 'static,
 {
-    Made::<dyn LocalSource>::new(name, move |setup| Ok(Box::new(make(setup))))
+    Made::<dyn LocalSource>::new(name, move |context| Ok(Box::new(make(context))))
 }
 
 /// Each task emits the numbers from 0 to `end`, in batches of `step`.
@@ -227,8 +227,8 @@ impl LocalOperator for Hoard {
 
 /// Buffers all rows, with a reservation, until its input ends; then emits two rows at a time.
 pub(super) fn hoard() -> Arc<dyn Operator> {
-    Made::<dyn LocalOperator>::new("hoard", |setup| {
-        Ok(Box::new(Hoard { rows: VecDeque::new(), memory: setup.reservation() }))
+    Made::<dyn LocalOperator>::new("hoard", |context| {
+        Ok(Box::new(Hoard { rows: VecDeque::new(), memory: context.reservation() }))
     })
 }
 
@@ -351,8 +351,8 @@ impl LocalSink for ToExchange {
 /// Sends rows to channels by hash.
 pub(super) fn to_exchange(producers: Vec<ExchangeProducer<Batch>>) -> Arc<dyn Sink> {
     let per_task = PerTask::new(producers);
-    Made::<dyn LocalSink>::new("to exchange", move |setup| {
-        Ok(Box::new(ToExchange(Some(per_task.take(&setup)?))))
+    Made::<dyn LocalSink>::new("to exchange", move |context| {
+        Ok(Box::new(ToExchange(Some(per_task.take(&context)?))))
     })
 }
 
@@ -367,8 +367,8 @@ fn to_source_result(result: PopResult<Batch>) -> Result<SourceResult> {
 
 pub(super) fn from_exchange(consumers: Vec<ExchangeConsumer<Batch>>) -> Arc<dyn Source> {
     let per_task = PerTask::new(consumers);
-    Made::<dyn LocalSource>::new("from exchange", move |setup| {
-        let mut consumer = per_task.take(&setup)?;
+    Made::<dyn LocalSource>::new("from exchange", move |context| {
+        let mut consumer = per_task.take(&context)?;
         Ok(Box::new(move |_: &DriverContext| to_source_result(consumer.take())))
     })
 }
@@ -397,15 +397,15 @@ impl LocalSink for ToSum {
 /// Publishes its sum in one of two partitions.
 pub(super) fn to_sum(producers: Vec<AggregateProducer<i64>>) -> Arc<dyn Sink> {
     let per_task = PerTask::new(producers);
-    Made::<dyn LocalSink>::new("to sum", move |setup| {
-        Ok(Box::new(ToSum(Some(per_task.take(&setup)?), 0)))
+    Made::<dyn LocalSink>::new("to sum", move |context| {
+        Ok(Box::new(ToSum(Some(per_task.take(&context)?), 0)))
     })
 }
 
 pub(super) fn from_sum(consumers: Vec<AggregateConsumer<i64>>) -> Arc<dyn Source> {
     let per_task = PerTask::new(consumers);
-    Made::<dyn LocalSource>::new("from sum", move |setup| {
-        let consumer = per_task.take(&setup)?;
+    Made::<dyn LocalSource>::new("from sum", move |context| {
+        let consumer = per_task.take(&context)?;
         Ok(Box::new(move |_: &DriverContext| match consumer.claim() {
             ClaimResult::Work((_, chunks)) => Ok(SourceResult::Batch(batch(chunks))),
             ClaimResult::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
@@ -440,7 +440,7 @@ impl LocalSink for ToResult {
 /// Sends each row as a batch to the partition given by its remainder.
 pub(super) fn to_result(producers: Vec<ResultProducer<BufferedBatch>>) -> Arc<dyn Sink> {
     let per_task = PerTask::new(producers);
-    Made::<dyn LocalSink>::new("to result", move |setup| {
-        Ok(Box::new(ToResult(Some(per_task.take(&setup)?))))
+    Made::<dyn LocalSink>::new("to result", move |context| {
+        Ok(Box::new(ToResult(Some(per_task.take(&context)?))))
     })
 }

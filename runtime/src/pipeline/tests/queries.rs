@@ -31,10 +31,10 @@ fn start_two(
     assert_eq!(inner.query().id(), query.id());
 
     let reader = Mutex::new(Some(inner_readers));
-    let relay = operators::source("relay", move |setup| {
+    let relay = operators::source("relay", move |context| {
         let mut reader: ResultReader<BufferedBatch> =
             reader.lock().unwrap().take().unwrap().remove(0);
-        let mut buffer_reader = BufferReader::new(&setup);
+        let mut buffer_reader = BufferReader::new(&context);
         move |_: &DriverContext| match buffer_reader.next(|| reader.take())? {
             BufferRead::Batch(batch) => Ok(SourceResult::Batch(batch)),
             BufferRead::Blocked(gate) => Ok(SourceResult::Blocked(gate.into())),
@@ -125,8 +125,8 @@ fn a_profile_counts_what_was_done() {
         let wait = gate("first row");
         let gated = source("gated", {
             let wait = wait.clone();
-            move |setup| {
-                setup.metrics().add("made", 1);
+            move |context| {
+                context.metrics().add("made", 1);
                 let (wait, mut left) = (wait.clone(), 4);
                 move |_: &DriverContext| {
                     if !wait.is_ready() {
