@@ -41,7 +41,7 @@ enum BufferWrite<T> {
 }
 
 impl<T> BufferWriter<T> {
-    /// Creates a writer for a buffer with this limit, on behalf of the operator of `setup`.
+    /// Creates a writer for a buffer with this limit, on behalf of the operator of `context`.
     fn new(budget: BufferLimit, context: OperatorContext) -> Self {
         Self { budget, writer: SpillWriter::new(context.clone()), context }
     }

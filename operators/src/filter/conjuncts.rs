@@ -112,7 +112,8 @@ pub(super) struct LocalConjuncts {
 
 impl LocalConjuncts {
     pub(super) fn new(conjuncts: Arc<Conjuncts>) -> Self {
-        let order = (0..conjuncts.parts.len()).map(|index| (index, AdaptiveFilter::default())).collect();
+        let order =
+            (0..conjuncts.parts.len()).map(|index| (index, AdaptiveFilter::default())).collect();
         Self { conjuncts, order, costs: Vec::new() }
     }
 

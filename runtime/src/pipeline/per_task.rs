@@ -17,7 +17,7 @@ impl<T> PerTask<T> {
         Self(Mutex::new(values.into_iter().map(Some).collect()))
     }
 
-    /// Takes the value of the task of `setup`.
+    /// Takes the value of the task of `context`.
     ///
     /// # Errors
     /// If the value was taken already, or the pipeline's number of tasks differs from the number of

@@ -231,10 +231,14 @@ impl Source for FilteredScan {
         self.source.name()
     }
 
-    fn local(&self, setup: OperatorContext) -> RuntimeResult<Box<dyn LocalSource>> {
-        let filters = LocalFilters::new(&self.filters, setup.metrics().clone());
+    fn local(&self, context: OperatorContext) -> RuntimeResult<Box<dyn LocalSource>> {
+        let filters = LocalFilters::new(&self.filters, context.metrics().clone());
         let start_after = self.start_after.clone();
-        Ok(Box::new(LocalFilteredScan { source: self.source.local(setup)?, filters, start_after }))
+        Ok(Box::new(LocalFilteredScan {
+            source: self.source.local(context)?,
+            filters,
+            start_after,
+        }))
     }
 }
 

@@ -140,15 +140,15 @@ impl Source for FileScan {
         "file scan"
     }
 
-    fn local(&self, setup: OperatorContext) -> RuntimeResult<Box<dyn LocalSource>> {
+    fn local(&self, context: OperatorContext) -> RuntimeResult<Box<dyn LocalSource>> {
         let shared = self.shared.clone();
         let metrics = shared.config.file_source.metrics();
-        let baseline = BaselineMetrics::new(metrics, setup.task_index());
-        let filters = LocalFilters::new(&shared.filters, setup.metrics().clone());
+        let baseline = BaselineMetrics::new(metrics, context.task_index());
+        let filters = LocalFilters::new(&shared.filters, context.metrics().clone());
         let conjuncts = shared
             .row_group_plan
             .clone()
-            .map(|plan| LocalConjuncts::new(plan, setup.metrics().clone()));
-        Ok(Box::new(LocalFileScan::new(shared, setup.task_index(), baseline, filters, conjuncts)))
+            .map(|plan| LocalConjuncts::new(plan, context.metrics().clone()));
+        Ok(Box::new(LocalFileScan::new(shared, context.task_index(), baseline, filters, conjuncts)))
     }
 }

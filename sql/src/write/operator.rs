@@ -78,14 +78,14 @@ impl Operator for FileWriter {
         "write"
     }
 
-    fn local(&self, setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
-        let name = format!("{}-{}", self.name, setup.task_index());
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
+        let name = format!("{}-{}", self.name, context.task_index());
         let buckets = self.target.file_buckets().into_iter();
-        let files = buckets.map(|bucket| self.file(bucket, &name, &setup)).collect();
+        let files = buckets.map(|bucket| self.file(bucket, &name, &context)).collect();
         Ok(Box::new(LocalWriter {
             target: self.target.clone(),
             files,
-            reservation: setup.reservation(),
+            reservation: context.reservation(),
             progress: self.progress.clone(),
             counts: self.counts.clone(),
             rows: 0,
@@ -96,7 +96,7 @@ impl Operator for FileWriter {
 
 impl FileWriter {
     /// Creates the sequence of files that the writer `name` writes for one bucket, or for all rows.
-    fn file(&self, bucket: Option<Bucket>, name: &str, setup: &OperatorContext) -> Files {
+    fn file(&self, bucket: Option<Bucket>, name: &str, context: &OperatorContext) -> Files {
         Files {
             encoder: None,
             unencoded: Default::default(),
@@ -106,7 +106,7 @@ impl FileWriter {
                 part_bytes: self.part_bytes,
                 path: self.target.path(bucket.as_ref(), name, 0),
                 sent_path: Path::default(),
-                setup: setup.clone(),
+                context: context.clone(),
                 io: self.io.clone(),
                 sending: None,
                 gate: PollGate::new("file write"),

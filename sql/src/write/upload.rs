@@ -15,7 +15,7 @@ use tokio::{io::AsyncWriteExt, runtime::Handle};
 /// The upload of a file to the object store. If it is dropped before the file is complete, it is
 /// aborted. The query ends only after that.
 pub(super) struct Upload {
-    pub(super) setup: OperatorContext,
+    pub(super) context: OperatorContext,
     pub(super) writer: Option<BufWriter>,
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) part_bytes: usize,
@@ -72,7 +72,7 @@ impl Drop for Upload {
             return;
         }
         let (store, path, external_work) =
-            (self.store.clone(), self.sent_path.clone(), self.setup.external_work());
+            (self.store.clone(), self.sent_path.clone(), self.context.external_work());
         self.io.spawn(async move {
             let writer = match sending {
                 Some(sending) => match sending.await {
