@@ -18,6 +18,7 @@ mod join_matrix;
 mod large_plans;
 mod options;
 mod orders;
+mod own_nodes;
 mod parquet_columns;
 mod plan_as_value;
 mod query_end;

@@ -49,7 +49,7 @@ impl Operator for Filter {
         "filter"
     }
 
-    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, _context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalFilter::new(self.conjuncts()?, self.projection.clone())))
     }
 }

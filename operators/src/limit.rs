@@ -51,7 +51,7 @@ impl Operator for Limit {
         "limit"
     }
 
-    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, _context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalLimit { state: self.state.clone() }))
     }
 }

@@ -62,7 +62,7 @@ impl Source for MemoryScan {
         "memory scan"
     }
 
-    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, _context: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalMemoryScan { table: self.table.clone() }))
     }
 }

@@ -58,7 +58,7 @@ impl Operator for Projection {
         "projection"
     }
 
-    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalOperator>> {
+    fn local(&self, _context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalProjection { plan: self.plan.clone(), slices: Slices::default() }))
     }
 }

@@ -64,7 +64,7 @@ impl Source for StreamScan {
         &self.name
     }
 
-    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, _context: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalStreamScan { open: self.open.clone(), queued: self.queued.clone() }))
     }
 }

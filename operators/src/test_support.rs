@@ -264,7 +264,7 @@ impl Source for FailingScan {
         "failing scan"
     }
 
-    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, _context: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(Self))
     }
 }

@@ -37,7 +37,7 @@ impl Source for Waits {
         "waits"
     }
 
-    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, _context: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(Self(self.0.clone(), self.1.clone())))
     }
 }
@@ -65,7 +65,7 @@ impl Sink for Finished {
         "finished"
     }
 
-    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, _context: OperatorContext) -> Result<Box<dyn LocalSink>> {
         Ok(Box::new(Self(self.0.clone())))
     }
 }

@@ -9,11 +9,15 @@ use datafusion::error::{DataFusionError, Result};
 use gatework_runtime::{Executor, pipeline::SliceScope};
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use crate::nodes::NodeRegistry;
+
 /// An executor and its I/O runtime, which all sessions on the executor share.
 #[derive(Clone)]
 pub(crate) struct Engine {
     pub(crate) executor: Executor,
     pub(crate) io: Arc<IoRuntime>,
+    /// The node types that are native beside DataFusion's.
+    pub(crate) nodes: Arc<NodeRegistry>,
 }
 
 /// Two threads: one drives sockets and timers, the other runs a task that the first one waits for.
@@ -101,7 +105,8 @@ impl fmt::Debug for Engine {
 impl Engine {
     pub(crate) fn new(executor: Executor) -> Self {
         let io = executor.extension(IoRuntime::default);
-        Self { executor, io }
+        let nodes = NodeRegistry::of(&executor);
+        Self { executor, io, nodes }
     }
 
     /// Returns the I/O runtime, and starts it on first use.

@@ -24,7 +24,7 @@ use datafusion::{
 
 use gatework_runtime::Executor;
 
-use crate::{engine::Engine, lower, region::Region};
+use crate::{engine::Engine, lower, nodes::NodeRegistry, region::Region};
 
 /// A supported node of a plan.
 #[derive(Debug)]
@@ -62,9 +62,9 @@ fn collect_fallbacks(plan: &Arc<dyn ExecutionPlan>, names: &mut Vec<String>) {
     }
 }
 
-/// Returns whether the node itself runs on gatework, independent of its inputs.
+/// Returns whether DataFusion's node itself runs on gatework, independent of its inputs.
 pub fn is_supported(plan: &dyn ExecutionPlan) -> bool {
-    as_gatework_exec(plan).is_some() || lower::supports(plan)
+    as_gatework_exec(plan).is_some() || lower::supports(plan, &NodeRegistry::default())
 }
 
 /// Wraps every supported node of `plan` in a [`GateworkExec`].
@@ -90,9 +90,10 @@ pub fn wrap_until(
 }
 
 /// Counts the supported nodes of `plan` that are not wrapped.
-pub(crate) fn count_unwrapped(plan: &dyn ExecutionPlan) -> usize {
-    let own = usize::from(as_gatework_exec(plan).is_none() && lower::supports(plan));
-    own + plan.children().into_iter().map(|child| count_unwrapped(child.as_ref())).sum::<usize>()
+pub(crate) fn count_unwrapped(plan: &dyn ExecutionPlan, registry: &NodeRegistry) -> usize {
+    let own = usize::from(as_gatework_exec(plan).is_none() && lower::supports(plan, registry));
+    let children = plan.children().into_iter();
+    own + children.map(|child| count_unwrapped(child.as_ref(), registry)).sum::<usize>()
 }
 
 /// Coalesces `plan` to one output partition if its root is a [`GateworkExec`]: the result of a
@@ -134,7 +135,7 @@ fn wrap_nodes(
         .into_iter()
         .map(|child| wrap_nodes(child.clone(), engine, is_boundary))
         .collect::<Result<Vec<_>>>()?;
-    if lower::supports(plan.as_ref()) {
+    if lower::supports(plan.as_ref(), &engine.nodes) {
         return Ok(Arc::new(GateworkExec::new(plan, children, engine.clone())));
     }
     if children.is_empty() {
@@ -152,6 +153,12 @@ impl GateworkExec {
     ) -> Self {
         let metrics = ExecutionPlanMetricsSet::new();
         Self { inner, children, metrics, engine, region: Region::default() }
+    }
+
+    /// Returns whether `node` itself runs natively on this node's executor: a node of DataFusion's
+    /// or of a registered type.
+    pub fn supports(&self, node: &dyn ExecutionPlan) -> bool {
+        as_gatework_exec(node).is_some() || lower::supports(node, &self.engine.nodes)
     }
 
     /// Returns the wrapped node.

@@ -16,6 +16,7 @@ mod float_bounds;
 mod join_selection;
 mod lower;
 mod memory;
+pub mod nodes;
 mod planner;
 mod region;
 mod region_stream;

@@ -31,7 +31,9 @@ use datafusion::{
     prelude::SessionConfig,
 };
 
-use crate::{buckets::copies_into_buckets, engine::Engine, exec};
+use gatework_runtime::Executor;
+
+use crate::{buckets::copies_into_buckets, engine::Engine, exec, nodes::NodeRegistry};
 
 /// Plans for the session's number of partitions, but for at least two.
 ///
@@ -42,6 +44,7 @@ use crate::{buckets::copies_into_buckets, engine::Engine, exec};
 /// gatework. Lowering decides how many tasks a pipeline has.
 pub struct GateworkPlanner {
     inner: Option<Arc<dyn QueryPlanner + Send + Sync>>,
+    nodes: Arc<NodeRegistry>,
     /// Whether unwrapped nodes have been reported.
     reported: AtomicBool,
     /// Whether a statement that writes has been planned.
@@ -49,16 +52,17 @@ pub struct GateworkPlanner {
 }
 
 impl GateworkPlanner {
-    /// Creates a planner around `inner`, or around DataFusion's own.
-    pub fn new(inner: Option<Arc<dyn QueryPlanner + Send + Sync>>) -> Self {
-        Self { inner, reported: AtomicBool::new(false), writes: AtomicBool::new(false) }
+    /// Creates a planner of sessions on `executor`, around `inner` or DataFusion's own planner.
+    pub fn new(executor: &Executor, inner: Option<Arc<dyn QueryPlanner + Send + Sync>>) -> Self {
+        let nodes = NodeRegistry::of(executor);
+        Self { inner, nodes, reported: AtomicBool::new(false), writes: AtomicBool::new(false) }
     }
 }
 
 impl GateworkPlanner {
     /// Logs a warning, once per planner, if supported nodes of a plan are not wrapped.
     fn report_unwrapped(&self, plan: &Arc<dyn ExecutionPlan>) {
-        let lost = exec::count_unwrapped(plan.as_ref());
+        let lost = exec::count_unwrapped(plan.as_ref(), &self.nodes);
         if lost > 0 && !self.reported.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "{lost} supported nodes of a plan run on DataFusion: a physical optimizer rule \

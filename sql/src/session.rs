@@ -48,7 +48,7 @@ pub trait SessionStateBuilderExt: Sized {
 impl SessionStateBuilderExt for SessionStateBuilder {
     fn with_gatework(mut self, executor: &Executor) -> Self {
         let engine = Engine::new(executor.clone());
-        let planner = GateworkPlanner::new(self.query_planner().take());
+        let planner = GateworkPlanner::new(executor, self.query_planner().take());
         add_planning_rules(&mut self, BuildSideSelection::single_process());
         let rules = &mut self.physical_optimizers().get_or_insert_default().rules;
         // Tables in memory accept runtime filters too.

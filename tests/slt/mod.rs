@@ -82,7 +82,7 @@ macro_rules! files {
         $(
             #[test]
             fn $file() {
-                check_with(stringify!($file), Sessions::new);
+                check_with(stringify!($file), |watch| Sessions::new(watch));
             }
         )+
     };

@@ -25,6 +25,7 @@ use datafusion::{
 };
 
 use super::targets::{ScanTarget, Targets};
+use crate::nodes::NodeRegistry;
 
 /// The values that belong to one execution of a plan.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +34,8 @@ pub(crate) struct Bindings {
     subqueries: Vec<(ScalarSubqueryResults, ScalarSubqueryResults)>,
     /// Runtime filters by the id of the plan's filter.
     filters: HashMap<u64, BoundFilter>,
+    /// The node types that are native beside DataFusion's.
+    nodes: Arc<NodeRegistry>,
 }
 
 /// A runtime filter of one execution.
@@ -44,6 +47,11 @@ struct BoundFilter {
 }
 
 impl Bindings {
+    /// Returns the bindings with the registered node types.
+    pub(super) fn with_nodes(self, nodes: Arc<NodeRegistry>) -> Self {
+        Self { nodes, ..self }
+    }
+
     /// Creates results of this execution for the `count` subqueries whose results in the plan are
     /// `planned`.
     pub(super) fn add_subqueries(
@@ -66,7 +74,8 @@ impl Bindings {
         let keys = planned.children().into_iter().cloned().collect();
         let own = Arc::new(DynamicFilterPhysicalExpr::new(keys, lit(true)));
         if let Some(id) = planned.expression_id() {
-            let targets = Targets::of(planned, probe, &|_| None)?;
+            let nodes = self.nodes.clone();
+            let targets = Targets::of(planned, probe, &move |plan| nodes.pass_through(plan))?;
             self.filters.insert(id, BoundFilter { own: own.clone(), targets });
         }
         Ok(own)

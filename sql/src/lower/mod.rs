@@ -11,6 +11,7 @@
 
 mod aggregate;
 mod bindings;
+mod custom;
 mod filter_pushdown;
 mod joins;
 mod kernel_workarounds;
@@ -151,7 +152,7 @@ impl Lowering {
             settings,
             engine: engine.clone(),
             batch_rows: context.task_context().session_config().batch_size().max(1),
-            bindings: context.bindings(),
+            bindings: context.bindings().with_nodes(engine.nodes.clone()),
             context,
             graph: Graph::new(),
             fallbacks: Vec::new(),

@@ -42,7 +42,7 @@ impl Lowering {
     ) -> Result<PipelineBuilder> {
         let node = exec.inner().as_ref();
         let tag = Some(self.tag(exec));
-        let Some(supported) = SupportedNode::of(node) else {
+        let Some(supported) = SupportedNode::of(node, &self.engine.nodes) else {
             return internal_err!("{} is wrapped, but not supported", node.name());
         };
         match supported {
@@ -70,6 +70,7 @@ impl Lowering {
             SupportedNode::Constant => self.constant(node, tag),
             SupportedNode::Source(source) => Ok(self.source_exec(source, tag)),
             SupportedNode::SplitTable(table) => self.split_table(table, tag),
+            SupportedNode::Custom(custom) => self.custom(exec, custom, ordered, tag),
         }
     }
 

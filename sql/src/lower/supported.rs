@@ -27,6 +27,7 @@ use datafusion::{
 };
 
 use crate::{
+    nodes::{NativeNode, NodeRegistry},
     scan::FilteredMemorySource,
     source::SourceExec,
     splits::{SplitQueueSource, SplitTableExec},
@@ -58,11 +59,14 @@ pub(super) enum SupportedNode<'a> {
     Constant,
     Source(&'a SourceExec),
     SplitTable(&'a SplitTableExec),
+    /// A node of a registered type.
+    Custom(&'a dyn NativeNode),
 }
 
 impl<'a> SupportedNode<'a> {
-    /// Returns how `plan`'s node is supported, if it is.
-    pub(super) fn of(plan: &'a dyn ExecutionPlan) -> Option<Self> {
+    /// Returns how `plan`'s node is supported, if it is; `registry` has the types beside
+    /// DataFusion's.
+    pub(super) fn of(plan: &'a dyn ExecutionPlan, registry: &NodeRegistry) -> Option<Self> {
         // Breakers wait for the end of their input, which an unbounded input never reaches.
         // DataFusion's own streaming operators handle it.
         let is_unbounded = matches!(plan.properties().boundedness, Boundedness::Unbounded { .. });
@@ -89,12 +93,13 @@ impl<'a> SupportedNode<'a> {
             .or_else(|| is_constant(plan).then_some(Self::Constant))
             .or_else(|| plan.downcast_ref().map(Self::Source))
             .or_else(|| plan.downcast_ref().map(Self::SplitTable))
+            .or_else(|| registry.find(plan).map(Self::Custom))
     }
 }
 
 /// Returns whether `plan`'s node runs on gatework's operators.
-pub(crate) fn supports(plan: &dyn ExecutionPlan) -> bool {
-    SupportedNode::of(plan).is_some()
+pub(crate) fn supports(plan: &dyn ExecutionPlan, registry: &NodeRegistry) -> bool {
+    SupportedNode::of(plan, registry).is_some()
 }
 
 fn is_union(plan: &dyn ExecutionPlan) -> bool {

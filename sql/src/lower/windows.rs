@@ -119,7 +119,7 @@ impl Lowering {
 
     /// Adds an exchange from `pipeline`, which lowers `node`, to `num_tasks` tasks. A pipeline of
     /// one task that needs only one is returned unchanged, and keeps its order.
-    fn exchange(
+    pub(super) fn exchange(
         &mut self,
         pipeline: PipelineBuilder,
         routing: Routing,

@@ -38,7 +38,7 @@ impl Source for SplitScan {
         "memory scan"
     }
 
-    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, _context: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(LocalSplitScan {
             queue: self.queue.clone(),
             projection: self.projection.clone(),

@@ -12,7 +12,7 @@ use datafusion_distributed::{
     BroadcastExec, DistributedConfig, DistributedExec, DistributedLeafExec, NetworkBoundaryExt,
     NetworkBroadcastExec, display_plan_ascii, get_distributed_worker_resolver,
 };
-use gatework_sql::{is_supported, window_expressions};
+use gatework_sql::{GateworkExec, as_gatework_exec, is_supported, window_expressions};
 
 use super::{
     execution::{ClusterExec, TaskAssignments},
@@ -137,27 +137,41 @@ fn progress(plan: &Arc<dyn ExecutionPlan>) -> Option<(Arc<dyn ExecutionPlan>, Ta
 }
 
 /// Names of the fallback nodes, in this process or on workers. Nodes between stages do not count:
-/// those that partition a stage's output, and those that read it.
+/// those that partition a stage's output, and those that read it. Workers are taken to have the
+/// node types that are registered in this process.
 pub fn fallbacks(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
     let mut names = Vec::new();
-    collect_fallbacks(plan, false, &mut names);
+    let wrapper = first_wrapper(plan);
+    let is_native = |node: &dyn ExecutionPlan| match wrapper {
+        Some(wrapper) => wrapper.supports(node),
+        None => is_supported(node),
+    };
+    collect_fallbacks(plan, false, &is_native, &mut names);
     names
 }
 
-fn collect_fallbacks(plan: &Arc<dyn ExecutionPlan>, is_head: bool, names: &mut Vec<String>) {
+fn first_wrapper(plan: &Arc<dyn ExecutionPlan>) -> Option<&GateworkExec> {
+    let own = as_gatework_exec(plan.as_ref());
+    own.or_else(|| plan.children().into_iter().find_map(first_wrapper))
+}
+
+fn collect_fallbacks(
+    plan: &Arc<dyn ExecutionPlan>,
+    is_head: bool,
+    is_native: &dyn Fn(&dyn ExecutionPlan) -> bool,
+    names: &mut Vec<String>,
+) {
     let between = plan.is_network_boundary();
     let divides = plan.is::<BroadcastExec>() || is_head && plan.is::<RepartitionExec>();
     match plan.downcast_ref::<DistributedLeafExec>() {
         Some(leaf) => {
-            leaf.variants().iter().take(1).for_each(|one| collect_fallbacks(one, false, names));
+            let variant = leaf.variants().iter().take(1);
+            variant.for_each(|one| collect_fallbacks(one, false, is_native, names));
         }
-        None if between
-            || divides
-            || plan.is::<DistributedExec>()
-            || is_supported(plan.as_ref()) => {}
+        None if between || divides || plan.is::<DistributedExec>() || is_native(plan.as_ref()) => {}
         None => names.push(plan.name().to_owned()),
     }
     for child in plan.children() {
-        collect_fallbacks(child, between, names);
+        collect_fallbacks(child, between, is_native, names);
     }
 }

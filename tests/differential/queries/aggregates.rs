@@ -42,6 +42,16 @@ impl Aggregates<'_> {
         self.expressions().any_that(Class::is_ordered).sql
     }
 
+    /// Returns an argument of `min` or `max`: DataFusion's, of NaN and numbers, depends on the order
+    /// of the rows.
+    fn any_without_nan(&mut self) -> String {
+        let value = self.expressions().any_that(Class::is_ordered);
+        match value.class {
+            Class::Float => format!("CASE WHEN isnan({0}) THEN NULL ELSE {0} END", value.sql),
+            _ => value.sql,
+        }
+    }
+
     fn number(&mut self) -> String {
         let class = *self.random.one(&[Class::Int, Class::Int, Class::Float, Class::Decimal]);
         self.of(class)
@@ -55,8 +65,8 @@ impl Aggregates<'_> {
             2 => format!("count(DISTINCT {})", self.any_ordered()),
             3 => format!("sum({})", self.number()),
             4 => format!("avg({})", self.number()),
-            5 => format!("min({})", self.any_ordered()),
-            6 => format!("max({})", self.any_ordered()),
+            5 => format!("min({})", self.any_without_nan()),
+            6 => format!("max({})", self.any_without_nan()),
             7 => format!("sum(DISTINCT {})", self.of(Class::Int)),
             8 => {
                 let function = self.random.pick(&["bool_and", "bool_or"]);
@@ -148,8 +158,8 @@ impl Aggregates<'_> {
             3 => "cume_dist()".to_owned(),
             4 => "count(*)".to_owned(),
             5 => format!("sum({})", self.of(Class::Int)),
-            6 => format!("min({})", self.any_ordered()),
-            7 => format!("max({})", self.any_ordered()),
+            6 => format!("min({})", self.any_without_nan()),
+            7 => format!("max({})", self.any_without_nan()),
             _ => format!("avg({})", self.of(Class::Int)),
         }
     }

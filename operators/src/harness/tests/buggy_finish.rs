@@ -92,7 +92,7 @@ impl Sink for ForgetsAbortSink {
         "forgets abort sink"
     }
 
-    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSink>> {
+    fn local(&self, _context: OperatorContext) -> Result<Box<dyn LocalSink>> {
         Ok(Box::new(Local(self.0.clone())))
     }
 }
@@ -102,7 +102,7 @@ impl Source for ForgetsAbortSource {
         "forgets abort source"
     }
 
-    fn local(&self, _setup: OperatorContext) -> Result<Box<dyn LocalSource>> {
+    fn local(&self, _context: OperatorContext) -> Result<Box<dyn LocalSource>> {
         Ok(Box::new(Local(self.0.clone())))
     }
 }

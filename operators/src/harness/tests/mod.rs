@@ -50,7 +50,7 @@ impl LocalOperator for Pass {
 }
 
 fn pass(_case: &Case) -> impl Operator + use<> {
-    Made(|_setup| Box::new(Pass) as Box<dyn LocalOperator>)
+    Made(|_context| Box::new(Pass) as Box<dyn LocalOperator>)
 }
 
 #[test]

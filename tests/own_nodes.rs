@@ -1,0 +1,406 @@
+//! Plan nodes of an application's own, registered with the executor, run natively: streaming nodes
+//! and breakers, with the order and the partitioning that they require.
+
+use std::{collections::HashSet, fmt, sync::Arc};
+
+use arrow::{
+    array::{AsArray, BooleanArray, Int64Array, RecordBatch},
+    compute::{SortOptions, filter_record_batch},
+    datatypes::{DataType, Field, Int64Type, Schema},
+};
+use async_trait::async_trait;
+use datafusion::{
+    catalog::{Session, TableProvider},
+    common::tree_node::TreeNodeRecursion,
+    config::ConfigOptions,
+    error::Result,
+    execution::{SendableRecordBatchStream, TaskContext},
+    logical_expr::{Expr, TableType},
+    physical_expr::{
+        Distribution, EquivalenceProperties, LexOrdering, LexRequirement, OrderingRequirements,
+        Partitioning, PhysicalExpr, PhysicalSortExpr, expressions::col,
+    },
+    physical_plan::{
+        DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties,
+        execution_plan::{Boundedness, EmissionType},
+        filter_pushdown::{FilterDescription, FilterPushdownPhase},
+        projection::ProjectionExec,
+    },
+};
+use gatework::{
+    operators::{apply_selection, sort},
+    runtime::{
+        Result as RuntimeResult,
+        pipeline::{
+            Batch, DriverContext, LocalOperator, Operator, OperatorContext, OperatorResult,
+        },
+    },
+    sql::nodes::{NativeNode, NodeContext, NodeOperators, register_node},
+};
+
+use crate::against_datafusion::{Sessions, guarded};
+
+/// What a node does with rows of two columns, `k` and `v`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Keeps the rows with an even `v`.
+    Even,
+    /// Replaces `v` by its difference to the row before, in the order of `v`.
+    Steps,
+    /// Keeps one row per `k`.
+    OnePerKey,
+    /// Sorts by `v`: a breaker.
+    Sorted,
+    /// A breaker whose sink was forgotten.
+    WithoutSink,
+}
+
+/// A node of the application's own; DataFusion could not execute it.
+#[derive(Debug)]
+struct OwnExec {
+    kind: Kind,
+    input: Arc<dyn ExecutionPlan>,
+    properties: Arc<PlanProperties>,
+}
+
+fn by_v(schema: &Schema) -> LexOrdering {
+    let options = SortOptions { descending: false, nulls_first: false };
+    let key = PhysicalSortExpr { expr: col("v", schema).unwrap(), options };
+    LexOrdering::new([key]).unwrap()
+}
+
+impl OwnExec {
+    fn new(kind: Kind, input: Arc<dyn ExecutionPlan>) -> Self {
+        let schema = input.schema();
+        let equivalences = match kind {
+            Kind::Sorted => EquivalenceProperties::new_with_orderings(
+                schema.clone(),
+                [by_v(&schema).iter().cloned()],
+            ),
+            _ => EquivalenceProperties::new(schema),
+        };
+        let partitioning = match kind {
+            Kind::Sorted | Kind::Steps => Partitioning::UnknownPartitioning(1),
+            _ => input.properties().partitioning.clone(),
+        };
+        let properties = PlanProperties::new(
+            equivalences,
+            partitioning,
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        Self { kind, input, properties: Arc::new(properties) }
+    }
+}
+
+impl NativeNode for OwnExec {
+    fn operators(&self, context: &NodeContext<'_>) -> Result<NodeOperators> {
+        assert_eq!(context.task_context().session_config().batch_size(), context.batch_rows());
+        Ok(match self.kind {
+            Kind::Even | Kind::Steps | Kind::OnePerKey => {
+                NodeOperators::operator(OwnOperator(self.kind))
+            }
+            Kind::Sorted | Kind::WithoutSink => {
+                let schema = self.schema();
+                let config = sort::SortConfig {
+                    ordering: by_v(&schema),
+                    fetch: None,
+                    schema,
+                    batch_rows: context.batch_rows(),
+                };
+                let (sink, source) = sort::new(config, context.num_input_tasks(0)).unwrap();
+                let node = NodeOperators::source(source, 1);
+                if self.kind == Kind::WithoutSink { node } else { node.with_sink(0, sink) }
+            }
+        })
+    }
+
+    fn keeps_columns(&self) -> bool {
+        self.kind != Kind::Steps
+    }
+}
+
+impl DisplayAs for OwnExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OwnExec: {:?}", self.kind)
+    }
+}
+
+impl ExecutionPlan for OwnExec {
+    fn name(&self) -> &str {
+        "OwnExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn apply_expressions(
+        &self,
+        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn required_input_distribution(&self) -> Vec<Distribution> {
+        vec![match self.kind {
+            Kind::OnePerKey => {
+                Distribution::KeyPartitioned(vec![col("k", &self.input.schema()).unwrap()])
+            }
+            Kind::Steps => Distribution::SinglePartition,
+            _ => Distribution::UnspecifiedDistribution,
+        }]
+    }
+
+    fn required_input_ordering(&self) -> Vec<Option<OrderingRequirements>> {
+        let by_v = || LexRequirement::from(by_v(&self.input.schema()));
+        vec![(self.kind == Kind::Steps).then(|| OrderingRequirements::new(by_v()))]
+    }
+
+    fn gather_filters_for_pushdown(
+        &self,
+        _phase: FilterPushdownPhase,
+        filters: Vec<Arc<dyn PhysicalExpr>>,
+        _config: &ConfigOptions,
+    ) -> Result<FilterDescription> {
+        match self.keeps_columns() {
+            true => FilterDescription::from_children(filters, &self.children()),
+            false => Ok(FilterDescription::all_unsupported(&filters, &self.children())),
+        }
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        mut children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(Arc::new(Self::new(self.kind, children.remove(0))))
+    }
+
+    fn execute(&self, _: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        datafusion::common::internal_err!("the node has no stream")
+    }
+}
+
+#[derive(Debug)]
+struct OwnOperator(Kind);
+
+struct LocalOwnOperator {
+    kind: Kind,
+    seen: HashSet<i64>,
+    last: i64,
+}
+
+impl Operator for OwnOperator {
+    fn name(&self) -> &str {
+        "own operator"
+    }
+
+    fn local(&self, _context: OperatorContext) -> RuntimeResult<Box<dyn LocalOperator>> {
+        Ok(Box::new(LocalOwnOperator { kind: self.0, seen: HashSet::new(), last: 0 }))
+    }
+}
+
+impl LocalOperator for LocalOwnOperator {
+    fn execute(
+        &mut self,
+        input: Option<Batch>,
+        _task: &DriverContext,
+    ) -> RuntimeResult<OperatorResult> {
+        let Some(batch) = input else { return Ok(OperatorResult::NeedInput) };
+        let sequence = batch.sequence();
+        let rows = apply_selection(batch)?;
+        let keys = rows.column(0).as_primitive::<Int64Type>();
+        let values = rows.column(1).as_primitive::<Int64Type>();
+        let rows = match self.kind {
+            Kind::Even => {
+                let even: BooleanArray = values.iter().map(|v| v.map(|v| v % 2 == 0)).collect();
+                filter_record_batch(&rows, &even).unwrap()
+            }
+            Kind::OnePerKey => {
+                let first = keys.iter().map(|k| Some(self.seen.insert(k.unwrap())));
+                let first: BooleanArray = first.collect();
+                filter_record_batch(&rows, &first).unwrap()
+            }
+            _ => {
+                let steps = values.iter().map(|v| {
+                    let step = v.unwrap() - self.last;
+                    self.last = v.unwrap();
+                    step
+                });
+                let steps = Arc::new(Int64Array::from_iter_values(steps));
+                RecordBatch::try_new(rows.schema(), vec![rows.column(0).clone(), steps]).unwrap()
+            }
+        };
+        Ok(match rows.num_rows() {
+            0 => OperatorResult::NeedInput,
+            _ => OperatorResult::Batch(Batch::new(rows).with_sequence(sequence)),
+        })
+    }
+}
+
+/// A table whose rows pass through a node.
+#[derive(Debug)]
+struct Through {
+    kind: Kind,
+    table: Arc<dyn TableProvider>,
+}
+
+#[async_trait]
+impl TableProvider for Through {
+    fn schema(&self) -> Arc<Schema> {
+        Arc::new(Schema::new(vec![
+            Field::new("k", DataType::Int64, false),
+            Field::new("v", DataType::Int64, false),
+        ]))
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _filters: &[Expr],
+        _limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let input = self.table.scan(state, None, &[], None).await?;
+        let node: Arc<dyn ExecutionPlan> = Arc::new(OwnExec::new(self.kind, input));
+        let Some(projection) = projection else { return Ok(node) };
+        let schema = node.schema();
+        let column = |index: &usize| {
+            let name = schema.field(*index).name();
+            (col(name, &schema).unwrap(), name.clone())
+        };
+        let columns = projection.iter().map(column).collect::<Vec<_>>();
+        Ok(Arc::new(ProjectionExec::try_new(columns, node)?))
+    }
+}
+
+const KINDS: [(&str, Kind); 5] = [
+    ("even", Kind::Even),
+    ("steps", Kind::Steps),
+    ("one_per_key", Kind::OnePerKey),
+    ("sorted", Kind::Sorted),
+    ("without_sink", Kind::WithoutSink),
+];
+
+/// What DataFusion computes in place of each node.
+const REFERENCES: [(&str, &str); 4] = [
+    ("even", "SELECT * FROM t WHERE v % 2 = 0"),
+    ("steps", "SELECT k, v - lag(v, 1, 0) OVER (ORDER BY v) AS v FROM t"),
+    ("one_per_key", "SELECT k, min(v) AS v FROM t GROUP BY k"),
+    ("sorted", "SELECT * FROM t"),
+];
+
+fn with_nodes(body: impl FnOnce(&Sessions) + Send + 'static) {
+    guarded(|watch| {
+        let sessions = Sessions::new(watch);
+        let rows = "SELECT value % 7 AS k, value * value % 1009 AS v FROM generate_series(1, 500)";
+        sessions.table("t", rows);
+        for (name, query) in REFERENCES {
+            let view = format!("CREATE VIEW {name} AS {query}");
+            sessions.block_on(async { sessions.reference.sql(&view).await }).unwrap();
+        }
+        for tested in &sessions.tested {
+            register_node::<OwnExec>(&tested.executor);
+            let table = sessions.block_on(tested.context.table_provider("t")).unwrap();
+            for (name, kind) in KINDS {
+                let through = Through { kind, table: table.clone() };
+                tested.context.register_table(name, Arc::new(through)).unwrap();
+            }
+        }
+        body(&sessions);
+        sessions.finish();
+    });
+}
+
+#[test]
+fn own_nodes_in_queries() {
+    with_nodes(|sessions| {
+        sessions.equal(&[
+            "SELECT * FROM even",
+            "SELECT k, count(*), sum(v) FROM even GROUP BY k",
+            "SELECT v FROM even ORDER BY v DESC LIMIT 5",
+            "SELECT count(*) FROM (SELECT v FROM even LIMIT 20)",
+            // Only rows in the order of v give these steps.
+            "SELECT sum(v), max(v), count(*) FROM steps",
+            "SELECT v, count(*) FROM steps GROUP BY v",
+            // Only if equal keys meet in one task is there one row per key.
+            "SELECT k FROM one_per_key",
+            "SELECT count(*) FROM one_per_key WHERE v >= 0",
+            "SELECT k, v FROM sorted ORDER BY v, k",
+            "SELECT v FROM sorted ORDER BY v LIMIT 10",
+            "SELECT k, sum(v) FROM sorted GROUP BY k",
+            // Runtime filters pass through the nodes to the scan below.
+            "SELECT e.v FROM even e JOIN (SELECT v FROM t WHERE k = 3) x ON e.v = x.v",
+            "SELECT s.k, s.v FROM sorted s JOIN (SELECT k FROM t WHERE v < 9) x ON s.k = x.k",
+        ]);
+    });
+}
+
+/// The declared order of a node makes a sort unnecessary.
+#[test]
+fn an_own_order_is_used() {
+    with_nodes(|sessions| {
+        for tested in &sessions.tested {
+            let text = sessions.block_on(async {
+                let frame = tested.context.sql("EXPLAIN SELECT v FROM sorted ORDER BY v").await;
+                frame.unwrap().to_string().await.unwrap()
+            });
+            assert!(text.contains("[gatework] OwnExec: Sorted"), "{text}");
+            assert!(!text.contains("SortExec"), "{text}");
+        }
+    });
+}
+
+/// A filter that passes through a node drops rows in the scan below it.
+#[test]
+fn runtime_filters_pass_through_own_nodes() {
+    with_nodes(|sessions| {
+        for tested in &sessions.tested {
+            let sql = "EXPLAIN SELECT e.v FROM t x JOIN even e ON e.v = x.v WHERE x.k = 3";
+            let text = sessions.block_on(async {
+                tested.context.sql(sql).await.unwrap().to_string().await.unwrap()
+            });
+            assert!(text.contains("DynamicFilter"), "{text}");
+        }
+    });
+}
+
+#[test]
+fn a_node_without_its_sink_is_an_error() {
+    with_nodes(|sessions| {
+        for tested in &sessions.tested {
+            let error = sessions.block_on(async {
+                tested.context.sql("SELECT * FROM without_sink").await?.collect().await
+            });
+            let text = error.unwrap_err().to_string();
+            assert!(text.contains("OwnExec has a source, so each input needs a sink"), "{text}");
+        }
+    });
+}
+
+/// Without registration, the node is a fallback whose stream DataFusion would run.
+#[test]
+fn an_unregistered_node_falls_back() {
+    let executor = gatework::Executor::builder().threads(1).build().unwrap();
+    let session = gatework::session(&executor);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        session.sql("CREATE TABLE t(k BIGINT, v BIGINT) AS VALUES (1, 2)").await.unwrap();
+        let input = session.table("t").await.unwrap().create_physical_plan().await.unwrap();
+        let own: Arc<dyn ExecutionPlan> = Arc::new(OwnExec::new(Kind::Even, input));
+        let wrap = |plan: &Arc<dyn ExecutionPlan>| {
+            gatework::sql::wrap_until(plan.clone(), &executor, &|_| false).unwrap()
+        };
+        assert_eq!(gatework::fallbacks(&wrap(&own)), ["OwnExec"]);
+        register_node::<OwnExec>(&executor);
+        assert_eq!(gatework::fallbacks(&wrap(&own)), Vec::<String>::new());
+    });
+}
