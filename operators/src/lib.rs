@@ -1,11 +1,10 @@
 //! Operators over Arrow batches: sources, streaming operators, sinks.
 //!
-//! Each operator has one file: its configuration, its local state and its implementation of the
-//! runtime's operator traits ([`gatework_runtime::pipeline`]). Expressions are DataFusion's
-//! [`PhysicalExpr`], aggregates its `GroupsAccumulator`. Hash tables, joins, aggregation, sort and
-//! exchange are implemented in this crate.
-//! `README.md` of this crate explains how to add an operator.
-//!
+//! Each operator has one file, or one folder: its configuration, its local state and its
+//! implementation of the runtime's operator traits ([`gatework_runtime::pipeline`]). Expressions
+//! are DataFusion's [`PhysicalExpr`], aggregates its `GroupsAccumulator`. Hash tables, joins,
+//! aggregation, sort and exchange are implemented in this crate. `README.md` of this crate explains
+//! how to add an operator.
 //! [`PhysicalExpr`]: datafusion_physical_expr::PhysicalExpr
 
 #![forbid(unsafe_code)]

@@ -17,7 +17,7 @@
 
 use std::sync::Arc;
 
-use crate::{ClaimResult, Gate, breaker::BreakerState};
+use crate::{ClaimResult, Gate, breaker::Breaker};
 
 #[derive(Debug)]
 struct Partitions<P> {
@@ -34,14 +34,14 @@ impl<P> Default for Partitions<P> {
 /// The right of one producer task to publish its chunks. Dropping it unpublished aborts the state.
 #[derive(Debug)]
 pub struct AggregateProducer<P> {
-    state: Arc<BreakerState<Partitions<P>>>,
+    state: Arc<Breaker<Partitions<P>>>,
     published: bool,
 }
 
 /// The right of one consumer task to claim partitions.
 #[derive(Debug)]
 pub struct AggregateConsumer<P> {
-    state: Arc<BreakerState<Partitions<P>>>,
+    state: Arc<Breaker<Partitions<P>>>,
     task_index: usize,
 }
 
@@ -58,8 +58,7 @@ pub fn new<P>(
 ) -> (Vec<AggregateProducer<P>>, Vec<AggregateConsumer<P>>) {
     assert!(partitions > 0, "an aggregate has at least one partition");
     let chunks = (0..partitions).map(|_| Vec::new()).collect();
-    let state =
-        Arc::new(BreakerState::new(name, producers, consumers, Partitions { chunks, next: 0 }));
+    let state = Arc::new(Breaker::new(name, producers, consumers, Partitions { chunks, next: 0 }));
     (
         (0..producers)
             .map(|_| AggregateProducer { state: state.clone(), published: false })

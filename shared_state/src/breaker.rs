@@ -27,14 +27,14 @@ struct Inner<C> {
 }
 
 #[derive(Debug)]
-pub(crate) struct BreakerState<C> {
+pub(crate) struct Breaker<C> {
     gates: ManyToMany,
     /// Ready once the last consumer was dropped: producers may end early.
     closed: Gate,
     inner: Mutex<Inner<C>>,
 }
 
-impl<C: Default> BreakerState<C> {
+impl<C: Default> Breaker<C> {
     pub(crate) fn new(name: &str, producers: usize, consumers: usize, contents: C) -> Self {
         assert!(producers > 0 && consumers > 0, "a breaker needs a producer and a consumer");
         Self {

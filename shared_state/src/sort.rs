@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::{ClaimResult, Gate, breaker::BreakerState};
+use crate::{ClaimResult, Gate, breaker::Breaker};
 
 #[derive(Debug)]
 struct Runs<R> {
@@ -27,14 +27,14 @@ impl<R> Default for Runs<R> {
 /// The right of one producer task to publish its runs. Dropping it unpublished aborts the state.
 #[derive(Debug)]
 pub struct SortProducer<R> {
-    state: Arc<BreakerState<Runs<R>>>,
+    state: Arc<Breaker<Runs<R>>>,
     published: bool,
 }
 
 /// The right of one consumer task to claim key ranges.
 #[derive(Debug)]
 pub struct SortConsumer<R> {
-    state: Arc<BreakerState<Runs<R>>>,
+    state: Arc<Breaker<Runs<R>>>,
     task_index: usize,
 }
 
@@ -51,7 +51,7 @@ pub fn new<R>(
 ) -> (Vec<SortProducer<R>>, Vec<SortConsumer<R>>) {
     assert!(key_ranges > 0, "a sort has at least one key range");
     let runs = Runs { key_ranges, ..Runs::default() };
-    let state = Arc::new(BreakerState::new(name, producers, consumers, runs));
+    let state = Arc::new(Breaker::new(name, producers, consumers, runs));
     (
         (0..producers).map(|_| SortProducer { state: state.clone(), published: false }).collect(),
         (0..consumers)

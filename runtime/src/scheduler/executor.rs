@@ -49,12 +49,12 @@ impl Executor {
     }
 
     pub(super) fn from_parts(
-        core: Arc<Registry>,
+        registry: Arc<Registry>,
         handles: Vec<thread::JoinHandle<()>>,
         spec: Option<ThreadSpec>,
     ) -> Self {
-        let (handles, companions) = (Mutex::new(handles), Mutex::default());
-        Self { inner: Arc::new(Inner { registry: core, spec, handles, extensions: companions }) }
+        let (handles, extensions) = (Mutex::new(handles), Mutex::default());
+        Self { inner: Arc::new(Inner { registry, spec, handles, extensions }) }
     }
 
     /// Returns the number of workers.

@@ -120,13 +120,12 @@ impl TaskQueue {
         let deque = self.idle_deques[worker].lock().take()?;
         let last = (self.default_group.clone(), 0);
         let outer = LOCAL.take().map(Box::new);
-        let unbilled = [0; LEVELS];
         LOCAL.set(Some(Local {
             registry: registry.clone(),
             deque,
             ticks: 0,
             last,
-            uncharged: unbilled,
+            uncharged: [0; LEVELS],
             outer,
         }));
         Some(LocalDequeGuard(()))
@@ -213,14 +212,14 @@ impl TaskQueue {
     /// the caller.
     pub(super) fn push_local(task: Arc<Task>) -> Option<Arc<Task>> {
         LOCAL.with_borrow(|local| match local {
-            Some(Local { registry: core, deque, .. })
-                if std::ptr::eq(Arc::as_ptr(core), task.registry().as_ptr())
-                    && core.queue.deterministic.is_none()
+            Some(Local { registry, deque, .. })
+                if std::ptr::eq(Arc::as_ptr(registry), task.registry().as_ptr())
+                    && registry.queue.deterministic.is_none()
                     && !task.is_urgent()
                     && (deque.is_empty() || level_of(task.group.consumed()) > 0) =>
             {
                 deque.push(task);
-                core.wake_one();
+                registry.wake_one();
                 None
             }
             _ => Some(task),

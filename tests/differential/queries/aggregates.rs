@@ -42,8 +42,8 @@ impl Aggregates<'_> {
         self.expressions().any_that(Class::is_ordered).sql
     }
 
-    /// Returns an argument of `min` or `max`: DataFusion's, of NaN and numbers, depends on the order
-    /// of the rows.
+    /// Returns an argument of `min` or `max` without NaN: DataFusion's minimum of NaN and numbers
+    /// depends on the order of the rows.
     fn any_without_nan(&mut self) -> String {
         let value = self.expressions().any_that(Class::is_ordered);
         match value.class {
