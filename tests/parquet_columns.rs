@@ -220,6 +220,8 @@ fn floats_that_are_no_numbers() {
                 "SELECT min(x) AS a, max(x) AS b, min(same) AS c, max(same) AS d FROM {t}",
                 "SELECT max(x) AS a FROM {t} WHERE id < 2000",
                 "SELECT same, count(*) AS a FROM {t} GROUP BY same",
+                // By the file's bounds, `same` is constant.
+                "SELECT same + 1 AS a FROM {t}",
             ];
             for sql in conditions.map(of_rows).into_iter().chain(whole.map(str::to_owned)) {
                 let frame = |context: &datafusion::prelude::SessionContext, table| {
@@ -228,6 +230,47 @@ fn floats_that_are_no_numbers() {
                 let expected = frame(&sessions.reference, "exact").unwrap();
                 let frames = sessions.tested.iter().map(|tested| frame(&tested.context, name));
                 sessions.compare(&format!("{name}: {sql}"), expected, frames.collect(), None);
+            }
+        }
+    });
+}
+
+/// A bloom filter skips row groups whose bounds contain a value that they do not have. Zeros of both
+/// signs are found, although their filters' hashes differ.
+#[test]
+fn bloom_filters_skip_row_groups() {
+    with_sessions(|sessions| {
+        let rows = "SELECT n AS id, n * 7919 % 4001 AS key, concat('k', n * 7919 % 4001) AS text, \
+            CASE WHEN n % 2 = 0 THEN 0.0 ELSE -0.0 END AS zero \
+            FROM (SELECT value AS n FROM generate_series(0, 3999))";
+        let path = format!("{}/blooms.parquet", sessions.shared().to_str().unwrap());
+        sessions.on_reference(&format!(
+            "COPY ({rows}) TO '{path}' STORED AS PARQUET OPTIONS \
+             ('format.max_row_group_size' 100, 'format.bloom_filter_on_write' true)"
+        ));
+        sessions.everywhere(&external("blooms", "blooms.parquet"));
+        sessions.table("wanted", "SELECT 'k77' AS text UNION ALL SELECT 'k4001'");
+        let statements = [
+            "SELECT id, key FROM blooms WHERE text = 'k1234'",
+            "SELECT id, text FROM blooms WHERE key = 1234",
+            "SELECT id FROM blooms WHERE text IN ('k9', 'k12', 'none')",
+            "SELECT id FROM blooms WHERE text = 'k0' OR key = 3",
+        ];
+        sessions.equal(&statements);
+        sessions.equal(&[
+            "SELECT count(*) FROM blooms WHERE zero = 0.0",
+            "SELECT id FROM blooms WHERE text = 'k1x'",
+            "SELECT b.id FROM blooms b JOIN wanted w ON b.text = w.text",
+        ]);
+        for tested in &sessions.tested {
+            for sql in statements {
+                let text = sessions.block_on(async {
+                    let analyzed = tested.context.sql(&format!("EXPLAIN ANALYZE {sql}")).await;
+                    analyzed.unwrap().to_string().await.unwrap()
+                });
+                let pruned = text.split_once("row_groups_pruned_bloom_filter=40 total").is_some()
+                    && !text.contains("row_groups_pruned_bloom_filter=40 total → 40 matched");
+                assert!(pruned, "{}, {sql}:\n{text}", tested.name);
             }
         }
     });

@@ -12,6 +12,7 @@
 //! DataFusion and the parquet crate provide footers, pruning and bytes. DataFusion's reader reads
 //! every morsel with a feature that [`open`] does not support.
 
+mod bloom;
 mod conjuncts;
 mod nan;
 mod open;

@@ -54,14 +54,10 @@ pub(in super::super) async fn open(
     let Some((schema, chunks)) = plan.chunks_in_file(&group).filter(|_| !special) else {
         return Ok(OpenedRowGroup::Unsupported);
     };
-    let blooms = source.table_parquet_options().global.bloom_filter_on_read;
-    if blooms && chunks.iter().any(|chunk| chunk.bloom_filter_offset().is_some()) {
-        return Ok(OpenedRowGroup::Unsupported);
-    }
     let name = file.object_meta.location.as_ref();
     let metrics = ParquetFileMetrics::new(task_index, name, config.file_source.metrics());
     let target = PruningTarget { source, file: &file, group: &group, schema: &schema };
-    let access = plan.prune(&target, &metrics);
+    let (access, predicate) = plan.prune(&target, &metrics);
     let Ok(rows) = usize::try_from(group.metadata().num_rows()) else {
         return exec_err!("a row group has {} rows", group.metadata().num_rows());
     };
@@ -83,6 +79,11 @@ pub(in super::super) async fn open(
     let hint = file.metadata_size_hint.or(options.metadata_size_hint);
     let mut reader =
         factory.create_reader(task_index, file.clone(), hint, config.file_source.metrics())?;
+    if let Some(predicate) = predicate
+        && target.is_excluded(&predicate, reader.as_mut(), &metrics).await
+    {
+        return Ok(OpenedRowGroup::Pruned);
+    }
     let bytes = reader.get_byte_ranges(ranges.clone()).await?;
     let mut decoders = Vec::with_capacity(chunks.len());
     for (((chunk, range), bytes), field) in chunks.iter().zip(ranges).zip(bytes).zip(&plan.columns)

@@ -32,7 +32,7 @@ use datafusion::{
         replace_columns_with_literals,
     },
     physical_expr_common::physical_expr::snapshot_physical_expr,
-    physical_optimizer::pruning::PruningPredicateBuilder,
+    physical_optimizer::pruning::{PruningPredicate, PruningPredicateBuilder},
 };
 
 use super::{
@@ -52,26 +52,30 @@ pub(super) struct PruningTarget<'a> {
 }
 
 impl RowGroupPlan {
-    /// Returns which rows of a row group may match the predicate.
+    /// Returns which rows of a row group may match the predicate, by statistics and page index, and
+    /// the predicate that its bloom filters may answer.
     pub(super) fn prune(
         &self,
         target: &PruningTarget<'_>,
         metrics: &ParquetFileMetrics,
-    ) -> RowGroupAccess {
-        let Some(predicate) = self.file_predicate(target) else { return RowGroupAccess::Scan };
+    ) -> (RowGroupAccess, Option<PruningPredicate>) {
+        let Some(predicate) = self.file_predicate(target) else {
+            return (RowGroupAccess::Scan, None);
+        };
         let footer = target.group.footer_of_itself();
         let options = &target.source.table_parquet_options().global;
-        let mut access = ParquetAccessPlan::new_all(1);
+        let mut access = PruningTarget::only_row_group();
         let descriptor = footer.file_metadata().schema_descr();
+        let pruning = PruningPredicateBuilder::new()
+            .with_file_schema(target.schema.clone())
+            .try_build(predicate.clone());
+        let pruning = pruning.ok().filter(|pruning| !pruning.always_true());
         if options.pruning
-            && let Ok(pruning) = PruningPredicateBuilder::new()
-                .with_file_schema(target.schema.clone())
-                .try_build(predicate.clone())
-            && !pruning.always_true()
+            && let Some(pruning) = &pruning
         {
             let groups = footer.row_groups();
             let mut filter = RowGroupAccessPlanFilter::new(access);
-            filter.prune_by_statistics(target.schema, descriptor, groups, &pruning, metrics);
+            filter.prune_by_statistics(target.schema, descriptor, groups, pruning, metrics);
             access = filter.build();
         }
         if options.enable_page_index && access.should_scan(0) && target.has_page_index(&predicate) {
@@ -84,7 +88,7 @@ impl RowGroupPlan {
                 metrics,
             );
         }
-        access.into_inner().swap_remove(0)
+        (access.into_inner().swap_remove(0), pruning.filter(|_| options.bloom_filter_on_read))
     }
 
     /// Returns the conjuncts of the predicate that may prune the row group, over the columns of its
@@ -126,6 +130,11 @@ impl RowGroupPlan {
 }
 
 impl PruningTarget<'_> {
+    /// Returns the access plan of a file with one row group.
+    pub(super) fn only_row_group() -> ParquetAccessPlan {
+        ParquetAccessPlan::new_all(1)
+    }
+
     /// Returns the values of the partition columns, which come from the file's path.
     fn partition_values(&self) -> HashMap<String, ScalarValue> {
         let columns = self.source.table_schema().table_partition_cols();
