@@ -28,14 +28,14 @@ use datafusion::{
     },
 };
 use gatework::{
-    operators::{apply_selection, sort},
+    operators::{apply_selection, harness::numbers, memory_scan::MemoryScan, sort},
     runtime::{
         Result as RuntimeResult,
         pipeline::{
             Batch, DriverContext, LocalOperator, Operator, OperatorContext, OperatorResult,
         },
     },
-    sql::nodes::{NativeNode, NodeContext, NodeOperators, register_node},
+    sql::nodes::{NativeNode, NodeContext, NodeOperators, OperatorExec, register_node},
 };
 
 use crate::against_datafusion::{Sessions, guarded};
@@ -116,7 +116,7 @@ impl NativeNode for OwnExec {
     }
 
     fn keeps_columns(&self) -> bool {
-        self.kind != Kind::Steps
+        matches!(self.kind, Kind::Even | Kind::Sorted)
     }
 }
 
@@ -252,10 +252,7 @@ struct Through {
 #[async_trait]
 impl TableProvider for Through {
     fn schema(&self) -> Arc<Schema> {
-        Arc::new(Schema::new(vec![
-            Field::new("k", DataType::Int64, false),
-            Field::new("v", DataType::Int64, false),
-        ]))
+        self.table.schema()
     }
 
     fn table_type(&self) -> TableType {
@@ -282,18 +279,30 @@ impl TableProvider for Through {
     }
 }
 
-const KINDS: [(&str, Kind); 5] = [
-    ("even", Kind::Even),
-    ("steps", Kind::Steps),
-    ("one_per_key", Kind::OnePerKey),
-    ("sorted", Kind::Sorted),
-    ("without_sink", Kind::WithoutSink),
+/// Tables whose rows pass through a node: name, node, name of the input.
+const TABLES: [(&str, Kind, &str); 7] = [
+    ("even", Kind::Even, "t"),
+    ("steps", Kind::Steps, "t"),
+    ("steps_of_one_value", Kind::Steps, "one_value"),
+    ("steps_of_union", Kind::Steps, "three_parts"),
+    ("one_per_key", Kind::OnePerKey, "t"),
+    ("sorted", Kind::Sorted, "t"),
+    ("without_sink", Kind::WithoutSink, "t"),
+];
+
+/// Inputs that DataFusion takes for sorted by `v`, in every partition or part by part.
+const VIEWS: [&str; 2] = [
+    "CREATE VIEW one_value AS SELECT k, 5 AS v FROM t",
+    "CREATE VIEW three_parts AS SELECT k, 2 AS v FROM t UNION ALL SELECT k, 1 AS v FROM t \
+     UNION ALL SELECT k, 2 AS v FROM t",
 ];
 
 /// What DataFusion computes in place of each node.
-const REFERENCES: [(&str, &str); 4] = [
+const REFERENCES: [(&str, &str); 6] = [
     ("even", "SELECT * FROM t WHERE v % 2 = 0"),
     ("steps", "SELECT k, v - lag(v, 1, 0) OVER (ORDER BY v) AS v FROM t"),
+    ("steps_of_one_value", "SELECT k, v - lag(v, 1, 0) OVER (ORDER BY v) AS v FROM one_value"),
+    ("steps_of_union", "SELECT k, v - lag(v, 1, 0) OVER (ORDER BY v) AS v FROM three_parts"),
     ("one_per_key", "SELECT k, min(v) AS v FROM t GROUP BY k"),
     ("sorted", "SELECT * FROM t"),
 ];
@@ -303,16 +312,16 @@ fn with_nodes(body: impl FnOnce(&Sessions) + Send + 'static) {
         let sessions = Sessions::new(watch);
         let rows = "SELECT value % 7 AS k, value * value % 1009 AS v FROM generate_series(1, 500)";
         sessions.table("t", rows);
+        VIEWS.iter().for_each(|view| sessions.everywhere(view));
         for (name, query) in REFERENCES {
             let view = format!("CREATE VIEW {name} AS {query}");
             sessions.block_on(async { sessions.reference.sql(&view).await }).unwrap();
         }
         for tested in &sessions.tested {
             register_node::<OwnExec>(&tested.executor);
-            let table = sessions.block_on(tested.context.table_provider("t")).unwrap();
-            for (name, kind) in KINDS {
-                let through = Through { kind, table: table.clone() };
-                tested.context.register_table(name, Arc::new(through)).unwrap();
+            for (name, kind, input) in TABLES {
+                let table = sessions.block_on(tested.context.table_provider(input)).unwrap();
+                tested.context.register_table(name, Arc::new(Through { kind, table })).unwrap();
             }
         }
         body(&sessions);
@@ -331,6 +340,8 @@ fn own_nodes_in_queries() {
             // Only rows in the order of v give these steps.
             "SELECT sum(v), max(v), count(*) FROM steps",
             "SELECT v, count(*) FROM steps GROUP BY v",
+            "SELECT v, count(*) FROM steps_of_one_value GROUP BY v",
+            "SELECT v, count(*) FROM steps_of_union GROUP BY v",
             // Only if equal keys meet in one task is there one row per key.
             "SELECT k FROM one_per_key",
             "SELECT count(*) FROM one_per_key WHERE v >= 0",
@@ -384,6 +395,115 @@ fn a_node_without_its_sink_is_an_error() {
             assert!(text.contains("OwnExec has a source, so each input needs a sink"), "{text}");
         }
     });
+}
+
+/// A node made from a function: filters stay above it unless it lets them pass, its rows keep the
+/// order of its input, and its sources wait for scalar subqueries.
+#[test]
+fn nodes_made_from_functions() {
+    with_nodes(|sessions| {
+        let leaf = "CREATE VIEW leaf AS SELECT value AS n FROM generate_series(0, 99)";
+        let every = "CREATE VIEW every AS SELECT n FROM \
+            (SELECT value AS n FROM generate_series(1, 1000)) WHERE n % 10 = 1";
+        for view in [leaf, every] {
+            sessions.block_on(async { sessions.reference.sql(view).await }).unwrap();
+        }
+        for tested in &sessions.tested {
+            tested.context.register_table("leaf", Arc::new(Numbers(None))).unwrap();
+            tested.context.register_table("every", Arc::new(Numbers(Some(10)))).unwrap();
+        }
+        sessions.equal(&[
+            "SELECT * FROM leaf WHERE n > (SELECT max(k) FROM t)",
+            "SELECT count(*), sum(n) FROM leaf",
+            "SELECT n FROM every",
+            // Were the filter pushed below the node, it would take other rows.
+            "SELECT n FROM every WHERE n > 777",
+            "SELECT e.n FROM every e JOIN (SELECT v FROM t WHERE k = 2) x ON e.n = x.v",
+            "SELECT n FROM every ORDER BY n LIMIT 4",
+        ]);
+    });
+}
+
+/// Numbers in order; of each so many, if that is given, only the first.
+#[derive(Debug)]
+struct Numbers(Option<usize>);
+
+#[async_trait]
+impl TableProvider for Numbers {
+    fn schema(&self) -> Arc<Schema> {
+        Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]))
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        _state: &dyn Session,
+        _projection: Option<&Vec<usize>>,
+        _filters: &[Expr],
+        _limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let schema = self.schema();
+        let Some(every) = self.0 else {
+            let operators = |context: &NodeContext<'_>| {
+                let scan = MemoryScan::new(numbers(0..100, 7), None, context.batch_rows());
+                Ok(NodeOperators::source(scan, context.max_tasks()))
+            };
+            return Ok(OperatorExec::new("LeafExec", vec![], schema, operators).into_plan());
+        };
+        let operators = |context: &NodeContext<'_>| {
+            let scan = MemoryScan::new(numbers(1..1001, 7), None, context.batch_rows());
+            Ok(NodeOperators::source(scan, 1))
+        };
+        let options = SortOptions { descending: false, nulls_first: false };
+        let key = PhysicalSortExpr { expr: col("n", &schema).unwrap(), options };
+        let all = OperatorExec::new("LeafExec", vec![], schema.clone(), operators);
+        let all = all.with_output_ordering(LexOrdering::new([key]).unwrap()).into_plan();
+        let operators = move |_: &NodeContext<'_>| Ok(NodeOperators::operator(Every(every)));
+        let node = OperatorExec::new("EveryExec", vec![all], schema, operators);
+        let node = node.with_input_distribution(Distribution::SinglePartition).with_same_order();
+        Ok(node.into_plan())
+    }
+}
+
+#[derive(Debug)]
+struct Every(usize);
+
+struct LocalEvery {
+    every: usize,
+    seen: usize,
+}
+
+impl Operator for Every {
+    fn name(&self) -> &str {
+        "every"
+    }
+
+    fn local(&self, _context: OperatorContext) -> RuntimeResult<Box<dyn LocalOperator>> {
+        Ok(Box::new(LocalEvery { every: self.0, seen: 0 }))
+    }
+}
+
+impl LocalOperator for LocalEvery {
+    fn execute(
+        &mut self,
+        input: Option<Batch>,
+        _task: &DriverContext,
+    ) -> RuntimeResult<OperatorResult> {
+        let Some(batch) = input else { return Ok(OperatorResult::NeedInput) };
+        let sequence = batch.sequence();
+        let rows = apply_selection(batch)?;
+        let first = (self.seen..self.seen + rows.num_rows()).map(|row| row % self.every == 0);
+        let first: BooleanArray = first.map(Some).collect();
+        self.seen += rows.num_rows();
+        let rows = filter_record_batch(&rows, &first).unwrap();
+        Ok(match rows.num_rows() {
+            0 => OperatorResult::NeedInput,
+            _ => OperatorResult::Batch(Batch::new(rows).with_sequence(sequence)),
+        })
+    }
 }
 
 /// Without registration, the node is a fallback whose stream DataFusion would run.

@@ -5,6 +5,7 @@
 //! are DataFusion's [`PhysicalExpr`], aggregates its `GroupsAccumulator`. Hash tables, joins,
 //! aggregation, sort and exchange are implemented in this crate. `README.md` of this crate explains
 //! how to add an operator.
+//!
 //! [`PhysicalExpr`]: datafusion_physical_expr::PhysicalExpr
 
 #![forbid(unsafe_code)]

@@ -1,10 +1,15 @@
 //! Plan nodes of one's own on gatework's operators.
 //!
-//! An application that adds an [`ExecutionPlan`] to DataFusion's plans, through an extension
-//! planner, a table function or an optimizer rule, implements [`NativeNode`] for it and registers
-//! the type with the executor. Sessions on the executor then run the node natively: EXPLAIN marks
+//! An application adds nodes to DataFusion's plans through a table provider, a table function, an
+//! extension planner or an optimizer rule. [`OperatorExec`] is a node that is made from a function.
+//! A node with a type of its own implements [`NativeNode`], and the type is registered with the
+//! executor ([`register_node`]). Sessions on the executor then run the node natively: EXPLAIN marks
 //! it, profiles count its rows, and it is no fallback. (Velox registers such translators by node
 //! type, in `Operator::registerOperator`.)
+
+mod operator_exec;
+
+pub use operator_exec::OperatorExec;
 
 use std::{
     any::{Any, TypeId},
@@ -13,14 +18,17 @@ use std::{
     sync::Arc,
 };
 
-use datafusion::{error::Result, execution::TaskContext, physical_plan::ExecutionPlan};
+use datafusion::{
+    error::Result, execution::TaskContext, physical_expr::PhysicalExpr,
+    physical_plan::ExecutionPlan,
+};
 use gatework_runtime::{
     Executor,
     pipeline::{Operator, Sink, Source},
 };
 use parking_lot::RwLock;
 
-use crate::exec::as_gatework_exec;
+use crate::{exec::as_gatework_exec, lower::Bindings};
 
 /// A plan node of one's own that runs on gatework's operators.
 ///
@@ -28,14 +36,21 @@ use crate::exec::as_gatework_exec;
 ///
 /// | property of the node | its input |
 /// |---|---|
-/// | `required_input_ordering` | one task, whose rows have the order |
+/// | `required_input_ordering` (hard) | one task, whose rows have the order |
 /// | distribution `SinglePartition` | one task |
-/// | distribution `KeyPartitioned` | rows with equal keys reach the same task |
+/// | distribution `KeyPartitioned` | rows with equal keys, of all such inputs, meet in one task |
 /// | otherwise | any number of tasks |
 ///
-/// If another node relies on the order of the node's output: an input whose order the node
-/// maintains (`maintains_input_order`) is read in order by one task. The rows of a node that
-/// declares an ordering that it does not maintain are sorted. A `fetch` is applied to the output.
+/// Order: if another node relies on the order of the node's output, an input whose order the node
+/// maintains (`maintains_input_order`) is read in order by one task. A source of one task emits its
+/// rows in the order that the node declares. Otherwise the output is sorted by that order. A
+/// `fetch` is applied to the output.
+///
+/// A filter that the node passes on (`gather_filters_for_pushdown`) must mean the same columns
+/// there: DataFusion looks them up by name.
+///
+/// Where a query runs as stages, on nodes or workers, each task of a stage is one execution of the
+/// node, with a part of the rows. A node that needs all rows declares `SinglePartition`.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -67,6 +82,9 @@ use crate::exec::as_gatework_exec;
 /// #         _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
 /// #     ) -> Result<TreeNodeRecursion> {
 /// #         Ok(TreeNodeRecursion::Continue)
+/// #     }
+/// #     fn required_input_distribution(&self) -> Vec<Distribution> {
+/// #         vec![Distribution::SinglePartition]
 /// #     }
 /// #     fn with_new_children(
 /// #         self: Arc<Self>,
@@ -127,7 +145,7 @@ pub(crate) enum NodeOutput {
 }
 
 impl NodeOperators {
-    /// Returns the operators of a streaming node: the rows of its only input pass through
+    /// Returns the operators of a streaming node: the rows of the input without a sink pass through
     /// `operator`.
     pub fn operator(operator: impl Operator + 'static) -> Self {
         Self { sinks: Vec::new(), output: NodeOutput::Operator(Arc::new(operator)) }
@@ -155,6 +173,7 @@ pub struct NodeContext<'a> {
     pub(crate) max_tasks: usize,
     pub(crate) batch_rows: usize,
     pub(crate) task_context: &'a Arc<TaskContext>,
+    pub(crate) bindings: &'a Bindings,
 }
 
 impl NodeContext<'_> {
@@ -176,6 +195,15 @@ impl NodeContext<'_> {
         self.batch_rows
     }
 
+    /// Returns the expression to evaluate in place of `expr`, an expression of the node: one that
+    /// refers to the scalar subqueries and runtime filters of this execution.
+    ///
+    /// # Errors
+    /// If an expression cannot be rewritten.
+    pub fn bind(&self, expr: &Arc<dyn PhysicalExpr>) -> Result<Arc<dyn PhysicalExpr>> {
+        self.bindings.bind(expr)
+    }
+
     /// Returns DataFusion's context of the execution.
     pub fn task_context(&self) -> &Arc<TaskContext> {
         self.task_context
@@ -194,14 +222,15 @@ impl NodeRegistry {
         executor.extension(Self::default)
     }
 
-    /// Returns `plan`'s own node if its type is registered.
+    /// Returns `plan` itself if it is an [`OperatorExec`] or its type is registered.
     pub(crate) fn find<'a>(&self, plan: &'a dyn ExecutionPlan) -> Option<&'a dyn NativeNode> {
+        if let Some(node) = plan.downcast_ref::<OperatorExec>() {
+            return Some(node);
+        }
         let cast = *self.0.read().get(&(plan as &dyn Any).type_id())?;
         cast(plan)
     }
-}
 
-impl NodeRegistry {
     /// Returns the inputs of a registered node whose columns pass through.
     pub(crate) fn pass_through<'a>(
         &self,

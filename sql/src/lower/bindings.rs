@@ -86,7 +86,7 @@ impl Bindings {
     }
 
     /// Binds `expr` of a plan's node to this execution.
-    pub(super) fn bind(&self, expr: &Arc<dyn PhysicalExpr>) -> Result<Arc<dyn PhysicalExpr>> {
+    pub(crate) fn bind(&self, expr: &Arc<dyn PhysicalExpr>) -> Result<Arc<dyn PhysicalExpr>> {
         if self.is_empty() {
             return Ok(expr.clone());
         }

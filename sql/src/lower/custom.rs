@@ -1,6 +1,13 @@
-//! Lowering of plan nodes of one's own, whose types are registered with the executor.
+//! Lowering of an application's own plan nodes ([`NativeNode`]).
 
-use datafusion::{common::plan_err, error::Result, physical_expr::Distribution};
+use std::sync::Arc;
+
+use datafusion::{
+    common::plan_err,
+    error::Result,
+    physical_expr::{Distribution, LexOrdering, OrderingRequirements, PhysicalExpr},
+    physical_plan::ExecutionPlan,
+};
 use gatework_operators::local_exchange::Routing;
 
 use super::{
@@ -14,6 +21,20 @@ use crate::{
     nodes::{NativeNode, NodeContext, NodeOperators, NodeOutput},
 };
 
+/// How the rows of an input reach a node's tasks.
+enum InputTasks {
+    /// Any number of tasks, whose rows are in no order.
+    Any,
+    /// One task.
+    One,
+    /// One task, in the order that the input declares.
+    InOrder,
+    /// One task, in this order.
+    SortedBy(LexOrdering),
+    /// Rows with equal keys are in the same task.
+    ByKeys(Vec<Arc<dyn PhysicalExpr>>),
+}
+
 impl Lowering {
     pub(super) fn custom(
         &mut self,
@@ -22,49 +43,46 @@ impl Lowering {
         ordered: bool,
         tag: Option<usize>,
     ) -> Result<PipelineBuilder> {
-        let inputs = (0..exec.children().len())
-            .map(|index| self.custom_input(exec, node, index, ordered, tag))
+        let wants_order = ordered || has_ordered_fetch(exec.inner());
+        let inputs = exec.children().iter().zip(input_tasks(node, wants_order));
+        let inputs = inputs
+            .map(|(child, tasks)| self.custom_input(child, tasks, tag))
             .collect::<Result<Vec<_>>>()?;
         let context = NodeContext {
             num_input_tasks: inputs.iter().map(|input| input.num_tasks).collect(),
             max_tasks: self.max_tasks,
             batch_rows: self.batch_rows,
             task_context: self.context.task_context(),
+            bindings: &self.bindings,
         };
         let operators = node.operators(&context)?;
+        let has_order = matches!(operators.output, NodeOutput::Source(..))
+            || node.maintains_input_order().contains(&true);
         let pipeline = self.assemble(node.name(), inputs, operators, tag)?;
-        let keeps_order = node.maintains_input_order().contains(&true) && pipeline.num_tasks == 1;
-        let pipeline =
-            self.sort_if(ordered && !keeps_order, pipeline, exec.inner().as_ref(), tag)?;
+        let sorts = wants_order && !(has_order && pipeline.num_tasks == 1);
+        let pipeline = self.sort_if(sorts, pipeline, exec.inner().as_ref(), tag)?;
         Ok(limited(pipeline, total_fetch(exec.inner()), tag))
     }
 
-    /// Lowers an input as the node's properties require it.
     fn custom_input(
         &mut self,
-        exec: &GateworkExec,
-        node: &dyn NativeNode,
-        index: usize,
-        ordered: bool,
+        child: &Arc<dyn ExecutionPlan>,
+        tasks: InputTasks,
         tag: Option<usize>,
     ) -> Result<PipelineBuilder> {
-        let child = &exec.children()[index];
-        let requires_order = node.required_input_ordering().get(index).is_some_and(Option::is_some);
-        let maintains_order = node.maintains_input_order().get(index) == Some(&true);
-        let wants_order = ordered || has_ordered_fetch(exec.inner());
-        if requires_order || wants_order && maintains_order {
-            return self.child(child, true);
-        }
-        let input = self.child(child, false)?;
-        match node.input_distribution_requirements().child_distribution(index) {
-            Some(Distribution::SinglePartition) => {
+        let ordered = matches!(tasks, InputTasks::InOrder);
+        let input = self.child(child, ordered)?;
+        match tasks {
+            InputTasks::Any => Ok(input),
+            // An order by constants may come from several tasks.
+            InputTasks::One | InputTasks::InOrder => {
                 self.exchange(input, Routing::PassThrough, 1, child, tag)
             }
-            Some(Distribution::KeyPartitioned(keys)) if self.max_tasks > 1 => {
-                let keys = self.bindings.bind_all(keys)?;
+            InputTasks::SortedBy(ordering) => self.sort(input, ordering, None, child.schema(), tag),
+            InputTasks::ByKeys(keys) => {
+                let keys = self.bindings.bind_all(&keys)?;
                 self.exchange(input, Routing::HashReseeded(keys), self.max_tasks, child, tag)
             }
-            _ => Ok(input),
         }
     }
 
@@ -92,7 +110,7 @@ impl Lowering {
         }
         let pipeline = match (output, streamed.pop()) {
             (NodeOutput::Source(source, num_tasks), None) => {
-                PipelineBuilder::new(name, num_tasks.max(1), source, tag)
+                self.source(name, num_tasks.max(1), source, tag)
             }
             (NodeOutput::Operator(operator), Some(mut input)) if streamed.is_empty() => {
                 input.operators.push((operator, tag));
@@ -108,5 +126,54 @@ impl Lowering {
             }
         };
         Ok(producers.into_iter().fold(pipeline, PipelineBuilder::depends_on))
+    }
+}
+
+/// Returns how `node` needs its inputs. `wants_order` says whether its output must be in order.
+fn input_tasks(node: &dyn NativeNode, wants_order: bool) -> Vec<InputTasks> {
+    let (orderings, maintained) = (node.required_input_ordering(), node.maintains_input_order());
+    let distributions = node.input_distribution_requirements();
+    let children = node.children();
+    let inputs = children.iter().enumerate();
+    let mut tasks: Vec<_> = inputs
+        .map(|(index, child)| {
+            let required = match orderings.get(index) {
+                Some(Some(ordering @ OrderingRequirements::Hard(_))) => Some(ordering.first()),
+                _ => None,
+            };
+            let partitions = child.properties().partitioning.partition_count();
+            match (required, distributions.child_distribution(index)) {
+                // The order holds within each partition. Only a sort by all keys merges them.
+                (Some(required), _) if partitions > 1 => {
+                    InputTasks::SortedBy(required.clone().into())
+                }
+                (Some(_), _) => InputTasks::InOrder,
+                (None, _) if wants_order && maintained.get(index) == Some(&true) => {
+                    InputTasks::InOrder
+                }
+                (None, Some(Distribution::SinglePartition)) => InputTasks::One,
+                (None, Some(distribution)) => match keys_of(distribution) {
+                    Some(keys) => InputTasks::ByKeys(keys.clone()),
+                    None => InputTasks::Any,
+                },
+                (None, None) => InputTasks::Any,
+            }
+        })
+        .collect();
+    // Rows with equal keys of all inputs meet in one task.
+    let is_one = |input: &InputTasks| !matches!(input, InputTasks::Any | InputTasks::ByKeys(_));
+    if tasks.iter().any(is_one) {
+        for input in tasks.iter_mut().filter(|input| matches!(input, InputTasks::ByKeys(_))) {
+            *input = InputTasks::One;
+        }
+    }
+    tasks
+}
+
+#[expect(deprecated, reason = "nodes may still use the former name of KeyPartitioned")]
+fn keys_of(distribution: &Distribution) -> Option<&Vec<Arc<dyn PhysicalExpr>>> {
+    match distribution {
+        Distribution::KeyPartitioned(keys) | Distribution::HashPartitioned(keys) => Some(keys),
+        _ => None,
     }
 }

@@ -199,7 +199,7 @@ impl Lowering {
 
     /// Creates a pipeline from `source`, which starts when the scalar subqueries above it have
     /// values.
-    fn source(
+    pub(super) fn source(
         &self,
         name: &str,
         num_tasks: usize,

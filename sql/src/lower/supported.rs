@@ -59,7 +59,7 @@ pub(super) enum SupportedNode<'a> {
     Constant,
     Source(&'a SourceExec),
     SplitTable(&'a SplitTableExec),
-    /// A node of a registered type.
+    /// An application's own node.
     Custom(&'a dyn NativeNode),
 }
 

@@ -16,7 +16,8 @@ use datafusion::{
     parquet::{
         arrow::{arrow_reader::ArrowReaderOptions, parquet_to_arrow_schema},
         file::metadata::{
-            PageIndexPolicy, ParquetMetaData, ParquetMetaDataBuilder, RowGroupMetaData,
+            FileMetaData, PageIndexPolicy, ParquetMetaData, ParquetMetaDataBuilder,
+            RowGroupMetaData,
         },
     },
 };
@@ -59,7 +60,16 @@ impl RowGroup {
     pub(super) fn footer_of_itself(&self) -> ParquetMetaData {
         let columns = self.footer.column_index().and_then(|groups| groups.get(self.index));
         let offsets = self.footer.offset_index().and_then(|groups| groups.get(self.index));
-        ParquetMetaDataBuilder::new(self.footer.file_metadata().clone())
+        let file = self.footer.file_metadata();
+        let file = FileMetaData::new(
+            file.version(),
+            self.metadata().num_rows(),
+            file.created_by().map(str::to_owned),
+            None,
+            file.schema_descr_ptr(),
+            file.column_orders().cloned(),
+        );
+        ParquetMetaDataBuilder::new(file)
             .add_row_group(self.metadata().clone())
             .set_column_index(columns.map(|columns| vec![columns.clone()]))
             .set_offset_index(offsets.map(|columns| vec![columns.clone()]))

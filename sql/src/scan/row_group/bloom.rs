@@ -42,13 +42,20 @@ impl PruningTarget<'_> {
             return false;
         }
         let ranges = columns.iter().map(|column| column.bytes.clone()).collect();
-        let Ok(filters) = reader.get_byte_ranges(ranges).await else { return false };
+        let Ok(filters) = reader.get_byte_ranges(ranges).await else {
+            metrics.predicate_evaluation_errors.add(1);
+            return false;
+        };
         let mut statistics = BloomFilterStatistics::with_capacity(columns.len());
         for (column, bytes) in columns.into_iter().zip(filters) {
             let descriptor = self.group.metadata().column(column.leaf).column_descr();
-            if let Ok(filter) = Sbbf::from_bytes(&bytes) {
-                let (kind, length) = (descriptor.physical_type(), descriptor.type_length());
-                statistics.insert(column.name, filter, kind, length);
+            // A damaged filter without blocks cannot be asked.
+            match Sbbf::from_bytes(&bytes).ok().filter(|filter| filter.num_blocks() > 0) {
+                Some(filter) => {
+                    let (kind, length) = (descriptor.physical_type(), descriptor.type_length());
+                    statistics.insert(column.name, filter, kind, length);
+                }
+                None => metrics.predicate_evaluation_errors.add(1),
             }
         }
         let mut filter = RowGroupAccessPlanFilter::new(Self::only_row_group());
@@ -56,10 +63,11 @@ impl PruningTarget<'_> {
         !filter.build().should_scan(0)
     }
 
-    /// Returns the column with this name if the row group has a bloom filter for it.
+    /// Returns the column with this name if the row group has a bloom filter for it, of a length
+    /// that the footer states.
     fn filtered_column(&self, name: String) -> Option<FilteredColumn> {
         let field = self.schema.field_with_name(&name).ok()?;
-        // 0.0 and -0.0 are equal, but their bits differ.
+        // 0.0 and -0.0 are equal, but their bits differ: a filter would exclude one of them.
         if field.data_type().is_floating() || matches!(field.data_type(), DataType::Null) {
             return None;
         }
