@@ -127,7 +127,7 @@ fn wrap_nodes(
     engine: &Engine,
     is_boundary: &dyn Fn(&dyn ExecutionPlan) -> bool,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    if as_gatework_exec(plan.as_ref()).is_some() || is_boundary(plan.as_ref()) {
+    if is_boundary(plan.as_ref()) {
         return Ok(plan);
     }
     let children = plan
@@ -135,6 +135,15 @@ fn wrap_nodes(
         .into_iter()
         .map(|child| wrap_nodes(child.clone(), engine, is_boundary))
         .collect::<Result<Vec<_>>>()?;
+    if let Some(exec) = as_gatework_exec(plan.as_ref()) {
+        // Part of a plan that was made earlier, for instance by a table provider. Rules may have
+        // put other nodes below it since.
+        let is_same = exec.children.iter().zip(&children).all(|(old, new)| Arc::ptr_eq(old, new));
+        return Ok(match is_same {
+            true => plan,
+            false => Arc::new(GateworkExec::new(exec.inner.clone(), children, engine.clone())),
+        });
+    }
     if lower::supports(plan.as_ref(), &engine.nodes) {
         return Ok(Arc::new(GateworkExec::new(plan, children, engine.clone())));
     }
