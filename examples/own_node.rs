@@ -19,7 +19,7 @@ use gatework::{
     sql::nodes::{NodeOperators, OperatorExec},
 };
 
-/// The plan's part: of so many rows, each task keeps one.
+/// The operator, shared by all tasks. Each task keeps one of this number of rows.
 #[derive(Debug)]
 struct Sample(usize);
 
@@ -33,7 +33,7 @@ impl Operator for Sample {
     }
 }
 
-/// One task's part: how many of its next rows are left out.
+/// The state of one task: `skip` rows are left out before the next one is kept.
 struct LocalSample {
     every: usize,
     skip: usize,

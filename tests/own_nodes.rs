@@ -49,6 +49,8 @@ enum Kind {
     Steps,
     /// Keeps one row per `k`.
     OnePerKey,
+    /// Keeps the first row of each interval of this length in its task.
+    Every(usize),
     /// Sorts by `v`: a breaker.
     Sorted,
     /// A breaker whose sink was forgotten.
@@ -97,7 +99,7 @@ impl NativeNode for OwnExec {
     fn operators(&self, context: &NodeContext<'_>) -> Result<NodeOperators> {
         assert_eq!(context.task_context().session_config().batch_size(), context.batch_rows());
         Ok(match self.kind {
-            Kind::Even | Kind::Steps | Kind::OnePerKey => {
+            Kind::Even | Kind::Steps | Kind::OnePerKey | Kind::Every(_) => {
                 NodeOperators::operator(OwnOperator(self.kind))
             }
             Kind::Sorted | Kind::WithoutSink => {
@@ -192,6 +194,7 @@ struct LocalOwnOperator {
     kind: Kind,
     seen: HashSet<i64>,
     last: i64,
+    rows: usize,
 }
 
 impl Operator for OwnOperator {
@@ -200,7 +203,7 @@ impl Operator for OwnOperator {
     }
 
     fn local(&self, _context: OperatorContext) -> RuntimeResult<Box<dyn LocalOperator>> {
-        Ok(Box::new(LocalOwnOperator { kind: self.0, seen: HashSet::new(), last: 0 }))
+        Ok(Box::new(LocalOwnOperator { kind: self.0, seen: HashSet::new(), last: 0, rows: 0 }))
     }
 }
 
@@ -213,20 +216,25 @@ impl LocalOperator for LocalOwnOperator {
         let Some(batch) = input else { return Ok(OperatorResult::NeedInput) };
         let sequence = batch.sequence();
         let rows = apply_selection(batch)?;
-        let keys = rows.column(0).as_primitive::<Int64Type>();
-        let values = rows.column(1).as_primitive::<Int64Type>();
+        let column = |index: usize| rows.column(index).as_primitive::<Int64Type>();
         let rows = match self.kind {
+            Kind::Every(count) => {
+                let first = (self.rows..).take(rows.num_rows()).map(|row| Some(row % count == 0));
+                let first: BooleanArray = first.collect();
+                self.rows += rows.num_rows();
+                filter_record_batch(&rows, &first).unwrap()
+            }
             Kind::Even => {
-                let even: BooleanArray = values.iter().map(|v| v.map(|v| v % 2 == 0)).collect();
+                let even: BooleanArray = column(1).iter().map(|v| v.map(|v| v % 2 == 0)).collect();
                 filter_record_batch(&rows, &even).unwrap()
             }
             Kind::OnePerKey => {
-                let first = keys.iter().map(|k| Some(self.seen.insert(k.unwrap())));
+                let first = column(0).iter().map(|k| Some(self.seen.insert(k.unwrap())));
                 let first: BooleanArray = first.collect();
                 filter_record_batch(&rows, &first).unwrap()
             }
             _ => {
-                let steps = values.iter().map(|v| {
+                let steps = column(1).iter().map(|v| {
                     let step = v.unwrap() - self.last;
                     self.last = v.unwrap();
                     step
@@ -424,7 +432,7 @@ fn nodes_made_from_functions() {
     });
 }
 
-/// Numbers in order; of each so many, if that is given, only the first.
+/// A table of numbers in order. With an interval, it has the first number of each interval only.
 #[derive(Debug)]
 struct Numbers(Option<usize>);
 
@@ -461,48 +469,11 @@ impl TableProvider for Numbers {
         let key = PhysicalSortExpr { expr: col("n", &schema).unwrap(), options };
         let all = OperatorExec::new("LeafExec", vec![], schema.clone(), operators);
         let all = all.with_output_ordering(LexOrdering::new([key]).unwrap()).into_plan();
-        let operators = move |_: &NodeContext<'_>| Ok(NodeOperators::operator(Every(every)));
+        let operators =
+            move |_: &NodeContext<'_>| Ok(NodeOperators::operator(OwnOperator(Kind::Every(every))));
         let node = OperatorExec::new("EveryExec", vec![all], schema, operators);
         let node = node.with_input_distribution(Distribution::SinglePartition).with_same_order();
         Ok(node.into_plan())
-    }
-}
-
-#[derive(Debug)]
-struct Every(usize);
-
-struct LocalEvery {
-    every: usize,
-    seen: usize,
-}
-
-impl Operator for Every {
-    fn name(&self) -> &str {
-        "every"
-    }
-
-    fn local(&self, _context: OperatorContext) -> RuntimeResult<Box<dyn LocalOperator>> {
-        Ok(Box::new(LocalEvery { every: self.0, seen: 0 }))
-    }
-}
-
-impl LocalOperator for LocalEvery {
-    fn execute(
-        &mut self,
-        input: Option<Batch>,
-        _task: &DriverContext,
-    ) -> RuntimeResult<OperatorResult> {
-        let Some(batch) = input else { return Ok(OperatorResult::NeedInput) };
-        let sequence = batch.sequence();
-        let rows = apply_selection(batch)?;
-        let first = (self.seen..self.seen + rows.num_rows()).map(|row| row % self.every == 0);
-        let first: BooleanArray = first.map(Some).collect();
-        self.seen += rows.num_rows();
-        let rows = filter_record_batch(&rows, &first).unwrap();
-        Ok(match rows.num_rows() {
-            0 => OperatorResult::NeedInput,
-            _ => OperatorResult::Batch(Batch::new(rows).with_sequence(sequence)),
-        })
     }
 }
 
