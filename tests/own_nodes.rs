@@ -387,7 +387,9 @@ fn runtime_filters_pass_through_own_nodes() {
             let text = sessions.block_on(async {
                 tested.context.sql(sql).await.unwrap().to_string().await.unwrap()
             });
-            assert!(text.contains("DynamicFilter"), "{text}");
+            let below = text.split("OwnExec").nth(1).unwrap();
+            let scan = below.lines().find(|line| line.contains("DataSourceExec")).unwrap();
+            assert!(scan.contains("DynamicFilter"), "{text}");
         }
     });
 }
