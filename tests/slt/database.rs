@@ -8,8 +8,8 @@ use arrow::{
 use datafusion::{
     common::exec_err,
     error::{DataFusionError, Result},
-    logical_expr::LogicalPlan,
-    prelude::SessionContext,
+    logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, Sort},
+    prelude::{DataFrame, SessionContext},
 };
 use sqllogictest::{AsyncDB, ColumnType, DBOutput};
 
@@ -22,20 +22,21 @@ const FALLS_BACK: &str = "-- falls back:";
 #[derive(Clone)]
 pub(super) struct Database {
     session: SessionContext,
-    /// Whether the plan nodes that fall back must be those that the query names.
-    checks_fallbacks: bool,
+    /// Whether this is the reference, which checks that the file's results are determined. The
+    /// others check that the plan nodes that fall back are those that the query names.
+    is_reference: bool,
     watch: Option<Watch>,
 }
 
 impl Database {
     /// Creates the database of a plain DataFusion session.
     pub(super) fn reference(session: SessionContext) -> Self {
-        Self { session, checks_fallbacks: false, watch: None }
+        Self { session, is_reference: true, watch: None }
     }
 
     /// Creates the database of a gatework session.
     pub(super) fn tested(session: SessionContext) -> Self {
-        Self { session, checks_fallbacks: true, watch: None }
+        Self { session, is_reference: false, watch: None }
     }
 
     /// Reports each statement to a hang guard.
@@ -52,7 +53,7 @@ impl Database {
                 | LogicalPlan::Copy(_)
                 | LogicalPlan::Statement(_)
         );
-        if !self.checks_fallbacks || named.is_none() && !is_query {
+        if named.is_none() && !is_query {
             return Ok(());
         }
         let mut named: Vec<_> = named.unwrap_or("").split(',').map(str::trim).collect();
@@ -66,6 +67,37 @@ impl Database {
         }
         Ok(())
     }
+
+    /// Checks that rows with equal sort keys are equal, before a limit chooses among them. Else the
+    /// order of the result is open, and a run with other threads may return another.
+    async fn check_order(&self, plan: &LogicalPlan) -> Result<()> {
+        let Some(sort) = sort_at_top(plan) else { return Ok(()) };
+        let keys = sort.expr.iter().enumerate();
+        let keys: Vec<_> = keys.map(|(n, key)| key.expr.clone().alias(format!("{n}"))).collect();
+        let columns = sort.input.schema().columns().into_iter().map(Expr::Column);
+        let rows: Vec<_> = columns.chain(keys.iter().cloned()).collect();
+        if self.count_distinct(sort, keys).await? < self.count_distinct(sort, rows).await? {
+            return exec_err!("rows have equal sort keys: sort by more columns");
+        }
+        Ok(())
+    }
+
+    async fn count_distinct(&self, sort: &Sort, exprs: Vec<Expr>) -> Result<usize> {
+        let input = LogicalPlanBuilder::from(sort.input.as_ref().clone());
+        let plan = input.project(exprs)?.distinct()?.build()?;
+        DataFrame::new(self.session.state(), plan).count().await
+    }
+}
+
+/// Returns the node that orders the result.
+fn sort_at_top(plan: &LogicalPlan) -> Option<&Sort> {
+    match plan {
+        LogicalPlan::Sort(sort) => Some(sort),
+        LogicalPlan::Limit(_) | LogicalPlan::Projection(_) | LogicalPlan::SubqueryAlias(_) => {
+            sort_at_top(plan.inputs()[0])
+        }
+        _ => None,
+    }
 }
 
 #[async_trait::async_trait]
@@ -78,7 +110,10 @@ impl AsyncDB for Database {
             watch.doing(sql);
         }
         let ran = run(self.session.sql(sql).await?).await?;
-        self.check_fallbacks(sql, &ran)?;
+        match self.is_reference {
+            true => self.check_order(&ran.logical).await?,
+            false => self.check_fallbacks(sql, &ran)?,
+        }
         let schema = ran.physical.schema();
         if schema.fields().is_empty() {
             return Ok(DBOutput::StatementComplete(0));
