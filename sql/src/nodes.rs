@@ -28,7 +28,7 @@ use gatework_runtime::{
 };
 use parking_lot::RwLock;
 
-use crate::{exec::as_gatework_exec, lower::Bindings};
+use crate::{lower::Bindings, plan::exec::as_gatework_exec};
 
 /// A plan node of one's own that runs on gatework's operators.
 ///

@@ -12,47 +12,23 @@
 
 #![forbid(unsafe_code)]
 
-mod add_exchanges;
-mod buckets;
 #[cfg(feature = "cluster")]
 pub mod cluster;
-mod exchange;
-mod explain;
-mod filters;
-mod fragment;
-mod linkage;
-mod local;
-mod nodes;
 mod plan;
-mod policy;
 mod run;
-mod scan;
-mod schedule;
-mod scheduler;
-mod split_placement;
-mod stage;
-mod state;
-mod task;
 
 #[cfg(test)]
 mod tests;
 
-pub use add_exchanges::add_exchanges;
-pub use exchange::{ExchangeExec, ExchangeKind, PartitioningHandle, PartitioningScheme, Scope};
-pub use explain::{StageLocation, StageTree, StageView};
-pub use fragment::{FragmentId, PlanFragment, RemoteSourceExec, SubPlan, fragment_plan};
-pub use linkage::BufferManager;
-pub use nodes::Nodes;
-pub use plan::{StageOptions, plan_stages};
-pub use policy::{ExecutionPolicy, ExecutionSchedule};
-pub use run::{StageStream, StageWatch, TaskStats, execute};
-pub use scan::SplitScanExec;
-pub use schedule::{
-    BlockedReason, BucketSplits, FixedCountScheduler, FixedSourceScheduler, ScaledWriterScheduler,
-    Scheduled, SourcePartitionedScheduler, StageScheduler,
+pub use plan::{
+    ExchangeExec, ExchangeKind, FragmentId, PartitioningHandle, PartitioningScheme, PlanFragment,
+    RemoteSourceExec, Scope, SplitScanExec, StageLocation, StageOptions, StageTree, StageView,
+    SubPlan, add_exchanges, fragment_plan, plan_stages,
 };
-pub use scheduler::{QueryScheduler, StepResult};
-pub use split_placement::SplitLimits;
-pub use stage::StageExecution;
-pub use state::{StageState, State, StateMachine, TaskState};
-pub use task::{Lifespan, NodeId, StageTask, TaskEvents, TaskFactory, TaskId, TaskSpec};
+pub use run::{
+    BlockedReason, BucketSplits, BufferManager, ExecutionPolicy, ExecutionSchedule,
+    FixedCountScheduler, FixedSourceScheduler, Lifespan, NodeId, Nodes, QueryScheduler,
+    ScaledWriterScheduler, Scheduled, SourcePartitionedScheduler, SplitLimits, StageExecution,
+    StageScheduler, StageState, StageStream, StageTask, StageWatch, State, StateMachine,
+    StepResult, TaskEvents, TaskFactory, TaskId, TaskSpec, TaskState, TaskStats, execute,
+};

@@ -78,7 +78,7 @@ fn what_overflows_is_charged_to_the_query() {
                 .unwrap();
             let mut sources = sources.into_iter().map(Arc::new);
             let (first, second) = (sources.next().unwrap(), sources.next().unwrap());
-            let after = crate::nested_loop_join::NestedLoopJoin {
+            let after = crate::join::nested_loop_join::NestedLoopJoin {
                 join_type: datafusion_common::JoinType::LeftSemi,
                 filter: None,
                 left_columns: 1,

@@ -13,7 +13,7 @@ use gatework_runtime::pipeline::{Operator, QueryOptions};
 
 use crate::{
     hash_aggregate::{self, AggregateConfig, AggregateInput, AggregateResult, GroupBy},
-    hash_join::{self, HashJoinConfig},
+    join::hash_join::{self, HashJoinConfig},
     sort::{self, SortConfig},
     test_support::{ints, result_of, run_with, scan, table},
 };

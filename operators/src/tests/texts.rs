@@ -28,7 +28,7 @@ use crate::{
     JoinFilter,
     batch_bytes::{MAX_ARRAY_BYTES, MAX_BATCH_BYTES, SLICE_BYTES, sum_of},
     filter::Filter,
-    nested_loop_join::NestedLoopJoin,
+    join::nested_loop_join::NestedLoopJoin,
     projection::Projection,
     set_operation::{self, SetKind},
     test_support::{

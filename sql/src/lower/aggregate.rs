@@ -20,7 +20,7 @@ use gatework_operators::hash_aggregate::{
 };
 
 use super::{Lowering, pipeline_builder::PipelineBuilder, supported::is_elided, to_datafusion};
-use crate::exec::{GateworkExec, as_gatework_exec};
+use crate::plan::exec::{GateworkExec, as_gatework_exec};
 
 impl Lowering {
     pub(super) fn aggregate(

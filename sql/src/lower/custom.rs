@@ -17,8 +17,8 @@ use super::{
     pipeline_builder::PipelineBuilder,
 };
 use crate::{
-    exec::GateworkExec,
     nodes::{NativeNode, NodeContext, NodeOperators, NodeOutput},
+    plan::exec::GateworkExec,
 };
 
 /// How the rows of an input reach a node's tasks.

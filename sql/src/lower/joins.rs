@@ -19,7 +19,7 @@ use datafusion::{
 };
 use gatework_operators::{
     JoinFilter,
-    hash_join::{self, HashJoinConfig},
+    join::hash_join::{self, HashJoinConfig},
     projection::Projection,
     runtime_filter::{FilterProducer, FilterTarget},
 };
@@ -31,7 +31,7 @@ use super::{
     pipeline_builder::PipelineBuilder,
     to_datafusion,
 };
-use crate::{exec::GateworkExec, remote_filters::RemoteTarget};
+use crate::{plan::exec::GateworkExec, run::remote_filters::RemoteTarget};
 
 /// DataFusion's dynamic filter as the target of a join's runtime filter.
 struct DynamicTarget {

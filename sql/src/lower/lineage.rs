@@ -30,7 +30,7 @@ use datafusion::{
 };
 
 use super::{supported::is_elided, windows::window_expressions};
-use crate::exec::as_gatework_exec;
+use crate::plan::exec::as_gatework_exec;
 
 type Exprs = Vec<Arc<dyn PhysicalExpr>>;
 

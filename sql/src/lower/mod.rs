@@ -56,12 +56,16 @@ use gatework_runtime::pipeline::{Graph, PipelineId, Sink, WaitEdge};
 use gatework_shared_state::Gate;
 
 use crate::{
-    engine::Engine,
-    exec::{GateworkExec, as_gatework_exec},
-    region::{FallbackContext, OutputRequirement, Readers},
-    remote_filters::{RemoteFilter, RemoteRuntimeFilters},
+    plan::{
+        exec::{GateworkExec, as_gatework_exec},
+        settings::Settings,
+    },
+    run::{
+        engine::Engine,
+        region::{FallbackContext, OutputRequirement, Readers},
+        remote_filters::{RemoteFilter, RemoteRuntimeFilters},
+    },
     scan::ScanFilter,
-    settings::Settings,
 };
 
 /// A region as a pipeline graph.

@@ -29,7 +29,7 @@ use super::{
     to_datafusion,
 };
 use crate::{
-    exec::{GateworkExec, as_gatework_exec},
+    plan::exec::{GateworkExec, as_gatework_exec},
     write::{FileWriter, WriteExec},
 };
 

@@ -26,7 +26,7 @@ use gatework_shared_state::{Dependency, DependencyKind, Gate};
 use parking_lot::Mutex;
 
 use super::{Lowering, pipeline_builder::PipelineBuilder};
-use crate::exec::GateworkExec;
+use crate::plan::exec::GateworkExec;
 
 impl Lowering {
     pub(super) fn scalar_subqueries(

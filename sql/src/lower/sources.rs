@@ -29,9 +29,8 @@ use super::{
     pipeline_builder::PipelineBuilder, scalar::StartAfter,
 };
 use crate::{
-    exec::GateworkExec,
+    plan::{exec::GateworkExec, source::SourceExec},
     scan::{FileScan, FilteredMemorySource, FilteredScan, ScanFilter, SplitScan},
-    source::SourceExec,
     splits::{Split, SplitQueueSource, SplitTableExec},
 };
 

@@ -28,8 +28,8 @@ use datafusion::{
 
 use crate::{
     nodes::{NativeNode, NodeRegistry},
+    plan::source::SourceExec,
     scan::FilteredMemorySource,
-    source::SourceExec,
     splits::{SplitQueueSource, SplitTableExec},
     write::WriteExec,
 };

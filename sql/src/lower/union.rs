@@ -9,8 +9,8 @@ use datafusion::{
 };
 use gatework_operators::{
     JoinFilter,
+    join::nested_loop_join::NestedLoopJoin,
     local_exchange::{self, Routing},
-    nested_loop_join::NestedLoopJoin,
 };
 use gatework_shared_state::BufferLimit;
 
@@ -19,7 +19,7 @@ use super::{
     pipeline_builder::{Buffer, PipelineBuilder},
     to_datafusion,
 };
-use crate::exec::GateworkExec;
+use crate::plan::exec::GateworkExec;
 
 impl Lowering {
     pub(super) fn union(

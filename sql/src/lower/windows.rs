@@ -25,7 +25,7 @@ use super::{
     pipeline_builder::{Buffer, PipelineBuilder},
     to_datafusion,
 };
-use crate::exec::{GateworkExec, as_gatework_exec};
+use crate::plan::exec::{GateworkExec, as_gatework_exec};
 
 /// Returns the expressions of a window node; `None` if `node` is not a window.
 pub fn window_expressions(node: &dyn ExecutionPlan) -> Option<&[Arc<dyn WindowExpr>]> {

@@ -24,7 +24,11 @@ use datafusion::{
 
 use gatework_runtime::Executor;
 
-use crate::{engine::Engine, lower, nodes::NodeRegistry, region::Region};
+use crate::{
+    lower,
+    nodes::NodeRegistry,
+    run::{engine::Engine, region::Region},
+};
 
 /// A supported node of a plan.
 #[derive(Debug)]

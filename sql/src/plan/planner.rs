@@ -33,7 +33,7 @@ use datafusion::{
 
 use gatework_runtime::Executor;
 
-use crate::{buckets::copies_into_buckets, engine::Engine, exec, nodes::NodeRegistry};
+use crate::{buckets::copies_into_buckets, nodes::NodeRegistry, plan::exec, run::engine::Engine};
 
 /// Plans for the session's number of partitions, but for at least two.
 ///

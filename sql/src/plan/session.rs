@@ -9,14 +9,16 @@ use datafusion::{
 use gatework_runtime::Executor;
 
 use crate::{
-    engine::Engine,
-    file_order::ProvenFileOrder,
-    float_bounds::FloatBounds,
-    join_selection::BuildSideSelection,
     lower::UniqueNamePushdown,
-    planner::{GateworkPlanner, GateworkRule},
+    plan::{
+        file_order::ProvenFileOrder,
+        float_bounds::FloatBounds,
+        join_selection::BuildSideSelection,
+        planner::{GateworkPlanner, GateworkRule},
+        table_factory::GateworkTableFactory,
+    },
+    run::engine::Engine,
     scan::MemoryFilterPushdown,
-    table_factory::GateworkTableFactory,
 };
 
 /// Name of DataFusion's rule that pushes runtime filters down to scans.

@@ -119,7 +119,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_while_a_table_is_opened_is_an_error_of_its_file() {
         let executor = Executor::builder().threads(1).build().unwrap();
-        let session = crate::session(&executor);
+        let session = crate::plan::session(&executor);
         let factory = Arc::new(GateworkTableFactory::new(Arc::new(Panics)));
         session.state_ref().write().table_factories_mut().insert("PANICS".into(), factory);
         let sql = "CREATE EXTERNAL TABLE t STORED AS PANICS LOCATION '/some/file'";
@@ -134,7 +134,7 @@ mod tests {
     async fn damaged_arrow_files_have_no_schema() {
         let folder = TempDir::new().unwrap();
         let executor = Executor::builder().threads(1).build().unwrap();
-        let session = crate::session(&executor);
+        let session = crate::plan::session(&executor);
         let path = |name: &str| folder.path().join(name).display().to_string();
         let cut_off = arrow_file()[..100].to_vec();
         let mut stream = vec![0xff; 4];

@@ -25,14 +25,18 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use crate::{
-    engine::{Engine, TokioSliceScope},
-    exec::{GateworkExec, as_gatework_exec, wrap},
     lower::{self, Bindings, Lowered, is_ordered},
-    memory::QueryMemoryPool,
-    region_stream::{NodeMetrics, PendingStream, RegionStream, UnclaimedStreams},
-    scope::CancellationScope,
-    settings::Settings,
-    spill::TempFiles,
+    plan::{
+        exec::{GateworkExec, as_gatework_exec, wrap},
+        settings::Settings,
+    },
+    run::{
+        engine::{Engine, TokioSliceScope},
+        memory::QueryMemoryPool,
+        region_stream::{NodeMetrics, PendingStream, RegionStream, UnclaimedStreams},
+        scope::CancellationScope,
+        spill::TempFiles,
+    },
 };
 
 /// The executions of a topmost [`GateworkExec`].

@@ -27,7 +27,7 @@ use gatework_runtime::{
 };
 use parking_lot::Mutex;
 
-use crate::{engine::Engine, region::QueryTimeout};
+use crate::run::{engine::Engine, region::QueryTimeout};
 
 /// A stream of the result, and the metric sets of its region.
 pub(crate) type PendingStream = (RowStream, Arc<NodeMetrics>);

@@ -36,7 +36,7 @@ use gatework_runtime::{
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use crate::engine::{Engine, IoRuntime};
+use crate::run::engine::{Engine, IoRuntime};
 
 /// The temporary files of a query.
 pub(crate) struct TempFiles {

@@ -17,7 +17,8 @@ use datafusion::{
     },
 };
 use gatework_operators::{
-    adaptive_filter::AdaptiveFilter, filter::evaluate_predicate, hash_join::membership_predicate,
+    adaptive_filter::AdaptiveFilter, filter::evaluate_predicate,
+    join::hash_join::membership_predicate,
 };
 use gatework_runtime::{Result as RuntimeResult, pipeline::OperatorMetrics};
 use gatework_shared_state::Gate;

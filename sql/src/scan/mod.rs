@@ -52,7 +52,7 @@ use self::{
     row_group::{LocalConjuncts, RowGroupPlan},
     version::{ListedVersions, Listing},
 };
-use crate::{engine::Engine, splits::Split};
+use crate::{run::engine::Engine, splits::Split};
 
 /// Checks an Arrow file before another reader infers its schema; an error names the file.
 pub(crate) async fn check_arrow_schema(

@@ -6,6 +6,8 @@
 //! are requested. A task's plan has the table [with a queue](with_split_queue) in place of the
 //! files: the task reads the splits that are put into the queue.
 
+mod table;
+
 use std::{any::Any, collections::VecDeque, fmt, sync::Arc, task::Poll};
 
 use arrow::array::RecordBatch;
@@ -32,11 +34,12 @@ use gatework_runtime::Executor;
 use gatework_shared_state::{Gate, splits::SplitQueue};
 use tokio::runtime::Handle;
 
-pub use crate::split_table::{SplitTable, SplitTableExec};
 use crate::{
-    engine::Engine,
+    run::engine::Engine,
     scan::{FileMorsel, FilteredMemorySource, morsels},
 };
+
+pub use table::{SplitTable, SplitTableExec};
 
 /// A part of a table that one task reads.
 pub struct Split {

@@ -18,7 +18,7 @@ use super::{
     execution::{ClusterExec, TaskAssignments},
     session::GETS_LOST,
 };
-use crate::{StageLocation, StageTree, StageView, explain::count_of_tasks};
+use crate::{StageLocation, StageTree, StageView, plan::explain::count_of_tasks};
 
 /// Whether stages of `plan` run on workers.
 pub fn is_distributed(plan: &Arc<dyn ExecutionPlan>) -> bool {

@@ -46,7 +46,7 @@ use gatework_sql::{
     splits::has_splits,
 };
 
-use crate::{
+use crate::plan::{
     buckets::is_partitioned_by,
     exchange::{
         ExchangeExec, ExchangeKind, PartitioningHandle as Handle, PartitioningScheme, Scope,

@@ -8,7 +8,7 @@ use datafusion::{
     physical_plan::{ExecutionPlan, ExecutionPlanProperties, Partitioning, joins::HashJoinExec},
 };
 
-use crate::{
+use crate::plan::{
     add_exchanges::PlanWithDistribution,
     exchange::{ExchangeExec, ExchangeKind, PartitioningHandle as Handle},
     scan::SplitScanExec,

@@ -13,7 +13,7 @@ use datafusion::{
     physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties},
 };
 
-use crate::{
+use crate::plan::{
     buckets::{bucket_count, uses_buckets},
     exchange::{
         ExchangeExec, ExchangeKind, PartitioningHandle as Handle, PartitioningScheme, Scope,

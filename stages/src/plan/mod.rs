@@ -1,5 +1,12 @@
 //! Plans a query as stages.
 
+mod add_exchanges;
+mod buckets;
+pub(crate) mod exchange;
+mod explain;
+pub(crate) mod fragment;
+pub(crate) mod scan;
+
 use std::sync::Arc;
 
 use datafusion::{
@@ -16,9 +23,13 @@ use gatework_sql::{
     clear_file_list_cache,
 };
 
-use crate::{
-    ExecutionPolicy, SplitLimits, SubPlan, add_exchanges, filters::JoinFilters, fragment_plan,
-};
+use crate::{ExecutionPolicy, SplitLimits, run::filters::JoinFilters};
+
+pub use add_exchanges::add_exchanges;
+pub use exchange::{ExchangeExec, ExchangeKind, PartitioningHandle, PartitioningScheme, Scope};
+pub use explain::{StageLocation, StageTree, StageView};
+pub use fragment::{FragmentId, PlanFragment, RemoteSourceExec, SubPlan, fragment_plan};
+pub use scan::SplitScanExec;
 
 /// Options of planning and running stages.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use gatework_runtime::{Error, Result, pipeline::BufferedBatch};
 use gatework_shared_state::output::{ExchangeClient, OutputBuffers, OutputKind};
 
 use crate::{
-    FragmentId, PartitioningHandle as Handle, PartitioningScheme, StageExecution, stage::Tasks,
+    FragmentId, PartitioningHandle as Handle, PartitioningScheme, StageExecution, run::stage::Tasks,
 };
 
 /// The buffers of a stage's tasks, while readers are added.

@@ -31,7 +31,7 @@ use parking_lot::Mutex;
 
 use crate::{
     Lifespan, NodeId, PartitioningHandle as Handle, PartitioningScheme, PlanFragment, StageTask,
-    StateMachine, TaskEvents, TaskFactory, TaskId, TaskSpec, TaskState, filters::JoinFilters,
+    StateMachine, TaskEvents, TaskFactory, TaskId, TaskSpec, TaskState, run::filters::JoinFilters,
 };
 use inputs::{Inputs, task_plan};
 

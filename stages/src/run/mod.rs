@@ -1,5 +1,17 @@
 //! Runs a query as stages.
 
+pub(crate) mod filters;
+mod linkage;
+pub(crate) mod local;
+mod nodes;
+mod policy;
+mod schedule;
+mod scheduler;
+mod split_placement;
+mod stage;
+mod state;
+mod task;
+
 use std::{
     pin::Pin,
     sync::Arc,
@@ -34,14 +46,22 @@ use gatework_sql::{
     task_context_with,
 };
 
-use crate::{
-    BucketSplits, FixedCountScheduler, FixedSourceScheduler, Nodes, PartitioningHandle as Handle,
-    QueryScheduler, ScaledWriterScheduler, SourcePartitionedScheduler, StageExecution,
-    StageOptions, StageScheduler, StageTask, StepResult, SubPlan, TaskFactory, TaskId, TaskState,
-    filters::{JoinFilters, between_stages},
-    local::{LocalTaskFactory, TaskEnvironment, TaskList},
-    plan_stages,
+use crate::{PartitioningHandle as Handle, StageOptions, SubPlan, plan_stages};
+use filters::{JoinFilters, between_stages};
+use local::{LocalTaskFactory, TaskEnvironment, TaskList};
+
+pub use linkage::BufferManager;
+pub use nodes::Nodes;
+pub use policy::{ExecutionPolicy, ExecutionSchedule};
+pub use schedule::{
+    BlockedReason, BucketSplits, FixedCountScheduler, FixedSourceScheduler, ScaledWriterScheduler,
+    Scheduled, SourcePartitionedScheduler, StageScheduler,
 };
+pub use scheduler::{QueryScheduler, StepResult};
+pub use split_placement::SplitLimits;
+pub use stage::StageExecution;
+pub use state::{StageState, State, StateMachine, TaskState};
+pub use task::{Lifespan, NodeId, StageTask, TaskEvents, TaskFactory, TaskId, TaskSpec};
 
 /// Runs `query` as stages on `nodes`.
 ///

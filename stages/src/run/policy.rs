@@ -7,7 +7,7 @@ use datafusion::physical_plan::{
 };
 use petgraph::{algo::tarjan_scc, graph::DiGraph};
 
-use crate::{FragmentId, RemoteSourceExec, StageState, SubPlan, state::State};
+use crate::{FragmentId, RemoteSourceExec, StageState, SubPlan, run::state::State};
 
 /// When a stage's tasks are created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

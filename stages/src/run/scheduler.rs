@@ -14,7 +14,8 @@ use gatework_shared_state::{Gate, output::ExchangeClient, splits::SplitLoad};
 
 use crate::{
     ExecutionPolicy, ExecutionSchedule, StageExecution, StageScheduler, StageState, SubPlan,
-    TaskEvents, TaskFactory, linkage::StageLinkage, state::State,
+    TaskEvents, TaskFactory,
+    run::{linkage::StageLinkage, state::State},
 };
 
 /// Result of a step.
@@ -74,7 +75,7 @@ impl QueryScheduler {
             StageLinkage::new(stage, parent, outputs)
         };
         let linkages: Vec<_> = links.into_iter().map(linkage).collect();
-        let root = crate::linkage::BufferManager::new(&fragments[0].output);
+        let root = crate::run::linkage::BufferManager::new(&fragments[0].output);
         stages[0].set_buffers(root.buffers())?;
         for linkage in &linkages {
             linkage.begin(&mut stages)?;

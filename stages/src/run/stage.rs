@@ -12,7 +12,7 @@ use gatework_sql::splits::Split;
 
 use crate::{
     FragmentId, Lifespan, NodeId, PlanFragment, StageState, StageTask, StateMachine, TaskEvents,
-    TaskFactory, TaskId, TaskSpec, TaskState, fragment::remote_sources, state::State,
+    TaskFactory, TaskId, TaskSpec, TaskState, plan::fragment::remote_sources, run::state::State,
 };
 
 /// Tasks of one stage.

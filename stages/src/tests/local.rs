@@ -11,7 +11,7 @@ use gatework_shared_state::{
 use super::{session, stages};
 use crate::{
     TaskEvents, TaskFactory, TaskId, TaskSpec,
-    local::{LocalTaskFactory, TaskEnvironment},
+    run::local::{LocalTaskFactory, TaskEnvironment},
 };
 
 /// A task may need nothing of a stage and end before that stage starts. Producers for it must not

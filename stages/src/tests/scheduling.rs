@@ -19,7 +19,7 @@ use crate::{
     BufferManager, ExecutionPolicy, ExecutionSchedule, FixedCountScheduler,
     PartitioningHandle as Handle, PartitioningScheme, QueryScheduler, ScaledWriterScheduler,
     SourcePartitionedScheduler, StageExecution, StageScheduler, StageState, StageTask, TaskEvents,
-    TaskFactory, TaskState, policy::phases,
+    TaskFactory, TaskState, run::policy::phases,
 };
 
 const AT_ONCE: ExecutionPolicy = ExecutionPolicy::AllAtOnce;

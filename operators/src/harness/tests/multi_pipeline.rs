@@ -16,10 +16,12 @@ use gatework_shared_state::BufferLimit;
 
 use crate::{
     harness::{Case, Harness, Mode, numbers, rows_of, same_rows},
-    hash_join::{self, HashJoinConfig},
+    join::{
+        hash_join::{self, HashJoinConfig},
+        nested_loop_join::NestedLoopJoin,
+    },
     local_exchange::{self, Routing},
     multicast,
-    nested_loop_join::NestedLoopJoin,
     set_operation::{self, SetKind},
 };
 

@@ -13,7 +13,7 @@ use gatework_runtime::{Result, pipeline::OperatorContext};
 
 use crate::{
     JoinFilter, ResultExt,
-    join_layout::JoinLayout,
+    join::layout::JoinLayout,
     keys::{KeyEncoder, KeyNulls},
     spill::PartitionSet,
 };

@@ -24,7 +24,7 @@ use crate::{
     ResultExt,
     batch_bytes::MAX_ARRAY_BYTES,
     chunked::{Column, Columns},
-    join_layout::MatchBits,
+    join::layout::MatchBits,
     spill::{PartitionSet, SpillSegment},
 };
 

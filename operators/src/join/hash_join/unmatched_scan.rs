@@ -14,7 +14,7 @@ use crate::{
     batch_bytes::MAX_BATCH_BYTES,
     chunked::{Side, longest_row, pairs_within},
     error::is_overflow,
-    join_layout::RowSource,
+    join::layout::RowSource,
 };
 
 impl HashJoinPlan {

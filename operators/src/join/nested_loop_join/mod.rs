@@ -25,7 +25,7 @@ use gatework_shared_state::join_bridge;
 pub use build::NestedLoopBuild;
 pub use probe::NestedLoopProbe;
 
-use crate::join_filter::JoinFilter;
+use crate::join::filter::JoinFilter;
 
 /// A join of every left row with every right row that passes a filter.
 #[derive(Debug, Clone)]

@@ -7,8 +7,10 @@ use super::NestedLoopJoin;
 use crate::{
     batch_bytes::MAX_BATCH_BYTES,
     chunked::{Side, longest_row, pairs_within},
-    join_filter::JoinFilter,
-    join_layout::{JoinLayout, RowSource},
+    join::{
+        filter::JoinFilter,
+        layout::{JoinLayout, RowSource},
+    },
 };
 
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use arrow::{array::RecordBatch, buffer::BooleanBuffer};
 use gatework_runtime::{Result, pipeline::Reservation};
 
-use crate::join_layout::MatchBits;
+use crate::join::layout::MatchBits;
 
 /// The chunks of one build task.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use datafusion::{
 };
 
 use super::{AddExchanges, PlanWithDistribution};
-use crate::{
+use crate::plan::{
     buckets::{colocated_sides, is_colocated_join},
     exchange::{
         ExchangeExec, ExchangeKind, PartitioningHandle as Handle, PartitioningScheme, with_children,

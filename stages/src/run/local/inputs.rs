@@ -22,7 +22,7 @@ use gatework_sql::{
     splits::{Split, with_split_queue},
 };
 
-use crate::{PlanFragment, RemoteSourceExec, SplitScanExec, fragment::remote_sources};
+use crate::{PlanFragment, RemoteSourceExec, SplitScanExec, plan::fragment::remote_sources};
 
 /// Inputs of a query of a task.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ pub use fixed_source::{BucketSplits, FixedSourceScheduler};
 pub use scaled_writer::ScaledWriterScheduler;
 pub use source_partitioned::SourcePartitionedScheduler;
 
-use crate::{StageExecution, stage::Tasks};
+use crate::{StageExecution, run::stage::Tasks};
 
 /// Number of splits requested from a source at a time.
 const SPLIT_BATCH: usize = 1000;

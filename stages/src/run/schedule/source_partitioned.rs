@@ -9,7 +9,8 @@ use gatework_sql::splits::{Split, SplitSource, Splits};
 
 use super::{BlockedReason, SPLIT_BATCH, Scheduled, StageScheduler};
 use crate::{
-    NodeId, SplitLimits, StageExecution, StageState, split_placement::NodeSelector, stage::Tasks,
+    NodeId, SplitLimits, StageExecution, StageState,
+    run::{split_placement::NodeSelector, stage::Tasks},
 };
 
 /// Assigns the splits of one table to the least loaded nodes, as fast as they read them.

@@ -17,7 +17,7 @@ use proptest::prelude::*;
 
 use super::{Case, KeyKind, Side, any_case, not_in_case, rows, side};
 use crate::{
-    hash_join::new,
+    join::hash_join::new,
     limit::Limit,
     runtime_filter::{FilterProducer, FilterTarget},
     test_support::{
