@@ -15,9 +15,10 @@
 //! assert_eq!(chunks, [[1], [2]]);
 //! ```
 
-use std::sync::Arc;
-
-use crate::{ClaimResult, Gate, breaker::Breaker};
+use crate::{
+    ClaimResult, Gate,
+    breaker::{self, BreakerConsumer, BreakerProducer},
+};
 
 #[derive(Debug)]
 struct Partitions<P> {
@@ -33,17 +34,11 @@ impl<P> Default for Partitions<P> {
 
 /// The right of one producer task to publish its chunks. Dropping it unpublished aborts the state.
 #[derive(Debug)]
-pub struct AggregateProducer<P> {
-    state: Arc<Breaker<Partitions<P>>>,
-    published: bool,
-}
+pub struct AggregateProducer<P>(BreakerProducer<Partitions<P>>);
 
 /// The right of one consumer task to claim partitions.
 #[derive(Debug)]
-pub struct AggregateConsumer<P> {
-    state: Arc<Breaker<Partitions<P>>>,
-    task_index: usize,
-}
+pub struct AggregateConsumer<P>(BreakerConsumer<Partitions<P>>);
 
 /// Creates a state for `producers` tasks that publish and `consumers` tasks that claim `partitions`
 /// partitions.
@@ -58,14 +53,11 @@ pub fn new<P>(
 ) -> (Vec<AggregateProducer<P>>, Vec<AggregateConsumer<P>>) {
     assert!(partitions > 0, "an aggregate has at least one partition");
     let chunks = (0..partitions).map(|_| Vec::new()).collect();
-    let state = Arc::new(Breaker::new(name, producers, consumers, Partitions { chunks, next: 0 }));
+    let (producers, consumers) =
+        breaker::new(name, producers, consumers, Partitions { chunks, next: 0 });
     (
-        (0..producers)
-            .map(|_| AggregateProducer { state: state.clone(), published: false })
-            .collect(),
-        (0..consumers)
-            .map(|task_index| AggregateConsumer { state: state.clone(), task_index })
-            .collect(),
+        producers.into_iter().map(AggregateProducer).collect(),
+        consumers.into_iter().map(AggregateConsumer).collect(),
     )
 }
 
@@ -74,9 +66,8 @@ impl<P> AggregateProducer<P> {
     ///
     /// # Panics
     /// If `chunks` does not have one entry per partition.
-    pub fn publish(mut self, chunks: Vec<Vec<P>>) {
-        self.published = true;
-        self.state.publish(|partitions| {
+    pub fn publish(self, chunks: Vec<Vec<P>>) {
+        self.0.publish(|partitions| {
             assert_eq!(partitions.chunks.len(), chunks.len(), "one list of chunks per partition");
             for (partition, chunks) in partitions.chunks.iter_mut().zip(chunks) {
                 partition.extend(chunks);
@@ -86,22 +77,14 @@ impl<P> AggregateProducer<P> {
 
     /// Returns the gate that is ready once no consumer is left.
     pub fn closed(&self) -> &Gate {
-        self.state.closed()
-    }
-}
-
-impl<P> Drop for AggregateProducer<P> {
-    fn drop(&mut self) {
-        if !self.published {
-            self.state.abort();
-        }
+        self.0.closed()
     }
 }
 
 impl<P> AggregateConsumer<P> {
     /// Claims the next partition, with the chunks of all producers.
     pub fn claim(&self) -> ClaimResult<(usize, Vec<P>)> {
-        self.state.claim(self.task_index, |partitions| {
+        self.0.claim(|partitions| {
             let partition = partitions.next;
             let chunks = std::mem::take(partitions.chunks.get_mut(partition)?);
             partitions.next += 1;
@@ -111,12 +94,6 @@ impl<P> AggregateConsumer<P> {
 
     /// Returns the gate that is ready when there is a partition to claim.
     pub fn gate(&self) -> &Gate {
-        self.state.gates().source(self.task_index)
-    }
-}
-
-impl<P> Drop for AggregateConsumer<P> {
-    fn drop(&mut self) {
-        self.state.consumer_dropped();
+        self.0.gate()
     }
 }

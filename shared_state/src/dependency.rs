@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 use crate::sync::{
     Mutex,
     atomic::{AtomicU8, Ordering},
+    check_wake,
 };
 
 /// A shared [`Dependency`].
@@ -51,25 +52,37 @@ pub enum DependencyKind {
     External,
 }
 
-/// Collects wakers and runs them when this value is dropped, at the latest.
+/// Collects wakers and runs them when this value is dropped.
 ///
-/// A shared state declares it *before* taking its lock. The wakers then run after the lock is
-/// released, even if the code in between panics.
-#[derive(Debug, Default)]
-#[must_use = "dropping it runs the wakers, so keep it alive until the lock is released"]
+/// The guard of a shared state owns it ([`StateGuard::parts`](crate::StateGuard::parts)) and drops
+/// it after the lock is released. There is no other way to create one:
+/// ```compile_fail
+/// let wakeups = gatework_shared_state::Wakeups::new();
+/// ```
+#[derive(Debug)]
 pub struct Wakeups(SmallVec<[Waker; 2]>);
 
 impl Wakeups {
-    /// Creates an empty list.
-    pub fn new() -> Self {
-        Self::default()
+    /// Creates an empty list, which allocates nothing.
+    #[inline]
+    pub(crate) fn new() -> Self {
+        Self(SmallVec::new())
+    }
+
+    fn wake_all(&mut self) {
+        // The guard's own lock is released. The thread may hold the lock of another state.
+        check_wake("gates of a nested lock");
+        for waker in self.0.drain(..) {
+            waker.wake();
+        }
     }
 }
 
 impl Drop for Wakeups {
+    #[inline]
     fn drop(&mut self) {
-        for waker in self.0.drain(..) {
-            waker.wake();
+        if !self.0.is_empty() {
+            self.wake_all();
         }
     }
 }
@@ -205,12 +218,14 @@ impl Dependency {
         }
     }
 
-    /// Makes the gate ready and wakes all waiters.
+    /// Makes the gate ready and wakes all waiters. A caller under the lock of a shared state uses
+    /// [`StateGuard::set_ready`](crate::StateGuard::set_ready) instead.
     pub fn set_ready(&self) {
         self.make_ready_and_wake(READY);
     }
 
-    /// Makes the gate ready permanently and wakes all waiters.
+    /// Makes the gate ready permanently and wakes all waiters. A caller under the lock of a shared
+    /// state uses [`StateGuard::set_always_ready`](crate::StateGuard::set_always_ready) instead.
     pub fn set_always_ready(&self) {
         self.make_ready_and_wake(ALWAYS_READY);
     }
@@ -239,21 +254,25 @@ impl Dependency {
     }
 
     fn make_ready_and_wake(&self, to: u8) {
-        let mut wakeups = Wakeups::new();
+        let mut others: SmallVec<[Waker; 2]> = SmallVec::new();
         let only = {
             let mut waiting = self.waiting.lock();
             self.transition(to, &mut waiting);
             match waiting.wakers.len() {
                 0 | 1 => waiting.wakers.pop(),
                 _ => {
-                    wakeups.0.extend(waiting.take());
+                    others.extend(waiting.take());
                     None
                 }
             }
         };
+        if only.is_some() || !others.is_empty() {
+            check_wake(&self.name);
+        }
         if let Some(waker) = only {
             waker.wake();
         }
+        others.into_iter().for_each(Waker::wake);
     }
 
     fn make_ready(&self, to: u8, wakeups: &mut Wakeups) {

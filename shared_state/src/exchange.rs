@@ -31,7 +31,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
     BufferLimit, Dependency, DependencyKind, Gate, ManyToMany, Payload, PopResult, PushResult,
-    Wakeups, queue::SizedQueue, sync::Mutex,
+    StateLock, Wakeups, queue::SizedQueue,
 };
 
 /// How an exchange routes. The operator routes the rows; the kind fixes the protocol.
@@ -92,7 +92,7 @@ struct State<T> {
     closed: Gate,
     kind: LocalExchangeKind,
     limit: BufferLimit,
-    inner: Mutex<Inner<T>>,
+    inner: StateLock<Inner<T>>,
 }
 
 /// The right of one producer task to push. Dropping it unfinished aborts the exchange.
@@ -146,7 +146,7 @@ pub(crate) fn with_gates<T: Payload>(
         closed: Dependency::blocked(format!("{name} closed"), DependencyKind::ConsumersGone),
         kind,
         limit,
-        inner: Mutex::new(Inner {
+        inner: StateLock::new(Inner {
             channels: channels.collect(),
             bytes: 0,
             starved: if kind == LocalExchangeKind::PassToOne { 1 } else { consumers },
@@ -241,12 +241,11 @@ impl<T: Payload> State<T> {
 impl<T: Payload> ExchangeProducer<T> {
     /// Pushes `item` to `channel`.
     pub fn push(&mut self, channel: usize, item: T) -> PushResult {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
-        let rejected = self.state.add(&mut inner, channel, item, &mut wakeups);
-        let result = self.state.poll_capacity(&mut inner, self.task_index, &mut wakeups);
-        drop(inner);
-        drop(rejected);
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
+        let rejected = self.state.add(inner, channel, item, wakeups);
+        let result = self.state.poll_capacity(inner, self.task_index, wakeups);
+        guard.unlock_and_drop(rejected);
         result
     }
 
@@ -256,8 +255,8 @@ impl<T: Payload> ExchangeProducer<T> {
         if self.state.kind == LocalExchangeKind::PassToOne {
             return self.push(0, item);
         }
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         let count = inner.channels.len();
         let start = self.cursor;
         let channel = (0..count)
@@ -266,10 +265,9 @@ impl<T: Payload> ExchangeProducer<T> {
             .min_by_key(|&channel| inner.channels[channel].queue.bytes())
             .unwrap_or(start);
         self.cursor = (channel + 1) % count;
-        let rejected = self.state.add(&mut inner, channel, item, &mut wakeups);
-        let result = self.state.poll_capacity(&mut inner, self.task_index, &mut wakeups);
-        drop(inner);
-        drop(rejected);
+        let rejected = self.state.add(inner, channel, item, wakeups);
+        let result = self.state.poll_capacity(inner, self.task_index, wakeups);
+        guard.unlock_and_drop(rejected);
         result
     }
 
@@ -278,22 +276,22 @@ impl<T: Payload> ExchangeProducer<T> {
     where
         T: Clone,
     {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         let mut rejected = Vec::new();
         for channel in 0..inner.channels.len() {
-            rejected.extend(self.state.add(&mut inner, channel, item.clone(), &mut wakeups));
+            rejected.extend(self.state.add(inner, channel, item.clone(), wakeups));
         }
-        let result = self.state.poll_capacity(&mut inner, self.task_index, &mut wakeups);
-        drop(inner);
-        drop(rejected);
+        let result = self.state.poll_capacity(inner, self.task_index, wakeups);
+        guard.unlock_and_drop(rejected);
         result
     }
 
     /// Returns whether there is capacity, without pushing. A producer calls it after it was woken.
     pub fn poll_capacity(&mut self) -> PushResult {
-        let mut wakeups = Wakeups::new();
-        self.state.poll_capacity(&mut self.state.inner.lock(), self.task_index, &mut wakeups)
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
+        self.state.poll_capacity(inner, self.task_index, wakeups)
     }
 
     /// Ends this producer's input. After the last producer, consumers finish once they have read
@@ -321,18 +319,18 @@ impl<T: Payload> ExchangeProducer<T> {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         inner.producers_left -= 1;
         let was_aborted = inner.aborted;
         inner.aborted |= !finished;
         // Only once: in a cancelled query, all producers are dropped.
         if !was_aborted && (inner.aborted || inner.producers_left == 0) {
-            self.state.gates.set_always_ready_all(&mut wakeups);
+            self.state.gates.set_always_ready_all(wakeups);
         }
         // This producer may have been woken for capacity that it no longer needs.
         inner.is_waiting[self.task_index] = false;
-        self.state.wake_producer(&mut inner, &mut wakeups);
+        self.state.wake_producer(inner, wakeups);
     }
 
     /// Returns the gate that is ready once no consumer is left.
@@ -365,8 +363,8 @@ impl<T: Payload> Drop for ExchangeProducer<T> {
 impl<T: Payload> ExchangeConsumer<T> {
     /// Takes the oldest item of this consumer's channel.
     pub fn take(&mut self) -> PopResult<T> {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         if inner.aborted {
             return PopResult::Aborted;
         }
@@ -374,7 +372,7 @@ impl<T: Payload> ExchangeConsumer<T> {
             inner.stats.rows_out += item.rows() as u64;
             inner.bytes -= bytes;
             inner.starved += usize::from(inner.channels[self.task_index].queue.is_empty());
-            self.state.wake_producer(&mut inner, &mut wakeups);
+            self.state.wake_producer(inner, wakeups);
             return PopResult::Item(item);
         }
         let unfed = self.state.kind == LocalExchangeKind::PassToOne && self.task_index > 0;
@@ -399,8 +397,8 @@ impl<T: Payload> ExchangeConsumer<T> {
 
 impl<T: Payload> Drop for ExchangeConsumer<T> {
     fn drop(&mut self) {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         inner.consumers_left -= 1;
         let channel = &mut inner.channels[self.task_index];
         let was_open = std::mem::replace(&mut channel.open, false);
@@ -408,15 +406,14 @@ impl<T: Payload> Drop for ExchangeConsumer<T> {
         inner.starved -= usize::from(was_open && unread.is_empty());
         inner.stats.rows_dropped += unread.rows() as u64;
         inner.bytes -= unread.bytes();
-        self.state.wake_producer(&mut inner, &mut wakeups);
+        self.state.wake_producer(inner, wakeups);
         // Also releases producers that wait for capacity in a closed exchange.
         if inner.consumers_left == 0 {
-            self.state.closed.set_always_ready_deferred(&mut wakeups);
+            self.state.closed.set_always_ready_deferred(wakeups);
             for gate in self.state.gates.sinks() {
-                gate.set_always_ready_deferred(&mut wakeups);
+                gate.set_always_ready_deferred(wakeups);
             }
         }
-        drop(inner);
-        drop(unread);
+        guard.unlock_and_drop(unread);
     }
 }

@@ -21,7 +21,7 @@
 
 use std::sync::Arc;
 
-use crate::{Dependency, DependencyKind, Gate, ManyToMany, Wakeups, sync::Mutex};
+use crate::{Dependency, DependencyKind, Gate, ManyToMany, StateLock, Wakeups};
 
 #[derive(Debug)]
 enum Phase<P, T> {
@@ -62,7 +62,7 @@ struct JoinBridge<P, T> {
     /// Ready when the table is built, or when it never will be.
     built: Gate,
     closed: Gate,
-    inner: Mutex<Inner<P, T>>,
+    inner: StateLock<Inner<P, T>>,
 }
 
 /// The right of one build task to publish its part. Dropping it unpublished aborts the join.
@@ -123,7 +123,7 @@ pub fn new<P, T>(name: &str, producers: usize, consumers: usize) -> Tokens<P, T>
         gates: ManyToMany::new(name, producers, consumers),
         built: Dependency::blocked(format!("{name} built"), DependencyKind::RuntimeFilter),
         closed: Dependency::blocked(format!("{name} closed"), DependencyKind::ConsumersGone),
-        inner: Mutex::new(Inner {
+        inner: StateLock::new(Inner {
             phase: Phase::Collecting(Vec::new()),
             producers_left: producers,
             consumers_left: consumers,
@@ -172,14 +172,14 @@ impl<P, T> BuildProducer<P, T> {
     /// Publishes this task's part of the build side.
     pub fn publish(mut self, part: P) {
         self.published = true;
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         inner.producers_left -= 1;
         let last = inner.producers_left == 0;
         if let Phase::Collecting(parts) = &mut inner.phase {
             parts.push(part);
             if last {
-                self.state.set_consumers_ready(&mut wakeups);
+                self.state.set_consumers_ready(wakeups);
             }
         }
     }
@@ -195,12 +195,11 @@ impl<P, T> Drop for BuildProducer<P, T> {
         if self.published {
             return;
         }
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         inner.producers_left -= 1;
-        let dropped = self.state.abort(&mut inner, &mut wakeups);
-        drop(inner);
-        drop(dropped);
+        let dropped = self.state.abort(inner, wakeups);
+        guard.unlock_and_drop(dropped);
     }
 }
 
@@ -243,29 +242,29 @@ impl<P, T> ProbeConsumer<P, T> {
     /// Hands [`BuildStep::Finalize`] and its parts over to another consumer. The caller drops this
     /// token next.
     pub fn hand_over_finalize(&mut self, parts: Vec<P>) {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         self.outstanding_step = false;
         if let Phase::Finalizing = inner.phase {
             inner.phase = Phase::Collecting(parts);
-            self.state.set_consumers_ready(&mut wakeups);
+            self.state.set_consumers_ready(wakeups);
         }
     }
 
     /// Stores the table made by [`BuildStep::Finalize`], with the number of its build morsels.
     pub fn finish_finalize(&mut self, table: T, morsels: usize) {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         self.outstanding_step = false;
         if let Phase::Finalizing = inner.phase {
             let table = Arc::new(table);
             if morsels == 0 {
                 inner.phase = Phase::Probe { table };
-                self.state.built.set_always_ready_deferred(&mut wakeups);
+                self.state.built.set_always_ready_deferred(wakeups);
             } else {
                 inner.phase = Phase::Build { table, next: 0, morsels, done: 0 };
             }
-            self.state.set_consumers_ready(&mut wakeups);
+            self.state.set_consumers_ready(wakeups);
         }
     }
 
@@ -287,14 +286,14 @@ impl<P, T> ProbeConsumer<P, T> {
     /// Publishes the complete table to all consumers. Called once, after
     /// [`finish_build_morsel`](Self::finish_build_morsel) returned `true`.
     pub fn publish_table(&mut self) {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         self.outstanding_step = false;
         if let Phase::Build { table, .. } = &inner.phase {
             let table = table.clone();
             inner.phase = Phase::Probe { table };
-            self.state.built.set_always_ready_deferred(&mut wakeups);
-            self.state.set_consumers_ready(&mut wakeups);
+            self.state.built.set_always_ready_deferred(wakeups);
+            self.state.set_consumers_ready(wakeups);
         }
     }
 
@@ -305,10 +304,10 @@ impl<P, T> ProbeConsumer<P, T> {
             return;
         }
         self.probe_finished = true;
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         inner.probing -= 1;
-        self.advance_to_unmatched_scan(&mut inner, morsels, &mut wakeups);
+        self.advance_to_unmatched_scan(inner, morsels, wakeups);
     }
 
     fn advance_to_unmatched_scan(
@@ -358,25 +357,24 @@ impl<P, T> ProbeConsumer<P, T> {
 
 impl<P, T> Drop for ProbeConsumer<P, T> {
     fn drop(&mut self) {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         inner.consumers_left -= 1;
         let mut dropped = None;
         if self.outstanding_step {
-            dropped = Some(self.state.abort(&mut inner, &mut wakeups));
+            dropped = Some(self.state.abort(inner, wakeups));
         } else if !self.probe_finished {
             inner.probing -= 1;
             inner.probe_dropped = true;
-            self.advance_to_unmatched_scan(&mut inner, 0, &mut wakeups);
+            self.advance_to_unmatched_scan(inner, 0, wakeups);
         }
         if inner.consumers_left == 0 {
-            self.state.closed.set_always_ready_deferred(&mut wakeups);
-            dropped.get_or_insert_with(|| self.state.abort(&mut inner, &mut wakeups));
+            self.state.closed.set_always_ready_deferred(wakeups);
+            dropped.get_or_insert_with(|| self.state.abort(inner, wakeups));
         } else if let Phase::Collecting(_) | Phase::Build { .. } = inner.phase {
             // Another consumer may have been woken for a step that this one did not take.
-            self.state.set_consumers_ready(&mut wakeups);
+            self.state.set_consumers_ready(wakeups);
         }
-        drop(inner);
-        drop(dropped);
+        guard.unlock_and_drop(dropped);
     }
 }

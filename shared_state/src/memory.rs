@@ -26,11 +26,8 @@ use std::{
 };
 
 use crate::{
-    Dependency, DependencyKind, Gate, Wakeups,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    Dependency, DependencyKind, Gate, StateLock, Wakeups,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 #[derive(Debug)]
@@ -60,7 +57,7 @@ struct Inner {
 /// The participants that have reclaimable memory, and the requesters that wait for memory.
 #[derive(Debug, Default)]
 pub struct MemoryArbitrator {
-    inner: Mutex<Inner>,
+    inner: StateLock<Inner>,
     /// Length of `inner.waiting`, so that a release without waiting requesters takes no lock.
     waiting: AtomicUsize,
 }
@@ -116,8 +113,9 @@ impl MemoryArbitrator {
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
-        let mut wakeups = Wakeups::new();
-        self.wake_waiters(&mut self.inner.lock(), &mut wakeups);
+        let mut guard = self.inner.lock();
+        let (inner, wakeups) = guard.parts();
+        self.wake_waiters(inner, wakeups);
     }
 
     fn wake_waiters(&self, inner: &mut Inner, wakeups: &mut Wakeups) {
@@ -151,8 +149,8 @@ impl ArbitrationParticipant {
     /// is no such target and either no release is pending or this participant can release
     /// `min_bytes` itself.
     pub fn request_reclaim(&self, min_bytes: usize) -> Option<Gate> {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.arbitrator.inner.lock();
+        let mut guard = self.arbitrator.inner.lock();
+        let (inner, wakeups) = guard.parts();
         let own_bytes = self.reclaimable_bytes();
         let release_pending =
             own_bytes < min_bytes.max(1) && inner.pending_releases.contains_key(&self.state.pool);
@@ -171,7 +169,7 @@ impl ArbitrationParticipant {
             })
             .filter(|(_, bytes, _)| *bytes >= min_bytes);
         match candidates.max_by_key(|(same, bytes, _)| (*same, *bytes)) {
-            Some((_, _, target)) => target.reclaim_requested.set_ready_deferred(&mut wakeups),
+            Some((_, _, target)) => target.reclaim_requested.set_ready_deferred(wakeups),
             None if release_pending => {}
             None => return None,
         }
@@ -202,34 +200,34 @@ impl ArbitrationParticipant {
     /// Declines a reclaim request. This participant gets no other until
     /// [`set_reclaimable_bytes`](Self::set_reclaimable_bytes) announces bytes again.
     pub fn decline_reclaim(&self) {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.arbitrator.inner.lock();
+        let mut guard = self.arbitrator.inner.lock();
+        let (inner, wakeups) = guard.parts();
         self.state.reclaimable_bytes.store(0, Ordering::Relaxed);
         self.state.reclaim_requested.block();
-        self.arbitrator.wake_waiters(&mut inner, &mut wakeups);
+        self.arbitrator.wake_waiters(inner, wakeups);
     }
 }
 
 impl Drop for PendingRelease {
     fn drop(&mut self) {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.arbitrator.inner.lock();
+        let mut guard = self.arbitrator.inner.lock();
+        let (inner, wakeups) = guard.parts();
         if let Entry::Occupied(mut pending) = inner.pending_releases.entry(self.pool) {
             *pending.get_mut() -= 1;
             if *pending.get() == 0 {
                 pending.remove();
             }
         }
-        self.arbitrator.wake_waiters(&mut inner, &mut wakeups);
+        self.arbitrator.wake_waiters(inner, wakeups);
     }
 }
 
 impl Drop for ArbitrationParticipant {
     fn drop(&mut self) {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.arbitrator.inner.lock();
+        let mut guard = self.arbitrator.inner.lock();
+        let (inner, wakeups) = guard.parts();
         inner.participants.remove(&self.state.id);
         inner.waiting.remove(&self.state.id);
-        self.arbitrator.wake_waiters(&mut inner, &mut wakeups);
+        self.arbitrator.wake_waiters(inner, wakeups);
     }
 }

@@ -4,13 +4,15 @@
 //! items. If waiting for the slowest consumer would close a cycle (one multicast feeds both sides
 //! of a join), the wait-for graph lets the buffer overflow.
 //!
-//! Lock: `inner`. All gates change under it; wakers run after it.
+//! Lock: `inner`. All gates change under it; wakers run after it. The consumers are counted under
+//! it as well, and not by [`tokens()`](crate::tokens()): a push counts the consumers that will read
+//! its item, and a consumer that ends subtracts itself from the items that it has not read.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
     BufferLimit, Dependency, DependencyKind, Gate, OneToMany, Payload, PopResult, PushResult,
-    Wakeups, sync::Mutex,
+    StateLock, Wakeups,
 };
 
 /// An item, and the number of consumers that have not read it. Consumers read in order, so a later
@@ -41,7 +43,7 @@ struct State<T> {
     gates: OneToMany,
     closed: Gate,
     limit: BufferLimit,
-    inner: Mutex<Inner<T>>,
+    inner: StateLock<Inner<T>>,
 }
 
 /// The right to push. Dropping it unfinished aborts the multicast.
@@ -72,7 +74,7 @@ pub fn new<T: Payload + Clone>(
         gates: OneToMany::new(name, consumers),
         closed: Dependency::blocked(format!("{name} closed"), DependencyKind::ConsumersGone),
         limit,
-        inner: Mutex::new(Inner {
+        inner: StateLock::new(Inner {
             items: VecDeque::new(),
             bytes: 0,
             first: 0,
@@ -116,10 +118,10 @@ impl<T> Inner<T> {
 impl<T: Payload + Clone> MulticastProducer<T> {
     /// Pushes `item` to all consumers.
     pub fn push(&mut self, item: T) -> PushResult {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         if inner.consumers_left == 0 {
-            drop(inner);
+            // The lock is released first, and then the item is dropped.
             return PushResult::Closed;
         }
         let bytes = item.bytes();
@@ -127,7 +129,7 @@ impl<T: Payload + Clone> MulticastProducer<T> {
         inner.items.push_back(Shared { item, bytes, unread });
         inner.bytes += bytes;
         for gate in self.state.gates.sources() {
-            gate.set_ready_exclusive(&mut wakeups);
+            gate.set_ready_exclusive(wakeups);
         }
         if self.state.limit.is_exceeded(inner.bytes) {
             let gate = self.state.gates.sink();
@@ -151,11 +153,11 @@ impl<T: Payload + Clone> MulticastProducer<T> {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         inner.finished = finished;
         inner.aborted = !finished;
-        self.state.gates.set_always_ready_all(&mut wakeups);
+        self.state.gates.set_always_ready_all(wakeups);
     }
 }
 
@@ -168,8 +170,8 @@ impl<T: Payload + Clone> Drop for MulticastProducer<T> {
 impl<T: Payload + Clone> MulticastConsumer<T> {
     /// Takes the next item at this consumer's position.
     pub fn take(&mut self) -> PopResult<T> {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         if inner.aborted {
             return PopResult::Aborted;
         }
@@ -178,9 +180,8 @@ impl<T: Payload + Clone> MulticastConsumer<T> {
             shared.unread -= 1;
             let item = shared.item.clone();
             inner.positions[self.task_index] += 1;
-            let released = self.state.release(&mut inner, &mut wakeups);
-            drop(inner);
-            drop(released);
+            let released = self.state.release(inner, wakeups);
+            guard.unlock_and_drop(released);
             return PopResult::Item(item);
         }
         if inner.finished {
@@ -194,19 +195,18 @@ impl<T: Payload + Clone> MulticastConsumer<T> {
 
 impl<T: Payload + Clone> Drop for MulticastConsumer<T> {
     fn drop(&mut self) {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         inner.consumers_left -= 1;
         let offset = inner.offset(self.task_index);
         for shared in inner.items.iter_mut().skip(offset) {
             shared.unread -= 1;
         }
-        let released = self.state.release(&mut inner, &mut wakeups);
+        let released = self.state.release(inner, wakeups);
         if inner.consumers_left == 0 {
-            self.state.closed.set_always_ready_deferred(&mut wakeups);
-            self.state.gates.sink().set_always_ready_deferred(&mut wakeups);
+            self.state.closed.set_always_ready_deferred(wakeups);
+            self.state.gates.sink().set_always_ready_deferred(wakeups);
         }
-        drop(inner);
-        drop(released);
+        guard.unlock_and_drop(released);
     }
 }

@@ -6,11 +6,14 @@
 //! producer `i` is blocked until producer `i - 1` has passed the table on. The producer that builds
 //! the table reserves its memory in the query's pool.
 //!
-//! Lock: `inner`. All gates change under it; wakers run after it.
+//! A producer that passed the table on has finished; the ends are reported by [`tokens()`].
+//!
+//! Lock: `inner`. The gates of producers and consumer change under it; wakers run after it. The
+//! gate `closed` becomes ready after the consumer's end.
 
-use std::sync::Arc;
-
-use crate::{Dependency, DependencyKind, Gate, ManyToOne, PopResult, Wakeups, sync::Mutex};
+use crate::{
+    Consumer, Gate, ManyToOne, PopResult, Producer, ProducerEnd, SharedState, StateLock, tokens,
+};
 
 #[derive(Debug)]
 struct Inner<T> {
@@ -26,129 +29,103 @@ struct Inner<T> {
 #[derive(Debug)]
 struct State<T> {
     gates: ManyToOne,
-    closed: Gate,
-    inner: Mutex<Inner<T>>,
+    inner: StateLock<Inner<T>>,
 }
 
 /// The right of child `i`'s task to work on the table. Dropping it without passing the table on
 /// aborts the state.
 #[derive(Debug)]
-pub struct SetProducer<T> {
-    state: Arc<State<T>>,
-    child: usize,
-    passed: bool,
-}
+pub struct SetProducer<T>(Producer<State<T>>);
 
 /// The right to read the final table.
 #[derive(Debug)]
-pub struct SetConsumer<T> {
-    state: Arc<State<T>>,
-}
+pub struct SetConsumer<T>(Consumer<State<T>>);
 
 /// Creates a chain of `children` producers that starts with `table`.
 ///
 /// # Panics
 /// If `children` is 0.
 pub fn new<T>(name: &str, children: usize, table: T) -> (Vec<SetProducer<T>>, SetConsumer<T>) {
-    assert!(children > 0, "a set operation has at least one child");
     let gates = ManyToOne::new(name, children);
-    gates.sinks()[1..].iter().for_each(|gate| gate.block());
-    let state = Arc::new(State {
-        gates,
-        closed: Dependency::blocked(format!("{name} closed"), DependencyKind::ConsumersGone),
-        inner: Mutex::new(Inner {
-            table: Some(table),
-            current_child: 0,
-            aborted: false,
-            closed: false,
-        }),
-    });
-    (
-        (0..children)
-            .map(|child| SetProducer { state: state.clone(), child, passed: false })
-            .collect(),
-        SetConsumer { state },
-    )
+    gates.sinks().iter().skip(1).for_each(|gate| gate.block());
+    let inner = Inner { table: Some(table), current_child: 0, aborted: false, closed: false };
+    let state = State { gates, inner: StateLock::new(inner) };
+    let (producers, mut consumers) = tokens(name, state, children, 1);
+    (producers.into_iter().map(SetProducer).collect(), SetConsumer(consumers.remove(0)))
+}
+
+impl<T> State<T> {
+    /// Ends the chain by `change`, and drops the table unless a task owns it.
+    fn end(&self, change: impl FnOnce(&mut Inner<T>)) {
+        let mut guard = self.inner.lock();
+        let (inner, wakeups) = guard.parts();
+        change(inner);
+        let table = inner.table.take();
+        self.gates.set_always_ready_all(wakeups);
+        guard.unlock_and_drop(table);
+    }
+}
+
+impl<T> SharedState for State<T> {
+    fn producer_ended(&self, end: ProducerEnd, _left: usize) {
+        if end == ProducerEnd::Dropped {
+            self.end(|inner| inner.aborted = true);
+        }
+    }
+
+    fn consumer_ended(&self, _index: usize, _left: usize) {
+        self.end(|inner| inner.closed = true);
+    }
 }
 
 impl<T> SetProducer<T> {
     /// Takes the table when the children before have passed it on; [`PopResult::Finished`] if the
     /// consumer was dropped.
     pub fn take(&mut self) -> PopResult<T> {
-        let mut inner = self.state.inner.lock();
+        let mut inner = self.0.inner.lock();
         if inner.aborted {
             return PopResult::Aborted;
         }
         if inner.closed {
             return PopResult::Finished;
         }
-        if inner.current_child != self.child {
-            return PopResult::Blocked(self.state.gates.sink(self.child).clone());
+        if inner.current_child != self.0.index() {
+            return PopResult::Blocked(self.0.gates.sink(self.0.index()).clone());
         }
         inner.table.take().map_or(PopResult::Finished, PopResult::Item)
     }
 
     /// Passes the table on to the next child, or to the consumer after the last child.
-    pub fn pass_to_next(mut self, table: T) {
-        self.passed = true;
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
-        if inner.closed {
-            // The table has no reader any more: it is dropped after the lock is released.
-            drop(inner);
-            return;
+    pub fn pass_to_next(self, table: T) {
+        let state = &self.0;
+        let mut inner = state.inner.lock();
+        // Without a reader, the table is dropped after the lock is released.
+        if !inner.closed {
+            inner.table = Some(table);
+            inner.current_child = state.index() + 1;
+            let next = state.gates.sinks().get(inner.current_child).unwrap_or(state.gates.source());
+            inner.set_always_ready(next);
         }
-        inner.table = Some(table);
-        inner.current_child = self.child + 1;
-        let next =
-            self.state.gates.sinks().get(inner.current_child).unwrap_or(self.state.gates.source());
-        next.set_always_ready_deferred(&mut wakeups);
+        drop(inner);
+        self.0.finish();
     }
 
     /// Returns the gate that is ready once the consumer was dropped.
     pub fn closed(&self) -> &Gate {
-        &self.state.closed
-    }
-}
-
-impl<T> Drop for SetProducer<T> {
-    fn drop(&mut self) {
-        if self.passed {
-            return;
-        }
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
-        inner.aborted = true;
-        let table = inner.table.take();
-        self.state.gates.set_always_ready_all(&mut wakeups);
-        drop(inner);
-        drop(table);
+        self.0.closed()
     }
 }
 
 impl<T> SetConsumer<T> {
     /// Takes the final table, once; then returns [`PopResult::Finished`].
     pub fn take(&mut self) -> PopResult<T> {
-        let mut inner = self.state.inner.lock();
+        let mut inner = self.0.inner.lock();
         if inner.aborted {
             return PopResult::Aborted;
         }
-        if inner.current_child < self.state.gates.sinks().len() {
-            return PopResult::Blocked(self.state.gates.source().clone());
+        if inner.current_child < self.0.gates.sinks().len() {
+            return PopResult::Blocked(self.0.gates.source().clone());
         }
         inner.table.take().map_or(PopResult::Finished, PopResult::Item)
-    }
-}
-
-impl<T> Drop for SetConsumer<T> {
-    fn drop(&mut self) {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
-        inner.closed = true;
-        let table = inner.table.take();
-        self.state.closed.set_always_ready_deferred(&mut wakeups);
-        self.state.gates.set_always_ready_all(&mut wakeups);
-        drop(inner);
-        drop(table);
     }
 }

@@ -7,7 +7,10 @@
 
 use std::sync::Arc;
 
-use crate::{ClaimResult, Gate, breaker::Breaker};
+use crate::{
+    ClaimResult, Gate,
+    breaker::{self, BreakerConsumer, BreakerProducer},
+};
 
 #[derive(Debug)]
 struct Runs<R> {
@@ -26,17 +29,11 @@ impl<R> Default for Runs<R> {
 
 /// The right of one producer task to publish its runs. Dropping it unpublished aborts the state.
 #[derive(Debug)]
-pub struct SortProducer<R> {
-    state: Arc<Breaker<Runs<R>>>,
-    published: bool,
-}
+pub struct SortProducer<R>(BreakerProducer<Runs<R>>);
 
 /// The right of one consumer task to claim key ranges.
 #[derive(Debug)]
-pub struct SortConsumer<R> {
-    state: Arc<Breaker<Runs<R>>>,
-    task_index: usize,
-}
+pub struct SortConsumer<R>(BreakerConsumer<Runs<R>>);
 
 /// Creates a state for `producers` tasks that publish runs and `consumers` tasks that claim
 /// `key_ranges` key ranges.
@@ -51,40 +48,29 @@ pub fn new<R>(
 ) -> (Vec<SortProducer<R>>, Vec<SortConsumer<R>>) {
     assert!(key_ranges > 0, "a sort has at least one key range");
     let runs = Runs { key_ranges, ..Runs::default() };
-    let state = Arc::new(Breaker::new(name, producers, consumers, runs));
+    let (producers, consumers) = breaker::new(name, producers, consumers, runs);
     (
-        (0..producers).map(|_| SortProducer { state: state.clone(), published: false }).collect(),
-        (0..consumers)
-            .map(|task_index| SortConsumer { state: state.clone(), task_index })
-            .collect(),
+        producers.into_iter().map(SortProducer).collect(),
+        consumers.into_iter().map(SortConsumer).collect(),
     )
 }
 
 impl<R> SortProducer<R> {
     /// Publishes this task's runs, each of them sorted.
-    pub fn publish(mut self, runs: Vec<R>) {
-        self.published = true;
-        self.state.publish(|all| all.collecting.extend(runs));
+    pub fn publish(self, runs: Vec<R>) {
+        self.0.publish(|all| all.collecting.extend(runs));
     }
 
     /// Returns the gate that is ready once no consumer is left.
     pub fn closed(&self) -> &Gate {
-        self.state.closed()
-    }
-}
-
-impl<R> Drop for SortProducer<R> {
-    fn drop(&mut self) {
-        if !self.published {
-            self.state.abort();
-        }
+        self.0.closed()
     }
 }
 
 impl<R> SortConsumer<R> {
     /// Claims the next key range: its index and all runs.
     pub fn claim(&self) -> ClaimResult<(usize, Arc<[R]>)> {
-        self.state.claim(self.task_index, |runs| {
+        self.0.claim(|runs| {
             if runs.next == runs.key_ranges {
                 return None;
             }
@@ -99,11 +85,5 @@ impl<R> SortConsumer<R> {
             }
             Some((range, all))
         })
-    }
-}
-
-impl<R> Drop for SortConsumer<R> {
-    fn drop(&mut self) {
-        self.state.consumer_dropped();
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, fmt, iter::Sum, ops::AddAssign, sync::Arc};
 
-use crate::{Dependency, DependencyKind, Gate, PopResult, Wakeups, sync::Mutex};
+use crate::{Dependency, DependencyKind, Gate, PopResult, StateLock};
 
 struct Inner<S> {
     queued: VecDeque<(S, u64)>,
@@ -29,7 +29,7 @@ struct State<S> {
     capacity: Gate,
     /// Upper bound: the queue has no capacity from this number of queued splits on.
     max_queued: usize,
-    inner: Mutex<Inner<S>>,
+    inner: StateLock<Inner<S>>,
 }
 
 /// Guard of a split that is being read. Dropped when the split was read, or will not be.
@@ -106,14 +106,13 @@ impl<S> SplitQueue<S> {
             splits: Dependency::blocked(format!("{name} splits"), DependencyKind::External),
             capacity: Dependency::ready(format!("{name} split queue"), DependencyKind::External),
             max_queued: max_queued.max(1),
-            inner: Mutex::new(inner),
+            inner: StateLock::new(inner),
         };
         Self { state: Arc::new(state) }
     }
 
     /// Adds splits, each with its weight. Splits added after the end are dropped.
     pub fn add(&self, splits: impl IntoIterator<Item = (S, u64)>) {
-        let mut wakeups = Wakeups::new();
         let mut late = Vec::new();
         let mut inner = self.state.inner.lock();
         if inner.no_more_splits || inner.closed {
@@ -128,26 +127,24 @@ impl<S> SplitQueue<S> {
             self.state.capacity.block();
         }
         if !inner.queued.is_empty() {
-            self.state.splits.set_ready_deferred(&mut wakeups);
+            inner.set_ready(&self.state.splits);
         }
     }
 
     /// Records that there will be no more splits.
     pub fn set_no_more_splits(&self) {
-        let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         inner.no_more_splits = true;
-        self.state.splits.set_always_ready_deferred(&mut wakeups);
+        inner.set_always_ready(&self.state.splits);
     }
 
     /// Takes the next split, with a guard to drop when the split was read.
     pub fn take(&self) -> PopResult<(S, SplitGuard<S>)> {
-        let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         if let Some((split, weight)) = inner.queued.pop_front() {
             inner.reading += 1;
             if inner.queued.len() <= self.state.max_queued / 2 {
-                self.state.capacity.set_ready_deferred(&mut wakeups);
+                inner.set_ready(&self.state.capacity);
             }
             return PopResult::Item((split, SplitGuard { state: self.state.clone(), weight }));
         }
@@ -160,15 +157,13 @@ impl<S> SplitQueue<S> {
 
     /// Closes the queue, because no task reads it any more. Drops the queued splits.
     pub fn close(&self) {
-        let mut wakeups = Wakeups::new();
         let mut inner = self.state.inner.lock();
         inner.closed = true;
         let unread = std::mem::take(&mut inner.queued);
         inner.weight -= unread.iter().map(|(_, weight)| weight).sum::<u64>();
-        self.state.splits.set_always_ready_deferred(&mut wakeups);
-        self.state.capacity.set_always_ready_deferred(&mut wakeups);
-        drop(inner);
-        drop(unread);
+        inner.set_always_ready(&self.state.splits);
+        inner.set_always_ready(&self.state.capacity);
+        inner.unlock_and_drop(unread);
     }
 
     /// Returns the queue's counts and weight.

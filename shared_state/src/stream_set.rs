@@ -15,7 +15,7 @@ use std::{
     task::{Wake, Waker},
 };
 
-use crate::{Dependency, DependencyKind, Gate, PopResult, Wakeups, sync::Mutex};
+use crate::{Dependency, DependencyKind, Gate, PopResult, StateLock, sync::Mutex};
 
 /// A set of streams, some of which are ready. Clones are the same set.
 pub struct StreamSet<T> {
@@ -33,7 +33,7 @@ struct State<T> {
 struct Signals {
     /// Ready while a stream is ready, and when all have ended.
     gate: Gate,
-    inner: Mutex<Inner>,
+    inner: StateLock<Inner>,
 }
 
 struct Inner {
@@ -90,17 +90,16 @@ impl<T> StreamSet<T> {
             unfinished: count,
         };
         let gate = Dependency::ready(name.to_owned(), DependencyKind::External);
-        let signals = Arc::new(Signals { gate, inner: Mutex::new(inner) });
+        let signals = Arc::new(Signals { gate, inner: StateLock::new(inner) });
         Self { state: Arc::new(State { signals, streams }) }
     }
 
     /// Leases a ready stream.
     pub fn take(&self) -> PopResult<StreamLease<T>> {
-        let mut wakeups = Wakeups::new();
         let State { signals, streams } = self.state.as_ref();
         let mut inner = signals.inner.lock();
         if inner.unfinished == 0 {
-            signals.gate.set_always_ready_deferred(&mut wakeups);
+            inner.set_always_ready(&signals.gate);
             return PopResult::Finished;
         }
         let Some(index) = inner.ready.pop_front() else {
@@ -121,14 +120,13 @@ impl<T> StreamSet<T> {
 
 impl Signals {
     fn woken(&self, index: usize) {
-        let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();
         match inner.slots[index] {
             SlotState::Leased => inner.slots[index] = SlotState::LeasedAndWoken,
             SlotState::Waiting => {
                 inner.slots[index] = SlotState::Ready;
                 inner.ready.push_back(index);
-                self.gate.set_ready_deferred(&mut wakeups);
+                inner.set_ready(&self.gate);
             }
             SlotState::Ready | SlotState::LeasedAndWoken | SlotState::Finished => {}
         }
@@ -160,13 +158,12 @@ impl<T> StreamLease<T> {
     fn put_back(mut self, ready: bool) {
         let State { signals, streams } = self.state.as_ref();
         let Some(stream) = self.stream.take() else { return };
-        let mut wakeups = Wakeups::new();
         let mut inner = signals.inner.lock();
         *streams[self.index].lock() = Some(stream);
         if ready || inner.slots[self.index] == SlotState::LeasedAndWoken {
             inner.slots[self.index] = SlotState::Ready;
             inner.ready.push_back(self.index);
-            signals.gate.set_ready_deferred(&mut wakeups);
+            inner.set_ready(&signals.gate);
         } else {
             inner.slots[self.index] = SlotState::Waiting;
         }
@@ -178,13 +175,12 @@ impl<T> Drop for StreamLease<T> {
         // Not under the lock: dropping the stream may take long.
         let Some(stream) = self.stream.take() else { return };
         drop(stream);
-        let mut wakeups = Wakeups::new();
         let signals = &self.state.signals;
         let mut inner = signals.inner.lock();
         inner.slots[self.index] = SlotState::Finished;
         inner.unfinished -= 1;
         if inner.unfinished == 0 {
-            signals.gate.set_always_ready_deferred(&mut wakeups);
+            inner.set_always_ready(&signals.gate);
         }
     }
 }

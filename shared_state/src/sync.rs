@@ -2,7 +2,10 @@
 //!
 //! Under `--cfg loom` and `--cfg shuttle` the lock and the atomics are the model checker's; in a
 //! normal build they are `parking_lot` and `std`. `Arc` stays `std`'s because `std::task::Waker`
-//! is built on it.
+//! is built on it. A shared state takes its lock from [`StateLock`](crate::StateLock), which is
+//! built on [`Mutex`]. [`wakes_under_lock`] and [`set_unlock_hook`] are for test harnesses.
+
+mod checks;
 
 #[cfg(loom)]
 pub use loom::sync::atomic;
@@ -10,6 +13,9 @@ pub use loom::sync::atomic;
 pub use shuttle::sync::atomic;
 #[cfg(not(any(loom, shuttle)))]
 pub use std::sync::atomic;
+
+pub(crate) use checks::{HeldLock, check_wake};
+pub use checks::{set_unlock_hook, wakes_under_lock};
 
 #[cfg(not(any(loom, shuttle)))]
 pub use parking_lot::{Mutex, MutexGuard};

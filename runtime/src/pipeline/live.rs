@@ -4,8 +4,7 @@
 
 use std::sync::Arc;
 
-use gatework_shared_state::{Dependency, DependencyKind, Gate, Wakeups};
-use parking_lot::Mutex;
+use gatework_shared_state::{Dependency, DependencyKind, Gate, StateLock};
 
 use super::QueryContext;
 
@@ -14,7 +13,7 @@ use super::QueryContext;
 pub(super) struct TaskCounter {
     /// The number of the graph whose tasks are counted; `None` for a query.
     graph: Option<u64>,
-    count: Mutex<usize>,
+    count: StateLock<usize>,
     idle: Gate,
 }
 
@@ -31,7 +30,7 @@ impl TaskCounter {
 
     fn new(name: &'static str, graph: Option<u64>) -> Self {
         let idle = Dependency::ready(name, DependencyKind::Finish);
-        Self { graph, count: Mutex::new(0), idle }
+        Self { graph, count: StateLock::new(0), idle }
     }
 
     /// Returns the gate that is ready while nothing is alive.
@@ -51,11 +50,10 @@ impl TaskCounter {
 
     /// Returns `true` if the count dropped to 0.
     fn leave(&self) -> bool {
-        let mut wakeups = Wakeups::new();
         let mut count = self.count.lock();
         *count -= 1;
         if *count == 0 {
-            self.idle.set_ready_deferred(&mut wakeups);
+            count.set_ready(&self.idle);
         }
         *count == 0
     }

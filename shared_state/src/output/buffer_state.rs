@@ -6,10 +6,10 @@ use std::{
 };
 
 use super::{
-    BufferId, OutputBuffers, OutputKind, OutputState,
+    BufferId, OutputBuffers, OutputKind, OutputState, PageRead, ProtocolError,
     client::{ClientBuffer, Page},
 };
-use crate::{BufferLimit, Gate, Payload, Wakeups, exchange::ExchangeStats, sync::Mutex};
+use crate::{BufferLimit, Gate, Payload, StateLock, Wakeups, exchange::ExchangeStats};
 
 pub(super) struct Inner<T> {
     pub(super) state: OutputState,
@@ -34,25 +34,13 @@ pub(super) struct State<T> {
     pub(super) closed: Gate,
     /// Ready when the output has ended.
     pub(super) finished: Gate,
-    pub(super) inner: Mutex<Inner<T>>,
+    pub(super) inner: StateLock<Inner<T>>,
 }
 
 /// Pages to free after the lock is released.
 pub(super) type DroppedPages<T> = Vec<T>;
 
-/// Work to do after the caller's locks are released, too.
-pub(super) struct Deferred<T> {
-    pub(super) dropped: DroppedPages<T>,
-    pub(super) wakeups: Wakeups,
-}
-
-impl<T> Default for Deferred<T> {
-    fn default() -> Self {
-        Self { dropped: DroppedPages::new(), wakeups: Wakeups::new() }
-    }
-}
-
-pub(super) fn master_is_drained<T>(kind: OutputKind, master: &VecDeque<Arc<Page<T>>>) -> bool {
+fn master_is_drained<T>(kind: OutputKind, master: &VecDeque<Arc<Page<T>>>) -> bool {
     kind != OutputKind::Arbitrary || master.is_empty()
 }
 
@@ -91,6 +79,82 @@ impl<T: Payload + Clone> Inner<T> {
 }
 
 impl<T: Payload + Clone> State<T> {
+    /// Reads buffer `id` from `token` on, under the lock of `inner`.
+    pub(super) fn read(
+        &self,
+        inner: &mut Inner<T>,
+        (id, token): (BufferId, u64),
+        max_bytes: usize,
+        gate: &Gate,
+        dropped: &mut DroppedPages<T>,
+        wakeups: &mut Wakeups,
+    ) -> Result<PageRead<T>, ProtocolError> {
+        if inner.state == OutputState::Failed {
+            return Ok(PageRead::Failed);
+        }
+        if !inner.clients.contains_key(&id) && inner.descriptor.no_more_buffers() {
+            return Err(ProtocolError(format!("buffer {id} does not exist and cannot be added")));
+        }
+        if inner.state == OutputState::Finished {
+            return Ok(PageRead::Complete);
+        }
+        inner.client(id);
+        let Inner { clients, master, descriptor, state, .. } = inner;
+        let Some(client) = clients.get_mut(&id) else { return Ok(PageRead::Complete) };
+        if let Some(older) = client.listener.take()
+            && !Arc::ptr_eq(&older, gate)
+        {
+            older.set_ready_deferred(wakeups);
+        }
+        if client.aborted {
+            return Ok(PageRead::Complete);
+        }
+        if token < client.token {
+            return Ok(PageRead::TokenTooOld);
+        }
+        let (acknowledged, skipped) = client.acknowledge(token)?;
+        if descriptor.kind() == OutputKind::Arbitrary {
+            client.load_from(master, max_bytes);
+        }
+        let (pages, next, rows) = client.pages(max_bytes);
+        let result = if !pages.is_empty() {
+            PageRead::Pages { pages, next }
+        } else if state.can_add_pages() || !master_is_drained(descriptor.kind(), master) {
+            client.listener = Some(gate.clone());
+            PageRead::Pending
+        } else {
+            PageRead::Complete
+        };
+        inner.stats.rows_out += rows;
+        inner.stats.rows_dropped += skipped;
+        inner.release(acknowledged, dropped);
+        self.update_state(inner, dropped, wakeups);
+        Ok(result)
+    }
+
+    /// Ends the reader of buffer `id`, under the lock of `inner`.
+    pub(super) fn abort(
+        &self,
+        inner: &mut Inner<T>,
+        id: BufferId,
+        dropped: &mut DroppedPages<T>,
+        wakeups: &mut Wakeups,
+    ) {
+        if inner.state.is_final()
+            || !inner.clients.contains_key(&id) && inner.descriptor.no_more_buffers()
+        {
+            return;
+        }
+        let client = inner.client(id);
+        let (unread, rows) = client.abort();
+        if let Some(listener) = client.listener.take() {
+            listener.set_ready_deferred(wakeups);
+        }
+        inner.stats.rows_dropped += rows;
+        inner.release(unread, dropped);
+        self.update_state(inner, dropped, wakeups);
+    }
+
     /// Ends the output if no reader is left, and updates its gates. Called after a change.
     pub(super) fn update_state(
         &self,

@@ -10,8 +10,8 @@
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
-use super::{BufferId, Deferred, OutputBuffer, PageRead, ProtocolError};
-use crate::{Dependency, DependencyKind, Gate, Payload, PopResult, Wakeups, sync::Mutex};
+use super::{BufferId, DroppedPages, OutputBuffer, PageRead, ProtocolError};
+use crate::{Dependency, DependencyKind, Gate, Payload, PopResult, StateLock, Wakeups};
 
 /// Id of an output buffer in a client: that of the task that writes it.
 pub type LocationId = u64;
@@ -38,7 +38,7 @@ struct Inner<T> {
 
 /// Reads output buffers that are added while it reads. Clones are the same client.
 pub struct ExchangeClient<T> {
-    inner: Arc<Mutex<Inner<T>>>,
+    inner: Arc<StateLock<Inner<T>>>,
     gate: Gate,
 }
 
@@ -69,7 +69,7 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         };
         // The writers are tasks of other query contexts.
         let gate = Dependency::blocked(format!("{name} pages"), DependencyKind::External);
-        Self { inner: Arc::new(Mutex::new(inner)), gate }
+        Self { inner: Arc::new(StateLock::new(inner)), gate }
     }
 
     /// Adds buffer `buffer` of `output`. A known `id` is ignored. A closed client leaves the buffer
@@ -83,13 +83,14 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         output: OutputBuffer<T>,
         buffer: BufferId,
     ) -> Result<(), ProtocolError> {
-        let mut deferred = Deferred::default();
-        let mut inner = self.inner.lock();
+        let mut dropped = DroppedPages::new();
+        let mut guard = self.inner.lock();
+        let (inner, wakeups) = guard.parts();
         if inner.known.contains(&id) {
             return Ok(());
         }
         if inner.closed {
-            output.abort_deferred(buffer, &mut deferred);
+            output.abort_deferred(buffer, &mut dropped, wakeups);
             return Ok(());
         }
         if inner.no_more_locations {
@@ -97,42 +98,41 @@ impl<T: Payload + Clone> ExchangeClient<T> {
         }
         inner.known.push(id);
         inner.locations.push_back(Location { output, buffer, token: 0 });
-        self.gate.set_ready_deferred(&mut deferred.wakeups);
-        drop(inner);
+        self.gate.set_ready_deferred(wakeups);
         Ok(())
     }
 
     /// Records that no more output buffers will be added.
     pub fn set_no_more_locations(&self) {
-        let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();
         inner.no_more_locations = true;
-        self.gate.set_ready_deferred(&mut wakeups);
+        inner.set_ready(&self.gate);
     }
 
     /// Takes the next page of any output buffer.
     pub fn take(&self) -> PopResult<T> {
-        let mut deferred = Deferred::default();
-        let mut inner = self.inner.lock();
+        let mut dropped = DroppedPages::new();
+        let mut guard = self.inner.lock();
+        let (inner, wakeups) = guard.parts();
         if inner.failed {
             return PopResult::Aborted;
         }
         if inner.pages.is_empty() {
             self.gate.block();
-            if self.poll_locations(&mut inner, &mut deferred).is_err() || inner.failed {
+            if self.poll_locations(inner, &mut dropped, wakeups).is_err() || inner.failed {
                 inner.failed = true;
-                self.gate.set_always_ready_deferred(&mut deferred.wakeups);
+                self.gate.set_always_ready_deferred(wakeups);
                 return PopResult::Aborted;
             }
         }
         if let Some(page) = inner.pages.pop_front() {
             inner.rows += page.rows() as u64;
             // Other waiting tasks may find output buffers to read as well.
-            self.gate.set_ready_deferred(&mut deferred.wakeups);
+            self.gate.set_ready_deferred(wakeups);
             return PopResult::Item(page);
         }
         if inner.closed || inner.no_more_locations && inner.locations.is_empty() {
-            self.gate.set_always_ready_deferred(&mut deferred.wakeups);
+            self.gate.set_always_ready_deferred(wakeups);
             return PopResult::Finished;
         }
         PopResult::Blocked(self.gate.clone())
@@ -169,12 +169,14 @@ impl<T: Payload + Clone> ExchangeClient<T> {
     fn poll_locations(
         &self,
         inner: &mut Inner<T>,
-        deferred: &mut Deferred<T>,
+        dropped: &mut DroppedPages<T>,
+        wakeups: &mut Wakeups,
     ) -> Result<(), ProtocolError> {
         for _ in 0..inner.locations.len() {
             let Some(mut location) = inner.locations.pop_front() else { break };
             let Location { output, buffer, token, .. } = &mut location;
-            match output.read_deferred((*buffer, *token), MAX_READ_BYTES, &self.gate, deferred)? {
+            let at = (*buffer, *token);
+            match output.read_deferred(at, MAX_READ_BYTES, &self.gate, dropped, wakeups)? {
                 PageRead::Pages { pages, next } => {
                     *token = next;
                     inner.pages.extend(pages);
@@ -185,7 +187,7 @@ impl<T: Payload + Clone> ExchangeClient<T> {
                 PageRead::TokenTooOld => {
                     return Err(ProtocolError(format!("buffer {buffer} has another reader")));
                 }
-                PageRead::Complete => output.abort_deferred(*buffer, deferred),
+                PageRead::Complete => output.abort_deferred(*buffer, dropped, wakeups),
                 PageRead::Failed => {
                     inner.failed = true;
                     break;
@@ -197,14 +199,12 @@ impl<T: Payload + Clone> ExchangeClient<T> {
 
     /// Closes the client, because no task reads it any more, and leaves all output buffers.
     pub fn close(&self) {
-        let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();
         inner.closed = true;
         let unread = std::mem::take(&mut inner.pages);
         let locations = std::mem::take(&mut inner.locations);
-        self.gate.set_always_ready_deferred(&mut wakeups);
-        drop(inner);
-        drop(unread);
+        inner.set_always_ready(&self.gate);
+        inner.unlock_and_drop(unread);
         locations.iter().for_each(|location| location.output.abort(location.buffer));
     }
 

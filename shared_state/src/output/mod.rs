@@ -44,11 +44,11 @@ pub use descriptor::{BufferId, OutputBuffers, OutputKind, ProtocolError};
 pub use exchange_client::{ExchangeClient, LocationId};
 pub use writer::OutputWriter;
 
-use buffer_state::{Deferred, DroppedPages, Inner, State, master_is_drained};
+use buffer_state::{DroppedPages, Inner, State};
 
 use crate::{
-    BufferLimit, Dependency, DependencyKind, Gate, Payload, Wakeups, exchange::ExchangeStats,
-    sync::Mutex,
+    BufferLimit, Dependency, DependencyKind, Gate, Payload, StateLock, Wakeups,
+    exchange::ExchangeStats,
 };
 
 /// The state of an output.
@@ -156,7 +156,7 @@ impl<T: Payload + Clone> OutputBuffer<T> {
             overutilized: gate("overutilized", DependencyKind::External),
             closed: gate("closed", DependencyKind::ConsumersGone),
             finished: gate("finished", DependencyKind::External),
-            inner: Mutex::new(inner),
+            inner: StateLock::new(inner),
         }));
         output.set_buffers(&descriptor)?;
         let writers = (0..writers).map(|_| OutputWriter::new(output.clone())).collect();
@@ -169,8 +169,9 @@ impl<T: Payload + Clone> OutputBuffer<T> {
     /// If `newer` revokes anything of the current version, or makes the set final without a buffer
     /// that was read.
     pub fn set_buffers(&self, newer: &OutputBuffers) -> Result<(), ProtocolError> {
-        let (mut dropped, mut wakeups) = (DroppedPages::new(), Wakeups::new());
-        let mut inner = self.0.inner.lock();
+        let mut dropped = DroppedPages::new();
+        let mut guard = self.0.inner.lock();
+        let (inner, wakeups) = guard.parts();
         if inner.state.is_final() || newer.version() < inner.descriptor.version() {
             return Ok(());
         }
@@ -195,9 +196,8 @@ impl<T: Payload + Clone> OutputBuffer<T> {
                 let all = std::mem::take(&mut inner.master);
                 inner.release(all, &mut dropped);
             }
-            self.0.update_state(&mut inner, &mut dropped, &mut wakeups);
+            self.0.update_state(inner, &mut dropped, wakeups);
         }
-        drop(inner);
         Ok(())
     }
 
@@ -215,61 +215,23 @@ impl<T: Payload + Clone> OutputBuffer<T> {
         max_bytes: usize,
         gate: &Gate,
     ) -> Result<PageRead<T>, ProtocolError> {
-        self.read_deferred((id, token), max_bytes, gate, &mut Deferred::default())
+        let mut dropped = DroppedPages::new();
+        let mut guard = self.0.inner.lock();
+        let (inner, wakeups) = guard.parts();
+        self.0.read(inner, (id, token), max_bytes, gate, &mut dropped, wakeups)
     }
 
-    /// Does what [`read`](Self::read) does, for a caller under a lock.
+    /// Does what [`read`](Self::read) does, for a caller under a lock: the caller frees `dropped`
+    /// and runs `wakeups` after it has released its lock.
     fn read_deferred(
         &self,
-        (id, token): (BufferId, u64),
+        at: (BufferId, u64),
         max_bytes: usize,
         gate: &Gate,
-        deferred: &mut Deferred<T>,
+        dropped: &mut DroppedPages<T>,
+        wakeups: &mut Wakeups,
     ) -> Result<PageRead<T>, ProtocolError> {
-        let Deferred { dropped, wakeups } = deferred;
-        let mut guard = self.0.inner.lock();
-        let inner = &mut *guard;
-        if inner.state == OutputState::Failed {
-            return Ok(PageRead::Failed);
-        }
-        if !inner.clients.contains_key(&id) && inner.descriptor.no_more_buffers() {
-            return Err(ProtocolError(format!("buffer {id} does not exist and cannot be added")));
-        }
-        if inner.state == OutputState::Finished {
-            return Ok(PageRead::Complete);
-        }
-        inner.client(id);
-        let Inner { clients, master, descriptor, state, .. } = inner;
-        let Some(client) = clients.get_mut(&id) else { return Ok(PageRead::Complete) };
-        if let Some(older) = client.listener.take()
-            && !Arc::ptr_eq(&older, gate)
-        {
-            older.set_ready_deferred(wakeups);
-        }
-        if client.aborted {
-            return Ok(PageRead::Complete);
-        }
-        if token < client.token {
-            return Ok(PageRead::TokenTooOld);
-        }
-        let (acknowledged, skipped) = client.acknowledge(token)?;
-        if descriptor.kind() == OutputKind::Arbitrary {
-            client.load_from(master, max_bytes);
-        }
-        let (pages, next, rows) = client.pages(max_bytes);
-        let result = if !pages.is_empty() {
-            PageRead::Pages { pages, next }
-        } else if state.can_add_pages() || !master_is_drained(descriptor.kind(), master) {
-            client.listener = Some(gate.clone());
-            PageRead::Pending
-        } else {
-            PageRead::Complete
-        };
-        inner.stats.rows_out += rows;
-        inner.stats.rows_dropped += skipped;
-        inner.release(acknowledged, dropped);
-        self.0.update_state(inner, dropped, wakeups);
-        Ok(result)
+        self.0.read(&mut self.0.inner.lock(), at, max_bytes, gate, dropped, wakeups)
     }
 
     /// Frees the pages of buffer `id` before `token`, as the next read from `token` on would.
@@ -278,8 +240,9 @@ impl<T: Payload + Clone> OutputBuffer<T> {
     /// # Errors
     /// If there is no such token in the buffer.
     pub fn acknowledge(&self, id: BufferId, token: u64) -> Result<(), ProtocolError> {
-        let (mut dropped, mut wakeups) = (DroppedPages::new(), Wakeups::new());
-        let mut inner = self.0.inner.lock();
+        let mut dropped = DroppedPages::new();
+        let mut guard = self.0.inner.lock();
+        let (inner, wakeups) = guard.parts();
         let Some(client) = inner.clients.get_mut(&id) else { return Ok(()) };
         if client.aborted || token < client.token {
             return Ok(());
@@ -287,34 +250,23 @@ impl<T: Payload + Clone> OutputBuffer<T> {
         let (acknowledged, skipped) = client.acknowledge(token)?;
         inner.stats.rows_dropped += skipped;
         inner.release(acknowledged, &mut dropped);
-        self.0.update_state(&mut inner, &mut dropped, &mut wakeups);
-        drop(inner);
+        self.0.update_state(inner, &mut dropped, wakeups);
         Ok(())
     }
 
     /// Ends the reader of buffer `id`, before or after it has read all pages. Drops its unread
     /// pages.
     pub fn abort(&self, id: BufferId) {
-        self.abort_deferred(id, &mut Deferred::default());
+        let mut dropped = DroppedPages::new();
+        let mut guard = self.0.inner.lock();
+        let (inner, wakeups) = guard.parts();
+        self.0.abort(inner, id, &mut dropped, wakeups);
     }
 
-    /// Does what [`abort`](Self::abort) does, for a caller under a lock.
-    fn abort_deferred(&self, id: BufferId, deferred: &mut Deferred<T>) {
-        let Deferred { dropped, wakeups } = deferred;
-        let mut inner = self.0.inner.lock();
-        if inner.state.is_final()
-            || !inner.clients.contains_key(&id) && inner.descriptor.no_more_buffers()
-        {
-            return;
-        }
-        let client = inner.client(id);
-        let (unread, rows) = client.abort();
-        if let Some(listener) = client.listener.take() {
-            listener.set_ready_deferred(wakeups);
-        }
-        inner.stats.rows_dropped += rows;
-        inner.release(unread, dropped);
-        self.0.update_state(&mut inner, dropped, wakeups);
+    /// Does what [`abort`](Self::abort) does, for a caller under a lock: the caller frees `dropped`
+    /// and runs `wakeups` after it has released its lock.
+    fn abort_deferred(&self, id: BufferId, dropped: &mut DroppedPages<T>, wakeups: &mut Wakeups) {
+        self.0.abort(&mut self.0.inner.lock(), id, dropped, wakeups);
     }
 
     /// Ends the output cleanly in any state, because no reader wants its pages.
@@ -328,9 +280,10 @@ impl<T: Payload + Clone> OutputBuffer<T> {
     }
 
     fn end(&self, state: OutputState) {
-        let (mut dropped, mut wakeups) = (DroppedPages::new(), Wakeups::new());
-        let mut inner = self.0.inner.lock();
-        self.0.end(&mut inner, state, &mut dropped, &mut wakeups);
+        let mut dropped = DroppedPages::new();
+        let mut guard = self.0.inner.lock();
+        let (inner, wakeups) = guard.parts();
+        self.0.end(inner, state, &mut dropped, wakeups);
     }
 
     /// Returns the state.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{DroppedPages, Inner, OutputBuffer, OutputKind, OutputState, State, client::Page};
-use crate::{Gate, Payload, PushResult, Wakeups};
+use crate::{Gate, Payload, PushResult};
 
 /// The right of one task to add pages. Dropping it unfinished fails the output.
 #[derive(Debug)]
@@ -20,10 +20,10 @@ impl<T: Payload + Clone> OutputWriter<T> {
     /// Adds a page to the buffer of `partition`. A broadcast or arbitrary output has partition 0
     /// only.
     pub fn push(&mut self, partition: usize, item: T) -> PushResult {
-        let (mut dropped, mut wakeups) = (DroppedPages::new(), Wakeups::new());
+        let mut dropped = DroppedPages::new();
         let state = &self.output.0;
         let mut guard = state.inner.lock();
-        let inner = &mut *guard;
+        let (inner, wakeups) = guard.parts();
         if !inner.state.can_add_pages() {
             inner.stats.rows_dropped += item.rows() as u64;
             dropped.push(item);
@@ -40,13 +40,13 @@ impl<T: Payload + Clone> OutputWriter<T> {
             OutputKind::Partitioned => {
                 let client = inner.clients.get_mut(&partition).filter(|client| !client.aborted);
                 if let Some(client) = client {
-                    client.push(page.clone(), &mut wakeups);
+                    client.push(page.clone(), wakeups);
                     wanted = true;
                 }
             }
             OutputKind::Broadcast => {
                 for client in inner.clients.values_mut().filter(|client| !client.aborted) {
-                    client.push(page.clone(), &mut wakeups);
+                    client.push(page.clone(), wakeups);
                     wanted = true;
                 }
                 if more_buffers {
@@ -60,7 +60,7 @@ impl<T: Payload + Clone> OutputWriter<T> {
                 // The first reader gets the page; the reads of the others stay pending.
                 for client in inner.clients.values_mut() {
                     if let Some(listener) = client.listener.take() {
-                        listener.set_ready_deferred(&mut wakeups);
+                        listener.set_ready_deferred(wakeups);
                     }
                 }
             }
@@ -69,7 +69,7 @@ impl<T: Payload + Clone> OutputWriter<T> {
             inner.stats.rows_dropped += rows;
         }
         inner.release([page], &mut dropped);
-        state.update_utilization(inner, &mut wakeups);
+        state.update_utilization(inner, wakeups);
         state.poll_capacity(inner)
     }
 
@@ -102,9 +102,10 @@ impl<T: Payload + Clone> OutputWriter<T> {
         if !finished {
             return self.output.fail();
         }
-        let (mut dropped, mut wakeups) = (DroppedPages::new(), Wakeups::new());
+        let mut dropped = DroppedPages::new();
         let state = &self.output.0;
-        let mut inner = state.inner.lock();
+        let mut guard = state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         inner.writers_left -= 1;
         if inner.writers_left > 0 || inner.state.is_final() {
             return;
@@ -115,10 +116,10 @@ impl<T: Payload + Clone> OutputWriter<T> {
         };
         for client in inner.clients.values_mut() {
             if let Some(listener) = client.listener.take() {
-                listener.set_ready_deferred(&mut wakeups);
+                listener.set_ready_deferred(wakeups);
             }
         }
-        state.update_state(&mut inner, &mut dropped, &mut wakeups);
+        state.update_state(inner, &mut dropped, wakeups);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, task::Waker};
 
-use gatework_shared_state::{Dependency, DependencyKind, sync::Mutex};
+use gatework_shared_state::{Dependency, DependencyKind, StateLock, sync::Mutex};
 use loom::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
@@ -118,13 +118,13 @@ fn relaxed_flip_hides_the_data() {
 fn block_outside_the_states_lock_loses_the_item() {
     must_fail(&["deadlock"], || {
         let gate = Dependency::blocked("gate", DependencyKind::Source);
-        let items = Arc::new(Mutex::new(0));
+        let items = Arc::new(StateLock::new(0));
         let producer = thread::spawn({
             let (gate, items) = (gate.clone(), items.clone());
             move || {
                 let mut items = items.lock();
                 *items += 1;
-                gate.set_ready();
+                items.set_ready(&gate);
             }
         });
         let (parker, waker) = Parker::new();

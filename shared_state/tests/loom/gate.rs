@@ -5,23 +5,16 @@ use std::{
     task::{Wake, Waker},
 };
 
-use gatework_shared_state::{Dependency, DependencyKind, Gate, Wakeups, sync::Mutex};
+use gatework_shared_state::{Dependency, DependencyKind, Gate};
 use loom::{
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
-use crate::support::{Parker, check, join_all};
+use crate::support::{Parker, check, join_all, wait};
 
 fn shut() -> Gate {
     Dependency::blocked("gate", DependencyKind::Source)
-}
-
-fn wait(gate: &Gate) {
-    let (parker, waker) = Parker::new();
-    while !gate.poll_ready(&waker) {
-        parker.park();
-    }
 }
 
 /// A thread that passes the gate was woken or saw it ready, and sees what was written before.
@@ -119,39 +112,6 @@ fn any_of_two_gates_wakes() {
         }
         assert!(gates[1].is_ready());
         opener.join().unwrap();
-    });
-}
-
-/// A state whose data and gate change under one lock hands over every item, in order.
-#[test]
-fn data_and_gate_under_one_lock() {
-    check(|| {
-        let gate = shut();
-        let items = Arc::new(Mutex::new(Vec::new()));
-        let producer = thread::spawn({
-            let (gate, items) = (gate.clone(), items.clone());
-            move || {
-                for item in 0..2 {
-                    let mut wakeups = Wakeups::new();
-                    let mut items = items.lock();
-                    items.push(item);
-                    gate.set_ready_deferred(&mut wakeups);
-                }
-            }
-        });
-        let mut taken = Vec::new();
-        while taken.len() < 2 {
-            let mut items = items.lock();
-            if items.is_empty() {
-                gate.block();
-                drop(items);
-                wait(&gate);
-            } else {
-                taken.push(items.remove(0));
-            }
-        }
-        assert_eq!(taken, [0, 1]);
-        producer.join().unwrap();
     });
 }
 

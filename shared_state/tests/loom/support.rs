@@ -8,6 +8,7 @@ use std::{
     task::{Wake, Waker},
 };
 
+use gatework_shared_state::Gate;
 use loom::{
     sync::{Condvar, Mutex},
     thread::JoinHandle,
@@ -43,6 +44,14 @@ pub(crate) fn must_fail(why: &[&str], model: impl Fn() + Send + Sync + 'static) 
     let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or_default();
     let expected = why.iter().any(|why| message.contains(why));
     assert!(expected, "it failed for another reason: {message}");
+}
+
+/// Waits until `gate` is ready.
+pub(crate) fn wait(gate: &Gate) {
+    let (parker, waker) = Parker::new();
+    while !gate.poll_ready(&waker) {
+        parker.park();
+    }
 }
 
 /// Joins threads without results.

@@ -1,10 +1,12 @@
-//! Aggregate and sort: producers publish once, consumers claim work once all have published.
+//! Breaker, aggregate and sort: producers publish once, and consumers claim work once all have
+//! published.
 
 use std::sync::Arc;
 
 use gatework_shared_state::{
     ClaimResult, Gate,
     aggregate::{self, AggregateConsumer, AggregateProducer},
+    breaker::{self, BreakerConsumer, BreakerProducer},
     sort::{self, SortConsumer, SortProducer},
 };
 use shuttle::thread;
@@ -24,6 +26,30 @@ trait PublishEnd: Send + 'static {
 trait ClaimEnd: Send + 'static {
     /// Claims the next partition, with the items of all producers for it.
     fn claim(&self) -> ClaimResult<(usize, Vec<Item>)>;
+}
+
+/// The next partition to claim, and the items of all partitions.
+type Contents = (usize, Vec<Item>);
+
+impl PublishEnd for BreakerProducer<Contents> {
+    fn publish(self, items: Vec<Item>) {
+        self.publish(|(_, all)| all.extend(items));
+    }
+
+    fn closed(&self) -> Gate {
+        self.closed().clone()
+    }
+}
+
+impl ClaimEnd for BreakerConsumer<Contents> {
+    fn claim(&self) -> ClaimResult<(usize, Vec<Item>)> {
+        self.claim(|(next, items)| {
+            let partition = *next;
+            *next += 1;
+            let claimed = items.extract_if(.., |item| item.id().1 == partition).collect();
+            (partition < PARTITIONS).then_some((partition, claimed))
+        })
+    }
 }
 
 impl PublishEnd for AggregateProducer<Item> {
@@ -178,6 +204,14 @@ fn run<P: PublishEnd, C: ClaimEnd>(ending: Ending, sinks: Vec<P>, sources: Vec<C
         assert!(read.iter().all(|(end, _)| *end == Read::Finished), "{read:?}");
     }
     assert_eq!(ledger.live_bytes(), 0, "items were left over");
+}
+
+#[test]
+fn breaker() {
+    check_all(|ending| {
+        let (sinks, sources) = breaker::new("breaker", 2, 2, Contents::default());
+        run(ending, sinks, sources);
+    });
 }
 
 #[test]

@@ -5,8 +5,8 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use gatework_shared_state::{
-    Gate, ManyToMany, ManyToOne, OneToMany, OneToOne, Payload, PopResult, PushResult, Wakeups,
-    sync::Mutex,
+    Gate, ManyToMany, ManyToOne, OneToMany, OneToOne, Payload, PopResult, PushResult, StateLock,
+    Wakeups,
 };
 
 use crate::{
@@ -80,7 +80,7 @@ struct Mailbox<G> {
     reach: Reach,
     limit_bytes: usize,
     fault: Fault,
-    inner: Mutex<Inner>,
+    inner: StateLock<Inner>,
 }
 
 pub(crate) struct MailSink<G: Gates> {
@@ -108,7 +108,8 @@ pub(crate) fn new<G: Gates>(
         sinks_left: sinks,
         aborted: false,
     };
-    let state = Arc::new(Mailbox { gates, reach, limit_bytes, fault, inner: Mutex::new(inner) });
+    let state =
+        Arc::new(Mailbox { gates, reach, limit_bytes, fault, inner: StateLock::new(inner) });
     let sink = |task_index| MailSink { state: state.clone(), task_index, finished: false };
     let source = |task_index| MailSource { state: state.clone(), task_index };
     ((0..sinks).map(sink).collect(), (0..sources).map(source).collect())
@@ -139,8 +140,8 @@ impl<G: Gates> SinkEnd for MailSink<G> {
         if early {
             targets.iter().for_each(|target| sources[*target].set_ready());
         }
-        let mut wakeups = Wakeups::new();
-        let mut inner = state.inner.lock();
+        let mut guard = state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         if inner.aborted || inner.queues.iter().all(Option::is_none) {
             return PushResult::Closed;
         }
@@ -149,7 +150,7 @@ impl<G: Gates> SinkEnd for MailSink<G> {
                 queue.push_back(item.clone());
                 inner.bytes += item.bytes();
                 if !early {
-                    sources[target].set_ready_deferred(&mut wakeups);
+                    sources[target].set_ready_deferred(wakeups);
                 }
             }
         }
@@ -171,8 +172,8 @@ impl<G: Gates> MailSink<G> {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         inner.sinks_left -= 1;
         inner.aborted |= !finished && !self.state.has(Fault::AbortLooksFinished);
         let last = inner.sinks_left == 0;
@@ -185,7 +186,7 @@ impl<G: Gates> MailSink<G> {
             self.state.has(Fault::AbortOpensNothing)
         };
         if (last || inner.aborted) && !silent {
-            self.state.gates.set_always_ready_all(&mut wakeups);
+            self.state.gates.set_always_ready_all(wakeups);
         }
     }
 }
@@ -198,8 +199,8 @@ impl<G: Gates> Drop for MailSink<G> {
 
 impl<G: Gates> SourceEnd for MailSource<G> {
     fn take(&mut self) -> PopResult<Item> {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         if inner.aborted {
             return PopResult::Aborted;
         }
@@ -207,7 +208,7 @@ impl<G: Gates> SourceEnd for MailSource<G> {
             if self.state.has(Fault::RoomFreesNobody) {
                 inner.bytes -= item.bytes();
             } else {
-                self.state.release(&mut inner, item.bytes(), &mut wakeups);
+                self.state.release(inner, item.bytes(), wakeups);
             }
             return PopResult::Item(item);
         }
@@ -216,7 +217,7 @@ impl<G: Gates> SourceEnd for MailSource<G> {
         }
         let gate = &self.state.gates.sources()[self.task_index];
         if self.state.has(Fault::BlocksOutsideTheLock) {
-            drop(inner);
+            drop(guard);
         }
         if !self.state.has(Fault::LeavesTheGateOpen) {
             gate.block();
@@ -227,8 +228,8 @@ impl<G: Gates> SourceEnd for MailSource<G> {
 
 impl<G: Gates> Drop for MailSource<G> {
     fn drop(&mut self) {
-        let mut wakeups = Wakeups::new();
-        let mut inner = self.state.inner.lock();
+        let mut guard = self.state.inner.lock();
+        let (inner, wakeups) = guard.parts();
         let unread = inner.queues[self.task_index].take().unwrap_or_default();
         let bytes = unread.iter().map(Payload::bytes).sum();
         if self.state.has(Fault::LeavingFreesNobody) {
@@ -236,11 +237,11 @@ impl<G: Gates> Drop for MailSource<G> {
             return;
         }
         if !self.state.has(Fault::LeavingKeepsBytes) {
-            self.state.release(&mut inner, bytes, &mut wakeups);
+            self.state.release(inner, bytes, wakeups);
         }
         if inner.queues.iter().all(Option::is_none) {
             let sinks = self.state.gates.sinks();
-            sinks.iter().for_each(|gate| gate.set_always_ready_deferred(&mut wakeups));
+            sinks.iter().for_each(|gate| gate.set_always_ready_deferred(wakeups));
         }
     }
 }

@@ -13,16 +13,15 @@ use datafusion::{
     error::Result,
 };
 use gatework_shared_state::{
-    Dependency, DependencyKind, Gate, PopResult, Wakeups,
+    Dependency, DependencyKind, Gate, PopResult, StateLock,
     splits::{SplitGuard, SplitQueue},
 };
-use parking_lot::Mutex;
 
 use super::morsels::{self, FileMorsel};
 use crate::splits::{Split, SplitData};
 
 pub(super) struct MorselQueue {
-    inner: Mutex<Inner>,
+    inner: StateLock<Inner>,
     /// The split queue of a stage; `None` outside stages.
     splits: Option<SplitQueue<Split>>,
     /// Blocked while files are being planned and nothing else can be claimed.
@@ -61,7 +60,7 @@ impl MorselQueue {
             inner.morsels.extend(ranges.map(FileMorsel::from));
         }
         let files_planned = Dependency::ready("file footers", DependencyKind::External);
-        Ok(Self { inner: Mutex::new(inner), splits, files_planned })
+        Ok(Self { inner: StateLock::new(inner), splits, files_planned })
     }
 
     /// Returns the next step of a task that has read the split of `guard`, which is replaced by the
@@ -110,10 +109,9 @@ impl MorselQueue {
 
     /// Adds the morsels of a file that a task has planned.
     pub(super) fn finish_planning(&self, morsels: Vec<FileMorsel>) {
-        let mut wakeups = Wakeups::new();
         let mut inner = self.inner.lock();
         inner.planning -= 1;
         inner.morsels.extend(morsels);
-        self.files_planned.set_ready_deferred(&mut wakeups);
+        inner.set_ready(&self.files_planned);
     }
 }

@@ -4,12 +4,11 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 
 use gatework_runtime::{Error, Result, pipeline::BufferedBatch};
 use gatework_shared_state::{
-    Dependency, DependencyKind, Gate, Wakeups,
+    Dependency, DependencyKind, Gate, StateLock,
     output::{LocationId, OutputBuffer, OutputBuffers},
     splits::SplitLoad,
 };
 use gatework_sql::splits::Split;
-use parking_lot::Mutex;
 
 use crate::{FragmentId, PlanFragment, TaskState};
 
@@ -129,24 +128,23 @@ pub trait TaskFactory: Send + Sync {
 /// Events of a query's tasks. They make no callbacks: the scheduler is woken and reads them.
 #[derive(Debug)]
 pub struct TaskEvents {
-    ended: Mutex<VecDeque<TaskId>>,
+    ended: StateLock<VecDeque<TaskId>>,
     gate: Gate,
 }
 
 impl Default for TaskEvents {
     fn default() -> Self {
         let gate = Dependency::blocked("tasks of stages", DependencyKind::External);
-        Self { ended: Mutex::default(), gate }
+        Self { ended: StateLock::default(), gate }
     }
 }
 
 impl TaskEvents {
     /// Records that `task` has ended, with or without an error. Called by the task.
     pub fn task_ended(&self, task: TaskId) {
-        let mut wakeups = Wakeups::new();
         let mut ended = self.ended.lock();
         ended.push_back(task);
-        self.gate.set_ready_deferred(&mut wakeups);
+        ended.set_ready(&self.gate);
     }
 
     /// Wakes the scheduler because a task has capacity for a new lifespan.
