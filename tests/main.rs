@@ -19,6 +19,7 @@ mod large_plans;
 mod options;
 mod orders;
 mod own_nodes;
+mod own_operators;
 mod parquet_columns;
 mod plan_as_value;
 mod query_end;

@@ -171,11 +171,12 @@ async fn fault_once(
                 Fault::Cancel => (error.to_string(), "cancelled"),
                 Fault::Error => (error.to_string(), "chaos: error at step"),
                 Fault::Panic => (error.to_string(), "chaos: panic at step"),
+                Fault::DropTask => (error.to_string(), "a producer ended without finishing"),
             };
             assert!(error.contains(says), "{name}: {error}");
         }
         // The rows may have been emitted before the last calls of tasks.
-        (Ok(batches), _, Fault::Cancel) | (Ok(batches), false, _) => {
+        (Ok(batches), _, Fault::Cancel | Fault::DropTask) | (Ok(batches), false, _) => {
             tpch.expected[number - 1].check(&name, &batches);
         }
         (Ok(_), true, _) => panic!("{name}: the failure is lost"),
@@ -208,7 +209,7 @@ fn ends_clean(all: bool) {
             settle(&executor);
             let steps = counts(&session).steps;
             assert!(steps > 20, "q{number} has only {steps} steps");
-            for fault in [Fault::Cancel, Fault::Error, Fault::Panic] {
+            for fault in [Fault::Cancel, Fault::Error, Fault::Panic, Fault::DropTask] {
                 let mut hits = 0;
                 for step in chosen(steps, all) {
                     let query = (number, fault, step);

@@ -29,6 +29,7 @@ pub mod limit;
 pub mod local_exchange;
 pub mod memory_scan;
 pub mod multicast;
+pub mod prelude;
 pub mod projection;
 pub mod result;
 pub mod runtime_filter;
@@ -36,7 +37,7 @@ pub mod selection;
 pub mod set_operation;
 mod slices;
 pub mod sort;
-mod spill;
+pub mod spill;
 pub mod stream_scan;
 pub mod task_output;
 #[cfg(test)]

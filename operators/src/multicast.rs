@@ -37,9 +37,9 @@ pub struct MulticastSource {
 /// If there are no readers.
 pub fn new(readers: usize, budget: BufferLimit) -> (MulticastSink, Vec<MulticastSource>) {
     let (sink, sources) = state::new("multicast", readers, budget.clone());
-    let source = |source| MulticastSource { slots: PerTask::new([source]) };
+    let source = |source| MulticastSource { slots: PerTask::new("multicast source", [source]) };
     let sources = sources.into_iter().map(source).collect();
-    (MulticastSink { slots: PerTask::new([sink]), budget }, sources)
+    (MulticastSink { slots: PerTask::new("multicast sink", [sink]), budget }, sources)
 }
 
 impl Sink for MulticastSink {

@@ -42,7 +42,7 @@ impl ResultSink {
         budget: BufferLimit,
     ) -> (Self, Vec<ResultReader<BufferedBatch>>) {
         let (sinks, readers) = result::new("result", num_tasks, partitions, budget.clone());
-        let slots = PerTask::new(sinks);
+        let slots = PerTask::new("result sink", sinks);
         (Self { slots, keys: keys.into(), by_task: false, budget }, readers)
     }
 

@@ -42,7 +42,7 @@ impl TaskOutputSink {
         partitions: usize,
     ) -> Result<Self> {
         let router = Arc::new(Router::new(routing, partitions)?);
-        Ok(Self { slots: PerTask::new(writers), router, kind })
+        Ok(Self { slots: PerTask::new("task output", writers), router, kind })
     }
 }
 

@@ -115,6 +115,7 @@ pub(super) fn says(error: &DataFusionError, fault: Fault) -> bool {
         Fault::Cancel => "cancelled",
         Fault::Error => "chaos: error at step",
         Fault::Panic => "chaos: panic at step",
+        Fault::DropTask => "a producer ended without finishing",
     })
 }
 

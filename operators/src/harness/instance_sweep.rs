@@ -3,31 +3,36 @@
 use std::{collections::HashSet, fmt, sync::Arc};
 
 use arrow::array::RecordBatch;
-use gatework_runtime::{Result, pipeline::Fault};
+use gatework_runtime::{
+    Error, Result,
+    pipeline::{Fault, SlowCall},
+};
 
 use super::{
     Case, Harness, HarnessFailure, Mode, ModeReport, Trial,
+    expect::Expected,
+    instance::Instance,
     run::{self, RunOutcome},
+    shrink,
 };
 
 /// Number of steps after which a fault sweep counts as endless.
 const MAX_STEPS: u64 = 1_000_000;
+/// Number of runs in which a call must be slow to count as slow. A machine may stop a thread once.
+const SLOW_RUNS: usize = 3;
 
 /// Trials of one mode.
 pub(super) struct InstanceSweep<'a> {
     harness: &'a Harness,
-    inputs: &'a Arc<[Vec<RecordBatch>]>,
+    inputs: Arc<[Vec<RecordBatch>]>,
     mode: Mode,
     trials: u64,
     injections: u64,
 }
 
 impl<'a> InstanceSweep<'a> {
-    pub(super) fn new(
-        harness: &'a Harness,
-        inputs: &'a Arc<[Vec<RecordBatch>]>,
-        mode: Mode,
-    ) -> Self {
+    pub(super) fn new(harness: &'a Harness, mode: Mode) -> Self {
+        let inputs = harness.inputs.as_slice().into();
         Self { harness, inputs, mode, trials: 0, injections: 0 }
     }
 
@@ -37,33 +42,41 @@ impl<'a> InstanceSweep<'a> {
 
     /// Runs the mode's trials on `num_tasks` tasks.
     pub(super) fn run(&mut self, num_tasks: usize) -> Result<(), HarnessFailure> {
+        let seeds = self.harness.seeds.clone();
         match self.mode {
             Mode::Plain => {
-                self.try_once(Trial::plain(), num_tasks)?;
+                self.try_once(Instance::Plain, num_tasks)?;
             }
             Mode::TinyBatches => {
                 for rows in [1, 3] {
-                    self.try_once(Trial::tiny_batches(rows), num_tasks)?;
+                    self.try_once(Instance::TinyBatches { rows }, num_tasks)?;
                 }
             }
+            Mode::Selections => {
+                self.try_once(Instance::Selections, num_tasks)?;
+            }
             Mode::Blocking => {
-                for seed in self.harness.seeds.clone() {
+                for seed in seeds {
                     // All calls block, or one in two or three, so that the calls between two blocks
                     // differ.
                     let calls = 1 + (seed % 3) as usize;
-                    self.try_once(Trial::blocking(calls, seed), num_tasks)?;
+                    self.try_once(Instance::Blocking { calls, seed }, num_tasks)?;
                 }
             }
             Mode::Seeded => self.try_seeds(num_tasks)?,
             Mode::Memory => self.try_limits(num_tasks)?,
             Mode::Spill => {
-                for seed in self.harness.seeds.clone() {
-                    self.try_once(Trial::spill(seed), num_tasks)?;
+                for seed in seeds {
+                    self.try_once(Instance::Spill { seed }, num_tasks)?;
                 }
             }
-            Mode::Cancel => self.sweep(Fault::Cancel, num_tasks)?,
-            Mode::Error => self.sweep(Fault::Error, num_tasks)?,
-            Mode::Panic => self.sweep(Fault::Panic, num_tasks)?,
+            Mode::EarlyEnd => {
+                self.sweep(num_tasks, |step| Instance::EarlyEnd { rows: step as usize })?;
+            }
+            Mode::Cancel => self.sweep_fault(Fault::Cancel, num_tasks)?,
+            Mode::Error => self.sweep_fault(Fault::Error, num_tasks)?,
+            Mode::Panic => self.sweep_fault(Fault::Panic, num_tasks)?,
+            Mode::DroppedTask => self.sweep_fault(Fault::DropTask, num_tasks)?,
         }
         Ok(())
     }
@@ -73,7 +86,11 @@ impl<'a> InstanceSweep<'a> {
         let injections_before = self.injections;
         let mut fingerprints = HashSet::new();
         for seed in self.harness.seeds.clone() {
-            let trial = self.try_once(Trial::seeded(seed), num_tasks)?;
+            let instance = Instance::Seeded { seed };
+            let trial = self.try_once(instance, num_tasks)?;
+            if let Some(slow) = trial.slowest_call() {
+                self.check_slow_call(instance, num_tasks, slow)?;
+            }
             fingerprints.extend(trial.executor().schedule().map(|schedule| schedule.fingerprint));
         }
         let seeds = self.harness.seeds.end.saturating_sub(self.harness.seeds.start);
@@ -83,58 +100,147 @@ impl<'a> InstanceSweep<'a> {
         Ok(())
     }
 
+    /// Fails if the operator of a slow call is slow in further runs of the same trial.
+    fn check_slow_call(
+        &mut self,
+        instance: Instance,
+        num_tasks: usize,
+        slow: SlowCall,
+    ) -> Result<(), HarnessFailure> {
+        for _ in 1..SLOW_RUNS {
+            let again = self.try_once(instance, num_tasks)?.slowest_call();
+            if again.is_none_or(|again| again.operator != slow.operator) {
+                return Ok(());
+            }
+        }
+        let SlowCall { operator, elapsed } = slow;
+        Err(self.failure(
+            self.mode,
+            num_tasks,
+            format!(
+                "a call of {operator} takes {elapsed:.0?}, in which the query can neither be \
+                 cancelled nor yield: return `Yield` when `task.should_yield()`, or wait at a gate \
+                 for another thread"
+            ),
+        ))
+    }
+
     /// Runs memory limits from 0 to just below the peak reservation without a limit.
     fn try_limits(&mut self, num_tasks: usize) -> Result<(), HarnessFailure> {
-        let trial = self.prepare(Trial::plain(), num_tasks)?;
-        let peak = self.observe(&trial, num_tasks)?.peak_memory_bytes;
+        let trial = self.prepare(Instance::Plain, num_tasks)?;
+        let peak = self.observe(&trial, Instance::Plain, num_tasks)?.peak_memory_bytes;
         if peak == 0 {
             return Ok(());
         }
-        for limit in [0, peak / 4, peak / 2, peak - peak / 4, peak - 1] {
-            self.try_once(Trial::memory(limit), num_tasks)?;
+        for limit_bytes in [0, peak / 4, peak / 2, peak - peak / 4, peak - 1] {
+            self.try_once(Instance::Memory { limit_bytes }, num_tasks)?;
         }
         Ok(())
     }
 
-    /// Injects `fault` at step 0, 1, 2, … until a run ends before it reaches the step.
-    fn sweep(&mut self, fault: Fault, num_tasks: usize) -> Result<(), HarnessFailure> {
+    fn sweep_fault(&mut self, fault: Fault, num_tasks: usize) -> Result<(), HarnessFailure> {
+        self.sweep(num_tasks, |step| Instance::Fault { fault, step })
+    }
+
+    /// Runs the instances of step 0, 1, 2, … until a run ends before it reaches the step.
+    fn sweep(
+        &mut self,
+        num_tasks: usize,
+        instance: impl Fn(u64) -> Instance,
+    ) -> Result<(), HarnessFailure> {
         for step in (0..MAX_STEPS).step_by(self.harness.stride as usize) {
-            if self.try_once(Trial::fault(fault, step), num_tasks)?.injections() == 0 {
+            if self.try_once(instance(step), num_tasks)?.injections() == 0 {
                 return Ok(());
             }
         }
         Err(self.failure(self.mode, num_tasks, format!("no end within {MAX_STEPS} steps")))
     }
 
-    fn try_once(
-        &mut self,
-        trial: Result<Trial>,
-        num_tasks: usize,
-    ) -> Result<Trial, HarnessFailure> {
-        let trial = self.prepare(trial, num_tasks)?;
-        self.observe(&trial, num_tasks)?;
+    fn try_once(&mut self, instance: Instance, num_tasks: usize) -> Result<Trial, HarnessFailure> {
+        let trial = self.prepare(instance, num_tasks)?;
+        self.observe(&trial, instance, num_tasks)?;
         self.trials += 1;
         self.injections += trial.injections();
         Ok(trial)
     }
 
-    fn prepare(&self, trial: Result<Trial>, num_tasks: usize) -> Result<Trial, HarnessFailure> {
+    fn prepare(&self, instance: Instance, num_tasks: usize) -> Result<Trial, HarnessFailure> {
+        let trial = instance.trial();
+        let trial = trial.map(|trial| match &self.harness.expected {
+            Some(Expected::Error(text)) => trial.expecting_error(text),
+            _ => trial,
+        });
         trial.map_err(|error| self.failure(self.mode, num_tasks, error.to_string()))
     }
 
     /// Runs a trial and checks its error or its rows.
-    fn observe(&self, trial: &Trial, num_tasks: usize) -> Result<RunOutcome, HarnessFailure> {
-        let case = Case::new(trial, self.inputs.clone(), num_tasks);
-        let failure = |what| self.failure(trial, num_tasks, what);
-        let outcome = run::run(trial, &case, &self.harness.build, self.harness.hang_after)
-            .map_err(failure)?;
-        match (&outcome.error, &self.harness.expected) {
+    fn observe(
+        &self,
+        trial: &Trial,
+        instance: Instance,
+        num_tasks: usize,
+    ) -> Result<RunOutcome, HarnessFailure> {
+        self.outcome(trial, &self.inputs, num_tasks).map_err(|message| {
+            let smallest = self.smallest_inputs(instance, num_tasks);
+            let message = match smallest {
+                Some(inputs) => format!("{message}\nsmallest inputs found: {inputs}"),
+                None => message,
+            };
+            self.failure(trial, num_tasks, message)
+        })
+    }
+
+    fn outcome(
+        &self,
+        trial: &Trial,
+        inputs: &Arc<[Vec<RecordBatch>]>,
+        num_tasks: usize,
+    ) -> Result<RunOutcome, String> {
+        let case = Case::new(trial, inputs.clone(), num_tasks)
+            .with_sink_tasks(self.harness.sink_tasks.unwrap_or(num_tasks));
+        let outcome = run::run(trial, &case, &self.harness.build, self.harness.hang_after)?;
+        let Some(expected) = &self.harness.expected else {
+            return Err("no expected rows: call `expect_rows`".into());
+        };
+        match (&outcome.error, expected) {
             (Some(error), _) if trial.allows(error) => {}
-            (Some(error), _) => return Err(failure(format!("the run failed: {error}"))),
-            (None, Some(check)) => check(&outcome.rows).map_err(failure)?,
-            (None, None) => return Err(failure("no expected rows: call `expect_rows`".into())),
+            (Some(error @ Error::Stalled { .. }), _) if self.mode == Mode::EarlyEnd => {
+                return Err(format!(
+                    "the query does not end when its result has enough rows: a consumer that is \
+                     dropped must make its producers' `closed` gates ready: {error}"
+                ));
+            }
+            (Some(error), _) => return Err(format!("the run failed: {error}")),
+            // Nobody reads the rows of a sink that is dropped.
+            (None, _) if outcome.collected && self.mode == Mode::DroppedTask => {}
+            // A result that wants no more rows may not meet the error.
+            (None, Expected::Error(_)) if self.mode == Mode::EarlyEnd => {}
+            (None, expected) if self.mode == Mode::EarlyEnd && trial.injections() > 0 => {
+                expected.check_part(inputs, num_tasks, &outcome.rows)?;
+            }
+            (None, expected) => {
+                expected.check(inputs, num_tasks, &outcome.rows).map_err(|message| {
+                    match self.mode == Mode::DroppedTask && trial.injections() > 0 {
+                        true => format!(
+                            "a task was dropped before it had finished, but its consumers read \
+                             its rows as if they were complete: {message}"
+                        ),
+                        false => message,
+                    }
+                })?;
+            }
         }
         Ok(outcome)
+    }
+
+    /// Describes smaller inputs that fail in the same trial, if their expected rows are known.
+    fn smallest_inputs(&self, instance: Instance, num_tasks: usize) -> Option<String> {
+        self.harness.expected.as_ref().filter(|expected| expected.is_for_all_inputs())?;
+        let inputs = shrink::shrink(self.inputs.to_vec(), |inputs| {
+            let inputs = inputs.to_vec().into();
+            instance.trial().is_ok_and(|trial| self.outcome(&trial, &inputs, num_tasks).is_err())
+        });
+        Some(shrink::describe(&inputs))
     }
 
     fn failure(

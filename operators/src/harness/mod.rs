@@ -1,9 +1,13 @@
 //! Test harness: runs an operator, or a whole graph, under chaos and compares its rows.
 //!
 //! A test supplies batches, an operator and the expected rows, and selects [`Mode`]s. Each mode
-//! runs on 1, 2 and 3 tasks by default. After each run no task, no reserved byte and no blocked
-//! gate may remain. A mode without an injection has not passed; it is reported as "not run". A
-//! failure names its mode, seed and number of tasks.
+//! runs on 1, 2 and 3 tasks by default. After each run no task, no reserved byte, no blocked gate,
+//! no operator and no shared state may remain. A mode without an injection has not passed; it is
+//! reported as "not run". A failure names its mode, seed and number of tasks. If the expected rows
+//! are a function of the inputs ([`Harness::expect_model`]), it also shows the smallest inputs
+//! found for which the trial fails.
+//!
+//! Unit tests that call a local state themselves get its contexts from [`contexts`].
 //!
 //! ```
 //! use gatework_operators::{harness::{Harness, Mode, numbers}, limit::Limit};
@@ -18,12 +22,18 @@
 //! ```
 
 mod case;
+mod early_end;
+mod expect;
 mod fault_memory;
+mod inputs;
+mod instance;
 mod instance_sweep;
+mod leaks;
 mod mode;
 mod report;
 mod rows;
 mod run;
+mod shrink;
 mod trial;
 mod wait;
 
@@ -37,34 +47,33 @@ use std::{
     time::Duration,
 };
 
-use arrow::{
-    array::{Int64Array, RecordBatch},
-    datatypes::{DataType, Field, Schema},
-};
+use arrow::array::RecordBatch;
 use gatework_runtime::{
-    Result,
-    pipeline::{Graph, Operator, Sink, Source, WaitEdge},
+    Executor, Result,
+    pipeline::{
+        DriverContext, Graph, Operator, OperatorContext, QueryContext, QueryOptions, Sink, Source,
+        WaitEdge,
+    },
 };
 
-use self::{instance_sweep::InstanceSweep, run::Build};
+use self::{expect::Expected, instance_sweep::InstanceSweep, run::Build};
 
 pub use case::Case;
 #[cfg(test)]
 pub(crate) use fault_memory::{InMemorySpill, RandomDenialPool};
+pub use inputs::{huge_texts, numbers, skewed_numbers};
 pub use mode::Mode;
 pub use report::{HarnessFailure, ModeReport, Report};
 pub use rows::{Row, rows_of, same_rows, same_sequence};
 pub use trial::Trial;
-
-/// Check of the rows of a run.
-type Check = dyn Fn(&[RecordBatch]) -> Result<(), String>;
 
 /// Harness that runs a graph in several modes and checks its rows. See the [module](self).
 pub struct Harness {
     build: Box<Build>,
     inputs: Vec<Vec<RecordBatch>>,
     num_tasks: Vec<usize>,
-    expected: Option<Box<Check>>,
+    sink_tasks: Option<usize>,
+    expected: Option<Expected>,
     seeds: Range<u64>,
     stride: u64,
     hang_after: Duration,
@@ -119,7 +128,7 @@ impl Harness {
             let input = case.source(0);
             let producer = graph.add_pipeline(
                 "harness in",
-                case.num_tasks(),
+                case.sink_tasks(),
                 input,
                 vec![],
                 Arc::new(sink),
@@ -137,6 +146,50 @@ impl Harness {
         })
     }
 
+    /// Creates a test of a sink behind a scan of the first input. `make` returns the sink, and a
+    /// function that returns, after the run, the rows that the sink has collected.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use arrow::array::RecordBatch;
+    /// # use parking_lot::Mutex;
+    /// use gatework_operators::{apply_selection, harness::{Harness, Mode, numbers}};
+    /// use gatework_runtime::{Result, pipeline::*};
+    /// struct Keep(Arc<Mutex<Vec<RecordBatch>>>);
+    /// impl LocalSink for Keep {
+    ///     fn sink(&mut self, batch: Option<Batch>, _: &DriverContext) -> Result<SinkResult> {
+    ///         let rows = batch.map(apply_selection).transpose()?;
+    ///         self.0.lock().extend(rows);
+    ///         Ok(SinkResult::NeedInput)
+    ///     }
+    ///     fn finish(&mut self, _: &DriverContext) -> Result<FinishResult> {
+    ///         Ok(FinishResult::Done)
+    ///     }
+    /// }
+    /// Harness::sink(|case| {
+    ///     let rows = Arc::new(Mutex::new(Vec::new()));
+    ///     let sink = PerTask::new("keep", (0..case.num_tasks()).map(|_| Keep(rows.clone())));
+    ///     (sink, move || rows.lock().clone())
+    /// })
+    /// .input(numbers(0..20, 4))
+    /// .expect_model(|inputs| inputs[0].clone())
+    /// .check(Mode::with_rows());
+    /// ```
+    pub fn sink<S, C>(make: impl Fn(&Case) -> (S, C) + 'static) -> Self
+    where
+        S: Sink + 'static,
+        C: FnOnce() -> Vec<RecordBatch> + Send + 'static,
+    {
+        Self::graph(move |case| {
+            let mut graph = Graph::new();
+            let (sink, collected) = make(case);
+            case.collect_with(collected);
+            let sink = case.ending(Arc::new(sink));
+            graph.add_pipeline("harness", case.num_tasks(), case.source(0), vec![], sink)?;
+            Ok(graph)
+        })
+    }
+
     /// Creates a test of any graph, built for each run, whose last pipeline ends in
     /// [`case.result(…)`](Case::result).
     pub fn graph(build: impl Fn(&Case) -> Result<Graph> + 'static) -> Self {
@@ -144,6 +197,7 @@ impl Harness {
             build: Box::new(build),
             inputs: Vec::new(),
             num_tasks: vec![1, 2, 3],
+            sink_tasks: None,
             expected: None,
             seeds: 0..10,
             stride: 1,
@@ -165,6 +219,14 @@ impl Harness {
         self
     }
 
+    /// Sets the number of tasks of a breaker's sink, for breakers with one producer. Default: the
+    /// number of tasks.
+    #[must_use]
+    pub fn sink_tasks(mut self, num_tasks: usize) -> Self {
+        self.sink_tasks = Some(num_tasks);
+        self
+    }
+
     /// Sets the expected rows, in any order. Floats may differ by a relative error of 1e-9.
     ///
     /// # Panics
@@ -172,7 +234,33 @@ impl Harness {
     /// [`expect_sequence`](Self::expect_sequence).
     #[must_use]
     pub fn expect_rows(self, expected: &[RecordBatch]) -> Self {
-        self.expect_compared(expected, same_rows)
+        self.expect(Expected::rows(expected, false))
+    }
+
+    /// Sets the expected rows, in any order, as a function of the inputs. The inputs of a failure
+    /// are then shrunk.
+    #[must_use]
+    pub fn expect_model(
+        self,
+        model: impl Fn(&[Vec<RecordBatch>]) -> Vec<RecordBatch> + 'static,
+    ) -> Self {
+        self.expect(Expected::model(move |inputs, _num_tasks| model(inputs), true))
+    }
+
+    /// Sets the expected rows, in any order, for each number of tasks.
+    #[must_use]
+    pub fn expect_rows_of_tasks(
+        self,
+        expected: impl Fn(usize) -> Vec<RecordBatch> + 'static,
+    ) -> Self {
+        self.expect(Expected::model(move |_inputs, num_tasks| expected(num_tasks), false))
+    }
+
+    /// Expects each run to fail with an error whose text contains `text`, unless the mode ends it
+    /// before.
+    #[must_use]
+    pub fn expect_error(self, text: impl Into<String>) -> Self {
+        self.expect(Expected::Error(text.into()))
     }
 
     /// Sets the expected rows, in this order. The order of several tasks is undefined, so the last
@@ -182,32 +270,21 @@ impl Harness {
     /// If a column has a type without scalar values.
     #[must_use]
     pub fn expect_sequence(self, expected: &[RecordBatch]) -> Self {
-        self.expect_compared(expected, same_sequence)
+        self.expect(Expected::rows(expected, true))
     }
 
-    fn expect_compared(
-        self,
-        expected: &[RecordBatch],
-        same: fn(&[Row], &[Row]) -> Result<(), String>,
-    ) -> Self {
-        let expected = match rows_of(expected) {
-            Ok(expected) => expected,
-            Err(error) => panic!("the expected rows cannot be compared: {error}"),
-        };
-        self.expect_with(move |actual| {
-            let actual = rows_of(actual).map_err(|error| error.to_string())?;
-            same(&expected, &actual)
-        })
-    }
-
-    /// Sets a check of the rows, for results that are not unique.
+    /// Sets a check of the rows, for results that are not unique. It is not applied in
+    /// [`Mode::EarlyEnd`], where the rows are a part of the result.
     #[must_use]
     pub fn expect_with(
-        mut self,
+        self,
         check: impl Fn(&[RecordBatch]) -> Result<(), String> + 'static,
     ) -> Self {
-        self.expected = Some(Box::new(check));
-        self
+        self.expect(Expected::Check(Box::new(check)))
+    }
+
+    fn expect(self, expected: Expected) -> Self {
+        Self { expected: Some(expected), ..self }
     }
 
     /// Sets the seeds of blocking and seeded runs. Default: 0 to 9. A failure's seed reproduces it.
@@ -252,10 +329,9 @@ impl Harness {
     /// # Errors
     /// The first failure.
     pub fn run(self, modes: &[Mode]) -> Result<Report, HarnessFailure> {
-        let inputs: Arc<[Vec<RecordBatch>]> = self.inputs.as_slice().into();
         let mut report = Report::default();
         for &mode in modes {
-            let mut sweep = InstanceSweep::new(&self, &inputs, mode);
+            let mut sweep = InstanceSweep::new(&self, mode);
             for &num_tasks in &self.num_tasks {
                 sweep.run(num_tasks)?;
             }
@@ -265,24 +341,24 @@ impl Harness {
     }
 }
 
-/// Creates batches of at most `rows` rows with one column, `n`: the numbers of `range`.
+/// Creates the contexts of a local state that a unit test calls itself: the context with which task
+/// 0 of 1 creates it, and the context of a call.
 ///
 /// ```
-/// let batches = gatework_operators::harness::numbers(0..10, 4);
-/// assert_eq!(batches.iter().map(|batch| batch.num_rows()).collect::<Vec<_>>(), [4, 4, 2]);
+/// use gatework_operators::{harness::{contexts, numbers}, limit::Limit};
+/// use gatework_runtime::pipeline::{Operator, OperatorResult};
+/// let (context, task) = contexts()?;
+/// let mut limit = Limit::new(0, Some(3)).local(context)?;
+/// let batch = numbers(0..8, 8).remove(0);
+/// let OperatorResult::Batch(first) = limit.execute(Some(batch.into()), &task)? else { panic!() };
+/// assert_eq!(first.num_rows(), 3);
+/// # Ok::<(), gatework_runtime::Error>(())
 /// ```
 ///
-/// # Panics
-/// If `rows` is 0.
-pub fn numbers(range: Range<i64>, rows: usize) -> Vec<RecordBatch> {
-    let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
-    let values: Vec<i64> = range.collect();
-    let batch = |values: &[i64]| {
-        let column = Arc::new(Int64Array::from(values.to_vec()));
-        match RecordBatch::try_new(schema.clone(), vec![column]) {
-            Ok(batch) => batch,
-            Err(error) => unreachable!("one column for one field: {error}"),
-        }
-    };
-    values.chunks(rows).map(batch).collect()
+/// # Errors
+/// If the system cannot create a thread.
+pub fn contexts() -> Result<(OperatorContext, DriverContext)> {
+    let executor = Executor::builder().threads(1).build()?;
+    let query = QueryContext::new(&executor, QueryOptions::default());
+    Ok((OperatorContext::detached(&query, "unit test", 0, 1), DriverContext::detached(&query)))
 }

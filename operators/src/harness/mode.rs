@@ -9,6 +9,8 @@ pub enum Mode {
     Plain,
     /// Batches of 1 and of 3 rows between all operators.
     TinyBatches,
+    /// Batches whose selections choose half of their rows, between all operators.
+    Selections,
     /// Every source, operator, sink and finish call blocks, and another thread wakes it. Waiting
     /// tasks are also called before their gate is ready.
     Blocking,
@@ -20,12 +22,16 @@ pub enum Mode {
     /// Reservations are denied at random, at most 4 of 16 in a row, and even the smallest can be
     /// spilled.
     Spill,
+    /// The result wants *k* rows, for each *k*; after that, no input ends by itself.
+    EarlyEnd,
     /// The query is cancelled at step *k*, for each *k*.
     Cancel,
     /// A call fails at step *k*, for each *k*.
     Error,
     /// A call panics at step *k*, for each *k*.
     Panic,
+    /// A task is dropped at step *k*, for each *k*, and the query goes on.
+    DroppedTask,
 }
 
 impl Mode {
@@ -34,13 +40,16 @@ impl Mode {
         &[
             Self::Plain,
             Self::TinyBatches,
+            Self::Selections,
             Self::Blocking,
             Self::Seeded,
             Self::Memory,
             Self::Spill,
+            Self::EarlyEnd,
             Self::Cancel,
             Self::Error,
             Self::Panic,
+            Self::DroppedTask,
         ]
     }
 
@@ -49,12 +58,15 @@ impl Mode {
         &[
             Self::Plain,
             Self::TinyBatches,
+            Self::Selections,
             Self::Blocking,
             Self::Seeded,
             Self::Memory,
+            Self::EarlyEnd,
             Self::Cancel,
             Self::Error,
             Self::Panic,
+            Self::DroppedTask,
         ]
     }
 
@@ -63,22 +75,25 @@ impl Mode {
         &[
             Self::Plain,
             Self::TinyBatches,
+            Self::Selections,
             Self::Blocking,
             Self::Seeded,
+            Self::EarlyEnd,
             Self::Cancel,
             Self::Error,
             Self::Panic,
+            Self::DroppedTask,
         ]
     }
 
     /// Returns the modes that must end with rows.
     pub fn with_rows() -> &'static [Self] {
-        &[Self::Plain, Self::TinyBatches, Self::Blocking, Self::Seeded]
+        &[Self::Plain, Self::TinyBatches, Self::Selections, Self::Blocking, Self::Seeded]
     }
 
     /// Returns the modes that end queries.
     pub fn faults() -> &'static [Self] {
-        &[Self::Cancel, Self::Error, Self::Panic]
+        &[Self::Cancel, Self::Error, Self::Panic, Self::DroppedTask]
     }
 }
 
@@ -87,13 +102,16 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Plain => "plain",
             Self::TinyBatches => "tiny batches",
+            Self::Selections => "selections",
             Self::Blocking => "blocking",
             Self::Seeded => "seeded",
             Self::Memory => "memory",
             Self::Spill => "spill",
+            Self::EarlyEnd => "early end",
             Self::Cancel => "cancel",
             Self::Error => "error",
             Self::Panic => "panic",
+            Self::DroppedTask => "dropped task",
         })
     }
 }

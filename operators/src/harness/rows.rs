@@ -45,6 +45,37 @@ pub fn rows_of(batches: &[RecordBatch]) -> Result<Vec<Row>, DataFusionError> {
 /// # Ok::<(), datafusion_common::DataFusionError>(())
 /// ```
 pub fn same_rows(expected: &[Row], actual: &[Row]) -> Result<(), String> {
+    let (missing, surplus) = differences(expected, actual);
+    if missing.is_empty() && surplus.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "{} of {} rows are missing{}; {} of {} are unexpected{}",
+        missing.len(),
+        expected.len(),
+        preview(&missing),
+        surplus.len(),
+        actual.len(),
+        preview(&surplus),
+    ))
+}
+
+/// Checks that `expected` contains each row of `actual`, at least as often.
+///
+/// # Errors
+/// The rows that it does not contain.
+pub(super) fn contained_rows(expected: &[Row], actual: &[Row]) -> Result<(), String> {
+    let (_, surplus) = differences(expected, actual);
+    match surplus.len() {
+        0 => Ok(()),
+        count => {
+            Err(format!("{count} of {} rows are unexpected{}", actual.len(), preview(&surplus)))
+        }
+    }
+}
+
+/// Returns the rows that only `expected` has, and those that only `actual` has.
+fn differences<'a>(expected: &'a [Row], actual: &'a [Row]) -> (Vec<&'a Row>, Vec<&'a Row>) {
     let mut counts: HashMap<&Row, i64> = HashMap::new();
     for row in expected {
         *counts.entry(row).or_default() += 1;
@@ -58,18 +89,7 @@ pub fn same_rows(expected: &[Row], actual: &[Row]) -> Result<(), String> {
         side.extend((0..count.unsigned_abs()).map(|_| row));
     }
     pair_off(&mut missing, &mut surplus);
-    if missing.is_empty() && surplus.is_empty() {
-        return Ok(());
-    }
-    Err(format!(
-        "{} of {} rows are missing{}; {} of {} are unexpected{}",
-        missing.len(),
-        expected.len(),
-        preview(&missing),
-        surplus.len(),
-        actual.len(),
-        preview(&surplus),
-    ))
+    (missing, surplus)
 }
 
 /// Checks that both have the same rows in the same order.
@@ -131,7 +151,8 @@ fn float(value: &ScalarValue) -> Option<f64> {
     }
 }
 
-fn text(row: &Row) -> String {
+/// Returns the row's text.
+pub(super) fn text(row: &Row) -> String {
     let values: Vec<String> = row.iter().map(ToString::to_string).collect();
     format!("({})", values.join(", "))
 }

@@ -18,19 +18,23 @@ use gatework_runtime::{
     Error, Executor, Result,
     pipeline::{
         Chaos, ChaosCounts, Fault, GreedyPool, MemoryPool, QueryContext, QueryOptions,
-        ReservationDenied,
+        ReservationDenied, SlowCall,
     },
 };
 use gatework_shared_state::DependencyKind;
 
 use super::{
     Mode,
+    early_end::EarlyEnd,
     fault_memory::{InMemorySpill, RandomDenialPool},
     wait::block_on_timeout,
 };
 
 /// Enough for pipelines to overlap; the thread that unblocks calls is a third.
 const THREADS: usize = 2;
+/// Duration from which a call counts as slow. A cancel must be heard within 50 ms, and a time slice
+/// is shorter than that.
+const SLOW_CALL: Duration = Duration::from_millis(100);
 /// One wait in this number is ended early by a spurious wake-up.
 const SPURIOUS_WAKEUPS_EVERY: usize = 3;
 
@@ -57,6 +61,10 @@ pub struct Trial {
     pool: Arc<CountingPool>,
     /// Pool and spill space that replace `pool` in spill mode.
     fault_memory: Option<(Arc<RandomDenialPool>, Arc<InMemorySpill>)>,
+    /// Text of the error with which the operator under test fails.
+    expected_error: Option<String>,
+    /// The end of the result, in early-end mode.
+    pub(super) early_end: Option<Arc<EarlyEnd>>,
     /// Rows per morsel of harness sources.
     pub(super) morsel_rows: usize,
     /// Byte limit of harness results.
@@ -89,13 +97,23 @@ impl Trial {
         Ok(trial)
     }
 
+    /// Creates a trial in which each batch selects half of the rows that it has.
+    ///
+    /// # Errors
+    /// If the system cannot create a thread.
+    pub fn selections() -> Result<Self> {
+        Self::new(Mode::Selections, String::new(), Chaos::new(0).select_rows(), usize::MAX)
+    }
+
     /// Creates a trial in which one in `calls` calls blocks, and always the first of each kind.
     ///
     /// # Errors
     /// If the system cannot create a thread.
     pub fn blocking(calls: usize, seed: u64) -> Result<Self> {
-        let chaos =
-            Chaos::new(seed).block_every(calls).spurious_wakeups_every(SPURIOUS_WAKEUPS_EVERY);
+        let chaos = Chaos::new(seed)
+            .block_every(calls)
+            .spurious_wakeups_every(SPURIOUS_WAKEUPS_EVERY)
+            .yield_after_unlocks();
         let label = format!("one in {calls} calls, seed {seed}");
         Self::new(Mode::Blocking, label, chaos, usize::MAX)
     }
@@ -105,7 +123,8 @@ impl Trial {
     /// # Errors
     /// If the system cannot create a thread.
     pub fn seeded(seed: u64) -> Result<Self> {
-        let chaos = Chaos::new(seed).spurious_wakeups_every(SPURIOUS_WAKEUPS_EVERY);
+        let chaos =
+            Chaos::new(seed).spurious_wakeups_every(SPURIOUS_WAKEUPS_EVERY).call_limit(SLOW_CALL);
         let mut trial = Self::new(Mode::Seeded, format!("seed {seed}"), chaos, usize::MAX)?;
         // A reader that frees capacity would wake tasks independently of the seed.
         trial.result_bytes = usize::MAX;
@@ -138,6 +157,17 @@ impl Trial {
         Ok(trial)
     }
 
+    /// Creates a trial whose result wants `rows` rows. After that, no input ends by itself.
+    ///
+    /// # Errors
+    /// If the system cannot create a thread.
+    pub fn early_end(rows: usize) -> Result<Self> {
+        let label = format!("after {rows} rows");
+        let mut trial = Self::new(Mode::EarlyEnd, label, Chaos::new(0), usize::MAX)?;
+        trial.early_end = Some(EarlyEnd::after(rows));
+        Ok(trial)
+    }
+
     /// Creates a trial that injects `fault` at step `step`.
     ///
     /// # Errors
@@ -147,6 +177,7 @@ impl Trial {
             Fault::Cancel => Mode::Cancel,
             Fault::Error => Mode::Error,
             Fault::Panic => Mode::Panic,
+            Fault::DropTask => Mode::DroppedTask,
         };
         let chaos = Chaos::new(step).fault_at(fault, step);
         Self::new(mode, format!("step {step}"), chaos, usize::MAX)
@@ -172,7 +203,7 @@ impl Trial {
             _ => executor.threads(THREADS),
         };
         let executor = executor.build()?;
-        let (fault_memory, morsel_rows, result_bytes) = (None, 5, 1);
+        let (fault_memory, early_end, morsel_rows, result_bytes) = (None, None, 5, 1);
         Ok(Self {
             mode,
             label,
@@ -181,6 +212,8 @@ impl Trial {
             chaos,
             pool,
             fault_memory,
+            expected_error: None,
+            early_end,
             morsel_rows,
             result_bytes,
         })
@@ -202,12 +235,14 @@ impl Trial {
     }
 
     /// Returns the number of injections: batches split, calls blocked, tasks picked among several,
-    /// reservations denied, batches spilled, faults injected. 0 counts as not run.
+    /// reservations denied, batches spilled, ends, faults injected. 0 counts as not run. If no
+    /// batch has more than one row, there is nothing to split, and the batches count.
     pub fn injections(&self) -> u64 {
         let counts = self.chaos.counts();
         match self.mode {
             Mode::Plain => 1,
-            Mode::TinyBatches => counts.splits,
+            Mode::TinyBatches | Mode::Selections if counts.splits == 0 => counts.single_rows,
+            Mode::TinyBatches | Mode::Selections => counts.splits,
             Mode::Blocking => counts.blocks(),
             Mode::Seeded => self.executor.schedule().map_or(0, |schedule| schedule.choices),
             Mode::Memory => self.pool.denied.load(Ordering::Relaxed),
@@ -215,7 +250,10 @@ impl Trial {
                 .fault_memory
                 .as_ref()
                 .map_or(0, |(_, spill_space)| spill_space.writes.load(Ordering::Relaxed) as u64),
-            Mode::Cancel | Mode::Error | Mode::Panic => u64::from(counts.fault),
+            Mode::EarlyEnd => {
+                u64::from(self.early_end.as_ref().is_some_and(|end| end.has_happened()))
+            }
+            Mode::Cancel | Mode::Error | Mode::Panic | Mode::DroppedTask => u64::from(counts.fault),
         }
     }
 
@@ -225,14 +263,35 @@ impl Trial {
         self.chaos.counts()
     }
 
+    /// Returns a trial that may end with an error whose text contains `text`.
+    pub(super) fn expecting_error(self, text: &str) -> Self {
+        Self { expected_error: Some(text.to_owned()), ..self }
+    }
+
+    /// Returns the slowest call that took longer than a call may, in seeded trials.
+    pub fn slowest_call(&self) -> Option<SlowCall> {
+        self.chaos.slowest_call()
+    }
+
     /// Returns true if this trial may end with `error`.
     pub fn allows(&self, error: &Error) -> bool {
+        let expected = self.expected_error.as_ref();
+        if expected.is_some_and(|text| error.to_string().contains(text)) {
+            return true;
+        }
         match self.mode {
             Mode::Memory => matches!(error, Error::OutOfMemory { .. }),
             Mode::Cancel => self.injections() > 0 && matches!(error, Error::Cancelled { .. }),
             Mode::Error => matches!(error, Error::Operator { .. }) && is_injected(error),
             Mode::Panic => matches!(error, Error::Panic { .. }) && is_injected(error),
-            Mode::Plain | Mode::TinyBatches | Mode::Blocking | Mode::Seeded | Mode::Spill => false,
+            Mode::DroppedTask => self.injections() > 0 && matches!(error, Error::ProducerAborted),
+            Mode::Plain
+            | Mode::TinyBatches
+            | Mode::Selections
+            | Mode::Blocking
+            | Mode::Seeded
+            | Mode::Spill
+            | Mode::EarlyEnd => false,
         }
     }
 

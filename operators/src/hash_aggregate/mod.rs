@@ -48,7 +48,7 @@ pub fn new(
     let plan = Arc::new(config.prepare(sinks)?);
     let (producers, consumers) = aggregate::new("aggregate", sinks, sources, plan.partitions);
     Ok((
-        AggregateSink::new(plan.clone(), PerTask::new(producers)),
-        AggregateSource::new(plan, PerTask::new(consumers)),
+        AggregateSink::new(plan.clone(), PerTask::new("aggregate sink", producers)),
+        AggregateSource::new(plan, PerTask::new("aggregate source", consumers)),
     ))
 }

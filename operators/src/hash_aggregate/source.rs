@@ -167,7 +167,7 @@ impl LocalAggregateSource {
                     false => continue,
                 }
             }
-            match merging.spilled.next()? {
+            match merging.spilled.poll()? {
                 ReadState::Batch(batch) => {
                     merging.add(plan, context, PartialStates::from_batch(&batch, plan)?, task)?;
                     continue;

@@ -70,11 +70,14 @@ pub fn new(
         state::new("local exchange", router.kind(), tasks, consumers, budget.clone());
     let mut sinks = sinks.into_iter();
     let sinks = producers.iter().map(|tasks| LocalExchangeSink {
-        slots: PerTask::new(sinks.by_ref().take(*tasks)),
+        slots: PerTask::new("local exchange sink", sinks.by_ref().take(*tasks)),
         router: router.clone(),
         budget: budget.clone(),
     });
-    Ok((sinks.collect(), LocalExchangeSource { slots: PerTask::new(sources), schema: None }))
+    Ok((
+        sinks.collect(),
+        LocalExchangeSource { slots: PerTask::new("local exchange source", sources), schema: None },
+    ))
 }
 
 impl Sink for LocalExchangeSink {

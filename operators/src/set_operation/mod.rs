@@ -87,13 +87,21 @@ pub fn new(
     let encoder = KeyEncoder::new(&types, KeyNulls::Equal).query_err()?;
     let (producers, consumer) = state::new("set operation", children, CountTable::new(&encoder));
     let sink = |(child, producer)| SetSink {
-        producers: PerTask::new([producer]),
+        producers: PerTask::new("set operation sink", [producer]),
         child,
         kind,
         encoder: encoder.clone(),
     };
     let sinks = producers.into_iter().enumerate().map(sink).collect();
-    Ok((sinks, SetSource { consumers: PerTask::new([consumer]), schema, encoder, batch_size }))
+    Ok((
+        sinks,
+        SetSource {
+            consumers: PerTask::new("set operation source", [consumer]),
+            schema,
+            encoder,
+            batch_size,
+        },
+    ))
 }
 
 impl Sink for SetSink {

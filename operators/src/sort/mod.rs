@@ -150,8 +150,8 @@ pub fn new(config: SortConfig, sinks: usize) -> Result<(SortSink, SortSource)> {
     let plan = Arc::new(SortPlan::new(config)?);
     let (sink_tokens, source_tokens) = sort::new("sort", sinks, 1, 1);
     Ok((
-        SortSink::new(plan.clone(), PerTask::new(sink_tokens)),
-        SortSource::new(plan, PerTask::new(source_tokens)),
+        SortSink::new(plan.clone(), PerTask::new("sort sink", sink_tokens)),
+        SortSource::new(plan, PerTask::new("sort source", source_tokens)),
     ))
 }
 
@@ -175,7 +175,7 @@ pub fn new_per_task(config: SortConfig, tasks: usize) -> Result<(SortSink, SortS
         sources.append(&mut source);
     }
     Ok((
-        SortSink::new(plan.clone(), PerTask::new(sinks)),
-        SortSource::new(plan, PerTask::new(sources)),
+        SortSink::new(plan.clone(), PerTask::new("sort sink", sinks)),
+        SortSource::new(plan, PerTask::new("sort source", sources)),
     ))
 }

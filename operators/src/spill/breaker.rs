@@ -19,28 +19,39 @@
 //! machine answers requests of other tasks to reclaim memory. (Velox spills its operators under a
 //! memory arbitrator in this way; DataFusion spills the operator whose reservation is denied.)
 
+use std::fmt;
+
 use gatework_runtime::{
     Result,
     pipeline::{
-        Batch, DriverContext, FinishResult, LocalSink, OperatorContext, OutOfMemory, ReclaimResult,
-        SinkResult, StartResult,
+        Batch, DriverContext, FinishResult, LocalSink, OperatorContext, OutOfMemory, PerTask,
+        ReclaimResult, Sink, SinkResult, StartResult,
     },
 };
 use gatework_shared_state::Gate;
 
 /// The rows of a breaker in one task. [`BreakerSink`] calls its methods in the order that the
 /// module's documentation shows. Breakers that cannot spill keep the defaults.
-pub(crate) trait BreakerState: Send {
+pub trait BreakerState: Send {
     /// See [`LocalSink::start`].
+    ///
+    /// # Errors
+    /// Any error; the query fails with it.
     fn start(&mut self) -> Result<StartResult> {
         Ok(StartResult::Ready)
     }
 
     /// Adds the rows of `batch`. `Blocked` means that the consumers are behind.
+    ///
+    /// # Errors
+    /// Any error; the query fails with it.
     fn add(&mut self, batch: Batch, task: &DriverContext) -> Result<SinkResult>;
 
     /// Reserves the memory of all rows that have been added and not spilled. It is granted when
     /// there are none.
+    ///
+    /// # Errors
+    /// The denial. [`BreakerSink`] resolves it.
     fn reserve(&mut self) -> Result<(), OutOfMemory>;
 
     /// Returns about how many bytes a spill would release.
@@ -55,24 +66,33 @@ pub(crate) trait BreakerState: Send {
     }
 
     /// Starts to spill. No write is pending.
+    ///
+    /// # Errors
+    /// Any error; the query fails with it.
     fn start_spill(&mut self, _task: &DriverContext) -> Result<SpillStart> {
         Ok(SpillStart::Impossible)
     }
 
     /// Returns the gate of a write that must end before more rows are added; takes over the files
     /// that are complete.
+    ///
+    /// # Errors
+    /// Any error; the query fails with it.
     fn poll_write(&mut self) -> Result<Option<Gate>> {
         Ok(None)
     }
 
     /// Hands all rows over to the consumers, or drops them if they are not `wanted`. Returns a gate
     /// after which it is called again.
+    ///
+    /// # Errors
+    /// Any error; the query fails with it.
     fn publish(&mut self, wanted: bool, task: &DriverContext) -> Result<Option<Gate>>;
 }
 
 /// The start of a spill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SpillStart {
+pub enum SpillStart {
     /// Rows are being written, which releases their memory.
     Writing,
     /// Nothing is written yet, but less memory needs to be reserved.
@@ -82,7 +102,7 @@ pub(crate) enum SpillStart {
 }
 
 /// The local sink of a breaker.
-pub(crate) struct BreakerSink<S> {
+pub struct BreakerSink<S> {
     state: S,
     context: OperatorContext,
     closed: Gate,
@@ -94,7 +114,7 @@ pub(crate) struct BreakerSink<S> {
 
 impl<S: BreakerState> BreakerSink<S> {
     /// Creates the sink of `state`. No consumer wants its rows once `closed` is ready.
-    pub(crate) fn new(state: S, context: OperatorContext, closed: Gate) -> Self {
+    pub fn new(state: S, context: OperatorContext, closed: Gate) -> Self {
         Self { state, context, closed, next: None, denied: false }
     }
 
@@ -152,6 +172,53 @@ impl<S: BreakerState> BreakerSink<S> {
         if self.context.can_spill() {
             self.context.set_reclaimable_bytes(self.state.reclaimable_bytes());
         }
+    }
+}
+
+impl<S> fmt::Debug for BreakerSink<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BreakerSink").field("denied", &self.denied).finish_non_exhaustive()
+    }
+}
+
+/// Returns the sink of a breaker. `create` makes the rows of a task from one of the `tokens`, with
+/// the gate that becomes ready when no consumer wants them any more.
+pub fn breaker_sink<T: Send, S: BreakerState + 'static>(
+    name: impl Into<String>,
+    tokens: impl IntoIterator<Item = T>,
+    create: impl Fn(T, OperatorContext) -> Result<(S, Gate)> + Send + Sync,
+) -> impl Sink {
+    let name = name.into();
+    Breaker { tokens: PerTask::new(name.clone(), tokens), name, create }
+}
+
+struct Breaker<T, F> {
+    name: String,
+    tokens: PerTask<T>,
+    create: F,
+}
+
+impl<T, F> fmt::Debug for Breaker<T, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.tokens.fmt(f)
+    }
+}
+
+impl<T: Send, S: BreakerState + 'static, F> Sink for Breaker<T, F>
+where
+    F: Fn(T, OperatorContext) -> Result<(S, Gate)> + Send + Sync,
+{
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn can_reclaim(&self) -> bool {
+        true
+    }
+
+    fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
+        let (state, closed) = (self.create)(self.tokens.take(&context)?, context.clone())?;
+        Ok(Box::new(BreakerSink::new(state, context, closed)))
     }
 }
 

@@ -1,9 +1,13 @@
-//! Spilling: the parts that all spilling breakers share.
+//! Memory and spilling of breakers: the parts that all of them share.
+//!
+//! A breaker implements [`BreakerState`] for the rows of a task, and [`breaker_sink`] makes its
+//! sink. To spill, it writes rows with a [`SpillWriter`], and its source reads them with a
+//! [`SpillReader`].
 
 mod breaker;
 mod partitioned;
 
-pub(crate) use breaker::{BreakerSink, BreakerState, SpillStart};
+pub use breaker::{BreakerSink, BreakerState, SpillStart, breaker_sink};
 pub(crate) use partitioned::{
     MAX_SPILL_LEVELS, PartitionSet, PartitionedSpill, SpillSegment, partition_of,
 };
@@ -43,13 +47,15 @@ pub(crate) fn gc_batch_views(rows: &RecordBatch) -> Result<RecordBatch> {
 }
 
 /// Writer of spill files, one at a time; each file carries a tag `T`.
-pub(crate) struct SpillWriter<T> {
+#[derive(Debug)]
+pub struct SpillWriter<T> {
     context: OperatorContext,
     pending: Option<(PendingIo<Arc<dyn SpilledBatches>>, T)>,
 }
 
 /// State of a spill file.
-pub(crate) enum WriteState<T> {
+#[derive(Debug)]
+pub enum WriteState<T> {
     /// No file is being written.
     Idle,
     /// The file is being written; the gate becomes ready when it is complete.
@@ -59,13 +65,17 @@ pub(crate) enum WriteState<T> {
 }
 
 impl<T> SpillWriter<T> {
-    pub(crate) fn new(context: OperatorContext) -> Self {
+    /// Creates a writer without a file.
+    pub fn new(context: OperatorContext) -> Self {
         Self { context, pending: None }
     }
 
     /// Starts writing `batches`, whose memory is in `reservations`. The previous file must be
     /// finished.
-    pub(crate) fn write_batches(
+    ///
+    /// # Errors
+    /// If the query cannot spill.
+    pub fn write_batches(
         &mut self,
         batches: Vec<RecordBatch>,
         reservations: Vec<Reservation>,
@@ -76,7 +86,10 @@ impl<T> SpillWriter<T> {
     }
 
     /// Starts writing `rows` rows in batches that are produced while they are written.
-    pub(crate) fn write_iter(
+    ///
+    /// # Errors
+    /// If the query cannot spill.
+    pub fn write_iter(
         &mut self,
         rows: usize,
         batches: SpillInput,
@@ -90,12 +103,15 @@ impl<T> SpillWriter<T> {
     }
 
     /// Returns true if a file was started and its completion has not been polled.
-    pub(crate) fn is_writing(&self) -> bool {
+    pub fn is_writing(&self) -> bool {
         self.pending.is_some()
     }
 
     /// Returns the file, once it is complete.
-    pub(crate) fn poll(&mut self) -> Result<WriteState<T>> {
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn poll(&mut self) -> Result<WriteState<T>> {
         let Some((pending, tag)) = self.pending.take() else { return Ok(WriteState::Idle) };
         let Some(file) = pending.take() else {
             let gate = pending.gate().clone();
@@ -109,14 +125,16 @@ impl<T> SpillWriter<T> {
 }
 
 /// Reader of spilled batches in order, with prefetch.
-pub(crate) struct SpillReader {
+#[derive(Debug)]
+pub struct SpillReader {
     context: OperatorContext,
     remaining: VecDeque<(Arc<dyn SpilledBatches>, usize)>,
     prefetched: VecDeque<PendingIo<RecordBatch>>,
 }
 
 /// Result of a read.
-pub(crate) enum ReadState {
+#[derive(Debug)]
+pub enum ReadState {
     /// The next batch.
     Batch(RecordBatch),
     /// The next batch is being read; the gate becomes ready when it is in memory.
@@ -128,17 +146,21 @@ pub(crate) enum ReadState {
 const READ_AHEAD: usize = 2;
 
 impl SpillReader {
-    pub(crate) fn new(context: OperatorContext) -> Self {
+    /// Creates a reader without batches.
+    pub fn new(context: OperatorContext) -> Self {
         Self { context, remaining: VecDeque::new(), prefetched: VecDeque::new() }
     }
 
     /// Appends `batches` of `file`.
-    pub(crate) fn push(&mut self, file: &Arc<dyn SpilledBatches>, batches: Range<usize>) {
+    pub fn push(&mut self, file: &Arc<dyn SpilledBatches>, batches: Range<usize>) {
         self.remaining.extend(batches.map(|batch| (file.clone(), batch)));
     }
 
-    /// Returns the next batch.
-    pub(crate) fn next(&mut self) -> Result<ReadState> {
+    /// Returns the next batch, and starts to read those after it.
+    ///
+    /// # Errors
+    /// If a batch cannot be read.
+    pub fn poll(&mut self) -> Result<ReadState> {
         while self.prefetched.len() < READ_AHEAD
             && let Some((file, batch)) = self.remaining.pop_front()
         {

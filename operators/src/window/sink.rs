@@ -35,7 +35,7 @@ pub struct WindowSink {
 
 impl WindowSink {
     pub(super) fn new(sinks: Vec<WindowProducer<WindowItem>>, plan: Arc<WindowPlan>) -> Self {
-        Self { slots: PerTask::new(sinks), plan }
+        Self { slots: PerTask::new("window sink", sinks), plan }
     }
 }
 

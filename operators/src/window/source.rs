@@ -37,7 +37,7 @@ pub struct WindowSource {
 
 impl WindowSource {
     pub(super) fn new(sources: Vec<WindowConsumer<WindowItem>>, plan: Arc<WindowPlan>) -> Self {
-        Self { slots: PerTask::new(sources), plan }
+        Self { slots: PerTask::new("window source", sources), plan }
     }
 }
 

@@ -35,6 +35,17 @@ impl Batch {
         Self { rows, data, selection, sequence: 0 }
     }
 
+    /// Returns the batch with only those of its rows for which `keep`, called with their index
+    /// among the values of each column, returns true. Copies no value.
+    #[must_use]
+    pub fn refine(self, keep: impl Fn(usize) -> bool) -> Self {
+        let is_kept = |row: usize| {
+            self.selection.as_ref().is_none_or(|selection| selection.value(row)) && keep(row)
+        };
+        let selection = BooleanBuffer::collect_bool(self.data.num_rows(), is_kept);
+        Self::with_selection(self.data, selection).with_sequence(self.sequence)
+    }
+
     /// Sets the batch's sequence number within its morsel.
     #[must_use]
     pub fn with_sequence(mut self, sequence: u64) -> Self {

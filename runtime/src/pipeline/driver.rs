@@ -424,6 +424,12 @@ impl TaskDriver {
         RunResult::Done
     }
 
+    /// Ends this task as after a failure, without failing the query.
+    fn end_alone(&mut self) -> RunResult {
+        self.abort();
+        RunResult::Done
+    }
+
     /// Fails the query because the scope around this driver misbehaved.
     pub(super) fn fail(&mut self, what: &str) -> RunResult {
         self.end_with(Error::InvalidConfiguration(what.into()))
@@ -446,7 +452,10 @@ impl Runnable for TaskDriver {
         );
         let _entered = span.enter();
         self.task.worker = worker;
-        self.run_slice().unwrap_or_else(|error| self.end_with(error))
+        self.run_slice().unwrap_or_else(|error| match chaos::drops_task(&error) {
+            true => self.end_alone(),
+            false => self.end_with(error),
+        })
     }
 
     fn panicked(&mut self, payload: Box<dyn Any + Send>) {

@@ -119,6 +119,10 @@ impl Graph {
         Ok(self.pipelines.len() - 1)
     }
 
+    pub(super) fn pipelines(&self) -> &[Arc<Pipeline>] {
+        &self.pipelines
+    }
+
     /// Declares a wait between pipelines; see [`WaitEdge`].
     pub fn add_edge(&mut self, edge: WaitEdge) {
         self.waits.add_edge(edge);
@@ -162,6 +166,11 @@ impl GraphHandle {
     /// Returns a gate that is ready when no task of this graph is alive.
     pub fn finished(&self) -> &Gate {
         &self.finished
+    }
+
+    pub(super) fn for_each_gate(&self, mut visit: impl FnMut(&Gate)) {
+        let all = self.graph.pipelines().flat_map(|(_, task_stats)| task_stats);
+        all.for_each(|stats| stats.for_each_gate(&mut visit));
     }
 
     /// Returns the operators of this graph's pipelines, sources first in each. The cost depends on

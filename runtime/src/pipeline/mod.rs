@@ -9,10 +9,12 @@
 mod batch;
 mod buffered_batch;
 mod chaos;
+mod detached;
 mod driver;
 mod driver_state;
 mod ended;
 mod graph;
+mod graph_end;
 mod live;
 mod local_states;
 mod memory;
@@ -33,8 +35,9 @@ mod tests;
 
 pub use batch::{Batch, column_bytes};
 pub use buffered_batch::{BufferRead, BufferReader, BufferedBatch};
-pub use chaos::{Chaos, ChaosCounts, Fault};
+pub use chaos::{Chaos, ChaosCounts, Fault, SlowCall};
 pub use graph::{Graph, GraphHandle, PipelineId};
+pub use graph_end::GraphWatch;
 pub use live::{ExternalWork, ExternalWorkHandle};
 pub use memory::{GreedyPool, MemoryPool, Reservation, ReservationDenied, UnboundedPool};
 pub use metrics::{DependencyProfile, OperatorMetrics, OperatorProfile, Profile, TaskProfile};
@@ -42,7 +45,7 @@ pub use operator::{
     DriverContext, FinishResult, LocalOperator, LocalSink, LocalSource, Operator, OperatorContext,
     OperatorResult, ReclaimResult, Sink, SinkResult, Source, SourceResult, StartResult,
 };
-pub use per_task::PerTask;
+pub use per_task::{PerTask, PerTaskWithContext, operator_from_fn, sink_from_fn, source_from_fn};
 pub use query::QueryContext;
 pub use query_options::QueryOptions;
 pub use scope::SliceScope;

@@ -22,7 +22,7 @@
 use std::{fmt, sync::Arc, time::Instant};
 
 use arrow_array::RecordBatch;
-use gatework_shared_state::Gate;
+use gatework_shared_state::{Gate, PopResult, ProducerEnd};
 
 use super::{
     Batch, ExternalWork, OperatorMetrics, PendingIo, QueryContext, Reservation, SpillInput,
@@ -58,6 +58,33 @@ pub enum SourceResult {
     Yield,
     /// The source is exhausted.
     Finished,
+}
+
+impl SourceResult {
+    /// Returns the answer of a source that has read all items of producers that ended so.
+    ///
+    /// # Errors
+    /// [`Error::ProducerAborted`] if a producer was dropped unfinished: what was read is
+    /// incomplete.
+    pub fn after(end: ProducerEnd) -> Result<Self> {
+        match end {
+            ProducerEnd::Finished => Ok(Self::Finished),
+            ProducerEnd::Dropped => Err(Error::ProducerAborted),
+        }
+    }
+
+    /// Returns the answer of a source whose shared state answered so.
+    ///
+    /// # Errors
+    /// [`Error::ProducerAborted`] if a producer was dropped unfinished.
+    pub fn from_pop(result: PopResult<impl Into<Batch>>) -> Result<Self> {
+        match result {
+            PopResult::Item(batch) => Ok(Self::Batch(batch.into())),
+            PopResult::Blocked(gate) => Ok(Self::Blocked(gate.into())),
+            PopResult::Finished => Ok(Self::Finished),
+            PopResult::Aborted => Err(Error::ProducerAborted),
+        }
+    }
 }
 
 /// The result of [`LocalOperator::execute`] and [`LocalOperator::finish`].

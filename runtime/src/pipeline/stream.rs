@@ -143,8 +143,8 @@ impl Stream for RowStream {
     }
 }
 
-const WAITED_FOR_ITSELF: &str = "a query's result was awaited on one of its own workers, which \
-     can deadlock: read it on another thread, or run the query on another executor";
+pub(super) const WAITED_FOR_ITSELF: &str = "a query was awaited on one of its own workers, which \
+     can deadlock: wait for it on another thread, or run it on another executor";
 
 /// One partition of a query's result, as a blocking iterator. Dropping it drops the stream.
 #[derive(Debug)]
@@ -162,7 +162,7 @@ impl RowIterator {
 }
 
 /// Unparks the waiting thread.
-struct Unpark(Thread);
+pub(super) struct Unpark(pub(super) Thread);
 
 impl Wake for Unpark {
     fn wake(self: Arc<Self>) {

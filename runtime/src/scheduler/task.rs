@@ -83,6 +83,12 @@ impl Gates {
     }
 }
 
+impl From<&Gate> for Gates {
+    fn from(gate: &Gate) -> Self {
+        Self::single(gate.clone())
+    }
+}
+
 impl From<Gate> for Gates {
     fn from(gate: Gate) -> Self {
         Self::single(gate)

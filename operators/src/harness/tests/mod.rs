@@ -1,8 +1,10 @@
 //! Tests of the harness: it catches buggy operators, reports idle modes, and reproduces seeds.
 
 mod breakers;
+mod buggy_calls;
 mod buggy_finish;
 mod buggy_operators;
+mod buggy_states;
 mod fault_memory;
 mod multi_pipeline;
 mod rows;

@@ -59,7 +59,11 @@ pub fn new(
     let plan = Arc::new(config.prepare(filter.is_some(), probe_tasks)?);
     let (producers, consumers) = join_bridge::new("join", build_tasks, probe_tasks);
     Ok((
-        HashJoinBuild::new(plan.clone(), PerTask::new(producers)),
-        HashJoinProbe::new(plan, PerTask::new(consumers), Arc::new(Mutex::new(filter))),
+        HashJoinBuild::new(plan.clone(), PerTask::new("hash join build", producers)),
+        HashJoinProbe::new(
+            plan,
+            PerTask::new("hash join probe", consumers),
+            Arc::new(Mutex::new(filter)),
+        ),
     ))
 }

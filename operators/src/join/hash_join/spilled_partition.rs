@@ -206,7 +206,7 @@ impl PartitionJoinState {
         let Phase::Load(rows) = &mut self.phase else { return Ok(None) };
         let full = loop {
             task.check_cancelled()?;
-            match self.reader.next()? {
+            match self.reader.poll()? {
                 ReadState::Blocked(gate) => return Ok(Some(gate)),
                 ReadState::End => {
                     self.last = true;
@@ -259,7 +259,7 @@ impl PartitionJoinState {
                 }
                 continue;
             }
-            match self.reader.next()? {
+            match self.reader.poll()? {
                 ReadState::Blocked(gate) => return Ok(Some(gate)),
                 ReadState::End => break,
                 ReadState::Batch(rows) => {
@@ -288,7 +288,7 @@ impl PartitionJoinState {
             if let Some(gate) = partitions.poll_all(false)? {
                 return Ok(Some(gate));
             }
-            match self.reader.next()? {
+            match self.reader.poll()? {
                 ReadState::Blocked(gate) => return Ok(Some(gate)),
                 ReadState::End => return partitions.poll_all(true),
                 ReadState::Batch(rows) => {
@@ -339,7 +339,7 @@ impl PartitionJoinState {
                     }
                 }
             }
-            match probe_reader.next()? {
+            match probe_reader.poll()? {
                 ReadState::Blocked(gate) => return Ok(Some(JoinOutput::Blocked(gate))),
                 ReadState::End => break,
                 ReadState::Batch(rows) => {

@@ -28,7 +28,7 @@ pub struct NestedLoopBuild {
 
 impl NestedLoopBuild {
     pub(super) fn new(producers: Vec<BuildProducer<BuildPart, Table>>, chunk_rows: usize) -> Self {
-        Self { producers: PerTask::new(producers), chunk_rows }
+        Self { producers: PerTask::new("nested loop join build", producers), chunk_rows }
     }
 }
 

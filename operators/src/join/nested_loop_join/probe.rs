@@ -39,7 +39,7 @@ impl NestedLoopProbe {
         consumers: Vec<ProbeConsumer<BuildPart, Table>>,
         plan: Arc<NestedLoopJoinPlan>,
     ) -> Self {
-        Self { consumers: PerTask::new(consumers), plan }
+        Self { consumers: PerTask::new("nested loop join probe", consumers), plan }
     }
 }
 

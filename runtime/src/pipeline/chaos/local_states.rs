@@ -17,7 +17,7 @@ use crate::{
 /// chaos.
 fn wrapper_state(role: Role, context: &OperatorContext) -> Result<Option<WrapperState>> {
     let Some(chaos) = context.query.chaos() else { return Ok(None) };
-    chaos.step(&context.query)?;
+    chaos.step(&context.query, false)?;
     Ok(Some(WrapperState::new(chaos.clone(), role, context)))
 }
 
@@ -44,6 +44,8 @@ pub(in crate::pipeline) fn local_operator(
     Ok(match state {
         Some(state) => Box::new(ChaosOperator {
             state,
+            // Once the gate is ready, the driver drops the wrapper with its chunks.
+            splits: inner.closed().is_none(),
             inner,
             blocked_input: None,
             splitter: BatchSplitter::default(),
@@ -75,7 +77,7 @@ fn start(
     if let Some(gates) = state.before(Call::Start, task)? {
         return Ok(StartResult::Blocked(gates));
     }
-    Ok(match start()? {
+    Ok(match state.call(start)? {
         StartResult::Blocked(gates) => StartResult::Blocked(state.with_spurious_wakeup(gates)),
         other => other,
     })
@@ -99,7 +101,7 @@ impl LocalSource for ChaosSource {
         if let Some(batch) = self.splitter.next() {
             return Ok(SourceResult::Batch(batch));
         }
-        Ok(match self.inner.next(task)? {
+        Ok(match self.state.call(|| self.inner.next(task))? {
             SourceResult::Batch(batch) => {
                 SourceResult::Batch(self.splitter.split(batch, &self.state))
             }
@@ -120,12 +122,17 @@ struct ChaosOperator {
     inner: Box<dyn LocalOperator>,
     /// The input of the call that the wrapper blocked.
     blocked_input: Option<Batch>,
+    splits: bool,
     splitter: BatchSplitter,
     /// Whether the operator has more output after the chunks in `splitter`.
     has_more: bool,
 }
 
 impl ChaosOperator {
+    fn split(&mut self, batch: Batch) -> Batch {
+        if self.splits { self.splitter.split(batch, &self.state) } else { batch }
+    }
+
     fn emit(&self, batch: Batch) -> OperatorResult {
         if self.has_more || !self.splitter.is_empty() {
             OperatorResult::HaveMoreOutput(batch)
@@ -149,7 +156,7 @@ impl LocalOperator for ChaosOperator {
         if let Some(batch) = self.splitter.next() {
             return Ok(self.emit(batch));
         }
-        let (batch, has_more) = match self.inner.execute(input, task)? {
+        let (batch, has_more) = match self.state.call(|| self.inner.execute(input, task))? {
             OperatorResult::Batch(batch) => (batch, false),
             OperatorResult::HaveMoreOutput(batch) => (batch, true),
             OperatorResult::Blocked(gates) => {
@@ -158,7 +165,7 @@ impl LocalOperator for ChaosOperator {
             other => return Ok(other),
         };
         self.has_more = has_more;
-        let first = self.splitter.split(batch, &self.state);
+        let first = self.split(batch);
         Ok(self.emit(first))
     }
 
@@ -169,9 +176,9 @@ impl LocalOperator for ChaosOperator {
         if let Some(batch) = self.splitter.next() {
             return Ok(OperatorResult::HaveMoreOutput(batch));
         }
-        Ok(match self.inner.finish(task)? {
+        Ok(match self.state.call(|| self.inner.finish(task))? {
             OperatorResult::Batch(batch) | OperatorResult::HaveMoreOutput(batch) => {
-                OperatorResult::HaveMoreOutput(self.splitter.split(batch, &self.state))
+                OperatorResult::HaveMoreOutput(self.split(batch))
             }
             OperatorResult::Blocked(gates) => {
                 OperatorResult::Blocked(self.state.with_spurious_wakeup(gates))
@@ -207,7 +214,7 @@ impl LocalSink for ChaosSink {
             self.blocked_input = batch;
             return Ok(SinkResult::Blocked(gates));
         }
-        Ok(match self.inner.sink(batch, task)? {
+        Ok(match self.state.call(|| self.inner.sink(batch, task))? {
             SinkResult::Blocked(gates) => {
                 SinkResult::Blocked(self.state.with_spurious_wakeup(gates))
             }
@@ -219,7 +226,7 @@ impl LocalSink for ChaosSink {
         if let Some(gates) = self.state.before(Call::Finish, task)? {
             return Ok(FinishResult::Blocked(gates));
         }
-        Ok(match self.inner.finish(task)? {
+        Ok(match self.state.call(|| self.inner.finish(task))? {
             FinishResult::Blocked(gates) => {
                 FinishResult::Blocked(self.state.with_spurious_wakeup(gates))
             }
@@ -228,7 +235,7 @@ impl LocalSink for ChaosSink {
     }
 
     fn reclaim(&mut self, task: &DriverContext) -> Result<ReclaimResult> {
-        self.inner.reclaim(task)
+        self.state.call(|| self.inner.reclaim(task))
     }
 
     fn closed(&self) -> Option<Gate> {

@@ -5,23 +5,30 @@
 //! no cost. The wrappers keep to the operator traits' contract, so a correct operator produces the
 //! same rows. Every injection is counted, so a test can tell whether it happened.
 //!
-//! * Batches are split into small ones.
+//! * Batches are split into small ones, or replaced by two that select some of their rows each.
 //! * A call is delayed: the task is blocked on a gate that another thread makes ready.
 //! * A blocked operator is called again although its gate is not ready (a spurious wake-up).
-//! * At step *k*, counted over all calls of all tasks, the query is cancelled, or the call fails or
-//!   panics.
+//! * At step *k*, counted over all calls of all tasks, the query is cancelled, the call fails or
+//!   panics, or the task's local states are dropped.
+//! * A thread yields after each release of a shared state's lock.
+//! * Calls that take long are recorded.
 
 mod batch_splitter;
+mod call_clock;
 mod gate_opener;
 mod local_states;
+mod unlock;
 mod wrapper;
 
 use std::{
+    fmt,
     panic::resume_unwind,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
 };
 
 use gatework_shared_state::Gate;
+use parking_lot::Mutex;
 
 use self::gate_opener::GateOpener;
 use super::{DriverContext, QueryContext};
@@ -38,6 +45,27 @@ pub enum Fault {
     Error,
     /// The call panics.
     Panic,
+    /// The task ends without the call: its local states are aborted and dropped, as after a
+    /// failure, but the query goes on. Whatever the task produced is incomplete, and its consumers
+    /// must learn of that from the dropped local states.
+    DropTask,
+}
+
+/// The error by which a wrapper ends its task for [`Fault::DropTask`].
+#[derive(Debug)]
+struct TaskDropped;
+
+impl fmt::Display for TaskDropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("chaos: the task is dropped")
+    }
+}
+
+impl std::error::Error for TaskDropped {}
+
+/// Returns whether `error` ends its task, and not the query.
+pub(super) fn drops_task(error: &Error) -> bool {
+    matches!(error, Error::Operator { source } if source.is::<TaskDropped>())
 }
 
 /// The injections into a query's tasks, and their counts so far.
@@ -55,6 +83,9 @@ pub enum Fault {
 pub struct Chaos {
     seed: u64,
     batch_rows: Option<usize>,
+    selects_rows: bool,
+    yields_after_unlocks: bool,
+    call_limit: Option<Duration>,
     block_every: Option<usize>,
     spurious_wakeups_every: Option<usize>,
     fault: Option<(Fault, u64)>,
@@ -89,7 +120,27 @@ struct Tally {
     finishes: AtomicU64,
     spurious_wakeups: AtomicU64,
     splits: AtomicU64,
+    single_rows: AtomicU64,
     fault: AtomicBool,
+    slowest_call: Mutex<Option<SlowCall>>,
+}
+
+impl Tally {
+    fn record_slow_call(&self, operator: &str, elapsed: Duration) {
+        let mut slowest = self.slowest_call.lock();
+        if slowest.as_ref().is_none_or(|slowest| slowest.elapsed < elapsed) {
+            *slowest = Some(SlowCall { operator: operator.to_owned(), elapsed });
+        }
+    }
+}
+
+/// A call that kept its worker longer than [`Chaos::call_limit`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlowCall {
+    /// The operator, and the index of the task.
+    pub operator: String,
+    /// The time that the call took, without the time in which its thread waited for a processor.
+    pub elapsed: Duration,
 }
 
 /// The numbers of injections.
@@ -111,6 +162,8 @@ pub struct ChaosCounts {
     pub spurious_wakeups: u64,
     /// Batches that were split off larger ones.
     pub splits: u64,
+    /// Batches of one row, which were not split.
+    pub single_rows: u64,
     /// Whether the fault's step was reached.
     pub fault: bool,
 }
@@ -132,6 +185,9 @@ impl Chaos {
         Self {
             seed,
             batch_rows: None,
+            selects_rows: false,
+            yields_after_unlocks: false,
+            call_limit: None,
             block_every: None,
             spurious_wakeups_every: None,
             fault: None,
@@ -149,6 +205,31 @@ impl Chaos {
     pub fn split_batches(mut self, rows: usize) -> Self {
         assert!(rows > 0, "a batch has at least one row");
         self.batch_rows = Some(rows);
+        self
+    }
+
+    /// Replaces each batch of several rows by two with the same columns: the first selects the
+    /// first half of its rows, the second the others. Without effect beside
+    /// [`split_batches`](Self::split_batches).
+    #[must_use]
+    pub fn select_rows(mut self) -> Self {
+        self.selects_rows = true;
+        self
+    }
+
+    /// Lets a thread yield, within a call, each time it releases a
+    /// [`StateLock`](gatework_shared_state::StateLock).
+    #[must_use]
+    pub fn yield_after_unlocks(mut self) -> Self {
+        self.yields_after_unlocks = true;
+        self
+    }
+
+    /// Records the slowest call that takes more than `limit`; see
+    /// [`slowest_call`](Self::slowest_call).
+    #[must_use]
+    pub fn call_limit(mut self, limit: Duration) -> Self {
+        self.call_limit = Some(limit);
         self
     }
 
@@ -189,6 +270,11 @@ impl Chaos {
         self.seed
     }
 
+    /// Returns the slowest call so far that took more than [`call_limit`](Self::call_limit).
+    pub fn slowest_call(&self) -> Option<SlowCall> {
+        self.tally.slowest_call.lock().clone()
+    }
+
     /// Returns the counts so far.
     pub fn counts(&self) -> ChaosCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -202,22 +288,29 @@ impl Chaos {
             finish_blocks: read(&tally.finishes),
             spurious_wakeups: read(&tally.spurious_wakeups),
             splits: read(&tally.splits),
+            single_rows: read(&tally.single_rows),
             fault: tally.fault.load(Ordering::Relaxed),
         }
     }
 
-    /// Counts a step and injects the fault if this is its step.
-    fn step(&self, query: &QueryContext) -> Result<()> {
+    /// Counts a step, a call or the creation of a local state, and injects the fault if this is its
+    /// step. A task without all its local states is not dropped: nobody drops tokens that it has
+    /// not taken while other tasks of its pipeline live. It is dropped at the next call.
+    fn step(&self, query: &QueryContext, is_call: bool) -> Result<()> {
         let step = self.tally.steps.fetch_add(1, Ordering::Relaxed);
         let Some((fault, at)) = self.fault else { return Ok(()) };
-        if step != at {
+        let is_due = match fault {
+            Fault::DropTask => is_call && step >= at,
+            _ => step == at,
+        };
+        if !is_due || self.tally.fault.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        self.tally.fault.store(true, Ordering::Relaxed);
         match fault {
             Fault::Cancel => query.cancel(),
             Fault::Error => return Err(Error::operator(format!("chaos: error at step {step}"))),
             // Unwinds like `panic!`, but without the report on stderr: a sweep injects many panics.
+            Fault::DropTask => return Err(Error::operator(TaskDropped)),
             Fault::Panic => resume_unwind(Box::new(format!("chaos: panic at step {step}"))),
         }
         Ok(())

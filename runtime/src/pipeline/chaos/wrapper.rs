@@ -7,10 +7,10 @@ use std::{
 
 use gatework_shared_state::{Dependency, DependencyKind};
 
-use super::{Call, Chaos, DriverContext, Role};
+use super::{Call, Chaos, DriverContext, Role, call_clock::CallClock, unlock::YieldsAfterUnlocks};
 use crate::{
     Result,
-    pipeline::OperatorContext,
+    pipeline::{Batch, OperatorContext},
     scheduler::{Gates, SplitMix64},
 };
 
@@ -18,6 +18,7 @@ use crate::{
 pub(super) struct WrapperState {
     chaos: Arc<Chaos>,
     role: Role,
+    /// The operator, and the task's index.
     name: String,
     /// Separate per local state, so that its choices do not depend on the order in which tasks run.
     rng: SplitMix64,
@@ -35,7 +36,7 @@ impl WrapperState {
         (chaos.seed, role as u8, context.operator.as_ref(), context.task_index).hash(&mut hasher);
         Self {
             rng: SplitMix64::new(hasher.finish()),
-            name: format!("chaos before {} [{}]", context.operator, context.task_index),
+            name: format!("{} [{}]", context.operator, context.task_index),
             chaos,
             role,
             blocked_before: [false; 3],
@@ -46,7 +47,7 @@ impl WrapperState {
 
     /// Called before `call` is made. Returns the gates to wait for first, or this step's fault.
     pub(super) fn before(&mut self, call: Call, task: &DriverContext) -> Result<Option<Gates>> {
-        self.chaos.step(task.query())?;
+        self.chaos.step(task.query(), true)?;
         let Some(every) = self.chaos.block_every else { return Ok(None) };
         // A different call may follow the blocked one when the blocked call's input is no longer
         // wanted.
@@ -59,7 +60,7 @@ impl WrapperState {
         }
         self.waiting = Some(call);
         self.chaos.count_block(self.role, call);
-        Ok(Some(self.chaos.blocked_gate(self.name.clone()).into()))
+        Ok(Some(self.chaos.blocked_gate(format!("chaos before {}", self.name)).into()))
     }
 
     /// Adds a ready gate to the gates that the local state waits for, at random.
@@ -75,11 +76,33 @@ impl WrapperState {
         }
     }
 
+    /// Makes a call of the wrapped local state, and records it if it is slow.
+    pub(super) fn call<T>(&self, call: impl FnOnce() -> T) -> T {
+        let _yields = self.chaos.yields_after_unlocks.then(YieldsAfterUnlocks::new);
+        let Some(limit) = self.chaos.call_limit else { return call() };
+        let clock = CallClock::start();
+        let result = call();
+        let elapsed = clock.elapsed();
+        if elapsed > limit {
+            self.chaos.tally.record_slow_call(&self.name, elapsed);
+        }
+        result
+    }
+
     pub(super) fn batch_rows(&self) -> Option<usize> {
         self.chaos.batch_rows
     }
 
-    pub(super) fn count_splits(&self, splits: usize) {
-        self.chaos.tally.splits.fetch_add(splits as u64, Ordering::Relaxed);
+    pub(super) fn selects_rows(&self) -> bool {
+        self.chaos.selects_rows
+    }
+
+    /// Counts the batches split off `batch`.
+    pub(super) fn count_splits(&self, batch: &Batch, splits: usize) {
+        let tally = &self.chaos.tally;
+        tally.splits.fetch_add(splits as u64, Ordering::Relaxed);
+        if batch.num_rows() == 1 {
+            tally.single_rows.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }

@@ -350,7 +350,7 @@ impl LocalSink for ToExchange {
 
 /// Sends rows to channels by hash.
 pub(super) fn to_exchange(producers: Vec<ExchangeProducer<Batch>>) -> Arc<dyn Sink> {
-    let per_task = PerTask::new(producers);
+    let per_task = PerTask::new("sink", producers);
     Made::<dyn LocalSink>::new("to exchange", move |context| {
         Ok(Box::new(ToExchange(Some(per_task.take(&context)?))))
     })
@@ -366,7 +366,7 @@ fn to_source_result(result: PopResult<Batch>) -> Result<SourceResult> {
 }
 
 pub(super) fn from_exchange(consumers: Vec<ExchangeConsumer<Batch>>) -> Arc<dyn Source> {
-    let per_task = PerTask::new(consumers);
+    let per_task = PerTask::new("source", consumers);
     Made::<dyn LocalSource>::new("from exchange", move |context| {
         let mut consumer = per_task.take(&context)?;
         Ok(Box::new(move |_: &DriverContext| to_source_result(consumer.take())))
@@ -396,14 +396,14 @@ impl LocalSink for ToSum {
 
 /// Publishes its sum in one of two partitions.
 pub(super) fn to_sum(producers: Vec<AggregateProducer<i64>>) -> Arc<dyn Sink> {
-    let per_task = PerTask::new(producers);
+    let per_task = PerTask::new("sink", producers);
     Made::<dyn LocalSink>::new("to sum", move |context| {
         Ok(Box::new(ToSum(Some(per_task.take(&context)?), 0)))
     })
 }
 
 pub(super) fn from_sum(consumers: Vec<AggregateConsumer<i64>>) -> Arc<dyn Source> {
-    let per_task = PerTask::new(consumers);
+    let per_task = PerTask::new("source", consumers);
     Made::<dyn LocalSource>::new("from sum", move |context| {
         let consumer = per_task.take(&context)?;
         Ok(Box::new(move |_: &DriverContext| match consumer.claim() {
@@ -439,7 +439,7 @@ impl LocalSink for ToResult {
 
 /// Sends each row as a batch to the partition given by its remainder.
 pub(super) fn to_result(producers: Vec<ResultProducer<BufferedBatch>>) -> Arc<dyn Sink> {
-    let per_task = PerTask::new(producers);
+    let per_task = PerTask::new("sink", producers);
     Made::<dyn LocalSink>::new("to result", move |context| {
         Ok(Box::new(ToResult(Some(per_task.take(&context)?))))
     })
