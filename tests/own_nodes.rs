@@ -1,21 +1,18 @@
 //! Plan nodes of an application's own, registered with the executor, run natively: streaming nodes
 //! and breakers, with the order and the partitioning that they require.
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{collections::HashSet, fmt, path::Path, sync::Arc};
 
 use arrow::{
     array::{AsArray, BooleanArray, Int64Array, RecordBatch},
     compute::{SortOptions, filter_record_batch},
     datatypes::{DataType, Field, Int64Type, Schema},
 };
-use async_trait::async_trait;
 use datafusion::{
-    catalog::{Session, TableProvider},
-    common::tree_node::TreeNodeRecursion,
+    common::{not_impl_datafusion_err, tree_node::TreeNodeRecursion},
     config::ConfigOptions,
     error::Result,
-    execution::{SendableRecordBatchStream, TaskContext},
-    logical_expr::{Expr, TableType},
+    execution::{SendableRecordBatchStream, TaskContext, session_state::SessionStateBuilder},
     physical_expr::{
         Distribution, EquivalenceProperties, LexOrdering, LexRequirement, OrderingRequirements,
         Partitioning, PhysicalExpr, PhysicalSortExpr, expressions::col,
@@ -24,21 +21,35 @@ use datafusion::{
         DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties,
         execution_plan::{Boundedness, EmissionType},
         filter_pushdown::{FilterDescription, FilterPushdownPhase},
-        projection::ProjectionExec,
     },
+    prelude::{ParquetReadOptions, SessionConfig, SessionContext},
 };
+use futures::TryStreamExt;
 use gatework::{
+    Settings,
     operators::{apply_selection, harness::numbers, memory_scan::MemoryScan, sort},
     runtime::{
         Result as RuntimeResult,
         pipeline::{
-            Batch, DriverContext, LocalOperator, Operator, OperatorContext, OperatorResult,
+            Batch, Chaos, DriverContext, LocalOperator, Operator, OperatorContext, OperatorResult,
         },
     },
-    sql::nodes::{NativeNode, NodeContext, NodeOperators, OperatorExec, register_node},
+    sql::nodes::{
+        NativeNode, NodeContext, NodeOperators, NodeTable, OperatorExec, PortableNode,
+        register_node, register_portable_node,
+    },
+    stages::{
+        Nodes, StageOptions,
+        cluster::{self, ClusterOptions, ClusterSession, InProcessCluster},
+        execute,
+    },
 };
+use tempfile::TempDir;
 
-use crate::against_datafusion::{Sessions, guarded};
+use crate::{
+    against_datafusion::{Sessions, Watch, guarded},
+    support::{self, Expected, plan, reference_session},
+};
 
 /// What a node does with rows of two columns, `k` and `v`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +67,9 @@ enum Kind {
     /// A breaker whose sink was forgotten.
     WithoutSink,
 }
+
+/// The kinds that plans for workers carry.
+const PORTABLE: [Kind; 4] = [Kind::Even, Kind::Steps, Kind::OnePerKey, Kind::Sorted];
 
 /// A node of the application's own; DataFusion could not execute it.
 #[derive(Debug)]
@@ -119,6 +133,23 @@ impl NativeNode for OwnExec {
 
     fn keeps_columns(&self) -> bool {
         matches!(self.kind, Kind::Even | Kind::Sorted)
+    }
+}
+
+impl PortableNode for OwnExec {
+    const NAME: &'static str = "OwnExec";
+
+    fn encode(&self) -> Result<Vec<u8>> {
+        let place = PORTABLE.iter().position(|kind| *kind == self.kind);
+        place.map(|place| vec![place as u8]).ok_or_else(|| not_impl_datafusion_err!("no format"))
+    }
+
+    fn decode(
+        bytes: &[u8],
+        mut inputs: Vec<Arc<dyn ExecutionPlan>>,
+        _context: &TaskContext,
+    ) -> Result<Self> {
+        Ok(Self::new(PORTABLE[usize::from(bytes[0])], inputs.remove(0)))
     }
 }
 
@@ -250,43 +281,6 @@ impl LocalOperator for LocalOwnOperator {
     }
 }
 
-/// A table whose rows pass through a node.
-#[derive(Debug)]
-struct Through {
-    kind: Kind,
-    table: Arc<dyn TableProvider>,
-}
-
-#[async_trait]
-impl TableProvider for Through {
-    fn schema(&self) -> Arc<Schema> {
-        self.table.schema()
-    }
-
-    fn table_type(&self) -> TableType {
-        TableType::Base
-    }
-
-    async fn scan(
-        &self,
-        state: &dyn Session,
-        projection: Option<&Vec<usize>>,
-        _filters: &[Expr],
-        _limit: Option<usize>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        let input = self.table.scan(state, None, &[], None).await?;
-        let node: Arc<dyn ExecutionPlan> = Arc::new(OwnExec::new(self.kind, input));
-        let Some(projection) = projection else { return Ok(node) };
-        let schema = node.schema();
-        let column = |index: &usize| {
-            let name = schema.field(*index).name();
-            (col(name, &schema).unwrap(), name.clone())
-        };
-        let columns = projection.iter().map(column).collect::<Vec<_>>();
-        Ok(Arc::new(ProjectionExec::try_new(columns, node)?))
-    }
-}
-
 /// Tables whose rows pass through a node: name, node, name of the input.
 const TABLES: [(&str, Kind, &str); 7] = [
     ("even", Kind::Even, "t"),
@@ -316,8 +310,15 @@ const REFERENCES: [(&str, &str); 6] = [
 ];
 
 fn with_nodes(body: impl FnOnce(&Sessions) + Send + 'static) {
-    guarded(|watch| {
-        let sessions = Sessions::new(watch);
+    with_nodes_in(|watch| Sessions::new(watch), body);
+}
+
+fn with_nodes_in(
+    sessions: fn(&Watch) -> Sessions<'_>,
+    body: impl FnOnce(&Sessions) + Send + 'static,
+) {
+    guarded(move |watch| {
+        let sessions = sessions(watch);
         let rows = "SELECT value % 7 AS k, value * value % 1009 AS v FROM generate_series(1, 500)";
         sessions.table("t", rows);
         VIEWS.iter().for_each(|view| sessions.everywhere(view));
@@ -329,7 +330,9 @@ fn with_nodes(body: impl FnOnce(&Sessions) + Send + 'static) {
             register_node::<OwnExec>(&tested.executor);
             for (name, kind, input) in TABLES {
                 let table = sessions.block_on(tested.context.table_provider(input)).unwrap();
-                tested.context.register_table(name, Arc::new(Through { kind, table })).unwrap();
+                let node = move |input| Ok(Arc::new(OwnExec::new(kind, input)) as _);
+                let table = NodeTable::over(table, node);
+                tested.context.register_table(name, Arc::new(table)).unwrap();
             }
         }
         body(&sessions);
@@ -339,29 +342,40 @@ fn with_nodes(body: impl FnOnce(&Sessions) + Send + 'static) {
 
 #[test]
 fn own_nodes_in_queries() {
-    with_nodes(|sessions| {
-        sessions.equal(&[
-            "SELECT * FROM even",
-            "SELECT k, count(*), sum(v) FROM even GROUP BY k",
-            "SELECT v FROM even ORDER BY v DESC LIMIT 5",
-            "SELECT count(*) FROM (SELECT v FROM even LIMIT 20)",
-            // Only rows in the order of v give these steps.
-            "SELECT sum(v), max(v), count(*) FROM steps",
-            "SELECT v, count(*) FROM steps GROUP BY v",
-            "SELECT v, count(*) FROM steps_of_one_value GROUP BY v",
-            "SELECT v, count(*) FROM steps_of_union GROUP BY v",
-            // Only if equal keys meet in one task is there one row per key.
-            "SELECT k FROM one_per_key",
-            "SELECT count(*) FROM one_per_key WHERE v >= 0",
-            "SELECT k, v FROM sorted ORDER BY v, k",
-            "SELECT v FROM sorted ORDER BY v LIMIT 10",
-            "SELECT k, sum(v) FROM sorted GROUP BY k",
-            // Runtime filters pass through the nodes to the scan below.
-            "SELECT e.v FROM even e JOIN (SELECT v FROM t WHERE k = 3) x ON e.v = x.v",
-            "SELECT s.k, s.v FROM sorted s JOIN (SELECT k FROM t WHERE v < 9) x ON s.k = x.k",
-        ]);
-    });
+    with_nodes(|sessions| sessions.equal(&QUERIES));
 }
+
+#[test]
+fn own_nodes_in_chaos() {
+    fn in_chaos(watch: &Watch) -> Sessions<'_> {
+        let chaos = Chaos::new(5).block_every(3).spurious_wakeups_every(3).select_rows();
+        let settings = Settings { chaos: Some(Arc::new(chaos)), ..Settings::default() };
+        Sessions::with(watch, &[(1, 7), (2, 100)], SessionConfig::new(), settings)
+    }
+    with_nodes_in(in_chaos, |sessions| sessions.equal(&QUERIES));
+}
+
+/// Queries over the nodes.
+const QUERIES: [&str; 15] = [
+    "SELECT * FROM even",
+    "SELECT k, count(*), sum(v) FROM even GROUP BY k",
+    "SELECT v FROM even ORDER BY v DESC LIMIT 5",
+    "SELECT count(*) FROM (SELECT v FROM even LIMIT 20)",
+    // Only rows in the order of v give these steps.
+    "SELECT sum(v), max(v), count(*) FROM steps",
+    "SELECT v, count(*) FROM steps GROUP BY v",
+    "SELECT v, count(*) FROM steps_of_one_value GROUP BY v",
+    "SELECT v, count(*) FROM steps_of_union GROUP BY v",
+    // Only if equal keys meet in one task is there one row per key.
+    "SELECT k FROM one_per_key",
+    "SELECT count(*) FROM one_per_key WHERE v >= 0",
+    "SELECT k, v FROM sorted ORDER BY v, k",
+    "SELECT v FROM sorted ORDER BY v LIMIT 10",
+    "SELECT k, sum(v) FROM sorted GROUP BY k",
+    // Runtime filters pass through the nodes to the scan below.
+    "SELECT e.v FROM even e JOIN (SELECT v FROM t WHERE k = 3) x ON e.v = x.v",
+    "SELECT s.k, s.v FROM sorted s JOIN (SELECT k FROM t WHERE v < 9) x ON s.k = x.k",
+];
 
 /// The declared order of a node makes a sort unnecessary.
 #[test]
@@ -412,15 +426,20 @@ fn a_node_without_its_sink_is_an_error() {
 #[test]
 fn nodes_made_from_functions() {
     with_nodes(|sessions| {
-        let leaf = "CREATE VIEW leaf AS SELECT value AS n FROM generate_series(0, 99)";
+        let all = "CREATE VIEW leaf AS SELECT value AS n FROM generate_series(0, 99)";
         let every = "CREATE VIEW every AS SELECT n FROM \
             (SELECT value AS n FROM generate_series(1, 1000)) WHERE n % 10 = 1";
-        for view in [leaf, every] {
+        for view in [all, every] {
             sessions.block_on(async { sessions.reference.sql(view).await }).unwrap();
         }
         for tested in &sessions.tested {
-            tested.context.register_table("leaf", Arc::new(Numbers(None))).unwrap();
-            tested.context.register_table("every", Arc::new(Numbers(Some(10)))).unwrap();
+            let tables = [
+                ("leaf", NodeTable::leaf(number_schema(), leaf)),
+                ("every", NodeTable::leaf(number_schema(), every_tenth)),
+            ];
+            for (name, table) in tables {
+                tested.context.register_table(name, Arc::new(table)).unwrap();
+            }
         }
         sessions.equal(&[
             "SELECT * FROM leaf WHERE n > (SELECT max(k) FROM t)",
@@ -434,49 +453,153 @@ fn nodes_made_from_functions() {
     });
 }
 
-/// A table of numbers in order. With an interval, it has the first number of each interval only.
-#[derive(Debug)]
-struct Numbers(Option<usize>);
+/// A node with the numbers of a range, read by many tasks.
+fn leaf() -> Result<Arc<dyn ExecutionPlan>> {
+    let operators = |context: &NodeContext<'_>| {
+        let scan = MemoryScan::new(numbers(0..100, 7), None, context.batch_rows());
+        Ok(NodeOperators::source(scan, context.max_tasks()))
+    };
+    Ok(OperatorExec::new("LeafExec", vec![], number_schema(), operators).into_plan())
+}
 
-#[async_trait]
-impl TableProvider for Numbers {
-    fn schema(&self) -> Arc<Schema> {
-        Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]))
+/// A node with the first number of each ten, over one with all numbers in order.
+fn every_tenth() -> Result<Arc<dyn ExecutionPlan>> {
+    let operators = |context: &NodeContext<'_>| {
+        let scan = MemoryScan::new(numbers(1..1001, 7), None, context.batch_rows());
+        Ok(NodeOperators::source(scan, 1))
+    };
+    let schema = number_schema();
+    let options = SortOptions { descending: false, nulls_first: false };
+    let key = PhysicalSortExpr { expr: col("n", &schema)?, options };
+    let all = OperatorExec::new("LeafExec", vec![], schema.clone(), operators);
+    let all = all.with_output_ordering(LexOrdering::new([key]).unwrap()).into_plan();
+    let operators = |_: &NodeContext<'_>| Ok(NodeOperators::operator(OwnOperator(Kind::Every(10))));
+    let node = OperatorExec::new("EveryExec", vec![all], schema, operators);
+    let node = node.with_input_distribution(Distribution::SinglePartition).with_same_order();
+    Ok(node.into_plan())
+}
+
+fn number_schema() -> Arc<Schema> {
+    Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]))
+}
+
+/// Queries over the nodes on workers and on nodes of this process, with what DataFusion computes.
+const DISTRIBUTED: [&str; 5] = [
+    "SELECT k, count(*) AS c, sum(v) AS s FROM even GROUP BY k ORDER BY k",
+    "SELECT count(*), sum(k) FROM one_per_key",
+    "SELECT count(*), sum(v), max(v) FROM steps",
+    "SELECT k, v FROM sorted ORDER BY v, k LIMIT 20",
+    "SELECT count(*), sum(e.v) FROM even e JOIN t ON e.v = t.v",
+];
+
+/// Registers `t`, read from Parquet files, and the tables whose rows pass through nodes.
+async fn with_files(session: &SessionContext, files: &Path, own: bool) {
+    let files = files.to_str().unwrap();
+    session.register_parquet("t", files, ParquetReadOptions::default()).await.unwrap();
+    for (name, kind) in ["even", "steps", "one_per_key", "sorted"].into_iter().zip([
+        Kind::Even,
+        Kind::Steps,
+        Kind::OnePerKey,
+        Kind::Sorted,
+    ]) {
+        if !own {
+            let (_, query) = REFERENCES.iter().find(|(view, _)| *view == name).unwrap();
+            session.sql(&format!("CREATE VIEW {name} AS {query}")).await.unwrap();
+            continue;
+        }
+        let node = move |input| Ok(Arc::new(OwnExec::new(kind, input)) as _);
+        let table = NodeTable::over(session.table_provider("t").await.unwrap(), node);
+        session.register_table(name, Arc::new(table)).unwrap();
     }
+}
 
-    fn table_type(&self) -> TableType {
-        TableType::Base
+/// Writes four Parquet files of two columns, `k` and `v`.
+async fn write_files() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let session = reference_session();
+    for file in 0..4 {
+        let (first, last) = (1 + 500 * file, 500 * (file + 1));
+        let copy = format!(
+            "COPY (SELECT value % 7 AS k, value * value % 1009 AS v \
+             FROM generate_series({first}, {last})) TO '{}/{file}.parquet'",
+            folder.path().display()
+        );
+        session.sql(&copy).await.unwrap().collect().await.unwrap();
     }
+    folder
+}
 
-    async fn scan(
-        &self,
-        _state: &dyn Session,
-        _projection: Option<&Vec<usize>>,
-        _filters: &[Expr],
-        _limit: Option<usize>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        let schema = self.schema();
-        let Some(every) = self.0 else {
-            let operators = |context: &NodeContext<'_>| {
-                let scan = MemoryScan::new(numbers(0..100, 7), None, context.batch_rows());
-                Ok(NodeOperators::source(scan, context.max_tasks()))
-            };
-            return Ok(OperatorExec::new("LeafExec", vec![], schema, operators).into_plan());
+/// The types are registered with the session's executor and those of the workers.
+#[test]
+fn own_nodes_on_workers() {
+    support::guarded(|case| async move {
+        let files = write_files().await;
+        let workers: Vec<_> = (0..3).map(|_| support::executor(1)).collect();
+        let own = support::executor(2);
+        workers.iter().chain([&own]).for_each(register_portable_node::<OwnExec>);
+        let cluster = InProcessCluster::start(workers, Arc::default()).unwrap();
+        let options = ClusterOptions {
+            bytes_per_partition: Some(1),
+            connections: cluster.connections(),
+            ..ClusterOptions::default()
         };
-        let operators = |context: &NodeContext<'_>| {
-            let scan = MemoryScan::new(numbers(1..1001, 7), None, context.batch_rows());
-            Ok(NodeOperators::source(scan, 1))
-        };
-        let options = SortOptions { descending: false, nulls_first: false };
-        let key = PhysicalSortExpr { expr: col("n", &schema).unwrap(), options };
-        let all = OperatorExec::new("LeafExec", vec![], schema.clone(), operators);
-        let all = all.with_output_ordering(LexOrdering::new([key]).unwrap()).into_plan();
-        let operators =
-            move |_: &NodeContext<'_>| Ok(NodeOperators::operator(OwnOperator(Kind::Every(every))));
-        let node = OperatorExec::new("EveryExec", vec![all], schema, operators);
-        let node = node.with_input_distribution(Distribution::SinglePartition).with_same_order();
-        Ok(node.into_plan())
-    }
+        let state = SessionStateBuilder::new()
+            .with_config(SessionConfig::new().with_target_partitions(2))
+            .with_default_features()
+            .with_gatework_workers(&own, cluster.workers(), &options)
+            .build();
+        let session = SessionContext::new_with_state(state);
+        let reference = reference_session();
+        with_files(&session, files.path(), true).await;
+        with_files(&reference, files.path(), false).await;
+        for sql in DISTRIBUTED {
+            case.begin(sql);
+            let expected = Expected::of(&reference, sql).await.unwrap();
+            let planned = plan(&case, &session, sql).await.unwrap();
+            // A sort of its own in one task leaves nothing to distribute.
+            let stays = sql.contains("FROM sorted");
+            assert_eq!(cluster::is_distributed(&planned.plan), !stays, "{sql}");
+            assert_eq!(cluster::fallbacks(&planned.plan), Vec::<String>::new(), "{sql}");
+            expected.check(sql, &planned.collect().await.unwrap());
+        }
+        // A node without a format says so, and the query ends.
+        let table = session.table_provider("t").await.unwrap();
+        let node = |input| Ok(Arc::new(OwnExec::new(Kind::Every(2), input)) as _);
+        session.register_table("every", Arc::new(NodeTable::over(table, node))).unwrap();
+        let rows = session.sql("SELECT count(*) FROM every").await.unwrap().collect().await;
+        let error = rows.unwrap_err().to_string();
+        assert!(error.contains("no format"), "{error}");
+    });
+}
+
+/// Each task of a stage runs the nodes on its own executor, in chaos.
+#[test]
+fn own_nodes_in_stages() {
+    support::guarded(|case| async move {
+        let files = write_files().await;
+        let reference = reference_session();
+        with_files(&reference, files.path(), false).await;
+        let nodes = Nodes::in_process(3, 2).unwrap();
+        nodes.executors().iter().for_each(register_node::<OwnExec>);
+        for seed in 0..4 {
+            let chaos = Chaos::new(seed).block_every(3).spurious_wakeups_every(3).select_rows();
+            let settings = Settings { chaos: Some(Arc::new(chaos)), ..Settings::default() };
+            let mut config = settings.into_config(SessionConfig::new());
+            config.options_mut().optimizer.repartition_file_min_size = 0;
+            let session = SessionContext::new_with_config(config);
+            with_files(&session, files.path(), true).await;
+            for sql in DISTRIBUTED {
+                let name = format!("{sql} on nodes, seed {seed}");
+                case.begin(&name);
+                let expected = Expected::of(&reference, sql).await.unwrap();
+                let query = session.sql(sql).await.unwrap();
+                let options = StageOptions::with_nodes(nodes.count());
+                let stream = execute(query, &nodes, &options).await.unwrap();
+                let batches: Vec<_> = stream.try_collect().await.unwrap();
+                expected.check(&name, &batches);
+            }
+        }
+    });
 }
 
 /// Without registration, the node is a fallback whose stream DataFusion would run.

@@ -22,7 +22,8 @@ pub use lower::{FilterTargets, PassThroughInputs, UniqueNamePushdown, window_exp
 pub use plan::{
     BuildSideSelection, GateworkExec, GateworkPlanner, GateworkRule, RUNTIME_FILTER_RULE,
     SessionStateBuilderExt, Settings, SourceExec, add_planning_rules, as_gatework_exec,
-    clear_file_list_cache, fallbacks, is_supported, session, session_with, wrap_until,
+    clear_file_list_cache, fallbacks, is_supported, is_supported_on, session, session_with,
+    wrap_until,
 };
 pub use run::{
     CancellationScope, QueryTimeout, RemoteRuntimeFilters, profile, query, run_plan_into_sink,

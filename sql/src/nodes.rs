@@ -1,15 +1,20 @@
 //! Plan nodes of one's own on gatework's operators.
 //!
 //! An application adds nodes to DataFusion's plans through a table provider, a table function, an
-//! extension planner or an optimizer rule. [`OperatorExec`] is a node that is made from a function.
+//! extension planner or an optimizer rule. [`OperatorExec`] is a node that is made from a function,
+//! and [`NodeTable`] a table whose rows such a node makes.
 //! A node with a type of its own implements [`NativeNode`], and the type is registered with the
 //! executor ([`register_node`]). Sessions on the executor then run the node natively: EXPLAIN marks
 //! it, profiles count its rows, and it is no fallback. (Velox registers such translators by node
 //! type, in `Operator::registerOperator`.)
 
+mod node_table;
 mod operator_exec;
+mod portable;
 
+pub use node_table::NodeTable;
 pub use operator_exec::OperatorExec;
+pub use portable::{PortableNode, decode_node, encode_node, register_portable_node};
 
 use std::{
     any::{Any, TypeId},
@@ -48,6 +53,8 @@ use crate::{lower::Bindings, plan::exec::as_gatework_exec};
 ///
 /// A filter that the node passes on (`gather_filters_for_pushdown`) must mean the same columns
 /// there: DataFusion looks them up by name.
+///
+/// A node that plans for workers carry implements [`PortableNode`].
 ///
 /// Where a query runs as stages, on nodes or workers, each task of a stage is one execution of the
 /// node, with a part of the rows. A node that needs all rows declares `SinglePartition`.
@@ -214,7 +221,11 @@ type Cast = fn(&dyn ExecutionPlan) -> Option<&dyn NativeNode>;
 
 /// The node types that an executor runs natively beside DataFusion's.
 #[derive(Default)]
-pub(crate) struct NodeRegistry(RwLock<HashMap<TypeId, Cast>>);
+pub(crate) struct NodeRegistry {
+    casts: RwLock<HashMap<TypeId, Cast>>,
+    /// Formats of the types that can be sent, by their names.
+    formats: RwLock<HashMap<&'static str, portable::NodeFormat>>,
+}
 
 impl NodeRegistry {
     /// Returns the registry of `executor`.
@@ -227,7 +238,7 @@ impl NodeRegistry {
         if let Some(node) = plan.downcast_ref::<OperatorExec>() {
             return Some(node);
         }
-        let cast = *self.0.read().get(&(plan as &dyn Any).type_id())?;
+        let cast = *self.casts.read().get(&(plan as &dyn Any).type_id())?;
         cast(plan)
     }
 
@@ -244,7 +255,7 @@ impl NodeRegistry {
 
 impl fmt::Debug for NodeRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NodeRegistry").field("types", &self.0.read().len()).finish()
+        f.debug_struct("NodeRegistry").field("types", &self.casts.read().len()).finish()
     }
 }
 
@@ -252,5 +263,5 @@ impl fmt::Debug for NodeRegistry {
 /// [`NativeNode`].
 pub fn register_node<N: NativeNode>(executor: &Executor) {
     let cast: Cast = |plan| plan.downcast_ref::<N>().map(|node| node as &dyn NativeNode);
-    NodeRegistry::of(executor).0.write().insert(TypeId::of::<N>(), cast);
+    NodeRegistry::of(executor).casts.write().insert(TypeId::of::<N>(), cast);
 }

@@ -57,8 +57,8 @@ use gatework_shared_state::Gate;
 
 use crate::{
     plan::{
+        Settings,
         exec::{GateworkExec, as_gatework_exec},
-        settings::Settings,
     },
     run::{
         engine::Engine,

@@ -29,7 +29,7 @@ use super::{
     pipeline_builder::PipelineBuilder, scalar::StartAfter,
 };
 use crate::{
-    plan::{exec::GateworkExec, source::SourceExec},
+    plan::{SourceExec, exec::GateworkExec},
     scan::{FileScan, FilteredMemorySource, FilteredScan, ScanFilter, SplitScan},
     splits::{Split, SplitQueueSource, SplitTableExec},
 };

@@ -28,7 +28,7 @@ use datafusion::{
 
 use crate::{
     nodes::{NativeNode, NodeRegistry},
-    plan::source::SourceExec,
+    plan::SourceExec,
     scan::FilteredMemorySource,
     splits::{SplitQueueSource, SplitTableExec},
     write::WriteExec,

@@ -25,8 +25,8 @@ type Operators = dyn Fn(&NodeContext<'_>) -> Result<NodeOperators> + Send + Sync
 
 /// A plan node that is made from a function, for plans that run on gatework.
 ///
-/// It needs neither a type nor a registration. Workers of a cluster cannot run it: a plan that is
-/// sent to them needs a type of its own and a codec.
+/// It needs neither a type nor a registration. Workers of a cluster cannot run it: a node that is
+/// sent to them needs a type of its own ([`PortableNode`](super::PortableNode)).
 ///
 /// ```
 /// # use datafusion::{error::Result, physical_plan::collect};

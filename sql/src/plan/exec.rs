@@ -71,6 +71,12 @@ pub fn is_supported(plan: &dyn ExecutionPlan) -> bool {
     as_gatework_exec(plan).is_some() || lower::supports(plan, &NodeRegistry::default())
 }
 
+/// Returns whether the node itself runs on `executor`, independent of its inputs: a node of
+/// DataFusion's, or of a type that is registered with the executor.
+pub fn is_supported_on(plan: &dyn ExecutionPlan, executor: &Executor) -> bool {
+    as_gatework_exec(plan).is_some() || lower::supports(plan, &NodeRegistry::of(executor))
+}
+
 /// Wraps every supported node of `plan` in a [`GateworkExec`].
 pub(crate) fn wrap(
     plan: Arc<dyn ExecutionPlan>,
@@ -168,10 +174,9 @@ impl GateworkExec {
         Self { inner, children, metrics, engine, region: Region::default() }
     }
 
-    /// Returns whether `node` itself runs natively on this node's executor: a node of DataFusion's
-    /// or of a registered type.
-    pub fn supports(&self, node: &dyn ExecutionPlan) -> bool {
-        as_gatework_exec(node).is_some() || lower::supports(node, &self.engine.nodes)
+    /// Returns the executor on which the node runs.
+    pub fn executor(&self) -> &Executor {
+        &self.engine.executor
     }
 
     /// Returns the wrapped node.

@@ -13,7 +13,9 @@ mod settings;
 mod source;
 mod table_factory;
 
-pub use exec::{GateworkExec, as_gatework_exec, fallbacks, is_supported, wrap_until};
+pub use exec::{
+    GateworkExec, as_gatework_exec, fallbacks, is_supported, is_supported_on, wrap_until,
+};
 pub use join_selection::BuildSideSelection;
 pub use planner::{GateworkPlanner, GateworkRule, clear_file_list_cache};
 pub use session::{

@@ -27,8 +27,8 @@ use tokio::task::AbortHandle;
 use crate::{
     lower::{self, Bindings, Lowered, is_ordered},
     plan::{
+        Settings,
         exec::{GateworkExec, as_gatework_exec, wrap},
-        settings::Settings,
     },
     run::{
         engine::{Engine, TokioSliceScope},

@@ -26,6 +26,7 @@ use datafusion_distributed::{
     DistributedExec, DistributedExt, TaskKey, get_distributed_worker_resolver,
 };
 use futures::{TryStreamExt, future::join_all};
+use gatework_runtime::Executor;
 use gatework_sql::{Settings, task_context_with};
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, time::timeout};
@@ -83,13 +84,24 @@ pub(super) struct RetryPlan {
 #[derive(Debug)]
 pub(super) struct ClusterExec {
     distributed: Arc<dyn ExecutionPlan>,
+    /// The session's executor, with the node types that workers are taken to have as well.
+    executor: Executor,
     retry: Option<RetryPlan>,
     progress: Arc<Mutex<Progress>>,
 }
 
 impl ClusterExec {
-    fn new(distributed: Arc<dyn ExecutionPlan>, retry: Option<RetryPlan>) -> Self {
-        Self { distributed, retry, progress: Arc::default() }
+    fn new(
+        distributed: Arc<dyn ExecutionPlan>,
+        executor: &Executor,
+        retry: Option<RetryPlan>,
+    ) -> Self {
+        Self { distributed, executor: executor.clone(), retry, progress: Arc::default() }
+    }
+
+    /// The session's executor.
+    pub(super) fn executor(&self) -> &Executor {
+        &self.executor
     }
 
     /// `plan`, if it is a [`ClusterExec`].
@@ -110,16 +122,17 @@ impl ClusterExec {
     /// `retry`.
     pub(super) fn wrap(
         plan: Arc<dyn ExecutionPlan>,
+        executor: &Executor,
         retry: impl FnOnce() -> Result<Option<RetryPlan>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         if plan.is::<DistributedExec>() {
-            return Ok(Arc::new(Self::new(plan, retry()?)));
+            return Ok(Arc::new(Self::new(plan, executor, retry()?)));
         }
         let wrapped = plan.transform_down(|node| {
             if !node.is::<DistributedExec>() {
                 return Ok(Transformed::no(node));
             }
-            let node: Arc<dyn ExecutionPlan> = Arc::new(Self::new(node, None));
+            let node: Arc<dyn ExecutionPlan> = Arc::new(Self::new(node, executor, None));
             Ok(Transformed::new(node, true, TreeNodeRecursion::Jump))
         });
         wrapped.data()
@@ -173,7 +186,7 @@ impl ExecutionPlan for ClusterExec {
         options: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let distributed = self.distributed.clone().replace_children(children, options)?;
-        Ok(Arc::new(Self::new(distributed, None)))
+        Ok(Arc::new(Self::new(distributed, &self.executor, None)))
     }
 
     fn metrics(&self) -> Option<MetricsSet> {

@@ -13,6 +13,7 @@
 
 mod active_tasks;
 mod auth;
+mod codec;
 mod connections;
 mod execution;
 mod in_process;

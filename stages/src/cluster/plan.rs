@@ -12,7 +12,10 @@ use datafusion_distributed::{
     BroadcastExec, DistributedConfig, DistributedExec, DistributedLeafExec, NetworkBoundaryExt,
     NetworkBroadcastExec, display_plan_ascii, get_distributed_worker_resolver,
 };
-use gatework_sql::{GateworkExec, as_gatework_exec, is_supported, window_expressions};
+use gatework_runtime::Executor;
+use gatework_sql::{
+    GateworkExec, as_gatework_exec, is_supported, is_supported_on, window_expressions,
+};
 
 use super::{
     execution::{ClusterExec, TaskAssignments},
@@ -138,21 +141,23 @@ fn progress(plan: &Arc<dyn ExecutionPlan>) -> Option<(Arc<dyn ExecutionPlan>, Ta
 
 /// Names of the fallback nodes, in this process or on workers. Nodes between stages do not count:
 /// those that partition a stage's output, and those that read it. Workers are taken to have the
-/// node types that are registered in this process.
+/// node types that are registered with the session's executor.
 pub fn fallbacks(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
     let mut names = Vec::new();
-    let wrapper = first_wrapper(plan);
-    let is_native = |node: &dyn ExecutionPlan| match wrapper {
-        Some(wrapper) => wrapper.supports(node),
+    let executor = executor(plan);
+    let is_native = |node: &dyn ExecutionPlan| match executor {
+        Some(executor) => is_supported_on(node, executor),
         None => is_supported(node),
     };
     collect_fallbacks(plan, false, &is_native, &mut names);
     names
 }
 
-fn first_wrapper(plan: &Arc<dyn ExecutionPlan>) -> Option<&GateworkExec> {
-    let own = as_gatework_exec(plan.as_ref());
-    own.or_else(|| plan.children().into_iter().find_map(first_wrapper))
+/// The executor of the session that made the plan; `None` if no part of it runs on gatework.
+fn executor(plan: &Arc<dyn ExecutionPlan>) -> Option<&Executor> {
+    let of_cluster = ClusterExec::of(plan.as_ref()).map(ClusterExec::executor);
+    let own = of_cluster.or_else(|| as_gatework_exec(plan.as_ref()).map(GateworkExec::executor));
+    own.or_else(|| plan.children().into_iter().find_map(executor))
 }
 
 fn collect_fallbacks(

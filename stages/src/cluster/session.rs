@@ -28,6 +28,7 @@ use parking_lot::RwLock;
 use url::Url;
 
 use super::{
+    codec::NodeCodec,
     connections::Connections,
     execution::{ClusterExec, RetryPlan},
     limits::IsolateBuildLimits,
@@ -183,6 +184,7 @@ impl ClusterSession for SessionStateBuilder {
             .with_distributed_option_extension(own)
             .with_distributed_worker_resolver(resolver)
             .with_distributed_channel_resolver(options.connections.clone())
+            .with_distributed_user_codec(NodeCodec(executor.clone()))
             .with_physical_optimizer_rule(Arc::new(IsolateBuildLimits))
             .with_distributed_planner();
         let inner = std::mem::take(builder.query_planner());
@@ -304,6 +306,6 @@ impl QueryPlanner for HeadPlanner {
         session: &dyn Session,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let plan = self.plan(query, session).await?;
-        ClusterExec::wrap(plan, || self.retry_plan(query, session))
+        ClusterExec::wrap(plan, &self.executor, || self.retry_plan(query, session))
     }
 }

@@ -27,6 +27,7 @@ use tonic::{
 use super::{
     active_tasks::{ActiveTasks, TaskTrackingService, current_task_queries},
     auth::{ClusterAuth, FAILURE_DETECTION, external, version},
+    codec::NodeCodec,
     connections::Connections,
     liveness::LivenessStream,
     locations::AllowedLocations,
@@ -89,6 +90,7 @@ impl TaskSessionBuilder {
         let mut builder = query.builder;
         let config = builder.config().take().unwrap_or_default();
         let Self { executor, settings, connections, locations } = self;
+        let codec = NodeCodec(executor.clone());
         let rewrite = move |event: WorkerPlanRewriteEvent<'_>| {
             locations.check(&event.plan)?;
             Ok(WorkerPlanRewriteEventResponse::new(wrap_stage(event.plan, &executor)?))
@@ -100,6 +102,7 @@ impl TaskSessionBuilder {
         builder
             .with_config(config)
             .with_distributed_channel_resolver(connections)
+            .with_distributed_user_codec(codec)
             .with_distributed_worker_plan_rewrite_handler(rewrite)
             .build()
     }

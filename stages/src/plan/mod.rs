@@ -3,7 +3,7 @@
 mod add_exchanges;
 mod buckets;
 pub(crate) mod exchange;
-mod explain;
+pub(crate) mod explain;
 pub(crate) mod fragment;
 pub(crate) mod scan;
 

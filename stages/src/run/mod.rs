@@ -4,7 +4,7 @@ pub(crate) mod filters;
 mod linkage;
 pub(crate) mod local;
 mod nodes;
-mod policy;
+pub(crate) mod policy;
 mod schedule;
 mod scheduler;
 mod split_placement;

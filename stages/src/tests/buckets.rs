@@ -27,9 +27,9 @@ use tempfile::TempDir;
 
 use super::mock::{LIMITS, MockFactory, MockSplits, MockTask, chain};
 use crate::{
-    BucketSplits, FixedSourceScheduler, PartitioningHandle as Handle, Scheduled, StageExecution,
-    StageOptions, StageScheduler, StageState, StageTask, SubPlan, TaskEvents, plan_stages,
-    run::linkage::BufferManager,
+    BucketSplits, BufferManager, FixedSourceScheduler, PartitioningHandle as Handle, Scheduled,
+    StageExecution, StageOptions, StageScheduler, StageState, StageTask, SubPlan, TaskEvents,
+    plan_stages,
 };
 
 /// `a`, `b` and `other` by k, with 4, 4 and 8 buckets; `pair` by k and v; `plain` without buckets.
