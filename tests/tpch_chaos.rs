@@ -209,7 +209,7 @@ fn ends_clean(all: bool) {
             settle(&executor);
             let steps = counts(&session).steps;
             assert!(steps > 20, "q{number} has only {steps} steps");
-            for fault in [Fault::Cancel, Fault::Error, Fault::Panic, Fault::DropTask] {
+            for fault in [Fault::Cancel, Fault::Error, Fault::Panic] {
                 let mut hits = 0;
                 for step in chosen(steps, all) {
                     let query = (number, fault, step);
