@@ -348,10 +348,10 @@ impl Harness {
 /// use gatework_operators::{harness::{contexts, numbers}, limit::Limit};
 /// use gatework_runtime::pipeline::{Operator, OperatorResult};
 /// let (context, task) = contexts()?;
-/// let mut limit = Limit::new(0, Some(3)).local(context)?;
+/// let mut limit = Limit::new(5, None).local(context)?;
 /// let batch = numbers(0..8, 8).remove(0);
-/// let OperatorResult::Batch(first) = limit.execute(Some(batch.into()), &task)? else { panic!() };
-/// assert_eq!(first.num_rows(), 3);
+/// let OperatorResult::Batch(rest) = limit.execute(Some(batch.into()), &task)? else { panic!() };
+/// assert_eq!(rest.num_rows(), 3);
 /// # Ok::<(), gatework_runtime::Error>(())
 /// ```
 ///
