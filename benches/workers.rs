@@ -78,6 +78,7 @@ fn work(kind: Kind) -> Outcome<()> {
             connections: Connections::default(),
             locations: AllowedLocations::allow_all(),
             io: Some(Handle::current()),
+            codecs: Vec::new(),
         };
         let executor = Executor::builder().threads(1).build()?;
         let worker = worker(&executor, options)?;

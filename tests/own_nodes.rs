@@ -31,7 +31,8 @@ use gatework::{
     runtime::{
         Result as RuntimeResult,
         pipeline::{
-            Batch, Chaos, DriverContext, LocalOperator, Operator, OperatorContext, OperatorResult,
+            Batch, Chaos, ChaosCounts, DriverContext, LocalOperator, Operator, OperatorContext,
+            OperatorResult,
         },
     },
     sql::nodes::{
@@ -345,6 +346,10 @@ fn own_nodes_in_queries() {
     with_nodes(|sessions| sessions.equal(&QUERIES));
 }
 
+fn assert_disturbed(counts: &ChaosCounts) {
+    assert!(counts.blocks() > 0 && counts.spurious_wakeups > 0 && counts.splits > 0, "{counts:?}");
+}
+
 #[test]
 fn own_nodes_in_chaos() {
     fn in_chaos(watch: &Watch) -> Sessions<'_> {
@@ -352,7 +357,13 @@ fn own_nodes_in_chaos() {
         let settings = Settings { chaos: Some(Arc::new(chaos)), ..Settings::default() };
         Sessions::with(watch, &[(1, 7), (2, 100)], SessionConfig::new(), settings)
     }
-    with_nodes_in(in_chaos, |sessions| sessions.equal(&QUERIES));
+    with_nodes_in(in_chaos, |sessions| {
+        sessions.equal(&QUERIES);
+        for tested in &sessions.tested {
+            let settings = tested.context.state().config().get_extension::<Settings>().unwrap();
+            assert_disturbed(&settings.chaos.as_ref().unwrap().counts());
+        }
+    });
 }
 
 /// Queries over the nodes.
@@ -484,11 +495,12 @@ fn number_schema() -> Arc<Schema> {
 }
 
 /// Queries over the nodes on workers and on nodes of this process, with what DataFusion computes.
-const DISTRIBUTED: [&str; 5] = [
+const DISTRIBUTED: [&str; 6] = [
     "SELECT k, count(*) AS c, sum(v) AS s FROM even GROUP BY k ORDER BY k",
     "SELECT count(*), sum(k) FROM one_per_key",
     "SELECT count(*), sum(v), max(v) FROM steps",
     "SELECT k, v FROM sorted ORDER BY v, k LIMIT 20",
+    "SELECT k, count(*), sum(v) FROM sorted GROUP BY k",
     "SELECT count(*), sum(e.v) FROM even e JOIN t ON e.v = t.v",
 ];
 
@@ -556,8 +568,8 @@ fn own_nodes_on_workers() {
             case.begin(sql);
             let expected = Expected::of(&reference, sql).await.unwrap();
             let planned = plan(&case, &session, sql).await.unwrap();
-            // A sort of its own in one task leaves nothing to distribute.
-            let stays = sql.contains("FROM sorted");
+            // A declared order leaves nothing to distribute.
+            let stays = sql.contains("FROM sorted ORDER BY");
             assert_eq!(cluster::is_distributed(&planned.plan), !stays, "{sql}");
             assert_eq!(cluster::fallbacks(&planned.plan), Vec::<String>::new(), "{sql}");
             expected.check(sql, &planned.collect().await.unwrap());
@@ -583,7 +595,8 @@ fn own_nodes_in_stages() {
         nodes.executors().iter().for_each(register_node::<OwnExec>);
         for seed in 0..4 {
             let chaos = Chaos::new(seed).block_every(3).spurious_wakeups_every(3).select_rows();
-            let settings = Settings { chaos: Some(Arc::new(chaos)), ..Settings::default() };
+            let chaos = Arc::new(chaos);
+            let settings = Settings { chaos: Some(chaos.clone()), ..Settings::default() };
             let mut config = settings.into_config(SessionConfig::new());
             config.options_mut().optimizer.repartition_file_min_size = 0;
             let session = SessionContext::new_with_config(config);
@@ -598,6 +611,7 @@ fn own_nodes_in_stages() {
                 let batches: Vec<_> = stream.try_collect().await.unwrap();
                 expected.check(&name, &batches);
             }
+            assert_disturbed(&chaos.counts());
         }
     });
 }

@@ -30,7 +30,7 @@ fn breaker_that_spills_and_ends_early() {
     examples::hold::test();
 }
 
-/// No name of one prelude hides one of the other.
+/// The names that this test uses mean the same beside the other prelude.
 #[test]
 fn both_preludes_in_one_file() {
     use datafusion::prelude::*;

@@ -124,6 +124,7 @@ impl Engine {
             connections: Connections::new(auth),
             locations,
             io: Handle::try_current().ok(),
+            codecs: Vec::new(),
         };
         cluster::worker(&self.executor, options)
     }

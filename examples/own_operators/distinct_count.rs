@@ -8,25 +8,20 @@ use gatework::operators::{harness::Report, prelude::*};
 /// Bytes that a number takes in a set, with its free slots.
 const BYTES: usize = 20;
 
-/// What the tasks share: all numbers, their memory, and whether they were counted.
-#[derive(Default)]
-struct All {
-    numbers: HashSet<i64>,
-    memory: Vec<Reservation>,
-    counted: bool,
-}
+/// The numbers of each task, and their memory.
+type Sets = Vec<(HashSet<i64>, Reservation)>;
 
 /// The numbers of one task.
 struct Distinct {
     numbers: HashSet<i64>,
     memory: Reservation,
-    producer: Option<BreakerProducer<All>>,
+    producer: Option<BreakerProducer<Sets>>,
 }
 
 impl BreakerState for Distinct {
     fn add(&mut self, batch: Batch, _: &DriverContext) -> PipelineResult<SinkResult> {
         let rows = apply_selection(batch)?;
-        self.numbers.extend(rows.column(0).as_primitive::<Int64Type>().values());
+        self.numbers.extend(rows.column(0).as_primitive::<Int64Type>().iter().flatten());
         Ok(SinkResult::NeedInput)
     }
 
@@ -35,35 +30,32 @@ impl BreakerState for Distinct {
     }
 
     fn publish(&mut self, _wanted: bool, _: &DriverContext) -> PipelineResult<Option<Gate>> {
-        let (numbers, memory) = (take(&mut self.numbers), self.memory.take());
+        let set = (take(&mut self.numbers), self.memory.take());
         if let Some(producer) = self.producer.take() {
-            producer.publish(|all| {
-                all.numbers.extend(numbers);
-                all.memory.push(memory);
-            });
+            producer.publish(|sets| sets.push(set));
         }
         Ok(None)
     }
 }
 
-struct Count(BreakerConsumer<All>);
+struct Count(BreakerConsumer<Sets>);
 
 impl LocalSource for Count {
     fn next(&mut self, _: &DriverContext) -> PipelineResult<SourceResult> {
-        let count = |all: &mut All| {
-            (!std::mem::replace(&mut all.counted, true)).then_some(all.numbers.len() as i64)
-        };
-        Ok(match self.0.claim(count) {
-            ClaimResult::Work(n) => SourceResult::Batch(numbers(n..n + 1, 1).remove(0).into()),
-            ClaimResult::Blocked(gate) => SourceResult::Blocked(gate.into()),
-            ClaimResult::Finished => SourceResult::Finished,
+        let sets = match self.0.claim(|sets| (!sets.is_empty()).then(|| take(sets))) {
+            ClaimResult::Work(sets) => sets,
+            ClaimResult::Blocked(gate) => return Ok(SourceResult::Blocked(gate.into())),
+            ClaimResult::Finished => return Ok(SourceResult::Finished),
             ClaimResult::Aborted => return Err(PipelineError::ProducerAborted),
-        })
+        };
+        // Not in `publish`, where the other tasks would wait for it.
+        let all: HashSet<_> = sets.iter().flat_map(|(numbers, _)| numbers).collect();
+        Ok(SourceResult::Batch(numbers([all.len() as i64], 1).remove(0).into()))
     }
 }
 
 fn distinct_count(case: &Case) -> (impl Sink + use<>, impl Source + use<>, usize) {
-    let (producers, consumers) = breaker::new("distinct", case.num_tasks(), 1, All::default());
+    let (producers, consumers) = breaker::new("distinct", case.num_tasks(), 1, Sets::new());
     let sink = breaker_sink("distinct", producers, |producer, context| {
         let (closed, memory) = (producer.closed().clone(), context.reservation());
         Ok((Distinct { numbers: HashSet::new(), memory, producer: Some(producer) }, closed))

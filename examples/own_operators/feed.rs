@@ -1,4 +1,5 @@
-//! A source that is fed from outside: any thread pushes batches, and tasks read them.
+//! A source that is fed from outside: any thread pushes batches, and tasks read them. The thread
+//! stops when nobody reads any more. It does not wait for its readers; `broadcast.rs` has room.
 
 use std::{collections::VecDeque, thread};
 
@@ -38,7 +39,8 @@ fn fed(case: &Case) -> impl Source + use<> {
     let (mut producers, consumers) = tokens("feed", feed, 1, case.num_tasks());
     let (producer, batches) = (producers.remove(0), case.batches(0));
     thread::spawn(move || {
-        for batch in batches {
+        let is_read = |_: &RecordBatch| !producer.closed().is_ready();
+        for batch in batches.into_iter().take_while(is_read) {
             let mut batches = producer.batches.lock();
             batches.0.push_back(batch);
             batches.set_ready(&producer.filled);

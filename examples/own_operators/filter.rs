@@ -1,6 +1,9 @@
 //! A streaming operator: keeps the even numbers.
 
-use arrow::{array::AsArray, datatypes::Int64Type};
+use arrow::{
+    array::{Array, AsArray},
+    datatypes::Int64Type,
+};
 use gatework::operators::{harness::Report, prelude::*};
 
 struct Even;
@@ -13,7 +16,8 @@ impl LocalOperator for Even {
     ) -> PipelineResult<OperatorResult> {
         let Some(batch) = input else { return Ok(OperatorResult::NeedInput) };
         let numbers = batch.data().column(0).as_primitive::<Int64Type>().clone();
-        Ok(OperatorResult::Batch(batch.refine(|row| numbers.value(row) % 2 == 0)))
+        let is_even = |row| numbers.is_valid(row) && numbers.value(row) % 2 == 0;
+        Ok(OperatorResult::Batch(batch.refine(is_even)))
     }
 }
 

@@ -15,26 +15,23 @@ enum Held {
 /// The rows of one task.
 struct Hold {
     rows: Vec<RecordBatch>,
+    bytes: usize,
     memory: Reservation,
     writer: SpillWriter<usize>,
     spilled: Vec<Held>,
     producer: Option<BreakerProducer<Vec<Held>>>,
 }
 
-impl Hold {
-    fn bytes(&self) -> usize {
-        self.rows.iter().map(|rows| Batch::new(rows.clone()).bytes()).sum()
-    }
-}
-
 impl BreakerState for Hold {
     fn add(&mut self, batch: Batch, _: &DriverContext) -> PipelineResult<SinkResult> {
-        self.rows.push(apply_selection(batch)?);
+        let rows = apply_selection(batch)?;
+        self.bytes += Batch::new(rows.clone()).bytes();
+        self.rows.push(rows);
         Ok(SinkResult::NeedInput)
     }
 
     fn reserve(&mut self) -> Result<(), OutOfMemory> {
-        self.memory.resize(self.bytes())
+        self.memory.resize(self.bytes)
     }
 
     fn reclaimable_bytes(&self) -> usize {
@@ -46,6 +43,7 @@ impl BreakerState for Hold {
             return Ok(SpillStart::Impossible);
         }
         let (rows, memory) = (take(&mut self.rows), self.memory.take());
+        self.bytes = 0;
         let batches = rows.len();
         self.writer.write_batches(rows, vec![memory], batches)?;
         Ok(SpillStart::Writing)
@@ -113,7 +111,8 @@ fn hold(case: &Case) -> (impl Sink + use<>, impl Source + use<>, usize) {
     let sink = breaker_sink("hold", producers, |producer: BreakerProducer<_>, context| {
         let (closed, memory) = (producer.closed().clone(), context.reservation());
         let (writer, producer) = (SpillWriter::new(context), Some(producer));
-        Ok((Hold { rows: Vec::new(), memory, writer, spilled: Vec::new(), producer }, closed))
+        let (rows, bytes, spilled) = (Vec::new(), 0, Vec::new());
+        Ok((Hold { rows, bytes, memory, writer, spilled, producer }, closed))
     });
     let source = PerTask::new("release", consumers).with_context(|consumer, context| {
         let reader = SpillReader::new(context);

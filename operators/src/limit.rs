@@ -12,8 +12,7 @@ use gatework_runtime::{
         Batch, DriverContext, LocalOperator, Operator, OperatorContext, OperatorResult, StartResult,
     },
 };
-use gatework_shared_state::{Dependency, DependencyKind, Gate};
-use parking_lot::Mutex;
+use gatework_shared_state::{Dependency, DependencyKind, Gate, StateLock};
 
 use crate::apply_selection;
 
@@ -29,7 +28,7 @@ pub struct Limit {
 #[derive(Debug)]
 struct LimitState {
     /// Remaining rows to skip, and remaining rows to pass.
-    remaining: Mutex<(usize, usize)>,
+    remaining: StateLock<(usize, usize)>,
     used_up: Gate,
 }
 
@@ -41,7 +40,7 @@ impl Limit {
         if fetch == Some(0) {
             used_up.set_always_ready();
         }
-        let remaining = Mutex::new((skip, fetch.unwrap_or(usize::MAX)));
+        let remaining = StateLock::new((skip, fetch.unwrap_or(usize::MAX)));
         Self { state: Arc::new(LimitState { remaining, used_up }) }
     }
 }
@@ -71,7 +70,7 @@ impl LimitState {
             remaining.1 -= passed;
         }
         if remaining.1 == 0 {
-            self.used_up.set_always_ready();
+            remaining.set_always_ready(&self.used_up);
         }
         (skipped, passed)
     }

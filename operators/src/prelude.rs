@@ -48,7 +48,7 @@
 //! **Tests**:
 //!
 //! * [`Harness`], [`Mode`], [`Case`]: runs an operator in every mode and checks its rows
-//! * [`numbers`], [`skewed_numbers`], [`huge_texts`]: inputs
+//! * [`numbers`], [`numbers_with_nulls`], [`skewed_numbers`], [`huge_texts`]: inputs
 //! * [`contexts`]: the contexts of a local state that a unit test calls itself
 //!
 //! ```
@@ -88,7 +88,9 @@ pub use gatework_shared_state::{
 
 pub use crate::{
     ResultExt, apply_selection,
-    harness::{Case, Harness, Mode, contexts, huge_texts, numbers, skewed_numbers},
+    harness::{
+        Case, Harness, Mode, contexts, huge_texts, numbers, numbers_with_nulls, skewed_numbers,
+    },
     spill::{
         BreakerState, ReadState, SpillReader, SpillStart, SpillWriter, WriteState, breaker_sink,
     },

@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use crate::sync::{
     Mutex,
     atomic::{AtomicU8, Ordering},
-    check_wake,
+    check_wake, is_nested,
 };
 
 /// A shared [`Dependency`].
@@ -60,19 +60,25 @@ pub enum DependencyKind {
 /// let wakeups = gatework_shared_state::Wakeups::new();
 /// ```
 #[derive(Debug)]
-pub struct Wakeups(SmallVec<[Waker; 2]>);
+pub struct Wakeups {
+    wakers: SmallVec<[Waker; 2]>,
+    /// A gate of these wakers that became ready while the thread held several state locks.
+    nested_gate: Option<String>,
+}
 
 impl Wakeups {
     /// Creates an empty list, which allocates nothing.
     #[inline]
     pub(crate) fn new() -> Self {
-        Self(SmallVec::new())
+        Self { wakers: SmallVec::new(), nested_gate: None }
     }
 
     fn wake_all(&mut self) {
         // The guard's own lock is released. The thread may hold the lock of another state.
-        check_wake("gates of a nested lock");
-        for waker in self.0.drain(..) {
+        if let Some(gate) = &self.nested_gate {
+            check_wake(gate);
+        }
+        for waker in self.wakers.drain(..) {
             waker.wake();
         }
     }
@@ -81,7 +87,7 @@ impl Wakeups {
 impl Drop for Wakeups {
     #[inline]
     fn drop(&mut self) {
-        if !self.0.is_empty() {
+        if !self.wakers.is_empty() {
             self.wake_all();
         }
     }
@@ -278,7 +284,10 @@ impl Dependency {
     fn make_ready(&self, to: u8, wakeups: &mut Wakeups) {
         let mut waiting = self.waiting.lock();
         self.transition(to, &mut waiting);
-        wakeups.0.extend(waiting.take());
+        if !waiting.wakers.is_empty() && is_nested() {
+            wakeups.nested_gate = Some(self.name.to_string());
+        }
+        wakeups.wakers.extend(waiting.take());
     }
 
     fn transition(&self, to: u8, waiting: &mut Waiting) {

@@ -14,7 +14,7 @@ pub use shuttle::sync::atomic;
 #[cfg(not(any(loom, shuttle)))]
 pub use std::sync::atomic;
 
-pub(crate) use checks::{HeldLock, check_wake};
+pub(crate) use checks::{HeldLock, check_wake, is_nested};
 pub use checks::{set_unlock_hook, wakes_under_lock};
 
 #[cfg(not(any(loom, shuttle)))]

@@ -31,10 +31,15 @@ pub(super) struct EarlyEnd {
 impl EarlyEnd {
     /// Creates the end of a result that wants `wanted` rows; it takes the whole last batch.
     pub(super) fn after(wanted: usize) -> Arc<Self> {
+        let name = "result has enough rows";
+        let ended = Dependency::blocked(name, DependencyKind::ConsumersGone);
+        if wanted == 0 {
+            ended.set_always_ready();
+        }
         Arc::new(Self {
             wanted,
             rows: AtomicUsize::new(0),
-            ended: Dependency::blocked("result has enough rows", DependencyKind::ConsumersGone),
+            ended,
             still_read: Dependency::blocked(
                 "more input, although nobody needs it",
                 DependencyKind::Source,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow::{
     array::{ArrayRef, Int64Array, RecordBatch, StringArray},
+    buffer::NullBuffer,
     datatypes::{DataType, Field, Schema},
 };
 
@@ -32,6 +33,22 @@ pub fn skewed_numbers(count: usize, rows: usize) -> Vec<RecordBatch> {
     numbers((0..count).map(|n| if n % 10 == 9 { n as i64 } else { 0 }), rows)
 }
 
+/// Creates batches of at most `rows` rows with one column, `n`: `count` numbers, every third of
+/// them NULL. The value below a NULL is not 0.
+///
+/// # Panics
+/// If `rows` is 0.
+pub fn numbers_with_nulls(count: usize, rows: usize) -> Vec<RecordBatch> {
+    let numbers: Vec<i64> = (0..count as i64).collect();
+    let batch = |numbers: &[i64]| {
+        let nulls = NullBuffer::from_iter(numbers.iter().map(|n| n % 3 != 2));
+        let column = Int64Array::new(numbers.to_vec().into(), Some(nulls));
+        let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, true)]));
+        batch_of(schema, Arc::new(column))
+    };
+    numbers.chunks(rows).map(batch).collect()
+}
+
 /// Creates batches of at most `rows` rows with one column, `t`: `count` texts. The first of each
 /// batch is empty, the second has `bytes` bytes, and the others have a few.
 ///
@@ -51,7 +68,10 @@ pub fn huge_texts(count: usize, rows: usize, bytes: usize) -> Vec<RecordBatch> {
 }
 
 fn batch(name: &str, kind: DataType, column: ArrayRef) -> RecordBatch {
-    let schema = Arc::new(Schema::new(vec![Field::new(name, kind, false)]));
+    batch_of(Arc::new(Schema::new(vec![Field::new(name, kind, false)])), column)
+}
+
+fn batch_of(schema: Arc<Schema>, column: ArrayRef) -> RecordBatch {
     match RecordBatch::try_new(schema, vec![column]) {
         Ok(batch) => batch,
         Err(error) => unreachable!("one column for one field: {error}"),

@@ -1,12 +1,15 @@
 //! Sweep over the trials of one mode: its seeds, steps and limits, and the check of each run.
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use arrow::array::RecordBatch;
-use gatework_runtime::{
-    Error, Result,
-    pipeline::{Fault, SlowCall},
-};
+use gatework_runtime::{Error, Result, pipeline::Fault};
 
 use super::{
     Case, Harness, HarnessFailure, Mode, ModeReport, Trial,
@@ -88,9 +91,7 @@ impl<'a> InstanceSweep<'a> {
         for seed in self.harness.seeds.clone() {
             let instance = Instance::Seeded { seed };
             let trial = self.try_once(instance, num_tasks)?;
-            if let Some(slow) = trial.slowest_call() {
-                self.check_slow_call(instance, num_tasks, slow)?;
-            }
+            self.check_slow_calls(instance, num_tasks, trial.slow_calls())?;
             fingerprints.extend(trial.executor().schedule().map(|schedule| schedule.fingerprint));
         }
         let seeds = self.harness.seeds.end.saturating_sub(self.harness.seeds.start);
@@ -100,20 +101,21 @@ impl<'a> InstanceSweep<'a> {
         Ok(())
     }
 
-    /// Fails if the operator of a slow call is slow in further runs of the same trial.
-    fn check_slow_call(
+    /// Fails if one of the operators with `slow` calls is slow in further runs of the same trial.
+    fn check_slow_calls(
         &mut self,
         instance: Instance,
         num_tasks: usize,
-        slow: SlowCall,
+        mut slow: BTreeMap<String, Duration>,
     ) -> Result<(), HarnessFailure> {
         for _ in 1..SLOW_RUNS {
-            let again = self.try_once(instance, num_tasks)?.slowest_call();
-            if again.is_none_or(|again| again.operator != slow.operator) {
+            if slow.is_empty() {
                 return Ok(());
             }
+            let again = self.try_once(instance, num_tasks)?.slow_calls();
+            slow.retain(|operator, _| again.contains_key(operator));
         }
-        let SlowCall { operator, elapsed } = slow;
+        let Some((operator, elapsed)) = slow.pop_first() else { return Ok(()) };
         Err(self.failure(
             self.mode,
             num_tasks,
@@ -238,7 +240,12 @@ impl<'a> InstanceSweep<'a> {
         self.harness.expected.as_ref().filter(|expected| expected.is_for_all_inputs())?;
         let inputs = shrink::shrink(self.inputs.to_vec(), |inputs| {
             let inputs = inputs.to_vec().into();
-            instance.trial().is_ok_and(|trial| self.outcome(&trial, &inputs, num_tasks).is_err())
+            // The test's own functions may panic over inputs that it did not choose.
+            let fails = AssertUnwindSafe(|| {
+                let trial = self.prepare(instance, num_tasks);
+                trial.is_ok_and(|trial| self.outcome(&trial, &inputs, num_tasks).is_err())
+            });
+            catch_unwind(fails).unwrap_or(false)
         });
         Some(shrink::describe(&inputs))
     }

@@ -10,7 +10,7 @@ use gatework_runtime::pipeline::{GraphHandle, GraphWatch};
 use gatework_shared_state::{Dependency, DependencyKind, Gate};
 
 /// Time for other threads, such as those of I/O, to drop what they hold.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A watch on a graph's parts and gates. It holds none of them.
 pub(super) struct LeakWatch {
@@ -40,13 +40,14 @@ impl LeakWatch {
     /// Checks that all parts and gates are dropped. Called when the query is dropped.
     pub(super) fn check(&self) -> Result<(), String> {
         let started = Instant::now();
-        while self.has_leaks() {
-            if started.elapsed() > PATIENCE {
-                return Err(self.describe());
+        loop {
+            let is_last = started.elapsed() > PATIENCE;
+            match self.has_leaks() {
+                false => return Ok(()),
+                true if is_last => return Err(self.describe()),
+                true => thread::sleep(Duration::from_millis(1)),
             }
-            thread::sleep(Duration::from_millis(1));
         }
-        Ok(())
     }
 
     fn has_leaks(&self) -> bool {

@@ -61,7 +61,7 @@ use self::{expect::Expected, instance_sweep::InstanceSweep, run::Build};
 pub use case::Case;
 #[cfg(test)]
 pub(crate) use fault_memory::{InMemorySpill, RandomDenialPool};
-pub use inputs::{huge_texts, numbers, skewed_numbers};
+pub use inputs::{huge_texts, numbers, numbers_with_nulls, skewed_numbers};
 pub use mode::Mode;
 pub use report::{HarnessFailure, ModeReport, Report};
 pub use rows::{Row, rows_of, same_rows, same_sequence};

@@ -1,6 +1,6 @@
 //! Runs one case as one trial: starts the graph, reads its rows, detects a hang.
 
-use std::{pin::Pin, sync::Arc, task::Poll, time::Duration};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
 use arrow::array::RecordBatch;
 use futures_core::Stream;
@@ -35,7 +35,7 @@ pub(super) fn run(
     build: &Build,
     hang_after: Duration,
 ) -> Result<RunOutcome, String> {
-    let (woken_before, _) = wakes_under_lock();
+    let woken_before = wakes_under_lock();
     let query = QueryContext::new(trial.executor(), trial.options());
     let graph = build(case).map_err(|error| format!("building the graph failed: {error}"))?;
     let mut leaks = LeakWatch::new(graph.watch());
@@ -58,19 +58,20 @@ pub(super) fn run(
     let peak_memory_bytes = query.profile().peak_memory_bytes;
     drop(query);
     leaks.check()?;
-    check_wakes(woken_before, &gates)?;
+    check_wakes(&woken_before, &gates)?;
     Ok(RunOutcome { rows, error, collected, peak_memory_bytes })
 }
 
 /// Checks that none of the run's gates has woken tasks under the lock of a shared state since there
-/// were `before` such wake-ups in this process.
-fn check_wakes(before: usize, gates: &[String]) -> Result<(), String> {
-    match wakes_under_lock() {
-        (count, Some(gate)) if count > before && gates.contains(&gate) => Err(format!(
-            "gate '{gate}' was made ready under the lock of a shared state, so that its waiters \
-             were woken under the lock: use `set_ready` of the lock's guard"
+/// were the wake-ups of `before` in this process.
+fn check_wakes(before: &BTreeMap<String, usize>, gates: &[String]) -> Result<(), String> {
+    let now = wakes_under_lock();
+    match gates.iter().find(|gate| now.get(*gate) > before.get(*gate)) {
+        Some(gate) => Err(format!(
+            "gate '{gate}' has woken its waiters under the lock of a shared state: make it ready \
+             with `set_ready` of the lock's guard, and change no other state under the lock"
         )),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

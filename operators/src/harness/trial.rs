@@ -5,6 +5,7 @@
 //! [`Trial::allows`], and the remaining tasks and memory with [`Trial::assert_clean`].
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc,
@@ -18,7 +19,7 @@ use gatework_runtime::{
     Error, Executor, Result,
     pipeline::{
         Chaos, ChaosCounts, Fault, GreedyPool, MemoryPool, QueryContext, QueryOptions,
-        ReservationDenied, SlowCall,
+        ReservationDenied,
     },
 };
 use gatework_shared_state::DependencyKind;
@@ -157,11 +158,12 @@ impl Trial {
         Ok(trial)
     }
 
-    /// Creates a trial whose result wants `rows` rows. After that, no input ends by itself.
+    /// Creates a trial whose result wants `rows` rows. After that, no input ends by itself. Only a
+    /// [`Case`](super::Case) has such a result.
     ///
     /// # Errors
     /// If the system cannot create a thread.
-    pub fn early_end(rows: usize) -> Result<Self> {
+    pub(super) fn early_end(rows: usize) -> Result<Self> {
         let label = format!("after {rows} rows");
         let mut trial = Self::new(Mode::EarlyEnd, label, Chaos::new(0), usize::MAX)?;
         trial.early_end = Some(EarlyEnd::after(rows));
@@ -236,11 +238,13 @@ impl Trial {
 
     /// Returns the number of injections: batches split, calls blocked, tasks picked among several,
     /// reservations denied, batches spilled, ends, faults injected. 0 counts as not run. If no
-    /// batch has more than one row, there is nothing to split, and the batches count.
+    /// batch has more than one row, there is nothing to split: the batches count, or 1 if there are
+    /// none.
     pub fn injections(&self) -> u64 {
         let counts = self.chaos.counts();
         match self.mode {
             Mode::Plain => 1,
+            Mode::TinyBatches | Mode::Selections if counts.batches == 0 => 1,
             Mode::TinyBatches | Mode::Selections if counts.splits == 0 => counts.single_rows,
             Mode::TinyBatches | Mode::Selections => counts.splits,
             Mode::Blocking => counts.blocks(),
@@ -268,9 +272,10 @@ impl Trial {
         Self { expected_error: Some(text.to_owned()), ..self }
     }
 
-    /// Returns the slowest call that took longer than a call may, in seeded trials.
-    pub fn slowest_call(&self) -> Option<SlowCall> {
-        self.chaos.slowest_call()
+    /// Returns the operators with calls that took longer than a call may, in seeded trials, and the
+    /// longest time of each.
+    pub fn slow_calls(&self) -> BTreeMap<String, Duration> {
+        self.chaos.slow_calls()
     }
 
     /// Returns true if this trial may end with `error`.

@@ -183,17 +183,15 @@ impl<S> fmt::Debug for BreakerSink<S> {
 
 /// Returns the sink of a breaker. `create` makes the rows of a task from one of the `tokens`, with
 /// the gate that becomes ready when no consumer wants them any more.
-pub fn breaker_sink<T: Send, S: BreakerState + 'static>(
+pub fn breaker_sink<T: Send + 'static, S: BreakerState + 'static>(
     name: impl Into<String>,
     tokens: impl IntoIterator<Item = T>,
-    create: impl Fn(T, OperatorContext) -> Result<(S, Gate)> + Send + Sync,
-) -> impl Sink {
-    let name = name.into();
-    Breaker { tokens: PerTask::new(name.clone(), tokens), name, create }
+    create: impl Fn(T, OperatorContext) -> Result<(S, Gate)> + Send + Sync + 'static,
+) -> impl Sink + 'static {
+    Breaker { tokens: PerTask::new(name, tokens), create }
 }
 
 struct Breaker<T, F> {
-    name: String,
     tokens: PerTask<T>,
     create: F,
 }
@@ -209,7 +207,7 @@ where
     F: Fn(T, OperatorContext) -> Result<(S, Gate)> + Send + Sync,
 {
     fn name(&self) -> &str {
-        &self.name
+        self.tokens.name()
     }
 
     fn can_reclaim(&self) -> bool {

@@ -35,7 +35,7 @@ mod tests;
 
 pub use batch::{Batch, column_bytes};
 pub use buffered_batch::{BufferRead, BufferReader, BufferedBatch};
-pub use chaos::{Chaos, ChaosCounts, Fault, SlowCall};
+pub use chaos::{Chaos, ChaosCounts, Fault};
 pub use graph::{Graph, GraphHandle, PipelineId};
 pub use graph_end::GraphWatch;
 pub use live::{ExternalWork, ExternalWorkHandle};

@@ -22,7 +22,7 @@
 use std::{fmt, sync::Arc, time::Instant};
 
 use arrow_array::RecordBatch;
-use gatework_shared_state::{Gate, PopResult, ProducerEnd};
+use gatework_shared_state::{Gate, ProducerEnd};
 
 use super::{
     Batch, ExternalWork, OperatorMetrics, PendingIo, QueryContext, Reservation, SpillInput,
@@ -70,19 +70,6 @@ impl SourceResult {
         match end {
             ProducerEnd::Finished => Ok(Self::Finished),
             ProducerEnd::Dropped => Err(Error::ProducerAborted),
-        }
-    }
-
-    /// Returns the answer of a source whose shared state answered so.
-    ///
-    /// # Errors
-    /// [`Error::ProducerAborted`] if a producer was dropped unfinished.
-    pub fn from_pop(result: PopResult<impl Into<Batch>>) -> Result<Self> {
-        match result {
-            PopResult::Item(batch) => Ok(Self::Batch(batch.into())),
-            PopResult::Blocked(gate) => Ok(Self::Blocked(gate.into())),
-            PopResult::Finished => Ok(Self::Finished),
-            PopResult::Aborted => Err(Error::ProducerAborted),
         }
     }
 }

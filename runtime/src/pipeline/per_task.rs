@@ -24,7 +24,7 @@ use crate::{Error, Result};
 ///     }
 /// }
 /// let source = PerTask::new("numbers", [Numbers(0..10), Numbers(10..20)]); // for two tasks
-/// assert_eq!(Source::name(&source), "numbers");
+/// assert_eq!(source.name(), "numbers");
 /// ```
 pub struct PerTask<T> {
     name: String,
@@ -36,6 +36,11 @@ impl<T> PerTask<T> {
     /// operator's name in profiles and errors.
     pub fn new(name: impl Into<String>, values: impl IntoIterator<Item = T>) -> Self {
         Self { name: name.into(), values: Mutex::new(values.into_iter().map(Some).collect()) }
+    }
+
+    /// Returns the operator's name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Takes the value of the task of `context`.

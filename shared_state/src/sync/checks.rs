@@ -5,21 +5,18 @@
 //! `--cfg loom` and `--cfg shuttle` the functions are there and do nothing.
 
 #[cfg(not(any(loom, shuttle)))]
-pub(crate) use real::{HeldLock, check_wake};
+pub(crate) use real::{HeldLock, check_wake, is_nested};
 #[cfg(not(any(loom, shuttle)))]
 pub use real::{set_unlock_hook, wakes_under_lock};
 
 #[cfg(any(loom, shuttle))]
-pub(crate) use inert::{HeldLock, check_wake};
+pub(crate) use inert::{HeldLock, check_wake, is_nested};
 #[cfg(any(loom, shuttle))]
 pub use inert::{set_unlock_hook, wakes_under_lock};
 
 #[cfg(not(any(loom, shuttle)))]
 mod real {
-    use std::{
-        cell::Cell,
-        sync::atomic::{AtomicBool, Ordering},
-    };
+    use std::{cell::Cell, collections::BTreeMap, sync::OnceLock};
 
     use parking_lot::Mutex;
 
@@ -28,36 +25,36 @@ mod real {
         static HELD: Cell<usize> = const { Cell::new(0) };
     }
 
-    /// The number of wake-ups under a lock, and the gate of the last one.
-    static WAKES: Mutex<(usize, Option<String>)> = Mutex::new((0, None));
+    /// The number of wake-ups under a lock, by gate.
+    static WAKES: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
 
-    static HOOK: Mutex<Option<fn()>> = Mutex::new(None);
+    static HOOK: OnceLock<fn()> = OnceLock::new();
 
-    /// Whether there is a hook, so that an unlock without one takes no lock.
-    static HAS_HOOK: AtomicBool = AtomicBool::new(false);
-
-    /// Returns how often a waker was called under the lock of a shared state, and the name of the
-    /// last such gate. For test harnesses: the number must stay 0.
+    /// Returns how often wakers were called under the lock of a shared state, by the name of their
+    /// gate. For test harnesses: there must be none.
     ///
     /// Counts calls of [`Dependency::set_ready`](crate::Dependency::set_ready) and
     /// [`set_always_ready`](crate::Dependency::set_always_ready) that wake while the thread holds a
     /// [`StateGuard`](crate::StateGuard). Also counts a guard that wakes while the thread holds
     /// another one. Such a waker may need the lock that the thread holds: a deadlock.
-    pub fn wakes_under_lock() -> (usize, Option<String>) {
+    pub fn wakes_under_lock() -> BTreeMap<String, usize> {
         WAKES.lock().clone()
     }
 
     /// Sets the function that runs after each release of a [`StateLock`](crate::StateLock), before
-    /// the wakers. `None` removes it. For test harnesses.
+    /// the wakers. For test harnesses. The first function stays; later calls have no effect.
     ///
     /// A hook that yields the thread lets other threads run between the release of the lock and
     /// what follows. Code that changes data, unlocks, and then blocks a gate then fails more often.
     /// The hook must not panic, and must not lock a `StateLock`.
-    pub fn set_unlock_hook(hook: Option<fn()>) {
-        let mut current = HOOK.lock();
-        *current = hook;
-        // Relaxed, as the load in `HeldLock::drop`: the hook itself is read under its lock.
-        HAS_HOOK.store(hook.is_some(), Ordering::Relaxed);
+    pub fn set_unlock_hook(hook: fn()) {
+        HOOK.get_or_init(|| hook);
+    }
+
+    /// Returns whether this thread holds several state locks, so that the guard of the inner one
+    /// wakes under the outer one.
+    pub(crate) fn is_nested() -> bool {
+        HELD.get() > 1
     }
 
     /// Counts a lock as held by this thread. Dropped right after the lock is released.
@@ -76,18 +73,9 @@ mod real {
         #[inline]
         fn drop(&mut self) {
             HELD.set(HELD.get() - 1);
-            // Relaxed, as the store in `set_unlock_hook`.
-            if HAS_HOOK.load(Ordering::Relaxed) {
-                run_hook();
+            if let Some(hook) = HOOK.get() {
+                hook();
             }
-        }
-    }
-
-    #[cold]
-    fn run_hook() {
-        let hook = *HOOK.lock();
-        if let Some(hook) = hook {
-            hook();
         }
     }
 
@@ -100,21 +88,25 @@ mod real {
 
     #[cold]
     fn record_wake(gate: &str) {
-        let mut wakes = WAKES.lock();
-        wakes.0 += 1;
-        wakes.1 = Some(gate.to_owned());
+        *WAKES.lock().entry(gate.to_owned()).or_default() += 1;
     }
 }
 
 #[cfg(any(loom, shuttle))]
 mod inert {
-    /// Returns 0 and `None`: models do not count wake-ups under a lock.
-    pub fn wakes_under_lock() -> (usize, Option<String>) {
-        (0, None)
+    use std::collections::BTreeMap;
+
+    /// Returns nothing: models do not count wake-ups under a lock.
+    pub fn wakes_under_lock() -> BTreeMap<String, usize> {
+        BTreeMap::new()
     }
 
     /// Does nothing: model checkers choose the interleavings.
-    pub fn set_unlock_hook(_hook: Option<fn()>) {}
+    pub fn set_unlock_hook(_hook: fn()) {}
+
+    pub(crate) fn is_nested() -> bool {
+        false
+    }
 
     #[derive(Debug)]
     pub(crate) struct HeldLock(());

@@ -22,8 +22,7 @@ use gatework_runtime::{
         SinkResult, Source, SourceResult, StartResult,
     },
 };
-use gatework_shared_state::{Dependency, DependencyKind, Gate};
-use parking_lot::Mutex;
+use gatework_shared_state::{Dependency, DependencyKind, Gate, StateLock};
 
 use super::{Lowering, pipeline_builder::PipelineBuilder};
 use crate::plan::exec::GateworkExec;
@@ -106,7 +105,7 @@ struct ScalarSubqueryState {
     count: usize,
     data_type: DataType,
     /// Number of unfinished tasks, and the value once a row has arrived.
-    state: Mutex<(usize, Option<ScalarValue>)>,
+    state: StateLock<(usize, Option<ScalarValue>)>,
     value_ready: Gate,
 }
 
@@ -118,7 +117,7 @@ impl ScalarSubquerySink {
         num_tasks: usize,
     ) -> (Self, Gate) {
         let value_ready = Dependency::blocked("scalar subquery", DependencyKind::Start);
-        let state = Mutex::new((num_tasks, None));
+        let state = StateLock::new((num_tasks, None));
         let shared = Arc::new(ScalarSubqueryState {
             results,
             index,
@@ -161,7 +160,7 @@ impl ScalarSubqueryState {
             None => ScalarValue::try_from(&self.data_type)?,
         };
         self.results.set(self.index, self.count, value)?;
-        self.value_ready.set_always_ready();
+        state.set_always_ready(&self.value_ready);
         Ok(())
     }
 }

@@ -2,13 +2,14 @@
 
 use std::{fmt, sync::Arc};
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::{
     catalog::{Session, TableProvider},
+    common::{internal_err, plan_err},
     error::Result,
     logical_expr::{Expr, TableType},
-    physical_expr::expressions::col,
+    physical_expr::{PhysicalExpr, expressions::Column},
     physical_plan::{ExecutionPlan, projection::ProjectionExec},
 };
 
@@ -17,7 +18,8 @@ type MakeNode =
 
 /// A table whose rows a plan node makes: of the rows of another table, or of nothing.
 ///
-/// The node has all columns of its input; a projection above it keeps those that a query needs.
+/// The node has the columns of the table; a projection above it keeps those that a query needs. A
+/// query fails if the node has others.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -61,7 +63,7 @@ impl NodeTable {
     {
         let make = move |input: Option<Arc<dyn ExecutionPlan>>| match input {
             Some(input) => make(input),
-            None => datafusion::common::internal_err!("a node over a table has no input"),
+            None => internal_err!("a node over a table has no input"),
         };
         Self { schema: table.schema(), input: Some(table), make: Box::new(make) }
     }
@@ -82,7 +84,7 @@ impl TableProvider for NodeTable {
     }
 
     fn table_type(&self) -> TableType {
-        TableType::View
+        TableType::Base
     }
 
     async fn scan(
@@ -97,13 +99,23 @@ impl TableProvider for NodeTable {
             None => None,
         };
         let node = (self.make)(input)?;
-        let Some(columns) = projection else { return Ok(node) };
-        let schema = node.schema();
-        let column = |index: &usize| {
-            let name = schema.field(*index).name();
-            Ok((col(name, &schema)?, name.clone()))
+        let columns = |schema: &Schema| {
+            let columns = schema.fields().iter();
+            columns.map(|field| (field.name().clone(), field.data_type().clone())).collect()
         };
-        let columns = columns.iter().map(column).collect::<Result<Vec<_>>>()?;
+        let (declared, actual): (Vec<_>, Vec<_>) = (columns(&self.schema), columns(&node.schema()));
+        if declared != actual {
+            return plan_err!(
+                "{} has the columns {actual:?}, but its table has {declared:?}",
+                node.name()
+            );
+        }
+        let Some(projection) = projection else { return Ok(node) };
+        let column = |index: &usize| {
+            let name = &declared[*index].0;
+            (Arc::new(Column::new(name, *index)) as Arc<dyn PhysicalExpr>, name.clone())
+        };
+        let columns: Vec<_> = projection.iter().map(column).collect();
         Ok(Arc::new(ProjectionExec::try_new(columns, node)?))
     }
 }

@@ -1,6 +1,6 @@
 //! Nodes of one's own that plans for workers can carry.
 
-use std::{fmt, sync::Arc};
+use std::{any::TypeId, fmt, sync::Arc};
 
 use datafusion::{
     common::{exec_datafusion_err, not_impl_err},
@@ -15,7 +15,8 @@ use super::{NativeNode, NodeRegistry, OperatorExec, register_node};
 /// A native node that can be sent to the workers of a cluster. Both the session's executor and each
 /// worker's executor need the type: [`register_portable_node`].
 pub trait PortableNode: NativeNode + Sized {
-    /// Name of the node type in serialized plans, unique among the types of an application.
+    /// Name of the node type in serialized plans, unique among the types of an application. At most
+    /// 255 bytes.
     const NAME: &'static str;
 
     /// Returns the node, without its inputs, in bytes.
@@ -42,6 +43,7 @@ type Decode =
 /// How nodes of one type become bytes and back.
 #[derive(Clone, Copy)]
 pub(super) struct NodeFormat {
+    kind: TypeId,
     encode: Encode,
     decode: Decode,
 }
@@ -54,13 +56,20 @@ impl fmt::Debug for NodeFormat {
 
 /// Makes plan nodes of type `N` native on all sessions and workers of `executor`, as
 /// [`register_node`] does, and lets their plans be sent to workers and received by them.
+///
+/// # Panics
+/// If another type is registered under the same name.
 pub fn register_portable_node<N: PortableNode>(executor: &Executor) {
+    const { assert!(N::NAME.len() <= 255, "the name of a node has at most 255 bytes") };
     register_node::<N>(executor);
     let format = NodeFormat {
+        kind: TypeId::of::<N>(),
         encode: |node| Some(node.downcast_ref::<N>()?.encode()),
         decode: |bytes, inputs, context| Ok(Arc::new(N::decode(bytes, inputs, context)?)),
     };
-    NodeRegistry::of(executor).formats.write().insert(N::NAME, format);
+    let before = NodeRegistry::of(executor).formats.write().insert(N::NAME, format);
+    let is_same = before.is_none_or(|before| before.kind == format.kind);
+    assert!(is_same, "two node types have the name '{}'", N::NAME);
 }
 
 /// Returns the bytes of a node of a registered type, with the name of its type.
@@ -69,7 +78,8 @@ pub fn register_portable_node<N: PortableNode>(executor: &Executor) {
 /// If the type is not registered, with what to do about it.
 pub fn encode_node(executor: &Executor, node: &dyn ExecutionPlan) -> Result<Vec<u8>> {
     let registry = NodeRegistry::of(executor);
-    let formats = registry.formats.read();
+    // Not under the lock: a node may encode others.
+    let formats = registry.formats.read().clone();
     let encoded = formats.iter().find_map(|(name, format)| Some((name, (format.encode)(node)?)));
     let Some((name, bytes)) = encoded else {
         let node_name = node.name();
@@ -78,7 +88,7 @@ pub fn encode_node(executor: &Executor, node: &dyn ExecutionPlan) -> Result<Vec<
                 "{node_name} cannot be sent to workers: give it a type of its own that implements \
                  PortableNode, and register that type"
             ),
-            false => not_impl_err!("{node_name} is no registered node"),
+            false => not_impl_err!("no codec can send {node_name} to workers"),
         };
     };
     let bytes = bytes?;

@@ -84,6 +84,7 @@ impl InProcessCluster {
                 connections: connections.clone(),
                 locations: AllowedLocations::allow_all(),
                 io: None,
+                codecs: Vec::new(),
             };
             let auth = ClusterAuth::in_process();
             let server = auth.server()?.add_service(service(worker(executor, options)?, &auth));

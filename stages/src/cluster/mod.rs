@@ -27,6 +27,7 @@ mod worker;
 pub use auth::ClusterAuth;
 pub use connections::{Connections, failed_worker};
 pub use datafusion_distributed::{Worker, WorkerResolver};
+pub use datafusion_proto::physical_plan::PhysicalExtensionCodec;
 pub use in_process::InProcessCluster;
 pub use locations::AllowedLocations;
 pub use plan::{fallbacks, is_distributed, local_execution_reason, plan_text, stage_tree};

@@ -22,13 +22,14 @@ use datafusion::{
 use datafusion_distributed::{
     DistributedConfig, DistributedExt, NetworkBoundaryExt, SessionStateBuilderExt, WorkerResolver,
 };
+use datafusion_proto::physical_plan::PhysicalExtensionCodec;
 use gatework_runtime::Executor;
 use gatework_sql::{BuildSideSelection, add_planning_rules, wrap_until};
 use parking_lot::RwLock;
 use url::Url;
 
 use super::{
-    codec::NodeCodec,
+    codec::with_codecs,
     connections::Connections,
     execution::{ClusterExec, RetryPlan},
     limits::IsolateBuildLimits,
@@ -73,6 +74,11 @@ pub struct ClusterOptions {
     pub retries: usize,
     /// Connections to the workers.
     pub connections: Connections,
+    /// Codecs of an application for what DataFusion cannot serialize, such as functions. Sessions
+    /// and workers need the same ones, in the same order: a plan names a codec by its position. (So
+    /// they must not be set on the session otherwise.) Nodes need none: see
+    /// [`PortableNode`](gatework_sql::nodes::PortableNode).
+    pub codecs: Vec<Arc<dyn PhysicalExtensionCodec>>,
 }
 
 /// Workers by their addresses. Copies of a list share it: `set` on one copy applies to the next
@@ -184,9 +190,9 @@ impl ClusterSession for SessionStateBuilder {
             .with_distributed_option_extension(own)
             .with_distributed_worker_resolver(resolver)
             .with_distributed_channel_resolver(options.connections.clone())
-            .with_distributed_user_codec(NodeCodec(executor.clone()))
             .with_physical_optimizer_rule(Arc::new(IsolateBuildLimits))
             .with_distributed_planner();
+        builder = with_codecs(builder, executor, &options.codecs);
         let inner = std::mem::take(builder.query_planner());
         let planner = HeadPlanner {
             inner,

@@ -13,6 +13,7 @@ use datafusion_distributed::{
     BroadcastExec, DistributedExt, Worker, WorkerPlanRewriteEvent, WorkerPlanRewriteEventResponse,
     WorkerQueryContext,
 };
+use datafusion_proto::physical_plan::PhysicalExtensionCodec;
 use futures::TryStreamExt;
 use gatework_runtime::Executor;
 use gatework_sql::{Settings, set_io_runtime, wrap_until};
@@ -27,7 +28,7 @@ use tonic::{
 use super::{
     active_tasks::{ActiveTasks, TaskTrackingService, current_task_queries},
     auth::{ClusterAuth, FAILURE_DETECTION, external, version},
-    codec::NodeCodec,
+    codec::with_codecs,
     connections::Connections,
     liveness::LivenessStream,
     locations::AllowedLocations,
@@ -51,6 +52,9 @@ pub struct WorkerOptions {
     /// rows between threads. It must outlive the executor's queries. By default the executor has
     /// two threads of its own for this.
     pub io: Option<Handle>,
+    /// Codecs of an application: those of the [sessions](super::ClusterOptions::codecs), in the
+    /// same order.
+    pub codecs: Vec<Arc<dyn PhysicalExtensionCodec>>,
 }
 
 /// Creates a worker whose tasks run on `executor`.
@@ -61,13 +65,13 @@ pub struct WorkerOptions {
 /// # Errors
 /// If `runtime` cannot be rebuilt with guarded object stores.
 pub fn worker(executor: &Executor, options: WorkerOptions) -> Result<Worker> {
-    let WorkerOptions { runtime, settings, connections, locations, io } = options;
+    let WorkerOptions { runtime, settings, connections, locations, io, codecs } = options;
     if let Some(io) = io {
         set_io_runtime(executor, io);
     }
     let runtime = locations.wrap_runtime(&runtime)?;
     let builder =
-        TaskSessionBuilder { executor: executor.clone(), settings, connections, locations };
+        TaskSessionBuilder { executor: executor.clone(), settings, connections, locations, codecs };
     let session = move |query: WorkerQueryContext| {
         let builder = builder.clone();
         async move { Ok(builder.session(query)) }
@@ -83,28 +87,28 @@ struct TaskSessionBuilder {
     settings: Settings,
     connections: Connections,
     locations: AllowedLocations,
+    codecs: Vec<Arc<dyn PhysicalExtensionCodec>>,
 }
 
 impl TaskSessionBuilder {
     fn session(self, query: WorkerQueryContext) -> SessionState {
         let mut builder = query.builder;
         let config = builder.config().take().unwrap_or_default();
-        let Self { executor, settings, connections, locations } = self;
-        let codec = NodeCodec(executor.clone());
+        let Self { executor, settings, connections, locations, codecs } = self;
+        let stage_executor = executor.clone();
         let rewrite = move |event: WorkerPlanRewriteEvent<'_>| {
             locations.check(&event.plan)?;
-            Ok(WorkerPlanRewriteEventResponse::new(wrap_stage(event.plan, &executor)?))
+            Ok(WorkerPlanRewriteEventResponse::new(wrap_stage(event.plan, &stage_executor)?))
         };
         let mut config = Settings { bypass_admission: true, ..settings }.into_config(config);
         if let Some(queries) = current_task_queries() {
             config = queries.into_config(config);
         }
-        builder
+        let builder = builder
             .with_config(config)
             .with_distributed_channel_resolver(connections)
-            .with_distributed_user_codec(codec)
-            .with_distributed_worker_plan_rewrite_handler(rewrite)
-            .build()
+            .with_distributed_worker_plan_rewrite_handler(rewrite);
+        with_codecs(builder, &executor, &codecs).build()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Buggy shared states, each caught by the mode that is made for it: one breaker, with one fault at
 //! a time.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc};
 
 use gatework_runtime::{
     Error, Result,
@@ -30,6 +30,8 @@ enum Fault {
     HoldsItself,
     /// A sink makes the source's gate ready while it holds the lock.
     WakesUnderLock,
+    /// A sink changes another state, which wakes the source, while it holds the lock.
+    WakesUnderOuterLock,
 }
 
 struct Contents {
@@ -84,6 +86,9 @@ impl LocalSink for ChannelSink {
             contents.batches.push_back(batch);
             match channel.fault {
                 Fault::WakesUnderLock => channel.gates.source().set_ready(),
+                Fault::WakesUnderOuterLock => {
+                    StateLock::new(()).lock().set_ready(channel.gates.source());
+                }
                 _ => contents.set_ready(channel.gates.source()),
             }
         }
@@ -165,7 +170,11 @@ impl Drop for ChannelSource {
 fn channel(case: &Case, fault: Fault) -> (PerTask<ChannelSink>, PerTask<ChannelSource>, usize) {
     let sinks = case.num_tasks();
     // The wake-ups under a lock are counted by gate, for all tests of the process.
-    let name = if fault == Fault::WakesUnderLock { "waking channel" } else { "channel" };
+    let name = match fault {
+        Fault::WakesUnderLock => "waking channel",
+        Fault::WakesUnderOuterLock => "nested channel",
+        _ => "channel",
+    };
     let channel = Arc::new(Channel {
         gates: ManyToOne::new(name, sinks),
         closed: Dependency::blocked("channel closed", DependencyKind::ConsumersGone),
@@ -192,7 +201,6 @@ fn find(fault: Fault, modes: &[Mode]) -> Option<HarnessFailure> {
         .input(rows.clone())
         .expect_rows(&rows)
         .seeds(0..20)
-        .hang_after(Duration::from_millis(300))
         .run(modes)
         .err()
 }
@@ -239,5 +247,11 @@ fn a_state_that_holds_itself() {
 #[test]
 fn a_wake_up_under_the_lock() {
     let finding = find(Fault::WakesUnderLock, &[Mode::Blocking]).expect("woken under the lock");
-    assert!(finding.message.contains("under the lock"), "{finding}");
+    assert!(finding.message.contains("'waking channel source' has woken"), "{finding}");
+}
+
+#[test]
+fn a_wake_up_under_an_outer_lock() {
+    let finding = find(Fault::WakesUnderOuterLock, &[Mode::Blocking]).expect("woken under a lock");
+    assert!(finding.message.contains("'nested channel source' has woken"), "{finding}");
 }

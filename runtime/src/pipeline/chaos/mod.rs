@@ -21,6 +21,7 @@ mod unlock;
 mod wrapper;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     panic::resume_unwind,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -121,26 +122,17 @@ struct Tally {
     spurious_wakeups: AtomicU64,
     splits: AtomicU64,
     single_rows: AtomicU64,
+    batches: AtomicU64,
     fault: AtomicBool,
-    slowest_call: Mutex<Option<SlowCall>>,
+    slow_calls: Mutex<BTreeMap<String, Duration>>,
 }
 
 impl Tally {
     fn record_slow_call(&self, operator: &str, elapsed: Duration) {
-        let mut slowest = self.slowest_call.lock();
-        if slowest.as_ref().is_none_or(|slowest| slowest.elapsed < elapsed) {
-            *slowest = Some(SlowCall { operator: operator.to_owned(), elapsed });
-        }
+        let mut calls = self.slow_calls.lock();
+        let slowest = calls.entry(operator.to_owned()).or_default();
+        *slowest = elapsed.max(*slowest);
     }
-}
-
-/// A call that kept its worker longer than [`Chaos::call_limit`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SlowCall {
-    /// The operator, and the index of the task.
-    pub operator: String,
-    /// The time that the call took, without the time in which its thread waited for a processor.
-    pub elapsed: Duration,
 }
 
 /// The numbers of injections.
@@ -164,6 +156,8 @@ pub struct ChaosCounts {
     pub splits: u64,
     /// Batches of one row, which were not split.
     pub single_rows: u64,
+    /// Batches that were looked at to be split.
+    pub batches: u64,
     /// Whether the fault's step was reached.
     pub fault: bool,
 }
@@ -225,8 +219,7 @@ impl Chaos {
         self
     }
 
-    /// Records the slowest call that takes more than `limit`; see
-    /// [`slowest_call`](Self::slowest_call).
+    /// Records the calls that take more than `limit`; see [`slow_calls`](Self::slow_calls).
     #[must_use]
     pub fn call_limit(mut self, limit: Duration) -> Self {
         self.call_limit = Some(limit);
@@ -270,9 +263,11 @@ impl Chaos {
         self.seed
     }
 
-    /// Returns the slowest call so far that took more than [`call_limit`](Self::call_limit).
-    pub fn slowest_call(&self) -> Option<SlowCall> {
-        self.tally.slowest_call.lock().clone()
+    /// Returns the operators with calls that took more than [`call_limit`](Self::call_limit) so
+    /// far, and the longest such time of each: without the time in which the thread waited for a
+    /// processor.
+    pub fn slow_calls(&self) -> BTreeMap<String, Duration> {
+        self.tally.slow_calls.lock().clone()
     }
 
     /// Returns the counts so far.
@@ -289,6 +284,7 @@ impl Chaos {
             spurious_wakeups: read(&tally.spurious_wakeups),
             splits: read(&tally.splits),
             single_rows: read(&tally.single_rows),
+            batches: read(&tally.batches),
             fault: tally.fault.load(Ordering::Relaxed),
         }
     }
@@ -309,8 +305,8 @@ impl Chaos {
         match fault {
             Fault::Cancel => query.cancel(),
             Fault::Error => return Err(Error::operator(format!("chaos: error at step {step}"))),
-            // Unwinds like `panic!`, but without the report on stderr: a sweep injects many panics.
             Fault::DropTask => return Err(Error::operator(TaskDropped)),
+            // Unwinds like `panic!`, but without the report on stderr: a sweep injects many panics.
             Fault::Panic => resume_unwind(Box::new(format!("chaos: panic at step {step}"))),
         }
         Ok(())

@@ -4,7 +4,7 @@
 //! Between the release of a lock and what follows, other threads then run more often: code that
 //! releases a lock and blocks a gate afterwards loses a wake-up.
 
-use std::{cell::Cell, sync::Once, thread, time::Duration};
+use std::{cell::Cell, thread, time::Duration};
 
 use gatework_shared_state::sync::set_unlock_hook;
 
@@ -18,8 +18,7 @@ pub(super) struct YieldsAfterUnlocks(Option<u32>);
 
 impl YieldsAfterUnlocks {
     pub(super) fn new() -> Self {
-        static HOOK: Once = Once::new();
-        HOOK.call_once(|| set_unlock_hook(Some(after_unlock)));
+        set_unlock_hook(after_unlock);
         Self(UNLOCKS.replace(Some(0)))
     }
 }

@@ -18,8 +18,8 @@ use crate::{
 pub(super) struct WrapperState {
     chaos: Arc<Chaos>,
     role: Role,
-    /// The operator, and the task's index.
-    name: String,
+    operator: Arc<str>,
+    task_index: usize,
     /// Separate per local state, so that its choices do not depend on the order in which tasks run.
     rng: SplitMix64,
     /// Whether each kind of call has been blocked before.
@@ -36,7 +36,8 @@ impl WrapperState {
         (chaos.seed, role as u8, context.operator.as_ref(), context.task_index).hash(&mut hasher);
         Self {
             rng: SplitMix64::new(hasher.finish()),
-            name: format!("{} [{}]", context.operator, context.task_index),
+            operator: context.operator.clone(),
+            task_index: context.task_index,
             chaos,
             role,
             blocked_before: [false; 3],
@@ -60,7 +61,8 @@ impl WrapperState {
         }
         self.waiting = Some(call);
         self.chaos.count_block(self.role, call);
-        Ok(Some(self.chaos.blocked_gate(format!("chaos before {}", self.name)).into()))
+        let name = format!("chaos before {} [{}]", self.operator, self.task_index);
+        Ok(Some(self.chaos.blocked_gate(name).into()))
     }
 
     /// Adds a ready gate to the gates that the local state waits for, at random.
@@ -84,7 +86,7 @@ impl WrapperState {
         let result = call();
         let elapsed = clock.elapsed();
         if elapsed > limit {
-            self.chaos.tally.record_slow_call(&self.name, elapsed);
+            self.chaos.tally.record_slow_call(&self.operator, elapsed);
         }
         result
     }
@@ -100,6 +102,7 @@ impl WrapperState {
     /// Counts the batches split off `batch`.
     pub(super) fn count_splits(&self, batch: &Batch, splits: usize) {
         let tally = &self.chaos.tally;
+        tally.batches.fetch_add(1, Ordering::Relaxed);
         tally.splits.fetch_add(splits as u64, Ordering::Relaxed);
         if batch.num_rows() == 1 {
             tally.single_rows.fetch_add(1, Ordering::Relaxed);
