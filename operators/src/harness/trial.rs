@@ -114,7 +114,7 @@ impl Trial {
         let chaos = Chaos::new(seed)
             .block_every(calls)
             .spurious_wakeups_every(SPURIOUS_WAKEUPS_EVERY)
-            .yield_after_unlocks();
+            .wait_after_unlocks();
         let label = format!("one in {calls} calls, seed {seed}");
         Self::new(Mode::Blocking, label, chaos, usize::MAX)
     }

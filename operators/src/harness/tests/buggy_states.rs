@@ -246,12 +246,12 @@ fn a_state_that_holds_itself() {
 
 #[test]
 fn a_wake_up_under_the_lock() {
-    let finding = find(Fault::WakesUnderLock, &[Mode::Blocking]).expect("woken under the lock");
+    let finding = find(Fault::WakesUnderLock, &[Mode::Seeded]).expect("woken under the lock");
     assert!(finding.message.contains("'waking channel source' has woken"), "{finding}");
 }
 
 #[test]
 fn a_wake_up_under_an_outer_lock() {
-    let finding = find(Fault::WakesUnderOuterLock, &[Mode::Blocking]).expect("woken under a lock");
+    let finding = find(Fault::WakesUnderOuterLock, &[Mode::Seeded]).expect("woken under a lock");
     assert!(finding.message.contains("'nested channel source' has woken"), "{finding}");
 }

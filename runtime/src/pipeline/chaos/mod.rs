@@ -10,7 +10,7 @@
 //! * A blocked operator is called again although its gate is not ready (a spurious wake-up).
 //! * At step *k*, counted over all calls of all tasks, the query is cancelled, the call fails or
 //!   panics, or the task's local states are dropped.
-//! * A thread yields after each release of a shared state's lock.
+//! * Other tasks run between the release of a shared state's lock and what follows.
 //! * Calls that take long are recorded.
 
 mod batch_splitter;
@@ -24,14 +24,17 @@ use std::{
     collections::BTreeMap,
     fmt,
     panic::resume_unwind,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use gatework_shared_state::Gate;
 use parking_lot::Mutex;
 
-use self::gate_opener::GateOpener;
+use self::{gate_opener::GateOpener, unlock::Unlocks};
 use super::{DriverContext, QueryContext};
 use crate::{Error, Result};
 
@@ -85,7 +88,7 @@ pub struct Chaos {
     seed: u64,
     batch_rows: Option<usize>,
     selects_rows: bool,
-    yields_after_unlocks: bool,
+    unlocks: Option<Arc<Unlocks>>,
     call_limit: Option<Duration>,
     block_every: Option<usize>,
     spurious_wakeups_every: Option<usize>,
@@ -180,7 +183,7 @@ impl Chaos {
             seed,
             batch_rows: None,
             selects_rows: false,
-            yields_after_unlocks: false,
+            unlocks: None,
             call_limit: None,
             block_every: None,
             spurious_wakeups_every: None,
@@ -211,11 +214,12 @@ impl Chaos {
         self
     }
 
-    /// Lets a thread yield, within a call, each time it releases a
-    /// [`StateLock`](gatework_shared_state::StateLock).
+    /// Lets other tasks run between the release of a
+    /// [`StateLock`](gatework_shared_state::StateLock) in a call and what follows: the thread waits
+    /// after some releases until another one has released such a lock, for up to 10 ms.
     #[must_use]
-    pub fn yield_after_unlocks(mut self) -> Self {
-        self.yields_after_unlocks = true;
+    pub fn wait_after_unlocks(mut self) -> Self {
+        self.unlocks = Some(Unlocks::new(self.seed));
         self
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use gatework_shared_state::{Dependency, DependencyKind};
 
-use super::{Call, Chaos, DriverContext, Role, call_clock::CallClock, unlock::YieldsAfterUnlocks};
+use super::{Call, Chaos, DriverContext, Role, call_clock::CallClock};
 use crate::{
     Result,
     pipeline::{Batch, OperatorContext},
@@ -80,7 +80,7 @@ impl WrapperState {
 
     /// Makes a call of the wrapped local state, and records it if it is slow.
     pub(super) fn call<T>(&self, call: impl FnOnce() -> T) -> T {
-        let _yields = self.chaos.yields_after_unlocks.then(YieldsAfterUnlocks::new);
+        let _in_call = self.chaos.unlocks.as_ref().map(|unlocks| unlocks.enter());
         let Some(limit) = self.chaos.call_limit else { return call() };
         let clock = CallClock::start();
         let result = call();
