@@ -574,6 +574,27 @@ fn own_nodes_on_workers() {
             assert_eq!(cluster::fallbacks(&planned.plan), Vec::<String>::new(), "{sql}");
             expected.check(sql, &planned.collect().await.unwrap());
         }
+        // A view is planned on its own, before the query around it.
+        let view = "CREATE VIEW sums AS SELECT k, sum(v) AS v FROM t GROUP BY k";
+        for session in [&session, &reference] {
+            session.sql(view).await.unwrap();
+        }
+        let even = "CREATE VIEW even_sums AS SELECT k, v FROM sums WHERE v % 2 = 0";
+        reference.sql(even).await.unwrap();
+        let node = |input| Ok(Arc::new(OwnExec::new(Kind::Even, input)) as _);
+        let table = NodeTable::over(session.table_provider("sums").await.unwrap(), node);
+        session.register_table("even_sums", Arc::new(table)).unwrap();
+        for sql in [
+            "SELECT k, v FROM even_sums",
+            "SELECT k, sum(v), count(*) FROM even_sums GROUP BY k",
+            "SELECT count(*), sum(e.v) FROM even_sums e JOIN t ON e.k = t.v",
+        ] {
+            case.begin(sql);
+            let expected = Expected::of(&reference, sql).await.unwrap();
+            let planned = plan(&case, &session, sql).await.unwrap();
+            assert_eq!(cluster::fallbacks(&planned.plan), Vec::<String>::new(), "{sql}");
+            expected.check(sql, &planned.collect().await.unwrap());
+        }
         // A node without a format says so, and the query ends.
         let table = session.table_provider("t").await.unwrap();
         let node = |input| Ok(Arc::new(OwnExec::new(Kind::Every(2), input)) as _);

@@ -3,7 +3,7 @@
 //! Readers of other crates panic on some damaged files. The panic is caught at the call that opens,
 //! plans or decodes a file, because that call knows the file.
 
-use std::{any::Any, panic::AssertUnwindSafe};
+use std::{any::Any, error::Error, panic::AssertUnwindSafe};
 
 use arrow::error::ArrowError;
 use datafusion::{
@@ -13,6 +13,7 @@ use datafusion::{
     parquet::errors::ParquetError,
 };
 use futures::FutureExt;
+use tokio::task::JoinError;
 
 /// Returns the name of the file as a user knows it: its path, preceded by the URL of its store if
 /// it has one.
@@ -49,9 +50,21 @@ pub(super) fn outcome<T>(file: &str, read: Result<Result<T>, Box<dyn Any + Send>
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or_default();
             tracing::debug!(file, text, "the reader of a file panicked");
-            Err(damaged(file, "its reader failed"))
+            Err(failed(file))
         }
     }
+}
+
+/// Returns the error for a file whose reader panicked.
+fn failed(file: &str) -> DataFusionError {
+    damaged(file, "its reader failed")
+}
+
+/// Returns whether a thread of the I/O runtime panicked, for example while it allocated what a
+/// damaged file asked for.
+fn is_panic(error: &(dyn Error + 'static)) -> bool {
+    let panicked = error.downcast_ref::<JoinError>().is_some_and(JoinError::is_panic);
+    panicked || error.source().is_some_and(is_panic)
 }
 
 fn damaged(file: &str, reason: impl std::fmt::Display) -> DataFusionError {
@@ -69,6 +82,7 @@ fn with_name(file: &str, error: DataFusionError) -> DataFusionError {
         E::Execution(reason) | E::Internal(reason) => unreadable(reason),
         E::ParquetError(inner) => match inner.as_ref() {
             ParquetError::General(reason) | ParquetError::EOF(reason) => damaged(file, reason),
+            ParquetError::External(reason) if is_panic(reason.as_ref()) => failed(file),
             ParquetError::External(reason) => unreadable(reason),
             other => unreadable(other),
         },
@@ -80,6 +94,7 @@ fn with_name(file: &str, error: DataFusionError) -> DataFusionError {
             ArrowError::ParquetError(reason) => damaged(file, reason),
             other => unreadable(other),
         },
+        E::ObjectStore(inner) if is_panic(inner.as_ref()) => failed(file),
         E::ObjectStore(inner) => unreadable(inner),
         E::IoError(inner) => unreadable(inner),
         E::External(_) | E::ResourcesExhausted(_) => error,
@@ -90,6 +105,8 @@ fn with_name(file: &str, error: DataFusionError) -> DataFusionError {
 #[cfg(test)]
 mod tests {
     use std::panic::catch_unwind;
+
+    use datafusion::object_store;
 
     use super::*;
 
@@ -113,6 +130,24 @@ mod tests {
         let error = named::<()>("/data/7.parquet", || Err(divided));
         let root = error.as_ref().map_err(DataFusionError::find_root);
         assert!(matches!(root, Err(DataFusionError::ArrowError(..))), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_io_runtime_is_an_error_of_the_file() {
+        let panicked = || async {
+            let read = tokio::task::spawn_blocking(|| panic!("capacity overflow"));
+            object_store::Error::JoinError {
+                source: read.await.map(|()| 0).expect_err("it panics"),
+            }
+        };
+        let in_parquet = ParquetError::External(Box::new(panicked().await));
+        for error in [
+            DataFusionError::from(in_parquet),
+            DataFusionError::ObjectStore(Box::new(panicked().await)),
+        ] {
+            let text = text(error);
+            assert_eq!(text, "Execution error: /data/7.parquet is damaged: its reader failed");
+        }
     }
 
     #[test]

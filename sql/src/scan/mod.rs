@@ -14,6 +14,7 @@ mod footer;
 mod ipc;
 mod memory;
 pub(crate) mod morsels;
+mod parquet_bytes;
 mod queue;
 mod reader;
 mod row_group;

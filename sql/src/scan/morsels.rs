@@ -24,7 +24,8 @@ use datafusion::{
 
 use super::{
     damage, footer,
-    version::{ListedReaders, Listing},
+    parquet_bytes::{CheckedReaders, FileFooter},
+    version::Listing,
 };
 use crate::buckets::check_footer;
 
@@ -91,7 +92,7 @@ pub(crate) fn prepare(config: &mut FileScanConfig, context: &TaskContext) -> Res
         let cache = context.runtime_env().cache_manager.get_file_metadata_cache();
         Arc::new(CachedParquetFileReaderFactory::new(listing.store().clone(), cache))
     });
-    let factory = Arc::new(ListedReaders { inner, listing });
+    let factory = Arc::new(CheckedReaders { inner, listing });
     config.file_source = Arc::new(source.clone().with_parquet_file_reader_factory(factory));
     Ok(())
 }
@@ -149,9 +150,13 @@ async fn plan_file(
     let schema = parquet_to_arrow_schema(in_file.schema_descr(), in_file.key_value_metadata());
     let schema = schema.ok().map(Arc::new);
     let (mut seen, mut morsels) = (HashSet::new(), Vec::new());
+    let whole = |file: PartitionedFile| {
+        let footer = FileFooter { footer: footer.clone(), group: None };
+        Ok(vec![file.with_extension(footer).into()])
+    };
     for (index, group) in footer.row_groups().iter().enumerate() {
         if group.num_columns() == 0 {
-            return Ok(vec![file.into()]);
+            return whole(file);
         }
         let first = group.column(0);
         let start = first.dictionary_page_offset().unwrap_or_else(|| first.data_page_offset());
@@ -161,13 +166,12 @@ async fn plan_file(
             continue;
         }
         if !seen.insert(start) {
-            return Ok(vec![file.into()]);
+            return whole(file);
         }
+        let in_footer = FileFooter { footer: footer.clone(), group: Some(index) };
+        let file = file.clone().with_range(start, start + 1).with_extension(in_footer);
         let group = RowGroup { footer: footer.clone(), schema: schema.clone(), index };
-        morsels.push(FileMorsel {
-            file: file.clone().with_range(start, start + 1),
-            group: Some(group),
-        });
+        morsels.push(FileMorsel { file, group: Some(group) });
     }
     Ok(morsels)
 }

@@ -18,10 +18,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::{
-    datasource::{
-        listing::PartitionedFile,
-        physical_plan::{FileScanConfig, parquet::ParquetFileReaderFactory},
-    },
+    datasource::physical_plan::FileScanConfig,
     error::Result,
     execution::{TaskContext, cache::cache_manager::ListFilesCache},
     object_store::{
@@ -29,16 +26,8 @@ use datafusion::{
         MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload,
         PutResult, path::Path,
     },
-    parquet::{
-        arrow::{arrow_reader::ArrowReaderOptions, async_reader::AsyncFileReader},
-        errors::{ParquetError, Result as ParquetResult},
-        file::metadata::ParquetMetaData,
-    },
-    physical_plan::metrics::ExecutionPlanMetricsSet,
 };
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
-
-use super::decode::PageHeader;
+use futures::{StreamExt, stream::BoxStream};
 
 /// Size of one read of a local text file, in bytes.
 const CHUNK_BYTES: u64 = 1 << 20;
@@ -66,7 +55,7 @@ impl Listing {
 
     /// Fails if the listed version of the file no longer exists. Called after bytes were read, so
     /// that no change before the read is missed.
-    async fn check(&self, meta: &ObjectMeta) -> object_store::Result<()> {
+    pub(super) async fn check(&self, meta: &ObjectMeta) -> object_store::Result<()> {
         let head_options = listed(meta, GetOptions::new().with_head(true));
         match self.store.get_opts(&meta.location, head_options).await {
             Err(error @ Error::Precondition { .. }) => Err(self.map_error(&meta.location, error)),
@@ -85,7 +74,7 @@ impl Listing {
     }
 
     /// Clears the cached file lists, so that the next query lists the files again.
-    fn forget_lists(&self) {
+    pub(super) fn forget_lists(&self) {
         if let Some(lists) = &self.lists {
             lists.clear();
         }
@@ -261,86 +250,6 @@ impl ObjectStore for ListedVersions {
         options: CopyOptions,
     ) -> object_store::Result<()> {
         self.listing.store.copy_opts(from, to, options).await
-    }
-}
-
-/// A factory of Parquet readers that wraps another one and checks that the listed versions are
-/// read.
-#[derive(Debug)]
-pub(super) struct ListedReaders {
-    pub(super) inner: Arc<dyn ParquetFileReaderFactory>,
-    pub(super) listing: Listing,
-}
-
-impl ParquetFileReaderFactory for ListedReaders {
-    fn create_reader(
-        &self,
-        partition: usize,
-        file: PartitionedFile,
-        metadata_size_hint: Option<usize>,
-        metrics: &ExecutionPlanMetricsSet,
-    ) -> Result<Box<dyn AsyncFileReader + Send>> {
-        let meta = file.object_meta.clone();
-        let inner = self.inner.create_reader(partition, file, metadata_size_hint, metrics)?;
-        Ok(Box::new(ListedReader { inner, listing: self.listing.clone(), meta }))
-    }
-}
-
-struct ListedReader {
-    inner: Box<dyn AsyncFileReader + Send>,
-    listing: Listing,
-    meta: ObjectMeta,
-}
-
-/// Awaits a Parquet reader's `read`, then checks that the listed version of the file still exists.
-async fn checked<T>(
-    read: ParquetResult<T>,
-    listing: &Listing,
-    meta: &ObjectMeta,
-) -> ParquetResult<T> {
-    listing.check(meta).await.map_err(|error| ParquetError::External(Box::new(error)))?;
-    // The file may have been deleted.
-    read.inspect_err(|_| listing.forget_lists())
-}
-
-/// Checks the dictionary page that `bytes`, a range of a column chunk, may begin with.
-fn check_dictionary(bytes: &Bytes) -> ParquetResult<()> {
-    match PageHeader::read(bytes) {
-        Ok((header, _)) if header.is_oversized_dictionary() => Err(ParquetError::General(format!(
-            "a dictionary of {} values has {} bytes",
-            header.values, header.uncompressed_len
-        ))),
-        _ => Ok(()),
-    }
-}
-
-impl AsyncFileReader for ListedReader {
-    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, ParquetResult<Bytes>> {
-        async move {
-            let bytes = self.inner.get_bytes(range).await;
-            checked(bytes, &self.listing, &self.meta).await
-        }
-        .boxed()
-    }
-
-    fn get_byte_ranges(
-        &mut self,
-        ranges: Vec<Range<u64>>,
-    ) -> BoxFuture<'_, ParquetResult<Vec<Bytes>>> {
-        async move {
-            let bytes = self.inner.get_byte_ranges(ranges).await;
-            let bytes = checked(bytes, &self.listing, &self.meta).await?;
-            bytes.iter().try_for_each(check_dictionary)?;
-            Ok(bytes)
-        }
-        .boxed()
-    }
-
-    fn get_metadata<'a>(
-        &'a mut self,
-        options: Option<&'a ArrowReaderOptions>,
-    ) -> BoxFuture<'a, ParquetResult<Arc<ParquetMetaData>>> {
-        self.inner.get_metadata(options)
     }
 }
 

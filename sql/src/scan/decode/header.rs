@@ -5,6 +5,7 @@
 //! without a check.
 
 use super::corrupt;
+use parquet::basic::Compression;
 use parquet::errors::Result;
 
 /// Maximum nesting of the values of unknown fields.
@@ -34,8 +35,11 @@ impl PageHeader {
     pub(crate) fn read(bytes: &[u8]) -> Result<(Self, usize)> {
         let mut input = Compact { bytes, offset: 0 };
         let mut header = Self::default();
-        let mut field = 0;
+        let (mut field, mut seen) = (0, [false; 3]);
         while let Some(kind) = input.field(&mut field)? {
+            if let (1..=3, ThriftType::INTEGER) = (field, kind) {
+                seen[field as usize - 1] = true;
+            }
             match (field, kind) {
                 (1, ThriftType::INTEGER) => header.kind = input.integer()?,
                 (2, ThriftType::INTEGER) => header.uncompressed_len = input.integer()?,
@@ -46,13 +50,29 @@ impl PageHeader {
                 _ => input.skip(kind, 0)?,
             }
         }
+        if seen.contains(&false) {
+            return Err(corrupt("a page header lacks its kind or a size"));
+        }
         Ok((header, input.offset))
     }
 
-    /// Returns whether the header announces a dictionary with more entries than its bytes can hold.
-    /// The parquet crate allocates the announced number of entries.
-    pub(crate) fn is_oversized_dictionary(&self) -> bool {
-        self.kind == 2 && !(0..=self.uncompressed_len).contains(&self.values)
+    /// Checks the sizes that this header of a page with `compression` states. Readers allocate what
+    /// a header states.
+    pub(crate) fn check(&self, compression: Compression) -> Result<()> {
+        let within = |value: &i64| (0..=i64::from(i32::MAX)).contains(value);
+        let [levels, repetitions] = self.levels_len;
+        let sizes = [self.compressed_len, self.uncompressed_len, self.values, levels, repetitions];
+        if !sizes.iter().all(within)
+            || levels + repetitions > self.uncompressed_len
+            || self.uncompressed_len > max_uncompressed_len(compression, self.compressed_len)
+        {
+            return Err(corrupt("the header of a page is implausible"));
+        }
+        if self.kind == 2 && self.values > self.uncompressed_len {
+            let (values, bytes) = (self.values, self.uncompressed_len);
+            return Err(corrupt(format!("a dictionary of {values} values has {bytes} bytes")));
+        }
+        Ok(())
     }
 
     /// Reads the header of one kind of page, which is field `outer` of the page header.
@@ -68,6 +88,23 @@ impl PageHeader {
             }
         }
         Ok(())
+    }
+}
+
+/// Returns the maximum size to which `compressed` bytes can decompress.
+fn max_uncompressed_len(compression: Compression, compressed: i64) -> i64 {
+    match compression {
+        // Uncompressed pages are not copied, so their size does not matter.
+        Compression::UNCOMPRESSED => i64::MAX,
+        // A copy of 64 bytes takes at least three.
+        Compression::SNAPPY => compressed * 32 + 64,
+        // A further byte of a length stands for 255 bytes.
+        Compression::LZ4 | Compression::LZ4_RAW => compressed * 256 + 64,
+        // A copy of 258 bytes takes at least two bits.
+        Compression::GZIP(_) => compressed * 1032 + 64,
+        // A block that repeats one byte takes four bytes and yields 128 KiB.
+        Compression::ZSTD(_) => compressed * (32 << 10) + (128 << 10),
+        _ => i64::MAX,
     }
 }
 

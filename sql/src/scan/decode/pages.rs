@@ -243,15 +243,8 @@ impl Pages {
     /// index page.
     fn check(&self, header: &PageHeader, header_len: usize) -> Result<Option<PageKind>> {
         let implausible = || corrupt("the header of a page is implausible");
-        let sizes = [header.compressed_len, header.uncompressed_len, header.values];
-        let [levels, repetitions] = header.levels_len;
-        let within = |value: &i64| (0..=i64::from(i32::MAX)).contains(value);
-        if !sizes.iter().all(within)
-            || !header.levels_len.iter().all(within)
-            || levels + repetitions > header.uncompressed_len
-            || header_len as u64 + header.compressed_len.unsigned_abs() > self.remaining
-            || header.uncompressed_len > self.max_uncompressed_len(header.compressed_len)
-        {
+        header.check(self.compression)?;
+        if header_len as u64 + header.compressed_len.unsigned_abs() > self.remaining {
             return Err(implausible());
         }
         let values = usize::try_from(header.values)?;
@@ -262,22 +255,6 @@ impl Pages {
             0 => Ok(Some(PageKind::Data(values))),
             3 if header.rows == Some(header.values) => Ok(Some(PageKind::Data(values))),
             _ => Err(implausible()),
-        }
-    }
-
-    /// Returns the maximum size to which `compressed` bytes can decompress; at most that is
-    /// allocated for a page.
-    fn max_uncompressed_len(&self, compressed: i64) -> i64 {
-        match self.compression {
-            // Uncompressed pages are not copied, so their size does not matter.
-            Compression::UNCOMPRESSED => i64::MAX,
-            // A copy of 64 bytes takes at least three.
-            Compression::SNAPPY => compressed * 32 + 64,
-            // A further byte of a length stands for 255 bytes.
-            Compression::LZ4 | Compression::LZ4_RAW => compressed * 256 + 64,
-            // A block that repeats one byte takes four bytes and yields 128 KiB.
-            Compression::ZSTD(_) => compressed * (32 << 10) + (128 << 10),
-            _ => i64::MAX,
         }
     }
 }

@@ -86,16 +86,3 @@ fn only_text_files_become_streams() {
     let store = ListedVersions::new(listing, &config);
     assert!(!store.text);
 }
-
-/// The parquet crate allocates the number of entries that a dictionary header states.
-#[test]
-fn dictionaries_of_more_entries_than_bytes() {
-    let page = |entries: &[u8]| {
-        // A dictionary page of 48 bytes, in Thrift's compact protocol.
-        let head = [0x15, 4, 0x15, 0x60, 0x15, 0x60, 0x4c, 0x15];
-        Bytes::from([&head[..], entries, &[0x15, 0, 0, 0]].concat())
-    };
-    assert!(check_dictionary(&page(&[24])).is_ok(), "12 entries");
-    let error = check_dictionary(&page(&[0xfe, 0xff, 0xff, 0xff, 0x0f])).unwrap_err().to_string();
-    assert!(error.contains("a dictionary of 2147483647 values has 48 bytes"), "{error}");
-}
