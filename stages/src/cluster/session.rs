@@ -259,23 +259,44 @@ impl HeadPlanner {
         query: &LogicalPlan,
         session: &dyn Session,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let Some(inner) = &self.inner else {
-            return Err(DataFusionError::Internal("the cluster session has no planner".into()));
-        };
         let plan = if gets_lost(query)? {
-            let Some(state) = session.as_any().downcast_ref::<SessionState>() else {
-                return not_impl_err!("{GETS_LOST}, and the session is no SessionState");
-            };
-            let mut local = state.clone();
-            local.set_distributed_worker_resolver(WorkerList(Arc::default()));
-            inner.create_physical_plan(query, &local).await?
+            IN_PLAN.scope((), self.plan_here(query, session, GETS_LOST)).await?
         } else {
-            inner.create_physical_plan(query, session).await?
+            IN_PLAN.scope((), self.inner()?.create_physical_plan(query, session)).await?
         };
         // The workers' stages stay as they are.
         wrap_until(plan, &self.executor, &|node| node.is_network_boundary())
     }
+
+    /// Plans a query for no workers, because of `reason`.
+    async fn plan_here(
+        &self,
+        query: &LogicalPlan,
+        session: &dyn Session,
+        reason: &str,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let Some(state) = session.as_any().downcast_ref::<SessionState>() else {
+            return not_impl_err!("{reason}, and the session is no SessionState");
+        };
+        let mut here = state.clone();
+        here.set_distributed_worker_resolver(WorkerList(Arc::default()));
+        self.inner()?.create_physical_plan(query, &here).await
+    }
+
+    fn inner(&self) -> Result<&Arc<dyn QueryPlanner + Send + Sync>> {
+        let missing = || DataFusionError::Internal("the cluster session has no planner".into());
+        self.inner.as_ref().ok_or_else(missing)
+    }
 }
+
+tokio::task_local! {
+    /// Set while a query is planned. A table provider may then plan a query of its own, such as
+    /// that of a view: a part of the plan, which is divided into stages only with the whole.
+    static IN_PLAN: ();
+}
+
+/// Why the query of a table provider is planned without workers.
+const PART_OF_A_PLAN: &str = "a table plans a query of its own";
 
 /// Why a query with such a window stays in this process.
 pub(super) const GETS_LOST: &str =
@@ -311,6 +332,9 @@ impl QueryPlanner for HeadPlanner {
         query: &LogicalPlan,
         session: &dyn Session,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        if IN_PLAN.try_with(|()| ()).is_ok() {
+            return self.plan_here(query, session, PART_OF_A_PLAN).await;
+        }
         let plan = self.plan(query, session).await?;
         ClusterExec::wrap(plan, &self.executor, || self.retry_plan(query, session))
     }
