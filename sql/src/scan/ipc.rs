@@ -217,6 +217,7 @@ impl Header {
             check_schema(&schema)?;
         }
         let batch = rows(&message);
+        batch.as_ref().map_or(Ok(()), check_lengths)?;
         let codec = batch.and_then(|batch| Some(batch.compression()?.codec()));
         let Some((batch, codec)) = batch.zip(codec) else {
             let codec = CompressionType::default();
@@ -238,6 +239,23 @@ impl Header {
 fn rows<'a>(message: &Message<'a>) -> Option<RecordBatch<'a>> {
     let dictionary = message.header_as_dictionary_batch();
     message.header_as_record_batch().or_else(|| dictionary?.data())
+}
+
+/// Checks the numbers of rows and values that a batch states. Columns of NULLs, and batches without
+/// columns, have no bytes to compare them with.
+fn check_lengths(batch: &RecordBatch<'_>) -> Result<()> {
+    // Arrow's format recommends this maximum.
+    if !(0..=i64::from(i32::MAX)).contains(&batch.length()) {
+        return exec_err!("it is damaged: a batch of {} rows", batch.length());
+    }
+    match batch.nodes().iter().flatten().find(|node| node.length() < 0 || node.null_count() < 0) {
+        Some(node) => exec_err!(
+            "it is damaged: an array of {} values, {} of them NULL",
+            node.length(),
+            node.null_count()
+        ),
+        None => Ok(()),
+    }
 }
 
 /// Returns the blocks of `part` that `footer` lists.

@@ -103,6 +103,23 @@ fn bodies_longer_than_the_file() {
     assert!(seen >= 3, "only {seen} lengths were reported");
 }
 
+/// A batch without columns would have that many rows.
+#[test]
+fn batches_of_more_rows_than_there_can_be() {
+    let errors = |rows: i64| {
+        let damaged = (0..).map_while(|nth| replaced(&stream(), 1001, nth, rows));
+        let errors = damaged.map(|bytes| checked(bytes, false, Part::All).err());
+        errors.collect::<Vec<_>>()
+    };
+    // The lengths of two batches, and of the two arrays in each.
+    assert_eq!(errors(-1).iter().flatten().count(), 6);
+    let errors = errors(1 << 32);
+    assert_eq!(errors.iter().flatten().count(), 2);
+    for error in errors.into_iter().flatten() {
+        assert!(error.to_string().contains("a batch of 4294967296 rows"), "{error}");
+    }
+}
+
 #[test]
 fn compressed_buffers_longer_than_they_can_be() {
     for compression in [CompressionType::LZ4_FRAME, CompressionType::ZSTD] {
