@@ -37,6 +37,16 @@ pub(crate) struct FileMorsel {
     pub(crate) group: Option<RowGroup>,
 }
 
+impl FileMorsel {
+    /// Returns the file for DataFusion's reader, which is told where the pages of its row group
+    /// are, so that they are checked. gatework's own reader checks them itself.
+    pub(crate) fn for_fallback(&self) -> PartitionedFile {
+        let file = self.file.clone();
+        let Some(RowGroup { footer, index, .. }) = &self.group else { return file };
+        file.with_extension(FileFooter { footer: footer.clone(), group: Some(*index) })
+    }
+}
+
 impl From<PartitionedFile> for FileMorsel {
     fn from(file: PartitionedFile) -> Self {
         Self { file, group: None }
@@ -168,10 +178,11 @@ async fn plan_file(
         if !seen.insert(start) {
             return whole(file);
         }
-        let in_footer = FileFooter { footer: footer.clone(), group: Some(index) };
-        let file = file.clone().with_range(start, start + 1).with_extension(in_footer);
         let group = RowGroup { footer: footer.clone(), schema: schema.clone(), index };
-        morsels.push(FileMorsel { file, group: Some(group) });
+        morsels.push(FileMorsel {
+            file: file.clone().with_range(start, start + 1),
+            group: Some(group),
+        });
     }
     Ok(morsels)
 }

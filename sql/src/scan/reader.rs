@@ -30,7 +30,7 @@ use super::{
     FileScanPlan, damage, fallback,
     filters::LocalFilters,
     ipc,
-    morsels::{self, FileMorsel, RowGroup},
+    morsels::{self, FileMorsel},
     queue::ScanWork,
     row_group::{self, LocalConjuncts, OpenedRowGroup, RowGroupReader},
 };
@@ -200,9 +200,10 @@ impl LocalFileScan {
             && self.row_group.as_ref().is_some_and(|reader| reader.is_near_end())
             && let Some(morsel) = self.shared.queue.take_row_group()
         {
-            self.prefetched = self.open(&morsel.file, morsel.group);
+            let fallback = morsel.for_fallback();
+            self.prefetched = self.open(*morsel, &fallback);
             if self.prefetched.is_none() {
-                self.plan_fallback(morsel.file)?;
+                self.plan_fallback(fallback)?;
             }
         }
         if let Some(prefetched) = &mut self.prefetched {
@@ -225,24 +226,21 @@ impl LocalFileScan {
     }
 
     fn start_morsel(&mut self, morsel: FileMorsel) -> DataFusionResult<()> {
-        match self.open(&morsel.file, morsel.group) {
+        let fallback = morsel.for_fallback();
+        match self.open(morsel, &fallback) {
             Some(opening) => self.opening_row_group = Some(opening),
-            None => self.plan_fallback(morsel.file)?,
+            None => self.plan_fallback(fallback)?,
         }
         Ok(())
     }
 
-    /// Starts to open a morsel of `file`; `None` if DataFusion's reader needs no preparation to
-    /// read it.
-    fn open(&self, file: &PartitionedFile, group: Option<RowGroup>) -> Option<Opening> {
+    /// Starts to open a morsel, which is `fallback` for DataFusion's reader; `None` if that reader
+    /// needs no preparation to read it.
+    fn open(&self, morsel: FileMorsel, fallback: &PartitionedFile) -> Option<Opening> {
         let (shared, task_index) = (self.shared.clone(), self.task_index);
-        let (name, opened_file) = (
-            Arc::<str>::from(damage::name(
-                &shared.config.object_store_url,
-                &file.object_meta.location,
-            )),
-            file.clone(),
-        );
+        let FileMorsel { file: opened_file, group } = morsel;
+        let name: Arc<str> =
+            damage::name(&shared.config.object_store_url, &opened_file.object_meta.location).into();
         let opened = match (group, &self.shared.row_group_plan) {
             (Some(group), Some(plan)) => {
                 let plan = plan.clone();
@@ -270,7 +268,7 @@ impl LocalFileScan {
         };
         let named = name.clone();
         let opened = async move { damage::named_future(&named, opened).await };
-        Some(Opening { file: file.clone(), name, opened: maybe_done(opened.boxed()) })
+        Some(Opening { file: fallback.clone(), name, opened: maybe_done(opened.boxed()) })
     }
 
     /// Passes a file to DataFusion's reader.

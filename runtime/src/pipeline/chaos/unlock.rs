@@ -1,10 +1,10 @@
 //! Waits of threads after they release the lock of a shared state, within calls of queries whose
 //! chaos asks for it.
 //!
-//! After one unlock in three, the thread waits until another thread of the query has released such
-//! a lock, too. So other tasks change the state between the release of the lock and what follows:
-//! code that releases a lock and blocks a gate afterwards loses a wake-up. The waits of a query are
-//! bounded in time, one by one and together.
+//! After one unlock in three, the thread waits until another thread has released such a lock, too.
+//! So other tasks change the state between the release of the lock and what follows: code that
+//! releases a lock and blocks a gate afterwards loses a wake-up. The waits of all queries with one
+//! [`Chaos`](super::Chaos) are bounded in time, one by one and together.
 
 use std::{
     cell::RefCell,
@@ -20,10 +20,10 @@ use gatework_shared_state::sync::set_unlock_hook;
 
 /// Maximum time of a wait. The other thread may have to wait for a processor.
 const MAX_WAIT: Duration = Duration::from_millis(10);
-/// Maximum time of all waits of a query.
+/// Maximum time of all waits with one chaos.
 const MAX_WAITS: Duration = Duration::from_millis(50);
 
-/// The unlocks in the calls of one query.
+/// The unlocks in the calls of the queries with one chaos.
 #[derive(Debug)]
 pub(super) struct Unlocks {
     seed: u64,
@@ -32,7 +32,7 @@ pub(super) struct Unlocks {
 }
 
 thread_local! {
-    /// The unlocks of the query whose call runs on this thread.
+    /// The unlocks that the call on this thread counts in; `None` outside of such calls.
     static UNLOCKS: RefCell<Option<Arc<Unlocks>>> = const { RefCell::new(None) };
 }
 
