@@ -1,0 +1,15 @@
+SELECT region, sum(quantity * price) AS revenue FROM sales JOIN stores USING (store_id) GROUP BY region ORDER BY region;
+SELECT category, extract(year FROM day) AS y, sum(price) AS revenue, count(*) AS n FROM sales JOIN products USING (product_id) GROUP BY category, y ORDER BY category, y;
+SELECT brand, sum(price) AS revenue FROM sales JOIN products USING (product_id) WHERE category = 'books' GROUP BY brand ORDER BY revenue DESC, brand LIMIT 10;
+SELECT s.city, c.card, count(*) AS n, sum(price) AS revenue FROM sales JOIN stores s USING (store_id) JOIN customers c USING (customer_id) WHERE s.region = 'north' GROUP BY s.city, c.card ORDER BY revenue DESC, s.city, c.card LIMIT 20;
+SELECT c.customer_id, c.name, sum(price) AS spent FROM sales JOIN customers c USING (customer_id) GROUP BY c.customer_id, c.name ORDER BY spent DESC, c.customer_id LIMIT 10;
+SELECT p.product, count(DISTINCT customer_id) AS buyers FROM sales JOIN products p USING (product_id) WHERE day >= DATE '2024-11-01' GROUP BY p.product ORDER BY buyers DESC, p.product LIMIT 10;
+SELECT s.region, p.category, c.card, sum(quantity) AS q FROM sales JOIN stores s USING (store_id) JOIN products p USING (product_id) JOIN customers c USING (customer_id) GROUP BY s.region, p.category, c.card ORDER BY s.region, p.category, c.card;
+SELECT store, revenue FROM (SELECT store_id, sum(price * (1 - discount)) AS revenue FROM sales WHERE payment = 'voucher' GROUP BY store_id) AS q JOIN stores USING (store_id) ORDER BY revenue DESC, store LIMIT 10;
+SELECT count(*) FROM customers WHERE customer_id NOT IN (SELECT customer_id FROM sales WHERE discount > 0.25);
+SELECT count(*), sum(price) FROM sales JOIN customers c USING (customer_id) JOIN stores s USING (store_id) WHERE c.city = s.city;
+SELECT day, sum(price) AS revenue, sum(sum(price)) OVER (ORDER BY day) AS so_far FROM sales WHERE store_id = 1 GROUP BY day ORDER BY day;
+SELECT region, store, revenue FROM (SELECT region, store, sum(price) AS revenue, rank() OVER (PARTITION BY region ORDER BY sum(price) DESC) AS r FROM sales JOIN stores USING (store_id) GROUP BY region, store) AS q WHERE r <= 3 ORDER BY region, revenue DESC;
+SELECT a.product_id, b.product_id AS other, count(*) AS n FROM (SELECT DISTINCT customer_id, product_id FROM sales WHERE store_id = 3) AS a JOIN (SELECT DISTINCT customer_id, product_id FROM sales WHERE store_id = 3) AS b ON a.customer_id = b.customer_id AND a.product_id < b.product_id GROUP BY a.product_id, b.product_id ORDER BY n DESC, a.product_id, other LIMIT 10;
+SELECT payment, min(price), max(price), avg(price), stddev(discount) FROM sales GROUP BY payment ORDER BY payment;
+SELECT * FROM sales WHERE price > 55 ORDER BY price DESC, id LIMIT 20;
