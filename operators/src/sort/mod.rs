@@ -12,17 +12,20 @@
 
 mod chunks;
 mod merge_exchange;
+mod prefix;
 mod run;
 mod sample_sort;
 mod source;
+mod threshold;
 
 #[cfg(test)]
 mod tests;
 
 pub use merge_exchange::MergeExchangeSource;
+use prefix::KeyPrefix;
 pub use run::SortSink;
-use run::TopNThreshold;
 pub use source::SortSource;
+use threshold::TopNThreshold;
 
 use std::sync::Arc;
 
@@ -35,7 +38,7 @@ use datafusion_physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr, expr
 use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{Error, Result, pipeline::PerTask};
 use gatework_shared_state::sort;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::ResultExt;
 
@@ -59,6 +62,10 @@ struct SortPlan {
     config: SortConfig,
     carried: Option<Carried>,
     converter: RowConverter,
+    /// Prefix of keys that may have nothing in common.
+    leading_prefix: Arc<KeyPrefix>,
+    /// Prefixes of the runs in memory, each once.
+    prefixes: Mutex<Vec<Arc<KeyPrefix>>>,
     /// With a `fetch`: the lowest key known to have at least `fetch` rows at or before it.
     threshold: RwLock<Option<Arc<TopNThreshold>>>,
 }
@@ -110,7 +117,25 @@ impl SortPlan {
         let fields =
             fields.collect::<Result<_, datafusion_common::DataFusionError>>().query_err()?;
         let converter = RowConverter::new(fields).query_err()?;
-        Ok(Self { config, carried: None, converter, threshold: RwLock::new(None) })
+        let leading_prefix = Arc::new(KeyPrefix::leading());
+        Ok(Self {
+            config,
+            carried: None,
+            converter,
+            prefixes: Mutex::new(vec![leading_prefix.clone()]),
+            leading_prefix,
+            threshold: RwLock::new(None),
+        })
+    }
+
+    /// Returns the instance of a prefix that all runs share which have an equal one.
+    fn share_prefix(&self, prefix: Arc<KeyPrefix>) -> Arc<KeyPrefix> {
+        let mut prefixes = self.prefixes.lock();
+        if let Some(shared) = prefixes.iter().find(|shared| **shared == prefix) {
+            return shared.clone();
+        }
+        prefixes.push(prefix.clone());
+        prefix
     }
 
     /// Returns `rows` with the carried keys appended, if there are any.

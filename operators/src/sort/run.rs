@@ -3,16 +3,11 @@
 use std::{cmp::Ordering, ops::Range, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, BooleanArray, RecordBatch, Scalar},
+    array::{BooleanArray, RecordBatch},
     buffer::{BooleanBuffer, ScalarBuffer},
-    compute::{
-        filter, filter_record_batch,
-        kernels::cmp::{gt_eq, lt_eq},
-    },
-    error::ArrowError,
+    compute::{filter, filter_record_batch},
 };
 use arrow_row::Rows;
-use datafusion_physical_expr::PhysicalSortExpr;
 use gatework_runtime::{
     Error, Result,
     pipeline::{
@@ -25,7 +20,9 @@ use gatework_shared_state::{Gate, sort::SortProducer};
 use super::{
     SortPlan,
     chunks::{SortedBatches, gather_chunks},
-    sample_sort::{SortedIndices, prefix},
+    prefix::KeyPrefix,
+    sample_sort::SortedIndices,
+    threshold::TopNThreshold,
 };
 use crate::{
     ResultExt, apply_selection,
@@ -43,40 +40,13 @@ pub(super) struct Run {
     starts: Vec<usize>,
     /// Bytes of each chunk's variable-length values.
     text_bytes: Vec<usize>,
-    /// Common prefix of all keys, and the next 16 bytes of each row's key.
-    common: CommonPrefix,
+    /// Prefix of each row's key. Only runs with the same instance of `prefix` are compared by it.
+    prefix: Arc<KeyPrefix>,
     prefixes: Vec<u128>,
     /// Keys in the order of arrival, and the key index of each row.
     keys: Rows,
     order: ScalarBuffer<u32>,
-    /// True if common prefix and row prefix are the whole key.
-    prefix_is_key: bool,
     _reservation: Option<Reservation>,
-}
-
-/// Common prefix of all keys of a run. Runs are compared by it for each row, so its first bytes are
-/// stored as a number.
-#[derive(Debug, Default)]
-struct CommonPrefix {
-    /// Length of the prefix, and up to 15 of its bytes.
-    first_bytes: u128,
-    rest: Box<[u8]>,
-}
-
-impl CommonPrefix {
-    fn new(bytes: &[u8]) -> Self {
-        let (first, rest) = bytes.split_at(bytes.len().min(15));
-        Self { first_bytes: prefix(first) | bytes.len().min(0xff) as u128, rest: rest.into() }
-    }
-}
-
-impl PartialEq for CommonPrefix {
-    fn eq(&self, other: &Self) -> bool {
-        let no_rest = self.rest.is_empty() && other.rest.is_empty();
-        // Comparing empty slices would be a function call for each row, possibly a slow one. The
-        // address of an empty box is not suitable for a vector load.
-        self.first_bytes == other.first_bytes && (no_rest || self.rest == other.rest)
-    }
 }
 
 /// Sorted rows in memory, in a spill file or in another task.
@@ -94,23 +64,13 @@ impl Run {
     pub(super) fn from_sorted_batch(rows: RecordBatch, plan: &SortPlan) -> Result<Self> {
         let columns = plan.key_columns(&rows)?;
         let keys = plan.converter.convert_columns(&columns).query_err()?;
-        let prefixes = keys.iter().map(|key| prefix(key.data())).collect();
+        let prefix = plan.leading_prefix.clone();
+        let prefixes = keys.iter().map(|key| prefix.of(key.data())).collect();
         let order = (0..rows.num_rows() as u32).collect();
         let (chunks, order) = (vec![rows], order);
         let (starts, text_bytes) = measured(&chunks);
-        let (common, prefix_is_key) = (CommonPrefix::default(), false);
         let _reservation = None;
-        Ok(Self {
-            chunks,
-            starts,
-            text_bytes,
-            common,
-            prefixes,
-            keys,
-            order,
-            prefix_is_key,
-            _reservation,
-        })
+        Ok(Self { chunks, starts, text_bytes, prefix, prefixes, keys, order, _reservation })
     }
 
     /// Returns the index and row range of the chunk that contains row `row`. Behind the last row
@@ -151,11 +111,6 @@ impl Run {
     pub(super) fn row_key(&self, row: usize) -> RowKey<'_> {
         RowKey { prefix: self.prefixes[row], run: self, row }
     }
-
-    /// Returns the whole key, or nothing if the prefix is the whole key.
-    fn tie_breaker(&self, row: usize) -> &[u8] {
-        if self.prefix_is_key { &[] } else { self.key(row) }
-    }
 }
 
 /// Returns the chunk starts with the end of the last, and the bytes of each chunk's variable-length
@@ -170,10 +125,8 @@ fn measured(chunks: &[RecordBatch]) -> (Vec<usize>, Vec<usize>) {
     (starts, chunks.iter().map(|chunk| sum_of(chunk.columns())).collect())
 }
 
-/// Key in two parts. Most comparisons are decided by the first, a number in the entry; the second
-/// needs a memory access. The prefixes of one run may be whole keys and those of another not. Equal
-/// prefixes then belong to equal keys, or one key is a prefix of the other. In either case the
-/// empty tie breaker sorts first.
+/// Key with its prefix. Most comparisons are decided by the prefixes of runs that share a
+/// [`KeyPrefix`]; whole keys need a memory access.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowKey<'a> {
     prefix: u128,
@@ -183,15 +136,14 @@ pub(super) struct RowKey<'a> {
 
 impl Ord for RowKey<'_> {
     fn cmp(&self, other: &Self) -> Ordering {
-        if self.run.common != other.run.common {
-            return self.run.key(self.row).cmp(other.run.key(other.row));
+        let by_key = || self.run.key(self.row).cmp(other.run.key(other.row));
+        if !Arc::ptr_eq(&self.run.prefix, &other.run.prefix) {
+            return by_key();
         }
-        self.prefix.cmp(&other.prefix).then_with(|| {
-            match (self.run.prefix_is_key, other.run.prefix_is_key) {
-                (true, true) => Ordering::Equal,
-                _ => self.run.tie_breaker(self.row).cmp(other.run.tie_breaker(other.row)),
-            }
-        })
+        match self.prefix.cmp(&other.prefix) {
+            Ordering::Equal if !self.run.prefix.is_key() => by_key(),
+            order => order,
+        }
     }
 }
 
@@ -208,33 +160,6 @@ impl PartialEq for RowKey<'_> {
 }
 
 impl Eq for RowKey<'_> {}
-
-/// Key behind which no row is wanted, since `fetch` rows lie before or at it.
-#[derive(Debug)]
-pub(super) struct TopNThreshold {
-    key: Box<[u8]>,
-    /// Value of the first sort key, and its direction.
-    first: ArrayRef,
-    descending: bool,
-}
-
-impl TopNThreshold {
-    fn new(run: &Run, row: usize, first: &PhysicalSortExpr) -> datafusion_common::Result<Self> {
-        let value = first.expr.evaluate(&run.slice(row, 1))?.into_array_of_size(1)?;
-        let descending = first.options.descending;
-        Ok(Self { key: run.key(row).into(), first: value, descending })
-    }
-
-    /// Returns the rows whose first sort key is not behind the threshold's, decided from the column
-    /// alone. Returns `None` for NULLs and for types that do not allow it.
-    fn within_threshold(&self, first: &ArrayRef) -> Result<Option<BooleanArray>, ArrowError> {
-        if !first.data_type().is_primitive() || first.null_count() + self.first.null_count() > 0 {
-            return Ok(None);
-        }
-        let threshold = Scalar::new(&self.first);
-        if self.descending { gt_eq(first, &threshold) } else { lt_eq(first, &threshold) }.map(Some)
-    }
-}
 
 /// Sink of a sort.
 #[derive(Debug)]
@@ -367,8 +292,8 @@ impl SortState {
     fn sort(&mut self, task: &DriverContext) -> Result<Option<Run>> {
         let Some((input, order)) = self.take_input_sorted(task)? else { return Ok(None) };
         let SortInput { batches, keys, .. } = input;
-        let SortedIndices { common, prefix_is_key, prefixes, rows } = order;
-        let common = CommonPrefix::new(&keys.row(0).data()[..common]);
+        let SortedIndices { prefix, prefixes, rows } = order;
+        let prefix = Arc::new(prefix);
         let order = ScalarBuffer::from(rows);
         let config = &self.plan.config;
         let chunks = gather_chunks(&config.schema, batches, &order, config.batch_rows, task)?;
@@ -380,17 +305,7 @@ impl SortState {
             resized?;
         }
         let _reservation = Some(self.reservation.take());
-        Ok(Some(Run {
-            chunks,
-            starts,
-            text_bytes,
-            common,
-            prefixes,
-            keys,
-            order,
-            prefix_is_key,
-            _reservation,
-        }))
+        Ok(Some(Run { chunks, starts, text_bytes, prefix, prefixes, keys, order, _reservation }))
     }
 
     /// Sorts a top-N's rows, keeps the first `fetch`, and publishes the threshold to the other
@@ -484,8 +399,9 @@ impl BreakerState for SortState {
         }
         let Some(sink) = self.sink.take() else { return Ok(None) };
         let mut runs = std::mem::take(&mut self.spilled);
-        if wanted {
-            runs.extend(self.sort(task)?.map(Box::new).map(SortedRun::InMemory));
+        if wanted && let Some(mut run) = self.sort(task)? {
+            run.prefix = self.plan.share_prefix(run.prefix);
+            runs.push(SortedRun::InMemory(Box::new(run)));
         }
         self.context.metrics().add("sorted_runs", runs.len() as u64);
         sink.publish(runs);

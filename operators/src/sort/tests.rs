@@ -14,6 +14,7 @@ use gatework_runtime::{
         BufferedBatch, Chaos, Graph, GraphHandle, GreedyPool, QueryContext, QueryOptions,
         RowStream, Source,
     },
+    scheduler::SplitMix64,
 };
 use gatework_shared_state::{
     BufferLimit,
@@ -256,6 +257,28 @@ fn keys_that_begin_alike_are_sorted_in_parts() {
         let batches = case.run(QueryOptions::default(), &input).unwrap();
         let texts = batches.iter().flat_map(|batch| batch.column(0).as_string::<i32>());
         assert!(texts.eq(wanted.iter().map(|text| Some(text.as_str()))), "{sinks}");
+    }
+}
+
+/// Keys that differ at all distances from their beginning, some of which end where others go on.
+#[test]
+fn ties_are_sorted_at_every_depth() {
+    let mut random = SplitMix64::new(5);
+    let mut text = || {
+        let (alike, tail) = (random.next_below(6) * 13, random.next_below(40));
+        let letters = (0..tail).map(|_| if random.next_below(4) == 0 { 'b' } else { 'a' });
+        "a".repeat(alike) + &letters.collect::<String>()
+    };
+    let texts: Vec<String> = (0..5000).map(|_| text()).collect();
+    let input = table([("text", Arc::new(StringArray::from(texts.clone())) as ArrayRef)]);
+    let mut wanted = texts;
+    wanted.sort_unstable();
+    for (fetch, sinks) in [(None, 1), (None, 3), (Some(700), 1)] {
+        let case = Case { batch_rows: 512, ..Case::plain(fetch, sinks) };
+        let batches = case.run(QueryOptions::default(), &input).unwrap();
+        let texts = batches.iter().flat_map(|batch| batch.column(0).as_string::<i32>());
+        let wanted = wanted.iter().take(fetch.unwrap_or(wanted.len()));
+        assert!(texts.eq(wanted.map(|text| Some(text.as_str()))), "{fetch:?}, {sinks}");
     }
 }
 
