@@ -3,7 +3,10 @@
 use std::sync::{Arc, atomic::AtomicBool};
 
 use arrow::{
-    array::{ArrayRef, RecordBatch, UInt8Array, UInt16Array, UInt32Array, UInt64Array},
+    array::{
+        Array, ArrayRef, RecordBatch, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
+        new_null_array,
+    },
     datatypes::{DataType, SchemaRef},
 };
 use datafusion_common::{DataFusionError, internal_err};
@@ -50,10 +53,8 @@ pub enum AggregateResult {
 pub struct GroupBy {
     /// Key expressions.
     pub keys: Vec<Arc<dyn PhysicalExpr>>,
-    /// For grouping sets: a typed NULL per key, used in place of a key that a set leaves out.
-    pub nulls: Vec<Arc<dyn PhysicalExpr>>,
-    /// For each grouping set, which keys it leaves out. A single set that leaves out none is a
-    /// plain `GROUP BY`.
+    /// For each grouping set, which keys it leaves out: these are NULL in its groups. A single set
+    /// that leaves out none is a plain `GROUP BY`.
     pub sets: Vec<Vec<bool>>,
     /// The grouping id of each set and its type, if the output has that column.
     pub set_ids: Option<(DataType, Vec<u64>)>,
@@ -83,6 +84,8 @@ pub struct AggregateConfig {
 pub(super) struct AggregatePlan {
     pub(super) config: AggregateConfig,
     pub(super) encoder: KeyEncoder,
+    /// Encoder of the keys without the grouping id; `None` without grouping sets.
+    pub(super) finest_encoder: Option<KeyEncoder>,
     /// Number of hash partitions; a power of two.
     pub(super) partitions: usize,
     pub(super) sinks: usize,
@@ -125,13 +128,28 @@ impl AggregateConfig {
         let types: Vec<_> =
             fields.map(|field| (field.data_type().clone(), field.is_nullable())).collect();
         let encoder = KeyEncoder::new(&types, KeyNulls::Equal).query_err()?;
+        let finest_encoder = match self.group_by.set_ids {
+            Some(_) if !self.group_by.keys.is_empty() => {
+                let keys = &types[..self.group_by.keys.len()];
+                Some(KeyEncoder::new(keys, KeyNulls::Equal).query_err()?)
+            }
+            _ => None,
+        };
         let partitions = match sinks {
             _ if key_count == 0 => 1,
             _ => (PARTITIONS_PER_SINK * sinks).next_power_of_two(),
         };
         let inputs = computed_from(self.expressions());
         let saw_rows = AtomicBool::new(false);
-        Ok(AggregatePlan { config: self, encoder, partitions, sinks, inputs, saw_rows })
+        Ok(AggregatePlan {
+            config: self,
+            encoder,
+            finest_encoder,
+            partitions,
+            sinks,
+            inputs,
+            saw_rows,
+        })
     }
 }
 
@@ -146,14 +164,27 @@ impl GroupBy {
         &self,
         batch: &RecordBatch,
     ) -> Result<Vec<Vec<ArrayRef>>, DataFusionError> {
+        self.columns_of_sets(self.evaluate_keys(batch)?, batch.num_rows())
+    }
+
+    /// Returns the key columns of `batch`, without NULLs for grouping sets and without their id.
+    pub(super) fn evaluate_keys(
+        &self,
+        batch: &RecordBatch,
+    ) -> Result<Vec<ArrayRef>, DataFusionError> {
         let rows = batch.num_rows();
-        let evaluate = |expressions: &[Arc<dyn PhysicalExpr>]| {
-            let array = |key: &Arc<dyn PhysicalExpr>| key.evaluate(batch)?.into_array_of_size(rows);
-            expressions.iter().map(array).collect::<Result<Vec<ArrayRef>, _>>()
-        };
-        let keys = evaluate(&self.keys)?;
+        let array = |key: &Arc<dyn PhysicalExpr>| key.evaluate(batch)?.into_array_of_size(rows);
+        self.keys.iter().map(array).collect()
+    }
+
+    /// Returns `keys`, columns of `rows` rows, once per grouping set.
+    pub(super) fn columns_of_sets(
+        &self,
+        keys: Vec<ArrayRef>,
+        rows: usize,
+    ) -> Result<Vec<Vec<ArrayRef>>, DataFusionError> {
         let Some((id_type, ids)) = &self.set_ids else { return Ok(vec![keys]) };
-        let nulls = evaluate(&self.nulls)?;
+        let nulls: Vec<_> = keys.iter().map(|key| new_null_array(key.data_type(), rows)).collect();
         self.sets
             .iter()
             .zip(ids)

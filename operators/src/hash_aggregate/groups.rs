@@ -2,10 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use arrow::{
-    array::{Array, ArrayRef, BooleanArray, RecordBatch, UInt32Array, new_null_array},
-    compute::take,
-};
+use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, new_null_array};
 use datafusion_common::{DataFusionError, cast::as_boolean_array};
 use datafusion_expr::{EmitTo, GroupsAccumulator};
 use datafusion_physical_expr::{
@@ -18,7 +15,7 @@ use gatework_runtime::{
 
 use super::{
     config::{AggregateCall, AggregateInput, AggregatePlan, AggregateResult},
-    group_cache::GroupCache,
+    finest_groups::FinestGroups,
     group_emitter::GroupEmitter,
     partial_states::{PartialStates, UnpartitionedStates},
 };
@@ -47,6 +44,8 @@ pub(super) struct AggregateHashTable {
     plan: Arc<AggregatePlan>,
     table: GroupValues,
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
+    /// Rows of grouping sets that are not in the table yet; `None` if that does not help.
+    finest: Option<FinestGroups>,
     reservation: Reservation,
     can_spill: bool,
     /// Its groups are never spilled, so the copy made for spilling is not reserved.
@@ -56,10 +55,36 @@ pub(super) struct AggregateHashTable {
     hashes: Vec<u64>,
     /// The group of each row of the current slice.
     groups: Vec<usize>,
-    /// Finds recent groups without encoding their keys; `None` if keys have fixed width or the
-    /// cache was ineffective.
-    group_cache: Option<GroupCache>,
-    misses: Vec<u32>,
+}
+
+/// Maximum number of finest groups that are merged into the groups of the sets at a time.
+const SLICE_GROUPS: usize = 1 << 13;
+
+/// Returns an accumulator without groups for each function of `plan`.
+pub(super) fn accumulators(
+    plan: &AggregatePlan,
+) -> Result<Vec<Box<dyn GroupsAccumulator>>, DataFusionError> {
+    plan.config.aggregates.iter().map(|call| accumulator(&call.function)).collect()
+}
+
+/// Updates the groups of rows with the functions' arguments.
+pub(super) fn update_groups(
+    accumulators: &mut [Box<dyn GroupsAccumulator>],
+    arguments: &[Arguments],
+    input: AggregateInput,
+    groups: &[usize],
+    total: usize,
+) -> Result<(), DataFusionError> {
+    for (accumulator, (values, filter)) in accumulators.iter_mut().zip(arguments) {
+        match input {
+            AggregateInput::Raw => {
+                let filter = filter.as_ref().map(|f| as_boolean_array(f)).transpose()?;
+                accumulator.update_batch(values, groups, filter, total)?;
+            }
+            AggregateInput::Partial => accumulator.merge_batch(values, groups, total)?,
+        }
+    }
+    Ok(())
 }
 
 fn accumulator(
@@ -81,7 +106,7 @@ fn evaluate(
 }
 
 /// Input of an aggregate function: its arguments, and the filter of its rows.
-type Arguments = (Vec<ArrayRef>, Option<ArrayRef>);
+pub(super) type Arguments = (Vec<ArrayRef>, Option<ArrayRef>);
 
 fn arguments(
     calls: &[AggregateCall],
@@ -100,26 +125,26 @@ impl AggregateHashTable {
     pub(super) fn new(plan: Arc<AggregatePlan>, context: &OperatorContext) -> Result<Self> {
         let reservation = context.reservation();
         let table = GroupValues::new(&plan.encoder);
-        let functions = plan.config.aggregates.iter().map(|call| accumulator(&call.function));
-        let accumulators = functions.collect::<Result<_, _>>().query_err()?;
-        let (hashes, groups, misses) = (Vec::new(), Vec::new(), Vec::new());
-        let group_cache = match plan.encoder.empty_keys().is_variable_length() {
-            true => GroupCache::new(plan.encoder.types()),
-            false => None,
-        };
+        let accumulators = accumulators(&plan).query_err()?;
+        let (hashes, groups) = (Vec::new(), Vec::new());
         Ok(Self {
             plan,
             table,
             accumulators,
+            finest: None,
             reservation,
             can_spill: context.can_spill(),
             without_spilling: false,
             min_spill_bytes: context.min_spill_bytes(),
             hashes,
             groups,
-            group_cache,
-            misses,
         })
+    }
+
+    /// Returns the table, which aggregates the rows of grouping sets by all keys first.
+    pub(super) fn with_finest(self) -> Result<Self> {
+        let finest = FinestGroups::new(&self.plan).query_err()?;
+        Ok(Self { finest, ..self })
     }
 
     /// Returns the table, marked as never spilled.
@@ -127,13 +152,19 @@ impl AggregateHashTable {
         Self { without_spilling: true, ..self }
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// Returns the number of groups in the table.
+    pub(super) fn num_groups(&self) -> usize {
         self.table.len()
+    }
+
+    /// Returns whether no row was aggregated.
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.is_empty() && self.finest.as_ref().is_none_or(FinestGroups::is_empty)
     }
 
     /// Returns the bytes reserved for groups; 0 for an empty table, which keeps its reservation.
     pub(super) fn reserved(&self) -> usize {
-        if self.len() > 0 { self.reservation.bytes() } else { 0 }
+        if self.is_empty() { 0 } else { self.reservation.bytes() }
     }
 
     /// Aggregates the rows of `batch`, which is not empty. The caller then
@@ -150,6 +181,14 @@ impl AggregateHashTable {
         task: &DriverContext,
     ) -> Result<()> {
         let arguments = arguments(&plan.config.aggregates, rows).query_err()?;
+        if let Some(finest) = &mut self.finest {
+            let keys = plan.config.group_by.evaluate_keys(rows).query_err()?;
+            finest.update(&keys, &arguments).query_err()?;
+            if finest.is_full() {
+                self.merge_finest(task)?;
+            }
+            return Ok(());
+        }
         for keys in plan.config.group_by.evaluate(rows).query_err()? {
             self.table.reserve(rows.num_rows(), || task.check_cancelled())?;
             self.assign(&keys).query_err()?;
@@ -160,45 +199,39 @@ impl AggregateHashTable {
 
     /// Updates the groups of the current rows with the functions' arguments.
     fn update_groups(&mut self, arguments: &[Arguments]) -> Result<(), DataFusionError> {
-        let total = self.table.len();
-        for (accumulator, (values, filter)) in self.accumulators.iter_mut().zip(arguments) {
-            match self.plan.config.input {
-                AggregateInput::Raw => {
-                    let filter = filter.as_ref().map(|f| as_boolean_array(f)).transpose()?;
-                    accumulator.update_batch(values, &self.groups, filter, total)?;
+        let (input, total) = (self.plan.config.input, self.table.len());
+        update_groups(&mut self.accumulators, arguments, input, &self.groups, total)
+    }
+
+    /// Merges the rows that are not in the table yet into the groups of each grouping set. Returns
+    /// whether there were any; the caller then [reserves](Self::update_reservation) the groups.
+    pub(super) fn merge_finest(&mut self, task: &DriverContext) -> Result<bool> {
+        let Some(mut finest) = self.finest.take_if(|finest| !finest.is_empty()) else {
+            return Ok(false);
+        };
+        let (plan, is_effective) = (self.plan.clone(), finest.is_effective());
+        let merged = finest.take(&plan).query_err()?;
+        for slice in merged.slices(SLICE_GROUPS) {
+            let rows = slice.keys.first().map_or(0, |key| key.len());
+            for keys in plan.config.group_by.columns_of_sets(slice.keys, rows).query_err()? {
+                task.check_cancelled()?;
+                self.table.reserve(rows, || task.check_cancelled())?;
+                self.assign(&keys).query_err()?;
+                let total = self.table.len();
+                for (accumulator, values) in self.accumulators.iter_mut().zip(&slice.states) {
+                    accumulator.merge_batch(values, &self.groups, total).query_err()?;
                 }
-                AggregateInput::Partial => accumulator.merge_batch(values, &self.groups, total)?,
             }
         }
-        Ok(())
+        self.finest = is_effective.then_some(finest);
+        Ok(true)
     }
 
     /// Fills `self.groups` with the group of each row of `keys`.
     fn assign(&mut self, keys: &[ArrayRef]) -> Result<(), DataFusionError> {
-        let Some(group_cache) =
-            self.group_cache.as_mut().filter(|group_cache| group_cache.is_effective())
-        else {
-            self.group_cache = None;
-            let keys = self.plan.encoder.encode(keys)?;
-            keys.hash_into(&mut self.hashes);
-            self.table.intern(&keys, &self.hashes, &mut self.groups);
-            return Ok(());
-        };
-        group_cache.lookup(keys, &mut self.groups, &mut self.misses);
-        if self.misses.is_empty() {
-            return Ok(());
-        }
-        let rows = UInt32Array::from(std::mem::take(&mut self.misses));
-        let missed_keys = keys.iter().map(|column| take(column, &rows, None));
-        let missed_keys = missed_keys.collect::<Result<Vec<ArrayRef>, _>>()?;
-        let encoded = self.plan.encoder.encode(&missed_keys)?;
-        encoded.hash_into(&mut self.hashes);
-        let mut groups = Vec::new();
-        self.table.intern(&encoded, &self.hashes, &mut groups);
-        for (row, group) in rows.values().iter().zip(groups) {
-            self.groups[*row as usize] = group;
-            group_cache.insert(*row, group);
-        }
+        let keys = self.plan.encoder.encode(keys)?;
+        keys.hash_into(&mut self.hashes);
+        self.table.intern(&keys, &self.hashes, &mut self.groups);
         Ok(())
     }
 
@@ -264,9 +297,10 @@ impl AggregateHashTable {
     fn bytes(&self) -> usize {
         let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
         let table = self.table.bytes();
+        let finest = self.finest.as_ref().map_or(0, FinestGroups::bytes);
         match self.can_spill && !self.without_spilling {
-            true => table + table / 4 + 2 * accumulators,
-            false => table + accumulators,
+            true => table + table / 4 + 2 * accumulators + finest,
+            false => table + accumulators + finest,
         }
     }
 
@@ -315,7 +349,7 @@ impl AggregateHashTable {
     /// Frees the empty table and shrinks the reservation. Called by `AggregateSpiller::spill` after
     /// the groups were taken.
     pub(super) fn release_unused(&mut self) -> Result<(), OutOfMemory> {
-        if self.len() == 0 {
+        if self.num_groups() == 0 {
             self.table = GroupValues::new(&self.plan.encoder);
         }
         self.update_reservation()
@@ -328,7 +362,7 @@ impl AggregateHashTable {
         level: u32,
     ) -> Result<Option<(UnpartitionedStates, Reservation)>> {
         // The task had no rows. Some accumulators cannot return the states of zero groups.
-        if self.len() == 0 {
+        if self.num_groups() == 0 {
             return Ok(None);
         }
         let mut states = Vec::with_capacity(self.accumulators.len());
@@ -342,11 +376,8 @@ impl AggregateHashTable {
         Ok(Some((unpartitioned, self.reservation.split(bytes))))
     }
 
-    /// Resets accumulators and cache, and returns the table of the groups.
+    /// Resets the accumulators, and returns the table of the groups.
     fn take_table(&mut self) -> Result<GroupValues> {
-        if let Some(group_cache) = &mut self.group_cache {
-            group_cache.clear();
-        }
         for (accumulator, call) in self.accumulators.iter_mut().zip(&self.plan.config.aggregates) {
             *accumulator = self::accumulator(&call.function).query_err()?;
         }
@@ -390,7 +421,7 @@ impl AggregateHashTable {
     /// Empties the table: returns its groups as output rows, or `None` if there are no groups.
     pub(super) fn drain(&mut self) -> Result<Option<GroupEmitter>> {
         // Some accumulators cannot return the values of zero groups.
-        if self.len() == 0 {
+        if self.num_groups() == 0 {
             return Ok(None);
         }
         let config = &self.plan.config;

@@ -13,7 +13,7 @@
 //! Aggregate semantics are DataFusion's: its accumulators update, merge and evaluate.
 
 mod config;
-mod group_cache;
+mod finest_groups;
 mod group_emitter;
 mod groups;
 mod partial;

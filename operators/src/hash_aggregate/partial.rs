@@ -109,7 +109,7 @@ impl LocalPartial {
 
     /// Flushes the table if it is full or ineffective.
     fn check_effectiveness(&mut self) -> Result<()> {
-        let groups = self.groups.len();
+        let groups = self.groups.num_groups();
         let grew = std::mem::replace(&mut self.groups_at_check, groups) < FLUSH_GROUPS
             && groups >= FLUSH_GROUPS;
         let full = groups >= MAX_GROUPS

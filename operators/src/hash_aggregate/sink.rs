@@ -63,7 +63,7 @@ impl Sink for AggregateSink {
             return Ok(Box::new(BreakerSink::new(state, context, closed)));
         }
         let state = GroupedState {
-            groups: AggregateHashTable::new(self.plan.clone(), &context)?,
+            groups: AggregateHashTable::new(self.plan.clone(), &context)?.with_finest()?,
             spiller: AggregateSpiller::new(self.plan.clone(), context.clone(), 0),
             parts_reserved: 0,
             plan,
@@ -108,7 +108,7 @@ impl BreakerState for GroupedState {
     fn add(&mut self, batch: Batch, task: &DriverContext) -> Result<SinkResult> {
         self.plan.saw_rows.store(true, Ordering::Relaxed);
         self.groups.update(&apply_selection(batch)?, task)?;
-        let is_full = self.plan.sinks > 1 && self.groups.len() >= FULL_TABLE_GROUPS;
+        let is_full = self.plan.sinks > 1 && self.groups.num_groups() >= FULL_TABLE_GROUPS;
         if is_full && self.reserve().is_ok() {
             self.partition()?;
         }
@@ -116,17 +116,18 @@ impl BreakerState for GroupedState {
     }
 
     fn reserve(&mut self) -> Result<(), OutOfMemory> {
-        match self.groups.len() {
-            0 => Ok(()),
-            _ => self.groups.update_reservation(),
-        }
+        if self.groups.is_empty() { Ok(()) } else { self.groups.update_reservation() }
     }
 
     fn reclaimable_bytes(&self) -> usize {
         self.groups.reserved() + self.parts_reserved
     }
 
-    fn start_spill(&mut self, _task: &DriverContext) -> Result<SpillStart> {
+    fn start_spill(&mut self, task: &DriverContext) -> Result<SpillStart> {
+        if self.groups.merge_finest(task)? {
+            // If it is denied: the write below releases memory.
+            let _reserved = self.groups.update_reservation();
+        }
         self.parts_reserved = 0;
         Ok(match self.spiller.spill(&mut self.groups)? {
             true => SpillStart::Writing,
@@ -138,9 +139,13 @@ impl BreakerState for GroupedState {
         self.spiller.poll_write()
     }
 
+    fn end_input(&mut self, task: &DriverContext) -> Result<bool> {
+        self.groups.merge_finest(task)
+    }
+
     fn publish(&mut self, wanted: bool, _task: &DriverContext) -> Result<Option<Gate>> {
         let whole = self.plan.sinks == 1 && !self.spiller.is_spilled();
-        if wanted && !whole && self.groups.len() > 0 {
+        if wanted && !whole && self.groups.num_groups() > 0 {
             match self.spiller.is_spilled() {
                 // Partitions are merged one at a time; groups of the others would occupy memory
                 // meanwhile.

@@ -175,7 +175,7 @@ impl LocalAggregateSource {
                 ReadState::Blocked(gate) => return Ok(Some(SourceResult::Blocked(gate.into()))),
                 ReadState::End => {}
             }
-            let remaining = merging.groups.as_mut().filter(|groups| groups.len() > 0);
+            let remaining = merging.groups.as_mut().filter(|groups| groups.num_groups() > 0);
             let (Some(spiller), Some(groups)) = (&mut merging.spiller, remaining) else {
                 return Ok(None);
             };

@@ -9,7 +9,6 @@ use arrow::{
     array::{AsArray, Int64Array, RecordBatch},
     datatypes::{DataType, Field, FieldRef, Int64Type, Schema, SchemaRef},
 };
-use datafusion_common::ScalarValue;
 use datafusion_expr::AggregateUDF;
 use datafusion_functions_aggregate::{
     array_agg::array_agg_udaf,
@@ -21,7 +20,7 @@ use datafusion_functions_aggregate::{
 use datafusion_physical_expr::{
     PhysicalExpr,
     aggregate::AggregateExprBuilder,
-    expressions::{Column, Literal, lit},
+    expressions::{Column, lit},
 };
 use gatework_runtime::{
     Error, Result,
@@ -165,13 +164,8 @@ impl Case {
             let sets = if keys.is_empty() { vec![] } else { vec![vec![false; keys.len()]] };
             return GroupBy { keys, sets, ..GroupBy::default() };
         };
-        let null = |key: &Arc<dyn PhysicalExpr>| {
-            let kind = key.data_type(schema).unwrap();
-            Arc::new(Literal::new(ScalarValue::try_from(&kind).unwrap())) as Arc<dyn PhysicalExpr>
-        };
         let ids = sets.iter().map(|set| model::grouping_id(set)).collect();
-        let nulls = keys.iter().map(null).collect();
-        GroupBy { keys, nulls, sets, set_ids: Some((DataType::UInt8, ids)) }
+        GroupBy { keys, sets, set_ids: Some((DataType::UInt8, ids)) }
     }
 
     /// Adds all phases except the pipeline of the last source.
@@ -301,6 +295,17 @@ proptest! {
     #[test]
     fn grouping_sets_are_those_of_the_model(case in sets_case(), rows in rows()) {
         case.check(&Input::new(&rows));
+    }
+
+    #[test]
+    fn denied_memory_changes_no_grouping_set(
+        case in sets_case(),
+        rows in rows(),
+        seed in any::<u64>(),
+    ) {
+        let (pool, _, options) = random_refusals(seed);
+        case.check_with(options, &Input::new(&rows));
+        assert_eq!(pool.reserved(), 0);
     }
 }
 

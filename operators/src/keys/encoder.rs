@@ -3,17 +3,18 @@
 use std::{hash::BuildHasher, ops::Range, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef},
+    array::{Array, ArrayRef, AsArray},
     buffer::NullBuffer,
-    compute::cast,
+    compute::{cast, take},
     datatypes::DataType,
 };
 use arrow_row::{Row, RowConverter, SortField};
 use datafusion_common::{Result, hash_utils::RandomState, utils::normalize_float_zero};
 
 use super::{
-    KeyRows,
+    KeyRows, WordKeys,
     fixed::{self, PackedField},
+    words::{WordLayout, is_text},
 };
 
 /// How NULL compares in a key.
@@ -29,6 +30,7 @@ pub enum KeyNulls {
 enum KeyLayout {
     U64(Vec<PackedField>),
     U128(Vec<PackedField>),
+    Words(WordLayout),
     Rows(RowConverter),
 }
 
@@ -46,6 +48,8 @@ pub enum EncodedKeys {
     U64(Vec<u64>),
     /// Keys of at most 128 bits.
     U128(Vec<u128>),
+    /// Keys with texts, or of more bits.
+    Words(WordKeys),
     /// All other keys.
     Rows(KeyRows),
 }
@@ -69,11 +73,13 @@ impl KeyEncoder {
         let layout = match fixed::fields(&with_nulls) {
             Some((fields, 0..=64)) => KeyLayout::U64(fields),
             Some((fields, 65..=128)) => KeyLayout::U128(fields),
-            _ => {
-                let fields = types.iter().map(|(kind, _)| SortField::new(value_type(kind).clone()));
-                let fields = fields.collect();
-                KeyLayout::Rows(RowConverter::new(fields)?)
-            }
+            _ => match WordLayout::new(&with_nulls) {
+                Some(layout) => KeyLayout::Words(layout),
+                None => {
+                    let kinds = types.iter().map(|(kind, _)| value_type(kind).clone());
+                    KeyLayout::Rows(RowConverter::new(kinds.map(SortField::new).collect())?)
+                }
+            },
         };
         let types = types.iter().map(|(kind, _)| kind.clone()).collect();
         Ok(Self { types, layout: Arc::new(layout) })
@@ -85,7 +91,8 @@ impl KeyEncoder {
     /// If a column does not have its declared type.
     pub fn encode(&self, columns: &[ArrayRef]) -> Result<EncodedKeys> {
         let rows = columns.first().map_or(0, Array::len);
-        let normalize = |column: &ArrayRef| Ok(normalize_float_zero(&expand_runs(column)?));
+        let as_views = matches!(self.layout.as_ref(), KeyLayout::Words(_));
+        let normalize = |column: &ArrayRef| Ok(normalize_float_zero(&expand(column, as_views)?));
         let columns: Vec<ArrayRef> = columns.iter().map(normalize).collect::<Result<_>>()?;
         Ok(match self.layout.as_ref() {
             KeyLayout::U64(fields) => {
@@ -102,6 +109,7 @@ impl KeyEncoder {
                 }
                 EncodedKeys::U128(keys)
             }
+            KeyLayout::Words(layout) => EncodedKeys::Words(layout.encode(&columns)?),
             KeyLayout::Rows(converter) => {
                 let rows = converter.convert_columns(&columns)?;
                 EncodedKeys::Rows(KeyRows::new(rows, converter.empty_rows(0, 0)))
@@ -122,25 +130,46 @@ impl KeyEncoder {
     /// # Errors
     /// If a value cannot be decoded.
     pub fn decode_range(&self, keys: &EncodedKeys, range: Range<usize>) -> Result<Vec<ArrayRef>> {
+        let types: Vec<_> = self.types.iter().map(|kind| value_type(kind).clone()).collect();
+        self.cast_to_key_types(self.decode_as(&types, keys, range)?)
+    }
+
+    /// Returns the columns from which `keys` were encoded: texts as views, without dictionaries and
+    /// runs. [`encode`](Self::encode) accepts these too, unless keys are arrow rows.
+    ///
+    /// # Errors
+    /// If a value cannot be decoded.
+    pub(crate) fn decode_plain(&self, keys: &EncodedKeys) -> Result<Vec<ArrayRef>> {
+        let types: Vec<_> = self.types.iter().map(|kind| view_type(value_type(kind))).collect();
+        self.decode_as(&types, keys, 0..keys.len())
+    }
+
+    /// Decodes keys to columns of these types, as which texts may be views; arrow rows have the
+    /// types of their values.
+    fn decode_as(
+        &self,
+        types: &[DataType],
+        keys: &EncodedKeys,
+        range: Range<usize>,
+    ) -> Result<Vec<ArrayRef>> {
         match (self.layout.as_ref(), keys) {
             (KeyLayout::U64(fields), EncodedKeys::U64(keys)) => {
-                let keys = &keys[range];
-                let unpack = |(field, kind): (&PackedField, &DataType)| {
-                    fixed::unpack(keys, *field, value_type(kind))
-                };
-                let columns = fields.iter().zip(self.types.iter()).map(unpack);
-                self.cast_to_key_types(columns.collect::<Result<_>>()?)
+                let fields = fields.iter().zip(types);
+                fields
+                    .map(|(field, kind)| fixed::unpack(&keys[range.clone()], *field, kind))
+                    .collect()
             }
             (KeyLayout::U128(fields), EncodedKeys::U128(keys)) => {
-                let keys = &keys[range];
-                let unpack = |(field, kind): (&PackedField, &DataType)| {
-                    fixed::unpack(keys, *field, value_type(kind))
-                };
-                let columns = fields.iter().zip(self.types.iter()).map(unpack);
-                self.cast_to_key_types(columns.collect::<Result<_>>()?)
+                let fields = fields.iter().zip(types);
+                fields
+                    .map(|(field, kind)| fixed::unpack(&keys[range.clone()], *field, kind))
+                    .collect()
+            }
+            (KeyLayout::Words(layout), EncodedKeys::Words(keys)) => {
+                layout.decode(keys, range, types)
             }
             (KeyLayout::Rows(converter), EncodedKeys::Rows(rows)) => {
-                self.cast_to_key_types(converter.convert_rows(rows.range(range))?)
+                Ok(converter.convert_rows(rows.range(range))?)
             }
             _ => datafusion_common::internal_err!("the keys come from another encoder"),
         }
@@ -152,6 +181,12 @@ impl KeyEncoder {
     /// If a value cannot be decoded.
     pub fn decode_indices(&self, keys: &EncodedKeys, indices: &[u32]) -> Result<Vec<ArrayRef>> {
         match (self.layout.as_ref(), keys) {
+            (KeyLayout::Words(layout), EncodedKeys::Words(keys)) => {
+                let types: Vec<_> =
+                    self.types.iter().map(|kind| value_type(kind).clone()).collect();
+                let rows = indices.iter().map(|index| *index as usize);
+                self.cast_to_key_types(layout.decode(keys, rows, &types)?)
+            }
             (KeyLayout::Rows(converter), EncodedKeys::Rows(rows)) => {
                 let rows = indices.iter().map(|index| rows.row(*index as usize));
                 self.cast_to_key_types(converter.convert_rows(rows)?)
@@ -164,7 +199,7 @@ impl KeyEncoder {
         }
     }
 
-    /// Casts decoded columns to the key types: arrow rows lose dictionaries, and keys have no runs.
+    /// Casts decoded columns to the key types: keys have no dictionaries and no runs.
     fn cast_to_key_types(&self, columns: Vec<ArrayRef>) -> Result<Vec<ArrayRef>> {
         let cast_column = |(column, kind): (ArrayRef, &DataType)| {
             if column.data_type() == kind { Ok(column) } else { Ok(cast(&column, kind)?) }
@@ -177,6 +212,7 @@ impl KeyEncoder {
         match self.layout.as_ref() {
             KeyLayout::U64(_) => EncodedKeys::U64(Vec::new()),
             KeyLayout::U128(_) => EncodedKeys::U128(Vec::new()),
+            KeyLayout::Words(layout) => EncodedKeys::Words(layout.empty_keys()),
             KeyLayout::Rows(converter) => {
                 let empty = converter.empty_rows(0, 0);
                 EncodedKeys::Rows(KeyRows::new(empty.clone(), empty))
@@ -198,22 +234,37 @@ impl KeyEncoder {
     }
 }
 
-/// Returns the value type of `kind`: that of the runs' values if it is run-end encoded, else
+/// Returns the value type of `kind`: that of the values of runs, or of a dictionary of texts, else
 /// `kind`.
 fn value_type(kind: &DataType) -> &DataType {
     match kind {
         DataType::RunEndEncoded(_, values) => value_type(values.data_type()),
+        DataType::Dictionary(_, values) if is_text(values) => values,
         kind => kind,
     }
 }
 
-/// Returns `column` with one value per row, expanded if it is run-end encoded. A run-end encoded
-/// array has no null buffer of its own.
-fn expand_runs(column: &ArrayRef) -> Result<ArrayRef> {
-    match column.data_type() {
-        kind @ DataType::RunEndEncoded(..) => Ok(cast(column, value_type(kind))?),
-        _ => Ok(column.clone()),
+/// Returns the type of view with the texts of type `kind`; `kind` itself if it is no text.
+fn view_type(kind: &DataType) -> DataType {
+    match kind {
+        DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
+        DataType::Binary | DataType::LargeBinary => DataType::BinaryView,
+        kind => kind.clone(),
     }
+}
+
+/// Returns `column` with one value per row, expanded if it has runs or a dictionary of texts. Such
+/// arrays may have NULL among their values. `as_views`: the texts of a dictionary may become views,
+/// which share its bytes.
+fn expand(column: &ArrayRef, as_views: bool) -> Result<ArrayRef> {
+    let (kind, value) = (column.data_type(), value_type(column.data_type()));
+    if let (DataType::Dictionary(..), true) = (kind, as_views && kind != value) {
+        // `cast` would take NULLs among the values for empty texts.
+        let dictionary = column.as_any_dictionary();
+        let views = cast(dictionary.values(), &view_type(value))?;
+        return Ok(take(&views, dictionary.keys(), None)?);
+    }
+    Ok(if kind == value { column.clone() } else { cast(column, value)? })
 }
 
 fn hash_u64(key: u64) -> u64 {
@@ -234,6 +285,7 @@ impl EncodedKeys {
         match self {
             Self::U64(keys) => keys.len(),
             Self::U128(keys) => keys.len(),
+            Self::Words(keys) => keys.len(),
             Self::Rows(rows) => rows.len(),
         }
     }
@@ -248,6 +300,7 @@ impl EncodedKeys {
         match self {
             Self::U64(keys) => keys.reserve(more),
             Self::U128(keys) => keys.reserve(more),
+            Self::Words(keys) => keys.reserve(more),
             // Rows grow in chunks and are never moved.
             Self::Rows(_) => {}
         }
@@ -258,6 +311,7 @@ impl EncodedKeys {
         match self {
             Self::U64(keys) => keys.clear(),
             Self::U128(keys) => keys.clear(),
+            Self::Words(keys) => keys.clear(),
             Self::Rows(rows) => rows.clear(),
         }
     }
@@ -267,12 +321,12 @@ impl EncodedKeys {
         match self {
             Self::U64(keys) => 8 * keys.capacity(),
             Self::U128(keys) => 16 * keys.capacity(),
+            Self::Words(keys) => keys.bytes(),
             Self::Rows(rows) => rows.bytes(),
         }
     }
 
-    /// Returns whether the keys have variable length. Comparing two of these costs more than
-    /// keeping a hash per key.
+    /// Returns whether comparing two keys costs more than keeping a hash per key.
     pub fn is_variable_length(&self) -> bool {
         matches!(self, Self::Rows(_))
     }
@@ -290,6 +344,7 @@ impl EncodedKeys {
             Self::U128(keys) => hashes.extend(keys[range].iter().map(|key| {
                 hash_u64((*key as u64).rotate_left(29) ^ hash_u64((*key >> 64) as u64))
             })),
+            Self::Words(keys) => keys.hash_range_into(range, hashes),
             Self::Rows(rows) => {
                 let state = RandomState::with_seed(SEED);
                 hashes.extend(rows.range(range).map(|row| hash_row(&state, row)));
@@ -300,6 +355,7 @@ impl EncodedKeys {
     /// Returns the bytes of all keys if they have variable length, else 0.
     pub(crate) fn text_bytes(&self) -> usize {
         match self {
+            Self::Words(keys) => keys.text_bytes(),
             Self::Rows(rows) => rows.bytes(),
             Self::U64(_) | Self::U128(_) => 0,
         }
@@ -308,6 +364,7 @@ impl EncodedKeys {
     /// Returns the bytes of key `index` if keys have variable length, else 0.
     pub(crate) fn length(&self, index: usize) -> usize {
         match self {
+            Self::Words(keys) => keys.length(index),
             Self::Rows(rows) => rows.row(index).data().len(),
             Self::U64(_) | Self::U128(_) => 0,
         }
@@ -318,6 +375,7 @@ impl EncodedKeys {
         match (self, other) {
             (Self::U64(keys), Self::U64(more)) => keys.extend_from_slice(more),
             (Self::U128(keys), Self::U128(more)) => keys.extend_from_slice(more),
+            (Self::Words(keys), Self::Words(more)) => keys.append(more),
             (Self::Rows(rows), Self::Rows(more)) => more.iter().for_each(|row| rows.push(row)),
             _ => debug_assert!(false, "the keys come from another encoder"),
         }
@@ -328,6 +386,7 @@ impl EncodedKeys {
         match (self, other) {
             (Self::U64(keys), Self::U64(more)) => keys.push(more[index]),
             (Self::U128(keys), Self::U128(more)) => keys.push(more[index]),
+            (Self::Words(keys), Self::Words(more)) => keys.push_from(more, index),
             (Self::Rows(rows), Self::Rows(more)) => rows.push(more.row(index)),
             _ => debug_assert!(false, "the keys come from another encoder"),
         }
@@ -338,6 +397,7 @@ impl EncodedKeys {
         match (self, other) {
             (Self::U64(keys), Self::U64(others)) => keys[index] == others[other_index],
             (Self::U128(keys), Self::U128(others)) => keys[index] == others[other_index],
+            (Self::Words(keys), Self::Words(others)) => keys.equals(index, others, other_index),
             (Self::Rows(rows), Self::Rows(others)) => rows.row(index) == others.row(other_index),
             _ => false,
         }

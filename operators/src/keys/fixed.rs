@@ -17,6 +17,14 @@ pub(super) struct PackedField {
     null_shift: Option<u32>,
 }
 
+impl PackedField {
+    /// Returns the field of values of type `kind` at bit `shift`, without a null flag; `None` if
+    /// the type has no fixed width.
+    pub(super) fn new(kind: &DataType, shift: u32) -> Option<Self> {
+        width(kind).map(|width| Self { width, shift, null_shift: None })
+    }
+}
+
 /// Returns the fields of a packed key and their total bits; `None` if a type has no fixed width.
 pub(super) fn fields(types: &[(DataType, bool)]) -> Option<(Vec<PackedField>, u32)> {
     let mut bits = 0;
@@ -32,7 +40,8 @@ pub(super) fn fields(types: &[(DataType, bool)]) -> Option<(Vec<PackedField>, u3
     Some((fields, bits))
 }
 
-fn width(kind: &DataType) -> Option<usize> {
+/// Returns the bytes of a value of fixed width; `None` for other types.
+pub(super) fn width(kind: &DataType) -> Option<usize> {
     match kind {
         DataType::Boolean => Some(1),
         DataType::Interval(_) => None,
@@ -98,21 +107,6 @@ pub(super) fn pack<W: KeyWord>(column: &dyn Array, field: PackedField, keys: &mu
     }
 }
 
-/// Returns whether values of this type have at most 8 bytes and can be packed.
-pub(crate) fn is_narrow(kind: &DataType) -> bool {
-    width(kind).is_some_and(|width| width <= 8)
-}
-
-/// Replaces `values` by those of `column` as unsigned integers. The column's values have at most 8
-/// bytes.
-pub(crate) fn pack_to_u128(column: &dyn Array, values: &mut Vec<u128>) {
-    values.clear();
-    values.resize(column.len(), 0);
-    if let Some(width) = width(column.data_type()) {
-        pack(column, PackedField { width, shift: 0, null_shift: None }, values);
-    }
-}
-
 /// Zeroes the value bits of a NULL, which are undefined in the column.
 fn clear<W: KeyWord>(key: &mut W, field: PackedField) {
     let value = key.field(0);
@@ -143,12 +137,22 @@ pub(super) fn unpack<W: KeyWord>(
     field: PackedField,
     kind: &DataType,
 ) -> datafusion_common::Result<ArrayRef> {
-    let value = |key: &W| key.field(field.shift);
     let nulls = field.null_shift.map(|shift| {
         NullBuffer::new(BooleanBuffer::collect_bool(keys.len(), |row| {
             keys[row].field(shift) & 1 == 0
         }))
     });
+    unpack_values(keys, field, kind, nulls)
+}
+
+/// Returns the column of type `kind` with these nulls whose values were packed at `field`.
+pub(super) fn unpack_values<W: KeyWord>(
+    keys: &[W],
+    field: PackedField,
+    kind: &DataType,
+    nulls: Option<NullBuffer>,
+) -> datafusion_common::Result<ArrayRef> {
+    let value = |key: &W| key.field(field.shift);
     let nulls = nulls.filter(|nulls| nulls.null_count() > 0);
     if kind == &DataType::Boolean {
         let bits = BooleanBuffer::collect_bool(keys.len(), |row| value(&keys[row]) & 1 == 1);

@@ -1,14 +1,16 @@
 //! Encoding and decoding yield the same columns; only equal keys share a group.
 
-use std::{ops::Range, sync::Arc};
+use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use arrow::{
     array::{
-        ArrayRef, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int32Array, Int64Array,
-        StringArray, UInt32Array,
+        ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, DictionaryArray,
+        Float64Array, Int8Array, Int32Array, Int64Array, ListArray, StringArray, StringViewArray,
+        UInt32Array,
     },
     compute::take,
-    datatypes::DataType,
+    datatypes::{DataType, Int8Type},
+    util::display::array_value_to_string,
 };
 
 use super::{EncodedKeys, GroupValues, KeyEncoder, KeyNulls};
@@ -40,8 +42,8 @@ fn columns_survive_encoding() {
     let strings: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), None, Some(""), Some("b")]));
     assert!(matches!(round_trip(&[ints.clone(), bools.clone()]), EncodedKeys::U64(_)));
     assert!(matches!(round_trip(&[longs.clone(), dates]), EncodedKeys::U128(_)));
-    assert!(matches!(round_trip(&[decimals]), EncodedKeys::Rows(_)));
-    assert!(matches!(round_trip(&[strings, longs, ints, bools]), EncodedKeys::Rows(_)));
+    assert!(matches!(round_trip(&[decimals]), EncodedKeys::Words(_)));
+    assert!(matches!(round_trip(&[strings, longs, ints, bools]), EncodedKeys::Words(_)));
 }
 
 #[test]
@@ -173,4 +175,154 @@ fn more_rows_than_a_chunk() {
         let found = encoder.decode_range(&copy, 10_000..16_383).unwrap();
         assert_eq!(found, [texts(range.clone()), longs(range)]);
     }
+}
+
+/// Small numbers from a seed, so that rows repeat.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+
+    /// Returns texts that often share their length or their beginning: none, short and long ones.
+    fn texts(&mut self, rows: usize) -> Vec<Option<String>> {
+        let mut text = || {
+            let (kind, letter) = (self.below(8), ["a", "b"][self.below(2) as usize]);
+            let more = "-".repeat(self.below(3) as usize * 7);
+            (kind > 0)
+                .then(|| ["", "same beginning", "x"][kind as usize % 3].to_owned() + &more + letter)
+        };
+        (0..rows).map(|_| text()).collect()
+    }
+
+    /// Returns columns that become words: texts of all types, and values of fixed width.
+    fn columns(&mut self, rows: usize) -> Vec<ArrayRef> {
+        let texts = self.texts(rows);
+        let as_bytes = |text: &Option<String>| text.clone().map(String::into_bytes);
+        let bytes: Vec<Option<Vec<u8>>> = self.texts(rows).iter().map(as_bytes).collect();
+        let bytes: Vec<Option<&[u8]>> = bytes.iter().map(Option::as_deref).collect();
+        let decimals = (0..rows).map(|_| (self.below(4) > 0).then_some(self.below(3) as i128 - 1));
+        let decimals =
+            Decimal128Array::from_iter(decimals).with_precision_and_scale(38, 2).unwrap();
+        let ints = Int32Array::from_iter((0..rows).map(|_| (self.below(4) > 0).then_some(0)));
+        vec![
+            Arc::new(StringViewArray::from_iter(texts.iter().map(Option::as_deref))),
+            Arc::new(ints),
+            Arc::new(BinaryArray::from(bytes)),
+            Arc::new(decimals),
+            Arc::new(
+                self.texts(rows)
+                    .iter()
+                    .map(Option::as_deref)
+                    .collect::<DictionaryArray<Int8Type>>(),
+            ),
+        ]
+    }
+}
+
+#[test]
+fn keys_of_words_are_equal_if_their_rows_are() {
+    let mut numbers = Numbers(7);
+    for picked in [&[0][..], &[2], &[3], &[4], &[0, 1], &[1, 3, 2], &[0, 1, 2, 3, 4]] {
+        let batch = |numbers: &mut Numbers, rows| -> Vec<ArrayRef> {
+            let columns = numbers.columns(rows);
+            picked.iter().map(|index| columns[*index].clone()).collect()
+        };
+        let encoder = encoder(&batch(&mut numbers, 1));
+        // The keys of the first batch are stored in three ways.
+        let columns = batch(&mut numbers, 200);
+        let encoded = encoder.encode(&columns).unwrap();
+        assert!(matches!(encoded, EncodedKeys::Words(_)), "{picked:?}");
+        let (mut stored, mut pushed) = (encoder.empty_keys(), encoder.empty_keys());
+        stored.append(&encoded);
+        (0..200).rev().for_each(|index| pushed.push_from(&stored, index));
+        pushed.append(&stored);
+        let more = batch(&mut numbers, 200);
+        let probe = encoder.encode(&more).unwrap();
+        let rows = |columns: &[ArrayRef]| -> Vec<String> {
+            let row = |row| {
+                columns
+                    .iter()
+                    .map(|c| {
+                        array_value_to_string(c, row).unwrap()
+                            + if c.is_null(row) { " null," } else { "," }
+                    })
+                    .collect()
+            };
+            (0..columns[0].len()).map(row).collect()
+        };
+        let (known, probed) = (rows(&columns), rows(&more));
+        let hashes = |keys: &EncodedKeys| {
+            let mut hashes = Vec::new();
+            keys.hash_into(&mut hashes);
+            hashes
+        };
+        let (stored_hashes, probe_hashes) = (hashes(&stored), hashes(&probe));
+        assert_eq!(hashes(&encoded), stored_hashes);
+        for (a, known) in known.iter().enumerate() {
+            for (b, probed) in probed.iter().enumerate() {
+                let equal = known == probed;
+                assert_eq!(stored.equals(a, &probe, b), equal, "{picked:?}: {known} {probed}");
+                assert_eq!(pushed.equals(199 - a, &probe, b), equal);
+                assert_eq!(pushed.equals(200 + a, &probe, b), equal);
+                assert!(!equal || stored_hashes[a] == probe_hashes[b]);
+            }
+        }
+        assert_eq!(rows(&encoder.decode(&stored).unwrap()), known);
+        assert_eq!(rows(&encoder.decode_range(&pushed, 200..400).unwrap()), known);
+        let (mut table, mut groups) = (GroupValues::new(&encoder), Vec::new());
+        for (columns, keys, hashes) in
+            [(&columns, &encoded, &stored_hashes), (&more, &probe, &probe_hashes)]
+        {
+            table.intern(keys, hashes, &mut groups);
+            let groups: Vec<u32> = groups.iter().map(|group| *group as u32).collect();
+            let decoded = encoder.decode_indices(table.keys(), &groups).unwrap();
+            assert_eq!(rows(&decoded), rows(columns));
+        }
+        let distinct: HashSet<_> = known.iter().chain(&probed).collect();
+        assert_eq!(table.len(), distinct.len());
+    }
+}
+
+/// A key of a dictionary may refer to a NULL among its values.
+#[test]
+fn nulls_among_the_values_of_a_dictionary() {
+    let values = StringArray::from(vec![None, Some(""), Some("a")]);
+    let keys = Int8Array::from(vec![Some(0), Some(1), None, Some(2)]);
+    let texts: ArrayRef = Arc::new(DictionaryArray::new(keys, Arc::new(values)));
+    let lists = ListArray::from_iter_primitive::<Int8Type, _, _>([[Some(1)], [None]].map(Some));
+    let lists = take(&lists, &UInt32Array::from(vec![0, 0, 0, 1]), None).unwrap();
+    for columns in [vec![texts.clone()], vec![texts, lists]] {
+        let encoder = encoder(&columns);
+        let keys = encoder.encode(&columns).unwrap();
+        let (mut hashes, mut groups) = (Vec::new(), Vec::new());
+        keys.hash_into(&mut hashes);
+        GroupValues::new(&encoder).intern(&keys, &hashes, &mut groups);
+        assert_eq!(groups, [0, 1, 0, 2]);
+        let decoded = encoder.decode_indices(&keys, &[2, 3]).unwrap();
+        assert_eq!(decoded[0].data_type(), columns[0].data_type());
+        assert_eq!(array_value_to_string(&decoded[0], 1).unwrap(), "a");
+        assert!(decoded[0].logical_nulls().unwrap().is_null(0));
+    }
+}
+
+#[test]
+fn long_texts_fill_several_buffers() {
+    let texts = |first: usize| -> ArrayRef {
+        let text = |n: usize| format!("{n:08}{}", "~".repeat(n % 5 * 4000));
+        Arc::new(StringArray::from_iter_values((first..first + 600).map(text)))
+    };
+    let encoder = encoder(&[texts(0)]);
+    let mut keys = encoder.empty_keys();
+    for first in [0, 600] {
+        let mut part = encoder.empty_keys();
+        part.append(&encoder.encode(&[texts(first)]).unwrap());
+        keys.append(&part);
+    }
+    assert!(keys.bytes() > 9_000_000 && keys.length(4) == 16_008 && keys.length(5) == 0);
+    assert_eq!(encoder.decode_range(&keys, 0..600).unwrap(), [texts(0)]);
+    assert_eq!(encoder.decode_range(&keys, 600..1200).unwrap(), [texts(600)]);
 }

@@ -125,7 +125,12 @@ impl CountTable {
         let (mut capacity, mut bytes) = (max_rows as u64, MAX_BATCH_BYTES);
         while capacity > 0 && bytes > 0 && next.0 < self.counts.len() {
             let length = self.keys.length(next.0);
-            let within = (bytes / length.max(1)).max(1) as u64;
+            // A key that is too long for a batch is one by itself.
+            let at_least = usize::from(keys.is_empty());
+            let within = (bytes / length.max(1)).max(at_least) as u64;
+            if within == 0 {
+                break;
+            }
             let count = (self.counts[next.0] - next.1).min(capacity).min(within);
             (0..count).for_each(|_| keys.push_from(&self.keys, next.0));
             capacity -= count;

@@ -88,6 +88,15 @@ pub trait BreakerState: Send {
     /// # Errors
     /// Any error; the query fails with it.
     fn publish(&mut self, wanted: bool, task: &DriverContext) -> Result<Option<Gate>>;
+
+    /// Called once after the last batch, if the rows are wanted; a write may be pending. Returns
+    /// whether more memory must be reserved before the rows are published.
+    ///
+    /// # Errors
+    /// If an expression fails, or the query was cancelled.
+    fn end_input(&mut self, _task: &DriverContext) -> Result<bool> {
+        Ok(false)
+    }
 }
 
 /// The start of a spill.
@@ -110,12 +119,14 @@ pub struct BreakerSink<S> {
     next: Option<Batch>,
     /// True if the memory of the rows in `state` is not reserved.
     denied: bool,
+    /// True once the last batch was added.
+    input_ended: bool,
 }
 
 impl<S: BreakerState> BreakerSink<S> {
     /// Creates the sink of `state`. No consumer wants its rows once `closed` is ready.
     pub fn new(state: S, context: OperatorContext, closed: Gate) -> Self {
-        Self { state, context, closed, next: None, denied: false }
+        Self { state, context, closed, next: None, denied: false, input_ended: false }
     }
 
     /// Resolves a denied reservation. Returns the gate to wait for before more rows are added.
@@ -244,6 +255,10 @@ impl<S: BreakerState> LocalSink for BreakerSink<S> {
 
     fn finish(&mut self, task: &DriverContext) -> Result<FinishResult> {
         let wanted = !self.closed.is_ready();
+        if wanted && !std::mem::replace(&mut self.input_ended, true) {
+            let reserves = self.state.end_input(task)?;
+            self.denied |= reserves && self.state.reserve().is_err();
+        }
         self.denied &= wanted;
         let gate = match self.poll_memory(task)? {
             None => self.state.publish(wanted, task)?,

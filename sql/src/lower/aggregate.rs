@@ -117,7 +117,7 @@ impl Lowering {
         let sets = group.groups().to_vec();
         let data_type = schema.field(keys.len()).data_type().clone();
         let set_ids = Some((data_type, set_ids(&sets)));
-        Ok(GroupBy { keys, nulls: expressions(group.null_expr())?, sets, set_ids })
+        Ok(GroupBy { keys, sets, set_ids })
     }
 }
 

@@ -107,6 +107,15 @@ impl ProbeKeys {
                 self.probe_chains(index, cursor, mode, limit, pairs, equal)
             }
             (
+                IndexKind::Hashed { keys: EncodedKeys::Words(build), .. },
+                EncodedKeys::Words(probe),
+            ) => {
+                let equal = |build_row: u32, probe_row: usize| {
+                    build.equals(build_row as usize, probe, probe_row)
+                };
+                self.probe_chains(index, cursor, mode, limit, pairs, equal)
+            }
+            (
                 IndexKind::Hashed { keys: EncodedKeys::Rows(build), hashes, .. },
                 EncodedKeys::Rows(probe),
             ) => {
