@@ -194,16 +194,21 @@ impl BufferedPartition {
     ) -> Result<PartitionEmitter> {
         let whole = self.columns.whole(&self.in_memory)?;
         let mut results = Vec::with_capacity(self.totals.len());
-        for ((expression, strategy), total) in
-            self.plan.expressions.iter().zip(&self.plan.strategies).zip(&mut self.totals)
+        let plan = &self.plan;
+        let expressions = plan.expressions.iter().zip(&plan.kernels);
+        for (((expression, kernel), strategy), total) in
+            expressions.zip(&plan.strategies).zip(&mut self.totals)
         {
             task.check_cancelled()?;
             results.push(match (strategy, total) {
                 (EvalStrategy::Streaming, _) => ExprResult::Streaming,
                 (EvalStrategy::PartitionTotal, Some(total)) => ExprResult::Total(total.value()?),
-                (EvalStrategy::PartitionColumns { .. }, _) => {
-                    ExprResult::Column(framed::evaluate(expression, &whole, task)?)
-                }
+                (EvalStrategy::PartitionColumns { .. }, _) => ExprResult::Column(framed::evaluate(
+                    expression,
+                    kernel.as_deref(),
+                    &whole,
+                    task,
+                )?),
                 (EvalStrategy::PartitionTotal, None) => {
                     return internal_err!("a partition total has no accumulator").query_err();
                 }

@@ -83,7 +83,7 @@ impl PartitionEmitter {
                 let buffered_rows =
                     self.streaming.as_ref().map_or(0, StreamingPartition::buffered_rows);
                 let rows = self.fetched.next(buffered_rows.max(self.plan.batch_size));
-                self.current = Some(self.evaluate_streaming(concat_batches(&rows)?)?);
+                self.current = Some(self.evaluate_streaming(concat_batches(&rows)?, task)?);
                 self.reserve()?;
                 if self.has_no_rows() && task.should_yield() {
                     return Ok(EmitterOutput::Yield);
@@ -119,6 +119,7 @@ impl PartitionEmitter {
     fn evaluate_streaming(
         &mut self,
         rows: RecordBatch,
+        task: &DriverContext,
     ) -> Result<(RecordBatch, Vec<ArrayRef>, usize)> {
         if !self.results.iter().any(|result| matches!(result, ExprResult::Streaming)) {
             return Ok((rows, Vec::new(), 0));
@@ -128,7 +129,7 @@ impl PartitionEmitter {
         let streaming = self.streaming.get_or_insert_with(|| {
             StreamingPartition::new(plan.streaming_expressions(), &rows.schema())
         });
-        let (rows, results) = streaming.push(&[rows], last)?;
+        let (rows, results) = streaming.push(&[rows], last, task)?;
         Ok((rows, results, 0))
     }
 

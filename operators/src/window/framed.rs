@@ -1,8 +1,8 @@
-//! Framed results over all rows of a large window partition, computed one by one.
+//! Framed results over all rows of a large window partition: by a kernel, or one by one.
 //!
 //! DataFusion computes the results of all rows in one call, which takes seconds for millions of
-//! rows. This module calls the same functions row by row, and checks in between whether the query
-//! was cancelled.
+//! rows. Where there is no kernel, this module calls the same functions row by row, and checks in
+//! between whether the query was cancelled.
 
 use std::{ops::Range, sync::Arc};
 
@@ -20,7 +20,11 @@ use datafusion_physical_expr::{
 };
 use gatework_runtime::{Result, pipeline::DriverContext};
 
-use super::{STEP_ROWS, eval_strategy::is_unfiltered_aggregate};
+use super::{
+    STEP_ROWS,
+    eval_strategy::is_unfiltered_aggregate,
+    kernels::{Kernel, Partitions},
+};
 use crate::{ResultExt, concat::concat_arrays};
 
 /// Rows between two cancellation checks.
@@ -32,9 +36,16 @@ const CHECK_ROWS: usize = 256;
 /// If the expression fails, or the query was cancelled.
 pub(super) fn evaluate(
     expression: &Arc<dyn WindowExpr>,
+    kernel: Option<&Kernel>,
     rows: &RecordBatch,
     task: &DriverContext,
 ) -> Result<ArrayRef> {
+    let partition = 0..rows.num_rows();
+    let partitions = Partitions::new(rows, &[], std::slice::from_ref(&partition));
+    let by_kernel = kernel.map(|kernel| kernel.evaluate(&partitions, task));
+    if let Some(results) = by_kernel.transpose()?.flatten() {
+        return Ok(results);
+    }
     match FrameFunction::of(expression).query_err()? {
         Some(function) if rows.num_rows() > CHECK_ROWS => {
             row_by_row(expression, function, rows, task)

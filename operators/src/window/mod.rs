@@ -9,12 +9,16 @@
 //! where they do not fit into memory, while each expression takes from them what it needs
 //! (`buffered.rs`). Once the partition has ended, its rows are emitted with the results.
 //!
+//! Where the function of an expression is known, a kernel evaluates it over many partitions at once
+//! (`kernels/`).
+//!
 //! Partition equality is that of arrow's `partition`: NULL equals NULL, -0 is not +0.
 
 mod buffered;
 mod emitter;
 mod eval_strategy;
 mod framed;
+mod kernels;
 mod sink;
 mod source;
 mod streaming;
@@ -35,16 +39,20 @@ use gatework_runtime::{
 };
 use gatework_shared_state::{Gate, Payload, window};
 
+pub use kernels::{WindowExpression, WindowFunction};
 pub use sink::WindowSink;
 pub use source::WindowSource;
 
 use crate::ResultExt;
 use buffered::BufferedPartition;
 use eval_strategy::EvalStrategy;
+use kernels::Kernel;
 
 #[derive(Debug)]
 struct WindowPlan {
     expressions: Vec<Arc<dyn WindowExpr>>,
+    /// The kernel of each expression, if it has one.
+    kernels: Vec<Option<Arc<Kernel>>>,
     /// Evaluation strategy of each expression over a large window partition.
     strategies: Vec<EvalStrategy>,
     partition_by: Vec<Arc<dyn PhysicalExpr>>,
@@ -55,20 +63,24 @@ struct WindowPlan {
 }
 
 /// Creates sink and source of window expressions with the same partition keys, with `num_tasks`
-/// tasks each. Each task's input is sorted as the expressions need it, and no window partition
-/// spans tasks. The output is the input's columns and one column per expression, in batches of at
-/// most `batch_size` rows. `limit_bytes` bounds the buffer between sink and source, and is the size
-/// of a large window partition.
+/// tasks each. An expression whose [`WindowFunction`] is known is evaluated by a kernel. Each
+/// task's input is sorted as the expressions need it, and no window partition spans tasks. The
+/// output is the input's columns and one column per expression, in batches of at most `batch_size`
+/// rows. `limit_bytes` bounds the buffer between sink and source, and is the size of a large window
+/// partition.
 ///
 /// # Errors
 /// If there are no expressions, if their partition keys differ, or if there are no tasks.
 pub fn new(
-    expressions: Vec<Arc<dyn WindowExpr>>,
+    expressions: impl IntoIterator<Item = impl Into<WindowExpression>>,
     schema: SchemaRef,
     batch_size: usize,
     num_tasks: usize,
     limit_bytes: usize,
 ) -> Result<(WindowSink, WindowSource)> {
+    let expressions: Vec<WindowExpression> = expressions.into_iter().map(Into::into).collect();
+    let kernels = expressions.iter().map(|one| Kernel::of(one).map(Arc::new)).collect();
+    let expressions: Vec<_> = expressions.into_iter().map(|one| one.expr).collect();
     let Some(first) = expressions.first().filter(|_| num_tasks > 0 && batch_size > 0) else {
         let needs = "a window needs at least one expression, one task and a batch size above 0";
         return Err(Error::InvalidConfiguration(needs.into()));
@@ -91,6 +103,7 @@ pub fn new(
     let large_bytes = limit_bytes;
     let plan = Arc::new(WindowPlan {
         expressions,
+        kernels,
         strategies,
         partition_by,
         schema,
@@ -123,11 +136,14 @@ impl WindowPlan {
         self.strategies.iter().all(|strategy| matches!(strategy, EvalStrategy::Streaming))
     }
 
-    /// Returns the streaming expressions.
-    fn streaming_expressions(&self) -> Vec<Arc<dyn WindowExpr>> {
-        let pairs = self.expressions.iter().zip(&self.strategies);
-        let streaming = pairs.filter(|(_, strategy)| matches!(strategy, EvalStrategy::Streaming));
-        streaming.map(|(expression, _)| expression.clone()).collect()
+    /// Returns the streaming expressions and their kernels.
+    fn streaming_expressions(
+        &self,
+    ) -> impl Iterator<Item = (&Arc<dyn WindowExpr>, Option<&Arc<Kernel>>)> {
+        let kernels = self.kernels.iter().map(Option::as_ref);
+        let all = self.expressions.iter().zip(kernels).zip(&self.strategies);
+        let streaming = all.filter(|(_, strategy)| matches!(strategy, EvalStrategy::Streaming));
+        streaming.map(|(expression, _)| expression)
     }
 
     /// Appends the result columns to the input `rows`.

@@ -1,6 +1,6 @@
 //! Window source: evaluates whole window partitions, and chunks of large ones.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch},
@@ -20,6 +20,7 @@ use gatework_shared_state::{PopResult, window::WindowConsumer};
 use super::{
     PartitionData, ReadyOnDrop, Steps, WindowItem, WindowPlan, bytes,
     emitter::{EmitterOutput, PartitionEmitter},
+    kernels::Partitions,
     streaming::StreamingPartition,
 };
 use crate::{
@@ -103,7 +104,7 @@ impl LocalSource for LocalWindowSource {
             }
             if let Some(chunk) = self.chunk.take() {
                 task.check_cancelled()?;
-                let rows = self.evaluate_step(chunk)?;
+                let rows = self.evaluate_step(chunk, task)?;
                 let is_empty = rows.num_rows() == 0;
                 self.ready = Some((rows, 0));
                 if is_empty && task.should_yield() {
@@ -175,7 +176,11 @@ impl LocalWindowSource {
     }
 
     /// Evaluates the next step of a chunk; returns the rows that got their results.
-    fn evaluate_step(&mut self, mut chunk: StreamingChunk) -> Result<RecordBatch> {
+    fn evaluate_step(
+        &mut self,
+        mut chunk: StreamingChunk,
+        task: &DriverContext,
+    ) -> Result<RecordBatch> {
         let batches = chunk.rows.next(self.step_rows());
         let done = chunk.rows.is_empty();
         let last = chunk.last && done;
@@ -193,7 +198,7 @@ impl LocalWindowSource {
                 ))
             }
         };
-        let (rows, results) = streaming.push(&batches, last)?;
+        let (rows, results) = streaming.push(&batches, last, task)?;
         let output = self.plan.output(&rows, results)?;
         let buffered_bytes = streaming.bytes();
         if last {
@@ -224,13 +229,23 @@ impl LocalWindowSource {
         }
         let rows = concat_batches(&batches)?;
         let sort_column = |values| SortColumn { values, options: None };
-        let keys: Vec<_> = self.plan.keys(&rows)?.into_iter().map(sort_column).collect();
-        let ranges = evaluate_partition_ranges(rows.num_rows(), &keys).query_err()?;
-        let slices: Vec<_> =
-            ranges.iter().map(|range| rows.slice(range.start, range.len())).collect();
+        let keys = self.plan.keys(&rows)?;
+        let sort_columns: Vec<_> = keys.iter().cloned().map(sort_column).collect();
+        let ranges = evaluate_partition_ranges(rows.num_rows(), &sort_columns).query_err()?;
+        let partitions = Partitions::new(&rows, &keys, &ranges);
         let mut results = Vec::with_capacity(self.plan.expressions.len());
-        for expression in &self.plan.expressions {
-            results.push(evaluate_partitions(expression.as_ref(), &slices, task)?);
+        for (expression, kernel) in self.plan.expressions.iter().zip(&self.plan.kernels) {
+            let result = match kernel {
+                Some(kernel) => kernel.evaluate(&partitions, task)?,
+                None => None,
+            };
+            results.push(match result {
+                Some(result) => {
+                    self.context.metrics().add("window_kernel_rows", rows.num_rows() as u64);
+                    result
+                }
+                None => evaluate_partitions(expression.as_ref(), &rows, &ranges, task)?,
+            });
         }
         let output = self.plan.output(&rows, results)?;
         // The input is now referenced by the output only.
@@ -242,13 +257,15 @@ impl LocalWindowSource {
 
 fn evaluate_partitions(
     expression: &dyn WindowExpr,
-    partitions: &[RecordBatch],
+    rows: &RecordBatch,
+    partitions: &[Range<usize>],
     task: &DriverContext,
 ) -> Result<ArrayRef> {
     let mut results = Vec::with_capacity(partitions.len());
     for partition in partitions {
         task.check_cancelled()?;
-        results.push(expression.evaluate(partition).query_err()?);
+        let rows = rows.slice(partition.start, partition.len());
+        results.push(expression.evaluate(&rows).query_err()?);
     }
     concat_arrays(&results)
 }

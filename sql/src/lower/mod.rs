@@ -24,6 +24,7 @@ mod sources;
 mod supported;
 mod targets;
 mod union;
+mod window_functions;
 mod windows;
 
 pub(crate) use bindings::Bindings;

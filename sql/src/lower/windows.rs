@@ -24,6 +24,7 @@ use super::{
     Lowering,
     pipeline_builder::{Buffer, PipelineBuilder},
     to_datafusion,
+    window_functions::with_function,
 };
 use crate::plan::exec::{GateworkExec, as_gatework_exec};
 
@@ -71,9 +72,9 @@ impl Lowering {
             return internal_err!("{} is not a window", exec.inner().name());
         };
         let num_tasks = input.num_tasks;
-        let expressions = expressions.iter().map(|window| self.bindings.bind_window(window));
+        let bind = |window| self.bindings.bind_window(window).map(with_function);
         let (sink, source) = window::new(
-            expressions.collect::<Result<Vec<_>>>()?,
+            expressions.iter().map(bind).collect::<Result<Vec<_>>>()?,
             exec.schema(),
             self.batch_rows,
             num_tasks,

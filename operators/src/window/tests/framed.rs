@@ -128,7 +128,7 @@ fn a_cancel_is_heard_among_the_results_of_a_partition() {
     let function = Arc::new(Frames(Arc::new(cancel)));
     let frames = StandardWindowExpr::new(function, &[], &[], frame(Some(1), None));
     let schema = output_schema(&input, 1);
-    let (sink, source) = new(vec![Arc::new(frames)], schema, 100, 1, 1).unwrap();
+    let (sink, source) = new([Arc::new(frames) as Arc<dyn WindowExpr>], schema, 100, 1, 1).unwrap();
     let mut graph = Graph::new();
     graph.add_pipeline("sort", 1, scan(&input, 1000), vec![], Arc::new(sink)).unwrap();
     let readers = result_of(&mut graph, 1, 1, Arc::new(source), vec![]);
