@@ -3,6 +3,9 @@
 //! The producer publishes an expression or is dropped without one. Either way the gate becomes
 //! ready, so no scan waits for a filter that is never published. The planner decides where the
 //! expression is stored and how scans see it ([`FilterTarget`]).
+//!
+//! The threshold of a top-n is a filter as well. It is published again whenever it drops more rows,
+//! and no scan waits for it.
 
 use std::{fmt, sync::Arc};
 
@@ -15,7 +18,7 @@ pub trait FilterTarget: Send + Sync {
     fn keys(&self) -> &[Arc<dyn PhysicalExpr>];
 
     /// Takes the filter. `Some` expression is true for every row that may find a match; `None`
-    /// means that the producer has no filter.
+    /// means that the producer has no filter. A top-n calls it for each better threshold.
     ///
     /// # Errors
     /// If the expression cannot be used; the query continues without it.

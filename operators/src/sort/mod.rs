@@ -2,7 +2,8 @@
 //!
 //! Sort keys are arrow rows, whose bytes compare as the sort does, so runs are sorted and merged by
 //! comparing bytes. With a `fetch`, a task regularly shrinks its input to that number of rows. It
-//! drops rows behind the best threshold that any task has published (`run.rs`).
+//! drops rows behind the best threshold that any task has published (`run.rs`). The threshold is a
+//! runtime filter of the scans below as well, which get each better one (`threshold.rs`).
 //!
 //! A volatile sort expression is evaluated once for each row, and its value is carried along as a
 //! column.
@@ -27,7 +28,7 @@ pub use run::SortSink;
 pub use source::SortSource;
 use threshold::TopNThreshold;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, RecordBatchOptions},
@@ -40,7 +41,7 @@ use gatework_runtime::{Error, Result, pipeline::PerTask};
 use gatework_shared_state::sort;
 use parking_lot::{Mutex, RwLock};
 
-use crate::ResultExt;
+use crate::{ResultExt, runtime_filter::FilterTarget};
 
 /// Configuration of a sort.
 #[derive(Debug, Clone)]
@@ -56,7 +57,6 @@ pub struct SortConfig {
 }
 
 /// Prepared sort, shared by all tasks.
-#[derive(Debug)]
 struct SortPlan {
     /// Configuration; with carried keys, its schema and ordering include them.
     config: SortConfig,
@@ -68,6 +68,14 @@ struct SortPlan {
     prefixes: Mutex<Vec<Arc<KeyPrefix>>>,
     /// With a `fetch`: the lowest key known to have at least `fetch` rows at or before it.
     threshold: RwLock<Option<Arc<TopNThreshold>>>,
+    /// Filter to which each better threshold is published.
+    filter: Option<Arc<dyn FilterTarget>>,
+}
+
+impl fmt::Debug for SortPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sort plan of {:?}", self.config)
+    }
 }
 
 /// Sort keys that must not be evaluated again, as columns behind the others.
@@ -125,7 +133,30 @@ impl SortPlan {
             prefixes: Mutex::new(vec![leading_prefix.clone()]),
             leading_prefix,
             threshold: RwLock::new(None),
+            filter: None,
         })
+    }
+
+    /// Makes `threshold`, which is the last of `fetch` rows, the threshold of all tasks if it is
+    /// better than the known one.
+    fn publish(&self, threshold: TopNThreshold) -> Result<()> {
+        let predicate = match &self.filter {
+            Some(filter) => {
+                threshold.predicate(&self.config.ordering, filter.keys()).query_err()?
+            }
+            None => None,
+        };
+        let mut known = self.threshold.write();
+        if known.as_ref().is_some_and(|known| known.key <= threshold.key) {
+            return Ok(());
+        }
+        *known = Some(Arc::new(threshold));
+        if let Some((filter, predicate)) = self.filter.as_ref().zip(predicate)
+            && let Err(error) = filter.publish(Some(predicate))
+        {
+            tracing::debug!(%error, "a top-n's threshold could not be used as a filter");
+        }
+        Ok(())
     }
 
     /// Returns the instance of a prefix that all runs share which have an equal one.
@@ -172,7 +203,20 @@ impl SortPlan {
 /// # Errors
 /// If a sort key cannot be compared.
 pub fn new(config: SortConfig, sinks: usize) -> Result<(SortSink, SortSource)> {
-    let plan = Arc::new(SortPlan::new(config)?);
+    new_with_filter(config, sinks, None)
+}
+
+/// Creates a sort as [`new`] does. With a `fetch`, each better threshold is published to `filter`,
+/// so that the scans below drop the rows behind it.
+///
+/// # Errors
+/// As [`new`].
+pub fn new_with_filter(
+    config: SortConfig,
+    sinks: usize,
+    filter: Option<Arc<dyn FilterTarget>>,
+) -> Result<(SortSink, SortSource)> {
+    let plan = Arc::new(SortPlan { filter, ..SortPlan::new(config)? });
     let (sink_tokens, source_tokens) = sort::new("sort", sinks, 1, 1);
     Ok((
         SortSink::new(plan.clone(), PerTask::new("sort sink", sink_tokens)),

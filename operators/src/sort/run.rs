@@ -224,9 +224,6 @@ struct SortState {
     context: OperatorContext,
 }
 
-/// Number of rows beyond `fetch` at which a top-N task sorts and truncates its rows.
-const TOP_N_SLACK_ROWS: usize = 1 << 13;
-
 impl SortState {
     /// Adds rows that are not behind the threshold.
     fn add_rows(&mut self, mut data: RecordBatch) -> Result<()> {
@@ -314,12 +311,8 @@ impl SortState {
         let Some(run) = self.sort(task)? else { return Ok(()) };
         let rows = run.len();
         if rows == fetch && rows > 0 {
-            let last =
-                TopNThreshold::new(&run, rows - 1, &self.plan.config.ordering[0]).query_err()?;
-            let mut threshold = self.plan.threshold.write();
-            if threshold.as_ref().is_none_or(|known| last.key < known.key) {
-                *threshold = Some(Arc::new(last));
-            }
+            let ordering = &self.plan.config.ordering;
+            self.plan.publish(TopNThreshold::new(&run, rows - 1, ordering).query_err()?)?;
         }
         for row in 0..rows {
             self.input.keys.push(run.keys.row(run.order[row] as usize));
@@ -341,10 +334,14 @@ impl BreakerState for SortState {
     fn add(&mut self, batch: Batch, task: &DriverContext) -> Result<SinkResult> {
         let rows = self.plan.with_carried(compact_views(apply_selection(batch)?)?)?;
         self.add_rows(rows)?;
-        if let Some(fetch) = self.plan.config.fetch
-            && self.input.keys.num_rows() >= fetch.saturating_add(TOP_N_SLACK_ROWS.max(fetch))
-        {
-            self.shrink(fetch, task)?;
+        if let Some(fetch) = self.plan.config.fetch {
+            // As many rows again as were kept, so that each is sorted a few times at most. But the
+            // first threshold as soon as there is one: it spares the most.
+            let is_first = self.plan.threshold.read().is_none();
+            let enough = if is_first { fetch } else { fetch.saturating_mul(2) };
+            if self.input.keys.num_rows() >= enough {
+                self.shrink(fetch, task)?;
+            }
         }
         Ok(SinkResult::NeedInput)
     }

@@ -21,7 +21,6 @@ use datafusion::{
         aggregates::AggregateExec,
         filter::FilterExec,
         joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec},
-        limit::{GlobalLimitExec, LocalLimitExec},
         projection::ProjectionExec,
         scalar_subquery::ScalarSubqueryExec,
         sorts::{sort::SortExec, sort_preserving_merge::SortPreservingMergeExec},
@@ -49,14 +48,18 @@ pub type PassThroughInputs =
     dyn Fn(&Arc<dyn ExecutionPlan>) -> Option<Vec<&Arc<dyn ExecutionPlan>>>;
 
 /// Follows `keys`, which are over the output of `plan`, to the scans below it. A path ends without
-/// a scan at a node that computes the keys, or that neither this module nor `pass_through_inputs`
-/// knows.
+/// a scan at a limit, at a node that computes the keys, or at one that neither this module nor
+/// `pass_through_inputs` knows.
 pub(super) fn trace(
     plan: &Arc<dyn ExecutionPlan>,
     keys: &Exprs,
     pass_through_inputs: &PassThroughInputs,
     found: &mut KeysByScan,
 ) -> Result<()> {
+    // Below a limit, a filter would let other rows in.
+    if plan.fetch().is_some() {
+        return Ok(());
+    }
     if let Some(inputs) = pass_through_inputs(plan) {
         return inputs
             .into_iter()
@@ -108,8 +111,6 @@ fn over_input(plan: &dyn ExecutionPlan, keys: &Exprs, input: &SchemaRef) -> Resu
         || plan.is::<FilterExec>()
         || plan.is::<SortExec>()
         || plan.is::<SortPreservingMergeExec>()
-        || plan.is::<GlobalLimitExec>()
-        || plan.is::<LocalLimitExec>()
         || plan.is::<ScalarSubqueryExec>();
     if same { replace(keys, &column) } else { Ok(None) }
 }

@@ -45,7 +45,7 @@ use std::{
     },
 };
 
-use arrow::datatypes::Schema;
+use arrow::{compute::SortOptions, datatypes::Schema};
 use datafusion::{
     error::Result,
     execution::memory_pool::MemoryLimit,
@@ -142,6 +142,9 @@ struct Lowering {
     nodes: HashMap<usize, ExecutionPlanMetricsSet>,
     /// Filters by the id of the dynamic expression, which belongs to this execution.
     filters: HashMap<u64, FilterLink>,
+    /// Direction of the first key of each top-n whose threshold is a filter of scans, by the id of
+    /// the filter.
+    thresholds: HashMap<u64, SortOptions>,
     /// Scans that wait for a filter: the filter's id, the scan's pipeline, the filter in the scan.
     filter_waits: Vec<(u64, PipelineId, Arc<ScanFilter>)>,
     /// Gates that every source waits for: those of the scalar subqueries above it.
@@ -163,6 +166,7 @@ impl Lowering {
             fallbacks: Vec::new(),
             nodes: HashMap::new(),
             filters: HashMap::new(),
+            thresholds: HashMap::new(),
             filter_waits: Vec::new(),
             start_after: Vec::new(),
         }

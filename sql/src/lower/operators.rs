@@ -6,7 +6,9 @@ use arrow::datatypes::SchemaRef;
 use datafusion::{
     common::internal_err,
     error::Result,
-    physical_expr::{AcrossPartitions, LexOrdering},
+    physical_expr::{
+        AcrossPartitions, LexOrdering, PhysicalExpr, expressions::DynamicFilterPhysicalExpr,
+    },
     physical_plan::{
         ExecutionPlan, ExecutionPlanProperties,
         filter::FilterExec,
@@ -18,6 +20,7 @@ use gatework_operators::{
     filter::Filter,
     limit::Limit,
     projection::Projection,
+    runtime_filter::FilterTarget,
     sort::{self, SortConfig},
 };
 
@@ -32,6 +35,22 @@ use crate::{
     plan::exec::{GateworkExec, as_gatework_exec},
     write::{FileWriter, WriteExec},
 };
+
+/// The filter of one execution's scans to which a top-n publishes its thresholds.
+struct ThresholdTarget {
+    filter: Arc<DynamicFilterPhysicalExpr>,
+    keys: Vec<Arc<dyn PhysicalExpr>>,
+}
+
+impl FilterTarget for ThresholdTarget {
+    fn keys(&self) -> &[Arc<dyn PhysicalExpr>] {
+        &self.keys
+    }
+
+    fn publish(&self, filter: Option<Arc<dyn PhysicalExpr>>) -> Result<()> {
+        filter.map_or(Ok(()), |filter| self.filter.update(filter))
+    }
+}
 
 impl Lowering {
     /// Lowers a wrapped node and its inputs.
@@ -142,7 +161,9 @@ impl Lowering {
         tag: Option<usize>,
     ) -> Result<PipelineBuilder> {
         let node = exec.inner().as_ref();
-        let pipeline = self.child(&exec.children()[0], false)?;
+        let input = &exec.children()[0];
+        let filter = self.threshold_filter(sort, input)?;
+        let pipeline = self.child(input, false)?;
         // A sort per partition may lack keys that are constant in each partition. So its first rows
         // are not the first of all rows.
         let is_partitioned = partitions(node) > 1;
@@ -152,7 +173,29 @@ impl Lowering {
             // The merge above sorts all rows.
             return Ok(pipeline);
         }
-        self.sort(pipeline, sort.expr().clone(), fetch, exec.schema(), tag)
+        self.top_n(pipeline, (sort.expr().clone(), fetch), filter, exec.schema(), tag)
+    }
+
+    /// Returns the filter of a top-n over `input` to which its thresholds are published. Registers
+    /// it for the scans below.
+    fn threshold_filter(
+        &mut self,
+        sort: &SortExec,
+        input: &Arc<dyn ExecutionPlan>,
+    ) -> Result<Option<Arc<dyn FilterTarget>>> {
+        let mut produced = sort.dynamic_expressions_produced();
+        let Some(planned) = produced.pop().filter(|_| sort.fetch().is_some()) else {
+            return Ok(None);
+        };
+        let Ok(planned) = Arc::downcast::<DynamicFilterPhysicalExpr>(planned) else {
+            return Ok(None);
+        };
+        let filter = self.bindings.add_filter(&planned, input)?;
+        if let Some(id) = filter.expression_id() {
+            self.thresholds.insert(id, sort.expr().first().options);
+        }
+        let keys = filter.children().into_iter().cloned().collect();
+        Ok(Some(Arc::new(ThresholdTarget { filter, keys })))
     }
 
     /// Closes `pipeline` with a sort, and returns a pipeline of the sorted rows.
@@ -164,9 +207,22 @@ impl Lowering {
         schema: SchemaRef,
         tag: Option<usize>,
     ) -> Result<PipelineBuilder> {
+        self.top_n(pipeline, (ordering, fetch), None, schema, tag)
+    }
+
+    /// As [`Self::sort`]; publishes the thresholds of a `fetch` to `filter`.
+    fn top_n(
+        &mut self,
+        pipeline: PipelineBuilder,
+        (ordering, fetch): (LexOrdering, Option<usize>),
+        filter: Option<Arc<dyn FilterTarget>>,
+        schema: SchemaRef,
+        tag: Option<usize>,
+    ) -> Result<PipelineBuilder> {
         let ordering = self.ordering(ordering, &schema)?;
         let config = SortConfig { ordering, fetch, schema, batch_rows: self.batch_rows };
-        let (sink, source) = sort::new(config, pipeline.num_tasks).map_err(to_datafusion)?;
+        let sinks = pipeline.num_tasks;
+        let (sink, source) = sort::new_with_filter(config, sinks, filter).map_err(to_datafusion)?;
         let name = format!("{} sorted", pipeline.name);
         let producer = self.add_pipeline(pipeline, Arc::new(sink), tag)?;
         Ok(PipelineBuilder::new(name, 1, Arc::new(source), tag).depends_on(producer))
@@ -206,8 +262,14 @@ impl Lowering {
             Some(sort) => (&sort.children()[0], Some(self.tag(sort))),
             None => (child, tag),
         };
+        let inner = sort.and_then(|sort| sort.inner().downcast_ref::<SortExec>());
+        let filter = match inner.filter(|sort| sort.fetch() == merge.fetch()) {
+            Some(sort) => self.threshold_filter(sort, input)?,
+            None => None,
+        };
         let pipeline = self.child(input, false)?;
-        self.sort(pipeline, merge.expr().clone(), merge.fetch(), exec.schema(), tag)
+        let order = (merge.expr().clone(), merge.fetch());
+        self.top_n(pipeline, order, filter, exec.schema(), tag)
     }
 
     fn limit(

@@ -30,7 +30,10 @@ use super::{
 };
 use crate::{
     plan::{SourceExec, exec::GateworkExec},
-    scan::{FileScan, FilteredMemorySource, FilteredScan, ScanFilter, SplitScan},
+    scan::{
+        FileScan, FilteredMemorySource, FilteredScan, ScanFilter, ScanThreshold, SplitScan,
+        Thresholds,
+    },
     splits::{Split, SplitQueueSource, SplitTableExec},
 };
 
@@ -79,12 +82,12 @@ impl Lowering {
             // needs no order.
             let serial = ordered || in_order && config.limit.is_some();
             let num_tasks = if serial { 1 } else { self.max_tasks };
-            let pipeline = self.file_scan(&config, num_tasks, None, tag)?;
+            let pipeline = self.file_scan(&config, (num_tasks, serial), None, tag)?;
             return Ok(limited(pipeline, config.limit, tag));
         }
         // The first rows of all groups are not the first rows of each group.
         let limit = config.limit.filter(|_| !in_order);
-        let pipeline = self.file_scan(&config, self.max_tasks, None, tag)?;
+        let pipeline = self.file_scan(&config, (self.max_tasks, false), None, tag)?;
         let total = limit.map(|limit| limit.saturating_mul(config.file_groups.len()));
         self.sort_if(ordered, limited(pipeline, total, tag), exec.inner().as_ref(), tag)
     }
@@ -99,7 +102,7 @@ impl Lowering {
         let (queue, id) = (splits.queue().clone(), scan_id(exec.inner()));
         if let Some(config) = splits.table().downcast_ref::<FileScanConfig>() {
             let config = self.bindings.bind_scan(config, id)?;
-            return self.file_scan(&config, self.max_tasks, Some(queue), tag);
+            return self.file_scan(&config, (self.max_tasks, false), Some(queue), tag);
         }
         let Some(memory) = splits.table().downcast_ref::<FilteredMemorySource>() else {
             return internal_err!("a split scan has an unknown table type");
@@ -172,20 +175,31 @@ impl Lowering {
         })
     }
 
+    /// Adds a scan of files with `num_tasks` tasks; if it is `serial`, it keeps the order of rows.
     fn file_scan(
         &mut self,
         config: &FileScanConfig,
-        num_tasks: usize,
+        (num_tasks, serial): (usize, bool),
         splits: Option<SplitQueue<Split>>,
         tag: Option<usize>,
     ) -> Result<PipelineBuilder> {
         // The limit counts rows before any filter.
         let filter = config.file_source.filter().filter(|_| config.limit.is_none());
         let config = &within_groups(config);
+        let options_of = |id| self.thresholds.get(&id).copied();
+        let thresholds = ScanThreshold::find(filter.as_ref(), options_of);
         let filters = self.scan_filters(filter, config.file_source.projection())?;
         let context = self.context.task_context().clone();
         let after = self.start_after.clone();
-        let scan = FileScan::new(config, &context, &self.engine, filters.clone(), after, splits)?;
+        let scan = FileScan::new(
+            config,
+            &context,
+            &self.engine,
+            filters.clone(),
+            Thresholds { all: &thresholds, order_groups: !serial },
+            after,
+            splits,
+        )?;
         let name = config
             .file_groups
             .iter()

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use arrow::{array::RecordBatch, buffer::BooleanBuffer};
+use arrow::{array::RecordBatch, buffer::BooleanBuffer, compute::SortOptions};
 use datafusion::{
     common::tree_node::{Transformed, TreeNode, TreeNodeRecursion},
     error::Result,
@@ -75,6 +75,40 @@ impl ScanFilter {
     /// Leaves dropping rows to the join.
     pub(crate) fn disable_row_filter(&self) {
         self.drops_rows.store(false, Ordering::Relaxed);
+    }
+}
+
+/// The thresholds in a scan's predicate.
+pub(crate) struct Thresholds<'a> {
+    pub(crate) all: &'a [ScanThreshold],
+    /// Whether row groups may be read in the order of the first one.
+    pub(crate) order_groups: bool,
+}
+
+/// The threshold of a top-n in a scan's predicate: rows behind it are not wanted.
+#[derive(Debug)]
+pub(crate) struct ScanThreshold {
+    /// DataFusion's id of the filter.
+    pub(super) id: u64,
+    /// The top-n's first sort key, over the table's columns, and its direction.
+    pub(super) key: Arc<dyn PhysicalExpr>,
+    pub(super) options: SortOptions,
+}
+
+impl ScanThreshold {
+    /// Returns the thresholds in `predicate`; `options_of` knows the direction of the first key of
+    /// each top-n.
+    pub(crate) fn find(
+        predicate: Option<&Arc<dyn PhysicalExpr>>,
+        options_of: impl Fn(u64) -> Option<SortOptions>,
+    ) -> Vec<Self> {
+        let threshold = |conjunct: &Arc<dyn PhysicalExpr>| {
+            let filter = conjunct.downcast_ref::<DynamicFilterPhysicalExpr>()?;
+            let id = conjunct.expression_id()?;
+            let key = filter.children().into_iter().next()?.clone();
+            Some(Self { id, key, options: options_of(id)? })
+        };
+        predicate.into_iter().flat_map(split_conjunction).filter_map(threshold).collect()
     }
 }
 

@@ -11,6 +11,7 @@ mod decode;
 mod fallback;
 mod filters;
 mod footer;
+mod group_order;
 mod ipc;
 mod memory;
 pub(crate) mod morsels;
@@ -23,7 +24,7 @@ mod splits;
 mod version;
 
 pub(crate) use damage::contain_panic;
-pub(crate) use filters::ScanFilter;
+pub(crate) use filters::{ScanFilter, ScanThreshold, Thresholds};
 pub(crate) use memory::{FilteredMemorySource, FilteredScan, MemoryFilterPushdown};
 pub(crate) use morsels::FileMorsel;
 pub(crate) use sources::with_file_scans;
@@ -48,6 +49,7 @@ use tokio::runtime::Handle;
 
 use self::{
     filters::LocalFilters,
+    group_order::GroupOrder,
     queue::MorselQueue,
     reader::LocalFileScan,
     row_group::{LocalConjuncts, RowGroupPlan},
@@ -100,6 +102,7 @@ impl FileScan {
         context: &Arc<TaskContext>,
         engine: &Engine,
         filters: Vec<Arc<ScanFilter>>,
+        thresholds: Thresholds<'_>,
         start_after: Vec<Gate>,
         splits: Option<SplitQueue<Split>>,
     ) -> Result<Self> {
@@ -112,9 +115,12 @@ impl FileScan {
         morsels::prepare(&mut config, context)?;
         let fallback = fallback::source(&config);
         let morselizer = fallback.create_morselizer(store.clone(), &config, 0)?;
-        let queue = MorselQueue::new(&config, engine.executor.threads(), splits)?;
+        let first = thresholds.all.first().filter(|_| thresholds.order_groups);
+        let table = config.file_source.table_schema().file_schema();
+        let order = first.and_then(|threshold| GroupOrder::of(threshold, table));
+        let queue = MorselQueue::new(&config, engine.executor.threads(), splits, order)?;
         let io = engine.io()?;
-        let row_group_plan = RowGroupPlan::new(&config, &filters)?.map(Arc::new);
+        let row_group_plan = RowGroupPlan::new(&config, &filters, thresholds.all)?.map(Arc::new);
         let shared = FileScanPlan {
             config,
             store,

@@ -4,7 +4,8 @@
 //!
 //! Files with row groups are planned by the task that claims them, since planning reads their
 //! footers. A task that finds neither morsel nor file waits at a gate until those tasks have
-//! finished planning. Lock: `inner`; the gate changes state under it.
+//! finished planning. For a top-n many files are planned first, and the most promising row group
+//! of them is read first. Lock: `inner`; the gate changes state under it.
 
 use std::collections::VecDeque;
 
@@ -17,7 +18,10 @@ use gatework_shared_state::{
     splits::{SplitGuard, SplitQueue},
 };
 
-use super::morsels::{self, FileMorsel};
+use super::{
+    group_order::{GroupOrder, GroupRank},
+    morsels::{self, FileMorsel},
+};
 use crate::splits::{Split, SplitData};
 
 pub(super) struct MorselQueue {
@@ -26,14 +30,21 @@ pub(super) struct MorselQueue {
     splits: Option<SplitQueue<Split>>,
     /// Blocked while files are being planned and nothing else can be claimed.
     files_planned: Gate,
+    /// Order of row groups, for a top-n.
+    order: Option<GroupOrder>,
 }
 
 struct Inner {
     morsels: VecDeque<FileMorsel>,
+    /// Row groups that are put in order once all files are planned.
+    unordered: Vec<(GroupRank, FileMorsel)>,
     /// Files to be divided into row groups.
     files: VecDeque<PartitionedFile>,
     planning: usize,
 }
+
+/// Maximum number of row groups that wait to be put in order, since each keeps its file's footer.
+const MAX_UNORDERED: usize = 256;
 
 /// A task's next step.
 pub(super) enum ScanWork {
@@ -49,10 +60,16 @@ impl MorselQueue {
         config: &FileScanConfig,
         workers: usize,
         splits: Option<SplitQueue<Split>>,
+        order: Option<GroupOrder>,
     ) -> Result<Self> {
         let groups = if splits.is_some() { &[][..] } else { config.file_groups.as_slice() };
         let all = groups.iter().flat_map(|group| group.files().iter().cloned());
-        let mut inner = Inner { morsels: VecDeque::new(), files: VecDeque::new(), planning: 0 };
+        let mut inner = Inner {
+            morsels: VecDeque::new(),
+            unordered: Vec::new(),
+            files: VecDeque::new(),
+            planning: 0,
+        };
         if morsels::has_row_groups(config) {
             inner.files.extend(all);
         } else {
@@ -60,7 +77,7 @@ impl MorselQueue {
             inner.morsels.extend(ranges.map(FileMorsel::from));
         }
         let files_planned = Dependency::ready("file footers", DependencyKind::External);
-        Ok(Self { inner: StateLock::new(inner), splits, files_planned })
+        Ok(Self { inner: StateLock::new(inner), splits, files_planned, order })
     }
 
     /// Returns the next step of a task that has read the split of `guard`, which is replaced by the
@@ -109,9 +126,24 @@ impl MorselQueue {
 
     /// Adds the morsels of a file that a task has planned.
     pub(super) fn finish_planning(&self, morsels: Vec<FileMorsel>) {
+        let Some(order) = &self.order else {
+            let mut inner = self.inner.lock();
+            inner.planning -= 1;
+            inner.morsels.extend(morsels);
+            inner.set_ready(&self.files_planned);
+            return;
+        };
+        let ranked: Vec<_> =
+            morsels.into_iter().map(|morsel| (order.rank(&morsel), morsel)).collect();
         let mut inner = self.inner.lock();
         inner.planning -= 1;
-        inner.morsels.extend(morsels);
+        inner.unordered.extend(ranked);
+        let is_last = inner.planning == 0 && inner.files.is_empty();
+        if is_last || inner.unordered.len() >= MAX_UNORDERED {
+            let mut ranked = std::mem::take(&mut inner.unordered);
+            ranked.sort_by(|one, other| order.compare(&one.0, &other.0));
+            inner.morsels.extend(ranked.into_iter().map(|(_, morsel)| morsel));
+        }
         inner.set_ready(&self.files_planned);
     }
 }

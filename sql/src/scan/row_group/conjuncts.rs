@@ -10,21 +10,33 @@ use arrow::{
 use datafusion::physical_expr_common::physical_expr::is_volatile;
 use datafusion::{
     error::Result,
-    physical_expr::{PhysicalExpr, expressions::DynamicFilterPhysicalExpr},
+    physical_expr::{
+        PhysicalExpr,
+        expressions::{DynamicFilterPhysicalExpr, Literal},
+    },
 };
 use gatework_operators::{adaptive_filter::AdaptiveFilter, filter::evaluate_predicate};
 use gatework_runtime::pipeline::OperatorMetrics;
 
 use super::{ColumnSlots, ExprInputs, RowGroupPlan};
-use crate::scan::filters::{ScanFilter, membership_only};
+use crate::scan::filters::{ScanFilter, ScanThreshold, membership_only};
+
+#[derive(Debug)]
+enum ConjunctKind {
+    /// A part of the query's predicate.
+    Predicate,
+    /// The runtime filter of a join; evaluated once it is published.
+    Filter(Arc<ScanFilter>),
+    /// The threshold of a top-n, which gets better and better.
+    Threshold,
+}
 
 /// One conjunct, as shared by all tasks.
 #[derive(Debug)]
 pub(super) struct Conjunct {
     pub(super) inputs: ExprInputs,
     expr: Arc<dyn PhysicalExpr>,
-    /// The runtime filter that the conjunct is, if any; evaluated once it is published.
-    filter: Option<Arc<ScanFilter>>,
+    kind: ConjunctKind,
     /// Estimated cost of an evaluation per row, relative to other conjuncts.
     cost: f64,
 }
@@ -33,15 +45,20 @@ impl Conjunct {
     /// Returns a `conjunct` of a predicate; `None` if the native reader cannot evaluate it.
     pub(super) fn new(
         conjunct: &Arc<dyn PhysicalExpr>,
-        filters: &[Arc<ScanFilter>],
+        (filters, thresholds): (&[Arc<ScanFilter>], &[ScanThreshold]),
         slots: &mut ColumnSlots,
     ) -> Result<Option<Self>> {
-        let dynamic = conjunct.is::<DynamicFilterPhysicalExpr>();
-        let filter = conjunct
-            .expression_id()
-            .filter(|_| dynamic)
-            .and_then(|id| filters.iter().find(|filter| filter.id == id).cloned());
-        if dynamic && filter.is_none() || is_volatile(conjunct) {
+        let id = conjunct.expression_id();
+        let kind = if !conjunct.is::<DynamicFilterPhysicalExpr>() {
+            ConjunctKind::Predicate
+        } else if let Some(filter) = filters.iter().find(|filter| Some(filter.id) == id) {
+            ConjunctKind::Filter(filter.clone())
+        } else if thresholds.iter().any(|threshold| Some(threshold.id) == id) {
+            ConjunctKind::Threshold
+        } else {
+            return Ok(None);
+        };
+        if is_volatile(conjunct) {
             return Ok(None);
         }
         let Some((inputs, exprs)) = slots.inputs(std::slice::from_ref(conjunct))? else {
@@ -51,8 +68,14 @@ impl Conjunct {
         let column_cost = |kind: &DataType| if kind.is_primitive() { 1.0 } else { 4.0 };
         let fields = inputs.schema.fields().iter();
         let cost = 0.5 + fields.map(|field| column_cost(field.data_type())).sum::<f64>();
-        Ok(Some(Self { inputs, expr, filter, cost }))
+        Ok(Some(Self { inputs, expr, kind, cost }))
     }
+}
+
+/// Returns whether a top-n has published its first threshold to `filter`.
+fn has_threshold(filter: &Arc<dyn PhysicalExpr>) -> bool {
+    let filter = filter.downcast_ref::<DynamicFilterPhysicalExpr>();
+    filter.is_some_and(|filter| filter.current().is_ok_and(|current| !current.is::<Literal>()))
 }
 
 /// One task's state of one conjunct.
@@ -92,10 +115,11 @@ impl LocalConjuncts {
         }
         let conjunct = &self.plan.conjuncts[local.index];
         if local.expr.is_none() {
-            local.expr = match &conjunct.filter {
-                Some(filter) if !filter.is_published() => return None,
-                Some(_) => Some(membership_only(&conjunct.expr)),
-                None => Some(conjunct.expr.clone()),
+            local.expr = match &conjunct.kind {
+                ConjunctKind::Filter(filter) if !filter.is_published() => return None,
+                ConjunctKind::Filter(_) => Some(membership_only(&conjunct.expr)),
+                ConjunctKind::Threshold if !has_threshold(&conjunct.expr) => return None,
+                ConjunctKind::Threshold | ConjunctKind::Predicate => Some(conjunct.expr.clone()),
             };
         }
         Some(&conjunct.inputs)
@@ -122,9 +146,10 @@ impl LocalConjuncts {
         if dropped == 0 {
             return Ok(None);
         }
-        let counter = match conjunct.filter {
-            Some(_) => "runtime_filter_pruned_rows",
-            None => "late_materialization_pruned_rows",
+        let counter = match conjunct.kind {
+            ConjunctKind::Filter(_) => "runtime_filter_pruned_rows",
+            ConjunctKind::Threshold => "top_n_pruned_rows",
+            ConjunctKind::Predicate => "late_materialization_pruned_rows",
         };
         self.metrics.add(counter, dropped as u64);
         Ok(Some(keep))

@@ -5,6 +5,8 @@
 //! afterwards. This reader decodes the columns of one conjunct of the scan's predicate and
 //! evaluates it. All later columns are decoded only for the rows that passed ([`rows`]). Conjuncts
 //! that drop many rows at low cost are evaluated first; those that drop almost none are skipped.
+//! The threshold of a top-n is a conjunct as well, so that most columns of a wide table are read
+//! for few rows.
 //! The filter above the scan checks all conjuncts again. So the reader may skip a conjunct at any
 //! time, also when its evaluation fails. (Abadi et al., "Materialization Strategies in a
 //! Column-Oriented DBMS", 2007; DuckDB's and Velox's adaptive filters.)
@@ -39,7 +41,7 @@ use datafusion::{
 use gatework_operators::remap_columns;
 
 use self::conjuncts::Conjunct;
-use super::ScanFilter;
+use super::{ScanFilter, ScanThreshold};
 
 /// The columns and expressions of a scan, shared by its tasks.
 #[derive(Debug)]
@@ -118,6 +120,7 @@ impl RowGroupPlan {
     pub(super) fn new(
         config: &FileScanConfig,
         filters: &[Arc<ScanFilter>],
+        thresholds: &[ScanThreshold],
     ) -> Result<Option<Self>> {
         let Some(source) = config.file_source.downcast_ref::<ParquetSource>() else {
             return Ok(None);
@@ -142,7 +145,7 @@ impl RowGroupPlan {
         let predicate = config.file_source.filter();
         let mut conjuncts = Vec::new();
         for conjunct in predicate.iter().flat_map(datafusion::physical_expr::split_conjunction) {
-            conjuncts.extend(Conjunct::new(conjunct, filters, &mut slots)?);
+            conjuncts.extend(Conjunct::new(conjunct, (filters, thresholds), &mut slots)?);
         }
         let schema = config.projected_schema()?;
         let all = || {
