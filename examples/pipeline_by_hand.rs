@@ -96,6 +96,7 @@ fn sum_by_remainder(schema: &SchemaRef) -> Result<AggregateConfig, Box<dyn Error
             function: Arc::new(sum),
             arguments: vec![n],
             filter: None,
+            counts_distinct: false,
         }],
         input: AggregateInput::Raw,
         output: AggregateResult::Final,

@@ -28,6 +28,9 @@ pub struct AggregateCall {
     pub arguments: Vec<Arc<dyn PhysicalExpr>>,
     /// Predicate of the rows to aggregate, from `FILTER (WHERE …)`; unused for partial states.
     pub filter: Option<Arc<dyn PhysicalExpr>>,
+    /// Whether the function is SQL's `count(DISTINCT argument)`, which has an accumulator of its
+    /// own where there are no group keys.
+    pub counts_distinct: bool,
 }
 
 /// Content of the input.

@@ -17,7 +17,8 @@ use super::{
     config::{AggregateCall, AggregateInput, AggregatePlan, AggregateResult},
     finest_groups::FinestGroups,
     group_emitter::GroupEmitter,
-    partial_states::{PartialStates, UnpartitionedStates},
+    partial_states::{PartialStates, UnpartitionedGroups, UnpartitionedStates},
+    row_states::{Bypass, RowStates},
 };
 use crate::{ResultExt, keys::GroupValues, slices::for_each_slice, spill::try_resize_above};
 
@@ -46,6 +47,10 @@ pub(super) struct AggregateHashTable {
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
     /// Rows of grouping sets that are not in the table yet; `None` if that does not help.
     finest: Option<FinestGroups>,
+    /// Decides whether rows bypass the table; `None` if they never do.
+    bypass: Option<Bypass>,
+    /// Rows that bypassed the table, which then has no groups.
+    bypassed: RowStates,
     reservation: Reservation,
     can_spill: bool,
     /// Its groups are never spilled, so the copy made for spilling is not reserved.
@@ -128,10 +133,12 @@ impl AggregateHashTable {
         let accumulators = accumulators(&plan).query_err()?;
         let (hashes, groups) = (Vec::new(), Vec::new());
         Ok(Self {
+            bypassed: RowStates::new(&plan),
             plan,
             table,
             accumulators,
             finest: None,
+            bypass: None,
             reservation,
             can_spill: context.can_spill(),
             without_spilling: false,
@@ -147,19 +154,25 @@ impl AggregateHashTable {
         Ok(Self { finest, ..self })
     }
 
+    /// Returns the table, which rows may bypass until the parts are merged.
+    pub(super) fn with_bypass(self) -> Result<Self> {
+        let bypass = Bypass::new(&self.plan).query_err()?;
+        Ok(Self { bypass, ..self })
+    }
+
     /// Returns the table, marked as never spilled.
     pub(super) fn without_spilling(self) -> Self {
         Self { without_spilling: true, ..self }
     }
 
-    /// Returns the number of groups in the table.
+    /// Returns the number of groups, of which each row that bypasses the table is one.
     pub(super) fn num_groups(&self) -> usize {
-        self.table.len()
+        self.table.len() + self.bypassed.len()
     }
 
     /// Returns whether no row was aggregated.
     pub(super) fn is_empty(&self) -> bool {
-        self.table.is_empty() && self.finest.as_ref().is_none_or(FinestGroups::is_empty)
+        self.num_groups() == 0 && self.finest.as_ref().is_none_or(FinestGroups::is_empty)
     }
 
     /// Returns the bytes reserved for groups; 0 for an empty table, which keeps its reservation.
@@ -189,10 +202,22 @@ impl AggregateHashTable {
             }
             return Ok(());
         }
+        let bypasses = self.table.is_empty() && self.bypass.as_ref().is_some_and(Bypass::is_active);
         for keys in plan.config.group_by.evaluate(rows).query_err()? {
+            if bypasses {
+                let keys = plan.encoder.encode(&keys).query_err()?;
+                keys.hash_into(&mut self.hashes);
+                let (accumulators, input) = (&self.accumulators, plan.config.input);
+                let added = self.bypassed.add(&keys, &self.hashes, accumulators, &arguments, input);
+                added.query_err()?;
+                continue;
+            }
             self.table.reserve(rows.num_rows(), || task.check_cancelled())?;
             self.assign(&keys).query_err()?;
             self.update_groups(&arguments).query_err()?;
+            if let Some(bypass) = &mut self.bypass {
+                bypass.count(rows.num_rows());
+            }
         }
         Ok(())
     }
@@ -299,8 +324,8 @@ impl AggregateHashTable {
         let table = self.table.bytes();
         let finest = self.finest.as_ref().map_or(0, FinestGroups::bytes);
         match self.can_spill && !self.without_spilling {
-            true => table + table / 4 + 2 * accumulators + finest,
-            false => table + accumulators + finest,
+            true => table + table / 4 + 2 * accumulators + finest + 2 * self.bypassed.bytes(),
+            false => table + accumulators + finest + self.bypassed.bytes(),
         }
     }
 
@@ -319,7 +344,7 @@ impl AggregateHashTable {
         parts: &mut [Vec<AggregatePart>],
         more: bool,
     ) -> Result<Option<OutOfMemory>> {
-        let Some((mut unpartitioned, mut reservation)) = self.take_unpartitioned(level)? else {
+        let Some((unpartitioned, mut reservation)) = self.take_unpartitioned(level)? else {
             return Ok(None);
         };
         let mut bytes = 0;
@@ -332,9 +357,9 @@ impl AggregateHashTable {
             parts[partition].push(AggregatePart::States(part));
         }
         // Must come before the table's reservation is released.
-        if more {
-            unpartitioned.table.clear();
-            let small = std::mem::replace(&mut self.table, unpartitioned.table);
+        if let (UnpartitionedGroups::Table(mut table), true) = (unpartitioned.groups, more) {
+            table.clear();
+            let small = std::mem::replace(&mut self.table, table);
             let bytes = self.bytes().saturating_sub(self.reservation.bytes());
             self.reservation.merge(reservation.split(bytes));
             if self.update_reservation().is_err() {
@@ -365,12 +390,22 @@ impl AggregateHashTable {
         if self.num_groups() == 0 {
             return Ok(None);
         }
-        let mut states = Vec::with_capacity(self.accumulators.len());
-        for accumulator in &mut self.accumulators {
-            states.push(accumulator.state(EmitTo::All).query_err()?);
+        if let Some(bypass) = &mut self.bypass {
+            bypass.decide(self.table.len(), self.bypassed.len());
         }
-        let table = self.take_table()?;
-        let unpartitioned = UnpartitionedStates { plan: self.plan.clone(), table, states, level };
+        debug_assert!(self.table.is_empty() || self.bypassed.len() == 0, "taken one at a time");
+        let (groups, states) = if self.bypassed.len() > 0 {
+            let rows = std::mem::replace(&mut self.bypassed, RowStates::new(&self.plan));
+            let states = rows.states().query_err()?;
+            (UnpartitionedGroups::Rows(rows.keys, rows.hashes), states)
+        } else {
+            let mut states = Vec::with_capacity(self.accumulators.len());
+            for accumulator in &mut self.accumulators {
+                states.push(accumulator.state(EmitTo::All).query_err()?);
+            }
+            (UnpartitionedGroups::Table(self.take_table()?), states)
+        };
+        let unpartitioned = UnpartitionedStates { plan: self.plan.clone(), groups, states, level };
         // The reservation keeps the bytes of the empty table.
         let bytes = self.reservation.bytes().saturating_sub(self.bytes());
         Ok(Some((unpartitioned, self.reservation.split(bytes))))

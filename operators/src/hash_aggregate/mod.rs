@@ -3,7 +3,8 @@
 //! exchange in front.
 //!
 //! Local tables are bounded: a table that reaches its maximum number of groups is emptied into
-//! partial states. These are partitioned at once and merged later with all others. With one sink
+//! partial states. These are partitioned at once and merged later with all others. Where that
+//! merges almost no rows, rows bypass the table (`row_states.rs`). With one sink
 //! task nothing needs merging, and its table goes to the source unchanged. Groups that do not fit
 //! into memory are spilled (`spiller.rs`). Without grouping there is one group, and DataFusion's
 //! row accumulators are used (`ungrouped.rs`).
@@ -13,11 +14,13 @@
 //! Aggregate semantics are DataFusion's: its accumulators update, merge and evaluate.
 
 mod config;
+mod distinct_count;
 mod finest_groups;
 mod group_emitter;
 mod groups;
 mod partial;
 mod partial_states;
+mod row_states;
 mod sink;
 mod source;
 mod spiller;

@@ -26,12 +26,35 @@ pub(super) struct PartialStates {
     pub(super) memory: Option<Reservation>,
 }
 
-/// The groups of a table with their states, before they are partitioned.
+/// Groups with their states, before they are partitioned.
 pub(super) struct UnpartitionedStates {
     pub(super) plan: Arc<AggregatePlan>,
-    pub(super) table: GroupValues,
+    pub(super) groups: UnpartitionedGroups,
     pub(super) states: Vec<Vec<ArrayRef>>,
     pub(super) level: u32,
+}
+
+/// Keys and hashes that are not partitioned.
+pub(super) enum UnpartitionedGroups {
+    Table(GroupValues),
+    /// Rows that bypassed the table.
+    Rows(EncodedKeys, Vec<u64>),
+}
+
+impl UnpartitionedGroups {
+    pub(super) fn keys(&self) -> &EncodedKeys {
+        match self {
+            Self::Table(table) => table.keys(),
+            Self::Rows(keys, _) => keys,
+        }
+    }
+
+    fn hashes(&self) -> &[u64] {
+        match self {
+            Self::Table(table) => table.hashes(),
+            Self::Rows(_, hashes) => hashes,
+        }
+    }
 }
 
 impl UnpartitionedStates {
@@ -42,7 +65,7 @@ impl UnpartitionedStates {
         let shift = 64 - partitions.trailing_zeros() * (self.level + 1);
         let partition_of =
             move |hash: &u64| hash.checked_shr(shift).unwrap_or(0) as usize & (partitions - 1);
-        self.table.hashes().iter().map(partition_of)
+        self.groups.hashes().iter().map(partition_of)
     }
 
     /// Returns the number of groups of each partition.
@@ -65,9 +88,11 @@ impl UnpartitionedStates {
     pub(super) fn take_partition(&self, indices: Vec<u32>) -> Result<PartialStates> {
         let mut keys = self.plan.encoder.empty_keys();
         let mut hashes = Vec::with_capacity(indices.len());
+        keys.reserve(indices.len());
+        let (all_keys, all_hashes) = (self.groups.keys(), self.groups.hashes());
         for &index in &indices {
-            keys.push_from(self.table.keys(), index as usize);
-            hashes.push(self.table.hashes()[index as usize]);
+            keys.push_from(all_keys, index as usize);
+            hashes.push(all_hashes[index as usize]);
         }
         let states = self.states_of(indices)?;
         Ok(PartialStates { keys, hashes, states, memory: None })
@@ -83,7 +108,7 @@ impl UnpartitionedStates {
 
     /// Returns the groups at `indices` as a batch to spill.
     pub(super) fn partition_batch(&self, indices: &[u32]) -> Result<RecordBatch> {
-        let keys = self.plan.encoder.decode_indices(self.table.keys(), indices).query_err()?;
+        let keys = self.plan.encoder.decode_indices(self.groups.keys(), indices).query_err()?;
         spilled_batch(keys, self.states_of(indices.to_vec())?)
     }
 }

@@ -25,7 +25,7 @@ use crate::{
 
 /// Groups at which a local table is emptied if there are several sinks. At about ten bytes per
 /// slot, plus a key and a state, the table stays within a core's own cache.
-const FULL_TABLE_GROUPS: usize = 1 << 16;
+const FULL_TABLE_GROUPS: usize = if cfg!(test) { 50 } else { 1 << 16 };
 
 /// The sink of an aggregate.
 #[derive(Debug)]
@@ -62,8 +62,12 @@ impl Sink for AggregateSink {
             let state = UngroupedState { plan, accumulators, memory, producer: Some(producer) };
             return Ok(Box::new(BreakerSink::new(state, context, closed)));
         }
+        let mut groups = AggregateHashTable::new(self.plan.clone(), &context)?.with_finest()?;
+        if plan.sinks > 1 {
+            groups = groups.with_bypass()?;
+        }
         let state = GroupedState {
-            groups: AggregateHashTable::new(self.plan.clone(), &context)?.with_finest()?,
+            groups,
             spiller: AggregateSpiller::new(self.plan.clone(), context.clone(), 0),
             parts_reserved: 0,
             plan,

@@ -88,6 +88,7 @@ fn call(
         function: Arc::new(expression),
         arguments: vec![argument],
         filter: filter.map(|name| named(schema, name)),
+        counts_distinct: distinct,
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use datafusion::{
     error::Result,
+    functions_aggregate::count::Count,
     physical_expr::PhysicalExpr,
     physical_plan::{
         ExecutionPlan,
@@ -70,6 +71,7 @@ impl Lowering {
                     filter: filter
                         .map(|filter| self.expression(filter, &input_schema))
                         .transpose()?,
+                    counts_distinct: function.is_distinct() && function.fun().inner().is::<Count>(),
                 })
             })
             .collect::<Result<_>>()?;
