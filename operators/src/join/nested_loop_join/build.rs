@@ -1,6 +1,9 @@
 //! Build sink of a nested-loop join: collects the left side in chunks.
 
+use std::sync::Arc;
+
 use arrow::array::RecordBatch;
+use datafusion_common::JoinSide;
 use gatework_runtime::{
     Result,
     pipeline::{
@@ -10,7 +13,11 @@ use gatework_runtime::{
 };
 use gatework_shared_state::{Gate, join_bridge::BuildProducer};
 
-use super::table::{BuildPart, Table};
+use super::{
+    plan::NestedLoopJoinPlan,
+    range::SortedKeys,
+    table::{BuildChunk, BuildPart, Table},
+};
 use crate::{
     apply_selection,
     batch_bytes::{MAX_BATCH_BYTES, split_by_bytes, sum_of},
@@ -23,12 +30,15 @@ use crate::{
 #[derive(Debug)]
 pub struct NestedLoopBuild {
     producers: PerTask<BuildProducer<BuildPart, Table>>,
-    chunk_rows: usize,
+    plan: Arc<NestedLoopJoinPlan>,
 }
 
 impl NestedLoopBuild {
-    pub(super) fn new(producers: Vec<BuildProducer<BuildPart, Table>>, chunk_rows: usize) -> Self {
-        Self { producers: PerTask::new("nested loop join build", producers), chunk_rows }
+    pub(super) fn new(
+        producers: Vec<BuildProducer<BuildPart, Table>>,
+        plan: Arc<NestedLoopJoinPlan>,
+    ) -> Self {
+        Self { producers: PerTask::new("nested loop join build", producers), plan }
     }
 }
 
@@ -46,7 +56,8 @@ impl Sink for NestedLoopBuild {
         let closed = producer.closed().clone();
         let local = LocalBuild {
             producer: Some(producer),
-            chunk_rows: self.chunk_rows,
+            chunk_rows: self.plan.batch_size,
+            plan: self.plan.clone(),
             small: Vec::new(),
             small_rows: 0,
             small_bytes: 0,
@@ -60,12 +71,13 @@ impl Sink for NestedLoopBuild {
 
 struct LocalBuild {
     producer: Option<BuildProducer<BuildPart, Table>>,
+    plan: Arc<NestedLoopJoinPlan>,
     chunk_rows: usize,
     /// Batches that together do not fill a chunk.
     small: Vec<RecordBatch>,
     small_rows: usize,
     small_bytes: usize,
-    chunks: Vec<RecordBatch>,
+    chunks: Vec<BuildChunk>,
     /// Bytes of all rows.
     bytes: usize,
     memory: Reservation,
@@ -85,6 +97,8 @@ impl BreakerState for LocalBuild {
 
     fn publish(&mut self, _wanted: bool, _task: &DriverContext) -> Result<Option<Gate>> {
         self.flush_chunks(1)?;
+        // If it is denied: the last chunk's order takes little.
+        let _granted = self.memory.resize(self.bytes);
         if let Some(producer) = self.producer.take() {
             let chunks = std::mem::take(&mut self.chunks);
             producer.publish(BuildPart { chunks, memory: self.memory.take() });
@@ -115,7 +129,13 @@ impl LocalBuild {
         let mut offset = 0;
         while rows.num_rows() - offset >= min_rows {
             let length = self.chunk_rows.min(rows.num_rows() - offset);
-            self.chunks.extend(split_by_bytes(&rows.slice(offset, length), MAX_BATCH_BYTES));
+            for rows in split_by_bytes(&rows.slice(offset, length), MAX_BATCH_BYTES) {
+                let range = self.plan.range.as_ref();
+                let range = range.filter(|range| range.sorted == JoinSide::Left);
+                let sorted = range.and_then(|range| range.sort(&rows));
+                self.bytes += sorted.as_ref().map_or(0, SortedKeys::bytes);
+                self.chunks.push(BuildChunk { rows, sorted });
+            }
             offset += length;
         }
         self.small_rows = rows.num_rows() - offset;

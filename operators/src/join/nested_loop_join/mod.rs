@@ -2,15 +2,17 @@
 //!
 //! The tasks of [`NestedLoopBuild`] collect the left side, the build side, in chunks of a batch
 //! each. No copy of the whole side is made. The tasks of [`NestedLoopProbe`] test their batches of
-//! the right side against all chunks, a block of pairs at a time. Between blocks a task can yield
-//! and be cancelled. Which build rows found a match is one bit each, shared by all probe tasks.
-//! Rows that only those bits decide on (unmatched, semi, anti, mark) are output chunk by chunk
-//! after the last probe.
+//! the right side against all chunks, a block of pairs at a time. If the filter bounds a key of one
+//! side by values of the other, only pairs within the bounds are tested (`range.rs`). Between
+//! blocks a task can yield and be cancelled. Which build rows found a match is one bit each, shared
+//! by all probe tasks. Rows that only those bits decide on (unmatched, semi, anti, mark) are output
+//! chunk by chunk after the last probe.
 
 mod build;
 mod pairs;
 mod plan;
 mod probe;
+mod range;
 mod table;
 
 #[cfg(test)]
@@ -61,6 +63,6 @@ impl NestedLoopJoin {
         assert!(self.batch_size > 0, "the batch size of a nested-loop join must be at least 1");
         let plan = Arc::new(plan::NestedLoopJoinPlan::new(self));
         let (producers, consumers) = join_bridge::new("nested-loop join", build_tasks, probe_tasks);
-        (NestedLoopBuild::new(producers, plan.batch_size), NestedLoopProbe::new(consumers, plan))
+        (NestedLoopBuild::new(producers, plan.clone()), NestedLoopProbe::new(consumers, plan))
     }
 }

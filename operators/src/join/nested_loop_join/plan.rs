@@ -1,9 +1,10 @@
 //! The prepared plan of a nested-loop join.
 
 use arrow::array::{RecordBatch, UInt32Array};
+use datafusion_common::{JoinSide, JoinType};
 use gatework_runtime::{Result, pipeline::Batch};
 
-use super::NestedLoopJoin;
+use super::{NestedLoopJoin, range::RangeCondition};
 use crate::{
     batch_bytes::MAX_BATCH_BYTES,
     chunked::{Side, longest_row, pairs_within},
@@ -16,10 +17,22 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct NestedLoopJoinPlan {
     pub(super) filter: Option<JoinFilter>,
+    /// A condition of the filter that excludes pairs without testing them.
+    pub(super) range: Option<RangeCondition>,
     pub(super) batch_size: usize,
     pub(super) layout: JoinLayout,
     /// Columns gathered for pairs: of the build side, and of the probe side.
     gathered: [Vec<usize>; 2],
+}
+
+/// Returns the side that should be sorted by the key of a range condition. The build side is sorted
+/// once, a probe batch for itself; but where the first match decides on a build row, that row
+/// should have the bounds.
+fn sorted_side(kind: JoinType) -> JoinSide {
+    match kind {
+        JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => JoinSide::Right,
+        _ => JoinSide::Left,
+    }
 }
 
 impl NestedLoopJoinPlan {
@@ -29,6 +42,11 @@ impl NestedLoopJoinPlan {
             JoinLayout::new(join.join_type, sides, join.projection.as_deref(), join.schema);
         Self {
             gathered: layout.gathered(),
+            // Without a condition, the filter tests all pairs.
+            range: join
+                .filter
+                .as_ref()
+                .and_then(|filter| RangeCondition::of(filter, sorted_side(join.join_type)).ok()?),
             filter: join.filter,
             batch_size: join.batch_size,
             layout,

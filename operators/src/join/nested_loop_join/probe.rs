@@ -18,8 +18,9 @@ use gatework_runtime::{
 use gatework_shared_state::join_bridge::{BuildStep, ProbeConsumer, UnmatchedScan};
 
 use super::{
-    pairs::Pairs,
+    pairs::{AllPairs, Pairs, PairsInRange},
     plan::NestedLoopJoinPlan,
+    range::{Bounds, SortedKeys},
     table::{BuildPart, Chunk, Table},
 };
 use crate::apply_selection;
@@ -73,6 +74,10 @@ struct ProbeBatch {
     sequence: u64,
     /// A bit per row, set if it found a match; empty if the join type does not need it.
     matched: BooleanBufferBuilder,
+    /// The rows in the order of the key that the filter bounds, or their bounds of the build side's
+    /// key.
+    sorted: Option<SortedKeys>,
+    bounds: Option<Bounds>,
     chunk: usize,
     /// The remaining pairs of the current chunk; `None` before its first block.
     pairs: Option<Pairs>,
@@ -169,8 +174,16 @@ impl ProbeBatch {
         let bits = if plan.layout.tracks_probe_matches() { rows.num_rows() } else { 0 };
         let mut matched = BooleanBufferBuilder::new(bits);
         matched.append_n(bits, false);
+        let (mut sorted, mut bounds) = (None, None);
+        match &plan.range {
+            Some(range) if range.sorted == JoinSide::Left => bounds = range.bounds(&rows),
+            Some(range) => sorted = range.sort(&rows),
+            None => {}
+        }
         Self {
             rows,
+            sorted,
+            bounds,
             sequence,
             matched,
             chunk: 0,
@@ -222,7 +235,23 @@ impl ProbeBatch {
                 num_build_rows = 0;
             }
         }
-        Pairs::new(num_build_rows, (0..self.rows.num_rows() as u32).collect())
+        if let Some(pairs) = self.in_range(chunk, plan) {
+            return Pairs::InRange(pairs);
+        }
+        Pairs::All(AllPairs::new(num_build_rows, (0..self.rows.num_rows() as u32).collect()))
+    }
+
+    /// Returns the pairs of `chunk` that lie within the bounds of the filter's condition, if it has
+    /// one.
+    fn in_range(&self, chunk: &Chunk, plan: &NestedLoopJoinPlan) -> Option<PairsInRange> {
+        let range = plan.range.as_ref()?;
+        if let (Some(sorted), Some(bounds)) = (&chunk.sorted, &self.bounds) {
+            let ranges = range.ranges(sorted, bounds)?;
+            return Some(PairsInRange::new(false, sorted.rows.clone(), ranges));
+        }
+        let (sorted, bounds) = (self.sorted.as_ref()?, range.bounds(&chunk.rows)?);
+        let ranges = range.ranges(sorted, &bounds)?;
+        Some(PairsInRange::new(true, sorted.rows.clone(), ranges))
     }
 
     /// Tests the next block of pairs and records the matches.
@@ -235,19 +264,22 @@ impl ProbeBatch {
     ) -> Result<()> {
         let max_pairs = plan.batch_size.min(BLOCK_PAIRS);
         let Some(filter) = &plan.filter else {
-            pairs.fill(max_pairs, |_| false, &mut self.build_matches, &mut self.probe_matches);
+            let (build_rows, probe_rows) = (&mut self.build_matches, &mut self.probe_matches);
+            pairs.fill(max_pairs, (|_| false, |_| false), build_rows, probe_rows);
             return Ok(());
         };
-        if !plan.layout.emits_pairs() && plan.layout.tracks_probe_matches() {
-            // One match decides the output of a probe row.
-            pairs.retain_probe_rows(|row| !self.matched.get_bit(row as usize));
-        }
-        let known = !plan.layout.emits_pairs() && plan.layout.tracks_build_matches();
+        // One match decides the output of a row.
+        let decides = !plan.layout.emits_pairs();
+        let known_probe = decides && plan.layout.tracks_probe_matches();
+        let known_build = decides && plan.layout.tracks_build_matches();
         let (mut build_rows, mut probe_rows) =
             (Vec::with_capacity(max_pairs), Vec::with_capacity(max_pairs));
         pairs.fill(
             max_pairs,
-            |row| known && chunk.matched.is_set(row),
+            (
+                |row| known_build && chunk.matched.is_set(row),
+                |row: u32| known_probe && self.matched.get_bit(row as usize),
+            ),
             &mut build_rows,
             &mut probe_rows,
         );

@@ -3,19 +3,29 @@
 use arrow::{array::RecordBatch, buffer::BooleanBuffer};
 use gatework_runtime::{Result, pipeline::Reservation};
 
+use super::range::SortedKeys;
 use crate::join::layout::MatchBits;
 
 /// The chunks of one build task.
 #[derive(Debug)]
 pub(super) struct BuildPart {
-    pub(super) chunks: Vec<RecordBatch>,
+    pub(super) chunks: Vec<BuildChunk>,
     pub(super) memory: Reservation,
+}
+
+/// Rows of the build side, and their order if the join needs it.
+#[derive(Debug)]
+pub(super) struct BuildChunk {
+    pub(super) rows: RecordBatch,
+    pub(super) sorted: Option<SortedKeys>,
 }
 
 /// A chunk of the build side, small enough to be tested and output as one batch.
 #[derive(Debug)]
 pub(super) struct Chunk {
     pub(super) rows: RecordBatch,
+    /// The rows in the order of the key that the filter bounds, if it bounds one.
+    pub(super) sorted: Option<SortedKeys>,
     /// Which rows have found a match; without bits if the join type does not need them.
     pub(super) matched: MatchBits,
 }
@@ -34,10 +44,10 @@ impl Table {
         let mut reservations = Vec::with_capacity(parts.len() + 1);
         for part in parts {
             reservations.push(part.memory);
-            for rows in part.chunks {
+            for BuildChunk { rows, sorted } in part.chunks {
                 let matched = MatchBits::new(if track { rows.num_rows() } else { 0 });
                 memory.grow(matched.bytes())?;
-                chunks.push(Chunk { rows, matched });
+                chunks.push(Chunk { rows, sorted, matched });
             }
         }
         reservations.push(memory);
