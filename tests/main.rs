@@ -18,6 +18,7 @@ mod join_matrix;
 mod large_plans;
 mod options;
 mod orders;
+mod own_kernels;
 mod own_nodes;
 mod own_operators;
 mod parquet_columns;

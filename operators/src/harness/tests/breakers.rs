@@ -23,7 +23,7 @@ use crate::{
         self, AggregateConfig, AggregateInput, AggregateResult, GroupBy, PartialAggregate,
     },
     sort::{self, SortConfig},
-    window,
+    window::{self, WindowExpression, WindowFunction},
 };
 
 /// Creates batches of `n * 7 % 50`: the numbers below 50 in another order.
@@ -105,6 +105,23 @@ fn hash_aggregate() {
     .check(Mode::all());
 }
 
+/// Nearly every row is a group, so rows bypass the tables of several tasks.
+#[test]
+fn hash_aggregate_of_distinct_rows() {
+    let n: Arc<dyn PhysicalExpr> = Arc::new(Column::new("n", 0));
+    let group_by = GroupBy { keys: vec![n], sets: vec![vec![false]], ..Default::default() };
+    let schema = shuffled()[0].schema();
+    let config = AggregateConfig { group_by, schema, ..distinct() };
+    Harness::breaker(move |case: &Case| {
+        let tasks = case.num_tasks();
+        let (build, output) = hash_aggregate::new(config.clone(), tasks, tasks).unwrap();
+        (build, output, tasks)
+    })
+    .input(numbers(0..400, 7))
+    .expect_rows(&numbers(0..400, 7))
+    .check(Mode::all());
+}
+
 /// `sum(n) OVER (PARTITION BY n / 20 ORDER BY n ROWS BETWEEN UNBOUNDED PRECEDING AND …)`.
 fn sum_up_to(end: WindowFrameBound) -> Arc<dyn WindowExpr> {
     let n: Arc<dyn PhysicalExpr> = Arc::new(Column::new("n", 0));
@@ -132,17 +149,22 @@ fn sums() -> RecordBatch {
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
 }
 
-/// Every window partition is large, and is spilled where its reservation is denied.
+/// Every window partition is large, and is spilled where its reservation is denied; with and
+/// without kernels.
 #[test]
 fn window_of_totals() {
-    Harness::breaker(|_| {
-        let end = WindowFrameBound::Following(ScalarValue::UInt64(None));
-        let expressions = vec![sum_up_to(end), sum_up_to(WindowFrameBound::CurrentRow)];
-        let (sink, source) = window::new(expressions, sums().schema(), 3, 1, 1).unwrap();
-        (sink, source, 1)
-    })
-    .input(numbers(0..50, 7))
-    .num_tasks(1..=1)
-    .expect_sequence(&[sums()])
-    .check(Mode::all());
+    for function in [None, Some(WindowFunction::Sum)] {
+        Harness::breaker(move |_| {
+            let end = WindowFrameBound::Following(ScalarValue::UInt64(None));
+            let expressions = [sum_up_to(end), sum_up_to(WindowFrameBound::CurrentRow)];
+            let with_function = |expr| WindowExpression { expr, function: function.clone() };
+            let expressions = expressions.map(with_function);
+            let (sink, source) = window::new(expressions, sums().schema(), 3, 1, 1).unwrap();
+            (sink, source, 1)
+        })
+        .input(numbers(0..50, 7))
+        .num_tasks(1..=1)
+        .expect_sequence(&[sums()])
+        .check(Mode::all());
+    }
 }
