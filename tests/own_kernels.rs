@@ -79,6 +79,11 @@ fn windows_with(settings: Settings) {
             "SELECT id, lag(i) IGNORE NULLS OVER (PARTITION BY p ORDER BY id) FROM w",
             "SELECT id, first_value(i) IGNORE NULLS OVER (PARTITION BY p ORDER BY id) FROM w",
             "SELECT id, stddev(f) OVER (PARTITION BY p ORDER BY id) FROM w",
+            "SELECT id, sum(f / 3) OVER (ORDER BY o), avg(f / 3) OVER (ORDER BY o) FROM w",
+            // Drawn once, a running sum never decreases.
+            "SELECT count(*) FROM (SELECT s, lag(s) OVER (ORDER BY id) AS before FROM
+                (SELECT id, sum(random()) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS s
+                FROM w) AS q) AS r WHERE s < before",
         ]);
         sessions.finish();
     });

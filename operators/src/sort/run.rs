@@ -224,6 +224,9 @@ struct SortState {
     context: OperatorContext,
 }
 
+/// Maximum `fetch` of a top-n that sorts its first `fetch` rows for a threshold alone.
+const FIRST_SHRINK_ROWS: usize = 1 << 16;
+
 impl SortState {
     /// Adds rows that are not behind the threshold.
     fn add_rows(&mut self, mut data: RecordBatch) -> Result<()> {
@@ -338,7 +341,8 @@ impl BreakerState for SortState {
             // As many rows again as were kept, so that each is sorted a few times at most. But the
             // first threshold as soon as there is one: it spares the most.
             let is_first = self.plan.threshold.read().is_none();
-            let enough = if is_first { fetch } else { fetch.saturating_mul(2) };
+            let is_cheap = is_first && fetch <= FIRST_SHRINK_ROWS;
+            let enough = if is_cheap { fetch } else { fetch.saturating_mul(2) };
             if self.input.keys.num_rows() >= enough {
                 self.shrink(fetch, task)?;
             }

@@ -49,7 +49,12 @@ impl TopNThreshold {
         ordering: &LexOrdering,
     ) -> datafusion_common::Result<Self> {
         let row_alone = run.slice(row, 1);
-        let value = |expr: &Arc<dyn PhysicalExpr>| expr.evaluate(&row_alone)?.into_array_of_size(1);
+        // Through a scalar: a slice would keep the values of all rows alive.
+        let value = |expr: &Arc<dyn PhysicalExpr>| -> datafusion_common::Result<ArrayRef> {
+            let value = expr.evaluate(&row_alone)?.into_array_of_size(1)?;
+            let alone = ScalarValue::try_from_array(&value, 0).and_then(|value| value.to_array());
+            Ok(alone.unwrap_or(value))
+        };
         let values = ordering.iter().map(|key| value(&key.expr)).collect::<Result<_, _>>()?;
         Ok(Self { key: run.key(row).into(), values, options: ordering.first().options })
     }

@@ -17,7 +17,10 @@ use datafusion_physical_expr::window::{
     PartitionBatches, PartitionKey, PartitionWindowAggStates, WindowEvalContext, WindowExpr,
     WindowState,
 };
-use gatework_runtime::{Result, pipeline::DriverContext};
+use gatework_runtime::{
+    Result,
+    pipeline::{DriverContext, column_bytes},
+};
 
 use super::{
     bytes,
@@ -135,7 +138,9 @@ impl StreamingPartition {
     /// Returns the bytes of the buffered rows.
     pub(super) fn bytes(&self) -> usize {
         let looked_at = self.partition.values().map(|part| bytes(&part.record_batch));
-        looked_at.sum::<usize>() + bytes(&self.pending_rows)
+        let results = self.expressions.iter().filter_map(StreamingExpression::results);
+        let results = results.map(|results| column_bytes(results.as_ref()));
+        looked_at.sum::<usize>() + bytes(&self.pending_rows) + results.sum::<usize>()
     }
 
     /// Returns the number of buffered rows.

@@ -52,6 +52,11 @@ impl Frame {
         self.end == Bound::Peers
     }
 
+    /// Returns whether at most one row enters from each frame to the next.
+    pub(super) fn grows_by_rows(&self) -> bool {
+        matches!(self.end, Bound::Rows(..=0))
+    }
+
     /// Returns the number of rows before and after a row that its frame reaches; `None` if there is
     /// no bound. A frame that `carries` may reach back to the start of the partition.
     pub(super) fn reach(&self, carries: bool) -> Option<(usize, usize)> {

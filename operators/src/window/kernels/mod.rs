@@ -163,6 +163,14 @@ impl Kernel {
         }
     }
 
+    /// Returns whether the kernel adds floats, several at a time.
+    fn adds_peers_of_floats(&self) -> bool {
+        let adds = matches!(self.function, WindowFunction::Sum | WindowFunction::Avg);
+        let result = self.expr.field();
+        let is_float = result.is_ok_and(|field| field.data_type().is_floating());
+        adds && is_float && !self.frame.grows_by_rows()
+    }
+
     /// Returns the results for all rows, to which `carry` is left by rows before, and the number of
     /// those that later rows cannot change. Each result depends on `after` rows behind its own;
     /// there are none behind the `last` rows.

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
 use datafusion_physical_expr::window::WindowExpr;
+use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{Result, pipeline::DriverContext};
 
-use super::{Kernel, Partitions, WindowFunction, aggregate};
+use super::{super::STEP_ROWS, Kernel, Partitions, WindowFunction, aggregate};
 use crate::{ResultExt, concat::concat_arrays};
 
 /// What the rows before the buffered ones leave to them.
@@ -48,9 +49,17 @@ pub(in super::super) struct KernelStream {
 }
 
 impl KernelStream {
-    /// Returns the stream of a kernel; `None` if it needs more than a bounded number of rows.
+    /// Returns the stream of a kernel; `None` if it reads too many rows around each, or if what it
+    /// carries would not be what its results were computed from: volatile arguments, and floats
+    /// that DataFusion adds in another order.
     pub(in super::super) fn new(kernel: Arc<Kernel>) -> Option<Self> {
         let (before, after) = kernel.reach()?;
+        if before.saturating_add(after) > STEP_ROWS
+            || kernel.expr.expressions().iter().any(is_volatile)
+            || kernel.adds_peers_of_floats()
+        {
+            return None;
+        }
         let carry = Carry::default();
         Some(Self { kernel, before, after, start: 0, carry, computed: 0, results: None })
     }

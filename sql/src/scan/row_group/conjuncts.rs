@@ -12,7 +12,7 @@ use datafusion::{
     error::Result,
     physical_expr::{
         PhysicalExpr,
-        expressions::{DynamicFilterPhysicalExpr, Literal},
+        expressions::{DynamicFilterPhysicalExpr, lit},
     },
 };
 use gatework_operators::{adaptive_filter::AdaptiveFilter, filter::evaluate_predicate};
@@ -75,7 +75,7 @@ impl Conjunct {
 /// Returns whether a top-n has published its first threshold to `filter`.
 fn has_threshold(filter: &Arc<dyn PhysicalExpr>) -> bool {
     let filter = filter.downcast_ref::<DynamicFilterPhysicalExpr>();
-    filter.is_some_and(|filter| filter.current().is_ok_and(|current| !current.is::<Literal>()))
+    filter.is_some_and(|filter| filter.current().is_ok_and(|current| current != lit(true)))
 }
 
 /// One task's state of one conjunct.
