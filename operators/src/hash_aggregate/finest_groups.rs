@@ -16,8 +16,8 @@ use super::{
 };
 use crate::keys::{GroupValues, KeyEncoder};
 
-/// Groups at which the states are merged into those of the sets. A table of so many groups stays
-/// within a core's own cache.
+/// Groups at which the states are merged into those of the sets. The table then outgrows a core's
+/// own cache.
 const MAX_GROUPS: usize = if cfg!(test) { 7 } else { 1 << 16 };
 /// Bytes at which the states are merged, 4 MiB: merging takes as much again for each set.
 const MAX_BYTES: usize = 4 << 20;
