@@ -4,17 +4,19 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use datafusion::{
-    common::{JoinType, Result, internal_err},
+    common::{JoinSide, JoinType, Result, internal_err},
     physical_expr::{
         LexOrdering, PhysicalExpr, add_offset_to_physical_sort_exprs,
         expressions::{Column, DynamicFilterPhysicalExpr, lit},
     },
+    physical_expr_common::physical_expr::is_volatile,
     physical_plan::{
         ExecutionPlan, ExecutionPlanProperties,
         joins::{
             HashJoinExec, JoinOn, NestedLoopJoinExec,
-            utils::{JoinFilter as PlannedFilter, build_join_schema},
+            utils::{ColumnIndex, JoinFilter as PlannedFilter, build_join_schema},
         },
+        projection::ProjectionExec,
     },
 };
 use gatework_operators::{
@@ -29,9 +31,13 @@ use super::{
     operators::{limited, total_fetch},
     order::has_ordered_fetch,
     pipeline_builder::PipelineBuilder,
+    supported::is_elided,
     to_datafusion,
 };
-use crate::{plan::exec::GateworkExec, run::remote_filters::RemoteTarget};
+use crate::{
+    plan::exec::{GateworkExec, as_gatework_exec},
+    run::remote_filters::RemoteTarget,
+};
 
 /// DataFusion's dynamic filter as the target of a join's runtime filter.
 struct DynamicTarget {
@@ -60,12 +66,20 @@ impl FilterTarget for DynamicTarget {
 }
 
 impl Lowering {
-    /// Lowers the residual filter of a planned join.
-    fn join_filter(&self, planned: Option<&PlannedFilter>) -> Result<Option<JoinFilter>> {
+    /// Lowers the residual filter of a planned join of `inputs`.
+    fn join_filter(
+        &self,
+        planned: Option<&PlannedFilter>,
+        inputs: [&Arc<dyn ExecutionPlan>; 2],
+    ) -> Result<Option<JoinFilter>> {
         let filter = |planned: &PlannedFilter| {
+            let column = |column: &ColumnIndex| {
+                let input = inputs[usize::from(column.side != JoinSide::Left)];
+                (column.side, first_equal_column(input, column.index))
+            };
             Ok(JoinFilter {
                 expression: self.expression(planned.expression(), planned.schema())?,
-                columns: planned.column_indices().iter().map(|c| (c.side, c.index)).collect(),
+                columns: planned.column_indices().iter().map(column).collect(),
                 schema: planned.schema().clone(),
             })
         };
@@ -141,7 +155,7 @@ impl Lowering {
         let config = HashJoinConfig {
             on: self.join_keys(join)?,
             join_type: *join.join_type(),
-            filter: self.join_filter(join.filter())?,
+            filter: self.join_filter(join.filter(), [left, right])?,
             null_equality: join.null_equality(),
             null_aware: join.null_aware,
             projection: columns.map(Arc::from),
@@ -200,7 +214,7 @@ impl Lowering {
         join: &NestedLoopJoinExec,
         tag: Option<usize>,
     ) -> Result<PipelineBuilder> {
-        let filter = self.join_filter(join.filter())?;
+        let filter = self.join_filter(join.filter(), [join.left(), join.right()])?;
         let projection = join.projection().as_ref().map(|columns| columns.to_vec().into());
         self.loop_join(exec, *join.join_type(), filter, projection, tag)
     }
@@ -223,6 +237,21 @@ fn probe_ordering(join: &HashJoinExec) -> Result<Option<LexOrdering>> {
     };
     let keys = add_offset_to_physical_sort_exprs(ordering.clone(), left_columns as isize)?;
     Ok(LexOrdering::new(keys))
+}
+
+/// Returns the first column of `input` that is equal to its column `index`. DataFusion may compute
+/// an expression once for each place at which a join's filter reads it.
+fn first_equal_column(input: &Arc<dyn ExecutionPlan>, index: usize) -> usize {
+    let node = as_gatework_exec(input.as_ref()).map_or(input, |exec| exec.inner());
+    if is_elided(node.as_ref()) {
+        return node.children().first().map_or(index, |below| first_equal_column(below, index));
+    }
+    let Some(projection) = node.downcast_ref::<ProjectionExec>() else { return index };
+    let expressions = projection.expr();
+    let Some(wanted) = expressions.get(index).filter(|it| !is_volatile(&it.expr)) else {
+        return index;
+    };
+    expressions.iter().position(|it| it.expr.as_ref() == wanted.expr.as_ref()).unwrap_or(index)
 }
 
 /// Returns the schema of a join before its projection.

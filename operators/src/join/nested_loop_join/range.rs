@@ -179,7 +179,8 @@ fn over_side(
     let rewrite = |node: Arc<dyn PhysicalExpr>| {
         let Some(column) = node.downcast_ref::<Column>() else { return Ok(Transformed::no(node)) };
         let (_, index) = filter.columns[column.index()];
-        Ok(Transformed::yes(Arc::new(Column::new(column.name(), index)) as _))
+        // Named alike wherever it is read, so that equal keys compare equal.
+        Ok(Transformed::yes(Arc::new(Column::new(&format!("column {index}"), index)) as _))
     };
     expr.clone().transform_up(rewrite).data()
 }
