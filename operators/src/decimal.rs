@@ -12,7 +12,10 @@ use arrow::{
     array::{Array, ArrayRef, AsArray, Datum, Decimal128Array, RecordBatch, new_empty_array},
     buffer::NullBuffer,
     compute::kernels::numeric,
-    datatypes::{DataType, Decimal128Type, Schema},
+    datatypes::{
+        ArrowPrimitiveType, DataType, Decimal128Type, FieldRef, Int8Type, Int16Type, Int32Type,
+        Int64Type, Schema,
+    },
     error::ArrowError,
 };
 use datafusion_common::{
@@ -20,10 +23,13 @@ use datafusion_common::{
     tree_node::{Transformed, TransformedResult, TreeNode},
 };
 use datafusion_expr::{ColumnarValue, Operator};
-use datafusion_physical_expr::{PhysicalExpr, expressions::BinaryExpr};
+use datafusion_physical_expr::{
+    PhysicalExpr,
+    expressions::{BinaryExpr, CastExpr},
+};
 
 /// Returns `expr`, over columns of `schema`, with decimal sums, differences and products
-/// specialized to 64 bits.
+/// specialized to 64 bits, and casts of integers to decimals that cannot overflow without checks.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -51,6 +57,11 @@ pub fn specialize_decimals(
     schema: &Schema,
 ) -> Result<Arc<dyn PhysicalExpr>> {
     expr.transform_up(|node| {
+        if let Some(cast) = node.downcast_ref::<CastExpr>()
+            && let Some(cast) = DecimalCastExpr::new(cast, schema)?
+        {
+            return Ok(Transformed::yes(Arc::new(cast) as _));
+        }
         let specialized =
             node.downcast_ref::<BinaryExpr>().map(|it| Decimal64Expr::new(it, schema));
         Ok(match specialized.transpose()?.flatten() {
@@ -252,6 +263,103 @@ impl PhysicalExpr for Decimal64Expr {
     ) -> Result<Arc<dyn PhysicalExpr>> {
         let original = Arc::new(self.original.clone()).with_new_children(children)?;
         Ok(match original.downcast_ref::<BinaryExpr>() {
+            Some(original) => Arc::new(Self { original: original.clone(), ..Self::clone(&self) }),
+            None => original,
+        })
+    }
+
+    fn fmt_sql(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.original.fmt_sql(f)
+    }
+}
+
+/// Cast of an integer to a decimal with enough digits for every value of the integer's type. Arrow
+/// checks each value.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct DecimalCastExpr {
+    original: CastExpr,
+    /// Type of the integers.
+    source: DataType,
+    /// Factor of each value.
+    factor: i128,
+}
+
+impl DecimalCastExpr {
+    fn new(original: &CastExpr, schema: &Schema) -> Result<Option<Self>> {
+        let source = original.expr().data_type(schema)?;
+        let digits = match source {
+            DataType::Int8 => 3,
+            DataType::Int16 => 5,
+            DataType::Int32 => 10,
+            DataType::Int64 => 19,
+            _ => return Ok(None),
+        };
+        let DataType::Decimal128(precision, scale) = *original.cast_type() else {
+            return Ok(None);
+        };
+        let Ok(power) = u32::try_from(scale) else { return Ok(None) };
+        let fits = digits + power <= u32::from(precision);
+        Ok(fits.then(|| Self { original: original.clone(), source, factor: 10_i128.pow(power) }))
+    }
+
+    fn cast<T: ArrowPrimitiveType<Native: Into<i128>>>(
+        &self,
+        values: &ArrayRef,
+    ) -> Option<ArrayRef> {
+        let values = values.as_primitive_opt::<T>()?;
+        let decimals = values.unary::<_, Decimal128Type>(|value| value.into() * self.factor);
+        Some(Arc::new(decimals.with_data_type(self.original.cast_type().clone())))
+    }
+}
+
+impl fmt::Display for DecimalCastExpr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.original.fmt(f)
+    }
+}
+
+impl PhysicalExpr for DecimalCastExpr {
+    fn data_type(&self, input: &Schema) -> Result<DataType> {
+        self.original.data_type(input)
+    }
+
+    fn nullable(&self, input: &Schema) -> Result<bool> {
+        self.original.nullable(input)
+    }
+
+    fn return_field(&self, input: &Schema) -> Result<FieldRef> {
+        self.original.return_field(input)
+    }
+
+    fn evaluate(&self, batch: &RecordBatch) -> Result<ColumnarValue> {
+        let ColumnarValue::Array(values) = self.original.expr().evaluate(batch)? else {
+            return self.original.evaluate(batch);
+        };
+        if values.data_type() != &self.source {
+            return self.original.evaluate(batch);
+        }
+        let decimals = match self.source {
+            DataType::Int8 => self.cast::<Int8Type>(&values),
+            DataType::Int16 => self.cast::<Int16Type>(&values),
+            DataType::Int32 => self.cast::<Int32Type>(&values),
+            _ => self.cast::<Int64Type>(&values),
+        };
+        match decimals {
+            Some(decimals) => Ok(ColumnarValue::Array(decimals)),
+            None => self.original.evaluate(batch),
+        }
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn PhysicalExpr>> {
+        self.original.children()
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn PhysicalExpr>>,
+    ) -> Result<Arc<dyn PhysicalExpr>> {
+        let original = Arc::new(self.original.clone()).with_new_children(children)?;
+        Ok(match original.downcast_ref::<CastExpr>() {
             Some(original) => Arc::new(Self { original: original.clone(), ..Self::clone(&self) }),
             None => original,
         })

@@ -113,3 +113,33 @@ fn other_operations_stay() {
         assert!(same.is::<BinaryExpr>(), "{same}");
     }
 }
+
+#[test]
+fn integers_become_decimals_without_checks() {
+    use arrow::array::{Int8Array, Int32Array, Int64Array};
+    use datafusion_physical_expr::expressions::CastExpr;
+
+    use super::DecimalCastExpr;
+
+    let integers: [ArrayRef; 3] = [
+        Arc::new(Int8Array::from(vec![Some(i8::MIN), None, Some(i8::MAX)])),
+        Arc::new(Int32Array::from(vec![Some(i32::MIN), None, Some(i32::MAX)])),
+        Arc::new(Int64Array::from(vec![Some(i64::MIN), None, Some(i64::MAX)])),
+    ];
+    for (values, digits) in integers.into_iter().zip([3, 10, 19]) {
+        let batch = RecordBatch::try_from_iter([("column", values)]).unwrap();
+        for (precision, scale) in [(digits, 0), (digits + 2, 2), (38, 38 - digits as i8)] {
+            let kind = DataType::Decimal128(precision, scale);
+            let cast: Arc<dyn PhysicalExpr> = Arc::new(CastExpr::new(column(0), kind, None));
+            let fast = specialize_decimals(cast.clone(), &batch.schema()).unwrap();
+            assert!(fast.is::<DecimalCastExpr>(), "{cast}");
+            let evaluate = |cast: &Arc<dyn PhysicalExpr>| {
+                cast.evaluate(&batch).unwrap().into_array(3).unwrap()
+            };
+            assert_eq!(&evaluate(&fast), &evaluate(&cast), "{cast}");
+        }
+        let narrow = Arc::new(CastExpr::new(column(0), DataType::Decimal128(digits, 1), None));
+        let kept = specialize_decimals(narrow, &batch.schema()).unwrap();
+        assert!(kept.is::<CastExpr>(), "it may overflow");
+    }
+}
