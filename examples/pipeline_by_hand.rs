@@ -106,5 +106,6 @@ fn sum_by_remainder(schema: &SchemaRef) -> Result<AggregateConfig, Box<dyn Error
             Field::new("total", DataType::Int64, true),
         ])),
         batch_rows: BATCH_ROWS,
+        memory_is_limited: true,
     })
 }

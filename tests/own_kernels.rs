@@ -1,5 +1,5 @@
 //! Where gatework computes in another way than DataFusion: window kernels, joins on ranges, top-n
-//! thresholds in scans, distinct counts. All results equal DataFusion's.
+//! thresholds in scans, distinct counts, dictionaries. All results equal DataFusion's.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -7,7 +7,7 @@ use arrow::util::pretty::pretty_format_batches;
 use datafusion::prelude::SessionConfig;
 use gatework::Settings;
 
-use crate::against_datafusion::{Sessions, guarded};
+use crate::against_datafusion::{Sessions, Watch, guarded};
 
 const EXISTS: [&str; 2] = ["EXISTS", "NOT EXISTS"];
 const SHAPES: [(usize, usize); 3] = [(1, 8192), (2, 3), (4, 64)];
@@ -277,6 +277,125 @@ fn distinct_values_are_counted() {
             "SELECT count(DISTINCT [o, p]), count(DISTINCT o + p), count(DISTINCT 1) FROM w",
             "SELECT p, count(DISTINCT t), count(DISTINCT i), sum(d) FROM w GROUP BY p",
         ]);
+        sessions.finish();
+    });
+}
+
+/// Sessions with `dims`, and with files of rows: all pages have codes (`small`), or only the first
+/// ones (`large`), or none (`plain`).
+fn with_dictionaries(watch: &Watch) -> Sessions<'_> {
+    let sessions = Sessions::with(watch, &SHAPES, SessionConfig::new(), Settings::default());
+    sessions.table("rows", VALUES);
+    sessions.table_from(
+        "dims",
+        &sessions.reference,
+        "SELECT id % 9 AS k, i, CASE WHEN id % 4 = 0 THEN NULL ELSE concat('dim ', id % 7) END
+            AS name, concat('kind of a dimension ', id % 3) AS kind, id % 2 = 0 AS flag
+            FROM rows WHERE id <= 14",
+    );
+    for (file, options) in [
+        ("small", "'format.max_row_group_size' '90'"),
+        ("large", "'format.dictionary_page_size_limit' '600', 'format.write_batch_size' '20'"),
+        ("plain", "'format.dictionary_enabled' 'false'"),
+    ] {
+        sessions.on_reference(&format!(
+            "COPY (SELECT *, CASE WHEN b THEN 0.0 ELSE -0.0 END AS z FROM rows ORDER BY d)
+                TO '{{shared}}/{file}/{file}.parquet' STORED AS PARQUET OPTIONS ({options})"
+        ));
+        sessions.everywhere(&format!(
+            "CREATE EXTERNAL TABLE {file} STORED AS PARQUET LOCATION '{{shared}}/{file}/'"
+        ));
+    }
+    sessions
+}
+
+const FILES: [&str; 3] = ["small", "large", "plain"];
+
+#[test]
+fn columns_of_files_that_stay_dictionaries() {
+    guarded(move |watch| {
+        let sessions = with_dictionaries(watch);
+        let aggregates = "count(*), sum(i), min(d), count(DISTINCT o)";
+        for file in FILES {
+            for keys in ["t", "t, p", "p, t, b", "day, t", "concat(t, 'x'), t", "id, t"] {
+                for condition in [
+                    "true",
+                    "t LIKE '%1%'",
+                    "t <> '' AND i > 0",
+                    "t IS NOT NULL AND t NOT LIKE '%7%'",
+                    "t IN ('text 1, of some length', 'text 17 of some length') OR t > 'text 8'",
+                    "CAST(substr(t, 6, 2) AS INT) > 30 AND t < 'text 7'",
+                    "p = 3",
+                ] {
+                    sessions.equal(&[&format!(
+                        "SELECT {keys}, {aggregates} FROM {file} WHERE {condition} GROUP BY {keys}"
+                    )]);
+                }
+            }
+            sessions.equal(&[
+                &format!("SELECT DISTINCT t FROM {file}"),
+                &format!(
+                    "SELECT count(DISTINCT t), count(DISTINCT p), count(DISTINCT day),
+                        count(DISTINCT f), count(DISTINCT d), sum(d) FROM {file}"
+                ),
+                &format!("SELECT count(DISTINCT t), max(t) FROM {file} WHERE t LIKE '%2%'"),
+                &format!("SELECT t, min(t), max(t), count(t) FROM {file} GROUP BY t"),
+                &format!("SELECT count(*) FROM {file} WHERE t LIKE '%3%' AND t <> 'text'"),
+                &format!("SELECT id, t FROM {file} WHERE t > 'text 5' ORDER BY t, id LIMIT 7"),
+                &format!("SELECT t, p, sum(i) FROM {file} GROUP BY ROLLUP (t, p)"),
+                // Arrow tells -0 and 0 apart in dictionaries, and knows no dictionary of Booleans.
+                &format!("SELECT t, z, count(*) FROM {file} WHERE z = 0.0 GROUP BY t, z"),
+                &format!("SELECT t, z, count(*) FROM {file} WHERE z >= 0.0 GROUP BY t, z"),
+                &format!("SELECT t, b, count(*) FROM {file} WHERE b OR b IS NULL GROUP BY t, b"),
+                &format!("SELECT t, p, count(*) FROM {file} WHERE p > 1 AND p < 4 GROUP BY t, p"),
+            ]);
+        }
+        sessions.finish();
+    });
+}
+
+#[test]
+fn columns_of_joins_that_stay_dictionaries() {
+    guarded(move |watch| {
+        let sessions = with_dictionaries(watch);
+        for file in FILES {
+            for join in ["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN"] {
+                for on in ["p = k", "p = k AND f.i < d.i", "p = k AND t > name", "t = name"] {
+                    for keys in ["name", "kind, name", "t, name", "b, kind, p", "d.i, kind"] {
+                        sessions.equal(&[&format!(
+                            "SELECT {keys}, count(*), sum(f.i) FROM {file} f {join} dims d ON {on}
+                                GROUP BY {keys}"
+                        )]);
+                    }
+                }
+            }
+            sessions.equal(&[
+                &format!(
+                    "SELECT name, flag, count(*) FROM {file} LEFT JOIN dims ON p = k
+                        WHERE flag IS NULL OR flag GROUP BY name, flag"
+                ),
+                &format!(
+                    "SELECT name, flag, count(*) FROM {file} LEFT JOIN dims ON p = k
+                        WHERE NOT flag OR name LIKE 'dim%' GROUP BY name, flag"
+                ),
+                &format!(
+                    "SELECT a.name, b.kind, f.t, count(*) FROM {file} f JOIN dims a ON f.p = a.k
+                        JOIN dims b ON f.o = b.k GROUP BY a.name, b.kind, f.t"
+                ),
+                &format!(
+                    "SELECT kind, u, count(*) FROM (SELECT upper(name) AS u, kind, p
+                        FROM {file} JOIN dims ON p = k) AS q WHERE kind <> 'x' GROUP BY kind, u"
+                ),
+                &format!(
+                    "SELECT t, n FROM (SELECT t, count(*) AS n FROM {file} GROUP BY t
+                        UNION ALL SELECT name, count(*) FROM dims GROUP BY name) AS q"
+                ),
+                &format!(
+                    "SELECT name, arrow_cast(t, 'Dictionary(UInt32, Utf8)') AS own, count(*)
+                        FROM {file} JOIN dims ON p = k GROUP BY name, own"
+                ),
+            ]);
+        }
         sessions.finish();
     });
 }

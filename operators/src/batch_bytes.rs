@@ -10,7 +10,7 @@ use std::ops::Range;
 use arrow::{
     array::{Array, ArrayRef, AsArray, GenericByteViewArray, OffsetSizeTrait, RecordBatch},
     buffer::Buffer,
-    datatypes::{ByteViewType, DataType, Int16Type, Int32Type, Int64Type},
+    datatypes::{ByteViewType, DataType, Int16Type, Int32Type, Int64Type, UInt32Type},
     error::ArrowError,
 };
 use datafusion_common::DataFusionError;
@@ -51,6 +51,11 @@ pub(crate) fn value_bytes(column: &dyn Array) -> usize {
         DataType::Utf8View => view_bytes(column.as_string_view()),
         DataType::BinaryView => view_bytes(column.as_binary_view()),
         DataType::Dictionary(..) => {
+            if let Some(codes) = column.as_dictionary_opt::<UInt32Type>()
+                && codes.values().len() > codes.len()
+            {
+                return bytes_of_codes(codes.keys().values(), codes.values().as_ref());
+            }
             expanded(column.as_any_dictionary().values().as_ref(), column.len())
         }
         DataType::RunEndEncoded(ends, _) => match ends.data_type() {
@@ -80,6 +85,14 @@ fn span<O: OffsetSizeTrait>(offsets: &[O]) -> usize {
 fn expanded(values: &dyn Array, rows: usize) -> usize {
     let average = value_bytes(values).div_ceil(values.len().max(1));
     average.saturating_mul(rows)
+}
+
+/// Estimates the bytes of the values with these codes, of which there are more than codes.
+fn bytes_of_codes(codes: &[u32], values: &dyn Array) -> usize {
+    let (step, lengths) = (codes.len().div_ceil(SAMPLE_VIEWS).max(1), Lengths::of(values));
+    // The code of a NULL may be anything.
+    let codes = codes.iter().map(|code| *code as usize).filter(|code| *code < values.len());
+    step * codes.step_by(step).map(|code| lengths.at(code)).sum::<usize>()
 }
 
 fn view_bytes<T: ByteViewType>(column: &GenericByteViewArray<T>) -> usize {

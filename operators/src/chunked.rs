@@ -3,8 +3,10 @@
 //! A breaker that collects more text than 32-bit offsets reach cannot concatenate it. It keeps a
 //! few large arrays instead, and gathers the rows of each output batch from them.
 
+use std::sync::Arc;
+
 use arrow::{
-    array::{Array, ArrayRef, RecordBatch, UInt32Array},
+    array::{Array, ArrayRef, DictionaryArray, RecordBatch, UInt32Array},
     compute::{interleave, take},
     datatypes::DataType,
 };
@@ -12,10 +14,13 @@ use gatework_runtime::{Result, pipeline::column_bytes};
 
 use crate::{
     ResultExt,
-    batch_bytes::{Lengths, rows_within, value_bytes},
+    batch_bytes::{Lengths, MAX_BATCH_BYTES, rows_within, value_bytes},
     concat::{concat_arrays, concat_arrays_cancellable},
     error::is_overflow,
 };
+
+/// Rows of a batch that an operator may decode.
+const MAX_DECODED_ROWS: usize = 1 << 13;
 
 /// Column of a table from which rows are gathered.
 #[derive(Debug, Clone)]
@@ -150,6 +155,15 @@ pub(crate) trait Gather {
     /// If the values do not fit one array.
     fn gather(&self, column: usize, rows: &UInt32Array) -> Result<ArrayRef>;
 
+    /// Returns column `column` of `rows` as a dictionary whose codes are these rows, or as plain
+    /// values.
+    ///
+    /// # Errors
+    /// If the values do not fit one array.
+    fn gather_codes(&self, column: usize, rows: &UInt32Array) -> Result<ArrayRef> {
+        self.gather(column, rows)
+    }
+
     /// Returns the length of the longest value of `column`.
     fn longest(&self, column: usize) -> usize;
 
@@ -197,6 +211,21 @@ impl Columns {
 impl Gather for Columns {
     fn gather(&self, column: usize, rows: &UInt32Array) -> Result<ArrayRef> {
         self.columns[column].take(rows)
+    }
+
+    fn gather_codes(&self, column: usize, rows: &UInt32Array) -> Result<ArrayRef> {
+        match &self.columns[column] {
+            // Whoever decodes the batch makes one array of it.
+            Column::One(array)
+                if !has_short_offsets(array.data_type())
+                    || self.longest[column] * rows.len().max(MAX_DECODED_ROWS)
+                        <= MAX_BATCH_BYTES =>
+            {
+                let codes = DictionaryArray::try_new(rows.clone(), array.clone());
+                Ok(Arc::new(codes.query_err()?))
+            }
+            column => column.take(rows),
+        }
     }
 
     fn longest(&self, column: usize) -> usize {

@@ -49,6 +49,26 @@ impl Operator for Filter {
         "filter"
     }
 
+    fn take_dictionaries(&self, output: &[usize]) -> Vec<usize> {
+        let Ok(conjuncts) = self.conjuncts() else { return Vec::new() };
+        let mut taken = match &self.projection {
+            None => output.to_vec(),
+            Some(projection) => {
+                let is_taken = |column: &usize| {
+                    let mut places = projection.iter().enumerate().filter(|(_, it)| *it == column);
+                    places.all(|(place, _)| output.contains(&place))
+                };
+                let columns = projection.iter().copied().chain(conjuncts.columns_of_texts());
+                columns.filter(is_taken).collect()
+            }
+        };
+        let of_rows = conjuncts.columns_of_rows();
+        taken.retain(|column| !of_rows.contains(column));
+        taken.sort_unstable();
+        taken.dedup();
+        taken
+    }
+
     fn local(&self, _context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalFilter::new(self.conjuncts()?, self.projection.clone())))
     }

@@ -17,6 +17,7 @@ mod chunked;
 mod compact;
 mod concat;
 mod decimal;
+pub mod dictionary;
 mod error;
 pub mod exchange_source;
 mod expressions;

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::{
-    array::{ArrayRef, RecordBatch, RecordBatchOptions},
-    datatypes::SchemaRef,
-};
+use arrow::{array::ArrayRef, datatypes::SchemaRef};
 use datafusion_physical_expr::{PhysicalExpr, expressions::Column};
 use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{
@@ -15,6 +12,7 @@ use gatework_runtime::{
 
 use crate::{
     ResultExt, apply_selection,
+    dictionary::assemble,
     error::is_overflow,
     slices::{Slices, computed_from},
 };
@@ -56,6 +54,21 @@ impl Projection {
 impl Operator for Projection {
     fn name(&self) -> &str {
         "projection"
+    }
+
+    fn take_dictionaries(&self, output: &[usize]) -> Vec<usize> {
+        let plan = &self.plan;
+        let column = |index: &usize| {
+            let column = plan.expressions.get(*index)?.downcast_ref::<Column>();
+            column.map(Column::index)
+        };
+        let other = (0..plan.expressions.len()).filter(|index| !output.contains(index));
+        let other: Vec<usize> = other.filter_map(|index| column(&index)).collect();
+        let mut taken: Vec<usize> = output.iter().filter_map(column).collect();
+        taken.retain(|column| !other.contains(column) && !plan.inputs.contains(column));
+        taken.sort_unstable();
+        taken.dedup();
+        taken
     }
 
     fn local(&self, _context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
@@ -102,7 +115,7 @@ impl ProjectionPlan {
         let sequence = batch.sequence();
         let (data, selection) = batch.into_parts();
         let picked = columns.iter().map(|&column| data.column(column).clone()).collect();
-        let data = self.assemble(picked, data.num_rows())?;
+        let data = assemble(&self.schema, picked, data.num_rows()).query_err()?;
         let output = match selection {
             Some(selection) => Batch::with_selection(data, selection),
             None => Batch::new(data),
@@ -118,16 +131,12 @@ impl ProjectionPlan {
         };
         let computed = self.expressions.iter().map(evaluate);
         let computed = computed.collect::<Result<Vec<ArrayRef>, _>>().query_err()?;
-        Ok(Batch::new(self.assemble(computed, rows)?).with_sequence(batch.sequence()))
+        Ok(Batch::new(assemble(&self.schema, computed, rows).query_err()?)
+            .with_sequence(batch.sequence()))
     }
 
     /// Returns true if the halves of `batch` may be evaluated after all of it was.
     fn can_halve(&self, batch: &Batch) -> bool {
         batch.num_physical_rows() > 1 && !self.volatile
-    }
-
-    fn assemble(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        RecordBatch::try_new_with_options(self.schema.clone(), columns, &options).query_err()
     }
 }

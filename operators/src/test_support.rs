@@ -1,5 +1,7 @@
 //! Support for unit tests: hand-built graphs on a real executor, and their rows in comparable form.
 
+mod dictionary_scan;
+
 use std::{
     sync::{Arc, LazyLock, mpsc},
     task::{Wake, Waker},
@@ -21,6 +23,7 @@ use gatework_runtime::{
 };
 use gatework_shared_state::{BufferLimit, result::ResultReader};
 
+pub(crate) use self::dictionary_scan::dictionary_scan;
 pub(crate) use crate::harness::{InMemorySpill, RandomDenialPool};
 use crate::{apply_selection, memory_scan::MemoryScan, result::ResultSink};
 

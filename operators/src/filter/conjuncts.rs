@@ -11,7 +11,7 @@ use arrow::{
     buffer::BooleanBuffer,
     compute::filter_record_batch,
 };
-use datafusion_common::Result as DataFusionResult;
+use datafusion_common::{Result as DataFusionResult, tree_node::TreeNode};
 use datafusion_expr::Operator;
 use datafusion_physical_expr::{
     PhysicalExpr,
@@ -25,7 +25,14 @@ use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{Result, pipeline::Batch};
 
 use super::evaluate_predicate;
-use crate::{ResultExt, adaptive_filter::AdaptiveFilter, remap_columns, selection::refine};
+use crate::{
+    ResultExt,
+    adaptive_filter::AdaptiveFilter,
+    dictionary::{EntryPredicate, decode_columns, plain_schema},
+    keys::is_text,
+    remap_columns,
+    selection::refine,
+};
 
 /// Conjuncts of a predicate.
 #[derive(Debug)]
@@ -58,6 +65,19 @@ impl Conjuncts {
         columns.dedup();
         Ok(Self { parts, columns })
     }
+
+    /// Returns the columns of which rows are needed, not only dictionary entries: those of a
+    /// conjunct that reads several columns, or that can fail.
+    pub(super) fn columns_of_rows(&self) -> Vec<usize> {
+        let by_rows = self.parts.iter().filter(|part| !part.reads_entries());
+        by_rows.flat_map(|part| part.columns.iter().copied()).collect()
+    }
+
+    /// Returns the columns that are compared with texts.
+    pub(super) fn columns_of_texts(&self) -> Vec<usize> {
+        let texts = self.parts.iter().filter(|part| part.has_text());
+        texts.flat_map(|part| part.columns.iter().copied()).collect()
+    }
 }
 
 impl Conjunct {
@@ -76,9 +96,32 @@ impl Conjunct {
         0.5 + self.columns.iter().map(cost).sum::<f64>()
     }
 
+    /// Returns whether the conjunct can be evaluated on the entries of a dictionary.
+    fn reads_entries(&self) -> bool {
+        self.infallible && self.columns.len() == 1 && !is_volatile(&self.expr)
+    }
+
     /// Evaluates the conjunct; returns one bit per row of `batch`.
-    fn evaluate(&self, batch: &RecordBatch) -> Result<BooleanBuffer> {
-        evaluate_predicate(self.expr.as_ref(), batch)
+    fn evaluate(&self, batch: &RecordBatch, entries: &mut EntryPredicate) -> Result<BooleanBuffer> {
+        let Some(plain) = plain_schema(batch) else {
+            return evaluate_predicate(self.expr.as_ref(), batch);
+        };
+        match entries.evaluate(self.expr.as_ref(), &plain, batch) {
+            Some(bits) => Ok(bits),
+            None => {
+                let plain = decode_columns(batch.clone(), &plain).query_err()?;
+                evaluate_predicate(self.expr.as_ref(), &plain)
+            }
+        }
+    }
+
+    /// Returns whether the conjunct compares with a text.
+    fn has_text(&self) -> bool {
+        let has_text = |expr: &Arc<dyn PhysicalExpr>| {
+            let literal = expr.downcast_ref::<Literal>();
+            Ok(literal.is_some_and(|literal| is_text(&literal.value().data_type())))
+        };
+        self.expr.exists(has_text).unwrap_or(false)
     }
 }
 
@@ -106,6 +149,8 @@ pub(super) struct LocalConjuncts {
     conjuncts: Arc<Conjuncts>,
     /// Indices of the conjuncts in evaluation order, with their drop statistics.
     order: Vec<(usize, AdaptiveFilter)>,
+    /// Results on dictionary entries, by index of the conjunct.
+    entries: Vec<EntryPredicate>,
     /// Cost per row of each conjunct, by index; empty before the first batch.
     costs: Vec<f64>,
 }
@@ -114,7 +159,8 @@ impl LocalConjuncts {
     pub(super) fn new(conjuncts: Arc<Conjuncts>) -> Self {
         let order =
             (0..conjuncts.parts.len()).map(|index| (index, AdaptiveFilter::default())).collect();
-        Self { conjuncts, order, costs: Vec::new() }
+        let entries = conjuncts.parts.iter().map(|_| EntryPredicate::default()).collect();
+        Self { conjuncts, order, entries, costs: Vec::new() }
     }
 
     /// Returns the columns that the conjuncts read.
@@ -135,15 +181,18 @@ impl LocalConjuncts {
             if remaining == 0 {
                 break;
             }
-            let part = &self.conjuncts.parts[*index];
+            let (part, entries) = (&self.conjuncts.parts[*index], &mut self.entries[*index]);
             let input_rows = remaining;
             let keep = match &selection {
-                None => part.evaluate(&data.project(&part.columns).query_err()?)?,
+                None => part.evaluate(&data.project(&part.columns).query_err()?, entries)?,
                 // Evaluating all rows of a column is cheaper than gathering many of them.
                 Some(rows) if part.infallible && 4 * remaining > data.num_rows() => {
-                    rows & &part.evaluate(&data.project(&part.columns).query_err()?)?
+                    rows & &part.evaluate(&data.project(&part.columns).query_err()?, entries)?
                 }
-                Some(rows) => refine(rows, &part.evaluate(&gather(data, &part.columns, rows)?)?),
+                Some(rows) => {
+                    let some = gather(data, &part.columns, rows)?;
+                    refine(rows, &part.evaluate(&some, entries)?)
+                }
             };
             remaining = keep.count_set_bits();
             adaptive.record(input_rows, input_rows - remaining);
@@ -154,7 +203,7 @@ impl LocalConjuncts {
     }
 
     fn reorder(&mut self) {
-        let Self { conjuncts, order, costs } = self;
+        let Self { conjuncts, order, costs, .. } = self;
         let rank = |(index, adaptive): &(usize, AdaptiveFilter)| {
             costs[*index] / adaptive.drop_ratio().max(0.001)
         };

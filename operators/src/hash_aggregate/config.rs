@@ -10,11 +10,14 @@ use arrow::{
     datatypes::{DataType, SchemaRef},
 };
 use datafusion_common::{DataFusionError, internal_err};
-use datafusion_physical_expr::{PhysicalExpr, aggregate::AggregateFunctionExpr};
+use datafusion_physical_expr::{
+    PhysicalExpr, aggregate::AggregateFunctionExpr, expressions::Column, utils::collect_columns,
+};
 use gatework_runtime::Result;
 
+use super::distinct_count::DistinctCount;
 use crate::{
-    ResultExt,
+    ResultExt, dictionary,
     keys::{KeyEncoder, KeyNulls},
     slices::computed_from,
 };
@@ -80,6 +83,9 @@ pub struct AggregateConfig {
     pub schema: SchemaRef,
     /// Maximum rows of an output batch.
     pub batch_rows: usize,
+    /// Whether memory is limited. If not, hash partitions share the buffers of long texts, which
+    /// are free once all partitions are done.
+    pub memory_is_limited: bool,
 }
 
 /// The prepared plan, shared by all tasks of an aggregate.
@@ -94,6 +100,8 @@ pub(super) struct AggregatePlan {
     pub(super) sinks: usize,
     /// Input columns that keys, arguments or filters read.
     pub(super) inputs: Vec<usize>,
+    /// Input columns that may arrive as dictionaries.
+    pub(super) dictionary_columns: Vec<usize>,
     /// Whether any input row arrived. Without input, empty grouping sets still output a row.
     pub(super) saw_rows: AtomicBool,
 }
@@ -121,6 +129,28 @@ impl AggregateConfig {
         self.group_by.keys.iter().chain(of_calls)
     }
 
+    /// Returns the input columns that may arrive as dictionaries: keys, and values whose distinct
+    /// ones are counted, unless anything else is computed from them. Keys of a few words of fixed
+    /// width are looked up as fast as they are numbered.
+    fn dictionary_columns(&self, encoder: &KeyEncoder) -> datafusion_common::Result<Vec<usize>> {
+        let mut takers: Vec<&Arc<dyn PhysicalExpr>> = Vec::new();
+        if self.group_by.is_ungrouped() {
+            for call in self.aggregates.iter().filter(|call| call.filter.is_none()) {
+                if DistinctCount::of(call, self)?.is_some() {
+                    takers.extend(&call.arguments);
+                }
+            }
+        } else if self.group_by.set_ids.is_none() && encoder.has_texts() {
+            takers.extend(&self.group_by.keys);
+        }
+        takers.retain(|expr| expr.is::<Column>());
+        let takes = |expr: &Arc<dyn PhysicalExpr>| takers.iter().any(|it| std::ptr::eq(*it, expr));
+        let others = self.expressions().filter(|expr| !takes(expr));
+        let others: Vec<usize> = others.flat_map(collect_columns).map(|it| it.index()).collect();
+        let columns = takers.iter().flat_map(|it| collect_columns(it)).map(|it| it.index());
+        Ok(columns.filter(|column| !others.contains(column)).collect())
+    }
+
     pub(super) fn prepare(mut self, sinks: usize) -> Result<AggregatePlan> {
         if self.input == AggregateInput::Partial {
             // Filters were applied when the states were made, over columns that no longer exist.
@@ -144,6 +174,10 @@ impl AggregateConfig {
         };
         let inputs = computed_from(self.expressions());
         let saw_rows = AtomicBool::new(false);
+        let dictionary_columns = match self.input {
+            AggregateInput::Raw => self.dictionary_columns(&encoder).query_err()?,
+            AggregateInput::Partial => Vec::new(),
+        };
         Ok(AggregatePlan {
             config: self,
             encoder,
@@ -151,8 +185,20 @@ impl AggregateConfig {
             partitions,
             sinks,
             inputs,
+            dictionary_columns,
             saw_rows,
         })
+    }
+}
+
+impl AggregatePlan {
+    /// Returns key columns with plain values.
+    pub(super) fn decode_keys(
+        &self,
+        keys: Vec<ArrayRef>,
+    ) -> Result<Vec<ArrayRef>, DataFusionError> {
+        let keys = keys.iter().zip(self.encoder.types());
+        keys.map(|(key, kind)| dictionary::decode(key, kind)).collect()
     }
 }
 
@@ -162,15 +208,8 @@ impl GroupBy {
         self.keys.is_empty() && self.set_ids.is_none()
     }
 
-    /// Returns the key columns of `batch`, once per grouping set.
-    pub(super) fn evaluate(
-        &self,
-        batch: &RecordBatch,
-    ) -> Result<Vec<Vec<ArrayRef>>, DataFusionError> {
-        self.columns_of_sets(self.evaluate_keys(batch)?, batch.num_rows())
-    }
-
     /// Returns the key columns of `batch`, without NULLs for grouping sets and without their id.
+    /// Those of [`AggregatePlan::dictionary_columns`] may be dictionaries.
     pub(super) fn evaluate_keys(
         &self,
         batch: &RecordBatch,

@@ -5,15 +5,21 @@
 //! ten seconds. The values are kept as group keys here, in the order of their arrival.
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, make_array},
-    compute::{filter, is_not_null},
+    array::{Array, ArrayRef, AsArray, UInt32Array, make_array},
+    compute::{filter, is_not_null, take},
     datatypes::DataType,
 };
 use datafusion_common::{DataFusionError, ScalarValue, utils::SingleRowListArrayBuilder};
 use datafusion_expr::Accumulator;
 
 use super::config::{AggregateCall, AggregateConfig, AggregateInput};
-use crate::keys::{GroupValues, KeyEncoder, KeyNulls};
+use crate::{
+    dictionary::{self, EntriesId},
+    keys::{GroupValues, KeyEncoder, KeyNulls},
+};
+
+/// Maximum number of entries of a dictionary of which each is marked once it is added: a mebibyte.
+const MAX_ENTRIES: usize = 1 << 20;
 
 /// The values so far.
 pub(super) struct DistinctCount {
@@ -22,6 +28,8 @@ pub(super) struct DistinctCount {
     key: DataType,
     encoder: KeyEncoder,
     values: GroupValues,
+    /// The entries of the current dictionary, and whether each is among the values.
+    dictionary: Option<(EntriesId, Vec<bool>)>,
     hashes: Vec<u64>,
     groups: Vec<usize>,
 }
@@ -60,7 +68,8 @@ impl DistinctCount {
             return Ok(None);
         }
         let values = GroupValues::new(&encoder);
-        Ok(Some(Self { kind, key, encoder, values, hashes: Vec::new(), groups: Vec::new() }))
+        let (dictionary, hashes, groups) = (None, Vec::new(), Vec::new());
+        Ok(Some(Self { kind, key, encoder, values, dictionary, hashes, groups }))
     }
 
     /// Adds the values of another task.
@@ -70,6 +79,25 @@ impl DistinctCount {
         }
         self.values.intern(other.values.keys(), other.values.hashes(), &mut self.groups);
         self.groups = Vec::new();
+    }
+
+    /// Adds values that may be a dictionary, of which each entry is added once.
+    fn add_encoded(&mut self, values: &ArrayRef) -> Result<(), DataFusionError> {
+        let codes = dictionary::codes(values, &self.kind);
+        let Some((codes, entries)) = codes.filter(|(_, entries)| entries.len() <= MAX_ENTRIES)
+        else {
+            return self.add(&dictionary::decode(values, &self.kind)?);
+        };
+        let current = self.dictionary.take_if(|(known, _)| known.is(entries));
+        let (id, mut added) =
+            current.unwrap_or_else(|| (EntriesId::of(entries), vec![false; entries.len()]));
+        let is_new = |code: &&u32| !std::mem::replace(&mut added[**code as usize], true);
+        let new: Vec<u32> = codes.iter().filter(is_new).copied().collect();
+        if !new.is_empty() {
+            self.add(&take(entries, &UInt32Array::from(new), None)?)?;
+        }
+        self.dictionary = Some((id, added));
+        Ok(())
     }
 
     fn add(&mut self, values: &ArrayRef) -> Result<(), DataFusionError> {
@@ -108,7 +136,7 @@ impl std::fmt::Debug for DistinctCount {
 
 impl Accumulator for DistinctCount {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<(), DataFusionError> {
-        self.add(&values[0])
+        self.add_encoded(&values[0])
     }
 
     fn evaluate(&mut self) -> Result<ScalarValue, DataFusionError> {
@@ -116,7 +144,8 @@ impl Accumulator for DistinctCount {
     }
 
     fn size(&self) -> usize {
-        self.values.bytes() + 8 * (self.hashes.capacity() + self.groups.capacity())
+        let entries = self.dictionary.as_ref().map_or(0, |(_, added)| added.len());
+        self.values.bytes() + entries + 8 * (self.hashes.capacity() + self.groups.capacity())
     }
 
     fn state(&mut self) -> Result<Vec<ScalarValue>, DataFusionError> {

@@ -108,7 +108,7 @@ impl FinestGroups {
         for accumulator in &mut self.accumulators {
             states.push(accumulator.state(EmitTo::All)?);
         }
-        let keys = self.encoder.decode_plain(self.table.keys())?;
+        let keys = self.encoder.decode_plain_range(self.table.keys(), 0..self.table.len())?;
         self.table = GroupValues::new(&self.encoder);
         self.accumulators = accumulators(plan)?;
         self.rows = 0;

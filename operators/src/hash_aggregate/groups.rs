@@ -9,12 +9,15 @@ use datafusion_physical_expr::{
     GroupsAccumulatorAdapter, PhysicalExpr, aggregate::AggregateFunctionExpr,
 };
 use gatework_runtime::{
-    Result,
-    pipeline::{DriverContext, OperatorContext, OutOfMemory, Reservation, SpilledBatches},
+    Error, Result,
+    pipeline::{
+        DriverContext, OperatorContext, OutOfMemory, QueryContext, Reservation, SpilledBatches,
+    },
 };
 
 use super::{
     config::{AggregateCall, AggregateInput, AggregatePlan, AggregateResult},
+    dictionary_keys::DictionaryKeys,
     finest_groups::FinestGroups,
     group_emitter::GroupEmitter,
     partial_states::{PartialStates, UnpartitionedGroups, UnpartitionedStates},
@@ -34,6 +37,19 @@ pub(super) enum AggregatePart {
     Single(super::ungrouped::Accumulators, Reservation),
 }
 
+/// Groups at which a local table is emptied if there are several sinks. At about ten bytes per
+/// slot, plus a key and a state, the table stays within a core's own cache.
+const FULL_TABLE_GROUPS: usize = if cfg!(test) { 50 } else { 1 << 16 };
+/// The same for keys that arrive as dictionaries: a row finds its group at its code, without a
+/// table.
+const FULL_DICTIONARY_GROUPS: usize = if cfg!(test) { 200 } else { 1 << 20 };
+
+/// Entries of a dictionary that are looked up at the first row. Larger ones wait until half as many
+/// rows have come, and have shared their groups.
+const MAX_EAGER_ENTRIES: usize = if cfg!(test) { 30 } else { 1 << 14 };
+/// Entries of a dictionary that is not used: their numbers take 8 MiB a task.
+const MAX_ENTRIES: usize = 1 << 21;
+
 /// Maximum number of groups for which a table reserves capacity in advance. Such a table stays
 /// within a core's own cache.
 const MAX_PRESIZED_GROUPS: usize = 1 << 16;
@@ -45,12 +61,20 @@ pub(super) struct AggregateHashTable {
     plan: Arc<AggregatePlan>,
     table: GroupValues,
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
+    /// Groups of keys that arrive as dictionaries, which are not in the table yet. There are then
+    /// no other groups.
+    dictionary: Option<DictionaryKeys>,
+    /// Whether keys may be grouped by their dictionaries.
+    takes_dictionaries: bool,
+    /// Rows in the table.
+    table_rows: usize,
     /// Rows of grouping sets that are not in the table yet; `None` if that does not help.
     finest: Option<FinestGroups>,
     /// Decides whether rows bypass the table; `None` if they never do.
     bypass: Option<Bypass>,
     /// Rows that bypassed the table, which then has no groups.
     bypassed: RowStates,
+    query: Arc<QueryContext>,
     reservation: Reservation,
     can_spill: bool,
     /// Its groups are never spilled, so the copy made for spilling is not reserved.
@@ -137,8 +161,12 @@ impl AggregateHashTable {
             plan,
             table,
             accumulators,
+            dictionary: None,
+            takes_dictionaries: true,
+            table_rows: 0,
             finest: None,
             bypass: None,
+            query: context.query().clone(),
             reservation,
             can_spill: context.can_spill(),
             without_spilling: false,
@@ -167,7 +195,18 @@ impl AggregateHashTable {
 
     /// Returns the number of groups, of which each row that bypasses the table is one.
     pub(super) fn num_groups(&self) -> usize {
-        self.table.len() + self.bypassed.len()
+        self.table.len() + self.dictionary_groups() + self.bypassed.len()
+    }
+
+    fn dictionary_groups(&self) -> usize {
+        self.dictionary.as_ref().map_or(0, DictionaryKeys::len)
+    }
+
+    /// Returns whether the table of a sink should be emptied.
+    pub(super) fn is_full(&self) -> bool {
+        let full =
+            if self.dictionary.is_some() { FULL_DICTIONARY_GROUPS } else { FULL_TABLE_GROUPS };
+        self.num_groups() >= full
     }
 
     /// Returns whether no row was aggregated.
@@ -202,8 +241,17 @@ impl AggregateHashTable {
             }
             return Ok(());
         }
+        let keys = plan.config.group_by.evaluate_keys(rows).query_err()?;
         let bypasses = self.table.is_empty() && self.bypass.as_ref().is_some_and(Bypass::is_active);
-        for keys in plan.config.group_by.evaluate(rows).query_err()? {
+        if !bypasses && self.assign_dictionaries(&keys)? {
+            self.update_groups(&arguments).query_err()?;
+            if let Some(bypass) = &mut self.bypass {
+                bypass.count(rows.num_rows());
+            }
+            return Ok(());
+        }
+        let keys = plan.decode_keys(keys).query_err()?;
+        for keys in plan.config.group_by.columns_of_sets(keys, rows.num_rows()).query_err()? {
             if bypasses {
                 let keys = plan.encoder.encode(&keys).query_err()?;
                 keys.hash_into(&mut self.hashes);
@@ -214,6 +262,7 @@ impl AggregateHashTable {
             }
             self.table.reserve(rows.num_rows(), || task.check_cancelled())?;
             self.assign(&keys).query_err()?;
+            self.table_rows += rows.num_rows();
             self.update_groups(&arguments).query_err()?;
             if let Some(bypass) = &mut self.bypass {
                 bypass.count(rows.num_rows());
@@ -224,7 +273,7 @@ impl AggregateHashTable {
 
     /// Updates the groups of the current rows with the functions' arguments.
     fn update_groups(&mut self, arguments: &[Arguments]) -> Result<(), DataFusionError> {
-        let (input, total) = (self.plan.config.input, self.table.len());
+        let (input, total) = (self.plan.config.input, self.table.len() + self.dictionary_groups());
         update_groups(&mut self.accumulators, arguments, input, &self.groups, total)
     }
 
@@ -250,6 +299,59 @@ impl AggregateHashTable {
         }
         self.finest = is_effective.then_some(finest);
         Ok(true)
+    }
+
+    /// Fills `self.groups` with the group of each row of `keys`, if these are dictionaries and that
+    /// helps. Returns whether it did.
+    fn assign_dictionaries(&mut self, keys: &[ArrayRef]) -> Result<bool> {
+        if !self.takes_dictionaries || self.plan.dictionary_columns.is_empty() {
+            return Ok(false);
+        }
+        if self.dictionary.as_ref().is_some_and(|dictionary| !dictionary.is_effective()) {
+            self.takes_dictionaries = false;
+            self.settle()?;
+            return Ok(false);
+        }
+        if self.dictionary.is_none() {
+            let encoder = &self.plan.encoder;
+            let Some(entries) = DictionaryKeys::num_entries(encoder, keys) else {
+                return Ok(false);
+            };
+            let groups = self.table.len();
+            let waits = entries > MAX_EAGER_ENTRIES
+                && (2 * self.table_rows < entries || 2 * groups > self.table_rows);
+            if waits || entries > MAX_ENTRIES || groups > FULL_TABLE_GROUPS {
+                return Ok(false);
+            }
+            self.dictionary = DictionaryKeys::new(encoder, keys).query_err()?;
+            if let (Some(dictionary), true) = (&mut self.dictionary, groups > 0) {
+                let known = encoder.decode_plain_range(self.table.keys(), 0..groups);
+                let known = known.query_err()?;
+                let adopted = dictionary.adopt(&known, &mut self.groups);
+                adopted.query_err()?;
+                self.table.clear();
+            }
+        }
+        let Some(dictionary) = &mut self.dictionary else { return Ok(false) };
+        dictionary.assign(keys, &mut self.groups).query_err()?;
+        Ok(true)
+    }
+
+    /// Moves groups of keys that arrived as dictionaries into the table, under the same numbers.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        let Some(dictionary) = self.dictionary.take() else { return Ok(()) };
+        let count = dictionary.len();
+        for first in (0..count).step_by(SLICE_GROUPS) {
+            let range = first..count.min(first + SLICE_GROUPS);
+            self.query.check_cancelled()?;
+            self.table.reserve(range.len(), || self.query.check_cancelled())?;
+            let keys = dictionary.columns(range.clone()).query_err()?;
+            self.assign(&keys).query_err()?;
+            if !self.groups.iter().copied().eq(range) {
+                return Err(Error::Internal("a dictionary changed the numbers of groups".into()));
+            }
+        }
+        Ok(())
     }
 
     /// Fills `self.groups` with the group of each row of `keys`.
@@ -323,6 +425,7 @@ impl AggregateHashTable {
         let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
         let table = self.table.bytes();
         let finest = self.finest.as_ref().map_or(0, FinestGroups::bytes);
+        let table = table + self.dictionary.as_ref().map_or(0, DictionaryKeys::bytes);
         match self.can_spill && !self.without_spilling {
             true => table + table / 4 + 2 * accumulators + finest + 2 * self.bypassed.bytes(),
             false => table + accumulators + finest + self.bypassed.bytes(),
@@ -390,22 +493,32 @@ impl AggregateHashTable {
         if self.num_groups() == 0 {
             return Ok(None);
         }
+        self.settle()?;
         if let Some(bypass) = &mut self.bypass {
             bypass.decide(self.table.len(), self.bypassed.len());
         }
         debug_assert!(self.table.is_empty() || self.bypassed.len() == 0, "taken one at a time");
+        let shares_texts = !self.plan.config.memory_is_limited;
         let (groups, states) = if self.bypassed.len() > 0 {
-            let rows = std::mem::replace(&mut self.bypassed, RowStates::new(&self.plan));
+            let mut rows = std::mem::replace(&mut self.bypassed, RowStates::new(&self.plan));
             let states = rows.states().query_err()?;
+            if shares_texts {
+                rows.keys.seal_texts();
+            }
             (UnpartitionedGroups::Rows(rows.keys, rows.hashes), states)
         } else {
             let mut states = Vec::with_capacity(self.accumulators.len());
             for accumulator in &mut self.accumulators {
                 states.push(accumulator.state(EmitTo::All).query_err()?);
             }
-            (UnpartitionedGroups::Table(self.take_table()?), states)
+            let mut table = self.take_table()?;
+            if shares_texts {
+                table.seal_texts();
+            }
+            (UnpartitionedGroups::Table(table), states)
         };
-        let unpartitioned = UnpartitionedStates { plan: self.plan.clone(), groups, states, level };
+        let plan = self.plan.clone();
+        let unpartitioned = UnpartitionedStates { plan, groups, states, level, shares_texts };
         // The reservation keeps the bytes of the empty table.
         let bytes = self.reservation.bytes().saturating_sub(self.bytes());
         Ok(Some((unpartitioned, self.reservation.split(bytes))))
@@ -416,6 +529,7 @@ impl AggregateHashTable {
         for (accumulator, call) in self.accumulators.iter_mut().zip(&self.plan.config.aggregates) {
             *accumulator = self::accumulator(&call.function).query_err()?;
         }
+        self.table_rows = 0;
         Ok(std::mem::replace(&mut self.table, GroupValues::new(&self.plan.encoder)))
     }
 
@@ -438,7 +552,8 @@ impl AggregateHashTable {
 
     fn convert_inner(&self, batch: &RecordBatch) -> Result<Vec<ArrayRef>, DataFusionError> {
         let config = &self.plan.config;
-        let mut columns = config.group_by.evaluate(batch)?.concat();
+        let keys = self.plan.decode_keys(config.group_by.evaluate_keys(batch)?)?;
+        let mut columns = config.group_by.columns_of_sets(keys, batch.num_rows())?.concat();
         for (accumulator, (values, filter)) in
             self.accumulators.iter().zip(arguments(&config.aggregates, batch)?)
         {
@@ -459,6 +574,7 @@ impl AggregateHashTable {
         if self.num_groups() == 0 {
             return Ok(None);
         }
+        self.settle()?;
         let config = &self.plan.config;
         let mut values = Vec::with_capacity(self.accumulators.len());
         for accumulator in &mut self.accumulators {

@@ -14,6 +14,7 @@
 //! Aggregate semantics are DataFusion's: its accumulators update, merge and evaluate.
 
 mod config;
+mod dictionary_keys;
 mod distinct_count;
 mod finest_groups;
 mod group_emitter;

@@ -66,6 +66,10 @@ impl Operator for PartialAggregate {
         "partial aggregate"
     }
 
+    fn take_dictionaries(&self, _output: &[usize]) -> Vec<usize> {
+        self.plan.dictionary_columns.clone()
+    }
+
     fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
         Ok(Box::new(LocalPartial {
             groups: AggregateHashTable::new(self.plan.clone(), &context)?.without_spilling(),

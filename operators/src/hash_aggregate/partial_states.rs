@@ -32,6 +32,9 @@ pub(super) struct UnpartitionedStates {
     pub(super) groups: UnpartitionedGroups,
     pub(super) states: Vec<Vec<ArrayRef>>,
     pub(super) level: u32,
+    /// Whether the partitions share the buffers of long texts, which are then free only once all of
+    /// them are: where no partition is spilled.
+    pub(super) shares_texts: bool,
 }
 
 /// Keys and hashes that are not partitioned.
@@ -87,13 +90,15 @@ impl UnpartitionedStates {
     /// Returns the groups at `indices` as partial states.
     pub(super) fn take_partition(&self, indices: Vec<u32>) -> Result<PartialStates> {
         let mut keys = self.plan.encoder.empty_keys();
-        let mut hashes = Vec::with_capacity(indices.len());
-        keys.reserve(indices.len());
         let (all_keys, all_hashes) = (self.groups.keys(), self.groups.hashes());
-        for &index in &indices {
-            keys.push_from(all_keys, index as usize);
-            hashes.push(all_hashes[index as usize]);
+        match self.shares_texts {
+            true => keys.extend_sharing(all_keys, &indices),
+            false => {
+                keys.reserve(indices.len());
+                indices.iter().for_each(|index| keys.push_from(all_keys, *index as usize));
+            }
         }
+        let hashes = indices.iter().map(|index| all_hashes[*index as usize]).collect();
         let states = self.states_of(indices)?;
         Ok(PartialStates { keys, hashes, states, memory: None })
     }

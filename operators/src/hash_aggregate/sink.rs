@@ -23,10 +23,6 @@ use crate::{
     spill::{BreakerSink, BreakerState, SpillStart},
 };
 
-/// Groups at which a local table is emptied if there are several sinks. At about ten bytes per
-/// slot, plus a key and a state, the table stays within a core's own cache.
-const FULL_TABLE_GROUPS: usize = if cfg!(test) { 50 } else { 1 << 16 };
-
 /// The sink of an aggregate.
 #[derive(Debug)]
 pub struct AggregateSink {
@@ -50,6 +46,10 @@ impl Sink for AggregateSink {
 
     fn can_reclaim(&self) -> bool {
         true
+    }
+
+    fn dictionary_columns(&self) -> Vec<usize> {
+        self.plan.dictionary_columns.clone()
     }
 
     fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalSink>> {
@@ -112,7 +112,7 @@ impl BreakerState for GroupedState {
     fn add(&mut self, batch: Batch, task: &DriverContext) -> Result<SinkResult> {
         self.plan.saw_rows.store(true, Ordering::Relaxed);
         self.groups.update(&apply_selection(batch)?, task)?;
-        let is_full = self.plan.sinks > 1 && self.groups.num_groups() >= FULL_TABLE_GROUPS;
+        let is_full = self.plan.sinks > 1 && self.groups.is_full();
         if is_full && self.reserve().is_ok() {
             self.partition()?;
         }
@@ -168,7 +168,8 @@ impl BreakerState for GroupedState {
         let mut parts = self.spiller.take();
         if wanted && whole {
             let empty = AggregateHashTable::new(self.plan.clone(), &self.context)?;
-            let groups = std::mem::replace(&mut self.groups, empty);
+            let mut groups = std::mem::replace(&mut self.groups, empty);
+            groups.settle()?;
             parts[0].push(AggregatePart::Table(Box::new(groups)));
         }
         producer.publish(parts);

@@ -34,8 +34,8 @@ use super::{
     PartialAggregate, new,
 };
 use crate::test_support::{
-    EXECUTOR, FailingScan, InMemorySpill, random_refusals, result_of, run, run_with,
-    run_with_reclaim_requests, scan, sorted_rows, table, unlimited, wait_idle,
+    EXECUTOR, FailingScan, InMemorySpill, dictionary_scan, random_refusals, result_of, run,
+    run_with, run_with_reclaim_requests, scan, sorted_rows, table, unlimited, wait_idle,
 };
 
 /// Phases of the aggregate: one final aggregate, or a partial one and one that merges its states.
@@ -100,7 +100,7 @@ fn calls(schema: &SchemaRef) -> Vec<AggregateCall> {
         call(schema, count_udaf(), value(), false, None),
         call(schema, count_udaf(), lit(1_i64), false, None),
         call(schema, min_udaf(), value(), false, None),
-        call(schema, max_udaf(), named(schema, "text"), false, None),
+        call(schema, max_udaf(), named(schema, "label"), false, None),
         call(schema, avg_udaf(), named(schema, "real"), false, None),
         call(schema, count_udaf(), value(), true, None),
         call(schema, sum_udaf(), value(), false, Some("flag")),
@@ -137,7 +137,17 @@ fn config(
     };
     let schema = output_schema(&input_schema, &group_by, values);
     let (input, output) = phase;
-    AggregateConfig { group_by, aggregates, input, output, input_schema, schema, batch_rows }
+    let memory_is_limited = batch_rows % 2 == 1;
+    AggregateConfig {
+        group_by,
+        aggregates,
+        input,
+        output,
+        input_schema,
+        schema,
+        batch_rows,
+        memory_is_limited,
+    }
 }
 
 /// Returns the config that merges the states of `partial`. Filters stay, but must not be applied.
@@ -223,7 +233,8 @@ impl Case {
 
     fn check_with(&self, options: QueryOptions, input: &Input) {
         let schema = input.batch.schema();
-        let source = scan(&input.batch, self.morsel);
+        // Keys that nothing else reads arrive as dictionaries.
+        let source = dictionary_scan(&input.batch, self.morsel);
         let batches = self.run(options, &schema, source, calls(&schema)).unwrap();
         assert_eq!(texts(&batches), input.aggregate(&self.keys, self.sets.as_deref()), "{self:?}");
         assert!(batches.iter().all(|batch| batch.num_rows() <= self.batch_rows.max(1)));

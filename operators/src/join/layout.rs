@@ -12,19 +12,19 @@
 //! | left mark, right mark | | left: all, with the mark | right: all, with the mark |
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicU64, Ordering},
 };
 
 use arrow::{
-    array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array},
+    array::{ArrayRef, BooleanArray, RecordBatch, UInt32Array, new_null_array},
     buffer::BooleanBuffer,
     datatypes::SchemaRef,
 };
 use datafusion_common::{JoinSide, JoinType};
 use gatework_runtime::{Result, pipeline::Batch};
 
-use crate::{ResultExt, chunked::Gather};
+use crate::{ResultExt, chunked::Gather, dictionary::assemble};
 
 /// Source of an output column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub(crate) struct JoinLayout {
     join_type: JoinType,
     columns: Vec<OutputColumn>,
     schema: SchemaRef,
+    /// Output columns that the consumer takes as dictionaries.
+    dictionaries: OnceLock<Vec<usize>>,
 }
 
 /// One side's rows of an output batch.
@@ -80,7 +82,7 @@ impl JoinLayout {
             Some(projection) => projection.iter().map(|&column| all[column]).collect(),
             None => all,
         };
-        Self { join_type, columns, schema }
+        Self { join_type, columns, schema, dictionaries: OnceLock::new() }
     }
 
     /// Replaces the indices of build columns, for a table that keeps only some of them.
@@ -103,6 +105,23 @@ impl JoinLayout {
             _ => None,
         });
         [build.collect(), probe.collect()]
+    }
+
+    /// Tells the join that its consumer takes the columns `output` as dictionaries. Returns the
+    /// probe columns that are found in none but these.
+    pub(crate) fn take_dictionaries(&self, output: &[usize]) -> Vec<usize> {
+        let _first = self.dictionaries.set(output.to_vec());
+        let probe = |index: usize| match self.columns.get(index) {
+            Some(OutputColumn::Probe(column)) => Some(*column),
+            _ => None,
+        };
+        let other = (0..self.columns.len()).filter(|index| !output.contains(index));
+        let other: Vec<usize> = other.filter_map(probe).collect();
+        let mut taken: Vec<usize> = output.iter().filter_map(|index| probe(*index)).collect();
+        taken.retain(|column| !other.contains(column));
+        taken.sort_unstable();
+        taken.dedup();
+        taken
     }
 
     /// Returns the schema of the output.
@@ -142,6 +161,7 @@ impl JoinLayout {
         mark: Option<&BooleanArray>,
         rows: usize,
     ) -> Result<RecordBatch> {
+        let dictionaries = self.dictionaries.get().map_or(&[][..], Vec::as_slice);
         let column = |(index, column): (usize, &OutputColumn)| {
             let nulls = || new_null_array(self.schema.field(index).data_type(), rows);
             let (side, column) = match column {
@@ -152,14 +172,16 @@ impl JoinLayout {
                 }
             };
             match side {
+                RowSource::Take(data, indices) if dictionaries.contains(&index) => {
+                    data.gather_codes(column, indices)
+                }
                 RowSource::Take(data, indices) => data.gather(column, indices),
                 RowSource::All(data) => Ok(data.column(column).clone()),
                 RowSource::Nulls => Ok(nulls()),
             }
         };
         let columns: Result<Vec<ArrayRef>> = self.columns.iter().enumerate().map(column).collect();
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        RecordBatch::try_new_with_options(self.schema.clone(), columns?, &options).query_err()
+        assemble(&self.schema, columns?, rows).query_err()
     }
 
     /// Returns those rows of one side that are output by their `matched` bits, if there are any.

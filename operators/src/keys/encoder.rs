@@ -134,14 +134,19 @@ impl KeyEncoder {
         self.cast_to_key_types(self.decode_as(&types, keys, range)?)
     }
 
-    /// Returns the columns from which `keys` were encoded: texts as views, without dictionaries and
-    /// runs. [`encode`](Self::encode) accepts these too, unless keys are arrow rows.
+    /// Returns the columns from which the keys of `range` were encoded: texts as views, without
+    /// dictionaries and runs. [`encode`](Self::encode) accepts these too, unless keys are arrow
+    /// rows.
     ///
     /// # Errors
     /// If a value cannot be decoded.
-    pub(crate) fn decode_plain(&self, keys: &EncodedKeys) -> Result<Vec<ArrayRef>> {
+    pub(crate) fn decode_plain_range(
+        &self,
+        keys: &EncodedKeys,
+        range: Range<usize>,
+    ) -> Result<Vec<ArrayRef>> {
         let types: Vec<_> = self.types.iter().map(|kind| view_type(value_type(kind))).collect();
-        self.decode_as(&types, keys, 0..keys.len())
+        self.decode_as(&types, keys, range)
     }
 
     /// Decodes keys to columns of these types, as which texts may be views; arrow rows have the
@@ -180,21 +185,44 @@ impl KeyEncoder {
     /// # Errors
     /// If a value cannot be decoded.
     pub fn decode_indices(&self, keys: &EncodedKeys, indices: &[u32]) -> Result<Vec<ArrayRef>> {
+        let types: Vec<_> = self.types.iter().map(|kind| value_type(kind).clone()).collect();
+        self.cast_to_key_types(self.decode_indices_as(&types, keys, indices)?)
+    }
+
+    /// Returns the columns from which the keys at `indices` were encoded, as
+    /// [`decode_plain_range`](Self::decode_plain_range) does.
+    ///
+    /// # Errors
+    /// If a value cannot be decoded.
+    pub(crate) fn decode_plain_indices(
+        &self,
+        keys: &EncodedKeys,
+        indices: &[u32],
+    ) -> Result<Vec<ArrayRef>> {
+        let types: Vec<_> = self.types.iter().map(|kind| view_type(value_type(kind))).collect();
+        self.decode_indices_as(&types, keys, indices)
+    }
+
+    /// Decodes the keys at `indices` to columns of these types, as
+    /// [`decode_as`](Self::decode_as) does.
+    fn decode_indices_as(
+        &self,
+        types: &[DataType],
+        keys: &EncodedKeys,
+        indices: &[u32],
+    ) -> Result<Vec<ArrayRef>> {
         match (self.layout.as_ref(), keys) {
             (KeyLayout::Words(layout), EncodedKeys::Words(keys)) => {
-                let types: Vec<_> =
-                    self.types.iter().map(|kind| value_type(kind).clone()).collect();
-                let rows = indices.iter().map(|index| *index as usize);
-                self.cast_to_key_types(layout.decode(keys, rows, &types)?)
+                layout.decode(keys, indices.iter().map(|index| *index as usize), types)
             }
             (KeyLayout::Rows(converter), EncodedKeys::Rows(rows)) => {
                 let rows = indices.iter().map(|index| rows.row(*index as usize));
-                self.cast_to_key_types(converter.convert_rows(rows)?)
+                Ok(converter.convert_rows(rows)?)
             }
             _ => {
                 let mut some = self.empty_keys();
                 indices.iter().for_each(|index| some.push_from(keys, *index as usize));
-                self.decode(&some)
+                self.decode_as(types, &some, 0..some.len())
             }
         }
     }
@@ -218,6 +246,12 @@ impl KeyEncoder {
                 EncodedKeys::Rows(KeyRows::new(empty.clone(), empty))
             }
         }
+    }
+
+    /// Returns whether keys are words with texts.
+    pub(crate) fn has_texts(&self) -> bool {
+        matches!(self.layout.as_ref(), KeyLayout::Words(_))
+            && self.types.iter().any(|kind| is_text(value_type(kind)))
     }
 
     /// Returns the key columns' types.
@@ -378,6 +412,25 @@ impl EncodedKeys {
             (Self::Words(keys), Self::Words(more)) => keys.append(more),
             (Self::Rows(rows), Self::Rows(more)) => more.iter().for_each(|row| rows.push(row)),
             _ => debug_assert!(false, "the keys come from another encoder"),
+        }
+    }
+
+    /// Appends the keys of `other` at `indices`, without copying long texts: their buffers are
+    /// shared. Both must come from the same encoder.
+    pub(crate) fn extend_sharing(&mut self, other: &Self, indices: &[u32]) {
+        match (self, other) {
+            (Self::Words(keys), Self::Words(more)) => keys.extend_sharing(more, indices),
+            (keys, more) => {
+                keys.reserve(indices.len());
+                indices.iter().for_each(|index| keys.push_from(more, *index as usize));
+            }
+        }
+    }
+
+    /// Prepares the long texts for [`extend_sharing`](Self::extend_sharing) from these keys.
+    pub(crate) fn seal_texts(&mut self) {
+        if let Self::Words(keys) = self {
+            keys.seal_texts();
         }
     }
 

@@ -22,3 +22,4 @@ pub use partition::{partition_indices, partition_rows, split_by_partition};
 pub use rows::KeyRows;
 pub use table::GroupValues;
 pub use words::WordKeys;
+pub(crate) use words::is_text;

@@ -54,6 +54,11 @@ impl GroupValues {
         &self.keys
     }
 
+    /// Prepares the long texts of the keys for [`EncodedKeys::extend_sharing`].
+    pub(crate) fn seal_texts(&mut self) {
+        self.keys.seal_texts();
+    }
+
     /// Returns the groups' hashes.
     pub fn hashes(&self) -> &[u64] {
         &self.hashes
@@ -225,6 +230,7 @@ fn intern_words(
     (keys, hashes): (&WordKeys, &[u64]),
     groups: &mut Vec<usize>,
 ) {
+    let shared = store.share_texts_of(keys);
     // A row for some hashes: a text that comes from a dictionary, or from a join's build side, has
     // the same word in each row, and is not compared again.
     let mut seen = [u32::MAX; SEEN_ROWS];
@@ -242,7 +248,10 @@ fn intern_words(
                 let equal = |index| store.equals(index, keys, row);
                 let group = find_or_insert(slots, *hash, next, equal);
                 if group == next {
-                    store.push_from(keys, row);
+                    match shared {
+                        Some(first_buffer) => store.push_shared(keys, row, first_buffer),
+                        None => store.push_from(keys, row),
+                    }
                     known.push(*hash);
                 }
                 group

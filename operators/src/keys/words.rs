@@ -39,7 +39,7 @@ fn is_long(word: u128) -> bool {
 }
 
 /// Returns whether values of type `kind` are texts: strings or byte strings of any length.
-pub(super) fn is_text(kind: &DataType) -> bool {
+pub(crate) fn is_text(kind: &DataType) -> bool {
     use DataType as T;
     matches!(
         kind,
@@ -340,6 +340,45 @@ impl WordKeys {
         }
     }
 
+    /// Appends the keys of `other` at `indices`. Their long texts are not copied: they stay in the
+    /// buffers of `other`, of which these keys count their part.
+    pub(super) fn extend_sharing(&mut self, other: &Self, indices: &[u32]) {
+        self.words.reserve(indices.len() * self.width());
+        if !other.long.any || other.long.borrowed {
+            return indices.iter().for_each(|index| self.push_from(other, *index as usize));
+        }
+        let before = self.long.full_bytes;
+        let first_buffer = self.long.share(&other.long) << 64;
+        let bytes: usize = indices.iter().map(|index| other.length(*index as usize)).sum();
+        self.long.full_bytes = before + bytes;
+        self.long.shared = true;
+        for index in indices {
+            self.push_shared(other, *index as usize, first_buffer);
+        }
+    }
+
+    /// Takes over the buffers of `other`, if it shares them with other keys anyway. Returns what
+    /// [`push_shared`](Self::push_shared) adds to the words of its long texts.
+    pub(super) fn share_texts_of(&mut self, other: &Self) -> Option<u128> {
+        let shares = other.long.any && other.long.shared;
+        shares.then(|| self.long.share(&other.long) << 64)
+    }
+
+    /// Appends key `index` of `other`, whose buffers were taken over as `first_buffer`.
+    #[inline]
+    pub(super) fn push_shared(&mut self, other: &Self, index: usize, first_buffer: u128) {
+        let words = other.key(index).iter().zip(other.texts.iter());
+        self.words.extend(words.map(|(word, is_text)| match *is_text && is_long(*word) {
+            true => *word + first_buffer,
+            false => *word,
+        }));
+    }
+
+    /// Moves the texts into full buffers, which can be shared.
+    pub(super) fn seal_texts(&mut self) {
+        self.long.seal();
+    }
+
     /// Appends all keys of `other`.
     pub(super) fn append(&mut self, other: &Self) {
         if !other.long.any {
@@ -349,11 +388,7 @@ impl WordKeys {
             return (0..other.len()).for_each(|index| self.push_from(other, index));
         }
         let first_buffer = self.long.share(&other.long) << 64;
-        let words = other.words.iter().zip(other.texts.iter().cycle());
-        self.words.extend(words.map(|(word, is_text)| match *is_text && is_long(*word) {
-            true => *word + first_buffer,
-            false => *word,
-        }));
+        (0..other.len()).for_each(|index| self.push_shared(other, index, first_buffer));
     }
 
     /// Replaces `hashes` by one hash per key of `range`.
@@ -425,6 +460,8 @@ struct LongTexts {
     any: bool,
     /// Whether the buffers belong to columns.
     borrowed: bool,
+    /// Whether other keys have the buffers, too.
+    shared: bool,
 }
 
 impl LongTexts {

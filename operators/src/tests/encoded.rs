@@ -249,6 +249,7 @@ fn groups_are_more_than_a_dictionary_can_have() {
             input_schema: schema.clone(),
             schema: Arc::new(schema.project(&[0]).unwrap()),
             batch_rows: 1000,
+            memory_is_limited: true,
         };
         let (build, output) = crate::hash_aggregate::new(config, sinks, sinks).unwrap();
         let source = crate::memory_scan::MemoryScan::new(pieces.clone(), None, 1000);

@@ -81,6 +81,7 @@ pub(super) fn grouped(
         input_schema: input.schema(),
         schema: Arc::new(Schema::new(vec![Field::new("key", kind, true)])),
         batch_rows: 1000,
+        memory_is_limited: true,
     };
     let (build, output) = hash_aggregate::new(config, sinks, sinks).unwrap();
     run_with(options, |graph| {

@@ -109,6 +109,13 @@ impl Graph {
                 "pipeline '{name}' needs at least 1 task and one tag per operator"
             )));
         }
+        let taken = operators
+            .iter()
+            .rev()
+            .fold(sink.dictionary_columns(), |taken, operator| operator.take_dictionaries(&taken));
+        if !taken.is_empty() {
+            source.take_dictionaries(&taken);
+        }
         self.waits.add_pipeline(num_tasks);
         let names = std::iter::once(source.name())
             .chain(operators.iter().map(|operator| operator.name()))

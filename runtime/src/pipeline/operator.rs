@@ -277,6 +277,11 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// Returns the source's name in profiles and dumps.
     fn name(&self) -> &str;
 
+    /// Tells the source, before it starts, which of its columns the pipeline takes as dictionaries:
+    /// codes of type `UInt32` without NULLs, and entries of the column's type. Each batch may have
+    /// either that or plain values.
+    fn take_dictionaries(&self, _output: &[usize]) {}
+
     /// Creates the local state of one task. Called once per task.
     ///
     /// # Errors
@@ -309,6 +314,13 @@ pub trait LocalSource: Send {
 pub trait Operator: Send + Sync + fmt::Debug {
     /// Returns the operator's name in profiles and dumps.
     fn name(&self) -> &str;
+
+    /// Tells the operator, before it starts, which of its output columns the next one takes as
+    /// dictionaries ([`Source::take_dictionaries`]). Returns the columns of its own input that it
+    /// takes as dictionaries: by default none.
+    fn take_dictionaries(&self, _output: &[usize]) -> Vec<usize> {
+        Vec::new()
+    }
 
     /// Creates the local state of one task. Called once per task.
     ///
@@ -363,6 +375,12 @@ pub trait Sink: Send + Sync + fmt::Debug {
     /// reclaim](OperatorContext::request_reclaim) or [are asked to reclaim](LocalSink::reclaim).
     fn can_reclaim(&self) -> bool {
         false
+    }
+
+    /// Returns the input columns that the sink takes as dictionaries
+    /// ([`Source::take_dictionaries`]).
+    fn dictionary_columns(&self) -> Vec<usize> {
+        Vec::new()
     }
 
     /// Creates the local state of one task. Called once per task.

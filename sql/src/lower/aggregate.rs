@@ -87,6 +87,7 @@ impl Lowering {
             input_schema,
             schema,
             batch_rows: self.batch_rows,
+            memory_is_limited: self.memory_is_limited(),
         };
         if !ordered && config.can_flush_partial() {
             return Ok(

@@ -147,6 +147,12 @@ impl Source for FileScan {
         "file scan"
     }
 
+    fn take_dictionaries(&self, output: &[usize]) {
+        if let Some(plan) = &self.shared.row_group_plan {
+            plan.take_dictionaries(output);
+        }
+    }
+
     fn local(&self, context: OperatorContext) -> RuntimeResult<Box<dyn LocalSource>> {
         let shared = self.shared.clone();
         let metrics = shared.config.file_source.metrics();

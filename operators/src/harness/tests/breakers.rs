@@ -76,6 +76,7 @@ fn distinct() -> AggregateConfig {
         input_schema: shuffled()[0].schema(),
         schema: Arc::new(Schema::new(vec![Field::new("n % 7", DataType::Int64, true)])),
         batch_rows: 8,
+        memory_is_limited: true,
     }
 }
 

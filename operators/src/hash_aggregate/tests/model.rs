@@ -23,7 +23,8 @@ pub(super) type Row = (Option<u8>, Option<u8>, Option<u8>, Option<i64>, Option<b
 const FLOATS: [f64; CODES as usize] = [0.0, -0.0, f64::NAN, 1.5, f64::NEG_INFINITY, -1.5];
 const TEXTS: [&str; CODES as usize] = ["", "a", "ab", "b", "a rather long text, not inline", "z"];
 
-/// Five key columns made from the codes, then `value`, `real` (`value` as a float) and `flag`.
+/// Five key columns made from the codes, then `value`, `real` (`value` as a float), `flag`
+/// and `label` (the text key).
 pub(super) struct Input {
     pub(super) batch: RecordBatch,
     rows: Vec<Row>,
@@ -38,6 +39,8 @@ impl Input {
     pub(super) fn new(rows: &[Row]) -> Self {
         let int = rows.iter().map(|row| row.0.map(|code| i32::from(code) - 2));
         let text = rows.iter().map(|row| row.1.map(|code| TEXTS[usize::from(code)]));
+        // What a function reads does not arrive as a dictionary.
+        let label = text.clone();
         let float = rows.iter().map(|row| row.2.map(|code| FLOATS[usize::from(code)]));
         let flag = rows.iter().map(|row| row.0.map(|code| code % 2 == 1));
         let long = rows.iter().map(|row| row.1.map(|code| i64::from(code) << 40));
@@ -53,6 +56,7 @@ impl Input {
                 Arc::new(rows.iter().map(|row| row.3.map(|v| v as f64)).collect::<Float64Array>()),
             ),
             ("flag", Arc::new(rows.iter().map(|row| row.4).collect::<BooleanArray>())),
+            ("label", Arc::new(label.collect::<StringArray>())),
         ]);
         Self { batch, rows: rows.to_vec() }
     }

@@ -7,7 +7,7 @@ use std::sync::{
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion_common::{JoinSide, JoinType, NullEquality};
-use datafusion_physical_expr::PhysicalExpr;
+use datafusion_physical_expr::{PhysicalExpr, utils::collect_columns};
 use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{Result, pipeline::OperatorContext};
 
@@ -146,6 +146,14 @@ impl HashJoinConfig {
 }
 
 impl HashJoinPlan {
+    /// Returns the columns of the probe side that keys and filter read.
+    pub(super) fn read_probe_columns(&self) -> Vec<usize> {
+        let keys = self.config.on.iter().flat_map(|(_, key)| collect_columns(key));
+        let filter = self.filter.iter().flat_map(|filter| &filter.columns);
+        let filter = filter.filter(|(side, _)| *side == JoinSide::Right).map(|(_, column)| *column);
+        keys.map(|column| column.index()).chain(filter).collect()
+    }
+
     /// Returns whether the join spills when memory is denied.
     pub(super) fn can_spill(&self, context: &OperatorContext) -> bool {
         context.can_spill() && !self.config.in_order

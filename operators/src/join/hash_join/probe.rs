@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     ResultExt, apply_selection,
+    dictionary::decode_columns,
     keys::{KeyEncoder, KeyNulls},
     runtime_filter::FilterProducer,
     spill::{PartitionedSpill, partition_of},
@@ -57,6 +58,13 @@ impl HashJoinProbe {
 impl Operator for HashJoinProbe {
     fn name(&self) -> &str {
         "hash join probe"
+    }
+
+    fn take_dictionaries(&self, output: &[usize]) -> Vec<usize> {
+        let mut taken = self.plan.layout.take_dictionaries(output);
+        let read = self.plan.read_probe_columns();
+        taken.retain(|column| !read.contains(column));
+        taken
     }
 
     fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
@@ -128,6 +136,9 @@ impl LocalProbe {
     fn start_batch(&mut self, batch: Batch) -> Result<()> {
         let sequence = batch.sequence();
         let mut data = apply_selection(batch)?;
+        if self.spill.is_some() {
+            data = decode_columns(data, &self.plan.config.right_schema).query_err()?;
+        }
         let mut columns = self.plan.probe_keys(&data)?;
         if self.plan.config.null_aware {
             self.plan.probe_saw_rows.store(true, Ordering::Relaxed);

@@ -63,6 +63,8 @@ pub(super) struct ColumnDecoder {
     /// Number of the current page's rows that remain, the pending ones first.
     page_rows: usize,
     levels: DefinitionLevels,
+    /// Maximum number of entries of a dictionary whose codes are returned; `None`: always values.
+    max_entries: Option<usize>,
     /// Whether a read has failed; the position is then unknown.
     failed: bool,
 }
@@ -91,8 +93,17 @@ impl ColumnDecoder {
             pending: 0,
             page_rows: 0,
             levels: DefinitionLevels::required(),
+            max_entries: None,
             failed: false,
         })
+    }
+
+    /// Lets reads return dictionaries of `UInt32` codes where pages have such: codes without NULLs,
+    /// of entries of the target type. They do not if a dictionary has more than `max_entries`
+    /// entries.
+    pub(super) fn with_codes(mut self, max_entries: usize) -> Self {
+        self.max_entries = Some(max_entries);
+        self
     }
 
     /// Returns the values of those of the next `rows` rows that `selection` (`rows` bits) selects;
@@ -169,7 +180,7 @@ impl ColumnDecoder {
     /// Decodes the next rows, page by page.
     fn decode(&mut self, rows: usize, mask: Option<Mask<'_>>, selected: usize) -> Result<ArrayRef> {
         let mut nulls = ValidityBuilder::default();
-        self.values.begin(selected);
+        self.values.begin(selected, self.max_entries);
         let mut at = 0;
         while at < rows {
             if let Some(mask) = mask {

@@ -5,11 +5,12 @@ use super::corrupt;
 use super::gather::gather;
 use super::mask::Mask;
 use super::pages::take_length_prefixed;
-use arrow_array::ArrayRef;
+use arrow_array::{ArrayRef, DictionaryArray};
 use arrow_buffer::{BooleanBuffer, NullBuffer};
 use bytes::{Buf, Bytes};
 use parquet::basic::Encoding;
 use parquet::errors::Result;
+use std::sync::Arc;
 
 /// The type-specific part of decoding, independent of dictionaries, nulls and encodings.
 pub(crate) trait ValueEncoding: Send {
@@ -64,8 +65,9 @@ pub(crate) trait ValueDecoder: Send {
     /// Drops the page, so that its memory can serve the next one.
     fn close(&mut self);
 
-    /// Starts an output of `rows` rows.
-    fn begin(&mut self, rows: usize);
+    /// Starts an output of `rows` rows. With `max_entries`, values may become codes of a dictionary
+    /// with at most that many entries.
+    fn begin(&mut self, rows: usize, max_entries: Option<usize>);
 
     /// Appends those of the next `count` values that `mask` selects.
     fn read(&mut self, count: usize, mask: Option<Mask<'_>>) -> Result<()>;
@@ -98,6 +100,19 @@ pub(crate) struct TypedDecoder<K: ValueEncoding> {
     dictionary: Vec<K::Native>,
     source: ValueSource,
     out: Vec<K::Native>,
+    /// The codes of this read; `None` if values are read.
+    codes: Option<Vec<u32>>,
+    /// Maximum number of entries of a dictionary whose codes are read.
+    max_entries: usize,
+    /// The dictionary as an array, and the codes of its entries, once codes are read.
+    entries: Option<Entries>,
+}
+
+/// The entries of a dictionary, of which the last one is NULL.
+struct Entries {
+    array: ArrayRef,
+    /// 0, 1, 2, …: what a page's indices stand for.
+    codes: Vec<u32>,
 }
 
 impl<K: ValueEncoding> TypedDecoder<K> {
@@ -108,12 +123,89 @@ impl<K: ValueEncoding> TypedDecoder<K> {
             encoding,
             source: ValueSource::None,
             out: Vec::new(),
+            codes: None,
+            max_entries: 0,
+            entries: None,
         }
+    }
+
+    /// Reads as codes the next `count` values that `mask` selects. Returns false, without having
+    /// read any, if this read has to return values.
+    fn read_codes(&mut self, count: usize, mask: Option<Mask<'_>>) -> Result<bool> {
+        let fits = self.dictionary.len() <= self.max_entries;
+        if !fits || matches!(self.source, ValueSource::None | ValueSource::Plain) {
+            self.decode_codes();
+            return Ok(false);
+        }
+        self.make_entries()?;
+        let (Some(codes), Some(entries)) = (&mut self.codes, &self.entries) else {
+            return Ok(false);
+        };
+        match &mut self.source {
+            ValueSource::Indices(indices) => gather(indices, count, mask, &entries.codes, codes)?,
+            _ => {
+                let selected = mask.map_or(count, |mask| mask.count());
+                if selected > 0 && self.dictionary.is_empty() {
+                    return Err(corrupt("a dictionary is missing"));
+                }
+                codes.resize(codes.len() + selected, 0);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Turns the codes of this read into values.
+    fn decode_codes(&mut self) {
+        let Some(codes) = self.codes.take().filter(|codes| !codes.is_empty()) else { return };
+        self.out = Vec::with_capacity(codes.capacity());
+        let value = |code: u32| self.dictionary.get(code as usize).copied().unwrap_or_default();
+        self.out.extend(codes.into_iter().map(value));
+        self.encoding.adopt(&mut self.out);
+    }
+
+    /// Makes the dictionary an array, unless it is one.
+    fn make_entries(&mut self) -> Result<()> {
+        if self.entries.is_none() {
+            let mut values = self.dictionary.clone();
+            self.encoding.adopt(&mut values);
+            values.push(K::Native::default());
+            let valid: NullBuffer =
+                (0..values.len()).map(|entry| entry < self.dictionary.len()).collect();
+            let codes = (0..self.dictionary.len() as u32).collect();
+            let array = self.encoding.finish(values, Some(valid))?;
+            self.entries = Some(Entries { array, codes });
+        }
+        Ok(())
+    }
+}
+
+/// Moves the `count` values appended last to the rows that are set in `present`; the other rows get
+/// `absent`.
+fn spread<T: Copy>(out: &mut Vec<T>, present: &BooleanBuffer, count: usize, absent: T) {
+    let base = out.len().saturating_sub(count);
+    out.resize(base + present.len(), absent);
+    let out = &mut out[base..];
+    // Runs backwards, so that no value is overwritten before it has moved.
+    let mut from = count;
+    for to in (0..out.len()).rev() {
+        if from > to {
+            break; // All earlier rows are present, and their values are in place.
+        }
+        out[to] = if present.value(to) && from > 0 {
+            from -= 1;
+            out[from]
+        } else {
+            absent
+        };
     }
 }
 
 impl<K: ValueEncoding> ValueDecoder for TypedDecoder<K> {
     fn dictionary(&mut self, data: Bytes, count: usize) -> Result<()> {
+        if self.codes.as_ref().is_some_and(|codes| !codes.is_empty()) {
+            self.decode_codes();
+        }
+        self.entries = None;
         self.dictionary = self.encoding.dictionary(data, count)?;
         Ok(())
     }
@@ -149,11 +241,16 @@ impl<K: ValueEncoding> ValueDecoder for TypedDecoder<K> {
         self.encoding.close();
     }
 
-    fn begin(&mut self, rows: usize) {
-        self.out = Vec::with_capacity(rows);
+    fn begin(&mut self, rows: usize, max_entries: Option<usize>) {
+        self.max_entries = max_entries.filter(|_| !K::BITS).unwrap_or(0);
+        self.codes = (self.max_entries > 0).then(|| Vec::with_capacity(rows));
+        self.out = if self.codes.is_some() { Vec::new() } else { Vec::with_capacity(rows) };
     }
 
     fn read(&mut self, count: usize, mask: Option<Mask<'_>>) -> Result<()> {
+        if self.codes.is_some() && self.read_codes(count, mask)? {
+            return Ok(());
+        }
         let before = self.out.len();
         match &mut self.source {
             ValueSource::None => return Err(corrupt("no data page precedes the values")),
@@ -184,25 +281,18 @@ impl<K: ValueEncoding> ValueDecoder for TypedDecoder<K> {
     }
 
     fn spread(&mut self, present: &BooleanBuffer, count: usize) {
-        let base = self.out.len().saturating_sub(count);
-        self.out.resize(base + present.len(), K::Native::default());
-        let out = &mut self.out[base..];
-        // Runs backwards, so that no value is overwritten before it has moved.
-        let mut from = count;
-        for to in (0..out.len()).rev() {
-            if from > to {
-                break; // All earlier rows are present, and their values are in place.
-            }
-            out[to] = if present.value(to) && from > 0 {
-                from -= 1;
-                out[from]
-            } else {
-                K::Native::default()
-            };
+        match &mut self.codes {
+            Some(codes) => spread(codes, present, count, self.dictionary.len() as u32),
+            None => spread(&mut self.out, present, count, K::Native::default()),
         }
     }
 
     fn finish(&mut self, nulls: Option<NullBuffer>) -> Result<ArrayRef> {
-        self.encoding.finish(std::mem::take(&mut self.out), nulls)
+        let Some(codes) = self.codes.take() else {
+            return self.encoding.finish(std::mem::take(&mut self.out), nulls);
+        };
+        self.make_entries()?;
+        let Some(entries) = &self.entries else { return Err(corrupt("a dictionary is missing")) };
+        Ok(Arc::new(DictionaryArray::try_new(codes.into(), entries.array.clone())?))
     }
 }

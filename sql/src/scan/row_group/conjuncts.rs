@@ -15,7 +15,12 @@ use datafusion::{
         expressions::{DynamicFilterPhysicalExpr, lit},
     },
 };
-use gatework_operators::{adaptive_filter::AdaptiveFilter, filter::evaluate_predicate};
+use gatework_operators::{
+    ResultExt,
+    adaptive_filter::AdaptiveFilter,
+    dictionary::{EntryPredicate, decode_columns},
+    filter::evaluate_predicate,
+};
 use gatework_runtime::pipeline::OperatorMetrics;
 
 use super::{ColumnSlots, ExprInputs, RowGroupPlan};
@@ -84,6 +89,7 @@ struct LocalConjunct {
     /// The evaluated expression; `None` until its runtime filter is published.
     expr: Option<Arc<dyn PhysicalExpr>>,
     adaptive: AdaptiveFilter,
+    entries: EntryPredicate,
 }
 
 /// One task's conjuncts, in their order of evaluation.
@@ -95,8 +101,12 @@ pub(in super::super) struct LocalConjuncts {
 
 impl LocalConjuncts {
     pub(in super::super) fn new(plan: Arc<RowGroupPlan>, metrics: Arc<OperatorMetrics>) -> Self {
-        let local =
-            |index| LocalConjunct { index, expr: None, adaptive: AdaptiveFilter::default() };
+        let local = |index| LocalConjunct {
+            index,
+            expr: None,
+            adaptive: AdaptiveFilter::default(),
+            entries: EntryPredicate::default(),
+        };
         let order = (0..plan.conjuncts.len()).map(local).collect();
         Self { plan, order, metrics }
     }
@@ -137,7 +147,20 @@ impl LocalConjuncts {
         let conjunct = &self.plan.conjuncts[local.index];
         let Some(expr) = &local.expr else { return Ok(None) };
         let batch: RecordBatch = conjunct.inputs.batch(arrays, rows)?;
-        let Ok(keep) = evaluate_predicate(expr.as_ref(), &batch) else {
+        let entries = &mut local.entries;
+        // The threshold changes.
+        let keep = match conjunct.kind {
+            ConjunctKind::Threshold => None,
+            _ => entries.evaluate(expr.as_ref(), &conjunct.inputs.schema, &batch),
+        };
+        let keep = keep.map_or_else(
+            || {
+                let batch = decode_columns(batch.clone(), &conjunct.inputs.schema).query_err()?;
+                evaluate_predicate(expr.as_ref(), &batch)
+            },
+            Ok,
+        );
+        let Ok(keep) = keep else {
             local.adaptive.disable();
             return Ok(None);
         };

@@ -27,10 +27,13 @@ pub(super) use nan::without_nan;
 pub(super) use open::{OpenedRowGroup, open};
 pub(super) use rows::RowGroupReader;
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashSet,
+    sync::{Arc, OnceLock},
+};
 
 use arrow::{
-    array::{ArrayRef, RecordBatch, RecordBatchOptions},
+    array::{ArrayRef, RecordBatch},
     datatypes::{Field, Schema, SchemaRef},
 };
 use datafusion::{
@@ -38,7 +41,7 @@ use datafusion::{
     error::Result,
     physical_expr::{PhysicalExpr, expressions::Column, utils::collect_columns},
 };
-use gatework_operators::remap_columns;
+use gatework_operators::{dictionary::assemble, remap_columns};
 
 use self::conjuncts::Conjunct;
 use super::{ScanFilter, ScanThreshold};
@@ -56,6 +59,8 @@ pub(super) struct RowGroupPlan {
     /// Projection over `output`.
     projection: Exprs,
     schema: SchemaRef,
+    /// Slots whose columns may stay dictionaries.
+    dictionaries: OnceLock<Vec<usize>>,
 }
 
 /// The columns that are the input of an expression.
@@ -70,8 +75,7 @@ impl ExprInputs {
     /// Returns a batch of the input columns, all of which must be decoded in `arrays`.
     fn batch(&self, arrays: &[Option<ArrayRef>], rows: usize) -> Result<RecordBatch> {
         let columns = self.slots.iter().filter_map(|slot| arrays[*slot].clone()).collect();
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        Ok(RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)?)
+        assemble(&self.schema, columns, rows)
     }
 }
 
@@ -161,7 +165,39 @@ impl RowGroupPlan {
         };
         let Some((output, projection)) = slots.inputs(&wanted)? else { return Ok(None) };
         let columns = slots.columns.iter().map(|column| table.fields()[*column].clone()).collect();
-        Ok(Some(Self { columns, conjuncts, predicate, table, output, projection, schema }))
+        let dictionaries = OnceLock::new();
+        Ok(Some(Self {
+            columns,
+            conjuncts,
+            predicate,
+            table,
+            output,
+            projection,
+            schema,
+            dictionaries,
+        }))
+    }
+
+    /// Lets the output columns `output` stay dictionaries, as far as no other one is computed from
+    /// the same column of the file.
+    pub(super) fn take_dictionaries(&self, output: &[usize]) {
+        let is_taken = |index: usize, expr: &Arc<dyn PhysicalExpr>| {
+            expr.is::<Column>() && output.contains(&index)
+        };
+        let exprs = self.projection.iter().enumerate();
+        let (taken, other) = exprs.partition::<Vec<_>, _>(|(index, expr)| is_taken(*index, expr));
+        let columns = |exprs: Vec<(usize, &Arc<dyn PhysicalExpr>)>| -> Vec<usize> {
+            let columns = exprs.into_iter().flat_map(|(_, expr)| collect_columns(expr));
+            columns.map(|column| column.index()).collect()
+        };
+        let (taken, other) = (columns(taken), columns(other));
+        let taken = taken.into_iter().filter(|column| !other.contains(column));
+        let _first = self.dictionaries.set(taken.map(|column| self.output.slots[column]).collect());
+    }
+
+    /// Returns whether the column in `slot` may stay a dictionary.
+    fn takes_dictionary(&self, slot: usize) -> bool {
+        self.dictionaries.get().is_some_and(|slots| slots.contains(&slot))
     }
 
     /// Projects the decoded columns in `arrays`, of `rows` rows, to the scan's output.
@@ -170,7 +206,6 @@ impl RowGroupPlan {
         let column =
             |expr: &Arc<dyn PhysicalExpr>| expr.evaluate(&inputs)?.into_array_of_size(rows);
         let columns = self.projection.iter().map(column).collect::<Result<Vec<_>>>()?;
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        Ok(RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)?)
+        assemble(&self.schema, columns, rows)
     }
 }

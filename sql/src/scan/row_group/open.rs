@@ -29,6 +29,9 @@ use crate::scan::{
     morsels::RowGroup,
 };
 
+/// A dictionary stays one if it has at most one entry for this number of rows.
+const ROWS_PER_ENTRY: usize = 2;
+
 /// Result of opening a row group.
 pub(in super::super) enum OpenedRowGroup {
     /// No row of the row group can match the predicate.
@@ -86,11 +89,17 @@ pub(in super::super) async fn open(
     }
     let bytes = reader.get_byte_ranges(ranges.clone()).await?;
     let mut decoders = Vec::with_capacity(chunks.len());
-    for (((chunk, range), bytes), field) in chunks.iter().zip(ranges).zip(bytes).zip(&plan.columns)
+    let columns = plan.columns.iter().enumerate();
+    for (((chunk, range), bytes), (slot, field)) in
+        chunks.iter().zip(ranges).zip(bytes).zip(columns)
     {
         let data_type = field.data_type().clone();
         let decoder = ColumnDecoder::new(chunk, rows, bytes, range.start, data_type);
-        decoders.push(decoder.map_err(|error| column_error(field.name(), error))?);
+        let decoder = decoder.map_err(|error| column_error(field.name(), error))?;
+        decoders.push(match plan.takes_dictionary(slot) {
+            true => decoder.with_codes(rows / ROWS_PER_ENTRY),
+            false => decoder,
+        });
     }
     let rows = RowGroupReader::new(plan.clone(), decoders, rows, pages, batch_rows);
     Ok(OpenedRowGroup::Reader(Box::new(rows)))

@@ -4,6 +4,7 @@ use super::super::supports;
 use super::common::{Layout, Random, array, metadata, open, selection, types, write};
 use arrow::compute::filter;
 use arrow_array::{Array, BooleanArray};
+use gatework_operators::dictionary::decode;
 
 const ROWS: usize = 4000;
 
@@ -26,13 +27,12 @@ fn decodes_what_was_written() {
                 let whole = open(&file, &metadata, group, &target).read(rows, None).unwrap();
                 whole.to_data().validate_full().unwrap();
                 assert_eq!(&whole, &part, "{context}");
-                for _ in 0..3 {
-                    check_random_reads(
-                        &mut random,
-                        &mut open(&file, &metadata, group, &target),
-                        &part,
-                        &context,
-                    );
+                for with_codes in [false, false, true, true] {
+                    let mut decoder = open(&file, &metadata, group, &target);
+                    if with_codes {
+                        decoder = decoder.with_codes([3, 100, 10_000][random.below(3)]);
+                    }
+                    check_random_reads(&mut random, &mut decoder, &part, &context);
                 }
                 first += rows;
             }
@@ -58,6 +58,11 @@ fn check_random_reads(
             let read = decoder.read(rows, selection.as_ref());
             let read = read.unwrap_or_else(|e| panic!("{context} at {at}: {e}"));
             read.to_data().validate_full().unwrap();
+            assert!(
+                read.data_type() == expected.data_type() || read.null_count() == 0,
+                "{context}"
+            );
+            let read = decode(&read, expected.data_type()).unwrap();
             let mut part = expected.slice(at, rows);
             if let Some(selection) = selection {
                 part = filter(&part, &BooleanArray::new(selection, None)).unwrap();
