@@ -363,7 +363,9 @@ def table(wall, processor, memory, notes, arguments):
     if slower:
         numbers = ", ".join(map(str, slower))
         notes = [f"Above 1.3 times the best peer: {numbers}.", *notes]
-    return "\n".join(lines + [f"* {note}" for note in notes]) + "\n"
+    for note in notes:
+        lines += textwrap.wrap(f"* {note}", width=100, subsequent_indent="  ")
+    return "\n".join(lines) + "\n"
 
 
 def title(arguments):
