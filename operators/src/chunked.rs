@@ -215,7 +215,7 @@ impl Gather for Columns {
 
     fn gather_codes(&self, column: usize, rows: &UInt32Array) -> Result<ArrayRef> {
         match &self.columns[column] {
-            // Whoever decodes the batch makes one array of it.
+            // The operator that decodes a batch makes one array of the column.
             Column::One(array)
                 if !has_short_offsets(array.data_type())
                     || self.longest[column] * rows.len().max(MAX_DECODED_ROWS)

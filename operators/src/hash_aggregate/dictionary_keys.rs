@@ -222,9 +222,8 @@ impl DictionaryKeys {
 
 /// Key columns whose distinct values are numbered together.
 struct KeyPart {
-    /// Positions of the columns in the key, and their types.
+    /// Positions of the columns in the key.
     columns: Vec<usize>,
-    types: Vec<DataType>,
     is_plain: bool,
     /// Whether the current rows had codes.
     is_encoded: bool,
@@ -246,14 +245,13 @@ struct KnownEntries {
 
 impl KeyPart {
     fn new(columns: Vec<usize>, is_plain: bool, types: &[DataType]) -> Result<Self> {
-        let types: Vec<_> = columns.iter().map(|column| types[*column].clone()).collect();
-        let nullable: Vec<_> = types.iter().map(|kind| (kind.clone(), true)).collect();
+        let nullable: Vec<_> =
+            columns.iter().map(|column| (types[*column].clone(), true)).collect();
         let encoder = KeyEncoder::new(&nullable, KeyNulls::Equal)?;
         let values = GroupValues::new(&encoder);
         let (dictionary, numbers, hashes) = (None, Vec::new(), Vec::new());
         Ok(Self {
             columns,
-            types,
             is_plain,
             is_encoded: false,
             encoder,
@@ -276,13 +274,14 @@ impl KeyPart {
     /// Numbers the rows of `keys`, and returns the number of lookups. `groups` is scratch memory.
     fn number(&mut self, keys: &[ArrayRef], groups: &mut Vec<usize>) -> Result<usize> {
         let columns = self.columns.iter().map(|column| &keys[*column]);
-        let encoded: Option<Vec<_>> = zip(columns.clone(), &self.types)
+        let encoded: Option<Vec<_>> = zip(columns.clone(), self.encoder.types())
             .map(|(key, kind)| dictionary::codes(key, kind))
             .collect();
         let encoded = encoded.filter(|encoded| encoded.iter().all(|it| it.0 == encoded[0].0));
         self.is_encoded = encoded.is_some();
         let Some(encoded) = encoded else {
-            let plain = zip(columns, &self.types).map(|(key, kind)| dictionary::decode(key, kind));
+            let plain =
+                zip(columns, self.encoder.types()).map(|(key, kind)| dictionary::decode(key, kind));
             let plain = plain.collect::<Result<Vec<_>>>()?;
             let before = self.values.len();
             self.look_up(&plain, groups)?;

@@ -130,7 +130,7 @@ impl KeyEncoder {
     /// # Errors
     /// If a value cannot be decoded.
     pub fn decode_range(&self, keys: &EncodedKeys, range: Range<usize>) -> Result<Vec<ArrayRef>> {
-        let types: Vec<_> = self.types.iter().map(|kind| value_type(kind).clone()).collect();
+        let types = self.value_types();
         self.cast_to_key_types(self.decode_as(&types, keys, range)?)
     }
 
@@ -145,8 +145,18 @@ impl KeyEncoder {
         keys: &EncodedKeys,
         range: Range<usize>,
     ) -> Result<Vec<ArrayRef>> {
-        let types: Vec<_> = self.types.iter().map(|kind| view_type(value_type(kind))).collect();
+        let types = self.plain_types();
         self.decode_as(&types, keys, range)
+    }
+
+    /// Returns the types of the keys' values.
+    fn value_types(&self) -> Vec<DataType> {
+        self.types.iter().map(|kind| value_type(kind).clone()).collect()
+    }
+
+    /// Returns the types of the keys' values, views for texts.
+    fn plain_types(&self) -> Vec<DataType> {
+        self.types.iter().map(|kind| view_type(value_type(kind))).collect()
     }
 
     /// Decodes keys to columns of these types, as which texts may be views; arrow rows have the
@@ -185,7 +195,7 @@ impl KeyEncoder {
     /// # Errors
     /// If a value cannot be decoded.
     pub fn decode_indices(&self, keys: &EncodedKeys, indices: &[u32]) -> Result<Vec<ArrayRef>> {
-        let types: Vec<_> = self.types.iter().map(|kind| value_type(kind).clone()).collect();
+        let types = self.value_types();
         self.cast_to_key_types(self.decode_indices_as(&types, keys, indices)?)
     }
 
@@ -199,7 +209,7 @@ impl KeyEncoder {
         keys: &EncodedKeys,
         indices: &[u32],
     ) -> Result<Vec<ArrayRef>> {
-        let types: Vec<_> = self.types.iter().map(|kind| view_type(value_type(kind))).collect();
+        let types = self.plain_types();
         self.decode_indices_as(&types, keys, indices)
     }
 

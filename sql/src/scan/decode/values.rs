@@ -156,8 +156,11 @@ impl<K: ValueEncoding> TypedDecoder<K> {
 
     /// Turns the codes of this read into values.
     fn decode_codes(&mut self) {
-        let Some(codes) = self.codes.take().filter(|codes| !codes.is_empty()) else { return };
+        let Some(codes) = self.codes.take() else { return };
         self.out = Vec::with_capacity(codes.capacity());
+        if codes.is_empty() {
+            return; // No buffer of the dictionary is needed.
+        }
         let value = |code: u32| self.dictionary.get(code as usize).copied().unwrap_or_default();
         self.out.extend(codes.into_iter().map(value));
         self.encoding.adopt(&mut self.out);
@@ -202,6 +205,8 @@ fn spread<T: Copy>(out: &mut Vec<T>, present: &BooleanBuffer, count: usize, abse
 
 impl<K: ValueEncoding> ValueDecoder for TypedDecoder<K> {
     fn dictionary(&mut self, data: Bytes, count: usize) -> Result<()> {
+        // The codes so far are those of another dictionary; without any, the output may still be
+        // one of codes.
         if self.codes.as_ref().is_some_and(|codes| !codes.is_empty()) {
             self.decode_codes();
         }
