@@ -387,6 +387,28 @@ fn columns_of_joins_that_stay_dictionaries() {
                         FROM {file} JOIN dims ON p = k) AS q WHERE kind <> 'x' GROUP BY kind, u"
                 ),
                 &format!(
+                    "SELECT count(*), sum(f.i), sum(m) FROM {file} f
+                        JOIN (SELECT t AS u, min(i) AS m FROM {file} WHERE p < 3 GROUP BY t) g
+                        ON t = u"
+                ),
+                &format!(
+                    "SELECT p, count(*), sum(m) FROM {file} f
+                        LEFT JOIN (SELECT t AS u, i AS m FROM {file} WHERE p = 1) g
+                        ON t = u AND f.i < m GROUP BY p"
+                ),
+                &format!(
+                    "SELECT p, count(*) FROM {file} WHERE t IN
+                        (SELECT t FROM {file} WHERE i < 50) GROUP BY p"
+                ),
+                &format!(
+                    "SELECT count(*) FROM {file} WHERE t NOT IN
+                        (SELECT t FROM {file} WHERE i < 50 AND t IS NOT NULL)"
+                ),
+                &format!(
+                    "SELECT t, count(*) FROM {file} f WHERE NOT EXISTS
+                        (SELECT 1 FROM {file} g WHERE g.t = f.t AND i < 50) GROUP BY t"
+                ),
+                &format!(
                     "SELECT t, n FROM (SELECT t, count(*) AS n FROM {file} GROUP BY t
                         UNION ALL SELECT name, count(*) FROM dims GROUP BY name) AS q"
                 ),

@@ -360,7 +360,7 @@ fn own_nodes_in_chaos() {
     with_nodes_in(in_chaos, |sessions| {
         sessions.equal(&QUERIES);
         for tested in &sessions.tested {
-            let settings = tested.context.state().config().get_extension::<Settings>().unwrap();
+            let settings = Settings::of(tested.context.state().config());
             assert_disturbed(&settings.chaos.as_ref().unwrap().counts());
         }
     });

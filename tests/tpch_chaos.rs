@@ -66,7 +66,7 @@ async fn session(
 
 /// What chaos did to the queries of `session` so far.
 fn counts(session: &SessionContext) -> ChaosCounts {
-    let settings = session.state().config().get_extension::<Settings>().unwrap();
+    let settings = Settings::of(session.state().config());
     settings.chaos.as_ref().unwrap().counts()
 }
 

@@ -1,22 +1,35 @@
 //! The command line's arguments.
 
-use std::ffi::OsString;
+mod input;
+
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::tables::TableArg;
+pub(crate) use input::Input;
+
+/// What each exit code means; part of the help and of the man page.
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed, one sentence on standard error says why; \
+                          2 invalid arguments; 129, 130 and 143 ended by SIGHUP, Ctrl-C, SIGTERM.";
 
 /// SQL over files, run by the gatework engine.
+///
+/// Without SQL, opens a shell on a terminal, or runs the statements of standard input.
 #[derive(Debug, Parser)]
-#[command(name = "gatework", version)]
+#[command(name = "gatework", version, args_conflicts_with_subcommands = true)]
+#[command(after_help = EXIT_CODES)]
 pub(crate) struct Args {
     #[command(subcommand)]
-    pub(crate) command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    sql: SqlArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -24,17 +37,48 @@ pub(crate) enum Command {
     Tpch(TpchArgs),
     Sql(SqlArgs),
     Worker(WorkerArgs),
+    Completions(CompletionsArgs),
+    /// Print the man page, for `gatework man > gatework.1`
+    Man,
 }
 
 impl Command {
-    /// Resources of its queries.
-    pub(crate) fn resources(&self) -> &ResourceArgs {
+    /// Parses the arguments of the process, the first of which is its name. The error prints itself
+    /// and ends the process; asking for help is one.
+    pub(crate) fn parse(
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<Self, clap::Error> {
+        let matches = Args::command().try_get_matches_from(protect_sql(arguments))?;
+        let args = Args::from_arg_matches(&matches)?;
+        let mut command = args.command.unwrap_or(Self::Sql(args.sql));
+        if let Self::Sql(sql) = &mut command {
+            let of_sql = matches.subcommand_matches("sql");
+            sql.inputs = input::in_order(of_sql.unwrap_or(&matches));
+        }
+        Ok(command)
+    }
+
+    /// Resources of its queries; none if the command runs no queries.
+    pub(crate) fn resources(&self) -> ResourceArgs {
         match self {
-            Self::Tpch(args) => &args.engine.resources,
-            Self::Sql(args) => &args.engine.resources,
-            Self::Worker(args) => &args.resources,
+            Self::Tpch(args) => args.engine.resources.clone(),
+            Self::Sql(args) => args.engine.resources.clone(),
+            Self::Worker(args) => args.resources.clone(),
+            Self::Completions(_) | Self::Man => ResourceArgs::default(),
         }
     }
+}
+
+/// The definition of the command line, for its man page and completions.
+pub(crate) fn definition() -> clap::Command {
+    Args::command()
+}
+
+/// Print the completions of a shell, for `source <(gatework completions bash)`
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: Shell,
 }
 
 /// Run the TPC-H queries and verify their results.
@@ -75,23 +119,41 @@ pub(crate) struct TpchArgs {
 
 /// Run SQL over Parquet, CSV, JSON and Arrow files.
 ///
-/// Strings, and the statements within a string, run one after the other in one session.
+/// The word `sql` may be left out. Statements run one after the other in one session, in the order
+/// of the arguments. A file can be a table as it is: FROM 'people.csv', FROM 'logs/*.parquet'.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SqlArgs {
-    /// SQL statements to run
-    #[arg(value_name = "SQL", required = true)]
-    pub(crate) statements: Vec<String>,
+    /// SQL statements to run; `-` reads them from standard input. Default: a shell on a terminal,
+    /// otherwise standard input
+    #[arg(value_name = "SQL")]
+    statements: Vec<String>,
+    /// SQL statements, or a command of the shell such as '\d', to run; may be repeated
+    #[arg(short = 'c', long = "command", value_name = "SQL", allow_hyphen_values = true)]
+    commands: Vec<String>,
+    /// File with statements and commands of the shell to run; may be repeated
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// The former three in the order of the command line.
+    #[arg(skip)]
+    pub(crate) inputs: Vec<Input>,
+    /// File that runs first. Default: .gateworkrc in the home folder, which only the shell runs
+    #[arg(long, value_name = "FILE")]
+    pub(crate) init: Option<PathBuf>,
+    /// Run no init file
+    #[arg(long, conflicts_with = "init")]
+    pub(crate) no_init: bool,
     /// Table over a file, a folder or a quoted glob; may be repeated. The extension is the format:
-    /// .parquet, .csv, .tsv, .json (one object per line), .arrow; CSV and JSON also as .gz, .bz2,
-    /// .xz, .zst
-    #[arg(long = "table", value_name = "NAME=PATH")]
+    /// .parquet, .csv, .tsv, .json, .arrow; CSV and JSON also as .gz, .bz2, .xz, .zst. The
+    /// delimiter and the header of CSV files are detected; JSON files have one object per line, or
+    /// are one array
+    #[arg(long = "table", short = 't', value_name = "NAME=PATH")]
     pub(crate) tables: Vec<TableArg>,
     /// Output format of results
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub(crate) format: Format,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
-    /// Print how each query would run instead of running it. Place it after the SQL
+    /// Print how each query would run instead of running it
     #[arg(
         long,
         value_enum,
@@ -163,7 +225,7 @@ pub(crate) struct EngineArgs {
     pub(crate) workers: Vec<String>,
     /// Minimum bytes of a table's files per partition of a worker's task, such as 1MB. Default: 16
     /// MiB
-    #[arg(long, value_name = "SIZE", requires = "workers")]
+    #[arg(long, value_name = "SIZE", requires = "workers", value_parser = size)]
     pub(crate) bytes_per_partition: Option<ByteSize>,
     /// Maximum number of retries of a query whose worker is lost, on the remaining workers. Queries
     /// that write are not retried. Default: 0
@@ -190,14 +252,14 @@ pub(crate) struct ResourceArgs {
     pub(crate) threads: Option<NonZeroUsize>,
     /// Maximum memory of queries, such as 512MiB or 2GB. Joins, aggregates, sorts and windows spill
     /// to temporary files at the limit; other operators fail. Default: unlimited
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) memory_limit: Option<ByteSize>,
     /// Folder for temporary files, which are removed when their query ends. Default: the system's
     #[arg(long, value_name = "DIR")]
     pub(crate) temp_dir: Option<PathBuf>,
     /// Maximum total size of spill files, such as 20GB; a query that exceeds it fails. Default: 100
     /// GiB
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) max_temp_size: Option<ByteSize>,
 }
 
@@ -229,8 +291,14 @@ pub(crate) enum Format {
     Table,
     /// Comma-separated values with a header line
     Csv,
+    /// Tab-separated values with a header line
+    Tsv,
     /// One JSON object per line
     Json,
+    /// A table of Markdown
+    Markdown,
+    /// One line per value
+    Vertical,
     /// An Arrow IPC stream
     Arrow,
 }
@@ -256,16 +324,34 @@ fn query_number(text: &str) -> Result<u32, String> {
     number.filter(|&number| number > 0).ok_or_else(|| "not the number of a query".to_owned())
 }
 
-/// Returns the arguments, with SQL that begins with a comment protected from being parsed as an
-/// option. An argument with a blank but no `=` before the blank, and with `--` at its beginning, is
-/// never an option.
-pub(crate) fn protect_sql_comments(
-    arguments: impl IntoIterator<Item = OsString>,
-) -> impl Iterator<Item = OsString> {
-    arguments.into_iter().map(|argument| match argument.to_str() {
-        Some(text) if begins_with_comment(text) => OsString::from(format!("\n{text}")),
-        _ => argument,
+/// Parses a size. A bare number has no unit, and is more often meant as megabytes than as bytes.
+fn size(text: &str) -> Result<ByteSize, String> {
+    let number = text.trim();
+    if number != "0" && number.parse::<f64>().is_ok() {
+        return Err(format!("the unit is missing; write {number}MiB, {number}GiB or {number}B"));
+    }
+    number.parse().map_err(|_| "not a size such as 512MiB or 2GB".to_owned())
+}
+
+/// Returns the arguments, with SQL protected from being parsed as an option or as its value. An
+/// argument with a blank but no `=` before the blank, and with `--` at its beginning, is a comment
+/// of SQL and never an option. SQL behind `--explain` is no value of that option.
+fn protect_sql(arguments: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    let mut arguments = arguments.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let argument = arguments.next()?;
+        Some(match argument.to_str() {
+            Some("--explain") if !arguments.peek().is_some_and(|next| is_explain(next)) => {
+                OsString::from("--explain=plan")
+            }
+            Some(text) if begins_with_comment(text) => OsString::from(format!("\n{text}")),
+            _ => argument,
+        })
     })
+}
+
+fn is_explain(argument: &OsStr) -> bool {
+    argument.to_str().is_some_and(|text| Explain::from_str(text, false).is_ok())
 }
 
 fn begins_with_comment(text: &str) -> bool {

@@ -10,6 +10,7 @@ use std::{fmt, fs};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use datafusion::common::config::ExtensionOptions;
 use datafusion::common::{DataFusionError, Result};
 use datafusion::dataframe::DataFrame;
 use datafusion::execution::RecordBatchStream;
@@ -18,10 +19,12 @@ use datafusion::execution::disk_manager::DiskManager;
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::physical_plan::display::DisplayableExecutionPlan;
 use datafusion::physical_plan::{
     ExecutionPlan, SendableRecordBatchStream, displayable, execute_stream,
 };
 use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::sql::parser::{DFParser, ResetStatement, Statement};
 
 use futures::TryStreamExt;
 use gatework::stages::cluster::{
@@ -37,6 +40,7 @@ use crate::args::{AuthArgs, EngineArgs, ExecutionPolicyArg};
 use crate::error::{Error, one_line};
 use crate::formats;
 use crate::store;
+use crate::tables;
 
 /// An executor of this process. Its threads end when it is dropped.
 pub(crate) struct Engine {
@@ -81,7 +85,7 @@ impl Engine {
         let threads = threads(args.threads).get();
         let executor = gatework::Executor::builder().threads(threads).build();
         let executor = executor.map_err(|error| failed(&error))?;
-        let mut shared = RuntimeEnvBuilder::new();
+        let mut shared = RuntimeEnvBuilder::new().with_object_store_registry(store::registry());
         if let Some(limit) = args.memory_limit {
             let limit = usize::try_from(limit.as_u64()).unwrap_or(usize::MAX);
             shared = shared.with_memory_pool(Arc::new(GreedyMemoryPool::new(limit)));
@@ -134,9 +138,9 @@ impl Engine {
         self.nodes.clone()
     }
 
-    /// Time limit of a query, including opening tables and planning.
-    pub(crate) fn limit(&self) -> Option<Duration> {
-        self.settings.timeout
+    /// Time limit of a query of `session`, including opening tables and planning.
+    pub(crate) fn limit(session: &SessionContext) -> Option<Duration> {
+        Settings::of(session.state_ref().read().config()).timeout
     }
 
     /// Why a query does not run on workers; none if it does, or if there are no workers.
@@ -147,6 +151,22 @@ impl Engine {
     ) -> Option<String> {
         self.cluster.as_ref()?;
         cluster::local_execution_reason(plan, session.state().config())
+    }
+
+    /// Replaces RESET of a setting of gatework by a SET of the value that sessions start with;
+    /// DataFusion resets none but its own settings.
+    pub(crate) fn set_start_value(&self, statement: Statement) -> Result<Statement, Error> {
+        let Statement::Reset(ResetStatement::Variable(name)) = &statement else {
+            return Ok(statement);
+        };
+        let name = name.to_string().to_lowercase();
+        let entries = self.settings.entries();
+        let Some(entry) = entries.iter().find(|entry| entry.key == name) else {
+            return Ok(statement);
+        };
+        let sql = format!("SET {name} = '{}'", entry.value.as_deref().unwrap_or_default());
+        let parsed = DFParser::parse_sql(&sql).map_err(|error| usage_error(&error))?;
+        Ok(parsed.into_iter().next().unwrap_or(statement))
     }
 
     /// Creates an empty session whose queries run on this executor.
@@ -163,6 +183,7 @@ impl Engine {
         };
         let session = with_information_schema(SessionContext::new_with_state(builder.build()));
         formats::register(&session);
+        tables::by_path::enable(&session);
         session
     }
 }
@@ -304,6 +325,19 @@ impl ResultStream {
         match self {
             Self::Unstaged(stream, _) => stream.try_next().await,
             Self::Stages(stream) => stream.try_next().await,
+        }
+    }
+
+    /// The plan with the metrics of its operators, once the rows have ended.
+    pub(crate) fn profile(&self) -> String {
+        match self {
+            Self::Unstaged(_, plan) => {
+                DisplayableExecutionPlan::with_metrics(plan.as_ref()).indent(false).to_string()
+            }
+            Self::Stages(stream) => {
+                let tasks = stream.task_stats();
+                tasks.iter().map(|task| format!("{task:?}\n")).collect()
+            }
         }
     }
 

@@ -15,12 +15,14 @@
 
 mod allocator;
 mod args;
+mod blocking;
 mod engine;
 mod error;
 mod formats;
 mod large_stack;
 mod output;
 mod progress;
+mod shell;
 mod signals;
 mod sql;
 mod statements;
@@ -33,13 +35,14 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap_mangen::Man;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::{select, time};
 
-use args::{Args, Command};
+use args::Command;
 use error::Error;
+use output::LineWriter;
 use signals::{Signal, Signals};
 
 /// Maximum time for a cancelled command to remove its temporary files before the process ends.
@@ -49,11 +52,11 @@ const CLEAN_UP: Duration = Duration::from_secs(5);
 const RUNTIME_STACK_BYTES: usize = 16 << 20;
 
 fn main() -> ExitCode {
-    let args = Args::parse_from(args::protect_sql_comments(std::env::args_os()));
-    allocator::set_purge_delay(args.command.resources().memory_limit.is_some());
+    let command = Command::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    allocator::set_purge_delay(command.resources().memory_limit.is_some());
     large_stack::capture_panics();
-    let result = runtime(&args.command).and_then(|runtime| {
-        let (result, ended) = runtime.block_on(supervise(args.command));
+    let result = runtime(&command).and_then(|runtime| {
+        let (result, ended) = runtime.block_on(supervise(command));
         match ended {
             true => runtime.shutdown_timeout(CLEAN_UP),
             false => runtime.shutdown_background(),
@@ -95,6 +98,7 @@ async fn supervise(command: Command) -> (Result<(), Error>, bool) {
         signal = signals.next() => {
             // The command may have ended by itself at the same time.
             let _ended = cancel.send(());
+            sql::stop_pager();
             let ended = select! {
                 ended = time::timeout(CLEAN_UP, done) => ended.is_ok(),
                 _ = signals.next() => false,
@@ -110,10 +114,11 @@ async fn supervise(command: Command) -> (Result<(), Error>, bool) {
 }
 
 /// The signals that end the command. A worker handles SIGTERM itself, and finishes its active
-/// tasks.
+/// tasks. In a shell Ctrl-C ends a query.
 fn signals(command: &Command) -> &'static [Signal] {
     match command {
         Command::Worker(_) => &[Signal::Interrupt, Signal::HangUp],
+        Command::Sql(args) if sql::opens_shell(args) => &[Signal::Terminate, Signal::HangUp],
         _ => &[Signal::Interrupt, Signal::Terminate, Signal::HangUp],
     }
 }
@@ -123,7 +128,26 @@ async fn run(command: Command) -> Result<(), Error> {
         Command::Tpch(args) => tpch::run(args).await,
         Command::Sql(args) => sql::run(args).await,
         Command::Worker(args) => worker::run(args).await,
+        Command::Completions(args) => {
+            let mut definition = args::definition();
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut definition, "gatework", &mut script);
+            write_all(&script)
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            let rendered = Man::new(args::definition()).render(&mut page);
+            rendered.map_err(|error| Error::failed(format!("the man page fails: {error}")))?;
+            write_all(&page)
+        }
     }
+}
+
+/// Writes to standard output.
+fn write_all(bytes: &[u8]) -> Result<(), Error> {
+    let mut out = LineWriter::stdout();
+    out.write_all(bytes).map_err(|error| Error::failed(format!("cannot be written: {error}")))?;
+    out.flush()
 }
 
 /// The runtime that plans, reads files, talks to other machines, and runs the plain DataFusion

@@ -1,9 +1,12 @@
 //! Results on standard output, in the requested format, as they arrive.
 
+mod plan;
 mod table;
+mod vertical;
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, BufWriter, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Stdout, Write};
 use std::rc::Rc;
 
 use arrow::array::RecordBatch;
@@ -15,23 +18,37 @@ use arrow::json::{self, writer::LineDelimited};
 
 use crate::args::Format;
 use crate::error::{Error, one_line};
-use table::TableWriter;
+use plan::PlanWriter;
+use table::{Style, TableWriter};
+use vertical::VerticalWriter;
+
+/// Where output goes.
+pub(crate) trait Destination: Write {
+    /// Ends the output.
+    fn end(&mut self) -> io::Result<()> {
+        self.flush()
+    }
+}
+
+impl Destination for BufWriter<Stdout> {}
+impl Destination for BufWriter<File> {}
 
 /// Buffered output that records that its reader has closed it, whatever the layers above make of
 /// the error.
 #[derive(Clone)]
 pub(crate) struct LineWriter {
-    out: Rc<RefCell<dyn Write>>,
+    out: Rc<RefCell<dyn Destination>>,
     closed: Rc<Cell<bool>>,
 }
 
 impl LineWriter {
     /// Writes to standard output.
     pub(crate) fn stdout() -> Self {
-        Self::new(BufWriter::new(io::stdout()))
+        Self::to(BufWriter::new(io::stdout()))
     }
 
-    fn new(out: impl Write + 'static) -> Self {
+    /// Writes to `out`.
+    pub(crate) fn to(out: impl Destination + 'static) -> Self {
         Self { out: Rc::new(RefCell::new(out)), closed: Rc::default() }
     }
 
@@ -47,6 +64,13 @@ impl LineWriter {
     pub(crate) fn flush(&self) -> Result<(), Error> {
         let flushed = self.clone().flush_all();
         flushed.map_err(|error| self.error(&error))
+    }
+
+    /// Ends the output: for a pager, after the user has left it.
+    pub(crate) fn end(&self) -> Result<(), Error> {
+        let ended = self.out.borrow_mut().end();
+        let ended = self.clone().detect_closed(ended);
+        ended.map_err(|error| self.error(&error))
     }
 
     fn flush_all(&mut self) -> io::Result<()> {
@@ -94,6 +118,8 @@ enum Writer {
     Table(TableWriter<LineWriter>),
     Csv(Box<csv::Writer<LineWriter>>),
     Json(json::Writer<LineWriter, LineDelimited>),
+    Vertical(VerticalWriter<LineWriter>),
+    Plan(PlanWriter<LineWriter>),
     Arrow(StreamWriter<LineWriter>),
 }
 
@@ -102,9 +128,12 @@ impl Output {
     pub(crate) fn new(format: Format, schema: SchemaRef, out: LineWriter) -> Result<Self, Error> {
         let to = out.clone();
         let writer = match format {
-            Format::Table => Ok(Writer::Table(TableWriter::new(schema, to))),
-            Format::Csv => {
-                let mut writer = csv::Writer::new(to);
+            Format::Table => Ok(Writer::Table(TableWriter::new(schema, Style::Boxed, to))),
+            Format::Markdown => Ok(Writer::Table(TableWriter::new(schema, Style::Markdown, to))),
+            Format::Vertical => Ok(Writer::Vertical(VerticalWriter::new(schema, to))),
+            Format::Csv | Format::Tsv => {
+                let delimiter = if format == Format::Tsv { b'\t' } else { b',' };
+                let mut writer = csv::WriterBuilder::new().with_delimiter(delimiter).build(to);
                 // Writes the header, also of a result without rows; CSV writers add it to the first
                 // batch.
                 writer
@@ -121,12 +150,19 @@ impl Output {
         Ok(Self { writer, out })
     }
 
+    /// Starts the result of an EXPLAIN, which is printed as lines.
+    pub(crate) fn of_plan(out: LineWriter) -> Self {
+        Self { writer: Writer::Plan(PlanWriter::new(out.clone())), out }
+    }
+
     /// Writes the next rows.
     pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), Error> {
         let result: Result<(), ArrowError> = match &mut self.writer {
             Writer::Table(writer) => writer.write(batch),
             Writer::Csv(writer) => writer.write(batch),
             Writer::Json(writer) => writer.write(batch),
+            Writer::Vertical(writer) => writer.write(batch),
+            Writer::Plan(writer) => writer.write(batch),
             Writer::Arrow(writer) => writer.write(batch),
         };
         result.map_err(|error| self.out.error(&error))
@@ -136,7 +172,7 @@ impl Output {
     pub(crate) fn finish(&mut self) -> Result<(), Error> {
         let result = match &mut self.writer {
             Writer::Table(writer) => writer.finish(),
-            Writer::Csv(_) => Ok(()),
+            Writer::Csv(_) | Writer::Vertical(_) | Writer::Plan(_) => Ok(()),
             Writer::Json(writer) => writer.finish(),
             Writer::Arrow(writer) => writer.finish(),
         };

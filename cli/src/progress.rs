@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressFinish, ProgressStyle};
 
 /// Interval of a spinner's animation.
 const TICK: Duration = Duration::from_millis(120);
@@ -11,6 +11,7 @@ const TICK: Duration = Duration::from_millis(120);
 /// A line with a spinner and the elapsed time.
 pub(crate) fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::new_spinner()
+        .with_finish(ProgressFinish::AndClear)
         .with_style(style("{spinner} {msg} {elapsed}"))
         .with_message(message);
     bar.enable_steady_tick(TICK);
@@ -20,6 +21,7 @@ pub(crate) fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
 /// A progress bar of `parts` parts.
 pub(crate) fn bar(parts: u64, message: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::new(parts)
+        .with_finish(ProgressFinish::AndClear)
         .with_style(style("{msg} [{bar:40}] {percent}% {elapsed}"))
         .with_message(message);
     bar.enable_steady_tick(TICK);

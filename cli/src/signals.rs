@@ -7,6 +7,7 @@ use std::fs;
 use std::future::poll_fn;
 use std::task::Poll;
 
+use futures::FutureExt;
 use tokio::signal::unix::{self, SignalKind};
 
 use crate::error::Error;
@@ -75,6 +76,13 @@ impl Signals {
         let streams = streams.collect::<std::io::Result<_>>();
         let failed = |error| Error::failed(format!("cannot listen for signals: {error}"));
         Ok(Self { streams: streams.map_err(failed)? })
+    }
+
+    /// Forgets the signals that have arrived.
+    pub(crate) fn forget(&mut self) {
+        for (_, stream) in &mut self.streams {
+            while stream.recv().now_or_never().flatten().is_some() {}
+        }
     }
 
     /// Waits for the next signal.

@@ -1,134 +1,72 @@
-//! `gatework sql`: statements over files, with results on standard output as they arrive.
+//! `gatework sql`: statements over files, from arguments, files, standard input or the shell.
 
-use std::io::{self, IsTerminal};
-use std::num::NonZeroUsize;
-use std::time::Duration;
+pub(crate) mod client;
+mod commands;
+mod display;
+mod pager;
+pub(crate) mod script;
 
-use datafusion::dataframe::DataFrame;
-use datafusion::prelude::SessionContext;
-use gatework::stages::{StageOptions, StageTree, cluster, plan_stages};
-use indicatif::ProgressBar;
+pub(crate) use commands::names as command_names;
+pub(crate) use pager::stop as stop_pager;
 
-use crate::args::{EngineArgs, Explain, Format, SqlArgs};
-use crate::engine::{self, Engine};
+use std::fs;
+use std::io::{self, IsTerminal, Read};
+use std::path::Path;
+
+use crate::args::{Input, SqlArgs};
+use crate::blocking;
 use crate::error::Error;
-use crate::large_stack;
-use crate::output::{LineWriter, Output};
-use crate::progress;
-use crate::statements;
-use crate::tables;
-
-/// Number of nodes for `--explain stages` without `--nodes`.
-const EXPLAINED_NODES: usize = 4;
+use crate::shell;
+use client::{Client, Flow};
 
 /// Runs the command.
 pub(crate) async fn run(args: SqlArgs) -> Result<(), Error> {
-    let engine = Engine::start(&args.engine)?;
-    let session = engine.session();
-    tables::register_all(&session, &args.tables, engine.limit()).await?;
-    let out = LineWriter::stdout();
-    let query_error = |error| Error::query(&error, &session);
-    for sql in &args.statements {
-        for statement in statements::parse(sql).map_err(query_error)? {
-            let planned = statements::plan(&session, statement, engine.limit()).await?;
-            if !planned.has_result() {
-                continue;
-            }
-            match args.explain {
-                Some(Explain::Plan) => explain(planned.frame, &session, &engine, &out).await?,
-                Some(what @ (Explain::Stages | Explain::Mermaid)) => {
-                    let tree = stages(planned.frame, &session, &args.engine).await?;
-                    let text = match what {
-                        Explain::Mermaid => tree.mermaid(),
-                        _ => tree.text(),
-                    };
-                    out.line(text.trim_end())?;
-                }
-                None => print(planned.frame, &session, &engine, args.format, &out).await?,
-            }
+    let mut client = Client::open(&args).await?;
+    if opens_shell(&args) {
+        return shell::run(client, &args).await;
+    }
+    if let Some(path) = &args.init
+        && client.run_file(path).await? == Flow::Quit
+    {
+        return client.flush();
+    }
+    let stdin = [Input::Stdin];
+    let inputs = if args.inputs.is_empty() { &stdin } else { args.inputs.as_slice() };
+    for input in inputs {
+        let flow = match input {
+            Input::Text(text) => client.run_script(text, None).await?,
+            Input::File(path) => client.run_file(path).await?,
+            Input::Stdin => client.run_script(&standard_input().await?, None).await?,
+        };
+        if flow == Flow::Quit {
+            break;
         }
     }
-    out.flush()
+    client.flush()
 }
 
-/// Prints the result of one query while it runs.
-async fn print(
-    frame: DataFrame,
-    session: &SessionContext,
-    engine: &Engine,
-    format: Format,
-    out: &LineWriter,
-) -> Result<(), Error> {
-    let query_error = |error| Error::query(&error, session);
-    let mut stream = statements::start(session, frame, engine.nodes(), engine.limit()).await?;
-    let spinner = progress::spinner("running");
-    let mut output = Output::new(format, stream.schema(), out.clone())?;
-    let mut rows = 0;
-    while let Some(batch) = stream.next().await.map_err(query_error)? {
-        rows += batch.num_rows() as u64;
-        show_progress(&spinner, rows);
-        output.write(&batch)?;
-        // Rows of a slow query appear as they arrive; writes are buffered within a batch.
-        out.flush()?;
-    }
-    spinner.finish_and_clear();
-    output.finish()?;
-    out.flush()
+/// Whether the command opens a shell: without SQL, on a terminal.
+pub(crate) fn opens_shell(args: &SqlArgs) -> bool {
+    args.inputs.is_empty() && io::stdin().is_terminal() && io::stdout().is_terminal()
 }
 
-/// Hides the spinner if results go to a terminal too, since both would overlap.
-fn show_progress(spinner: &ProgressBar, rows: u64) {
-    match io::stdout().is_terminal() {
-        true => spinner.finish_and_clear(),
-        false => spinner.set_message(progress::rows(rows)),
-    }
-}
-
-/// The stages of one query, on workers or on nodes.
-async fn stages(
-    frame: DataFrame,
-    session: &SessionContext,
-    args: &EngineArgs,
-) -> Result<StageTree, Error> {
-    let nodes = args.nodes.map_or(EXPLAINED_NODES, NonZeroUsize::get);
-    let on_workers = !args.workers.is_empty();
-    let planning = async move {
-        if on_workers {
-            return Ok(cluster::stage_tree(&frame.create_physical_plan().await?));
-        }
-        let (state, query) = frame.into_parts();
-        Ok(plan_stages(&state, &query, &StageOptions::with_nodes(nodes)).await?.tree(nodes))
+/// The statements of standard input.
+async fn standard_input() -> Result<String, Error> {
+    let read = || {
+        let mut text = String::new();
+        io::stdin().read_to_string(&mut text).map(|_| without_mark(text))
     };
-    explained(session, args.timeout, planning).await
+    let failed = |error| Error::failed(format!("standard input cannot be read: {error}"));
+    blocking::call(read).await?.map_err(failed)
 }
 
-/// Runs `planning` of a query within `limit`.
-async fn explained<T: Send + 'static>(
-    session: &SessionContext,
-    limit: Option<Duration>,
-    planning: impl Future<Output = datafusion::error::Result<T>> + Send + 'static,
-) -> Result<T, Error> {
-    let session = session.clone();
-    let planning = async move { planning.await.map_err(|error| Error::query(&error, &session)) };
-    large_stack::run("planning the query", limit, planning).await
+/// The statements of a file.
+fn read_file(path: &Path) -> Result<String, Error> {
+    let failed = |error| Error::failed(format!("'{}' cannot be read: {error}", path.display()));
+    fs::read_to_string(path).map(without_mark).map_err(failed)
 }
 
-/// Prints the plan of one query instead of running it.
-async fn explain(
-    frame: DataFrame,
-    session: &SessionContext,
-    engine: &Engine,
-    out: &LineWriter,
-) -> Result<(), Error> {
-    let planning = async move { frame.create_physical_plan().await };
-    let plan = explained(session, engine.limit(), planning).await?;
-    let fallbacks = engine::fallbacks(&plan);
-    out.line(engine::plan_text(&plan).trim_end())?;
-    if let Some(reason) = engine.local_execution_reason(&plan, session) {
-        out.line(&format!("on workers: nothing, {reason}"))?;
-    }
-    match fallbacks.is_empty() {
-        true => out.line("fallbacks: none"),
-        false => out.line(&format!("fallbacks: {}", fallbacks.join(", "))),
-    }
+/// The text without the byte order mark that some editors write at its beginning.
+fn without_mark(text: String) -> String {
+    text.strip_prefix('\u{FEFF}').map(str::to_owned).unwrap_or(text)
 }

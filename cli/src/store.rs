@@ -6,6 +6,7 @@
 //! folder. A folder `_column=value` is not hidden, since columns may have such names. A hidden file
 //! or folder that a path names is read like any other.
 
+pub(crate) mod objects;
 mod whole_files;
 
 use std::fmt;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::object_store::{ObjectStoreRegistry, ObjectStoreUrl};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::object_store::local::LocalFileSystem;
 use datafusion::object_store::path::Path;
@@ -31,6 +32,11 @@ use whole_files::WholeFiles;
 /// Whether listings skip a file or folder of this name.
 pub(crate) fn is_hidden(name: &str) -> bool {
     name.starts_with('.') || (name.starts_with('_') && !name.contains('='))
+}
+
+/// The stores of a runtime: object stores are opened when a URL names them.
+pub(crate) fn registry() -> Arc<dyn ObjectStoreRegistry> {
+    Arc::new(objects::Stores::default())
 }
 
 /// Registers this store in a runtime.

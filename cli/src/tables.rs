@@ -4,9 +4,14 @@
 //! missing, empty, corrupt or of another format. `files` finds the files; this module infers their
 //! schema and creates the table.
 
+pub(crate) mod by_path;
+mod dialect;
 mod files;
+mod remote;
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +20,7 @@ use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::catalog::TableProvider;
 use datafusion::common::{DataFusionError, TableReference};
 use datafusion::datasource::file_format::FileFormat;
+use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
 use datafusion::datasource::listing::{
     ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl,
 };
@@ -24,7 +30,11 @@ use futures::TryStreamExt;
 
 use crate::error::{Error, one_line};
 use crate::large_stack;
+use dialect::Dialect;
 use files::{Format, Kind, Source};
+
+/// Bytes of a file from which its dialect is detected.
+const SAMPLE_BYTES: u64 = 64 << 10;
 
 /// `--table name=path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,10 +74,20 @@ pub(crate) async fn register_all(
                 "two tables are named '{name}'; rename one of them"
             )));
         }
-        let table = open(session, path, limit).await?;
+        let Opened { table, note } = open(session, path, limit).await?;
+        if let Some(note) = note {
+            print_note(path, &note);
+        }
         session.register_table(reference, table).map_err(|error| Error::query(&error, session))?;
     }
     Ok(())
+}
+
+/// A table over files.
+pub(crate) struct Opened {
+    pub(crate) table: Arc<dyn TableProvider>,
+    /// How its files differ from what their name promises.
+    pub(crate) note: Option<String>,
 }
 
 /// Opens a table over the files of a path, on a thread of its own, within `limit`.
@@ -75,33 +95,62 @@ pub(crate) async fn open(
     session: &SessionContext,
     path: &str,
     limit: Option<Duration>,
-) -> Result<Arc<dyn TableProvider>, Error> {
-    let (session, owned) = (session.clone(), path.to_owned());
-    let opening = async move { find(&session, &owned).await };
+) -> Result<Opened, Error> {
+    let (state, owned) = (session.state(), path.to_owned());
+    let opening = async move { find(&state, &owned).await };
     large_stack::run(&format!("opening '{path}'"), limit, opening).await
 }
 
-async fn find(session: &SessionContext, path: &str) -> Result<Arc<dyn TableProvider>, Error> {
+/// Tells how a table was read, on standard error.
+fn print_note(path: &str, note: &str) {
+    // The note is lost if standard error is closed.
+    let _ = writeln!(io::stderr(), "note: '{path}': {note}");
+}
+
+async fn find(state: &SessionState, path: &str) -> Result<Opened, Error> {
+    if let Some(url) = remote::url(path) {
+        return remote::find(state, path, url).await;
+    }
     let source = Source::find(path)?;
     let unreadable = |error: DataFusionError| unreadable(path, &error);
-    let state = session.state();
-    let format = file_format(&state, source.format).map_err(unreadable)?;
-    let schema = schema(&state, &source, &format).await?;
+    let sample = match source.files.first() {
+        Some(file) if is_text(source.format) => {
+            let sample = File::open(file).map_err(DataFusionError::from);
+            let sample = sample.and_then(|file| decompress(file, source.format.compression, true));
+            Some(sample.map_err(unreadable)?)
+        }
+        _ => None,
+    };
+    let (options, note) = format_options(source.format, sample);
+    let format = file_format(state, source.format, &options).map_err(unreadable)?;
+    let schema = schema(state, &source, &format).await?;
     if schema.fields().is_empty() {
         return Err(Error::failed(format!("'{path}' has no columns")));
     }
-    let extension = source.extension.clone().unwrap_or_default();
-    let options = ListingOptions::new(format).with_file_extension(extension);
-    let config = ListingTableConfig::new_with_multi_paths(source.urls()?)
+    let (urls, extension) = (source.urls()?, source.extension);
+    let table = table(state, format, urls, extension, schema, source.partitioned).await;
+    Ok(Opened { table: table.map_err(unreadable)?, note })
+}
+
+/// A table over the files of `urls` that end in `extension`.
+async fn table(
+    state: &SessionState,
+    format: Arc<dyn FileFormat>,
+    urls: Vec<ListingTableUrl>,
+    extension: Option<String>,
+    schema: SchemaRef,
+    partitioned: bool,
+) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+    let options = ListingOptions::new(format).with_file_extension(extension.unwrap_or_default());
+    let config = ListingTableConfig::new_with_multi_paths(urls)
         .with_listing_options(options)
         .with_schema(schema);
-    let config = match source.partitioned {
-        true => config.infer_partitions_from_path(&state).await.map_err(unreadable)?,
+    let config = match partitioned {
+        true => config.infer_partitions_from_path(state).await?,
         false => config,
     };
     let cache = state.runtime_env().cache_manager.get_file_statistic_cache();
-    let table = ListingTable::try_new(config).map_err(unreadable)?.with_cache(cache);
-    Ok(Arc::new(table))
+    Ok(Arc::new(ListingTable::try_new(config)?.with_cache(cache)))
 }
 
 /// The common schema of all files. The error names the first unreadable file.
@@ -119,7 +168,7 @@ async fn schema(
         if let Err(error) = infer(state, format, std::slice::from_ref(url)).await {
             let error = unreadable(&file.display().to_string(), &error);
             return Err(if source.format.kind == Kind::Json {
-                error.and("JSON files must have one object per line")
+                error.and("JSON files must have one object per line, or one array of objects")
             } else {
                 error
             });
@@ -155,19 +204,70 @@ async fn infer(
 fn file_format(
     state: &SessionState,
     format: Format,
+    options: &HashMap<String, String>,
 ) -> Result<Arc<dyn FileFormat>, DataFusionError> {
     let name = format.kind.name();
     let factory = state.get_file_format_factory(name).ok_or_else(|| {
         DataFusionError::Configuration(format!("this build cannot read {name} files"))
     })?;
+    factory.create(state, options)
+}
+
+/// Whether a sample of the files tells how they are written.
+fn is_text(format: Format) -> bool {
+    matches!(format.kind, Kind::Csv | Kind::Json)
+}
+
+/// The options of the files' format, and a note if they are not what the files' name promises.
+/// `sample` is the beginning of a file, and whether that is the whole file.
+fn format_options(
+    format: Format,
+    sample: Option<(Vec<u8>, bool)>,
+) -> (HashMap<String, String>, Option<String>) {
+    let Format { kind, compression, delimiter } = format;
     let mut options = HashMap::new();
-    if let Some(compression) = format.compression {
-        options.insert("format.compression".to_owned(), compression.to_owned());
+    let mut set = |name: &str, value: String| options.insert(format!("format.{name}"), value);
+    if let Some(compression) = compression {
+        set("compression", compression.to_owned());
     }
-    if let Some(delimiter) = format.delimiter {
-        options.insert("format.delimiter".to_owned(), delimiter.to_owned());
+    let mut note = None;
+    match (kind, sample) {
+        (Kind::Csv, Some((sample, whole))) => {
+            let dialect = Dialect::detect(&sample, whole, delimiter);
+            set("delimiter", char::from(dialect.delimiter).to_string());
+            if !dialect.has_header {
+                set("has_header", "false".to_owned());
+            }
+            note = dialect.note(delimiter.unwrap_or(b','));
+        }
+        (Kind::Json, Some((sample, _))) if dialect::is_json_array(&sample) => {
+            set("newline_delimited", "false".to_owned());
+        }
+        _ => {}
     }
-    factory.create(state, &options)
+    (options, note)
+}
+
+/// The decompressed beginning of a file, and whether it is the whole file. `complete` tells whether
+/// `content` is all of the file.
+fn decompress(
+    content: impl Read + Send + 'static,
+    compression: Option<&str>,
+    complete: bool,
+) -> Result<(Vec<u8>, bool), DataFusionError> {
+    let compression = match compression {
+        Some(name) => FileCompressionType::from_str(name)?,
+        None => FileCompressionType::UNCOMPRESSED,
+    };
+    let content = compression.convert_read(content)?;
+    let mut sample = Vec::new();
+    let read = content.take(SAMPLE_BYTES).read_to_end(&mut sample);
+    // What comes before the end of a cut stream is a sample as well.
+    if complete || sample.is_empty() {
+        read?;
+    }
+    let whole = complete && (sample.len() as u64) < SAMPLE_BYTES;
+    Ok((sample, whole))
 }
 
 fn unreadable(path: &str, error: &DataFusionError) -> Error {

@@ -82,7 +82,9 @@ impl Catalog {
         for table in Table::ALL {
             let path = data.path(table);
             let mut provider =
-                tables::open(&session, &path.to_string_lossy(), engine.limit()).await?;
+                tables::open(&session, &path.to_string_lossy(), Engine::limit(&session))
+                    .await?
+                    .table;
             if in_memory {
                 let loaded = load(&session, provider).await;
                 provider = loaded.map_err(|error| Error::query(&error, &session))?;

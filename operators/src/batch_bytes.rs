@@ -39,9 +39,10 @@ const SAMPLE_VIEWS: usize = 64;
 /// Estimates of at least this number of bytes are replaced by the exact sum of all lengths.
 const MIN_EXACT_BYTES: usize = SLICE_BYTES / 4;
 
-/// Returns the bytes of `column`'s variable-length values, in time independent of its row count.
-/// The result is exact for texts with offsets. Views of short texts and encoded values are
-/// estimated from a sample.
+/// Returns the bytes of `column`'s variable-length values. The result is exact for texts with
+/// offsets. Views of short texts are estimated from a sample, runs and most dictionaries from the
+/// average of their values. The values of `UInt32` codes, of which an operator may decode all, are
+/// summed up, or have fewer bytes than the result.
 pub(crate) fn value_bytes(column: &dyn Array) -> usize {
     match column.data_type() {
         DataType::Utf8 => span(column.as_string::<i32>().value_offsets()),
@@ -50,14 +51,10 @@ pub(crate) fn value_bytes(column: &dyn Array) -> usize {
         DataType::LargeBinary => span(column.as_binary::<i64>().value_offsets()),
         DataType::Utf8View => view_bytes(column.as_string_view()),
         DataType::BinaryView => view_bytes(column.as_binary_view()),
-        DataType::Dictionary(..) => {
-            if let Some(codes) = column.as_dictionary_opt::<UInt32Type>()
-                && codes.values().len() > codes.len()
-            {
-                return bytes_of_codes(codes.keys().values(), codes.values().as_ref());
-            }
-            expanded(column.as_any_dictionary().values().as_ref(), column.len())
-        }
+        DataType::Dictionary(..) => match column.as_dictionary_opt::<UInt32Type>() {
+            Some(codes) => bytes_of_codes(codes.keys().values(), codes.values().as_ref()),
+            None => expanded(column.as_any_dictionary().values().as_ref(), column.len()),
+        },
         DataType::RunEndEncoded(ends, _) => match ends.data_type() {
             DataType::Int16 => expanded(column.as_run::<Int16Type>().values(), column.len()),
             DataType::Int32 => expanded(column.as_run::<Int32Type>().values(), column.len()),
@@ -87,12 +84,23 @@ fn expanded(values: &dyn Array, rows: usize) -> usize {
     average.saturating_mul(rows)
 }
 
-/// Estimates the bytes of the values with these codes, of which there are more than codes.
+/// Returns a bound for the bytes of the values with these codes: their sum, or less than
+/// [`MIN_EXACT_BYTES`]. A sample of the codes would miss a large value. Values without lengths of
+/// their own are estimated from their average.
 fn bytes_of_codes(codes: &[u32], values: &dyn Array) -> usize {
-    let (step, lengths) = (codes.len().div_ceil(SAMPLE_VIEWS).max(1), Lengths::of(values));
+    let lengths = Lengths::of(values);
+    if matches!(lengths, Lengths::Even(_)) {
+        return expanded(values, codes.len());
+    }
+    if values.len() <= codes.len() {
+        let bound = lengths.longest().saturating_mul(codes.len());
+        if bound < MIN_EXACT_BYTES {
+            return bound;
+        }
+    }
     // The code of a NULL may be anything.
     let codes = codes.iter().map(|code| *code as usize).filter(|code| *code < values.len());
-    step * codes.step_by(step).map(|code| lengths.at(code)).sum::<usize>()
+    codes.map(|code| lengths.at(code)).sum()
 }
 
 fn view_bytes<T: ByteViewType>(column: &GenericByteViewArray<T>) -> usize {
@@ -129,7 +137,7 @@ pub(crate) enum Lengths<'a> {
 
 impl<'a> Lengths<'a> {
     /// Returns the lengths of `column`'s values. Encoded values count 0, since gathered rows share
-    /// them.
+    /// them. A consumer that may decode a dictionary counts the lengths of its entries instead.
     pub(crate) fn of(column: &'a dyn Array) -> Self {
         match column.data_type() {
             DataType::Utf8 => Self::Offsets(column.as_string::<i32>().value_offsets()),

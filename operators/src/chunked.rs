@@ -16,6 +16,7 @@ use crate::{
     ResultExt,
     batch_bytes::{Lengths, MAX_BATCH_BYTES, rows_within, value_bytes},
     concat::{concat_arrays, concat_arrays_cancellable},
+    dictionary::{EntriesId, marked_codes},
     error::is_overflow,
 };
 
@@ -176,11 +177,22 @@ impl Gather for RecordBatch {
         take(self.column(column), rows, None).query_err()
     }
 
+    // A dictionary counts as its entries, since a consumer may decode the gathered rows.
     fn longest(&self, column: usize) -> usize {
-        Lengths::of(self.column(column)).longest()
+        match marked_codes(self, column) {
+            Some((codes, entries)) => LongestEntry::default().bound(codes, entries),
+            None => Lengths::of(self.column(column)).longest(),
+        }
     }
 
     fn add_lengths(&self, column: usize, rows: &[u32], lengths: &mut [usize]) {
+        if let Some((codes, entries)) = marked_codes(self, column) {
+            let known = Lengths::of(entries);
+            for (row, length) in rows.iter().zip(lengths) {
+                *length += known.at(codes[*row as usize] as usize);
+            }
+            return;
+        }
         let known = Lengths::of(self.column(column));
         for (row, length) in rows.iter().zip(lengths) {
             *length += known.at(*row as usize);
@@ -234,6 +246,53 @@ impl Gather for Columns {
 
     fn add_lengths(&self, column: usize, rows: &[u32], lengths: &mut [usize]) {
         self.columns[column].add_lengths(rows, lengths);
+    }
+}
+
+/// Maximum number of entries that are searched for the longest one at once.
+const MAX_LONGEST_ENTRIES: usize = 1 << 16;
+
+/// The longest entry of a column's current dictionary, found in time proportional to the rows.
+#[derive(Debug, Default)]
+struct LongestEntry {
+    entries: Option<EntriesId>,
+    /// Rows that were seen with these entries.
+    rows: usize,
+    /// Length of the longest entry; `None` until as many rows as entries were seen.
+    length: Option<usize>,
+}
+
+impl LongestEntry {
+    /// Returns a length that none of the entries at `codes` exceeds.
+    fn bound(&mut self, codes: &[u32], entries: &ArrayRef) -> usize {
+        if !self.entries.as_ref().is_some_and(|known| known.is(entries)) {
+            *self = Self { entries: Some(EntriesId::of(entries)), rows: 0, length: None };
+        }
+        if let Some(length) = self.length {
+            return length;
+        }
+        let lengths = Lengths::of(entries);
+        self.rows = self.rows.saturating_add(codes.len());
+        if self.rows >= entries.len() && entries.len() <= MAX_LONGEST_ENTRIES {
+            return *self.length.insert(lengths.longest());
+        }
+        codes.iter().map(|code| lengths.at(*code as usize)).max().unwrap_or(0)
+    }
+}
+
+/// The longest entries of a task's dictionaries, by column. Many batches have the same dictionary.
+#[derive(Debug, Default)]
+pub(crate) struct LongestEntries(Vec<LongestEntry>);
+
+impl LongestEntries {
+    /// Returns an upper bound for the bytes of a row of `columns`.
+    pub(crate) fn longest_row(&mut self, rows: &RecordBatch, columns: &[usize]) -> usize {
+        self.0.resize_with(rows.num_columns(), LongestEntry::default);
+        let longest = columns.iter().map(|column| match marked_codes(rows, *column) {
+            Some((codes, entries)) => self.0[*column].bound(codes, entries),
+            None => rows.longest(*column),
+        });
+        longest.sum()
     }
 }
 

@@ -9,7 +9,7 @@
 //!
 //! [`Operator::take_dictionaries`]: gatework_runtime::pipeline::Operator::take_dictionaries
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions},
@@ -19,6 +19,7 @@ use arrow::{
 };
 use datafusion_common::Result as DataFusionResult;
 use datafusion_physical_expr::PhysicalExpr;
+use gatework_runtime::{Error, Result};
 
 use crate::{
     batch_bytes::{SLICE_BYTES, value_bytes},
@@ -28,11 +29,15 @@ use crate::{
 /// Key of the metadata of a field that has a dictionary instead of its values.
 const MARK: &str = "gatework.dictionary";
 
+/// Returns whether a batch has a dictionary instead of the values of `field`.
+pub(crate) fn is_marked(field: &Field) -> bool {
+    field.metadata().contains_key(MARK)
+}
+
 /// Returns the schema of `rows` with plain values; `None` if no column is a dictionary.
 pub(crate) fn plain_schema(rows: &RecordBatch) -> Option<SchemaRef> {
     let schema = rows.schema_ref();
-    let is_marked = |field: &Arc<Field>| field.metadata().contains_key(MARK);
-    if !schema.fields().iter().any(is_marked) {
+    if !schema.fields().iter().any(|field| is_marked(field)) {
         return None;
     }
     let plain = |field: &Arc<Field>| match field.data_type() {
@@ -54,9 +59,16 @@ pub(crate) fn codes<'a>(
     column: &'a ArrayRef,
     kind: &DataType,
 ) -> Option<(&'a [u32], &'a ArrayRef)> {
-    if column.data_type() == kind {
-        return None;
-    }
+    if column.data_type() == kind { None } else { codes_of(column) }
+}
+
+/// Returns the codes and the entries of column `index` of `rows`; `None` if it has plain values, or
+/// if a dictionary is the type of its values.
+pub(crate) fn marked_codes(rows: &RecordBatch, index: usize) -> Option<(&[u32], &ArrayRef)> {
+    if is_marked(rows.schema_ref().field(index)) { codes_of(rows.column(index)) } else { None }
+}
+
+fn codes_of(column: &ArrayRef) -> Option<(&[u32], &ArrayRef)> {
     let dictionary = column.as_dictionary_opt::<UInt32Type>()?;
     (dictionary.keys().null_count() == 0)
         .then(|| (dictionary.keys().values().as_ref(), dictionary.values()))
@@ -91,10 +103,11 @@ pub fn decode_columns(rows: RecordBatch, schema: &SchemaRef) -> DataFusionResult
     let columns = rows.columns().iter().zip(schema.fields());
     let columns = columns.map(|(column, field)| decode(column, field.data_type()));
     let columns = columns.collect::<DataFusionResult<_>>()?;
-    assemble(schema, columns, rows.num_rows())
+    assemble_taken(schema, columns, rows.num_rows(), |_| false)
 }
 
 /// Returns a batch of `columns`, of which some may be dictionaries of values of `schema`'s types.
+/// Called by sources, which make dictionaries only of columns that their pipeline takes so.
 ///
 /// # Errors
 /// If the columns do not fit the schema.
@@ -103,21 +116,35 @@ pub fn assemble(
     columns: Vec<ArrayRef>,
     rows: usize,
 ) -> DataFusionResult<RecordBatch> {
-    let is_encoded = |(column, kind): (&ArrayRef, &DataType)| {
+    assemble_taken(schema, columns, rows, |_| true)
+}
+
+/// Returns a batch of `columns`, of which those with an index for which `is_taken` is true may be
+/// dictionaries of values of `schema`'s types. Called by operators, which pass dictionaries on.
+///
+/// # Errors
+/// If the columns do not fit the schema, or a column is a dictionary that is not taken.
+pub(crate) fn assemble_taken(
+    schema: &SchemaRef,
+    columns: Vec<ArrayRef>,
+    rows: usize,
+    is_taken: impl Fn(usize) -> bool,
+) -> DataFusionResult<RecordBatch> {
+    let is_encoded = |(index, (column, field)): (usize, (&ArrayRef, &Arc<Field>))| {
         let dictionary = column.as_dictionary_opt::<UInt32Type>();
-        dictionary.is_some_and(|dictionary| {
+        let is_dictionary = dictionary.is_some_and(|dictionary| {
+            let kind = field.data_type();
             column.data_type() != kind && dictionary.values().data_type() == kind
-        })
+        });
+        is_dictionary && is_taken(index)
     };
-    let kinds = schema.fields().iter().map(|field| field.data_type());
-    let schema = match columns.iter().zip(kinds).any(is_encoded) {
+    let schema = match columns.iter().zip(schema.fields()).enumerate().any(is_encoded) {
         true => {
+            let fields = columns.iter().zip(schema.fields()).enumerate();
             let fields =
-                columns.iter().zip(schema.fields()).map(|(column, field)| {
-                    match is_encoded((column, field.data_type())) {
-                        true => Arc::new(encoded_field(field, column.data_type())),
-                        false => field.clone(),
-                    }
+                fields.map(|(index, (column, field))| match is_encoded((index, (column, field))) {
+                    true => Arc::new(encoded_field(field, column.data_type())),
+                    false => field.clone(),
                 });
             let fields: Vec<_> = fields.collect();
             Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()))
@@ -133,6 +160,42 @@ fn encoded_field(field: &Field, kind: &DataType) -> Field {
     let mut metadata = field.metadata().clone();
     metadata.insert(MARK.to_owned(), String::new());
     field.clone().with_data_type(kind.clone()).with_metadata(metadata)
+}
+
+/// The output columns that an operator's consumer takes as dictionaries.
+#[derive(Debug, Default)]
+pub(crate) struct TakenColumns {
+    columns: OnceLock<Vec<usize>>,
+    /// Set if another consumer takes other columns.
+    conflict: OnceLock<()>,
+}
+
+impl TakenColumns {
+    /// Records the columns that a consumer takes. Called by `take_dictionaries`.
+    pub(crate) fn record(&self, columns: &[usize]) {
+        if self.columns.get_or_init(|| columns.to_vec()) != columns {
+            self.conflict.get_or_init(|| ());
+        }
+    }
+
+    /// Returns whether the consumer takes `column` as a dictionary.
+    pub(crate) fn contains(&self, column: usize) -> bool {
+        self.columns.get().is_some_and(|columns| columns.contains(&column))
+    }
+
+    /// Checks that all consumers take the same columns. Called when a local state is created.
+    ///
+    /// # Errors
+    /// If two consumers take different columns.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.conflict.get() {
+            Some(()) => Err(Error::Internal(
+                "an operator is part of two pipelines that take different columns as dictionaries"
+                    .into(),
+            )),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The identity of a dictionary's entries. It does not keep them in memory.

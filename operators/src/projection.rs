@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use arrow::{array::ArrayRef, datatypes::SchemaRef};
+use arrow::{
+    array::{ArrayRef, RecordBatch},
+    datatypes::SchemaRef,
+};
 use datafusion_physical_expr::{PhysicalExpr, expressions::Column};
 use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{
@@ -12,7 +15,7 @@ use gatework_runtime::{
 
 use crate::{
     ResultExt, apply_selection,
-    dictionary::assemble,
+    dictionary::{assemble_taken, is_marked},
     error::is_overflow,
     slices::{Slices, computed_from},
 };
@@ -115,10 +118,11 @@ impl ProjectionPlan {
         let sequence = batch.sequence();
         let (data, selection) = batch.into_parts();
         let picked = columns.iter().map(|&column| data.column(column).clone()).collect();
-        let data = assemble(&self.schema, picked, data.num_rows()).query_err()?;
+        let is_taken = |index: usize| self.is_dictionary(&data, index);
+        let picked = assemble_taken(&self.schema, picked, data.num_rows(), is_taken).query_err()?;
         let output = match selection {
-            Some(selection) => Batch::with_selection(data, selection),
-            None => Batch::new(data),
+            Some(selection) => Batch::with_selection(picked, selection),
+            None => Batch::new(picked),
         };
         Ok(output.with_sequence(sequence))
     }
@@ -131,8 +135,15 @@ impl ProjectionPlan {
         };
         let computed = self.expressions.iter().map(evaluate);
         let computed = computed.collect::<Result<Vec<ArrayRef>, _>>().query_err()?;
-        Ok(Batch::new(assemble(&self.schema, computed, rows).query_err()?)
-            .with_sequence(batch.sequence()))
+        let is_taken = |index: usize| self.is_dictionary(data, index);
+        let output = assemble_taken(&self.schema, computed, rows, is_taken).query_err()?;
+        Ok(Batch::new(output).with_sequence(batch.sequence()))
+    }
+
+    /// Returns whether output column `index` is a column of `data` that may be a dictionary.
+    fn is_dictionary(&self, data: &RecordBatch, index: usize) -> bool {
+        let column = self.expressions[index].downcast_ref::<Column>();
+        column.is_some_and(|column| is_marked(data.schema_ref().field(column.index())))
     }
 
     /// Returns true if the halves of `batch` may be evaluated after all of it was.

@@ -1,19 +1,33 @@
 //! Accepted arguments, and the errors of others.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser};
+use super::{Command, Explain, Format, Input, SqlArgs};
 
-use super::{Args, Command, Explain, Format};
+fn parse(arguments: &str) -> Result<Command, String> {
+    parse_words(&arguments.split(' ').collect::<Vec<_>>())
+}
 
-fn parse(arguments: &str) -> Result<Args, String> {
-    let words = std::iter::once("gatework").chain(arguments.split(' '));
-    Args::try_parse_from(words).map_err(|error| error.to_string())
+fn parse_words(arguments: &[&str]) -> Result<Command, String> {
+    let words = std::iter::once(&"gatework").chain(arguments);
+    Command::parse(words.map(OsString::from)).map_err(|error| error.to_string())
+}
+
+fn sql(arguments: &[&str]) -> SqlArgs {
+    match parse_words(arguments) {
+        Ok(Command::Sql(args)) => args,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn text(sql: &str) -> Input {
+    Input::Text(sql.to_owned())
 }
 
 #[test]
 fn the_definition_is_consistent() {
-    Args::command().debug_assert();
+    super::definition().debug_assert();
 }
 
 #[test]
@@ -21,7 +35,7 @@ fn tpch_reads_its_flags() {
     let line = "tpch --scale-factor 0.1 --data d --query-dir q --queries 1,q6,22 --iterations 5 \
                 --threads 3 \
                 --no-verify --json out.json";
-    let Ok(Args { command: Command::Tpch(args) }) = parse(line) else { panic!("not understood") };
+    let Ok(Command::Tpch(args)) = parse(line) else { panic!("not understood") };
     assert_eq!(args.scale_factor, Some(0.1));
     assert_eq!(args.queries, [1, 6, 22]);
     assert_eq!(
@@ -33,15 +47,13 @@ fn tpch_reads_its_flags() {
 
 #[test]
 fn sql_reads_its_flags() {
-    let Ok(Args { command: Command::Sql(args) }) =
-        parse("sql a b --table t=x=y.csv --format json --explain")
-    else {
+    let Ok(Command::Sql(args)) = parse("sql a b --table t=x=y.csv --format json --explain") else {
         panic!("not understood")
     };
-    assert_eq!(args.statements, ["a", "b"]);
+    assert_eq!(args.inputs, [text("a"), text("b")]);
     assert_eq!((args.tables[0].name.as_str(), args.tables[0].path.as_str()), ("t", "x=y.csv"));
     assert_eq!((args.format, args.explain), (Format::Json, Some(Explain::Plan)));
-    let Ok(Args { command: Command::Sql(args) }) = parse("sql a --explain stages --nodes 7") else {
+    let Ok(Command::Sql(args)) = parse("sql a --explain stages --nodes 7") else {
         panic!("not understood")
     };
     assert_eq!(
@@ -53,7 +65,7 @@ fn sql_reads_its_flags() {
 #[test]
 fn limits_have_units() {
     let line = "sql a --memory-limit 512MiB --timeout 1min --temp-dir d --max-temp-size 1GB";
-    let Ok(Args { command: Command::Sql(args) }) = parse(line) else { panic!("not understood") };
+    let Ok(Command::Sql(args)) = parse(line) else { panic!("not understood") };
     assert_eq!(args.engine.resources.memory_limit.map(|limit| limit.as_u64()), Some(512 << 20));
     assert_eq!(args.engine.timeout, Some(Duration::from_secs(60)));
     assert_eq!(args.engine.resources.temp_dir, Some("d".into()));
@@ -74,7 +86,7 @@ fn nonsense_is_refused_with_a_reason() {
         ("tpch --scale-factor 0", "between 0.001 and 100000"),
         ("tpch --scale-factor NaN", "between 0.001 and 100000"),
         ("tpch --queries 1,x", "not the number of a query"),
-        ("sql", "required"),
+        ("--memory-limit 512", "the unit is missing; write 512MiB, 512GiB or 512B"),
         ("sql x --table t", "NAME=PATH"),
         ("sql x --table =p", "NAME=PATH"),
         ("sql x --format xml", "possible values"),
@@ -86,17 +98,41 @@ fn nonsense_is_refused_with_a_reason() {
 
 #[test]
 fn sql_may_begin_with_a_comment() {
-    let arguments = [
-        "gatework",
-        "sql",
-        "-- TPC-H query 1\nselect 1",
-        "--table",
-        "t=my file.csv",
-        "--table=u=a b.csv",
-    ];
-    let protected = super::protect_sql_comments(arguments.map(Into::into));
-    let args = Args::try_parse_from(protected).unwrap();
-    let Command::Sql(sql) = args.command else { panic!("another command") };
-    assert_eq!(sql.statements, ["\n-- TPC-H query 1\nselect 1"]);
-    assert_eq!(sql.tables.len(), 2);
+    let comment = "-- TPC-H query 1\nselect 1";
+    let args = sql(&["sql", comment, "--table", "t=my file.csv", "--table=u=a b.csv"]);
+    assert_eq!(args.inputs, [text("\n-- TPC-H query 1\nselect 1")]);
+    assert_eq!(args.tables.len(), 2);
+    assert_eq!(sql(&["-c", comment]).inputs, [text(&format!("\n{comment}"))]);
+}
+
+#[test]
+fn the_word_sql_may_be_left_out() {
+    let args = sql(&["SELECT 1", "--format", "csv"]);
+    assert_eq!((args.inputs, args.format), (vec![text("SELECT 1")], Format::Csv));
+    assert_eq!(sql(&[]).inputs, []);
+    assert_eq!(sql(&["sql"]).inputs, []);
+}
+
+#[test]
+fn inputs_keep_their_order() {
+    let args = sql(&["-f", "a.sql", "SELECT 1", "-c", "SELECT 2", "-", "-f", "-"]);
+    assert_eq!(
+        args.inputs,
+        [
+            Input::File("a.sql".into()),
+            text("SELECT 1"),
+            text("SELECT 2"),
+            Input::Stdin,
+            Input::Stdin
+        ]
+    );
+}
+
+#[test]
+fn sql_behind_explain_is_no_value_of_it() {
+    let args = sql(&["--explain", "SELECT 1"]);
+    assert_eq!((args.explain, args.inputs), (Some(Explain::Plan), vec![text("SELECT 1")]));
+    let args = sql(&["sql", "--explain", "stages", "SELECT 1"]);
+    assert_eq!((args.explain, args.inputs), (Some(Explain::Stages), vec![text("SELECT 1")]));
+    assert_eq!(sql(&["SELECT 1", "--explain"]).explain, Some(Explain::Plan));
 }

@@ -8,15 +8,18 @@ use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::sync::Arc;
 
+use arrow::json::reader::infer_json_schema_from_iterator;
 use async_trait::async_trait;
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use datafusion::catalog::Session;
-use datafusion::common::Result;
+use datafusion::common::{DataFusionError, Result};
 use datafusion::datasource::file_format::json::JsonFormat;
 use datafusion::datasource::file_format::{DEFAULT_SCHEMA_INFER_MAX_RECORD, FileFormat};
-use datafusion::datasource::physical_plan::FileScanConfig;
+use datafusion::datasource::physical_plan::{FileScanConfig, FileScanConfigBuilder};
 use datafusion::object_store::{ObjectMeta, ObjectStore};
+use datafusion::physical_plan::Partitioning;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
 use super::{Sample, content};
 
@@ -28,12 +31,18 @@ impl Sample for JsonFormat {
         store: &Arc<dyn ObjectStore>,
         objects: &[ObjectMeta],
     ) -> Result<SchemaRef> {
-        let schema = self.infer_schema(state, store, objects).await?;
-        // An array would have to be read completely.
-        if !self.is_newline_delimited() {
-            return Ok(schema);
-        }
         let options = self.options();
+        if !self.is_newline_delimited() {
+            let max = options.schema_infer_max_rec.unwrap_or(DEFAULT_SCHEMA_INFER_MAX_RECORD);
+            let mut elements = Elements::default();
+            for object in objects {
+                let left = max - elements.values.len().min(max);
+                let content = || content(store, object, options.compression.into());
+                elements.read(content().await?, content().await?, left)?;
+            }
+            return elements.schema();
+        }
+        let schema = self.infer_schema(state, store, objects).await?;
         let mut remaining = options.schema_infer_max_rec.unwrap_or(DEFAULT_SCHEMA_INFER_MAX_RECORD);
         let mut keys = Keys::default();
         for object in objects {
@@ -49,7 +58,83 @@ impl Sample for JsonFormat {
         _: &dyn Session,
         scan: FileScanConfig,
     ) -> Result<(Option<Self>, FileScanConfig)> {
-        Ok((None, scan))
+        if self.is_newline_delimited() {
+            return Ok((None, scan));
+        }
+        // A scan with a partitioning of its own is not divided into ranges of bytes; a range of an
+        // array is none.
+        let partitions = Partitioning::UnknownPartitioning(scan.file_groups.len());
+        let scan = FileScanConfigBuilder::from(scan).with_output_partitioning(Some(partitions));
+        Ok((None, scan.build()))
+    }
+}
+
+/// The first elements of arrays.
+#[derive(Default)]
+struct Elements {
+    values: Vec<Value>,
+    keys: Keys,
+}
+
+impl Elements {
+    /// Reads at most `max` elements of an array from two readers of it: as values, which do not
+    /// keep the order of their keys, and for that order.
+    fn read(&mut self, first: impl Read, second: impl Read, max: usize) -> Result<()> {
+        FirstElements { max, into: Wanted::Values(&mut self.values) }.read(first)?;
+        FirstElements { max, into: Wanted::Keys(&mut self.keys) }.read(second)
+    }
+
+    fn schema(self) -> Result<SchemaRef> {
+        let schema = infer_json_schema_from_iterator(self.values.into_iter().map(Ok))?;
+        let fields = self.keys.sort(schema.fields());
+        Ok(Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone())))
+    }
+}
+
+/// A visitor of the first elements of an array.
+struct FirstElements<'a> {
+    max: usize,
+    into: Wanted<'a>,
+}
+
+/// What elements are read into.
+enum Wanted<'a> {
+    Values(&'a mut Vec<Value>),
+    Keys(&'a mut Keys),
+}
+
+impl FirstElements<'_> {
+    fn read(mut self, content: impl Read) -> Result<()> {
+        let mut json = serde_json::Deserializer::from_reader(BufReader::new(content));
+        match json.deserialize_seq(&mut self) {
+            // The parser expects the end of the array behind the last element that is wanted.
+            Err(error) if self.max > 0 => {
+                Err(DataFusionError::Execution(format!("not an array of JSON objects: {error}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for &mut FirstElements<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<(), A::Error> {
+        while self.max > 0 {
+            let element = match &mut self.into {
+                Wanted::Values(values) => array.next_element()?.map(|value| values.push(value)),
+                Wanted::Keys(keys) => array.next_element_seed(&mut **keys)?,
+            };
+            if element.is_none() {
+                return Ok(());
+            }
+            self.max -= 1;
+        }
+        Ok(())
     }
 }
 

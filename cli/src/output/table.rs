@@ -1,4 +1,4 @@
-//! A result as aligned columns.
+//! A result as aligned columns, or as a table of Markdown.
 //!
 //! The first [`SAMPLE`] rows are buffered and set the column widths. Later rows are printed as they
 //! arrive; a longer value among them exceeds its column, so that the result need not wait in
@@ -10,6 +10,15 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
+use unicode_width::UnicodeWidthStr;
+
+/// How a table is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Style {
+    /// With lines around it.
+    Boxed,
+    Markdown,
+}
 
 /// Number of rows that set the widths.
 const SAMPLE: usize = 1000;
@@ -17,6 +26,7 @@ const SAMPLE: usize = 1000;
 /// Writes one result as a table.
 pub(super) struct TableWriter<W> {
     schema: SchemaRef,
+    style: Style,
     out: W,
     sample: Vec<Vec<String>>,
     /// Set once the header is written.
@@ -24,8 +34,8 @@ pub(super) struct TableWriter<W> {
 }
 
 impl<W: Write> TableWriter<W> {
-    pub(super) fn new(schema: SchemaRef, out: W) -> Self {
-        Self { schema, out, sample: Vec::new(), widths: None }
+    pub(super) fn new(schema: SchemaRef, style: Style, out: W) -> Self {
+        Self { schema, style, out, sample: Vec::new(), widths: None }
     }
 
     pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), ArrowError> {
@@ -34,8 +44,8 @@ impl<W: Write> TableWriter<W> {
             batch.columns().iter().map(|column| ArrayFormatter::try_new(column.as_ref(), &options));
         let columns = columns.collect::<Result<Vec<_>, _>>()?;
         for row in 0..batch.num_rows() {
-            let cells: Vec<_> =
-                columns.iter().map(|column| on_one_line(&column.value(row).to_string())).collect();
+            let cells = columns.iter().map(|column| self.cell(&column.value(row).to_string()));
+            let cells: Vec<_> = cells.collect();
             match &self.widths {
                 Some(widths) => Self::write_row(&mut self.out, &self.schema, widths, &cells)?,
                 None => self.sample_row(cells)?,
@@ -48,7 +58,19 @@ impl<W: Write> TableWriter<W> {
         if self.widths.is_none() {
             self.write_sample()?;
         }
-        self.write_rule()
+        match self.style {
+            Style::Boxed => self.write_rule(),
+            Style::Markdown => Ok(()),
+        }
+    }
+
+    /// A value within one cell.
+    fn cell(&self, value: &str) -> String {
+        let cell = on_one_line(value);
+        match self.style {
+            Style::Boxed => cell,
+            Style::Markdown => cell.replace('|', "\\|"),
+        }
     }
 
     fn sample_row(&mut self, cells: Vec<String>) -> Result<(), ArrowError> {
@@ -61,18 +83,20 @@ impl<W: Write> TableWriter<W> {
 
     fn write_sample(&mut self) -> Result<(), ArrowError> {
         let names: Vec<_> =
-            self.schema.fields().iter().map(|field| on_one_line(field.name())).collect();
+            self.schema.fields().iter().map(|field| self.cell(field.name())).collect();
         let sample = std::mem::take(&mut self.sample);
         let width = |column: usize| {
             std::iter::once(&names)
                 .chain(&sample)
-                .map(|cells| cells[column].chars().count())
+                .map(|cells| cells[column].width())
                 .max()
                 .unwrap_or(0)
         };
         let widths: Vec<_> = (0..names.len()).map(width).collect();
         self.widths = Some(widths.clone());
-        self.write_rule()?;
+        if self.style == Style::Boxed {
+            self.write_rule()?;
+        }
         Self::write_row(&mut self.out, &self.schema, &widths, &names)?;
         self.write_rule()?;
         for cells in &sample {
@@ -82,8 +106,18 @@ impl<W: Write> TableWriter<W> {
     }
 
     fn write_rule(&mut self) -> Result<(), ArrowError> {
-        let dashes = self.widths.iter().flatten().map(|width| "-".repeat(width + 2));
-        writeln!(self.out, "+{}+", dashes.collect::<Vec<_>>().join("+"))?;
+        let widths = self.widths.iter().flatten();
+        let rules = widths.zip(self.schema.fields()).map(|(width, field)| {
+            match self.style == Style::Markdown && is_number(field.data_type()) {
+                true => format!("{}:", "-".repeat(width + 1)),
+                false => "-".repeat(width + 2),
+            }
+        });
+        let (side, between) = match self.style {
+            Style::Boxed => ('+', "+"),
+            Style::Markdown => ('|', "|"),
+        };
+        writeln!(self.out, "{side}{}{side}", rules.collect::<Vec<_>>().join(between))?;
         Ok(())
     }
 
@@ -94,9 +128,10 @@ impl<W: Write> TableWriter<W> {
         cells: &[String],
     ) -> Result<(), ArrowError> {
         for ((cell, &width), field) in cells.iter().zip(widths).zip(schema.fields()) {
+            let padding = " ".repeat(width.saturating_sub(cell.width()));
             match is_number(field.data_type()) {
-                true => write!(out, "| {cell:>width$} ")?,
-                false => write!(out, "| {cell:<width$} ")?,
+                true => write!(out, "| {padding}{cell} ")?,
+                false => write!(out, "| {cell}{padding} ")?,
             }
         }
         writeln!(out, "|")?;

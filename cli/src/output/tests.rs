@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use arrow::ipc::reader::StreamReader;
 
-use super::{LineWriter, Output};
+use super::{Destination, LineWriter, Output};
 use crate::args::Format;
 use crate::error::Error;
 
@@ -25,7 +25,11 @@ impl Write for Memory {
     }
 }
 
+impl Destination for Memory {}
+
 struct Closed;
+
+impl Destination for Closed {}
 
 impl Write for Closed {
     fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -47,7 +51,7 @@ fn batch(rows: &[(Option<i64>, &str)]) -> RecordBatch {
 fn bytes(format: Format, batches: &[RecordBatch]) -> Vec<u8> {
     let memory = Memory::default();
     let mut output =
-        Output::new(format, batch(&[]).schema(), LineWriter::new(memory.clone())).unwrap();
+        Output::new(format, batch(&[]).schema(), LineWriter::to(memory.clone())).unwrap();
     batches.iter().for_each(|batch| output.write(batch).unwrap());
     output.finish().unwrap();
     memory.0.take()
@@ -109,7 +113,7 @@ fn a_reader_that_has_gone_is_no_failure() {
     for format in [Format::Table, Format::Csv, Format::Json, Format::Arrow] {
         let rows = batch(&[(Some(1), "a")]);
         let attempt = || -> Result<(), Error> {
-            let mut output = Output::new(format, rows.schema(), LineWriter::new(Closed))?;
+            let mut output = Output::new(format, rows.schema(), LineWriter::to(Closed))?;
             output.write(&rows)?;
             output.finish()
         };

@@ -22,7 +22,7 @@ const PARQUET_MAGIC: &[u8; 4] = b"PAR1";
 pub(super) struct Format {
     pub(super) kind: Kind,
     pub(super) compression: Option<&'static str>,
-    pub(super) delimiter: Option<&'static str>,
+    pub(super) delimiter: Option<u8>,
 }
 
 /// A family of file formats.
@@ -60,7 +60,7 @@ impl Format {
         let (kind, delimiter) = match name.rsplit_once('.')?.1 {
             "parquet" | "parq" => (Kind::Parquet, None),
             "csv" => (Kind::Csv, None),
-            "tsv" => (Kind::Csv, Some("\t")),
+            "tsv" => (Kind::Csv, Some(b'\t')),
             "json" | "ndjson" | "jsonl" => (Kind::Json, None),
             "arrow" | "ipc" | "feather" => (Kind::Arrow, None),
             _ => return None,
@@ -89,11 +89,12 @@ pub(super) struct Source {
 impl Source {
     /// Finds the files and checks that they can be opened and have the promised format.
     pub(super) fn find(path: &str) -> Result<Self, Error> {
-        if path.contains("://") {
-            return Err(Error::failed(format!(
-                "'{path}' is a URL; tables must be files or folders of this machine"
-            )));
-        }
+        let local = match Url::parse(path) {
+            Ok(url) if url.scheme() == "file" => url.to_file_path().ok(),
+            _ => None,
+        };
+        let local = local.map(|path| path.to_string_lossy().into_owned());
+        let path = local.as_deref().unwrap_or(path);
         let literal = Path::new(path);
         let mut files = Vec::new();
         let mut partitioned = false;
@@ -212,7 +213,7 @@ fn is_left_out(pattern: &Path, path: &Path) -> bool {
     })
 }
 
-fn common_format(path: &str, files: &[PathBuf]) -> Result<Format, Error> {
+pub(super) fn common_format(path: &str, files: &[PathBuf]) -> Result<Format, Error> {
     let mut first: Option<(&PathBuf, Format)> = None;
     for file in files {
         let format = Format::of(file).ok_or_else(|| {
@@ -239,7 +240,7 @@ fn common_format(path: &str, files: &[PathBuf]) -> Result<Format, Error> {
 }
 
 /// The common extension of the files, by which DataFusion finds them in a folder.
-fn common_extension(files: &[PathBuf]) -> Option<String> {
+pub(super) fn common_extension(files: &[PathBuf]) -> Option<String> {
     let extension =
         |file: &PathBuf| file.extension().unwrap_or_default().to_string_lossy().into_owned();
     let mut extensions: Vec<_> = files.iter().map(extension).collect();

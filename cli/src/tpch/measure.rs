@@ -131,7 +131,7 @@ async fn run_query(
     session: &SessionContext,
     engine: &Engine,
 ) -> Result<Results, Error> {
-    let limit = engine.limit();
+    let limit = Engine::limit(session);
     let mut results = Results::default();
     let parsed = statements::parse(&query.sql).map_err(|error| Error::query(&error, session))?;
     for statement in parsed {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{
     BinaryArray, DictionaryArray, Int32Array, LargeStringArray, ListArray, RunArray, StringArray,
-    StringViewArray, StructArray,
+    StringViewArray, StructArray, UInt32Array,
 };
 use arrow::datatypes::{Field, Int32Type};
 
@@ -58,9 +58,29 @@ fn long_views_are_seen_wherever_they_are() {
     assert_eq!(value_bytes(&views), 2 * MIN_EXACT_BYTES + 999);
     // A small buffer to which all rows refer.
     let short: ArrayRef = Arc::new(StringViewArray::from_iter_values(texts(&[4000])));
-    let rows = arrow::array::UInt32Array::from(vec![0; 1000]);
+    let rows = UInt32Array::from(vec![0; 1000]);
     let repeated = arrow::compute::take(&short, &rows, None).unwrap();
     assert_eq!(value_bytes(&repeated), 4_000_000);
+}
+
+#[test]
+fn large_entries_are_seen_wherever_their_codes_are() {
+    let mut lengths = vec![1; 3000];
+    lengths[17] = 2 * MIN_EXACT_BYTES;
+    // More entries than codes, and fewer.
+    for count in [3000, 100] {
+        let entries: ArrayRef =
+            Arc::new(StringViewArray::from_iter_values(texts(&lengths[..count])));
+        // The large entry once, between the rows of a sample.
+        let codes = (0..1000_u32).map(|row| if row == 17 { 17 } else { row % 10 });
+        let dictionary = DictionaryArray::new(UInt32Array::from_iter_values(codes), entries);
+        assert_eq!(value_bytes(&dictionary), 2 * MIN_EXACT_BYTES + 999, "{count} entries");
+        assert_eq!(value_bytes(&dictionary.slice(10, 10)), 2 * MIN_EXACT_BYTES + 9);
+    }
+    // The bound of short entries is that of the longest one.
+    let entries: ArrayRef = Arc::new(StringArray::from(texts(&[2, 5])));
+    let dictionary = DictionaryArray::new(UInt32Array::from(vec![0, 0, 1]), entries);
+    assert_eq!(value_bytes(&dictionary), 3 * 5);
 }
 
 #[test]

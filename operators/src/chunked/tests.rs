@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use arrow::array::{Array, DictionaryArray, Int8Array, ListArray, StringArray};
 use arrow::compute::concat;
-use arrow::datatypes::Int32Type;
+use arrow::datatypes::{Field, Int32Type, Schema};
 
 use super::*;
+use crate::dictionary::assemble;
 
 fn whole(chunks: &[ArrayRef]) -> ArrayRef {
     let chunks: Vec<&dyn Array> = chunks.iter().map(AsRef::as_ref).collect();
@@ -81,6 +82,49 @@ fn pairs_are_cut_by_what_both_sides_have() {
         assert!(within == 1 || bytes(within) <= bound, "{within} rows for {bound}");
         assert!(bytes(within + 1) > bound, "{within} rows for {bound}");
     }
+}
+
+#[test]
+fn codes_count_as_their_entries() {
+    let entries: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(50), "y".repeat(3)]));
+    let codes = UInt32Array::from_iter_values((0..100).map(|row| row % 2));
+    let column: ArrayRef = Arc::new(DictionaryArray::new(codes, entries));
+    let schema = Arc::new(Schema::new(vec![Field::new("s", DataType::Utf8, true)]));
+    let encoded = assemble(&schema, vec![column.clone()], 100).unwrap();
+    assert_eq!(longest_row(&encoded, &[0]), 50);
+    let rows: Vec<u32> = (0..100).collect();
+    let sides: [Side<'_>; 2] = [(&encoded, &[0], &rows), (&encoded, &[], &rows)];
+    let bytes = |rows: usize| 53 * (rows / 2) + 50 * (rows % 2);
+    assert_eq!(pairs_within(1 << 20, 50, sides), 100);
+    for bound in [1, 51, 200, 999] {
+        let within = pairs_within(bound, 50, sides);
+        assert!(within == 1 || bytes(within) <= bound, "{within} rows for {bound}");
+        assert!(bytes(within + 1) > bound, "{within} rows for {bound}");
+    }
+    // Rows of a table's own dictionary stay codes.
+    let own = RecordBatch::try_from_iter([("s", column)]).unwrap();
+    assert_eq!(longest_row(&own, &[0]), 0);
+}
+
+#[test]
+fn the_longest_entry_is_found_once() {
+    let texts = (0..1000).map(|row| "x".repeat(row % 10));
+    let entries: ArrayRef = Arc::new(StringArray::from_iter_values(texts));
+    let schema = Arc::new(Schema::new(vec![Field::new("s", DataType::Utf8, true)]));
+    let batch = |codes: Vec<u32>, entries: &ArrayRef| {
+        let rows = codes.len();
+        let codes = DictionaryArray::new(UInt32Array::from(codes), entries.clone());
+        let column: ArrayRef = Arc::new(codes);
+        assemble(&schema, vec![column], rows).unwrap()
+    };
+    let mut longest = LongestEntries::default();
+    // Up to as many rows as entries, only the entries of the rows are read.
+    assert_eq!(longest.longest_row(&batch(vec![3; 600], &entries), &[0]), 3);
+    assert_eq!(longest.longest_row(&batch(vec![5; 600], &entries), &[0]), 9);
+    assert_eq!(longest.longest_row(&batch(vec![3], &entries), &[0]), 9);
+    assert_eq!(longest.longest_row(&batch(vec![3], &entries.slice(0, 5)), &[0]), 3);
+    let plain = RecordBatch::try_new(schema.clone(), vec![entries.slice(0, 5)]).unwrap();
+    assert_eq!(longest.longest_row(&plain, &[0]), longest_row(&plain, &[0]));
 }
 
 impl Lengths<'_> {

@@ -14,7 +14,7 @@ use datafusion_physical_expr::{
     expressions::{BinaryExpr, Column, Literal},
 };
 
-use super::{EntryPredicate, assemble, decode_columns, plain_schema};
+use super::{EntryPredicate, TakenColumns, assemble, assemble_taken, decode_columns, plain_schema};
 use crate::filter::evaluate_predicate;
 
 fn encoded(codes: Vec<u32>, entries: &ArrayRef) -> ArrayRef {
@@ -36,6 +36,30 @@ fn batches_are_decoded_to_their_schema() {
     assert_eq!(plain_schema(&batch).as_ref(), Some(&schema));
     assert_eq!(plain_schema(&expected), None);
     assert_eq!(decode_columns(batch, &schema).unwrap(), expected);
+}
+
+#[test]
+fn dictionaries_that_are_not_taken_are_errors() {
+    let field = |name| Field::new(name, DataType::Utf8, true);
+    let schema = Arc::new(Schema::new(vec![field("a"), field("b")]));
+    let entries: ArrayRef = Arc::new(StringArray::from(vec!["x", "y"]));
+    let columns = || vec![encoded(vec![1, 0], &entries), encoded(vec![0, 0], &entries)];
+    assert!(assemble_taken(&schema, columns(), 2, |_| true).is_ok());
+    assert!(assemble_taken(&schema, columns(), 2, |index| index == 0).is_err());
+    let columns = || vec![encoded(vec![1, 0], &entries), entries.clone()];
+    let batch = assemble_taken(&schema, columns(), 2, |index| index == 0).unwrap();
+    assert_eq!(plain_schema(&batch).as_ref(), Some(&schema));
+}
+
+#[test]
+fn consumers_must_take_the_same_columns() {
+    let taken = TakenColumns::default();
+    assert!(!taken.contains(1));
+    taken.record(&[1, 3]);
+    taken.record(&[1, 3]);
+    assert!(taken.contains(1) && !taken.contains(2) && taken.check().is_ok());
+    taken.record(&[2]);
+    assert!(taken.check().unwrap_err().to_string().contains("different columns as dictionaries"));
 }
 
 #[test]

@@ -9,6 +9,11 @@
 //!
 //! Where most entries belong to one row only, or the plain columns have many values, this costs
 //! more than it saves. The rows are then looked up by the values themselves.
+//!
+//! The first batch decides the parts. A later one may have other columns as dictionaries, such as
+//! those of a row group in which another column is plain. Its rows find their groups, but not by
+//! codes. After many such rows the keys are [outdated](DictionaryKeys::is_outdated), and the groups
+//! move to parts that fit.
 
 use std::{iter::zip, ops::Range, sync::Arc};
 
@@ -50,14 +55,16 @@ pub(super) struct DictionaryKeys {
     lookups: usize,
     window: Window,
     is_effective: bool,
+    /// For each key column whether the first batch had codes.
+    coded: Vec<bool>,
+    /// Rows that did not fit the parts, minus those that fitted after them.
+    misfit_rows: usize,
 }
 
 /// Rows since the last decision by their groups.
 #[derive(Default)]
 struct Window {
     rows: usize,
-    /// Those without any code.
-    plain_rows: usize,
     /// Number of groups before, and whether most rows of the window before had a new one.
     groups: usize,
     was_mostly_new: bool,
@@ -70,6 +77,12 @@ impl DictionaryKeys {
         let codes =
             zip(keys, encoder.types()).filter_map(|(key, kind)| dictionary::codes(key, kind));
         codes.map(|(_, entries)| entries.len()).max()
+    }
+
+    /// Returns for each of `keys`, which are keys of `encoder`, whether it is a dictionary.
+    pub(super) fn coded_columns(encoder: &KeyEncoder, keys: &[ArrayRef]) -> Vec<bool> {
+        let columns = zip(keys, encoder.types());
+        columns.map(|(key, kind)| dictionary::codes(key, kind).is_some()).collect()
     }
 
     /// Returns groups for keys of `encoder`, of which `keys` are some; `None` if no column is a
@@ -112,6 +125,8 @@ impl DictionaryKeys {
             lookups: 0,
             window: Window::default(),
             is_effective: true,
+            coded: codes.iter().map(Option::is_some).collect(),
+            misfit_rows: 0,
         }))
     }
 
@@ -126,6 +141,18 @@ impl DictionaryKeys {
     /// Returns whether the codes save lookups.
     pub(super) fn is_effective(&self) -> bool {
         self.is_effective
+    }
+
+    /// Returns for each key column whether the first batch had codes.
+    pub(super) fn coded(&self) -> &[bool] {
+        &self.coded
+    }
+
+    /// Returns whether most rows do not fit the parts: other columns are dictionaries, or columns
+    /// with the same codes no longer have the same. There were then as many such rows as groups, so
+    /// that moving the groups costs no more than the rows did.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.misfit_rows >= MIN_ROWS.max(self.len())
     }
 
     /// Returns the memory in bytes, including about that of the table that the groups become.
@@ -165,13 +192,19 @@ impl DictionaryKeys {
 
     /// Replaces `groups` by the group of each row of `keys`.
     pub(super) fn assign(&mut self, keys: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
+        let (lookups, known_groups) = (self.lookups, self.len());
         self.find(keys, groups)?;
         let rows = keys.first().map_or(0, |key| key.len());
-        if !self.parts.iter().any(|part| part.is_encoded) {
-            self.window.plain_rows += rows;
+        if self.parts.iter().all(|part| part.fits) {
+            self.rows += rows;
+            self.window.rows += rows;
+            self.misfit_rows = self.misfit_rows.saturating_sub(rows);
+        } else {
+            // These rows do not tell whether the codes help the rows that fit.
+            self.lookups = lookups;
+            self.window.groups += self.len() - known_groups;
+            self.misfit_rows += rows;
         }
-        self.rows += rows;
-        self.window.rows += rows;
         self.check();
         Ok(())
     }
@@ -179,13 +212,17 @@ impl DictionaryKeys {
     /// Decides whether the codes help.
     fn check(&mut self) {
         let is_large = |part: &KeyPart| part.is_plain && part.values.len() > MAX_PLAIN_VALUES;
-        self.is_effective = !self.parts.iter().any(is_large);
+        let is_large = self.parts.iter().any(is_large);
+        self.is_effective = !is_large || self.misfit_rows > 0;
+        if is_large && self.misfit_rows > 0 {
+            // Rows of other parts made it so.
+            self.misfit_rows = self.misfit_rows.max(MIN_ROWS).max(self.len());
+        }
         if self.window.rows >= MIN_ROWS {
             let new = self.len() - self.window.groups;
             let mostly_new = self.combinations.is_some() && 8 * new > 7 * self.window.rows;
             let was_mostly_new = self.window.was_mostly_new;
             self.is_effective &= !(mostly_new && was_mostly_new);
-            self.is_effective &= 2 * self.window.plain_rows <= self.window.rows;
             let groups = self.len();
             self.window = Window { groups, was_mostly_new: mostly_new, ..Window::default() };
         }
@@ -225,8 +262,8 @@ struct KeyPart {
     /// Positions of the columns in the key.
     columns: Vec<usize>,
     is_plain: bool,
-    /// Whether the current rows had codes.
-    is_encoded: bool,
+    /// Whether the current rows had the codes of this part, or none if it is plain.
+    fits: bool,
     encoder: KeyEncoder,
     values: GroupValues,
     /// Number of each entry of the current dictionary.
@@ -250,16 +287,7 @@ impl KeyPart {
         let encoder = KeyEncoder::new(&nullable, KeyNulls::Equal)?;
         let values = GroupValues::new(&encoder);
         let (dictionary, numbers, hashes) = (None, Vec::new(), Vec::new());
-        Ok(Self {
-            columns,
-            is_plain,
-            is_encoded: false,
-            encoder,
-            values,
-            dictionary,
-            numbers,
-            hashes,
-        })
+        Ok(Self { columns, is_plain, fits: true, encoder, values, dictionary, numbers, hashes })
     }
 
     fn known_bytes(&self) -> usize {
@@ -274,11 +302,13 @@ impl KeyPart {
     /// Numbers the rows of `keys`, and returns the number of lookups. `groups` is scratch memory.
     fn number(&mut self, keys: &[ArrayRef], groups: &mut Vec<usize>) -> Result<usize> {
         let columns = self.columns.iter().map(|column| &keys[*column]);
-        let encoded: Option<Vec<_>> = zip(columns.clone(), self.encoder.types())
+        let codes: Vec<_> = zip(columns.clone(), self.encoder.types())
             .map(|(key, kind)| dictionary::codes(key, kind))
             .collect();
+        let is_plain = codes.iter().all(Option::is_none);
+        let encoded: Option<Vec<_>> = codes.into_iter().collect();
         let encoded = encoded.filter(|encoded| encoded.iter().all(|it| it.0 == encoded[0].0));
-        self.is_encoded = encoded.is_some();
+        self.fits = if self.is_plain { is_plain } else { encoded.is_some() };
         let Some(encoded) = encoded else {
             let plain =
                 zip(columns, self.encoder.types()).map(|(key, kind)| dictionary::decode(key, kind));

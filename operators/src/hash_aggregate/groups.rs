@@ -50,6 +50,10 @@ const MAX_EAGER_ENTRIES: usize = if cfg!(test) { 30 } else { 1 << 14 };
 /// Entries of a dictionary that is not used: their numbers take 8 MiB a task.
 const MAX_ENTRIES: usize = 1 << 21;
 
+/// Maximum number of sets of key columns whose codes are tried in vain. After these, all codes are
+/// given up.
+const MAX_INEFFECTIVE_CODES: usize = 4;
+
 /// Maximum number of groups for which a table reserves capacity in advance. Such a table stays
 /// within a core's own cache.
 const MAX_PRESIZED_GROUPS: usize = 1 << 16;
@@ -64,9 +68,11 @@ pub(super) struct AggregateHashTable {
     /// Groups of keys that arrive as dictionaries, which are not in the table yet. There are then
     /// no other groups.
     dictionary: Option<DictionaryKeys>,
-    /// Whether keys may be grouped by their dictionaries.
-    takes_dictionaries: bool,
-    /// Rows in the table.
+    /// Sets of key columns, by flags, whose codes did not help.
+    ineffective_codes: Vec<Vec<bool>>,
+    /// Rows with codes before the groups may move from the table to dictionaries.
+    rows_before_codes: usize,
+    /// Rows of the groups, except rows that bypassed the table.
     table_rows: usize,
     /// Rows of grouping sets that are not in the table yet; `None` if that does not help.
     finest: Option<FinestGroups>,
@@ -162,7 +168,8 @@ impl AggregateHashTable {
             table,
             accumulators,
             dictionary: None,
-            takes_dictionaries: true,
+            ineffective_codes: Vec::new(),
+            rows_before_codes: 0,
             table_rows: 0,
             finest: None,
             bypass: None,
@@ -304,37 +311,59 @@ impl AggregateHashTable {
     /// Fills `self.groups` with the group of each row of `keys`, if these are dictionaries and that
     /// helps. Returns whether it did.
     fn assign_dictionaries(&mut self, keys: &[ArrayRef]) -> Result<bool> {
-        if !self.takes_dictionaries || self.plan.dictionary_columns.is_empty() {
+        if self.plan.dictionary_columns.is_empty() {
             return Ok(false);
         }
-        if self.dictionary.as_ref().is_some_and(|dictionary| !dictionary.is_effective()) {
-            self.takes_dictionaries = false;
-            self.settle()?;
-            return Ok(false);
+        if let Some(dictionary) = &self.dictionary {
+            if !dictionary.is_effective() {
+                self.ineffective_codes.push(dictionary.coded().to_vec());
+                // The groups move again only after as many rows.
+                self.rows_before_codes = dictionary.len();
+                self.settle()?;
+            } else if dictionary.is_outdated() {
+                self.settle()?;
+            }
         }
         if self.dictionary.is_none() {
-            let encoder = &self.plan.encoder;
-            let Some(entries) = DictionaryKeys::num_entries(encoder, keys) else {
-                return Ok(false);
-            };
-            let groups = self.table.len();
-            let waits = entries > MAX_EAGER_ENTRIES
-                && (2 * self.table_rows < entries || 2 * groups > self.table_rows);
-            if waits || entries > MAX_ENTRIES || groups > FULL_TABLE_GROUPS {
-                return Ok(false);
-            }
-            self.dictionary = DictionaryKeys::new(encoder, keys).query_err()?;
-            if let (Some(dictionary), true) = (&mut self.dictionary, groups > 0) {
-                let known = encoder.decode_plain_range(self.table.keys(), 0..groups);
-                let known = known.query_err()?;
-                let adopted = dictionary.adopt(&known, &mut self.groups);
-                adopted.query_err()?;
-                self.table.clear();
-            }
+            self.start_dictionary(keys)?;
         }
         let Some(dictionary) = &mut self.dictionary else { return Ok(false) };
         dictionary.assign(keys, &mut self.groups).query_err()?;
+        self.table_rows += keys.first().map_or(0, |key| key.len());
         Ok(true)
+    }
+
+    /// Moves the groups of the table, under the same numbers, to those of `keys`' dictionaries, if
+    /// there are any that may help.
+    fn start_dictionary(&mut self, keys: &[ArrayRef]) -> Result<()> {
+        if self.ineffective_codes.len() >= MAX_INEFFECTIVE_CODES {
+            return Ok(());
+        }
+        let encoder = &self.plan.encoder;
+        let Some(entries) = DictionaryKeys::num_entries(encoder, keys) else { return Ok(()) };
+        if self.ineffective_codes.contains(&DictionaryKeys::coded_columns(encoder, keys)) {
+            return Ok(());
+        }
+        if self.rows_before_codes > 0 {
+            let rows = keys.first().map_or(0, |key| key.len());
+            self.rows_before_codes = self.rows_before_codes.saturating_sub(rows);
+            return Ok(());
+        }
+        let groups = self.table.len();
+        let waits = entries > MAX_EAGER_ENTRIES
+            && (2 * self.table_rows < entries || 2 * groups > self.table_rows);
+        if waits || entries > MAX_ENTRIES || groups > FULL_TABLE_GROUPS {
+            return Ok(());
+        }
+        self.dictionary = DictionaryKeys::new(encoder, keys).query_err()?;
+        if let (Some(dictionary), true) = (&mut self.dictionary, groups > 0) {
+            let known = encoder.decode_plain_range(self.table.keys(), 0..groups);
+            let known = known.query_err()?;
+            let adopted = dictionary.adopt(&known, &mut self.groups);
+            adopted.query_err()?;
+            self.table.clear();
+        }
+        Ok(())
     }
 
     /// Moves groups of keys that arrived as dictionaries into the table, under the same numbers.
@@ -530,6 +559,7 @@ impl AggregateHashTable {
             *accumulator = self::accumulator(&call.function).query_err()?;
         }
         self.table_rows = 0;
+        self.rows_before_codes = 0;
         Ok(std::mem::replace(&mut self.table, GroupValues::new(&self.plan.encoder)))
     }
 
@@ -599,3 +629,6 @@ impl AggregateHashTable {
         Ok(Some(GroupEmitter::new(plan, keys, values, memory)))
     }
 }
+
+#[cfg(test)]
+mod tests;

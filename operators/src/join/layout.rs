@@ -12,7 +12,7 @@
 //! | left mark, right mark | | left: all, with the mark | right: all, with the mark |
 
 use std::sync::{
-    Arc, OnceLock,
+    Arc,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -24,7 +24,11 @@ use arrow::{
 use datafusion_common::{JoinSide, JoinType};
 use gatework_runtime::{Result, pipeline::Batch};
 
-use crate::{ResultExt, chunked::Gather, dictionary::assemble};
+use crate::{
+    ResultExt,
+    chunked::Gather,
+    dictionary::{TakenColumns, assemble_taken},
+};
 
 /// Source of an output column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +48,7 @@ pub(crate) struct JoinLayout {
     columns: Vec<OutputColumn>,
     schema: SchemaRef,
     /// Output columns that the consumer takes as dictionaries.
-    dictionaries: OnceLock<Vec<usize>>,
+    dictionaries: TakenColumns,
 }
 
 /// One side's rows of an output batch.
@@ -82,7 +86,7 @@ impl JoinLayout {
             Some(projection) => projection.iter().map(|&column| all[column]).collect(),
             None => all,
         };
-        Self { join_type, columns, schema, dictionaries: OnceLock::new() }
+        Self { join_type, columns, schema, dictionaries: TakenColumns::default() }
     }
 
     /// Replaces the indices of build columns, for a table that keeps only some of them.
@@ -110,7 +114,7 @@ impl JoinLayout {
     /// Tells the join that its consumer takes the columns `output` as dictionaries. Returns the
     /// probe columns that are found in none but these.
     pub(crate) fn take_dictionaries(&self, output: &[usize]) -> Vec<usize> {
-        let _first = self.dictionaries.set(output.to_vec());
+        self.dictionaries.record(output);
         let probe = |index: usize| match self.columns.get(index) {
             Some(OutputColumn::Probe(column)) => Some(*column),
             _ => None,
@@ -122,6 +126,19 @@ impl JoinLayout {
         taken.sort_unstable();
         taken.dedup();
         taken
+    }
+
+    /// Returns whether column `column` of the probe side is part of the output.
+    pub(crate) fn has_probe_column(&self, column: usize) -> bool {
+        self.columns.contains(&OutputColumn::Probe(column))
+    }
+
+    /// Checks that all consumers take the same columns as dictionaries.
+    ///
+    /// # Errors
+    /// If two consumers take different columns.
+    pub(crate) fn check_dictionaries(&self) -> Result<()> {
+        self.dictionaries.check()
     }
 
     /// Returns the schema of the output.
@@ -161,7 +178,7 @@ impl JoinLayout {
         mark: Option<&BooleanArray>,
         rows: usize,
     ) -> Result<RecordBatch> {
-        let dictionaries = self.dictionaries.get().map_or(&[][..], Vec::as_slice);
+        let is_taken = |index: usize| self.dictionaries.contains(index);
         let column = |(index, column): (usize, &OutputColumn)| {
             let nulls = || new_null_array(self.schema.field(index).data_type(), rows);
             let (side, column) = match column {
@@ -172,7 +189,7 @@ impl JoinLayout {
                 }
             };
             match side {
-                RowSource::Take(data, indices) if dictionaries.contains(&index) => {
+                RowSource::Take(data, indices) if is_taken(index) => {
                     data.gather_codes(column, indices)
                 }
                 RowSource::Take(data, indices) => data.gather(column, indices),
@@ -181,7 +198,7 @@ impl JoinLayout {
             }
         };
         let columns: Result<Vec<ArrayRef>> = self.columns.iter().enumerate().map(column).collect();
-        assemble(&self.schema, columns?, rows).query_err()
+        assemble_taken(&self.schema, columns?, rows, is_taken).query_err()
     }
 
     /// Returns those rows of one side that are output by their `matched` bits, if there are any.

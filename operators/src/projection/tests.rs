@@ -3,18 +3,21 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::RecordBatch,
-    datatypes::{DataType, Field, Schema},
+    array::{ArrayRef, DictionaryArray, RecordBatch},
+    datatypes::{DataType, Field, Schema, UInt32Type},
 };
 use datafusion_expr::Operator as BinaryOperator;
 use datafusion_physical_expr::{
     PhysicalExpr,
     expressions::{BinaryExpr, Column, lit},
 };
+use gatework_runtime::pipeline::{Operator, OperatorResult};
 
 use super::Projection;
 use crate::{
+    dictionary::assemble,
     filter::Filter,
+    harness::contexts,
     test_support::{ints, result_of, rows, run, scan, table},
 };
 
@@ -59,4 +62,19 @@ fn expressions_are_computed_for_selected_rows_only() {
 fn rows_without_columns_are_still_rows() {
     let batches = projected(vec![]);
     assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 3);
+}
+
+#[test]
+fn dictionaries_without_their_mark_are_errors() {
+    let schema = Arc::new(Schema::new(vec![Field::new("out", DataType::Utf8, true)]));
+    let codes: DictionaryArray<UInt32Type> = vec!["x", "y", "x"].into_iter().collect();
+    let codes: ArrayRef = Arc::new(codes);
+    let marked = assemble(&schema, vec![codes.clone()], 3).unwrap();
+    let unmarked = table([("out", codes)]);
+    let (context, task) = contexts().unwrap();
+    let mut projection = Projection::new(vec![column(0)], schema).local(context).unwrap();
+    assert!(projection.execute(Some(unmarked.into()), &task).is_err());
+    let passed = projection.execute(Some(marked.clone().into()), &task).unwrap();
+    let OperatorResult::Batch(passed) = passed else { panic!("{passed:?}") };
+    assert_eq!(passed.data(), &marked);
 }

@@ -129,7 +129,7 @@ struct FilterLink {
 
 /// The state of lowering one region.
 struct Lowering {
-    settings: Arc<Settings>,
+    settings: Settings,
     engine: Engine,
     /// Maximum number of tasks of a pipeline.
     max_tasks: usize,
@@ -153,7 +153,7 @@ struct Lowering {
 
 impl Lowering {
     fn new(engine: &Engine, context: FallbackContext) -> Self {
-        let settings = Settings::of(context.task_context());
+        let settings = Settings::of(context.task_context().session_config());
         let threads = engine.executor.threads();
         Self {
             max_tasks: settings.max_tasks_per_pipeline.map_or(threads, NonZeroUsize::get),

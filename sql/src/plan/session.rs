@@ -15,6 +15,7 @@ use crate::{
         float_bounds::FloatBounds,
         join_selection::BuildSideSelection,
         planner::{GateworkPlanner, GateworkRule},
+        settings::Settings,
         table_factory::GateworkTableFactory,
     },
     run::engine::Engine,
@@ -29,7 +30,8 @@ pub trait SessionStateBuilderExt: Sized {
     /// Runs this session's queries on `executor`.
     ///
     /// Must be called last: it wraps the query planner that is set, and its rule must come after
-    /// all other physical rules.
+    /// all other physical rules. Adds the default [`Settings`] to the configuration if there are
+    /// none, so that SQL can change them.
     ///
     /// ```
     /// use datafusion::{execution::session_state::SessionStateBuilder, prelude::*};
@@ -50,6 +52,7 @@ pub trait SessionStateBuilderExt: Sized {
 impl SessionStateBuilderExt for SessionStateBuilder {
     fn with_gatework(mut self, executor: &Executor) -> Self {
         let engine = Engine::new(executor.clone());
+        Settings::add_defaults(self.config().get_or_insert_default());
         let planner = GateworkPlanner::new(executor, self.query_planner().take());
         add_planning_rules(&mut self, BuildSideSelection::single_process());
         let rules = &mut self.physical_optimizers().get_or_insert_default().rules;

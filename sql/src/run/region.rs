@@ -169,7 +169,7 @@ impl Region {
 
     fn start(&self, exec: &GateworkExec, context: &Arc<TaskContext>) -> Result<Vec<PendingStream>> {
         let inherited = context.session_config().get_extension::<CurrentQuery>();
-        let settings = Settings::of(context);
+        let settings = Settings::of(context.session_config());
         let query = match &inherited {
             Some(current) => current.query.clone(),
             None => {
@@ -231,7 +231,7 @@ fn new_query(
     bypass_admission: bool,
     name: Option<String>,
 ) -> Result<Arc<QueryContext>> {
-    let settings = Settings::of(context);
+    let settings = Settings::of(context.session_config());
     let disk = &context.runtime_env().disk_manager;
     let resource_group = settings.resource_group.as_ref().map(|name| engine.executor.group(name));
     let options = QueryOptions {

@@ -37,7 +37,6 @@ use datafusion::{
     error::Result,
     execution::{TaskContext, object_store::ObjectStoreUrl},
     object_store::{ObjectStore, ObjectStoreExt, path::Path},
-    physical_plan::metrics::BaselineMetrics,
 };
 use datafusion_datasource::morsel::Morselizer;
 use gatework_runtime::{
@@ -155,13 +154,11 @@ impl Source for FileScan {
 
     fn local(&self, context: OperatorContext) -> RuntimeResult<Box<dyn LocalSource>> {
         let shared = self.shared.clone();
-        let metrics = shared.config.file_source.metrics();
-        let baseline = BaselineMetrics::new(metrics, context.task_index());
         let filters = LocalFilters::new(&shared.filters, context.metrics().clone());
         let conjuncts = shared
             .row_group_plan
             .clone()
             .map(|plan| LocalConjuncts::new(plan, context.metrics().clone()));
-        Ok(Box::new(LocalFileScan::new(shared, context.task_index(), baseline, filters, conjuncts)))
+        Ok(Box::new(LocalFileScan::new(shared, context.task_index(), filters, conjuncts)))
     }
 }

@@ -9,10 +9,7 @@ use std::{
 };
 
 use arrow::array::RecordBatch;
-use datafusion::{
-    datasource::listing::PartitionedFile, error::Result as DataFusionResult,
-    physical_plan::metrics::BaselineMetrics,
-};
+use datafusion::{datasource::listing::PartitionedFile, error::Result as DataFusionResult};
 use datafusion_datasource::morsel::{Morsel, MorselPlanner};
 use futures::{
     FutureExt, StreamExt,
@@ -42,7 +39,6 @@ pub(super) struct LocalFileScan {
     task_index: usize,
     /// Name of the current file, for errors.
     file: Arc<str>,
-    baseline: BaselineMetrics,
     filters: LocalFilters,
     gate: PollGate,
     /// Read of a file's footer, which yields the file's row groups.
@@ -107,7 +103,6 @@ impl LocalFileScan {
     pub(super) fn new(
         shared: Arc<FileScanPlan>,
         task_index: usize,
-        baseline: BaselineMetrics,
         filters: LocalFilters,
         conjuncts: Option<LocalConjuncts>,
     ) -> Self {
@@ -115,7 +110,6 @@ impl LocalFileScan {
             shared,
             task_index,
             file: "".into(),
-            baseline,
             filters,
             gate: PollGate::new("file read"),
             planning_file: None,
@@ -309,7 +303,6 @@ impl LocalFileScan {
         } else {
             batch
         };
-        self.baseline.record_output(batch.num_rows());
         if filtered {
             return Ok((batch.num_rows() > 0).then(|| Batch::new(batch)));
         }

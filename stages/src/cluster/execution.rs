@@ -238,8 +238,7 @@ async fn run_with_retries(
     progress: Arc<Mutex<Progress>>,
     rows: &Rows,
 ) -> Result<()> {
-    let settings = context.session_config().get_extension::<Settings>();
-    let Some(limit) = settings.and_then(|settings| settings.timeout) else {
+    let Some(limit) = Settings::of(context.session_config()).timeout else {
         return run_attempts(plan, retry, &context, &progress, rows).await;
     };
     match timeout(limit, run_attempts(plan, retry, &context, &progress, rows)).await {

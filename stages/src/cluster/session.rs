@@ -24,7 +24,7 @@ use datafusion_distributed::{
 };
 use datafusion_proto::physical_plan::PhysicalExtensionCodec;
 use gatework_runtime::Executor;
-use gatework_sql::{BuildSideSelection, add_planning_rules, wrap_until};
+use gatework_sql::{BuildSideSelection, Settings, add_planning_rules, wrap_until};
 use parking_lot::RwLock;
 use url::Url;
 
@@ -175,6 +175,7 @@ impl ClusterSession for SessionStateBuilder {
         options: &ClusterOptions,
     ) -> Self {
         let mut config = self.config().take().unwrap_or_default();
+        Settings::add_defaults(&mut config);
         let mut own = DistributedConfig::from_session_config(&config).cloned().unwrap_or_default();
         if let Some(bytes) = options.bytes_per_partition {
             own.file_scan_config_bytes_per_partition = bytes;

@@ -106,7 +106,7 @@ fn run(
     options: &StageOptions,
 ) -> Result<StageStream> {
     options.splits.check()?;
-    let settings = context.session_config().get_extension::<Settings>().unwrap_or_default();
+    let settings = Settings::of(context.session_config());
     let executor = &nodes.executors()[0];
     let query_options = QueryOptions {
         name: "stages".into(),

@@ -7,7 +7,7 @@ use std::sync::{
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion_common::{JoinSide, JoinType, NullEquality};
-use datafusion_physical_expr::{PhysicalExpr, utils::collect_columns};
+use datafusion_physical_expr::{PhysicalExpr, expressions::Column, utils::collect_columns};
 use datafusion_physical_expr_common::physical_expr::is_volatile;
 use gatework_runtime::{Result, pipeline::OperatorContext};
 
@@ -146,12 +146,25 @@ impl HashJoinConfig {
 }
 
 impl HashJoinPlan {
-    /// Returns the columns of the probe side that keys and filter read.
-    pub(super) fn read_probe_columns(&self) -> Vec<usize> {
+    /// Returns the columns of the probe side that keys and filter read as plain values. A column
+    /// that is the only key is read as a dictionary, too.
+    pub(super) fn plain_probe_columns(&self) -> Vec<usize> {
         let keys = self.config.on.iter().flat_map(|(_, key)| collect_columns(key));
+        let keys = keys.filter(|_| self.probe_key_column().is_none());
         let filter = self.filter.iter().flat_map(|filter| &filter.columns);
         let filter = filter.filter(|(side, _)| *side == JoinSide::Right).map(|(_, column)| *column);
         keys.map(|column| column.index()).chain(filter).collect()
+    }
+
+    /// Returns the probe column that is the join's only key; `None` if there are several keys, or
+    /// the key is an expression.
+    pub(super) fn probe_key_column(&self) -> Option<usize> {
+        match self.config.on.as_slice() {
+            [(_, key)] if self.keyed_schema.is_none() => {
+                key.downcast_ref::<Column>().map(Column::index)
+            }
+            _ => None,
+        }
     }
 
     /// Returns whether the join spills when memory is denied.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use arrow::{
-    array::{ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch},
+    array::{Array, ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch, UInt32Array},
     buffer::BooleanBuffer,
     datatypes::{DataType, Schema},
 };
@@ -20,6 +20,8 @@ use super::{
     table::JoinHashTable,
 };
 use crate::{
+    batch_bytes::{SLICE_BYTES, value_bytes},
+    dictionary::EntriesId,
     keys::{EncodedKeys, KeyEncoder},
     spill::{PartitionSet, partition_of},
 };
@@ -51,13 +53,68 @@ pub(super) struct ProbeCursor {
     entry: u32,
 }
 
-/// The keys of a probe batch, and the heads of their chains.
-pub(super) struct ProbeKeys {
+/// Keys that are compared with those of a table.
+struct HashedKeys {
     keys: EncodedKeys,
     /// Hashes of the keys; read only where variable-length keys are compared.
     hashes: Vec<u64>,
+}
+
+/// The keys of a probe batch, and the heads of their chains.
+pub(super) struct ProbeKeys {
+    keys: Arc<HashedKeys>,
+    /// Per row, the index of its key in `keys`; `None` if that is the row's index.
+    codes: Option<UInt32Array>,
     /// Per row: the first row of its chain plus one, or 0.
     entries: Vec<u32>,
+}
+
+/// Maximum number of entries of a dictionary that are looked up at once: more would delay a
+/// cancellation, and take memory that is not reserved.
+const MAX_ENTRIES: usize = if cfg!(test) { 64 } else { 1 << 16 };
+
+/// The keys of a task's current dictionary, looked up once for all batches that have it.
+#[derive(Default)]
+pub(super) struct DictionaryLookup {
+    entries: Option<EntriesId>,
+    /// Rows that were seen with these entries before they were looked up.
+    rows: usize,
+    /// The keys of the entries with the heads of their chains, once looked up.
+    found: Option<(Arc<HashedKeys>, Vec<u32>)>,
+}
+
+impl DictionaryLookup {
+    /// Returns the keys of a batch with the `codes` of a dictionary; `None` if the dictionary is
+    /// large, and while it has more entries than rows were seen, so that looking up the values of
+    /// the rows costs less.
+    pub(super) fn probe_keys(
+        &mut self,
+        encoder: &KeyEncoder,
+        codes: &UInt32Array,
+        values: &ArrayRef,
+        skip_nulls: bool,
+        index: &JoinIndex,
+    ) -> Result<Option<ProbeKeys>> {
+        if !self.entries.as_ref().is_some_and(|known| known.is(values)) {
+            *self = Self { entries: Some(EntriesId::of(values)), rows: 0, found: None };
+        }
+        if self.found.is_none() {
+            self.rows = self.rows.saturating_add(codes.len());
+            let is_large = || values.len() > MAX_ENTRIES || value_bytes(values) > SLICE_BYTES;
+            if self.rows < values.len() || is_large() {
+                return Ok(None);
+            }
+            let columns = std::slice::from_ref(values);
+            let ProbeKeys { keys, entries, .. } =
+                ProbeKeys::new(encoder, columns, skip_nulls, index)?;
+            self.found = Some((keys, entries));
+        }
+        Ok(self.found.as_ref().map(|(keys, entries)| ProbeKeys {
+            keys: keys.clone(),
+            entries: codes.values().iter().map(|code| entries[*code as usize]).collect(),
+            codes: Some(codes.clone()),
+        }))
+    }
 }
 
 impl ProbeKeys {
@@ -71,7 +128,13 @@ impl ProbeKeys {
         let keys = encoder.encode(columns)?;
         let (mut hashes, mut entries) = (Vec::new(), Vec::new());
         index.lookup_chains(&keys, valid.as_ref(), &mut hashes, &mut entries);
-        Ok(Self { keys, hashes, entries })
+        Ok(Self { keys: Arc::new(HashedKeys { keys, hashes }), codes: None, entries })
+    }
+
+    /// Returns the index of a row's key.
+    #[inline]
+    fn key_of(&self, row: usize) -> usize {
+        self.codes.as_ref().map_or(row, |codes| codes.values()[row] as usize)
     }
 
     /// Appends pairs from `cursor` on until there are about `limit`. Returns true when the batch is
@@ -84,7 +147,8 @@ impl ProbeKeys {
         limit: usize,
         pairs: &mut RowPairs,
     ) -> bool {
-        match (index.kind(), &self.keys) {
+        let HashedKeys { keys, hashes: probe_hashes } = self.keys.as_ref();
+        match (index.kind(), keys) {
             (IndexKind::Dense { .. }, _) if index.is_exact() => {
                 self.probe_unique(cursor, limit, pairs)
             }
@@ -93,7 +157,7 @@ impl ProbeKeys {
             }
             (IndexKind::Hashed { keys: EncodedKeys::U64(build), .. }, EncodedKeys::U64(probe)) => {
                 let equal = |build_row: u32, probe_row: usize| {
-                    build[build_row as usize] == probe[probe_row]
+                    build[build_row as usize] == probe[self.key_of(probe_row)]
                 };
                 self.probe_chains(index, cursor, mode, limit, pairs, equal)
             }
@@ -102,7 +166,7 @@ impl ProbeKeys {
                 EncodedKeys::U128(probe),
             ) => {
                 let equal = |build_row: u32, probe_row: usize| {
-                    build[build_row as usize] == probe[probe_row]
+                    build[build_row as usize] == probe[self.key_of(probe_row)]
                 };
                 self.probe_chains(index, cursor, mode, limit, pairs, equal)
             }
@@ -111,7 +175,7 @@ impl ProbeKeys {
                 EncodedKeys::Words(probe),
             ) => {
                 let equal = |build_row: u32, probe_row: usize| {
-                    build.equals(build_row as usize, probe, probe_row)
+                    build.equals(build_row as usize, probe, self.key_of(probe_row))
                 };
                 self.probe_chains(index, cursor, mode, limit, pairs, equal)
             }
@@ -120,8 +184,9 @@ impl ProbeKeys {
                 EncodedKeys::Rows(probe),
             ) => {
                 let equal = |build_row: u32, probe_row: usize| {
-                    hashes[build_row as usize] == self.hashes[probe_row]
-                        && build.row(build_row as usize) == probe.row(probe_row)
+                    let key = self.key_of(probe_row);
+                    hashes[build_row as usize] == probe_hashes[key]
+                        && build.row(build_row as usize) == probe.row(key)
                 };
                 self.probe_chains(index, cursor, mode, limit, pairs, equal)
             }

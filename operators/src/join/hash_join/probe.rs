@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use super::{
     build_spill::{BuildInput, FinalizeResult, TableFinalizer},
     config::HashJoinPlan,
+    lookup::DictionaryLookup,
     probe_batch::{NextMatches, ProbeBatch},
     spilled_partition::{JoinOutput, SpilledPartitionJoin},
     table::{BuildSide, JoinHashTable},
@@ -31,6 +32,7 @@ use super::{
 };
 use crate::{
     ResultExt, apply_selection,
+    chunked::LongestEntries,
     dictionary::decode_columns,
     keys::{KeyEncoder, KeyNulls},
     runtime_filter::FilterProducer,
@@ -62,12 +64,19 @@ impl Operator for HashJoinProbe {
 
     fn take_dictionaries(&self, output: &[usize]) -> Vec<usize> {
         let mut taken = self.plan.layout.take_dictionaries(output);
-        let read = self.plan.read_probe_columns();
-        taken.retain(|column| !read.contains(column));
+        let plain = self.plan.plain_probe_columns();
+        taken.retain(|column| !plain.contains(column));
+        if let Some(key) = self.plan.probe_key_column()
+            && !plain.contains(&key)
+            && !self.plan.layout.has_probe_column(key)
+        {
+            taken.push(key);
+        }
         taken
     }
 
     fn local(&self, context: OperatorContext) -> Result<Box<dyn LocalOperator>> {
+        self.plan.layout.check_dictionaries()?;
         Ok(Box::new(LocalProbe {
             plan: self.plan.clone(),
             consumer: self.consumers.take(&context)?,
@@ -77,6 +86,8 @@ impl Operator for HashJoinProbe {
             build_side: None,
             table: None,
             probe_batch: None,
+            longest_entries: LongestEntries::default(),
+            dictionary_lookup: DictionaryLookup::default(),
             spill: None,
             num_unmatched_morsels: None,
             unmatched_scan: None,
@@ -95,6 +106,10 @@ struct LocalProbe {
     /// The table of `build_side`, until the probe is finished.
     table: Option<Arc<JoinHashTable>>,
     probe_batch: Option<ProbeBatch>,
+    /// Longest entries of the probe side's dictionaries.
+    longest_entries: LongestEntries,
+    /// The keys of the probe side's current dictionary.
+    dictionary_lookup: DictionaryLookup,
     /// Rows whose matches are spilled; `None` if no build rows are.
     spill: Option<PartitionedSpill>,
     /// Number of unmatched-scan morsels, known after the probe.
@@ -160,7 +175,9 @@ impl LocalProbe {
                 "the join probe received a batch before its hash table".into(),
             ));
         };
-        self.probe_batch = Some(self.plan.probe(table, data, sequence, &columns)?);
+        let lookup = &mut self.dictionary_lookup;
+        let keys = self.plan.look_up(table, &data, columns, lookup)?;
+        self.probe_batch = Some(self.plan.probe_batch(data, sequence, keys));
         Ok(())
     }
 
@@ -200,7 +217,7 @@ impl LocalProbe {
         let (Some(table), Some(probe_batch)) = (&self.table, &mut self.probe_batch) else {
             return Ok(OperatorResult::NeedInput);
         };
-        match self.plan.next_matches(table, probe_batch, task)? {
+        match self.plan.next_matches(table, probe_batch, &mut self.longest_entries, task)? {
             NextMatches::Batch(pairs) => return Ok(OperatorResult::HaveMoreOutput(pairs)),
             NextMatches::Yield => return Ok(OperatorResult::Yield),
             NextMatches::End => {}
@@ -225,6 +242,7 @@ impl LocalProbe {
             segments = self.spill.take().map(|spill| spill.into_parts().1).unwrap_or_default();
         }
         self.table = None;
+        self.dictionary_lookup = DictionaryLookup::default();
         let morsels = build_side.finish_probe(segments);
         self.num_unmatched_morsels = Some(morsels);
         self.consumer.finish_probe(morsels);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use arrow::{
     array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array},
     buffer::BooleanBuffer,
-    compute::filter,
+    compute::{filter, take},
+    datatypes::UInt32Type,
 };
 use datafusion_common::JoinSide;
 use datafusion_physical_expr::PhysicalExpr;
@@ -16,13 +17,14 @@ use gatework_runtime::{
 
 use super::{
     config::HashJoinPlan,
-    lookup::{MatchMode, ProbeCursor, ProbeKeys, RowPairs},
+    lookup::{DictionaryLookup, MatchMode, ProbeCursor, ProbeKeys, RowPairs},
     table::JoinHashTable,
 };
 use crate::{
     ResultExt,
     batch_bytes::MAX_BATCH_BYTES,
-    chunked::{Side, longest_row, pairs_within},
+    chunked::{LongestEntries, Side, longest_row, pairs_within},
+    dictionary::marked_codes,
     error::is_overflow,
     join::layout::RowSource,
     keys::KeyNulls,
@@ -87,20 +89,41 @@ impl HashJoinPlan {
         RecordBatch::try_new(schema.clone(), columns).query_err()
     }
 
-    /// Starts the lookup of `data`, whose keys are `columns`.
-    pub(super) fn probe(
+    /// Looks up the keys of `rows`, which are `columns`. Those of a dictionary are looked up once
+    /// by `dictionary`.
+    pub(super) fn look_up(
         &self,
         table: &JoinHashTable,
+        rows: &RecordBatch,
+        mut columns: Vec<ArrayRef>,
+        dictionary: &mut DictionaryLookup,
+    ) -> Result<ProbeKeys> {
+        let (index, skip_nulls) = (table.index(), self.null_keys == KeyNulls::NeverMatch);
+        if let Some(key) = self.probe_key_column()
+            && marked_codes(rows, key).is_some()
+            && let Some(column) = columns[0].as_dictionary_opt::<UInt32Type>()
+        {
+            let (codes, values) = (column.keys(), column.values());
+            let keys = dictionary.probe_keys(&self.encoder, codes, values, skip_nulls, index);
+            if let Some(keys) = keys.query_err()? {
+                return Ok(keys);
+            }
+            columns[0] = take(values, codes, None).query_err()?;
+        }
+        ProbeKeys::new(&self.encoder, &columns, skip_nulls, index).query_err()
+    }
+
+    /// Starts a batch of `data` with these keys.
+    pub(super) fn probe_batch(
+        &self,
         data: RecordBatch,
         sequence: u64,
-        columns: &[ArrayRef],
-    ) -> Result<ProbeBatch> {
-        let skip_nulls = self.null_keys == KeyNulls::NeverMatch;
-        let keys = ProbeKeys::new(&self.encoder, columns, skip_nulls, table.index()).query_err()?;
+        keys: ProbeKeys,
+    ) -> ProbeBatch {
         let matched = self.layout.tracks_probe_matches().then(|| vec![false; data.num_rows()]);
         let (cursor, done) = (ProbeCursor::default(), false);
         let (pairs, longest) = (None, None);
-        Ok(ProbeBatch { data, sequence, keys, cursor, done, pairs, longest, matched })
+        ProbeBatch { data, sequence, keys, cursor, done, pairs, longest, matched }
     }
 
     /// Returns the next output pairs of a batch.
@@ -108,11 +131,12 @@ impl HashJoinPlan {
         &self,
         table: &JoinHashTable,
         probe_batch: &mut ProbeBatch,
+        entries: &mut LongestEntries,
         task: &DriverContext,
     ) -> Result<NextMatches> {
         let mut first = true;
         loop {
-            if let Some(batch) = self.next_batch(table, probe_batch)? {
+            if let Some(batch) = self.next_batch(table, probe_batch, entries)? {
                 return Ok(NextMatches::Batch(batch));
             }
             if probe_batch.done {
@@ -152,10 +176,11 @@ impl HashJoinPlan {
         &self,
         table: &JoinHashTable,
         probe_batch: &mut ProbeBatch,
+        entries: &mut LongestEntries,
     ) -> Result<Option<Batch>> {
         let Some(pairs) = probe_batch.pairs.take() else { return Ok(None) };
         let count = pairs.build_rows.len();
-        let mut rows = self.within(table, probe_batch, &pairs)?;
+        let mut rows = self.within(table, probe_batch, entries, &pairs)?;
         loop {
             match self.pairs_batch(table, &probe_batch.data, &pairs.slice(0, rows)) {
                 Err(error) if rows > 1 && is_overflow(&error) => rows = rows.div_ceil(2),
@@ -172,12 +197,14 @@ impl HashJoinPlan {
         &self,
         table: &JoinHashTable,
         probe_batch: &mut ProbeBatch,
+        entries: &mut LongestEntries,
         pairs: &Matches,
     ) -> Result<usize> {
         let (build, [build_columns, probe_columns]) = (table.payload()?, &self.gathered);
         let data = &probe_batch.data;
-        let longest = *probe_batch.longest.get_or_insert_with(|| longest_row(data, probe_columns));
-        let longest = longest + longest_row(build, build_columns);
+        let longest =
+            probe_batch.longest.get_or_insert_with(|| entries.longest_row(data, probe_columns));
+        let longest = *longest + longest_row(build, build_columns);
         let sides: [Side<'_>; 2] = [
             (build, build_columns, pairs.build_rows.values()),
             (data, probe_columns, pairs.probe_rows.values()),

@@ -18,10 +18,12 @@ use gatework_shared_state::Gate;
 use super::{
     build_rows::BuildRows,
     config::HashJoinPlan,
+    lookup::DictionaryLookup,
     probe_batch::{NextMatches, ProbeBatch},
     table::JoinHashTable,
     unmatched_scan::BuildSideOutput,
 };
+use crate::chunked::LongestEntries;
 use crate::spill::{MAX_SPILL_LEVELS, PartitionedSpill, ReadState, SpillReader, SpillSegment};
 
 /// Rows of both sides that match no rows of other partitions.
@@ -319,7 +321,7 @@ impl PartitionJoinState {
         };
         loop {
             if let Some(batch) = probe_batch {
-                match plan.next_matches(table, batch, task)? {
+                match plan.next_matches(table, batch, &mut LongestEntries::default(), task)? {
                     NextMatches::Batch(pairs) => return Ok(Some(JoinOutput::Batch(pairs))),
                     NextMatches::Yield => return Ok(Some(JoinOutput::Yield)),
                     NextMatches::End => {}
@@ -344,7 +346,9 @@ impl PartitionJoinState {
                 ReadState::End => break,
                 ReadState::Batch(rows) => {
                     let keys = plan.probe_keys(&rows)?;
-                    let mut next = plan.probe(table, rows, 0, &keys)?;
+                    let mut dictionary = DictionaryLookup::default();
+                    let keys = plan.look_up(table, &rows, keys, &mut dictionary)?;
+                    let mut next = plan.probe_batch(rows, 0, keys);
                     if let Some(known) = self.matched.get(*batch_index) {
                         next.matched = Some(known.iter().collect());
                     }

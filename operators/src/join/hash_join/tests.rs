@@ -21,7 +21,7 @@ use datafusion_physical_expr::{
 };
 use gatework_runtime::{
     Result,
-    pipeline::{Graph, Source},
+    pipeline::{Graph, Operator, Source},
 };
 use proptest::prelude::*;
 
@@ -29,8 +29,11 @@ use self::model::{KeyKind, Side};
 use super::{HashJoinConfig, new};
 use crate::{
     JoinFilter,
+    harness::contexts,
     runtime_filter::FilterProducer,
-    test_support::{FailingScan, Readers, result_of, run, scan, sorted_rows},
+    test_support::{
+        FailingScan, Readers, dictionary_scan, ints, result_of, run, scan, sorted_rows, table,
+    },
 };
 
 const TYPES: [JoinType; 10] = [
@@ -177,6 +180,24 @@ impl Case {
         let projected = self.run(&left.batch, &right.batch, Some(&columns)).unwrap();
         let whole: Vec<_> = batches.iter().map(|batch| batch.project(&columns).unwrap()).collect();
         assert_eq!(sorted_rows(&projected), sorted_rows(&whole), "projected, {self:?}");
+        self.check_encoded(left, right, &batches);
+    }
+
+    /// Checks a join without the probe side's key in its output, which may be a dictionary then.
+    fn check_encoded(&self, left: &Side, right: &Side, batches: &[RecordBatch]) {
+        let (left, right) = (&left.batch, &right.batch);
+        let key = match self.kind {
+            JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => usize::MAX,
+            JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark => 0,
+            _ => left.num_columns(),
+        };
+        let columns = 0..self.schema(left, right).fields().len();
+        let columns: Vec<usize> = columns.filter(|column| *column != key).collect();
+        let config = self.config(left, right, Some(&columns));
+        let (left, right) = (scan(left, self.morsel), dictionary_scan(right, self.morsel));
+        let encoded = run(|graph| self.add(graph, config, left, right, None)).unwrap();
+        let whole: Vec<_> = batches.iter().map(|batch| batch.project(&columns).unwrap()).collect();
+        assert_eq!(sorted_rows(&encoded), sorted_rows(&whole), "encoded, {self:?}");
     }
 }
 
@@ -339,5 +360,18 @@ fn a_failed_build_side_is_not_an_empty_one() {
         let right = scan(&right, 1);
         let answer = run(|graph| case.add(graph, config, Arc::new(FailingScan), right, None));
         assert_eq!(answer.unwrap_err().to_string(), "the scan failed", "{kind}");
+    }
+}
+
+#[test]
+fn consumers_that_take_different_dictionaries_are_an_error() {
+    let rows = table([("key", ints([Some(1)])), ("value", ints([Some(2)]))]);
+    let (context, _) = contexts().unwrap();
+    for (second, is_error) in [([1], false), ([2], true)] {
+        let config = Case::plain(JoinType::Inner).config(&rows, &rows, None);
+        let (_build, probe) = new(config, 1, 1, None).unwrap();
+        probe.take_dictionaries(&[1]);
+        probe.take_dictionaries(&second);
+        assert_eq!(probe.local(context.clone()).is_err(), is_error);
     }
 }
