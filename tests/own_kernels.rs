@@ -405,8 +405,8 @@ fn columns_of_joins_that_stay_dictionaries() {
                         (SELECT t FROM {file} WHERE i < 50 AND t IS NOT NULL)"
                 ),
                 &format!(
-                    "SELECT t, count(*) FROM {file} f WHERE NOT EXISTS
-                        (SELECT 1 FROM {file} g WHERE g.t = f.t AND i < 50) GROUP BY t"
+                    "SELECT t, count(*) FROM {file} x WHERE NOT EXISTS
+                        (SELECT 1 FROM {file} y WHERE y.t = x.t AND i < 50) GROUP BY t"
                 ),
                 &format!(
                     "SELECT t, n FROM (SELECT t, count(*) AS n FROM {file} GROUP BY t

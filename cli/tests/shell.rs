@@ -237,10 +237,10 @@ fn the_init_file_runs_first() {
 #[ignore = "needs tmux"]
 fn results_go_to_a_file() {
     let terminal = Terminal::start();
-    terminal.enter("\\f csv");
-    terminal.enter("\\o result.csv");
-    terminal.enter("SELECT id FROM people ORDER BY id;");
-    terminal.enter("\\o");
+    // Nothing that is typed ahead is lost.
+    for line in ["\\f csv", "\\o result.csv", "SELECT id FROM people ORDER BY id;", "\\o"] {
+        terminal.enter(line);
+    }
     terminal.enter("SELECT 'back' AS screen;");
     terminal.wait("screen\nback");
     let written = fs::read_to_string(terminal.home.path().join("result.csv")).unwrap();
