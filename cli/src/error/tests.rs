@@ -29,7 +29,7 @@ async fn errors_of_queries_are_one_sentence_that_helps() {
             "error: a number grows too large for its type",
         ),
         ("SELECT CAST(name AS INT) FROM t", "error: a value cannot be converted"),
-        ("SELECT nofunction(id) FROM t", "error: Invalid function 'nofunction'"),
+        ("SELECT nofunction(id) FROM t", "error: there is no function 'nofunction'"),
     ] {
         let said = explain(sql).await;
         assert!(said.starts_with(sentence), "{sql}: {said}");

@@ -44,8 +44,8 @@ fn tables_follow_from() {
 
 #[test]
 fn columns_are_those_of_the_tables() {
-    assert_eq!(words("SELECT na|"), ["name"]);
-    assert_eq!(words("SELECT cu| FROM orders"), ["customer"]);
+    assert_eq!(words("SELECT na|"), ["name", "natural"]);
+    assert_eq!(words("SELECT cu| FROM orders"), ["customer", "cube", "current"]);
     assert_eq!(
         words("SELECT c| FROM people"),
         ["concat(", "count(", "case", "cast", "copy", "create", "cross", "cube", "current"]
