@@ -1,6 +1,6 @@
 //! Errors of commands, each with one sentence for the user that says what to change.
 
-mod suggestion;
+pub(crate) mod suggestion;
 mod syntax;
 
 use std::path::Path;

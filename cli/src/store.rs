@@ -1,5 +1,5 @@
-//! The local file system as DataFusion lists and reads it: without hidden files, and with an error
-//! if a file shrinks while it is read.
+//! Stores as DataFusion lists and reads them: without hidden files, and on the local file system
+//! with an error if a file shrinks while it is read.
 //!
 //! A name that begins with `.` or `_` belongs to the system that wrote the folder: unfinished files
 //! of Spark, checksums, logs. Such names are skipped in listings, at every level below the table's
@@ -42,14 +42,14 @@ pub(crate) fn registry() -> Arc<dyn ObjectStoreRegistry> {
 /// Registers this store in a runtime.
 pub(crate) fn register(runtime: &RuntimeEnv) {
     let url = ObjectStoreUrl::local_filesystem();
-    let files = WholeFiles::new(Arc::new(LocalFileSystem::new()));
+    let files = Arc::new(WholeFiles::new(Arc::new(LocalFileSystem::new())));
     runtime.register_object_store(url.as_ref(), Arc::new(VisibleFiles { files }));
 }
 
-/// The file system, with listings that skip hidden files.
+/// A store, with listings that skip hidden files.
 #[derive(Debug)]
 struct VisibleFiles {
-    files: WholeFiles,
+    files: Arc<dyn ObjectStore>,
 }
 
 impl fmt::Display for VisibleFiles {

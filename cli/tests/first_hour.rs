@@ -137,8 +137,9 @@ fn json_arrays_are_tables() {
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
     write("pretty.json", "[\n  {\n    \"b\": 1,\n    \"a\": {\"y\": 2, \"x\": 3}\n  }\n]\n");
     answers(&folder, &csv("SELECT b, a['x'] AS x FROM 'pretty.json'"), "b,x\n1,3\n", "");
-    let (_, stdout, _) = run(folder.path(), &csv("SELECT * FROM 'pretty.json'"), "");
-    assert!(!stdout.is_empty());
+    // In the order of the file.
+    let whole = "{\"b\":1,\"a\":{\"y\":2,\"x\":3}}\n";
+    answers(&folder, &["FROM 'pretty.json'", "--format", "json"], whole, "");
     answers(&folder, &csv("SELECT * EXCLUDE (a) FROM 'pretty.json'"), "b\n1\n", "");
     // Larger than the ranges that other files are divided into.
     let objects: Vec<_> =
@@ -234,12 +235,11 @@ fn plans_are_lines() {
     let (_, stdout, _) = run(folder.path(), &["EXPLAIN ANALYZE FROM 'people.csv'"], "");
     let scan = stdout.lines().find(|line| line.contains("DataSourceExec")).unwrap_or_default();
     assert!(scan.contains("metrics=[output_rows=2, "), "{stdout}");
-    let explained = "GateworkExec\n  ProjectionExec: expr=[1 as Int64(1)]\n    PlaceholderRowExec\n\
-                     fallbacks: none\n";
     for arguments in [["--explain", "SELECT 1"], ["SELECT 1", "--explain"]] {
         let (code, stdout, stderr) = run(folder.path(), &arguments, "");
         assert_eq!((code, stderr.as_str()), (0, ""));
-        assert!(stdout.ends_with("fallbacks: none\n"), "{explained}{stdout}");
+        assert!(stdout.contains("PlaceholderRowExec"), "{stdout}");
+        assert!(stdout.ends_with("fallbacks: none\n"), "{stdout}");
     }
 }
 

@@ -37,6 +37,8 @@ impl Server {
         fs::write(bucket.join("people.csv"), "id;name\n1;ann\n2;bob\n").unwrap();
         fs::write(bucket.join("logs/day=1/a.csv"), "n\n1\n").unwrap();
         fs::write(bucket.join("logs/day=2/b.csv"), "n\n5\n").unwrap();
+        // Hidden, as files of that name are.
+        fs::write(bucket.join("logs/day=2/_c.csv"), "n\n100\n").unwrap();
         let mut service = S3ServiceBuilder::new(FileSystem::new(folder.path()).unwrap());
         if let Some(auth) = auth {
             service.set_auth(auth);

@@ -11,7 +11,7 @@ pub(super) fn function(name: &str, state: &SessionState) -> Option<String> {
 }
 
 /// The names of all functions: scalar, aggregate, window and table functions.
-fn functions(state: &SessionState) -> impl Iterator<Item = &str> {
+pub(crate) fn functions(state: &SessionState) -> impl Iterator<Item = &str> {
     let scalar = state.scalar_functions().keys();
     let aggregate = state.aggregate_functions().keys();
     let window = state.window_functions().keys();

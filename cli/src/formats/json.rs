@@ -36,7 +36,7 @@ impl Sample for JsonFormat {
             let max = options.schema_infer_max_rec.unwrap_or(DEFAULT_SCHEMA_INFER_MAX_RECORD);
             let mut elements = Elements::default();
             for object in objects {
-                let left = max - elements.values.len().min(max);
+                let left = max.saturating_sub(elements.values.len());
                 let content = || content(store, object, options.compression.into());
                 elements.read(content().await?, content().await?, left)?;
             }

@@ -2,6 +2,8 @@
 
 use datafusion::prelude::SessionContext;
 
+use crate::error::suggestion::functions;
+
 /// Names of a session.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
@@ -33,10 +35,7 @@ impl Catalog {
                 tables.push(Table { name, columns });
             }
         }
-        let scalar = state.scalar_functions().keys();
-        let aggregate = state.aggregate_functions().keys();
-        let window = state.window_functions().keys();
-        let functions = scalar.chain(aggregate).chain(window).cloned().collect();
+        let functions = functions(&state).map(str::to_owned).collect();
         let settings = state.config_options().entries().into_iter().map(|entry| entry.key);
         Self { tables, functions, settings: settings.collect() }
     }

@@ -112,7 +112,7 @@ impl Client {
                     if includes { ran? } else { ran.map_err(within)? }
                 }
                 Part::Statements(text) => {
-                    self.run_text(&text).await.map_err(within)?;
+                    self.run_text(&text, self.explain).await.map_err(within)?;
                     Flow::Continue
                 }
             };
@@ -123,12 +123,9 @@ impl Client {
         Ok(Flow::Continue)
     }
 
-    /// Runs the query of a command, whatever happens to those of the user.
+    /// Runs the query of a command, also where queries of the user are explained.
     pub(super) async fn run_query(&mut self, sql: String) -> Result<(), Error> {
-        let explain = self.explain.take();
-        let result = self.run_text(&Text { sql, first_line: 1 }).await;
-        self.explain = explain;
-        result
+        self.run_text(&Text { sql, first_line: 1 }, None).await
     }
 
     /// Runs a line of the shell: statements, a command, or a word that ends it.
@@ -138,12 +135,12 @@ impl Client {
         self.run_script(line, None).await
     }
 
-    /// Runs statements.
-    async fn run_text(&mut self, text: &Text) -> Result<(), Error> {
+    /// Runs statements, or explains them.
+    async fn run_text(&mut self, text: &Text, explain: Option<Explain>) -> Result<(), Error> {
         let parsed = statements::parse(&text.sql);
         let parsed = parsed.map_err(|error| Error::syntax(&error, text, &self.context))?;
         for statement in parsed {
-            let result = self.run_statement(statement).await;
+            let result = self.run_statement(statement, explain).await;
             match self.includes {
                 0 => result?,
                 _ => result.map_err(|error| error.within(&format!("line {}", text.line())))?,
@@ -152,7 +149,11 @@ impl Client {
         Ok(())
     }
 
-    async fn run_statement(&mut self, statement: Statement) -> Result<(), Error> {
+    async fn run_statement(
+        &mut self,
+        statement: Statement,
+        explain: Option<Explain>,
+    ) -> Result<(), Error> {
         let started = Instant::now();
         let statement = self.engine.set_start_value(statement)?;
         let planned =
@@ -160,7 +161,7 @@ impl Client {
         if !planned.has_result() {
             return self.display.done(started.elapsed());
         }
-        match self.explain {
+        match explain {
             Some(Explain::Plan) => self.print_plan(planned.frame).await,
             Some(what @ (Explain::Stages | Explain::Mermaid)) => {
                 let tree = self.stage_tree(planned.frame).await?;
@@ -209,9 +210,9 @@ impl Client {
         drop(output);
         if !is_plan {
             self.display.rows(&out, rows, started.elapsed())?;
-        }
-        if self.display.profile && !is_plan {
-            out.line(stream.profile().trim_end())?;
+            if self.display.profile {
+                self.display.add(&out, stream.profile().trim_end())?;
+            }
         }
         out.end()
     }

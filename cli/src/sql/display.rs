@@ -101,19 +101,24 @@ impl Display {
 
     /// Reports the end of a result that has gone to `out`.
     pub(super) fn rows(&self, out: &LineWriter, rows: u64, elapsed: Duration) -> Result<(), Error> {
-        let readable = matches!(self.format, Format::Table | Format::Vertical | Format::Markdown);
         let count = match (self.row_counts, self.timing) {
             (false, false) => return Ok(()),
             (_, false) => progress::rows(rows),
             (_, true) => format!("{} in {}", progress::rows(rows), seconds(elapsed)),
         };
+        self.add(out, &count)
+    }
+
+    /// Writes what is no part of the result behind a result that has gone to `out`: to the terminal
+    /// in a shell, and to standard error where other programs may read the output.
+    pub(super) fn add(&self, out: &LineWriter, text: &str) -> Result<(), Error> {
+        let readable = matches!(self.format, Format::Table | Format::Vertical | Format::Markdown);
         match (&self.file, readable && self.row_counts) {
-            (Some(_), true) => self.stdout.line(&count),
-            (None, true) => out.line(&count),
-            // Other programs read the output.
+            (Some(_), true) => self.stdout.line(text),
+            (None, true) => out.line(text),
             (_, false) => {
                 out.end()?;
-                note(&count)
+                note(text)
             }
         }
     }

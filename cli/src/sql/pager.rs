@@ -143,8 +143,8 @@ impl Destination for Pager {
 }
 
 impl Drop for Pager {
-    /// Waits for `less` after a failed query, and ends it after a cancelled one, since both would
-    /// read the terminal.
+    /// Waits for `less` also after a failed or cancelled query, since the shell reads the same
+    /// terminal. [`stop`] ends the wait.
     fn drop(&mut self) {
         // The query's own error is reported.
         let _failed = self.end();

@@ -12,6 +12,8 @@ use datafusion::execution::object_store::{DefaultObjectStoreRegistry, ObjectStor
 use datafusion::object_store::{self, ObjectStore};
 use url::Url;
 
+use super::VisibleFiles;
+
 /// The stores of a session: registered ones, and those that URLs name.
 #[derive(Debug, Default)]
 pub(super) struct Stores {
@@ -35,7 +37,7 @@ impl ObjectStoreRegistry for Stores {
         if let Ok(store) = self.open.get_store(url) {
             return Ok(store);
         }
-        let store = open(url)?;
+        let store: Arc<dyn ObjectStore> = Arc::new(VisibleFiles { files: open(url)? });
         self.open.register_store(url, Arc::clone(&store));
         Ok(store)
     }

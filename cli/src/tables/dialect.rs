@@ -108,8 +108,8 @@ impl Kind {
     }
 }
 
-/// Whether the first record is a header: it is, if all columns are text, or if a value of it has
-/// another type than the column below.
+/// Whether the first record is a header: all columns are text, or a value of the record has another
+/// type than the column below.
 fn has_header(records: &[ByteRecord]) -> bool {
     let Some((first, rest)) = records.split_first() else { return true };
     let firsts: Vec<_> = first.iter().map(Kind::of).collect();

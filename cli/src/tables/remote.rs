@@ -15,7 +15,6 @@ use url::Url;
 use super::files::{self, Format};
 use super::{Opened, SAMPLE_BYTES, decompress, file_format, format_options, is_text, table};
 use crate::error::Error;
-use crate::store::is_hidden;
 
 /// As for files of this machine, `*` stands for a part of one name.
 const PATTERN: MatchOptions = MatchOptions {
@@ -35,7 +34,7 @@ pub(super) async fn find(state: &SessionState, path: &str, url: Url) -> Result<O
     let failed = |error: DataFusionError| Error::store(path, &error);
     let listed = listing_url(path, url)?;
     let store = state.runtime_env().object_store(&listed).map_err(failed)?;
-    let (objects, has_hidden) = list(state, store.as_ref(), &listed).await.map_err(failed)?;
+    let objects = list(state, store.as_ref(), &listed).await.map_err(failed)?;
     if objects.is_empty() {
         return Err(Error::failed(format!("no object matches '{path}'")));
     }
@@ -50,9 +49,8 @@ pub(super) async fn find(state: &SessionState, path: &str, url: Url) -> Result<O
     let format = file_format(state, format, &options).map_err(failed)?;
     let schema = format.infer_schema(state, &store, &objects).await.map_err(failed)?;
     let partitioned = listed.is_collection() && names.iter().any(|name| is_partition(name));
-    // Listed by name if there is a pattern, no common extension, or a hidden object.
-    let is_plain = listed.get_glob().is_none() && (!has_hidden || partitioned);
-    let extension = files::common_extension(&names).filter(|_| is_plain);
+    // Without a common extension, and with a pattern, the objects are listed by name.
+    let extension = files::common_extension(&names).filter(|_| listed.get_glob().is_none());
     let urls = match extension.is_some() {
         true => vec![listed],
         false => urls(&listed, &objects).map_err(failed)?,
@@ -85,13 +83,12 @@ fn listing_url(path: &str, mut url: Url) -> Result<ListingTableUrl, Error> {
     ListingTableUrl::try_new(url, None).map_err(|error| wrong(&error))
 }
 
-/// The objects with rows, sorted by name, and whether there are hidden ones. Empty and hidden
-/// objects are left out, unless a URL names one.
+/// The objects with rows, sorted by name.
 async fn list(
     state: &SessionState,
     store: &dyn ObjectStore,
     url: &ListingTableUrl,
-) -> Result<(Vec<ObjectMeta>, bool), DataFusionError> {
+) -> Result<Vec<ObjectMeta>, DataFusionError> {
     let mut objects: Vec<ObjectMeta> = match (url.get_glob(), url.is_collection()) {
         (Some(pattern), _) => {
             let mut objects: Vec<ObjectMeta> = store.list(Some(url.prefix())).try_collect().await?;
@@ -105,16 +102,9 @@ async fn list(
         (None, true) => url.list_all_files(state, store, "").await?.try_collect().await?,
         (None, false) => vec![store.head(url.prefix()).await?],
     };
-    let hidden = |object: &ObjectMeta| object.location.filename().is_none_or(is_hidden);
-    let has_hidden = !is_named(url) && objects.iter().any(hidden);
-    objects.retain(|object| object.size > 0 && (is_named(url) || !hidden(object)));
+    objects.retain(|object| object.size > 0);
     objects.sort_by(|a, b| a.location.cmp(&b.location));
-    Ok((objects, has_hidden))
-}
-
-/// Whether the URL names one object.
-fn is_named(url: &ListingTableUrl) -> bool {
-    !url.is_collection() && url.get_glob().is_none()
+    Ok(objects)
 }
 
 fn is_partition(name: &Path) -> bool {

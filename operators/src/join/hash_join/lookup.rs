@@ -79,6 +79,8 @@ pub(super) struct DictionaryLookup {
     entries: Option<EntriesId>,
     /// Rows that were seen with these entries before they were looked up.
     rows: usize,
+    /// Whether the entries are too many or too long to be looked up.
+    is_large: bool,
     /// The keys of the entries with the heads of their chains, once looked up.
     found: Option<(Arc<HashedKeys>, Vec<u32>)>,
 }
@@ -96,12 +98,15 @@ impl DictionaryLookup {
         index: &JoinIndex,
     ) -> Result<Option<ProbeKeys>> {
         if !self.entries.as_ref().is_some_and(|known| known.is(values)) {
-            *self = Self { entries: Some(EntriesId::of(values)), rows: 0, found: None };
+            let is_large = values.len() > MAX_ENTRIES || value_bytes(values) > SLICE_BYTES;
+            *self = Self { entries: Some(EntriesId::of(values)), is_large, ..Self::default() };
+        }
+        if self.is_large {
+            return Ok(None);
         }
         if self.found.is_none() {
             self.rows = self.rows.saturating_add(codes.len());
-            let is_large = || values.len() > MAX_ENTRIES || value_bytes(values) > SLICE_BYTES;
-            if self.rows < values.len() || is_large() {
+            if self.rows < values.len() {
                 return Ok(None);
             }
             let columns = std::slice::from_ref(values);
