@@ -130,16 +130,18 @@ class Engine:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
+        self.thread_nanoseconds = {}
         assert self.process.stdout.readline() == "ready\n", f"{name} does not start"
 
     def processor_seconds(self):
-        nanoseconds = 0
         for thread in Path(f"/proc/{self.process.pid}/task").iterdir():
             try:
-                nanoseconds += int((thread / "schedstat").read_text().split()[0])
+                nanoseconds = int((thread / "schedstat").read_text().split()[0])
             except OSError:  # The thread has ended.
-                pass
-        return nanoseconds / 1e9
+                continue
+            self.thread_nanoseconds[thread.name] = nanoseconds
+        # With those of threads that have ended since, as they were last seen.
+        return sum(self.thread_nanoseconds.values()) / 1e9
 
     def run(self, statements):
         """Runs a query twice; the answer is that of the second run."""

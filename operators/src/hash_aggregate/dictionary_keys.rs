@@ -270,7 +270,6 @@ struct KeyPart {
     dictionary: Option<KnownEntries>,
     /// Number of each current row.
     numbers: Vec<u32>,
-    hashes: Vec<u64>,
 }
 
 /// Numbers of the entries of a dictionary.
@@ -286,12 +285,12 @@ impl KeyPart {
             columns.iter().map(|column| (types[*column].clone(), true)).collect();
         let encoder = KeyEncoder::new(&nullable, KeyNulls::Equal)?;
         let values = GroupValues::new(&encoder);
-        let (dictionary, numbers, hashes) = (None, Vec::new(), Vec::new());
-        Ok(Self { columns, is_plain, fits: true, encoder, values, dictionary, numbers, hashes })
+        let (dictionary, numbers) = (None, Vec::new());
+        Ok(Self { columns, is_plain, fits: true, encoder, values, dictionary, numbers })
     }
 
     fn known_bytes(&self) -> usize {
-        4 * (self.num_entries() + self.numbers.capacity()) + 8 * self.hashes.capacity()
+        4 * (self.num_entries() + self.numbers.capacity())
     }
 
     /// Returns the number of entries of the current dictionary.
@@ -365,8 +364,7 @@ impl KeyPart {
     /// Replaces `groups` by the number of each of `values`.
     fn look_up(&mut self, values: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
         let keys = self.encoder.encode(values)?;
-        keys.hash_into(&mut self.hashes);
-        self.values.intern(&keys, &self.hashes, groups);
+        self.values.assign(&keys, groups);
         Ok(())
     }
 }
@@ -380,18 +378,17 @@ struct Combinations {
     /// Encoder of the numbers.
     encoder: KeyEncoder,
     groups: GroupValues,
-    hashes: Vec<u64>,
 }
 
 impl Combinations {
     fn new(parts: usize) -> Result<Self> {
         let encoder = KeyEncoder::new(&vec![(DataType::UInt32, false); parts], KeyNulls::Equal)?;
-        let (groups, hashes) = (GroupValues::new(&encoder), Vec::new());
-        Ok(Self { bits: vec![0; parts], index: vec![0], encoder, groups, hashes })
+        let groups = GroupValues::new(&encoder);
+        Ok(Self { bits: vec![0; parts], index: vec![0], encoder, groups })
     }
 
     fn index_bytes(&self) -> usize {
-        4 * self.index.capacity() + 8 * self.hashes.capacity()
+        4 * self.index.capacity()
     }
 
     /// Returns the numbers of the groups of `range`, by part.
@@ -443,8 +440,7 @@ impl Combinations {
 
     fn look_up(&mut self, numbers: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {
         let keys = self.encoder.encode(numbers)?;
-        keys.hash_into(&mut self.hashes);
-        self.groups.intern(&keys, &self.hashes, groups);
+        self.groups.assign(&keys, groups);
         Ok(())
     }
 

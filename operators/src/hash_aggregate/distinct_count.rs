@@ -30,7 +30,6 @@ pub(super) struct DistinctCount {
     values: GroupValues,
     /// The entries of the current dictionary, and whether each is among the values.
     dictionary: Option<(EntriesId, Vec<bool>)>,
-    hashes: Vec<u64>,
     groups: Vec<usize>,
 }
 
@@ -68,8 +67,7 @@ impl DistinctCount {
             return Ok(None);
         }
         let values = GroupValues::new(&encoder);
-        let (dictionary, hashes, groups) = (None, Vec::new(), Vec::new());
-        Ok(Some(Self { kind, key, encoder, values, dictionary, hashes, groups }))
+        Ok(Some(Self { kind, key, encoder, values, dictionary: None, groups: Vec::new() }))
     }
 
     /// Adds the values of another task.
@@ -107,8 +105,7 @@ impl DistinctCount {
         };
         let bits = retyped(values, &self.key)?;
         let keys = self.encoder.encode(&[bits])?;
-        keys.hash_into(&mut self.hashes);
-        self.values.intern(&keys, &self.hashes, &mut self.groups);
+        self.values.assign(&keys, &mut self.groups);
         Ok(())
     }
 
@@ -145,7 +142,7 @@ impl Accumulator for DistinctCount {
 
     fn size(&self) -> usize {
         let entries = self.dictionary.as_ref().map_or(0, |(_, added)| added.len());
-        self.values.bytes() + entries + 8 * (self.hashes.capacity() + self.groups.capacity())
+        self.values.bytes() + entries + 8 * self.groups.capacity()
     }
 
     fn state(&mut self) -> Result<Vec<ScalarValue>, DataFusionError> {

@@ -30,7 +30,6 @@ pub(super) struct FinestGroups {
     table: GroupValues,
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
     rows: usize,
-    hashes: Vec<u64>,
     groups: Vec<usize>,
 }
 
@@ -61,7 +60,6 @@ impl FinestGroups {
             accumulators: accumulators(plan)?,
             encoder,
             rows: 0,
-            hashes: Vec::new(),
             groups: Vec::new(),
         }))
     }
@@ -92,8 +90,7 @@ impl FinestGroups {
         arguments: &[Arguments],
     ) -> Result<(), DataFusionError> {
         let encoded = self.encoder.encode(keys)?;
-        encoded.hash_into(&mut self.hashes);
-        self.table.intern(&encoded, &self.hashes, &mut self.groups);
+        self.table.assign(&encoded, &mut self.groups);
         self.rows += encoded.len();
         let (groups, total) = (&self.groups, self.table.len());
         update_groups(&mut self.accumulators, arguments, AggregateInput::Raw, groups, total)

@@ -21,7 +21,7 @@ use super::{
     finest_groups::FinestGroups,
     group_emitter::GroupEmitter,
     partial_states::{PartialStates, UnpartitionedGroups, UnpartitionedStates},
-    row_states::{Bypass, RowStates},
+    row_states::{Bypass, RowStates, reduces},
 };
 use crate::{ResultExt, keys::GroupValues, slices::for_each_slice, spill::try_resize_above};
 
@@ -37,12 +37,14 @@ pub(super) enum AggregatePart {
     Single(super::ungrouped::Accumulators, Reservation),
 }
 
-/// Groups at which a local table is emptied if there are several sinks. At about ten bytes per
-/// slot, plus a key and a state, the table stays within a core's own cache.
+/// Groups at which a local table that merges few rows is emptied, if there are several sinks. At
+/// about ten bytes per slot, plus a key and a state, the table stays within a core's own cache.
 const FULL_TABLE_GROUPS: usize = if cfg!(test) { 50 } else { 1 << 16 };
-/// The same for keys that arrive as dictionaries: a row finds its group at its code, without a
-/// table.
-const FULL_DICTIONARY_GROUPS: usize = if cfg!(test) { 200 } else { 1 << 20 };
+/// The same for a table that merges rows.
+const MAX_FULL_TABLE_GROUPS: usize = if cfg!(test) { 200 } else { 1 << 19 };
+/// The same where a row finds its group without a hash table: at its code in a dictionary, or at
+/// the values of keys of small ranges.
+const FULL_INDEX_GROUPS: usize = if cfg!(test) { 200 } else { 1 << 20 };
 
 /// Entries of a dictionary that are looked up at the first row. Larger ones wait until half as many
 /// rows have come, and have shared their groups.
@@ -74,6 +76,8 @@ pub(super) struct AggregateHashTable {
     rows_before_codes: usize,
     /// Rows of the groups, except rows that bypassed the table.
     table_rows: usize,
+    /// Groups at which the table is full.
+    full_groups: usize,
     /// Rows of grouping sets that are not in the table yet; `None` if that does not help.
     finest: Option<FinestGroups>,
     /// Decides whether rows bypass the table; `None` if they never do.
@@ -171,6 +175,7 @@ impl AggregateHashTable {
             ineffective_codes: Vec::new(),
             rows_before_codes: 0,
             table_rows: 0,
+            full_groups: FULL_TABLE_GROUPS,
             finest: None,
             bypass: None,
             query: context.query().clone(),
@@ -209,11 +214,21 @@ impl AggregateHashTable {
         self.dictionary.as_ref().map_or(0, DictionaryKeys::len)
     }
 
-    /// Returns whether the table of a sink should be emptied.
-    pub(super) fn is_full(&self) -> bool {
-        let full =
-            if self.dictionary.is_some() { FULL_DICTIONARY_GROUPS } else { FULL_TABLE_GROUPS };
-        self.num_groups() >= full
+    /// Returns whether the table of a sink should be emptied. A table whose groups had several rows
+    /// grows instead, since these groups would have to be merged once more for each emptied table.
+    pub(super) fn is_full(&mut self) -> bool {
+        let groups = self.num_groups();
+        if self.dictionary.is_some() || self.table.has_index() {
+            return groups >= FULL_INDEX_GROUPS;
+        }
+        while groups >= self.full_groups {
+            let grows = groups == self.table.len() && reduces(self.table_rows, groups);
+            if !grows || self.full_groups >= MAX_FULL_TABLE_GROUPS {
+                return true;
+            }
+            self.full_groups *= 2;
+        }
+        false
     }
 
     /// Returns whether no row was aggregated.
@@ -386,8 +401,7 @@ impl AggregateHashTable {
     /// Fills `self.groups` with the group of each row of `keys`.
     fn assign(&mut self, keys: &[ArrayRef]) -> Result<(), DataFusionError> {
         let keys = self.plan.encoder.encode(keys)?;
-        keys.hash_into(&mut self.hashes);
-        self.table.intern(&keys, &self.hashes, &mut self.groups);
+        self.table.assign(&keys, &mut self.groups);
         Ok(())
     }
 
@@ -432,8 +446,7 @@ impl AggregateHashTable {
             let id = id.cast_to(fields[key_count].data_type()).query_err()?;
             columns.push(id.to_array().query_err()?);
             let keys = plan.encoder.encode(&columns).query_err()?;
-            keys.hash_into(&mut self.hashes);
-            self.table.intern(&keys, &self.hashes, &mut self.groups);
+            self.table.assign(&keys, &mut self.groups);
             let total = self.table.len();
             for (accumulator, call) in self.accumulators.iter_mut().zip(&config.aggregates) {
                 // A row that the filter drops: the group exists, but its accumulators have seen no
@@ -559,6 +572,7 @@ impl AggregateHashTable {
             *accumulator = self::accumulator(&call.function).query_err()?;
         }
         self.table_rows = 0;
+        self.full_groups = FULL_TABLE_GROUPS;
         self.rows_before_codes = 0;
         Ok(std::mem::replace(&mut self.table, GroupValues::new(&self.plan.encoder)))
     }

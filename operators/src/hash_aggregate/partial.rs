@@ -17,6 +17,7 @@ use super::{
     config::{AggregateConfig, AggregatePlan},
     group_emitter::GroupEmitter,
     groups::AggregateHashTable,
+    row_states::reduces,
 };
 use crate::apply_selection;
 
@@ -33,8 +34,6 @@ const MAX_BYTES: usize = 16 << 20;
 /// [`MAX_GROUPS`] keys, one in sixteen repeats a key.
 const SAMPLE_ROWS: usize = 1 << 15;
 const REPEATS_ONE_IN: usize = 16;
-/// A full table is also ineffective if it has fewer than five rows per four groups.
-const MIN_REDUCTION: [usize; 2] = [5, 4];
 /// Rows that bypass the table before it is tried again. Each further bypass is four times as long.
 const FIRST_BYPASS_ROWS: usize = 1 << 17;
 
@@ -120,7 +119,7 @@ impl LocalPartial {
             || grew && self.rows >= groups * FLUSH_ROWS_PER_GROUP
             || self.groups.reserved() >= MAX_BYTES;
         let ineffective = if full {
-            self.rows * MIN_REDUCTION[1] < groups * MIN_REDUCTION[0]
+            !reduces(self.rows, groups)
         } else if self.rows >= self.next_check {
             self.next_check = usize::MAX;
             (self.rows - groups) * REPEATS_ONE_IN < self.rows

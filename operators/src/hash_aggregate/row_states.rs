@@ -22,8 +22,11 @@ const FIRST_BYPASS_ROWS: usize = if cfg!(test) { 64 } else { 1 << 19 };
 /// Maximum number of rows that bypass the table before it is tried again, since all of them are
 /// kept until they are merged.
 const MAX_BYPASS_ROWS: usize = 1 << 23;
-/// A table is ineffective if it has fewer than five rows per four groups.
-const MIN_REDUCTION: [usize; 2] = [5, 4];
+/// Returns whether a table with `groups` groups of `rows` rows is effective: five rows for four
+/// groups.
+pub(super) fn reduces(rows: usize, groups: usize) -> bool {
+    4 * rows >= 5 * groups
+}
 
 /// Keys and states of rows, in the order of arrival.
 pub(super) struct RowStates {
@@ -135,7 +138,7 @@ impl Bypass {
     pub(super) fn decide(&mut self, groups: usize, bypassed: usize) {
         if bypassed > 0 {
             self.remaining = self.remaining.saturating_sub(bypassed);
-        } else if self.rows * MIN_REDUCTION[1] < groups * MIN_REDUCTION[0] {
+        } else if !reduces(self.rows, groups) {
             self.remaining = self.next;
             self.next = (4 * self.next).min(MAX_BYPASS_ROWS);
         } else {

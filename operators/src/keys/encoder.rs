@@ -14,6 +14,7 @@ use datafusion_common::{Result, hash_utils::RandomState, utils::normalize_float_
 use super::{
     KeyRows, WordKeys,
     fixed::{self, PackedField},
+    range_index::MAX_COLUMNS,
     words::{WordLayout, is_text},
 };
 
@@ -258,6 +259,17 @@ impl KeyEncoder {
         }
     }
 
+    /// Returns the fields of packed keys that may have a [`RangeIndex`](super::range_index);
+    /// `None` for others.
+    pub(super) fn range_fields(&self) -> Option<&[PackedField]> {
+        let (KeyLayout::U64(fields) | KeyLayout::U128(fields)) = self.layout.as_ref() else {
+            return None;
+        };
+        let may_have = (1..=MAX_COLUMNS).contains(&fields.len())
+            && self.types.iter().all(|kind| fixed::has_ranges(value_type(kind)));
+        may_have.then_some(fields)
+    }
+
     /// Returns whether keys are words with texts.
     pub(crate) fn has_texts(&self) -> bool {
         matches!(self.layout.as_ref(), KeyLayout::Words(_))
@@ -311,12 +323,18 @@ fn expand(column: &ArrayRef, as_views: bool) -> Result<ArrayRef> {
     Ok(if kind == value { column.clone() } else { cast(column, value)? })
 }
 
-fn hash_u64(key: u64) -> u64 {
+/// Returns the hash of a key of at most 64 bits.
+pub(super) fn hash_u64(key: u64) -> u64 {
     const MULTIPLIER: u128 = 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835;
     let product = (u128::from(key) ^ u128::from(SEED)).wrapping_mul(MULTIPLIER);
     let folded = (product as u64) ^ ((product >> 64) as u64);
     // A second round: tables use the low bits, partitions the high bits.
     (folded ^ (folded >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93)
+}
+
+/// Returns the hash of a key of at most 128 bits.
+pub(super) fn hash_u128(key: u128) -> u64 {
+    hash_u64((key as u64).rotate_left(29) ^ hash_u64((key >> 64) as u64))
 }
 
 fn hash_row(state: &RandomState, row: Row<'_>) -> u64 {
@@ -385,9 +403,7 @@ impl EncodedKeys {
         hashes.clear();
         match self {
             Self::U64(keys) => hashes.extend(keys[range].iter().map(|key| hash_u64(*key))),
-            Self::U128(keys) => hashes.extend(keys[range].iter().map(|key| {
-                hash_u64((*key as u64).rotate_left(29) ^ hash_u64((*key >> 64) as u64))
-            })),
+            Self::U128(keys) => hashes.extend(keys[range].iter().map(|key| hash_u128(*key))),
             Self::Words(keys) => keys.hash_range_into(range, hashes),
             Self::Rows(rows) => {
                 let state = RandomState::with_seed(SEED);

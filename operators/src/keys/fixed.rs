@@ -15,13 +15,31 @@ pub(super) struct PackedField {
     shift: u32,
     /// Bit of the null flag, if NULL is a value.
     null_shift: Option<u32>,
+    /// Whether the values have a sign.
+    is_signed: bool,
 }
 
 impl PackedField {
+    /// Returns a number that orders the values of keys like the column's type does. NULL has the
+    /// number of zero.
+    #[inline]
+    pub(super) fn order<W: KeyWord>(self, key: W) -> u64 {
+        let unused = 64 - 8 * self.width as u32;
+        let value = (key.field(self.shift) as u64) << unused >> unused;
+        value ^ u64::from(self.is_signed) << (63 - unused)
+    }
+
+    /// Returns whether the value of `key` is NULL.
+    #[inline]
+    pub(super) fn is_null<W: KeyWord>(self, key: W) -> bool {
+        self.null_shift.is_some_and(|shift| key.field(shift) & 1 == 1)
+    }
+
     /// Returns the field of values of type `kind` at bit `shift`, without a null flag; `None` if
     /// the type has no fixed width.
     pub(super) fn new(kind: &DataType, shift: u32) -> Option<Self> {
-        width(kind).map(|width| Self { width, shift, null_shift: None })
+        let is_signed = is_signed(kind);
+        width(kind).map(|width| Self { width, shift, null_shift: None, is_signed })
     }
 }
 
@@ -35,7 +53,7 @@ pub(super) fn fields(types: &[(DataType, bool)]) -> Option<(Vec<PackedField>, u3
         bits += 8 * width as u32;
         let null_shift = null_bit.then_some(bits);
         bits += u32::from(*null_bit);
-        fields.push(PackedField { width, shift, null_shift });
+        fields.push(PackedField { width, shift, null_shift, is_signed: is_signed(kind) });
     }
     Some((fields, bits))
 }
@@ -47,6 +65,15 @@ pub(super) fn width(kind: &DataType) -> Option<usize> {
         DataType::Interval(_) => None,
         kind => kind.primitive_width().filter(|width| *width <= 16),
     }
+}
+
+fn is_signed(kind: &DataType) -> bool {
+    !kind.is_unsigned_integer() && kind != &DataType::Boolean
+}
+
+/// Returns whether nearby values of type `kind` may be packed to nearby numbers of 64 bits.
+pub(super) fn has_ranges(kind: &DataType) -> bool {
+    !kind.is_floating() && width(kind).is_some_and(|width| width <= 8)
 }
 
 /// Integer type of a packed key.

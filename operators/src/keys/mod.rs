@@ -9,6 +9,7 @@
 mod encoder;
 mod fixed;
 mod partition;
+mod range_index;
 mod rows;
 mod table;
 mod words;

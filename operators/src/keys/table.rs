@@ -6,10 +6,17 @@
 //! front-to-back pass over its slots. Slots by the hash's lower bits would make growth touch both
 //! tables in random order. The hashes are kept, so that the table is partitioned without hashing
 //! again.
+//!
+//! Keys of small ranges have a [`RangeIndex`] instead of slots.
 
 use std::{convert::Infallible, hint::black_box};
 
-use super::{EncodedKeys, KeyEncoder, WordKeys};
+use super::{
+    EncodedKeys, KeyEncoder, WordKeys,
+    encoder::{hash_u64, hash_u128},
+    fixed::PackedField,
+    range_index::RangeIndex,
+};
 
 /// Groups, numbered in the order in which their keys were first seen.
 #[derive(Debug)]
@@ -17,6 +24,14 @@ pub struct GroupValues {
     slots: Vec<u64>,
     hashes: Vec<u64>,
     keys: EncodedKeys,
+    /// Finds all groups, if there is one; the slots are then empty.
+    index: Option<RangeIndex>,
+    /// Fields of the keys if they may have an index.
+    range_fields: Option<Box<[PackedField]>>,
+    /// Keys looked up before an index is tried.
+    keys_before_index: usize,
+    /// Hashes of the keys to look up; scratch memory.
+    new_hashes: Vec<u64>,
 }
 
 const FIRST_SLOTS: usize = 1024;
@@ -25,13 +40,24 @@ const FIRST_SLOTS: usize = 1024;
 /// stays within a core's own cache, where a scan for taken slots costs more.
 const CACHED_SLOTS: usize = 1 << 17;
 
+/// Minimum number of keys that are looked up by hash before another index is tried.
+const KEYS_BEFORE_INDEX: usize = 1 << 14;
+
 /// Slots that a growing table handles between two calls of `check`: one to two milliseconds.
 const STEP_SLOTS: usize = 1 << 18;
 
 impl GroupValues {
     /// Creates a table for keys of `encoder`.
     pub fn new(encoder: &KeyEncoder) -> Self {
-        Self { slots: vec![0; FIRST_SLOTS], hashes: Vec::new(), keys: encoder.empty_keys() }
+        Self {
+            slots: vec![0; FIRST_SLOTS],
+            hashes: Vec::new(),
+            keys: encoder.empty_keys(),
+            index: None,
+            range_fields: encoder.range_fields().map(Into::into),
+            keys_before_index: 0,
+            new_hashes: Vec::new(),
+        }
     }
 
     /// Returns the number of groups.
@@ -44,9 +70,16 @@ impl GroupValues {
         self.hashes.is_empty()
     }
 
+    /// Returns whether groups are found at the values of their keys, without a hash.
+    pub(crate) fn has_index(&self) -> bool {
+        self.index.is_some()
+    }
+
     /// Returns the memory of the table, in bytes.
     pub fn bytes(&self) -> usize {
-        8 * (self.slots.capacity() + self.hashes.capacity()) + self.keys.bytes()
+        let hashes = self.hashes.capacity() + self.new_hashes.capacity();
+        let index = self.index.as_ref().map_or(0, RangeIndex::bytes);
+        8 * (self.slots.capacity() + hashes) + self.keys.bytes() + index
     }
 
     /// Returns the groups' keys.
@@ -68,11 +101,83 @@ impl GroupValues {
     ///
     /// # Panics
     /// If there are more than 2³² groups, or the keys come from another encoder.
+    pub fn assign(&mut self, keys: &EncodedKeys, groups: &mut Vec<usize>) {
+        if self.cover(keys) {
+            return self.look_up_places(keys, groups);
+        }
+        let mut hashes = std::mem::take(&mut self.new_hashes);
+        keys.hash_into(&mut hashes);
+        self.intern(keys, &hashes, groups);
+        self.new_hashes = hashes;
+    }
+
+    /// Returns whether there is an index with places for `keys`.
+    fn cover(&mut self, keys: &EncodedKeys) -> bool {
+        if self.index.is_none() {
+            let Some(fields) = &self.range_fields else { return false };
+            if self.keys_before_index > 0 {
+                self.keys_before_index = self.keys_before_index.saturating_sub(keys.len());
+                return false;
+            }
+            self.index = Some(RangeIndex::new(fields));
+        }
+        let Some(index) = &mut self.index else { return false };
+        let covers = match (&self.keys, keys) {
+            (EncodedKeys::U64(known), EncodedKeys::U64(keys)) => index.cover(known, keys),
+            (EncodedKeys::U128(known), EncodedKeys::U128(keys)) => index.cover(known, keys),
+            _ => false,
+        };
+        if covers {
+            self.slots = Vec::new();
+        } else {
+            self.leave_index();
+        }
+        covers
+    }
+
+    /// Replaces `groups` by the groups of `keys`, for which the index has places.
+    fn look_up_places(&mut self, keys: &EncodedKeys, groups: &mut Vec<usize>) {
+        let Self { index: Some(index), keys: known, hashes, .. } = self else { return };
+        let next = hashes.len();
+        match (known, keys) {
+            (EncodedKeys::U64(known), EncodedKeys::U64(keys)) => {
+                index.groups_of_rows(next, groups, |row| {
+                    known.push(keys[row]);
+                    hashes.push(hash_u64(keys[row]));
+                });
+            }
+            (EncodedKeys::U128(known), EncodedKeys::U128(keys)) => {
+                index.groups_of_rows(next, groups, |row| {
+                    known.push(keys[row]);
+                    hashes.push(hash_u128(keys[row]));
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// Enters all groups into slots, and drops the index.
+    fn leave_index(&mut self) {
+        self.index = None;
+        self.keys_before_index = KEYS_BEFORE_INDEX.max(7 * self.keys.len());
+        if self.slots.is_empty() {
+            let Ok(()) = self.reserve(FIRST_SLOTS, || Ok::<_, Infallible>(()));
+        }
+    }
+
+    /// Replaces `groups` by the group of each of `keys`, which have these hashes. Unknown keys get
+    /// new groups.
+    ///
+    /// # Panics
+    /// If there are more than 2³² groups, or the keys come from another encoder.
     pub fn intern(&mut self, keys: &EncodedKeys, hashes: &[u64], groups: &mut Vec<usize>) {
+        if self.index.is_some() {
+            self.leave_index();
+        }
         groups.clear();
         groups.reserve(keys.len());
         let Ok(()) = self.reserve(keys.len(), || Ok::<_, Infallible>(()));
-        let Self { slots, hashes: known, keys: store } = self;
+        let Self { slots, hashes: known, keys: store, .. } = self;
         match (store, keys) {
             (EncodedKeys::U64(store), EncodedKeys::U64(keys)) => {
                 intern_values((slots, known, store), (keys, hashes), groups);
@@ -126,12 +231,15 @@ impl GroupValues {
             self.keys.reserve(more);
             check()?;
         }
+        if self.index.is_some() {
+            return Ok(());
+        }
         let wanted = 2 * (self.hashes.len() + more);
         if wanted <= self.slots.len() {
             return Ok(());
         }
         let wanted = wanted.next_power_of_two();
-        if wanted <= CACHED_SLOTS {
+        if wanted <= CACHED_SLOTS || self.slots.is_empty() {
             self.slots = vec![0; wanted];
             for (group, hash) in (1..).zip(&self.hashes) {
                 enter(&mut self.slots, tag_of(*hash) | group);
@@ -153,9 +261,13 @@ impl GroupValues {
 
     /// Removes all groups. Keeps the memory, except that of variable-length keys beyond one chunk.
     pub fn clear(&mut self) {
+        if self.index.take().is_some() {
+            self.slots = vec![0; FIRST_SLOTS];
+        }
         self.slots.fill(0);
         self.hashes.clear();
         self.keys.clear();
+        self.keys_before_index = 0;
     }
 
     /// Returns the groups' keys and drops the table.

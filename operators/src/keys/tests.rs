@@ -326,3 +326,103 @@ fn long_texts_fill_several_buffers() {
     assert_eq!(encoder.decode_range(&keys, 0..600).unwrap(), [texts(0)]);
     assert_eq!(encoder.decode_range(&keys, 600..1200).unwrap(), [texts(600)]);
 }
+
+/// Assigns batches of rows of `columns` to groups, and compares with groups by text.
+fn assert_groups(columns: &[ArrayRef], batches: &[Range<usize>], reads_hashes: bool) {
+    let encoder = encoder(columns);
+    let mut table = GroupValues::new(&encoder);
+    let (mut known, mut groups) = (std::collections::HashMap::new(), Vec::new());
+    for rows in batches {
+        let slices: Vec<_> = columns.iter().map(|it| it.slice(rows.start, rows.len())).collect();
+        let keys = encoder.encode(&slices).unwrap();
+        if reads_hashes && rows.start % 3 == 0 {
+            let mut hashes = Vec::new();
+            keys.hash_into(&mut hashes);
+            table.intern(&keys, &hashes, &mut groups);
+        } else {
+            table.assign(&keys, &mut groups);
+        }
+        let text = |row| -> Vec<String> {
+            slices.iter().map(|it| array_value_to_string(it, row).unwrap()).collect()
+        };
+        let expected = (0..rows.len()).map(|row| {
+            let next = known.len();
+            *known.entry(text(row)).or_insert(next)
+        });
+        assert_eq!(groups, expected.collect::<Vec<_>>());
+        assert_eq!(table.len(), known.len());
+    }
+    let mut hashes = Vec::new();
+    table.keys().hash_into(&mut hashes);
+    assert_eq!(table.hashes(), hashes);
+    table.clear();
+    assert!(table.is_empty());
+    let keys = encoder.encode(columns).unwrap();
+    table.assign(&keys, &mut groups);
+    assert_eq!(table.len(), groups.iter().max().unwrap() + 1);
+    assert!(table.len() >= known.len());
+}
+
+fn in_batches(rows: usize, of: usize) -> Vec<Range<usize>> {
+    (0..rows).step_by(of).map(|first| first..rows.min(first + of)).collect()
+}
+
+/// A number below `below` that looks random.
+fn noise(number: usize, below: i64) -> i64 {
+    ((number as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as i64 % below
+}
+
+#[test]
+fn ranges_follow_the_keys() {
+    const ROWS: usize = 20_000;
+    let column = |value: fn(usize) -> Option<i64>| -> ArrayRef {
+        Arc::new(Int64Array::from_iter((0..ROWS).map(value)))
+    };
+    let narrow = column(|row| Some(noise(row, 100) - 50));
+    let with_nulls = column(|row| (row % 5 > 0).then(|| noise(row, 1000)));
+    let nulls_first = column(|row| (row > 3000).then(|| noise(row, 40)));
+    let upwards = column(|row| Some(row as i64 / 4));
+    let downwards = column(|row| Some(-(row as i64) / 3));
+    let suddenly_far = column(|row| Some(if row == 9000 { i64::MAX } else { noise(row, 300) }));
+    let extremes = column(|row| Some([i64::MIN, i64::MAX, -1, 0, 1][row % 5]));
+    let sparse = column(|row| Some(noise(row, 5) * 1_000_000_007));
+    let small: ArrayRef =
+        Arc::new(Int8Array::from_iter_values((0..ROWS).map(|row| noise(row, 256) as u8 as i8)));
+    let unsigned: ArrayRef =
+        Arc::new(UInt32Array::from_iter_values((0..ROWS).map(|row| u32::MAX - row as u32 % 9)));
+    let flags: ArrayRef = Arc::new(BooleanArray::from_iter(
+        (0..ROWS).map(|row| (row % 7 > 0).then_some(row % 2 > 0)),
+    ));
+    for keys in [
+        vec![&narrow],
+        vec![&with_nulls],
+        vec![&nulls_first],
+        vec![&upwards],
+        vec![&downwards],
+        vec![&suddenly_far],
+        vec![&extremes],
+        vec![&sparse],
+        vec![&small],
+        vec![&unsigned, &flags],
+        vec![&small, &flags, &unsigned],
+        vec![&flags],
+    ] {
+        let keys: Vec<ArrayRef> = keys.into_iter().cloned().collect();
+        for of in [7, 1000, 8192] {
+            assert_groups(&keys, &in_batches(ROWS, of), false);
+            assert_groups(&keys, &in_batches(ROWS, of), true);
+        }
+    }
+}
+
+#[test]
+fn an_index_takes_memory_by_the_number_of_groups() {
+    let far: ArrayRef = Arc::new(Int64Array::from_iter_values((0..1000).map(|n| n * 1_000_000)));
+    let near: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1000));
+    for column in [far, near] {
+        let encoder = encoder(std::slice::from_ref(&column));
+        let mut table = GroupValues::new(&encoder);
+        table.assign(&encoder.encode(&[column]).unwrap(), &mut Vec::new());
+        assert!(table.bytes() < 256 << 10, "{} bytes", table.bytes());
+    }
+}
