@@ -6,8 +6,9 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use datafusion::{
     arrow::util::display::array_value_to_string,
+    datasource::file_format::file_compression_type::FileCompressionType,
     execution::{SessionStateBuilder, runtime_env::RuntimeEnv},
-    prelude::{SessionConfig, SessionContext},
+    prelude::{CsvReadOptions, JsonReadOptions, SessionConfig, SessionContext},
 };
 use gatework::stages::{
     StageLocation,
@@ -95,6 +96,54 @@ fn what_would_get_lost_stays_here() {
             let why = local_execution_reason(&planned.plan, session.state().config());
             assert_eq!(why.is_some_and(|why| why.contains("cannot carry")), stays, "{function}");
             expected.check(function, &planned.collect().await.unwrap());
+        }
+    });
+}
+
+/// Compressed text and JSON arrays, of which DataFusion's serialized scans say nothing, are read in
+/// this process.
+#[test]
+fn formats_that_would_get_lost_stay_here() {
+    guarded(|case| async move {
+        let (data, _cluster, session) = started(3).await;
+        let reference = reference_session();
+        data.register(&reference, Storage::Memory).await;
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let orders = "SELECT o_orderkey, o_custkey FROM orders";
+        for (name, options) in [
+            ("plain.csv", ""),
+            ("zipped.csv.gz", "STORED AS CSV OPTIONS ('format.compression' 'gzip')"),
+            ("lines.json", ""),
+        ] {
+            let sql = format!("COPY ({orders}) TO '{}' {options}", path(name));
+            reference.sql(&sql).await.unwrap().collect().await.unwrap();
+        }
+        let lines = std::fs::read_to_string(path("lines.json")).unwrap();
+        let array = format!("[{}]", lines.trim_end().replace('\n', ","));
+        std::fs::write(path("array.json"), array).unwrap();
+        let gzip = CsvReadOptions::new()
+            .file_compression_type(FileCompressionType::GZIP)
+            .file_extension(".csv.gz");
+        session.register_csv("plain", path("plain.csv"), CsvReadOptions::new()).await.unwrap();
+        session.register_csv("zipped", path("zipped.csv.gz"), gzip).await.unwrap();
+        let json = JsonReadOptions::default();
+        session.register_json("lines", path("lines.json"), json.clone()).await.unwrap();
+        let array = json.newline_delimited(false);
+        session.register_json("an_array", path("array.json"), array).await.unwrap();
+        let count = |table: &str| {
+            format!("SELECT o_custkey, count(*) AS n FROM {table} GROUP BY o_custkey")
+        };
+        let expected = Expected::of(&reference, &count("orders")).await.unwrap();
+        for (table, stays) in
+            [("plain", false), ("zipped", true), ("lines", false), ("an_array", true)]
+        {
+            case.begin(table);
+            let planned = plan(&case, &session, &count(table)).await.unwrap();
+            assert_eq!(is_distributed(&planned.plan), !stays, "{table}");
+            let why = local_execution_reason(&planned.plan, session.state().config());
+            assert_eq!(why.is_some_and(|why| why.contains("cannot carry")), stays, "{table}");
+            expected.check(table, &planned.collect().await.unwrap());
         }
     });
 }

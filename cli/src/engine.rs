@@ -175,6 +175,7 @@ impl Engine {
             .with_config(self.settings.clone().into_config(SessionConfig::new()))
             .with_runtime_env(self.shared.clone())
             .with_default_features();
+        let builder = tables::external::with_store_options(builder);
         let builder = match &self.cluster {
             Some(Cluster { workers, options }) => {
                 builder.with_gatework_workers(&self.executor, workers.clone(), options)

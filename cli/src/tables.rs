@@ -6,7 +6,9 @@
 
 pub(crate) mod by_path;
 mod dialect;
+pub(crate) mod external;
 mod files;
+mod hive;
 mod remote;
 
 use std::collections::HashMap;
@@ -127,8 +129,13 @@ async fn find(state: &SessionState, path: &str) -> Result<Opened, Error> {
     if schema.fields().is_empty() {
         return Err(Error::failed(format!("'{path}' has no columns")));
     }
-    let (urls, extension) = (source.urls()?, source.extension);
-    let table = table(state, format, urls, extension, schema, source.partitioned).await;
+    let (mut urls, mut partitioned) = (source.urls()?, source.partitioned);
+    if let Some(url) = source.pattern_url()?
+        && hive::has_files(state, &url, source.files.len()).await.map_err(unreadable)?
+    {
+        (urls, partitioned) = (vec![url], true);
+    }
+    let table = table(state, format, urls, source.extension, schema, partitioned).await;
     Ok(Opened { table: table.map_err(unreadable)?, note })
 }
 

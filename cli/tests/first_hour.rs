@@ -63,6 +63,25 @@ fn refuses(folder: &TempDir, arguments: &[&str], stderr: &str) {
     assert_eq!((code, actual.as_str()), (1, stderr), "{arguments:?}");
 }
 
+#[test]
+fn files_of_a_pattern_have_partition_columns() {
+    let folder = folder();
+    for (name, content) in [("1/a", "n\n1\n"), ("2/a", "n\n2\n"), ("2/_b", "n\n9\n")] {
+        let path = folder.path().join("hive").join(format!("day={name}.csv"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    for pattern in ["hive/*/*.csv", "./hive/day=*/a.csv", "hive/*/a.*"] {
+        let sql = format!("SELECT * FROM '{pattern}' WHERE day = '2'");
+        answers(&folder, &[&sql, "--format", "csv"], "n,day\n2,2\n", "");
+    }
+    // Some of the partitions, and a folder that is not known.
+    for pattern in ["hive/day=2/*.csv", "hi*/day=2/*.csv"] {
+        let sql = format!("FROM '{pattern}'");
+        answers(&folder, &[&sql, "--format", "csv"], "n\n2\n", "");
+    }
+}
+
 const PEOPLE: &str = "\
 +----+------+
 | id | name |

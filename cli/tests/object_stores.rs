@@ -100,6 +100,38 @@ fn objects_are_tables() {
 }
 
 #[test]
+fn options_of_a_table_open_its_store() {
+    let server = Server::start();
+    let create = |key: &str, secret: &str| {
+        format!(
+            "CREATE EXTERNAL TABLE people STORED AS CSV LOCATION 's3://data/people.csv' OPTIONS \
+             ('{key}' 'key', 'aws.secret_access_key' '{secret}', 'format.delimiter' ';'); \
+             SELECT name FROM people WHERE id = 2"
+        )
+    };
+    // The variables of the process have another secret.
+    let run = |sql: &str| run(server.address, "wrong", sql);
+    let (code, rows, stderr) = run(&create("aws.access_key_id", "secret"));
+    assert_eq!((code, rows.as_str(), stderr.as_str()), (0, "name\nbob\n", ""));
+    let (code, _, stderr) = run(&create("aws.access_key", "secret"));
+    assert_eq!(code, 1);
+    assert_eq!(
+        stderr,
+        "error: there is no option 'aws.access_key' of S3; options are named like the variables, \
+         for example 'aws.access_key_id'\n"
+    );
+}
+
+#[test]
+fn objects_of_a_pattern_have_partition_columns() {
+    let server = Server::start();
+    for pattern in ["logs/*/*.csv", "logs/day=*/[ab].csv"] {
+        let sql = format!("SELECT n FROM 's3://data/{pattern}' WHERE day = '2'");
+        assert_eq!(server.run(&sql), (0, "n\n5\n".to_owned(), String::new()), "{pattern}");
+    }
+}
+
+#[test]
 fn files_of_a_web_server_are_tables() {
     let server = Server::with(None);
     let url = format!("http://{}/data/people.csv", server.address);

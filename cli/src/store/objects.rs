@@ -37,14 +37,39 @@ impl ObjectStoreRegistry for Stores {
         if let Ok(store) = self.open.get_store(url) {
             return Ok(store);
         }
-        let store: Arc<dyn ObjectStore> = Arc::new(VisibleFiles { files: open(url)? });
+        let store = open_with(url, &[])?;
         self.open.register_store(url, Arc::clone(&store));
         Ok(store)
     }
 }
 
+/// Whether a table's option is that of its store, such as `aws.access_key_id`.
+pub(crate) fn is_option(name: &str) -> bool {
+    ["aws.", "gcp.", "azure."].iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Opens the store of `url` with these options of a table's store.
+pub(crate) fn open_with(url: &Url, options: &[(String, String)]) -> Result<Arc<dyn ObjectStore>> {
+    Ok(Arc::new(VisibleFiles { files: open(url, options)? }))
+}
+
+/// The option of a store that `name` means: `aws.region` is `aws_region`, or `region`.
 #[cfg(feature = "object-stores")]
-fn open(url: &Url) -> Result<Arc<dyn ObjectStore>> {
+fn key<K: std::str::FromStr>(name: &str, store: &str, prefix: &str) -> Result<K> {
+    let own = name.strip_prefix(prefix).and_then(|name| name.strip_prefix('.'));
+    let keys = own.map(|own| [own.to_owned(), format!("{prefix}_{own}")]);
+    let key = keys.iter().flatten().find_map(|key| key.parse().ok());
+    key.ok_or_else(|| {
+        DataFusionError::Plan(format!(
+            "there is no option '{name}' of {store}; options are named like the variables, for \
+             example 'aws.access_key_id'"
+        ))
+    })
+}
+
+/// Opens the store of `url`, with options beside those of the variables.
+#[cfg(feature = "object-stores")]
+fn open(url: &Url, options: &[(String, String)]) -> Result<Arc<dyn ObjectStore>> {
     use ::object_store::aws::AmazonS3Builder;
     use ::object_store::azure::MicrosoftAzureBuilder;
     use ::object_store::gcp::GoogleCloudStorageBuilder;
@@ -61,14 +86,24 @@ fn open(url: &Url) -> Result<Arc<dyn ObjectStore>> {
     let (scheme, _) = ObjectStoreScheme::parse(url).map_err(|_| unknown())?;
     Ok(match scheme {
         ObjectStoreScheme::AmazonS3 => {
-            Arc::new(AmazonS3Builder::from_env().with_url(url.as_str()).with_retry(retry).build()?)
+            let mut builder = AmazonS3Builder::from_env();
+            for (name, value) in options {
+                builder = builder.with_config(key(name, "S3", "aws")?, value);
+            }
+            Arc::new(builder.with_url(url.as_str()).with_retry(retry).build()?)
         }
         ObjectStoreScheme::GoogleCloudStorage => {
-            let builder = GoogleCloudStorageBuilder::from_env();
+            let mut builder = GoogleCloudStorageBuilder::from_env();
+            for (name, value) in options {
+                builder = builder.with_config(key(name, "Google Cloud Storage", "gcp")?, value);
+            }
             Arc::new(builder.with_url(url.as_str()).with_retry(retry).build()?)
         }
         ObjectStoreScheme::MicrosoftAzure => {
-            let builder = MicrosoftAzureBuilder::from_env();
+            let mut builder = MicrosoftAzureBuilder::from_env();
+            for (name, value) in options {
+                builder = builder.with_config(key(name, "Azure", "azure")?, value);
+            }
             Arc::new(builder.with_url(url.as_str()).with_retry(retry).build()?)
         }
         ObjectStoreScheme::Http => {
@@ -82,7 +117,7 @@ fn open(url: &Url) -> Result<Arc<dyn ObjectStore>> {
 }
 
 #[cfg(not(feature = "object-stores"))]
-fn open(url: &Url) -> Result<Arc<dyn ObjectStore>> {
+fn open(url: &Url, _: &[(String, String)]) -> Result<Arc<dyn ObjectStore>> {
     let _unused = Duration::ZERO;
     Err(DataFusionError::Plan(format!(
         "'{url}' is in an object store, and this build has none; build gatework with the feature \

@@ -8,7 +8,8 @@ use datafusion::datasource::listing::ListingTableUrl;
 use glob::Pattern;
 use url::Url;
 
-use crate::error::Error;
+use super::hive;
+use crate::error::{Error, one_line};
 use crate::store::is_hidden;
 
 /// The supported extensions, for messages.
@@ -84,6 +85,8 @@ pub(super) struct Source {
     pub(super) partitioned: bool,
     /// Common extension of a folder's files; `None` if the files are listed individually.
     pub(super) extension: Option<String>,
+    /// Folder above the `column=value` folders of a pattern's files, and the pattern of their names.
+    hive: Option<(PathBuf, String)>,
 }
 
 impl Source {
@@ -121,7 +124,15 @@ impl Source {
                 "the files of the partitioned folder '{path}' must all have the same extension"
             )));
         }
-        Ok(Self { path: path.to_owned(), files, format, partitioned, extension })
+        let hive = if literal.exists() { None } else { hive::split(path, &files) };
+        Ok(Self { path: path.to_owned(), files, format, partitioned, extension, hive })
+    }
+
+    /// The URL of the files that a pattern matches, if they have partition columns.
+    pub(super) fn pattern_url(&self) -> Result<Option<ListingTableUrl>, Error> {
+        let Some((folder, pattern)) = &self.hive else { return Ok(None) };
+        let url = url(folder)?.with_glob(pattern);
+        Ok(Some(url.map_err(|error| Error::failed(one_line(&error.message())))?))
     }
 
     /// The URLs that DataFusion lists for each query: the folder, whose files may change, or the

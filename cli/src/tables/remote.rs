@@ -13,7 +13,7 @@ use glob::{MatchOptions, Pattern};
 use url::Url;
 
 use super::files::{self, Format};
-use super::{Opened, SAMPLE_BYTES, decompress, file_format, format_options, is_text, table};
+use super::{Opened, SAMPLE_BYTES, decompress, file_format, format_options, hive, is_text, table};
 use crate::error::Error;
 
 /// As for files of this machine, `*` stands for a part of one name.
@@ -48,13 +48,19 @@ pub(super) async fn find(state: &SessionState, path: &str, url: Url) -> Result<O
     let (options, note) = format_options(format, sample);
     let format = file_format(state, format, &options).map_err(failed)?;
     let schema = format.infer_schema(state, &store, &objects).await.map_err(failed)?;
-    let partitioned = listed.is_collection() && names.iter().any(|name| is_partition(name));
+    let mut partitioned = listed.is_collection() && names.iter().any(|name| is_partition(name));
     // Without a common extension, and with a pattern, the objects are listed by name.
     let extension = files::common_extension(&names).filter(|_| listed.get_glob().is_none());
-    let urls = match extension.is_some() {
-        true => vec![listed],
+    let mut urls = match extension.is_some() {
+        true => vec![listed.clone()],
         false => urls(&listed, &objects).map_err(failed)?,
     };
+    if let Some(url) = pattern_url(&listed, &names).map_err(failed)? {
+        partitioned = hive::has_files(state, &url, objects.len()).await.map_err(failed)?;
+        if partitioned {
+            urls = vec![url];
+        }
+    }
     let table = table(state, format, urls, extension, schema, partitioned).await.map_err(failed)?;
     Ok(Opened { table, note })
 }
@@ -81,6 +87,21 @@ fn listing_url(path: &str, mut url: Url) -> Result<ListingTableUrl, Error> {
         url.set_path(&format!("{}/", url.path()));
     }
     ListingTableUrl::try_new(url, None).map_err(|error| wrong(&error))
+}
+
+/// The URL of the objects that a pattern matches, if they have partition columns.
+fn pattern_url(
+    listed: &ListingTableUrl,
+    names: &[PathBuf],
+) -> Result<Option<ListingTableUrl>, DataFusionError> {
+    let Some(glob) = listed.get_glob() else { return Ok(None) };
+    let pattern = format!("{}/{glob}", listed.prefix());
+    let Some((folder, pattern)) = hive::split(pattern.trim_start_matches('/'), names) else {
+        return Ok(None);
+    };
+    let mut url = listed.get_url().clone();
+    url.set_path(&format!("/{}/", folder.display()));
+    Ok(Some(ListingTableUrl::try_new(url, None)?.with_glob(&pattern)?))
 }
 
 /// The objects with rows, sorted by name.

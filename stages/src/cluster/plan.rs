@@ -19,7 +19,7 @@ use gatework_sql::{
 
 use super::{
     execution::{ClusterExec, TaskAssignments},
-    session::GETS_LOST,
+    session::{FORMAT_GETS_LOST, WINDOW_GETS_LOST},
 };
 use crate::{StageLocation, StageTree, StageView, plan::explain::count_of_tasks};
 
@@ -41,14 +41,20 @@ pub fn local_execution_reason(
     let distributed = DistributedConfig::from_session_config(config);
     let partition_bytes =
         distributed.map(|config| config.file_scan_config_bytes_per_partition as u64);
-    let (mut bytes, mut gets_lost) = (0, false);
+    let (mut bytes, mut lost, mut has_json) = (0, None, false);
     // The closure returns no error.
     let _walked = plan.apply(|node| {
         let windows = window_expressions(node.as_ref());
         let says = |name: &str| name.contains(" FILTER (") || name.contains(" IGNORE NULLS");
-        gets_lost |= windows.iter().copied().flatten().any(|one| says(one.name()));
+        if windows.iter().copied().flatten().any(|one| says(one.name())) {
+            lost = Some(WINDOW_GETS_LOST);
+        }
         let source = node.downcast_ref::<DataSourceExec>();
         let scan = source.and_then(|source| source.data_source().downcast_ref::<FileScanConfig>());
+        if scan.is_some_and(|scan| scan.file_compression_type.is_compressed()) {
+            lost = Some(FORMAT_GETS_LOST);
+        }
+        has_json |= scan.is_some_and(|scan| scan.file_source().file_type() == "json");
         let files = scan.iter().flat_map(|scan| &scan.file_groups).flat_map(|group| group.iter());
         let sizes = files.map(|file| match &file.range {
             Some(range) => range.end.abs_diff(range.start),
@@ -57,10 +63,12 @@ pub fn local_execution_reason(
         bytes += sizes.sum::<u64>();
         Ok(TreeNodeRecursion::Continue)
     });
+    if let (Ok(2..), Some(lost)) = (workers.as_ref().map(Vec::len), lost) {
+        return Some(lost.into());
+    }
     Some(match (workers.map(|urls| urls.len()), partition_bytes) {
         (Ok(0) | Err(_), _) => "there are no workers".into(),
         (Ok(1), _) => "there is only one worker, and running in this process is no slower".into(),
-        _ if gets_lost => GETS_LOST.into(),
         _ if bytes == 0 => "no files are read".into(),
         (Ok(_), Ok(partition_bytes))
             if bytes <= partition_bytes.saturating_mul(config.target_partitions() as u64) =>
@@ -71,6 +79,8 @@ pub fn local_execution_reason(
                      {threads} partitions"
             )
         }
+        // A scan of JSON does not say of which kind.
+        _ if has_json => format!("no stage is worth distributing, or {FORMAT_GETS_LOST}"),
         _ => "no stage of the plan is worth distributing".into(),
     })
 }

@@ -10,12 +10,13 @@ use datafusion::{
         not_impl_err,
         tree_node::{TreeNode, TreeNodeRecursion},
     },
+    datasource::{DefaultTableSource, file_format::json::JsonFormat, listing::ListingTable},
     error::{DataFusionError, Result},
     execution::{
         context::QueryPlanner,
         session_state::{SessionState, SessionStateBuilder},
     },
-    logical_expr::{Expr, LogicalPlan, WindowFunctionDefinition, expr::NullTreatment},
+    logical_expr::{Expr, LogicalPlan, TableSource, WindowFunctionDefinition, expr::NullTreatment},
     physical_plan::ExecutionPlan,
     prelude::SessionConfig,
 };
@@ -260,10 +261,9 @@ impl HeadPlanner {
         query: &LogicalPlan,
         session: &dyn Session,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let plan = if gets_lost(query)? {
-            IN_PLAN.scope((), self.plan_here(query, session, GETS_LOST)).await?
-        } else {
-            IN_PLAN.scope((), self.inner()?.create_physical_plan(query, session)).await?
+        let plan = match what_gets_lost(query)? {
+            Some(lost) => IN_PLAN.scope((), self.plan_here(query, session, lost)).await?,
+            None => IN_PLAN.scope((), self.inner()?.create_physical_plan(query, session)).await?,
         };
         // The workers' stages stay as they are.
         wrap_until(plan, &self.executor, &|node| node.is_network_boundary())
@@ -300,12 +300,17 @@ tokio::task_local! {
 const PART_OF_A_PLAN: &str = "a table plans a query of its own";
 
 /// Why a query with such a window stays in this process.
-pub(super) const GETS_LOST: &str =
+pub(super) const WINDOW_GETS_LOST: &str =
     "a window has a FILTER or IGNORE NULLS, which plans for workers cannot carry";
 
-/// Whether a plan of `query` would mean something else on a worker. DataFusion's serialized window
-/// expressions have no filter, and no NULL treatment unless they are aggregates.
-fn gets_lost(query: &LogicalPlan) -> Result<bool> {
+/// Why a query of such a table stays in this process.
+pub(super) const FORMAT_GETS_LOST: &str =
+    "a table is compressed text or JSON arrays, which plans for workers cannot carry";
+
+/// Why a plan of `query` would mean something else on a worker: in DataFusion's serialized plans,
+/// window expressions have no filter, and no NULL treatment unless they are aggregates; scans of
+/// text have no compression, and take JSON to be one object per line.
+fn what_gets_lost(query: &LogicalPlan) -> Result<Option<&'static str>> {
     let is_lost = |expression: &Expr| match expression {
         Expr::WindowFunction(window) => {
             let is_aggregate = matches!(window.fun, WindowFunctionDefinition::AggregateUDF(_));
@@ -314,16 +319,35 @@ fn gets_lost(query: &LogicalPlan) -> Result<bool> {
         }
         _ => false,
     };
-    let mut found = false;
+    let mut found = None;
     query.apply_with_subqueries(|node| {
-        if let LogicalPlan::Window(window) = node {
-            for expression in &window.window_expr {
-                found |= expression.exists(|part| Ok(is_lost(part)))?;
+        match node {
+            LogicalPlan::Window(window) => {
+                for expression in &window.window_expr {
+                    if expression.exists(|part| Ok(is_lost(part)))? {
+                        found = Some(WINDOW_GETS_LOST);
+                    }
+                }
             }
+            LogicalPlan::TableScan(scan) if format_gets_lost(scan.source.as_ref()) => {
+                found = Some(FORMAT_GETS_LOST);
+            }
+            _ => {}
         }
-        Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+        Ok(if found.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     })?;
     Ok(found)
+}
+
+/// Whether a scan of this table would be another one on a worker.
+fn format_gets_lost(table: &dyn TableSource) -> bool {
+    let table = table.downcast_ref::<DefaultTableSource>();
+    let listing = table.and_then(|table| table.table_provider.downcast_ref::<ListingTable>());
+    let Some(format) = listing.map(|listing| &listing.options().format) else { return false };
+    let compression = format.compression_type();
+    let json = format.downcast_ref::<JsonFormat>();
+    compression.is_some_and(|compression| compression.is_compressed())
+        || json.is_some_and(|json| !json.is_newline_delimited())
 }
 
 #[async_trait]
