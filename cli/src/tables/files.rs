@@ -85,7 +85,7 @@ pub(super) struct Source {
     pub(super) partitioned: bool,
     /// Common extension of a folder's files; `None` if the files are listed individually.
     pub(super) extension: Option<String>,
-    /// Folder above the `column=value` folders of a pattern's files, and the pattern of their names.
+    /// Folder above the `column=value` folders of a pattern's files, and the pattern of file names.
     hive: Option<(PathBuf, String)>,
 }
 

@@ -31,7 +31,7 @@ pub(super) fn split(pattern: &str, files: &[PathBuf]) -> Option<(PathBuf, String
     })
 }
 
-/// Whether DataFusion finds as many files with rows at `url` as the table has. It takes the files of
+/// Whether DataFusion finds as many files with rows at `url` as the table has. It takes those of
 /// all partitions, and the pattern may have selected some of them.
 pub(super) async fn has_files(
     state: &SessionState,
