@@ -171,8 +171,10 @@ impl Engine {
 
     /// Creates an empty session whose queries run on this executor.
     pub(crate) fn session(&self) -> SessionContext {
+        let config = self.settings.clone().into_config(SessionConfig::new());
         let builder = SessionStateBuilder::new()
-            .with_config(self.settings.clone().into_config(SessionConfig::new()))
+            // Errors know their place in the text.
+            .with_config(config.set_bool("datafusion.sql_parser.collect_spans", true))
             .with_runtime_env(self.shared.clone())
             .with_default_features();
         let builder = tables::external::with_store_options(builder);

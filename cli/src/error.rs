@@ -36,6 +36,23 @@ impl Error {
         Self::Failed(explain(error, session))
     }
 
+    /// A statement of `text` that could not be planned: points to the place, if it is known.
+    pub(crate) fn in_text(
+        error: &DataFusionError,
+        text: Option<&Text>,
+        session: &SessionContext,
+    ) -> Self {
+        let sentence = explain(error, session);
+        let start = error.diagnostic().and_then(|diagnostic| Some(diagnostic.span?.start));
+        match (text, start) {
+            (Some(text), Some(start)) if start.line > 0 && start.column > 0 => {
+                let place = (start.line as usize, start.column as usize);
+                Self::Failed(format!("{sentence}\n{}", syntax::point(text, place)))
+            }
+            _ => Self::Failed(sentence),
+        }
+    }
+
     /// Objects that a store does not give; `path` is their URL.
     pub(crate) fn store(path: &str, error: &DataFusionError) -> Self {
         let reason = match error.find_root() {

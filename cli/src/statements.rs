@@ -17,14 +17,56 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::{CopyToSource, DFParser, Statement};
 use datafusion::sql::sqlparser::ast::{
-    Query, SelectFlavor, SelectItem, SetExpr, ShowStatementOptions, Statement as SqlStatement,
+    Expr, FunctionArg, FunctionArgExpr, Ident, ObjectName, Query, SelectFlavor, SelectItem,
+    SetExpr, ShowStatementOptions, Statement as SqlStatement, TableFactor, TableFunctionArgs,
     VisitMut, VisitorMut, WildcardAdditionalOptions,
 };
 
 use crate::engine::{ResultStream, StageConfig};
 use crate::error::Error;
 use crate::large_stack;
+use crate::sql::script::Text;
 use crate::tables::by_path;
+
+/// The statements of a text.
+pub(crate) struct Parsed {
+    pub(crate) statements: VecDeque<Statement>,
+    /// The text in which the places of the statements are.
+    pub(crate) text: Text,
+    /// Whether the columns of the result are to be summarized.
+    pub(crate) summarizes: bool,
+}
+
+/// Splits a text into its statements. Knows two statements of DuckDB that DataFusion does not.
+pub(crate) fn parse_text(text: &Text) -> Result<Parsed> {
+    let error = match parse(&text.sql) {
+        Ok(statements) => return Ok(Parsed { statements, text: text.clone(), summarizes: false }),
+        Err(error) => error,
+    };
+    let sql = text.sql.trim_start();
+    let (sql, summarizes) = match (after_word(sql, "FROM"), after_word(sql, "SUMMARIZE")) {
+        // `FROM t WHERE …`: the parser knows it without a condition only.
+        (Some(_), _) => (format!("SELECT * {sql}"), false),
+        (_, Some(rest)) => {
+            let is_query = rest.starts_with('(')
+                || QUERY_WORDS.iter().any(|word| after_word(rest, word).is_some());
+            (if is_query { rest.to_owned() } else { format!("SELECT * FROM {rest}") }, true)
+        }
+        _ => return Err(error),
+    };
+    let Ok(statements) = parse(&sql) else { return Err(error) };
+    Ok(Parsed { statements, text: Text { sql, first_line: text.first_line }, summarizes })
+}
+
+/// Words with which a query begins.
+const QUERY_WORDS: [&str; 4] = ["SELECT", "WITH", "FROM", "VALUES"];
+
+/// The text after its first word, if that is `word`.
+fn after_word<'a>(text: &'a str, word: &str) -> Option<&'a str> {
+    let (first, rest) = text.split_at_checked(word.len())?;
+    let is_whole = !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+    (first.eq_ignore_ascii_case(word) && is_whole).then(|| rest.trim_start())
+}
 
 /// Splits SQL into its statements.
 pub(crate) fn parse(sql: &str) -> Result<VecDeque<Statement>> {
@@ -41,16 +83,18 @@ pub(crate) struct Planned {
     pub(crate) frame: DataFrame,
 }
 
-/// Plans one statement within `limit`. A statement that changes the session takes effect at once.
+/// Plans one statement of `text` within `limit`. A statement that changes the session takes effect
+/// at once.
 pub(crate) async fn plan(
     session: &SessionContext,
     statement: Statement,
+    text: Option<&Text>,
     limit: Option<Duration>,
 ) -> Result<Planned, Error> {
-    let session = session.clone();
+    let (session, text) = (session.clone(), text.cloned());
     let planning = async move {
         let planned = plan_here(&session, statement).await;
-        planned.map_err(|error| Error::query(&error, &session))
+        planned.map_err(|error| Error::in_text(&error, text.as_ref(), &session))
     };
     large_stack::run("planning the statement", limit, planning).await
 }
@@ -60,7 +104,7 @@ const SHOW_TABLES: &str = "SELECT * FROM information_schema.tables ORDER BY \
                            table_schema = 'information_schema', table_catalog, table_schema, \
                            table_name";
 
-/// Replaces SHOW TABLES by its query, and `FROM t` by `SELECT * FROM t`.
+/// Replaces SHOW TABLES by its query, `FROM t` by `SELECT * FROM t`, and `read_csv('f')` by `'f'`.
 fn rewrite(mut statement: Statement) -> Result<Statement> {
     let sql = match &mut statement {
         Statement::Statement(sql) => sql,
@@ -71,13 +115,13 @@ fn rewrite(mut statement: Statement) -> Result<Statement> {
         }
         Statement::CopyTo(copy) => {
             if let CopyToSource::Query(query) = &mut copy.source {
-                let _never_ends_early: ControlFlow<()> = query.visit(&mut SelectAll);
+                let _never_ends_early: ControlFlow<()> = query.visit(&mut Habits);
             }
             return Ok(statement);
         }
         _ => return Ok(statement),
     };
-    let _never_ends_early: ControlFlow<()> = sql.visit(&mut SelectAll);
+    let _never_ends_early: ControlFlow<()> = sql.visit(&mut Habits);
     let SqlStatement::ShowTables { full: false, show_options, .. } = sql.as_ref() else {
         return Ok(statement);
     };
@@ -87,15 +131,49 @@ fn rewrite(mut statement: Statement) -> Result<Statement> {
     Ok(DFParser::parse_sql(SHOW_TABLES)?.pop_front().unwrap_or(statement))
 }
 
-/// Adds the columns of `FROM t`, wherever it stands; DataFusion would leave them out.
-struct SelectAll;
+/// Adds the columns of `FROM t`, wherever it stands; DataFusion would leave them out. Names files
+/// that DuckDB's table functions read.
+struct Habits;
 
-impl VisitorMut for SelectAll {
+/// DuckDB's functions that read the files of a path.
+const READERS: [&str; 8] = [
+    "read_csv",
+    "read_csv_auto",
+    "read_parquet",
+    "parquet_scan",
+    "read_json",
+    "read_json_auto",
+    "read_ndjson",
+    "read_ndjson_auto",
+];
+
+impl VisitorMut for Habits {
     type Break = ();
+
+    fn pre_visit_table_factor(&mut self, table: &mut TableFactor) -> ControlFlow<()> {
+        if let TableFactor::Table { name, args, .. } = table
+            && let Some(path) = args.as_ref().and_then(only_text)
+            && READERS.iter().any(|reader| name.to_string().eq_ignore_ascii_case(reader))
+        {
+            *name = ObjectName::from(vec![Ident::with_quote('"', path)]);
+            *args = None;
+        }
+        ControlFlow::Continue(())
+    }
 
     fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<()> {
         select_all(&mut query.body);
         ControlFlow::Continue(())
+    }
+}
+
+/// The only argument of a function, if it is a text.
+fn only_text(arguments: &TableFunctionArgs) -> Option<String> {
+    match (arguments.args.as_slice(), &arguments.settings) {
+        ([FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value)))], None) => {
+            value.value.clone().into_string()
+        }
+        _ => None,
     }
 }
 
@@ -131,6 +209,21 @@ async fn plan_here(session: &SessionContext, statement: Statement) -> Result<Pla
 }
 
 impl Planned {
+    /// Replaces the result by the count, mean, minimum and so on of each of its columns.
+    pub(crate) async fn summarize(
+        self,
+        session: &SessionContext,
+        limit: Option<Duration>,
+    ) -> Result<Self, Error> {
+        let session = session.clone();
+        let summarizing = async move {
+            let summarized = self.frame.describe().await;
+            summarized.map_err(|error| Error::query(&error, &session))
+        };
+        let frame = large_stack::run("summarizing the query", limit, summarizing).await?;
+        Ok(Self { logical: frame.logical_plan().clone(), frame })
+    }
+
     /// Whether there is a result to print or compare.
     pub(crate) fn has_result(&self) -> bool {
         !self.frame.schema().fields().is_empty()

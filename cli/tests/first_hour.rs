@@ -112,16 +112,18 @@ fn a_file_is_a_table() {
     refuses(
         &folder,
         &["FROM people.csv"],
-        "error: there is no table 'people.csv'; to read the file, quote it: FROM 'people.csv'\n",
+        "error: there is no table 'people.csv'; to read the file, quote it: FROM 'people.csv'\n  \
+         FROM people.csv\n       ^\n",
     );
     refuses(
         &folder,
         &["FROM people"],
-        "error: there is no table 'people'; name one with --table people=PATH\n",
+        "error: there is no table 'people'; name one with --table people=PATH\n  \
+         FROM people\n       ^\n",
     );
     refuses(
         &folder,
-        &["SELECT * FROM read_csv('people.csv')"],
+        &["SELECT * FROM read_csv('people.csv', delim=';')"],
         "error: there is no table function 'read_csv'; write FROM 'FILE' instead\n",
     );
 }
@@ -136,6 +138,9 @@ fn a_file_is_a_table_wherever_a_query_stands() {
         "WITH t AS (FROM 'people.csv') SELECT * FROM t ORDER BY id",
         "SELECT * FROM (FROM 'people.csv') ORDER BY id",
         "SELECT * FROM 'people.csv' WHERE EXISTS (FROM 'people.csv') ORDER BY id",
+        "FROM 'people.csv' WHERE id < 5 ORDER BY id",
+        "FROM read_csv('people.csv') ORDER BY id",
+        "WITH t AS (SELECT * FROM READ_CSV_AUTO('people.csv')) SELECT * FROM t ORDER BY id",
     ] {
         answers(&folder, &csv(sql), "id,name\n1,ann\n2,bob\n", "");
     }
@@ -182,7 +187,7 @@ fn scripts_may_come_from_other_editors() {
         &folder,
         &["-f", "late.sql", "--format", "csv"],
         "error: late.sql: line 4: there is no table 'nothing'; name one with --table \
-         nothing=PATH\n",
+         nothing=PATH\n  FROM nothing;\n       ^\n",
     );
 }
 
@@ -281,7 +286,8 @@ fn mistakes_are_answered_with_what_to_do() {
         ),
         (
             "SELECT coutn(id) FROM 'people.csv'",
-            "there is no function 'coutn'; did you mean 'count'?",
+            "there is no function 'coutn'; did you mean 'count'?\n  \
+             SELECT coutn(id) FROM 'people.csv'\n         ^",
         ),
         (
             "SELECT sum(name) FROM 'people.csv'",
@@ -295,7 +301,8 @@ fn mistakes_are_answered_with_what_to_do() {
         (
             "SELECT nam FROM 'people.csv'",
             "there is no column nam. Did you mean '\"people.csv\".name'? Valid fields are \
-             \"people.csv\".id, \"people.csv\".name.",
+             \"people.csv\".id, \"people.csv\".name.\n  \
+             SELECT nam FROM 'people.csv'\n         ^",
         ),
         (
             "SET gatework.speed = 1",
@@ -318,6 +325,22 @@ fn mistakes_are_answered_with_what_to_do() {
     let (code, _, stderr) = run(folder.path(), &["SELECT 1", "--memory-limit", "512"], "");
     assert_eq!(code, 2);
     assert!(stderr.contains("the unit is missing; write 512MiB, 512GiB or 512B"), "{stderr}");
+}
+
+#[test]
+fn columns_are_summarized() {
+    let folder = folder();
+    let summary = "describe,id,name\ncount,2.0,2\nnull_count,0.0,0\nmean,1.5,null\n\
+                   std,0.7071067811865476,null\nmin,1.0,ann\nmax,2.0,bob\nmedian,1.5,null\n";
+    for sql in ["SUMMARIZE 'people.csv'", "summarize SELECT * FROM 'people.csv';"] {
+        answers(&folder, &[sql, "--format", "csv"], summary, "");
+    }
+    refuses(
+        &folder,
+        &["SUMMARIZE people"],
+        "error: there is no table 'people'; name one with --table people=PATH\n  \
+         SELECT * FROM people\n                ^\n",
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Where SQL cannot be parsed.
+//! Where in its text SQL is wrong.
 
 use unicode_width::UnicodeWidthStr;
 
@@ -17,19 +17,24 @@ pub(super) fn explain(error: &str, text: &Text) -> String {
         None => (error, None),
     };
     let place = place.or_else(|| error.ends_with("found: EOF").then(|| end(&text.sql)));
-    let Some((line, column)) = place else {
+    let Some(place) = place else {
         return format!("the SQL cannot be parsed: {error}");
     };
-    let shown = text.sql.lines().nth(line - 1).unwrap_or_default();
-    let (shown, column) = window(shown, column);
-    let in_line = match text.first_line + line - 1 {
+    let in_line = match text.first_line + place.0 - 1 {
         1 => String::new(),
         line => format!(", in line {line}"),
     };
+    let reason = reason.replace("found: EOF", "but the statement ends");
+    format!("the SQL cannot be parsed{in_line}: {reason}\n{}", point(text, place))
+}
+
+/// The line of a place, and a caret below the column. Lines and columns begin with 1.
+pub(super) fn point(text: &Text, (line, column): (usize, usize)) -> String {
+    let shown = text.sql.lines().nth(line - 1).unwrap_or_default();
+    let (shown, column) = window(shown, column);
     let before: String = shown.chars().take(column - 1).collect();
     let caret = " ".repeat(before.width());
-    let reason = reason.replace("found: EOF", "but the statement ends");
-    format!("the SQL cannot be parsed{in_line}: {reason}\n  {shown}\n  {caret}^")
+    format!("  {shown}\n  {caret}^")
 }
 
 /// Line and column of "1, Column: 8"; both begin with 1.
@@ -48,7 +53,8 @@ fn end(sql: &str) -> (usize, usize) {
 
 /// At most [`WIDTH`] characters of a line around a column, and the column among them.
 fn window(line: &str, column: usize) -> (String, usize) {
-    let begin = (column - 1).saturating_sub(WIDTH / 2);
+    let fits = line.chars().count() <= WIDTH;
+    let begin = if fits { 0 } else { (column - 1).saturating_sub(WIDTH / 2) };
     let printable = |c: char| if c.is_control() { ' ' } else { c };
     let shown = line.chars().skip(begin).take(WIDTH).map(printable).collect();
     (shown, column - begin)

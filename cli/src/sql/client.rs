@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::large_stack;
 use crate::output::Output;
 use crate::progress;
-use crate::statements::{self, Planned};
+use crate::statements::{self, Parsed, Planned};
 use crate::tables;
 
 /// Number of nodes for `--explain stages` without `--nodes`.
@@ -137,10 +137,11 @@ impl Client {
 
     /// Runs statements, or explains them.
     async fn run_text(&mut self, text: &Text, explain: Option<Explain>) -> Result<(), Error> {
-        let parsed = statements::parse(&text.sql);
+        let parsed = statements::parse_text(text);
         let parsed = parsed.map_err(|error| Error::syntax(&error, text, &self.context))?;
-        for statement in parsed {
-            let result = self.run_statement(statement, explain).await;
+        let Parsed { statements, text, summarizes } = parsed;
+        for statement in statements {
+            let result = self.run_statement(statement, &text, summarizes, explain).await;
             match self.includes {
                 0 => result?,
                 _ => result.map_err(|error| error.within(&format!("line {}", text.line())))?,
@@ -152,12 +153,17 @@ impl Client {
     async fn run_statement(
         &mut self,
         statement: Statement,
+        text: &Text,
+        summarizes: bool,
         explain: Option<Explain>,
     ) -> Result<(), Error> {
         let started = Instant::now();
         let statement = self.engine.set_start_value(statement)?;
-        let planned =
-            statements::plan(&self.context, statement, Engine::limit(&self.context)).await?;
+        let limit = Engine::limit(&self.context);
+        let mut planned = statements::plan(&self.context, statement, Some(text), limit).await?;
+        if summarizes {
+            planned = planned.summarize(&self.context, limit).await?;
+        }
         if !planned.has_result() {
             return self.display.done(started.elapsed());
         }

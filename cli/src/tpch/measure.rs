@@ -135,7 +135,7 @@ async fn run_query(
     let mut results = Results::default();
     let parsed = statements::parse(&query.sql).map_err(|error| Error::query(&error, session))?;
     for statement in parsed {
-        let planned = statements::plan(session, statement, limit).await?;
+        let planned = statements::plan(session, statement, None, limit).await?;
         if !planned.has_result() {
             continue;
         }

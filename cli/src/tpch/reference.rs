@@ -31,7 +31,7 @@ impl Reference {
         let query_error = |error| Error::query(&error, &session);
         let mut expected = Vec::new();
         for statement in statements::parse(&query.sql).map_err(query_error)? {
-            let planned = statements::plan(&session, statement, None).await?;
+            let planned = statements::plan(&session, statement, None, None).await?;
             if planned.has_result() {
                 let collected = statements::collect(&session, planned.frame, None, None).await?;
                 let batches = collected.batches;
