@@ -286,7 +286,7 @@ def measure(arguments):
             for name, answer in answers.items():
                 if "error" in answer:
                     if round_ == 0:
-                        reason = " ".join(answer["error"].split())[:120]
+                        reason = answer["error"].split("\n")[0][:100]
                         notes.append(f"{name} rejects query {number}: {reason}")
                     continue
                 wall[name][number].append(answer["seconds"])

@@ -11,11 +11,11 @@ mod files;
 mod hive;
 mod remote;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use datafusion::arrow::datatypes::SchemaRef;
@@ -103,10 +103,14 @@ pub(crate) async fn open(
     large_stack::run(&format!("opening '{path}'"), limit, opening).await
 }
 
-/// Tells how a table was read, on standard error.
+/// Tells once how the files of a path are read, on standard error.
 fn print_note(path: &str, note: &str) {
-    // The note is lost if standard error is closed.
-    let _ = writeln!(io::stderr(), "note: '{path}': {note}");
+    static NOTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let note = format!("note: '{path}': {note}");
+    if NOTED.lock().unwrap_or_else(PoisonError::into_inner).insert(note.clone()) {
+        // The note is lost if standard error is closed.
+        let _ = writeln!(io::stderr(), "{note}");
+    }
 }
 
 async fn find(state: &SessionState, path: &str) -> Result<Opened, Error> {
@@ -125,10 +129,7 @@ async fn find(state: &SessionState, path: &str) -> Result<Opened, Error> {
     };
     let (options, note) = format_options(source.format, sample);
     let format = file_format(state, source.format, &options).map_err(unreadable)?;
-    let schema = schema(state, &source, &format).await?;
-    if schema.fields().is_empty() {
-        return Err(Error::failed(format!("'{path}' has no columns")));
-    }
+    let schema = with_columns(path, schema(state, &source, &format).await?)?;
     let (mut urls, mut partitioned) = (source.urls()?, source.partitioned);
     if let Some(url) = source.pattern_url()?
         && hive::has_files(state, &url, source.files.len()).await.map_err(unreadable)?
@@ -137,6 +138,14 @@ async fn find(state: &SessionState, path: &str) -> Result<Opened, Error> {
     }
     let table = table(state, format, urls, source.extension, schema, partitioned).await;
     Ok(Opened { table: table.map_err(unreadable)?, note })
+}
+
+/// The schema of the files of a path, which must have columns.
+fn with_columns(path: &str, schema: SchemaRef) -> Result<SchemaRef, Error> {
+    match schema.fields().is_empty() {
+        true => Err(Error::failed(format!("'{path}' has no columns"))),
+        false => Ok(schema),
+    }
 }
 
 /// A table over the files of `urls` that end in `extension`.

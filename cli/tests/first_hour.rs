@@ -328,6 +328,18 @@ fn mistakes_are_answered_with_what_to_do() {
 }
 
 #[test]
+fn a_note_is_printed_once() {
+    let folder = folder();
+    let sql = "SELECT s.id FROM s JOIN 'semicolons.csv' t ON s.id = t.id WHERE s.id = 2";
+    answers(
+        &folder,
+        &["-t", "s=semicolons.csv", "--format", "csv", sql],
+        "id\n2\n",
+        "note: 'semicolons.csv': values are separated by ';'\n",
+    );
+}
+
+#[test]
 fn columns_are_summarized() {
     let folder = folder();
     let summary = "describe,id,name\ncount,2.0,2\nnull_count,0.0,0\nmean,1.5,null\n\

@@ -1,9 +1,8 @@
 //! Files as tables of a query: `FROM 'people.csv'`.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::catalog::{DynamicFileCatalog, TableProvider, UrlTableFactory};
@@ -34,7 +33,7 @@ pub(crate) fn enable(session: &SessionContext) {
         let state = session.state_weak_ref();
         Box::new(move || state.upgrade().map(|state| state.read().clone()))
     };
-    let files = Arc::new(Files { state: get_state, noted: Mutex::default() });
+    let files = Arc::new(Files { state: get_state });
     session.register_catalog_list(Arc::new(DynamicFileCatalog::new(known, files)));
 }
 
@@ -44,8 +43,6 @@ type GetState = Box<dyn Fn() -> Option<datafusion::execution::SessionState> + Se
 struct Files {
     /// The state of the session, while there is one.
     state: GetState,
-    /// Paths whose dialect has been noted.
-    noted: Mutex<HashSet<String>>,
 }
 
 impl fmt::Debug for Files {
@@ -71,10 +68,7 @@ impl UrlTableFactory for Files {
             let sentence = error.sentence().unwrap_or_default();
             DataFusionError::Plan(sentence.trim_start_matches("error: ").to_owned())
         })?;
-        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(note) = note
-            && noted.insert(name.to_owned())
-        {
+        if let Some(note) = note {
             print_note(name, &note);
         }
         Ok(Some(table))

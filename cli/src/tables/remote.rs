@@ -13,7 +13,10 @@ use glob::{MatchOptions, Pattern};
 use url::Url;
 
 use super::files::{self, Format};
-use super::{Opened, SAMPLE_BYTES, decompress, file_format, format_options, hive, is_text, table};
+use super::{
+    Opened, SAMPLE_BYTES, decompress, file_format, format_options, hive, is_text, table,
+    with_columns,
+};
 use crate::error::Error;
 
 /// As for files of this machine, `*` stands for a part of one name.
@@ -48,6 +51,7 @@ pub(super) async fn find(state: &SessionState, path: &str, url: Url) -> Result<O
     let (options, note) = format_options(format, sample);
     let format = file_format(state, format, &options).map_err(failed)?;
     let schema = format.infer_schema(state, &store, &objects).await.map_err(failed)?;
+    let schema = with_columns(path, schema)?;
     let mut partitioned = listed.is_collection() && names.iter().any(|name| is_partition(name));
     // Without a common extension, and with a pattern, the objects are listed by name.
     let extension = files::common_extension(&names).filter(|_| listed.get_glob().is_none());
