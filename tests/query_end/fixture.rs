@@ -1,6 +1,7 @@
 //! A session whose leftovers can be counted, and its tables.
 
 use std::{
+    fs::{DirEntry, read_dir},
     future::poll_fn,
     path::Path,
     sync::{Arc, atomic::Ordering},
@@ -142,8 +143,10 @@ impl Fixture {
 }
 
 pub(crate) fn files_below(folder: &Path) -> usize {
-    let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
-    entries.map(|e| if e.path().is_dir() { files_below(&e.path()) } else { 1 }).sum()
+    // The folder of an earlier session may be removed meanwhile: it is no file even then.
+    let entries = read_dir(folder).into_iter().flatten().map(Result::unwrap);
+    let is_folder = |entry: &DirEntry| entry.file_type().unwrap().is_dir();
+    entries.map(|e| if is_folder(&e) { files_below(&e.path()) } else { 1 }).sum()
 }
 
 /// Waits until no task of the query is live.
