@@ -33,17 +33,20 @@ pub(crate) struct Parsed {
     pub(crate) statements: VecDeque<Statement>,
     /// The text in which the places of the statements are.
     pub(crate) text: Text,
-    /// Whether the columns of the result are to be summarized.
+    /// Whether the columns of the first statement's result are to be summarized.
     pub(crate) summarizes: bool,
 }
 
-/// Splits a text into its statements. Knows two statements of DuckDB that DataFusion does not.
+/// Splits a text into its statements. Its first one may be of two kinds that DuckDB has and
+/// DataFusion has not.
 pub(crate) fn parse_text(text: &Text) -> Result<Parsed> {
     let error = match parse(&text.sql) {
         Ok(statements) => return Ok(Parsed { statements, text: text.clone(), summarizes: false }),
         Err(error) => error,
     };
     let sql = text.sql.trim_start();
+    // Lines stay the same.
+    let blank = &text.sql[..text.sql.len() - sql.len()];
     let (sql, summarizes) = match (after_word(sql, "FROM"), after_word(sql, "SUMMARIZE")) {
         // `FROM t WHERE …`: the parser knows it without a condition only.
         (Some(_), _) => (format!("SELECT * {sql}"), false),
@@ -54,6 +57,7 @@ pub(crate) fn parse_text(text: &Text) -> Result<Parsed> {
         }
         _ => return Err(error),
     };
+    let sql = format!("{blank}{sql}");
     let Ok(statements) = parse(&sql) else { return Err(error) };
     Ok(Parsed { statements, text: Text { sql, first_line: text.first_line }, summarizes })
 }
@@ -115,13 +119,13 @@ fn rewrite(mut statement: Statement) -> Result<Statement> {
         }
         Statement::CopyTo(copy) => {
             if let CopyToSource::Query(query) = &mut copy.source {
-                let _never_ends_early: ControlFlow<()> = query.visit(&mut Habits);
+                let _never_ends_early: ControlFlow<()> = query.visit(&mut DuckDbSyntax);
             }
             return Ok(statement);
         }
         _ => return Ok(statement),
     };
-    let _never_ends_early: ControlFlow<()> = sql.visit(&mut Habits);
+    let _never_ends_early: ControlFlow<()> = sql.visit(&mut DuckDbSyntax);
     let SqlStatement::ShowTables { full: false, show_options, .. } = sql.as_ref() else {
         return Ok(statement);
     };
@@ -133,7 +137,7 @@ fn rewrite(mut statement: Statement) -> Result<Statement> {
 
 /// Adds the columns of `FROM t`, wherever it stands; DataFusion would leave them out. Names files
 /// that DuckDB's table functions read.
-struct Habits;
+struct DuckDbSyntax;
 
 /// DuckDB's functions that read the files of a path.
 const READERS: [&str; 8] = [
@@ -147,7 +151,7 @@ const READERS: [&str; 8] = [
     "read_ndjson_auto",
 ];
 
-impl VisitorMut for Habits {
+impl VisitorMut for DuckDbSyntax {
     type Break = ();
 
     fn pre_visit_table_factor(&mut self, table: &mut TableFactor) -> ControlFlow<()> {

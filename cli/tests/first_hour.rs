@@ -148,6 +148,9 @@ fn a_file_is_a_table_wherever_a_query_stands() {
     answers(&folder, &csv(copy), "count\n2\nn\n2\n", "");
     let url = format!("SELECT sum(n) AS n FROM 'file://{}/logs'", folder.path().display());
     answers(&folder, &csv(&url), "n\n3\n", "");
+    let more = "COPY (FROM 'people.csv') TO 'p.parquet'; SELECT count(*) AS n \
+                FROM read_parquet('p.parquet') p JOIN read_json('lines.json') j ON p.id = j.id";
+    answers(&folder, &csv(more), "count\n2\nn\n2\n", "");
     // Names of files are free for tables, and no table that could be dropped.
     let sql = "CREATE TABLE logs AS VALUES (7); FROM logs";
     answers(&folder, &csv(sql), "column1\n7\n", "");
@@ -347,6 +350,10 @@ fn columns_are_summarized() {
     for sql in ["SUMMARIZE 'people.csv'", "summarize SELECT * FROM 'people.csv';"] {
         answers(&folder, &[sql, "--format", "csv"], summary, "");
     }
+    let two = "summarize SELECT 1 AS a; SELECT 2 AS b";
+    let first = "describe,a\ncount,1.0\nnull_count,0.0\nmean,1.0\nstd,\nmin,1.0\nmax,1.0\n\
+                 median,1.0\nb\n2\n";
+    answers(&folder, &[two, "--format", "csv"], first, "");
     refuses(
         &folder,
         &["SUMMARIZE people"],

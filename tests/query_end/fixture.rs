@@ -3,6 +3,7 @@
 use std::{
     fs::{DirEntry, read_dir},
     future::poll_fn,
+    io::ErrorKind,
     path::Path,
     sync::{Arc, atomic::Ordering},
     task::Poll,
@@ -143,10 +144,18 @@ impl Fixture {
 }
 
 pub(crate) fn files_below(folder: &Path) -> usize {
-    // The folder of an earlier session may be removed meanwhile: it is no file even then.
-    let entries = read_dir(folder).into_iter().flatten().map(Result::unwrap);
-    let is_folder = |entry: &DirEntry| entry.file_type().unwrap().is_dir();
-    entries.map(|e| if is_folder(&e) { files_below(&e.path()) } else { 1 }).sum()
+    read_dir(folder).unwrap().map(|entry| files_of(&entry.unwrap())).sum()
+}
+
+fn files_of(entry: &DirEntry) -> usize {
+    if !entry.file_type().unwrap().is_dir() {
+        return 1;
+    }
+    match read_dir(entry.path()) {
+        // That of an earlier session may be removed meanwhile.
+        Err(error) if error.kind() == ErrorKind::NotFound => 0,
+        entries => entries.unwrap().map(|entry| files_of(&entry.unwrap())).sum(),
+    }
 }
 
 /// Waits until no task of the query is live.

@@ -140,7 +140,8 @@ impl Client {
         let parsed = statements::parse_text(text);
         let parsed = parsed.map_err(|error| Error::syntax(&error, text, &self.context))?;
         let Parsed { statements, text, summarizes } = parsed;
-        for statement in statements {
+        for (index, statement) in statements.into_iter().enumerate() {
+            let summarizes = summarizes && index == 0;
             let result = self.run_statement(statement, &text, summarizes, explain).await;
             match self.includes {
                 0 => result?,

@@ -107,6 +107,11 @@ fn open(url: &Url, options: &[(String, String)]) -> Result<Arc<dyn ObjectStore>>
             Arc::new(builder.with_url(url.as_str()).with_retry(retry).build()?)
         }
         ObjectStoreScheme::Http => {
+            if let Some((name, _)) = options.first() {
+                return Err(DataFusionError::Plan(format!(
+                    "'{name}' is no option of an HTTP server, which has none"
+                )));
+            }
             let host = &url[..url::Position::BeforePath];
             let options = ClientOptions::new().with_allow_http(true);
             let builder = HttpBuilder::new().with_client_options(options);
@@ -183,4 +188,28 @@ fn cause(error: &dyn StdError) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+#[cfg(all(test, feature = "object-stores"))]
+mod tests {
+    use object_store::aws::AmazonS3ConfigKey;
+    use object_store::azure::AzureConfigKey;
+    use object_store::gcp::GoogleConfigKey;
+
+    use super::key;
+
+    #[test]
+    fn options_have_the_names_of_the_stores() {
+        let s3 = |name| key::<AmazonS3ConfigKey>(name, "S3", "aws").ok();
+        assert_eq!(s3("aws.region"), Some(AmazonS3ConfigKey::Region));
+        assert_eq!(s3("aws.access_key_id"), Some(AmazonS3ConfigKey::AccessKeyId));
+        assert_eq!(s3("aws.endpoint"), Some(AmazonS3ConfigKey::Endpoint));
+        assert!(s3("aws.allow_http").is_some() && s3("aws.colour").is_none());
+        assert_eq!(s3("gcp.service_account"), None);
+        let google = |name| key::<GoogleConfigKey>(name, "Google Cloud Storage", "gcp").ok();
+        assert_eq!(google("gcp.service_account_path"), Some(GoogleConfigKey::ServiceAccount));
+        assert_eq!(google("gcp.service_account_key"), Some(GoogleConfigKey::ServiceAccountKey));
+        let azure = |name| key::<AzureConfigKey>(name, "Azure", "azure").ok();
+        assert_eq!(azure("azure.account_name"), Some(AzureConfigKey::AccountName));
+    }
 }

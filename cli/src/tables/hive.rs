@@ -8,7 +8,8 @@ use datafusion::execution::SessionState;
 use futures::TryStreamExt;
 
 /// The folder above the `column=value` folders of all `files`, which `pattern` matches, and the
-/// pattern of their names. None if their columns are not the same.
+/// pattern of their names. None if their columns are not the same, or if the pattern leaves out
+/// values: DataFusion lists the folders of all.
 pub(super) fn split(pattern: &str, files: &[PathBuf]) -> Option<(PathBuf, String)> {
     let names = |path: &Path| -> Vec<String> {
         let names = path.iter().map(|name| name.to_string_lossy().into_owned());
@@ -24,15 +25,18 @@ pub(super) fn split(pattern: &str, files: &[PathBuf]) -> Option<(PathBuf, String
     let is_alike = |file: &PathBuf| columns(&names(file)).as_ref() == Some(&expected);
     let parts = names(Path::new(pattern));
     let is_literal = parts.len() == first.len() && parts[..begin] == first[..begin];
-    (is_literal && files.iter().all(is_alike)).then(|| {
+    let has_all =
+        |(part, column): (&String, &String)| part == "*" || *part == format!("{column}=*");
+    let is_whole = is_literal && parts[begin..].iter().zip(&expected).all(has_all);
+    (is_whole && files.iter().all(is_alike)).then(|| {
         let folder: PathBuf = first[..begin].iter().collect();
         let folder = if begin == 0 { PathBuf::from(".") } else { folder };
         (folder, parts[parts.len() - 1].clone())
     })
 }
 
-/// Whether DataFusion finds as many files with rows at `url` as the table has. It takes those of
-/// all partitions, and the pattern may have selected some of them.
+/// Whether DataFusion finds as many files with rows at `url` as the table has: it also takes those
+/// beside and below the folders that the pattern matches.
 pub(super) async fn has_files(
     state: &SessionState,
     url: &ListingTableUrl,
@@ -60,8 +64,11 @@ mod tests {
         let owned = |a: &str, b: &str| Some((a.to_owned(), b.to_owned()));
         assert_eq!(parts("h/*/*.csv", &["h/x=1/a.csv", "h/x=2/b.csv"]), owned("h", "*.csv"));
         assert_eq!(parts("./h/*/a.csv", &["h/x=1/a.csv"]), owned("h", "a.csv"));
-        assert_eq!(parts("/h/x=1/*", &["/h/x=1/a.csv"]), owned("/h", "*"));
-        assert_eq!(parts("x=*/y=2/a.csv", &["x=1/y=2/a.csv"]), owned(".", "a.csv"));
+        assert_eq!(parts("/h/x=*/*", &["/h/x=1/a.csv"]), owned("/h", "*"));
+        assert_eq!(parts("x=*/*/a.csv", &["x=1/y=2/a.csv"]), owned(".", "a.csv"));
+        assert_eq!(parts("h/x=1/*", &["h/x=1/a.csv"]), None);
+        assert_eq!(parts("h/x=[12]/*", &["h/x=1/a.csv", "h/x=2/a.csv"]), None);
+        assert_eq!(parts("x=*/y=2/a.csv", &["x=1/y=2/a.csv"]), None);
         assert_eq!(parts("h/*/*.csv", &["h/x=1/a.csv", "h/y=2/b.csv"]), None);
         assert_eq!(parts("h/*/*.csv", &["h/x=1/a.csv", "h/z/b.csv"]), None);
         assert_eq!(parts("h/*.csv", &["h/x=1.csv"]), None);

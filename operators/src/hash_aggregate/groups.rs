@@ -267,9 +267,6 @@ impl AggregateHashTable {
         let bypasses = self.table.is_empty() && self.bypass.as_ref().is_some_and(Bypass::is_active);
         if !bypasses && self.assign_dictionaries(&keys)? {
             self.update_groups(&arguments).query_err()?;
-            if let Some(bypass) = &mut self.bypass {
-                bypass.count(rows.num_rows());
-            }
             return Ok(());
         }
         let keys = plan.decode_keys(keys).query_err()?;
@@ -286,9 +283,6 @@ impl AggregateHashTable {
             self.assign(&keys).query_err()?;
             self.table_rows += rows.num_rows();
             self.update_groups(&arguments).query_err()?;
-            if let Some(bypass) = &mut self.bypass {
-                bypass.count(rows.num_rows());
-            }
         }
         Ok(())
     }
@@ -537,7 +531,7 @@ impl AggregateHashTable {
         }
         self.settle()?;
         if let Some(bypass) = &mut self.bypass {
-            bypass.decide(self.table.len(), self.bypassed.len());
+            bypass.decide(self.table_rows, self.table.len(), self.bypassed.len());
         }
         debug_assert!(self.table.is_empty() || self.bypassed.len() == 0, "taken one at a time");
         let shares_texts = !self.plan.config.memory_is_limited;

@@ -22,6 +22,7 @@ const FIRST_BYPASS_ROWS: usize = if cfg!(test) { 64 } else { 1 << 19 };
 /// Maximum number of rows that bypass the table before it is tried again, since all of them are
 /// kept until they are merged.
 const MAX_BYPASS_ROWS: usize = 1 << 23;
+
 /// Returns whether a table with `groups` groups of `rows` rows is effective: five rows for four
 /// groups.
 pub(super) fn reduces(rows: usize, groups: usize) -> bool {
@@ -96,8 +97,6 @@ impl RowStates {
 /// Decides which rows bypass the table.
 #[derive(Debug)]
 pub(super) struct Bypass {
-    /// Rows in the table.
-    rows: usize,
     /// Rows that still bypass the table.
     remaining: usize,
     /// Rows of the next bypass.
@@ -120,7 +119,7 @@ impl Bypass {
                 return Ok(None);
             }
         }
-        Ok(Some(Self { rows: 0, remaining: 0, next: FIRST_BYPASS_ROWS }))
+        Ok(Some(Self { remaining: 0, next: FIRST_BYPASS_ROWS }))
     }
 
     /// Returns whether the next rows bypass the table.
@@ -128,22 +127,16 @@ impl Bypass {
         self.remaining > 0
     }
 
-    /// Counts rows that were added to the table.
-    pub(super) fn count(&mut self, rows: usize) {
-        self.rows += rows;
-    }
-
-    /// Decides anew when the table, which has `groups` groups, or the rows that bypassed it are
-    /// taken.
-    pub(super) fn decide(&mut self, groups: usize, bypassed: usize) {
+    /// Decides anew when the table, which has `groups` groups of `rows` rows, or the rows that
+    /// bypassed it are taken.
+    pub(super) fn decide(&mut self, rows: usize, groups: usize, bypassed: usize) {
         if bypassed > 0 {
             self.remaining = self.remaining.saturating_sub(bypassed);
-        } else if !reduces(self.rows, groups) {
+        } else if !reduces(rows, groups) {
             self.remaining = self.next;
             self.next = (4 * self.next).min(MAX_BYPASS_ROWS);
         } else {
             (self.remaining, self.next) = (0, FIRST_BYPASS_ROWS);
         }
-        self.rows = 0;
     }
 }

@@ -7,6 +7,8 @@ use arrow::{
 };
 use datafusion_common::{cast::as_boolean_array, internal_err};
 
+use super::encoder::{hash_u64, hash_u128};
+
 /// Position of a column's value and null bit in a packed key.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PackedField {
@@ -80,6 +82,7 @@ pub(super) fn has_ranges(kind: &DataType) -> bool {
 pub(super) trait KeyWord: Copy + Default {
     fn or_shifted(&mut self, value: u128, shift: u32);
     fn field(self, shift: u32) -> u128;
+    fn hash(self) -> u64;
 }
 
 impl KeyWord for u64 {
@@ -90,6 +93,10 @@ impl KeyWord for u64 {
     fn field(self, shift: u32) -> u128 {
         u128::from(self >> shift)
     }
+
+    fn hash(self) -> u64 {
+        hash_u64(self)
+    }
 }
 
 impl KeyWord for u128 {
@@ -99,6 +106,10 @@ impl KeyWord for u128 {
 
     fn field(self, shift: u32) -> u128 {
         self >> shift
+    }
+
+    fn hash(self) -> u64 {
+        hash_u128(self)
     }
 }
 

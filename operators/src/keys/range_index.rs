@@ -93,26 +93,25 @@ impl RangeIndex {
         inside
     }
 
-    /// Replaces `groups` by the groups of the keys that were [covered](Self::cover). Calls `enter`
-    /// with the row of each new key, whose groups are numbered from `next`.
-    pub(super) fn groups_of_rows(
+    /// Replaces `groups` by the groups of `keys`, which are [covered](Self::cover). Adds new keys to
+    /// those of the groups, and their hashes.
+    pub(super) fn assign<W: KeyWord>(
         &mut self,
-        next: usize,
+        keys: &[W],
+        (known, hashes): (&mut Vec<W>, &mut Vec<u64>),
         groups: &mut Vec<usize>,
-        mut enter: impl FnMut(usize),
     ) {
-        let mut next = next as u32;
-        let group_of = |(row, place): (usize, &u32)| {
+        let group_of = |(key, place): (&W, &u32)| {
             let group = &mut self.groups[*place as usize];
             if *group == 0 {
-                enter(row);
-                next += 1;
-                *group = next;
+                known.push(*key);
+                hashes.push(key.hash());
+                *group = known.len() as u32;
             }
             *group as usize - 1
         };
         groups.clear();
-        groups.extend(self.places.iter().enumerate().map(group_of));
+        groups.extend(keys.iter().zip(&self.places).map(group_of));
     }
 }
 

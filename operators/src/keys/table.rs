@@ -11,20 +11,16 @@
 
 use std::{convert::Infallible, hint::black_box};
 
-use super::{
-    EncodedKeys, KeyEncoder, WordKeys,
-    encoder::{hash_u64, hash_u128},
-    fixed::PackedField,
-    range_index::RangeIndex,
-};
+use super::{EncodedKeys, KeyEncoder, WordKeys, fixed::PackedField, range_index::RangeIndex};
 
 /// Groups, numbered in the order in which their keys were first seen.
 #[derive(Debug)]
 pub struct GroupValues {
+    /// Empty until keys are looked up by hash.
     slots: Vec<u64>,
     hashes: Vec<u64>,
     keys: EncodedKeys,
-    /// Finds all groups, if there is one; the slots are then empty.
+    /// Finds all groups, if there is one.
     index: Option<RangeIndex>,
     /// Fields of the keys if they may have an index.
     range_fields: Option<Box<[PackedField]>>,
@@ -34,6 +30,7 @@ pub struct GroupValues {
     new_hashes: Vec<u64>,
 }
 
+/// Minimum number of slots.
 const FIRST_SLOTS: usize = 1024;
 
 /// Maximum number of slots at which growth enters the groups again, in group order. Such a table
@@ -50,7 +47,7 @@ impl GroupValues {
     /// Creates a table for keys of `encoder`.
     pub fn new(encoder: &KeyEncoder) -> Self {
         Self {
-            slots: vec![0; FIRST_SLOTS],
+            slots: Vec::new(),
             hashes: Vec::new(),
             keys: encoder.empty_keys(),
             index: None,
@@ -138,31 +135,21 @@ impl GroupValues {
     /// Replaces `groups` by the groups of `keys`, for which the index has places.
     fn look_up_places(&mut self, keys: &EncodedKeys, groups: &mut Vec<usize>) {
         let Self { index: Some(index), keys: known, hashes, .. } = self else { return };
-        let next = hashes.len();
         match (known, keys) {
             (EncodedKeys::U64(known), EncodedKeys::U64(keys)) => {
-                index.groups_of_rows(next, groups, |row| {
-                    known.push(keys[row]);
-                    hashes.push(hash_u64(keys[row]));
-                });
+                index.assign(keys, (known, hashes), groups);
             }
             (EncodedKeys::U128(known), EncodedKeys::U128(keys)) => {
-                index.groups_of_rows(next, groups, |row| {
-                    known.push(keys[row]);
-                    hashes.push(hash_u128(keys[row]));
-                });
+                index.assign(keys, (known, hashes), groups);
             }
             _ => {}
         }
     }
 
-    /// Enters all groups into slots, and drops the index.
+    /// Drops the index. The groups are entered into slots when these are reserved.
     fn leave_index(&mut self) {
         self.index = None;
         self.keys_before_index = KEYS_BEFORE_INDEX.max(7 * self.keys.len());
-        if self.slots.is_empty() {
-            let Ok(()) = self.reserve(FIRST_SLOTS, || Ok::<_, Infallible>(()));
-        }
     }
 
     /// Replaces `groups` by the group of each of `keys`, which have these hashes. Unknown keys get
@@ -234,7 +221,7 @@ impl GroupValues {
         if self.index.is_some() {
             return Ok(());
         }
-        let wanted = 2 * (self.hashes.len() + more);
+        let wanted = FIRST_SLOTS.max(2 * (self.hashes.len() + more));
         if wanted <= self.slots.len() {
             return Ok(());
         }
@@ -261,9 +248,7 @@ impl GroupValues {
 
     /// Removes all groups. Keeps the memory, except that of variable-length keys beyond one chunk.
     pub fn clear(&mut self) {
-        if self.index.take().is_some() {
-            self.slots = vec![0; FIRST_SLOTS];
-        }
+        self.index = None;
         self.slots.fill(0);
         self.hashes.clear();
         self.keys.clear();
