@@ -93,8 +93,8 @@ impl RangeIndex {
         inside
     }
 
-    /// Replaces `groups` by the groups of `keys`, which are [covered](Self::cover). Adds new keys to
-    /// those of the groups, and their hashes.
+    /// Replaces `groups` by the groups of `keys`, which are [covered](Self::cover). Adds new keys
+    /// and their hashes to those of the groups.
     pub(super) fn assign<W: KeyWord>(
         &mut self,
         keys: &[W],
