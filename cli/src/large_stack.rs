@@ -2,13 +2,20 @@
 //!
 //! DataFusion's planner recurses once per nesting level of a statement, and so does dropping its
 //! plans. Such work runs on threads of its own with large stacks. A time limit or a signal takes
-//! effect while they are busy. Only the touched pages of a stack take memory.
+//! effect while they are busy.
+//!
+//! Starting a thread with a stack of its own costs as much as planning a small statement, so
+//! threads that have finished their work wait for more. Only the touched pages of a stack take
+//! memory; a thread that deep work has touched ends after it (`end_after_work`), which frees them.
+//! Lock: `IDLE`; a thread adds itself before it waits, and only a caller that took it from there
+//! sends it work.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -26,12 +33,23 @@ const STACK_BYTES: [usize; 3] = [1 << 30, 128 << 20, 8 << 20];
 /// Name of the threads, which identifies their panics.
 const NAME: &str = "statement";
 
+/// Maximum number of threads that wait for work. A command has at most as many pieces of work at
+/// once unless time limits have passed.
+const MAX_IDLE: usize = 4;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Senders to the threads that wait for work.
+static IDLE: Mutex<Vec<Sender<Work>>> = Mutex::new(Vec::new());
+
 /// Result of the work, or the message of its panic.
 pub(crate) type Done<T> = oneshot::Receiver<Result<T, String>>;
 
 thread_local! {
     /// Location of this thread's last panic.
     static PLACE: RefCell<String> = const { RefCell::new(String::new()) };
+    /// Whether this thread ends after its work.
+    static ENDS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Keeps panics of these threads from standard error; they become one sentence of an error.
@@ -64,7 +82,24 @@ where
     start(work).map(|()| done)
 }
 
+/// Ends the calling thread after its current work. Called by work that recurses deeply.
+pub(crate) fn end_after_work() {
+    ENDS.set(true);
+}
+
+fn idle_threads() -> MutexGuard<'static, Vec<Sender<Work>>> {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives `work` to a thread that waits for some, or else to a new one.
 fn start(work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    let idle = idle_threads().pop();
+    let Some(thread) = idle else { return start_thread(Box::new(work)) };
+    // A thread that waits receives until its sender is dropped.
+    thread.send(Box::new(work)).map_err(|_| Error::failed("a thread of the command has ended"))
+}
+
+fn start_thread(work: Work) -> Result<(), Error> {
     // A thread that fails to start drops its closure, so the work stays in a shared slot.
     let work = Arc::new(Mutex::new(Some(work)));
     let mut failed = None;
@@ -73,7 +108,7 @@ fn start(work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
         let body = move || {
             let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(work) = work {
-                work();
+                serve(work);
             }
         };
         match thread::Builder::new().name(NAME.into()).stack_size(bytes).spawn(body) {
@@ -86,6 +121,23 @@ fn start(work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
         "a thread with a stack of {} MiB cannot be started: {reason}; allow more memory",
         STACK_BYTES[2] >> 20
     )))
+}
+
+/// Does `work`, and then the work that callers send, until enough other threads wait.
+fn serve(work: Work) {
+    work();
+    loop {
+        let (sender, receiver) = mpsc::channel();
+        {
+            let mut idle = idle_threads();
+            if ENDS.get() || idle.len() == MAX_IDLE {
+                return;
+            }
+            idle.push(sender);
+        }
+        let Ok(work) = receiver.recv() else { return };
+        work();
+    }
 }
 
 /// Runs `work` on a thread of its own, for at most `limit`. Dropping the returned future ends the

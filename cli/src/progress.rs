@@ -1,12 +1,17 @@
 //! Progress on standard error, drawn only on a terminal.
 
 use std::borrow::Cow;
+use std::io::{IsTerminal, stdout};
+use std::pin::pin;
 use std::time::Duration;
 
 use indicatif::{HumanCount, ProgressBar, ProgressFinish, ProgressStyle};
+use tokio::time::{Instant, timeout_at};
 
 /// Interval of a spinner's animation.
 const TICK: Duration = Duration::from_millis(120);
+/// Time after which a query has a spinner.
+const DELAY: Duration = Duration::from_millis(200);
 
 /// A line with a spinner and the elapsed time.
 pub(crate) fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
@@ -16,6 +21,49 @@ pub(crate) fn spinner(message: impl Into<Cow<'static, str>>) -> ProgressBar {
         .with_message(message);
     bar.enable_steady_tick(TICK);
     bar
+}
+
+/// A spinner that appears when a query has run for [`DELAY`]: starting it for each short query
+/// would take longer than the query.
+pub(crate) struct LateSpinner {
+    message: &'static str,
+    due: Instant,
+    shown: Option<ProgressBar>,
+}
+
+impl LateSpinner {
+    pub(crate) fn new(message: &'static str) -> Self {
+        Self { message, due: Instant::now() + DELAY, shown: None }
+    }
+
+    /// Waits for `work`, and shows the spinner once it is due.
+    pub(crate) async fn watch<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        if self.shown.is_none() {
+            if let Ok(done) = timeout_at(self.due, &mut work).await {
+                return done;
+            }
+            self.shown = Some(spinner(self.message));
+        }
+        work.await
+    }
+
+    /// Shows a number of rows. Hides the spinner if results go to a terminal too, since both would
+    /// overlap.
+    pub(crate) fn show_rows(&self, count: u64) {
+        let Some(spinner) = &self.shown else { return };
+        match stdout().is_terminal() {
+            true => spinner.finish_and_clear(),
+            false => spinner.set_message(rows(count)),
+        }
+    }
+
+    /// Hides the spinner.
+    pub(crate) fn clear(self) {
+        if let Some(spinner) = self.shown {
+            spinner.finish_and_clear();
+        }
+    }
 }
 
 /// A progress bar of `parts` parts.

@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use datafusion::prelude::SessionContext;
 use rustix::termios::{self, OptionalActions, Termios};
 use tokio::select;
 
@@ -44,6 +45,8 @@ pub(crate) async fn run(mut client: Client, args: &SqlArgs) -> Result<(), Error>
     let catalog = Arc::new(Mutex::new(Catalog::default()));
     let history = env::home_dir().map(|home| home.join(HISTORY));
     let mut editor = Editor::start(catalog.clone(), history)?;
+    // The first line takes longer to type.
+    tokio::spawn(warm_up(client.context().clone()));
     loop {
         let known = Catalog::of(client.context()).await;
         *catalog.lock().unwrap_or_else(PoisonError::into_inner) = known;
@@ -57,6 +60,17 @@ pub(crate) async fn run(mut client: Client, args: &SqlArgs) -> Result<(), Error>
             Ok(Flow::Continue) => {}
             Err(error) => report(&error),
         }
+    }
+}
+
+/// Runs a query that nobody waits for, so that the first query of the user finds the pages of the
+/// program in memory and the threads of the engine started.
+async fn warm_up(session: SessionContext) {
+    let sql = "SELECT text, sum(number) AS total FROM (VALUES (1, 'a'), (2, 'b')) AS t(number, \
+               text) WHERE number > 0 GROUP BY text ORDER BY total LIMIT 10";
+    if let Ok(query) = session.sql(sql).await {
+        // An error returns with the user's query.
+        let _rows = query.collect().await;
     }
 }
 

@@ -87,6 +87,37 @@ pub(crate) struct Planned {
     pub(crate) frame: DataFrame,
 }
 
+/// A statement that has run, or whose query runs.
+pub(crate) struct Started {
+    /// The logical plan before optimization.
+    pub(crate) logical: LogicalPlan,
+    /// The rows of a query; none of a statement that has already run.
+    pub(crate) rows: Option<ResultStream>,
+}
+
+/// Plans one statement of `text` and starts it within `limit`, as stages if there are nodes: `plan`
+/// and `start` without a change of threads between them.
+pub(crate) async fn run(
+    session: &SessionContext,
+    statement: Statement,
+    text: &Text,
+    nodes: Option<Arc<StageConfig>>,
+    limit: Option<Duration>,
+) -> Result<Started, Error> {
+    let (session, text) = (session.clone(), text.clone());
+    let starting = async move {
+        let planned = plan_here(&session, statement).await;
+        let planned = planned.map_err(|error| Error::in_text(&error, Some(&text), &session))?;
+        if !planned.has_result() {
+            return Ok(Started { logical: planned.logical, rows: None });
+        }
+        let rows = ResultStream::start(planned.frame, nodes.as_deref()).await;
+        let rows = rows.map_err(|error| Error::query(&error, &session))?;
+        Ok(Started { logical: planned.logical, rows: Some(rows) })
+    };
+    large_stack::run("planning the query", limit, starting).await
+}
+
 /// Plans one statement of `text` within `limit`. A statement that changes the session takes effect
 /// at once.
 pub(crate) async fn plan(
@@ -206,9 +237,17 @@ const NO_OPTIONS: ShowStatementOptions = ShowStatementOptions {
 
 async fn plan_here(session: &SessionContext, statement: Statement) -> Result<Planned> {
     let statement = rewrite(statement)?;
-    let logical = by_path::while_planning(session.state().statement_to_plan(statement)).await?;
+    // A state holds all functions, so a clone of it takes longer than many a statement.
+    let state = Arc::new(session.state());
+    let planning = state.statement_to_plan(statement);
+    let logical = by_path::while_planning(Arc::clone(&state), planning).await?;
     depth::check_plan(&logical)?;
-    let frame = session.execute_logical_plan(logical.clone()).await?;
+    let frame = match &logical {
+        LogicalPlan::Ddl(_) | LogicalPlan::Statement(_) => {
+            session.execute_logical_plan(logical.clone()).await?
+        }
+        _ => DataFrame::new(Arc::unwrap_or_clone(state), logical.clone()),
+    };
     Ok(Planned { logical, frame })
 }
 
@@ -219,12 +258,8 @@ impl Planned {
         session: &SessionContext,
         limit: Option<Duration>,
     ) -> Result<Self, Error> {
-        let session = session.clone();
-        let summarizing = async move {
-            let summarized = self.frame.describe().await;
-            summarized.map_err(|error| Error::query(&error, &session))
-        };
-        let frame = large_stack::run("summarizing the query", limit, summarizing).await?;
+        let what = "summarizing the query";
+        let frame = with_plan(what, session, self.frame, limit, DataFrame::describe).await?;
         Ok(Self { logical: frame.logical_plan().clone(), frame })
     }
 
@@ -247,12 +282,31 @@ pub(crate) async fn start(
     nodes: Option<Arc<StageConfig>>,
     limit: Option<Duration>,
 ) -> Result<ResultStream, Error> {
+    let start = |frame| async move { ResultStream::start(frame, nodes.as_deref()).await };
+    with_plan("planning the query", session, frame, limit, start).await
+}
+
+/// Runs `work`, which is called `what` in errors, with a query on a large stack within `limit`.
+pub(crate) async fn with_plan<T, F>(
+    what: &str,
+    session: &SessionContext,
+    frame: DataFrame,
+    limit: Option<Duration>,
+    work: impl FnOnce(DataFrame) -> F + Send + 'static,
+) -> Result<T, Error>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T>> + Send,
+{
     let session = session.clone();
-    let starting = async move {
-        let started = ResultStream::start(frame, nodes.as_deref()).await;
-        started.map_err(|error| Error::query(&error, &session))
+    let work = async move {
+        let result = match depth::check_plan(frame.logical_plan()) {
+            Ok(()) => work(frame).await,
+            Err(error) => Err(error),
+        };
+        result.map_err(|error| Error::query(&error, &session))
     };
-    large_stack::run("planning the query", limit, starting).await
+    large_stack::run(what, limit, work).await
 }
 
 /// Runs a query to its end, as stages if there are nodes.

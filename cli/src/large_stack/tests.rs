@@ -1,10 +1,12 @@
 //! Work on a thread of its own: its result, its stack, its end.
 
+use std::collections::HashSet;
 use std::future::{pending, ready};
 use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
-use super::run;
+use super::{end_after_work, run};
 use crate::error::Error;
 
 /// Recurses too deeply for a stack of the default size.
@@ -21,6 +23,35 @@ async fn work_has_a_large_stack() {
     let levels = 100_000;
     let work = async move { Ok(deep(levels)) };
     assert_eq!(run("it", None, work).await.unwrap(), levels);
+}
+
+/// The thread of some work.
+async fn thread_of(deep: bool) -> thread::ThreadId {
+    let work = async move {
+        if deep {
+            end_after_work();
+        }
+        Ok(thread::current().id())
+    };
+    run("it", None, work).await.unwrap()
+}
+
+/// Work one after the other is done by the threads that other tests of the process leave, or by
+/// one of its own.
+#[tokio::test]
+async fn threads_work_again_unless_their_stack_was_used() {
+    let mut seen = HashSet::new();
+    for _ in 0..100 {
+        seen.insert(thread_of(false).await);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(seen.len() < 50, "{} threads for 100 pieces of work", seen.len());
+    for _ in 0..10 {
+        let ended = thread_of(true).await;
+        for _ in 0..10 {
+            assert_ne!(thread_of(false).await, ended);
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,28 +1,25 @@
 //! A session of the command line: runs statements and commands, and prints their results.
 
-use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use datafusion::dataframe::DataFrame;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
 use gatework::stages::{StageOptions, StageTree, cluster, plan_stages};
-use indicatif::ProgressBar;
 
 use super::commands::Command;
 use super::display::Display;
 use super::read_file;
 use super::script::{self, Part, Text};
 use crate::args::{EngineArgs, Explain, Format, SqlArgs};
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, ResultStream};
 use crate::error::Error;
-use crate::large_stack;
 use crate::output::Output;
-use crate::progress;
-use crate::statements::{self, Parsed, Planned};
+use crate::progress::LateSpinner;
+use crate::statements::{self, Parsed};
 use crate::tables;
 
 /// Number of nodes for `--explain stages` without `--nodes`.
@@ -160,7 +157,14 @@ impl Client {
     ) -> Result<(), Error> {
         let started = Instant::now();
         let statement = self.engine.set_start_value(statement)?;
-        let limit = Engine::limit(&self.context);
+        let (nodes, limit) = (self.engine.nodes(), Engine::limit(&self.context));
+        if explain.is_none() && !summarizes {
+            let statement = statements::run(&self.context, statement, text, nodes, limit).await?;
+            return match statement.rows {
+                Some(rows) => self.print_result(&statement.logical, rows, started).await,
+                None => self.display.done(started.elapsed()),
+            };
+        }
         let mut planned = statements::plan(&self.context, statement, Some(text), limit).await?;
         if summarizes {
             planned = planned.summarize(&self.context, limit).await?;
@@ -178,40 +182,51 @@ impl Client {
                 };
                 self.display.stdout().line(text.trim_end())
             }
-            None => self.print_result(planned, started).await,
+            None => {
+                let rows = statements::start(&self.context, planned.frame, nodes, limit).await?;
+                self.print_result(&planned.logical, rows, started).await
+            }
         }
     }
 
     /// Prints the result of one query while it runs.
-    async fn print_result(&mut self, planned: Planned, started: Instant) -> Result<(), Error> {
+    async fn print_result(
+        &mut self,
+        logical: &LogicalPlan,
+        rows: ResultStream,
+        started: Instant,
+    ) -> Result<(), Error> {
         let paged = self.display.is_paged();
-        match self.print_rows(planned, started).await {
+        match self.print_rows(logical, rows, started).await {
             // The user has seen enough of the result.
             Err(Error::OutputClosed) if paged => Ok(()),
             result => result,
         }
     }
 
-    async fn print_rows(&mut self, planned: Planned, started: Instant) -> Result<(), Error> {
+    async fn print_rows(
+        &mut self,
+        logical: &LogicalPlan,
+        mut stream: ResultStream,
+        started: Instant,
+    ) -> Result<(), Error> {
         let query_error = |error| Error::query(&error, &self.context);
-        let is_plan = matches!(planned.logical, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_));
-        let (nodes, limit) = (self.engine.nodes(), Engine::limit(&self.context));
-        let mut stream = statements::start(&self.context, planned.frame, nodes, limit).await?;
-        let spinner = progress::spinner("running");
+        let is_plan = matches!(logical, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_));
+        let mut spinner = LateSpinner::new("running");
         let out = self.display.out(&stream.schema())?;
         let mut output = match (self.display.format, is_plan) {
             (Format::Table, true) => Output::of_plan(out.clone()),
             (format, _) => Output::new(format, stream.schema(), out.clone())?,
         };
         let mut rows = 0;
-        while let Some(batch) = stream.next().await.map_err(query_error)? {
+        while let Some(batch) = spinner.watch(stream.next()).await.map_err(query_error)? {
             rows += batch.num_rows() as u64;
-            show_progress(&spinner, rows);
+            spinner.show_rows(rows);
             output.write(&batch)?;
             // Rows of a slow query appear as they arrive; writes are buffered within a batch.
             out.flush()?;
         }
-        spinner.finish_and_clear();
+        spinner.clear();
         output.finish()?;
         // Its writer may have a buffer of its own.
         drop(output);
@@ -228,20 +243,34 @@ impl Client {
     async fn stage_tree(&self, frame: DataFrame) -> Result<StageTree, Error> {
         let nodes = self.stages.nodes.map_or(EXPLAINED_NODES, NonZeroUsize::get);
         let on_workers = !self.stages.workers.is_empty();
-        let planning = async move {
+        let plan = move |frame: DataFrame| async move {
             if on_workers {
                 return Ok(cluster::stage_tree(&frame.create_physical_plan().await?));
             }
             let (state, query) = frame.into_parts();
             Ok(plan_stages(&state, &query, &StageOptions::with_nodes(nodes)).await?.tree(nodes))
         };
-        explained(&self.context, Engine::limit(&self.context), planning).await
+        self.with_plan(frame, plan).await
+    }
+
+    /// Runs `work`, which plans a query.
+    async fn with_plan<T, F>(
+        &self,
+        frame: DataFrame,
+        work: impl FnOnce(DataFrame) -> F + Send + 'static,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = datafusion::error::Result<T>> + Send,
+    {
+        let limit = Engine::limit(&self.context);
+        statements::with_plan("planning the query", &self.context, frame, limit, work).await
     }
 
     /// Prints the plan of one query instead of running it.
     async fn print_plan(&self, frame: DataFrame) -> Result<(), Error> {
-        let planning = async move { frame.create_physical_plan().await };
-        let plan = explained(&self.context, Engine::limit(&self.context), planning).await?;
+        let plan = |frame: DataFrame| async move { frame.create_physical_plan().await };
+        let plan = self.with_plan(frame, plan).await?;
         let fallbacks = engine::fallbacks(&plan);
         let out = self.display.stdout();
         out.line(engine::plan_text(&plan).trim_end())?;
@@ -258,23 +287,4 @@ impl Client {
     pub(crate) fn flush(&self) -> Result<(), Error> {
         self.display.flush()
     }
-}
-
-/// Hides the spinner if results go to a terminal too, since both would overlap.
-fn show_progress(spinner: &ProgressBar, rows: u64) {
-    match io::stdout().is_terminal() {
-        true => spinner.finish_and_clear(),
-        false => spinner.set_message(progress::rows(rows)),
-    }
-}
-
-/// Runs `planning` of a query within `limit`.
-async fn explained<T: Send + 'static>(
-    session: &SessionContext,
-    limit: Option<Duration>,
-    planning: impl Future<Output = datafusion::error::Result<T>> + Send + 'static,
-) -> Result<T, Error> {
-    let session = session.clone();
-    let planning = async move { planning.await.map_err(|error| Error::query(&error, &session)) };
-    large_stack::run("planning the query", limit, planning).await
 }

@@ -12,6 +12,8 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
+use crate::large_stack;
+
 /// Maximum operators in a chain of text: an upper bound for the levels of an expression, and for
 /// the parser's stack.
 const MAX_OPERATORS: usize = 20_000;
@@ -20,6 +22,8 @@ const MAX_OPERATORS: usize = 20_000;
 const MAX_EXPRESSION_DEPTH: usize = 5_000;
 /// Maximum nodes of a plan between its root and a table. At 5,000 DataFusion plans for a minute.
 const MAX_PLAN_DEPTH: usize = 5_000;
+/// Levels or nodes above which a plan's thread ends after it, since its stack has taken memory.
+const DEEP: usize = 100;
 
 /// Refuses text with too long a chain of operators. Text that cannot be tokenized is left to the
 /// parser.
@@ -32,9 +36,13 @@ pub(super) fn check_text(sql: &str) -> Result<()> {
     }
 }
 
-/// Refuses a plan that is too deep, or has an expression that is.
-pub(super) fn check_plan(plan: &LogicalPlan) -> Result<()> {
+/// Refuses a plan that is too deep, or has an expression that is. Called on the thread that works
+/// on the plan, which ends afterwards if the plan is deep.
+pub(crate) fn check_plan(plan: &LogicalPlan) -> Result<()> {
     let (nodes, levels) = plan_depth(plan)?;
+    if nodes.max(levels) > DEEP {
+        large_stack::end_after_work();
+    }
     if nodes > MAX_PLAN_DEPTH {
         return Err(too_deep("its plan has", nodes, "levels", MAX_PLAN_DEPTH));
     }
