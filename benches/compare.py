@@ -125,8 +125,13 @@ class Engine:
             command += ["--in-memory"] if arguments.in_memory else []
             command += ["--tables"]
         command += [f"{name}={path}" for name, path in tables.items()]
-        # Polars has no other setting for it.
-        environment = {**os.environ, "POLARS_MAX_THREADS": str(arguments.threads)}
+        # Polars has no other setting for its threads; gatework and DataFusion have the allocator
+        # of the command line.
+        environment = {
+            **os.environ,
+            "POLARS_MAX_THREADS": str(arguments.threads),
+            "MIMALLOC_PURGE_DELAY": "10000",
+        }
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -155,8 +160,12 @@ class Engine:
 
     def end(self):
         """Ends the process and returns its peak memory in bytes."""
+        # The rusage of a child counts the pages of this process before the child's exec.
+        status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        peak = next(line for line in status if line.startswith("VmHWM"))
         self.process.stdin.close()
-        return os.wait4(self.process.pid, 0)[2].ru_maxrss * 1024
+        self.process.wait()
+        return int(peak.split()[1]) * 1024
 
 
 def close(ours, theirs):

@@ -93,7 +93,7 @@ impl Process {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--worker", kind.name()])
             // Free pages are purged after one second, as in the command line's workers.
-            .env("MIMALLOC_PURGE_DELAY", "1000")
+            .env("MIMALLOC_PURGE_DELAY", "10000")
             .stdout(Stdio::piped())
             .spawn()?;
         let mut url = String::new();

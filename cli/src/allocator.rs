@@ -2,10 +2,12 @@
 //!
 //! Batches are allocated and freed by the thousand. The system's allocator returns the pages of
 //! large ones at once, and the kernel zeroes them on the next use. Over the 22 queries at scale
-//! factor 1, that took a sixth of all processor time. mimalloc keeps free pages for a second, in
-//! huge pages where the system has some. With a memory limit that counts: kept pages and sparsely
-//! used huge pages are memory of the process. With a limit it therefore keeps them for 25 ms, a
-//! fortieth, and uses no huge pages.
+//! factor 1, that took a sixth of all processor time. mimalloc keeps free pages for ten seconds, in
+//! huge pages where the system has some: with one second, groups of many texts took a quarter
+//! longer, since mimalloc returns all pages that are free when the time is over, also those that
+//! the running query would use next. With a memory limit that counts: kept pages and sparsely used
+//! huge pages are memory of the process. With a limit it therefore keeps them for 25 ms, and uses no
+//! huge pages.
 
 use std::ffi::c_long;
 
@@ -14,7 +16,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// `mi_option_purge_delay` of mimalloc's header, in its version 3, in milliseconds.
 const PURGE_DELAY_OPTION: libmimalloc_sys::mi_option_t = 15;
-const PURGE_DELAY_MS: c_long = 1000;
+const PURGE_DELAY_MS: c_long = 10_000;
 const PURGE_DELAY_IF_LIMITED_MS: c_long = 25;
 
 /// Sets how long free pages are kept: shorter if memory is `limited`. Called once, at the start.

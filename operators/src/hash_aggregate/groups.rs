@@ -496,13 +496,19 @@ impl AggregateHashTable {
             parts[partition].push(AggregatePart::States(part));
         }
         // Must come before the table's reservation is released.
-        if let (UnpartitionedGroups::Table(mut table), true) = (unpartitioned.groups, more) {
-            table.clear();
-            let small = std::mem::replace(&mut self.table, table);
+        if more {
+            match unpartitioned.groups {
+                UnpartitionedGroups::Table(mut table) => {
+                    table.clear();
+                    self.table = table;
+                }
+                UnpartitionedGroups::Rows(keys, hashes) => self.bypassed.reuse(keys, hashes),
+            }
             let bytes = self.bytes().saturating_sub(self.reservation.bytes());
             self.reservation.merge(reservation.split(bytes));
             if self.update_reservation().is_err() {
-                self.table = small;
+                self.table = GroupValues::new(&self.plan.encoder);
+                self.bypassed = RowStates::new(&self.plan);
             }
         }
         let resized = reservation.resize(bytes);

@@ -44,6 +44,14 @@ impl RowStates {
         Self { keys: plan.encoder.empty_keys(), hashes: Vec::new(), states, state_bytes: 0 }
     }
 
+    /// Keeps the memory of keys and hashes that were taken from here. Called while there are no
+    /// rows.
+    pub(super) fn reuse(&mut self, mut keys: EncodedKeys, mut hashes: Vec<u64>) {
+        keys.clear();
+        hashes.clear();
+        (self.keys, self.hashes) = (keys, hashes);
+    }
+
     pub(super) fn len(&self) -> usize {
         self.hashes.len()
     }

@@ -384,6 +384,7 @@ impl WordKeys {
         if !other.long.any {
             return self.words.extend_from_slice(&other.words);
         }
+        self.words.reserve(other.words.len());
         if other.long.borrowed {
             return (0..other.len()).for_each(|index| self.push_from(other, index));
         }
@@ -482,6 +483,8 @@ impl LongTexts {
         let text = other.text(word);
         if self.last.len() + text.len() > BUFFER_BYTES {
             self.seal();
+            // Like the full one, without growing step by step.
+            self.last.reserve(text.len().max(BUFFER_BYTES));
         }
         let place = self.buffers.len() as u64 | (self.last.len() as u64) << 32;
         self.last.extend_from_slice(text);
@@ -492,7 +495,10 @@ impl LongTexts {
     /// Begins a further buffer.
     fn seal(&mut self) {
         if !self.last.is_empty() {
-            let last = std::mem::take(&mut self.last);
+            let mut last = std::mem::take(&mut self.last);
+            if 2 * last.len() < last.capacity() {
+                last.shrink_to_fit();
+            }
             self.full_bytes += last.capacity();
             self.buffers.push(Buffer::from_vec(last));
         }
