@@ -441,6 +441,38 @@ impl EncodedKeys {
         }
     }
 
+    /// Appends the keys of `other` in `range`. Long texts that `other` owns are shared. Both must
+    /// come from the same encoder.
+    pub(crate) fn append_range(&mut self, other: &Self, range: Range<usize>) {
+        match (self, other) {
+            (Self::U64(keys), Self::U64(more)) => keys.extend_from_slice(&more[range]),
+            (Self::U128(keys), Self::U128(more)) => keys.extend_from_slice(&more[range]),
+            (Self::Words(keys), Self::Words(more)) => keys.append_range(more, range),
+            (Self::Rows(rows), Self::Rows(more)) => {
+                more.range(range).for_each(|row| rows.push(row));
+            }
+            _ => debug_assert!(false, "the keys come from another encoder"),
+        }
+    }
+
+    /// Returns no keys, for keys of the same encoder.
+    pub(crate) fn empty_like(&self) -> Self {
+        match self {
+            Self::U64(_) => Self::U64(Vec::new()),
+            Self::U128(_) => Self::U128(Vec::new()),
+            Self::Words(keys) => Self::Words(keys.empty_like()),
+            Self::Rows(rows) => Self::Rows(rows.empty_like()),
+        }
+    }
+
+    /// Returns the keys without references to the columns that they were encoded from.
+    pub(crate) fn into_owned(self) -> Self {
+        match self {
+            Self::Words(keys) => Self::Words(keys.into_owned()),
+            keys => keys,
+        }
+    }
+
     /// Appends the keys of `other` at `indices`, without copying long texts: their buffers are
     /// shared. Both must come from the same encoder.
     pub(crate) fn extend_sharing(&mut self, other: &Self, indices: &[u32]) {

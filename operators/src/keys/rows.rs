@@ -31,6 +31,11 @@ impl KeyRows {
         keys
     }
 
+    /// Returns no keys, for rows of the same converter.
+    pub(super) fn empty_like(&self) -> Self {
+        Self::new(self.empty.clone(), self.empty.clone())
+    }
+
     /// Returns row `index`.
     #[inline]
     pub fn row(&self, index: usize) -> Row<'_> {

@@ -292,7 +292,7 @@ impl WordKeys {
 
     /// Returns a part of the first word of key `index`.
     #[inline]
-    pub(super) fn first_word(&self, index: usize) -> u64 {
+    pub(crate) fn first_word(&self, index: usize) -> u64 {
         self.words[index * self.width()] as u64
     }
 
@@ -377,6 +377,38 @@ impl WordKeys {
     /// Moves the texts into full buffers, which can be shared.
     pub(super) fn seal_texts(&mut self) {
         self.long.seal();
+    }
+
+    /// Appends the keys of `other` in `range`. Long texts that `other` owns are shared.
+    pub(super) fn append_range(&mut self, other: &Self, range: Range<usize>) {
+        let width = self.width();
+        if !other.long.any {
+            return self
+                .words
+                .extend_from_slice(&other.words[range.start * width..range.end * width]);
+        }
+        let indices: Vec<u32> = (range.start as u32..range.end as u32).collect();
+        self.extend_sharing(other, &indices);
+    }
+
+    /// Returns no keys of this layout.
+    pub(super) fn empty_like(&self) -> Self {
+        Self { texts: self.texts.clone(), words: Vec::new(), long: LongTexts::default() }
+    }
+
+    /// Returns the keys with copies of the long texts that belong to columns.
+    pub(super) fn into_owned(mut self) -> Self {
+        if !self.long.borrowed {
+            return self;
+        }
+        if !self.long.any {
+            self.long = LongTexts::default();
+            return self;
+        }
+        let mut owned = self.empty_like();
+        owned.append(&self);
+        owned.seal_texts();
+        owned
     }
 
     /// Appends all keys of `other`.

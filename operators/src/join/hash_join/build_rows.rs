@@ -14,7 +14,9 @@ use gatework_runtime::{
     pipeline::{Batch, OutOfMemory, Reservation, column_bytes},
 };
 
-use super::{config::HashJoinPlan, index::JoinIndex, probe_batch::evaluate};
+use super::{
+    build_keys::HashedRows, config::HashJoinPlan, index::JoinIndex, probe_batch::evaluate,
+};
 use crate::{
     ResultExt,
     keys::{EncodedKeys, KeyEncoder, KeyNulls},
@@ -24,20 +26,21 @@ use crate::{
 /// Rows of the build side, with their encoded keys.
 #[derive(Debug)]
 pub(super) struct BuildRows {
-    pub(super) keys: EncodedKeys,
-    /// Hashes of variable-length keys, which are costly to compare; empty for others.
-    pub(super) hashes: Vec<u64>,
+    /// Per batch, the keys of its rows.
+    pub(super) keys: VecDeque<HashedRows>,
     /// Per batch, the number of its rows and which of them have no NULL key. `None` if the batch
     /// has no NULL keys, or NULL keys match.
     pub(super) valid: VecDeque<(usize, Option<NullBuffer>)>,
     pub(super) batches: VecDeque<RecordBatch>,
     pub(super) reservation: Reservation,
     /// The smallest and the greatest key, if keys are `u64`.
-    range: Option<(u64, u64)>,
+    pub(super) range: Option<(u64, u64)>,
     /// Bytes of the batches, per column.
     column_bytes: Vec<usize>,
-    /// Number of rows whose batches were taken out.
-    taken_rows: usize,
+    /// Bytes of the keys.
+    key_bytes: usize,
+    /// Number of rows.
+    rows: usize,
 }
 
 /// Rows taken out to be partitioned: with their key columns, their hashes and their reservation.
@@ -46,20 +49,20 @@ pub(super) type SpillBatch = (RecordBatch, Vec<u64>, Reservation);
 impl BuildRows {
     pub(super) fn new(plan: &HashJoinPlan, reservation: Reservation) -> Self {
         Self {
-            keys: plan.encoder.empty_keys(),
-            hashes: Vec::new(),
+            keys: VecDeque::new(),
             valid: VecDeque::new(),
             batches: VecDeque::new(),
             reservation,
             range: None,
             column_bytes: vec![0; plan.payload_columns.len()],
-            taken_rows: 0,
+            key_bytes: 0,
+            rows: 0,
         }
     }
 
-    /// Returns the number of rows added.
+    /// Returns the number of rows.
     pub(super) fn rows(&self) -> usize {
-        self.keys.len()
+        self.rows
     }
 
     /// Adds rows by the columns that the table keeps, and by their keys.
@@ -72,16 +75,14 @@ impl BuildRows {
         let skips_nulls = plan.null_keys == KeyNulls::NeverMatch;
         let valid = if skips_nulls { KeyEncoder::without_nulls(keys) } else { None };
         let encoded = plan.encoder.encode(keys).query_err()?;
-        if encoded.is_variable_length() {
-            let mut hashes = Vec::new();
-            encoded.hash_into(&mut hashes);
-            self.hashes.append(&mut hashes);
-        }
         if let EncodedKeys::U64(words) = &encoded {
             self.update_range(words, valid.as_ref());
         }
-        self.keys.append(&encoded);
+        self.rows += encoded.len();
         self.valid.push_back((encoded.len(), valid));
+        let keys = HashedRows::new(encoded);
+        self.key_bytes += keys.bytes();
+        self.keys.push_back(keys);
         self.count(&payload);
         self.batches.push_back(payload);
         Ok(())
@@ -111,7 +112,7 @@ impl BuildRows {
         let match_bits =
             if plan.layout.tracks_build_matches() { self.rows().div_ceil(8) } else { 0 };
         let index = JoinIndex::bytes_for(self.rows(), self.range);
-        batches + copies + match_bits + index + self.keys.bytes() + 8 * self.hashes.capacity()
+        batches + copies + match_bits + index + self.key_bytes
     }
 
     /// Reserves the bytes of a table of these rows.
@@ -136,8 +137,9 @@ impl BuildRows {
         for (bytes, more) in self.column_bytes.iter_mut().zip(&other.column_bytes) {
             *bytes += more;
         }
-        self.keys.append(&other.keys);
-        self.hashes.append(&mut other.hashes);
+        self.rows += other.rows;
+        self.key_bytes += other.key_bytes;
+        self.keys.append(&mut other.keys);
         self.valid.append(&mut other.valid);
         self.batches.append(&mut other.batches);
         self.reservation.merge(other.reservation);
@@ -145,16 +147,16 @@ impl BuildRows {
 
     /// Takes out the first batch that was not taken yet, for partitioning.
     pub(super) fn take(&mut self, plan: &HashJoinPlan) -> Result<Option<SpillBatch>> {
-        let (Some(payload), Some((rows, valid))) =
-            (self.batches.pop_front(), self.valid.pop_front())
+        let (Some(payload), Some((rows, valid)), Some(encoded)) =
+            (self.batches.pop_front(), self.valid.pop_front(), self.keys.pop_front())
         else {
             return Ok(None);
         };
-        let range = self.taken_rows..self.taken_rows + rows;
-        self.taken_rows = range.end;
+        self.rows -= rows;
+        self.key_bytes -= encoded.bytes();
         let mut hashes = Vec::new();
-        self.keys.hash_range_into(range.clone(), &mut hashes);
-        let mut keys = plan.encoder.decode_range(&self.keys, range).query_err()?;
+        encoded.keys.hash_into(&mut hashes);
+        let mut keys = plan.encoder.decode(&encoded.keys).query_err()?;
         if let (Some(valid), Some(key)) = (valid, keys.first_mut()) {
             // One NULL key is enough for a row to match nothing.
             let null = BooleanArray::new(!valid.inner(), None);

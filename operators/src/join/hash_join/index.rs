@@ -9,6 +9,8 @@
 //! bridge, whose lock orders all build morsels before them.
 
 use std::{
+    collections::VecDeque,
+    hint::black_box,
     ops::Range,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
@@ -16,7 +18,10 @@ use std::{
 use arrow::buffer::NullBuffer;
 use parking_lot::RwLock;
 
-use super::rank_index::RankIndex;
+use super::{
+    build_keys::{HashedRows, KeyChunks},
+    rank_index::RankIndex,
+};
 use crate::keys::EncodedKeys;
 
 #[derive(Debug)]
@@ -34,12 +39,16 @@ pub(super) enum IndexKind {
         keys: RwLock<Vec<u64>>,
     },
     Hashed {
-        keys: EncodedKeys,
-        /// Hashes of variable-length keys, which are costly to compare; empty for others.
-        hashes: Vec<u64>,
+        keys: KeyChunks,
         heads: Box<[AtomicU64]>,
     },
 }
+
+/// Rows whose places in memory are read at once, before they are used one after the other. No read
+/// depends on another one, so the memory answers many at a time.
+pub(super) const PRELOADED: usize = 128;
+/// Minimum number of rows of a table whose links take 128 KiB.
+const UNCACHED_ROWS: usize = if cfg!(test) { 10 } else { 1 << 15 };
 
 const ROW_BITS: u64 = 0xFFFF_FFFF;
 
@@ -50,26 +59,33 @@ fn filter_bit(hash: u64) -> u64 {
 }
 
 impl JoinIndex {
-    /// Creates an empty index for `keys`. `hashes` are those of variable-length keys, else empty.
-    pub(super) fn new(keys: EncodedKeys, hashes: Vec<u64>, invalid: Option<&[bool]>) -> Self {
-        let rows = keys.len();
+    /// Creates an empty index for the keys of `pieces`. `empty` has no keys and the same encoder.
+    /// `range` is the smallest and the greatest key, if keys are `u64`.
+    pub(super) fn new(
+        mut pieces: VecDeque<HashedRows>,
+        empty: EncodedKeys,
+        range: Option<(u64, u64)>,
+        invalid: Option<&[bool]>,
+    ) -> Self {
+        let rows = pieces.iter().map(|piece| piece.keys.len()).sum();
         let chains = || (0..rows).map(|_| AtomicU32::new(0)).collect();
-        let keys = match keys {
-            EncodedKeys::U64(words) => match RankIndex::new(&words, invalid) {
-                Some(dense) => {
-                    let next = if dense.is_unique() { Box::default() } else { chains() };
-                    return Self {
-                        kind: IndexKind::Dense { dense, keys: RwLock::new(words) },
-                        next,
-                    };
+        if range.is_some_and(|(low, high)| RankIndex::bytes_for(rows, high - low).is_some()) {
+            let mut words = Vec::with_capacity(rows);
+            for piece in pieces.drain(..) {
+                if let EncodedKeys::U64(keys) = piece.keys {
+                    words.extend_from_slice(&keys);
                 }
-                None => EncodedKeys::U64(words),
-            },
-            keys => keys,
-        };
-        let slots = Self::slots(rows);
-        let heads = (0..slots).map(|_| AtomicU64::new(0)).collect();
-        Self { kind: IndexKind::Hashed { keys, hashes, heads }, next: chains() }
+            }
+            if let Some(dense) = RankIndex::new(&words, invalid) {
+                let next = if dense.is_unique() { Box::default() } else { chains() };
+                let kind = IndexKind::Dense { dense, keys: RwLock::new(words) };
+                return Self { kind, next };
+            }
+            pieces.push_back(HashedRows::new(EncodedKeys::U64(words)));
+        }
+        let keys = KeyChunks::new(pieces, empty);
+        let heads = (0..Self::slots(rows)).map(|_| AtomicU64::new(0)).collect();
+        Self { kind: IndexKind::Hashed { keys, heads }, next: chains() }
     }
 
     fn slots(rows: usize) -> usize {
@@ -90,15 +106,13 @@ impl JoinIndex {
     pub(super) fn bytes(&self) -> usize {
         let kind = match &self.kind {
             IndexKind::Dense { dense, keys } => dense.bytes() + 8 * keys.read().capacity(),
-            IndexKind::Hashed { keys, hashes, heads } => {
-                keys.bytes() + 8 * (hashes.capacity() + heads.len())
-            }
+            IndexKind::Hashed { keys, heads } => keys.bytes() + 8 * heads.len(),
         };
         kind + 4 * self.next.len()
     }
 
-    /// Adds `rows`. Each row is added by exactly one build morsel.
-    pub(super) fn insert(&self, rows: Range<usize>, invalid: Option<&[bool]>) {
+    /// Adds the rows of chunk `chunk`, which no other build morsel adds.
+    pub(super) fn insert(&self, chunk: usize, rows: Range<usize>, invalid: Option<&[bool]>) {
         let is_valid = |row: usize| invalid.is_none_or(|invalid| !invalid[row]);
         match &self.kind {
             IndexKind::Dense { dense, keys } => {
@@ -110,25 +124,23 @@ impl JoinIndex {
                     }
                 }
             }
-            IndexKind::Hashed { keys, hashes, heads } => {
+            IndexKind::Hashed { keys, heads } => {
                 let mut scratch = Vec::new();
-                let (first, mask) = (rows.start, heads.len() - 1);
-                let hashes = match hashes.get(rows.clone()) {
-                    Some(hashes) if !hashes.is_empty() => hashes,
-                    _ => {
-                        keys.hash_range_into(rows.clone(), &mut scratch);
-                        &scratch
-                    }
-                };
-                for row in rows.filter(|row| is_valid(*row)) {
-                    let hash = hashes[row - first];
-                    let head = &heads[hash as usize & mask];
-                    let entry =
-                        |old: u64| Some((old & !ROW_BITS) | filter_bit(hash) | (row as u64 + 1));
-                    // `fetch_update` with a closure that always returns `Some` cannot fail.
-                    if let Ok(old) = head.fetch_update(Ordering::Relaxed, Ordering::Relaxed, entry)
-                    {
-                        self.next[row].store((old & ROW_BITS) as u32, Ordering::Relaxed);
+                let hashes = keys.fill(chunk).hashes(&mut scratch);
+                let mask = heads.len() - 1;
+                for (first, hashes) in rows.step_by(PRELOADED).zip(hashes.chunks(PRELOADED)) {
+                    let heads_of = hashes.iter().map(|hash| &heads[*hash as usize & mask]);
+                    black_box(heads_of.fold(0, |read, head| read ^ head.load(Ordering::Relaxed)));
+                    for (row, hash) in (first..).zip(hashes).filter(|(row, _)| is_valid(*row)) {
+                        let entry = |old: u64| {
+                            Some((old & !ROW_BITS) | filter_bit(*hash) | (row as u64 + 1))
+                        };
+                        let head = &heads[*hash as usize & mask];
+                        // `fetch_update` with a closure that always returns `Some` cannot fail.
+                        let old = head.fetch_update(Ordering::Relaxed, Ordering::Relaxed, entry);
+                        if let Ok(old) = old {
+                            self.next[row].store((old & ROW_BITS) as u32, Ordering::Relaxed);
+                        }
                     }
                 }
             }
@@ -144,6 +156,12 @@ impl JoinIndex {
 
     pub(super) fn kind(&self) -> &IndexKind {
         &self.kind
+    }
+
+    /// Returns whether chains are followed faster if their first rows are read in advance: the
+    /// links do not lie in a core's own cache.
+    pub(super) fn is_large(&self) -> bool {
+        self.next.len() >= UNCACHED_ROWS
     }
 
     /// Returns whether every chain is one row with the key that was looked up.

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     hash::{Hash, Hasher},
+    hint::black_box,
     sync::{Arc, Weak},
 };
 
@@ -16,7 +17,8 @@ use datafusion_expr::{ColumnarValue, Operator as BinaryOperator};
 use datafusion_physical_expr::{PhysicalExpr, expressions::BinaryExpr, split_conjunction};
 
 use super::{
-    index::{IndexKind, JoinIndex},
+    build_keys::place_of,
+    index::{IndexKind, JoinIndex, PRELOADED},
     table::JoinHashTable,
 };
 use crate::{
@@ -158,45 +160,64 @@ impl ProbeKeys {
                 self.probe_unique(cursor, limit, pairs)
             }
             (IndexKind::Dense { .. }, _) => {
-                self.probe_chains(index, cursor, mode, limit, pairs, |_, _| true)
+                self.probe_chains(index, cursor, mode, limit, pairs, |_| 0, |_, _| true)
             }
-            (IndexKind::Hashed { keys: EncodedKeys::U64(build), .. }, EncodedKeys::U64(probe)) => {
-                let equal = |build_row: u32, probe_row: usize| {
-                    build[build_row as usize] == probe[self.key_of(probe_row)]
+            (IndexKind::Hashed { keys: build, .. }, EncodedKeys::U64(probe)) => {
+                let build = build.each(|chunk| match &chunk.keys {
+                    EncodedKeys::U64(keys) => Some(keys.as_slice()),
+                    _ => None,
+                });
+                let key = |row: u32| {
+                    let (chunk, place) = place_of(row);
+                    build[chunk][place]
                 };
-                self.probe_chains(index, cursor, mode, limit, pairs, equal)
+                let equal = |row: u32, probe_row| key(row) == probe[self.key_of(probe_row)];
+                self.probe_chains(index, cursor, mode, limit, pairs, key, equal)
             }
-            (
-                IndexKind::Hashed { keys: EncodedKeys::U128(build), .. },
-                EncodedKeys::U128(probe),
-            ) => {
-                let equal = |build_row: u32, probe_row: usize| {
-                    build[build_row as usize] == probe[self.key_of(probe_row)]
+            (IndexKind::Hashed { keys: build, .. }, EncodedKeys::U128(probe)) => {
+                let build = build.each(|chunk| match &chunk.keys {
+                    EncodedKeys::U128(keys) => Some(keys.as_slice()),
+                    _ => None,
+                });
+                let key = |row: u32| {
+                    let (chunk, place) = place_of(row);
+                    build[chunk][place]
                 };
-                self.probe_chains(index, cursor, mode, limit, pairs, equal)
+                let equal = |row: u32, probe_row| key(row) == probe[self.key_of(probe_row)];
+                let load = |row: u32| key(row) as u64;
+                self.probe_chains(index, cursor, mode, limit, pairs, load, equal)
             }
-            (
-                IndexKind::Hashed { keys: EncodedKeys::Words(build), .. },
-                EncodedKeys::Words(probe),
-            ) => {
-                let equal = |build_row: u32, probe_row: usize| {
-                    build.equals(build_row as usize, probe, self.key_of(probe_row))
+            (IndexKind::Hashed { keys: build, .. }, EncodedKeys::Words(probe)) => {
+                let build = build.each(|chunk| match &chunk.keys {
+                    EncodedKeys::Words(keys) => Some(keys),
+                    _ => None,
+                });
+                let equal = |row: u32, probe_row: usize| {
+                    let (chunk, place) = place_of(row);
+                    build[chunk].equals(place, probe, self.key_of(probe_row))
                 };
-                self.probe_chains(index, cursor, mode, limit, pairs, equal)
-            }
-            (
-                IndexKind::Hashed { keys: EncodedKeys::Rows(build), hashes, .. },
-                EncodedKeys::Rows(probe),
-            ) => {
-                let equal = |build_row: u32, probe_row: usize| {
-                    let key = self.key_of(probe_row);
-                    hashes[build_row as usize] == probe_hashes[key]
-                        && build.row(build_row as usize) == probe.row(key)
+                let load = |row: u32| {
+                    let (chunk, place) = place_of(row);
+                    build[chunk].first_word(place)
                 };
-                self.probe_chains(index, cursor, mode, limit, pairs, equal)
+                self.probe_chains(index, cursor, mode, limit, pairs, load, equal)
             }
-            // Both sides come from the join's one encoder.
-            _ => true,
+            (IndexKind::Hashed { keys: build, .. }, EncodedKeys::Rows(probe)) => {
+                let build = build.each(|chunk| match &chunk.keys {
+                    EncodedKeys::Rows(keys) => Some((keys, chunk.hashes.as_slice())),
+                    _ => None,
+                });
+                let equal = |row: u32, probe_row: usize| {
+                    let ((chunk, place), key) = (place_of(row), self.key_of(probe_row));
+                    let (rows, hashes) = &build[chunk];
+                    hashes[place] == probe_hashes[key] && rows.row(place) == probe.row(key)
+                };
+                let load = |row: u32| {
+                    let (chunk, place) = place_of(row);
+                    build[chunk].1[place]
+                };
+                self.probe_chains(index, cursor, mode, limit, pairs, load, equal)
+            }
         }
     }
 
@@ -220,6 +241,9 @@ impl ProbeKeys {
         cursor.row == self.entries.len()
     }
 
+    /// Follows the chain of each row. `equal` compares the keys of a build row and a probe row;
+    /// `load` reads a part of the key of a build row.
+    #[expect(clippy::too_many_arguments, reason = "a kernel, one call per layout of keys")]
     fn probe_chains(
         &self,
         index: &JoinIndex,
@@ -227,11 +251,24 @@ impl ProbeKeys {
         mode: MatchMode<'_>,
         limit: usize,
         pairs: &mut RowPairs,
+        load: impl Fn(u32) -> u64,
         equal: impl Fn(u32, usize) -> bool,
     ) -> bool {
         let rows = self.entries.len();
+        let mut preloaded = if index.is_large() { cursor.row } else { rows };
         while cursor.row < rows {
             let row = cursor.row;
+            if row == preloaded {
+                preloaded = rows.min(row + PRELOADED);
+                let entries = self.entries[row..preloaded].iter();
+                // A row without an entry reads row 0.
+                let rows = entries.map(|entry| entry.saturating_sub(1));
+                black_box(
+                    rows.fold(0, |read, row| {
+                        read ^ load(row) ^ u64::from(index.next_in_chain(row))
+                    }),
+                );
+            }
             let mut first = cursor.entry == 0;
             let mut entry = match std::mem::take(&mut cursor.entry) {
                 0 => self.entries[row],

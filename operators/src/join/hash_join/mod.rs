@@ -16,6 +16,7 @@
 //! filter: key bounds, and membership in the table itself.
 
 mod build;
+mod build_keys;
 mod build_rows;
 mod build_spill;
 mod config;

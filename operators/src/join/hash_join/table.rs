@@ -19,7 +19,9 @@ use gatework_runtime::{
 };
 use parking_lot::Mutex;
 
-use super::{build_rows::BuildRows, config::HashJoinPlan, index::JoinIndex};
+use super::{
+    build_keys::CHUNK_ROWS, build_rows::BuildRows, config::HashJoinPlan, index::JoinIndex,
+};
 use crate::{
     ResultExt,
     batch_bytes::MAX_ARRAY_BYTES,
@@ -27,9 +29,6 @@ use crate::{
     join::layout::MatchBits,
     spill::{PartitionSet, SpillSegment},
 };
-
-/// Rows per build morsel.
-const BUILD_MORSEL_ROWS: usize = 1 << 14;
 
 #[derive(Debug)]
 pub(super) struct JoinHashTable {
@@ -61,7 +60,7 @@ impl JoinHashTable {
                 "the build side of a join has {rows} rows; at most 2^32 - 2 fit one table"
             )));
         }
-        let BuildRows { keys, hashes, valid, batches, reservation, .. } = build_rows;
+        let BuildRows { keys, valid, batches, range, reservation, .. } = build_rows;
         let tracked_rows = if plan.layout.tracks_build_matches() { rows } else { 0 };
         let invalid = valid.iter().any(|(_, valid)| valid.is_some()).then(|| flags(&valid, rows));
         let left = &plan.config.left_schema;
@@ -72,7 +71,7 @@ impl JoinHashTable {
         let column_chunks = (0..columns).map(|index| Mutex::new(column(index))).collect();
         let table = Self {
             rows,
-            index: JoinIndex::new(keys, hashes, invalid.as_deref()),
+            index: JoinIndex::new(keys, plan.encoder.empty_keys(), range, invalid.as_deref()),
             invalid,
             schema,
             columns: (0..columns).map(|_| OnceLock::new()).collect(),
@@ -82,8 +81,8 @@ impl JoinHashTable {
             reservation: Mutex::new(reservation),
             can_spill,
         };
-        // One morsel per range of rows, one per column, and at least one to finish the table.
-        let morsels = (rows.div_ceil(BUILD_MORSEL_ROWS) + columns).max(1);
+        // One morsel per chunk of rows, one per column, and at least one to finish the table.
+        let morsels = (rows.div_ceil(CHUNK_ROWS) + columns).max(1);
         Ok((table, morsels))
     }
 
@@ -102,9 +101,9 @@ impl JoinHashTable {
         if let Some(column) = self.columns.get(morsel) {
             return self.concat_column(morsel, column, task);
         }
-        let first = (morsel - self.columns.len()) * BUILD_MORSEL_ROWS;
-        let last = (first + BUILD_MORSEL_ROWS).min(self.rows());
-        self.index.insert(first..last, self.invalid.as_deref());
+        let chunk = morsel - self.columns.len();
+        let rows = chunk * CHUNK_ROWS..self.rows().min((chunk + 1) * CHUNK_ROWS);
+        self.index.insert(chunk, rows, self.invalid.as_deref());
         Ok(())
     }
 
