@@ -92,7 +92,7 @@ impl Process {
     fn start(kind: Kind) -> Outcome<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--worker", kind.name()])
-            // Free pages are purged after one second, as in the command line's workers.
+            // Free pages are purged after ten seconds, as in the command line's workers.
             .env("MIMALLOC_PURGE_DELAY", "10000")
             .stdout(Stdio::piped())
             .spawn()?;

@@ -6,8 +6,8 @@
 //! huge pages where the system has some: with one second, groups of many texts took a quarter
 //! longer, since mimalloc returns all pages that are free when the time is over, also those that
 //! the running query would use next. With a memory limit that counts: kept pages and sparsely used
-//! huge pages are memory of the process. With a limit it therefore keeps them for 25 ms, and uses no
-//! huge pages.
+//! huge pages are memory of the process. With a limit it therefore keeps them for 25 ms, and uses
+//! no huge pages.
 
 use std::ffi::c_long;
 

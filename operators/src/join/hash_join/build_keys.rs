@@ -96,11 +96,6 @@ impl KeyChunks {
         Self { chunks, pieces, empty, rows }
     }
 
-    /// Returns the number of keys.
-    pub(super) fn len(&self) -> usize {
-        self.rows
-    }
-
     /// Returns the memory of the keys in chunks, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.chunks.iter().filter_map(OnceLock::get).map(HashedRows::bytes).sum()
@@ -125,7 +120,7 @@ impl KeyChunks {
             copied.keys.append_range(&source.keys, range.clone());
             copied.hashes.extend(source.hashes.get(range).into_iter().flatten());
             drop(source);
-            // AcqRel: whoever drops the piece sees that all other copies are made.
+            // AcqRel: the copy that drops the piece comes after all others.
             if piece.remaining.fetch_sub(shared.len(), Ordering::AcqRel) == shared.len() {
                 *piece.keys.lock() = None;
             }
