@@ -6,7 +6,8 @@
 
 Needs Python 3.10, cargo and, for the first run, the network. A suite is a folder of `suites/` with
 the SQL of its queries and of its data, which DuckDB generates; `tpch` and `mixed` use the tables
-that the command line generates. `--size` is the scale factor of TPC-H's tables, or millions of rows.
+that the command line generates, and `tpcds` tables and queries of DuckDB's extension. `--size` is
+the scale factor of TPC's tables, or millions of rows.
 `--writer` chooses which library writes the files: parquet-rs, pyarrow, duckdb or polars.
 
 gatework and DataFusion run in one binary (`engine.rs`), DuckDB and Polars are the wheels of
@@ -38,7 +39,9 @@ TPCH = ["customer", "lineitem", "nation", "orders", "part", "partsupp", "region"
 ENGINES = ["gatework", "datafusion", "duckdb", "polars"]
 WRITERS = ["parquet-rs", "pyarrow", "duckdb", "polars"]
 # Sizes at which a suite takes about ten minutes on two cores.
-SIZES = {"tpch": 1, "mixed": 1, "weblog": 4, "groupjoin": 10, "star": 10}
+SIZES = {"tpch": 1, "tpcds": 1, "mixed": 1, "weblog": 4, "groupjoin": 10, "star": 10}
+# DuckDB's generator of TPC-DS is an extension of an earlier version than that of `peers.txt`.
+GENERATOR = ["duckdb==1.5.5", "duckdb-extension-tpcds==1.5.5"]
 # Functions of the generated data: a large number, one from 0 to 1, and one below `n` of which few
 # are frequent. `c` stands for the column.
 MACROS = """
@@ -49,9 +52,11 @@ CREATE MACRO site(n) AS 'site' || n || ['.com', '.org', '.net', '.de'][1 + n % 4
 """
 
 
-def queries(suite):
-    """Returns the queries of a suite, each as a list of statements, by number."""
-    if suite == "tpch":
+def queries(suite, folder):
+    """Returns the queries of a suite, whose tables are in `folder`, as lists of statements."""
+    if suite == "tpcds":
+        texts = json.loads((folder / "queries.json").read_text())
+    elif suite == "tpch":
         texts = [(ROOT / "cli" / "queries" / f"q{n}.sql").read_text() for n in range(1, 23)]
     else:
         texts = (SUITES / suite / "queries.sql").read_text().splitlines()
@@ -127,13 +132,13 @@ class Engine:
         command += [f"{name}={path}" for name, path in tables.items()]
         # Polars has no other setting for its threads; gatework and DataFusion have the allocator
         # of the command line.
-        environment = {
+        variables = {
             **os.environ,
             "POLARS_MAX_THREADS": str(arguments.threads),
             "MIMALLOC_PURGE_DELAY": "10000",
         }
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
         )
         self.thread_nanoseconds = {}
         assert self.process.stdout.readline() == "ready\n", f"{name} does not start"
@@ -201,9 +206,9 @@ def same(ours, theirs):
 
 def cargo(*command):
     """Runs cargo and returns the executable that it has built."""
-    environment = {**os.environ, "CARGO_TERM_COLOR": "never"}
+    variables = {**os.environ, "CARGO_TERM_COLOR": "never"}
     command = ["cargo", *command, "--message-format=json-render-diagnostics"]
-    lines = subprocess.check_output(command, cwd=ROOT, env=environment, text=True).splitlines()
+    lines = subprocess.check_output(command, cwd=ROOT, env=variables, text=True).splitlines()
     artifacts = [json.loads(line) for line in lines]
     built = [artifact["executable"] for artifact in artifacts if artifact.get("executable")]
     return built[-1]
@@ -211,6 +216,12 @@ def cargo(*command):
 
 def generate(arguments, folder):
     """Makes the tables of the suite in `folder`, unless they are there; returns their names."""
+    if arguments.suite == "tpcds":
+        if not (folder / "queries.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            python = environment("tpcds-generator", GENERATOR)
+            subprocess.run([python, __file__, "--tpcds", folder, str(arguments.size)], check=True)
+        return sorted(path.stem for path in folder.glob("*.parquet"))
     if arguments.suite in ("tpch", "mixed"):
         tables = TPCH
         if not all((folder / f"{table}.parquet").exists() for table in tables):
@@ -231,6 +242,31 @@ def generate(arguments, folder):
         for table in tables:
             connection.execute(f"COPY {table} TO '{folder / table}.parquet' (FORMAT parquet)")
     return tables
+
+
+def generate_tpcds(folder, size):
+    """Writes the tables of TPC-DS to `folder`, and then the texts of the queries."""
+    import duckdb
+    import duckdb_extension_tpcds
+
+    package = Path(duckdb_extension_tpcds.__file__).parent
+    connection = duckdb.connect()
+    connection.execute(f"LOAD '{next(package.rglob('*.duckdb_extension'))}'")
+    connection.execute(f"CALL dsdgen(sf = {size})")
+    for (table,) in connection.execute("SHOW TABLES").fetchall():
+        connection.execute(f"COPY {table} TO '{folder}/{table}.parquet' (FORMAT parquet)")
+    texts = connection.execute("SELECT query FROM tpcds_queries() ORDER BY query_nr").fetchall()
+    (Path(folder) / "queries.json").write_text(json.dumps([text for (text,) in texts]))
+
+
+def environment(name, wheels):
+    """Returns the Python of a virtual environment with these wheels."""
+    home = ROOT / "tpch-data" / name
+    python = home / "bin" / "python"
+    if not python.exists():
+        venv.create(home, with_pip=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *wheels], check=True)
+    return python
 
 
 def rewrite(source, target, writer):
@@ -257,7 +293,7 @@ def rewrite(source, target, writer):
 
 
 def prepare(arguments):
-    """Returns the path of each table, written by the library that was asked for."""
+    """Returns the folder of the suite, and each table as written by the library asked for."""
     home = ROOT / "tpch-data"
     if arguments.suite in ("tpch", "mixed"):
         original, made_by = home / f"sf{arguments.size:g}", "parquet-rs"
@@ -265,7 +301,7 @@ def prepare(arguments):
         original, made_by = home / f"{arguments.suite}-{arguments.size:g}", "duckdb"
     tables = generate(arguments, original)
     if arguments.writer == made_by:
-        return {table: original / f"{table}.parquet" for table in tables}
+        return original, {table: original / f"{table}.parquet" for table in tables}
     folder = original / arguments.writer
     folder.mkdir(exist_ok=True)
     paths = {table: folder / f"{table}.parquet" for table in tables}
@@ -274,16 +310,16 @@ def prepare(arguments):
             unfinished = path.with_suffix(".part.parquet")
             rewrite(original / f"{table}.parquet", unfinished, arguments.writer)
             unfinished.rename(path)
-    return paths
+    return original, paths
 
 
 def measure(arguments):
-    tables = prepare(arguments)
+    folder, tables = prepare(arguments)
     binary = cargo("bench", "--bench", "engine", "--no-run")
     engines = {name: Engine(name, binary, tables, arguments) for name in ENGINES}
     chosen = {
         number: statements
-        for number, statements in queries(arguments.suite).items()
+        for number, statements in queries(arguments.suite, folder).items()
         if number in arguments.queries or not arguments.queries
     }
     wall = {name: {number: [] for number in chosen} for name in engines}
@@ -382,13 +418,14 @@ def table(wall, processor, memory, notes, arguments):
 def title(arguments):
     names = {
         "tpch": "TPC-H",
+        "tpcds": "TPC-DS",
         "mixed": "Mixed queries over TPC-H's tables",
         "weblog": "Web log",
         "groupjoin": "Groups and joins",
         "star": "Star schema",
     }
-    of_tpch = arguments.suite in ("tpch", "mixed")
-    size = f"{'scale factor ' if of_tpch else ''}{arguments.size:g}{'' if of_tpch else ' M rows'}"
+    of_tpc = arguments.suite in ("tpch", "tpcds", "mixed")
+    size = f"{'scale factor ' if of_tpc else ''}{arguments.size:g}{'' if of_tpc else ' M rows'}"
     where = "in memory" if arguments.in_memory else f"Parquet by {arguments.writer}"
     return f"{names[arguments.suite]}, {size}, {where}, {arguments.threads} threads"
 
@@ -443,17 +480,16 @@ def main():
     parser.add_argument("--queries", type=lambda text: [int(n) for n in text.split(",")], default=[])
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--tables", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--tpcds", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.tpcds:
+        return generate_tpcds(*arguments.tpcds)
     if arguments.worker:
         return worker(arguments)
     arguments.size = arguments.size or SIZES[arguments.suite]
     home = ROOT / "tpch-data" / "peers"
-    python = home / "bin" / "python"
     if Path(sys.prefix) != home:
-        if not python.exists():
-            venv.create(home, with_pip=True)
-        install = [python, "-m", "pip", "install", "--quiet", "-r", ROOT / "benches/peers.txt"]
-        subprocess.run(install, check=True)
+        python = environment("peers", ["-r", ROOT / "benches/peers.txt"])
         os.execv(python, [str(python), *sys.argv])
     wall, processor, memory, notes = measure(arguments)
     suffix = "-memory" if arguments.in_memory else ""
