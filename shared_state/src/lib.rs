@@ -41,6 +41,9 @@
 //! | [`splits`] | 1:N | splits of a table, queued by a scheduler for the tasks of a scan |
 //! | [`memory`] | N:N | memory arbitration: reclaim requests between tasks |
 //!
+//! [`hash_index`] has no gate: tasks fill it together without a lock, as the build side of a hash
+//! join.
+//!
 //! # A state of your own
 //!
 //! [`breaker`] is the full breaker over any contents: producers publish, then consumers claim.
@@ -57,6 +60,7 @@ mod buffer_limit;
 mod cardinality;
 mod dependency;
 pub mod exchange;
+pub mod hash_index;
 pub mod join_bridge;
 pub mod memory;
 pub mod multicast;

@@ -388,6 +388,17 @@ impl EncodedKeys {
         }
     }
 
+    /// Reads a part of key `index`.
+    #[inline]
+    pub(crate) fn touch(&self, index: usize) -> u64 {
+        match self {
+            Self::U64(keys) => keys[index],
+            Self::U128(keys) => keys[index] as u64,
+            Self::Words(keys) => keys.touch(index),
+            Self::Rows(rows) => rows.row(index).data().first().copied().unwrap_or(0).into(),
+        }
+    }
+
     /// Returns whether comparing two keys costs more than keeping a hash per key.
     pub fn is_variable_length(&self) -> bool {
         matches!(self, Self::Rows(_))

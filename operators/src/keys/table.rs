@@ -334,7 +334,7 @@ fn intern_words(
     for (row, hash) in hashes.iter().enumerate() {
         if row % PRELOADED == 0 {
             let chunk = &hashes[row..hashes.len().min(row + PRELOADED)];
-            preload(slots, chunk, |group| store.first_word(group) == 0);
+            preload(slots, chunk, |group| store.touch(group) == 0);
         }
         let last_seen = &mut seen[*hash as usize % SEEN_ROWS];
         let group = match groups.get(*last_seen as usize) {

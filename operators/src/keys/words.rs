@@ -290,10 +290,21 @@ impl WordKeys {
         &mut self.words
     }
 
-    /// Returns a part of the first word of key `index`.
+    /// Reads a part of the first word of key `index`.
     #[inline]
-    pub(crate) fn first_word(&self, index: usize) -> u64 {
+    pub(crate) fn touch(&self, index: usize) -> u64 {
         self.words[index * self.width()] as u64
+    }
+
+    /// Reads a byte of the first text of key `index`, if that is long.
+    #[inline]
+    pub(crate) fn touch_text(&self, index: usize) -> u64 {
+        if !self.long.any {
+            return 0;
+        }
+        let mut words = self.key(index).iter().zip(self.texts.iter());
+        let text = words.find(|(_, is_text)| **is_text).filter(|(word, _)| is_long(**word));
+        text.map_or(0, |(word, _)| self.long.text(*word)[0].into())
     }
 
     /// Returns whether keys `index` and `other` have the same words. They are then equal.

@@ -14,9 +14,7 @@ use gatework_runtime::{
     pipeline::{Batch, OutOfMemory, Reservation, column_bytes},
 };
 
-use super::{
-    build_keys::HashedRows, config::HashJoinPlan, index::JoinIndex, probe_batch::evaluate,
-};
+use super::{config::HashJoinPlan, index::JoinIndex, probe_batch::evaluate};
 use crate::{
     ResultExt,
     keys::{EncodedKeys, KeyEncoder, KeyNulls},
@@ -27,7 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct BuildRows {
     /// Per batch, the keys of its rows.
-    pub(super) keys: VecDeque<HashedRows>,
+    pub(super) keys: VecDeque<EncodedKeys>,
     /// Per batch, the number of its rows and which of them have no NULL key. `None` if the batch
     /// has no NULL keys, or NULL keys match.
     pub(super) valid: VecDeque<(usize, Option<NullBuffer>)>,
@@ -80,7 +78,8 @@ impl BuildRows {
         }
         self.rows += encoded.len();
         self.valid.push_back((encoded.len(), valid));
-        let keys = HashedRows::new(encoded);
+        // The keys outlive the columns of the batch.
+        let keys = encoded.into_owned();
         self.key_bytes += keys.bytes();
         self.keys.push_back(keys);
         self.count(&payload);
@@ -155,8 +154,8 @@ impl BuildRows {
         self.rows -= rows;
         self.key_bytes -= encoded.bytes();
         let mut hashes = Vec::new();
-        encoded.keys.hash_into(&mut hashes);
-        let mut keys = plan.encoder.decode(&encoded.keys).query_err()?;
+        encoded.hash_into(&mut hashes);
+        let mut keys = plan.encoder.decode(&encoded).query_err()?;
         if let (Some(valid), Some(key)) = (valid, keys.first_mut()) {
             // One NULL key is enough for a row to match nothing.
             let null = BooleanArray::new(!valid.inner(), None);

@@ -8,23 +8,22 @@ use std::{
 };
 
 use arrow::{
-    array::{Array, ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch, UInt32Array},
+    array::{Array, ArrayRef, BooleanArray, RecordBatch, UInt32Array},
     buffer::BooleanBuffer,
     datatypes::{DataType, Schema},
 };
-use datafusion_common::{Result, internal_err};
+use datafusion_common::Result;
 use datafusion_expr::{ColumnarValue, Operator as BinaryOperator};
 use datafusion_physical_expr::{PhysicalExpr, expressions::BinaryExpr, split_conjunction};
 
 use super::{
-    build_keys::place_of,
-    index::{IndexKind, JoinIndex, PRELOADED},
+    index::{JoinIndex, PRELOADED},
     table::JoinHashTable,
 };
 use crate::{
     batch_bytes::{SLICE_BYTES, value_bytes},
     dictionary::EntriesId,
-    keys::{EncodedKeys, KeyEncoder},
+    keys::KeyEncoder,
     spill::{PartitionSet, partition_of},
 };
 
@@ -51,23 +50,13 @@ pub(super) enum MatchMode<'a> {
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct ProbeCursor {
     row: usize,
-    /// The next chain entry to test, plus one; 0 for the head of the row's chain.
+    /// The next build row of its key, plus one; 0 for the row that was looked up.
     entry: u32,
 }
 
-/// Keys that are compared with those of a table.
-struct HashedKeys {
-    keys: EncodedKeys,
-    /// Hashes of the keys; read only where variable-length keys are compared.
-    hashes: Vec<u64>,
-}
-
-/// The keys of a probe batch, and the heads of their chains.
+/// The keys of a probe batch, looked up.
 pub(super) struct ProbeKeys {
-    keys: Arc<HashedKeys>,
-    /// Per row, the index of its key in `keys`; `None` if that is the row's index.
-    codes: Option<UInt32Array>,
-    /// Per row: the first row of its chain plus one, or 0.
+    /// Per row: a row with its key plus one, or 0.
     entries: Vec<u32>,
 }
 
@@ -83,8 +72,8 @@ pub(super) struct DictionaryLookup {
     rows: usize,
     /// Whether the entries are too many or too long to be looked up.
     is_large: bool,
-    /// The keys of the entries with the heads of their chains, once looked up.
-    found: Option<(Arc<HashedKeys>, Vec<u32>)>,
+    /// The keys of the entries, once looked up.
+    found: Option<ProbeKeys>,
 }
 
 impl DictionaryLookup {
@@ -112,19 +101,17 @@ impl DictionaryLookup {
                 return Ok(None);
             }
             let columns = std::slice::from_ref(values);
-            let ProbeKeys { keys, entries, .. } =
-                ProbeKeys::new(encoder, columns, skip_nulls, index)?;
-            self.found = Some((keys, entries));
+            self.found = Some(ProbeKeys::new(encoder, columns, skip_nulls, index)?);
         }
-        Ok(self.found.as_ref().map(|(keys, entries)| ProbeKeys {
-            keys: keys.clone(),
-            entries: codes.values().iter().map(|code| entries[*code as usize]).collect(),
-            codes: Some(codes.clone()),
+        Ok(self.found.as_ref().map(|found| {
+            let codes = codes.values().iter();
+            ProbeKeys { entries: codes.map(|code| found.entries[*code as usize]).collect() }
         }))
     }
 }
 
 impl ProbeKeys {
+    /// Looks up the keys of the rows of `columns`.
     pub(super) fn new(
         encoder: &KeyEncoder,
         columns: &[ArrayRef],
@@ -133,15 +120,7 @@ impl ProbeKeys {
     ) -> Result<Self> {
         let valid = if skip_nulls { KeyEncoder::without_nulls(columns) } else { None };
         let keys = encoder.encode(columns)?;
-        let (mut hashes, mut entries) = (Vec::new(), Vec::new());
-        index.lookup_chains(&keys, valid.as_ref(), &mut hashes, &mut entries);
-        Ok(Self { keys: Arc::new(HashedKeys { keys, hashes }), codes: None, entries })
-    }
-
-    /// Returns the index of a row's key.
-    #[inline]
-    fn key_of(&self, row: usize) -> usize {
-        self.codes.as_ref().map_or(row, |codes| codes.values()[row] as usize)
+        Ok(Self { entries: index.look_up(&keys, valid.as_ref()) })
     }
 
     /// Appends pairs from `cursor` on until there are about `limit`. Returns true when the batch is
@@ -154,76 +133,16 @@ impl ProbeKeys {
         limit: usize,
         pairs: &mut RowPairs,
     ) -> bool {
-        let HashedKeys { keys, hashes: probe_hashes } = self.keys.as_ref();
-        match (index.kind(), keys) {
-            (IndexKind::Dense { .. }, _) if index.is_exact() => {
-                self.probe_unique(cursor, limit, pairs)
-            }
-            (IndexKind::Dense { .. }, _) => {
-                self.probe_chains(index, cursor, mode, limit, pairs, |_| 0, |_, _| true)
-            }
-            (IndexKind::Hashed { keys: build, .. }, EncodedKeys::U64(probe)) => {
-                let build = build.each(|chunk| match &chunk.keys {
-                    EncodedKeys::U64(keys) => Some(keys.as_slice()),
-                    _ => None,
-                });
-                let key = |row: u32| {
-                    let (chunk, place) = place_of(row);
-                    build[chunk][place]
-                };
-                let equal = |row: u32, probe_row| key(row) == probe[self.key_of(probe_row)];
-                self.probe_chains(index, cursor, mode, limit, pairs, key, equal)
-            }
-            (IndexKind::Hashed { keys: build, .. }, EncodedKeys::U128(probe)) => {
-                let build = build.each(|chunk| match &chunk.keys {
-                    EncodedKeys::U128(keys) => Some(keys.as_slice()),
-                    _ => None,
-                });
-                let key = |row: u32| {
-                    let (chunk, place) = place_of(row);
-                    build[chunk][place]
-                };
-                let equal = |row: u32, probe_row| key(row) == probe[self.key_of(probe_row)];
-                let load = |row: u32| key(row) as u64;
-                self.probe_chains(index, cursor, mode, limit, pairs, load, equal)
-            }
-            (IndexKind::Hashed { keys: build, .. }, EncodedKeys::Words(probe)) => {
-                let build = build.each(|chunk| match &chunk.keys {
-                    EncodedKeys::Words(keys) => Some(keys),
-                    _ => None,
-                });
-                let equal = |row: u32, probe_row: usize| {
-                    let (chunk, place) = place_of(row);
-                    build[chunk].equals(place, probe, self.key_of(probe_row))
-                };
-                let load = |row: u32| {
-                    let (chunk, place) = place_of(row);
-                    build[chunk].first_word(place)
-                };
-                self.probe_chains(index, cursor, mode, limit, pairs, load, equal)
-            }
-            (IndexKind::Hashed { keys: build, .. }, EncodedKeys::Rows(probe)) => {
-                let build = build.each(|chunk| match &chunk.keys {
-                    EncodedKeys::Rows(keys) => Some((keys, chunk.hashes.as_slice())),
-                    _ => None,
-                });
-                let equal = |row: u32, probe_row: usize| {
-                    let ((chunk, place), key) = (place_of(row), self.key_of(probe_row));
-                    let (rows, hashes) = &build[chunk];
-                    hashes[place] == probe_hashes[key] && rows.row(place) == probe.row(key)
-                };
-                let load = |row: u32| {
-                    let (chunk, place) = place_of(row);
-                    build[chunk].1[place]
-                };
-                self.probe_chains(index, cursor, mode, limit, pairs, load, equal)
-            }
+        if index.is_unique() {
+            self.find_unique(cursor, limit, pairs)
+        } else {
+            self.find_linked(index, cursor, mode, limit, pairs)
         }
     }
 
-    /// Probes an index without chains. Every entry is a match, and the only one of its row, so
-    /// `limit` rows yield at most `limit` pairs.
-    fn probe_unique(&self, cursor: &mut ProbeCursor, limit: usize, pairs: &mut RowPairs) -> bool {
+    /// Finds pairs in a table whose keys have one row each, so `limit` rows yield at most `limit`
+    /// pairs.
+    fn find_unique(&self, cursor: &mut ProbeCursor, limit: usize, pairs: &mut RowPairs) -> bool {
         let first = cursor.row;
         cursor.row = first.saturating_add(limit).min(self.entries.len());
         let rows = first..cursor.row;
@@ -241,33 +160,25 @@ impl ProbeKeys {
         cursor.row == self.entries.len()
     }
 
-    /// Follows the chain of each row. `equal` compares the keys of a build row and a probe row;
-    /// `load` reads a part of the key of a build row.
-    #[expect(clippy::too_many_arguments, reason = "a kernel, one call per layout of keys")]
-    fn probe_chains(
+    /// Finds pairs along the links between the rows of each key.
+    fn find_linked(
         &self,
         index: &JoinIndex,
         cursor: &mut ProbeCursor,
         mode: MatchMode<'_>,
         limit: usize,
         pairs: &mut RowPairs,
-        load: impl Fn(u32) -> u64,
-        equal: impl Fn(u32, usize) -> bool,
     ) -> bool {
         let rows = self.entries.len();
-        let mut preloaded = if index.is_large() { cursor.row } else { rows };
+        let mut preloaded = if index.has_uncached_links() { cursor.row } else { rows };
         while cursor.row < rows {
             let row = cursor.row;
             if row == preloaded {
                 preloaded = rows.min(row + PRELOADED);
-                let entries = self.entries[row..preloaded].iter();
-                // A row without an entry reads row 0.
-                let rows = entries.map(|entry| entry.saturating_sub(1));
-                black_box(
-                    rows.fold(0, |read, row| {
-                        read ^ load(row) ^ u64::from(index.next_in_chain(row))
-                    }),
-                );
+                // A row without an entry reads the link of row 0.
+                let linked = self.entries[row..preloaded].iter();
+                let linked = linked.map(|entry| index.entry_before(entry.saturating_sub(1)));
+                black_box(linked.fold(0, |read, entry| read ^ entry));
             }
             let mut first = cursor.entry == 0;
             let mut entry = match std::mem::take(&mut cursor.entry) {
@@ -276,23 +187,21 @@ impl ProbeKeys {
             };
             while entry != 0 {
                 let build_row = entry - 1;
-                entry = index.next_in_chain(build_row);
-                if equal(build_row, row) {
-                    if std::mem::take(&mut first)
-                        && let MatchMode::UnmatchedBuildRows(table) = mode
-                        && table.matched().is_set(build_row)
-                    {
-                        break;
-                    }
-                    pairs.build_rows.push(build_row);
-                    pairs.probe_rows.push(row as u32);
-                    if let MatchMode::First = mode {
-                        break;
-                    }
-                    if pairs.build_rows.len() >= limit && entry != 0 {
-                        cursor.entry = entry;
-                        return false;
-                    }
+                entry = index.entry_before(build_row);
+                if std::mem::take(&mut first)
+                    && let MatchMode::UnmatchedBuildRows(table) = mode
+                    && table.matched().is_set(build_row)
+                {
+                    break;
+                }
+                pairs.build_rows.push(build_row);
+                pairs.probe_rows.push(row as u32);
+                if let MatchMode::First = mode {
+                    break;
+                }
+                if pairs.build_rows.len() >= limit && entry != 0 {
+                    cursor.entry = entry;
+                    return false;
                 }
             }
             cursor.row += 1;
@@ -302,39 +211,6 @@ impl ProbeKeys {
         }
         true
     }
-
-    /// Returns one bit per row: whether its key is in the table.
-    fn contains_keys(&self, index: &JoinIndex) -> BooleanBuffer {
-        let mut found = RowPairs::default();
-        self.find(index, &mut ProbeCursor::default(), MatchMode::First, usize::MAX, &mut found);
-        let mut bits = BooleanBufferBuilder::new(self.entries.len());
-        bits.append_n(self.entries.len(), false);
-        for row in found.probe_rows {
-            bits.set_bit(row as usize, true);
-        }
-        bits.finish()
-    }
-}
-
-/// Returns one bit per row of `columns`: whether its key is in `index`.
-fn contains_keys(
-    encoder: &KeyEncoder,
-    columns: &[ArrayRef],
-    skip_nulls: bool,
-    index: &JoinIndex,
-) -> Result<BooleanBuffer> {
-    let IndexKind::Dense { dense, .. } = index.kind() else {
-        return Ok(ProbeKeys::new(encoder, columns, skip_nulls, index)?.contains_keys(index));
-    };
-    let valid = if skip_nulls { KeyEncoder::without_nulls(columns) } else { None };
-    let EncodedKeys::U64(keys) = encoder.encode(columns)? else {
-        return internal_err!("a dense join index needs keys of 64 bits");
-    };
-    let found = dense.contains_keys(&keys);
-    Ok(match valid {
-        Some(valid) => &found & valid.inner(),
-        None => found,
-    })
 }
 
 /// A scan predicate: whether the keys are in a join's table. True for all rows once the table is
@@ -426,10 +302,12 @@ impl PhysicalExpr for HashTableLookupExpr {
         };
         let key = |key: &Arc<dyn PhysicalExpr>| key.evaluate(batch)?.into_array_of_size(rows);
         let columns = self.keys.iter().map(key).collect::<Result<Vec<_>>>()?;
-        let mut found = contains_keys(&self.encoder, &columns, self.skip_nulls, table.index())?;
+        let valid = if self.skip_nulls { KeyEncoder::without_nulls(&columns) } else { None };
+        let keys = self.encoder.encode(&columns)?;
+        let mut found = table.index().contains_keys(&keys, valid.as_ref());
         if !self.spilled_partitions.is_empty() {
             let mut hashes = Vec::new();
-            self.encoder.encode(&columns)?.hash_into(&mut hashes);
+            keys.hash_into(&mut hashes);
             let is_spilled =
                 |row: usize| self.spilled_partitions.contains(partition_of(hashes[row], 0));
             found = &found | &BooleanBuffer::collect_bool(rows, is_spilled);

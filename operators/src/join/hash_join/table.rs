@@ -103,6 +103,10 @@ impl JoinHashTable {
         }
         let chunk = morsel - self.columns.len();
         let rows = chunk * CHUNK_ROWS..self.rows().min((chunk + 1) * CHUNK_ROWS);
+        if rows.is_empty() {
+            // The morsel of a table without rows and columns.
+            return Ok(());
+        }
         self.index.insert(chunk, rows, self.invalid.as_deref());
         Ok(())
     }
