@@ -94,7 +94,12 @@ impl ExecutionPlan for Trapped {
         self: Arc<Self>,
         children: Vec<Arc<dyn ExecutionPlan>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let (inner, executed) = (self.inner.clone(), self.executed.clone());
+        let (mut inner, executed) = (self.inner.clone(), self.executed.clone());
+        if inner.children().is_empty() && !children.is_empty() {
+            // The first reader of a shared subplan gets this as its child.
+            let recompute = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute);
+            inner = inner.replace_children(children.clone(), recompute)?;
+        }
         Ok(Arc::new(Self { inner, children, executed }))
     }
 

@@ -25,6 +25,7 @@ mod parquet_columns;
 mod plan_as_value;
 mod query_end;
 mod services;
+mod shared_subplans;
 mod slt;
 mod soak;
 mod spill;

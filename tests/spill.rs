@@ -116,9 +116,19 @@ const COLUMNS: &str =
         (SELECT value AS v, repeat('text ', 40) || value AS t FROM generate_series(1, 40000))
         WINDOW w AS (ORDER BY v DESC ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)";
 
+/// Subplans with several readers, whose rows do not fit.
+const SHARED: &[&str] = &[
+    "WITH t AS (SELECT value % 200000 AS k, count(*) AS n, 'text ' || (value % 200000) AS t
+            FROM generate_series(1, 300000) GROUP BY 1, 3)
+        SELECT a.k, a.t, b.n FROM t a JOIN t b ON a.k = b.k + 1 WHERE a.n > 1",
+    "WITH t AS (SELECT DISTINCT value AS k, 'text ' || value AS t FROM generate_series(1, 200000))
+        SELECT (SELECT count(t) FROM t) AS c, (SELECT max(t) FROM t WHERE k % 7 = 0) AS m, k, t
+        FROM t WHERE k > 199000",
+];
+
 /// All queries that spill.
 pub(crate) fn heavy() -> impl Iterator<Item = &'static str> {
-    GROUPS.iter().chain(SORTS).chain(JOINS).chain(WINDOWS).copied()
+    GROUPS.iter().chain(SORTS).chain(JOINS).chain(WINDOWS).chain(SHARED).copied()
 }
 
 /// A session of its own, whose temporary files go to `folder`.

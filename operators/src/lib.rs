@@ -36,6 +36,7 @@ pub mod result;
 pub mod runtime_filter;
 pub mod selection;
 pub mod set_operation;
+pub mod shared_rows;
 mod slices;
 pub mod sort;
 pub mod spill;

@@ -1,6 +1,7 @@
 //! Multicast: the rows of one task for several pipelines, each of which reads all rows.
 //!
-//! No plan is lowered to it: it serves pipelines that are built by hand.
+//! No plan is lowered to it: it serves pipelines that are built by hand. A subplan with several
+//! readers becomes [shared rows](crate::shared_rows).
 
 #[cfg(test)]
 mod tests;

@@ -20,6 +20,7 @@ mod operators;
 mod order;
 mod pipeline_builder;
 mod scalar;
+mod shared_rows;
 mod sources;
 mod supported;
 mod targets;
@@ -32,6 +33,7 @@ pub use filter_pushdown::UniqueNamePushdown;
 pub use lineage::PassThroughInputs;
 pub(crate) use order::is_ordered;
 use pipeline_builder::PipelineBuilder;
+use shared_rows::SharedSubplans;
 pub(crate) use supported::{is_elided, is_explain, supports};
 pub use targets::FilterTargets;
 pub use windows::window_expressions;
@@ -86,6 +88,7 @@ pub(crate) fn lower(
     requirement: &OutputRequirement,
 ) -> Result<(Lowered, Readers)> {
     let mut lowering = Lowering::new(exec.engine(), context);
+    lowering.shared.count_readers(exec);
     let pipeline = lowering.lower_node(exec, requirement.ordered)?;
     let keys = match &requirement.partitioning {
         // A key that was projected out cannot be evaluated, and no node above can name it.
@@ -115,6 +118,9 @@ pub(crate) fn lower_into(
     sink: impl FnOnce(usize) -> Result<Arc<dyn Sink>>,
 ) -> Result<Lowered> {
     let mut lowering = Lowering::new(engine, context);
+    if let Some(exec) = as_gatework_exec(plan.as_ref()) {
+        lowering.shared.count_readers(exec);
+    }
     let pipeline = lowering.child(plan, ordered && is_ordered(plan))?;
     let sink = sink(pipeline.num_tasks)?;
     lowering.finish(pipeline, sink)
@@ -149,6 +155,7 @@ struct Lowering {
     filter_waits: Vec<(u64, PipelineId, Arc<ScanFilter>)>,
     /// Gates that every source waits for: those of the scalar subqueries above it.
     start_after: Vec<Gate>,
+    shared: SharedSubplans,
 }
 
 impl Lowering {
@@ -169,6 +176,7 @@ impl Lowering {
             thresholds: HashMap::new(),
             filter_waits: Vec::new(),
             start_after: Vec::new(),
+            shared: SharedSubplans::default(),
         }
     }
 

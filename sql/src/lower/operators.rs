@@ -89,6 +89,7 @@ impl Lowering {
             SupportedNode::Constant => self.constant(node, tag),
             SupportedNode::Source(source) => Ok(self.source_exec(source, tag)),
             SupportedNode::SplitTable(table) => self.split_table(table, tag),
+            SupportedNode::SharedRows(reader) => self.shared_rows(exec, reader, tag),
             SupportedNode::Custom(custom) => self.custom(exec, custom, ordered, tag),
         }
     }

@@ -28,7 +28,7 @@ use datafusion::{
 
 use crate::{
     nodes::{NativeNode, NodeRegistry},
-    plan::SourceExec,
+    plan::{SourceExec, shared_subplans::SharedRowsExec},
     scan::FilteredMemorySource,
     splits::{SplitQueueSource, SplitTableExec},
     write::WriteExec,
@@ -59,6 +59,7 @@ pub(super) enum SupportedNode<'a> {
     Constant,
     Source(&'a SourceExec),
     SplitTable(&'a SplitTableExec),
+    SharedRows(&'a SharedRowsExec),
     /// An application's own node.
     Custom(&'a dyn NativeNode),
 }
@@ -93,6 +94,7 @@ impl<'a> SupportedNode<'a> {
             .or_else(|| is_constant(plan).then_some(Self::Constant))
             .or_else(|| plan.downcast_ref().map(Self::Source))
             .or_else(|| plan.downcast_ref().map(Self::SplitTable))
+            .or_else(|| plan.downcast_ref().map(Self::SharedRows))
             .or_else(|| registry.find(plan).map(Self::Custom))
     }
 }

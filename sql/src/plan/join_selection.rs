@@ -39,6 +39,8 @@ use datafusion::{
     },
 };
 
+use crate::plan::shared_subplans::SharedRowsExec;
+
 /// Minimum ratio of build rows to probe rows for a swap. It is above 1 because DataFusion's choice
 /// also considers row widths.
 const MIN_SWAP_RATIO: f64 = 1.5;
@@ -109,6 +111,9 @@ impl Estimate {
     fn of(node: &Arc<dyn ExecutionPlan>) -> Option<Self> {
         if let Some(join) = node.downcast_ref::<HashJoinExec>() {
             return Self::of_join(join);
+        }
+        if let Some(reader) = node.downcast_ref::<SharedRowsExec>() {
+            return Self::of(reader.subplan().definition());
         }
         let children = node.children();
         let estimate = match children.as_slice() {

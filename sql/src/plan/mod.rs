@@ -1,7 +1,8 @@
 //! Planning: sessions with gatework's rules, and the plan nodes that these rules make.
 //!
 //! `session.rs` builds sessions, `planner.rs` plans their queries and wraps the supported nodes
-//! (`exec.rs`). `join_selection.rs`, `file_order.rs` and `float_bounds.rs` are optimizer rules.
+//! (`exec.rs`). `shared_subplans` computes subplans with several readers once.
+//! `join_selection.rs`, `file_order.rs` and `float_bounds.rs` are optimizer rules.
 
 pub(crate) mod exec;
 mod file_order;
@@ -10,6 +11,7 @@ mod join_selection;
 mod planner;
 mod session;
 mod settings;
+pub(crate) mod shared_subplans;
 mod source;
 mod table_factory;
 

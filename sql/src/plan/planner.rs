@@ -33,7 +33,15 @@ use datafusion::{
 
 use gatework_runtime::Executor;
 
-use crate::{buckets::copies_into_buckets, nodes::NodeRegistry, plan::exec, run::engine::Engine};
+use crate::{
+    buckets::copies_into_buckets,
+    nodes::NodeRegistry,
+    plan::{
+        exec,
+        shared_subplans::{plan_subplans, show_definitions},
+    },
+    run::engine::Engine,
+};
 
 /// Plans for the session's number of partitions, but for at least two.
 ///
@@ -73,6 +81,18 @@ impl GateworkPlanner {
 }
 
 impl GateworkPlanner {
+    /// Plans a query without shared subplans, or with planned ones.
+    pub(crate) async fn plan(
+        &self,
+        plan: &LogicalPlan,
+        session: &dyn Session,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        match &self.inner {
+            Some(inner) => inner.create_physical_plan(plan, session).await,
+            None => DefaultPhysicalPlanner::default().create_physical_plan(plan, session).await,
+        }
+    }
+
     /// Clears the session's file list cache once a statement that writes has been planned: such a
     /// statement may add files.
     fn refresh_file_list_cache(&self, plan: &LogicalPlan, session: &dyn Session) {
@@ -124,11 +144,8 @@ impl QueryPlanner for GateworkPlanner {
             parallel = ParallelPlanning::new(session);
             &parallel as &dyn Session
         };
-        let plan = match &self.inner {
-            Some(inner) => inner.create_physical_plan(plan, session).await,
-            None => DefaultPhysicalPlanner::default().create_physical_plan(plan, session).await,
-        };
-        let plan = plan?;
+        let with_subplans = plan_subplans(plan, session, self).await?;
+        let plan = self.plan(with_subplans.as_ref().unwrap_or(plan), session).await?;
         self.report_unwrapped(&plan);
         Ok(exec::coalesce_partitions(plan))
     }
@@ -266,7 +283,7 @@ impl PhysicalOptimizerRule for GateworkRule {
         plan: Arc<dyn ExecutionPlan>,
         _config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        exec::wrap(plan, &self.engine)
+        exec::wrap(show_definitions(plan)?, &self.engine)
     }
 
     fn name(&self) -> &str {

@@ -16,6 +16,7 @@ use crate::{
         join_selection::BuildSideSelection,
         planner::{GateworkPlanner, GateworkRule},
         settings::Settings,
+        shared_subplans::SharedSubplans,
         table_factory::GateworkTableFactory,
     },
     run::engine::Engine,
@@ -63,7 +64,8 @@ impl SessionStateBuilderExt for SessionStateBuilder {
         for factory in self.table_factories().iter_mut().flat_map(HashMap::values_mut) {
             *factory = Arc::new(GateworkTableFactory::new(factory.clone()));
         }
-        self.with_query_planner(Arc::new(planner))
+        self.with_analyzer_rule(Arc::new(SharedSubplans))
+            .with_query_planner(Arc::new(planner))
             .with_physical_optimizer_rule(Arc::new(GateworkRule::new(engine)))
     }
 }

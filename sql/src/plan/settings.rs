@@ -51,6 +51,9 @@ pub struct Settings {
     /// Maximum time from a query's start until its result has been read; a query that exceeds it
     /// fails. Default: no limit.
     pub timeout: Option<Duration>,
+    /// Computes a common table expression or view with several readers in a query once, and keeps
+    /// its rows until all have read them. Only where a query runs on one executor. Default: true.
+    pub share_subplans: bool,
     /// Faults and delays that tests inject into the queries' tasks. Default: none.
     pub chaos: Option<Arc<Chaos>>,
 }
@@ -65,6 +68,7 @@ impl Default for Settings {
             resource_group: None,
             bypass_admission: false,
             timeout: None,
+            share_subplans: true,
             chaos: None,
         }
     }
@@ -103,7 +107,7 @@ struct Setting {
     set: fn(&mut Settings, &str) -> Result<(), String>,
 }
 
-const SETTINGS: [Setting; 6] = [
+const SETTINGS: [Setting; 7] = [
     Setting {
         key: "time_slice",
         description: "Time a task runs before it yields to other tasks",
@@ -146,6 +150,15 @@ const SETTINGS: [Setting; 6] = [
                       default unlimited",
         get: |settings| settings.timeout.map(duration_text),
         set: |settings, value| optional(value, duration).map(|value| settings.timeout = value),
+    },
+    Setting {
+        key: "share_subplans",
+        description: "Computes a common table expression or view with several readers once",
+        get: |settings| Some(settings.share_subplans.to_string()),
+        set: |settings, value| {
+            let value = value.to_lowercase().parse().map_err(|_| "true or false".to_owned());
+            value.map(|value| settings.share_subplans = value)
+        },
     },
 ];
 
@@ -236,6 +249,7 @@ mod tests {
             ("max_tasks_per_pipeline", "3"),
             ("resource_group", "reports"),
             ("timeout", "1m 30s"),
+            ("share_subplans", "false"),
         ];
         let mut settings = Settings::default();
         for (key, value) in values {
@@ -259,6 +273,7 @@ mod tests {
         assert!(error("time_slice", "soon").contains("which is a duration such as 10ms"));
         assert!(error("result_buffer_bytes", "-1").contains("which is a size such as 16MiB"));
         assert!(error("max_tasks_per_pipeline", "0").contains("which is at least 1"));
+        assert!(error("share_subplans", "2").contains("which is true or false"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use datafusion::{
 };
 
 use gatework_sql::{
-    BuildSideSelection, GateworkRule, UniqueNamePushdown, buckets::copy_into_buckets,
+    BuildSideSelection, GateworkRule, Settings, UniqueNamePushdown, buckets::copy_into_buckets,
     clear_file_list_cache,
 };
 
@@ -129,6 +129,9 @@ pub async fn plan_stages(
     config.options_mut().optimizer.enable_physical_uncorrelated_scalar_subquery = false;
     // The copy shares the session's catalog; a new catalog would replace its tables.
     config.options_mut().catalog.create_default_catalog_and_schema = false;
+    // A stage would compute a shared subplan for itself.
+    let settings = Settings { share_subplans: false, ..Settings::of(&config) };
+    let config = settings.into_config(config);
     // Plans of stages are wrapped later, each on its node.
     let rules =
         session.physical_optimizers().iter().filter(|rule| rule.name() != GateworkRule::NAME);
