@@ -15,6 +15,7 @@ mod explain;
 mod fallbacks;
 mod fixture;
 mod join_matrix;
+mod join_order;
 mod large_plans;
 mod options;
 mod orders;

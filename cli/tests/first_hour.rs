@@ -310,7 +310,8 @@ fn mistakes_are_answered_with_what_to_do() {
         (
             "SET gatework.speed = 1",
             "there is no setting gatework.speed; known settings: time_slice, result_buffer_bytes, \
-             exchange_buffer_bytes, max_tasks_per_pipeline, resource_group, timeout",
+             exchange_buffer_bytes, max_tasks_per_pipeline, resource_group, timeout, \
+             share_subplans, reorder_joins",
         ),
         (
             "SET gatework.timeout = 'soon'",

@@ -2,11 +2,13 @@
 //!
 //! `session.rs` builds sessions, `planner.rs` plans their queries and wraps the supported nodes
 //! (`exec.rs`). `shared_subplans` computes subplans with several readers once.
-//! `join_selection.rs`, `file_order.rs` and `float_bounds.rs` are optimizer rules.
+//! `join_order`, `join_selection.rs`, `file_order.rs` and `float_bounds.rs` are optimizer rules.
 
+mod estimates;
 pub(crate) mod exec;
 mod file_order;
 mod float_bounds;
+mod join_order;
 mod join_selection;
 mod planner;
 mod session;

@@ -13,6 +13,7 @@ use crate::{
     plan::{
         file_order::ProvenFileOrder,
         float_bounds::FloatBounds,
+        join_order::JoinOrder,
         join_selection::BuildSideSelection,
         planner::{GateworkPlanner, GateworkRule},
         settings::Settings,
@@ -57,6 +58,10 @@ impl SessionStateBuilderExt for SessionStateBuilder {
         let planner = GateworkPlanner::new(executor, self.query_planner().take());
         add_planning_rules(&mut self, BuildSideSelection::single_process());
         let rules = &mut self.physical_optimizers().get_or_insert_default().rules;
+        // After filter pushdown, and before the build sides are selected.
+        if let Some(index) = rules.iter().position(|rule| rule.name() == BuildSideSelection::NAME) {
+            rules.insert(index, Arc::new(JoinOrder));
+        }
         // Tables in memory accept runtime filters too.
         if let Some(index) = rules.iter().position(|rule| rule.name() == RUNTIME_FILTER_RULE) {
             rules[index] = Arc::new(MemoryFilterPushdown::new(rules[index].clone()));

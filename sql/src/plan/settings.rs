@@ -54,6 +54,9 @@ pub struct Settings {
     /// Computes a common table expression or view with several readers in a query once, and keeps
     /// its rows until all have read them. Only where a query runs on one executor. Default: true.
     pub share_subplans: bool,
+    /// Reorders inner joins where another order than the written one costs clearly less, by
+    /// estimates. Only where a query runs on one executor. Default: true.
+    pub reorder_joins: bool,
     /// Faults and delays that tests inject into the queries' tasks. Default: none.
     pub chaos: Option<Arc<Chaos>>,
 }
@@ -69,6 +72,7 @@ impl Default for Settings {
             bypass_admission: false,
             timeout: None,
             share_subplans: true,
+            reorder_joins: true,
             chaos: None,
         }
     }
@@ -107,7 +111,7 @@ struct Setting {
     set: fn(&mut Settings, &str) -> Result<(), String>,
 }
 
-const SETTINGS: [Setting; 7] = [
+const SETTINGS: [Setting; 8] = [
     Setting {
         key: "time_slice",
         description: "Time a task runs before it yields to other tasks",
@@ -155,10 +159,13 @@ const SETTINGS: [Setting; 7] = [
         key: "share_subplans",
         description: "Computes a common table expression or view with several readers once",
         get: |settings| Some(settings.share_subplans.to_string()),
-        set: |settings, value| {
-            let value = value.to_lowercase().parse().map_err(|_| "true or false".to_owned());
-            value.map(|value| settings.share_subplans = value)
-        },
+        set: |settings, value| switch(value).map(|value| settings.share_subplans = value),
+    },
+    Setting {
+        key: "reorder_joins",
+        description: "Reorders inner joins where another order costs clearly less by estimates",
+        get: |settings| Some(settings.reorder_joins.to_string()),
+        set: |settings, value| switch(value).map(|value| settings.reorder_joins = value),
     },
 ];
 
@@ -168,6 +175,10 @@ fn optional<T>(
     parse: impl FnOnce(&str) -> Result<T, String>,
 ) -> Result<Option<T>, String> {
     if value.is_empty() { Ok(None) } else { parse(value).map(Some) }
+}
+
+fn switch(value: &str) -> Result<bool, String> {
+    value.to_lowercase().parse().map_err(|_| "true or false".to_owned())
 }
 
 fn duration(value: &str) -> Result<Duration, String> {
@@ -250,6 +261,7 @@ mod tests {
             ("resource_group", "reports"),
             ("timeout", "1m 30s"),
             ("share_subplans", "false"),
+            ("reorder_joins", "false"),
         ];
         let mut settings = Settings::default();
         for (key, value) in values {

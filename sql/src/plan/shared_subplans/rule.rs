@@ -19,9 +19,10 @@ use crate::plan::Settings;
 /// that types are final, and no predicate of one reader is part of a copy.
 ///
 /// A subplan is the definition of a common table expression, view or derived table, if it
-/// aggregates or has windows. Scans and joins stay: their rows are many, and the runtime filters of
-/// each reader leave few of them. Copies that are volatile, correlated or part of a recursion stay,
-/// too.
+/// aggregates, has windows or joins tables. Scans stay: reading a table again costs less than
+/// keeping its rows. Joins of a table with itself stay: they may have many more rows than the
+/// table, of which the runtime filters of each reader leave few. Copies that are volatile,
+/// correlated or part of a recursion stay, too.
 #[derive(Debug)]
 pub(crate) struct SharedSubplans;
 
@@ -126,12 +127,13 @@ fn is_shareable(plan: &LogicalPlan) -> Result<bool> {
     if names.is_empty() || names.windows(2).any(|pair| pair[0] == pair[1]) {
         return Ok(false);
     }
-    let (mut works, mut differs) = (false, plan.contains_outer_reference());
+    let (mut works, mut joins, mut differs) = (false, false, plan.contains_outer_reference());
     plan.apply_with_subqueries(|node| {
         works |= matches!(
             node,
             LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_) | LogicalPlan::Window(_)
         );
+        joins |= matches!(node, LogicalPlan::Join(_));
         node.apply_expressions(|expr| {
             differs |= expr.is_volatile();
             expr.apply(|expr| {
@@ -141,7 +143,12 @@ fn is_shareable(plan: &LogicalPlan) -> Result<bool> {
         })?;
         Ok(if differs { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     })?;
-    Ok(works && !differs)
+    if differs || works || !joins {
+        return Ok(works && !differs);
+    }
+    let mut sources = Subplan::of(&Arc::new(plan.clone()))?.sources;
+    sources.sort_unstable();
+    Ok(sources.windows(2).all(|pair| pair[0] != pair[1]))
 }
 
 /// Replaces the copies of `subplan` in `plan` by scans of `table`.
