@@ -40,7 +40,8 @@ use datafusion::{
 
 use super::shared_subplans::SharedRowsExec;
 
-/// Minimum number of rows per group: ranges have more values than a table, and a key is not grouped.
+/// Minimum number of rows per group: a range may have more values than the table has rows, and
+/// few queries group by a key.
 const ROWS_PER_GROUP: f64 = 4.0;
 
 /// Estimated output of a node.

@@ -345,8 +345,8 @@ impl JoinGraph {
         Ok((Arc::new(join), kept))
     }
 
-    /// Returns the keys of a join of two sides, each with its inputs, the numbers of its columns and
-    /// their fields.
+    /// Returns the keys of a join of two sides, each with its inputs, the numbers of its columns,
+    /// and their fields.
     fn keys(
         &self,
         (left_inputs, left_columns, left_fields): (Inputs, &[usize], &[FieldRef]),

@@ -3,8 +3,8 @@
 //! DataFusion joins in the order in which a query is written. This rule reorders each group of
 //! inner hash joins that lie directly on each other, if another order costs clearly less by
 //! [estimates](super::estimates). Up to [`MAX_EXHAUSTIVE`] inputs, all bushy orders without cross
-//! products are compared by dynamic programming over connected subsets; beyond, the cheapest pair is
-//! joined again and again. (Moerkotte and Neumann, "Analysis of Two Existing and One New Dynamic
+//! products are compared by dynamic programming over connected subsets. Beyond, the cheapest pair
+//! is joined again and again. (Moerkotte and Neumann, "Analysis of Two Existing and One New Dynamic
 //! Programming Algorithm for the Generation of Optimal Bushy Join Trees without Cross Products",
 //! VLDB 2006; Fegaras, "A New Heuristic for Optimizing Large Queries", 1998, for the greedy order.)
 //!
