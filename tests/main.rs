@@ -25,6 +25,7 @@ mod own_operators;
 mod parquet_columns;
 mod plan_as_value;
 mod query_end;
+mod ranking;
 mod services;
 mod shared_subplans;
 mod slt;

@@ -32,6 +32,7 @@ pub mod memory_scan;
 pub mod multicast;
 pub mod prelude;
 pub mod projection;
+pub mod ranking_filter;
 pub mod result;
 pub mod runtime_filter;
 pub mod selection;

@@ -24,6 +24,7 @@ mod tests;
 
 pub use merge_exchange::MergeExchangeSource;
 use prefix::KeyPrefix;
+pub(crate) use prefix::first_bytes;
 pub use run::SortSink;
 pub use source::SortSource;
 use threshold::TopNThreshold;

@@ -157,7 +157,7 @@ impl Segment {
 }
 
 /// Returns the first 16 bytes of a key, as a number with the same order.
-pub(super) fn first_bytes(key: &[u8]) -> u128 {
+pub(crate) fn first_bytes(key: &[u8]) -> u128 {
     match key.first_chunk::<16>() {
         Some(bytes) => u128::from_be_bytes(*bytes),
         None => {

@@ -19,6 +19,7 @@ mod lineage;
 mod operators;
 mod order;
 mod pipeline_builder;
+mod ranking;
 mod scalar;
 mod shared_rows;
 mod sources;
@@ -33,6 +34,7 @@ pub use filter_pushdown::UniqueNamePushdown;
 pub use lineage::PassThroughInputs;
 pub(crate) use order::is_ordered;
 use pipeline_builder::PipelineBuilder;
+use ranking::RankedSort;
 use shared_rows::SharedSubplans;
 pub(crate) use supported::{is_elided, is_explain, supports};
 pub use targets::FilterTargets;
@@ -156,6 +158,8 @@ struct Lowering {
     /// Gates that every source waits for: those of the scalar subqueries above it.
     start_after: Vec<Gate>,
     shared: SharedSubplans,
+    /// The ranking that the filter above means for the next sort.
+    ranked_sort: Option<RankedSort>,
 }
 
 impl Lowering {
@@ -177,6 +181,7 @@ impl Lowering {
             filter_waits: Vec::new(),
             start_after: Vec::new(),
             shared: SharedSubplans::default(),
+            ranked_sort: None,
         }
     }
 

@@ -144,7 +144,7 @@ impl Lowering {
         tag: Option<usize>,
     ) -> Result<PipelineBuilder> {
         let node = exec.inner();
-        let pipeline = self.child(&exec.children()[0], ordered || has_ordered_fetch(node))?;
+        let pipeline = self.filter_input(exec, filter, ordered || has_ordered_fetch(node))?;
         let projection = filter.projection().as_ref().map(|columns| columns.to_vec().into());
         let predicate = self.expression(filter.predicate(), &filter.input().schema())?;
         Ok(limited(
@@ -164,7 +164,7 @@ impl Lowering {
         let node = exec.inner().as_ref();
         let input = &exec.children()[0];
         let filter = self.threshold_filter(sort, input)?;
-        let pipeline = self.child(input, false)?;
+        let pipeline = self.sort_input(exec, tag)?;
         // A sort per partition may lack keys that are constant in each partition. So its first rows
         // are not the first of all rows.
         let is_partitioned = partitions(node) > 1;
@@ -268,7 +268,10 @@ impl Lowering {
             Some(sort) => self.threshold_filter(sort, input)?,
             None => None,
         };
-        let pipeline = self.child(input, false)?;
+        let pipeline = match sort {
+            Some(sort) => self.sort_input(sort, tag)?,
+            None => self.child(input, false)?,
+        };
         let order = (merge.expr().clone(), merge.fetch());
         self.top_n(pipeline, order, filter, exec.schema(), tag)
     }

@@ -103,7 +103,7 @@ impl Lowering {
             let input = self.partitioned_input(child, partitioned)?;
             return self.window_over(exec, input, tag);
         };
-        let input = self.child(child, false)?;
+        let input = self.sort_input(exec, tag)?;
         // Reseeded: a hash of the same keys may already have selected the rows of a node or a
         // bucket.
         let by_keys = Routing::HashReseeded(self.bindings.bind_all(&partitioned.keys)?);

@@ -27,6 +27,9 @@ use crate::{
 /// Name of DataFusion's rule that pushes runtime filters down to scans.
 pub const RUNTIME_FILTER_RULE: &str = "FilterPushdown(Post)";
 
+/// Name of DataFusion's rule for the option `datafusion.optimizer.enable_window_topn`.
+const WINDOW_TOP_N_RULE: &str = "WindowTopN";
+
 /// Adds gatework to an application's own session state in one line.
 pub trait SessionStateBuilderExt: Sized {
     /// Runs this session's queries on `executor`.
@@ -62,6 +65,8 @@ impl SessionStateBuilderExt for SessionStateBuilder {
         if let Some(index) = rules.iter().position(|rule| rule.name() == BuildSideSelection::NAME) {
             rules.insert(index, Arc::new(JoinOrder));
         }
+        // A filter on numbers of rows gets a ranking filter when it is lowered, whatever the option.
+        rules.retain(|rule| rule.name() != WINDOW_TOP_N_RULE);
         // Tables in memory accept runtime filters too.
         if let Some(index) = rules.iter().position(|rule| rule.name() == RUNTIME_FILTER_RULE) {
             rules[index] = Arc::new(MemoryFilterPushdown::new(rules[index].clone()));

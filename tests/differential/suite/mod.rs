@@ -168,8 +168,11 @@ impl Sides {
 }
 
 fn run_file(file: &Path, mode: Mode, place: SuiteFolders, report: &Report) {
-    let records = parse::records(&place.root.join("test_files").join(file));
+    let mut records = parse::records(&place.root.join("test_files").join(file));
     let relative = file.to_string_lossy();
+    for record in &mut records {
+        record.sql = skips::determined(&relative, &record.sql);
+    }
     let sides = Sides::new(file, mode);
     let mut write_failed = false;
     for (index, record) in records.iter().enumerate() {
