@@ -65,7 +65,7 @@ impl SessionStateBuilderExt for SessionStateBuilder {
         if let Some(index) = rules.iter().position(|rule| rule.name() == BuildSideSelection::NAME) {
             rules.insert(index, Arc::new(JoinOrder));
         }
-        // A filter on numbers of rows gets a ranking filter when it is lowered, whatever the option.
+        // A filter on row numbers gets a ranking filter when it is lowered, whatever the option.
         rules.retain(|rule| rule.name() != WINDOW_TOP_N_RULE);
         // Tables in memory accept runtime filters too.
         if let Some(index) = rules.iter().position(|rule| rule.name() == RUNTIME_FILTER_RULE) {
