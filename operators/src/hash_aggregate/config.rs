@@ -140,7 +140,7 @@ impl AggregateConfig {
                     takers.extend(&call.arguments);
                 }
             }
-        } else if self.group_by.set_ids.is_none() && encoder.has_texts() {
+        } else if encoder.has_texts() {
             takers.extend(&self.group_by.keys);
         }
         takers.retain(|expr| expr.is::<Column>());
@@ -225,20 +225,30 @@ impl GroupBy {
         keys: Vec<ArrayRef>,
         rows: usize,
     ) -> Result<Vec<Vec<ArrayRef>>, DataFusionError> {
-        let Some((id_type, ids)) = &self.set_ids else { return Ok(vec![keys]) };
+        if self.set_ids.is_none() {
+            return Ok(vec![keys]);
+        }
         let nulls: Vec<_> = keys.iter().map(|key| new_null_array(key.data_type(), rows)).collect();
-        self.sets
-            .iter()
-            .zip(ids)
-            .map(|(set, id)| {
-                let pick = |(index, left_out): (usize, &bool)| {
-                    if *left_out { nulls[index].clone() } else { keys[index].clone() }
-                };
-                let mut columns: Vec<_> = set.iter().enumerate().map(pick).collect();
-                columns.push(repeat_id(id_type, *id, rows)?);
-                Ok(columns)
-            })
-            .collect()
+        let columns = self.sets.iter().enumerate().map(|(set, left_out)| {
+            let pick = |(index, left_out): (usize, &bool)| {
+                if *left_out { nulls[index].clone() } else { keys[index].clone() }
+            };
+            self.with_set_id(left_out.iter().enumerate().map(pick).collect(), set, rows)
+        });
+        columns.collect()
+    }
+
+    /// Returns `keys`, columns of `rows` rows of a grouping set, with the set's id.
+    pub(super) fn with_set_id(
+        &self,
+        mut keys: Vec<ArrayRef>,
+        set: usize,
+        rows: usize,
+    ) -> Result<Vec<ArrayRef>, DataFusionError> {
+        if let Some((id_type, ids)) = &self.set_ids {
+            keys.push(repeat_id(id_type, ids[set], rows)?);
+        }
+        Ok(keys)
     }
 
     /// Returns the indices of the sets that leave out every key.

@@ -9,7 +9,7 @@ use datafusion_physical_expr::{
     GroupsAccumulatorAdapter, PhysicalExpr, aggregate::AggregateFunctionExpr,
 };
 use gatework_runtime::{
-    Error, Result,
+    Result,
     pipeline::{
         DriverContext, OperatorContext, OutOfMemory, QueryContext, Reservation, SpilledBatches,
     },
@@ -17,9 +17,9 @@ use gatework_runtime::{
 
 use super::{
     config::{AggregateCall, AggregateInput, AggregatePlan, AggregateResult},
-    dictionary_keys::DictionaryKeys,
-    finest_groups::FinestGroups,
+    finest_groups::{FinestGroups, SetsOfGroups},
     group_emitter::GroupEmitter,
+    group_keys::{GroupKeys, SLICE_GROUPS},
     partial_states::{PartialStates, UnpartitionedGroups, UnpartitionedStates},
     row_states::{Bypass, RowStates, reduces},
 };
@@ -46,16 +46,6 @@ const MAX_FULL_TABLE_GROUPS: usize = if cfg!(test) { 200 } else { 1 << 19 };
 /// the values of keys of small ranges.
 const FULL_INDEX_GROUPS: usize = if cfg!(test) { 200 } else { 1 << 20 };
 
-/// Entries of a dictionary that are looked up at the first row. Larger ones wait until half as many
-/// rows have come, and have shared their groups.
-const MAX_EAGER_ENTRIES: usize = if cfg!(test) { 30 } else { 1 << 14 };
-/// Entries of a dictionary that is not used: their numbers take 8 MiB a task.
-const MAX_ENTRIES: usize = 1 << 21;
-
-/// Maximum number of sets of key columns whose codes are tried in vain. After these, all codes are
-/// given up.
-const MAX_INEFFECTIVE_CODES: usize = 4;
-
 /// Maximum number of groups for which a table reserves capacity in advance. Such a table stays
 /// within a core's own cache.
 const MAX_PRESIZED_GROUPS: usize = 1 << 16;
@@ -65,17 +55,9 @@ const MAX_PRESIZED_GROUPS: usize = 1 << 16;
 /// Invariant: every group below its length has had a row in every accumulator.
 pub(super) struct AggregateHashTable {
     plan: Arc<AggregatePlan>,
-    table: GroupValues,
+    /// The groups, except rows that bypassed them.
+    keys: GroupKeys,
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
-    /// Groups of keys that arrive as dictionaries, which are not in the table yet. There are then
-    /// no other groups.
-    dictionary: Option<DictionaryKeys>,
-    /// Sets of key columns, by flags, whose codes did not help.
-    ineffective_codes: Vec<Vec<bool>>,
-    /// Rows with codes before the groups may move from the table to dictionaries.
-    rows_before_codes: usize,
-    /// Rows of the groups, except rows that bypassed the table.
-    table_rows: usize,
     /// Groups at which the table is full.
     full_groups: usize,
     /// Rows of grouping sets that are not in the table yet; `None` if that does not help.
@@ -91,13 +73,9 @@ pub(super) struct AggregateHashTable {
     without_spilling: bool,
     /// Bytes below which a denied reservation is ignored.
     min_spill_bytes: usize,
-    hashes: Vec<u64>,
     /// The group of each row of the current slice.
     groups: Vec<usize>,
 }
-
-/// Maximum number of finest groups that are merged into the groups of the sets at a time.
-const SLICE_GROUPS: usize = 1 << 13;
 
 /// Returns an accumulator without groups for each function of `plan`.
 pub(super) fn accumulators(
@@ -163,18 +141,13 @@ fn arguments(
 impl AggregateHashTable {
     pub(super) fn new(plan: Arc<AggregatePlan>, context: &OperatorContext) -> Result<Self> {
         let reservation = context.reservation();
-        let table = GroupValues::new(&plan.encoder);
+        let keys = GroupKeys::new(plan.encoder.clone(), context.query().clone());
         let accumulators = accumulators(&plan).query_err()?;
-        let (hashes, groups) = (Vec::new(), Vec::new());
         Ok(Self {
             bypassed: RowStates::new(&plan),
             plan,
-            table,
+            keys,
             accumulators,
-            dictionary: None,
-            ineffective_codes: Vec::new(),
-            rows_before_codes: 0,
-            table_rows: 0,
             full_groups: FULL_TABLE_GROUPS,
             finest: None,
             bypass: None,
@@ -183,14 +156,13 @@ impl AggregateHashTable {
             can_spill: context.can_spill(),
             without_spilling: false,
             min_spill_bytes: context.min_spill_bytes(),
-            hashes,
-            groups,
+            groups: Vec::new(),
         })
     }
 
     /// Returns the table, which aggregates the rows of grouping sets by all keys first.
     pub(super) fn with_finest(self) -> Result<Self> {
-        let finest = FinestGroups::new(&self.plan).query_err()?;
+        let finest = FinestGroups::new(&self.plan, &self.query)?;
         Ok(Self { finest, ..self })
     }
 
@@ -207,22 +179,18 @@ impl AggregateHashTable {
 
     /// Returns the number of groups, of which each row that bypasses the table is one.
     pub(super) fn num_groups(&self) -> usize {
-        self.table.len() + self.dictionary_groups() + self.bypassed.len()
-    }
-
-    fn dictionary_groups(&self) -> usize {
-        self.dictionary.as_ref().map_or(0, DictionaryKeys::len)
+        self.keys.len() + self.bypassed.len()
     }
 
     /// Returns whether the table of a sink should be emptied. A table whose groups had several rows
     /// grows instead, since these groups would have to be merged once more for each emptied table.
     pub(super) fn is_full(&mut self) -> bool {
         let groups = self.num_groups();
-        if self.dictionary.is_some() || self.table.has_index() {
+        if self.keys.is_indexed() {
             return groups >= FULL_INDEX_GROUPS;
         }
         while groups >= self.full_groups {
-            let grows = groups == self.table.len() && reduces(self.table_rows, groups);
+            let grows = groups == self.keys.len() && reduces(self.keys.rows, groups);
             if !grows || self.full_groups >= MAX_FULL_TABLE_GROUPS {
                 return true;
             }
@@ -255,33 +223,30 @@ impl AggregateHashTable {
         task: &DriverContext,
     ) -> Result<()> {
         let arguments = arguments(&plan.config.aggregates, rows).query_err()?;
+        let keys = plan.config.group_by.evaluate_keys(rows).query_err()?;
         if let Some(finest) = &mut self.finest {
-            let keys = plan.config.group_by.evaluate_keys(rows).query_err()?;
-            finest.update(&keys, &arguments).query_err()?;
+            finest.update(&keys, &arguments)?;
             if finest.is_full() {
                 self.merge_finest(task)?;
             }
             return Ok(());
         }
-        let keys = plan.config.group_by.evaluate_keys(rows).query_err()?;
-        let bypasses = self.table.is_empty() && self.bypass.as_ref().is_some_and(Bypass::is_active);
-        if !bypasses && self.assign_dictionaries(&keys)? {
+        let bypasses = self.keys.len() == 0 && self.bypass.as_ref().is_some_and(Bypass::is_active);
+        let is_one_set = plan.config.group_by.set_ids.is_none();
+        if !bypasses && is_one_set && self.keys.assign_codes(&keys, &mut self.groups)? {
             self.update_groups(&arguments).query_err()?;
             return Ok(());
         }
-        let keys = plan.decode_keys(keys).query_err()?;
+        let keys = self.keys.decode(&keys)?;
         for keys in plan.config.group_by.columns_of_sets(keys, rows.num_rows()).query_err()? {
             if bypasses {
-                let keys = plan.encoder.encode(&keys).query_err()?;
-                keys.hash_into(&mut self.hashes);
-                let (accumulators, input) = (&self.accumulators, plan.config.input);
-                let added = self.bypassed.add(&keys, &self.hashes, accumulators, &arguments, input);
-                added.query_err()?;
+                let (states, input) = (&mut self.bypassed, plan.config.input);
+                states.add(plan, &keys, &self.accumulators, &arguments, input).query_err()?;
                 continue;
             }
-            self.table.reserve(rows.num_rows(), || task.check_cancelled())?;
-            self.assign(&keys).query_err()?;
-            self.table_rows += rows.num_rows();
+            self.keys.reserve(rows.num_rows())?;
+            self.keys.assign(&keys, &mut self.groups)?;
+            self.keys.rows += rows.num_rows();
             self.update_groups(&arguments).query_err()?;
         }
         Ok(())
@@ -289,7 +254,7 @@ impl AggregateHashTable {
 
     /// Updates the groups of the current rows with the functions' arguments.
     fn update_groups(&mut self, arguments: &[Arguments]) -> Result<(), DataFusionError> {
-        let (input, total) = (self.plan.config.input, self.table.len() + self.dictionary_groups());
+        let (input, total) = (self.plan.config.input, self.keys.len());
         update_groups(&mut self.accumulators, arguments, input, &self.groups, total)
     }
 
@@ -299,104 +264,54 @@ impl AggregateHashTable {
         let Some(mut finest) = self.finest.take_if(|finest| !finest.is_empty()) else {
             return Ok(false);
         };
-        let (plan, is_effective) = (self.plan.clone(), finest.is_effective());
-        let merged = finest.take(&plan).query_err()?;
-        for slice in merged.slices(SLICE_GROUPS) {
-            let rows = slice.keys.first().map_or(0, |key| key.len());
-            for keys in plan.config.group_by.columns_of_sets(slice.keys, rows).query_err()? {
+        let plan = self.plan.clone();
+        let (group_by, rows) = (&plan.config.group_by, finest.rows());
+        let mut lookups = rows;
+        let mut sets = SetsOfGroups::new(plan.clone(), finest.take()?);
+        while let Some((set, groups, merged)) = sets.next(task)? {
+            lookups += groups.len + merged;
+            for slice in groups.slices(SLICE_GROUPS) {
                 task.check_cancelled()?;
-                self.table.reserve(rows, || task.check_cancelled())?;
-                self.assign(&keys).query_err()?;
-                let total = self.table.len();
+                let keys = group_by.with_set_id(slice.keys, set, slice.len).query_err()?;
+                self.keys.reserve(slice.len)?;
+                self.keys.assign(&keys, &mut self.groups)?;
+                let total = self.keys.len();
                 for (accumulator, values) in self.accumulators.iter_mut().zip(&slice.states) {
                     accumulator.merge_batch(values, &self.groups, total).query_err()?;
                 }
             }
         }
-        self.finest = is_effective.then_some(finest);
+        // Otherwise each row updates one group per set.
+        self.finest = (lookups <= group_by.sets.len() * rows).then_some(finest);
         Ok(true)
     }
 
-    /// Fills `self.groups` with the group of each row of `keys`, if these are dictionaries and that
-    /// helps. Returns whether it did.
-    fn assign_dictionaries(&mut self, keys: &[ArrayRef]) -> Result<bool> {
-        if self.plan.dictionary_columns.is_empty() {
-            return Ok(false);
-        }
-        if let Some(dictionary) = &self.dictionary {
-            if !dictionary.is_effective() {
-                self.ineffective_codes.push(dictionary.coded().to_vec());
-                // The groups move again only after as many rows.
-                self.rows_before_codes = dictionary.len();
-                self.settle()?;
-            } else if dictionary.is_outdated() {
-                self.settle()?;
+    /// Makes the groups of each grouping set from the last rows. They bypass the table if it is
+    /// empty: each group is there once. Otherwise as [`Self::merge_finest`].
+    pub(super) fn finish_finest(&mut self, task: &DriverContext) -> Result<bool> {
+        let bypasses = self.plan.sinks > 1 && self.keys.len() == 0;
+        let Some(mut finest) = self.finest.take_if(|finest| bypasses && !finest.is_empty()) else {
+            return self.merge_finest(task);
+        };
+        let plan = self.plan.clone();
+        let mut sets = SetsOfGroups::new(plan.clone(), finest.take()?);
+        while let Some((set, groups, _)) = sets.next(task)? {
+            for slice in groups.slices(SLICE_GROUPS) {
+                task.check_cancelled()?;
+                let keys = plan.config.group_by.with_set_id(slice.keys, set, slice.len);
+                let keys = keys.query_err()?;
+                let states: Vec<Arguments> =
+                    slice.states.into_iter().map(|columns| (columns, None)).collect();
+                let (bypassed, input) = (&mut self.bypassed, AggregateInput::Partial);
+                bypassed.add(&plan, &keys, &self.accumulators, &states, input).query_err()?;
             }
         }
-        if self.dictionary.is_none() {
-            self.start_dictionary(keys)?;
-        }
-        let Some(dictionary) = &mut self.dictionary else { return Ok(false) };
-        dictionary.assign(keys, &mut self.groups).query_err()?;
-        self.table_rows += keys.first().map_or(0, |key| key.len());
         Ok(true)
-    }
-
-    /// Moves the groups of the table, under the same numbers, to those of `keys`' dictionaries, if
-    /// there are any that may help.
-    fn start_dictionary(&mut self, keys: &[ArrayRef]) -> Result<()> {
-        if self.ineffective_codes.len() >= MAX_INEFFECTIVE_CODES {
-            return Ok(());
-        }
-        let encoder = &self.plan.encoder;
-        let Some(entries) = DictionaryKeys::num_entries(encoder, keys) else { return Ok(()) };
-        if self.ineffective_codes.contains(&DictionaryKeys::coded_columns(encoder, keys)) {
-            return Ok(());
-        }
-        if self.rows_before_codes > 0 {
-            let rows = keys.first().map_or(0, |key| key.len());
-            self.rows_before_codes = self.rows_before_codes.saturating_sub(rows);
-            return Ok(());
-        }
-        let groups = self.table.len();
-        let waits = entries > MAX_EAGER_ENTRIES
-            && (2 * self.table_rows < entries || 2 * groups > self.table_rows);
-        if waits || entries > MAX_ENTRIES || groups > FULL_TABLE_GROUPS {
-            return Ok(());
-        }
-        self.dictionary = DictionaryKeys::new(encoder, keys).query_err()?;
-        if let (Some(dictionary), true) = (&mut self.dictionary, groups > 0) {
-            let known = encoder.decode_plain_range(self.table.keys(), 0..groups);
-            let known = known.query_err()?;
-            let adopted = dictionary.adopt(&known, &mut self.groups);
-            adopted.query_err()?;
-            self.table.clear();
-        }
-        Ok(())
     }
 
     /// Moves groups of keys that arrived as dictionaries into the table, under the same numbers.
     pub(super) fn settle(&mut self) -> Result<()> {
-        let Some(dictionary) = self.dictionary.take() else { return Ok(()) };
-        let count = dictionary.len();
-        for first in (0..count).step_by(SLICE_GROUPS) {
-            let range = first..count.min(first + SLICE_GROUPS);
-            self.query.check_cancelled()?;
-            self.table.reserve(range.len(), || self.query.check_cancelled())?;
-            let keys = dictionary.columns(range.clone()).query_err()?;
-            self.assign(&keys).query_err()?;
-            if !self.groups.iter().copied().eq(range) {
-                return Err(Error::Internal("a dictionary changed the numbers of groups".into()));
-            }
-        }
-        Ok(())
-    }
-
-    /// Fills `self.groups` with the group of each row of `keys`.
-    fn assign(&mut self, keys: &[ArrayRef]) -> Result<(), DataFusionError> {
-        let keys = self.plan.encoder.encode(keys)?;
-        self.table.assign(&keys, &mut self.groups);
-        Ok(())
+        self.keys.settle(&mut self.groups)
     }
 
     /// Reserves capacity for groups about to be merged from parts of `rows` rows each. Parts may
@@ -404,22 +319,21 @@ impl AggregateHashTable {
     pub(super) fn reserve_groups(
         &mut self,
         rows: impl Iterator<Item = usize> + Clone,
-        task: &DriverContext,
     ) -> Result<()> {
         let max_groups = MAX_PRESIZED_GROUPS.min(4 * rows.clone().max().unwrap_or(0));
-        self.table.reserve(max_groups.min(rows.sum()), || task.check_cancelled())?;
+        self.keys.reserve(max_groups.min(rows.sum()))?;
         if self.update_reservation().is_err() {
-            self.table = GroupValues::new(&self.plan.encoder);
+            self.keys.release();
         }
         Ok(())
     }
 
     /// Merges the partial states of another table. The caller then
     /// [reserves](Self::update_reservation) the groups.
-    pub(super) fn merge(&mut self, states: PartialStates, task: &DriverContext) -> Result<()> {
-        self.table.reserve(states.len(), || task.check_cancelled())?;
-        self.table.intern(&states.keys, &states.hashes, &mut self.groups);
-        let total = self.table.len();
+    pub(super) fn merge(&mut self, states: PartialStates) -> Result<()> {
+        self.keys.reserve(states.len())?;
+        self.keys.table.intern(&states.keys, &states.hashes, &mut self.groups);
+        let total = self.keys.table.len();
         for (accumulator, values) in self.accumulators.iter_mut().zip(&states.states) {
             accumulator.merge_batch(values, &self.groups, total).query_err()?;
         }
@@ -440,8 +354,8 @@ impl AggregateHashTable {
             let id = id.cast_to(fields[key_count].data_type()).query_err()?;
             columns.push(id.to_array().query_err()?);
             let keys = plan.encoder.encode(&columns).query_err()?;
-            self.table.assign(&keys, &mut self.groups);
-            let total = self.table.len();
+            self.keys.table.assign(&keys, &mut self.groups);
+            let total = self.keys.table.len();
             for (accumulator, call) in self.accumulators.iter_mut().zip(&config.aggregates) {
                 // A row that the filter drops: the group exists, but its accumulators have seen no
                 // row.
@@ -459,9 +373,8 @@ impl AggregateHashTable {
     /// groups of each partition, and one batch of them at a time.
     fn bytes(&self) -> usize {
         let accumulators: usize = self.accumulators.iter().map(|a| a.size()).sum();
-        let table = self.table.bytes();
-        let finest = self.finest.as_ref().map_or(0, FinestGroups::bytes);
-        let table = table + self.dictionary.as_ref().map_or(0, DictionaryKeys::bytes);
+        let table = self.keys.bytes();
+        let finest = self.finest.as_ref().map_or(0, FinestGroups::bytes_with_sets);
         match self.can_spill && !self.without_spilling {
             true => table + table / 4 + 2 * accumulators + finest + 2 * self.bypassed.bytes(),
             false => table + accumulators + finest + self.bypassed.bytes(),
@@ -500,14 +413,14 @@ impl AggregateHashTable {
             match unpartitioned.groups {
                 UnpartitionedGroups::Table(mut table) => {
                     table.clear();
-                    self.table = table;
+                    self.keys.table = table;
                 }
                 UnpartitionedGroups::Rows(keys, hashes) => self.bypassed.reuse(keys, hashes),
             }
             let bytes = self.bytes().saturating_sub(self.reservation.bytes());
             self.reservation.merge(reservation.split(bytes));
             if self.update_reservation().is_err() {
-                self.table = GroupValues::new(&self.plan.encoder);
+                self.keys.release();
                 self.bypassed = RowStates::new(&self.plan);
             }
         }
@@ -520,7 +433,7 @@ impl AggregateHashTable {
     /// the groups were taken.
     pub(super) fn release_unused(&mut self) -> Result<(), OutOfMemory> {
         if self.num_groups() == 0 {
-            self.table = GroupValues::new(&self.plan.encoder);
+            self.keys.release();
         }
         self.update_reservation()
     }
@@ -537,9 +450,12 @@ impl AggregateHashTable {
         }
         self.settle()?;
         if let Some(bypass) = &mut self.bypass {
-            bypass.decide(self.table_rows, self.table.len(), self.bypassed.len());
+            bypass.decide(self.keys.rows, self.keys.table.len(), self.bypassed.len());
         }
-        debug_assert!(self.table.is_empty() || self.bypassed.len() == 0, "taken one at a time");
+        debug_assert!(
+            self.keys.table.is_empty() || self.bypassed.len() == 0,
+            "taken one at a time"
+        );
         let shares_texts = !self.plan.config.memory_is_limited;
         let (groups, states) = if self.bypassed.len() > 0 {
             let mut rows = std::mem::replace(&mut self.bypassed, RowStates::new(&self.plan));
@@ -571,10 +487,8 @@ impl AggregateHashTable {
         for (accumulator, call) in self.accumulators.iter_mut().zip(&self.plan.config.aggregates) {
             *accumulator = self::accumulator(&call.function).query_err()?;
         }
-        self.table_rows = 0;
         self.full_groups = FULL_TABLE_GROUPS;
-        self.rows_before_codes = 0;
-        Ok(std::mem::replace(&mut self.table, GroupValues::new(&self.plan.encoder)))
+        Ok(self.keys.take_table())
     }
 
     /// Splits the reservation among the new parts.
@@ -643,6 +557,3 @@ impl AggregateHashTable {
         Ok(Some(GroupEmitter::new(plan, keys, values, memory)))
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -18,6 +18,7 @@ mod dictionary_keys;
 mod distinct_count;
 mod finest_groups;
 mod group_emitter;
+mod group_keys;
 mod groups;
 mod partial;
 mod partial_states;

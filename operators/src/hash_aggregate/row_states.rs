@@ -33,6 +33,7 @@ pub(super) fn reduces(rows: usize, groups: usize) -> bool {
 pub(super) struct RowStates {
     pub(super) keys: EncodedKeys,
     pub(super) hashes: Vec<u64>,
+    new_hashes: Vec<u64>,
     /// For each aggregate the batches of each state column.
     states: Vec<Vec<Vec<ArrayRef>>>,
     state_bytes: usize,
@@ -41,7 +42,8 @@ pub(super) struct RowStates {
 impl RowStates {
     pub(super) fn new(plan: &AggregatePlan) -> Self {
         let states = vec![Vec::new(); plan.config.aggregates.len()];
-        Self { keys: plan.encoder.empty_keys(), hashes: Vec::new(), states, state_bytes: 0 }
+        let (hashes, new_hashes) = (Vec::new(), Vec::new());
+        Self { keys: plan.encoder.empty_keys(), hashes, new_hashes, states, state_bytes: 0 }
     }
 
     /// Keeps the memory of keys and hashes that were taken from here. Called while there are no
@@ -61,17 +63,19 @@ impl RowStates {
         self.keys.bytes() + 8 * self.hashes.capacity() + self.state_bytes
     }
 
-    /// Adds rows with their keys and the functions' arguments.
+    /// Adds rows with their keys, which have plain values, and the functions' arguments.
     pub(super) fn add(
         &mut self,
-        keys: &EncodedKeys,
-        hashes: &[u64],
+        plan: &AggregatePlan,
+        keys: &[ArrayRef],
         accumulators: &[Box<dyn GroupsAccumulator>],
         arguments: &[Arguments],
         input: AggregateInput,
     ) -> Result<(), DataFusionError> {
-        self.keys.append(keys);
-        self.hashes.extend_from_slice(hashes);
+        let keys = plan.encoder.encode(keys)?;
+        keys.hash_into(&mut self.new_hashes);
+        self.keys.append(&keys);
+        self.hashes.extend_from_slice(&self.new_hashes);
         for ((states, accumulator), (values, filter)) in
             self.states.iter_mut().zip(accumulators).zip(arguments)
         {

@@ -144,7 +144,7 @@ impl BreakerState for GroupedState {
     }
 
     fn end_input(&mut self, task: &DriverContext) -> Result<bool> {
-        self.groups.merge_finest(task)
+        self.groups.finish_finest(task)
     }
 
     fn publish(&mut self, wanted: bool, _task: &DriverContext) -> Result<Option<Gate>> {

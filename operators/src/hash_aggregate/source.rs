@@ -121,16 +121,15 @@ impl PartitionMerge {
         plan: &Arc<AggregatePlan>,
         context: &OperatorContext,
         states: PartialStates,
-        task: &DriverContext,
     ) -> Result<()> {
         if self.groups.is_none() {
             let mut groups = AggregateHashTable::new(plan.clone(), context)?;
             let more = self.states.iter().map(PartialStates::len);
-            groups.reserve_groups(more.chain([states.len()]), task)?;
+            groups.reserve_groups(more.chain([states.len()]))?;
             self.groups = Some(groups);
         }
         let Some(groups) = &mut self.groups else { return Ok(()) };
-        groups.merge(states, task)?;
+        groups.merge(states)?;
         let Err(denied) = groups.update_reservation() else { return Ok(()) };
         let level = self.partition.level + 1;
         let new_spiller = || AggregateSpiller::new(plan.clone(), context.clone(), level);
@@ -161,7 +160,7 @@ impl LocalAggregateSource {
                 return Ok(Some(SourceResult::Blocked(gate.into())));
             }
             if let Some(states) = merging.states.pop_front() {
-                merging.add(plan, context, states, task)?;
+                merging.add(plan, context, states)?;
                 match task.should_yield() {
                     true => return Ok(Some(SourceResult::Yield)),
                     false => continue,
@@ -169,7 +168,7 @@ impl LocalAggregateSource {
             }
             match merging.spilled.poll()? {
                 ReadState::Batch(batch) => {
-                    merging.add(plan, context, PartialStates::from_batch(&batch, plan)?, task)?;
+                    merging.add(plan, context, PartialStates::from_batch(&batch, plan)?)?;
                     continue;
                 }
                 ReadState::Blocked(gate) => return Ok(Some(SourceResult::Blocked(gate.into()))),

@@ -5,24 +5,22 @@ use std::collections::HashMap;
 use arrow::{
     array::{DictionaryArray, StringArray, UInt32Array},
     compute::take,
-    datatypes::{DataType, Field, Schema},
+    datatypes::DataType,
 };
-use datafusion_physical_expr::expressions::Column;
 use gatework_runtime::pipeline::QueryOptions;
 
 use super::*;
-use crate::{
-    hash_aggregate::{AggregateConfig, GroupBy},
-    test_support::EXECUTOR,
-};
+use crate::{keys::KeyNulls, test_support::EXECUTOR};
 
 /// Rows of a batch, and batches of a phase.
 const ROWS: u32 = 40;
 const BATCHES: usize = 10;
 
-/// A table of groups of two texts, and the expected number of each pair.
+/// The groups of two texts, and the expected number of each pair.
 struct Trial {
-    table: AggregateHashTable,
+    keys: GroupKeys,
+    /// The group of each row of the last batch.
+    groups: Vec<usize>,
     numbers: HashMap<[u32; 2], usize>,
 }
 
@@ -33,26 +31,11 @@ fn entries(count: u32) -> ArrayRef {
 
 impl Trial {
     fn new() -> Self {
-        let fields = ["a", "b"].map(|name| Field::new(name, DataType::Utf8, true));
-        let schema = Arc::new(Schema::new(fields.to_vec()));
-        let key = |name, index| Arc::new(Column::new(name, index)) as Arc<dyn PhysicalExpr>;
-        let keys = vec![key("a", 0), key("b", 1)];
-        let group_by = GroupBy { keys, sets: vec![vec![false; 2]], set_ids: None };
-        let config = AggregateConfig {
-            group_by,
-            aggregates: Vec::new(),
-            input: AggregateInput::Raw,
-            output: AggregateResult::Final,
-            input_schema: schema.clone(),
-            schema,
-            batch_rows: 100,
-            memory_is_limited: false,
-        };
+        let types = [(DataType::Utf8, true), (DataType::Utf8, true)];
+        let encoder = KeyEncoder::new(&types, KeyNulls::Equal).unwrap();
         let query = QueryContext::new(&EXECUTOR, QueryOptions::default());
-        let context = OperatorContext::detached(&query, "unit test", 0, 1);
-        let plan = Arc::new(config.prepare(1).unwrap());
-        let table = AggregateHashTable::new(plan, &context).unwrap();
-        Self { table, numbers: HashMap::new() }
+        let keys = GroupKeys::new(encoder, query);
+        Self { keys, groups: Vec::new(), numbers: HashMap::new() }
     }
 
     /// Assigns a batch whose columns have the codes of `code`, as dictionaries where `coded`.
@@ -71,11 +54,11 @@ impl Trial {
             }
         };
         let keys = vec![column(0), column(1)];
-        let used = self.table.assign_dictionaries(&keys).unwrap();
+        let used = self.keys.assign_codes(&keys, &mut self.groups).unwrap();
         if !used {
-            let plain = self.table.plan.decode_keys(keys).unwrap();
-            self.table.assign(&plain).unwrap();
-            self.table.table_rows += ROWS as usize;
+            let plain = self.keys.decode(&keys).unwrap();
+            self.keys.assign(&plain, &mut self.groups).unwrap();
+            self.keys.rows += ROWS as usize;
         }
         let expected: Vec<usize> = (0..ROWS)
             .map(|row| {
@@ -83,8 +66,8 @@ impl Trial {
                 *self.numbers.entry(code(row)).or_insert(next)
             })
             .collect();
-        assert_eq!(self.table.groups, expected);
-        assert_eq!(self.table.num_groups(), self.numbers.len());
+        assert_eq!(self.groups, expected);
+        assert_eq!(self.keys.len(), self.numbers.len());
         used
     }
 
@@ -107,8 +90,8 @@ fn codes_are_used_whichever_columns_have_them() {
         let used = trial.assign_all(|| known.clone(), coded, |row| [row % 4, row % 3]);
         assert_eq!(used, coded != [false; 2], "{coded:?}");
     }
-    trial.table.settle().unwrap();
-    assert_eq!(trial.table.table.len(), 12);
+    trial.keys.settle(&mut trial.groups).unwrap();
+    assert_eq!(trial.keys.table.len(), 12);
 }
 
 #[test]
@@ -126,7 +109,7 @@ fn some_batches_with_other_columns_change_nothing() {
     let code = |row: u32| [row % 4, row % 3];
     for batch in 0..5 * BATCHES {
         assert!(trial.assign(&known, [true, batch % 3 == 1], code), "{batch}");
-        let dictionary = trial.table.dictionary.as_ref().unwrap();
+        let dictionary = trial.keys.dictionary.as_ref().unwrap();
         // The first batch decides.
         assert_eq!(dictionary.coded(), [true, false], "{batch}");
     }
@@ -141,5 +124,5 @@ fn codes_that_do_not_help_are_given_up_for_their_columns() {
     assert!(!trial.assign_all(|| [entries(30), entries(1)], [true, false], code));
     assert!(trial.assign_all(|| known.clone(), [true; 2], code));
     assert!(!trial.assign_all(|| known.clone(), [true, false], code));
-    assert_eq!(trial.table.ineffective_codes, [[true, false]]);
+    assert_eq!(trial.keys.ineffective_codes, [[true, false]]);
 }
