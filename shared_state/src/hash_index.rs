@@ -60,19 +60,29 @@ pub struct HashIndex {
 const ROW_BITS: u64 = 0xFFFF_FFFF;
 /// Minimum number of slots.
 const MIN_SLOTS: usize = 4;
+/// Number of slots, 128 KiB, up to which an index has [`SPARSE_SLOTS_PER_ROW`]. Most searches
+/// for keys that are not in the index then end at the first slot, and all lie in a core's own cache.
+const MAX_SPARSE_SLOTS: usize = 1 << 14;
+const SPARSE_SLOTS_PER_ROW: usize = 16;
 
 impl HashIndex {
-    /// Maximum memory per row, in bytes: four slots and a link.
+    /// Maximum memory per row, in bytes, of all but small indexes: four slots and a link.
     pub const MAX_ROW_BYTES: usize = 4 * 8 + 4;
 
     /// Creates an index for `rows` rows, fewer than 2³² − 1.
     pub fn with_rows(rows: usize) -> Self {
-        let slots = (2 * rows).next_power_of_two().max(MIN_SLOTS);
+        let sparse = MAX_SPARSE_SLOTS.min(SPARSE_SLOTS_PER_ROW * rows);
+        let slots = (2 * rows).max(sparse).next_power_of_two().max(MIN_SLOTS);
         let (next, is_linked) = (OnceLock::new(), AtomicBool::new(false));
         // loom does not know that the cell orders its initialization.
         #[cfg(loom)]
         next.get_or_init(|| zeroed(rows));
         Self { slots: zeroed(slots), next, is_linked, rows }
+    }
+
+    /// Returns the maximum memory of an index for `rows` rows, in bytes.
+    pub fn max_bytes(rows: usize) -> usize {
+        Self::MAX_ROW_BYTES * rows + 8 * MAX_SPARSE_SLOTS.min(2 * SPARSE_SLOTS_PER_ROW * rows)
     }
 
     /// Returns the memory of the index, in bytes.

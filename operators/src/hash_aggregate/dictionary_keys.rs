@@ -186,7 +186,11 @@ impl DictionaryKeys {
         }
         match &mut self.combinations {
             Some(combinations) => combinations.assign(&self.parts, groups),
-            None => Ok(()),
+            None => {
+                groups.clear();
+                groups.extend(self.parts[0].numbers.iter().map(|number| *number as usize));
+                Ok(())
+            }
         }
     }
 
@@ -279,6 +283,34 @@ struct KnownEntries {
     numbers: Vec<u32>,
 }
 
+impl KnownEntries {
+    /// Replaces `numbers` by those of `codes`. Returns whether all are known.
+    fn read(&self, codes: &[u32], numbers: &mut Vec<u32>) -> bool {
+        let mut all_known = true;
+        numbers.clear();
+        numbers.extend(codes.iter().map(|code| {
+            let number = self.numbers[*code as usize];
+            all_known &= number != UNKNOWN;
+            number
+        }));
+        all_known
+    }
+
+    /// Returns those of `codes` whose numbers are not known, each once.
+    fn take_unknown(&mut self, codes: &[u32]) -> Vec<u32> {
+        let mut unknown = Vec::new();
+        for code in codes {
+            let number = &mut self.numbers[*code as usize];
+            if *number == UNKNOWN {
+                // Any other number.
+                *number = 0;
+                unknown.push(*code);
+            }
+        }
+        unknown
+    }
+}
+
 impl KeyPart {
     fn new(columns: Vec<usize>, is_plain: bool, types: &[DataType]) -> Result<Self> {
         let nullable: Vec<_> =
@@ -334,16 +366,8 @@ impl KeyPart {
                 }
             }
         };
-        let mut new: Vec<u32> = Vec::new();
-        for code in codes {
-            let number = &mut known.numbers[*code as usize];
-            if *number == UNKNOWN {
-                // Any other number: each entry is looked up once.
-                *number = 0;
-                new.push(*code);
-            }
-        }
-        if !new.is_empty() {
+        if !known.read(codes, &mut self.numbers) {
+            let new = known.take_unknown(codes);
             lookups += new.len();
             let new = UInt32Array::from(new);
             let plain = entries().map(|entries| take(entries, &new, None));
@@ -352,11 +376,8 @@ impl KeyPart {
             for (code, group) in zip(new.values(), groups.iter()) {
                 known.numbers[*code as usize] = *group as u32;
             }
+            known.read(codes, &mut self.numbers);
         }
-        self.numbers.clear();
-        self.numbers.extend(codes.iter().map(|code| known.numbers[*code as usize]));
-        groups.clear();
-        groups.extend(self.numbers.iter().map(|number| *number as usize));
         self.dictionary = Some(known);
         Ok(lookups)
     }
@@ -399,20 +420,17 @@ impl Combinations {
     /// Replaces `groups` by the group of each row of `parts`.
     fn assign(&mut self, parts: &[KeyPart], groups: &mut Vec<usize>) -> Result<()> {
         self.fit(parts)?;
-        let rows = parts[0].numbers.len();
         if self.index.is_empty() {
             let numbers =
                 |part: &KeyPart| -> ArrayRef { Arc::new(UInt32Array::from(part.numbers.clone())) };
             let numbers: Vec<_> = parts.iter().map(numbers).collect();
             return self.look_up(&numbers, groups);
         }
-        groups.clear();
-        groups.resize(rows, 0);
-        for (part, bits) in zip(parts, &self.bits) {
-            for (place, number) in zip(groups.iter_mut(), &part.numbers) {
-                *place = *place << bits | *number as usize;
-            }
+        self.find_places(parts, groups);
+        if self.read(groups) {
+            return Ok(());
         }
+        self.find_places(parts, groups);
         let mut new: Vec<u32> = Vec::new();
         for (row, place) in (0..).zip(groups.iter()) {
             if self.index[*place] == 0 {
@@ -421,21 +439,40 @@ impl Combinations {
                 new.push(row);
             }
         }
-        if !new.is_empty() {
-            let numbers = |part: &KeyPart| -> ArrayRef {
-                Arc::new(UInt32Array::from_iter_values(
-                    new.iter().map(|row| part.numbers[*row as usize]),
-                ))
-            };
-            let numbers: Vec<_> = parts.iter().map(numbers).collect();
-            let mut new_groups = Vec::new();
-            self.look_up(&numbers, &mut new_groups)?;
-            for (row, group) in zip(new, new_groups) {
-                self.index[groups[row as usize]] = group as u32 + 1;
+        let numbers = |part: &KeyPart| -> ArrayRef {
+            let numbers = new.iter().map(|row| part.numbers[*row as usize]);
+            Arc::new(UInt32Array::from_iter_values(numbers))
+        };
+        let numbers: Vec<_> = parts.iter().map(numbers).collect();
+        let mut new_groups = Vec::new();
+        self.look_up(&numbers, &mut new_groups)?;
+        for (row, group) in zip(new, new_groups) {
+            self.index[groups[row as usize]] = group as u32 + 1;
+        }
+        self.read(groups);
+        Ok(())
+    }
+
+    /// Replaces `groups` by the place of each row of `parts` in the index.
+    fn find_places(&self, parts: &[KeyPart], groups: &mut Vec<usize>) {
+        groups.clear();
+        groups.extend(parts[0].numbers.iter().map(|number| *number as usize));
+        for (part, bits) in zip(parts, &self.bits).skip(1) {
+            for (place, number) in zip(groups.iter_mut(), &part.numbers) {
+                *place = *place << bits | *number as usize;
             }
         }
-        groups.iter_mut().for_each(|place| *place = self.index[*place] as usize - 1);
-        Ok(())
+    }
+
+    /// Replaces places in the index by their groups. Returns whether all are known.
+    fn read(&self, groups: &mut [usize]) -> bool {
+        let mut all_known = true;
+        for place in groups {
+            let group = self.index[*place];
+            all_known &= group != 0;
+            *place = (group as usize).wrapping_sub(1);
+        }
+        all_known
     }
 
     fn look_up(&mut self, numbers: &[ArrayRef], groups: &mut Vec<usize>) -> Result<()> {

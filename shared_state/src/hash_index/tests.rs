@@ -73,6 +73,6 @@ fn memory_is_within_its_bound() {
     for rows in [2, 3, 100, 1_000, 1_025] {
         let index = HashIndex::with_rows(rows);
         (0..rows as u32).for_each(|row| index.insert(7, row, |_| true));
-        assert!(index.bytes() <= HashIndex::MAX_ROW_BYTES * rows, "{rows} rows");
+        assert!(index.bytes() <= HashIndex::max_bytes(rows), "{rows} rows");
     }
 }

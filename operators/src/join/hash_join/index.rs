@@ -48,7 +48,7 @@ pub(super) const PRELOADED: usize = 128;
 const UNCACHED_ROWS: usize = if cfg!(test) { 10 } else { 1 << 15 };
 
 impl JoinIndex {
-    /// Maximum bytes of an index per row, without keys.
+    /// Maximum bytes of all but small indexes per row, without keys.
     pub(super) const MAX_ROW_BYTES: usize = HashIndex::MAX_ROW_BYTES;
 
     /// Creates an empty index for the keys of `pieces`. `empty` has no keys and the same encoder.
@@ -81,7 +81,7 @@ impl JoinIndex {
     /// smallest and the greatest key, if keys are `u64`.
     pub(super) fn bytes_for(rows: usize, range: Option<(u64, u64)>) -> usize {
         let rank = range.and_then(|(low, high)| RankIndex::bytes_for(rows, high - low));
-        rank.map_or(Self::MAX_ROW_BYTES * rows, |rank| rank + 4 * rows)
+        rank.map_or(HashIndex::max_bytes(rows), |rank| rank + 4 * rows)
     }
 
     /// Returns the memory of the index, in bytes, keys included.
@@ -135,9 +135,10 @@ impl JoinIndex {
         }
     }
 
-    /// Releases what only build morsels need. Called after the last build morsel.
+    /// Releases what only build morsels need. Called after the last build morsel, before probes.
     pub(super) fn finish(&self) {
-        if let Self::Rank { keys, .. } = self {
+        if let Self::Rank { rank, keys, .. } = self {
+            rank.finish();
             *keys.write() = Vec::new();
         }
     }
@@ -174,9 +175,7 @@ impl JoinIndex {
     /// keys may have rows.
     pub(super) fn look_up(&self, keys: &EncodedKeys, valid: Option<&NullBuffer>) -> Vec<u32> {
         let mut entries = match (self, keys) {
-            (Self::Rank { rank, .. }, EncodedKeys::U64(keys)) => {
-                keys.iter().map(|key| rank.first(*key)).collect()
-            }
+            (Self::Rank { rank, .. }, EncodedKeys::U64(keys)) => rank.look_up(keys),
             (Self::Rank { .. }, keys) => vec![0; keys.len()],
             (Self::Hash { index, keys: build }, EncodedKeys::U64(probe)) => {
                 let build = build.each(|chunk| match chunk {

@@ -5,7 +5,7 @@
 //! memory, so probes in key order read memory sequentially. A range of a million values takes 256
 //! KiB. (Rank over a bit vector: Jacobson, "Space-efficient static trees and graphs", 1989.)
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use arrow::buffer::BooleanBuffer;
 
@@ -24,13 +24,15 @@ pub(super) struct RankIndex {
     /// First row of each key, by the key's rank, plus one.
     heads: Box<[AtomicU32]>,
     unique: bool,
+    /// Whether the rows are in the order of their keys, so that a key's number is its row.
+    in_order: AtomicBool,
 }
 
 /// Maximum values of the range per row: 32 bytes of words, about the size of a hash table and its
 /// keys.
 const VALUES_PER_ROW: u64 = 128;
-/// A range of this size is always small enough: 16 KiB.
-const SMALL_RANGE: u64 = 1 << 16;
+/// A range of this size is always small enough: its words, 256 KiB, stay in a core's own cache.
+const SMALL_RANGE: u64 = 1 << 20;
 
 impl RankIndex {
     /// Creates an index for `keys`, without those that `invalid` marks; `None` if their range is
@@ -60,7 +62,8 @@ impl RankIndex {
             distinct += word.bits.count_ones();
         }
         let heads = (0..distinct).map(|_| AtomicU32::new(0)).collect();
-        Some(Self { low, words: words.into(), heads, unique: distinct as usize == count })
+        let (unique, in_order) = (distinct as usize == count, AtomicBool::new(false));
+        Some(Self { low, words: words.into(), heads, unique, in_order })
     }
 
     /// Returns whether no two rows have the same key.
@@ -83,24 +86,39 @@ impl RankIndex {
     /// Puts `row` at the head of its key's chain. Returns the next row of the chain plus one, or 0.
     pub(super) fn insert(&self, key: u64, row: u32) -> u32 {
         match self.rank(key) {
-            Some(rank) => self.heads[rank].swap(row + 1, Ordering::Relaxed),
+            Some(rank) => self.heads[rank as usize].swap(row + 1, Ordering::Relaxed),
             None => 0,
         }
     }
 
     #[inline]
-    fn rank(&self, key: u64) -> Option<usize> {
+    fn rank(&self, key: u64) -> Option<u32> {
         let offset = key.wrapping_sub(self.low);
         let word = self.words.get((offset / 64) as usize)?;
         let bit = 1_u64 << (offset % 64);
         let rank = word.before + (word.bits & (bit - 1)).count_ones();
-        (word.bits & bit != 0).then_some(rank as usize)
+        (word.bits & bit != 0).then_some(rank)
+    }
+
+    /// Finds out whether the rows are in the order of their keys. Called after all are inserted.
+    pub(super) fn finish(&self) {
+        let heads = self.heads.iter().zip(1..);
+        let in_order = heads.into_iter().all(|(head, row)| head.load(Ordering::Relaxed) == row);
+        self.in_order.store(in_order && self.unique, Ordering::Relaxed);
+    }
+
+    /// Returns the first row of each of `keys`, plus one; 0 if there is none.
+    pub(super) fn look_up(&self, keys: &[u64]) -> Vec<u32> {
+        if self.in_order.load(Ordering::Relaxed) {
+            return keys.iter().map(|key| self.rank(*key).map_or(0, |rank| rank + 1)).collect();
+        }
+        keys.iter().map(|key| self.first(*key)).collect()
     }
 
     /// Returns the first row with `key`, plus one; 0 if there is none.
     #[inline]
-    pub(super) fn first(&self, key: u64) -> u32 {
-        self.rank(key).map_or(0, |rank| self.heads[rank].load(Ordering::Relaxed))
+    fn first(&self, key: u64) -> u32 {
+        self.rank(key).map_or(0, |rank| self.heads[rank as usize].load(Ordering::Relaxed))
     }
 
     /// Returns which of `keys` are in the index.
@@ -140,6 +158,27 @@ mod tests {
             assert_eq!(contained.value(index), row > 0, "{probe}");
         }
         assert_eq!((dense.first(0), dense.first(u64::MAX)), (0, 0));
+        let expected: Vec<u32> = probes.iter().map(|probe| dense.first(*probe)).collect();
+        assert_eq!(dense.look_up(&probes), expected);
+        dense.finish();
+        assert!(dense.in_order.load(Ordering::Relaxed));
+        assert_eq!(dense.look_up(&probes), expected);
+    }
+
+    #[test]
+    fn rows_in_another_order_and_equal_keys_are_not_in_order() {
+        let flags = [false, false, true];
+        for (keys, invalid) in [(vec![5, 9, 7], None), (vec![5, 9, 5], None), (vec![4, 6, 9], None)]
+            .into_iter()
+            .chain([(vec![4, 6, 5], Some(&flags[..]))])
+        {
+            let dense = filled(&keys, invalid).unwrap();
+            dense.finish();
+            let in_order = keys.is_sorted() || invalid.is_some();
+            assert_eq!(dense.in_order.load(Ordering::Relaxed), in_order, "{keys:?}");
+            let expected: Vec<u32> = keys.iter().map(|key| dense.first(*key)).collect();
+            assert_eq!(dense.look_up(&keys), expected);
+        }
     }
 
     #[test]
