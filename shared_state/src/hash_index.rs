@@ -60,8 +60,8 @@ pub struct HashIndex {
 const ROW_BITS: u64 = 0xFFFF_FFFF;
 /// Minimum number of slots.
 const MIN_SLOTS: usize = 4;
-/// Number of slots, 128 KiB, up to which an index has [`SPARSE_SLOTS_PER_ROW`]. Most searches
-/// for keys that are not in the index then end at the first slot, and all lie in a core's own cache.
+/// Number of slots, 128 KiB, up to which an index has [`SPARSE_SLOTS_PER_ROW`]. Most searches for
+/// keys that it does not have then end at the first slot, and a core's own cache has all slots.
 const MAX_SPARSE_SLOTS: usize = 1 << 14;
 const SPARSE_SLOTS_PER_ROW: usize = 16;
 
