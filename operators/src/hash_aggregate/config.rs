@@ -15,7 +15,10 @@ use datafusion_physical_expr::{
 };
 use gatework_runtime::Result;
 
-use super::distinct_count::DistinctCount;
+use super::{
+    distinct_count::DistinctCount,
+    distinct_values::{DistinctTotals, DistinctValues},
+};
 use crate::{
     ResultExt, dictionary,
     keys::{KeyEncoder, KeyNulls},
@@ -95,13 +98,18 @@ pub(super) struct AggregatePlan {
     pub(super) encoder: KeyEncoder,
     /// Encoder of the keys without the grouping id; `None` without grouping sets.
     pub(super) finest_encoder: Option<KeyEncoder>,
-    /// Number of hash partitions; a power of two.
+    /// Number of hash partitions, a power of two. Without keys, those of each of `distinct` behind
+    /// one for the accumulators.
     pub(super) partitions: usize,
     pub(super) sinks: usize,
     /// Input columns that keys, arguments or filters read.
     pub(super) inputs: Vec<usize>,
     /// Input columns that may arrive as dictionaries.
     pub(super) dictionary_columns: Vec<usize>,
+    /// Distinct values that are groups of plans of their own, by call.
+    pub(super) distinct: Vec<DistinctValues>,
+    /// What is known of the only row, if there are distinct values.
+    pub(super) totals: DistinctTotals,
     /// Whether any input row arrived. Without input, empty grouping sets still output a row.
     pub(super) saw_rows: AtomicBool,
 }
@@ -120,6 +128,17 @@ impl AggregateConfig {
             && !self.group_by.is_ungrouped()
             && self.group_by.set_ids.is_none()
             && !self.aggregates.iter().any(ordered)
+    }
+
+    /// Returns whether several source tasks share the merge: that of groups, or of distinct values
+    /// that are counted.
+    ///
+    /// # Errors
+    /// If a function does not know the type of its state.
+    pub fn merges_in_parallel(&self) -> Result<bool> {
+        let mut kinds = self.aggregates.iter().map(|call| DistinctValues::kind(call, self));
+        Ok(!self.group_by.is_ungrouped()
+            || kinds.try_fold(false, |any, kind| kind.map(|kind| any || kind.is_some()))?)
     }
 
     /// Returns all expressions that are evaluated over the input.
@@ -168,10 +187,14 @@ impl AggregateConfig {
             }
             _ => None,
         };
+        let distinct =
+            (0..self.aggregates.len()).map(|call| DistinctValues::of(call, &self, sinks));
+        let distinct = distinct.filter_map(Result::transpose).collect::<Result<Vec<_>>>()?;
         let partitions = match sinks {
-            _ if key_count == 0 => 1,
+            _ if key_count == 0 => 1 + distinct.iter().map(|it| it.plan.partitions).sum::<usize>(),
             _ => (PARTITIONS_PER_SINK * sinks).next_power_of_two(),
         };
+        let totals = DistinctTotals::new(partitions, distinct.len());
         let inputs = computed_from(self.expressions());
         let saw_rows = AtomicBool::new(false);
         let dictionary_columns = match self.input {
@@ -186,12 +209,34 @@ impl AggregateConfig {
             sinks,
             inputs,
             dictionary_columns,
+            distinct,
+            totals,
             saw_rows,
         })
     }
 }
 
 impl AggregatePlan {
+    /// Returns the plan of the groups in a partition, and the number of the distinct values that
+    /// they are, if they are some. `None` for the partition of accumulators.
+    pub(super) fn of_partition(
+        self: &Arc<Self>,
+        partition: usize,
+    ) -> Option<(&Arc<Self>, Option<usize>)> {
+        if !self.config.group_by.is_ungrouped() {
+            return Some((self, None));
+        }
+        let mut first = 1;
+        for (index, values) in self.distinct.iter().enumerate() {
+            let partitions = first..first + values.plan.partitions;
+            if partitions.contains(&partition) {
+                return Some((&values.plan, Some(index)));
+            }
+            first = partitions.end;
+        }
+        None
+    }
+
     /// Returns key columns with plain values.
     pub(super) fn decode_keys(
         &self,

@@ -1,4 +1,4 @@
-//! `count(DISTINCT value)` without group keys.
+//! `count(DISTINCT value)` without group keys, where partial states are made or merged.
 //!
 //! DataFusion keeps a hash set per task, and merges them in the order of their hashes: an order in
 //! which insertions into a set of the same hash function collide, so that ten million values take
@@ -21,9 +21,15 @@ use crate::{
 /// Maximum number of entries of a dictionary of which each is marked once it is added: a mebibyte.
 const MAX_ENTRIES: usize = 1 << 20;
 
+/// Type of the values, and of the keys with the same bits.
+#[derive(Debug, Clone)]
+pub(super) struct DistinctType {
+    pub(super) kind: DataType,
+    pub(super) key: DataType,
+}
+
 /// The values so far.
 pub(super) struct DistinctCount {
-    /// Type of the values, and of the keys with the same bits.
     kind: DataType,
     key: DataType,
     encoder: KeyEncoder,
@@ -33,9 +39,9 @@ pub(super) struct DistinctCount {
     groups: Vec<usize>,
 }
 
-impl DistinctCount {
-    /// Returns the accumulator of `call`; `None` if it counts no distinct values, or values that
-    /// DataFusion counts: nested ones, dictionaries and those of rare types.
+impl DistinctType {
+    /// Returns the type of the values that `call` counts; `None` if it counts no distinct values,
+    /// or values that DataFusion counts: nested ones, dictionaries and those of rare types.
     pub(super) fn of(
         call: &AggregateCall,
         config: &AggregateConfig,
@@ -63,15 +69,27 @@ impl DistinctCount {
             kind => kind.clone(),
         };
         let encoder = KeyEncoder::new(&[(key.clone(), false)], KeyNulls::Equal)?;
-        if encoder.empty_keys().is_variable_length() {
+        let is_rows = encoder.empty_keys().is_variable_length();
+        Ok((!is_rows).then_some(Self { kind, key }))
+    }
+}
+
+impl DistinctCount {
+    /// Returns the accumulator of `call`, if its values have a [`DistinctType`].
+    pub(super) fn of(
+        call: &AggregateCall,
+        config: &AggregateConfig,
+    ) -> Result<Option<Self>, DataFusionError> {
+        let Some(DistinctType { kind, key }) = DistinctType::of(call, config)? else {
             return Ok(None);
-        }
+        };
+        let encoder = KeyEncoder::new(&[(key.clone(), false)], KeyNulls::Equal)?;
         let values = GroupValues::new(&encoder);
         Ok(Some(Self { kind, key, encoder, values, dictionary: None, groups: Vec::new() }))
     }
 
     /// Adds the values of another task.
-    pub(super) fn merge(&mut self, mut other: Self) {
+    pub(super) fn merge(&mut self, other: &mut Self) {
         if other.values.len() > self.values.len() {
             std::mem::swap(&mut self.values, &mut other.values);
         }
@@ -118,7 +136,7 @@ impl DistinctCount {
 
 /// Returns the bits of `values`, floats or unsigned numbers, as values of type `kind`, of the same
 /// width.
-fn retyped(values: ArrayRef, kind: &DataType) -> Result<ArrayRef, DataFusionError> {
+pub(super) fn retyped(values: ArrayRef, kind: &DataType) -> Result<ArrayRef, DataFusionError> {
     if values.data_type() == kind {
         return Ok(values);
     }

@@ -224,8 +224,20 @@ impl AggregateHashTable {
     ) -> Result<()> {
         let arguments = arguments(&plan.config.aggregates, rows).query_err()?;
         let keys = plan.config.group_by.evaluate_keys(rows).query_err()?;
+        self.update_keys(keys, &arguments, rows.num_rows(), task)
+    }
+
+    /// As [`Self::update`], with the values of the keys and of the functions' arguments.
+    pub(super) fn update_keys(
+        &mut self,
+        keys: Vec<ArrayRef>,
+        arguments: &[Arguments],
+        rows: usize,
+        task: &DriverContext,
+    ) -> Result<()> {
+        let plan = self.plan.clone();
         if let Some(finest) = &mut self.finest {
-            finest.update(&keys, &arguments)?;
+            finest.update(&keys, arguments)?;
             if finest.is_full() {
                 self.merge_finest(task)?;
             }
@@ -234,20 +246,20 @@ impl AggregateHashTable {
         let bypasses = self.keys.len() == 0 && self.bypass.as_ref().is_some_and(Bypass::is_active);
         let is_one_set = plan.config.group_by.set_ids.is_none();
         if !bypasses && is_one_set && self.keys.assign_codes(&keys, &mut self.groups)? {
-            self.update_groups(&arguments).query_err()?;
+            self.update_groups(arguments).query_err()?;
             return Ok(());
         }
         let keys = self.keys.decode(&keys)?;
-        for keys in plan.config.group_by.columns_of_sets(keys, rows.num_rows()).query_err()? {
+        for keys in plan.config.group_by.columns_of_sets(keys, rows).query_err()? {
             if bypasses {
                 let (states, input) = (&mut self.bypassed, plan.config.input);
-                states.add(plan, &keys, &self.accumulators, &arguments, input).query_err()?;
+                states.add(&plan, &keys, &self.accumulators, arguments, input).query_err()?;
                 continue;
             }
-            self.keys.reserve(rows.num_rows())?;
+            self.keys.reserve(rows)?;
             self.keys.assign(&keys, &mut self.groups)?;
-            self.keys.rows += rows.num_rows();
-            self.update_groups(&arguments).query_err()?;
+            self.keys.rows += rows;
+            self.update_groups(arguments).query_err()?;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@
 mod config;
 mod dictionary_keys;
 mod distinct_count;
+mod distinct_values;
 mod finest_groups;
 mod group_emitter;
 mod group_keys;
@@ -26,6 +27,7 @@ mod row_states;
 mod sink;
 mod source;
 mod spiller;
+mod task_groups;
 mod ungrouped;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use gatework_runtime::{
-    Error, Result,
+    Result,
     pipeline::{
         Batch, DriverContext, LocalSink, OperatorContext, OutOfMemory, PerTask, Reservation, Sink,
         SinkResult,
@@ -12,10 +12,7 @@ use gatework_runtime::{
 use gatework_shared_state::{Gate, aggregate::AggregateProducer};
 
 use super::{
-    config::AggregatePlan,
-    groups::{AggregateHashTable, AggregatePart},
-    spiller::AggregateSpiller,
-    ungrouped::Accumulators,
+    config::AggregatePlan, groups::AggregatePart, task_groups::TaskGroups, ungrouped::Accumulators,
 };
 use crate::{
     apply_selection,
@@ -57,23 +54,17 @@ impl Sink for AggregateSink {
         let closed = producer.closed().clone();
         let plan = self.plan.clone();
         if self.plan.config.group_by.is_ungrouped() {
-            let accumulators = Some(Accumulators::new(&self.plan)?);
-            let memory = context.reservation();
-            let state = UngroupedState { plan, accumulators, memory, producer: Some(producer) };
+            let accumulators = Some(Accumulators::new(&plan)?);
+            let distinct = plan.distinct.iter();
+            let distinct =
+                distinct.map(|values| TaskGroups::new(values.plan.clone(), context.clone()));
+            let distinct = distinct.collect::<Result<_>>()?;
+            let (memory, producer) = (context.reservation(), Some(producer));
+            let state = UngroupedState { plan, accumulators, distinct, memory, producer };
             return Ok(Box::new(BreakerSink::new(state, context, closed)));
         }
-        let mut groups = AggregateHashTable::new(self.plan.clone(), &context)?.with_finest()?;
-        if plan.sinks > 1 {
-            groups = groups.with_bypass()?;
-        }
-        let state = GroupedState {
-            groups,
-            spiller: AggregateSpiller::new(self.plan.clone(), context.clone(), 0),
-            parts_reserved: 0,
-            plan,
-            context: context.clone(),
-            producer: Some(producer),
-        };
+        let groups = TaskGroups::new(plan.clone(), context.clone())?;
+        let state = GroupedState { plan, groups, producer: Some(producer) };
         Ok(Box::new(BreakerSink::new(state, context, closed)))
     }
 }
@@ -81,129 +72,108 @@ impl Sink for AggregateSink {
 /// The groups of one task.
 struct GroupedState {
     plan: Arc<AggregatePlan>,
-    context: OperatorContext,
-    groups: AggregateHashTable,
-    spiller: AggregateSpiller,
-    /// Bytes reserved for the parts in `spiller`.
-    parts_reserved: usize,
+    groups: TaskGroups,
     producer: Option<AggregateProducer<AggregatePart>>,
-}
-
-impl GroupedState {
-    /// Empties a full table into parts.
-    fn partition(&mut self) -> Result<()> {
-        let denied = self.spiller.partition(&mut self.groups, true)?;
-        self.parts_reserved = self.spiller.reserved();
-        // The parts exist; only spilling them releases their memory.
-        denied.map_or(Ok(()), |denied| self.spill(denied.into()))
-    }
-
-    /// Starts to spill all groups; fails with `error` if that is impossible.
-    fn spill(&mut self, error: Error) -> Result<()> {
-        self.parts_reserved = 0;
-        match self.spiller.spill(&mut self.groups)? {
-            true => Ok(()),
-            false => Err(error),
-        }
-    }
 }
 
 impl BreakerState for GroupedState {
     fn add(&mut self, batch: Batch, task: &DriverContext) -> Result<SinkResult> {
         self.plan.saw_rows.store(true, Ordering::Relaxed);
-        self.groups.update(&apply_selection(batch)?, task)?;
-        let is_full = self.plan.sinks > 1 && self.groups.is_full();
-        if is_full && self.reserve().is_ok() {
-            self.partition()?;
-        }
+        self.groups.add(&apply_selection(batch)?, task)?;
         Ok(SinkResult::NeedInput)
     }
 
     fn reserve(&mut self) -> Result<(), OutOfMemory> {
-        if self.groups.is_empty() { Ok(()) } else { self.groups.update_reservation() }
+        self.groups.reserve()
     }
 
     fn reclaimable_bytes(&self) -> usize {
-        self.groups.reserved() + self.parts_reserved
+        self.groups.reclaimable_bytes()
     }
 
     fn start_spill(&mut self, task: &DriverContext) -> Result<SpillStart> {
-        if self.groups.merge_finest(task)? {
-            // If it is denied: the write below releases memory.
-            let _reserved = self.groups.update_reservation();
-        }
-        self.parts_reserved = 0;
-        Ok(match self.spiller.spill(&mut self.groups)? {
-            true => SpillStart::Writing,
-            false => SpillStart::Impossible,
-        })
+        self.groups.start_spill(task)
     }
 
     fn poll_write(&mut self) -> Result<Option<Gate>> {
-        self.spiller.poll_write()
+        self.groups.poll_write()
     }
 
     fn end_input(&mut self, task: &DriverContext) -> Result<bool> {
-        self.groups.finish_finest(task)
+        self.groups.end_input(task)
     }
 
     fn publish(&mut self, wanted: bool, _task: &DriverContext) -> Result<Option<Gate>> {
-        let whole = self.plan.sinks == 1 && !self.spiller.is_spilled();
-        if wanted && !whole && self.groups.num_groups() > 0 {
-            match self.spiller.is_spilled() {
-                // Partitions are merged one at a time; groups of the others would occupy memory
-                // meanwhile.
-                true => self
-                    .spill(Error::Internal("groups that were spilled cannot be spilled".into()))?,
-                false => {
-                    let denied = self.spiller.partition(&mut self.groups, false)?;
-                    denied.map_or(Ok(()), |denied| self.spill(denied.into()))?;
-                }
-            }
-            if let Some(gate) = self.spiller.poll_write()? {
-                return Ok(Some(gate));
-            }
+        if wanted && let Some(gate) = self.groups.finish()? {
+            return Ok(Some(gate));
         }
-        let Some(producer) = self.producer.take() else { return Ok(None) };
-        let mut parts = self.spiller.take();
-        if wanted && whole {
-            let empty = AggregateHashTable::new(self.plan.clone(), &self.context)?;
-            let mut groups = std::mem::replace(&mut self.groups, empty);
-            groups.settle()?;
-            parts[0].push(AggregatePart::Table(Box::new(groups)));
+        if let Some(producer) = self.producer.take() {
+            producer.publish(self.groups.take_parts(wanted)?);
         }
-        producer.publish(parts);
         Ok(None)
     }
 }
 
-/// The accumulators of one task's rows, without keys.
+/// The accumulators of one task's rows, without keys, and the distinct values to count.
 struct UngroupedState {
     plan: Arc<AggregatePlan>,
     accumulators: Option<Accumulators>,
+    /// The values of each of [`AggregatePlan::distinct`].
+    distinct: Vec<TaskGroups>,
     memory: Reservation,
     producer: Option<AggregateProducer<AggregatePart>>,
 }
 
 impl BreakerState for UngroupedState {
     fn add(&mut self, batch: Batch, task: &DriverContext) -> Result<SinkResult> {
-        if let Some(accumulators) = &mut self.accumulators {
-            for_each_slice(&apply_selection(batch)?, &self.plan.inputs, task, |slice| {
-                accumulators.update(&self.plan, slice)
-            })?;
-        }
+        let Self { plan, accumulators: Some(accumulators), distinct, .. } = self else {
+            return Ok(SinkResult::NeedInput);
+        };
+        for_each_slice(&apply_selection(batch)?, &plan.inputs, task, |slice| {
+            accumulators.update(plan, slice, distinct, task)
+        })?;
         Ok(SinkResult::NeedInput)
     }
 
     fn reserve(&mut self) -> Result<(), OutOfMemory> {
-        self.memory.resize(self.accumulators.as_ref().map_or(0, Accumulators::bytes))
+        self.memory.resize(self.accumulators.as_ref().map_or(0, Accumulators::bytes))?;
+        self.distinct.iter_mut().try_for_each(TaskGroups::reserve)
     }
 
-    fn publish(&mut self, _wanted: bool, _task: &DriverContext) -> Result<Option<Gate>> {
+    fn reclaimable_bytes(&self) -> usize {
+        self.distinct.iter().map(TaskGroups::reclaimable_bytes).sum()
+    }
+
+    fn start_spill(&mut self, task: &DriverContext) -> Result<SpillStart> {
+        match self.distinct.iter_mut().max_by_key(|values| values.reclaimable_bytes()) {
+            Some(largest) => largest.start_spill(task),
+            None => Ok(SpillStart::Impossible),
+        }
+    }
+
+    fn poll_write(&mut self) -> Result<Option<Gate>> {
+        for values in &mut self.distinct {
+            if let Some(gate) = values.poll_write()? {
+                return Ok(Some(gate));
+            }
+        }
+        Ok(None)
+    }
+
+    fn publish(&mut self, wanted: bool, _task: &DriverContext) -> Result<Option<Gate>> {
+        for values in self.distinct.iter_mut().filter(|_| wanted) {
+            if let Some(gate) = values.finish()? {
+                return Ok(Some(gate));
+            }
+        }
         if let (Some(producer), Some(accumulators)) =
             (self.producer.take(), self.accumulators.take())
         {
-            producer.publish(vec![vec![AggregatePart::Single(accumulators, self.memory.take())]]);
+            let mut parts = vec![vec![AggregatePart::Single(accumulators, self.memory.take())]];
+            for values in &mut self.distinct {
+                parts.extend(values.take_parts(wanted)?);
+            }
+            producer.publish(parts);
         }
         Ok(None)
     }

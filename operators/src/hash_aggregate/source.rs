@@ -153,7 +153,9 @@ impl LocalAggregateSource {
         merging: &mut PartitionMerge,
         task: &DriverContext,
     ) -> Result<Option<SourceResult>> {
-        let (plan, context) = (&self.plan, &self.context);
+        let (plan, _) =
+            self.plan.of_partition(merging.partition.index).unwrap_or((&self.plan, None));
+        let context = &self.context;
         loop {
             task.check_cancelled()?;
             if let Some(gate) = merging.poll_write()? {
@@ -184,27 +186,49 @@ impl LocalAggregateSource {
         }
     }
 
-    /// Returns the groups of a merged partition. If they did not fit, queues its sub-partitions
-    /// instead.
-    fn emit(&mut self, merging: PartitionMerge) -> Result<Option<GroupEmitter>> {
-        let PartitionMerge { partition, mut groups, spiller, .. } = merging;
+    /// Takes the result of a merged partition: its groups, to be emitted, or the number of its
+    /// distinct values. If the groups did not fit, queues its sub-partitions instead. Returns the
+    /// only row of an aggregate without keys after its last partition.
+    fn finish(&mut self, merging: PartitionMerge) -> Result<Option<RecordBatch>> {
+        let PartitionMerge { partition, mut groups, single, spiller, .. } = merging;
+        let of_partition = self.plan.of_partition(partition.index);
+        let values = of_partition.and_then(|(_, values)| values);
         if let Some(mut spiller) = spiller {
             let level = partition.level + 1;
             let parts = spiller.take().into_iter().filter(|parts| !parts.is_empty());
+            let (before, index) = (self.subpartitions.len(), partition.index);
             self.subpartitions.extend(parts.map(|parts| AggregatePartition {
-                index: partition.index,
+                index,
                 level,
                 parts,
             }));
-            return Ok(None);
+            let queued = self.subpartitions.len() - before;
+            if values.is_some() && queued > 0 {
+                self.plan.totals.split(queued);
+            }
+            if values.is_none() || queued > 0 {
+                return Ok(None);
+            }
         }
-        let has_sets = self.plan.config.group_by.set_ids.is_some();
-        if partition.index == 0 && has_sets && !self.plan.saw_rows.load(Ordering::Relaxed) {
-            let mut empty = AggregateHashTable::new(self.plan.clone(), &self.context)?;
-            empty.add_empty_sets()?;
-            groups = Some(empty);
-        }
-        groups.map_or(Ok(None), |mut groups| groups.drain())
+        let totals = &self.plan.totals;
+        let last = match (values, single) {
+            (Some(values), _) => {
+                let count = groups.as_ref().map_or(0, AggregateHashTable::num_groups);
+                totals.finish_values(values, count)
+            }
+            (None, Some((accumulators, memory))) => totals.finish_others(accumulators, memory),
+            (None, None) => {
+                let has_sets = self.plan.config.group_by.set_ids.is_some();
+                if partition.index == 0 && has_sets && !self.plan.saw_rows.load(Ordering::Relaxed) {
+                    let mut empty = AggregateHashTable::new(self.plan.clone(), &self.context)?;
+                    empty.add_empty_sets()?;
+                    groups = Some(empty);
+                }
+                self.emitting = groups.map_or(Ok(None), |mut groups| groups.drain())?;
+                None
+            }
+        };
+        last.map(|(accumulators, counts)| accumulators.emit(&self.plan, &counts)).transpose()
     }
 }
 
@@ -222,11 +246,10 @@ impl LocalSource for LocalAggregateSource {
                     self.merging = Some(merging);
                     return Ok(paused);
                 }
-                if let Some((single, _reservation)) = merging.single.take() {
-                    return Ok(SourceResult::Batch(Batch::new(single.emit(&self.plan)?)));
+                match self.finish(merging)? {
+                    Some(row) => return Ok(SourceResult::Batch(Batch::new(row))),
+                    None => continue,
                 }
-                self.emitting = self.emit(merging)?;
-                continue;
             }
             if let Some(partition) = self.subpartitions.pop() {
                 self.merging = Some(PartitionMerge::new(partition, &self.context)?);

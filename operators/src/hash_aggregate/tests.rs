@@ -179,6 +179,13 @@ impl Case {
         GroupBy { keys, sets, set_ids: Some((DataType::UInt8, ids)) }
     }
 
+    /// Returns the number of source tasks: one if there is one group, and no values are counted.
+    fn num_sources(&self, calls: &[AggregateCall]) -> usize {
+        let is_ungrouped = self.keys.is_empty() && self.sets.is_none();
+        let counts_values = self.phases == One && calls.iter().any(|call| call.counts_distinct);
+        if is_ungrouped && !counts_values { 1 } else { self.sources }
+    }
+
     /// Adds all phases except the pipeline of the last source.
     fn add(
         &self,
@@ -188,8 +195,7 @@ impl Case {
         calls: Vec<AggregateCall>,
     ) -> AggregateSource {
         let group_by = self.group_by(schema);
-        let ungrouped = group_by.keys.is_empty() && group_by.set_ids.is_none();
-        let sources = if ungrouped { 1 } else { self.sources };
+        let sources = self.num_sources(&calls);
         let out =
             if self.phases == One { AggregateResult::Final } else { AggregateResult::Partial };
         let phase = (AggregateInput::Raw, out);
@@ -218,8 +224,7 @@ impl Case {
         source: Arc<dyn Source>,
         calls: Vec<AggregateCall>,
     ) -> Result<Vec<RecordBatch>> {
-        let ungrouped = self.keys.is_empty() && self.sets.is_none();
-        let sources = if ungrouped { 1 } else { self.sources };
+        let sources = self.num_sources(&calls);
         let answer = run_with(options, |graph| {
             let output = self.add(graph, schema, source, calls);
             result_of(graph, sources, 1, Arc::new(output), vec![])
@@ -514,6 +519,34 @@ fn distinct_values_of_the_only_group_reserve_memory() {
             }
         }
         assert_eq!(memory.reserved(), 0);
+    }
+}
+
+#[test]
+fn distinct_values_that_do_not_fit_are_spilled() {
+    let input = numbers(200_000, 100_000);
+    let schema = input.schema();
+    let count = |name| call(&schema, count_udaf(), named(&schema, name), true, None);
+    let calls = || {
+        let sum = call(&schema, sum_udaf(), named(&schema, "key"), false, None);
+        vec![count("key"), sum, count("value")]
+    };
+    for (sinks, sources) in [(1, 1), (1, 2), (2, 1), (2, 3), (3, 2)] {
+        for (limit, spills) in [(1 << 30, false), (2 << 20, true), (1 << 18, true)] {
+            let (memory, spill) =
+                (Arc::new(GreedyPool::new(limit)), Arc::new(InMemorySpill::default()));
+            let options = QueryOptions {
+                memory: memory.clone(),
+                spill: Some(spill.clone()),
+                ..QueryOptions::default()
+            };
+            let case = Case { sinks, sources, ..plain(&[]) };
+            let batches = case.run(options, &schema, scan(&input, 1000), calls()).unwrap();
+            let sum = 2 * (0..100_000_i64).sum::<i64>();
+            assert_eq!(texts(&batches), [format!("100000|{sum}|200000")], "{case:?}");
+            assert_eq!(spill.writes.load(Ordering::Relaxed) > 0, spills, "{case:?} {limit}");
+            assert_eq!(memory.reserved(), 0);
+        }
     }
 }
 

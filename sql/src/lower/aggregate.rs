@@ -94,7 +94,8 @@ impl Lowering {
                 pipeline.push_operator(PartialAggregate::new(config).map_err(to_datafusion)?, tag)
             );
         }
-        let num_source_tasks = if keys == 0 { 1 } else { pipeline.num_tasks };
+        let is_parallel = config.merges_in_parallel().map_err(to_datafusion)?;
+        let num_source_tasks = if is_parallel { pipeline.num_tasks } else { 1 };
         let (sink, source) = hash_aggregate::new(config, pipeline.num_tasks, num_source_tasks)
             .map_err(to_datafusion)?;
         let name = format!("{} aggregated", pipeline.name);
