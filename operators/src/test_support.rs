@@ -44,7 +44,15 @@ pub(crate) fn run_with(
     options: QueryOptions,
     build: impl FnOnce(&mut Graph) -> Readers,
 ) -> Result<Vec<Vec<RecordBatch>>> {
-    let query = QueryContext::new(&EXECUTOR, options);
+    run_on(&EXECUTOR, options, build)
+}
+
+fn run_on(
+    executor: &Executor,
+    options: QueryOptions,
+    build: impl FnOnce(&mut Graph) -> Readers,
+) -> Result<Vec<Vec<RecordBatch>>> {
+    let query = QueryContext::new(executor, options);
     let mut graph = Graph::new();
     let readers = build(&mut graph);
     let running = graph.start(&query)?;
@@ -218,12 +226,14 @@ impl LocalSink for LocalReclaimRequester {
     }
 }
 
-/// Runs like [`run_with`], beside a task that requests reclaim from the other tasks.
+/// Runs like [`run_with`], beside a task that requests reclaim from the other tasks. The queries of
+/// other tests do not delay that task: it has an executor with a thread for each of three tasks.
 pub(crate) fn run_with_reclaim_requests(
     options: QueryOptions,
     build: impl FnOnce(&mut Graph) -> Readers,
 ) -> Result<Vec<Vec<RecordBatch>>> {
-    run_with(options, |graph| {
+    let executor = Executor::builder().threads(3).build()?;
+    run_on(&executor, options, |graph| {
         graph
             .add_pipeline(
                 "reclaim requester",
