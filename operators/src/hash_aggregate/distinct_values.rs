@@ -38,7 +38,7 @@ pub(super) struct DistinctValues {
 }
 
 impl DistinctValues {
-    /// Returns the type of the values of `call`; `None` if it has an accumulator instead.
+    /// Returns the type of the values of `call`; `None` if it has an accumulator.
     pub(super) fn kind(
         call: &AggregateCall,
         config: &AggregateConfig,
@@ -51,7 +51,7 @@ impl DistinctValues {
         DistinctType::of(call, config).query_err()
     }
 
-    /// Returns the values of call `call` for `sinks` tasks; `None` if it has an accumulator instead.
+    /// Returns the values of call `call` for `sinks` tasks; `None` if it has an accumulator.
     pub(super) fn of(call: usize, config: &AggregateConfig, sinks: usize) -> Result<Option<Self>> {
         let Some(kind) = Self::kind(&config.aggregates[call], config)? else { return Ok(None) };
         let schema = Arc::new(Schema::new(vec![Field::new("value", kind.key.clone(), false)]));
